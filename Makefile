@@ -1,0 +1,41 @@
+# Every command a developer or a newcomer needs. `make help` lists them.
+PYTHON ?= python3
+SECONDS ?= 30
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint bench prove clean
+
+help: ## list these commands
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: $(READY) ## install the locked versions into .venv
+
+# uv, itself installed from PyPI into the environment, installs exactly what uv.lock names.
+$(READY): pyproject.toml uv.lock
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv==0.13.9"
+	@UV_PROJECT_ENVIRONMENT=$(VENV) UV_PYTHON_DOWNLOADS=never UV_NATIVE_TLS=1 $(BIN)/uv sync --frozen --quiet --inexact
+	@touch $@
+
+demo: $(READY) ## the whole pipeline against three local venues, SECONDS=30
+	@$(BIN)/tapeline demo --seconds $(SECONDS)
+
+test: $(READY) ## every test
+	@$(BIN)/python -m pytest
+
+lint: $(READY) ## ruff and mypy --strict
+	@$(BIN)/ruff check src tests bench
+	@$(BIN)/ruff format --check src tests bench
+	@$(BIN)/mypy
+
+bench: $(READY) ## the benchmarks behind docs/performance.md
+	@$(BIN)/python -m bench
+
+prove: $(READY) ## the long proofs: more crashes, more seeds, more data
+	@TAPELINE_PROVE=1 $(BIN)/python -m pytest
+
+clean: ## remove the environments and caches
+	@rm -rf $(VENV) .venvs .cache .mypy_cache .ruff_cache

@@ -1,0 +1,137 @@
+"""The vocabulary: the schemas of every batch inside Tapeline, the topics they travel on, and what makes two events the same.
+
+All times are int64 nanoseconds since the Unix epoch, UTC. Prices are in the quote currency; sizes in shares, contracts or
+coins. docs/records.md says how each provider's fields map onto these columns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import pyarrow as pa
+
+NS_PER_US: Final = 1_000
+NS_PER_MS: Final = 1_000_000
+NS_PER_S: Final = 1_000_000_000
+
+#: A raw record is a websocket frame, a fetched page, or a moment in a socket's life.
+RawKind = Literal["opened", "subscribed", "frame", "closed", "fetched"]
+
+
+def _field(name: str, kind: pa.DataType) -> pa.Field:
+    return pa.field(name, kind, nullable=False)
+
+
+#: Where in the raw topic an event came from: the audit trail, and the event's own id.
+_ORIGIN: Final = [
+    _field("raw_partition", pa.int32()),
+    _field("raw_offset", pa.int64()),
+    _field("raw_index", pa.int32()),
+]
+
+RAW: Final = pa.schema(
+    [
+        _field("provider", pa.string()),
+        _field("feed", pa.string()),
+        _field("connection", pa.string()),  # one socket's lifetime
+        _field("kind", pa.string()),  # RawKind
+        _field("received_ns", pa.int64()),
+        _field("payload", pa.binary()),  # the exact bytes; JSON text for opened, subscribed, closed
+    ]
+)
+
+TICKS: Final = pa.schema(
+    [
+        _field("symbol", pa.string()),  # canonical: AAPL, BRK.B, BTC/USDT, SPY251219C00650000
+        _field("ts_ns", pa.int64()),  # event time by the provider's clock
+        _field("kind", pa.string()),  # trade | quote
+        pa.field("bid", pa.float64()),
+        pa.field("ask", pa.float64()),
+        pa.field("bid_size", pa.float64()),
+        pa.field("ask_size", pa.float64()),
+        pa.field("last", pa.float64()),
+        pa.field("volume", pa.float64()),
+        pa.field("side", pa.string()),  # the aggressor: buy | sell
+        _field("exchange", pa.string()),  # ISO 10383 MIC, or the venue's name for crypto
+        _field("provider", pa.string()),
+        _field("feed", pa.string()),
+        _field("channel", pa.string()),
+        pa.field("sequence", pa.int64()),  # the provider's own order number
+        pa.field("trade_id", pa.string()),
+        pa.field("conditions", pa.string()),  # the provider's codes, comma-joined
+        _field("received_ns", pa.int64()),
+        pa.field("latency_ns", pa.int64()),  # received_ns - ts_ns; negative under clock skew
+        *_ORIGIN,
+    ]
+)
+
+BARS: Final = pa.schema(
+    [
+        _field("symbol", pa.string()),
+        _field("ts_ns", pa.int64()),  # the window's start
+        _field("interval", pa.string()),  # 1s, 1m, 1d, ... as the provider spells it
+        _field("open", pa.float64()),
+        _field("high", pa.float64()),
+        _field("low", pa.float64()),
+        _field("close", pa.float64()),
+        _field("volume", pa.float64()),
+        pa.field("vwap", pa.float64()),
+        pa.field("trades", pa.int64()),
+        _field("final", pa.bool_()),  # false while the provider may still revise it
+        _field("exchange", pa.string()),
+        _field("provider", pa.string()),
+        _field("feed", pa.string()),
+        _field("channel", pa.string()),
+        _field("received_ns", pa.int64()),
+        pa.field("latency_ns", pa.int64()),
+        *_ORIGIN,
+    ]
+)
+
+NOTICES: Final = pa.schema(
+    [
+        _field("provider", pa.string()),
+        _field("feed", pa.string()),
+        _field("connection", pa.string()),
+        _field("kind", pa.string()),  # opened, subscribed, closed, control, shutdown, correction, cancel, ...
+        pa.field("symbol", pa.string()),
+        _field("ts_ns", pa.int64()),
+        _field("detail", pa.string()),  # JSON text
+        _field("received_ns", pa.int64()),
+        *_ORIGIN,
+    ]
+)
+
+REJECTED: Final = pa.schema(
+    [
+        _field("provider", pa.string()),
+        _field("feed", pa.string()),
+        _field("connection", pa.string()),
+        _field("reason", pa.string()),
+        _field("payload", pa.binary()),  # the event's own bytes, or the whole frame where it cannot be split
+        _field("received_ns", pa.int64()),
+        *_ORIGIN,
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Topic:
+    """One stream of batches of one schema."""
+
+    name: str
+    schema: pa.Schema
+    #: The lake's table and SQL view of the same records; empty for raw, which only the stream keeps.
+    table: str = ""
+
+
+RAW_TOPIC: Final = Topic("market-data.raw", RAW)
+TICKS_TOPIC: Final = Topic("market-data.normalized", TICKS, "ticks")
+BARS_TOPIC: Final = Topic("market-data.bars", BARS, "bars")
+NOTICES_TOPIC: Final = Topic("market-data.notices", NOTICES, "notices")
+REJECTED_TOPIC: Final = Topic("market-data.rejected", REJECTED, "rejected")
+
+#: What normalize writes, in the order of its accounting.
+NORMALIZED_TOPICS: Final = (TICKS_TOPIC, BARS_TOPIC, NOTICES_TOPIC, REJECTED_TOPIC)
+TOPICS: Final = {topic.name: topic for topic in (RAW_TOPIC, *NORMALIZED_TOPICS)}
