@@ -116,7 +116,7 @@ REJECTED: Final = pa.schema(
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Topic:
     """One stream of batches of one schema."""
 

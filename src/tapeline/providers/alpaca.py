@@ -1,0 +1,325 @@
+"""Alpaca: the wire structs of stocks, options and crypto, in JSON and msgpack, and what they mean.
+
+Facts: Alpaca's real-time data documentation. Every frame is an array of mixed events; the tag is `T`. The same structs read both
+codecs: a time is RFC 3339 text in JSON and a Timestamp extension in msgpack.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import msgspec
+import pyarrow as pa
+from msgspec.msgpack import Ext
+
+from tapeline.providers.arrays import ArrayDecoder
+from tapeline.providers.normalizing import (
+    DAILY_ID,
+    SAME_CONTENT,
+    Channel,
+    Columns,
+    Events,
+    Notice,
+    Reject,
+    floats,
+    in_range,
+    integers,
+    joined,
+    rfc3339,
+    side_of,
+    texts,
+)
+from tapeline.records import NS_PER_S
+
+STOCK_EXCHANGES: Final = {
+    "A": "XASE", "B": "XBOS", "C": "XCIS", "D": "FINR", "H": "EPRL", "I": "XISE", "J": "EDGA", "K": "EDGX", "L": "LTSE", "M": "XCHI",
+    "N": "XNYS", "P": "ARCX", "Q": "XNAS", "U": "MEMX", "V": "IEXG", "W": "CBSX", "X": "XPHL", "Y": "BATY", "Z": "BATS",
+}  # fmt: skip
+OPTION_EXCHANGES: Final = {
+    "A": "AMXO", "B": "XBOX", "C": "XCBO", "I": "XISX", "M": "XMIO", "N": "ARCO", "Q": "XNDQ", "W": "C2OX", "X": "XPHO", "Z": "BATO",
+}  # fmt: skip
+
+Time = str | Ext
+_TIMESTAMP: Final = -1
+
+
+class _Event(msgspec.Struct, tag_field="T", gc=False):
+    """Every event carries its type in `T`."""
+
+
+class Trade(_Event, tag="t"):
+    """`{"T":"t","S":"AAPL","i":96921,"x":"D","p":126.55,"s":1,"c":["@","I"],"t":"2021-02-22T15:51:44.208Z","z":"C"}`; options: `c` is
+    one text, no `i`; crypto: `tks` is the taker's side, no `x`"""
+
+    S: str
+    t: Time
+    p: float
+    s: float
+    x: str | None = None
+    i: int | None = None
+    c: list[str] | str | None = None
+    tks: str | None = None
+
+
+class Quote(_Event, tag="q"):
+    """`{"T":"q","S":"AMD","bx":"U","bp":87.66,"bs":100,"ax":"Q","ap":87.68,"as":400,"c":["R"],"z":"C","t":"2021-02-22T15:51:45.3Z"}`"""
+
+    S: str
+    t: Time
+    bp: float | None = None
+    bs: float | None = None
+    ap: float | None = None
+    as_: float | None = msgspec.field(default=None, name="as")
+    bx: str | None = None
+    ax: str | None = None
+    c: list[str] | str | None = None
+
+
+class Bar(_Event, tag="b"):
+    """`{"T":"b","S":"SPY","o":388.985,"h":389.13,"l":388.975,"c":389.12,"v":49378,"n":461,"vw":389.062639,"t":"2021-02-22T19:15:00Z"}`"""
+
+    S: str
+    t: Time
+    o: float
+    h: float
+    l: float  # noqa: E741 the wire's own name
+    c: float
+    v: float
+    n: int | None = None
+    vw: float | None = None
+
+
+class UpdatedBar(Bar, tag="u"):
+    pass
+
+
+class DailyBar(Bar, tag="d"):
+    pass
+
+
+class _About(_Event):
+    """An event about a symbol that is neither trade, quote nor bar."""
+
+    S: str = ""
+    t: Time = ""
+
+
+class Correction(_About, tag="c"):
+    pass
+
+
+class Cancel(_About, tag="x"):
+    pass
+
+
+class TradingStatus(_About, tag="s"):
+    pass
+
+
+class Luld(_About, tag="l"):
+    pass
+
+
+class Imbalance(_About, tag="i"):
+    pass
+
+
+class Success(_Event, tag="success"):
+    msg: str = ""
+
+
+class Subscription(_Event, tag="subscription"):
+    pass
+
+
+class Error(_Event, tag="error"):
+    code: int = 0
+    msg: str = ""
+
+
+def _timestamp(ext: Ext) -> int:
+    """Nanoseconds of a msgpack Timestamp (32, 64 or 96 bits); ValueError where it is none."""
+    data = bytes(ext.data)
+    if ext.code != _TIMESTAMP or len(data) not in (4, 8, 12):
+        raise ValueError(f"extension {ext.code} of {len(data)} bytes is no Timestamp")
+    if len(data) == 4:
+        return int.from_bytes(data, "big") * NS_PER_S
+    if len(data) == 8:
+        both = int.from_bytes(data, "big")
+        return (both & 0x3_FFFF_FFFF) * NS_PER_S + (both >> 34)
+    ns, seconds = struct.unpack(">Iq", data)
+    return int(seconds) * NS_PER_S + int(ns)
+
+
+def _times(values: Sequence[Time]) -> pa.Array:
+    """Event times in ns; null where unreadable or out of range."""
+    if not any(isinstance(value, Ext) for value in values):
+        return rfc3339(values)  # type: ignore[arg-type]  # no Ext among them
+    found: list[int | None] = []
+    for value in values:
+        try:
+            ns = _timestamp(value) if isinstance(value, Ext) else rfc3339([value])[0].as_py()
+        except ValueError:
+            ns = None
+        found.append(ns if ns is not None and abs(ns) < 2**63 else None)
+    return in_range(pa.array(found, pa.int64()))
+
+
+def _venue(table: dict[str, str] | None, code: str | None) -> str:
+    if table is None:
+        return "alpaca"
+    code = (code or "").strip()
+    return (table.get(code) or f"alpaca:{code}") if code else "composite"
+
+
+def _codes(codes: list[str] | str | None) -> list[str] | None:
+    return [codes] if isinstance(codes, str) else codes
+
+
+_SIDES: Final = {"B": "buy", "S": "sell"}
+
+
+def _trades(table: dict[str, str] | None) -> Any:
+    def columns(events: Sequence[Trade]) -> Columns:
+        return {
+            "symbol": texts([event.S for event in events]),
+            "ts_ns": _times([event.t for event in events]),
+            "last": floats([event.p for event in events]),
+            "volume": floats([event.s for event in events]),
+            "side": texts([_SIDES.get(event.tks or "") for event in events]),
+            "exchange": texts([_venue(table, event.x) for event in events]),
+            "trade_id": texts([None if event.i is None else str(event.i) for event in events]),
+            "conditions": joined([_codes(event.c) for event in events]),
+        }
+
+    return columns
+
+
+def _quotes(table: dict[str, str] | None) -> Any:
+    def columns(events: Sequence[Quote]) -> Columns:
+        bid, bid_size = side_of(floats([event.bp for event in events]), floats([event.bs for event in events]))
+        ask, ask_size = side_of(floats([event.ap for event in events]), floats([event.as_ for event in events]))
+        return {
+            "symbol": texts([event.S for event in events]),
+            "ts_ns": _times([event.t for event in events]),
+            "bid": bid,
+            "ask": ask,
+            "bid_size": bid_size,
+            "ask_size": ask_size,
+            "exchange": texts(
+                [_venue(table, event.bx if event.bp and (event.bx or "").strip() else event.ax) for event in events]
+            ),
+            "conditions": joined([_codes(event.c) for event in events]),
+        }
+
+    return columns
+
+
+def _bars(interval: str, exchange: str, *, final: bool = False) -> Any:
+    def columns(events: Sequence[Bar]) -> Columns:
+        return {
+            "symbol": texts([event.S for event in events]),
+            "ts_ns": _times([event.t for event in events]),
+            "interval": interval,
+            "open": floats([event.o for event in events]),
+            "high": floats([event.h for event in events]),
+            "low": floats([event.l for event in events]),
+            "close": floats([event.c for event in events]),
+            "volume": floats([event.v for event in events]),
+            "vwap": floats([event.vw if event.v else None for event in events]),
+            "trades": integers([event.n for event in events]),
+            "final": final,
+            "exchange": exchange,
+        }
+
+    return columns
+
+
+def _market(table: dict[str, str] | None, bars_exchange: str, *, trade_ids: bool) -> dict[Any, Channel]:
+    return {
+        Trade: Channel("trades", "trade", _trades(table), DAILY_ID if trade_ids else ()),
+        Quote: Channel("quotes", "quote", _quotes(table), SAME_CONTENT["quote"]),
+        Bar: Channel("bars", "bar", _bars("1m", bars_exchange), SAME_CONTENT["bar"]),
+        UpdatedBar: Channel("updatedBars", "bar", _bars("1m", bars_exchange, final=True), SAME_CONTENT["bar"]),
+        DailyBar: Channel("dailyBars", "bar", _bars("1d", bars_exchange), SAME_CONTENT["bar"]),
+    }
+
+
+_STOCKS: Final = _market(STOCK_EXCHANGES, "composite", trade_ids=True)
+_IEX: Final = _market(STOCK_EXCHANGES, "IEXG", trade_ids=True)
+_OPTIONS: Final = _market(OPTION_EXCHANGES, "composite", trade_ids=False)
+_CRYPTO: Final = _market(None, "alpaca", trade_ids=True)
+_MARKETS: Final = {
+    "iex": _IEX,
+    "sip": _STOCKS,
+    "delayed_sip": _STOCKS,
+    "test": _STOCKS,
+    "opra": {event: _OPTIONS[event] for event in (Trade, Quote)},
+    "indicative": {event: _OPTIONS[event] for event in (Trade, Quote)},
+    "crypto": _CRYPTO,
+}
+CHANNELS: Final = {feed: {channel.name: channel for channel in market.values()} for feed, market in _MARKETS.items()}
+
+
+def _control(event: object, text: str) -> Notice:
+    del event
+    return Notice("control", text)
+
+
+def _about(kind: str) -> Any:
+    def notice(event: _About, text: str) -> Notice:
+        return Notice(kind, text, event.S or None, _times([event.t])[0].as_py())
+
+    return notice
+
+
+_NOTICES: Final[dict[Any, Any]] = {
+    Correction: _about("correction"),
+    Cancel: _about("cancel"),
+    TradingStatus: _about("trading_status"),
+    Luld: _about("luld"),
+    Imbalance: _about("imbalance"),
+    Success: _control,
+    Subscription: _control,
+    Error: _control,
+}
+
+
+_MSGPACK_FIELDS: Final = msgspec.msgpack.Decoder(dict[str, msgspec.Raw])
+_MSGPACK_TIME: Final = msgspec.msgpack.Decoder(Ext)
+#: First bytes of msgpack's extension types: fixext 4, fixext 8, ext 8.
+_EXT_BYTES: Final = (b"\xd6", b"\xd7", b"\xc7")
+
+
+def _as_json(payload: bytes) -> str:
+    """A msgpack event as JSON text, its times in RFC 3339 with all nine digits."""
+    event: dict[str, object] = {}
+    for name, raw in _MSGPACK_FIELDS.decode(payload).items():
+        value = bytes(raw)
+        event[name] = _time_text(_MSGPACK_TIME.decode(value)) if value[:1] in _EXT_BYTES else msgspec.msgpack.decode(value)
+    return msgspec.json.encode(event).decode()
+
+
+def _time_text(ext: Ext) -> str:
+    try:
+        seconds, ns = divmod(_timestamp(ext), NS_PER_S)
+        return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{ns:09d}Z"
+    except (ValueError, OverflowError, OSError):
+        return f"unreadable time {bytes(ext.data).hex()}"
+
+
+_DECODERS: Final = {feed: ArrayDecoder("T", market, _NOTICES, _as_json) for feed, market in _MARKETS.items()}
+
+
+def decode(feed: str, frames: Iterable[tuple[int, bytes]], events: Events) -> None:
+    """Sort the events of the array frames of one feed, whichever codec each frame is in."""
+    decoder = _DECODERS.get(feed)
+    if decoder is not None:
+        decoder(frames, events)
+        return
+    for row, frame in frames:
+        events.seen += 1
+        events.rejects.add(Reject(f"unknown alpaca feed {feed!r}", frame), row, 0)

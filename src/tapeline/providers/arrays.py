@@ -1,0 +1,106 @@
+"""Frames that hold an array of events of mixed kinds, told apart by a tag: how Massive and Alpaca send.
+
+The whole array is decoded at once into tagged structs. Where that fails, each element is decoded alone, so that one bad event becomes
+one reject and its neighbors are unharmed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+
+from tapeline.providers.normalizing import Channel, Events, Notice, Reject
+
+_ELEMENTS: Final = {"json": msgspec.json.Decoder(list[msgspec.Raw]), "msgpack": msgspec.msgpack.Decoder(list[msgspec.Raw])}
+#: Turns a control event (the struct, its bytes as JSON text) into a notice.
+ToNotice = Callable[[Any, str], Notice]
+
+
+@dataclass(frozen=True, slots=True)
+class _Codec:
+    name: str
+    many: Callable[[bytes], list[Any]]
+    one: Callable[[bytes], Any]
+
+
+class ArrayDecoder:
+    """Sorts the events of array frames: `market` gives each struct type its channel, `control` those that become notices."""
+
+    def __init__(
+        self,
+        tag: str,
+        market: Mapping[type[msgspec.Struct], Channel],
+        control: Mapping[type[msgspec.Struct], ToNotice],
+        binary_text: Callable[[bytes], str] = bytes.decode,
+    ) -> None:
+        self._tag = tag
+        self._market = dict(market)
+        self._control = dict(control)
+        self._binary_text = binary_text
+        union: Any = None
+        for event in (*market, *control):
+            union = event if union is None else union | event
+        self._json = _Codec("json", msgspec.json.Decoder(list[union]).decode, msgspec.json.Decoder(union).decode)
+        self._msgpack = _Codec("msgpack", msgspec.msgpack.Decoder(list[union]).decode, msgspec.msgpack.Decoder(union).decode)
+        self._tag_of = msgspec.defstruct("Tag", [("tag", str, "")], rename={"tag": tag})
+
+    def __call__(self, frames: Iterable[tuple[int, bytes]], events: Events) -> None:
+        rows = {event: events.rows(channel) for event, channel in self._market.items()}
+        for row, frame in frames:
+            codec = self._msgpack if frame[:1] > b"\x7f" else self._json
+            try:
+                found = codec.many(frame)
+            except (msgspec.MsgspecError, UnicodeDecodeError, ValueError):
+                self._one_by_one(codec, row, frame, events)
+                continue
+            events.seen += len(found)
+            for index, event in enumerate(found):
+                place = rows.get(type(event))
+                if place is None:
+                    self._notice(codec, event, row, index, frame, events)
+                else:
+                    place.events.append(event)
+                    place.row.append(row)
+                    place.index.append(index)
+        for event, channel in self._market.items():
+            if not rows[event].events:
+                events.channels.pop(channel, None)
+
+    def _one_by_one(self, codec: _Codec, row: int, frame: bytes, events: Events) -> None:
+        try:
+            elements = _ELEMENTS[codec.name].decode(frame)
+        except (msgspec.MsgspecError, UnicodeDecodeError, ValueError) as error:
+            events.seen += 1
+            events.rejects.add(Reject(f"not an array of events in {codec.name}: {error}", frame), row, 0)
+            return
+        events.seen += len(elements)
+        for index, raw in enumerate(elements):
+            payload = bytes(raw)
+            try:
+                event = codec.one(payload)
+            except (msgspec.MsgspecError, UnicodeDecodeError, ValueError) as error:
+                events.rejects.add(Reject(self._reason(codec, payload, error), payload), row, index)
+                continue
+            channel = self._market.get(type(event))
+            if channel is None:
+                self._notice(codec, event, row, index, frame, events)
+            else:
+                events.rows(channel).add(event, row, index)
+
+    def _reason(self, codec: _Codec, payload: bytes, error: Exception) -> str:
+        """Name the unknown type where that is what is wrong."""
+        decode = msgspec.msgpack.decode if codec is self._msgpack else msgspec.json.decode
+        try:
+            tag = decode(payload, type=self._tag_of).tag
+        except (msgspec.MsgspecError, UnicodeDecodeError, ValueError):
+            return f"{codec.name}: {error}"
+        known = {event.__struct_config__.tag for event in (*self._market, *self._control)}
+        return f"event type {tag!r}: {error}" if tag in known else f"unknown event type {tag!r}"
+
+    def _notice(self, codec: _Codec, event: object, row: int, index: int, frame: bytes, events: Events) -> None:
+        payload = bytes(_ELEMENTS[codec.name].decode(frame)[index])
+        text = payload.decode("utf-8", "replace") if codec is self._json else self._binary_text(payload)
+        events.notices.add(self._control[type(event)](event, text), row, index)

@@ -1,0 +1,66 @@
+"""What a venue sends: an event of one channel and symbol, and the websocket frame that carries some of them."""
+
+from __future__ import annotations
+
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+#: Websocket opcodes (RFC 6455).
+TEXT: Final = 0x1
+BINARY: Final = 0x2
+CLOSE: Final = 0x8
+PING: Final = 0x9
+PONG: Final = 0xA
+
+_encoder: Final = msgspec.json.Encoder()
+
+
+class Topic(NamedTuple):
+    """What one subscribes to: a channel of a symbol in a feed; the symbol `*` stands for every symbol."""
+
+    feed: str
+    channel: str
+    symbol: str
+
+
+class Event:
+    """One event of the market.
+
+    `id` is the provider's own id (None where it has none), `ns` the event time in nanoseconds since the epoch, `fields` the
+    wire's fields in the wire's order. `raw` marks an event that a fault made unreadable on purpose.
+    """
+
+    __slots__ = ("_json", "fields", "id", "ns", "raw", "topic")
+
+    def __init__(
+        self,
+        topic: Topic,
+        id: int | str | None,  # noqa: A002 - the journal's own word
+        ns: int,
+        fields: dict[str, Any],
+        json: bytes | None = None,
+        raw: bool = False,
+    ) -> None:
+        self.topic = topic
+        self.id = id
+        self.ns = ns
+        self.fields = fields
+        self._json = json
+        self.raw = raw
+
+    def json(self) -> bytes:
+        """The event as JSON text, made once."""
+        text = self._json
+        if text is None:
+            text = self._json = _encoder.encode(self.fields)
+        return text
+
+
+class Frame(NamedTuple):
+    """One websocket message: its payload and, for each event in it, the event and its JSON text as the journal tells it."""
+
+    payload: bytes
+    opcode: int
+    entries: list[tuple[Event, bytes]]
+    repeat: bool = False

@@ -1,0 +1,43 @@
+"""What a venue is told when it is made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path  # noqa: TC003 - users may resolve these annotations at run time
+
+NAMES = ("binance", "polygon", "alpaca")
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VenueOptions:
+    """Everything a venue can be told. A ValueError says which value is wrong."""
+
+    name: str  # binance | polygon | alpaca
+    host: str = "127.0.0.1"  # a venue is for tests: it binds the loopback interface only
+    port: int = 0  # 0: any free port
+    rate: float = 1000.0  # events/s over all symbols and channels subscribed, generated market
+    symbols: tuple[str, ...] = ()  # the provider's own names; empty: a believable set for each of its feeds
+    seed: int = 1
+    captures: tuple[Path, ...] = ()  # recordings to replay instead of a generated market
+    speed: float = 1.0  # replay: 1 as recorded, 0 as fast as the client reads
+    faults: tuple[str, ...] = ()  # "name" or "name:parameter", see FAULTS
+    tls: bool = False  # with the package's loopback test certificate
+    journal: Path | None = None  # truth file: one JSON line for each event handed to a socket
+    limit: int | None = None  # stop generating after this many events; connections stay open
+    day_seconds: float = 86400.0  # the length of a day for Binance's forced disconnect, in seconds
+    max_connections: int = 1  # at once for each account and endpoint (polygon, alpaca)
+
+    def __post_init__(self) -> None:
+        if self.name not in NAMES:
+            raise ValueError(f"no venue is called {self.name!r}: choose one of {', '.join(NAMES)}")
+        if self.host not in _LOOPBACK:
+            raise ValueError(f"a venue binds the loopback interface only ({', '.join(_LOOPBACK)}), not {self.host!r}")
+        if self.rate <= 0:
+            raise ValueError(f"rate is events per second and must be above 0, not {self.rate}")
+        if self.speed < 0:
+            raise ValueError(f"speed must be 0 (as fast as possible) or more, not {self.speed}")
+        if self.day_seconds <= 0:
+            raise ValueError(f"day_seconds must be above 0, not {self.day_seconds}")
+        if self.max_connections < 1:
+            raise ValueError(f"max_connections must be at least 1, not {self.max_connections}")
