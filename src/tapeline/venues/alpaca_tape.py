@@ -76,7 +76,9 @@ class AlpacaTape:
         self._dice: list[int] = []
         self._now_ns = 0
         self._books = {
-            one: _Book(52_983_525_027_000 + 1_000 * n, {name: Topic(one.feed, name, one.symbol) for name in _topics(one)})
+            one: _Book(
+                52_983_525_027_000 + 1_000 * n, {name: Topic(one.feed, name, one.symbol) for name in _topics(one)}
+            )
             for n, one in enumerate(self._instruments)
         }
 
@@ -233,7 +235,15 @@ def _topics(instrument: Instrument) -> tuple[str, ...]:
 def _news(name: str, trade: Trade, time: str, tape: str) -> dict[str, Any]:
     symbol, price = trade.instrument.symbol, number(trade.price, trade.instrument.price_decimals)
     if name == "statuses":
-        fields = {"T": "s", "S": symbol, "sc": "H", "sm": "Trading Halt", "rc": "T12", "rm": "Trading Halted", "t": time}
+        fields = {
+            "T": "s",
+            "S": symbol,
+            "sc": "H",
+            "sm": "Trading Halt",
+            "rc": "T12",
+            "rm": "Trading Halted",
+            "t": time,
+        }
     elif name == "lulds":
         fields = {"T": "l", "S": symbol, "u": round(price * 1.1, 2), "d": round(price * 0.9, 2), "i": "B", "t": time}
     else:

@@ -57,7 +57,7 @@ class Journal:
         head = self._heads.get(event.topic) or self._head(event.topic)
         mark = b',"repeat":true' if repeat else b',"skipped":true' if skipped else b""
         body = _malformed(text) if event.raw else b',"event":' + text
-        line = b"%b%b%b,\"connection\":%d%b}\n" % (head, _id(event.id), mark, connection, body)
+        line = b'%b%b%b,"connection":%d%b}\n' % (head, _id(event.id), mark, connection, body)
         self._lines.append(line)
         self._bytes += len(line)
         if self._bytes > _FLUSH_BYTES:

@@ -10,7 +10,7 @@ import numpy as np
 from tapeline.venues.market import Demand, Market
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from tapeline.venues.events import Event, Topic
     from tapeline.venues.faults import Faults
@@ -113,6 +113,4 @@ def _plan(instruments: list[Instrument], wanted: frozenset[Topic]) -> dict[Instr
     channels: dict[tuple[str, str], set[str]] = {}
     for topic in wanted:
         channels.setdefault((topic.feed, topic.symbol), set()).add(topic.channel)
-    return {
-        one: frozenset(channels[one.feed, one.symbol]) for one in instruments if (one.feed, one.symbol) in channels
-    }
+    return {one: frozenset(channels[one.feed, one.symbol]) for one in instruments if (one.feed, one.symbol) in channels}

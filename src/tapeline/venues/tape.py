@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from tapeline.venues.market import Instrument, Quote, Trade
 
 
-
 class Tape(Protocol):
     """One provider's way to tell the market."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-import sys
 import time
 from collections import Counter, deque
 from itertools import count
@@ -70,6 +69,7 @@ class Venue:
         self._server: asyncio.Server | None = None
         self._pump: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
+        self._latest: deque[Event] = deque(maxlen=64)
         self._due: dict[tuple[Connection, str], float] = {}
 
     @property
@@ -215,7 +215,7 @@ class Venue:
         audience = self._audience
         batches: dict[Connection, list[Event]] = {}
         for event in events:
-            listeners = audience.get(event.topic) or self._followers(event.topic)
+            listeners = audience.get(event.topic, ())
             if self._skip and self._random.random() < self._skip:
                 for connection in listeners:
                     self._journal.write(event, event.json(), connection.number, skipped=True)
@@ -225,15 +225,12 @@ class Venue:
             if self._keep and listeners:
                 kept = self._kept.setdefault(event.topic, deque(maxlen=self._keep))
                 kept.append((next(self._order), event))
+        self._latest.extend(events[-8:])
         for connection, batch in batches.items():
             connection.deliver(batch)
         for connection in self._connections:
             if connection.mischief.waits() and connection not in batches:
                 connection.deliver([])
-
-    def _followers(self, topic: Topic) -> tuple[Connection, ...]:
-        """Those who get an event of a channel that nobody subscribes to by itself: it follows another."""
-        return tuple(one for one in self._connections if one.listens and one.session.follows(topic))
 
     def _rehear(self) -> None:
         """Work out anew who listens to what."""
@@ -307,7 +304,3 @@ def _http(reply: Reply) -> WSUpgradeResponseWithListener:
     else:
         response = WSUpgradeResponse.create_ok_response(reply.body, headers)
     return WSUpgradeResponseWithListener(response, None)
-
-
-async def serve(options: VenueOptions) -> None:
-    """Run a venue until SIGTERM or SIGINT: print its url when it listens, and in the end what it sent, as JSON."""

@@ -1,0 +1,49 @@
+"""Massive (Polygon.io) as a provider: three clusters, and accounts that may hold so many connections at once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tapeline.venues.accounts import Accounts
+from tapeline.venues.events import Topic
+from tapeline.venues.polygon_session import PolygonSession, Rules
+from tapeline.venues.polygon_tape import CHANNELS, PolygonTape
+from tapeline.venues.quota import Quota
+from tapeline.venues.session import Reply
+
+if TYPE_CHECKING:
+    from tapeline.venues.faults import Faults
+    from tapeline.venues.options import VenueOptions
+    from tapeline.venues.session import Request, Session
+
+
+class Polygon:
+    """See session.Provider."""
+
+    def __init__(self, options: VenueOptions, faults: Faults) -> None:
+        if "evict_oldest" in faults and "refuse_newcomer" in faults:
+            raise ValueError("evict_oldest and refuse_newcomer contradict each other: choose one")
+        self.tape = PolygonTape(options.symbols, options.seed, faults)
+        self._symbols: dict[str, list[str]] = {feed: [] for feed in CHANNELS}
+        for one in self.tape.instruments():
+            self._symbols[one.feed].append(one.symbol)
+        self._rules = Rules(
+            accounts=Accounts(options.max_connections),
+            evict_oldest="refuse_newcomer" not in faults,
+            refused_logins=Quota(faults.number("auth_refused")),
+            refused_connections=Quota(faults.number("connection_limit")),
+            not_authorized=faults.text("not_authorized"),
+            delayed_plan="delayed_plan" in faults,
+        )
+
+    def enter(self, request: Request) -> Session | Reply:
+        feed = request.path.strip("/")
+        return PolygonSession(feed, self._rules) if feed in CHANNELS else Reply(404, b"404 Not Found")
+
+    def get(self, request: Request) -> Reply | None:  # noqa: ARG002 - nothing is served yet
+        return None
+
+    def resolve(self, topic: Topic) -> list[Topic]:
+        if topic.symbol != "*":
+            return [topic]
+        return [topic._replace(symbol=symbol) for symbol in self._symbols[topic.feed]]

@@ -1,0 +1,35 @@
+"""A venue as a process of its own: it says where it listens, runs until told to stop, and says what it sent."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import sys
+from typing import TYPE_CHECKING
+
+from tapeline.venues.venue import Venue
+
+if TYPE_CHECKING:
+    from tapeline.venues.options import VenueOptions
+
+
+async def serve(options: VenueOptions) -> None:
+    """Run a venue until SIGTERM or SIGINT: print one line with its url, and in the end one of JSON with what it sent."""
+    venue = Venue(options)
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    url = await venue.start()
+    _say(f"{options.name} at {url}")
+    try:
+        await stopped.wait()
+    finally:
+        await venue.stop()
+        _say(json.dumps({"venue": options.name, "sent": venue.sent}))
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
