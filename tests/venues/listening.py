@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Client(WSListener):
-    """One socket. `messages` holds (kind, payload) of every data frame, in order; `close_code` the server's, once it came."""
+    """One socket. `messages` holds (kind, payload) of every data frame in order, `close_code` the server's once it came."""
 
     def __init__(self, *, answers_pings: bool = True) -> None:
         self.messages: list[tuple[WSMsgType, bytes]] = []
@@ -84,7 +84,7 @@ class Client(WSListener):
 
 async def connect(url: str, *, headers: Mapping[str, str] | None = None, answers_pings: bool = True) -> Client:
     """Open a websocket."""
-    transport, client = await ws_connect(
+    _, client = await ws_connect(
         lambda: Client(answers_pings=answers_pings), url, extra_headers=headers, enable_auto_pong=False
     )
     assert isinstance(client, Client)

@@ -65,8 +65,8 @@ class Alpaca:
             secret=request.headers.get("apca-api-secret-key"),
         )
 
-    def get(self, request: Request) -> Reply | None:  # noqa: ARG002 - nothing is served yet
-        return None
+    def get(self, _request: Request) -> Reply | None:
+        return None  # nothing is served yet
 
     def resolve(self, topic: Topic) -> list[Topic]:
         feed, channel, symbol = topic

@@ -38,7 +38,7 @@ ERRORS: Final = {
 _CLOSES: Final = (402, 404, 406, 407, 409, 412, 500)  # unless told otherwise; after the others a client may go on
 _AT_LOGIN: Final = (402, 404, 406, 409)
 _AT_SUBSCRIPTION: Final = (400, 401, 405, 410, 413)
-_LOGIN_S: Final = 10.0
+_LOGIN_WITHIN_S: Final = 10.0
 _UNPROVOKED_S: Final = 1.0
 _MOST_EVENTS: Final = 100  # in one frame
 _SYMBOL: Final = re.compile(r"\*|[A-Z0-9./]{1,24}")
@@ -59,7 +59,7 @@ class Rules:
     keep_after_error: bool
 
 
-class _Refusal(Exception):
+class _RefusedError(Exception):
     """A subscription that is refused, with the error's number."""
 
     def __init__(self, code: int) -> None:
@@ -88,17 +88,17 @@ class AlpacaSession:
         if self.feed in OPTION_FEEDS and not self._msgpack:
             self._error(412)
             return
-        self._login_by = now + _LOGIN_S
+        self._login_by = now + _LOGIN_WITHIN_S
         if self._rules.error is not None and self._rules.error not in (*_AT_LOGIN, *_AT_SUBSCRIPTION):
             self._error_at = now + _UNPROVOKED_S
         self._send({"T": "success", "msg": "connected"})
         if self._given[0] is not None:
             self._login(*self._given, now)
 
-    def heard(self, now: float) -> None:
+    def heard(self, _now: float) -> None:
         """No limit on inbound messages is documented."""
 
-    def pong(self, payload: bytes, now: float) -> None:
+    def pong(self, _payload: bytes, _now: float) -> None:
         """The venue sends no pings."""
 
     def tick(self, now: float) -> None:
@@ -173,11 +173,11 @@ class AlpacaSession:
     def _change(self, request: dict[str, Any], action: str) -> None:
         try:
             if self._rules.error in _AT_SUBSCRIPTION:
-                raise _Refusal(self._rules.error)
+                raise _RefusedError(self._rules.error)
             named = self._named(request)
             after = self.topics | named if action == "subscribe" else self.topics - named
             self._check_limit(after)
-        except _Refusal as refusal:
+        except _RefusedError as refusal:
             self._error(refusal.code)
             return
         added, self.topics = sorted(after - self.topics), after
@@ -192,14 +192,14 @@ class AlpacaSession:
             if channel == "action" or not symbols:
                 continue
             if channel not in CHANNELS[self.feed]:
-                raise _Refusal(410)
+                raise _RefusedError(410)
             if not isinstance(symbols, list):
-                raise _Refusal(400)
+                raise _RefusedError(400)
             for symbol in symbols:
                 if not (isinstance(symbol, str) and _SYMBOL.fullmatch(symbol)):
-                    raise _Refusal(400)
+                    raise _RefusedError(400)
                 if symbol == "*" and self.feed in OPTION_FEEDS and channel == "quotes":
-                    raise _Refusal(413)
+                    raise _RefusedError(413)
                 named.add(Topic(self.feed, channel, symbol))
         return named
 
@@ -207,7 +207,7 @@ class AlpacaSession:
         limit = self._rules.symbol_limit
         for channel in ("trades", "quotes"):
             if limit is not None and sum(topic.channel == channel for topic in topics) > limit:
-                raise _Refusal(405)
+                raise _RefusedError(405)
 
     def _state(self) -> dict[str, Any]:
         """The full list of what is subscribed to, as every acknowledgement carries it."""

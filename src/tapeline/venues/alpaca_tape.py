@@ -77,7 +77,7 @@ class AlpacaTape:
         self._now_ns = 0
         self._books = {
             one: _Book(
-                52_983_525_027_000 + 1_000 * n, {name: Topic(one.feed, name, one.symbol) for name in _topics(one)}
+                52_983_525_027_000 + 1_000 * n, {name: Topic(one.feed, name, one.symbol) for name in CHANNELS[one.feed]}
             )
             for n, one in enumerate(self._instruments)
         }
@@ -121,7 +121,7 @@ class AlpacaTape:
             if "dailyBars" in wanted and book.day_due_ns <= now_ns:
                 book.day_due_ns = (now_ns // MINUTE_NS + 1) * MINUTE_NS
                 if book.day.trades:
-                    out.append(self._bar(instrument, book, "dailyBars", "d", book.day, now_ns))
+                    out.append(self._bar(instrument, book, "dailyBars", "d", book.day))
 
     def stranger(self, like: Event) -> Event:
         topic = Topic(like.topic.feed, "zz", like.topic.symbol)
@@ -145,14 +145,14 @@ class AlpacaTape:
             traded.add(bar.start_ns // MINUTE_NS)
             channel, kind = ("updatedBars", "u") if again else ("bars", "b")
             if channel in wanted:
-                out.append(self._bar(instrument, book, channel, kind, bar, now_ns))
+                out.append(self._bar(instrument, book, channel, kind, bar))
         minute = (now_ns - 50_000_000) // MINUTE_NS
         if instrument.feed == "crypto" and minute > book.quoted:
             # Crypto bars come in minutes without trades too: their prices are the middle of the market.
             for quiet in range(book.quoted, minute):
                 if quiet not in traded and "bars" in wanted:
                     bar = Bar.flat(quiet * MINUTE_NS, (quiet + 1) * MINUTE_NS, instrument.price)
-                    out.append(self._bar(instrument, book, "bars", "b", bar, now_ns))
+                    out.append(self._bar(instrument, book, "bars", "b", bar))
             book.quoted = minute
 
     def _trade(self, trade: Trade, book: _Book) -> Event:
@@ -216,7 +216,7 @@ class AlpacaTape:
         if name in channels:
             out.append(Event(book.topics[name], None, trade.ns, _news(name, trade, time, tape)))
 
-    def _bar(self, instrument: Instrument, book: _Book, channel: str, kind: str, bar: Bar, now_ns: int) -> Event:
+    def _bar(self, instrument: Instrument, book: _Book, channel: str, kind: str, bar: Bar) -> Event:
         decimals = instrument.price_decimals
         crypto = instrument.feed == "crypto"
         average = round(bar.value / bar.volume / 10**decimals, 6) if bar.volume else 0
@@ -228,11 +228,8 @@ class AlpacaTape:
         return Event(book.topics[channel], None, bar.start_ns, fields)
 
 
-def _topics(instrument: Instrument) -> tuple[str, ...]:
-    return CHANNELS[instrument.feed]
-
-
 def _news(name: str, trade: Trade, time: str, tape: str) -> dict[str, Any]:
+    fields: dict[str, Any]
     symbol, price = trade.instrument.symbol, number(trade.price, trade.instrument.price_decimals)
     if name == "statuses":
         fields = {

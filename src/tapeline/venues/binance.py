@@ -1,4 +1,4 @@
-"""Binance spot as a provider: which paths lead to a websocket, and the small HTTP requests that the same port answers."""
+"""Binance spot as a provider: which paths lead to a websocket, and the small HTTP requests the port answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One client of Binance spot: streams by URL and by request, nested errors, pings that must be echoed, the 24 hour limit."""
+"""One client of Binance spot: streams by URL and by request, nested errors, pings to be echoed, the 24 hour limit."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class BinanceSession:
             self._close(1008, "Too many requests")
         self._inbound.append(now)
 
-    def pong(self, payload: bytes, now: float) -> None:
+    def pong(self, payload: bytes, _now: float) -> None:
         if self._unanswered.pop(payload, None) is None:
             return
         for older in [sent for sent in self._unanswered if sent < payload]:
@@ -146,10 +146,10 @@ class BinanceSession:
     def day_end(self) -> None:
         self._close(1001, "")
 
-    def left(self, now: float) -> None:
+    def left(self, _now: float) -> None:
         self._link = None
 
-    def message(self, data: bytes, now: float) -> None:
+    def message(self, data: bytes, _now: float) -> None:
         request_id: object = None
         has_id = False
         try:
@@ -164,7 +164,7 @@ class BinanceSession:
             answer: dict[str, Any] = {"result": self._result(request)}
         except RequestError as error:
             answer = {"error": {"code": error.code, "msg": str(error)}}
-            if isinstance(error, _UnknownSymbol):
+            if isinstance(error, _UnknownSymbolError):
                 self._say(answer | {"id": request_id})
                 self._close(1008, "")
                 return
@@ -182,16 +182,18 @@ class BinanceSession:
         if not isinstance(params, list):
             raise RequestError(2, "Invalid request: missing field `params` at line 1 column 2")
         if method == "SUBSCRIBE":
-            return self._subscribe(params)
+            self._subscribe(params)
+            return None
         if method == "UNSUBSCRIBE":
-            return self._unsubscribe(params)
+            self._unsubscribe(params)
+            return None
         return self._property(method, params)
 
     def _subscribe(self, params: list[Any]) -> None:
         asked = _topics(params)
         unknown = [topic for topic in asked if topic.symbol != "!" and not self._knows(topic.symbol)]
         if unknown and self._reject_unknown:
-            raise _UnknownSymbol(2, "Invalid request: invalid stream")
+            raise _UnknownSymbolError(2, "Invalid request: invalid stream")
         added = [topic for topic in asked if topic not in self.topics]
         if len(self.topics) + len(set(added)) > MOST_STREAMS:
             raise RequestError(4, "Too many subscriptions")
@@ -245,7 +247,7 @@ class BinanceSession:
         return head
 
 
-class _UnknownSymbol(RequestError):
+class _UnknownSymbolError(RequestError):
     """A request for a symbol that is not listed, on a venue that closes for it."""
 
 

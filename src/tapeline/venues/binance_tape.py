@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 FEED: Final = "spot"
 _HOUR_NS: Final = 60 * MINUTE_NS
-#: Klines of a fixed width, and where their grid starts after the epoch (the epoch was a Thursday; weeks start on Monday).
+#: Klines of a fixed width, and where their grid starts after the epoch (that was a Thursday; weeks start on Monday).
 _WIDTHS: Final[dict[str, tuple[int, int]]] = {
     "1s": (SECOND_NS, 0),
     **{f"{n}m": (n * MINUTE_NS, 0) for n in (1, 3, 5, 15, 30)},
@@ -28,7 +28,7 @@ _WIDTHS: Final[dict[str, tuple[int, int]]] = {
 }
 INTERVALS: Final = (*_WIDTHS, "1M")
 _LAG_NS: Final = 300_000  # from the trade to its event
-#: symbol, price, price decimals, size decimals (together at most 8, so that 8 decimals hold their product), typical lots
+#: symbol, price, price decimals, size decimals (together at most 8: so 8 decimals hold their product), typical lots
 _LISTED: Final = (
     ("BTCUSDT", 61_837.63, 2, 5, 2_000),
     ("ETHUSDT", 2_683.78, 2, 4, 3_000),
@@ -93,7 +93,7 @@ class _Book:
     aggregate_id: int
     update_id: int
     last: int
-    topics: dict[str, Topic]
+    topics: dict[str, Topic] = field(default_factory=dict)
     order: list[Trade] = field(default_factory=list)  # the fills of an unfinished order
     klines: dict[str, _Kline] = field(default_factory=dict)
 

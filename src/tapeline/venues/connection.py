@@ -56,7 +56,7 @@ class Connection(WSListener):
         self.venue.entered(self)
         self.session.opened(self, self.opened_s)
 
-    def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
+    def on_ws_frame(self, _transport: WSTransport, frame: WSFrame) -> None:
         now = self.venue.now()
         if frame.msg_type == WSMsgType.CLOSE:
             self._closed_by_client(frame.get_payload_as_bytes())
@@ -70,7 +70,7 @@ class Connection(WSListener):
         else:
             self._assemble(frame, now)
 
-    def on_ws_disconnected(self, transport: WSTransport) -> None:
+    def on_ws_disconnected(self, _transport: WSTransport) -> None:
         self._ending = True
         self.session.left(self.venue.now())
         self.venue.left(self)
@@ -97,7 +97,9 @@ class Connection(WSListener):
             self._end(0.0)
 
     def later(self, seconds: float, then: Sequence[bytes], opcode: int) -> None:
-        asyncio.get_running_loop().call_later(seconds, lambda: [self.say(payload, opcode) for payload in then])
+        loop = asyncio.get_running_loop()
+        for payload in then:
+            loop.call_later(seconds, self.say, payload, opcode)
 
     def subscribed(self, added: Sequence[Topic]) -> None:
         self.venue.subscribed(self, added)
@@ -154,7 +156,7 @@ class Connection(WSListener):
         if self._transport is not None and not self._ending:
             self.mute = self._ending = True
             raw = self._transport.underlying_transport
-            raw.pause_reading()  # type: ignore[attr-defined]
+            raw.pause_reading()
 
     def drop(self) -> None:
         """End at once, with nothing more said."""

@@ -1,4 +1,4 @@
-"""What the stock, option and crypto feeds of both US vendors list when nobody names symbols, and how a price is printed."""
+"""What the stock, option and crypto feeds of both US vendors list when nobody names symbols."""
 
 from __future__ import annotations
 
@@ -40,6 +40,8 @@ CRYPTO: Final = (
     (("BAT", "USD"), 0.21718, 5, 70_000_000_000),
 )
 
+_POWERS: Final[tuple[int, ...]] = tuple(10**decimals for decimals in range(12))
+
 
 def stocks(feed: str, symbols: tuple[str, ...]) -> list[Instrument]:
     """Stocks: prices in cents (below a dollar in hundredths of a cent), whole shares."""
@@ -75,4 +77,4 @@ def crypto(feed: str, symbols: tuple[str, ...], separator: str) -> list[Instrume
 
 def number(units: int, decimals: int) -> float:
     """A count of 10**-decimals as the float nearest to it, which prints back as the same decimal."""
-    return units / 10**decimals
+    return units / _POWERS[decimals]

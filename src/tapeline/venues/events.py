@@ -27,8 +27,8 @@ class Topic(NamedTuple):
 class Event:
     """One event of the market.
 
-    `id` is the provider's own id (None where it has none), `ns` the event time in nanoseconds since the epoch, `fields` the
-    wire's fields in the wire's order. `raw` marks an event that a fault made unreadable on purpose.
+    `id` is the provider's own id (None where it has none), `ns` the event time in nanoseconds since the epoch, `fields`
+    the wire's fields in the wire's order. `raw` marks an event that a fault made unreadable on purpose.
     """
 
     __slots__ = ("_json", "fields", "id", "ns", "raw", "topic")
@@ -58,7 +58,7 @@ class Event:
 
 
 class Frame(NamedTuple):
-    """One websocket message: its payload and, for each event in it, the event and its JSON text as the journal tells it."""
+    """One websocket message: its payload and each event in it, with the JSON text that the journal gets."""
 
     payload: bytes
     opcode: int

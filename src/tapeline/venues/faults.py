@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from difflib import get_close_matches
 
-#: name -> one line of help. P is a probability (0 to 1), S a time in seconds, N a count; the default follows the sign =.
+#: name -> one line of help. P is a probability (0 to 1), S a time in seconds, N a count; a default follows the sign =.
 FAULTS: dict[str, str] = {
     # any venue: the connection
     "close": "S=5: a clean close (1001), S seconds after a connection opened",
     "reset": "S=5: part of a frame, then a TCP reset, S seconds after a connection opened",
     "mute": "S=5: no more data S seconds after a connection opened; the socket stays open and pings are answered",
     "half_open": "S=5: the socket goes dead without a FIN, S seconds after a connection opened; pings are not answered",
-    "day_end": "S=5: the provider's forced disconnect, S seconds after a connection opened (binance: serverShutdown first)",
-    "slow_consumer": "S=2: a client that has not read for S seconds is dropped, with the provider's own word if it has one",
-    "auth_refused": "N: refuse the first N logins (no N: all); binance, which has no login, refuses the upgrade with 403",
+    "day_end": "S=5: the forced disconnect, S seconds after a connection opened (binance: serverShutdown first)",
+    "slow_consumer": "S=2: a client that has not read for S seconds is dropped, with the provider's own word, if any",
+    "auth_refused": "N: refuse the first N logins (no N: all); binance, without logins, refuses upgrades with 403",
     "connection_limit": "N: refuse the first N connections as too many (no N: all); binance: 429 on the upgrade",
     "split": "P=0.01 a frame: the frame leaves in two TCP segments, 5 ms apart",
     # any venue: the data
@@ -26,12 +26,12 @@ FAULTS: dict[str, str] = {
     "duplicate": "P=0.01 a frame: the frame is sent twice",
     "reorder": "P=0.01 a frame: the frame changes places with the next",
     "skip": "P=0.01 an event: generated but never sent (sequence numbers jump); in the journal as skipped",
-    "rewind": "N or all=all: whoever subscribes first gets the last N events of the stream again (all: at most 500,000)",
+    "rewind": "N or all=all: a new subscriber first gets the last N events of the stream again (all: up to 500,000)",
     "burst": "S=5: 10,000 events at once, every S seconds (generated market)",
     "clock_skew": "S=-1.27: the venue's event times run S seconds ahead of the clock (generated market)",
     "late_report": "P=0.01 a trade: reported up to 90 s after its time; the bars it falls into are sent again",
     # binance
-    "unknown_symbol": "subscribing to an unknown symbol brings an error, then a close (otherwise: acknowledged and silent)",
+    "unknown_symbol": "subscribing to an unknown symbol brings an error and a close (otherwise: acknowledged, silent)",
     "ack_after_data": "S=0.2: acknowledgements come S seconds after the request, behind the first data",
     # polygon
     "evict_oldest": "one connection too many: the oldest is closed (polygon's default)",
@@ -81,7 +81,7 @@ class Faults:
         return name in self.chosen
 
     def number(self, name: str) -> float | None:
-        """The fault's number (a probability, seconds or a count), its default if none was given; None when not chosen."""
+        """The fault's number (a probability, seconds or a count), its default without one; None when not chosen."""
         if name not in self.chosen:
             return None
         text = self.chosen[name] or _default(name)

@@ -17,9 +17,9 @@ _FLUSH_BYTES = 1 << 20
 class Journal:
     """Writes lines to a file, buffered; `flush` puts them on disk.
 
-    Keys: provider, feed, channel, symbol (the provider's own name), id, connection (counted from 1), event (the fields as
-    sent; null when deliberately malformed). Where it applies: `raw` true with `text` (or `hex`, when the bytes are no text),
-    `repeat` true for an event sent before, `skipped` true for an event generated and never sent.
+    Keys: provider, feed, channel, symbol (the provider's own name), id, connection (counted from 1), event (the fields
+    as sent; null when deliberately malformed). Where it applies: `raw` true with `text` (or `hex`, when the bytes are
+    no text), `repeat` true for an event sent before, `skipped` true for an event generated and never sent.
     """
 
     def __init__(self, path: Path | None, provider: str) -> None:

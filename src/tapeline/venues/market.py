@@ -1,7 +1,7 @@
 """A seeded market: instruments whose prices walk at random, traded at the bid or the ask in bursts.
 
-Prices are whole ticks and sizes whole lots, so that every provider can print them exactly. The n-th draw is the same for the
-same seed and the same demand, however fast it is asked for.
+Prices are whole ticks and sizes whole lots, so that every provider can print them exactly. The n-th draw is the same
+for the same seed and the same demand, however fast it is asked for.
 """
 
 from __future__ import annotations

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tapeline.venues.accounts import Accounts
-from tapeline.venues.events import Topic
 from tapeline.venues.polygon_session import PolygonSession, Rules
 from tapeline.venues.polygon_tape import CHANNELS, PolygonTape
 from tapeline.venues.quota import Quota
 from tapeline.venues.session import Reply
 
 if TYPE_CHECKING:
+    from tapeline.venues.events import Topic
     from tapeline.venues.faults import Faults
     from tapeline.venues.options import VenueOptions
     from tapeline.venues.session import Request, Session
@@ -40,8 +40,8 @@ class Polygon:
         feed = request.path.strip("/")
         return PolygonSession(feed, self._rules) if feed in CHANNELS else Reply(404, b"404 Not Found")
 
-    def get(self, request: Request) -> Reply | None:  # noqa: ARG002 - nothing is served yet
-        return None
+    def get(self, _request: Request) -> Reply | None:
+        return None  # nothing is served yet
 
     def resolve(self, topic: Topic) -> list[Topic]:
         if topic.symbol != "*":

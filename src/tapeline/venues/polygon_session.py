@@ -22,7 +22,7 @@ PREFIXES: Final[dict[str, tuple[str, ...]]] = {
     "options": ("T", "Q", "A", "AM", "FMV"),
     "crypto": ("XT", "XQ", "XAS", "XA", "FMV", "LV"),
 }
-_LOGIN_S: Final = 10.0
+_LOGIN_WITHIN_S: Final = 10.0
 _MOST_EVENTS: Final = 200  # in one frame
 _MOST_ACKS: Final = 100  # in one frame
 _MOST_OPTION_QUOTES: Final = 1_000
@@ -62,13 +62,13 @@ class PolygonSession:
 
     def opened(self, link: Link, now: float) -> None:
         self._link = link
-        self._login_by = now + _LOGIN_S
+        self._login_by = now + _LOGIN_WITHIN_S
         self._status("connected", "Connected Successfully")
 
-    def heard(self, now: float) -> None:
+    def heard(self, _now: float) -> None:
         """No limit on inbound messages is documented."""
 
-    def pong(self, payload: bytes, now: float) -> None:
+    def pong(self, _payload: bytes, _now: float) -> None:
         """The venue sends no pings."""
 
     def tick(self, now: float) -> None:
@@ -77,7 +77,7 @@ class PolygonSession:
             self._status("auth_timeout", "No authentication request received.")
             self._link.close(1008, "")
 
-    def message(self, data: bytes, now: float) -> None:
+    def message(self, data: bytes, _now: float) -> None:
         try:
             request = msgspec.json.decode(data)
         except msgspec.DecodeError:
@@ -85,7 +85,7 @@ class PolygonSession:
         if not isinstance(request, dict) or not isinstance(request.get("params"), str):
             return
         if request.get("action") == "auth":
-            self._login(request["params"], now)
+            self._login(request["params"], _now)
         elif self._key is None:
             self._early.append(request)
         else:
@@ -105,7 +105,7 @@ class PolygonSession:
         if self._link is not None:
             self._link.close(1001, "")
 
-    def left(self, now: float) -> None:
+    def left(self, _now: float) -> None:
         if self._key is not None:
             self._rules.accounts.leave((self.feed, self._key), self)
         self._link = None

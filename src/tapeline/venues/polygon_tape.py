@@ -41,7 +41,7 @@ _BLOCK: Final = 4096
 
 
 def listed(symbols: tuple[str, ...]) -> list[Instrument]:
-    """The instruments traded: those named, each in the feed that its form belongs to, or the default set of each feed."""
+    """The instruments traded: those named, each in the feed its form belongs to, or each feed's default set."""
     chosen = symbols or (
         *(symbol for symbol, *_ in equities.STOCKS),
         *(f"O:{symbol}" for symbol, *_ in equities.OPTIONS),
@@ -69,7 +69,7 @@ class _Book:
 
 
 class PolygonTape:
-    """Trades and quotes as Massive tells them: `q` increases for each ticker (faults can break that), `i` within a day."""
+    """Trades and quotes as Massive tells them: `q` increases for each ticker, unless a fault breaks that."""
 
     def __init__(self, symbols: tuple[str, ...], seed: int, faults: Faults) -> None:
         self._instruments = listed(symbols)
@@ -183,6 +183,7 @@ class PolygonTape:
 
     def _crypto_trade(self, trade: Trade, book: _Book) -> Event:
         instrument, time, die = trade.instrument, trade.ns // 1_000_000, self._die()
+        identity = str(14_272_084 + book.trades)
         fields = {
             "ev": "XT",
             "pair": instrument.symbol,
@@ -190,11 +191,11 @@ class PolygonTape:
             "t": time,
             "s": number(trade.size, instrument.size_decimals),
             "c": (2 if trade.buy else 1,),
-            "i": str(14_272_084 + book.trades),
+            "i": identity,
             "x": _VENUES["crypto"][die % 5],
             "r": time + die % 150,
         }
-        return Event(book.topics["XT"], fields["i"], trade.ns, fields)
+        return Event(book.topics["XT"], identity, trade.ns, fields)
 
     def _crypto_quote(self, quote: Quote, book: _Book) -> Event:
         instrument, time, die = quote.instrument, quote.ns // 1_000_000, self._die()

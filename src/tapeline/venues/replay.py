@@ -1,8 +1,8 @@
 """Replay of recorded frames, on one clock for the whole venue.
 
 A recording is gzip text (or plain), one frame a line: the receive time in nanoseconds, a blank, and the exact JSON of a
-combined-stream frame. Lines that are no stream's frame (REST snapshots among them) are passed over. A stream is replayed only
-to those who subscribed to it.
+combined-stream frame. Lines that are no stream's frame (REST snapshots among them) are passed over. A stream is
+replayed only to those who subscribed to it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import gzip
 import heapq
 from contextlib import ExitStack
-from typing import IO, TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -18,7 +18,7 @@ from tapeline.venues.events import Event, Topic
 from tapeline.venues.source import BATCH
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from tapeline.venues.options import VenueOptions
@@ -87,7 +87,8 @@ def _merged(paths: tuple[Path, ...], files: ExitStack) -> Iterator[tuple[int, Ev
 
 
 def _records(path: Path, files: ExitStack) -> Iterator[tuple[int, Event]]:
-    lines: IO[bytes] = files.enter_context(gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb"))  # type: ignore[assignment]
+    file = files.enter_context(path.open("rb"))
+    lines: Iterable[bytes] = files.enter_context(gzip.GzipFile(fileobj=file)) if path.suffix == ".gz" else file
     topics: dict[bytes, Topic] = {}
     for number, line in enumerate(lines, 1):
         received, _, text = line.rstrip().partition(b" ")

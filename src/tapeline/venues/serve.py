@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 async def serve(options: VenueOptions) -> None:
-    """Run a venue until SIGTERM or SIGINT: print one line with its url, and in the end one of JSON with what it sent."""
+    """Run a venue until SIGTERM or SIGINT: print a line with its url, and in the end one of JSON with what it sent."""
     venue = Venue(options)
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()

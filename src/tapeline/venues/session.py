@@ -1,4 +1,4 @@
-"""What differs between providers: how a client is let in, what it may ask for, and how events are packed into frames."""
+"""What differs between providers: how a client is let in, what it may ask for, how events are packed into frames."""
 
 from __future__ import annotations
 
@@ -59,19 +59,19 @@ class Session(Protocol):
     topics: set[Topic]
     deflate: bool  # compress what is sent
 
-    def opened(self, link: Link, now: float) -> None:
+    def opened(self, link: Link, now: float, /) -> None:
         """The socket is open."""
 
-    def heard(self, now: float) -> None:
+    def heard(self, now: float, /) -> None:
         """Any frame has arrived, pings and pongs included."""
 
-    def message(self, data: bytes, now: float) -> None:
+    def message(self, data: bytes, now: float, /) -> None:
         """A whole message has arrived."""
 
-    def pong(self, payload: bytes, now: float) -> None:
+    def pong(self, payload: bytes, now: float, /) -> None:
         """A pong has arrived."""
 
-    def tick(self, now: float) -> None:
+    def tick(self, now: float, /) -> None:
         """Time has passed: called several times a second."""
 
     def pack(self, events: Sequence[Event]) -> list[Frame]:
@@ -83,19 +83,21 @@ class Session(Protocol):
     def day_end(self) -> None:
         """The provider's forced disconnect."""
 
-    def left(self, now: float) -> None:
+    def left(self, now: float, /) -> None:
         """The socket is gone."""
 
 
 class Provider(Protocol):
     """One provider: its market's tape, and a session for each client."""
 
-    tape: Tape
+    @property
+    def tape(self) -> Tape:
+        """What tells the market."""
 
     def enter(self, request: Request) -> Session | Reply:
         """Let a websocket client in, or refuse the upgrade."""
 
-    def get(self, request: Request) -> Reply | None:
+    def get(self, request: Request, /) -> Reply | None:
         """Answer an HTTP request; None when nothing is served there."""
 
     def resolve(self, topic: Topic) -> list[Topic]:

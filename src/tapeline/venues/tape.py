@@ -1,4 +1,4 @@
-"""The tape: what turns the market's trades and quotes into one provider's events, and what brings bars as time goes by."""
+"""The tape: turns the market's trades and quotes into one provider's events, and the passing of time into bars."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The venue: one listening port, the clients on it, and the loop that hands the market's events to those who want them."""
+"""The venue: one port, the clients on it, and the loop that hands the market's events to those who want them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import ssl
 import time
 from collections import Counter, deque
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -41,6 +42,7 @@ _TICK_S: Final = 0.005  # the pace of a generator that keeps up
 _IDLE_S: Final = 0.02
 _CHORES_S: Final = 0.05  # how often sockets are looked after
 _FLUSH_S: Final = 0.5
+_FAREWELL_S: Final = 2.0  # for clients to answer a close
 _MOST_KEPT: Final = 500_000  # events of a stream kept for `rewind:all`
 #: Good for the loopback interface only, published with its key: for tests that want TLS.
 CERTIFICATE: Final = Path(__file__).with_name("loopback_test_only.crt")
@@ -69,6 +71,7 @@ class Venue:
         self._server: asyncio.Server | None = None
         self._pump: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
+        self._deserted = asyncio.Event()  # the last client has left
         self._latest: deque[Event] = deque(maxlen=64)
         self._due: dict[tuple[Connection, str], float] = {}
 
@@ -100,9 +103,9 @@ class Venue:
             await asyncio.gather(self._pump, return_exceptions=True)
         for connection in list(self._connections):
             connection.close(1001, "going away") if connection.listens else connection.drop()
-        deadline = self.now() + 2.0
-        while self._connections and self.now() < deadline:
-            await asyncio.sleep(0.01)
+        if self._connections:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._deserted.wait(), _FAREWELL_S)
         for connection in list(self._connections):
             connection.drop()
         if isinstance(self._source, Replay):
@@ -122,6 +125,7 @@ class Venue:
     def entered(self, connection: Connection) -> None:
         """A websocket has opened."""
         self._connections.append(connection)
+        self._deserted.clear()
         for name in ("close", "reset", "mute", "half_open", "day_end", "huge"):
             seconds = self._faults.number(name)
             if seconds is not None and not (name == "day_end" and self._options.name == "binance"):
@@ -132,6 +136,8 @@ class Venue:
         self._connections.remove(connection)
         for key in [key for key in self._due if key[0] is connection]:
             del self._due[key]
+        if not self._connections:
+            self._deserted.set()
         self._rehear()
         self.wake()
 
@@ -188,10 +194,8 @@ class Venue:
         assert self._source is not None
         if any(connection.full for connection in self._connections):
             self._wake.clear()
-            try:
+            with suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), _CHORES_S)
-            except TimeoutError:
-                pass
             return
         if self._repeat_backlogs():
             await asyncio.sleep(0)
