@@ -2,17 +2,40 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Iterable, Mapping
+from typing import Final, Protocol, cast
 
 from tapeline.providers import alpaca, binance, polygon
-from tapeline.providers.normalizing import Channel, Decode, Identity
+from tapeline.providers.normalizing import Channel, Decode, Events, Identity
+from tapeline.providers.session import FeedSettings, Plan
 
-_MODULES: Final = {"binance": binance, "polygon": polygon, "alpaca": alpaca}
+
+class Provider(Protocol):
+    """What a provider's module offers."""
+
+    #: Feed to channel name to channel.
+    CHANNELS: Mapping[str, Mapping[str, Channel]]
+    DEFAULT_FEED: str
+    #: Which secrets it needs: `key`, `secret`.
+    SECRET_KINDS: tuple[str, ...]
+
+    def decode(self, feed: str, frames: Iterable[tuple[int, bytes]], events: Events) -> None:
+        """Sort the frames of one feed into events."""
+
+    def plans(self, settings: FeedSettings) -> list[Plan]:
+        """The connections to keep open for a feed."""
+
+
+PROVIDERS: Final[dict[str, Provider]] = {
+    "binance": cast("Provider", binance),
+    "polygon": cast("Provider", polygon),
+    "alpaca": cast("Provider", alpaca),
+}
 
 #: Provider to the function that sorts its frames into events.
-DECODERS: Final[dict[str, Decode]] = {name: module.decode for name, module in _MODULES.items()}
+DECODERS: Final[dict[str, Decode]] = {name: provider.decode for name, provider in PROVIDERS.items()}
 #: Provider, feed, channel name to channel.
-CHANNELS: Final[dict[str, dict[str, dict[str, Channel]]]] = {name: module.CHANNELS for name, module in _MODULES.items()}
+CHANNELS: Final[dict[str, Mapping[str, Mapping[str, Channel]]]] = {name: provider.CHANNELS for name, provider in PROVIDERS.items()}
 
 
 def identity(provider: str, feed: str, channel: str) -> Identity:

@@ -7,9 +7,10 @@ codecs: a time is RFC 3339 text in JSON and a Timestamp extension in msgpack.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, Literal
 
 import msgspec
 import pyarrow as pa
@@ -32,6 +33,7 @@ from tapeline.providers.normalizing import (
     side_of,
     texts,
 )
+from tapeline.providers.session import FeedSettings, Plan, Reply, Trouble
 from tapeline.records import NS_PER_S
 
 STOCK_EXCHANGES: Final = {
@@ -323,3 +325,123 @@ def decode(feed: str, frames: Iterable[tuple[int, bytes]], events: Events) -> No
     for row, frame in frames:
         events.seen += 1
         events.rejects.add(Reject(f"unknown alpaca feed {feed!r}", frame), row, 0)
+
+
+# The session.
+
+STREAM_URL: Final = "wss://stream.data.alpaca.markets"
+DEFAULT_FEED: Final = "iex"
+SECRET_KINDS: Final[tuple[str, ...]] = ("key", "secret")
+_PATHS: Final = {
+    "iex": "v2/iex",
+    "sip": "v2/sip",
+    "delayed_sip": "v2/delayed_sip",
+    "test": "v2/test",
+    "opra": "v1beta1/opra",
+    "indicative": "v1beta1/indicative",
+    "crypto": "v1beta3/crypto/us",
+}
+_MSGPACK_ONLY: Final = frozenset({"opra", "indicative"})
+#: A session that ended without a close still counts against the account for some 90 s.
+_COOL_DOWN_S: Final = 30.0
+_FIX: Final = "Fix the configuration of this provider."
+#: Error code to what to do, least wait in seconds, and advice. Codes that are not listed are met with a reconnect.
+_ERRORS: Final[dict[int, tuple[Literal["warn", "reconnect", "stop"], float, str]]] = {
+    400: ("stop", 0.0, _FIX),
+    401: ("reconnect", 0.0, ""),
+    402: ("stop", 0.0, "Check TAPELINE_ALPACA_KEY and TAPELINE_ALPACA_SECRET."),
+    403: ("warn", 0.0, ""),
+    404: ("reconnect", 0.0, ""),
+    405: ("warn", 0.0, "The plan's symbol limit is reached: what was subscribed before goes on. Name fewer symbols."),
+    406: ("reconnect", _COOL_DOWN_S, "Another process uses this account's connection; end it. A dead one is freed within 90 s."),
+    407: ("reconnect", 0.0, "This machine read too slowly; what was missed must be backfilled."),
+    409: ("stop", 0.0, "The plan does not include this feed: choose another one."),
+    410: ("stop", 0.0, "A channel is not offered on this feed."),
+    411: ("stop", 0.0, "The key lacks the right to this feed."),
+    412: ("stop", 0.0, "Options speak msgpack only."),
+    413: ("stop", 0.0, "Name the contracts instead of a star."),
+    500: ("reconnect", 0.0, ""),
+}
+
+
+_DATA: Final = frozenset({b"t", b"q", b"b", b"u", b"d"})
+
+
+class _Control(msgspec.Struct):
+    T: str = ""
+    msg: str = ""
+    code: int = 0
+    trades: list[str] = []
+    quotes: list[str] = []
+    bars: list[str] = []
+    updatedBars: list[str] = []  # noqa: N815 the wire's own name
+    dailyBars: list[str] = []  # noqa: N815
+
+
+class AlpacaSession:
+    """Greeting, auth, subscribe; the acknowledgement is the full state, compared with what was asked."""
+
+    def __init__(self, key: str, secret: str, codec: Literal["json", "msgpack"], wanted: Mapping[str, Sequence[str]]) -> None:
+        self._key, self._secret, self._wanted = key, secret, wanted
+        self._missing = [f"{channel}.{symbol}" for channel, symbols in wanted.items() for symbol in symbols]
+        if codec == "json":
+            self._encode = msgspec.json.encode
+            self._controls = msgspec.json.Decoder(list[_Control]).decode
+            self._heads = (b'[{"T":"success"', b'[{"T":"subscription"', b'[{"T":"error"')
+            self._mark, self._end = b'"T":"', b'"'
+        else:
+            self._encode = msgspec.msgpack.encode
+            self._controls = msgspec.msgpack.Decoder(list[_Control]).decode
+            self._heads = tuple(b"\xa1T" + bytes([0xA0 | len(name)]) + name for name in (b"success", b"subscription", b"error"))
+            self._mark, self._end = b"\xa1T\xa1", b""
+
+    def opened(self) -> Sequence[bytes]:
+        return ()
+
+    def received(self, frame: bytes) -> Reply | None:
+        if not (frame.startswith(self._heads) if self._end else frame[2:].startswith(self._heads)):
+            return None
+        try:
+            controls = self._controls(frame)
+        except (msgspec.MsgspecError, UnicodeDecodeError, ValueError):
+            return Reply()
+        for control in controls:
+            if control.T == "success" and control.msg == "connected":
+                return Reply([self._encode({"action": "auth", "key": self._key, "secret": self._secret})])
+            if control.T == "success" and control.msg == "authenticated":
+                return Reply([self._encode({"action": "subscribe", **self._wanted})])
+            if control.T == "subscription":
+                has = {channel: set(getattr(control, channel)) for channel in self._wanted}
+                asked = ((channel, symbol) for channel, symbols in self._wanted.items() for symbol in symbols)
+                self._missing = [f"{channel}.{symbol}" for channel, symbol in asked if symbol not in has[channel]]
+            if control.T == "error":
+                action, wait_s, advice = _ERRORS.get(control.code, ("reconnect", 0.0, ""))
+                return Reply(trouble=Trouble(f"alpaca says {control.code}: {control.msg}. {advice}".strip(), action, wait_s))
+        return Reply()
+
+    def channel(self, frame: bytes) -> bytes | None:
+        at = frame.find(self._mark, 0, 24) + len(self._mark)
+        name = frame[at : at + 1]
+        return name if name in _DATA and frame[at + 1 : at + 1 + len(self._end)] == self._end else None
+
+    def missing(self) -> Sequence[str]:
+        return self._missing
+
+
+def plans(settings: FeedSettings) -> list[Plan]:
+    """One connection: an account usually has one for each endpoint."""
+    codec = "msgpack" if settings.feed in _MSGPACK_ONLY else settings.codec
+    wanted = {channel: list(settings.symbols) for channel in settings.channels}
+    return [
+        Plan(
+            provider="alpaca",
+            feed=settings.feed,
+            name=f"alpaca-{settings.feed}",
+            url=f"{settings.url or STREAM_URL}/{_PATHS[settings.feed]}",
+            topics=[f"{channel}.{symbol}" for channel in settings.channels for symbol in settings.symbols],
+            session=partial(AlpacaSession, settings.key, settings.secret, codec, wanted),
+            binary=codec == "msgpack",
+            headers={"Content-Type": "application/msgpack" if codec == "msgpack" else "application/json"},
+            rotate_after_s=settings.rotate_after_s,
+        )
+    ]

@@ -6,6 +6,7 @@ Facts: Massive's WebSocket documentation. Every frame is a JSON array of mixed e
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any, Final
 
 import msgspec
@@ -27,6 +28,7 @@ from tapeline.providers.normalizing import (
     side_of,
     texts,
 )
+from tapeline.providers.session import FeedSettings, Plan, Reply, Trouble
 
 STOCK_EXCHANGES: Final = {
     1: "XASE", 2: "XBOS", 3: "XCIS", 4: "FINR", 6: "XISE", 7: "EDGA", 8: "EDGX", 9: "XCHI", 10: "XNYS", 11: "ARCX", 12: "XNAS",
@@ -288,3 +290,98 @@ def decode(feed: str, frames: Iterable[tuple[int, bytes]], events: Events) -> No
     for row, frame in frames:
         events.seen += 1
         events.rejects.add(Reject(f"unknown polygon feed {feed!r}", frame), row, 0)
+
+
+# The session.
+
+STREAM_URL: Final = "wss://socket.massive.com"
+DEFAULT_FEED: Final = "stocks"
+SECRET_KINDS: Final[tuple[str, ...]] = ("key",)
+#: Well under the megabyte that the provider's own clients allow a message.
+_TOPICS_PER_MESSAGE: Final = 500
+_COOL_DOWN_S: Final = 60.0
+
+
+class _StatusFrame(msgspec.Struct):
+    ev: str = ""
+    status: str = ""
+    message: str = ""
+
+
+_STATUSES: Final = msgspec.json.Decoder(list[_StatusFrame])
+
+
+class PolygonSession:
+    """Greeting, auth, subscribe; each topic is acknowledged by name, an unknown one not at all."""
+
+    def __init__(self, key: str, topics: Sequence[str]) -> None:
+        self._key = key
+        self._topics = topics
+        self._missing = dict.fromkeys(topics)
+
+    def opened(self) -> Sequence[bytes]:
+        return ()
+
+    def received(self, frame: bytes) -> Reply | None:
+        if not frame.startswith(b'[{"ev":"status"'):
+            return None
+        try:
+            statuses = _STATUSES.decode(frame)
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            return Reply()
+        send: list[bytes] = []
+        trouble: Trouble | None = None
+        for status in statuses:
+            if status.status == "connected":
+                send.append(msgspec.json.encode({"action": "auth", "params": self._key}))
+            elif status.status == "auth_success":
+                send += self._subscribe()
+            elif status.status == "success":
+                self._missing.pop(status.message.removeprefix("subscribed to: "), None)
+            else:
+                trouble = trouble or self._trouble(status)
+        return Reply(send, trouble)
+
+    def _subscribe(self) -> list[bytes]:
+        size = _TOPICS_PER_MESSAGE
+        groups = [self._topics[at : at + size] for at in range(0, len(self._topics), size)]
+        return [msgspec.json.encode({"action": "subscribe", "params": ",".join(some)}) for some in groups]
+
+    def _trouble(self, status: _StatusFrame) -> Trouble | None:
+        said = f"polygon says {status.status}: {status.message.strip()}"
+        match status.status:
+            case "auth_failed":
+                return Trouble(f"{said} Check the key (TAPELINE_POLYGON_KEY) and that the plan includes websockets.", "stop")
+            case "max_connections":
+                return Trouble(f"{said} Another process holds this key's connection; end it.", "reconnect", _COOL_DOWN_S)
+            case "error" if "access real-time" in status.message:
+                return Trouble(f'{said} Set url = "wss://delayed.massive.com" for this provider.', "stop")
+            case "error":
+                return Trouble(f"{said} Topics outside the plan are refused; the others go on.", "warn")
+            case "auth_timeout" | "slow_consumer" | "force_disconnect":
+                return Trouble(said, "reconnect")
+        return None
+
+    def channel(self, frame: bytes) -> bytes | None:
+        if not frame.startswith(b'[{"ev":"') or frame.startswith(b'[{"ev":"status"'):
+            return None
+        return frame[8 : frame.find(b'"', 8, 16)]
+
+    def missing(self) -> Sequence[str]:
+        return list(self._missing)
+
+
+def plans(settings: FeedSettings) -> list[Plan]:
+    """One connection: an account has one for each market."""
+    topics = [f"{channel}.{symbol}" for channel in settings.channels for symbol in settings.symbols]
+    return [
+        Plan(
+            provider="polygon",
+            feed=settings.feed,
+            name=f"polygon-{settings.feed}",
+            url=f"{settings.url or STREAM_URL}/{settings.feed}",
+            topics=topics,
+            session=partial(PolygonSession, settings.key, topics),
+            rotate_after_s=settings.rotate_after_s,
+        )
+    ]

@@ -1,0 +1,493 @@
+"""The command line."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from enum import StrEnum
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+
+from tapeline import wiring
+from tapeline.config import Config, environment, load
+from tapeline.errors import ConfigError, TapelineError
+from tapeline.locks import own
+from tapeline.monitor.status import StatusFile
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from tapeline.streams import Stream
+
+log = logging.getLogger("tapeline")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Market data from the providers' sockets to a stream and a lake, every event accounted for.",
+    epilog="Try `tapeline demo`: the whole pipeline against local venues, nothing to set up.",
+)
+
+ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="The configuration; tapeline.toml here if left out.")]
+
+
+class Format(StrEnum):
+    table = "table"
+    csv = "csv"
+    json = "json"
+    parquet = "parquet"
+
+
+class TailTopic(StrEnum):
+    raw = "raw"
+    ticks = "ticks"
+    bars = "bars"
+    notices = "notices"
+    rejected = "rejected"
+
+
+class VenueName(StrEnum):
+    binance = "binance"
+    polygon = "polygon"
+    alpaca = "alpaca"
+
+
+def main() -> None:
+    """Entry point: errors become one message on stderr and an exit status that means something (docs/commands.md)."""
+    try:
+        app(prog_name="tapeline")
+    except TapelineError as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {_escape(str(error))}", highlight=False, soft_wrap=True)
+        sys.exit(getattr(error, "status", error.exit_status))
+    except BrokenPipeError:
+        # The reader of our output (head, less) has gone: that is no error.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+@app.command()
+def run(
+    config: ConfigOption = None,
+    until_idle: Annotated[
+        float | None, typer.Option(help="End with status 0 when nothing has arrived for SECONDS and every backlog is zero.", metavar="SECONDS")
+    ] = None,
+) -> None:
+    """Run every stage the config names, one process each, supervised.
+
+    Without a config it streams a few symbols from Binance's public market data, which needs no key.
+
+    Example: `tapeline run --config tapeline.toml --until-idle 10`
+    """
+    from tapeline.monitor.table import line, tables
+    from tapeline.supervisor import Stage, Supervisor
+
+    settings = _load(config)
+    wiring.plans(settings, environment())  # a wrong config is told before anything starts
+    stop = _stop_on_signal()
+    with own(settings.root / "locks" / "run", "tapeline run"):
+        stream, stores = wiring.open_stream(settings), wiring.open_stores(settings)
+        arguments = ["--config", str(config)] if config else []
+        command = [sys.executable, "-m", "tapeline"]
+        stages = [Stage(name, [*command, name, *arguments]) for name in ("ingest", "normalize")]
+        stages += [Stage(name, [*command, "store", name, *arguments]) for name in stores]
+        os.environ["TAPELINE_LOG"] = f"supervised {os.getpid()}"
+        status = StatusFile(settings.root, "run")
+        from tapeline.monitor.health import snapshot
+        from tapeline.net import backoff
+
+        idle = _idle(settings, stream, stores, until_idle)
+        log.info("Running %s; data in %s. Ctrl-C stops.", ", ".join(stage.name for stage in stages), settings.root)
+        show = _shower(lambda: snapshot(settings.root, stream, stores), tables, line)
+        try:
+            with show as tick:
+                Supervisor(stages, lambda: backoff(Random(), 0.3, 15.0)).run(
+                    stop, idle, lambda report: (status.maybe(lambda: {"stages": report}), tick()) and None
+                )
+        finally:
+            stream.close()
+        final = snapshot(settings.root, stream, stores)
+        for entry in final["equations"]:
+            log.info("%s", entry["text"])
+        stream.close()
+    log.info("Stopped; everything that was accepted is in the stream and the stores.")
+
+
+@app.command()
+def ingest(config: ConfigOption = None) -> None:
+    """The sockets alone: record every frame into the stream, byte for byte."""
+    from tapeline.stages import StreamRecorder
+    from tapeline.stages import ingest as ingest_stage
+
+    settings = _load(config)
+    planned = wiring.plans(settings, environment())
+    random = Random()
+
+    async def body() -> None:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        orphan = asyncio.create_task(_stop_with_parent(stop))
+        stream = wiring.open_stream(settings)
+        recorder = StreamRecorder(stream, random)
+        try:
+            lines = wiring.lines(planned, recorder, time.time_ns, random)
+            await ingest_stage(lines, recorder, wiring.checks(planned), StatusFile(settings.root, "ingest"), stop)
+        finally:
+            orphan.cancel()
+            stream.close()
+
+    with _own_stage(settings, "ingest"):
+        _loop_runner(body)
+
+
+@app.command()
+def normalize(config: ConfigOption = None) -> None:
+    """The interpreter alone: raw records in; ticks, bars, notices and rejects out."""
+    from tapeline.providers import DECODERS
+    from tapeline.stages import Normalize, run_normalize
+
+    settings = _load(config)
+    stop = _stop_on_signal(with_parent=True)
+    with _own_stage(settings, "normalize"):
+        stream = wiring.open_stream(settings)
+        run_normalize(Normalize(stream, DECODERS, StatusFile(settings.root, "normalize")), stop, Random())
+        stream.close()
+
+
+@app.command()
+def store(
+    name: Annotated[str | None, typer.Argument(help="Which of the config's stores; the first if left out.")] = None,
+    config: ConfigOption = None,
+) -> None:
+    """One store alone: keep what normalize wrote, from where the store itself says it is."""
+    from tapeline.stages import KeepIn, run_store
+
+    settings = _load(config)
+    stop = _stop_on_signal(with_parent=True)
+    by_name = {wiring.store_name(some): some for some in settings.stores}
+    chosen = name or next(iter(by_name), "")
+    if chosen not in by_name:
+        raise ConfigError(f"The config has no store {chosen!r}. It has: {', '.join(by_name) or 'none'}.")
+    with _own_stage(settings, chosen):
+        stream = wiring.open_stream(settings)
+        keep = KeepIn(
+            stream,
+            wiring.open_store(settings, by_name[chosen]),
+            StatusFile(settings.root, chosen),
+            stop,
+            flush_rows=by_name[chosen].flush_rows,
+            flush_s=by_name[chosen].flush_seconds,
+        )
+        run_store(keep, stop, Random())
+        stream.close()
+
+
+@app.command()
+def demo(
+    seconds: Annotated[float, typer.Option(help="How long the venues send.")] = 30.0,
+    rate: Annotated[float, typer.Option(help="Events a second of each venue.")] = 1000.0,
+    data_dir: Annotated[Path, typer.Option(help="Where the demo's data goes; made anew.")] = Path("demo-data"),
+) -> None:
+    """The whole pipeline against three local venues: nothing to set up, no network.
+
+    Ends with status 0 only if every event that the venues sent is in the lake exactly once, or rejected with a reason.
+    """
+    from tapeline.demo import Demo
+
+    console = Console()
+    ok = Demo(data_dir.resolve(), seconds, rate, console).run(_stop_on_signal())
+    raise typer.Exit(0 if ok else 1)
+
+
+@app.command()
+def venue(
+    name: Annotated[VenueName, typer.Argument(help="Which provider to stand in for.")],
+    port: Annotated[int, typer.Option(help="0 takes any free port.")] = 0,
+    rate: Annotated[float, typer.Option(help="Events a second.")] = 1000.0,
+    symbols: Annotated[str, typer.Option(help="The provider's own names, with commas; a usual set if left out.")] = "",
+    capture: Annotated[list[Path] | None, typer.Option(help="Replay this recording instead of making a market; repeatable.")] = None,
+    speed: Annotated[float, typer.Option(help="Of a replay: 1 as recorded, 0 as fast as the client reads.")] = 1.0,
+    fault: Annotated[list[str] | None, typer.Option(help="name or name:parameter; repeatable. `--fault list` shows all.")] = None,
+    tls: Annotated[bool, typer.Option("--tls", help="Serve wss with a test certificate for localhost.")] = False,
+    seed: Annotated[int, typer.Option(help="The same seed makes the same market.")] = 1,
+    journal: Annotated[Path | None, typer.Option(help="Write every event sent to this file, a JSON line each.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Stop sending after so many events.")] = None,
+    day_seconds: Annotated[float, typer.Option(help="The length of a day: Binance closes connections daily.")] = 86400.0,
+) -> None:
+    """A local stand-in for a provider, on real sockets, for tests and CI.
+
+    Example: `tapeline venue binance --port 9101 --rate 5000 --fault reset:30`
+    """
+    from tapeline.venues import FAULTS, VenueOptions, serve
+
+    if fault == ["list"]:
+        for fault_name, text in FAULTS.items():
+            typer.echo(f"{fault_name:20} {text}")
+        return
+    try:
+        options = VenueOptions(
+            name=name.value,
+            port=port,
+            rate=rate,
+            symbols=tuple(text for text in symbols.split(",") if text),
+            captures=tuple(capture or ()),
+            speed=speed,
+            faults=tuple(fault or ()),
+            tls=tls,
+            seed=seed,
+            journal=journal,
+            limit=limit,
+            day_seconds=day_seconds,
+        )
+        _loop_runner(lambda: serve(options))
+    except (ValueError, FileNotFoundError) as error:
+        raise ConfigError(str(error)) from error
+    except OSError as error:
+        raise ConfigError(f"port {port} cannot be opened: {error.strerror or error}. Choose another --port, or 0 for any.") from error
+
+
+@app.command()
+def sql(
+    query: Annotated[str, typer.Argument(help="Any DuckDB SELECT over ticks, bars, bar_revisions, notices, rejected.")],
+    config: ConfigOption = None,
+    format: Annotated[Format, typer.Option(help="json: an object a line. parquet: to --output or a pipe.")] = Format.table,  # noqa: A002
+    output: Annotated[Path | None, typer.Option(help="Write to this file instead of the screen.")] = None,
+) -> None:
+    """Query the lake with DuckDB.
+
+    Example: `tapeline sql "SELECT symbol, count(*), max(last) FROM ticks GROUP BY symbol"`
+    """
+    import duckdb
+
+    from tapeline.output import write
+    from tapeline.query import connect
+
+    settings = _load(config)
+    try:
+        result = connect(settings.root / "lake").sql(query)
+        table = result.to_arrow_table() if result is not None else None
+    except duckdb.Error as error:
+        raise ConfigError(f"DuckDB: {error}") from error
+    if table is not None:
+        write(table, format.value, output)
+
+
+@app.command()
+def tail(
+    topic: Annotated[TailTopic, typer.Argument(help="Which topic of the stream.")],
+    symbol: Annotated[str | None, typer.Option(help="Only this symbol (canonical, such as BTC/USDT).")] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as records arrive, until Ctrl-C.")] = False,
+    lines: Annotated[int, typer.Option("--lines", "-n", help="How many of the latest records.")] = 10,
+    config: ConfigOption = None,
+) -> None:
+    """The latest records of a topic, one JSON object a line.
+
+    Example: `tapeline tail ticks --symbol BTC/USDT --follow`
+    """
+    from tapeline.output import json_lines
+    from tapeline.records import NORMALIZED_TOPICS, RAW_TOPIC
+
+    settings = _load(config)
+    stop = _stop_on_signal()
+    stream = wiring.open_stream(settings)
+    chosen = RAW_TOPIC if topic is TailTopic.raw else next(t for t in NORMALIZED_TOPICS if t.table == topic.value)
+    if symbol and "symbol" not in chosen.schema.names:
+        raise ConfigError(f"{topic.value} records carry no symbol; leave out --symbol.")
+    position = max(0, stream.ends(chosen)[0] - (lines if symbol is None else 500_000))
+    latest: list[pa.RecordBatch] = []
+    while not stop.is_set():
+        chunk = stream.read(chosen, 0, position, 4096)
+        if chunk is None:
+            _print_last(latest, lines, json_lines)
+            latest, lines = [], 1 << 60
+            if not follow:
+                break
+            stop.wait(0.05)
+            continue
+        position = chunk.next
+        latest.append(_only(chunk.batch, symbol))
+    stream.close()
+
+
+@app.command()
+def status(
+    config: ConfigOption = None,
+    format: Annotated[Format, typer.Option(help="table or json.")] = Format.table,  # noqa: A002
+) -> None:
+    """Uptime, rates, backlog, and the accounting equation. Status 1 if an equation does not balance."""
+    from tapeline.monitor.health import snapshot
+    from tapeline.monitor.table import tables
+
+    settings = _load(config)
+    if not (settings.root / "stream").exists():
+        raise ConfigError(f"There is no data in {settings.root} yet. Start with `tapeline run`, or name another --config.")
+    stream = wiring.open_stream(settings)
+    found = snapshot(settings.root, stream, wiring.open_stores(settings))
+    stream.close()
+    if format is Format.json:
+        typer.echo(json.dumps(found))
+    else:
+        Console().print(tables(found))
+    raise typer.Exit(0 if all(entry["balanced"] for entry in found["equations"]) else 1)
+
+
+@app.command()
+def check(config: ConfigOption = None) -> None:
+    """Is the config right, and is everything it names reachable? Status 0 if so."""
+    from tapeline.checkup import checkup
+
+    settings = _load(config)
+    failed = 0
+    console = Console()
+    for result in checkup(settings, environment()):
+        mark = "[green]ok[/]  " if result.status == 0 else "[red]FAIL[/]"
+        console.print(f"{mark} {_escape(result.what)}: {_escape(result.found)}", highlight=False, soft_wrap=True)
+        failed = failed or result.status
+    raise typer.Exit(failed)
+
+
+def _load(path: Path | None) -> Config:
+    _log_to_stderr()
+    return load(path, environment())
+
+
+def _log_to_stderr() -> None:
+    supervised = "TAPELINE_LOG" in os.environ
+    if sys.stderr.isatty() and not supervised:
+        logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[RichHandler(Console(stderr=True), show_path=False)])
+    else:
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+
+
+def _stop_on_signal(*, with_parent: bool = False) -> threading.Event:
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    if with_parent and _supervisor() is not None:
+        threading.Thread(target=_watch_parent, args=(stop,), name="watch supervisor", daemon=True).start()
+    return stop
+
+
+def _supervisor() -> int | None:
+    """The supervisor's process id, for a stage that it started."""
+    word, _, pid = os.environ.get("TAPELINE_LOG", "").partition(" ")
+    return int(pid) if word == "supervised" else None
+
+
+def _watch_parent(stop: threading.Event) -> None:
+    """A supervisor that was killed cannot stop its stages: they stop by themselves."""
+    while os.getppid() == _supervisor() and not stop.wait(0.5):
+        pass
+    stop.set()
+
+
+async def _stop_with_parent(stop: asyncio.Event) -> None:
+    if _supervisor() is None:
+        return
+    while os.getppid() == _supervisor():
+        await asyncio.sleep(0.5)
+    stop.set()
+
+
+def _own_stage(settings: Config, stage: str) -> Any:
+    """A stage's lock. Under a supervisor, one left by a predecessor that is just ending is waited for."""
+    return own(settings.root / "locks" / stage, f"tapeline {stage}", wait_s=20.0 if _supervisor() is not None else 0.0)
+
+
+def _loop_runner(body: Any) -> None:
+    """Run a coroutine function on uvloop where there is one."""
+    try:
+        import uvloop
+    except ImportError:
+        asyncio.run(body())
+        return
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(body())
+
+
+def _idle(settings: Config, stream: Stream, stores: dict[str, Any], seconds: float | None) -> Any:
+    """Whether nothing has arrived for `seconds` and nothing waits; always False without `seconds`."""
+    from tapeline.monitor.health import backlogs
+    from tapeline.monitor.status import read_status
+
+    started_ns = time.time_ns()
+
+    def idle() -> bool:
+        if seconds is None:
+            return False
+        word = read_status(settings.root).get("ingest", {})
+        if word.get("started_ns", 0) < started_ns:
+            return False  # ingest has not spoken since this run began
+        quiet_ns = time.time_ns() - max(word.get("last_data_ns", 0), started_ns)
+        return quiet_ns >= seconds * 1e9 and not any(backlog.records for backlog in backlogs(stream, stores))
+
+    return idle
+
+
+class _shower:  # noqa: N801 used as a context manager
+    """A live table on a terminal, a plain line every few seconds elsewhere."""
+
+    def __init__(self, snapshot: Any, tables: Any, line: Any) -> None:
+        self._snapshot, self._tables, self._line = snapshot, tables, line
+        self._live: Any = None
+        self._due = 0.0
+
+    def __enter__(self) -> Any:
+        if sys.stdout.isatty() and shutil.get_terminal_size().columns >= 60:
+            from rich.live import Live
+
+            self._live = Live(console=Console(), refresh_per_second=4, transient=False)
+            self._live.__enter__()
+        return self._tick
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        if now < self._due:
+            return
+        if self._live is not None:
+            self._due = now + 0.5
+            self._live.update(self._tables(self._snapshot()))
+        else:
+            self._due = now + 5.0
+            typer.echo(self._line(self._snapshot()))
+
+    def __exit__(self, *exc: object) -> None:
+        if self._live is not None:
+            self._live.__exit__(*exc)
+
+
+def _only(batch: pa.RecordBatch, symbol: str | None) -> pa.RecordBatch:
+    import pyarrow.compute as pc
+
+    return batch if symbol is None else batch.filter(pc.equal(batch["symbol"], symbol))
+
+
+def _print_last(batches: list[pa.RecordBatch], count: int, json_lines: Any) -> None:
+    import pyarrow as pa
+
+    if batches:
+        table = pa.Table.from_batches(batches)
+        for text in json_lines(table.slice(max(0, table.num_rows - count))):
+            typer.echo(text)
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)

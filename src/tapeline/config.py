@@ -1,0 +1,205 @@
+"""The one configuration: a small TOML file, overridden by TAPELINE_... environment variables, checked strictly at the edge.
+
+Secrets never stand in the file: a key comes from the environment, or from a file that the configuration names.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, Literal, get_args
+
+import msgspec
+
+from tapeline.errors import ConfigError
+
+PREFIX: Final = "TAPELINE_"
+#: Variables of this prefix that are not settings.
+_NOT_SETTINGS: Final = frozenset({"TAPELINE_CONFIG", "TAPELINE_PROVE", "TAPELINE_LOG"})
+#: Where each provider's secrets are looked for, ours first, then the names that its own client uses.
+SECRETS: Final[dict[str, dict[str, tuple[str, ...]]]] = {
+    "binance": {},
+    "polygon": {"key": ("TAPELINE_POLYGON_KEY", "MASSIVE_API_KEY", "POLYGON_API_KEY")},
+    "alpaca": {
+        "key": ("TAPELINE_ALPACA_KEY", "APCA_API_KEY_ID"),
+        "secret": ("TAPELINE_ALPACA_SECRET", "APCA_API_SECRET_KEY"),
+    },
+}
+_SECRET_NAMES: Final = frozenset(name for kinds in SECRETS.values() for names in kinds.values() for name in names)
+
+ProviderName = Literal["binance", "polygon", "alpaca"]
+
+
+class StreamConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """Where records flow between the stages."""
+
+    url: str = "embedded:"
+
+
+class ProviderConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """One feed of one provider."""
+
+    name: ProviderName
+    feed: str = ""  # the provider's usual one where left out
+    url: str = ""  # the provider's own address where left out
+    rest_url: str = ""
+    symbols: tuple[str, ...] = ()  # the provider's own names
+    channels: tuple[str, ...] = ()
+    codec: Literal["json", "msgpack"] = "json"  # Alpaca's stocks and crypto; its options are always msgpack
+    key_file: str = ""  # a file holding the key, for those who keep secrets in files
+    secret_file: str = ""
+    ca_file: str = ""  # trust this certificate authority for TLS, besides the system's
+    mute_after: float | dict[str, float] = 0.0  # seconds without data, for all or by channel; 0: learned
+    rotate_after: float = 0.0  # seconds after which a new connection replaces the old; 0: the provider's own limit
+
+
+class StoreConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """Where records are kept."""
+
+    url: str = "lake:"
+    flush_seconds: float = 5.0
+    flush_rows: int = 250_000
+
+
+class Config(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """Everything that can be set."""
+
+    data_dir: str = "./data"
+    stream: StreamConfig = StreamConfig()
+    providers: tuple[ProviderConfig, ...] = ()
+    stores: tuple[StoreConfig, ...] = (StoreConfig(),)
+
+    @property
+    def root(self) -> Path:
+        return Path(self.data_dir).expanduser().resolve()
+
+
+#: With no configuration at all: Binance's public stream, which needs no key.
+DEFAULT: Final = Config(
+    providers=(ProviderConfig(name="binance", symbols=("BTCUSDT", "ETHUSDT", "SOLUSDT"), channels=("trade", "bookTicker")),)
+)
+
+
+def load(path: Path | None, environ: Mapping[str, str]) -> Config:
+    """The configuration of `path` (None: `tapeline.toml` here if there is one, else the defaults) and the environment.
+
+    Raises ConfigError that names the key, the file and the nearest valid key.
+    """
+    found = path or (Path("tapeline.toml") if Path("tapeline.toml").exists() else None)
+    settings: dict[str, Any] = {}
+    if found is not None:
+        try:
+            settings = tomllib.loads(found.read_text())
+        except FileNotFoundError:
+            raise ConfigError(f"There is no configuration file {found}. Name one that exists, or leave out --config.") from None
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise ConfigError(f"{found} cannot be read: {error}") from None
+    source = str(found) if found is not None else "the environment"
+    overridden = _override(settings, environ)
+    if not settings and not overridden:
+        return DEFAULT
+    if "providers" not in settings:
+        settings["providers"] = msgspec.to_builtins(DEFAULT.providers)
+    try:
+        return msgspec.convert(settings, Config, strict=True)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{source}: {_explain(str(error))}") from None
+
+
+def _override(settings: dict[str, Any], environ: Mapping[str, str]) -> bool:
+    """Put TAPELINE_STREAM__URL, TAPELINE_PROVIDERS__0__SYMBOLS and the like in their places."""
+    found = False
+    for name, text in sorted(environ.items()):
+        if not name.startswith(PREFIX) or name in _NOT_SETTINGS or name in _SECRET_NAMES:
+            continue
+        found = True
+        place: Any = settings
+        *path, last = name.removeprefix(PREFIX).lower().split("__")
+        for step, following in zip(path, [*path[1:], last], strict=True):
+            empty: Any = [] if following.isdigit() else {}
+            place = _enter(place, step, empty, name)
+        _put(place, last, _value(text), name)
+    return found
+
+
+def _enter(place: Any, step: str, empty: Any, name: str) -> Any:
+    if isinstance(place, list):
+        at = _index(place, step, name)
+        if at == len(place):
+            place.append(empty)
+        return place[at]
+    return place.setdefault(step, empty)
+
+
+def _put(place: Any, last: str, value: Any, name: str) -> None:
+    if isinstance(place, list):
+        at = _index(place, last, name)
+        place[at : at + 1] = [value]
+    elif isinstance(place, dict):
+        place[last] = value
+    else:
+        raise ConfigError(f"{name} goes into {place!r}, which has no keys.")
+
+
+def _index(place: list[Any], step: str, name: str) -> int:
+    if not step.isdigit() or int(step) > len(place):
+        raise ConfigError(f"{name}: {step!r} is no position in a list of {len(place)}; use 0 to {len(place)}.")
+    return int(step)
+
+
+def _value(text: str) -> Any:
+    """As TOML would read it; plain text where it would not."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _explain(problem: str) -> str:
+    """msgspec's words, with the nearest valid key where one is unknown."""
+    unknown = re.match(r"Object contains unknown field `(?P<key>[^`]*)`(?: - at `\$(?P<where>[^`]*)`)?", problem)
+    if unknown is None:
+        return problem.replace("$.", "").replace("`$`", "the top level")
+    where = unknown["where"] or ""
+    struct: type[msgspec.Struct] = Config
+    for part, kind in (("stream", StreamConfig), ("providers", ProviderConfig), ("stores", StoreConfig)):
+        if where.startswith(f".{part}"):
+            struct = kind
+    valid = [field.encode_name for field in msgspec.structs.fields(struct)]
+    near = difflib.get_close_matches(unknown["key"], valid, n=1, cutoff=0.4)
+    at = f" in [{where.lstrip('.').replace('[...]', '')}]" if where else ""
+    hint = f"Did you mean {near[0]!r}?" if near else f"Valid keys: {', '.join(valid)}."
+    return f"unknown key {unknown['key']!r}{at}. {hint}"
+
+
+def secret(provider: ProviderConfig, kind: str, environ: Mapping[str, str]) -> str:
+    """The provider's `key` or `secret`. Raises ConfigError that says where it was looked for, never what was found."""
+    path = provider.key_file if kind == "key" else provider.secret_file
+    if path:
+        try:
+            text = Path(path).expanduser().read_text().strip()
+        except OSError as error:
+            raise ConfigError(f"{provider.name}: {kind}_file {path} cannot be read: {error.strerror}.") from None
+        if not text:
+            raise ConfigError(f"{provider.name}: {kind}_file {path} is empty.")
+        return text
+    names = SECRETS[provider.name][kind]
+    for name in names:
+        if environ.get(name):
+            return environ[name]
+    raise ConfigError(
+        f"{provider.name} needs a {kind}. Set {names[0]} in the environment (or {', '.join(names[1:])}), "
+        f"or {kind}_file = \"...\" in its [[providers]] block."
+    )
+
+
+def environment() -> Mapping[str, str]:
+    """The process environment; the one place that reads it."""
+    return os.environ
+
+
+PROVIDER_NAMES: Final[tuple[str, ...]] = get_args(ProviderName)

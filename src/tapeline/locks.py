@@ -1,0 +1,43 @@
+"""One owner at a time: a lock file that names its holder and is freed by the system when the holder dies."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tapeline.errors import Busy, DiskTrouble
+
+
+@contextmanager
+def own(path: Path, what: str, wait_s: float = 0.0) -> Iterator[None]:
+    """Hold `path` while the block runs, waiting up to `wait_s` for another holder to end. Raises Busy that names the process which holds it, DiskTrouble where it cannot be made."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise DiskTrouble(f"{path} cannot be made: {error.strerror}. Make the folder writable, or set another data_dir.") from None
+    try:
+        deadline = time.monotonic() + wait_s
+        while not _take(file):
+            if time.monotonic() < deadline:
+                time.sleep(0.1)
+                continue
+            holder = os.read(file, 200).decode("utf-8", "replace").strip() or "another process"
+            raise Busy(f"{what} already runs here: {holder} holds {path}. Stop that one first, or set another data_dir.") from None
+        os.ftruncate(file, 0)
+        os.pwrite(file, f"{what}, process {os.getpid()}, since {time.strftime('%Y-%m-%d %H:%M:%S %z')}\n".encode(), 0)
+        yield
+    finally:
+        os.close(file)
+
+
+def _take(file: int) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""What the stages say of themselves, and how it is shown."""

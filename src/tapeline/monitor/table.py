@@ -1,0 +1,73 @@
+"""The pipeline's health as tables for a terminal, and as one plain line for a log."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+
+def tables(snapshot: Mapping[str, Any]) -> RenderableType:
+    """Providers, stages and the accounting, one under the other."""
+    return Group(_providers(snapshot), _stages(snapshot), *_accounting(snapshot))
+
+
+def _providers(snapshot: Mapping[str, Any]) -> Table:
+    table = Table(title="providers", title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for name in ("provider", "up", "ticks/s", "p50 ms", "p99 ms", "ticks", "bars", "rejects", "reconnects"):
+        table.add_column(name, justify="left" if name == "provider" else "right", no_wrap=True)
+    table.add_column("trouble", overflow="ellipsis", no_wrap=True, style="yellow")
+    for name, p in snapshot["providers"].items():
+        up = f"{p['connected']}/{p['lines']}"
+        table.add_row(
+            name,
+            Text(up, style="green" if p["lines"] and p["connected"] == p["lines"] else "red"),
+            f"{p['ticks_per_s']:,.0f}",
+            _ms(p["p50_ms"]),
+            _ms(p["p99_ms"]),
+            f"{p['ticks']:,}",
+            f"{p['bars']:,}",
+            f"{p['rejected']:,}",
+            f"{p['reconnects']:,}",
+            p["trouble"],
+        )
+    return table
+
+
+def _stages(snapshot: Mapping[str, Any]) -> Table:
+    table = Table(title="\nstages", title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for name in ("stage", "running", "uptime", "backlog"):
+        table.add_column(name, justify="left" if name == "stage" else "right", no_wrap=True)
+    waiting: dict[str, int] = {}
+    for entry in snapshot["backlog"]:
+        waiting[entry["stage"]] = waiting.get(entry["stage"], 0) + entry["records"]
+    for name, stage in snapshot["stages"].items():
+        running = Text("yes", style="green") if stage["running"] else Text("no", style="red")
+        uptime = f"{stage['uptime_s']:,.0f} s" if stage["running"] else f"silent for {stage['silent_s']:,.0f} s"
+        table.add_row(name, running, uptime, f"{waiting[name]:,}" if name in waiting else "")
+    return table
+
+
+def _accounting(snapshot: Mapping[str, Any]) -> list[Text]:
+    lines = [Text("\naccounting (in = out + duplicates + rejected)", style="italic")]
+    lines += [Text(entry["text"], style="" if entry["balanced"] else "bold red") for entry in snapshot["equations"]]
+    return lines
+
+
+def _ms(value: float | None) -> str:
+    return "" if value is None else f"{value:,.1f}"
+
+
+def line(snapshot: Mapping[str, Any]) -> str:
+    """One line for a log: what each provider does and what waits."""
+    parts = [
+        f"{name} {p['ticks_per_s']:,.0f}/s p99 {_ms(p['p99_ms']) or '-'} ms ({p['ticks']:,} ticks, {p['rejected']:,} rejects,"
+        f" {p['reconnects']} reconnects)"
+        for name, p in snapshot["providers"].items()
+    ]
+    backlog = sum(entry["records"] for entry in snapshot["backlog"])
+    balanced = "balanced" if all(entry["balanced"] for entry in snapshot["equations"]) else "NOT BALANCED"
+    return f"{' | '.join(parts) or 'no data yet'} | backlog {backlog:,} | {balanced}"

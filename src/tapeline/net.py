@@ -1,0 +1,487 @@
+"""The network: the only module that opens a websocket or sends an HTTP request.
+
+`Line` keeps one planned connection open for ever: dial, hold the provider's conversation, record every frame before anything looks
+at it, notice silence, and dial again with capped, jittered backoff that starts anew only once data has flowed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any, Final, Protocol
+
+import msgspec
+from picows import (
+    WSError,
+    WSFrame,
+    WSInvalidStatusError,
+    WSListener,
+    WSMsgType,
+    WSTransport,
+    ws_connect,
+)
+
+from tapeline.errors import Unavailable
+from tapeline.providers.session import Check, Plan, Session, Trouble
+from tapeline.records import NS_PER_S, RawKind
+
+log = logging.getLogger(__name__)
+
+#: Frames over this size end the connection, which the record of its close then says.
+MAX_FRAME_BYTES: Final = 64 * 1024 * 1024
+_HANDSHAKE_TIMEOUT_S: Final = 10.0
+#: Silence on the wire for this long is met with a ping, and as long again without an answer with a close.
+_PING_AFTER_S: Final = 10.0
+_CONFIRM_WITHIN_S: Final = 10.0
+#: The new connection of a rotation takes over once it has data, or after this long.
+_OVERLAP_S: Final = 15.0
+#: A replacement that could not be dialed is tried again after this long, while the old connection lives.
+_REPLACE_AGAIN_S: Final = 5.0
+_HTTP_TIMEOUT_S: Final = 10.0
+_HTTP_MAX_BYTES: Final = 64 * 1024 * 1024
+
+
+class Recorder(Protocol):
+    """Takes raw records; durable soon after. `full` says that no more can be taken for now: stop reading."""
+
+    def record(self, plan: Plan, connection: str, kind: RawKind, received_ns: int, payload: bytes) -> None: ...
+
+    def on_pause(self, pause: Callable[[bool], None]) -> None:
+        """Register a callback that is told to stop (True) and to go on (False) reading."""
+
+
+def backoff(random: Random, first_s: float = 0.5, cap_s: float = 60.0) -> Iterator[float]:
+    """Seconds to wait before each attempt: doubling to the cap, each drawn between half of it and all of it."""
+    ceiling = first_s
+    while True:
+        yield ceiling * (0.5 + random.random() / 2)
+        ceiling = min(cap_s, ceiling * 2)
+
+
+@dataclass(slots=True)
+class Silence:
+    """Learns how long each kind of data is usually silent, and tells when silence has lasted too long.
+
+    A kind is mute after `floor_s` or ten times its longest silence so far, whichever is longer, at most `cap_s`; a set limit replaces
+    that. Each reconnect for silence that brought nothing doubles the wait, so that a closed market is not dialed all night.
+    """
+
+    limits: float | dict[str, float] = 0.0
+    floor_s: float = 15.0
+    cap_s: float = 3600.0
+    patience: float = 1.0
+    _last: dict[bytes, int] = field(default_factory=dict)
+    _longest: dict[bytes, int] = field(default_factory=dict)
+
+    def begin(self, now_ns: int) -> None:
+        """A connection has opened: what was heard before does not count as silence."""
+        self._last = dict.fromkeys(self._last, now_ns)
+        self._last.setdefault(b"", now_ns)
+
+    def heard(self, channel: bytes, now_ns: int) -> None:
+        before = self._last.get(channel)
+        self._last[channel] = self._last[b""] = now_ns
+        if before is not None and now_ns - before > self._longest.get(channel, 0):
+            self._longest[channel] = now_ns - before
+
+    def mute(self, now_ns: int) -> tuple[str, float] | None:
+        """(kind of data, seconds of silence) where silence has lasted too long; "" is all data."""
+        for channel, last in self._last.items():
+            if channel not in self._longest and channel != b"" and not isinstance(self.limits, dict):
+                continue  # heard once: nothing to learn from yet
+            silent_s = (now_ns - last) / NS_PER_S
+            if silent_s > self._limit(channel) * self.patience:
+                return channel.decode("utf-8", "replace"), silent_s
+        return None
+
+    def _limit(self, channel: bytes) -> float:
+        if isinstance(self.limits, dict):
+            found = self.limits.get(channel.decode("utf-8", "replace"))
+            if found:
+                return found
+        elif self.limits:
+            return self.limits
+        longest = max(self._longest.values(), default=0) if channel == b"" else self._longest.get(channel, 0)
+        return min(self.cap_s, max(self.floor_s, 10 * longest / NS_PER_S))
+
+
+@dataclass(slots=True)
+class LineState:
+    """What a line has been through, for the status page."""
+
+    connected: bool = False
+    connects: int = 0
+    frames: int = 0
+    last_data_ns: int = 0
+    trouble: str = ""
+    stopped: bool = False
+
+
+class _Listener(WSListener):  # type: ignore[misc]  # picows ships no base class type that mypy can see through
+    """One socket: frames go to the recorder first, then to the session."""
+
+    def __init__(self, line: Line, connection: str) -> None:
+        self.line = line
+        self.connection = connection
+        self.session: Session = line.plan.session()
+        self.transport: WSTransport | None = None
+        self.parts: list[bytes] = []
+        self.parts_size = 0
+        self.close_reason: dict[str, Any] = {}
+        self.trouble: Trouble | None = None
+        self.got_data = False
+        self.successor_asked = False
+        self.outbox: asyncio.Queue[bytes] = asyncio.Queue(maxsize=4096)
+
+    def on_ws_connected(self, transport: WSTransport) -> None:
+        self.transport = transport
+
+    def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
+        now_ns = self.line.clock()
+        kind = frame.msg_type
+        if kind in (WSMsgType.TEXT, WSMsgType.BINARY) and frame.fin:
+            self.take(frame.get_payload_as_bytes(), now_ns)
+        elif kind in (WSMsgType.TEXT, WSMsgType.BINARY, WSMsgType.CONTINUATION):
+            self.parts.append(frame.get_payload_as_bytes())
+            self.parts_size += len(self.parts[-1])
+            if self.parts_size > MAX_FRAME_BYTES:
+                self.end({"by": "tapeline", "reason": f"a message of more than {MAX_FRAME_BYTES} bytes"})
+            elif frame.fin:
+                whole, self.parts, self.parts_size = b"".join(self.parts), [], 0
+                self.take(whole, now_ns)
+        elif kind == WSMsgType.CLOSE:
+            code = frame.get_close_code()
+            text = (frame.get_close_message() or b"").decode("utf-8", "replace")
+            self.close_reason = {"by": "provider", "code": int(getattr(code, "value", code)), "reason": text}
+            transport.send_close(code)
+            transport.disconnect()
+
+    def take(self, payload: bytes, now_ns: int) -> None:
+        line = self.line
+        line.recorder.record(line.plan, self.connection, "frame", now_ns, payload)
+        line.state.frames += 1
+        channel = self.session.channel(payload)
+        if channel is not None:
+            line.silence.heard(channel, now_ns)
+            line.state.last_data_ns = now_ns
+            if not self.got_data:
+                self.got_data = True
+                line.data_flows()
+            return
+        reply = self.session.received(payload)
+        if reply is None:
+            return
+        for message in reply.send:
+            self.outbox.put_nowait(message)
+        if reply.successor:
+            self.successor_asked = True
+        if reply.trouble is not None:
+            self.handle(reply.trouble)
+
+    def handle(self, trouble: Trouble) -> None:
+        if trouble.action == "warn":
+            log.warning("%s: %s", self.line.plan.name, trouble.message)
+            self.line.state.trouble = trouble.message
+            return
+        self.trouble = trouble
+        self.end({"by": "tapeline", "reason": trouble.message})
+
+    def end(self, reason: dict[str, Any]) -> None:
+        if not self.close_reason:
+            self.close_reason = reason
+        if self.transport is not None:
+            self.transport.send_close()
+            self.transport.disconnect()
+
+    def pause(self, pause: bool) -> None:
+        if self.transport is None or self.transport.is_disconnected:
+            return
+        if pause:
+            self.transport.underlying_transport.pause_reading()
+        else:
+            self.transport.underlying_transport.resume_reading()
+
+
+@dataclass(slots=True)
+class Pace:
+    """Keeps dials of one provider apart, however many lines it has."""
+
+    every_s: float = 1.1
+    _next: float = 0.0
+
+    async def wait(self) -> None:
+        now = asyncio.get_running_loop().time()
+        at = max(now, self._next)
+        self._next = at + self.every_s
+        await asyncio.sleep(at - now)
+
+
+class Line:
+    """One planned connection, kept open until it is stopped or the provider says that only a person can help."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        recorder: Recorder,
+        clock: Callable[[], int],
+        random: Random,
+        pace: Pace,
+        silence: Silence,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self.plan = plan
+        self.recorder = recorder
+        self.clock = clock
+        self.random = random
+        self.pace = pace
+        self.silence = silence
+        self.tls = tls
+        self.state = LineState()
+        self._waits = backoff(random)
+        self._open: set[_Listener] = set()
+        self._stopping = asyncio.Event()
+
+    def data_flows(self) -> None:
+        """Data has arrived: the next trouble is a new one."""
+        self._waits = backoff(self.random)
+        self.silence.patience = 1.0
+        self.state.trouble = ""
+
+    def stop(self) -> None:
+        self._stopping.set()
+
+    async def keep(self) -> None:
+        """Dial, and dial again, until stopped. Returns when stopped, by the user or for good by the provider."""
+        self.recorder.on_pause(lambda pause: [listener.pause(pause) for listener in self._open] and None)
+        successor: asyncio.Task[_Listener | None] | None = None
+        while not self._stopping.is_set():
+            listener = await (successor or self._dial())
+            successor = None
+            wait_s = 0.0
+            if listener is not None:
+                successor = await self._live(listener)
+                wait_s = self._after(listener)
+            if self.state.stopped:
+                break
+            if successor is None:
+                await self._rest(max(wait_s, next(self._waits)))
+        if successor is not None:
+            last = await successor
+            if last is not None:
+                await self._close(last, "stopped")
+
+    def _after(self, listener: _Listener) -> float:
+        """Take note of why a connection ended; the least wait before the next."""
+        trouble = listener.trouble
+        if trouble is None:
+            return 0.0
+        self.state.trouble = trouble.message
+        if trouble.action == "stop":
+            self.state.stopped = True
+            log.error("%s stopped: %s Nothing received was lost; the other feeds go on.", self.plan.name, trouble.message)
+        else:
+            log.warning("%s: %s", self.plan.name, trouble.message)
+        return trouble.wait_s
+
+    async def _rest(self, seconds: float) -> None:
+        try:
+            await asyncio.wait_for(self._stopping.wait(), seconds)
+        except TimeoutError:
+            return
+
+    async def _dial(self) -> _Listener | None:
+        await self.pace.wait()
+        now_ns = self.clock()
+        listener = _Listener(self, f"{self.plan.name}-{now_ns}")
+        try:
+            await ws_connect(
+                lambda: listener,
+                self.plan.url,
+                ssl_context=self.tls if self.plan.url.startswith("wss:") else None,
+                extra_headers=dict(self.plan.headers),
+                websocket_handshake_timeout=_HANDSHAKE_TIMEOUT_S,
+                enable_auto_ping=True,
+                auto_ping_idle_timeout=_PING_AFTER_S,
+                auto_ping_reply_timeout=_PING_AFTER_S,
+                max_frame_size=MAX_FRAME_BYTES,
+            )
+        except WSInvalidStatusError as error:
+            self._refused(error)
+            return None
+        except (OSError, TimeoutError, WSError) as error:
+            self.state.trouble = f"cannot connect to {self.plan.url}: {error or type(error).__name__}"
+            log.warning("%s: %s. It is tried again.", self.plan.name, self.state.trouble)
+            return None
+        self.state.connects += 1
+        self.state.connected = True
+        self._open.add(listener)
+        opened = {"url": self.plan.url, "topics": list(self.plan.topics)}
+        self.recorder.record(self.plan, listener.connection, "opened", self.clock(), msgspec.json.encode(opened))
+        self.silence.begin(self.clock())
+        for message in listener.session.opened():
+            listener.outbox.put_nowait(message)
+        return listener
+
+    def _refused(self, error: WSInvalidStatusError) -> None:
+        """The upgrade was answered with another HTTP status than 101."""
+        status = int(getattr(getattr(error, "response", None), "status", 0) or 0)
+        self.state.trouble = f"{self.plan.url} answered HTTP {status or error}"
+        if status in (400, 401, 403, 404):
+            self.state.stopped = True
+            log.error("%s stopped: %s. Check the url, the feed and the plan.", self.plan.name, self.state.trouble)
+        else:
+            log.warning("%s: %s. It is tried again.", self.plan.name, self.state.trouble)
+
+    async def _live(self, listener: _Listener) -> asyncio.Task[_Listener | None] | None:
+        """See a connection to its end. Returns the task that dials its successor, where it was replaced."""
+        sender = asyncio.create_task(self._send(listener))
+        confirmer = asyncio.create_task(self._confirm(listener))
+        gone = asyncio.create_task(listener.transport.wait_disconnected()) if listener.transport is not None else None
+        successor: asyncio.Task[_Listener | None] | None = None
+        opened_ns = self.clock()
+        try:
+            while gone is not None and not gone.done():
+                await asyncio.wait([gone], timeout=0.25)
+                now_ns = self.clock()
+                if self._stopping.is_set():
+                    break
+                mute = self.silence.mute(now_ns)
+                if mute is not None:
+                    self._give_up_on_silence(listener, *mute)
+                    break
+                age_s = (now_ns - opened_ns) / NS_PER_S
+                if listener.successor_asked or (self.plan.rotate_after_s and age_s > self.plan.rotate_after_s):
+                    successor = asyncio.create_task(self._replace(listener, gone))
+                    if await successor is not None:
+                        break
+                    successor, listener.successor_asked = None, False
+                    opened_ns = now_ns - int((self.plan.rotate_after_s - _REPLACE_AGAIN_S) * NS_PER_S)
+        finally:
+            for task in (sender, confirmer):
+                task.cancel()
+            await asyncio.gather(sender, confirmer, return_exceptions=True)
+            await self._close(listener, "stopped" if self._stopping.is_set() else "ended")
+            if gone is not None:
+                gone.cancel()
+        return successor
+
+    def _give_up_on_silence(self, listener: _Listener, channel: str, silent_s: float) -> None:
+        self.silence.patience = min(self.silence.patience * 2, 256.0)
+        what = f"channel {channel}" if channel else "data"
+        reason = f"mute: no {what} for {silent_s:.1f} s on an open socket"
+        log.warning("%s: %s; dialing again.", self.plan.name, reason)
+        listener.close_reason = {"by": "tapeline", "reason": reason}
+
+    async def _replace(self, old: _Listener, old_gone: asyncio.Task[None]) -> _Listener | None:
+        """Open the next connection while the old one still delivers, and wait until the new one has data."""
+        new = await self._dial()
+        if new is None:
+            return None
+        sender = asyncio.create_task(self._send(new))
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + _OVERLAP_S
+        while not new.got_data and loop.time() < deadline and not old_gone.done() and not self._stopping.is_set():
+            await asyncio.sleep(0.02)
+        while new.outbox.qsize() and loop.time() < deadline:
+            await asyncio.sleep(0.02)
+        sender.cancel()
+        await asyncio.gather(sender, return_exceptions=True)
+        if not old.close_reason:
+            old.close_reason = {"by": "tapeline", "reason": f"replaced by {new.connection}"}
+        return new
+
+    async def _send(self, listener: _Listener) -> None:
+        kind = WSMsgType.BINARY if self.plan.binary else WSMsgType.TEXT
+        while True:
+            message = await listener.outbox.get()
+            if listener.transport is None or listener.transport.is_disconnected:
+                return
+            listener.transport.send(kind, message)
+            await asyncio.sleep(self.plan.pace_s)
+
+    async def _confirm(self, listener: _Listener) -> None:
+        """Record what was asked for, and say what of it the provider never confirmed."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + _CONFIRM_WITHIN_S + self.plan.pace_s * len(self.plan.topics)
+        while listener.session.missing() and loop.time() < deadline:
+            await asyncio.sleep(0.05)
+        missing: Sequence[str] = listener.session.missing()
+        asked = {"asked": list(self.plan.topics), "missing": list(missing)}
+        self.recorder.record(self.plan, listener.connection, "subscribed", self.clock(), msgspec.json.encode(asked))
+        if missing:
+            shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+            self.state.trouble = f"not confirmed by {self.plan.provider}: {shown}"
+            log.warning("%s: %s. Check the names and the plan; the others go on.", self.plan.name, self.state.trouble)
+
+    async def _close(self, listener: _Listener, why: str) -> None:
+        """Close the socket if it is open, and record the close."""
+        if listener not in self._open:
+            return
+        self._open.discard(listener)
+        if listener.transport is not None and not listener.transport.is_disconnected:
+            listener.end({"by": "tapeline", "reason": why})
+            try:
+                await asyncio.wait_for(listener.transport.wait_disconnected(), 2.0)
+            except (TimeoutError, OSError, WSError):
+                listener.transport.disconnect(graceful=False)
+        reason = listener.close_reason or {"by": "network", "reason": "the connection broke without a close"}
+        self.recorder.record(self.plan, listener.connection, "closed", self.clock(), msgspec.json.encode(reason))
+        self.state.connected = bool(self._open)
+
+
+async def get(url: str, tls: ssl.SSLContext | None = None) -> bytes:
+    """The body of an HTTP GET. Raises Unavailable that names the address and the status."""
+
+    def fetch() -> bytes:
+        request = urllib.request.Request(url, headers={"User-Agent": "tapeline"})  # noqa: S310 scheme checked below
+        with urllib.request.urlopen(request, timeout=_HTTP_TIMEOUT_S, context=tls) as reply:  # noqa: S310
+            return bytes(reply.read(_HTTP_MAX_BYTES))
+
+    if not url.startswith(("http://", "https://")):
+        raise Unavailable(f"{url} is no HTTP address.")
+    try:
+        return await asyncio.to_thread(fetch)
+    except (urllib.error.URLError, OSError) as error:
+        raise Unavailable(f"{url} cannot be read: {error}") from error
+
+
+def tls_context(ca_file: str = "") -> ssl.SSLContext:
+    """The system's certificate authorities, and `ca_file` where given."""
+    context = ssl.create_default_context()
+    if ca_file:
+        context.load_verify_locations(ca_file)
+    return context
+
+
+@dataclass(frozen=True, slots=True)
+class CheckRequest:
+    """A provider's check with the TLS it needs."""
+
+    check: Check
+    tls: ssl.SSLContext | None = None
+
+
+async def reach(plan: Plan, tls: ssl.SSLContext | None) -> float:
+    """Open the plan's websocket and close it again; seconds that took. Raises Unavailable that says what stood in the way."""
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    try:
+        transport, _ = await ws_connect(
+            WSListener,
+            plan.url,
+            ssl_context=tls if plan.url.startswith("wss:") else None,
+            extra_headers=dict(plan.headers),
+            websocket_handshake_timeout=_HANDSHAKE_TIMEOUT_S,
+        )
+    except (OSError, TimeoutError, WSError) as error:
+        raise Unavailable(f"cannot be reached: {error or type(error).__name__}. Check the url and the network.") from error
+    took = loop.time() - began
+    transport.disconnect()
+    await transport.wait_disconnected()
+    return took

@@ -1,0 +1,78 @@
+"""Tables to the screen, a file or a pipe, in the format asked for."""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import json
+import math
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, Final
+
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.table import Table
+
+#: More rows than this do not fit a screen; the other formats give them all.
+_SHOWN_ROWS: Final = 40
+
+
+def write(table: pa.Table, form: str, output: Path | None) -> None:
+    """`form` is table, csv, json (an object a line) or parquet."""
+    if form == "table":
+        console = Console(file=output.open("w") if output else None)
+        _show(table, console)
+        return
+    sink: BinaryIO = output.open("wb") if output else sys.stdout.buffer
+    if form == "csv":
+        pa_csv.write_csv(table, sink)
+    elif form == "parquet":
+        buffer = pa.BufferOutputStream()
+        pq.write_table(table, buffer, compression="zstd")
+        sink.write(buffer.getvalue())
+    else:
+        for line in json_lines(table):
+            sink.write(line.encode() + b"\n")
+    sink.flush()
+    if output:
+        sink.close()
+
+
+def json_lines(table: pa.Table) -> Iterator[str]:
+    """Each row as a JSON object; bytes as text where they are text, else as base64."""
+    for batch in table.to_batches(max_chunksize=8192):
+        for row in batch.to_pylist():
+            yield json.dumps({name: _plain(value) for name, value in row.items()})
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            return base64.b64encode(value).decode()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return value
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return value.isoformat() if isinstance(value, (datetime.date, datetime.time)) else str(value)
+
+
+def _show(table: pa.Table, console: Console) -> None:
+    shown = Table(box=None, pad_edge=False, header_style="bold")
+    for field in table.schema:
+        numeric = pa.types.is_integer(field.type) or pa.types.is_floating(field.type) or pa.types.is_decimal(field.type)
+        shown.add_column(field.name, justify="right" if numeric else "left", overflow="ellipsis", no_wrap=True)
+    for row in table.slice(0, _SHOWN_ROWS).to_pylist():
+        shown.add_row(*["" if value is None else str(_plain(value)) for value in row.values()])
+    console.print(shown)
+    if table.num_rows > _SHOWN_ROWS:
+        console.print(f"{table.num_rows - _SHOWN_ROWS:,} more rows; --format csv, json or parquet gives them all.", style="dim")

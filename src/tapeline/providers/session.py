@@ -1,0 +1,95 @@
+"""What a provider's session says to the network layer: sans-I/O, frames in, replies out.
+
+A session is made anew for each connection. It knows the handshake, the subscriptions and the provider's words for trouble; it knows
+no socket and no clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """What the provider said no to, and what to do about it.
+
+    `warn`: go on without what was refused. `reconnect`: try again after the usual backoff, at least `wait_s`.
+    `stop`: only a person can help; this provider ends, the others go on.
+    """
+
+    message: str
+    action: Literal["warn", "reconnect", "stop"]
+    wait_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What to do after a control frame."""
+
+    send: Sequence[bytes] = ()
+    trouble: Trouble | None = None
+    #: Open the connection that replaces this one now: the provider is about to close it.
+    successor: bool = False
+
+
+class Session(Protocol):
+    """One connection's conversation."""
+
+    def opened(self) -> Sequence[bytes]:
+        """What to send as soon as the socket is open."""
+
+    def received(self, frame: bytes) -> Reply | None:
+        """The answer to a control frame; None for market data. Never raises, whatever the bytes."""
+
+    def channel(self, frame: bytes) -> bytes | None:
+        """A name for the kind of data a frame carries, for the watchdog; None for a control frame."""
+
+    def missing(self) -> Sequence[str]:
+        """What was asked for and is not confirmed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """A request that tells whether what is configured exists: GET `url`, then `problems(body)` in words."""
+
+    url: str
+    problems: Callable[[bytes], Sequence[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One connection to keep open."""
+
+    provider: str
+    feed: str
+    name: str
+    url: str
+    topics: Sequence[str]
+    session: Callable[[], Session]
+    binary: bool = False  # send binary frames rather than text
+    headers: Mapping[str, str] = field(default_factory=dict)
+    pace_s: float = 0.0  # least time between messages sent
+    rotate_after_s: float = 0.0  # 0: the provider sets no limit to a connection's life
+    check: Check | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FeedSettings:
+    """What the configuration says of one feed, with its secrets."""
+
+    feed: str
+    symbols: Sequence[str]
+    channels: Sequence[str]
+    url: str = ""
+    rest_url: str = ""
+    codec: Literal["json", "msgpack"] = "json"
+    key: str = field(default="", repr=False)
+    secret: str = field(default="", repr=False)
+    rotate_after_s: float = 0.0
+
+
+def rest_of(url: str) -> str:
+    """The HTTP address beside a websocket address: the stand-ins serve both on one port."""
+    return url.replace("ws://", "http://", 1).replace("wss://", "https://", 1)

@@ -1,0 +1,48 @@
+"""SQL over the lake: DuckDB views of its tables, each the latest committed state."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import duckdb
+import pyarrow as pa
+from deltalake import DeltaTable
+from deltalake.exceptions import TableNotFoundError
+
+from tapeline.records import NORMALIZED_TOPICS, Topic
+
+#: The last revision of each bar; `bar_revisions` has them all.
+_BARS: Final = """
+CREATE VIEW bars AS SELECT * FROM bar_revisions
+QUALIFY row_number() OVER (
+    PARTITION BY provider, feed, symbol, "interval", ts_ns ORDER BY raw_partition DESC, raw_offset DESC, raw_index DESC
+) = 1
+"""
+
+
+def connect(lake: Path) -> duckdb.DuckDBPyConnection:
+    """An in-memory DuckDB with the views ticks, bars, bar_revisions, notices and rejected. Nothing is downloaded."""
+    db = duckdb.connect(config={"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"})
+    db.execute("SET TimeZone = 'UTC'")
+    for topic in NORMALIZED_TOPICS:
+        name = "bar_revisions" if topic.table == "bars" else topic.table
+        files = _files(lake / topic.table)
+        if files:
+            db.read_parquet(files, hive_partitioning=True).create_view(name)
+        else:
+            db.register(name, _empty(topic))
+    db.execute(_BARS)
+    return db
+
+
+def _files(table: Path) -> list[str]:
+    try:
+        return DeltaTable(str(table)).file_uris()
+    except TableNotFoundError:
+        return []
+
+
+def _empty(topic: Topic) -> pa.Table:
+    extra = [pa.field("ts", pa.timestamp("us", "UTC")), pa.field("date", pa.date32())]
+    return pa.schema([*topic.schema, *extra]).empty_table()

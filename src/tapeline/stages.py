@@ -1,0 +1,298 @@
+"""The three stages, each a few lines around one loop: ingest records, normalize interprets, store keeps."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, fields
+from random import Random
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+
+from tapeline import flow, net
+from tapeline.errors import Refused, Unavailable
+from tapeline.monitor.status import Latencies, Rate, StatusFile
+from tapeline.providers.normalizing import Count, Decode, Normalized, normalize
+from tapeline.providers.session import Plan
+from tapeline.records import NORMALIZED_TOPICS, NS_PER_S, RAW, RAW_TOPIC, TICKS_TOPIC, RawKind, Topic
+from tapeline.stores import Store
+from tapeline.streams import Chunk, Stream
+
+log = logging.getLogger(__name__)
+
+#: The consumer group of the normalize stage.
+NORMALIZE: Final = "normalize"
+#: Frames that have accumulated this long are written: long enough to share a commit, short enough not to be felt.
+_FLUSH_AFTER_S: Final = 0.002
+#: Frames held in memory while the stream takes none; past it the sockets are not read.
+_HOLD_BYTES: Final = 64 * 1024 * 1024
+_CHUNK_ROWS: Final = 8_192
+_NORMALIZE_REST_S: Final = 0.001
+_STORE_REST_S: Final = 0.05
+
+
+class StreamRecorder:
+    """Gathers the raw records of a few milliseconds and appends them to the stream, on the event loop itself.
+
+    While the loop writes it reads no socket, so the only queue is the kernel's, and a slow stream slows the sender down. While the
+    stream takes nothing, reading pauses and what has been received is held, in order, and tried again.
+    """
+
+    def __init__(self, stream: Stream, random: Random) -> None:
+        self._stream = stream
+        self._random = random
+        self._columns: tuple[list[str], list[str], list[str], list[str], list[int], list[bytes]] = ([], [], [], [], [], [])
+        self._bytes = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._waits = net.backoff(random, cap_s=5.0)
+        self._pausers: list[Callable[[bool], None]] = []
+        self._paused = False
+        self.records = 0
+        self.trouble = ""
+
+    def on_pause(self, pause: Callable[[bool], None]) -> None:
+        self._pausers.append(pause)
+
+    def record(self, plan: Plan, connection: str, kind: RawKind, received_ns: int, payload: bytes) -> None:
+        provider, feed, connections, kinds, received, payloads = self._columns
+        provider.append(plan.provider)
+        feed.append(plan.feed)
+        connections.append(connection)
+        kinds.append(kind)
+        received.append(received_ns)
+        payloads.append(payload)
+        self._bytes += len(payload)
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(_FLUSH_AFTER_S, self._flush_or_wait)
+        elif self._bytes > _HOLD_BYTES and not self._paused:
+            self._pause(True)
+
+    def _flush_or_wait(self) -> None:
+        self._timer = None
+        try:
+            self.flush()
+        except Unavailable as error:
+            delay = next(self._waits)
+            held = len(self._columns[0])
+            self.trouble = str(error)
+            log.error("%s %d received records are held in memory, none is lost; next try in %.1f s.", error, held, delay)
+            self._pause(True)
+            self._timer = asyncio.get_running_loop().call_later(delay, self._flush_or_wait)
+
+    def flush(self) -> None:
+        """Append what has been gathered. Raises Unavailable: then it is still held."""
+        if not self._columns[0]:
+            return
+        arrays = [pa.array(column, field.type) for column, field in zip(self._columns, RAW, strict=True)]
+        self._stream.append(RAW_TOPIC, pa.RecordBatch.from_arrays(arrays, schema=RAW))
+        self.records += len(self._columns[0])
+        for column in self._columns:
+            column.clear()
+        self._bytes = 0
+        if self.trouble:
+            log.warning("The stream takes records again; nothing was lost.")
+            self.trouble, self._waits = "", net.backoff(self._random, cap_s=5.0)
+        if self._paused:
+            self._pause(False)
+
+    def _pause(self, pause: bool) -> None:
+        self._paused = pause
+        for pauser in self._pausers:
+            pauser(pause)
+
+
+async def ingest(
+    lines: Sequence[net.Line], recorder: StreamRecorder, checks: Mapping[str, net.CheckRequest], status: StatusFile, stop: asyncio.Event
+) -> None:
+    """Keep every line open until `stop`. Raises Refused when every provider has said no for good."""
+    keepers = [asyncio.create_task(line.keep(), name=line.plan.name) for line in lines]
+    checkers = [asyncio.create_task(_check(name, request, lines)) for name, request in checks.items()]
+    rate = Rate()
+    counted = 0
+    try:
+        while not stop.is_set() and not all(keeper.done() for keeper in keepers):
+            await _until(stop, keepers, 0.5)
+            frames = sum(line.state.frames for line in lines)
+            rate.add(frames - counted)
+            counted = frames
+            status.maybe(lambda: _ingest_report(lines, recorder, rate))
+    finally:
+        for line in lines:
+            line.stop()
+        for checker in checkers:
+            checker.cancel()
+        ended = await asyncio.gather(*keepers, return_exceptions=True)
+        recorder.flush()
+        status.write(_ingest_report(lines, recorder, rate))
+    for outcome in ended:
+        if isinstance(outcome, BaseException):
+            raise outcome
+    if lines and all(line.state.stopped for line in lines):
+        raise Refused("Every provider has refused: " + "; ".join(f"{line.plan.name}: {line.state.trouble}" for line in lines))
+
+
+async def _until(stop: asyncio.Event, tasks: Sequence[asyncio.Task[None]], seconds: float) -> None:
+    waiter = asyncio.create_task(stop.wait())
+    pending = [task for task in tasks if not task.done()]
+    await asyncio.wait([waiter, *pending], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    waiter.cancel()
+
+
+async def _check(name: str, request: net.CheckRequest, lines: Sequence[net.Line]) -> None:
+    """Ask the provider whether what is configured exists; say what does not. Data flows whatever the answer."""
+    try:
+        problems = list(request.check.problems(await net.get(request.check.url, request.tls)))
+    except (Unavailable, ValueError) as error:
+        log.warning("%s: the symbols could not be checked: %s", name, error)
+        return
+    for problem in problems:
+        log.error("%s", problem)
+    for line in lines:
+        if problems and line.plan.name == name:
+            line.state.trouble = "; ".join(problems)
+
+
+def _ingest_report(lines: Sequence[net.Line], recorder: StreamRecorder, rate: Rate) -> dict[str, Any]:
+    return {
+        "records": recorder.records,
+        "frames_per_s": rate.take(),
+        "trouble": recorder.trouble,
+        "last_data_ns": max((line.state.last_data_ns for line in lines), default=0),
+        "lines": {line.plan.name: asdict(line.state) | {"provider": line.plan.provider} for line in lines},
+    }
+
+
+class Normalize:
+    """Raw records in; ticks, bars, notices and rejects out, with the position, in one commit."""
+
+    def __init__(self, stream: Stream, decoders: Mapping[str, Decode], status: StatusFile, clock: Callable[[], int] = time.time_ns):
+        self._stream = stream
+        self._decoders = decoders
+        self._status = status
+        self._clock = clock
+        self._next = stream.position(NORMALIZE, RAW_TOPIC, 0)
+        self._latencies: dict[str, Latencies] = {}
+        self._rates: dict[str, Rate] = {}
+
+    def step(self) -> bool:
+        self._status.maybe(self._report)
+        chunk = self._stream.read(RAW_TOPIC, 0, self._next, _CHUNK_ROWS)
+        if chunk is None:
+            return False
+        normalized = normalize(chunk.batch, chunk.partition, chunk.first, self._decoders)
+        outputs = [(topic, normalized.batches[topic]) for topic in NORMALIZED_TOPICS]
+        self._stream.commit(NORMALIZE, chunk, outputs, totals_of(normalized.counts))
+        self._next = chunk.next
+        self._observe(normalized)
+        return True
+
+    def _observe(self, normalized: Normalized) -> None:
+        ticks = normalized.batches[TICKS_TOPIC]
+        late = self._clock() - ticks["received_ns"].to_numpy()
+        for (provider, _), count in normalized.counts.items():
+            self._rates.setdefault(provider, Rate(self._clock)).add(count.ticks)
+        for provider in {provider for provider, _ in normalized.counts}:
+            only = len({name for name, _ in normalized.counts}) == 1
+            mine = late if only else late[np.array(ticks["provider"].to_pylist(), dtype=object) == provider]
+            if len(mine):
+                self._latencies.setdefault(provider, Latencies(self._clock)).add(mine)
+
+    def _report(self) -> dict[str, Any]:
+        return {
+            "position": self._next,
+            "providers": {
+                name: {
+                    "ticks_per_s": self._rates[name].take(),
+                    "p50_ms": (found := self._latencies.get(name)) and found.ms(0.50),
+                    "p99_ms": found and found.ms(0.99),
+                }
+                for name in self._rates
+            },
+        }
+
+    def finish(self) -> None:
+        self._status.write(self._report())
+
+
+def totals_of(counts: Mapping[tuple[str, str], Count]) -> dict[str, int]:
+    """`binance/spot/ticks` and so on: the accounting as the stream keeps it."""
+    return {
+        f"{provider}/{feed}/{part.name}": getattr(count, part.name)
+        for (provider, feed), count in counts.items()
+        for part in fields(Count)
+    }
+
+
+class KeepIn:
+    """Normalized topics into one store, each from the position that the store itself holds."""
+
+    def __init__(
+        self,
+        stream: Stream,
+        store: Store,
+        status: StatusFile,
+        stop: threading.Event,
+        *,
+        flush_rows: int,
+        flush_s: float,
+        clock: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self._stream, self._store, self._status, self._stop, self._clock = stream, store, status, stop, clock
+        self._flush_rows, self._flush_ns = flush_rows, int(flush_s * NS_PER_S)
+        self._read = {topic: store.position(topic, 0) for topic in NORMALIZED_TOPICS}
+        self._held: dict[Topic, list[Chunk]] = {topic: [] for topic in NORMALIZED_TOPICS}
+        self._since: dict[Topic, int] = {}
+        self._rate = Rate(clock)
+
+    def step(self) -> bool:
+        self._status.maybe(self._report)
+        worked = False
+        for topic in NORMALIZED_TOPICS:
+            held = self._held[topic]
+            rows = sum(chunk.batch.num_rows for chunk in held)
+            chunk = self._stream.read(topic, 0, self._read[topic], self._flush_rows - rows) if rows < self._flush_rows else None
+            if chunk is not None:
+                self._since.setdefault(topic, self._clock())
+                held.append(chunk)
+                self._read[topic] = chunk.next
+                rows += chunk.batch.num_rows
+                worked = worked or rows >= self._flush_rows
+            full = rows >= self._flush_rows
+            old = held and self._clock() - self._since[topic] >= self._flush_ns
+            if full or old or (held and self._stop.is_set() and chunk is None):
+                self._flush(topic)
+                worked = True
+        return worked
+
+    def _flush(self, topic: Topic) -> None:
+        held = self._held[topic]
+        batch = pa.concat_batches([chunk.batch for chunk in held])
+        written = self._store.write(topic, 0, batch, held[-1].next)
+        self._rate.add(written.rows)
+        held.clear()
+        del self._since[topic]
+
+    def _report(self) -> dict[str, Any]:
+        return {
+            "rows_per_s": self._rate.take(),
+            "tables": {topic.table: asdict(self._store.totals(topic, 0)) for topic in NORMALIZED_TOPICS},
+            "positions": {topic.name: self._store.position(topic, 0) for topic in NORMALIZED_TOPICS},
+        }
+
+    def finish(self) -> None:
+        self._status.write(self._report())
+
+
+def run_normalize(stage: Normalize, stop: threading.Event, random: Random) -> None:
+    flow.run(stage.step, stop, rest_s=_NORMALIZE_REST_S, waits=lambda: net.backoff(random, cap_s=5.0))
+    stage.finish()
+
+
+def run_store(stage: KeepIn, stop: threading.Event, random: Random) -> None:
+    flow.run(stage.step, stop, rest_s=_STORE_REST_S, waits=lambda: net.backoff(random, cap_s=5.0), drain_s=60.0)
+    stage.finish()

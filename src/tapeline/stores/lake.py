@@ -1,0 +1,210 @@
+"""The lake: one Delta table a topic, Parquet files by UTC date, opened as it is by DuckDB, Spark, Polars and pandas.
+
+A write is one Delta commit of the rows, the stream position and the running count of duplicates (Delta's application transactions),
+so a crash at any instruction leaves either all of it or none of it. Duplicates are found against the lake itself: the files whose
+times overlap the batch are read back, by the columns that make two events of a channel the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from deltalake import CommitProperties, DeltaTable, Transaction, WriterProperties, write_deltalake
+from deltalake.exceptions import DeltaError, TableNotFoundError
+
+from tapeline.errors import DiskTrouble, NewerData
+from tapeline.records import BARS_TOPIC, NS_PER_S, NS_PER_US, TICKS_TOPIC, Topic
+from tapeline.stores import Written
+
+#: (provider, feed, channel) to the columns that make two events the same; empty where none ever are.
+IdentityRule = Callable[[str, str, str], tuple[str, ...]]
+
+#: The lake's own format, kept in each table's description; a newer one is refused.
+_FORMAT: Final = 1
+_DESCRIPTION: Final = "Tapeline lake, format "
+#: Two copies of one event differ in time by at most this: where the channel has no time of its own, the receive time stands in.
+_SLACK_NS: Final = 120 * NS_PER_S
+_WRITER: Final = WriterProperties(compression="ZSTD", compression_level=1, max_row_group_size=128 * 1024)
+_US: Final = pa.scalar(NS_PER_US, pa.int64())
+_DAY: Final = pa.scalar(86_400 * NS_PER_S, pa.int64())
+
+
+class Lake:
+    """Tables under `root`, one for each topic that normalize writes."""
+
+    def __init__(self, root: Path, identity: IdentityRule) -> None:
+        self.root = root
+        self._identity = identity
+        self._tables: dict[str, DeltaTable] = {}
+
+    def position(self, topic: Topic, partition: int) -> int:
+        table = self._table(topic)
+        return int(table.transaction_version(_position_id(topic, partition)) or 0) if table is not None else 0
+
+    def totals(self, topic: Topic, partition: int) -> Written:
+        table = self._table(topic)
+        if table is None:
+            return Written(0, 0)
+        return Written(*(int(table.transaction_version(_count_id(topic, partition, name)) or 0) for name in ("rows", "duplicates")))
+
+    def write(self, topic: Topic, partition: int, batch: pa.RecordBatch, next_position: int) -> Written:
+        lake_batch = with_dates(batch)
+        fresh = self._fresh(topic, lake_batch)
+        written = Written(fresh.num_rows, batch.num_rows - fresh.num_rows)
+        before = self.totals(topic, partition)
+        transactions = [
+            Transaction(_position_id(topic, partition), next_position),
+            Transaction(_count_id(topic, partition, "rows"), before.rows + written.rows),
+            Transaction(_count_id(topic, partition, "duplicates"), before.duplicates + written.duplicates),
+        ]
+        order = [(name, "ascending") for name in ("symbol", "ts_ns") if name in fresh.schema.names]
+        try:
+            self._commit(topic, fresh.sort_by(order) if order else fresh, transactions)
+        except (OSError, DeltaError) as error:
+            self._tables.pop(topic.table, None)
+            raise DiskTrouble(
+                f"The lake at {self.root} took no write: {error}. The {batch.num_rows} records stay in the stream; free disk space or "
+                "make the folder writable. It is tried again."
+            ) from error
+        return written
+
+    def _commit(self, topic: Topic, rows: pa.RecordBatch, transactions: list[Transaction]) -> None:
+        table = self._table(topic)
+        write_deltalake(
+            table if table is not None else str(self.root / topic.table),
+            rows,
+            mode="append",
+            partition_by=["date"],
+            description=f"{_DESCRIPTION}{_FORMAT}" if table is None else None,
+            writer_properties=_WRITER,
+            commit_properties=CommitProperties(app_transactions=transactions),
+        )
+
+    def _table(self, topic: Topic) -> DeltaTable | None:
+        """The topic's table as it now is; None while it does not exist."""
+        table = self._tables.get(topic.table)
+        try:
+            if table is not None:
+                table.update_incremental()
+                return table
+            table = DeltaTable(str(self.root / topic.table))
+        except TableNotFoundError:
+            return None
+        except (OSError, DeltaError) as error:
+            raise DiskTrouble(f"The lake's table {self.root / topic.table} cannot be read: {error}") from error
+        version = int((table.metadata().description or "").removeprefix(_DESCRIPTION) or 0)
+        if version > _FORMAT:
+            raise NewerData(
+                f"{self.root / topic.table} was written by a newer Tapeline (format {version}, this one knows {_FORMAT}). "
+                "Nothing was touched. Upgrade Tapeline, or set another data_dir."
+            )
+        self._tables[topic.table] = table
+        return table
+
+    def _fresh(self, topic: Topic, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """The rows whose events neither the lake nor an earlier row of the batch holds."""
+        if topic not in (TICKS_TOPIC, BARS_TOPIC) or not batch.num_rows:
+            return batch
+        keep = np.ones(batch.num_rows, bool)
+        for (provider, feed, channel), rows in _by_channel(batch):
+            columns = self._identity(provider, feed, channel)
+            if columns:
+                keep[rows] = self._first_seen(topic, batch, rows, columns, (provider, feed, channel))
+        return batch if keep.all() else batch.filter(pa.array(keep))
+
+    def _first_seen(
+        self,
+        topic: Topic,
+        batch: pa.RecordBatch,
+        rows: npt.NDArray[np.int64],
+        columns: tuple[str, ...],
+        channel: tuple[str, str, str],
+    ) -> npt.NDArray[np.bool_]:
+        """Which of `rows` are the first of their event: group what the lake holds (-1) and what is new (row) by identity."""
+        new = pa.table(batch.select(list(columns)).take(pa.array(rows)) if len(rows) < batch.num_rows else batch.select(list(columns)))
+        held = self._held(topic, batch["ts_ns"].take(pa.array(rows)), columns, channel)
+        origin = pa.array(np.arange(len(rows)))
+        everything = new.append_column("origin", origin)
+        if held is not None and held.num_rows:
+            held = held.select(list(columns)).cast(new.schema).append_column("origin", pa.array(np.full(held.num_rows, -1)))
+            everything = pa.concat_tables([held, everything])
+        first = everything.group_by(list(columns), use_threads=False).aggregate([("origin", "min")])["origin_min"].to_numpy()
+        keep = np.zeros(len(rows), bool)
+        keep[first[first >= 0]] = True
+        return keep
+
+    def _held(self, topic: Topic, ts_ns: pa.Array, columns: tuple[str, ...], channel: tuple[str, str, str]) -> pa.Table | None:
+        """The identities that the lake holds of one channel around the times of a batch."""
+        table = self._table(topic)
+        if table is None:
+            return None
+        low, high = pc.min(ts_ns).as_py() - _SLACK_NS, pc.max(ts_ns).as_py() + _SLACK_NS
+        files = _overlapping(table, low, high)
+        if not files:
+            return None
+        names = [*columns, "ts_ns", "provider", "feed", "channel"]
+        parts = []
+        for path, date in files:
+            some = pq.read_table(self.root / topic.table / path, columns=[n for n in names if n != "date"], partitioning=None)
+            if "date" in columns:
+                some = some.append_column("date", pa.array([date] * some.num_rows, pa.date32()))
+            inside = pc.and_(pc.greater_equal(some["ts_ns"], low), pc.less_equal(some["ts_ns"], high))
+            for name, value in zip(("provider", "feed", "channel"), channel, strict=True):
+                inside = pc.and_(inside, pc.equal(some[name], value))
+            parts.append(some.filter(inside))
+        return pa.concat_tables(parts)
+
+
+def with_dates(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The lake's columns: the schema's own, with `date` (the partition) and `ts` (microseconds, for people and pruning)."""
+    ts_ns = batch["ts_ns"] if "ts_ns" in batch.schema.names else batch["received_ns"]
+    ts = pc.cast(_floor_divide(ts_ns, _US), pa.timestamp("us", "UTC"))
+    days = pc.cast(pc.cast(_floor_divide(ts_ns, _DAY), pa.int32()), pa.date32())
+    return batch.append_column("date", days).append_column("ts", ts)
+
+
+def _floor_divide(values: pa.Array, by: pa.Scalar) -> pa.Array:
+    return pa.array(np.floor_divide(values.to_numpy(), by.as_py()))
+
+
+def _by_channel(batch: pa.RecordBatch) -> list[tuple[tuple[str, str, str], npt.NDArray[np.int64]]]:
+    keys = ["provider", "feed", "channel"]
+    codes = [batch[key].dictionary_encode() for key in keys]
+    combined = np.zeros(batch.num_rows, np.int64)
+    for code in codes:
+        combined = combined * len(code.dictionary) + code.indices.to_numpy()
+    found = []
+    for value in np.unique(combined):
+        rows = np.flatnonzero(combined == value)
+        first = int(rows[0])
+        found.append(((batch["provider"][first].as_py(), batch["feed"][first].as_py(), batch["channel"][first].as_py()), rows))
+    return found
+
+
+def _overlapping(table: DeltaTable, low: int, high: int) -> list[tuple[str, Any]]:
+    """(path, date) of the files that may hold times from `low` to `high`, by the statistics in the log."""
+    actions = pa.table(table.get_add_actions(flatten=True))
+    if not actions.num_rows:
+        return []
+    names = actions.schema.names
+    inside = pc.and_(
+        pc.less_equal(pc.coalesce(actions["min.ts_ns"], low), high) if "min.ts_ns" in names else pa.scalar(True),
+        pc.greater_equal(pc.coalesce(actions["max.ts_ns"], high), low) if "max.ts_ns" in names else pa.scalar(True),
+    )
+    chosen = actions.filter(inside)
+    return list(zip(chosen["path"].to_pylist(), chosen["partition.date"].to_pylist(), strict=True))
+
+
+def _position_id(topic: Topic, partition: int) -> str:
+    return f"tapeline/{topic.name}/{partition}"
+
+
+def _count_id(topic: Topic, partition: int, name: str) -> str:
+    return f"{_position_id(topic, partition)}/{name}"

@@ -1,0 +1,121 @@
+"""One process a stage: start them, start again what dies, give up loudly, and stop all in the order of the flow."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from tapeline.errors import FATAL_STATUSES, TapelineError
+
+log = logging.getLogger(__name__)
+
+#: A stage that lived this long was well: its next death is a new one.
+_WELL_AFTER_S: Final = 30.0
+_DEATHS_IN_A_ROW: Final = 8
+_STOP_WITHIN_S: Final = 75.0
+
+
+class StageFailed(TapelineError):
+    """A stage ended for good; carries its own exit status."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+@dataclass(slots=True)
+class Stage:
+    """A stage's process and what became of those before it."""
+
+    name: str
+    command: Sequence[str]
+    process: subprocess.Popen[bytes] | None = None
+    started: float = 0.0
+    deaths: int = 0  # in a row
+    restarts: int = 0
+    again_at: float = 0.0
+    waits: Iterator[float] | None = field(default=None, repr=False)
+
+
+class Supervisor:
+    """Runs the stages, given in the order in which data flows."""
+
+    def __init__(
+        self,
+        stages: Sequence[Stage],
+        waits: Callable[[], Iterator[float]],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._stages = stages
+        self._waits = waits
+        self._clock = clock
+
+    def run(self, stop: threading.Event, idle: Callable[[], bool], tick: Callable[[dict[str, Any]], None]) -> None:
+        """Until `stop` is set or `idle` says so. Raises StageFailed when a stage cannot go on; the others are stopped first."""
+        try:
+            for stage in self._stages:
+                self._start(stage)
+            while not stop.is_set() and not idle():
+                for stage in self._stages:
+                    self._watch(stage)
+                tick(self.report())
+                stop.wait(0.2)
+        finally:
+            self._stop_all()
+
+    def report(self) -> dict[str, Any]:
+        return {
+            stage.name: {"pid": stage.process.pid if stage.process else None, "restarts": stage.restarts} for stage in self._stages
+        }
+
+    def _start(self, stage: Stage) -> None:
+        # A session of its own: Ctrl-C in the terminal reaches the supervisor alone, which then stops the stages in order.
+        stage.process = subprocess.Popen(stage.command, stdin=subprocess.DEVNULL, start_new_session=True)  # noqa: S603 our own command
+        stage.started = self._clock()
+
+    def _watch(self, stage: Stage) -> None:
+        now = self._clock()
+        if stage.process is None:
+            if now >= stage.again_at:
+                stage.restarts += 1
+                self._start(stage)
+            return
+        status = stage.process.poll()
+        if status is None:
+            if now - stage.started > _WELL_AFTER_S:
+                stage.deaths, stage.waits = 0, None
+            return
+        stage.process = None
+        if status in FATAL_STATUSES:
+            raise StageFailed(f"{stage.name} cannot go on (its message is above); the other stages were stopped.", status)
+        stage.deaths += 1
+        how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+        if stage.deaths > _DEATHS_IN_A_ROW:
+            raise StageFailed(
+                f"{stage.name} {how}, {stage.deaths} times in a row; giving up. What was accepted is in the stream and the stores.",
+                status if status > 0 else 70,
+            )
+        stage.waits = stage.waits or self._waits()
+        delay = next(stage.waits)
+        stage.again_at = now + delay
+        log.warning("%s %s; started again in %.1f s. Nothing that was accepted is lost.", stage.name, how, delay)
+
+    def _stop_all(self) -> None:
+        """Each stage finishes what the one before it left, then ends."""
+        for stage in self._stages:
+            process = stage.process
+            if process is None or process.poll() is not None:
+                continue
+            process.terminate()
+            try:
+                process.wait(_STOP_WITHIN_S)
+            except subprocess.TimeoutExpired:
+                log.error("%s did not stop within %.0f s and is killed; what it had not committed is done again.", stage.name, _STOP_WITHIN_S)
+                process.kill()
+                process.wait()
