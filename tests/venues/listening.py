@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Client(WSListener):
-    """One socket. `messages` holds (kind, payload) of every data frame in order, `close_code` the server's once it came."""
+    """One socket. `messages` holds (kind, payload) of each data frame, `close_code` the server's once it came."""
 
     def __init__(self, *, answers_pings: bool = True) -> None:
         self.messages: list[tuple[WSMsgType, bytes]] = []

@@ -1,0 +1,196 @@
+"""The providers' own Python clients, unmodified, each in an environment of its own, parse what a venue sends.
+
+What they print is compared with the venue's journal, field by field.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tapeline.venues import CERTIFICATE, Venue, VenueOptions
+
+HERE = Path(__file__).parent
+ENVIRONMENTS = HERE.parent.parent / ".venvs"
+UV = Path(sys.executable).with_name("uv")
+
+pytestmark = pytest.mark.timeout(600)  # the first run fetches the clients
+
+
+def python_of(client: str) -> str:
+    """The interpreter of a client's environment, which is made anew whenever its lock has changed."""
+    lock = HERE / client / "requirements.txt"
+    home = ENVIRONMENTS / client
+    stamp = home / "lock.sha256"
+    digest = hashlib.sha256(lock.read_bytes()).hexdigest()
+    if not stamp.exists() or stamp.read_text() != digest:
+        uv = str(UV) if UV.exists() else shutil.which("uv")
+        assert uv, "uv is needed to make the clients' environments: run `make install`"
+        environment = os.environ | {"UV_NATIVE_TLS": "1", "UV_PYTHON_DOWNLOADS": "never"}
+        for command in (
+            [uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(home)],
+            [uv, "pip", "sync", "--quiet", "--require-hashes", "--python", str(home / "bin" / "python"), str(lock)],
+        ):
+            subprocess.run(command, check=True, env=environment)
+        stamp.write_text(digest)
+    return str(home / "bin" / "python")
+
+
+async def _printed(options: VenueOptions, client: str, arguments: list[str], enough: int) -> list[Any]:
+    """Run a client against a venue until it has printed `enough` lines, and return what it printed."""
+    venue = Venue(options)
+    url = await venue.start()
+    place = url.partition("//")[2]
+    filled = [argument.format(url=url, place=place) for argument in arguments]
+    process = await asyncio.create_subprocess_exec(
+        python_of(client), str(HERE / client / "client.py"), *filled, stdout=asyncio.subprocess.PIPE
+    )
+    lines = []
+    try:
+        assert process.stdout is not None
+        async with asyncio.timeout(60):
+            while len(lines) < enough:
+                line = await process.stdout.readline()
+                assert line, f"the client ended after {len(lines)} lines"
+                lines.append(json.loads(line))
+    finally:
+        process.kill()
+        await process.communicate()
+        await venue.stop()
+    return lines
+
+
+def _run(tmp_path: Path, name: str, client: str, arguments: list[str], enough: int) -> tuple[list[Any], list[Any]]:
+    """What the client printed, and what the journal says was sent."""
+    python_of(client)
+    journal = tmp_path / "journal.jsonl"
+    options = VenueOptions(name=name, rate=200, journal=journal, tls=bool(str(CERTIFICATE) in arguments))
+    printed = asyncio.run(_printed(options, client, arguments, enough))
+    return printed, [json.loads(line) for line in journal.read_text().splitlines()]
+
+
+MASSIVE_FIELDS = {
+    "EquityTrade": (
+        "event_type=ev symbol=sym exchange=x id=i tape=z price=p size=s fractional_shares=ds conditions=c "
+        "timestamp=t sequence_number=q trf_id=trfi trf_timestamp=trft"
+    ),
+    "EquityQuote": (
+        "event_type=ev symbol=sym bid_exchange_id=bx bid_price=bp bid_size=bs ask_exchange_id=ax ask_price=ap "
+        "ask_size=as condition=c indicators=i timestamp=t tape=z sequence_number=q trf_id=trfi trf_timestamp=trft"
+    ),
+    "EquityAgg": (
+        "event_type=ev symbol=sym volume=v accumulated_volume=av official_open_price=op vwap=vw open=o close=c high=h "
+        "low=l aggregate_vwap=a average_size=z start_timestamp=s end_timestamp=e otc=otc fractional_volume=dv "
+        "fractional_accumulated_volume=dav"
+    ),
+    "CryptoTrade": (
+        "event_type=ev pair=pair exchange=x id=i price=p size=s conditions=c timestamp=t received_timestamp=r"
+    ),
+    "CryptoQuote": (
+        "event_type=ev pair=pair bid_price=bp bid_size=bs ask_price=ap ask_size=as timestamp=t exchange_id=x "
+        "received_timestamp=r"
+    ),
+    "CurrencyAgg": (
+        "event_type=ev pair=pair open=o close=c high=h low=l volume=v vwap=vw start_timestamp=s end_timestamp=e "
+        "avg_trade_size=z"
+    ),
+}
+MASSIVE_TYPES = {
+    "T": "EquityTrade",
+    "Q": "EquityQuote",
+    "A": "EquityAgg",
+    "XT": "CryptoTrade",
+    "XQ": "CryptoQuote",
+    "XAS": "CurrencyAgg",
+}
+
+
+def _as_massive_parses(event: dict[str, Any]) -> dict[str, Any]:
+    kind = MASSIVE_TYPES[event["ev"]]
+    pairs = (pair.split("=") for pair in MASSIVE_FIELDS[kind].split())
+    return {"type": kind, **{attribute: event.get(key) for attribute, key in pairs}}
+
+
+@pytest.mark.parametrize(
+    ("market", "topics", "types", "secure"),
+    [
+        ("stocks", "T.AAPL,Q.AAPL,A.*", {"EquityTrade", "EquityQuote", "EquityAgg"}, False),
+        ("options", "T.*,Q.O:SPY271217C00650000,A.*", {"EquityTrade", "EquityQuote", "EquityAgg"}, True),
+        ("crypto", "XT.*,XQ.BTC-USD,XAS.*", {"CryptoTrade", "CryptoQuote", "CurrencyAgg"}, False),
+    ],
+)
+def test_massive_parses_every_event_as_sent(
+    tmp_path: Path, market: str, topics: str, types: set[str], secure: bool
+) -> None:
+    arguments = ["{place}", market, topics, *([str(CERTIFICATE)] if secure else [])]
+    printed, told = _run(tmp_path, "polygon", "massive", arguments, 1_500)
+    assert printed == [_as_massive_parses(line["event"]) for line in told[: len(printed)]]
+    assert {event["type"] for event in printed} == types
+
+
+ALPACA_FIELDS = {
+    "t": ("Trade", "symbol=S timestamp=t exchange=x price=p size=s id=i conditions=c tape=z"),
+    "q": (
+        "Quote",
+        "symbol=S timestamp=t bid_price=bp bid_size=bs bid_exchange=bx ask_price=ap ask_size=as ask_exchange=ax "
+        "conditions=c tape=z",
+    ),
+    "b": ("Bar", "symbol=S timestamp=t open=o high=h low=l close=c volume=v trade_count=n vwap=vw"),
+}
+
+
+def _as_alpaca_parses(event: dict[str, Any]) -> dict[str, Any]:
+    kind, names = ALPACA_FIELDS[event["T"]]
+    parsed = {attribute: event.get(key) for attribute, key in (pair.split("=") for pair in names.split())}
+    # The client cuts nanoseconds to microseconds, and prints none of them when they are zero.
+    whole, _, rest = event["t"].removesuffix("Z").partition(".")
+    micro = rest[:6].ljust(6, "0")
+    return {"type": kind, "parsed": parsed | {"timestamp": f"{whole}.{micro}Z" if micro.strip("0") else f"{whole}Z"}}
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "symbols"),
+    [
+        ("stocks", "/v2/iex", "AAPL,BRK.B"),
+        ("stocks", "/v2/sip", "SPY"),
+        ("stocks", "/v2/test", "FAKEPACA"),
+        ("options", "/v1beta1/indicative", "SPY271217C00650000"),
+        ("crypto", "/v1beta3/crypto/us", "BTC/USD,ETH/USD"),
+    ],
+)
+def test_alpaca_py_parses_every_event_as_sent(tmp_path: Path, kind: str, path: str, symbols: str) -> None:
+    printed, told = _run(tmp_path, "alpaca", "alpaca", [kind, "{url}" + path, symbols], 400)
+    heard = [line for line in told if line["channel"] in ("trades", "quotes", "bars")]
+    expected = [_as_alpaca_parses(line["event"]) for line in heard[: len(printed)]]
+    assert [_rounded(event) for event in printed] == [_rounded(event) for event in expected]
+    assert {event["type"] for event in printed} >= {"Trade", "Quote"}
+
+
+def _rounded(event: dict[str, Any]) -> dict[str, Any]:
+    """Microseconds with the same number of digits."""
+    text = event["parsed"]["timestamp"]
+    return {**event, "parsed": event["parsed"] | {"timestamp": re.sub(r"0+Z$|Z$", "Z", text)}}
+
+
+def test_binance_sdk_parses_every_stream_as_sent(tmp_path: Path) -> None:
+    arguments = ["{url}", "http://{place}", "btcusdt"]
+    (information, *printed), told = _run(tmp_path, "binance", "binance", arguments, 600)
+    assert information == ["BTCUSDT", "TRADING", "BTC", "USDT"]
+    streams = {event["stream"] for event in printed}
+    assert streams == {"trade", "aggTrade", "bookTicker", "kline_1s"}
+    for stream in streams:
+        parsed = [event["parsed"] for event in printed if event["stream"] == stream]
+        sent = [line["event"] for line in told if line["channel"] == stream]
+        # The client's callback is set after its subscription was acknowledged: it misses what came in between.
+        first = sent.index(parsed[0])
+        assert parsed == sent[first : first + len(parsed)]
