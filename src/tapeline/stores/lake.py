@@ -149,10 +149,10 @@ class Lake:
         files = _overlapping(table, low, high)
         if not files:
             return None
-        names = [*columns, "ts_ns", "provider", "feed", "channel"]
+        names = [name for name in dict.fromkeys((*columns, "ts_ns", "provider", "feed", "channel")) if name != "date"]
         parts = []
         for path, date in files:
-            some = pq.read_table(self.root / topic.table / path, columns=[n for n in names if n != "date"], partitioning=None)
+            some = pq.read_table(self.root / topic.table / path, columns=names, partitioning=None)
             if "date" in columns:
                 some = some.append_column("date", pa.array([date] * some.num_rows, pa.date32()))
             inside = pc.and_(pc.greater_equal(some["ts_ns"], low), pc.less_equal(some["ts_ns"], high))

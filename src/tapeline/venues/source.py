@@ -72,20 +72,21 @@ class Generated:
         self._owe(now_s)
         now_ns = self._now_ns()
         made: list[Event] = []
-        self._tape.due(now_ns, self._plan, made)
+        # Everything up to the last tick has been told: a bar that ended by then holds all its trades.
+        self._tape.due(self._last_ns, self._plan, made)
         timed = len(made)
         quota = int(min(self._owed, BATCH))
         while len(made) - timed < quota:
             had = len(made)
-            end_ns = max(now_ns, self._last_ns)
-            ticks = self._market.draw(quota - (had - timed), self._demand, self._last_ns, end_ns)
-            self._last_ns = max(end_ns, ticks[-1].ns)
+            ticks = self._market.draw(quota - (had - timed), self._demand, self._last_ns, now_ns)
+            self._last_ns = max(now_ns, ticks[-1].ns)
             for tick in ticks:
                 self._tape.tell(tick, self._plan[tick.instrument], made)
             self._owed -= max(len(made) - had, 1)
             if len(made) == had:  # bars only: trades happen, and nobody hears of them one by one
                 self._owed -= len(ticks) - 1
                 break
+        self._last_ns = max(self._last_ns, now_ns)
         self.behind = self._owed >= 1
         return self._within_limit(made)
 
