@@ -84,7 +84,8 @@ def main() -> None:
 def run(
     config: ConfigOption = None,
     until_idle: Annotated[
-        float | None, typer.Option(help="End with status 0 when nothing has arrived for SECONDS and every backlog is zero.", metavar="SECONDS")
+        float | None,
+        typer.Option(help="End with status 0 when nothing has arrived for SECONDS and every backlog is zero.", metavar="SECONDS"),
     ] = None,
 ) -> None:
     """Run every stage the config names, one process each, supervised.
@@ -115,9 +116,12 @@ def run(
         show = _shower(lambda: snapshot(settings.root, stream, stores), tables, line)
         try:
             with show as tick:
-                Supervisor(stages, lambda: backoff(Random(), 0.3, 15.0)).run(
-                    stop, idle, lambda report: (status.maybe(lambda: {"stages": report}), tick()) and None
-                )
+
+                def look(report: dict[str, Any]) -> None:
+                    status.maybe(lambda: {"stages": report})
+                    tick()
+
+                Supervisor(stages, lambda: backoff(Random(), 0.3, 15.0)).run(stop, idle, look)
         finally:
             stream.close()
         final = snapshot(settings.root, stream, stores)
@@ -370,7 +374,7 @@ def _load(path: Path | None) -> Config:
 def _log_to_stderr() -> None:
     supervised = "TAPELINE_LOG" in os.environ
     if sys.stderr.isatty() and not supervised:
-        logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[RichHandler(Console(stderr=True), show_path=False)])
+        logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[RichHandler(console=Console(stderr=True), show_path=False)])
     else:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
 

@@ -193,7 +193,7 @@ def secret(provider: ProviderConfig, kind: str, environ: Mapping[str, str]) -> s
             return environ[name]
     raise ConfigError(
         f"{provider.name} needs a {kind}. Set {names[0]} in the environment (or {', '.join(names[1:])}), "
-        f"or {kind}_file = \"...\" in its [[providers]] block."
+        f'or {kind}_file = "..." in its [[providers]] block.'
     )
 
 

@@ -75,8 +75,12 @@ class Demo:
         self._make_room()
         with ExitStack() as stack:
             urls = {name: stack.enter_context(self._venue(name)) for name in _VENUES}
-            self._config.write_text(f'data_dir = "{self._root}"\n' + _FEEDS.format(**urls) + '\n[[stores]]\nurl = "lake:"\nflush_seconds = 2.0\n')
-            self._console.print(f"Three venues send {self._rate:,.0f} events/s each for {self._seconds:,.0f} s; the pipeline runs against them.")
+            self._config.write_text(
+                f'data_dir = "{self._root}"\n' + _FEEDS.format(**urls) + '\n[[stores]]\nurl = "lake:"\nflush_seconds = 2.0\n'
+            )
+            self._console.print(
+                f"Three venues send {self._rate:,.0f} events/s each for {self._seconds:,.0f} s; the pipeline runs against them."
+            )
             status = self._pipeline(stop)
         if status != 0:
             self._console.print(f"[red]The pipeline ended with status {status}; its log is {self._root / 'run.log'}.[/]")
@@ -179,7 +183,7 @@ class Demo:
     def _next_steps(self) -> None:
         config = os.path.relpath(self._config)
         self._console.print("[bold]A query over the lake[/]")
-        self._console.print(f"{_SAMPLE}\n", style="dim", highlight=False)
+        self._console.print(_SAMPLE, style="dim", highlight=False)
         sample = Table(box=None, pad_edge=False, header_style="bold")
         rows = connect(self._root / "lake").sql(_SAMPLE).to_arrow_table()
         for name in rows.schema.names:

@@ -14,7 +14,9 @@ from tapeline.errors import Busy, DiskTrouble
 
 @contextmanager
 def own(path: Path, what: str, wait_s: float = 0.0) -> Iterator[None]:
-    """Hold `path` while the block runs, waiting up to `wait_s` for another holder to end. Raises Busy that names the process which holds it, DiskTrouble where it cannot be made."""
+    """Hold `path` while the block runs, waiting up to `wait_s` for another holder to end.
+
+    Raises Busy that names the process which holds it, DiskTrouble where it cannot be made."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)

@@ -18,6 +18,7 @@ from typing import Any, Final, Protocol
 
 import msgspec
 from picows import (
+    WSCloseCode,
     WSError,
     WSFrame,
     WSInvalidStatusError,
@@ -123,7 +124,7 @@ class LineState:
     stopped: bool = False
 
 
-class _Listener(WSListener):  # type: ignore[misc]  # picows ships no base class type that mypy can see through
+class _Listener(WSListener):
     """One socket: frames go to the recorder first, then to the session."""
 
     def __init__(self, line: Line, connection: str) -> None:
@@ -158,7 +159,11 @@ class _Listener(WSListener):  # type: ignore[misc]  # picows ships no base class
         elif kind == WSMsgType.CLOSE:
             code = frame.get_close_code()
             text = (frame.get_close_message() or b"").decode("utf-8", "replace")
-            self.close_reason = {"by": "provider", "code": int(getattr(code, "value", code)), "reason": text}
+            self.close_reason = {
+                "by": "provider",
+                "code": code.value if isinstance(code, WSCloseCode) else int(code),
+                "reason": text,
+            }
             transport.send_close(code)
             transport.disconnect()
 
@@ -256,9 +261,13 @@ class Line:
     def stop(self) -> None:
         self._stopping.set()
 
+    def _pause(self, pause: bool) -> None:
+        for listener in self._open:
+            listener.pause(pause)
+
     async def keep(self) -> None:
         """Dial, and dial again, until stopped. Returns when stopped, by the user or for good by the provider."""
-        self.recorder.on_pause(lambda pause: [listener.pause(pause) for listener in self._open] and None)
+        self.recorder.on_pause(self._pause)
         successor: asyncio.Task[_Listener | None] | None = None
         while not self._stopping.is_set():
             listener = await (successor or self._dial())

@@ -16,6 +16,7 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 #: More rows than this do not fit a screen; the other formats give them all.
 _SHOWN_ROWS: Final = 40
@@ -67,12 +68,23 @@ def _plain(value: object) -> object:
 
 
 def _show(table: pa.Table, console: Console) -> None:
-    shown = Table(box=None, pad_edge=False, header_style="bold")
-    for field in table.schema:
-        numeric = pa.types.is_integer(field.type) or pa.types.is_floating(field.type) or pa.types.is_decimal(field.type)
-        shown.add_column(field.name, justify="right" if numeric else "left", overflow="ellipsis", no_wrap=True)
-    for row in table.slice(0, _SHOWN_ROWS).to_pylist():
-        shown.add_row(*["" if value is None else str(_plain(value)) for value in row.values()])
-    console.print(shown)
+    """As a table where it fits the screen, else each row as a block of its own, nothing cut off."""
+    rows = [["" if value is None else str(_plain(value)) for value in row.values()] for row in table.slice(0, _SHOWN_ROWS).to_pylist()]
+    names = table.schema.names
+    widths = [max([len(name), *(len(row[at]) for row in rows)]) for at, name in enumerate(names)]
+    if sum(widths) + 2 * len(widths) <= console.width:
+        shown = Table(box=None, pad_edge=False, header_style="bold")
+        for field in table.schema:
+            numeric = pa.types.is_integer(field.type) or pa.types.is_floating(field.type) or pa.types.is_decimal(field.type)
+            shown.add_column(field.name, justify="right" if numeric else "left", no_wrap=True)
+        for row in rows:
+            shown.add_row(*map(Text, row))
+        console.print(shown)
+    else:
+        pad = max(map(len, names))
+        for number, row in enumerate(rows, 1):
+            console.print(f"-- {number}", style="dim")
+            for name, value in zip(names, row, strict=True):
+                console.print(Text.assemble((name.ljust(pad), "bold"), f"  {value}"), soft_wrap=True)
     if table.num_rows > _SHOWN_ROWS:
         console.print(f"{table.num_rows - _SHOWN_ROWS:,} more rows; --format csv, json or parquet gives them all.", style="dim")

@@ -24,7 +24,7 @@ QUALIFY row_number() OVER (
 def connect(lake: Path) -> duckdb.DuckDBPyConnection:
     """An in-memory DuckDB with the views ticks, bars, bar_revisions, notices and rejected. Nothing is downloaded."""
     db = duckdb.connect(config={"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"})
-    db.execute("SET TimeZone = 'UTC'")
+    db.execute("SET TimeZone = 'UTC'").fetchall()
     for topic in NORMALIZED_TOPICS:
         name = "bar_revisions" if topic.table == "bars" else topic.table
         files = _files(lake / topic.table)
@@ -32,7 +32,7 @@ def connect(lake: Path) -> duckdb.DuckDBPyConnection:
             db.read_parquet(files, hive_partitioning=True).create_view(name)
         else:
             db.register(name, _empty(topic))
-    db.execute(_BARS)
+    db.execute(_BARS).fetchall()
     return db
 
 

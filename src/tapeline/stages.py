@@ -107,7 +107,11 @@ class StreamRecorder:
 
 
 async def ingest(
-    lines: Sequence[net.Line], recorder: StreamRecorder, checks: Mapping[str, net.CheckRequest], status: StatusFile, stop: asyncio.Event
+    lines: Sequence[net.Line],
+    recorder: StreamRecorder,
+    checks: Mapping[str, net.CheckRequest],
+    status: StatusFile,
+    stop: asyncio.Event,
 ) -> None:
     """Keep every line open until `stop`. Raises Refused when every provider has said no for good."""
     keepers = [asyncio.create_task(line.keep(), name=line.plan.name) for line in lines]
@@ -222,9 +226,7 @@ class Normalize:
 def totals_of(counts: Mapping[tuple[str, str], Count]) -> dict[str, int]:
     """`binance/spot/ticks` and so on: the accounting as the stream keeps it."""
     return {
-        f"{provider}/{feed}/{part.name}": getattr(count, part.name)
-        for (provider, feed), count in counts.items()
-        for part in fields(Count)
+        f"{provider}/{feed}/{part.name}": getattr(count, part.name) for (provider, feed), count in counts.items() for part in fields(Count)
     }
 
 

@@ -70,9 +70,7 @@ class Supervisor:
             self._stop_all()
 
     def report(self) -> dict[str, Any]:
-        return {
-            stage.name: {"pid": stage.process.pid if stage.process else None, "restarts": stage.restarts} for stage in self._stages
-        }
+        return {stage.name: {"pid": stage.process.pid if stage.process else None, "restarts": stage.restarts} for stage in self._stages}
 
     def _start(self, stage: Stage) -> None:
         # A session of its own: Ctrl-C in the terminal reaches the supervisor alone, which then stops the stages in order.
@@ -116,6 +114,10 @@ class Supervisor:
             try:
                 process.wait(_STOP_WITHIN_S)
             except subprocess.TimeoutExpired:
-                log.error("%s did not stop within %.0f s and is killed; what it had not committed is done again.", stage.name, _STOP_WITHIN_S)
+                log.error(
+                    "%s did not stop within %.0f s and is killed; what it had not committed is done again.",
+                    stage.name,
+                    _STOP_WITHIN_S,
+                )
                 process.kill()
                 process.wait()

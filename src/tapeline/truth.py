@@ -98,17 +98,17 @@ class Comparison:
 def compare(lake: Path, journals: Sequence[Path], *, once: bool = False) -> Comparison:
     """Compare as multisets. `once`: an event that a venue sent over several connections counts as one."""
     db = connect(lake)
-    db.execute(_SENT, {"journals": [str(path) for path in journals]})
-    db.execute(_EMPTY_SIDES)
+    db.execute(_SENT, {"journals": [str(path) for path in journals]}).fetchall()
+    db.execute(_EMPTY_SIDES).fetchall()
     if once:
-        db.execute("CREATE OR REPLACE TABLE sent AS SELECT DISTINCT * FROM sent")
-    db.execute(_KEPT)
-    rejected = db.execute("SELECT count(*) FROM rejected").fetchone()
+        db.execute("CREATE OR REPLACE TABLE sent AS SELECT DISTINCT * FROM sent").fetchall()
+    db.execute(_KEPT).fetchall()
+    ((rejected,),) = db.execute("SELECT count(*) FROM rejected").fetchall()
     return Comparison(
         _rows(db, _COUNTS),
         _rows(db, "SELECT * FROM sent EXCEPT ALL SELECT * FROM kept"),
         _rows(db, "SELECT * FROM kept EXCEPT ALL SELECT * FROM sent"),
-        rejected[0] if rejected else 0,
+        rejected,
     )
 
 

@@ -93,7 +93,5 @@ def lines(
 
 def checks(planned: Sequence[tuple[ProviderConfig, Plan]]) -> dict[str, net.CheckRequest]:
     return {
-        plan.name: net.CheckRequest(plan.check, net.tls_context(provider.ca_file))
-        for provider, plan in planned
-        if plan.check is not None
+        plan.name: net.CheckRequest(plan.check, net.tls_context(provider.ca_file)) for provider, plan in planned if plan.check is not None
     }

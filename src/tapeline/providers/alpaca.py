@@ -7,7 +7,7 @@ codecs: a time is RFC 3339 text in JSON and a Timestamp extension in msgpack.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final, Literal
@@ -211,9 +211,7 @@ def _quotes(table: dict[str, str] | None) -> Any:
             "ask": ask,
             "bid_size": bid_size,
             "ask_size": ask_size,
-            "exchange": texts(
-                [_venue(table, event.bx if event.bp and (event.bx or "").strip() else event.ax) for event in events]
-            ),
+            "exchange": texts([_venue(table, event.bx if event.bp and (event.bx or "").strip() else event.ax) for event in events]),
             "conditions": joined([_codes(event.c) for event in events]),
         }
 
@@ -386,8 +384,8 @@ class AlpacaSession:
         self._missing = [f"{channel}.{symbol}" for channel, symbols in wanted.items() for symbol in symbols]
         if codec == "json":
             self._encode = msgspec.json.encode
-            self._controls = msgspec.json.Decoder(list[_Control]).decode
-            self._heads = (b'[{"T":"success"', b'[{"T":"subscription"', b'[{"T":"error"')
+            self._controls: Callable[[bytes], list[_Control]] = msgspec.json.Decoder(list[_Control]).decode
+            self._heads: tuple[bytes, ...] = (b'[{"T":"success"', b'[{"T":"subscription"', b'[{"T":"error"')
             self._mark, self._end = b'"T":"', b'"'
         else:
             self._encode = msgspec.msgpack.encode

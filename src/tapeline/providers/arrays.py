@@ -14,7 +14,10 @@ import msgspec
 
 from tapeline.providers.normalizing import Channel, Events, Notice, Reject
 
-_ELEMENTS: Final = {"json": msgspec.json.Decoder(list[msgspec.Raw]), "msgpack": msgspec.msgpack.Decoder(list[msgspec.Raw])}
+_ELEMENTS: Final[dict[str, Any]] = {
+    "json": msgspec.json.Decoder(list[msgspec.Raw]),
+    "msgpack": msgspec.msgpack.Decoder(list[msgspec.Raw]),
+}
 #: Turns a control event (the struct, its bytes as JSON text) into a notice.
 ToNotice = Callable[[Any, str], Notice]
 
@@ -45,7 +48,7 @@ class ArrayDecoder:
             union = event if union is None else union | event
         self._json = _Codec("json", msgspec.json.Decoder(list[union]).decode, msgspec.json.Decoder(union).decode)
         self._msgpack = _Codec("msgpack", msgspec.msgpack.Decoder(list[union]).decode, msgspec.msgpack.Decoder(union).decode)
-        self._tag_of = msgspec.defstruct("Tag", [("tag", str, "")], rename={"tag": tag})
+        self._tag_of: Any = msgspec.defstruct("Tag", [("tag", str, "")], rename={"tag": tag})
 
     def __call__(self, frames: Iterable[tuple[int, bytes]], events: Events) -> None:
         rows = {event: events.rows(channel) for event, channel in self._market.items()}
@@ -97,10 +100,11 @@ class ArrayDecoder:
             tag = decode(payload, type=self._tag_of).tag
         except (msgspec.MsgspecError, UnicodeDecodeError, ValueError):
             return f"{codec.name}: {error}"
-        known = {event.__struct_config__.tag for event in (*self._market, *self._control)}
+        events: tuple[Any, ...] = (*self._market, *self._control)
+        known = {event.__struct_config__.tag for event in events}
         return f"event type {tag!r}: {error}" if tag in known else f"unknown event type {tag!r}"
 
-    def _notice(self, codec: _Codec, event: object, row: int, index: int, frame: bytes, events: Events) -> None:
+    def _notice(self, codec: _Codec, event: Any, row: int, index: int, frame: bytes, events: Events) -> None:
         payload = bytes(_ELEMENTS[codec.name].decode(frame)[index])
         text = payload.decode("utf-8", "replace") if codec is self._json else self._binary_text(payload)
         events.notices.add(self._control[type(event)](event, text), row, index)

@@ -178,6 +178,10 @@ _COMBINED: Final = {name: _combined(event) for name, event in _EVENT.items()}
 _BARE: Final = {name: msgspec.json.Decoder(event) for name, event in _EVENT.items()}
 
 
+class _Interval(msgspec.Struct):
+    i: str
+
+
 _ABSENT: Final = msgspec.Raw(b"")
 
 
@@ -197,7 +201,7 @@ class _Probe(msgspec.Struct):
 
 
 _PROBE: Final = msgspec.json.Decoder(_Probe)
-_KLINE_INTERVAL: Final = msgspec.json.Decoder(msgspec.defstruct("KlineInterval", [("i", str)]))
+_KLINE_INTERVAL: Final = msgspec.json.Decoder(_Interval)
 
 
 def decode(feed: str, frames: Iterable[tuple[int, bytes]], events: Events) -> None:

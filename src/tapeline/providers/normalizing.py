@@ -38,10 +38,17 @@ Columns: TypeAlias = Mapping[str, "pa.Array | str | bool"]
 Identity: TypeAlias = tuple[str, ...]
 
 _ORIGIN: Final = ("received_ns", "raw_partition", "raw_offset", "raw_index")
+
+
+def _content(topic: Topic) -> Identity:
+    return tuple(name for name in topic.schema.names if name not in (*_ORIGIN, "latency_ns"))
+
+
 #: Two events with the same content are one event: for channels without an id, where repeating a state says nothing new.
 SAME_CONTENT: Final[dict[Kind, Identity]] = {
-    kind: tuple(name for name in topic.schema.names if name not in (*_ORIGIN, "latency_ns"))
-    for kind, topic in (("trade", TICKS_TOPIC), ("quote", TICKS_TOPIC), ("bar", BARS_TOPIC))
+    "trade": _content(TICKS_TOPIC),
+    "quote": _content(TICKS_TOPIC),
+    "bar": _content(BARS_TOPIC),
 }
 #: Ids that start anew each day and on each venue.
 DAILY_ID: Final[Identity] = ("date", "symbol", "exchange", "trade_id")

@@ -155,7 +155,7 @@ def _venue(table: dict[int, str], code: int | None) -> str:
     return table.get(code) or f"polygon:{code}"
 
 
-def _size(event: Any, plain: float, exact: str | None) -> float:
+def _size(plain: float, exact: str | None) -> float:
     """The size with its fraction where the event has one; NaN, which the checks reject, where that is no number."""
     if exact is None:
         return plain
@@ -171,10 +171,8 @@ def _trades(table: dict[int, str]) -> Any:
             "symbol": texts([_symbol(event) for event in events]),
             "ts_ns": epoch_ns([event.t for event in events]),
             "last": floats([event.p for event in events]),
-            "volume": floats([_size(event, event.s, event.ds) for event in events]),
-            "exchange": texts(
-                [TRADE_REPORTING_FACILITIES.get(event.trfi or 0) or _venue(table, event.x) for event in events]
-            ),
+            "volume": floats([_size(event.s, event.ds) for event in events]),
+            "exchange": texts([TRADE_REPORTING_FACILITIES.get(event.trfi or 0) or _venue(table, event.x) for event in events]),
             "sequence": integers([event.q for event in events]),
             "trade_id": texts([event.i for event in events]),
             "conditions": joined([event.c for event in events]),
@@ -216,7 +214,7 @@ def _bars(interval: str) -> Any:
             "high": floats([event.h for event in events]),
             "low": floats([event.l for event in events]),
             "close": floats([event.c for event in events]),
-            "volume": floats([_size(event, event.v, event.dv) for event in events]),
+            "volume": floats([_size(event.v, event.dv) for event in events]),
             "vwap": floats([event.vw for event in events]),
             "final": False,  # late trades may revise a bar for some 15 minutes
             "exchange": "composite",
@@ -253,8 +251,7 @@ def _crypto_quotes(events: Sequence[CryptoQuote]) -> Columns:
     }
 
 
-def _control(event: Status, text: str) -> Notice:
-    del event
+def _control(_: Status, text: str) -> Notice:
     return Notice("control", text)
 
 
