@@ -12,6 +12,7 @@ import msgspec
 from picows import WSFrame, WSListener, WSMsgType, WSTransport, ws_connect
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import AsyncIterator, Callable, Mapping
     from pathlib import Path
 
@@ -71,7 +72,7 @@ class Client(WSListener):
         return [json.loads(data) for _, data in self.messages]
 
     async def until(self, true: Callable[[], object], seconds: float = 5.0) -> None:
-        """Wait until something holds; AssertionError after so many seconds."""
+        """Wait until the messages make something true; TimeoutError after so many seconds."""
         async with asyncio.timeout(seconds):
             while not true():
                 self._news.clear()
@@ -83,13 +84,30 @@ class Client(WSListener):
         return self.parsed()
 
 
-async def connect(url: str, *, headers: Mapping[str, str] | None = None, answers_pings: bool = True) -> Client:
+async def connect(
+    url: str,
+    *,
+    headers: Mapping[str, str] | None = None,
+    answers_pings: bool = True,
+    ssl_context: ssl.SSLContext | None = None,
+) -> Client:
     """Open a websocket."""
     _, client = await ws_connect(
-        lambda: Client(answers_pings=answers_pings), url, extra_headers=headers, enable_auto_pong=False
+        lambda: Client(answers_pings=answers_pings),
+        url,
+        extra_headers=headers,
+        enable_auto_pong=False,
+        ssl_context=ssl_context,
     )
     assert isinstance(client, Client)
     return client
+
+
+async def eventually(true: Callable[[], object], seconds: float = 8.0) -> None:
+    """Wait until something holds that no message announces; TimeoutError after so many seconds."""
+    async with asyncio.timeout(seconds):
+        while not true():
+            await asyncio.sleep(0.05)
 
 
 @asynccontextmanager

@@ -144,9 +144,7 @@ def test_compression_is_spoken_when_it_is_offered() -> None:
             body = squeeze.compress(request) + squeeze.flush(zlib.Z_SYNC_FLUSH)
             client.transport.send(WSMsgType.TEXT, body.removesuffix(b"\x00\x00\xff\xff"), rsv1=True)
             await client.until(lambda: len(client.messages) >= 5)
-            plain = [
-                zlib.decompressobj(wbits=-15).decompress(data + b"\x00\x00\xff\xff") for _, data in client.messages
-            ]
+            plain = [zlib.decompressobj(wbits=-15).decompress(data + b"\x00\x00\xff\xff") for _, data in client.messages]
             decoded = [msgspec.json.decode(data) for data in plain]
             assert decoded[:2] == [CONNECTED, LOGGED_IN]
             assert decoded[2][0]["trades"] == ["AAPL"]

@@ -173,9 +173,7 @@ def test_a_time_unit_of_microseconds_changes_every_time_and_nothing_else() -> No
             coarse = await connect(url + "/stream?streams=btcusdt@trade/btcusdt@kline_1s")
             await fine.until(lambda: any(b"kline" in data for _, data in fine.messages))
             await coarse.until(lambda: any(b"kline" in data for _, data in coarse.messages))
-            rough = {
-                message["data"]["t"]: message["data"] for message in coarse.parsed() if message["data"]["e"] == "trade"
-            }
+            rough = {message["data"]["t"]: message["data"] for message in coarse.parsed() if message["data"]["e"] == "trade"}
             both = [one["data"] for one in fine.parsed() if one["data"].get("t") in rough]
             assert both
             for trade in both:
@@ -218,9 +216,7 @@ def test_ids_are_contiguous_where_the_exchange_says_so_and_one_aggregate_covers_
             aggregates = [one for one in data if one.get("e") == "aggTrade"]
             books = [one for one in data if "u" in one]
             assert [one["t"] for one in trades] == list(range(trades[0]["t"], trades[0]["t"] + len(trades)))
-            assert [one["a"] for one in aggregates] == list(
-                range(aggregates[0]["a"], aggregates[0]["a"] + len(aggregates))
-            )
+            assert [one["a"] for one in aggregates] == list(range(aggregates[0]["a"], aggregates[0]["a"] + len(aggregates)))
             assert all(before["l"] + 1 == after["f"] for before, after in pairwise(aggregates))
             updates = [one["u"] for one in books]
             assert updates == sorted(set(updates))
@@ -351,9 +347,9 @@ def test_http_requests_are_answered_on_the_same_port() -> None:
     async def scenario() -> None:
         async with running(binance(symbols=("BTCUSDT", "ETHBTC"))) as url:
             place = url.replace("ws://", "http://")
-            ping, time, listing = [
-                await asyncio.to_thread(_get, place + path) for path in ("/api/v3/ping", "/api/v3/time")
-            ] + [await asyncio.to_thread(_get, place + "/api/v3/exchangeInfo")]
+            ping, time, listing = [await asyncio.to_thread(_get, place + path) for path in ("/api/v3/ping", "/api/v3/time")] + [
+                await asyncio.to_thread(_get, place + "/api/v3/exchangeInfo")
+            ]
             assert ping == {}
             assert time["serverTime"] > 1_500_000_000_000
             pairs = [(one["symbol"], one["baseAsset"], one["quoteAsset"], one["status"]) for one in listing["symbols"]]

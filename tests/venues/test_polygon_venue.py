@@ -166,9 +166,7 @@ def test_unsubscribing_ends_a_topic() -> None:
         ),
     ],
 )
-def test_events_carry_the_keys_of_their_cluster(
-    cluster: str, topics: str, keys: dict[str, tuple[set[str], set[str]]]
-) -> None:
+def test_events_carry_the_keys_of_their_cluster(cluster: str, topics: str, keys: dict[str, tuple[set[str], set[str]]]) -> None:
     async def scenario() -> None:
         async with running(polygon(limit=2000, rate=5000.0)) as url:
             client = await logged_in(f"{url}/{cluster}", topics)

@@ -70,9 +70,7 @@ class _RefusedError(Exception):
 class AlpacaSession:
     """See session.Session. `key` and `secret` are those of the upgrade's headers, if any."""
 
-    def __init__(
-        self, feed: str, rules: Rules, *, msgpack: bool, deflate: bool, key: str | None, secret: str | None
-    ) -> None:
+    def __init__(self, feed: str, rules: Rules, *, msgpack: bool, deflate: bool, key: str | None, secret: str | None) -> None:
         self.feed = feed
         self.deflate = deflate
         self.topics: set[Topic] = set()

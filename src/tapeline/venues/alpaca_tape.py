@@ -76,9 +76,7 @@ class AlpacaTape:
         self._dice: list[int] = []
         self._now_ns = 0
         self._books = {
-            one: _Book(
-                52_983_525_027_000 + 1_000 * n, {name: Topic(one.feed, name, one.symbol) for name in CHANNELS[one.feed]}
-            )
+            one: _Book(52_983_525_027_000 + 1_000 * n, {name: Topic(one.feed, name, one.symbol) for name in CHANNELS[one.feed]})
             for n, one in enumerate(self._instruments)
         }
 
@@ -136,9 +134,7 @@ class AlpacaTape:
             self._dice = self._random.integers(0, 1 << 62, _BLOCK).tolist()
         return self._dice.pop()
 
-    def _minutes(
-        self, instrument: Instrument, book: _Book, wanted: frozenset[str], now_ns: int, out: list[Event]
-    ) -> None:
+    def _minutes(self, instrument: Instrument, book: _Book, wanted: frozenset[str], now_ns: int, out: list[Event]) -> None:
         assert book.minutes is not None
         traded = set()
         for bar, again in book.minutes.due(now_ns):

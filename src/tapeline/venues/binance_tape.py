@@ -104,14 +104,10 @@ class BinanceTape:
     def __init__(self, symbols: tuple[str, ...]) -> None:
         self._instruments = listed(symbols)
         self._books = {
-            one: _Book(
-                3_735_683_259 + 7_919 * n, 2_961_000_000 + 5_003 * n, 50_093_239_000 + 104_729 * n, one.price, {}
-            )
+            one: _Book(3_735_683_259 + 7_919 * n, 2_961_000_000 + 5_003 * n, 50_093_239_000 + 104_729 * n, one.price, {})
             for n, one in enumerate(self._instruments)
         }
-        self._scales = {
-            one: (10 ** (8 - one.price_decimals), 10 ** (8 - one.size_decimals)) for one in self._instruments
-        }
+        self._scales = {one: (10 ** (8 - one.price_decimals), 10 ** (8 - one.size_decimals)) for one in self._instruments}
 
     def instruments(self) -> list[Instrument]:
         return self._instruments

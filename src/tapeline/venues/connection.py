@@ -120,10 +120,10 @@ class Connection(WSListener):
         """Send events, with the faults asked for, and put each in the journal."""
         session, mischief = self.session, self.mischief
         if mischief.active:
-            frames = mischief.frames(session, session.pack(mischief.events(events)))
+            packed = session.pack(mischief.events(events))
+            self.transmit(mischief.frames(session, packed), repeat=repeat)
         else:
-            frames = session.pack(events)
-        self.transmit(frames, repeat=repeat)
+            self.transmit(session.pack(events), repeat=repeat)
 
     def transmit(self, frames: Sequence[Frame], *, repeat: bool = False) -> None:
         """Send frames and put their events in the journal."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path  # noqa: TC003 - users may resolve these annotations at run time
+from pathlib import Path
 
 NAMES = ("binance", "polygon", "alpaca")
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")

@@ -41,10 +41,18 @@ class Replay:
         self._left = options.limit
         self._files = ExitStack()
         self._records = _merged(options.captures, self._files)
-        self._next: tuple[int, Event] | None = next(self._records, None)
+        self._next: tuple[int, Event] | None = None
         self._wanted: frozenset[Topic] = frozenset()
         self._ready_s: float | None = None  # when the settling is over
         self._start: tuple[float, int] | None = None  # loop seconds and receive time of the beginning
+
+    def open(self) -> None:
+        """Read up to the first frame. OSError or ValueError when a recording cannot be read."""
+        try:
+            self._next = next(self._records, None)
+        except (OSError, ValueError):
+            self.close()
+            raise
 
     def heard(self, wanted: frozenset[Topic], now_s: float) -> None:
         if wanted and not self._wanted and (self._start is None or self._speed == 0):

@@ -23,9 +23,13 @@ async def serve(options: VenueOptions) -> None:
         loop.add_signal_handler(number, stopped.set)
     url = await venue.start()
     _say(f"{options.name} at {url}")
+    tasks = [loop.create_task(stopped.wait()), loop.create_task(venue.broken())]
     try:
-        await stopped.wait()
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         await venue.stop()
         _say(json.dumps({"venue": options.name, "sent": venue.sent}))
 

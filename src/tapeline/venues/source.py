@@ -36,6 +36,9 @@ class Source(Protocol):
     def take(self, now_s: float) -> list[Event]:
         """The events due by now (loop seconds), at most some hundreds."""
 
+    def close(self) -> None:
+        """Let go of files, if any."""
+
 
 class Generated:
     """The market's events at `rate` a second on average, in bursts, for the topics wanted."""
@@ -89,6 +92,9 @@ class Generated:
         self._last_ns = max(self._last_ns, now_ns)
         self.behind = self._owed >= 1
         return self._within_limit(made)
+
+    def close(self) -> None:
+        """A generated market holds no files."""
 
     def _owe(self, now_s: float) -> None:
         intensity = _BUSY if self._random.random() < _BUSY_SHARE else _CALM

@@ -83,34 +83,44 @@ class Venue:
     async def start(self) -> str:
         """Listen and return the base url. OSError when the port is taken or a recording cannot be read."""
         options = self._options
-        source = Replay(options) if options.captures else None
-        self._source = source or Generated(options, self._provider.tape, self._faults, self._clock)
-        self._journal.open()
         context = _server_context() if options.tls else None
-        self._server = await ws_create_server(
-            self._enter, options.host, options.port, enable_auto_pong=False, ssl=context
-        )
+        self._source = source = self._opened_source()
+        try:
+            self._server = await ws_create_server(self._enter, options.host, options.port, enable_auto_pong=False, ssl=context)
+            self._journal.open()
+        except OSError:
+            source.close()
+            raise
         self._pump = asyncio.get_running_loop().create_task(self._run())
         host = f"[{options.host}]" if ":" in options.host else options.host
         return f"{'wss' if options.tls else 'ws'}://{host}:{self._server.sockets[0].getsockname()[1]}"
 
+    async def broken(self) -> None:
+        """Wait until the venue can no longer send, and raise the reason; for ever while all is well."""
+        assert self._pump is not None, "start the venue first"
+        await asyncio.shield(self._pump)
+
     async def stop(self) -> None:
-        """Close every connection and the port, and complete the journal."""
+        """Close every connection and the port, complete the journal, and raise what broke the venue, if anything did."""
         if self._server is not None:
             self._server.close()
+        broken: BaseException | None = None
         if self._pump is not None:
             self._pump.cancel()
-            await asyncio.gather(self._pump, return_exceptions=True)
+            (broken,) = await asyncio.gather(self._pump, return_exceptions=True)
         for connection in list(self._connections):
             connection.close(1001, "going away") if connection.listens else connection.drop()
         if self._connections:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._deserted.wait(), _FAREWELL_S)
+                async with asyncio.timeout(_FAREWELL_S):
+                    await self._deserted.wait()
         for connection in list(self._connections):
             connection.drop()
-        if isinstance(self._source, Replay):
+        if self._source is not None:
             self._source.close()
         self._journal.close()
+        if isinstance(broken, Exception):
+            raise broken
 
     # what connections call
 
@@ -159,6 +169,13 @@ class Venue:
                 sent[event.topic.channel] += 1
                 write(event, text, number, repeat=again)
 
+    def _opened_source(self) -> Source:
+        if not self._options.captures:
+            return Generated(self._options, self._provider.tape, self._faults, self._clock)
+        replay = Replay(self._options)
+        replay.open()
+        return replay
+
     # HTTP
 
     def _enter(self, asked: WSUpgradeRequest) -> WSListener | WSUpgradeResponseWithListener:
@@ -195,7 +212,8 @@ class Venue:
         if any(connection.full for connection in self._connections):
             self._wake.clear()
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), _CHORES_S)
+                async with asyncio.timeout(_CHORES_S):
+                    await self._wake.wait()
             return
         if self._repeat_backlogs():
             await asyncio.sleep(0)
