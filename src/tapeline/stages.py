@@ -283,7 +283,6 @@ class KeepIn:
         return {
             "rows_per_s": self._rate.take(),
             "tables": {topic.table: asdict(self._store.totals(topic, 0)) for topic in NORMALIZED_TOPICS},
-            "positions": {topic.name: self._store.position(topic, 0) for topic in NORMALIZED_TOPICS},
         }
 
     def finish(self) -> None:

@@ -54,18 +54,17 @@ def equations(stream: Stream, stores: Mapping[str, Store]) -> list[Equation]:
         found.append(Equation("normalize", f"events of {feed}", totals.get(f"{feed}/seen", 0), parts))
     for name, store in stores.items():
         for topic in NORMALIZED_TOPICS:
-            position = store.position(topic, 0)
-            written = store.totals(topic, 0)
-            if position:
-                found.append(Equation(name, topic.table, position, {"rows": written.rows, "duplicates": written.duplicates}))
+            kept = store.totals(topic, 0)
+            if kept.position:
+                found.append(Equation(name, topic.table, kept.position, {"rows": kept.rows, "duplicates": kept.duplicates}))
     return found
 
 
 def backlogs(stream: Stream, stores: Mapping[str, Store]) -> list[Backlog]:
-    found = [Backlog("normalize", RAW_TOPIC.name, stream.ends(RAW_TOPIC)[0] - stream.position("normalize", RAW_TOPIC, 0))]
-    for name, store in stores.items():
-        found += [Backlog(name, topic.name, stream.ends(topic)[0] - store.position(topic, 0)) for topic in NORMALIZED_TOPICS]
-    return found
+    """Positions are read before the ends that they run after, so that none is below zero while the pipeline runs."""
+    positions = [("normalize", RAW_TOPIC, stream.position("normalize", RAW_TOPIC, 0))]
+    positions += [(name, topic, store.position(topic, 0)) for name, store in stores.items() for topic in NORMALIZED_TOPICS]
+    return [Backlog(stage, topic.name, stream.ends(topic)[0] - position) for stage, topic, position in positions]
 
 
 def alive(status: Mapping[str, Any]) -> bool:

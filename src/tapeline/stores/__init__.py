@@ -18,6 +18,15 @@ class Written:
     duplicates: int
 
 
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """What a store holds of a topic, at one moment: position = rows + duplicates."""
+
+    position: int
+    rows: int
+    duplicates: int
+
+
 class Store(Protocol):
     """Rows and the position in the stream are written in one transaction of the store: a crash loses and doubles nothing."""
 
@@ -27,5 +36,5 @@ class Store(Protocol):
     def write(self, topic: Topic, partition: int, batch: pa.RecordBatch, next_position: int) -> Written:
         """Keep the records before `next_position` that are not kept yet. Raises `Unavailable`: then nothing was written."""
 
-    def totals(self, topic: Topic, partition: int) -> Written:
-        """Rows and duplicates of all writes so far."""
+    def totals(self, topic: Topic, partition: int) -> Totals:
+        """Position, rows and duplicates of all writes so far, from one commit, also while another process writes."""

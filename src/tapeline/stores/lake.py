@@ -21,7 +21,7 @@ from deltalake.exceptions import DeltaError, TableNotFoundError
 
 from tapeline.errors import DiskTrouble, NewerData
 from tapeline.records import BARS_TOPIC, NS_PER_S, NS_PER_US, TICKS_TOPIC, Topic
-from tapeline.stores import Written
+from tapeline.stores import Totals, Written
 
 #: (provider, feed, channel) to the columns that make two events the same; empty where none ever are.
 IdentityRule = Callable[[str, str, str], tuple[str, ...]]
@@ -45,14 +45,18 @@ class Lake:
         self._tables: dict[str, DeltaTable] = {}
 
     def position(self, topic: Topic, partition: int) -> int:
-        table = self._table(topic)
-        return int(table.transaction_version(_position_id(topic, partition)) or 0) if table is not None else 0
+        return self.totals(topic, partition).position
 
-    def totals(self, topic: Topic, partition: int) -> Written:
+    def totals(self, topic: Topic, partition: int) -> Totals:
         table = self._table(topic)
         if table is None:
-            return Written(0, 0)
-        return Written(*(int(table.transaction_version(_count_id(topic, partition, name)) or 0) for name in ("rows", "duplicates")))
+            return Totals(0, 0, 0)
+        names = (
+            _position_id(topic, partition),
+            _count_id(topic, partition, "rows"),
+            _count_id(topic, partition, "duplicates"),
+        )
+        return Totals(*(int(table.transaction_version(name) or 0) for name in names))
 
     def write(self, topic: Topic, partition: int, batch: pa.RecordBatch, next_position: int) -> Written:
         lake_batch = with_dates(batch)
