@@ -184,7 +184,7 @@ class _File:
         self.path = path
         with self.errors():
             path.parent.mkdir(parents=True, exist_ok=True)
-            self.db = sqlite3.connect(path, isolation_level=None, timeout=30.0, check_same_thread=False)
+            self.db = sqlite3.connect(path, isolation_level=None, timeout=_LOCK_WAIT_S, check_same_thread=False)
             self._prepare()
         self._folder: threading.Thread | None = None
         self._stop = threading.Event()
@@ -200,8 +200,20 @@ class _File:
         self.db.execute("PRAGMA wal_autocheckpoint = 0")
         if version < _FORMAT:
             self.db.execute("PRAGMA page_size = 16384")
-            self.db.execute("PRAGMA journal_mode = WAL")
+            self._begin_log()
             self.db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
+
+    def _begin_log(self) -> None:
+        """Turn write-ahead logging on. SQLite does not wait here for another process that does the same just now."""
+        deadline = time.monotonic() + _LOCK_WAIT_S
+        while True:
+            try:
+                self.db.execute("PRAGMA journal_mode = WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.005)
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
@@ -246,7 +258,9 @@ class _File:
         except (sqlite3.OperationalError, OSError) as error:
             text = str(error)
             if "locked" in text or "busy" in text:
-                raise Unavailable(f"{self.path} is locked by another process for over 30 s. Nothing was written.") from error
+                raise Unavailable(
+                    f"{self.path} is locked by another process for over {_LOCK_WAIT_S:.0f} s. Nothing was written."
+                ) from error
             raise DiskTrouble(
                 f"{self.path}: {text}. What was written before is safe, this write did not happen. "
                 "Free disk space or make the folder writable; it is tried again."
