@@ -45,6 +45,8 @@ CREATE TABLE IF NOT EXISTS totals (
 ) WITHOUT ROWID;
 PRAGMA user_version = {_FORMAT};
 """
+#: How long a statement waits for another process.
+_LOCK_WAIT_S: Final = 30.0
 #: Batches over this size are compressed: below it the call costs more than the bytes saved.
 _COMPRESS_FROM: Final = 32 * 1024
 _WAL_CHECK_EVERY_S: Final = 1.0
