@@ -6,7 +6,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
 from random import Random
 from typing import Any, Final
@@ -17,7 +17,7 @@ import pyarrow as pa
 from tapeline import flow, net
 from tapeline.errors import Refused, Unavailable
 from tapeline.monitor.status import Latencies, Rate, StatusFile
-from tapeline.providers.normalizing import Count, Decode, Normalized, normalize
+from tapeline.providers.normalizing import Count, Decode, Events, Normalized, Reject, normalize
 from tapeline.providers.session import Plan
 from tapeline.records import NORMALIZED_TOPICS, NS_PER_S, RAW, RAW_TOPIC, TICKS_TOPIC, RawKind, Topic
 from tapeline.stores import Store
@@ -31,9 +31,12 @@ NORMALIZE: Final = "normalize"
 _FLUSH_AFTER_S: Final = 0.002
 #: Frames held in memory while the stream takes none; past it the sockets are not read.
 _HOLD_BYTES: Final = 64 * 1024 * 1024
-_CHUNK_ROWS: Final = 8_192
+_CHUNK_ROWS: Final = 32_768
 _NORMALIZE_REST_S: Final = 0.001
 _STORE_REST_S: Final = 0.05
+#: At the end: so long for the sockets to close, and so long for a stream that takes nothing to take what is held.
+_CLOSE_WITHIN_S: Final = 15.0
+_LAST_FLUSH_S: Final = 20.0
 
 
 class StreamRecorder:
@@ -54,6 +57,11 @@ class StreamRecorder:
         self._paused = False
         self.records = 0
         self.trouble = ""
+
+    @property
+    def held(self) -> int:
+        """Records that are received and not yet in the stream."""
+        return len(self._columns[0])
 
     def on_pause(self, pause: Callable[[bool], None]) -> None:
         self._pausers.append(pause)
@@ -78,9 +86,8 @@ class StreamRecorder:
             self.flush()
         except Unavailable as error:
             delay = next(self._waits)
-            held = len(self._columns[0])
             self.trouble = str(error)
-            log.error("%s %d received records are held in memory, none is lost; next try in %.1f s.", error, held, delay)
+            log.error("%s %d received records are held in memory, none is lost; next try in %.1f s.", error, self.held, delay)
             self._pause(True)
             self._timer = asyncio.get_running_loop().call_later(delay, self._flush_or_wait)
 
@@ -119,7 +126,7 @@ async def ingest(
     rate = Rate()
     counted = 0
     try:
-        while not stop.is_set() and not all(keeper.done() for keeper in keepers):
+        while not stop.is_set() and not all(keeper.done() for keeper in keepers) and not any(map(_failed, keepers)):
             await _until(stop, keepers, 0.5)
             frames = sum(line.state.frames for line in lines)
             rate.add(frames - counted)
@@ -130,12 +137,14 @@ async def ingest(
             line.stop()
         for checker in checkers:
             checker.cancel()
-        ended = await asyncio.gather(*keepers, return_exceptions=True)
-        recorder.flush()
+        await asyncio.wait(keepers, timeout=_CLOSE_WITHIN_S)
+        for keeper in keepers:
+            keeper.cancel()  # one that still dials: nobody answers there
+        await asyncio.gather(*keepers, return_exceptions=True)
+        await _last_flush(recorder)
         status.write(_ingest_report(lines, recorder, rate))
-    for outcome in ended:
-        if isinstance(outcome, BaseException):
-            raise outcome
+    for keeper in filter(_failed, keepers):
+        keeper.result()
     if lines and all(line.state.stopped for line in lines):
         raise Refused("Every provider has refused: " + "; ".join(f"{line.plan.name}: {line.state.trouble}" for line in lines))
 
@@ -145,6 +154,22 @@ async def _until(stop: asyncio.Event, tasks: Sequence[asyncio.Task[None]], secon
     pending = [task for task in tasks if not task.done()]
     await asyncio.wait([waiter, *pending], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
     waiter.cancel()
+
+
+def _failed(keeper: asyncio.Task[None]) -> bool:
+    return keeper.done() and not keeper.cancelled() and keeper.exception() is not None
+
+
+async def _last_flush(recorder: StreamRecorder) -> None:
+    """What is held while the stream takes nothing is tried for a while yet. Raises Unavailable that counts what is lost."""
+    deadline = time.monotonic() + _LAST_FLUSH_S
+    while recorder.trouble and recorder.held and time.monotonic() < deadline:
+        await asyncio.sleep(0.1)
+    try:
+        recorder.flush()
+    except Unavailable as error:
+        lost = f"{recorder.held} records that were received just before the end could not be kept and are lost."
+        raise type(error)(f"{error} {lost}") from error
 
 
 async def _check(name: str, request: net.CheckRequest, lines: Sequence[net.Line]) -> None:
@@ -188,7 +213,7 @@ class Normalize:
         chunk = self._stream.read(RAW_TOPIC, 0, self._next, _CHUNK_ROWS)
         if chunk is None:
             return False
-        normalized = normalize(chunk.batch, chunk.partition, chunk.first, self._decoders)
+        normalized = _normalize_all(chunk.batch, chunk.partition, chunk.first, self._decoders)
         outputs = [(topic, normalized.batches[topic]) for topic in NORMALIZED_TOPICS]
         self._stream.commit(NORMALIZE, chunk, outputs, totals_of(normalized.counts))
         self._next = chunk.next
@@ -221,6 +246,34 @@ class Normalize:
 
     def finish(self) -> None:
         self._status.write(self._report())
+
+
+def _normalize_all(raw: pa.RecordBatch, partition: int, first: int, decoders: Mapping[str, Decode]) -> Normalized:
+    """As `normalize`; but a record that makes a decoder fail is found by halving, and rejected alone."""
+    try:
+        return normalize(raw, partition, first, decoders)
+    except Exception as error:  # noqa: BLE001 whatever a decoder raises: one record must not stop all that come after it
+        if raw.num_rows == 1:
+            reason = f"the decoder failed: {type(error).__name__}: {error}"
+            log.error("Raw record %d of partition %d is rejected: %s", first, partition, reason)
+            return normalize(raw, partition, first, dict.fromkeys(decoders, _refuse(reason)))
+    half = raw.num_rows // 2
+    left = _normalize_all(raw.slice(0, half), partition, first, decoders)
+    right = _normalize_all(raw.slice(half), partition, first + half, decoders)
+    counts = {key: left.counts.get(key, Count()) + right.counts.get(key, Count()) for key in {**left.counts, **right.counts}}
+    return Normalized({topic: pa.concat_batches([left.batches[topic], right.batches[topic]]) for topic in left.batches}, counts)
+
+
+def _refuse(reason: str) -> Decode:
+    """A decoder that rejects every frame."""
+
+    def decode(feed: str, frames: Iterable[tuple[int, bytes]], events: Events) -> None:
+        del feed
+        for row, frame in frames:
+            events.seen += 1
+            events.rejects.add(Reject(reason, frame), row, 0)
+
+    return decode
 
 
 def totals_of(counts: Mapping[tuple[str, str], Count]) -> dict[str, int]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Final, Protocol, cast
 
 from tapeline.providers import alpaca, binance, polygon
-from tapeline.providers.normalizing import Channel, Decode, Events, Identity
+from tapeline.providers.normalizing import Channel, Decode, Events, Frames, Identity
 from tapeline.providers.session import FeedSettings, Plan
 
 
@@ -19,7 +19,7 @@ class Provider(Protocol):
     #: Which secrets it needs: `key`, `secret`.
     SECRET_KINDS: tuple[str, ...]
 
-    def decode(self, feed: str, frames: Iterable[tuple[int, bytes]], events: Events) -> None:
+    def decode(self, feed: str, frames: Frames, events: Events) -> None:
         """Sort the frames of one feed into events."""
 
     def plans(self, settings: FeedSettings) -> list[Plan]:

@@ -7,7 +7,7 @@ codecs: a time is RFC 3339 text in JSON and a Timestamp extension in msgpack.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final, Literal
@@ -23,6 +23,8 @@ from tapeline.providers.normalizing import (
     Channel,
     Columns,
     Events,
+    Frames,
+    Int64,
     Notice,
     Reject,
     floats,
@@ -90,7 +92,7 @@ class Bar(_Event, tag="b"):
     l: float  # noqa: E741 the wire's own name
     c: float
     v: float
-    n: int | None = None
+    n: Int64 | None = None
     vw: float | None = None
 
 
@@ -147,13 +149,14 @@ def _timestamp(ext: Ext) -> int:
     data = bytes(ext.data)
     if ext.code != _TIMESTAMP or len(data) not in (4, 8, 12):
         raise ValueError(f"extension {ext.code} of {len(data)} bytes is no Timestamp")
-    if len(data) == 4:
-        return int.from_bytes(data, "big") * NS_PER_S
+    ns, seconds = 0, int.from_bytes(data, "big")
     if len(data) == 8:
-        both = int.from_bytes(data, "big")
-        return (both & 0x3_FFFF_FFFF) * NS_PER_S + (both >> 34)
-    ns, seconds = struct.unpack(">Iq", data)
-    return int(seconds) * NS_PER_S + int(ns)
+        ns, seconds = seconds >> 34, seconds & 0x3_FFFF_FFFF
+    elif len(data) == 12:
+        ns, seconds = struct.unpack(">Iq", data)
+    if ns >= NS_PER_S:
+        raise ValueError(f"a Timestamp of {ns} ns within its second")
+    return seconds * NS_PER_S + ns
 
 
 def _times(values: Sequence[Time]) -> pa.Array:
@@ -295,12 +298,15 @@ _EXT_BYTES: Final = (b"\xd6", b"\xd7", b"\xc7")
 
 
 def _as_json(payload: bytes) -> str:
-    """A msgpack event as JSON text, its times in RFC 3339 with all nine digits."""
+    """A msgpack event as JSON text, its times in RFC 3339 with all nine digits. Raises ValueError where JSON has no words for it."""
     event: dict[str, object] = {}
     for name, raw in _MSGPACK_FIELDS.decode(payload).items():
         value = bytes(raw)
         event[name] = _time_text(_MSGPACK_TIME.decode(value)) if value[:1] in _EXT_BYTES else msgspec.msgpack.decode(value)
-    return msgspec.json.encode(event).decode()
+    try:
+        return msgspec.json.encode(event).decode()
+    except TypeError as error:
+        raise ValueError(str(error)) from None
 
 
 def _time_text(ext: Ext) -> str:
@@ -314,7 +320,7 @@ def _time_text(ext: Ext) -> str:
 _DECODERS: Final = {feed: ArrayDecoder("T", market, _NOTICES, _as_json) for feed, market in _MARKETS.items()}
 
 
-def decode(feed: str, frames: Iterable[tuple[int, bytes]], events: Events) -> None:
+def decode(feed: str, frames: Frames, events: Events) -> None:
     """Sort the events of the array frames of one feed, whichever codec each frame is in."""
     decoder = _DECODERS.get(feed)
     if decoder is not None:

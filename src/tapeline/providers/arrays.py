@@ -6,18 +6,20 @@ one reject and its neighbors are unharmed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
 
-from tapeline.providers.normalizing import Channel, Events, Notice, Reject
+from tapeline.providers.normalizing import Channel, Events, Frames, Notice, Reject
 
 _ELEMENTS: Final[dict[str, Any]] = {
     "json": msgspec.json.Decoder(list[msgspec.Raw]),
     "msgpack": msgspec.msgpack.Decoder(list[msgspec.Raw]),
 }
+#: What decoding bytes may raise: msgspec raises ValueError for bad UTF-8 and RecursionError where brackets nest too deep.
+UNREADABLE: Final = (msgspec.MsgspecError, ValueError, RecursionError)
 #: Turns a control event (the struct, its bytes as JSON text) into a notice.
 ToNotice = Callable[[Any, str], Notice]
 
@@ -50,20 +52,22 @@ class ArrayDecoder:
         self._msgpack = _Codec("msgpack", msgspec.msgpack.Decoder(list[union]).decode, msgspec.msgpack.Decoder(union).decode)
         self._tag_of: Any = msgspec.defstruct("Tag", [("tag", str, "")], rename={"tag": tag})
 
-    def __call__(self, frames: Iterable[tuple[int, bytes]], events: Events) -> None:
+    def __call__(self, frames: Frames, events: Events) -> None:
         rows = {event: events.rows(channel) for event, channel in self._market.items()}
         for row, frame in frames:
             codec = self._msgpack if frame[:1] > b"\x7f" else self._json
             try:
                 found = codec.many(frame)
-            except (msgspec.MsgspecError, UnicodeDecodeError, ValueError):
+            except UNREADABLE:
                 self._one_by_one(codec, row, frame, events)
                 continue
             events.seen += len(found)
+            elements: list[msgspec.Raw] = []
             for index, event in enumerate(found):
                 place = rows.get(type(event))
                 if place is None:
-                    self._notice(codec, event, row, index, frame, events)
+                    elements = elements or _ELEMENTS[codec.name].decode(frame)
+                    self._notice(codec, event, row, index, bytes(elements[index]), events)
                 else:
                     place.events.append(event)
                     place.row.append(row)
@@ -75,7 +79,7 @@ class ArrayDecoder:
     def _one_by_one(self, codec: _Codec, row: int, frame: bytes, events: Events) -> None:
         try:
             elements = _ELEMENTS[codec.name].decode(frame)
-        except (msgspec.MsgspecError, UnicodeDecodeError, ValueError) as error:
+        except UNREADABLE as error:
             events.seen += 1
             events.rejects.add(Reject(f"not an array of events in {codec.name}: {error}", frame), row, 0)
             return
@@ -84,12 +88,12 @@ class ArrayDecoder:
             payload = bytes(raw)
             try:
                 event = codec.one(payload)
-            except (msgspec.MsgspecError, UnicodeDecodeError, ValueError) as error:
+            except UNREADABLE as error:
                 events.rejects.add(Reject(self._reason(codec, payload, error), payload), row, index)
                 continue
             channel = self._market.get(type(event))
             if channel is None:
-                self._notice(codec, event, row, index, frame, events)
+                self._notice(codec, event, row, index, payload, events)
             else:
                 events.rows(channel).add(event, row, index)
 
@@ -98,13 +102,16 @@ class ArrayDecoder:
         decode = msgspec.msgpack.decode if codec is self._msgpack else msgspec.json.decode
         try:
             tag = decode(payload, type=self._tag_of).tag
-        except (msgspec.MsgspecError, UnicodeDecodeError, ValueError):
+        except UNREADABLE:
             return f"{codec.name}: {error}"
         events: tuple[Any, ...] = (*self._market, *self._control)
         known = {event.__struct_config__.tag for event in events}
         return f"event type {tag!r}: {error}" if tag in known else f"unknown event type {tag!r}"
 
-    def _notice(self, codec: _Codec, event: Any, row: int, index: int, frame: bytes, events: Events) -> None:
-        payload = bytes(_ELEMENTS[codec.name].decode(frame)[index])
-        text = payload.decode("utf-8", "replace") if codec is self._json else self._binary_text(payload)
+    def _notice(self, codec: _Codec, event: Any, row: int, index: int, payload: bytes, events: Events) -> None:
+        try:
+            text = payload.decode() if codec is self._json else self._binary_text(payload)
+        except UNREADABLE as error:  # a field that the struct does not name
+            events.rejects.add(Reject(f"{codec.name}: {error}", payload), row, index)
+            return
         events.notices.add(self._control[type(event)](event, text), row, index)

@@ -6,11 +6,12 @@ Facts: Binance's public spot API documentation, "WebSocket Streams" and "General
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from typing import Any, Final, Literal
 
 import msgspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -20,8 +21,10 @@ from tapeline.providers.normalizing import (
     Channel,
     Columns,
     Events,
+    Frames,
     Int64,
     Notice,
+    Read,
     Reject,
     Rows,
     decimals,
@@ -33,6 +36,7 @@ from tapeline.providers.normalizing import (
     texts,
 )
 from tapeline.providers.session import Check, FeedSettings, Plan, Reply, Trouble, rest_of
+from tapeline.providers.shapes import CombinedShapes, Fields
 
 #: Assets that Binance quotes prices in; the longest that ends a symbol splits it. Ingest checks each split with exchangeInfo.
 QUOTE_ASSETS: Final = frozenset(
@@ -99,6 +103,10 @@ class Kline(msgspec.Struct, gc=False):
     k: KlineBody
 
 
+_SELL: Final = pa.scalar("sell")
+_BUY: Final = pa.scalar("buy")
+
+
 @lru_cache(maxsize=65_536)
 def canonical(symbol: str) -> str | None:
     """`BTCUSDT` to `BTC/USDT`; None where no known quote asset ends the symbol."""
@@ -108,44 +116,68 @@ def canonical(symbol: str) -> str | None:
     return None
 
 
-def _trades(number: str) -> Callable[[Sequence[Any]], Columns]:
-    def columns(events: Sequence[Any]) -> Columns:
-        sequence = integers(getattr(event, number) for event in events)
-        return {
-            "symbol": texts([canonical(event.s) for event in events]),
-            "ts_ns": epoch_ns([event.T for event in events]),
-            "last": decimals([event.p for event in events]),
-            "volume": decimals([event.q for event in events]),
-            "side": texts(["sell" if event.m else "buy" for event in events]),
-            "exchange": "binance",
-            "sequence": sequence,
-            "trade_id": pc.cast(sequence, pa.string()),
-        }
-
-    return columns
+def _symbols(names: pa.Array) -> pa.Array:
+    """Canonical symbols; null where no known quote asset ends a name."""
+    coded = names if isinstance(names, pa.DictionaryArray) else names.dictionary_encode()
+    return texts([canonical(name) for name in coded.dictionary.to_pylist()]).take(coded.indices)
 
 
-def _quotes(events: Sequence[BookTicker]) -> Columns:
-    bid, bid_size = side_of(decimals([event.b for event in events]), decimals([event.B for event in events]))
-    ask, ask_size = side_of(decimals([event.a for event in events]), decimals([event.A for event in events]))
+def _trade_columns(fields: Fields) -> Columns:
+    """From s, T, p, q, m and the number (t or a)."""
     return {
-        "symbol": texts([canonical(event.s) for event in events]),
+        "symbol": _symbols(fields["s"]),
+        "ts_ns": epoch_ns(fields["T"]),
+        "last": fields["p"],
+        "volume": fields["q"],
+        "side": pc.if_else(fields["m"], _SELL, _BUY),
+        "exchange": "binance",
+        "sequence": fields["number"],
+        "trade_id": pc.cast(fields["number"], pa.string()),
+    }
+
+
+def _quote_columns(fields: Fields) -> Columns:
+    bid, bid_size = side_of(fields["b"], fields["B"])
+    ask, ask_size = side_of(fields["a"], fields["A"])
+    return {
+        "symbol": _symbols(fields["s"]),
         "bid": bid,
         "ask": ask,
         "bid_size": bid_size,
         "ask_size": ask_size,
         "exchange": "binance",
-        "sequence": integers([event.u for event in events]),
+        "sequence": fields["u"],
     }
+
+
+def _trades(number: str) -> Callable[[Sequence[Any]], Columns]:
+    def columns(events: Sequence[Any]) -> Columns:
+        return _trade_columns(
+            {
+                "s": texts([event.s for event in events]),
+                "T": integers([event.T for event in events]),
+                "p": decimals([event.p for event in events]),
+                "q": decimals([event.q for event in events]),
+                "m": flags([event.m for event in events]),
+                "number": integers([getattr(event, number) for event in events]),
+            }
+        )
+
+    return columns
+
+
+def _quotes(events: Sequence[BookTicker]) -> Columns:
+    prices = {name: decimals([getattr(event, name) for event in events]) for name in ("b", "B", "a", "A")}
+    return _quote_columns({"s": texts([event.s for event in events]), "u": integers([event.u for event in events]), **prices})
 
 
 def _bars(events: Sequence[Kline]) -> Columns:
     volume = decimals([event.k.v for event in events])
     quoted = decimals([event.k.q for event in events])
     return {
-        "symbol": texts([canonical(event.s) for event in events]),
-        "ts_ns": epoch_ns([event.k.t for event in events]),
-        "sent_ns": epoch_ns([event.E for event in events]),
+        "symbol": _symbols(texts([event.s for event in events])),
+        "ts_ns": epoch_ns(integers([event.k.t for event in events])),
+        "sent_ns": epoch_ns(integers([event.E for event in events])),
         "interval": texts([event.k.i for event in events]),
         "open": decimals([event.k.o for event in events]),
         "high": decimals([event.k.h for event in events]),
@@ -204,25 +236,54 @@ _PROBE: Final = msgspec.json.Decoder(_Probe)
 _KLINE_INTERVAL: Final = msgspec.json.Decoder(_Interval)
 
 
-def decode(feed: str, frames: Iterable[tuple[int, bytes]], events: Events) -> None:
-    """Sort the frames of a combined stream by their stream's name, which stands first: `{"stream":"btcusdt@trade","data":{...}}`."""
-    del feed  # spot is the only one
-    seen = 0
+#: The texts that Binance sends, from the channel's name on; a frame of any other text is decoded as JSON.
+_SHAPES: Final = CombinedShapes(
+    {
+        "trade": 'trade","data":{"e":"trade","E":<int:E>,"s":"<text:s>","t":<int:number>,"p":"<decimal:p>","q":"<decimal:q>",'
+        '"T":<int:T>,"m":<bool:m>,"M":<bool:M>}}',
+        "aggTrade": 'aggTrade","data":{"e":"aggTrade","E":<int:E>,"s":"<text:s>","a":<int:number>,"p":"<decimal:p>","q":"<decimal:q>",'
+        '"f":<int:f>,"l":<int:l>,"T":<int:T>,"m":<bool:m>,"M":<bool:M>}}',
+        "bookTicker": 'bookTicker","data":{"u":<int:u>,"s":"<text:s>","b":"<decimal:b>","B":"<decimal:B>","a":"<decimal:a>",'
+        '"A":"<decimal:A>"}}',
+    }
+)
+#: Below this many frames the fixed cost of reading by shape is more than it saves.
+_SHAPES_FROM: Final = 1_000
+_SHAPE_COLUMNS: Final = {"trade": _trade_columns, "aggTrade": _trade_columns, "bookTicker": _quote_columns}
+
+
+def decode(feed: str, frames: Frames, events: Events) -> None:
+    """Sort the frames of spot, the only feed: those of a known text as columns, the others one by one as JSON."""
+    del feed
+    events.seen += len(frames)
+    if len(frames) < _SHAPES_FROM:
+        _decode_json(frames, events)
+        return
+    found, others = _SHAPES.read(frames.payload, frames.rows)
+    for name, rows, fields in found:
+        columns = _SHAPE_COLUMNS[name](fields)
+        known = pc.is_valid(columns["symbol"])
+        if not pc.all(known).as_py():  # an unknown symbol's reason is worded by the ordinary way
+            fine = known.to_numpy(zero_copy_only=False)
+            others, rows = np.concatenate([others, rows[~fine]]), rows[fine]
+            columns = {key: some.filter(known) if isinstance(some, pa.Array) else some for key, some in columns.items()}
+        events.reads.append(Read(_SPOT[name], rows, columns))
+    if len(others):
+        _decode_json(Frames(frames.payload, others), events)
+
+
+def _decode_json(frames: Frames, events: Events) -> None:
     routes: dict[bytes, tuple[Callable[[bytes], Any], Rows]] = {}
     for row, frame in frames:
-        seen += 1
         route = routes.get(frame[11 : frame.find(b'"', 11)])
         try:
             if route is None:
                 _route(frame, row, events, routes)
                 continue
             to_event, found = route
-            found.events.append(to_event(frame).data)
-            found.row.append(row)
-            found.index.append(0)
+            found.add(to_event(frame).data, row, 0)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             events.rejects.add(Reject(f"JSON: {error}", frame), row, 0)
-    events.seen += seen
 
 
 def _route(frame: bytes, row: int, events: Events, routes: dict[bytes, tuple[Callable[[bytes], Any], Rows]]) -> None:
@@ -244,7 +305,7 @@ def _route(frame: bytes, row: int, events: Events, routes: dict[bytes, tuple[Cal
             events.rejects.add(Reject(f"unknown stream {symbol}@{suffix} (event type {probe.e!r})", frame), row, 0)
             return
     if probe.e == "serverShutdown":
-        events.notices.add(Notice("shutdown", frame.decode(), ts_ns=epoch_ns([probe.E])[0].as_py()), row, 0)
+        events.notices.add(Notice("shutdown", frame.decode(), ts_ns=epoch_ns(integers([probe.E]))[0].as_py()), row, 0)
     elif probe.e in _BARE or (not probe.e and bytes(probe.u) and bytes(probe.b)):
         name = probe.e or "bookTicker"
         full = f"kline_{_KLINE_INTERVAL.decode(probe.k).i}" if name == "kline" else name

@@ -7,7 +7,7 @@ The order of the output is the order of the raw records, whatever the batch size
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Annotated, Any, Final, Literal, TypeAlias
@@ -113,11 +113,38 @@ class Reject:
     payload: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Frames:
+    """The frames of one feed in a raw batch, as they lie in memory; iterating gives (row, bytes)."""
+
+    payload: pa.BinaryArray
+    #: Which rows of `payload`; None: all.
+    rows: npt.NDArray[np.int64] | None = None
+
+    def __len__(self) -> int:
+        return len(self.payload) if self.rows is None else len(self.rows)
+
+    def __iter__(self) -> Iterator[tuple[int, bytes]]:
+        if self.rows is None:
+            return enumerate(self.payload.to_pylist())
+        return zip(self.rows.tolist(), self.payload.take(pa.array(self.rows)).to_pylist(), strict=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """Events of one channel that are columns already, one event a frame."""
+
+    channel: Channel
+    row: npt.NDArray[np.int64]
+    columns: Columns
+
+
 @dataclass(slots=True)
 class Events:
     """What a decoder found in the frames of one feed."""
 
     channels: dict[Channel, Rows] = field(default_factory=dict)
+    reads: list[Read] = field(default_factory=list)
     notices: Rows = field(default_factory=Rows)
     rejects: Rows = field(default_factory=Rows)
     #: Events seen on the wire, counted by the decoder apart from where they go: the left side of the accounting equation.
@@ -130,8 +157,8 @@ class Events:
         return found
 
 
-#: Sorts the frames (row in the raw batch, bytes) of one feed into events.
-Decode: TypeAlias = Callable[[str, Iterable[tuple[int, bytes]], Events], None]
+#: Sorts the frames of one feed into events.
+Decode: TypeAlias = Callable[[str, Frames, Events], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,145 +191,178 @@ def normalize(raw: pa.RecordBatch, partition: int, first_offset: int, decoders: 
     source = _Source(raw, partition, first_offset)
     for (provider, feed), rows in source.by_feed():
         events = Events()
+        before = [_count(parts[topic]) for topic in NORMALIZED_TOPICS]
+        frames = source.frames(rows, events)
         decode = decoders.get(provider)
-        if decode is None:
-            for row in rows:
-                events.rejects.add(Reject(f"unknown provider {provider!r}", source.payload[row]), row, 0)
-            events.seen = len(rows)
+        if decode is not None:
+            decode(feed, frames, events)
         else:
-            decode(feed, source.frames(rows, events), events)
-        before = {topic: sum(part.batch.num_rows for part in parts[topic]) for topic in parts}
+            events.seen += len(frames)
+            for row, frame in frames:
+                events.rejects.add(Reject(f"unknown provider {provider!r}", frame), row, 0)
         _to_parts(source, provider, feed, events, parts)
-        made = [sum(part.batch.num_rows for part in parts[topic]) - before[topic] for topic in NORMALIZED_TOPICS]
-        counts[provider, feed] = Count(len(rows), events.seen, *made)
-    return Normalized({topic: _in_raw_order(topic, parts[topic]) for topic in parts}, counts)
+        made = [_count(parts[topic]) - count for topic, count in zip(NORMALIZED_TOPICS, before, strict=True)]
+        counts[provider, feed] = Count(raw.num_rows if rows is None else len(rows), events.seen, *made)
+    return Normalized({topic: _in_raw_order(topic, source, parts[topic]) for topic in parts}, counts)
 
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """Rows of one topic with their place in the raw batch: row << 32 | index."""
+    """Columns of one topic with their places in the raw batch: row << 32 | index. A text or a bool holds for every row."""
 
-    batch: pa.RecordBatch
+    columns: Columns
     place: npt.NDArray[np.int64]
+
+
+def _count(parts: list[_Part]) -> int:
+    return sum(len(part.place) for part in parts)
 
 
 class _Source:
     """The raw batch, as columns that are read by row."""
 
     def __init__(self, raw: pa.RecordBatch, partition: int, first_offset: int) -> None:
-        self.raw = raw
-        self.partition = partition
-        self.first_offset = first_offset
-        self.payload: list[bytes] = raw["payload"].to_pylist()
-        self.received = raw["received_ns"].to_numpy()
-        self.connection = raw["connection"]
+        self._raw = raw
+        self._partition = partition
+        self._first_offset = first_offset
+        self.payload: pa.BinaryArray = raw["payload"]
+        self.connection: pa.StringArray = raw["connection"]
+        self.received: npt.NDArray[np.int64] = raw["received_ns"].to_numpy()
         kind = raw["kind"]
-        self.special: dict[int, str] = {}
+        self._special: dict[int, str] = {}
         if pc.any(pc.not_equal(kind, _FRAME)).as_py():
-            self.special = {row: text for row, text in enumerate(kind.to_pylist()) if text != "frame"}
+            self._special = {row: text for row, text in enumerate(kind.to_pylist()) if text != "frame"}
 
-    def by_feed(self) -> list[tuple[tuple[str, str], Sequence[int]]]:
-        """(provider, feed) with the rows that carry it; in the usual case one feed has them all."""
-        provider, feed = self.raw["provider"].dictionary_encode(), self.raw["feed"].dictionary_encode()
+    def by_feed(self) -> list[tuple[tuple[str, str], list[int] | None]]:
+        """(provider, feed) with the rows that carry it; in the usual case one feed has them all, which None says."""
+        provider, feed = self._raw["provider"].dictionary_encode(), self._raw["feed"].dictionary_encode()
         if len(provider.dictionary) <= 1 and len(feed.dictionary) <= 1:
-            n = self.raw.num_rows
-            return [((provider.dictionary[0].as_py(), feed.dictionary[0].as_py()), range(n))] if n else []
+            return [((provider.dictionary[0].as_py(), feed.dictionary[0].as_py()), None)] if self._raw.num_rows else []
         groups: dict[tuple[int, int], list[int]] = {}
         pairs = zip(provider.indices.to_pylist(), feed.indices.to_pylist(), strict=True)
         for row, pair in enumerate(pairs):
             groups.setdefault(pair, []).append(row)
         return [((provider.dictionary[p].as_py(), feed.dictionary[f].as_py()), rows) for (p, f), rows in groups.items()]
 
-    def frames(self, rows: Sequence[int], events: Events) -> Iterable[tuple[int, bytes]]:
+    def frames(self, rows: list[int] | None, events: Events) -> Frames:
         """The frames among `rows`; Tapeline's own records (opened, subscribed, closed) become notices on the way."""
-        payload = self.payload
-        if not self.special:
-            return enumerate(payload) if len(rows) == len(payload) else ((row, payload[row]) for row in rows)
-        frames: list[tuple[int, bytes]] = []
-        for row in rows:
-            kind = self.special.get(row)
+        if not self._special:
+            return Frames(self.payload, None if rows is None else np.array(rows, np.int64))
+        frames: list[int] = []
+        for row in range(self._raw.num_rows) if rows is None else rows:
+            kind = self._special.get(row)
             if kind is None:
-                frames.append((row, payload[row]))
+                frames.append(row)
                 continue
             events.seen += 1
+            payload = self.payload[row].as_py()
             if kind in ("opened", "subscribed", "closed"):
-                events.notices.add(Notice(kind, payload[row].decode("utf-8", "replace")), row, 0)
+                events.notices.add(Notice(kind, payload.decode("utf-8", "replace")), row, 0)
             else:
-                events.rejects.add(Reject(f"unknown kind of raw record {kind!r}", payload[row]), row, 0)
-        return frames
+                events.rejects.add(Reject(f"unknown kind of raw record {kind!r}", payload), row, 0)
+        return Frames(self.payload, np.array(frames, np.int64))
 
-    def origin(self, row: npt.NDArray[np.int64], index: npt.NDArray[np.int64]) -> dict[str, pa.Array]:
+    def origin(self, place: npt.NDArray[np.int64]) -> dict[str, pa.Array]:
+        """The columns that say where each event came from."""
+        row, index = place >> 32, place & 0xFFFFFFFF
         return {
             "received_ns": pa.array(self.received[row]),
-            "raw_partition": pa.array(np.full(len(row), self.partition, np.int32)),
-            "raw_offset": pa.array(row + self.first_offset),
+            "raw_partition": pa.array(np.full(len(row), self._partition, np.int32)),
+            "raw_offset": pa.array(row + self._first_offset),
             "raw_index": pa.array(index.astype(np.int32)),
         }
 
 
 def _to_parts(source: _Source, provider: str, feed: str, events: Events, parts: dict[Topic, list[_Part]]) -> None:
+    reads: list[tuple[Channel, npt.NDArray[np.int64], Columns, Sequence[object] | None]]
+    reads = [(read.channel, read.row << 32, read.columns, None) for read in events.reads]
     for channel, found in events.channels.items():
-        topic = BARS_TOPIC if channel.kind == "bar" else TICKS_TOPIC
-        part, bad = _market_part(source, provider, feed, channel, topic, found)
+        reads.append((channel, _places(found), channel.columns(found.events), found.events))
+    for channel, place, columns, wire in reads:
+        part, bad = _market_part(source, channel, place, dict(columns) | {"provider": provider, "feed": feed}, wire)
+        parts[BARS_TOPIC if channel.kind == "bar" else TICKS_TOPIC].append(part)
         for at, reason in bad:
-            payload = event_bytes(source.payload[found.row[at]], found.index[at])
-            events.rejects.add(Reject(reason, payload), found.row[at], found.index[at])
-        parts[topic].append(part)
+            row, index = int(place[at] >> 32), int(place[at] & 0xFFFFFFFF)
+            events.rejects.add(Reject(reason, event_bytes(source.payload[row].as_py(), index)), row, index)
     for topic, found in ((NOTICES_TOPIC, events.notices), (REJECTED_TOPIC, events.rejects)):
         if not found.events:
             continue
-        row, index = np.array(found.row, np.int64), np.array(found.index, np.int64)
-        columns = source.origin(row, index) | {"connection": source.connection.take(pa.array(row))}
-        columns |= {"provider": provider, "feed": feed}
+        place = _places(found)
+        own: dict[str, Any] = {"provider": provider, "feed": feed, "connection": source.connection.take(pa.array(place >> 32))}
+        names: tuple[str, ...] = ("reason", "payload")
         if topic is NOTICES_TOPIC:
-            ts = pa.array([notice.ts_ns for notice in found.events], pa.int64())
-            columns["ts_ns"] = pc.coalesce(ts, columns["received_ns"])
-            names: tuple[str, ...] = ("kind", "symbol", "detail")
-        else:
-            names = ("reason", "payload")
+            times = pa.array([notice.ts_ns for notice in found.events], pa.int64())
+            own["ts_ns"] = pc.coalesce(times, pa.array(source.received[place >> 32]))
+            names = ("kind", "symbol", "detail")
         for name in names:
-            columns[name] = pa.array([getattr(event, name) for event in found.events], topic.schema.field(name).type)
-        parts[topic].append(_Part(_assemble(topic, columns, len(row)), row << 32 | index))
+            own[name] = pa.array([getattr(event, name) for event in found.events], topic.schema.field(name).type)
+        parts[topic].append(_Part(own, place))
+
+
+def _places(found: Rows) -> npt.NDArray[np.int64]:
+    return np.array(found.row, np.int64) << 32 | np.array(found.index, np.int64)
 
 
 def _market_part(
-    source: _Source, provider: str, feed: str, channel: Channel, topic: Topic, found: Rows
+    source: _Source, channel: Channel, place: npt.NDArray[np.int64], columns: dict[str, Any], wire: Sequence[object] | None
 ) -> tuple[_Part, list[tuple[int, str]]]:
-    """The good rows of a channel, and (position in `found`, reason) of the bad ones."""
-    n = len(found.events)
-    row, index = np.array(found.row, np.int64), np.array(found.index, np.int64)
-    columns: dict[str, Any] = source.origin(row, index)
-    columns |= {"provider": provider, "feed": feed, "channel": channel.name}
+    """The good rows of a channel, and (position, reason) of the bad ones."""
+    columns["channel"] = channel.name
+    received = pa.array(source.received[place >> 32])
     if channel.kind != "bar":
         columns["kind"] = channel.kind
-    columns |= channel.columns(found.events)
     if "ts_ns" not in columns:  # the channel carries no time
-        columns["ts_ns"] = columns["received_ns"]
+        columns["ts_ns"] = received
     elif channel.kind != "bar":
-        columns["latency_ns"] = pc.subtract(columns["received_ns"], columns["ts_ns"])
+        columns["latency_ns"] = pc.subtract(received, columns["ts_ns"])
     elif "sent_ns" in columns:
-        columns["latency_ns"] = pc.subtract(columns["received_ns"], columns.pop("sent_ns"))
-    bad = _problems(channel.kind, columns, found.events)
-    place = row << 32 | index
+        columns["latency_ns"] = pc.subtract(received, columns.pop("sent_ns"))
+    bad = _problems(channel.kind, columns, wire)
     if bad:
-        keep = np.ones(n, bool)
+        keep = np.ones(len(place), bool)
         keep[[at for at, _ in bad]] = False
         mask = pa.array(keep)
         columns = {name: c.filter(mask) if isinstance(c, pa.Array) else c for name, c in columns.items()}
         place = place[keep]
-    return _Part(_assemble(topic, columns, len(place)), place), bad
+    return _Part(columns, place), bad
 
 
-def _assemble(topic: Topic, columns: Mapping[str, Any], n: int) -> pa.RecordBatch:
+def _in_raw_order(topic: Topic, source: _Source, parts: list[_Part]) -> pa.RecordBatch:
+    """The parts as one batch in the order of the raw records."""
+    if not parts:
+        return _nothing(topic)
+    place = np.concatenate([part.place for part in parts])
+    order = None
+    if len(place) > 1 and not bool(np.all(place[1:] > place[:-1])):
+        order = pa.array(np.argsort(place, kind="stable"))
+        place = place[order.to_numpy()]
+    origin = source.origin(place)
     arrays = []
     for column in topic.schema:
-        value = columns.get(column.name)
-        if value is None:
-            value = pa.nulls(n, column.type)
-        elif not isinstance(value, pa.Array):
-            value = pa.repeat(_scalar(value, column.type), n)
-        arrays.append(value)
+        if column.name in origin:
+            arrays.append(origin[column.name])
+            continue
+        values = [part.columns.get(column.name) for part in parts]
+        first = values[0]
+        if not isinstance(first, pa.Array) and all(isinstance(value, type(first)) and value == first for value in values):
+            arrays.append(_filled(first, column.type, len(place)))  # one value for all rows needs no ordering
+            continue
+        pieces = [
+            value if isinstance(value, pa.Array) else _filled(value, column.type, len(part.place))
+            for value, part in zip(values, parts, strict=True)
+        ]
+        whole = pieces[0] if len(pieces) == 1 else pa.concat_arrays(pieces)
+        arrays.append(whole if order is None else whole.take(order))
     return pa.RecordBatch.from_arrays(arrays, schema=topic.schema)
+
+
+@lru_cache(maxsize=16)
+def _nothing(topic: Topic) -> pa.RecordBatch:
+    return pa.RecordBatch.from_arrays([pa.nulls(0, column.type) for column in topic.schema], schema=topic.schema)
+
+
+def _filled(value: str | bool | None, kind: pa.DataType, n: int) -> pa.Array:
+    return pa.nulls(n, kind) if value is None else pa.repeat(_scalar(value, kind), n)
 
 
 @lru_cache(maxsize=1_024)
@@ -310,20 +370,7 @@ def _scalar(value: str | bool, kind: pa.DataType) -> pa.Scalar:
     return pa.scalar(value, kind)
 
 
-def _in_raw_order(topic: Topic, parts: list[_Part]) -> pa.RecordBatch:
-    if not parts:
-        return _assemble(topic, {}, 0)
-    if len(parts) == 1:
-        batch, place = parts[0].batch, parts[0].place
-    else:
-        batch = pa.concat_batches([part.batch for part in parts])
-        place = np.concatenate([part.place for part in parts])
-    if len(place) > 1 and not bool(np.all(place[1:] > place[:-1])):
-        batch = batch.take(pa.array(np.argsort(place, kind="stable")))
-    return batch
-
-
-def _problems(kind: Kind, columns: Mapping[str, Any], events: Sequence[object]) -> list[tuple[int, str]]:
+def _problems(kind: Kind, columns: Mapping[str, Any], wire: Sequence[object] | None) -> list[tuple[int, str]]:
     """(row, reason) for each row that breaks a rule, the first broken rule naming the reason."""
     reasons: dict[int, str] = {}
     for name, fine, rule in _rules(kind, columns):
@@ -332,7 +379,7 @@ def _problems(kind: Kind, columns: Mapping[str, Any], events: Sequence[object]) 
         for at, good in enumerate(fine.to_pylist()):
             if not good and at not in reasons:
                 value = columns[name][at].as_py()
-                shown = f"in {events[at]}" if value is None else value
+                shown = f"in {wire[at]}" if value is None and name == "symbol" and wire is not None else value
                 reasons[at] = f"{_SPOKEN.get(name, name)} {shown} {rule}"
     return sorted(reasons.items())
 
@@ -421,9 +468,9 @@ def rfc3339(values: Iterable[str]) -> pa.Array:
     return in_range(ns)
 
 
-def epoch_ns(values: Iterable[int]) -> pa.Array:
+def epoch_ns(values: pa.Array) -> pa.Array:
     """Epoch milliseconds or microseconds (told apart by size) as ns; null outside 1990 to 2100."""
-    count = np.array(list(values), np.int64)
+    count = values.to_numpy()
     unit = np.where(count >= _MICROSECONDS_FROM, NS_PER_US, NS_PER_MS)
     readable = (count > _EARLIEST_NS // unit) & (count < _LATEST_NS // unit)
     return pa.array(np.where(readable, count, 0) * unit, mask=None if readable.all() else ~readable)

@@ -5,7 +5,7 @@ Facts: Massive's WebSocket documentation. Every frame is a JSON array of mixed e
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -18,6 +18,7 @@ from tapeline.providers.normalizing import (
     Channel,
     Columns,
     Events,
+    Frames,
     Int64,
     Notice,
     Reject,
@@ -169,7 +170,7 @@ def _trades(table: dict[int, str]) -> Any:
     def columns(events: Sequence[Trade]) -> Columns:
         return {
             "symbol": texts([_symbol(event) for event in events]),
-            "ts_ns": epoch_ns([event.t for event in events]),
+            "ts_ns": epoch_ns(integers([event.t for event in events])),
             "last": floats([event.p for event in events]),
             "volume": floats([_size(event.s, event.ds) for event in events]),
             "exchange": texts([TRADE_REPORTING_FACILITIES.get(event.trfi or 0) or _venue(table, event.x) for event in events]),
@@ -187,7 +188,7 @@ def _quotes(table: dict[int, str]) -> Any:
         ask, ask_size = side_of(floats([event.ap for event in events]), floats([event.as_ for event in events]))
         return {
             "symbol": texts([_symbol(event) for event in events]),
-            "ts_ns": epoch_ns([event.t for event in events]),
+            "ts_ns": epoch_ns(integers([event.t for event in events])),
             "bid": bid,
             "ask": ask,
             "bid_size": bid_size,
@@ -208,7 +209,7 @@ def _bars(interval: str) -> Any:
     def columns(events: Sequence[Bar]) -> Columns:
         return {
             "symbol": texts([_symbol(event) for event in events]),
-            "ts_ns": epoch_ns([event.s for event in events]),
+            "ts_ns": epoch_ns(integers([event.s for event in events])),
             "interval": interval,
             "open": floats([event.o for event in events]),
             "high": floats([event.h for event in events]),
@@ -227,7 +228,7 @@ def _crypto_trades(events: Sequence[CryptoTrade]) -> Columns:
     codes = [_listed(event.c) or [] for event in events]
     return {
         "symbol": texts([_symbol(event) for event in events]),
-        "ts_ns": epoch_ns([event.t for event in events]),
+        "ts_ns": epoch_ns(integers([event.t for event in events])),
         "last": floats([event.p for event in events]),
         "volume": floats([event.s for event in events]),
         "side": texts(["sell" if 1 in some else "buy" if 2 in some else None for some in codes]),
@@ -242,7 +243,7 @@ def _crypto_quotes(events: Sequence[CryptoQuote]) -> Columns:
     ask, ask_size = side_of(floats([event.ap for event in events]), floats([event.as_ for event in events]))
     return {
         "symbol": texts([_symbol(event) for event in events]),
-        "ts_ns": epoch_ns([event.t for event in events]),
+        "ts_ns": epoch_ns(integers([event.t for event in events])),
         "bid": bid,
         "ask": ask,
         "bid_size": bid_size,
@@ -278,7 +279,7 @@ CHANNELS: Final = {feed: {channel.name: channel for channel in market.values()} 
 _DECODERS: Final = {feed: ArrayDecoder("ev", market, {Status: _control}) for feed, market in _MARKETS.items()}
 
 
-def decode(feed: str, frames: Iterable[tuple[int, bytes]], events: Events) -> None:
+def decode(feed: str, frames: Frames, events: Events) -> None:
     """Sort the events of the array frames of one feed (`stocks`, `options`, `crypto`)."""
     decoder = _DECODERS.get(feed)
     if decoder is not None:

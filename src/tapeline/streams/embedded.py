@@ -52,6 +52,8 @@ _COMPRESS_FROM: Final = 32 * 1024
 _WAL_CHECK_EVERY_S: Final = 1.0
 #: A write-ahead log over this size is folded back by the writer itself, which then waits for readers.
 _WAL_BOUND: Final = 256 * 1024 * 1024
+#: A chunk ends after this many stored bytes, however few records they are.
+_CHUNK_BYTES: Final = 32 * 1024 * 1024
 _LZ4: Final = pa.ipc.IpcWriteOptions(compression="lz4")
 
 
@@ -92,7 +94,7 @@ class EmbeddedStream:
         file = self._file(topic)
         found: list[pa.RecordBatch] = []
         first = position
-        rows = 0
+        rows = size = 0
         with file.errors():
             cursor = file.db.execute(
                 "SELECT first, next, data FROM batches WHERE topic = ? AND part = ? AND next > ? ORDER BY next",
@@ -106,7 +108,8 @@ class EmbeddedStream:
                 batch = decode(data, topic.schema)
                 found.append(batch.slice(first - start) if not rows and start < first else batch)
                 rows = end - first
-                if rows >= max_rows:
+                size += len(data)
+                if rows >= max_rows or size >= _CHUNK_BYTES:
                     break
             cursor.close()
         if not found:
