@@ -93,16 +93,12 @@ MASSIVE_FIELDS = {
         "low=l aggregate_vwap=a average_size=z start_timestamp=s end_timestamp=e otc=otc fractional_volume=dv "
         "fractional_accumulated_volume=dav"
     ),
-    "CryptoTrade": (
-        "event_type=ev pair=pair exchange=x id=i price=p size=s conditions=c timestamp=t received_timestamp=r"
-    ),
+    "CryptoTrade": ("event_type=ev pair=pair exchange=x id=i price=p size=s conditions=c timestamp=t received_timestamp=r"),
     "CryptoQuote": (
-        "event_type=ev pair=pair bid_price=bp bid_size=bs ask_price=ap ask_size=as timestamp=t exchange_id=x "
-        "received_timestamp=r"
+        "event_type=ev pair=pair bid_price=bp bid_size=bs ask_price=ap ask_size=as timestamp=t exchange_id=x received_timestamp=r"
     ),
     "CurrencyAgg": (
-        "event_type=ev pair=pair open=o close=c high=h low=l volume=v vwap=vw start_timestamp=s end_timestamp=e "
-        "avg_trade_size=z"
+        "event_type=ev pair=pair open=o close=c high=h low=l volume=v vwap=vw start_timestamp=s end_timestamp=e avg_trade_size=z"
     ),
 }
 MASSIVE_TYPES = {
@@ -129,11 +125,9 @@ def _as_massive_parses(event: dict[str, Any]) -> dict[str, Any]:
         ("crypto", "XT.*,XQ.BTC-USD,XAS.*", {"CryptoTrade", "CryptoQuote", "CurrencyAgg"}, False),
     ],
 )
-def test_massive_parses_every_event_as_sent(
-    tmp_path: Path, market: str, topics: str, types: set[str], secure: bool
-) -> None:
+def test_massive_parses_every_event_as_sent(tmp_path: Path, market: str, topics: str, types: set[str], secure: bool) -> None:
     arguments = ["{place}", market, topics, *([str(CERTIFICATE)] if secure else [])]
-    printed, told = _run(tmp_path, "polygon", "massive", arguments, 1_500)
+    printed, told = _run(tmp_path, "polygon", "massive", arguments, 700)
     assert printed == [_as_massive_parses(line["event"]) for line in told[: len(printed)]]
     assert {event["type"] for event in printed} == types
 
@@ -142,8 +136,7 @@ ALPACA_FIELDS = {
     "t": ("Trade", "symbol=S timestamp=t exchange=x price=p size=s id=i conditions=c tape=z"),
     "q": (
         "Quote",
-        "symbol=S timestamp=t bid_price=bp bid_size=bs bid_exchange=bx ask_price=ap ask_size=as ask_exchange=ax "
-        "conditions=c tape=z",
+        "symbol=S timestamp=t bid_price=bp bid_size=bs bid_exchange=bx ask_price=ap ask_size=as ask_exchange=ax conditions=c tape=z",
     ),
     "b": ("Bar", "symbol=S timestamp=t open=o high=h low=l close=c volume=v trade_count=n vwap=vw"),
 }
@@ -169,7 +162,7 @@ def _as_alpaca_parses(event: dict[str, Any]) -> dict[str, Any]:
     ],
 )
 def test_alpaca_py_parses_every_event_as_sent(tmp_path: Path, kind: str, path: str, symbols: str) -> None:
-    printed, told = _run(tmp_path, "alpaca", "alpaca", [kind, "{url}" + path, symbols], 400)
+    printed, told = _run(tmp_path, "alpaca", "alpaca", [kind, "{url}" + path, symbols], 300)
     heard = [line for line in told if line["channel"] in ("trades", "quotes", "bars")]
     expected = [_as_alpaca_parses(line["event"]) for line in heard[: len(printed)]]
     assert [_rounded(event) for event in printed] == [_rounded(event) for event in expected]

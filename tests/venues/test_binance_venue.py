@@ -410,3 +410,21 @@ def test_nothing_is_sent_and_no_id_passes_while_nobody_listens() -> None:
             assert 0 < after - first.parsed()[-1]["t"] < 100
 
     asyncio.run(scenario())
+
+
+def test_a_kline_goes_on_while_its_listener_reconnects() -> None:
+    async def scenario() -> None:
+        async with running(binance(rate=500.0)) as url:
+            steady = await connect(url + "/ws/btcusdt@trade")
+            first = await connect(url + "/ws/btcusdt@kline_1s")
+            await first.count(2)
+            first.transport.disconnect(False)
+            await asyncio.sleep(0.4)
+            second = await connect(url + "/ws/btcusdt@kline_1s")
+            await second.until(lambda: any(b'"x":true' in data for _, data in second.messages))
+            kline = next(event["k"] for event in second.parsed() if event["k"]["x"])
+            assert len({event["k"]["t"] for event in second.parsed() if event["k"]["x"]}) == 1
+            inside = [event for event in steady.parsed() if kline["t"] <= event["T"] <= kline["T"]]
+            assert kline["n"] == len(inside) == kline["L"] - kline["f"] + 1
+
+    asyncio.run(scenario())

@@ -70,7 +70,7 @@ def test_close_is_clean_and_a_new_connection_gets_its_own_time(name: str) -> Non
                 began = time.monotonic()
                 await client.until(lambda client=client: client.gone)
                 assert client.close_code == 1001
-                assert 0.2 < time.monotonic() - began < 1.0
+                assert 0.2 < time.monotonic() - began < 3.0
                 assert len(client.messages) > 3
 
     asyncio.run(scenario())

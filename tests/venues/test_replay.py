@@ -99,7 +99,7 @@ def test_the_pace_is_the_recorded_one_times_the_speed(tmp_path: Path) -> None:
                 await client.count(1)
                 began = time.monotonic()
                 await client.count(1000)
-                assert seconds * 0.9 < time.monotonic() - began < seconds * 1.5
+                assert seconds * 0.9 < time.monotonic() - began < seconds * 2.5
 
     asyncio.run(scenario())
 

@@ -35,6 +35,7 @@ _BAR_CHANNELS: Final = frozenset(("bars", "updatedBars", "dailyBars"))
 _NEWS: Final = ("statuses", "lulds", "imbalances")
 _DELAY_NS: Final = 15 * MINUTE_NS  # of the delayed_sip feed
 _BLOCK: Final = 4096
+_BETWEEN_NS: Final = 50_000_000  # how often bars are looked after
 _RARE: Final = 2_000  # one trade in so many is corrected or canceled; as often a halt, a band or an imbalance is told
 
 
@@ -74,7 +75,9 @@ class AlpacaTape:
         self._instruments = listed(symbols)
         self._random = np.random.default_rng([seed, 3])
         self._dice: list[int] = []
+        self._plan: Mapping[Instrument, frozenset[str]] = {}
         self._now_ns = 0
+        self._next_due_ns = 0
         self._books = {
             one: _Book(52_983_525_027_000 + 1_000 * n, {name: Topic(one.feed, name, one.symbol) for name in CHANNELS[one.feed]})
             for n, one in enumerate(self._instruments)
@@ -102,28 +105,36 @@ class AlpacaTape:
         elif "quotes" in channels:
             out.append(self._quote(tick, book))
 
-    def due(self, now_ns: int, plan: Mapping[Instrument, frozenset[str]], out: list[Event]) -> None:
+    def due(self, now_ns: int, out: list[Event]) -> None:
         self._now_ns = now_ns
+        if now_ns < self._next_due_ns:
+            return
+        self._next_due_ns = now_ns + _BETWEEN_NS
         for instrument, book in self._books.items():
-            wanted = plan.get(instrument, frozenset())
+            wanted = self._plan.get(instrument, frozenset())
             now_ns = self._clock(instrument)
-            if wanted.isdisjoint(_BAR_CHANNELS):
-                book.minutes = None
-                continue
             if book.minutes is None:
-                book.minutes = Windows(MINUTE_NS, 50_000_000, 30 * SECOND_NS, 15 * MINUTE_NS)
-                book.quoted, book.day_due_ns = now_ns // MINUTE_NS, (now_ns // MINUTE_NS + 1) * MINUTE_NS
+                continue
             if book.day.end_ns <= now_ns:
                 book.day = Bar(now_ns - now_ns % DAY_NS, now_ns - now_ns % DAY_NS + DAY_NS)
             self._minutes(instrument, book, wanted, now_ns, out)
-            if "dailyBars" in wanted and book.day_due_ns <= now_ns:
+            if book.day_due_ns <= now_ns:
                 book.day_due_ns = (now_ns // MINUTE_NS + 1) * MINUTE_NS
-                if book.day.trades:
+                if book.day.trades and "dailyBars" in wanted:
                     out.append(self._bar(instrument, book, "dailyBars", "d", book.day))
 
     def stranger(self, like: Event) -> Event:
         topic = Topic(like.topic.feed, "zz", like.topic.symbol)
         return Event(topic, None, like.ns, {"T": "zz", "S": topic.symbol, "t": rfc3339(like.ns)}, raw=True)
+
+    def listen(self, plan: Mapping[Instrument, frozenset[str]], now_ns: int) -> None:
+        self._plan, self._now_ns = plan, now_ns
+        # Bars wanted once go on when nobody listens, so that none is told in part.
+        for instrument, wanted in plan.items():
+            book, now_ns = self._books[instrument], self._clock(instrument)
+            if book.minutes is None and not wanted.isdisjoint(_BAR_CHANNELS):
+                book.minutes = Windows(MINUTE_NS, 50_000_000, 30 * SECOND_NS, 15 * MINUTE_NS, since_ns=now_ns)
+                book.quoted, book.day_due_ns = now_ns // MINUTE_NS, (now_ns // MINUTE_NS + 1) * MINUTE_NS
 
     def _clock(self, instrument: Instrument) -> int:
         """The time of a feed: the delayed one lives in the past."""

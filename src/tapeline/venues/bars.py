@@ -69,14 +69,16 @@ class _Window:
 class Windows:
     """Windows of equal width in which a bar leaves `delay_ns` after its end, and again `again_ns` after a late trade.
 
-    Windows that ended more than `keep_ns` ago are forgotten, so that memory is bounded.
+    Windows that ended more than `keep_ns` ago are forgotten, so that memory is bounded. Those that ended by `since_ns` are
+    not known: a late trade must not make a bar of its own in place of a fuller one.
     """
 
-    def __init__(self, width_ns: int, delay_ns: int, again_ns: int, keep_ns: int) -> None:
+    def __init__(self, width_ns: int, delay_ns: int, again_ns: int, keep_ns: int, since_ns: int) -> None:
         self._width = width_ns
         self._delay = delay_ns
         self._again = again_ns
         self._keep = keep_ns
+        self._since = since_ns
         self._windows: dict[int, _Window] = {}
 
     def add(self, trade: Trade, now_ns: int) -> None:
@@ -85,7 +87,7 @@ class Windows:
         window = self._windows.get(start)
         if window is None:
             end = start + self._width
-            if end + self._keep < now_ns:
+            if end <= self._since or end + self._keep < now_ns:
                 return
             window = self._windows[start] = _Window(Bar(start, end), max(end + self._delay, now_ns))
         elif window.due_ns is None:

@@ -83,6 +83,7 @@ class _Kline:
     offset_ns: int
     bar: Bar
     due_ns: int
+    wanted: bool = True
 
 
 @dataclass(slots=True)
@@ -102,7 +103,7 @@ class BinanceTape:
     """Trades and quotes as Binance spot tells them, one symbol's ids independent of another's."""
 
     def __init__(self, symbols: tuple[str, ...]) -> None:
-        self._instruments = listed(symbols)
+        self._instruments = listed(tuple(symbol.upper() for symbol in symbols))
         self._books = {
             one: _Book(3_735_683_259 + 7_919 * n, 2_961_000_000 + 5_003 * n, 50_093_239_000 + 104_729 * n, one.price, {})
             for n, one in enumerate(self._instruments)
@@ -122,23 +123,30 @@ class BinanceTape:
         elif "bookTicker" in channels:
             self._quote(tick, out)
 
-    def due(self, now_ns: int, plan: Mapping[Instrument, frozenset[str]], out: list[Event]) -> None:
+    def due(self, now_ns: int, out: list[Event]) -> None:
         for instrument, book in self._books.items():
-            channels = plan.get(instrument, frozenset())
-            for name in [name for name in book.klines if name not in channels]:
-                del book.klines[name]
-            for name in channels:
-                if name.startswith("kline_") and name not in book.klines:
-                    book.klines[name] = _opened(self._topic(instrument, name), book.last, now_ns)
             for kline in book.klines.values():
                 self._advance(instrument, book, kline, now_ns, out)
                 if kline.due_ns <= now_ns:
                     kline.due_ns = now_ns + kline.every_ns
-                    out.append(self._kline(instrument, kline, now_ns, final=False))
+                    if kline.wanted:
+                        out.append(self._kline(instrument, kline, now_ns, final=False))
 
     def stranger(self, like: Event) -> Event:
         topic = Topic(FEED, "premonition", like.topic.symbol)
         return Event(topic, None, like.ns, {"e": "premonition", "E": like.ns // 1_000_000, "s": topic.symbol}, raw=True)
+
+    def listen(self, plan: Mapping[Instrument, frozenset[str]], now_ns: int) -> None:
+        # Klines wanted once go on when nobody listens, so that none is told in part.
+        for instrument, book in self._books.items():
+            channels = plan.get(instrument, frozenset())
+            for name, kline in book.klines.items():
+                if not kline.wanted:
+                    self._advance(instrument, book, kline, now_ns, [])
+                kline.wanted = name in channels
+            for name in channels:
+                if name.startswith("kline_") and name not in book.klines:
+                    book.klines[name] = _opened(self._topic(instrument, name), book.last, now_ns)
 
     def _topic(self, instrument: Instrument, channel: str) -> Topic:
         topics = self._books[instrument].topics
@@ -212,8 +220,10 @@ class BinanceTape:
     def _advance(self, instrument: Instrument, book: _Book, kline: _Kline, ns: int, out: list[Event]) -> None:
         """Close every window that `ns` has left behind: the grid has no holes while a symbol trades."""
         while ns >= kline.bar.end_ns:
-            out.append(self._kline(instrument, kline, ns, final=True))
-            start, end = window(kline.interval, kline.bar.end_ns, kline.offset_ns)
+            if kline.wanted:
+                out.append(self._kline(instrument, kline, ns, final=True))
+            # Windows that passed while nobody listened are gone, as they are at the exchange.
+            start, end = window(kline.interval, kline.bar.end_ns if kline.wanted else ns, kline.offset_ns)
             kline.bar = Bar.flat(start, end, kline.bar.close or book.last)
 
     def _kline(self, instrument: Instrument, kline: _Kline, now_ns: int, *, final: bool) -> Event:

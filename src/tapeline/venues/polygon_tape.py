@@ -38,6 +38,7 @@ _VENUES: Final = {"stocks": (4, 8, 10, 11, 12, 15, 19, 21), "options": (302, 308
 _FINRA: Final = 4  # trades off exchange carry the reporting facility's id and time
 _CONDITIONS: Final = ((), (), (37,), (14, 41), (12, 37), (10, 41))
 _BLOCK: Final = 4096
+_BETWEEN_NS: Final = 50_000_000  # how often bars are looked after
 
 
 def listed(symbols: tuple[str, ...]) -> list[Instrument]:
@@ -76,7 +77,9 @@ class PolygonTape:
         self._random = np.random.default_rng([seed, 2])
         self._same, self._lower = faults.chance("duplicate_q"), faults.chance("regressing_q")
         self._dice: list[int] = []
+        self._plan: Mapping[Instrument, frozenset[str]] = {}
         self._now_ns = 0
+        self._next_due_ns = 0
         self._books = {
             one: _Book(
                 3_681_328 + 1_000 * n,
@@ -105,23 +108,32 @@ class PolygonTape:
         elif not channels.isdisjoint(_QUOTES):
             out.append(self._crypto_quote(tick, book) if crypto else self._quote(tick, book))
 
-    def due(self, now_ns: int, plan: Mapping[Instrument, frozenset[str]], out: list[Event]) -> None:
+    def due(self, now_ns: int, out: list[Event]) -> None:
         self._now_ns = now_ns
+        if now_ns < self._next_due_ns:
+            return
+        self._next_due_ns = now_ns + _BETWEEN_NS
         for instrument, book in self._books.items():
-            wanted = plan.get(instrument, frozenset())
-            for name in book.windows.keys() - wanted:
-                del book.windows[name]
-            for name, shape in _BARS.items():
-                if name in wanted and name not in book.windows:
-                    book.windows[name] = Windows(*shape)
+            wanted = self._plan.get(instrument, frozenset())
             if book.day.end_ns <= now_ns:
                 book.day = Bar(now_ns - now_ns % DAY_NS, now_ns - now_ns % DAY_NS + DAY_NS)
             for name, windows in book.windows.items():
-                out.extend(self._bar(instrument, book, name, bar, now_ns) for bar, _ in windows.due(now_ns))
+                bars = [bar for bar, _ in windows.due(now_ns)]
+                if name in wanted:
+                    out.extend(self._bar(instrument, book, name, bar, now_ns) for bar in bars)
 
     def stranger(self, like: Event) -> Event:
         topic = Topic(like.topic.feed, "ZZ", like.topic.symbol)
         return Event(topic, None, like.ns, {"ev": "ZZ", "sym": topic.symbol, "t": like.ns // 1_000_000}, raw=True)
+
+    def listen(self, plan: Mapping[Instrument, frozenset[str]], now_ns: int) -> None:
+        self._plan = plan
+        # Bars wanted once go on when nobody listens, so that none is told in part.
+        for instrument, wanted in plan.items():
+            windows = self._books[instrument].windows
+            for name, shape in _BARS.items():
+                if name in wanted and name not in windows:
+                    windows[name] = Windows(*shape, since_ns=now_ns)
 
     def _die(self) -> int:
         if not self._dice:

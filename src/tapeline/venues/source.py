@@ -62,10 +62,12 @@ class Generated:
 
     def heard(self, wanted: frozenset[Topic], now_s: float) -> None:
         if not self._demand:  # nothing was generated while nobody listened, and nothing is made up for
-            self._last_s, self._owed, self._last_ns = now_s, 0.0, self._now_ns()
+            self._last_s, self._owed = now_s, 0.0
+            self._last_ns = max(self._now_ns(), self._last_ns)
             self._next_burst_s = now_s + (self._burst_s or 0.0)
         self._plan = _plan(self._tape.instruments(), wanted)
         kinds = {one: self._tape.kinds(channels) for one, channels in self._plan.items()}
+        self._tape.listen(self._plan, self._last_ns)
         self._demand = [Demand(one, *wants) for one, wants in kinds.items() if any(wants)]
 
     def take(self, now_s: float) -> list[Event]:
@@ -76,7 +78,7 @@ class Generated:
         now_ns = self._now_ns()
         made: list[Event] = []
         # Everything up to the last tick has been told: a bar that ended by then holds all its trades.
-        self._tape.due(self._last_ns, self._plan, made)
+        self._tape.due(self._last_ns, made)
         timed = len(made)
         quota = int(min(self._owed, BATCH))
         while len(made) - timed < quota:

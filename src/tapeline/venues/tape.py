@@ -23,7 +23,10 @@ class Tape(Protocol):
     def tell(self, tick: Trade | Quote, channels: frozenset[str], out: list[Event]) -> None:
         """Append the events of one trade or quote that the channels wanted tell of."""
 
-    def due(self, now_ns: int, plan: Mapping[Instrument, frozenset[str]], out: list[Event]) -> None:
+    def listen(self, plan: Mapping[Instrument, frozenset[str]], now_ns: int) -> None:
+        """From now on these channels of these instruments are wanted."""
+
+    def due(self, now_ns: int, out: list[Event]) -> None:
         """Append the events that time brings: bars."""
 
     def stranger(self, like: Event) -> Event:

@@ -86,10 +86,11 @@ class Venue:
         context = _server_context() if options.tls else None
         self._source = source = self._opened_source()
         try:
-            self._server = await ws_create_server(self._enter, options.host, options.port, enable_auto_pong=False, ssl=context)
             self._journal.open()
+            self._server = await ws_create_server(self._enter, options.host, options.port, enable_auto_pong=False, ssl=context)
         except OSError:
             source.close()
+            self._journal.close()
             raise
         self._pump = asyncio.get_running_loop().create_task(self._run())
         host = f"[{options.host}]" if ":" in options.host else options.host
