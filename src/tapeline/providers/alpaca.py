@@ -16,7 +16,7 @@ import msgspec
 import pyarrow as pa
 from msgspec.msgpack import Ext
 
-from tapeline.providers.arrays import ArrayDecoder
+from tapeline.providers.arrays import UNREADABLE, ArrayDecoder
 from tapeline.providers.normalizing import (
     DAILY_ID,
     SAME_CONTENT,
@@ -35,7 +35,7 @@ from tapeline.providers.normalizing import (
     side_of,
     texts,
 )
-from tapeline.providers.session import FeedSettings, Plan, Reply, Trouble
+from tapeline.providers.session import FeedSettings, Plan, Reply, Trouble, gravest, without
 from tapeline.records import NS_PER_S
 
 STOCK_EXCHANGES: Final = {
@@ -368,7 +368,8 @@ _ERRORS: Final[dict[int, tuple[Literal["warn", "reconnect", "stop"], float, str]
 }
 
 
-_DATA: Final = frozenset({b"t", b"q", b"b", b"u", b"d"})
+#: The tags of market data, and what the configuration calls each.
+_DATA: Final = {b"t": b"trades", b"q": b"quotes", b"b": b"bars", b"u": b"updatedBars", b"d": b"dailyBars"}
 
 
 class _Control(msgspec.Struct):
@@ -407,26 +408,30 @@ class AlpacaSession:
             return None
         try:
             controls = self._controls(frame)
-        except (msgspec.MsgspecError, UnicodeDecodeError, ValueError):
+        except UNREADABLE:
             return Reply()
+        send: list[bytes] = []
+        troubles: list[Trouble] = []
         for control in controls:
             if control.T == "success" and control.msg == "connected":
-                return Reply([self._encode({"action": "auth", "key": self._key, "secret": self._secret})])
-            if control.T == "success" and control.msg == "authenticated":
-                return Reply([self._encode({"action": "subscribe", **self._wanted})])
-            if control.T == "subscription":
+                send.append(self._encode({"action": "auth", "key": self._key, "secret": self._secret}))
+            elif control.T == "success" and control.msg == "authenticated":
+                send.append(self._encode({"action": "subscribe", **self._wanted}))
+            elif control.T == "subscription":
                 has = {channel: set(getattr(control, channel)) for channel in self._wanted}
                 asked = ((channel, symbol) for channel, symbols in self._wanted.items() for symbol in symbols)
                 self._missing = [f"{channel}.{symbol}" for channel, symbol in asked if symbol not in has[channel]]
-            if control.T == "error":
+            elif control.T == "error":
                 action, wait_s, advice = _ERRORS.get(control.code, ("reconnect", 0.0, ""))
-                return Reply(trouble=Trouble(f"alpaca says {control.code}: {control.msg}. {advice}".strip(), action, wait_s))
-        return Reply()
+                said = without(control.msg, self._key, self._secret)
+                troubles.append(Trouble(f"alpaca says {control.code}: {said}. {advice}".strip(), action, wait_s))
+        return Reply(send, gravest(troubles))
 
     def channel(self, frame: bytes) -> bytes | None:
-        at = frame.find(self._mark, 0, 24) + len(self._mark)
-        name = frame[at : at + 1]
-        return name if name in _DATA and frame[at + 1 : at + 1 + len(self._end)] == self._end else None
+        mark = frame.find(self._mark, 0, 24)
+        at = mark + len(self._mark)
+        closed = frame[at + 1 : at + 1 + len(self._end)] == self._end
+        return _DATA.get(frame[at : at + 1]) if mark >= 0 and closed else None
 
     def missing(self) -> Sequence[str]:
         return self._missing

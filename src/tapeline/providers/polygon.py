@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
-from tapeline.providers.arrays import ArrayDecoder
+from tapeline.providers.arrays import UNREADABLE, ArrayDecoder
 from tapeline.providers.normalizing import (
     DAILY_ID,
     SAME_CONTENT,
@@ -29,7 +29,7 @@ from tapeline.providers.normalizing import (
     side_of,
     texts,
 )
-from tapeline.providers.session import FeedSettings, Plan, Reply, Trouble
+from tapeline.providers.session import FeedSettings, Plan, Reply, Trouble, gravest, without
 
 STOCK_EXCHANGES: Final = {
     1: "XASE", 2: "XBOS", 3: "XCIS", 4: "FINR", 6: "XISE", 7: "EDGA", 8: "EDGX", 9: "XCHI", 10: "XNYS", 11: "ARCX", 12: "XNAS",
@@ -325,10 +325,10 @@ class PolygonSession:
             return None
         try:
             statuses = _STATUSES.decode(frame)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
+        except UNREADABLE:
             return Reply()
         send: list[bytes] = []
-        trouble: Trouble | None = None
+        troubles: list[Trouble | None] = []
         for status in statuses:
             if status.status == "connected":
                 send.append(msgspec.json.encode({"action": "auth", "params": self._key}))
@@ -337,8 +337,8 @@ class PolygonSession:
             elif status.status == "success":
                 self._missing.pop(status.message.removeprefix("subscribed to: "), None)
             else:
-                trouble = trouble or self._trouble(status)
-        return Reply(send, trouble)
+                troubles.append(self._trouble(status))
+        return Reply(send, gravest(trouble for trouble in troubles if trouble is not None))
 
     def _subscribe(self) -> list[bytes]:
         size = _TOPICS_PER_MESSAGE
@@ -346,7 +346,7 @@ class PolygonSession:
         return [msgspec.json.encode({"action": "subscribe", "params": ",".join(some)}) for some in groups]
 
     def _trouble(self, status: _StatusFrame) -> Trouble | None:
-        said = f"polygon says {status.status}: {status.message.strip()}"
+        said = f"polygon says {status.status}: {without(status.message.strip(), self._key)}"
         match status.status:
             case "auth_failed":
                 return Trouble(f"{said} Check the key (TAPELINE_POLYGON_KEY) and that the plan includes websockets.", "stop")

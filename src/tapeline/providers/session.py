@@ -6,7 +6,7 @@ no socket and no clock.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -22,6 +22,18 @@ class Trouble:
     message: str
     action: Literal["warn", "reconnect", "stop"]
     wait_s: float = 0.0
+
+
+def gravest(troubles: Iterable[Trouble]) -> Trouble | None:
+    """Of several troubles the one to act on; the first of equally grave ones."""
+    return max(troubles, key=lambda trouble: ("warn", "reconnect", "stop").index(trouble.action), default=None)
+
+
+def without(text: str, *secrets: str) -> str:
+    """A provider's words, with any secret that it quotes back left out."""
+    for secret in secrets:
+        text = text.replace(secret, "***") if secret else text
+    return text
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +79,7 @@ class Plan:
     name: str
     url: str
     topics: Sequence[str]
-    session: Callable[[], Session]
+    session: Callable[[], Session] = field(repr=False)  # may hold secrets
     binary: bool = False  # send binary frames rather than text
     headers: Mapping[str, str] = field(default_factory=dict)
     pace_s: float = 0.0  # least time between messages sent
