@@ -276,12 +276,15 @@ def _decode_json(frames: Frames, events: Events) -> None:
     routes: dict[bytes, tuple[Callable[[bytes], Any], Rows]] = {}
     for row, frame in frames:
         route = routes.get(frame[11 : frame.find(b'"', 11)])
-        try:
-            if route is None:
-                _route(frame, row, events, routes)
-                continue
+        if route is not None:
             to_event, found = route
-            found.add(to_event(frame).data, row, 0)
+            try:
+                found.add(to_event(frame).data, row, 0)
+                continue
+            except (msgspec.MsgspecError, UnicodeDecodeError):
+                pass  # the long way words the reason, the same wherever in a batch the frame stands
+        try:
+            _route(frame, row, events, routes)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             events.rejects.add(Reject(f"JSON: {error}", frame), row, 0)
 
