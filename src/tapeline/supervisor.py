@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from tapeline.errors import FATAL_STATUSES, TapelineError
+from tapeline.errors import FATAL_STATUSES, TapelineError, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 _WELL_AFTER_S: Final = 30.0
 _DEATHS_IN_A_ROW: Final = 8
 _STOP_WITHIN_S: Final = 75.0
+_LOOK_AGAIN_S: Final = 2.0
 
 
 class StageFailed(TapelineError):
@@ -61,10 +62,17 @@ class Supervisor:
         try:
             for stage in self._stages:
                 self._start(stage)
-            while not stop.is_set() and not idle():
+            while not stop.is_set():
                 for stage in self._stages:
                     self._watch(stage)
-                tick(self.report())
+                try:
+                    if idle():
+                        return
+                    tick(self.report())
+                except Unavailable as error:
+                    # Those who work meet the same trouble, and wait it out; looking on must not stop them.
+                    log.warning("%s The stages go on.", error)
+                    stop.wait(_LOOK_AGAIN_S)
                 stop.wait(0.2)
         finally:
             self._stop_all()
