@@ -410,8 +410,8 @@ async def _stop_with_parent(stop: asyncio.Event) -> None:
 
 
 def _own_stage(settings: Config, stage: str) -> Any:
-    """A stage's lock. Under a supervisor, one left by a predecessor that is just ending is waited for."""
-    return own(settings.root / "locks" / stage, f"tapeline {stage}", wait_s=20.0 if _supervisor() is not None else 0.0)
+    """A stage's lock. Under a supervisor, a predecessor that is just ending, at most as long as it may finish its work, is waited for."""
+    return own(settings.root / "locks" / stage, f"tapeline {stage}", wait_s=90.0 if _supervisor() is not None else 0.0)
 
 
 def _loop_runner(body: Any) -> None:

@@ -6,7 +6,7 @@ import fcntl
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tapeline.errors import Busy, DiskTrouble
@@ -30,8 +30,9 @@ def own(path: Path, what: str, wait_s: float = 0.0) -> Iterator[None]:
                 continue
             holder = os.read(file, 200).decode("utf-8", "replace").strip() or "another process"
             raise Busy(f"{what} already runs here: {holder} holds {path}. Stop that one first, or set another data_dir.") from None
-        os.ftruncate(file, 0)
-        os.pwrite(file, f"{what}, process {os.getpid()}, since {time.strftime('%Y-%m-%d %H:%M:%S %z')}\n".encode(), 0)
+        with suppress(OSError):  # a full disk: the lock holds without its holder's name
+            os.ftruncate(file, 0)
+            os.pwrite(file, f"{what}, process {os.getpid()}, since {time.strftime('%Y-%m-%d %H:%M:%S %z')}\n".encode(), 0)
         yield
     finally:
         os.close(file)
