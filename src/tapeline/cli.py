@@ -438,7 +438,8 @@ def _idle(settings: Config, stream: Stream, stores: dict[str, Any], seconds: flo
         word = read_status(settings.root).get("ingest", {})
         if word.get("started_ns", 0) < started_ns:
             return False  # ingest has not spoken since this run began
-        quiet_ns = time.time_ns() - max(word.get("last_data_ns", 0), started_ns)
+        # By its own last word: a word that is old, or of an ingest that has died since, says nothing of now.
+        quiet_ns = word["updated_ns"] - max(word.get("last_data_ns", 0), word["started_ns"])
         return quiet_ns >= seconds * 1e9 and not any(backlog.records for backlog in backlogs(stream, stores))
 
     return idle
