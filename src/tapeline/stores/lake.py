@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from deltalake import CommitProperties, DeltaTable, Transaction, WriterProperties, write_deltalake
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
-from tapeline.errors import DiskTrouble, NewerData
+from tapeline.errors import ConfigError, DiskTrouble, NewerData
 from tapeline.records import BARS_TOPIC, NS_PER_S, NS_PER_US, TICKS_TOPIC, Topic
 from tapeline.stores import Totals, Written
 
@@ -59,10 +59,15 @@ class Lake:
         return Totals(*(int(table.transaction_version(name) or 0) for name in names))
 
     def write(self, topic: Topic, partition: int, batch: pa.RecordBatch, next_position: int) -> Written:
-        lake_batch = with_dates(batch)
-        fresh = self._fresh(topic, lake_batch)
-        written = Written(fresh.num_rows, batch.num_rows - fresh.num_rows)
         before = self.totals(topic, partition)
+        if before.position > next_position - batch.num_rows:
+            # An earlier try was committed although it raised, as when only Delta's checkpoint after the commit failed.
+            kept = min(batch.num_rows, before.position - (next_position - batch.num_rows))
+            if kept == batch.num_rows:
+                return Written(0, 0)
+            batch = batch.slice(kept)
+        fresh = self._fresh(topic, with_dates(batch))
+        written = Written(fresh.num_rows, batch.num_rows - fresh.num_rows)
         transactions = [
             Transaction(_position_id(topic, partition), next_position),
             Transaction(_count_id(topic, partition, "rows"), before.rows + written.rows),
@@ -103,12 +108,7 @@ class Lake:
             return None
         except (OSError, DeltaError) as error:
             raise DiskTrouble(f"The lake's table {self.root / topic.table} cannot be read: {error}") from error
-        version = int((table.metadata().description or "").removeprefix(_DESCRIPTION) or 0)
-        if version > _FORMAT:
-            raise NewerData(
-                f"{self.root / topic.table} was written by a newer Tapeline (format {version}, this one knows {_FORMAT}). "
-                "Nothing was touched. Upgrade Tapeline, or set another data_dir."
-            )
+        check_format(table, self.root / topic.table)
         self._tables[topic.table] = table
         return table
 
@@ -156,7 +156,7 @@ class Lake:
         names = [name for name in dict.fromkeys((*columns, "ts_ns", "provider", "feed", "channel")) if name != "date"]
         parts = []
         for path, date in files:
-            some = pq.read_table(self.root / topic.table / path, columns=names, partitioning=None)
+            some = self._read(self.root / topic.table / path, names)
             if "date" in columns:
                 some = some.append_column("date", pa.array([date] * some.num_rows, pa.date32()))
             inside = pc.and_(pc.greater_equal(some["ts_ns"], low), pc.less_equal(some["ts_ns"], high))
@@ -164,6 +164,29 @@ class Lake:
                 inside = pc.and_(inside, pc.equal(some[name], value))
             parts.append(some.filter(inside))
         return pa.concat_tables(parts)
+
+
+    def _read(self, path: Path, names: list[str]) -> pa.Table:
+        try:
+            return pq.read_table(path, columns=names, partitioning=None)
+        except (OSError, pa.ArrowException) as error:
+            raise DiskTrouble(
+                f"The lake's file {path} cannot be read: {error}. Nothing was written; the records stay in the stream. "
+                "Restore the file. It is tried again."
+            ) from error
+
+
+def check_format(table: DeltaTable, path: Path) -> None:
+    """Raises NewerData where a newer Tapeline wrote the table, ConfigError where none did."""
+    description = table.metadata().description or ""
+    version = description.removeprefix(_DESCRIPTION)
+    if not (description.startswith(_DESCRIPTION) and version.isdigit()):
+        raise ConfigError(f"{path} is a Delta table that Tapeline did not make. Move it away, or set another data_dir.")
+    if int(version) > _FORMAT:
+        raise NewerData(
+            f"{path} was written by a newer Tapeline (format {version}, this one knows {_FORMAT}). "
+            "Nothing was touched. Upgrade Tapeline, or set another data_dir."
+        )
 
 
 def with_dates(batch: pa.RecordBatch) -> pa.RecordBatch:
