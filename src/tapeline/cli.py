@@ -284,7 +284,7 @@ def sql(
 
     settings = _load(config)
     try:
-        result = connect(settings.root / "lake").sql(query)
+        result = connect(wiring.lake_folder(settings)).sql(query)
         table = result.to_arrow_table() if result is not None else None
     except duckdb.Error as error:
         raise ConfigError(f"DuckDB: {error}") from error

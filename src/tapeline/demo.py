@@ -193,7 +193,7 @@ class Demo:
         self._console.print(sample)
         self._console.print(f"\nThe data is in {os.path.relpath(self._root)} (the lake: {os.path.relpath(self._root / 'lake')}). Try next:")
         for command in (
-            f'tapeline sql "SELECT * FROM bars ORDER BY ts DESC LIMIT 5" --config {config}',
+            f'tapeline sql "SELECT * FROM bars ORDER BY ts DESC LIMIT 5" --config {config}',  # noqa: S608 shown, not run
             f"tapeline tail ticks --symbol BTC/USDT --config {config}",
             f"tapeline status --config {config}",
             "tapeline run        (Binance's public stream: no key needed)",

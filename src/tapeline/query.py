@@ -8,9 +8,11 @@ from typing import Final
 import duckdb
 import pyarrow as pa
 from deltalake import DeltaTable
-from deltalake.exceptions import TableNotFoundError
+from deltalake.exceptions import DeltaError, TableNotFoundError
 
+from tapeline.errors import DiskTrouble
 from tapeline.records import NORMALIZED_TOPICS, Topic
+from tapeline.stores.lake import check_format
 
 #: The last revision of each bar; `bar_revisions` has them all.
 _BARS: Final = """
@@ -38,9 +40,13 @@ def connect(lake: Path) -> duckdb.DuckDBPyConnection:
 
 def _files(table: Path) -> list[str]:
     try:
-        return DeltaTable(str(table)).file_uris()
+        found = DeltaTable(str(table))
     except TableNotFoundError:
         return []
+    except (OSError, DeltaError) as error:
+        raise DiskTrouble(f"The lake's table {table} cannot be read: {error}") from error
+    check_format(found, table)
+    return found.file_uris()
 
 
 def _empty(topic: Topic) -> pa.Table:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from random import Random
 
 from tapeline import net
@@ -33,8 +34,16 @@ def open_store(config: Config, store: StoreConfig) -> Store:
     """Raises ConfigError for an address that no store has."""
     if store.url != "lake:" and not store.url.startswith("lake:/"):
         raise ConfigError(f'stores.url = "{store.url}" is no store that this version has. Use "lake:" or "lake:/a/folder".')
-    path = store.url.removeprefix("lake:")
-    return Lake(config.root / "lake" if not path else config.root / path, identity)
+    return Lake(_lake_folder(config, store), identity)
+
+
+def lake_folder(config: Config) -> Path:
+    """Where the configuration's lake is; the usual place where it has none."""
+    return next((_lake_folder(config, store) for store in config.stores if store_name(store) == "lake"), config.root / "lake")
+
+
+def _lake_folder(config: Config, store: StoreConfig) -> Path:
+    return config.root / (store.url.removeprefix("lake:") or "lake")
 
 
 def open_stores(config: Config) -> dict[str, Store]:

@@ -165,7 +165,6 @@ class Lake:
             parts.append(some.filter(inside))
         return pa.concat_tables(parts)
 
-
     def _read(self, path: Path, names: list[str]) -> pa.Table:
         try:
             return pq.read_table(path, columns=names, partitioning=None)
