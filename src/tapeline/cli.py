@@ -11,6 +11,8 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from random import Random
@@ -72,10 +74,6 @@ def main() -> None:
     except TapelineError as error:
         Console(stderr=True).print(f"[bold red]error:[/] {_escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(getattr(error, "status", error.exit_status))
-    except BrokenPipeError:
-        # The reader of our output (head, less) has gone: that is no error.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -289,7 +287,8 @@ def sql(
     except duckdb.Error as error:
         raise ConfigError(f"DuckDB: {error}") from error
     if table is not None:
-        write(table, format.value, output)
+        with _reader_may_leave():
+            write(table, format.value, output)
 
 
 @app.command()
@@ -309,7 +308,7 @@ def tail(
 
     settings = _load(config)
     stop = _stop_on_signal()
-    stream = wiring.open_stream(settings)
+    stream = _stream_with_data(settings)
     chosen = RAW_TOPIC if topic is TailTopic.raw else next(t for t in NORMALIZED_TOPICS if t.table == topic.value)
     if symbol and "symbol" not in chosen.schema.names:
         raise ConfigError(f"{topic.value} records carry no symbol; leave out --symbol.")
@@ -318,7 +317,8 @@ def tail(
     while not stop.is_set():
         chunk = stream.read(chosen, 0, position, 4096)
         if chunk is None:
-            _print_last(latest, lines, json_lines)
+            with _reader_may_leave():
+                _print_last(latest, lines, json_lines)
             latest, lines = [], 1 << 60
             if not follow:
                 break
@@ -339,9 +339,7 @@ def status(
     from tapeline.monitor.table import tables
 
     settings = _load(config)
-    if not (settings.root / "stream").exists():
-        raise ConfigError(f"There is no data in {settings.root} yet. Start with `tapeline run`, or name another --config.")
-    stream = wiring.open_stream(settings)
+    stream = _stream_with_data(settings)
     found = snapshot(settings.root, stream, wiring.open_stores(settings))
     stream.close()
     if format is Format.json:
@@ -369,6 +367,23 @@ def check(config: ConfigOption = None) -> None:
 def _load(path: Path | None) -> Config:
     _log_to_stderr()
     return load(path, environment())
+
+
+def _stream_with_data(settings: Config) -> Stream:
+    """The stream of a run that was; looking on makes none."""
+    if not (settings.root / "stream").exists():
+        raise ConfigError(f"There is no data in {settings.root} yet. Start with `tapeline run`, or name another --config.")
+    return wiring.open_stream(settings)
+
+
+@contextmanager
+def _reader_may_leave() -> Iterator[None]:
+    """The reader of our output (head, less) may go before it has read all: that is no error."""
+    try:
+        yield
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(0) from None
 
 
 def _log_to_stderr() -> None:
