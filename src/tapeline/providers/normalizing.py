@@ -235,9 +235,12 @@ class _Source:
 
     def by_feed(self) -> list[tuple[tuple[str, str], list[int] | None]]:
         """(provider, feed) with the rows that carry it; in the usual case one feed has them all, which None says."""
-        provider, feed = self._raw["provider"].dictionary_encode(), self._raw["feed"].dictionary_encode()
-        if len(provider.dictionary) <= 1 and len(feed.dictionary) <= 1:
-            return [((provider.dictionary[0].as_py(), feed.dictionary[0].as_py()), None)] if self._raw.num_rows else []
+        if not self._raw.num_rows:
+            return []
+        names = [self._raw["provider"], self._raw["feed"]]
+        if all(pc.all(pc.equal(name, name[0])).as_py() for name in names):
+            return [((names[0][0].as_py(), names[1][0].as_py()), None)]
+        provider, feed = (name.dictionary_encode() for name in names)
         groups: dict[tuple[int, int], list[int]] = {}
         pairs = zip(provider.indices.to_pylist(), feed.indices.to_pylist(), strict=True)
         for row, pair in enumerate(pairs):

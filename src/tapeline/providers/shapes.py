@@ -186,25 +186,35 @@ def _bool(name: str) -> Callable[[_Reading], None]:
 
 def _text(name: str, end: int = ord('"')) -> Callable[[_Reading], None]:
     def step(reading: _Reading) -> None:
-        first, second = reading.text.at(reading.where), reading.text.at(reading.where + 8)
+        first = reading.text.at(reading.where)
         length = _find(first, end)
-        rest = np.where(length == 8, _find(second, end), 0)
-        reading.fine &= (length > 0) & (rest < 8)
-        first &= np.where(length > 0, _ALL >> ((8 - np.maximum(length, 1)) << 3).astype(np.uint64), 0)
-        second = np.where(rest > 0, second & (_ALL >> ((8 - np.maximum(rest, 1)) << 3).astype(np.uint64)), 0)
+        reading.fine &= length > 0
+        first = _upto(first, length)
+        second = rest = None
+        if (length == 8).any():
+            second = reading.text.at(reading.where + 8)
+            rest = np.where(length == 8, _find(second, end), 0)
+            reading.fine &= rest < 8
+            second = _upto(second, rest)
         codes, known = _encode(first, second)
         reading.fine &= np.array([text is not None for text in known], bool)[codes]
         names = pa.array([text or "" for text in known], pa.string())
         reading.values[name] = lambda keep: pa.DictionaryArray.from_arrays(pa.array(codes[keep]), names)
-        reading.where += length + rest
+        reading.where += length if rest is None else length + rest
 
     return step
 
 
-def _encode(first: Words, second: Words) -> tuple[npt.NDArray[np.int64], list[str | None]]:
+def _upto(word: Words, count: Ints) -> Words:
+    """The first `count` (0 to 8) characters, zeros after them."""
+    kept: Words = np.where(count > 0, word & (_ALL >> ((8 - np.maximum(count, 1)) << 3).astype(np.uint64)), 0)
+    return kept
+
+
+def _encode(first: Words, second: Words | None) -> tuple[npt.NDArray[np.int64], list[str | None]]:
     """Each pair of words as a number, and what the numbers stand for; None where it is not plain letters and digits."""
     low = pa.array(first).dictionary_encode()
-    if second.any():
+    if second is not None and second.any():
         high = pa.array(second).dictionary_encode()
         both = pa.array(low.indices.to_numpy().astype(np.int64) * len(high.dictionary) + high.indices.to_numpy()).dictionary_encode()
         pairs = [divmod(code, len(high.dictionary)) for code in both.dictionary.to_pylist()]

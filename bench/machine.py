@@ -1,0 +1,94 @@
+"""Local processes and recordings that several benchmarks share."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+CAPTURES = sorted((REPOSITORY.parent / "shared" / "captures" / "binance").glob("*.gz"))
+KEYS = {"TAPELINE_POLYGON_KEY": "demo", "TAPELINE_ALPACA_KEY": "demo", "TAPELINE_ALPACA_SECRET": "demo"}
+
+
+def describe() -> str:
+    """The machine in a few words."""
+    model = next(
+        (line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")),
+        platform.processor(),
+    )
+    return f"{os.cpu_count()} cores of {model}, Python {platform.python_version()}, {platform.system()} {platform.release()}"
+
+
+def recorded_frames() -> list[tuple[int, bytes]]:
+    """(receive time in ns, frame) of the recorded trades and best quotes."""
+    found = []
+    for path in CAPTURES:
+        with gzip.open(path, "rb") as lines:
+            for line in lines:
+                received, _, frame = line.rstrip(b"\n").partition(b" ")
+                if b"@trade" in frame[:40] or b"@bookTicker" in frame[:40]:
+                    found.append((int(received), frame))
+    return found
+
+
+@contextmanager
+def venue(name: str, *arguments: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """A venue's process and its url."""
+    command = [sys.executable, "-m", "tapeline", "venue", name, *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE)
+    try:
+        assert process.stdout is not None
+        yield process.stdout.readline().decode().rpartition(" at ")[2].strip(), process
+    finally:
+        if process.poll() is None:
+            process.terminate()
+        process.wait()
+
+
+def stop_and_count(process: subprocess.Popen[bytes]) -> int:
+    """End a venue; how many events it says it sent."""
+    process.terminate()
+    assert process.stdout is not None
+    sent: dict[str, int] = json.loads(process.stdout.read().splitlines()[-1])["sent"]
+    process.wait()
+    return sum(sent.values())
+
+
+def write_config(root: Path, url: str, flush_seconds: float = 5.0) -> Path:
+    root.mkdir(parents=True, exist_ok=True)
+    path = root / "tapeline.toml"
+    path.write_text(
+        f'data_dir = "{root}"\n[[providers]]\nname = "binance"\nurl = "{url}"\n'
+        'symbols = ["BTCUSDT", "ETHUSDT", "BNBUSDT", "SOLUSDT"]\nchannels = ["trade", "bookTicker"]\n'
+        f'[[stores]]\nurl = "lake:"\nflush_seconds = {flush_seconds}\n'
+    )
+    return path
+
+
+@contextmanager
+def pipeline(config: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+    """`tapeline run`, its log beside the data."""
+    with (config.parent / "run.log").open("wb") as log:
+        command = [sys.executable, "-m", "tapeline", "run", "--config", str(config), *arguments]
+        process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **KEYS})
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.terminate()
+            process.wait()
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A Markdown table."""
+    lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
+    lines += ["| " + " | ".join(f"{cell:,.0f}" if isinstance(cell, (int, float)) else str(cell) for cell in row) + " |" for row in rows]
+    return "\n".join(lines)

@@ -1,0 +1,49 @@
+"""Resident memory of every stage over ten million ticks."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+
+from bench.machine import describe, pipeline, table, venue, write_config
+from tapeline.monitor.status import read_status
+from tapeline.records import TICKS_TOPIC
+from tapeline.streams.embedded import EmbeddedStream
+
+_TICKS = 10_000_000
+_LOOKS = (1, 2, 4, 6, 8, 10)  # millions of ticks
+
+
+def run() -> str:
+    with tempfile.TemporaryDirectory() as folder, venue("binance", "--rate", "70000", "--limit", str(_TICKS)) as (url, _):
+        root = Path(folder)
+        config = write_config(root, url)
+        looks: dict[int, dict[str, float]] = {}
+        with pipeline(config, "--until-idle", "5") as running:
+            stream = EmbeddedStream(root / "stream")
+            while running.poll() is None:
+                millions = stream.ends(TICKS_TOPIC)[0] // 1_000_000
+                for look in _LOOKS:
+                    if look <= millions and look not in looks:
+                        looks[look] = _resident(root)
+                time.sleep(0.2)
+            stream.close()
+    stages = sorted({stage for look in looks.values() for stage in look})
+    rows = [[stage, *[f"{looks[look].get(stage, 0):.0f}" for look in looks]] for stage in stages]
+    return "Resident MiB after so many million ticks at 70,000/s:\n\n" + table(["stage", *[f"{look} M" for look in looks]], rows)
+
+
+def _resident(root: Path) -> dict[str, float]:
+    found = {}
+    for stage, word in read_status(root).items():
+        try:
+            text = Path(f"/proc/{word['pid']}/status").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        found[stage] = next(int(line.split()[1]) for line in text.splitlines() if line.startswith("VmRSS")) / 1024
+    return found
+
+
+if __name__ == "__main__":
+    print(describe(), run(), sep="\n\n")

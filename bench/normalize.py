@@ -1,0 +1,147 @@
+"""Normalizing on one core: raw records to Arrow ticks, beside cryptofeed 2.4.1 on the same Binance frames, in turns."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pyarrow as pa
+
+from bench.machine import CAPTURES, REPOSITORY, describe, pipeline, recorded_frames, table, venue
+from tapeline.providers import DECODERS
+from tapeline.providers.normalizing import normalize
+from tapeline.records import RAW, RAW_TOPIC, TICKS_TOPIC
+from tapeline.streams.embedded import EmbeddedStream
+
+_ROUNDS = 7
+_CHUNK = 24_576
+_PEER = REPOSITORY / "bench" / "peers"
+
+
+def run() -> str:
+    """The section of the report. One core for all that is measured."""
+    os.sched_setaffinity(0, {0})
+    pa.set_cpu_count(1)
+    try:
+        return "\n\n".join([_beside_cryptofeed(), _each_provider()])
+    finally:
+        os.sched_setaffinity(0, range(os.cpu_count() or 1))
+
+
+def _beside_cryptofeed() -> str:
+    if not CAPTURES:
+        return "The recorded frames are not here; nothing was measured beside cryptofeed."
+    frames = recorded_frames()
+    raw = _batch("binance", "spot", [frame for _, frame in frames], [received for received, _ in frames])
+    peer = _peer_python()
+    ours: list[tuple[float, float]] = []  # median and best of each round
+    theirs: list[tuple[float, float]] = []
+    for _ in range(_ROUNDS):
+        passes = [_seconds(raw) for _ in range(5)]
+        ours.append((statistics.median(passes), min(passes)))
+        if peer is not None:
+            command = [str(peer), str(_PEER / "cryptofeed_normalize.py"), "--repeats", "5", *map(str, CAPTURES)]
+            said = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+            theirs.append((said["seconds_median"], said["seconds_best"]))
+    n = len(frames)
+    rows = [_row("Tapeline", n, ours)]
+    if theirs:
+        times = statistics.median(b[0] / a[0] for a, b in zip(ours, theirs, strict=True))
+        best = min(b[1] for b in theirs) / min(a[1] for a in ours)
+        rows[0][3] = f"{times:.1f} (best pass against best: {best:.1f})"
+        rows.append([*_row("cryptofeed 2.4.1", n, theirs)[:3], "1"])
+    return (
+        f"Recorded Binance frames ({n:,}: trades and best quotes), {_ROUNDS} rounds in turns, 5 passes each."
+        " cryptofeed knows aggregated trades only: for it the trades are relabeled as such, before the clock starts.\n\n"
+        + table(["library", "ticks/s, median", "ticks/s, best", "times cryptofeed"], rows)
+    )
+
+
+def _row(name: str, n: int, rounds: list[tuple[float, float]]) -> list[object]:
+    return [name, n / statistics.median(median for median, _ in rounds), n / min(best for _, best in rounds), ""]
+
+
+def _batch(provider: str, feed: str, frames: list[bytes], received: list[int]) -> pa.RecordBatch:
+    n = len(frames)
+    texts = [pa.array([text] * n) for text in (provider, feed, "c1", "frame")]
+    return pa.record_batch([*texts, pa.array(received), pa.array(frames, pa.binary())], schema=RAW)
+
+
+def _seconds(raw: pa.RecordBatch) -> float:
+    began = time.perf_counter()
+    for at in range(0, raw.num_rows, _CHUNK):
+        normalize(raw.slice(at, _CHUNK), 0, at, DECODERS)
+    return time.perf_counter() - began
+
+
+def _each_provider() -> str:
+    """The frames that the local venues send, as ingest recorded them."""
+    rows = []
+    for name, feed, symbols, channels, extra in (
+        ("binance", "spot", ["BTCUSDT", "ETHUSDT"], ["trade", "bookTicker"], ""),
+        ("binance", "spot", ["BTCUSDT", "ETHUSDT"], ["aggTrade", "kline_1s"], ""),
+        ("polygon", "stocks", ["AAPL", "MSFT"], ["T", "Q", "A"], ""),
+        ("polygon", "crypto", ["BTC-USD", "ETH-USD"], ["XT", "XQ"], ""),
+        ("alpaca", "sip", ["AAPL", "SPY"], ["trades", "quotes"], ""),
+        ("alpaca", "crypto", ["BTC/USD", "ETH/USD"], ["trades", "quotes"], 'codec = "msgpack"\n'),
+    ):
+        raw, ticks = _recorded_from_venue(name, feed, symbols, channels, extra)
+        seconds = statistics.median(_seconds(raw) for _ in range(5))
+        codec = "msgpack" if extra else "JSON"
+        rows.append([f"{name} {feed} {', '.join(channels)} ({codec})", raw.num_rows, ticks / raw.num_rows, ticks / seconds])
+    lines = [[a, b, f"{c:.1f}", d] for a, b, c, d in rows]
+    return "Frames of the local venues:\n\n" + table(["shape", "frames", "events a frame", "events/s, median of 5"], lines)
+
+
+def _recorded_from_venue(name: str, feed: str, symbols: list[str], channels: list[str], extra: str) -> tuple[pa.RecordBatch, int]:
+    with tempfile.TemporaryDirectory() as folder, venue(name, "--rate", "20000", "--limit", "60000") as (url, _):
+        root = Path(folder)
+        config = root / "tapeline.toml"
+        config.write_text(
+            f'data_dir = "{root}"\nstores = []\n[[providers]]\nname = "{name}"\nfeed = "{feed}"\nurl = "{url}"\n{extra}'
+            f"symbols = {json.dumps(symbols)}\nchannels = {json.dumps(channels)}\n"
+        )
+        with pipeline(config, "--until-idle", "1") as process:
+            process.wait(120)
+        stream = EmbeddedStream(root / "stream")
+        batches = []
+        position = 0
+        while (chunk := stream.read(RAW_TOPIC, 0, position, 1 << 20)) is not None:
+            batches.append(chunk.batch)
+            position = chunk.next
+        stream.close()
+    raw = pa.concat_batches(batches)
+    made = normalize(raw, 0, 0, DECODERS)
+    bars = sum(count.bars for count in made.counts.values())
+    return raw, made.batches[TICKS_TOPIC].num_rows + bars
+
+
+def _peer_python() -> Path | None:
+    """cryptofeed in an environment of its own; None where it cannot be built (it needs a C compiler)."""
+    lock = _PEER / "cryptofeed.requirements.txt"
+    home = REPOSITORY / ".venvs" / "cryptofeed"
+    python, mark = home / "bin" / "python", home / ".ready"
+    digest = hashlib.sha256(lock.read_bytes()).hexdigest()
+    if mark.exists() and mark.read_text() == digest:
+        return python
+    uv = Path(sys.executable).parent / "uv"
+    environment = {**os.environ, "UV_NATIVE_TLS": "1", "UV_PYTHON_DOWNLOADS": "never"}
+    for command in (
+        [str(uv), "venv", "--quiet", "--clear", str(home)],
+        [str(uv), "pip", "sync", "--quiet", "--python", str(python), str(lock)],
+    ):
+        if subprocess.run(command, env=environment, check=False).returncode:
+            return None
+    mark.write_text(digest)
+    return python
+
+
+if __name__ == "__main__":
+    print(describe(), run(), sep="\n\n")

@@ -1,0 +1,57 @@
+"""Socket to lake, every stage and the venue on the same cores: throughput with the count of lost and doubled events."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+from bench.machine import describe, pipeline, stop_and_count, table, venue, write_config
+from tapeline.query import connect
+
+_EVENTS = 1_500_000
+_ROUNDS = 3
+_COUNT = """
+SELECT count(*) AS rows, count(DISTINCT (symbol, channel, sequence)) AS events,
+    count(*) FILTER (WHERE channel = 'trade') - coalesce(sum(span), 0) AS trades_beside_the_run
+FROM ticks LEFT JOIN (
+    SELECT symbol, channel, max(sequence) - min(sequence) + 1 AS span, min(raw_offset) AS raw_offset
+    FROM ticks WHERE channel = 'trade' GROUP BY ALL
+) USING (symbol, channel, raw_offset)
+"""
+
+
+def run() -> str:
+    rows = [_once() for _ in range(_ROUNDS)]
+    rates = [row[1] for row in rows]
+    lines = [[f"run {at}", *row] for at, row in enumerate(rows, 1)]
+    return (
+        f"`tapeline venue binance` sends {_EVENTS:,} events as fast as the pipeline reads; ingest, normalize and lake run as three"
+        " processes, the venue as a fourth. From the first frame's receipt to the last row's commit."
+        f" Median **{statistics.median(rates):,.0f} ticks/s**.\n\n" + table(["", "sent", "ticks/s", "lost", "doubled"], lines)
+    )
+
+
+def _once() -> tuple[int, float, int, int]:
+    """sent, ticks/s, lost, doubled."""
+    with tempfile.TemporaryDirectory() as folder, venue("binance", "--rate", "500000", "--limit", str(_EVENTS)) as (url, process):
+        root = Path(folder)
+        config = write_config(root, url, flush_seconds=1.0)
+        with pipeline(config, "--until-idle", "3") as running:
+            done_ns = 0
+            log = root / "lake" / "ticks" / "_delta_log"
+            while running.poll() is None:
+                commits = list(log.glob("*.json")) if log.exists() else []
+                done_ns = max((path.stat().st_mtime_ns for path in commits), default=done_ns)
+                time.sleep(0.1)
+        sent = stop_and_count(process)
+        db = connect(root / "lake")
+        ((rows, events, _),) = db.execute(_COUNT).fetchall()
+        ((first_ns,),) = db.execute("SELECT min(received_ns) FROM ticks").fetchall()
+        db.close()
+    return sent, events / ((done_ns - first_ns) / 1e9), sent - events, rows - events
+
+
+if __name__ == "__main__":
+    print(describe(), run(), sep="\n\n")
