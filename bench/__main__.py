@@ -1,0 +1,39 @@
+"""`make bench`: run every benchmark and write docs/performance.md."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from bench import latency, memory, normalize, whole
+from bench.machine import REPOSITORY, describe
+
+_SECTIONS = {
+    "normalize": ("Normalizing on one core", "python -m bench.normalize", normalize.run),
+    "whole": ("Socket to lake, all stages on two cores", "python -m bench.whole", whole.run),
+    "latency": ("From receipt to readable, at 10,000 ticks/s", "python -m bench.latency", latency.run),
+    "memory": ("Memory over ten million ticks", "python -m bench.memory", memory.run),
+}
+
+
+def main() -> None:
+    """All sections, or those named on the command line; only a whole run writes the page."""
+    chosen = sys.argv[1:] or list(_SECTIONS)
+    pages = []
+    for name in chosen:
+        title, command, run = _SECTIONS[name]
+        print(f"{title} ...", file=sys.stderr, flush=True)
+        pages.append(f"## {title}\n\n`{command}`\n\n{run()}\n")
+        print(pages[-1], flush=True)
+    if chosen != list(_SECTIONS):
+        return
+    head = (
+        "# Performance\n\nWritten by `make bench`, which runs everything on this page."
+        f" The machine: {describe()}, shared and noisy: ratios of one run say more than figures."
+        f" {time.strftime('%Y-%m-%d')}.\n\n"
+    )
+    (REPOSITORY / "docs" / "performance.md").write_text(head + "\n".join(pages))
+
+
+if __name__ == "__main__":
+    main()
