@@ -157,10 +157,10 @@ async def count_callbacks(workload: Workload, symbols: Sequence[str], channels: 
     """Replay once, untimed, and return how many callbacks each channel received."""
     counts = dict.fromkeys(channels, 0)
 
-    async def on_trade(trade: Trade, received: float) -> None:
+    async def on_trade(_trade: Trade, _received: float) -> None:
         counts[TRADES] += 1
 
-    async def on_ticker(ticker: Ticker, received: float) -> None:
+    async def on_ticker(_ticker: Ticker, _received: float) -> None:
         counts[TICKER] += 1
 
     handler, connection = build(symbols, channels, on_trade, on_ticker)
@@ -171,10 +171,10 @@ async def count_callbacks(workload: Workload, symbols: Sequence[str], channels: 
 async def measure(workload: Workload, symbols: Sequence[str], channels: Sequence[str], repeats: int) -> list[float]:
     """Replay with callbacks that do nothing and return each pass's seconds."""
 
-    async def on_trade(trade: Trade, received: float) -> None:
+    async def on_trade(_trade: Trade, _received: float) -> None:
         pass
 
-    async def on_ticker(ticker: Ticker, received: float) -> None:
+    async def on_ticker(_ticker: Ticker, _received: float) -> None:
         pass
 
     handler, connection = build(symbols, channels, on_trade, on_ticker)

@@ -1,0 +1,149 @@
+"""The documentation says what the program does: its commands run, its settings exist, its links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from typer.testing import CliRunner
+
+from tapeline import errors
+from tapeline.cli import app
+from tapeline.config import Config, ProviderConfig, StoreConfig, StreamConfig, load
+from tapeline.providers import CHANNELS
+from tapeline.query import connect
+from tapeline.venues import FAULTS
+from tapeline.wiring import plans
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+KEYS = {"TAPELINE_POLYGON_KEY": "k", "TAPELINE_ALPACA_KEY": "k", "TAPELINE_ALPACA_SECRET": "s"}
+
+
+def blocks(language: str) -> list[tuple[Path, str]]:
+    return [(page, text) for page in PAGES for text in re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)]
+
+
+def tapeline_commands() -> list[list[str]]:
+    found = []
+    for _, text in blocks("sh"):
+        for line in text.splitlines():
+            words = shlex.split(line, comments=True)
+            if words and words[0].endswith("tapeline"):
+                found.append(words[1:])
+    return found
+
+
+def help_of(command: str) -> str:
+    result = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"})
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+@pytest.mark.parametrize("words", tapeline_commands(), ids=" ".join)
+def test_every_command_in_the_docs_exists_with_its_options(words: list[str]) -> None:
+    shown = help_of(words[0])
+    for option in (word for word in words[1:] if word.startswith("-")):
+        assert option in shown
+
+
+def test_every_make_target_in_the_docs_exists() -> None:
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = {name for page in PAGES for name in re.findall(r"(?:`|^)make (\w+)", page.read_text(), re.MULTILINE)}
+    assert {"demo", "test", "bench", "help"} <= named <= targets
+    listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert all(target in listed for target in ("install", "demo", "test", "lint", "bench", "prove"))
+
+
+def test_the_configurations_in_the_docs_are_right(tmp_path: Path) -> None:
+    found = blocks("toml")
+    assert found
+    for _, text in found:
+        path = tmp_path / "tapeline.toml"
+        path.write_text(text)
+        assert plans(load(path, {}), KEYS)
+
+
+def test_the_table_of_settings_names_every_setting_and_no_other() -> None:
+    page = (ROOT / "docs" / "commands.md").read_text()
+    table = page[page.index("## Settings") : page.index("Secrets:")]
+    named = set()
+    for cell in re.findall(r"^\| (`.+?`) \|", table, re.MULTILINE):
+        names = re.findall(r"`([^`]+)`", cell)
+        prefix = names[0].rpartition(".")[0]
+        named |= {name if "." in name or not prefix else f"{prefix}.{name}" for name in names}
+    lists: dict[str, Any] = {"stream": StreamConfig, "providers[]": ProviderConfig, "stores[]": StoreConfig}
+    wanted = {f"{name}.{field.encode_name}" for name, struct in lists.items() for field in msgspec.structs.fields(struct)}
+    wanted |= {field.encode_name for field in msgspec.structs.fields(Config)} - {"stream", "providers", "stores"}
+    assert named == wanted
+
+
+def test_the_table_of_exit_statuses_holds_every_error() -> None:
+    page = (ROOT / "docs" / "commands.md").read_text()
+    told = {int(status) for status in re.findall(r"^\| (\d+) \|", page, re.MULTILINE)}
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.TapelineError)]
+    assert {kind.exit_status for kind in kinds} <= told
+
+
+def test_the_readme_names_every_provider_feed_and_channel() -> None:
+    page = (ROOT / "README.md").read_text()
+    for provider, feeds in CHANNELS.items():
+        assert provider in page.lower()
+        for feed, channels in feeds.items():
+            assert f"`{feed}`" in page
+            for channel in channels:
+                assert f"`{channel}`" in page or channel.startswith("kline_")
+
+
+def test_the_page_of_records_names_every_column_and_every_fault_has_help() -> None:
+    page = (ROOT / "docs" / "records.md").read_text()
+    for name in (
+        "ts_ns",
+        "bid",
+        "ask",
+        "last",
+        "volume",
+        "side",
+        "sequence",
+        "trade_id",
+        "conditions",
+        "exchange",
+        "latency_ns",
+        "raw_index",
+    ):
+        assert name in page
+    assert all(FAULTS.values())
+
+
+def test_the_links_in_the_docs_lead_somewhere() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_queries_in_the_docs_run_on_an_empty_lake(tmp_path: Path) -> None:
+    queries = [word for words in tapeline_commands() for word in words if word.upper().startswith("SELECT")]
+    queries += re.findall(r'tapeline sql "(SELECT [^.][^"]+)"', "".join(page.read_text() for page in PAGES))
+    assert queries
+    db = connect(tmp_path)
+    for query in queries:
+        db.execute(query).fetchall()
+
+
+def test_the_command_line_starts_quickly_and_speaks_of_itself() -> None:
+    shown = subprocess.run([sys.executable, "-m", "tapeline", "--help"], capture_output=True, text=True, check=True).stdout
+    for command in ("run", "ingest", "normalize", "store", "demo", "venue", "sql", "tail", "status", "check"):
+        assert command in shown
+
+
+def test_the_changelog_has_a_place_for_what_is_next_and_the_version_is_one() -> None:
+    assert "## [Unreleased]" in (ROOT / "CHANGELOG.md").read_text()
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert re.fullmatch(r"\d+\.\d+\.\d+", version)
