@@ -22,6 +22,7 @@ from picows import (
     WSError,
     WSFrame,
     WSInvalidStatusError,
+    WSInvalidURL,
     WSListener,
     WSMsgType,
     WSTransport,
@@ -39,11 +40,16 @@ MAX_FRAME_BYTES: Final = 64 * 1024 * 1024
 _HANDSHAKE_TIMEOUT_S: Final = 10.0
 #: Silence on the wire for this long is met with a ping, and as long again without an answer with a close.
 _PING_AFTER_S: Final = 10.0
+#: How often an open connection is looked after: silence, replacement, stop.
+_LOOK_EVERY_S: Final = 0.25
 _CONFIRM_WITHIN_S: Final = 10.0
 #: The new connection of a rotation takes over once it has data, or after this long.
 _OVERLAP_S: Final = 15.0
 #: A replacement that could not be dialed is tried again after this long, while the old connection lives.
 _REPLACE_AGAIN_S: Final = 5.0
+#: Attempts that came too fast (HTTP 429, 418) are repeated no sooner than this, later where Retry-After says so.
+_TOO_FAST_S: Final = 30.0
+_TOO_FAST: Final = frozenset({418, 429})
 _HTTP_TIMEOUT_S: Final = 10.0
 _HTTP_MAX_BYTES: Final = 64 * 1024 * 1024
 
@@ -70,44 +76,55 @@ class Silence:
     """Learns how long each kind of data is usually silent, and tells when silence has lasted too long.
 
     A kind is mute after `floor_s` or ten times its longest silence so far, whichever is longer, at most `cap_s`; a set limit replaces
-    that. Each reconnect for silence that brought nothing doubles the wait, so that a closed market is not dialed all night.
+    that, and holds from the start of each connection. Each reconnect for silence of a kind that brought none of it doubles the wait
+    for that kind, so that a closed market is not dialed all night, nor a thin channel for the sake of a busy one.
     """
 
     limits: float | dict[str, float] = 0.0
     floor_s: float = 15.0
     cap_s: float = 3600.0
-    patience: float = 1.0
     _last: dict[bytes, int] = field(default_factory=dict)
     _longest: dict[bytes, int] = field(default_factory=dict)
+    _patience: dict[bytes, float] = field(default_factory=dict)
 
     def begin(self, now_ns: int) -> None:
         """A connection has opened: what was heard before does not count as silence."""
-        self._last = dict.fromkeys(self._last, now_ns)
-        self._last.setdefault(b"", now_ns)
+        named = (name.encode() for name in self.limits) if isinstance(self.limits, dict) else ()
+        self._last = dict.fromkeys((b"", *named, *self._last), now_ns)
 
     def heard(self, channel: bytes, now_ns: int) -> None:
         before = self._last.get(channel)
         self._last[channel] = self._last[b""] = now_ns
         if before is not None and now_ns - before > self._longest.get(channel, 0):
             self._longest[channel] = now_ns - before
+        if self._patience:
+            self._patience.pop(channel, None)
+            self._patience.pop(b"", None)
+
+    def doubt(self, channel: str) -> None:
+        """A reconnect for the sake of this kind of data is under way: wait twice as long for it the next time."""
+        name = channel.encode()
+        self._patience[name] = min(self._patience.get(name, 1.0) * 2, 256.0)
 
     def mute(self, now_ns: int) -> tuple[str, float] | None:
         """(kind of data, seconds of silence) where silence has lasted too long; "" is all data."""
         for channel, last in self._last.items():
-            if channel not in self._longest and channel != b"" and not isinstance(self.limits, dict):
+            if channel not in self._longest and channel != b"" and not self._set_limit(channel):
                 continue  # heard once: nothing to learn from yet
             silent_s = (now_ns - last) / NS_PER_S
-            if silent_s > self._limit(channel) * self.patience:
+            if silent_s > self._limit(channel) * self._patience.get(channel, 1.0):
                 return channel.decode("utf-8", "replace"), silent_s
         return None
 
-    def _limit(self, channel: bytes) -> float:
+    def _set_limit(self, channel: bytes) -> float:
+        """What the configuration says; 0: nothing."""
         if isinstance(self.limits, dict):
-            found = self.limits.get(channel.decode("utf-8", "replace"))
-            if found:
-                return found
-        elif self.limits:
-            return self.limits
+            return self.limits.get(channel.decode("utf-8", "replace"), 0.0)
+        return self.limits
+
+    def _limit(self, channel: bytes) -> float:
+        if limit := self._set_limit(channel):
+            return limit
         longest = max(self._longest.values(), default=0) if channel == b"" else self._longest.get(channel, 0)
         return min(self.cap_s, max(self.floor_s, 10 * longest / NS_PER_S))
 
@@ -141,7 +158,15 @@ class _Listener(WSListener):
         self.outbox: asyncio.Queue[bytes] = asyncio.Queue(maxsize=4096)
 
     def on_ws_connected(self, transport: WSTransport) -> None:
+        """Before any frame is taken: a greeting may arrive together with the upgrade's answer."""
         self.transport = transport
+        self.line.opened(self)
+
+    def send_user_specific_ping(self, transport: WSTransport) -> None:
+        if self.line.paused:  # its answer would not be read: do not wait for one
+            asyncio.get_running_loop().call_soon(transport.notify_user_specific_pong_received)
+        else:
+            transport.send_ping()
 
     def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
         now_ns = self.line.clock()
@@ -204,11 +229,16 @@ class _Listener(WSListener):
             self.transport.send_close()
             self.transport.disconnect()
 
+    @property
+    def gone(self) -> bool:
+        return self.transport is None or self.transport.is_disconnected
+
     def pause(self, pause: bool) -> None:
-        if self.transport is None or self.transport.is_disconnected:
+        if self.transport is None or self.gone:
             return
         if pause:
             self.transport.underlying_transport.pause_reading()
+            self.transport.notify_user_specific_pong_received()
         else:
             self.transport.underlying_transport.resume_reading()
 
@@ -248,20 +278,22 @@ class Line:
         self.silence = silence
         self.tls = tls
         self.state = LineState()
+        self.paused = False
         self._waits = backoff(random)
+        self._least_wait_s = 0.0
         self._open: set[_Listener] = set()
         self._stopping = asyncio.Event()
 
     def data_flows(self) -> None:
         """Data has arrived: the next trouble is a new one."""
         self._waits = backoff(self.random)
-        self.silence.patience = 1.0
         self.state.trouble = ""
 
     def stop(self) -> None:
         self._stopping.set()
 
     def _pause(self, pause: bool) -> None:
+        self.paused = pause
         for listener in self._open:
             listener.pause(pause)
 
@@ -272,14 +304,13 @@ class Line:
         while not self._stopping.is_set():
             listener = await (successor or self._dial())
             successor = None
-            wait_s = 0.0
             if listener is not None:
                 successor = await self._live(listener)
-                wait_s = self._after(listener)
+                self._least_wait_s = self._after(listener)
             if self.state.stopped:
                 break
             if successor is None:
-                await self._rest(max(wait_s, next(self._waits)))
+                await self._rest(max(self._least_wait_s, next(self._waits)))
         if successor is not None:
             last = await successor
             if last is not None:
@@ -306,6 +337,7 @@ class Line:
 
     async def _dial(self) -> _Listener | None:
         await self.pace.wait()
+        self._least_wait_s = 0.0
         now_ns = self.clock()
         listener = _Listener(self, f"{self.plan.name}-{now_ns}")
         try:
@@ -323,25 +355,39 @@ class Line:
         except WSInvalidStatusError as error:
             self._refused(error)
             return None
+        except (WSInvalidURL, ValueError) as error:
+            self.state.trouble = f"{self.plan.url} is no address to connect to: {error}"
+            self.state.stopped = True
+            log.error("%s stopped: %s", self.plan.name, self.state.trouble)
+            return None
         except (OSError, TimeoutError, WSError) as error:
             self.state.trouble = f"cannot connect to {self.plan.url}: {error or type(error).__name__}"
             log.warning("%s: %s. It is tried again.", self.plan.name, self.state.trouble)
             return None
+        return listener
+
+    def opened(self, listener: _Listener) -> None:
+        """A socket is open: record it, and hand over what the session says first."""
         self.state.connects += 1
         self.state.connected = True
         self._open.add(listener)
+        listener.pause(self.paused)
+        now_ns = self.clock()
         opened = {"url": self.plan.url, "topics": list(self.plan.topics)}
-        self.recorder.record(self.plan, listener.connection, "opened", self.clock(), msgspec.json.encode(opened))
-        self.silence.begin(self.clock())
+        self.recorder.record(self.plan, listener.connection, "opened", now_ns, msgspec.json.encode(opened))
+        self.silence.begin(now_ns)
         for message in listener.session.opened():
             listener.outbox.put_nowait(message)
-        return listener
 
     def _refused(self, error: WSInvalidStatusError) -> None:
         """The upgrade was answered with another HTTP status than 101."""
-        status = int(getattr(getattr(error, "response", None), "status", 0) or 0)
+        status = int(error.response.status) if error.response is not None else 0
         self.state.trouble = f"{self.plan.url} answered HTTP {status or error}"
-        if status in (400, 401, 403, 404):
+        if status in _TOO_FAST:
+            after = str(error.response.headers.get("Retry-After", "")) if error.response is not None else ""
+            self._least_wait_s = max(_TOO_FAST_S, float(after) if after.isdecimal() else 0.0)
+            log.warning("%s: %s. It is tried again after %.0f s.", self.plan.name, self.state.trouble, self._least_wait_s)
+        elif status in (400, 401, 403, 404):
             self.state.stopped = True
             log.error("%s stopped: %s. Check the url, the feed and the plan.", self.plan.name, self.state.trouble)
         else:
@@ -353,35 +399,40 @@ class Line:
         confirmer = asyncio.create_task(self._confirm(listener))
         gone = asyncio.create_task(listener.transport.wait_disconnected()) if listener.transport is not None else None
         successor: asyncio.Task[_Listener | None] | None = None
-        opened_ns = self.clock()
+        replace_ns = self.clock() + int(self.plan.rotate_after_s * NS_PER_S) if self.plan.rotate_after_s else 0
         try:
             while gone is not None and not gone.done():
-                await asyncio.wait([gone], timeout=0.25)
+                await asyncio.wait([gone], timeout=_LOOK_EVERY_S)
                 now_ns = self.clock()
                 if self._stopping.is_set():
                     break
+                if self.paused:  # nothing can be heard: neither silence nor a successor's data
+                    self.silence.begin(now_ns)
+                    continue
                 mute = self.silence.mute(now_ns)
                 if mute is not None:
                     self._give_up_on_silence(listener, *mute)
                     break
-                age_s = (now_ns - opened_ns) / NS_PER_S
-                if listener.successor_asked or (self.plan.rotate_after_s and age_s > self.plan.rotate_after_s):
+                if listener.successor_asked:
+                    listener.successor_asked, replace_ns = False, now_ns
+                if replace_ns and now_ns >= replace_ns:
                     successor = asyncio.create_task(self._replace(listener, gone))
                     if await successor is not None:
                         break
-                    successor, listener.successor_asked = None, False
-                    opened_ns = now_ns - int((self.plan.rotate_after_s - _REPLACE_AGAIN_S) * NS_PER_S)
+                    successor, replace_ns = None, self.clock() + int(max(_REPLACE_AGAIN_S, self._least_wait_s) * NS_PER_S)
         finally:
             for task in (sender, confirmer):
                 task.cancel()
             await asyncio.gather(sender, confirmer, return_exceptions=True)
+            if gone is not None and gone.done() and not listener.close_reason and (error := gone.exception()) is not None:
+                listener.close_reason = {"by": "tapeline", "reason": str(error)}
             await self._close(listener, "stopped" if self._stopping.is_set() else "ended")
             if gone is not None:
                 gone.cancel()
         return successor
 
     def _give_up_on_silence(self, listener: _Listener, channel: str, silent_s: float) -> None:
-        self.silence.patience = min(self.silence.patience * 2, 256.0)
+        self.silence.doubt(channel)
         what = f"channel {channel}" if channel else "data"
         reason = f"mute: no {what} for {silent_s:.1f} s on an open socket"
         log.warning("%s: %s; dialing again.", self.plan.name, reason)
@@ -395,12 +446,19 @@ class Line:
         sender = asyncio.create_task(self._send(new))
         loop = asyncio.get_running_loop()
         deadline = loop.time() + _OVERLAP_S
-        while not new.got_data and loop.time() < deadline and not old_gone.done() and not self._stopping.is_set():
-            await asyncio.sleep(0.02)
-        while new.outbox.qsize() and loop.time() < deadline:
+        while not (old_gone.done() or new.gone or self._stopping.is_set()):
+            waiting = not new.got_data or new.outbox.qsize()
+            if not self.paused and not (waiting and loop.time() < deadline):
+                break
             await asyncio.sleep(0.02)
         sender.cancel()
         await asyncio.gather(sender, return_exceptions=True)
+        if new.gone and not old_gone.done():
+            await self._close(new, "ended")
+            self.state.trouble = new.trouble.message if new.trouble is not None else self.state.trouble
+            self._least_wait_s = new.trouble.wait_s if new.trouble is not None else 0.0
+            log.warning("%s: the connection to replace the old one ended (%s); the old one goes on.", self.plan.name, new.close_reason)
+            return None
         if not old.close_reason:
             old.close_reason = {"by": "tapeline", "reason": f"replaced by {new.connection}"}
         return new

@@ -1,0 +1,990 @@
+"""A line keeps its connection open through everything a network and a provider can do, and records all of it in order."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+
+from peer import BINARY, CLOSE, PING, TEXT, Peer, frame, serving
+from tapeline import net
+from tapeline.errors import Unavailable
+from tapeline.net import Line, Pace, Silence, backoff
+from tapeline.providers import PROVIDERS
+from tapeline.providers.session import FeedSettings, Plan, Reply, Trouble
+from tapeline.records import NS_PER_S, RawKind
+from tapeline.venues import Venue, VenueOptions
+
+
+@dataclass
+class Tape:
+    """A recorder that remembers, and that can be full."""
+
+    records: list[tuple[str, str, int, bytes]] = field(default_factory=list)
+    pausers: list[Callable[[bool], None]] = field(default_factory=list)
+
+    def record(self, plan: Plan, connection: str, kind: RawKind, received_ns: int, payload: bytes) -> None:
+        self.records.append((connection, kind, received_ns, payload))
+
+    def on_pause(self, pause: Callable[[bool], None]) -> None:
+        self.pausers.append(pause)
+
+    def full(self, full: bool) -> None:
+        for pause in self.pausers:
+            pause(full)
+
+    def frames(self) -> list[bytes]:
+        return [payload for _, kind, _, payload in self.records if kind == "frame"]
+
+    def kinds(self) -> list[tuple[int, str]]:
+        """(connection counted from 1, kind) in order, runs of frames as one."""
+        order = list(dict.fromkeys(connection for connection, *_ in self.records))
+        found = [(order.index(connection) + 1, kind) for connection, kind, *_ in self.records]
+        return [one for at, one in enumerate(found) if at == 0 or one != found[at - 1] or one[1] != "frame"]
+
+    def details(self, kind: str) -> list[dict[str, Any]]:
+        return [json.loads(payload) for _, found, _, payload in self.records if found == kind]
+
+
+class Talk:
+    """A conversation: says hello, is confirmed by `ok`, takes what begins with `d` for data and the rest for orders."""
+
+    def __init__(self, hello: Sequence[bytes]) -> None:
+        self.hello = hello
+        self.confirmed = False
+
+    def opened(self) -> Sequence[bytes]:
+        return self.hello
+
+    def received(self, frame: bytes) -> Reply | None:
+        troubles = {b"stop": Trouble("no", "stop"), b"warn": Trouble("hm", "warn"), b"wait": Trouble("later", "reconnect", 0.6)}
+        self.confirmed = self.confirmed or frame == b"ok"
+        return Reply(trouble=troubles.get(frame), successor=frame == b"next", send=[b"again"] if frame == b"repeat" else ())
+
+    def channel(self, frame: bytes) -> bytes | None:
+        return frame[:2] if frame.startswith(b"d") else None
+
+    def missing(self) -> Sequence[str]:
+        return [] if self.confirmed else ["topic"]
+
+
+@pytest.fixture(autouse=True)
+def _short_clocks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(net, "_LOOK_EVERY_S", 0.03)
+    monkeypatch.setattr(net, "_CONFIRM_WITHIN_S", 0.4)
+    monkeypatch.setattr(net, "_OVERLAP_S", 0.6)
+    monkeypatch.setattr(net, "_REPLACE_AGAIN_S", 0.2)
+    monkeypatch.setattr(net, "_TOO_FAST_S", 0.5)
+    monkeypatch.setattr(net, "backoff", lambda random, first_s=0.02, cap_s=0.2: backoff(random, first_s, cap_s))
+    for name in ("picows", "asyncio", "tapeline.net"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    yield
+    for name in ("picows", "asyncio", "tapeline.net"):
+        logging.getLogger(name).setLevel(logging.NOTSET)
+
+
+def plan(url: str, hello: Sequence[bytes] = (), **more: Any) -> Plan:
+    return Plan("binance", "spot", "line", url, ["topic"], lambda: Talk(hello), **more)
+
+
+def line_of(plan: Plan, tape: Tape, limits: float | dict[str, float] = 0.0) -> Line:
+    return Line(plan, tape, time.time_ns, Random(1), Pace(0.0), Silence(limits))
+
+
+@asynccontextmanager
+async def kept(line: Line) -> AsyncIterator[asyncio.Task[None]]:
+    """The line while it keeps its connection; stopped in the end, within two seconds."""
+    keeper = asyncio.create_task(line.keep())
+    try:
+        yield keeper
+    finally:
+        line.stop()
+        async with asyncio.timeout(5):
+            await keeper
+
+
+async def until(true: Callable[[], object], seconds: float = 5.0) -> None:
+    async with asyncio.timeout(seconds):
+        while not true():
+            await asyncio.sleep(0.01)
+
+
+def run(test: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(test)
+
+
+# A connection's life
+
+
+def test_a_greeting_that_comes_with_the_upgrade_is_recorded_after_the_opening() -> None:
+    async def test() -> None:
+        async def script(peer: Peer) -> None:
+            await peer.accept(frame(b"ok") + frame(b"d1"))
+
+        tape = Tape()
+        async with serving(script) as url, kept(line_of(plan(url, [b"hello"]), tape)):
+            await until(lambda: "subscribed" in [kind for _, kind in tape.kinds()])
+        assert tape.kinds() == [(1, "opened"), (1, "frame"), (1, "subscribed"), (1, "closed")]
+        assert tape.details("opened") == [{"url": url, "topics": ["topic"]}]
+        assert tape.details("subscribed") == [{"asked": ["topic"], "missing": []}]
+        assert tape.details("closed") == [{"by": "tapeline", "reason": "stopped"}]
+
+    run(test())
+
+
+def test_after_a_clean_close_the_line_dials_again_and_both_lives_are_recorded() -> None:
+    async def test() -> None:
+        async def script(peer: Peer) -> None:
+            await peer.accept()
+            peer.say(b"ok", b"d%d" % peer.number)
+            if peer.number < 3:
+                await asyncio.sleep(0.15)
+                await peer.say_goodbye(1001, b"going away")
+
+        tape = Tape()
+        async with serving(script) as url, kept(line_of(plan(url), tape)):
+            await until(lambda: tape.kinds().count((3, "subscribed")))
+        one_life = ["opened", "frame", "subscribed", "closed"]
+        assert tape.kinds() == [(number, kind) for number in (1, 2, 3) for kind in one_life]
+        assert tape.frames() == [b"ok", b"d1", b"ok", b"d2", b"ok", b"d3"]
+        assert tape.details("closed")[:2] == [{"by": "provider", "code": 1001, "reason": "going away"}] * 2
+
+    run(test())
+
+
+@pytest.mark.parametrize("payload", [b"", (4321).to_bytes(2, "big") + b"own code", (1005).to_bytes(2, "big"), b"\x03", b"\x03\xe8\xff"])
+def test_a_close_frame_of_any_shape_is_recorded_and_survived(payload: bytes) -> None:
+    async def test() -> None:
+        async def script(peer: Peer) -> None:
+            await peer.accept()
+            peer.say(b"d1")
+            if peer.number == 1:
+                peer.write(frame(payload, CLOSE))
+
+        tape = Tape()
+        async with serving(script) as url, kept(line_of(plan(url), tape)):
+            await until(lambda: len(tape.frames()) == 2)
+        assert tape.details("closed")[0]["by"] in ("provider", "tapeline")
+
+    run(test())
+
+
+def test_a_reset_amid_a_frame_keeps_what_was_whole_and_says_that_the_network_broke() -> None:
+    async def test() -> None:
+        async def script(peer: Peer) -> None:
+            await peer.accept()
+            peer.say(b"ok", b"d1")
+            peer.write(frame(b"d" * 500)[:100])
+            if peer.number == 1:
+                await asyncio.sleep(0.15)
+                peer.reset()
+
+        tape = Tape()
+        async with serving(script) as url, kept(line_of(plan(url), tape)):
+            await until(lambda: len(tape.frames()) == 4)
+        assert tape.frames() == [b"ok", b"d1"] * 2
+        assert tape.details("closed")[0]["by"] == "network"
+
+    run(test())
+
+
+def test_a_message_in_fragments_is_joined_even_around_a_ping() -> None:
+    async def test() -> None:
+        pongs = []
+
+        async def script(peer: Peer) -> None:
+            await peer.accept()
+            peer.write(frame(b"d1 one", fin=False) + frame(b" two", 0, fin=False) + frame(b"17", PING) + frame(b"", 0))
+            peer.write(frame(b"d2 \x00", BINARY, fin=False) + frame(b"\xff", 0) + frame(b"", TEXT))
+            pongs.append(await peer.hear())
+
+        tape = Tape()
+        async with serving(script) as url, kept(line_of(plan(url), tape)):
+            await until(lambda: len(tape.frames()) == 3 and pongs)
+        assert tape.frames() == [b"d1 one two", b"d2 \x00\xff", b""]
+        assert pongs == [(10, b"17")]
+
+    run(test())
+
+
+@pytest.mark.parametrize("fragments", [1, 4])
+def test_a_message_over_the_limit_ends_the_connection_and_the_record_says_so(fragments: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(net, "MAX_FRAME_BYTES", 10_000)
+
+    async def test() -> None:
+        async def script(peer: Peer) -> None:
+            await peer.accept()
+            peer.say(b"d1")
+            if peer.number == 1:
+                size = 12_000 // fragments
+                for at in range(fragments):
+                    peer.write(frame(b"d" * size, TEXT if at == 0 else 0, fin=at == fragments - 1))
+
+        tape = Tape()
+        async with serving(script) as url, kept(line_of(plan(url), tape)):
+            await until(lambda: len(tape.frames()) == 2)
+        closed = tape.details("closed")[0]
+        assert closed["by"] == "tapeline"
+        assert "10000" in closed["reason"]
+
+    run(test())
+
+
+def test_what_was_asked_and_never_confirmed_is_recorded_and_shown() -> None:
+    async def test() -> None:
+        async def script(peer: Peer) -> None:
+            await peer.accept()
+            peer.say(b"d1")
+
+        tape = Tape()
+        async with serving(script) as url:
+            line = line_of(plan(url), tape)
+            async with kept(line):
+                await until(lambda: tape.details("subscribed"))
+                assert "topic" in line.state.trouble
+        assert tape.details("subscribed") == [{"asked": ["topic"], "missing": ["topic"]}]
+
+    run(test())
+
+
+# Silence
+
+
+def test_a_mute_socket_is_given_up_after_the_limit_set_and_dialed_again() -> None:
+    async def test() -> None:
+        async def script(peer: Peer) -> None:
+            await peer.accept()
+            peer.say(b"ok", b"d1")
+
+        tape = Tape()
+        async with serving(script) as url, kept(line_of(plan(url), tape, limits=0.4)):
+            await until(lambda: len(tape.details("closed")) == 1)
+            await until(lambda: len(tape.frames()) == 4)
+        closed = tape.details("closed")[0]
+        assert closed["by"] == "tapeline"
+        assert closed["reason"].startswith("mute: no ")
+        opened, ended = [at for _, kind, at, _ in tape.records if kind in ("opened", "closed")][:2]
+        assert 0.4 < (ended - opened) / NS_PER_S < 2.0
+
+    run(test())
+
+
+def test_one_mute_channel_among_busy_ones_is_given_up_and_named() -> None:
+    async def test() -> None:
+        async def script(peer: Peer) -> None:
+            await peer.accept()
+            for _ in range(200):
+                peer.say(b"d1")
+                await asyncio.sleep(0.02)
+
+        tape = Tape()
+        async with serving(script) as url, kept(line_of(plan(url), tape, limits={"d2": 0.3})):
+            await until(lambda: tape.details("closed"))
+        assert tape.details("closed")[0]["reason"].startswith("mute: no channel d2 for 0.")
+
+    run(test())
+
+
+def test_a_half_open_socket_is_noticed_by_its_unanswered_ping(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(net, "_PING_AFTER_S", 0.3)
+
+    async def test() -> None:
+        async def script(peer: Peer) -> None:
+            await peer.accept()
+            peer.say(b"d1")
+            await asyncio.sleep(30)  # reads nothing, says nothing
+
+        tape = Tape()
+        async with serving(script) as url, kept(line_of(plan(url), tape)):
+            await until(lambda: len(tape.frames()) == 2)
+
+    run(test())
+
+
+SECOND = NS_PER_S
+
+
+def test_silence_is_ten_times_the_longest_so_far_between_a_floor_and_a_cap() -> None:
+    silence = Silence(floor_s=15, cap_s=100)
+    silence.begin(0)
+    assert silence.mute(15 * SECOND) is None
+    assert silence.mute(16 * SECOND) == ("", 16.0)
+    for at in (1, 2, 5, 6):
+        silence.heard(b"t", at * SECOND)
+    assert silence.mute((6 + 30) * SECOND) is None
+    assert silence.mute((6 + 31) * SECOND) is not None
+    silence.heard(b"t", 56 * SECOND)
+    assert silence.mute((56 + 100) * SECOND) is None
+    assert silence.mute((56 + 101) * SECOND) is not None
+
+
+def test_each_channel_has_its_own_silence_and_one_heard_once_teaches_nothing() -> None:
+    silence = Silence()
+    silence.begin(0)
+    for at in range(100):
+        silence.heard(b"quotes", at * SECOND)
+        if at < 50 and at % 2 == 0:
+            silence.heard(b"trades", at * SECOND)
+    silence.heard(b"rare", 99 * SECOND)
+    assert silence.mute(99 * SECOND) == ("trades", 51.0)
+    silence.heard(b"trades", 99 * SECOND)
+    for at in range(99, 140):
+        silence.heard(b"quotes", at * SECOND)
+        silence.heard(b"trades", at * SECOND)
+    assert silence.mute(140 * SECOND) is None
+
+
+def test_a_connection_that_opens_starts_every_silence_anew() -> None:
+    silence = Silence({"trades": 5.0})
+    silence.begin(0)
+    silence.heard(b"trades", SECOND)
+    silence.begin(100 * SECOND)
+    assert silence.mute(104 * SECOND) is None
+    assert silence.mute(106 * SECOND) == ("trades", 6.0)
+
+
+def test_a_channel_with_a_limit_is_missed_even_if_it_never_came() -> None:
+    silence = Silence({"trades": 5.0})
+    silence.begin(0)
+    for at in range(6):
+        silence.heard(b"quotes", at * SECOND)
+    assert silence.mute(int(5.5 * SECOND)) == ("trades", 5.5)
+
+
+def test_a_closed_market_is_dialed_ever_more_rarely_and_a_thin_channel_does_not_ride_on_a_busy_one() -> None:
+    silence = Silence(floor_s=15)
+    silence.begin(0)
+    silence.heard(b"trades", 0)
+    silence.heard(b"trades", SECOND)
+    now, waits = SECOND, []
+    for _ in range(6):
+        silence.begin(now)
+        began = now
+        while (mute := silence.mute(now)) is None:
+            now += SECOND
+            silence.heard(b"quotes", now)
+        waits.append((now - began) // SECOND)
+        silence.doubt(mute[0])
+    assert waits == [16, 31, 61, 121, 241, 481]
+    silence.heard(b"trades", now)
+    silence.begin(now)
+    for at in range(now, now + 20 * SECOND, SECOND):
+        silence.heard(b"quotes", at)
+    assert silence.mute(now + 20 * SECOND) is None  # what it was silent for, it may be silent for again
+
+
+# Dialing again
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_waits_double_up_to_the_cap_each_between_half_of_it_and_all(seed: int) -> None:
+    waits = backoff(Random(seed), 0.5, 60.0)
+    ceilings = [0.5, 1, 2, 4, 8, 16, 32, 60, 60, 60]
+    drawn = [next(waits) for _ in ceilings]
+    assert all(ceiling / 2 <= wait <= ceiling for wait, ceiling in zip(drawn, ceilings, strict=True))
+    assert len(set(drawn)) == len(drawn)
+
+
+def test_acknowledgements_do_not_start_the_waits_anew_and_data_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[int] = []
+
+    def counted(random: Random) -> Iterator[float]:
+        for number in range(1000):
+            drawn.append(number)
+            yield 0.01
+
+    monkeypatch.setattr(net, "backoff", counted)
+
+    async def test() -> None:
+        async def script(peer: Peer) -> None:
+            await peer.accept()
+            peer.say(b"ok", b"d1") if peer.number % 4 == 0 else peer.say(b"ok")
+            await asyncio.sleep(0.02)
+            await peer.say_goodbye()
+
+        async with serving(script) as url, kept(line_of(plan(url), Tape())):
+            await until(lambda: len(drawn) >= 9)
+        assert drawn[:8] == [0, 1, 2, 0, 1, 2, 3, 0]
+
+    run(test())
+
+
+def test_a_refused_port_is_dialed_again_until_somebody_listens() -> None:
+    async def test() -> None:
+        async with serving(lambda peer: peer.accept()) as url:
+            pass
+        tape = Tape()
+        line = line_of(plan(url), tape)
+        async with kept(line) as keeper:
+            await until(lambda: line.state.trouble)
+            assert url in line.state.trouble
+            port = int(url.rsplit(":")[-1])
+
+            async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+                await Peer(1, reader, writer).accept(frame(b"d1"))
+                await reader.read()
+                writer.close()
+
+            server = await asyncio.start_server(greet, "127.0.0.1", port)
+            await until(lambda: tape.frames())
+            assert line.state.trouble == ""
+            server.close()
+            line.stop()
+            await keeper
+            await asyncio.sleep(0.05)
+
+    run(test())
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "least_s"),
+    [
+        ("429 Too Many Requests", "", 0.5),
+        ("429 Too Many Requests", "Retry-After: soon\r\n", 0.5),
+        ("418 I'm a teapot", "Retry-After: 1\r\n", 1.0),
+    ],
+)
+def test_an_upgrade_refused_as_too_fast_is_tried_again_after_what_is_asked(status: str, headers: str, least_s: float) -> None:
+    async def test() -> None:
+        dialed = []
+
+        async def script(peer: Peer) -> None:
+            dialed.append(peer.opened_s)
+            if peer.number == 1:
+                await peer.refuse(status, headers)
+            else:
+                await peer.accept(frame(b"d1"))
+
+        tape = Tape()
+        async with serving(script) as url:
+            line = line_of(plan(url), tape)
+            async with kept(line):
+                await until(lambda: line.state.trouble)
+                assert status[:3] in line.state.trouble
+                await until(lambda: tape.frames())
+        assert dialed[1] - dialed[0] >= least_s
+        assert not line.state.stopped
+
+    run(test())
+
+
+def test_a_server_in_trouble_is_dialed_again_soon() -> None:
+    async def test() -> None:
+        async def script(peer: Peer) -> None:
+            if peer.number < 4:
+                await peer.refuse("503 Service Unavailable")
+            else:
+                await peer.accept(frame(b"d1"))
+
+        tape = Tape()
+        async with serving(script) as url, kept(line_of(plan(url), tape)):
+            await until(lambda: tape.frames())
+
+    run(test())
+
+
+@pytest.mark.parametrize("status", ["400 Bad Request", "401 Unauthorized", "403 Forbidden", "404 Not Found"])
+def test_an_upgrade_refused_for_good_stops_the_line(status: str) -> None:
+    async def test() -> None:
+        async with serving(lambda peer: peer.refuse(status)) as url:
+            line = line_of(plan(url), Tape())
+            async with asyncio.timeout(3):
+                await line.keep()
+        assert line.state.stopped
+        assert status[:3] in line.state.trouble
+
+    run(test())
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1/", "ws://", "nonsense", "ws://127.0.0.1:99999999/"])
+def test_an_address_that_is_none_stops_the_line_and_is_named(url: str) -> None:
+    line = line_of(plan(url), Tape())
+    run(asyncio.wait_for(line.keep(), 3))
+    assert line.state.stopped
+    assert url in line.state.trouble
+
+
+def test_a_provider_that_says_no_for_good_stops_its_line_and_no_other() -> None:
+    async def test() -> None:
+        async def script(peer: Peer) -> None:
+            await peer.accept()
+            _, said = await peer.hear()
+            peer.say(b"ok", b"stop" if said == b"first" else b"d1")
+
+        first, second = Tape(), Tape()
+        async with serving(script) as url:
+            doomed, fine = line_of(plan(url, [b"first"]), first), line_of(plan(url, [b"second"]), second)
+            async with kept(fine):
+                async with asyncio.timeout(3):
+                    await doomed.keep()
+                assert doomed.state.stopped
+                assert doomed.state.trouble == "no"
+                assert first.kinds()[-1] == (1, "closed")
+                assert first.details("closed") == [{"by": "tapeline", "reason": "no"}]
+                await until(lambda: second.frames() == [b"ok", b"d1"])
+                assert fine.state.connected
+                assert not fine.state.stopped
+
+    run(test())
+
+
+def test_a_warning_leaves_the_connection_open() -> None:
+    async def test() -> None:
+        async def script(peer: Peer) -> None:
+            await peer.accept()
+            peer.say(b"ok", b"warn", b"d1")
+
+        tape = Tape()
+        async with serving(script) as url, kept(line_of(plan(url), tape)):
+            await until(lambda: len(tape.frames()) == 3)
+            await asyncio.sleep(0.3)
+            assert not tape.details("closed")
+
+    run(test())
+
+
+def test_a_trouble_with_a_wait_is_dialed_again_only_after_it() -> None:
+    async def test() -> None:
+        dialed = []
+
+        async def script(peer: Peer) -> None:
+            dialed.append(peer.opened_s)
+            await peer.accept()
+            peer.say(b"ok", b"wait" if peer.number == 1 else b"d1")
+
+        tape = Tape()
+        async with serving(script) as url, kept(line_of(plan(url), tape)):
+            await until(lambda: b"d1" in tape.frames())
+        assert 0.6 <= dialed[1] - dialed[0] < 2.0
+        assert tape.details("closed")[0] == {"by": "tapeline", "reason": "later"}
+
+    run(test())
+
+
+def test_dials_of_one_provider_keep_their_distance_however_many_lines_there_are() -> None:
+    async def test() -> None:
+        dialed: list[float] = []
+
+        async def script(peer: Peer) -> None:
+            dialed.append(peer.opened_s)
+            await peer.accept()
+
+        async with serving(script) as url:
+            pace = Pace(0.1)
+            lines = [Line(plan(url), Tape(), time.time_ns, Random(1), pace, Silence()) for _ in range(5)]
+            keepers = [asyncio.create_task(line.keep()) for line in lines]
+            await until(lambda: len(dialed) == 5)
+            for line in lines:
+                line.stop()
+            await asyncio.gather(*keepers)
+        assert all(after - before > 0.08 for before, after in pairwise(dialed))
+
+    run(test())
+
+
+@pytest.mark.parametrize("when", ["dialing", "resting", "connected", "paused"])
+def test_a_line_that_is_told_to_stop_does_so_soon(when: str) -> None:
+    async def test() -> None:
+        async def script(peer: Peer) -> None:
+            if when == "dialing":
+                await asyncio.sleep(30)
+            elif when == "resting":
+                peer.reset()
+            else:
+                await peer.accept(frame(b"d1"))
+                await asyncio.sleep(30)
+
+        tape = Tape()
+        async with serving(script) as url:
+            line = line_of(plan(url), tape)
+            keeper = asyncio.create_task(line.keep())
+            await asyncio.sleep(0.3)
+            if when == "paused":
+                tape.full(True)
+            line.stop()
+            if when == "dialing":
+                keeper.cancel()
+                await asyncio.gather(keeper, return_exceptions=True)
+            else:
+                async with asyncio.timeout(3.5):
+                    await keeper
+        assert [kind for _, kind in tape.kinds()].count("opened") == len(tape.details("closed"))
+
+    run(test())
+
+
+# Replacing a connection
+
+
+def test_a_rotation_opens_the_new_connection_before_it_closes_the_old_and_misses_nothing() -> None:
+    async def test() -> None:
+        told = 0
+        peers: list[Peer] = []
+
+        async def script(peer: Peer) -> None:
+            await peer.accept()
+            peer.say(b"ok")
+            peers.append(peer)
+
+        tape = Tape()
+        async with serving(script) as url, kept(line_of(plan(url, rotate_after_s=0.5), tape)):
+            while len(peers) < 3 or not tape.kinds().count((3, "frame")):
+                told += 1
+                for peer in peers:
+                    if not peer.writer.is_closing():
+                        peer.say(b"d%d" % told)
+                await asyncio.sleep(0.01)
+        kinds = tape.kinds()
+        for number in (1, 2):
+            assert kinds.index((number + 1, "opened")) < kinds.index((number, "closed"))
+        assert all("replaced by line-" in closed["reason"] for closed in tape.details("closed")[:2])
+        numbers = {int(text[1:]) for text in tape.frames() if text.startswith(b"d")}
+        assert numbers == set(range(min(numbers), max(numbers) + 1))
+
+    run(test())
+
+
+def test_a_provider_about_to_shut_down_is_left_for_a_new_connection() -> None:
+    async def test() -> None:
+        async def script(peer: Peer) -> None:
+            await peer.accept()
+            peer.say(b"ok", b"d%d" % peer.number)
+            if peer.number == 1:
+                peer.say(b"next")
+
+        tape = Tape()
+        async with serving(script) as url, kept(line_of(plan(url), tape)):
+            await until(lambda: tape.details("closed"))
+            await until(lambda: tape.kinds().count((2, "subscribed")))
+        kinds = tape.kinds()
+        assert kinds.index((2, "opened")) < kinds.index((1, "closed"))
+
+    run(test())
+
+
+@pytest.mark.parametrize("refusal", ["http", "trouble", "reset"])
+def test_a_replacement_that_fails_leaves_the_old_connection_in_place_and_is_tried_again(refusal: str) -> None:
+    async def test() -> None:
+        async def script(peer: Peer) -> None:
+            if peer.number == 2 and refusal == "http":
+                await peer.refuse("503 Service Unavailable")
+                return
+            await peer.accept()
+            if peer.number == 2:
+                peer.say(b"wait") if refusal == "trouble" else peer.reset()
+                return
+            peer.say(b"ok", *([b"next"] if peer.number == 1 else []))
+            for _ in range(300):
+                peer.say(b"d%d" % peer.number)
+                await asyncio.sleep(0.01)
+
+        tape = Tape()
+        async with serving(script) as url, kept(line_of(plan(url), tape)):
+            await until(lambda: tape.frames().count(b"d3") > 5)
+        old = tape.records[0][0]
+        last = [payload for connection, kind, _, payload in tape.records if connection == old and kind == "frame"]
+        assert len(last) > 20
+        (closed,) = [json.loads(payload) for connection, kind, _, payload in tape.records if (connection, kind) == (old, "closed")]
+        assert "replaced by" in closed["reason"]
+        opened = [kind for _, kind in tape.kinds()].count("opened")
+        assert len(tape.details("closed")) == opened
+
+    run(test())
+
+
+# A recorder that is full
+
+
+@pytest.mark.parametrize("limits", [0.0, 0.3])
+def test_a_full_recorder_stops_the_reading_and_nothing_is_lost_or_given_up(limits: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(net, "_PING_AFTER_S", 0.2)
+    count = 4_000
+
+    async def test() -> None:
+        async def script(peer: Peer) -> None:
+            await peer.accept()
+            peer.say(b"ok", b"d-first")
+            await asyncio.sleep(0.1)
+            for at in range(count):
+                peer.say(b"d%d " % at + b"." * 2_000)
+                await peer.writer.drain()
+
+        tape = Tape()
+        silence = Silence(limits) if limits else Silence(floor_s=0.3)
+        async with serving(script) as url:
+            line = Line(plan(url, rotate_after_s=0.4), tape, time.time_ns, Random(1), Pace(0.0), silence)
+            async with kept(line):
+                await until(lambda: len(tape.frames()) == 2)
+                tape.full(True)
+                await asyncio.sleep(0.2)
+                held = len(tape.frames())
+                await asyncio.sleep(1.2)
+                assert len(tape.frames()) == held < count
+                assert tape.kinds()[-1][0] == 1
+                line.plan = plan(url)
+                tape.full(False)
+                await until(lambda: len(tape.frames()) >= count + 2)
+        first = tape.records[0][0]
+        got = [payload.split()[0] for connection, kind, _, payload in tape.records if kind == "frame" and connection == first]
+        assert got == [b"ok", b"d-first", *(b"d%d" % at for at in range(count))]
+
+    run(test())
+
+
+def test_a_connection_opened_while_the_recorder_is_full_is_not_read_either() -> None:
+    async def test() -> None:
+        async def script(peer: Peer) -> None:
+            await peer.accept()
+            await asyncio.sleep(0.1)
+            peer.say(b"ok", b"d1")
+
+        tape = Tape()
+        async with serving(script) as url:
+            line = line_of(plan(url), tape)
+            async with kept(line):
+                await asyncio.sleep(0)
+                tape.full(True)
+                await until(lambda: tape.kinds() == [(1, "opened")])
+                await asyncio.sleep(0.4)
+                assert tape.frames() == []
+                tape.full(False)
+                await until(lambda: tape.frames() == [b"ok", b"d1"])
+
+    run(test())
+
+
+# What is sent
+
+
+def test_messages_leave_in_order_and_no_faster_than_the_pace() -> None:
+    async def test() -> None:
+        heard: list[tuple[float, int, bytes]] = []
+
+        async def script(peer: Peer) -> None:
+            await peer.accept()
+            while len(heard) < 4:
+                opcode, text = await peer.hear()
+                heard.append((asyncio.get_running_loop().time(), opcode, text))
+
+        async with serving(script) as url, kept(line_of(plan(url, [b"1", b"2", b"3", b"4"], pace_s=0.15, binary=True), Tape())):
+            await until(lambda: len(heard) == 4)
+        assert [text for _, _, text in heard] == [b"1", b"2", b"3", b"4"]
+        assert {opcode for _, opcode, _ in heard} == {BINARY}
+        assert all(after[0] - before[0] > 0.12 for before, after in pairwise(heard))
+
+    run(test())
+
+
+# The real venues
+
+
+def venue_plan(provider: str, url: str, **more: Any) -> Plan:
+    feed, symbols, channels = {
+        "binance": ("spot", ("BTCUSDT", "ETHUSDT"), ("trade", "bookTicker")),
+        "polygon": ("stocks", ("AAPL", "MSFT"), ("T", "Q")),
+        "alpaca": ("iex", ("AAPL", "MSFT"), ("trades", "quotes")),
+    }[provider]
+    asked = FeedSettings(feed, symbols, channels, url=url, key="k", secret="s", **more)
+    (found,) = PROVIDERS[provider].plans(asked)
+    return found
+
+
+@asynccontextmanager
+async def venue(provider: str, *faults: str, journal: Path | None = None, **more: Any) -> AsyncIterator[tuple[str, Venue]]:
+    open_venue = Venue(VenueOptions(name=provider, faults=faults, journal=journal, **more))
+    try:
+        yield await open_venue.start(), open_venue
+    finally:
+        await open_venue.stop()
+
+
+def market(provider: str, tape: Tape, frames: Sequence[bytes] | None = None) -> int:
+    """How many market events were recorded."""
+    found = 0
+    for payload in tape.frames() if frames is None else frames:
+        parsed = json.loads(payload)
+        if provider == "binance":
+            found += parsed.get("stream", "!")[0] != "!"
+        else:
+            found += sum(event.get("ev", event.get("T")) not in ("status", "success", "subscription", "error") for event in parsed)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("provider", "fault"),
+    [("binance", "close:0.3"), ("polygon", "close:0.3"), ("alpaca", "close:0.3"), ("binance", "split:0.2"), ("polygon", "huge:0.2")],
+)
+def test_every_event_that_a_venue_sent_is_recorded_whatever_its_sockets_do(provider: str, fault: str) -> None:
+    async def test() -> None:
+        tape = Tape()
+        async with venue(provider, fault, rate=4_000.0, limit=3_000) as (url, open_venue), kept(line_of(venue_plan(provider, url), tape)):
+            await until(lambda: sum(open_venue.sent.values()) >= 3_000 and market(provider, tape) >= sum(open_venue.sent.values()), 12)
+            sent = sum(open_venue.sent.values())
+        assert market(provider, tape) == sent
+        if fault.startswith("close"):
+            assert any(closed.get("code") == 1001 for closed in tape.details("closed"))
+            assert tape.kinds()[:2] == [(1, "opened"), (1, "frame")]
+
+    run(test())
+
+
+@pytest.mark.parametrize(
+    ("provider", "fault", "reason"), [("polygon", "reset:0.3", "broke"), ("alpaca", "mute:0.3", "mute"), ("binance", "half_open:0.3", "")]
+)
+def test_the_line_comes_back_from_a_reset_a_mute_and_a_dead_socket(
+    provider: str, fault: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(net, "_PING_AFTER_S", 0.4)
+
+    async def test() -> None:
+        tape = Tape()
+        limits = 0.5 if fault.startswith("mute") else 0.0
+        async with (
+            venue(provider, fault, rate=500.0, max_connections=3) as (url, _),
+            kept(line_of(venue_plan(provider, url), tape, limits)),
+        ):
+            await until(lambda: tape.details("closed"))
+            before = market(provider, tape)
+            await until(lambda: market(provider, tape) > before + 20)
+        assert reason in tape.details("closed")[0]["reason"]
+
+    run(test())
+
+
+def test_binance_shutting_down_after_a_short_day_loses_no_trade() -> None:
+    async def test() -> None:
+        tape = Tape()
+        async with venue("binance", rate=800.0, day_seconds=2.5) as (url, _), kept(line_of(venue_plan("binance", url), tape)):
+            await until(lambda: tape.details("closed"), 9)
+            count = len(tape.frames())
+            await until(lambda: len(tape.frames()) > count + 100)
+        trades: dict[str, set[int]] = {}
+        for payload in tape.frames():
+            data = json.loads(payload).get("data", {})
+            if data.get("e") == "trade":
+                trades.setdefault(data["s"], set()).add(data["t"])
+        assert trades
+        for numbers in trades.values():
+            assert numbers == set(range(min(numbers), max(numbers) + 1))
+        assert "replaced by" in tape.details("closed")[0]["reason"]
+
+    run(test())
+
+
+@pytest.mark.parametrize(
+    ("provider", "fault", "says"),
+    [
+        ("polygon", "auth_refused", "auth_failed"),
+        ("alpaca", "auth_refused", "402"),
+        ("alpaca", "error:409", "409"),
+        ("binance", "auth_refused", "403"),
+    ],
+)
+def test_a_venue_that_refuses_for_good_stops_the_line(provider: str, fault: str, says: str) -> None:
+    async def test() -> None:
+        async with venue(provider, fault) as (url, _):
+            line = line_of(venue_plan(provider, url), Tape())
+            async with asyncio.timeout(4):
+                await line.keep()
+            assert line.state.stopped
+            assert says in line.state.trouble
+
+    run(test())
+
+
+@pytest.mark.parametrize(
+    ("provider", "fault", "cool_s"),
+    [
+        ("polygon", "connection_limit:1", 0.8),
+        ("alpaca", "connection_limit:1", 0.8),
+        ("alpaca", "http_429:1", 0.5),
+        ("binance", "connection_limit:1", 0.5),
+    ],
+)
+def test_a_venue_that_is_full_is_given_time(provider: str, fault: str, cool_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        tape = Tape()
+        began = time.monotonic()
+        async with venue(provider, fault, rate=500.0) as (url, _):
+            open_plan = venue_plan(provider, url)
+            session = open_plan.session
+
+            def brisk() -> Any:
+                """The session, its minute of cooling down cut short."""
+                made = session()
+                received = made.received
+
+                def hurried(frame: bytes) -> Reply | None:
+                    reply = received(frame)
+                    if reply is None or reply.trouble is None or not reply.trouble.wait_s:
+                        return reply
+                    return replace(reply, trouble=replace(reply.trouble, wait_s=cool_s))
+
+                made.received = hurried  # type: ignore[method-assign]
+                return made
+
+            if provider == "binance":  # its Retry-After is two minutes
+                line = line_of(open_plan, tape)
+                async with kept(line):
+                    await until(lambda: line.state.trouble)
+                    await asyncio.sleep(1.0)
+                assert "429" in line.state.trouble
+                assert tape.records == []
+                return
+            async with kept(line_of(replace(open_plan, session=brisk), tape)):
+                await until(lambda: market(provider, tape) > 20)
+        assert time.monotonic() - began > cool_s
+
+    run(test())
+
+
+def test_two_hundred_streams_are_asked_of_binance_without_offending_it() -> None:
+    async def test() -> None:
+        symbols = tuple(f"S{at}USDT" for at in range(500))
+        tape = Tape()
+        async with venue("binance", symbols=symbols, rate=2_000.0) as (url, _):
+            (asked,) = PROVIDERS["binance"].plans(FeedSettings("spot", symbols, ("trade",), url=url))
+            async with kept(line_of(asked, tape)):
+                await until(lambda: tape.details("subscribed"), 6)
+        assert tape.details("subscribed")[0]["missing"] == []
+        assert len(tape.details("closed")) == 1
+
+    run(test())
+
+
+# HTTP
+
+
+def test_a_page_is_fetched_and_an_address_that_cannot_be_is_named() -> None:
+    async def test() -> None:
+        async with venue("binance") as (url, _):
+            page = await net.get(url.replace("ws", "http", 1) + "/api/v3/exchangeInfo")
+            assert json.loads(page)["symbols"]
+            with pytest.raises(Unavailable, match="nowhere"):
+                await net.get(url.replace("ws", "http", 1) + "/nowhere")
+        with pytest.raises(Unavailable, match=r"127\.0\.0\.1:1"):
+            await net.get("http://127.0.0.1:1/")
+        with pytest.raises(Unavailable, match="file:"):
+            await net.get("file:///etc/passwd")
+
+    run(test())
+
+
+def test_a_venue_in_reach_is_reached_and_one_out_of_reach_is_unavailable() -> None:
+    async def test() -> None:
+        async with venue("polygon") as (url, _):
+            assert await net.reach(venue_plan("polygon", url), None) < 5
+        with pytest.raises(Unavailable, match="cannot be reached"):
+            await net.reach(venue_plan("polygon", url), None)
+
+    run(test())
