@@ -93,11 +93,13 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Config:
     settings: dict[str, Any] = {}
     if found is not None:
         try:
-            settings = tomllib.loads(found.read_text())
+            settings = tomllib.loads(found.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise ConfigError(f"There is no configuration file {found}. Name one that exists, or leave out --config.") from None
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise ConfigError(f"{found} cannot be read: {error}") from None
+    if any(name.startswith(f"{PREFIX}PROVIDERS__") for name in environ):
+        settings.setdefault("providers", msgspec.json.decode(msgspec.json.encode(DEFAULT.providers)))
     source = str(found) if found is not None else "the environment"
     overridden = _override(settings, environ)
     if not settings and not overridden:
@@ -113,17 +115,22 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Config:
 def _override(settings: dict[str, Any], environ: Mapping[str, str]) -> bool:
     """Put TAPELINE_STREAM__URL, TAPELINE_PROVIDERS__0__SYMBOLS and the like in their places."""
     found = False
-    for name, text in sorted(environ.items()):
+    for name, text in sorted(environ.items(), key=_in_order):
         if not name.startswith(PREFIX) or name in _NOT_SETTINGS or name in _SECRET_NAMES:
             continue
         found = True
         place: Any = settings
         *path, last = name.removeprefix(PREFIX).lower().split("__")
-        for step, following in zip(path, [*path[1:], last], strict=True):
-            empty: Any = [] if following.isdigit() else {}
+        for step, following in zip(path, [*path, last][1:], strict=True):
+            empty: Any = [] if following.isdecimal() else {}
             place = _enter(place, step, empty, name)
         _put(place, last, _value(text), name)
     return found
+
+
+def _in_order(variable: tuple[str, str]) -> list[tuple[int, str]]:
+    """Variables by name, list positions by number."""
+    return [(int(step), "") if step.isdecimal() else (-1, step) for step in variable[0].split("__")]
 
 
 def _enter(place: Any, step: str, empty: Any, name: str) -> Any:
@@ -132,6 +139,8 @@ def _enter(place: Any, step: str, empty: Any, name: str) -> Any:
         if at == len(place):
             place.append(empty)
         return place[at]
+    if not isinstance(place, dict):
+        raise ConfigError(f"{name}: {step!r} would go into a plain value, which has no keys.")
     return place.setdefault(step, empty)
 
 
@@ -142,11 +151,11 @@ def _put(place: Any, last: str, value: Any, name: str) -> None:
     elif isinstance(place, dict):
         place[last] = value
     else:
-        raise ConfigError(f"{name} goes into {place!r}, which has no keys.")
+        raise ConfigError(f"{name}: {last!r} would go into a plain value, which has no keys.")
 
 
 def _index(place: list[Any], step: str, name: str) -> int:
-    if not step.isdigit() or int(step) > len(place):
+    if not step.isdecimal() or int(step) > len(place):
         raise ConfigError(f"{name}: {step!r} is no position in a list of {len(place)}; use 0 to {len(place)}.")
     return int(step)
 
@@ -181,9 +190,11 @@ def secret(provider: ProviderConfig, kind: str, environ: Mapping[str, str]) -> s
     path = provider.key_file if kind == "key" else provider.secret_file
     if path:
         try:
-            text = Path(path).expanduser().read_text().strip()
+            text = Path(path).expanduser().read_text(encoding="utf-8").strip()
         except OSError as error:
             raise ConfigError(f"{provider.name}: {kind}_file {path} cannot be read: {error.strerror}.") from None
+        except UnicodeDecodeError:
+            raise ConfigError(f"{provider.name}: {kind}_file {path} holds no text.") from None
         if not text:
             raise ConfigError(f"{provider.name}: {kind}_file {path} is empty.")
         return text

@@ -1,0 +1,131 @@
+"""The house's walls: imports run one way, each concern has one module, and every module says what it is."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import tapeline
+
+ROOT = Path(tapeline.__file__).parent
+MODULES = {
+    ".".join(("tapeline", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__"): path
+    for path in sorted(ROOT.rglob("*.py"))
+}
+
+#: From the bottom up: a module imports from its own layer's package and from the layers above it in this list.
+LAYERS: list[set[str]] = [
+    {"records"},
+    {"errors"},
+    {"locks", "config"},
+    {"providers"},
+    {"streams", "stores", "net"},
+    {"monitor"},
+    {"flow", "query", "output"},
+    {"stages", "supervisor", "truth"},
+    {"wiring"},
+    {"checkup", "demo"},
+    {"cli"},
+    {"__main__"},
+]
+#: Only the wiring makes these (and query opens the lake's own files, past any store); everything else sees the interface that a package's __init__ states.
+CONCRETE = {"tapeline.streams.embedded", "tapeline.stores.lake"}
+WHO_KNOWS_CONCRETE = {"tapeline.wiring", "tapeline.cli", "tapeline.demo", "tapeline.query"}
+#: Module to who may import it, venues aside.
+OWNERS = {
+    "picows": {"tapeline.net"},
+    "urllib": {"tapeline.net"},
+    "http": set[str](),
+    "socket": set[str](),
+    "ssl": {"tapeline.net"},
+    "sqlite3": {"tapeline.streams.embedded"},
+    "deltalake": {"tapeline.stores.lake", "tapeline.query"},
+    "duckdb": {"tapeline.query", "tapeline.truth", "tapeline.cli"},
+    "typer": {"tapeline.cli"},
+}
+PURE = ("asyncio", "socket", "http", "picows", "urllib", "ssl", "threading", "time", "random", "os", "logging")
+EMPTY_NAMES = {"util", "utils", "helper", "helpers", "manager", "managers", "base", "common", "misc", "tools", "core", "lib"}
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Every module that a file imports, anywhere in it; what only type checkers see counts too."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: a relative import"
+            yield str(node.module)
+            yield from (f"{node.module}.{name.name}" for name in node.names if f"{node.module}.{name.name}" in MODULES)
+
+
+def layer(module: str) -> int:
+    part = module.split(".")[1] if "." in module else ""
+    return next((at for at, names in enumerate(LAYERS) if part in names), -1)
+
+
+PIPELINE = [module for module in MODULES if module != "tapeline" and not module.startswith("tapeline.venues")]
+VENUES = [module for module in MODULES if module.startswith("tapeline.venues")]
+
+
+@pytest.mark.parametrize("module", PIPELINE)
+def test_a_module_imports_only_from_the_layers_below_it(module: str) -> None:
+    assert layer(module) >= 0, f"{module} has no place in the layers: give it one"
+    own = module.split(".")[1]
+    upward = [
+        name
+        for name in imports(MODULES[module])
+        if name.startswith("tapeline.")
+        and name.split(".")[1] != own
+        and not name.startswith("tapeline.venues")
+        and layer(name) >= layer(module)
+    ]
+    assert upward == []
+
+
+@pytest.mark.parametrize("module", [module for module in PIPELINE if module not in ("tapeline.cli", "tapeline.demo")])
+def test_the_pipeline_does_not_know_the_venues(module: str) -> None:
+    assert [name for name in imports(MODULES[module]) if name.startswith("tapeline.venues")] == []
+
+
+@pytest.mark.parametrize("module", VENUES)
+def test_the_venues_know_nothing_of_the_pipeline(module: str) -> None:
+    assert [name for name in imports(MODULES[module]) if name.startswith("tapeline.") and not name.startswith("tapeline.venues")] == []
+
+
+@pytest.mark.parametrize(
+    "module", [module for module in PIPELINE if module.startswith(("tapeline.providers", "tapeline.records", "tapeline.errors"))]
+)
+def test_providers_are_pure(module: str) -> None:
+    assert [name for name in imports(MODULES[module]) if name.split(".")[0] in PURE] == []
+
+
+@pytest.mark.parametrize("library", OWNERS)
+def test_a_library_is_known_to_its_owner_alone(library: str) -> None:
+    users = {module for module in PIPELINE if any(name.split(".")[0] == library for name in imports(MODULES[module]))}
+    assert users <= OWNERS[library]
+
+
+def test_only_the_wiring_knows_concrete_classes() -> None:
+    users = {
+        (module, name)
+        for module in PIPELINE
+        for name in imports(MODULES[module])
+        if name in CONCRETE and module not in CONCRETE | WHO_KNOWS_CONCRETE
+    }
+    assert users == set()
+
+
+def test_one_provider_knows_nothing_of_another() -> None:
+    names = {f"tapeline.providers.{name}" for name in ("alpaca", "binance", "polygon")}
+    assert {(module, name) for module in names for name in imports(MODULES[module]) if name in names - {module}} == set()
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_has_a_name_that_says_something_and_a_first_line_that_says_what_it_is(module: str) -> None:
+    assert module.rsplit(".", 1)[-1] not in EMPTY_NAMES
+    text = ast.get_docstring(ast.parse(MODULES[module].read_text())) or ""
+    first = text.partition("\n")[0]
+    assert len(first) > 15, f"{module} begins without saying what it is"
