@@ -99,8 +99,8 @@ def run(
     wiring.plans(settings, environment())  # a wrong config is told before anything starts
     stop = _stop_on_signal()
     with own(settings.root / "locks" / "run", "tapeline run"):
-        stream, stores = wiring.open_stream(settings), wiring.open_stores(settings)
         arguments = ["--config", str(config)] if config else []
+    stream, stores = wiring.open_stream(settings), wiring.open_stores(settings)
         command = [sys.executable, "-m", "tapeline"]
         stages = [Stage(name, [*command, name, *arguments]) for name in ("ingest", "normalize")]
         stages += [Stage(name, [*command, "store", name, *arguments]) for name in stores]
