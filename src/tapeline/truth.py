@@ -48,6 +48,10 @@ SELECT provider, feed, kind, CASE WHEN kind = 'notice' THEN '' ELSE channel END 
     CASE kind WHEN 'quote' THEN coalesce(e->>'$.as', e->>'$.A') WHEN 'bar' THEN coalesce(bar->>'$.dv', bar->>'$.v') END::DOUBLE AS d
 FROM journal
 """
+_MALFORMED: Final = """
+SELECT count(*) FROM read_json($journals, format = 'newline_delimited', columns = {raw: 'BOOLEAN', skipped: 'BOOLEAN'})
+WHERE raw AND NOT coalesce(skipped, false)
+"""
 _EMPTY_SIDES: Final = """
 UPDATE sent SET a = nullif(a, 0), c = CASE WHEN a = 0 THEN NULL ELSE c END,
     b = nullif(b, 0), d = CASE WHEN b = 0 THEN NULL ELSE d END
@@ -80,6 +84,7 @@ class Comparison:
     missing: Sequence[dict[str, Any]]
     extra: Sequence[dict[str, Any]]
     rejected: int
+    malformed: int  # sent so that nobody can read them: each must be among the rejected
 
     @property
     def sent(self) -> int:
@@ -92,7 +97,7 @@ class Comparison:
     @property
     def exact(self) -> bool:
         """Every event once, but for those that are rejected with a reason; none that was not sent."""
-        return not self.extra and len(self.missing) <= self.rejected
+        return not self.extra and self.malformed + len(self.missing) == self.rejected
 
 
 def compare(lake: Path, journals: Sequence[Path], *, once: bool = False) -> Comparison:
@@ -103,12 +108,14 @@ def compare(lake: Path, journals: Sequence[Path], *, once: bool = False) -> Comp
     if once:
         db.execute("CREATE OR REPLACE TABLE sent AS SELECT DISTINCT * FROM sent").fetchall()
     db.execute(_KEPT).fetchall()
+    ((malformed,),) = db.execute(_MALFORMED, {"journals": [str(path) for path in journals]}).fetchall()
     ((rejected,),) = db.execute("SELECT count(*) FROM rejected").fetchall()
     return Comparison(
         _rows(db, _COUNTS),
         _rows(db, "SELECT * FROM sent EXCEPT ALL SELECT * FROM kept"),
         _rows(db, "SELECT * FROM kept EXCEPT ALL SELECT * FROM sent"),
         rejected,
+        malformed,
     )
 
 
