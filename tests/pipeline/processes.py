@@ -1,0 +1,309 @@
+"""Venues and the pipeline itself as processes, and what they leave behind: what the tests of the whole pipeline share."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import pytest
+
+from tapeline.query import connect
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+#: The fuller form of the proofs: more seeds, more kills, more data.
+PROVE: Final = bool(os.environ.get("TAPELINE_PROVE"))
+CAPTURES: Final = Path(__file__).resolve().parents[2].parent / "shared" / "captures" / "binance"
+COMMAND: Final = (sys.executable, "-m", "tapeline")
+_PATIENCE_S: Final = 60.0
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """This process's environment without any setting or key of ours, and with `extra`."""
+    private = ("TAPELINE_", "APCA_", "MASSIVE_", "POLYGON_")
+    plain = {name: value for name, value in os.environ.items() if not name.startswith(private)}
+    return {**plain, "COLUMNS": "160", **extra}
+
+
+def until(true: Callable[[], Any], what: str, seconds: float = _PATIENCE_S) -> Any:
+    """Ask again and again until the answer is true, and return it; AssertionError after so many seconds."""
+    deadline = time.monotonic() + seconds
+    while not (answer := true()):
+        assert time.monotonic() < deadline, f"{what}: not within {seconds:.0f} s"
+        time.sleep(0.02)
+    return answer
+
+
+@dataclass
+class Process:
+    """A command that runs beside the test. What it says goes to a file."""
+
+    popen: subprocess.Popen[bytes]
+    log: Path
+
+    @property
+    def said(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    @property
+    def running(self) -> bool:
+        return self.popen.poll() is None
+
+    def says(self, text: str, seconds: float = _PATIENCE_S) -> str:
+        """Wait until it has said `text`, which may be its last word; everything it has said."""
+
+        def found() -> bool:
+            ended = not self.running
+            return text in self.said or (ended and pytest.fail(f"ended without saying {text!r}:\n{self.said}"))
+
+        until(found, f"{text!r} was not said; said so far:\n{self.said}", seconds)
+        return self.said
+
+    def ends(self, seconds: float = _PATIENCE_S) -> int:
+        """Wait for its end; the exit status."""
+        try:
+            return self.popen.wait(seconds)
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"still running after {seconds:.0f} s:\n{self.said[-3000:]}")
+
+    def send(self, number: signal.Signals) -> None:
+        self.popen.send_signal(number)
+
+    def end(self) -> None:
+        """Ask it to end, and end it when it does not."""
+        if self.running:
+            self.popen.terminate()
+            try:
+                self.popen.wait(20.0)
+            except subprocess.TimeoutExpired:
+                self.popen.kill()
+                self.popen.wait()
+
+
+@dataclass
+class Spawner:
+    """Starts commands and ends each of them with the test."""
+
+    folder: Path
+    started: list[Process] = field(default_factory=list)
+
+    def __call__(self, *arguments: str, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> Process:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        log = self.folder / f"{len(self.started)}-{arguments[0]}.log"
+        with log.open("wb") as sink:
+            popen = subprocess.Popen(
+                [*COMMAND, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=sink,
+                stderr=sink,
+                env=environment(**(env or {})),
+                cwd=cwd,
+                start_new_session=True,
+            )
+        process = Process(popen, log)
+        self.started.append(process)
+        return process
+
+    def end(self) -> None:
+        for process in reversed(self.started):
+            process.end()
+
+
+@dataclass
+class VenueProcess:
+    """A venue that listens, and the journal of what it has sent."""
+
+    process: Process
+    url: str
+    journal: Path
+
+    def stop(self) -> dict[str, int]:
+        """End it; what it says it has sent, by channel. Its journal is then complete."""
+        self.process.send(signal.SIGTERM)
+        assert self.process.ends(20.0) == 0
+        sent: dict[str, int] = json.loads(self.process.said.splitlines()[-1])["sent"]
+        return sent
+
+
+@dataclass
+class Home:
+    """A data directory with its configuration, and what can be asked of it."""
+
+    root: Path
+    spawn: Spawner
+    env: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def config(self) -> Path:
+        return self.root.with_name(f"{self.root.name}.toml")
+
+    @property
+    def lake(self) -> Path:
+        return self.root / "lake"
+
+    def configure(self, text: str, *, flush_seconds: float = 0.3, flush_rows: int = 250_000) -> None:
+        self.config.write_text(
+            f'data_dir = "{self.root}"\n{text}\n[[stores]]\nurl = "lake:"\nflush_seconds = {flush_seconds}\nflush_rows = {flush_rows}\n'
+        )
+
+    def start(self, *arguments: str) -> Process:
+        """`tapeline <arguments> --config ...` beside the test."""
+        return self.spawn(*arguments, "--config", str(self.config), env=self.env)
+
+    def run(self, *arguments: str, seconds: float = _PATIENCE_S) -> int:
+        """`tapeline run ...` to its end; the exit status."""
+        return self.start("run", *arguments).ends(seconds)
+
+    def ask(self, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+        """`tapeline <arguments> --config ...` to its end, with its output."""
+        return ask(*arguments, "--config", str(self.config), env=self.env)
+
+    def status(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.ask("status", "--format", "json").stdout)
+        return found
+
+    def rows(self, query: str) -> list[tuple[Any, ...]]:
+        return rows(self.lake, query)
+
+    def word(self, stage: str) -> dict[str, Any]:
+        """A stage's own status file; empty while there is none."""
+        try:
+            found: dict[str, Any] = json.loads((self.root / "status" / f"{stage}.json").read_text())
+        except (OSError, ValueError):
+            return {}
+        return found
+
+    def pid(self, stage: str) -> int | None:
+        """The process that runs a stage on this data directory now."""
+        pid = self.word("run").get("stages", {}).get(stage, {}).get("pid")
+        with contextlib.suppress(OSError):
+            if pid and str(self.config) in Path(f"/proc/{pid}/cmdline").read_text():
+                return int(pid)
+        return None
+
+    def kill(self, stage: str) -> None:
+        """kill -9 the process that runs a stage, as soon as there is one."""
+        pid = until(lambda: self.pid(stage), f"no process runs {stage}")
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+    def says_nothing_of(self, *secrets: str) -> None:
+        """No file under the data directory and no output of any command holds one of these texts."""
+        files = [path for path in self.root.rglob("*") if path.is_file()] + [one.log for one in self.spawn.started]
+        for path in files:
+            data = path.read_bytes()
+            for secret in secrets:
+                assert secret.encode() not in data, f"{path} holds {secret!r}"
+
+
+def ask(*arguments: str, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """`tapeline <arguments>` to its end, with its output."""
+    return subprocess.run(
+        [*COMMAND, *arguments],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        env=environment(**(env or {})),
+        cwd=cwd,
+        timeout=_PATIENCE_S,
+        check=False,
+    )
+
+
+def rows(lake: Path, query: str) -> list[tuple[Any, ...]]:
+    """A query's rows, over the lake."""
+    db = connect(lake)
+    try:
+        return db.execute(query).fetchall()
+    finally:
+        db.close()
+
+
+def block(name: str, url: str, symbols: Sequence[str], channels: Sequence[str], **more: str | float) -> str:
+    """A [[providers]] block."""
+    settings = {"name": name, "url": url, "symbols": list(symbols), "channels": list(channels), **more}
+    return "[[providers]]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items())
+
+
+class Trade(NamedTuple):
+    """A trade as the exchange sent it, its numbers exact."""
+
+    symbol: str
+    trade_id: str
+    ts_ns: int
+    price: Decimal
+    size: Decimal
+    side: str
+
+
+class Quote(NamedTuple):
+    """A quote as the exchange sent it, its numbers exact."""
+
+    symbol: str
+    sequence: int
+    bid: Decimal
+    bid_size: Decimal
+    ask: Decimal
+    ask_size: Decimal
+
+
+def recorded(path: Path) -> tuple[list[Trade], list[Quote]]:
+    """A recording's trades and quotes, read with nothing of ours."""
+    trades, quotes = [], []
+    with gzip.open(path, "rt") as file:
+        for line in file:
+            message = json.loads(line.partition(" ")[2])
+            channel = str(message.get("stream", "")).partition("@")[2]
+            data = message.get("data")
+            if channel == "trade":
+                trades.append(
+                    Trade(
+                        data["s"].removesuffix("USDT") + "/USDT",
+                        str(data["t"]),
+                        data["T"] * 1_000_000,
+                        Decimal(data["p"]),
+                        Decimal(data["q"]),
+                        "sell" if data["m"] else "buy",
+                    )
+                )
+            elif channel == "bookTicker":
+                quotes.append(
+                    Quote(
+                        data["s"].removesuffix("USDT") + "/USDT",
+                        data["u"],
+                        *(Decimal(data[key]) for key in ("b", "B", "a", "A")),
+                    )
+                )
+    return trades, quotes
+
+
+def exact(value: float) -> Decimal:
+    """A float as the shortest decimal that means it."""
+    return Decimal(repr(value))
+
+
+def kept(lake: Path) -> tuple[list[Trade], list[Quote]]:
+    """The lake's trades and quotes, in the order of their numbers."""
+    trades = rows(
+        lake,
+        "SELECT symbol, trade_id, ts_ns, last, volume, side FROM ticks WHERE kind = 'trade' ORDER BY symbol, sequence",
+    )
+    quotes = rows(
+        lake,
+        "SELECT symbol, sequence, bid, bid_size, ask, ask_size FROM ticks WHERE kind = 'quote' ORDER BY symbol, sequence",
+    )
+    return (
+        [Trade(symbol, number, ns, exact(last), exact(volume), side) for symbol, number, ns, last, volume, side in trades],
+        [Quote(symbol, number, *map(exact, values)) for symbol, number, *values in quotes],
+    )

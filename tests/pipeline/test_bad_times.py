@@ -1,0 +1,217 @@
+"""Disks that are full, data that is newer, keys that are wrong, providers that are away: what is said, and with which status."""
+
+from __future__ import annotations
+
+import signal
+import sqlite3
+import subprocess
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pytest
+from deltalake import write_deltalake
+from processes import Home, Spawner, ask, block, until
+
+from tapeline.records import TICKS_TOPIC
+from tapeline.stores.lake import with_dates
+from tapeline.streams.embedded import EmbeddedStream
+from tapeline.truth import compare
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from processes import VenueProcess
+
+NOWHERE = "ws://127.0.0.1:9"  # the discard port: nobody listens
+BINANCE = block("binance", NOWHERE, ["BTCUSDT"], ["trade"])
+SECRET = "s3cr3t-0f-a-test-7f19"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of a few megabytes."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=192m", "tmpfs", str(folder)], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip(f"a small file system cannot be mounted here: {mounted.stderr.decode().strip()}")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk_stops_nothing_for_good_and_loses_nothing(small_disk: Path, spawn: Spawner, venue: Callable[..., VenueProcess]) -> None:
+    market = venue("binance", "--rate", "400", "--limit", "2400", "--fault", "rewind:all")
+    home = Home(small_disk / "data", spawn)
+    home.configure(block("binance", market.url, ["BTCUSDT", "ETHUSDT"], ["trade", "bookTicker"]))
+    run = home.start("run", "--until-idle", "1.5")
+    until(lambda: home.rows("SELECT count(*) FROM ticks") > [(0,)], "nothing in the lake")
+
+    ballast = small_disk / "ballast"
+    with ballast.open("wb", buffering=0) as file:
+        block_bytes = 1 << 20
+        while block_bytes:
+            try:
+                file.write(b"\0" * block_bytes)
+            except OSError:
+                block_bytes //= 2
+    said = run.says("full", 30.0)
+    until(lambda: "received records are held in memory" in run.said, "ingest does not say that it holds what it has")
+    assert "Traceback" not in said
+    assert "Free disk space" in run.said
+    assert run.running
+    # Looking on still works.
+    with closing(EmbeddedStream(home.root / "stream")) as stream:
+        before = stream.ends(TICKS_TOPIC)[0]
+    ballast.unlink()
+
+    assert run.ends() == 0, run.said
+    assert "The stream takes records again; nothing was lost." in run.said
+    assert "Traceback" not in run.said
+    market.stop()
+    found = compare(home.lake, [market.journal], once=True)
+    assert (found.missing, found.extra, found.sent) == ([], [], 2400)
+    assert found.kept >= before
+    assert all(entry["balanced"] for entry in home.status()["equations"])
+
+
+def test_a_data_dir_that_cannot_be_written_is_named(tmp_path: Path, spawn: Spawner) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    home = Home(tmp_path / "file" / "data", spawn)
+    config = tmp_path / "tapeline.toml"
+    config.write_text(f'data_dir = "{home.root}"\n{BINANCE}')
+    for command, status in (("run", 74), ("check", 74), ("normalize", 74), ("tail ticks", 78), ("status", 78)):
+        found = ask(*command.split(), "--config", str(config))
+        assert found.returncode == status, command
+        assert str(home.root) in found.stdout + found.stderr
+        assert "Traceback" not in found.stderr
+    found = ask("sql", "SELECT 1 AS one", "--format", "json", "--config", str(config))
+    assert (found.returncode, found.stdout) == (0, '{"one": 1}\n')
+
+
+def _newer_stream(home: Home) -> Path:
+    with closing(EmbeddedStream(home.root / "stream")) as stream:
+        stream.ends(TICKS_TOPIC)
+    path = home.root / "stream" / "normalized.sqlite"
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("PRAGMA user_version = 99")
+    return path
+
+
+def _newer_lake(home: Home) -> Path:
+    table = home.lake / "ticks"
+    empty = with_dates(pa.RecordBatch.from_pylist([], TICKS_TOPIC.schema))
+    write_deltalake(str(table), empty, partition_by=["date"], description="Tapeline lake, format 99")
+    return table / "_delta_log" / "00000000000000000000.json"
+
+
+@pytest.mark.parametrize("make", [_newer_stream, _newer_lake])
+def test_data_of_a_newer_version_is_refused_and_not_touched(make: Callable[[Home], Path], home: Home) -> None:
+    home.configure(BINANCE)
+    path = make(home)
+    before = path.read_bytes()
+    assert home.run() == 65
+    said = home.spawn.started[-1].said
+    assert f"{path.parent.parent if make is _newer_lake else path} was written by a newer Tapeline (format 99" in said
+    assert "Traceback" not in said
+    command = ("sql", "SELECT 1") if make is _newer_lake else ("tail", "ticks")
+    assert home.ask(*command).returncode == 65
+    assert path.read_bytes() == before
+    assert not list((home.lake / "ticks").glob("**/*.parquet"))
+
+
+def test_a_wrong_key_ends_the_run_with_the_name_of_the_variable_and_never_the_key(home: Home, venue: Callable[..., VenueProcess]) -> None:
+    polygon, alpaca = venue("polygon"), venue("alpaca")
+    key, secret = f"bad-{SECRET}-key", f"bad-{SECRET}-secret"
+    home.env = {"TAPELINE_POLYGON_KEY": key, "TAPELINE_ALPACA_KEY": key, "TAPELINE_ALPACA_SECRET": secret}
+    feeds = block("polygon", polygon.url, ["AAPL"], ["T"]) + block("alpaca", alpaca.url, ["AAPL"], ["trades"])
+    home.configure(feeds)
+    run = home.start("run")
+    assert run.ends() == 77, run.said
+    for name in ("TAPELINE_POLYGON_KEY", "TAPELINE_ALPACA_KEY", "TAPELINE_ALPACA_SECRET"):
+        assert name in run.said
+    assert "Traceback" not in run.said
+    checked = home.ask("check")
+    shown = home.ask("status", "--format", "json")
+    assert SECRET not in checked.stdout + checked.stderr + shown.stdout + shown.stderr
+    home.says_nothing_of(SECRET)
+
+
+def test_one_provider_that_refuses_does_not_stop_the_others(home: Home, venue: Callable[..., VenueProcess]) -> None:
+    polygon, binance = venue("polygon"), venue("binance", "--rate", "300", "--limit", "900")
+    home.env = {"TAPELINE_POLYGON_KEY": f"bad-{SECRET}"}
+    home.configure(block("polygon", polygon.url, ["AAPL"], ["T"]) + block("binance", binance.url, ["BTCUSDT"], ["trade", "bookTicker"]))
+    assert home.run("--until-idle", "0.8") == 0
+    binance.stop()
+    found = compare(home.lake, [binance.journal])
+    assert (found.missing, found.extra, found.sent) == ([], [], 900)
+    assert "TAPELINE_POLYGON_KEY" in home.status()["providers"]["polygon"]["trouble"]
+    home.says_nothing_of(SECRET)
+
+
+def test_a_good_key_is_in_no_output_and_no_file(home: Home, venue: Callable[..., VenueProcess], tmp_path: Path) -> None:
+    alpaca = venue("alpaca", "--rate", "300", "--limit", "300")
+    (tmp_path / "secret").write_text(f"{SECRET}-file\n")
+    home.env = {"TAPELINE_ALPACA_KEY": SECRET}
+    home.configure(block("alpaca", alpaca.url, ["AAPL"], ["trades"], feed="iex", secret_file=str(tmp_path / "secret")))
+    assert home.run("--until-idle", "0.8") == 0
+    assert home.rows("SELECT count(*) FROM ticks") > [(0,)]
+    home.says_nothing_of(SECRET)
+
+
+def test_a_missing_key_is_told_before_anything_starts(home: Home) -> None:
+    home.configure(block("polygon", NOWHERE, ["AAPL"], ["T"]) + block("alpaca", NOWHERE, ["AAPL"], ["trades"]))
+    run = home.start("run")
+    assert run.ends() == 78
+    assert "polygon needs a key. Set TAPELINE_POLYGON_KEY in the environment" in run.said
+    assert not home.root.exists()
+
+
+def test_a_provider_that_is_away_is_tried_again_and_found_when_it_comes(home: Home, venue: Callable[..., VenueProcess]) -> None:
+    gone = venue("binance", "--rate", "300", "--limit", "300")
+    gone.stop()
+    home.configure(block("binance", gone.url, ["BTCUSDT"], ["trade", "bookTicker"]))
+    checked = home.ask("check")
+    assert checked.returncode == 69, checked.stdout
+    assert gone.url in checked.stdout
+    run = home.start("run")
+    until(lambda: run.said.count("It is tried again") >= 2, "it is not tried again")
+    assert gone.url in home.status()["providers"]["binance"]["trouble"]
+    back = venue("binance", "--rate", "300", "--limit", "300", "--port", gone.url.rpartition(":")[2])
+    until(lambda: home.rows("SELECT count(*) FROM ticks") == [(300,)], "its data does not come")
+    run.send(signal.SIGTERM)
+    assert run.ends() == 0
+    back.stop()
+    assert compare(home.lake, [back.journal]).exact
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("data_dirr = 'x'", "unknown key 'data_dirr'. Did you mean 'data_dir'?"),
+        ("[[providers]]\nname = 'binance'\nsimbols = ['BTCUSDT']", "Did you mean 'symbols'?"),
+        ("[[stores]]\nurl = 'lake:'\nflush_second = 1.0", "Did you mean 'flush_seconds'?"),
+        ("[[providers]]\nname = 'binanc'", "binanc"),
+        ("[[providers]]\nname = 'binance'\nsymbols = ['BTCUSDT']\nchannels = ['trades']", "binance spot has no channel 'trades'"),
+        ("[[stores]]\nurl = 'pond:'", 'stores.url = "pond:" is no store'),
+        ("[stream]\nurl = 'kafkaa:'", 'stream.url = "kafkaa:" is no stream'),
+        ("data_dir = ", "tapeline.toml cannot be read"),
+    ],
+)
+def test_a_wrong_configuration_names_what_is_wrong(text: str, says: str, tmp_path: Path) -> None:
+    config = tmp_path / "tapeline.toml"
+    config.write_text(text)
+    found = ask("run", "--config", str(config), cwd=tmp_path)
+    assert found.returncode == 78, found.stderr
+    assert says in found.stderr
+    assert "Traceback" not in found.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["tapeline.toml"]
+
+
+def test_a_misspelt_variable_is_named_without_its_value(tmp_path: Path) -> None:
+    found = ask("run", env={"TAPELINE_ALPACA_SECRET_KEY": SECRET, "TAPELINE_DATA_DIR": str(tmp_path / "data")}, cwd=tmp_path)
+    assert found.returncode == 78
+    assert "alpaca_secret_key" in found.stderr
+    assert SECRET not in found.stdout + found.stderr
+    assert not (tmp_path / "data").exists()

@@ -1,0 +1,202 @@
+"""The commands that look at what a run has left: their output in each form, and their exit statuses."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import signal
+import subprocess
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+
+import pyarrow.parquet as pq
+import pytest
+from processes import COMMAND, Home, Spawner, ask, block, environment, rows, until
+
+from tapeline.records import TICKS_TOPIC
+from tapeline.streams.embedded import EmbeddedStream
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from processes import VenueProcess
+
+QUERY = "SELECT symbol, kind, ts_ns, last, bid, sequence, conditions, date, ts FROM ticks ORDER BY symbol, kind, sequence"
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
+    """What a short run has left: the lake at a place of its own, unreadable events among the good."""
+    folder = tmp_path_factory.mktemp("done")
+    spawn = Spawner(folder / "said")
+    options = ("--rate", "800", "--limit", "600", "--fault", "wrong_types:0.02")
+    url = spawn("venue", "binance", *options).says(" at ").rpartition(" at ")[2].strip()
+    home = Home(folder / "data", spawn)
+    home.configure(block("binance", url, ["BTCUSDT", "ETHUSDT"], ["trade", "bookTicker", "kline_1s"]))
+    text = home.config.read_text().replace('"lake:"', f'"lake:{folder}/elsewhere"')
+    home.config.write_text(text)
+    assert home.run("--until-idle", "0.7") == 0
+    yield home
+    spawn.end()
+
+
+def expected(home: Home) -> list[dict[str, Any]]:
+    """The stream's own ticks, in the order of QUERY."""
+    with closing(EmbeddedStream(home.root / "stream")) as stream:
+        chunk = stream.read(TICKS_TOPIC, 0, 0, 1_000_000)
+    assert chunk is not None
+    found: list[dict[str, Any]] = chunk.batch.to_pylist()
+    assert len(found) > 500
+    return sorted(found, key=lambda row: (row["symbol"], row["kind"], row["sequence"]))
+
+
+def test_sql_gives_the_same_rows_in_every_form(done: Home, tmp_path: Path) -> None:
+    ticks = expected(done)
+    names = [name.strip() for name in QUERY.partition(" FROM")[0].removeprefix("SELECT ").split(",")][:-2]
+
+    as_json = [json.loads(line) for line in done.ask("sql", QUERY, "--format", "json").stdout.splitlines()]
+    assert [{name: row[name] for name in names} for row in as_json] == [{name: row[name] for name in names} for row in ticks]
+
+    file = tmp_path / "ticks.csv"
+    assert done.ask("sql", QUERY, "--format", "csv", "--output", str(file)).returncode == 0
+    as_csv = list(csv.DictReader(io.StringIO(file.read_text())))
+    for got, row in zip(as_csv, ticks, strict=True):
+        assert (got["symbol"], got["kind"], int(got["ts_ns"])) == (row["symbol"], row["kind"], row["ts_ns"])
+        assert (float(got["last"]) if got["last"] else None) == row["last"]
+
+    piped = subprocess.run(
+        [*COMMAND, "sql", QUERY, "--format", "parquet", "--config", str(done.config)],
+        capture_output=True,
+        check=True,
+        env=environment(),
+        timeout=60,
+    )
+    as_parquet = pq.read_table(io.BytesIO(piped.stdout)).to_pylist()
+    assert [{name: row[name] for name in names} for row in as_parquet] == [{name: row[name] for name in names} for row in ticks]
+
+    counted = "SELECT symbol, count(*) AS ticks FROM ticks GROUP BY ALL ORDER BY ALL"
+    shown = done.ask("sql", counted).stdout.split()
+    btc = sum(row["symbol"] == "BTC/USDT" for row in ticks)
+    assert shown == ["symbol", "ticks", "BTC/USDT", str(btc), "ETH/USDT", str(len(ticks) - btc)]
+
+
+def test_sql_says_what_is_wrong_with_a_query(done: Home) -> None:
+    wrong = done.ask("sql", "SELECT nothing FROM ticks")
+    assert (wrong.returncode, wrong.stdout) == (78, "")
+    assert "nothing" in wrong.stderr
+    assert "Traceback" not in wrong.stderr
+
+
+@pytest.mark.parametrize("topic", ["raw", "ticks", "bars", "notices", "rejected"])
+def test_tail_shows_the_latest_records_of_a_topic(topic: str, done: Home) -> None:
+    found = done.ask("tail", topic, "-n", "3")
+    assert found.returncode == 0, found.stderr
+    records = [json.loads(line) for line in found.stdout.splitlines()]
+    assert len(records) == 3 or (topic == "bars" and records)
+    if topic == "ticks":
+        with closing(EmbeddedStream(done.root / "stream")) as stream:
+            end = stream.ends(TICKS_TOPIC)[0]
+            chunk = stream.read(TICKS_TOPIC, 0, end - 3, 10)
+        assert chunk is not None
+        assert records == chunk.batch.to_pylist()
+    elif topic == "rejected":
+        assert all(record["reason"] for record in records)
+
+
+def test_tail_shows_one_symbol_where_there_are_symbols(done: Home) -> None:
+    found = done.ask("tail", "ticks", "--symbol", "ETH/USDT", "-n", "5")
+    records = [json.loads(line) for line in found.stdout.splitlines()]
+    mine = [row for row in expected(done) if row["symbol"] == "ETH/USDT"]
+    assert records == sorted(mine, key=lambda row: row["raw_offset"])[-5:]
+    refused = done.ask("tail", "raw", "--symbol", "ETH/USDT")
+    assert refused.returncode == 78
+    assert "--symbol" in refused.stderr
+
+
+def test_tail_follows_until_it_is_stopped_and_does_not_mind_a_closed_pipe(done: Home) -> None:
+    follower = done.start("tail", "ticks", "--follow", "-n", "2")
+    until(lambda: len(follower.said.splitlines()) >= 2, "nothing is shown")
+    assert follower.running
+    with closing(EmbeddedStream(done.root / "stream")) as stream:
+        chunk = stream.read(TICKS_TOPIC, 0, 0, 1)
+        assert chunk is not None
+        stream.append(TICKS_TOPIC, chunk.batch.slice(0, 1))
+    assert len(until(lambda: len(follower.said.splitlines()) == 3 and follower.said.splitlines(), "the new one is not shown")) == 3
+    follower.send(signal.SIGINT)
+    assert follower.ends() == 0
+
+    command = [*COMMAND, "tail", "raw", "-n", "100000", "--config", str(done.config)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(), start_new_session=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        complaint = process.stderr.read().decode()
+        assert (process.wait(30), complaint) == (0, "")
+
+
+def test_status_shows_the_accounts_and_check_what_is_reachable(done: Home) -> None:
+    shown = done.ask("status")
+    assert shown.returncode == 0
+    assert "accounting (in = out + duplicates + rejected)" in shown.stdout
+    found = done.status()
+    assert [entry["stage"] for entry in found["equations"]][:2] == ["normalize", "lake"]
+    assert all(entry["balanced"] for entry in found["equations"])
+    checked = done.ask("check")
+    assert checked.returncode == 0, checked.stdout
+    assert "reachable in" in checked.stdout
+    assert "symbols: all listed" in checked.stdout
+
+
+def test_a_command_without_data_says_so_and_makes_none(tmp_path: Path, spawn: Spawner) -> None:
+    home = Home(tmp_path / "nothing", spawn)
+    home.configure("")
+    for command in (("status",), ("tail", "ticks")):
+        found = home.ask(*command)
+        assert found.returncode == 78, found.stdout + found.stderr
+        assert "There is no data in" in found.stderr
+    assert not home.root.exists()
+    empty = home.ask("sql", "SELECT count(*) AS n FROM ticks", "--format", "json")
+    assert (empty.returncode, empty.stdout) == (0, '{"n": 0}\n')
+
+
+def test_the_help_of_a_venue_and_its_faults(tmp_path: Path) -> None:
+    help_text = ask("venue", "--help").stdout
+    for option in ("--capture", "--speed", "--fault", "--journal", "--limit", "--port"):
+        assert option in help_text
+    faults = ask("venue", "binance", "--fault", "list").stdout
+    assert "rewind" in faults
+    wrong = ask("venue", "binance", "--fault", "garbagge")
+    assert wrong.returncode == 78
+    assert "did you mean 'garbage'" in wrong.stderr
+
+
+def test_a_venue_says_that_its_port_is_taken(venue: Callable[..., VenueProcess]) -> None:
+    first = venue("binance")
+    port = first.url.rpartition(":")[2]
+    second = ask("venue", "alpaca", "--port", port)
+    assert second.returncode == 78
+    assert f"port {port} cannot be opened" in second.stderr
+    assert "Traceback" not in second.stderr
+
+
+def test_the_demo_ends_well_and_its_numbers_are_those_of_the_lake(tmp_path: Path) -> None:
+    shown = ask("demo", "--seconds", "3", "--rate", "300", "--data-dir", "made", cwd=tmp_path)
+    assert shown.returncode == 0, shown.stdout + shown.stderr
+    assert "\x1b" not in shown.stdout
+    assert "Every one of the 2,700 events sent is in the lake exactly once." in shown.stdout
+    counted = "SELECT provider, feed, kind, count(*) FROM ticks GROUP BY ALL UNION ALL "
+    counted += "SELECT provider, feed, 'bar', count(*) FROM bar_revisions GROUP BY ALL"
+    lake = {(provider, feed, kind): number for provider, feed, kind, number in rows(tmp_path / "made" / "lake", counted)}
+    cells = [line.split() for line in shown.stdout.splitlines()]
+    told = {tuple(cell[:3]): int(cell[4].replace(",", "")) for cell in cells if cell[2:3] in (["trade"], ["quote"], ["bar"])}
+    assert told == lake
+    ticks = sum(number for (*_, kind), number in lake.items() if kind != "bar")
+    assert f"lake: {ticks:,} ticks = {ticks:,} rows + 0 duplicates" in shown.stdout
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "precious").touch()
+    refused = ask("demo", "--seconds", "1", "--data-dir", "mine", cwd=tmp_path)
+    assert refused.returncode == 70
+    assert (tmp_path / "mine" / "precious").exists()

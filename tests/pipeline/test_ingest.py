@@ -1,0 +1,168 @@
+"""The ingest stage in this process: what it does when a line dies, hangs, or when the stream takes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import time
+from contextlib import ExitStack
+from random import Random
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pytest
+from processes import until
+
+from tapeline import stages, wiring
+from tapeline.config import Config, ProviderConfig
+from tapeline.errors import DiskTrouble
+from tapeline.monitor.status import StatusFile
+from tapeline.records import RAW_TOPIC, Topic
+from tapeline.streams.embedded import EmbeddedStream
+from tapeline.venues import Venue, VenueOptions
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+class Stream(EmbeddedStream):
+    """A stream whose disk can be full."""
+
+    full = False
+
+    def append(self, topic: Topic, batch: pa.RecordBatch) -> None:
+        if self.full:
+            raise DiskTrouble("The disk is full.")
+        super().append(topic, batch)
+
+
+@pytest.fixture
+def stream(tmp_path: Path) -> Iterator[Stream]:
+    found = Stream(tmp_path / "stream")
+    yield found
+    found.close()
+
+
+async def _ingest(stream: Stream, root: Path, stop: asyncio.Event, *urls: str) -> stages.StreamRecorder:
+    """Record what these addresses send, until `stop`."""
+    providers = [ProviderConfig(name="binance", url=url, symbols=("BTCUSDT",), channels=("trade",)) for url in urls]
+    random = Random(1)
+    recorder = stages.StreamRecorder(stream, random)
+    planned = wiring.plans(Config(providers=tuple(providers)), {})
+    lines = wiring.lines(planned, recorder, time.time_ns, random)
+    await stages.ingest(lines, recorder, {}, StatusFile(root, "ingest"), stop)
+    return recorder
+
+
+async def _until(stream: Stream, records: int) -> None:
+    async with asyncio.timeout(20):
+        while stream.ends(RAW_TOPIC)[0] < records:
+            await asyncio.sleep(0.02)
+
+
+def test_a_line_that_dies_ends_the_stage_loudly_though_others_live(stream: Stream, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="Port out of range"):
+        asyncio.run(_ingest(stream, tmp_path, asyncio.Event(), "ws://127.0.0.1:1", "ws://127.0.0.1:99999"))
+
+
+def test_a_stop_does_not_wait_for_a_provider_that_never_answers(stream: Stream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stages, "_CLOSE_WITHIN_S", 0.3)
+    with ExitStack() as stack:
+        silent = stack.enter_context(socket.socket())
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(0)
+        for _ in range(3):  # fill its queue: a further connection hangs
+            one = stack.enter_context(socket.socket())
+            one.setblocking(False)
+            one.connect_ex(silent.getsockname())
+
+        async def stopped() -> None:
+            stop = asyncio.Event()
+            asyncio.get_running_loop().call_later(0.3, stop.set)
+            async with asyncio.timeout(10):
+                await _ingest(stream, tmp_path, stop, f"ws://127.0.0.1:{silent.getsockname()[1]}")
+
+        asyncio.run(stopped())
+
+
+def test_a_stream_that_takes_nothing_for_a_while_misses_nothing(stream: Stream, tmp_path: Path) -> None:
+    journal = tmp_path / "sent.jsonl"
+
+    async def scenario() -> None:
+        market = Venue(VenueOptions(name="binance", rate=2000.0, limit=2000, journal=journal))
+        url = await market.start()
+        stop = asyncio.Event()
+        running = asyncio.create_task(_ingest(stream, tmp_path, stop, url))
+        await _until(stream, 100)
+        stream.full = True
+        before = stream.ends(RAW_TOPIC)[0]
+        await asyncio.sleep(0.5)
+        assert stream.ends(RAW_TOPIC)[0] == before
+        status = json.loads((tmp_path / "status" / "ingest.json").read_text())
+        assert status["trouble"] in ("", "The disk is full.")
+        stream.full = False
+        await _until(stream, 2000 + 3)  # with what opened, the acknowledgement and what was subscribed
+        stop.set()
+        await running
+        await market.stop()
+
+    asyncio.run(scenario())
+    chunk = stream.read(RAW_TOPIC, 0, 0, 100_000)
+    assert chunk is not None
+    frames = [json.loads(payload)["data"] for payload in chunk.batch["payload"].to_pylist() if payload.startswith(b'{"stream"')]
+    sent = [json.loads(line)["event"] for line in journal.read_text().splitlines()]
+    assert frames == sent
+    kinds = [kind for kind in chunk.batch["kind"].to_pylist() if kind != "frame"]
+    assert kinds == ["opened", "subscribed", "closed"]
+
+
+def test_what_is_lost_when_the_stream_takes_nothing_to_the_end_is_counted(
+    stream: Stream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stages, "_LAST_FLUSH_S", 0.2)
+
+    async def scenario() -> None:
+        market = Venue(VenueOptions(name="binance", rate=2000.0))
+        url = await market.start()
+        stop = asyncio.Event()
+        running = asyncio.create_task(_ingest(stream, tmp_path, stop, url))
+        await _until(stream, 100)
+        stream.full = True
+        await asyncio.sleep(0.1)
+        stop.set()
+        try:
+            await running
+        finally:
+            await market.stop()
+
+    with pytest.raises(DiskTrouble, match=r"The disk is full\. [1-9]\d* records that were received .* are lost\."):
+        asyncio.run(scenario())
+
+
+def test_many_processes_may_open_a_new_stream_at_once(tmp_path: Path) -> None:
+    import multiprocessing
+
+    context = multiprocessing.get_context("spawn")
+    workers, rounds = 3, 8
+    barrier = context.Barrier(workers)
+    found: multiprocessing.Queue[str] = context.Queue()
+    processes = [context.Process(target=_open_all, args=(tmp_path, rounds, barrier, found), daemon=True) for _ in range(workers)]
+    for process in processes:
+        process.start()
+    assert [found.get(timeout=60) for _ in range(workers)] == ["well"] * workers
+    until(lambda: not any(process.is_alive() for process in processes), "a process does not end")
+
+
+def _open_all(folder: Path, rounds: int, barrier: object, found: object) -> None:
+    try:
+        for number in range(rounds):
+            barrier.wait(30)  # type: ignore[attr-defined]
+            stream = EmbeddedStream(folder / str(number))
+            stream.ends(RAW_TOPIC)
+            stream.close()
+        found.put("well")  # type: ignore[attr-defined]
+    except Exception as error:
+        found.put(repr(error))  # type: ignore[attr-defined]
+        raise

@@ -1,0 +1,117 @@
+"""How a run ends: by itself, when it is told to, when another is there already, and when a stage cannot go on."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from itertools import repeat
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from processes import block, until
+
+from tapeline.supervisor import Stage, StageFailed, Supervisor
+from tapeline.truth import compare
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from processes import Home, VenueProcess
+
+SYMBOLS = ["BTCUSDT", "ETHUSDT"]
+CHANNELS = ["trade", "bookTicker", "kline_1s"]
+
+
+def test_a_run_until_idle_ends_when_everything_has_come_even_through_an_ingest_that_died(
+    home: Home, venue: Callable[..., VenueProcess]
+) -> None:
+    market = venue("binance", "--rate", "500", "--limit", "2000", "--fault", "rewind:all")
+    home.configure(block("binance", market.url, SYMBOLS, CHANNELS), flush_seconds=0.05)
+    run = home.start("run", "--until-idle", "0.6")
+    until(lambda: home.word("ingest").get("last_data_ns"), "no data")
+    home.kill("ingest")
+    assert run.ends() == 0, run.said
+    assert "ingest was killed by SIGKILL" in run.said
+    assert sum(market.stop().values()) >= 2000
+    found = compare(home.lake, [market.journal], once=True)
+    assert (found.missing, found.extra, found.rejected, found.sent) == ([], [], 0, 2000)
+
+
+def test_signals_stop_a_run_with_everything_kept_that_had_arrived(home: Home, venue: Callable[..., VenueProcess]) -> None:
+    market = venue("binance", "--rate", "1500", "--fault", "rewind:all")
+    home.configure(block("binance", market.url, SYMBOLS, CHANNELS), flush_seconds=30.0)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        run = home.start("run")
+        until(lambda pid=run.popen.pid: home.word("run").get("pid") == pid and home.pid("ingest"), "no ingest")  # type: ignore[misc]
+        until(lambda: home.word("ingest").get("pid") == home.pid("ingest") and home.word("ingest")["records"] > 500, "no data")
+        if number is signal.SIGTERM:
+            second = home.start("run")
+            assert second.ends() == 75
+            assert f"tapeline run, process {run.popen.pid}" in second.said
+            assert run.running
+        run.send(number)
+        assert run.ends() == 0, run.said
+        assert "Traceback" not in run.said
+
+        status = home.status()
+        assert not any(entry["records"] for entry in status["backlog"])
+        assert not any(stage["running"] for stage in status["stages"].values())
+        assert all(entry["balanced"] for entry in status["equations"])
+    market.stop()
+    found = compare(home.lake, [market.journal], once=True)
+    assert not found.extra
+    # What is missing was still on its way when the socket was closed: the end of each stream, and no hole in the middle.
+    for symbol, channel, last in home.rows("SELECT replace(symbol, '/', ''), channel, max(sequence) FROM ticks GROUP BY ALL"):
+        missing = [row for row in found.missing if (row["symbol"], row["channel"]) == (symbol, channel)]
+        assert all(int(row["id"]) > last for row in missing)
+
+
+def _stage(script: str, *arguments: str) -> Stage:
+    return Stage("some", [sys.executable, "-c", script, *arguments])
+
+
+def _supervise(stage: Stage, ends: Callable[[], bool] = lambda: False) -> None:
+    """Supervise one stage, without waits, until `ends`."""
+    Supervisor([stage], lambda: repeat(0.0)).run(threading.Event(), ends, lambda _: None)
+
+
+def test_a_stage_that_dies_is_started_again(tmp_path: Path) -> None:
+    marks = tmp_path / "marks"
+    stage = _stage("import sys, os; f = open(sys.argv[1], 'a'); f.write('x'); f.close(); os.kill(os.getpid(), 9)", str(marks))
+    _supervise(stage, lambda: marks.exists() and len(marks.read_text()) >= 3)
+    assert stage.restarts >= 2
+
+
+@pytest.mark.parametrize(("script", "status"), [("raise SystemExit(3)", 3), ("import os; os.kill(os.getpid(), 9)", 70)])
+def test_a_stage_that_always_dies_is_given_up_with_its_status(script: str, status: int) -> None:
+    with pytest.raises(StageFailed, match="9 times in a row; giving up") as failure:
+        _supervise(_stage(script))
+    assert failure.value.status == status
+
+
+@pytest.mark.parametrize("status", [65, 75, 77, 78])
+def test_a_stage_that_only_a_person_can_help_is_not_started_again(status: int) -> None:
+    stage = _stage(f"raise SystemExit({status})")
+    with pytest.raises(StageFailed) as failure:
+        _supervise(stage)
+    assert (failure.value.status, stage.restarts) == (status, 0)
+
+
+def test_looking_on_in_vain_does_not_stop_the_stages(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tapeline import supervisor
+    from tapeline.errors import DiskTrouble
+
+    monkeypatch.setattr(supervisor, "_LOOK_AGAIN_S", 0.0)
+    answers: list[Any] = [DiskTrouble("the lake cannot be read"), DiskTrouble("still not"), False, True]
+
+    def idle() -> bool:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return bool(answer)
+
+    stage = _stage("import time; time.sleep(60)")
+    _supervise(stage, idle)
+    assert (answers, stage.restarts) == ([], 0)
