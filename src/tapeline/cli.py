@@ -46,6 +46,10 @@ app = typer.Typer(
 ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="The configuration; tapeline.toml here if left out.")]
 
 
+#: A store writes in bursts; where cores are few, those wait for the stages whose delay is felt.
+_STORE_NICENESS = 10
+
+
 class Format(StrEnum):
     table = "table"
     csv = "csv"
@@ -97,10 +101,10 @@ def run(
 
     settings = _load(config)
     wiring.plans(settings, environment())  # a wrong config is told before anything starts
+    stream, stores = wiring.open_stream(settings), wiring.open_stores(settings)
     stop = _stop_on_signal()
     with own(settings.root / "locks" / "run", "tapeline run"):
         arguments = ["--config", str(config)] if config else []
-    stream, stores = wiring.open_stream(settings), wiring.open_stores(settings)
         command = [sys.executable, "-m", "tapeline"]
         stages = [Stage(name, [*command, name, *arguments]) for name in ("ingest", "normalize")]
         stages += [Stage(name, [*command, "store", name, *arguments]) for name in stores]
@@ -180,6 +184,7 @@ def store(
     """One store alone: keep what normalize wrote, from where the store itself says it is."""
     from tapeline.stages import KeepIn, run_store
 
+    os.nice(_STORE_NICENESS)
     settings = _load(config)
     stop = _stop_on_signal(with_parent=True)
     by_name = {wiring.store_name(some): some for some in settings.stores}

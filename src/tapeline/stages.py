@@ -27,12 +27,12 @@ log = logging.getLogger(__name__)
 
 #: The consumer group of the normalize stage.
 NORMALIZE: Final = "normalize"
-#: Frames that have accumulated this long are written: long enough to share a commit, short enough not to be felt.
-_FLUSH_AFTER_S: Final = 0.002
+#: Commits are at least this far apart: frames that come faster share one, a frame after a pause waits for nothing.
+_FLUSH_EVERY_S: Final = 0.002
 #: Frames held in memory while the stream takes none; past it the sockets are not read.
 _HOLD_BYTES: Final = 64 * 1024 * 1024
 _CHUNK_ROWS: Final = 24_576
-_NORMALIZE_REST_S: Final = 0.001
+_NORMALIZE_REST_S: Final = 0.0005
 _STORE_REST_S: Final = 0.05
 #: At the end: so long for the sockets to close, and so long for a stream that takes nothing to take what is held.
 _CLOSE_WITHIN_S: Final = 15.0
@@ -51,10 +51,11 @@ class StreamRecorder:
         self._random = random
         self._columns: tuple[list[str], list[str], list[str], list[str], list[int], list[bytes]] = ([], [], [], [], [], [])
         self._bytes = 0
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
         self._waits = net.backoff(random, cap_s=5.0)
         self._pausers: list[Callable[[bool], None]] = []
         self._paused = False
+        self._flushed_at = 0.0
         self.records = 0
         self.trouble = ""
 
@@ -76,7 +77,9 @@ class StreamRecorder:
         payloads.append(payload)
         self._bytes += len(payload)
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(_FLUSH_AFTER_S, self._flush_or_wait)
+            loop = asyncio.get_running_loop()
+            early_s = self._flushed_at + _FLUSH_EVERY_S - loop.time()
+            self._timer = loop.call_later(early_s, self._flush_or_wait) if early_s > 0 else loop.call_soon(self._flush_or_wait)
         elif self._bytes > _HOLD_BYTES and not self._paused:
             self._pause(True)
 
@@ -101,6 +104,7 @@ class StreamRecorder:
         for column in self._columns:
             column.clear()
         self._bytes = 0
+        self._flushed_at = asyncio.get_running_loop().time()
         if self.trouble:
             log.warning("The stream takes records again; nothing was lost.")
             self.trouble, self._waits = "", net.backoff(self._random, cap_s=5.0)

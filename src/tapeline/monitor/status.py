@@ -21,6 +21,8 @@ _EVERY_NS: Final = NS_PER_S
 #: Latency buckets grow by 5 %: percentiles are right to that.
 _GROWTH: Final = float(np.log(1.05))
 _BUCKETS: Final = 600
+#: Latencies that are kept as they are before they are sorted into buckets.
+_FRESH: Final = 65_536
 
 
 class StatusFile:
@@ -64,23 +66,35 @@ def read_status(root: Path) -> dict[str, dict[str, Any]]:
 
 
 class Latencies:
-    """Percentiles over the last five to ten seconds, in constant memory."""
+    """Percentiles over the last five to ten seconds, in bounded memory."""
 
     def __init__(self, clock: Callable[[], int] = time.time_ns) -> None:
         self._clock = clock
+        self._fresh: list[npt.NDArray[np.int64]] = []
+        self._fresh_count = 0
         self._now = np.zeros(_BUCKETS, np.int64)
         self._before = np.zeros(_BUCKETS, np.int64)
         self._turn_ns = clock() + 5 * NS_PER_S
 
     def add(self, ns: npt.NDArray[np.int64]) -> None:
+        self._fresh.append(ns)
+        self._fresh_count += len(ns)
+        if self._fresh_count > _FRESH:
+            self._sort()
+
+    def _sort(self) -> None:
+        """Put what has come since into buckets."""
         if self._clock() >= self._turn_ns:
             self._before, self._now = self._now, np.zeros(_BUCKETS, np.int64)
             self._turn_ns = self._clock() + 5 * NS_PER_S
-        bucket = (np.log(np.maximum(ns, 1)) / _GROWTH).astype(np.int64)
-        self._now += np.bincount(np.clip(bucket, 0, _BUCKETS - 1), minlength=_BUCKETS)
+        if self._fresh:
+            bucket = (np.log(np.maximum(np.concatenate(self._fresh), 1)) / _GROWTH).astype(np.int64)
+            self._now += np.bincount(np.clip(bucket, 0, _BUCKETS - 1), minlength=_BUCKETS)
+        self._fresh, self._fresh_count = [], 0
 
     def ms(self, quantile: float) -> float | None:
         """The latency in milliseconds that `quantile` of the events stayed under; None without events."""
+        self._sort()
         both = self._now + self._before
         total = int(both.sum())
         if not total:

@@ -116,16 +116,15 @@ def canonical(symbol: str) -> str | None:
     return None
 
 
-def _symbols(names: pa.Array) -> pa.Array:
+def _symbols(names: pa.DictionaryArray) -> pa.Array:
     """Canonical symbols; null where no known quote asset ends a name."""
-    coded = names if isinstance(names, pa.DictionaryArray) else names.dictionary_encode()
-    return texts([canonical(name) for name in coded.dictionary.to_pylist()]).take(coded.indices)
+    return texts([canonical(name) for name in names.dictionary.to_pylist()]).take(names.indices)
 
 
 def _trade_columns(fields: Fields) -> Columns:
-    """From s, T, p, q, m and the number (t or a)."""
+    """From the canonical symbol, T, p, q, m and the number (t or a)."""
     return {
-        "symbol": _symbols(fields["s"]),
+        "symbol": fields["symbol"],
         "ts_ns": epoch_ns(fields["T"]),
         "last": fields["p"],
         "volume": fields["q"],
@@ -140,7 +139,7 @@ def _quote_columns(fields: Fields) -> Columns:
     bid, bid_size = side_of(fields["b"], fields["B"])
     ask, ask_size = side_of(fields["a"], fields["A"])
     return {
-        "symbol": _symbols(fields["s"]),
+        "symbol": fields["symbol"],
         "bid": bid,
         "ask": ask,
         "bid_size": bid_size,
@@ -154,7 +153,7 @@ def _trades(number: str) -> Callable[[Sequence[Any]], Columns]:
     def columns(events: Sequence[Any]) -> Columns:
         return _trade_columns(
             {
-                "s": texts([event.s for event in events]),
+                "symbol": texts([canonical(event.s) for event in events]),
                 "T": integers([event.T for event in events]),
                 "p": decimals([event.p for event in events]),
                 "q": decimals([event.q for event in events]),
@@ -168,14 +167,15 @@ def _trades(number: str) -> Callable[[Sequence[Any]], Columns]:
 
 def _quotes(events: Sequence[BookTicker]) -> Columns:
     prices = {name: decimals([getattr(event, name) for event in events]) for name in ("b", "B", "a", "A")}
-    return _quote_columns({"s": texts([event.s for event in events]), "u": integers([event.u for event in events]), **prices})
+    symbol = texts([canonical(event.s) for event in events])
+    return _quote_columns({"symbol": symbol, "u": integers([event.u for event in events]), **prices})
 
 
 def _bars(events: Sequence[Kline]) -> Columns:
     volume = decimals([event.k.v for event in events])
     quoted = decimals([event.k.q for event in events])
     return {
-        "symbol": _symbols(texts([event.s for event in events])),
+        "symbol": texts([canonical(event.s) for event in events]),
         "ts_ns": epoch_ns(integers([event.k.t for event in events])),
         "sent_ns": epoch_ns(integers([event.E for event in events])),
         "interval": texts([event.k.i for event in events]),
@@ -261,7 +261,7 @@ def decode(feed: str, frames: Frames, events: Events) -> None:
         return
     found, others = _SHAPES.read(frames.payload, frames.rows)
     for name, rows, fields in found:
-        columns = _SHAPE_COLUMNS[name](fields)
+        columns = _SHAPE_COLUMNS[name]({**fields, "symbol": _symbols(fields["s"])})
         known = pc.is_valid(columns["symbol"])
         if not pc.all(known).as_py():  # an unknown symbol's reason is worded by the ordinary way
             fine = known.to_numpy(zero_copy_only=False)

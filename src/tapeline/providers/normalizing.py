@@ -339,24 +339,26 @@ def _in_raw_order(topic: Topic, source: _Source, parts: list[_Part]) -> pa.Recor
     if len(place) > 1 and not bool(np.all(place[1:] > place[:-1])):
         order = pa.array(np.argsort(place, kind="stable"))
         place = place[order.to_numpy()]
-    origin = source.origin(place)
-    arrays = []
+    columns: dict[str, pa.Array] = source.origin(place)
+    varying: dict[str, pa.Array] = {}
     for column in topic.schema:
-        if column.name in origin:
-            arrays.append(origin[column.name])
+        if column.name in columns:
             continue
         values = [part.columns.get(column.name) for part in parts]
         first = values[0]
         if not isinstance(first, pa.Array) and all(isinstance(value, type(first)) and value == first for value in values):
-            arrays.append(_filled(first, column.type, len(place)))  # one value for all rows needs no ordering
+            columns[column.name] = _filled(first, column.type, len(place))  # one value for all rows needs no ordering
             continue
         pieces = [
             value if isinstance(value, pa.Array) else _filled(value, column.type, len(part.place))
             for value, part in zip(values, parts, strict=True)
         ]
-        whole = pieces[0] if len(pieces) == 1 else pa.concat_arrays(pieces)
-        arrays.append(whole if order is None else whole.take(order))
-    return pa.RecordBatch.from_arrays(arrays, schema=topic.schema)
+        varying[column.name] = pieces[0] if len(pieces) == 1 else pa.concat_arrays(pieces)
+    if order is not None:
+        ordered = pa.RecordBatch.from_pydict(varying).take(order)
+        varying = dict(zip(varying, ordered.columns, strict=True))
+    columns |= varying
+    return pa.RecordBatch.from_arrays([columns[name] for name in topic.schema.names], schema=topic.schema)
 
 
 @lru_cache(maxsize=16)
@@ -377,10 +379,10 @@ def _problems(kind: Kind, columns: Mapping[str, Any], wire: Sequence[object] | N
     """(row, reason) for each row that breaks a rule, the first broken rule naming the reason."""
     reasons: dict[int, str] = {}
     for name, fine, rule in _rules(kind, columns):
-        if fine.null_count == 0 and pc.all(fine).as_py() is not False:
+        if fine is None or fine.all():
             continue
-        for at, good in enumerate(fine.to_pylist()):
-            if not good and at not in reasons:
+        for at in np.flatnonzero(~fine).tolist():
+            if at not in reasons:
                 value = columns[name][at].as_py()
                 shown = f"in {wire[at]}" if value is None and name == "symbol" and wire is not None else value
                 reasons[at] = f"{_SPOKEN.get(name, name)} {shown} {rule}"
@@ -399,28 +401,35 @@ _SPOKEN: Final = {
 }
 
 
-def _rules(kind: Kind, columns: Mapping[str, Any]) -> Iterable[tuple[str, pa.BooleanArray, str]]:
-    """(column, which rows keep the rule, what the rule says); a null in the second counts as broken."""
-    yield "symbol", pc.is_valid(columns["symbol"]), "ends in no known quote asset"
-    yield "ts_ns", pc.is_valid(columns["ts_ns"]), "cannot be read, or lies outside 1990 to 2100"
+def _rules(kind: Kind, columns: Mapping[str, Any]) -> Iterable[tuple[str, npt.NDArray[np.bool_] | None, str]]:
+    """(column, which rows keep the rule, what the rule says); None: all of them."""
+    yield "symbol", _present(columns["symbol"]), "ends in no known quote asset"
+    yield "ts_ns", _present(columns["ts_ns"]), "cannot be read, or lies outside 1990 to 2100"
     above, from_zero = "is not a finite number above zero", "is not a finite number of zero or more"
     prices: tuple[str, ...]
     if kind == "quote":
         for name in ("bid", "ask", "bid_size", "ask_size"):
-            empty = pc.is_null(columns[name])
-            yield name, pc.or_(empty, pc.fill_null(_finite_from(columns[name], above=False), _TRUE)), from_zero
+            yield name, _finite(columns[name], from_zero=True, or_null=True), from_zero
         return
     prices = ("last",) if kind == "trade" else ("open", "high", "low", "close")
     for name in prices:
-        yield name, _finite_from(columns[name], above=True), above
-    yield "volume", _finite_from(columns["volume"], above=False), from_zero
+        yield name, _finite(columns[name], from_zero=False), above
+    yield "volume", _finite(columns["volume"], from_zero=True), from_zero
     if "vwap" in columns:
-        yield "vwap", pc.or_(pc.is_null(columns["vwap"]), pc.fill_null(pc.is_finite(columns["vwap"]), _TRUE)), above
+        yield "vwap", _finite(columns["vwap"], from_zero=False, or_null=True), above
 
 
-def _finite_from(values: pa.Array, *, above: bool) -> pa.BooleanArray:
-    bound = pc.greater(values, _ZERO) if above else pc.greater_equal(values, _ZERO)
-    return pc.and_(bound, pc.is_finite(values))
+def _present(values: pa.Array) -> npt.NDArray[np.bool_] | None:
+    return None if values.null_count == 0 else values.is_valid().to_numpy(zero_copy_only=False)
+
+
+def _finite(values: pa.Array, *, from_zero: bool, or_null: bool = False) -> npt.NDArray[np.bool_]:
+    """Which are numbers above zero (or from zero on) and below infinity; a null only where `or_null`."""
+    number: npt.NDArray[np.float64] = values.to_numpy(zero_copy_only=False)  # a null becomes NaN, which no comparison holds for
+    fine: npt.NDArray[np.bool_] = ((number >= 0) if from_zero else (number > 0)) & (number < np.inf)
+    if or_null and values.null_count:
+        fine |= values.is_null().to_numpy(zero_copy_only=False)
+    return fine
 
 
 def event_bytes(frame: bytes, index: int) -> bytes:
