@@ -22,7 +22,6 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
-from tapeline import wiring
 from tapeline.config import Config, environment, load
 from tapeline.errors import ConfigError, TapelineError
 from tapeline.locks import own
@@ -96,6 +95,7 @@ def run(
 
     Example: `tapeline run --config tapeline.toml --until-idle 10`
     """
+    from tapeline import wiring
     from tapeline.monitor.table import line, tables
     from tapeline.supervisor import Stage, Supervisor
 
@@ -136,6 +136,7 @@ def run(
 @app.command()
 def ingest(config: ConfigOption = None) -> None:
     """The sockets alone: record every frame into the stream, byte for byte."""
+    from tapeline import wiring
     from tapeline.stages import StreamRecorder
     from tapeline.stages import ingest as ingest_stage
 
@@ -165,6 +166,7 @@ def ingest(config: ConfigOption = None) -> None:
 @app.command()
 def normalize(config: ConfigOption = None) -> None:
     """The interpreter alone: raw records in; ticks, bars, notices and rejects out."""
+    from tapeline import wiring
     from tapeline.providers import DECODERS
     from tapeline.stages import Normalize, run_normalize
 
@@ -182,6 +184,7 @@ def store(
     config: ConfigOption = None,
 ) -> None:
     """One store alone: keep what normalize wrote, from where the store itself says it is."""
+    from tapeline import wiring
     from tapeline.stages import KeepIn, run_store
 
     os.nice(_STORE_NICENESS)
@@ -282,6 +285,7 @@ def sql(
     """
     import duckdb
 
+    from tapeline import wiring
     from tapeline.output import write
     from tapeline.query import connect
 
@@ -340,6 +344,7 @@ def status(
     format: Annotated[Format, typer.Option(help="table or json.")] = Format.table,  # noqa: A002
 ) -> None:
     """Uptime, rates, backlog, and the accounting equation. Status 1 if an equation does not balance."""
+    from tapeline import wiring
     from tapeline.monitor.health import snapshot
     from tapeline.monitor.table import tables
 
@@ -376,6 +381,8 @@ def _load(path: Path | None) -> Config:
 
 def _stream_with_data(settings: Config) -> Stream:
     """The stream of a run that was; looking on makes none."""
+    from tapeline import wiring
+
     if not (settings.root / "stream").exists():
         raise ConfigError(f"There is no data in {settings.root} yet. Start with `tapeline run`, or name another --config.")
     return wiring.open_stream(settings)

@@ -73,8 +73,7 @@ class Demo:
     def run(self, stop: threading.Event) -> bool:
         """Whether every event that the venues sent is in the lake exactly once, or rejected with a reason."""
         self._make_room()
-        with ExitStack() as stack:
-            urls = {name: stack.enter_context(self._venue(name)) for name in _VENUES}
+        with self._venues() as urls:
             self._config.write_text(
                 f'data_dir = "{self._root}"\n' + _FEEDS.format(**urls) + '\n[[stores]]\nurl = "lake:"\nflush_seconds = 2.0\n'
             )
@@ -95,8 +94,14 @@ class Demo:
         self._root.mkdir(parents=True)
 
     @contextmanager
-    def _venue(self, name: str) -> Iterator[str]:
-        """A venue's process; its url."""
+    def _venues(self) -> Iterator[dict[str, str]]:
+        """The venues' processes, started together; their urls."""
+        with ExitStack() as stack:
+            processes = {name: stack.enter_context(self._venue(name)) for name in _VENUES}
+            yield {name: self._url(name, process) for name, process in processes.items()}
+
+    @contextmanager
+    def _venue(self, name: str) -> Iterator[subprocess.Popen[bytes]]:
         limit = max(1, int(self._rate * self._seconds))
         command = [sys.executable, "-m", "tapeline", "venue", name, "--rate", str(self._rate), "--limit", str(limit)]
         journal = self._root / f"{name}.sent.jsonl"
@@ -105,13 +110,16 @@ class Demo:
                 [*command, "--journal", str(journal)], stdout=subprocess.PIPE, stderr=log, start_new_session=True
             )
             try:
-                said = process.stdout.readline().decode() if process.stdout is not None else ""
-                if " at " not in said:
-                    raise Unavailable(f"The {name} venue did not start; see {self._root / f'{name}.log'}.")
-                yield said.rpartition(" at ")[2].strip()
+                yield process
             finally:
                 process.terminate()
                 process.wait(10)
+
+    def _url(self, name: str, process: subprocess.Popen[bytes]) -> str:
+        said = process.stdout.readline().decode() if process.stdout is not None else ""
+        if " at " not in said:
+            raise Unavailable(f"The {name} venue did not start; see {self._root / f'{name}.log'}.")
+        return said.rpartition(" at ")[2].strip()
 
     def _pipeline(self, stop: threading.Event) -> int:
         command = [sys.executable, "-m", "tapeline", "run", "--config", str(self._config), "--until-idle", str(_QUIET_S)]
