@@ -49,6 +49,7 @@ class ProviderConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw
     rest_url: str = ""
     symbols: tuple[str, ...] = ()  # the provider's own names
     channels: tuple[str, ...] = ()
+    time_unit: Literal["ms", "us"] = "ms"  # of Binance's times
     codec: Literal["json", "msgpack"] = "json"  # Alpaca's stocks and crypto; its options are always msgpack
     key_file: str = ""  # a file holding the key, for those who keep secrets in files
     secret_file: str = ""

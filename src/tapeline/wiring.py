@@ -74,6 +74,7 @@ def plans(config: Config, environ: Mapping[str, str]) -> list[tuple[ProviderConf
             channels=tuple(dict.fromkeys(provider.channels)),
             url=provider.url.rstrip("/"),
             rest_url=provider.rest_url.rstrip("/"),
+            time_unit=provider.time_unit,
             codec=provider.codec,
             rotate_after_s=provider.rotate_after,
             **secrets,

@@ -410,7 +410,7 @@ def plans(settings: FeedSettings) -> list[Plan]:
                 provider="binance",
                 feed=settings.feed,
                 name=f"binance-{settings.feed}-{at // _STREAMS_PER_CONNECTION}",
-                url=f"{url}/stream",
+                url=f"{url}/stream" + ("?timeUnit=MICROSECOND" if settings.time_unit == "us" else ""),
                 topics=some,
                 session=partial(BinanceSession, some),
                 pace_s=_PACE_S,

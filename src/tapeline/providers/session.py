@@ -96,6 +96,7 @@ class FeedSettings:
     channels: Sequence[str]
     url: str = ""
     rest_url: str = ""
+    time_unit: Literal["ms", "us"] = "ms"
     codec: Literal["json", "msgpack"] = "json"
     key: str = field(default="", repr=False)
     secret: str = field(default="", repr=False)
