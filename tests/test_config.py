@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -226,10 +227,8 @@ def test_a_variable_that_is_no_setting_is_refused_without_showing_its_value(name
 )
 def test_no_variable_at_all_raises_anything_but_a_config_error(name: str, value: str) -> None:
     for prefix in ("TAPELINE_", "TAPELINE_PROVIDERS__0__", "TAPELINE_STREAM__", "TAPELINE_PROVIDERS__", "TAPELINE_PROVIDERS__0__SYMBOLS__"):
-        try:
+        with suppress(ConfigError):
             assert isinstance(load(None, {prefix + name: value}), Config)
-        except ConfigError as error:
-            assert str(error)
 
 
 # Secrets

@@ -31,7 +31,7 @@ LAYERS: list[set[str]] = [
     {"cli"},
     {"__main__"},
 ]
-#: Only the wiring makes these (and query opens the lake's own files, past any store); everything else sees the interface that a package's __init__ states.
+#: Only the wiring makes these (and query opens the lake's own files, past any store).
 CONCRETE = {"tapeline.streams.embedded", "tapeline.stores.lake"}
 WHO_KNOWS_CONCRETE = {"tapeline.wiring", "tapeline.cli", "tapeline.demo", "tapeline.query"}
 #: Module to who may import it, venues aside.
@@ -74,14 +74,8 @@ VENUES = [module for module in MODULES if module.startswith("tapeline.venues")]
 def test_a_module_imports_only_from_the_layers_below_it(module: str) -> None:
     assert layer(module) >= 0, f"{module} has no place in the layers: give it one"
     own = module.split(".")[1]
-    upward = [
-        name
-        for name in imports(MODULES[module])
-        if name.startswith("tapeline.")
-        and name.split(".")[1] != own
-        and not name.startswith("tapeline.venues")
-        and layer(name) >= layer(module)
-    ]
+    others = {name for name in imports(MODULES[module]) if name.startswith("tapeline.") and name.split(".")[1] not in (own, "venues")}
+    upward = [name for name in others if layer(name) >= layer(module)]
     assert upward == []
 
 
@@ -109,12 +103,8 @@ def test_a_library_is_known_to_its_owner_alone(library: str) -> None:
 
 
 def test_only_the_wiring_knows_concrete_classes() -> None:
-    users = {
-        (module, name)
-        for module in PIPELINE
-        for name in imports(MODULES[module])
-        if name in CONCRETE and module not in CONCRETE | WHO_KNOWS_CONCRETE
-    }
+    outside = [module for module in PIPELINE if module not in CONCRETE | WHO_KNOWS_CONCRETE]
+    users = {(module, name) for module in outside for name in imports(MODULES[module]) if name in CONCRETE}
     assert users == set()
 
 
