@@ -152,7 +152,7 @@ def test_another_lake_object_knows_what_the_first_one_wrote(lake: Lake) -> None:
 
 
 def test_revisions_of_a_bar_are_all_kept_and_the_last_is_shown(lake: Lake) -> None:
-    revisions = [
+    revisions: list[Row] = [
         {"close": 2.0},
         {"close": 2.0, "received_ns": NOON + 77},
         {"close": 3.0},
