@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 from processes import until
 
-from tapeline import stages, wiring
+from tapeline import net, stages, wiring
 from tapeline.config import Config, ProviderConfig
 from tapeline.errors import DiskTrouble
 from tapeline.monitor.status import StatusFile
@@ -62,9 +62,17 @@ async def _until(stream: Stream, records: int) -> None:
             await asyncio.sleep(0.02)
 
 
-def test_a_line_that_dies_ends_the_stage_loudly_though_others_live(stream: Stream, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="Port out of range"):
-        asyncio.run(_ingest(stream, tmp_path, asyncio.Event(), "ws://127.0.0.1:1", "ws://127.0.0.1:99999"))
+def test_a_line_that_dies_ends_the_stage_loudly_though_others_live(stream: Stream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keep = net.Line.keep
+
+    async def keep_or_die(line: net.Line) -> None:
+        if ":2/" in line.plan.url:
+            raise ZeroDivisionError("nobody thought of this")
+        await keep(line)
+
+    monkeypatch.setattr(net.Line, "keep", keep_or_die)
+    with pytest.raises(ZeroDivisionError, match="nobody thought of this"):
+        asyncio.run(_ingest(stream, tmp_path, asyncio.Event(), "ws://127.0.0.1:1", "ws://127.0.0.1:2"))
 
 
 def test_a_stop_does_not_wait_for_a_provider_that_never_answers(stream: Stream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
