@@ -110,17 +110,9 @@ WRECKS = {
 }
 
 
-#: binance.py lets RecursionError out of msgspec; to be strict again once it does not.
-_DEEP = pytest.mark.xfail(raises=RecursionError, strict=False, reason="binance.decode lets RecursionError out")
-
-
 @pytest.mark.parametrize(
     ("provider", "feed", "wreck"),
-    [
-        pytest.param(*voice, name, marks=_DEEP if voice[0] == "binance" and name in ("deep objects", "deep data") else ())
-        for voice in VOICES
-        for name in WRECKS
-    ],
+    [(*voice, name) for voice in VOICES for name in WRECKS],
 )
 def test_a_frame_that_cannot_be_read_is_one_reject_and_its_neighbors_are_whole(provider: str, feed: str, wreck: str) -> None:
     good = golden(provider, feed, bad=False)
@@ -213,7 +205,6 @@ def test_the_order_of_the_keys_and_blanks_between_them_change_nothing_but_the_de
 TRADE = b'"data":{"e":"trade","E":1672515782136,"s":"BTCUSDT","t":12345,"p":"0.001","q":"100","T":1672515782136,"m":true,"M":true}}'
 
 
-@pytest.mark.xfail(strict=False, reason="binance.decode takes the rest of a frame on trust once its stream's name was met")
 @pytest.mark.parametrize(
     "lookalike",
     [

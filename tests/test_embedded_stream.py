@@ -302,7 +302,6 @@ def test_a_damaged_file_is_named(tmp_path: Path, damage: str) -> None:
     stream.close()
 
 
-@pytest.mark.xfail(raises=(EOFError, pa.ArrowInvalid), strict=False, reason="EmbeddedStream.read lets Arrow's own errors out")
 @pytest.mark.parametrize("data", [b"", b"\x00" * 50, b"\xff\xff\xff\xff\x10\x00\x00\x00"])
 def test_a_batch_that_cannot_be_read_names_its_file(tmp_path: Path, data: bytes) -> None:
     stream = EmbeddedStream(tmp_path)

@@ -27,7 +27,7 @@ LAYERS: list[set[str]] = [
     {"flow", "query", "output"},
     {"stages", "supervisor", "truth"},
     {"wiring"},
-    {"checkup", "demo"},
+    {"checkup", "demo", "run"},
     {"cli"},
     {"__main__"},
 ]

@@ -378,15 +378,7 @@ def test_no_bytes_make_a_session_raise_or_say_a_secret(provider: str, feed: str,
     assert set(session.missing()) <= set(plan.topics)
 
 
-@pytest.mark.parametrize(
-    ("provider", "feed"),
-    [
-        pytest.param(*voice, marks=pytest.mark.xfail(raises=RecursionError, strict=False, reason="BinanceSession lets it out"))
-        if voice[0] == "binance"
-        else voice
-        for voice in VOICES
-    ],
-)
+@pytest.mark.parametrize(("provider", "feed"), VOICES)
 @pytest.mark.parametrize("depth", [1_000, 200_000])
 def test_a_control_frame_of_many_brackets_is_let_pass(provider: str, feed: str, depth: int) -> None:
     session = any_plan(provider, feed).session()

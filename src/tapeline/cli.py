@@ -6,7 +6,6 @@ import asyncio
 import json
 import logging
 import os
-import shutil
 import signal
 import sys
 import threading
@@ -95,42 +94,10 @@ def run(
 
     Example: `tapeline run --config tapeline.toml --until-idle 10`
     """
-    from tapeline import wiring
-    from tapeline.monitor.table import line, tables
-    from tapeline.supervisor import Stage, Supervisor
+    from tapeline.run import run as run_all
 
     settings = _load(config)
-    wiring.plans(settings, environment())  # a wrong config is told before anything starts
-    stream, stores = wiring.open_stream(settings), wiring.open_stores(settings)
-    stop = _stop_on_signal()
-    with own(settings.root / "locks" / "run", "tapeline run"):
-        arguments = ["--config", str(config)] if config else []
-        command = [sys.executable, "-m", "tapeline"]
-        stages = [Stage(name, [*command, name, *arguments]) for name in ("ingest", "normalize")]
-        stages += [Stage(name, [*command, "store", name, *arguments]) for name in stores]
-        os.environ["TAPELINE_LOG"] = f"supervised {os.getpid()}"
-        status = StatusFile(settings.root, "run")
-        from tapeline.monitor.health import snapshot
-        from tapeline.net import backoff
-
-        idle = _idle(settings, stream, stores, until_idle)
-        log.info("Running %s; data in %s. Ctrl-C stops.", ", ".join(stage.name for stage in stages), settings.root)
-        show = _shower(lambda: snapshot(settings.root, stream, stores), tables, line)
-        try:
-            with show as tick:
-
-                def look(report: dict[str, Any]) -> None:
-                    status.maybe(lambda: {"stages": report})
-                    tick()
-
-                Supervisor(stages, lambda: backoff(Random(), 0.3, 15.0)).run(stop, idle, look)
-        finally:
-            stream.close()
-        final = snapshot(settings.root, stream, stores)
-        for entry in final["equations"]:
-            log.info("%s", entry["text"])
-        stream.close()
-    log.info("Stopped; everything that was accepted is in the stream and the stores.")
+    run_all(settings, config, until_idle, _stop_on_signal(), _terminal())
 
 
 @app.command()
@@ -406,6 +373,12 @@ def _log_to_stderr() -> None:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
 
 
+def _terminal() -> Console:
+    """Where the log goes, if that is a terminal, so that a live table and the log's lines do not write over each other; else stdout."""
+    consoles = [handler.console for handler in logging.getLogger().handlers if isinstance(handler, RichHandler)]
+    return consoles[0] if consoles else Console()
+
+
 def _stop_on_signal(*, with_parent: bool = False) -> threading.Event:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -450,58 +423,6 @@ def _loop_runner(body: Any) -> None:
         return
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(body())
-
-
-def _idle(settings: Config, stream: Stream, stores: dict[str, Any], seconds: float | None) -> Any:
-    """Whether nothing has arrived for `seconds` and nothing waits; always False without `seconds`."""
-    from tapeline.monitor.health import backlogs
-    from tapeline.monitor.status import read_status
-
-    started_ns = time.time_ns()
-
-    def idle() -> bool:
-        if seconds is None:
-            return False
-        word = read_status(settings.root).get("ingest", {})
-        if word.get("started_ns", 0) < started_ns:
-            return False  # ingest has not spoken since this run began
-        # By its own last word: a word that is old, or of an ingest that has died since, says nothing of now.
-        quiet_ns = word["updated_ns"] - max(word.get("last_data_ns", 0), word["started_ns"])
-        return quiet_ns >= seconds * 1e9 and not any(backlog.records for backlog in backlogs(stream, stores))
-
-    return idle
-
-
-class _shower:  # noqa: N801 used as a context manager
-    """A live table on a terminal, a plain line every few seconds elsewhere."""
-
-    def __init__(self, snapshot: Any, tables: Any, line: Any) -> None:
-        self._snapshot, self._tables, self._line = snapshot, tables, line
-        self._live: Any = None
-        self._due = 0.0
-
-    def __enter__(self) -> Any:
-        if sys.stdout.isatty() and shutil.get_terminal_size().columns >= 60:
-            from rich.live import Live
-
-            self._live = Live(console=Console(), refresh_per_second=4, transient=False)
-            self._live.__enter__()
-        return self._tick
-
-    def _tick(self) -> None:
-        now = time.monotonic()
-        if now < self._due:
-            return
-        if self._live is not None:
-            self._due = now + 0.5
-            self._live.update(self._tables(self._snapshot()))
-        else:
-            self._due = now + 5.0
-            typer.echo(self._line(self._snapshot()))
-
-    def __exit__(self, *exc: object) -> None:
-        if self._live is not None:
-            self._live.__exit__(*exc)
 
 
 def _only(batch: pa.RecordBatch, symbol: str | None) -> pa.RecordBatch:

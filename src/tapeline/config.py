@@ -11,7 +11,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, Literal, get_args
+from typing import Annotated, Any, Final, Literal, get_args
 
 import msgspec
 
@@ -31,6 +31,7 @@ SECRETS: Final[dict[str, dict[str, tuple[str, ...]]]] = {
 }
 _SECRET_NAMES: Final = frozenset(name for kinds in SECRETS.values() for names in kinds.values() for name in names)
 
+NotNegative = Annotated[float, msgspec.Meta(ge=0)]
 ProviderName = Literal["binance", "polygon", "alpaca"]
 
 
@@ -54,16 +55,16 @@ class ProviderConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw
     key_file: str = ""  # a file holding the key, for those who keep secrets in files
     secret_file: str = ""
     ca_file: str = ""  # trust this certificate authority for TLS, besides the system's
-    mute_after: float | dict[str, float] = 0.0  # seconds without data, for all or by channel; 0: learned
-    rotate_after: float = 0.0  # seconds after which a new connection replaces the old; 0: the provider's own limit
+    mute_after: NotNegative | dict[str, NotNegative] = 0.0  # seconds without data, for all or by channel; 0: learned
+    rotate_after: NotNegative = 0.0  # seconds after which a new connection replaces the old; 0: the provider's own limit
 
 
 class StoreConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """Where records are kept."""
 
     url: str = "lake:"
-    flush_seconds: float = 5.0
-    flush_rows: int = 250_000
+    flush_seconds: NotNegative = 5.0
+    flush_rows: Annotated[int, msgspec.Meta(ge=1)] = 250_000
 
 
 class Config(msgspec.Struct, forbid_unknown_fields=True, frozen=True):

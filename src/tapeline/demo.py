@@ -7,21 +7,19 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
-from rich.console import Console, RenderableType
-from rich.live import Live
+from rich.console import Console
 from rich.table import Table
 
 from tapeline import wiring
 from tapeline.config import load
 from tapeline.errors import TapelineError, Unavailable
 from tapeline.monitor.health import snapshot
-from tapeline.monitor.table import line, tables
+from tapeline.monitor.live import Screen
 from tapeline.query import connect
 from tapeline.truth import Comparison, compare
 
@@ -138,21 +136,10 @@ class Demo:
         settings = load(self._config, {})
         stream, stores = wiring.open_stream(settings), wiring.open_stores(settings)
 
-        def now() -> RenderableType:
-            return tables(snapshot(self._root, stream, stores))
-
         try:
-            if self._console.is_terminal:
-                with Live(console=self._console, refresh_per_second=4) as live:
-                    while process.poll() is None and not stop.wait(0.5):
-                        live.update(now())
-                    live.update(now())
-                return
-            due = time.monotonic() + 2.0
-            while process.poll() is None and not stop.wait(0.2):
-                if time.monotonic() >= due:
-                    due += 3.0
-                    self._console.print(line(snapshot(self._root, stream, stores)), soft_wrap=True, highlight=False)
+            with Screen(self._console, lambda: snapshot(self._root, stream, stores), 3.0) as screen:
+                while process.poll() is None and not stop.wait(0.2):
+                    screen.tick()
         finally:
             stream.close()
 

@@ -116,6 +116,15 @@ REJECTED: Final = pa.schema(
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What makes two events of a channel the same event: equal values in `columns`; no columns: no two events ever are."""
+
+    columns: tuple[str, ...] = ()
+    #: The provider's id among them, if there is one: an event without it is the same as no other.
+    id: str = ""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Topic:
     """One stream of batches of one schema."""

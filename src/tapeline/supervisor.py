@@ -42,6 +42,7 @@ class Stage:
     restarts: int = 0
     again_at: float = 0.0
     waits: Iterator[float] | None = field(default=None, repr=False)
+    listener: threading.Thread | None = field(default=None, repr=False)
 
 
 class Supervisor:
@@ -51,10 +52,13 @@ class Supervisor:
         self,
         stages: Sequence[Stage],
         waits: Callable[[], Iterator[float]],
+        say: Callable[[str], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`say` takes each line that a stage writes to its stderr."""
         self._stages = stages
         self._waits = waits
+        self._say = say
         self._clock = clock
 
     def run(self, stop: threading.Event, idle: Callable[[], bool], tick: Callable[[dict[str, Any]], None]) -> None:
@@ -82,8 +86,18 @@ class Supervisor:
 
     def _start(self, stage: Stage) -> None:
         # A session of its own: Ctrl-C in the terminal reaches the supervisor alone, which then stops the stages in order.
-        stage.process = subprocess.Popen(stage.command, stdin=subprocess.DEVNULL, start_new_session=True)  # noqa: S603 our own command
+        stage.process = subprocess.Popen(  # noqa: S603 our own command
+            stage.command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
+        )
         stage.started = self._clock()
+        stage.listener = threading.Thread(target=self._listen, args=(stage.process,), name=f"listen to {stage.name}", daemon=True)
+        stage.listener.start()
+
+    def _listen(self, process: subprocess.Popen[bytes]) -> None:
+        if process.stderr is not None:
+            with process.stderr as lines:
+                for line in lines:
+                    self._say(line.decode("utf-8", "replace").rstrip())
 
     def _watch(self, stage: Stage) -> None:
         now = self._clock()
@@ -98,6 +112,8 @@ class Supervisor:
                 stage.deaths, stage.waits = 0, None
             return
         stage.process = None
+        if stage.listener is not None:
+            stage.listener.join(1.0)  # its last words come before ours
         if status in FATAL_STATUSES:
             raise StageFailed(f"{stage.name} cannot go on (its message is above); the other stages were stopped.", status)
         stage.deaths += 1

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Final, Protocol, cast
 
 from tapeline.providers import alpaca, binance, polygon
-from tapeline.providers.normalizing import Channel, Decode, Events, Frames, Identity
+from tapeline.providers.normalizing import Channel, Decode, Events, Frames
 from tapeline.providers.session import FeedSettings, Plan
+from tapeline.records import Identity
 
 
 class Provider(Protocol):
@@ -39,6 +40,6 @@ CHANNELS: Final[dict[str, Mapping[str, Mapping[str, Channel]]]] = {name: provide
 
 
 def identity(provider: str, feed: str, channel: str) -> Identity:
-    """The columns that make two events of this channel the same event; empty where none ever are."""
+    """What makes two events of this channel the same event."""
     known = CHANNELS.get(provider, {}).get(feed, {}).get(channel)
-    return known.identity if known is not None else ()
+    return known.identity if known is not None else Identity()

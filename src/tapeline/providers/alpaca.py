@@ -16,10 +16,12 @@ import msgspec
 import pyarrow as pa
 from msgspec.msgpack import Ext
 
-from tapeline.providers.arrays import UNREADABLE, ArrayDecoder
+from tapeline.providers.arrays import ArrayDecoder
 from tapeline.providers.normalizing import (
     DAILY_ID,
+    NO_IDENTITY,
     SAME_CONTENT,
+    UNREADABLE,
     Channel,
     Columns,
     Events,
@@ -190,7 +192,7 @@ _SIDES: Final = {"B": "buy", "S": "sell"}
 def _trades(table: dict[str, str] | None) -> Any:
     def columns(events: Sequence[Trade]) -> Columns:
         return {
-            "symbol": texts([event.S for event in events]),
+            "symbol": texts([event.S or None for event in events]),
             "ts_ns": _times([event.t for event in events]),
             "last": floats([event.p for event in events]),
             "volume": floats([event.s for event in events]),
@@ -208,7 +210,7 @@ def _quotes(table: dict[str, str] | None) -> Any:
         bid, bid_size = side_of(floats([event.bp for event in events]), floats([event.bs for event in events]))
         ask, ask_size = side_of(floats([event.ap for event in events]), floats([event.as_ for event in events]))
         return {
-            "symbol": texts([event.S for event in events]),
+            "symbol": texts([event.S or None for event in events]),
             "ts_ns": _times([event.t for event in events]),
             "bid": bid,
             "ask": ask,
@@ -224,7 +226,7 @@ def _quotes(table: dict[str, str] | None) -> Any:
 def _bars(interval: str, exchange: str, *, final: bool = False) -> Any:
     def columns(events: Sequence[Bar]) -> Columns:
         return {
-            "symbol": texts([event.S for event in events]),
+            "symbol": texts([event.S or None for event in events]),
             "ts_ns": _times([event.t for event in events]),
             "interval": interval,
             "open": floats([event.o for event in events]),
@@ -243,7 +245,7 @@ def _bars(interval: str, exchange: str, *, final: bool = False) -> Any:
 
 def _market(table: dict[str, str] | None, bars_exchange: str, *, trade_ids: bool) -> dict[Any, Channel]:
     return {
-        Trade: Channel("trades", "trade", _trades(table), DAILY_ID if trade_ids else ()),
+        Trade: Channel("trades", "trade", _trades(table), DAILY_ID if trade_ids else NO_IDENTITY),
         Quote: Channel("quotes", "quote", _quotes(table), SAME_CONTENT["quote"]),
         Bar: Channel("bars", "bar", _bars("1m", bars_exchange), SAME_CONTENT["bar"]),
         UpdatedBar: Channel("updatedBars", "bar", _bars("1m", bars_exchange, final=True), SAME_CONTENT["bar"]),

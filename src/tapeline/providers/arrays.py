@@ -12,14 +12,12 @@ from typing import Any, Final
 
 import msgspec
 
-from tapeline.providers.normalizing import Channel, Events, Frames, Notice, Reject
+from tapeline.providers.normalizing import UNREADABLE, Channel, Events, Frames, Notice, Reject
 
 _ELEMENTS: Final[dict[str, Any]] = {
     "json": msgspec.json.Decoder(list[msgspec.Raw]),
     "msgpack": msgspec.msgpack.Decoder(list[msgspec.Raw]),
 }
-#: What decoding bytes may raise: msgspec raises ValueError for bad UTF-8 and RecursionError where brackets nest too deep.
-UNREADABLE: Final = (msgspec.MsgspecError, ValueError, RecursionError)
 #: Turns a control event (the struct, its bytes as JSON text) into a notice.
 ToNotice = Callable[[Any, str], Notice]
 

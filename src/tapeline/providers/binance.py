@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from tapeline.providers.normalizing import (
     SAME_CONTENT,
     SEQUENCE,
+    UNREADABLE,
     Channel,
     Columns,
     Events,
@@ -201,8 +202,9 @@ CHANNELS: Final = {"spot": _SPOT}
 
 
 def _combined(event: type[msgspec.Struct]) -> msgspec.json.Decoder[Any]:
-    """Decodes `{"stream":"...","data":<event>}`; the stream's name has already chosen the event."""
-    return msgspec.json.Decoder(msgspec.defstruct(f"Combined{event.__name__}", [("data", event)], gc=False))
+    """Decodes `{"stream":"...","data":<event>}` and nothing beside it."""
+    fields = [("stream", str), ("data", event)]
+    return msgspec.json.Decoder(msgspec.defstruct(f"Combined{event.__name__}", fields, gc=False, forbid_unknown_fields=True))
 
 
 _EVENT: Final[dict[str, type[msgspec.Struct]]] = {"trade": Trade, "aggTrade": AggTrade, "bookTicker": BookTicker, "kline": Kline}
@@ -273,35 +275,35 @@ def decode(feed: str, frames: Frames, events: Events) -> None:
 
 
 def _decode_json(frames: Frames, events: Events) -> None:
-    routes: dict[bytes, tuple[Callable[[bytes], Any], Rows]] = {}
+    routes: dict[bytes, tuple[str, Callable[[bytes], Any], Rows]] = {}
     for row, frame in frames:
         route = routes.get(frame[11 : frame.find(b'"', 11)])
         if route is not None:
-            to_event, found = route
+            stream, to_event, found = route
             try:
-                found.add(to_event(frame).data, row, 0)
+                combined = to_event(frame)
+            except UNREADABLE:
+                combined = None  # the long way words the reason, the same wherever in a batch the frame stands
+            if combined is not None and combined.stream == stream:
+                found.add(combined.data, row, 0)
                 continue
-            except (msgspec.MsgspecError, UnicodeDecodeError):
-                pass  # the long way words the reason, the same wherever in a batch the frame stands
         try:
             _route(frame, row, events, routes)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except UNREADABLE as error:
             events.rejects.add(Reject(f"JSON: {error}", frame), row, 0)
 
 
-def _route(frame: bytes, row: int, events: Events, routes: dict[bytes, tuple[Callable[[bytes], Any], Rows]]) -> None:
+def _route(frame: bytes, row: int, events: Events, routes: dict[bytes, tuple[str, Callable[[bytes], Any], Rows]]) -> None:
     """Decode a frame whose stream has not been met in this batch, and remember where its like go."""
     probe = _PROBE.decode(frame)
     if probe.stream and bytes(probe.data):
         symbol, _, suffix = probe.stream.partition("@")
         channel = _SPOT.get(suffix)
         if channel is not None:
-            to_event = _COMBINED[suffix.partition("_")[0]].decode
+            kind = suffix.partition("_")[0]
             found = events.rows(channel)
-            found.add(to_event(frame).data, row, 0)
-            head = probe.stream.encode()
-            if frame.startswith(b'{"stream":"' + head + b'"'):
-                routes[head] = (to_event, found)
+            found.add(_BARE[kind].decode(probe.data), row, 0)
+            routes[probe.stream.encode()] = (probe.stream, _COMBINED[kind].decode, found)
             return
         probe = _PROBE.decode(probe.data)
         if probe.e != "serverShutdown":
@@ -368,10 +370,10 @@ class BinanceSession:
             return Reply(successor=True)
         try:
             ack = _ACK.decode(frame)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
+        except UNREADABLE:
             return Reply()
         streams = self._asked.pop(ack.id, None) if isinstance(ack.id, int) else None
-        refusal = ack.error or ({"code": ack.code, "msg": ack.msg} if ack.code is not None else None)
+        refusal = {"code": ack.code, "msg": ack.msg} if ack.error is None and ack.code is not None else ack.error
         if streams is None or refusal is None:
             for stream in streams or ():
                 self._missing.pop(stream, None)

@@ -26,22 +26,23 @@ from tapeline.records import (
     NS_PER_US,
     REJECTED_TOPIC,
     TICKS_TOPIC,
+    Identity,
     Topic,
 )
 
+#: What decoding bytes may raise: msgspec raises ValueError for bad UTF-8 and RecursionError where brackets nest too deep.
+UNREADABLE: Final = (msgspec.MsgspecError, ValueError, RecursionError)
 #: Integers on the wire must fit the columns they go to.
 Int64: TypeAlias = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 Kind: TypeAlias = Literal["trade", "quote", "bar"]
 #: Column name to an array, or to a text that holds for every row.
 Columns: TypeAlias = Mapping[str, "pa.Array | str | bool"]
-#: Names of the columns that make two events of a channel the same; empty: no two events ever are.
-Identity: TypeAlias = tuple[str, ...]
 
 _ORIGIN: Final = ("received_ns", "raw_partition", "raw_offset", "raw_index")
 
 
 def _content(topic: Topic) -> Identity:
-    return tuple(name for name in topic.schema.names if name not in (*_ORIGIN, "latency_ns"))
+    return Identity(tuple(name for name in topic.schema.names if name not in (*_ORIGIN, "latency_ns")))
 
 
 #: Two events with the same content are one event: for channels without an id, where repeating a state says nothing new.
@@ -51,9 +52,11 @@ SAME_CONTENT: Final[dict[Kind, Identity]] = {
     "bar": _content(BARS_TOPIC),
 }
 #: Ids that start anew each day and on each venue.
-DAILY_ID: Final[Identity] = ("date", "symbol", "exchange", "trade_id")
+DAILY_ID: Final = Identity(("date", "symbol", "exchange", "trade_id"), id="trade_id")
 #: Numbers that a symbol's events carry once and for ever.
-SEQUENCE: Final[Identity] = ("symbol", "sequence")
+SEQUENCE: Final = Identity(("symbol", "sequence"), id="sequence")
+#: Nothing tells two equal events of the channel from one that was sent twice.
+NO_IDENTITY: Final = Identity()
 
 # Scalars are made once: pyarrow looks for an optional module at each one that it makes from a Python value, 0.1 ms a time.
 _ZERO: Final = pa.scalar(0.0)
@@ -226,6 +229,7 @@ class _Source:
         self._partition = partition
         self._first_offset = first_offset
         self.payload: pa.BinaryArray = raw["payload"]
+        self._split: tuple[int, Sequence[msgspec.Raw | bytes]] = (-1, ())
         self.connection: pa.StringArray = raw["connection"]
         self.received: npt.NDArray[np.int64] = raw["received_ns"].to_numpy()
         kind = raw["kind"]
@@ -265,6 +269,12 @@ class _Source:
                 events.rejects.add(Reject(f"unknown kind of raw record {kind!r}", payload), row, 0)
         return Frames(self.payload, np.array(frames, np.int64))
 
+    def event(self, row: int, index: int) -> bytes:
+        """The bytes of one event: its element where the frame is an array, else the frame itself."""
+        if self._split[0] != row:  # each frame is split once, however many of its events are asked for
+            self._split = (row, _elements(self.payload[row].as_py()))
+        return bytes(self._split[1][index])
+
     def origin(self, place: npt.NDArray[np.int64]) -> dict[str, pa.Array]:
         """The columns that say where each event came from."""
         row, index = place >> 32, place & 0xFFFFFFFF
@@ -286,7 +296,7 @@ def _to_parts(source: _Source, provider: str, feed: str, events: Events, parts: 
         parts[BARS_TOPIC if channel.kind == "bar" else TICKS_TOPIC].append(part)
         for at, reason in bad:
             row, index = int(place[at] >> 32), int(place[at] & 0xFFFFFFFF)
-            events.rejects.add(Reject(reason, event_bytes(source.payload[row].as_py(), index)), row, index)
+            events.rejects.add(Reject(reason, source.event(row, index)), row, index)
     for topic, found in ((NOTICES_TOPIC, events.notices), (REJECTED_TOPIC, events.rejects)):
         if not found.events:
             continue
@@ -403,7 +413,7 @@ _SPOKEN: Final = {
 
 def _rules(kind: Kind, columns: Mapping[str, Any]) -> Iterable[tuple[str, npt.NDArray[np.bool_] | None, str]]:
     """(column, which rows keep the rule, what the rule says); None: all of them."""
-    yield "symbol", _present(columns["symbol"]), "ends in no known quote asset"
+    yield "symbol", _present(columns["symbol"]), "is empty, or ends in no known quote asset"
     yield "ts_ns", _present(columns["ts_ns"]), "cannot be read, or lies outside 1990 to 2100"
     above, from_zero = "is not a finite number above zero", "is not a finite number of zero or more"
     prices: tuple[str, ...]
@@ -432,15 +442,14 @@ def _finite(values: pa.Array, *, from_zero: bool, or_null: bool = False) -> npt.
     return fine
 
 
-def event_bytes(frame: bytes, index: int) -> bytes:
-    """The bytes of one event: its element where the frame is an array, else the frame itself."""
+def _elements(frame: bytes) -> Sequence[msgspec.Raw | bytes]:
     for decode in (msgspec.json.decode, msgspec.msgpack.decode):
         try:
-            elements = decode(frame, type=list[msgspec.Raw])
-        except (msgspec.MsgspecError, UnicodeDecodeError, ValueError):
+            elements: list[msgspec.Raw] = decode(frame, type=list[msgspec.Raw])
+        except UNREADABLE:
             continue
-        return bytes(elements[index])
-    return frame
+        return elements
+    return [frame]
 
 
 # The pieces that channels build their columns from.

@@ -11,10 +11,11 @@ from typing import Any, Final
 
 import msgspec
 
-from tapeline.providers.arrays import UNREADABLE, ArrayDecoder
+from tapeline.providers.arrays import ArrayDecoder
 from tapeline.providers.normalizing import (
     DAILY_ID,
     SAME_CONTENT,
+    UNREADABLE,
     Channel,
     Columns,
     Events,
@@ -161,7 +162,7 @@ def _size(plain: float, exact: str | None) -> float:
     if exact is None:
         return plain
     try:
-        return float(exact)
+        return float("nan") if "_" in exact else float(exact)
     except ValueError:
         return float("nan")
 
@@ -169,7 +170,7 @@ def _size(plain: float, exact: str | None) -> float:
 def _trades(table: dict[int, str]) -> Any:
     def columns(events: Sequence[Trade]) -> Columns:
         return {
-            "symbol": texts([_symbol(event) for event in events]),
+            "symbol": texts([_symbol(event) or None for event in events]),
             "ts_ns": epoch_ns(integers([event.t for event in events])),
             "last": floats([event.p for event in events]),
             "volume": floats([_size(event.s, event.ds) for event in events]),
@@ -187,7 +188,7 @@ def _quotes(table: dict[int, str]) -> Any:
         bid, bid_size = side_of(floats([event.bp for event in events]), floats([event.bs for event in events]))
         ask, ask_size = side_of(floats([event.ap for event in events]), floats([event.as_ for event in events]))
         return {
-            "symbol": texts([_symbol(event) for event in events]),
+            "symbol": texts([_symbol(event) or None for event in events]),
             "ts_ns": epoch_ns(integers([event.t for event in events])),
             "bid": bid,
             "ask": ask,
@@ -208,7 +209,7 @@ def _listed(codes: int | list[int] | None) -> list[int] | None:
 def _bars(interval: str) -> Any:
     def columns(events: Sequence[Bar]) -> Columns:
         return {
-            "symbol": texts([_symbol(event) for event in events]),
+            "symbol": texts([_symbol(event) or None for event in events]),
             "ts_ns": epoch_ns(integers([event.s for event in events])),
             "interval": interval,
             "open": floats([event.o for event in events]),
@@ -227,7 +228,7 @@ def _bars(interval: str) -> Any:
 def _crypto_trades(events: Sequence[CryptoTrade]) -> Columns:
     codes = [_listed(event.c) or [] for event in events]
     return {
-        "symbol": texts([_symbol(event) for event in events]),
+        "symbol": texts([_symbol(event) or None for event in events]),
         "ts_ns": epoch_ns(integers([event.t for event in events])),
         "last": floats([event.p for event in events]),
         "volume": floats([event.s for event in events]),
@@ -242,7 +243,7 @@ def _crypto_quotes(events: Sequence[CryptoQuote]) -> Columns:
     bid, bid_size = side_of(floats([event.bp for event in events]), floats([event.bs for event in events]))
     ask, ask_size = side_of(floats([event.ap for event in events]), floats([event.as_ for event in events]))
     return {
-        "symbol": texts([_symbol(event) for event in events]),
+        "symbol": texts([_symbol(event) or None for event in events]),
         "ts_ns": epoch_ns(integers([event.t for event in events])),
         "bid": bid,
         "ask": ask,
@@ -309,6 +310,11 @@ class _StatusFrame(msgspec.Struct):
 _STATUSES: Final = msgspec.json.Decoder(list[_StatusFrame])
 
 
+def _compact(frame: bytes) -> bytes:
+    """The beginning of a frame without the spaces that JSON allows."""
+    return frame[:32].translate(None, b" \t\r\n")
+
+
 class PolygonSession:
     """Greeting, auth, subscribe; each topic is acknowledged by name, an unknown one not at all."""
 
@@ -321,7 +327,7 @@ class PolygonSession:
         return ()
 
     def received(self, frame: bytes) -> Reply | None:
-        if not frame.startswith(b'[{"ev":"status"'):
+        if not _compact(frame).startswith(b'[{"ev":"status"'):
             return None
         try:
             statuses = _STATUSES.decode(frame)
@@ -361,9 +367,10 @@ class PolygonSession:
         return None
 
     def channel(self, frame: bytes) -> bytes | None:
-        if not frame.startswith(b'[{"ev":"') or frame.startswith(b'[{"ev":"status"'):
+        head = _compact(frame)
+        if not head.startswith(b'[{"ev":"') or head.startswith(b'[{"ev":"status"'):
             return None
-        return frame[8 : frame.find(b'"', 8, 16)]
+        return head[8 : head.find(b'"', 8)]
 
     def missing(self) -> Sequence[str]:
         return list(self._missing)

@@ -20,11 +20,11 @@ from deltalake import CommitProperties, DeltaTable, Transaction, WriterPropertie
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
 from tapeline.errors import ConfigError, DiskTrouble, NewerData
-from tapeline.records import BARS_TOPIC, NS_PER_S, NS_PER_US, TICKS_TOPIC, Topic
+from tapeline.records import BARS_TOPIC, NS_PER_S, NS_PER_US, TICKS_TOPIC, Identity, Topic
 from tapeline.stores import Totals, Written
 
-#: (provider, feed, channel) to the columns that make two events the same; empty where none ever are.
-IdentityRule = Callable[[str, str, str], tuple[str, ...]]
+#: (provider, feed, channel) to what makes two of its events the same.
+IdentityRule = Callable[[str, str, str], Identity]
 
 #: The lake's own format, kept in each table's description; a newer one is refused.
 _FORMAT: Final = 1
@@ -118,9 +118,11 @@ class Lake:
             return batch
         keep = np.ones(batch.num_rows, bool)
         for (provider, feed, channel), rows in _by_channel(batch):
-            columns = self._identity(provider, feed, channel)
-            if columns:
-                keep[rows] = self._first_seen(topic, batch, rows, columns, (provider, feed, channel))
+            identity = self._identity(provider, feed, channel)
+            if identity.id and batch[identity.id].null_count:
+                rows = rows[batch[identity.id].is_valid().to_numpy(zero_copy_only=False)[rows]]
+            if identity.columns and len(rows):
+                keep[rows] = self._first_seen(topic, batch, rows, identity.columns, (provider, feed, channel))
         return batch if keep.all() else batch.filter(pa.array(keep))
 
     def _first_seen(

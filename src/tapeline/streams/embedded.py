@@ -270,7 +270,7 @@ class _File:
                 f"{self.path}: {text}. What was written before is safe, this write did not happen. "
                 "Free disk space or make the folder writable; it is tried again."
             ) from error
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, EOFError, pa.ArrowException) as error:
             raise DiskTrouble(
                 f"{self.path} is damaged or no Tapeline stream: {error}. Move it aside and restore it from a backup; "
                 "the lake is not affected."

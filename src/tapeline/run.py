@@ -1,0 +1,75 @@
+"""Every stage that the configuration names, one process each: what `tapeline run` does."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from random import Random
+from typing import Any, Final
+
+from rich.console import Console
+
+from tapeline import wiring
+from tapeline.config import Config, environment
+from tapeline.locks import own
+from tapeline.monitor.health import backlogs, snapshot
+from tapeline.monitor.live import Screen
+from tapeline.monitor.status import StatusFile, read_status
+from tapeline.net import backoff
+from tapeline.stores import Store
+from tapeline.streams import Stream
+from tapeline.supervisor import Stage, Supervisor
+
+log = logging.getLogger(__name__)
+
+_LINE_EVERY_S: Final = 5.0
+
+
+def run(settings: Config, config: Path | None, until_idle_s: float | None, stop: threading.Event, console: Console) -> None:
+    """Until stopped, or idle for so long. Raises ConfigError and Busy before anything starts, StageFailed after."""
+    wiring.plans(settings, environment())
+    stream, stores = wiring.open_stream(settings), wiring.open_stores(settings)
+    with own(settings.root / "locks" / "run", "tapeline run"):
+        arguments = ["--config", str(config)] if config else []
+        command = [sys.executable, "-m", "tapeline"]
+        stages = [Stage(name, [*command, name, *arguments]) for name in ("ingest", "normalize")]
+        stages += [Stage(name, [*command, "store", name, *arguments]) for name in stores]
+        os.environ["TAPELINE_LOG"] = f"supervised {os.getpid()}"
+        status = StatusFile(settings.root, "run")
+        log.info("Running %s; data in %s. Ctrl-C stops.", ", ".join(stage.name for stage in stages), settings.root)
+        try:
+            with Screen(console, lambda: snapshot(settings.root, stream, stores), _LINE_EVERY_S) as screen:
+
+                def look(report: dict[str, Any]) -> None:
+                    status.maybe(lambda: {"stages": report})
+                    screen.tick()
+
+                supervisor = Supervisor(stages, lambda: backoff(Random(), 0.3, 15.0), screen.say)
+                supervisor.run(stop, _idle(settings, stream, stores, until_idle_s), look)
+            for entry in snapshot(settings.root, stream, stores)["equations"]:
+                log.info("%s", entry["text"])
+        finally:
+            stream.close()
+    log.info("Stopped; everything that was accepted is in the stream and the stores.")
+
+
+def _idle(settings: Config, stream: Stream, stores: Mapping[str, Store], seconds: float | None) -> Callable[[], bool]:
+    """Whether nothing has arrived for `seconds` and nothing waits; never without `seconds`."""
+    started_ns = time.time_ns()
+
+    def idle() -> bool:
+        if seconds is None:
+            return False
+        word = read_status(settings.root).get("ingest", {})
+        if word.get("started_ns", 0) < started_ns:
+            return False  # ingest has not spoken since this run began
+        # By its own last word: a word that is old, or of an ingest that has died since, says nothing of now.
+        quiet_ns = word["updated_ns"] - max(word.get("last_data_ns", 0), word["started_ns"])
+        return quiet_ns >= seconds * 1e9 and not any(backlog.records for backlog in backlogs(stream, stores))
+
+    return idle
