@@ -74,7 +74,7 @@ def _stage(script: str, *arguments: str) -> Stage:
 
 def _supervise(stage: Stage, ends: Callable[[], bool] = lambda: False) -> None:
     """Supervise one stage, without waits, until `ends`."""
-    Supervisor([stage], lambda: repeat(0.0)).run(threading.Event(), ends, lambda _: None)
+    Supervisor([stage], lambda: repeat(0.0), lambda _: None).run(threading.Event(), ends, lambda _: None)
 
 
 def test_a_stage_that_dies_is_started_again(tmp_path: Path) -> None:
