@@ -14,7 +14,7 @@ from tapeline.providers.binance import _SHAPES
 from tapeline.providers.normalizing import normalize
 from tapeline.records import NORMALIZED_TOPICS, RAW, Topic
 
-EXAMPLES = 2_000 if os.environ.get("TAPELINE_PROVE") else 25
+EXAMPLES = 500 if os.environ.get("TAPELINE_PROVE") else 25
 TRADE = (
     '{"stream":"%s@trade","data":{"e":"trade","E":%s,"s":"%s","t":%s,"p":"%s","q":"%s","T":%s,"m":%s,"M":%s}}'
 )  # fmt: skip
