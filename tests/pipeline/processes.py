@@ -30,8 +30,8 @@ _PATIENCE_S: Final = 60.0
 
 
 def environment(**extra: str) -> dict[str, str]:
-    """This process's environment without any setting or key of ours, and with `extra`."""
-    private = ("TAPELINE_", "APCA_", "MASSIVE_", "POLYGON_")
+    """This process's environment without any setting or key of ours, and with `extra`; what is compiled once stays so."""
+    private = ("TAPELINE_", "APCA_", "MASSIVE_", "POLYGON_", "PYTHONDONTWRITEBYTECODE")
     plain = {name: value for name, value in os.environ.items() if not name.startswith(private)}
     return {**plain, "COLUMNS": "160", **extra}
 
