@@ -45,7 +45,9 @@ SELECT provider, feed, kind, CASE WHEN kind = 'notice' THEN '' ELSE channel END 
         WHEN 'bar' THEN bar->>'$.c'
     END::DOUBLE AS b,
     CASE kind WHEN 'quote' THEN coalesce(e->>'$.bs', e->>'$.B') WHEN 'bar' THEN bar->>'$.h' END::DOUBLE AS c,
-    CASE kind WHEN 'quote' THEN coalesce(e->>'$.as', e->>'$.A') WHEN 'bar' THEN coalesce(bar->>'$.dv', bar->>'$.v') END::DOUBLE AS d
+    CASE kind WHEN 'quote' THEN coalesce(e->>'$.as', e->>'$.A') WHEN 'bar' THEN coalesce(bar->>'$.dv', bar->>'$.v') END::DOUBLE AS d,
+    CASE kind WHEN 'bar' THEN bar->>'$.l' END::DOUBLE AS low,
+    CASE WHEN kind = 'bar' THEN CASE provider WHEN 'binance' THEN (bar->>'$.x')::BOOLEAN ELSE channel = 'updatedBars' END END AS final
 FROM journal
 """
 _MALFORMED: Final = """
@@ -62,13 +64,14 @@ CREATE TABLE kept AS
 SELECT provider, feed, kind, channel, replace(symbol, '/', '') AS symbol,
     coalesce(trade_id, sequence::VARCHAR) AS id,
     CASE WHEN channel <> 'bookTicker' THEN ts_ns END AS ts_ns,
-    coalesce(last, bid) AS a, coalesce(volume, ask) AS b, bid_size AS c, ask_size AS d
+    coalesce(last, bid) AS a, coalesce(volume, ask) AS b, bid_size AS c, ask_size AS d, NULL AS low, NULL AS final
 FROM ticks
 UNION ALL
-SELECT provider, feed, 'bar', channel, replace(symbol, '/', ''), NULL, ts_ns, open, close, high, volume FROM bar_revisions
+SELECT provider, feed, 'bar', channel, replace(symbol, '/', ''), NULL, ts_ns, open, close, high, volume, low, final
+FROM bar_revisions
 UNION ALL
-SELECT provider, feed, 'notice', '', replace(symbol, '/', ''), NULL, ts_ns, NULL, NULL, NULL, NULL FROM notices
-WHERE kind IN ('correction', 'cancel', 'trading_status', 'luld', 'imbalance')
+SELECT provider, feed, 'notice', '', replace(symbol, '/', ''), NULL, ts_ns, NULL, NULL, NULL, NULL, NULL, NULL
+FROM notices WHERE kind IN ('correction', 'cancel', 'trading_status', 'luld', 'imbalance')
 """
 _COUNTS: Final = """
 SELECT provider, feed, kind, count(*) FILTER (WHERE side = 'sent') AS sent, count(*) FILTER (WHERE side = 'kept') AS kept
