@@ -79,6 +79,9 @@ class Demo:
                 f"Three venues send {self._rate:,.0f} events/s each for {self._seconds:,.0f} s; the pipeline runs against them."
             )
             status = self._pipeline(stop)
+        if stop.is_set():
+            self._console.print(f"Stopped before the end: nothing was compared. What arrived is in {os.path.relpath(self._root)}.")
+            return False
         if status != 0:
             self._console.print(f"[red]The pipeline ended with status {status}; its log is {self._root / 'run.log'}.[/]")
             return False

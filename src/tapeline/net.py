@@ -447,7 +447,7 @@ class Line:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + _OVERLAP_S
         while not (old_gone.done() or new.gone or self._stopping.is_set()):
-            waiting = not new.got_data or new.outbox.qsize()
+            waiting = not new.got_data or new.outbox.qsize() or new.session.missing()
             if not self.paused and not (waiting and loop.time() < deadline):
                 break
             await asyncio.sleep(0.02)
