@@ -204,7 +204,6 @@ class _File:
         self.db.execute("PRAGMA synchronous = NORMAL")
         self.db.execute("PRAGMA wal_autocheckpoint = 0")
         if version < _FORMAT:
-            self.db.execute("PRAGMA page_size = 16384")
             self._begin_log()
             self.db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
 
