@@ -343,3 +343,20 @@ def test_the_log_holds_the_position_for_other_programs(lake: Lake) -> None:
     found = {entry["txn"]["appId"]: entry["txn"]["version"] for entry in log if "txn" in entry}
     name = f"tapeline/{TICKS_TOPIC.name}/0"
     assert found == {name: 2, f"{name}/rows": 1, f"{name}/duplicates": 1}
+
+
+def test_an_id_is_known_after_a_restart_though_lower_ones_came_first(lake: Lake) -> None:
+    kept(lake, ticks({"sequence": 100, "ts_ns": NOON}))
+    restarted = Lake(lake.root, identity)
+    hour = 3_600 * 10**9
+    assert kept(restarted, ticks({"sequence": 50, "ts_ns": NOON - hour, "raw_offset": 1})) == [1]
+    assert kept(restarted, ticks({"sequence": 100, "ts_ns": NOON, "raw_offset": 2})) == [0]
+    assert kept(restarted, ticks({"sequence": 101, "ts_ns": NOON + 1, "raw_offset": 3})) == [1]
+
+
+def test_ids_that_others_wrote_between_two_writes_are_known(lake: Lake) -> None:
+    kept(lake, ticks({"sequence": 1}))
+    kept(lake, ticks({"sequence": 2, "raw_offset": 1}))
+    kept(Lake(lake.root, identity), ticks({"sequence": 9, "raw_offset": 2}))
+    assert kept(lake, ticks({"sequence": 9, "raw_offset": 3}, {"sequence": 10, "raw_offset": 4})) == [1]
+    assert kept(lake, ticks({"sequence": 10, "raw_offset": 5}, {"sequence": 3, "raw_offset": 6})) == [1]

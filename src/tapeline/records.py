@@ -123,6 +123,10 @@ class Identity:
     columns: tuple[str, ...] = ()
     #: The provider's id among them, if there is one: an event without it is the same as no other.
     id: str = ""
+    #: Whether the ids of a symbol only grow at their source: one above all that were kept is new.
+    rising: bool = False
+    #: Two copies of one event differ in time by at most this (where the time is not among the columns).
+    drift_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -23,6 +23,7 @@ from tapeline.records import (
     NORMALIZED_TOPICS,
     NOTICES_TOPIC,
     NS_PER_MS,
+    NS_PER_S,
     NS_PER_US,
     REJECTED_TOPIC,
     TICKS_TOPIC,
@@ -52,9 +53,9 @@ SAME_CONTENT: Final[dict[Kind, Identity]] = {
     "bar": _content(BARS_TOPIC),
 }
 #: Ids that start anew each day and on each venue.
-DAILY_ID: Final = Identity(("date", "symbol", "exchange", "trade_id"), id="trade_id")
-#: Numbers that a symbol's events carry once and for ever.
-SEQUENCE: Final = Identity(("symbol", "sequence"), id="sequence")
+DAILY_ID: Final = Identity(("date", "symbol", "exchange", "trade_id"), id="trade_id", drift_ns=2 * NS_PER_S)
+#: Numbers that a symbol's events carry once and for ever. Some of the channels have no time: the receive time stands in, and drifts.
+SEQUENCE: Final = Identity(("symbol", "sequence"), id="sequence", rising=True, drift_ns=120 * NS_PER_S)
 #: Nothing tells two equal events of the channel from one that was sent twice.
 NO_IDENTITY: Final = Identity()
 

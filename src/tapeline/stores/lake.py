@@ -29,8 +29,6 @@ IdentityRule = Callable[[str, str, str], Identity]
 #: The lake's own format, kept in each table's description; a newer one is refused.
 _FORMAT: Final = 1
 _DESCRIPTION: Final = "Tapeline lake, format "
-#: Two copies of one event differ in time by at most this: where the channel has no time of its own, the receive time stands in.
-_SLACK_NS: Final = 120 * NS_PER_S
 _WRITER: Final = WriterProperties(compression="ZSTD", compression_level=1, max_row_group_size=128 * 1024)
 _US: Final = pa.scalar(NS_PER_US, pa.int64())
 _DAY: Final = pa.scalar(86_400 * NS_PER_S, pa.int64())
@@ -43,6 +41,7 @@ class Lake:
         self.root = root
         self._identity = identity
         self._tables: dict[str, DeltaTable] = {}
+        self._own = _OwnWrites()
 
     def position(self, topic: Topic, partition: int) -> int:
         return self.totals(topic, partition).position
@@ -82,6 +81,8 @@ class Lake:
                 f"The lake at {self.root} took no write: {error}. The {batch.num_rows} records stay in the stream; free disk space or "
                 "make the folder writable. It is tried again."
             ) from error
+        if topic is TICKS_TOPIC:
+            self._note(fresh)
         return written
 
     def _commit(self, topic: Topic, rows: pa.RecordBatch, transactions: list[Transaction]) -> None:
@@ -122,50 +123,60 @@ class Lake:
             if identity.id and batch[identity.id].null_count:
                 rows = rows[batch[identity.id].is_valid().to_numpy(zero_copy_only=False)[rows]]
             if identity.columns and len(rows):
-                keep[rows] = self._first_seen(topic, batch, rows, identity.columns, (provider, feed, channel))
+                keep[rows] = self._first_seen(topic, batch, rows, identity, (provider, feed, channel))
         return batch if keep.all() else batch.filter(pa.array(keep))
 
     def _first_seen(
-        self,
-        topic: Topic,
-        batch: pa.RecordBatch,
-        rows: npt.NDArray[np.int64],
-        columns: tuple[str, ...],
-        channel: tuple[str, str, str],
+        self, topic: Topic, batch: pa.RecordBatch, rows: npt.NDArray[np.int64], identity: Identity, channel: tuple[str, str, str]
     ) -> npt.NDArray[np.bool_]:
         """Which of `rows` are the first of their event: group what the lake holds (-1) and what is new (row) by identity."""
-        new = pa.table(batch.select(list(columns)).take(pa.array(rows)) if len(rows) < batch.num_rows else batch.select(list(columns)))
-        held = self._held(topic, batch["ts_ns"].take(pa.array(rows)), columns, channel)
-        origin = pa.array(np.arange(len(rows)))
-        everything = new.append_column("origin", origin)
+        columns = list(identity.columns)
+        some = batch if len(rows) == batch.num_rows else batch.take(pa.array(rows))
+        new = pa.table(some.select(columns))
+        everything = new.append_column("origin", pa.array(np.arange(len(rows))))
+        held = self._held(topic, some, identity, channel)
         if held is not None and held.num_rows:
-            held = held.select(list(columns)).cast(new.schema).append_column("origin", pa.array(np.full(held.num_rows, -1)))
+            held = held.select(columns).cast(new.schema).append_column("origin", pa.array(np.full(held.num_rows, -1)))
             everything = pa.concat_tables([held, everything])
-        first = everything.group_by(list(columns), use_threads=False).aggregate([("origin", "min")])["origin_min"].to_numpy()
+        first = everything.group_by(columns, use_threads=False).aggregate([("origin", "min")])["origin_min"].to_numpy()
         keep = np.zeros(len(rows), bool)
         keep[first[first >= 0]] = True
         return keep
 
-    def _held(self, topic: Topic, ts_ns: pa.Array, columns: tuple[str, ...], channel: tuple[str, str, str]) -> pa.Table | None:
+    def _held(self, topic: Topic, some: pa.RecordBatch, identity: Identity, channel: tuple[str, str, str]) -> pa.Table | None:
         """The identities that the lake holds of one channel around the times of a batch."""
         table = self._table(topic)
         if table is None:
             return None
-        low, high = pc.min(ts_ns).as_py() - _SLACK_NS, pc.max(ts_ns).as_py() + _SLACK_NS
-        files = _overlapping(table, low, high)
-        if not files:
-            return None
-        names = [name for name in dict.fromkeys((*columns, "ts_ns", "provider", "feed", "channel")) if name != "date"]
+        files: set[tuple[str, Any]] = set()
+        if identity.rising:
+            self._own.begin(table)
+            above = self._own.above(some, identity, channel)
+            files |= _overlapping(self._own.before, some["ts_ns"].filter(pa.array(above)), identity.drift_ns)
+            some = some.filter(pa.array(~above))
+        if some.num_rows:
+            files |= _overlapping(pa.table(table.get_add_actions(flatten=True)), some["ts_ns"], identity.drift_ns)
+        names = [name for name in dict.fromkeys((*identity.columns, "provider", "feed", "channel")) if name != "date"]
         parts = []
-        for path, date in files:
-            some = self._read(self.root / topic.table / path, names)
-            if "date" in columns:
-                some = some.append_column("date", pa.array([date] * some.num_rows, pa.date32()))
-            inside = pc.and_(pc.greater_equal(some["ts_ns"], low), pc.less_equal(some["ts_ns"], high))
+        for path, date in sorted(files, key=str):
+            part = self._read(self.root / topic.table / path, names)
+            if "date" in identity.columns:
+                part = part.append_column("date", pa.array([date] * part.num_rows, pa.date32()))
+            inside = pa.scalar(True)
             for name, value in zip(("provider", "feed", "channel"), channel, strict=True):
-                inside = pc.and_(inside, pc.equal(some[name], value))
-            parts.append(some.filter(inside))
-        return pa.concat_tables(parts)
+                inside = pc.and_(inside, pc.equal(part[name], value))
+            parts.append(part.filter(inside))
+        return pa.concat_tables(parts) if parts else None
+
+    def _note(self, kept: pa.RecordBatch) -> None:
+        """Remember the highest ids of what has been committed."""
+        table = self._table(TICKS_TOPIC)
+        if table is None or not self._own.committed(table):
+            return
+        for channel, rows in _by_channel(kept):
+            identity = self._identity(*channel)
+            if identity.rising:
+                self._own.note(kept if len(rows) == kept.num_rows else kept.take(pa.array(rows)), identity, channel)
 
     def _read(self, path: Path, names: list[str]) -> pa.Table:
         try:
@@ -216,18 +227,57 @@ def _by_channel(batch: pa.RecordBatch) -> list[tuple[tuple[str, str, str], npt.N
     return found
 
 
-def _overlapping(table: DeltaTable, low: int, high: int) -> list[tuple[str, Any]]:
-    """(path, date) of the files that may hold times from `low` to `high`, by the statistics in the log."""
-    actions = pa.table(table.get_add_actions(flatten=True))
-    if not actions.num_rows:
-        return []
+def _overlapping(actions: pa.Table, ts_ns: pa.Array, drift_ns: int) -> set[tuple[str, Any]]:
+    """(path, date) of the files that may hold times within `drift_ns` of those given, by the statistics in the log."""
+    if not actions.num_rows or not len(ts_ns):
+        return set()
+    low, high = pc.min(ts_ns).as_py() - drift_ns, pc.max(ts_ns).as_py() + drift_ns
     names = actions.schema.names
     inside = pc.and_(
         pc.less_equal(pc.coalesce(actions["min.ts_ns"], low), high) if "min.ts_ns" in names else pa.scalar(True),
         pc.greater_equal(pc.coalesce(actions["max.ts_ns"], high), low) if "max.ts_ns" in names else pa.scalar(True),
     )
     chosen = actions.filter(inside)
-    return list(zip(chosen["path"].to_pylist(), chosen["partition.date"].to_pylist(), strict=True))
+    return set(zip(chosen["path"].to_pylist(), chosen["partition.date"].to_pylist(), strict=True))
+
+
+class _OwnWrites:
+    """What this process itself has added to the ticks since it began, as far as nobody else has: the highest id of each symbol.
+
+    Where ids only grow at their source, an event above its symbol's highest is in none of the process's own files, however many
+    they are; then only the files from before have to be asked.
+    """
+
+    def __init__(self) -> None:
+        self.before: pa.Table = pa.table({})
+        self._version = -1
+        self._highest: dict[tuple[tuple[str, str, str], str], int] = {}
+
+    def begin(self, table: DeltaTable) -> None:
+        """Where others have committed since the last time, begin anew."""
+        if table.version() != self._version:
+            self._version = table.version()
+            self.before = pa.table(table.get_add_actions(flatten=True))
+            self._highest.clear()
+
+    def committed(self, table: DeltaTable) -> bool:
+        """Count a commit of our own; False where another one came between."""
+        alone = self._version >= 0 and table.version() == self._version + 1
+        if alone:
+            self._version += 1
+        return alone
+
+    def above(self, some: pa.RecordBatch, identity: Identity, channel: tuple[str, str, str]) -> npt.NDArray[np.bool_]:
+        coded = some["symbol"].dictionary_encode()
+        highest = np.array([self._highest.get((channel, symbol), -1) for symbol in coded.dictionary.to_pylist()], np.int64)
+        above: npt.NDArray[np.bool_] = some[identity.id].to_numpy() > highest[coded.indices.to_numpy()]
+        return above
+
+    def note(self, kept: pa.RecordBatch, identity: Identity, channel: tuple[str, str, str]) -> None:
+        top = pa.table(kept.select(["symbol", identity.id])).group_by("symbol").aggregate([(identity.id, "max")])
+        for symbol, highest in zip(top["symbol"].to_pylist(), top[f"{identity.id}_max"].to_pylist(), strict=True):
+            if highest is not None:
+                self._highest[channel, symbol] = max(highest, self._highest.get((channel, symbol), -1))
 
 
 def _position_id(topic: Topic, partition: int) -> str:
