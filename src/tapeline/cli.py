@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import os
@@ -411,6 +412,7 @@ async def _stop_with_parent(stop: asyncio.Event) -> None:
 
 def _own_stage(settings: Config, stage: str) -> Any:
     """A stage's lock. Under a supervisor, a predecessor that is just ending, at most as long as it may finish its work, is waited for."""
+    gc.freeze()  # what start-up has made is never garbage: a collection that walks it all would be felt in the latency
     return own(settings.root / "locks" / stage, f"tapeline {stage}", wait_s=90.0 if _supervisor() is not None else 0.0)
 
 

@@ -32,7 +32,7 @@ _FLUSH_EVERY_S: Final = 0.002
 #: Frames held in memory while the stream takes none; past it the sockets are not read.
 _HOLD_BYTES: Final = 64 * 1024 * 1024
 _CHUNK_ROWS: Final = 24_576
-_NORMALIZE_REST_S: Final = 0.0005
+_NORMALIZE_REST_S: Final = 0.001
 _STORE_REST_S: Final = 0.05
 #: At the end: so long for the sockets to close, and so long for a stream that takes nothing to take what is held.
 _CLOSE_WITHIN_S: Final = 15.0
