@@ -368,6 +368,7 @@ def _reader_may_leave() -> Iterator[None]:
 
 def _log_to_stderr() -> None:
     supervised = "TAPELINE_LOG" in os.environ
+    logging.getLogger("picows").setLevel(logging.WARNING)  # each connection's socket options are no news
     if sys.stderr.isatty() and not supervised:
         logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[RichHandler(console=Console(stderr=True), show_path=False)])
     else:
