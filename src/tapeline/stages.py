@@ -28,11 +28,11 @@ log = logging.getLogger(__name__)
 #: The consumer group of the normalize stage.
 NORMALIZE: Final = "normalize"
 #: Commits are at least this far apart: frames that come faster share one, a frame after a pause waits for nothing.
-_FLUSH_EVERY_S: Final = 0.002
+_FLUSH_EVERY_S: Final = 0.001
 #: Frames held in memory while the stream takes none; past it the sockets are not read.
 _HOLD_BYTES: Final = 64 * 1024 * 1024
 _CHUNK_ROWS: Final = 24_576
-_NORMALIZE_REST_S: Final = 0.001
+_NORMALIZE_REST_S: Final = 0.0005
 _STORE_REST_S: Final = 0.05
 #: At the end: so long for the sockets to close, and so long for a stream that takes nothing to take what is held.
 _CLOSE_WITHIN_S: Final = 15.0
@@ -40,7 +40,7 @@ _LAST_FLUSH_S: Final = 20.0
 
 
 class StreamRecorder:
-    """Gathers the raw records of a few milliseconds and appends them to the stream, on the event loop itself.
+    """Gathers the raw records of a millisecond and appends them to the stream, on the event loop itself.
 
     While the loop writes it reads no socket, so the only queue is the kernel's, and a slow stream slows the sender down. While the
     stream takes nothing, reading pauses and what has been received is held, in order, and tried again.
