@@ -31,8 +31,8 @@ def main() -> None:
         "# Performance\n\nWritten by `make bench`, which runs everything on this page."
         f" The machine: {describe()}, shared and noisy: ratios of one run say more than figures."
         f" {time.strftime('%Y-%m-%d')}.\n\n"
-        "The medians of the runs are what counts: p99 of the receipt-to-readable time lies close to its bound of 10 ms, and single runs of a"
-        " noisy minute pass it.\n\n"
+        "The medians of the runs are what counts: p99 of the receipt-to-readable time lies close to its bound of 10 ms, and single runs of"
+        " a noisy minute pass it.\n\n"
     )
     (REPOSITORY / "docs" / "performance.md").write_text(head + "\n".join(pages))
 
