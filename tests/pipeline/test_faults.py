@@ -114,7 +114,8 @@ def test_connections_that_overlap_neither_double_nor_lose_an_event(way: str, hom
     told = lines(market.journal)
     (_, *_, ticks) = [entry for entry in home.status()["equations"] if entry["what"] in ("ticks", "events of binance/spot")]
     assert len({line["connection"] for line in told}) >= 2
-    assert 0 < ticks["duplicates"] <= len(told) - events
+    assert ticks["duplicates"] <= len(told) - events
     assert ticks["rows"] == events
     ((replaced,),) = home.rows("SELECT count(*) FROM notices WHERE kind = 'closed' AND detail LIKE '%replaced by%'")
-    assert replaced or way == "day_end"  # at the end of a day the provider may be the first to close
+    # At the end of a day the provider may be the first to close, before the two connections had an event in common.
+    assert (replaced and ticks["duplicates"]) or way == "day_end"
