@@ -134,7 +134,7 @@ def _pieces(topic: Topic, batch: pa.RecordBatch, n: int) -> Iterator[pa.Array]:
             yield _fixed(run, n, valid)
         else:
             yield _fixed(run, n, valid)
-            yield _varints(lengths, n)
+            yield _varints(lengths, n, valid)
         run = []
         yield column.cast(pa.binary())
     if run:
@@ -161,12 +161,14 @@ def _constant(some: bytes) -> tuple[str, int]:
     return f"<u{len(some)}", int.from_bytes(some, "little")
 
 
-def _varints(values: Ints, n: int) -> pa.Array:
+def _varints(values: Ints, n: int, valid: Mask | None) -> pa.Array:
     """Numbers under 2^35 as varints."""
     shifts = np.arange(0, 35, 7)
     rest = values[:, None] >> shifts
     more = rest >> 7 > 0
     written = np.hstack([np.ones((n, 1), bool), more[:, :-1]])
+    if valid is not None:
+        written &= valid[:, None]
     table = (rest & 0x7F | more << 7).astype(np.uint8)
     offsets = np.zeros(n + 1, np.int32)
     np.cumsum(written.sum(axis=1), out=offsets[1:])
@@ -336,7 +338,7 @@ def _check_text(field: Field, value: bytes) -> None:
 
 def _read_tag(message: bytes, at: int) -> tuple[int, int, int]:
     """Number, wire type, and the place after the tag."""
-    tag, start = _read_varint(message, at)
+    tag, start = _read_varint(message, at, 5)
     number, wire = tag >> 3, tag & 7
     if not 0 < number < 1 << 29 or wire > _FIXED32:
         raise ValueError(f"no tag at byte {at}")
@@ -371,9 +373,9 @@ def _group_end(message: bytes, number: int, at: int, depth: int) -> int:
         at = _value(message, inner, wire, at, depth)[1]
 
 
-def _read_varint(message: bytes, at: int) -> tuple[int, int]:
+def _read_varint(message: bytes, at: int, most: int = 10) -> tuple[int, int]:
     value = 0
-    for place, byte in enumerate(message[at : at + 10]):
+    for place, byte in enumerate(message[at : at + most]):
         value |= (byte & 0x7F) << (7 * place)
         if byte < 128:
             return value & 0xFFFF_FFFF_FFFF_FFFF, at + place + 1
