@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint bench prove clean
+.PHONY: help install services demo test lint bench prove clean
 
 help: ## list these commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -20,21 +20,24 @@ $(READY): pyproject.toml uv.lock
 	@UV_PROJECT_ENVIRONMENT=$(VENV) UV_PYTHON_DOWNLOADS=never UV_NATIVE_TLS=1 $(BIN)/uv sync --frozen --all-extras --quiet --inexact --compile-bytecode
 	@touch $@
 
+services: $(READY) ## Redis, PostgreSQL and Apache Kafka for the tests: fetch those that are missing
+	@$(BIN)/python -m services install
+
 demo: $(READY) ## the whole pipeline against three local venues, SECONDS=30
 	@$(BIN)/tapeline demo --seconds $(SECONDS)
 
-test: $(READY) ## every test
+test: services ## every test
 	@$(BIN)/python -m pytest
 
 lint: $(READY) ## ruff and mypy --strict
-	@$(BIN)/ruff check src tests bench
-	@$(BIN)/ruff format --check src tests bench
+	@$(BIN)/ruff check src tests bench services
+	@$(BIN)/ruff format --check src tests bench services
 	@$(BIN)/mypy
 
-bench: $(READY) ## the benchmarks behind docs/performance.md
+bench: services ## the benchmarks behind docs/performance.md
 	@$(BIN)/python -m bench
 
-prove: $(READY) ## the long proofs: more crashes, more seeds, more data
+prove: services ## the long proofs: more crashes, more seeds, more data
 	@TAPELINE_PROVE=1 $(BIN)/python -m pytest
 
 clean: ## remove the environments and caches

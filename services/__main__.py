@@ -1,0 +1,51 @@
+"""`python -m services install`: fetch the servers that are not here; `python -m services status`: which are, and where."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Protocol
+
+from services import kafka, postgres, redis
+from services.process import Missing
+
+if TYPE_CHECKING:
+    from services.process import Found
+
+
+class _Kind(Protocol):
+    def find(self) -> Found: ...
+    def install(self) -> None: ...
+
+
+_KINDS: dict[str, _Kind] = {"redis": redis, "postgres": postgres, "kafka": kafka}
+
+
+def _install(name: str, kind: _Kind) -> None:
+    try:
+        kind.find()
+    except Missing as missing:
+        print(f"{name}: {missing}; fetching ...", flush=True)
+    kind.install()
+
+
+def main() -> int:
+    """Install never fails as a whole: it says what cannot be had and goes on."""
+    what = sys.argv[1] if len(sys.argv) == 2 else ""
+    if what not in ("install", "status"):
+        print("usage: python -m services install | status", file=sys.stderr)
+        return 2
+    for name, kind in _KINDS.items():
+        try:
+            if what == "install":
+                _install(name, kind)
+            found = kind.find()
+        except Missing as missing:
+            print(f"{name}: MISSING: {missing}", flush=True)
+        else:
+            if what == "status":
+                print(f"{name}: {found.version} in {found.where}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

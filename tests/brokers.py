@@ -1,0 +1,142 @@
+"""Real servers as fixtures. One that cannot be had skips its tests, and pytest's last lines say so; with CI=true it fails them.
+
+`redis_server`, `kafka_broker` and `postgres_server` are shared by the whole run: use names of your own in them, and leave them running.
+`own_redis(...)`, `own_kafka(...)` and `own_postgres(...)` start one for a single test, to be killed and paused.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections import Counter
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import pytest
+from services import kafka, postgres, redis
+from services.kafka import KafkaBroker
+from services.postgres import PostgresServer
+from services.process import Missing, Tls
+from services.redis import RedisServer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import ModuleType
+
+    from services.process import Server
+
+S = TypeVar("S", bound="Server")
+_MISSING = "cannot be had here: "
+
+
+def need(kind: ModuleType) -> None:
+    """Skip where a server is missing; fail where everything must be there."""
+    try:
+        kind.find()
+    except Missing as missing:
+        said = f"{kind.__name__.removeprefix('services.')} {_MISSING}{missing} (make services)"
+        if os.environ.get("CI") == "true":
+            pytest.fail(said, pytrace=False)
+        pytest.skip(said)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    reasons = [report.longrepr[2] for report in terminalreporter.stats.get("skipped", []) if isinstance(report.longrepr, tuple)]
+    missing = Counter(reason.removeprefix("Skipped: ") for reason in reasons if _MISSING in reason)
+    for said, tests in missing.items():
+        terminalreporter.write_line(f"NOT RUN: {tests} {'test' if tests == 1 else 'tests'}: {said}", yellow=True)
+
+
+@contextmanager
+def _reachable_folder() -> Iterator[Path]:
+    """PostgreSQL runs as another user when we are root, and pytest's own folders are closed to others."""
+    folder = Path(tempfile.mkdtemp(prefix="tapeline-postgres-"))
+    folder.chmod(0o755)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    need(redis)
+    with RedisServer(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def kafka_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaBroker]:
+    need(kafka)
+    with KafkaBroker(tmp_path_factory.mktemp("kafka")) as broker:
+        yield broker
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    need(postgres)
+    with _reachable_folder() as folder, PostgresServer(folder) as server:
+        yield server
+
+
+def _own(kind: ModuleType, make: type[S], folder: Path) -> Iterator[Callable[..., S]]:
+    need(kind)
+    made: list[S] = []
+
+    def start(**options: Any) -> S:
+        made.append(make(folder / f"{make.name}-{len(made)}", **options))
+        return made[-1].start()
+
+    yield start
+    for server in made:
+        server.kill()
+
+
+@pytest.fixture
+def own_redis(tmp_path: Path) -> Iterator[Callable[..., RedisServer]]:
+    """`own_redis(password=..., tls=..., maxmemory=...)`: a started RedisServer."""
+    yield from _own(redis, RedisServer, tmp_path)
+
+
+@pytest.fixture
+def own_kafka(tmp_path: Path) -> Iterator[Callable[..., KafkaBroker]]:
+    """`own_kafka(users=..., tls=..., settings=...)`: a started KafkaBroker."""
+    yield from _own(kafka, KafkaBroker, tmp_path)
+
+
+@pytest.fixture
+def own_postgres() -> Iterator[Callable[..., PostgresServer]]:
+    """`own_postgres()`: a started PostgresServer."""
+    with _reachable_folder() as folder:
+        yield from _own(postgres, PostgresServer, folder)
+
+
+@pytest.fixture(scope="session")
+def tls(tmp_path_factory: pytest.TempPathFactory) -> Tls:
+    """A certificate for 127.0.0.1 and localhost, and the authority that signed it."""
+    folder = tmp_path_factory.mktemp("tls")
+    files = Tls(folder / "server.pem", folder / "server.key", folder / "authority.pem")
+    authority, request = str(folder / "authority.key"), str(folder / "request.pem")
+    key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes".split()
+    for command in (
+        ["req", "-x509", *key, "-keyout", authority, "-out", files.authority, "-subj", "/CN=authority", "-days", "2"],
+        [
+            "req",
+            *key,
+            "-keyout",
+            files.key,
+            "-out",
+            request,
+            "-subj",
+            "/CN=localhost",
+            "-addext",
+            "subjectAltName=IP:127.0.0.1,DNS:localhost",
+        ],
+        ["x509", "-req", "-in", request, "-out", files.certificate, "-CA", files.authority, "-CAkey", authority, "-CAcreateserial"],
+    ):
+        copied = ["-copy_extensions", "copy", "-days", "2"] if command[0] == "x509" else []
+        subprocess.run(["openssl", *command, *copied], check=True, capture_output=True)
+    return files
