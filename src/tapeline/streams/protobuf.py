@@ -3,8 +3,8 @@
 A message is its fields one after the other, in the order of their numbers; fields that are null are absent. So writing is joining, row
 by row, one column's pieces (tag and value) to the next one's, which Arrow does for whole columns. Reading is a cursor for each message,
 and all cursors move together: is the tag under the cursor this field's? Then note where the value is, and step over it. All writers of
-note order fields by their numbers; a message that does not (or holds unknown or repeated fields, or longer numbers than need be, all of
-which is legal) is first rewritten by itself, the slow way, into the one that does. Only then are values read.
+note order fields by their numbers, and a later version's new ones come last; a message that does otherwise (or repeats a field, or holds
+longer numbers than need be, all of which is legal) is first rewritten by itself, the slow way. Only then are values read.
 
 `proto/market_data.proto` describes the same messages to other languages; tests hold the two together.
 """
@@ -67,12 +67,18 @@ _DEFAULTS: Final = {kind: pa.scalar(0, kind) for kind in (pa.float64(), pa.int64
 
 _VARINT, _FIXED64, _LENGTH, _GROUP, _END_GROUP, _FIXED32 = range(6)
 _WIRE: Final = {"double": _FIXED64, "sfixed64": _FIXED64, "sfixed32": _FIXED32, "bool": _VARINT, "string": _LENGTH, "bytes": _LENGTH}
+#: By wire type: can a value be skipped without reading into it, and its width where that is fixed.
+_SKIPPED: Final = np.array([True, True, True, False, False, True, False, False])
+_WIDTHS: Final = np.array([0, 8, 0, 0, 0, 4, 0, 0])
+#: So many fields of a later version are skipped in all messages at once, more than these in each by itself.
+_MOST_NEWER: Final = 32
 #: How a value of fixed width is written.
 _FORMATS: Final = {"double": "<f8", "sfixed64": "<i8", "sfixed32": "<i4", "bool": "u1"}
 #: A length in this many bytes is read with all others of its column: under 256 MiB.
 _LENGTH_BYTES: Final = 4
 _MOST_BYTES: Final = (1 << 31) - (1 << 20)
 _MOST_NESTED: Final = 100
+_NOTHING: Final = pa.scalar(b"")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +111,7 @@ def encode(topic: Topic, batch: pa.RecordBatch) -> list[bytes]:
     n = batch.num_rows
     if not n:
         return []
-    joined = pc.binary_join_element_wise(*_pieces(topic, batch, n), b"", null_handling="skip")
+    joined = pc.binary_join_element_wise(*_pieces(topic, batch, n), _NOTHING, null_handling="skip")
     messages: list[bytes] = joined.to_numpy(zero_copy_only=False).tolist()
     return messages
 
@@ -115,41 +121,45 @@ def _pieces(topic: Topic, batch: pa.RecordBatch, n: int) -> Iterator[pa.Array]:
     run: list[tuple[str, Any]] = []  # how a part is written, and its values
     for field in fields(topic):
         column = batch.column(field.column)
-        if column.null_count == n:
+        nulls = column.null_count
+        if nulls == n:
             continue
-        valid = column.is_valid().to_numpy(zero_copy_only=False) if column.null_count else None
-        if valid is not None and run:
+        if nulls and run:
             yield _fixed(run, n)
             run = []
-        run.append(_constant(field.tag))
+        valid = _validity(column) if nulls else None
+        run.append((f"<u{len(field.tag)}", int.from_bytes(field.tag, "little")))
         if field.wire != _LENGTH:
-            run.append((_FORMATS[field.kind], _values(column)))
-            if valid is not None:
-                yield _fixed(run, n, valid)
-                run = []
-            continue
-        lengths = np.diff(_offsets(column))
-        if lengths.max() < 128:
-            run.append(("u1", lengths))
-            yield _fixed(run, n, valid)
+            run.append((_FORMATS[field.kind], _values(column, field)))
+            if not nulls:
+                continue
         else:
+            offsets = _held(column, np.dtype(np.int32), n + 1)
+            lengths = offsets[1:] - offsets[:-1]
+            short = lengths.max() < 128
+            if short:
+                run.append(("u1", lengths))
+            else:
+                yield _fixed(run, n, valid)
+                yield _varints(lengths, n, valid)
+                run = []
+        if run:
             yield _fixed(run, n, valid)
-            yield _varints(lengths, n, valid)
-        run = []
-        yield column.cast(pa.binary())
+            run = []
+        if field.wire == _LENGTH:
+            yield pa.Array.from_buffers(pa.binary(), n, column.buffers(), nulls, column.offset)
     if run:
         yield _fixed(run, n)
 
 
-def _fixed(run: Sequence[tuple[str, Any]], n: int, valid: Mask | None = None) -> pa.Array:
+def _fixed(run: Sequence[tuple[str, Any]], n: int, valid: pa.Buffer | None = None) -> pa.Array:
     """The parts side by side, as many bytes in each row; null where not valid."""
-    layout = _layout(tuple(kind for kind, _ in run))
+    layout = _layout(tuple([kind for kind, _ in run]))
     table = np.empty(n, layout)
     for name, (_, values) in zip(layout.names or (), run, strict=True):
         table[name] = values
-    width = layout.itemsize
-    offsets = np.arange(n + 1, dtype=np.int32) * np.int32(width)
-    return pa.Array.from_buffers(pa.binary(), n, [None if valid is None else _bitmap(valid), pa.py_buffer(offsets), pa.py_buffer(table)])
+    offsets = np.arange(n + 1, dtype=np.int32) * np.int32(layout.itemsize)
+    return pa.Array.from_buffers(pa.binary(), n, [valid, pa.py_buffer(offsets), pa.py_buffer(table)])
 
 
 @lru_cache(1024)
@@ -157,37 +167,35 @@ def _layout(kinds: tuple[str, ...]) -> np.dtype[np.void]:
     return np.dtype([(f"p{at}", kind) for at, kind in enumerate(kinds)])
 
 
-def _constant(some: bytes) -> tuple[str, int]:
-    return f"<u{len(some)}", int.from_bytes(some, "little")
-
-
-def _varints(values: Ints, n: int, valid: Mask | None) -> pa.Array:
-    """Numbers under 2^35 as varints."""
-    shifts = np.arange(0, 35, 7)
-    rest = values[:, None] >> shifts
+def _varints(values: npt.NDArray[np.int32], n: int, valid: pa.Buffer | None) -> pa.Array:
+    rest = values[:, None] >> np.arange(0, 35, 7, dtype=np.int64)
     more = rest >> 7 > 0
     written = np.hstack([np.ones((n, 1), bool), more[:, :-1]])
-    if valid is not None:
-        written &= valid[:, None]
     table = (rest & 0x7F | more << 7).astype(np.uint8)
     offsets = np.zeros(n + 1, np.int32)
     np.cumsum(written.sum(axis=1), out=offsets[1:])
-    return pa.Array.from_buffers(pa.binary(), n, [None, pa.py_buffer(offsets), pa.py_buffer(table[written])])
+    return pa.Array.from_buffers(pa.binary(), n, [valid, pa.py_buffer(offsets), pa.py_buffer(table[written])])
 
 
-def _values(column: pa.Array) -> npt.NDArray[Any]:
+def _values(column: pa.Array, field: Field) -> npt.NDArray[Any]:
     """The numbers of a column, anything where it is null."""
-    column = column.cast(pa.uint8()) if column.type == pa.bool_() else column
-    kind = np.dtype(column.type.to_pandas_dtype())
-    return np.frombuffer(column.buffers()[1], kind)[column.offset : column.offset + len(column)]
+    return _held(column.cast(pa.uint8()) if field.kind == "bool" else column, np.dtype(_FORMATS[field.kind]), len(column))
 
 
-def _offsets(column: pa.Array) -> Ints:
-    held = np.frombuffer(column.buffers()[1], np.int32)[column.offset : column.offset + len(column) + 1]
-    return held.astype(np.int64)
+def _held(column: pa.Array, kind: np.dtype[Any], count: int) -> npt.NDArray[Any]:
+    """The numbers or offsets that a column's own memory holds."""
+    return np.frombuffer(column.buffers()[1], kind, count, column.offset * kind.itemsize)
 
 
-def _bitmap(valid: Mask) -> pa.Buffer:
+def _validity(column: pa.Array) -> pa.Buffer:
+    """A column's bitmap, from its own first row on."""
+    held = column.buffers()[0]
+    if not column.offset:
+        return held
+    return _bitmap(np.unpackbits(np.frombuffer(held, np.uint8), bitorder="little")[column.offset : column.offset + len(column)])
+
+
+def _bitmap(valid: npt.NDArray[Any]) -> pa.Buffer:
     return pa.py_buffer(np.packbits(valid, bitorder="little"))
 
 
@@ -236,12 +244,16 @@ class _Reading:
             raise ValueError(f"{len(self._bytes):,} bytes are too many at once")
         self.ends: Ints = np.cumsum(lengths + 1) - 1
         self.where: Ints = self.ends - lengths
+        self._out = int(self.ends[-1]) + 1  # a place that no message ends at
+        self._every_second = pa.array(np.arange(0, 2 * n, 2))
         self._values: dict[str, tuple[Field, Mask, Any, Any]] = {}
         for field in self._fields:
             here = self._at(f"<u{len(field.tag)}", self.where) == int.from_bytes(field.tag, "little")
             step = self._text if field.wire == _LENGTH else self._number
-            if here.any():
+            if np.count_nonzero(here):
                 step(field, here)
+        if np.count_nonzero(self.where < self.ends):
+            self._skip_newer()
 
     def _at(self, kind: str, where: Ints) -> npt.NDArray[Any]:
         """The values that stand at these bytes."""
@@ -259,22 +271,43 @@ class _Reading:
         self.where = self.where + here * (len(field.tag) + int(kind[-1]))
 
     def _text(self, field: Field, here: Mask) -> None:
-        start = self.where + len(field.tag)
-        length = self._at("u1", start).astype(np.int64)
-        start += 1
-        if ((length > 127) & here).any():
-            more = here & (length > 127)
-            length &= 0x7F
-            for at in range(1, _LENGTH_BYTES):
-                byte = self._at("u1", start).astype(np.int64)
-                length += np.where(more, (byte & 0x7F) << (7 * at), 0)
-                start += more
-                more &= byte > 127
-            here &= ~more
+        length, start, fine = self._varints(self.where + len(field.tag), here, _LENGTH_BYTES)
+        here &= fine
         start = np.where(here, start, self.where)
         end = np.where(here, start + length, self.where)
         self._values[field.column] = field, here, start, end
-        self.where = np.minimum(end, self.ends[-1] + 1)
+        self.where = np.minimum(end, self._out)
+
+    def _varints(self, start: Ints, some: Mask, most: int) -> tuple[Ints, Ints, Mask]:
+        """The numbers that start here, of some rows, the places after them, and which of them end within so many bytes."""
+        value = self._at("u1", start).astype(np.int64)
+        after = start + 1
+        more = some & (value > 127)
+        if not np.count_nonzero(more):
+            return value, after, ~more
+        value &= 0x7F
+        for at in range(1, most):
+            byte = self._at("u1", after).astype(np.int64)
+            value += np.where(more, (byte & 0x7F) << (7 * at), 0)
+            after += more
+            more &= byte > 127
+        return value, after, ~more
+
+    def _skip_newer(self) -> None:
+        """Fields with higher numbers than the known ones: a later version writes them after those."""
+        for _ in range(_MOST_NEWER):
+            rows = np.flatnonzero(self.where < self.ends)
+            start = self.where[rows]
+            tag, body, fine = self._varints(start, np.ones(len(rows), bool), _LENGTH_BYTES)
+            wire = tag & 7
+            fine &= (tag >> 3 > len(self._fields)) & _SKIPPED[wire]
+            if not np.count_nonzero(fine):
+                return
+            is_text = wire == _LENGTH
+            value, after, ended = self._varints(body, fine & (is_text | (wire == _VARINT)), 10)
+            fine &= ended & ~(is_text & (value >> 31 != 0))
+            end = np.where(is_text, after + value, np.where(wire == _VARINT, after, body + _WIDTHS[wire]))
+            self.where[rows] = np.where(fine, np.minimum(end, self._out), start)
 
     def batch(self) -> pa.RecordBatch:
         """The values, once every cursor has reached its end."""
@@ -285,7 +318,7 @@ class _Reading:
         if column.name not in self._values:
             return pa.nulls(n, column.type) if column.nullable else pa.repeat(_DEFAULTS[column.type], n)
         field, here, found, end = self._values[column.name]
-        whole = bool(here.all())
+        whole = np.count_nonzero(here) == n
         valid = None if whole or not column.nullable else _bitmap(here)
         if field.wire == _LENGTH:
             return self._texts(column, found, end, valid)
@@ -299,7 +332,7 @@ class _Reading:
         cuts = np.empty(2 * n, np.int32)
         cuts[0::2], cuts[1::2] = start, end
         pieces = pa.Array.from_buffers(column.type, 2 * n - 1, [None, pa.py_buffer(cuts), pa.py_buffer(self._bytes)])
-        texts = pieces.take(pa.array(np.arange(0, 2 * n, 2)))
+        texts = pieces.take(self._every_second)
         texts.validate(full=True)
         return texts if valid is None else pa.Array.from_buffers(column.type, n, [valid, *texts.buffers()[1:]])
 
@@ -350,7 +383,7 @@ def _value(message: bytes, number: int, wire: int, at: int, depth: int = 0) -> t
     if wire == _VARINT:
         return at, _read_varint(message, at)[1]
     if wire == _LENGTH:
-        length, at = _read_varint(message, at)
+        length, at = _read_varint(message, at, 5)
         end = at + length
     elif wire == _GROUP:
         end = _group_end(message, number, at, depth + 1)
