@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 import time
 
-from bench import latency, memory, normalize, whole
+from bench import latency, memory, normalize, protobuf, whole
 from bench.machine import REPOSITORY, describe
 
 _SECTIONS = {
     "normalize": ("Normalizing on one core", "python -m bench.normalize", normalize.run),
+    "protobuf": ("The wire format, beside protobuf's own library", "python -m bench.protobuf", protobuf.run),
     "whole": ("Socket to lake, all stages on two cores", "python -m bench.whole", whole.run),
     "latency": ("From receipt to readable, at 10,000 ticks/s", "python -m bench.latency", latency.run),
     "memory": ("Memory over ten million ticks", "python -m bench.memory", memory.run),

@@ -386,3 +386,33 @@ def test_decode_gives_null_for_fields_that_an_older_writer_did_not_know(topic: T
 def test_an_empty_message_is_a_row_of_nulls_and_zeros() -> None:
     for topic in (TICKS_TOPIC, BARS_TOPIC, NOTICES_TOPIC, REJECTED_TOPIC):
         assert rows(decode(topic, [b""])) == [bits(row_of(topic, message_class(topic)()))]
+
+
+# ---- the page about it
+
+
+def test_protoc_shows_a_message_as_the_page_says() -> None:
+    shown = (ROOT / "docs" / "protobuf.md").read_text().split("```text\n")[1].split("```")[0]
+    proto = ROOT / "proto"
+    command = [sys.executable, "-W", "ignore", "-m", "grpc_tools.protoc", f"-I{proto}"]
+    name = ["tapeline.v1.MarketData", "market_data.proto"]
+    written = subprocess.run([*command, "--encode", *name], input=shown.encode(), capture_output=True, check=True).stdout
+    batch = decode(TICKS_TOPIC, [written])
+    tick = batch.to_pylist()[0]
+    assert tick["received_ns"] - tick["ts_ns"] == tick["latency_ns"]
+    ours = encode(TICKS_TOPIC, batch)[0]
+    read = subprocess.run([*command, "--decode", *name], input=ours, capture_output=True, check=True).stdout.decode()
+    assert shown == read
+
+
+def test_the_page_s_rule_for_repeats_drops_repeats_and_nothing_else() -> None:
+    page = (ROOT / "docs" / "protobuf.md").read_text()
+    known: dict[str, Any] = {}
+    exec(next(block for block in page.split("```python\n") if block.startswith("def is_new")).split("```")[0], known)
+    places = [(0, 1, 0), (0, 1, 1), (1, 0, 0), (0, 2, 0), (0, 1, 1), (0, 2, 0), (0, 2, 1), (1, 0, 0), (1, 3, 0)]
+    messages = [
+        in_library(TICKS_TOPIC, {**TRADE, "raw_partition": part, "raw_offset": offset, "raw_index": index})
+        for part, offset, index in places
+    ]
+    kept = [place for place, message in zip(places, messages, strict=True) if known["is_new"](0, message)]
+    assert kept == list(dict.fromkeys(places))

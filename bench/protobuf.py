@@ -1,0 +1,133 @@
+"""The wire format: batches to messages and back, beside protobuf's own library on the same rows."""
+
+from __future__ import annotations
+
+import importlib.util
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pyarrow as pa
+
+from bench.machine import REPOSITORY, describe, table
+from tapeline.records import NS_PER_S, TICKS, TICKS_TOPIC
+from tapeline.streams.protobuf import decode, encode, fields
+
+_SIZES = (50, 1_000, 20_000)
+_ROUNDS = 7
+_SYMBOLS = ("BTC/USDT", "ETH/USDT", "BNB/USDT", "SOL/USDT")
+_NOON = 1_710_504_000 * NS_PER_S
+_TICK: dict[str, Any] = {
+    **dict.fromkeys(TICKS.names),
+    "exchange": "binance",
+    "provider": "binance",
+    "feed": "spot",
+    "raw_partition": 0,
+    "raw_index": 0,
+}
+
+
+def run() -> str:
+    """The section of the report: microseconds for each message, the median of rounds in turns."""
+    library = _library()
+    rows = []
+    for size in _SIZES:
+        batch = pa.RecordBatch.from_pylist([_tick(at) for at in range(size)], TICKS)
+        messages = encode(TICKS_TOPIC, batch)
+        parsed = [library.FromString(message) for message in messages]
+        assert decode(TICKS_TOPIC, messages).equals(batch)
+        assert _to_batch(library, messages).equals(batch)
+        ways: dict[str, Callable[[], object]] = {
+            "Tapeline, batch to messages": lambda batch=batch: encode(TICKS_TOPIC, batch),
+            "library, batch to messages": lambda batch=batch: _from_batch(library, batch),
+            "library, only serialize": lambda parsed=parsed: [message.SerializeToString() for message in parsed],
+            "Tapeline, messages to batch": lambda messages=messages: decode(TICKS_TOPIC, messages),
+            "library, messages to batch": lambda messages=messages: _to_batch(library, messages),
+            "library, only parse": lambda messages=messages: [library.FromString(message) for message in messages],
+        }
+        taken: dict[str, list[float]] = {way: [] for way in ways}
+        for _ in range(_ROUNDS):
+            for way, work in ways.items():
+                taken[way].append(_seconds(work, max(1, 10_000 // size)))
+        medians = {way: statistics.median(seconds) for way, seconds in taken.items()}
+        rows += [[way, f"{size:,}", f"{seconds / size * 1e6:.2f}", size / seconds] for way, seconds in medians.items()]
+    return (
+        f"Trades and best quotes in turns, {len(messages[0])} bytes a message. `only` is the library's part without moving values from"
+        " and to columns.\n\n" + table(["way", "rows in a batch", "µs a message", "messages/s"], rows)
+    )
+
+
+def _tick(at: int) -> dict[str, Any]:
+    time_ns = _NOON + at * 1_000_000
+    tick = {
+        **_TICK,
+        "symbol": _SYMBOLS[at * 7 % 4],
+        "ts_ns": time_ns,
+        "received_ns": time_ns + 5_000,
+        "sequence": 10**9 + at,
+        "raw_offset": at,
+    }
+    if at % 2:
+        return {**tick, "kind": "quote", "channel": "bookTicker", "bid": 1.5, "ask": 1.75, "bid_size": 3.0, "ask_size": 4.0}
+    trade = {
+        "kind": "trade",
+        "channel": "trade",
+        "last": 1.5,
+        "volume": 2.0,
+        "side": "buy",
+        "trade_id": str(10**9 + at),
+        "latency_ns": 5_000,
+    }
+    return {**tick, **trade}
+
+
+def _seconds(work: Callable[[], object], times: int) -> float:
+    began = time.perf_counter()
+    for _ in range(times):
+        work()
+    return (time.perf_counter() - began) / times
+
+
+def _from_batch(library: Any, batch: pa.RecordBatch) -> list[bytes]:
+    """As one writes it with the library: a message's constructor for each row."""
+    names = [field.name for field in fields(TICKS_TOPIC)]
+    columns = [batch.column(field.column).to_pylist() for field in fields(TICKS_TOPIC)]
+    return [library(**dict(zip(names, row, strict=True))).SerializeToString() for row in zip(*columns, strict=True)]
+
+
+def _to_batch(library: Any, messages: list[bytes]) -> pa.RecordBatch:
+    parsed = [library.FromString(message) for message in messages]
+    columns = {}
+    for field in fields(TICKS_TOPIC):
+        column, name = TICKS.field(field.column), field.name
+        values = [getattr(message, name) if not column.nullable or message.HasField(name) else None for message in parsed]
+        columns[column.name] = pa.array(values, column.type)
+    return pa.record_batch(columns, schema=TICKS)
+
+
+def _library() -> Any:
+    """The class that protoc makes of proto/market_data.proto."""
+    with tempfile.TemporaryDirectory() as folder:
+        proto = REPOSITORY / "proto"
+        command = [sys.executable, "-m", "grpc_tools.protoc", f"-I{proto}", f"--python_out={folder}", str(proto / "market_data.proto")]
+        subprocess.run(command, check=True)
+        return _module(Path(folder) / "market_data_pb2.py").MarketData
+
+
+def _module(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+if __name__ == "__main__":
+    print(describe(), run(), sep="\n\n")
