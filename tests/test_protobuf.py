@@ -383,6 +383,22 @@ def test_decode_gives_null_for_fields_that_an_older_writer_did_not_know(topic: T
     assert rows(decode(topic, [message])) == [bits(row)]
 
 
+@EACH_TOPIC
+def test_what_the_library_writes_today_or_later_is_never_read_one_by_one(topic: Topic, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> bytes:
+        raise AssertionError("one by one")
+
+    monkeypatch.setattr("tapeline.streams.protobuf.rewritten", refuse)
+    values = {pa.string(): "é" * 200, pa.binary(): b"\xff" * 20_000, pa.bool_(): True}
+    full = {column.name: values.get(column.type, -1) for column in topic.schema}
+    bare = {**full, **{column.name: None for column in topic.schema if column.nullable}}
+    made = [full, bare, full]
+    later = [in_later_library(topic, row).SerializeToString() for row in made]
+    assert decode(topic, later).to_pylist() == made
+    assert decode(topic, [in_library(topic, row).SerializeToString() for row in made]).to_pylist() == made
+    assert decode(topic, encode(topic, pa.RecordBatch.from_pylist(made, topic.schema))).to_pylist() == made
+
+
 def test_an_empty_message_is_a_row_of_nulls_and_zeros() -> None:
     for topic in (TICKS_TOPIC, BARS_TOPIC, NOTICES_TOPIC, REJECTED_TOPIC):
         assert rows(decode(topic, [b""])) == [bits(row_of(topic, message_class(topic)()))]

@@ -117,49 +117,49 @@ def encode(topic: Topic, batch: pa.RecordBatch) -> list[bytes]:
 
 
 def _pieces(topic: Topic, batch: pa.RecordBatch, n: int) -> Iterator[pa.Array]:
-    """What each row's message is joined from; neighbours that no row lacks and that are as wide in each row are one piece."""
+    """What each row's message is joined from; neighbours that are as wide in each row, and null in the same rows, are one piece."""
     run: list[tuple[str, Any]] = []  # how a part is written, and its values
+    where: bytes | None = None  # the run's rows that are not null
     for field in fields(topic):
         column = batch.column(field.column)
         nulls = column.null_count
         if nulls == n:
             continue
-        if nulls and run:
-            yield _fixed(run, n)
-            run = []
         valid = _validity(column) if nulls else None
+        if run and valid != where:
+            yield _fixed(run, n, where)
+            run = []
+        where = valid
         run.append((f"<u{len(field.tag)}", int.from_bytes(field.tag, "little")))
         if field.wire != _LENGTH:
             run.append((_FORMATS[field.kind], _values(column, field)))
-            if not nulls:
+            continue
+        offsets = _held(column, np.dtype(np.int32), n + 1)
+        lengths = offsets[1:] - offsets[:-1]
+        least, most = int(lengths.min()), int(lengths.max())
+        if most < 128:
+            run.append(("u1", lengths))
+            if least == most > 0:
+                run.append((f"V{most}", np.frombuffer(column.buffers()[2], f"V{most}", n, int(offsets[0]))))
                 continue
-        else:
-            offsets = _held(column, np.dtype(np.int32), n + 1)
-            lengths = offsets[1:] - offsets[:-1]
-            short = lengths.max() < 128
-            if short:
-                run.append(("u1", lengths))
-            else:
-                yield _fixed(run, n, valid)
-                yield _varints(lengths, n, valid)
-                run = []
-        if run:
-            yield _fixed(run, n, valid)
-            run = []
-        if field.wire == _LENGTH:
+        yield _fixed(run, n, valid)
+        run = []
+        if most > 127:
+            yield _varints(lengths, n, valid)
+        if most:
             yield pa.Array.from_buffers(pa.binary(), n, column.buffers(), nulls, column.offset)
     if run:
-        yield _fixed(run, n)
+        yield _fixed(run, n, where)
 
 
-def _fixed(run: Sequence[tuple[str, Any]], n: int, valid: pa.Buffer | None = None) -> pa.Array:
+def _fixed(run: Sequence[tuple[str, Any]], n: int, valid: bytes | None) -> pa.Array:
     """The parts side by side, as many bytes in each row; null where not valid."""
     layout = _layout(tuple([kind for kind, _ in run]))
     table = np.empty(n, layout)
     for name, (_, values) in zip(layout.names or (), run, strict=True):
         table[name] = values
     offsets = np.arange(n + 1, dtype=np.int32) * np.int32(layout.itemsize)
-    return pa.Array.from_buffers(pa.binary(), n, [valid, pa.py_buffer(offsets), pa.py_buffer(table)])
+    return _texts(offsets, table, valid)
 
 
 @lru_cache(1024)
@@ -167,14 +167,19 @@ def _layout(kinds: tuple[str, ...]) -> np.dtype[np.void]:
     return np.dtype([(f"p{at}", kind) for at, kind in enumerate(kinds)])
 
 
-def _varints(values: npt.NDArray[np.int32], n: int, valid: pa.Buffer | None) -> pa.Array:
+def _varints(values: npt.NDArray[np.int32], n: int, valid: bytes | None) -> pa.Array:
     rest = values[:, None] >> np.arange(0, 35, 7, dtype=np.int64)
     more = rest >> 7 > 0
     written = np.hstack([np.ones((n, 1), bool), more[:, :-1]])
     table = (rest & 0x7F | more << 7).astype(np.uint8)
     offsets = np.zeros(n + 1, np.int32)
     np.cumsum(written.sum(axis=1), out=offsets[1:])
-    return pa.Array.from_buffers(pa.binary(), n, [valid, pa.py_buffer(offsets), pa.py_buffer(table[written])])
+    return _texts(offsets, table[written], valid)
+
+
+def _texts(offsets: npt.NDArray[np.int32], data: npt.NDArray[Any], valid: bytes | None) -> pa.Array:
+    some = None if valid is None else pa.py_buffer(valid)
+    return pa.Array.from_buffers(pa.binary(), len(offsets) - 1, [some, pa.py_buffer(offsets), pa.py_buffer(data)])
 
 
 def _values(column: pa.Array, field: Field) -> npt.NDArray[Any]:
@@ -187,16 +192,16 @@ def _held(column: pa.Array, kind: np.dtype[Any], count: int) -> npt.NDArray[Any]
     return np.frombuffer(column.buffers()[1], kind, count, column.offset * kind.itemsize)
 
 
-def _validity(column: pa.Array) -> pa.Buffer:
+def _validity(column: pa.Array) -> bytes:
     """A column's bitmap, from its own first row on."""
-    held = column.buffers()[0]
+    held = np.frombuffer(column.buffers()[0], np.uint8)
     if not column.offset:
-        return held
-    return _bitmap(np.unpackbits(np.frombuffer(held, np.uint8), bitorder="little")[column.offset : column.offset + len(column)])
+        return held[: (len(column) + 7) // 8].tobytes()
+    return _bitmap(np.unpackbits(held, bitorder="little")[column.offset : column.offset + len(column)])
 
 
-def _bitmap(valid: npt.NDArray[Any]) -> pa.Buffer:
-    return pa.py_buffer(np.packbits(valid, bitorder="little"))
+def _bitmap(valid: npt.NDArray[Any]) -> bytes:
+    return np.packbits(valid, bitorder="little").tobytes()
 
 
 # ---- reading
@@ -319,11 +324,11 @@ class _Reading:
             return pa.nulls(n, column.type) if column.nullable else pa.repeat(_DEFAULTS[column.type], n)
         field, here, found, end = self._values[column.name]
         whole = np.count_nonzero(here) == n
-        valid = None if whole or not column.nullable else _bitmap(here)
+        valid = None if whole or not column.nullable else pa.py_buffer(_bitmap(here))
         if field.wire == _LENGTH:
             return self._texts(column, found, end, valid)
         values = found if whole else np.where(here, found, 0)
-        data = _bitmap(values.astype(bool)) if field.kind == "bool" else pa.py_buffer(values)
+        data = pa.py_buffer(_bitmap(values) if field.kind == "bool" else values)
         return pa.Array.from_buffers(column.type, n, [valid, data])
 
     def _texts(self, column: pa.Field, start: Ints, end: Ints, valid: pa.Buffer | None) -> pa.Array:
