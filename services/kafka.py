@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import secrets
 import shutil
 import socket
 import struct
@@ -24,6 +25,8 @@ _HERE = Path(__file__).parent
 _POM = _HERE / "kafka.xml"
 _SUMS = _HERE / "kafka.sha256"
 _JAVA_AT_LEAST = 17
+_CLUSTER = "dGFwZWxpbmUtdGVzdHMtMQ"
+_CHECKPOINT = "bootstrap.checkpoint"
 
 Listener = Literal["PLAINTEXT", "SASL_PLAINTEXT", "SSL", "SASL_SSL"]
 
@@ -49,9 +52,9 @@ _SETTINGS = {
     "group.min.session.timeout.ms": "1000",
     "group.consumer.min.session.timeout.ms": "1000",
     "group.consumer.min.heartbeat.interval.ms": "200",
-    # A controller refuses a broker's new life until the session of the killed one is over.
-    "broker.session.timeout.ms": "2000",
-    "broker.heartbeat.interval.ms": "400",
+    # A controller refuses a broker's new life until the session of the killed one is over; a longer pause takes its partitions away.
+    "broker.session.timeout.ms": "3000",
+    "broker.heartbeat.interval.ms": "500",
     "num.network.threads": "2",
     "num.io.threads": "4",
     "log.cleaner.threads": "1",
@@ -70,10 +73,9 @@ def java() -> Java:
     """The one of JAVA_HOME or on the path, or `Missing`."""
     home = os.environ.get("JAVA_HOME")
     program = str(Path(home) / "bin" / "java") if home else shutil.which("java")
-    said = ""
-    with suppress(OSError):
-        said = subprocess.run([program or "java", "-version"], capture_output=True, text=True, check=False).stderr
-    which = re.search(r'version "((\d+)[^"]*)"', said)
+    # Each runtime says in this file what it is: quicker than asking it.
+    release = Path(program or "java").resolve().parents[1] / "release"
+    which = re.search(r'JAVA_VERSION="((\d+)[^"]*)"', release.read_text() if release.exists() else "")
     if program is None or which is None or int(which[2]) < _JAVA_AT_LEAST:
         raise Missing(f"no Java {_JAVA_AT_LEAST} or later")
     return Java(program, which[1])
@@ -114,8 +116,8 @@ def install() -> None:
                 fetched.rename(folder)
     if _wrong(folder):
         raise Missing(f"Kafka's jars did not get to {folder}")
-    if not _archive(java()).exists():
-        _make_archive()
+    if not (_archive(java()).exists() and _formatted().exists()):
+        _rehearse()
 
 
 def _folder() -> Path:
@@ -124,6 +126,11 @@ def _folder() -> Path:
 
 def _archive(with_java: Java) -> Path:
     return cache() / f"kafka-{version()}-java-{with_java.version}.jsa"
+
+
+def _formatted() -> Path:
+    """What formatting writes for a broker without users: kept, since it takes a Java of its own."""
+    return cache() / f"kafka-{version()}.checkpoint"
 
 
 def _sums() -> dict[str, str]:
@@ -160,14 +167,18 @@ def _fetch(to: Path) -> None:
         raise Missing(f"Maven: {said[0] if said else done.stderr.strip()}")
 
 
-def _make_archive() -> None:
-    """Run a broker and a tool once, and let Java write down the classes that they loaded."""
-    archive = _archive(java())
-    with tempfile.TemporaryDirectory(dir=archive.parent, prefix=f".{archive.stem}-") as scratch:
+def _rehearse() -> None:
+    """Run a broker and a tool once: keep what formatting wrote, and let Java write down the classes that they loaded."""
+    archive, formatted = _archive(java()), _formatted()
+    archive.unlink(missing_ok=True)
+    formatted.unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache(), prefix=f".{archive.stem}-") as scratch:
         written = Path(scratch) / "classes.jsa"
         with suppress(ServerFailed), KafkaBroker(Path(scratch) / "broker", java_flags=(f"-XX:ArchiveClassesAtExit={written}",)) as broker:
             broker.create_topic("classes")
             broker.producer_perf_test("classes", records=1000)
+            (broker.data / formatted.name).write_bytes((broker.data / _CHECKPOINT).read_bytes())
+            (broker.data / formatted.name).rename(formatted)
         if written.exists():
             written.rename(archive)
 
@@ -195,6 +206,7 @@ class KafkaBroker(Server):
         self.settings = dict(settings or {})
         self.heap = heap
         self.java_flags = java_flags
+        self.data = folder / "data"
         self._controller_port = free_port()
         listeners: list[Listener] = []
         if self.users:
@@ -215,10 +227,16 @@ class KafkaBroker(Server):
         lines = [f"{name}={value}" for name, value in (self._node() | self._security() | _SETTINGS | self.settings).items()]
         self._properties.write_text("\n".join([*lines, ""]))
         self._properties.chmod(0o600)
-        if (self.folder / "data" / "meta.properties").exists():
+        if (self.data / "meta.properties").exists():
+            return
+        if _formatted().exists() and not self.users:
+            self.data.mkdir(exist_ok=True)
+            (self.data / _CHECKPOINT).write_bytes(_formatted().read_bytes())
+            lines = ["version=1", f"cluster.id={_CLUSTER}", "node.id=1", f"directory.id=a{secrets.token_urlsafe(16)[1:]}", ""]
+            (self.data / "meta.properties").write_text("\n".join(lines))
             return
         scram = [f"--add-scram=SCRAM-SHA-512=[name={name},password={password}]" for name, password in self.users.items()]
-        self._tool("kafka.tools.StorageTool", "format", "-t", "dGFwZWxpbmUtdGVzdHMtMQ", "-c", str(self._properties), *scram)
+        self._tool("kafka.tools.StorageTool", "format", "-t", _CLUSTER, "-c", str(self._properties), *scram)
 
     def command(self) -> list[str]:
         return [*self._java(self.heap), *self.java_flags, "kafka.Kafka", str(self._properties)]
@@ -268,7 +286,7 @@ class KafkaBroker(Server):
             "listeners": ",".join([*listeners, f"CONTROLLER://{LOOPBACK}:{self._controller_port}"]),
             "advertised.listeners": ",".join(listeners),
             "listener.security.protocol.map": ",".join(["CONTROLLER:PLAINTEXT", *(f"{name}:{name}" for name in self.addresses)]),
-            "log.dirs": str(self.folder / "data"),
+            "log.dirs": str(self.data),
         }
 
     def _security(self) -> dict[str, str]:

@@ -71,7 +71,8 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
 @pytest.fixture(scope="session")
 def kafka_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaBroker]:
     need(kafka)
-    with KafkaBroker(tmp_path_factory.mktemp("kafka")) as broker:
+    # Nobody kills this one, so a long session costs nothing, and a busy machine does not end it.
+    with KafkaBroker(tmp_path_factory.mktemp("kafka"), settings={"broker.session.timeout.ms": "30000"}) as broker:
         yield broker
 
 
