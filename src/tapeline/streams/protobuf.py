@@ -247,6 +247,7 @@ class _Reading:
         self._bytes = b"\0".join([*messages, bytes(160 * (len(self._fields) + 1))])
         if len(self._bytes) > _MOST_BYTES:
             raise ValueError(f"{len(self._bytes):,} bytes are too many at once")
+        self._views: dict[str, npt.NDArray[Any]] = {}  # the bytes as numbers that may start at any byte
         self.ends: Ints = np.cumsum(lengths + 1) - 1
         self.where: Ints = self.ends - lengths
         self._out = int(self.ends[-1]) + 1  # a place that no message ends at
@@ -262,8 +263,10 @@ class _Reading:
 
     def _at(self, kind: str, where: Ints) -> npt.NDArray[Any]:
         """The values that stand at these bytes."""
-        size = int(kind[-1])
-        view = np.ndarray((len(self._bytes) - size + 1,), np.dtype(kind), self._bytes, strides=(1,))
+        view = self._views.get(kind)
+        if view is None:
+            size = len(self._bytes) - int(kind[-1]) + 1
+            view = self._views[kind] = np.ndarray((size,), np.dtype(kind), self._bytes, strides=(1,))
         found: npt.NDArray[Any] = view[where]
         return found
 
@@ -278,8 +281,9 @@ class _Reading:
     def _text(self, field: Field, here: Mask) -> None:
         length, start, fine = self._varints(self.where + len(field.tag), here, _LENGTH_BYTES)
         here &= fine
-        start = np.where(here, start, self.where)
-        end = np.where(here, start + length, self.where)
+        end = start + length
+        if np.count_nonzero(here) < len(here):
+            start, end = np.where(here, start, self.where), np.where(here, end, self.where)
         self._values[field.column] = field, here, start, end
         self.where = np.minimum(end, self._out)
 
