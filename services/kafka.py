@@ -184,7 +184,12 @@ def _rehearse() -> None:
 
 
 class KafkaBroker(Server):
-    """Broker and controller in one. It listens in plain text; with `users` also for SASL, with `tls` for TLS, with both for both."""
+    """Broker and controller in one. It listens in plain text; with `users` also for SASL, with `tls` for TLS, with both for both.
+
+    A single node has one weakness that a cluster has not. Killed between its answer to a commit and the marker in the topic's partition, it
+    may skip the marker when it starts again (its log: "likely deleted already and hence can be skipped"). Readers of what is committed then
+    stand still at that transaction for ever; `kafka-transactions describe-producers` shows it.
+    """
 
     name: ClassVar[str] = "kafka"
 

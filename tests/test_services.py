@@ -48,7 +48,7 @@ def consume(address: str, topic: str, count: int, **settings: Any) -> list[bytes
     )
     try:
         consumer.subscribe([topic])
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 40
         values: list[bytes] = []
         while len(values) < count and time.monotonic() < deadline:
             message = consumer.poll(0.5)
@@ -123,15 +123,18 @@ def test_kafka_keeps_its_data_through_a_crash_and_holds_still_when_paused(own_ka
     transactional.begin_transaction()
     transactional.produce("kept", b"before")
     transactional.commit_transaction(20)
+    # Until it is readable the coordinator has not written the marker, and a single node may forget it: see KafkaBroker.
+    assert consume(broker.address, "kept", 1, **{"isolation.level": "read_committed"}) == [b"before"]
     broker.kill()
     assert not broker.running
     broker.start()
+    assert consume(broker.address, "kept", 1, **{"isolation.level": "read_committed", "group.id": "again"}) == [b"before"]
     broker.pause()
     with pytest.raises(TimeoutError):
         broker.answers()
     broker.resume()
     produce(broker.address, "kept", b"after")
-    assert consume(broker.address, "kept", 2, **{"isolation.level": "read_committed"}) == [b"before", b"after"]
+    assert consume(broker.address, "kept", 1, **{"isolation.level": "read_committed"}) == [b"after"]
 
 
 def test_kafka_behind_passwords_and_tls(own_kafka: Callable[..., KafkaBroker], tls: Tls) -> None:
