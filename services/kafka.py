@@ -11,6 +11,7 @@ import socket
 import struct
 import subprocess
 import tempfile
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
@@ -52,9 +53,6 @@ _SETTINGS = {
     "group.min.session.timeout.ms": "1000",
     "group.consumer.min.session.timeout.ms": "1000",
     "group.consumer.min.heartbeat.interval.ms": "200",
-    # A controller refuses a broker's new life until the session of the killed one is over; a longer pause takes its partitions away.
-    "broker.session.timeout.ms": "3000",
-    "broker.heartbeat.interval.ms": "500",
     "num.network.threads": "2",
     "num.io.threads": "4",
     "log.cleaner.threads": "1",
@@ -186,9 +184,10 @@ def _rehearse() -> None:
 class KafkaBroker(Server):
     """Broker and controller in one. It listens in plain text; with `users` also for SASL, with `tls` for TLS, with both for both.
 
-    A single node has one weakness that a cluster has not. Killed between its answer to a commit and the marker in the topic's partition, it
-    may skip the marker when it starts again (its log: "likely deleted already and hence can be skipped"). Readers of what is committed then
-    stand still at that transaction for ever; `kafka-transactions describe-producers` shows it.
+    In a cluster controllers outlive a killed broker, and take its partitions from it before it is back. Here both die together, and a
+    broker that starts with its old partitions may forget the marker of a transaction that was just committed (its log: "likely deleted
+    already and hence can be skipped"): readers of what is committed would stand still for ever. So after a crash `start` first lets a
+    controller alone take note of it.
     """
 
     name: ClassVar[str] = "kafka"
@@ -233,6 +232,8 @@ class KafkaBroker(Server):
         self._properties.write_text("\n".join([*lines, ""]))
         self._properties.chmod(0o600)
         if (self.data / "meta.properties").exists():
+            if not (self.data / ".kafka_cleanshutdown").exists():
+                self._take_note_of_the_crash()
             return
         if _formatted().exists() and not self.users:
             self.data.mkdir(exist_ok=True)
@@ -279,6 +280,24 @@ class KafkaBroker(Server):
         if given:
             flags += ["--command-property", *given]
         return self._tool("org.apache.kafka.tools.ProducerPerformance", *flags, timeout_s=600)
+
+    def _take_note_of_the_crash(self) -> None:
+        alone = {name: value for name, value in self._node().items() if name not in ("advertised.listeners", "inter.broker.listener.name")}
+        alone |= {"process.roles": "controller", "listeners": f"CONTROLLER://{LOOPBACK}:{self._controller_port}"}
+        alone |= {"broker.session.timeout.ms": "500", "broker.heartbeat.interval.ms": "200"}
+        properties, log = self.folder / "controller.properties", self.folder / "controller.log"
+        properties.write_text("\n".join(f"{name}={value}" for name, value in alone.items()))
+        with log.open("wb") as said:
+            command = [*self._java("256m"), "-XX:TieredStopAtLevel=1", "kafka.Kafka", str(properties)]
+            controller = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=said)
+        try:
+            deadline = time.monotonic() + 15
+            while b"Fencing broker 1" not in log.read_bytes() and controller.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.05)
+            time.sleep(0.2)
+        finally:
+            controller.terminate()
+            controller.wait()
 
     def _node(self) -> dict[str, str]:
         listeners = [f"{name}://{address}" for name, address in self.addresses.items()]
