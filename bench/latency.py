@@ -36,17 +36,17 @@ def _once() -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         config = write_config(Path(folder), url)
         with pipeline(config):
             stream = EmbeddedStream(Path(folder) / "stream")
-            while (chunk := stream.read(TICKS_TOPIC, 0, 0, 1)) is None:
+            while (chunk := stream.read(TICKS_TOPIC, {}, 1)) is None:
                 time.sleep(0.05)
-            position = chunk.next
+            positions = dict(chunk.next)
             found = []
             begin = time.monotonic() + _WARM_UP_S
             while time.monotonic() < begin + _SECONDS:
-                chunk = stream.read(TICKS_TOPIC, 0, position, 32_768)
+                chunk = stream.read(TICKS_TOPIC, positions, 32_768)
                 if chunk is None:
                     time.sleep(0.0005)
                     continue
-                position = chunk.next
+                positions |= chunk.next
                 if time.monotonic() >= begin:
                     found.append(time.time_ns() - chunk.batch["received_ns"].to_numpy())
             stream.close()

@@ -17,7 +17,7 @@ import pyarrow as pa
 from bench.machine import CAPTURES, REPOSITORY, describe, pipeline, recorded_frames, table, venue
 from tapeline.providers import DECODERS
 from tapeline.providers.normalizing import normalize
-from tapeline.records import RAW, RAW_TOPIC, TICKS_TOPIC
+from tapeline.records import RAW, RAW_TOPIC, TICKS_TOPIC, Chunk
 from tapeline.streams.embedded import EmbeddedStream
 
 _ROUNDS = 7
@@ -77,7 +77,7 @@ def _batch(provider: str, feed: str, frames: list[bytes], received: list[int]) -
 def _seconds(raw: pa.RecordBatch) -> float:
     began = time.perf_counter()
     for at in range(0, raw.num_rows, _CHUNK):
-        normalize(raw.slice(at, _CHUNK), 0, at, DECODERS)
+        normalize(Chunk.dense(RAW_TOPIC, 0, at, raw.slice(at, _CHUNK)), DECODERS)
     return time.perf_counter() - began
 
 
@@ -112,13 +112,13 @@ def _recorded_from_venue(name: str, feed: str, symbols: list[str], channels: lis
             process.wait(120)
         stream = EmbeddedStream(root / "stream")
         batches = []
-        position = 0
-        while (chunk := stream.read(RAW_TOPIC, 0, position, 1 << 20)) is not None:
+        positions: dict[int, int] = {}
+        while (chunk := stream.read(RAW_TOPIC, positions, 1 << 20)) is not None:
             batches.append(chunk.batch)
-            position = chunk.next
+            positions |= chunk.next
         stream.close()
     raw = pa.concat_batches(batches)
-    made = normalize(raw, 0, 0, DECODERS)
+    made = normalize(Chunk.dense(RAW_TOPIC, 0, 0, raw), DECODERS)
     bars = sum(count.bars for count in made.counts.values())
     return raw, made.batches[TICKS_TOPIC].num_rows + bars
 

@@ -14,7 +14,7 @@ from msgspec.msgpack import Ext
 
 from tapeline.providers import CHANNELS, DECODERS
 from tapeline.providers.normalizing import Count, Normalized, normalize
-from tapeline.records import NORMALIZED_TOPICS, RAW
+from tapeline.records import NORMALIZED_TOPICS, RAW, RAW_TOPIC, Chunk
 
 FIXTURES = Path(__file__).parent / "fixtures"
 #: Every feed, and one of each way of speaking.
@@ -41,7 +41,7 @@ def raw_batch(provider: str, feed: str, frames: Sequence[bytes], kind: str = "fr
 
 
 def normalized(provider: str, feed: str, frames: Sequence[bytes], first: int = 0) -> Normalized:
-    return normalize(raw_batch(provider, feed, frames), 0, first, DECODERS)
+    return normalize(Chunk.dense(RAW_TOPIC, 0, first, raw_batch(provider, feed, frames)), DECODERS)
 
 
 Rows = dict[str, list[dict[str, Any]]]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from frames import FEEDS, RECEIVED_NS, VOICES, anything, exact, golden, mutated, normalized, raw_batch, rows, total
 from tapeline.providers import DECODERS
 from tapeline.providers.normalizing import Normalized, normalize
-from tapeline.records import REJECTED_TOPIC
+from tapeline.records import RAW_TOPIC, REJECTED_TOPIC, Chunk
 
 EACH_FEED = pytest.mark.parametrize(("provider", "feed"), FEEDS)
 EACH_VOICE = pytest.mark.parametrize(("provider", "feed"), VOICES)
@@ -162,7 +162,7 @@ def test_a_frame_of_thousands_of_rejects_or_notices_takes_time_in_proportion(pro
 
 @EACH_FEED
 def test_records_of_a_kind_that_nobody_knows_are_rejected(provider: str, feed: str) -> None:
-    result = normalize(raw_batch(provider, feed, [b"x", b"y"], kind="rumor"), 3, 7, DECODERS)
+    result = normalize(Chunk.dense(RAW_TOPIC, 3, 7, raw_batch(provider, feed, [b"x", b"y"], kind="rumor")), DECODERS)
     rejected = result.batches[REJECTED_TOPIC].to_pylist()
     assert [(row["payload"], row["raw_partition"], row["raw_offset"]) for row in rejected] == [(b"x", 3, 7), (b"y", 3, 8)]
     assert all("rumor" in row["reason"] for row in rejected)
@@ -172,7 +172,7 @@ def test_records_of_a_kind_that_nobody_knows_are_rejected(provider: str, feed: s
 @given(payload=st.binary(max_size=40) | st.text(max_size=20).map(str.encode))
 def test_any_bytes_as_the_record_of_an_opening_or_a_close_are_a_notice(provider: str, feed: str, payload: bytes) -> None:
     for kind in ("opened", "subscribed", "closed"):
-        result = normalize(raw_batch(provider, feed, [payload], kind=kind), 0, 0, DECODERS)
+        result = normalize(Chunk.dense(RAW_TOPIC, 0, 0, raw_batch(provider, feed, [payload], kind=kind)), DECODERS)
         (notice,) = rows(result)["notices"]
         assert (notice["kind"], notice["ts_ns"], notice["detail"]) == (kind, RECEIVED_NS, payload.decode("utf-8", "replace"))
 
@@ -181,7 +181,7 @@ def test_any_bytes_as_the_record_of_an_opening_or_a_close_are_a_notice(provider:
 def test_the_feeds_of_a_batch_do_not_disturb_one_another(provider: str, feed: str) -> None:
     mixed = [(p, f, frame) for p, f in FEEDS for frame in golden(p, f)[:9]]
     mixed = mixed[::3] + mixed[1::3] + mixed[2::3]
-    together = normalize(pa.concat_batches([raw_batch(p, f, [frame]) for p, f, frame in mixed]), 0, 0, DECODERS)
+    together = normalize(Chunk.dense(RAW_TOPIC, 0, 0, pa.concat_batches([raw_batch(p, f, [frame]) for p, f, frame in mixed])), DECODERS)
     alone = [normalized(p, f, [frame], at) for at, (p, f, frame) in enumerate(mixed)]
     assert exact([together]) == exact(alone)
     mine = [one for one, (p, f, _) in zip(alone, mixed, strict=True) if (p, f) == (provider, feed)]

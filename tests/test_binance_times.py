@@ -9,10 +9,11 @@ from random import Random
 
 from tapeline import wiring
 from tapeline.config import Config, ProviderConfig
+from tapeline.delivery import Delivery
+from tapeline.ingest import StreamRecorder
 from tapeline.providers import DECODERS
 from tapeline.providers.normalizing import normalize
 from tapeline.records import RAW_TOPIC, TICKS_TOPIC
-from tapeline.stages import StreamRecorder
 from tapeline.streams.embedded import EmbeddedStream
 from tapeline.venues import Venue, VenueOptions
 
@@ -25,7 +26,7 @@ def test_times_asked_for_in_microseconds_are_recorded_in_microseconds(tmp_path: 
         url = await venue.start()
         provider = ProviderConfig(name="binance", url=url, symbols=("BTCUSDT",), channels=("trade",), time_unit="us")
         stream = EmbeddedStream(tmp_path / "stream")
-        recorder = StreamRecorder(stream, Random(1))
+        recorder = StreamRecorder(Delivery(stream.producer("w"), "w", None), {}, Random(1))
         (line,) = wiring.lines(wiring.plans(Config(providers=(provider,)), {}), recorder, iter(range(10**18, 10**19)).__next__, Random(1))
         keeping = asyncio.create_task(line.keep())
         async with asyncio.timeout(20):
@@ -39,9 +40,9 @@ def test_times_asked_for_in_microseconds_are_recorded_in_microseconds(tmp_path: 
 
     asyncio.run(record())
     stream = EmbeddedStream(tmp_path / "stream")
-    chunk = stream.read(RAW_TOPIC, 0, 0, 10_000)
+    chunk = stream.read(RAW_TOPIC, {0: 0}, 10_000)
     assert chunk is not None
-    ticks = normalize(chunk.batch, 0, 0, DECODERS).batches[TICKS_TOPIC]
+    ticks = normalize(chunk, DECODERS).batches[TICKS_TOPIC]
     stream.close()
     sent = [json.loads(line)["event"] for line in journal.read_text().splitlines()]
     assert ticks["ts_ns"].to_pylist() == [event["T"] * 1000 for event in sent]

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 
 from made import NOON, raws, rejects, ticks
 from tapeline.errors import DiskTrouble, NewerData, Unavailable
-from tapeline.records import BARS, BARS_TOPIC, NORMALIZED_TOPICS, RAW_TOPIC, REJECTED_TOPIC, TICKS_TOPIC
-from tapeline.streams import Chunk, embedded
+from tapeline.records import BARS, BARS_TOPIC, NORMALIZED_TOPICS, RAW_TOPIC, REJECTED_TOPIC, TICKS_TOPIC, Chunk
+from tapeline.streams import embedded
 from tapeline.streams.embedded import EmbeddedStream
 
 
@@ -34,22 +34,22 @@ def stream(tmp_path: Path) -> Iterator[EmbeddedStream]:
 def everything(stream: EmbeddedStream, position: int = 0, max_rows: int = 1_000) -> list[bytes]:
     """The payloads of the raw topic from a position on, with every chunk's offsets checked on the way."""
     found: list[bytes] = []
-    while (chunk := stream.read(RAW_TOPIC, 0, position, max_rows)) is not None:
-        assert chunk.first == position
-        assert chunk.next == position + chunk.batch.num_rows
+    while (chunk := stream.read(RAW_TOPIC, {0: position}, max_rows)) is not None:
+        assert chunk.offset[0] == position
+        assert chunk.next[0] == position + chunk.batch.num_rows
         assert chunk.batch.schema == RAW_TOPIC.schema
         found += chunk.batch["payload"].to_pylist()
-        position = chunk.next
+        position = chunk.next[0]
     return found
 
 
 def source(first: int, count: int) -> Chunk:
-    return Chunk(RAW_TOPIC, 0, first, raws(first, count))
+    return Chunk.dense(RAW_TOPIC, 0, first, raws(first, count))
 
 
 def test_an_empty_stream_has_nothing_to_read_and_begins_at_zero(stream: EmbeddedStream) -> None:
-    assert stream.read(RAW_TOPIC, 0, 0, 100) is None
-    assert stream.position("normalize", RAW_TOPIC, 0) == 0
+    assert stream.read(RAW_TOPIC, {0: 0}, 100) is None
+    assert stream.positions("normalize", RAW_TOPIC)[0] == 0
     assert stream.totals("normalize") == {}
     assert [stream.ends(topic) for topic in (RAW_TOPIC, *NORMALIZED_TOPICS)] == [{0: 0}] * 5
 
@@ -66,7 +66,7 @@ def test_records_are_read_in_order_from_any_position_in_chunks_of_any_size(strea
     for position in (0, 1, 2, 5, 10, 11, 40, len(written) - 1, len(written)):
         for max_rows in (1, 5, 1_000):
             assert everything(stream, position, max_rows) == written[position:]
-    assert stream.read(RAW_TOPIC, 0, len(written) + 5, 10) is None
+    assert stream.read(RAW_TOPIC, {0: len(written) + 5}, 10) is None
 
 
 @settings(max_examples=settings().max_examples // 3)
@@ -91,7 +91,7 @@ def test_records_of_five_megabytes_come_back_whole(stream: EmbeddedStream) -> No
 def test_a_chunk_of_large_records_is_bounded_in_bytes_too(stream: EmbeddedStream) -> None:
     for at in range(12):
         stream.append(RAW_TOPIC, raws(at, 1, os.urandom(5_000_000)))
-    chunk = stream.read(RAW_TOPIC, 0, 0, 1_000_000)
+    chunk = stream.read(RAW_TOPIC, {0: 0}, 1_000_000)
     assert chunk is not None
     assert chunk.batch.nbytes < 60_000_000 * 0.7
     assert len(everything(stream, max_rows=1_000_000)) == 12
@@ -101,42 +101,42 @@ def test_the_topics_do_not_mix(stream: EmbeddedStream) -> None:
     stream.append(TICKS_TOPIC, ticks({"last": 1.0}))
     stream.append(REJECTED_TOPIC, rejects(3))
     stream.append(TICKS_TOPIC, ticks({"last": 2.0}))
-    chunk = stream.read(TICKS_TOPIC, 0, 0, 10)
+    chunk = stream.read(TICKS_TOPIC, {0: 0}, 10)
     assert chunk is not None
     assert chunk.batch["last"].to_pylist() == [1.0, 2.0]
     assert stream.ends(REJECTED_TOPIC) == {0: 3}
-    assert stream.read(BARS_TOPIC, 0, 0, 10) is None
+    assert stream.read(BARS_TOPIC, {0: 0}, 10) is None
 
 
 def test_a_commit_is_outputs_position_and_totals_together(stream: EmbeddedStream) -> None:
     outputs = [(TICKS_TOPIC, ticks({}, {})), (BARS_TOPIC, pa.RecordBatch.from_pylist([], BARS))]
     stream.commit("normalize", source(0, 5), outputs, {"binance/spot/ticks": 2, "binance/spot/bars": 0})
     stream.commit("normalize", source(5, 2), [(TICKS_TOPIC, ticks({}))], {"binance/spot/ticks": 1})
-    assert stream.position("normalize", RAW_TOPIC, 0) == 7
+    assert stream.positions("normalize", RAW_TOPIC)[0] == 7
     assert stream.totals("normalize") == {"binance/spot/ticks": 3}
     assert stream.ends(TICKS_TOPIC) == {0: 3}
     assert stream.ends(BARS_TOPIC) == {0: 0}
-    assert stream.position("another", RAW_TOPIC, 0) == 0
+    assert stream.positions("another", RAW_TOPIC)[0] == 0
     assert stream.totals("another") == {}
 
 
 def test_a_commit_that_fails_half_way_leaves_nothing(stream: EmbeddedStream, monkeypatch: pytest.MonkeyPatch) -> None:
     stream.commit("normalize", source(0, 1), [(TICKS_TOPIC, ticks({}))], {"a": 1})
-    real, calls = embedded._append, []
+    real, calls = embedded.encode, []
 
-    def failing(*arguments: object) -> None:
-        calls.append(arguments)
+    def failing(batch: pa.RecordBatch) -> memoryview:
+        calls.append(batch)
         if len(calls) == 2:
             raise sqlite3.OperationalError("database or disk is full")
-        real(*arguments)  # type: ignore[arg-type]
+        return real(batch)
 
-    monkeypatch.setattr(embedded, "_append", failing)
+    monkeypatch.setattr(embedded, "encode", failing)
     with pytest.raises(DiskTrouble, match="disk is full"):
         stream.commit("normalize", source(1, 1), [(TICKS_TOPIC, ticks({})), (REJECTED_TOPIC, rejects(1))], {"a": 1})
     monkeypatch.undo()
-    assert (stream.position("normalize", RAW_TOPIC, 0), stream.ends(TICKS_TOPIC), stream.totals("normalize")) == (1, {0: 1}, {"a": 1})
+    assert (stream.positions("normalize", RAW_TOPIC)[0], stream.ends(TICKS_TOPIC), stream.totals("normalize")) == (1, {0: 1}, {"a": 1})
     stream.commit("normalize", source(1, 1), [(TICKS_TOPIC, ticks({})), (REJECTED_TOPIC, rejects(1))], {"a": 1})
-    assert (stream.position("normalize", RAW_TOPIC, 0), stream.ends(TICKS_TOPIC), stream.totals("normalize")) == (2, {0: 2}, {"a": 2})
+    assert (stream.positions("normalize", RAW_TOPIC)[0], stream.ends(TICKS_TOPIC), stream.totals("normalize")) == (2, {0: 2}, {"a": 2})
 
 
 def test_what_was_written_is_there_after_the_stream_was_opened_anew(tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def test_what_was_written_is_there_after_the_stream_was_opened_anew(tmp_path: Pa
     first.close()
     second = EmbeddedStream(tmp_path)
     assert len(everything(second)) == 3
-    assert second.position("normalize", RAW_TOPIC, 0) == 3
+    assert second.positions("normalize", RAW_TOPIC)[0] == 3
     second.append(RAW_TOPIC, raws(3, 1))
     assert second.ends(RAW_TOPIC) == {0: 4}
     second.close()
@@ -157,16 +157,15 @@ WRITER = """
 import sys; sys.path.insert(0, {tests!r})
 from pathlib import Path
 from made import raws, ticks, rejects
-from tapeline.records import RAW_TOPIC, REJECTED_TOPIC, TICKS_TOPIC
-from tapeline.streams import Chunk
+from tapeline.records import RAW_TOPIC, REJECTED_TOPIC, TICKS_TOPIC, Chunk
 from tapeline.streams.embedded import EmbeddedStream
 stream = EmbeddedStream(Path(sys.argv[1]))
-at, limit = stream.position("normalize", RAW_TOPIC, 0), int(sys.argv[2])
+at, limit = stream.positions("normalize", RAW_TOPIC)[0], int(sys.argv[2])
 print("ready", flush=True)
 while at < limit:
     stream.append(RAW_TOPIC, raws(stream.ends(RAW_TOPIC)[0], 2))
     outputs = [(TICKS_TOPIC, ticks(*[dict(sequence=at * 3 + n) for n in range(3)])), (REJECTED_TOPIC, rejects(1))]
-    stream.commit("normalize", Chunk(RAW_TOPIC, 0, at, raws(at, 2)), outputs, {{"ticks": 3, "rejected": 1}})
+    stream.commit("normalize", Chunk.dense(RAW_TOPIC, 0, at, raws(at, 2)), outputs, {{"ticks": 3, "rejected": 1}})
     at += 2
 stream.close()
 """
@@ -184,7 +183,7 @@ def writer(folder: Path, limit: int) -> subprocess.Popen[bytes]:
 
 def assert_consistent(stream: EmbeddedStream) -> int:
     """Position, outputs and totals tell the same story; the position."""
-    position = stream.position("normalize", RAW_TOPIC, 0)
+    position = stream.positions("normalize", RAW_TOPIC)[0]
     totals = stream.totals("normalize")
     assert position % 2 == 0
     assert totals.get("ticks", 0) == stream.ends(TICKS_TOPIC)[0] == position // 2 * 3
@@ -219,12 +218,12 @@ from tapeline.records import TICKS_TOPIC
 from tapeline.streams.embedded import EmbeddedStream
 stream, at, found = EmbeddedStream(Path(sys.argv[1])), 0, []
 while at < 450:
-    chunk = stream.read(TICKS_TOPIC, 0, at, 50)
+    chunk = stream.read(TICKS_TOPIC, {{0: at}}, 50)
     if chunk is not None:
-        assert chunk.first == at
+        assert chunk.offset[0] == at
         assert chunk.batch.num_rows % 3 == 0
         found += chunk.batch["sequence"].to_pylist()
-        at = chunk.next
+        at = chunk.next[0]
 stream.close()
 print(len(found), all(found[n] % 3 == n % 3 for n in range(450)))
 """
@@ -240,7 +239,7 @@ print(len(found), all(found[n] % 3 == n % 3 for n in range(450)))
 def test_a_reader_s_view_does_not_change_under_it(tmp_path: Path) -> None:
     writing, reading = EmbeddedStream(tmp_path), EmbeddedStream(tmp_path)
     writing.append(RAW_TOPIC, raws(0, 2))
-    chunk = reading.read(RAW_TOPIC, 0, 0, 10)
+    chunk = reading.read(RAW_TOPIC, {0: 0}, 10)
     writing.append(RAW_TOPIC, raws(2, 2))
     assert chunk is not None
     assert chunk.batch.num_rows == 2
@@ -313,7 +312,7 @@ def test_a_batch_that_cannot_be_read_names_its_file(tmp_path: Path, data: bytes)
     db.close()
     stream = EmbeddedStream(tmp_path)
     with pytest.raises(DiskTrouble, match=r"raw\.sqlite"):
-        stream.read(RAW_TOPIC, 0, 0, 10)
+        stream.read(RAW_TOPIC, {0: 0}, 10)
     stream.close()
 
 
@@ -344,6 +343,6 @@ def test_ticks_keep_every_value_bit_by_bit(stream: EmbeddedStream) -> None:
         {"last": 5e-324, "volume": -0.0, "ts_ns": -1}, {"last": None, "bid": 1.7976931348623157e308}, {"ts_ns": NOON * 2, "symbol": "币/安"}
     )
     stream.append(TICKS_TOPIC, batch)
-    chunk = stream.read(TICKS_TOPIC, 0, 0, 10)
+    chunk = stream.read(TICKS_TOPIC, {0: 0}, 10)
     assert chunk is not None
     assert repr(chunk.batch.to_pylist()) == repr(batch.to_pylist())

@@ -12,7 +12,7 @@ import pytest
 
 from tapeline.providers import DECODERS
 from tapeline.providers.normalizing import Normalized, normalize
-from tapeline.records import BARS_TOPIC, NOTICES_TOPIC, RAW, REJECTED_TOPIC, TICKS_TOPIC
+from tapeline.records import BARS_TOPIC, NOTICES_TOPIC, RAW, RAW_TOPIC, REJECTED_TOPIC, TICKS_TOPIC, Chunk
 
 FIXTURES = Path(__file__).parent / "fixtures"
 CASES = sorted(FIXTURES.glob("*/*/*.frame"))
@@ -35,7 +35,7 @@ def test_a_golden_frame_becomes_the_rows_beside_it(case: Path) -> None:
     expected = json.loads(case.with_suffix(".json").read_text())
     batch = raw_batch(provider, feed, [case.read_bytes()], expected["received_ns"])
 
-    normalized = normalize(batch, 0, 0, DECODERS)
+    normalized = normalize(Chunk.dense(RAW_TOPIC, 0, 0, batch), DECODERS)
     found = rows(normalized)
 
     for name in ("ticks", "bars"):

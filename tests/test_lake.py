@@ -21,7 +21,8 @@ from made import DAY, NOON, bars, rejects, ticks
 from tapeline.errors import DiskTrouble, NewerData
 from tapeline.providers import identity
 from tapeline.query import connect
-from tapeline.records import BARS, BARS_TOPIC, NS_PER_S, REJECTED_TOPIC, TICKS, TICKS_TOPIC
+from tapeline.records import BARS, BARS_TOPIC, NS_PER_S, REJECTED_TOPIC, TICKS, TICKS_TOPIC, Chunk, Topic
+from tapeline.stores import Written
 from tapeline.stores import lake as lake_module
 from tapeline.stores.lake import Lake, with_dates
 
@@ -35,7 +36,17 @@ def lake(tmp_path: Path) -> Lake:
 
 def kept(lake: Lake, *batches: pa.RecordBatch) -> list[int]:
     """Write batches of ticks one after another; how many rows of each were kept."""
-    return [lake.write(TICKS_TOPIC, 0, batch, lake.position(TICKS_TOPIC, 0) + batch.num_rows).rows for batch in batches]
+    return [write(lake, TICKS_TOPIC, batch).rows for batch in batches]
+
+
+def position(lake: Lake, topic: Topic = TICKS_TOPIC, partition: int = 0) -> int:
+    """Where the lake reads a partition next."""
+    return lake.totals(topic).positions.get(partition, 0)
+
+
+def write(lake: Lake, topic: Topic, batch: pa.RecordBatch, partition: int = 0) -> Written:
+    """Write what comes next in a partition."""
+    return lake.write(Chunk.dense(topic, partition, position(lake, topic, partition), batch))
 
 
 def table(lake: Lake, name: str = "ticks", order: str = "raw_offset") -> list[Row]:
@@ -60,9 +71,8 @@ QUOTE: Row = {**POLYGON, "channel": "Q", "kind": "quote", "last": None, "volume"
 
 
 def test_an_empty_lake_begins_at_zero(lake: Lake) -> None:
-    assert lake.position(TICKS_TOPIC, 0) == 0
-    totals = lake.totals(TICKS_TOPIC, 0)
-    assert (totals.position, totals.rows, totals.duplicates) == (0, 0, 0)
+    totals = lake.totals(TICKS_TOPIC)
+    assert (totals.positions, totals.read, totals.rows, totals.duplicates) == ({}, 0, 0, 0)
     assert table(lake) == []
 
 
@@ -107,8 +117,8 @@ def test_an_event_that_comes_twice_is_kept_once_the_first_time(lake: Lake, what:
         assert kept(lake, ticks(first), ticks({**second, "raw_offset": 60})) == [1, 0]
     (row,) = table(lake)
     assert row["received_ns"] == ticks(first)["received_ns"][0].as_py()
-    totals = lake.totals(TICKS_TOPIC, 0)
-    assert (totals.position, totals.rows, totals.duplicates) == (2, 1, 1)
+    totals = lake.totals(TICKS_TOPIC)
+    assert (totals.positions, totals.read, totals.rows, totals.duplicates) == ({0: 2}, 2, 1, 1)
 
 
 @pytest.mark.parametrize("together", [True, False], ids=["in one batch", "in two writes"])
@@ -138,16 +148,16 @@ def test_duplicates_are_found_among_many_days_and_files(lake: Lake) -> None:
     days = [[{"sequence": day * 100 + at, "ts_ns": NOON + day * DAY + at} for at in range(20)] for day in range(5)]
     assert kept(lake, *[ticks(*rows) for rows in days]) == [20] * 5
     assert kept(lake, ticks(*[row for rows in days for row in rows], {"sequence": 999})) == [1]
-    assert lake.totals(TICKS_TOPIC, 0).duplicates == 100
+    assert lake.totals(TICKS_TOPIC).duplicates == 100
 
 
 def test_another_lake_object_knows_what_the_first_one_wrote(lake: Lake) -> None:
     kept(lake, ticks({"sequence": 1}))
     other = Lake(lake.root, identity)
-    assert other.position(TICKS_TOPIC, 0) == 1
+    assert position(other) == 1
     assert kept(other, ticks({"sequence": 1, "raw_offset": 9}, {"sequence": 2, "raw_offset": 10})) == [1]
     assert kept(lake, ticks({"sequence": 2, "raw_offset": 11})) == [0]
-    assert lake.position(TICKS_TOPIC, 0) == 4
+    assert position(lake) == 4
 
 
 def test_revisions_of_a_bar_are_all_kept_and_the_last_is_shown(lake: Lake) -> None:
@@ -158,50 +168,49 @@ def test_revisions_of_a_bar_are_all_kept_and_the_last_is_shown(lake: Lake) -> No
         {"close": 2.5, "final": True},
         {"ts_ns": NOON + 60 * NS_PER_S},
     ]
-    assert lake.write(BARS_TOPIC, 0, bars(*revisions), 5).rows == 4
+    assert write(lake, BARS_TOPIC, bars(*revisions)).rows == 4
     assert [(row["ts_ns"], row["close"], row["final"]) for row in table(lake, "bars", "ts_ns")] == [
         (NOON, 2.5, True),
         (NOON + 60 * NS_PER_S, 2.0, False),
     ]
     assert [row["close"] for row in table(lake, "bar_revisions")] == [2.0, 3.0, 2.5, 2.0]
     late = bars({"close": 9.0, "raw_offset": 70}, {"close": 3.0, "raw_offset": 71})
-    assert lake.write(BARS_TOPIC, 0, late, 7).rows == 1
+    assert write(lake, BARS_TOPIC, late).rows == 1
     assert [row["close"] for row in table(lake, "bars", "ts_ns")] == [9.0, 2.0]
 
 
 def test_bars_of_other_intervals_symbols_and_feeds_are_other_bars(lake: Lake) -> None:
     others: list[Row] = [{}, {"interval": "1s"}, {"symbol": "AMD"}, {"feed": "options"}, {"provider": "alpaca"}]
-    assert lake.write(BARS_TOPIC, 0, bars(*others), 5).rows == 5
+    assert write(lake, BARS_TOPIC, bars(*others)).rows == 5
     assert len(table(lake, "bars")) == 5
 
 
 def test_rejects_and_notices_are_kept_however_equal(lake: Lake) -> None:
-    assert lake.write(REJECTED_TOPIC, 0, rejects(3), 3).rows == 3
-    assert lake.write(REJECTED_TOPIC, 0, rejects(3), 6).rows == 3
+    assert write(lake, REJECTED_TOPIC, rejects(3)).rows == 3
+    assert write(lake, REJECTED_TOPIC, rejects(3)).rows == 3
     assert len(table(lake, "rejected")) == 6
 
 
 @pytest.mark.parametrize("begun", [False, True])
-def test_a_write_of_nothing_moves_the_position(lake: Lake, begun: bool) -> None:
+def test_a_write_of_nothing_is_none(lake: Lake, begun: bool) -> None:
     if begun:
         kept(lake, ticks({}))
-    at = lake.position(TICKS_TOPIC, 0)
-    lake.write(TICKS_TOPIC, 0, pa.RecordBatch.from_pylist([], TICKS), at + 10)
-    assert lake.position(TICKS_TOPIC, 0) == at + 10
-    assert Lake(lake.root, identity).position(TICKS_TOPIC, 0) == at + 10
-    assert len(table(lake)) == at
+    before = lake.totals(TICKS_TOPIC)
+    assert write(lake, TICKS_TOPIC, pa.RecordBatch.from_pylist([], TICKS)) == Written(0, 0)
+    assert lake.totals(TICKS_TOPIC) == Lake(lake.root, identity).totals(TICKS_TOPIC) == before
+    assert len(table(lake)) == before.rows == begun
 
 
 def test_a_write_of_duplicates_alone_moves_the_position(lake: Lake) -> None:
     kept(lake, ticks({"sequence": 1}), ticks({"sequence": 1}))
-    assert lake.position(TICKS_TOPIC, 0) == 2
+    assert position(lake) == 2
 
 
 def test_topics_and_partitions_have_positions_of_their_own(lake: Lake) -> None:
-    lake.write(TICKS_TOPIC, 0, ticks({"sequence": 1}), 1)
-    lake.write(TICKS_TOPIC, 1, ticks({"sequence": 2}, {"sequence": 3}), 2)
-    assert [lake.position(TICKS_TOPIC, partition) for partition in (0, 1, 2)] == [1, 2, 0]
-    assert lake.position(BARS_TOPIC, 0) == 0
+    write(lake, TICKS_TOPIC, ticks({"sequence": 1}))
+    write(lake, TICKS_TOPIC, ticks({"sequence": 2}, {"sequence": 3}), 1)
+    assert [position(lake, TICKS_TOPIC, partition) for partition in (0, 1, 2)] == [1, 2, 0]
+    assert position(lake, BARS_TOPIC) == 0
 
 
 # Crashes
@@ -220,19 +229,19 @@ def test_a_crash_between_the_files_and_the_commit_leaves_no_rows(lake: Lake, mon
         kept(lake, ticks({"sequence": 2}))
     monkeypatch.undo()
     assert [row["sequence"] for row in table(lake)] == [1]
-    assert lake.position(TICKS_TOPIC, 0) == 1
+    assert position(lake) == 1
     assert kept(lake, ticks({"sequence": 2, "raw_offset": 4})) == [1]
     assert [row["sequence"] for row in table(lake)] == [1, 2]
 
 
 def test_a_write_that_was_committed_and_still_raised_is_not_written_twice(lake: Lake) -> None:
-    batch = rejects(3)
-    lake.write(REJECTED_TOPIC, 0, batch, 3)
-    again = lake.write(REJECTED_TOPIC, 0, batch, 3)
+    first = Chunk.dense(REJECTED_TOPIC, 0, 0, rejects(3))
+    lake.write(first)
+    again = lake.write(first)
     assert (again.rows, again.duplicates) == (0, 0)
-    lake.write(REJECTED_TOPIC, 0, pa.Table.from_batches([batch, rejects(2)]).combine_chunks().to_batches()[0], 5)
-    totals = lake.totals(REJECTED_TOPIC, 0)
-    assert (totals.position, totals.rows, len(table(lake, "rejected"))) == (5, 5, 5)
+    lake.write(Chunk.join([first, Chunk.dense(REJECTED_TOPIC, 0, 3, rejects(2))]))
+    totals = lake.totals(REJECTED_TOPIC)
+    assert (totals.positions, totals.read, totals.rows, len(table(lake, "rejected"))) == ({0: 5}, 5, 5, 5)
 
 
 WRITER = """
@@ -240,13 +249,14 @@ import sys; sys.path.insert(0, {tests!r})
 from pathlib import Path
 from made import ticks
 from tapeline.providers import identity
-from tapeline.records import TICKS_TOPIC
+from tapeline.records import TICKS_TOPIC, Chunk
 from tapeline.stores.lake import Lake
 lake = Lake(Path(sys.argv[1]), identity)
-at = lake.position(TICKS_TOPIC, 0)
+at = lake.totals(TICKS_TOPIC).positions.get(0, 0)
 print("ready", flush=True)
 while True:
-    lake.write(TICKS_TOPIC, 0, ticks(*[dict(sequence=at + n, raw_offset=at + n) for n in range(50)]), at + 50)
+    rows = ticks(*[dict(sequence=at + n, raw_offset=at + n) for n in range(50)])
+    lake.write(Chunk.dense(TICKS_TOPIC, 0, at, rows))
     at += 50
 """
 
@@ -262,11 +272,11 @@ def test_a_writer_killed_at_any_moment_leaves_rows_position_and_counts_that_agre
         process.send_signal(signal.SIGKILL)
         process.wait()
         process.stdout.close()
-        totals = Lake(lake.root, identity).totals(TICKS_TOPIC, 0)
-        assert totals.position == totals.rows > last
+        totals = Lake(lake.root, identity).totals(TICKS_TOPIC)
+        assert totals.positions[0] == totals.read == totals.rows > last
         assert totals.duplicates == 0
-        assert [row["sequence"] for row in table(lake)] == list(range(totals.position))
-        last = totals.position
+        assert [row["sequence"] for row in table(lake)] == list(range(totals.rows))
+        last = totals.rows
 
 
 # What readers see
@@ -309,13 +319,14 @@ def test_every_column_comes_back_as_it_was_written(lake: Lake) -> None:
     kept(lake, batch)
     found = [{name: row[name] for name in TICKS.names} for row in table(lake)]
     assert found == batch.to_pylist()
-    lake.write(BARS_TOPIC, 0, bars({"vwap": 1.25, "trades": 3}), 1)
+    write(lake, BARS_TOPIC, bars({"vwap": 1.25, "trades": 3}))
     assert [{name: row[name] for name in BARS.names} for row in table(lake, "bars")] == bars({"vwap": 1.25, "trades": 3}).to_pylist()
 
 
 def test_a_lake_of_a_newer_format_is_refused_untouched(lake: Lake) -> None:
     write_deltalake(str(lake.root / "ticks"), with_dates(ticks({})), partition_by=["date"], description="Tapeline lake, format 99")
-    for attempt in (lambda: lake.position(TICKS_TOPIC, 0), lambda: lake.write(TICKS_TOPIC, 0, ticks({}), 1), lambda: connect(lake.root)):
+    chunk = Chunk.dense(TICKS_TOPIC, 0, 0, ticks({}))
+    for attempt in (lambda: lake.totals(TICKS_TOPIC), lambda: lake.write(chunk), lambda: connect(lake.root)):
         with pytest.raises(NewerData, match="99"):
             attempt()
     assert DeltaTable(str(lake.root / "ticks")).version() == 0
@@ -326,7 +337,7 @@ def test_a_damaged_table_is_named(lake: Lake) -> None:
     for path in (lake.root / "ticks" / "_delta_log").glob("*.json"):
         path.write_text("no log at all")
     with pytest.raises(DiskTrouble, match="ticks"):
-        Lake(lake.root, identity).position(TICKS_TOPIC, 0)
+        Lake(lake.root, identity).totals(TICKS_TOPIC)
 
 
 def test_a_missing_file_is_trouble_with_the_disk_and_not_a_loss(lake: Lake) -> None:
@@ -341,8 +352,8 @@ def test_the_log_holds_the_position_for_other_programs(lake: Lake) -> None:
     kept(lake, ticks({"sequence": 1}, {"sequence": 1}))
     log = [json.loads(line) for path in (lake.root / "ticks" / "_delta_log").glob("*.json") for line in path.read_text().splitlines()]
     found = {entry["txn"]["appId"]: entry["txn"]["version"] for entry in log if "txn" in entry}
-    name = f"tapeline/{TICKS_TOPIC.name}/0"
-    assert found == {name: 2, f"{name}/rows": 1, f"{name}/duplicates": 1}
+    name = f"tapeline/{TICKS_TOPIC.name}"
+    assert found == {f"{name}/0": 2, f"{name}/partitions": 1, f"{name}/read": 2, f"{name}/rows": 1, f"{name}/duplicates": 1}
 
 
 def test_an_id_is_known_after_a_restart_though_lower_ones_came_first(lake: Lake) -> None:

@@ -16,7 +16,7 @@ from msgspec.msgpack import Ext
 from frames import normalized, rows
 from tapeline.providers import identity
 from tapeline.query import connect
-from tapeline.records import NS_PER_S, TICKS_TOPIC
+from tapeline.records import NS_PER_S, TICKS_TOPIC, Chunk
 from tapeline.stores.lake import Lake
 
 #: One moment and another: Tapeline's times lie between them (docs/records.md).
@@ -56,7 +56,7 @@ def test_a_decimal_of_15_digits_comes_back_from_the_lake_as_it_was_sent(texts: l
     batch = result.batches[TICKS_TOPIC]
     assert batch.num_rows == len(texts)
     with tempfile.TemporaryDirectory() as folder:
-        Lake(Path(folder), identity).write(TICKS_TOPIC, 0, batch, batch.num_rows)
+        Lake(Path(folder), identity).write(Chunk.dense(TICKS_TOPIC, 0, 0, batch))
         with connect(Path(folder)) as db:
             found = db.execute("SELECT last, volume FROM ticks ORDER BY sequence").fetchall()
             shown = db.execute("SELECT last::VARCHAR FROM ticks ORDER BY sequence").fetchall()
@@ -129,7 +129,7 @@ def test_nanoseconds_come_back_from_the_lake_and_its_timestamps_agree_to_the_mic
     events = [{**base, "i": at, "t": rfc3339(ns, 9)} for at, ns in enumerate(times)]
     batch = normalized("alpaca", "sip", [msgspec.json.encode(events)]).batches[TICKS_TOPIC]
     with tempfile.TemporaryDirectory() as folder:
-        Lake(Path(folder), identity).write(TICKS_TOPIC, 0, batch.slice(0, 40), min(40, batch.num_rows))
+        Lake(Path(folder), identity).write(Chunk.dense(TICKS_TOPIC, 0, 0, batch.slice(0, 40)))
         with connect(Path(folder)) as db:
             found = db.execute("SELECT ts_ns, epoch_us(ts), date FROM ticks ORDER BY ts_ns").fetchall()
     assert [ns for ns, _, _ in found] == times[:40]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tapeline.providers import DECODERS
 from tapeline.providers.binance import _SHAPES
 from tapeline.providers.normalizing import normalize
-from tapeline.records import NORMALIZED_TOPICS, RAW, Topic
+from tapeline.records import NORMALIZED_TOPICS, RAW, RAW_TOPIC, Chunk, Topic
 
 EXAMPLES = 500 if os.environ.get("TAPELINE_PROVE") else 25
 TRADE = (
@@ -65,7 +65,8 @@ def raw_batch(frames: list[bytes]) -> pa.RecordBatch:
 
 def outputs(frames: list[bytes], cuts: list[int]) -> dict[Topic, pa.Table]:
     batch = raw_batch(frames)
-    parts = [normalize(batch.slice(a, b - a), 0, a, DECODERS).batches for a, b in pairwise([0, *cuts, len(frames)])]
+    chunks = [Chunk.dense(RAW_TOPIC, 0, a, batch.slice(a, b - a)) for a, b in pairwise([0, *cuts, len(frames)])]
+    parts = [normalize(chunk, DECODERS).batches for chunk in chunks]
     return {topic: pa.Table.from_batches([part[topic] for part in parts]).combine_chunks() for topic in NORMALIZED_TOPICS}
 
 

@@ -31,15 +31,16 @@ def checkup(config: Config, environ: Mapping[str, str]) -> Iterator[Result]:
     """Look at each thing in turn; none stops the ones after it."""
     yield _data_dir(config.root)
     try:
-        stream = wiring.open_stream(config)
-        yield Result(f"stream {config.stream.url}", f"{stream.ends(RAW_TOPIC)[0]:,} raw records")
+        stream = wiring.open_stream(config, environ)
+        ends = stream.ends(RAW_TOPIC)
+        yield Result(f"stream {config.stream.shown}", f"reachable, {len(ends)} partitions of {RAW_TOPIC.name}")
         stream.close()
     except TapelineError as error:
-        yield Result(f"stream {config.stream.url}", str(error), error.exit_status)
+        yield Result(f"stream {config.stream.shown}", str(error), error.exit_status)
     for some in config.stores:
         try:
             store = wiring.open_store(config, some)
-            rows = sum(store.totals(topic, 0).rows for topic in NORMALIZED_TOPICS)
+            rows = sum(store.totals(topic).rows for topic in NORMALIZED_TOPICS)
             yield Result(f"store {some.url}", f"{rows:,} rows")
         except TapelineError as error:
             yield Result(f"store {some.url}", str(error), error.exit_status)

@@ -11,8 +11,9 @@ import signal
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from enum import StrEnum
 from pathlib import Path
 from random import Random
@@ -23,9 +24,9 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from tapeline.config import Config, environment, load
-from tapeline.errors import ConfigError, TapelineError
+from tapeline.errors import Busy, ConfigError, TapelineError
 from tapeline.locks import own
-from tapeline.monitor.status import StatusFile
+from tapeline.monitor.status import StatusFile, worker_name
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -47,6 +48,8 @@ ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="The c
 
 #: A store writes in bursts; where cores are few, those wait for the stages whose delay is felt.
 _STORE_NICENESS = 10
+#: Normalize workers on one machine.
+_MOST_WORKERS = 64
 
 
 class Format(StrEnum):
@@ -102,15 +105,26 @@ def run(
 
 
 @app.command()
-def ingest(config: ConfigOption = None) -> None:
-    """The sockets alone: record every frame into the stream, byte for byte."""
+def ingest(
+    config: ConfigOption = None,
+    process: Annotated[str, typer.Option(help="Open the [[providers]] that have this process; those without one if left out.")] = "",
+) -> None:
+    """The sockets alone: record every frame into the stream, byte for byte.
+
+    Example: `tapeline ingest --process crypto` opens what the config marks with `process = "crypto"`
+    """
     from tapeline import wiring
-    from tapeline.stages import StreamRecorder
-    from tapeline.stages import ingest as ingest_stage
+    from tapeline.delivery import Delivery
+    from tapeline.ingest import StreamRecorder
+    from tapeline.ingest import ingest as ingest_stage
 
     settings = _load(config)
     planned = wiring.plans(settings, environment())
+    mine = [(provider, plan) for provider, plan in planned if provider.process == process]
+    if not mine:
+        raise ConfigError(f"The config has no [[providers]] with process = {process!r}. Name one that it has, or leave out --process.")
     random = Random()
+    name = wiring.ingest_name(process)
 
     async def body() -> None:
         stop = asyncio.Event()
@@ -119,30 +133,40 @@ def ingest(config: ConfigOption = None) -> None:
             loop.add_signal_handler(number, stop.set)
         orphan = asyncio.create_task(_stop_with_parent(stop))
         stream = wiring.open_stream(settings)
-        recorder = StreamRecorder(stream, random)
         try:
-            lines = wiring.lines(planned, recorder, time.time_ns, random)
-            await ingest_stage(lines, recorder, wiring.checks(planned), StatusFile(settings.root, "ingest"), stop)
+            leases = await wiring.leases_in_time(mine, stream, random, stop)
+            writer = f"{name}-{uuid.uuid4().hex}"
+            delivery = Delivery(stream.producer(writer), writer, wiring.spool(settings, process))
+            delivery.open()
+            recorder = StreamRecorder(delivery, wiring.partitions(planned, stream.partitions), random)
+            lines = wiring.lines(mine, recorder, time.time_ns, random)
+            await ingest_stage(lines, recorder, wiring.checks(mine), StatusFile(settings.root, name), stop, leases)
         finally:
             orphan.cancel()
             stream.close()
 
-    with _own_stage(settings, "ingest"):
+    with _own_stage(settings, name):
         _loop_runner(body)
 
 
 @app.command()
-def normalize(config: ConfigOption = None) -> None:
-    """The interpreter alone: raw records in; ticks, bars, notices and rejects out."""
+def normalize(
+    config: ConfigOption = None,
+    worker: Annotated[int | None, typer.Option(help="Which of several; the first that does not run if left out.", min=1)] = None,
+) -> None:
+    """The interpreter alone: raw records in; ticks, bars, notices and rejects out.
+
+    Started several times, on one machine or many, the workers share the raw topic's partitions; the others take over from one that dies.
+    """
     from tapeline import wiring
     from tapeline.providers import DECODERS
     from tapeline.stages import Normalize, run_normalize
 
     settings = _load(config)
     stop = _stop_on_signal(with_parent=True)
-    with _own_stage(settings, "normalize"):
+    with _own_worker(settings, worker) as name:
         stream = wiring.open_stream(settings)
-        run_normalize(Normalize(stream, DECODERS, StatusFile(settings.root, "normalize")), stop, Random())
+        run_normalize(Normalize(stream, DECODERS, StatusFile(settings.root, name), name=wiring.member_name(settings, name)), stop, Random())
         stream.close()
 
 
@@ -169,6 +193,7 @@ def store(
             wiring.open_store(settings, by_name[chosen]),
             StatusFile(settings.root, chosen),
             stop,
+            group=chosen,
             flush_rows=by_name[chosen].flush_rows,
             flush_s=by_name[chosen].flush_seconds,
         )
@@ -289,10 +314,10 @@ def tail(
     chosen = RAW_TOPIC if topic is TailTopic.raw else next(t for t in NORMALIZED_TOPICS if t.table == topic.value)
     if symbol and "symbol" not in chosen.schema.names:
         raise ConfigError(f"{topic.value} records carry no symbol; leave out --symbol.")
-    position = max(0, stream.ends(chosen)[0] - (lines if symbol is None else 500_000))
+    positions = stream.before_end(chosen, lines if symbol is None else 500_000)
     latest: list[pa.RecordBatch] = []
     while not stop.is_set():
-        chunk = stream.read(chosen, 0, position, 4096)
+        chunk = stream.read(chosen, positions, 4096)
         if chunk is None:
             with _reader_may_leave():
                 _print_last(latest, lines, json_lines)
@@ -301,7 +326,7 @@ def tail(
                 break
             stop.wait(0.05)
             continue
-        position = chunk.next
+        positions |= chunk.next
         latest.append(_only(chunk.batch, symbol))
     stream.close()
 
@@ -351,7 +376,7 @@ def _stream_with_data(settings: Config) -> Stream:
     """The stream of a run that was; looking on makes none."""
     from tapeline import wiring
 
-    if not (settings.root / "stream").exists():
+    if settings.stream.url == "embedded:" and not (settings.root / "stream").exists():
         raise ConfigError(f"There is no data in {settings.root} yet. Start with `tapeline run`, or name another --config.")
     return wiring.open_stream(settings)
 
@@ -415,6 +440,23 @@ def _own_stage(settings: Config, stage: str) -> Any:
     """A stage's lock. Under a supervisor, a predecessor that is just ending, at most as long as it may finish its work, is waited for."""
     gc.freeze()  # what start-up has made is never garbage: a collection that walks it all would be felt in the latency
     return own(settings.root / "locks" / stage, f"tapeline {stage}", wait_s=90.0 if _supervisor() is not None else 0.0)
+
+
+@contextmanager
+def _own_worker(settings: Config, number: int | None) -> Iterator[str]:
+    """The lock of a normalize worker: the one asked for, or the first that is free. Gives the worker's name."""
+    numbers = [number] if number is not None else range(1, _MOST_WORKERS + 1)
+    for some in numbers:
+        name = worker_name(some)
+        with ExitStack() as held:
+            try:
+                held.enter_context(_own_stage(settings, name))
+            except Busy:
+                if some == numbers[-1]:
+                    raise
+                continue
+            yield name
+            return
 
 
 def _loop_runner(body: Any) -> None:

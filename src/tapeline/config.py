@@ -19,7 +19,7 @@ from tapeline.errors import ConfigError
 
 PREFIX: Final = "TAPELINE_"
 #: Variables of this prefix that are not settings.
-_NOT_SETTINGS: Final = frozenset({"TAPELINE_CONFIG", "TAPELINE_PROVE", "TAPELINE_LOG"})
+_NOT_SETTINGS: Final = frozenset({"TAPELINE_CONFIG", "TAPELINE_PROVE", "TAPELINE_LOG", "TAPELINE_CACHE", "TAPELINE_STREAM_PASSWORD"})
 #: Where each provider's secrets are looked for, ours first, then the names that its own client uses.
 SECRETS: Final[dict[str, dict[str, tuple[str, ...]]]] = {
     "binance": {},
@@ -35,10 +35,36 @@ NotNegative = Annotated[float, msgspec.Meta(ge=0)]
 ProviderName = Literal["binance", "polygon", "alpaca"]
 
 
-class StreamConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+CodecName = Literal["arrow", "protobuf"]
+
+
+class CodecsConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """How the normalized topics are written on Kafka and Redis; raw is always Arrow."""
+
+    normalized: CodecName = "protobuf"
+    bars: CodecName = "protobuf"
+    notices: CodecName = "protobuf"
+    rejected: CodecName = "protobuf"
+
+
+class StreamConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     """Where records flow between the stages."""
 
-    url: str = "embedded:"
+    url: str = "embedded:"  # embedded: | redis://host:6379/0 | rediss://... | kafka://host:9092,host2:9092 | kafkas://...
+    password_file: str = ""  # for the user in the url; or TAPELINE_STREAM_PASSWORD
+    sasl: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "SCRAM-SHA-512"  # how that user logs in to Kafka
+    ca_file: str = ""  # trust this certificate authority for TLS, besides the system's
+    partitions: Annotated[int, msgspec.Meta(ge=0, le=1024)] = 0  # of topics made anew; 0: 1 embedded, else 4
+    replication: Annotated[int, msgspec.Meta(ge=1, le=9)] = 1  # of Kafka topics made anew
+    codecs: CodecsConfig = CodecsConfig()
+    retain_hours: Annotated[float, msgspec.Meta(gt=0)] = 72.0  # what every group has acknowledged is removed after so long
+    memory_mb: Annotated[int, msgspec.Meta(ge=16)] = 2048  # Redis: the writer slows down rather than let it hold more
+    spool_mb: Annotated[int, msgspec.Meta(ge=1)] = 8192  # what ingest keeps on disk while Kafka or Redis is away
+
+    @property
+    def shown(self) -> str:
+        """The url without its password."""
+        return re.sub(r"(://[^:/@]*):[^@/]*@", r"\1@", self.url)
 
 
 class ProviderConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
@@ -48,6 +74,8 @@ class ProviderConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw
     feed: str = ""  # the provider's usual one where left out
     url: str = ""  # the provider's own address where left out
     rest_url: str = ""
+    connections: Annotated[int, msgspec.Meta(ge=1)] = 1  # how many the account may have to one endpoint (Massive, Alpaca)
+    process: str = ""  # which ingest process opens it: `tapeline ingest --process NAME`
     symbols: tuple[str, ...] = ()  # the provider's own names
     channels: tuple[str, ...] = ()
     time_unit: Literal["ms", "us"] = "ms"  # of Binance's times
@@ -74,6 +102,7 @@ class Config(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     stream: StreamConfig = StreamConfig()
     providers: tuple[ProviderConfig, ...] = ()
     stores: tuple[StoreConfig, ...] = (StoreConfig(),)
+    normalize_workers: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1  # processes that share the raw topic's partitions
 
     @property
     def root(self) -> Path:
@@ -177,7 +206,7 @@ def _explain(problem: str) -> str:
         return problem.replace("$.", "").replace("`$`", "the top level")
     where = unknown["where"] or ""
     struct: type[msgspec.Struct] = Config
-    for part, kind in (("stream", StreamConfig), ("providers", ProviderConfig), ("stores", StoreConfig)):
+    for part, kind in (("stream", StreamConfig), ("stream.codecs", CodecsConfig), ("providers", ProviderConfig), ("stores", StoreConfig)):
         if where.startswith(f".{part}"):
             struct = kind
     valid = [field.encode_name for field in msgspec.structs.fields(struct)]
@@ -191,15 +220,7 @@ def secret(provider: ProviderConfig, kind: str, environ: Mapping[str, str]) -> s
     """The provider's `key` or `secret`. Raises ConfigError that says where it was looked for, never what was found."""
     path = provider.key_file if kind == "key" else provider.secret_file
     if path:
-        try:
-            text = Path(path).expanduser().read_text(encoding="utf-8").strip()
-        except OSError as error:
-            raise ConfigError(f"{provider.name}: {kind}_file {path} cannot be read: {error.strerror}.") from None
-        except UnicodeDecodeError:
-            raise ConfigError(f"{provider.name}: {kind}_file {path} holds no text.") from None
-        if not text:
-            raise ConfigError(f"{provider.name}: {kind}_file {path} is empty.")
-        return text
+        return _from_file(f"{provider.name}: {kind}_file", path)
     names = SECRETS[provider.name][kind]
     for name in names:
         if environ.get(name):
@@ -208,6 +229,25 @@ def secret(provider: ProviderConfig, kind: str, environ: Mapping[str, str]) -> s
         f"{provider.name} needs a {kind}. Set {names[0]} in the environment (or {', '.join(names[1:])}), "
         f'or {kind}_file = "..." in its [[providers]] block.'
     )
+
+
+def stream_password(stream: StreamConfig, environ: Mapping[str, str]) -> str:
+    """The password of the user in the stream's url, from its file or the environment; empty where neither has one."""
+    if stream.password_file:
+        return _from_file("stream.password_file", stream.password_file)
+    return environ.get("TAPELINE_STREAM_PASSWORD", "")
+
+
+def _from_file(what: str, path: str) -> str:
+    try:
+        text = Path(path).expanduser().read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise ConfigError(f"{what} {path} cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{what} {path} holds no text.") from None
+    if not text:
+        raise ConfigError(f"{what} {path} is empty.")
+    return text
 
 
 def environment() -> Mapping[str, str]:

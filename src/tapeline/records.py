@@ -6,17 +6,20 @@ coins. docs/records.md says how each provider's fields map onto these columns.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 NS_PER_US: Final = 1_000
 NS_PER_MS: Final = 1_000_000
 NS_PER_S: Final = 1_000_000_000
 
-#: A raw record is a websocket frame, a fetched page, or a moment in a socket's life.
-RawKind = Literal["opened", "subscribed", "frame", "closed", "fetched"]
+#: A raw record is a websocket frame, a fetched page, a moment in a socket's life, or a word on what could not be kept.
+RawKind = Literal["opened", "subscribed", "frame", "closed", "fetched", "refused"]
 
 
 def _field(name: str, kind: pa.DataType) -> pa.Field:
@@ -135,16 +138,84 @@ class Topic:
 
     name: str
     schema: pa.Schema
+    #: The column that decides the partition: records with the same value stay in order.
+    key: str
     #: The lake's table and SQL view of the same records; empty for raw, which only the stream keeps.
     table: str = ""
 
 
-RAW_TOPIC: Final = Topic("market-data.raw", RAW)
-TICKS_TOPIC: Final = Topic("market-data.normalized", TICKS, "ticks")
-BARS_TOPIC: Final = Topic("market-data.bars", BARS, "bars")
-NOTICES_TOPIC: Final = Topic("market-data.notices", NOTICES, "notices")
-REJECTED_TOPIC: Final = Topic("market-data.rejected", REJECTED, "rejected")
+RAW_TOPIC: Final = Topic("market-data.raw", RAW, "connection")
+TICKS_TOPIC: Final = Topic("market-data.normalized", TICKS, "symbol", "ticks")
+BARS_TOPIC: Final = Topic("market-data.bars", BARS, "symbol", "bars")
+NOTICES_TOPIC: Final = Topic("market-data.notices", NOTICES, "connection", "notices")
+REJECTED_TOPIC: Final = Topic("market-data.rejected", REJECTED, "connection", "rejected")
 
 #: What normalize writes, in the order of its accounting.
 NORMALIZED_TOPICS: Final = (TICKS_TOPIC, BARS_TOPIC, NOTICES_TOPIC, REJECTED_TOPIC)
 TOPICS: Final = {topic.name: topic for topic in (RAW_TOPIC, *NORMALIZED_TOPICS)}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Chunk:
+    """Records of a topic that were read together: those of each partition in order and without a hole."""
+
+    topic: Topic
+    batch: pa.RecordBatch
+    #: Of each record: its partition, and its offset there. Offsets rise, with or without jumps.
+    partition: npt.NDArray[np.int32]
+    offset: npt.NDArray[np.int64]
+    #: For each partition: the position that was read from, and the one to read on from.
+    begin: Mapping[int, int]
+    next: Mapping[int, int]
+
+    @staticmethod
+    def dense(topic: Topic, partition: int, first: int, batch: pa.RecordBatch) -> Chunk:
+        """Consecutive offsets of one partition."""
+        rows = batch.num_rows
+        return Chunk(
+            topic,
+            batch,
+            np.full(rows, partition, np.int32),
+            np.arange(first, first + rows, dtype=np.int64),
+            {partition: first},
+            {partition: first + rows},
+        )
+
+    @staticmethod
+    def join(chunks: Sequence[Chunk]) -> Chunk:
+        """Chunks that were read one after the other, as one."""
+        if len(chunks) == 1:
+            return chunks[0]
+        begin: dict[int, int] = {}
+        for chunk in reversed(chunks):
+            begin |= chunk.begin
+        return Chunk(
+            chunks[0].topic,
+            pa.concat_batches([chunk.batch for chunk in chunks]),
+            np.concatenate([chunk.partition for chunk in chunks]),
+            np.concatenate([chunk.offset for chunk in chunks]),
+            begin,
+            {partition: position for chunk in chunks for partition, position in chunk.next.items()},
+        )
+
+    @property
+    def rows(self) -> int:
+        return int(self.batch.num_rows)
+
+    def slice(self, first: int, end: int) -> Chunk:
+        """The records from row `first` to before row `end`; the positions stay those of the whole."""
+        part = slice(first, end)
+        return Chunk(self.topic, self.batch.slice(first, end - first), self.partition[part], self.offset[part], self.begin, self.next)
+
+    def after(self, positions: Mapping[int, int]) -> Chunk:
+        """Without the records that lie before `positions`."""
+        if all(positions.get(partition, 0) <= begin for partition, begin in self.begin.items()):
+            return self
+        floor = np.zeros(max(self.next) + 1, np.int64)
+        for partition, position in positions.items():
+            if partition < len(floor):
+                floor[partition] = position
+        keep = self.offset >= floor[self.partition]
+        begin = {partition: max(at, positions.get(partition, 0)) for partition, at in self.begin.items()}
+        ends = {partition: max(at, positions.get(partition, 0)) for partition, at in self.next.items()}
+        return Chunk(self.topic, self.batch.filter(pa.array(keep)), self.partition[keep], self.offset[keep], begin, ends)

@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any, Final
@@ -19,7 +19,7 @@ from tapeline.config import Config, environment
 from tapeline.locks import own
 from tapeline.monitor.health import backlogs, snapshot
 from tapeline.monitor.live import Screen
-from tapeline.monitor.status import StatusFile, read_status
+from tapeline.monitor.status import StatusFile, read_status, worker_name
 from tapeline.net import backoff
 from tapeline.stores import Store
 from tapeline.streams import Stream
@@ -37,7 +37,16 @@ def run(settings: Config, config: Path | None, until_idle_s: float | None, stop:
     with own(settings.root / "locks" / "run", "tapeline run"):
         arguments = ["--config", str(config)] if config else []
         command = [sys.executable, "-m", "tapeline"]
-        stages = [Stage(name, [*command, name, *arguments]) for name in ("ingest", "normalize")]
+        processes = dict.fromkeys(provider.process for provider in settings.providers)
+        ingests = [wiring.ingest_name(process) for process in processes]
+        stages = [
+            Stage(name, [*command, "ingest", *(["--process", process] if process else []), *arguments])
+            for name, process in zip(ingests, processes, strict=True)
+        ]
+        stages += [
+            Stage(worker_name(number), [*command, "normalize", "--worker", str(number), *arguments])
+            for number in range(1, settings.normalize_workers + 1)
+        ]
         stages += [Stage(name, [*command, "store", name, *arguments]) for name in stores]
         os.environ["TAPELINE_LOG"] = f"supervised {os.getpid()}"
         status = StatusFile(settings.root, "run")
@@ -50,7 +59,7 @@ def run(settings: Config, config: Path | None, until_idle_s: float | None, stop:
                     screen.tick()
 
                 supervisor = Supervisor(stages, lambda: backoff(Random(), 0.3, 15.0), screen.say)
-                supervisor.run(stop, _idle(settings, stream, stores, until_idle_s), look)
+                supervisor.run(stop, _idle(settings, stream, stores, ingests, until_idle_s), look)
             for entry in snapshot(settings.root, stream, stores)["equations"]:
                 log.info("%s", entry["text"])
         finally:
@@ -58,18 +67,23 @@ def run(settings: Config, config: Path | None, until_idle_s: float | None, stop:
     log.info("Stopped; everything that was accepted is in the stream and the stores.")
 
 
-def _idle(settings: Config, stream: Stream, stores: Mapping[str, Store], seconds: float | None) -> Callable[[], bool]:
+def _idle(
+    settings: Config, stream: Stream, stores: Mapping[str, Store], ingests: Sequence[str], seconds: float | None
+) -> Callable[[], bool]:
     """Whether nothing has arrived for `seconds` and nothing waits; never without `seconds`."""
     started_ns = time.time_ns()
 
     def idle() -> bool:
         if seconds is None:
             return False
-        word = read_status(settings.root).get("ingest", {})
-        if word.get("started_ns", 0) < started_ns:
-            return False  # ingest has not spoken since this run began
-        # By its own last word: a word that is old, or of an ingest that has died since, says nothing of now.
-        quiet_ns = word["updated_ns"] - max(word.get("last_data_ns", 0), word["started_ns"])
-        return quiet_ns >= seconds * 1e9 and not any(backlog.records for backlog in backlogs(stream, stores))
+        words = read_status(settings.root)
+        for word in (words.get(name, {}) for name in ingests):
+            if word.get("started_ns", 0) < started_ns:
+                return False  # it has not spoken since this run began
+            # By its own last word: a word that is old, or of an ingest that has died since, says nothing of now.
+            quiet_ns = word["updated_ns"] - max(word.get("last_data_ns", 0), word["started_ns"])
+            if quiet_ns < seconds * 1e9 or word.get("unsettled") or word.get("spooled"):
+                return False
+        return not any(backlog.records for backlog in backlogs(stream, stores))
 
     return idle

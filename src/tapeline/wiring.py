@@ -2,27 +2,76 @@
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
+import logging
+import platform
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from itertools import chain, count
 from pathlib import Path
 from random import Random
 
 from tapeline import net
-from tapeline.config import Config, ProviderConfig, StoreConfig, StreamConfig, secret
-from tapeline.errors import ConfigError
-from tapeline.providers import CHANNELS, PROVIDERS, identity
+from tapeline.config import Config, ProviderConfig, StoreConfig, environment, secret, stream_password
+from tapeline.errors import Busy, ConfigError, TapelineError, Unavailable
+from tapeline.providers import CHANNELS, PROVIDERS, Provider, identity
 from tapeline.providers.session import FeedSettings, Plan
+from tapeline.records import NORMALIZED_TOPICS, RAW_TOPIC, Topic
+from tapeline.spool import Spool
+from tapeline.stages import NORMALIZE
 from tapeline.stores import Store
 from tapeline.stores.lake import Lake
-from tapeline.streams import Stream
+from tapeline.streams import Lease, Stream
 from tapeline.streams.embedded import EmbeddedStream
 
+log = logging.getLogger(__name__)
 
-def open_stream(config: Config) -> Stream:
-    """Raises ConfigError for an address that no stream has."""
-    stream: StreamConfig = config.stream
-    if stream.url != "embedded:":
-        raise ConfigError(f'stream.url = "{stream.url}" is no stream that this version has. Use "embedded:".')
-    return EmbeddedStream(config.root / "stream")
+
+def open_stream(config: Config, environ: Mapping[str, str] | None = None) -> Stream:
+    """The configured stream; nothing is connected yet. Raises ConfigError for an address that no stream has."""
+    stream = config.stream
+    secrets = environment() if environ is None else environ
+    scheme = stream.url.partition(":")[0]
+    if stream.url == "embedded:":
+        return EmbeddedStream(config.root / "stream", stream.partitions or 1, groups=groups(config), retain_s=stream.retain_hours * 3600)
+    try:
+        if scheme in ("redis", "rediss"):
+            from tapeline.streams.redis import RedisStream
+
+            return RedisStream(stream, stream_password(stream, secrets), groups(config))
+        if scheme in ("kafka", "kafkas"):
+            from tapeline.streams.kafka import KafkaStream
+
+            return KafkaStream(stream, stream_password(stream, secrets))
+    except ModuleNotFoundError as error:
+        extra = scheme.removesuffix("s") if scheme != "redis" else scheme
+        raise ConfigError(f"{stream.shown} needs the package {error.name}. Install it: pip install 'tapeline[{extra}]'.") from None
+    raise ConfigError(f'stream.url = "{stream.shown}" is no stream. Use "embedded:", "redis://host:6379/0" or "kafka://host:9092".')
+
+
+def groups(config: Config) -> dict[str, tuple[Topic, ...]]:
+    """Who reads which topics, by the configuration."""
+    return {NORMALIZE: (RAW_TOPIC,)} | {store_name(store): NORMALIZED_TOPICS for store in config.stores}
+
+
+def member_name(config: Config, worker: str) -> str:
+    """A name in the stream that only the process with this worker's lock can have."""
+    place = hashlib.sha256(str(config.root).encode()).hexdigest()[:8]
+    return f"{platform.node()}-{place}-{worker}"
+
+
+def spool(config: Config, process: str) -> Spool | None:
+    """Where ingest keeps what the stream does not take; none for the embedded stream, whose disk is the same one."""
+    if config.stream.url == "embedded:":
+        return None
+    return Spool(config.root / "spool" / f"{ingest_name(process)}.sqlite", config.stream.spool_mb * 1_000_000)
+
+
+def ingest_name(process: str) -> str:
+    """The stage's name on the status page and in its lock: `ingest`, or `ingest-NAME`."""
+    return f"ingest-{process}" if process else "ingest"
 
 
 def store_name(store: StoreConfig) -> str:
@@ -79,8 +128,62 @@ def plans(config: Config, environ: Mapping[str, str]) -> list[tuple[ProviderConf
             rotate_after_s=provider.rotate_after,
             **secrets,
         )
-        found += [(provider, plan) for plan in module.plans(settings)]
+        for plan in module.plans(settings):
+            account = _account(module, plan, settings)
+            found.append((provider, replace(plan, name=_unused(plan.name, [known.name for _, known in found]), account=account)))
     return found
+
+
+def _account(module: Provider, plan: Plan, settings: FeedSettings) -> str:
+    """What may have one connection alone, by a name that gives no key away; empty where the provider sets no such limit."""
+    if not module.ONE_CONNECTION:
+        return ""
+    digest = hashlib.sha256(f"{plan.url} {settings.key}".encode()).hexdigest()[:12]
+    return f"the one connection of {plan.provider} {plan.feed}, account {digest}"
+
+
+def _unused(name: str, used: Sequence[str]) -> str:
+    return next(some for some in chain([name], (f"{name}-{number}" for number in count(2))) if some not in used)
+
+
+async def leases_in_time(
+    planned: Sequence[tuple[ProviderConfig, Plan]], stream: Stream, random: Random, stop: asyncio.Event
+) -> list[Lease]:
+    """As `leases`, waiting for a stream that is away: without it nobody knows whether another process has the connection."""
+    for delay in net.backoff(random, cap_s=5.0):
+        try:
+            return leases(planned, stream)
+        except Unavailable as error:
+            log.warning("%s No account with a limit of connections is dialed before the stream is back. Next try in %.1f s.", error, delay)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), delay)
+        if stop.is_set():
+            return []
+    return []
+
+
+def leases(planned: Sequence[tuple[ProviderConfig, Plan]], stream: Stream) -> list[Lease]:
+    """Hold the right to each account that may have few connections. Raises Busy that names the account, Unavailable."""
+    held: list[Lease] = []
+    try:
+        held += [_first_free(plan.account, provider.connections, stream) for provider, plan in planned if plan.account]
+    except TapelineError:
+        for lease in held:
+            lease.drop()
+        raise
+    return held
+
+
+def _first_free(account: str, connections: int, stream: Stream) -> Lease:
+    for number in range(1, connections):
+        with suppress(Busy):
+            return stream.hold(f"{account}, connection {number}")
+    return stream.hold(f"{account}, connection {connections}")
+
+
+def partitions(planned: Sequence[tuple[ProviderConfig, Plan]], number: int) -> dict[str, int]:
+    """The raw partition of each plan: in turn, so that they share the load evenly, the same for every process of one configuration."""
+    return {plan.name: at % number for at, (_, plan) in enumerate(planned)}
 
 
 def lines(

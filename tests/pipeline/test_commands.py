@@ -47,7 +47,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
 def expected(home: Home) -> list[dict[str, Any]]:
     """The stream's own ticks, in the order of QUERY."""
     with closing(EmbeddedStream(home.root / "stream")) as stream:
-        chunk = stream.read(TICKS_TOPIC, 0, 0, 1_000_000)
+        chunk = stream.read(TICKS_TOPIC, {0: 0}, 1_000_000)
     assert chunk is not None
     found: list[dict[str, Any]] = chunk.batch.to_pylist()
     assert len(found) > 500
@@ -97,7 +97,7 @@ def test_tail_shows_the_latest_records_of_a_topic(topic: Topic, done: Home) -> N
     assert found.returncode == 0, found.stderr
     with closing(EmbeddedStream(done.root / "stream")) as stream:
         end = stream.ends(topic)[0]
-        chunk = stream.read(topic, 0, max(0, end - 3), 10)
+        chunk = stream.read(topic, {0: max(0, end - 3)}, 10)
     assert chunk is not None
     assert found.stdout.splitlines() == list(json_lines(pa.Table.from_batches([chunk.batch])))
     assert len(found.stdout.splitlines()) == min(3, end)
@@ -118,7 +118,7 @@ def test_tail_follows_until_it_is_stopped_and_does_not_mind_a_closed_pipe(done: 
     until(lambda: len(follower.said.splitlines()) >= 2, "nothing is shown")
     assert follower.running
     with closing(EmbeddedStream(done.root / "stream")) as stream:
-        chunk = stream.read(TICKS_TOPIC, 0, 0, 1)
+        chunk = stream.read(TICKS_TOPIC, {0: 0}, 1)
         assert chunk is not None
         stream.append(TICKS_TOPIC, chunk.batch.slice(0, 1))
     assert len(until(lambda: len(follower.said.splitlines()) == 3 and follower.said.splitlines(), "the new one is not shown")) == 3

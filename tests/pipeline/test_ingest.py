@@ -14,8 +14,9 @@ import pyarrow as pa
 import pytest
 from processes import until
 
-from tapeline import net, stages, wiring
+from tapeline import ingest, net, wiring
 from tapeline.config import Config, ProviderConfig
+from tapeline.delivery import Delivery
 from tapeline.errors import DiskTrouble
 from tapeline.monitor.status import StatusFile
 from tapeline.records import RAW_TOPIC, Topic
@@ -32,10 +33,10 @@ class Stream(EmbeddedStream):
 
     full = False
 
-    def append(self, topic: Topic, batch: pa.RecordBatch) -> None:
+    def append(self, topic: Topic, batch: pa.RecordBatch, partition: int | None = None) -> None:
         if self.full:
             raise DiskTrouble("The disk is full.")
-        super().append(topic, batch)
+        super().append(topic, batch, partition)
 
 
 @pytest.fixture
@@ -45,14 +46,15 @@ def stream(tmp_path: Path) -> Iterator[Stream]:
     found.close()
 
 
-async def _ingest(stream: Stream, root: Path, stop: asyncio.Event, *urls: str) -> stages.StreamRecorder:
+async def _ingest(stream: Stream, root: Path, stop: asyncio.Event, *urls: str) -> ingest.StreamRecorder:
     """Record what these addresses send, until `stop`."""
     providers = [ProviderConfig(name="binance", url=url, symbols=("BTCUSDT",), channels=("trade",)) for url in urls]
     random = Random(1)
-    recorder = stages.StreamRecorder(stream, random)
     planned = wiring.plans(Config(providers=tuple(providers)), {})
+    delivery = Delivery(stream.producer("w"), "w", None)
+    recorder = ingest.StreamRecorder(delivery, wiring.partitions(planned, stream.partitions), random)
     lines = wiring.lines(planned, recorder, time.time_ns, random)
-    await stages.ingest(lines, recorder, {}, StatusFile(root, "ingest"), stop)
+    await ingest.ingest(lines, recorder, {}, StatusFile(root, "ingest"), stop)
     return recorder
 
 
@@ -76,7 +78,7 @@ def test_a_line_that_dies_ends_the_stage_loudly_though_others_live(stream: Strea
 
 
 def test_a_stop_does_not_wait_for_a_provider_that_never_answers(stream: Stream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stages, "_CLOSE_WITHIN_S", 0.3)
+    monkeypatch.setattr(ingest, "_CLOSE_WITHIN_S", 0.3)
     with ExitStack() as stack:
         silent = stack.enter_context(socket.socket())
         silent.bind(("127.0.0.1", 0))
@@ -117,7 +119,7 @@ def test_a_stream_that_takes_nothing_for_a_while_misses_nothing(stream: Stream, 
         await market.stop()
 
     asyncio.run(scenario())
-    chunk = stream.read(RAW_TOPIC, 0, 0, 100_000)
+    chunk = stream.read(RAW_TOPIC, {0: 0}, 100_000)
     assert chunk is not None
     frames = [json.loads(payload)["data"] for payload in chunk.batch["payload"].to_pylist() if payload.startswith(b'{"stream"')]
     sent = [json.loads(line)["event"] for line in journal.read_text().splitlines()]
@@ -129,7 +131,7 @@ def test_a_stream_that_takes_nothing_for_a_while_misses_nothing(stream: Stream, 
 def test_what_is_lost_when_the_stream_takes_nothing_to_the_end_is_counted(
     stream: Stream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stages, "_LAST_FLUSH_S", 0.2)
+    monkeypatch.setattr(ingest, "_LAST_FLUSH_S", 0.2)
 
     async def scenario() -> None:
         market = Venue(VenueOptions(name="binance", rate=2000.0))

@@ -48,7 +48,7 @@ def interpreted(stream: EmbeddedStream, root: Path, decoders: dict[str, Decode] 
 
 
 def rejected(stream: EmbeddedStream) -> list[dict[str, object]]:
-    chunk = stream.read(REJECTED_TOPIC, 0, 0, 100_000)
+    chunk = stream.read(REJECTED_TOPIC, {0: 0}, 100_000)
     return chunk.batch.to_pylist() if chunk is not None else []
 
 
@@ -70,7 +70,7 @@ def test_the_neighbors_of_a_poisonous_record_are_unharmed(tmp_path: Path) -> Non
     with closing(EmbeddedStream(tmp_path / "stream")) as stream:
         stream.append(RAW_TOPIC, raw(payloads))
         interpreted(stream, tmp_path)
-        chunk = stream.read(TICKS_TOPIC, 0, 0, 1000)
+        chunk = stream.read(TICKS_TOPIC, {0: 0}, 1000)
         assert chunk is not None
         assert chunk.batch["sequence"].to_pylist() == [n for n in range(100) if n not in (0, 17, 50, 99)]
         assert chunk.batch["raw_offset"].to_pylist() == chunk.batch["sequence"].to_pylist()
@@ -113,13 +113,13 @@ def test_a_commit_that_went_through_without_an_answer_is_not_done_again(tmp_path
         stream.append(RAW_TOPIC, raw([trade(1), b"?", trade(2), b"!"]))
         interpreted(stream, tmp_path)
         stop = threading.Event()
-        keep = KeepIn(stream, lake, StatusFile(tmp_path, "lake"), stop, flush_rows=1000, flush_s=0.0)
+        keep = KeepIn(stream, lake, StatusFile(tmp_path, "lake"), stop, group="lake", flush_rows=1000, flush_s=0.0)
         lake.failures = 1
         with pytest.raises(Unavailable):
             keep.step()
         stop.set()
         run_store(keep, stop, Random(1))
         for topic in NORMALIZED_TOPICS:
-            totals = lake.totals(topic, 0)
-            assert totals.position == totals.rows + totals.duplicates == stream.ends(topic)[0]
+            totals = lake.totals(topic)
+            assert totals.positions.get(0, 0) == totals.read == totals.rows + totals.duplicates == stream.ends(topic)[0]
             assert totals.duplicates == 0

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +37,11 @@ class Equation:
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """Records that a stage has still to read from a topic."""
+    """What a group has still to read of a partition: records, or on Kafka the messages that hold them."""
 
-    stage: str
+    group: str
     topic: str
+    partition: int
     records: int
 
 
@@ -54,17 +55,21 @@ def equations(stream: Stream, stores: Mapping[str, Store]) -> list[Equation]:
         found.append(Equation("normalize", f"events of {feed}", totals.get(f"{feed}/seen", 0), parts))
     for name, store in stores.items():
         for topic in NORMALIZED_TOPICS:
-            kept = store.totals(topic, 0)
-            if kept.position:
-                found.append(Equation(name, topic.table, kept.position, {"rows": kept.rows, "duplicates": kept.duplicates}))
+            kept = store.totals(topic)
+            if kept.read:
+                found.append(Equation(name, topic.table, kept.read, {"rows": kept.rows, "duplicates": kept.duplicates}))
     return found
 
 
 def backlogs(stream: Stream, stores: Mapping[str, Store]) -> list[Backlog]:
     """Positions are read before the ends that they run after, so that none is below zero while the pipeline runs."""
-    positions = [("normalize", RAW_TOPIC, stream.position("normalize", RAW_TOPIC, 0))]
-    positions += [(name, topic, store.position(topic, 0)) for name, store in stores.items() for topic in NORMALIZED_TOPICS]
-    return [Backlog(stage, topic.name, stream.ends(topic)[0] - position) for stage, topic, position in positions]
+    positions = [("normalize", RAW_TOPIC, stream.positions("normalize", RAW_TOPIC))]
+    positions += [(name, topic, store.totals(topic).positions) for name, store in stores.items() for topic in NORMALIZED_TOPICS]
+    return [
+        Backlog(group, topic.name, partition, waiting)
+        for group, topic, read in positions
+        for partition, waiting in stream.waiting(topic, read).items()
+    ]
 
 
 def alive(status: Mapping[str, Any]) -> bool:
@@ -92,14 +97,16 @@ def snapshot(root: Path, stream: Stream, stores: Mapping[str, Store], clock_ns: 
         for name, word in words.items()
     }
     totals = stream.totals("normalize")
-    lines = words.get("ingest", {}).get("lines", {})
-    paces = words.get("normalize", {}).get("providers", {})
+    ingests = [word for name, word in words.items() if name.partition("-")[0] == "ingest"]
+    lines = {name: line for word in ingests for name, line in word.get("lines", {}).items()}
+    paces = [word.get("providers", {}) for name, word in words.items() if name.partition("-")[0] == "normalize" and alive(word)]
     names = sorted({name.partition("/")[0] for name in totals} | {line["provider"] for line in lines.values()})
-    providers = {name: _provider(name, totals, lines, paces.get(name, {})) for name in names}
+    providers = {name: _provider(name, totals, lines, [pace[name] for pace in paces if name in pace]) for name in names}
     return {
         "stages": stages,
         "providers": providers,
-        "backlog": [{"stage": b.stage, "topic": b.topic, "records": b.records} for b in backlogs(stream, stores)],
+        "backlog": [asdict(backlog) for backlog in backlogs(stream, stores)],
+        "spool": {part: sum(word.get(part, 0) for word in ingests) for part in ("spooled", "spooled_bytes", "refused")},
         "equations": [
             {"stage": e.stage, "what": e.what, "read": e.read, **e.parts, "balanced": e.balanced, "text": str(e)}
             for e in equations(stream, stores)
@@ -107,7 +114,7 @@ def snapshot(root: Path, stream: Stream, stores: Mapping[str, Store], clock_ns: 
     }
 
 
-def _provider(name: str, totals: Mapping[str, int], lines: Mapping[str, Any], pace: Mapping[str, Any]) -> dict[str, Any]:
+def _provider(name: str, totals: Mapping[str, int], lines: Mapping[str, Any], paces: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     mine = [line for line in lines.values() if line["provider"] == name]
 
     def total(part: str) -> int:
@@ -117,9 +124,9 @@ def _provider(name: str, totals: Mapping[str, int], lines: Mapping[str, Any], pa
         "connected": sum(line["connected"] for line in mine),
         "lines": len(mine),
         "reconnects": sum(max(0, line["connects"] - 1) for line in mine),
-        "ticks_per_s": pace.get("ticks_per_s", 0.0),
-        "p50_ms": pace.get("p50_ms"),
-        "p99_ms": pace.get("p99_ms"),
+        "ticks_per_s": sum(pace["ticks_per_s"] for pace in paces),
+        "p50_ms": max((pace["p50_ms"] for pace in paces if pace["p50_ms"] is not None), default=None),  # the slowest worker's
+        "p99_ms": max((pace["p99_ms"] for pace in paces if pace["p99_ms"] is not None), default=None),
         "ticks": total("ticks"),
         "bars": total("bars"),
         "rejected": total("rejected"),

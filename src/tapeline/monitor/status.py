@@ -54,6 +54,11 @@ class StatusFile:
             log.warning("%s could not be written: %s", self._path, error)
 
 
+def worker_name(number: int) -> str:
+    """A normalize worker's name: `normalize`, `normalize-2`, ..."""
+    return "normalize" if number == 1 else f"normalize-{number}"
+
+
 def read_status(root: Path) -> dict[str, dict[str, Any]]:
     """Stage to its last word. A file that cannot be read is left out."""
     found: dict[str, dict[str, Any]] = {}

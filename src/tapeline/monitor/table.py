@@ -43,7 +43,7 @@ def _stages(snapshot: Mapping[str, Any]) -> Table:
         table.add_column(name, justify="left" if name == "stage" else "right", no_wrap=True)
     waiting: dict[str, int] = {}
     for entry in snapshot["backlog"]:
-        waiting[entry["stage"]] = waiting.get(entry["stage"], 0) + entry["records"]
+        waiting[entry["group"]] = waiting.get(entry["group"], 0) + entry["records"]
     for name, stage in snapshot["stages"].items():
         running = Text("yes", style="green") if stage["running"] else Text("no", style="red")
         uptime = f"{stage['uptime_s']:,.0f} s" if stage["running"] else f"silent for {stage['silent_s']:,.0f} s"

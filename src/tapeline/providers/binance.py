@@ -333,6 +333,8 @@ def _route(frame: bytes, row: int, events: Events, routes: dict[bytes, tuple[str
 
 STREAM_URL: Final = "wss://data-stream.binance.vision"
 REST_URL: Final = "https://data-api.binance.vision"
+#: Whether an account may have one connection to an endpoint alone, or a few.
+ONE_CONNECTION: Final = False
 DEFAULT_FEED: Final = "spot"
 SECRET_KINDS: Final[tuple[str, ...]] = ()
 _STREAMS_PER_CONNECTION: Final = 1024

@@ -27,6 +27,7 @@ from tapeline.records import (
     NS_PER_US,
     REJECTED_TOPIC,
     TICKS_TOPIC,
+    Chunk,
     Identity,
     Topic,
 )
@@ -161,6 +162,9 @@ class Events:
         return found
 
 
+#: Kinds of raw records that say what became of a connection, rather than what it carried.
+_OWN_NOTICES: Final = frozenset({"opened", "subscribed", "closed", "refused"})
+
 #: Sorts the frames of one feed into events.
 Decode: TypeAlias = Callable[[str, Frames, Events], None]
 
@@ -188,11 +192,12 @@ class Normalized:
     counts: dict[tuple[str, str], Count]
 
 
-def normalize(raw: pa.RecordBatch, partition: int, first_offset: int, decoders: Mapping[str, Decode]) -> Normalized:
-    """Turn the raw records at `partition`, `first_offset` onwards into ticks, bars, notices and rejects, in raw order."""
+def normalize(chunk: Chunk, decoders: Mapping[str, Decode]) -> Normalized:
+    """Turn raw records into ticks, bars, notices and rejects, in raw order."""
+    raw = chunk.batch
     parts: dict[Topic, list[_Part]] = {topic: [] for topic in NORMALIZED_TOPICS}
     counts: dict[tuple[str, str], Count] = {}
-    source = _Source(raw, partition, first_offset)
+    source = _Source(chunk)
     for (provider, feed), rows in source.by_feed():
         events = Events()
         before = [_count(parts[topic]) for topic in NORMALIZED_TOPICS]
@@ -225,10 +230,10 @@ def _count(parts: list[_Part]) -> int:
 class _Source:
     """The raw batch, as columns that are read by row."""
 
-    def __init__(self, raw: pa.RecordBatch, partition: int, first_offset: int) -> None:
-        self._raw = raw
-        self._partition = partition
-        self._first_offset = first_offset
+    def __init__(self, chunk: Chunk) -> None:
+        raw = self._raw = chunk.batch
+        self._partition = chunk.partition
+        self._offset = chunk.offset
         self.payload: pa.BinaryArray = raw["payload"]
         self._split: tuple[int, Sequence[msgspec.Raw | bytes]] = (-1, ())
         self.connection: pa.StringArray = raw["connection"]
@@ -264,7 +269,7 @@ class _Source:
                 continue
             events.seen += 1
             payload = self.payload[row].as_py()
-            if kind in ("opened", "subscribed", "closed"):
+            if kind in _OWN_NOTICES:
                 events.notices.add(Notice(kind, payload.decode("utf-8", "replace")), row, 0)
             else:
                 events.rejects.add(Reject(f"unknown kind of raw record {kind!r}", payload), row, 0)
@@ -281,8 +286,8 @@ class _Source:
         row, index = place >> 32, place & 0xFFFFFFFF
         return {
             "received_ns": pa.array(self.received[row]),
-            "raw_partition": pa.array(np.full(len(row), self._partition, np.int32)),
-            "raw_offset": pa.array(row + self._first_offset),
+            "raw_partition": pa.array(self._partition[row]),
+            "raw_offset": pa.array(self._offset[row]),
             "raw_index": pa.array(index.astype(np.int32)),
         }
 

@@ -294,6 +294,8 @@ def decode(feed: str, frames: Frames, events: Events) -> None:
 # The session.
 
 STREAM_URL: Final = "wss://socket.massive.com"
+#: Whether an account may have one connection to an endpoint alone, or a few.
+ONE_CONNECTION: Final = True
 DEFAULT_FEED: Final = "stocks"
 SECRET_KINDS: Final[tuple[str, ...]] = ("key",)
 #: Well under the megabyte that the provider's own clients allow a message.

@@ -85,6 +85,7 @@ class Plan:
     pace_s: float = 0.0  # least time between messages sent
     rotate_after_s: float = 0.0  # 0: the provider sets no limit to a connection's life
     check: Check | None = None
+    account: str = ""  # names what may have one connection alone; empty: as many as one likes
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-import pyarrow as pa
-
-from tapeline.records import Topic
+from tapeline.records import Chunk, Topic
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,21 +18,22 @@ class Written:
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """What a store holds of a topic, at one moment: position = rows + duplicates."""
+    """What a store holds of a topic, at one moment: read = rows + duplicates."""
 
-    position: int
+    #: Where to read each partition of the stream next; 0 for those that are not named.
+    positions: dict[int, int]
+    read: int
     rows: int
     duplicates: int
 
 
 class Store(Protocol):
-    """Rows and the position in the stream are written in one transaction of the store: a crash loses and doubles nothing."""
+    """Rows and the positions in the stream are written in one transaction of the store: a crash loses and doubles nothing."""
 
-    def position(self, topic: Topic, partition: int) -> int:
-        """Where to read the topic next. Raises `Unavailable`, `NewerData`."""
+    def write(self, chunk: Chunk) -> Written:
+        """Keep the records that are not kept yet, and move on behind them. Raises `Unavailable`: then nothing was written."""
 
-    def write(self, topic: Topic, partition: int, batch: pa.RecordBatch, next_position: int) -> Written:
-        """Keep the records before `next_position` that are not kept yet. Raises `Unavailable`: then nothing was written."""
+    def totals(self, topic: Topic) -> Totals:
+        """Positions and counts of all writes so far, from one commit, also while another process writes.
 
-    def totals(self, topic: Topic, partition: int) -> Totals:
-        """Position, rows and duplicates of all writes so far, from one commit, also while another process writes."""
+        Raises `Unavailable`, `NewerData`."""

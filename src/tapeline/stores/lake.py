@@ -20,7 +20,7 @@ from deltalake import CommitProperties, DeltaTable, Transaction, WriterPropertie
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
 from tapeline.errors import ConfigError, DiskTrouble, NewerData
-from tapeline.records import BARS_TOPIC, NS_PER_S, NS_PER_US, TICKS_TOPIC, Identity, Topic
+from tapeline.records import BARS_TOPIC, NS_PER_S, NS_PER_US, TICKS_TOPIC, Chunk, Identity, Topic
 from tapeline.stores import Totals, Written
 
 #: (provider, feed, channel) to what makes two of its events the same.
@@ -30,6 +30,8 @@ IdentityRule = Callable[[str, str, str], Identity]
 _FORMAT: Final = 1
 _DESCRIPTION: Final = "Tapeline lake, format "
 _WRITER: Final = WriterProperties(compression="ZSTD", compression_level=1, max_row_group_size=128 * 1024)
+#: What is counted of each topic, in the order of `Totals`.
+_COUNTS: Final = ("read", "rows", "duplicates")
 _US: Final = pa.scalar(NS_PER_US, pa.int64())
 _DAY: Final = pa.scalar(86_400 * NS_PER_S, pa.int64())
 
@@ -43,42 +45,36 @@ class Lake:
         self._tables: dict[str, DeltaTable] = {}
         self._own = _OwnWrites()
 
-    def position(self, topic: Topic, partition: int) -> int:
-        return self.totals(topic, partition).position
-
-    def totals(self, topic: Topic, partition: int) -> Totals:
+    def totals(self, topic: Topic) -> Totals:
         table = self._table(topic)
         if table is None:
-            return Totals(0, 0, 0)
-        names = (
-            _position_id(topic, partition),
-            _count_id(topic, partition, "rows"),
-            _count_id(topic, partition, "duplicates"),
-        )
-        return Totals(*(int(table.transaction_version(name) or 0) for name in names))
+            return Totals({}, 0, 0, 0)
+        # Delta lists no application transactions: which partitions there are is one of them.
+        partitions = range(int(table.transaction_version(_count_id(topic, "partitions")) or 0))
+        numbers = {partition: table.transaction_version(_position_id(topic, partition)) for partition in partitions}
+        positions = {partition: int(number) for partition, number in numbers.items() if number is not None}
+        return Totals(positions, *(int(table.transaction_version(_count_id(topic, name)) or 0) for name in _COUNTS))
 
-    def write(self, topic: Topic, partition: int, batch: pa.RecordBatch, next_position: int) -> Written:
-        before = self.totals(topic, partition)
-        if before.position > next_position - batch.num_rows:
-            # An earlier try was committed although it raised, as when only Delta's checkpoint after the commit failed.
-            kept = min(batch.num_rows, before.position - (next_position - batch.num_rows))
-            if kept == batch.num_rows:
-                return Written(0, 0)
-            batch = batch.slice(kept)
-        fresh = self._fresh(topic, with_dates(batch))
-        written = Written(fresh.num_rows, batch.num_rows - fresh.num_rows)
-        transactions = [
-            Transaction(_position_id(topic, partition), next_position),
-            Transaction(_count_id(topic, partition, "rows"), before.rows + written.rows),
-            Transaction(_count_id(topic, partition, "duplicates"), before.duplicates + written.duplicates),
-        ]
+    def write(self, chunk: Chunk) -> Written:
+        topic = chunk.topic
+        before = self.totals(topic)
+        # An earlier try may have been committed although it raised, as when only Delta's checkpoint after the commit failed.
+        chunk = chunk.after(before.positions)
+        if not chunk.rows:
+            return Written(0, 0)
+        fresh = self._fresh(topic, with_dates(chunk.batch))
+        written = Written(fresh.num_rows, chunk.rows - fresh.num_rows)
+        now = (before.read + chunk.rows, before.rows + written.rows, before.duplicates + written.duplicates)
+        transactions = [Transaction(_count_id(topic, name), count) for name, count in zip(_COUNTS, now, strict=True)]
+        transactions += [Transaction(_position_id(topic, partition), position) for partition, position in chunk.next.items()]
+        transactions.append(Transaction(_count_id(topic, "partitions"), max({*chunk.next, *before.positions}) + 1))
         order = [(name, "ascending") for name in ("symbol", "ts_ns") if name in fresh.schema.names]
         try:
             self._commit(topic, fresh.sort_by(order) if order else fresh, transactions)
         except (OSError, DeltaError) as error:
             self._tables.pop(topic.table, None)
             raise DiskTrouble(
-                f"The lake at {self.root} took no write: {error}. The {batch.num_rows} records stay in the stream; free disk space or "
+                f"The lake at {self.root} took no write: {error}. The {chunk.rows} records stay in the stream; free disk space or "
                 "make the folder writable. It is tried again."
             ) from error
         if topic is TICKS_TOPIC:
@@ -284,5 +280,5 @@ def _position_id(topic: Topic, partition: int) -> str:
     return f"tapeline/{topic.name}/{partition}"
 
 
-def _count_id(topic: Topic, partition: int, name: str) -> str:
-    return f"{_position_id(topic, partition)}/{name}"
+def _count_id(topic: Topic, name: str) -> str:
+    return f"tapeline/{topic.name}/{name}"

@@ -1,49 +1,57 @@
-"""The streaming layer: topics of Arrow batches, read by position, behind one small interface."""
+"""The streaming layer: topics of Arrow batches in partitions, read by position or shared by a group, behind one small interface.
+
+A position is where to read a partition next; a record's offset is the position at which it is found. Both only grow. They are the
+stream's own numbers: on the embedded stream and on Redis they count records, on Kafka they hold the message's offset and the row in it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import pyarrow as pa
 
-from tapeline.records import Topic
+from tapeline.errors import TapelineError
+from tapeline.records import Chunk, Topic
 
-
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """Consecutive records of one partition, as one batch. A record's offset is `first` plus its row."""
-
-    topic: Topic
-    partition: int
-    first: int
-    batch: pa.RecordBatch
-
-    @property
-    def next(self) -> int:
-        """The position after the last record: where to read on."""
-        return self.first + int(self.batch.num_rows)
-
-
+#: How records of a topic are written: `arrow`, a batch an entry; `protobuf`, a message of proto/market_data.proto a record.
+Codec = Literal["arrow", "protobuf"]
 #: Running totals that are committed with the outputs they count: name of the total to what to add.
 Totals = Mapping[str, int]
+#: Batches that are written together, each spread over its topic's partitions by the topic's key.
+Outputs = Sequence[tuple[Topic, pa.RecordBatch]]
+
+
+class PartitionLost(TapelineError):
+    """Another member of the group has taken over what was read here; nothing was written, and it reads the same records."""
 
 
 class Stream(Protocol):
-    """What every stream offers. Calls block; they raise `Unavailable` (try again, nothing was done) and never half succeed."""
+    """What every stream offers. Calls raise `Unavailable` (try again, nothing was done) and never half succeed."""
 
-    def append(self, topic: Topic, batch: pa.RecordBatch) -> None:
-        """Write one batch; when this returns, a crash of this process cannot lose it."""
+    @property
+    def partitions(self) -> int:
+        """Of the raw topic; while the stream is away, as many as are configured."""
 
-    def read(self, topic: Topic, partition: int, position: int, max_rows: int) -> Chunk | None:
-        """The next records at or after `position`, as many as there are up to about `max_rows`; None when there are none yet."""
+    def append(self, topic: Topic, batch: pa.RecordBatch, partition: int | None = None) -> None:
+        """Write a batch, to one partition or to that of each record's key; when this returns, no crash of a process loses it."""
 
-    def commit(self, group: str, source: Chunk, outputs: Sequence[tuple[Topic, pa.RecordBatch]], totals: Totals) -> None:
-        """In one atomic step: write the outputs, add to the totals, and move `group` to `source.next`."""
+    def read(self, topic: Topic, positions: Mapping[int, int], max_rows: int) -> Chunk | None:
+        """The next records at or after each partition's position (0 where none is given), about `max_rows` at most; None: none yet."""
 
-    def position(self, group: str, topic: Topic, partition: int) -> int:
-        """Where `group` reads next."""
+    def producer(self, writer: str) -> Producer:
+        """For a writer that cannot wait. `writer` names it for as long as it lives, and no other one ever."""
+
+    def join(self, group: str, topic: Topic, name: str = "") -> Member:
+        """Share the topic's partitions with the other members of the group.
+
+        `name`: one that no other process has at the same time. Who comes back under it has at once what its predecessor left open."""
+
+    def acknowledge(self, group: str, topic: Topic, positions: Mapping[int, int]) -> None:
+        """Say how far a group that keeps its own positions has come: retention spares what it has still to read."""
+
+    def positions(self, group: str, topic: Topic) -> dict[int, int]:
+        """Where `group` reads each partition next."""
 
     def totals(self, group: str) -> dict[str, int]:
         """The totals that `group` has committed."""
@@ -51,5 +59,59 @@ class Stream(Protocol):
     def ends(self, topic: Topic) -> dict[int, int]:
         """For each partition of the topic, the position after its last record."""
 
+    def before_end(self, topic: Topic, rows: int) -> dict[int, int]:
+        """Positions from which about `rows` records, or a few more, are left to read in each partition."""
+
+    def waiting(self, topic: Topic, positions: Mapping[int, int]) -> dict[int, int]:
+        """For each partition, the entries at or after the position: zero exactly where a reader would find nothing."""
+
+    def hold(self, name: str) -> Lease:
+        """Be the only process that holds `name`. Raises `Busy` while another one does."""
+
     def close(self) -> None:
         """Release files and connections; idempotent."""
+
+
+class Member(Protocol):
+    """One process of a group: reads the partitions that are its own at the moment, and commits what it made of them."""
+
+    @property
+    def partitions(self) -> Sequence[int]:
+        """Which partitions are this member's, as of its last `poll`."""
+
+    def poll(self, max_rows: int) -> Chunk | None:
+        """The next records of its partitions that no member has committed; None when there are none for the moment."""
+
+    def commit(self, chunk: Chunk, outputs: Outputs, totals: Totals) -> None:
+        """In one atomic step: write the outputs, add to the totals, and move the group behind `chunk`.
+
+        Raises PartitionLost where part of it is another member's by now; Unavailable: the next `poll` gives the same records again."""
+
+    def close(self) -> None:
+        """Leave the group: the others take over at once."""
+
+
+class Producer(Protocol):
+    """Appends raw batches without waiting. What it was handed, it delivers once and in order, however long the stream is away."""
+
+    def send(self, number: int, partition: int, batch: pa.RecordBatch) -> None:
+        """Hand over a batch; numbers only grow. Raises Unavailable: then it was not handed over."""
+
+    def settled(self) -> int:
+        """The number up to which everything is in the stream, where no crash of a process loses it."""
+
+    def recovered(self, writer: str, since_ns: int) -> int:
+        """The highest number of an earlier writer that is in the stream, 0 if none is; it wrote nothing before `since_ns`."""
+
+    def close(self, wait_s: float) -> None:
+        """Wait so long for what is not settled; then let it go."""
+
+
+class Lease(Protocol):
+    """The right to be the only one, for as long as it is kept up; a process that dies loses it within seconds."""
+
+    def keep(self) -> None:
+        """To be called about once a second. Raises Busy when it was lost, Unavailable when that cannot be known."""
+
+    def drop(self) -> None:
+        """Let the next one have it at once."""

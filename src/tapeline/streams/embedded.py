@@ -1,9 +1,10 @@
 """The embedded stream: topics in two SQLite files, nothing to install, many processes on one machine.
 
-`raw.sqlite` is written by ingest, `normalized.sqlite` by normalize: one writer each, so that neither waits for the other, and
-each commit of a stage (outputs, position, totals) is one SQLite transaction in one file. Write-ahead logging lets readers in other
-processes go on while a writer commits. `synchronous=NORMAL`: a killed process loses nothing; a power cut may cost the last moments
-before it, never consistency (https://www.sqlite.org/pragma.html#pragma_synchronous).
+`raw.sqlite` is written by ingest, `normalized.sqlite` by normalize: so neither waits for the other, and each commit of a stage
+(outputs, position, totals) is one SQLite transaction in one file. Write-ahead logging lets readers in other processes go on while a
+writer commits. `synchronous=NORMAL`: a killed process loses nothing; a power cut may cost the last moments before it, never
+consistency (https://www.sqlite.org/pragma.html#pragma_synchronous). Offsets that a power cut took back are never given again: the
+first write after the machine started skips far ahead of them, so that no store passes over a new record as one it has.
 """
 
 from __future__ import annotations
@@ -12,18 +13,21 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
 import pyarrow as pa
 
 from tapeline.errors import DiskTrouble, NewerData, Unavailable
-from tapeline.records import RAW_TOPIC, Topic
-from tapeline.streams import Chunk, Totals
+from tapeline.records import NORMALIZED_TOPICS, NS_PER_S, RAW_TOPIC, Chunk, Topic
+from tapeline.streams import Lease, Member, Outputs, PartitionLost, Producer, Totals
+from tapeline.streams.arrow import decode, encode
+from tapeline.streams.partitioning import split
+from tapeline.streams.sharing import BookLease, Shares
 
-_FORMAT: Final = 1
+_FORMAT: Final = 2
 _SCHEMA: Final = f"""
 CREATE TABLE IF NOT EXISTS batches (
     id INTEGER PRIMARY KEY,
@@ -43,103 +47,149 @@ CREATE TABLE IF NOT EXISTS totals (
     consumer TEXT NOT NULL, name TEXT NOT NULL, value INTEGER NOT NULL,
     PRIMARY KEY (consumer, name)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS leases (name TEXT PRIMARY KEY, token TEXT NOT NULL, until_ns INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS floors (   -- no record gets an offset below, since the machine started as `boot`
+    topic TEXT NOT NULL, part INTEGER NOT NULL, floor INTEGER NOT NULL, PRIMARY KEY (topic, part)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 PRAGMA user_version = {_FORMAT};
 """
 #: How long a statement waits for another process.
 _LOCK_WAIT_S: Final = 30.0
-#: Batches over this size are compressed: below it the call costs more than the bytes saved.
-_COMPRESS_FROM: Final = 32 * 1024
 _WAL_CHECK_EVERY_S: Final = 1.0
 #: A write-ahead log over this size is folded back by the writer itself, which then waits for readers.
 _WAL_BOUND: Final = 256 * 1024 * 1024
 #: A chunk ends after this many stored bytes, however few records they are.
 _CHUNK_BYTES: Final = 32 * 1024 * 1024
-_LZ4: Final = pa.ipc.IpcWriteOptions(compression="lz4")
+#: More offsets than a power cut can take back.
+_SKIP: Final = 1 << 30
+_TRIM_EVERY_S: Final = 10.0
+_TRIM_BATCHES: Final = 500
+_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
-def encode(batch: pa.RecordBatch) -> memoryview:
-    options = _LZ4 if batch.nbytes >= _COMPRESS_FROM else None
-    return memoryview(batch.serialize() if options is None else _serialize(batch, options))
-
-
-def _serialize(batch: pa.RecordBatch, options: pa.ipc.IpcWriteOptions) -> pa.Buffer:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, batch.schema, options=options) as writer:
-        writer.write_batch(batch)
-    return sink.getvalue()
-
-
-def decode(data: bytes, schema: pa.Schema) -> pa.RecordBatch:
-    """A stored batch: a bare record batch message, or a whole IPC stream where it is compressed."""
-    buffer = pa.py_buffer(data)
-    message = pa.ipc.read_message(buffer)
-    if message.type == "record batch":
-        return pa.ipc.read_record_batch(message, schema)
-    return pa.ipc.open_stream(buffer).read_next_batch()
+def boot_id() -> str:
+    """Which start of this machine it is; empty where the system does not say."""
+    try:
+        return _BOOT_ID.read_text().strip()
+    except OSError:
+        return ""
 
 
 class EmbeddedStream:
     """Topics under `directory`. One object per process and thread; open read-only for looking on."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        partitions: int = 1,
+        *,
+        groups: Mapping[str, tuple[Topic, ...]] | None = None,
+        retain_s: float = float("inf"),
+        boot: Callable[[], str] = boot_id,
+        clock: Callable[[], int] = time.time_ns,
+    ) -> None:
+        """`groups`: who reads which topics; what one of them has not acknowledged is kept however old it is."""
         self.directory = directory
+        self._asked_partitions = partitions
+        self._groups = groups or {}
+        self._retain_s = retain_s
+        self._boot = boot
+        self._clock = clock
         self._files: dict[str, _File] = {}
+        self._count = 0
 
-    def append(self, topic: Topic, batch: pa.RecordBatch) -> None:
-        file = self._file(topic)
+    @property
+    def partitions(self) -> int:
+        """As many as the stream was made with: a later setting changes no stream that exists."""
+        if not self._count:
+            file = self._file(RAW_TOPIC)
+            with file.errors():
+                row = file.db.execute("SELECT value FROM facts WHERE name = 'partitions'").fetchone()
+                if row is None:
+                    file.db.execute("INSERT OR IGNORE INTO facts VALUES ('partitions', ?)", (str(self._asked_partitions),))
+                    row = file.db.execute("SELECT value FROM facts WHERE name = 'partitions'").fetchone()
+            self._count = int(row[0])
+        return self._count
+
+    def append(self, topic: Topic, batch: pa.RecordBatch, partition: int | None = None) -> None:
+        file = self._writing(topic)
         with file.transaction() as db:
-            _append(db, topic, batch)
+            self._append(db, topic, batch, partition)
 
-    def read(self, topic: Topic, partition: int, position: int, max_rows: int) -> Chunk | None:
+    def read(self, topic: Topic, positions: Mapping[int, int], max_rows: int) -> Chunk | None:
+        return self.read_some(topic, {partition: positions.get(partition, 0) for partition in range(self.partitions)}, max_rows)
+
+    def read_some(self, topic: Topic, positions: Mapping[int, int], max_rows: int) -> Chunk | None:
+        """As `read`, of the partitions given alone."""
+        share = -(-max_rows // max(1, len(positions)))  # so that no partition keeps the others waiting
+        found = [self._read(topic, partition, position, share) for partition, position in positions.items()]
+        chunks = [chunk for chunk in found if chunk is not None]
+        return Chunk.join(chunks) if chunks else None
+
+    def _read(self, topic: Topic, partition: int, position: int, max_rows: int) -> Chunk | None:
         file = self._file(topic)
-        found: list[pa.RecordBatch] = []
-        first = position
+        found: list[Chunk] = []
         rows = size = 0
         with file.errors():
             cursor = file.db.execute(
-                "SELECT first, next, data FROM batches WHERE topic = ? AND part = ? AND next > ? ORDER BY next",
+                "SELECT first, data FROM batches WHERE topic = ? AND part = ? AND next > ? ORDER BY next",
                 (topic.name, partition, position),
             )
-            for start, end, data in cursor:
-                if not found:
-                    first = max(start, position)
-                elif start != first + rows:
-                    break  # a jump in the offsets ends the chunk
-                batch = decode(data, topic.schema)
-                found.append(batch.slice(first - start) if not rows and start < first else batch)
-                rows = end - first
+            for first, data in cursor:
+                chunk = Chunk.dense(topic, partition, first, decode(data, topic.schema)).after({partition: position})
+                found.append(chunk)
+                rows += chunk.rows
                 size += len(data)
                 if rows >= max_rows or size >= _CHUNK_BYTES:
                     break
             cursor.close()
         if not found:
             return None
-        return Chunk(topic, partition, first, found[0] if len(found) == 1 else pa.concat_batches(found))
+        joined = Chunk.join(found)
+        return Chunk(topic, joined.batch, joined.partition, joined.offset, {partition: position}, joined.next)
 
-    def commit(self, group: str, source: Chunk, outputs: Sequence[tuple[Topic, pa.RecordBatch]], totals: Totals) -> None:
-        file = self._file(outputs[0][0])
+    def producer(self, writer: str) -> Producer:
+        del writer  # what was sent is in the file: nobody will ask who sent it
+        return _Producer(self)
+
+    def join(self, group: str, topic: Topic, name: str = "") -> Member:
+        return _Member(self, group, topic, Shares(self._leases(), group, topic.name, self.partitions, name))
+
+    def hold(self, name: str) -> Lease:
+        return BookLease(self._leases(), f"hold/{name}", name)
+
+    def commit(self, group: str, chunk: Chunk, outputs: Outputs, totals: Totals) -> None:
+        """As `Member.commit`. Whoever else has moved the group since the chunk was read makes it raise PartitionLost."""
+        file = self._writing(outputs[0][0])
         with file.transaction() as db:
+            for partition, position in chunk.next.items():
+                row = db.execute(
+                    "SELECT next FROM positions WHERE consumer = ? AND topic = ? AND part = ?", (group, chunk.topic.name, partition)
+                ).fetchone()
+                if (row[0] if row else 0) != chunk.begin[partition]:
+                    raise PartitionLost(f"{group} has moved on in {chunk.topic.name} {partition} without this process.")
+                _move(db, group, chunk.topic, partition, position)
             for topic, batch in outputs:
-                if batch.num_rows:
-                    _append(db, topic, batch)
-            db.execute(
-                "INSERT INTO positions VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET next = excluded.next",
-                (group, source.topic.name, source.partition, source.next),
-            )
+                self._append(db, topic, batch, None)
             db.executemany(
                 "INSERT INTO totals VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET value = value + excluded.value",
                 [(group, name, value) for name, value in totals.items() if value],
             )
 
-    def position(self, group: str, topic: Topic, partition: int) -> int:
+    def acknowledge(self, group: str, topic: Topic, positions: Mapping[int, int]) -> None:
+        with self._writing(topic).transaction() as db:
+            for partition, position in positions.items():
+                _move(db, group, topic, partition, position)
+
+    def positions(self, group: str, topic: Topic) -> dict[int, int]:
+        found = dict.fromkeys(range(self.partitions), 0)
         for file in self._both():
             with file.errors():
-                row = file.db.execute(
-                    "SELECT next FROM positions WHERE consumer = ? AND topic = ? AND part = ?", (group, topic.name, partition)
-                ).fetchone()
-            if row is not None:
-                return int(row[0])
-        return 0
+                found |= dict(
+                    file.db.execute("SELECT part, next FROM positions WHERE consumer = ? AND topic = ?", (group, topic.name)).fetchall()
+                )
+        return found
 
     def totals(self, group: str) -> dict[str, int]:
         found: dict[str, int] = {}
@@ -151,17 +201,49 @@ class EmbeddedStream:
     def ends(self, topic: Topic) -> dict[int, int]:
         file = self._file(topic)
         with file.errors():
-            # Partition 0 is the only one that one machine needs.
-            row = file.db.execute("SELECT max(next) FROM batches WHERE topic = ? AND part = 0", (topic.name,)).fetchone()
-        return {0: int(row[0] or 0)}
+            return {partition: _end(file.db, topic, partition) for partition in range(self.partitions)}
+
+    def before_end(self, topic: Topic, rows: int) -> dict[int, int]:
+        return {partition: max(0, end - rows) for partition, end in self.ends(topic).items()}
+
+    def waiting(self, topic: Topic, positions: Mapping[int, int]) -> dict[int, int]:
+        file = self._file(topic)
+        found = {}
+        with file.errors():
+            for partition in range(self.partitions):
+                position = positions.get(partition, 0)
+                (count,) = file.db.execute(
+                    "SELECT coalesce(sum(next - max(first, ?)), 0) FROM batches WHERE topic = ? AND part = ? AND next > ?",
+                    (position, topic.name, partition, position),
+                ).fetchone()
+                found[partition] = int(count)
+        return found
 
     def close(self) -> None:
         for file in self._files.values():
             file.close()
         self._files.clear()
 
+    def _append(self, db: sqlite3.Connection, topic: Topic, batch: pa.RecordBatch, partition: int | None) -> None:
+        parts = split(topic, batch, self.partitions) if partition is None else [(partition, batch)]
+        for at, part in parts:
+            row = db.execute("SELECT floor FROM floors WHERE topic = ? AND part = ?", (topic.name, at)).fetchone()
+            first = max(_end(db, topic, at), row[0] if row else 0)
+            db.execute(
+                "INSERT INTO batches (topic, part, first, next, appended_ns, data) VALUES (?, ?, ?, ?, ?, ?)",
+                (topic.name, at, first, first + part.num_rows, self._clock(), encode(part)),
+            )
+
     def _file(self, topic: Topic) -> _File:
-        return self._open("raw.sqlite" if topic is RAW_TOPIC else "normalized.sqlite")
+        return self._open(_file_of(topic))
+
+    def _writing(self, topic: Topic) -> _File:
+        """The topic's file, made ready to be written: offsets that a power cut took back are skipped, old batches trimmed."""
+        file = self._file(topic)
+        if not file.writes:
+            self.partitions  # noqa: B018 known before the transaction that asks for it
+            file.begin_writing(self._boot(), lambda: self._trim(file.path))
+        return file
 
     def _both(self) -> Iterator[_File]:
         return (self._open(name) for name in ("normalized.sqlite", "raw.sqlite"))
@@ -172,14 +254,145 @@ class EmbeddedStream:
             file = self._files[name] = _File(self.directory / name)
         return file
 
+    def _leases(self) -> _Leases:
+        return _Leases(self._open("normalized.sqlite"), self._clock)
 
-def _append(db: sqlite3.Connection, topic: Topic, batch: pa.RecordBatch) -> None:
-    (end,) = db.execute("SELECT max(next) FROM batches WHERE topic = ? AND part = 0", (topic.name,)).fetchone()
-    first = end or 0
+    def _trim(self, path: Path) -> None:
+        """Remove what is older than retention and acknowledged by every group; runs beside the writer, on connections of its own."""
+        if self._retain_s == float("inf"):
+            return
+        with EmbeddedStream(self.directory, clock=self._clock)._closing() as own:
+            for topic in (RAW_TOPIC, *NORMALIZED_TOPICS):
+                if _file_of(topic) != path.name:
+                    continue
+                readers = [own.positions(group, topic) for group, topics in self._groups.items() if topic in topics]
+                for partition in range(own.partitions):
+                    until = min((positions[partition] for positions in readers), default=1 << 62)
+                    while own._trim_some(topic, partition, until, self._clock() - int(self._retain_s * NS_PER_S)):
+                        time.sleep(0.01)  # the writer goes between
+
+    def _trim_some(self, topic: Topic, partition: int, until: int, before_ns: int) -> bool:
+        """Remove some batches; the last one stays, for it says where the offsets are. Whether there may be more."""
+        file = self._file(topic)
+        with file.errors():
+            file.db.execute("PRAGMA busy_timeout = 1000")
+            removed = file.db.execute(
+                "DELETE FROM batches WHERE id IN (SELECT id FROM batches WHERE topic = :topic AND part = :part AND next <= :until"
+                " AND appended_ns < :before AND next < (SELECT max(next) FROM batches WHERE topic = :topic AND part = :part)"
+                " ORDER BY next LIMIT :most)",
+                {"topic": topic.name, "part": partition, "until": until, "before": before_ns, "most": _TRIM_BATCHES},
+            ).rowcount
+        return removed == _TRIM_BATCHES
+
+    @contextmanager
+    def _closing(self) -> Iterator[EmbeddedStream]:
+        try:
+            yield self
+        finally:
+            self.close()
+
+
+def _file_of(topic: Topic) -> str:
+    return "raw.sqlite" if topic is RAW_TOPIC else "normalized.sqlite"
+
+
+def _end(db: sqlite3.Connection, topic: Topic, partition: int) -> int:
+    (end,) = db.execute("SELECT max(next) FROM batches WHERE topic = ? AND part = ?", (topic.name, partition)).fetchone()
+    return int(end or 0)
+
+
+def _move(db: sqlite3.Connection, group: str, topic: Topic, partition: int, position: int) -> None:
     db.execute(
-        "INSERT INTO batches (topic, part, first, next, appended_ns, data) VALUES (?, 0, ?, ?, ?, ?)",
-        (topic.name, first, first + batch.num_rows, time.time_ns(), encode(batch)),
+        "INSERT INTO positions VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET next = excluded.next",
+        (group, topic.name, partition, position),
     )
+
+
+class _Member:
+    """A reader of the partitions that its leases give it."""
+
+    def __init__(self, stream: EmbeddedStream, group: str, topic: Topic, shares: Shares) -> None:
+        self._stream, self._group, self._topic, self._shares = stream, group, topic, shares
+        self._positions: dict[int, int] = {}
+
+    @property
+    def partitions(self) -> tuple[int, ...]:
+        return tuple(self._positions)
+
+    def poll(self, max_rows: int) -> Chunk | None:
+        mine = self._shares.now()
+        if tuple(mine) != self.partitions:
+            positions = self._stream.positions(self._group, self._topic)
+            self._positions = {partition: self._positions.get(partition, positions[partition]) for partition in mine}
+        if not self._positions:
+            return None
+        return self._stream.read_some(self._topic, self._positions, max_rows)
+
+    def commit(self, chunk: Chunk, outputs: Outputs, totals: Totals) -> None:
+        try:
+            self._stream.commit(self._group, chunk, outputs, totals)
+        except PartitionLost:
+            self._positions = {}
+            self._shares.lost()
+            raise
+        self._positions |= chunk.next
+
+    def close(self) -> None:
+        self._shares.close()
+
+
+class _Producer:
+    """Each batch is in the file when `send` returns."""
+
+    def __init__(self, stream: EmbeddedStream) -> None:
+        self._stream = stream
+        self._settled = 0
+
+    def send(self, number: int, partition: int, batch: pa.RecordBatch) -> None:
+        self._stream.append(RAW_TOPIC, batch, partition)
+        self._settled = number
+
+    def settled(self) -> int:
+        return self._settled
+
+    def recovered(self, writer: str, since_ns: int) -> int:
+        del writer, since_ns
+        return 0
+
+    def close(self, wait_s: float) -> None:
+        """Nothing is on its way."""
+
+
+class _Leases:
+    """The lease book in `normalized.sqlite`. All its users share one machine, and so one clock."""
+
+    def __init__(self, file: _File, clock: Callable[[], int]) -> None:
+        self._file, self._clock = file, clock
+
+    def take(self, name: str, token: str, seconds: float) -> bool:
+        now_ns = self._clock()
+        with self._file.errors():
+            return (
+                self._file.db.execute(
+                    "INSERT INTO leases VALUES (:name, :token, :until) ON CONFLICT DO UPDATE"
+                    " SET token = excluded.token, until_ns = excluded.until_ns WHERE token = excluded.token OR until_ns < :now",
+                    {"name": name, "token": token, "until": now_ns + int(seconds * NS_PER_S), "now": now_ns},
+                ).rowcount
+                == 1
+            )
+
+    def drop(self, name: str, token: str) -> None:
+        with self._file.errors():
+            self._file.db.execute("DELETE FROM leases WHERE name = ? AND token = ?", (name, token))
+
+    def taken(self, prefix: str) -> dict[str, str]:
+        with self._file.errors():
+            self._file.db.execute("DELETE FROM leases WHERE until_ns < ?", (self._clock() - 3600 * NS_PER_S,))
+            return dict(
+                self._file.db.execute(
+                    "SELECT name, token FROM leases WHERE substr(name, 1, length(?1)) = ?1 AND until_ns >= ?2", (prefix, self._clock())
+                ).fetchall()
+            )
 
 
 class _File:
@@ -191,6 +404,7 @@ class _File:
             path.parent.mkdir(parents=True, exist_ok=True)
             self.db = sqlite3.connect(path, isolation_level=None, timeout=_LOCK_WAIT_S, check_same_thread=False)
             self._prepare()
+        self.writes = False
         self._folder: threading.Thread | None = None
         self._stop = threading.Event()
 
@@ -219,11 +433,23 @@ class _File:
                     raise
                 time.sleep(0.005)
 
+    def begin_writing(self, boot: str, trim: Callable[[], None]) -> None:
+        """Before the first write of this process. Where the machine has started since the last one, offsets begin far ahead."""
+        with self.transaction() as db:
+            row = db.execute("SELECT value FROM facts WHERE name = 'boot'").fetchone()
+            if row is None or row[0] != boot:
+                db.execute("INSERT INTO facts VALUES ('boot', ?) ON CONFLICT DO UPDATE SET value = excluded.value", (boot,))
+                db.execute(
+                    "INSERT INTO floors SELECT topic, part, max(next) + ? FROM batches GROUP BY topic, part"
+                    " ON CONFLICT DO UPDATE SET floor = max(floor, excluded.floor)",
+                    (_SKIP,),
+                )
+        self.writes = True
+        self._folder = threading.Thread(target=self._fold, args=(trim,), name=f"fold {self.path.name}", daemon=True)
+        self._folder.start()
+
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        if self._folder is None:
-            self._folder = threading.Thread(target=self._fold, name=f"fold {self.path.name}", daemon=True)
-            self._folder.start()
         with self.errors():
             self.db.execute("BEGIN IMMEDIATE")
             try:
@@ -243,15 +469,18 @@ class _File:
         if size > _WAL_BOUND:
             self.db.execute("PRAGMA wal_checkpoint(RESTART)")
 
-    def _fold(self) -> None:
-        """Copy the log back into the file every second, so that a commit never waits for the disk to sync."""
+    def _fold(self, trim: Callable[[], None]) -> None:
+        """Copy the log back into the file every second, so that a commit never waits for the disk to sync; trim now and then."""
         db = sqlite3.connect(self.path, isolation_level=None, timeout=1.0)
+        trim_at = time.monotonic() + _TRIM_EVERY_S
         while not self._stop.wait(_WAL_CHECK_EVERY_S):
-            try:
+            # The writer meets the same trouble with the disk on its own path and reports it there.
+            with suppress(sqlite3.OperationalError):
                 db.execute("PRAGMA wal_checkpoint(PASSIVE)")
-            except sqlite3.OperationalError:
-                # The writer meets the same trouble with the disk on its own path and reports it there.
-                continue
+            if time.monotonic() >= trim_at:
+                trim_at = time.monotonic() + _TRIM_EVERY_S
+                with suppress(Unavailable):
+                    trim()
         db.close()
 
     @contextmanager

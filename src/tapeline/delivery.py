@@ -1,0 +1,226 @@
+"""Raw batches on their way into the stream: handed over at once while it takes them, through the spool on disk while it does not.
+
+An exchange cannot be slowed down. So whatever the stream does, what has been received is handed over in its order, each batch once:
+a batch is either with the producer, which delivers it however long that takes, or in the spool, which outlives the process.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+import pyarrow as pa
+
+from tapeline.errors import DiskTrouble, Unavailable
+from tapeline.records import RAW
+from tapeline.spool import Spool
+from tapeline.streams import Producer
+
+log = logging.getLogger(__name__)
+
+#: What the stream has not confirmed after so long, or so many bytes of it, is put on disk.
+_SLOW_S: Final = 1.0
+_MOST_UNSETTLED_BYTES: Final = 32 * 1024 * 1024
+#: So much of the spool is on its way to the stream at a time.
+_DRAIN_BYTES: Final = 8 * 1024 * 1024
+_SAY_EVERY_S: Final = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """A batch that the producer has and the stream has not confirmed."""
+
+    number: int
+    partition: int
+    batch: pa.RecordBatch
+    at: float
+    spooled: bool
+
+
+@dataclass(slots=True)
+class _Refused:
+    """Records of one connection that neither the stream nor the spool could take."""
+
+    records: int
+    from_ns: int
+    to_ns: int
+    partition: int
+
+
+class Delivery:
+    """The way from the sockets into the raw topic. Without a spool, `put` raises what the stream does, and the caller waits."""
+
+    def __init__(self, producer: Producer, writer: str, spool: Spool | None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._producer, self._writer, self._spool, self._clock = producer, writer, spool, clock
+        self._number = 0
+        self._sent: deque[_Sent] = deque()
+        self._sent_bytes = 0
+        self._sent_to = 0  # the highest number that the producer has
+        self._spooling = self._recovering = False
+        self._refused: dict[tuple[str, str, str], _Refused] = {}
+        self._say_at = 0.0
+        self._since = 0.0
+        self.refused = 0
+        self.trouble = ""
+
+    def open(self) -> None:
+        """Take over what an earlier process has left in the spool. Raises DiskTrouble."""
+        if self._spool is not None:
+            self._spool.open()
+            self._number = self._spool.last
+            if self._spool.records:
+                log.warning("%d records of an earlier run wait in %s; they go to the stream first.", self._spool.records, self._spool.path)
+                self._recovering = True
+                self._spool_from_now("records of an earlier run wait there")
+
+    @property
+    def unsettled(self) -> int:
+        """Records that are handed over and that the stream has not confirmed."""
+        return sum(sent.batch.num_rows for sent in self._sent if not sent.spooled)
+
+    @property
+    def spooled(self) -> int:
+        """Records that wait on disk."""
+        return self._spool.records if self._spool is not None else 0
+
+    @property
+    def spooled_bytes(self) -> int:
+        return self._spool.bytes if self._spool is not None else 0
+
+    @property
+    def busy(self) -> bool:
+        """Whether `turn` has something to see to."""
+        return bool(self._sent or self._spooling or self._refused or self.spooled)
+
+    def put(self, partition: int, batch: pa.RecordBatch) -> None:
+        """Hand a batch on. Raises Unavailable only without a spool: then nothing was taken."""
+        number = self._number + 1
+        if not self._spooling:
+            try:
+                self._send(number, partition, batch, spooled=False)
+                self._number = number
+                return
+            except Unavailable as error:
+                if self._spool is None:
+                    raise
+                self._spool_from_now(str(error))
+        self._number = number
+        self._keep(number, partition, batch)
+
+    def turn(self) -> None:
+        """See what has arrived, and drain the spool as far as the stream takes it."""
+        self._settle()
+        if self._spool is None:
+            return
+        try:
+            if not self._spooling and self._sent and self._slow():
+                self._spool_from_now("the stream is slow or away")
+            if self._spooling:
+                self._drain(self._spool)
+        except Unavailable as error:
+            self._complain(str(error))
+
+    def close(self, wait_s: float) -> int:
+        """Wait so long for what is on its way; keep the rest in the spool. Records that are lost for want of one."""
+        deadline = self._clock() + wait_s
+        while self._sent and self._clock() < deadline:
+            time.sleep(0.005)
+            self._settle()
+        if self._sent and self._spool is not None and not self._spooling:
+            self._spool_from_now("the stream did not confirm them before the end")
+        lost = self.unsettled
+        if self._spool is not None:
+            if self._spool.records:
+                log.warning("%d records wait in %s; the next start sends them.", self._spool.records, self._spool.path)
+            self._spool.close()
+        self._producer.close(0.0)
+        return lost + self.refused
+
+    def _send(self, number: int, partition: int, batch: pa.RecordBatch, *, spooled: bool) -> None:
+        self._producer.send(number, partition, batch)
+        self._sent.append(_Sent(number, partition, batch, self._clock(), spooled))
+        self._sent_bytes += batch.nbytes
+        self._sent_to = number
+
+    def _settle(self) -> None:
+        until = self._producer.settled()
+        settled_spooled = False
+        while self._sent and self._sent[0].number <= until:
+            sent = self._sent.popleft()
+            self._sent_bytes -= sent.batch.nbytes
+            settled_spooled = settled_spooled or sent.spooled
+        if settled_spooled and self._spool is not None:
+            self._spool.drop(until)
+
+    def _slow(self) -> bool:
+        return self._clock() - self._sent[0].at > _SLOW_S or self._sent_bytes > _MOST_UNSETTLED_BYTES
+
+    def _spool_from_now(self, why: str) -> None:
+        """What the producer has goes to disk as well: should this process die, the next one finds out what has arrived of it."""
+        self._spooling = True
+        self._since = self._clock()
+        self.trouble = why
+        log.error("Received records go to disk from now: %s. None is lost; they follow in order when the stream takes them.", why)
+        kept = []
+        while self._sent:
+            sent = self._sent.popleft()
+            on_disk = sent.spooled or self._keep(sent.number, sent.partition, sent.batch)
+            kept.append(_Sent(sent.number, sent.partition, sent.batch, sent.at, on_disk))
+        self._sent.extend(kept)
+
+    def _keep(self, number: int, partition: int, batch: pa.RecordBatch) -> bool:
+        """Put a batch on disk, if that takes it; what the producer has not got either is then refused."""
+        assert self._spool is not None
+        try:
+            self._spool.put(self._writer, number, partition, batch)
+        except DiskTrouble as error:
+            if number > self._sent_to:
+                self._refuse(partition, batch)
+            self._complain(f"{error} {self.refused} received records could not be kept so far. Make room, or bring the stream back.")
+            return False
+        return True
+
+    def _refuse(self, partition: int, batch: pa.RecordBatch) -> None:
+        self.refused += batch.num_rows
+        keys = zip(*(batch[name].to_pylist() for name in ("provider", "feed", "connection", "received_ns")), strict=True)
+        for provider, feed, connection, received_ns in keys:
+            found = self._refused.setdefault((provider, feed, connection), _Refused(0, received_ns, received_ns, partition))
+            found.records += 1
+            found.to_ns = received_ns
+
+    def _complain(self, text: str) -> None:
+        self.trouble = text
+        if self._clock() >= self._say_at:
+            self._say_at = self._clock() + _SAY_EVERY_S
+            log.error("%s", text)
+
+    def _drain(self, spool: Spool) -> None:
+        if self._recovering:
+            for writer, since_ns in spool.writers().items():
+                if writer != self._writer:
+                    spool.drop(self._producer.recovered(writer, since_ns), writer)
+            spool.inherit(self._writer)
+            self._recovering = False
+        self._own_up(spool)
+        while self._sent_bytes < _DRAIN_BYTES and (batches := list(spool.after(self._sent_to))):
+            for waiting in batches:
+                self._send(waiting.number, waiting.partition, waiting.batch, spooled=True)
+        if self._sent_bytes < _DRAIN_BYTES and not (self._sent and self._slow()):
+            self._spooling = False
+            self.trouble = ""
+            log.warning("The stream takes records again after %.0f s; nothing that was kept is lost.", self._clock() - self._since)
+
+    def _own_up(self, spool: Spool) -> None:
+        """Put on record, on each connection, how many of its records were refused: a gap that can be seen."""
+        for (provider, feed, connection), refused in list(self._refused.items()):
+            detail = {"records": refused.records, "from_ns": refused.from_ns, "to_ns": refused.to_ns, "reason": "the spool was full"}
+            row = (provider, feed, connection, "refused", refused.to_ns, msgspec.json.encode(detail))
+            batch = pa.RecordBatch.from_arrays([pa.array([value], field.type) for value, field in zip(row, RAW, strict=True)], schema=RAW)
+            spool.put(self._writer, self._number + 1, refused.partition, batch)
+            self._number += 1
+            del self._refused[provider, feed, connection]

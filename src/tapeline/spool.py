@@ -1,0 +1,128 @@
+"""What waits on local disk while the stream is away: raw batches in order, in one SQLite file, up to a bound."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import pyarrow as pa
+
+from tapeline.errors import DiskTrouble
+from tapeline.records import RAW
+
+_SCHEMA: Final = """
+CREATE TABLE IF NOT EXISTS batches (
+    number INTEGER PRIMARY KEY,  -- rises over all writers
+    writer TEXT NOT NULL,        -- under whose name it is sent
+    part INTEGER NOT NULL,
+    records INTEGER NOT NULL,
+    spooled_ns INTEGER NOT NULL,
+    data BLOB NOT NULL           -- an Arrow IPC message of the raw schema
+);
+"""
+
+
+class SpoolFull(DiskTrouble):
+    """The batch does not fit: it was not taken, what is held is kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spooled:
+    """One batch that waits."""
+
+    number: int
+    partition: int
+    batch: pa.RecordBatch
+
+
+class Spool:
+    """Raw batches that are not in the stream yet. A batch that was taken outlives the process."""
+
+    def __init__(self, path: Path, max_bytes: int, clock: Callable[[], int] = time.time_ns) -> None:
+        self.path, self._max_bytes, self._clock = path, max_bytes, clock
+        self._opened: sqlite3.Connection | None = None
+        self.bytes = self.records = self.last = 0
+
+    def open(self) -> None:
+        """Find what an earlier process has left. Raises DiskTrouble."""
+        with self._errors():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            db = sqlite3.connect(self.path, isolation_level=None)
+            db.execute("PRAGMA auto_vacuum = INCREMENTAL")
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("PRAGMA synchronous = NORMAL")
+            db.executescript(_SCHEMA)
+            row = db.execute("SELECT coalesce(sum(length(data)), 0), coalesce(sum(records), 0), coalesce(max(number), 0) FROM batches")
+            self.bytes, self.records, self.last = row.fetchone()
+            self._opened = db
+
+    def put(self, writer: str, number: int, partition: int, batch: pa.RecordBatch) -> None:
+        """Take a batch. Raises SpoolFull, DiskTrouble: then it was not taken."""
+        data = memoryview(batch.serialize())
+        if self.bytes + len(data) > self._max_bytes:
+            raise SpoolFull(
+                f"The spool {self.path} is full: {self.bytes / 1e6:,.0f} MB of {self._max_bytes / 1e6:,.0f} MB (stream.spool_mb)."
+            )
+        with self._errors():
+            self._db.execute(
+                "INSERT INTO batches VALUES (?, ?, ?, ?, ?, ?)", (number, writer, partition, batch.num_rows, self._clock(), data)
+            )
+        self.bytes += len(data)
+        self.records += batch.num_rows
+        self.last = number
+
+    def after(self, number: int) -> Iterator[Spooled]:
+        """The batches behind a number, in order."""
+        with self._errors():
+            for found, partition, data in self._db.execute(
+                "SELECT number, part, data FROM batches WHERE number > ? ORDER BY number LIMIT 64", (number,)
+            ).fetchall():
+                yield Spooled(found, partition, pa.ipc.read_record_batch(pa.py_buffer(data), RAW))
+
+    def drop(self, until: int, writer: str | None = None) -> None:
+        """Forget what is in the stream by now: the batches up to a number, of one writer or of all."""
+        where = "number <= ?" if writer is None else "number <= ? AND writer = ?"
+        key = (until,) if writer is None else (until, writer)
+        with self._errors():
+            (size, records) = self._db.execute(  # `where` is one of the two texts above
+                f"SELECT coalesce(sum(length(data)), 0), coalesce(sum(records), 0) FROM batches WHERE {where}",  # noqa: S608
+                key,
+            ).fetchone()
+            if records:
+                self._db.execute(f"DELETE FROM batches WHERE {where}", key)  # noqa: S608
+                self.bytes -= size
+                self.records -= records
+            if not self.records:
+                self._db.execute("PRAGMA incremental_vacuum")
+
+    def writers(self) -> dict[str, int]:
+        """Under whose names the batches were sent, each with the time (ns) of its first."""
+        with self._errors():
+            return dict(self._db.execute("SELECT writer, min(spooled_ns) FROM batches GROUP BY writer").fetchall())
+
+    def inherit(self, writer: str) -> None:
+        """From now on everything is sent under this name."""
+        with self._errors():
+            self._db.execute("UPDATE batches SET writer = ?", (writer,))
+
+    def close(self) -> None:
+        if self._opened is not None:
+            self._opened.close()
+            self._opened = None
+
+    @property
+    def _db(self) -> sqlite3.Connection:
+        assert self._opened is not None, "open() comes first"
+        return self._opened
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.DatabaseError, OSError) as error:
+            raise DiskTrouble(f"The spool {self.path}: {error}. Free disk space or make the folder writable; it is tried again.") from error

@@ -1,0 +1,97 @@
+"""Who reads which partition: members of a group hold each partition by a lease, take a fair share, and take over from the dead.
+
+For streams that have no groups of their own which assign partitions. A lease says who works; what keeps a commit from being done
+twice is that it moves the group's position from where the chunk began, or does nothing.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol
+
+from tapeline.errors import Busy
+
+#: A lease that is not renewed for so long is free.
+LEASE_S: Final = 3.0
+_RENEW_EVERY_S: Final = LEASE_S / 4
+
+
+class LeaseBook(Protocol):
+    """Where leases are written down; each call is one atomic step."""
+
+    def take(self, name: str, token: str, seconds: float) -> bool:
+        """Take a free lease, or renew one's own; False where another token holds it."""
+
+    def drop(self, name: str, token: str) -> None:
+        """Free the lease, if `token` holds it."""
+
+    def taken(self, prefix: str) -> dict[str, str]:
+        """The leases that are held now: name to token."""
+
+
+class BookLease:
+    """One lease, kept up by its holder."""
+
+    def __init__(self, book: LeaseBook, name: str, what: str) -> None:
+        self._book, self._name, self._what = book, name, what
+        self._token = uuid.uuid4().hex
+        self.keep()
+
+    def keep(self) -> None:
+        if not self._book.take(self._name, self._token, LEASE_S):
+            raise Busy(f"Another process holds {self._what}. Stop that one; if it has died, this can start in {LEASE_S:.0f} s.")
+
+    def drop(self) -> None:
+        self._book.drop(self._name, self._token)
+
+
+class Shares:
+    """The partitions that one member of a group works on."""
+
+    def __init__(
+        self, book: LeaseBook, group: str, topic: str, count: int, name: str = "", clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._book, self._count, self._clock = book, count, clock
+        self._token = name or uuid.uuid4().hex
+        self._members = f"member/{group}/{topic}/"
+        self._prefix = f"partition/{group}/{topic}/"
+        self._mine: list[int] = []
+        self._due = 0.0
+
+    def now(self) -> Sequence[int]:
+        """This member's partitions. Asks the book only as often as leases need."""
+        now = self._clock()
+        if now >= self._due:
+            self._due = now + _RENEW_EVERY_S
+            self._mine = self._settle()
+        return self._mine
+
+    def lost(self) -> None:
+        """Another member has taken over some: look at the book at the next call."""
+        self._due = 0.0
+
+    def _settle(self) -> list[int]:
+        self._book.take(self._members + self._token, self._token, LEASE_S)
+        mine = [partition for partition in self._mine if self._book.take(f"{self._prefix}{partition}", self._token, LEASE_S)]
+        members = sorted(self._book.taken(self._members).values())
+        if self._token not in members:
+            return mine
+        # The first members in the order of their tokens take one more where the partitions do not divide evenly.
+        share = self._count // len(members) + (members.index(self._token) < self._count % len(members))
+        for partition in mine[share:]:
+            self._book.drop(f"{self._prefix}{partition}", self._token)
+        mine = mine[:share]
+        for partition in range(self._count):
+            if len(mine) >= share:
+                break
+            if partition not in mine and self._book.take(f"{self._prefix}{partition}", self._token, LEASE_S):
+                mine.append(partition)
+        return sorted(mine)
+
+    def close(self) -> None:
+        for partition in self._mine:
+            self._book.drop(f"{self._prefix}{partition}", self._token)
+        self._book.drop(self._members + self._token, self._token)
+        self._mine = []
