@@ -1,0 +1,142 @@
+"""The stream on Apache Kafka: topics in partitions over many machines, each step of a stage one transaction.
+
+A position is a message's offset times 2^20 plus the row in it, since a message holds a batch (Arrow) or one record (protobuf).
+Normalize commits outputs, offsets and totals in one transaction; its totals travel as the offsets' metadata. Outputs are handed over
+as soon as they are made, and a transaction ends every `_COMMIT_EVERY_S`, in a thread of its own beside the next one: a reader of
+committed records waits for that, one that reads uncommitted does not (docs/streams.md says what it has to do for it).
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from typing import Final
+
+import pyarrow as pa
+from confluent_kafka import Consumer, TopicPartition
+
+from tapeline.config import StreamConfig
+from tapeline.errors import Unavailable
+from tapeline.records import RAW_TOPIC, Chunk, Topic
+from tapeline.streams import Lease, Member, Producer
+from tapeline.streams.kafka.cluster import ASK_S, Cluster
+from tapeline.streams.kafka.group import GroupLease, GroupMember
+from tapeline.streams.kafka.messages import ROW_BITS, read_totals
+from tapeline.streams.kafka.producing import RawProducer
+from tapeline.streams.kafka.reading import Reader
+from tapeline.streams.partitioning import split
+
+#: A transaction ends after so long; a shorter one costs the broker more than it gains its readers (docs/decisions/0006).
+_COMMIT_EVERY_S: Final = 0.05
+#: An end that lies at most so far ahead may be nothing but the marks that transactions leave: it is looked at.
+_MARKS: Final = 10_000
+
+
+class KafkaStream:
+    """Topics on the brokers that a `kafka://` or `kafkas://` (TLS) address names. Nothing is connected before the first call."""
+
+    def __init__(self, config: StreamConfig, password: str = "", *, commit_every_s: float = _COMMIT_EVERY_S) -> None:
+        """Raises ConfigError for an address that cannot be one."""
+        self._cluster = Cluster(config, password)
+        self._commit_every_s = commit_every_s
+        self._producer: RawProducer | None = None
+        self._readers: dict[tuple[Topic, str], Reader] = {}
+        self._lookers: dict[str, Consumer] = {}
+        self._nothing_at: dict[tuple[Topic, int], tuple[int, int]] = {}
+
+    @property
+    def partitions(self) -> int:
+        try:
+            return self._cluster.count(RAW_TOPIC)
+        except Unavailable:
+            return self._cluster.usual_partitions
+
+    def append(self, topic: Topic, batch: pa.RecordBatch, partition: int | None = None) -> None:
+        if self._producer is None:
+            self._producer = RawProducer(self._cluster, "")
+        parts = split(topic, batch, self._cluster.count(topic)) if partition is None else [(partition, batch)]
+        self._producer.write(topic, list(parts))
+
+    def read(self, topic: Topic, positions: Mapping[int, int], max_rows: int) -> Chunk | None:
+        return self._reader(topic, "read").read({p: positions.get(p, 0) for p in range(self._cluster.count(topic))}, max_rows)
+
+    def producer(self, writer: str) -> Producer:
+        return RawProducer(self._cluster, writer)
+
+    def join(self, group: str, topic: Topic, name: str = "") -> Member:
+        self._cluster.count(topic)
+        return GroupMember(self._cluster, group, topic, name or uuid.uuid4().hex, self._commit_every_s)
+
+    def hold(self, name: str) -> Lease:
+        self._cluster.count(RAW_TOPIC)
+        return GroupLease(self._cluster, name)
+
+    def acknowledge(self, group: str, topic: Topic, positions: Mapping[int, int]) -> None:
+        offsets = [TopicPartition(topic.name, partition, position >> ROW_BITS) for partition, position in positions.items()]
+        with self._cluster.told():
+            self._looker(group).commit(offsets=offsets, asynchronous=False)
+
+    def positions(self, group: str, topic: Topic) -> dict[int, int]:
+        return {found.partition: max(0, found.offset) << ROW_BITS for found in self._committed(group, topic)}
+
+    def totals(self, group: str) -> dict[str, int]:
+        found: dict[str, int] = {}
+        for offset in self._committed(group, RAW_TOPIC):
+            for name, value in read_totals(offset.metadata).items():
+                found[name] = found.get(name, 0) + value
+        return found
+
+    def ends(self, topic: Topic) -> dict[int, int]:
+        return {partition: high << ROW_BITS for partition, (_, high) in self._watermarks(topic).items()}
+
+    def before_end(self, topic: Topic, rows: int) -> dict[int, int]:
+        return {partition: max(low, high - rows) << ROW_BITS for partition, (low, high) in self._watermarks(topic).items()}
+
+    def waiting(self, topic: Topic, positions: Mapping[int, int]) -> dict[int, int]:
+        found = {}
+        suspects = {}
+        for partition, (low, high) in self._watermarks(topic).items():
+            position = max(positions.get(partition, 0) >> ROW_BITS, low)
+            found[partition] = max(0, high - position)
+            if 0 < found[partition] <= _MARKS:
+                if self._nothing_at.get((topic, partition)) == (position, high):
+                    found[partition] = 0
+                else:
+                    suspects[partition] = (position, high)
+        for partition, (position, high) in suspects.items():
+            if self._reader(topic, "look").read({partition: position << ROW_BITS}, 1) is None:
+                self._nothing_at[topic, partition] = (position, high)
+                found[partition] = 0
+        return found
+
+    def close(self) -> None:
+        for reader in self._readers.values():
+            reader.close()
+        for looker in self._lookers.values():
+            looker.close()
+        if self._producer is not None:
+            self._producer.close(0.0)
+        self._readers, self._lookers, self._producer = {}, {}, None
+
+    def _watermarks(self, topic: Topic) -> dict[int, tuple[int, int]]:
+        looker = self._looker("look")
+        return {partition: self._cluster.watermarks(looker, topic, partition) for partition in range(self._cluster.count(topic))}
+
+    def _committed(self, group: str, topic: Topic) -> list[TopicPartition]:
+        asked = [TopicPartition(topic.name, partition) for partition in range(self._cluster.count(topic))]
+        with self._cluster.told():
+            found: list[TopicPartition] = self._looker(group).committed(asked, timeout=ASK_S)
+        return found
+
+    def _looker(self, group: str) -> Consumer:
+        """Asks and says how far a group is, without being one of it."""
+        looker = self._lookers.get(group)
+        if looker is None:
+            looker = self._lookers[group] = self._cluster.consumer(group, isolation_level="read_uncommitted")
+        return looker
+
+    def _reader(self, topic: Topic, purpose: str) -> Reader:
+        reader = self._readers.get((topic, purpose))
+        if reader is None:
+            reader = self._readers[topic, purpose] = Reader(self._cluster, topic)
+        return reader

@@ -1,0 +1,205 @@
+"""A Kafka cluster as all clients of one stream see it: its address and settings, its topics, and what its errors mean."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Final
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
+
+from tapeline.config import StreamConfig
+from tapeline.errors import ConfigError, Refused, Unavailable
+from tapeline.records import RAW_TOPIC, TOPICS, Topic
+from tapeline.streams import Codec
+
+_PARTITIONS: Final = 4
+#: A topic of one partition: who is given it holds a lease.
+LEASES: Final = "market-data.leases"
+#: The longest message: a frame may be 64 MiB, and a batch is closed before a second one of that size.
+MESSAGE_BYTES: Final = 80 * 1024 * 1024
+#: How long an answer is waited for.
+ASK_S: Final = 10.0
+
+
+#: A partition is between two leaders, or the client's view of it is old: it looks again by itself.
+_NO_LEADER: Final = frozenset(
+    {KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE, KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_PARTITION}
+)
+
+
+class Cluster:
+    """The brokers that a `kafka://` or `kafkas://` (TLS) address names. Nothing is connected before the first call."""
+
+    def __init__(self, config: StreamConfig, password: str) -> None:
+        """Raises ConfigError for an address that cannot be one."""
+        self._config = config
+        self._errors = _Errors(config.shown)
+        self._client = _client(config, password) | {"error_cb": self._errors.heard, "log_level": 2, "socket.nagle.disable": True}
+        self._counts: dict[Topic, int] = {}
+        self._admin: AdminClient | None = None
+
+    @property
+    def usual_partitions(self) -> int:
+        """Of a topic that is made anew."""
+        return self._config.partitions or _PARTITIONS
+
+    def client(self, **settings: object) -> dict[str, Any]:
+        """The settings of any client, and these; a name's underscores stand for dots."""
+        return self._client | {name.replace("_", "."): value for name, value in settings.items()}
+
+    def consumer(self, group: str, **settings: object) -> Consumer:
+        return Consumer(
+            self.client(
+                group_id=f"tapeline-{group}",
+                enable_auto_commit=False,
+                auto_offset_reset="error",
+                isolation_level="read_committed",
+                enable_partition_eof=True,
+                fetch_wait_max_ms=100,
+                fetch_max_bytes=MESSAGE_BYTES + 1024,
+                queued_max_messages_kbytes=65_536,
+                fetch_queue_backoff_ms=10,
+            )
+            | {name.replace("_", "."): value for name, value in settings.items()}
+        )
+
+    def told(self) -> AbstractContextManager[None]:
+        """Turn what a client raises into what it means."""
+        return self._errors.told()
+
+    @property
+    def trouble(self) -> str:
+        return self._errors.last
+
+    def codec(self, topic: Topic) -> Codec:
+        return "arrow" if topic is RAW_TOPIC else getattr(self._config.codecs, topic.name.rpartition(".")[2])
+
+    def watermarks(self, consumer: Consumer, topic: Topic, partition: int) -> tuple[int, int]:
+        deadline = time.monotonic() + ASK_S
+        while True:
+            try:
+                found = consumer.get_watermark_offsets(TopicPartition(topic.name, partition), timeout=ASK_S)
+            except KafkaException as error:
+                if error.args[0].code() not in _NO_LEADER or time.monotonic() > deadline:
+                    raise self._errors.meaning(error, "a request failed") from error
+                time.sleep(0.1)
+                continue
+            if found is None:
+                raise self._errors.away()
+            return int(found[0]), int(found[1])
+
+    def count(self, topic: Topic) -> int:
+        """How many partitions a topic has; topics that are not there yet are made."""
+        if topic not in self._counts:
+            self._admin = self._admin or AdminClient(self._client)
+            with self._errors.told():
+                there: Mapping[str, Any] = self._admin.list_topics(timeout=ASK_S).topics
+            missing = [name for name in (*TOPICS, LEASES) if name not in there]
+            if missing:
+                self._make(self._admin, missing)
+                there = self._settled(self._admin, missing)
+            self._counts = {some: len(there[some.name].partitions) for some in TOPICS.values()}
+        return self._counts[topic]
+
+    def _make(self, admin: AdminClient, names: Sequence[str]) -> None:
+        settings = {
+            "retention.ms": str(int(self._config.retain_hours * 3_600_000)),
+            "max.message.bytes": str(MESSAGE_BYTES),
+            "compression.type": "producer",
+        }
+        count = self._config.partitions or _PARTITIONS
+        wanted = [
+            NewTopic(name, 1 if name == LEASES else count, self._config.replication, config={} if name == LEASES else settings)
+            for name in names
+        ]
+        for name, done in admin.create_topics(wanted, request_timeout=ASK_S).items():
+            try:
+                done.result()
+            except KafkaException as error:
+                if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                    raise self._errors.meaning(error, f"topic {name} cannot be made") from error
+
+    def _settled(self, admin: AdminClient, names: Sequence[str]) -> Mapping[str, Any]:
+        """The topics, once each new one has all its partitions' leaders."""
+        deadline = time.monotonic() + ASK_S
+        while True:
+            with self._errors.told():
+                there: Mapping[str, Any] = admin.list_topics(timeout=ASK_S).topics
+            if all(
+                name in there and there[name].partitions and all(p.leader >= 0 for p in there[name].partitions.values()) for name in names
+            ):
+                return there
+            if time.monotonic() > deadline:
+                raise Unavailable(f"Kafka at {self._config.shown} has made the topics {', '.join(names)}, and no broker leads them yet.")
+            time.sleep(0.05)
+
+
+def _client(config: StreamConfig, password: str) -> dict[str, Any]:
+    """librdkafka's settings for an address."""
+    parts = re.fullmatch(r"(?P<scheme>kafkas?)://(?:(?P<user>[^:/@]+)(?::(?P<password>[^@/]*))?@)?(?P<hosts>[^/@]+)/?", config.url)
+    if parts is None:
+        raise ConfigError(f'stream.url = "{config.shown}" is no address. Write kafka://[user@]host:9092[,host:9092], kafkas:// for TLS.')
+    tls = parts["scheme"] == "kafkas"
+    settings: dict[str, Any] = {"bootstrap.servers": parts["hosts"], "security.protocol": "SSL" if tls else "PLAINTEXT"}
+    if config.ca_file:
+        settings["ssl.ca.location"] = config.ca_file
+    if parts["user"]:
+        secret = parts["password"] or password
+        if not secret:
+            raise ConfigError(
+                f"{config.shown} names the user {parts['user']}, and no password was found. Set TAPELINE_STREAM_PASSWORD or password_file."
+            )
+        settings |= {"sasl.mechanism": config.sasl, "sasl.username": parts["user"], "sasl.password": secret}
+        settings["security.protocol"] = "SASL_SSL" if tls else "SASL_PLAINTEXT"
+    return settings
+
+
+class _Errors:
+    """What goes wrong, in words that name the broker and say what to do."""
+
+    _NO: Final = frozenset(
+        {
+            KafkaError._AUTHENTICATION,
+            KafkaError.SASL_AUTHENTICATION_FAILED,
+            KafkaError.TOPIC_AUTHORIZATION_FAILED,
+            KafkaError.GROUP_AUTHORIZATION_FAILED,
+            KafkaError.CLUSTER_AUTHORIZATION_FAILED,
+            KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED,
+        }
+    )
+
+    def __init__(self, shown: str) -> None:
+        self._shown = shown
+        self.last = ""
+        self._refused = False
+
+    def heard(self, error: KafkaError) -> None:
+        """What a client's own threads met."""
+        self.last = str(error.str())
+        self._refused = error.code() in self._NO
+
+    def away(self) -> Unavailable | Refused:
+        if self._refused:
+            return Refused(f"Kafka at {self._shown} has refused: {self.last}. Check the user, the password and stream.sasl.")
+        why = f": {self.last}" if self.last else ""
+        return Unavailable(f"Kafka at {self._shown} does not answer{why}. Nothing was written. Is the broker up, and stream.url right?")
+
+    def meaning(self, error: KafkaException, what: str) -> Unavailable | Refused:
+        inner: KafkaError = error.args[0]
+        if inner.code() in self._NO:
+            return Refused(f"Kafka at {self._shown} has refused ({what}): {inner.str()}. Check the user and its rights.")
+        if inner.code() in (KafkaError._TRANSPORT, KafkaError._TIMED_OUT, KafkaError._ALL_BROKERS_DOWN):
+            return self.away()
+        return Unavailable(f"Kafka at {self._shown}: {what}: {inner.str()} ({inner.name()}). It is tried again.")
+
+    @contextmanager
+    def told(self) -> Iterator[None]:
+        try:
+            yield
+        except KafkaException as error:
+            raise self.meaning(error, "a request failed") from error

@@ -1,0 +1,130 @@
+"""Raw batches by an idempotent producer: librdkafka keeps their order, and tries for ever without doubling."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Sequence
+
+import pyarrow as pa
+from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
+
+from tapeline.errors import Unavailable
+from tapeline.records import RAW_TOPIC, Topic
+from tapeline.streams import arrow, protobuf
+from tapeline.streams.kafka.cluster import ASK_S, MESSAGE_BYTES, Cluster
+from tapeline.streams.kafka.messages import place
+
+log = logging.getLogger(__name__)
+
+
+class RawProducer:
+    """Raw batches by an idempotent producer: librdkafka keeps their order, and tries for ever without doubling."""
+
+    def __init__(self, cluster: Cluster, writer: str) -> None:
+        self._cluster, self._writer = cluster, writer
+        self._producer: Producer | None = None
+        self._open: deque[int] = deque()
+        self._arrived: set[int] = set()
+        self._settled = 0
+
+    def send(self, number: int, partition: int, batch: pa.RecordBatch) -> None:
+        producer = self._made(timeout_s=0.0)
+        try:
+            producer.produce(
+                RAW_TOPIC.name,
+                bytes(arrow.encode(batch)),
+                f"{self._writer}/{number}".encode(),
+                partition,
+                lambda error, _: self._delivered(number, error),
+            )
+        except BufferError:
+            raise Unavailable(f"Kafka takes no more for now{': ' + self._cluster.trouble if self._cluster.trouble else ''}.") from None
+        self._open.append(number)
+        producer.poll(0)
+
+    def settled(self) -> int:
+        if self._producer is not None:
+            self._producer.poll(0)
+        while self._open and self._open[0] in self._arrived:
+            self._settled = self._open.popleft()
+            self._arrived.discard(self._settled)
+        return self._settled
+
+    def _delivered(self, number: int, error: KafkaError | None) -> None:
+        if error is not None:
+            log.error("Raw batch %d was refused by Kafka: %s. Its records are lost to the stream.", number, error.str())
+        self._arrived.add(number)
+
+    def write(self, topic: Topic, parts: Sequence[tuple[int, pa.RecordBatch]]) -> None:
+        """Write and wait. Raises Unavailable."""
+        producer = self._made(timeout_s=30.0)
+        failed: list[KafkaError] = []
+
+        def heard(error: KafkaError | None, _: object) -> None:
+            if error is not None:
+                failed.append(error)
+
+        for partition, part in parts:
+            if self._cluster.codec(topic) == "arrow":
+                producer.produce(topic.name, bytes(arrow.encode(part)), b"", partition, heard)
+            else:
+                keys = part[topic.key].to_pylist()
+                for key, value in zip(keys, protobuf.encode(topic, part), strict=True):
+                    producer.produce(topic.name, value, key.encode(), partition, heard)
+        left = producer.flush(ASK_S + 30.0)
+        if failed or left:
+            with self._cluster.told():
+                raise KafkaException(failed[0] if failed else KafkaError(KafkaError._TIMED_OUT))
+
+    def recovered(self, writer: str, since_ns: int) -> int:
+        """Looks at the keys of what the raw topic was given since then."""
+        consumer = self._cluster.consumer("recovery", isolation_level="read_uncommitted")
+        highest = 0
+        try:
+            since_ms = since_ns // 1_000_000 - 120_000
+            asked = [TopicPartition(RAW_TOPIC.name, p, since_ms) for p in range(self._cluster.count(RAW_TOPIC))]
+            with self._cluster.told():
+                found = consumer.offsets_for_times(asked, timeout=ASK_S)
+                starts = [some for some in found if some.offset >= 0]
+                consumer.assign(starts)
+                ended: set[int] = set()
+                deadline = time.monotonic() + 60.0
+                while len(ended) < len(starts):
+                    if time.monotonic() > deadline:
+                        raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
+                    for message in consumer.consume(1000, 0.1):
+                        error = message.error()
+                        if error is not None:
+                            if error.code() == KafkaError._PARTITION_EOF:
+                                ended.add(place(message)[0])
+                            continue
+                        name, _, number = (message.key() or b"").decode("utf-8", "replace").rpartition("/")
+                        if name == writer and number.isdecimal():
+                            highest = max(highest, int(number))
+        finally:
+            consumer.close()
+        return highest
+
+    def close(self, wait_s: float) -> None:
+        if self._producer is not None:
+            self._producer.flush(wait_s)
+            self._producer = None
+
+    def _made(self, timeout_s: float) -> Producer:
+        """The producer. `timeout_s`: after so long a message is given up; 0: never."""
+        if self._producer is None:
+            self._producer = Producer(
+                self._cluster.client(
+                    enable_idempotence=True,
+                    acks="all",
+                    linger_ms=0,
+                    compression_type="lz4",
+                    message_timeout_ms=int(timeout_s * 1000),
+                    message_max_bytes=MESSAGE_BYTES,
+                    queue_buffering_max_kbytes=131_072,
+                    reconnect_backoff_max_ms=2_000,
+                )
+            )
+        return self._producer

@@ -1,0 +1,544 @@
+"""The stream on Redis: each partition of a topic is a Redis Stream, each step of a stage one MULTI.
+
+An entry's id is `<offset after it>-<records in it>`, so a position counts records and an id gives it. Who works on which partition is
+a lease (sharing.py); the group's place is a Redis consumer group, moved in the same MULTI as the outputs, so that Redis' own tools show
+each group's lag. Entries that every group has behind it are trimmed; where Redis holds more than its bound, writing waits.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from random import uniform
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import numpy as np
+import pyarrow as pa
+import redis
+from redis.backoff import NoBackoff
+from redis.client import Pipeline
+from redis.retry import Retry
+
+from tapeline.config import StreamConfig
+from tapeline.errors import ConfigError, NewerData, Refused, Unavailable
+from tapeline.records import RAW_TOPIC, TOPICS, Chunk, Topic
+from tapeline.streams import Codec, Lease, Member, Outputs, PartitionLost, Producer, Totals, arrow, codecs, protobuf
+from tapeline.streams.partitioning import partitions_of, split
+from tapeline.streams.sharing import BookLease, Shares
+
+log = logging.getLogger(__name__)
+
+_PARTITIONS: Final = 4
+_ROOT: Final = "tapeline"
+_FORMAT: Final = b"1"
+_TIMEOUT_S: Final = 5.0
+_QUICK_S: Final = 0.5
+#: Entries that are asked for at once: so many, or as many as make so many bytes if each is as large as the largest of late.
+_ENTRIES: Final = 1_024
+_CHUNK_BYTES: Final = 32 * 1024 * 1024
+_FIRST_GUESS: Final = 256 * 1024
+#: Makes of a position the id behind every entry that ends there.
+_AFTER: Final = 2**63
+#: More offsets than a Redis that lost power can have given out and forgotten.
+_SKIP: Final = 1 << 30
+_LOOK_EVERY_S: Final = 1.0
+_POLL_MS: Final = 50
+_RECONNECT_S: Final = 0.2
+_RECONNECT_MOST_S: Final = 5.0
+_MOST_UNSETTLED: Final = 256
+_FIELD: Final = b"d"
+
+#: Write entries behind the partition's end: KEYS end, stream; ARGV the run id of the server, then records and data of each entry.
+#: Where the server has started anew since the last write it may have lost its last moments, so offsets begin far ahead.
+_APPEND: Final = f"""
+local last, run = unpack(redis.call('HMGET', KEYS[1], 'next', 'run'))
+local at = tonumber(last or 0)
+if run and run ~= ARGV[1] then at = at + {_SKIP} end
+for i = 2, #ARGV, 2 do
+  local count = tonumber(ARGV[i])
+  at = at + count
+  redis.call('XADD', KEYS[2], string.format('%.0f-%.0f', at, count), 'd', ARGV[i + 1])
+end
+redis.call('HSET', KEYS[1], 'next', string.format('%.0f', at), 'run', ARGV[1])
+return redis.status_reply(string.format('%.0f', at))
+"""
+#: The same for a writer that sends again what it has no answer to: KEYS end, stream, writer; ARGV number, run id, records, data.
+_SEND: Final = f"""
+if tonumber(redis.call('GET', KEYS[3]) or 0) >= tonumber(ARGV[1]) then return 0 end
+redis.call('SET', KEYS[3], ARGV[1], 'EX', 2592000)
+local last, run = unpack(redis.call('HMGET', KEYS[1], 'next', 'run'))
+local at, count = tonumber(last or 0), tonumber(ARGV[3])
+if run and run ~= ARGV[2] then at = at + {_SKIP} end
+at = at + count
+redis.call('XADD', KEYS[2], string.format('%.0f-%.0f', at, count), 'd', ARGV[4])
+redis.call('HSET', KEYS[1], 'next', string.format('%.0f', at), 'run', ARGV[2])
+return 1
+"""
+#: Take a free lease or renew one's own: KEYS lease; ARGV token, milliseconds.
+_TAKE: Final = """
+local held = redis.call('GET', KEYS[1])
+if held and held ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return 1
+"""
+_DROP: Final = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
+
+
+class RedisStream:
+    """Topics in one Redis server, version 7 or later. Nothing is connected before the first call."""
+
+    def __init__(
+        self, config: StreamConfig, password: str = "", groups: Mapping[str, tuple[Topic, ...]] | None = None, timeout_s: float = _TIMEOUT_S
+    ) -> None:
+        """`groups`: who reads which topics; what one of them has not acknowledged is never trimmed. Raises ConfigError."""
+        self._config = config
+        self._groups = groups or {}
+        self._password = password
+        self._client = _client(config, password, timeout_s)
+        self._append = self._client.register_script(_APPEND)
+        self._count = 0
+        self._run = ""
+        self._look_due = 0.0
+        self._full = ""
+        self._largest: dict[Topic, int] = {}  # bytes of an entry, of late
+
+    @property
+    def partitions(self) -> int:
+        """As many as the stream was made with: a later setting changes no stream that exists."""
+        try:
+            self._begin()
+        except Unavailable:
+            return self._config.partitions or _PARTITIONS
+        return self._count
+
+    def append(self, topic: Topic, batch: pa.RecordBatch, partition: int | None = None) -> None:
+        self._begin()
+        self.make_room()
+        with self._told():
+            pipe = self._client.pipeline(transaction=True)
+            self._write(pipe, topic, batch, partition)
+            pipe.execute()
+
+    def read(self, topic: Topic, positions: Mapping[int, int], max_rows: int) -> Chunk | None:
+        return self.read_some(topic, {partition: positions.get(partition, 0) for partition in range(self.partitions)}, max_rows)
+
+    def read_some(self, topic: Topic, positions: Mapping[int, int], max_rows: int, wait_ms: int | None = None) -> Chunk | None:
+        """As `read`, of the partitions given alone, in one round trip; it may wait so long for the first record."""
+        share = max(1, -(-max_rows // max(1, len(positions))))
+        most = min(share, _ENTRIES, max(1, int(_CHUNK_BYTES / self._largest.get(topic, _FIRST_GUESS))))
+        places = {_key(topic, partition): f"{position}-{_AFTER}" for partition, position in positions.items()}
+        with self._told():
+            answer = self._client.xread(places, count=most, block=wait_ms)
+        found = {key.decode(): entries for key, entries in answer}
+        chunks = [
+            self._chunk_of(topic, partition, position, found[_key(topic, partition)])
+            for partition, position in positions.items()
+            if _key(topic, partition) in found
+        ]
+        return Chunk.join(chunks) if chunks else None
+
+    def _chunk_of(self, topic: Topic, partition: int, position: int, entries: Sequence[tuple[bytes, Mapping[bytes, bytes]]]) -> Chunk:
+        data = [fields.get(_FIELD, b"") for _, fields in entries]
+        largest = max(map(len, data))
+        self._largest[topic] = max(largest, int(0.9 * self._largest.get(topic, largest)), 1)
+        batch, rows = codecs.decode(topic, data, lambda at: f"The entry {entries[at][0].decode()} of {_key(topic, partition)}")
+        first = np.array([after - count for after, count in (map(int, entry.split(b"-")) for entry, _ in entries)], np.int64)
+        counts = np.array(rows, np.int64)
+        offset = np.repeat(first - (np.cumsum(counts) - counts), counts) + np.arange(batch.num_rows, dtype=np.int64)
+        after = int(entries[-1][0].partition(b"-")[0])
+        where = np.full(batch.num_rows, partition, np.int32)
+        return Chunk(topic, batch, where, offset, {partition: position}, {partition: after}).after({partition: position})
+
+    def producer(self, writer: str) -> Producer:
+        # Its caller has sockets to read: it must not wait long for one answer.
+        return _Producer(RedisStream(self._config, self._password, self._groups, _QUICK_S), writer)
+
+    def join(self, group: str, topic: Topic, name: str = "") -> Member:
+        self._begin()
+        return _Member(self, group, topic, Shares(_Leases(self), group, topic.name, self._count, name))
+
+    def hold(self, name: str) -> Lease:
+        self._begin()
+        return BookLease(_Leases(self), f"hold/{name}", name)
+
+    def commit(self, group: str, chunk: Chunk, outputs: Outputs, totals: Totals) -> None:
+        """As `Member.commit`. Whoever else has moved the group since the chunk was read makes it raise PartitionLost."""
+        self._begin()
+        self.make_room()
+        with self._told(), self._client.pipeline(transaction=True) as pipe:
+            places = [_place(group, chunk.topic, partition) for partition in chunk.begin]
+            pipe.watch(*places)
+            if [int(place or 0) for place in pipe.mget(places)] != list(chunk.begin.values()):
+                raise PartitionLost(f"{group} has moved on in {chunk.topic.name} without this process.")
+            pipe.multi()
+            for topic, batch in outputs:
+                self._write(pipe, topic, batch, None)
+            self._move(pipe, group, chunk.topic, chunk.next)
+            for name, value in totals.items():
+                if value:
+                    pipe.hincrby(f"{_ROOT}:totals:{group}", name, value)
+            try:
+                pipe.execute()
+            except redis.WatchError:
+                raise PartitionLost(f"{group} has moved on in {chunk.topic.name} without this process.") from None
+
+    def acknowledge(self, group: str, topic: Topic, positions: Mapping[int, int]) -> None:
+        self._begin()
+        with self._told():
+            pipe = self._client.pipeline(transaction=True)
+            self._move(pipe, group, topic, positions)
+            pipe.execute()
+
+    def positions(self, group: str, topic: Topic) -> dict[int, int]:
+        self._begin()
+        with self._told():
+            found = self._client.mget([_place(group, topic, partition) for partition in range(self._count)])
+        return {partition: int(position or 0) for partition, position in enumerate(found)}
+
+    def totals(self, group: str) -> dict[str, int]:
+        self._begin()
+        with self._told():
+            return {name.decode(): int(value) for name, value in self._client.hgetall(f"{_ROOT}:totals:{group}").items()}
+
+    def ends(self, topic: Topic) -> dict[int, int]:
+        self._begin()
+        with self._told():
+            pipe = self._client.pipeline(transaction=False)
+            for partition in range(self._count):
+                pipe.hget(_end(topic, partition), "next")
+            return {partition: int(end or 0) for partition, end in enumerate(pipe.execute())}
+
+    def before_end(self, topic: Topic, rows: int) -> dict[int, int]:
+        return {partition: max(0, end - rows) for partition, end in self.ends(topic).items()}
+
+    def waiting(self, topic: Topic, positions: Mapping[int, int]) -> dict[int, int]:
+        return {partition: max(0, end - positions.get(partition, 0)) for partition, end in self.ends(topic).items()}
+
+    def close(self) -> None:
+        self._client.close()
+
+    # For the parts of the stream in this module.
+
+    @property
+    def shown(self) -> str:
+        return self._config.shown
+
+    @property
+    def client(self) -> Any:
+        """The connections, of redis-py, whose commands have no useful types."""
+        return self._client
+
+    @property
+    def run(self) -> str:
+        """Which start of the server it is."""
+        return self._run
+
+    def begin(self, *, anew: bool = False) -> None:
+        """Know the server; `anew`: it may be another start of it."""
+        self._run = "" if anew else self._run
+        self._begin()
+
+    @contextmanager
+    def told(self) -> Iterator[None]:
+        with self._told():
+            yield
+
+    def _begin(self) -> None:
+        """Once a connection: what the stream was made with, which start of the server this is, and its groups."""
+        if self._run:
+            return
+        with self._told():
+            run = str(self._client.info("server")["run_id"])
+            facts = f"{_ROOT}:facts"
+            self._client.hsetnx(facts, "format", _FORMAT)
+            self._client.hsetnx(facts, "partitions", self._config.partitions or _PARTITIONS)
+            form, count = self._client.hmget(facts, ["format", "partitions"])
+            if form != _FORMAT:
+                raise NewerData(
+                    f"{self.shown} holds streams of a newer Tapeline (format {form.decode()}). Nothing was touched. Upgrade Tapeline."
+                )
+            self._count = int(count)
+            for group, topics in self._groups.items():
+                for topic in topics:
+                    for partition in range(self._count):
+                        with suppress(redis.ResponseError):  # BUSYGROUP: it is there
+                            self._client.xgroup_create(_key(topic, partition), group, "0", mkstream=True)
+        self._run = run
+
+    def _write(self, pipe: Pipeline, topic: Topic, batch: pa.RecordBatch, partition: int | None) -> None:
+        for at, entries in self._entries(topic, batch, partition):
+            self._append(keys=[_end(topic, at), _key(topic, at)], args=[self._run, *entries], client=pipe)
+
+    def _entries(self, topic: Topic, batch: pa.RecordBatch, partition: int | None) -> Iterator[tuple[int, list[Any]]]:
+        """By partition: records and data of each entry, one after the other."""
+        if not batch.num_rows:
+            return
+        if self.codec(topic) == "arrow":
+            parts = split(topic, batch, self._count) if partition is None else iter([(partition, batch)])
+            for at, part in parts:
+                yield at, [part.num_rows, bytes(arrow.encode(part))]
+            return
+        values = protobuf.encode(topic, batch)
+        where = partitions_of(topic, batch, self._count) if partition is None else np.full(len(values), partition)
+        for at in np.unique(where).tolist():
+            yield at, [part for row in np.flatnonzero(where == at).tolist() for part in (1, values[row])]
+
+    def codec(self, topic: Topic) -> Codec:
+        found: Codec = "arrow" if topic is RAW_TOPIC else getattr(self._config.codecs, topic.name.rpartition(".")[2])
+        return found
+
+    def _move(self, pipe: Pipeline, group: str, topic: Topic, positions: Mapping[int, int]) -> None:
+        for partition, position in positions.items():
+            pipe.set(_place(group, topic, partition), position)
+            pipe.xgroup_setid(_key(topic, partition), group, f"{position}-{_AFTER}")
+
+    def make_room(self) -> None:
+        """Trim where memory asks for it; raise Unavailable while Redis holds more than it may although nothing can be trimmed."""
+        now = time.monotonic()
+        if now >= self._look_due:
+            self._look_due = now + _LOOK_EVERY_S
+            bound = self._config.memory_mb * 1024 * 1024
+            with self._told():
+                memory = self._memory()
+                if memory > bound / 2:
+                    self._trim(everything=memory > bound)
+                    memory = self._memory()
+            self._full = ""
+            if memory > bound:
+                self._full = (
+                    f"Redis at {self.shown} holds {memory / 1e6:,.0f} MB, more than stream.memory_mb = {self._config.memory_mb} allows, "
+                    "and some group has still to read what it holds (see `tapeline status`). Nothing is dropped: writing waits."
+                )
+        if self._full:
+            raise Unavailable(self._full)
+
+    def _memory(self) -> int:
+        return int(self._client.info("memory")["used_memory"])
+
+    def _trim(self, *, everything: bool) -> None:
+        """Remove of what every group has behind it, also those of other programs, the older half, or everything."""
+        keys = [_key(topic, partition) for topic in TOPICS.values() for partition in range(self._count)]
+        pipe = self._client.pipeline(transaction=False)
+        for key in keys:
+            pipe.xinfo_groups(key)
+            pipe.xrange(key, count=1)
+        answers = pipe.execute(raise_on_error=False)
+        for key, groups, oldest in zip(keys, answers[::2], answers[1::2], strict=True):
+            if isinstance(groups, redis.ResponseError) or not groups or not oldest:
+                continue  # nobody has written there, or nobody is known to have read
+            until = min(_behind(self._client, key, group) for group in groups)
+            first = int(oldest[0][0].partition(b"-")[0])
+            if until >= first:
+                self._client.xtrim(key, minid=f"{until + 1 if everything else (first + until) // 2 + 1}-0", approximate=not everything)
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """What goes wrong, in words that name the server and say what to do."""
+        try:
+            yield
+        except (redis.AuthenticationError, redis.exceptions.NoPermissionError) as error:
+            raise Refused(f"Redis at {self.shown} has refused: {error}. Check the user and the password.") from error
+        except (redis.ConnectionError, redis.TimeoutError, redis.BusyLoadingError) as error:
+            self._run = ""
+            raise Unavailable(f"Redis at {self.shown} does not answer: {error}. Nothing is lost; it is tried again.") from error
+        except redis.OutOfMemoryError as error:
+            raise Unavailable(f"Redis at {self.shown} is full: {error}. Nothing is dropped: writing waits. Raise its maxmemory.") from error
+        except redis.ResponseError as error:
+            self._run = ""
+            raise Unavailable(f"Redis at {self.shown}: {error}. It is tried again.") from error
+
+
+def _client(config: StreamConfig, password: str, timeout_s: float) -> Any:
+    parts = urlsplit(config.url)
+    if parts.scheme not in ("redis", "rediss") or not parts.hostname or (not parts.path.strip("/").isdecimal() and parts.path.strip("/")):
+        raise ConfigError(f'stream.url = "{config.shown}" is no address. Write redis://[user@]host:6379/0, rediss:// for TLS.')
+    tls: dict[str, Any] = {"ssl": True, "ssl_ca_certs": config.ca_file or None} if parts.scheme == "rediss" else {}
+    return redis.Redis(
+        host=parts.hostname,
+        port=parts.port or 6379,
+        db=int(parts.path.strip("/") or 0),
+        username=parts.username or None,
+        password=parts.password or password or None,
+        socket_timeout=timeout_s,
+        socket_connect_timeout=timeout_s,
+        retry=Retry(NoBackoff(), 0),  # a script that was sent may have run: who retries knows whether it may
+        **tls,
+    )
+
+
+def _key(topic: Topic, partition: int) -> str:
+    """The stream of one partition."""
+    return f"{topic.name}:{partition}"
+
+
+def _end(topic: Topic, partition: int) -> str:
+    return f"{_ROOT}:end:{topic.name}:{partition}"
+
+
+def _place(group: str, topic: Topic, partition: int) -> str:
+    return f"{_ROOT}:position:{group}:{topic.name}:{partition}"
+
+
+def _behind(client: Any, key: str, group: Mapping[str, Any]) -> int:
+    """The position up to which a group has read and acknowledged everything."""
+    delivered = int(group["last-delivered-id"].partition(b"-")[0])
+    if group["pending"]:  # of a program that reads with XREADGROUP
+        oldest, count = client.xpending(key, group["name"])["min"].split(b"-")
+        return min(delivered, int(oldest) - int(count))
+    return delivered
+
+
+class _Member:
+    """A reader of the partitions that its leases give it."""
+
+    def __init__(self, stream: RedisStream, group: str, topic: Topic, shares: Shares) -> None:
+        self._stream, self._group, self._topic, self._shares = stream, group, topic, shares
+        self._positions: dict[int, int] = {}
+
+    @property
+    def partitions(self) -> tuple[int, ...]:
+        return tuple(self._positions)
+
+    def poll(self, max_rows: int) -> Chunk | None:
+        mine = self._shares.now()
+        if tuple(mine) != self.partitions:
+            positions = self._stream.positions(self._group, self._topic)
+            self._positions = {partition: self._positions.get(partition, positions[partition]) for partition in mine}
+        return self._stream.read_some(self._topic, self._positions, max_rows, _POLL_MS) if self._positions else None
+
+    def commit(self, chunk: Chunk, outputs: Outputs, totals: Totals) -> None:
+        try:
+            self._stream.commit(self._group, chunk, outputs, totals)
+        except PartitionLost:
+            self._positions = {}
+            self._shares.lost()
+            raise
+        except Unavailable:
+            # It may have been committed although no answer came: the group's own place tells.
+            self._positions = {}
+            raise
+        self._positions |= chunk.next
+
+    def close(self) -> None:
+        self._shares.close()
+
+
+class _Producer:
+    """Sends without waiting for the answers, on a connection of its own, and sends again what has none after it broke."""
+
+    def __init__(self, stream: RedisStream, writer: str) -> None:
+        self._stream, self._writer = stream, writer
+        self._connection: Any = None
+        self._script = ""
+        self._again_at = 0.0
+        self._waits = _waits()
+        self._open: deque[tuple[int, int, int, bytes]] = deque()  # number, partition, records, data
+        self._settled = 0
+
+    def send(self, number: int, partition: int, batch: pa.RecordBatch) -> None:
+        if len(self._open) >= _MOST_UNSETTLED:
+            self.settled()
+            if len(self._open) >= _MOST_UNSETTLED:
+                raise Unavailable(f"Redis at {self._stream.shown} is behind: {len(self._open)} batches have no answer yet.")
+        if self._connection is None:
+            self._connect()
+        self._stream.make_room()
+        self._open.append((number, partition, batch.num_rows, bytes(arrow.encode(batch))))
+        self._put(self._open[-1])
+
+    def settled(self) -> int:
+        if self._connection is None and self._open:
+            with suppress(Unavailable):
+                self._connect()
+        try:
+            while self._connection is not None and self._open and self._connection.can_read(0):
+                self._connection.read_response()
+                self._settled = self._open.popleft()[0]
+        except (redis.RedisError, OSError) as error:
+            self._broken(error)
+        return self._settled
+
+    def recovered(self, writer: str, since_ns: int) -> int:
+        del since_ns
+        with self._stream.told():
+            return int(self._stream.client.get(f"{_ROOT}:writer:{writer}") or 0)
+
+    def close(self, wait_s: float) -> None:
+        deadline = time.monotonic() + wait_s
+        while self._open and time.monotonic() < deadline:
+            self.settled()
+            time.sleep(0.005)
+        if self._connection is not None:
+            self._connection.disconnect()
+        self._stream.close()
+
+    def _connect(self) -> None:
+        """A new connection, over which everything without an answer goes again; the writer's number keeps it from being doubled."""
+        if time.monotonic() < self._again_at:
+            raise Unavailable(f"Redis at {self._stream.shown} does not answer.")
+        self._again_at = time.monotonic() + next(self._waits)
+        self._stream.begin(anew=True)
+        with self._stream.told():
+            self._script = self._stream.client.script_load(_SEND)
+            connection = self._stream.client.connection_pool.make_connection()
+            connection.connect()
+        self._connection, self._waits = connection, _waits()
+        for one in list(self._open):
+            self._put(one)
+
+    def _put(self, one: tuple[int, int, int, bytes]) -> None:
+        if self._connection is None:
+            return
+        number, partition, records, data = one
+        keys = (_end(RAW_TOPIC, partition), _key(RAW_TOPIC, partition), f"{_ROOT}:writer:{self._writer}")
+        try:
+            self._connection.send_command("EVALSHA", self._script, len(keys), *keys, number, self._stream.run, records, data)
+        except (redis.RedisError, OSError) as error:
+            self._broken(error)
+
+    def _broken(self, error: Exception) -> None:
+        log.warning("Redis at %s: %s. What has no answer is sent again.", self._stream.shown, error)
+        if self._connection is not None:
+            self._connection.disconnect()
+            self._connection = None
+
+
+def _waits() -> Iterator[float]:
+    """Seconds between attempts to connect, doubling up to a bound, each drawn between half of it and all of it."""
+    ceiling = _RECONNECT_S
+    while True:
+        yield uniform(ceiling / 2, ceiling)
+        ceiling = min(2 * ceiling, _RECONNECT_MOST_S)
+
+
+class _Leases:
+    """The lease book as keys that expire."""
+
+    def __init__(self, stream: RedisStream) -> None:
+        self._stream = stream
+        self._take = stream.client.register_script(_TAKE)
+        self._drop = stream.client.register_script(_DROP)
+
+    def take(self, name: str, token: str, seconds: float) -> bool:
+        with self._stream.told():
+            return bool(self._take(keys=[f"{_ROOT}:lease:{name}"], args=[token, int(seconds * 1000)]))
+
+    def drop(self, name: str, token: str) -> None:
+        with self._stream.told():
+            self._drop(keys=[f"{_ROOT}:lease:{name}"], args=[token])
+
+    def taken(self, prefix: str) -> dict[str, str]:
+        begin = f"{_ROOT}:lease:"
+        with self._stream.told():
+            keys = list(self._stream.client.scan_iter(match=f"{begin}{_literal(prefix)}*", count=1000))
+            values = self._stream.client.mget(keys) if keys else []
+        return {key.decode().removeprefix(begin): value.decode() for key, value in zip(keys, values, strict=True) if value is not None}
+
+
+def _literal(text: str) -> str:
+    """A text as a pattern that matches it alone."""
+    return "".join(f"\\{letter}" if letter in "*?[]\\^" else letter for letter in text)
