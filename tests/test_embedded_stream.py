@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
+from random import Random
 
 import pyarrow as pa
 import pytest
@@ -19,8 +22,8 @@ from hypothesis import strategies as st
 
 from made import NOON, raws, rejects, ticks
 from tapeline.errors import DiskTrouble, NewerData, Unavailable
-from tapeline.records import BARS, BARS_TOPIC, NORMALIZED_TOPICS, RAW_TOPIC, REJECTED_TOPIC, TICKS_TOPIC, Chunk
-from tapeline.streams import embedded
+from tapeline.records import BARS, BARS_TOPIC, NORMALIZED_TOPICS, NS_PER_S, RAW_TOPIC, REJECTED_TOPIC, TICKS_TOPIC, Chunk, Topic
+from tapeline.streams import PartitionLost, embedded
 from tapeline.streams.embedded import EmbeddedStream
 
 
@@ -346,3 +349,402 @@ def test_ticks_keep_every_value_bit_by_bit(stream: EmbeddedStream) -> None:
     chunk = stream.read(TICKS_TOPIC, {0: 0}, 10)
     assert chunk is not None
     assert repr(chunk.batch.to_pylist()) == repr(batch.to_pylist())
+
+
+# Partitions
+
+
+def test_a_stream_keeps_the_partitions_that_it_was_made_with(tmp_path: Path) -> None:
+    with closing(EmbeddedStream(tmp_path, 3)) as stream:
+        assert stream.partitions == 3
+    with closing(EmbeddedStream(tmp_path, 5)) as stream:
+        assert stream.partitions == 3
+        assert stream.ends(TICKS_TOPIC) == {0: 0, 1: 0, 2: 0}
+
+
+def test_records_go_to_the_partition_of_their_key_and_stay_in_order_there(tmp_path: Path) -> None:
+    with closing(EmbeddedStream(tmp_path, 4)) as stream:
+        symbols = [f"S{at * 7 % 11}" for at in range(200)]
+        for first in range(0, 200, 20):
+            stream.append(TICKS_TOPIC, ticks(*[{"symbol": symbols[at], "sequence": at} for at in range(first, first + 20)]))
+        assert sum(stream.ends(TICKS_TOPIC).values()) == 200
+        places: dict[str, set[int]] = {}
+        found: dict[int, list[int]] = {}
+        positions: dict[int, int] = {}
+        while (chunk := stream.read(TICKS_TOPIC, positions, 30)) is not None:
+            assert chunk.begin == {partition: positions.get(partition, 0) for partition in chunk.next}
+            positions |= chunk.next
+            for partition, row in zip(chunk.partition.tolist(), chunk.batch.to_pylist(), strict=True):
+                places.setdefault(row["symbol"], set()).add(partition)
+                found.setdefault(partition, []).append(row["sequence"])
+        assert positions == stream.ends(TICKS_TOPIC)
+        assert len(found) > 1
+        assert all(len(partitions) == 1 for partitions in places.values())
+        assert all(numbers == sorted(numbers) for numbers in found.values())
+        assert sorted(number for numbers in found.values() for number in numbers) == list(range(200))
+
+
+def test_a_partition_that_is_asked_for_takes_the_batch_whole(tmp_path: Path) -> None:
+    with closing(EmbeddedStream(tmp_path, 3)) as stream:
+        stream.append(RAW_TOPIC, raws(0, 5), 2)
+        stream.append(RAW_TOPIC, raws(5, 1), 0)
+        stream.append(RAW_TOPIC, raws(0, 0), 1)
+        assert stream.ends(RAW_TOPIC) == {0: 1, 1: 0, 2: 5}
+        chunk = stream.read(RAW_TOPIC, {2: 3}, 100)
+        assert chunk is not None
+        assert sorted(zip(chunk.partition.tolist(), chunk.offset.tolist(), strict=True)) == [(0, 0), (2, 3), (2, 4)]
+        assert (chunk.begin, chunk.next) == ({0: 0, 2: 3}, {0: 1, 2: 5})
+        assert stream.waiting(RAW_TOPIC, {2: 3}) == {0: 1, 1: 0, 2: 2}
+        assert stream.before_end(RAW_TOPIC, 2) == {0: 0, 1: 0, 2: 3}
+
+
+def test_no_partition_keeps_the_others_waiting(tmp_path: Path) -> None:
+    with closing(EmbeddedStream(tmp_path, 2)) as stream:
+        for at in range(100):
+            stream.append(RAW_TOPIC, raws(at, 1), 0)
+        stream.append(RAW_TOPIC, raws(100, 1), 1)
+        chunk = stream.read(RAW_TOPIC, {}, 10)
+        assert chunk is not None
+        assert set(chunk.next) == {0, 1}
+
+
+def test_a_commit_from_where_the_group_is_not_writes_nothing(stream: EmbeddedStream) -> None:
+    stream.commit("g", source(0, 5), [(TICKS_TOPIC, ticks({}))], {"a": 1})
+    for wrong in (source(0, 5), source(3, 4), source(6, 1)):
+        with pytest.raises(PartitionLost, match=r"g has moved on in market-data\.raw 0"):
+            stream.commit("g", wrong, [(TICKS_TOPIC, ticks({}))], {"a": 1})
+    assert (stream.positions("g", RAW_TOPIC), stream.ends(TICKS_TOPIC), stream.totals("g")) == ({0: 5}, {0: 1}, {"a": 1})
+
+
+def test_of_a_commit_of_several_partitions_none_moves_where_one_is_lost(tmp_path: Path) -> None:
+    with closing(EmbeddedStream(tmp_path, 2)) as stream:
+        both = Chunk.join([Chunk.dense(RAW_TOPIC, 0, 0, raws(0, 2)), Chunk.dense(RAW_TOPIC, 1, 0, raws(2, 2))])
+        stream.commit("g", Chunk.dense(RAW_TOPIC, 1, 0, raws(2, 1)), [(TICKS_TOPIC, ticks({}))], {})
+        with pytest.raises(PartitionLost):
+            stream.commit("g", both, [(TICKS_TOPIC, ticks({}))], {"a": 1})
+        assert (stream.positions("g", RAW_TOPIC), sum(stream.ends(TICKS_TOPIC).values()), stream.totals("g")) == ({0: 0, 1: 1}, 1, {})
+
+
+WORKER = """
+import sys, time; sys.path.insert(0, {tests!r})
+from pathlib import Path
+from made import ticks
+from tapeline.records import RAW_TOPIC, TICKS_TOPIC
+from tapeline.streams import PartitionLost
+from tapeline.streams.embedded import EmbeddedStream
+stream = EmbeddedStream(Path(sys.argv[1]))
+member = stream.join("g", RAW_TOPIC)
+print("ready", flush=True)
+while True:
+    chunk = member.poll(40)
+    if chunk is None:
+        time.sleep(0.01)
+        continue
+    numbers = [int(payload.split()[0]) for payload in chunk.batch["payload"].to_pylist()]
+    rows = [dict(symbol=f"P{{p}}", sequence=n, raw_partition=p) for p, n in zip(chunk.partition.tolist(), numbers)]
+    time.sleep(0.02)
+    try:
+        member.commit(chunk, [(TICKS_TOPIC, ticks(*rows))], {{"ticks": chunk.rows}})
+    except PartitionLost:
+        print("lost", flush=True)
+"""
+
+
+def worker(folder: Path) -> subprocess.Popen[bytes]:
+    """A process that works as a member of the group until it is killed."""
+    process = subprocess.Popen([sys.executable, "-c", WORKER.format(tests=str(Path(__file__).parent)), str(folder)], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    return process
+
+
+def test_members_in_several_processes_lose_and_double_nothing_however_often_one_is_killed(tmp_path: Path) -> None:
+    random = Random(7)
+    number = 0
+    written: list[list[int]] = [[] for _ in range(4)]
+    with closing(EmbeddedStream(tmp_path, 4)) as stream:
+
+        def write(batches: int) -> None:
+            nonlocal number
+            for _ in range(batches):
+                partition, count = random.randrange(4), random.randrange(1, 20)
+                stream.append(RAW_TOPIC, raws(number, count), partition)
+                written[partition] += range(number, number + count)
+                number += count
+
+        def done() -> int:
+            return sum(stream.positions("g", RAW_TOPIC).values())
+
+        assert stream.partitions == 4
+        workers = [worker(tmp_path) for _ in range(3)]
+        try:
+            for _ in range(4):
+                write(60)
+                before, deadline = done(), time.monotonic() + 30
+                while done() < before + 100:
+                    assert time.monotonic() < deadline
+                    time.sleep(0.01)
+                time.sleep(random.random() * 0.1)
+                victim = workers.pop(random.randrange(3))
+                victim.kill()
+                victim.communicate()
+                workers.append(worker(tmp_path))
+            deadline = time.monotonic() + 60
+            while done() < number:
+                assert time.monotonic() < deadline, stream.waiting(RAW_TOPIC, stream.positions("g", RAW_TOPIC))
+                time.sleep(0.05)
+        finally:
+            for process in workers:
+                process.kill()
+                process.communicate()
+        assert stream.totals("g") == {"ticks": number}
+        chunk = stream.read(TICKS_TOPIC, {}, 1_000_000)
+        assert chunk is not None
+        found: list[list[int]] = [[] for _ in range(4)]
+        for row in chunk.batch.select(["raw_partition", "sequence"]).to_pylist():
+            found[row["raw_partition"]].append(row["sequence"])
+        assert found == written
+
+
+# Retention
+
+
+class Clock:
+    """A clock that is set."""
+
+    s = 1_000
+
+    def __call__(self) -> int:
+        return self.s * NS_PER_S
+
+
+def eventually(what: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def trimming(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Old batches are looked for all the time, and a few at once."""
+    monkeypatch.setattr(embedded, "_TRIM_EVERY_S", 0.0)
+    monkeypatch.setattr(embedded, "_WAL_CHECK_EVERY_S", 0.02)
+    monkeypatch.setattr(embedded, "_TRIM_BATCHES", 2)
+
+
+def first_kept(stream: EmbeddedStream, topic: Topic = RAW_TOPIC, partition: int = 0) -> int:
+    chunk = stream.read_some(topic, {partition: 0}, 1)
+    assert chunk is not None
+    return int(chunk.offset[0])
+
+
+@pytest.mark.usefixtures("trimming")
+def test_what_is_old_and_acknowledged_by_all_goes_and_the_rest_stays(tmp_path: Path) -> None:
+    clock = Clock()
+    groups = {"one": (RAW_TOPIC,), "two": (RAW_TOPIC,), "of other topics": (TICKS_TOPIC,)}
+    with closing(EmbeddedStream(tmp_path, 2, groups=groups, retain_s=100, clock=clock)) as stream:
+        for at in range(20):
+            stream.append(RAW_TOPIC, raws(at * 10, 10), 0)
+        for _ in range(3):
+            stream.append(RAW_TOPIC, raws(0, 1), 1)
+        clock.s += 101
+        for at in range(20, 25):
+            stream.append(RAW_TOPIC, raws(at * 10, 10), 0)
+        stream.acknowledge("one", RAW_TOPIC, {0: 250})
+        time.sleep(0.3)
+        assert first_kept(stream) == 0  # the other has read nothing yet
+        stream.acknowledge("two", RAW_TOPIC, {0: 75})
+        eventually(lambda: first_kept(stream) == 70)
+        time.sleep(0.2)
+        assert first_kept(stream) == 70  # for it is half unread
+        assert first_kept(stream, partition=1) == 0  # nobody acknowledged any of it
+        stream.acknowledge("two", RAW_TOPIC, {0: 250})
+        eventually(lambda: first_kept(stream) == 200)
+        time.sleep(0.2)
+        assert first_kept(stream) == 200  # acknowledged, and young
+        assert stream.waiting(RAW_TOPIC, {0: 10}) == {0: 50, 1: 3}
+        chunk = stream.read_some(RAW_TOPIC, {0: 0}, 1_000)
+        assert chunk is not None
+        assert chunk.offset.tolist() == list(range(200, 250))
+
+
+@pytest.mark.usefixtures("trimming")
+def test_the_last_batch_stays_however_old_so_that_offsets_go_on(tmp_path: Path) -> None:
+    clock = Clock()
+    with closing(EmbeddedStream(tmp_path, groups={"one": (RAW_TOPIC,)}, retain_s=100, clock=clock)) as stream:
+        for at in range(3):
+            stream.append(RAW_TOPIC, raws(at, 1))
+        stream.acknowledge("one", RAW_TOPIC, {0: 3})
+        clock.s += 1_000_000
+        eventually(lambda: first_kept(stream) == 2)
+        time.sleep(0.2)
+        assert first_kept(stream) == 2
+    with closing(EmbeddedStream(tmp_path, groups={"one": (RAW_TOPIC,)}, retain_s=100, clock=clock)) as stream:
+        assert stream.ends(RAW_TOPIC) == {0: 3}
+        assert stream.positions("one", RAW_TOPIC) == {0: 3}
+        stream.append(RAW_TOPIC, raws(3, 1))
+        assert everything(stream, 3) == [b"3 "]
+
+
+@pytest.mark.usefixtures("trimming")
+def test_a_group_s_own_commits_count_as_acknowledgement(tmp_path: Path) -> None:
+    clock = Clock()
+    with closing(EmbeddedStream(tmp_path, groups={"g": (RAW_TOPIC,)}, retain_s=100, clock=clock)) as stream:
+        for at in range(0, 50, 5):
+            stream.append(RAW_TOPIC, raws(at, 5))
+        clock.s += 200
+        member = stream.join("g", RAW_TOPIC)
+        chunk = member.poll(20)
+        assert chunk is not None
+        member.commit(chunk, [(TICKS_TOPIC, ticks({}))], {})
+        eventually(lambda: first_kept(stream) == 20)
+        rest = member.poll(1_000)
+        assert rest is not None
+        assert rest.offset.tolist() == list(range(20, 50))
+
+
+def test_without_a_time_to_keep_records_everything_stays(tmp_path: Path, trimming: None) -> None:
+    clock = Clock()
+    with closing(EmbeddedStream(tmp_path, clock=clock)) as stream:
+        for at in range(4):
+            stream.append(RAW_TOPIC, raws(at, 1))
+        clock.s += 10**9
+        time.sleep(0.3)
+        assert len(everything(stream)) == 4
+
+
+# Power cuts: SQLite may then forget the last commits, as a copy of the files that was made before them has.
+
+
+class Machine:
+    """The files of a stream on a machine that is switched off and on."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self._disk, self._boots = folder / "stream", folder / "disk", 0
+
+    def open(self, partitions: int = 1) -> EmbeddedStream:
+        return EmbeddedStream(self.folder, partitions, boot=lambda: f"start {self._boots}")
+
+    def reaches_the_disk(self) -> None:
+        """What is in the files now outlives the next power cut; what comes after does not."""
+        shutil.rmtree(self._disk, ignore_errors=True)
+        shutil.copytree(self.folder, self._disk)
+
+    def power_cut(self) -> None:
+        shutil.rmtree(self.folder)
+        shutil.copytree(self._disk, self.folder)
+        self._boots += 1
+
+
+def offsets(stream: EmbeddedStream, topic: Topic = RAW_TOPIC) -> list[tuple[int, int]]:
+    chunk = stream.read(topic, {}, 1_000_000)
+    return list(zip(chunk.partition.tolist(), chunk.offset.tolist(), strict=True)) if chunk is not None else []
+
+
+@pytest.mark.parametrize("kept", [0, 10])
+def test_no_offset_that_was_given_out_before_a_power_cut_is_given_again(tmp_path: Path, kept: int) -> None:
+    machine = Machine(tmp_path)
+    given: set[tuple[int, int]] = set()
+    survived: list[tuple[int, int]] = []
+    for _ in range(4):
+        with closing(machine.open(2)) as stream:
+            stream.acknowledge("g", RAW_TOPIC, {})  # the first write, which is on the disk when it returns
+            for partition in (0, 1):
+                if kept:
+                    stream.append(RAW_TOPIC, raws(0, kept), partition)
+            known = offsets(stream)
+            assert not given & set(known) - set(survived)
+            given |= set(known)
+        survived = known
+        machine.reaches_the_disk()
+        with closing(machine.open()) as stream:
+            stream.append(RAW_TOPIC, raws(0, 7), 0)
+            stream.append(RAW_TOPIC, raws(0, 3), 1)
+            new = set(offsets(stream)) - set(known)
+            assert len(new) == 10
+            assert not new & given
+            given |= new
+        machine.power_cut()
+    with closing(machine.open()) as stream:
+        assert offsets(stream) == survived
+
+
+def test_a_start_of_the_machine_without_any_loss_skips_too_and_a_restart_of_the_process_does_not(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    with closing(machine.open()) as stream:
+        stream.append(RAW_TOPIC, raws(0, 2))
+    with closing(machine.open()) as stream:
+        stream.append(RAW_TOPIC, raws(2, 2))
+        assert [offset for _, offset in offsets(stream)] == [0, 1, 2, 3]
+    machine.reaches_the_disk()
+    machine.power_cut()
+    with closing(machine.open()) as stream:
+        assert stream.ends(RAW_TOPIC) == {0: 4}
+        stream.append(RAW_TOPIC, raws(4, 2))
+        assert [offset for _, offset in offsets(stream)] == [0, 1, 2, 3, 4 + embedded._SKIP, 5 + embedded._SKIP]
+
+
+def test_what_is_noted_before_the_first_write_is_synced_to_the_disk(tmp_path: Path) -> None:
+    with closing(EmbeddedStream(tmp_path)) as stream:
+        said: list[str] = []
+        stream._file(RAW_TOPIC).db.set_trace_callback(said.append)
+        stream.append(RAW_TOPIC, raws(0, 1))
+        full, normal = said.index("PRAGMA synchronous = FULL"), said.index("PRAGMA synchronous = NORMAL")
+        assert full < next(at for at, text in enumerate(said) if "'boot'" in text) < said.index("COMMIT") < normal
+
+
+def jumping(folder: Path) -> tuple[EmbeddedStream, int]:
+    """A stream of offsets 0 to 9, and 5 more far ahead; the first of those."""
+    machine = Machine(folder)
+    with closing(machine.open()) as stream:
+        stream.append(RAW_TOPIC, raws(0, 6))
+        stream.append(RAW_TOPIC, raws(6, 4))
+    machine.reaches_the_disk()
+    machine.power_cut()
+    stream = machine.open()
+    stream.append(RAW_TOPIC, raws(10, 2))
+    stream.append(RAW_TOPIC, raws(12, 3))
+    return stream, 10 + embedded._SKIP
+
+
+@pytest.mark.parametrize("max_rows", [1, 4, 100])
+def test_a_reader_goes_across_a_jump_in_the_offsets(tmp_path: Path, max_rows: int) -> None:
+    stream, jump = jumping(tmp_path)
+    wanted = [*range(10), *range(jump, jump + 5)]
+    for position, left in ((0, 15), (4, 11), (10, 5), (11, 5), (jump - 1, 5), (jump, 5), (jump + 3, 2), (jump + 5, 0)):
+        positions, found, payloads = {0: position}, [], []
+        while (chunk := stream.read(RAW_TOPIC, positions, max_rows)) is not None:
+            assert chunk.begin == positions
+            found += chunk.offset.tolist()
+            payloads += chunk.batch["payload"].to_pylist()
+            positions = dict(chunk.next)
+        assert found == wanted[15 - left :]
+        assert payloads == [b"%d " % at for at in range(15 - left, 15)]
+        assert stream.waiting(RAW_TOPIC, {0: position}) == {0: left}
+    for rows in (1, 3, 5, 7, 15, 100):
+        (at,) = stream.before_end(RAW_TOPIC, rows).values()
+        assert stream.waiting(RAW_TOPIC, {0: at}) == {0: min(rows, 15)}
+    stream.close()
+
+
+def test_a_group_commits_across_a_jump_in_the_offsets(tmp_path: Path) -> None:
+    stream, jump = jumping(tmp_path)
+    member = stream.join("g", RAW_TOPIC)
+    seen = []
+    while (chunk := member.poll(4)) is not None:
+        member.commit(chunk, [(TICKS_TOPIC, ticks(*[{"raw_offset": at} for at in chunk.offset.tolist()]))], {"ticks": chunk.rows})
+        seen += chunk.offset.tolist()
+    assert seen == [*range(10), *range(jump, jump + 5)]
+    assert stream.positions("g", RAW_TOPIC) == {0: jump + 5}
+    assert stream.totals("g") == {"ticks": 15}
+    member.close()
+    stream.close()
+
+
+def test_an_append_of_nothing_writes_nothing(stream: EmbeddedStream) -> None:
+    for partition in (None, 0):
+        stream.append(RAW_TOPIC, raws(0, 0), partition)
+        stream.append(RAW_TOPIC, raws(0, 0), partition)
+    assert stream.ends(RAW_TOPIC) == {0: 0}
+    assert stream.read(RAW_TOPIC, {}, 10) is None

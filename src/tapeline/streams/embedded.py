@@ -13,7 +13,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -21,7 +21,7 @@ from typing import Final
 import pyarrow as pa
 
 from tapeline.errors import DiskTrouble, NewerData, Unavailable
-from tapeline.records import NORMALIZED_TOPICS, NS_PER_S, RAW_TOPIC, Chunk, Topic
+from tapeline.records import NORMALIZED_TOPICS, NS_PER_S, RAW_TOPIC, TOPICS, Chunk, Topic
 from tapeline.streams import Lease, Member, Outputs, PartitionLost, Producer, Totals
 from tapeline.streams.arrow import decode, encode
 from tapeline.streams.partitioning import split
@@ -201,10 +201,25 @@ class EmbeddedStream:
     def ends(self, topic: Topic) -> dict[int, int]:
         file = self._file(topic)
         with file.errors():
-            return {partition: _end(file.db, topic, partition) for partition in range(self.partitions)}
+            return {partition: _end(file.db, topic.name, partition) for partition in range(self.partitions)}
 
     def before_end(self, topic: Topic, rows: int) -> dict[int, int]:
-        return {partition: max(0, end - rows) for partition, end in self.ends(topic).items()}
+        file = self._file(topic)
+        found = {}
+        with file.errors():
+            for partition in range(self.partitions):
+                left, position = rows, 0
+                cursor = file.db.execute(
+                    "SELECT first, next FROM batches WHERE topic = ? AND part = ? ORDER BY next DESC", (topic.name, partition)
+                )
+                for first, end in cursor:  # offsets may jump: records are counted, not offsets
+                    position = max(first, end - left)
+                    left -= end - position
+                    if not left:
+                        break
+                cursor.close()
+                found[partition] = position
+        return found
 
     def waiting(self, topic: Topic, positions: Mapping[int, int]) -> dict[int, int]:
         file = self._file(topic)
@@ -225,10 +240,11 @@ class EmbeddedStream:
         self._files.clear()
 
     def _append(self, db: sqlite3.Connection, topic: Topic, batch: pa.RecordBatch, partition: int | None) -> None:
+        if not batch.num_rows:
+            return
         parts = split(topic, batch, self.partitions) if partition is None else [(partition, batch)]
         for at, part in parts:
-            row = db.execute("SELECT floor FROM floors WHERE topic = ? AND part = ?", (topic.name, at)).fetchone()
-            first = max(_end(db, topic, at), row[0] if row else 0)
+            first = max(_end(db, topic.name, at), _floor(db, topic.name, at))
             db.execute(
                 "INSERT INTO batches (topic, part, first, next, appended_ns, data) VALUES (?, ?, ?, ?, ?, ?)",
                 (topic.name, at, first, first + part.num_rows, self._clock(), encode(part)),
@@ -242,7 +258,10 @@ class EmbeddedStream:
         file = self._file(topic)
         if not file.writes:
             self.partitions  # noqa: B018 known before the transaction that asks for it
-            file.begin_writing(self._boot(), lambda: self._trim(file.path))
+            places = [
+                (topic.name, part) for topic in TOPICS.values() if _file_of(topic) == file.path.name for part in range(self.partitions)
+            ]
+            file.begin_writing(self._boot(), places, lambda: self._trim(file))
         return file
 
     def _both(self) -> Iterator[_File]:
@@ -257,19 +276,20 @@ class EmbeddedStream:
     def _leases(self) -> _Leases:
         return _Leases(self._open("normalized.sqlite"), self._clock)
 
-    def _trim(self, path: Path) -> None:
+    def _trim(self, file: _File) -> None:
         """Remove what is older than retention and acknowledged by every group; runs beside the writer, on connections of its own."""
         if self._retain_s == float("inf"):
             return
         with EmbeddedStream(self.directory, clock=self._clock)._closing() as own:
             for topic in (RAW_TOPIC, *NORMALIZED_TOPICS):
-                if _file_of(topic) != path.name:
+                if _file_of(topic) != file.path.name:
                     continue
                 readers = [own.positions(group, topic) for group, topics in self._groups.items() if topic in topics]
                 for partition in range(own.partitions):
                     until = min((positions[partition] for positions in readers), default=1 << 62)
-                    while own._trim_some(topic, partition, until, self._clock() - int(self._retain_s * NS_PER_S)):
-                        time.sleep(0.01)  # the writer goes between
+                    before_ns = self._clock() - int(self._retain_s * NS_PER_S)
+                    while own._trim_some(topic, partition, until, before_ns) and not file.closing(0.01):  # the writer goes between
+                        pass
 
     def _trim_some(self, topic: Topic, partition: int, until: int, before_ns: int) -> bool:
         """Remove some batches; the last one stays, for it says where the offsets are. Whether there may be more."""
@@ -296,9 +316,14 @@ def _file_of(topic: Topic) -> str:
     return "raw.sqlite" if topic is RAW_TOPIC else "normalized.sqlite"
 
 
-def _end(db: sqlite3.Connection, topic: Topic, partition: int) -> int:
-    (end,) = db.execute("SELECT max(next) FROM batches WHERE topic = ? AND part = ?", (topic.name, partition)).fetchone()
+def _end(db: sqlite3.Connection, topic: str, partition: int) -> int:
+    (end,) = db.execute("SELECT max(next) FROM batches WHERE topic = ? AND part = ?", (topic, partition)).fetchone()
     return int(end or 0)
+
+
+def _floor(db: sqlite3.Connection, topic: str, partition: int) -> int:
+    row = db.execute("SELECT floor FROM floors WHERE topic = ? AND part = ?", (topic, partition)).fetchone()
+    return int(row[0]) if row else 0
 
 
 def _move(db: sqlite3.Connection, group: str, topic: Topic, partition: int, position: int) -> None:
@@ -371,9 +396,9 @@ class _Leases:
 
     def take(self, name: str, token: str, seconds: float) -> bool:
         now_ns = self._clock()
-        with self._file.errors():
+        with self._file.transaction() as db:
             return (
-                self._file.db.execute(
+                db.execute(
                     "INSERT INTO leases VALUES (:name, :token, :until) ON CONFLICT DO UPDATE"
                     " SET token = excluded.token, until_ns = excluded.until_ns WHERE token = excluded.token OR until_ns < :now",
                     {"name": name, "token": token, "until": now_ns + int(seconds * NS_PER_S), "now": now_ns},
@@ -382,8 +407,8 @@ class _Leases:
             )
 
     def drop(self, name: str, token: str) -> None:
-        with self._file.errors():
-            self._file.db.execute("DELETE FROM leases WHERE name = ? AND token = ?", (name, token))
+        with self._file.transaction() as db:
+            db.execute("DELETE FROM leases WHERE name = ? AND token = ?", (name, token))
 
     def taken(self, prefix: str) -> dict[str, str]:
         with self._file.errors():
@@ -433,20 +458,29 @@ class _File:
                     raise
                 time.sleep(0.005)
 
-    def begin_writing(self, boot: str, trim: Callable[[], None]) -> None:
-        """Before the first write of this process. Where the machine has started since the last one, offsets begin far ahead."""
+    def begin_writing(self, boot: str, places: Sequence[tuple[str, int]], trim: Callable[[], None]) -> None:
+        """Before the first write of this process. Where the machine has started since the last one, offsets begin far ahead.
+
+        `places`: the topics and partitions of this file. What is noted here is on the disk before the first offset is given out."""
+        with self.errors():
+            self.db.execute("PRAGMA synchronous = FULL")
         with self.transaction() as db:
             row = db.execute("SELECT value FROM facts WHERE name = 'boot'").fetchone()
             if row is None or row[0] != boot:
                 db.execute("INSERT INTO facts VALUES ('boot', ?) ON CONFLICT DO UPDATE SET value = excluded.value", (boot,))
-                db.execute(
-                    "INSERT INTO floors SELECT topic, part, max(next) + ? FROM batches GROUP BY topic, part"
-                    " ON CONFLICT DO UPDATE SET floor = max(floor, excluded.floor)",
-                    (_SKIP,),
-                )
+                for topic, part in places:
+                    end, floor = _end(db, topic, part), _floor(db, topic, part)
+                    if row is not None or end:
+                        db.execute("REPLACE INTO floors VALUES (?, ?, ?)", (topic, part, max(end, floor) + _SKIP))
+        with self.errors():
+            self.db.execute("PRAGMA synchronous = NORMAL")
         self.writes = True
         self._folder = threading.Thread(target=self._fold, args=(trim,), name=f"fold {self.path.name}", daemon=True)
         self._folder.start()
+
+    def closing(self, wait_s: float) -> bool:
+        """Whether the file is about to be closed, by so many seconds from now."""
+        return self._stop.wait(wait_s)
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
