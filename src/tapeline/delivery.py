@@ -10,7 +10,9 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import msgspec
@@ -61,7 +63,7 @@ class Delivery:
         self._sent: deque[_Sent] = deque()
         self._sent_bytes = 0
         self._sent_to = 0  # the highest number that the producer has
-        self._spooling = self._recovering = False
+        self._spooling = self._recovering = self._to_drop = False
         self._refused: dict[tuple[str, str, str], _Refused] = {}
         self._say_at = 0.0
         self._since = 0.0
@@ -114,10 +116,10 @@ class Delivery:
 
     def turn(self) -> None:
         """See what has arrived, and drain the spool as far as the stream takes it."""
-        self._settle()
-        if self._spool is None:
-            return
         try:
+            self._settle()
+            if self._spool is None:
+                return
             if not self._spooling and self._sent and self._slow():
                 self._spool_from_now("the stream is slow or away")
             if self._spooling:
@@ -130,11 +132,14 @@ class Delivery:
         deadline = self._clock() + wait_s
         while self._sent and self._clock() < deadline:
             time.sleep(0.005)
-            self._settle()
+            with suppress(DiskTrouble):  # what cannot be dropped now is found to have arrived at the next start
+                self._settle()
         if self._sent and self._spool is not None and not self._spooling:
             self._spool_from_now("the stream did not confirm them before the end")
         lost = self.unsettled
         if self._spool is not None:
+            with suppress(DiskTrouble):
+                self._own_up(partial(self._spool.put, self._writer))
             if self._spool.records:
                 log.warning("%d records wait in %s; the next start sends them.", self._spool.records, self._spool.path)
             self._spool.close()
@@ -149,13 +154,13 @@ class Delivery:
 
     def _settle(self) -> None:
         until = self._producer.settled()
-        settled_spooled = False
         while self._sent and self._sent[0].number <= until:
             sent = self._sent.popleft()
             self._sent_bytes -= sent.batch.nbytes
-            settled_spooled = settled_spooled or sent.spooled
-        if settled_spooled and self._spool is not None:
+            self._to_drop = self._to_drop or sent.spooled
+        if self._to_drop and self._spool is not None:
             self._spool.drop(until)
+            self._to_drop = False
 
     def _slow(self) -> bool:
         return self._clock() - self._sent[0].at > _SLOW_S or self._sent_bytes > _MOST_UNSETTLED_BYTES
@@ -206,21 +211,26 @@ class Delivery:
                     spool.drop(self._producer.recovered(writer, since_ns), writer)
             spool.inherit(self._writer)
             self._recovering = False
-        self._own_up(spool)
-        while self._sent_bytes < _DRAIN_BYTES and (batches := list(spool.after(self._sent_to))):
+        with suppress(DiskTrouble):  # where there is no room for it, it follows what is there
+            self._own_up(partial(spool.put, self._writer))
+        while self._sent_bytes < _DRAIN_BYTES:
+            batches = list(spool.after(self._sent_to))
             for waiting in batches:
                 self._send(waiting.number, waiting.partition, waiting.batch, spooled=True)
-        if self._sent_bytes < _DRAIN_BYTES and not (self._sent and self._slow()):
-            self._spooling = False
-            self.trouble = ""
-            log.warning("The stream takes records again after %.0f s; nothing that was kept is lost.", self._clock() - self._since)
+            if not batches:
+                if not (self._sent and self._slow()):
+                    self._own_up(partial(self._send, spooled=False))
+                    self._spooling = False
+                    self.trouble = ""
+                    log.warning("The stream takes records again after %.0f s; nothing that was kept is lost.", self._clock() - self._since)
+                return
 
-    def _own_up(self, spool: Spool) -> None:
+    def _own_up(self, take: Callable[[int, int, pa.RecordBatch], None]) -> None:
         """Put on record, on each connection, how many of its records were refused: a gap that can be seen."""
         for (provider, feed, connection), refused in list(self._refused.items()):
             detail = {"records": refused.records, "from_ns": refused.from_ns, "to_ns": refused.to_ns, "reason": "the spool was full"}
             row = (provider, feed, connection, "refused", refused.to_ns, msgspec.json.encode(detail))
             batch = pa.RecordBatch.from_arrays([pa.array([value], field.type) for value, field in zip(row, RAW, strict=True)], schema=RAW)
-            spool.put(self._writer, self._number + 1, refused.partition, batch)
+            take(self._number + 1, refused.partition, batch)
             self._number += 1
             del self._refused[provider, feed, connection]

@@ -27,6 +27,10 @@ CREATE TABLE IF NOT EXISTS batches (
 """
 
 
+#: An empty spool's file over this size is made anew.
+_WORTH_RETURNING: Final = 64 * 1024 * 1024
+
+
 class SpoolFull(DiskTrouble):
     """The batch does not fit: it was not taken, what is held is kept."""
 
@@ -53,12 +57,12 @@ class Spool:
         with self._errors():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             db = sqlite3.connect(self.path, isolation_level=None)
-            db.execute("PRAGMA auto_vacuum = INCREMENTAL")
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = NORMAL")
             db.executescript(_SCHEMA)
             row = db.execute("SELECT coalesce(sum(length(data)), 0), coalesce(sum(records), 0), coalesce(max(number), 0) FROM batches")
-            self.bytes, self.records, self.last = row.fetchone()
+            self.bytes, self.records, last = row.fetchone()
+            self.last = max(self.last, last)
             self._opened = db
 
     def put(self, writer: str, number: int, partition: int, batch: pa.RecordBatch) -> None:
@@ -97,8 +101,8 @@ class Spool:
                 self._db.execute(f"DELETE FROM batches WHERE {where}", key)  # noqa: S608
                 self.bytes -= size
                 self.records -= records
-            if not self.records:
-                self._db.execute("PRAGMA incremental_vacuum")
+            if not self.records and self.path.stat().st_size > _WORTH_RETURNING:
+                self._begin_anew()
 
     def writers(self) -> dict[str, int]:
         """Under whose names the batches were sent, each with the time (ns) of its first."""
@@ -110,6 +114,13 @@ class Spool:
         with self._errors():
             self._db.execute("UPDATE batches SET writer = ?", (writer,))
 
+    def _begin_anew(self) -> None:
+        """Give the disk space of an empty spool back: quicker than SQLite's vacuum, for which the sockets would have to wait."""
+        self.close()
+        for end in ("-wal", "-shm", ""):
+            Path(f"{self.path}{end}").unlink(missing_ok=True)
+        self.open()
+
     def close(self) -> None:
         if self._opened is not None:
             self._opened.close()
@@ -117,12 +128,14 @@ class Spool:
 
     @property
     def _db(self) -> sqlite3.Connection:
-        assert self._opened is not None, "open() comes first"
+        if self._opened is None:
+            self.open()
+        assert self._opened is not None
         return self._opened
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
         try:
             yield
-        except (sqlite3.DatabaseError, OSError) as error:
+        except (sqlite3.DatabaseError, OSError, EOFError, pa.ArrowException) as error:
             raise DiskTrouble(f"The spool {self.path}: {error}. Free disk space or make the folder writable; it is tried again.") from error

@@ -1,0 +1,402 @@
+"""Whatever the stream does, what was received is delivered in order and once, or kept on disk, or counted and put on record."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections import deque
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from made import raws
+from tapeline import delivery as delivery_module
+from tapeline.delivery import Delivery
+from tapeline.errors import DiskTrouble, Unavailable
+from tapeline.records import RAW
+from tapeline.spool import Spool
+
+GB = 1_000_000_000
+
+
+@dataclass
+class Broker:
+    """A stream that does what a test says."""
+
+    away: bool = False  # nothing arrives
+    deaf: bool = False  # nothing is even taken
+    arrived: list[tuple[str, int, int, pa.RecordBatch]] = field(default_factory=list)
+
+    def payloads(self) -> list[bytes]:
+        return [payload for _, _, _, batch in self.arrived for payload in batch["payload"].to_pylist()]
+
+
+class Scripted:
+    """Its producer: what it was handed arrives when it is asked what has, unless the broker is away."""
+
+    def __init__(self, broker: Broker, writer: str) -> None:
+        self.broker, self.writer = broker, writer
+        self.waiting: deque[tuple[int, int, pa.RecordBatch]] = deque()
+        self.handed: list[int] = []
+        self.done = 0
+
+    def send(self, number: int, partition: int, batch: pa.RecordBatch) -> None:
+        if self.broker.deaf:
+            raise Unavailable("the broker is deaf")
+        assert number > max(self.handed, default=0)
+        self.handed.append(number)
+        self.waiting.append((number, partition, batch))
+
+    def arrive(self, count: int) -> None:
+        """Some arrive, and the broker's word that they did gets lost."""
+        for _ in range(min(count, len(self.waiting))):
+            self.broker.arrived.append((self.writer, *self.waiting.popleft()))
+
+    def settled(self) -> int:
+        if not self.broker.away:
+            self.arrive(len(self.waiting))
+            self.done = self.handed[-1] if self.handed else 0
+        return self.done
+
+    def recovered(self, writer: str, since_ns: int) -> int:
+        if self.broker.away:
+            raise Unavailable("the broker is away")
+        return max((number for name, number, _, _ in self.broker.arrived if name == writer), default=0)
+
+    def close(self, wait_s: float) -> None:
+        pass
+
+
+class Process:
+    """An ingest process, as far as delivery goes."""
+
+    def __init__(self, folder: Path, broker: Broker, writer: str = "a", *, max_bytes: int = GB, spool: bool = True) -> None:
+        self.s = 100.0
+        self.broker = broker
+        self.producer = Scripted(broker, writer)
+        self.spool = Spool(folder / "ingest.sqlite", max_bytes) if spool else None
+        self.delivery = Delivery(self.producer, writer, self.spool, lambda: self.s)
+        self.delivery.open()
+
+    def put(self, *numbers: int, partition: int = 0) -> None:
+        for number in numbers:
+            self.delivery.put(partition, raws(number, 1))
+
+    def turn(self, after_s: float = 0.0) -> None:
+        self.s += after_s
+        self.delivery.turn()
+
+    def dies(self) -> None:
+        """What its producer had not got away is lost with it."""
+        if self.spool is not None:
+            self.spool.close()
+
+    def rest(self) -> None:
+        """Until nothing is left to do."""
+        for _ in range(1_000):
+            if not self.delivery.busy:
+                return
+            self.turn(0.01)
+        raise AssertionError("it never comes to rest")
+
+
+@pytest.fixture
+def broker() -> Broker:
+    return Broker()
+
+
+@pytest.fixture
+def process(tmp_path: Path, broker: Broker) -> Iterator[Process]:
+    found = Process(tmp_path, broker)
+    yield found
+    found.dies()
+
+
+def texts(*numbers: int) -> list[bytes]:
+    return [b"%d " % number for number in numbers]
+
+
+def refusals(broker: Broker) -> list[tuple[str, dict[str, Any]]]:
+    """Each record of the kind `refused`: its connection and what it says."""
+    rows = [row for _, _, _, batch in broker.arrived for row in batch.to_pylist()]
+    return [(row["connection"], json.loads(row["payload"])) for row in rows if row["kind"] == "refused"]
+
+
+def test_while_the_stream_takes_records_they_go_there_directly(process: Process, broker: Broker) -> None:
+    process.put(1, 2)
+    process.put(3, partition=2)
+    assert process.delivery.unsettled == 3
+    process.turn()
+    assert broker.payloads() == texts(1, 2, 3)
+    assert [partition for _, _, partition, _ in broker.arrived] == [0, 0, 2]
+    assert (process.delivery.unsettled, process.delivery.spooled, process.delivery.spooled_bytes) == (0, 0, 0)
+    assert not process.delivery.busy
+    assert process.delivery.close(1.0) == 0
+
+
+def test_a_short_pause_of_the_stream_costs_no_disk(process: Process, broker: Broker) -> None:
+    broker.away = True
+    process.put(1)
+    process.turn(0.9)
+    process.put(2)
+    broker.away = False
+    process.turn(0.2)
+    assert broker.payloads() == texts(1, 2)
+    assert process.delivery.spooled == 0
+    assert process.delivery.trouble == ""
+
+
+def test_while_the_stream_is_slow_records_go_to_disk_and_then_follow_in_order_once(process: Process, broker: Broker) -> None:
+    broker.away = True
+    process.put(1, 2)
+    process.turn(1.1)
+    assert (process.delivery.spooled, process.delivery.unsettled) == (2, 0)
+    process.put(3, 4, 5)
+    process.turn(1.0)
+    assert process.delivery.spooled == 5
+    assert process.delivery.spooled_bytes > 0
+    assert process.delivery.trouble
+    assert broker.payloads() == []
+    broker.away = False
+    process.turn()
+    process.put(6)
+    process.rest()
+    process.put(7)
+    process.rest()
+    assert broker.payloads() == texts(1, 2, 3, 4, 5, 6, 7)
+    assert (process.delivery.spooled, process.delivery.trouble, process.delivery.refused) == (0, "", 0)
+
+
+def test_a_stream_that_takes_nothing_at_all_is_spooled_from_the_first_record(process: Process, broker: Broker) -> None:
+    broker.deaf = True
+    process.put(1, 2)
+    assert process.delivery.spooled == 2
+    process.turn(5.0)
+    assert process.delivery.trouble == "the broker is deaf"
+    broker.deaf = False
+    process.put(3)
+    process.rest()
+    assert broker.payloads() == texts(1, 2, 3)
+
+
+def test_much_that_is_unconfirmed_goes_to_disk_at_once(process: Process, broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(delivery_module, "_MOST_UNSETTLED_BYTES", 1_000)
+    broker.away = True
+    process.put(*range(40))
+    process.turn()
+    assert process.delivery.spooled == 40
+
+
+def test_a_long_backlog_is_drained_a_part_at_a_time(process: Process, broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(delivery_module, "_DRAIN_BYTES", 1_000)
+    broker.deaf = True
+    process.put(*range(1_000))
+    broker.deaf, broker.away = False, True
+    process.turn(2.0)
+    assert 0 < len(process.producer.waiting) < 200
+    assert len(process.producer.waiting) == len(process.producer.handed)
+    process.put(1_000)
+    broker.away = False
+    process.rest()
+    assert broker.payloads() == texts(*range(1_001))
+
+
+@pytest.mark.parametrize("arrived", range(6))
+def test_a_restart_sends_what_an_earlier_process_left_and_drops_what_has_arrived(tmp_path: Path, broker: Broker, arrived: int) -> None:
+    first = Process(tmp_path, broker, "a")
+    broker.away = True
+    first.put(1, 2, 3)
+    first.turn(1.1)
+    first.put(4, 5)
+    broker.deaf = True
+    first.put(6)
+    first.producer.arrive(arrived)  # and nobody hears of it
+    first.dies()
+    second = Process(tmp_path, broker, "b")
+    assert second.delivery.spooled == 6
+    second.put(7)
+    second.turn(1.0)  # the stream is still away
+    assert second.delivery.spooled == 7
+    broker.away = broker.deaf = False
+    second.rest()
+    second.put(8)
+    second.rest()
+    assert broker.payloads() == texts(1, 2, 3, 4, 5, 6, 7, 8)
+    second.dies()
+
+
+def test_a_process_that_dies_after_taking_over_leaves_it_to_the_third(tmp_path: Path, broker: Broker) -> None:
+    broker.deaf = True
+    first = Process(tmp_path, broker, "a")
+    first.put(1, 2, 3, 4)
+    first.dies()
+    broker.deaf = False
+    second = Process(tmp_path, broker, "b")
+    second.put(5)
+    second.turn()  # it has handed all over
+    second.producer.arrive(2)
+    second.dies()
+    assert broker.payloads() == texts(1, 2)
+    third = Process(tmp_path, broker, "c")
+    third.put(6)
+    third.rest()
+    assert broker.payloads() == texts(1, 2, 3, 4, 5, 6)
+    third.dies()
+
+
+def room_for(folder: Path, batches: int) -> int:
+    """Bytes in which so many batches of one record fit, and hardly more."""
+    with tempfile.TemporaryDirectory(dir=folder) as other, closing(Spool(Path(other) / "s.sqlite", GB)) as spool:
+        spool.open()
+        spool.put("w", 1, 0, raws(1, 1))
+        return spool.bytes * batches + 10
+
+
+def test_what_a_full_spool_refuses_is_counted_and_put_on_record_for_each_connection(tmp_path: Path, broker: Broker) -> None:
+    broker.deaf = True
+    process = Process(tmp_path, broker, max_bytes=room_for(tmp_path, 3))
+    process.put(1, 2, 3)
+    assert process.delivery.refused == 0
+    process.put(4, 5)
+    rows = [("binance", "spot", "other", "frame", 40 + at, b"lost") for at in range(3)]
+    other = pa.RecordBatch.from_arrays([pa.array(v, f.type) for v, f in zip(zip(*rows, strict=True), RAW, strict=True)], schema=RAW)
+    process.delivery.put(1, other)
+    assert process.delivery.refused == 5
+    assert "5 received records could not be kept" in process.delivery.trouble
+    process.turn(20.0)
+    assert process.delivery.spooled == 3  # what was kept stays
+    broker.deaf = False
+    process.rest()
+    process.put(6)
+    process.rest()
+    assert [payload for payload in broker.payloads() if not payload.startswith(b"{")] == texts(1, 2, 3, 6)
+    assert refusals(broker) == [
+        ("c", {"records": 2, "from_ns": 4, "to_ns": 5, "reason": "the spool was full"}),
+        ("other", {"records": 3, "from_ns": 40, "to_ns": 42, "reason": "the spool was full"}),
+    ]
+    assert {partition for _, _, partition, batch in broker.arrived if batch["connection"][0].as_py() == "other"} == {1}
+    assert (process.delivery.spooled, process.delivery.trouble) == (0, "")
+    assert process.delivery.close(0.0) == 5
+    process.dies()
+
+
+def test_what_the_producer_has_is_not_refused_though_the_spool_is_full(tmp_path: Path, broker: Broker) -> None:
+    broker.away = True
+    process = Process(tmp_path, broker, max_bytes=room_for(tmp_path, 2))
+    process.put(1, 2, 3, 4)
+    process.turn(1.1)
+    assert (process.delivery.spooled, process.delivery.unsettled, process.delivery.refused) == (2, 2, 0)
+    broker.away = False
+    process.rest()
+    assert broker.payloads() == texts(1, 2, 3, 4)
+    process.dies()
+
+
+def test_a_disk_that_fails_while_the_spool_is_cleared_stops_nothing(
+    process: Process, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert process.spool is not None
+    broker.deaf = True
+    process.put(1, 2)
+    broker.deaf = False
+    process.turn()
+
+    def failing(*arguments: object) -> None:
+        raise DiskTrouble("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(process.spool, "drop", failing)
+        process.turn()
+        assert process.delivery.busy
+    process.rest()
+    assert broker.payloads() == texts(1, 2)
+    assert process.delivery.spooled == 0
+
+
+def test_without_a_spool_the_caller_hears_that_the_stream_takes_nothing(tmp_path: Path, broker: Broker) -> None:
+    process = Process(tmp_path, broker, spool=False)
+    process.put(1)
+    broker.deaf = True
+    with pytest.raises(Unavailable, match="deaf"):
+        process.put(2)
+    broker.deaf = False
+    process.put(2)
+    process.rest()
+    assert broker.payloads() == texts(1, 2)
+    assert process.producer.handed == [1, 2]
+
+
+def test_closing_waits_for_what_is_on_its_way_and_counts_what_is_lost_without_a_spool(tmp_path: Path, broker: Broker) -> None:
+    process = Process(tmp_path, broker, spool=False)
+    process.put(1)
+    assert process.delivery.close(1.0) == 0
+    assert broker.payloads() == texts(1)
+    broker.away = True
+    process = Process(tmp_path, broker, spool=False)
+    process.put(2, 3)
+    assert process.delivery.close(0.0) == 2
+
+
+def test_closing_keeps_on_disk_what_has_not_arrived(tmp_path: Path, broker: Broker) -> None:
+    broker.away = True
+    first = Process(tmp_path, broker, "a")
+    first.put(1, 2)
+    assert first.delivery.close(0.0) == 0
+    broker.away = False
+    second = Process(tmp_path, broker, "b")
+    second.put(3)
+    second.rest()
+    assert broker.payloads() == texts(1, 2, 3)
+    second.dies()
+
+
+def test_closing_with_a_full_spool_counts_what_is_neither_there_nor_in_the_stream(tmp_path: Path, broker: Broker) -> None:
+    broker.away = True
+    process = Process(tmp_path, broker, max_bytes=room_for(tmp_path, 2))
+    process.put(1, 2, 3)
+    assert process.delivery.close(0.0) == 1
+
+
+STEPS = st.lists(
+    st.sampled_from(["put", "put", "put", "turn", "turn", "late", "away", "back", "deaf", "hears", "some", "restart", "close"]), max_size=60
+)
+
+
+@settings(max_examples=settings().max_examples * 2)
+@given(STEPS)
+def test_whatever_happens_each_batch_that_was_kept_arrives_once_and_in_order(steps: list[str]) -> None:
+    broker = Broker()
+    writers = iter(f"w{number}" for number in range(1_000))
+    with tempfile.TemporaryDirectory() as folder:
+        process = Process(Path(folder), broker, next(writers))
+        number = 0
+        for step in steps:
+            if step == "put":
+                number += 1
+                process.put(number)
+            elif step in ("turn", "late"):
+                process.turn(1.1 if step == "late" else 0.01)
+            elif step in ("away", "back"):
+                broker.away = step == "away"
+            elif step in ("deaf", "hears"):
+                broker.deaf = step == "deaf"
+            elif step == "some":
+                process.producer.arrive(2)
+            else:
+                if step == "close":
+                    assert process.delivery.close(0.0) == 0
+                elif process.delivery.unsettled:  # what was on its way for under a second dies with the process
+                    continue
+                process.dies()
+                process = Process(Path(folder), broker, next(writers))
+        broker.away = broker.deaf = False
+        process.rest()
+        assert broker.payloads() == texts(*range(1, number + 1))
+        process.dies()
