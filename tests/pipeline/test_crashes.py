@@ -21,12 +21,16 @@ if TYPE_CHECKING:
     from processes import Home, Quote, Trade, VenueProcess
 
 SEEDS = range(8) if PROVE else range(1)
-STAGES = ("ingest", "normalize", "lake")
+CHANNELS = ("trade", "bookTicker")
 
 
+@pytest.mark.parametrize(
+    "stages", [("ingest", "normalize", "lake"), ("ingest-one", "ingest-two", "normalize", "normalize-2", "lake")], ids=len
+)
 @pytest.mark.parametrize("seed", SEEDS)
 def test_killing_every_process_in_turn_changes_nothing_in_the_lake(
     seed: int,
+    stages: tuple[str, ...],
     home: Home,
     venue: Callable[..., VenueProcess],
     captures: list[Path],
@@ -34,11 +38,18 @@ def test_killing_every_process_in_turn_changes_nothing_in_the_lake(
 ) -> None:
     random = Random(seed)
     replay = venue("binance", *(f"--capture={path}" for path in captures), "--speed", "0", "--fault", "rewind:all")
-    home.configure(block("binance", replay.url, ["BTCUSDT", "ETHUSDT"], ["trade", "bookTicker"]), flush_seconds=0.05, flush_rows=1500)
+    if len(stages) == 3:
+        partitions, feeds = 1, block("binance", replay.url, ["BTCUSDT", "ETHUSDT"], CHANNELS)
+    else:
+        partitions, feeds = 3, block("binance", replay.url, ["BTCUSDT"], CHANNELS, process="one")
+        feeds += block("binance", replay.url, ["ETHUSDT"], CHANNELS, process="two")
+    workers = sum(stage.startswith("normalize") for stage in stages)
+    settings = f"normalize_workers = {workers}\n[stream]\npartitions = {partitions}\n"
+    home.configure(settings + feeds, flush_seconds=0.05, flush_rows=1500)
     run = home.start("run")
     lake = Lake(home.lake, identity)
     looks = 0
-    with closing(EmbeddedStream(home.root / "stream")) as stream:
+    with closing(EmbeddedStream(home.root / "stream", partitions)) as stream:
 
         def looked() -> bool:
             nonlocal looks
@@ -47,13 +58,13 @@ def test_killing_every_process_in_turn_changes_nothing_in_the_lake(
             looks += len(found)
             return bool(found)
 
-        for victim in random.sample(STAGES, 3):
+        for victim in random.sample(stages, len(stages)):
             until(looked, "nothing has flowed")
             for _ in range(random.randrange(40)):
                 looked()
             home.kill(victim)
         # The supervisor itself, and another at once in its place: the stages of the first end by themselves.
-        pids = [until(lambda stage=stage: home.pid(stage), "a stage is not running") for stage in STAGES]  # type: ignore[misc]
+        pids = [until(lambda stage=stage: home.pid(stage), "a stage is not running") for stage in stages]  # type: ignore[misc]
         run.popen.kill()
         run.ends()
         again = home.start("run", "--until-idle", "1")
