@@ -213,6 +213,25 @@ def test_topics_and_partitions_have_positions_of_their_own(lake: Lake) -> None:
     assert position(lake, BARS_TOPIC) == 0
 
 
+def test_a_write_of_several_partitions_keeps_what_is_new_of_each_and_moves_all(lake: Lake) -> None:
+    parts = [Chunk.dense(REJECTED_TOPIC, partition, first, rejects(3)) for partition, first in ((2, 0), (0, 1 << 31))]
+    assert lake.write(Chunk.join(parts)) == Written(6, 0)
+    assert lake.totals(REJECTED_TOPIC).positions == {0: (1 << 31) + 3, 2: 3}
+    assert lake.write(Chunk.join(parts)) == Written(0, 0)  # as after a commit whose answer was lost
+    more = [*parts, Chunk.dense(REJECTED_TOPIC, 2, 3, rejects(2)), Chunk.dense(REJECTED_TOPIC, 1, 0, rejects(1))]
+    assert lake.write(Chunk.join(more)) == Written(3, 0)
+    totals = Lake(lake.root, identity).totals(REJECTED_TOPIC)
+    assert (totals.positions, totals.read, totals.rows) == ({0: (1 << 31) + 3, 1: 1, 2: 5}, 9, 9)
+    assert len(table(lake, "rejected")) == 9
+
+
+def test_an_event_that_comes_in_two_partitions_is_kept_once(lake: Lake) -> None:
+    both = [Chunk.dense(TICKS_TOPIC, partition, 0, ticks({"sequence": 7, "raw_partition": partition})) for partition in (0, 1)]
+    assert lake.write(Chunk.join(both)) == Written(1, 1)
+    totals = lake.totals(TICKS_TOPIC)
+    assert (totals.positions, totals.read, totals.rows, totals.duplicates) == ({0: 1, 1: 1}, 2, 1, 1)
+
+
 # Crashes
 
 
