@@ -23,7 +23,7 @@ FROM ticks LEFT JOIN (
 
 
 def run() -> str:
-    rows = [_once() for _ in range(_ROUNDS)]
+    rows = [once() for _ in range(_ROUNDS)]
     rates = [row[1] for row in rows]
     lines = [[f"run {at}", *row] for at, row in enumerate(rows, 1)]
     return (
@@ -33,11 +33,11 @@ def run() -> str:
     )
 
 
-def _once() -> tuple[int, float, int, int]:
+def once(events_to_send: int = _EVENTS, stream: str = "embedded:", codec: str = "protobuf") -> tuple[int, float, int, int]:
     """sent, ticks/s, lost, doubled."""
-    with tempfile.TemporaryDirectory() as folder, venue("binance", "--rate", "500000", "--limit", str(_EVENTS)) as (url, process):
+    with tempfile.TemporaryDirectory() as folder, venue("binance", "--rate", "500000", "--limit", str(events_to_send)) as (url, process):
         root = Path(folder)
-        config = write_config(root, url, flush_seconds=1.0)
+        config = write_config(root, url, 1.0, stream, codec)
         with pipeline(config, "--until-idle", "3") as running:
             done_ns = 0
             log = root / "lake" / "ticks" / "_delta_log"

@@ -27,6 +27,8 @@ NORMALIZE: Final = "normalize"
 _CHUNK_ROWS: Final = 24_576
 _NORMALIZE_REST_S: Final = 0.0005
 _STORE_REST_S: Final = 0.05
+#: Where so many records came at once there are probably more: no rest before the next look.
+_MORE_ROWS: Final = 1_000
 
 
 class Normalize:
@@ -163,7 +165,7 @@ class KeepIn:
                 held.append(chunk)
                 self._read[topic] |= chunk.next
                 rows += chunk.rows
-                worked = worked or rows >= self._flush_rows
+                worked = worked or chunk.rows >= _MORE_ROWS
             full = rows >= self._flush_rows
             old = held and self._clock() - self._since[topic] >= self._flush_ns
             if full or old or (held and self._stop.is_set() and chunk is None):

@@ -6,7 +6,7 @@ import asyncio
 import json
 import socket
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -59,8 +59,9 @@ async def _ingest(stream: Stream, root: Path, stop: asyncio.Event, *urls: str) -
 
 
 async def _until(stream: Stream, records: int) -> None:
+    """Every partition holds so many."""
     async with asyncio.timeout(20):
-        while stream.ends(RAW_TOPIC)[0] < records:
+        while min(stream.ends(RAW_TOPIC).values()) < records:
             await asyncio.sleep(0.02)
 
 
@@ -149,6 +150,36 @@ def test_what_is_lost_when_the_stream_takes_nothing_to_the_end_is_counted(
 
     with pytest.raises(DiskTrouble, match=r"The disk is full\. [1-9]\d* records that were received .* are lost\."):
         asyncio.run(scenario())
+
+
+def test_each_connection_s_records_go_to_one_partition_in_order(tmp_path: Path) -> None:
+    journal = tmp_path / "sent.jsonl"
+
+    async def scenario(stream: Stream) -> None:
+        market = Venue(VenueOptions(name="binance", rate=2000.0, limit=400, journal=journal))
+        url = await market.start()
+        stop = asyncio.Event()
+        running = asyncio.create_task(_ingest(stream, tmp_path, stop, url, url))
+        await _until(stream, 10)
+        async with asyncio.timeout(20):
+            while sum(stream.ends(RAW_TOPIC).values()) < 400 + 6:
+                await asyncio.sleep(0.02)
+        stop.set()
+        await running
+        await market.stop()
+
+    with closing(Stream(tmp_path / "stream", 2)) as stream:
+        asyncio.run(scenario(stream))
+        chunks = [stream.read_some(RAW_TOPIC, {partition: 0}, 100_000) for partition in (0, 1)]
+    connections = []
+    for chunk in chunks:
+        assert chunk is not None
+        connections += set(chunk.batch["connection"].to_pylist())
+        numbers = [json.loads(payload)["data"]["t"] for payload in chunk.batch["payload"].to_pylist() if payload.startswith(b'{"stream"')]
+        assert numbers
+        assert numbers == sorted(numbers)
+        assert [kind for kind in chunk.batch["kind"].to_pylist() if kind != "frame"] == ["opened", "subscribed", "closed"]
+    assert len(connections) == len(set(connections)) == 2
 
 
 def test_many_processes_may_open_a_new_stream_at_once(tmp_path: Path) -> None:

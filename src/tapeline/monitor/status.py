@@ -121,6 +121,6 @@ class Rate:
 
     def take(self) -> float:
         now_ns = self._clock()
-        per_s = self._count * NS_PER_S / max(1, now_ns - self._since_ns)
+        per_s = self._count * NS_PER_S / max(_EVERY_NS // 2, now_ns - self._since_ns)
         self._count, self._since_ns = 0, now_ns
         return round(per_s, 1)
