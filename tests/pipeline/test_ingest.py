@@ -153,17 +153,12 @@ def test_what_is_lost_when_the_stream_takes_nothing_to_the_end_is_counted(
 
 
 def test_each_connection_s_records_go_to_one_partition_in_order(tmp_path: Path) -> None:
-    journal = tmp_path / "sent.jsonl"
-
     async def scenario(stream: Stream) -> None:
-        market = Venue(VenueOptions(name="binance", rate=2000.0, limit=400, journal=journal))
+        market = Venue(VenueOptions(name="binance", rate=1000.0))
         url = await market.start()
         stop = asyncio.Event()
         running = asyncio.create_task(_ingest(stream, tmp_path, stop, url, url))
-        await _until(stream, 10)
-        async with asyncio.timeout(20):
-            while sum(stream.ends(RAW_TOPIC).values()) < 400 + 6:
-                await asyncio.sleep(0.02)
+        await _until(stream, 100)
         stop.set()
         await running
         await market.stop()
@@ -176,8 +171,8 @@ def test_each_connection_s_records_go_to_one_partition_in_order(tmp_path: Path) 
         assert chunk is not None
         connections += set(chunk.batch["connection"].to_pylist())
         numbers = [json.loads(payload)["data"]["t"] for payload in chunk.batch["payload"].to_pylist() if payload.startswith(b'{"stream"')]
-        assert numbers
-        assert numbers == sorted(numbers)
+        assert len(numbers) > 90
+        assert numbers == list(range(numbers[0], numbers[-1] + 1))
         assert [kind for kind in chunk.batch["kind"].to_pylist() if kind != "frame"] == ["opened", "subscribed", "closed"]
     assert len(connections) == len(set(connections)) == 2
 
