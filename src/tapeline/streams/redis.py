@@ -151,7 +151,8 @@ class RedisStream:
         offset = np.repeat(first - (np.cumsum(counts) - counts), counts) + np.arange(batch.num_rows, dtype=np.int64)
         after = int(entries[-1][0].partition(b"-")[0])
         where = np.full(batch.num_rows, partition, np.int32)
-        return Chunk(topic, batch, where, offset, {partition: position}, {partition: after}).after({partition: position})
+        begin = min(position, int(first[0]))  # a position may lie within an entry
+        return Chunk(topic, batch, where, offset, {partition: begin}, {partition: after}).after({partition: position})
 
     def producer(self, writer: str) -> Producer:
         # Its caller has sockets to read: it must not wait long for one answer.
