@@ -78,6 +78,12 @@ redis.call('XADD', KEYS[2], string.format('%.0f-%.0f', at, count), 'd', ARGV[4])
 redis.call('HSET', KEYS[1], 'next', string.format('%.0f', at), 'run', ARGV[2])
 return 1
 """
+#: Say where a group is, which may be one that nobody configured: KEYS stream; ARGV group, id.
+_MOVE: Final = """
+local done = redis.pcall('XGROUP', 'SETID', KEYS[1], ARGV[1], ARGV[2])
+if done.err then redis.call('XGROUP', 'CREATE', KEYS[1], ARGV[1], ARGV[2], 'MKSTREAM') end
+return 1
+"""
 #: Take a free lease or renew one's own: KEYS lease; ARGV token, milliseconds.
 _TAKE: Final = """
 local held = redis.call('GET', KEYS[1])
