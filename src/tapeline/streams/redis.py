@@ -106,6 +106,7 @@ class RedisStream:
         self._password = password
         self._client = _client(config, password, timeout_s)
         self._append = self._client.register_script(_APPEND)
+        self._move_group = self._client.register_script(_MOVE)
         self._count = 0
         self._run = ""
         self._look_due = 0.0
