@@ -302,7 +302,7 @@ class RedisStream:
     def _move(self, pipe: Pipeline, group: str, topic: Topic, positions: Mapping[int, int]) -> None:
         for partition, position in positions.items():
             pipe.set(_place(group, topic, partition), position)
-            pipe.xgroup_setid(_key(topic, partition), group, f"{position}-{_AFTER}")
+            self._move_group(keys=[_key(topic, partition)], args=[group, f"{position}-{_AFTER}"], client=pipe)
 
     def make_room(self) -> None:
         """Trim where memory asks for it; raise Unavailable while Redis holds more than it may although nothing can be trimmed."""
