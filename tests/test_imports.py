@@ -25,7 +25,7 @@ LAYERS: list[set[str]] = [
     {"streams", "stores", "net", "spool"},
     {"monitor", "delivery"},
     {"flow", "query", "output"},
-    {"stages", "ingest", "supervisor", "truth"},
+    {"stages", "ingest", "supervisor", "truth", "rejects", "audit"},
     {"wiring"},
     {"checkup", "demo", "run"},
     {"cli"},

@@ -31,6 +31,7 @@ from tapeline.monitor.status import StatusFile, worker_name
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from tapeline.rejects import Rejected, Table
     from tapeline.streams import Stream
 
 log = logging.getLogger("tapeline")
@@ -352,6 +353,140 @@ def status(
     raise typer.Exit(0 if all(entry["balanced"] for entry in found["equations"]) else 1)
 
 
+rejected_app = typer.Typer(no_args_is_help=True, help="What could not be read: look at it, and try it again.")
+app.add_typer(rejected_app, name="rejected")
+ProviderOption = Annotated[str | None, typer.Option(help="Only this provider's.")]
+ReasonOption = Annotated[str | None, typer.Option(help="Only those whose reason contains this text.")]
+
+
+@rejected_app.command("list")
+def rejected_list(
+    provider: ProviderOption = None,
+    reason: ReasonOption = None,
+    everything: Annotated[bool, typer.Option("--all", help="Also those that were retried.")] = False,
+    config: ConfigOption = None,
+    format: Annotated[Format, typer.Option(help="table, csv, json or parquet.")] = Format.table,  # noqa: A002
+) -> None:
+    """Events that were rejected and not retried: id, when, from where, why.
+
+    Example: `tapeline rejected list --reason price`
+    """
+    import datetime
+
+    import pyarrow as pa
+
+    from tapeline.output import write
+    from tapeline.rejects import rejected
+
+    settings = _load(config)
+    stream = _stream_with_data(settings)
+    found = [one for one in rejected(stream, _lake_table(settings)) if _wanted(one, provider, reason) and (everything or not one.retried)]
+    stream.close()
+    rows = [
+        {
+            "id": one.name,
+            "received": datetime.datetime.fromtimestamp(one.received_ns / 1e9, datetime.UTC).isoformat(" ", "milliseconds")[:23],
+            "feed": f"{one.provider}/{one.feed}",
+            "reason": one.reason,
+            **({"retried": one.retried} if everything else {}),
+        }
+        for one in found
+    ]
+    if not rows and format is Format.table:
+        typer.echo("Nothing was rejected." if provider is None and reason is None else "Nothing of the kind was rejected.")
+        return
+    with _reader_may_leave():
+        write(pa.Table.from_pylist(rows), format.value, None)
+
+
+@rejected_app.command("show")
+def rejected_show(
+    event: Annotated[str, typer.Argument(help="The id, as `rejected list` shows it.")],
+    config: ConfigOption = None,
+) -> None:
+    """One rejected event: the reason, and its bytes as they came."""
+    from tapeline.rejects import parse_id, rejected
+
+    settings = _load(config)
+    wanted = parse_id(event)
+    stream = _stream_with_data(settings)
+    found = next((one for one in rejected(stream, _lake_table(settings)) if one.id == wanted), None)
+    stream.close()
+    if found is None:
+        raise ConfigError(f"No rejected event has the id {event}. `tapeline rejected list --all` shows those there are.")
+    typer.echo(f"{found.provider}/{found.feed}, connection {found.connection}, received_ns {found.received_ns}", err=True)
+    typer.echo(f"reason: {found.reason}{' (retried)' if found.retried else ''}", err=True)
+    sys.stdout.buffer.write(found.payload + b"\n")
+
+
+@rejected_app.command("retry")
+def rejected_retry(
+    events: Annotated[list[str] | None, typer.Argument(help="Ids; or choose by --provider, --reason or --all.")] = None,
+    provider: ProviderOption = None,
+    reason: ReasonOption = None,
+    everything: Annotated[bool, typer.Option("--all", help="Everything that was not retried yet.")] = False,
+    config: ConfigOption = None,
+) -> None:
+    """Send rejected events through today's normalizer again, each exactly once, however often this is called.
+
+    Example: `tapeline rejected retry --reason "unknown channel"`
+    """
+    from tapeline.rejects import parse_id, retry
+
+    settings = _load(config)
+    ids = {parse_id(event) for event in events or ()}
+    if not (ids or provider or reason or everything):
+        raise ConfigError("Say which: ids, --provider, --reason, or --all.")
+    stream = _stream_with_data(settings)
+    sent = retry(stream, _lake_table(settings), lambda one: (not ids or one.id in ids) and _wanted(one, provider, reason))
+    stream.close()
+    for one in sent:
+        typer.echo(one.name)
+    typer.echo(f"{len(sent)} events go through the normalizer again; `tapeline audit ID` shows what became of one.", err=True)
+
+
+@app.command()
+def audit(
+    event: Annotated[str | None, typer.Argument(help="The tick's own id: raw_partition-raw_offset-raw_index.")] = None,
+    symbol: Annotated[str | None, typer.Option(help="Or its symbol (canonical) ...")] = None,
+    time_ns: Annotated[str | None, typer.Option("--time", help="... and time: ns since 1970, or ISO 8601 with zone.")] = None,
+    config: ConfigOption = None,
+    format: Annotated[Format, typer.Option(help="table or json.")] = Format.table,  # noqa: A002
+) -> None:
+    """Where a tick came from and where it went: the raw frame, its connection, its place in each topic and store.
+
+    Example: `tapeline audit --symbol BTC/USDT --time 2026-01-05T14:30:00.123Z`
+    """
+    from tapeline import audit as way
+    from tapeline import query, wiring
+    from tapeline.output import plain
+    from tapeline.rejects import parse_id
+
+    settings = _load(config)
+    lake = wiring.lake_folder(settings)
+
+    def find(table: str, condition: str, values: list[Any]) -> list[dict[str, Any]]:
+        return query.find(lake, table, condition, values)
+
+    if event is not None:
+        ids = [parse_id(event)]
+    elif symbol and time_ns:
+        ids = way.by_symbol(find, symbol, way.parse_time(time_ns))
+    else:
+        raise ConfigError("Name the tick: its id, or --symbol and --time.")
+    if not ids:
+        raise ConfigError(f"The lake holds no tick of {symbol} at or before {time_ns}.")
+    stream, stores = _stream_with_data(settings), wiring.open_stores(settings)
+    for one in ids:
+        steps = list(way.trace(stream, stores, find, one))
+        if format is Format.json:
+            shown = [{"where": step.where, "found": step.found, "record": plain(step.details)} for step in steps]
+            typer.echo(json.dumps({"id": "-".join(map(str, one)), "steps": shown}))
+        else:
+            Console().print(way.picture(one, steps))
+    stream.close()
+
+
 @app.command()
 def check(config: ConfigOption = None) -> None:
     """Is the config right, and is everything it names reachable? Status 0 if so."""
@@ -365,6 +500,17 @@ def check(config: ConfigOption = None) -> None:
         console.print(f"{mark} {_escape(result.what)}: {_escape(result.found)}", highlight=False, soft_wrap=True)
         failed = failed or result.status
     raise typer.Exit(failed)
+
+
+def _wanted(one: Rejected, provider: str | None, reason: str | None) -> bool:
+    return (provider is None or one.provider == provider) and (reason is None or reason in one.reason)
+
+
+def _lake_table(settings: Config) -> Table:
+    """The rows of the lake's tables, for what the stream no longer holds."""
+    from tapeline import query, wiring
+
+    return lambda table: query.find(wiring.lake_folder(settings), table, "true", [])
 
 
 def _load(path: Path | None) -> Config:

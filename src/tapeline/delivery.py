@@ -7,9 +7,10 @@ a batch is either with the producer, which delivers it however long that takes, 
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +19,7 @@ from typing import Final
 import msgspec
 import pyarrow as pa
 
-from tapeline.errors import DiskTrouble, Unavailable
+from tapeline.errors import DiskTrouble, TapelineError, Unavailable
 from tapeline.records import RAW
 from tapeline.spool import Spool
 from tapeline.streams import Producer
@@ -31,6 +32,7 @@ _MOST_UNSETTLED_BYTES: Final = 32 * 1024 * 1024
 #: So much of the spool is on its way to the stream at a time.
 _DRAIN_BYTES: Final = 8 * 1024 * 1024
 _SAY_EVERY_S: Final = 10.0
+_RECOVER_AGAIN_S: Final = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,26 @@ class _Refused:
     partition: int
 
 
+class _Recovery:
+    """Finds out, beside the event loop, what has arrived of earlier writers' batches."""
+
+    def __init__(self, producer: Producer, writers: Mapping[str, int]) -> None:
+        self._producer, self._writers = producer, writers
+        self.done = threading.Event()
+        self.arrived: list[tuple[str, int, int]] = []  # writer, partition, number
+        self.error: TapelineError | None = None
+        threading.Thread(target=self._ask, name="recovery", daemon=True).start()
+
+    def _ask(self) -> None:
+        try:
+            for writer, since_ns in self._writers.items():
+                self.arrived += [(writer, *found) for found in self._producer.recovered(writer, since_ns).items()]
+        except TapelineError as error:
+            self.error = error
+        finally:
+            self.done.set()
+
+
 class Delivery:
     """The way from the sockets into the raw topic. Without a spool, `put` raises what the stream does, and the caller waits."""
 
@@ -65,7 +87,8 @@ class Delivery:
         self._sent_to = 0  # the highest number that the producer has
         self._spooling = self._recovering = self._to_drop = False
         self._refused: dict[tuple[str, str, str], _Refused] = {}
-        self._say_at = 0.0
+        self._recovery: _Recovery | None = None
+        self._say_at = self._recover_at = 0.0
         self._since = 0.0
         self.refused = 0
         self.trouble = ""
@@ -204,13 +227,27 @@ class Delivery:
             self._say_at = self._clock() + _SAY_EVERY_S
             log.error("%s", text)
 
+    def _recovered(self, spool: Spool) -> bool:
+        """Drop what has arrived of the batches of earlier processes; whether that is known by now. Asking takes time: a thread does."""
+        if self._recovery is None:
+            if self._clock() < self._recover_at:
+                return False
+            self._recovery = _Recovery(self._producer, {name: since for name, since in spool.writers().items() if name != self._writer})
+        if not self._recovery.done.is_set():
+            return False
+        recovery, self._recovery = self._recovery, None
+        if recovery.error is not None:
+            self._recover_at = self._clock() + _RECOVER_AGAIN_S
+            raise recovery.error
+        for writer, partition, number in recovery.arrived:
+            spool.drop(number, writer, partition)
+        spool.inherit(self._writer)
+        self._recovering = False
+        return True
+
     def _drain(self, spool: Spool) -> None:
-        if self._recovering:
-            for writer, since_ns in spool.writers().items():
-                if writer != self._writer:
-                    spool.drop(self._producer.recovered(writer, since_ns), writer)
-            spool.inherit(self._writer)
-            self._recovering = False
+        if self._recovering and not self._recovered(spool):
+            return
         with suppress(DiskTrouble):  # where there is no room for it, it follows what is there
             self._own_up(partial(spool.put, self._writer))
         while self._sent_bytes < _DRAIN_BYTES:

@@ -47,10 +47,11 @@ def json_lines(table: pa.Table) -> Iterator[str]:
     """Each row as a JSON object; bytes as text where they are text, else as base64."""
     for batch in table.to_batches(max_chunksize=8192):
         for row in batch.to_pylist():
-            yield json.dumps({name: _plain(value) for name, value in row.items()})
+            yield json.dumps({name: plain(value) for name, value in row.items()})
 
 
-def _plain(value: object) -> object:
+def plain(value: object) -> object:
+    """A value as JSON has it: bytes as text where they are text, else as base64."""
     if isinstance(value, bytes):
         try:
             return value.decode()
@@ -61,15 +62,15 @@ def _plain(value: object) -> object:
     if value is None or isinstance(value, (str, int, float, bool)):
         return value
     if isinstance(value, list):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     return value.isoformat() if isinstance(value, (datetime.date, datetime.time)) else str(value)
 
 
 def _show(table: pa.Table, console: Console) -> None:
     """As a table where it fits the screen, else each row as a block of its own, nothing cut off."""
-    rows = [["" if value is None else str(_plain(value)) for value in row.values()] for row in table.slice(0, _SHOWN_ROWS).to_pylist()]
+    rows = [["" if value is None else str(plain(value)) for value in row.values()] for row in table.slice(0, _SHOWN_ROWS).to_pylist()]
     names = table.schema.names
     widths = [max([len(name), *(len(row[at]) for row in rows)]) for at, name in enumerate(names)]
     if sum(widths) + 2 * len(widths) <= console.width:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import duckdb
 import pyarrow as pa
@@ -18,7 +18,7 @@ from tapeline.stores.lake import check_format
 _BARS: Final = """
 CREATE VIEW bars AS SELECT * FROM bar_revisions
 QUALIFY row_number() OVER (
-    PARTITION BY provider, feed, symbol, "interval", ts_ns ORDER BY raw_partition DESC, raw_offset DESC, raw_index DESC
+    PARTITION BY provider, feed, symbol, "interval", ts_ns ORDER BY received_ns DESC, raw_partition DESC, raw_offset DESC, raw_index DESC
 ) = 1
 """
 
@@ -36,6 +36,18 @@ def connect(lake: Path) -> duckdb.DuckDBPyConnection:
             db.register(name, _empty(topic))
     db.execute(_BARS).fetchall()
     return db
+
+
+def find(lake: Path, table: str, condition: str, values: list[Any]) -> list[dict[str, Any]]:
+    """Rows of a table with the name of the file that holds each. `condition` is SQL of the caller's own, `values` its parameters."""
+    files = _files(lake / ("bars" if table == "bar_revisions" else table))
+    if not files:
+        return []
+    with duckdb.connect() as db:
+        db.read_parquet(files, hive_partitioning=True, filename=True).create_view("found")
+        query = f"SELECT * FROM found WHERE {condition}"  # noqa: S608 no text of a user's
+        found: list[dict[str, Any]] = db.sql(query, params=values).to_arrow_table().to_pylist()
+        return found
 
 
 def _files(table: Path) -> list[str]:

@@ -18,8 +18,9 @@ NS_PER_US: Final = 1_000
 NS_PER_MS: Final = 1_000_000
 NS_PER_S: Final = 1_000_000_000
 
-#: A raw record is a websocket frame, a fetched page, a moment in a socket's life, or a word on what could not be kept.
-RawKind = Literal["opened", "subscribed", "frame", "closed", "fetched", "refused"]
+#: A raw record is a websocket frame, a fetched page, a moment in a socket's life, a word on what could not be kept, or an event
+#: that was rejected and is tried again: a JSON line that says which, then its bytes as a frame.
+RawKind = Literal["opened", "subscribed", "frame", "closed", "fetched", "refused", "retried"]
 
 
 def _field(name: str, kind: pa.DataType) -> pa.Field:

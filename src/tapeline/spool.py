@@ -88,10 +88,10 @@ class Spool:
             ).fetchall():
                 yield Spooled(found, partition, pa.ipc.read_record_batch(pa.py_buffer(data), RAW))
 
-    def drop(self, until: int, writer: str | None = None) -> None:
-        """Forget what is in the stream by now: the batches up to a number, of one writer or of all."""
-        where = "number <= ?" if writer is None else "number <= ? AND writer = ?"
-        key = (until,) if writer is None else (until, writer)
+    def drop(self, until: int, writer: str = "", partition: int = 0) -> None:
+        """Forget what is in the stream by now: the batches up to a number, of all or of one writer in one partition."""
+        where = "number <= ? AND writer = ? AND part = ?" if writer else "number <= ?"
+        key = (until, writer, partition) if writer else (until,)
         with self._errors():
             (size, records) = self._db.execute(  # `where` is one of the two texts above
                 f"SELECT coalesce(sum(length(data)), 0), coalesce(sum(records), 0) FROM batches WHERE {where}",  # noqa: S608

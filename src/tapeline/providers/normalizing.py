@@ -234,7 +234,6 @@ class _Source:
         raw = self._raw = chunk.batch
         self._partition = chunk.partition
         self._offset = chunk.offset
-        self.payload: pa.BinaryArray = raw["payload"]
         self._split: tuple[int, Sequence[msgspec.Raw | bytes]] = (-1, ())
         self.connection: pa.StringArray = raw["connection"]
         self.received: npt.NDArray[np.int64] = raw["received_ns"].to_numpy()
@@ -242,6 +241,11 @@ class _Source:
         self._special: dict[int, str] = {}
         if pc.any(pc.not_equal(kind, _FRAME)).as_py():
             self._special = {row: text for row, text in enumerate(kind.to_pylist()) if text != "frame"}
+        self.payload: pa.BinaryArray = raw["payload"]
+        self._again = {row: self.payload[row].as_py().partition(b"\n")[0] for row, text in self._special.items() if text == "retried"}
+        if self._again:
+            frames = enumerate(self.payload.to_pylist())
+            self.payload = pa.array([f.partition(b"\n")[2] if row in self._again else f for row, f in frames], pa.binary())
 
     def by_feed(self) -> list[tuple[tuple[str, str], list[int] | None]]:
         """(provider, feed) with the rows that carry it; in the usual case one feed has them all, which None says."""
@@ -269,7 +273,10 @@ class _Source:
                 continue
             events.seen += 1
             payload = self.payload[row].as_py()
-            if kind in _OWN_NOTICES:
+            if kind == "retried":
+                events.notices.add(Notice(kind, self._again[row].decode("utf-8", "replace")), row, 0)
+                frames.append(row)
+            elif kind in _OWN_NOTICES:
                 events.notices.add(Notice(kind, payload.decode("utf-8", "replace")), row, 0)
             else:
                 events.rejects.add(Reject(f"unknown kind of raw record {kind!r}", payload), row, 0)

@@ -50,7 +50,7 @@ class Lake:
         if table is None:
             return Totals({}, 0, 0, 0)
         # Delta lists no application transactions: which partitions there are is one of them.
-        partitions = range(int(table.transaction_version(_count_id(topic, "partitions")) or 0))
+        partitions = range(int(table.transaction_version(_count_id(topic, "partitions")) or 1))
         numbers = {partition: table.transaction_version(_position_id(topic, partition)) for partition in partitions}
         positions = {partition: int(number) for partition, number in numbers.items() if number is not None}
         return Totals(positions, *(int(table.transaction_version(_count_id(topic, name)) or 0) for name in _COUNTS))

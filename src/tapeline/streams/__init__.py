@@ -100,8 +100,8 @@ class Producer(Protocol):
     def settled(self) -> int:
         """The number up to which everything is in the stream, where no crash of a process loses it."""
 
-    def recovered(self, writer: str, since_ns: int) -> int:
-        """The highest number of an earlier writer that is in the stream, 0 if none is; it wrote nothing before `since_ns`."""
+    def recovered(self, writer: str, since_ns: int) -> Mapping[int, int]:
+        """The highest number of an earlier writer in each partition that has one; it spooled nothing before `since_ns`."""
 
     def close(self, wait_s: float) -> None:
         """Wait so long for what is not settled; then let it go."""

@@ -380,9 +380,9 @@ class _Producer:
     def settled(self) -> int:
         return self._settled
 
-    def recovered(self, writer: str, since_ns: int) -> int:
+    def recovered(self, writer: str, since_ns: int) -> Mapping[int, int]:
         del writer, since_ns
-        return 0
+        return {}
 
     def close(self, wait_s: float) -> None:
         """Nothing is on its way."""

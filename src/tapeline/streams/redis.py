@@ -470,10 +470,11 @@ class _Producer:
             self._broken(error)
         return self._settled
 
-    def recovered(self, writer: str, since_ns: int) -> int:
+    def recovered(self, writer: str, since_ns: int) -> Mapping[int, int]:
         del since_ns
         with self._stream.told():
-            return int(self._stream.client.get(f"{_ROOT}:writer:{writer}") or 0)
+            number = int(self._stream.client.get(f"{_ROOT}:writer:{writer}") or 0)
+        return dict.fromkeys(range(self._stream.partitions), number)  # one connection carries all partitions, in order
 
     def close(self, wait_s: float) -> None:
         deadline = time.monotonic() + wait_s

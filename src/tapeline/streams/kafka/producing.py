@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
 from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
@@ -18,6 +18,9 @@ from tapeline.streams.kafka.messages import place
 
 log = logging.getLogger(__name__)
 
+#: A batch may have been sent so long before it was spooled.
+_SENT_BEFORE_MS = 120_000
+
 
 class RawProducer:
     """Raw batches by an idempotent producer: librdkafka keeps their order, and tries for ever without doubling."""
@@ -25,37 +28,55 @@ class RawProducer:
     def __init__(self, cluster: Cluster, writer: str) -> None:
         self._cluster, self._writer = cluster, writer
         self._producer: Producer | None = None
-        self._open: deque[int] = deque()
+        self._open: deque[tuple[int, int, bytes]] = deque()  # number, partition, data
         self._arrived: set[int] = set()
         self._settled = 0
+        self._began_ns = time.time_ns()
+        self._failed: KafkaError | None = None
 
     def send(self, number: int, partition: int, batch: pa.RecordBatch) -> None:
-        producer = self._made(timeout_s=0.0)
-        try:
-            producer.produce(
-                RAW_TOPIC.name,
-                bytes(arrow.encode(batch)),
-                f"{self._writer}/{number}".encode(),
-                partition,
-                lambda error, _: self._delivered(number, error),
-            )
-        except BufferError:
-            raise Unavailable(f"Kafka takes no more for now{': ' + self._cluster.trouble if self._cluster.trouble else ''}.") from None
-        self._open.append(number)
-        producer.poll(0)
+        data = bytes(arrow.encode(batch))
+        self._put(number, partition, data)
+        self._open.append((number, partition, data))
 
     def settled(self) -> int:
         if self._producer is not None:
             self._producer.poll(0)
-        while self._open and self._open[0] in self._arrived:
-            self._settled = self._open.popleft()
+        if self._failed is not None:
+            self._begin_again(self._failed)
+        while self._open and self._open[0][0] in self._arrived:
+            self._settled, _, _ = self._open.popleft()
             self._arrived.discard(self._settled)
         return self._settled
 
+    def _put(self, number: int, partition: int, data: bytes) -> None:
+        producer = self._made(timeout_s=0.0)
+        key = f"{self._writer}/{number}".encode()
+        try:
+            producer.produce(RAW_TOPIC.name, data, key, partition, lambda error, _: self._delivered(number, error))
+        except BufferError:
+            raise Unavailable(f"Kafka takes no more for now{': ' + self._cluster.trouble if self._cluster.trouble else ''}.") from None
+        producer.poll(0)
+
     def _delivered(self, number: int, error: KafkaError | None) -> None:
-        if error is not None:
-            log.error("Raw batch %d was refused by Kafka: %s. Its records are lost to the stream.", number, error.str())
-        self._arrived.add(number)
+        if error is None:
+            self._arrived.add(number)
+        elif error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
+            log.error("Kafka takes no message as large as raw batch %d: its records are lost. Raise the topic's max.message.bytes.", number)
+            self._arrived.add(number)
+        else:
+            self._failed = error
+
+    def _begin_again(self, error: KafkaError) -> None:
+        """The client has given up for good, as when a broker has lost what it had: a new one sends what has not arrived."""
+        log.warning("Kafka's client has given up: %s. A new one sends what has not arrived.", error.str())
+        arrived = self.recovered(self._writer, self._began_ns)
+        self._failed, self._producer = None, None
+        for number, partition, data in self._open:
+            if number <= arrived.get(partition, 0):
+                self._arrived.add(number)
+            elif number not in self._arrived:
+                self._put(number, partition, data)
 
     def write(self, topic: Topic, parts: Sequence[tuple[int, pa.RecordBatch]]) -> None:
         """Write and wait. Raises Unavailable."""
@@ -78,12 +99,12 @@ class RawProducer:
             with self._cluster.told():
                 raise KafkaException(failed[0] if failed else KafkaError(KafkaError._TIMED_OUT))
 
-    def recovered(self, writer: str, since_ns: int) -> int:
+    def recovered(self, writer: str, since_ns: int) -> Mapping[int, int]:
         """Looks at the keys of what the raw topic was given since then."""
         consumer = self._cluster.consumer("recovery", isolation_level="read_uncommitted")
-        highest = 0
+        highest: dict[int, int] = {}
         try:
-            since_ms = since_ns // 1_000_000 - 120_000
+            since_ms = since_ns // 1_000_000 - _SENT_BEFORE_MS
             asked = [TopicPartition(RAW_TOPIC.name, p, since_ms) for p in range(self._cluster.count(RAW_TOPIC))]
             with self._cluster.told():
                 found = consumer.offsets_for_times(asked, timeout=ASK_S)
@@ -102,7 +123,8 @@ class RawProducer:
                             continue
                         name, _, number = (message.key() or b"").decode("utf-8", "replace").rpartition("/")
                         if name == writer and number.isdecimal():
-                            highest = max(highest, int(number))
+                            partition, _ = place(message)
+                            highest[partition] = max(highest.get(partition, 0), int(number))
         finally:
             consumer.close()
         return highest

@@ -1,0 +1,140 @@
+"""What was rejected, with its bytes, and sending it through today's normalizer again: each event once, however often it is asked for."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+import pyarrow as pa
+
+from tapeline.errors import ConfigError
+from tapeline.records import NOTICES_TOPIC, RAW, RAW_TOPIC, REJECTED_TOPIC, Topic
+from tapeline.streams import Stream
+
+log = logging.getLogger(__name__)
+
+#: An event's own id: partition, offset and index in the raw topic.
+Id = tuple[int, int, int]
+#: The rows of one of the lake's tables; none where there is no lake.
+Table = Callable[[str], Iterable[Mapping[str, Any]]]
+
+_LEASE: Final = "the right to retry what was rejected"
+_ARRAY_PROVIDERS: Final = frozenset({"polygon", "alpaca"})
+_READ_ROWS: Final = 50_000
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """One rejected event."""
+
+    id: Id
+    provider: str
+    feed: str
+    connection: str
+    reason: str
+    payload: bytes
+    received_ns: int
+    retried: bool
+
+    @property
+    def name(self) -> str:
+        """`partition-offset-index`, as commands take it."""
+        return "-".join(map(str, self.id))
+
+
+def parse_id(text: str) -> Id:
+    """Raises ConfigError that says what an id looks like."""
+    parts = text.split("-")
+    if len(parts) != 3 or not all(part.isdecimal() for part in parts):
+        raise ConfigError(f"{text!r} is no id. An id is partition-offset-index, as `tapeline rejected list` shows it.")
+    partition, offset, index = map(int, parts)
+    return partition, offset, index
+
+
+def rejected(stream: Stream, table: Table) -> list[Rejected]:
+    """Every rejected event that the stream or the lake still holds, oldest first."""
+    done = _retried(stream, table)
+    found: dict[Id, Rejected] = {}
+    for row in _rows(stream, REJECTED_TOPIC, table):
+        key = _id(row)
+        found[key] = Rejected(
+            key, row["provider"], row["feed"], row["connection"], row["reason"], row["payload"], row["received_ns"], key in done
+        )
+    return sorted(found.values(), key=lambda one: (one.received_ns, one.id))
+
+
+def retry(stream: Stream, table: Table, chosen: Callable[[Rejected], bool]) -> list[Rejected]:
+    """Send those chosen through the normalizer again, as raw records of their own; those that were sent before are left out.
+
+    Raises Busy where another process does the same just now, Unavailable; then no event of the batch at hand was sent."""
+    lease = stream.hold(_LEASE)
+    try:
+        todo = [one for one in rejected(stream, table) if chosen(one) and not one.retried]
+        for partition in sorted({one.id[0] for one in todo}):
+            mine = [one for one in todo if one.id[0] == partition]
+            lease.keep()
+            stream.append(RAW_TOPIC, _again(mine), partition if partition < stream.partitions else 0)
+    finally:
+        lease.drop()
+    return todo
+
+
+def _again(events: Sequence[Rejected]) -> pa.RecordBatch:
+    """Rejected events as raw records."""
+    rows = [
+        {
+            "provider": one.provider,
+            "feed": one.feed,
+            "connection": one.connection,
+            "kind": "retried",
+            "received_ns": one.received_ns,
+            "payload": msgspec.json.encode({"of": one.name}) + b"\n" + _as_frame(one),
+        }
+        for one in events
+    ]
+    return pa.RecordBatch.from_pylist(rows, RAW)
+
+
+def _as_frame(event: Rejected) -> bytes:
+    """An event's own bytes as a frame: providers that send arrays of events get it back as an array of one."""
+    payload = event.payload
+    if event.provider not in _ARRAY_PROVIDERS or not payload:
+        return payload
+    if payload[:1] == b"{":
+        return b"[" + payload + b"]"
+    is_map = 0x80 <= payload[0] <= 0x8F or payload[0] in (0xDE, 0xDF)  # MessagePack
+    return b"\x91" + payload if is_map else payload
+
+
+def _retried(stream: Stream, table: Table) -> set[Id]:
+    """The events that were sent again: by the notices of it, and by what normalize has still to read."""
+    details = [row["detail"] for row in _rows(stream, NOTICES_TOPIC, table) if row["kind"] == "retried"]
+    positions = stream.positions("normalize", RAW_TOPIC)
+    waiting = (row["payload"] for row in _read(stream, RAW_TOPIC, positions) if row["kind"] == "retried")
+    details += [payload.partition(b"\n")[0].decode() for payload in waiting]
+    return {parse_id(json.loads(detail)["of"]) for detail in details}
+
+
+def _rows(stream: Stream, topic: Topic, table: Table) -> Iterator[Mapping[str, Any]]:
+    """A topic's records, from the lake and from the stream; some come twice."""
+    yield from table(topic.table)
+    yield from _read(stream, topic, {})
+
+
+def _read(stream: Stream, topic: Topic, positions: Mapping[int, int]) -> Iterator[Mapping[str, Any]]:
+    at = dict(positions) or stream.before_end(topic, 1 << 62)
+    ends = stream.ends(topic)
+    while any(at.get(partition, 0) < end for partition, end in ends.items()):
+        chunk = stream.read(topic, at, _READ_ROWS)
+        if chunk is None:
+            return
+        at |= chunk.next
+        yield from chunk.batch.to_pylist()
+
+
+def _id(row: Mapping[str, Any]) -> Id:
+    return row["raw_partition"], row["raw_offset"], row["raw_index"]
