@@ -161,7 +161,7 @@ class EmbeddedStream:
 
     def commit(self, group: str, chunk: Chunk, outputs: Outputs, totals: Totals) -> None:
         """As `Member.commit`. Whoever else has moved the group since the chunk was read makes it raise PartitionLost."""
-        file = self._writing(outputs[0][0])
+        file = self._writing(outputs[0][0] if outputs else NORMALIZED_TOPICS[0])
         with file.transaction() as db:
             for partition, position in chunk.next.items():
                 row = db.execute(
