@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+import threading
 from collections import deque
 from collections.abc import Iterator
 from contextlib import closing
@@ -32,10 +33,12 @@ class Broker:
 
     away: bool = False  # nothing arrives
     deaf: bool = False  # nothing is even taken
+    broken: bool = False  # asking what has arrived fails in a way that nobody foresaw
     arrived: list[tuple[str, int, int, pa.RecordBatch]] = field(default_factory=list)
 
-    def payloads(self) -> list[bytes]:
-        return [payload for _, _, _, batch in self.arrived for payload in batch["payload"].to_pylist()]
+    def payloads(self, partition: int | None = None) -> list[bytes]:
+        batches = [batch for _, _, at, batch in self.arrived if partition in (None, at)]
+        return [payload for batch in batches for payload in batch["payload"].to_pylist()]
 
 
 class Scripted:
@@ -54,10 +57,11 @@ class Scripted:
         self.handed.append(number)
         self.waiting.append((number, partition, batch))
 
-    def arrive(self, count: int) -> None:
-        """Some arrive, and the broker's word that they did gets lost."""
-        for _ in range(min(count, len(self.waiting))):
-            self.broker.arrived.append((self.writer, *self.waiting.popleft()))
+    def arrive(self, count: int, partition: int | None = None) -> None:
+        """Some arrive, of one partition or of all, and the broker's word that they did gets lost."""
+        going = [one for one in self.waiting if partition in (None, one[1])][:count]
+        self.waiting = deque(one for one in self.waiting if one not in going)
+        self.broker.arrived += [(self.writer, *one) for one in going]
 
     def settled(self) -> int:
         if not self.broker.away:
@@ -65,10 +69,12 @@ class Scripted:
             self.done = self.handed[-1] if self.handed else 0
         return self.done
 
-    def recovered(self, writer: str, since_ns: int) -> int:
+    def recovered(self, writer: str, since_ns: int) -> dict[int, int]:
         if self.broker.away:
             raise Unavailable("the broker is away")
-        return max((number for name, number, _, _ in self.broker.arrived if name == writer), default=0)
+        if self.broker.broken:
+            raise ZeroDivisionError("a bug")
+        return {partition: number for name, number, partition, _ in self.broker.arrived if name == writer}
 
     def close(self, wait_s: float) -> None:
         pass
@@ -92,6 +98,7 @@ class Process:
     def turn(self, after_s: float = 0.0) -> None:
         self.s += after_s
         self.delivery.turn()
+        answered()
 
     def dies(self) -> None:
         """What its producer had not got away is lost with it."""
@@ -105,6 +112,13 @@ class Process:
                 return
             self.turn(0.01)
         raise AssertionError("it never comes to rest")
+
+
+def answered() -> None:
+    """Wait until whoever asks what has arrived has its answer."""
+    for thread in threading.enumerate():
+        if thread.name == "recovery":
+            thread.join(10.0)
 
 
 @pytest.fixture
@@ -232,6 +246,41 @@ def test_a_restart_sends_what_an_earlier_process_left_and_drops_what_has_arrived
     second.dies()
 
 
+def test_each_partition_is_asked_for_its_own_what_has_arrived_in_one_says_nothing_of_another(tmp_path: Path, broker: Broker) -> None:
+    first = Process(tmp_path, broker, "a")
+    broker.away = True
+    first.put(1, 3, 5, partition=0)
+    first.put(2, 4, 6, partition=1)
+    first.turn(1.1)
+    first.producer.arrive(2, partition=1)  # 2 and 4, which were handed over after 1, 3 and 5
+    first.dies()
+    broker.away = False
+    second = Process(tmp_path, broker, "b")
+    assert second.delivery.spooled == 6
+    second.rest()
+    assert (broker.payloads(0), broker.payloads(1)) == (texts(1, 3, 5), texts(2, 4, 6))
+    second.dies()
+
+
+def test_that_it_cannot_be_found_out_what_has_arrived_does_not_mean_that_nothing_has(tmp_path: Path, broker: Broker) -> None:
+    first = Process(tmp_path, broker, "a")
+    broker.away = True
+    first.put(1, 2, 3)
+    first.turn(1.1)
+    first.producer.arrive(2)
+    first.dies()
+    broker.away, broker.broken = False, True
+    second = Process(tmp_path, broker, "b")
+    for _ in range(5):
+        second.turn(1.0)
+    assert second.producer.handed == []
+    assert "a bug" in second.delivery.trouble
+    broker.broken = False
+    second.rest()
+    assert broker.payloads() == texts(1, 2, 3)
+    second.dies()
+
+
 def test_a_process_that_dies_after_taking_over_leaves_it_to_the_third(tmp_path: Path, broker: Broker) -> None:
     broker.deaf = True
     first = Process(tmp_path, broker, "a")
@@ -240,7 +289,9 @@ def test_a_process_that_dies_after_taking_over_leaves_it_to_the_third(tmp_path: 
     broker.deaf = False
     second = Process(tmp_path, broker, "b")
     second.put(5)
-    second.turn()  # it has handed all over
+    while not second.producer.handed:
+        second.turn()
+    assert second.producer.handed == [1, 2, 3, 4, 5]
     second.producer.arrive(2)
     second.dies()
     assert broker.payloads() == texts(1, 2)
@@ -365,7 +416,10 @@ def test_closing_with_a_full_spool_counts_what_is_neither_there_nor_in_the_strea
 
 
 STEPS = st.lists(
-    st.sampled_from(["put", "put", "put", "turn", "turn", "late", "away", "back", "deaf", "hears", "some", "restart", "close"]), max_size=60
+    st.sampled_from(
+        ["put", "put", "other", "turn", "turn", "late", "away", "back", "deaf", "hears", "some", "some other", "restart", "close"]
+    ),
+    max_size=60,
 )
 
 
@@ -377,18 +431,20 @@ def test_whatever_happens_each_batch_that_was_kept_arrives_once_and_in_order(ste
     with tempfile.TemporaryDirectory() as folder:
         process = Process(Path(folder), broker, next(writers))
         number = 0
+        where: dict[int, list[int]] = {0: [], 1: []}
         for step in steps:
-            if step == "put":
+            if step in ("put", "other"):
                 number += 1
-                process.put(number)
+                process.put(number, partition=int(step == "other"))
+                where[int(step == "other")].append(number)
             elif step in ("turn", "late"):
                 process.turn(1.1 if step == "late" else 0.01)
             elif step in ("away", "back"):
                 broker.away = step == "away"
             elif step in ("deaf", "hears"):
                 broker.deaf = step == "deaf"
-            elif step == "some":
-                process.producer.arrive(2)
+            elif step in ("some", "some other"):
+                process.producer.arrive(2, partition=int(step == "some other"))
             else:
                 if step == "close":
                     assert process.delivery.close(0.0) == 0
@@ -398,5 +454,6 @@ def test_whatever_happens_each_batch_that_was_kept_arrives_once_and_in_order(ste
                 process = Process(Path(folder), broker, next(writers))
         broker.away = broker.deaf = False
         process.rest()
-        assert broker.payloads() == texts(*range(1, number + 1))
+        for partition, numbers in where.items():
+            assert broker.payloads(partition) == texts(*numbers)
         process.dies()

@@ -70,20 +70,26 @@ def test_what_is_dropped_is_gone_and_no_longer_counted(spool: Spool) -> None:
     assert (held(spool), spool.records, spool.bytes, spool.last) == ([], 0, 0, 10)
 
 
-def test_each_writer_s_batches_are_dropped_and_inherited_by_name(tmp_path: Path) -> None:
-    times = iter([50, 60, 70])
+def test_each_writer_s_batches_are_dropped_by_partition_and_inherited_by_name(tmp_path: Path) -> None:
+    times = iter([50, 60, 70, 80])
     spool = Spool(tmp_path / "s.sqlite", MB, times.__next__)
     spool.open()
     put(spool, 1, 2, writer="a")
     put(spool, 3, writer="b")
+    put(spool, 5, writer="a")  # in the partition of 1
     assert spool.writers() == {"a": 50, "b": 70}
-    spool.drop(3, "a")
-    assert (held(spool), spool.records) == ([3], 3)
-    assert spool.writers() == {"b": 70}
+    spool.drop(5, "a", 2)
+    assert (held(spool), spool.records) == ([1, 3, 5], 9)
+    spool.drop(4, "a", 1)
+    assert (held(spool), spool.records) == ([3, 5], 6)
+    spool.drop(3, "a", 3)  # that one is the other writer's
+    assert spool.writers() == {"a": 80, "b": 70}
     spool.inherit("c")
     assert spool.writers() == {"c": 70}
-    spool.drop(3, "b")
-    assert held(spool) == [3]
+    spool.drop(3, "b", 3)
+    assert (held(spool), spool.records) == ([3, 5], 6)
+    spool.drop(5, "c", 1)
+    assert (held(spool), spool.records) == ([3], 3)
     spool.close()
 
 

@@ -19,7 +19,7 @@ from typing import Final
 import msgspec
 import pyarrow as pa
 
-from tapeline.errors import DiskTrouble, TapelineError, Unavailable
+from tapeline.errors import DiskTrouble, Unavailable
 from tapeline.records import RAW
 from tapeline.spool import Spool
 from tapeline.streams import Producer
@@ -63,14 +63,14 @@ class _Recovery:
         self._producer, self._writers = producer, writers
         self.done = threading.Event()
         self.arrived: list[tuple[str, int, int]] = []  # writer, partition, number
-        self.error: TapelineError | None = None
+        self.error: Exception | None = None
         threading.Thread(target=self._ask, name="recovery", daemon=True).start()
 
     def _ask(self) -> None:
         try:
             for writer, since_ns in self._writers.items():
                 self.arrived += [(writer, *found) for found in self._producer.recovered(writer, since_ns).items()]
-        except TapelineError as error:
+        except Exception as error:  # noqa: BLE001 whatever it is: that nothing was heard does not mean that nothing has arrived
             self.error = error
         finally:
             self.done.set()
@@ -238,7 +238,7 @@ class Delivery:
         recovery, self._recovery = self._recovery, None
         if recovery.error is not None:
             self._recover_at = self._clock() + _RECOVER_AGAIN_S
-            raise recovery.error
+            raise Unavailable(f"What has arrived of an earlier run is not known yet: {recovery.error}") from recovery.error
         for writer, partition, number in recovery.arrived:
             spool.drop(number, writer, partition)
         spool.inherit(self._writer)
