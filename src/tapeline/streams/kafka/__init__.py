@@ -54,7 +54,8 @@ class KafkaStream:
     def append(self, topic: Topic, batch: pa.RecordBatch, partition: int | None = None) -> None:
         if self._producer is None:
             self._producer = RawProducer(self._cluster, "")
-        parts = split(topic, batch, self._cluster.count(topic)) if partition is None else [(partition, batch)]
+        count = self._cluster.count(topic)
+        parts = split(topic, batch, count) if partition is None else [(partition, batch)] if batch.num_rows else []
         self._producer.write(topic, list(parts))
 
     def read(self, topic: Topic, positions: Mapping[int, int], max_rows: int) -> Chunk | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -24,6 +25,7 @@ LEASES: Final = "market-data.leases"
 MESSAGE_BYTES: Final = 80 * 1024 * 1024
 #: How long an answer is waited for.
 ASK_S: Final = 10.0
+_LOOK_AGAIN_S: Final = 1.0
 
 
 #: A partition is between two leaders, or the client's view of it is old: it looks again by itself.
@@ -41,6 +43,7 @@ class Cluster:
         self._errors = _Errors(config.shown)
         self._client = _client(config, password) | {"error_cb": self._errors.heard, "log_level": 2, "socket.nagle.disable": True}
         self._counts: dict[Topic, int] = {}
+        self._looking: threading.Thread | None = None
         self._admin: AdminClient | None = None
 
     @property
@@ -105,6 +108,20 @@ class Cluster:
                 there = self._settled(self._admin, missing)
             self._counts = {some: len(there[some.name].partitions) for some in TOPICS.values()}
         return self._counts[topic]
+
+    def known(self) -> bool:
+        """Whether the topics are there. While they are not, they are seen to beside the caller."""
+        if not self._counts and (self._looking is None or not self._looking.is_alive()):
+            self._looking = threading.Thread(target=self._look, name="topics", daemon=True)
+            self._looking.start()
+        return bool(self._counts)
+
+    def _look(self) -> None:
+        try:
+            self.count(RAW_TOPIC)
+        except (Unavailable, Refused) as error:
+            self._errors.last = str(error)
+            time.sleep(_LOOK_AGAIN_S)
 
     def _make(self, admin: AdminClient, names: Sequence[str]) -> None:
         settings = {

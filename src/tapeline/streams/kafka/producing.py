@@ -50,6 +50,8 @@ class RawProducer:
         return self._settled
 
     def _put(self, number: int, partition: int, data: bytes) -> None:
+        if not self._cluster.known():
+            raise Unavailable(f"Kafka's topics are not known yet{': ' + self._cluster.trouble if self._cluster.trouble else ''}.")
         producer = self._made(timeout_s=0.0)
         key = f"{self._writer}/{number}".encode()
         try:
