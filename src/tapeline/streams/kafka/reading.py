@@ -94,7 +94,8 @@ def go_on_after(cluster: Cluster, consumer: Consumer, topic: Topic, message: Mes
             low,
         )
         with cluster.told():
-            consumer.seek(TopicPartition(topic.name, partition, low))
+            consumer.incremental_unassign([TopicPartition(topic.name, partition)])  # a partition in this state cannot be sought in
+            consumer.incremental_assign([TopicPartition(topic.name, partition, low)])
         return
     if not error.retriable() and error.code() not in (KafkaError._ALL_BROKERS_DOWN, KafkaError._TRANSPORT):
         with cluster.told():
