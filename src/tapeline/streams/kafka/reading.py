@@ -17,6 +17,8 @@ log = logging.getLogger(__name__)
 
 #: Messages that are taken from the client at once.
 MOST_MESSAGES: Final = 10_000
+#: Makes of a position the one of its message.
+_WHOLE: Final = -1 << ROW_BITS
 
 
 class Reader:
@@ -53,10 +55,10 @@ class Reader:
                         raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
                 return None
             wait_s = 0.02
-        chunk = chunk_of(self._topic, messages, begin)
+        chunk = chunk_of(self._topic, messages, {p: at & _WHOLE for p, at in begin.items()}).after(begin)
         self._rows_each = max(1.0, 0.5 * (self._rows_each + chunk.rows / len(messages)))
         self._at = dict(chunk.next)
-        return chunk.after(positions) if any(at & ((1 << ROW_BITS) - 1) for at in positions.values()) else chunk
+        return chunk
 
     def _sorted_out(self, consumer: Consumer, messages: Sequence[Message]) -> list[Message]:
         """The records among what came; ends are noted, and where retention has removed what was to be read, that is said."""
