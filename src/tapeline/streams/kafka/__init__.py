@@ -43,6 +43,7 @@ class KafkaStream:
         self._readers: dict[tuple[Topic, str], Reader] = {}
         self._lookers: dict[str, Consumer] = {}
         self._nothing_at: dict[tuple[Topic, int], tuple[int, int]] = {}
+        self._asked_at: dict[tuple[Topic, int], int] = {}
 
     @property
     def partitions(self) -> int:
@@ -99,13 +100,15 @@ class KafkaStream:
         for partition, (low, high) in self._watermarks(topic).items():
             position = max(positions.get(partition, 0) >> ROW_BITS, low)
             found[partition] = max(0, high - position)
-            if 0 < found[partition] <= _MARKS:
+            stands = self._asked_at.get((topic, partition)) == position  # who moves on finds something
+            self._asked_at[topic, partition] = position
+            if found[partition] and (stands or found[partition] <= _MARKS):
                 if self._nothing_at.get((topic, partition)) == (position, high):
                     found[partition] = 0
                 else:
                     suspects[partition] = (position, high)
         for partition, (position, high) in suspects.items():
-            if self._reader(topic, "look").read({partition: position << ROW_BITS}, 1) is None:
+            if self._reader(topic, "look").anew().read({partition: position << ROW_BITS}, 1) is None:
                 self._nothing_at[topic, partition] = (position, high)
                 found[partition] = 0
         return found

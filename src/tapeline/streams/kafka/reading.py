@@ -31,6 +31,11 @@ class Reader:
         self._ended: set[int] = set()
         self._rows_each = 1.0
 
+    def anew(self) -> Reader:
+        """Forget what the client knows of ends: the next read asks the broker."""
+        self._at = {}
+        return self
+
     def read(self, positions: Mapping[int, int], max_rows: int) -> Chunk | None:
         consumer = self._consumer = self._consumer or self._cluster.consumer("reader")
         begin = dict(positions)
