@@ -1,0 +1,151 @@
+"""A stream as the tests see it, whichever it is: how to open it here and in other processes, and how to read everything it holds."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import pyarrow as pa
+
+from made import raws
+from tapeline.config import Config, StreamConfig
+from tapeline.records import NORMALIZED_TOPICS, RAW_TOPIC, Chunk, Topic
+from tapeline.wiring import open_stream
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from tapeline.streams import Member, Outputs, Stream, Totals
+
+EVERY = ["embedded", "redis-arrow", "redis-protobuf", "kafka-arrow", "kafka-protobuf"]
+#: For what does not depend on how records are written.
+EACH = ["embedded", "redis-arrow", "kafka-arrow"]
+SERVERS = ["redis-arrow", "kafka-arrow"]
+#: Longer than any lease or session.
+TAKEN_OVER_S = 9.0
+
+
+def codecs(codec: str) -> dict[str, str]:
+    return dict.fromkeys(("normalized", "bars", "notices", "rejected"), codec)
+
+
+class Place:
+    """One stream, fresh and empty when the test begins."""
+
+    def __init__(self, kind: str, folder: Path, settings: dict[str, Any]) -> None:
+        self.kind, self._folder, self._settings = kind, folder, settings
+        self._opened: list[Stream] = []
+
+    def described(self) -> dict[str, Any]:
+        """For another process's `open_described`."""
+        return {"data_dir": str(self._folder), "stream": self._settings}
+
+    def open(self, **settings: Any) -> Stream:
+        """Another object on the stream; it is closed with the test."""
+        stream = open_described({"data_dir": str(self._folder), "stream": {**self._settings, **settings}})
+        self._opened.append(stream)
+        return stream
+
+    @property
+    def config(self) -> StreamConfig:
+        return msgspec.convert(self._settings, StreamConfig)
+
+    @property
+    def url(self) -> str:
+        return str(self._settings.get("url", "embedded:"))
+
+    @property
+    def arrow(self) -> bool:
+        """Whether records of one batch are one entry of the stream on all topics."""
+        return "codecs" not in self._settings or self._settings["codecs"]["normalized"] == "arrow"
+
+    def close(self) -> None:
+        for stream in self._opened:
+            stream.close()
+        self._opened.clear()
+
+
+def open_described(described: dict[str, Any]) -> Stream:
+    return open_stream(msgspec.convert(described, Config), {})
+
+
+def until(condition: Callable[[], bool], seconds: float = 20.0, what: str = "") -> None:
+    """Wait for it; fail where it does not come."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what or condition}"
+        time.sleep(0.01)
+
+
+def everything(stream: Stream, topic: Topic, positions: Mapping[int, int] | None = None, max_rows: int = 10_000) -> list[Chunk]:
+    """Every chunk from the positions on. It ends when nothing waits, and each chunk has to begin where the one before ended."""
+    at = dict.fromkeys(range(stream.partitions), 0) | dict(positions or {})
+    found: list[Chunk] = []
+    deadline = time.monotonic() + 60.0
+    while any(stream.waiting(topic, at).values()):
+        assert time.monotonic() < deadline, f"something waits at {at} and is not read: {stream.waiting(topic, at)}"
+        chunk = stream.read(topic, at, max_rows)
+        if chunk is None:
+            continue
+        assert chunk.batch.schema == topic.schema
+        for partition, position in chunk.begin.items():
+            assert position == at[partition]
+            offsets = chunk.offset[chunk.partition == partition].tolist()
+            assert offsets == sorted(set(offsets))
+            assert all(position <= offset < chunk.next[partition] for offset in offsets), (position, offsets, chunk.next)
+        at |= dict(chunk.next)
+        found.append(chunk)
+    return found
+
+
+def by_partition(chunks: list[Chunk], column: str) -> dict[int, list[Any]]:
+    """The values of a column in each partition, in order."""
+    found: dict[int, list[Any]] = {}
+    for chunk in chunks:
+        for partition, value in zip(chunk.partition.tolist(), chunk.batch[column].to_pylist(), strict=True):
+            found.setdefault(partition, []).append(value)
+    return found
+
+
+def column(stream: Stream, topic: Topic, name: str) -> list[Any]:
+    """Every value of a column, partition by partition."""
+    parts = by_partition(everything(stream, topic), name)
+    return [value for partition in sorted(parts) for value in parts[partition]]
+
+
+def polled(member: Member, seconds: float = 20.0, max_rows: int = 10_000) -> Chunk:
+    """The next chunk that a member gets."""
+    deadline = time.monotonic() + seconds
+    while (chunk := member.poll(max_rows)) is None or not chunk.rows:
+        assert time.monotonic() < deadline, f"nothing came within {seconds} s"
+    return chunk
+
+
+def drained(member: Member, count: int, seconds: float = 30.0) -> list[bytes]:
+    """Payloads of so many records, each chunk committed without outputs of its own."""
+    found: list[bytes] = []
+    deadline = time.monotonic() + seconds
+    while len(found) < count:
+        assert time.monotonic() < deadline, f"{len(found)} of {count} records came within {seconds} s"
+        chunk = member.poll(10_000)
+        if chunk is not None:
+            member.commit(chunk, nothing(), {})
+            found += chunk.batch["payload"].to_pylist()
+    return found
+
+
+def nothing() -> Outputs:
+    """Outputs as a stage gives them that has made none."""
+    return [(topic, pa.RecordBatch.from_pylist([], topic.schema)) for topic in NORMALIZED_TOPICS]
+
+
+def commit(place: Place, stream: Stream, outputs: Outputs, totals: Totals | None = None, group: str = "normalize") -> None:
+    """One whole step of a stage: a raw record is appended, read by a member of the group and committed with these outputs."""
+    stream.append(RAW_TOPIC, raws(0, 1), 0)
+    member = stream.join(group, RAW_TOPIC, "one")
+    try:
+        member.commit(polled(member), outputs, totals or {})
+    finally:
+        member.close()

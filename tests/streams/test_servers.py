@@ -1,0 +1,439 @@
+"""Servers that are full, foreign, locked, hidden or gone, and entries that others put there: a clear word, and everything goes on."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import pytest
+import redis
+from confluent_kafka import Producer
+from confluent_kafka.admin import AdminClient
+from places import EVERY, SERVERS, Place, by_partition, column, drained, everything, open_described, polled, until
+from services.process import free_port
+
+from made import raws, ticks
+from tapeline.errors import ConfigError, Refused, Unavailable
+from tapeline.records import RAW_TOPIC, TICKS_TOPIC
+from tapeline.streams.embedded import EmbeddedStream
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from services.kafka import KafkaBroker
+    from services.process import Tls
+
+PROVE = os.environ.get("TAPELINE_PROVE") == "1"
+SECRET = "s3cret%/@:word"
+
+
+# Entries of others.
+
+
+@pytest.mark.parametrize("place", [name for name in EVERY if name != "embedded"], indirect=True)
+def test_what_a_foreign_client_puts_into_a_topic_stops_nothing(
+    place: Place, request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture
+) -> None:
+    stream = place.open()
+    garbage = [b"", b"no batch", b"\xff\xff\xff\xff", b"\xff\xff\xff\xff\x10\x00\x00\x00", b"\x00" * 40, os.urandom(300)]
+    for topic in (RAW_TOPIC, TICKS_TOPIC):
+        stream.append(topic, raws(0, 2) if topic is RAW_TOPIC else ticks({"sequence": 1, "symbol": "X"}), 1)
+        for data in garbage:
+            put(place, request, topic.name, data)
+        stream.append(topic, raws(2, 2) if topic is RAW_TOPIC else ticks({"sequence": 2, "symbol": "X"}), 1)
+    chunks = everything(place.open(), RAW_TOPIC)
+    rows = [row for chunk in chunks for row in chunk.batch.to_pylist()]
+    assert [row["payload"] for row in rows if row["provider"] == "binance"] == [b"0 ", b"1 ", b"2 ", b"3 "]
+    assert [row["payload"] for row in rows if row["provider"] == "unknown"] == garbage
+    assert column(place.open(), TICKS_TOPIC, "sequence") == [1, 2]
+    assert "is no record of market-data.normalized" in caplog.text
+    member = stream.join("normalize", RAW_TOPIC)
+    assert [payload for payload in drained(member, 10) if payload not in garbage] == [b"0 ", b"1 ", b"2 ", b"3 "]
+    member.close()
+    assert not any(stream.waiting(RAW_TOPIC, stream.positions("normalize", RAW_TOPIC)).values())
+
+
+def put(place: Place, request: pytest.FixtureRequest, topic: str, data: bytes) -> None:
+    """As another program might: into partition 1."""
+    if place.kind == "redis":
+        with redis.Redis.from_url(place.url) as client:
+            client.xadd(f"{topic}:1", {"d": data})
+    else:
+        producer = Producer({"bootstrap.servers": request.getfixturevalue("topics_broker").address})
+        producer.produce(topic, data, partition=1)
+        assert producer.flush(20) == 0
+
+
+@pytest.mark.parametrize("place", ["redis-arrow"], indirect=True)
+def test_a_foreign_entry_in_the_raw_stream_of_redis_costs_a_producer_nothing(place: Place, request: pytest.FixtureRequest) -> None:
+    stream = place.open()
+    producer = stream.producer("writer")
+    for number in range(1, 30):
+        producer.send(number, 1, raws(number, 1))
+        if number in (5, 20):
+            until(lambda: producer.settled() == number, 10, "it is settled")  # noqa: B023
+            put(place, request, RAW_TOPIC.name, b"foreign")
+    until(lambda: producer.settled() == 29, 20, "all are settled")
+    producer.close(1.0)
+    wanted = [b"%d " % n for n in range(1, 30)]
+    assert [payload for payload in column(stream, RAW_TOPIC, "payload") if payload != b"foreign"] == wanted
+
+
+@pytest.mark.parametrize("place", ["redis-arrow"], indirect=True)
+def test_entries_without_our_field_and_of_the_same_millisecond_are_passed_over(place: Place) -> None:
+    stream = place.open()
+    stream.append(RAW_TOPIC, raws(0, 1), 1)
+    with redis.Redis.from_url(place.url) as client:
+        at = int(time.time() * 1000)
+        for entry in (f"{at}-0", f"{at}-1", f"{at}-{2**63}", f"{at + 1}-0"):
+            client.xadd("market-data.raw:1", {"someone": "else"}, id=entry)
+    stream.append(RAW_TOPIC, raws(1, 1), 1)
+    payloads = column(stream, RAW_TOPIC, "payload")
+    assert [payload for payload in payloads if payload] == [b"0 ", b"1 "]
+
+
+# Full.
+
+
+def test_redis_is_full_for_one_batch_and_not_for_the_next_and_neither_is_lost(own_place: Any) -> None:
+    place, server = own_place("redis-arrow")
+    stream = place.open()
+    producer = stream.producer("writer")
+    producer.send(1, 0, raws(1, 1))
+    until(lambda: producer.settled() == 1)
+    for number in (2, 3, 4, 5, 6, 7):
+        server.ask("CONFIG", "SET", "maxmemory", "1" if number % 2 else "0")
+        producer.send(number, 0, raws(number, 1))
+        time.sleep(0.05)
+    server.ask("CONFIG", "SET", "maxmemory", "0")
+    until(lambda: producer.settled() == 7, 20, "all are settled")
+    producer.close(1.0)
+    assert column(stream, RAW_TOPIC, "payload") == [b"%d " % n for n in range(1, 8)]
+
+
+def test_redis_out_of_memory_half_commits_nothing(own_place: Any) -> None:
+    place, server = own_place("redis-arrow")
+    stream = place.open()
+    stream.append(RAW_TOPIC, raws(0, 3), 0)
+    member = stream.join("normalize", RAW_TOPIC, "one")
+    chunk = polled(member)
+    for totals in ({}, {"in": 3}):
+        server.ask("CONFIG", "SET", "maxmemory", "1")
+        with pytest.raises(Unavailable, match="full"):
+            member.commit(chunk, [(TICKS_TOPIC, ticks({"symbol": "a"}, {"symbol": "b"}))], totals)
+        server.ask("CONFIG", "SET", "maxmemory", "0")
+        assert (column(stream, TICKS_TOPIC, "symbol"), stream.totals("normalize")) == ([], {})
+        assert stream.positions("normalize", RAW_TOPIC)[0] == 0
+        chunk = polled(member)
+    member.commit(chunk, [(TICKS_TOPIC, ticks({"symbol": "a"}, {"symbol": "b"}))], {"in": 3})
+    member.close()
+    assert sorted(column(stream, TICKS_TOPIC, "symbol")) == ["a", "b"]
+
+
+def test_redis_keeps_what_any_group_has_still_to_read_and_the_writer_waits_for_it(own_place: Any) -> None:
+    place, _server = own_place("redis-arrow", memory_mb=16)
+    stream = place.open()
+    client = redis.Redis.from_url(place.url)
+    stream.append(RAW_TOPIC, raws(0, 1), 0)
+    client.xgroup_create("market-data.raw:0", "foreign", "0")
+    held = client.xreadgroup("foreign", "someone", {"market-data.raw:0": ">"}, count=1)  # and not acknowledged
+    written = 1
+
+    def fill() -> None:
+        nonlocal written
+        end = time.monotonic() + 60
+        while time.monotonic() < end:
+            try:
+                stream.append(RAW_TOPIC, raws(written, 1, os.urandom(200_000)), 0)
+                written += 1
+            except Unavailable as error:
+                assert "Nothing is dropped" in str(error)
+                assert "memory_mb" in str(error)
+                return
+        raise AssertionError("it was never full")
+
+    fill()
+    assert 50 < written < 400
+    member = stream.join("normalize", RAW_TOPIC, "one")
+    numbers = [int(payload.split()[0]) for payload in drained(member, written)]
+    assert numbers == list(range(written))
+    time.sleep(1.1)
+    with pytest.raises(Unavailable):  # the foreign group has not acknowledged the first
+        stream.append(RAW_TOPIC, raws(written, 1), 0)
+    assert client.xrange("market-data.raw:0", count=1)[0][0] == held[0][1][0][0]
+    client.xgroup_destroy("market-data.raw:0", "foreign")
+    until(lambda: _appends(stream, written), 5, "it takes records again")
+    written += 1
+    assert [int(p.split()[0]) for p in drained(member, 1)] == [written - 1]
+    assert not any(stream.waiting(RAW_TOPIC, {}).values()) or everything(stream, RAW_TOPIC)
+    for turn in range(2):  # again and again
+        first = written
+        fill()
+        assert written > first
+        assert [int(p.split()[0]) for p in drained(member, written - first)] == list(range(first, written))
+        until(lambda: _appends(stream, written), 5, f"it takes records again {turn}")
+        written += 1
+        assert [int(p.split()[0]) for p in drained(member, 1)] == [written - 1]
+    member.close()
+    client.close()
+
+
+def _appends(stream: Any, number: int) -> bool:
+    try:
+        stream.append(RAW_TOPIC, raws(number, 1), 0)
+    except Unavailable:
+        return False
+    return True
+
+
+def test_where_redis_has_trimmed_nothing_waits_for_one_who_reads_from_the_begin(own_place: Any) -> None:
+    place, _ = own_place("redis-arrow", memory_mb=16)
+    stream = place.open()
+    for number in range(120):
+        with suppress(Unavailable):
+            stream.append(RAW_TOPIC, raws(number, 1, os.urandom(200_000)), 0)
+    stream.acknowledge("normalize", RAW_TOPIC, stream.ends(RAW_TOPIC))
+    time.sleep(1.1)
+    stream.append(RAW_TOPIC, raws(1000, 1), 0)
+    stream.acknowledge("normalize", RAW_TOPIC, stream.ends(RAW_TOPIC))
+    client = redis.Redis.from_url(place.url)
+    client.xtrim("market-data.raw:0", maxlen=0)
+    client.close()
+    assert stream.read(RAW_TOPIC, {}, 10) is None
+    assert not any(stream.waiting(RAW_TOPIC, {}).values())
+
+
+def test_a_redis_that_forgot_its_last_moments_never_gives_their_offsets_again(own_place: Any) -> None:
+    place, server = own_place("redis-arrow")
+    stream = place.open()
+    stream.append(RAW_TOPIC, raws(0, 3), 0)
+    time.sleep(1.2)
+    saved = server.folder / "saved"
+    shutil.copytree(server.folder / "appendonlydir", saved)
+    stream.append(RAW_TOPIC, raws(3, 5), 0)
+    seen = stream.ends(RAW_TOPIC)[0]
+    server.kill()
+    shutil.rmtree(server.folder / "appendonlydir")
+    saved.rename(server.folder / "appendonlydir")
+    server.start()
+    until(lambda: _appends(stream, 100), 10, "it takes records again")
+    chunks = everything(stream, RAW_TOPIC)
+    offsets = [offset for chunk in chunks for offset in chunk.offset.tolist()]
+    assert [p for chunk in chunks for p in chunk.batch["payload"].to_pylist()] == [b"0 ", b"1 ", b"2 ", b"100 "]
+    assert offsets[-1] >= seen
+    assert stream.waiting(RAW_TOPIC, {0: seen})[0] < 10, "as many as there are"
+    left = everything(stream, RAW_TOPIC, stream.before_end(RAW_TOPIC, 2))
+    assert len(by_partition(left, "payload")[0]) >= 2
+
+
+# Retention.
+
+
+def test_the_embedded_stream_keeps_what_is_young_or_not_acknowledged(tmp_path: Path) -> None:
+    now = [1_000_000_000_000]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tapeline.streams.embedded._TRIM_EVERY_S", 0.1)
+        stream = EmbeddedStream(tmp_path, 3, groups={"normalize": (RAW_TOPIC,)}, retain_s=100.0, clock=lambda: now[0])
+        for number in range(30):
+            stream.append(RAW_TOPIC, raws(number, 1), 0)
+        stream.acknowledge("normalize", RAW_TOPIC, {0: 20, 1: 0, 2: 0})
+        time.sleep(1.5)
+        assert len(column(stream, RAW_TOPIC, "payload")) == 30
+        now[0] += 200 * 1_000_000_000
+        stream.append(RAW_TOPIC, raws(30, 1), 0)
+        until(lambda: column(stream, RAW_TOPIC, "payload") == [b"%d " % n for n in range(20, 31)], 10)
+        stream.acknowledge("normalize", RAW_TOPIC, {0: 31})
+        until(lambda: column(stream, RAW_TOPIC, "payload") == [b"30 "], 10)
+        stream.append(RAW_TOPIC, raws(31, 1), 0)
+        assert stream.ends(RAW_TOPIC)[0] == 32
+        stream.close()
+
+
+@pytest.mark.parametrize("place", ["kafka-arrow", "kafka-protobuf"], indirect=True)
+def test_a_reader_whose_records_kafka_has_removed_says_so_and_goes_on(
+    place: Place, topics_broker: KafkaBroker, caplog: pytest.LogCaptureFixture
+) -> None:
+    stream = place.open()
+    for topic in (RAW_TOPIC, TICKS_TOPIC):
+        for number in range(20):
+            stream.append(topic, raws(number, 1) if topic is RAW_TOPIC else ticks({"sequence": number, "symbol": "X"}), 1)
+    reading, position = place.open(), stream.before_end(TICKS_TOPIC, 15)
+    chunk = reading.read(TICKS_TOPIC, position, 1)
+    stream.acknowledge("normalize", RAW_TOPIC, {1: 3 << 20})
+    admin = AdminClient({"bootstrap.servers": topics_broker.address})
+    from confluent_kafka import TopicPartition
+
+    gone = [TopicPartition(topic.name, 1, 12) for topic in (RAW_TOPIC, TICKS_TOPIC)]
+    for done in admin.delete_records(gone).values():
+        done.result()
+    fresh = place.open()
+    assert [n for c in everything(fresh, TICKS_TOPIC, position) for n in c.batch["sequence"].to_pylist()] == list(range(12, 20))
+    assert "retention has removed it" in caplog.text
+    caplog.clear()
+    member = fresh.join("normalize", RAW_TOPIC)
+    assert drained(member, 8) == [b"%d " % n for n in range(12, 20)]
+    assert "retention has removed it" in caplog.text
+    member.close()
+    del chunk
+
+
+# Unreachable.
+
+
+def calls(stream: Any) -> dict[str, Callable[[], Any]]:
+    """Every call that needs the server."""
+    return {
+        "append": lambda: stream.append(RAW_TOPIC, raws(0, 1), 0),
+        "read": lambda: stream.read(RAW_TOPIC, {}, 10),
+        "join": lambda: stream.join("normalize", RAW_TOPIC),
+        "acknowledge": lambda: stream.acknowledge("lake", TICKS_TOPIC, {0: 1}),
+        "positions": lambda: stream.positions("normalize", RAW_TOPIC),
+        "totals": lambda: stream.totals("normalize"),
+        "ends": lambda: stream.ends(RAW_TOPIC),
+        "before_end": lambda: stream.before_end(RAW_TOPIC, 10),
+        "waiting": lambda: stream.waiting(RAW_TOPIC, {}),
+        "hold": lambda: stream.hold("one"),
+    }
+
+
+@pytest.mark.parametrize("scheme", ["redis", "kafka"])
+def test_a_server_that_is_not_there_is_named_in_time_by_every_call(scheme: str, tmp_path: Path) -> None:
+    url = f"{scheme}://127.0.0.1:{free_port()}"
+    names = calls(None) if PROVE or scheme == "redis" else {"append": 0, "positions": 0, "hold": 0}
+    for name in names:
+        stream = open_described({"data_dir": str(tmp_path), "stream": {"url": url}})
+        began = time.monotonic()
+        with pytest.raises(Unavailable, match=url):
+            calls(stream)[name]()
+        assert time.monotonic() - began < 15, name
+        assert stream.partitions == 4
+        stream.close()
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_a_server_that_went_away_is_named_in_time_by_every_call(own_place: Any, name: str) -> None:
+    place, server = own_place(name)
+    stream = place.open()
+    stream.append(RAW_TOPIC, raws(0, 1), 0)
+    server.kill()
+    wanted = calls(stream)
+    for call in wanted if PROVE or place.kind == "redis" else ("append", "positions", "ends"):
+        began = time.monotonic()
+        with pytest.raises(Unavailable, match=place.url.rpartition("/")[2] if place.kind == "kafka" else place.url):
+            wanted[call]()
+        assert time.monotonic() - began < 45 if call == "append" else 15, call
+
+
+def test_a_producer_without_its_server_tries_seldom(own_place: Any) -> None:
+    place, server = own_place("redis-arrow")
+    producer = place.open().producer("writer")
+    producer.send(1, 0, raws(1, 1))
+    until(lambda: producer.settled() == 1)
+    server.kill()
+    tries = 0
+    real = redis.connection.Connection._connect
+
+    def counting(self: Any) -> Any:
+        nonlocal tries
+        tries += 1
+        return real(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(redis.connection.Connection, "_connect", counting)
+        end = time.monotonic() + 3.0
+        while time.monotonic() < end:
+            with suppress(Unavailable):
+                producer.send(2, 0, raws(2, 1))
+            producer.settled()
+    assert 2 <= tries <= 40
+    producer.close(0.0)
+
+
+# Ways in.
+
+
+def refused(place: Place, **settings: Any) -> str:
+    """What is said to one who may not come in, by each kind of call."""
+    texts = []
+    for name in ("positions", "append", "read"):
+        stream = place.open(**settings)
+        began = time.monotonic()
+        with pytest.raises(Refused) as caught:
+            calls(stream)[name]()
+        assert time.monotonic() - began < 20
+        texts.append(str(caught.value))
+    return "\n".join(texts)
+
+
+@pytest.mark.parametrize("secured", [False, True], ids=["plain", "tls"])
+def test_redis_with_a_password_in_the_url_the_environment_or_a_file(
+    own_place: Any, tls: Tls, tmp_path: Path, secured: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, server = own_place("redis-arrow", {"password": SECRET, **({"tls": tls} if secured else {})})
+    scheme = "rediss" if secured else "redis"
+    ca = {"ca_file": str(tls.authority)} if secured else {}
+    place.open(url=f"{scheme}://:{quote(SECRET, safe='')}@{server.address}/0", **ca).append(RAW_TOPIC, raws(0, 1), 0)
+    (tmp_path / "secret").write_text(SECRET + "\n")
+    url = f"{scheme}://{server.address}/0"
+    place.open(url=url, password_file=str(tmp_path / "secret"), **ca).append(RAW_TOPIC, raws(1, 1), 0)
+    from tapeline.config import Config, StreamConfig
+    from tapeline.wiring import open_stream
+
+    stream = open_stream(Config(data_dir=str(tmp_path), stream=StreamConfig(url=url, **ca)), {"TAPELINE_STREAM_PASSWORD": SECRET})
+    assert column(stream, RAW_TOPIC, "payload") == [b"0 ", b"1 "]
+    stream.close()
+    said = refused(place, url=f"{scheme}://:wr0ng@{server.address}/0", **ca) + refused(place, url=url, **ca)
+    assert "wr0ng" not in said
+    assert server.address in said
+    if secured:
+        with pytest.raises(Unavailable, match="certificate"):
+            place.open(url=f"{scheme}://:x@{server.address}/0").ends(RAW_TOPIC)
+
+
+def test_kafka_with_each_way_to_log_in(own_place: Any, tls: Tls, tmp_path: Path) -> None:
+    place, broker = own_place("kafka-arrow", {"users": {"alice": "wonder%land"}, "tls": tls})
+    (tmp_path / "secret").write_text("wonder%land")
+    number = 0
+    ca = {"ca_file": str(tls.authority)}
+    for listener, scheme, sasl in (
+        ("SASL_PLAINTEXT", "kafka", "PLAIN"),
+        ("SASL_PLAINTEXT", "kafka", "SCRAM-SHA-512"),
+        ("SASL_SSL", "kafkas", "SCRAM-SHA-512"),
+        ("SSL", "kafkas", ""),
+    ):
+        address = broker.addresses[listener]
+        if sasl:
+            for login in (
+                {"url": f"{scheme}://alice@{address}", "password_file": str(tmp_path / "secret")},
+                {"url": f"{scheme}://alice:wonder%25land@{address}"},
+            ):
+                place.open(**login, sasl=sasl, **ca).append(RAW_TOPIC, raws(number, 1), 0)
+                number += 1
+            for turn in range(1 if sasl == "PLAIN" or PROVE else 0):
+                said = refused(place, url=f"{scheme}://alice:wr0ng@{address}", sasl=sasl, **ca)
+                assert "wr0ng" not in said
+                assert address in said
+                del turn
+        else:
+            place.open(url=f"{scheme}://{address}", **ca).append(RAW_TOPIC, raws(number, 1), 0)
+            number += 1
+            with pytest.raises(Unavailable, match="certificate|SSL"):
+                place.open(url=f"{scheme}://{address}").ends(RAW_TOPIC)
+    assert column(place.open(), RAW_TOPIC, "payload") == [b"%d " % n for n in range(number)]
+
+
+@pytest.mark.parametrize("scheme", ["redis", "rediss", "kafka", "kafkas"])
+@pytest.mark.parametrize("password", ["hush", "hu/sh", "hu@sh", "hu:sh", "hu#sh", "hu?sh"])
+def test_a_password_is_in_no_error(scheme: str, password: str, tmp_path: Path) -> None:
+    url = f"{scheme}://alice:{password}@127.0.0.1:{free_port()}"
+    with pytest.raises((ConfigError, Unavailable)) as caught:
+        if scheme.startswith("kafka") and password in ("hush", "hu:sh", "hu#sh", "hu?sh"):
+            raise Unavailable(open_described({"stream": {"url": url}})._cluster._errors._shown)  # type: ignore[attr-defined]
+        open_described({"data_dir": str(tmp_path), "stream": {"url": url}}).ends(RAW_TOPIC)
+    assert password not in str(caught.value)
+    assert "sh@127" not in str(caught.value)
