@@ -52,30 +52,43 @@ _RECONNECT_MOST_S: Final = 5.0
 _MOST_UNSETTLED: Final = 256
 _FIELD: Final = b"d"
 
+#: Write an entry. Behind one of another program, whose id is a time, offsets go on from that.
+_PUT: Final = """
+local function put(key, at, count, data)
+  local done = redis.pcall('XADD', key, string.format('%.0f-%.0f', at + count, count), 'd', data)
+  if type(done) == 'table' and done.err then
+    local last = redis.call('XREVRANGE', key, '+', '-', 'COUNT', 1)[1]
+    at = math.max(at, last and tonumber(string.match(last[1], '%d+')) or 0)
+    redis.call('XADD', key, string.format('%.0f-%.0f', at + count, count), 'd', data)
+  end
+  return at + count
+end
+"""
 #: Write entries behind the partition's end: KEYS end, stream; ARGV the run id of the server, then records and data of each entry.
 #: Where the server has started anew since the last write it may have lost its last moments, so offsets begin far ahead.
-_APPEND: Final = f"""
+_APPEND: Final = f"""{_PUT}
 local last, run = unpack(redis.call('HMGET', KEYS[1], 'next', 'run'))
 local at = tonumber(last or 0)
 if run and run ~= ARGV[1] then at = at + {_SKIP} end
 for i = 2, #ARGV, 2 do
   local count = tonumber(ARGV[i])
-  at = at + count
-  redis.call('XADD', KEYS[2], string.format('%.0f-%.0f', at, count), 'd', ARGV[i + 1])
+  at = put(KEYS[2], at, count, ARGV[i + 1])
 end
 redis.call('HSET', KEYS[1], 'next', string.format('%.0f', at), 'run', ARGV[1])
 return redis.status_reply(string.format('%.0f', at))
 """
-#: The same for a writer that sends again what it has no answer to: KEYS end, stream, writer; ARGV number, run id, records, data.
-_SEND: Final = f"""
-if tonumber(redis.call('GET', KEYS[3]) or 0) >= tonumber(ARGV[1]) then return 0 end
-redis.call('SET', KEYS[3], ARGV[1], 'EX', 2592000)
+#: The same for a writer that sends again what it has no answer to: KEYS end, stream, writer; ARGV number, run id, records, data,
+#: and the number that went before it on this connection: if that was refused, so is this.
+_SEND: Final = f"""{_PUT}
+local had = tonumber(redis.call('GET', KEYS[3]) or 0)
+if had >= tonumber(ARGV[1]) then return 0 end
+if had < tonumber(ARGV[5]) then return redis.error_reply('ERR what went before has not arrived') end
 local last, run = unpack(redis.call('HMGET', KEYS[1], 'next', 'run'))
 local at, count = tonumber(last or 0), tonumber(ARGV[3])
 if run and run ~= ARGV[2] then at = at + {_SKIP} end
-at = at + count
-redis.call('XADD', KEYS[2], string.format('%.0f-%.0f', at, count), 'd', ARGV[4])
+if count > 0 then at = put(KEYS[2], at, count, ARGV[4]) end
 redis.call('HSET', KEYS[1], 'next', string.format('%.0f', at), 'run', ARGV[2])
+redis.call('SET', KEYS[3], ARGV[1], 'EX', 2592000)
 return 1
 """
 #: Say where a group is, which may be one that nobody configured: KEYS stream; ARGV group, id.
@@ -153,8 +166,8 @@ class RedisStream:
         largest = max(map(len, data))
         self._largest[topic] = max(largest, int(0.9 * self._largest.get(topic, largest)), 1)
         batch, rows = codecs.decode(topic, data, lambda at: f"The entry {entries[at][0].decode()} of {_key(topic, partition)}")
-        first = np.array([after - count for after, count in (map(int, entry.split(b"-")) for entry, _ in entries)], np.int64)
-        counts = np.array(rows, np.int64)
+        counts = np.array(rows, np.int64)  # as the ids say, but for those of other programs
+        first = np.array([int(entry.partition(b"-")[0]) for entry, _ in entries], np.int64) - counts
         offset = np.repeat(first - (np.cumsum(counts) - counts), counts) + np.arange(batch.num_rows, dtype=np.int64)
         after = int(entries[-1][0].partition(b"-")[0])
         where = np.full(batch.num_rows, partition, np.int32)
@@ -441,6 +454,7 @@ class _Producer:
     def __init__(self, stream: RedisStream, writer: str) -> None:
         self._stream, self._writer = stream, writer
         self._connection: Any = None
+        self._before = 0  # the last number that this connection was given
         self._script = ""
         self._again_at = 0.0
         self._waits = _waits()
@@ -495,7 +509,7 @@ class _Producer:
             self._script = self._stream.client.script_load(_SEND)
             connection = self._stream.client.connection_pool.make_connection()
             connection.connect()
-        self._connection, self._waits = connection, _waits()
+        self._connection, self._waits, self._before = connection, _waits(), 0
         for one in list(self._open):
             self._put(one)
 
@@ -505,7 +519,8 @@ class _Producer:
         number, partition, records, data = one
         keys = (_end(RAW_TOPIC, partition), _key(RAW_TOPIC, partition), f"{_ROOT}:writer:{self._writer}")
         try:
-            self._connection.send_command("EVALSHA", self._script, len(keys), *keys, number, self._stream.run, records, data)
+            self._connection.send_command("EVALSHA", self._script, len(keys), *keys, number, self._stream.run, records, data, self._before)
+            self._before = number
         except (redis.RedisError, OSError) as error:
             self._broken(error)
 
