@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from random import uniform
 from typing import Any, Final
@@ -117,7 +117,7 @@ class RedisStream:
         self._config = config
         self._groups = groups or {}
         self._password = password
-        self._client = _client(config, password, timeout_s)
+        self._client = _client(config, password, timeout_s, self._met)
         self._append = self._client.register_script(_APPEND)
         self._move_group = self._client.register_script(_MOVE)
         self._count = 0
@@ -268,6 +268,15 @@ class RedisStream:
         with self._told():
             yield
 
+    def _met(self, connection: Any) -> None:
+        """Of each new connection, also of those that the client makes by itself where it finds one broken."""
+        connection.on_connect()
+        if self._run:
+            connection.send_command("INFO", "server")
+            if self._run.encode() not in connection.read_response():
+                self._run = ""
+                raise redis.ConnectionError("it has started anew")
+
     def _begin(self) -> None:
         """Once a connection: what the stream was made with, which start of the server this is, and its groups."""
         if self._run:
@@ -373,7 +382,7 @@ class RedisStream:
             raise Unavailable(f"Redis at {self.shown}: {error}. It is tried again.") from error
 
 
-def _client(config: StreamConfig, password: str, timeout_s: float) -> Any:
+def _client(config: StreamConfig, password: str, timeout_s: float, met: Callable[[Any], None]) -> Any:
     parts = urlsplit(config.url)
     if parts.scheme not in ("redis", "rediss") or not parts.hostname or (not parts.path.strip("/").isdecimal() and parts.path.strip("/")):
         raise ConfigError(f'stream.url = "{config.shown}" is no address. Write redis://[user@]host:6379/0, rediss:// for TLS.')
@@ -386,6 +395,7 @@ def _client(config: StreamConfig, password: str, timeout_s: float) -> Any:
         password=parts.password or password or None,
         socket_timeout=timeout_s,
         socket_connect_timeout=timeout_s,
+        redis_connect_func=met,
         retry=Retry(NoBackoff(), 0),  # a script that was sent may have run: who retries knows whether it may
         **tls,
     )
