@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from random import uniform
 from typing import Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pyarrow as pa
@@ -384,15 +384,19 @@ class RedisStream:
 
 def _client(config: StreamConfig, password: str, timeout_s: float, met: Callable[[Any], None]) -> Any:
     parts = urlsplit(config.url)
-    if parts.scheme not in ("redis", "rediss") or not parts.hostname or (not parts.path.strip("/").isdecimal() and parts.path.strip("/")):
+    try:
+        port = parts.port or 6379
+    except ValueError:
+        port = 0
+    if not port or parts.scheme not in ("redis", "rediss") or not parts.hostname or (not parts.path.strip("/").isdecimal() and parts.path.strip("/")):
         raise ConfigError(f'stream.url = "{config.shown}" is no address. Write redis://[user@]host:6379/0, rediss:// for TLS.')
     tls: dict[str, Any] = {"ssl": True, "ssl_ca_certs": config.ca_file or None} if parts.scheme == "rediss" else {}
     return redis.Redis(
         host=parts.hostname,
-        port=parts.port or 6379,
+        port=port,
         db=int(parts.path.strip("/") or 0),
-        username=parts.username or None,
-        password=parts.password or password or None,
+        username=unquote(parts.username) if parts.username else None,
+        password=unquote(parts.password) if parts.password else password or None,
         socket_timeout=timeout_s,
         socket_connect_timeout=timeout_s,
         redis_connect_func=met,
