@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Final
+from urllib.parse import unquote
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
@@ -166,12 +167,12 @@ def _client(config: StreamConfig, password: str) -> dict[str, Any]:
     if config.ca_file:
         settings["ssl.ca.location"] = config.ca_file
     if parts["user"]:
-        secret = parts["password"] or password
+        secret = unquote(parts["password"] or "") or password
         if not secret:
             raise ConfigError(
                 f"{config.shown} names the user {parts['user']}, and no password was found. Set TAPELINE_STREAM_PASSWORD or password_file."
             )
-        settings |= {"sasl.mechanism": config.sasl, "sasl.username": parts["user"], "sasl.password": secret}
+        settings |= {"sasl.mechanism": config.sasl, "sasl.username": unquote(parts["user"]), "sasl.password": secret}
         settings["security.protocol"] = "SASL_SSL" if tls else "SASL_PLAINTEXT"
     return settings
 
