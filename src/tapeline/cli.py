@@ -382,13 +382,15 @@ def rejected_list(
     stream = _stream_with_data(settings)
     found = [one for one in rejected(stream, _lake_table(settings)) if _wanted(one, provider, reason) and (everything or not one.retried)]
     stream.close()
+    names = ["id", "received", "feed", "reason", *(["retried"] if everything else [])]
+    schema = pa.schema([(name, pa.bool_() if name == "retried" else pa.string()) for name in names])
     rows = [
         {
             "id": one.name,
             "received": datetime.datetime.fromtimestamp(one.received_ns / 1e9, datetime.UTC).isoformat(" ", "milliseconds")[:23],
             "feed": f"{one.provider}/{one.feed}",
             "reason": one.reason,
-            **({"retried": one.retried} if everything else {}),
+            "retried": one.retried,
         }
         for one in found
     ]
@@ -396,7 +398,7 @@ def rejected_list(
         typer.echo("Nothing was rejected." if provider is None and reason is None else "Nothing of the kind was rejected.")
         return
     with _reader_may_leave():
-        write(pa.Table.from_pylist(rows), format.value, None)
+        write(pa.Table.from_pylist(rows, schema), format.value, None)
 
 
 @rejected_app.command("show")
@@ -438,7 +440,7 @@ def rejected_retry(
     if not (ids or provider or reason or everything):
         raise ConfigError("Say which: ids, --provider, --reason, or --all.")
     stream = _stream_with_data(settings)
-    sent = retry(stream, _lake_table(settings), lambda one: (not ids or one.id in ids) and _wanted(one, provider, reason))
+    sent = retry(stream, _lake_table(settings), lambda one: _wanted(one, provider, reason), ids)
     stream.close()
     for one in sent:
         typer.echo(one.name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -24,6 +24,9 @@ Table = Callable[[str], Iterable[Mapping[str, Any]]]
 
 _LEASE: Final = "the right to retry what was rejected"
 _ARRAY_PROVIDERS: Final = frozenset({"polygon", "alpaca"})
+#: What the reasons of rejected frames begin with that were not split into events.
+_WHOLE: Final = ("not an array of events ", "the decoder failed: ")
+_ID_BELOW: Final = (1 << 31, 1 << 63, 1 << 31)
 _READ_ROWS: Final = 50_000
 
 
@@ -49,7 +52,9 @@ class Rejected:
 def parse_id(text: str) -> Id:
     """Raises ConfigError that says what an id looks like."""
     parts = text.split("-")
-    if len(parts) != 3 or not all(part.isdecimal() for part in parts):
+    if len(parts) != 3 or not all(part.isdecimal() and len(part) < 20 for part in parts):
+        raise ConfigError(f"{text!r} is no id. An id is partition-offset-index, as `tapeline rejected list` shows it.")
+    if not all(int(part) < most for part, most in zip(parts, _ID_BELOW, strict=True)):
         raise ConfigError(f"{text!r} is no id. An id is partition-offset-index, as `tapeline rejected list` shows it.")
     partition, offset, index = map(int, parts)
     return partition, offset, index
@@ -67,13 +72,18 @@ def rejected(stream: Stream, table: Table) -> list[Rejected]:
     return sorted(found.values(), key=lambda one: (one.received_ns, one.id))
 
 
-def retry(stream: Stream, table: Table, chosen: Callable[[Rejected], bool]) -> list[Rejected]:
+def retry(stream: Stream, table: Table, chosen: Callable[[Rejected], bool], ids: Collection[Id] = ()) -> list[Rejected]:
     """Send those chosen through the normalizer again, as raw records of their own; those that were sent before are left out.
 
-    Raises Busy where another process does the same just now, Unavailable; then no event of the batch at hand was sent."""
+    `ids`: of these alone; raises ConfigError where there is no such event. Raises Busy where another process does the same just now,
+    Unavailable; then no event of the batch at hand was sent."""
     lease = stream.hold(_LEASE)
     try:
-        todo = [one for one in rejected(stream, table) if chosen(one) and not one.retried]
+        found = [one for one in rejected(stream, table) if not ids or one.id in ids]
+        missing = ["-".join(map(str, key)) for key in sorted(set(ids) - {one.id for one in found})]
+        if missing:
+            raise ConfigError(f"No rejected event has the id {missing[0]}. `tapeline rejected list --all` shows those there are.")
+        todo = [one for one in found if chosen(one) and not one.retried]
         for partition in sorted({one.id[0] for one in todo}):
             mine = [one for one in todo if one.id[0] == partition]
             lease.keep()
@@ -102,7 +112,7 @@ def _again(events: Sequence[Rejected]) -> pa.RecordBatch:
 def _as_frame(event: Rejected) -> bytes:
     """An event's own bytes as a frame: providers that send arrays of events get it back as an array of one."""
     payload = event.payload
-    if event.provider not in _ARRAY_PROVIDERS or not payload:
+    if event.provider not in _ARRAY_PROVIDERS or not payload or event.reason.startswith(_WHOLE):
         return payload
     if payload[:1] == b"{":
         return b"[" + payload + b"]"
@@ -111,18 +121,20 @@ def _as_frame(event: Rejected) -> bytes:
 
 
 def _retried(stream: Stream, table: Table) -> set[Id]:
-    """The events that were sent again: by the notices of it, and by what normalize has still to read."""
-    details = [row["detail"] for row in _rows(stream, NOTICES_TOPIC, table) if row["kind"] == "retried"]
+    """The events that were sent again: by what normalize has still to read, and by the notices of it.
+
+    In this order: normalize may run meanwhile, and what it reads then has its notice by the time that those are looked at."""
     positions = stream.positions("normalize", RAW_TOPIC)
     waiting = (row["payload"] for row in _read(stream, RAW_TOPIC, positions) if row["kind"] == "retried")
-    details += [payload.partition(b"\n")[0].decode() for payload in waiting]
+    details = [payload.partition(b"\n")[0].decode() for payload in waiting]
+    details += [row["detail"] for row in _rows(stream, NOTICES_TOPIC, table) if row["kind"] == "retried"]
     return {parse_id(json.loads(detail)["of"]) for detail in details}
 
 
 def _rows(stream: Stream, topic: Topic, table: Table) -> Iterator[Mapping[str, Any]]:
-    """A topic's records, from the lake and from the stream; some come twice."""
-    yield from table(topic.table)
+    """A topic's records, from the stream and then from the lake, which has what the stream has let go; some come twice."""
     yield from _read(stream, topic, {})
+    yield from table(topic.table)
 
 
 def _read(stream: Stream, topic: Topic, positions: Mapping[int, int]) -> Iterator[Mapping[str, Any]]:
