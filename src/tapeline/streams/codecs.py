@@ -36,6 +36,8 @@ def _decoded(topic: Topic, entries: Sequence[bytes]) -> tuple[pa.RecordBatch, li
             counts += [batch.num_rows for batch in batches[-len(some) :]]
         elif topic is RAW_TOPIC:
             raise ValueError("raw records are Arrow batches")
+        elif not all(some):
+            raise ValueError("it is empty")
         else:
             batches.append(protobuf.decode(topic, some))
             counts += [1] * len(some)
