@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Mapping
 from typing import Final
 
+import numpy as np
 import pyarrow as pa
 from confluent_kafka import Consumer, TopicPartition
 
@@ -30,6 +31,8 @@ from tapeline.streams.partitioning import split
 _COMMIT_EVERY_S: Final = 0.05
 #: An end that lies at most so far ahead may be nothing but the marks that transactions leave: it is looked at.
 _MARKS: Final = 10_000
+#: Up to so many records before the end are counted.
+_COUNTED: Final = 10_000
 
 
 class KafkaStream:
@@ -92,7 +95,19 @@ class KafkaStream:
         return {partition: high << ROW_BITS for partition, (_, high) in self._watermarks(topic).items()}
 
     def before_end(self, topic: Topic, rows: int) -> dict[int, int]:
-        return {partition: max(low, high - rows) << ROW_BITS for partition, (low, high) in self._watermarks(topic).items()}
+        return {partition: self._back(topic, partition, low, high, rows) for partition, (low, high) in self._watermarks(topic).items()}
+
+    def _back(self, topic: Topic, partition: int, low: int, high: int, rows: int) -> int:
+        """So many records before the end. The marks of transactions take offsets too, so what is there is counted, unless it is much."""
+        span = 2 * rows
+        while 0 < rows <= _COUNTED and high - span > low:
+            reader, position, found = self._reader(topic, "look").anew(), high - span << ROW_BITS, np.zeros(0, np.int64)
+            while (chunk := reader.read({partition: position}, rows)) is not None:
+                position, found = chunk.next[partition], np.concatenate([found, chunk.offset])[-rows:]
+            if len(found) == rows:
+                return int(found[0])
+            span *= 4
+        return max(low, high - span) << ROW_BITS
 
     def waiting(self, topic: Topic, positions: Mapping[int, int]) -> dict[int, int]:
         found = {}
