@@ -64,7 +64,7 @@ class StreamConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_o
     @property
     def shown(self) -> str:
         """The url without its password."""
-        return re.sub(r"(://[^:/@]*):[^@/]*@", r"\1@", self.url)
+        return re.sub(r"(://[^:/@]*):.*@", r"\1@", self.url)
 
 
 class ProviderConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):

@@ -1,8 +1,8 @@
-"""The stream on Redis: each partition of a topic is a Redis Stream, each step of a stage one MULTI.
+"""The stream on Redis: each partition of a topic is a Redis Stream, each step of a stage one script, which Redis runs whole.
 
 An entry's id is `<offset after it>-<records in it>`, so a position counts records and an id gives it. Who works on which partition is
-a lease (sharing.py); the group's place is a Redis consumer group, moved in the same MULTI as the outputs, so that Redis' own tools show
-each group's lag. Entries that every group has behind it are trimmed; where Redis holds more than its bound, writing waits.
+a lease (sharing.py); the group's place is a Redis consumer group, moved in the step that writes the outputs, so that Redis' own tools
+show each group's lag. Entries that every group has behind it are trimmed; where Redis holds more than its bound, writing waits.
 """
 
 from __future__ import annotations
@@ -64,37 +64,67 @@ local function put(key, at, count, data)
   return at + count
 end
 """
-#: Write entries behind the partition's end: KEYS end, stream; ARGV the run id of the server, then records and data of each entry.
-#: Where the server has started anew since the last write it may have lost its last moments, so offsets begin far ahead.
-_APPEND: Final = f"""{_PUT}
-local last, run = unpack(redis.call('HMGET', KEYS[1], 'next', 'run'))
-local at = tonumber(last or 0)
-if run and run ~= ARGV[1] then at = at + {_SKIP} end
-for i = 2, #ARGV, 2 do
-  local count = tonumber(ARGV[i])
-  at = put(KEYS[2], at, count, ARGV[i + 1])
+#: Write entries behind the partition's end; records and data of each stand in ARGV. Where the server has started anew since the
+#: last write it may have lost its last moments, so offsets begin far ahead.
+_EXTEND: Final = f"""{_PUT}
+local function extend(finish, key, run, first, last)
+  local before, started = unpack(redis.call('HMGET', finish, 'next', 'run'))
+  local at = tonumber(before or 0)
+  if started and started ~= run then at = at + {_SKIP} end
+  for i = first, last, 2 do
+    local count = tonumber(ARGV[i])
+    if count > 0 then at = put(key, at, count, ARGV[i + 1]) end
+  end
+  redis.call('HSET', finish, 'next', string.format('%.0f', at), 'run', run)
 end
-redis.call('HSET', KEYS[1], 'next', string.format('%.0f', at), 'run', ARGV[1])
-return redis.status_reply(string.format('%.0f', at))
+"""
+#: KEYS end, stream; ARGV the run id of the server, then records and data of each entry.
+_APPEND: Final = f"""{_EXTEND}
+extend(KEYS[1], KEYS[2], ARGV[1], 2, #ARGV)
+return 1
 """
 #: The same for a writer that sends again what it has no answer to: KEYS end, stream, writer; ARGV number, run id, records, data,
 #: and the number that went before it on this connection: if that was refused, so is this.
-_SEND: Final = f"""{_PUT}
+_SEND: Final = f"""{_EXTEND}
 local had = tonumber(redis.call('GET', KEYS[3]) or 0)
 if had >= tonumber(ARGV[1]) then return 0 end
 if had < tonumber(ARGV[5]) then return redis.error_reply('ERR what went before has not arrived') end
-local last, run = unpack(redis.call('HMGET', KEYS[1], 'next', 'run'))
-local at, count = tonumber(last or 0), tonumber(ARGV[3])
-if run and run ~= ARGV[2] then at = at + {_SKIP} end
-if count > 0 then at = put(KEYS[2], at, count, ARGV[4]) end
-redis.call('HSET', KEYS[1], 'next', string.format('%.0f', at), 'run', ARGV[2])
+extend(KEYS[1], KEYS[2], ARGV[2], 3, 4)
 redis.call('SET', KEYS[3], ARGV[1], 'EX', 2592000)
 return 1
 """
 #: Say where a group is, which may be one that nobody configured: KEYS stream; ARGV group, id.
-_MOVE: Final = """
-local done = redis.pcall('XGROUP', 'SETID', KEYS[1], ARGV[1], ARGV[2])
-if done.err then redis.call('XGROUP', 'CREATE', KEYS[1], ARGV[1], ARGV[2], 'MKSTREAM') end
+_MOVED: Final = """
+local function move(key, group, id)
+  local done = redis.pcall('XGROUP', 'SETID', key, group, id)
+  if done.err then redis.call('XGROUP', 'CREATE', key, group, id, 'MKSTREAM') end
+end
+"""
+_MOVE: Final = f"""{_MOVED}
+move(KEYS[1], ARGV[1], ARGV[2])
+return 1
+"""
+#: A stage's step, all of it or, where the group is not where the records were read, nothing.
+#: KEYS: the place of the group in each partition, those partitions' streams, end and stream of each partition written, the totals.
+#: ARGV: run id, group, partitions read; begin, next, id of each; partitions written; of each its entries, and their records and data;
+#: names and values of totals.
+_COMMIT: Final = f"""{_EXTEND}{_MOVED}
+local read = tonumber(ARGV[3])
+for i = 1, read do
+  if (redis.call('GET', KEYS[i]) or '0') ~= ARGV[1 + 3 * i] then return 0 end
+end
+local at = 4 + 3 * read
+local key = 2 * read + 1
+for _ = 1, tonumber(ARGV[at]) do
+  local entries = tonumber(ARGV[at + 1])
+  extend(KEYS[key], KEYS[key + 1], ARGV[1], at + 2, at + 1 + 2 * entries)
+  at, key = at + 1 + 2 * entries, key + 2
+end
+for i = 1, read do
+  redis.call('SET', KEYS[i], ARGV[2 + 3 * i])
+  move(KEYS[read + i], ARGV[2], ARGV[3 + 3 * i])
+end
+for i = at + 1, #ARGV, 2 do redis.call('HINCRBY', KEYS[key], ARGV[i], ARGV[i + 1]) end
 return 1
 """
 #: Take a free lease or renew one's own: KEYS lease; ARGV token, milliseconds.
@@ -119,6 +149,7 @@ class RedisStream:
         self._password = password
         self._client = _client(config, password, timeout_s, self._met)
         self._append = self._client.register_script(_APPEND)
+        self._commit = self._client.register_script(_COMMIT)
         self._move_group = self._client.register_script(_MOVE)
         self._count = 0
         self._run = ""
@@ -190,22 +221,21 @@ class RedisStream:
         """As `Member.commit`. Whoever else has moved the group since the chunk was read makes it raise PartitionLost."""
         self._begin()
         self.make_room()
-        with self._told(), self._client.pipeline(transaction=True) as pipe:
-            places = [_place(group, chunk.topic, partition) for partition in chunk.begin]
-            pipe.watch(*places)
-            if [int(place or 0) for place in pipe.mget(places)] != list(chunk.begin.values()):
-                raise PartitionLost(f"{group} has moved on in {chunk.topic.name} without this process.")
-            pipe.multi()
-            for topic, batch in outputs:
-                self._write(pipe, topic, batch, None)
-            self._move(pipe, group, chunk.topic, chunk.next)
-            for name, value in totals.items():
-                if value:
-                    pipe.hincrby(f"{_ROOT}:totals:{group}", name, value)
-            try:
-                pipe.execute()
-            except redis.WatchError:
-                raise PartitionLost(f"{group} has moved on in {chunk.topic.name} without this process.") from None
+        written = [(topic, *part) for topic, batch in outputs for part in self._entries(topic, batch, None)]
+        keys = [_place(group, chunk.topic, partition) for partition in chunk.begin]
+        keys += [_key(chunk.topic, partition) for partition in chunk.begin]
+        arguments: list[Any] = [self._run, group, len(chunk.begin)]
+        for partition, begin in chunk.begin.items():
+            arguments += [begin, chunk.next[partition], f"{chunk.next[partition]}-{_AFTER}"]
+        arguments.append(len(written))
+        for topic, partition, entries in written:
+            keys += [_end(topic, partition), _key(topic, partition)]
+            arguments += [len(entries) // 2, *entries]
+        arguments += [part for name, value in totals.items() if value for part in (name, value)]
+        with self._told():
+            done = self._commit(keys=[*keys, f"{_ROOT}:totals:{group}"], args=arguments)
+        if not done:
+            raise PartitionLost(f"{group} has moved on in {chunk.topic.name} without this process.")
 
     def acknowledge(self, group: str, topic: Topic, positions: Mapping[int, int]) -> None:
         self._begin()
@@ -388,7 +418,12 @@ def _client(config: StreamConfig, password: str, timeout_s: float, met: Callable
         port = parts.port or 6379
     except ValueError:
         port = 0
-    if not port or parts.scheme not in ("redis", "rediss") or not parts.hostname or (not parts.path.strip("/").isdecimal() and parts.path.strip("/")):
+    if (
+        not port
+        or parts.scheme not in ("redis", "rediss")
+        or not parts.hostname
+        or (not parts.path.strip("/").isdecimal() and parts.path.strip("/"))
+    ):
         raise ConfigError(f'stream.url = "{config.shown}" is no address. Write redis://[user@]host:6379/0, rediss:// for TLS.')
     tls: dict[str, Any] = {"ssl": True, "ssl_ca_certs": config.ca_file or None} if parts.scheme == "rediss" else {}
     return redis.Redis(
