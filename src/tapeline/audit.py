@@ -10,6 +10,7 @@ from itertools import takewhile
 from typing import Any, Final
 
 import numpy as np
+import pyarrow as pa
 from rich.console import RenderableType
 from rich.text import Text
 from rich.tree import Tree
@@ -53,10 +54,11 @@ def trace(stream: Stream, stores: Mapping[str, Store], find: Find, event: tuple[
         yield Step(f"{RAW_TOPIC.name} {partition} @ {offset}", "no longer in the stream: retention has removed it, or it never was")
     else:
         yield Step(f"{RAW_TOPIC.name} {partition} @ {offset}", f"{raw['kind']} of connection {raw['connection']}", raw)
-    kept_in: dict[Topic, list[dict[str, Any]]] = {}
+    known = False
     for topic in _OUTPUTS:
-        rows = kept_in[topic] = find("bar_revisions" if topic is BARS_TOPIC else topic.table, _BY_ID, list(event))
+        rows = find("bar_revisions" if topic is BARS_TOPIC else topic.table, _BY_ID, list(event))
         place = _output(stream, topic, event)
+        known = known or place is not None or bool(rows)
         if place is not None:
             at, found, row = place
             yield Step(f"{topic.name} {at} @ {found}", "in the stream", row)
@@ -66,6 +68,9 @@ def trace(stream: Stream, stores: Mapping[str, Store], find: Find, event: tuple[
         elif rows:
             yield Step(topic.name, "no longer in the stream")
             yield Step(f"lake {topic.table}", _kept("lake", rows), rows[0])
+    if raw is not None and not known:
+        read = stream.positions("normalize", RAW_TOPIC).get(partition, 0) > offset
+        yield Step("normalize", f"no event {event[2]} of it is in any topic" if read else "not yet read: it waits in the stream")
 
 
 def _kept(store: str, rows: list[dict[str, Any]]) -> str:
@@ -78,7 +83,7 @@ def _raw(stream: Stream, partition: int, offset: int) -> dict[str, Any] | None:
     found = _at(stream, RAW_TOPIC, partition, offset, 1)
     if found is None or found[0][0] != offset:
         return None
-    row = found[1][0]
+    row: dict[str, Any] = found[1].slice(0, 1).to_pylist()[0]
     payload = row["payload"]
     try:
         row["payload"] = payload.decode()
@@ -88,55 +93,70 @@ def _raw(stream: Stream, partition: int, offset: int) -> dict[str, Any] | None:
 
 
 def _output(stream: Stream, topic: Topic, event: tuple[int, int, int]) -> tuple[int, int, dict[str, Any]] | None:
-    """Where an event lies in an output topic: partition, offset, row.
-
-    What came of one raw partition lies in raw order in each partition of a topic, so the place is found by halving."""
+    """Where an event lies in an output topic: partition, offset, row."""
     lows, highs = stream.before_end(topic, 1 << 62), stream.ends(topic)
-    for partition in highs:
-        low, high = lows.get(partition, 0), highs[partition]
-        while high - low > _LOOK_ROWS:
-            middle = (low + high) // 2
-            seen = _first_of(stream, topic, partition, middle, event[0])
-            if seen is None or seen >= event[1]:
-                high = middle
-            else:
-                low = middle
-        scanned = low
-        while (found := _at(stream, topic, partition, scanned, _LOOK_ROWS)) is not None and scanned <= high + _LOOK_ROWS:
-            for offset, row in zip(*found, strict=True):
-                if (row["raw_partition"], row["raw_offset"], row["raw_index"]) == event:
-                    return partition, int(offset), row
-            scanned = int(found[0][-1]) + 1
+    for partition, high in highs.items():
+        found = _search(stream, topic, partition, lows.get(partition, 0), high, event)
+        if found is not None:
+            return partition, *found
     return None
 
 
-def _first_of(stream: Stream, topic: Topic, partition: int, position: int, raw_partition: int) -> int | None:
-    """The raw offset of the first record at or after a position that came of a raw partition."""
-    looked = 0
-    while looked < _SCAN_ROWS and (found := _at(stream, topic, partition, position, _LOOK_ROWS)) is not None:
-        for row in found[1]:
-            if row["raw_partition"] == raw_partition:
-                return int(row["raw_offset"])
-        looked += len(found[1])
-        position = int(found[0][-1]) + 1
+def _search(
+    stream: Stream, topic: Topic, partition: int, low: int, high: int, event: tuple[int, int, int]
+) -> tuple[int, dict[str, Any]] | None:
+    """What came of one raw partition lies in raw order in each partition of a topic, so the place is found by halving."""
+    while (found := _at(stream, topic, partition, low, _LOOK_ROWS)) is not None:
+        offsets, batch = found
+        here = _of(batch, event[0]) & (batch["raw_offset"].to_numpy() == event[1]) & (batch["raw_index"].to_numpy() == event[2])
+        if here.any():
+            row = int(np.flatnonzero(here)[0])
+            return int(offsets[row]), batch.slice(row, 1).to_pylist()[0]
+        low = int(offsets[-1]) + 1
+        if low >= high:
+            break
+        middle = (low + high) // 2
+        first = _first_of(stream, topic, partition, middle, high, event[0])
+        if first is None or first[1:] > event[1:]:
+            high = middle
+        else:
+            low = first[0]
     return None
 
 
-def _at(stream: Stream, topic: Topic, partition: int, position: int, rows: int) -> tuple[Any, list[dict[str, Any]]] | None:
-    """Offsets and rows of one partition from a position on."""
-    ends = stream.ends(topic)
-    chunk = stream.read(topic, ends | {partition: position}, rows)
-    if chunk is None:
+def _first_of(stream: Stream, topic: Topic, partition: int, position: int, end: int, raw_partition: int) -> tuple[int, int, int] | None:
+    """The first record between two positions that came of a raw partition: its place, raw offset and raw index."""
+    while position < end and (found := _at(stream, topic, partition, position, _SCAN_ROWS)) is not None:
+        offsets, batch = found
+        rows = np.flatnonzero(_of(batch, raw_partition))
+        if len(rows):
+            row = int(rows[0])
+            return int(offsets[row]), batch["raw_offset"][row].as_py(), batch["raw_index"][row].as_py()
+        position = int(offsets[-1]) + 1
+    return None
+
+
+def _of(batch: pa.RecordBatch, raw_partition: int) -> Any:
+    return batch["raw_partition"].to_numpy() == raw_partition
+
+
+def _at(stream: Stream, topic: Topic, partition: int, position: int, rows: int) -> tuple[Any, pa.RecordBatch] | None:
+    """Offsets and records of one partition from a position on."""
+    at = dict(stream.ends(topic))
+    if position >= at.get(partition, 0):
         return None
-    mine = np.flatnonzero(chunk.partition == partition)[:rows]
-    if not len(mine):
-        return None
-    return chunk.offset[mine], chunk.batch.slice(int(mine[0]), len(mine)).to_pylist()
+    at[partition] = position
+    while (chunk := stream.read(topic, at, rows)) is not None:
+        mine = np.flatnonzero(chunk.partition == partition)[:rows]
+        if len(mine):
+            return chunk.offset[mine], chunk.batch.take(pa.array(mine))
+        at |= chunk.next  # it was all of other partitions, where records arrive meanwhile
+    return None
 
 
 def parse_time(text: str) -> int:
     """Nanoseconds since 1970, from a count of them or an ISO 8601 time. Raises ConfigError for a time without a zone."""
-    if text.isdecimal():
+    if text.isdecimal() and len(text) < 20:
         return int(text)
     whole, dot, rest = text.partition(".")
     digits = "".join(takewhile(str.isdecimal, rest))

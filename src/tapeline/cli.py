@@ -481,6 +481,8 @@ def audit(
     stream, stores = _stream_with_data(settings), wiring.open_stores(settings)
     for one in ids:
         steps = list(way.trace(stream, stores, find, one))
+        if not any(step.details for step in steps):
+            raise ConfigError(f"Nothing is known of {'-'.join(map(str, one))}: neither the stream nor the lake holds it.")
         if format is Format.json:
             shown = [{"where": step.where, "found": step.found, "record": plain(step.details)} for step in steps]
             typer.echo(json.dumps({"id": "-".join(map(str, one)), "steps": shown}))
