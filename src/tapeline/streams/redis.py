@@ -25,7 +25,7 @@ from redis.retry import Retry
 
 from tapeline.config import StreamConfig
 from tapeline.errors import ConfigError, NewerData, Refused, Unavailable
-from tapeline.records import RAW_TOPIC, TOPICS, Chunk, Topic
+from tapeline.records import NORMALIZED_TOPICS, RAW_TOPIC, TICKS_TOPIC, TOPICS, Chunk, Topic
 from tapeline.streams import Codec, Lease, Member, Outputs, PartitionLost, Producer, Totals, arrow, codecs, protobuf
 from tapeline.streams.partitioning import partitions_of, split
 from tapeline.streams.sharing import BookLease, Shares
@@ -155,6 +155,7 @@ class RedisStream:
         self._run = ""
         self._look_due = 0.0
         self._full = ""
+        self._made_full = False
         self._largest: dict[Topic, int] = {}  # bytes of an entry, of late
 
     @property
@@ -168,7 +169,7 @@ class RedisStream:
 
     def append(self, topic: Topic, batch: pa.RecordBatch, partition: int | None = None) -> None:
         self._begin()
-        self.make_room()
+        self.make_room(topic)
         with self._told():
             pipe = self._client.pipeline(transaction=True)
             self._write(pipe, topic, batch, partition)
@@ -220,7 +221,7 @@ class RedisStream:
     def commit(self, group: str, chunk: Chunk, outputs: Outputs, totals: Totals) -> None:
         """As `Member.commit`. Whoever else has moved the group since the chunk was read makes it raise PartitionLost."""
         self._begin()
-        self.make_room()
+        self.make_room(TICKS_TOPIC)
         written = [(topic, *part) for topic, batch in outputs for part in self._entries(topic, batch, None)]
         keys = [_place(group, chunk.topic, partition) for partition in chunk.begin]
         keys += [_key(chunk.topic, partition) for partition in chunk.begin]
@@ -356,8 +357,10 @@ class RedisStream:
             pipe.set(_place(group, topic, partition), position)
             self._move_group(keys=[_key(topic, partition)], args=[group, f"{position}-{_AFTER}"], client=pipe)
 
-    def make_room(self) -> None:
-        """Trim where memory asks for it; raise Unavailable while Redis holds more than it may although nothing can be trimmed."""
+    def make_room(self, topic: Topic) -> None:
+        """Trim where memory asks for it; raise Unavailable while Redis holds more than it may although nothing can be trimmed.
+
+        Who writes what was made of raw records makes room among those: that waits only for the readers of what was made."""
         now = time.monotonic()
         if now >= self._look_due:
             self._look_due = now + _LOOK_EVERY_S
@@ -367,17 +370,27 @@ class RedisStream:
                 if memory > bound / 2:
                     self._trim(everything=memory > bound)
                     memory = self._memory()
-            self._full = ""
+            self._full, self._made_full = "", False
             if memory > bound:
+                self._made_full = self._held(NORMALIZED_TOPICS) > bound / 2
                 self._full = (
                     f"Redis at {self.shown} holds {memory / 1e6:,.0f} MB, more than stream.memory_mb = {self._config.memory_mb} allows, "
                     "and some group has still to read what it holds (see `tapeline status`). Nothing is dropped: writing waits."
                 )
-        if self._full:
+        if self._full and (topic is RAW_TOPIC or self._made_full):
             raise Unavailable(self._full)
 
     def _memory(self) -> int:
         return int(self._client.info("memory")["used_memory"])
+
+    def _held(self, topics: Sequence[Topic]) -> int:
+        """Bytes of memory that topics take."""
+        with self._told():
+            pipe = self._client.pipeline(transaction=False)
+            for topic in topics:
+                for partition in range(self._count):
+                    pipe.memory_usage(_key(topic, partition))
+            return sum(size or 0 for size in pipe.execute())
 
     def _trim(self, *, everything: bool) -> None:
         """Remove of what every group has behind it, also those of other programs, the older half, or everything."""
@@ -517,7 +530,7 @@ class _Producer:
                 raise Unavailable(f"Redis at {self._stream.shown} is behind: {len(self._open)} batches have no answer yet.")
         if self._connection is None:
             self._connect()
-        self._stream.make_room()
+        self._stream.make_room(RAW_TOPIC)
         self._open.append((number, partition, batch.num_rows, bytes(arrow.encode(batch))))
         self._put(self._open[-1])
 
