@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from random import uniform
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
@@ -51,29 +51,40 @@ _RECONNECT_S: Final = 0.2
 _RECONNECT_MOST_S: Final = 5.0
 _MOST_UNSETTLED: Final = 256
 _FIELD: Final = b"d"
+_Entry = tuple[bytes, Mapping[bytes, bytes]]
 
 #: Write an entry. Behind one of another program, whose id is a time, offsets go on from that.
 _PUT: Final = """
-local function put(key, at, count, data)
+local function put(finish, key, at, count, data, last_end)
   local done = redis.pcall('XADD', key, string.format('%.0f-%.0f', at + count, count), 'd', data)
   if type(done) == 'table' and done.err then
     local last = redis.call('XREVRANGE', key, '+', '-', 'COUNT', 1)[1]
     at = math.max(at, last and tonumber(string.match(last[1], '%d+')) or 0)
     redis.call('XADD', key, string.format('%.0f-%.0f', at + count, count), 'd', data)
   end
+  if at ~= last_end then redis.call('HSET', finish, 'before', string.format('%.0f', last_end), 'since', string.format('%.0f', at)) end
   return at + count
 end
+"""
+#: The id of the first entry behind one: KEYS stream; ARGV id.
+_FIRST: Final = """
+local found = redis.call('XRANGE', KEYS[1], '(' .. ARGV[1], '+', 'COUNT', 1)[1]
+return found and found[1] or false
 """
 #: Write entries behind the partition's end; records and data of each stand in ARGV. Where the server has started anew since the
 #: last write it may have lost its last moments, so offsets begin far ahead.
 _EXTEND: Final = f"""{_PUT}
 local function extend(finish, key, run, first, last)
   local before, started = unpack(redis.call('HMGET', finish, 'next', 'run'))
-  local at = tonumber(before or 0)
+  local last_end = tonumber(before or 0)
+  local at = last_end
   if started and started ~= run then at = at + {_SKIP} end
   for i = first, last, 2 do
     local count = tonumber(ARGV[i])
-    if count > 0 then at = put(key, at, count, ARGV[i + 1]) end
+    if count > 0 then
+      at = put(finish, key, at, count, ARGV[i + 1], last_end)
+      last_end = at
+    end
   end
   redis.call('HSET', finish, 'next', string.format('%.0f', at), 'run', run)
 end
@@ -150,6 +161,7 @@ class RedisStream:
         self._client = _client(config, password, timeout_s, self._met)
         self._append = self._client.register_script(_APPEND)
         self._commit = self._client.register_script(_COMMIT)
+        self._first = self._client.register_script(_FIRST)
         self._move_group = self._client.register_script(_MOVE)
         self._count = 0
         self._run = ""
@@ -193,7 +205,8 @@ class RedisStream:
         ]
         return Chunk.join(chunks) if chunks else None
 
-    def _chunk_of(self, topic: Topic, partition: int, position: int, entries: Sequence[tuple[bytes, Mapping[bytes, bytes]]]) -> Chunk:
+    def _chunk_of(self, topic: Topic, partition: int, position: int, entries: Sequence[_Entry]) -> Chunk:
+        entries = self._placed(topic, partition, position, entries)
         data = [fields.get(_FIELD, b"") for _, fields in entries]
         largest = max(map(len, data))
         self._largest[topic] = max(largest, int(0.9 * self._largest.get(topic, largest)), 1)
@@ -205,6 +218,18 @@ class RedisStream:
         where = np.full(batch.num_rows, partition, np.int32)
         begin = min(position, int(first[0]))  # a position may lie within an entry
         return Chunk(topic, batch, where, offset, {partition: begin}, {partition: after}).after({partition: position})
+
+    def _placed(self, topic: Topic, partition: int, position: int, entries: Sequence[_Entry]) -> Sequence[_Entry]:
+        """Without what another program has put so close behind an entry that no position lies between."""
+        found = []
+        for entry, fields in entries:
+            after = int(entry.partition(b"-")[0])
+            if after > position:
+                found.append((entry, fields))
+            else:
+                log.error("The entry %s of %s has no place of its own and is passed over.", entry.decode(), _key(topic, partition))
+            position = max(after, position)
+        return found or entries[-1:]
 
     def producer(self, writer: str) -> Producer:
         # Its caller has sockets to read: it must not wait long for one answer.
@@ -265,10 +290,28 @@ class RedisStream:
             return {partition: int(end or 0) for partition, end in enumerate(pipe.execute())}
 
     def before_end(self, topic: Topic, rows: int) -> dict[int, int]:
-        return {partition: max(0, end - rows) for partition, end in self.ends(topic).items()}
+        return {partition: place.back(rows) for partition, (place, _) in enumerate(self._ends(topic, {}))}
 
     def waiting(self, topic: Topic, positions: Mapping[int, int]) -> dict[int, int]:
-        return {partition: max(0, end - positions.get(partition, 0)) for partition, end in self.ends(topic).items()}
+        return {
+            partition: place.records(max(positions.get(partition, 0), first)) if first >= 0 else 0
+            for partition, (place, first) in enumerate(self._ends(topic, positions))
+        }
+
+    def _ends(self, topic: Topic, positions: Mapping[int, int]) -> list[tuple[_End, int]]:
+        """Of each partition its end, and the offset of the first entry with something at or after a position; -1: there is none."""
+        self._begin()
+        with self._told():
+            pipe = self._client.pipeline(transaction=True)
+            for partition in range(self._count):
+                pipe.hmget(_end(topic, partition), ["next", "before", "since"])
+                self._first(keys=[_key(topic, partition)], args=[f"{positions.get(partition, 0)}-{_AFTER}"], client=pipe)
+            answers = pipe.execute()
+        found = []
+        for numbers, entry in zip(answers[::2], answers[1::2], strict=True):
+            after, _, count = entry.partition(b"-") if entry else (b"-1", b"", b"0")
+            found.append((_End(*(int(number or 0) for number in numbers)), max(0, int(after) - int(count)) if entry else -1))
+        return found
 
     def close(self) -> None:
         self._client.close()
@@ -451,6 +494,24 @@ def _client(config: StreamConfig, password: str, timeout_s: float, met: Callable
         retry=Retry(NoBackoff(), 0),  # a script that was sent may have run: who retries knows whether it may
         **tls,
     )
+
+
+class _End(NamedTuple):
+    """Where a partition ends, and its last jump: behind `before` came `since`."""
+
+    next: int
+    before: int
+    since: int
+
+    def records(self, position: int) -> int:
+        """From a position on, where there is at least one."""
+        jumped = self.since - max(self.before, position)
+        return max(1, self.next - position - max(0, jumped))
+
+    def back(self, rows: int) -> int:
+        """The position with so many records behind it."""
+        position = self.next - rows
+        return max(0, position if position >= self.since else position - (self.since - self.before))
 
 
 def _key(topic: Topic, partition: int) -> str:
