@@ -490,9 +490,8 @@ def _client(config: StreamConfig, password: str, timeout_s: float, met: Callable
         password=unquote(parts.password) if parts.password else password or None,
         socket_timeout=timeout_s,
         socket_connect_timeout=timeout_s,
-        redis_connect_func=met,
         retry=Retry(NoBackoff(), 0),  # a script that was sent may have run: who retries knows whether it may
-        **tls,
+        **{"redis_connect_func": met, **tls},
     )
 
 
