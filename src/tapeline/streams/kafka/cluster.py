@@ -102,13 +102,21 @@ class Cluster:
         if topic not in self._counts:
             self._admin = self._admin or AdminClient(self._client)
             with self._errors.told():
-                there: Mapping[str, Any] = self._admin.list_topics(timeout=ASK_S).topics
+                there = self._listed(self._admin)
             missing = [name for name in (*TOPICS, LEASES) if name not in there]
             if missing:
                 self._make(self._admin, missing)
                 there = self._settled(self._admin, missing)
             self._counts = {some: len(there[some.name].partitions) for some in TOPICS.values()}
         return self._counts[topic]
+
+    @staticmethod
+    def _listed(admin: AdminClient) -> Mapping[str, Any]:
+        try:
+            return admin.list_topics(timeout=ASK_S).topics
+        except KafkaException:
+            admin.poll(0.2)  # hear why
+            raise
 
     def known(self) -> bool:
         """Whether the topics are there. While they are not, they are seen to beside the caller."""
@@ -198,6 +206,8 @@ class _Errors:
 
     def heard(self, error: KafkaError) -> None:
         """What a client's own threads met."""
+        if error.code() == KafkaError._ALL_BROKERS_DOWN and self.last:
+            return  # why has been said before
         self.last = str(error.str())
         self._refused = error.code() in self._NO
 
