@@ -45,18 +45,20 @@ def arm(fate: Fate, kind: str) -> None:
 
         embedded.encode = encoding  # type: ignore[assignment]
     elif kind == "redis":
-        from redis.client import Pipeline
+        from redis.commands.core import Script
 
-        execute = Pipeline.execute
+        call = Script.__call__
 
-        def executing(self: Any, *args: Any, **options: Any) -> Any:
-            if self.explicit_transaction:
+        def calling(self: Any, *args: Any, **options: Any) -> Any:
+            committing = "HINCRBY" in str(self.script)
+            if committing:
                 fate.at("within")
-            done = execute(self, *args, **options)
-            fate.at("decided")
+            done = call(self, *args, **options)
+            if committing:
+                fate.at("decided")
             return done
 
-        Pipeline.execute = executing  # type: ignore[method-assign]
+        Script.__call__ = calling  # type: ignore[method-assign]
     else:
         from tapeline.streams.kafka import group
 
