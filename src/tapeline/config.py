@@ -57,6 +57,7 @@ class StreamConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_o
     partitions: Annotated[int, msgspec.Meta(ge=0, le=1024)] = 0  # of topics made anew; 0: 1 embedded, else 4
     replication: Annotated[int, msgspec.Meta(ge=1, le=9)] = 1  # of Kafka topics made anew
     codecs: CodecsConfig = CodecsConfig()
+    commit_ms: NotNegative = 100.0  # Kafka: how long normalize gathers outputs for one transaction
     retain_hours: Annotated[float, msgspec.Meta(gt=0)] = 72.0  # what every group has acknowledged is removed after so long
     memory_mb: Annotated[int, msgspec.Meta(ge=16)] = 2048  # Redis: the writer slows down rather than let it hold more
     spool_mb: Annotated[int, msgspec.Meta(ge=1)] = 8192  # what ingest keeps on disk while Kafka or Redis is away

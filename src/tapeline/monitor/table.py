@@ -12,7 +12,7 @@ from rich.text import Text
 
 def tables(snapshot: Mapping[str, Any]) -> RenderableType:
     """Providers, stages and the accounting, one under the other."""
-    return Group(_providers(snapshot), _stages(snapshot), *_accounting(snapshot))
+    return Group(_providers(snapshot), _stages(snapshot), _backlog(snapshot), *_spool(snapshot), *_accounting(snapshot))
 
 
 def _providers(snapshot: Mapping[str, Any]) -> Table:
@@ -39,16 +39,37 @@ def _providers(snapshot: Mapping[str, Any]) -> Table:
 
 def _stages(snapshot: Mapping[str, Any]) -> Table:
     table = Table(title="\nstages", title_justify="left", box=None, pad_edge=False, header_style="bold")
-    for name in ("stage", "running", "uptime", "backlog"):
+    for name in ("stage", "running", "uptime"):
         table.add_column(name, justify="left" if name == "stage" else "right", no_wrap=True)
-    waiting: dict[str, int] = {}
-    for entry in snapshot["backlog"]:
-        waiting[entry["group"]] = waiting.get(entry["group"], 0) + entry["records"]
     for name, stage in snapshot["stages"].items():
         running = Text("yes", style="green") if stage["running"] else Text("no", style="red")
         uptime = f"{stage['uptime_s']:,.0f} s" if stage["running"] else f"silent for {stage['silent_s']:,.0f} s"
-        table.add_row(name, running, uptime, f"{waiting[name]:,}" if name in waiting else "")
+        table.add_row(name, running, uptime)
     return table
+
+
+def _backlog(snapshot: Mapping[str, Any]) -> Table:
+    """What each group has still to read of each topic, the partitions side by side."""
+    table = Table(title="\nbacklog", title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for name in ("group", "topic", "records", "by partition"):
+        table.add_column(name, justify="right" if name == "records" else "left", no_wrap=name != "by partition")
+    waiting: dict[tuple[str, str], list[int]] = {}
+    for entry in snapshot["backlog"]:
+        waiting.setdefault((entry["group"], entry["topic"]), []).append(entry["records"])
+    for (group, topic), records in waiting.items():
+        table.add_row(group, topic, f"{sum(records):,}", " ".join(f"{count:,}" for count in records) if len(records) > 1 else "")
+    return table
+
+
+def _spool(snapshot: Mapping[str, Any]) -> list[Text]:
+    """What ingest keeps on disk until the stream takes it, and what it had to refuse."""
+    spool = snapshot["spool"]
+    lines = []
+    if spool["spooled"]:
+        lines.append(Text(f"\nspool: {spool['spooled']:,} records ({spool['spooled_bytes'] / 1e6:,.1f} MB) wait on disk", style="yellow"))
+    if spool["refused"]:
+        lines.append(Text(f"\nrefused: {spool['refused']:,} records found the spool full and are lost", style="bold red"))
+    return lines
 
 
 def _accounting(snapshot: Mapping[str, Any]) -> list[Text]:

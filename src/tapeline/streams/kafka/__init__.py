@@ -2,7 +2,7 @@
 
 A position is a message's offset times 2^20 plus the row in it, since a message holds a batch (Arrow) or one record (protobuf).
 Normalize commits outputs, offsets and totals in one transaction; its totals travel as the offsets' metadata. Outputs are handed over
-as soon as they are made, and a transaction ends every `_COMMIT_EVERY_S`, in a thread of its own beside the next one: a reader of
+as soon as they are made, and a transaction ends every `stream.commit_ms`, in a thread of its own beside the next one: a reader of
 committed records waits for that, one that reads uncommitted does not (docs/streams.md says what it has to do for it).
 """
 
@@ -27,8 +27,6 @@ from tapeline.streams.kafka.producing import RawProducer
 from tapeline.streams.kafka.reading import Reader
 from tapeline.streams.partitioning import split
 
-#: A transaction ends after so long; a shorter one costs the broker more than it gains its readers (docs/decisions/0006).
-_COMMIT_EVERY_S: Final = 0.05
 #: An end that lies at most so far ahead may be nothing but the marks that transactions leave: it is looked at.
 _MARKS: Final = 10_000
 #: Up to so many records before the end are counted.
@@ -38,10 +36,10 @@ _COUNTED: Final = 10_000
 class KafkaStream:
     """Topics on the brokers that a `kafka://` or `kafkas://` (TLS) address names. Nothing is connected before the first call."""
 
-    def __init__(self, config: StreamConfig, password: str = "", *, commit_every_s: float = _COMMIT_EVERY_S) -> None:
+    def __init__(self, config: StreamConfig, password: str = "") -> None:
         """Raises ConfigError for an address that cannot be one."""
         self._cluster = Cluster(config, password)
-        self._commit_every_s = commit_every_s
+        self._commit_every_s = config.commit_ms / 1000
         self._producer: RawProducer | None = None
         self._readers: dict[tuple[Topic, str], Reader] = {}
         self._lookers: dict[str, Consumer] = {}

@@ -15,6 +15,8 @@ from tapeline.streams.kafka.messages import ROW_BITS, chunk_of, place
 
 log = logging.getLogger(__name__)
 
+#: Whoever reads by position is in no hurry: the broker gathers so much for each answer, or what comes in a tenth of a second.
+_FETCH_BYTES: Final = 256 * 1024
 #: Messages that are taken from the client at once.
 MOST_MESSAGES: Final = 10_000
 #: Makes of a position the one of its message.
@@ -37,7 +39,7 @@ class Reader:
         return self
 
     def read(self, positions: Mapping[int, int], max_rows: int) -> Chunk | None:
-        consumer = self._consumer = self._consumer or self._cluster.consumer("reader")
+        consumer = self._consumer = self._consumer or self._cluster.consumer("reader", fetch_min_bytes=_FETCH_BYTES)
         begin = dict(positions)
         if begin != self._at:
             with self._cluster.told():

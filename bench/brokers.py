@@ -1,0 +1,160 @@
+"""Through real brokers, socket to lake and receipt to a plain consumer, beside what the broker itself can do."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import redis
+from confluent_kafka import Consumer
+from google.protobuf.message import Message
+from services.kafka import KafkaBroker
+from services.process import Server
+from services.redis import RedisServer
+
+from bench import whole
+from bench.machine import REPOSITORY, describe, pipeline, table, venue, write_config
+
+_EVENTS = 1_000_000
+_ROUNDS = 3
+_RATE = 10_000
+_SECONDS = 30
+_WARM_UP_S = 8
+_TOPIC = "market-data.normalized"
+_SERVERS: dict[str, type[Server]] = {"kafka": KafkaBroker, "redis": RedisServer}
+#: About what a tick is on the wire.
+_RECORD_BYTES = 140
+
+
+def run() -> str:
+    """Both parts, each broker anew for each run."""
+    return "\n\n".join([_throughput(), _latency()])
+
+
+def _throughput() -> str:
+    rows: list[Sequence[Any]] = []
+    for name in _SERVERS:
+        ceiling = statistics.median(_ceiling(name) for _ in range(_ROUNDS))
+        for codec in ("protobuf", "arrow"):
+            runs = []
+            for _ in range(_ROUNDS):
+                with _server(name) as server:
+                    runs.append(whole.once(_EVENTS, _url(server), codec))
+            rates = [run[1] for run in runs]
+            lost, doubled = sum(run[2] for run in runs), sum(run[3] for run in runs)
+            rows.append([name, codec, statistics.median(rates), f"{min(rates):,.0f} to {max(rates):,.0f}", lost, doubled, ceiling])
+    return (
+        f"Venue, broker, ingest, normalize and lake on the same two cores, {_EVENTS:,} events a run, {_ROUNDS} runs each. The ceiling is"
+        f" the broker's own tool on the idle machine, with records of {_RECORD_BYTES} bytes: `kafka-producer-perf-test`, and"
+        " `redis-benchmark` with XADD, 64 in a pipeline.\n\n"
+        + table(["broker", "codec", "ticks/s, median", "range", "lost", "doubled", "ceiling, records/s"], rows)
+    )
+
+
+def _ceiling(name: str) -> float:
+    with _server(name) as server:
+        if isinstance(server, KafkaBroker):
+            server.create_topic("ceiling", 4)
+            said = server.producer_perf_test("ceiling", records=2_000_000, size=_RECORD_BYTES, acks="all", compression_type="lz4")
+            return float(re.findall(r"([\d.]+) records/sec", said)[-1])
+        command = ["redis-benchmark", "-p", str(server.port), "-n", "500000", "-P", "64", "-c", "4", "-q", "--csv"]
+        said = subprocess.run(
+            [*command, "XADD", "ceiling", "*", "d", "x" * _RECORD_BYTES], capture_output=True, text=True, check=True
+        ).stdout
+        return float(said.strip().splitlines()[-1].split(",")[1].strip('"'))
+
+
+def _latency() -> str:
+    rows: list[Sequence[Any]] = []
+    for name, isolation in (("kafka", "read_uncommitted"), ("kafka", "read_committed"), ("redis", "")):
+        for at in range(_ROUNDS):
+            waited = _waited(name, isolation)
+            p50, p99, p999 = np.percentile(waited, [50, 99, 99.9]) / 1e6
+            rows.append([f"{name} {isolation}".strip(), f"run {at + 1}", len(waited), f"{p50:.2f}", f"{p99:.2f}", f"{p999:.2f}"])
+    return (
+        f"At {_RATE:,} ticks/s, from a frame's receipt to a plain consumer (no code of Tapeline's but the `.proto`) that has parsed the"
+        f" protobuf message, {_SECONDS} s after {_WARM_UP_S} s of warm-up, all stages and the lake running beside it.\n\n"
+        + table(["reader", "", "ticks", "p50 ms", "p99 ms", "p99.9 ms"], rows)
+    )
+
+
+def _waited(name: str, isolation: str) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """Nanoseconds that each tick took."""
+    with _server(name) as server, tempfile.TemporaryDirectory() as folder, venue("binance", "--rate", str(_RATE)) as (url, _):
+        market_data = _market_data(Path(folder))
+        config = write_config(Path(folder), url, 5.0, _url(server))
+        with pipeline(config):
+            time.sleep(_WARM_UP_S)
+            messages = _from_kafka(server, isolation) if name == "kafka" else _from_redis(server)
+            deadline = time.monotonic() + _SECONDS
+            found = []
+            for value in messages:
+                found.append(time.time_ns() - market_data.FromString(value).received_ns)
+                if time.monotonic() > deadline:
+                    break
+    return np.array(found)
+
+
+def _from_kafka(server: Server, isolation: str) -> Iterator[bytes]:
+    consumer = Consumer(
+        {
+            "bootstrap.servers": server.address,
+            "group.id": "plain",
+            "isolation.level": isolation,
+            "auto.offset.reset": "latest",
+            "enable.auto.commit": False,
+        }
+    )
+    consumer.subscribe([_TOPIC])
+    settled = time.monotonic() + 3.0
+    try:
+        while True:
+            message = consumer.poll(1.0)
+            if message is not None and message.error() is None and time.monotonic() > settled:
+                yield message.value()
+    finally:
+        consumer.close()
+
+
+def _from_redis(server: Server) -> Iterator[bytes]:
+    with redis.Redis(port=server.port) as client:
+        keys = [f"{_TOPIC}:{partition}" for partition in range(4)]
+        last: dict[Any, Any] = {key: client.xinfo_stream(key)["last-generated-id"] for key in keys}
+        while True:
+            for key, entries in client.xread(last, count=1000, block=1000):
+                last[key.decode()] = entries[-1][0]
+                for _, fields in entries:
+                    yield fields[b"d"]
+
+
+def _market_data(folder: Path) -> type[Message]:
+    """The class that protoc makes of the .proto."""
+    command = [sys.executable, "-m", "grpc_tools.protoc", f"-I{REPOSITORY / 'proto'}", f"--python_out={folder}", "market_data.proto"]
+    subprocess.run(command, check=True)
+    sys.path.insert(0, str(folder))
+    found: type[Message] = importlib.import_module("market_data_pb2").MarketData
+    return found
+
+
+@contextmanager
+def _server(name: str) -> Iterator[Server]:
+    with tempfile.TemporaryDirectory() as folder, _SERVERS[name](Path(folder)) as server:
+        yield server
+
+
+def _url(server: Server) -> str:
+    return str(getattr(server, "url"))  # noqa: B009 each server has one, of its own making
+
+
+if __name__ == "__main__":
+    print(describe(), run(), sep="\n\n")
