@@ -433,8 +433,14 @@ def test_kafka_with_each_way_to_log_in(own_place: Any, tls: Tls, tmp_path: Path)
 def test_a_password_is_in_no_error(scheme: str, password: str, tmp_path: Path) -> None:
     url = f"{scheme}://alice:{password}@127.0.0.1:{free_port()}"
     with pytest.raises((ConfigError, Unavailable)) as caught:
-        if scheme.startswith("kafka") and password in ("hush", "hu:sh", "hu#sh", "hu?sh"):
-            raise Unavailable(open_described({"stream": {"url": url}})._cluster._errors._shown)  # type: ignore[attr-defined]
-        open_described({"data_dir": str(tmp_path), "stream": {"url": url}}).ends(RAW_TOPIC)
+        ask(url, scheme, tmp_path)
     assert password not in str(caught.value)
     assert "sh@127" not in str(caught.value)
+
+
+def ask(url: str, scheme: str, folder: Path) -> None:
+    """Nobody answers there; Kafka's client would take its time to say so."""
+    stream: Any = open_described({"data_dir": str(folder), "stream": {"url": url}})
+    if scheme.startswith("kafka"):
+        raise stream._cluster._errors.away()
+    stream.ends(RAW_TOPIC)
