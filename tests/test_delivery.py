@@ -338,6 +338,37 @@ def test_what_a_full_spool_refuses_is_counted_and_put_on_record_for_each_connect
     process.dies()
 
 
+def test_the_first_refusal_is_said_at_once_whatever_was_said_before(
+    tmp_path: Path, broker: Broker, caplog: pytest.LogCaptureFixture
+) -> None:
+    broker.deaf = True
+    process = Process(tmp_path, broker, max_bytes=room_for(tmp_path, 1))
+    process.put(1)
+    process.turn(0.1)
+    assert "the broker is deaf" in caplog.text
+    process.put(2)
+    assert "is full" in caplog.text
+    assert "1 received records could not be kept" in caplog.text
+    process.dies()
+
+
+def test_closing_does_not_wait_for_a_stream_that_is_away_once_everything_is_on_disk(tmp_path: Path, broker: Broker) -> None:
+    broker.away = True
+    process = Process(tmp_path, broker)
+    process.put(1, 2)
+    process.turn(1.1)
+    waits = 0
+
+    def clock() -> float:
+        nonlocal waits
+        waits += 1
+        return process.s + waits
+
+    process.delivery._clock = clock
+    assert process.delivery.close(1_000.0) == 0
+    assert waits < 5
+
+
 def test_what_the_producer_has_is_not_refused_though_the_spool_is_full(tmp_path: Path, broker: Broker) -> None:
     broker.away = True
     process = Process(tmp_path, broker, max_bytes=room_for(tmp_path, 2))

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from tapeline.config import Config, environment, load
-from tapeline.errors import Busy, ConfigError, TapelineError
+from tapeline.errors import Busy, ConfigError, TapelineError, Unavailable
 from tapeline.locks import own
 from tapeline.monitor.status import StatusFile, worker_name
 
@@ -337,19 +337,25 @@ def status(
     config: ConfigOption = None,
     format: Annotated[Format, typer.Option(help="table or json.")] = Format.table,  # noqa: A002
 ) -> None:
-    """Uptime, rates, backlog, and the accounting equation. Status 1 if an equation does not balance."""
+    """Uptime, rates, backlog, and the accounting equation. Status 1 if an equation does not balance, 69 if the stream is away."""
     from tapeline import wiring
     from tapeline.monitor.health import snapshot
     from tapeline.monitor.table import tables
 
     settings = _load(config)
     stream = _stream_with_data(settings)
-    found = snapshot(settings.root, stream, wiring.open_stores(settings))
+    trouble: Unavailable | None = None
+    try:
+        found = snapshot(settings.root, stream, wiring.open_stores(settings))
+    except Unavailable as error:
+        trouble, found = error, snapshot(settings.root, None, {})
     stream.close()
     if format is Format.json:
         typer.echo(json.dumps(found))
     else:
         Console().print(tables(found))
+    if trouble is not None:
+        raise trouble
     raise typer.Exit(0 if all(entry["balanced"] for entry in found["equations"]) else 1)
 
 

@@ -88,7 +88,8 @@ class Delivery:
         self._spooling = self._recovering = self._to_drop = False
         self._refused: dict[tuple[str, str, str], _Refused] = {}
         self._recovery: _Recovery | None = None
-        self._say_at = self._recover_at = 0.0
+        self._say_at: dict[str, float] = {}
+        self._recover_at = 0.0
         self._since = 0.0
         self.refused = 0
         self.trouble = ""
@@ -148,12 +149,12 @@ class Delivery:
             if self._spooling:
                 self._drain(self._spool)
         except Unavailable as error:
-            self._complain(str(error))
+            self._complain("away", str(error))
 
     def close(self, wait_s: float) -> int:
         """Wait so long for what is on its way; keep the rest in the spool. Records that are lost for want of one."""
-        deadline = self._clock() + wait_s
-        while self._sent and self._clock() < deadline:
+        deadline = self._clock() + (wait_s if self._spool is None else min(wait_s, _SLOW_S))
+        while self.unsettled and self._clock() < deadline:
             time.sleep(0.005)
             with suppress(DiskTrouble):  # what cannot be dropped now is found to have arrived at the next start
                 self._settle()
@@ -209,7 +210,9 @@ class Delivery:
         except DiskTrouble as error:
             if number > self._sent_to:
                 self._refuse(partition, batch)
-            self._complain(f"{error} {self.refused} received records could not be kept so far. Make room, or bring the stream back.")
+            self._complain(
+                "refused", f"{error} {self.refused} received records could not be kept so far. Make room, or bring the stream back."
+            )
             return False
         return True
 
@@ -221,10 +224,11 @@ class Delivery:
             found.records += 1
             found.to_ns = received_ns
 
-    def _complain(self, text: str) -> None:
+    def _complain(self, what: str, text: str) -> None:
+        """Loudly, but each kind of trouble only now and again."""
         self.trouble = text
-        if self._clock() >= self._say_at:
-            self._say_at = self._clock() + _SAY_EVERY_S
+        if self._clock() >= self._say_at.get(what, 0.0):
+            self._say_at[what] = self._clock() + _SAY_EVERY_S
             log.error("%s", text)
 
     def _recovered(self, spool: Spool) -> bool:

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from tapeline import wiring
 from tapeline.config import Config, environment
+from tapeline.errors import Unavailable
 from tapeline.locks import own
 from tapeline.monitor.health import backlogs, snapshot
 from tapeline.monitor.live import Screen
@@ -60,8 +61,11 @@ def run(settings: Config, config: Path | None, until_idle_s: float | None, stop:
 
                 supervisor = Supervisor(stages, lambda: backoff(Random(), 0.3, 15.0), screen.say)
                 supervisor.run(stop, _idle(settings, stream, stores, ingests, until_idle_s), look)
-            for entry in snapshot(settings.root, stream, stores)["equations"]:
-                log.info("%s", entry["text"])
+            try:
+                for entry in snapshot(settings.root, stream, stores)["equations"]:
+                    log.info("%s", entry["text"])
+            except Unavailable as error:
+                log.warning("%s The accounting was not looked at.", error)
         finally:
             stream.close()
     log.info("Stopped; everything that was accepted is in the stream and the stores.")

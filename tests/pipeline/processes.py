@@ -17,10 +17,16 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import pytest
 
+from tapeline.config import load
 from tapeline.query import connect
+from tapeline.records import RAW_TOPIC
+from tapeline.wiring import open_stream
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+
+    from tapeline.records import Topic
+    from tapeline.streams import Stream
 
 #: The fuller form of the proofs: more seeds, more kills, more data.
 PROVE: Final = bool(os.environ.get("TAPELINE_PROVE"))
@@ -156,6 +162,10 @@ class Home:
         self.config.write_text(
             f'data_dir = "{self.root}"\n{text}\n[[stores]]\nurl = "lake:"\nflush_seconds = {flush_seconds}\nflush_rows = {flush_rows}\n'
         )
+
+    def stream(self) -> Stream:
+        """The configured stream, to look into."""
+        return open_stream(load(self.config, {}), {})
 
     def start(self, *arguments: str) -> Process:
         """`tapeline <arguments> --config ...` beside the test."""
@@ -307,3 +317,42 @@ def kept(lake: Path) -> tuple[list[Trade], list[Quote]]:
         [Trade(symbol, number, ns, exact(last), exact(volume), side) for symbol, number, ns, last, volume, side in trades],
         [Quote(symbol, number, *map(exact, values)) for symbol, number, *values in quotes],
     )
+
+
+def records(stream: Stream, topic: Topic) -> list[dict[str, Any]]:
+    """Everything that a topic holds, each record with the partition in which it was found."""
+    at = dict.fromkeys(range(stream.partitions), 0)
+    found: list[dict[str, Any]] = []
+    deadline = time.monotonic() + _PATIENCE_S
+    while any(stream.waiting(topic, at).values()):
+        assert time.monotonic() < deadline, f"something waits in {topic.name} and is not read"
+        chunk = stream.read(topic, at, 20_000)
+        if chunk is not None:
+            at |= chunk.next
+            rows = chunk.batch.to_pylist()
+            found += [{**row, "at": partition} for row, partition in zip(rows, chunk.partition.tolist(), strict=True)]
+    return found
+
+
+def key(event: Mapping[str, Any]) -> tuple[str, str, int]:
+    """What tells one of Binance's trades and quotes from all others, from its frame's data."""
+    return ("trade", event["s"], event["t"]) if "t" in event else ("bookTicker", event["s"], event["u"])
+
+
+def sent(journal: Path) -> list[tuple[str, str, int]]:
+    """The keys of what Binance's venue has sent, in its order."""
+    return [key(json.loads(line)["event"]) for line in journal.read_text().splitlines()]
+
+
+def received(stream: Stream) -> dict[str, list[tuple[str, str, int]]]:
+    """The keys of the raw topic's frames by connection, in their order, where they are Binance's."""
+    found: dict[str, list[tuple[str, str, int]]] = {}
+    for row in records(stream, RAW_TOPIC):
+        if row["kind"] == "frame" and b'"stream"' in row["payload"]:
+            found.setdefault(row["connection"], []).append(key(json.loads(row["payload"])["data"]))
+    return found
+
+
+def rss_mb(pid: int) -> float:
+    """Resident memory of a process."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6

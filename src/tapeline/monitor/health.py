@@ -83,8 +83,8 @@ def alive(status: Mapping[str, Any]) -> bool:
     return True
 
 
-def snapshot(root: Path, stream: Stream, stores: Mapping[str, Store], clock_ns: int | None = None) -> dict[str, Any]:
-    """Everything that `tapeline status` shows, as plain values."""
+def snapshot(root: Path, stream: Stream | None, stores: Mapping[str, Store], clock_ns: int | None = None) -> dict[str, Any]:
+    """Everything that `tapeline status` shows, as plain values. Without a stream: what the stages say by themselves."""
     now_ns = clock_ns if clock_ns is not None else time.time_ns()
     words = read_status(root)
     stages = {
@@ -96,7 +96,7 @@ def snapshot(root: Path, stream: Stream, stores: Mapping[str, Store], clock_ns: 
         }
         for name, word in words.items()
     }
-    totals = stream.totals("normalize")
+    totals = stream.totals("normalize") if stream is not None else {}
     ingests = [word for name, word in words.items() if name.partition("-")[0] == "ingest"]
     lines = {name: line for word in ingests for name, line in word.get("lines", {}).items()}
     paces = [word.get("providers", {}) for name, word in words.items() if name.partition("-")[0] == "normalize" and alive(word)]
@@ -105,11 +105,11 @@ def snapshot(root: Path, stream: Stream, stores: Mapping[str, Store], clock_ns: 
     return {
         "stages": stages,
         "providers": providers,
-        "backlog": [asdict(backlog) for backlog in backlogs(stream, stores)],
+        "backlog": [asdict(backlog) for backlog in backlogs(stream, stores)] if stream is not None else [],
         "spool": {part: sum(word.get(part, 0) for word in ingests) for part in ("spooled", "spooled_bytes", "refused")},
         "equations": [
             {"stage": e.stage, "what": e.what, "read": e.read, **e.parts, "balanced": e.balanced, "text": str(e)}
-            for e in equations(stream, stores)
+            for e in (equations(stream, stores) if stream is not None else [])
         ],
     }
 

@@ -1,0 +1,211 @@
+"""The whole pipeline over real servers that are killed, paused and away for long: nothing is lost, nothing is doubled, anywhere."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sqlite3
+import time
+from collections import Counter
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pytest
+from processes import PROVE, block, key, received, records, rss_mb, sent, until
+
+from tapeline.records import RAW, TICKS_TOPIC
+from tapeline.truth import compare
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from processes import Home, Process, VenueProcess
+
+CHANNELS = ("trade", "bookTicker")
+SYMBOLS = ("BTCUSDT", "ETHUSDT", "SOLUSDT")
+KINDS = ("redis", "kafka")
+
+
+@pytest.fixture
+def server(request: pytest.FixtureRequest) -> Any:
+    """A server of the test's own, of the kind that its parameter names."""
+    return request.getfixturevalue(f"own_{request.param}")()
+
+
+def configured(home: Home, server: Any, venue: VenueProcess, settings: str = "", **more: Any) -> None:
+    stream = f'[stream]\nurl = "{server.url}"\npartitions = 2\n{settings}\n'
+    home.configure(more.pop("top", "") + stream + block("binance", venue.url, SYMBOLS, CHANNELS, **more))
+
+
+def nothing_is_lost_or_doubled(home: Home, venue: VenueProcess, *, once: bool = False) -> None:
+    """In the raw topic, the normalized topic and the lake; `once`: the venue sent some again on a new connection."""
+    venue.stop()
+    journal = sent(venue.journal)
+    with closing(home.stream()) as stream:
+        raw = received(stream)
+        ticks = records(stream, TICKS_TOPIC)
+    assert Counter(found for frames in raw.values() for found in frames).keys() == set(journal)
+    for connection, frames in raw.items():
+        repeats = [found for found, times in Counter(frames).items() if times > 1]
+        assert repeats == [], f"{len(repeats)} frames of {connection} are doubled in the raw topic"
+        if not once:
+            assert frames == journal
+    ids = Counter((row["raw_partition"], row["raw_offset"], row["raw_index"]) for row in ticks)
+    assert max(ids.values()) == 1
+    frames = sorted(found for frames in raw.values() for found in frames)
+    assert sorted((row["channel"], row["symbol"].replace("/", ""), row["sequence"]) for row in ticks) == frames
+    order: dict[tuple[int, int, str], tuple[int, int]] = {}
+    for row in ticks:
+        of, place = (row["at"], row["raw_partition"], row["symbol"]), (row["raw_offset"], row["raw_index"])
+        assert place > order.get(of, (-1, -1)), "not in order"
+        order[of] = place
+    found = compare(home.lake, [venue.journal], once=once)
+    assert (found.missing, found.extra, found.rejected) == ([], [], 0)
+    assert found.sent == found.kept == len(set(journal))
+    assert all(entry["balanced"] for entry in home.status()["equations"])
+
+
+def ended(run: Process, seconds: float = 90.0) -> None:
+    assert run.ends(seconds) == 0, run.said[-5000:]
+
+
+@pytest.mark.parametrize("server", KINDS, indirect=True)
+def test_stages_and_broker_are_killed_and_paused_in_the_middle(server: Any, home: Home, venue: Callable[..., VenueProcess]) -> None:
+    market = venue("binance", "--rate", "600", "--limit", "9000" if PROVE else "4000", "--fault", "rewind:all")
+    configured(home, server, market)
+    run = home.start("run", "--until-idle", "2")
+    until(lambda: home.word("lake").get("tables", {}).get("ticks", {}).get("rows", 0) > 200, "nothing flows")
+    for stage in ("ingest", "normalize", "lake"):
+        home.kill(stage)
+        time.sleep(0.7)
+    server.kill()
+    time.sleep(1.0)
+    server.start()
+    time.sleep(1.0)
+    server.pause()
+    time.sleep(15.0 if PROVE else 3.0)
+    server.resume()
+    ended(run, 120.0)
+    nothing_is_lost_or_doubled(home, market, once=True)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("server", KINDS, indirect=True)
+def test_the_broker_is_away_at_the_start_and_again_for_long(server: Any, home: Home, venue: Callable[..., VenueProcess]) -> None:
+    rate, away_s = (5_000, 120.0) if PROVE else (2_000, 12.0)
+    server.stop()
+    market = venue("binance", "--rate", str(rate), "--limit", str(int(rate * (away_s + 10))))
+    configured(home, server, market)
+    run = home.start("run", "--until-idle", "2")
+    until(lambda: home.word("ingest").get("spooled", 0) > rate / 2, "nothing is spooled")
+    server.start()
+    until(lambda: home.word("ingest").get("spooled") == 0, "the spool is not drained", 60.0)
+    until(lambda: home.word("lake").get("tables", {}).get("ticks", {}).get("rows", 0) > rate, "nothing flows")
+    server.stop()
+    pid = home.pid("ingest")
+    assert pid is not None
+    time.sleep(3.0)
+    memory = [rss_mb(pid)]
+    shown = home.ask("status", "--format", "json")
+    assert shown.returncode == 69, shown.stderr
+    assert json.loads(shown.stdout)["spool"]["spooled"] > rate
+    assert "spool" in home.ask("status").stdout
+    gone_until = time.monotonic() + away_s - 4.0
+    while time.monotonic() < gone_until:
+        memory.append(rss_mb(pid))
+        time.sleep(0.5)
+    server.start()
+    ended(run, 300.0)
+    assert max(memory) - memory[0] < 40.0, memory
+    nothing_is_lost_or_doubled(home, market)
+
+
+def newest_in_spool(home: Home) -> tuple[str, tuple[str, str, int]]:
+    """Connection and key of the newest frame that the spool holds."""
+    with closing(sqlite3.connect(f"file:{home.root}/spool/ingest.sqlite?mode=ro", uri=True)) as db:
+        ((data,),) = db.execute("SELECT data FROM batches ORDER BY number DESC LIMIT 1").fetchall()
+    row = pa.ipc.read_record_batch(pa.py_buffer(data), RAW).to_pylist()[-1]
+    return row["connection"], key(json.loads(row["payload"])["data"])
+
+
+@pytest.mark.parametrize("server", KINDS, indirect=True)
+def test_ingest_is_killed_while_the_broker_is_away_and_while_the_spool_drains(
+    server: Any, home: Home, venue: Callable[..., VenueProcess]
+) -> None:
+    market = venue("binance", "--rate", "2000", "--limit", "16000", "--fault", "rewind:all")
+    configured(home, server, market)
+    run = home.start("run", "--until-idle", "2")
+    until(lambda: home.word("lake").get("tables", {}).get("ticks", {}).get("rows", 0) > 1_000, "nothing flows")
+    server.kill()
+    until(lambda: home.word("ingest").get("spooled", 0) > 2_000, "nothing is spooled")
+    kept = [newest_in_spool(home)]
+    first = home.pid("ingest")
+    home.kill("ingest")
+    until(lambda: home.pid("ingest") not in (None, first) and home.word("ingest").get("spooled", 0) > 4_000, "nothing is spooled after it")
+    kept.append(newest_in_spool(home))
+    server.start()
+    for _ in range(3 if PROVE else 1):
+        time.sleep(0.3)
+        home.kill("ingest")
+    ended(run, 120.0)
+    with closing(home.stream()) as stream:
+        raw = received(stream)
+    for connection, newest in kept:
+        assert newest in raw[connection], "what was in the spool has not arrived"
+    events = list(dict.fromkeys(sent(market.journal)))  # on each connection the venue began from the first
+    for frames in raw.values():
+        assert frames == events[: len(frames)], "a hole, or out of order"
+    nothing_is_lost_or_doubled(home, market, once=True)
+
+
+@pytest.mark.parametrize("server", KINDS, indirect=True)
+def test_what_a_spool_that_is_too_small_refuses_is_counted_and_put_on_record(
+    server: Any, home: Home, venue: Callable[..., VenueProcess]
+) -> None:
+    market = venue("binance", "--rate", "2000", "--limit", "20000")
+    configured(home, server, market, "spool_mb = 1")
+    run = home.start("run", "--until-idle", "2")
+    until(lambda: home.word("lake").get("tables", {}).get("ticks", {}).get("rows", 0) > 1_000, "nothing flows")
+    server.stop()
+    until(lambda: home.word("ingest").get("refused", 0) > 2_000, "nothing is refused")
+    assert "is full" in run.said
+    assert "could not be kept" in run.said
+    assert home.word("ingest")["spooled"] > 500
+    server.start()
+    ended(run)
+    market.stop()
+    notices = home.rows("SELECT connection, detail FROM notices WHERE kind = 'refused'")
+    refused = [json.loads(detail) for _, detail in notices]
+    assert {connection for connection, _ in notices} == {
+        connection for (connection,) in home.rows("SELECT connection FROM notices WHERE kind = 'opened'")
+    }
+    assert all(one["from_ns"] < one["to_ns"] and one["reason"] == "the spool was full" for one in refused)
+    ((rows,),) = home.rows("SELECT count(*) FROM ticks")
+    assert rows + sum(one["records"] for one in refused) == len(sent(market.journal))
+    assert home.word("ingest")["refused"] == sum(one["records"] for one in refused)
+    found = compare(home.lake, [market.journal])
+    assert found.extra == []
+    assert len(found.missing) == sum(one["records"] for one in refused)
+
+
+def test_redis_that_is_full_because_a_store_is_stopped_drops_nothing(
+    own_redis: Callable[..., Any], home: Home, venue: Callable[..., VenueProcess]
+) -> None:
+    server = own_redis()
+    assert server.ask("SET", "ballast", "x" * 12_000_000) == "+OK"
+    market = venue("binance", "--rate", "4000", "--limit", "60000")
+    configured(home, server, market, "memory_mb = 16")
+    ingest, normalize = home.start("ingest"), home.start("normalize")
+    until(lambda: home.word("ingest").get("spooled", 0) > 3_000, "ingest does not spool", 90.0)
+    assert ingest.running
+    assert normalize.running
+    normalize.send(signal.SIGTERM)
+    ingest.send(signal.SIGTERM)
+    assert (normalize.ends(), ingest.ends()) == (0, 0), ingest.said
+    ended(home.start("run", "--until-idle", "2"), 120.0)
+    raw_rows = home.rows("SELECT count(*) FROM ticks")
+    assert raw_rows
+    market.stop()
+    found = compare(home.lake, [market.journal], once=True)
+    assert (found.missing, found.extra) == ([], [])
