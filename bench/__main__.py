@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 
-from bench import latency, memory, normalize, protobuf, whole
+from bench import brokers, latency, memory, normalize, protobuf, scaling, whole
 from bench.machine import REPOSITORY, describe
 
 _SECTIONS = {
@@ -13,6 +13,8 @@ _SECTIONS = {
     "protobuf": ("The wire format, beside protobuf's own library", "python -m bench.protobuf", protobuf.run),
     "whole": ("Socket to lake, all stages on two cores", "python -m bench.whole", whole.run),
     "latency": ("From receipt to readable, at 10,000 ticks/s", "python -m bench.latency", latency.run),
+    "brokers": ("Through Kafka and Redis", "python -m bench.brokers", brokers.run),
+    "scaling": ("One and two workers", "python -m bench.scaling", scaling.run),
     "memory": ("Memory over ten million ticks", "python -m bench.memory", memory.run),
 }
 
