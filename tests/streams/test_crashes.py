@@ -132,7 +132,10 @@ def test_of_two_that_read_the_same_only_one_commits(place: Place, work: Workers)
     flow_done = work(place, "transform", name="second")
     flow.settle(30)
     first.send_signal(signal.SIGCONT)
-    assert first.stdout.readline() == "lost\n"
+    if place.kind != "kafka":  # there the group's word may come before the commit's, and it reads on without one
+        assert first.stdout.readline() == "lost\n"
+    flow.write(30)
+    flow.settle(30)
     for worker in (first, flow_done):
         worker.send_signal(signal.SIGTERM)
         worker.wait(30)
