@@ -104,6 +104,10 @@ class GroupMember:
         with self._cluster.told():
             try:
                 self._transactions.finish()
+            except KafkaException as error:
+                if error.args[0].code() not in _GONE_ON:
+                    raise
+                log.info("What was not committed is made again by the next member: %s", error)
             finally:
                 self._consumer.close()
                 self._transactions.close()
