@@ -72,9 +72,9 @@ def ended(run: Process, seconds: float = 90.0) -> None:
 
 @pytest.mark.parametrize("server", KINDS, indirect=True)
 def test_stages_and_broker_are_killed_and_paused_in_the_middle(server: Any, home: Home, venue: Callable[..., VenueProcess]) -> None:
-    market = venue("binance", "--rate", "600", "--limit", "9000" if PROVE else "4000", "--fault", "rewind:all")
+    market = venue("binance", "--rate", "600", "--limit", "9000" if PROVE else "3600", "--fault", "rewind:all")
     configured(home, server, market)
-    run = home.start("run", "--until-idle", "2")
+    run = home.start("run", "--until-idle", "1")
     until(lambda: home.word("lake").get("tables", {}).get("ticks", {}).get("rows", 0) > 200, "nothing flows")
     for stage in ("ingest", "normalize", "lake"):
         home.kill(stage)
@@ -93,11 +93,11 @@ def test_stages_and_broker_are_killed_and_paused_in_the_middle(server: Any, home
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("server", KINDS, indirect=True)
 def test_the_broker_is_away_at_the_start_and_again_for_long(server: Any, home: Home, venue: Callable[..., VenueProcess]) -> None:
-    rate, away_s = (5_000, 120.0) if PROVE else (2_000, 12.0)
+    rate, away_s = (5_000, 120.0) if PROVE else (2_000, 10.0)
     server.stop()
-    market = venue("binance", "--rate", str(rate), "--limit", str(int(rate * (away_s + 10))))
+    market = venue("binance", "--rate", str(rate), "--limit", str(int(rate * (away_s + 6))))
     configured(home, server, market)
-    run = home.start("run", "--until-idle", "2")
+    run = home.start("run", "--until-idle", "1")
     until(lambda: home.word("ingest").get("spooled", 0) > rate / 2, "nothing is spooled")
     server.start()
     until(lambda: home.word("ingest").get("spooled") == 0, "the spool is not drained", 60.0)
@@ -133,16 +133,16 @@ def newest_in_spool(home: Home) -> tuple[str, tuple[str, str, int]]:
 def test_ingest_is_killed_while_the_broker_is_away_and_while_the_spool_drains(
     server: Any, home: Home, venue: Callable[..., VenueProcess]
 ) -> None:
-    market = venue("binance", "--rate", "2000", "--limit", "16000", "--fault", "rewind:all")
+    market = venue("binance", "--rate", "1500", "--limit", "9000", "--fault", "rewind:all")
     configured(home, server, market)
-    run = home.start("run", "--until-idle", "2")
+    run = home.start("run", "--until-idle", "1")
     until(lambda: home.word("lake").get("tables", {}).get("ticks", {}).get("rows", 0) > 1_000, "nothing flows")
     server.kill()
     until(lambda: home.word("ingest").get("spooled", 0) > 2_000, "nothing is spooled")
     kept = [newest_in_spool(home)]
     first = home.pid("ingest")
     home.kill("ingest")
-    until(lambda: home.pid("ingest") not in (None, first) and home.word("ingest").get("spooled", 0) > 4_000, "nothing is spooled after it")
+    until(lambda: home.pid("ingest") not in (None, first) and home.word("ingest").get("spooled", 0) > 3_000, "nothing is spooled after it")
     kept.append(newest_in_spool(home))
     server.start()
     for _ in range(3 if PROVE else 1):
@@ -159,16 +159,16 @@ def test_ingest_is_killed_while_the_broker_is_away_and_while_the_spool_drains(
     nothing_is_lost_or_doubled(home, market, once=True)
 
 
-@pytest.mark.parametrize("server", KINDS, indirect=True)
+@pytest.mark.parametrize("server", KINDS if PROVE else KINDS[:1], indirect=True)
 def test_what_a_spool_that_is_too_small_refuses_is_counted_and_put_on_record(
     server: Any, home: Home, venue: Callable[..., VenueProcess]
 ) -> None:
-    market = venue("binance", "--rate", "2000", "--limit", "20000")
+    market = venue("binance", "--rate", "2000", "--limit", "14000")
     configured(home, server, market, "spool_mb = 1")
-    run = home.start("run", "--until-idle", "2")
+    run = home.start("run", "--until-idle", "1")
     until(lambda: home.word("lake").get("tables", {}).get("ticks", {}).get("rows", 0) > 1_000, "nothing flows")
     server.stop()
-    until(lambda: home.word("ingest").get("refused", 0) > 2_000, "nothing is refused")
+    until(lambda: home.word("ingest").get("refused", 0) > 1_000, "nothing is refused")
     assert "is full" in run.said
     assert "could not be kept" in run.said
     assert home.word("ingest")["spooled"] > 500
@@ -193,19 +193,23 @@ def test_redis_that_is_full_because_a_store_is_stopped_drops_nothing(
     own_redis: Callable[..., Any], home: Home, venue: Callable[..., VenueProcess]
 ) -> None:
     server = own_redis()
-    assert server.ask("SET", "ballast", "x" * 12_000_000) == "+OK"
-    market = venue("binance", "--rate", "4000", "--limit", "60000")
+    limit = 30_000
+    assert server.ask("SET", "ballast", "x" * 13_000_000) == "+OK"
+    market = venue("binance", "--rate", "3000", "--limit", str(limit))
     configured(home, server, market, "memory_mb = 16")
     ingest, normalize = home.start("ingest"), home.start("normalize")
-    until(lambda: home.word("ingest").get("spooled", 0) > 3_000, "ingest does not spool", 90.0)
+    until(lambda: home.word("ingest").get("spooled", 0) > 1_000, "ingest does not spool", 90.0)
     assert ingest.running
     assert normalize.running
-    normalize.send(signal.SIGTERM)
-    ingest.send(signal.SIGTERM)
-    assert (normalize.ends(), ingest.ends()) == (0, 0), ingest.said
-    ended(home.start("run", "--until-idle", "2"), 120.0)
-    raw_rows = home.rows("SELECT count(*) FROM ticks")
-    assert raw_rows
+    assert "spool" in home.ask("status").stdout
+    store = home.start("store")
+    until(lambda: market.journal.read_text().count("\n") >= limit, "the venue has not sent everything")
+    until(lambda: home.word("ingest")["spooled"] == home.word("ingest")["unsettled"] == 0, "the spool is not drained", 60.0)
+    until(lambda: home.rows("SELECT count(*) FROM ticks") == [(limit,)], "not everything is in the lake")
+    assert "could not be kept" not in ingest.said
+    for process in (ingest, normalize, store):
+        process.send(signal.SIGTERM)
+        assert process.ends() == 0, process.said
     market.stop()
-    found = compare(home.lake, [market.journal], once=True)
+    found = compare(home.lake, [market.journal])
     assert (found.missing, found.extra) == ([], [])
