@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from processes import Home, block
+from processes import Home, block, until
 
 from tapeline.query import find
 from tapeline.records import BARS, TICKS
@@ -58,6 +58,7 @@ def test_a_plain_client_gets_every_field_of_every_record(
     feed = block("binance", market.url, ["BTCUSDT", "ETHUSDT", "SOLUSDT"], ["trade", "bookTicker", "kline_1s"])
     home.configure(f'[stream]\nurl = "{server.url}"\npartitions = 3\n' + feed)
     run = home.start("run", "--until-idle", "1")
+    until(lambda: home.word("lake").get("pid"), "nothing runs")  # before that there is no topic to read
     address = server.address if kind == "kafka" else server.url
     topics = {"market-data.normalized": ("MarketData", "ticks", TICKS), "market-data.bars": ("Bar", "bar_revisions", BARS)}
     engines = {topic: engine(generated, kind, address, topic, message, str(tmp_path / topic)) for topic, (message, *_) in topics.items()}
