@@ -9,9 +9,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Producer, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, OFFSET_STORED, Consumer, KafkaError, KafkaException, Producer, TopicPartition
 
-from tapeline.errors import Busy, Unavailable
+from tapeline.errors import Busy, TapelineError, Unavailable
 from tapeline.records import Chunk, Topic
 from tapeline.streams import Outputs, PartitionLost, Totals
 from tapeline.streams.kafka.cluster import LEASES, MESSAGE_BYTES, Cluster
@@ -156,8 +156,17 @@ class GroupMember:
 
     def _assigned(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         new = [partition.partition for partition in partitions]
-        self._load(new)
-        consumer.incremental_assign([TopicPartition(self._topic.name, p, self._mine[p] >> ROW_BITS) for p in new])
+        try:
+            self._load(new)
+        except TapelineError as error:
+            # They are ours all the same: where to read is asked again before anything of them is.
+            log.warning("%s", error)
+            self._rewind_due = True
+        consumer.incremental_assign(
+            [TopicPartition(self._topic.name, p, self._mine[p] >> ROW_BITS if p in self._mine else OFFSET_STORED) for p in new]
+        )
+        for partition in new:
+            self._mine.setdefault(partition, 0)
 
     def _revoked(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         """Commit what was made of them before another member reads on."""
