@@ -411,7 +411,9 @@ def test_joining_and_leaving_again_and_again_loses_and_doubles_nothing(place: Pl
     assert stream.totals("normalize") == {"in": written}
     chunks = everything(stream, REJECTED_TOPIC)
     numbers = [int(payload.split()[0]) for chunk in chunks for payload in chunk.batch["payload"].to_pylist()]
-    assert sorted(numbers) == list(range(written))
+    missing = sorted(set(range(written)) - set(numbers))
+    again = sum(chunk.rows for chunk in everything(place.open(), REJECTED_TOPIC))
+    assert sorted(numbers) == list(range(written)), f"{len(numbers)} of {written}, missing {missing[:40]}; read once more: {again}"
     for partition in range(3):  # what came from one raw partition kept its order: all of it has one key
         mine = [n for n in numbers if n // 3 % 3 == partition]
         assert mine == sorted(mine)

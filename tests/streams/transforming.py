@@ -80,7 +80,10 @@ class Flow:
         ]
         numbers = Counter(number for _, _, number in found)
         twice, never = [n for n, times in numbers.items() if times > 1], sorted(set(range(self.count)) - set(numbers))
-        assert (twice, never) == ([], []), "ticks twice and never"
+        totals = self._stream.totals("normalize")
+        assert (twice, never) == ([], []), (
+            f"of {self.count} ticks twice {twice[:40]}, never {never[:40]}, {len(found)} found, totals {totals}"
+        )
         wanted: dict[str, list[int]] = {}
         for partition, number in places:
             wanted.setdefault(symbol(partition, number), []).append(number)
