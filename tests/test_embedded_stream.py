@@ -694,6 +694,41 @@ def test_what_is_noted_before_the_first_write_is_synced_to_the_disk(tmp_path: Pa
         assert full < next(at for at, text in enumerate(said) if "'boot'" in text) < said.index("COMMIT") < normal
 
 
+@pytest.mark.parametrize("damage", ["cut off", "half written", "zeros"])
+def test_of_a_write_that_was_torn_nothing_is_left_and_what_came_before_it_is_whole(tmp_path: Path, damage: str) -> None:
+    """The log as a crash of the machine may leave it: its end missing, or some of it never written."""
+    random = Random(damage)
+    machine = Machine(tmp_path)
+    written: list[bytes] = []
+    with closing(machine.open()) as stream:
+        for at in range(40):
+            batch = raws(at, 1, os.urandom(random.randrange(10, 9_000)))
+            stream.append(RAW_TOPIC, batch)
+            written += batch["payload"].to_pylist()
+        machine.reaches_the_disk()  # the log is not folded back yet
+    log = next(machine._disk.glob("raw.sqlite-wal"))
+    whole = log.read_bytes()
+    assert len(whole) > 100_000
+    kept = set()
+    for at in sorted(random.sample(range(40, len(whole)), 30)):
+        torn = {
+            "cut off": whole[:at],
+            "half written": whole[:at] + os.urandom(min(4_096, len(whole) - at)) + whole[at + 4_096 :],
+            "zeros": whole[:at] + bytes(len(whole) - at),
+        }[damage]
+        log.write_bytes(torn)
+        machine.power_cut()
+        with closing(machine.open()) as stream:
+            found = everything(stream)
+            assert found == written[: len(found)]
+            kept.add(len(found))
+            end = stream.ends(RAW_TOPIC)[0]
+            assert end == len(found)
+            stream.append(RAW_TOPIC, raws(1000, 1))
+            assert stream.waiting(RAW_TOPIC, {0: end}) == {0: 1}
+    assert min(kept) < 20 < max(kept) <= 40
+
+
 def jumping(folder: Path) -> tuple[EmbeddedStream, int]:
     """A stream of offsets 0 to 9, and 5 more far ahead; the first of those."""
     machine = Machine(folder)
