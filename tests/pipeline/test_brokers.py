@@ -167,7 +167,7 @@ def test_what_a_spool_that_is_too_small_refuses_is_counted_and_put_on_record(
     configured(home, server, market, "spool_mb = 1")
     run = home.start("run", "--until-idle", "1")
     until(lambda: home.word("lake").get("tables", {}).get("ticks", {}).get("rows", 0) > 1_000, "nothing flows")
-    server.stop()
+    server.kill()
     until(lambda: home.word("ingest").get("refused", 0) > 1_000, "nothing is refused")
     assert "is full" in run.said
     assert "could not be kept" in run.said
