@@ -20,7 +20,7 @@ from tapeline.config import StreamConfig
 from tapeline.errors import Unavailable
 from tapeline.records import RAW_TOPIC, Chunk, Topic
 from tapeline.streams import Lease, Member, Producer
-from tapeline.streams.kafka.cluster import ASK_S, Cluster
+from tapeline.streams.kafka.cluster import Cluster
 from tapeline.streams.kafka.group import GroupLease, GroupMember
 from tapeline.streams.kafka.messages import ROW_BITS, read_totals
 from tapeline.streams.kafka.producing import RawProducer
@@ -140,10 +140,7 @@ class KafkaStream:
         return {partition: self._cluster.watermarks(looker, topic, partition) for partition in range(self._cluster.count(topic))}
 
     def _committed(self, group: str, topic: Topic) -> list[TopicPartition]:
-        asked = [TopicPartition(topic.name, partition) for partition in range(self._cluster.count(topic))]
-        with self._cluster.told():
-            found: list[TopicPartition] = self._looker(group).committed(asked, timeout=ASK_S)
-        return found
+        return self._cluster.committed(self._looker(group), topic, range(self._cluster.count(topic)))
 
     def _looker(self, group: str) -> Consumer:
         """Asks and says how far a group is, without being one of it."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from urllib.parse import unquote
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
@@ -19,6 +19,8 @@ from tapeline.errors import ConfigError, Refused, Unavailable
 from tapeline.records import RAW_TOPIC, TOPICS, Topic
 from tapeline.streams import Codec
 
+_Answer = TypeVar("_Answer")
+
 _PARTITIONS: Final = 4
 #: A topic of one partition: who is given it holds a lease.
 LEASES: Final = "market-data.leases"
@@ -29,9 +31,18 @@ ASK_S: Final = 10.0
 _LOOK_AGAIN_S: Final = 1.0
 
 
-#: A partition is between two leaders, or the client's view of it is old: it looks again by itself.
+#: A partition is between two leaders, a group between two coordinators, or an offset in a transaction that is not ended.
 _NO_LEADER: Final = frozenset(
-    {KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE, KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_PARTITION}
+    {
+        KafkaError.NOT_LEADER_FOR_PARTITION,
+        KafkaError.LEADER_NOT_AVAILABLE,
+        KafkaError.UNKNOWN_TOPIC_OR_PART,
+        KafkaError._UNKNOWN_PARTITION,
+        KafkaError.NOT_COORDINATOR,
+        KafkaError.COORDINATOR_NOT_AVAILABLE,
+        KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+        KafkaError.UNSTABLE_OFFSET_COMMIT,
+    }
 )
 
 
@@ -84,18 +95,33 @@ class Cluster:
         return "arrow" if topic is RAW_TOPIC else getattr(self._config.codecs, topic.name.rpartition(".")[2])
 
     def watermarks(self, consumer: Consumer, topic: Topic, partition: int) -> tuple[int, int]:
+        found = self.asked(lambda: consumer.get_watermark_offsets(TopicPartition(topic.name, partition), timeout=ASK_S))
+        if found is None:
+            raise self._errors.away()
+        return int(found[0]), int(found[1])
+
+    def committed(self, consumer: Consumer, topic: Topic, partitions: Sequence[int], timeout_s: float = ASK_S) -> list[TopicPartition]:
+        """Where the consumer's group is in each partition: an offset, below zero where it has none yet, and its metadata."""
+
+        def ask() -> list[TopicPartition]:
+            found: list[TopicPartition] = consumer.committed([TopicPartition(topic.name, some) for some in partitions], timeout=timeout_s)
+            for one in found:
+                if one.error is not None:  # its offset is below zero too, and means nothing
+                    raise KafkaException(one.error)
+            return found
+
+        return self.asked(ask)
+
+    def asked(self, question: Callable[[], _Answer]) -> _Answer:
+        """The answer to what is asked of a partition's leader or a group's coordinator, once there is one."""
         deadline = time.monotonic() + ASK_S
         while True:
             try:
-                found = consumer.get_watermark_offsets(TopicPartition(topic.name, partition), timeout=ASK_S)
+                return question()
             except KafkaException as error:
                 if error.args[0].code() not in _NO_LEADER or time.monotonic() > deadline:
                     raise self._errors.meaning(error, "a request failed") from error
                 time.sleep(0.1)
-                continue
-            if found is None:
-                raise self._errors.away()
-            return int(found[0]), int(found[1])
 
     def count(self, topic: Topic) -> int:
         """How many partitions a topic has; topics that are not there yet are made."""

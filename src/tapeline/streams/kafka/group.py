@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from confluent_kafka import OFFSET_BEGINNING, OFFSET_STORED, Consumer, KafkaError, KafkaException, Producer, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, OFFSET_STORED, Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
 from tapeline.errors import Busy, TapelineError, Unavailable
 from tapeline.records import Chunk, Topic
@@ -60,21 +60,14 @@ class GroupMember:
         return sorted(self._mine)
 
     def poll(self, max_rows: int) -> Chunk | None:
-        self._watch()
-        with self._cluster.told():
-            first = self._consumer.poll(self._transactions.rest_s(_POLL_S))
-            most = max(1, min(MOST_MESSAGES, int(max_rows / self._rows_each)))
-            came = [first, *self._consumer.consume(most, 0.0)] if first is not None else []
-        if self._watch():
-            return None  # what came lies behind what is to be read again
-        messages = []
-        for message in came:
-            error = message.error()
-            if error is None:
-                if place(message)[0] in self._mine:
-                    messages.append(message)
-            elif error.code() != KafkaError._PARTITION_EOF:
-                go_on_after(self._cluster, self._consumer, self._topic, message)
+        try:
+            messages = self._messages(max_rows)
+        except PartitionLost as lost:
+            log.info("%s It goes on from what is committed.", lost)
+            return None
+        except Exception:
+            self._rewind_due = True  # what had come before the error is not lost with it: it is read again
+            raise
         if not messages:
             return None
         begin = {partition: self._mine[partition] for partition in {place(message)[0] for message in messages}}
@@ -82,9 +75,28 @@ class GroupMember:
         self._rows_each = max(1.0, 0.5 * (self._rows_each + chunk.rows / len(messages)))
         return chunk
 
-    def commit(self, chunk: Chunk, outputs: Outputs, totals: Totals) -> None:
+    def _messages(self, max_rows: int) -> list[Message]:
+        """What has come of the member's own partitions, from where it is in each."""
         self._watch()
-        if any(self._mine.get(partition) != position for partition, position in chunk.begin.items()):
+        with self._cluster.told():
+            first = self._consumer.poll(self._transactions.rest_s(_POLL_S))
+            most = max(1, min(MOST_MESSAGES, int(max_rows / self._rows_each)))
+            came = [first, *self._consumer.consume(most, 0.0)] if first is not None else []
+        if self._watch():
+            return []  # what came lies behind what is to be read again
+        messages = []
+        for message in came:
+            error = message.error()
+            if error is None:
+                partition, offset = place(message)
+                if partition in self._mine and offset << ROW_BITS >= self._mine[partition]:
+                    messages.append(message)
+            elif error.code() != KafkaError._PARTITION_EOF:
+                go_on_after(self._cluster, self._consumer, self._topic, message)
+        return messages
+
+    def commit(self, chunk: Chunk, outputs: Outputs, totals: Totals) -> None:
+        if self._watch() or any(self._mine.get(partition) != position for partition, position in chunk.begin.items()):
             raise self._taken_over()
         counted = self._totals.setdefault(min(chunk.next), {})  # any of them: what is asked for is the sum
         for name, value in totals.items():
@@ -147,9 +159,7 @@ class GroupMember:
 
     def _load(self, partitions: Sequence[int]) -> None:
         """Where the group is, and what it has counted."""
-        with self._cluster.told():
-            found = self._consumer.committed([TopicPartition(self._topic.name, partition) for partition in partitions], timeout=60.0)
-        for offset in found:
+        for offset in self._cluster.committed(self._consumer, self._topic, partitions, 60.0):
             low = self._cluster.watermarks(self._consumer, self._topic, offset.partition)[0] if offset.offset < 0 else offset.offset
             self._mine[offset.partition] = low << ROW_BITS
             self._totals[offset.partition] = read_totals(offset.metadata)

@@ -108,8 +108,8 @@ class RawProducer:
         try:
             since_ms = since_ns // 1_000_000 - _SENT_BEFORE_MS
             asked = [TopicPartition(RAW_TOPIC.name, p, since_ms) for p in range(self._cluster.count(RAW_TOPIC))]
+            found = self._cluster.asked(lambda: consumer.offsets_for_times(asked, timeout=ASK_S))
             with self._cluster.told():
-                found = consumer.offsets_for_times(asked, timeout=ASK_S)
                 starts = [some for some in found if some.offset >= 0]
                 consumer.assign(starts)
                 ended: set[int] = set()

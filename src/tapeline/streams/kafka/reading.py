@@ -39,6 +39,13 @@ class Reader:
         return self
 
     def read(self, positions: Mapping[int, int], max_rows: int) -> Chunk | None:
+        try:
+            return self._read(positions, max_rows)
+        except Exception:
+            self._at = {}  # what had come before the error is not lost with it: the client begins again where the caller is
+            raise
+
+    def _read(self, positions: Mapping[int, int], max_rows: int) -> Chunk | None:
         consumer = self._consumer = self._consumer or self._cluster.consumer("reader", fetch_min_bytes=_FETCH_BYTES)
         begin = dict(positions)
         if begin != self._at:
@@ -57,7 +64,6 @@ class Reader:
                 return None
             if time.monotonic() > deadline:
                 if self._cluster.trouble:
-                    self._at = {}
                     with self._cluster.told():
                         raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
                 return None
