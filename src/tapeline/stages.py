@@ -18,7 +18,7 @@ from tapeline.monitor.status import Latencies, Rate, StatusFile
 from tapeline.providers.normalizing import Count, Decode, Events, Normalized, Reject, normalize
 from tapeline.records import NORMALIZED_TOPICS, NS_PER_S, RAW_TOPIC, TICKS_TOPIC, Chunk, Topic
 from tapeline.stores import Store
-from tapeline.streams import PartitionLost, Stream
+from tapeline.streams import Member, PartitionLost, Stream
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,8 @@ class Normalize:
         name: str = "",
     ) -> None:
         """`name`: the worker's, as in `Stream.join`."""
-        self._member = stream.join(NORMALIZE, RAW_TOPIC, name)
+        self._join: Callable[[], Member] = lambda: stream.join(NORMALIZE, RAW_TOPIC, name)
+        self._member: Member | None = None
         self._decoders = decoders
         self._status = status
         self._clock = clock
@@ -53,6 +54,8 @@ class Normalize:
 
     def step(self) -> bool:
         self._status.maybe(self._report)
+        if self._member is None:  # here, not at the start: a stream that is away is waited for as at any other time
+            self._member = self._join()
         chunk = self._member.poll(_CHUNK_ROWS)
         if chunk is None:
             return False
@@ -79,7 +82,7 @@ class Normalize:
 
     def _report(self) -> dict[str, Any]:
         return {
-            "partitions": list(self._member.partitions),
+            "partitions": list(self._member.partitions) if self._member is not None else [],
             "providers": {
                 name: {
                     "ticks_per_s": self._rates[name].take(),
@@ -92,7 +95,8 @@ class Normalize:
 
     def finish(self) -> None:
         self._status.write(self._report())
-        self._member.close()
+        if self._member is not None:
+            self._member.close()
 
 
 def _normalize_all(chunk: Chunk, decoders: Mapping[str, Decode]) -> Normalized:

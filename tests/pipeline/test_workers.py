@@ -13,7 +13,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from processes import PROVE, Home, block, received, records, sent, until
 
-from tapeline.records import TICKS_TOPIC
+from tapeline.errors import Unavailable
+from tapeline.monitor.status import StatusFile
+from tapeline.records import TICKS_TOPIC, Topic
+from tapeline.stages import Normalize
+from tapeline.streams.embedded import EmbeddedStream
 from tapeline.truth import compare
 
 if TYPE_CHECKING:
@@ -21,6 +25,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from processes import Process, Spawner, VenueProcess
+
+    from tapeline.streams import Member
 
 SYMBOLS = ("BTCUSDT", "ETHUSDT", "SOLUSDT", "BNBUSDT")
 CHANNELS = ("trade", "bookTicker")
@@ -97,6 +103,33 @@ def test_three_workers_share_the_partitions_and_take_over_from_one_that_is_kille
         process.send(signal.SIGTERM)
         assert process.ends() == 0, process.said
     exactly_once_and_in_order(home, venues)
+
+
+class AwayAtFirst(EmbeddedStream):
+    """A stream that cannot be reached when a worker starts."""
+
+    asked = 0
+
+    def join(self, group: str, topic: Topic, name: str = "") -> Member:
+        self.asked += 1
+        if self.asked < 4:
+            raise Unavailable("The stream is away.")
+        return super().join(group, topic, name)
+
+
+def test_a_worker_that_starts_while_the_stream_is_away_waits_for_it(tmp_path: Path) -> None:
+    with closing(AwayAtFirst(tmp_path / "stream")) as stream:
+        worker = Normalize(stream, {}, StatusFile(tmp_path, "normalize"))
+        for _ in range(3):
+            with pytest.raises(Unavailable):
+                worker.step()
+        assert worker.step() is False
+        worker.finish()
+
+
+def test_a_worker_that_never_reached_the_stream_ends_quietly(tmp_path: Path) -> None:
+    with closing(AwayAtFirst(tmp_path / "stream")) as stream:
+        Normalize(stream, {}, StatusFile(tmp_path, "normalize")).finish()
 
 
 def test_a_run_starts_as_many_workers_and_ingest_processes_as_the_config_says(home: Home, venue: Callable[..., VenueProcess]) -> None:
