@@ -139,7 +139,7 @@ def ingest(
             writer = f"{name}-{uuid.uuid4().hex}"
             delivery = Delivery(stream.producer(writer), writer, wiring.spool(settings, process))
             delivery.open()
-            recorder = StreamRecorder(delivery, wiring.partitions(planned, stream.partitions), random)
+            recorder = StreamRecorder(delivery, wiring.partitions(planned, wiring.raw_partitions(settings, stream)), random)
             lines = wiring.lines(mine, recorder, time.time_ns, random)
             await ingest_stage(lines, recorder, wiring.checks(mine), StatusFile(settings.root, name), stop, leases)
         finally:

@@ -181,6 +181,26 @@ def _first_free(account: str, connections: int, stream: Stream) -> Lease:
     return stream.hold(f"{account}, connection {connections}")
 
 
+def raw_partitions(config: Config, stream: Stream) -> int:
+    """How many the raw topic has. Of a stream that is away: as many as when it was last seen; never seen: the one that each has.
+
+    A record for a partition that turns out not to exist would be read by nobody."""
+    if config.stream.url == "embedded:":
+        return stream.partitions
+    note = config.root / "spool" / "partitions"
+    try:
+        count = len(stream.ends(RAW_TOPIC))
+    except Unavailable:
+        with suppress(OSError, ValueError):
+            known, url = note.read_text(encoding="utf-8").split(" ", 1)
+            return int(known) if url == config.stream.shown else 1
+        return 1
+    with suppress(OSError):  # it is asked again at the next start
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.write_text(f"{count} {config.stream.shown}", encoding="utf-8")
+    return count
+
+
 def partitions(planned: Sequence[tuple[ProviderConfig, Plan]], number: int) -> dict[str, int]:
     """The raw partition of each plan: in turn, so that they share the load evenly, the same for every process of one configuration."""
     return {plan.name: at % number for at, (_, plan) in enumerate(planned)}

@@ -14,11 +14,14 @@ import pyarrow as pa
 import pytest
 from processes import PROVE, block, key, received, records, rss_mb, sent, until
 
+from tapeline.config import Config, StreamConfig
 from tapeline.records import RAW, TICKS_TOPIC
 from tapeline.truth import compare
+from tapeline.wiring import open_stream, raw_partitions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from processes import Home, Process, VenueProcess
 
@@ -213,3 +216,23 @@ def test_redis_that_is_full_because_a_store_is_stopped_drops_nothing(
     market.stop()
     found = compare(home.lake, [market.journal])
     assert (found.missing, found.extra) == ([], [])
+
+
+def test_while_the_stream_is_away_nothing_is_meant_for_a_partition_that_it_may_not_have(
+    own_redis: Callable[..., Any], tmp_path: Path
+) -> None:
+    server = own_redis()
+    with closing(open_stream(Config(stream=StreamConfig(url=server.url, partitions=2)), {})) as stream:
+        assert stream.partitions == 2
+    server.stop()
+    config = Config(data_dir=str(tmp_path), stream=StreamConfig(url=server.url))  # which leaves their number to the stream
+    with closing(open_stream(config, {})) as stream:
+        assert raw_partitions(config, stream) == 1
+        server.start()
+        assert raw_partitions(config, stream) == 2
+        server.stop()
+    with closing(open_stream(config, {})) as stream:
+        assert raw_partitions(config, stream) == 2
+    other = Config(data_dir=str(tmp_path), stream=StreamConfig(url="redis://127.0.0.1:1"))
+    with closing(open_stream(other, {})) as stream:
+        assert raw_partitions(other, stream) == 1
