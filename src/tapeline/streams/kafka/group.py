@@ -14,7 +14,7 @@ from confluent_kafka import OFFSET_BEGINNING, OFFSET_STORED, Consumer, KafkaErro
 from tapeline.errors import Busy, TapelineError, Unavailable
 from tapeline.records import Chunk, Topic
 from tapeline.streams import Outputs, PartitionLost, Totals
-from tapeline.streams.kafka.cluster import LEASES, MESSAGE_BYTES, Cluster
+from tapeline.streams.kafka.cluster import ASK_S, LEASES, MESSAGE_BYTES, Cluster
 from tapeline.streams.kafka.messages import ROW_BITS, chunk_of, place, produce, read_totals, write_totals
 from tapeline.streams.kafka.reading import MOST_MESSAGES, go_on_after
 
@@ -121,6 +121,7 @@ class GroupMember:
                     raise
                 log.info("What was not committed is made again by the next member: %s", error)
             finally:
+                self._transactions.abort()
                 self._consumer.close()
                 self._transactions.close()
 
@@ -255,11 +256,18 @@ class _Transactions:
             self.turn()
 
     def abort(self) -> None:
-        """Let go of what is not committed, with new producers: these may be fenced, or broken."""
+        """Undo what is not committed. What stays open holds back every reader of committed records until it times out."""
         if self._ending is not None:
             self._ending.done.wait()
         self._offsets, self._ending = {}, None
-        self.close()
+        for producer in self._producers:
+            try:
+                producer.abort_transaction(ASK_S)
+            except KafkaException as error:
+                if error.args[0].code() != KafkaError._STATE:  # there was none
+                    # Fenced, or broken: new ones under the same names abort it when they begin.
+                    self.close()
+                    return
 
     def close(self) -> None:
         for producer in self._producers:
