@@ -327,7 +327,6 @@ def test_a_whole_frame_that_no_array_was_found_in_is_retried_as_it_is(pipeline: 
     assert pipeline.records(TICKS_TOPIC) == []
 
 
-@pytest.mark.xfail(reason="the notice of the retry has the id of the event's own notice", strict=True)
 def test_a_retried_event_that_turns_out_to_be_a_notice_has_an_id_of_its_own(pipeline: Pipeline) -> None:
     status = b'[{"ev":"status","status":"success","message":"subscribed to: T.AAPL"}]'
     pipeline.received(status, provider="polygon", feed="stocks")

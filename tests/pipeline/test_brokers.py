@@ -132,7 +132,7 @@ def newest_in_spool(home: Home) -> tuple[str, tuple[str, str, int]]:
     return row["connection"], key(json.loads(row["payload"])["data"])
 
 
-@pytest.mark.parametrize("server", KINDS, indirect=True)
+@pytest.mark.parametrize("server", KINDS if PROVE else KINDS[:1], indirect=True)
 def test_ingest_is_killed_while_the_broker_is_away_and_while_the_spool_drains(
     server: Any, home: Home, venue: Callable[..., VenueProcess]
 ) -> None:

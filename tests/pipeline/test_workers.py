@@ -72,7 +72,7 @@ def shares(home: Home, *workers: str) -> dict[str, list[int]]:
     return {worker: home.word(worker).get("partitions", []) for worker in workers}
 
 
-@pytest.mark.parametrize("kind", ["embedded", "redis", "kafka"])
+@pytest.mark.parametrize("kind", ["embedded", "redis", "kafka"] if PROVE else ["redis", "kafka"])
 def test_three_workers_share_the_partitions_and_take_over_from_one_that_is_killed_and_one_that_hangs(
     kind: str, request: pytest.FixtureRequest, home: Home, venue: Callable[..., VenueProcess]
 ) -> None:

@@ -165,6 +165,9 @@ class Events:
 #: Kinds of raw records that say what became of a connection, rather than what it carried.
 _OWN_NOTICES: Final = frozenset({"opened", "subscribed", "closed", "refused"})
 
+#: The index of the notice of a retry: behind every event that the retried bytes may hold.
+_RETRIED_AT: Final = 2**31 - 1
+
 #: Sorts the frames of one feed into events.
 Decode: TypeAlias = Callable[[str, Frames, Events], None]
 
@@ -274,7 +277,7 @@ class _Source:
             events.seen += 1
             payload = self.payload[row].as_py()
             if kind == "retried":
-                events.notices.add(Notice(kind, self._again[row].decode("utf-8", "replace")), row, 0)
+                events.notices.add(Notice(kind, self._again[row].decode("utf-8", "replace")), row, _RETRIED_AT)
                 frames.append(row)
             elif kind in _OWN_NOTICES:
                 events.notices.add(Notice(kind, payload.decode("utf-8", "replace")), row, 0)

@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 
 #: A transaction whose process has died holds back readers of committed records for so long, unless its worker comes back before.
 _TRANSACTION_TIMEOUT_S: Final = 10.0
+#: So long one waits for the end of another's transaction before looking at one's own.
+_PENDING_S: Final = 15.0
 _SESSION_S: Final = 6.0
 _POLL_S: Final = 0.05
 #: What a broker says to a member that the group has gone on without.
@@ -160,7 +162,16 @@ class GroupMember:
 
     def _load(self, partitions: Sequence[int]) -> None:
         """Where the group is, and what it has counted."""
-        for offset in self._cluster.committed(self._consumer, self._topic, partitions, 60.0):
+        if not partitions:
+            return
+        try:
+            found = self._cluster.committed(self._consumer, self._topic, partitions, _PENDING_S)
+        except Unavailable as error:
+            log.warning("%s Offsets that transactions of this worker may have left pending are cleared.", error)
+            with self._cluster.told():
+                self._transactions.clear(self._topic, partitions)
+            found = self._cluster.committed(self._consumer, self._topic, partitions, _PENDING_S)
+        for offset in found:
             low = self._cluster.watermarks(self._consumer, self._topic, offset.partition)[0] if offset.offset < 0 else offset.offset
             self._mine[offset.partition] = low << ROW_BITS
             self._totals[offset.partition] = read_totals(offset.metadata)
@@ -265,9 +276,24 @@ class _Transactions:
                 producer.abort_transaction(ASK_S)
             except KafkaException as error:
                 if error.args[0].code() != KafkaError._STATE:  # there was none
-                    # Fenced, or broken: new ones under the same names abort it when they begin.
+                    # Fenced, or broken: new ones under the same names abort it as they begin.
                     self.close()
+                    self._producer()
                     return
+
+    def clear(self, topic: Topic, partitions: Sequence[int]) -> None:
+        """End for good what transactions of these producers may have left pending of the group's offsets.
+
+        A coordinator that has rolled a transaction back may not have told the group (seen after a restart of a single node): then
+        nobody can learn the offsets. A transaction of the same producer that is aborted takes the pending offsets with it.
+        """
+        for _ in self._producers or [self._producer()]:
+            producer = self._producer()
+            producer.begin_transaction()
+            offsets = [TopicPartition(topic.name, partition, 0) for partition in partitions]
+            producer.send_offsets_to_transaction(offsets, self._consumer.consumer_group_metadata(), ASK_S)
+            producer.abort_transaction(ASK_S)
+            self._turn ^= 1
 
     def close(self) -> None:
         for producer in self._producers:
