@@ -25,11 +25,11 @@ from services.redis import RedisServer
 from bench import whole
 from bench.machine import REPOSITORY, describe, pipeline, table, venue, write_config
 
-_EVENTS = 1_000_000
+_EVENTS = 600_000
 _ROUNDS = 3
 _RATE = 10_000
-_SECONDS = 30
-_WARM_UP_S = 8
+_SECONDS = 20
+_WARM_UP_S = 20
 _TOPIC = "market-data.normalized"
 _SERVERS: dict[str, type[Server]] = {"kafka": KafkaBroker, "redis": RedisServer}
 #: About what a tick is on the wire.
