@@ -154,7 +154,12 @@ def test_after_an_aborted_transaction_nothing_waits_and_what_follows_is_read(pla
     for _ in range(count):
         dying.produce(TICKS_TOPIC.name, b"never to be seen", b"X")
     dying.flush(20)
-    assert column(stream, TICKS_TOPIC, "sequence") == [1]
+    chunk = stream.read(TICKS_TOPIC, {}, 10)
+    assert chunk is not None
+    assert chunk.batch["sequence"].to_pylist() == [1]
+    behind = dict.fromkeys(range(3), 0) | dict(chunk.next)
+    assert stream.read(TICKS_TOPIC, behind, 10) is None
+    assert any(stream.waiting(TICKS_TOPIC, behind).values()), "what is in the open transaction may come"
     dying.abort_transaction(20)
     assert column(stream, TICKS_TOPIC, "sequence") == [1]
     stream.append(TICKS_TOPIC, ticks({"symbol": "X", "sequence": 2}))

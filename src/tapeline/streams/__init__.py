@@ -63,7 +63,8 @@ class Stream(Protocol):
         """Positions from which about `rows` records, or a few more, are left to read in each partition."""
 
     def waiting(self, topic: Topic, positions: Mapping[int, int]) -> dict[int, int]:
-        """For each partition, the entries at or after the position: zero exactly where a reader would find nothing."""
+        """For each partition, the entries at or after the position: zero exactly where a reader finds nothing, and nothing is on its way
+        (on Kafka: in a transaction that is not ended)."""
 
     def hold(self, name: str) -> Lease:
         """Be the only process that holds `name`. Raises `Busy` while another one does."""

@@ -122,8 +122,11 @@ class KafkaStream:
                     suspects[partition] = (position, high)
         for partition, (position, high) in suspects.items():
             if self._reader(topic, "look").anew().read({partition: position << ROW_BITS}, 1) is None:
-                self._nothing_at[topic, partition] = (position, high)
-                found[partition] = 0
+                # Behind what is stable lies a transaction that is not ended: what is in it may come.
+                _, stable = self._cluster.watermarks(self._looker("stable", "read_committed"), topic, partition)
+                if stable >= high:
+                    self._nothing_at[topic, partition] = (position, high)
+                    found[partition] = 0
         return found
 
     def close(self) -> None:
@@ -142,11 +145,11 @@ class KafkaStream:
     def _committed(self, group: str, topic: Topic) -> list[TopicPartition]:
         return self._cluster.committed(self._looker(group), topic, range(self._cluster.count(topic)))
 
-    def _looker(self, group: str) -> Consumer:
+    def _looker(self, group: str, isolation: str = "read_uncommitted") -> Consumer:
         """Asks and says how far a group is, without being one of it."""
         looker = self._lookers.get(group)
         if looker is None:
-            looker = self._lookers[group] = self._cluster.consumer(group, isolation_level="read_uncommitted")
+            looker = self._lookers[group] = self._cluster.consumer(group, isolation_level=isolation)
         return looker
 
     def _reader(self, topic: Topic, purpose: str) -> Reader:
