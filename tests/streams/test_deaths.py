@@ -69,6 +69,8 @@ def test_a_worker_killed_at_every_point_of_its_work_loses_and_doubles_nothing(pl
             raise AssertionError(f"it did not come to {point} in turn {turn}: {work.said()[-2000:]}") from error
         assert dying.returncode == -signal.SIGKILL
     last = work(place, "transform", name="the one", max_rows=5)
+    assert last.stdout is not None
+    assert last.stdout.readline() == "joined\n"
     flow.settle()
     last.send_signal(signal.SIGTERM)
     assert last.wait(30) == 0, work.said()[-2000:]
