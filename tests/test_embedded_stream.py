@@ -202,6 +202,9 @@ def test_a_writer_killed_at_any_moment_leaves_whole_commits_and_the_next_goes_on
     position = 0
     for after_s in (0.05, 0.11, 0.17):
         process = writer(tmp_path, 10**9)
+        with closing(EmbeddedStream(tmp_path)) as watching:
+            while watching.positions("normalize", RAW_TOPIC)[0] <= position:
+                time.sleep(0.005)
         time.sleep(after_s)
         process.send_signal(signal.SIGKILL)
         process.wait()
