@@ -25,7 +25,7 @@ from tapeline.records import NORMALIZED_TOPICS, NS_PER_S, RAW_TOPIC, TOPICS, Chu
 from tapeline.streams import Lease, Member, Outputs, PartitionLost, Producer, Totals
 from tapeline.streams.arrow import decode, encode
 from tapeline.streams.partitioning import split
-from tapeline.streams.sharing import BookLease, Shares
+from tapeline.streams.sharing import BookLease, SharedMember, Shares
 
 _FORMAT: Final = 2
 _SCHEMA: Final = f"""
@@ -154,7 +154,7 @@ class EmbeddedStream:
         return _Producer(self)
 
     def join(self, group: str, topic: Topic, name: str = "") -> Member:
-        return _Member(self, group, topic, Shares(self._leases(), group, topic.name, self.partitions, name))
+        return SharedMember(self, group, topic, Shares(self._leases(), group, topic.name, self.partitions, name), self.read_some)
 
     def hold(self, name: str) -> Lease:
         return BookLease(self._leases(), f"hold/{name}", name)
@@ -331,39 +331,6 @@ def _move(db: sqlite3.Connection, group: str, topic: Topic, partition: int, posi
         "INSERT INTO positions VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET next = excluded.next",
         (group, topic.name, partition, position),
     )
-
-
-class _Member:
-    """A reader of the partitions that its leases give it."""
-
-    def __init__(self, stream: EmbeddedStream, group: str, topic: Topic, shares: Shares) -> None:
-        self._stream, self._group, self._topic, self._shares = stream, group, topic, shares
-        self._positions: dict[int, int] = {}
-
-    @property
-    def partitions(self) -> tuple[int, ...]:
-        return tuple(self._positions)
-
-    def poll(self, max_rows: int) -> Chunk | None:
-        mine = self._shares.now()
-        if tuple(mine) != self.partitions:
-            positions = self._stream.positions(self._group, self._topic)
-            self._positions = {partition: self._positions.get(partition, positions[partition]) for partition in mine}
-        if not self._positions:
-            return None
-        return self._stream.read_some(self._topic, self._positions, max_rows)
-
-    def commit(self, chunk: Chunk, outputs: Outputs, totals: Totals) -> None:
-        try:
-            self._stream.commit(self._group, chunk, outputs, totals)
-        except PartitionLost:
-            self._positions = {}
-            self._shares.lost()
-            raise
-        self._positions |= chunk.next
-
-    def close(self) -> None:
-        self._shares.close()
 
 
 class _Producer:

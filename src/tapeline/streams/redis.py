@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from random import uniform
 from typing import Any, Final, NamedTuple
 from urllib.parse import unquote, urlsplit
@@ -28,7 +29,7 @@ from tapeline.errors import ConfigError, NewerData, Refused, Unavailable
 from tapeline.records import NORMALIZED_TOPICS, RAW_TOPIC, TICKS_TOPIC, TOPICS, Chunk, Topic
 from tapeline.streams import Codec, Lease, Member, Outputs, PartitionLost, Producer, Totals, arrow, codecs, protobuf
 from tapeline.streams.partitioning import partitions_of, split
-from tapeline.streams.sharing import BookLease, Shares
+from tapeline.streams.sharing import BookLease, SharedMember, Shares
 
 log = logging.getLogger(__name__)
 
@@ -237,7 +238,8 @@ class RedisStream:
 
     def join(self, group: str, topic: Topic, name: str = "") -> Member:
         self._begin()
-        return _Member(self, group, topic, Shares(_Leases(self), group, topic.name, self._count, name))
+        shares = Shares(_Leases(self), group, topic.name, self._count, name)
+        return SharedMember(self, group, topic, shares, partial(self.read_some, wait_ms=_POLL_MS))
 
     def hold(self, name: str) -> Lease:
         self._begin()
@@ -533,41 +535,6 @@ def _behind(client: Any, key: str, group: Mapping[str, Any]) -> int:
         oldest, count = client.xpending(key, group["name"])["min"].split(b"-")
         return min(delivered, int(oldest) - int(count))
     return delivered
-
-
-class _Member:
-    """A reader of the partitions that its leases give it."""
-
-    def __init__(self, stream: RedisStream, group: str, topic: Topic, shares: Shares) -> None:
-        self._stream, self._group, self._topic, self._shares = stream, group, topic, shares
-        self._positions: dict[int, int] = {}
-
-    @property
-    def partitions(self) -> tuple[int, ...]:
-        return tuple(self._positions)
-
-    def poll(self, max_rows: int) -> Chunk | None:
-        mine = self._shares.now()
-        if tuple(mine) != self.partitions:
-            positions = self._stream.positions(self._group, self._topic)
-            self._positions = {partition: self._positions.get(partition, positions[partition]) for partition in mine}
-        return self._stream.read_some(self._topic, self._positions, max_rows, _POLL_MS) if self._positions else None
-
-    def commit(self, chunk: Chunk, outputs: Outputs, totals: Totals) -> None:
-        try:
-            self._stream.commit(self._group, chunk, outputs, totals)
-        except PartitionLost:
-            self._positions = {}
-            self._shares.lost()
-            raise
-        except Unavailable:
-            # It may have been committed although no answer came: the group's own place tells.
-            self._positions = {}
-            raise
-        self._positions |= chunk.next
-
-    def close(self) -> None:
-        self._shares.close()
 
 
 class _Producer:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Protocol
 
-from tapeline.errors import Busy
+from tapeline.errors import Busy, Unavailable
+from tapeline.records import Chunk, Topic
+from tapeline.streams import Outputs, PartitionLost, Totals
 
 #: A lease that is not renewed for so long is free.
 LEASE_S: Final = 3.0
@@ -95,3 +97,51 @@ class Shares:
             self._book.drop(f"{self._prefix}{partition}", self._token)
         self._book.drop(self._members + self._token, self._token)
         self._mine = []
+
+
+class Groups(Protocol):
+    """What a stream keeps of its groups."""
+
+    def positions(self, group: str, topic: Topic) -> dict[int, int]:
+        """Where `group` reads each partition next."""
+
+    def commit(self, group: str, chunk: Chunk, outputs: Outputs, totals: Totals) -> None:
+        """As `Member.commit`; raises PartitionLost where the group is not where the chunk begins."""
+
+
+class SharedMember:
+    """A member of a group that works on the partitions which its leases give it."""
+
+    def __init__(
+        self, stream: Groups, group: str, topic: Topic, shares: Shares, read: Callable[[Topic, Mapping[int, int], int], Chunk | None]
+    ) -> None:
+        """`read`: the next records of the topic from positions on, about so many."""
+        self._stream, self._group, self._topic, self._shares, self._read = stream, group, topic, shares, read
+        self._positions: dict[int, int] = {}
+
+    @property
+    def partitions(self) -> tuple[int, ...]:
+        return tuple(self._positions)
+
+    def poll(self, max_rows: int) -> Chunk | None:
+        mine = self._shares.now()
+        if tuple(mine) != self.partitions:
+            positions = self._stream.positions(self._group, self._topic)
+            self._positions = {partition: self._positions.get(partition, positions[partition]) for partition in mine}
+        return self._read(self._topic, self._positions, max_rows) if self._positions else None
+
+    def commit(self, chunk: Chunk, outputs: Outputs, totals: Totals) -> None:
+        try:
+            self._stream.commit(self._group, chunk, outputs, totals)
+        except PartitionLost:
+            self._positions = {}
+            self._shares.lost()
+            raise
+        except Unavailable:
+            # It may have been committed although no answer came: the group's own place tells.
+            self._positions = {}
+            raise
+        self._positions |= chunk.next
+
+    def close(self) -> None:
+        self._shares.close()
