@@ -98,7 +98,7 @@ def test_stages_and_broker_are_killed_and_paused_in_the_middle(server: Any, home
 def test_the_broker_is_away_at_the_start_and_again_for_long(server: Any, home: Home, venue: Callable[..., VenueProcess]) -> None:
     rate, away_s = (5_000, 120.0) if PROVE else (2_000, 10.0)
     server.stop()
-    market = venue("binance", "--rate", str(rate), "--limit", str(int(rate * (away_s + 6))))
+    market = venue("binance", "--rate", str(rate), "--limit", str(int(rate * (away_s + 16))))
     configured(home, server, market)
     run = home.start("run", "--until-idle", "1")
     until(lambda: home.word("ingest").get("spooled", 0) > rate / 2, "nothing is spooled")

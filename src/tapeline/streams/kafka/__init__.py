@@ -155,5 +155,5 @@ class KafkaStream:
     def _reader(self, topic: Topic, purpose: str) -> Reader:
         reader = self._readers.get((topic, purpose))
         if reader is None:
-            reader = self._readers[topic, purpose] = Reader(self._cluster, topic)
+            reader = self._readers[topic, purpose] = Reader(self._cluster, topic, at_once=purpose == "look")
         return reader

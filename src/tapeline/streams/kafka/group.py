@@ -6,13 +6,13 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from confluent_kafka import OFFSET_BEGINNING, OFFSET_STORED, Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
 from tapeline.errors import Busy, TapelineError, Unavailable
-from tapeline.records import Chunk, Topic
+from tapeline.records import TOPICS, Chunk, Topic
 from tapeline.streams import Outputs, PartitionLost, Totals
 from tapeline.streams.kafka.cluster import ASK_S, LEASES, MESSAGE_BYTES, Cluster
 from tapeline.streams.kafka.messages import ROW_BITS, chunk_of, place, produce, read_totals, write_totals
@@ -81,7 +81,7 @@ class GroupMember:
         """What has come of the member's own partitions, from where it is in each."""
         self._watch()
         with self._cluster.told():
-            first = self._consumer.poll(self._transactions.rest_s(_POLL_S))
+            first = self._consumer.poll(_POLL_S)
             most = max(1, min(MOST_MESSAGES, int(max_rows / self._rows_each)))
             came = [first, *self._consumer.consume(most, 0.0)] if first is not None else []
         if self._watch():
@@ -123,14 +123,13 @@ class GroupMember:
                     raise
                 log.info("What was not committed is made again by the next member: %s", error)
             finally:
-                self._transactions.abort()
-                self._consumer.close()
                 self._transactions.close()
+                self._consumer.close()
 
     def _watch(self) -> bool:
-        """End what is due, and meet what has failed meanwhile. Whether it is all read again from what is committed."""
+        """Meet what has failed meanwhile. Whether it is all read again from what is committed."""
         try:
-            self._transactions.turn()
+            self._transactions.check()
         except KafkaException as error:
             self._failed(error)
         if self._rewind_due:
@@ -144,6 +143,10 @@ class GroupMember:
         inner: KafkaError = error.args[0]
         if inner.code() in _GONE_ON:
             raise self._taken_over() from error
+        if inner.code() == KafkaError._FENCED:
+            raise PartitionLost(
+                f"Kafka has ended a transaction of {self._group}: it was open for too long, or another worker has the same name."
+            ) from error
         with self._cluster.told():
             raise error
 
@@ -151,7 +154,8 @@ class GroupMember:
         return PartitionLost(f"Kafka has given part of {self._topic.name} to another member of {self._group}.")
 
     def _rewind(self) -> None:
-        self._transactions.abort()
+        with self._cluster.told():
+            self._transactions.renew()
         partitions = sorted(self._mine)
         if partitions:
             self._load(partitions)
@@ -167,9 +171,9 @@ class GroupMember:
         try:
             found = self._cluster.committed(self._consumer, self._topic, partitions, _PENDING_S)
         except Unavailable as error:
-            log.warning("%s Offsets that transactions of this worker may have left pending are cleared.", error)
             with self._cluster.told():
-                self._transactions.clear(self._topic, partitions)
+                self._transactions.sweep(self._topic, partitions)
+            log.warning("%s Transactions of this worker that the broker had not ended are undone now; nothing is lost.", error)
             found = self._cluster.committed(self._consumer, self._topic, partitions, _PENDING_S)
         for offset in found:
             low = self._cluster.watermarks(self._consumer, self._topic, offset.partition)[0] if offset.offset < 0 else offset.offset
@@ -179,6 +183,9 @@ class GroupMember:
     def _assigned(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         new = [partition.partition for partition in partitions]
         try:
+            if not self._transactions.ready:
+                with self._cluster.told():
+                    self._transactions.renew()
             self._load(new)
         except TapelineError as error:
             # They are ours all the same: where to read is asked again before anything of them is.
@@ -201,6 +208,7 @@ class GroupMember:
 
     def _lost_all(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         """Another member has them already."""
+        self._transactions.drop()
         self._rewind_due = True
         self._let_go(consumer, partitions)
 
@@ -212,153 +220,178 @@ class GroupMember:
 
 
 class _Transactions:
-    """Outputs and offsets, some chunks to a transaction, over two producers in turn.
+    """Outputs and offsets, some chunks to a transaction, over two producers in turn, committed by a thread of its own.
 
     While one producer's transaction is being committed, the outputs of the next chunks go out by the other, so that a reader of
-    uncommitted records never waits for a commit. The second is committed only after the first: offsets never overtake outputs.
+    uncommitted records never waits for a commit. The second is committed only after the first: offsets never overtake outputs. An
+    open transaction is committed when it is due, whether or not anybody polls: Kafka ends by itself what stays open for too long.
     """
 
     def __init__(self, cluster: Cluster, consumer: Consumer, name: str, every_s: float) -> None:
         self._cluster, self._consumer, self._name, self._every_s = cluster, consumer, name, every_s
         self._producers: list[Producer] = []
         self._turn = 0
-        self._offsets: dict[int, TopicPartition] = {}
-        self._since = 0.0
-        self._ending: _Ending | None = None
-
-    def rest_s(self, most: float) -> float:
-        """How long one may wait for records before `turn` has something to do."""
-        if self._ending is not None:
-            return min(most, 0.002)
-        return min(most, max(0.0, self._since + self._every_s - time.monotonic())) if self._offsets else most
+        self._open: _Open | None = None
+        self._flushing = self._committing = self._closed = False
+        self._error: KafkaException | None = None
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
 
     def add(self, outputs: Outputs, offsets: Sequence[TopicPartition]) -> None:
-        """Hand over outputs under the open transaction. Raises KafkaException: then `abort` is to follow."""
-        producer = self._producer()
-        if not self._offsets:
-            if self._ending is not None:
-                self._ending.flushed.wait()  # so that each partition keeps the order
-            producer.begin_transaction()
-            self._since = time.monotonic()
-        for topic, batch in outputs:
-            if batch.num_rows:
-                produce(producer, topic, batch, self._cluster)
-        self._offsets |= {offset.partition: offset for offset in offsets}
-        self.turn()
+        """Hand over outputs under the open transaction. Raises KafkaException: then `renew` is to follow."""
+        group = self._consumer.consumer_group_metadata()
+        if not self._consumer.memberid():
+            # Kafka would take offsets from nobody in particular, and another may have gone on from the old ones.
+            raise KafkaException(KafkaError(KafkaError.UNKNOWN_MEMBER_ID))
+        with self._changed:
+            self._changed.wait_for(lambda: self._open is not None or not self._flushing)  # so that each partition keeps the order
+            self._raise()
+            producer = self._producers[self._turn]
+            try:
+                if self._open is None:
+                    producer.begin_transaction()
+                    self._open = _Open(producer, time.monotonic() + self._every_s)
+                for topic, batch in outputs:
+                    if batch.num_rows:
+                        produce(producer, topic, batch, self._cluster)
+            except BaseException:
+                self._open = None  # half of the outputs is not to be committed
+                raise
+            self._open.group = group
+            self._open.offsets |= {offset.partition: offset for offset in offsets}
+            self._changed.notify_all()
 
-    def turn(self) -> None:
-        """Begin to end the open transaction when it is due and the one before it has ended. Raises what that one met."""
-        if self._ending is not None and self._ending.done.is_set():
-            ended, self._ending = self._ending, None
-            if ended.error is not None:
-                raise ended.error
-        if self._offsets and self._ending is None and time.monotonic() - self._since >= self._every_s:
-            self._end()
+    def check(self) -> None:
+        """Raises KafkaException when a transaction has failed since: then `renew` is to follow."""
+        with self._changed:
+            self._raise()
 
     def finish(self) -> None:
-        """Commit everything, now."""
-        if self._ending is not None:
-            self._ending.done.wait()
-            self.turn()
-        if self._offsets and self._ending is None:
-            self._end()
-        if self._ending is not None:
-            self._ending.done.wait()
-            self.turn()
+        """Commit everything, now. Raises KafkaException: then `renew` is to follow."""
+        with self._changed:
+            if self._open is not None:
+                self._open.due = 0.0
+                self._changed.notify_all()
+            self._changed.wait_for(lambda: self._error is not None or (self._open is None and not self._committing))
+            self._raise()
 
-    def abort(self) -> None:
-        """Undo what is not committed. What stays open holds back every reader of committed records until it times out."""
-        if self._ending is not None:
-            self._ending.done.wait()
-        self._offsets, self._ending = {}, None
-        for producer in self._producers:
-            try:
-                producer.abort_transaction(ASK_S)
-            except KafkaException as error:
-                if error.args[0].code() != KafkaError._STATE:  # there was none
-                    # Fenced, or broken: new ones under the same names abort it as they begin.
-                    self.close()
-                    self._producer()
-                    return
+    def drop(self) -> None:
+        """Commit nothing that is not being committed already. `renew` is to follow."""
+        with self._changed:
+            self._open = None
 
-    def clear(self, topic: Topic, partitions: Sequence[int]) -> None:
-        """End for good what transactions of these producers may have left pending of the group's offsets.
+    def renew(self) -> None:
+        """Undo what is not committed, or make sure that it is. Raises KafkaException.
 
-        A coordinator that has rolled a transaction back may not have told the group (seen after a restart of a single node): then
-        nobody can learn the offsets. A transaction of the same producer that is aborted takes the pending offsets with it.
+        A new producer of the same name waits for the end of a commit that the broker has begun, aborts what the old one, or the same
+        worker in an earlier life, has left open, and bars what may still be on its way: after this, what the group's offsets say holds.
         """
-        for _ in self._producers or [self._producer()]:
-            producer = self._producer()
+        self._put_away()
+        producers = [
+            Producer(
+                self._cluster.client(
+                    transactional_id=f"{self._name}-{side}",
+                    transaction_timeout_ms=int(_TRANSACTION_TIMEOUT_S * 1000),
+                    linger_ms=0,
+                    compression_type="lz4",
+                    message_max_bytes=MESSAGE_BYTES,
+                    queue_buffering_max_messages=2_000_000,
+                    queue_buffering_max_kbytes=262_144,
+                )
+            )
+            for side in ("a", "b")
+        ]
+        for producer in producers:
+            producer.init_transactions(ASK_S)
+        with self._changed:
+            self._producers, self._error = producers, None
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="commit", daemon=True)
+            self._thread.start()
+
+    def sweep(self, topic: Topic, partitions: Sequence[int]) -> None:
+        """End for good what the broker believes to have ended. Raises KafkaException.
+
+        A broker that goes down alone, or comes up, calls a transaction ended though its marks were not written where partitions had
+        no leader at that moment (Kafka 4.3.1: seen in the logs of a single node). Its outputs then stay invisible, all behind them
+        too, and the group's offsets cannot be read. Only a mark of the same producer helps: a transaction that touches everything
+        the hanging one can have touched, and is aborted, undoes it as a whole. The records that touch have no value.
+        """
+        offsets = [TopicPartition(topic.name, partition, 0) for partition in partitions]
+        outputs = [some for some in TOPICS.values() if some is not topic]
+        for producer in self._producers:
             producer.begin_transaction()
-            offsets = [TopicPartition(topic.name, partition, 0) for partition in partitions]
+            for output in outputs:
+                for partition in range(self._cluster.count(output)):
+                    producer.produce(output.name, partition=partition)
+            producer.flush(ASK_S)
             producer.send_offsets_to_transaction(offsets, self._consumer.consumer_group_metadata(), ASK_S)
             producer.abort_transaction(ASK_S)
-            self._turn ^= 1
+
+    @property
+    def ready(self) -> bool:
+        return bool(self._producers)
 
     def close(self) -> None:
-        for producer in self._producers:
-            producer.purge()
-        self._producers = []
+        self._put_away()
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        if self._thread is not None:
+            self._thread.join()
 
-    def _end(self) -> None:
-        self._ending = _Ending(self._producer(), list(self._offsets.values()), self._consumer.consumer_group_metadata())
-        threading.Thread(target=self._ending.run, name="commit", daemon=True).start()
-        self._offsets = {}
-        self._turn ^= 1
-
-    def _producer(self) -> Producer:
-        if not self._producers:
-            # Under the same names as before: what a predecessor has left open is aborted at once.
-            self._producers = [
-                Producer(
-                    self._cluster.client(
-                        transactional_id=f"{self._name}-{side}",
-                        transaction_timeout_ms=int(_TRANSACTION_TIMEOUT_S * 1000),
-                        linger_ms=0,
-                        compression_type="lz4",
-                        message_max_bytes=MESSAGE_BYTES,
-                        queue_buffering_max_messages=2_000_000,
-                        queue_buffering_max_kbytes=262_144,
-                    )
-                )
-                for side in ("a", "b")
-            ]
+    def _put_away(self) -> None:
+        with self._changed:
+            self._open = None
+            self._changed.wait_for(lambda: not self._committing)
             for producer in self._producers:
-                producer.init_transactions(30.0)
-        return self._producers[self._turn]
+                producer.purge()
+            self._producers = []
 
+    def _raise(self) -> None:
+        if self._error is not None:
+            raise self._error
 
-class _Ending:
-    """The end of one transaction, on a thread of its own."""
-
-    def __init__(self, producer: Producer, offsets: list[TopicPartition], group: object) -> None:
-        self._producer, self._offsets, self._group = producer, offsets, group
-        self.flushed, self.done = threading.Event(), threading.Event()
-        self.error: KafkaException | None = None
-
-    def run(self) -> None:
-        try:
-            self._producer.flush(30.0)
-            self.flushed.set()
-            self._again(lambda: self._producer.send_offsets_to_transaction(self._offsets, self._group, 30.0))
-            self._again(lambda: self._producer.commit_transaction(30.0))
-        except KafkaException as error:
-            self.error = error
-        finally:
-            self.flushed.set()
-            self.done.set()
-
-    @staticmethod
-    def _again(call: Callable[[], None]) -> None:
-        """librdkafka backs off by itself; what it calls retriable after that is asked a few times more."""
-        for left in (3, 2, 1, 0):
+    def _run(self) -> None:
+        while (due := self._due()) is not None:
             try:
-                call()
+                due.producer.flush(_TRANSACTION_TIMEOUT_S)
+                with self._changed:
+                    self._flushing = False
+                    self._changed.notify_all()
+                due.producer.send_offsets_to_transaction(list(due.offsets.values()), due.group, _TRANSACTION_TIMEOUT_S)
+                due.producer.commit_transaction(_TRANSACTION_TIMEOUT_S)
             except KafkaException as error:
-                if not error.args[0].retriable() or not left:
-                    raise
-            else:
-                return
+                self._error = error
+            with self._changed:
+                if self._error is not None:
+                    self._open = None  # what came after is undone with it
+                self._flushing = self._committing = False
+                self._changed.notify_all()
+
+    def _due(self) -> _Open | None:
+        """The open transaction, when its time has come; none at the end."""
+        with self._changed:
+            while not self._closed:
+                if self._open is None or self._error is not None:
+                    self._changed.wait()
+                elif (rest := self._open.due - time.monotonic()) > 0:
+                    self._changed.wait(rest)
+                else:
+                    due, self._open = self._open, None
+                    self._flushing = self._committing = True
+                    self._turn ^= 1
+                    return due
+        return None
+
+
+class _Open:
+    """A transaction that is not ended, and what belongs to its end."""
+
+    def __init__(self, producer: Producer, due: float) -> None:
+        self.producer, self.due = producer, due
+        self.offsets: dict[int, TopicPartition] = {}
+        self.group: object = None
 
 
 class GroupLease:

@@ -15,8 +15,10 @@ from tapeline.streams.kafka.messages import ROW_BITS, chunk_of, place
 
 log = logging.getLogger(__name__)
 
-#: Whoever reads by position is in no hurry: the broker gathers so much for each answer, or what comes in a tenth of a second.
-_FETCH_BYTES: Final = 256 * 1024
+#: A store is in no hurry: the broker gathers so much for each answer, or what comes in a tenth of a second.
+_MUCH: Final = {"fetch_min_bytes": 256 * 1024, "fetch_wait_max_ms": 100}
+#: Who only looks whether there is something wants to know at once.
+_AT_ONCE: Final = {"fetch_min_bytes": 1, "fetch_wait_max_ms": 10}
 #: Messages that are taken from the client at once.
 MOST_MESSAGES: Final = 10_000
 #: Makes of a position the one of its message.
@@ -26,8 +28,9 @@ _WHOLE: Final = -1 << ROW_BITS
 class Reader:
     """Reads the partitions of a topic from positions that the caller keeps."""
 
-    def __init__(self, cluster: Cluster, topic: Topic) -> None:
+    def __init__(self, cluster: Cluster, topic: Topic, *, at_once: bool = False) -> None:
         self._cluster, self._topic = cluster, topic
+        self._fetch = _AT_ONCE if at_once else _MUCH
         self._consumer: Consumer | None = None
         self._at: dict[int, int] = {}
         self._ended: set[int] = set()
@@ -46,7 +49,7 @@ class Reader:
             raise
 
     def _read(self, positions: Mapping[int, int], max_rows: int) -> Chunk | None:
-        consumer = self._consumer = self._consumer or self._cluster.consumer("reader", fetch_min_bytes=_FETCH_BYTES)
+        consumer = self._consumer = self._consumer or self._cluster.consumer("reader", **self._fetch)
         begin = dict(positions)
         if begin != self._at:
             with self._cluster.told():
