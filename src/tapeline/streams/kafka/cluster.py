@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import threading
 import time
@@ -31,6 +32,8 @@ ASK_S: Final = 10.0
 _LOOK_AGAIN_S: Final = 1.0
 
 
+#: Takes librdkafka's own lines: what they tell comes as an error as well, and is said in our words.
+_UNHEARD: Final = logging.Logger("librdkafka", logging.CRITICAL + 1)
 #: A partition is between two leaders, a group between two coordinators, or an offset in a transaction that is not ended.
 _NO_LEADER: Final = frozenset(
     {
@@ -53,7 +56,7 @@ class Cluster:
         """Raises ConfigError for an address that cannot be one."""
         self._config = config
         self._errors = _Errors(config.shown)
-        self._client = _client(config, password) | {"error_cb": self._errors.heard, "log_level": 2, "socket.nagle.disable": True}
+        self._client = _client(config, password) | {"error_cb": self._errors.heard, "logger": _UNHEARD, "socket.nagle.disable": True}
         self._counts: dict[Topic, int] = {}
         self._looking: threading.Thread | None = None
         self._admin: AdminClient | None = None

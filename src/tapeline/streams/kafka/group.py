@@ -53,7 +53,8 @@ class GroupMember:
             heartbeat_interval_ms=int(_SESSION_S * 1000 / 3),
             max_poll_interval_ms=300_000,
         )
-        self._transactions = _Transactions(cluster, self._consumer, f"tapeline-{group}-{name}", commit_every_s)
+        self._name, self._commit_every_s = f"tapeline-{group}-{name}", commit_every_s
+        self._transactions = self._anew()
         with cluster.told():
             self._consumer.subscribe([topic.name], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost_all)
 
@@ -123,7 +124,7 @@ class GroupMember:
                     raise
                 log.info("What was not committed is made again by the next member: %s", error)
             finally:
-                self._transactions.close()
+                self._transactions.leave()
                 self._consumer.close()
 
     def _watch(self) -> bool:
@@ -154,8 +155,7 @@ class GroupMember:
         return PartitionLost(f"Kafka has given part of {self._topic.name} to another member of {self._group}.")
 
     def _rewind(self) -> None:
-        with self._cluster.told():
-            self._transactions.renew()
+        self._renew()
         partitions = sorted(self._mine)
         if partitions:
             self._load(partitions)
@@ -163,6 +163,16 @@ class GroupMember:
                 for partition in partitions:
                     self._consumer.seek(TopicPartition(self._topic.name, partition, self._mine[partition] >> ROW_BITS))
         self._rewind_due = False
+
+    def _anew(self) -> _Transactions:
+        return _Transactions(self._cluster, self._consumer, self._name, self._commit_every_s)
+
+    def _renew(self) -> None:
+        """Whatever became of the transactions so far, it is settled after this."""
+        self._transactions.leave()
+        self._transactions = self._anew()
+        with self._cluster.told():
+            self._transactions.start()
 
     def _load(self, partitions: Sequence[int]) -> None:
         """Where the group is, and what it has counted."""
@@ -183,9 +193,8 @@ class GroupMember:
     def _assigned(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         new = [partition.partition for partition in partitions]
         try:
-            if not self._transactions.ready:
-                with self._cluster.told():
-                    self._transactions.renew()
+            if not self._transactions.started:
+                self._renew()
             self._load(new)
         except TapelineError as error:
             # They are ours all the same: where to read is asked again before anything of them is.
@@ -208,7 +217,7 @@ class GroupMember:
 
     def _lost_all(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         """Another member has them already."""
-        self._transactions.drop()
+        self._transactions.leave()
         self._rewind_due = True
         self._let_go(consumer, partitions)
 
@@ -232,13 +241,41 @@ class _Transactions:
         self._producers: list[Producer] = []
         self._turn = 0
         self._open: _Open | None = None
-        self._flushing = self._committing = self._closed = False
+        self._flushing = self._committing = self._left = False
         self._error: KafkaException | None = None
         self._changed = threading.Condition()
-        self._thread: threading.Thread | None = None
+
+    @property
+    def started(self) -> bool:
+        return bool(self._producers)
+
+    def start(self) -> None:
+        """Undo what transactions of this name have left open, or see it through. Raises KafkaException: then these cannot be used.
+
+        A new producer of the same name waits for the end of a commit that the broker has begun, aborts what its predecessor, or the
+        same worker in an earlier life, has left open, and bars what may still be on its way: after this, the group's offsets hold.
+        """
+        producers = [
+            Producer(
+                self._cluster.client(
+                    transactional_id=f"{self._name}-{side}",
+                    transaction_timeout_ms=int(_TRANSACTION_TIMEOUT_S * 1000),
+                    linger_ms=0,
+                    compression_type="lz4",
+                    message_max_bytes=MESSAGE_BYTES,
+                    queue_buffering_max_messages=2_000_000,
+                    queue_buffering_max_kbytes=262_144,
+                )
+            )
+            for side in ("a", "b")
+        ]
+        for producer in producers:
+            producer.init_transactions(ASK_S)
+        self._producers = producers
+        threading.Thread(target=self._run, name="commit", daemon=True).start()
 
     def add(self, outputs: Outputs, offsets: Sequence[TopicPartition]) -> None:
-        """Hand over outputs under the open transaction. Raises KafkaException: then `renew` is to follow."""
+        """Hand over outputs under the open transaction. Raises KafkaException: then others have to go on."""
         group = self._consumer.consumer_group_metadata()
         if not self._consumer.memberid():
             # Kafka would take offsets from nobody in particular, and another may have gone on from the old ones.
@@ -262,52 +299,30 @@ class _Transactions:
             self._changed.notify_all()
 
     def check(self) -> None:
-        """Raises KafkaException when a transaction has failed since: then `renew` is to follow."""
+        """Raises KafkaException when a transaction has failed since: then others have to go on."""
         with self._changed:
             self._raise()
 
     def finish(self) -> None:
-        """Commit everything, now. Raises KafkaException: then `renew` is to follow."""
+        """Commit everything, now. Raises KafkaException: then others have to go on."""
         with self._changed:
             if self._open is not None:
                 self._open.due = 0.0
                 self._changed.notify_all()
-            self._changed.wait_for(lambda: self._error is not None or (self._open is None and not self._committing))
-            self._raise()
-
-    def drop(self) -> None:
-        """Commit nothing that is not being committed already. `renew` is to follow."""
-        with self._changed:
-            self._open = None
-
-    def renew(self) -> None:
-        """Undo what is not committed, or make sure that it is. Raises KafkaException.
-
-        A new producer of the same name waits for the end of a commit that the broker has begun, aborts what the old one, or the same
-        worker in an earlier life, has left open, and bars what may still be on its way: after this, what the group's offsets say holds.
-        """
-        self._put_away()
-        producers = [
-            Producer(
-                self._cluster.client(
-                    transactional_id=f"{self._name}-{side}",
-                    transaction_timeout_ms=int(_TRANSACTION_TIMEOUT_S * 1000),
-                    linger_ms=0,
-                    compression_type="lz4",
-                    message_max_bytes=MESSAGE_BYTES,
-                    queue_buffering_max_messages=2_000_000,
-                    queue_buffering_max_kbytes=262_144,
-                )
+            ended = self._changed.wait_for(
+                lambda: self._error is not None or (self._open is None and not self._committing), 2 * _TRANSACTION_TIMEOUT_S
             )
-            for side in ("a", "b")
-        ]
-        for producer in producers:
-            producer.init_transactions(ASK_S)
+            self._raise()
+        if not ended:
+            raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
+
+    def leave(self) -> None:
+        """Commit nothing that is not being committed already. Waits for nothing: librdkafka may block while a broker is away."""
         with self._changed:
-            self._producers, self._error = producers, None
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="commit", daemon=True)
-            self._thread.start()
+            self._open, self._left = None, True
+            self._changed.notify_all()
+        for producer in self._producers:
+            producer.purge()
 
     def sweep(self, topic: Topic, partitions: Sequence[int]) -> None:
         """End for good what the broker believes to have ended. Raises KafkaException.
@@ -327,26 +342,6 @@ class _Transactions:
             producer.flush(ASK_S)
             producer.send_offsets_to_transaction(offsets, self._consumer.consumer_group_metadata(), ASK_S)
             producer.abort_transaction(ASK_S)
-
-    @property
-    def ready(self) -> bool:
-        return bool(self._producers)
-
-    def close(self) -> None:
-        self._put_away()
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-        if self._thread is not None:
-            self._thread.join()
-
-    def _put_away(self) -> None:
-        with self._changed:
-            self._open = None
-            self._changed.wait_for(lambda: not self._committing)
-            for producer in self._producers:
-                producer.purge()
-            self._producers = []
 
     def _raise(self) -> None:
         if self._error is not None:
@@ -370,9 +365,9 @@ class _Transactions:
                 self._changed.notify_all()
 
     def _due(self) -> _Open | None:
-        """The open transaction, when its time has come; none at the end."""
+        """The open transaction, when its time has come; none once it is left."""
         with self._changed:
-            while not self._closed:
+            while not self._left:
                 if self._open is None or self._error is not None:
                     self._changed.wait()
                 elif (rest := self._open.due - time.monotonic()) > 0:
