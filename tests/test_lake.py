@@ -22,9 +22,9 @@ from tapeline.errors import DiskTrouble, NewerData
 from tapeline.providers import identity
 from tapeline.query import connect
 from tapeline.records import BARS, BARS_TOPIC, NS_PER_S, REJECTED_TOPIC, TICKS, TICKS_TOPIC, Chunk, Topic
-from tapeline.stores import Written
+from tapeline.stores import Written, with_dates
 from tapeline.stores import lake as lake_module
-from tapeline.stores.lake import Lake, with_dates
+from tapeline.stores.lake import Lake
 
 Row = dict[str, Any]
 

@@ -39,11 +39,11 @@ def checkup(config: Config, environ: Mapping[str, str]) -> Iterator[Result]:
         yield Result(f"stream {config.stream.shown}", str(error), error.exit_status)
     for some in config.stores:
         try:
-            store = wiring.open_store(config, some)
+            store = wiring.open_store(config, some, environ)
             rows = sum(store.totals(topic).rows for topic in NORMALIZED_TOPICS)
-            yield Result(f"store {some.url}", f"{rows:,} rows")
+            yield Result(f"store {some.shown}", f"{rows:,} rows")
         except TapelineError as error:
-            yield Result(f"store {some.url}", str(error), error.exit_status)
+            yield Result(f"store {some.shown}", str(error), error.exit_status)
     try:
         planned = wiring.plans(config, environ)
     except TapelineError as error:

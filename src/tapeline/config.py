@@ -19,7 +19,9 @@ from tapeline.errors import ConfigError
 
 PREFIX: Final = "TAPELINE_"
 #: Variables of this prefix that are not settings.
-_NOT_SETTINGS: Final = frozenset({"TAPELINE_CONFIG", "TAPELINE_PROVE", "TAPELINE_LOG", "TAPELINE_CACHE", "TAPELINE_STREAM_PASSWORD"})
+_NOT_SETTINGS: Final = frozenset(
+    {"TAPELINE_CONFIG", "TAPELINE_PROVE", "TAPELINE_LOG", "TAPELINE_CACHE", "TAPELINE_STREAM_PASSWORD", "TAPELINE_STORE_PASSWORD"}
+)
 #: Where each provider's secrets are looked for, ours first, then the names that its own client uses.
 SECRETS: Final[dict[str, dict[str, tuple[str, ...]]]] = {
     "binance": {},
@@ -65,7 +67,7 @@ class StreamConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_o
     @property
     def shown(self) -> str:
         """The url without its password."""
-        return re.sub(r"(://[^:/@]*):.*@", r"\1@", self.url)
+        return without_password(self.url)
 
 
 class ProviderConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
@@ -91,9 +93,15 @@ class ProviderConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw
 class StoreConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """Where records are kept."""
 
-    url: str = "lake:"
+    url: str = "lake:"  # lake:, lake:/a/folder, postgresql://user@host:5432/database
+    password_file: str = ""  # PostgreSQL's; or the environment's TAPELINE_STORE_PASSWORD
     flush_seconds: NotNegative = 5.0
     flush_rows: Annotated[int, msgspec.Meta(ge=1)] = 250_000
+
+    @property
+    def shown(self) -> str:
+        """The url without its password."""
+        return without_password(self.url)
 
 
 class Config(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -237,6 +245,18 @@ def stream_password(stream: StreamConfig, environ: Mapping[str, str]) -> str:
     if stream.password_file:
         return _from_file("stream.password_file", stream.password_file)
     return environ.get("TAPELINE_STREAM_PASSWORD", "")
+
+
+def store_password(store: StoreConfig, environ: Mapping[str, str]) -> str:
+    """As `stream_password`, of a store."""
+    if store.password_file:
+        return _from_file("stores.password_file", store.password_file)
+    return environ.get("TAPELINE_STORE_PASSWORD", "")
+
+
+def without_password(url: str) -> str:
+    """An address as it may be shown."""
+    return re.sub(r"(://[^:/@]*):.*@", r"\1@", url)
 
 
 def _from_file(what: str, path: str) -> str:

@@ -152,14 +152,17 @@ class KeepIn:
         self._stream, self._store, self._status, self._stop, self._clock = stream, store, status, stop, clock
         self._group = group
         self._flush_rows, self._flush_ns = flush_rows, int(flush_s * NS_PER_S)
-        self._read: dict[Topic, dict[int, int]] = {topic: store.totals(topic).positions for topic in NORMALIZED_TOPICS}
+        self._read: dict[Topic, dict[int, int]] = {}
         self._held: dict[Topic, list[Chunk]] = {topic: [] for topic in NORMALIZED_TOPICS}
         self._since: dict[Topic, int] = {}
         self._rate = Rate(clock)
 
     def step(self) -> bool:
-        self._status.maybe(self._report)
+        if self._read:
+            self._status.maybe(self._report)
         worked = False
+        if not self._read:  # here, not at the start: a store that is away is waited for as at any other time
+            self._read = {topic: self._store.totals(topic).positions for topic in NORMALIZED_TOPICS}
         for topic in NORMALIZED_TOPICS:
             held = self._held[topic]
             rows = sum(chunk.rows for chunk in held)
@@ -189,7 +192,7 @@ class KeepIn:
         kept = {topic.table: self._store.totals(topic) for topic in NORMALIZED_TOPICS}
         return {
             "rows_per_s": self._rate.take(),
-            "tables": {table: {"rows": totals.rows, "duplicates": totals.duplicates} for table, totals in kept.items()},
+            "tables": {table: totals.parts for table, totals in kept.items()},
         }
 
     def finish(self) -> None:

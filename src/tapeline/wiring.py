@@ -14,7 +14,7 @@ from pathlib import Path
 from random import Random
 
 from tapeline import net
-from tapeline.config import Config, ProviderConfig, StoreConfig, environment, secret, stream_password
+from tapeline.config import Config, ProviderConfig, StoreConfig, environment, secret, store_password, stream_password
 from tapeline.errors import Busy, ConfigError, TapelineError, Unavailable
 from tapeline.providers import CHANNELS, PROVIDERS, Provider, identity
 from tapeline.providers.session import FeedSettings, Plan
@@ -75,15 +75,24 @@ def ingest_name(process: str) -> str:
 
 
 def store_name(store: StoreConfig) -> str:
-    """`lake` for `lake:` and so on: the store's name in commands and on the status page."""
-    return store.url.partition(":")[0]
+    """`lake` or `postgresql`: the store's name in commands and on the status page."""
+    scheme = store.url.partition(":")[0]
+    return "postgresql" if scheme == "postgres" else scheme
 
 
-def open_store(config: Config, store: StoreConfig) -> Store:
-    """Raises ConfigError for an address that no store has."""
-    if store.url != "lake:" and not store.url.startswith("lake:/"):
-        raise ConfigError(f'stores.url = "{store.url}" is no store that this version has. Use "lake:" or "lake:/a/folder".')
-    return Lake(_lake_folder(config, store), identity)
+def open_store(config: Config, store: StoreConfig, environ: Mapping[str, str] | None = None) -> Store:
+    """The configured store; nothing is connected yet. Raises ConfigError for an address that no store has."""
+    if store.url == "lake:" or store.url.startswith("lake:/"):
+        return Lake(_lake_folder(config, store), identity)
+    if store_name(store) == "postgresql":
+        try:
+            from tapeline.stores.postgres import Postgres
+        except ModuleNotFoundError as error:
+            raise ConfigError(f"{store.shown} needs the package {error.name}. Install it: pip install 'tapeline[postgres]'.") from None
+        return Postgres(store.url, store_password(store, environment() if environ is None else environ), identity)
+    raise ConfigError(
+        f'stores.url = "{store.shown}" is no store that this version has. Use "lake:", "lake:/a/folder" or "postgresql://user@host/database".'
+    )
 
 
 def lake_folder(config: Config) -> Path:

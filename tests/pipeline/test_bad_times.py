@@ -18,7 +18,7 @@ from tapeline import wiring
 from tapeline.config import load
 from tapeline.errors import ConfigError
 from tapeline.records import TICKS_TOPIC
-from tapeline.stores.lake import with_dates
+from tapeline.stores import with_dates
 from tapeline.streams.embedded import EmbeddedStream
 from tapeline.truth import compare
 

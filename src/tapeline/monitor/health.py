@@ -57,7 +57,7 @@ def equations(stream: Stream, stores: Mapping[str, Store]) -> list[Equation]:
         for topic in NORMALIZED_TOPICS:
             kept = store.totals(topic)
             if kept.read:
-                found.append(Equation(name, topic.table, kept.read, {"rows": kept.rows, "duplicates": kept.duplicates}))
+                found.append(Equation(name, topic.table, kept.read, kept.parts))
     return found
 
 

@@ -1,0 +1,94 @@
+-- What the PostgreSQL store asks and says, by name. Values are parameters; what stands in braces is a name of this program's own.
+
+-- name: settings
+SET lock_timeout = '10s';
+SET timezone = 'UTC';
+SET client_min_messages = 'warning'
+
+-- name: alone
+-- Several stores of one database write one after another.
+SELECT pg_advisory_xact_lock(5283001)
+
+-- name: version
+SELECT version FROM tapeline_schema
+
+-- name: has_version
+SELECT to_regclass('tapeline_schema') IS NOT NULL
+
+-- name: begin_version
+CREATE TABLE IF NOT EXISTS tapeline_schema (version integer NOT NULL)
+
+-- name: set_version
+WITH gone AS (DELETE FROM tapeline_schema) INSERT INTO tapeline_schema (version) VALUES ($1)
+
+-- name: has_timescale
+SELECT EXISTS (SELECT FROM pg_extension WHERE extname = 'timescaledb')
+
+-- name: positions
+SELECT partition, position FROM tapeline_positions WHERE topic = $1
+
+-- name: counts
+SELECT read, rows, duplicates, refused FROM tapeline_counts WHERE topic = $1
+
+-- name: set_position
+INSERT INTO tapeline_positions (topic, partition, position) VALUES ($1, $2, $3)
+ON CONFLICT (topic, partition) DO UPDATE SET position = excluded.position
+
+-- name: set_counts
+INSERT INTO tapeline_counts (topic, read, rows, duplicates, refused) VALUES ($1, $2, $3, $4, $5)
+ON CONFLICT (topic) DO UPDATE SET
+    read = excluded.read, rows = excluded.rows, duplicates = excluded.duplicates, refused = excluded.refused
+
+-- name: refuse
+INSERT INTO tapeline_refused (topic, id, reason, record) VALUES ($1, $2, $3, $4)
+
+-- name: known_parts
+SELECT inhrelid::regclass::text FROM pg_inherits WHERE inhparent = '{table}'::regclass
+
+-- name: new_part
+-- Attaching locks out no reader and no writer of the other parts, as PARTITION OF would.
+CREATE TABLE {part} (LIKE {table} INCLUDING DEFAULTS INCLUDING CONSTRAINTS);
+ALTER TABLE {table} ATTACH PARTITION {part} FOR VALUES FROM ('{begin}+00') TO ('{end}+00')
+
+-- name: held
+SELECT {columns} FROM {table}
+WHERE provider = $1 AND feed = $2 AND channel = $3 AND ts >= $4 AND ts <= $5
+
+-- name: highest
+SELECT symbol, max({id}) FROM {table}
+WHERE provider = $1 AND feed = $2 AND channel = $3 AND ts >= $4 AND symbol = ANY ($5)
+GROUP BY symbol
+
+-- name: copy_of
+CREATE TEMPORARY TABLE {name} (LIKE {table}) ON COMMIT DROP
+
+-- name: replace_bars
+INSERT INTO bars
+SELECT DISTINCT ON (symbol, ts, provider, feed, "interval") * FROM new_bars
+ORDER BY symbol, ts, provider, feed, "interval", received_ns DESC, raw_partition DESC, raw_offset DESC, raw_index DESC
+ON CONFLICT (symbol, ts, provider, feed, "interval") DO UPDATE SET
+    id = excluded.id, open = excluded.open, high = excluded.high, low = excluded.low, close = excluded.close,
+    volume = excluded.volume, vwap = excluded.vwap, trades = excluded.trades, final = excluded.final, exchange = excluded.exchange,
+    channel = excluded.channel, ts_ns = excluded.ts_ns, received_ns = excluded.received_ns, latency_ns = excluded.latency_ns,
+    raw_partition = excluded.raw_partition, raw_offset = excluded.raw_offset, raw_index = excluded.raw_index
+WHERE (excluded.received_ns, excluded.raw_partition, excluded.raw_offset, excluded.raw_index)
+    > (bars.received_ns, bars.raw_partition, bars.raw_offset, bars.raw_index)
+
+-- name: hypertables
+SELECT create_hypertable('ticks', by_range('ts', INTERVAL '1 day'), create_default_indexes => false);
+SELECT create_hypertable('bar_revisions', by_range('ts', INTERVAL '1 month'), create_default_indexes => false);
+SELECT create_hypertable('bars', by_range('ts', INTERVAL '1 month'), create_default_indexes => false);
+SELECT create_hypertable('notices', by_range('ts', INTERVAL '1 month'), create_default_indexes => false);
+SELECT create_hypertable('rejected', by_range('ts', INTERVAL '1 month'), create_default_indexes => false);
+ALTER TABLE ticks SET (timescaledb.compress, timescaledb.compress_segmentby = 'symbol, provider, feed, channel', timescaledb.compress_orderby = 'ts');
+SELECT add_compression_policy('ticks', INTERVAL '7 days')
+
+-- name: trade_bars
+CREATE MATERIALIZED VIEW trade_bars_{name} WITH (timescaledb.continuous, timescaledb.materialized_only = false) AS
+SELECT symbol, provider, feed, time_bucket(INTERVAL '{width}', ts) AS ts,
+    first(last, ts_ns) AS open, max(last) AS high, min(last) AS low, last(last, ts_ns) AS close,
+    sum(volume) AS volume, sum(last * volume) / nullif(sum(volume), 0) AS vwap, count(*) AS trades
+FROM ticks WHERE kind = 'trade'
+GROUP BY 1, 2, 3, 4 WITH NO DATA;
+SELECT add_continuous_aggregate_policy('trade_bars_{name}',
+    start_offset => INTERVAL '{back}', end_offset => INTERVAL '{width}', schedule_interval => INTERVAL '{every}')
