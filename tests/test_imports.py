@@ -20,20 +20,27 @@ MODULES = {
 LAYERS: list[set[str]] = [
     {"records"},
     {"errors"},
-    {"locks", "config"},
+    {"locks", "config", "times"},
     {"providers"},
     {"streams", "stores", "net", "spool"},
     {"monitor", "delivery"},
-    {"flow", "query", "output"},
-    {"stages", "ingest", "supervisor", "truth", "rejects", "audit"},
+    {"flow", "query", "output", "asof"},
+    {"stages", "ingest", "supervisor", "truth", "rejects", "audit", "replaying"},
     {"wiring"},
-    {"checkup", "demo", "run"},
+    {"checkup", "demo", "run", "reading"},
     {"cli"},
     {"__main__"},
 ]
 #: Only the wiring makes these (and query opens the lake's own files, past any store).
-CONCRETE = {"tapeline.streams.embedded", "tapeline.streams.kafka", "tapeline.streams.redis", "tapeline.stores.lake"}
-WHO_KNOWS_CONCRETE = {"tapeline.wiring", "tapeline.cli", "tapeline.demo", "tapeline.query"}
+CONCRETE = {
+    "tapeline.streams.embedded",
+    "tapeline.streams.kafka",
+    "tapeline.streams.redis",
+    "tapeline.stores.lake",
+    "tapeline.stores.lake_reading",
+    "tapeline.stores.postgres",
+}
+WHO_KNOWS_CONCRETE = {"tapeline.wiring", "tapeline.cli", "tapeline.demo", "tapeline.query", "tapeline.reading"}
 #: Library to who may import it, venues aside; of a package, all its modules.
 OWNERS = {
     "picows": {"tapeline.net"},
@@ -44,8 +51,10 @@ OWNERS = {
     "sqlite3": {"tapeline.streams.embedded", "tapeline.spool"},
     "confluent_kafka": {"tapeline.streams.kafka"},
     "redis": {"tapeline.streams.redis"},
-    "deltalake": {"tapeline.stores.lake", "tapeline.query"},
-    "duckdb": {"tapeline.query", "tapeline.truth", "tapeline.cli"},
+    "deltalake": {"tapeline.stores.lake", "tapeline.stores.lake_reading", "tapeline.query"},
+    "duckdb": {"tapeline.query", "tapeline.reading", "tapeline.stores.lake_reading", "tapeline.truth", "tapeline.cli"},
+    "adbc_driver_manager": {"tapeline.stores.postgres"},
+    "adbc_driver_postgresql": {"tapeline.stores.postgres"},
     "typer": {"tapeline.cli"},
 }
 #: Takes addresses apart and opens none.

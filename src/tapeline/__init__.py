@@ -1,1 +1,23 @@
 """Tapeline: market data from the providers' sockets to a stream and a lake, every event accounted for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tapeline.reading import Result, Tick, bars, latest, quotes_at_trades, replay, ticks
+
+__all__ = ["Result", "Tick", "bars", "latest", "quotes_at_trades", "replay", "ticks"]
+
+
+def __getattr__(name: str) -> object:
+    """The reading API, imported when it is first used: a stage has no need of it, and starts without."""
+    if name not in __all__:
+        raise AttributeError(f"module 'tapeline' has no attribute {name!r}")
+    from tapeline import reading
+
+    return getattr(reading, name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -333,6 +333,53 @@ def tail(
 
 
 @app.command()
+def replay(
+    symbol: Annotated[list[str], typer.Option(help="Canonical, such as BTC/USDT; repeatable.")],
+    since: Annotated[str, typer.Option("--from", help="The first moment: ISO 8601 with zone, a date, or ns since 1970.")],
+    until: Annotated[str, typer.Option("--to", help="The first moment that is left out.")],
+    into: Annotated[Path, typer.Option(help="The configuration whose stream gets the ticks; not the one that they came by.")],
+    speed: Annotated[float, typer.Option(help="1 as it happened, 10 ten times as fast, 0 as fast as the stream takes it.")] = 1.0,
+    provider: Annotated[str | None, typer.Option(help="Only this provider's.")] = None,
+    kind: Annotated[str | None, typer.Option(help="Only trade or quote.")] = None,
+    source: Annotated[str, typer.Option(help="Which store to read.")] = "lake",
+    config: ConfigOption = None,
+) -> None:
+    """Publish ticks that were kept into another stream, in event-time order, at the pace at which they happened.
+
+    For a trading engine or a backtest that reads a stream; it finds them in `market-data.normalized`.
+
+    Example: `tapeline replay --symbol BTC/USDT --from 2026-01-05 --to 2026-01-06 --speed 10 --into backtest.toml`
+    """
+    from tapeline import wiring
+    from tapeline.reading import replay_batches
+    from tapeline.replaying import publish
+
+    settings, target = _load(config), load(into, environment())
+    if _addresses(settings) & _addresses(target):
+        raise ConfigError(
+            f"--into {into} names the stream that the ticks came by, {target.stream.shown}: its readers would take them for new ones. "
+            "Name a configuration with another stream; an embedded one has its own data_dir."
+        )
+    stop = _stop_on_signal()
+    batches = replay_batches(symbol, since, until, speed, provider=provider, kind=kind, source=source, config=settings, sleep=stop.wait)
+    stream = wiring.open_stream(target)
+    try:
+        published = publish(batches, stream, stop, Random())
+    finally:
+        stream.close()
+    typer.echo(f"{published} ticks published{', then stopped' if stop.is_set() else ''}.", err=True)
+    raise typer.Exit(130 if stop.is_set() else 0)
+
+
+def _addresses(settings: Config) -> set[str]:
+    """Where the configuration's stream is, whoever logs in to it."""
+    if settings.stream.url == "embedded:":
+        return {str(settings.root)}
+    hosts, _, database = settings.stream.url.partition("://")[2].rpartition("@")[2].partition("/")
+    return {f"{host}/{database}" for host in hosts.split(",")}
+
+
+@app.command()
 def status(
     config: ConfigOption = None,
     format: Annotated[Format, typer.Option(help="table or json.")] = Format.table,  # noqa: A002

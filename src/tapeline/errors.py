@@ -2,6 +2,7 @@
 
 TapelineError
 ├── ConfigError      the configuration is wrong: nothing runs until a person changes it
+│   └── WrongArgument   what a call or a command was asked for cannot be meant: also a ValueError
 ├── Refused          a provider or service said no (key, plan, rights): retrying cannot help
 ├── Busy             another Tapeline process owns this: wait for it or stop it
 ├── NewerData        the data was written by a newer Tapeline: upgrade
@@ -24,6 +25,10 @@ class TapelineError(Exception):
 
 class ConfigError(TapelineError):
     exit_status = 78
+
+
+class WrongArgument(ConfigError, ValueError):
+    pass
 
 
 class Refused(TapelineError):

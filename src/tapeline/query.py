@@ -13,6 +13,7 @@ from deltalake.exceptions import DeltaError, TableNotFoundError
 from tapeline.errors import DiskTrouble
 from tapeline.records import NORMALIZED_TOPICS, Topic
 from tapeline.stores.lake import check_format
+from tapeline.stores.lake_reading import NO_DOWNLOADS
 
 #: The last revision of each bar; `bar_revisions` has them all.
 _BARS: Final = """
@@ -25,7 +26,7 @@ QUALIFY row_number() OVER (
 
 def connect(lake: Path) -> duckdb.DuckDBPyConnection:
     """An in-memory DuckDB with the views ticks, bars, bar_revisions, notices and rejected. Nothing is downloaded."""
-    db = duckdb.connect(config={"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"})
+    db = duckdb.connect(config=NO_DOWNLOADS)
     db.execute("SET TimeZone = 'UTC'").fetchall()
     for topic in NORMALIZED_TOPICS:
         name = "bar_revisions" if topic.table == "bars" else topic.table
@@ -36,6 +37,13 @@ def connect(lake: Path) -> duckdb.DuckDBPyConnection:
             db.register(name, _empty(topic))
     db.execute(_BARS).fetchall()
     return db
+
+
+def relation(table: pa.Table) -> duckdb.DuckDBPyRelation:
+    """A table in memory as a relation of a DuckDB of its own. Nothing is downloaded."""
+    db = duckdb.connect(config=NO_DOWNLOADS)
+    db.execute("SET TimeZone = 'UTC'").fetchall()
+    return db.from_arrow(table)
 
 
 def find(lake: Path, table: str, condition: str, values: list[Any]) -> list[dict[str, Any]]:

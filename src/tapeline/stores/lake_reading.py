@@ -1,0 +1,319 @@
+"""Reads the lake for programs: only the files that can match by the statistics in Delta's log, a bounded number of rows at a time."""
+
+from __future__ import annotations
+
+import difflib
+import tempfile
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
+from deltalake import DeltaTable
+from deltalake.exceptions import DeltaError, TableNotFoundError
+
+from tapeline.errors import DiskTrouble
+from tapeline.records import BARS_TOPIC, TICKS_TOPIC, Topic
+from tapeline.stores.lake import check_format
+from tapeline.stores.selection import ORDER, Selection
+
+#: Of a connection: what DuckDB is asked for here is all built in.
+NO_DOWNLOADS: Final[dict[str, str | bool | int | float | list[str]]] = {
+    "autoinstall_known_extensions": False,
+    "autoload_known_extensions": False,
+}
+#: So many rows are sorted at once: what a read needs of memory, whatever its range.
+_WINDOW_ROWS: Final = 500_000
+#: Files of so few rows are sorted at once without counting first how many of the rows are wanted.
+_UNCOUNTED_ROWS: Final = 2_000_000
+_BATCH_ROWS: Final = 65_536
+#: Into how many parts of equal length a range is counted.
+_PARTS: Final = 1_024
+#: How many files are looked at first where the answer is likely to be in the newest; then twice as many, and so on.
+_FIRST_FILES: Final = 2
+#: How many of the newest files are asked for symbols that look like an unknown one.
+_LIKENESS_FILES: Final = 20
+_NEAR: Final = 3
+_LEAST: Final = -(1 << 63)
+_MOST: Final = (1 << 63) - 1
+
+_IDENTITY: Final = 'provider, feed, symbol, "interval", ts_ns'
+_REVISION: Final = "received_ns DESC, raw_partition DESC, raw_offset DESC, raw_index DESC"
+
+
+#: The value of a parameter of a query.
+Value = str | int | list[str]
+
+
+class LakeSource:
+    """The lake under `root` as it was when each table was first asked for: what is written meanwhile is not seen, by any read.
+
+    Threads need a source each.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._tables: dict[str, _Files] = {}
+        self._connection: duckdb.DuckDBPyConnection | None = None
+
+    def ticks(self, selection: Selection) -> pa.RecordBatchReader:
+        return self._reader(TICKS_TOPIC, selection, "")
+
+    def bars(self, selection: Selection) -> pa.RecordBatchReader:
+        return self._reader(BARS_TOPIC, selection, f"QUALIFY row_number() OVER (PARTITION BY {_IDENTITY} ORDER BY {_REVISION}) = 1")
+
+    def last(self, selection: Selection) -> pa.Table:
+        schema = _schema(TICKS_TOPIC, selection.columns)
+        inner = tuple(dict.fromkeys((*selection.columns, *ORDER)))
+        found = _schema(TICKS_TOPIC, inner).empty_table()
+        files = self._files(TICKS_TOPIC).matching(selection)
+        missing = selection.symbols
+        at, step = 0, _FIRST_FILES
+        while at < files.count and missing:
+            some = files.slice(at, step)
+            order = ", ".join(f"{name} DESC" for name in ORDER if name != "symbol")
+            text, values = _select(inner, replace(selection, symbols=missing), some.paths)
+            text += f" QUALIFY row_number() OVER (PARTITION BY symbol ORDER BY {order}) = 1"
+            found = pa.concat_tables([found, *map(pa.Table.from_batches, ([batch] for batch in self._run(text, values, found.schema)))])
+            at, step = at + step, step * 2
+            # A later file may hold the same moment, but nothing after its own newest: what is newer than all of them is settled.
+            rest = files.slice(at, files.count).newest_ns
+            newest = _newest(found)
+            missing = tuple(symbol for symbol in selection.symbols if newest.get(symbol, rest) <= rest)
+        return _last_of_each(found).select(list(schema.names))
+
+    def newest_ns(self) -> int | None:
+        files = self._files(TICKS_TOPIC)
+        if not files.count or files.newest_ns < _MOST:
+            return files.newest_ns if files.count else None
+        text = "SELECT max(ts_ns) AS ts_ns FROM read_parquet($files, hive_partitioning = false)"
+        (newest,) = [batch["ts_ns"][0].as_py() for batch in self._run(text, {"files": files.paths}, pa.schema([("ts_ns", pa.int64())]))]
+        return int(newest) if newest is not None else None
+
+    def unknown(self, topic: Topic, symbols: tuple[str, ...]) -> Mapping[str, list[str]]:
+        files = self._files(topic)
+        # The first and the last symbol of each file are in the log.
+        missing = sorted(set(symbols) - files.named)
+        at, step = 0, _FIRST_FILES
+        candidates = files.of_any("symbol", missing)
+        while at < candidates.count and missing:
+            found = self._symbols(topic, candidates.slice(at, step), missing)
+            missing = [symbol for symbol in missing if symbol not in found]
+            at, step = at + step, step * 4
+        if not missing:
+            return {}
+        known = self._symbols(topic, files.slice(0, _LIKENESS_FILES), None)
+        return {symbol: _alike(symbol, known) for symbol in missing}
+
+    def _symbols(self, topic: Topic, files: _Files, among: Sequence[str] | None) -> list[str]:
+        """The symbols in some files, of those asked for; None: all."""
+        names = {f"symbol{at}": symbol for at, symbol in enumerate(among or ())}
+        condition = f"WHERE symbol IN ({', '.join(f'${name}' for name in names)})" if names else ""
+        text = f"SELECT DISTINCT symbol FROM read_parquet($files, hive_partitioning = false) {condition}"  # noqa: S608 no text of a user's
+        values: dict[str, Value] = {"files": files.paths, **names}
+        batches = self._run(text, values, _schema(topic, ("symbol",))) if files.count else ()
+        return [symbol for batch in batches for symbol in batch["symbol"].to_pylist()]
+
+    def _reader(self, topic: Topic, selection: Selection, qualify: str) -> pa.RecordBatchReader:
+        files = self._files(topic).matching(selection)
+        schema = _schema(topic, selection.columns)
+        return pa.RecordBatchReader.from_batches(schema, self._batches(files, selection, qualify, schema))
+
+    def _batches(self, files: _Files, selection: Selection, qualify: str, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+        """One window of time after the other: their rows joined are in order, for the time orders first."""
+        for start_ns, end_ns in self._windows(files, selection):
+            window = replace(selection, start_ns=start_ns, end_ns=end_ns)
+            some = files.matching(window)
+            if some.count:
+                text, values = _select(selection.columns, window, some.paths)
+                yield from self._run(f"{text} {qualify} ORDER BY {', '.join(ORDER)}", values, schema)
+
+    def _windows(self, files: _Files, selection: Selection) -> Iterator[tuple[int, int]]:
+        """Parts of the range with about as many rows as may be sorted at once, or a single nanosecond."""
+        start_ns, end_ns = max(selection.start_ns, files.oldest_ns), min(selection.end_ns, files.newest_ns + 1)
+        if start_ns >= end_ns:
+            return
+        if files.rows <= _UNCOUNTED_ROWS:
+            yield start_ns, end_ns
+            return
+        width = -(-(end_ns - start_ns) // _PARTS)
+        text, values = _select((), replace(selection, start_ns=start_ns, end_ns=end_ns), files.paths)
+        text = f"SELECT (ts_ns - $origin) // $width AS part, count(*) AS rows FROM ({text}) GROUP BY part ORDER BY part"  # noqa: S608
+        values |= {"origin": start_ns, "width": width}
+        since, rows = start_ns, 0
+        parts = pa.schema([("part", pa.int64()), ("rows", pa.int64())])
+        for part, count in [tuple(row.values()) for batch in self._run(text, values, parts) for row in batch.to_pylist()]:
+            begin, end = start_ns + part * width, min(start_ns + (part + 1) * width, end_ns)
+            if rows and rows + count > _WINDOW_ROWS:
+                yield since, begin
+                since, rows = begin, 0
+            if count > _WINDOW_ROWS and width > 1:
+                yield from self._windows(files.between(begin, end), replace(selection, start_ns=begin, end_ns=end))
+                since = end
+            else:
+                rows += count
+        if rows:
+            yield since, end_ns
+
+    def _run(self, text: str, values: Mapping[str, Value], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+        try:
+            # A cursor of its own: several readers of one source may be open.
+            reader = self._database().cursor().sql(text, params=dict(values)).to_arrow_reader(_BATCH_ROWS)
+            for batch in reader:
+                yield pa.record_batch([batch[name].cast(schema.field(name).type) for name in schema.names], schema=schema)
+        except (duckdb.Error, pa.ArrowException, OSError) as error:
+            raise DiskTrouble(
+                f"The lake at {self._root} cannot be read: {error}. Ask again if a file was removed meanwhile; restore one that is damaged."
+            ) from error
+
+    def _database(self) -> duckdb.DuckDBPyConnection:
+        if self._connection is None:
+            self._connection = duckdb.connect(config=NO_DOWNLOADS | {"temp_directory": tempfile.gettempdir()})
+        return self._connection
+
+    def _files(self, topic: Topic) -> _Files:
+        if topic.table not in self._tables:
+            self._tables[topic.table] = _Files.listed(self._root / topic.table)
+        return self._tables[topic.table]
+
+
+class _Files:
+    """Files of a table, newest first, with what Delta's log says is in them. What the log does not say may be anything."""
+
+    def __init__(self, folder: Path, actions: pa.Table) -> None:
+        self._folder = folder
+        self._actions = actions
+
+    @staticmethod
+    def listed(folder: Path) -> _Files:
+        """Those of the table's latest commit."""
+        wanted = {
+            "path": pa.string(),
+            "num_records": pa.int64(),
+            **{f"{edge}.ts_ns": pa.int64() for edge in ("min", "max")},
+            **{f"{edge}.{name}": pa.string() for name in ("symbol", "provider", "feed", "kind", "interval") for edge in ("min", "max")},
+        }
+        schema = pa.schema(list(wanted.items()))
+        try:
+            table = DeltaTable(str(folder))
+            check_format(table, folder)
+            actions = pa.table(table.get_add_actions(flatten=True))
+        except TableNotFoundError:
+            return _Files(folder, schema.empty_table())
+        except (OSError, DeltaError) as error:
+            raise DiskTrouble(f"The lake's table {folder} cannot be read: {error}") from error
+        nothing = pa.nulls(actions.num_rows)
+        columns = [(actions[name] if name in actions.schema.names else nothing).cast(kind) for name, kind in wanted.items()]
+        known = pa.table(columns, schema=schema)
+        return _Files(folder, known.sort_by([("max.ts_ns", "descending"), ("path", "ascending")]))
+
+    @property
+    def count(self) -> int:
+        return int(self._actions.num_rows)
+
+    @property
+    def paths(self) -> list[str]:
+        return [str(self._folder / path) for path in self._actions["path"].to_pylist()]
+
+    @property
+    def rows(self) -> int:
+        return int(pc.sum(self._actions["num_records"], min_count=0).as_py())
+
+    @property
+    def oldest_ns(self) -> int:
+        return self._edge("min", unknown=_LEAST, empty=_MOST)
+
+    @property
+    def newest_ns(self) -> int:
+        return self._edge("max", unknown=_MOST, empty=_LEAST)
+
+    @property
+    def named(self) -> set[str]:
+        """Symbols that the log itself names: the first and the last of each file."""
+        return {*self._actions["min.symbol"].to_pylist(), *self._actions["max.symbol"].to_pylist()}
+
+    def slice(self, first: int, count: int) -> _Files:
+        return _Files(self._folder, self._actions.slice(first, count))
+
+    def between(self, start_ns: int, end_ns: int) -> _Files:
+        """Those that may hold times in [start_ns, end_ns)."""
+        return self._where(
+            pc.and_(
+                pc.fill_null(pc.greater_equal(self._actions["max.ts_ns"], start_ns), True),
+                pc.fill_null(pc.less(self._actions["min.ts_ns"], end_ns), True),
+            )
+        )
+
+    def of_any(self, name: str, values: Sequence[str]) -> _Files:
+        """Those that may hold one of these values in a column of text."""
+        ordered = sorted(values)  # by code point, which is the order of UTF-8's bytes and so of the log's edges
+        edges = zip(self._actions[f"min.{name}"].to_pylist(), self._actions[f"max.{name}"].to_pylist(), strict=True)
+        return self._where(pa.array([_any_between(ordered, low, high) for low, high in edges], pa.bool_()))
+
+    def matching(self, selection: Selection) -> _Files:
+        """Those that may hold rows of a selection."""
+        found = self.between(selection.start_ns, selection.end_ns).of_any("symbol", selection.symbols)
+        wanted = {"provider": selection.provider, "feed": selection.feed, "kind": selection.kind, "interval": selection.interval}
+        for name, value in wanted.items():
+            if value is not None:
+                found = found.of_any(name, [value])
+        return found
+
+    def _where(self, mask: pa.Array | pa.ChunkedArray) -> _Files:
+        return _Files(self._folder, self._actions.filter(mask))
+
+    def _edge(self, edge: str, unknown: int, empty: int) -> int:
+        column = self._actions[f"{edge}.ts_ns"]
+        if column.null_count:
+            return unknown
+        return int(pc.min_max(column)[edge].as_py()) if len(column) else empty
+
+
+def _alike(symbol: str, known: Sequence[str]) -> list[str]:
+    """Symbols that one may have meant: the same letters first (BTCUSDT, btc-usdt: BTC/USDT), then those that differ a little."""
+    by_letters = {_letters(name): name for name in sorted(known)}
+    near = difflib.get_close_matches(_letters(symbol), list(by_letters), n=_NEAR, cutoff=0.5)
+    return [by_letters[letters] for letters in near]
+
+
+def _letters(symbol: str) -> str:
+    return "".join(filter(str.isalnum, symbol)).upper()
+
+
+def _any_between(ordered: Sequence[str], low: str | None, high: str | None) -> bool:
+    at = bisect_left(ordered, low) if low is not None else 0
+    return at < len(ordered) and (high is None or ordered[at] <= high)
+
+
+def _schema(topic: Topic, columns: Sequence[str]) -> pa.Schema:
+    return pa.schema([topic.schema.field(name) for name in columns])
+
+
+def _select(columns: Sequence[str], selection: Selection, files: list[str]) -> tuple[str, dict[str, Value]]:
+    """A query without order, and its parameters. `columns` are the schema's own names, which the caller has checked."""
+    symbols = {f"symbol{at}": symbol for at, symbol in enumerate(selection.symbols)}
+    conditions = ["ts_ns >= $start_ns", "ts_ns < $end_ns", f"symbol IN ({', '.join(f'${name}' for name in symbols)})"]
+    values: dict[str, Value] = {"files": files, "start_ns": selection.start_ns, "end_ns": selection.end_ns, **symbols}
+    wanted = {"provider": selection.provider, "feed": selection.feed, "kind": selection.kind, "interval": selection.interval}
+    for name, value in wanted.items():
+        if value is not None:
+            conditions.append(f'"{name}" = ${name}')
+            values[name] = value
+    names = ", ".join(f'"{name}"' for name in columns) or "ts_ns"
+    # The partition's date is not asked for: what matches was chosen by the log, which knows more.
+    return f"SELECT {names} FROM read_parquet($files, hive_partitioning = false) WHERE {' AND '.join(conditions)}", values  # noqa: S608
+
+
+def _newest(ticks: pa.Table) -> dict[str, int]:
+    return dict(sorted(zip(ticks["symbol"].to_pylist(), ticks["ts_ns"].to_pylist(), strict=True), key=lambda pair: pair[1]))
+
+
+def _last_of_each(ticks: pa.Table) -> pa.Table:
+    """The row of each symbol that is last by `ORDER`."""
+    ordered = ticks.sort_by([(name, "ascending") for name in ORDER])
+    rows = {symbol: row for row, symbol in enumerate(ordered["symbol"].to_pylist())}
+    return ordered.take(pa.array(rows.values(), pa.int64()))

@@ -1,0 +1,47 @@
+"""What a reader asks of a store, and how every store answers it: the same rows with the same columns in the same order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import pyarrow as pa
+
+from tapeline.records import Topic
+
+#: The order of every answer, ascending; text by its bytes (in SQL: COLLATE "C"). The raw position makes it a total order of ticks.
+ORDER: Final = ("ts_ns", "symbol", "raw_partition", "raw_offset", "raw_index")
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which rows and columns of a topic; every value was checked. None: whatever it is."""
+
+    symbols: tuple[str, ...]  # canonical, at least one, none twice
+    start_ns: int  # ns since 1970; the range is [start_ns, end_ns)
+    end_ns: int
+    columns: tuple[str, ...]  # of the topic's schema, at least one; the answer has them in this order
+    provider: str | None = None
+    feed: str | None = None
+    kind: str | None = None  # of ticks: trade | quote
+    interval: str | None = None  # of bars
+
+
+class Source(Protocol):
+    """A store that can be read. Every call raises `Unavailable` or `NewerData`, and a reader while it is read."""
+
+    def ticks(self, selection: Selection) -> pa.RecordBatchReader:
+        """The ticks by `ORDER`, in batches of bounded size; nothing is read before the reader is."""
+
+    def bars(self, selection: Selection) -> pa.RecordBatchReader:
+        """The last revision of each bar (provider, feed, symbol, interval, ts) by `ORDER`, as `ticks`."""
+
+    def last(self, selection: Selection) -> pa.Table:
+        """Of each symbol the one tick of the selection that is last by `ORDER`; none for a symbol without one. In no order."""
+
+    def newest_ns(self) -> int | None:
+        """No tick is later; None where there are no ticks at all."""
+
+    def unknown(self, topic: Topic, symbols: tuple[str, ...]) -> Mapping[str, list[str]]:
+        """Those of which the topic holds nothing at any time, each with some symbols that it does hold and that look alike."""

@@ -1,0 +1,81 @@
+"""Moments as people write them, to exact nanoseconds: never through a float, never by a guess at the zone."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, date, datetime, timedelta
+from operator import index
+from typing import Final, SupportsIndex
+
+from tapeline.errors import WrongArgument
+from tapeline.records import NS_PER_S, NS_PER_US
+
+#: What a moment may be given as: see `parse`.
+Moment = str | date | SupportsIndex
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_US: Final = timedelta(microseconds=1)
+_BELOW: Final = 1 << 63
+#: An ISO 8601 date and time; the fraction of the second is read apart, for datetime holds six digits of it.
+_ISO: Final = re.compile(r"(?P<whole>\d{4}-\d\d-\d\d[T ]\d\d:\d\d(?::\d\d)?)(?:[.,](?P<fraction>\d+))?\s?(?P<zone>Z|z|[+-]\d\d:?\d\d)?")
+_DATE: Final = re.compile(r"\d{4}-\d\d-\d\d")
+_FORMS: Final = (
+    "Write 2026-01-05T14:30:00.123Z, an offset such as -05:00 for the Z, a date alone for its midnight in UTC, or ns since 1970."
+)
+
+
+def parse(moment: Moment, name: str) -> int:
+    """Nanoseconds since 1970, UTC, of a datetime with a zone, ISO 8601 text with one, or an integer of nanoseconds.
+
+    A date alone, as text or as a `date`, is its midnight in UTC. pandas's Timestamp keeps its nanoseconds. Raises WrongArgument, which
+    calls the argument `name`, for a time without a zone, one that is no time, and one that int64 nanoseconds do not reach.
+    """
+    if isinstance(moment, datetime):
+        found = _from_datetime(moment, name)
+    elif isinstance(moment, date):
+        found = _from_datetime(datetime(moment.year, moment.month, moment.day, tzinfo=UTC), name)
+    elif isinstance(moment, str):
+        found = _from_text(moment.strip(), name)
+    else:
+        found = _from_number(moment, name)
+    if not -_BELOW <= found < _BELOW:
+        raise WrongArgument(f"{name} = {moment!r} is out of reach: nanoseconds since 1970 as 64 bits hold the years 1678 to 2262.")
+    return found
+
+
+def _from_datetime(moment: datetime, name: str) -> int:
+    if moment.utcoffset() is None:
+        raise WrongArgument(
+            f"{name} = {moment!r} has no zone, and could mean any of many moments. Give it one: moment.replace(tzinfo=datetime.UTC)."
+        )
+    # As a plain datetime: the difference of pandas's Timestamp, which has nanoseconds of its own, is no timedelta.
+    plain = datetime.combine(datetime.date(moment), datetime.timetz(moment))
+    return (plain - _EPOCH) // _US * NS_PER_US + int(getattr(moment, "nanosecond", 0))
+
+
+def _from_text(text: str, name: str) -> int:
+    if re.fullmatch(r"-?[0-9]+", text):
+        return int(text) if len(text) <= 20 else _BELOW
+    try:
+        if _DATE.fullmatch(text):
+            return _from_datetime(datetime.fromisoformat(text).replace(tzinfo=UTC), name)
+        found = _ISO.fullmatch(text)
+        moment = datetime.fromisoformat(found["whole"] + (found["zone"] or "").upper()) if found else None
+    except ValueError as error:
+        raise WrongArgument(f"{name} = {text!r} is no time: {error}. {_FORMS}") from None
+    if found is None or moment is None:
+        raise WrongArgument(f"{name} = {text!r} is no time. {_FORMS}")
+    if moment.tzinfo is None:
+        raise WrongArgument(
+            f"{name} = {text!r} has no zone, and could mean any of many moments. Add Z for UTC, or an offset such as -05:00."
+        )
+    fraction = found["fraction"] or ""
+    if fraction[9:].strip("0"):
+        raise WrongArgument(f"{name} = {text!r} is finer than a nanosecond. Write nine digits after the point, or fewer.")
+    return (moment - _EPOCH) // timedelta(seconds=1) * NS_PER_S + int(fraction[:9].ljust(9, "0"))
+
+
+def _from_number(moment: object, name: str) -> int:
+    if isinstance(moment, SupportsIndex) and not isinstance(moment, bool):
+        return index(moment)
+    raise WrongArgument(f"{name} = {moment!r} is no time that is exact to the nanosecond. {_FORMS}")
