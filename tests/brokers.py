@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
@@ -81,6 +82,15 @@ def postgres_server() -> Iterator[PostgresServer]:
     need(postgres)
     with _reachable_folder() as folder, PostgresServer(folder) as server:
         yield server
+
+
+@pytest.fixture
+def database(postgres_server: PostgresServer) -> Iterator[str]:
+    """The address of an empty database on the shared server, for this test alone."""
+    name = f"tapeline_{os.getpid()}_{time.monotonic_ns()}"
+    postgres_server.ask(f"CREATE DATABASE {name}")
+    yield postgres_server.url.rpartition("/")[0] + f"/{name}"
+    postgres_server.ask(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 def _own(kind: ModuleType, make: type[S], folder: Path) -> Iterator[Callable[..., S]]:

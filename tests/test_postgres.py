@@ -39,15 +39,6 @@ PROVE = os.environ.get("TAPELINE_PROVE") == "1"
 
 
 @pytest.fixture
-def database(postgres_server: PostgresServer) -> Iterator[str]:
-    """The address of a database of the test's own."""
-    name = f"tapeline_{os.getpid()}_{time.monotonic_ns()}"
-    postgres_server.ask(f"CREATE DATABASE {name}")
-    yield postgres_server.url.rpartition("/")[0] + f"/{name}"
-    postgres_server.ask(f"DROP DATABASE {name} WITH (FORCE)")
-
-
-@pytest.fixture
 def store(database: str) -> Iterator[Postgres]:
     with closing(Postgres(database, "", identity)) as found:
         yield found
