@@ -40,10 +40,15 @@ def connect(lake: Path) -> duckdb.DuckDBPyConnection:
 
 
 def relation(table: pa.Table) -> duckdb.DuckDBPyRelation:
-    """A table in memory as a relation of a DuckDB of its own. Nothing is downloaded."""
+    """A table in memory as a relation of a DuckDB of its own. Nothing is downloaded.
+
+    Its timestamps are TIMESTAMP_NS in UTC: DuckDB has a type of nanoseconds with a zone, but none of its functions take that.
+    """
     db = duckdb.connect(config=NO_DOWNLOADS)
     db.execute("SET TimeZone = 'UTC'").fetchall()
-    return db.from_arrow(table)
+    zoned = {field.name for field in table.schema if pa.types.is_timestamp(field.type)}
+    plain = [field.with_type(pa.timestamp("ns")) if field.name in zoned else field for field in table.schema]
+    return db.from_arrow(table.cast(pa.schema(plain)))
 
 
 def find(lake: Path, table: str, condition: str, values: list[Any]) -> list[dict[str, Any]]:

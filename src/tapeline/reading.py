@@ -133,7 +133,9 @@ class Result:
         return found
 
     def duckdb(self) -> duckdb.DuckDBPyRelation:
-        """A DuckDB relation over the rows in memory: `.aggregate(...)`, `.filter(...)`, `.query("t", "SELECT ...")`. Raises Unavailable."""
+        """A DuckDB relation over the rows in memory: `.aggregate(...)`, `.filter(...)`, `.query("t", "SELECT ...")`.
+
+        Times are TIMESTAMP_NS, in UTC without saying so. Raises Unavailable."""
         return query.relation(self.arrow())
 
     def __arrow_c_stream__(self, requested_schema: object = None) -> object:
