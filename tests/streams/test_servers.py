@@ -160,7 +160,7 @@ def test_redis_keeps_what_any_group_has_still_to_read_and_the_writer_waits_for_i
     fill()
     assert "Nothing is dropped" in said[0]
     assert "memory_mb" in said[0]
-    assert 50 < written < 400
+    assert 50 < written < 150  # of 200 kB each, where 16 MB may be held
     member = stream.join("normalize", RAW_TOPIC, "one")
     numbers = [int(payload.split()[0]) for payload in drained(member, written)]
     assert numbers == list(range(written))

@@ -47,6 +47,8 @@ _AFTER: Final = 2**63
 #: More offsets than a Redis that lost power can have given out and forgotten.
 _SKIP: Final = 1 << 30
 _LOOK_EVERY_S: Final = 1.0
+#: Or when so much of what Redis may hold has been written since.
+_LOOK_EVERY_SHARE: Final = 1 / 16
 _POLL_MS: Final = 50
 _RECONNECT_S: Final = 0.2
 _RECONNECT_MOST_S: Final = 5.0
@@ -167,6 +169,7 @@ class RedisStream:
         self._count = 0
         self._run = ""
         self._look_due = 0.0
+        self._unlooked = 0
         self._full = ""
         self._made_full = False
         self._largest: dict[Topic, int] = {}  # bytes of an entry, of late
@@ -182,7 +185,7 @@ class RedisStream:
 
     def append(self, topic: Topic, batch: pa.RecordBatch, partition: int | None = None) -> None:
         self._begin()
-        self.make_room(topic)
+        self.make_room(topic, batch.nbytes)
         with self._told():
             pipe = self._client.pipeline(transaction=True)
             self._write(pipe, topic, batch, partition)
@@ -248,7 +251,7 @@ class RedisStream:
     def commit(self, group: str, chunk: Chunk, outputs: Outputs, totals: Totals) -> None:
         """As `Member.commit`. Whoever else has moved the group since the chunk was read makes it raise PartitionLost."""
         self._begin()
-        self.make_room(TICKS_TOPIC)
+        self.make_room(TICKS_TOPIC, sum(batch.nbytes for _, batch in outputs))
         written = [(topic, *part) for topic, batch in outputs for part in self._entries(topic, batch, None)]
         keys = [_place(group, chunk.topic, partition) for partition in chunk.begin]
         keys += [_key(chunk.topic, partition) for partition in chunk.begin]
@@ -402,14 +405,15 @@ class RedisStream:
             pipe.set(_place(group, topic, partition), position)
             self._move_group(keys=[_key(topic, partition)], args=[group, f"{position}-{_AFTER}"], client=pipe)
 
-    def make_room(self, topic: Topic) -> None:
-        """Trim where memory asks for it; raise Unavailable while Redis holds more than it may although nothing can be trimmed.
+    def make_room(self, topic: Topic, size: int) -> None:
+        """For so many bytes: trim where memory asks for it. Raises Unavailable while Redis is full and nothing can be trimmed.
 
         Who writes what was made of raw records makes room among those: that waits only for the readers of what was made."""
         now = time.monotonic()
-        if now >= self._look_due:
-            self._look_due = now + _LOOK_EVERY_S
-            bound = self._config.memory_mb * 1024 * 1024
+        bound = self._config.memory_mb * 1024 * 1024
+        self._unlooked += size
+        if now >= self._look_due or (self._unlooked > bound * _LOOK_EVERY_SHARE and not self._full):
+            self._look_due, self._unlooked = now + _LOOK_EVERY_S, 0
             with self._told():
                 memory = self._memory()
                 if memory > bound / 2:
@@ -557,7 +561,7 @@ class _Producer:
                 raise Unavailable(f"Redis at {self._stream.shown} is behind: {len(self._open)} batches have no answer yet.")
         if self._connection is None:
             self._connect()
-        self._stream.make_room(RAW_TOPIC)
+        self._stream.make_room(RAW_TOPIC, batch.nbytes)
         self._open.append((number, partition, batch.num_rows, bytes(arrow.encode(batch))))
         self._put(self._open[-1])
 
