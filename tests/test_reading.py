@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -715,6 +716,20 @@ def test_importing_tapeline_is_cheap() -> None:
     assert set(tapeline.__all__) <= set(dir(tapeline))
     with pytest.raises(AttributeError, match="tocks"):
         tapeline.tocks  # noqa: B018
+
+
+def test_the_page_on_reading_runs_as_it_is(desk: Path, lake: Lake) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "reading.md").read_text()
+    code = "\n".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL))
+    begin = times.parse("2026-01-05T14:00:00Z", "start")
+    rows = [quote("BTC/USDT", begin + SECOND, 9.0, 11.0), quote("ETH/USDT", begin, 1.0, None)]
+    rows += [trade("BTC/USDT", begin + (at + 2) * SECOND, 10.0 + at, volume=2.0) for at in range(3)]
+    write(lake, TICKS_TOPIC, *rows, trade("ETH/USDT", begin, 3.0))
+    code += "\nprint(turnover, joined['quote_ts_ns'].to_list(), price)"
+    ran = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=desk, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.splitlines()[-1] == f"66.0 {[begin + SECOND] * 3} 12.0"
+    assert "2026-01-05 14:00:02" in ran.stdout
 
 
 # Times

@@ -29,6 +29,8 @@ from tapeline.streams.partitioning import split
 
 #: An end that lies at most so far ahead may be nothing but the marks that transactions leave: it is looked at.
 _MARKS: Final = 10_000
+#: Who only looks waits so long for a broker: ingest opens no socket before it knows the partitions, or that nobody will tell.
+_GLANCE_S: Final = 3.0
 #: Up to so many records before the end are counted.
 _COUNTED: Final = 10_000
 
@@ -139,8 +141,9 @@ class KafkaStream:
         self._readers, self._lookers, self._producer = {}, {}, None
 
     def _watermarks(self, topic: Topic) -> dict[int, tuple[int, int]]:
+        count = self._cluster.count(topic, _GLANCE_S)
         looker = self._looker("look")
-        return {partition: self._cluster.watermarks(looker, topic, partition) for partition in range(self._cluster.count(topic))}
+        return {partition: self._cluster.watermarks(looker, topic, partition) for partition in range(count)}
 
     def _committed(self, group: str, topic: Topic) -> list[TopicPartition]:
         return self._cluster.committed(self._looker(group), topic, range(self._cluster.count(topic)))

@@ -126,12 +126,12 @@ class Cluster:
                     raise self._errors.meaning(error, "a request failed") from error
                 time.sleep(0.1)
 
-    def count(self, topic: Topic) -> int:
-        """How many partitions a topic has; topics that are not there yet are made."""
+    def count(self, topic: Topic, patience_s: float = ASK_S) -> int:
+        """How many partitions a topic has; topics that are not there yet are made. Raises Unavailable after so long without a broker."""
         if topic not in self._counts:
             self._admin = self._admin or AdminClient(self._client)
             with self._errors.told():
-                there = self._listed(self._admin)
+                there = self._listed(self._admin, patience_s)
             missing = [name for name in (*TOPICS, LEASES) if name not in there]
             if missing:
                 self._make(self._admin, missing)
@@ -140,9 +140,9 @@ class Cluster:
         return self._counts[topic]
 
     @staticmethod
-    def _listed(admin: AdminClient) -> Mapping[str, Any]:
+    def _listed(admin: AdminClient, patience_s: float) -> Mapping[str, Any]:
         try:
-            return admin.list_topics(timeout=ASK_S).topics
+            return admin.list_topics(timeout=patience_s).topics
         except KafkaException:
             admin.poll(0.2)  # hear why
             raise
