@@ -225,6 +225,18 @@ def test_a_result_is_of_the_moment_it_was_asked_for(lake: Lake, here: Config) ->
     assert tapeline.ticks("Z", NOON, NOON + DAY, config=here).arrow().num_rows == 2
 
 
+def test_a_source_that_is_open_shows_each_call_what_is_there_by_then(lake: Lake, here: Config) -> None:
+    write(lake, TICKS_TOPIC, trade("Z", NOON, 1.0))
+    source = tapeline.open_source("lake", config=here)
+    first = tapeline.ticks("Z", NOON, NOON + DAY, source=source)
+    other = first.batches()
+    write(lake, TICKS_TOPIC, trade("Z", NOON + 1, 2.0))
+    second = tapeline.ticks("Z", NOON, NOON + DAY, columns=["last"], source=source).arrow()
+    assert second["last"].to_pylist() == [1.0, 2.0]
+    assert other.read_all()["last"].to_pylist() == first.arrow()["last"].to_pylist() == [1.0]
+    assert tapeline.latest("Z", source=source).arrow()["last"].to_pylist() == [2.0]
+
+
 # What is opened, and when
 
 
@@ -639,6 +651,7 @@ def test_a_stream_that_is_away_for_a_moment_gets_each_tick_once(traded: Config) 
         ({"columns": 5}, "columns = 5"),
         ({"kind": "bar"}, "kind = 'bar' is no kind of tick. Use one of: trade, quote"),
         ({"provider": "kraken"}, "provider = 'kraken' is no provider. Use one of: binance, polygon, alpaca"),
+        ({"source": None}, "source = None is no source"),
         ({"source": "csv"}, "source = 'csv' is no source. Use one of: lake, postgres"),
     ],
     ids=str,

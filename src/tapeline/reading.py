@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import polars as pl
 
-__all__ = ["Result", "Tick", "bars", "latest", "quotes_at_trades", "replay", "ticks"]
+__all__ = ["Result", "Tick", "bars", "latest", "open_source", "quotes_at_trades", "replay", "ticks"]
 
 #: A configuration: as loaded, or the file that holds it; None: tapeline.toml here, or the environment, as for the commands.
 Settings = config.Config | str | Path | None
@@ -154,14 +154,15 @@ def ticks(
     provider: str | None = None,
     kind: str | None = None,
     columns: str | Sequence[str] | None = None,
-    source: str = "lake",
+    source: str | Source = "lake",
     config: Settings = None,
 ) -> Result:
     """Trades and quotes with start <= ts_ns < end, in the order (ts_ns, symbol, raw_partition, raw_offset, raw_index).
 
     `symbols`: one canonical name or several. `start`, `end`: a datetime with a zone, ISO 8601 text with one, a date (midnight in UTC), or
     ns since 1970. `provider`, `kind` ("trade", "quote"): only those. `columns`: those of docs/records.md and `ts`, the timestamp; all if
-    left out. `source`: which of the stores. `config`: the configuration or its file; as the commands find it if left out.
+    left out. `source`: the name of a store, or what `open_source` gave. `config`: the configuration or its file, as the commands find it if
+    left out; of no use to a source that is open.
 
     Raises WrongArgument, a ValueError, for arguments that cannot be meant, also for a symbol of which the source holds nothing at any time;
     ConfigError, Unavailable, NewerData.
@@ -169,7 +170,7 @@ def ticks(
     names = _columns(columns, TICKS)
     selection = _selection(symbols, start, end, TICKS_TOPIC, names, provider=provider, kind=_kind(kind))
     opened = _open(source, config)
-    _known(opened, source, TICKS_TOPIC, selection.symbols)
+    _known(opened, TICKS_TOPIC, selection.symbols)
     return Result(_with_times(TICKS, names), lambda: _timed(opened.ticks(selection), TICKS, names))
 
 
@@ -181,7 +182,7 @@ def bars(
     interval: str | None = None,
     provider: str | None = None,
     columns: str | Sequence[str] | None = None,
-    source: str = "lake",
+    source: str | Source = "lake",
     config: Settings = None,
 ) -> Result:
     """The last revision of each bar whose window begins in [start, end), in the order of `ticks`.
@@ -191,7 +192,7 @@ def bars(
     names = _columns(columns, BARS_TOPIC.schema)
     selection = _selection(symbols, start, end, BARS_TOPIC, names, provider=provider, interval=_interval(interval))
     opened = _open(source, config)
-    _known(opened, source, BARS_TOPIC, selection.symbols)
+    _known(opened, BARS_TOPIC, selection.symbols)
     return Result(_with_times(BARS_TOPIC.schema, names), lambda: _timed(opened.bars(selection), BARS_TOPIC.schema, names))
 
 
@@ -201,7 +202,7 @@ def latest(
     before: Moment | None = None,
     days: int = 7,
     provider: str | None = None,
-    source: str = "lake",
+    source: str | Source = "lake",
     config: Settings = None,
 ) -> Result:
     """One row for each symbol, in the order given: its last trade and the quote in force, with their times, providers and feeds.
@@ -215,7 +216,7 @@ def latest(
     end_ns = times.parse(before, "before") if before is not None else None
     _provider(provider)
     opened = _open(source, config)
-    _known(opened, source, TICKS_TOPIC, names)
+    _known(opened, TICKS_TOPIC, names)
 
     def read() -> Iterator[pa.RecordBatch]:
         newest = opened.newest_ns() if end_ns is None else None
@@ -240,7 +241,7 @@ def quotes_at_trades(
     provider: str | None = None,
     columns: str | Sequence[str] | None = None,
     days: int = 7,
-    source: str = "lake",
+    source: str | Source = "lake",
     config: Settings = None,
 ) -> Result:
     """Each trade in [start, end) with the quote in force: the last of its symbol, provider and feed at or before the trade's nanosecond.
@@ -256,7 +257,7 @@ def quotes_at_trades(
     selection = _selection(symbols, start, end, TICKS_TOPIC, read, provider=provider)
     back_ns = _days(days) * _DAY_NS
     opened = _open(source, config)
-    _known(opened, source, TICKS_TOPIC, selection.symbols)
+    _known(opened, TICKS_TOPIC, selection.symbols)
 
     def before(provider: str, feed: str, symbols: tuple[str, ...]) -> pa.Table:
         since, until = max(selection.start_ns - back_ns, _LEAST), selection.start_ns
@@ -277,7 +278,7 @@ def replay(
     *,
     provider: str | None = None,
     kind: str | None = None,
-    source: str = "lake",
+    source: str | Source = "lake",
     config: Settings = None,
     sleep: Callable[[float], object] = time.sleep,
     clock: Callable[[], int] = time.monotonic_ns,
@@ -301,7 +302,7 @@ def replay_batches(
     *,
     provider: str | None = None,
     kind: str | None = None,
-    source: str = "lake",
+    source: str | Source = "lake",
     config: Settings = None,
     sleep: Callable[[float], object] = time.sleep,
     clock: Callable[[], int] = time.monotonic_ns,
@@ -335,22 +336,32 @@ def _open_postgres(settings: config.Config) -> Source:
 SOURCES: Final[Mapping[str, Callable[[config.Config], Source]]] = {"lake": _open_lake, "postgres": _open_postgres}
 
 
-def _open(source: str, settings: Settings) -> Source:
-    if source not in SOURCES:
+def open_source(source: str = "lake", *, config: Settings = None) -> Source:
+    """A store to be read often by one thread: `source=` of the other functions, which else open it anew for every call.
+
+    Each call still sees the store as it is then. Raises WrongArgument for a name that no source has, ConfigError.
+    """
+    return _open(source, config)
+
+
+def _open(source: str | Source, settings: Settings) -> Source:
+    if isinstance(source, Source):
+        return source.now()
+    if not isinstance(source, str) or source not in SOURCES:
         raise WrongArgument(f"source = {source!r} is no source. Use one of: {', '.join(SOURCES)}.")
     if isinstance(settings, config.Config):
         return SOURCES[source](settings)
     return SOURCES[source](config.load(Path(settings) if settings is not None else None, config.environment()))
 
 
-def _known(opened: Source, source: str, topic: Topic, symbols: tuple[str, ...]) -> None:
+def _known(opened: Source, topic: Topic, symbols: tuple[str, ...]) -> None:
     unknown = opened.unknown(topic, symbols)
     if not unknown:
         return
     symbol, near = next(iter(unknown.items()))
     others = f", nor of {len(unknown) - 1} others" if len(unknown) > 1 else ""
     remedy = f"Did you mean {' or '.join(map(repr, near))}?" if near else "Is it the configuration and the data that you mean?"
-    raise WrongArgument(f"The {source} has no {topic.table} of {symbol!r} at any time{others}. {remedy}")
+    raise WrongArgument(f"The {opened.place} has no {topic.table} of {symbol!r} at any time{others}. {remedy}")
 
 
 # Arguments

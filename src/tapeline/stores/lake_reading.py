@@ -8,7 +8,7 @@ from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 import duckdb
 import pyarrow as pa
@@ -33,7 +33,7 @@ _UNCOUNTED_ROWS: Final = 2_000_000
 _BATCH_ROWS: Final = 65_536
 #: Into how many parts of equal length a range is counted.
 _PARTS: Final = 1_024
-#: How many files are looked at first where the answer is likely to be in the newest; then twice as many, and so on.
+#: How many of the newest files are asked first for the last tick; then twice as many, and so on.
 _FIRST_FILES: Final = 2
 #: How many of the newest files are asked for symbols that look like an unknown one.
 _LIKENESS_FILES: Final = 20
@@ -50,15 +50,19 @@ Value = str | int | list[str]
 
 
 class LakeSource:
-    """The lake under `root` as it was when each table was first asked for: what is written meanwhile is not seen, by any read.
+    """The lake under `root` as it was when each table was first asked for: what is written meanwhile is not seen, by any read."""
 
-    Threads need a source each.
-    """
-
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, connection: duckdb.DuckDBPyConnection | None = None) -> None:
         self._root = root
         self._tables: dict[str, _Files] = {}
-        self._connection: duckdb.DuckDBPyConnection | None = None
+        self._connection = connection
+
+    @property
+    def place(self) -> str:
+        return f"lake at {self._root}"
+
+    def now(self) -> Self:
+        return type(self)(self._root, self._database())
 
     def ticks(self, selection: Selection) -> pa.RecordBatchReader:
         return self._reader(TICKS_TOPIC, selection, "")
@@ -98,7 +102,7 @@ class LakeSource:
         files = self._files(topic)
         # The first and the last symbol of each file are in the log.
         missing = sorted(set(symbols) - files.named)
-        at, step = 0, _FIRST_FILES
+        at, step = 0, 1
         candidates = files.of_any("symbol", missing)
         while at < candidates.count and missing:
             found = self._symbols(topic, candidates.slice(at, step), missing)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, Protocol, Self, runtime_checkable
 
 import pyarrow as pa
 
@@ -28,8 +28,16 @@ class Selection:
     interval: str | None = None  # of bars
 
 
+@runtime_checkable
 class Source(Protocol):
-    """A store that can be read. Every call raises `Unavailable` or `NewerData`, and a reader while it is read."""
+    """A store that can be read, by one thread. Every call raises `Unavailable` or `NewerData`, and a reader while it is read."""
+
+    @property
+    def place(self) -> str:
+        """For messages: which store this is, and where; no password in it."""
+
+    def now(self) -> Self:
+        """The store as it is now, for one answer: what was dear to open is shared with the source that was asked."""
 
     def ticks(self, selection: Selection) -> pa.RecordBatchReader:
         """The ticks by `ORDER`, in batches of bounded size; nothing is read before the reader is."""
