@@ -8,10 +8,13 @@ import shutil
 import signal
 import subprocess
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from services.packages import apt_install
 from services.process import LOOPBACK, Found, Missing, Server, ServerFailed, last_lines
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 _USER = "tapeline"
 
@@ -28,6 +31,16 @@ def find() -> Found:
     raise Missing("PostgreSQL's server is not installed")
 
 
+def has_extension(name: str) -> bool:
+    """Whether an extension is installed beside the server."""
+    command = [str(find().where / "pg_config"), "--sharedir"]
+    try:
+        shared = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        shared = f"/usr/share/postgresql/{find().where.parent.name}"
+    return (Path(shared) / "extension" / f"{name}.control").exists()
+
+
 def install() -> None:
     """From Debian's packages, where it is not here."""
     try:
@@ -41,6 +54,11 @@ class PostgresServer(Server):
 
     name: ClassVar[str] = "postgres"
     stop_signal: ClassVar[signal.Signals] = signal.SIGINT  # does not wait for the clients to leave
+
+    def __init__(self, folder: Path, port: int | None = None, *, settings: Mapping[str, str] | None = None) -> None:
+        """`settings`: further ones of postgresql.conf, such as `shared_preload_libraries`."""
+        super().__init__(folder, port)
+        self._settings = dict(settings or {})
 
     @property
     def url(self) -> str:
@@ -75,6 +93,7 @@ class PostgresServer(Server):
 
     def command(self) -> list[str]:
         settings = {"listen_addresses": LOOPBACK, "port": str(self.port), "unix_socket_directories": "", "shared_buffers": "32MB"}
+        settings |= self._settings
         flags = [flag for name, value in settings.items() for flag in ("-c", f"{name}={value}")]
         return [str(find().where / "postgres"), "-D", str(self._data), *flags]
 

@@ -119,6 +119,17 @@ def test_rows_go_to_the_part_of_their_day_or_month(store: Postgres, database: st
     assert found == ["bars_20240301", "bars_20240401"]
 
 
+def test_days_that_are_older_than_they_are_kept_are_removed(database: str) -> None:
+    today = time.time_ns() // DAY * DAY
+    batch = ticks(*[{"sequence": n, "raw_offset": n, "ts_ns": today - (n - 4) * DAY} for n in (0, 3, 4, 5, 6, 7)])
+    with closing(Postgres(database, "", identity, keep_days=2)) as store:
+        assert write(store, TICKS_TOPIC, batch) == Written(6, 0)
+    assert [row["sequence"] for row in rows(database)] == [0, 3, 4, 5, 6]
+    with closing(Postgres(database, "", identity)) as store:
+        write(store, TICKS_TOPIC, ticks({"sequence": 99, "ts_ns": NOON, "raw_offset": 9}))
+    assert [row["sequence"] for row in rows(database)] == [0, 3, 4, 5, 6, 99]
+
+
 #: Batches that arrive one after another, each as a store's process gets them; some by a process that has just begun.
 POLYGON: Row = {"provider": "polygon", "feed": "stocks", "channel": "T", "symbol": "AAPL", "exchange": "XNAS", "side": None}
 QUOTE: Row = {**POLYGON, "channel": "Q", "kind": "quote", "last": None, "volume": None, "trade_id": None, "bid": 1.0, "ask": 2.0}

@@ -97,6 +97,7 @@ class StoreConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     password_file: str = ""  # PostgreSQL's; or the environment's TAPELINE_STORE_PASSWORD
     flush_seconds: NotNegative = 5.0
     flush_rows: Annotated[int, msgspec.Meta(ge=1)] = 250_000
+    keep_days: Annotated[int, msgspec.Meta(ge=0)] = 0  # PostgreSQL: ticks of earlier days are removed; 0: never
 
     @property
     def shown(self) -> str:

@@ -89,7 +89,7 @@ def open_store(config: Config, store: StoreConfig, environ: Mapping[str, str] | 
             from tapeline.stores.postgres import Postgres
         except ModuleNotFoundError as error:
             raise ConfigError(f"{store.shown} needs the package {error.name}. Install it: pip install 'tapeline[postgres]'.") from None
-        return Postgres(store.url, store_password(store, environment() if environ is None else environ), identity)
+        return Postgres(store.url, store_password(store, environment() if environ is None else environ), identity, store.keep_days)
     raise ConfigError(
         f'stores.url = "{store.shown}" is no store that this version has. Use "lake:", "lake:/a/folder" or "postgresql://user@host/database".'
     )

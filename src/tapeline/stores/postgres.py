@@ -56,14 +56,16 @@ class _CannotHold(Unavailable):
 class Postgres:
     """Tables in the database that a `postgresql://` address names. Nothing is connected before the first call."""
 
-    def __init__(self, url: str, password: str, identity: IdentityRule) -> None:
-        self._url, self._password, self._identity = url, password, identity
+    def __init__(self, url: str, password: str, identity: IdentityRule, keep_days: int = 0) -> None:
+        """`keep_days`: ticks of earlier days are removed; 0: never."""
+        self._url, self._password, self._identity, self._keep_days = url, password, identity, keep_days
         self.shown: Final = without_password(url)
         self._sql: Final[Statements] = load("postgres.sql")
         self._connection: dbapi.Connection | None = None
         self._newest = False
         self._timescale = False
         self._parts: set[str] = set()
+        self._looked_for_old = False
         self._highest = HighestIds()
         self._since: dict[tuple[Channel, str], int] = {}
         self._read: dict[Topic, int] = {}
@@ -116,6 +118,8 @@ class Postgres:
                 cursor.execute(self._sql.one("set_position"), (topic.name, partition, position))
         self._newest = True
         self._read[topic] = read
+        if not self._looked_for_old:
+            self._remove_old()
         if topic is TICKS_TOPIC:
             self._highest.note(good, self._identity)
         return written
@@ -142,6 +146,19 @@ class Postgres:
             cursor.execute(self._sql.one("copy_of", name="new_bars", table="bars"))
             cursor.adbc_ingest("new_bars", kept, mode="append", temporary=True)
             cursor.execute(self._sql.one("replace_bars"))
+
+    def _remove_old(self) -> None:
+        """Ticks that are older than they are kept, by whole parts. TimescaleDB does it by itself, once told."""
+        with self._transaction() as cursor:
+            if self._timescale:
+                for statement in self._sql.each("old_chunks" if self._keep_days else "keep_chunks", days=str(self._keep_days)):
+                    cursor.execute(statement)
+            elif self._keep_days:
+                cursor.execute(self._sql.one("old_parts"), (self._keep_days,))
+                for (part,) in cursor.fetchall():
+                    cursor.execute(self._sql.one("drop_part", part=part))
+                    log.info("%s: %s is removed: ticks are kept for %d days (keep_days).", self.shown, part, self._keep_days)
+        self._looked_for_old = True
 
     def _cannot_hold(self, topic: Topic, rows: pa.RecordBatch, error: _CannotHold) -> dict[str, str]:
         """Which of some rows, that are not taken together, are not taken alone, found by halving: their ids, with the reason."""
@@ -171,6 +188,7 @@ class Postgres:
             if part not in known:
                 for statement in self._sql.each("new_part", table=table, part=part, begin=_moment(begin), end=_moment(end)):
                     cursor.execute(statement)
+                self._looked_for_old = False
             else:
                 self._parts |= known
 

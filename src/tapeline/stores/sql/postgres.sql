@@ -50,6 +50,21 @@ SELECT inhrelid::regclass::text FROM pg_inherits WHERE inhparent = '{table}'::re
 CREATE TABLE {part} (LIKE {table} INCLUDING DEFAULTS INCLUDING CONSTRAINTS);
 ALTER TABLE {table} ATTACH PARTITION {part} FOR VALUES FROM ('{begin}+00') TO ('{end}+00')
 
+-- name: old_parts
+SELECT inhrelid::regclass::text FROM pg_inherits
+WHERE inhparent = 'ticks'::regclass
+    AND to_date(right(inhrelid::regclass::text, 8), 'YYYYMMDD') < (now() AT TIME ZONE 'UTC')::date - $1::integer
+
+-- name: drop_part
+DROP TABLE {part}
+
+-- name: old_chunks
+SELECT remove_retention_policy('ticks', if_exists => true);
+SELECT add_retention_policy('ticks', drop_after => INTERVAL '{days} days')
+
+-- name: keep_chunks
+SELECT remove_retention_policy('ticks', if_exists => true)
+
 -- name: held
 SELECT {columns} FROM {table}
 WHERE provider = $1 AND feed = $2 AND channel = $3 AND ts >= $4 AND ts <= $5
