@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
+import re
+import subprocess
+import time
+from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -11,9 +17,11 @@ import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pyarrow.dataset as ds
+import pyarrow.fs as fs
 import pytest
 from deltalake import DeltaTable
 
+from environments import python_of
 from made import BAR, DAY, NOON, TRADE
 from tapeline.providers import identity
 from tapeline.records import BARS, BARS_TOPIC, TICKS, TICKS_TOPIC, Chunk, Topic
@@ -91,3 +99,62 @@ def test_delta_and_arrow_read_the_table(lake: Path) -> None:
         part = ds.partitioning(pa.schema([("date", pa.date32())]), flavor="hive")
         same(ds.dataset(table.file_uris(), partitioning=part).to_table(), topic.schema, rows)
     assert {schema.names[0] for schema in (TICKS, BARS)} == {"symbol"}
+
+
+# On a store of objects, and in Spark: each in an environment of its own
+
+READERS = Path(__file__).parent / "readers"
+
+
+@pytest.fixture(scope="module")
+def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A local server that speaks S3's protocol."""
+    log = tmp_path_factory.mktemp("s3") / "log"
+    with log.open("w") as sink:
+        command = [python_of(READERS / "s3"), "-u", "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]
+        process = subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT)
+    try:
+        deadline = time.monotonic() + 60
+        while (found := re.search(r"Running on (http://127\.0\.0\.1:\d+)", log.read_text())) is None:
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.05)
+        yield found[1]
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.timeout(600)  # the first run fetches the server
+def test_a_copy_of_the_lake_on_s3_is_read_where_it_lies(lake: Path, endpoint: str) -> None:
+    remote = fs.S3FileSystem(
+        access_key="k", secret_key="s", region="us-east-1", endpoint_override=endpoint, allow_bucket_creation=True, request_timeout=30
+    )
+    remote.create_dir("market")
+    fs.copy_files(str(lake), "market/lake", destination_filesystem=remote)
+    options = {
+        "AWS_ACCESS_KEY_ID": "k",
+        "AWS_SECRET_ACCESS_KEY": "s",
+        "AWS_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ALLOW_HTTP": "true",
+    }
+    for topic, rows in ((TICKS_TOPIC, TRADES), (BARS_TOPIC, WINDOWS)):
+        place = f"s3://market/lake/{topic.table}"
+        same(pl.scan_delta(place, storage_options=options).collect().to_arrow(), topic.schema, rows)
+        files = [uri.removeprefix("s3://") for uri in DeltaTable(place, storage_options=options).file_uris()]
+        part = ds.partitioning(pa.schema([("date", pa.date32())]), flavor="hive")
+        same(ds.dataset(files, filesystem=remote, partitioning=part).to_table(), topic.schema, rows)
+
+
+@pytest.mark.skipif(not os.environ.get("TAPELINE_PROVE"), reason="Spark is half a gigabyte: make prove")
+@pytest.mark.timeout(900)
+def test_spark_reads_the_folder(lake: Path) -> None:
+    for topic, rows in ((TICKS_TOPIC, TRADES), (BARS_TOPIC, WINDOWS)):
+        command = [python_of(READERS / "spark"), str(READERS / "spark" / "read.py"), str(lake / topic.table)]
+        shown = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300).stdout
+        found = [json.loads(line) for line in shown.splitlines()]
+        assert [{name: row[name] for name in topic.schema.names} for row in found] == rows
+        assert [row["ts_us"] for row in found] == [row["ts_ns"] // 1_000 for row in rows]
+        if rows is TRADES:
+            assert [row["date"] for row in found] == [str(DATES[row["raw_offset"]]) for row in rows]

@@ -738,6 +738,7 @@ def test_the_page_on_reading_runs_as_it_is(desk: Path, lake: Lake) -> None:
     rows = [quote("BTC/USDT", begin + SECOND, 9.0, 11.0), quote("ETH/USDT", begin, 1.0, None)]
     rows += [trade("BTC/USDT", begin + (at + 2) * SECOND, 10.0 + at, volume=2.0) for at in range(3)]
     write(lake, TICKS_TOPIC, *rows, trade("ETH/USDT", begin, 3.0))
+    (desk / "data").symlink_to(desk)  # where the page has it
     code += "\nprint(turnover, joined['quote_ts_ns'].to_list(), price)"
     ran = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=desk, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr

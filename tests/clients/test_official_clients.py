@@ -6,44 +6,19 @@ What they print is compared with the venue's journal, field by field.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
-import os
 import re
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from environments import python_of
 from tapeline.venues import CERTIFICATE, Venue, VenueOptions
 
 HERE = Path(__file__).parent
-ENVIRONMENTS = HERE.parent.parent / ".venvs"
-UV = Path(sys.executable).with_name("uv")
 
 pytestmark = pytest.mark.timeout(600)  # the first run fetches the clients
-
-
-def python_of(client: str) -> str:
-    """The interpreter of a client's environment, which is made anew whenever its lock has changed."""
-    lock = HERE / client / "requirements.txt"
-    home = ENVIRONMENTS / client
-    stamp = home / "lock.sha256"
-    digest = hashlib.sha256(lock.read_bytes()).hexdigest()
-    if not stamp.exists() or stamp.read_text() != digest:
-        uv = str(UV) if UV.exists() else shutil.which("uv")
-        assert uv, "uv is needed to make the clients' environments: run `make install`"
-        environment = os.environ | {"UV_NATIVE_TLS": "1", "UV_PYTHON_DOWNLOADS": "never"}
-        for command in (
-            [uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(home)],
-            [uv, "pip", "sync", "--quiet", "--require-hashes", "--python", str(home / "bin" / "python"), str(lock)],
-        ):
-            subprocess.run(command, check=True, env=environment)
-        stamp.write_text(digest)
-    return str(home / "bin" / "python")
 
 
 async def _printed(options: VenueOptions, client: str, arguments: list[str], enough: int) -> list[Any]:
@@ -53,7 +28,7 @@ async def _printed(options: VenueOptions, client: str, arguments: list[str], eno
     place = url.partition("//")[2]
     filled = [argument.format(url=url, place=place) for argument in arguments]
     process = await asyncio.create_subprocess_exec(
-        python_of(client), str(HERE / client / "client.py"), *filled, stdout=asyncio.subprocess.PIPE
+        python_of(HERE / client), str(HERE / client / "client.py"), *filled, stdout=asyncio.subprocess.PIPE
     )
     lines = []
     try:
@@ -72,7 +47,7 @@ async def _printed(options: VenueOptions, client: str, arguments: list[str], eno
 
 def _run(tmp_path: Path, name: str, client: str, arguments: list[str], enough: int) -> tuple[list[Any], list[Any]]:
     """What the client printed, and what the journal says was sent."""
-    python_of(client)
+    python_of(HERE / client)
     journal = tmp_path / "journal.jsonl"
     options = VenueOptions(name=name, rate=200, journal=journal, tls=bool(str(CERTIFICATE) in arguments))
     printed = asyncio.run(_printed(options, client, arguments, enough))

@@ -1,0 +1,32 @@
+"""Environments of their own for what would not fit beside Tapeline's packages: each made of a lock, and anew when that has changed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ENVIRONMENTS = Path(__file__).parent.parent / ".venvs"
+UV = Path(sys.executable).with_name("uv")
+
+
+def python_of(folder: Path) -> str:
+    """The interpreter of the environment that `requirements.txt` in a folder locks. The first time it is fetched."""
+    lock = folder / "requirements.txt"
+    home = ENVIRONMENTS / folder.name
+    stamp = home / "lock.sha256"
+    digest = hashlib.sha256(lock.read_bytes()).hexdigest()
+    if not stamp.exists() or stamp.read_text() != digest:
+        uv = str(UV) if UV.exists() else shutil.which("uv")
+        assert uv, "uv is needed to make the clients' environments: run `make install`"
+        environment = os.environ | {"UV_NATIVE_TLS": "1", "UV_PYTHON_DOWNLOADS": "never"}
+        for command in (
+            [uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(home)],
+            [uv, "pip", "sync", "--quiet", "--require-hashes", "--python", str(home / "bin" / "python"), str(lock)],
+        ):
+            subprocess.run(command, check=True, env=environment)
+        stamp.write_text(digest)
+    return str(home / "bin" / "python")
