@@ -14,9 +14,8 @@ import pytest
 from frames import golden
 from made import ticks
 from tapeline import query
-from tapeline.audit import Step, by_symbol, parse_time, trace
+from tapeline.audit import Step, by_symbol, trace
 from tapeline.config import StreamConfig
-from tapeline.errors import ConfigError
 from tapeline.records import NOTICES_TOPIC, RAW_TOPIC, REJECTED_TOPIC, TICKS_TOPIC
 from tapeline.streams.embedded import EmbeddedStream
 from test_rejects import NOW_NS, Pipeline, asked, trade
@@ -170,29 +169,6 @@ def test_events_are_found_by_symbol_and_time_the_nearest_before_it_where_none_is
     assert sorted(by_symbol(find(pipeline), "BTC/USDT", ms + 10**9)) == [(0, 0, 0), (0, 1, 0)]
     assert by_symbol(find(pipeline), "BTC/USDT", ms - 1) == []
     assert by_symbol(find(pipeline), "ETH/USDT", ms) == []
-
-
-@pytest.mark.parametrize(
-    ("text", "ns"),
-    [
-        ("1710504000123456789", 1_710_504_000_123_456_789),
-        ("2024-03-15T12:00:00Z", 1_710_504_000_000_000_000),
-        ("2024-03-15T12:00:00.5Z", 1_710_504_000_500_000_000),
-        ("2024-03-15T12:00:00.123456789Z", 1_710_504_000_123_456_789),
-        ("2024-03-15T12:00:00.123456789+00:00", 1_710_504_000_123_456_789),
-        ("2024-03-15T07:00:00.000000001-05:00", 1_710_504_000_000_000_001),
-        ("2024-03-15 12:00:00.25Z", 1_710_504_000_250_000_000),
-        ("1969-12-31T23:59:59.25Z", -750_000_000),
-    ],
-)
-def test_times_are_read_to_the_nanosecond(text: str, ns: int) -> None:
-    assert parse_time(text) == ns
-
-
-@pytest.mark.parametrize("text", ["", "now", "2024-03-15", "2024-03-15T12:00:00", "2024-13-15T12:00:00Z", "9" * 30])
-def test_what_is_no_moment_is_said_to_be_none(text: str) -> None:
-    with pytest.raises(ConfigError):
-        parse_time(text)
 
 
 @pytest.fixture

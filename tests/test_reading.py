@@ -165,7 +165,7 @@ def test_ticks_are_those_asked_for_in_order_whatever_fits_in_a_window(
     start, end = min(moments), max(moments)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lake_reading, "_WINDOW_ROWS", window)
-        patch.setattr(lake_reading, "_UNCOUNTED_ROWS", 4 * window if window < 500_000 else 2_000_000)
+        patch.setattr(lake_reading, "_UNCOUNTED_ROWS", 4 * window if window < 500_000 else 1_000_000)
         found = tapeline.ticks(symbols, start, end, provider=provider, kind=kind, config=traded).arrow()
     assert without_ts(found) == expected(symbols, start, end, provider, kind)
     assert found["ts"].cast(pa.int64()).to_pylist() == found["ts_ns"].to_pylist()
@@ -605,25 +605,44 @@ def test_the_command_says_what_is_wrong(desk: Path, lake: Lake, words: list[str]
     assert published(desk / "backtest") == []
 
 
+class Shaky:
+    """A stream that is away for the second call."""
+
+    def __init__(self) -> None:
+        self.got: list[Row] = []
+        self.calls = 0
+
+    def append(self, topic: Topic, batch: pa.RecordBatch, partition: int | None = None) -> None:
+        self.calls += 1
+        if self.calls == 2:
+            raise Unavailable("not now")
+        assert topic is TICKS_TOPIC
+        self.got += batch.to_pylist()
+
+
 def test_a_stream_that_is_away_for_a_moment_gets_each_tick_once(traded: Config) -> None:
-    class Shaky:
-        def __init__(self) -> None:
-            self.got: list[Row] = []
-            self.calls = 0
-
-        def append(self, topic: Topic, batch: pa.RecordBatch, partition: int | None = None) -> None:
-            self.calls += 1
-            if self.calls == 2:
-                raise Unavailable("not now")
-            assert topic is TICKS_TOPIC
-            self.got += batch.to_pylist()
-
     stream: Any = Shaky()
     batches = (
         tapeline.ticks(SYMBOLS, MIDNIGHT, MIDNIGHT + 4 * DAY, columns=TICKS.names, config=traded).arrow().to_batches(max_chunksize=100)
     )
     assert replaying.publish(iter(batches), stream, threading.Event(), random.Random(1)) == len(stream.got)
     assert stream.got == expected(list(SYMBOLS), 0, 1 << 62)
+
+
+def test_a_lake_that_cannot_be_read_to_the_end_is_not_taken_for_the_end(lake: Lake, here: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lake_reading, "_WINDOW_ROWS", 1)
+    monkeypatch.setattr(lake_reading, "_UNCOUNTED_ROWS", 0)
+    rows = [trade("Z", NOON + day * DAY, 1.0) for day in range(3)]
+    for row in rows:
+        write(lake, TICKS_TOPIC, row)
+    batches = tapeline.ticks("Z", NOON, NOON + 3 * DAY, columns=TICKS.names, config=here).batches()
+    first = batches.read_next_batch()
+    for path in files(lake, NOON + 2 * DAY):
+        path.unlink()
+    stream: Any = Shaky()
+    with pytest.raises(DiskTrouble, match="cannot be read"):
+        replaying.publish(itertools.chain([first], batches), stream, threading.Event(), random.Random(1))
+    assert stream.got == rows[:2]
 
 
 # What is wrong is said
@@ -705,7 +724,7 @@ def test_a_library_that_is_not_installed_is_named_with_the_command_that_installs
 
 def test_postgres_is_a_source_that_says_what_it_lacks(here: Config) -> None:
     with pytest.raises(ConfigError, match="postgres"):
-        tapeline.ticks("Z", NOON, NOON, source="postgres", config=here)
+        tapeline.ticks("Z", NOON, NOON, source="postgresql", config=here)
 
 
 def test_the_configuration_may_be_a_file_or_the_one_in_the_folder(desk: Path, lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -758,6 +777,23 @@ def text_of(ns: int, zone: timezone, digits: int) -> str:
     moment = (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=seconds)).astimezone(zone).isoformat()
     whole, offset = moment[:19], moment[19:]
     return f"{whole}.{fraction:09d}"[: 20 + digits].rstrip(".") + offset
+
+
+@pytest.mark.parametrize(
+    ("text", "ns"),
+    [
+        ("1710504000123456789", 1_710_504_000_123_456_789),
+        ("2024-03-15T12:00:00Z", 1_710_504_000_000_000_000),
+        ("2024-03-15T12:00:00.5Z", 1_710_504_000_500_000_000),
+        ("2024-03-15T12:00:00.123456789Z", 1_710_504_000_123_456_789),
+        ("2024-03-15T12:00:00.123456789+00:00", 1_710_504_000_123_456_789),
+        ("2024-03-15T07:00:00.000000001-05:00", 1_710_504_000_000_000_001),
+        ("2024-03-15 12:00:00.25Z", 1_710_504_000_250_000_000),
+        ("1969-12-31T23:59:59.25Z", -750_000_000),
+    ],
+)
+def test_times_as_people_write_them_are_read_to_the_nanosecond(text: str, ns: int) -> None:
+    assert times.parse(text, "--time") == ns
 
 
 @given(ns=NANOSECONDS, zone=ZONES)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
-from itertools import takewhile
 from typing import Any, Final
 
 import numpy as np
@@ -15,9 +13,8 @@ from rich.console import RenderableType
 from rich.text import Text
 from rich.tree import Tree
 
-from tapeline.errors import ConfigError
 from tapeline.output import plain
-from tapeline.records import BARS_TOPIC, NOTICES_TOPIC, NS_PER_S, RAW_TOPIC, REJECTED_TOPIC, TICKS_TOPIC, Topic
+from tapeline.records import BARS_TOPIC, NOTICES_TOPIC, RAW_TOPIC, REJECTED_TOPIC, TICKS_TOPIC, Topic
 from tapeline.stores import Store
 from tapeline.streams import Stream
 
@@ -152,21 +149,6 @@ def _at(stream: Stream, topic: Topic, partition: int, position: int, rows: int) 
             return chunk.offset[mine], chunk.batch.take(pa.array(mine))
         at |= chunk.next  # it was all of other partitions, where records arrive meanwhile
     return None
-
-
-def parse_time(text: str) -> int:
-    """Nanoseconds since 1970, from a count of them or an ISO 8601 time. Raises ConfigError for a time without a zone."""
-    if text.isdecimal() and len(text) < 20:
-        return int(text)
-    whole, dot, rest = text.partition(".")
-    digits = "".join(takewhile(str.isdecimal, rest))
-    try:
-        moment = datetime.fromisoformat(whole + rest[len(digits) :])
-    except ValueError:
-        raise ConfigError(f"{text!r} is no time. Write 2026-01-05T14:30:00.123Z, or nanoseconds since 1970.") from None
-    if moment.tzinfo is None:
-        raise ConfigError(f"{text!r} has no zone, and could mean any of many moments. Add Z, or an offset such as -05:00.")
-    return int(moment.timestamp()) * NS_PER_S + (int(digits[:9].ljust(9, "0")) if dot else 0)
 
 
 def picture(event: tuple[int, int, int], steps: list[Step]) -> RenderableType:

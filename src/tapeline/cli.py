@@ -513,7 +513,7 @@ def audit(
     Example: `tapeline audit --symbol BTC/USDT --time 2026-01-05T14:30:00.123Z`
     """
     from tapeline import audit as way
-    from tapeline import query, wiring
+    from tapeline import query, times, wiring
     from tapeline.output import plain
     from tapeline.rejects import parse_id
 
@@ -526,7 +526,7 @@ def audit(
     if event is not None:
         ids = [parse_id(event)]
     elif symbol and time_ns:
-        ids = way.by_symbol(find, symbol, way.parse_time(time_ns))
+        ids = way.by_symbol(find, symbol, times.parse(time_ns, "--time"))
     else:
         raise ConfigError("Name the tick: its id, or --symbol and --time.")
     if not ids:

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from tapeline import flow, net
+from tapeline.errors import Unavailable
 from tapeline.records import NS_PER_S, TICKS_TOPIC
 from tapeline.streams import Stream
 
@@ -50,16 +51,24 @@ def paced(
 def publish(batches: Iterator[pa.RecordBatch], stream: Stream, stop: threading.Event, random: Random) -> int:
     """Append batches of ticks to the stream's normalized topic until there are no more or `stop` is set; how many ticks it took.
 
-    While the stream is away it is tried again, for five minutes; then Unavailable is raised. Each tick is appended once, unless this
-    process is killed and started again.
+    While the stream is away it is tried again, for five minutes; then Unavailable is raised, as at once where `batches` raises it. Each
+    tick is appended once, unless this process is killed and started again.
     """
     published = 0
     held: list[pa.RecordBatch] = []
+    unread: list[Unavailable] = []
     done = threading.Event()
+
+    def taken() -> pa.RecordBatch | None:
+        try:
+            return next(batches, None)
+        except Unavailable as error:  # an iterator that has raised has ended: to go on would be to leave out the rest
+            unread.append(error)
+            return None
 
     def step() -> bool:
         nonlocal published
-        batch = None if stop.is_set() else held.pop() if held else next(batches, None)
+        batch = None if stop.is_set() else held.pop() if held else taken()
         if batch is None:
             done.set()
             return False
@@ -69,4 +78,6 @@ def publish(batches: Iterator[pa.RecordBatch], stream: Stream, stop: threading.E
         return True
 
     flow.run(step, done, rest_s=0.0, waits=lambda: net.backoff(random, cap_s=5.0))
+    if unread:
+        raise unread[0]
     return published

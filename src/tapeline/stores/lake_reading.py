@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import tempfile
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +18,7 @@ from deltalake.exceptions import DeltaError, TableNotFoundError
 from tapeline.errors import DiskTrouble
 from tapeline.records import BARS_TOPIC, TICKS_TOPIC, Topic
 from tapeline.stores.lake import check_format
-from tapeline.stores.selection import ORDER, Selection
+from tapeline.stores.selection import ORDER, Selection, alike
 
 #: Of a connection: what DuckDB is asked for here is all built in.
 NO_DOWNLOADS: Final[dict[str, str | bool | int | float | list[str]]] = {
@@ -29,7 +28,7 @@ NO_DOWNLOADS: Final[dict[str, str | bool | int | float | list[str]]] = {
 #: So many rows are sorted at once: what a read needs of memory, whatever its range.
 _WINDOW_ROWS: Final = 500_000
 #: Files of so few rows are sorted at once without counting first how many of the rows are wanted.
-_UNCOUNTED_ROWS: Final = 2_000_000
+_UNCOUNTED_ROWS: Final = 1_000_000
 _BATCH_ROWS: Final = 65_536
 #: Into how many parts of equal length a range is counted.
 _PARTS: Final = 1_024
@@ -37,7 +36,6 @@ _PARTS: Final = 1_024
 _FIRST_FILES: Final = 2
 #: How many of the newest files are asked for symbols that look like an unknown one.
 _LIKENESS_FILES: Final = 20
-_NEAR: Final = 3
 _LEAST: Final = -(1 << 63)
 _MOST: Final = (1 << 63) - 1
 
@@ -111,7 +109,7 @@ class LakeSource:
         if not missing:
             return {}
         known = self._symbols(topic, files.slice(0, _LIKENESS_FILES), None)
-        return {symbol: _alike(symbol, known) for symbol in missing}
+        return {symbol: alike(symbol, known) for symbol in missing}
 
     def _symbols(self, topic: Topic, files: _Files, among: Sequence[str] | None) -> list[str]:
         """The symbols in some files, of those asked for; None: all."""
@@ -166,9 +164,10 @@ class LakeSource:
     def _run(self, text: str, values: Mapping[str, Value], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
         try:
             # A cursor of its own: several readers of one source may be open.
-            reader = self._database().cursor().sql(text, params=dict(values)).to_arrow_reader(_BATCH_ROWS)
-            for batch in reader:
-                yield pa.record_batch([batch[name].cast(schema.field(name).type) for name in schema.names], schema=schema)
+            found = self._database().cursor().sql(text, params=dict(values))
+            for batch in pa.RecordBatchReader.from_stream(found):
+                whole = pa.record_batch([batch[name].cast(schema.field(name).type) for name in schema.names], schema=schema)
+                yield from (whole.slice(at, _BATCH_ROWS) for at in range(0, whole.num_rows, _BATCH_ROWS))
         except (duckdb.Error, pa.ArrowException, OSError) as error:
             raise DiskTrouble(
                 f"The lake at {self._root} cannot be read: {error}. Ask again if a file was removed meanwhile; restore one that is damaged."
@@ -275,17 +274,6 @@ class _Files:
         if column.null_count:
             return unknown
         return int(pc.min_max(column)[edge].as_py()) if len(column) else empty
-
-
-def _alike(symbol: str, known: Sequence[str]) -> list[str]:
-    """Symbols that one may have meant: the same letters first (BTCUSDT, btc-usdt: BTC/USDT), then those that differ a little."""
-    by_letters = {_letters(name): name for name in sorted(known)}
-    near = difflib.get_close_matches(_letters(symbol), list(by_letters), n=_NEAR, cutoff=0.5)
-    return [by_letters[letters] for letters in near]
-
-
-def _letters(symbol: str) -> str:
-    return "".join(filter(str.isalnum, symbol)).upper()
 
 
 def _any_between(ordered: Sequence[str], low: str | None, high: str | None) -> bool:
