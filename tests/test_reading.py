@@ -16,6 +16,7 @@ from datetime import UTC, date, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -213,6 +214,9 @@ def test_every_table_has_the_same_rows_exact_to_the_nanosecond(lake: Lake, here:
     assert (str(relation.types[-1]), relation.columns[-1]) == ("TIMESTAMP_NS", "ts")
     minute = "SELECT epoch_ns(ts), time_bucket(INTERVAL '1 minute', ts) = TIMESTAMP '2024-03-15 12:00:00' FROM t ORDER BY ts"
     assert relation.query("t", minute).fetchall() == [(odd, True), (odd + 1, True)]
+    assert duckdb.sql("SELECT count(*) FROM relation AS a JOIN relation AS b USING (ts)").fetchall() == [(2,)]
+    with duckdb.connect() as own:
+        assert result.duckdb(own).filter("ts_ns % 2 = 0").aggregate("count(*)").fetchall() == [(1,)]
     assert without_ts(pa.RecordBatchReader.from_stream(result).read_all()) == rows
 
 

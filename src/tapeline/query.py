@@ -39,16 +39,14 @@ def connect(lake: Path) -> duckdb.DuckDBPyConnection:
     return db
 
 
-def relation(table: pa.Table) -> duckdb.DuckDBPyRelation:
-    """A table in memory as a relation of a DuckDB of its own. Nothing is downloaded.
+def relation(table: pa.Table, connection: duckdb.DuckDBPyConnection | None) -> duckdb.DuckDBPyRelation:
+    """A table in memory as a relation of a connection; None: of DuckDB's own default one. Nothing is downloaded for it.
 
-    Its timestamps are TIMESTAMP_NS in UTC: DuckDB has a type of nanoseconds with a zone, but none of its functions take that.
+    Its timestamps are TIMESTAMP_NS in UTC: DuckDB has a type of nanoseconds with a zone, but few of its functions take that.
     """
-    db = duckdb.connect(config=NO_DOWNLOADS)
-    db.execute("SET TimeZone = 'UTC'").fetchall()
     zoned = {field.name for field in table.schema if pa.types.is_timestamp(field.type)}
     plain = [field.with_type(pa.timestamp("ns")) if field.name in zoned else field for field in table.schema]
-    return db.from_arrow(table.cast(pa.schema(plain)))
+    return (connection or duckdb.default_connection()).from_arrow(table.cast(pa.schema(plain)))
 
 
 def find(lake: Path, table: str, condition: str, values: list[Any]) -> list[dict[str, Any]]:

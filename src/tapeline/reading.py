@@ -132,11 +132,11 @@ class Result:
         found: pl.DataFrame = _library("polars").from_arrow(self.arrow())
         return found
 
-    def duckdb(self) -> duckdb.DuckDBPyRelation:
-        """A DuckDB relation over the rows in memory: `.aggregate(...)`, `.filter(...)`, `.query("t", "SELECT ...")`.
+    def duckdb(self, connection: duckdb.DuckDBPyConnection | None = None) -> duckdb.DuckDBPyRelation:
+        """A DuckDB relation over the rows in memory: of `connection`, or of the one that `duckdb.sql` uses, which then finds it by name.
 
         Times are TIMESTAMP_NS, in UTC without saying so. Raises Unavailable."""
-        return query.relation(self.arrow())
+        return query.relation(self.arrow(), connection)
 
     def __arrow_c_stream__(self, requested_schema: object = None) -> object:
         """For every library that takes Arrow streams."""
@@ -328,12 +328,13 @@ def _open_lake(settings: config.Config) -> Source:
 
 
 def _open_postgres(settings: config.Config) -> Source:
-    del settings
-    raise ConfigError('source = "postgres" cannot be read yet. Use source="lake".')
+    from tapeline import wiring
+
+    return wiring.postgres_source(settings)
 
 
 #: Each store that can be read, by the name that `source` has; the one place to add one.
-SOURCES: Final[Mapping[str, Callable[[config.Config], Source]]] = {"lake": _open_lake, "postgres": _open_postgres}
+SOURCES: Final[Mapping[str, Callable[[config.Config], Source]]] = {"lake": _open_lake, "postgresql": _open_postgres}
 
 
 def open_source(source: str = "lake", *, config: Settings = None) -> Source:

@@ -163,8 +163,9 @@ class LakeSource:
 
     def _run(self, text: str, values: Mapping[str, Value], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
         try:
-            # A cursor of its own: several readers of one source may be open.
-            found = self._database().cursor().sql(text, params=dict(values))
+            # Of its own, for several readers of one source may be open; and held, for it closes when nothing does.
+            cursor = self._database().cursor()
+            found = cursor.sql(text, params=dict(values))
             for batch in pa.RecordBatchReader.from_stream(found):
                 whole = pa.record_batch([batch[name].cast(schema.field(name).type) for name in schema.names], schema=schema)
                 yield from (whole.slice(at, _BATCH_ROWS) for at in range(0, whole.num_rows, _BATCH_ROWS))
