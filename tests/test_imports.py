@@ -53,8 +53,8 @@ OWNERS = {
     "redis": {"tapeline.streams.redis"},
     "deltalake": {"tapeline.stores.lake", "tapeline.stores.lake_reading", "tapeline.query"},
     "duckdb": {"tapeline.query", "tapeline.reading", "tapeline.stores.lake_reading", "tapeline.truth", "tapeline.cli"},
-    "adbc_driver_manager": {"tapeline.stores.postgres"},
-    "adbc_driver_postgresql": {"tapeline.stores.postgres"},
+    "adbc_driver_manager": {"tapeline.stores.database", "tapeline.stores.postgres", "tapeline.stores.postgres_reading"},
+    "adbc_driver_postgresql": {"tapeline.stores.database"},
     "typer": {"tapeline.cli"},
 }
 #: Takes addresses apart and opens none.

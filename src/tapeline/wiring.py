@@ -23,6 +23,7 @@ from tapeline.spool import Spool
 from tapeline.stages import NORMALIZE
 from tapeline.stores import Store
 from tapeline.stores.lake import Lake
+from tapeline.stores.selection import Source
 from tapeline.streams import Lease, Stream
 from tapeline.streams.embedded import EmbeddedStream
 
@@ -88,11 +89,30 @@ def open_store(config: Config, store: StoreConfig, environ: Mapping[str, str] | 
         try:
             from tapeline.stores.postgres import Postgres
         except ModuleNotFoundError as error:
-            raise ConfigError(f"{store.shown} needs the package {error.name}. Install it: pip install 'tapeline[postgres]'.") from None
+            raise _needs_package(store, error) from None
         return Postgres(store.url, store_password(store, environment() if environ is None else environ), identity, store.keep_days)
     raise ConfigError(
         f'stores.url = "{store.shown}" is no store that this version has. Use "lake:", "lake:/a/folder" or "postgresql://user@host/database".'
     )
+
+
+def postgres_source(config: Config, environ: Mapping[str, str] | None = None) -> Source:
+    """The configuration's database, to be read. Raises ConfigError where it has none."""
+    store = next((some for some in config.stores if store_name(some) == "postgresql"), None)
+    if store is None:
+        raise ConfigError(
+            'The configuration has no store in PostgreSQL. Add one ([[stores]] url = "postgresql://..."), or use source="lake".'
+        )
+    try:
+        from tapeline.stores.database import Database
+        from tapeline.stores.postgres_reading import PostgresSource
+    except ModuleNotFoundError as error:
+        raise _needs_package(store, error) from None
+    return PostgresSource(Database(store.url, store_password(store, environment() if environ is None else environ)))
+
+
+def _needs_package(store: StoreConfig, error: ModuleNotFoundError) -> ConfigError:
+    return ConfigError(f"{store.shown} needs the package {error.name}. Install it: pip install 'tapeline[postgres]'.")
 
 
 def lake_folder(config: Config) -> Path:

@@ -8,23 +8,20 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, Final
-from urllib.parse import quote
 
 import adbc_driver_manager as adbc
 import pyarrow as pa
 import pyarrow.compute as pc
 from adbc_driver_manager import dbapi
-from adbc_driver_postgresql.dbapi import connect  # type: ignore[import-untyped]  # it carries no types
 
-from tapeline.config import without_password
-from tapeline.errors import DiskTrouble, NewerData, Refused, Unavailable
+from tapeline.errors import NewerData
 from tapeline.records import BARS_TOPIC, NS_PER_US, TICKS_TOPIC, Chunk, Identity, Topic
 from tapeline.stores import Totals, Written, with_dates
+from tapeline.stores.database import CannotHold, Database
 from tapeline.stores.duplicates import Channel, HighestIds, IdentityRule, fresh_of
 from tapeline.stores.statements import Statements, load, migrations
 
@@ -39,18 +36,6 @@ _AGGREGATES: Final = (
     {"name": "1m", "width": "1 minute", "back": "1 day", "every": "1 minute"},
     {"name": "1h", "width": "1 hour", "back": "7 days", "every": "1 hour"},
 )
-#: Classes of SQLSTATE.
-_DATA: Final = ("22", "23")  # this record cannot be kept
-_DISK: Final = ("53100", "58030")  # disk_full, io_error
-_NO: Final = ("28", "42501", "3D")  # login, rights, no such database
-
-
-class _CannotHold(Unavailable):
-    """Among the rows is one that PostgreSQL cannot hold. Nothing was written."""
-
-    def __init__(self, said: str) -> None:
-        super().__init__(said)
-        self.reason = (re.search(r"ERROR:\s*(.*?)(?: CONTEXT:| DETAIL:|$)", said) or (said, said))[1]
 
 
 class Postgres:
@@ -58,8 +43,8 @@ class Postgres:
 
     def __init__(self, url: str, password: str, identity: IdentityRule, keep_days: int = 0) -> None:
         """`keep_days`: ticks of earlier days are removed; 0: never."""
-        self._url, self._password, self._identity, self._keep_days = url, password, identity, keep_days
-        self.shown: Final = without_password(url)
+        self._database = Database(url, password)
+        self._identity, self._keep_days = identity, keep_days
         self._sql: Final[Statements] = load("postgres.sql")
         self._connection: dbapi.Connection | None = None
         self._newest = False
@@ -79,12 +64,12 @@ class Postgres:
     def write(self, chunk: Chunk) -> Written:
         try:
             return self._write(chunk, {})
-        except _CannotHold as error:
+        except CannotHold as error:
             bad = self._cannot_hold(chunk.topic, _with_ids(with_dates(chunk.batch)), error)
         for name, reason in bad.items():
             log.error(
                 "%s does not take the record %s of %s: %s. It is in tapeline_refused, and in the other stores; all others are kept.",
-                self.shown,
+                self._database.shown,
                 name,
                 chunk.topic.name,
                 reason,
@@ -157,10 +142,10 @@ class Postgres:
                 cursor.execute(self._sql.one("old_parts"), (self._keep_days,))
                 for (part,) in cursor.fetchall():
                     cursor.execute(self._sql.one("drop_part", part=part))
-                    log.info("%s: %s is removed: ticks are kept for %d days (keep_days).", self.shown, part, self._keep_days)
+                    log.info("%s: %s is removed: ticks are kept for %d days (keep_days).", self._database.shown, part, self._keep_days)
         self._looked_for_old = True
 
-    def _cannot_hold(self, topic: Topic, rows: pa.RecordBatch, error: _CannotHold) -> dict[str, str]:
+    def _cannot_hold(self, topic: Topic, rows: pa.RecordBatch, error: CannotHold) -> dict[str, str]:
         """Which of some rows, that are not taken together, are not taken alone, found by halving: their ids, with the reason."""
         if rows.num_rows == 1:
             return {rows["id"][0].as_py(): error.reason}
@@ -172,7 +157,7 @@ class Postgres:
                     self._migrate(cursor)
                     cursor.execute(self._sql.one("copy_of", name="tried", table=_table(topic)))
                     cursor.adbc_ingest("tried", part.drop_columns(["date"]), mode="append", temporary=True)
-            except _CannotHold as again:
+            except CannotHold as again:
                 found |= self._cannot_hold(topic, part, again)
         return found
 
@@ -243,8 +228,8 @@ class Postgres:
         known = len(migrations())
         if found > known:
             raise NewerData(
-                f"The tables in {self.shown} are of a newer Tapeline (version {found}; this one knows {known}). Nothing was touched. "
-                "Upgrade Tapeline, or name another database."
+                f"The tables in {self._database.shown} are of a newer Tapeline (version {found}; this one knows {known}). "
+                "Nothing was touched. Upgrade Tapeline, or name another database."
             )
         return found
 
@@ -262,7 +247,9 @@ class Postgres:
         if version < len(steps):
             cursor.execute(self._sql.one("begin_version"))
             cursor.execute(self._sql.one("set_version"), (len(steps),))
-            log.info("The tables in %s are at version %d%s.", self.shown, len(steps), ", with TimescaleDB" if self._timescale else "")
+            log.info(
+                "The tables in %s are at version %d%s.", self._database.shown, len(steps), ", with TimescaleDB" if self._timescale else ""
+            )
         if version == 0 and self._timescale:
             for statement in self._sql.each("hypertables"):
                 cursor.execute(statement)
@@ -275,17 +262,13 @@ class Postgres:
         """Commits at the end. Raises Unavailable and its like with what PostgreSQL said: then nothing was written."""
         try:
             if self._connection is None:
-                self._connection = connect(_with_password(self._url, self._password))
-                with self._connection.cursor() as cursor:
-                    for statement in self._sql.each("settings"):
-                        cursor.execute(statement)
-                self._connection.commit()
+                self._connection = self._database.connect()
             with self._connection.cursor() as cursor:
                 yield cursor
             self._connection.commit()
         except adbc.Error as error:
             self._leave()
-            raise self._meaning(error) from error
+            raise self._database.meaning(error) from error
         except BaseException:
             self._leave()
             raise
@@ -301,19 +284,6 @@ class Postgres:
                 connection.close()
             except adbc.Error as error:
                 log.debug("The connection did not close: %s", error)
-
-    def _meaning(self, error: adbc.Error) -> Unavailable | Refused:
-        state = error.sqlstate or ""
-        said = " ".join(str(error).split())[:300]
-        if state.startswith(_NO) or "password authentication failed" in said or ("does not exist" in said and not state):
-            return Refused(
-                f"PostgreSQL at {self.shown} has refused: {said}. Check the user, the password (password_file) and the database."
-            )
-        if state.startswith(_DATA):
-            return _CannotHold(said)
-        if state in _DISK:
-            return DiskTrouble(f"PostgreSQL at {self.shown} cannot write: {said}. The records stay in the stream. Free disk space there.")
-        return Unavailable(f"PostgreSQL at {self.shown}: {said}. Nothing was written; the records stay in the stream. It is tried again.")
 
 
 def _table(topic: Topic) -> str:
@@ -352,9 +322,3 @@ def _only(cursor: dbapi.Cursor) -> Any:
     row: Sequence[Any] | None = cursor.fetchone()
     assert row is not None, "this question has one answer"
     return row[0]
-
-
-def _with_password(url: str, password: str) -> str:
-    """The address with a password that came from elsewhere."""
-    parts: Mapping[str, str] | None = (found := re.fullmatch(r"(?P<head>\w+://[^:/@]+)(?P<tail>@.*)", url)) and found.groupdict()
-    return f"{parts['head']}:{quote(password, safe='')}{parts['tail']}" if password and parts else url

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol, Self, runtime_checkable
 
@@ -10,6 +11,7 @@ import pyarrow as pa
 
 from tapeline.records import Topic
 
+_NEAR: Final = 3
 #: The order of every answer, ascending; text by its bytes (in SQL: COLLATE "C"). The raw position makes it a total order of ticks.
 ORDER: Final = ("ts_ns", "symbol", "raw_partition", "raw_offset", "raw_index")
 
@@ -53,3 +55,14 @@ class Source(Protocol):
 
     def unknown(self, topic: Topic, symbols: tuple[str, ...]) -> Mapping[str, list[str]]:
         """Those of which the topic holds nothing at any time, each with some symbols that it does hold and that look alike."""
+
+
+def alike(symbol: str, known: Sequence[str]) -> list[str]:
+    """Symbols that one may have meant: the same letters first (BTCUSDT, btc-usdt: BTC/USDT), then those that differ a little."""
+    by_letters = {_letters(name): name for name in sorted(known)}
+    near = difflib.get_close_matches(_letters(symbol), list(by_letters), n=_NEAR, cutoff=0.5)
+    return [by_letters[letters] for letters in near]
+
+
+def _letters(symbol: str) -> str:
+    return "".join(filter(str.isalnum, symbol)).upper()

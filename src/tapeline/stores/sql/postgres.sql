@@ -107,3 +107,56 @@ FROM ticks WHERE kind = 'trade'
 GROUP BY 1, 2, 3, 4 WITH NO DATA;
 SELECT add_continuous_aggregate_policy('trade_bars_{name}',
     start_offset => INTERVAL '{back}', end_offset => INTERVAL '{width}', schedule_interval => INTERVAL '{every}')
+
+-- name: choose
+-- What is asked for, as JSON, for the statements below: a COPY takes no parameters.
+SELECT set_config('tapeline.selection', $1, false)
+
+-- name: chosen
+SELECT {columns} FROM {table}
+WHERE symbol = ANY (ARRAY (SELECT jsonb_array_elements_text(current_setting('tapeline.selection')::jsonb -> 'symbols')))
+    AND ts >= (SELECT timestamptz 'epoch' + (current_setting('tapeline.selection')::jsonb ->> 'since_us')::bigint * interval '1 microsecond')
+    AND ts <= (SELECT timestamptz 'epoch' + (current_setting('tapeline.selection')::jsonb ->> 'until_us')::bigint * interval '1 microsecond')
+    AND ts_ns >= (SELECT (current_setting('tapeline.selection')::jsonb ->> 'start_ns')::bigint)
+    AND ts_ns < (SELECT (current_setting('tapeline.selection')::jsonb ->> 'end_ns')::bigint)
+    {where}
+ORDER BY ts_ns, symbol COLLATE "C", raw_partition, raw_offset, raw_index
+
+-- name: last
+SELECT last.* FROM jsonb_array_elements_text(current_setting('tapeline.selection')::jsonb -> 'symbols') AS wanted,
+LATERAL (
+    SELECT {columns} FROM ticks
+    WHERE symbol = wanted
+        AND ts >= (SELECT timestamptz 'epoch' + (current_setting('tapeline.selection')::jsonb ->> 'since_us')::bigint * interval '1 microsecond')
+        AND ts <= (SELECT timestamptz 'epoch' + (current_setting('tapeline.selection')::jsonb ->> 'until_us')::bigint * interval '1 microsecond')
+        AND ts_ns >= (SELECT (current_setting('tapeline.selection')::jsonb ->> 'start_ns')::bigint)
+        AND ts_ns < (SELECT (current_setting('tapeline.selection')::jsonb ->> 'end_ns')::bigint)
+        {where}
+    ORDER BY ts DESC, ts_ns DESC, raw_partition DESC, raw_offset DESC, raw_index DESC LIMIT 1
+) AS last
+
+-- name: equals
+AND "{column}" = (SELECT current_setting('tapeline.selection')::jsonb ->> '{column}')
+
+-- name: symbols
+-- From one symbol to the next by the index, without reading what lies between.
+WITH RECURSIVE known (symbol) AS (
+    (SELECT symbol FROM {table} ORDER BY symbol LIMIT 1)
+    UNION ALL
+    SELECT (SELECT symbol FROM {table} WHERE symbol > known.symbol ORDER BY symbol LIMIT 1) FROM known WHERE known.symbol IS NOT NULL
+)
+SELECT symbol FROM known WHERE symbol IS NOT NULL
+
+-- name: newest
+WITH RECURSIVE known (symbol) AS (
+    (SELECT symbol FROM ticks ORDER BY symbol LIMIT 1)
+    UNION ALL
+    SELECT (SELECT symbol FROM ticks WHERE symbol > known.symbol ORDER BY symbol LIMIT 1) FROM known WHERE known.symbol IS NOT NULL
+)
+SELECT max(newest.ts_ns) FROM known, LATERAL (
+    SELECT ts_ns FROM ticks WHERE symbol = known.symbol ORDER BY ts DESC, ts_ns DESC LIMIT 1
+) AS newest
+
+-- name: without
+SELECT wanted FROM jsonb_array_elements_text(current_setting('tapeline.selection')::jsonb -> 'symbols') AS wanted
+WHERE NOT EXISTS (SELECT FROM {table} WHERE symbol = wanted)
