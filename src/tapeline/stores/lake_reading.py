@@ -16,7 +16,7 @@ from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
 from tapeline.errors import DiskTrouble
-from tapeline.records import BARS_TOPIC, TICKS_TOPIC, Topic
+from tapeline.records import BARS_TOPIC, NS_PER_S, TICKS_TOPIC, Topic
 from tapeline.stores.lake import check_format
 from tapeline.stores.selection import ORDER, Selection, alike
 
@@ -32,8 +32,9 @@ _UNCOUNTED_ROWS: Final = 1_000_000
 _BATCH_ROWS: Final = 65_536
 #: Into how many parts of equal length a range is counted.
 _PARTS: Final = 1_024
-#: How many of the newest files are asked first for the last tick; then twice as many, and so on.
-_FIRST_FILES: Final = 2
+#: How far back the last tick is looked for first, and how many times as far after each time that it was not there.
+_FIRST_LOOK_NS: Final = 60 * NS_PER_S
+_LOOK_GROWTH: Final = 16
 #: How many of the newest files are asked for symbols that look like an unknown one.
 _LIKENESS_FILES: Final = 20
 _LEAST: Final = -(1 << 63)
@@ -69,24 +70,23 @@ class LakeSource:
         return self._reader(BARS_TOPIC, selection, f"QUALIFY row_number() OVER (PARTITION BY {_IDENTITY} ORDER BY {_REVISION}) = 1")
 
     def last(self, selection: Selection) -> pa.Table:
-        schema = _schema(TICKS_TOPIC, selection.columns)
         inner = tuple(dict.fromkeys((*selection.columns, *ORDER)))
         found = _schema(TICKS_TOPIC, inner).empty_table()
-        files = self._files(TICKS_TOPIC).matching(selection)
-        missing = selection.symbols
-        at, step = 0, _FIRST_FILES
-        while at < files.count and missing:
-            some = files.slice(at, step)
-            order = ", ".join(f"{name} DESC" for name in ORDER if name != "symbol")
-            text, values = _select(inner, replace(selection, symbols=missing), some.paths)
+        rest, length_ns = selection, _FIRST_LOOK_NS
+        order = ", ".join(f"{name} DESC" for name in ORDER if name != "symbol")
+        # From the end backwards, each part longer than the one before: what it holds of a symbol is later than all that is left.
+        while rest.symbols and (files := self._files(TICKS_TOPIC).matching(rest)).count:
+            end_ns = min(rest.end_ns, files.newest_ns + 1)
+            part = replace(rest, start_ns=max(rest.start_ns, end_ns - length_ns), end_ns=end_ns)
+            text, values = _select(inner, part, files.matching(part).paths)
             text += f" QUALIFY row_number() OVER (PARTITION BY symbol ORDER BY {order}) = 1"
-            found = pa.concat_tables([found, *map(pa.Table.from_batches, ([batch] for batch in self._run(text, values, found.schema)))])
-            at, step = at + step, step * 2
-            # A later file may hold the same moment, but nothing after its own newest: what is newer than all of them is settled.
-            rest = files.slice(at, files.count).newest_ns
-            newest = _newest(found)
-            missing = tuple(symbol for symbol in selection.symbols if newest.get(symbol, rest) <= rest)
-        return _last_of_each(found).select(list(schema.names))
+            found = pa.concat_tables([found, pa.Table.from_batches(self._run(text, values, found.schema), found.schema)])
+            if part.start_ns == rest.start_ns:
+                break
+            settled = set(found["symbol"].to_pylist())
+            missing = tuple(symbol for symbol in rest.symbols if symbol not in settled)
+            rest, length_ns = replace(rest, symbols=missing, end_ns=part.start_ns), length_ns * _LOOK_GROWTH
+        return found.select(list(selection.columns))
 
     def newest_ns(self) -> int | None:
         files = self._files(TICKS_TOPIC)
@@ -299,14 +299,3 @@ def _select(columns: Sequence[str], selection: Selection, files: list[str]) -> t
     names = ", ".join(f'"{name}"' for name in columns) or "ts_ns"
     # The partition's date is not asked for: what matches was chosen by the log, which knows more.
     return f"SELECT {names} FROM read_parquet($files, hive_partitioning = false) WHERE {' AND '.join(conditions)}", values  # noqa: S608
-
-
-def _newest(ticks: pa.Table) -> dict[str, int]:
-    return dict(sorted(zip(ticks["symbol"].to_pylist(), ticks["ts_ns"].to_pylist(), strict=True), key=lambda pair: pair[1]))
-
-
-def _last_of_each(ticks: pa.Table) -> pa.Table:
-    """The row of each symbol that is last by `ORDER`."""
-    ordered = ticks.sort_by([(name, "ascending") for name in ORDER])
-    rows = {symbol: row for row, symbol in enumerate(ordered["symbol"].to_pylist())}
-    return ordered.take(pa.array(rows.values(), pa.int64()))
