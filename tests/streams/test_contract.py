@@ -551,7 +551,7 @@ def test_after_a_writer_was_killed_the_next_one_finds_out_what_arrived_and_doubl
     wanted: dict[int, list[bytes]] = {0: [], 1: [], 2: []}
     for death in range(6 if PROVE else 2):
         first, last = 1 + 1000 * death, 200 + 1000 * death
-        dying = work(place, "send", writer=f"writer/{death}", first=first, last=last, every=0.001, die=["sent", 37 + 60 * death])
+        dying = work(place, "send", writer=f"writer/{death}", first=first, last=last, every=0.001, die=["sent", 37 + 30 * death])
         dying.wait(60)
         assert dying.returncode == -signal.SIGKILL
         producer = place.open().producer(f"next/{death}")
