@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 
-from bench import brokers, latency, memory, normalize, protobuf, scaling, whole
+from bench import brokers, latency, memory, normalize, postgres, protobuf, scaling, whole
 from bench.machine import REPOSITORY, describe
 
 _SECTIONS = {
@@ -14,6 +14,7 @@ _SECTIONS = {
     "whole": ("Socket to lake, all stages on two cores", "python -m bench.whole", whole.run),
     "latency": ("From receipt to readable, at 10,000 ticks/s", "python -m bench.latency", latency.run),
     "brokers": ("Through Kafka and Redis", "python -m bench.brokers", brokers.run),
+    "postgres": ("Into PostgreSQL, beside psql's COPY", "python -m bench.postgres", postgres.run),
     "scaling": ("One and two workers", "python -m bench.scaling", scaling.run),
     "memory": ("Memory over ten million ticks", "python -m bench.memory", memory.run),
 }

@@ -48,7 +48,7 @@ def run() -> str:
         [name, *(f"{statistics.median(r[part] for r in rounds):,.0f}" for part in (0, 1)), _share(rounds)] for name, rounds in found.items()
     ]
     return (
-        f"{_ROWS:,} ticks of {_SYMBOLS} symbols in flushes of {_FLUSH:,}, medians of {_ROUNDS} rounds in turns; PostgreSQL {postgres.find().version},"
+        f"{_ROWS:,} ticks of {_SYMBOLS} symbols in flushes of {_FLUSH:,}, {_ROUNDS} rounds; PostgreSQL {postgres.find().version},"
         " durable commits. COPY: psql's `\\copy` of the same rows, in binary, into the same table; one COPY for each flush.\n\n"
         + table(["rows/s into `ticks`", "Tapeline", "psql COPY", "Tapeline / COPY"], rows)
     )

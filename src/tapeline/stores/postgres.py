@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 
 #: Bars are kept with all their revisions; the table `bars` has the last of each.
 _TABLES: Final = {"bars": "bar_revisions"}
+#: Rows that are encoded at once: the server works on some while the next ones are made.
+_PIECE_ROWS: Final = 16_384
 #: Tables that are divided by day; the others by month.
 _BY_DAY: Final = frozenset({"ticks"})
 _AGGREGATES: Final = (
@@ -126,7 +128,7 @@ class Postgres:
         for divided in () if self._timescale else (table, "bars") if topic is BARS_TOPIC else (table,):
             self._divide(cursor, divided, rows)
         kept = rows.drop_columns(["date"])
-        cursor.adbc_ingest(table, kept, mode="append")
+        cursor.adbc_ingest(table, _in_pieces(kept), mode="append")
         if topic is BARS_TOPIC:
             cursor.execute(self._sql.one("copy_of", name="new_bars", table="bars"))
             cursor.adbc_ingest("new_bars", kept, mode="append", temporary=True)
@@ -294,6 +296,10 @@ def _with_ids(rows: pa.RecordBatch) -> pa.RecordBatch:
     """With `id`, the event's own: its raw position, as `tapeline audit` takes it."""
     parts = [pc.cast(rows[name], pa.string()) for name in ("raw_partition", "raw_offset", "raw_index")]
     return rows.append_column("id", pc.binary_join_element_wise(*parts, "-"))
+
+
+def _in_pieces(rows: pa.RecordBatch) -> pa.RecordBatchReader:
+    return pa.RecordBatchReader.from_batches(rows.schema, (rows.slice(at, _PIECE_ROWS) for at in range(0, rows.num_rows, _PIECE_ROWS)))
 
 
 def _with_day(found: pa.Table) -> pa.Table:
