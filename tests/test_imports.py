@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ast
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -138,3 +141,11 @@ def test_a_module_has_a_name_that_says_something_and_a_first_line_that_says_what
     text = ast.get_docstring(ast.parse(MODULES[module].read_text())) or ""
     first = text.partition("\n")[0]
     assert len(first) > 15, f"{module} begins without saying what it is"
+
+
+def test_no_command_loads_pandas_which_pyarrow_would_wherever_it_is_installed(tmp_path: Path) -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "tapeline", "sql", "SELECT 1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, "TAPELINE_DATA_DIR": str(tmp_path)})
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "pyarrow.lib" in loaded
+    assert not any(name.startswith("pandas.") for name in loaded)
