@@ -487,6 +487,20 @@ def test_a_commit_is_outputs_positions_and_totals_together(place: Place) -> None
 
 
 @each
+def test_a_commit_comes_to_its_end_although_the_member_does_nothing_more(place: Place) -> None:
+    """What waits for the member's next call is undone by Kafka after ten seconds, and would be made twice."""
+    stream = place.open()
+    stream.append(RAW_TOPIC, raws(0, 3), 0)
+    member = stream.join("normalize", RAW_TOPIC, "one")
+    chunk = polled(member)
+    member.commit(chunk, [(TICKS_TOPIC, ticks({"symbol": "a"}))], {"in": 3})
+    until(lambda: stream.totals("normalize") == {"in": 3}, 5, "it is committed")
+    assert column(stream, TICKS_TOPIC, "symbol") == ["a"]
+    member.close()
+    assert column(stream, TICKS_TOPIC, "symbol") == ["a"]
+
+
+@each
 def test_totals_of_many_names_add_up(place: Place) -> None:
     stream = place.open()
     names = {f"binance/spot/some channel {n}/ticks": n + 1 for n in range(300)}
