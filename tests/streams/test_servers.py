@@ -19,6 +19,7 @@ from services.process import free_port
 from made import raws, ticks
 from tapeline.errors import ConfigError, Refused, Unavailable
 from tapeline.records import RAW_TOPIC, TICKS_TOPIC
+from tapeline.streams import PartitionLost
 from tapeline.streams.embedded import EmbeddedStream
 
 if TYPE_CHECKING:
@@ -444,3 +445,41 @@ def ask(url: str, scheme: str, folder: Path) -> None:
     if scheme.startswith("kafka"):
         raise stream._cluster._errors.away()
     stream.ends(RAW_TOPIC)
+
+
+@pytest.mark.parametrize("place", ["kafka-arrow"], indirect=True)
+@pytest.mark.parametrize("when", ["before it commits", "while nobody polls"])
+def test_a_worker_whose_transactions_kafka_has_ended_goes_on_and_makes_everything_once(place: Place, when: str) -> None:
+    """As after a pause of more than ten seconds. Another producer of the same names does it at once."""
+    stream = place.open()
+    member = stream.join("normalize", RAW_TOPIC, "one")
+    done = 0
+    for turn in range(3):
+        stream.append(RAW_TOPIC, raws(10 * turn, 10), turn)
+        deadline = time.monotonic() + 40
+        while stream.totals("normalize").get("in", 0) < 10 * turn + 10:
+            assert time.monotonic() < deadline, f"turn {turn}: it does not go on"
+            chunk = member.poll(1_000)
+            if chunk is None:
+                continue
+            if when == "before it commits" and done == turn:
+                fence(place)
+                done += 1
+            rows = [{"symbol": "a", "sequence": int(payload.split()[0])} for payload in chunk.batch["payload"].to_pylist()]
+            with suppress(PartitionLost):
+                member.commit(chunk, [(TICKS_TOPIC, ticks(*rows))], {"in": len(rows)})
+            if when == "while nobody polls" and done == turn:
+                fence(place)
+                done += 1
+                time.sleep(0.5)
+    member.close()
+    assert done == 3
+    assert sorted(column(stream, TICKS_TOPIC, "sequence")) == list(range(30))
+    assert stream.totals("normalize") == {"in": 30}
+
+
+def fence(place: Place) -> None:
+    """End the worker's transactions in its stead."""
+    for side in "ab":
+        name = f"tapeline-normalize-one-{side}"
+        Producer({"bootstrap.servers": place.url.removeprefix("kafka://"), "transactional.id": name}).init_transactions(20.0)

@@ -120,7 +120,7 @@ class GroupMember:
             try:
                 self._transactions.finish()
             except KafkaException as error:
-                if error.args[0].code() not in _GONE_ON:
+                if error.args[0].code() not in {*_GONE_ON, KafkaError._FENCED}:
                     raise
                 log.info("What was not committed is made again by the next member: %s", error)
             finally:
@@ -129,17 +129,18 @@ class GroupMember:
 
     def _watch(self) -> bool:
         """Meet what has failed meanwhile. Whether it is all read again from what is committed."""
-        try:
-            self._transactions.check()
-        except KafkaException as error:
-            self._failed(error)
-        if self._rewind_due:
+        if not self._rewind_due:
+            try:
+                self._transactions.check()
+            except KafkaException as error:
+                self._failed(error)
+        else:
             self._rewind()
             return True
         return False
 
     def _failed(self, error: KafkaException) -> None:
-        """Nothing of the open transactions was committed: read on from what was. Raises what the error means."""
+        """The open transactions are undone, and at the next call it is read on from what was committed. Raises what the error means."""
         self._rewind_due = True
         inner: KafkaError = error.args[0]
         if inner.code() in _GONE_ON:
