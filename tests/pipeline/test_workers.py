@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 SYMBOLS = ("BTCUSDT", "ETHUSDT", "SOLUSDT", "BNBUSDT")
 CHANNELS = ("trade", "bookTicker")
 #: Longer than a lease, or a member's session in Kafka.
-TAKEN_OVER_S = 30.0
+TAKEN_OVER_S = 60.0
 
 
 def stream_settings(request: pytest.FixtureRequest, kind: str, partitions: int) -> str:
