@@ -262,6 +262,24 @@ def test_the_statements_of_the_documentation_run(store: Postgres, database: str)
     assert all(table in page for table in tables if not re.search(r"_\d{8}$|_schema$", table))
 
 
+@pytest.mark.parametrize(
+    "url", ["postgresql://me:secret@[::1/x", "postgresql://me:secret@127.0.0.1:port/x", "postgresql://me:secret@a/x?y=z"]
+)
+def test_an_address_that_cannot_be_one_is_named_without_the_password(url: str) -> None:
+    with pytest.raises((Unavailable, Refused)) as said:
+        Postgres(url, "", identity).totals(TICKS_TOPIC)
+    assert "secret" not in str(said.value)
+
+
+def test_a_day_that_was_removed_and_comes_again_is_no_record_that_cannot_be_held(database: str, caplog: pytest.LogCaptureFixture) -> None:
+    now = time.time_ns()
+    with closing(Postgres(database, "", identity, keep_days=2)) as store:
+        for number, ts in enumerate([now, now - 9 * DAY, now, now - 9 * DAY]):
+            assert write(store, TICKS_TOPIC, ticks({"sequence": number, "raw_offset": number, "ts_ns": ts})) == Written(1, 0)
+    assert [row["sequence"] for row in rows(database)] == [0, 2]
+    assert "does not take" not in caplog.text
+
+
 # What ends in the middle.
 
 

@@ -59,7 +59,7 @@ class Database:
     def meaning(self, error: Exception) -> Unavailable | Refused:
         """What a failure of ADBC's means."""
         state = (error.sqlstate if isinstance(error, adbc.Error) else "") or ""
-        said = " ".join(str(error).split())[:300]
+        said = without_password(" ".join(str(error).split()))[:300]  # libpq repeats an address that it cannot read
         if state.startswith(_NO) or "password authentication failed" in said or ("does not exist" in said and not state):
             return Refused(
                 f"PostgreSQL at {self.shown} has refused: {said}. Check the user, the password (password_file) and the database."

@@ -142,6 +142,7 @@ class Postgres:
                     cursor.execute(statement)
             elif self._keep_days:
                 cursor.execute(self._sql.one("old_parts"), (self._keep_days,))
+                self._parts.clear()
                 for (part,) in cursor.fetchall():
                     cursor.execute(self._sql.one("drop_part", part=part))
                     log.info("%s: %s is removed: ticks are kept for %d days (keep_days).", self._database.shown, part, self._keep_days)
