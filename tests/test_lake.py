@@ -272,11 +272,11 @@ from tapeline.records import TICKS_TOPIC, Chunk
 from tapeline.stores.lake import Lake
 lake = Lake(Path(sys.argv[1]), identity)
 at = lake.totals(TICKS_TOPIC).positions.get(0, 0)
-print("ready", flush=True)
 while True:
     rows = ticks(*[dict(sequence=at + n, raw_offset=at + n) for n in range(50)])
     lake.write(Chunk.dense(TICKS_TOPIC, 0, at, rows))
     at += 50
+    print("ready", flush=True)
 """
 
 

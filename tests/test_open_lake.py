@@ -26,6 +26,7 @@ from made import BAR, DAY, NOON, TRADE
 from tapeline.providers import identity
 from tapeline.records import BARS, BARS_TOPIC, TICKS, TICKS_TOPIC, Chunk, Topic
 from tapeline.stores.lake import Lake
+from tapeline.stores.lake_sealing import seal
 
 Row = dict[str, Any]
 
@@ -47,14 +48,16 @@ WINDOWS: list[Row] = [{**BAR, "ts_ns": NOON + at, "vwap": 1.5 if at else None, "
 DATES = {row["raw_offset"]: date(2024, 3, 15 + (row["ts_ns"] - NOON) // DAY) for row in TRADES}
 
 
-@pytest.fixture(scope="module")
-def lake(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=["as written", "with a sealed day"])
+def lake(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
     root = tmp_path_factory.mktemp("open") / "lake"
     store = Lake(root, identity)
     written: list[tuple[Topic, list[Row]]] = [(TICKS_TOPIC, TRADES[:2]), (TICKS_TOPIC, TRADES[2:]), (BARS_TOPIC, WINDOWS)]
     for topic, rows in written:
         first = store.totals(topic).positions.get(0, 0)
         assert store.write(Chunk.dense(topic, 0, first, pa.RecordBatch.from_pylist(rows, topic.schema))).rows == len(rows)
+    if request.param == "with a sealed day":
+        seal(root, date(2024, 3, 15), lambda *_: None)
     return root
 
 

@@ -136,7 +136,9 @@ class Lake:
 
     def _read(self, path: Path, names: list[str]) -> pa.Table:
         try:
-            return pq.read_table(path, columns=names, partitioning=None)
+            found = pq.read_table(path, columns=names, partitioning=None)
+            # Sealed files call every column nullable, the others do not: what is joined has one schema.
+            return pa.table(found.columns, found.schema.names)
         except (OSError, pa.ArrowException) as error:
             raise DiskTrouble(
                 f"The lake's file {path} cannot be read: {error}. Nothing was written; the records stay in the stream. "

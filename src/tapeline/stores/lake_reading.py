@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import tempfile
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Final, Self
+from typing import Final, Self, TypeVar
 
 import duckdb
 import pyarrow as pa
@@ -40,16 +40,22 @@ _LIKENESS_FILES: Final = 20
 _LEAST: Final = -(1 << 63)
 _MOST: Final = (1 << 63) - 1
 
+_NEWEST_FIRST: Final = [("max.ts_ns", "descending"), ("path", "ascending")]
+
 _IDENTITY: Final = 'provider, feed, symbol, "interval", ts_ns'
 _REVISION: Final = "received_ns DESC, raw_partition DESC, raw_offset DESC, raw_index DESC"
 
 
+_Found = TypeVar("_Found")
 #: The value of a parameter of a query.
 Value = str | int | list[str]
 
 
 class LakeSource:
-    """The lake under `root` as it was when each table was first asked for: what is written meanwhile is not seen, by any read."""
+    """The lake under `root` as it was when each table was first asked for: what is written meanwhile is not seen, by any read.
+
+    A day that is sealed meanwhile has other files with the same rows: reads go on in those where they were.
+    """
 
     def __init__(self, root: Path, connection: duckdb.DuckDBPyConnection | None = None) -> None:
         self._root = root
@@ -70,6 +76,9 @@ class LakeSource:
         return self._reader(BARS_TOPIC, selection, f"QUALIFY row_number() OVER (PARTITION BY {_IDENTITY} ORDER BY {_REVISION}) = 1")
 
     def last(self, selection: Selection) -> pa.Table:
+        return self._answer(TICKS_TOPIC, lambda: self._last(selection))
+
+    def _last(self, selection: Selection) -> pa.Table:
         inner = tuple(dict.fromkeys((*selection.columns, *ORDER)))
         found = _schema(TICKS_TOPIC, inner).empty_table()
         rest, length_ns = selection, _FIRST_LOOK_NS
@@ -89,6 +98,9 @@ class LakeSource:
         return found.select(list(selection.columns))
 
     def newest_ns(self) -> int | None:
+        return self._answer(TICKS_TOPIC, self._newest_ns)
+
+    def _newest_ns(self) -> int | None:
         files = self._files(TICKS_TOPIC)
         if not files.count or files.newest_ns < _MOST:
             return files.newest_ns if files.count else None
@@ -97,6 +109,9 @@ class LakeSource:
         return int(newest) if newest is not None else None
 
     def unknown(self, topic: Topic, symbols: tuple[str, ...]) -> Mapping[str, list[str]]:
+        return self._answer(topic, lambda: self._unknown(topic, symbols))
+
+    def _unknown(self, topic: Topic, symbols: tuple[str, ...]) -> Mapping[str, list[str]]:
         files = self._files(topic)
         # The first and the last symbol of each file are in the log.
         missing = sorted(set(symbols) - files.named)
@@ -120,12 +135,44 @@ class LakeSource:
         batches = self._run(text, values, _schema(topic, ("symbol",))) if files.count else ()
         return [symbol for batch in batches for symbol in batch["symbol"].to_pylist()]
 
-    def _reader(self, topic: Topic, selection: Selection, qualify: str) -> pa.RecordBatchReader:
-        files = self._files(topic).matching(selection)
-        schema = _schema(topic, selection.columns)
-        return pa.RecordBatchReader.from_batches(schema, self._batches(files, selection, qualify, schema))
+    def _answer(self, topic: Topic, ask: Callable[[], _Found]) -> _Found:
+        try:
+            return ask()
+        except DiskTrouble:
+            if not self._renewed(topic):
+                raise
+            return ask()
 
-    def _batches(self, files: _Files, selection: Selection, qualify: str, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    def _renewed(self, topic: Topic) -> bool:
+        """Whether files that could not be read were replaced by others with the same rows, which are read from now on."""
+        files = self._files(topic).renewed(_Files.listed(self._root / topic.table))
+        if files is not None:
+            self._tables[topic.table] = files
+        return files is not None
+
+    def _reader(self, topic: Topic, selection: Selection, qualify: str) -> pa.RecordBatchReader:
+        self._files(topic)
+        schema = _schema(topic, selection.columns)
+        return pa.RecordBatchReader.from_batches(schema, self._batches(topic, selection, qualify, schema))
+
+    def _batches(self, topic: Topic, selection: Selection, qualify: str, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+        """The rows in their order, each once, also where files are replaced on the way."""
+        given = 0
+        while True:
+            skip = given  # the order is total, so the rows that were given are the first ones again
+            try:
+                for batch in self._ordered(self._files(topic).matching(selection), selection, qualify, schema):
+                    fresh = batch.slice(min(skip, batch.num_rows))
+                    skip -= batch.num_rows - fresh.num_rows
+                    given += fresh.num_rows
+                    if fresh.num_rows:
+                        yield fresh
+                return
+            except DiskTrouble:
+                if not self._renewed(topic):
+                    raise
+
+    def _ordered(self, files: _Files, selection: Selection, qualify: str, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
         """One window of time after the other: their rows joined are in order, for the time orders first."""
         for start_ns, end_ns in self._windows(files, selection):
             window = replace(selection, start_ns=start_ns, end_ns=end_ns)
@@ -213,7 +260,7 @@ class _Files:
         nothing = pa.nulls(actions.num_rows)
         columns = [(actions[name] if name in actions.schema.names else nothing).cast(kind) for name, kind in wanted.items()]
         known = pa.table(columns, schema=schema)
-        return _Files(folder, known.sort_by([("max.ts_ns", "descending"), ("path", "ascending")]))
+        return _Files(folder, known.sort_by(_NEWEST_FIRST))
 
     @property
     def count(self) -> int:
@@ -239,6 +286,25 @@ class _Files:
     def named(self) -> set[str]:
         """Symbols that the log itself names: the first and the last of each file."""
         return {*self._actions["min.symbol"].to_pylist(), *self._actions["max.symbol"].to_pylist()}
+
+    def renewed(self, now: _Files) -> _Files | None:
+        """These files with those that are gone replaced by the ones that have their rows now; None where nothing is, or rows are gone."""
+        here, there = self._by_day(), now._by_day()
+        moved = {day for day, files in here.items() if not files.keys() <= there.get(day, {}).keys()}
+        if not moved or any(sum(here[day].values()) != sum(there.get(day, {}).values()) for day in moved):
+            return None
+        parts = [
+            files._actions.filter(pa.array([(_day(path) in moved) is taken for path in files._actions["path"].to_pylist()], pa.bool_()))
+            for files, taken in ((self, False), (now, True))
+        ]
+        return _Files(self._folder, pa.concat_tables(parts).sort_by(_NEWEST_FIRST))
+
+    def _by_day(self) -> dict[str, dict[str, int]]:
+        """Of each day the files, with their rows."""
+        found: dict[str, dict[str, int]] = {}
+        for path, rows in zip(self._actions["path"].to_pylist(), self._actions["num_records"].to_pylist(), strict=True):
+            found.setdefault(_day(path), {})[path] = rows
+        return found
 
     def slice(self, first: int, count: int) -> _Files:
         return _Files(self._folder, self._actions.slice(first, count))
@@ -275,6 +341,11 @@ class _Files:
         if column.null_count:
             return unknown
         return int(pc.min_max(column)[edge].as_py()) if len(column) else empty
+
+
+def _day(path: str) -> str:
+    """The partition of a file, from its name in the log."""
+    return path.partition("/")[0]
 
 
 def _any_between(ordered: Sequence[str], low: str | None, high: str | None) -> bool:

@@ -1,0 +1,40 @@
+"""The command line: `main` is what a shell calls. Each module here has the commands of one concern."""
+
+from __future__ import annotations
+
+import sys
+from importlib.abc import MetaPathFinder
+
+from rich.console import Console
+
+# In the order in which --help lists the commands that each adds.
+# isort: off
+from tapeline.cli import stages, trying, looking, rejected, lake
+
+# isort: on
+from tapeline.cli.app import app
+from tapeline.cli.terminal import escape
+from tapeline.errors import TapelineError
+
+__all__ = ["app", "lake", "looking", "main", "rejected", "stages", "trying"]
+
+
+class _WithoutPandas(MetaPathFinder):
+    """No command uses pandas; pyarrow would load it wherever it is installed, into every stage: 50 MB and a quarter of a second each."""
+
+    def find_spec(self, fullname: str, path: object = None, target: object = None) -> None:
+        del path, target
+        if fullname == "pandas":
+            raise ModuleNotFoundError(fullname, name=fullname)
+
+
+def main() -> None:
+    """Entry point: errors become one message on stderr and an exit status that means something (docs/commands.md)."""
+    sys.meta_path.insert(0, _WithoutPandas())
+    try:
+        app(prog_name="tapeline")
+    except TapelineError as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        sys.exit(getattr(error, "status", error.exit_status))
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,242 @@
+"""The commands that look at what there is, and at how it came there."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from tapeline.cli.app import app
+from tapeline.cli.terminal import ConfigOption, Format, escape, load_config, reader_may_leave, stop_on_signal, stream_with_data
+from tapeline.config import Config, environment, load
+from tapeline.errors import ConfigError, Unavailable
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+class TailTopic(StrEnum):
+    raw = "raw"
+    ticks = "ticks"
+    bars = "bars"
+    notices = "notices"
+    rejected = "rejected"
+
+
+@app.command()
+def sql(
+    query: Annotated[str, typer.Argument(help="Any DuckDB SELECT over ticks, bars, bar_revisions, notices, rejected.")],
+    config: ConfigOption = None,
+    format: Annotated[Format, typer.Option(help="json: an object a line. parquet: to --output or a pipe.")] = Format.table,  # noqa: A002
+    output: Annotated[Path | None, typer.Option(help="Write to this file instead of the screen.")] = None,
+) -> None:
+    """Query the lake with DuckDB.
+
+    Example: `tapeline sql "SELECT symbol, count(*), max(last) FROM ticks GROUP BY symbol"`
+    """
+    import duckdb
+
+    from tapeline import wiring
+    from tapeline.output import write
+    from tapeline.query import connect
+
+    settings = load_config(config)
+    try:
+        result = connect(wiring.lake_folder(settings)).sql(query)
+        table = result.to_arrow_table() if result is not None else None
+    except duckdb.Error as error:
+        raise ConfigError(f"DuckDB: {error}") from error
+    if table is not None:
+        with reader_may_leave():
+            write(table, format.value, output)
+
+
+@app.command()
+def tail(
+    topic: Annotated[TailTopic, typer.Argument(help="Which topic of the stream.")],
+    symbol: Annotated[str | None, typer.Option(help="Only this symbol (canonical, such as BTC/USDT).")] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as records arrive, until Ctrl-C.")] = False,
+    lines: Annotated[int, typer.Option("--lines", "-n", help="How many of the latest records.")] = 10,
+    config: ConfigOption = None,
+) -> None:
+    """The latest records of a topic, one JSON object a line.
+
+    Example: `tapeline tail ticks --symbol BTC/USDT --follow`
+    """
+    from tapeline.output import json_lines
+    from tapeline.records import NORMALIZED_TOPICS, RAW_TOPIC
+
+    settings = load_config(config)
+    stop = stop_on_signal()
+    stream = stream_with_data(settings)
+    chosen = RAW_TOPIC if topic is TailTopic.raw else next(t for t in NORMALIZED_TOPICS if t.table == topic.value)
+    if symbol and "symbol" not in chosen.schema.names:
+        raise ConfigError(f"{topic.value} records carry no symbol; leave out --symbol.")
+    positions = stream.before_end(chosen, lines if symbol is None else 500_000)
+    latest: list[pa.RecordBatch] = []
+    while not stop.is_set():
+        chunk = stream.read(chosen, positions, 4096)
+        if chunk is None:
+            with reader_may_leave():
+                _print_last(latest, lines, json_lines)
+            latest, lines = [], 1 << 60
+            if not follow:
+                break
+            stop.wait(0.05)
+            continue
+        positions |= chunk.next
+        latest.append(_only(chunk.batch, symbol))
+    stream.close()
+
+
+@app.command()
+def replay(
+    symbol: Annotated[list[str], typer.Option(help="Canonical, such as BTC/USDT; repeatable.")],
+    since: Annotated[str, typer.Option("--from", help="The first moment: ISO 8601 with zone, a date, or ns since 1970.")],
+    until: Annotated[str, typer.Option("--to", help="The first moment that is left out.")],
+    into: Annotated[Path, typer.Option(help="The configuration whose stream gets the ticks; not the one that they came by.")],
+    speed: Annotated[float, typer.Option(help="1 as it happened, 10 ten times as fast, 0 as fast as the stream takes it.")] = 1.0,
+    provider: Annotated[str | None, typer.Option(help="Only this provider's.")] = None,
+    kind: Annotated[str | None, typer.Option(help="Only trade or quote.")] = None,
+    source: Annotated[str, typer.Option(help="Which store to read.")] = "lake",
+    config: ConfigOption = None,
+) -> None:
+    """Publish ticks that were kept into another stream, in event-time order, at the pace at which they happened.
+
+    For a trading engine or a backtest that reads a stream; it finds them in `market-data.normalized`.
+
+    Example: `tapeline replay --symbol BTC/USDT --from 2026-01-05 --to 2026-01-06 --speed 10 --into backtest.toml`
+    """
+    from tapeline import wiring
+    from tapeline.reading import replay_batches
+    from tapeline.replaying import publish
+
+    settings, target = load_config(config), load(into, environment())
+    if _addresses(settings) & _addresses(target):
+        raise ConfigError(
+            f"--into {into} names the stream that the ticks came by, {target.stream.shown}: its readers would take them for new ones. "
+            "Name a configuration with another stream; an embedded one has its own data_dir."
+        )
+    stop = stop_on_signal()
+    batches = replay_batches(symbol, since, until, speed, provider=provider, kind=kind, source=source, config=settings, sleep=stop.wait)
+    stream = wiring.open_stream(target)
+    try:
+        published = publish(batches, stream, stop, Random())
+    finally:
+        stream.close()
+    typer.echo(f"{published} ticks published{', then stopped' if stop.is_set() else ''}.", err=True)
+    raise typer.Exit(130 if stop.is_set() else 0)
+
+
+def _addresses(settings: Config) -> set[str]:
+    """Where the configuration's stream is, whoever logs in to it."""
+    if settings.stream.url == "embedded:":
+        return {str(settings.root)}
+    hosts, _, database = settings.stream.url.partition("://")[2].rpartition("@")[2].partition("/")
+    return {f"{host}/{database}" for host in hosts.split(",")}
+
+
+@app.command()
+def status(
+    config: ConfigOption = None,
+    format: Annotated[Format, typer.Option(help="table or json.")] = Format.table,  # noqa: A002
+) -> None:
+    """Uptime, rates, backlog, and the accounting equation. Status 1 if an equation does not balance, 69 if the stream is away."""
+    from tapeline import wiring
+    from tapeline.monitor.health import snapshot
+    from tapeline.monitor.table import tables
+
+    settings = load_config(config)
+    stream = stream_with_data(settings)
+    trouble: Unavailable | None = None
+    try:
+        found = snapshot(settings.root, stream, wiring.open_stores(settings))
+    except Unavailable as error:
+        trouble, found = error, snapshot(settings.root, None, {})
+    stream.close()
+    if format is Format.json:
+        typer.echo(json.dumps(found))
+    else:
+        Console().print(tables(found))
+    if trouble is not None:
+        raise trouble
+    raise typer.Exit(0 if all(entry["balanced"] for entry in found["equations"]) else 1)
+
+
+@app.command()
+def audit(
+    event: Annotated[str | None, typer.Argument(help="The tick's own id: raw_partition-raw_offset-raw_index.")] = None,
+    symbol: Annotated[str | None, typer.Option(help="Or its symbol (canonical) ...")] = None,
+    time_ns: Annotated[str | None, typer.Option("--time", help="... and time: ns since 1970, or ISO 8601 with zone.")] = None,
+    config: ConfigOption = None,
+    format: Annotated[Format, typer.Option(help="table or json.")] = Format.table,  # noqa: A002
+) -> None:
+    """Where a tick came from and where it went: the raw frame, its connection, its place in each topic and store.
+
+    Example: `tapeline audit --symbol BTC/USDT --time 2026-01-05T14:30:00.123Z`
+    """
+    from tapeline import audit as way
+    from tapeline import query, times, wiring
+    from tapeline.output import plain
+    from tapeline.rejects import parse_id
+
+    settings = load_config(config)
+    lake = wiring.lake_folder(settings)
+
+    def find(table: str, condition: str, values: list[Any]) -> list[dict[str, Any]]:
+        return query.find(lake, table, condition, values)
+
+    if event is not None:
+        ids = [parse_id(event)]
+    elif symbol and time_ns:
+        ids = way.by_symbol(find, symbol, times.parse(time_ns, "--time"))
+    else:
+        raise ConfigError("Name the tick: its id, or --symbol and --time.")
+    if not ids:
+        raise ConfigError(f"The lake holds no tick of {symbol} at or before {time_ns}.")
+    stream, stores = stream_with_data(settings), wiring.open_stores(settings)
+    for one in ids:
+        steps = list(way.trace(stream, stores, find, one))
+        if not any(step.details for step in steps):
+            raise ConfigError(f"Nothing is known of {'-'.join(map(str, one))}: neither the stream nor the lake holds it.")
+        if format is Format.json:
+            shown = [{"where": step.where, "found": step.found, "record": plain(step.details)} for step in steps]
+            typer.echo(json.dumps({"id": "-".join(map(str, one)), "steps": shown}))
+        else:
+            Console().print(way.picture(one, steps))
+    stream.close()
+
+
+@app.command()
+def check(config: ConfigOption = None) -> None:
+    """Is the config right, and is everything it names reachable? Status 0 if so."""
+    from tapeline.checkup import checkup
+
+    settings = load_config(config)
+    failed = 0
+    console = Console()
+    for result in checkup(settings, environment()):
+        mark = "[green]ok[/]  " if result.status == 0 else "[red]FAIL[/]"
+        console.print(f"{mark} {escape(result.what)}: {escape(result.found)}", highlight=False, soft_wrap=True)
+        failed = failed or result.status
+    raise typer.Exit(failed)
+
+
+def _only(batch: pa.RecordBatch, symbol: str | None) -> pa.RecordBatch:
+    import pyarrow.compute as pc
+
+    return batch if symbol is None else batch.filter(pc.equal(batch["symbol"], symbol))
+
+
+def _print_last(batches: list[pa.RecordBatch], count: int, json_lines: Any) -> None:
+    import pyarrow as pa
+
+    if batches:
+        table = pa.Table.from_batches(batches)
+        for text in json_lines(table.slice(max(0, table.num_rows - count))):
+            typer.echo(text)

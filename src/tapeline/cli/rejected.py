@@ -1,0 +1,126 @@
+"""The commands for what could not be read."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tapeline.cli.app import app
+from tapeline.cli.terminal import ConfigOption, Format, load_config, reader_may_leave, stream_with_data
+from tapeline.config import Config
+from tapeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tapeline.rejects import Rejected, Table
+
+rejected_app = typer.Typer(no_args_is_help=True, help="What could not be read: look at it, and try it again.")
+
+
+app.add_typer(rejected_app, name="rejected")
+
+
+ProviderOption = Annotated[str | None, typer.Option(help="Only this provider's.")]
+
+
+ReasonOption = Annotated[str | None, typer.Option(help="Only those whose reason contains this text.")]
+
+
+@rejected_app.command("list")
+def rejected_list(
+    provider: ProviderOption = None,
+    reason: ReasonOption = None,
+    everything: Annotated[bool, typer.Option("--all", help="Also those that were retried.")] = False,
+    config: ConfigOption = None,
+    format: Annotated[Format, typer.Option(help="table, csv, json or parquet.")] = Format.table,  # noqa: A002
+) -> None:
+    """Events that were rejected and not retried: id, when, from where, why.
+
+    Example: `tapeline rejected list --reason price`
+    """
+    import datetime
+
+    import pyarrow as pa
+
+    from tapeline.output import write
+    from tapeline.rejects import rejected
+
+    settings = load_config(config)
+    stream = stream_with_data(settings)
+    found = [one for one in rejected(stream, _lake_table(settings)) if _wanted(one, provider, reason) and (everything or not one.retried)]
+    stream.close()
+    names = ["id", "received", "feed", "reason", *(["retried"] if everything else [])]
+    schema = pa.schema([(name, pa.bool_() if name == "retried" else pa.string()) for name in names])
+    rows = [
+        {
+            "id": one.name,
+            "received": datetime.datetime.fromtimestamp(one.received_ns / 1e9, datetime.UTC).isoformat(" ", "milliseconds")[:23],
+            "feed": f"{one.provider}/{one.feed}",
+            "reason": one.reason,
+            "retried": one.retried,
+        }
+        for one in found
+    ]
+    if not rows and format is Format.table:
+        typer.echo("Nothing was rejected." if provider is None and reason is None else "Nothing of the kind was rejected.")
+        return
+    with reader_may_leave():
+        write(pa.Table.from_pylist(rows, schema), format.value, None)
+
+
+@rejected_app.command("show")
+def rejected_show(
+    event: Annotated[str, typer.Argument(help="The id, as `rejected list` shows it.")],
+    config: ConfigOption = None,
+) -> None:
+    """One rejected event: the reason, and its bytes as they came."""
+    from tapeline.rejects import parse_id, rejected
+
+    settings = load_config(config)
+    wanted = parse_id(event)
+    stream = stream_with_data(settings)
+    found = next((one for one in rejected(stream, _lake_table(settings)) if one.id == wanted), None)
+    stream.close()
+    if found is None:
+        raise ConfigError(f"No rejected event has the id {event}. `tapeline rejected list --all` shows those there are.")
+    typer.echo(f"{found.provider}/{found.feed}, connection {found.connection}, received_ns {found.received_ns}", err=True)
+    typer.echo(f"reason: {found.reason}{' (retried)' if found.retried else ''}", err=True)
+    sys.stdout.buffer.write(found.payload + b"\n")
+
+
+@rejected_app.command("retry")
+def rejected_retry(
+    events: Annotated[list[str] | None, typer.Argument(help="Ids; or choose by --provider, --reason or --all.")] = None,
+    provider: ProviderOption = None,
+    reason: ReasonOption = None,
+    everything: Annotated[bool, typer.Option("--all", help="Everything that was not retried yet.")] = False,
+    config: ConfigOption = None,
+) -> None:
+    """Send rejected events through today's normalizer again, each exactly once, however often this is called.
+
+    Example: `tapeline rejected retry --reason "unknown channel"`
+    """
+    from tapeline.rejects import parse_id, retry
+
+    settings = load_config(config)
+    ids = {parse_id(event) for event in events or ()}
+    if not (ids or provider or reason or everything):
+        raise ConfigError("Say which: ids, --provider, --reason, or --all.")
+    stream = stream_with_data(settings)
+    sent = retry(stream, _lake_table(settings), lambda one: _wanted(one, provider, reason), ids)
+    stream.close()
+    for one in sent:
+        typer.echo(one.name)
+    typer.echo(f"{len(sent)} events go through the normalizer again; `tapeline audit ID` shows what became of one.", err=True)
+
+
+def _wanted(one: Rejected, provider: str | None, reason: str | None) -> bool:
+    return (provider is None or one.provider == provider) and (reason is None or reason in one.reason)
+
+
+def _lake_table(settings: Config) -> Table:
+    """The rows of the lake's tables, for what the stream no longer holds."""
+    from tapeline import query, wiring
+
+    return lambda table: query.find(wiring.lake_folder(settings), table, "true", [])

@@ -1,0 +1,181 @@
+"""The commands that work: every stage the configuration names, or one alone."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import signal
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from random import Random
+from typing import Annotated, Any
+
+import typer
+
+from tapeline.cli.app import app
+from tapeline.cli.terminal import ConfigOption, load_config, run_loop, stop_on_signal, supervisor, terminal
+from tapeline.config import Config, environment
+from tapeline.errors import Busy, ConfigError
+from tapeline.locks import own
+from tapeline.monitor.status import StatusFile, worker_name
+
+log = logging.getLogger("tapeline")
+
+#: A store writes in bursts; where cores are few, those wait for the stages whose delay is felt.
+_STORE_NICENESS = 10
+
+
+#: Normalize workers on one machine.
+_MOST_WORKERS = 64
+
+
+@app.command()
+def run(
+    config: ConfigOption = None,
+    until_idle: Annotated[
+        float | None,
+        typer.Option(help="End with status 0 when nothing has arrived for SECONDS and every backlog is zero.", metavar="SECONDS"),
+    ] = None,
+) -> None:
+    """Run every stage the config names, one process each, supervised.
+
+    Without a config it streams a few symbols from Binance's public market data, which needs no key.
+
+    Example: `tapeline run --config tapeline.toml --until-idle 10`
+    """
+    from tapeline.run import run as run_all
+
+    settings = load_config(config)
+    run_all(settings, config, until_idle, stop_on_signal(), terminal())
+
+
+@app.command()
+def ingest(
+    config: ConfigOption = None,
+    process: Annotated[str, typer.Option(help="Open the [[providers]] that have this process; those without one if left out.")] = "",
+) -> None:
+    """The sockets alone: record every frame into the stream, byte for byte.
+
+    Example: `tapeline ingest --process crypto` opens what the config marks with `process = "crypto"`
+    """
+    from tapeline import wiring
+    from tapeline.delivery import Delivery
+    from tapeline.ingest import StreamRecorder
+    from tapeline.ingest import ingest as ingest_stage
+
+    settings = load_config(config)
+    planned = wiring.plans(settings, environment())
+    mine = [(provider, plan) for provider, plan in planned if provider.process == process]
+    if not mine:
+        raise ConfigError(f"The config has no [[providers]] with process = {process!r}. Name one that it has, or leave out --process.")
+    random = Random()
+    name = wiring.ingest_name(process)
+
+    async def body() -> None:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        orphan = asyncio.create_task(stop_with_parent(stop))
+        stream = wiring.open_stream(settings)
+        try:
+            leases = await wiring.leases_in_time(mine, stream, random, stop)
+            writer = f"{name}-{uuid.uuid4().hex}"
+            delivery = Delivery(stream.producer(writer), writer, wiring.spool(settings, process))
+            delivery.open()
+            recorder = StreamRecorder(delivery, wiring.partitions(planned, wiring.raw_partitions(settings, stream)), random)
+            lines = wiring.lines(mine, recorder, time.time_ns, random)
+            await ingest_stage(lines, recorder, wiring.checks(mine), StatusFile(settings.root, name), stop, leases)
+        finally:
+            orphan.cancel()
+            stream.close()
+
+    with own_stage(settings, name):
+        run_loop(body)
+
+
+@app.command()
+def normalize(
+    config: ConfigOption = None,
+    worker: Annotated[int | None, typer.Option(help="Which of several; the first that does not run if left out.", min=1)] = None,
+) -> None:
+    """The interpreter alone: raw records in; ticks, bars, notices and rejects out.
+
+    Started several times, on one machine or many, the workers share the raw topic's partitions; the others take over from one that dies.
+    """
+    from tapeline import wiring
+    from tapeline.providers import DECODERS
+    from tapeline.stages import Normalize, run_normalize
+
+    settings = load_config(config)
+    stop = stop_on_signal(with_parent=True)
+    with _own_worker(settings, worker) as name:
+        stream = wiring.open_stream(settings)
+        run_normalize(Normalize(stream, DECODERS, StatusFile(settings.root, name), name=wiring.member_name(settings, name)), stop, Random())
+        stream.close()
+
+
+@app.command()
+def store(
+    name: Annotated[str | None, typer.Argument(help="Which of the config's stores; the first if left out.")] = None,
+    config: ConfigOption = None,
+) -> None:
+    """One store alone: keep what normalize wrote, from where the store itself says it is."""
+    from tapeline import wiring
+    from tapeline.stages import KeepIn, run_store
+
+    os.nice(_STORE_NICENESS)
+    settings = load_config(config)
+    stop = stop_on_signal(with_parent=True)
+    by_name = {wiring.store_name(some): some for some in settings.stores}
+    chosen = name or next(iter(by_name), "")
+    if chosen not in by_name:
+        raise ConfigError(f"The config has no store {chosen!r}. It has: {', '.join(by_name) or 'none'}.")
+    with own_stage(settings, chosen):
+        stream = wiring.open_stream(settings)
+        keep = KeepIn(
+            stream,
+            wiring.open_store(settings, by_name[chosen]),
+            StatusFile(settings.root, chosen),
+            stop,
+            group=chosen,
+            flush_rows=by_name[chosen].flush_rows,
+            flush_s=by_name[chosen].flush_seconds,
+        )
+        run_store(keep, stop, Random())
+        stream.close()
+
+
+async def stop_with_parent(stop: asyncio.Event) -> None:
+    if supervisor() is None:
+        return
+    while os.getppid() == supervisor():
+        await asyncio.sleep(0.5)
+    stop.set()
+
+
+def own_stage(settings: Config, stage: str) -> Any:
+    """A stage's lock. Under a supervisor, a predecessor that is just ending, at most as long as it may finish its work, is waited for."""
+    gc.freeze()  # what start-up has made is never garbage: a collection that walks it all would be felt in the latency
+    return own(settings.root / "locks" / stage, f"tapeline {stage}", wait_s=90.0 if supervisor() is not None else 0.0)
+
+
+@contextmanager
+def _own_worker(settings: Config, number: int | None) -> Iterator[str]:
+    """The lock of a normalize worker: the one asked for, or the first that is free. Gives the worker's name."""
+    numbers = [number] if number is not None else range(1, _MOST_WORKERS + 1)
+    for some in numbers:
+        name = worker_name(some)
+        with ExitStack() as held:
+            try:
+                held.enter_context(own_stage(settings, name))
+            except Busy:
+                if some == numbers[-1]:
+                    raise
+                continue
+            yield name
+            return

@@ -1,0 +1,112 @@
+"""What every command does at its edges: its configuration, its log, its output, its end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+
+from tapeline.config import Config, environment, load
+from tapeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tapeline.streams import Stream
+
+ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="The configuration; tapeline.toml here if left out.")]
+
+
+class Format(StrEnum):
+    table = "table"
+    csv = "csv"
+    json = "json"
+    parquet = "parquet"
+
+
+def load_config(path: Path | None) -> Config:
+    _log_to_stderr()
+    return load(path, environment())
+
+
+def stream_with_data(settings: Config) -> Stream:
+    """The stream of a run that was; looking on makes none."""
+    from tapeline import wiring
+
+    if settings.stream.url == "embedded:" and not (settings.root / "stream").exists():
+        raise ConfigError(f"There is no data in {settings.root} yet. Start with `tapeline run`, or name another --config.")
+    return wiring.open_stream(settings)
+
+
+@contextmanager
+def reader_may_leave() -> Iterator[None]:
+    """The reader of our output (head, less) may go before it has read all: that is no error."""
+    try:
+        yield
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(0) from None
+
+
+def _log_to_stderr() -> None:
+    supervised = "TAPELINE_LOG" in os.environ
+    logging.getLogger("picows").setLevel(logging.WARNING)  # each connection's socket options are no news
+    if sys.stderr.isatty() and not supervised:
+        logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[RichHandler(console=Console(stderr=True), show_path=False)])
+    else:
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+
+
+def terminal() -> Console:
+    """Where the log goes, if that is a terminal, so that a live table and the log's lines do not write over each other; else stdout."""
+    consoles = [handler.console for handler in logging.getLogger().handlers if isinstance(handler, RichHandler)]
+    return consoles[0] if consoles else Console()
+
+
+def stop_on_signal(*, with_parent: bool = False) -> threading.Event:
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    if with_parent and supervisor() is not None:
+        threading.Thread(target=_watch_parent, args=(stop,), name="watch supervisor", daemon=True).start()
+    return stop
+
+
+def supervisor() -> int | None:
+    """The supervisor's process id, for a stage that it started."""
+    word, _, pid = os.environ.get("TAPELINE_LOG", "").partition(" ")
+    return int(pid) if word == "supervised" else None
+
+
+def _watch_parent(stop: threading.Event) -> None:
+    """A supervisor that was killed cannot stop its stages: they stop by themselves."""
+    while os.getppid() == supervisor() and not stop.wait(0.5):
+        pass
+    stop.set()
+
+
+def run_loop(body: Any) -> None:
+    """Run a coroutine function on uvloop where there is one."""
+    try:
+        import uvloop
+    except ImportError:
+        asyncio.run(body())
+        return
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(body())
+
+
+def escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
