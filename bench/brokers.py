@@ -18,7 +18,9 @@ import numpy as np
 import redis
 from confluent_kafka import Consumer
 from google.protobuf.message import Message
+from services import postgres
 from services.kafka import KafkaBroker
+from services.postgres import PostgresServer
 from services.process import Server
 from services.redis import RedisServer
 
@@ -38,8 +40,8 @@ _RECORD_BYTES = 140
 
 
 def run() -> str:
-    """Both parts, each broker anew for each run."""
-    return "\n\n".join([_throughput(), _latency()])
+    """All parts, each broker anew for each run."""
+    return "\n\n".join([_throughput(), both_stores(), _latency()])
 
 
 def _throughput() -> str:
@@ -59,6 +61,25 @@ def _throughput() -> str:
         f" the broker's own tool on the idle machine, with records of {_RECORD_BYTES} bytes: `kafka-producer-perf-test`, and"
         " `redis-benchmark` with XADD, 64 in a pipeline.\n\n"
         + table(["broker", "codec", "ticks/s, median", "range", "lost", "doubled", "ceiling, records/s"], rows)
+    )
+
+
+def both_stores() -> str:
+    """Through Kafka into the lake and PostgreSQL at once."""
+    rows = []
+    for at in range(_ROUNDS):
+        with _server("kafka") as server, tempfile.TemporaryDirectory(prefix="tapeline-bench-", dir="/var/tmp") as scratch:
+            Path(scratch).chmod(0o755)
+            with PostgresServer(Path(scratch) / "server") as database:
+                database.ask("ALTER SYSTEM SET track_commit_timestamp = 'on'")
+                database.restart()
+                database.ask("CREATE DATABASE bench")
+                url = database.url.rpartition("/")[0] + "/bench"
+                rows.append([f"run {at + 1}", *whole.once(_EVENTS, _url(server), "protobuf", url)])
+    return (
+        f"Through Kafka into both stores, the lake and PostgreSQL {postgres.find().version}, until the slower one has all: {_EVENTS:,} events,"
+        " protobuf, everything on the same two cores. Lost and doubled are of the store that has more of them.\n\n"
+        + table(["", "sent", "ticks/s", "lost", "doubled"], rows)
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Final
@@ -106,7 +105,7 @@ def _batch(
     side = pa.DictionaryArray.from_arrays(pa.array(random.integers(0, 2, count).astype(np.int32), mask=quote), pa.array(["buy", "sell"]))
     columns = {
         "symbol": pa.DictionaryArray.from_arrays(pa.array(symbol.astype(np.int32)), pa.array(SYMBOLS)).cast(pa.string()),
-        "ts_ns": pa.array(np.where(trade, (received - delay) // NS_PER_MS * NS_PER_MS, received)),
+        "ts_ns": pa.array(np.where(trade, np.maximum((received - delay) // NS_PER_MS * NS_PER_MS, received[0]), received)),
         "kind": either("trade", "quote"),
         "bid": only(quote, price),
         "ask": only(quote, np.round(price + 0.01, 4)),

@@ -62,14 +62,18 @@ def stop_and_count(process: subprocess.Popen[bytes]) -> int:
     return sum(sent.values())
 
 
-def write_config(root: Path, url: str, flush_seconds: float = 5.0, stream: str = "embedded:", codec: str = "protobuf") -> Path:
+def write_config(
+    root: Path, url: str, flush_seconds: float = 5.0, stream: str = "embedded:", codec: str = "protobuf", postgres: str = ""
+) -> Path:
+    """`postgres`: the address of a database that is a store too."""
     root.mkdir(parents=True, exist_ok=True)
     path = root / "tapeline.toml"
     codecs = ", ".join(f'{topic} = "{codec}"' for topic in ("normalized", "bars", "notices", "rejected"))
+    second = f'[[stores]]\nurl = "{postgres}"\nflush_seconds = {flush_seconds}\n' if postgres else ""
     path.write_text(
         f'data_dir = "{root}"\n[stream]\nurl = "{stream}"\ncodecs = {{ {codecs} }}\n[[providers]]\nname = "binance"\nurl = "{url}"\n'
         'symbols = ["BTCUSDT", "ETHUSDT", "BNBUSDT", "SOLUSDT"]\nchannels = ["trade", "bookTicker"]\n'
-        f'[[stores]]\nurl = "lake:"\nflush_seconds = {flush_seconds}\n'
+        f'[[stores]]\nurl = "lake:"\nflush_seconds = {flush_seconds}\n{second}'
     )
     return path
 

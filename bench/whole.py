@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -33,11 +34,13 @@ def run() -> str:
     )
 
 
-def once(events_to_send: int = _EVENTS, stream: str = "embedded:", codec: str = "protobuf") -> tuple[int, float, int, int]:
-    """sent, ticks/s, lost, doubled."""
+def once(
+    events_to_send: int = _EVENTS, stream: str = "embedded:", codec: str = "protobuf", postgres: str = ""
+) -> tuple[int, float, int, int]:
+    """sent, ticks/s, lost, doubled; with `postgres`, until both stores have all, and of the one that has lost or doubled more."""
     with tempfile.TemporaryDirectory() as folder, venue("binance", "--rate", "500000", "--limit", str(events_to_send)) as (url, process):
         root = Path(folder)
-        config = write_config(root, url, 1.0, stream, codec)
+        config = write_config(root, url, 1.0, stream, codec, postgres)
         with pipeline(config, "--until-idle", "3") as running:
             done_ns = 0
             log = root / "lake" / "ticks" / "_delta_log"
@@ -50,7 +53,26 @@ def once(events_to_send: int = _EVENTS, stream: str = "embedded:", codec: str = 
         ((rows, events, _),) = db.execute(_COUNT).fetchall()
         ((first_ns,),) = db.execute("SELECT min(received_ns) FROM ticks").fetchall()
         db.close()
+        if postgres:
+            there, last_ns = _in_postgres(postgres)
+            done_ns = max(done_ns, last_ns)
+            events, rows = min(events, there[1]), max(rows, there[0])
     return sent, events / ((done_ns - first_ns) / 1e9), sent - events, rows - events
+
+
+def _in_postgres(url: str) -> tuple[tuple[int, int], int]:
+    """Rows and events, and when the last of them was committed."""
+    from services import postgres as server
+
+    counted = "SELECT count(*), count(DISTINCT (symbol, channel, sequence)) FROM ticks"
+    # The server's own time of the last change of the row that every write changes.
+    last = (
+        "SELECT (extract(epoch FROM pg_xact_commit_timestamp(xmin)) * 1e9)::bigint FROM tapeline_counts"
+        " WHERE topic = 'market-data.normalized'"
+    )
+    command = [server.find().where / "psql", "-X", "-q", "-A", "-t", "-F", " ", "-d", url, "-c", counted, "-c", last]
+    rows, events, last_ns = map(int, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
+    return (rows, events), last_ns
 
 
 if __name__ == "__main__":

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tapeline.reading import Result, Tick, bars, latest, open_source, quotes_at_trades, replay, ticks
+    from tapeline.reading import Result, Tick, bars, connect, latest, open_source, quotes_at_trades, replay, ticks
 
-__all__ = ["Result", "Tick", "bars", "latest", "open_source", "quotes_at_trades", "replay", "ticks"]
+__all__ = ["Result", "Tick", "bars", "connect", "latest", "open_source", "quotes_at_trades", "replay", "ticks"]
 
 
 def __getattr__(name: str) -> object:

@@ -1,6 +1,7 @@
 """The reading API: ticks and bars out of a store, typed, in order of time, exact to the nanosecond, as whichever table a program likes.
 
-`import tapeline` has these functions: `tapeline.ticks(...)`, `bars`, `latest`, `quotes_at_trades`, `replay`. docs/reading.md shows them.
+`import tapeline` has these functions: `tapeline.ticks(...)`, `bars`, `latest`, `quotes_at_trades`, `replay`, and `connect` for SQL.
+docs/reading.md shows them.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import polars as pl
 
-__all__ = ["Result", "Tick", "bars", "latest", "open_source", "quotes_at_trades", "replay", "ticks"]
+__all__ = ["Result", "Tick", "bars", "connect", "latest", "open_source", "quotes_at_trades", "replay", "ticks"]
 
 #: A configuration: as loaded, or the file that holds it; None: tapeline.toml here, or the environment, as for the commands.
 Settings = config.Config | str | Path | None
@@ -317,6 +318,17 @@ def replay_batches(
     return paced(iter(result.batches()), float(pace), sleep=sleep, clock=clock)
 
 
+def connect(*, config: Settings = None) -> duckdb.DuckDBPyConnection:
+    """A DuckDB in memory with the lake's tables as views: ticks, bars (last revisions), bar_revisions, notices, rejected.
+
+    They show the lake as it is now. Each has `date`, the UTC day: a condition on it, and on symbol, reads only those files. Times are in UTC.
+    Raises ConfigError, DiskTrouble, NewerData.
+    """
+    from tapeline import wiring
+
+    return query.connect(wiring.lake_folder(_loaded(config)))
+
+
 # Sources
 
 
@@ -350,9 +362,13 @@ def _open(source: str | Source, settings: Settings) -> Source:
         return source.now()
     if not isinstance(source, str) or source not in SOURCES:
         raise WrongArgument(f"source = {source!r} is no source. Use one of: {', '.join(SOURCES)}.")
+    return SOURCES[source](_loaded(settings))
+
+
+def _loaded(settings: Settings) -> config.Config:
     if isinstance(settings, config.Config):
-        return SOURCES[source](settings)
-    return SOURCES[source](config.load(Path(settings) if settings is not None else None, config.environment()))
+        return settings
+    return config.load(Path(settings) if settings is not None else None, config.environment())
 
 
 def _known(opened: Source, topic: Topic, symbols: tuple[str, ...]) -> None:

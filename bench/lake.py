@@ -1,0 +1,162 @@
+"""A lake of many gigabytes, read as people read it, beside DuckDB on the same rows laid out by hand as well as one can."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Final
+
+import duckdb
+
+from bench import history
+from bench.machine import describe, table
+
+_ROWS: Final = 105_000_000
+_DAYS: Final = 5
+_ROUNDS: Final = 9
+_DAY: Final = history.days(_DAYS)[2]
+_NOON: Final = f"{_DAY}T12:00:00Z"
+_ONE: Final = f"{_DAY}T13:00:00Z"
+_NEXT: Final = _DAY + timedelta(days=1)
+#: Neither one of the busiest symbols nor a quiet one.
+_SYMBOL: Final = history.SYMBOLS[20]
+_BARS: Final = (
+    "SELECT time_bucket(INTERVAL 1 MINUTE, ts) AS minute, first(last ORDER BY ts_ns), max(last), min(last), last(last ORDER BY ts_ns), sum(volume)"
+    f" FROM {{ticks}} WHERE symbol = '{_SYMBOL}' AND date = '{_DAY}' AND kind = 'trade' GROUP BY minute ORDER BY minute"
+)
+_COUNT: Final = f"SELECT symbol, count(*) FROM {{ticks}} WHERE date = '{_DAY}' GROUP BY symbol ORDER BY symbol"
+
+_OURS: Final = {
+    "open": "tapeline.connect(config=config).sql('SELECT symbol FROM ticks LIMIT 0').fetchall()",
+    "last price of a symbol": f"tapeline.latest({_SYMBOL!r}, config=config).arrow()",
+    "an hour of a symbol's ticks": f"tapeline.ticks({_SYMBOL!r}, {_NOON!r}, {_ONE!r}, config=config).arrow()",
+    "a day of a symbol to 1 minute bars": f"tapeline.connect(config=config).sql({_BARS.format(ticks='ticks')!r}).to_arrow_table()",
+    "ticks by symbol, one day": f"tapeline.connect(config=config).sql({_COUNT.format(ticks='ticks')!r}).to_arrow_table()",
+}
+_LAST: Final = "SELECT * FROM {{one}} WHERE kind = '{kind}' AND symbol = '{symbol}' ORDER BY ts_ns DESC LIMIT 1"
+_HOUR: Final = f"SELECT * FROM {{one}} WHERE symbol = '{_SYMBOL}' AND ts >= '{_NOON}' AND ts < '{_ONE}' ORDER BY ts_ns"
+
+
+def _theirs(layout: str) -> dict[str, str]:
+    """The same by hand: only the files that hold the answer are named."""
+    last_day, that_day = history.days(_DAYS)[-1], _DAY
+    symbol = f"symbol={_SYMBOL.replace('/', '%2F')}" if layout == "by day and symbol" else "*"
+    everything = f"read_parquet('{{hand}}/*/{'*/' if layout == 'by day and symbol' else ''}*.parquet', hive_partitioning=true)"
+
+    def one(day: Any) -> str:
+        inner = f"{symbol}/*.parquet" if layout == "by day and symbol" else "*.parquet"
+        return f"read_parquet('{{hand}}/date={day}/{inner}', hive_partitioning=true)"
+
+    def day(day: Any) -> str:
+        inner = "*/*.parquet" if layout == "by day and symbol" else "*.parquet"
+        return f"read_parquet('{{hand}}/date={day}/{inner}', hive_partitioning=true)"
+
+    last = [_LAST.format(kind=kind, symbol=_SYMBOL).format(one=one(last_day)) for kind in ("trade", "quote")]
+    return {
+        "open": f"duckdb.sql(\"CREATE VIEW ticks AS SELECT * FROM {everything}\"); duckdb.sql('SELECT symbol FROM ticks LIMIT 0').fetchall()",
+        "last price of a symbol": "; ".join(f'duckdb.sql("{text}").to_arrow_table()' for text in last),
+        "an hour of a symbol's ticks": f'duckdb.sql("{_HOUR.format(one=one(that_day))}").to_arrow_table()',
+        "a day of a symbol to 1 minute bars": f'duckdb.sql("{_BARS.format(ticks=one(that_day))}").to_arrow_table()',
+        "ticks by symbol, one day": f'duckdb.sql("{_COUNT.format(ticks=day(that_day))}").to_arrow_table()',
+    }
+
+
+_OUR_PROCESS: Final = """
+import time
+began = time.perf_counter()
+import tapeline, pyarrow, duckdb
+from tapeline import reading, wiring, config as settings, query
+from tapeline.stores import lake_reading
+config = settings.load("{config}", {{}})
+ready = time.perf_counter()
+{what}
+print(time.perf_counter() - ready, ready - began)
+"""
+_THEIR_PROCESS: Final = """
+import time
+began = time.perf_counter()
+import pyarrow, duckdb
+ready = time.perf_counter()
+{what}
+print(time.perf_counter() - ready, ready - began)
+"""
+
+
+def run(folder: Path | None = None) -> str:
+    """The section of the report; `folder` keeps what is built for another time."""
+    if folder is not None:
+        return _measured(folder)
+    with tempfile.TemporaryDirectory(prefix="tapeline-bench-", dir="/var/tmp") as scratch:
+        return _measured(Path(scratch))
+
+
+def _measured(folder: Path) -> str:
+    built = _build(folder)
+    config = folder / "tapeline.toml"
+    config.write_text(f'data_dir = "{folder}"\n[[providers]]\nname = "binance"\nsymbols = ["BTCUSDT"]\nchannels = ["trade"]\n')
+    rows = []
+    for name, what in _OURS.items():
+        programs = {"Tapeline": _OUR_PROCESS.format(config=config, what=what)}
+        for layout in ("by day", "by day and symbol"):
+            programs[layout] = _THEIR_PROCESS.format(what=_theirs(layout)[name].format(hand=folder / layout.replace(" ", "-")))
+        found = {program: [] for program in programs}
+        for _ in range(_ROUNDS + 1):
+            for program, code in programs.items():
+                found[program].append(_timed(code))
+        ms = {program: statistics.median(times[1:]) * 1e3 for program, times in found.items()}
+        best = min(ms["by day"], ms["by day and symbol"])
+        rows.append([name, *(f"{value:.1f}" for value in ms.values()), f"{ms['Tapeline'] / best:.2f}"])
+    return built + table(["ms, median", "Tapeline", "DuckDB, by day", "DuckDB, by day and symbol", "Tapeline / the better one"], rows)
+
+
+def _build(folder: Path) -> str:
+    note = folder / "built.json"
+    if not note.exists():
+        began = time.monotonic()
+        if not (folder / "lake" / "ticks").exists():
+            history.build(folder / "lake", _ROWS, _DAYS)
+        seconds = time.monotonic() - began
+        for layout, columns in (("by day", "date"), ("by day and symbol", "date, symbol")):
+            _by_hand(folder, folder / layout.replace(" ", "-"), columns)
+        files = list((folder / "lake" / "ticks").rglob("*.parquet"))
+        with duckdb.connect() as db:
+            ((rows,),) = db.sql("SELECT count(*) FROM read_parquet($files)", params={"files": [str(path) for path in files]}).fetchall()
+        note.write_text(
+            json.dumps({"rows": rows, "files": len(files), "bytes": sum(path.stat().st_size for path in files), "seconds": seconds})
+        )
+    facts = json.loads(note.read_text())
+    return (
+        f"{facts['rows']:,} ticks of {len(history.SYMBOLS)} symbols over {_DAYS} days, {facts['bytes'] / 1e9:.1f} GB of Parquet in"
+        f" {facts['files']} files, written by the lake's own writer and sealed. Each figure is the median of {_ROUNDS} new processes, after"
+        " their imports, the files in the system's cache. Beside it DuckDB alone on the same rows laid out by hand, sorted by symbol and"
+        " time: in a folder for each day, and in one for each day and symbol, with only the files named that hold the answer.\n\n"
+    )
+
+
+def _by_hand(folder: Path, target: Path, columns: str) -> None:
+    with duckdb.connect(config={"temp_directory": str(folder / "spilled"), "memory_limit": "4GB"}) as db:
+        for day in history.days(_DAYS):
+            source = f"read_parquet('{folder}/lake/ticks/date={day}/*.parquet', hive_partitioning = true)"
+            ordered = f"SELECT * FROM {source} ORDER BY symbol, ts_ns"
+            if columns == "date":
+                (target / f"date={day}").mkdir(parents=True)
+                db.execute(f"COPY ({ordered}) TO '{target}/date={day}/ticks.parquet' (FORMAT parquet, COMPRESSION zstd)")
+            else:
+                db.execute(f"COPY ({ordered}) TO '{target}' (FORMAT parquet, COMPRESSION zstd, PARTITION_BY ({columns}), APPEND)")
+
+
+def _timed(code: str) -> float:
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    return float(said.split()[0])
+
+
+if __name__ == "__main__":
+    chosen: Sequence[str] = sys.argv[1:]
+    print(describe(), run(Path(chosen[0]) if chosen else None), sep="\n\n")
