@@ -30,8 +30,8 @@ test: services ## every test
 	@$(BIN)/python -m pytest
 
 lint: $(READY) ## ruff and mypy --strict
-	@$(BIN)/ruff check src tests bench services
-	@$(BIN)/ruff format --check src tests bench services
+	@$(BIN)/ruff check src tests bench services examples
+	@$(BIN)/ruff format --check src tests bench services examples
 	@$(BIN)/mypy
 
 bench: services ## the benchmarks behind docs/performance.md

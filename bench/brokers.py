@@ -77,8 +77,8 @@ def both_stores() -> str:
                 url = database.url.rpartition("/")[0] + "/bench"
                 rows.append([f"run {at + 1}", *whole.once(_EVENTS, _url(server), "protobuf", url)])
     return (
-        f"Through Kafka into both stores, the lake and PostgreSQL {postgres.find().version}, until the slower one has all: {_EVENTS:,} events,"
-        " protobuf, everything on the same two cores. Lost and doubled are of the store that has more of them.\n\n"
+        f"Through Kafka into both stores, the lake and PostgreSQL {postgres.find().version}, until the slower one has all: {_EVENTS:,}"
+        " events, protobuf, everything on the same two cores. Lost and doubled are of the store that has more of them.\n\n"
         + table(["", "sent", "ticks/s", "lost", "doubled"], rows)
     )
 

@@ -28,7 +28,7 @@ _NEXT: Final = _DAY + timedelta(days=1)
 #: Neither one of the busiest symbols nor a quiet one.
 _SYMBOL: Final = history.SYMBOLS[20]
 _BARS: Final = (
-    "SELECT time_bucket(INTERVAL 1 MINUTE, ts) AS minute, first(last ORDER BY ts_ns), max(last), min(last), last(last ORDER BY ts_ns), sum(volume)"
+    "SELECT time_bucket(INTERVAL 1 MINUTE, ts) AS minute, arg_min(last, ts_ns), max(last), min(last), arg_max(last, ts_ns), sum(volume)"
     f" FROM {{ticks}} WHERE symbol = '{_SYMBOL}' AND date = '{_DAY}' AND kind = 'trade' GROUP BY minute ORDER BY minute"
 )
 _COUNT: Final = f"SELECT symbol, count(*) FROM {{ticks}} WHERE date = '{_DAY}' GROUP BY symbol ORDER BY symbol"
@@ -60,7 +60,7 @@ def _theirs(layout: str) -> dict[str, str]:
 
     last = [_LAST.format(kind=kind, symbol=_SYMBOL).format(one=one(last_day)) for kind in ("trade", "quote")]
     return {
-        "open": f"duckdb.sql(\"CREATE VIEW ticks AS SELECT * FROM {everything}\"); duckdb.sql('SELECT symbol FROM ticks LIMIT 0').fetchall()",
+        "open": f"duckdb.sql(\"CREATE VIEW ticks AS FROM {everything}\"); duckdb.sql('SELECT symbol FROM ticks LIMIT 0').fetchall()",
         "last price of a symbol": "; ".join(f'duckdb.sql("{text}").to_arrow_table()' for text in last),
         "an hour of a symbol's ticks": f'duckdb.sql("{_HOUR.format(one=one(that_day))}").to_arrow_table()',
         "a day of a symbol to 1 minute bars": f'duckdb.sql("{_BARS.format(ticks=one(that_day))}").to_arrow_table()',
