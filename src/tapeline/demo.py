@@ -61,6 +61,11 @@ _KEYS: Final = {"TAPELINE_POLYGON_KEY": "demo", "TAPELINE_ALPACA_KEY": "demo", "
 _QUIET_S: Final = 2.0
 
 
+def _environment() -> dict[str, str]:
+    """Ours, without the settings in it: the demo has its own, and touches nobody's stream or keys."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("TAPELINE_")} | _KEYS
+
+
 class Demo:
     """One run of the demo in a data directory of its own."""
 
@@ -126,7 +131,7 @@ class Demo:
         command = [sys.executable, "-m", "tapeline", "run", "--config", str(self._config), "--until-idle", str(_QUIET_S)]
         with (self._root / "run.log").open("wb") as log:
             process = subprocess.Popen(  # noqa: S603 our own command
-                command, stdout=log, stderr=log, env={**os.environ, **_KEYS}, start_new_session=True
+                command, stdout=log, stderr=log, env=_environment(), start_new_session=True
             )
             try:
                 self._watch(process, stop)
