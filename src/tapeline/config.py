@@ -113,6 +113,7 @@ class Config(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     providers: tuple[ProviderConfig, ...] = ()
     stores: tuple[StoreConfig, ...] = (StoreConfig(),)
     normalize_workers: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1  # processes that share the raw topic's partitions
+    ledger: bool = True  # keep account of what is complete
 
     @property
     def root(self) -> Path:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 from rich.console import Console
@@ -24,6 +25,8 @@ _SHOWN_ROWS: Final = 40
 
 def write(table: pa.Table, form: str, output: Path | None) -> None:
     """`form` is table, csv, json (an object a line) or parquet."""
+    if form in ("table", "json"):
+        table = _with_readable_times(table)
     if form == "table":
         console = Console(file=output.open("w") if output else None)
         _show(table, console)
@@ -41,6 +44,15 @@ def write(table: pa.Table, form: str, output: Path | None) -> None:
     sink.flush()
     if output:
         sink.close()
+
+
+def _with_readable_times(table: pa.Table) -> pa.Table:
+    """Times of nanoseconds as text: Python's own have microseconds."""
+    for at, field in enumerate(table.schema):
+        if pa.types.is_timestamp(field.type) and field.type.unit == "ns":
+            text = pc.replace_substring(table[at].cast(pa.timestamp("ns")).cast(pa.string()), " ", "T")
+            table = table.set_column(at, field.name, pc.binary_join_element_wise(text, "+00:00", "") if field.type.tz else text)
+    return table
 
 
 def json_lines(table: pa.Table) -> Iterator[str]:

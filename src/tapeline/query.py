@@ -14,6 +14,7 @@ from tapeline.errors import DiskTrouble
 from tapeline.records import NORMALIZED_TOPICS, Topic
 from tapeline.stores.lake import check_format
 from tapeline.stores.lake_reading import NO_DOWNLOADS
+from tapeline.stores.ledger import INTERVALS
 
 #: The last revision of each bar; `bar_revisions` has them all.
 _BARS: Final = """
@@ -24,8 +25,20 @@ QUALIFY row_number() OVER (
 """
 
 
-def connect(lake: Path) -> duckdb.DuckDBPyConnection:
-    """An in-memory DuckDB with the views ticks, bars, bar_revisions, notices and rejected. Nothing is downloaded."""
+#: What is there, and what is not; times for people beside the exact ones. An end that is null: it goes on.
+_COVERAGE: Final = """
+CREATE VIEW coverage AS
+SELECT * EXCLUDE (evidence, first_id, last_id), make_timestamp_ns(start_ns) AS "start", make_timestamp_ns(end_ns) AS "end",
+    evidence, first_id, last_id
+FROM ledger
+"""
+_GAPS: Final = "CREATE VIEW gaps AS SELECT * FROM coverage WHERE state IN ('open', 'repairing', 'unrecoverable')"
+
+
+def connect(lake: Path, ledger: pa.Table | None = None) -> duckdb.DuckDBPyConnection:
+    """An in-memory DuckDB with the views ticks, bars, bar_revisions, notices and rejected. Nothing is downloaded.
+
+    `ledger`: the rows of the views `coverage` and `gaps`, as `Ledger.intervals` gives them."""
     db = duckdb.connect(config=NO_DOWNLOADS)
     db.execute("SET TimeZone = 'UTC'").fetchall()
     for topic in NORMALIZED_TOPICS:
@@ -36,6 +49,9 @@ def connect(lake: Path) -> duckdb.DuckDBPyConnection:
         else:
             db.register(name, _empty(topic))
     db.execute(_BARS).fetchall()
+    db.register("ledger", ledger if ledger is not None else INTERVALS.empty_table())
+    for view in (_COVERAGE, _GAPS):
+        db.execute(view).fetchall()
     return db
 
 

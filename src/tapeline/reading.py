@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -18,10 +19,12 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import pyarrow as pa
 
 from tapeline import asof, config, query, times
+from tapeline.completeness import Answer, Key, answer
 from tapeline.errors import ConfigError, WrongArgument
 from tapeline.providers import CHANNELS
 from tapeline.records import BARS_TOPIC, NS_PER_S, TICKS, TICKS_TOPIC, Topic
 from tapeline.replaying import paced
+from tapeline.stores.ledger import read_intervals
 from tapeline.stores.selection import Selection, Source
 from tapeline.times import Moment
 
@@ -104,6 +107,7 @@ class Result:
 
     schema: pa.Schema
     _read: Callable[[], Iterator[pa.RecordBatch]]
+    _answers: Callable[[], list[Answer]] | None = None
 
     def batches(self) -> pa.RecordBatchReader:
         """The rows as they are read, a bounded number at a time: for what does not fit in memory. Raises Unavailable while it is read."""
@@ -139,6 +143,15 @@ class Result:
         Times are TIMESTAMP_NS, in UTC without saying so. Raises Unavailable."""
         return query.relation(self.arrow(), connection)
 
+    def completeness(self) -> list[Answer]:
+        """What the ledger knows of the range that was asked for: an answer for each symbol and channel that the rows may be of.
+
+        `verdict` is "complete", "incomplete" or "unprovable"; `holes` what is missing, as far as is known. Of `ticks` and `bars`.
+        Raises WrongArgument for a result of another function, Unavailable, NewerData."""
+        if self._answers is None:
+            raise WrongArgument("completeness() is of what ticks() and bars() give. Ask it of the ticks that this result was made of.")
+        return self._answers()
+
     def __arrow_c_stream__(self, requested_schema: object = None) -> object:
         """For every library that takes Arrow streams."""
         return self.batches().__arrow_c_stream__(requested_schema)
@@ -172,7 +185,9 @@ def ticks(
     selection = _selection(symbols, start, end, TICKS_TOPIC, names, provider=provider, kind=_kind(kind))
     opened = _open(source, config)
     _known(opened, TICKS_TOPIC, selection.symbols)
-    return Result(_with_times(TICKS, names), lambda: _timed(opened.ticks(selection), TICKS, names))
+    kinds = frozenset(_KINDS) if kind is None else frozenset({kind})
+    answers = partial(_answered, config, selection, kinds)
+    return Result(_with_times(TICKS, names), lambda: _timed(opened.ticks(selection), TICKS, names), answers)
 
 
 def bars(
@@ -194,7 +209,8 @@ def bars(
     selection = _selection(symbols, start, end, BARS_TOPIC, names, provider=provider, interval=_interval(interval))
     opened = _open(source, config)
     _known(opened, BARS_TOPIC, selection.symbols)
-    return Result(_with_times(BARS_TOPIC.schema, names), lambda: _timed(opened.bars(selection), BARS_TOPIC.schema, names))
+    answers = partial(_answered, config, selection, frozenset({"bar"}))
+    return Result(_with_times(BARS_TOPIC.schema, names), lambda: _timed(opened.bars(selection), BARS_TOPIC.schema, names), answers)
 
 
 def latest(
@@ -319,14 +335,36 @@ def replay_batches(
 
 
 def connect(*, config: Settings = None) -> duckdb.DuckDBPyConnection:
-    """A DuckDB in memory with the lake's tables as views: ticks, bars (last revisions), bar_revisions, notices, rejected.
+    """A DuckDB in memory with views: ticks, bars (last revisions), bar_revisions, notices, rejected; coverage and gaps of the ledger.
 
-    They show the lake as it is now. Each has `date`, the UTC day: a condition on it, and on symbol, reads only those files. Times are in UTC.
-    Raises ConfigError, DiskTrouble, NewerData.
+    They show the lake as it is now. A condition on `date`, the UTC day, and on `symbol` keeps files from being opened in vain. Times are in
+    UTC. Raises ConfigError, DiskTrouble, NewerData.
     """
     from tapeline import wiring
 
-    return query.connect(wiring.lake_folder(_loaded(config)))
+    settings = _loaded(config)
+    return query.connect(wiring.lake_folder(settings), wiring.open_ledger(settings).intervals())
+
+
+def _answered(settings: Settings, selection: Selection, kinds: frozenset[str]) -> list[Answer]:
+    from tapeline import wiring
+
+    known = read_intervals(wiring.open_ledger(_loaded(settings)).intervals())
+    found = []
+    for symbol in selection.symbols:
+        keys = [key for key in sorted(known) if key.symbol == symbol and selection.provider in (None, key.provider)]
+        keys = [key for key in keys if _may_give(key, kinds, selection.interval)]
+        # Of what nobody ever asked for, nothing is known.
+        keys = keys or [Key(selection.provider or "", "", "", symbol)]
+        found += [answer(key, known.get(key, ()), selection.start_ns, selection.end_ns) for key in keys]
+    return found
+
+
+def _may_give(key: Key, kinds: frozenset[str], interval: str | None) -> bool:
+    """Whether a channel's events are among the rows; of bars, of the interval asked for as far as the channel's name tells."""
+    channel = CHANNELS.get(key.provider, {}).get(key.feed, {}).get(key.channel)
+    named = key.channel.partition("_")[2]
+    return channel is not None and channel.kind in kinds and (interval is None or not named or named == interval)
 
 
 # Sources

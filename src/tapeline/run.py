@@ -49,11 +49,13 @@ def run(settings: Config, config: Path | None, until_idle_s: float | None, stop:
             for number in range(1, settings.normalize_workers + 1)
         ]
         stages += [Stage(name, [*command, "store", name, *arguments]) for name in stores]
+        if settings.ledger:
+            stages.append(Stage("ledger", [*command, "ledger", *arguments]))
         os.environ["TAPELINE_LOG"] = f"supervised {os.getpid()}"
         status = StatusFile(settings.root, "run")
         log.info("Running %s; data in %s. Ctrl-C stops.", ", ".join(stage.name for stage in stages), settings.root)
         try:
-            with Screen(console, lambda: snapshot(settings.root, stream, stores), _LINE_EVERY_S) as screen:
+            with Screen(console, lambda: snapshot(settings.root, stream, stores, wiring.raw_groups(settings)), _LINE_EVERY_S) as screen:
 
                 def look(report: dict[str, Any]) -> None:
                     status.maybe(lambda: {"stages": report})
@@ -76,6 +78,7 @@ def _idle(
 ) -> Callable[[], bool]:
     """Whether nothing has arrived for `seconds` and nothing waits; never without `seconds`."""
     started_ns = time.time_ns()
+    raw_groups = wiring.raw_groups(settings)
 
     def idle() -> bool:
         if seconds is None:
@@ -88,6 +91,6 @@ def _idle(
             quiet_ns = word["updated_ns"] - max(word.get("last_data_ns", 0), word["started_ns"])
             if quiet_ns < seconds * 1e9 or word.get("unsettled") or word.get("spooled"):
                 return False
-        return not any(backlog.records for backlog in backlogs(stream, stores))
+        return not any(backlog.records for backlog in backlogs(stream, stores, raw_groups))
 
     return idle

@@ -1,4 +1,4 @@
-"""The stages that read and commit, each a few lines around one loop: normalize interprets, store keeps."""
+"""The stages that read and commit, each a few lines around one loop: normalize interprets, store keeps, ledger finds what is complete."""
 
 from __future__ import annotations
 
@@ -14,19 +14,26 @@ import numpy as np
 import pyarrow as pa
 
 from tapeline import flow, net
+from tapeline.completeness import COVERED, Facts, Interval, Key, absorb, intervals
 from tapeline.monitor.status import Latencies, Rate, StatusFile
 from tapeline.providers.normalizing import Count, Decode, Events, Normalized, Reject, normalize
 from tapeline.records import NORMALIZED_TOPICS, NS_PER_S, RAW_TOPIC, TICKS_TOPIC, Chunk, Topic
 from tapeline.stores import Store
+from tapeline.stores.ledger import Ledger
 from tapeline.streams import Member, PartitionLost, Stream
 
 log = logging.getLogger(__name__)
 
 #: The consumer group of the normalize stage.
 NORMALIZE: Final = "normalize"
+#: The group of the ledger, which reads the raw topic as normalize does.
+LEDGER: Final = "ledger"
 _CHUNK_ROWS: Final = 24_576
 _NORMALIZE_REST_S: Final = 0.0005
 _STORE_REST_S: Final = 0.05
+#: The ledger is in no hurry: the more comes together, the less it costs.
+_LEDGER_REST_S: Final = 0.25
+_LEDGER_FLUSH_NS: Final = NS_PER_S
 #: Where so many records came at once there are probably more: no rest before the next look.
 _MORE_ROWS: Final = 1_000
 
@@ -199,8 +206,66 @@ class KeepIn:
         self._status.write(self._report())
 
 
+class KeepLedger:
+    """The raw topic into the ledger of what is complete, from the position that the ledger itself holds."""
+
+    def __init__(
+        self,
+        stream: Stream,
+        ledger: Ledger,
+        decoders: Mapping[str, Decode],
+        status: StatusFile,
+        stop: threading.Event,
+        clock: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self._stream, self._ledger, self._decoders, self._status, self._stop, self._clock = stream, ledger, decoders, status, stop, clock
+        self._facts: Facts | None = None
+        self._positions: dict[int, int] = {}
+        self._kept: dict[Key, list[Interval]] = {}
+        self._since: int | None = None
+
+    def step(self) -> bool:
+        if self._facts is None:
+            self._facts, self._positions = self._ledger.load()
+            self._kept = {key: intervals(self._facts, key) for key in self._facts.keys()}  # noqa: SIM118 no mapping: a set of its own
+        self._status.maybe(self._report)
+        chunk = self._stream.read(RAW_TOPIC, self._positions, _CHUNK_ROWS)
+        if chunk is not None:
+            absorb(self._facts, chunk, _normalize_all(chunk, self._decoders))
+            self._positions |= chunk.next
+            self._since = self._clock() if self._since is None else self._since
+        if self._since is not None and (self._clock() - self._since >= _LEDGER_FLUSH_NS or (chunk is None and self._stop.is_set())):
+            self._flush(self._facts)
+        return chunk is not None and chunk.rows >= _MORE_ROWS
+
+    def _flush(self, facts: Facts) -> None:
+        changes: dict[Key, tuple[int, list[Interval]]] = {}
+        for key in facts.touched():
+            found, kept = intervals(facts, key), self._kept.get(key, [])
+            same = next((at for at, (one, other) in enumerate(zip(found, kept, strict=False)) if one != other), min(len(found), len(kept)))
+            if same < max(len(found), len(kept)):
+                changes[key] = (same, found[same:])
+        self._ledger.save(facts, changes, self._positions)
+        for key, (same, rest) in changes.items():
+            self._kept[key] = [*self._kept.get(key, [])[:same], *rest]
+        facts.settled()
+        self._since = None
+        self._stream.acknowledge(LEDGER, RAW_TOPIC, self._positions)
+
+    def _report(self) -> dict[str, Any]:
+        return {"keys": len(self._kept), "gaps": sum(one.state not in COVERED for found in self._kept.values() for one in found)}
+
+    def finish(self) -> None:
+        self._status.write(self._report())
+
+
 def run_normalize(stage: Normalize, stop: threading.Event, random: Random) -> None:
     flow.run(stage.step, stop, rest_s=_NORMALIZE_REST_S, waits=lambda: net.backoff(random, cap_s=5.0))
+    stage.finish()
+
+
+def run_ledger(stage: KeepLedger, stop: threading.Event, random: Random) -> None:
+    flow.run(stage.step, stop, rest_s=_LEDGER_REST_S, waits=lambda: net.backoff(random, cap_s=5.0), drain_s=60.0)
     stage.finish()
 
 

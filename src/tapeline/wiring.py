@@ -20,9 +20,10 @@ from tapeline.providers import CHANNELS, PROVIDERS, Provider, identity
 from tapeline.providers.session import FeedSettings, Plan
 from tapeline.records import NORMALIZED_TOPICS, RAW_TOPIC, Topic
 from tapeline.spool import Spool
-from tapeline.stages import NORMALIZE
+from tapeline.stages import LEDGER, NORMALIZE
 from tapeline.stores import Store
 from tapeline.stores.lake import Lake
+from tapeline.stores.ledger import Ledger, LedgerFile
 from tapeline.stores.selection import Source
 from tapeline.streams import Lease, Stream
 from tapeline.streams.embedded import EmbeddedStream
@@ -54,7 +55,17 @@ def open_stream(config: Config, environ: Mapping[str, str] | None = None) -> Str
 
 def groups(config: Config) -> dict[str, tuple[Topic, ...]]:
     """Who reads which topics, by the configuration."""
-    return {NORMALIZE: (RAW_TOPIC,)} | {store_name(store): NORMALIZED_TOPICS for store in config.stores}
+    return dict.fromkeys(raw_groups(config), (RAW_TOPIC,)) | {store_name(store): NORMALIZED_TOPICS for store in config.stores}
+
+
+def raw_groups(config: Config) -> tuple[str, ...]:
+    """Who reads the raw topic."""
+    return (NORMALIZE, LEDGER) if config.ledger else (NORMALIZE,)
+
+
+def open_ledger(config: Config) -> Ledger:
+    """The configured ledger; nothing is opened yet."""
+    return LedgerFile(config.root / "ledger.sqlite")
 
 
 def member_name(config: Config, worker: str) -> str:

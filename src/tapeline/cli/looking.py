@@ -30,7 +30,7 @@ class TailTopic(StrEnum):
 
 @app.command()
 def sql(
-    query: Annotated[str, typer.Argument(help="Any DuckDB SELECT over ticks, bars, bar_revisions, notices, rejected.")],
+    query: Annotated[str, typer.Argument(help="Any DuckDB SELECT over ticks, bars, bar_revisions, notices, rejected, coverage, gaps.")],
     config: ConfigOption = None,
     format: Annotated[Format, typer.Option(help="json: an object a line. parquet: to --output or a pipe.")] = Format.table,  # noqa: A002
     output: Annotated[Path | None, typer.Option(help="Write to this file instead of the screen.")] = None,
@@ -47,7 +47,7 @@ def sql(
 
     settings = load_config(config)
     try:
-        result = connect(wiring.lake_folder(settings)).sql(query)
+        result = connect(wiring.lake_folder(settings), wiring.open_ledger(settings).intervals()).sql(query)
         table = result.to_arrow_table() if result is not None else None
     except duckdb.Error as error:
         raise ConfigError(f"DuckDB: {error}") from error
@@ -155,7 +155,7 @@ def status(
     stream = stream_with_data(settings)
     trouble: Unavailable | None = None
     try:
-        found = snapshot(settings.root, stream, wiring.open_stores(settings))
+        found = snapshot(settings.root, stream, wiring.open_stores(settings), wiring.raw_groups(settings))
     except Unavailable as error:
         trouble, found = error, snapshot(settings.root, None, {})
     stream.close()

@@ -120,6 +120,23 @@ def normalize(
 
 
 @app.command()
+def ledger(config: ConfigOption = None) -> None:
+    """The ledger alone: from the raw records, what is complete of each symbol and what is missing. `gaps` and `complete` show it."""
+    from tapeline import wiring
+    from tapeline.providers import DECODERS
+    from tapeline.stages import KeepLedger, run_ledger
+
+    os.nice(_STORE_NICENESS)
+    settings = load_config(config)
+    stop = stop_on_signal(with_parent=True)
+    with own_stage(settings, "ledger"):
+        stream = wiring.open_stream(settings)
+        keep = KeepLedger(stream, wiring.open_ledger(settings), DECODERS, StatusFile(settings.root, "ledger"), stop)
+        run_ledger(keep, stop, Random())
+        stream.close()
+
+
+@app.command()
 def store(
     name: Annotated[str | None, typer.Argument(help="Which of the config's stores; the first if left out.")] = None,
     config: ConfigOption = None,

@@ -61,9 +61,11 @@ def equations(stream: Stream, stores: Mapping[str, Store]) -> list[Equation]:
     return found
 
 
-def backlogs(stream: Stream, stores: Mapping[str, Store]) -> list[Backlog]:
-    """Positions are read before the ends that they run after, so that none is below zero while the pipeline runs."""
-    positions = [("normalize", RAW_TOPIC, stream.positions("normalize", RAW_TOPIC))]
+def backlogs(stream: Stream, stores: Mapping[str, Store], raw_groups: Sequence[str]) -> list[Backlog]:
+    """Of the groups that read the raw topic, and of the stores.
+
+    Positions are read before the ends that they run after, so that none is below zero while the pipeline runs."""
+    positions = [(group, RAW_TOPIC, stream.positions(group, RAW_TOPIC)) for group in raw_groups]
     positions += [(name, topic, store.totals(topic).positions) for name, store in stores.items() for topic in NORMALIZED_TOPICS]
     return [
         Backlog(group, topic.name, partition, waiting)
@@ -83,7 +85,9 @@ def alive(status: Mapping[str, Any]) -> bool:
     return True
 
 
-def snapshot(root: Path, stream: Stream | None, stores: Mapping[str, Store], clock_ns: int | None = None) -> dict[str, Any]:
+def snapshot(
+    root: Path, stream: Stream | None, stores: Mapping[str, Store], raw_groups: Sequence[str] = ("normalize",), clock_ns: int | None = None
+) -> dict[str, Any]:
     """Everything that `tapeline status` shows, as plain values. Without a stream: what the stages say by themselves."""
     now_ns = clock_ns if clock_ns is not None else time.time_ns()
     words = read_status(root)
@@ -105,7 +109,7 @@ def snapshot(root: Path, stream: Stream | None, stores: Mapping[str, Store], clo
     return {
         "stages": stages,
         "providers": providers,
-        "backlog": [asdict(backlog) for backlog in backlogs(stream, stores)] if stream is not None else [],
+        "backlog": [asdict(backlog) for backlog in backlogs(stream, stores, raw_groups)] if stream is not None else [],
         "spool": {part: sum(word.get(part, 0) for word in ingests) for part in ("spooled", "spooled_bytes", "refused")},
         "equations": [
             {"stage": e.stage, "what": e.what, "read": e.read, **e.parts, "balanced": e.balanced, "text": str(e)}

@@ -28,6 +28,9 @@ class Provider(Protocol):
     def plans(self, settings: FeedSettings) -> list[Plan]:
         """The connections to keep open for a feed."""
 
+    def subscription(self, feed: str, topic: str) -> tuple[str, str] | None:
+        """The channel and the canonical symbol that a topic of a plan asks for; None for a topic that no plan has."""
+
 
 PROVIDERS: Final[dict[str, Provider]] = {
     "binance": cast("Provider", binance),

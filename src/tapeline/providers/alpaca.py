@@ -441,6 +441,12 @@ class AlpacaSession:
         return self._missing
 
 
+def subscription(feed: str, topic: str) -> tuple[str, str] | None:
+    """The channel and the symbol of a topic (`trades.AAPL`); None for one that has none."""
+    channel, _, symbol = topic.partition(".")
+    return (channel, symbol) if channel in CHANNELS.get(feed, {}) and symbol else None
+
+
 def plans(settings: FeedSettings) -> list[Plan]:
     """One connection: an account usually has one for each endpoint."""
     codec = "msgpack" if settings.feed in _MSGPACK_ONLY else settings.codec

@@ -197,11 +197,14 @@ def _bars(events: Sequence[Kline]) -> Columns:
     }
 
 
-TRADE: Final = Channel("trade", "trade", _trades("t"), SEQUENCE)
-AGG_TRADE: Final = Channel("aggTrade", "trade", _trades("a"), SEQUENCE)
+TRADE: Final = Channel("trade", "trade", _trades("t"), SEQUENCE, contiguous=True)
+AGG_TRADE: Final = Channel("aggTrade", "trade", _trades("a"), SEQUENCE, contiguous=True)
 BOOK_TICKER: Final = Channel("bookTicker", "quote", _quotes, SEQUENCE)
 INTERVALS: Final = "1s 1m 3m 5m 15m 30m 1h 2h 4h 6h 8h 12h 1d 3d 1w 1M".split()
-KLINES: Final = {f"kline_{interval}": Channel(f"kline_{interval}", "bar", _bars, SAME_CONTENT["bar"]) for interval in INTERVALS}
+#: Every window exists while a symbol trades, also one without trades.
+KLINES: Final = {
+    f"kline_{interval}": Channel(f"kline_{interval}", "bar", _bars, SAME_CONTENT["bar"], contiguous=True) for interval in INTERVALS
+}
 _SPOT: Final = {channel.name: channel for channel in (TRADE, AGG_TRADE, BOOK_TICKER, *KLINES.values())}
 CHANNELS: Final = {"spot": _SPOT}
 
@@ -404,6 +407,13 @@ class BinanceSession:
         self._next_id += 1
         self._asked[number] = streams
         return msgspec.json.encode({"method": "SUBSCRIBE", "params": list(streams), "id": number})
+
+
+def subscription(feed: str, topic: str) -> tuple[str, str] | None:
+    """The channel and the canonical symbol of a topic (`btcusdt@trade`); None for one that has none."""
+    symbol, _, channel = topic.partition("@")
+    name = canonical(symbol.upper())
+    return (channel, name) if channel in CHANNELS.get(feed, {}) and name is not None else None
 
 
 def plans(settings: FeedSettings) -> list[Plan]:

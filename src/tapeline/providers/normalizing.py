@@ -84,6 +84,8 @@ class Channel:
     #: Wire events to the columns that they carry; what is left out is null.
     columns: Callable[[Sequence[Any]], Columns]
     identity: Identity
+    #: Whether the numbers of a symbol's events (of final bars: their windows) have no hole at their source: a jump proves a loss.
+    contiguous: bool = False
 
 
 @dataclass(slots=True)

@@ -378,6 +378,14 @@ class PolygonSession:
         return list(self._missing)
 
 
+def subscription(feed: str, topic: str) -> tuple[str, str] | None:
+    """The channel and the canonical symbol of a topic (`T.AAPL`, `T.O:SPY251219C00650000`, `XT.BTC-USD`); None for one that has none."""
+    channel, _, symbol = topic.partition(".")
+    if channel not in CHANNELS.get(feed, {}) or not symbol:
+        return None
+    return channel, symbol.replace("-", "/") if feed == "crypto" else symbol.removeprefix("O:")
+
+
 def plans(settings: FeedSettings) -> list[Plan]:
     """One connection: an account has one for each market."""
     topics = [f"{channel}.{symbol}" for channel in settings.channels for symbol in settings.symbols]

@@ -1,0 +1,178 @@
+"""The commands that answer whether the data is complete."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from datetime import UTC, date, datetime
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from tapeline.cli.app import app
+from tapeline.cli.terminal import ConfigOption, Format, load_config, reader_may_leave
+from tapeline.config import Config
+from tapeline.errors import ConfigError
+from tapeline.records import NS_PER_S
+
+if TYPE_CHECKING:
+    from tapeline.completeness import Answer, Interval, Key
+
+#: What `complete` ends with.
+_STATUSES: Final = {"complete": 0, "incomplete": 1, "unprovable": 3}
+_MARKS: Final = {"complete": ("yes", "bold green"), "incomplete": ("no", "bold red"), "unprovable": ("cannot be proven", "bold yellow")}
+_DAY_NS: Final = 86_400 * NS_PER_S
+
+
+@app.command()
+def gaps(
+    symbol: Annotated[list[str] | None, typer.Option(help="Only this symbol (canonical, such as BTC/USDT); repeatable.")] = None,
+    since: Annotated[
+        str | None, typer.Option(help="Only what reaches past this moment: ISO 8601 with zone, a date, or ns since 1970.")
+    ] = None,
+    provider: Annotated[str | None, typer.Option(help="Only this provider's.")] = None,
+    config: ConfigOption = None,
+    format: Annotated[Format, typer.Option(help="table, csv, json or parquet.")] = Format.table,  # noqa: A002
+) -> None:
+    """What is missing, as far as it is known: every stretch of time, of every symbol and channel, that nothing proves to be there.
+
+    Status 0 where nothing is missing, 1 where something is.
+
+    Example: `tapeline gaps --symbol BTC/USDT --since 2026-01-05`
+    """
+    import pyarrow as pa
+
+    from tapeline import times
+    from tapeline.output import write
+    from tapeline.stores.ledger import INTERVALS
+
+    settings = load_config(config)
+    since_ns = times.parse(since, "--since") if since is not None else None
+    rows: list[dict[str, Any]] = []
+    for key, found in _known(settings).items():
+        if (provider is None or key.provider == provider) and (not symbol or key.symbol in symbol):
+            rows += [_row(key, one) for one in _holes(found) if since_ns is None or one.end_ns > since_ns]
+    if format is Format.table:
+        if rows:
+            _show_gaps(rows)
+        else:
+            typer.echo("No gap is known." if not (symbol or since or provider) else "No gap of the kind is known.")
+    else:
+        with reader_may_leave():
+            write(pa.Table.from_pylist(rows, INTERVALS), format.value, None)
+    raise typer.Exit(1 if rows else 0)
+
+
+@app.command()
+def complete(
+    symbol: Annotated[str, typer.Argument(help="Canonical, such as BTC/USDT or AAPL.")],
+    day: Annotated[str, typer.Argument(help="A UTC day, such as 2026-01-05.")],
+    channel: Annotated[str | None, typer.Option(help="Only this channel, such as trade.")] = None,
+    provider: Annotated[str | None, typer.Option(help="Only this provider's.")] = None,
+    config: ConfigOption = None,
+    format: Annotated[Format, typer.Option(help="table or json.")] = Format.table,  # noqa: A002
+) -> None:
+    """Is a symbol's day complete? A yes with its evidence, or a no with the holes, for each channel that carries it.
+
+    Status 0: yes. 1: no. 3: nothing is known to be missing, and the provider gives nothing to prove it by.
+
+    Example: `tapeline complete BTC/USDT 2026-01-05`
+    """
+    from tapeline.completeness import answer
+
+    settings = load_config(config)
+    start_ns = _midnight_ns(day)
+    end_ns = min(start_ns + _DAY_NS, max(start_ns, time.time_ns()))
+    if end_ns == start_ns:
+        raise ConfigError(f"{day} has not begun.")
+    known = _known(settings)
+    of_symbol = {key: found for key, found in known.items() if key.symbol == symbol}
+    if not of_symbol:
+        from tapeline.stores.selection import alike
+
+        near = alike(symbol, sorted({key.symbol for key in known}))
+        raise ConfigError(f"The ledger knows nothing of {symbol!r}." + (f" Did you mean {' or '.join(map(repr, near))}?" if near else ""))
+    chosen = {k: f for k, f in of_symbol.items() if channel in (None, k.channel) and provider in (None, k.provider)}
+    if not chosen:
+        there = ", ".join(sorted({f"{key.provider} {key.feed} {key.channel}" for key in of_symbol}))
+        raise ConfigError(f"The ledger has no such channel of {symbol}. It has: {there}.")
+    answers = [answer(key, found, start_ns, end_ns) for key, found in sorted(chosen.items())]
+    for one in answers:
+        if format is Format.json:
+            typer.echo(json.dumps(_as_json(one, day)))
+        else:
+            _show(one, day, end_ns < start_ns + _DAY_NS)
+    verdicts = {one.verdict for one in answers}
+    raise typer.Exit(_STATUSES[next(some for some in ("incomplete", "unprovable", "complete") if some in verdicts)])
+
+
+def _known(settings: Config) -> Mapping[Key, list[Interval]]:
+    from tapeline import wiring
+    from tapeline.stores.ledger import read_intervals
+
+    found = read_intervals(wiring.open_ledger(settings).intervals())
+    if not found:
+        why = "`ledger = false` is set" if not settings.ledger else "start with `tapeline run` (or `tapeline ledger`)"
+        raise ConfigError(f"There is no ledger in {settings.root} yet: {why}, or name another --config.")
+    return found
+
+
+def _holes(found: Iterable[Interval]) -> list[Interval]:
+    from tapeline.completeness import COVERED
+
+    return [one for one in found if one.state not in COVERED]
+
+
+def _row(key: Key, one: Interval) -> dict[str, Any]:
+    from tapeline.completeness import ONGOING
+
+    return key._asdict() | asdict(one) | {"end_ns": None if one.end_ns == ONGOING else one.end_ns}
+
+
+def _show_gaps(rows: list[dict[str, Any]]) -> None:
+    """Two lines each: when, how long and what; then how it came about."""
+    console = Console(highlight=False)
+    for row in sorted(rows, key=lambda row: (row["start_ns"], row["symbol"], row["channel"])):
+        length = "goes on" if row["end_ns"] is None else _length(row["end_ns"] - row["start_ns"])
+        what = f"{row['symbol']}, {row['provider']} {row['feed']} {row['channel']}"
+        console.print(Text.assemble(f"{_time(row['start_ns'])}  {length:>10}  ", (row["state"], "bold red"), f"  {what}"), soft_wrap=True)
+        console.print(Text(f"    {row['evidence']}", "dim"), soft_wrap=True)
+
+
+def _show(one: Answer, day: str, running: bool) -> None:
+    word, style = _MARKS[one.verdict]
+    console = Console(highlight=False)
+    so_far = " so far" if running else ""
+    what = f"{one.key.symbol} {day}, {one.key.provider} {one.key.feed} {one.key.channel}, complete{so_far}: "
+    console.print(Text.assemble(what, (word, style)), soft_wrap=True)
+    for interval in one.holes or one.intervals:
+        line = f"  {_time(interval.start_ns)} to {_time(interval.end_ns)}  {interval.state}: {interval.evidence}"
+        console.print(Text(line), soft_wrap=True)
+
+
+def _as_json(one: Answer, day: str) -> dict[str, Any]:
+    return one.key._asdict() | {"day": day, "verdict": one.verdict, "intervals": [asdict(interval) for interval in one.intervals]}
+
+
+def _midnight_ns(text: str) -> int:
+    try:
+        day = date.fromisoformat(text)
+    except ValueError as error:
+        raise ConfigError(f"{text!r} is no day: {error}. Write it such as 2026-01-05.") from None
+    return int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp()) * NS_PER_S
+
+
+def _time(ns: int) -> str:
+    """To the millisecond; the ledger and --format json have the nanoseconds."""
+    return f"{datetime.fromtimestamp(ns // NS_PER_S, UTC):%Y-%m-%d %H:%M:%S}.{ns % NS_PER_S // 1_000_000:03}"
+
+
+def _length(ns: int) -> str:
+    seconds = ns / NS_PER_S
+    if seconds < 600:
+        return f"{seconds:,.1f} s"
+    return f"{seconds / 60:,.0f} min" if seconds < 36_000 else f"{seconds / 3600:,.1f} h"

@@ -1,0 +1,478 @@
+"""Is this data complete? What raw records and their events prove of it, and what they leave open. Pure: records in, findings out.
+
+`absorb` takes chunks of the raw topic with what the normalizer made of them and keeps *facts*: which runs of ids have been seen of a
+symbol, and how long each connection lived and was heard. Facts only ever join, so it is the same in which chunks the records come, and
+the same when they come again. `intervals` says what the facts mean for one symbol of one channel:
+
+- Where ids have no holes at their source, a run of ids is `proven`, and what lies between two runs is `open`: so many events are missing.
+- Elsewhere, and where no id has come yet, nothing tells one lost event from a quiet market. While a connection was subscribed and heard it
+  is `unprovable`; between two connections, and where a socket was mute, it is `open`; behind the last one it is `open` and goes on.
+
+Nothing but evidence closes a gap: events with the ids that were missing, or a reading of the provider's own history.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from operator import attrgetter
+from typing import Final, Literal, NamedTuple
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tapeline.providers import CHANNELS, PROVIDERS
+from tapeline.providers.normalizing import UNREADABLE, Channel, Normalized
+from tapeline.records import BARS_TOPIC, NOTICES_TOPIC, NS_PER_S, TICKS_TOPIC, Chunk
+
+State = Literal["proven", "reconciled", "open", "repairing", "unrecoverable", "unprovable"]
+#: The end of what goes on.
+ONGOING: Final = (1 << 63) - 1
+#: What is there, and what is not.
+COVERED: Final[frozenset[State]] = frozenset({"proven", "reconciled", "unprovable"})
+
+_DAY_S: Final = 86_400
+_SECONDS: Final = {"s": 1, "m": 60, "h": 3_600, "d": _DAY_S, "w": 7 * _DAY_S}
+#: 1970-01-01 was a Thursday, and weeks begin on Mondays.
+_MONDAY_NS: Final = 4 * _DAY_S * NS_PER_S
+
+
+class Key(NamedTuple):
+    """One symbol of one channel: what a gap is a gap of."""
+
+    provider: str
+    feed: str
+    channel: str
+    symbol: str
+
+
+class Run(msgspec.Struct, array_like=True):
+    """Ids from `first` to `last`, all of them seen, with the event times (ns) of the two."""
+
+    first: int
+    last: int
+    first_ns: int
+    last_ns: int
+
+
+class Life(msgspec.Struct):
+    """What is known of one socket, from its records; times are receive times, ns. 0: not so far."""
+
+    provider: str
+    feed: str
+    line: str = ""  # the planned connection that it was of
+    topics: list[str] = []
+    missing: list[str] = []  # asked for and never confirmed
+    opened_ns: int = 0
+    subscribed_ns: int = 0
+    heard_ns: int = 0  # the last record but the close
+    closed_ns: int = 0
+    by: str = ""  # who closed: provider, network, tapeline
+    reason: str = ""
+    #: `channel symbol` to its first event.
+    first: dict[str, int] = {}
+    #: Channel to its last event.
+    last: dict[str, int] = {}
+    #: From and to (ns) of records that were received and could not be kept.
+    refused: list[tuple[int, int]] = []
+
+
+@dataclass(slots=True)
+class Facts:
+    """Everything that is known; what is touched since it was last asked for."""
+
+    runs: dict[Key, list[Run]] = field(default_factory=dict)
+    lives: dict[str, Life] = field(default_factory=dict)
+    touched_runs: set[Key] = field(default_factory=set)
+    touched_lives: set[str] = field(default_factory=set)
+    _carriers: dict[Key, set[str]] = field(default_factory=dict)
+
+    @staticmethod
+    def of(runs: Mapping[Key, list[Run]], lives: Mapping[str, Life]) -> Facts:
+        """Facts that were kept."""
+        facts = Facts(dict(runs), dict(lives))
+        for name, life in lives.items():
+            for key in keys_of(life):
+                facts.carries(name, key)
+        return facts
+
+    def carries(self, name: str, key: Key) -> None:
+        """Note that a connection was asked for a key, or brought it."""
+        self._carriers.setdefault(key, set()).add(name)
+
+    def keys(self) -> set[Key]:
+        return {*self.runs, *self._carriers}
+
+    def carried(self, key: Key) -> list[Life]:
+        """The connections of a key, by their beginning."""
+        return sorted((self.lives[name] for name in self._carriers.get(key, ())), key=attrgetter("opened_ns", "heard_ns"))
+
+    def touched(self) -> set[Key]:
+        """The keys whose intervals may be others than when this was last asked."""
+        found = set(self.touched_runs)
+        for name in self.touched_lives:
+            found |= set(keys_of(self.lives[name]))
+        return found
+
+    def settled(self) -> None:
+        """What was touched is kept."""
+        self.touched_runs.clear()
+        self.touched_lives.clear()
+
+
+def keys_of(life: Life) -> Iterator[Key]:
+    """What a connection was asked for, and what it brought."""
+    provider = PROVIDERS.get(life.provider)
+    for topic in life.topics:
+        found = provider.subscription(life.feed, topic) if provider is not None else None
+        if found is not None:
+            yield Key(life.provider, life.feed, *found)
+    for both in life.first:
+        channel, _, symbol = both.partition(" ")
+        yield Key(life.provider, life.feed, channel, symbol)
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A stretch of time of one key in one state; times in ns, [start, end); `ONGOING`: it has no end yet."""
+
+    start_ns: int
+    end_ns: int
+    state: State
+    evidence: str
+    first_id: int | None = None  # of what is there, or of what is missing
+    last_id: int | None = None
+
+
+# ---- records in
+
+
+def absorb(facts: Facts, chunk: Chunk, normalized: Normalized) -> None:
+    """Add what a chunk of raw records, and the events that were made of it, prove."""
+    raw = chunk.batch
+    received = raw["received_ns"].to_numpy()
+    names = raw["connection"].dictionary_encode()
+    code = names.indices.to_numpy()
+    known = names.dictionary.to_pylist()
+    for at in np.unique(code, return_index=True)[1].tolist():
+        name = known[code[at]]
+        facts.touched_lives.add(name)
+        if name not in facts.lives:
+            facts.lives[name] = Life(raw["provider"][at].as_py(), raw["feed"][at].as_py(), name.rpartition("-")[0])
+    heard = pc.not_equal(raw["kind"], "closed").to_numpy(zero_copy_only=False)
+    for at, last_ns in _extremes(code[heard], received[heard], np.maximum):
+        life = facts.lives[known[at]]
+        life.heard_ns = max(life.heard_ns, last_ns)
+    _absorb_notices(facts, normalized.batches[NOTICES_TOPIC])
+    place = _Places(chunk)
+    for topic in (TICKS_TOPIC, BARS_TOPIC):
+        batch = normalized.batches[topic]
+        if batch.num_rows:
+            _absorb_events(facts, batch, code[place.rows(batch)], known)
+
+
+class _Places:
+    """Which row of a chunk an event came from."""
+
+    def __init__(self, chunk: Chunk) -> None:
+        order = np.lexsort((chunk.offset, chunk.partition))
+        self._order = order
+        self._partition, self._offset = chunk.partition[order], chunk.offset[order]
+
+    def rows(self, batch: pa.RecordBatch) -> npt.NDArray[np.int64]:
+        partition, offset = batch["raw_partition"].to_numpy(), batch["raw_offset"].to_numpy()
+        found = np.empty(len(offset), np.int64)
+        for some in np.unique(partition).tolist():
+            mine = partition == some
+            low, high = np.searchsorted(self._partition, [some, some + 1])
+            found[mine] = self._order[low + np.searchsorted(self._offset[low:high], offset[mine])]
+        return found
+
+
+def _absorb_notices(facts: Facts, notices: pa.RecordBatch) -> None:
+    if not notices.num_rows:
+        return
+    for row in notices.select(["connection", "kind", "detail", "received_ns"]).to_pylist():
+        life = facts.lives[row["connection"]]
+        try:
+            told = msgspec.json.decode(row["detail"]) if row["kind"] in ("opened", "subscribed", "closed", "refused") else None
+        except UNREADABLE:
+            told = None
+        if not isinstance(told, dict):
+            continue
+        at_ns = row["received_ns"]
+        if row["kind"] == "opened":
+            life.opened_ns, life.topics = at_ns, [str(topic) for topic in told.get("topics", ())]
+            for key in keys_of(life):
+                facts.carries(row["connection"], key)
+        elif row["kind"] == "subscribed":
+            life.subscribed_ns, life.missing = at_ns, [str(topic) for topic in told.get("missing", ())]
+        elif row["kind"] == "closed":
+            life.closed_ns, life.by, life.reason = at_ns, str(told.get("by", "")), str(told.get("reason", ""))
+        else:
+            span = (int(told.get("from_ns", at_ns)), int(told.get("to_ns", at_ns)))
+            if span not in life.refused:
+                life.refused = sorted([*life.refused, span])
+
+
+def _absorb_events(facts: Facts, batch: pa.RecordBatch, connection: npt.NDArray[np.int32], names: list[str]) -> None:
+    keys, code = _keys(batch)
+    received = batch["received_ns"].to_numpy()
+    both = connection.astype(np.int64) * len(keys) + code
+    for at, first in _extremes(both, received, np.minimum):
+        name, key = names[at // len(keys)], keys[at % len(keys)]
+        life = facts.lives[name]
+        label = f"{key.channel} {key.symbol}"
+        if label not in life.first:
+            facts.carries(name, key)
+        life.first[label] = min(first, life.first.get(label, first))
+    for at, last in _extremes(both, received, np.maximum):
+        life, channel = facts.lives[names[at // len(keys)]], keys[at % len(keys)].channel
+        life.last[channel] = max(last, life.last.get(channel, last))
+    ids, start_ns, end_ns = _numbered(batch)
+    counted = np.array([_contiguous(key) for key in keys])[code] & (ids >= 0)
+    if counted.any():
+        for at, run in _runs(code[counted], ids[counted], start_ns[counted], end_ns[counted]):
+            _join(facts.runs.setdefault(keys[at], []), run)
+            facts.touched_runs.add(keys[at])
+
+
+def _keys(batch: pa.RecordBatch) -> tuple[list[Key], npt.NDArray[np.int64]]:
+    """The keys of a batch, and of each row which one."""
+    code = np.zeros(batch.num_rows, np.int64)
+    columns = [batch[name].dictionary_encode() for name in Key._fields]
+    for column in columns:
+        code = code * len(column.dictionary) + column.indices.to_numpy()
+    present, first, dense = np.unique(code, return_index=True, return_inverse=True)
+    texts = [column.dictionary.to_pylist() for column in columns]
+    at = [column.indices.to_numpy() for column in columns]
+    keys = [Key(*(text[index[row]] for text, index in zip(texts, at, strict=True))) for row in first[: len(present)].tolist()]
+    return keys, dense
+
+
+def _channel(key: Key) -> Channel | None:
+    return CHANNELS.get(key.provider, {}).get(key.feed, {}).get(key.channel)
+
+
+def _contiguous(key: Key) -> bool:
+    channel = _channel(key)
+    return channel is not None and channel.contiguous
+
+
+def _numbered(batch: pa.RecordBatch) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Of each event its number, -1 where it has none, and the time that it stands for: a bar's is its whole window."""
+    ts_ns = batch["ts_ns"].to_numpy()
+    if "sequence" in batch.schema.names:
+        ids = batch["sequence"].fill_null(-1).to_numpy()
+        return ids, ts_ns, ts_ns
+    ids, end_ns = np.full(len(ts_ns), -1, np.int64), ts_ns.copy()
+    windows = zip(batch["interval"].to_pylist(), batch["final"].to_pylist(), ts_ns.tolist(), strict=True)
+    for row, (interval, final, start) in enumerate(windows):
+        if final and (window := window_of(interval, start)) is not None:
+            ids[row], end_ns[row] = window
+    return ids, ts_ns, end_ns
+
+
+def window_of(interval: str, start_ns: int) -> tuple[int, int] | None:
+    """The number of a bar's window and the time at which it ends; None for an interval without a grid of its own."""
+    if interval.endswith("M"):
+        month = np.datetime64(start_ns, "ns").astype("datetime64[M]")
+        return int(month.astype(np.int64)), int((month + 1).astype("datetime64[ns]").astype(np.int64))
+    width = int(interval[:-1]) * _SECONDS.get(interval[-1:], 0) * NS_PER_S if interval[:-1].isdecimal() else 0
+    if not width:
+        return None
+    origin = _MONDAY_NS if interval.endswith("w") else 0
+    return (start_ns - origin) // width, start_ns + width
+
+
+def _extremes(
+    code: npt.NDArray[np.int64] | npt.NDArray[np.int32], values: npt.NDArray[np.int64], choose: np.ufunc
+) -> Iterator[tuple[int, int]]:
+    """Of each code the least or the greatest of its values."""
+    if not len(code):
+        return
+    order = np.argsort(code, kind="stable")
+    some = code[order]
+    begin = np.flatnonzero(np.concatenate([[True], some[1:] != some[:-1]]))
+    yield from zip(some[begin].tolist(), choose.reduceat(values[order], begin).tolist(), strict=True)
+
+
+def _runs(
+    code: npt.NDArray[np.int64], ids: npt.NDArray[np.int64], start_ns: npt.NDArray[np.int64], end_ns: npt.NDArray[np.int64]
+) -> Iterator[tuple[int, Run]]:
+    """Neighbouring ids of each code as one run."""
+    order = np.lexsort((ids, code))
+    code, ids, start_ns, end_ns = code[order], ids[order], start_ns[order], end_ns[order]
+    begin = np.flatnonzero(np.concatenate([[True], (code[1:] != code[:-1]) | (ids[1:] - ids[:-1] > 1)]))
+    last = np.concatenate([begin[1:], [len(ids)]]) - 1
+    for a, b in zip(begin.tolist(), last.tolist(), strict=True):
+        yield int(code[a]), Run(int(ids[a]), int(ids[b]), int(start_ns[a]), int(end_ns[b]))
+
+
+def _join(runs: list[Run], new: Run) -> None:
+    """Put a run among those that are known, sorted and apart; what touches becomes one."""
+    at = bisect_right(runs, new.first, key=attrgetter("first"))
+    low = at - 1 if at and runs[at - 1].last >= new.first - 1 else at
+    high = at
+    while high < len(runs) and runs[high].first <= new.last + 1:
+        high += 1
+    if low < high:
+        old = runs[low:high]
+        # Of two copies of one event that tell different times, the earlier holds, whichever came first.
+        edges = sorted([(run.first, run.first_ns) for run in (*old, new)])
+        ends = sorted([(-run.last, run.last_ns) for run in (*old, new)])
+        new = Run(edges[0][0], -ends[0][0], edges[0][1], ends[0][1])
+    runs[low:high] = [new]
+
+
+# ---- findings out
+
+
+def intervals(facts: Facts, key: Key) -> list[Interval]:
+    """What is known of a key, in order of time."""
+    heard = list(_by_lives(key, facts.carried(key)))
+    runs = facts.runs.get(key)
+    if not runs:
+        return heard
+    # Before the first number and after the last, only the next one could tell.
+    heard = [
+        replace(one, evidence="subscribed and heard; the next event's number will tell") if one.state in COVERED else one for one in heard
+    ]
+    first_ns, last_ns = runs[0].first_ns, max(runs[-1].first_ns, runs[-1].last_ns)
+    return [*_between(heard, -ONGOING, first_ns), *_by_ids(key, runs), *_between(heard, last_ns, ONGOING)]
+
+
+def _between(found: Iterable[Interval], start_ns: int, end_ns: int) -> Iterator[Interval]:
+    """The parts of intervals inside a stretch of time."""
+    for one in found:
+        if one.start_ns < end_ns and one.end_ns > start_ns:
+            yield replace(one, start_ns=max(one.start_ns, start_ns), end_ns=min(one.end_ns, end_ns))
+
+
+def _by_ids(key: Key, runs: Iterable[Run]) -> Iterator[Interval]:
+    channel = _channel(key)
+    bars = channel is not None and channel.kind == "bar"  # a bar's number is its window's: its time says the same
+    at_ns = 0
+    before: Run | None = None
+    for run in runs:
+        # Ids and times may differ in order by a little: an interval never ends before it begins, nor begins before the last one ended.
+        start_ns = max(run.first_ns, at_ns)
+        end_ns = max(run.last_ns, start_ns)
+        if before is not None:
+            first, last = before.last + 1, run.first - 1
+            yield Interval(at_ns, start_ns, "open", f"{_count(first, last, bars)} missing", first, last)
+        yield Interval(start_ns, end_ns, "proven", f"{_count(run.first, run.last, bars)} there", run.first, run.last)
+        before, at_ns = run, end_ns
+
+
+def _count(first: int, last: int, bars: bool) -> str:
+    count = last - first + 1
+    what = "bar" if bars else "event"
+    counted = f"all of {count:,} {what}s are" if count > 1 else f"one {what} is"
+    return counted if bars else f"ids {first} to {last}: {counted}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """A key was listened to; why that ended."""
+
+    start_ns: int
+    end_ns: int
+    ended: str
+
+
+def _by_lives(key: Key, lives: Sequence[Life]) -> Iterator[Interval]:
+    spans = sorted((span for life in lives for span in _heard(key, life)), key=attrgetter("start_ns", "end_ns"))
+    joined: list[_Span] = []
+    for span in spans:
+        if joined and span.start_ns <= joined[-1].end_ns:
+            longer = span if span.end_ns > joined[-1].end_ns else joined[-1]
+            joined[-1] = _Span(joined[-1].start_ns, longer.end_ns, longer.ended)
+        else:
+            joined.append(span)
+    for at, span in enumerate(joined):
+        if at:
+            yield Interval(joined[at - 1].end_ns, span.start_ns, "open", joined[at - 1].ended)
+        yield Interval(span.start_ns, span.end_ns, "unprovable", "subscribed and heard: nothing to count by")
+    last_of = {life.line: life.opened_ns for life in lives}  # by their beginning: a later one of its line has taken its place
+    if joined and all(life.closed_ns or life.opened_ns < last_of[life.line] for life in lives):
+        yield Interval(joined[-1].end_ns, ONGOING, "open", joined[-1].ended)
+
+
+def _heard(key: Key, life: Life) -> Iterator[_Span]:
+    """When a connection listened to a key, without what was received and could not be kept."""
+    confirmed = [life.subscribed_ns] if life.subscribed_ns and not _unconfirmed(key, life) else []
+    first = life.first.get(f"{key.channel} {key.symbol}")
+    starts = confirmed + ([first] if first is not None else [])
+    if not starts:
+        return
+    start_ns = min(starts)
+    end_ns, ended = _end(key, life)
+    for refused_from, refused_to in life.refused:
+        if start_ns < refused_from < end_ns:
+            yield _Span(start_ns, refused_from, "received, and could not be kept: stream and spool were full")
+        start_ns = max(start_ns, refused_to)
+    if start_ns <= end_ns:
+        yield _Span(start_ns, end_ns, ended)
+
+
+def _unconfirmed(key: Key, life: Life) -> bool:
+    provider = PROVIDERS[life.provider]
+    return any(provider.subscription(life.feed, topic) == (key.channel, key.symbol) for topic in life.missing)
+
+
+def _end(key: Key, life: Life) -> tuple[int, str]:
+    """Until when a connection's silence meant that nothing happened, and what ended it."""
+    if not life.closed_ns:
+        return life.heard_ns, "the connection ended without a word, as when the process was killed"
+    if life.reason.startswith("mute: no "):
+        channel = life.reason.removeprefix("mute: no ").partition(" for ")[0]
+        if channel == "data":
+            return max(life.last.values(), default=life.opened_ns), life.reason
+        if channel == f"channel {key.channel}":
+            return life.last.get(key.channel, life.opened_ns), life.reason
+        return life.closed_ns, life.reason
+    if life.by == "network":
+        return life.heard_ns, life.reason  # what was on its way when it broke is lost
+    return life.closed_ns, f"closed by {life.by}: {life.reason or 'no reason given'}"
+
+
+# ---- answers
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Whether one key is complete over a stretch of time."""
+
+    key: Key
+    verdict: Literal["complete", "incomplete", "unprovable"]
+    #: What is there, and what is not, within the stretch; in order.
+    intervals: tuple[Interval, ...]
+
+    @property
+    def holes(self) -> tuple[Interval, ...]:
+        return tuple(one for one in self.intervals if one.state not in COVERED)
+
+
+def answer(key: Key, found: Iterable[Interval], start_ns: int, end_ns: int) -> Answer:
+    """What intervals of a key say of [start_ns, end_ns). What lies before the first and after the last is a hole too."""
+    inside: list[Interval] = []
+    at_ns = start_ns
+    for one in found:
+        if one.end_ns < start_ns or one.start_ns >= end_ns:
+            continue
+        if one.start_ns > at_ns:
+            inside.append(Interval(at_ns, one.start_ns, "open", "nothing is known of it"))
+        # A hole keeps its ids, whatever part of it is asked for: which of them lie inside, nobody knows.
+        inside.append(replace(one, start_ns=max(one.start_ns, start_ns), end_ns=min(one.end_ns, end_ns)))
+        at_ns = max(at_ns, one.end_ns)
+    if at_ns < end_ns:
+        inside.append(Interval(at_ns, end_ns, "open", "nothing is known of it"))
+    states = {one.state for one in inside}
+    verdict: Literal["complete", "incomplete", "unprovable"]
+    verdict = "incomplete" if states - COVERED else "unprovable" if "unprovable" in states else "complete"
+    return Answer(key, verdict, tuple(inside))

@@ -1,0 +1,137 @@
+"""The ledger of what is complete, in SQLite beside the data: facts, what follows from them, and the place in the raw topic."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Final, Protocol
+
+import msgspec
+import pyarrow as pa
+
+from tapeline.completeness import ONGOING, Facts, Interval, Key, Life, Run
+from tapeline.errors import DiskTrouble, NewerData
+
+#: The rows of the views `coverage` and `gaps`; `end_ns` is null where an interval goes on.
+INTERVALS: Final = pa.schema(
+    [
+        *(pa.field(name, pa.string(), nullable=False) for name in Key._fields),
+        pa.field("start_ns", pa.int64(), nullable=False),
+        pa.field("end_ns", pa.int64()),
+        pa.field("state", pa.string(), nullable=False),
+        pa.field("evidence", pa.string(), nullable=False),
+        pa.field("first_id", pa.int64()),
+        pa.field("last_id", pa.int64()),
+    ]
+)
+_FORMAT: Final = 1
+_SCHEMA: Final = f"""
+CREATE TABLE IF NOT EXISTS positions (part INTEGER PRIMARY KEY, next INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS lives (name TEXT PRIMARY KEY, body BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS runs (
+    provider TEXT NOT NULL, feed TEXT NOT NULL, channel TEXT NOT NULL, symbol TEXT NOT NULL, body BLOB NOT NULL,
+    PRIMARY KEY (provider, feed, channel, symbol)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS intervals (
+    provider TEXT NOT NULL, feed TEXT NOT NULL, channel TEXT NOT NULL, symbol TEXT NOT NULL, number INTEGER NOT NULL,
+    start_ns INTEGER NOT NULL, end_ns INTEGER, state TEXT NOT NULL, evidence TEXT NOT NULL, first_id INTEGER, last_id INTEGER,
+    PRIMARY KEY (provider, feed, channel, symbol, number)
+) WITHOUT ROWID;
+PRAGMA user_version = {_FORMAT};
+"""
+_KEY: Final = "provider = ? AND feed = ? AND channel = ? AND symbol = ?"
+_LOCK_WAIT_S: Final = 30.0
+
+#: Key to how many of its intervals are as they were, and those behind them.
+Changes = Mapping[Key, tuple[int, list[Interval]]]
+
+
+class Ledger(Protocol):
+    """Where facts and what follows from them are kept."""
+
+    def load(self) -> tuple[Facts, dict[int, int]]:
+        """The facts, and where to read each partition of the raw topic next. Raises Unavailable, NewerData."""
+
+    def save(self, facts: Facts, changes: Changes, positions: Mapping[int, int]) -> None:
+        """Keep the facts that were touched, the intervals that changed, and the positions, in one transaction. Raises Unavailable."""
+
+    def intervals(self) -> pa.Table:
+        """Every interval by key and time, as `INTERVALS`; empty where nothing was ever kept. Raises Unavailable, NewerData."""
+
+
+class LedgerFile:
+    """The ledger in one SQLite file. Nothing is opened before the first call."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def load(self) -> tuple[Facts, dict[int, int]]:
+        if not self._path.exists():
+            return Facts(), {}
+        with self._connected() as db:
+            lives = {name: msgspec.json.decode(body, type=Life) for name, body in db.execute("SELECT name, body FROM lives")}
+            runs = {Key(*row[:4]): msgspec.json.decode(row[4], type=list[Run]) for row in db.execute("SELECT * FROM runs")}
+            positions = {int(part): int(following) for part, following in db.execute("SELECT part, next FROM positions")}
+        return Facts.of(runs, lives), positions
+
+    def save(self, facts: Facts, changes: Changes, positions: Mapping[int, int]) -> None:
+        with self._connected(write=True) as db:
+            lives = [(name, msgspec.json.encode(facts.lives[name])) for name in facts.touched_lives]
+            db.executemany("INSERT OR REPLACE INTO lives VALUES (?, ?)", lives)
+            runs = [(*key, msgspec.json.encode(facts.runs[key])) for key in facts.touched_runs]
+            db.executemany("INSERT OR REPLACE INTO runs VALUES (?, ?, ?, ?, ?)", runs)
+            db.executemany(f"DELETE FROM intervals WHERE {_KEY} AND number >= ?", [(*key, same) for key, (same, _) in changes.items()])  # noqa: S608
+            db.executemany("INSERT INTO intervals VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows_of(changes))
+            db.executemany("INSERT OR REPLACE INTO positions VALUES (?, ?)", list(positions.items()))
+
+    def intervals(self) -> pa.Table:
+        if not self._path.exists():
+            return INTERVALS.empty_table()
+        names = ", ".join(INTERVALS.names)
+        with self._connected() as db:
+            rows = db.execute(f"SELECT {names} FROM intervals ORDER BY provider, feed, symbol, channel, number").fetchall()  # noqa: S608
+        return pa.Table.from_pylist([dict(zip(INTERVALS.names, row, strict=True)) for row in rows], INTERVALS)
+
+    @contextmanager
+    def _connected(self, *, write: bool = False) -> Iterator[sqlite3.Connection]:
+        """A connection, and with `write` a transaction that ends with the block."""
+        try:
+            if write:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+            mode = "rwc" if write else "ro"
+            with closing(sqlite3.connect(f"file:{self._path}?mode={mode}", uri=True, timeout=_LOCK_WAIT_S)) as db:
+                (version,) = db.execute("PRAGMA user_version").fetchone()
+                if version > _FORMAT:
+                    raise NewerData(
+                        f"{self._path} was written by a newer Tapeline (format {version}). Nothing was touched. Upgrade Tapeline."
+                    )
+                if write and version < _FORMAT:
+                    db.execute("PRAGMA journal_mode = WAL")
+                    db.executescript(_SCHEMA)
+                with db:
+                    yield db
+        except (sqlite3.Error, OSError) as error:
+            raise DiskTrouble(
+                f"The ledger {self._path}: {error}. Nothing was kept; the records stay in the stream. Free disk space, or make the folder "
+                "writable. It is tried again."
+            ) from error
+
+
+def read_intervals(table: pa.Table) -> dict[Key, list[Interval]]:
+    """The intervals of each key, from a table as `Ledger.intervals` gives it."""
+    found: dict[Key, list[Interval]] = {}
+    for row in table.to_pylist():
+        end_ns = ONGOING if row["end_ns"] is None else row["end_ns"]
+        one = Interval(row["start_ns"], end_ns, row["state"], row["evidence"], row["first_id"], row["last_id"])
+        found.setdefault(Key(*(row[name] for name in Key._fields)), []).append(one)
+    return found
+
+
+def rows_of(changes: Changes) -> Iterable[tuple[str | int | None, ...]]:
+    """The rows to write: key, number, and the interval's own."""
+    for key, (same, found) in changes.items():
+        for number, one in enumerate(found, same):
+            end_ns = None if one.end_ns == ONGOING else one.end_ns
+            yield (*key, number, one.start_ns, end_ns, one.state, one.evidence, one.first_id, one.last_id)
