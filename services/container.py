@@ -27,10 +27,6 @@ class Image(NamedTuple):
 
     name: str
 
-    @property
-    def version(self) -> str:
-        return self.name.rpartition(":")[2]
-
     def __str__(self) -> str:
         return f"{self.name} by Docker Compose"
 

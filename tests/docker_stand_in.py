@@ -1,4 +1,4 @@
-"""A stand-in for Docker with its compose plugin, where no engine can be had: what would run in a container runs as a process.
+"""A stand-in for Docker and its compose plugin, where no engine runs: what would run in a container runs as a process.
 
 A folder is its engine. `calls` has what it was told, `images` what was pulled, and a file for each project the process. It shows that the
 right thing is asked of Docker at the right time. What only a container has it does not show: a loopback, files and users of its own.
