@@ -48,7 +48,7 @@ def run() -> str:
         [name, *(f"{statistics.median(r[part] for r in rounds):,.0f}" for part in (0, 1)), _share(rounds)] for name, rounds in found.items()
     ]
     return (
-        f"{_ROWS:,} ticks of {_SYMBOLS} symbols in flushes of {_FLUSH:,}, {_ROUNDS} rounds; PostgreSQL {postgres.find().version},"
+        f"{_ROWS:,} ticks of {_SYMBOLS} symbols in flushes of {_FLUSH:,}, {_ROUNDS} rounds; PostgreSQL {postgres.installed().version},"
         " durable commits. COPY: psql's `\\copy` of the same rows, in binary, into the same table; one COPY for each flush.\n\n"
         + table(["rows/s into `ticks`", "Tapeline", "psql COPY", "Tapeline / COPY"], rows)
     )
@@ -126,7 +126,7 @@ def _ticks(first: int, trades: bool) -> pa.RecordBatch:
 
 def _psql(url: str, *commands: str) -> None:
     flags = [flag for command in commands for flag in ("-c", command)]
-    subprocess.run([postgres.find().where / "psql", "-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", url, *flags], check=True)
+    subprocess.run([postgres.installed().where / "psql", "-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", url, *flags], check=True)
 
 
 if __name__ == "__main__":

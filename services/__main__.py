@@ -1,4 +1,4 @@
-"""`python -m services install`: fetch the servers that are not here; `python -m services status`: which are, and where."""
+"""`python -m services install`: fetch the servers that are not here, and say how each is had; `status`: only say."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import sys
 from typing import TYPE_CHECKING, Protocol
 
 from services import kafka, postgres, redis
+from services.container import Image, pull
 from services.process import Missing
 
 if TYPE_CHECKING:
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class _Kind(Protocol):
-    def find(self) -> Found: ...
+    def find(self) -> Found | Image: ...
     def install(self) -> None: ...
 
 
@@ -22,10 +23,17 @@ _KINDS: dict[str, _Kind] = {"redis": redis, "postgres": postgres, "kafka": kafka
 
 def _install(name: str, kind: _Kind) -> None:
     try:
-        kind.find()
+        if isinstance(kind.find(), Image):
+            return
     except Missing as missing:
         print(f"{name}: {missing}; fetching ...", flush=True)
-    kind.install()
+    try:
+        kind.install()
+    except Missing as missing:
+        try:
+            pull(name)
+        except Missing as neither:
+            raise Missing(f"{missing}, and {neither}") from None
 
 
 def main() -> int:
@@ -38,12 +46,9 @@ def main() -> int:
         try:
             if what == "install":
                 _install(name, kind)
-            found = kind.find()
+            print(f"{name}: {kind.find()}", flush=True)
         except Missing as missing:
             print(f"{name}: MISSING: {missing}", flush=True)
-        else:
-            if what == "status":
-                print(f"{name}: {found.version} in {found.where}")
     return 0
 
 

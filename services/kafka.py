@@ -1,4 +1,4 @@
-"""Apache Kafka itself: one KRaft node from the jars that kafka.xml names, checked against kafka.sha256."""
+"""Apache Kafka itself: one KRaft node, from the jars that kafka.xml names, checked against kafka.sha256, or in a container."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
+from services.container import Container, Image, or_image
 from services.packages import apt_install, cache
 from services.process import LOOPBACK, Found, Missing, Server, ServerFailed, Tls, free_port, last_lines
 
@@ -28,6 +29,8 @@ _SUMS = _HERE / "kafka.sha256"
 _JAVA_AT_LEAST = 17
 _CLUSTER = "dGFwZWxpbmUtdGVzdHMtMQ"
 _CHECKPOINT = "bootstrap.checkpoint"
+#: What lives for a second is done before the second compiler helps.
+_SHORT_LIVED = "-XX:TieredStopAtLevel=1"
 
 Listener = Literal["PLAINTEXT", "SASL_PLAINTEXT", "SSL", "SASL_SSL"]
 
@@ -84,7 +87,12 @@ def version() -> str:
     return str(re.findall(r"<kafka\.version>(.*)</kafka\.version>", _POM.read_text())[0])
 
 
-def find() -> Found:
+def find() -> Found | Image:
+    """The jars, or else the image, or `Missing`."""
+    return or_image(installed, "kafka")
+
+
+def installed() -> Found:
     """The jars in the cache, or `Missing`."""
     java()
     folder = _folder()
@@ -211,7 +219,8 @@ class KafkaBroker(Server):
         self.heap = heap
         self.java_flags = java_flags
         self.data = folder / "data"
-        self._controller_port = free_port()
+        self.controller_port = free_port()
+        self._further_ports: dict[Listener, int] = {"SASL_PLAINTEXT": free_port(), "SSL": free_port(), "SASL_SSL": free_port()}
         listeners: list[Listener] = []
         if self.users:
             listeners += ["SASL_PLAINTEXT"]
@@ -220,7 +229,8 @@ class KafkaBroker(Server):
         if self.users and tls:
             listeners += ["SASL_SSL"]
         #: Host and port of each listener.
-        self.addresses: dict[Listener, str] = {"PLAINTEXT": self.address, **{name: f"{LOOPBACK}:{free_port()}" for name in listeners}}
+        self.addresses: dict[Listener, str] = {"PLAINTEXT": self.address}
+        self.addresses |= {name: f"{LOOPBACK}:{self._further_ports[name]}" for name in listeners}
 
     @property
     def url(self) -> str:
@@ -228,14 +238,15 @@ class KafkaBroker(Server):
 
     def prepare(self) -> None:
         (self.folder / "log4j2.xml").write_text(_LOGGING)
-        lines = [f"{name}={value}" for name, value in (self._node() | self._security() | _SETTINGS | self.settings).items()]
+        lines = [f"{name}={value}" for name, value in (self.node() | self._security() | _SETTINGS | self.settings).items()]
         self._properties.write_text("\n".join([*lines, ""]))
         self._properties.chmod(0o600)
         if (self.data / "meta.properties").exists():
             if not (self.data / ".kafka_cleanshutdown").exists():
-                self._take_note_of_the_crash()
+                with suppress(ServerFailed), _Controller(self):
+                    time.sleep(0.2)
             return
-        if _formatted().exists() and not self.users:
+        if _formatted().exists() and not self.users and self._container is None:
             self.data.mkdir(exist_ok=True)
             (self.data / _CHECKPOINT).write_bytes(_formatted().read_bytes())
             lines = ["version=1", f"cluster.id={_CLUSTER}", "node.id=1", f"directory.id=a{secrets.token_urlsafe(16)[1:]}", ""]
@@ -244,8 +255,16 @@ class KafkaBroker(Server):
         scram = [f"--add-scram=SCRAM-SHA-512=[name={name},password={password}]" for name, password in self.users.items()]
         self._tool("kafka.tools.StorageTool", "format", "-t", _CLUSTER, "-c", str(self._properties), *scram)
 
-    def command(self) -> list[str]:
-        return [*self._java(self.heap), *self.java_flags, "kafka.Kafka", str(self._properties)]
+    def container(self) -> Container | None:
+        if isinstance(find(), Image):
+            return Container("kafka", self.folder, self.port, **self._further_ports)
+        return None
+
+    def program(self) -> str:
+        return java().program
+
+    def arguments(self) -> list[str]:
+        return [*self.java_arguments(self.heap), *self.java_flags, "kafka.Kafka", str(self._properties)]
 
     def answers(self) -> bool:
         """To ApiVersions, which a broker answers once it takes requests at all."""
@@ -281,34 +300,18 @@ class KafkaBroker(Server):
             flags += ["--command-property", *given]
         return self._tool("org.apache.kafka.tools.ProducerPerformance", *flags, timeout_s=600)
 
-    def _take_note_of_the_crash(self) -> None:
-        alone = {name: value for name, value in self._node().items() if name not in ("advertised.listeners", "inter.broker.listener.name")}
-        alone |= {"process.roles": "controller", "listeners": f"CONTROLLER://{LOOPBACK}:{self._controller_port}"}
-        alone |= {"broker.session.timeout.ms": "500", "broker.heartbeat.interval.ms": "200"}
-        properties, log = self.folder / "controller.properties", self.folder / "controller.log"
-        properties.write_text("\n".join(f"{name}={value}" for name, value in alone.items()))
-        with log.open("wb") as said:
-            command = [*self._java("256m"), "-XX:TieredStopAtLevel=1", "kafka.Kafka", str(properties)]
-            controller = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=said)
-        try:
-            deadline = time.monotonic() + 15
-            while b"Fencing broker 1" not in log.read_bytes() and controller.poll() is None and time.monotonic() < deadline:
-                time.sleep(0.05)
-            time.sleep(0.2)
-        finally:
-            controller.terminate()
-            controller.wait()
-
-    def _node(self) -> dict[str, str]:
-        listeners = [f"{name}://{address}" for name, address in self.addresses.items()]
+    def node(self) -> dict[str, str]:
+        """What its settings say of where it is: both roles."""
+        advertised = ",".join(f"{name}://{address}" for name, address in self.addresses.items())
+        controller = f"CONTROLLER://{LOOPBACK}:{self.controller_port}"
         return {
             "process.roles": "broker,controller",
             "node.id": "1",
-            "controller.quorum.voters": f"1@{LOOPBACK}:{self._controller_port}",
+            "controller.quorum.voters": f"1@{LOOPBACK}:{self.controller_port}",
             "controller.listener.names": "CONTROLLER",
             "inter.broker.listener.name": "PLAINTEXT",
-            "listeners": ",".join([*listeners, f"CONTROLLER://{LOOPBACK}:{self._controller_port}"]),
-            "advertised.listeners": ",".join(listeners),
+            "listeners": f"{advertised.replace(LOOPBACK, self.listens_on)},{controller}",
+            "advertised.listeners": advertised,
             "listener.security.protocol.map": ",".join(["CONTROLLER:PLAINTEXT", *(f"{name}:{name}" for name in self.addresses)]),
             "log.dirs": str(self.data),
         }
@@ -327,12 +330,12 @@ class KafkaBroker(Server):
             both.write_text(self.tls.key.read_text() + self.tls.certificate.read_text())
             both.chmod(0o600)
             said |= {"ssl.keystore.type": "PEM", "ssl.keystore.location": str(both)}
-            said |= {"ssl.truststore.type": "PEM", "ssl.truststore.location": str(self.tls.authority)}
+            said |= {"ssl.truststore.type": "PEM", "ssl.truststore.location": str(self.within(self.tls.authority))}
         return said
 
-    def _java(self, heap: str) -> list[str]:
-        with_java = java()
-        # Serial collection: few threads on a small machine. The order of the jars is part of the archive's identity.
+    def java_arguments(self, heap: str) -> list[str]:
+        """What Java is told, whichever class it is to run."""
+        # Serial collection: few threads on a small machine.
         flags = [
             f"-Xmx{heap}",
             f"-Xms{heap}",
@@ -340,17 +343,26 @@ class KafkaBroker(Server):
             "-Xlog:disable",
             f"-Dlog4j2.configurationFile={self.folder / 'log4j2.xml'}",
         ]
-        flags += ["-cp", ":".join(str(find().where / name) for name in sorted(_sums()))]
-        archive = _archive(with_java)
-        return [with_java.program, *([f"-XX:SharedArchiveFile={archive}"] if archive.exists() else []), *flags]
+        if self._container:
+            return [*flags, "-cp", "/opt/kafka/libs/*"]
+        # The order of the jars is part of the archive's identity.
+        folder = installed().where
+        flags += ["-cp", ":".join(str(folder / name) for name in sorted(_sums()))]
+        archive = _archive(java())
+        return [*([f"-XX:SharedArchiveFile={archive}"] if archive.exists() else []), *flags]
 
     def _tool(self, tool: str, *flags: str, timeout_s: float = 60) -> str:
-        # What lives for a second is done before the second compiler helps.
-        command = [*self._java("256m"), "-XX:TieredStopAtLevel=1", tool, *flags]
+        arguments = [*self.java_arguments("256m"), _SHORT_LIVED, tool, *flags]
+        if self._container is None:
+            command = [self.program(), *arguments]
+        else:
+            command = self._container.inside("java", *arguments) if self.running else self._container.once(*arguments)
         log = self.folder / "tools.log"
         with log.open("ab") as said:
             try:
-                done = subprocess.run(command, stdout=subprocess.PIPE, stderr=said, text=True, check=False, timeout=timeout_s)
+                done = subprocess.run(
+                    command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=said, text=True, check=False, timeout=timeout_s
+                )
             except subprocess.TimeoutExpired:
                 raise ServerFailed(f"{tool} took more than {timeout_s:.0f} s; {last_lines(log)}") from None
         if done.returncode:
@@ -360,6 +372,46 @@ class KafkaBroker(Server):
     @property
     def _properties(self) -> Path:
         return self.folder / "server.properties"
+
+
+class _Controller(Server):
+    """A crashed broker's controller alone. It answers once it has taken note that the broker is gone."""
+
+    name: ClassVar[str] = "controller"
+    start_within_s: ClassVar[float] = 15.0
+
+    def __init__(self, broker: KafkaBroker) -> None:
+        super().__init__(broker.folder, broker.controller_port)
+        self._broker = broker
+
+    @property
+    def url(self) -> str:
+        return f"kafka://{self.address}"
+
+    def prepare(self) -> None:
+        said = {
+            name: value for name, value in self._broker.node().items() if name not in ("advertised.listeners", "inter.broker.listener.name")
+        }
+        said |= {"process.roles": "controller", "listeners": f"CONTROLLER://{self.address}"}
+        said |= {"broker.session.timeout.ms": "500", "broker.heartbeat.interval.ms": "200"}
+        self._properties.write_text("\n".join(f"{name}={value}" for name, value in said.items()))
+        self.log.unlink(missing_ok=True)
+
+    def container(self) -> Container | None:
+        return self._broker.container()
+
+    def program(self) -> str:
+        return self._broker.program()
+
+    def arguments(self) -> list[str]:
+        return [*self._broker.java_arguments("256m"), _SHORT_LIVED, "kafka.Kafka", str(self._properties)]
+
+    def answers(self) -> bool:
+        return b"Fencing broker 1" in self.log.read_bytes()
+
+    @property
+    def _properties(self) -> Path:
+        return self.folder / "controller.properties"
 
 
 if __name__ == "__main__":

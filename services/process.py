@@ -1,4 +1,4 @@
-"""A server as a process of our own: started, waited for, stopped, killed, paused, started again on the same port and data."""
+"""A server of our own: started, waited for, stopped, killed, paused, started again on the same port and data."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
     from typing import Self
+
+    from services.container import Container
 
 LOOPBACK = "127.0.0.1"
 #: Below the ports from which Linux takes those of outgoing connections: a client that dials a killed server must not meet itself there.
@@ -37,6 +39,9 @@ class Found(NamedTuple):
 
     version: str
     where: Path
+
+    def __str__(self) -> str:
+        return f"{self.version} in {self.where}"
 
 
 class Tls(NamedTuple):
@@ -76,6 +81,7 @@ class Server(ABC):
         self.port = port or free_port()
         self.log = folder / f"{self.name}.log"
         self._process: subprocess.Popen[bytes] | None = None
+        self._container: Container | None = None
         self._watcher: subprocess.Popen[bytes] | None = None
 
     @property
@@ -88,16 +94,20 @@ class Server(ABC):
         """Before every start: write what the server reads, make what it needs once."""
 
     @abstractmethod
-    def command(self) -> list[str]:
-        """What to run; it must stay in the foreground."""
+    def container(self) -> Container | None:
+        """Where to run it, where it is not installed."""
+
+    @abstractmethod
+    def program(self) -> str:
+        """What to run where it is installed; it must stay in the foreground. A container brings its own."""
+
+    @abstractmethod
+    def arguments(self) -> list[str]:
+        """Of the program."""
 
     @abstractmethod
     def answers(self) -> bool:
         """Whether it serves. An OSError counts as no."""
-
-    def environment(self) -> Mapping[str, str] | None:
-        """The process's environment, where it is not ours."""
-        return None
 
     def user(self) -> str | None:
         """As whom to run, where it is not us."""
@@ -109,8 +119,20 @@ class Server(ABC):
         return f"{LOOPBACK}:{self.port}"
 
     @property
+    def listens_on(self) -> str:
+        """The loopback. A container has one of its own, and its published ports, which are on ours, do not lead there."""
+        return LOOPBACK if self._container is None else "0.0.0.0"
+
+    def within(self, file: Path) -> Path:
+        """A copy in the folder, which is all that a container sees."""
+        copy = self.folder / file.name
+        copy.write_bytes(file.read_bytes())
+        copy.chmod(0o600)
+        return copy
+
+    @property
     def pid(self) -> int:
-        """Of the running server."""
+        """Of the running server, or of the program that shows what its container prints."""
         if self._process is None:
             raise ServerFailed(f"{self.name} is not running")
         return self._process.pid
@@ -126,12 +148,13 @@ class Server(ABC):
             raise ServerFailed(f"{self.name} runs already at {self.address}")
         self._forget()
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._container = self.container()
         self.prepare()
+        command = self._container.up(*self.arguments()) if self._container else [self.program(), *self.arguments()]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                self.command(),
+                command,
                 cwd="/",
-                env=self.environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -140,7 +163,7 @@ class Server(ABC):
                 group=self.user(),
                 extra_groups=[] if self.user() else None,
             )
-        self._watcher = _watch(self._process.pid)
+        self._watcher = _watch(self._process.pid, *(self._container.down() if self._container else ()))
         deadline = time.monotonic() + self.start_within_s
         try:
             while not self._answered():
@@ -161,8 +184,11 @@ class Server(ABC):
         if self._process is None:
             return
         self.resume()
-        with contextlib.suppress(ProcessLookupError):
-            self._process.send_signal(self.stop_signal)
+        if self._container:
+            self._container.tell(self.stop_signal)
+        else:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.send_signal(self.stop_signal)
         try:
             self._process.wait(_STOP_S)
         except subprocess.TimeoutExpired:
@@ -173,20 +199,22 @@ class Server(ABC):
         """End it at once, with whatever it started, as a crash would."""
         if self._process is None:
             return
-        family = _family(self._process.pid)
-        _send(family, signal.SIGKILL)
+        everyone = family(self._process.pid)
+        if self._container:
+            self._container.tell(signal.SIGKILL)
+        _send(everyone, signal.SIGKILL)
         self._process.wait()
-        while any(lives(pid) for pid in family):
+        while any(lives(pid) for pid in everyone):
             time.sleep(_POLL_S)
         self._forget()
 
     def pause(self) -> None:
         """Hold it: its sockets stay open and nothing answers."""
-        _send(_family(self.pid), signal.SIGSTOP)
+        self._tell(signal.SIGSTOP)
 
     def resume(self) -> None:
         """Let a paused one go on."""
-        _send(_family(self.pid), signal.SIGCONT)
+        self._tell(signal.SIGCONT)
 
     def restart(self) -> Self:
         """Stop if it runs, and start on the same port and data."""
@@ -205,8 +233,17 @@ class Server(ABC):
         except OSError:
             return False
 
+    def _tell(self, what: signal.Signals) -> None:
+        if self._container:
+            self._container.tell(what)
+        else:
+            _send(family(self.pid), what)
+
     def _forget(self) -> None:
         self._process = None
+        if self._container is not None:
+            self._container.remove()
+            self._container = None
         if self._watcher is not None:
             # A line dismisses it; a closed pipe without one would mean that we have died.
             with contextlib.suppress(BrokenPipeError):
@@ -214,9 +251,9 @@ class Server(ABC):
             self._watcher = None
 
 
-def _watch(pid: int) -> subprocess.Popen[bytes]:
-    """A shell that kills a server when we are gone, however we went: then the pipe that only we hold closes."""
-    command = ["sh", "-c", 'read -r _ || kill -s KILL -- "-$1"', "watch", str(pid)]
+def _watch(pid: int, *then: str) -> subprocess.Popen[bytes]:
+    """A shell that kills a server when we are gone, however we went: then the pipe that only we hold closes. `then` comes after it."""
+    command = ["sh", "-c", 'read -r _ && exit; kill -s KILL -- "-$1"; shift; "$@"', "watch", str(pid), *then]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
 
 
@@ -240,7 +277,7 @@ def lives(pid: int) -> bool:
     return _state_and_parent(pid)[0] not in "XZ"
 
 
-def _family(pid: int) -> list[int]:
+def family(pid: int) -> list[int]:
     """A process and all that descend from it, parents first."""
     proc = Path("/proc")
     parents = (
@@ -248,7 +285,7 @@ def _family(pid: int) -> list[int]:
         if proc.exists()
         else {}
     )
-    family = [pid]
-    for member in family:
-        family += [child for child, parent in parents.items() if parent == member]
-    return family
+    found = [pid]
+    for member in found:
+        found += [child for child, parent in parents.items() if parent == member]
+    return found

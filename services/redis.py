@@ -1,4 +1,4 @@
-"""Redis, from the system's package."""
+"""Redis, from the system's package or in a container."""
 
 from __future__ import annotations
 
@@ -10,12 +10,18 @@ from pathlib import Path
 from typing import ClassVar
 from urllib.parse import quote
 
+from services.container import Container, Image, or_image
 from services.packages import apt_install
 from services.process import LOOPBACK, Found, Missing, Server, Tls
 
 
-def find() -> Found:
-    """The installed one, or `Missing`."""
+def find() -> Found | Image:
+    """The installed one, or else its image, or `Missing`."""
+    return or_image(installed, "redis")
+
+
+def installed() -> Found:
+    """The one on the path, or `Missing`."""
     where = shutil.which("redis-server")
     if where is None:
         raise Missing("redis-server is not installed")
@@ -26,7 +32,7 @@ def find() -> Found:
 def install() -> None:
     """From Debian's package, where it is not here."""
     try:
-        find()
+        installed()
     except Missing:
         apt_install("redis-server")
 
@@ -54,7 +60,8 @@ class RedisServer(Server):
 
     def prepare(self) -> None:
         lines = [
-            f"bind {LOOPBACK}",
+            f"bind {self.listens_on}",
+            "protected-mode no",
             f"dir {self.folder}",
             "daemonize no",
             'save ""',
@@ -64,8 +71,9 @@ class RedisServer(Server):
         if self.tls is None:
             lines += [f"port {self.port}"]
         else:
-            lines += ["port 0", f"tls-port {self.port}", f"tls-cert-file {self.tls.certificate}", f"tls-key-file {self.tls.key}"]
-            lines += [f"tls-ca-cert-file {self.tls.authority}", "tls-auth-clients no"]
+            certificate, key, authority = (self.within(file) for file in self.tls)
+            lines += ["port 0", f"tls-port {self.port}", f"tls-cert-file {certificate}", f"tls-key-file {key}"]
+            lines += [f"tls-ca-cert-file {authority}", "tls-auth-clients no"]
         if self.password:
             lines += [f'requirepass "{self.password}"']
         if self.maxmemory:
@@ -73,8 +81,14 @@ class RedisServer(Server):
         self._configuration.write_text("\n".join([*lines, self.settings, ""]))
         self._configuration.chmod(0o600)
 
-    def command(self) -> list[str]:
-        return [str(find().where), str(self._configuration)]
+    def container(self) -> Container | None:
+        return Container("redis", self.folder, self.port) if isinstance(find(), Image) else None
+
+    def program(self) -> str:
+        return str(installed().where)
+
+    def arguments(self) -> list[str]:
+        return [str(self._configuration)]
 
     def answers(self) -> bool:
         return self.ask("PING") == "+PONG"

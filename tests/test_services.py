@@ -1,8 +1,13 @@
-"""The real servers of the tests: they start, answer, keep their data through a crash, hold still when paused, and go when we go."""
+"""The real servers of the tests: they start, answer, keep their data through a crash, hold still when paused, and go when we go.
+
+They do so installed and in containers, of which a stand-in for Docker shows what it can.
+"""
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import ssl
 import subprocess
@@ -14,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from confluent_kafka import Consumer, KafkaException, Producer
 from confluent_kafka.admin import AdminClient, NewTopic
-from services import kafka, redis
+from services import kafka, postgres, redis
+from services.container import Container, pull
 from services.kafka import KafkaBroker
 from services.process import Missing, ServerFailed, free_port, lives
 from services.redis import RedisServer
@@ -22,12 +28,51 @@ from services.redis import RedisServer
 from brokers import need
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from services.postgres import PostgresServer
     from services.process import Tls
 
 _QUIET = {"log_level": 0, "socket.timeout.ms": 5_000}
+_STAND_IN = Path(__file__).with_name("docker_stand_in.py")
+_BOTH_WAYS = pytest.mark.parametrize("way", ["installed", "in a container"], indirect=True)
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[Path]:
+    """A folder for PATH: a stand-in for Docker, and nothing else but what any machine has."""
+    for kind in (redis, postgres, kafka):
+        try:
+            kind.installed()
+        except Missing as missing:
+            pytest.skip(f"the stand-in for Docker runs what is installed: {missing}")
+    folder = tmp_path / "engine"
+    folder.mkdir()
+    for name in ("env", "sh"):
+        (folder / name).symlink_to(shutil.which(name) or "")
+    for name in ("calls", "images"):
+        (folder / name).touch()
+    docker = folder / "docker"
+    docker.write_text(f"#!/bin/sh\nPATH='{os.environ['PATH']}' exec '{sys.executable}' '{_STAND_IN}' '{folder}' \"$@\"\n")
+    docker.chmod(0o755)
+    yield folder
+    assert not list(folder.glob("tapeline-*"))
+
+
+@pytest.fixture
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the machine has its servers, or as one has them where none is installed and Docker is."""
+    if request.param == "installed":
+        return
+    engine = request.getfixturevalue("engine")
+    monkeypatch.setenv("PATH", f"{engine}{os.pathsep}{os.environ['PATH']}")
+    for kind in (redis, postgres, kafka):
+        monkeypatch.setattr(kind, "installed", not_installed)
+        pull(kind.__name__.removeprefix("services."))
+
+
+def not_installed() -> None:
+    raise Missing("not installed")
 
 
 def new_topic(address: str, topic: str) -> None:
@@ -65,6 +110,8 @@ def test_redis_answers(redis_server: RedisServer) -> None:
     assert redis_server.url == f"redis://127.0.0.1:{redis_server.port}/0"
 
 
+@_BOTH_WAYS
+@pytest.mark.usefixtures("way")
 def test_redis_keeps_its_data_through_a_crash(own_redis: Callable[..., RedisServer]) -> None:
     server = own_redis(password="between us", maxmemory="64mb")
     assert server.ask("SET", "seen", "yes") == "+OK"
@@ -78,6 +125,8 @@ def test_redis_keeps_its_data_through_a_crash(own_redis: Callable[..., RedisServ
     assert server.ask("GET", "seen").startswith("-")
 
 
+@_BOTH_WAYS
+@pytest.mark.usefixtures("way")
 def test_redis_holds_still_when_paused(own_redis: Callable[..., RedisServer]) -> None:
     server = own_redis()
     server.pause()
@@ -91,6 +140,8 @@ def test_redis_holds_still_when_paused(own_redis: Callable[..., RedisServer]) ->
     assert not server.running
 
 
+@_BOTH_WAYS
+@pytest.mark.usefixtures("way")
 def test_redis_behind_tls(own_redis: Callable[..., RedisServer], tls: Tls) -> None:
     server = own_redis(tls=tls, password="p/w")
     assert server.url == f"rediss://:p%2Fw@{server.address}/0"
@@ -115,6 +166,8 @@ def test_kafka_s_own_load_generator(kafka_broker: KafkaBroker) -> None:
     assert "1000 records sent" in kafka_broker.producer_perf_test("load", records=1000, size=200, linger_ms="5")
 
 
+@_BOTH_WAYS
+@pytest.mark.usefixtures("way")
 def test_kafka_keeps_its_data_through_a_crash_and_holds_still_when_paused(own_kafka: Callable[..., KafkaBroker]) -> None:
     broker = own_kafka(settings={"message.max.bytes": "2000000"})
     new_topic(broker.address, "kept")
@@ -135,6 +188,8 @@ def test_kafka_keeps_its_data_through_a_crash_and_holds_still_when_paused(own_ka
     assert consume(broker.address, "kept", 1, **{"isolation.level": "read_committed"}) == [b"after"]
 
 
+@_BOTH_WAYS
+@pytest.mark.usefixtures("way")
 def test_kafka_behind_passwords_and_tls(own_kafka: Callable[..., KafkaBroker], tls: Tls) -> None:
     broker = own_kafka(users={"alice": "wonder"}, tls=tls)
     new_topic(broker.address, "guarded")
@@ -160,18 +215,22 @@ def test_postgres_answers(postgres_server: PostgresServer) -> None:
         postgres_server.ask("SELECT no_such")
 
 
+@_BOTH_WAYS
+@pytest.mark.usefixtures("way")
 def test_postgres_keeps_its_data_through_a_crash_and_holds_still_when_paused(own_postgres: Callable[..., PostgresServer]) -> None:
     server = own_postgres()
     server.ask("CREATE TABLE kept AS SELECT 1 AS one")
     server.kill()
     assert server.start().ask("SELECT one FROM kept") == "1"
     server.pause()
-    with pytest.raises(subprocess.TimeoutExpired):
+    with pytest.raises(TimeoutError):
         server.ask("SELECT 1", timeout_s=0.3)
     server.resume()
     assert server.restart().ask("SELECT one FROM kept") == "1"
 
 
+@_BOTH_WAYS
+@pytest.mark.usefixtures("way")
 def test_a_server_that_cannot_start_says_what_its_log_says(tmp_path: Path) -> None:
     need(redis)
     server = RedisServer(tmp_path, settings="no-such-setting yes")
@@ -180,19 +239,42 @@ def test_a_server_that_cannot_start_says_what_its_log_says(tmp_path: Path) -> No
     assert not server.running
 
 
-def test_nothing_stays_when_we_are_killed(tmp_path: Path) -> None:
-    need(redis)
-    script = "import sys, time, pathlib; from services.redis import RedisServer; s = RedisServer(pathlib.Path(sys.argv[1])).start();"
-    script += "print(s.pid, flush=True); time.sleep(60)"
-    ours = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1])
-    with ours:
+_THREE = "import sys, time, pathlib; from services.redis import RedisServer; s = RedisServer(pathlib.Path(sys.argv[1])).start();"
+_THREE += "print(s.pid, flush=True); time.sleep(60)"
+
+
+def killed_with_a_server(folder: Path, environment: dict[str, str]) -> int:
+    """The server's process."""
+    command, root = [sys.executable, "-c", _THREE, str(folder)], Path(__file__).parents[1]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root, env=environment) as ours:
         assert ours.stdout is not None
         server = int(ours.stdout.readline())
         ours.send_signal(signal.SIGKILL)
+    return server
+
+
+def until(gone: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 10
-    while lives(server) and time.monotonic() < deadline:
+    while not gone() and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert not lives(server)
+    assert gone()
+
+
+def test_nothing_stays_when_we_are_killed(tmp_path: Path) -> None:
+    need(redis)
+    server = killed_with_a_server(tmp_path, dict(os.environ))
+    until(lambda: not lives(server))
+
+
+def test_no_container_stays_when_we_are_killed(tmp_path: Path, engine: Path) -> None:
+    (engine / "images").write_text("redis:7.0.15\n")
+    killed_with_a_server(tmp_path, os.environ | {"PATH": str(engine)})
+    until(lambda: not list(engine.glob("tapeline-*")))
+    assert calls(engine)[-1].endswith("down --volumes --timeout 0")
+
+
+def calls(engine: Path) -> list[str]:
+    return (engine / "calls").read_text().splitlines()
 
 
 def test_ports_lie_below_those_of_outgoing_connections() -> None:
@@ -220,11 +302,50 @@ def test_what_is_missing_is_named(tmp_path: Path, ci: str) -> None:
         assert "3 errors" in done.stdout
     else:
         assert done.returncode == 0
-        assert "NOT RUN: 1 test: redis cannot be had here: redis-server is not installed (make services)" in done.stdout
-        assert "NOT RUN: 2 tests: kafka cannot be had here: no Java 17 or later (make services)" in done.stdout
+        assert (
+            "NOT RUN: 1 test: redis cannot be had here: redis-server is not installed, and no Docker engine runs (make services)"
+            in done.stdout
+        )
+        assert "NOT RUN: 2 tests: kafka cannot be had here: no Java 17 or later, and no Docker engine runs (make services)" in done.stdout
 
 
 def test_a_missing_server_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TAPELINE_CACHE", str(tmp_path))
     with pytest.raises(Missing):
         kafka.find()
+
+
+def test_what_cannot_be_installed_is_pulled_and_it_is_said_how_each_is_had(tmp_path: Path, engine: Path) -> None:
+    environment = os.environ | {"PATH": str(engine), "TAPELINE_CACHE": str(tmp_path), "JAVA_HOME": ""}
+    root = Path(__file__).parents[1]
+
+    def said(what: str) -> list[str]:
+        command = [sys.executable, "-m", "services", what]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True, cwd=root).stdout.splitlines()
+
+    assert "redis: MISSING: redis-server is not installed, and redis:7.0.15 is not fetched to the Docker engine" in said("status")
+    installed = said("install")
+    assert "redis: redis:7.0.15 by Docker Compose" in installed
+    assert "kafka: apache/kafka:4.3.1 by Docker Compose" in installed
+    assert said("status") == said("install")
+    assert [call for call in calls(engine) if call.startswith("pull")] == ["pull --quiet redis:7.0.15", "pull --quiet apache/kafka:4.3.1"]
+
+
+@pytest.mark.parametrize("service", ["redis", "postgres", "kafka"])
+def test_compose_reads_its_file_as_we_mean_it(tmp_path: Path, service: str) -> None:
+    docker = shutil.which("docker")
+    if docker is None or subprocess.run([docker, "compose", "version"], capture_output=True, check=False).returncode:
+        pytest.skip("Docker's compose plugin is not here")
+    arguments = ["-cp", "/opt/kafka/libs/*", "it's (all) one; word", ""]
+    up = Container(service, tmp_path, 15_001, SASL_PLAINTEXT=15_002, SSL=15_003, SASL_SSL=15_004).up(*arguments)
+    command = [*up[: up.index("up")], "config", "--format", "json"]
+    project = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    said = project["services"][service]
+    assert project["name"] == f"tapeline-{service}-15001"
+    assert said["command"] == arguments
+    assert said["user"] == f"{os.geteuid()}:{os.getegid()}"
+    assert [(mount["source"], mount["target"]) for mount in said["volumes"]] == [(str(tmp_path), str(tmp_path))]
+    assert {port["host_ip"] for port in said["ports"]} == {"127.0.0.1"}
+    assert [(int(port["published"]), port["target"]) for port in said["ports"]] == [
+        (number, number) for number in ([15_001, 15_002, 15_003, 15_004] if service == "kafka" else [15_001])
+    ]
