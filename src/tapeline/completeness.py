@@ -343,7 +343,17 @@ def intervals(facts: Facts, key: Key) -> list[Interval]:
         replace(one, evidence="subscribed and heard; the next event's number will tell") if one.state in COVERED else one for one in heard
     ]
     first_ns, last_ns = runs[0].first_ns, max(runs[-1].first_ns, runs[-1].last_ns)
-    return [*_between(heard, -ONGOING, first_ns), *_by_ids(key, runs), *_between(heard, last_ns, ONGOING)]
+    return list(_joined([*_between(heard, -ONGOING, first_ns), *_by_ids(key, runs), *_between(heard, last_ns, ONGOING)]))
+
+
+def _joined(found: Iterable[Interval]) -> Iterator[Interval]:
+    """One after the other without a hole: of what lies between two, nothing is known."""
+    at_ns: int | None = None
+    for one in found:
+        if at_ns is not None and one.start_ns > at_ns:
+            yield Interval(at_ns, one.start_ns, "open", "no connection listened")
+        yield one
+        at_ns = one.end_ns
 
 
 def _between(found: Iterable[Interval], start_ns: int, end_ns: int) -> Iterator[Interval]:

@@ -187,14 +187,21 @@ def _unused(name: str, used: Sequence[str]) -> str:
 
 
 async def leases_in_time(
-    planned: Sequence[tuple[ProviderConfig, Plan]], stream: Stream, random: Random, stop: asyncio.Event
+    planned: Sequence[tuple[ProviderConfig, Plan]], stream: Stream, random: Random, stop: asyncio.Event, busy_s: float
 ) -> list[Lease]:
-    """As `leases`, waiting for a stream that is away: without it nobody knows whether another process has the connection."""
+    """As `leases`, waiting for a stream that is away: without it nobody knows whether another process has the connection.
+
+    Who holds a lease may be a predecessor that was killed: its lease ends by itself, and is waited for as long as `busy_s`."""
+    deadline = asyncio.get_running_loop().time() + busy_s
     for delay in net.backoff(random, cap_s=5.0):
         try:
             return leases(planned, stream)
         except Unavailable as error:
             log.warning("%s No account with a limit of connections is dialed before the stream is back. Next try in %.1f s.", error, delay)
+        except Busy as error:
+            if asyncio.get_running_loop().time() > deadline:
+                raise
+            log.warning("%s It is asked for again in %.1f s.", error, delay)
         with suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), delay)
         if stop.is_set():

@@ -27,8 +27,8 @@ log = logging.getLogger("tapeline")
 
 #: A store writes in bursts; where cores are few, those wait for the stages whose delay is felt.
 _STORE_NICENESS = 10
-
-
+#: An ingest that the supervisor has started again waits so long for the lease of the one that died.
+_LEASE_WAIT_S = 30.0
 #: Normalize workers on one machine.
 _MOST_WORKERS = 64
 
@@ -83,7 +83,7 @@ def ingest(
         orphan = asyncio.create_task(stop_with_parent(stop))
         stream = wiring.open_stream(settings)
         try:
-            leases = await wiring.leases_in_time(mine, stream, random, stop)
+            leases = await wiring.leases_in_time(mine, stream, random, stop, _LEASE_WAIT_S if supervisor() else 0.0)
             writer = f"{name}-{uuid.uuid4().hex}"
             delivery = Delivery(stream.producer(writer), writer, wiring.spool(settings, process))
             delivery.open()

@@ -28,6 +28,7 @@ INTERVALS: Final = pa.schema(
 )
 _FORMAT: Final = 1
 _SCHEMA: Final = f"""
+BEGIN;
 CREATE TABLE IF NOT EXISTS positions (part INTEGER PRIMARY KEY, next INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS lives (name TEXT PRIMARY KEY, body BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS runs (
@@ -40,6 +41,7 @@ CREATE TABLE IF NOT EXISTS intervals (
     PRIMARY KEY (provider, feed, channel, symbol, number)
 ) WITHOUT ROWID;
 PRAGMA user_version = {_FORMAT};
+COMMIT;
 """
 _KEY: Final = "provider = ? AND feed = ? AND channel = ? AND symbol = ?"
 _LOCK_WAIT_S: Final = 30.0
@@ -68,16 +70,16 @@ class LedgerFile:
         self._path = path
 
     def load(self) -> tuple[Facts, dict[int, int]]:
-        if not self._path.exists():
-            return Facts(), {}
-        with self._connected() as db:
+        with self._read() as db:
+            if db is None:
+                return Facts(), {}
             lives = {name: msgspec.json.decode(body, type=Life) for name, body in db.execute("SELECT name, body FROM lives")}
             runs = {Key(*row[:4]): msgspec.json.decode(row[4], type=list[Run]) for row in db.execute("SELECT * FROM runs")}
             positions = {int(part): int(following) for part, following in db.execute("SELECT part, next FROM positions")}
         return Facts.of(runs, lives), positions
 
     def save(self, facts: Facts, changes: Changes, positions: Mapping[int, int]) -> None:
-        with self._connected(write=True) as db:
+        with self._written() as db:
             lives = [(name, msgspec.json.encode(facts.lives[name])) for name in facts.touched_lives]
             db.executemany("INSERT OR REPLACE INTO lives VALUES (?, ?)", lives)
             runs = [(*key, msgspec.json.encode(facts.runs[key])) for key in facts.touched_runs]
@@ -87,36 +89,49 @@ class LedgerFile:
             db.executemany("INSERT OR REPLACE INTO positions VALUES (?, ?)", list(positions.items()))
 
     def intervals(self) -> pa.Table:
-        if not self._path.exists():
-            return INTERVALS.empty_table()
         names = ", ".join(INTERVALS.names)
-        with self._connected() as db:
+        with self._read() as db:
+            if db is None:
+                return INTERVALS.empty_table()
             rows = db.execute(f"SELECT {names} FROM intervals ORDER BY provider, feed, symbol, channel, number").fetchall()  # noqa: S608
         return pa.Table.from_pylist([dict(zip(INTERVALS.names, row, strict=True)) for row in rows], INTERVALS)
 
     @contextmanager
-    def _connected(self, *, write: bool = False) -> Iterator[sqlite3.Connection]:
-        """A connection, and with `write` a transaction that ends with the block."""
+    def _read(self) -> Iterator[sqlite3.Connection | None]:
+        """A connection for reading; None where nothing was kept yet."""
         try:
-            if write:
-                self._path.parent.mkdir(parents=True, exist_ok=True)
-            mode = "rwc" if write else "ro"
-            with closing(sqlite3.connect(f"file:{self._path}?mode={mode}", uri=True, timeout=_LOCK_WAIT_S)) as db:
-                (version,) = db.execute("PRAGMA user_version").fetchone()
-                if version > _FORMAT:
-                    raise NewerData(
-                        f"{self._path} was written by a newer Tapeline (format {version}). Nothing was touched. Upgrade Tapeline."
-                    )
-                if write and version < _FORMAT:
+            if not self._path.exists():
+                yield None
+                return
+            with closing(sqlite3.connect(f"file:{self._path}?mode=ro", uri=True, timeout=_LOCK_WAIT_S)) as db, db:
+                yield db if self._version(db) else None
+        except sqlite3.Error as error:
+            raise DiskTrouble(
+                f"The ledger {self._path} cannot be read: {error}. It can be made again from the raw topic: move it away."
+            ) from error
+
+    @contextmanager
+    def _written(self) -> Iterator[sqlite3.Connection]:
+        """A transaction that ends with the block."""
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with closing(sqlite3.connect(self._path, timeout=_LOCK_WAIT_S)) as db:
+                if not self._version(db):
                     db.execute("PRAGMA journal_mode = WAL")
                     db.executescript(_SCHEMA)
                 with db:
                     yield db
         except (sqlite3.Error, OSError) as error:
             raise DiskTrouble(
-                f"The ledger {self._path}: {error}. Nothing was kept; the records stay in the stream. Free disk space, or make the folder "
+                f"The ledger {self._path} took no write: {error}. The records stay in the stream. Free disk space, or make the folder "
                 "writable. It is tried again."
             ) from error
+
+    def _version(self, db: sqlite3.Connection) -> int:
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+        if version > _FORMAT:
+            raise NewerData(f"{self._path} was written by a newer Tapeline (format {version}). Nothing was touched. Upgrade Tapeline.")
+        return int(version)
 
 
 def read_intervals(table: pa.Table) -> dict[Key, list[Interval]]:

@@ -1,0 +1,118 @@
+"""The ledger beside the running pipeline: what the venue knows that it never sent is what the ledger says is missing, whoever dies."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any
+
+from processes import PROVE, block, until
+
+from tapeline.completeness import COVERED, ONGOING, Interval, Key
+from tapeline.stores.ledger import LedgerFile, read_intervals
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from processes import Home, VenueProcess
+
+EVENTS = 20_000 if PROVE else 3_000
+
+
+def ledger(home: Home) -> dict[Key, list[Interval]]:
+    return read_intervals(LedgerFile(home.root / "ledger.sqlite").intervals())
+
+
+def lost_and_sent(journal: Path) -> tuple[dict[str, set[int]], dict[str, set[int]]]:
+    """The trade ids of each symbol that the venue never sent, and those that it did."""
+    lost, sent = defaultdict(set), defaultdict(set)
+    for line in map(json.loads, journal.read_text().splitlines()):
+        event: dict[str, Any] = line["event"]
+        if event.get("e") == "trade":
+            (lost if line.get("skipped") else sent)[f"{event['s'][:-4]}/USDT"].add(int(event["t"]))
+    return lost, sent
+
+
+def missing(found: list[Interval]) -> set[int]:
+    return {
+        number
+        for one in found
+        if one.state == "open" and one.first_id is not None and one.last_id is not None
+        for number in range(one.first_id, one.last_id + 1)
+    }
+
+
+def test_exactly_what_was_never_sent_is_missing_although_the_ledger_is_killed(home: Home, venue: Callable[..., VenueProcess]) -> None:
+    market = venue("binance", "--rate", "600", "--limit", str(EVENTS), "--fault", "skip:0.02", "--fault", "duplicate:0.02", "--seed", "5")
+    home.configure(block("binance", market.url, ["BTCUSDT", "ETHUSDT"], ["trade", "bookTicker"]))
+    run = home.start("run", "--until-idle", "1.5")
+    for _ in range(6 if PROVE else 2):
+        time.sleep(0.8)
+        home.kill("ledger")
+    assert run.ends() == 0, run.said
+    market.stop()
+    lost, sent = lost_and_sent(market.journal)
+    found = ledger(home)
+    for symbol in ("BTC/USDT", "ETH/USDT"):
+        between = {number for number in lost[symbol] if min(sent[symbol]) < number < max(sent[symbol])}
+        assert between
+        assert missing(found[Key("binance", "spot", "trade", symbol)]) == between
+        proven = [one for one in found[Key("binance", "spot", "trade", symbol)] if one.state == "proven"]
+        assert {number for one in proven for number in range(one.first_id or 0, (one.last_id or 0) + 1)} == sent[symbol]
+
+    # The same from the beginning, as a ledger that was lost is made again.
+    (home.root / "ledger.sqlite").unlink()
+    for extra in home.root.glob("ledger.sqlite-*"):
+        extra.unlink()
+    again = home.start("ledger")
+    until(lambda: ledger(home) == found, "a replay of the raw topic makes the same ledger")
+    again.send(signal.SIGTERM)
+    assert again.ends() == 0, again.said
+
+    counted = "SELECT coalesce(sum(last_id - first_id + 1), 0) FROM gaps WHERE channel = 'trade'"
+    told = home.ask("sql", counted, "--format", "csv")
+    assert told.stdout.splitlines()[1] == str(sum(len(missing(some)) for some in found.values())), told.stderr
+
+
+def test_every_break_opens_a_gap_where_nothing_can_be_counted_and_the_commands_say_so(
+    home: Home, venue: Callable[..., VenueProcess]
+) -> None:
+    market = venue("alpaca", "--rate", "200", "--fault", "reset:1.5", "--seed", "3")
+    home.env = {"TAPELINE_ALPACA_KEY": "k", "TAPELINE_ALPACA_SECRET": "s"}
+    home.configure(block("alpaca", market.url, ["BTC/USD"], ["quotes"], feed="crypto"))
+    run = home.start("run")
+    key = Key("alpaca", "crypto", "quotes", "BTC/USD")
+    until(lambda: [one.state for one in ledger(home).get(key, [])].count("open") >= 2, "two breaks were noticed")
+    home.kill("ingest")
+    killed = len(ledger(home)[key])
+    until(lambda: len(ledger(home)[key]) >= killed + 2, "the restart was noticed")
+    run.send(signal.SIGTERM)
+    assert run.ends() == 0, run.said
+    market.stop()
+    found = ledger(home)[key]
+    opens = [one for one in found if one.state not in COVERED]
+    assert {one.evidence for one in opens} >= {
+        "the connection broke without a close",
+        "the connection ended without a word, as when the process was killed",
+    }
+    assert (opens[-1], opens[-1].end_ns) == (found[-1], ONGOING)
+    heard = [(one.start_ns, one.end_ns) for one in found if one.state == "unprovable"]
+    events = [ns for (ns,) in home.rows("SELECT received_ns FROM ticks")]
+    assert all(any(start <= ns <= end for start, end in heard) for ns in events)
+
+    shown = home.ask("gaps")
+    assert shown.returncode == 1
+    assert "BTC/USD, alpaca crypto quotes" in shown.stdout
+    assert "the connection broke without a close" in shown.stdout
+    day = time.strftime("%Y-%m-%d", time.gmtime(found[0].start_ns / 1e9))
+    assert home.ask("complete", "BTC/USD", day).returncode == 1
+    asked = home.ask("complete", "BTC-USD", day)
+    assert asked.returncode == 78
+    assert "Did you mean 'BTC/USD'?" in asked.stderr
+    answer = json.loads(home.ask("complete", "BTC/USD", day, "--format", "json").stdout)
+    assert answer["verdict"] == "incomplete"
+    assert [one["state"] for one in answer["intervals"]][1:] == [one.state for one in found]
+    assert home.ask("gaps", "--symbol", "ETH/USD").returncode == 0
