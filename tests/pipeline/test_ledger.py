@@ -80,12 +80,13 @@ def test_exactly_what_was_never_sent_is_missing_although_the_ledger_is_killed(ho
 def test_every_break_opens_a_gap_where_nothing_can_be_counted_and_the_commands_say_so(
     home: Home, venue: Callable[..., VenueProcess]
 ) -> None:
-    market = venue("alpaca", "--rate", "200", "--fault", "reset:1.5", "--seed", "3")
+    market = venue("alpaca", "--rate", "200", "--fault", "reset:3", "--seed", "3")
     home.env = {"TAPELINE_ALPACA_KEY": "k", "TAPELINE_ALPACA_SECRET": "s"}
     home.configure(block("alpaca", market.url, ["BTC/USD"], ["quotes"], feed="crypto"))
     run = home.start("run")
     key = Key("alpaca", "crypto", "quotes", "BTC/USD")
     until(lambda: [one.state for one in ledger(home).get(key, [])].count("open") >= 2, "two breaks were noticed")
+    until(lambda: any(line["connected"] for line in home.word("ingest")["lines"].values()), "it is connected again")
     home.kill("ingest")
     killed = len(ledger(home)[key])
     until(lambda: len(ledger(home)[key]) >= killed + 2, "the restart was noticed")
