@@ -33,12 +33,15 @@ _BARS: Final = (
 )
 _COUNT: Final = f"SELECT symbol, count(*) FROM {{ticks}} WHERE date = '{_DAY}' GROUP BY symbol ORDER BY symbol"
 
-_OURS: Final = {
-    "open": "tapeline.connect(config=config).sql('SELECT symbol FROM ticks LIMIT 0').fetchall()",
-    "last price of a symbol": f"tapeline.latest({_SYMBOL!r}, config=config).arrow()",
-    "an hour of a symbol's ticks": f"tapeline.ticks({_SYMBOL!r}, {_NOON!r}, {_ONE!r}, config=config).arrow()",
-    "a day of a symbol to 1 minute bars": f"tapeline.connect(config=config).sql({_BARS.format(ticks='ticks')!r}).to_arrow_table()",
-    "ticks by symbol, one day": f"tapeline.connect(config=config).sql({_COUNT.format(ticks='ticks')!r}).to_arrow_table()",
+#: What is asked of a new process, and what is asked again of what it has opened.
+_OPENED: Final = "lake = tapeline.open_source('lake', config=config); "
+_CONNECTED: Final = "db = tapeline.connect(config=config); "
+_AGAIN: Final = {
+    "open": "db.sql('SELECT symbol FROM ticks LIMIT 0').fetchall()",
+    "last price of a symbol": f"tapeline.latest({_SYMBOL!r}, source=lake).arrow()",
+    "an hour of a symbol's ticks": f"tapeline.ticks({_SYMBOL!r}, {_NOON!r}, {_ONE!r}, source=lake).arrow()",
+    "a day of a symbol to 1 minute bars": f"db.sql({_BARS.format(ticks='ticks')!r}).to_arrow_table()",
+    "ticks by symbol, one day": f"db.sql({_COUNT.format(ticks='ticks')!r}).to_arrow_table()",
 }
 _LAST: Final = "SELECT * FROM {{one}} WHERE kind = '{kind}' AND symbol = '{symbol}' ORDER BY ts_ns DESC LIMIT 1"
 _HOUR: Final = f"SELECT * FROM {{one}} WHERE symbol = '{_SYMBOL}' AND ts >= '{_NOON}' AND ts < '{_ONE}' ORDER BY ts_ns"
@@ -70,22 +73,25 @@ def _theirs(layout: str) -> dict[str, str]:
 
 _OUR_PROCESS: Final = """
 import time
-began = time.perf_counter()
+from pathlib import Path
 import tapeline, pyarrow, duckdb
 from tapeline import reading, wiring, config as settings, query
 from tapeline.stores import lake_reading
-config = settings.load("{config}", {{}})
+config = settings.load(Path("{config}"), {{}})
 ready = time.perf_counter()
 {what}
-print(time.perf_counter() - ready, ready - began)
+opened = time.perf_counter()
+{again}
+print(opened - ready, time.perf_counter() - opened)
 """
 _THEIR_PROCESS: Final = """
 import time
-began = time.perf_counter()
 import pyarrow, duckdb
 ready = time.perf_counter()
 {what}
-print(time.perf_counter() - ready, ready - began)
+opened = time.perf_counter()
+{again}
+print(opened - ready, time.perf_counter() - opened)
 """
 
 
@@ -101,19 +107,23 @@ def _measured(folder: Path) -> str:
     built = _build(folder)
     config = folder / "tapeline.toml"
     config.write_text(f'data_dir = "{folder}"\n[[providers]]\nname = "binance"\nsymbols = ["BTCUSDT"]\nchannels = ["trade"]\n')
-    rows = []
-    for name, what in _OURS.items():
-        programs = {"Tapeline": _OUR_PROCESS.format(config=config, what=what)}
+    rows, again = [], []
+    for name, asked in _AGAIN.items():
+        opening = _OPENED if "source=lake" in asked else _CONNECTED
+        programs = {"Tapeline": _OUR_PROCESS.format(config=config, what=opening + asked, again=asked)}
         for layout in ("by day", "by day and symbol"):
-            programs[layout] = _THEIR_PROCESS.format(what=_theirs(layout)[name].format(hand=folder / layout.replace(" ", "-")))
-        found = {program: [] for program in programs}
+            theirs = _theirs(layout)[name].format(hand=folder / layout.replace(" ", "-"))
+            programs[layout] = _THEIR_PROCESS.format(what=theirs, again=theirs.rpartition("; ")[2] if name == "open" else theirs)
+        found: dict[str, list[tuple[float, float]]] = {program: [] for program in programs}
         for _ in range(_ROUNDS + 1):
             for program, code in programs.items():
                 found[program].append(_timed(code))
-        ms = {program: statistics.median(times[1:]) * 1e3 for program, times in found.items()}
-        best = min(ms["by day"], ms["by day and symbol"])
-        rows.append([name, *(f"{value:.1f}" for value in ms.values()), f"{ms['Tapeline'] / best:.2f}"])
-    return built + table(["ms, median", "Tapeline", "DuckDB, by day", "DuckDB, by day and symbol", "Tapeline / the better one"], rows)
+        for at, lines in enumerate((rows, again)):
+            ms = {program: statistics.median(times[at] for times in runs[1:]) * 1e3 for program, runs in found.items()}
+            best = min(ms["by day"], ms["by day and symbol"])
+            lines.append([name, *(f"{value:.1f}" for value in ms.values()), f"{ms['Tapeline'] / best:.2f}"])
+    columns = ["ms, median", "Tapeline", "DuckDB, by day", "DuckDB, by day and symbol", "Tapeline / the better one"]
+    return f"{built}{table(columns, rows)}\n\nThe same asked again in the same process:\n\n{table(columns, again)}"
 
 
 def _build(folder: Path) -> str:
@@ -152,9 +162,13 @@ def _by_hand(folder: Path, target: Path, columns: str) -> None:
                 db.execute(f"COPY ({ordered}) TO '{target}' (FORMAT parquet, COMPRESSION zstd, PARTITION_BY ({columns}), APPEND)")
 
 
-def _timed(code: str) -> float:
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    return float(said.split()[0])
+def _timed(code: str) -> tuple[float, float]:
+    """Seconds that the first and the second answer took."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{code}\n{done.stderr}")
+    first, second = map(float, done.stdout.split())
+    return first, second
 
 
 if __name__ == "__main__":

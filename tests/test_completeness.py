@@ -24,7 +24,8 @@ from tapeline.errors import DiskTrouble, NewerData
 from tapeline.providers import CHANNELS, DECODERS
 from tapeline.providers.normalizing import normalize
 from tapeline.records import NS_PER_S, RAW, RAW_TOPIC, Chunk
-from tapeline.stores.ledger import LedgerFile, read_intervals
+from tapeline.stores.ledger import read_intervals
+from tapeline.stores.ledger_file import LedgerFile
 
 T0 = 1_710_504_000_000  # ms: 2024-03-15 12:00:00 UTC
 TRADES = Key("binance", "spot", "trade", "BTC/USDT")
@@ -379,7 +380,7 @@ sys.path.insert(0, {tests!r})
 from pathlib import Path
 from test_completeness import TRADES, known, trade
 from tapeline.completeness import absorb, intervals
-from tapeline.stores.ledger import LedgerFile
+from tapeline.stores.ledger_file import LedgerFile
 from tapeline.providers import DECODERS
 from tapeline.providers.normalizing import normalize
 from test_completeness import chunk

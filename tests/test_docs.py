@@ -19,6 +19,7 @@ from tapeline.cli import app
 from tapeline.config import Config, ProviderConfig, StoreConfig, StreamConfig, load
 from tapeline.providers import CHANNELS
 from tapeline.query import connect
+from tapeline.stores.ledger import INTERVALS
 from tapeline.venues import FAULTS
 from tapeline.wiring import plans
 
@@ -132,7 +133,7 @@ def test_the_queries_in_the_docs_run_on_an_empty_lake(tmp_path: Path) -> None:
     queries = [word for words in tapeline_commands() for word in words if word.upper().startswith("SELECT")]
     queries += re.findall(r'tapeline sql "(SELECT [^.][^"]+)"', "".join(page.read_text() for page in PAGES))
     assert queries
-    db = connect(tmp_path)
+    db = connect(tmp_path, INTERVALS.empty_table())
     for query in queries:
         db.execute(query).fetchall()
 

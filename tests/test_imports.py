@@ -43,7 +43,9 @@ CONCRETE = {
     "tapeline.stores.lake",
     "tapeline.stores.lake_reading",
     "tapeline.stores.lake_sealing",
+    "tapeline.stores.ledger_file",
     "tapeline.stores.postgres",
+    "tapeline.stores.postgres_ledger",
 }
 WHO_KNOWS_CONCRETE = {"tapeline.wiring", "tapeline.cli", "tapeline.demo", "tapeline.query", "tapeline.reading"}
 #: Library to who may import it, venues aside; of a package, all its modules.
@@ -53,7 +55,7 @@ OWNERS = {
     "http": set[str](),
     "socket": set[str](),
     "ssl": {"tapeline.net"},
-    "sqlite3": {"tapeline.streams.embedded", "tapeline.spool", "tapeline.stores.ledger"},
+    "sqlite3": {"tapeline.streams.embedded", "tapeline.spool", "tapeline.stores.ledger_file"},
     "confluent_kafka": {"tapeline.streams.kafka"},
     "redis": {"tapeline.streams.redis"},
     "deltalake": {"tapeline.stores.lake", "tapeline.stores.lake_reading", "tapeline.stores.lake_sealing", "tapeline.query"},
@@ -65,7 +67,13 @@ OWNERS = {
         "tapeline.truth",
         "tapeline.cli",
     },
-    "adbc_driver_manager": {"tapeline.stores.database", "tapeline.stores.postgres", "tapeline.stores.postgres_reading"},
+    "adbc_driver_manager": {
+        "tapeline.stores.database",
+        "tapeline.stores.postgres",
+        "tapeline.stores.postgres_ledger",
+        "tapeline.stores.postgres_reading",
+        "tapeline.stores.schema",
+    },
     "adbc_driver_postgresql": {"tapeline.stores.database"},
     "typer": {"tapeline.cli"},
 }

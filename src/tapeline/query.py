@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,7 +15,6 @@ from tapeline.errors import DiskTrouble
 from tapeline.records import NORMALIZED_TOPICS, Topic
 from tapeline.stores.lake import check_format
 from tapeline.stores.lake_reading import NO_DOWNLOADS
-from tapeline.stores.ledger import INTERVALS
 
 #: The last revision of each bar; `bar_revisions` has them all.
 _BARS: Final = """
@@ -38,20 +38,28 @@ _GAPS: Final = "CREATE VIEW gaps AS SELECT * FROM coverage WHERE state IN ('open
 def connect(lake: Path, ledger: pa.Table | None = None) -> duckdb.DuckDBPyConnection:
     """An in-memory DuckDB with the views ticks, bars, bar_revisions, notices and rejected. Nothing is downloaded.
 
-    `ledger`: the rows of the views `coverage` and `gaps`, as `Ledger.intervals` gives them."""
-    db = duckdb.connect(config=NO_DOWNLOADS)
-    db.execute("SET TimeZone = 'UTC'").fetchall()
+    `ledger`: the rows of the views `coverage` and `gaps`, as `Ledger.intervals` gives them; without it there are no such views."""
+    with ThreadPoolExecutor(1) as starter:
+        starting = starter.submit(_started)  # DuckDB takes as long to start as the logs to be read
+        files = {topic: _files(lake / topic.table) for topic in NORMALIZED_TOPICS}
+        db = starting.result()
     for topic in NORMALIZED_TOPICS:
         name = "bar_revisions" if topic.table == "bars" else topic.table
-        files = _files(lake / topic.table)
-        if files:
-            db.read_parquet(files, hive_partitioning=True).create_view(name)
+        if files[topic]:
+            db.read_parquet(files[topic], hive_partitioning=True).create_view(name)
         else:
             db.register(name, _empty(topic))
     db.execute(_BARS).fetchall()
-    db.register("ledger", ledger if ledger is not None else INTERVALS.empty_table())
-    for view in (_COVERAGE, _GAPS):
-        db.execute(view).fetchall()
+    if ledger is not None:
+        db.register("ledger", ledger)
+        for view in (_COVERAGE, _GAPS):
+            db.execute(view).fetchall()
+    return db
+
+
+def _started() -> duckdb.DuckDBPyConnection:
+    db = duckdb.connect(config=NO_DOWNLOADS)
+    db.execute("SET TimeZone = 'UTC'; SET parquet_metadata_cache = true").fetchall()
     return db
 
 

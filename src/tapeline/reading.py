@@ -338,12 +338,12 @@ def connect(*, config: Settings = None) -> duckdb.DuckDBPyConnection:
     """A DuckDB in memory with views: ticks, bars (last revisions), bar_revisions, notices, rejected; coverage and gaps of the ledger.
 
     They show the lake as it is now. A condition on `date`, the UTC day, and on `symbol` keeps files from being opened in vain. Times are in
-    UTC. Raises ConfigError, DiskTrouble, NewerData.
+    UTC. Where the ledger is kept in PostgreSQL, its two views are left out while that is away. Raises ConfigError, DiskTrouble, NewerData.
     """
     from tapeline import wiring
 
     settings = _loaded(config)
-    return query.connect(wiring.lake_folder(settings), wiring.open_ledger(settings).intervals())
+    return query.connect(wiring.lake_folder(settings), wiring.ledger_rows(settings))
 
 
 def _answered(settings: Settings, selection: Selection, kinds: frozenset[str]) -> list[Answer]:

@@ -13,6 +13,8 @@ from itertools import chain, count
 from pathlib import Path
 from random import Random
 
+import pyarrow as pa
+
 from tapeline import net
 from tapeline.config import Config, ProviderConfig, StoreConfig, environment, secret, store_password, stream_password
 from tapeline.errors import Busy, ConfigError, TapelineError, Unavailable
@@ -23,7 +25,8 @@ from tapeline.spool import Spool
 from tapeline.stages import LEDGER, NORMALIZE
 from tapeline.stores import Store
 from tapeline.stores.lake import Lake
-from tapeline.stores.ledger import Ledger, LedgerFile
+from tapeline.stores.ledger import Ledger
+from tapeline.stores.ledger_file import LedgerFile
 from tapeline.stores.selection import Source
 from tapeline.streams import Lease, Stream
 from tapeline.streams.embedded import EmbeddedStream
@@ -63,9 +66,32 @@ def raw_groups(config: Config) -> tuple[str, ...]:
     return (NORMALIZE, LEDGER) if config.ledger else (NORMALIZE,)
 
 
-def open_ledger(config: Config) -> Ledger:
-    """The configured ledger; nothing is opened yet."""
-    return LedgerFile(config.root / "ledger.sqlite")
+def open_ledger(config: Config, environ: Mapping[str, str] | None = None) -> Ledger:
+    """The configured ledger: in PostgreSQL where that is a store, else a file beside the data; nothing is opened yet.
+
+    Raises ConfigError."""
+    store = _postgres_store(config)
+    if store is None:
+        return LedgerFile(config.root / "ledger.sqlite")
+    try:
+        from tapeline.stores.database import Database
+        from tapeline.stores.postgres_ledger import PostgresLedger
+    except ModuleNotFoundError as error:
+        raise _needs_package(store, error) from None
+    return PostgresLedger(Database(store.url, store_password(store, environment() if environ is None else environ)))
+
+
+def ledger_rows(config: Config) -> pa.Table | None:
+    """What the ledger says, for SQL over the lake; None, and a warning, while it is away: the lake can be read all the same."""
+    try:
+        return open_ledger(config).intervals()
+    except Unavailable as error:
+        log.warning("%s coverage and gaps are left out.", error)
+        return None
+
+
+def _postgres_store(config: Config) -> StoreConfig | None:
+    return next((some for some in config.stores if store_name(some) == "postgresql"), None)
 
 
 def member_name(config: Config, worker: str) -> str:
@@ -109,7 +135,7 @@ def open_store(config: Config, store: StoreConfig, environ: Mapping[str, str] | 
 
 def postgres_source(config: Config, environ: Mapping[str, str] | None = None) -> Source:
     """The configuration's database, to be read. Raises ConfigError where it has none."""
-    store = next((some for some in config.stores if store_name(some) == "postgresql"), None)
+    store = _postgres_store(config)
     if store is None:
         raise ConfigError(
             'The configuration has no store in PostgreSQL. Add one ([[stores]] url = "postgresql://..."), or use source="lake".'

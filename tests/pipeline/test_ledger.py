@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from processes import PROVE, block, until
 
 from tapeline.completeness import COVERED, ONGOING, Interval, Key
-from tapeline.stores.ledger import LedgerFile, read_intervals
+from tapeline.stores.ledger import read_intervals
+from tapeline.stores.ledger_file import LedgerFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -47,7 +47,7 @@ def sql(
 
     settings = load_config(config)
     try:
-        result = connect(wiring.lake_folder(settings), wiring.open_ledger(settings).intervals()).sql(query)
+        result = connect(wiring.lake_folder(settings), wiring.ledger_rows(settings)).sql(query)
         table = result.to_arrow_table() if result is not None else None
     except duckdb.Error as error:
         raise ConfigError(f"DuckDB: {error}") from error

@@ -25,6 +25,8 @@ from tapeline.stores.duplicates import Channel, HighestIds, IdentityRule, fresh_
 _FORMAT: Final = 1
 _DESCRIPTION: Final = "Tapeline lake, format "
 _WRITER: Final = WriterProperties(compression="ZSTD", compression_level=1, max_row_group_size=128 * 1024)
+#: A flush every few seconds makes a long log: who opens the table reads what came after the last checkpoint, and old parts are removed.
+_LOG: Final = {"delta.checkpointInterval": "20", "delta.logRetentionDuration": "interval 2 days"}
 #: What is counted of each topic, in the order of `Totals`.
 _COUNTS: Final = ("read", "rows", "duplicates")
 
@@ -82,6 +84,7 @@ class Lake:
             mode="append",
             partition_by=["date"],
             description=f"{_DESCRIPTION}{_FORMAT}" if table is None else None,
+            configuration=_LOG if table is None else None,
             writer_properties=_WRITER,
             commit_properties=CommitProperties(app_transactions=transactions),
         )

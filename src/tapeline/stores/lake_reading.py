@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Final, Self, TypeVar
@@ -12,6 +13,7 @@ from typing import Final, Self, TypeVar
 import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
@@ -29,6 +31,8 @@ NO_DOWNLOADS: Final[dict[str, str | bool | int | float | list[str]]] = {
 _WINDOW_ROWS: Final = 500_000
 #: Files of so few rows are sorted at once without counting first how many of the rows are wanted.
 _UNCOUNTED_ROWS: Final = 1_000_000
+#: Of so few files their footers are asked how many rows there can be at most, which costs less than counting.
+_FEW_FILES: Final = 8
 _BATCH_ROWS: Final = 65_536
 #: Into how many parts of equal length a range is counted.
 _PARTS: Final = 1_024
@@ -57,17 +61,19 @@ class LakeSource:
     A day that is sealed meanwhile has other files with the same rows: reads go on in those where they were.
     """
 
-    def __init__(self, root: Path, connection: duckdb.DuckDBPyConnection | None = None) -> None:
+    def __init__(self, root: Path) -> None:
         self._root = root
         self._tables: dict[str, _Files] = {}
-        self._connection = connection
+        self._engine = _Engine()
 
     @property
     def place(self) -> str:
         return f"lake at {self._root}"
 
     def now(self) -> Self:
-        return type(self)(self._root, self._database())
+        again = type(self)(self._root)
+        again._engine = self._engine
+        return again
 
     def ticks(self, selection: Selection) -> pa.RecordBatchReader:
         return self._reader(TICKS_TOPIC, selection, "")
@@ -130,7 +136,10 @@ class LakeSource:
         """The symbols in some files, of those asked for; None: all."""
         names = {f"symbol{at}": symbol for at, symbol in enumerate(among or ())}
         condition = f"WHERE symbol IN ({', '.join(f'${name}' for name in names)})" if names else ""
-        text = f"SELECT DISTINCT symbol FROM read_parquet($files, hive_partitioning = false) {condition}"  # noqa: S608 no text of a user's
+        # One symbol is there or not: the first row tells.
+        one = among is not None and len(among) == 1
+        condition, distinct = (f"{condition} LIMIT 1", "") if one else (condition, "DISTINCT")
+        text = f"SELECT {distinct} symbol FROM read_parquet($files, hive_partitioning = false) {condition}"  # noqa: S608 no text of a user's
         values: dict[str, Value] = {"files": files.paths, **names}
         batches = self._run(text, values, _schema(topic, ("symbol",))) if files.count else ()
         return [symbol for batch in batches for symbol in batch["symbol"].to_pylist()]
@@ -145,7 +154,7 @@ class LakeSource:
 
     def _renewed(self, topic: Topic) -> bool:
         """Whether files that could not be read were replaced by others with the same rows, which are read from now on."""
-        files = self._files(topic).renewed(_Files.listed(self._root / topic.table))
+        files = self._files(topic).renewed(_Files.listed(self._root / topic.table, self._engine))
         if files is not None:
             self._tables[topic.table] = files
         return files is not None
@@ -186,7 +195,7 @@ class LakeSource:
         start_ns, end_ns = max(selection.start_ns, files.oldest_ns), min(selection.end_ns, files.newest_ns + 1)
         if start_ns >= end_ns:
             return
-        if files.rows <= _UNCOUNTED_ROWS:
+        if files.rows <= _UNCOUNTED_ROWS or (files.count <= _FEW_FILES and files.rows_at_most(selection) <= _UNCOUNTED_ROWS):
             yield start_ns, end_ns
             return
         width = -(-(end_ns - start_ns) // _PARTS)
@@ -211,7 +220,7 @@ class LakeSource:
     def _run(self, text: str, values: Mapping[str, Value], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
         try:
             # Of its own, for several readers of one source may be open; and held, for it closes when nothing does.
-            cursor = self._database().cursor()
+            cursor = self._engine.connection.cursor()
             found = cursor.sql(text, params=dict(values))
             for batch in pa.RecordBatchReader.from_stream(found):
                 whole = pa.record_batch([batch[name].cast(schema.field(name).type) for name in schema.names], schema=schema)
@@ -221,15 +230,49 @@ class LakeSource:
                 f"The lake at {self._root} cannot be read: {error}. Ask again if a file was removed meanwhile; restore one that is damaged."
             ) from error
 
-    def _database(self) -> duckdb.DuckDBPyConnection:
-        if self._connection is None:
-            self._connection = duckdb.connect(config=NO_DOWNLOADS | {"temp_directory": tempfile.gettempdir()})
-        return self._connection
-
     def _files(self, topic: Topic) -> _Files:
         if topic.table not in self._tables:
-            self._tables[topic.table] = _Files.listed(self._root / topic.table)
+            self._engine.start()
+            self._tables[topic.table] = _Files.listed(self._root / topic.table, self._engine)
         return self._tables[topic.table]
+
+
+class _Engine:
+    """What was dear to open, and serves every answer of a source: DuckDB, and the tables' logs as far as they have been read."""
+
+    def __init__(self) -> None:
+        self._starting: Future[duckdb.DuckDBPyConnection] | None = None
+        self._logs: dict[Path, DeltaTable] = {}
+
+    def start(self) -> None:
+        """Have DuckDB start, which takes as long as reading a log does, beside the caller."""
+        if self._starting is None:
+            starter = ThreadPoolExecutor(1, "start DuckDB")
+            self._starting = starter.submit(_connect)
+            starter.shutdown(wait=False)
+
+    @property
+    def connection(self) -> duckdb.DuckDBPyConnection:
+        self.start()
+        assert self._starting is not None
+        return self._starting.result()
+
+    def log(self, folder: Path) -> DeltaTable:
+        """A table's log as it is now. Raises what Delta does."""
+        known = self._logs.get(folder)
+        if known is not None:
+            known.update_incremental()
+            return known
+        table = DeltaTable(str(folder))
+        check_format(table, folder)
+        self._logs[folder] = table
+        return table
+
+
+def _connect() -> duckdb.DuckDBPyConnection:
+    connection = duckdb.connect(config=NO_DOWNLOADS | {"temp_directory": tempfile.gettempdir()})
+    connection.execute("SET parquet_metadata_cache = true")  # a file never changes once it has its name
+    return connection
 
 
 class _Files:
@@ -240,7 +283,7 @@ class _Files:
         self._actions = actions
 
     @staticmethod
-    def listed(folder: Path) -> _Files:
+    def listed(folder: Path, engine: _Engine) -> _Files:
         """Those of the table's latest commit."""
         wanted = {
             "path": pa.string(),
@@ -250,9 +293,7 @@ class _Files:
         }
         schema = pa.schema(list(wanted.items()))
         try:
-            table = DeltaTable(str(folder))
-            check_format(table, folder)
-            actions = pa.table(table.get_add_actions(flatten=True))
+            actions = pa.table(engine.log(folder).get_add_actions(flatten=True))
         except TableNotFoundError:
             return _Files(folder, schema.empty_table())
         except (OSError, DeltaError) as error:
@@ -273,6 +314,26 @@ class _Files:
     @property
     def rows(self) -> int:
         return int(pc.sum(self._actions["num_records"], min_count=0).as_py())
+
+    def rows_at_most(self, selection: Selection) -> int:
+        """The rows of those row groups that may hold some of a selection, by the files' footers. Raises DiskTrouble."""
+        symbols = sorted(selection.symbols)
+        rows = 0
+        for path in self.paths:
+            try:
+                footer = pq.read_metadata(path)
+            except (OSError, pa.ArrowException) as error:
+                raise DiskTrouble(f"The lake's file {path} cannot be read: {error}") from error
+            symbol_at, time_at = (footer.schema.names.index(name) for name in ("symbol", "ts_ns"))
+            for number in range(footer.num_row_groups):
+                group = footer.row_group(number)
+                symbol, time = group.column(symbol_at).statistics, group.column(time_at).statistics
+                if symbol is not None and symbol.has_min_max and not _any_between(symbols, symbol.min, symbol.max):
+                    continue
+                if time is not None and time.has_min_max and (time.max < selection.start_ns or time.min >= selection.end_ns):
+                    continue
+                rows += group.num_rows
+        return rows
 
     @property
     def oldest_ns(self) -> int:

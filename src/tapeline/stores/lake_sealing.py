@@ -104,6 +104,7 @@ def _seal(folder: Path, topic: Topic, day: date, progress: Progress) -> Sealed:
             shutil.rmtree(aside, ignore_errors=True)
         table.update_incremental()
         _delete_replaced(folder, table, day)
+        table.create_checkpoint()  # who opens the table then reads one file of its log
         sizes = sum(path.stat().st_size for path in names)
         return Sealed(topic.table, day, _sum(old, "num_records"), old.num_rows, len(names), _sum(old, "size_bytes"), sizes)
 

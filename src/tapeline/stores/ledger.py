@@ -1,18 +1,13 @@
-"""The ledger of what is complete, in SQLite beside the data: facts, what follows from them, and the place in the raw topic."""
+"""The ledger of what is complete, behind one small interface: facts, what follows from them, and the place in the raw topic."""
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 from typing import Final, Protocol
 
-import msgspec
 import pyarrow as pa
 
-from tapeline.completeness import ONGOING, Facts, Interval, Key, Life, Run
-from tapeline.errors import DiskTrouble, NewerData
+from tapeline.completeness import ONGOING, Facts, Interval, Key
 
 #: The rows of the views `coverage` and `gaps`; `end_ns` is null where an interval goes on.
 INTERVALS: Final = pa.schema(
@@ -26,26 +21,6 @@ INTERVALS: Final = pa.schema(
         pa.field("last_id", pa.int64()),
     ]
 )
-_FORMAT: Final = 1
-_SCHEMA: Final = f"""
-BEGIN;
-CREATE TABLE IF NOT EXISTS positions (part INTEGER PRIMARY KEY, next INTEGER NOT NULL);
-CREATE TABLE IF NOT EXISTS lives (name TEXT PRIMARY KEY, body BLOB NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS runs (
-    provider TEXT NOT NULL, feed TEXT NOT NULL, channel TEXT NOT NULL, symbol TEXT NOT NULL, body BLOB NOT NULL,
-    PRIMARY KEY (provider, feed, channel, symbol)
-) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS intervals (
-    provider TEXT NOT NULL, feed TEXT NOT NULL, channel TEXT NOT NULL, symbol TEXT NOT NULL, number INTEGER NOT NULL,
-    start_ns INTEGER NOT NULL, end_ns INTEGER, state TEXT NOT NULL, evidence TEXT NOT NULL, first_id INTEGER, last_id INTEGER,
-    PRIMARY KEY (provider, feed, channel, symbol, number)
-) WITHOUT ROWID;
-PRAGMA user_version = {_FORMAT};
-COMMIT;
-"""
-_KEY: Final = "provider = ? AND feed = ? AND channel = ? AND symbol = ?"
-_LOCK_WAIT_S: Final = 30.0
-
 #: Key to how many of its intervals are as they were, and those behind them.
 Changes = Mapping[Key, tuple[int, list[Interval]]]
 
@@ -61,77 +36,6 @@ class Ledger(Protocol):
 
     def intervals(self) -> pa.Table:
         """Every interval by key and time, as `INTERVALS`; empty where nothing was ever kept. Raises Unavailable, NewerData."""
-
-
-class LedgerFile:
-    """The ledger in one SQLite file. Nothing is opened before the first call."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def load(self) -> tuple[Facts, dict[int, int]]:
-        with self._read() as db:
-            if db is None:
-                return Facts(), {}
-            lives = {name: msgspec.json.decode(body, type=Life) for name, body in db.execute("SELECT name, body FROM lives")}
-            runs = {Key(*row[:4]): msgspec.json.decode(row[4], type=list[Run]) for row in db.execute("SELECT * FROM runs")}
-            positions = {int(part): int(following) for part, following in db.execute("SELECT part, next FROM positions")}
-        return Facts.of(runs, lives), positions
-
-    def save(self, facts: Facts, changes: Changes, positions: Mapping[int, int]) -> None:
-        with self._written() as db:
-            lives = [(name, msgspec.json.encode(facts.lives[name])) for name in facts.touched_lives]
-            db.executemany("INSERT OR REPLACE INTO lives VALUES (?, ?)", lives)
-            runs = [(*key, msgspec.json.encode(facts.runs[key])) for key in facts.touched_runs]
-            db.executemany("INSERT OR REPLACE INTO runs VALUES (?, ?, ?, ?, ?)", runs)
-            db.executemany(f"DELETE FROM intervals WHERE {_KEY} AND number >= ?", [(*key, same) for key, (same, _) in changes.items()])  # noqa: S608
-            db.executemany("INSERT INTO intervals VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows_of(changes))
-            db.executemany("INSERT OR REPLACE INTO positions VALUES (?, ?)", list(positions.items()))
-
-    def intervals(self) -> pa.Table:
-        names = ", ".join(INTERVALS.names)
-        with self._read() as db:
-            if db is None:
-                return INTERVALS.empty_table()
-            rows = db.execute(f"SELECT {names} FROM intervals ORDER BY provider, feed, symbol, channel, number").fetchall()  # noqa: S608
-        return pa.Table.from_pylist([dict(zip(INTERVALS.names, row, strict=True)) for row in rows], INTERVALS)
-
-    @contextmanager
-    def _read(self) -> Iterator[sqlite3.Connection | None]:
-        """A connection for reading; None where nothing was kept yet."""
-        try:
-            if not self._path.exists():
-                yield None
-                return
-            with closing(sqlite3.connect(f"file:{self._path}?mode=ro", uri=True, timeout=_LOCK_WAIT_S)) as db, db:
-                yield db if self._version(db) else None
-        except sqlite3.Error as error:
-            raise DiskTrouble(
-                f"The ledger {self._path} cannot be read: {error}. It can be made again from the raw topic: move it away."
-            ) from error
-
-    @contextmanager
-    def _written(self) -> Iterator[sqlite3.Connection]:
-        """A transaction that ends with the block."""
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with closing(sqlite3.connect(self._path, timeout=_LOCK_WAIT_S)) as db:
-                if not self._version(db):
-                    db.execute("PRAGMA journal_mode = WAL")
-                    db.executescript(_SCHEMA)
-                with db:
-                    yield db
-        except (sqlite3.Error, OSError) as error:
-            raise DiskTrouble(
-                f"The ledger {self._path} took no write: {error}. The records stay in the stream. Free disk space, or make the folder "
-                "writable. It is tried again."
-            ) from error
-
-    def _version(self, db: sqlite3.Connection) -> int:
-        (version,) = db.execute("PRAGMA user_version").fetchone()
-        if version > _FORMAT:
-            raise NewerData(f"{self._path} was written by a newer Tapeline (format {version}). Nothing was touched. Upgrade Tapeline.")
-        return int(version)
 
 
 def read_intervals(table: pa.Table) -> dict[Key, list[Interval]]:

@@ -8,22 +8,22 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
-from typing import Any, Final
+from typing import Final
 
 import adbc_driver_manager as adbc
 import pyarrow as pa
 import pyarrow.compute as pc
 from adbc_driver_manager import dbapi
 
-from tapeline.errors import NewerData
 from tapeline.records import BARS_TOPIC, NS_PER_US, TICKS_TOPIC, Chunk, Identity, Topic
 from tapeline.stores import Totals, Written, with_dates
 from tapeline.stores.database import CannotHold, Database
 from tapeline.stores.duplicates import Channel, HighestIds, IdentityRule, fresh_of
-from tapeline.stores.statements import Statements, load, migrations
+from tapeline.stores.schema import Schema
+from tapeline.stores.statements import Statements, load
 
 log = logging.getLogger(__name__)
 
@@ -33,11 +33,6 @@ _TABLES: Final = {"bars": "bar_revisions"}
 _PIECE_ROWS: Final = 16_384
 #: Tables that are divided by day; the others by month.
 _BY_DAY: Final = frozenset({"ticks"})
-_AGGREGATES: Final = (
-    {"name": "1s", "width": "1 second", "back": "1 hour", "every": "10 seconds"},
-    {"name": "1m", "width": "1 minute", "back": "1 day", "every": "1 minute"},
-    {"name": "1h", "width": "1 hour", "back": "7 days", "every": "1 hour"},
-)
 
 
 class Postgres:
@@ -46,6 +41,7 @@ class Postgres:
     def __init__(self, url: str, password: str, identity: IdentityRule, keep_days: int = 0) -> None:
         """`keep_days`: ticks of earlier days are removed; 0: never."""
         self._database = Database(url, password)
+        self._schema = Schema(self._database.shown)
         self._identity, self._keep_days = identity, keep_days
         self._sql: Final[Statements] = load("postgres.sql")
         self._connection: dbapi.Connection | None = None
@@ -59,7 +55,7 @@ class Postgres:
 
     def totals(self, topic: Topic) -> Totals:
         with self._transaction() as cursor:
-            if self._version(cursor) is None:
+            if self._schema.version(cursor) is None:
                 return Totals({}, 0, 0, 0)
             return self._totals(cursor, topic)
 
@@ -221,44 +217,10 @@ class Postgres:
 
     # The database.
 
-    def _version(self, cursor: dbapi.Cursor) -> int | None:
-        """The version of the tables; none where there are none. Raises NewerData."""
-        cursor.execute(self._sql.one("has_version"))
-        if not _only(cursor):
-            return None
-        cursor.execute(self._sql.one("version"))
-        found = int(_only(cursor))
-        known = len(migrations())
-        if found > known:
-            raise NewerData(
-                f"The tables in {self._database.shown} are of a newer Tapeline (version {found}; this one knows {known}). "
-                "Nothing was touched. Upgrade Tapeline, or name another database."
-            )
-        return found
-
     def _migrate(self, cursor: dbapi.Cursor) -> None:
         """Bring the tables to this version, in the transaction of the write."""
-        if self._newest:
-            return
-        cursor.execute(self._sql.one("has_timescale"))
-        self._timescale = bool(_only(cursor))
-        version = self._version(cursor) or 0
-        steps = migrations(by_time="" if self._timescale else "PARTITION BY RANGE (ts)")
-        for step in steps[version:]:
-            for statement in step:
-                cursor.execute(statement)
-        if version < len(steps):
-            cursor.execute(self._sql.one("begin_version"))
-            cursor.execute(self._sql.one("set_version"), (len(steps),))
-            log.info(
-                "The tables in %s are at version %d%s.", self._database.shown, len(steps), ", with TimescaleDB" if self._timescale else ""
-            )
-        if version == 0 and self._timescale:
-            for statement in self._sql.each("hypertables"):
-                cursor.execute(statement)
-            for names in _AGGREGATES:
-                for statement in self._sql.each("trade_bars", **names):
-                    cursor.execute(statement)
+        if not self._newest:
+            self._timescale = self._schema.migrate(cursor)
 
     @contextmanager
     def _transaction(self) -> Iterator[dbapi.Cursor]:
@@ -323,9 +285,3 @@ def _moment(day: date) -> str:
 
 def _time(ns: int) -> datetime:
     return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=ns // NS_PER_US)
-
-
-def _only(cursor: dbapi.Cursor) -> Any:
-    row: Sequence[Any] | None = cursor.fetchone()
-    assert row is not None, "this question has one answer"
-    return row[0]
