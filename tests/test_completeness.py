@@ -9,7 +9,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,10 @@ from tapeline.errors import DiskTrouble, NewerData
 from tapeline.providers import CHANNELS, DECODERS
 from tapeline.providers.normalizing import normalize
 from tapeline.records import NS_PER_S, RAW, RAW_TOPIC, Chunk
-from tapeline.stores.ledger import read_intervals
+from tapeline.stores.database import Database
+from tapeline.stores.ledger import Ledger, read_intervals
 from tapeline.stores.ledger_file import LedgerFile
+from tapeline.stores.postgres_ledger import PostgresLedger
 
 T0 = 1_710_504_000_000  # ms: 2024-03-15 12:00:00 UTC
 TRADES = Key("binance", "spot", "trade", "BTC/USDT")
@@ -348,9 +350,22 @@ def test_an_answer_covers_the_stretch_asked_for_and_nothing_else(parts: list[tup
 # Kept
 
 
-def test_the_ledger_gives_back_what_was_kept_and_a_replay_makes_the_same(tmp_path: Path) -> None:
+Place = tuple[str, Path | str]
+
+
+@pytest.fixture(params=["file", "postgresql"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    """Where a ledger is kept, and how to open it."""
+    return request.param, tmp_path / "ledger.sqlite" if request.param == "file" else request.getfixturevalue("database")
+
+
+def opened_at(kind: str, where: Path | str) -> Ledger:
+    return LedgerFile(Path(where)) if kind == "file" else PostgresLedger(Database(str(where), ""))
+
+
+def test_the_ledger_gives_back_what_was_kept_and_changes_what_changed(place: Place) -> None:
     records = [*opened(0), trade(1, 1), quote(1.5), trade(4, 2), told("closed", 3, by="network", reason="")]
-    ledger, facts = LedgerFile(tmp_path / "ledger.sqlite"), known(records)
+    ledger, facts = opened_at(*place), known(records)
     assert ledger.load() == (Facts(), {})
     assert ledger.intervals().num_rows == 0
     everything = {key: (0, intervals(facts, key)) for key in facts.keys()}  # noqa: SIM118 no mapping: a set of its own
@@ -360,6 +375,28 @@ def test_the_ledger_gives_back_what_was_kept_and_a_replay_makes_the_same(tmp_pat
     assert kept == facts
     assert positions == {0: 7, 3: 9}
     assert read_intervals(ledger.intervals()) == {key: found for key, (_, found) in everything.items() if found}
+    later = chunk([*opened(5, "line-2"), trade(2, 5, "line-2"), trade(3, 6, "line-2")], 7)
+    absorb(facts, later, normalize(later, DECODERS))
+    before = {key: found for key, (_, found) in everything.items()}
+    changes = {key: changed(before.get(key, []), intervals(facts, key)) for key in facts.touched()}
+    ledger.save(facts, changes, {0: 11})
+    assert read_intervals(ledger.intervals()) == {key: intervals(facts, key) for key in facts.keys()}  # noqa: SIM118 no mapping
+    assert ledger.load()[1] == {0: 11, 3: 9}
+
+
+def changed(old: list[Interval], new: list[Interval]) -> tuple[int, list[Interval]]:
+    same = next((at for at, (one, other) in enumerate(zip(old, new, strict=False)) if one != other), min(len(old), len(new)))
+    return same, new[same:]
+
+
+def test_anybody_s_sql_in_postgresql_sees_the_gaps(database: str) -> None:
+    facts = known([trade(1, 1), trade(4, 2)])
+    PostgresLedger(Database(database, "")).save(facts, {TRADES: (0, intervals(facts, TRADES))}, {0: 2})
+    with Database(database, "").connected() as connection, connection.cursor() as cursor:
+        cursor.execute('SELECT symbol, state, first_id, last_id, "start", "end" FROM gaps')
+        (row,) = cursor.fetchall()
+    at = datetime(2024, 3, 15, 12, tzinfo=UTC)
+    assert row == ("BTC/USDT", "open", 2, 3, at + timedelta(seconds=1), at + timedelta(seconds=2))
 
 
 def test_a_newer_ledger_is_left_alone_and_a_damaged_one_is_named(tmp_path: Path) -> None:
@@ -377,14 +414,11 @@ def test_a_newer_ledger_is_left_alone_and_a_damaged_one_is_named(tmp_path: Path)
 WRITER = """
 import sys
 sys.path.insert(0, {tests!r})
-from pathlib import Path
-from test_completeness import TRADES, known, trade
+from test_completeness import chunk, opened_at, trade
 from tapeline.completeness import absorb, intervals
-from tapeline.stores.ledger_file import LedgerFile
 from tapeline.providers import DECODERS
 from tapeline.providers.normalizing import normalize
-from test_completeness import chunk
-ledger = LedgerFile(Path(sys.argv[1]))
+ledger = opened_at(sys.argv[1], sys.argv[2])
 while True:
     facts, positions = ledger.load()
     at = positions.get(0, 0)
@@ -398,15 +432,11 @@ while True:
 """
 
 
-def test_killed_at_any_moment_facts_intervals_and_position_agree(tmp_path: Path) -> None:
-    path = tmp_path / "ledger.sqlite"
+def test_killed_at_any_moment_facts_intervals_and_position_agree(place: Place) -> None:
     last = 0
     for lines in (1, 3, 8):
-        process = subprocess.Popen(
-            [sys.executable, "-c", WRITER.format(tests=str(Path(__file__).parent)), str(path)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
+        command = [sys.executable, "-c", WRITER.format(tests=str(Path(__file__).parent)), place[0], str(place[1])]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         assert process.stdout is not None
         assert process.stderr is not None
         for _ in range(lines):
@@ -415,8 +445,9 @@ def test_killed_at_any_moment_facts_intervals_and_position_agree(tmp_path: Path)
         process.wait()
         process.stdout.close()
         process.stderr.close()
-        facts, positions = LedgerFile(path).load()
+        ledger = opened_at(*place)
+        facts, positions = ledger.load()
         assert positions[0] > last
         last = positions[0]
         assert facts.runs[TRADES] == [Run(number * 2, number * 2, ns(number), ns(number)) for number in range(last)]
-        assert read_intervals(LedgerFile(path).intervals())[TRADES] == intervals(facts, TRADES)
+        assert read_intervals(ledger.intervals())[TRADES] == intervals(facts, TRADES)
