@@ -35,12 +35,12 @@ def run() -> str:
 
 
 def once(
-    events_to_send: int = _EVENTS, stream: str = "embedded:", codec: str = "protobuf", postgres: str = ""
+    events_to_send: int = _EVENTS, stream: str = "embedded:", codec: str = "protobuf", postgres: str = "", flush_s: float = 1.0
 ) -> tuple[int, float, int, int]:
     """sent, ticks/s, lost, doubled; with `postgres`, until both stores have all, and of the one that has lost or doubled more."""
     with tempfile.TemporaryDirectory() as folder, venue("binance", "--rate", "500000", "--limit", str(events_to_send)) as (url, process):
         root = Path(folder)
-        config = write_config(root, url, 1.0, stream, codec, postgres)
+        config = write_config(root, url, flush_s, stream, codec, postgres)
         with pipeline(config, "--until-idle", "3") as running:
             done_ns = 0
             log = root / "lake" / "ticks" / "_delta_log"

@@ -30,6 +30,7 @@ LAYERS: list[set[str]] = [
     {"monitor", "delivery"},
     {"flow", "query", "output", "asof"},
     {"stages", "ingest", "supervisor", "truth", "rejects", "audit", "replaying"},
+    {"jobs"},
     {"wiring"},
     {"checkup", "demo", "run", "reading"},
     {"cli"},

@@ -27,7 +27,7 @@ import pyarrow.compute as pc
 
 from tapeline.providers import CHANNELS, PROVIDERS
 from tapeline.providers.normalizing import UNREADABLE, Channel, Normalized
-from tapeline.records import BARS_TOPIC, NOTICES_TOPIC, NS_PER_S, TICKS_TOPIC, Chunk
+from tapeline.records import BARS_TOPIC, NOTICES_TOPIC, NS_PER_MS, NS_PER_S, TICKS_TOPIC, Chunk
 
 State = Literal["proven", "reconciled", "open", "repairing", "unrecoverable", "unprovable"]
 #: The end of what goes on.
@@ -35,6 +35,8 @@ ONGOING: Final = (1 << 63) - 1
 #: What is there, and what is not.
 COVERED: Final[frozenset[State]] = frozenset({"proven", "reconciled", "unprovable"})
 
+#: Notices that tell of a connection.
+_TELLING: Final = frozenset({"opened", "subscribed", "closed", "refused", "fetched"})
 _DAY_S: Final = 86_400
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3_600, "d": _DAY_S, "w": 7 * _DAY_S}
 #: 1970-01-01 was a Thursday, and weeks begin on Mondays.
@@ -79,6 +81,9 @@ class Life(msgspec.Struct):
     last: dict[str, int] = {}
     #: From and to (ns) of records that were received and could not be kept.
     refused: list[tuple[int, int]] = []
+    #: Not a socket but pages of history: `channel symbol`, and the first and last number that were asked for to the end.
+    fetched: bool = False
+    asked: list[tuple[str, int, int]] = []
 
 
 @dataclass(slots=True)
@@ -131,7 +136,7 @@ def keys_of(life: Life) -> Iterator[Key]:
         found = provider.subscription(life.feed, topic) if provider is not None else None
         if found is not None:
             yield Key(life.provider, life.feed, *found)
-    for both in life.first:
+    for both in {*life.first, *(label for label, _, _ in life.asked)}:
         channel, _, symbol = both.partition(" ")
         yield Key(life.provider, life.feed, channel, symbol)
 
@@ -199,7 +204,7 @@ def _absorb_notices(facts: Facts, notices: pa.RecordBatch) -> None:
     for row in notices.select(["connection", "kind", "detail", "received_ns"]).to_pylist():
         life = facts.lives[row["connection"]]
         try:
-            told = msgspec.json.decode(row["detail"]) if row["kind"] in ("opened", "subscribed", "closed", "refused") else None
+            told = msgspec.json.decode(row["detail"]) if row["kind"] in _TELLING else None
         except UNREADABLE:
             told = None
         if not isinstance(told, dict):
@@ -213,6 +218,14 @@ def _absorb_notices(facts: Facts, notices: pa.RecordBatch) -> None:
             life.subscribed_ns, life.missing = at_ns, [str(topic) for topic in told.get("missing", ())]
         elif row["kind"] == "closed":
             life.closed_ns, life.by, life.reason = at_ns, str(told.get("by", "")), str(told.get("reason", ""))
+        elif row["kind"] == "fetched":
+            life.fetched = True
+            first, last = told.get("first"), told.get("last")
+            if told.get("done") and isinstance(first, int) and isinstance(last, int):
+                asked = (f"{told.get('channel')} {told.get('name')}", first, last)
+                life.asked = sorted({*life.asked, asked})
+                for key in keys_of(life):
+                    facts.carries(row["connection"], key)
         else:
             span = (int(told.get("from_ns", at_ns)), int(told.get("to_ns", at_ns)))
             if span not in life.refused:
@@ -334,7 +347,8 @@ def _join(runs: list[Run], new: Run) -> None:
 
 def intervals(facts: Facts, key: Key) -> list[Interval]:
     """What is known of a key, in order of time."""
-    heard = list(_by_lives(key, facts.carried(key)))
+    lives = facts.carried(key)
+    heard = list(_by_lives(key, [life for life in lives if not life.fetched]))
     runs = facts.runs.get(key)
     if not runs:
         return heard
@@ -343,7 +357,9 @@ def intervals(facts: Facts, key: Key) -> list[Interval]:
         replace(one, evidence="subscribed and heard; the next event's number will tell") if one.state in COVERED else one for one in heard
     ]
     first_ns, last_ns = runs[0].first_ns, max(runs[-1].first_ns, runs[-1].last_ns)
-    return list(_joined([*_between(heard, -ONGOING, first_ns), *_by_ids(key, runs), *_between(heard, last_ns, ONGOING)]))
+    return list(
+        _joined([*_between(heard, -ONGOING, first_ns), *_by_ids(key, runs, _asked(key, lives)), *_between(heard, last_ns, ONGOING)])
+    )
 
 
 def _joined(found: Iterable[Interval]) -> Iterator[Interval]:
@@ -363,7 +379,12 @@ def _between(found: Iterable[Interval], start_ns: int, end_ns: int) -> Iterator[
             yield replace(one, start_ns=max(one.start_ns, start_ns), end_ns=min(one.end_ns, end_ns))
 
 
-def _by_ids(key: Key, runs: Iterable[Run]) -> Iterator[Interval]:
+def _asked(key: Key, lives: Iterable[Life]) -> list[tuple[int, int]]:
+    """The numbers of a key that its provider's history was asked for, to the end: what has not come by then is not there."""
+    return [(first, last) for life in lives for label, first, last in life.asked if label == f"{key.channel} {key.symbol}"]
+
+
+def _by_ids(key: Key, runs: Iterable[Run], asked: Sequence[tuple[int, int]]) -> Iterator[Interval]:
     channel = _channel(key)
     bars = channel is not None and channel.kind == "bar"  # a bar's number is its window's: its time says the same
     at_ns = 0
@@ -374,7 +395,11 @@ def _by_ids(key: Key, runs: Iterable[Run]) -> Iterator[Interval]:
         end_ns = max(run.last_ns, start_ns)
         if before is not None:
             first, last = before.last + 1, run.first - 1
-            yield Interval(at_ns, start_ns, "open", f"{_count(first, last, bars)} missing", first, last)
+            # History is asked for ids, and for bars by the times of their windows.
+            low, high = (at_ns // NS_PER_MS, start_ns // NS_PER_MS - 1) if bars else (first, last)
+            gone = any(some <= low and high <= other for some, other in asked)
+            what = f"{_count(first, last, bars)} missing" + (", and not in the provider's history" if gone else "")
+            yield Interval(at_ns, start_ns, "unrecoverable" if gone else "open", what, first, last)
         yield Interval(start_ns, end_ns, "proven", f"{_count(run.first, run.last, bars)} there", run.first, run.last)
         before, at_ns = run, end_ns
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +30,7 @@ from picows import (
     ws_connect,
 )
 
-from tapeline.errors import Unavailable
+from tapeline.errors import Refused, Unavailable
 from tapeline.providers.session import Check, Plan, Session, Trouble
 from tapeline.records import NS_PER_S, RawKind
 
@@ -52,6 +53,12 @@ _TOO_FAST_S: Final = 30.0
 _TOO_FAST: Final = frozenset({418, 429})
 _HTTP_TIMEOUT_S: Final = 10.0
 _HTTP_MAX_BYTES: Final = 64 * 1024 * 1024
+#: Half of what Binance allows an address: others may use it too.
+_WEIGHT_A_MINUTE: Final = 3_000
+_MINUTE_S: Final = 60.0
+_REST_TRIES: Final = 6
+#: A longer wait than this is for the caller to decide on.
+_LONGEST_WAIT_S: Final = 300.0
 
 
 class Recorder(Protocol):
@@ -516,6 +523,64 @@ async def get(url: str, tls: ssl.SSLContext | None = None) -> bytes:
         return await asyncio.to_thread(fetch)
     except (urllib.error.URLError, OSError) as error:
         raise Unavailable(f"{url} cannot be read: {error}") from error
+
+
+class Rest:
+    """A provider's REST requests, one after the other: within a budget of weight a minute, tried again where that may help.
+
+    HTTP 429 and 418 (a ban) are waited out as `Retry-After` says; 5xx and broken connections are tried again with capped, jittered waits.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        tls: ssl.SSLContext | None,
+        random: Random,
+        *,
+        weight_a_minute: int = _WEIGHT_A_MINUTE,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], object] = time.sleep,
+    ) -> None:
+        """`url`: scheme and host, to which each path is appended."""
+        self._url, self._tls, self._random = url, tls, random
+        self._weight_a_minute, self._clock, self._sleep = weight_a_minute, clock, sleep
+        self._spent = 0
+        self._minute = clock()
+
+    def get(self, path: str, weight: int) -> bytes:
+        """The body. Raises Refused where the request itself is wrong, Unavailable where trying again has not helped."""
+        waits = backoff(self._random, cap_s=30.0)
+        for _ in range(_REST_TRIES):
+            self._afford(weight)
+            try:
+                request = urllib.request.Request(f"{self._url}{path}", headers={"User-Agent": "tapeline"})  # noqa: S310 scheme checked below
+                with urllib.request.urlopen(request, timeout=_HTTP_TIMEOUT_S, context=self._tls) as reply:  # noqa: S310
+                    return bytes(reply.read(_HTTP_MAX_BYTES))
+            except urllib.error.HTTPError as error:
+                said = error.read(1_000).decode("utf-8", "replace")
+                trouble, wait_s = f"HTTP {error.code}: {said}", next(waits)
+                if error.code in _TOO_FAST:
+                    after = error.headers.get("Retry-After", "")
+                    wait_s = max(wait_s, float(after) if after.isdecimal() else _TOO_FAST_S)
+                elif error.code < 500:
+                    raise Refused(f"{self._url}{path} was refused with {trouble}. Asking again cannot help.") from None
+            except (urllib.error.URLError, OSError) as error:
+                trouble, wait_s = str(error), next(waits)
+            if wait_s > _LONGEST_WAIT_S:
+                raise Unavailable(f"{self._url}{path}: {trouble}. It asks to wait {wait_s:.0f} s: try again then.")
+            log.warning("%s%s: %s. Next try in %.1f s.", self._url, path, trouble, wait_s)
+            self._sleep(wait_s)
+        raise Unavailable(f"{self._url}{path}: {trouble}. It was tried {_REST_TRIES} times; try again later.")
+
+    def _afford(self, weight: int) -> None:
+        """Wait until the minute has room for it."""
+        now = self._clock()
+        if now - self._minute >= _MINUTE_S:
+            self._minute, self._spent = now, 0
+        if self._spent + weight > self._weight_a_minute:
+            self._sleep(self._minute + _MINUTE_S - now)
+            self._minute, self._spent = self._clock(), 0
+        self._spent += weight
 
 
 def tls_context(ca_file: str = "") -> ssl.SSLContext:

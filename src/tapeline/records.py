@@ -18,8 +18,8 @@ NS_PER_US: Final = 1_000
 NS_PER_MS: Final = 1_000_000
 NS_PER_S: Final = 1_000_000_000
 
-#: A raw record is a websocket frame, a fetched page, a moment in a socket's life, a word on what could not be kept, or an event
-#: that was rejected and is tried again: a JSON line that says which, then its bytes as a frame.
+#: A raw record is a websocket frame, a moment in a socket's life, a word on what could not be kept; or behind a JSON line that says what
+#: it is, a page that was fetched, or an event that was rejected and is tried again.
 RawKind = Literal["opened", "subscribed", "frame", "closed", "fetched", "refused", "retried"]
 
 
@@ -41,7 +41,7 @@ RAW: Final = pa.schema(
         _field("connection", pa.string()),  # one socket's lifetime
         _field("kind", pa.string()),  # RawKind
         _field("received_ns", pa.int64()),
-        _field("payload", pa.binary()),  # the exact bytes; JSON text for opened, subscribed, closed
+        _field("payload", pa.binary()),  # the exact bytes; JSON text for opened, subscribed, closed, refused
     ]
 )
 

@@ -179,7 +179,7 @@ class KeepIn:
                 held.append(chunk)
                 self._read[topic] |= chunk.next
                 rows += chunk.rows
-                worked = worked or chunk.rows >= _MORE_ROWS
+                worked = worked or chunk.rows >= _MORE_ROWS or self._stop.is_set()  # at the end, until nothing comes
             full = rows >= self._flush_rows
             old = held and self._clock() - self._since[topic] >= self._flush_ns
             if full or old or (held and self._stop.is_set() and chunk is None):
@@ -236,7 +236,7 @@ class KeepLedger:
             self._since = self._clock() if self._since is None else self._since
         if self._since is not None and (self._clock() - self._since >= _LEDGER_FLUSH_NS or (chunk is None and self._stop.is_set())):
             self._flush(self._facts)
-        return chunk is not None and chunk.rows >= _MORE_ROWS
+        return chunk is not None and (chunk.rows >= _MORE_ROWS or self._stop.is_set())  # at the end, until nothing comes
 
     def _flush(self, facts: Facts) -> None:
         changes: dict[Key, tuple[int, list[Interval]]] = {}

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import logging
 import platform
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -18,8 +19,9 @@ import pyarrow as pa
 from tapeline import net
 from tapeline.config import Config, ProviderConfig, StoreConfig, environment, secret, store_password, stream_password
 from tapeline.errors import Busy, ConfigError, TapelineError, Unavailable
+from tapeline.jobs.repair import HISTORIES
 from tapeline.providers import CHANNELS, PROVIDERS, Provider, identity
-from tapeline.providers.session import FeedSettings, Plan
+from tapeline.providers.session import FeedSettings, Plan, rest_of
 from tapeline.records import NORMALIZED_TOPICS, RAW_TOPIC, Topic
 from tapeline.spool import Spool
 from tapeline.stages import LEDGER, NORMALIZE
@@ -88,6 +90,21 @@ def ledger_rows(config: Config) -> pa.Table | None:
     except Unavailable as error:
         log.warning("%s coverage and gaps are left out.", error)
         return None
+
+
+def has_history(config: Config) -> bool:
+    """Whether any of the configuration's feeds keeps a history that gaps can be filled from."""
+    return any((some.name, some.feed or PROVIDERS[some.name].DEFAULT_FEED) in HISTORIES for some in config.providers)
+
+
+def rest(config: Config, provider: str, feed: str, random: Random, sleep: Callable[[float], object] = time.sleep) -> net.Rest:
+    """Requests to the provider's REST address, by the first of the configuration's blocks for the feed. Raises ConfigError without one."""
+    module = PROVIDERS[provider]
+    for some in config.providers:
+        if some.name == provider and (some.feed or module.DEFAULT_FEED) == feed:
+            url = some.rest_url or (rest_of(some.url) if some.url else module.HISTORY_URL)
+            return net.Rest(url.rstrip("/"), net.tls_context(some.ca_file), random, sleep=sleep)
+    raise ConfigError(f"The configuration has no [[providers]] of {provider} {feed}: where its history is, nobody says.")
 
 
 def _postgres_store(config: Config) -> StoreConfig | None:

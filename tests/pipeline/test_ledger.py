@@ -48,7 +48,7 @@ def missing(found: list[Interval]) -> set[int]:
 
 def test_exactly_what_was_never_sent_is_missing_although_the_ledger_is_killed(home: Home, venue: Callable[..., VenueProcess]) -> None:
     market = venue("binance", "--rate", "600", "--limit", str(EVENTS), "--fault", "skip:0.02", "--fault", "duplicate:0.02", "--seed", "5")
-    home.configure(block("binance", market.url, ["BTCUSDT", "ETHUSDT"], ["trade", "bookTicker"]))
+    home.configure("repair = false\n" + block("binance", market.url, ["BTCUSDT", "ETHUSDT"], ["trade", "bookTicker"]))
     run = home.start("run", "--until-idle", "1.5")
     for _ in range(6 if PROVE else 2):
         time.sleep(0.8)
@@ -76,6 +76,46 @@ def test_exactly_what_was_never_sent_is_missing_although_the_ledger_is_killed(ho
     counted = "SELECT coalesce(sum(last_id - first_id + 1), 0) FROM gaps WHERE channel = 'trade'"
     told = home.ask("sql", counted, "--format", "csv")
     assert told.stdout.splitlines()[1] == str(sum(len(missing(some)) for some in found.values())), told.stderr
+
+
+def test_gaps_fill_by_themselves_from_the_provider_s_history_whoever_dies(home: Home, venue: Callable[..., VenueProcess]) -> None:
+    faults = [f"--fault={fault}" for fault in ("skip:0.02", "reset:2.5", "rest_429:1", "rest_error:2")]
+    market = venue("binance", "--rate", "500", "--limit", str(EVENTS), "--seed", "9", *faults)
+    home.configure(block("binance", market.url, ["BTCUSDT", "ETHUSDT"], ["trade", "aggTrade", "kline_1s"]))
+    run = home.start("run")
+    for stage in ("ledger", "repair", "normalize", "ingest", "lake") * (3 if PROVE else 1):
+        time.sleep(0.7)
+        home.kill(stage)
+
+    def happened() -> set[tuple[str, str, int]]:
+        """All but what was never sent at either end, of which nobody can know: no later id tells."""
+        told = [json.loads(line) for line in market.journal.read_text().splitlines() if line.endswith("}")]
+        events = [(one["event"], bool(one.get("skipped"))) for one in told if one["event"]["e"] in ("trade", "aggTrade")]
+        ids = [((one["e"], one["s"]), one.get("t", one.get("a")), skipped) for one, skipped in events]
+        sent = {stream: [number for of, number, skipped in ids if of == stream and not skipped] for stream, _, _ in ids}
+        return {(*of, number) for of, number, _ in ids if sent[of] and min(sent[of]) <= number <= max(sent[of])}
+
+    def kept() -> set[tuple[str, str, int]]:
+        found = home.rows("SELECT channel, replace(symbol, '/', ''), sequence FROM ticks")
+        assert len(found) == len(set(found))
+        return set(found)
+
+    until(lambda: len(happened()) > EVENTS / 2 and happened() <= kept(), "everything that happened is kept", 90)
+    run.send(signal.SIGTERM)
+    assert run.ends() == 0, run.said
+    market.stop()
+    assert happened() <= kept()
+    for symbol in ("BTCUSDT", "ETHUSDT"):
+        for channel in ("trade", "aggTrade"):
+            ids = sorted(number for name, of, number in kept() if (name, of) == (channel, symbol))
+            assert ids == list(range(ids[0], ids[-1] + 1))
+            found = ledger(home)[Key("binance", "spot", channel, f"{symbol[:3]}/USDT")]
+            assert missing(found) == set()
+    bars = home.rows("SELECT symbol, ts_ns FROM bars WHERE final ORDER BY symbol, ts_ns")
+    for symbol in ("BTC/USDT", "ETH/USDT"):
+        at = [ns for name, ns in bars if name == symbol]
+        assert at == list(range(at[0], at[-1] + 1, 1_000_000_000))
+    assert all(entry["balanced"] for entry in home.status()["equations"])
 
 
 def test_every_break_opens_a_gap_where_nothing_can_be_counted_and_the_commands_say_so(

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from datetime import UTC, date, datetime
+from random import Random
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -14,14 +15,17 @@ from rich.console import Console
 from rich.text import Text
 
 from tapeline.cli.app import app
-from tapeline.cli.terminal import ConfigOption, Format, load_config, reader_may_leave
+from tapeline.cli.terminal import ConfigOption, Format, load_config, own_stage, reader_may_leave, stop_on_signal, stream_with_data
 from tapeline.config import Config
 from tapeline.errors import ConfigError
+from tapeline.monitor.status import StatusFile
 from tapeline.records import NS_PER_S
 
 if TYPE_CHECKING:
     from tapeline.completeness import Answer, Interval, Key
 
+#: How often the ledger is looked at for gaps that have opened.
+_LOOK_EVERY_S: Final = 3.0
 #: What `complete` ends with.
 _STATUSES: Final = {"complete": 0, "incomplete": 1, "unprovable": 3}
 _MARKS: Final = {"complete": ("yes", "bold green"), "incomplete": ("no", "bold red"), "unprovable": ("cannot be proven", "bold yellow")}
@@ -108,6 +112,65 @@ def complete(
             _show(one, day, end_ns < start_ns + _DAY_NS)
     verdicts = {one.verdict for one in answers}
     raise typer.Exit(_STATUSES[next(some for some in ("incomplete", "unprovable", "complete") if some in verdicts)])
+
+
+@app.command()
+def repair(
+    symbol: Annotated[list[str] | None, typer.Option(help="Only this symbol (canonical, such as BTC/USDT); repeatable.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be asked for, and ask for nothing.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", help="Go on, and fill gaps as they open, as `tapeline run` does.")] = False,
+    config: ConfigOption = None,
+) -> None:
+    """Fill the gaps that the provider's history can fill: ask it for the numbers that are missing, and send the pages through the stream.
+
+    Of Binance: trade, aggTrade and klines. `tapeline normalize`, the stores and the ledger have to run, or be started afterwards; what the
+    history does not hold either is then unrecoverable, and said to be. Killed or called twice, it doubles nothing.
+
+    Example: `tapeline repair --symbol BTC/USDT --dry-run`
+    """
+    from tapeline import wiring
+    from tapeline.jobs.repair import repair as fill
+    from tapeline.jobs.repair import wanted
+
+    settings = load_config(config)
+    if follow:
+        _keep_repairing(settings)
+        return
+    chosen = [(key, one) for key, one in wanted(_known(settings), time.time_ns()) if not symbol or key.symbol in symbol]
+    if not chosen:
+        typer.echo("No gap is known that a provider's history could fill.")
+        return
+    if dry_run:
+        _show_gaps([_row(key, one) for key, one in chosen])
+        return
+    stream = stream_with_data(settings)
+    try:
+        requests = wiring.rest(settings, "binance", "spot", Random())
+        for done in fill(chosen, stream, lambda one: requests.get(one.path, one.weight), time.time_ns):
+            typer.echo(f"{done.key.symbol} {done.key.channel} {done.first} to {done.last}: {done.events:,} events on {done.pages} pages")
+    finally:
+        stream.close()
+
+
+def _keep_repairing(settings: Config) -> None:
+    from tapeline import flow, net, wiring
+    from tapeline.jobs.repair import KeepRepairing
+    from tapeline.stores.ledger import read_intervals
+
+    stop, random = stop_on_signal(with_parent=True), Random()
+    with own_stage(settings, "repair"):
+        stream, ledger = wiring.open_stream(settings), wiring.open_ledger(settings)
+        requests = wiring.rest(settings, "binance", "spot", random, stop.wait)
+        stage = KeepRepairing(
+            stream,
+            lambda: read_intervals(ledger.intervals()),
+            lambda one: requests.get(one.path, one.weight),
+            StatusFile(settings.root, "repair"),
+            time.time_ns,
+        )
+        flow.run(stage.step, stop, rest_s=_LOOK_EVERY_S, waits=lambda: net.backoff(random, cap_s=60.0))
+        stage.finish()
+        stream.close()
 
 
 def _known(settings: Config) -> Mapping[Key, list[Interval]]:

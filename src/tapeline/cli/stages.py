@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import os
 import signal
@@ -12,15 +11,14 @@ import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from random import Random
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from tapeline.cli.app import app
-from tapeline.cli.terminal import ConfigOption, load_config, run_loop, stop_on_signal, supervisor, terminal
+from tapeline.cli.terminal import ConfigOption, load_config, own_stage, run_loop, stop_on_signal, supervisor, terminal
 from tapeline.config import Config, environment
 from tapeline.errors import Busy, ConfigError
-from tapeline.locks import own
 from tapeline.monitor.status import StatusFile, worker_name
 
 log = logging.getLogger("tapeline")
@@ -173,12 +171,6 @@ async def stop_with_parent(stop: asyncio.Event) -> None:
     while os.getppid() == supervisor():
         await asyncio.sleep(0.5)
     stop.set()
-
-
-def own_stage(settings: Config, stage: str) -> Any:
-    """A stage's lock. Under a supervisor, a predecessor that is just ending, at most as long as it may finish its work, is waited for."""
-    gc.freeze()  # what start-up has made is never garbage: a collection that walks it all would be felt in the latency
-    return own(settings.root / "locks" / stage, f"tapeline {stage}", wait_s=90.0 if supervisor() is not None else 0.0)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -20,6 +21,7 @@ from rich.logging import RichHandler
 
 from tapeline.config import Config, environment, load
 from tapeline.errors import ConfigError
+from tapeline.locks import own
 
 if TYPE_CHECKING:
     from tapeline.streams import Stream
@@ -110,3 +112,9 @@ def escape(text: str) -> str:
     from rich.markup import escape
 
     return escape(text)
+
+
+def own_stage(settings: Config, stage: str) -> Any:
+    """A stage's lock. Under a supervisor, a predecessor that is just ending, at most as long as it may finish its work, is waited for."""
+    gc.freeze()  # what start-up has made is never garbage: a collection that walks it all would be felt in the latency
+    return own(settings.root / "locks" / stage, f"tapeline {stage}", wait_s=90.0 if supervisor() is not None else 0.0)

@@ -17,6 +17,8 @@ class Provider(Protocol):
     #: Feed to channel name to channel.
     CHANNELS: Mapping[str, Mapping[str, Channel]]
     DEFAULT_FEED: str
+    #: Where its history is asked for.
+    HISTORY_URL: str
     #: Whether an account may have one connection to an endpoint alone, or a few.
     ONE_CONNECTION: bool
     #: Which secrets it needs: `key`, `secret`.

@@ -336,6 +336,7 @@ def decode(feed: str, frames: Frames, events: Events) -> None:
 # The session.
 
 STREAM_URL: Final = "wss://stream.data.alpaca.markets"
+HISTORY_URL: Final = "https://data.alpaca.markets"
 #: Whether an account may have one connection to an endpoint alone, or a few.
 ONE_CONNECTION: Final = True
 DEFAULT_FEED: Final = "iex"

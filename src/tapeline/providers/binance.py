@@ -1,4 +1,4 @@
-"""Binance spot: the wire structs, what they mean, and the session that asks for them.
+"""Binance spot: what the wire's events mean, and the session that asks for them.
 
 Facts: Binance's public spot API documentation, "WebSocket Streams" and "General endpoints". No key is needed.
 """
@@ -8,13 +8,15 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tapeline.providers import binance_history
+from tapeline.providers.binance_wire import AggTrade, BookTicker, Kline, Trade
 from tapeline.providers.normalizing import (
     SAME_CONTENT,
     SEQUENCE,
@@ -45,63 +47,6 @@ QUOTE_ASSETS: Final = frozenset(
     " RLUSD RON RUB SOL TRX TRY TUSD U UAH USD1 USDC USDE USDP USDS USDT UST VAI XRP XUSD ZAR".split()
 )
 _LONGEST_QUOTE: Final = max(map(len, QUOTE_ASSETS))
-
-
-class Trade(msgspec.Struct, gc=False):
-    """`{"e":"trade","E":1672515782136,"s":"BNBBTC","t":12345,"p":"0.001","q":"100","T":1672515782136,"m":true,"M":true}`"""
-
-    e: Literal["trade"]
-    s: str
-    t: Int64
-    p: str
-    q: str
-    T: Int64
-    m: bool  # the buyer was the maker: the aggressor sold
-
-
-class AggTrade(msgspec.Struct, gc=False):
-    """`{"e":"aggTrade","E":..,"s":"BNBBTC","a":12345,"p":"0.001","q":"100","f":100,"l":105,"T":1672515782136,"m":true}`"""
-
-    e: Literal["aggTrade"]
-    s: str
-    a: Int64
-    p: str
-    q: str
-    T: Int64
-    m: bool
-
-
-class BookTicker(msgspec.Struct, gc=False):
-    """`{"u":400900217,"s":"BNBUSDT","b":"25.35190000","B":"31.21000000","a":"25.36520000","A":"40.66000000"}`: no time, no `e`."""
-
-    u: Int64
-    s: str
-    b: str
-    B: str
-    a: str
-    A: str
-
-
-class KlineBody(msgspec.Struct, gc=False):
-    t: Int64
-    i: str
-    o: str
-    c: str
-    h: str
-    l: str  # noqa: E741 the wire's own name
-    v: str
-    q: str
-    n: Int64
-    x: bool
-
-
-class Kline(msgspec.Struct, gc=False):
-    """`{"e":"kline","E":..,"s":"BNBBTC","k":{"t":..,"i":"1m","o":"0.0010",..,"v":"1000","n":100,"x":false,"q":"1.0000",..}}`"""
-
-    e: Literal["kline"]
-    E: Int64
-    s: str
-    k: KlineBody
 
 
 _SELL: Final = pa.scalar("sell")
@@ -246,6 +191,9 @@ _PROBE: Final = msgspec.json.Decoder(_Probe)
 _KLINE_INTERVAL: Final = msgspec.json.Decoder(_Interval)
 
 
+#: The line before a page.
+_ASKED: Final = msgspec.json.Decoder(binance_history.Asked)
+
 #: The texts that Binance sends, from the channel's name on; a frame of any other text is decoded as JSON.
 _SHAPES: Final = CombinedShapes(
     {
@@ -265,6 +213,8 @@ _SHAPE_COLUMNS: Final = {"trade": _trade_columns, "aggTrade": _trade_columns, "b
 def decode(feed: str, frames: Frames, events: Events) -> None:
     """Sort the frames of spot, the only feed: those of a known text as columns, the others one by one as JSON."""
     del feed
+    if frames.pages:
+        frames = _decode_pages(frames, events)
     events.seen += len(frames)
     if len(frames) < _SHAPES_FROM:
         _decode_json(frames, events)
@@ -280,6 +230,29 @@ def decode(feed: str, frames: Frames, events: Events) -> None:
         events.reads.append(Read(_SPOT[name], rows, columns))
     if len(others):
         _decode_json(Frames(frames.payload, others), events)
+
+
+def _decode_pages(frames: Frames, events: Events) -> Frames:
+    """Sort the rows of the pages; the frames that are none are left."""
+    rest = []
+    for row, body in frames:
+        head = frames.pages.get(row)
+        if head is None:
+            rest.append(row)
+            continue
+        try:
+            asked = _ASKED.decode(head)
+            channel = _SPOT[asked.channel]
+            found = binance_history.events_of(asked.channel, asked.symbol, asked.time_ms, body)
+        except (KeyError, *UNREADABLE) as error:
+            events.seen += 1
+            events.rejects.add(Reject(f"page: {error}", body), row, 0)
+            continue
+        events.seen += len(found)
+        rows = events.rows(channel)
+        for index, event in enumerate(found):
+            rows.add(event, row, index)
+    return Frames(frames.payload, np.array(rest, np.int64))
 
 
 def _decode_json(frames: Frames, events: Events) -> None:
@@ -336,6 +309,8 @@ def _route(frame: bytes, row: int, events: Events, routes: dict[bytes, tuple[str
 
 STREAM_URL: Final = "wss://data-stream.binance.vision"
 REST_URL: Final = "https://data-api.binance.vision"
+#: The host above has no historicalTrades.
+HISTORY_URL: Final = "https://api.binance.com"
 #: Whether an account may have one connection to an endpoint alone, or a few.
 ONE_CONNECTION: Final = False
 DEFAULT_FEED: Final = "spot"

@@ -127,6 +127,8 @@ class Frames:
     payload: pa.BinaryArray
     #: Which rows of `payload`; None: all.
     rows: npt.NDArray[np.int64] | None = None
+    #: Rows that are pages of the provider's history, with the JSON line that says what was asked for.
+    pages: Mapping[int, bytes] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.payload) if self.rows is None else len(self.rows)
@@ -167,8 +169,10 @@ class Events:
 #: Kinds of raw records that say what became of a connection, rather than what it carried.
 _OWN_NOTICES: Final = frozenset({"opened", "subscribed", "closed", "refused"})
 
-#: The index of the notice of a retry: behind every event that the retried bytes may hold.
-_RETRIED_AT: Final = 2**31 - 1
+#: Kinds of raw records that begin with a JSON line, which becomes a notice of its own.
+_HEADED: Final = frozenset({"retried", "fetched"})
+#: The index of that notice: behind every event that the bytes after the line may hold.
+_BEHIND_ALL: Final = 2**31 - 1
 
 #: Sorts the frames of one feed into events.
 Decode: TypeAlias = Callable[[str, Frames, Events], None]
@@ -247,10 +251,11 @@ class _Source:
         if pc.any(pc.not_equal(kind, _FRAME)).as_py():
             self._special = {row: text for row, text in enumerate(kind.to_pylist()) if text != "frame"}
         self.payload: pa.BinaryArray = raw["payload"]
-        self._again = {row: self.payload[row].as_py().partition(b"\n")[0] for row, text in self._special.items() if text == "retried"}
-        if self._again:
+        headed = [row for row, text in self._special.items() if text in _HEADED]
+        self._head = {row: self.payload[row].as_py().partition(b"\n")[0] for row in headed}
+        if headed:
             frames = enumerate(self.payload.to_pylist())
-            self.payload = pa.array([f.partition(b"\n")[2] if row in self._again else f for row, f in frames], pa.binary())
+            self.payload = pa.array([f.partition(b"\n")[2] if row in self._head else f for row, f in frames], pa.binary())
 
     def by_feed(self) -> list[tuple[tuple[str, str], list[int] | None]]:
         """(provider, feed) with the rows that carry it; in the usual case one feed has them all, which None says."""
@@ -271,6 +276,7 @@ class _Source:
         if not self._special:
             return Frames(self.payload, None if rows is None else np.array(rows, np.int64))
         frames: list[int] = []
+        pages: dict[int, bytes] = {}
         for row in range(self._raw.num_rows) if rows is None else rows:
             kind = self._special.get(row)
             if kind is None:
@@ -278,14 +284,16 @@ class _Source:
                 continue
             events.seen += 1
             payload = self.payload[row].as_py()
-            if kind == "retried":
-                events.notices.add(Notice(kind, self._again[row].decode("utf-8", "replace")), row, _RETRIED_AT)
+            if kind in _HEADED:
+                events.notices.add(Notice(kind, self._head[row].decode("utf-8", "replace")), row, _BEHIND_ALL)
                 frames.append(row)
+                if kind == "fetched":
+                    pages[row] = self._head[row]
             elif kind in _OWN_NOTICES:
                 events.notices.add(Notice(kind, payload.decode("utf-8", "replace")), row, 0)
             else:
                 events.rejects.add(Reject(f"unknown kind of raw record {kind!r}", payload), row, 0)
-        return Frames(self.payload, np.array(frames, np.int64))
+        return Frames(self.payload, np.array(frames, np.int64), pages)
 
     def event(self, row: int, index: int) -> bytes:
         """The bytes of one event: its element where the frame is an array, else the frame itself."""

@@ -294,6 +294,7 @@ def decode(feed: str, frames: Frames, events: Events) -> None:
 # The session.
 
 STREAM_URL: Final = "wss://socket.massive.com"
+HISTORY_URL: Final = "https://api.massive.com"
 #: Whether an account may have one connection to an endpoint alone, or a few.
 ONE_CONNECTION: Final = True
 DEFAULT_FEED: Final = "stocks"

@@ -11,7 +11,9 @@ from tapeline.venues.quota import Quota
 from tapeline.venues.session import Reply
 
 if TYPE_CHECKING:
-    from tapeline.venues.events import Topic
+    from collections.abc import Sequence
+
+    from tapeline.venues.events import Event, Topic
     from tapeline.venues.faults import Faults
     from tapeline.venues.options import VenueOptions
     from tapeline.venues.session import Request, Session
@@ -67,6 +69,9 @@ class Alpaca:
 
     def get(self, _request: Request) -> Reply | None:
         return None  # nothing is served yet
+
+    def happened(self, events: Sequence[Event]) -> None:
+        """Of this provider the venue serves no history."""
 
     def resolve(self, topic: Topic) -> list[Topic]:
         feed, channel, symbol = topic

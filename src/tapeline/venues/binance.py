@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from tapeline.venues.binance_history import BinanceHistory
 from tapeline.venues.binance_session import BinanceSession
 from tapeline.venues.binance_tape import BinanceTape, split_symbol
 from tapeline.venues.quota import Quota
 from tapeline.venues.session import Reply
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
-    from tapeline.venues.events import Topic
+    from tapeline.venues.events import Event, Topic
     from tapeline.venues.faults import Faults
     from tapeline.venues.market import Instrument
     from tapeline.venues.options import VenueOptions
@@ -25,8 +26,9 @@ _LONGEST_PATH: Final = 8_000
 _UNITS: Final = {"": False, "MILLISECOND": False, "millisecond": False, "MICROSECOND": True, "microsecond": True}
 _RAW: Final = re.compile(r"/ws(/.*)?")
 _JSON: Final = {"Content-Type": "application/json;charset=UTF-8"}
+_WEIGHT_A_MINUTE: Final = 6_000
 _LIMITS: Final = (
-    {"rateLimitType": "REQUEST_WEIGHT", "interval": "MINUTE", "intervalNum": 1, "limit": 6_000},
+    {"rateLimitType": "REQUEST_WEIGHT", "interval": "MINUTE", "intervalNum": 1, "limit": _WEIGHT_A_MINUTE},
     {"rateLimitType": "RAW_REQUESTS", "interval": "MINUTE", "intervalNum": 5, "limit": 300_000},
 )
 
@@ -44,7 +46,12 @@ class Binance:
         self._forbidden = Quota(faults.number("auth_refused"))
         self._too_many = Quota(faults.number("connection_limit"))
         self._clock = clock
+        self.history = BinanceHistory(faults, clock, _WEIGHT_A_MINUTE)
         self._routes: dict[str, tuple[int, Callable[[Request], Reply]]] = {  # path -> weight, what answers
+            "/api/v3/aggTrades": (4, self.history.agg_trades),
+            "/api/v3/historicalTrades": (25, self.history.trades),
+            "/api/v3/trades": (25, self.history.trades),
+            "/api/v3/klines": (2, self.history.klines),
             "/api/v3/ping": (1, lambda _: _json({})),
             "/api/v3/time": (1, lambda _: _json({"serverTime": self._clock() // 1_000_000})),
             "/api/v3/exchangeInfo": (20, self._exchange_info),
@@ -81,8 +88,17 @@ class Binance:
         if route is None:
             return None
         weight, answer = route
-        reply = answer(request)
-        return Reply(reply.status, reply.body, {**reply.headers, "X-MBX-USED-WEIGHT-1M": str(weight)})
+        try:
+            reply = self.history.refused(weight) or answer(request)
+        except ValueError:
+            reply = _json({"code": -1100, "msg": "Illegal characters found in a parameter."}, 400)
+        return Reply(reply.status, reply.body, {**reply.headers, "X-MBX-USED-WEIGHT-1M": str(self.history.spent)})
+
+    def happened(self, events: Sequence[Event]) -> None:
+        for event in (*self.tape.unheard, *events):
+            if event.topic.channel != "bookTicker":
+                self.history.keep(event)
+        self.tape.unheard.clear()
 
     def resolve(self, topic: Topic) -> list[Topic]:
         return [topic]

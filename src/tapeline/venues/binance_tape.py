@@ -27,6 +27,7 @@ _WIDTHS: Final[dict[str, tuple[int, int]]] = {
     "1w": (7 * DAY_NS, 4 * DAY_NS),
 }
 INTERVALS: Final = (*_WIDTHS, "1M")
+_MOST_UNHEARD_NS: Final = _HOUR_NS
 _LAG_NS: Final = 300_000  # from the trade to its event
 #: symbol, price, price decimals, size decimals (together at most 8: so 8 decimals hold their product), typical lots
 _LISTED: Final = (
@@ -108,6 +109,8 @@ class BinanceTape:
             one: _Book(3_735_683_259 + 7_919 * n, 2_961_000_000 + 5_003 * n, 50_093_239_000 + 104_729 * n, one.price, {})
             for n, one in enumerate(self._instruments)
         }
+        #: Klines that closed while nobody listened: history has them.
+        self.unheard: list[Event] = []
         self._scales = {one: (10 ** (8 - one.price_decimals), 10 ** (8 - one.size_decimals)) for one in self._instruments}
 
     def instruments(self) -> list[Instrument]:
@@ -220,10 +223,10 @@ class BinanceTape:
     def _advance(self, instrument: Instrument, book: _Book, kline: _Kline, ns: int, out: list[Event]) -> None:
         """Close every window that `ns` has left behind: the grid has no holes while a symbol trades."""
         while ns >= kline.bar.end_ns:
-            if kline.wanted:
-                out.append(self._kline(instrument, kline, ns, final=True))
-            # Windows that passed while nobody listened are gone, as they are at the exchange.
-            start, end = window(kline.interval, kline.bar.end_ns if kline.wanted else ns, kline.offset_ns)
+            (out if kline.wanted else self.unheard).append(self._kline(instrument, kline, ns, final=True))
+            # Of windows that passed while nobody listened for long, not even history is made up.
+            close = kline.wanted or ns - kline.bar.end_ns < _MOST_UNHEARD_NS
+            start, end = window(kline.interval, kline.bar.end_ns if close else ns, kline.offset_ns)
             kline.bar = Bar.flat(start, end, kline.bar.close or book.last)
 
     def _kline(self, instrument: Instrument, kline: _Kline, now_ns: int, *, final: bool) -> Event:

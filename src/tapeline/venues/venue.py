@@ -237,6 +237,7 @@ class Venue:
     def _distribute(self, events: list[Event]) -> None:
         audience = self._audience
         batches: dict[Connection, list[Event]] = {}
+        self._provider.happened(events)
         for event in events:
             listeners = audience.get(event.topic, ())
             if self._skip and self._random.random() < self._skip:

@@ -1,0 +1,259 @@
+"""Gaps are asked for at the provider's history, and what comes is checked: a page that is not what was asked for fills nothing."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from random import Random
+from typing import Any, ClassVar
+
+import pytest
+
+from frames import rows
+from made import NOON
+from tapeline import net
+from tapeline.completeness import Facts, Interval, Key, absorb, intervals
+from tapeline.errors import Refused, Unavailable
+from tapeline.jobs.repair import SETTLED_NS, WrongPage, repair, wanted
+from tapeline.providers import DECODERS
+from tapeline.providers.binance_history import Request
+from tapeline.providers.normalizing import normalize
+from tapeline.records import NS_PER_MS, NS_PER_S, RAW_TOPIC
+from tapeline.streams.embedded import EmbeddedStream
+from test_completeness import bar, chunk, opened, trade
+
+TRADES = Key("binance", "spot", "trade", "BTC/USDT")
+BARS = Key("binance", "spot", "kline_1s", "BTC/USDT")
+T0 = NOON // NS_PER_MS
+
+
+def page(first: int, last: int) -> bytes:
+    """Single trades as REST gives them; those that `trade` of the other tests makes of the stream."""
+    row = {"price": "1.5", "qty": "2", "quoteQty": "3", "isBuyerMaker": True, "isBestMatch": True}
+    return json.dumps([{"id": number, **row, "time": T0 + number * 1000} for number in range(first, last + 1)]).encode()
+
+
+class Provider:
+    """Answers with prepared pages, one after the other, and remembers what it was asked for."""
+
+    def __init__(self, *pages: bytes) -> None:
+        self.pages, self.asked = list(pages), list[str]()
+
+    def __call__(self, request: Request) -> bytes:
+        self.asked.append(request.path)
+        return self.pages.pop(0)
+
+
+@pytest.fixture
+def stream(tmp_path: Path) -> Iterator[EmbeddedStream]:
+    found = EmbeddedStream(tmp_path / "stream")
+    yield found
+    found.close()
+
+
+def gap(first: int, last: int) -> tuple[Key, Interval]:
+    return TRADES, Interval(NOON, NOON + NS_PER_S, "open", "", first, last)
+
+
+def fetched(stream: EmbeddedStream) -> list[bytes]:
+    some = stream.read(RAW_TOPIC, {}, 1_000)
+    return [payload.partition(b"\n")[2] for payload in some.batch["payload"].to_pylist()] if some is not None else []
+
+
+def filled(stream: EmbeddedStream, *gaps: tuple[Key, Interval], get: Callable[[Request], bytes]) -> list[tuple[int, int, int]]:
+    return [(one.first, one.pages, one.events) for one in repair(gaps, stream, get, lambda: NOON + 100 * NS_PER_S)]
+
+
+def test_a_fetched_trade_is_the_row_that_the_stream_would_have_made(stream: EmbeddedStream) -> None:
+    filled(stream, gap(7, 9), get=Provider(page(7, 9)))
+    some = stream.read(RAW_TOPIC, {}, 10)
+    assert some is not None
+    from_history = rows(normalize(some, DECODERS))
+    live = rows(normalize(chunk([trade(7, 7), trade(8, 8), trade(9, 9)]), DECODERS))
+    own = ("received_ns", "latency_ns", "raw_offset", "raw_index", "raw_partition")
+    assert [{k: v for k, v in row.items() if k not in own} for row in from_history["ticks"]] == [
+        {k: v for k, v in row.items() if k not in own} for row in live["ticks"]
+    ]
+    assert [(row["raw_offset"], row["raw_index"]) for row in from_history["ticks"]] == [(0, 0), (0, 1), (0, 2)]
+    (notice,) = from_history["notices"]
+    assert (notice["kind"], json.loads(notice["detail"])["done"]) == ("fetched", True)
+    (count,) = normalize(some, DECODERS).counts.values()
+    assert (count.seen, count.ticks, count.notices, count.rejected) == (4, 3, 1, 0)
+
+
+def test_a_fetched_bar_is_final_once_its_window_had_ended(stream: EmbeddedStream) -> None:
+    at = [T0 + 1000 * second for second in (5, 6, 99, 100)]
+    body = [[ms, "1.0", "1.0", "1.0", "1.0", "1", ms + 999, "1", 1, "0", "0", "0"] for ms in at]
+    missing = (BARS, Interval(NOON + 5 * NS_PER_S, NOON + 101 * NS_PER_S, "open", "", 1, 2))
+    provider = Provider(json.dumps(body).encode(), b"[]")
+    filled(stream, missing, get=provider)
+    assert f"startTime={T0 + 5_000}&endTime={T0 + 100_999}" in provider.asked[0]
+    some = stream.read(RAW_TOPIC, {}, 10)
+    assert some is not None
+    found = rows(normalize(some, DECODERS))["bars"]
+    assert [row["final"] for row in found] == [True, True, True, False]
+    live = rows(normalize(chunk([bar(5)]), DECODERS))["bars"][0]
+    same = ("symbol", "ts_ns", "interval", "open", "high", "low", "close", "volume", "vwap", "trades", "final", "exchange", "channel")
+    assert {name: found[0][name] for name in same} == {name: live[name] for name in same}
+
+
+def test_pages_follow_one_another_until_everything_was_asked_for(stream: EmbeddedStream) -> None:
+    provider = Provider(page(1, 1000), page(1001, 1400), page(1401, 1500))
+    assert filled(stream, gap(1, 1500), get=provider) == [(1, 3, 1500)]
+    assert [path.partition("fromId=")[2] for path in provider.asked] == ["1&limit=1000", "1001&limit=500", "1401&limit=100"]
+    assert fetched(stream) == [page(1, 1000), page(1001, 1400), page(1401, 1500)]  # the second was cut short, and not taken for the last
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (page(1, 3), "do not rise from 4"),
+        (json.dumps([*json.loads(page(5, 5)), *json.loads(page(4, 4))]).encode(), "do not rise"),
+        (json.dumps(json.loads(page(4, 4)) * 2).encode(), "do not rise"),
+        (b"[]", "is empty"),
+        (b"<html>busy</html>", "cannot be read"),
+        (b'{"code":-1121,"msg":"Invalid symbol."}', "cannot be read"),
+        (page(4, 4)[:-5], "cannot be read"),
+    ],
+)
+def test_a_page_that_is_not_what_was_asked_for_is_named_and_fills_nothing(body: bytes, said: str, stream: EmbeddedStream) -> None:
+    with pytest.raises(WrongPage, match=said):
+        filled(stream, gap(4, 9), get=Provider(body))
+    assert fetched(stream) == []
+
+
+def test_what_the_history_does_not_hold_is_unrecoverable_and_only_that() -> None:
+    facts = Facts()
+    live = chunk([*opened(0), trade(1, 1), trade(6, 6)])
+    absorb(facts, live, normalize(live, DECODERS))
+    head = {"channel": "trade", "symbol": "BTCUSDT", "name": "BTC/USDT", "time_ms": T0, "first": 2, "last": 5}
+    first_page = ("repair-1", "fetched", NOON + 9 * NS_PER_S, json.dumps(head | {"done": False}).encode() + b"\n" + page(3, 3))
+    some = chunk([first_page], 100)
+    absorb(facts, some, normalize(some, DECODERS))
+    assert [(one.state, one.first_id, one.last_id) for one in intervals(facts, TRADES)[1:6]] == [
+        ("proven", 1, 1),
+        ("open", 2, 2),
+        ("proven", 3, 3),
+        ("open", 4, 5),
+        ("proven", 6, 6),
+    ]
+    last_page = ("repair-1", "fetched", NOON + 10 * NS_PER_S, json.dumps(head | {"done": True}).encode() + b"\n" + page(5, 6))
+    some = chunk([last_page], 101)
+    absorb(facts, some, normalize(some, DECODERS))
+    assert [(one.state, one.first_id, one.last_id) for one in intervals(facts, TRADES)[1:6]] == [
+        ("proven", 1, 1),
+        ("unrecoverable", 2, 2),
+        ("proven", 3, 3),
+        ("unrecoverable", 4, 4),
+        ("proven", 5, 6),
+    ]
+    assert "not in the provider's history" in intervals(facts, TRADES)[2].evidence
+
+
+def test_gaps_are_wanted_that_have_numbers_and_have_come_to_rest_the_latest_first() -> None:
+    def one(at_s: int, state: Any = "open", first_id: int | None = 1) -> Interval:
+        return Interval(at_s * NS_PER_S, (at_s + 1) * NS_PER_S, state, "", first_id, first_id)
+
+    known = {
+        TRADES: [one(1), one(2, "proven"), one(3, "unrecoverable"), one(9), one(20)],
+        Key("alpaca", "iex", "trades", "AAPL"): [one(1)],
+        TRADES._replace(channel="bookTicker"): [one(1, first_id=None)],
+    }
+    assert wanted(known, 21 * NS_PER_S + SETTLED_NS) == [(TRADES, one(9)), (TRADES, one(1))]
+
+
+# Requests
+
+
+class Replies(http.server.BaseHTTPRequestHandler):
+    """Answers what the test has put down, in turn."""
+
+    replies: ClassVar[list[tuple[int, dict[str, str], bytes]]] = []
+
+    def do_GET(self) -> None:
+        status, headers, body = self.replies.pop(0)
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *said: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    with http.server.HTTPServer(("127.0.0.1", 0), Replies) as found:
+        thread = threading.Thread(target=found.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield f"http://127.0.0.1:{found.server_address[1]}"
+        found.shutdown()
+        thread.join()
+
+
+class Time:
+    """A clock that only sleeping moves."""
+
+    def __init__(self) -> None:
+        self.now, self.slept = 0.0, list[float]()
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        self.slept.append(seconds)
+
+
+def client(server: str, time: Time, weight: int = 100) -> net.Rest:
+    return net.Rest(server, None, Random(1), weight_a_minute=weight, clock=lambda: time.now, sleep=time.sleep)
+
+
+def test_too_many_requests_are_waited_out_as_long_as_the_provider_says(server: str) -> None:
+    Replies.replies = [(429, {"Retry-After": "7"}, b"slow down"), (418, {"Retry-After": "120"}, b"banned"), (200, {}, b"[]")]
+    time = Time()
+    assert client(server, time).get("/x", 1) == b"[]"
+    assert [round(seconds) for seconds in time.slept] == [7, 120]
+
+
+def test_a_ban_for_days_is_for_the_caller_to_decide_on(server: str) -> None:
+    Replies.replies = [(418, {"Retry-After": "259200"}, b"banned")]
+    time = Time()
+    with pytest.raises(Unavailable, match="asks to wait 259200 s"):
+        client(server, time).get("/x", 1)
+    assert time.slept == []
+
+
+def test_a_fault_of_the_provider_is_tried_again_so_many_times_and_no_more(server: str) -> None:
+    Replies.replies = [(500, {}, b"oops"), (503, {}, b"busy"), (200, {}, b"ok")]
+    time = Time()
+    assert client(server, time).get("/x", 1) == b"ok"
+    Replies.replies = [(500, {}, b"oops")] * 20
+    with pytest.raises(Unavailable, match="HTTP 500: oops"):
+        client(server, time).get("/x", 1)
+    assert len(Replies.replies) == 14
+    assert max(time.slept) <= 30.0
+
+
+def test_a_wrong_request_is_not_sent_again(server: str) -> None:
+    Replies.replies = [(400, {}, b'{"code":-1121,"msg":"Invalid symbol."}')]
+    with pytest.raises(Refused, match="Invalid symbol"):
+        client(server, Time()).get("/x", 1)
+
+
+def test_an_address_that_does_not_answer_is_given_up_in_the_end() -> None:
+    time = Time()
+    with pytest.raises(Unavailable, match="tried 6 times"):
+        client("http://127.0.0.1:9", time).get("/x", 1)
+    assert len(time.slept) == 6
+
+
+def test_a_minute_s_weight_is_not_exceeded(server: str) -> None:
+    Replies.replies = [(200, {}, b"ok")] * 7
+    time = Time()
+    rest = client(server, time, weight=100)
+    for _ in range(7):
+        rest.get("/x", 25)
+    assert time.slept == [60.0]
