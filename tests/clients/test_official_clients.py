@@ -152,8 +152,10 @@ def _rounded(event: dict[str, Any]) -> dict[str, Any]:
 
 def test_binance_sdk_parses_every_stream_as_sent(tmp_path: Path) -> None:
     arguments = ["{url}", "http://{place}", "btcusdt"]
-    (information, *printed), told = _run(tmp_path, "binance", "binance", arguments, 600)
+    (information, *printed), told = _run(tmp_path, "binance", "binance", arguments, 900)
     assert information == ["BTCUSDT", "TRADING", "BTC", "USDT"]
+    history = {event["stream"].removeprefix("history of "): event["parsed"] for event in printed if event["stream"].startswith("history")}
+    printed = [event for event in printed if not event["stream"].startswith("history")]
     streams = {event["stream"] for event in printed}
     assert streams == {"trade", "aggTrade", "bookTicker", "kline_1s"}
     for stream in streams:
@@ -162,3 +164,17 @@ def test_binance_sdk_parses_every_stream_as_sent(tmp_path: Path) -> None:
         # The client's callback is set after its subscription was acknowledged: it misses what came in between.
         first = sent.index(parsed[0])
         assert parsed == sent[first : first + len(parsed)]
+    events = [line["event"] for line in told]
+    trades = {event["t"]: event for event in events if event.get("e") == "trade"}
+    found = [trades[row["id"]] for row in history["trade"]]
+    assert len(found) == 50
+    assert [(row["price"], row["qty"], row["time"], row["isBuyerMaker"]) for row in history["trade"]] == [
+        (event["p"], event["q"], event["T"], event["m"]) for event in found
+    ]
+    sums = {event["a"]: event for event in events if event.get("e") == "aggTrade"}
+    parsed = [{name: row[name] for name in "apqflTmM"} for row in history["aggTrade"]]
+    assert parsed == [{name: sums[row["a"]][name] for name in "apqflTmM"} for row in parsed]
+    bars = {event["k"]["t"]: event["k"] for event in events if event.get("e") == "kline" and event["k"]["x"]}
+    assert history["kline_1s"]
+    for row in history["kline_1s"]:
+        assert row[:9] == [bars[row[0]][name] for name in ("t", "o", "h", "l", "c", "v", "T", "q", "n")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import urllib.error
 import urllib.request
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -426,5 +427,59 @@ def test_a_kline_goes_on_while_its_listener_reconnects() -> None:
             assert len({event["k"]["t"] for event in second.parsed() if event["k"]["x"]}) == 1
             inside = [event for event in steady.parsed() if kline["t"] <= event["T"] <= kline["T"]]
             assert kline["n"] == len(inside) == kline["L"] - kline["f"] + 1
+
+    asyncio.run(scenario())
+
+
+async def fetched(url: str, path: str) -> tuple[int, dict[str, str], Any]:
+    """Status, headers and body of a GET."""
+
+    def get() -> tuple[int, dict[str, str], Any]:
+        try:
+            with urllib.request.urlopen(url.replace("ws:", "http:") + path, timeout=5) as reply:
+                return reply.status, dict(reply.headers), json.loads(reply.read())
+        except urllib.error.HTTPError as error:
+            return error.code, dict(error.headers), json.loads(error.read())
+
+    return await asyncio.to_thread(get)
+
+
+def test_history_holds_what_was_sent_and_what_a_fault_kept_back(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with running(binance(rate=2_000, faults=("skip:0.2",), journal=tmp_path / "sent.jsonl")) as url:
+            client = await connect(url + "/stream")
+            client.say(subscribe("btcusdt@trade", "btcusdt@aggTrade", "btcusdt@kline_1s"))
+            await client.count(1_500)
+            sent = [message["data"] for message in client.parsed()[1:]]
+            ids = [event["t"] for event in sent if event["e"] == "trade"]
+            assert any(b - a > 1 for a, b in pairwise(ids))
+            status, headers, trades = await fetched(url, f"/api/v3/historicalTrades?symbol=BTCUSDT&fromId={ids[0]}&limit=300")
+            assert status == 200
+            assert headers["X-MBX-USED-WEIGHT-1M"] == "25"
+            assert [row["id"] for row in trades] == list(range(ids[0], ids[0] + 300))
+            by_id = {event["t"]: event for event in sent if event["e"] == "trade"}
+            both = [(row, by_id[row["id"]]) for row in trades if row["id"] in by_id]
+            assert all((row["price"], row["qty"], row["time"], row["isBuyerMaker"]) == (e["p"], e["q"], e["T"], e["m"]) for row, e in both)
+            _, _, later = await fetched(url, f"/api/v3/aggTrades?symbol=BTCUSDT&startTime={trades[100]['time']}&limit=50")
+            assert [row["T"] for row in later] == sorted(row["T"] for row in later)
+            assert later[0]["T"] >= trades[100]["time"]
+            assert (await fetched(url, "/api/v3/aggTrades?symbol=NOSUCH"))[::2] == (400, {"code": -1121, "msg": "Invalid symbol."})
+            assert (await fetched(url, "/api/v3/aggTrades?symbol=BTCUSDT&limit=many"))[0] == 400
+            _, _, bars = await fetched(url, "/api/v3/klines?symbol=BTCUSDT&interval=1s")
+            assert all(b[0] - a[0] == 1_000 for a, b in pairwise(bars))
+
+    asyncio.run(scenario())
+
+
+def test_history_refuses_what_is_too_much_and_fails_as_told() -> None:
+    async def scenario() -> None:
+        async with running(binance(faults=("rest_error:1", "rest_429:1"))) as url:
+            assert (await fetched(url, "/api/v3/time"))[0] == 500
+            status, headers, _ = await fetched(url, "/api/v3/time")
+            assert (status, headers["Retry-After"]) == (429, "1")
+            assert (await fetched(url, "/api/v3/time"))[0] == 200
+            statuses = [(await fetched(url, "/api/v3/historicalTrades?symbol=BTCUSDT"))[0] for _ in range(241)]
+            assert statuses[0] in (200, 400)
+            assert statuses[-1] == 429  # 6,000 a minute, 25 each
 
     asyncio.run(scenario())

@@ -1,4 +1,4 @@
-"""Binance's own client: `client.py WS-URL HTTP-URL SYMBOL` prints every event of four streams as a JSON line.
+"""Binance's own client: `client.py WS-URL HTTP-URL SYMBOL` prints every event of four streams as a JSON line, and some of their history.
 
 The first line is what its REST client says of the symbol.
 """
@@ -34,6 +34,15 @@ async def main() -> None:
         ("kline_1s", await connection.kline(symbol=symbol, interval="1s")),
     ):
         handle.on("message", show(name))
+    await asyncio.sleep(2)
+    name = symbol.upper()
+    for stream, page in (
+        ("trade", client.rest_api.historical_trades(symbol=name, limit=50)),
+        ("aggTrade", client.rest_api.agg_trades(symbol=name, limit=50)),
+        ("kline_1s", client.rest_api.klines(symbol=name, interval="1s", limit=2)),
+    ):
+        rows = [row if isinstance(row, list) else row.to_dict() for row in page.data()]
+        print(json.dumps({"stream": f"history of {stream}", "parsed": rows}), flush=True)
     await asyncio.sleep(60)
 
 
