@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from random import Random
@@ -253,7 +254,8 @@ class KeepLedger:
         self._stream.acknowledge(LEDGER, RAW_TOPIC, self._positions)
 
     def _report(self) -> dict[str, Any]:
-        return {"keys": len(self._kept), "gaps": sum(one.state not in COVERED for found in self._kept.values() for one in found)}
+        states = Counter(one.state for found in self._kept.values() for one in found)
+        return {"keys": len(self._kept), "states": {state: count for state, count in states.items() if state not in COVERED}}
 
     def finish(self) -> None:
         self._status.write(self._report())

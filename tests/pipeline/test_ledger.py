@@ -145,6 +145,9 @@ def test_every_break_opens_a_gap_where_nothing_can_be_counted_and_the_commands_s
     events = [ns for (ns,) in home.rows("SELECT received_ns FROM ticks")]
     assert all(any(start <= ns <= end for start, end in heard) for ns in events)
 
+    status = home.status()
+    assert status["gaps"] == {"open": len(opens)}
+    assert f"gaps: {len(opens)} open" in home.ask("status").stdout
     shown = home.ask("gaps")
     assert shown.returncode == 1
     assert "BTC/USD, alpaca crypto quotes" in shown.stdout

@@ -110,6 +110,7 @@ def snapshot(
         "stages": stages,
         "providers": providers,
         "backlog": [asdict(backlog) for backlog in backlogs(stream, stores, raw_groups)] if stream is not None else [],
+        "gaps": words.get("ledger", {}).get("states"),  # by state; null where no ledger is kept
         "spool": {part: sum(word.get(part, 0) for word in ingests) for part in ("spooled", "spooled_bytes", "refused")},
         "equations": [
             {"stage": e.stage, "what": e.what, "read": e.read, **e.parts, "balanced": e.balanced, "text": str(e)}

@@ -12,7 +12,7 @@ from rich.text import Text
 
 def tables(snapshot: Mapping[str, Any]) -> RenderableType:
     """Providers, stages and the accounting, one under the other."""
-    return Group(_providers(snapshot), _stages(snapshot), _backlog(snapshot), *_spool(snapshot), *_accounting(snapshot))
+    return Group(_providers(snapshot), _stages(snapshot), _backlog(snapshot), *_spool(snapshot), *_gaps(snapshot), *_accounting(snapshot))
 
 
 def _providers(snapshot: Mapping[str, Any]) -> Table:
@@ -70,6 +70,14 @@ def _spool(snapshot: Mapping[str, Any]) -> list[Text]:
     if spool["refused"]:
         lines.append(Text(f"\nrefused: {spool['refused']:,} records found the spool full and are lost", style="bold red"))
     return lines
+
+
+def _gaps(snapshot: Mapping[str, Any]) -> list[Text]:
+    """What is known to be missing, where a ledger is kept."""
+    if snapshot["gaps"] is None:
+        return []
+    counted = ", ".join(f"{count:,} {state}" for state, count in snapshot["gaps"].items())
+    return [Text(f"\ngaps: {counted} (tapeline gaps)", style="yellow") if counted else Text("\ngaps: none known", style="green")]
 
 
 def _accounting(snapshot: Mapping[str, Any]) -> list[Text]:
