@@ -178,6 +178,45 @@ def test_windows_follow_one_another_without_a_hole(channel: str) -> None:
         number, at_ns = window
 
 
+def test_one_wrong_time_hides_no_gap_and_proves_no_other_day() -> None:
+    far = 300 * 86_400
+    frame = json.loads(trade(2, 2)[3])
+    frame["data"]["T"] += far * 1000
+    ahead = ("line-1", "frame", ns(2), json.dumps(frame, separators=(",", ":")).encode())
+    facts = known([trade(1, 1), ahead, trade(5, 5), trade(6, 6), trade(9, 9)])
+    assert [(one.first_id, one.last_id) for one in intervals(facts, TRADES) if one.state == "open"] == [(3, 4), (7, 8)]
+    found = answer(TRADES, intervals(facts, TRADES), ns(0), ns(10))
+    assert found.verdict == "incomplete"
+    assert {(one.first_id, one.last_id) for one in found.holes} >= {(3, 4), (7, 8)}
+    long_ago = json.loads(trade(1, 1)[3])
+    long_ago["data"]["T"] -= 8 * 365 * 86_400_000
+    first = ("line-1", "frame", ns(1), json.dumps(long_ago, separators=(",", ":")).encode())
+    facts = known([first, trade(2, 2)])
+    assert answer(TRADES, intervals(facts, TRADES), ns(-400 * 86_400), ns(-399 * 86_400)).verdict == "incomplete"
+
+
+def test_a_hole_that_ends_at_midnight_is_none_of_the_next_day_s() -> None:
+    assert ask(10, 20, Interval(ns(5), ns(10), "open", ""), Interval(ns(10), ns(20), "proven", "")).verdict == "complete"
+    assert ask(10, 20, Interval(ns(5), ns(10), "unprovable", ""), Interval(ns(10), ns(20), "proven", "")).verdict == "complete"
+    assert ask(10, 20, Interval(ns(10), ns(10), "open", ""), Interval(ns(10), ns(20), "proven", "")).verdict == "incomplete"
+
+
+def test_bars_of_another_interval_than_their_channel_s_count_for_nothing() -> None:
+    other = json.loads(bar(2)[3])
+    other["data"]["k"]["i"] = "1d"
+    huge = json.loads(bar(3)[3])
+    huge["data"]["k"]["i"] = "99999999999999999d"
+    frames = [("line-1", "frame", ns(4), json.dumps(body).encode()) for body in (other, huge)]
+    assert brief(known([bar(0), bar(1), *frames, bar(2), bar(3)]), BARS) == [(0.0, 4.0, "proven")]
+
+
+def test_names_that_no_database_keeps_are_left_out() -> None:
+    facts = known([told("closed", 2, by="provider", reason="a\0b" * 999), trade(1, 1)])
+    assert "\0" not in facts.lives["line-1"].reason
+    assert len(facts.lives["line-1"].reason) <= 300
+    assert known([trade(1, 1, symbol="A\0USDT"), trade(1, 1, symbol="B" * 999 + "USDT")]).keys() == set()
+
+
 def test_an_interval_that_nobody_knows_has_no_window() -> None:
     assert window_of("", 0) is None
     assert window_of("x", 0) is None
@@ -250,7 +289,29 @@ LIVES: dict[str, tuple[list[Record], list[tuple[float, float, str]]]] = {
             told("subscribed", 10, asked=["btcusdt@trade", "btcusdt@bookTicker"], missing=["btcusdt@bookTicker"]),
             trade(2, 11),
         ],
-        [],
+        [(0.0, float("inf"), "open")],
+    ),
+    "one record that was received and not kept": (
+        [*opened(0), quote(1), told("refused", 6, records=1, from_ns=ns(3), to_ns=ns(3), reason="full"), quote(8)],
+        [(0.1, 3.0, "unprovable"), (3.0, 3.0, "open"), (3.0, 8.0, "unprovable")],
+    ),
+    "not kept just before it broke": (
+        [
+            *opened(0),
+            quote(1),
+            quote(6),
+            told("refused", 6, records=1, from_ns=ns(6), to_ns=ns(6), reason="full"),
+            told("closed", 7, by="network", reason=""),
+        ],
+        [(0.1, 6.0, "unprovable"), (6.0, float("inf"), "open")],
+    ),
+    "killed, and another line goes on with the symbol and closes": (
+        [*opened(0), quote(1), *opened(3, "other-1"), quote(4, "other-1"), told("closed", 9, "other-1", by="tapeline", reason="stopped")],
+        [(0.1, 1.0, "unprovable"), (1.0, 3.1, "open"), (3.1, 9.0, "unprovable"), (9.0, float("inf"), "open")],
+    ),
+    "a replacement that failed, while the old one goes on": (
+        [*opened(0), quote(1), *opened(2, "line-2"), told("closed", 3, "line-2", by="network", reason=""), quote(5)],
+        [(0.1, 5.0, "unprovable")],
     ),
     "never confirmed, and comes all the same": (
         [

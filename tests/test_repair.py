@@ -19,7 +19,7 @@ from tapeline.completeness import Facts, Interval, Key, absorb, intervals
 from tapeline.errors import Refused, Unavailable
 from tapeline.jobs.repair import SETTLED_NS, WrongPage, repair, wanted
 from tapeline.providers import DECODERS
-from tapeline.providers.binance_history import Request
+from tapeline.providers.binance_history import Request, request
 from tapeline.providers.normalizing import normalize
 from tapeline.records import NS_PER_MS, NS_PER_S, RAW_TOPIC
 from tapeline.streams.embedded import EmbeddedStream
@@ -88,13 +88,13 @@ def test_a_fetched_bar_is_final_once_its_window_had_ended(stream: EmbeddedStream
     at = [T0 + 1000 * second for second in (5, 6, 99, 100)]
     body = [[ms, "1.0", "1.0", "1.0", "1.0", "1", ms + 999, "1", 1, "0", "0", "0"] for ms in at]
     missing = (BARS, Interval(NOON + 5 * NS_PER_S, NOON + 101 * NS_PER_S, "open", "", 1, 2))
-    provider = Provider(json.dumps(body).encode(), b"[]")
+    provider = Provider(json.dumps(body).encode(), json.dumps([[T0 + 101_000, *body[0][1:6], T0 + 101_999, *body[0][7:]]]).encode())
     filled(stream, missing, get=provider)
-    assert f"startTime={T0 + 5_000}&endTime={T0 + 100_999}" in provider.asked[0]
+    assert f"startTime={T0 + 5_000}&endTime={T0 + 101_000}" in provider.asked[0]  # the window behind the gap is known: no page is empty
     some = stream.read(RAW_TOPIC, {}, 10)
     assert some is not None
     found = rows(normalize(some, DECODERS))["bars"]
-    assert [row["final"] for row in found] == [True, True, True, False]
+    assert [row["final"] for row in found] == [True, True, True, False, False]
     live = rows(normalize(chunk([bar(5)]), DECODERS))["bars"][0]
     same = ("symbol", "ts_ns", "interval", "open", "high", "low", "close", "volume", "vwap", "trades", "final", "exchange", "channel")
     assert {name: found[0][name] for name in same} == {name: live[name] for name in same}
@@ -178,7 +178,8 @@ class Replies(http.server.BaseHTTPRequestHandler):
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body)))
+        if "Content-Length" not in headers:
+            self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
 
@@ -221,7 +222,7 @@ def test_too_many_requests_are_waited_out_as_long_as_the_provider_says(server: s
 def test_a_ban_for_days_is_for_the_caller_to_decide_on(server: str) -> None:
     Replies.replies = [(418, {"Retry-After": "259200"}, b"banned")]
     time = Time()
-    with pytest.raises(Unavailable, match="asks to wait 259200 s"):
+    with pytest.raises(Unavailable, match="asked for a pause: 259200 s"):
         client(server, time).get("/x", 1)
     assert time.slept == []
 
@@ -235,6 +236,44 @@ def test_a_fault_of_the_provider_is_tried_again_so_many_times_and_no_more(server
         client(server, time).get("/x", 1)
     assert len(Replies.replies) == 14
     assert max(time.slept) <= 30.0
+
+
+def test_a_ban_is_remembered_and_nothing_is_asked_until_it_is_over(server: str) -> None:
+    Replies.replies = [(418, {"Retry-After": "7200"}, b"banned"), (200, {}, b"ok")]
+    time = Time()
+    rest = client(server, time)
+    for _ in range(3):
+        with pytest.raises(Unavailable, match="asked for a pause: 7200 s"):
+            rest.get("/x", 1)
+    assert len(Replies.replies) == 1
+    time.now += 7_200
+    assert rest.get("/x", 1) == b"ok"
+
+
+def test_who_is_stopped_while_he_waits_asks_no_more(server: str) -> None:
+    Replies.replies = [(429, {"Retry-After": "100"}, b"slow down"), (200, {}, b"ok")]
+    rest = net.Rest(server, None, Random(1), sleep=lambda _: True)
+    with pytest.raises(Unavailable, match="stopped"):
+        rest.get("/x", 1)
+    assert len(Replies.replies) == 1
+
+
+@pytest.mark.parametrize(
+    ("symbol", "path"), [("币安人生USDT", "%E5%B8%81"), ("A B", "A%20B"), ("A&fromId=1&x=", "A%26fromId%3D1"), ("A\r\nX: y", "A%0D%0AX")]
+)
+def test_no_symbol_is_more_than_a_symbol(symbol: str, path: str) -> None:
+    for channel in ("trade", "aggTrade", "kline_1s"):
+        asked = request(channel, symbol, 1, 2).path
+        assert f"symbol={path}" in asked
+        assert asked.isascii()
+        assert not any(letter.isspace() for letter in asked)
+
+
+def test_an_answer_that_breaks_off_is_tried_again_and_a_path_that_is_none_is_refused(server: str) -> None:
+    Replies.replies = [(200, {"Content-Length": "9", "X-Cut": "1"}, b"cut"), (200, {}, b"ok")]
+    assert client(server, Time()).get("/x", 1) == b"ok"
+    with pytest.raises(Refused, match="no address"):
+        client(server, Time()).get("/with space", 1)
 
 
 def test_a_wrong_request_is_not_sent_again(server: str) -> None:

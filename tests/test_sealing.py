@@ -36,8 +36,14 @@ SYMBOLS = ("BTC/USDT", "ETH/USDT", "O'K\"/USDT", "币/USDT")
 
 
 def write(root: Path, topic: Topic, batch: pa.RecordBatch) -> None:
-    lake = Lake(root, identity)
-    lake.write(Chunk.dense(topic, 0, lake.totals(topic).positions.get(0, 0), batch))
+    for tries_left in range(4, -1, -1):
+        try:
+            lake = Lake(root, identity)
+            lake.write(Chunk.dense(topic, 0, lake.totals(topic).positions.get(0, 0), batch))
+            return
+        except DiskTrouble:  # a file that it read was replaced just then: a store tries again
+            if not tries_left:
+                raise
 
 
 def fill(root: Path, flushes: int = 6, first: int = 0) -> None:
@@ -83,7 +89,7 @@ def logged(root: Path, topic: Topic) -> list[tuple[Any, ...]]:
 
 def globbed(root: Path, topic: Topic) -> list[tuple[Any, ...]]:
     """What a reader of the folder sees."""
-    return rows_of([str(path) for path in (root / topic.table).glob("**/*.parquet")])
+    return rows_of([str(path) for path in (root / topic.table).glob("date=*/**/*.parquet")])
 
 
 @pytest.fixture
@@ -156,13 +162,13 @@ def test_a_day_of_many_rows_becomes_files_of_whole_symbols(root: Path, monkeypat
 
 def test_a_copy_that_differs_is_not_swapped_in(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = logged(root, TICKS_TOPIC)
-    files = sorted(path for path in root.rglob("*.parquet"))
+    files = sorted(path for path in root.rglob("date=*/*.parquet"))
     real = lake_sealing._fingerprint
     monkeypatch.setattr(lake_sealing, "_fingerprint", lambda db, topic, files: real(db, topic, files[:1]))
     with pytest.raises(SealFailed, match="the number of rows, column symbol"):
         quietly(root)
     assert logged(root, TICKS_TOPIC) == before
-    assert sorted(path for path in root.rglob("*.parquet")) == files
+    assert sorted(path for path in root.rglob("date=*/*.parquet")) == files
 
 
 def test_every_way_to_spoil_a_copy_is_seen(tmp_path: Path) -> None:
@@ -185,6 +191,22 @@ def test_every_way_to_spoil_a_copy_is_seen(tmp_path: Path) -> None:
         fine = told("fine", rows)
         assert told("in another order", [{**row, "raw_offset": at} for at, row in reversed(list(enumerate(rows)))]) == fine
         assert all(told(name, content) != fine for name, content in spoiled.items())
+
+
+def test_old_files_that_the_log_has_forgotten_are_removed_and_young_ones_are_not(root: Path) -> None:
+    old = {path: path.read_bytes() for path in (root / "ticks" / f"date={TODAY}").iterdir()}
+    quietly(root)
+    for path, content in old.items():
+        path.write_bytes(content)
+    for path in list(old)[:3]:
+        os.utime(path, (0, 0))
+    for path in (root / "ticks" / "_delta_log").glob("*.json"):  # as after a week: only the checkpoint is left, and knows no removals
+        path.unlink() if path.stem != f"{DeltaTable(str(root / 'ticks')).version():020}" else None
+    (root / "ticks" / f"date={TODAY}" / "part-young.parquet").write_bytes(b"being written")
+    quietly(root)
+    left = {path.name for path in (root / "ticks" / f"date={TODAY}").iterdir()}
+    assert "part-young.parquet" in left
+    assert not left & {path.name for path in list(old)[:3]}
 
 
 def test_two_seals_at_once_are_refused_and_say_who_is_at_it(root: Path) -> None:

@@ -39,6 +39,12 @@ COVERED: Final[frozenset[State]] = frozenset({"proven", "reconciled", "unprovabl
 _TELLING: Final = frozenset({"opened", "subscribed", "closed", "refused", "fetched"})
 _DAY_S: Final = 86_400
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3_600, "d": _DAY_S, "w": 7 * _DAY_S}
+_LONGEST_INTERVAL: Final = 4
+#: A live event whose own time differs by more than this from its receipt says nothing of when it was.
+_DRIFT_NS: Final = _DAY_S * NS_PER_S
+#: Longer names, and such with a zero character, are no symbols, and no database keeps them.
+_LONGEST_SYMBOL: Final = 200
+_LONGEST_REASON: Final = 300
 #: 1970-01-01 was a Thursday, and weeks begin on Mondays.
 _MONDAY_NS: Final = 4 * _DAY_S * NS_PER_S
 
@@ -217,7 +223,7 @@ def _absorb_notices(facts: Facts, notices: pa.RecordBatch) -> None:
         elif row["kind"] == "subscribed":
             life.subscribed_ns, life.missing = at_ns, [str(topic) for topic in told.get("missing", ())]
         elif row["kind"] == "closed":
-            life.closed_ns, life.by, life.reason = at_ns, str(told.get("by", "")), str(told.get("reason", ""))
+            life.closed_ns, life.by, life.reason = at_ns, _text(told, "by"), _text(told, "reason")
         elif row["kind"] == "fetched":
             life.fetched = True
             first, last = told.get("first"), told.get("last")
@@ -232,8 +238,16 @@ def _absorb_notices(facts: Facts, notices: pa.RecordBatch) -> None:
                 life.refused = sorted([*life.refused, span])
 
 
+def _text(told: dict[str, object], name: str) -> str:
+    """A word of a notice's, as any store keeps it."""
+    return str(told.get(name, "")).replace("\0", "")[:_LONGEST_REASON]
+
+
 def _absorb_events(facts: Facts, batch: pa.RecordBatch, connection: npt.NDArray[np.int32], names: list[str]) -> None:
     keys, code = _keys(batch)
+    named = np.array([len(key.symbol) <= _LONGEST_SYMBOL and "\0" not in key.symbol for key in keys])[code]
+    if not named.all():
+        batch, connection, code = batch.filter(pa.array(named)), connection[named], code[named]
     received = batch["received_ns"].to_numpy()
     both = connection.astype(np.int64) * len(keys) + code
     for at, first in _extremes(both, received, np.minimum):
@@ -247,6 +261,9 @@ def _absorb_events(facts: Facts, batch: pa.RecordBatch, connection: npt.NDArray[
         life, channel = facts.lives[names[at // len(keys)]], keys[at % len(keys)].channel
         life.last[channel] = max(last, life.last.get(channel, last))
     ids, start_ns, end_ns = _numbered(batch)
+    live = np.array([not facts.lives[name].fetched for name in names])[connection]
+    strange = live & (np.abs(start_ns - received) > _DRIFT_NS)
+    start_ns, end_ns = np.where(strange, received, start_ns), np.where(strange, received, end_ns)
     counted = np.array([_contiguous(key) for key in keys])[code] & (ids >= 0)
     if counted.any():
         for at, run in _runs(code[counted], ids[counted], start_ns[counted], end_ns[counted]):
@@ -283,15 +300,18 @@ def _numbered(batch: pa.RecordBatch) -> tuple[npt.NDArray[np.int64], npt.NDArray
         ids = batch["sequence"].fill_null(-1).to_numpy()
         return ids, ts_ns, ts_ns
     ids, end_ns = np.full(len(ts_ns), -1, np.int64), ts_ns.copy()
-    windows = zip(batch["interval"].to_pylist(), batch["final"].to_pylist(), ts_ns.tolist(), strict=True)
-    for row, (interval, final, start) in enumerate(windows):
-        if final and (window := window_of(interval, start)) is not None:
+    columns = (batch[name].to_pylist() for name in ("channel", "interval", "final", "ts_ns"))
+    for row, (channel, interval, final, start) in enumerate(zip(*columns, strict=True)):
+        # A bar of another interval than its channel's would count on a grid of its own.
+        if final and channel.endswith(f"_{interval}") and (window := window_of(interval, start)) is not None:
             ids[row], end_ns[row] = window
     return ids, ts_ns, end_ns
 
 
 def window_of(interval: str, start_ns: int) -> tuple[int, int] | None:
     """The number of a bar's window and the time at which it ends; None for an interval without a grid of its own."""
+    if len(interval) > _LONGEST_INTERVAL:
+        return None
     if interval.endswith("M"):
         month = np.datetime64(start_ns, "ns").astype("datetime64[M]")
         return int(month.astype(np.int64)), int((month + 1).astype("datetime64[ns]").astype(np.int64))
@@ -387,21 +407,20 @@ def _asked(key: Key, lives: Iterable[Life]) -> list[tuple[int, int]]:
 def _by_ids(key: Key, runs: Iterable[Run], asked: Sequence[tuple[int, int]]) -> Iterator[Interval]:
     channel = _channel(key)
     bars = channel is not None and channel.kind == "bar"  # a bar's number is its window's: its time says the same
-    at_ns = 0
     before: Run | None = None
     for run in runs:
-        # Ids and times may differ in order by a little: an interval never ends before it begins, nor begins before the last one ended.
-        start_ns = max(run.first_ns, at_ns)
-        end_ns = max(run.last_ns, start_ns)
         if before is not None:
+            # Ids and times may differ in order: a hole reaches over both its edges, and one wrong time moves no other interval.
+            start_ns, end_ns = sorted((before.last_ns, run.first_ns))
             first, last = before.last + 1, run.first - 1
             # History is asked for ids, and for bars by the times of their windows.
-            low, high = (at_ns // NS_PER_MS, start_ns // NS_PER_MS - 1) if bars else (first, last)
+            low, high = (start_ns // NS_PER_MS, end_ns // NS_PER_MS - 1) if bars else (first, last)
             gone = any(some <= low and high <= other for some, other in asked)
             what = f"{_count(first, last, bars)} missing" + (", and not in the provider's history" if gone else "")
-            yield Interval(at_ns, start_ns, "unrecoverable" if gone else "open", what, first, last)
+            yield Interval(start_ns, end_ns, "unrecoverable" if gone else "open", what, first, last)
+        start_ns, end_ns = sorted((run.first_ns, run.last_ns))
         yield Interval(start_ns, end_ns, "proven", f"{_count(run.first, run.last, bars)} there", run.first, run.last)
-        before, at_ns = run, end_ns
+        before = run
 
 
 def _count(first: int, last: int, bars: bool) -> str:
@@ -433,9 +452,16 @@ def _by_lives(key: Key, lives: Sequence[Life]) -> Iterator[Interval]:
         if at:
             yield Interval(joined[at - 1].end_ns, span.start_ns, "open", joined[at - 1].ended)
         yield Interval(span.start_ns, span.end_ns, "unprovable", "subscribed and heard: nothing to count by")
-    last_of = {life.line: life.opened_ns for life in lives}  # by their beginning: a later one of its line has taken its place
-    if joined and all(life.closed_ns or life.opened_ns < last_of[life.line] for life in lives):
+    if not joined and any(life.opened_ns for life in lives):
+        began_ns = min(life.opened_ns for life in lives if life.opened_ns)
+        yield Interval(began_ns, ONGOING, "open", "asked for, and neither confirmed nor heard")
+    if joined and all(life.closed_ns or _replaced(life, lives) for life in lives):
         yield Interval(joined[-1].end_ns, ONGOING, "open", joined[-1].ended)
+
+
+def _replaced(life: Life, lives: Iterable[Life]) -> bool:
+    """Whether a connection that wrote no close has ended: a later one of the key lives, or has outlived it."""
+    return any(other.opened_ns > life.opened_ns and (not other.closed_ns or other.closed_ns > life.heard_ns) for other in lives)
 
 
 def _heard(key: Key, life: Life) -> Iterator[_Span]:
@@ -448,9 +474,11 @@ def _heard(key: Key, life: Life) -> Iterator[_Span]:
     start_ns = min(starts)
     end_ns, ended = _end(key, life)
     for refused_from, refused_to in life.refused:
-        if start_ns < refused_from < end_ns:
+        if refused_to < start_ns or refused_from > end_ns:
+            continue
+        if refused_from >= start_ns:
             yield _Span(start_ns, refused_from, "received, and could not be kept: stream and spool were full")
-        start_ns = max(start_ns, refused_to)
+        start_ns = refused_to + 1  # a hole of at least a nanosecond, so that nothing joins what it parts
     if start_ns <= end_ns:
         yield _Span(start_ns, end_ns, ended)
 
@@ -495,15 +523,16 @@ class Answer:
 
 def answer(key: Key, found: Iterable[Interval], start_ns: int, end_ns: int) -> Answer:
     """What intervals of a key say of [start_ns, end_ns). What lies before the first and after the last is a hole too."""
+    # A hole keeps its ids, whatever part of it is asked for: which of them lie inside, nobody knows.
+    known = [
+        replace(one, start_ns=max(one.start_ns, start_ns), end_ns=min(one.end_ns, end_ns)) for one in found if _in(one, start_ns, end_ns)
+    ]
     inside: list[Interval] = []
     at_ns = start_ns
-    for one in found:
-        if one.end_ns < start_ns or one.start_ns >= end_ns:
-            continue
+    for one in sorted(known, key=attrgetter("start_ns", "end_ns")):
         if one.start_ns > at_ns:
             inside.append(Interval(at_ns, one.start_ns, "open", "nothing is known of it"))
-        # A hole keeps its ids, whatever part of it is asked for: which of them lie inside, nobody knows.
-        inside.append(replace(one, start_ns=max(one.start_ns, start_ns), end_ns=min(one.end_ns, end_ns)))
+        inside.append(one)
         at_ns = max(at_ns, one.end_ns)
     if at_ns < end_ns:
         inside.append(Interval(at_ns, end_ns, "open", "nothing is known of it"))
@@ -511,3 +540,8 @@ def answer(key: Key, found: Iterable[Interval], start_ns: int, end_ns: int) -> A
     verdict: Literal["complete", "incomplete", "unprovable"]
     verdict = "incomplete" if states - COVERED else "unprovable" if "unprovable" in states else "complete"
     return Answer(key, verdict, tuple(inside))
+
+
+def _in(one: Interval, start_ns: int, end_ns: int) -> bool:
+    """Whether some of an interval lies in [start_ns, end_ns); one without length where it stands."""
+    return one.start_ns < end_ns and (one.end_ns > start_ns or one.start_ns == one.end_ns == start_ns)

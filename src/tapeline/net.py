@@ -7,6 +7,7 @@ at it, notice silence, and dial again with capped, jittered backoff that starts 
 from __future__ import annotations
 
 import asyncio
+import http.client
 import logging
 import ssl
 import time
@@ -525,10 +526,18 @@ async def get(url: str, tls: ssl.SSLContext | None = None) -> bytes:
         raise Unavailable(f"{url} cannot be read: {error}") from error
 
 
+def _words_of(error: urllib.error.HTTPError) -> str:
+    try:
+        return error.read(1_000).decode("utf-8", "replace")
+    except (OSError, http.client.HTTPException) as trouble:
+        return f"(its text did not come: {trouble})"
+
+
 class Rest:
     """A provider's REST requests, one after the other: within a budget of weight a minute, tried again where that may help.
 
-    HTTP 429 and 418 (a ban) are waited out as `Retry-After` says; 5xx and broken connections are tried again with capped, jittered waits.
+    HTTP 429 and 418 (a ban) are waited out as `Retry-After` says, whoever asks next; 5xx and broken connections are tried again with
+    capped, jittered waits.
     """
 
     def __init__(
@@ -541,36 +550,51 @@ class Rest:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], object] = time.sleep,
     ) -> None:
-        """`url`: scheme and host, to which each path is appended."""
+        """`url`: scheme and host, to which each path is appended. `sleep` gives True where it was broken off."""
         self._url, self._tls, self._random = url, tls, random
         self._weight_a_minute, self._clock, self._sleep = weight_a_minute, clock, sleep
         self._spent = 0
         self._minute = clock()
+        self._not_before = 0.0
 
     def get(self, path: str, weight: int) -> bytes:
         """The body. Raises Refused where the request itself is wrong, Unavailable where trying again has not helped."""
         waits = backoff(self._random, cap_s=30.0)
+        trouble = ""
         for _ in range(_REST_TRIES):
+            if (early_s := self._not_before - self._clock()) > _LONGEST_WAIT_S:
+                raise Unavailable(f"{self._url} has asked for a pause: {early_s:.0f} s are left of it. Nothing is asked until then.")
+            self._wait(early_s)
             self._afford(weight)
             try:
                 request = urllib.request.Request(f"{self._url}{path}", headers={"User-Agent": "tapeline"})  # noqa: S310 scheme checked below
                 with urllib.request.urlopen(request, timeout=_HTTP_TIMEOUT_S, context=self._tls) as reply:  # noqa: S310
-                    return bytes(reply.read(_HTTP_MAX_BYTES))
+                    body = bytes(reply.read(_HTTP_MAX_BYTES))
+                    if reply.length:  # a bounded read does not say by itself that more was promised
+                        raise http.client.IncompleteRead(body, reply.length)
+                    return body
             except urllib.error.HTTPError as error:
-                said = error.read(1_000).decode("utf-8", "replace")
-                trouble, wait_s = f"HTTP {error.code}: {said}", next(waits)
+                trouble, wait_s = f"HTTP {error.code}: {_words_of(error)}", next(waits)
                 if error.code in _TOO_FAST:
                     after = error.headers.get("Retry-After", "")
                     wait_s = max(wait_s, float(after) if after.isdecimal() else _TOO_FAST_S)
+                    self._not_before = self._clock() + wait_s
+                    if wait_s > _LONGEST_WAIT_S:
+                        continue
                 elif error.code < 500:
                     raise Refused(f"{self._url}{path} was refused with {trouble}. Asking again cannot help.") from None
-            except (urllib.error.URLError, OSError) as error:
-                trouble, wait_s = str(error), next(waits)
-            if wait_s > _LONGEST_WAIT_S:
-                raise Unavailable(f"{self._url}{path}: {trouble}. It asks to wait {wait_s:.0f} s: try again then.")
+            except (ValueError, http.client.InvalidURL) as error:
+                raise Refused(f"{self._url}{path} is no address to ask: {error}.") from None
+            except (OSError, http.client.HTTPException) as error:
+                trouble, wait_s = str(error) or type(error).__name__, next(waits)
             log.warning("%s%s: %s. Next try in %.1f s.", self._url, path, trouble, wait_s)
-            self._sleep(wait_s)
+            self._wait(wait_s)
         raise Unavailable(f"{self._url}{path}: {trouble}. It was tried {_REST_TRIES} times; try again later.")
+
+    def _wait(self, seconds: float) -> None:
+        """Raises Unavailable where the sleep was broken off, as one on an event that is set is."""
+        if seconds > 0 and self._sleep(seconds) is True:
+            raise Unavailable(f"{self._url}: stopped while it waited.")
 
     def _afford(self, weight: int) -> None:
         """Wait until the minute has room for it."""
@@ -578,7 +602,7 @@ class Rest:
         if now - self._minute >= _MINUTE_S:
             self._minute, self._spent = now, 0
         if self._spent + weight > self._weight_a_minute:
-            self._sleep(self._minute + _MINUTE_S - now)
+            self._wait(self._minute + _MINUTE_S - now)
             self._minute, self._spent = self._clock(), 0
         self._spent += weight
 

@@ -50,9 +50,9 @@ def run(settings: Config, config: Path | None, until_idle_s: float | None, stop:
         ]
         stages += [Stage(name, [*command, "store", name, *arguments]) for name in stores]
         if settings.ledger:
-            stages.append(Stage("ledger", [*command, "ledger", *arguments]))
+            stages.append(Stage("ledger", [*command, "ledger", *arguments], needed=False))
         if settings.ledger and settings.repair and wiring.has_history(settings):
-            stages.append(Stage("repair", [*command, "repair", "--follow", *arguments]))
+            stages.append(Stage("repair", [*command, "repair", "--follow", *arguments], needed=False))
         os.environ["TAPELINE_LOG"] = f"supervised {os.getpid()}"
         status = StatusFile(settings.root, "run")
         log.info("Running %s; data in %s. Ctrl-C stops.", ", ".join(stage.name for stage in stages), settings.root)

@@ -224,6 +224,7 @@ class KeepLedger:
         self._positions: dict[int, int] = {}
         self._kept: dict[Key, list[Interval]] = {}
         self._since: int | None = None
+        self._every_ns = _LEDGER_FLUSH_NS
 
     def step(self) -> bool:
         if self._facts is None:
@@ -232,14 +233,26 @@ class KeepLedger:
         self._status.maybe(self._report)
         chunk = self._stream.read(RAW_TOPIC, self._positions, _CHUNK_ROWS)
         if chunk is not None:
-            absorb(self._facts, chunk, _normalize_all(chunk, self._decoders))
+            self._absorb(self._facts, chunk)
             self._positions |= chunk.next
             self._since = self._clock() if self._since is None else self._since
-        if self._since is not None and (self._clock() - self._since >= _LEDGER_FLUSH_NS or (chunk is None and self._stop.is_set())):
+        if self._since is not None and (self._clock() - self._since >= self._every_ns or (chunk is None and self._stop.is_set())):
             self._flush(self._facts)
         return chunk is not None and (chunk.rows >= _MORE_ROWS or self._stop.is_set())  # at the end, until nothing comes
 
+    def _absorb(self, facts: Facts, chunk: Chunk) -> None:
+        """As `absorb`; a record that makes it fail is found by halving, and passed over. What is absorbed twice changes nothing."""
+        try:
+            absorb(facts, chunk, _normalize_all(chunk, self._decoders))
+        except Exception:
+            if chunk.rows == 1:
+                log.exception("Raw record %d of partition %d is passed over by the ledger.", chunk.offset[0], chunk.partition[0])
+                return
+            for part in (chunk.slice(0, chunk.rows // 2), chunk.slice(chunk.rows // 2, chunk.rows)):
+                self._absorb(facts, part)
+
     def _flush(self, facts: Facts) -> None:
+        began_ns = self._clock()
         changes: dict[Key, tuple[int, list[Interval]]] = {}
         for key in facts.touched():
             found, kept = intervals(facts, key), self._kept.get(key, [])
@@ -252,6 +265,8 @@ class KeepLedger:
         facts.settled()
         self._since = None
         self._stream.acknowledge(LEDGER, RAW_TOPIC, self._positions)
+        # With much to look through, more seldom: a twentieth of the time at most.
+        self._every_ns = max(_LEDGER_FLUSH_NS, 20 * (self._clock() - began_ns))
 
     def _report(self) -> dict[str, Any]:
         states = Counter(one.state for found in self._kept.values() for one in found)

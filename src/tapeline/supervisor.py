@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 #: A stage that lived this long was well: its next death is a new one.
 _WELL_AFTER_S: Final = 30.0
 _DEATHS_IN_A_ROW: Final = 8
+#: A stage that the others can do without is left alone for so long where it cannot go on.
+_MUCH_LATER_S: Final = 600.0
 _STOP_WITHIN_S: Final = 75.0
 _LOOK_AGAIN_S: Final = 2.0
 
@@ -36,6 +38,7 @@ class Stage:
 
     name: str
     command: Sequence[str]
+    needed: bool = True  # the others do not go on without it
     process: subprocess.Popen[bytes] | None = None
     started: float = 0.0
     deaths: int = 0  # in a row
@@ -114,6 +117,15 @@ class Supervisor:
         stage.process = None
         if stage.listener is not None:
             stage.listener.join(1.0)  # its last words come before ours
+        if not stage.needed and (status in FATAL_STATUSES or stage.deaths >= _DEATHS_IN_A_ROW):
+            stage.deaths, stage.waits, stage.again_at = 0, None, now + _MUCH_LATER_S
+            log.error(
+                "%s cannot go on for now (status %d); the others do. It is started again in %.0f min.",
+                stage.name,
+                status,
+                _MUCH_LATER_S / 60,
+            )
+            return
         if status in FATAL_STATUSES:
             raise StageFailed(f"{stage.name} cannot go on (its message is above); the other stages were stopped.", status)
         stage.deaths += 1

@@ -13,6 +13,7 @@ from dataclasses import replace
 from itertools import chain, count
 from pathlib import Path
 from random import Random
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 
@@ -102,9 +103,15 @@ def rest(config: Config, provider: str, feed: str, random: Random, sleep: Callab
     module = PROVIDERS[provider]
     for some in config.providers:
         if some.name == provider and (some.feed or module.DEFAULT_FEED) == feed:
-            url = some.rest_url or (rest_of(some.url) if some.url else module.HISTORY_URL)
+            stand_in = some.url and _owner(some.url) not in (_owner(module.HISTORY_URL), _owner(module.STREAM_URL))
+            url = some.rest_url or (rest_of(some.url) if stand_in else module.HISTORY_URL)
             return net.Rest(url.rstrip("/"), net.tls_context(some.ca_file), random, sleep=sleep)
     raise ConfigError(f"The configuration has no [[providers]] of {provider} {feed}: where its history is, nobody says.")
+
+
+def _owner(url: str) -> str:
+    """The domain that an address belongs to: its last two names."""
+    return ".".join((urlsplit(url).hostname or "").split(".")[-2:])
 
 
 def _postgres_store(config: Config) -> StoreConfig | None:
@@ -235,14 +242,16 @@ async def leases_in_time(
     """As `leases`, waiting for a stream that is away: without it nobody knows whether another process has the connection.
 
     Who holds a lease may be a predecessor that was killed: its lease ends by itself, and is waited for as long as `busy_s`."""
-    deadline = asyncio.get_running_loop().time() + busy_s
+    deadline: float | None = None
     for delay in net.backoff(random, cap_s=5.0):
         try:
             return leases(planned, stream)
         except Unavailable as error:
             log.warning("%s No account with a limit of connections is dialed before the stream is back. Next try in %.1f s.", error, delay)
         except Busy as error:
-            if asyncio.get_running_loop().time() > deadline:
+            now = asyncio.get_running_loop().time()
+            deadline = now + busy_s if deadline is None else deadline
+            if now >= deadline:
                 raise
             log.warning("%s It is asked for again in %.1f s.", error, delay)
         with suppress(TimeoutError):

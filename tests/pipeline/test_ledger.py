@@ -48,7 +48,7 @@ def missing(found: list[Interval]) -> set[int]:
 
 def test_exactly_what_was_never_sent_is_missing_although_the_ledger_is_killed(home: Home, venue: Callable[..., VenueProcess]) -> None:
     market = venue("binance", "--rate", "600", "--limit", str(EVENTS), "--fault", "skip:0.02", "--fault", "duplicate:0.02", "--seed", "5")
-    home.configure("repair = false\n" + block("binance", market.url, ["BTCUSDT", "ETHUSDT"], ["trade", "bookTicker"]))
+    home.configure("repair = false\n" + block("binance", market.url, ["BTCUSDT", "ETHUSDT"], ["trade", "bookTicker"]), ledger=True)
     run = home.start("run", "--until-idle", "1.5")
     for _ in range(6 if PROVE else 2):
         time.sleep(0.8)
@@ -81,7 +81,7 @@ def test_exactly_what_was_never_sent_is_missing_although_the_ledger_is_killed(ho
 def test_gaps_fill_by_themselves_from_the_provider_s_history_whoever_dies(home: Home, venue: Callable[..., VenueProcess]) -> None:
     faults = [f"--fault={fault}" for fault in ("skip:0.02", "reset:2.5", "rest_429:1", "rest_error:2")]
     market = venue("binance", "--rate", "500", "--limit", str(EVENTS), "--seed", "9", *faults)
-    home.configure(block("binance", market.url, ["BTCUSDT", "ETHUSDT"], ["trade", "aggTrade", "kline_1s"]))
+    home.configure(block("binance", market.url, ["BTCUSDT", "ETHUSDT"], ["trade", "aggTrade", "kline_1s"]), ledger=True)
     run = home.start("run")
     for stage in ("ledger", "repair", "normalize", "ingest", "lake") * (3 if PROVE else 1):
         time.sleep(0.7)
@@ -123,7 +123,7 @@ def test_every_break_opens_a_gap_where_nothing_can_be_counted_and_the_commands_s
 ) -> None:
     market = venue("alpaca", "--rate", "200", "--fault", "reset:3", "--seed", "3")
     home.env = {"TAPELINE_ALPACA_KEY": "k", "TAPELINE_ALPACA_SECRET": "s"}
-    home.configure(block("alpaca", market.url, ["BTC/USD"], ["quotes"], feed="crypto"))
+    home.configure(block("alpaca", market.url, ["BTC/USD"], ["quotes"], feed="crypto"), ledger=True)
     run = home.start("run")
     key = Key("alpaca", "crypto", "quotes", "BTC/USD")
     until(lambda: [one.state for one in ledger(home).get(key, [])].count("open") >= 2, "two breaks were noticed")

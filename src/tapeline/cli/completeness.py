@@ -166,6 +166,7 @@ def _keep_repairing(settings: Config) -> None:
             lambda: read_intervals(ledger.intervals()),
             lambda one: requests.get(one.path, one.weight),
             StatusFile(settings.root, "repair"),
+            stop,
             time.time_ns,
         )
         flow.run(stage.step, stop, rest_s=_LOOK_EVERY_S, waits=lambda: net.backoff(random, cap_s=60.0))

@@ -7,6 +7,7 @@ ledger closes the gap when exactly what was missing has come. What a history tha
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -15,7 +16,7 @@ import msgspec
 import pyarrow as pa
 
 from tapeline.completeness import Interval, Key
-from tapeline.errors import Refused, TapelineError
+from tapeline.errors import Refused, TapelineError, Unavailable
 from tapeline.monitor.status import StatusFile
 from tapeline.providers import binance_history as history
 from tapeline.providers.normalizing import UNREADABLE
@@ -64,9 +65,13 @@ def wanted(known: Mapping[Key, Sequence[Interval]], now_ns: int) -> list[tuple[K
     return sorted(found, key=lambda gap: -gap[1].start_ns)
 
 
-def repair(gaps: Iterable[tuple[Key, Interval]], stream: Stream, get: Get, clock: Callable[[], int]) -> Iterator[Repaired]:
-    """Ask for each gap in turn, and give what became of it. Raises Unavailable, Refused, WrongPage: what came before is kept."""
-    connection = f"repair-{clock()}"
+def repair(
+    gaps: Iterable[tuple[Key, Interval]], stream: Stream, get: Get, clock: Callable[[], int], connection: str = ""
+) -> Iterator[Repaired]:
+    """Ask for each gap in turn, and give what became of it. Raises Unavailable, Refused, WrongPage: what came before is kept.
+
+    `connection`: by which name the pages are kept; one of its own if left out."""
+    connection = connection or f"repair-{clock()}"
     for key, gap in gaps:
         if gap.first_id is None or gap.last_id is None:
             continue
@@ -87,26 +92,40 @@ class KeepRepairing:
         known: Callable[[], Mapping[Key, Sequence[Interval]]],
         get: Get,
         status: StatusFile,
+        stop: threading.Event,
         clock: Callable[[], int],
     ) -> None:
         """`known`: the ledger as it is now."""
-        self._stream, self._known, self._get, self._status, self._clock = stream, known, get, status, clock
+        self._stream, self._known, self._get, self._status, self._stop, self._clock = stream, known, get, status, stop, clock
+        self._connection = f"repair-{clock()}"
+        self._due_ns = 0
         self._not_before: dict[tuple[Key, int | None], int] = {}
         self._filled = 0
 
     def step(self) -> bool:
+        """Never raises what the provider or the network did: gaps wait."""
         now_ns = self._clock()
+        if now_ns < self._due_ns:
+            return False
         self._not_before = {gap: due_ns for gap, due_ns in self._not_before.items() if due_ns > now_ns}
         gaps = [(key, one) for key, one in wanted(self._known(), now_ns) if (key, one.first_id) not in self._not_before][:_MOST_AT_ONCE]
+        # Looking takes the longer the more there is: a twentieth of the time at most.
+        self._due_ns = now_ns + 20 * (self._clock() - now_ns)
         for key, gap in gaps:
+            if self._stop.is_set():
+                break
             self._not_before[key, gap.first_id] = now_ns + _AGAIN_NS
             try:
-                for done in repair([(key, gap)], self._stream, self._get, self._clock):
+                for done in repair([(key, gap)], self._stream, self._get, self._clock, self._connection):
                     self._filled += done.events
                     log.info("Asked for %s %s %d to %d: %d events came.", key.symbol, key.channel, done.first, done.last, done.events)
             except (WrongPage, Refused) as error:
                 self._not_before[key, gap.first_id] = now_ns + _LATER_NS
                 log.error("%s %s: %s", key.symbol, key.channel, error)
+            except Unavailable as error:
+                log.warning("%s Gaps wait; nothing is lost.", error)
+                self._due_ns = self._clock() + _AGAIN_NS
+                break
         self._status.write({"events": self._filled, "gaps_waiting": len(self._not_before)})
         return False
 
@@ -131,10 +150,10 @@ def _pages(key: Key, first: int, last: int, get: Get, clock: Callable[[], int]) 
                 f"{wanted_rows.path} gave numbers {numbers[:1]} to {numbers[-1:]} that do not rise from {at}. Nothing of it was kept; "
                 "it is asked for again."
             )
-        if not numbers and not key.channel.startswith("kline_"):
-            # Behind a gap there are events, or it would be none: the page after an id is never empty.
+        if not numbers:
+            # Behind a gap there are events, or it would be none: what is asked for reaches up to them.
             raise WrongPage(f"{wanted_rows.path} is empty, although later events are known. The gap stays open; it is asked for again.")
-        following = numbers[-1] + 1 if numbers else last + 1
+        following = numbers[-1] + 1
         done = following > last
         yield history.Asked(key.channel, symbol, key.symbol, time_ms, first, last, done), body, len(numbers)
         if done:

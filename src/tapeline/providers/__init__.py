@@ -17,6 +17,7 @@ class Provider(Protocol):
     #: Feed to channel name to channel.
     CHANNELS: Mapping[str, Mapping[str, Channel]]
     DEFAULT_FEED: str
+    STREAM_URL: str
     #: Where its history is asked for.
     HISTORY_URL: str
     #: Whether an account may have one connection to an endpoint alone, or a few.

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias
+from urllib.parse import quote
 
 import msgspec
 
@@ -43,6 +44,7 @@ class Request:
 def request(channel: str, symbol: str, first: int, last: int) -> Request:
     """The page that begins with `first`. Raises KeyError for a channel of which there is no history."""
     rows = min(PAGE_ROWS, last - first + 1)
+    symbol = quote(symbol, safe="")
     if channel.startswith("kline_"):
         interval = channel.removeprefix("kline_")
         window = f"startTime={first}&endTime={last}&limit={PAGE_ROWS}"
@@ -120,5 +122,5 @@ def number_of(event: Event) -> int:
 def numbers(channel: str, first_id: int, last_id: int, start_ns: int, end_ns: int) -> tuple[int, int]:
     """The numbers to ask for where these ids are missing, or the windows between these times."""
     if channel.startswith("kline_"):
-        return start_ns // NS_PER_MS, end_ns // NS_PER_MS - 1
+        return start_ns // NS_PER_MS, end_ns // NS_PER_MS  # the window behind the gap too, which is known: so no page is empty
     return first_id, last_id

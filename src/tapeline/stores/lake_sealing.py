@@ -42,6 +42,8 @@ _ASIDE: Final = ".sealing"
 _FILE_ROWS: Final = 4_000_000
 #: Rows that are read together: small enough to find an hour of a symbol, large enough to compress.
 _GROUP_ROWS: Final = 65_536
+#: No store takes so long between writing a file and committing it.
+_FORGOTTEN_AFTER_S: Final = 3_600.0
 _MEMORY: Final = "2GB"
 #: Rows stand in this order, as far as a table has the columns.
 _ORDER: Final = ("symbol", "ts_ns", "received_ns", "raw_partition", "raw_offset", "raw_index")
@@ -223,10 +225,13 @@ def _in_the_log(edge: object) -> object:
 def _sweep(folder: Path, table: DeltaTable, day: date) -> None:
     """Remove what a seal that died has left: what it wrote aside, and on either side of its commit, files that the log does not name."""
     shutil.rmtree(folder / _ASIDE, ignore_errors=True)
-    named = set(_files_of(table, day)["path"].to_pylist())
-    for sealed in (folder / f"date={day}").glob(f"{_SEALED}*.parquet"):
-        if f"date={day}/{sealed.name}" not in named:
-            sealed.unlink()
+    named = {Path(path).name for path in _files_of(table, day)["path"].to_pylist()}
+    all_sealed = all(name.startswith(_SEALED) for name in named)
+    for file in (folder / f"date={day}").glob("*.parquet"):
+        # What a store has written and not committed yet is young; the log forgets what it called removed after a week.
+        forgotten = all_sealed and named and time.time() - file.stat().st_mtime > _FORGOTTEN_AFTER_S
+        if file.name not in named and (file.name.startswith(_SEALED) or forgotten):
+            file.unlink()
     _delete_replaced(folder, table, day)
 
 

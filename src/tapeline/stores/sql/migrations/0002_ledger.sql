@@ -34,12 +34,13 @@ CREATE TABLE tapeline_ledger_intervals (
     PRIMARY KEY (provider, feed, channel, symbol, number)
 );
 
--- What is there and what is not; an end that is null: it goes on.
-CREATE VIEW coverage AS
-SELECT provider, feed, channel, symbol, start_ns, end_ns, state,
+-- What is there and what is not; an end that is null: it goes on. Where the database has something of that name already, that stays.
+DO $$ BEGIN IF to_regclass('coverage') IS NULL THEN CREATE VIEW coverage AS SELECT provider, feed, channel, symbol, start_ns, end_ns, state,
     timestamptz 'epoch' + start_ns / 1000 * interval '1 microsecond' AS "start",
     timestamptz 'epoch' + end_ns / 1000 * interval '1 microsecond' AS "end",
-    evidence, first_id, last_id
-FROM tapeline_ledger_intervals;
+    evidence, first_id, last_id FROM tapeline_ledger_intervals; END IF; END $$;
 
-CREATE VIEW gaps AS SELECT * FROM coverage WHERE state IN ('open', 'repairing', 'unrecoverable');
+DO $$ BEGIN IF to_regclass('gaps') IS NULL THEN CREATE VIEW gaps AS SELECT provider, feed, channel, symbol, start_ns, end_ns, state,
+    timestamptz 'epoch' + start_ns / 1000 * interval '1 microsecond' AS "start",
+    timestamptz 'epoch' + end_ns / 1000 * interval '1 microsecond' AS "end",
+    evidence, first_id, last_id FROM tapeline_ledger_intervals WHERE state IN ('open', 'repairing', 'unrecoverable'); END IF; END $$;
