@@ -68,7 +68,8 @@ class Place:
 
 
 def open_described(described: dict[str, Any]) -> Stream:
-    return open_stream(msgspec.convert(described, Config), {})
+    # Of raw records these tests know one reader alone; what another had still to read would never be trimmed.
+    return open_stream(msgspec.convert({"ledger": False, **described}, Config), {})
 
 
 def until(condition: Callable[[], bool], seconds: float = 20.0, what: str = "") -> None:
