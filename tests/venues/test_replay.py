@@ -15,7 +15,7 @@ from listening import connect, eventually, running, told
 
 from tapeline.venues import Venue, VenueOptions
 
-RECORDED = Path("/work/shared/captures/binance")
+RECORDED = Path(__file__).resolve().parents[2].parent / "shared" / "captures" / "binance"
 BTC, ETH = RECORDED / "spot_btcusdt_20240808.gz", RECORDED / "spot_ethusdt_20240808.gz"
 recordings = pytest.mark.skipif(not BTC.exists(), reason="the recordings are not on this machine")
 
