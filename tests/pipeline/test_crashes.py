@@ -37,12 +37,15 @@ def test_killing_every_process_in_turn_changes_nothing_in_the_lake(
     recordings: tuple[list[Trade], list[Quote]],
 ) -> None:
     random = Random(seed)
-    replay = venue("binance", *(f"--capture={path}" for path in captures), "--speed", "0", "--fault", "rewind:all")
+    def replay() -> str:
+        return venue("binance", *(f"--capture={path}" for path in captures), "--speed", "0", "--fault", "rewind:all").url
+
     if len(stages) == 3:
-        partitions, feeds = 1, block("binance", replay.url, ["BTCUSDT", "ETHUSDT"], CHANNELS)
+        partitions, feeds = 1, block("binance", replay(), ["BTCUSDT", "ETHUSDT"], CHANNELS)
     else:
-        partitions, feeds = 3, block("binance", replay.url, ["BTCUSDT"], CHANNELS, process="one")
-        feeds += block("binance", replay.url, ["ETHUSDT"], CHANNELS, process="two")
+        # A venue for each: one alone would pass over what the process that comes later has not yet subscribed to.
+        partitions, feeds = 3, block("binance", replay(), ["BTCUSDT"], CHANNELS, process="one")
+        feeds += block("binance", replay(), ["ETHUSDT"], CHANNELS, process="two")
     workers = sum(stage.startswith("normalize") for stage in stages)
     settings = f"normalize_workers = {workers}\n[stream]\npartitions = {partitions}\n"
     home.configure(settings + feeds, flush_seconds=0.05, flush_rows=1500)
