@@ -5,7 +5,7 @@ from __future__ import annotations
 import http.server
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 from typing import Any, ClassVar
@@ -17,9 +17,11 @@ from made import NOON
 from tapeline import net
 from tapeline.completeness import Facts, Interval, Key, absorb, intervals
 from tapeline.errors import Refused, Unavailable
-from tapeline.jobs.repair import SETTLED_NS, WrongPage, repair, wanted
-from tapeline.providers import DECODERS
-from tapeline.providers.binance_history import Request, request
+from tapeline.jobs.fetching import Get, Source
+from tapeline.jobs.repair import repair, span_of, wanted
+from tapeline.providers import DECODERS, HISTORIES
+from tapeline.providers.binance_history import SETTLED_NS
+from tapeline.providers.history import Request, Span, WrongPage
 from tapeline.providers.normalizing import normalize
 from tapeline.records import NS_PER_MS, NS_PER_S, RAW_TOPIC
 from tapeline.streams.embedded import EmbeddedStream
@@ -63,8 +65,12 @@ def fetched(stream: EmbeddedStream) -> list[bytes]:
     return [payload.partition(b"\n")[2] for payload in some.batch["payload"].to_pylist()] if some is not None else []
 
 
-def filled(stream: EmbeddedStream, *gaps: tuple[Key, Interval], get: Callable[[Request], bytes]) -> list[tuple[int, int, int]]:
-    return [(one.first, one.pages, one.events) for one in repair(gaps, stream, get, lambda: NOON + 100 * NS_PER_S)]
+def filled(stream: EmbeddedStream, gap: tuple[Key, Interval], get: Get) -> tuple[int, int]:
+    """The pages and events that came."""
+    key, span = gap[0], span_of(*gap)
+    assert span is not None
+    done = repair(key, span, Source(HISTORIES["binance"], get), stream, lambda: NOON + 100 * NS_PER_S, "repair-1")
+    return done.pages, done.events
 
 
 def test_a_fetched_trade_is_the_row_that_the_stream_would_have_made(stream: EmbeddedStream) -> None:
@@ -102,7 +108,7 @@ def test_a_fetched_bar_is_final_once_its_window_had_ended(stream: EmbeddedStream
 
 def test_pages_follow_one_another_until_everything_was_asked_for(stream: EmbeddedStream) -> None:
     provider = Provider(page(1, 1000), page(1001, 1400), page(1401, 1500))
-    assert filled(stream, gap(1, 1500), get=provider) == [(1, 3, 1500)]
+    assert filled(stream, gap(1, 1500), get=provider) == (3, 1500)
     assert [path.partition("fromId=")[2] for path in provider.asked] == ["1&limit=1000", "1001&limit=500", "1401&limit=100"]
     assert fetched(stream) == [page(1, 1000), page(1001, 1400), page(1401, 1500)]  # the second was cut short, and not taken for the last
 
@@ -129,7 +135,7 @@ def test_what_the_history_does_not_hold_is_unrecoverable_and_only_that() -> None
     facts = Facts()
     live = chunk([*opened(0), trade(1, 1), trade(6, 6)])
     absorb(facts, live, normalize(live, DECODERS))
-    head = {"channel": "trade", "symbol": "BTCUSDT", "name": "BTC/USDT", "time_ms": T0, "first": 2, "last": 5}
+    head = {"channel": "trade", "symbol": "BTC/USDT", "path": "", "time_ms": T0, "start_ns": 0, "end_ns": 0, "first": 2, "last": 5}
     first_page = ("repair-1", "fetched", NOON + 9 * NS_PER_S, json.dumps(head | {"done": False}).encode() + b"\n" + page(3, 3))
     some = chunk([first_page], 100)
     absorb(facts, some, normalize(some, DECODERS))
@@ -162,7 +168,8 @@ def test_gaps_are_wanted_that_have_numbers_and_have_come_to_rest_the_latest_firs
         Key("alpaca", "iex", "trades", "AAPL"): [one(1)],
         TRADES._replace(channel="bookTicker"): [one(1, first_id=None)],
     }
-    assert wanted(known, 21 * NS_PER_S + SETTLED_NS) == [(TRADES, one(9)), (TRADES, one(1))]
+    found = wanted(known, {("binance", "spot")}, 21 * NS_PER_S + SETTLED_NS)
+    assert [gap[:2] for gap in found] == [(TRADES, one(9)), (TRADES, one(1))]
 
 
 # Requests
@@ -252,7 +259,7 @@ def test_a_ban_is_remembered_and_nothing_is_asked_until_it_is_over(server: str) 
 
 def test_who_is_stopped_while_he_waits_asks_no_more(server: str) -> None:
     Replies.replies = [(429, {"Retry-After": "100"}, b"slow down"), (200, {}, b"ok")]
-    rest = net.Rest(server, None, Random(1), sleep=lambda _: True)
+    rest = net.Rest(server, None, Random(1), weight_a_minute=100, sleep=lambda _: True)
     with pytest.raises(Unavailable, match="stopped"):
         rest.get("/x", 1)
     assert len(Replies.replies) == 1
@@ -263,7 +270,7 @@ def test_who_is_stopped_while_he_waits_asks_no_more(server: str) -> None:
 )
 def test_no_symbol_is_more_than_a_symbol(symbol: str, path: str) -> None:
     for channel in ("trade", "aggTrade", "kline_1s"):
-        asked = request(channel, symbol, 1, 2).path
+        asked = HISTORIES["binance"].first(Span("spot", channel, symbol, 0, 10, 1, 2)).path
         assert f"symbol={path}" in asked
         assert asked.isascii()
         assert not any(letter.isspace() for letter in asked)

@@ -16,6 +16,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from operator import attrgetter
 from typing import Final, Literal, NamedTuple
 
@@ -87,9 +88,10 @@ class Life(msgspec.Struct):
     last: dict[str, int] = {}
     #: From and to (ns) of records that were received and could not be kept.
     refused: list[tuple[int, int]] = []
-    #: Not a socket but pages of history: `channel symbol`, and the first and last number that were asked for to the end.
+    #: Not a socket but pages of history, read to the end: `channel symbol`, and the first and last number, or from and to (ns).
     fetched: bool = False
     asked: list[tuple[str, int, int]] = []
+    read: list[tuple[str, int, int]] = []
 
 
 @dataclass(slots=True)
@@ -142,7 +144,7 @@ def keys_of(life: Life) -> Iterator[Key]:
         found = provider.subscription(life.feed, topic) if provider is not None else None
         if found is not None:
             yield Key(life.provider, life.feed, *found)
-    for both in {*life.first, *(label for label, _, _ in life.asked)}:
+    for both in {*life.first, *(label for label, _, _ in (*life.asked, *life.read))}:
         channel, _, symbol = both.partition(" ")
         yield Key(life.provider, life.feed, channel, symbol)
 
@@ -226,16 +228,24 @@ def _absorb_notices(facts: Facts, notices: pa.RecordBatch) -> None:
             life.closed_ns, life.by, life.reason = at_ns, _text(told, "by"), _text(told, "reason")
         elif row["kind"] == "fetched":
             life.fetched = True
-            first, last = told.get("first"), told.get("last")
-            if told.get("done") and isinstance(first, int) and isinstance(last, int):
-                asked = (f"{told.get('channel')} {told.get('name')}", first, last)
-                life.asked = sorted({*life.asked, asked})
+            if told.get("done"):
+                _absorb_read(life, told)
                 for key in keys_of(life):
                     facts.carries(row["connection"], key)
         else:
             span = (int(told.get("from_ns", at_ns)), int(told.get("to_ns", at_ns)))
             if span not in life.refused:
                 life.refused = sorted([*life.refused, span])
+
+
+def _absorb_read(life: Life, told: dict[str, object]) -> None:
+    label = f"{_text(told, 'channel')} {_text(told, 'symbol')}"
+    first, last, start_ns, end_ns, time_ms = (told.get(name) for name in ("first", "last", "start_ns", "end_ns", "time_ms"))
+    if isinstance(first, int) and isinstance(last, int):
+        life.asked = sorted({*life.asked, (label, first, last)})
+    elif isinstance(start_ns, int) and isinstance(end_ns, int) and isinstance(time_ms, int):
+        # Of what happened after it was asked, a page says nothing.
+        life.read = sorted({*life.read, (label, start_ns, min(end_ns, time_ms * NS_PER_MS))})
 
 
 def _text(told: dict[str, object], name: str) -> str:
@@ -369,17 +379,40 @@ def intervals(facts: Facts, key: Key) -> list[Interval]:
     """What is known of a key, in order of time."""
     lives = facts.carried(key)
     heard = list(_by_lives(key, [life for life in lives if not life.fetched]))
+    read = _read(key, lives)
     runs = facts.runs.get(key)
     if not runs:
-        return heard
+        return list(_joined(_reconciled(heard, read)))
     # Before the first number and after the last, only the next one could tell.
     heard = [
         replace(one, evidence="subscribed and heard; the next event's number will tell") if one.state in COVERED else one for one in heard
     ]
     first_ns, last_ns = runs[0].first_ns, max(runs[-1].first_ns, runs[-1].last_ns)
-    return list(
-        _joined([*_between(heard, -ONGOING, first_ns), *_by_ids(key, runs, _asked(key, lives)), *_between(heard, last_ns, ONGOING)])
-    )
+    around = list(_reconciled(heard, read))
+    by_ids = _by_ids(key, runs, _asked(key, lives), read)
+    return list(_joined([*_between(around, -ONGOING, first_ns), *by_ids, *_between(around, last_ns, ONGOING)]))
+
+
+def _read(key: Key, lives: Iterable[Life]) -> list[tuple[int, int]]:
+    """The stretches of time of which the provider's history was read to its end; in order, and apart."""
+    joined: list[tuple[int, int]] = []
+    for start_ns, end_ns in sorted(
+        (a, b) for life in lives for label, a, b in life.read if label == f"{key.channel} {key.symbol}" and a < b
+    ):
+        if joined and start_ns <= joined[-1][1]:
+            joined[-1] = (joined[-1][0], max(joined[-1][1], end_ns))
+        else:
+            joined.append((start_ns, end_ns))
+    return joined
+
+
+def _reconciled(found: Sequence[Interval], read: Sequence[tuple[int, int]]) -> Iterator[Interval]:
+    """What was read of the provider's history, and of `found` what lies outside of it."""
+    edges = [-ONGOING, *(edge for both in read for edge in both), ONGOING]
+    outside = [_between(found, start_ns, end_ns) for start_ns, end_ns in zip(edges[::2], edges[1::2], strict=True)]
+    evidence = "the provider's history was read to its end: what it holds is there"
+    inside = (Interval(start_ns, end_ns, "reconciled", evidence) for start_ns, end_ns in read)
+    yield from sorted(chain(*outside, inside), key=attrgetter("start_ns", "end_ns"))
 
 
 def _joined(found: Iterable[Interval]) -> Iterator[Interval]:
@@ -404,7 +437,7 @@ def _asked(key: Key, lives: Iterable[Life]) -> list[tuple[int, int]]:
     return [(first, last) for life in lives for label, first, last in life.asked if label == f"{key.channel} {key.symbol}"]
 
 
-def _by_ids(key: Key, runs: Iterable[Run], asked: Sequence[tuple[int, int]]) -> Iterator[Interval]:
+def _by_ids(key: Key, runs: Iterable[Run], asked: Sequence[tuple[int, int]], read: Sequence[tuple[int, int]]) -> Iterator[Interval]:
     channel = _channel(key)
     bars = channel is not None and channel.kind == "bar"  # a bar's number is its window's: its time says the same
     before: Run | None = None
@@ -416,6 +449,7 @@ def _by_ids(key: Key, runs: Iterable[Run], asked: Sequence[tuple[int, int]]) -> 
             # History is asked for ids, and for bars by the times of their windows.
             low, high = (start_ns // NS_PER_MS, end_ns // NS_PER_MS - 1) if bars else (first, last)
             gone = any(some <= low and high <= other for some, other in asked)
+            gone = gone or any(some <= start_ns and end_ns <= other for some, other in read)
             what = f"{_count(first, last, bars)} missing" + (", and not in the provider's history" if gone else "")
             yield Interval(start_ns, end_ns, "unrecoverable" if gone else "open", what, first, last)
         start_ns, end_ns = sorted((run.first_ns, run.last_ns))

@@ -13,7 +13,7 @@ import ssl
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Final, Protocol
@@ -54,8 +54,6 @@ _TOO_FAST_S: Final = 30.0
 _TOO_FAST: Final = frozenset({418, 429})
 _HTTP_TIMEOUT_S: Final = 10.0
 _HTTP_MAX_BYTES: Final = 64 * 1024 * 1024
-#: Half of what Binance allows an address: others may use it too.
-_WEIGHT_A_MINUTE: Final = 3_000
 _MINUTE_S: Final = 60.0
 _REST_TRIES: Final = 6
 #: A longer wait than this is for the caller to decide on.
@@ -546,12 +544,14 @@ class Rest:
         tls: ssl.SSLContext | None,
         random: Random,
         *,
-        weight_a_minute: int = _WEIGHT_A_MINUTE,
+        weight_a_minute: int,
+        headers: Mapping[str, str] | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], object] = time.sleep,
     ) -> None:
         """`url`: scheme and host, to which each path is appended. `sleep` gives True where it was broken off."""
         self._url, self._tls, self._random = url, tls, random
+        self._headers = {"User-Agent": "tapeline", **(headers or {})}
         self._weight_a_minute, self._clock, self._sleep = weight_a_minute, clock, sleep
         self._spent = 0
         self._minute = clock()
@@ -567,7 +567,7 @@ class Rest:
             self._wait(early_s)
             self._afford(weight)
             try:
-                request = urllib.request.Request(f"{self._url}{path}", headers={"User-Agent": "tapeline"})  # noqa: S310 scheme checked below
+                request = urllib.request.Request(f"{self._url}{path}", headers=self._headers)  # noqa: S310 scheme checked below
                 with urllib.request.urlopen(request, timeout=_HTTP_TIMEOUT_S, context=self._tls) as reply:  # noqa: S310
                     body = bytes(reply.read(_HTTP_MAX_BYTES))
                     if reply.length:  # a bounded read does not say by itself that more was promised

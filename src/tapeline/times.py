@@ -8,7 +8,7 @@ from operator import index
 from typing import Final, SupportsIndex
 
 from tapeline.errors import WrongArgument
-from tapeline.records import NS_PER_S, NS_PER_US
+from tapeline.records import NS_PER_MS, NS_PER_S, NS_PER_US
 
 #: What a moment may be given as: see `parse`.
 Moment = str | date | SupportsIndex
@@ -41,6 +41,11 @@ def parse(moment: Moment, name: str) -> int:
     if not -_BELOW <= found < _BELOW:
         raise WrongArgument(f"{name} = {moment!r} is out of reach: nanoseconds since 1970 as 64 bits hold the years 1678 to 2262.")
     return found
+
+
+def text(ns: int) -> str:
+    """A moment in UTC for people, to the millisecond."""
+    return f"{datetime.fromtimestamp(ns // NS_PER_S, UTC):%Y-%m-%d %H:%M:%S}.{ns % NS_PER_S // NS_PER_MS:03}"
 
 
 def _from_datetime(moment: datetime, name: str) -> int:

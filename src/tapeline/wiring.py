@@ -20,8 +20,8 @@ import pyarrow as pa
 from tapeline import net
 from tapeline.config import Config, ProviderConfig, StoreConfig, environment, secret, store_password, stream_password
 from tapeline.errors import Busy, ConfigError, TapelineError, Unavailable
-from tapeline.jobs.repair import HISTORIES
-from tapeline.providers import CHANNELS, PROVIDERS, Provider, identity
+from tapeline.jobs import fetching
+from tapeline.providers import CHANNELS, HISTORIES, PROVIDERS, Provider, identity
 from tapeline.providers.session import FeedSettings, Plan, rest_of
 from tapeline.records import NORMALIZED_TOPICS, RAW_TOPIC, Topic
 from tapeline.spool import Spool
@@ -95,18 +95,40 @@ def ledger_rows(config: Config) -> pa.Table | None:
 
 def has_history(config: Config) -> bool:
     """Whether any of the configuration's feeds keeps a history that gaps can be filled from."""
-    return any((some.name, some.feed or PROVIDERS[some.name].DEFAULT_FEED) in HISTORIES for some in config.providers)
+    return any(_feed(some) in HISTORIES[some.name].CHANNELS for some in config.providers if some.name in HISTORIES)
 
 
-def rest(config: Config, provider: str, feed: str, random: Random, sleep: Callable[[float], object] = time.sleep) -> net.Rest:
-    """Requests to the provider's REST address, by the first of the configuration's blocks for the feed. Raises ConfigError without one."""
-    module = PROVIDERS[provider]
+def histories(
+    config: Config, environ: Mapping[str, str], random: Random, sleep: Callable[[float], object] = time.sleep
+) -> dict[tuple[str, str], fetching.Source]:
+    """The histories of the configuration's feeds, by provider and feed; each is asked by the first of the blocks for it.
+
+    `sleep` gives True where it was broken off. Raises ConfigError that names a missing key."""
+    found: dict[tuple[str, str], fetching.Source] = {}
+    clients: dict[tuple[str, ...], net.Rest] = {}  # an account has its limits, whichever feed is asked for
     for some in config.providers:
-        if some.name == provider and (some.feed or module.DEFAULT_FEED) == feed:
-            stand_in = some.url and _owner(some.url) not in (_owner(module.HISTORY_URL), _owner(module.STREAM_URL))
-            url = some.rest_url or (rest_of(some.url) if stand_in else module.HISTORY_URL)
-            return net.Rest(url.rstrip("/"), net.tls_context(some.ca_file), random, sleep=sleep)
-    raise ConfigError(f"The configuration has no [[providers]] of {provider} {feed}: where its history is, nobody says.")
+        module, history, feed = PROVIDERS[some.name], HISTORIES.get(some.name), _feed(some)
+        if history is None or feed not in history.CHANNELS or (some.name, feed) in found:
+            continue
+        secrets = {kind: secret(some, kind, environ) for kind in module.SECRET_KINDS}
+        headers = history.headers(secrets.get("key", ""), secrets.get("secret", ""))
+        stand_in = some.url and _owner(some.url) not in (_owner(module.HISTORY_URL), _owner(module.STREAM_URL))
+        url = (some.rest_url or (rest_of(some.url) if stand_in else module.HISTORY_URL)).rstrip("/")
+        account = (url, *headers.values())
+        if account not in clients:
+            clients[account] = net.Rest(
+                url, net.tls_context(some.ca_file), random, headers=headers, weight_a_minute=history.WEIGHT_A_MINUTE, sleep=sleep
+            )
+        found[some.name, feed] = fetching.Source(history, _getter(clients[account]))
+    return found
+
+
+def _getter(client: net.Rest) -> fetching.Get:
+    return lambda asked: client.get(asked.path, asked.weight)
+
+
+def _feed(some: ProviderConfig) -> str:
+    return some.feed or PROVIDERS[some.name].DEFAULT_FEED
 
 
 def _owner(url: str) -> str:
@@ -198,7 +220,7 @@ def plans(config: Config, environ: Mapping[str, str]) -> list[tuple[ProviderConf
     for provider in config.providers:
         module = PROVIDERS[provider.name]
         feeds = CHANNELS[provider.name]
-        feed = provider.feed or module.DEFAULT_FEED
+        feed = _feed(provider)
         if feed not in feeds:
             raise ConfigError(f"{provider.name} has no feed {feed!r}. It has: {', '.join(feeds)}.")
         wrong = [channel for channel in provider.channels if channel not in feeds[feed]]

@@ -37,6 +37,7 @@ def test_killing_every_process_in_turn_changes_nothing_in_the_lake(
     recordings: tuple[list[Trade], list[Quote]],
 ) -> None:
     random = Random(seed)
+
     def replay() -> str:
         return venue("binance", *(f"--capture={path}" for path in captures), "--speed", "0", "--fault", "rewind:all").url
 

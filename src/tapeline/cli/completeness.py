@@ -16,10 +16,11 @@ from rich.text import Text
 
 from tapeline.cli.app import app
 from tapeline.cli.terminal import ConfigOption, Format, load_config, own_stage, reader_may_leave, stop_on_signal, stream_with_data
-from tapeline.config import Config
+from tapeline.config import Config, environment
 from tapeline.errors import ConfigError
 from tapeline.monitor.status import StatusFile
 from tapeline.records import NS_PER_S
+from tapeline.times import text
 
 if TYPE_CHECKING:
     from tapeline.completeness import Answer, Interval, Key
@@ -136,18 +137,19 @@ def repair(
     if follow:
         _keep_repairing(settings)
         return
-    chosen = [(key, one) for key, one in wanted(_known(settings), time.time_ns()) if not symbol or key.symbol in symbol]
+    sources = wiring.histories(settings, environment(), Random())
+    chosen = [gap for gap in wanted(_known(settings), sources, time.time_ns()) if not symbol or gap[0].symbol in symbol]
     if not chosen:
         typer.echo("No gap is known that a provider's history could fill.")
         return
     if dry_run:
-        _show_gaps([_row(key, one) for key, one in chosen])
+        _show_gaps([_row(key, one) for key, one, _ in chosen])
         return
     stream = stream_with_data(settings)
     try:
-        requests = wiring.rest(settings, "binance", "spot", Random())
-        for done in fill(chosen, stream, lambda one: requests.get(one.path, one.weight), time.time_ns):
-            typer.echo(f"{done.key.symbol} {done.key.channel} {done.first} to {done.last}: {done.events:,} events on {done.pages} pages")
+        connection = f"repair-{time.time_ns()}"
+        for key, _, span in chosen:
+            typer.echo(str(fill(key, span, sources[key.provider, key.feed], stream, time.time_ns, connection)))
     finally:
         stream.close()
 
@@ -160,11 +162,10 @@ def _keep_repairing(settings: Config) -> None:
     stop, random = stop_on_signal(with_parent=True), Random()
     with own_stage(settings, "repair"):
         stream, ledger = wiring.open_stream(settings), wiring.open_ledger(settings)
-        requests = wiring.rest(settings, "binance", "spot", random, stop.wait)
         stage = KeepRepairing(
             stream,
             lambda: read_intervals(ledger.intervals()),
-            lambda one: requests.get(one.path, one.weight),
+            wiring.histories(settings, environment(), random, stop.wait),
             StatusFile(settings.root, "repair"),
             stop,
             time.time_ns,
@@ -203,7 +204,7 @@ def _show_gaps(rows: list[dict[str, Any]]) -> None:
     for row in sorted(rows, key=lambda row: (row["start_ns"], row["symbol"], row["channel"])):
         length = "goes on" if row["end_ns"] is None else _length(row["end_ns"] - row["start_ns"])
         what = f"{row['symbol']}, {row['provider']} {row['feed']} {row['channel']}"
-        console.print(Text.assemble(f"{_time(row['start_ns'])}  {length:>10}  ", (row["state"], "bold red"), f"  {what}"), soft_wrap=True)
+        console.print(Text.assemble(f"{text(row['start_ns'])}  {length:>10}  ", (row["state"], "bold red"), f"  {what}"), soft_wrap=True)
         console.print(Text(f"    {row['evidence']}", "dim"), soft_wrap=True)
 
 
@@ -214,7 +215,7 @@ def _show(one: Answer, day: str, running: bool) -> None:
     what = f"{one.key.symbol} {day}, {one.key.provider} {one.key.feed} {one.key.channel}, complete{so_far}: "
     console.print(Text.assemble(what, (word, style)), soft_wrap=True)
     for interval in one.holes or one.intervals:
-        line = f"  {_time(interval.start_ns)} to {_time(interval.end_ns)}  {interval.state}: {interval.evidence}"
+        line = f"  {text(interval.start_ns)} to {text(interval.end_ns)}  {interval.state}: {interval.evidence}"
         console.print(Text(line), soft_wrap=True)
 
 
@@ -228,11 +229,6 @@ def _midnight_ns(text: str) -> int:
     except ValueError as error:
         raise ConfigError(f"{text!r} is no day: {error}. Write it such as 2026-01-05.") from None
     return int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp()) * NS_PER_S
-
-
-def _time(ns: int) -> str:
-    """To the millisecond; the ledger and --format json have the nanoseconds."""
-    return f"{datetime.fromtimestamp(ns // NS_PER_S, UTC):%Y-%m-%d %H:%M:%S}.{ns % NS_PER_S // 1_000_000:03}"
 
 
 def _length(ns: int) -> str:

@@ -8,38 +8,28 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-import msgspec
-import pyarrow as pa
-
-from tapeline.completeness import Interval, Key
-from tapeline.errors import Refused, TapelineError, Unavailable
+from tapeline.completeness import ONGOING, Interval, Key
+from tapeline.errors import Refused, Unavailable
+from tapeline.jobs.fetching import Source, fetch, raw_record
 from tapeline.monitor.status import StatusFile
-from tapeline.providers import binance_history as history
-from tapeline.providers.normalizing import UNREADABLE
-from tapeline.records import NS_PER_MS, NS_PER_S, RAW, RAW_TOPIC
+from tapeline.providers import CHANNELS, HISTORIES
+from tapeline.providers.history import Span, WrongPage
+from tapeline.records import NS_PER_MS, NS_PER_S, RAW_TOPIC
 from tapeline.streams import Stream
+from tapeline.times import text
 
 log = logging.getLogger(__name__)
 
-#: A gap is left alone for so long: what comes late by itself need not be asked for.
-SETTLED_NS: Final = 5 * NS_PER_S
 #: So many gaps a turn, and a gap again only after so long; one whose page was wrong, or was refused, later.
 _MOST_AT_ONCE: Final = 200
 _AGAIN_NS: Final = 60 * NS_PER_S
 _LATER_NS: Final = 600 * NS_PER_S
-#: Provider and feed of the histories that can be asked.
-HISTORIES: Final = frozenset({("binance", "spot")})
-
-#: The body of a GET of a path with its query; it waits as the provider asks. Raises Unavailable, Refused.
-Get = Callable[[history.Request], bytes]
-
-
-class WrongPage(TapelineError):
-    """What the provider sent is not what was asked for: nothing of it was kept, and the gap stays open."""
+#: What happened while nobody listened is asked for with so much on both sides: the provider's clock is not ours.
+_MARGIN_NS: Final = 2 * NS_PER_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,40 +37,58 @@ class Repaired:
     """One gap that was asked for to its end."""
 
     key: Key
-    first: int
-    last: int
+    span: Span
     pages: int
     events: int
 
+    def __str__(self) -> str:
+        by_id = self.span.first is not None and not _of_bars(self.key)
+        which = f"{self.span.first} to {self.span.last}" if by_id else f"{text(self.span.start_ns)} to {text(self.span.end_ns)}"
+        return f"{self.key.symbol} {self.key.channel} {which}: {self.events:,} events on {self.pages} pages"
 
-def wanted(known: Mapping[Key, Sequence[Interval]], now_ns: int) -> list[tuple[Key, Interval]]:
-    """The gaps that can be asked for: with numbers, of a provider that keeps them, and no longer on the move; the latest first."""
+
+def span_of(key: Key, gap: Interval) -> Span | None:
+    """What to ask for to fill a gap; None where the provider keeps nothing to fill it with, or the gap has no end yet."""
+    history = HISTORIES.get(key.provider)
+    if history is None or key.channel not in history.CHANNELS.get(key.feed, {}) or gap.end_ns == ONGOING:
+        return None
+    if not CHANNELS[key.provider][key.feed][key.channel].contiguous:
+        return Span(key.feed, key.channel, key.symbol, gap.start_ns - _MARGIN_NS, gap.end_ns + _MARGIN_NS)
+    if gap.first_id is None or gap.last_id is None:
+        return None  # the next number will tell
+    first, last = gap.first_id, gap.last_id
+    if _of_bars(key):  # the window behind the gap too, which is known: so no page is empty
+        first, last = gap.start_ns // NS_PER_MS, gap.end_ns // NS_PER_MS
+    return Span(key.feed, key.channel, key.symbol, gap.start_ns, gap.end_ns, first, last)
+
+
+def _of_bars(key: Key) -> bool:
+    return CHANNELS[key.provider][key.feed][key.channel].kind == "bar"
+
+
+def wanted(known: Mapping[Key, Sequence[Interval]], sources: Container[tuple[str, str]], now_ns: int) -> list[tuple[Key, Interval, Span]]:
+    """The gaps that `sources` (provider, feed) can be asked for, and that are no longer on the move; the latest first."""
     found = [
-        (key, one)
+        (key, one, span)
         for key, intervals in known.items()
-        if key[:2] in HISTORIES
+        if key[:2] in sources
         for one in intervals
-        if one.state == "open" and one.first_id is not None and one.end_ns + SETTLED_NS < now_ns
+        if one.state == "open" and (span := span_of(key, one)) is not None
+        if span.end_ns + HISTORIES[key.provider].SETTLED_NS < now_ns
     ]
     return sorted(found, key=lambda gap: -gap[1].start_ns)
 
 
-def repair(
-    gaps: Iterable[tuple[Key, Interval]], stream: Stream, get: Get, clock: Callable[[], int], connection: str = ""
-) -> Iterator[Repaired]:
-    """Ask for each gap in turn, and give what became of it. Raises Unavailable, Refused, WrongPage: what came before is kept.
+def repair(key: Key, span: Span, source: Source, stream: Stream, clock: Callable[[], int], connection: str) -> Repaired:
+    """Ask for a gap to its end. Raises Unavailable, Refused, WrongPage: what came before is kept.
 
-    `connection`: by which name the pages are kept; one of its own if left out."""
-    connection = connection or f"repair-{clock()}"
-    for key, gap in gaps:
-        if gap.first_id is None or gap.last_id is None:
-            continue
-        first, last = history.numbers(key.channel, gap.first_id, gap.last_id, gap.start_ns, gap.end_ns)
-        pages = events = 0
-        for asked, body, rows in _pages(key, first, last, get, clock):
-            stream.append(RAW_TOPIC, _record(key, connection, asked, body), 0)
-            pages, events = pages + 1, events + rows
-        yield Repaired(key, first, last, pages, events)
+    `connection`: by which name the pages are kept."""
+    pages = events = 0
+    for page in fetch(source, span, clock):
+        if page.payload is not None:
+            stream.append(RAW_TOPIC, raw_record(key.provider, key.feed, connection, page), 0)
+        pages, events = pages + 1, events + page.rows
+    return Repaired(key, span, pages, events)
 
 
 class KeepRepairing:
@@ -90,16 +98,16 @@ class KeepRepairing:
         self,
         stream: Stream,
         known: Callable[[], Mapping[Key, Sequence[Interval]]],
-        get: Get,
+        sources: Mapping[tuple[str, str], Source],
         status: StatusFile,
         stop: threading.Event,
         clock: Callable[[], int],
     ) -> None:
-        """`known`: the ledger as it is now."""
-        self._stream, self._known, self._get, self._status, self._stop, self._clock = stream, known, get, status, stop, clock
+        """`known`: the ledger as it is now. `sources`: by provider and feed."""
+        self._stream, self._known, self._sources, self._status, self._stop, self._clock = stream, known, sources, status, stop, clock
         self._connection = f"repair-{clock()}"
         self._due_ns = 0
-        self._not_before: dict[tuple[Key, int | None], int] = {}
+        self._not_before: dict[tuple[Key, int], int] = {}
         self._filled = 0
 
     def step(self) -> bool:
@@ -108,19 +116,20 @@ class KeepRepairing:
         if now_ns < self._due_ns:
             return False
         self._not_before = {gap: due_ns for gap, due_ns in self._not_before.items() if due_ns > now_ns}
-        gaps = [(key, one) for key, one in wanted(self._known(), now_ns) if (key, one.first_id) not in self._not_before][:_MOST_AT_ONCE]
+        gaps = wanted(self._known(), self._sources, now_ns)
+        gaps = [gap for gap in gaps if (gap[0], gap[1].start_ns) not in self._not_before][:_MOST_AT_ONCE]
         # Looking takes the longer the more there is: a twentieth of the time at most.
         self._due_ns = now_ns + 20 * (self._clock() - now_ns)
-        for key, gap in gaps:
+        for key, gap, span in gaps:
             if self._stop.is_set():
                 break
-            self._not_before[key, gap.first_id] = now_ns + _AGAIN_NS
+            self._not_before[key, gap.start_ns] = now_ns + _AGAIN_NS
             try:
-                for done in repair([(key, gap)], self._stream, self._get, self._clock, self._connection):
-                    self._filled += done.events
-                    log.info("Asked for %s %s %d to %d: %d events came.", key.symbol, key.channel, done.first, done.last, done.events)
+                done = repair(key, span, self._sources[key.provider, key.feed], self._stream, self._clock, self._connection)
+                self._filled += done.events
+                log.info("Asked for %s", done)
             except (WrongPage, Refused) as error:
-                self._not_before[key, gap.first_id] = now_ns + _LATER_NS
+                self._not_before[key, gap.start_ns] = now_ns + _LATER_NS
                 log.error("%s %s: %s", key.symbol, key.channel, error)
             except Unavailable as error:
                 log.warning("%s Gaps wait; nothing is lost.", error)
@@ -131,36 +140,3 @@ class KeepRepairing:
 
     def finish(self) -> None:
         self._status.write({"events": self._filled, "gaps_waiting": len(self._not_before)})
-
-
-def _pages(key: Key, first: int, last: int, get: Get, clock: Callable[[], int]) -> Iterator[tuple[history.Asked, bytes, int]]:
-    """The pages from `first` to `last`, each checked before it is given; the last one says that it is."""
-    symbol = key.symbol.replace("/", "")
-    at = first
-    while True:
-        wanted_rows = history.request(key.channel, symbol, at, last)
-        body = get(wanted_rows)
-        time_ms = clock() // NS_PER_MS
-        try:
-            numbers = [history.number_of(event) for event in history.events_of(key.channel, symbol, time_ms, body)]
-        except UNREADABLE as error:
-            raise WrongPage(f"{wanted_rows.path} cannot be read: {error}. Nothing of it was kept; it is asked for again.") from error
-        if any(number < at for number in numbers) or sorted(set(numbers)) != numbers:
-            raise WrongPage(
-                f"{wanted_rows.path} gave numbers {numbers[:1]} to {numbers[-1:]} that do not rise from {at}. Nothing of it was kept; "
-                "it is asked for again."
-            )
-        if not numbers:
-            # Behind a gap there are events, or it would be none: what is asked for reaches up to them.
-            raise WrongPage(f"{wanted_rows.path} is empty, although later events are known. The gap stays open; it is asked for again.")
-        following = numbers[-1] + 1
-        done = following > last
-        yield history.Asked(key.channel, symbol, key.symbol, time_ms, first, last, done), body, len(numbers)
-        if done:
-            return
-        at = following
-
-
-def _record(key: Key, connection: str, asked: history.Asked, body: bytes) -> pa.RecordBatch:
-    row = (key.provider, key.feed, connection, "fetched", asked.time_ms * NS_PER_MS, msgspec.json.encode(asked) + b"\n" + body)
-    return pa.RecordBatch.from_arrays([pa.array([value], field.type) for value, field in zip(row, RAW, strict=True)], schema=RAW)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final, Protocol, cast
 
-from tapeline.providers import alpaca, binance, polygon
+from tapeline.providers import alpaca, binance, binance_history, polygon
+from tapeline.providers.history import History
 from tapeline.providers.normalizing import Channel, Decode, Events, Frames
 from tapeline.providers.session import FeedSettings, Plan
 from tapeline.records import Identity
@@ -45,6 +46,9 @@ PROVIDERS: Final[dict[str, Provider]] = {
 DECODERS: Final[dict[str, Decode]] = {name: provider.decode for name, provider in PROVIDERS.items()}
 #: Provider, feed, channel name to channel.
 CHANNELS: Final[dict[str, Mapping[str, Mapping[str, Channel]]]] = {name: provider.CHANNELS for name, provider in PROVIDERS.items()}
+
+#: Whose history can be asked for.
+HISTORIES: Final[dict[str, History]] = {"binance": cast("History", binance_history)}
 
 
 def identity(provider: str, feed: str, channel: str) -> Identity:

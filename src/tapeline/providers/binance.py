@@ -16,7 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tapeline.providers import binance_history
-from tapeline.providers.binance_wire import AggTrade, BookTicker, Kline, Trade
+from tapeline.providers.binance_wire import INTERVALS, AggTrade, BookTicker, Kline, Trade
+from tapeline.providers.history import Asked, decode_pages
 from tapeline.providers.normalizing import (
     SAME_CONTENT,
     SEQUENCE,
@@ -145,7 +146,6 @@ def _bars(events: Sequence[Kline]) -> Columns:
 TRADE: Final = Channel("trade", "trade", _trades("t"), SEQUENCE, contiguous=True)
 AGG_TRADE: Final = Channel("aggTrade", "trade", _trades("a"), SEQUENCE, contiguous=True)
 BOOK_TICKER: Final = Channel("bookTicker", "quote", _quotes, SEQUENCE)
-INTERVALS: Final = "1s 1m 3m 5m 15m 30m 1h 2h 4h 6h 8h 12h 1d 3d 1w 1M".split()
 #: Every window exists while a symbol trades, also one without trades.
 KLINES: Final = {
     f"kline_{interval}": Channel(f"kline_{interval}", "bar", _bars, SAME_CONTENT["bar"], contiguous=True) for interval in INTERVALS
@@ -190,10 +190,6 @@ class _Probe(msgspec.Struct):
 _PROBE: Final = msgspec.json.Decoder(_Probe)
 _KLINE_INTERVAL: Final = msgspec.json.Decoder(_Interval)
 
-
-#: The line before a page.
-_ASKED: Final = msgspec.json.Decoder(binance_history.Asked)
-
 #: The texts that Binance sends, from the channel's name on; a frame of any other text is decoded as JSON.
 _SHAPES: Final = CombinedShapes(
     {
@@ -213,8 +209,7 @@ _SHAPE_COLUMNS: Final = {"trade": _trade_columns, "aggTrade": _trade_columns, "b
 def decode(feed: str, frames: Frames, events: Events) -> None:
     """Sort the frames of spot, the only feed: those of a known text as columns, the others one by one as JSON."""
     del feed
-    if frames.pages:
-        frames = _decode_pages(frames, events)
+    frames = decode_pages(frames, events, _SPOT, _page_events)
     events.seen += len(frames)
     if len(frames) < _SHAPES_FROM:
         _decode_json(frames, events)
@@ -232,27 +227,8 @@ def decode(feed: str, frames: Frames, events: Events) -> None:
         _decode_json(Frames(frames.payload, others), events)
 
 
-def _decode_pages(frames: Frames, events: Events) -> Frames:
-    """Sort the rows of the pages; the frames that are none are left."""
-    rest = []
-    for row, body in frames:
-        head = frames.pages.get(row)
-        if head is None:
-            rest.append(row)
-            continue
-        try:
-            asked = _ASKED.decode(head)
-            channel = _SPOT[asked.channel]
-            found = binance_history.events_of(asked.channel, asked.symbol, asked.time_ms, body)
-        except (KeyError, *UNREADABLE) as error:
-            events.seen += 1
-            events.rejects.add(Reject(f"page: {error}", body), row, 0)
-            continue
-        events.seen += len(found)
-        rows = events.rows(channel)
-        for index, event in enumerate(found):
-            rows.add(event, row, index)
-    return Frames(frames.payload, np.array(rest, np.int64))
+def _page_events(asked: Asked, body: bytes) -> Sequence[Any]:
+    return binance_history.events_of(asked.channel, asked.symbol, asked.time_ms, body)
 
 
 def _decode_json(frames: Frames, events: Events) -> None:

@@ -1,56 +1,107 @@
 """Binance spot's history over REST: what to ask for, and which events a page holds. Pure: requests and pages in, nothing sent.
 
-Facts: Binance's public spot API documentation, "Market Data endpoints": `aggTrades` (weight 4) and `historicalTrades` (25) by id, `klines`
-(2) by time, at most 1,000 rows a page, no key. Of single trades of long ago nothing is there: a page begins with a later id then.
+Facts: Binance's public spot API documentation, "Market Data endpoints": `aggTrades` (weight 4) by id or from a time on,
+`historicalTrades` (25) by id alone, `klines` (2) by time, at most 1,000 rows a page, no key, 6,000 of weight a minute for an address. Of
+single trades of long ago nothing is there: a page begins with a later id then.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Final, TypeAlias
 from urllib.parse import quote
 
 import msgspec
 
-from tapeline.providers.binance_wire import AggTrade, Kline, KlineBody, Trade
-from tapeline.providers.normalizing import Int64
-from tapeline.records import NS_PER_MS
+from tapeline.providers.binance_wire import INTERVALS, AggTrade, Kline, KlineBody, Trade
+from tapeline.providers.history import Page, Request, Span, WrongPage
+from tapeline.providers.normalizing import MICROSECONDS_FROM, UNREADABLE, Int64, Kind
+from tapeline.records import NS_PER_MS, NS_PER_S, NS_PER_US
 
+#: Half of what an address has: others behind it ask too.
+WEIGHT_A_MINUTE: Final = 3_000
+CHANNELS: Final[dict[str, dict[str, Kind]]] = {
+    "spot": {"trade": "trade", "aggTrade": "trade", **{f"kline_{interval}": "bar" for interval in INTERVALS}}
+}
+SETTLED_NS: Final = 5 * NS_PER_S
 PAGE_ROWS: Final = 1_000
 Event: TypeAlias = "Trade | AggTrade | Kline"
+_PATHS: Final = {"trade": ("/api/v3/historicalTrades", 25), "aggTrade": ("/api/v3/aggTrades", 4)}
+#: The page that only tells with which id the trades of a time begin: aggregated trades can be asked for by time, and name theirs.
+_WHERE: Final = "where"
 
 
-class Asked(msgspec.Struct):
-    """The line before a page in the raw topic: what was asked for, and whether this was the last page of it."""
-
-    channel: str
-    symbol: str  # the provider's own
-    name: str  # the same, canonical
-    time_ms: int  # when it was fetched: a bar whose window had ended by then is final
-    first: int  # the numbers asked for, both inclusive: ids, or for bars the times (ms) of windows
-    last: int
-    done: bool = False
+def headers(key: str, secret: str) -> Mapping[str, str]:
+    """None: its history is open to everybody."""
+    del key, secret
+    return {}
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One page."""
+def first(span: Span) -> Request:
+    """Where to begin: at the first number, or at the first event from the start on."""
+    if span.channel.startswith("kline_"):
+        return _bars(span, span.start_ns // NS_PER_MS if span.first is None else span.first)
+    if span.first is not None:
+        return _by_id(span, span.first)
+    path, weight = _PATHS["aggTrade"]
+    where = span.channel == "trade"
+    query = f"symbol={_symbol(span)}&startTime={-(-span.start_ns // NS_PER_MS)}&limit={1 if where else PAGE_ROWS}"
+    return Request(f"{path}?{query}", weight, _WHERE if where else "")
 
-    path: str
-    weight: int
+
+def page(span: Span, asked: Request, body: bytes, time_ms: int) -> Page:
+    """Check that the numbers rise from what was asked for, and see whether more is to come."""
+    where = asked.after == _WHERE
+    try:
+        if where:
+            return _beginning(span, _AGG_TRADES.decode(body))
+        events = events_of(span.channel, span.symbol, time_ms, body)
+    except UNREADABLE as error:
+        raise WrongPage(f"{asked.path} cannot be read: {error}. Nothing of it was kept; it is asked for again.") from error
+    numbers = [number_of(event) for event in events]
+    least = int(asked.after or -1)
+    if any(number < least for number in numbers) or sorted(set(numbers)) != numbers:
+        raise WrongPage(
+            f"{asked.path} gave numbers {numbers[:1]} to {numbers[-1:]} that do not rise from {least}. Nothing of it was kept; "
+            "it is asked for again."
+        )
+    if not numbers:
+        if span.last is not None:
+            # Behind a gap there are events, or it would be none: what is asked for reaches up to them.
+            raise WrongPage(f"{asked.path} is empty, although later events are known. The gap stays open; it is asked for again.")
+        return Page(0, 0, None)
+    following, reached_ns = numbers[-1] + 1, _time_ns(events[-1])
+    bars = span.channel.startswith("kline_")
+    done = following > span.last if span.last is not None else reached_ns >= span.end_ns - (NS_PER_MS if bars else 0)
+    return Page(len(numbers), reached_ns, None if done else _bars(span, following) if bars else _by_id(span, following))
 
 
-def request(channel: str, symbol: str, first: int, last: int) -> Request:
-    """The page that begins with `first`. Raises KeyError for a channel of which there is no history."""
-    rows = min(PAGE_ROWS, last - first + 1)
-    symbol = quote(symbol, safe="")
-    if channel.startswith("kline_"):
-        interval = channel.removeprefix("kline_")
-        window = f"startTime={first}&endTime={last}&limit={PAGE_ROWS}"
-        return Request(f"/api/v3/klines?symbol={symbol}&interval={interval}&{window}", 2)
-    path, weight = {"trade": ("historicalTrades", 25), "aggTrade": ("aggTrades", 4)}[channel]
-    return Request(f"/api/v3/{path}?symbol={symbol}&fromId={first}&limit={rows}", weight)
+def _beginning(span: Span, found: Sequence[_AggTrade]) -> Page:
+    if not found or _ns(found[0].T) >= span.end_ns:
+        return Page(0, 0, None, keep=False)
+    return Page(0, 0, _by_id(span, found[0].f), keep=False)
+
+
+def _by_id(span: Span, number: int) -> Request:
+    path, weight = _PATHS[span.channel]
+    rows = PAGE_ROWS if span.last is None else min(PAGE_ROWS, span.last - number + 1)
+    return Request(f"{path}?symbol={_symbol(span)}&fromId={number}&limit={rows}", weight, str(number))
+
+
+def _bars(span: Span, start_ms: int) -> Request:
+    end_ms = (span.end_ns - 1) // NS_PER_MS if span.last is None else span.last
+    interval = span.channel.removeprefix("kline_")
+    window = f"startTime={start_ms}&endTime={end_ms}&limit={PAGE_ROWS}"
+    return Request(f"/api/v3/klines?symbol={_symbol(span)}&interval={interval}&{window}", 2, str(start_ms))
+
+
+def _symbol(span: Span) -> str:
+    return quote(provider_symbol(span.symbol), safe="")
+
+
+def provider_symbol(symbol: str) -> str:
+    """The provider's own spelling of a canonical symbol."""
+    return symbol.replace("/", "")
 
 
 class _Trade(msgspec.Struct):
@@ -69,6 +120,7 @@ class _AggTrade(msgspec.Struct):
     a: Int64
     p: str
     q: str
+    f: Int64
     T: Int64
     m: bool
 
@@ -93,7 +145,12 @@ _BARS: Final = msgspec.json.Decoder(list[_Bar])
 
 
 def events_of(channel: str, symbol: str, time_ms: int, body: bytes) -> Sequence[Event]:
-    """The events of a page as the stream would have sent them. Raises what decoding bytes may raise, KeyError for another channel."""
+    """The events of a page as the stream would have sent them; none of an empty body. `symbol`: canonical.
+
+    Raises what decoding bytes may raise, KeyError for another channel."""
+    if not body:
+        return []
+    symbol = provider_symbol(symbol)
     if channel == "trade":
         return [Trade("trade", symbol, row.id, row.price, row.qty, row.time, row.isBuyerMaker) for row in _TRADES.decode(body)]
     if channel == "aggTrade":
@@ -105,22 +162,23 @@ def events_of(channel: str, symbol: str, time_ms: int, body: bytes) -> Sequence[
 
 
 def _kline(symbol: str, interval: str, time_ms: int, row: _Bar) -> Kline:
-    close_ms = row.close_ms if row.close_ms < 10**14 else row.close_ms // 1_000
-    body = KlineBody(
-        row.open_ms, interval, row.open, row.close, row.high, row.low, row.volume, row.quote_volume, row.trades, close_ms < time_ms
-    )
+    ended = _ns(row.close_ms) < time_ms * NS_PER_MS
+    body = KlineBody(row.open_ms, interval, row.open, row.close, row.high, row.low, row.volume, row.quote_volume, row.trades, ended)
     return Kline("kline", row.close_ms, symbol, body)
 
 
 def number_of(event: Event) -> int:
     """The number by which pages are asked for: the id, or the time (ms) of a bar's window."""
     if isinstance(event, Kline):
-        return event.k.t if event.k.t < 10**14 else event.k.t // 1_000
+        return _ns(event.k.t) // NS_PER_MS
     return event.t if isinstance(event, Trade) else event.a
 
 
-def numbers(channel: str, first_id: int, last_id: int, start_ns: int, end_ns: int) -> tuple[int, int]:
-    """The numbers to ask for where these ids are missing, or the windows between these times."""
-    if channel.startswith("kline_"):
-        return start_ns // NS_PER_MS, end_ns // NS_PER_MS  # the window behind the gap too, which is known: so no page is empty
-    return first_id, last_id
+def _time_ns(event: Event) -> int:
+    """Of a trade its time, of a bar the end of its window."""
+    return _ns(event.E if isinstance(event, Kline) else event.T)
+
+
+def _ns(count: int) -> int:
+    """Milliseconds, or where they are too many, microseconds, as nanoseconds."""
+    return count * NS_PER_MS if count < MICROSECONDS_FROM else count * NS_PER_US

@@ -72,7 +72,7 @@ _LATEST_NS: Final = 4_102_444_800 * 1_000_000_000  # 2100-01-01
 _EARLIEST: Final = pa.scalar(_EARLIEST_NS)
 _LATEST: Final = pa.scalar(_LATEST_NS)
 #: A count of this size or more since 1970 is in microseconds, a smaller one in milliseconds (PROVIDERS: Binance archives).
-_MICROSECONDS_FROM: Final = 10**14
+MICROSECONDS_FROM: Final = 10**14
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -518,7 +518,7 @@ def rfc3339(values: Iterable[str]) -> pa.Array:
 def epoch_ns(values: pa.Array) -> pa.Array:
     """Epoch milliseconds or microseconds (told apart by size) as ns; null outside 1990 to 2100."""
     count = values.to_numpy()
-    unit = np.where(count >= _MICROSECONDS_FROM, NS_PER_US, NS_PER_MS)
+    unit = np.where(count >= MICROSECONDS_FROM, NS_PER_US, NS_PER_MS)
     readable = (count > _EARLIEST_NS // unit) & (count < _LATEST_NS // unit)
     return pa.array(np.where(readable, count, 0) * unit, mask=None if readable.all() else ~readable)
 

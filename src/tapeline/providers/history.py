@@ -1,0 +1,116 @@
+"""A provider's history: what is asked for, page by page, and what a page brings. Pure: requests and pages in, nothing sent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+import msgspec
+import numpy as np
+
+from tapeline.errors import TapelineError
+from tapeline.providers.normalizing import UNREADABLE, Channel, Events, Frames, Kind, Reject
+
+
+class WrongPage(TapelineError):
+    """What the provider sent is not what was asked for. Nothing of it is kept, and it can be asked for again."""
+
+
+class Span(msgspec.Struct, frozen=True):
+    """What is wanted of one symbol of one channel: the events of [start_ns, end_ns), or where numbers are given, those with the numbers."""
+
+    feed: str
+    channel: str  # the live channel, whose events these are
+    symbol: str  # canonical
+    start_ns: int
+    end_ns: int
+    first: int | None = None  # both inclusive
+    last: int | None = None
+
+
+class Request(msgspec.Struct, frozen=True):
+    """One page."""
+
+    path: str  # below the provider's REST address, with its query
+    weight: int = 1  # of the provider's limit a minute
+    #: How far the pages before this one have come, in the provider's own terms.
+    after: str = ""
+
+
+class Asked(msgspec.Struct):
+    """The line before a page in the raw topic: what was asked for, and whether everything of it has come with this page."""
+
+    channel: str
+    symbol: str  # canonical
+    path: str
+    time_ms: int  # when it was fetched: a bar whose window had ended by then is final
+    start_ns: int
+    end_ns: int
+    first: int | None = None
+    last: int | None = None
+    done: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """What a page says of itself."""
+
+    rows: int
+    #: The time that its last event stands for; 0 where it has none.
+    reached_ns: int
+    #: What to ask for next; None: everything has come.
+    following: Request | None
+    #: Whether the page holds events of the channel; else it only told where they begin.
+    keep: bool = True
+
+
+class History(Protocol):
+    """What a provider's module of history offers."""
+
+    #: How much a minute may weigh.
+    WEIGHT_A_MINUTE: int
+    #: How long after an event (ns) the history can be taken to hold it.
+    SETTLED_NS: int
+    #: By feed: the channels that can be asked for, each with what its events are.
+    CHANNELS: Mapping[str, Mapping[str, Kind]]
+
+    def headers(self, key: str, secret: str) -> Mapping[str, str]:
+        """What each request carries: whoever asks proves who he is."""
+
+    def first(self, span: Span) -> Request:
+        """Where to begin."""
+
+    def page(self, span: Span, asked: Request, body: bytes, time_ms: int) -> Page:
+        """Check a page before anything of it is kept. Raises WrongPage that says what is wrong with it."""
+
+
+_ASKED: Final = msgspec.json.Decoder(Asked)
+
+
+def decode_pages(
+    frames: Frames, events: Events, channels: Mapping[str, Channel], events_of: Callable[[Asked, bytes], Sequence[Any]]
+) -> Frames:
+    """Sort the events of the pages among frames of one feed; the frames that are none are left.
+
+    `events_of`: what the page holds, as the stream would have sent it. May raise what decoding bytes may raise, and KeyError."""
+    if not frames.pages:
+        return frames
+    rest = []
+    for row, body in frames:
+        head = frames.pages.get(row)
+        if head is None:
+            rest.append(row)
+            continue
+        try:
+            asked = _ASKED.decode(head)
+            channel, found = channels[asked.channel], events_of(asked, body)
+        except (KeyError, *UNREADABLE) as error:
+            events.seen += 1
+            events.rejects.add(Reject(f"page: {error}", body), row, 0)
+            continue
+        events.seen += len(found)
+        rows = events.rows(channel)
+        for index, event in enumerate(found):
+            rows.add(event, row, index)
+    return Frames(frames.payload, np.array(rest, np.int64))
