@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import json
 import os
 import platform
 import subprocess
@@ -15,6 +14,9 @@ from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CAPTURES = sorted((REPOSITORY.parent / "shared" / "captures" / "binance").glob("*.gz"))
+SYMBOLS = ["BTCUSDT", "ETHUSDT", "BNBUSDT", "SOLUSDT"]
+CHANNELS = ["trade", "bookTicker"]
+STREAMS = [f"{symbol.lower()}@{channel}" for symbol in SYMBOLS for channel in CHANNELS]
 KEYS = {"TAPELINE_POLYGON_KEY": "demo", "TAPELINE_ALPACA_KEY": "demo", "TAPELINE_ALPACA_SECRET": "demo"}
 
 
@@ -53,15 +55,6 @@ def venue(name: str, *arguments: str) -> Iterator[tuple[str, subprocess.Popen[by
         process.wait()
 
 
-def stop_and_count(process: subprocess.Popen[bytes]) -> int:
-    """End a venue; how many events it says it sent."""
-    process.terminate()
-    assert process.stdout is not None
-    sent: dict[str, int] = json.loads(process.stdout.read().splitlines()[-1])["sent"]
-    process.wait()
-    return sum(sent.values())
-
-
 def write_config(
     root: Path, url: str, flush_seconds: float = 5.0, stream: str = "embedded:", codec: str = "protobuf", postgres: str = ""
 ) -> Path:
@@ -72,7 +65,7 @@ def write_config(
     second = f'[[stores]]\nurl = "{postgres}"\nflush_seconds = {flush_seconds}\n' if postgres else ""
     path.write_text(
         f'data_dir = "{root}"\n[stream]\nurl = "{stream}"\ncodecs = {{ {codecs} }}\n[[providers]]\nname = "binance"\nurl = "{url}"\n'
-        'symbols = ["BTCUSDT", "ETHUSDT", "BNBUSDT", "SOLUSDT"]\nchannels = ["trade", "bookTicker"]\n'
+        f"symbols = {SYMBOLS}\nchannels = {CHANNELS}\n"
         f'[[stores]]\nurl = "lake:"\nflush_seconds = {flush_seconds}\n{second}'
     )
     return path

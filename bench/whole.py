@@ -8,7 +8,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from bench.machine import describe, pipeline, stop_and_count, table, venue, write_config
+from bench.machine import describe, pipeline, table, write_config
+from bench.prepared import record, serving
 from tapeline.query import connect
 
 _EVENTS = 1_500_000
@@ -24,21 +25,25 @@ FROM ticks LEFT JOIN (
 
 
 def run() -> str:
-    rows = [once() for _ in range(_ROUNDS)]
+    with tempfile.TemporaryDirectory() as folder:
+        frames = record(Path(folder) / "frames", _EVENTS)
+        rows = [once(frames, _EVENTS) for _ in range(_ROUNDS)]
     rates = [row[1] for row in rows]
     lines = [[f"run {at}", *row] for at, row in enumerate(rows, 1)]
     return (
-        f"`tapeline venue binance` sends {_EVENTS:,} events as fast as the pipeline reads; ingest, normalize and lake run as three"
-        " processes, the venue as a fourth. From the first frame's receipt to the last row's commit."
+        f"A venue sends {_EVENTS:,} frames, made beforehand by `tapeline venue binance`, as fast as the pipeline reads; ingest, normalize,"
+        " lake and ledger run as processes of their own, the venue as one more. From the first frame's receipt to the last row's commit."
         f" Median **{statistics.median(rates):,.0f} ticks/s**.\n\n" + table(["", "sent", "ticks/s", "lost", "doubled"], lines)
     )
 
 
 def once(
-    events_to_send: int = _EVENTS, stream: str = "embedded:", codec: str = "protobuf", postgres: str = "", flush_s: float = 1.0
+    frames: Path, events_to_send: int, stream: str = "embedded:", codec: str = "protobuf", postgres: str = "", flush_s: float = 1.0
 ) -> tuple[int, float, int, int]:
-    """sent, ticks/s, lost, doubled; with `postgres`, until both stores have all, and of the one that has lost or doubled more."""
-    with tempfile.TemporaryDirectory() as folder, venue("binance", "--rate", "500000", "--limit", str(events_to_send)) as (url, process):
+    """sent, ticks/s, lost, doubled; with `postgres`, until both stores have all, and of the one that has lost or doubled more.
+
+    `frames`: a recording of so many events."""
+    with tempfile.TemporaryDirectory() as folder, serving(frames) as url:
         root = Path(folder)
         config = write_config(root, url, flush_s, stream, codec, postgres)
         with pipeline(config, "--until-idle", "3") as running:
@@ -48,7 +53,6 @@ def once(
                 commits = list(log.glob("*.json")) if log.exists() else []
                 done_ns = max((path.stat().st_mtime_ns for path in commits), default=done_ns)
                 time.sleep(0.1)
-        sent = stop_and_count(process)
         db = connect(root / "lake")
         ((rows, events, _),) = db.execute(_COUNT).fetchall()
         ((first_ns,),) = db.execute("SELECT min(received_ns) FROM ticks").fetchall()
@@ -57,7 +61,7 @@ def once(
             there, last_ns = _in_postgres(postgres)
             done_ns = max(done_ns, last_ns)
             events, rows = min(events, there[1]), max(rows, there[0])
-    return sent, events / ((done_ns - first_ns) / 1e9), sent - events, rows - events
+    return events_to_send, events / ((done_ns - first_ns) / 1e9), events_to_send - events, rows - events
 
 
 def _in_postgres(url: str) -> tuple[tuple[int, int], int]:

@@ -1,0 +1,133 @@
+"""A venue whose frames were made beforehand, so that the load costs little beside what is measured.
+
+`record` lets `tapeline venue binance` make its market once, and keeps the frames as they came over the socket. `python -m bench.prepared
+FILE` is then a process that acknowledges what is asked for, and sends them once, as fast as the client reads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+from picows import WSFrame, WSListener, WSMsgType, WSTransport, WSUpgradeRequest, ws_connect, ws_create_server
+
+from bench.machine import STREAMS, venue
+
+_PIECE = 128 * 1024
+#: The first bytes of a server's text frame, by the length of its payload (RFC 6455).
+_SHORT, _MEDIUM = 125, 0xFFFF
+
+
+class _Recorder(WSListener):
+    """Writes every data frame down, head and all."""
+
+    def __init__(self, path: Path, events: int) -> None:
+        self.whole = asyncio.Event()
+        self._file, self._left = path.open("wb"), events
+
+    def on_ws_connected(self, transport: WSTransport) -> None:
+        transport.send(WSMsgType.TEXT, msgspec.json.encode({"method": "SUBSCRIBE", "params": STREAMS, "id": 1}))
+
+    def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
+        payload = frame.get_payload_as_bytes()
+        if frame.msg_type != WSMsgType.TEXT or not payload.startswith(b'{"stream"'):
+            return
+        size = len(payload)
+        self._file.write(bytes([0x81, size]) if size <= _SHORT else b"\x81\x7e" + size.to_bytes(2, "big"))
+        self._file.write(payload)
+        self._left -= 1
+        if not self._left:
+            self._file.close()
+            self.whole.set()
+            transport.disconnect()
+
+
+async def _record(url: str, path: Path, events: int) -> None:
+    _, listener = await ws_connect(lambda: _Recorder(path, events), f"{url}/stream")
+    await listener.whole.wait()
+
+
+def record(path: Path, events: int) -> Path:
+    """So many events of a market, as frames."""
+    with venue("binance", "--rate", "500000", "--limit", str(events)) as (url, _):
+        asyncio.run(_record(url, path, events))
+    return path
+
+
+class _Recording:
+    """What is left to send, whoever reads it."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data, self._at = memoryview(data), 0
+
+    def take(self) -> memoryview:
+        piece = self._data[self._at : self._at + _PIECE]
+        self._at += len(piece)
+        return piece
+
+
+class _Server(WSListener):
+    """Acknowledges requests, and sends once everything is subscribed."""
+
+    def __init__(self, recording: _Recording) -> None:
+        self._recording, self._wanted = recording, set[str]()
+        self._writable = asyncio.Event()
+        self._writable.set()
+        self._task: asyncio.Task[None] | None = None
+
+    def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
+        if frame.msg_type == WSMsgType.CLOSE:
+            transport.disconnect()
+        if frame.msg_type != WSMsgType.TEXT:
+            return
+        request = json.loads(frame.get_payload_as_bytes())
+        transport.send(WSMsgType.TEXT, msgspec.json.encode({"result": None, "id": request["id"]}))
+        self._wanted |= set(request["params"])
+        if self._wanted >= set(STREAMS) and self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._send(transport))
+
+    def pause_writing(self) -> None:
+        self._writable.clear()
+
+    def resume_writing(self) -> None:
+        self._writable.set()
+
+    async def _send(self, transport: WSTransport) -> None:
+        while piece := self._recording.take():
+            await self._writable.wait()
+            transport.underlying_transport.write(piece)
+            await asyncio.sleep(0)
+
+
+async def _serve(recording: _Recording) -> None:
+    def enter(_: WSUpgradeRequest) -> WSListener:
+        return _Server(recording)
+
+    server = await ws_create_server(enter, "127.0.0.1", 0)
+    print(f"prepared venue at ws://127.0.0.1:{server.sockets[0].getsockname()[1]}", flush=True)
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    await stop.wait()
+
+
+@contextmanager
+def serving(path: Path) -> Iterator[str]:
+    """A process that sends a recording; its url."""
+    process = subprocess.Popen([sys.executable, "-m", "bench.prepared", str(path)], stdout=subprocess.PIPE)
+    try:
+        assert process.stdout is not None
+        yield process.stdout.readline().decode().rpartition(" at ")[2].strip()
+    finally:
+        process.terminate()
+        process.wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(_serve(_Recording(Path(sys.argv[1]).read_bytes())))
