@@ -23,7 +23,7 @@ MODULES = {
 LAYERS: list[set[str]] = [
     {"records"},
     {"errors"},
-    {"locks", "config", "times"},
+    {"locks", "config", "times", "quota"},
     {"providers"},
     {"completeness"},
     {"streams", "stores", "net", "spool"},
@@ -56,7 +56,7 @@ OWNERS = {
     "http": {"tapeline.net"},
     "socket": set[str](),
     "ssl": {"tapeline.net"},
-    "sqlite3": {"tapeline.streams.embedded", "tapeline.spool", "tapeline.stores.ledger_file"},
+    "sqlite3": {"tapeline.streams.embedded", "tapeline.spool", "tapeline.stores.ledger_file", "tapeline.jobs.page_log"},
     "confluent_kafka": {"tapeline.streams.kafka"},
     "redis": {"tapeline.streams.redis"},
     "deltalake": {"tapeline.stores.lake", "tapeline.stores.lake_reading", "tapeline.stores.lake_sealing", "tapeline.query"},

@@ -23,6 +23,7 @@ from tapeline.providers import DECODERS, HISTORIES
 from tapeline.providers.binance_history import SETTLED_NS
 from tapeline.providers.history import Request, Span, WrongPage
 from tapeline.providers.normalizing import normalize
+from tapeline.quota import Quota
 from tapeline.records import NS_PER_MS, NS_PER_S, RAW_TOPIC
 from tapeline.streams.embedded import EmbeddedStream
 from test_completeness import bar, chunk, opened, trade
@@ -216,7 +217,7 @@ class Time:
 
 
 def client(server: str, time: Time, weight: int = 100) -> net.Rest:
-    return net.Rest(server, None, Random(1), weight_a_minute=weight, clock=lambda: time.now, sleep=time.sleep)
+    return net.Rest(server, None, Random(1), Quota(weight, clock=lambda: time.now), sleep=time.sleep)
 
 
 def test_too_many_requests_are_waited_out_as_long_as_the_provider_says(server: str) -> None:
@@ -259,7 +260,7 @@ def test_a_ban_is_remembered_and_nothing_is_asked_until_it_is_over(server: str) 
 
 def test_who_is_stopped_while_he_waits_asks_no_more(server: str) -> None:
     Replies.replies = [(429, {"Retry-After": "100"}, b"slow down"), (200, {}, b"ok")]
-    rest = net.Rest(server, None, Random(1), weight_a_minute=100, sleep=lambda _: True)
+    rest = net.Rest(server, None, Random(1), Quota(100), sleep=lambda _: True)
     with pytest.raises(Unavailable, match="stopped"):
         rest.get("/x", 1)
     assert len(Replies.replies) == 1

@@ -33,6 +33,7 @@ from picows import (
 
 from tapeline.errors import Refused, Unavailable
 from tapeline.providers.session import Check, Plan, Session, Trouble
+from tapeline.quota import Quota
 from tapeline.records import NS_PER_S, RawKind
 
 log = logging.getLogger(__name__)
@@ -54,7 +55,6 @@ _TOO_FAST_S: Final = 30.0
 _TOO_FAST: Final = frozenset({418, 429})
 _HTTP_TIMEOUT_S: Final = 10.0
 _HTTP_MAX_BYTES: Final = 64 * 1024 * 1024
-_MINUTE_S: Final = 60.0
 _REST_TRIES: Final = 6
 #: A longer wait than this is for the caller to decide on.
 _LONGEST_WAIT_S: Final = 300.0
@@ -532,7 +532,7 @@ def _words_of(error: urllib.error.HTTPError) -> str:
 
 
 class Rest:
-    """A provider's REST requests, one after the other: within a budget of weight a minute, tried again where that may help.
+    """A provider's REST requests, by any number of threads: within a budget of weight a minute, tried again where that may help.
 
     HTTP 429 and 418 (a ban) are waited out as `Retry-After` says, whoever asks next; 5xx and broken connections are tried again with
     capped, jittered waits.
@@ -543,28 +543,20 @@ class Rest:
         url: str,
         tls: ssl.SSLContext | None,
         random: Random,
+        quota: Quota,
         *,
-        weight_a_minute: int,
         headers: Mapping[str, str] | None = None,
-        clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], object] = time.sleep,
     ) -> None:
         """`url`: scheme and host, to which each path is appended. `sleep` gives True where it was broken off."""
-        self._url, self._tls, self._random = url, tls, random
+        self._url, self._tls, self._random, self._quota, self._sleep = url, tls, random, quota, sleep
         self._headers = {"User-Agent": "tapeline", **(headers or {})}
-        self._weight_a_minute, self._clock, self._sleep = weight_a_minute, clock, sleep
-        self._spent = 0
-        self._minute = clock()
-        self._not_before = 0.0
 
     def get(self, path: str, weight: int) -> bytes:
         """The body. Raises Refused where the request itself is wrong, Unavailable where trying again has not helped."""
         waits = backoff(self._random, cap_s=30.0)
         trouble = ""
         for _ in range(_REST_TRIES):
-            if (early_s := self._not_before - self._clock()) > _LONGEST_WAIT_S:
-                raise Unavailable(f"{self._url} has asked for a pause: {early_s:.0f} s are left of it. Nothing is asked until then.")
-            self._wait(early_s)
             self._afford(weight)
             try:
                 request = urllib.request.Request(f"{self._url}{path}", headers=self._headers)  # noqa: S310 scheme checked below
@@ -578,10 +570,10 @@ class Rest:
                 if error.code in _TOO_FAST:
                     after = error.headers.get("Retry-After", "")
                     wait_s = max(wait_s, float(after) if after.isdecimal() else _TOO_FAST_S)
-                    self._not_before = self._clock() + wait_s
-                    if wait_s > _LONGEST_WAIT_S:
-                        continue
-                elif error.code < 500:
+                    self._quota.pause(wait_s)
+                    log.warning("%s%s: %s. Nothing is asked for %.1f s.", self._url, path, trouble, wait_s)
+                    continue
+                if error.code < 500:
                     raise Refused(f"{self._url}{path} was refused with {trouble}. Asking again cannot help.") from None
             except (ValueError, http.client.InvalidURL) as error:
                 raise Refused(f"{self._url}{path} is no address to ask: {error}.") from None
@@ -591,20 +583,17 @@ class Rest:
             self._wait(wait_s)
         raise Unavailable(f"{self._url}{path}: {trouble}. It was tried {_REST_TRIES} times; try again later.")
 
+    def _afford(self, weight: int) -> None:
+        """Wait until the provider lets us ask. Raises Unavailable where that is too long to wait for."""
+        while (early_s := self._quota.take(weight)) > 0:
+            if early_s > _LONGEST_WAIT_S:
+                raise Unavailable(f"{self._url} has asked for a pause: {early_s:.0f} s are left of it. Nothing is asked until then.")
+            self._wait(early_s)
+
     def _wait(self, seconds: float) -> None:
         """Raises Unavailable where the sleep was broken off, as one on an event that is set is."""
         if seconds > 0 and self._sleep(seconds) is True:
             raise Unavailable(f"{self._url}: stopped while it waited.")
-
-    def _afford(self, weight: int) -> None:
-        """Wait until the minute has room for it."""
-        now = self._clock()
-        if now - self._minute >= _MINUTE_S:
-            self._minute, self._spent = now, 0
-        if self._spent + weight > self._weight_a_minute:
-            self._wait(self._minute + _MINUTE_S - now)
-            self._minute, self._spent = self._clock(), 0
-        self._spent += weight
 
 
 def tls_context(ca_file: str = "") -> ssl.SSLContext:

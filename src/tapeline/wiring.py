@@ -23,6 +23,7 @@ from tapeline.errors import Busy, ConfigError, TapelineError, Unavailable
 from tapeline.jobs import fetching
 from tapeline.providers import CHANNELS, HISTORIES, PROVIDERS, Provider, identity
 from tapeline.providers.session import FeedSettings, Plan, rest_of
+from tapeline.quota import Quota
 from tapeline.records import NORMALIZED_TOPICS, RAW_TOPIC, Topic
 from tapeline.spool import Spool
 from tapeline.stages import LEDGER, NORMALIZE
@@ -116,9 +117,9 @@ def histories(
         url = (some.rest_url or (rest_of(some.url) if stand_in else module.HISTORY_URL)).rstrip("/")
         account = (url, *headers.values())
         if account not in clients:
-            clients[account] = net.Rest(
-                url, net.tls_context(some.ca_file), random, headers=headers, weight_a_minute=history.WEIGHT_A_MINUTE, sleep=sleep
-            )
+            digest = hashlib.sha256(" ".join(account).encode()).hexdigest()[:16]
+            quota = Quota(history.WEIGHT_A_MINUTE, config.root / "quotas" / f"{some.name}-{digest}.json")
+            clients[account] = net.Rest(url, net.tls_context(some.ca_file), random, quota, headers=headers, sleep=sleep)
         found[some.name, feed] = fetching.Source(history, _getter(clients[account]))
     return found
 

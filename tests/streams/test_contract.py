@@ -571,8 +571,7 @@ def test_after_a_writer_was_killed_the_next_one_finds_out_what_arrived_and_doubl
         producer = place.open().producer(f"next/{death}")
         arrived = producer.recovered(f"writer/{death}", since_ns)
         held = max((int(payload.split()[0]) for payload in column(stream, RAW_TOPIC, "payload")), default=0)
-        if place.kind != "embedded":  # there everything is in the file when `send` returns
-            assert max(arrived.values(), default=0) == (held if held >= first else 0)
+        assert max(arrived.values(), default=0) == (held if held >= first else 0)
         assert not any(producer.recovered("nobody", since_ns).values())
         for number in range(max(held + 1, first), last + 1):
             send_patiently(producer, number, number % 3, raws(number, 1))

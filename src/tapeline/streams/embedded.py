@@ -117,6 +117,19 @@ class EmbeddedStream:
         with file.transaction() as db:
             self._append(db, topic, batch, partition)
 
+    def append_as(self, writer: str, number: int, partition: int, batch: pa.RecordBatch) -> None:
+        """Write a raw batch, and in the same step that the writer has come to this number."""
+        with self._writing(RAW_TOPIC).transaction() as db:
+            self._append(db, RAW_TOPIC, batch, partition)
+            _move(db, writer, RAW_TOPIC, partition, number)
+
+    def numbers(self, writer: str) -> dict[int, int]:
+        """The highest number of a writer in each partition that has one."""
+        file = self._file(RAW_TOPIC)
+        with file.errors():
+            rows = file.db.execute("SELECT part, next FROM positions WHERE consumer = ? AND topic = ?", (writer, RAW_TOPIC.name))
+            return dict(rows.fetchall())
+
     def read(self, topic: Topic, positions: Mapping[int, int], max_rows: int) -> Chunk | None:
         return self.read_some(topic, {partition: positions.get(partition, 0) for partition in range(self.partitions)}, max_rows)
 
@@ -150,8 +163,7 @@ class EmbeddedStream:
         return Chunk(topic, joined.batch, joined.partition, joined.offset, {partition: position}, joined.next)
 
     def producer(self, writer: str) -> Producer:
-        del writer  # what was sent is in the file: nobody will ask who sent it
-        return _Producer(self)
+        return _Producer(self, writer)
 
     def join(self, group: str, topic: Topic, name: str = "") -> Member:
         return SharedMember(self, group, topic, Shares(self._leases(), group, topic.name, self.partitions, name), self.read_some)
@@ -336,20 +348,20 @@ def _move(db: sqlite3.Connection, group: str, topic: Topic, partition: int, posi
 class _Producer:
     """Each batch is in the file when `send` returns."""
 
-    def __init__(self, stream: EmbeddedStream) -> None:
-        self._stream = stream
+    def __init__(self, stream: EmbeddedStream, writer: str) -> None:
+        self._stream, self._writer = stream, f"writer {writer}"
         self._settled = 0
 
     def send(self, number: int, partition: int, batch: pa.RecordBatch) -> None:
-        self._stream.append(RAW_TOPIC, batch, partition)
+        self._stream.append_as(self._writer, number, partition, batch)
         self._settled = number
 
     def settled(self) -> int:
         return self._settled
 
     def recovered(self, writer: str, since_ns: int) -> Mapping[int, int]:
-        del writer, since_ns
-        return {}
+        del since_ns
+        return self._stream.numbers(f"writer {writer}")
 
     def close(self, wait_s: float) -> None:
         """Nothing is on its way."""

@@ -1,0 +1,260 @@
+"""Brings a provider's history into the stream: many spans at once, within the provider's limits, page by page, each page once.
+
+Several workers ask; one writer sends what comes, notes each page before it is sent (page_log.py), and knows what has arrived. A backfill
+that is killed goes on with the page at which it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from random import Random
+from typing import Final
+
+import msgspec
+
+from tapeline.errors import Refused, TapelineError, Unavailable
+from tapeline.jobs.fetching import Fetched, Source, fetch, raw_record
+from tapeline.jobs.page_log import PageLog, Progress, Sent
+from tapeline.net import backoff
+from tapeline.providers.history import Span, WrongPage
+from tapeline.records import NS_PER_S
+from tapeline.streams import Producer, Stream
+
+_DAY_NS: Final = 86_400 * NS_PER_S
+#: So many pages are fetched and not sent yet, or sent and not known to have arrived, at a time.
+_MOST_WAITING: Final = 8
+_LOOK_EVERY_S: Final = 0.1
+_TELL_EVERY_S: Final = 0.25
+#: A stream that is away is waited for so long in a row.
+_PATIENCE_S: Final = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What is to be fetched of one feed."""
+
+    provider: str
+    feed: str
+    channels: tuple[str, ...]
+    symbols: tuple[str, ...]  # canonical
+    start_ns: int
+    end_ns: int
+
+    @property
+    def name(self) -> str:
+        """The same for the same job."""
+        parts = (self.provider, self.feed, sorted(self.channels), sorted(self.symbols), self.start_ns, self.end_ns)
+        return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+    def spans(self) -> list[Span]:
+        """One for each channel, symbol and UTC day, the earliest days first: parts that can be fetched side by side."""
+        edges = [self.start_ns, *range(self.start_ns // _DAY_NS * _DAY_NS + _DAY_NS, self.end_ns, _DAY_NS), self.end_ns]
+        days = pairwise(edges)
+        return [Span(self.feed, channel, symbol, *day) for day in days for symbol in self.symbols for channel in self.channels]
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """How far a backfill has come."""
+
+    spans: int
+    spans_done: int
+    pages: int
+    events: int
+    #: Of the time that was asked for, the share (0 to 1) that has come.
+    share: float
+    #: What could not be fetched, with the reason; the rest went on.
+    failed: tuple[tuple[Span, TapelineError], ...] = ()
+
+
+class Backfill:
+    """One job on one stream."""
+
+    def __init__(
+        self,
+        job: Job,
+        source: Source,
+        stream: Stream,
+        log: PageLog,
+        random: Random,
+        stop: threading.Event,
+        workers: int = 4,
+        clock: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self._job, self._source, self._stream, self._log, self._random = job, source, stream, log, random
+        self._stop, self._workers, self._clock = stop, workers, clock
+        self._failed: list[tuple[Span, TapelineError]] = []
+        self._on_the_way: deque[int] = deque()
+
+    def run(self, told: Callable[[State], None]) -> State:
+        """Fetch what is left, and say now and again how far it is; what it came to.
+
+        A span that is refused or makes no sense is left out, and told. Raises Unavailable where the provider or the stream does not
+        answer, DiskTrouble: what has come is kept, and the same job goes on from there."""
+        self._log.open(self._job.spans())
+        writer = f"backfill-{self._job.name}-{self._log.begin_writing()}"
+        producer = self._stream.producer(writer)
+        try:
+            self._recover(producer)
+            left = [progress for progress in self._log.spans() if not progress.done]
+            told(self.state())
+            with self._fetched(left) as pages:
+                self._send(pages, producer, writer, told)
+            return self.state()
+        finally:
+            producer.close(0.0)
+
+    def state(self) -> State:
+        """As it is noted."""
+        found = self._log.spans()
+        whole = sum(one.span.end_ns - one.span.start_ns for one in found)
+        come = sum(_come(one) for one in found)
+        return State(
+            len(found),
+            sum(one.done for one in found),
+            sum(one.pages for one in found),
+            sum(one.events for one in found),
+            come / whole if whole else 1.0,
+            tuple(self._failed),
+        )
+
+    def _recover(self, producer: Producer) -> None:
+        """Find out which pages of an earlier process have arrived."""
+        writers = self._log.writers()
+        if writers:
+            arrived = {name: producer.recovered(name, since_ns).get(0, 0) for name, since_ns in writers.items()}
+            self._log.recover(arrived)
+
+    @contextmanager
+    def _fetched(self, left: Sequence[Progress]) -> Iterator[Iterator[tuple[Progress, Fetched]]]:
+        """The pages of all spans as they come, those of a span in order; workers end with the block."""
+        pages: queue.Queue[tuple[Progress, Fetched | TapelineError | None]] = queue.Queue(_MOST_WAITING)
+        ended = threading.Event()
+
+        def put(progress: Progress, what: Fetched | TapelineError | None) -> bool:
+            while not (ended.is_set() or self._stop.is_set()):
+                try:
+                    pages.put((progress, what), timeout=_LOOK_EVERY_S)
+                    return True
+                except queue.Full:
+                    continue
+            return False
+
+        def work(progress: Progress) -> None:
+            try:
+                for page in fetch(self._source, progress.span, self._clock, progress.following):
+                    if not put(progress, page):
+                        return
+            except TapelineError as error:
+                put(progress, error)
+            else:
+                put(progress, None)
+
+        def taken() -> Iterator[tuple[Progress, Fetched]]:
+            open_spans = len(left)
+            while open_spans and not self._stop.is_set():
+                try:
+                    progress, what = pages.get(timeout=_LOOK_EVERY_S)
+                except queue.Empty:
+                    continue
+                if isinstance(what, Fetched):
+                    yield progress, what
+                    continue
+                open_spans -= 1
+                if isinstance(what, (Refused, WrongPage)):
+                    self._failed.append((progress.span, what))
+                elif what is not None:
+                    raise what
+
+        with ThreadPoolExecutor(self._workers, thread_name_prefix="backfill") as pool:
+            try:
+                for progress in left:
+                    pool.submit(work, progress)
+                yield taken()
+            finally:
+                ended.set()
+                pool.shutdown(cancel_futures=True)
+
+    def _send(self, pages: Iterable[tuple[Progress, Fetched]], producer: Producer, writer: str, told: Callable[[State], None]) -> None:
+        number, tell_at = 0, 0.0
+        for progress, page in pages:
+            number += 1
+            kept = page.payload is not None
+            self._log.note(writer, self._clock(), Sent(number, progress.number, page.following, kept, page.rows, page.reached_ns))
+            if kept:
+                self._hand_over(producer, number, page)
+                self._on_the_way.append(number)
+            self._settle(producer, number, _MOST_WAITING)
+            if time.monotonic() >= tell_at:
+                told(self.state())
+                tell_at = time.monotonic() + _TELL_EVERY_S
+        self._settle(producer, number, 0)
+
+    def _hand_over(self, producer: Producer, number: int, page: Fetched) -> None:
+        batch = raw_record(self._job.provider, self._job.feed, f"backfill-{self._job.name}", page)
+        began = time.monotonic()
+        for delay in backoff(self._random, cap_s=5.0):
+            try:
+                producer.send(number, 0, batch)
+                return
+            except Unavailable:
+                if self._stop.wait(delay) or time.monotonic() - began > _PATIENCE_S:
+                    raise
+
+    def _settle(self, producer: Producer, last: int, waiting: int) -> None:
+        """Note what has arrived, waiting until at most so many pages are on their way."""
+        began = time.monotonic()
+        while True:
+            until = producer.settled()
+            while self._on_the_way and self._on_the_way[0] <= until:
+                self._on_the_way.popleft()
+            if len(self._on_the_way) <= waiting:
+                # What is no record of the stream has nowhere to arrive.
+                self._log.settle(self._on_the_way[0] - 1 if self._on_the_way else last)
+                return
+            if time.monotonic() - began > _PATIENCE_S:
+                raise Unavailable(
+                    f"The stream has not confirmed a page for {_PATIENCE_S:.0f} s. Start it again once the stream is well: it goes on."
+                )
+            time.sleep(0.002)
+
+
+def _come(one: Progress) -> int:
+    """How much of a span's time has come."""
+    whole = one.span.end_ns - one.span.start_ns
+    return whole if one.done else min(max(one.reached_ns - one.span.start_ns, 0), whole)
+
+
+def dry_run(job: Job, source: Source) -> list[dict[str, str | int]]:
+    """What would be asked for: a row for each channel and symbol, with its days and its first request."""
+    found: dict[tuple[str, str], list[Span]] = {}
+    for span in job.spans():
+        found.setdefault((span.symbol, span.channel), []).append(span)
+    return [
+        {
+            "symbol": symbol,
+            "channel": channel,
+            "start_ns": spans[0].start_ns,
+            "end_ns": spans[-1].end_ns,
+            "parts": len(spans),
+            "first_request": source.history.first(spans[0]).path,
+        }
+        for (symbol, channel), spans in found.items()
+    ]
+
+
+def encoded(state: State) -> bytes:
+    """For machines."""
+    failed = [{**msgspec.structs.asdict(span), "why": str(error)} for span, error in state.failed]
+    return msgspec.json.encode(
+        {**{name: getattr(state, name) for name in ("spans", "spans_done", "pages", "events", "share")}, "failed": failed}
+    )

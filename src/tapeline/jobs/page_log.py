@@ -1,0 +1,182 @@
+"""How far a backfill has come, on disk: which spans it is made of, and which page of each is next.
+
+A page is noted before it is sent. Who is killed in between finds out from the stream, under the name that the page was sent by, whether it
+arrived: so no page is in the stream twice, and none is missing.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from tapeline.errors import DiskTrouble, NewerData
+from tapeline.providers.history import Request, Span
+
+_FORMAT: Final = 1
+_SCHEMA: Final = f"""
+BEGIN;
+CREATE TABLE spans (
+    number INTEGER PRIMARY KEY,
+    span BLOB NOT NULL,
+    next BLOB,                 -- the page to ask for; null: the first
+    done INTEGER NOT NULL DEFAULT 0,
+    pages INTEGER NOT NULL DEFAULT 0,
+    events INTEGER NOT NULL DEFAULT 0,
+    reached_ns INTEGER NOT NULL DEFAULT 0
+);
+CREATE TABLE sent (            -- pages that may or may not have arrived
+    number INTEGER PRIMARY KEY,
+    writer TEXT NOT NULL,
+    at_ns INTEGER NOT NULL,
+    span INTEGER NOT NULL,
+    next BLOB,
+    kept INTEGER NOT NULL,
+    events INTEGER NOT NULL,
+    reached_ns INTEGER NOT NULL
+);
+CREATE TABLE writers (number INTEGER PRIMARY KEY);
+PRAGMA user_version = {_FORMAT};
+COMMIT;
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a span has come."""
+
+    number: int
+    span: Span
+    #: The page to ask for; None: the first.
+    following: Request | None
+    done: bool
+    pages: int
+    events: int
+    #: The time of its last event; 0: none has come.
+    reached_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A page that was handed to the stream, or is about to be."""
+
+    number: int
+    span: int
+    #: What comes next in its span; None: nothing.
+    following: Request | None
+    #: Whether it is a record of the stream; else it only told where to go on.
+    kept: bool
+    events: int
+    reached_ns: int
+
+
+class PageLog:
+    """One file for one backfill. Calls raise DiskTrouble: then nothing was noted."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._opened: sqlite3.Connection | None = None
+
+    def open(self, spans: Sequence[Span]) -> None:
+        """Go on with what is there; begin with `spans` where nothing is."""
+        with self._errors():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            db = sqlite3.connect(self.path, isolation_level=None)
+            self._opened = db
+            (version,) = db.execute("PRAGMA user_version").fetchone()
+            if version > _FORMAT:
+                raise NewerData(f"{self.path} was written by a newer Tapeline (format {version}). Nothing was touched. Upgrade Tapeline.")
+            if not version:
+                db.execute("PRAGMA journal_mode = WAL")
+                db.executescript(_SCHEMA)
+            if not db.execute("SELECT count(*) FROM spans").fetchone()[0]:
+                with self._transaction():
+                    db.executemany("INSERT INTO spans (span) VALUES (?)", [(msgspec.json.encode(span),) for span in spans])
+
+    def close(self) -> None:
+        if self._opened is not None:
+            self._opened.close()
+            self._opened = None
+
+    def spans(self) -> list[Progress]:
+        with self._errors():
+            rows = self._db.execute("SELECT number, span, next, done, pages, events, reached_ns FROM spans ORDER BY number").fetchall()
+        return [
+            Progress(number, msgspec.json.decode(span, type=Span), _request(following), bool(done), pages, events, reached_ns)
+            for number, span, following, done, pages, events, reached_ns in rows
+        ]
+
+    def begin_writing(self) -> int:
+        """A number for this process, that no other one has had or will have."""
+        with self._errors(), self._transaction():
+            return int(self._db.execute("INSERT INTO writers DEFAULT VALUES RETURNING number").fetchone()[0])
+
+    def note(self, writer: str, at_ns: int, page: Sent) -> None:
+        """It is about to be sent, under the name `writer`."""
+        following = None if page.following is None else msgspec.json.encode(page.following)
+        row = (page.number, writer, at_ns, page.span, following, page.kept, page.events, page.reached_ns)
+        with self._errors():
+            self._db.execute("INSERT INTO sent VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
+
+    def settle(self, until: int) -> None:
+        """The pages up to a number have arrived: their spans are past them."""
+        with self._errors(), self._transaction():
+            self._settle("number <= ?", (until,))
+
+    def writers(self) -> dict[str, int]:
+        """Under whose names pages were sent of which nobody knows whether they arrived, each with the time (ns) of its first."""
+        with self._errors():
+            return dict(self._db.execute("SELECT writer, min(at_ns) FROM sent GROUP BY writer").fetchall())
+
+    def recover(self, arrived: Mapping[str, int]) -> None:
+        """Of an earlier process's pages those up to its highest number that arrived are past; the others are asked for again."""
+        with self._errors(), self._transaction():
+            for writer, until in arrived.items():
+                self._settle("number <= ? AND writer = ?", (until, writer))
+            self._db.execute("DELETE FROM sent")
+
+    def _settle(self, where: str, key: tuple[int | str, ...]) -> None:
+        # `where` is one of the two texts above.
+        rows = self._db.execute(
+            f"SELECT next, next IS NULL, kept, events, reached_ns, span FROM sent WHERE {where} ORDER BY number",  # noqa: S608
+            key,
+        ).fetchall()
+        self._db.executemany(
+            "UPDATE spans SET next = ?, done = ?, pages = pages + ?, events = events + ?, reached_ns = max(reached_ns, ?) WHERE number = ?",
+            rows,
+        )
+        self._db.execute(f"DELETE FROM sent WHERE {where}", key)  # noqa: S608
+
+    @property
+    def _db(self) -> sqlite3.Connection:
+        assert self._opened is not None, "open the page log first"
+        return self._opened
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, OSError) as error:
+            raise DiskTrouble(
+                f"{self.path}, which notes how far the backfill has come: {error}. What was sent is in the stream. Free disk space, or "
+                "make the folder writable, and start it again: it goes on where it was."
+            ) from error
+
+
+def _request(text: bytes | None) -> Request | None:
+    return None if text is None else msgspec.json.decode(text, type=Request)
