@@ -20,11 +20,14 @@ import pytest
 from tapeline.config import load
 from tapeline.query import connect
 from tapeline.records import RAW_TOPIC
+from tapeline.stores.ledger import read_intervals
+from tapeline.stores.ledger_file import LedgerFile
 from tapeline.wiring import open_stream
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from tapeline.completeness import Interval, Key
     from tapeline.records import Topic
     from tapeline.streams import Stream
 
@@ -238,6 +241,11 @@ def rows(lake: Path, query: str) -> list[tuple[Any, ...]]:
         return db.execute(query).fetchall()
     finally:
         db.close()
+
+
+def ledger(home: Home) -> dict[Key, list[Interval]]:
+    """What the ledger in a home's file says of each key."""
+    return read_intervals(LedgerFile(home.root / "ledger.sqlite").intervals())
 
 
 def block(name: str, url: str, symbols: Sequence[str], channels: Sequence[str], **more: str | float) -> str:

@@ -8,11 +8,9 @@ import time
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
-from processes import PROVE, block, until
+from processes import PROVE, block, ledger, until
 
 from tapeline.completeness import COVERED, ONGOING, Interval, Key
-from tapeline.stores.ledger import read_intervals
-from tapeline.stores.ledger_file import LedgerFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,10 +19,6 @@ if TYPE_CHECKING:
     from processes import Home, VenueProcess
 
 EVENTS = 20_000 if PROVE else 3_000
-
-
-def ledger(home: Home) -> dict[Key, list[Interval]]:
-    return read_intervals(LedgerFile(home.root / "ledger.sqlite").intervals())
 
 
 def lost_and_sent(journal: Path) -> tuple[dict[str, set[int]], dict[str, set[int]]]:

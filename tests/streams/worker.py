@@ -7,14 +7,21 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
+from random import Random
 from typing import Any
 
 from places import open_described
 from transforming import transformed
 
 from tapeline.errors import Unavailable
+from tapeline.jobs.backfill import Backfill, Job
+from tapeline.jobs.fetching import Source
+from tapeline.jobs.page_log import PageLog
+from tapeline.providers import HISTORIES
 from tapeline.records import RAW_TOPIC, TOPICS
 from tapeline.streams import PartitionLost, Stream
 
@@ -130,6 +137,40 @@ def send(stream: Stream, told: dict[str, Any], fate: Fate) -> None:
     producer.close(1.0)
 
 
+def backfill(stream: Stream, told: dict[str, Any], fate: Fate) -> None:
+    """Fetch a made-up history, dying before or after a page is noted, sent or settled."""
+    from made_history import Exchange
+
+    exchange = Exchange(told["trades"], rows=lambda most: min(most, told["page"]))
+    log = PageLog(Path(told["log"]))
+
+    def armed(thing: Any, name: str) -> None:
+        call = getattr(thing, name)
+
+        def calling(*args: Any) -> Any:
+            fate.at(f"before {name}")
+            done = call(*args)
+            fate.at(f"after {name}")
+            return done
+
+        setattr(thing, name, calling)
+
+    for name in ("note", "settle"):
+        armed(log, name)
+    producer_of = stream.producer
+
+    def producing(writer: str) -> Any:
+        producer = producer_of(writer)
+        armed(producer, "send")
+        return producer
+
+    stream.producer = producing  # type: ignore[method-assign]
+    job = Job("binance", "spot", ("trade",), ("BTC/USDT", "ETH/USDT"), told["start_ns"], told["end_ns"])
+    source = Source(HISTORIES["binance"], exchange)
+    state = Backfill(job, source, stream, log, Random(1), threading.Event(), workers=2).run(lambda _: None)
+    print(state.spans_done, state.pages, state.events, flush=True)
+
+
 def hold(stream: Stream, told: dict[str, Any], fate: Fate) -> None:
     """Hold a lease and keep it up."""
     lease = stream.hold(told["name"])
@@ -171,7 +212,7 @@ def main() -> None:
     fate = Fate(*told.get("die", ["never", 0]))
     if "die" in told:
         arm(fate, told["place"]["stream"].get("url", "embedded").partition(":")[0])
-    tasks = {"transform": transform, "send": send, "hold": hold, "watch": watch}
+    tasks = {"transform": transform, "send": send, "backfill": backfill, "hold": hold, "watch": watch}
     tasks[told["task"]](open_described(told["place"]), told, fate)
 
 

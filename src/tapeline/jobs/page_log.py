@@ -98,6 +98,12 @@ class PageLog:
                 with self._transaction():
                     db.executemany("INSERT INTO spans (span) VALUES (?)", [(msgspec.json.encode(span),) for span in spans])
 
+    def forget(self) -> None:
+        """Begin anew; only while it is not open."""
+        with self._errors():
+            for end in ("-wal", "-shm", ""):
+                Path(f"{self.path}{end}").unlink(missing_ok=True)
+
     def close(self) -> None:
         if self._opened is not None:
             self._opened.close()

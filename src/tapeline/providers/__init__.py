@@ -35,6 +35,9 @@ class Provider(Protocol):
     def subscription(self, feed: str, topic: str) -> tuple[str, str] | None:
         """The channel and the canonical symbol that a topic of a plan asks for; None for a topic that no plan has."""
 
+    def symbol_of(self, feed: str, symbol: str) -> str | None:
+        """The canonical symbol, of itself or of the provider's own name for it; None where that cannot be one."""
+
 
 PROVIDERS: Final[dict[str, Provider]] = {
     "binance": cast("Provider", binance),

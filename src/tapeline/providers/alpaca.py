@@ -442,6 +442,12 @@ class AlpacaSession:
         return self._missing
 
 
+def symbol_of(feed: str, symbol: str) -> str:
+    """The canonical symbol: Alpaca's own names are."""
+    del feed
+    return symbol
+
+
 def subscription(feed: str, topic: str) -> tuple[str, str] | None:
     """The channel and the symbol of a topic (`trades.AAPL`); None for one that has none."""
     channel, _, symbol = topic.partition(".")

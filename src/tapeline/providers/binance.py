@@ -63,6 +63,12 @@ def canonical(symbol: str) -> str | None:
     return None
 
 
+def symbol_of(feed: str, symbol: str) -> str | None:
+    """The canonical symbol, of itself or of the provider's own name for it; None where no known quote asset ends the name."""
+    del feed
+    return symbol if "/" in symbol else canonical(symbol.upper())
+
+
 def _symbols(names: pa.DictionaryArray) -> pa.Array:
     """Canonical symbols; null where no known quote asset ends a name."""
     return texts([canonical(name) for name in names.dictionary.to_pylist()]).take(names.indices)

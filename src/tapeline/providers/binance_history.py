@@ -21,14 +21,16 @@ from tapeline.records import NS_PER_MS, NS_PER_S, NS_PER_US
 #: Half of what an address has: others behind it ask too.
 WEIGHT_A_MINUTE: Final = 3_000
 CHANNELS: Final[dict[str, dict[str, Kind]]] = {
-    "spot": {"trade": "trade", "aggTrade": "trade", **{f"kline_{interval}": "bar" for interval in INTERVALS}}
+    "spot": {"trade": "trade", "aggTrade": "trade", "kline_1m": "bar", **{f"kline_{interval}": "bar" for interval in INTERVALS}}
 }
 SETTLED_NS: Final = 5 * NS_PER_S
 PAGE_ROWS: Final = 1_000
 Event: TypeAlias = "Trade | AggTrade | Kline"
 _PATHS: Final = {"trade": ("/api/v3/historicalTrades", 25), "aggTrade": ("/api/v3/aggTrades", 4)}
-#: The page that only tells with which id the trades of a time begin: aggregated trades can be asked for by time, and name theirs.
-_WHERE: Final = "where"
+#: Pages that only tell with which id the trades of a time begin. Aggregated trades can be asked for by time, and name theirs: the last one
+#: before the start, or where there is none, the first one after.
+_BEFORE: Final = "the last before"
+_AFTER: Final = "the first after"
 
 
 def headers(key: str, secret: str) -> Mapping[str, str]:
@@ -43,18 +45,17 @@ def first(span: Span) -> Request:
         return _bars(span, span.start_ns // NS_PER_MS if span.first is None else span.first)
     if span.first is not None:
         return _by_id(span, span.first)
-    path, weight = _PATHS["aggTrade"]
-    where = span.channel == "trade"
-    query = f"symbol={_symbol(span)}&startTime={-(-span.start_ns // NS_PER_MS)}&limit={1 if where else PAGE_ROWS}"
-    return Request(f"{path}?{query}", weight, _WHERE if where else "")
+    start_ms = -(-span.start_ns // NS_PER_MS)
+    if span.channel == "trade":
+        return _aggregated(span, f"endTime={start_ms - 1}&limit=1", _BEFORE)
+    return _aggregated(span, f"startTime={start_ms}&limit={PAGE_ROWS}", "")
 
 
 def page(span: Span, asked: Request, body: bytes, time_ms: int) -> Page:
     """Check that the numbers rise from what was asked for, and see whether more is to come."""
-    where = asked.after == _WHERE
     try:
-        if where:
-            return _beginning(span, _AGG_TRADES.decode(body))
+        if asked.after in (_BEFORE, _AFTER):
+            return _beginning(span, asked, _AGG_TRADES.decode(body))
         events = events_of(span.channel, span.symbol, time_ms, body)
     except UNREADABLE as error:
         raise WrongPage(f"{asked.path} cannot be read: {error}. Nothing of it was kept; it is asked for again.") from error
@@ -76,10 +77,16 @@ def page(span: Span, asked: Request, body: bytes, time_ms: int) -> Page:
     return Page(len(numbers), reached_ns, None if done else _bars(span, following) if bars else _by_id(span, following))
 
 
-def _beginning(span: Span, found: Sequence[_AggTrade]) -> Page:
-    if not found or _ns(found[0].T) >= span.end_ns:
-        return Page(0, 0, None, keep=False)
-    return Page(0, 0, _by_id(span, found[0].f), keep=False)
+def _beginning(span: Span, asked: Request, found: Sequence[_AggTrade]) -> Page:
+    if found and (asked.after == _BEFORE or _ns(found[0].T) < span.end_ns):
+        return Page(0, 0, _by_id(span, found[0].f), keep=False)
+    after = _aggregated(span, f"startTime={-(-span.start_ns // NS_PER_MS)}&limit=1", _AFTER)
+    return Page(0, 0, after if asked.after == _BEFORE else None, keep=False)
+
+
+def _aggregated(span: Span, which: str, after: str) -> Request:
+    path, weight = _PATHS["aggTrade"]
+    return Request(f"{path}?symbol={_symbol(span)}&{which}", weight, after)
 
 
 def _by_id(span: Span, number: int) -> Request:

@@ -72,7 +72,7 @@ class History(Protocol):
     WEIGHT_A_MINUTE: int
     #: How long after an event (ns) the history can be taken to hold it.
     SETTLED_NS: int
-    #: By feed: the channels that can be asked for, each with what its events are.
+    #: By feed: the channels that can be asked for, each with what its events are; the first of a kind is the usual one.
     CHANNELS: Mapping[str, Mapping[str, Kind]]
 
     def headers(self, key: str, secret: str) -> Mapping[str, str]:

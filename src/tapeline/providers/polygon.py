@@ -379,12 +379,15 @@ class PolygonSession:
         return list(self._missing)
 
 
+def symbol_of(feed: str, symbol: str) -> str:
+    """The canonical symbol, of itself or of the provider's own name for it (`BTC-USD`, `O:SPY251219C00650000`)."""
+    return symbol.removeprefix("X:").replace("-", "/") if feed == "crypto" else symbol.removeprefix("O:")
+
+
 def subscription(feed: str, topic: str) -> tuple[str, str] | None:
     """The channel and the canonical symbol of a topic (`T.AAPL`, `T.O:SPY251219C00650000`, `XT.BTC-USD`); None for one that has none."""
     channel, _, symbol = topic.partition(".")
-    if channel not in CHANNELS.get(feed, {}) or not symbol:
-        return None
-    return channel, symbol.replace("-", "/") if feed == "crypto" else symbol.removeprefix("O:")
+    return (channel, symbol_of(feed, symbol)) if channel in CHANNELS.get(feed, {}) and symbol else None
 
 
 def plans(settings: FeedSettings) -> list[Plan]:

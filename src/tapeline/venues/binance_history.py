@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -73,7 +73,7 @@ class BinanceHistory:
         return _json([_trade(row) for row in rows[at : at + limit]])
 
     def agg_trades(self, request: Request) -> Reply:
-        """`aggTrades`: by id, by time (both bounds inclusive), or the latest."""
+        """`aggTrades`: by id, from a time on, up to a time (both bounds inclusive), or the latest."""
         query, rows = request.query, self._of("aggTrade", request.query)
         if rows is None:
             return _invalid_symbol()
@@ -83,7 +83,7 @@ class BinanceHistory:
         elif "startTime" in query:
             at = bisect_left(rows, int(query["startTime"]), key=lambda row: row["T"])
         else:
-            at = max(0, len(rows) - limit)
+            at = max(0, bisect_right(rows, int(query.get("endTime", 1 << 62)), key=lambda row: row["T"]) - limit)
         last = int(query.get("endTime", 1 << 62))
         return _json([{name: row[name] for name in "apqflTmM"} for row in rows[at : at + limit] if row["T"] <= last])
 

@@ -1,0 +1,200 @@
+"""The command that brings a provider's history in."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from random import Random
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from msgspec.structs import replace
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from tapeline import times
+from tapeline.cli.app import app
+from tapeline.cli.terminal import ConfigOption, Format, load_config, stop_on_signal
+from tapeline.config import Config, ProviderConfig, environment
+from tapeline.errors import ConfigError
+from tapeline.locks import own
+from tapeline.records import NS_PER_S
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tapeline.jobs.backfill import Job, State
+    from tapeline.jobs.fetching import Source
+    from tapeline.providers.history import History
+
+_DAY_NS = 86_400 * NS_PER_S
+#: What a channel may be called by whatever the provider's own name is.
+_KINDS = {"trades": "trade", "quotes": "quote", "bars": "bar"}
+
+
+@app.command()
+def backfill(
+    start: Annotated[str, typer.Option(help="From this moment on: a date (its midnight in UTC), ISO 8601 with zone, or ns since 1970.")],
+    end: Annotated[str | None, typer.Option(help="Up to and without this moment; today's midnight in UTC if left out.")] = None,
+    provider: Annotated[str | None, typer.Option(help="binance, polygon or alpaca; each of the configuration's if left out.")] = None,
+    symbols: Annotated[str | None, typer.Option(help="Comma-separated, canonical or the provider's own; else the configured.")] = None,
+    channels: Annotated[
+        str | None, typer.Option(help="Comma-separated: trades, quotes, bars, or the provider's own names; the configured if left out.")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, max=32, help="Requests side by side, all within the provider's limits.")] = 4,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be asked for, and ask for nothing.")] = False,
+    again: Annotated[bool, typer.Option("--again", help="Fetch anew what an earlier call has fetched.")] = False,
+    config: ConfigOption = None,
+    format: Annotated[Format, typer.Option(help="table, or json: an object for each feed.")] = Format.table,  # noqa: A002
+) -> None:
+    """Bring a provider's history into the stream, from where it goes the way of everything: interpreted, stored, accounted for.
+
+    Killed or stopped, the same command goes on with the page at which it was: no page comes twice, none is missed. What is there already
+    is kept once. `tapeline run` (or the stages) has to run, or be started afterwards.
+
+    Example: `tapeline backfill --provider binance --symbols BTCUSDT,ETHUSDT --channels trades --start 2026-01-05 --end 2026-01-06`
+    """
+    from tapeline import wiring
+    from tapeline.jobs.backfill import Backfill, encoded
+    from tapeline.jobs.backfill import dry_run as rows_of
+    from tapeline.jobs.page_log import PageLog
+
+    settings = load_config(config)
+    stop = stop_on_signal()
+    begin_ns, end_ns = _moments(start, end)
+    jobs = _jobs(settings, provider, _listed(symbols), _listed(channels), begin_ns, end_ns, Random(), stop)
+    if dry_run:
+        _show(((job, rows_of(job, source)) for job, source in jobs), format)
+        return
+    failed = False
+    for job, source in jobs:
+        log = PageLog(settings.root / "backfill" / f"{job.name}.sqlite")
+        with own(settings.root / "locks" / f"backfill-{job.name}", "this tapeline backfill"):
+            if again:
+                log.forget()
+            stream = wiring.open_stream(settings)
+            try:
+                with _bar(job, format) as told:
+                    state = Backfill(job, source, stream, log, Random(), stop, workers).run(told)
+            finally:
+                log.close()
+                stream.close()
+        failed = failed or bool(state.failed)
+        typer.echo(encoded(state).decode() if format is Format.json else _in_words(job, state))
+        for span, error in state.failed:
+            typer.echo(f"{span.symbol} {span.channel} from {times.text(span.start_ns)}: {error}", err=True)
+        if stop.is_set():
+            typer.echo("Stopped. What has come is in the stream; the same command goes on from there.", err=True)
+            raise typer.Exit(130)
+    raise typer.Exit(1 if failed else 0)
+
+
+def _moments(start: str, end: str | None) -> tuple[int, int]:
+    now_ns = time.time_ns()
+    start_ns = times.parse(start, "--start")
+    end_ns = now_ns - now_ns % _DAY_NS if end is None else times.parse(end, "--end")
+    if end_ns > now_ns:
+        raise ConfigError(f"--end {end} has not come yet: what a history holds of today is still growing. Name a moment that is past.")
+    if start_ns >= end_ns:
+        raise ConfigError(f"--start {times.text(start_ns)} is not before --end {times.text(end_ns)} (UTC): nothing lies between them.")
+    return start_ns, end_ns
+
+
+def _listed(text: str | None) -> tuple[str, ...]:
+    return tuple(part for part in (text or "").split(",") if part)
+
+
+def _jobs(
+    settings: Config,
+    provider: str | None,
+    symbols: Sequence[str],
+    channels: Sequence[str],
+    start_ns: int,
+    end_ns: int,
+    random: Random,
+    stop: threading.Event,
+) -> list[tuple[Job, Source]]:
+    """One for each feed that is configured, or that was asked for, and has a history."""
+    from tapeline import wiring
+    from tapeline.jobs.backfill import Job
+    from tapeline.providers import HISTORIES, PROVIDERS
+
+    if provider is not None and provider not in HISTORIES:
+        raise ConfigError(f"{provider!r} is no provider with a history. There are: {', '.join(HISTORIES)}.")
+    blocks = [some for some in settings.providers if provider in (None, some.name) and some.name in HISTORIES]
+    if not blocks and provider is not None:
+        blocks = [ProviderConfig(name=provider)]  # type: ignore[arg-type]  # one of the registry's names
+    sources = wiring.histories(replace(settings, providers=tuple(blocks)), environment(), random, stop.wait)
+    found: list[tuple[Job, Source]] = []
+    for (name, feed), source in sources.items():
+        mine = [some for some in blocks if some.name == name and (some.feed or PROVIDERS[name].DEFAULT_FEED) == feed]
+        wanted = symbols or tuple(dict.fromkeys(symbol for some in mine for symbol in some.symbols))
+        configured = tuple(dict.fromkeys(channel for some in mine for channel in some.channels))
+        chosen = _channels(name, feed, source.history, configured, channels)
+        canonical = [PROVIDERS[name].symbol_of(feed, symbol) for symbol in wanted]
+        unknown = [symbol for symbol, known in zip(wanted, canonical, strict=True) if known is None]
+        if unknown:
+            raise ConfigError(
+                f"{unknown[0]!r} is no symbol of {name} {feed}: write it as the provider does, or canonical such as BTC/USDT."
+            )
+        if canonical and chosen:
+            unique = tuple(dict.fromkeys(symbol for symbol in canonical if symbol is not None))
+            found.append((Job(name, feed, chosen, unique, start_ns, end_ns), source))
+    if not found:
+        raise ConfigError(
+            "Nothing to fetch: no configured feed has symbols and channels of which a history is kept. Name --provider, --symbols and "
+            "--channels."
+        )
+    return found
+
+
+def _channels(name: str, feed: str, history: History, configured: Iterable[str], asked: Sequence[str]) -> tuple[str, ...]:
+    """The provider's own names of what is asked for; of what is configured where nothing is, as far as there is a history of it."""
+    known = history.CHANNELS[feed]
+    if not asked:
+        return tuple(channel for channel in configured if channel in known)
+    found: list[str] = []
+    for word in asked:
+        of_kind = [channel for channel, kind in known.items() if kind == _KINDS.get(word)]
+        if word in known:
+            found.append(word)
+        elif of_kind:
+            found += [channel for channel in configured if channel in of_kind] or of_kind[:1]
+        else:
+            raise ConfigError(f"{name} keeps no history of {word!r} on {feed}. It keeps: {', '.join(known)}.")
+    return tuple(dict.fromkeys(found))
+
+
+def _show(jobs: Iterable[tuple[Job, Sequence[dict[str, str | int]]]], format: Format) -> None:  # noqa: A002
+    if format is Format.json:
+        for job, rows in jobs:
+            typer.echo(json.dumps({"provider": job.provider, "feed": job.feed, "requests": list(rows)}))
+        return
+    for job, rows in jobs:
+        table = Table(title=f"{job.provider} {job.feed}", title_justify="left")
+        for column in ("symbol", "channel", "from", "to", "parts", "begins with"):
+            table.add_column(column, overflow="fold")
+        for row in rows:
+            moments = (times.text(int(row[name])) for name in ("start_ns", "end_ns"))
+            table.add_row(str(row["symbol"]), str(row["channel"]), *moments, str(row["parts"]), str(row["first_request"]))
+        Console().print(table)
+
+
+@contextmanager
+def _bar(job: Job, format: Format) -> Iterator[Callable[[State], None]]:  # noqa: A002
+    """How far it is, on a terminal."""
+    what = TextColumn(f"{job.provider} {job.feed} {{task.fields[events]:,}} events on {{task.fields[pages]:,}} pages")
+    columns = (what, BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=format is Format.json) as bar:
+        task = bar.add_task("", total=1.0, events=0, pages=0)
+        yield lambda state: bar.update(task, completed=state.share, events=state.events, pages=state.pages)
+
+
+def _in_words(job: Job, state: State) -> str:
+    left = state.spans - state.spans_done
+    what = f"{job.provider} {job.feed}: {state.events:,} events on {state.pages:,} pages are in the stream"
+    return f"{what}; {left} of {state.spans} parts are left." if left else f"{what}; all {state.spans} parts are fetched."

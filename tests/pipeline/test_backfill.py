@@ -1,0 +1,82 @@
+"""`tapeline backfill` against a venue that has a past: all that happened in a stretch of time comes once, through faults and kills."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+
+from processes import Home, block, ledger, records, until
+
+from tapeline.completeness import Key, answer
+from tapeline.records import NS_PER_MS, NS_PER_S, RAW_TOPIC
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from processes import VenueProcess
+
+CHANNELS = ["trade", "aggTrade", "kline_1s"]
+FAULTS = ["--fault", "rest_429:2", "--fault", "rest_error:2"]
+
+
+def happened(journal: list[dict[str, Any]], start_ns: int, end_ns: int) -> dict[tuple[str, str], set[int]]:
+    """Ids (of closed bars: the start of their windows, ms) by channel and symbol of what happened in a stretch of time."""
+    found: dict[tuple[str, str], set[int]] = {}
+    for event in journal:
+        kind, symbol = event["e"], f"{event['s'][:-4]}/USDT"
+        if kind == "kline":
+            if event["k"]["x"] and start_ns <= event["k"]["t"] * NS_PER_MS < end_ns:
+                found.setdefault(("kline_1s", symbol), set()).add(event["k"]["t"])
+        elif start_ns <= event["T"] * NS_PER_MS < end_ns:
+            found.setdefault((kind, symbol), set()).add(event["t" if kind == "trade" else "a"])
+    return found
+
+
+def test_the_past_comes_once_and_whole_through_faults_and_kills(home: Home, venue: Callable[..., VenueProcess]) -> None:
+    market = venue("binance", "--rate", "4000", *FAULTS)
+    home.configure(block("binance", market.url, ["BTCUSDT", "ETHUSDT"], CHANNELS))
+    listening = home.start("ingest")
+    until(lambda: market.journal.exists() and len(sent_events(market)) > 12_000, "nothing happens")
+    listening.end()
+    journal = sent_events(market)
+    start_ns = (min(event["E"] for event in journal) + 400) * NS_PER_MS
+    end_ns = (max(event["E"] for event in journal) // 1_000 - 1) * NS_PER_S  # the bars of whole seconds up to then have been told
+
+    later = Home(home.root.with_name("later"), home.spawn)
+    later.configure("repair = false\n" + block("binance", market.url, ["BTCUSDT", "ETHUSDT"], ["bookTicker"]), ledger=True)
+    asked = ("backfill", "--channels", ",".join(CHANNELS), "--start", str(start_ns), "--end", str(end_ns), "--format", "json")
+    planned = json.loads(later.ask(*asked, "--dry-run").stdout)
+    assert {(one["symbol"], one["channel"]) for one in planned["requests"]} == {(s, c) for s in ("BTC/USDT", "ETH/USDT") for c in CHANNELS}
+    for patience_s in (0.8, 1.1):
+        killed = later.start(*asked)
+        time.sleep(patience_s)
+        killed.popen.kill()
+        killed.popen.wait()
+    done = later.ask(*asked)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert (told["spans"], told["spans_done"], told["share"], told["failed"]) == (6, 6, 1.0, [])
+    assert json.loads(later.ask(*asked).stdout) == told
+    with closing(later.stream()) as stream:
+        pages = [json.loads(row["payload"].partition(b"\n")[0])["path"] for row in records(stream, RAW_TOPIC)]
+    assert len(set(pages)) == len(pages) > 6
+
+    run = later.start("run")
+    until(lambda: later.word("ledger").get("keys"), "the ledger begins")
+    run.send(signal.SIGTERM)  # each stage finishes what there is
+    assert run.ends() == 0, run.said
+    for (channel, symbol), ids in happened(journal, start_ns, end_ns).items():
+        what = "ts_ns // 1000000 FROM bars" if channel == "kline_1s" else "sequence FROM ticks"
+        kept = [number for (number,) in later.rows(f"SELECT {what} WHERE symbol = '{symbol}' AND channel = '{channel}'")]
+        assert len(kept) == len(set(kept))
+        assert ids <= set(kept)
+        key = Key("binance", "spot", channel, symbol)
+        assert answer(key, ledger(later)[key], start_ns, end_ns).verdict == "complete"
+
+
+def sent_events(market: VenueProcess) -> list[dict[str, Any]]:
+    """The events of a journal that is still written, without a last line that is not whole."""
+    return [json.loads(line)["event"] for line in market.journal.read_text().splitlines(keepends=True) if line.endswith("\n")]

@@ -1,0 +1,203 @@
+"""What a backfill asks for, and that it asks for everything: pages cut short, times between pages, spans of many days."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, cast
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from made import DAY, NOON
+from made_history import Exchange
+from tapeline.errors import Refused, Unavailable
+from tapeline.jobs.backfill import Backfill, Job, State
+from tapeline.jobs.fetching import Source, fetch
+from tapeline.jobs.page_log import PageLog, Sent
+from tapeline.providers import HISTORIES
+from tapeline.providers.history import History, Page, Request, Span, WrongPage
+from tapeline.quota import Quota
+from tapeline.records import NS_PER_MS, NS_PER_S, RAW_TOPIC
+from tapeline.streams.embedded import EmbeddedStream
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tapeline.jobs.fetching import Get
+
+
+def source(get: Get) -> Source:
+    return Source(HISTORIES["binance"], get)
+
+
+@given(
+    st.integers(0, 400),
+    st.integers(1, 50),
+    st.integers(0, 20_000),
+    st.integers(1, 20_000),
+    st.lists(st.integers(1, 60), min_size=1),
+    st.data(),
+)
+def test_whatever_pages_are_cut_to_every_trade_of_the_time_comes_once_and_in_order(
+    count: int, every_ms: int, start_ms: int, length_ms: int, cuts: list[int], data: st.DataObject
+) -> None:
+    exchange = Exchange(count, every_ms, rows=lambda most: min(most, cuts[len(exchange.asked) % len(cuts)]))
+    start_ns = NOON + start_ms * NS_PER_MS + data.draw(st.integers(0, NS_PER_MS - 1))
+    span = Span("spot", data.draw(st.sampled_from(["trade", "aggTrade"])), "BTC/USDT", start_ns, start_ns + length_ms * NS_PER_MS)
+    pages = list(fetch(source(exchange), span, lambda: NOON + DAY))
+    bodies = [page.payload.partition(b"\n") for page in pages if page.payload is not None]
+    rows = [row for _, _, body in bodies if body for row in msgspec.json.decode(body)]
+    ids = [row.get("id", row.get("a")) for row in rows]
+    assert ids == sorted(set(ids))
+    if span.channel == "trade":
+        assert set(exchange.numbers(span.start_ns, span.end_ns)) <= set(ids)
+    else:
+        firsts = {row["f"] for row in rows}
+        assert {number for number in exchange.numbers(span.start_ns, span.end_ns) if number % 3 == 1} <= firsts
+    assert [msgspec.json.decode(head)["done"] for head, _, _ in bodies] == [False] * (len(bodies) - 1) + [True]
+
+
+def test_a_job_is_cut_into_days_which_meet_without_a_hole() -> None:
+    start_ns, end_ns = NOON + 5, NOON + 2 * DAY + 7
+    spans = Job("binance", "spot", ("trade", "kline_1m"), ("BTC/USDT",), start_ns, end_ns).spans()
+    for channel in ("trade", "kline_1m"):
+        mine = [span for span in spans if span.channel == channel]
+        assert [span.start_ns for span in mine] == [start_ns, *(span.end_ns for span in mine[:-1])]
+        assert mine[-1].end_ns == end_ns
+        assert [span.start_ns % DAY for span in mine[1:]] == [0, 0]
+    (whole,) = Job("binance", "spot", ("trade",), ("BTC/USDT",), NOON - NOON % DAY, NOON - NOON % DAY + DAY).spans()
+    assert whole.end_ns - whole.start_ns == DAY
+
+
+def test_a_history_that_repeats_its_cursor_is_named() -> None:
+    class Circling:
+        """A history whose third page leads back to the first."""
+
+        def first(self, span: Span) -> Request:
+            return Request("/1")
+
+        def page(self, span: Span, asked: Request, body: bytes, time_ms: int) -> Page:
+            return Page(1, NOON, Request(f"/{int(asked.path[1:]) % 3 + 1}"))
+
+    found = fetch(Source(cast("History", Circling()), lambda asked: b""), Span("f", "c", "s", 0, 1), lambda: NOON)
+    assert [next(found).rows for _ in range(2)] == [1, 1]
+    with pytest.raises(WrongPage, match="/3 leads back to /1: the provider repeats its cursor"):
+        next(found)
+
+
+@pytest.fixture
+def stream(tmp_path: Path) -> Iterator[EmbeddedStream]:
+    found = EmbeddedStream(tmp_path / "stream")
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def backfill(stream: EmbeddedStream, tmp_path: Path) -> Callable[[Get], State]:
+    """Run one job of two symbols with a history, to its end."""
+
+    def run(get: Get) -> State:
+        job = Job("binance", "spot", ("trade",), ("BTC/USDT", "ETH/USDT"), NOON, NOON + 100 * NS_PER_S)
+        log = PageLog(tmp_path / "log.sqlite")
+        try:
+            return Backfill(job, source(get), stream, log, Random(1), threading.Event()).run(lambda _: None)
+        finally:
+            log.close()
+
+    return run
+
+
+def pages(stream: EmbeddedStream) -> int:
+    found = stream.read(RAW_TOPIC, {}, 1_000)
+    return found.rows if found is not None else 0
+
+
+def test_what_is_refused_is_told_and_the_rest_comes(backfill: Callable[[Get], State], stream: EmbeddedStream) -> None:
+    exchange = Exchange(2_000)  # the first page reaches to the end
+
+    def get(request: Request) -> bytes:
+        if "ETHUSDT" in request.path:
+            raise Refused("Invalid symbol.")
+        return exchange(request)
+
+    state = backfill(get)
+    assert [(span.symbol, str(error)) for span, error in state.failed] == [("ETH/USDT", "Invalid symbol.")]
+    assert (state.spans, state.spans_done, pages(stream)) == (2, 1, 1)
+    assert backfill(exchange).spans_done == 2  # another call goes on with what is left
+    assert pages(stream) == 2
+
+
+def test_a_provider_that_does_not_answer_ends_it_and_what_has_come_is_kept(
+    backfill: Callable[[Get], State], stream: EmbeddedStream
+) -> None:
+    exchange = Exchange(3_000, every_ms=30)
+    left = [4]
+
+    def get(request: Request) -> bytes:
+        left[0] -= 1
+        if left[0] < 0:
+            raise Unavailable("The provider is away.")
+        return exchange(request)
+
+    with pytest.raises(Unavailable, match="away"):
+        backfill(get)
+    before = pages(stream)
+    state = backfill(exchange)
+    assert (state.spans_done, state.share) == (2, 1.0)
+    assert pages(stream) == state.pages - 2 >= before  # two pages only told where the trades begin
+
+
+def test_a_page_that_did_not_arrive_is_asked_for_again_and_one_that_did_is_not(tmp_path: Path) -> None:
+    span = Span("spot", "trade", "BTC/USDT", NOON, NOON + DAY)
+    log = PageLog(tmp_path / "log.sqlite")
+    log.open([span])
+    assert (log.begin_writing(), log.begin_writing()) == (1, 2)
+    for number in (1, 2, 3):
+        log.note("w-2", 5, Sent(number, 1, Request(f"/{number}"), True, 10, NOON + number))
+    assert log.writers() == {"w-2": 5}
+    log.recover({"w-2": 2})
+    (progress,) = log.spans()
+    assert (progress.following, progress.pages, progress.events, progress.reached_ns) == (Request("/2"), 2, 20, NOON + 2)
+    assert log.writers() == {}
+    log.note("w-2", 5, Sent(3, 1, None, True, 1, 0))
+    log.settle(3)
+    (progress,) = log.spans()
+    assert (progress.done, progress.pages, progress.events, progress.reached_ns) == (True, 3, 21, NOON + 2)
+    log.close()
+
+
+# Limits
+
+
+def test_processes_share_a_minute_and_a_pause_through_a_file(tmp_path: Path) -> None:
+    now = [1_000.0]
+    one, two = (Quota(100, tmp_path / "quota.json", lambda: now[0]) for _ in range(2))
+    assert (one.take(60), two.take(40), two.take(1)) == (0.0, 0.0, 60.0)
+    now[0] += 59.0
+    assert one.take(1) == 1.0
+    now[0] += 1.0
+    assert two.take(1) == 0.0
+    one.pause(7.0)
+    assert two.take(1) == 7.0
+    now[0] += 7.0
+    assert two.take(1) == 0.0
+
+
+def test_a_file_that_says_nothing_and_a_clock_that_goes_back_begin_a_new_minute(tmp_path: Path) -> None:
+    path = tmp_path / "quota.json"
+    path.write_bytes(b'{"minute": "x')
+    now = [1_000.0]
+    quota = Quota(100, path, lambda: now[0])
+    assert quota.take(100) == 0.0
+    now[0] -= 500.0
+    assert quota.take(100) == 0.0
+
+
+def test_what_weighs_more_than_a_minute_has_is_let_through_alone() -> None:
+    quota = Quota(10, clock=lambda: 5.0)
+    assert quota.take(50) == 0.0
+    assert quota.take(1) == 60.0
