@@ -148,7 +148,7 @@ def test_a_provider_that_does_not_answer_ends_it_and_what_has_come_is_kept(
     before = pages(stream)
     state = backfill(exchange)
     assert (state.spans_done, state.share) == (2, 1.0)
-    assert pages(stream) == state.pages - 2 >= before  # two pages only told where the trades begin
+    assert pages(stream) == state.pages == 8 > before
 
 
 def test_a_page_that_did_not_arrive_is_asked_for_again_and_one_that_did_is_not(tmp_path: Path) -> None:
@@ -198,6 +198,6 @@ def test_a_file_that_says_nothing_and_a_clock_that_goes_back_begin_a_new_minute(
 
 
 def test_what_weighs_more_than_a_minute_has_is_let_through_alone() -> None:
-    quota = Quota(10, clock=lambda: 5.0)
+    quota = Quota(10, clock=lambda: 1_000.0)
     assert quota.take(50) == 0.0
     assert quota.take(1) == 60.0
