@@ -15,8 +15,9 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from random import Random
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 import msgspec
 from picows import (
@@ -36,6 +37,7 @@ from tapeline.providers.session import Check, Plan, Session, Trouble
 from tapeline.quota import Quota
 from tapeline.records import NS_PER_S, RawKind
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 #: Frames over this size end the connection, which the record of its close then says.
@@ -55,6 +57,7 @@ _TOO_FAST_S: Final = 30.0
 _TOO_FAST: Final = frozenset({418, 429})
 _HTTP_TIMEOUT_S: Final = 10.0
 _HTTP_MAX_BYTES: Final = 64 * 1024 * 1024
+_DOWNLOAD_PIECE: Final = 1024 * 1024
 _REST_TRIES: Final = 6
 #: A longer wait than this is for the caller to decide on.
 _LONGEST_WAIT_S: Final = 300.0
@@ -531,6 +534,13 @@ def _words_of(error: urllib.error.HTTPError) -> str:
         return f"(its text did not come: {trouble})"
 
 
+def _whole(reply: http.client.HTTPResponse) -> bytes:
+    body = bytes(reply.read(_HTTP_MAX_BYTES))
+    if reply.length:  # a bounded read does not say by itself that more was promised
+        raise http.client.IncompleteRead(body, reply.length)
+    return body
+
+
 class Rest:
     """A provider's REST requests, by any number of threads: within a budget of weight a minute, tried again where that may help.
 
@@ -554,6 +564,23 @@ class Rest:
 
     def get(self, path: str, weight: int) -> bytes:
         """The body. Raises Refused where the request itself is wrong, Unavailable where trying again has not helped."""
+        return self._asked(path, weight, _whole)
+
+    def download(self, path: str, weight: int, to: Path) -> None:
+        """The body into a file, however large. Raises as `get`, and OSError for the file."""
+        with to.open("wb") as file:
+
+            def copy(reply: http.client.HTTPResponse) -> None:
+                file.seek(0)
+                file.truncate()
+                while piece := reply.read(_DOWNLOAD_PIECE):
+                    file.write(piece)
+                if reply.length:
+                    raise http.client.IncompleteRead(b"", reply.length)
+
+            self._asked(path, weight, copy)
+
+    def _asked(self, path: str, weight: int, read: Callable[[http.client.HTTPResponse], T]) -> T:
         waits = backoff(self._random, cap_s=30.0)
         trouble = ""
         for _ in range(_REST_TRIES):
@@ -561,10 +588,7 @@ class Rest:
             try:
                 request = urllib.request.Request(f"{self._url}{path}", headers=self._headers)  # noqa: S310 scheme checked below
                 with urllib.request.urlopen(request, timeout=_HTTP_TIMEOUT_S, context=self._tls) as reply:  # noqa: S310
-                    body = bytes(reply.read(_HTTP_MAX_BYTES))
-                    if reply.length:  # a bounded read does not say by itself that more was promised
-                        raise http.client.IncompleteRead(body, reply.length)
-                    return body
+                    return read(reply)
             except urllib.error.HTTPError as error:
                 trouble, wait_s = f"HTTP {error.code}: {_words_of(error)}", next(waits)
                 if error.code in _TOO_FAST:

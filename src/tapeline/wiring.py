@@ -21,7 +21,9 @@ from tapeline import net
 from tapeline.config import Config, ProviderConfig, StoreConfig, environment, secret, store_password, stream_password
 from tapeline.errors import Busy, ConfigError, TapelineError, Unavailable
 from tapeline.jobs import fetching
-from tapeline.providers import CHANNELS, HISTORIES, PROVIDERS, Provider, identity
+from tapeline.jobs.archive import Archive
+from tapeline.providers import ARCHIVES, CHANNELS, HISTORIES, PROVIDERS, Provider, identity
+from tapeline.providers.history import History
 from tapeline.providers.session import FeedSettings, Plan, rest_of
 from tapeline.quota import Quota
 from tapeline.records import NORMALIZED_TOPICS, RAW_TOPIC, Topic
@@ -113,15 +115,47 @@ def histories(
             continue
         secrets = {kind: secret(some, kind, environ) for kind in module.SECRET_KINDS}
         headers = history.headers(secrets.get("key", ""), secrets.get("secret", ""))
-        stand_in = some.url and _owner(some.url) not in (_owner(module.HISTORY_URL), _owner(module.STREAM_URL))
-        url = (some.rest_url or (rest_of(some.url) if stand_in else module.HISTORY_URL)).rstrip("/")
+        url = some.rest_url or _stand_in(some) or module.HISTORY_URL
         account = (url, *headers.values())
         if account not in clients:
-            digest = hashlib.sha256(" ".join(account).encode()).hexdigest()[:16]
-            quota = Quota(history.WEIGHT_A_MINUTE, config.root / "quotas" / f"{some.name}-{digest}.json")
-            clients[account] = net.Rest(url, net.tls_context(some.ca_file), random, quota, headers=headers, sleep=sleep)
+            clients[account] = _client(config, some, history, url, headers, random, sleep)
         found[some.name, feed] = fetching.Source(history, _getter(clients[account]))
     return found
+
+
+def archives(
+    config: Config, folder: Path, random: Random, sleep: Callable[[float], object] = time.sleep
+) -> dict[tuple[str, str], fetching.Source]:
+    """As `histories`, from the files that providers keep of whole days and months; `folder`: where those are kept while they are read."""
+    found: dict[tuple[str, str], fetching.Source] = {}
+    for some in config.providers:
+        if some.name in ARCHIVES:
+            url, history = ARCHIVES[some.name]
+            client = _client(config, some, history, _stand_in(some) or url, {}, random, sleep)
+            found.setdefault((some.name, _feed(some)), fetching.Source(history, Archive(client, folder)))
+    return found
+
+
+def _client(
+    config: Config,
+    some: ProviderConfig,
+    history: History,
+    url: str,
+    headers: Mapping[str, str],
+    random: Random,
+    sleep: Callable[[float], object],
+) -> net.Rest:
+    url = url.rstrip("/")
+    digest = hashlib.sha256(" ".join((url, *headers.values())).encode()).hexdigest()[:16]
+    quota = Quota(history.WEIGHT_A_MINUTE, config.root / "quotas" / f"{some.name}-{digest}.json")
+    return net.Rest(url, net.tls_context(some.ca_file), random, quota, headers=headers, sleep=sleep)
+
+
+def _stand_in(some: ProviderConfig) -> str:
+    """The HTTP address of a stand-in that the configuration names; empty where it names the provider itself."""
+    module = PROVIDERS[some.name]
+    other = some.url and _owner(some.url) not in (_owner(module.HISTORY_URL), _owner(module.STREAM_URL))
+    return rest_of(some.url) if other else ""
 
 
 def _getter(client: net.Rest) -> fetching.Get:

@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from processes import Home, block, ledger, records, until
 
+from frames import rows
 from tapeline.completeness import Key, answer
+from tapeline.providers import DECODERS
+from tapeline.providers.normalizing import normalize
 from tapeline.records import NS_PER_MS, NS_PER_S, RAW_TOPIC
 
 if TYPE_CHECKING:
@@ -18,8 +21,10 @@ if TYPE_CHECKING:
 
     from processes import VenueProcess
 
+    from tapeline.streams import Stream
+
 CHANNELS = ["trade", "aggTrade", "kline_1s"]
-FAULTS = ["--fault", "rest_429:2", "--fault", "rest_error:2"]
+FAULTS = ["--fault", "rest_429:2", "--fault", "rest_error:2", "--fault", "archive_checksum:1"]
 
 
 def happened(journal: list[dict[str, Any]], start_ns: int, end_ns: int) -> dict[tuple[str, str], set[int]]:
@@ -75,6 +80,29 @@ def test_the_past_comes_once_and_whole_through_faults_and_kills(home: Home, venu
         assert ids <= set(kept)
         key = Key("binance", "spot", channel, symbol)
         assert answer(key, ledger(later)[key], start_ns, end_ns).verdict == "complete"
+
+    files = Home(home.root.with_name("files"), home.spawn)
+    files.configure(block("binance", market.url, ["BTCUSDT"], ["trade"]))
+    wrong = files.ask(*asked, "--from", "files", "--symbols", "BTCUSDT")
+    assert (wrong.returncode, json.loads(wrong.stdout)["spans_done"]) == (1, 2)
+    assert "but its CHECKSUM says 0000" in wrong.stderr
+    right = files.ask(*asked, "--from", "files", "--symbols", "BTCUSDT")
+    assert (right.returncode, json.loads(right.stdout)["spans_done"]) == (0, 3), right.stderr
+    with closing(files.stream()) as stream:
+        made = normalize_all(stream)
+    for (channel, symbol), ids in happened(journal, start_ns, end_ns).items():
+        if symbol == "BTC/USDT":
+            assert ids <= {number for of, number in made if of == channel}
+
+
+def normalize_all(stream: Stream) -> list[tuple[str, int]]:
+    """Channel and number of everything that the raw topic's records hold."""
+    chunk = stream.read(RAW_TOPIC, {}, 10_000)
+    assert chunk is not None
+    found = rows(normalize(chunk, DECODERS))
+    ticks = [(row["channel"], row["sequence"]) for row in found["ticks"]]
+    assert len(ticks) == len(set(ticks))
+    return ticks + [(row["channel"], row["ts_ns"] // NS_PER_MS) for row in found["bars"]]
 
 
 def sent_events(market: VenueProcess) -> list[dict[str, Any]]:

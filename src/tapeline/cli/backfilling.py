@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from enum import StrEnum
 from random import Random
 from typing import TYPE_CHECKING, Annotated
 
@@ -32,6 +33,13 @@ if TYPE_CHECKING:
     from tapeline.providers.history import History
 
 _DAY_NS = 86_400 * NS_PER_S
+
+
+class Origin(StrEnum):
+    rest = "rest"
+    files = "files"
+
+
 #: What a channel may be called by whatever the provider's own name is.
 _KINDS = {"trades": "trade", "quotes": "quote", "bars": "bar"}
 
@@ -45,6 +53,9 @@ def backfill(
     channels: Annotated[
         str | None, typer.Option(help="Comma-separated: trades, quotes, bars, or the provider's own names; the configured if left out.")
     ] = None,
+    origin: Annotated[
+        Origin, typer.Option("--from", help="rest, or files: the provider's files of whole UTC days and months, for much of the past.")
+    ] = Origin.rest,
     workers: Annotated[int, typer.Option(min=1, max=32, help="Requests side by side, all within the provider's limits.")] = 4,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be asked for, and ask for nothing.")] = False,
     again: Annotated[bool, typer.Option("--again", help="Fetch anew what an earlier call has fetched.")] = False,
@@ -66,7 +77,7 @@ def backfill(
     settings = load_config(config)
     stop = stop_on_signal()
     begin_ns, end_ns = _moments(start, end)
-    jobs = _jobs(settings, provider, _listed(symbols), _listed(channels), begin_ns, end_ns, Random(), stop)
+    jobs = _jobs(settings, provider, _listed(symbols), _listed(channels), begin_ns, end_ns, origin, stop)
     if dry_run:
         _show(((job, rows_of(job, source)) for job, source in jobs), format)
         return
@@ -115,20 +126,26 @@ def _jobs(
     channels: Sequence[str],
     start_ns: int,
     end_ns: int,
-    random: Random,
+    origin: Origin,
     stop: threading.Event,
 ) -> list[tuple[Job, Source]]:
     """One for each feed that is configured, or that was asked for, and has a history."""
     from tapeline import wiring
     from tapeline.jobs.backfill import Job
-    from tapeline.providers import HISTORIES, PROVIDERS
+    from tapeline.providers import ARCHIVES, HISTORIES, PROVIDERS
 
     if provider is not None and provider not in HISTORIES:
         raise ConfigError(f"{provider!r} is no provider with a history. There are: {', '.join(HISTORIES)}.")
     blocks = [some for some in settings.providers if provider in (None, some.name) and some.name in HISTORIES]
     if not blocks and provider is not None:
         blocks = [ProviderConfig(name=provider)]  # type: ignore[arg-type]  # one of the registry's names
-    sources = wiring.histories(replace(settings, providers=tuple(blocks)), environment(), random, stop.wait)
+    asked = replace(settings, providers=tuple(blocks))
+    if origin is Origin.files:
+        sources = wiring.archives(asked, settings.root / "backfill" / "files", Random(), stop.wait)
+        if not sources:
+            raise ConfigError(f"No such provider keeps files of its history. These do: {', '.join(ARCHIVES)}. Leave --from files out.")
+    else:
+        sources = wiring.histories(asked, environment(), Random(), stop.wait)
     found: list[tuple[Job, Source]] = []
     for (name, feed), source in sources.items():
         mine = [some for some in blocks if some.name == name and (some.feed or PROVIDERS[name].DEFAULT_FEED) == feed]
@@ -143,7 +160,7 @@ def _jobs(
             )
         if canonical and chosen:
             unique = tuple(dict.fromkeys(symbol for symbol in canonical if symbol is not None))
-            found.append((Job(name, feed, chosen, unique, start_ns, end_ns), source))
+            found.append((Job(name, feed, chosen, unique, start_ns, end_ns, origin is Origin.files), source))
     if not found:
         raise ConfigError(
             "Nothing to fetch: no configured feed has symbols and channels of which a history is kept. Name --provider, --symbols and "

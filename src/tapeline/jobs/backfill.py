@@ -20,6 +20,7 @@ from random import Random
 from typing import Final
 
 import msgspec
+import numpy as np
 
 from tapeline.errors import Refused, TapelineError, Unavailable
 from tapeline.jobs.fetching import Fetched, Source, fetch, raw_record
@@ -48,18 +49,21 @@ class Job:
     symbols: tuple[str, ...]  # canonical
     start_ns: int
     end_ns: int
+    #: From the provider's files of whole days and months, not from its REST.
+    files: bool = False
 
     @property
     def name(self) -> str:
         """The same for the same job."""
-        parts = (self.provider, self.feed, sorted(self.channels), sorted(self.symbols), self.start_ns, self.end_ns)
+        parts = (self.provider, self.feed, sorted(self.channels), sorted(self.symbols), self.start_ns, self.end_ns, self.files)
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
     def spans(self) -> list[Span]:
-        """One for each channel, symbol and UTC day, the earliest days first: parts that can be fetched side by side."""
-        edges = [self.start_ns, *range(self.start_ns // _DAY_NS * _DAY_NS + _DAY_NS, self.end_ns, _DAY_NS), self.end_ns]
-        days = pairwise(edges)
-        return [Span(self.feed, channel, symbol, *day) for day in days for symbol in self.symbols for channel in self.channels]
+        """One for each channel, symbol and UTC day, the earliest days first: parts that can be fetched side by side.
+
+        Of files: for each UTC month or day, whole, that is touched."""
+        parts = _months(self.start_ns, self.end_ns) if self.files else _days(self.start_ns, self.end_ns)
+        return [Span(self.feed, channel, symbol, *part) for part in parts for symbol in self.symbols for channel in self.channels]
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,6 +230,24 @@ class Backfill:
                     f"The stream has not confirmed a page for {_PATIENCE_S:.0f} s. Start it again once the stream is well: it goes on."
                 )
             time.sleep(0.002)
+
+
+def _days(start_ns: int, end_ns: int) -> list[tuple[int, int]]:
+    edges = [start_ns, *range(start_ns // _DAY_NS * _DAY_NS + _DAY_NS, end_ns, _DAY_NS), end_ns]
+    return list(pairwise(edges))
+
+
+def _months(start_ns: int, end_ns: int) -> list[tuple[int, int]]:
+    """Whole UTC days, and in their place whole months where all days of one are asked for."""
+    first, last = (np.datetime64(day, "D") for day in (start_ns // _DAY_NS, -(-end_ns // _DAY_NS)))
+    found, at = [], first
+    while at < last:
+        month = at.astype("datetime64[M]")
+        whole = at == month.astype("datetime64[D]") and (month + 1).astype("datetime64[D]") <= last
+        until = (month + 1).astype("datetime64[D]") if whole else at + 1
+        found.append((int(at.astype(np.int64)) * _DAY_NS, int(until.astype(np.int64)) * _DAY_NS))
+        at = until
+    return found
 
 
 def _come(one: Progress) -> int:

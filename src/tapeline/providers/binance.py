@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tapeline.providers import binance_history
+from tapeline.providers import binance_archive, binance_history
 from tapeline.providers.binance_wire import INTERVALS, AggTrade, BookTicker, Kline, Trade
 from tapeline.providers.history import Asked, decode_pages
 from tapeline.providers.normalizing import (
@@ -234,7 +234,8 @@ def decode(feed: str, frames: Frames, events: Events) -> None:
 
 
 def _page_events(asked: Asked, body: bytes) -> Sequence[Any]:
-    return binance_history.events_of(asked.channel, asked.symbol, asked.time_ms, body)
+    events_of = binance_archive.events_of if asked.path.endswith(".zip") else binance_history.events_of
+    return events_of(asked.channel, asked.symbol, asked.time_ms, body)
 
 
 def _decode_json(frames: Frames, events: Events) -> None:
@@ -292,6 +293,7 @@ def _route(frame: bytes, row: int, events: Events, routes: dict[bytes, tuple[str
 STREAM_URL: Final = "wss://data-stream.binance.vision"
 REST_URL: Final = "https://data-api.binance.vision"
 #: The host above has no historicalTrades.
+ARCHIVE_URL: Final = "https://data.binance.vision"
 HISTORY_URL: Final = "https://api.binance.com"
 #: Whether an account may have one connection to an endpoint alone, or a few.
 ONE_CONNECTION: Final = False

@@ -71,7 +71,7 @@ def page(span: Span, asked: Request, body: bytes, time_ms: int) -> Page:
             # Behind a gap there are events, or it would be none: what is asked for reaches up to them.
             raise WrongPage(f"{asked.path} is empty, although later events are known. The gap stays open; it is asked for again.")
         return Page(0, 0, None)
-    following, reached_ns = numbers[-1] + 1, _time_ns(events[-1])
+    following, reached_ns = numbers[-1] + 1, time_of(events[-1])
     bars = span.channel.startswith("kline_")
     done = following > span.last if span.last is not None else reached_ns >= span.end_ns - (NS_PER_MS if bars else 0)
     return Page(len(numbers), reached_ns, None if done else _bars(span, following) if bars else _by_id(span, following))
@@ -165,13 +165,20 @@ def events_of(channel: str, symbol: str, time_ms: int, body: bytes) -> Sequence[
     if not channel.startswith("kline_"):
         raise KeyError(channel)
     interval = channel.removeprefix("kline_")
-    return [_kline(symbol, interval, time_ms, row) for row in _BARS.decode(body)]
+    return [
+        bar_of(symbol, interval, time_ms, r.open_ms, (r.open, r.high, r.low, r.close, r.volume), r.close_ms, r.quote_volume, r.trades)
+        for r in _BARS.decode(body)
+    ]
 
 
-def _kline(symbol: str, interval: str, time_ms: int, row: _Bar) -> Kline:
-    ended = _ns(row.close_ms) < time_ms * NS_PER_MS
-    body = KlineBody(row.open_ms, interval, row.open, row.close, row.high, row.low, row.volume, row.quote_volume, row.trades, ended)
-    return Kline("kline", row.close_ms, symbol, body)
+def bar_of(
+    symbol: str, interval: str, time_ms: int, open_time: int, prices: Sequence[str], close_time: int, quote_volume: str, trades: int
+) -> Kline:
+    """A bar as the stream would have told it at `time_ms`. `prices`: open, high, low, close and the volume."""
+    open_, high, low, close, volume = prices
+    ended = _ns(close_time) < time_ms * NS_PER_MS
+    body = KlineBody(open_time, interval, open_, close, high, low, volume, quote_volume, trades, ended)
+    return Kline("kline", close_time, symbol, body)
 
 
 def number_of(event: Event) -> int:
@@ -181,7 +188,7 @@ def number_of(event: Event) -> int:
     return event.t if isinstance(event, Trade) else event.a
 
 
-def _time_ns(event: Event) -> int:
+def time_of(event: Event) -> int:
     """Of a trade its time, of a bar the end of its window."""
     return _ns(event.E if isinstance(event, Kline) else event.T)
 

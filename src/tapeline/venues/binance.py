@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from tapeline.venues.binance_archive import BinanceArchive
 from tapeline.venues.binance_history import BinanceHistory
 from tapeline.venues.binance_session import BinanceSession
 from tapeline.venues.binance_tape import BinanceTape, split_symbol
@@ -47,6 +48,7 @@ class Binance:
         self._too_many = Quota(faults.number("connection_limit"))
         self._clock = clock
         self.history = BinanceHistory(faults, clock, _WEIGHT_A_MINUTE)
+        self._archive = BinanceArchive(faults, self.history.rows)
         self._routes: dict[str, tuple[int, Callable[[Request], Reply]]] = {  # path -> weight, what answers
             "/api/v3/aggTrades": (4, self.history.agg_trades),
             "/api/v3/historicalTrades": (25, self.history.trades),
@@ -86,7 +88,7 @@ class Binance:
     def get(self, request: Request) -> Reply | None:
         route = self._routes.get(request.path)
         if route is None:
-            return None
+            return self._archive.get(request.path)
         weight, answer = route
         try:
             reply = self.history.refused(weight) or answer(request)

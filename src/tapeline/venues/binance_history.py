@@ -46,6 +46,10 @@ class BinanceHistory:
         if len(rows) > 2 * _MOST_KEPT:
             del rows[:_MOST_KEPT]
 
+    def rows(self, channel: str, symbol: str) -> list[dict[str, Any]]:
+        """The fields of what happened, in order."""
+        return self._rows.get((channel, symbol), [])
+
     def refused(self, weight: int) -> Reply | None:
         """What stands in the way of a request of this weight, if anything does."""
         if self._broken.take():

@@ -35,6 +35,7 @@ FAULTS: dict[str, str] = {
     "ack_after_data": "S=0.2: acknowledgements come S seconds after the request, behind the first data",
     "rest_429": "N: refuse the first N REST requests as too many, to come back in a second (no N: all)",
     "rest_error": "N: answer the first N REST requests with HTTP 500 (no N: all)",
+    "archive_checksum": "N: give the first N files of the archive a wrong checksum (no N: all)",
     # polygon
     "evict_oldest": "one connection too many: the oldest is closed (polygon's default)",
     "refuse_newcomer": "one connection too many: the newcomer is acknowledged, then closed",
@@ -52,7 +53,7 @@ FAULTS: dict[str, str] = {
 }
 
 _ONE_VENUE: dict[str, tuple[str, ...]] = {
-    "binance": ("unknown_symbol", "ack_after_data", "rest_429", "rest_error"),
+    "binance": ("unknown_symbol", "ack_after_data", "rest_429", "rest_error", "archive_checksum"),
     "polygon": ("evict_oldest", "refuse_newcomer", "not_authorized", "delayed_plan", "duplicate_q", "regressing_q"),
     "alpaca": ("error", "close_after_error", "keep_after_error", "symbol_limit", "zombie_slot", "http_429"),
 }

@@ -1,0 +1,95 @@
+"""A provider's archive on local disk, for as long as it is read: a zip is fetched, compared with its checksum, and read piece by piece."""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from contextlib import suppress
+from pathlib import Path
+from typing import Final, Protocol
+
+from tapeline.errors import DiskTrouble
+from tapeline.providers.history import Request, WrongPage
+
+#: A piece is a record of the stream.
+_PIECE_BYTES: Final = 512 * 1024
+_BLOCK: Final = 1024 * 1024
+
+
+class Client(Protocol):
+    """Requests to the archive's address; raise Unavailable, Refused."""
+
+    def get(self, path: str, weight: int) -> bytes:
+        """A small body."""
+
+    def download(self, path: str, weight: int, to: Path) -> None:
+        """A large one, into a file."""
+
+
+class Archive:
+    """Pieces of the CSV inside a zip, behind a line with the zip's SHA-256 and the place where the next piece begins (-1: none does)."""
+
+    def __init__(self, client: Client, folder: Path) -> None:
+        """`folder`: where files are kept while they are read."""
+        self._client, self._folder = client, folder
+
+    def __call__(self, asked: Request) -> bytes:
+        """Raises WrongPage for a wrong checksum or no such zip, Unavailable, Refused, DiskTrouble."""
+        try:
+            table = self._folder / f"{Path(asked.path).stem}.csv"
+            note = table.with_suffix(".sha256")
+            if not (table.exists() and note.exists()):
+                self._fetch(asked, table, note)
+            return _piece(table, note, int(asked.after.partition(" ")[2] or 0))
+        except OSError as error:
+            raise DiskTrouble(f"{self._folder}: {error}. Nothing of {asked.path} was kept. Free disk space; it is tried again.") from error
+
+    def _fetch(self, asked: Request, table: Path, note: Path) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        told = self._client.get(f"{asked.path}.CHECKSUM", asked.weight).decode("ascii", "replace").split()
+        packed = table.with_suffix(".zip")
+        try:
+            self._client.download(asked.path, asked.weight, packed)
+            with packed.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            if not told or told[0].lower() != digest:
+                raise WrongPage(
+                    f"{asked.path} has SHA-256 {digest}, but its CHECKSUM says {' '.join(told)[:80] or 'nothing'}. Nothing of it was kept. "
+                    "The provider replaces files now and then: try again later."
+                )
+            _unpack(asked, packed, table)
+            note.write_text(digest, encoding="ascii")
+        finally:
+            packed.unlink(missing_ok=True)
+
+
+def _unpack(asked: Request, packed: Path, table: Path) -> None:
+    aside = table.with_suffix(".part")
+    try:
+        with zipfile.ZipFile(packed) as found, aside.open("wb") as to:
+            names = found.namelist()
+            if len(names) != 1:
+                raise WrongPage(f"{asked.path} holds {len(names)} files, where one is expected. Nothing of it was kept.")
+            with found.open(names[0]) as lines:
+                while block := lines.read(_BLOCK):
+                    to.write(block)
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+        raise WrongPage(f"{asked.path} is no zip that can be read: {error}. Nothing of it was kept.") from error
+    aside.rename(table)
+
+
+def _piece(table: Path, note: Path, at: int) -> bytes:
+    """From `at` up to the end of a line."""
+    digest = note.read_text(encoding="ascii")
+    with table.open("rb") as file:
+        file.seek(at)
+        piece = file.read(_PIECE_BYTES)
+        last = len(piece) < _PIECE_BYTES
+        if not last:
+            piece += file.readline()
+            last = not file.read(1)
+    if last:
+        with suppress(FileNotFoundError):
+            table.unlink()
+            note.unlink()
+    return f"{digest} {-1 if last else at + len(piece)}\n".encode() + piece
