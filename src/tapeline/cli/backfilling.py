@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from enum import StrEnum
 from random import Random
 from typing import TYPE_CHECKING, Annotated
@@ -19,7 +20,7 @@ from rich.table import Table
 
 from tapeline import times
 from tapeline.cli.app import app
-from tapeline.cli.terminal import ConfigOption, Format, load_config, stop_on_signal
+from tapeline.cli.terminal import ConfigOption, Format, load_config, midnight_ns, stop_on_signal
 from tapeline.config import Config, ProviderConfig, environment
 from tapeline.errors import ConfigError
 from tapeline.locks import own
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
     from tapeline.jobs.backfill import Job, State
     from tapeline.jobs.fetching import Source
+    from tapeline.jobs.reconcile import Reconciled
     from tapeline.providers.history import History
 
 _DAY_NS = 86_400 * NS_PER_S
@@ -102,6 +104,71 @@ def backfill(
             typer.echo("Stopped. What has come is in the stream; the same command goes on from there.", err=True)
             raise typer.Exit(130)
     raise typer.Exit(1 if failed else 0)
+
+
+@app.command()
+def reconcile(
+    day: Annotated[str, typer.Argument(help="A UTC day, such as 2026-01-05.")],
+    provider: Annotated[str | None, typer.Option(help="Only this provider; else each of the configuration's.")] = None,
+    symbols: Annotated[str | None, typer.Option(help="Comma-separated, canonical or the provider's own; else the configured.")] = None,
+    channels: Annotated[
+        str | None, typer.Option(help="Comma-separated: trades, quotes, bars, or the provider's own names; else the configured.")
+    ] = None,
+    source: Annotated[str, typer.Option(help="The store to compare: lake or postgresql.")] = "lake",
+    config: ConfigOption = None,
+    format: Annotated[Format, typer.Option(help="table, or json: an object for each symbol and channel.")] = Format.table,  # noqa: A002
+) -> None:
+    """Compare a day in a store with the provider's history of it: counts, volume, event by event.
+
+    What the store lacks goes into the stream; the ledger then knows the day as `reconciled`. Status 0: equal; 1: they differed, or some
+    could not be compared. Of what is compared, one symbol and channel at a time has to fit in memory.
+
+    Example: `tapeline reconcile 2026-01-05 --channels trades`
+    """
+    from tapeline import wiring
+    from tapeline.completeness import Key
+    from tapeline.errors import Refused
+    from tapeline.jobs.reconcile import reconcile as compare
+    from tapeline.providers.history import WrongPage
+    from tapeline.reading import open_source
+
+    settings = load_config(config)
+    stop = stop_on_signal()
+    start_ns = midnight_ns(day)
+    end_ns = min(start_ns + _DAY_NS, max(start_ns + 1, time.time_ns()))
+    jobs = _jobs(settings, provider, _listed(symbols), _listed(channels), start_ns, end_ns, Origin.rest, stop)
+    store = open_source(source, config=settings)
+    stream = wiring.open_stream(settings)
+    connection = f"reconcile-{time.time_ns()}"
+    differ = False
+    try:
+        for job, history in jobs:
+            for span in job.spans():
+                key = Key(job.provider, job.feed, span.channel, span.symbol)
+                try:
+                    found = compare(key, start_ns, end_ns, history, store.now(), stream, time.time_ns, connection)
+                except (Refused, WrongPage) as error:
+                    differ = True
+                    typer.echo(f"{key.symbol} {key.channel}: {error}", err=True)
+                    continue
+                differ = differ or not found.equal
+                typer.echo(json.dumps({**found.key._asdict(), **_numbers(found)}) if format is Format.json else _compared(found))
+    finally:
+        stream.close()
+    raise typer.Exit(1 if differ else 0)
+
+
+def _numbers(found: Reconciled) -> dict[str, int | float | None]:
+    return {name: value for name, value in asdict(found).items() if name != "key"}
+
+
+def _compared(found: Reconciled) -> str:
+    what = f"{found.key.symbol} {found.key.channel}: {found.stored:,} here, {found.in_history:,} in the history"
+    if found.equal:
+        return f"{what}: equal"
+    extra = f"; {found.only_stored:,} are here alone" if found.only_stored else ""
+    missed = f"; {found.only_in_history:,} were missing and are on their way through the stream" if found.only_in_history else ""
+    return f"{what}{missed}{extra}"
 
 
 def _moments(start: str, end: str | None) -> tuple[int, int]:

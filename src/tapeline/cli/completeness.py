@@ -6,7 +6,6 @@ import json
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
-from datetime import UTC, date, datetime
 from random import Random
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -15,7 +14,16 @@ from rich.console import Console
 from rich.text import Text
 
 from tapeline.cli.app import app
-from tapeline.cli.terminal import ConfigOption, Format, load_config, own_stage, reader_may_leave, stop_on_signal, stream_with_data
+from tapeline.cli.terminal import (
+    ConfigOption,
+    Format,
+    load_config,
+    midnight_ns,
+    own_stage,
+    reader_may_leave,
+    stop_on_signal,
+    stream_with_data,
+)
 from tapeline.config import Config, environment
 from tapeline.errors import ConfigError
 from tapeline.monitor.status import StatusFile
@@ -90,7 +98,7 @@ def complete(
     from tapeline.completeness import answer
 
     settings = load_config(config)
-    start_ns = _midnight_ns(day)
+    start_ns = midnight_ns(day)
     end_ns = min(start_ns + _DAY_NS, max(start_ns, time.time_ns()))
     if end_ns == start_ns:
         raise ConfigError(f"{day} has not begun.")
@@ -221,14 +229,6 @@ def _show(one: Answer, day: str, running: bool) -> None:
 
 def _as_json(one: Answer, day: str) -> dict[str, Any]:
     return one.key._asdict() | {"day": day, "verdict": one.verdict, "intervals": [asdict(interval) for interval in one.intervals]}
-
-
-def _midnight_ns(text: str) -> int:
-    try:
-        day = date.fromisoformat(text)
-    except ValueError as error:
-        raise ConfigError(f"{text!r} is no day: {error}. Write it such as 2026-01-05.") from None
-    return int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp()) * NS_PER_S
 
 
 def _length(ns: int) -> str:

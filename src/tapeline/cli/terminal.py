@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, date, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,6 +23,7 @@ from rich.logging import RichHandler
 from tapeline.config import Config, environment, load
 from tapeline.errors import ConfigError
 from tapeline.locks import own
+from tapeline.records import NS_PER_S
 
 if TYPE_CHECKING:
     from tapeline.streams import Stream
@@ -95,6 +97,15 @@ def _watch_parent(stop: threading.Event) -> None:
     while os.getppid() == supervisor() and not stop.wait(0.5):
         pass
     stop.set()
+
+
+def midnight_ns(text: str) -> int:
+    """A UTC day's first moment, ns. Raises ConfigError for what is no day."""
+    try:
+        day = date.fromisoformat(text)
+    except ValueError as error:
+        raise ConfigError(f"{text!r} is no day: {error}. Write it such as 2026-01-05.") from None
+    return int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp()) * NS_PER_S
 
 
 def run_loop(body: Any) -> None:

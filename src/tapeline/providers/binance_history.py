@@ -152,11 +152,9 @@ _BARS: Final = msgspec.json.Decoder(list[_Bar])
 
 
 def events_of(channel: str, symbol: str, time_ms: int, body: bytes) -> Sequence[Event]:
-    """The events of a page as the stream would have sent them; none of an empty body. `symbol`: canonical.
+    """The events of a page as the stream would have sent them. `symbol`: canonical.
 
     Raises what decoding bytes may raise, KeyError for another channel."""
-    if not body:
-        return []
     symbol = provider_symbol(symbol)
     if channel == "trade":
         return [Trade("trade", symbol, row.id, row.price, row.qty, row.time, row.isBuyerMaker) for row in _TRADES.decode(body)]

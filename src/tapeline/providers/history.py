@@ -11,6 +11,7 @@ import numpy as np
 
 from tapeline.errors import TapelineError
 from tapeline.providers.normalizing import UNREADABLE, Channel, Events, Frames, Kind, Reject
+from tapeline.records import NS_PER_MS
 
 
 class WrongPage(TapelineError):
@@ -50,6 +51,12 @@ class Asked(msgspec.Struct):
     first: int | None = None
     last: int | None = None
     done: bool = False
+
+
+def ending(span: Span, now_ns: int) -> bytes:
+    """A record without events: the span's history was read to its end by then."""
+    asked = Asked(span.channel, span.symbol, "", now_ns // NS_PER_MS, span.start_ns, span.end_ns, span.first, span.last, True)
+    return msgspec.json.encode(asked) + b"\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +111,7 @@ def decode_pages(
             continue
         try:
             asked = _ASKED.decode(head)
-            channel, found = channels[asked.channel], events_of(asked, body)
+            channel, found = channels[asked.channel], events_of(asked, body) if body else ()
         except (KeyError, *UNREADABLE) as error:
             events.seen += 1
             events.rejects.add(Reject(f"page: {error}", body), row, 0)

@@ -1,0 +1,146 @@
+"""Compares what a store holds of a stretch of time with the provider's history of it, and sends what the store lacks.
+
+The store's rows and the history's are matched by what makes two events the same. Pages that hold an event which the store has not go into
+the stream, like those of a backfill; and a word that the history was read to its end, which is the ledger's evidence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tapeline.completeness import Key
+from tapeline.jobs.fetching import Fetched, Source, fetch, raw_record
+from tapeline.providers import CHANNELS, DECODERS
+from tapeline.providers.history import Request, Span, ending
+from tapeline.providers.normalizing import SAME_CONTENT, normalize
+from tapeline.records import BARS_TOPIC, NS_PER_S, RAW_TOPIC, TICKS_TOPIC, Chunk, Topic
+from tapeline.stores import with_dates
+from tapeline.stores.selection import Selection
+from tapeline.stores.selection import Source as Store
+from tapeline.streams import Stream
+
+#: What two copies of a bar have in common, besides their time: a revision differs in one of them.
+_OF_BARS: Final = ("symbol", "interval", "ts_ns", "open", "high", "low", "close", "volume")
+#: Two copies of one event may differ in time by this, and so lie on both sides of an edge.
+_EDGE_NS: Final = 2 * NS_PER_S
+
+
+@dataclass(frozen=True, slots=True)
+class Reconciled:
+    """One symbol of one channel: events of the stretch of time, and their volume (of trades and bars)."""
+
+    key: Key
+    stored: int
+    in_history: int
+    #: Events that one has and the other has not; those that only the history had are in the stream now.
+    only_stored: int
+    only_in_history: int
+    stored_volume: float | None
+    history_volume: float | None
+    pages: int
+
+    @property
+    def equal(self) -> bool:
+        return not (self.only_stored or self.only_in_history)
+
+
+def reconcile(
+    key: Key, start_ns: int, end_ns: int, source: Source, store: Store, stream: Stream, clock: Callable[[], int], connection: str
+) -> Reconciled:
+    """Of [start_ns, end_ns). Raises Unavailable, Refused, WrongPage: nothing is claimed then, and it can be done again."""
+    span = Span(key.feed, key.channel, key.symbol, start_ns, end_ns)
+    topic = BARS_TOPIC if CHANNELS[key.provider][key.feed][key.channel].kind == "bar" else TICKS_TOPIC
+    columns = _identity(key)
+    held = _stored(store, key, topic, start_ns - _EDGE_NS, end_ns + _EDGE_NS)
+    asked: list[Request | None] = []
+    parts: list[pa.Table] = []
+    begin: Request | None = None
+    for number, page in enumerate(fetch(source, span, clock)):
+        asked.append(begin)
+        rows = _rows(key, page, topic)
+        parts.append(rows.append_column("page", pa.array(np.full(rows.num_rows, number, np.int64))))
+        begin = page.following
+    fetched = pa.concat_tables(parts) if parts else held.slice(0, 0).append_column("page", pa.array([], pa.int64()))
+    matched = _matched(held, fetched, columns)
+    inside = matched.filter(pc.and_(pc.greater_equal(matched["ts"], start_ns), pc.less(matched["ts"], end_ns)))
+    missing = inside.filter(pc.equal(inside["held"], 0))
+    pages = sorted(set(missing["page"].to_pylist()))
+    for number in pages:
+        page = next(iter(fetch(source, span, clock, asked[number])))
+        stream.append(RAW_TOPIC, raw_record(key.provider, key.feed, connection, page), 0)
+    now_ns = clock()
+    last = Fetched(ending(span, now_ns), now_ns, 0, 0, None)
+    stream.append(RAW_TOPIC, raw_record(key.provider, key.feed, connection, last), 0)
+    here = _inside(held, start_ns, end_ns)
+    there = _inside(fetched, start_ns, end_ns)
+    only_stored = inside.filter(pc.equal(inside["fetched"], 0)).num_rows
+    return Reconciled(
+        key,
+        here.num_rows,
+        there.num_rows,
+        only_stored,
+        missing.num_rows,
+        _volume(here),
+        _volume(there),
+        len(pages),
+    )
+
+
+def _identity(key: Key) -> tuple[str, ...]:
+    channel = CHANNELS[key.provider][key.feed][key.channel]
+    if channel.kind == "bar":
+        return _OF_BARS
+    return channel.identity.columns or SAME_CONTENT[channel.kind].columns
+
+
+def _stored(store: Store, key: Key, topic: Topic, start_ns: int, end_ns: int) -> pa.Table:
+    selection = Selection((key.symbol,), start_ns, end_ns, tuple(topic.schema.names), provider=key.provider, feed=key.feed)
+    reader = store.bars(selection) if topic is BARS_TOPIC else store.ticks(selection)
+    parts = [pa.table(with_dates(batch.filter(pc.equal(batch["channel"], key.channel)))) for batch in reader]
+    return pa.concat_tables(parts) if parts else pa.table(with_dates(_nothing(topic)))
+
+
+def _rows(key: Key, page: Fetched, topic: Topic) -> pa.Table:
+    """The events of a page as the store would keep them."""
+    if page.payload is None:
+        return pa.table(with_dates(_nothing(topic)))
+    chunk = Chunk.dense(RAW_TOPIC, 0, 0, raw_record(key.provider, key.feed, "", page))
+    batch = normalize(chunk, DECODERS).batches[topic]
+    return pa.table(with_dates(batch.filter(pc.equal(batch["symbol"], key.symbol))))
+
+
+def _nothing(topic: Topic) -> pa.RecordBatch:
+    return pa.RecordBatch.from_pylist([], topic.schema)
+
+
+def _matched(held: pa.Table, fetched: pa.Table, columns: Sequence[str]) -> pa.Table:
+    """Each event once: in how many rows of either it is (`held`, `fetched`), its time (`ts`), and the page that brought it."""
+    names = list(columns)
+    sides = [
+        table.select(names)
+        .append_column("at", table["ts_ns"])
+        .append_column("in_held", pa.array(np.full(table.num_rows, int(side == 0))))
+        .append_column("in_fetched", pa.array(np.full(table.num_rows, int(side == 1))))
+        .append_column("on_page", table["page"] if side else pa.nulls(table.num_rows, pa.int64()))
+        for side, table in enumerate((held, fetched))
+    ]
+    both = pa.concat_tables([sides[0].cast(sides[1].schema), sides[1]])
+    found = both.group_by(names, use_threads=False).aggregate(
+        [("at", "max"), ("in_held", "sum"), ("in_fetched", "sum"), ("on_page", "min")]
+    )
+    return pa.table({"ts": found["at_max"], "held": found["in_held_sum"], "fetched": found["in_fetched_sum"], "page": found["on_page_min"]})
+
+
+def _inside(table: pa.Table, start_ns: int, end_ns: int) -> pa.Table:
+    return table.filter(pc.and_(pc.greater_equal(table["ts_ns"], start_ns), pc.less(table["ts_ns"], end_ns)))
+
+
+def _volume(table: pa.Table) -> float | None:
+    found: float | None = pc.sum(table["volume"]).as_py()
+    return found

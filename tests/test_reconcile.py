@@ -1,0 +1,125 @@
+"""A store is compared with the provider's history, event by event; what it lacks goes into the stream, and only that."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+import pytest
+
+from made import DAY, NOON, ticks
+from made_history import T0, Exchange
+from tapeline.completeness import Facts, Key, absorb, answer, intervals
+from tapeline.config import Config
+from tapeline.jobs.fetching import Fetched, Source, raw_record
+from tapeline.jobs.reconcile import Reconciled, reconcile
+from tapeline.providers import DECODERS, HISTORIES, identity
+from tapeline.providers.history import Span, ending
+from tapeline.providers.normalizing import normalize
+from tapeline.reading import open_source
+from tapeline.records import NS_PER_MS, RAW_TOPIC, TICKS_TOPIC, Chunk
+from tapeline.stores.lake import Lake
+from tapeline.streams.embedded import EmbeddedStream
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from tapeline.providers.history import Request
+
+TRADES = Key("binance", "spot", "trade", "BTC/USDT")
+START, END = NOON, NOON + 300_250 * NS_PER_MS
+#: 1,200 trades lie within, one each quarter of a second, and more behind.
+EXCHANGE = Exchange(3_000, every_ms=250)
+INSIDE = EXCHANGE.numbers(START, END)
+
+
+@pytest.fixture
+def stream(tmp_path: Path) -> Iterator[EmbeddedStream]:
+    found = EmbeddedStream(tmp_path / "stream")
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def lake(tmp_path: Path) -> Callable[[list[int]], None]:
+    """Keep trades by number; a negative one is a trade that no history holds."""
+    offsets = [0]
+
+    def keep(numbers: list[int]) -> None:
+        rows = [
+            {
+                "ts_ns": (T0 + abs(number) * 250) * NS_PER_MS,
+                "sequence": number,
+                "trade_id": str(number),
+                "side": "sell",
+                "volume": 2.0,
+                "raw_offset": offsets[0] + at,
+            }
+            for at, number in enumerate(numbers)
+        ]
+        Lake(tmp_path / "lake", identity).write(Chunk.dense(TICKS_TOPIC, 0, offsets[0], ticks(*rows)))
+        offsets[0] += len(rows)
+
+    return keep
+
+
+@pytest.fixture
+def compared(tmp_path: Path, stream: EmbeddedStream) -> Callable[[], Reconciled]:
+    def run(get: Callable[[Request], bytes] = EXCHANGE) -> Reconciled:
+        store = open_source("lake", config=Config(data_dir=str(tmp_path)))
+        return reconcile(TRADES, START, END, Source(HISTORIES["binance"], get), store, stream, lambda: NOON + DAY, "reconcile-1")
+
+    return run
+
+
+def sent(stream: EmbeddedStream) -> list[list[int]]:
+    """The ids on each page that is in the stream."""
+    found = stream.read(RAW_TOPIC, {}, 1_000)
+    bodies = [payload.partition(b"\n")[2] for payload in found.batch["payload"].to_pylist()] if found is not None else []
+    return [[row["id"] for row in msgspec.json.decode(body)] if body else [] for body in bodies]
+
+
+def test_a_day_that_is_whole_is_equal_and_only_a_word_of_it_is_sent(
+    lake: Callable[[list[int]], None], compared: Callable[[], Reconciled], stream: EmbeddedStream
+) -> None:
+    lake(INSIDE)
+    found = compared()
+    assert found == Reconciled(TRADES, 1_200, 1_200, 0, 0, 2_400.0, 2_400.0, 0)
+    assert found.equal
+    assert sent(stream) == [[]]
+
+
+def test_what_is_missing_is_sent_by_the_page_and_then_nothing_is_missing(
+    lake: Callable[[list[int]], None], compared: Callable[[], Reconciled], stream: EmbeddedStream, tmp_path: Path
+) -> None:
+    lake([number for number in INSIDE if number not in (1_100, 1_101)])
+    found = compared()
+    assert (found.stored, found.in_history, found.only_stored, found.only_in_history, found.pages) == (1_198, 1_200, 0, 2, 1)
+    (page, word) = sent(stream)
+    assert {1_100, 1_101} <= set(page)
+    assert word == []
+    chunk = stream.read(RAW_TOPIC, {}, 10)
+    assert chunk is not None
+    made = normalize(chunk, DECODERS).batches[TICKS_TOPIC]
+    Lake(tmp_path / "lake", identity).write(Chunk.dense(TICKS_TOPIC, 0, 10_000, made))
+    assert compared().equal
+
+
+def test_what_no_history_holds_is_told(lake: Callable[[list[int]], None], compared: Callable[[], Reconciled]) -> None:
+    lake([*INSIDE, -500])
+    found = compared()
+    assert (found.stored, found.only_stored, found.only_in_history, found.stored_volume) == (1_201, 1, 0, 2_402.0)
+    assert not found.equal
+
+
+def test_the_ledger_takes_the_word_for_its_time_and_no_other(stream: EmbeddedStream) -> None:
+    word = ending(Span("iex", "quotes", "AAPL", START, END), END + 9 * NS_PER_MS)
+    stream.append(RAW_TOPIC, raw_record("alpaca", "iex", "reconcile-1", Fetched(word, END + 9, 0, 0, None)), 0)
+    chunk = stream.read(RAW_TOPIC, {}, 10)
+    assert chunk is not None
+    facts, key = Facts(), Key("alpaca", "iex", "quotes", "AAPL")
+    absorb(facts, chunk, normalize(chunk, DECODERS))
+    assert [(one.start_ns, one.end_ns, one.state) for one in intervals(facts, key)] == [(START, END, "reconciled")]
+    assert answer(key, intervals(facts, key), START, END).verdict == "complete"
+    assert answer(key, intervals(facts, key), START - 1, END).verdict == "incomplete"
