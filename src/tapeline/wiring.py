@@ -229,6 +229,7 @@ def plans(config: Config, environ: Mapping[str, str]) -> list[tuple[ProviderConf
             raise ConfigError(f"{provider.name} {feed} has no channel {wrong[0]!r}. It has: {', '.join(feeds[feed])}.")
         if not provider.symbols or not provider.channels:
             raise ConfigError(f"{provider.name} {feed} needs symbols and channels: nothing would arrive without.")
+        second_url = _second_url(provider, module)
         secrets = {kind: secret(provider, kind, environ) for kind in module.SECRET_KINDS}
         settings = FeedSettings(
             feed=feed,
@@ -242,7 +243,6 @@ def plans(config: Config, environ: Mapping[str, str]) -> list[tuple[ProviderConf
             **secrets,
         )
         planned = module.plans(settings)
-        second_url = _second_url(provider, module)
         again = module.plans(replace(settings, url=second_url)) if second_url else [None] * len(planned)
         for plan, second in zip(planned, again, strict=True):
             account = _account(module, plan, settings)
