@@ -286,12 +286,20 @@ def test_a_line_that_breaks_and_comes_back_opens_no_gap_at_any_moment_even_while
 
 def test_a_line_whose_events_all_came_by_the_other_first_was_not_deaf() -> None:
     mute = (B, "b-1", "closed", 25, b'{"by":"tapeline","reason":"mute: no channel bookTicker for 10.0 s on an open socket"}')
-    both = [one for at in range(3, 15) for one in ((A, "a-1", "frame", at, quote(at)), (B, "b-1", "frame", at + 0.5, quote(at)))]
-    away = [one for one in both if not (one[0] is A and 4 <= one[3] < 9)]  # the first line was away from 4 s to 8 s
-    turns = [closes(A, "a-1", 4), *opens(A, "a-2", 8)]
-    records = sorted([*START, *away, *turns, (A, "a-2", "frame", 24, quote(24)), mute], key=lambda one: one[3])
-    renamed = [(plan, "a-2" if plan is A and at >= 8 else name, kind, at, payload) for plan, name, kind, at, payload in records]
-    assert gaps(life(*renamed)) == BEGUN
+    away = [closes(A, "a-1", 4), *opens(A, "a-2", 8)]
+    shared = [
+        one
+        for at, name in [(3, "a-1"), (9, "a-2"), (14, "a-2")]
+        for one in ((A, name, "frame", at, quote(at)), (B, "b-1", "frame", at + 0.5, quote(at)))
+    ]
+    records = sorted([*START, *away, *shared, (A, "a-2", "frame", 24, quote(24)), mute], key=lambda one: one[3])
+    assert gaps(life(*records)) == BEGUN
+
+
+def test_a_line_whose_subscription_was_never_confirmed_covers_nothing() -> None:
+    refused = json.dumps({"asked": [], "missing": ["btcusdt@bookTicker"]}).encode()
+    records = [*opens(A, "a-1", 1), opens(B, "b-1", 2)[0], (B, "b-1", "subscribed", 3, refused), (A, "a-1", "frame", 4, quote(4))]
+    assert gaps(life(*records, closes(A, "a-1", 6), *opens(A, "a-2", 9), (A, "a-2", "frame", 10, quote(10))))[-1] == (4.0, 9.0)
 
 
 def test_where_both_lines_are_down_there_is_a_gap_of_just_that_time() -> None:
