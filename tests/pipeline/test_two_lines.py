@@ -17,6 +17,7 @@ import pytest
 from processes import PROVE, block, environment, records, until
 
 from tapeline.completeness import COVERED, ONGOING, Interval, Key
+from tapeline.providers.binance import content
 from tapeline.records import RAW_TOPIC, TICKS_TOPIC
 from tapeline.stores.ledger import read_intervals
 from tapeline.stores.ledger_file import LedgerFile
@@ -187,3 +188,29 @@ def test_what_either_line_brings_is_kept_once_and_what_neither_brings_is_the_gap
     assert sum(line["first"] for line in lines.values()) == len(events[0] | events[1])
     ticks = Counter((row["channel"], row["sequence"]) for row in records(home.stream(), TICKS_TOPIC))
     assert set(ticks.values()) == {1}
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_when_ingest_is_killed_no_later_copy_is_kept_without_the_first(seed: int, home: Home, venue: Callable[..., VenueProcess]) -> None:
+    random = Random(seed)
+    market = venue("binance", "--rate", "600", "--limit", "2400", "--fault", "rewind:all")
+    again = market.url.replace("127.0.0.1", "localhost")
+    home.configure(block("binance", market.url, ["BTCUSDT", "ETHUSDT"], ["trade", "bookTicker"], lines=2, second_url=again))
+    run = home.start("run", "--until-idle", "1.5")
+    for _ in range(ROUNDS - 1):
+        until(lambda: len(home.word("ingest").get("lines", {})) == 2 and home.pid("ingest"), "ingest runs")
+        time.sleep(random.random())
+        home.kill("ingest")
+    assert run.ends() == 0, run.said
+    market.stop()
+    found = compare(home.lake, [market.journal], once=True)
+    assert (found.missing, found.extra, found.rejected, found.sent) == ([], [], 0, 2400)
+    first, copies = set[bytes | None](), 0
+    for row in records(home.stream(), RAW_TOPIC):
+        if row["kind"] == "frame":
+            first.add(content(row["payload"]))
+        elif row["kind"] == "repeated":
+            copies += 1
+            assert content(row["payload"]) in first
+    assert copies > 100
+    assert all(entry["balanced"] for entry in home.status()["equations"])
