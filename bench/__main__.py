@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 import time
 
-from bench import brokers, latency, memory, normalize, postgres, protobuf, scaling, whole
+from bench import brokers, latency, memory, normalize, pairs, postgres, protobuf, scaling, whole
 from bench.machine import REPOSITORY, describe
 
 _SECTIONS = {
     "normalize": ("Normalizing on one core", "python -m bench.normalize", normalize.run),
+    "pairs": ("A second line", "python -m bench pairs", pairs.run),
     "protobuf": ("The wire format, beside protobuf's own library", "python -m bench.protobuf", protobuf.run),
     "whole": ("Socket to lake, all stages on two cores", "python -m bench.whole", whole.run),
     "latency": ("From receipt to readable, at 10,000 ticks/s", "python -m bench.latency", latency.run),

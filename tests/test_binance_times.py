@@ -27,7 +27,9 @@ def test_times_asked_for_in_microseconds_are_recorded_in_microseconds(tmp_path: 
         provider = ProviderConfig(name="binance", url=url, symbols=("BTCUSDT",), channels=("trade",), time_unit="us")
         stream = EmbeddedStream(tmp_path / "stream")
         recorder = StreamRecorder(Delivery(stream.producer("w"), "w", None), {}, Random(1))
-        (line,) = wiring.lines(wiring.plans(Config(providers=(provider,)), {}), recorder, iter(range(10**18, 10**19)).__next__, Random(1))
+        (line,) = wiring.lines(
+            wiring.plans(Config(providers=(provider,)), {}), recorder, {}, iter(range(10**18, 10**19)).__next__, Random(1)
+        )
         keeping = asyncio.create_task(line.keep())
         async with asyncio.timeout(20):
             while line.state.frames < 51:  # fifty trades and the acknowledgement

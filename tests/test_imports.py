@@ -28,7 +28,7 @@ LAYERS: list[set[str]] = [
     {"completeness"},
     {"streams", "stores", "net", "spool"},
     {"monitor", "delivery"},
-    {"flow", "query", "output", "asof"},
+    {"flow", "query", "output", "asof", "pairs"},
     {"stages", "ingest", "supervisor", "truth", "rejects", "audit", "replaying"},
     {"jobs"},
     {"wiring"},

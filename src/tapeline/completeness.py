@@ -79,6 +79,7 @@ class Life(msgspec.Struct):
     opened_ns: int = 0
     subscribed_ns: int = 0
     heard_ns: int = 0  # the last record but the close
+    beside_ns: int = 0  # it was open when a socket of its pair's other line opened, was confirmed or closed
     closed_ns: int = 0
     by: str = ""  # who closed: provider, network, tapeline
     reason: str = ""
@@ -218,6 +219,7 @@ def _absorb_notices(facts: Facts, notices: pa.RecordBatch) -> None:
         if not isinstance(told, dict):
             continue
         at_ns = row["received_ns"]
+        _absorb_beside(facts, told, at_ns)
         if row["kind"] == "opened":
             life.opened_ns, life.topics = at_ns, [str(topic) for topic in told.get("topics", ())]
             for key in keys_of(life):
@@ -236,6 +238,16 @@ def _absorb_notices(facts: Facts, notices: pa.RecordBatch) -> None:
             span = (int(told.get("from_ns", at_ns)), int(told.get("to_ns", at_ns)))
             if span not in life.refused:
                 life.refused = sorted([*life.refused, span])
+
+
+def _absorb_beside(facts: Facts, told: dict[str, object], at_ns: int) -> None:
+    names = told.get("beside")
+    for name in names if isinstance(names, list) else ():
+        # Named after its own opening: both lines write into one partition.
+        if isinstance(name, str) and name in facts.lives:
+            life = facts.lives[name]
+            life.beside_ns = max(life.beside_ns, at_ns)
+            facts.touched_lives.add(name)
 
 
 def _absorb_read(life: Life, told: dict[str, object]) -> None:
@@ -495,7 +507,8 @@ def _by_lives(key: Key, lives: Sequence[Life]) -> Iterator[Interval]:
 
 def _replaced(life: Life, lives: Iterable[Life]) -> bool:
     """Whether a connection that wrote no close has ended: a later one of the key lives, or has outlived it."""
-    return any(other.opened_ns > life.opened_ns and (not other.closed_ns or other.closed_ns > life.heard_ns) for other in lives)
+    known_ns = max(life.heard_ns, life.beside_ns)
+    return any(other.opened_ns > life.opened_ns and (not other.closed_ns or other.closed_ns > known_ns) for other in lives)
 
 
 def _heard(key: Key, life: Life) -> Iterator[_Span]:
@@ -525,7 +538,7 @@ def _unconfirmed(key: Key, life: Life) -> bool:
 def _end(key: Key, life: Life) -> tuple[int, str]:
     """Until when a connection's silence meant that nothing happened, and what ended it."""
     if not life.closed_ns:
-        return life.heard_ns, "the connection ended without a word, as when the process was killed"
+        return max(life.heard_ns, life.beside_ns), "the connection ended without a word, as when the process was killed"
     if life.reason.startswith("mute: no "):
         channel = life.reason.removeprefix("mute: no ").partition(" for ")[0]
         if channel == "data":

@@ -77,6 +77,8 @@ class ProviderConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw
     feed: str = ""  # the provider's usual one where left out
     url: str = ""  # the provider's own address where left out
     rest_url: str = ""
+    lines: Annotated[int, msgspec.Meta(ge=1, le=2)] = 1  # 2: the same twice, to two addresses; of each event the first copy counts
+    second_url: str = ""  # where the second line goes; another host of the provider's where left out
     connections: Annotated[int, msgspec.Meta(ge=1)] = 1  # how many the account may have to one endpoint (Massive, Alpaca)
     process: str = ""  # which ingest process opens it: `tapeline ingest --process NAME`
     symbols: tuple[str, ...] = ()  # the provider's own names

@@ -16,6 +16,7 @@ from tapeline import net
 from tapeline.delivery import Delivery
 from tapeline.errors import Refused, Unavailable
 from tapeline.monitor.status import Rate, StatusFile
+from tapeline.pairs import Pair
 from tapeline.providers.session import Plan
 from tapeline.records import RAW, RawKind
 from tapeline.streams import Lease
@@ -149,8 +150,9 @@ async def ingest(
     status: StatusFile,
     stop: asyncio.Event,
     leases: Sequence[Lease] = (),
+    pairs: Sequence[Pair] = (),
 ) -> None:
-    """Keep every line open until `stop`, and the leases held.
+    """Keep every line open until `stop`, and the leases held. `pairs`: what measures lines that are two for the same.
 
     Raises Refused when every provider has said no for good, Busy when another process has taken over a lease."""
     keepers = [asyncio.create_task(line.keep(), name=line.plan.name) for line in lines]
@@ -165,7 +167,7 @@ async def ingest(
             frames = sum(line.state.frames for line in lines)
             rate.add(frames - counted)
             counted = frames
-            status.maybe(lambda: _ingest_report(lines, recorder, rate))
+            status.maybe(lambda: _ingest_report(lines, recorder, rate, pairs))
             if time.monotonic() >= leases_due:
                 leases_due = time.monotonic() + _LEASE_EVERY_S
                 _keep(leases)
@@ -181,7 +183,7 @@ async def ingest(
         await _last_flush(recorder)
         for lease in leases:
             lease.drop()
-        status.write(_ingest_report(lines, recorder, rate))
+        status.write(_ingest_report(lines, recorder, rate, pairs))
     for keeper in filter(_failed, keepers):
         keeper.result()
     if lines and all(line.state.stopped for line in lines):
@@ -237,7 +239,8 @@ async def _check(name: str, request: net.CheckRequest, lines: Sequence[net.Line]
             line.state.trouble = "; ".join(problems)
 
 
-def _ingest_report(lines: Sequence[net.Line], recorder: StreamRecorder, rate: Rate) -> dict[str, Any]:
+def _ingest_report(lines: Sequence[net.Line], recorder: StreamRecorder, rate: Rate, pairs: Sequence[Pair]) -> dict[str, Any]:
+    measured = {name: {"pair": told} for pair in pairs for name, told in pair.report(time.time_ns()).items()}
     return {
         "records": recorder.records,
         "frames_per_s": rate.take(),
@@ -247,5 +250,7 @@ def _ingest_report(lines: Sequence[net.Line], recorder: StreamRecorder, rate: Ra
         "refused": recorder.delivery.refused,
         "trouble": recorder.trouble,
         "last_data_ns": max((line.state.last_data_ns for line in lines), default=0),
-        "lines": {line.plan.name: asdict(line.state) | {"provider": line.plan.provider} for line in lines},
+        "lines": {
+            line.plan.name: asdict(line.state) | {"provider": line.plan.provider} | measured.get(line.plan.name, {}) for line in lines
+        },
     }

@@ -18,9 +18,10 @@ NS_PER_US: Final = 1_000
 NS_PER_MS: Final = 1_000_000
 NS_PER_S: Final = 1_000_000_000
 
-#: A raw record is a websocket frame, a moment in a socket's life, a word on what could not be kept; or behind a JSON line that says what
-#: it is, a page that was fetched, or an event that was rejected and is tried again.
-RawKind = Literal["opened", "subscribed", "frame", "closed", "fetched", "refused", "retried"]
+#: A raw record is a websocket frame, one whose event had come by another line before (`repeated`), a moment in a socket's life, a word on
+#: what could not be kept; or behind a JSON line that says what it is, a page that was fetched, or an event that was rejected and is tried
+#: again.
+RawKind = Literal["opened", "subscribed", "frame", "repeated", "closed", "fetched", "refused", "retried"]
 
 
 def _field(name: str, kind: pa.DataType) -> pa.Field:

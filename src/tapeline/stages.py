@@ -107,18 +107,18 @@ class Normalize:
             self._member.close()
 
 
-def _normalize_all(chunk: Chunk, decoders: Mapping[str, Decode]) -> Normalized:
+def _normalize_all(chunk: Chunk, decoders: Mapping[str, Decode], *, copies: bool = False) -> Normalized:
     """As `normalize`; but a record that makes a decoder fail is found by halving, and rejected alone."""
     try:
-        return normalize(chunk, decoders)
+        return normalize(chunk, decoders, copies=copies)
     except Exception as error:  # noqa: BLE001 whatever a decoder raises: one record must not stop all that come after it
         if chunk.rows == 1:
             reason = f"the decoder failed: {type(error).__name__}: {error}"
             log.error("Raw record %d of partition %d is rejected: %s", chunk.offset[0], chunk.partition[0], reason)
-            return normalize(chunk, dict.fromkeys(decoders, _refuse(reason)))
+            return normalize(chunk, dict.fromkeys(decoders, _refuse(reason)), copies=copies)
     half = chunk.rows // 2
-    left = _normalize_all(chunk.slice(0, half), decoders)
-    right = _normalize_all(chunk.slice(half, chunk.rows), decoders)
+    left = _normalize_all(chunk.slice(0, half), decoders, copies=copies)
+    right = _normalize_all(chunk.slice(half, chunk.rows), decoders, copies=copies)
     counts = {key: left.counts.get(key, Count()) + right.counts.get(key, Count()) for key in {**left.counts, **right.counts}}
     return Normalized({topic: pa.concat_batches([left.batches[topic], right.batches[topic]]) for topic in left.batches}, counts)
 
@@ -241,9 +241,11 @@ class KeepLedger:
         return chunk is not None and (chunk.rows >= _MORE_ROWS or self._stop.is_set())  # at the end, until nothing comes
 
     def _absorb(self, facts: Facts, chunk: Chunk) -> None:
-        """As `absorb`; a record that makes it fail is found by halving, and passed over. What is absorbed twice changes nothing."""
+        """As `absorb`; a record that makes it fail is found by halving, and passed over. What is absorbed twice changes nothing.
+
+        A later copy of an event is evidence too: it says that its line heard."""
         try:
-            absorb(facts, chunk, _normalize_all(chunk, self._decoders))
+            absorb(facts, chunk, _normalize_all(chunk, self._decoders, copies=True))
         except Exception:
             if chunk.rows == 1:
                 log.exception("Raw record %d of partition %d is passed over by the ledger.", chunk.offset[0], chunk.partition[0])

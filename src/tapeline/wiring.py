@@ -22,6 +22,7 @@ from tapeline.config import Config, ProviderConfig, StoreConfig, environment, se
 from tapeline.errors import Busy, ConfigError, TapelineError, Unavailable
 from tapeline.jobs import fetching
 from tapeline.jobs.archive import Archive
+from tapeline.pairs import Pair
 from tapeline.providers import ARCHIVES, CHANNELS, HISTORIES, PROVIDERS, Provider, identity
 from tapeline.providers.history import History
 from tapeline.providers.session import FeedSettings, Plan, rest_of
@@ -263,6 +264,7 @@ def plans(config: Config, environ: Mapping[str, str]) -> list[tuple[ProviderConf
             raise ConfigError(f"{provider.name} {feed} has no channel {wrong[0]!r}. It has: {', '.join(feeds[feed])}.")
         if not provider.symbols or not provider.channels:
             raise ConfigError(f"{provider.name} {feed} needs symbols and channels: nothing would arrive without.")
+        second_url = _second_url(provider, module)
         secrets = {kind: secret(provider, kind, environ) for kind in module.SECRET_KINDS}
         settings = FeedSettings(
             feed=feed,
@@ -275,10 +277,40 @@ def plans(config: Config, environ: Mapping[str, str]) -> list[tuple[ProviderConf
             rotate_after_s=provider.rotate_after,
             **secrets,
         )
-        for plan in module.plans(settings):
+        planned = module.plans(settings)
+        again = module.plans(replace(settings, url=second_url)) if second_url else [None] * len(planned)
+        for plan, second in zip(planned, again, strict=True):
             account = _account(module, plan, settings)
-            found.append((provider, replace(plan, name=_unused(plan.name, [known.name for _, known in found]), account=account)))
+            name = _unused(plan.name, [known.name for _, known in found])
+            found.append((provider, replace(plan, name=name, account=account, pair=name if second is not None else "")))
+            if second is not None:
+                found.append((provider, replace(second, name=f"{name}-second", pair=name, check=None)))
     return found
+
+
+def _second_url(provider: ProviderConfig, module: Provider) -> str:
+    """Where the second line of a block goes; empty where it has one line. Raises ConfigError where two cannot be had, or would be one."""
+    block = f"{provider.name} {_feed(provider)}"
+    if provider.lines == 1:
+        if provider.second_url:
+            raise ConfigError(f"{block} has a second_url and one line. Set lines = 2, or leave out second_url.")
+        return ""
+    if module.ONE_CONNECTION:
+        raise ConfigError(
+            f"{block} cannot have lines = 2: an account of {provider.name} may have one connection to an endpoint, so a second line "
+            "would be refused, or would end the first. Leave out lines; two lines are for binance."
+        )
+    if provider.url and not provider.second_url:
+        raise ConfigError(
+            f'{block} has lines = 2 and url = "{provider.url}", and nobody says where the second line goes. Set second_url to another '
+            f"address of the same market, or leave out url: then the lines go to {module.STREAM_URL} and {module.SECOND_URL}."
+        )
+    first, second = ((provider.url or module.STREAM_URL).rstrip("/"), (provider.second_url or module.SECOND_URL).rstrip("/"))
+    if first == second:
+        raise ConfigError(
+            f"{block} has lines = 2, and both go to {first}: what ends one would end the other. Set second_url to another address."
+        )
+    return second
 
 
 def _account(module: Provider, plan: Plan, settings: FeedSettings) -> str:
@@ -358,18 +390,32 @@ def raw_partitions(config: Config, stream: Stream) -> int:
 
 
 def partitions(planned: Sequence[tuple[ProviderConfig, Plan]], number: int) -> dict[str, int]:
-    """The raw partition of each plan: in turn, so that they share the load evenly, the same for every process of one configuration."""
-    return {plan.name: at % number for at, (_, plan) in enumerate(planned)}
+    """The raw partition of each plan: in turn, so that they share the load evenly, the same for every process of one configuration.
+
+    Two lines of a pair have one: no later copy of an event is then kept without the first."""
+    turns = {name: at for at, name in enumerate(dict.fromkeys(plan.pair or plan.name for _, plan in planned))}
+    return {plan.name: turns[plan.pair or plan.name] % number for _, plan in planned}
+
+
+def pairs(planned: Sequence[tuple[ProviderConfig, Plan]], recorder: net.Recorder, refused: Callable[[], int]) -> dict[str, Pair]:
+    """The recorder of each pair of lines, by the pair's name. `refused`: as in `Pair`."""
+    names = dict.fromkeys(plan.pair for _, plan in planned if plan.pair)
+    return {name: Pair(recorder, [plan for _, plan in planned if plan.pair == name], refused) for name in names}
 
 
 def lines(
-    planned: Sequence[tuple[ProviderConfig, Plan]], recorder: net.Recorder, clock: Callable[[], int], random: Random
+    planned: Sequence[tuple[ProviderConfig, Plan]],
+    recorder: net.Recorder,
+    pairs: Mapping[str, Pair],
+    clock: Callable[[], int],
+    random: Random,
 ) -> list[net.Line]:
+    """A line for each plan, not dialed yet. `pairs`: the recorders of those that are two for the same."""
     paces: dict[str, net.Pace] = {}
     return [
         net.Line(
             plan,
-            recorder,
+            pairs.get(plan.pair, recorder),
             clock,
             random,
             paces.setdefault(provider.name, net.Pace()),

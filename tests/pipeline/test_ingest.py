@@ -53,7 +53,7 @@ async def _ingest(stream: Stream, root: Path, stop: asyncio.Event, *urls: str) -
     planned = wiring.plans(Config(providers=tuple(providers)), {})
     delivery = Delivery(stream.producer("w"), "w", None)
     recorder = ingest.StreamRecorder(delivery, wiring.partitions(planned, stream.partitions), random)
-    lines = wiring.lines(planned, recorder, time.time_ns, random)
+    lines = wiring.lines(planned, recorder, {}, time.time_ns, random)
     await ingest.ingest(lines, recorder, {}, StatusFile(root, "ingest"), stop)
     return recorder
 

@@ -86,8 +86,10 @@ def ingest(
             delivery = Delivery(stream.producer(writer), writer, wiring.spool(settings, process))
             delivery.open()
             recorder = StreamRecorder(delivery, wiring.partitions(planned, wiring.raw_partitions(settings, stream)), random)
-            lines = wiring.lines(mine, recorder, time.time_ns, random)
-            await ingest_stage(lines, recorder, wiring.checks(mine), StatusFile(settings.root, name), stop, leases)
+            pairs = wiring.pairs(mine, recorder, lambda: delivery.refused)
+            lines = wiring.lines(mine, recorder, pairs, time.time_ns, random)
+            status = StatusFile(settings.root, name)
+            await ingest_stage(lines, recorder, wiring.checks(mine), status, stop, leases, list(pairs.values()))
         finally:
             orphan.cancel()
             stream.close()

@@ -14,7 +14,7 @@ from tapeline.records import NORMALIZED_TOPICS, NS_PER_S, RAW_TOPIC
 from tapeline.stores import Store
 from tapeline.streams import Stream
 
-_PARTS = ("ticks", "bars", "notices", "rejected")
+_PARTS = ("ticks", "bars", "notices", "rejected", "duplicates")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +109,7 @@ def snapshot(
     return {
         "stages": stages,
         "providers": providers,
+        "lines": {name: _line(line) for name, line in lines.items() if "pair" in line},
         "backlog": [asdict(backlog) for backlog in backlogs(stream, stores, raw_groups)] if stream is not None else [],
         "gaps": words.get("ledger", {}).get("states"),  # by state; null where no ledger is kept
         "spool": {part: sum(word.get(part, 0) for word in ingests) for part in ("spooled", "spooled_bytes", "refused")},
@@ -117,6 +118,11 @@ def snapshot(
             for e in (equations(stream, stores) if stream is not None else [])
         ],
     }
+
+
+def _line(line: Mapping[str, Any]) -> dict[str, Any]:
+    """One of two lines that carry the same, beside the other."""
+    return {"connected": line["connected"], "reconnects": max(0, line["connects"] - 1), **line["pair"]}
 
 
 def _provider(name: str, totals: Mapping[str, int], lines: Mapping[str, Any], paces: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

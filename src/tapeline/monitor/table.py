@@ -12,7 +12,15 @@ from rich.text import Text
 
 def tables(snapshot: Mapping[str, Any]) -> RenderableType:
     """Providers, stages and the accounting, one under the other."""
-    return Group(_providers(snapshot), _stages(snapshot), _backlog(snapshot), *_spool(snapshot), *_gaps(snapshot), *_accounting(snapshot))
+    return Group(
+        _providers(snapshot),
+        *_lines(snapshot),
+        _stages(snapshot),
+        _backlog(snapshot),
+        *_spool(snapshot),
+        *_gaps(snapshot),
+        *_accounting(snapshot),
+    )
 
 
 def _providers(snapshot: Mapping[str, Any]) -> Table:
@@ -35,6 +43,24 @@ def _providers(snapshot: Mapping[str, Any]) -> Table:
             p["trouble"],
         )
     return table
+
+
+def _lines(snapshot: Mapping[str, Any]) -> list[Table]:
+    """Two lines that carry the same, one beside the other; nothing where each is by itself."""
+    if not snapshot["lines"]:
+        return []
+    table = Table(title="\nlines that carry the same", title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for name in ("line", "up", "events", "first", "missed", "lag p50 ms", "lag p99 ms", "reconnects"):
+        table.add_column(name, justify="left" if name == "line" else "right", no_wrap=True)
+    for name, one in snapshot["lines"].items():
+        table.add_row(
+            name,
+            Text("yes", style="green") if one["connected"] else Text("no", style="red"),
+            *(f"{one[part]:,}" for part in ("events", "first", "missed")),
+            *(_ms(one[part]) for part in ("lag_p50_ms", "lag_p99_ms")),
+            f"{one['reconnects']:,}",
+        )
+    return [table]
 
 
 def _stages(snapshot: Mapping[str, Any]) -> Table:

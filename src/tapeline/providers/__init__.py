@@ -19,6 +19,8 @@ class Provider(Protocol):
     CHANNELS: Mapping[str, Mapping[str, Channel]]
     DEFAULT_FEED: str
     STREAM_URL: str
+    #: Where the second of two lines goes; empty where an account may have one connection alone.
+    SECOND_URL: str
     #: Where its history is asked for.
     HISTORY_URL: str
     #: Whether an account may have one connection to an endpoint alone, or a few.

@@ -339,6 +339,7 @@ STREAM_URL: Final = "wss://stream.data.alpaca.markets"
 HISTORY_URL: Final = "https://data.alpaca.markets"
 #: Whether an account may have one connection to an endpoint alone, or a few.
 ONE_CONNECTION: Final = True
+SECOND_URL: Final = ""
 DEFAULT_FEED: Final = "iex"
 SECRET_KINDS: Final[tuple[str, ...]] = ("key", "secret")
 _PATHS: Final = {

@@ -291,6 +291,8 @@ def _route(frame: bytes, row: int, events: Events, routes: dict[bytes, tuple[str
 # The session.
 
 STREAM_URL: Final = "wss://data-stream.binance.vision"
+#: Another host, on the port that the first is on.
+SECOND_URL: Final = "wss://stream.binance.com:443"
 REST_URL: Final = "https://data-api.binance.vision"
 #: The host above has no historicalTrades.
 ARCHIVE_URL: Final = "https://data.binance.vision"
@@ -368,6 +370,15 @@ class BinanceSession:
         return msgspec.json.encode({"method": "SUBSCRIBE", "params": list(streams), "id": number})
 
 
+def content(frame: bytes) -> bytes | None:
+    """An event's frame without the time at which it was sent (`E`), which every connection may have its own of; None: no event."""
+    if not frame.startswith(b'{"stream":"') or frame[11:12] == b"!":
+        return None
+    at = frame.find(b',"E":')
+    end = frame.find(b",", at + 5)
+    return frame[:at] + frame[end:] if at > 0 and end > 0 else frame
+
+
 def subscription(feed: str, topic: str) -> tuple[str, str] | None:
     """The channel and the canonical symbol of a topic (`btcusdt@trade`); None for one that has none."""
     symbol, _, channel = topic.partition("@")
@@ -393,6 +404,7 @@ def plans(settings: FeedSettings) -> list[Plan]:
                 session=partial(BinanceSession, some),
                 pace_s=_PACE_S,
                 rotate_after_s=settings.rotate_after_s or _ROTATE_AFTER_S,
+                content=content,
                 check=Check(f"{rest}/api/v3/exchangeInfo", partial(_symbol_problems, settings.symbols)) if at == 0 else None,
             )
         )

@@ -8,7 +8,7 @@ The order of the output is the order of the raw records, whatever the batch size
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Annotated, Any, Final, Literal, TypeAlias
 
@@ -67,6 +67,7 @@ _NO_FLOAT: Final = pa.scalar(None, pa.float64())
 _NO_TIME: Final = pa.scalar(None, pa.int64())
 _NOT_A_NUMBER: Final = pa.scalar(float("nan"))
 _FRAME: Final = pa.scalar("frame")
+_REPEATED: Final = pa.scalar("repeated")
 _EARLIEST_NS: Final = 631_152_000 * 1_000_000_000  # 1990-01-01
 _LATEST_NS: Final = 4_102_444_800 * 1_000_000_000  # 2100-01-01
 _EARLIEST: Final = pa.scalar(_EARLIEST_NS)
@@ -180,7 +181,7 @@ Decode: TypeAlias = Callable[[str, Frames, Events], None]
 
 @dataclass(frozen=True, slots=True)
 class Count:
-    """The accounting of one feed: seen = ticks + bars + notices + rejected."""
+    """The accounting of one feed: seen = ticks + bars + notices + rejected + duplicates."""
 
     records: int = 0
     seen: int = 0
@@ -188,6 +189,7 @@ class Count:
     bars: int = 0
     notices: int = 0
     rejected: int = 0
+    duplicates: int = 0  # records that ingest marked as later copies, an event each
 
     def __add__(self, other: Count) -> Count:
         return Count(*(getattr(self, name) + getattr(other, name) for name in self.__slots__))
@@ -201,12 +203,19 @@ class Normalized:
     counts: dict[tuple[str, str], Count]
 
 
-def normalize(chunk: Chunk, decoders: Mapping[str, Decode]) -> Normalized:
-    """Turn raw records into ticks, bars, notices and rejects, in raw order."""
+def normalize(chunk: Chunk, decoders: Mapping[str, Decode], *, copies: bool = False) -> Normalized:
+    """Turn raw records into ticks, bars, notices and rejects, in raw order.
+
+    A later copy of an event (`repeated`) is counted and nothing else; with `copies` it is interpreted as if it were the only one."""
+    repeated: dict[tuple[str, str], Count] = {}
+    special = _other_than_frames(chunk)
+    if special:
+        chunk, repeated = (_as_frames(chunk), repeated) if copies else _without_copies(chunk)
+        special = _other_than_frames(chunk)
     raw = chunk.batch
     parts: dict[Topic, list[_Part]] = {topic: [] for topic in NORMALIZED_TOPICS}
     counts: dict[tuple[str, str], Count] = {}
-    source = _Source(chunk)
+    source = _Source(chunk, special)
     for (provider, feed), rows in source.by_feed():
         events = Events()
         before = [_count(parts[topic]) for topic in NORMALIZED_TOPICS]
@@ -221,7 +230,33 @@ def normalize(chunk: Chunk, decoders: Mapping[str, Decode]) -> Normalized:
         _to_parts(source, provider, feed, events, parts)
         made = [_count(parts[topic]) - count for topic, count in zip(NORMALIZED_TOPICS, before, strict=True)]
         counts[provider, feed] = Count(raw.num_rows if rows is None else len(rows), events.seen, *made)
+    for feed_of, count in repeated.items():
+        counts[feed_of] = counts.get(feed_of, Count()) + count
     return Normalized({topic: _in_raw_order(topic, source, parts[topic]) for topic in parts}, counts)
+
+
+def _other_than_frames(chunk: Chunk) -> bool:
+    return bool(pc.any(pc.not_equal(chunk.batch["kind"], _FRAME)).as_py())
+
+
+def _as_frames(chunk: Chunk) -> Chunk:
+    """Later copies as frames like any other."""
+    raw = chunk.batch
+    kind = pc.if_else(pc.equal(raw["kind"], _REPEATED), _FRAME, raw["kind"])
+    return replace(chunk, batch=raw.set_column(raw.schema.get_field_index("kind"), raw.schema.field("kind"), kind))
+
+
+def _without_copies(chunk: Chunk) -> tuple[Chunk, dict[tuple[str, str], Count]]:
+    """The records but the later copies; and of those how many there are of each feed."""
+    raw = chunk.batch
+    copy = pc.equal(raw["kind"], _REPEATED)
+    here = copy.to_numpy(zero_copy_only=False)
+    if not here.any():
+        return chunk, {}
+    by_feed = pa.table(raw.select(["provider", "feed"]).filter(copy)).group_by(["provider", "feed"]).aggregate([([], "count_all")])
+    found = {(row["provider"], row["feed"]): row["count_all"] for row in by_feed.to_pylist()}
+    rest = replace(chunk, batch=raw.filter(pc.invert(copy)), partition=chunk.partition[~here], offset=chunk.offset[~here])
+    return rest, {feed: Count(records=count, seen=count, duplicates=count) for feed, count in found.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,7 +274,8 @@ def _count(parts: list[_Part]) -> int:
 class _Source:
     """The raw batch, as columns that are read by row."""
 
-    def __init__(self, chunk: Chunk) -> None:
+    def __init__(self, chunk: Chunk, special: bool) -> None:
+        """`special`: whether some of the records are no frames."""
         raw = self._raw = chunk.batch
         self._partition = chunk.partition
         self._offset = chunk.offset
@@ -248,7 +284,7 @@ class _Source:
         self.received: npt.NDArray[np.int64] = raw["received_ns"].to_numpy()
         kind = raw["kind"]
         self._special: dict[int, str] = {}
-        if pc.any(pc.not_equal(kind, _FRAME)).as_py():
+        if special:
             self._special = {row: text for row, text in enumerate(kind.to_pylist()) if text != "frame"}
         self.payload: pa.BinaryArray = raw["payload"]
         headed = [row for row, text in self._special.items() if text in _HEADED]

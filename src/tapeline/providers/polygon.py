@@ -297,6 +297,7 @@ STREAM_URL: Final = "wss://socket.massive.com"
 HISTORY_URL: Final = "https://api.massive.com"
 #: Whether an account may have one connection to an endpoint alone, or a few.
 ONE_CONNECTION: Final = True
+SECOND_URL: Final = ""
 DEFAULT_FEED: Final = "stocks"
 SECRET_KINDS: Final[tuple[str, ...]] = ("key",)
 #: Well under the megabyte that the provider's own clients allow a message.

@@ -86,6 +86,9 @@ class Plan:
     rotate_after_s: float = 0.0  # 0: the provider sets no limit to a connection's life
     check: Check | None = None
     account: str = ""  # names what may have one connection alone; empty: as many as one likes
+    pair: str = ""  # the same name for two lines that carry the same; empty: a line by itself
+    #: What of an event's frame is the same on every line; None for a frame that is no event. Never raises, whatever the bytes.
+    content: Callable[[bytes], bytes | None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
