@@ -175,7 +175,7 @@ def test_every_break_opens_a_gap_where_nothing_can_be_counted_and_the_commands_s
 ) -> None:
     market = venue("alpaca", "--rate", "200", "--fault", "reset:3", "--seed", "3")
     home.env = {"TAPELINE_ALPACA_KEY": "k", "TAPELINE_ALPACA_SECRET": "s"}
-    home.configure(block("alpaca", market.url, ["BTC/USD"], ["quotes"], feed="crypto"), ledger=True)
+    home.configure("repair = false\n" + block("alpaca", market.url, ["BTC/USD"], ["quotes"], feed="crypto"), ledger=True)
     run = home.start("run")
     key = Key("alpaca", "crypto", "quotes", "BTC/USD")
     until(lambda: [one.state for one in ledger(home).get(key, [])].count("open") >= 2, "two breaks were noticed")

@@ -40,7 +40,7 @@ _MARKS: Final = {"corrections": "incorrect", "cancelErrors": "canceled"}
 
 
 class _Row(NamedTuple):
-    """An event as REST gives it: by time, and of one time as they came."""
+    """An event in its place: by time, and of one time as they came."""
 
     ns: int
     number: int
@@ -74,25 +74,28 @@ class AlpacaHistory:
     def keep(self, event: Event) -> None:
         """Note what happened."""
         feed, channel, symbol = event.topic
-        fields = {name: value for name, value in event.fields.items() if name not in ("T", "S")}
         if channel in _MARKS:
             self._mark(feed, symbol, event)
         elif channel in ("trades", "quotes"):
-            self._add(self._of(feed, channel, symbol), event.ns, fields)
+            self._add(self._of(feed, channel, symbol), event.ns, event.fields)
         elif channel in ("bars", "updatedBars", "dailyBars"):
             rows = self._of(feed, "dailyBars" if channel == "dailyBars" else "bars", symbol)
             at = bisect_left(rows, (event.ns,))
             if at < len(rows) and rows[at].ns == event.ns:  # a bar has its latest values
-                rows[at] = rows[at]._replace(fields=fields)
+                rows[at] = rows[at]._replace(fields=event.fields)
             else:
-                self._add(rows, event.ns, fields)
+                self._add(rows, event.ns, event.fields)
 
     def _of(self, feed: str, channel: str, symbol: str) -> list[_Row]:
         return self._rows.setdefault((feed, channel, symbol), [])
 
     def _add(self, rows: list[_Row], ns: int, fields: dict[str, Any]) -> None:
         self._number += 1
-        insort(rows, _Row(ns, self._number, fields))  # a late report belongs before others
+        row = _Row(ns, self._number, fields)
+        if rows and ns < rows[-1].ns:  # a late report belongs before others
+            insort(rows, row)
+        else:
+            rows.append(row)
         if len(rows) > 2 * _MOST_KEPT:
             del rows[:_MOST_KEPT]
 
@@ -188,7 +191,7 @@ class AlpacaHistory:
             end = bisect_right(rows, span[1], key=_when)
             taken = rows[begin : min(end, begin + limit)]
             if taken:
-                found[symbol] = [row.fields for row in taken]
+                found[symbol] = [{name: value for name, value in row.fields.items() if name not in ("T", "S")} for row in taken]
                 limit -= len(taken)
                 last = _token(symbol, taken[-1])
             if begin + len(taken) < end:
