@@ -89,7 +89,7 @@ def test_it_holds_what_was_sent_and_what_a_fault_kept_back(
 ) -> None:
     async def scenario() -> None:
         journal = tmp_path / "sent.jsonl"
-        async with running(alpaca(rate=3_000.0, limit=900, faults=("skip:0.2", "rest_page:97"), journal=journal)) as url:
+        async with running(alpaca(rate=3_000.0, limit=900, faults=("skip:0.2", "late_report:0.1", "rest_page:97"), journal=journal)) as url:
             client = await listening(url, path, trades=symbols, quotes=symbols)
             await client.until(lambda: len(heard(client, "t")) + len(heard(client, "q")) > 600)
             await asyncio.sleep(0.3)
@@ -101,7 +101,9 @@ def test_it_holds_what_was_sent_and_what_a_fault_kept_back(
             got = [{name: value for name, value in row.items() if name != "u"} for row in rows(some, kind) if row.get("u") != "corrected"]
             assert by_time(got) == by_time(events)
             assert max(sum(map(len, page[kind].values())) for page in some) == 97
-            assert [row["S"] for row in rows(some, kind)] == sorted(row["S"] for row in rows(some, kind))
+            # By symbol and by time, also those that were reported late.
+            order = [(row["S"], row["t"].removesuffix("Z").partition(".")) for row in rows(some, kind)]
+            assert order == sorted(order)
 
     asyncio.run(scenario())
 
