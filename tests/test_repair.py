@@ -227,6 +227,37 @@ def test_too_many_requests_are_waited_out_as_long_as_the_provider_says(server: s
     assert [round(seconds) for seconds in time.slept] == [7, 120]
 
 
+@pytest.mark.parametrize(
+    ("reset", "least", "most"),
+    [("1700000042", 42, 43), ("1690000000", 0.1, 1), ("1799999999", 299, 300), ("9" * 400, 299, 300), ("soon", 30, 30)],
+    ids=["a while", "long ago", "years", "for ever", "no time"],
+)
+def test_without_retry_after_the_provider_s_reset_is_waited_for_within_bounds(reset: str, least: float, most: float, server: str) -> None:
+    Replies.replies = [(429, {"X-RateLimit-Reset": reset}, b"too many requests."), (200, {}, b"ok")]
+    time = Time()
+    quota = Quota(100, clock=lambda: time.now)
+    rest = net.Rest(server, None, Random(1), quota, wall_clock=lambda: 1.7e9, sleep=time.sleep)
+    assert rest.get("/x", 1) == b"ok"
+    assert least <= sum(time.slept) <= most
+
+
+@pytest.mark.parametrize(
+    ("status", "words", "said"),
+    [
+        (401, b'{"message":"forbidden."}', "HTTP 401: .*forbidden.*Check the key"),
+        (403, b'{"message":"forbidden."}', "HTTP 403: .*forbidden.*its plan"),
+        (403, b'{"message":"subscription does not permit querying recent SIP data"}', 'querying recent SIP data.*feed = "iex".*15 minutes'),
+        (401, b"no such key: sesame", r"no such key: \*\*\*"),
+    ],
+)
+def test_a_refusal_says_what_to_do_and_never_a_key(status: int, words: bytes, said: str, server: str) -> None:
+    Replies.replies = [(status, {}, words)]
+    rest = net.Rest(server, None, Random(1), Quota(100), headers={"Authorization": "Bearer sesame"})
+    with pytest.raises(Refused, match=said) as refused:
+        rest.get("/x", 1)
+    assert "sesame" not in str(refused.value)
+
+
 def test_a_ban_for_days_is_for_the_caller_to_decide_on(server: str) -> None:
     Replies.replies = [(418, {"Retry-After": "259200"}, b"banned")]
     time = Time()

@@ -33,7 +33,7 @@ from picows import (
 )
 
 from tapeline.errors import Refused, Unavailable
-from tapeline.providers.session import Check, Plan, Session, Trouble
+from tapeline.providers.session import Check, Plan, Session, Trouble, without
 from tapeline.quota import Quota
 from tapeline.records import NS_PER_S, RawKind
 
@@ -61,6 +61,12 @@ _DOWNLOAD_PIECE: Final = 1024 * 1024
 _REST_TRIES: Final = 6
 #: A longer wait than this is for the caller to decide on.
 _LONGEST_WAIT_S: Final = 300.0
+#: Words of a refusal (HTTP 4xx) to what to do about it.
+_REMEDIES: Final = {
+    "recent SIP data": 'The plan has SIP data from 15 minutes ago on: set feed = "iex", or ask again 15 minutes later.',
+    "HTTP 401": "Check the key.",
+    "HTTP 403": "Check the key, and what its plan includes.",
+}
 
 
 class Recorder(Protocol):
@@ -544,8 +550,8 @@ def _whole(reply: http.client.HTTPResponse) -> bytes:
 class Rest:
     """A provider's REST requests, by any number of threads: within a budget of weight a minute, tried again where that may help.
 
-    HTTP 429 and 418 (a ban) are waited out as `Retry-After` says, whoever asks next; 5xx and broken connections are tried again with
-    capped, jittered waits.
+    HTTP 429 and 418 (a ban) are waited out as `Retry-After` or `X-RateLimit-Reset` says, whoever asks next; 5xx and broken connections
+    are tried again with capped, jittered waits.
     """
 
     def __init__(
@@ -556,11 +562,16 @@ class Rest:
         quota: Quota,
         *,
         headers: Mapping[str, str] | None = None,
+        wall_clock: Callable[[], float] = time.time,
         sleep: Callable[[float], object] = time.sleep,
     ) -> None:
-        """`url`: scheme and host, to which each path is appended. `sleep` gives True where it was broken off."""
+        """`url`: scheme and host, to which each path is appended. `wall_clock`: seconds since 1970, as providers name times.
+
+        `sleep` gives True where it was broken off."""
         self._url, self._tls, self._random, self._quota, self._sleep = url, tls, random, quota, sleep
         self._headers = {"User-Agent": "tapeline", **(headers or {})}
+        self._secrets = tuple(value.rpartition(" ")[2] for value in (headers or {}).values())
+        self._wall_clock = wall_clock
 
     def get(self, path: str, weight: int) -> bytes:
         """The body. Raises Refused where the request itself is wrong, Unavailable where trying again has not helped."""
@@ -590,15 +601,15 @@ class Rest:
                 with urllib.request.urlopen(request, timeout=_HTTP_TIMEOUT_S, context=self._tls) as reply:  # noqa: S310
                     return read(reply)
             except urllib.error.HTTPError as error:
-                trouble, wait_s = f"HTTP {error.code}: {_words_of(error)}", next(waits)
+                trouble, wait_s = f"HTTP {error.code}: {without(_words_of(error), *self._secrets)}", next(waits)
                 if error.code in _TOO_FAST:
-                    after = error.headers.get("Retry-After", "")
-                    wait_s = max(wait_s, float(after) if after.isdecimal() else _TOO_FAST_S)
+                    wait_s = max(wait_s, self._pause_s(error.headers.get("Retry-After", ""), error.headers.get("X-RateLimit-Reset", "")))
                     self._quota.pause(wait_s)
                     log.warning("%s%s: %s. Nothing is asked for %.1f s.", self._url, path, trouble, wait_s)
                     continue
                 if error.code < 500:
-                    raise Refused(f"{self._url}{path} was refused with {trouble}. Asking again cannot help.") from None
+                    remedy = next((some for words, some in _REMEDIES.items() if words in trouble), "Asking again cannot help.")
+                    raise Refused(f"{self._url}{path} was refused with {trouble}. {remedy}") from None
             except (ValueError, http.client.InvalidURL) as error:
                 raise Refused(f"{self._url}{path} is no address to ask: {error}.") from None
             except (OSError, http.client.HTTPException) as error:
@@ -606,6 +617,14 @@ class Rest:
             log.warning("%s%s: %s. Next try in %.1f s.", self._url, path, trouble, wait_s)
             self._wait(wait_s)
         raise Unavailable(f"{self._url}{path}: {trouble}. It was tried {_REST_TRIES} times; try again later.")
+
+    def _pause_s(self, after: str, reset: str) -> float:
+        """For how long a provider that was asked too often wants to be left alone, by its headers."""
+        if after.isdecimal():
+            return float(after)
+        if reset.isdecimal():  # a time by the provider's clock, which may not be ours; and others wait for it too
+            return min(float(reset) - self._wall_clock(), _LONGEST_WAIT_S - 1) + self._random.random()
+        return _TOO_FAST_S
 
     def _afford(self, weight: int) -> None:
         """Wait until the provider lets us ask. Raises Unavailable where that is too long to wait for."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,56 @@ def test_alpaca_py_parses_every_event_as_sent(tmp_path: Path, kind: str, path: s
     expected = [_as_alpaca_parses(line["event"]) for line in heard[: len(printed)]]
     assert [_rounded(event) for event in printed] == [_rounded(event) for event in expected]
     assert {event["type"] for event in printed} >= {"Trade", "Quote"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "symbols", "types"),
+    [
+        ("stocks", "/v2/iex", "AAPL,BRK.B", {"Trade", "Quote", "Bar"}),
+        ("options", "/v1beta1/opra", "SPY271217C00650000", {"Trade"}),
+        ("crypto", "/v1beta3/crypto/us", "BTC/USD,ETH/USD", {"Trade", "Quote", "Bar"}),
+    ],
+)
+def test_alpaca_py_reads_from_history_what_was_sent(tmp_path: Path, kind: str, path: str, symbols: str, types: set[str]) -> None:
+    began = time.time_ns()
+    venue = Venue(
+        VenueOptions(name="alpaca", rate=300, limit=700, journal=tmp_path / "sent.jsonl", faults=("rest_page:90", "late_report:1e-9")),
+        clock=lambda: began + (time.time_ns() - began) * 60,  # so that minutes end while the test waits
+    )
+    printed = [json.loads(line) for line in asyncio.run(_history(venue, kind, path, symbols)).splitlines()]
+    events = [json.loads(line)["event"] for line in (tmp_path / "sent.jsonl").read_text().splitlines()]
+    sent = [_as_alpaca_parses(event) for event in events if event["T"] in ALPACA_FIELDS]
+    corrected = {event["ci"] for event in events if event["T"] == "c"}  # a row of its own, of which the stream told otherwise
+    got = [event for event in printed if event["parsed"].get("id") not in corrected or event["type"] != "Trade"]
+    assert _in_order(got) == _in_order([event for event in sent if event["type"] in types])
+    assert {event["type"] for event in got} == types
+
+
+async def _history(venue: Venue, kind: str, path: str, symbols: str) -> bytes:
+    """What the client of history prints of everything that the client of the stream was sent."""
+    python, folder = python_of(HERE / "alpaca"), HERE / "alpaca"
+    url = await venue.start()
+    quiet = {"stdout": asyncio.subprocess.DEVNULL}
+    stream = await asyncio.create_subprocess_exec(python, str(folder / "client.py"), kind, url + path, symbols, **quiet)
+    try:
+        async with asyncio.timeout(60):
+            while sum(venue.sent.values()) < 700:
+                await asyncio.sleep(0.05)
+            arguments = [str(folder / "history.py"), kind, url.replace("ws:", "http:"), symbols]
+            history = await asyncio.create_subprocess_exec(python, *arguments, stdout=asyncio.subprocess.PIPE)
+            printed, _ = await history.communicate()
+            return printed
+    finally:
+        stream.kill()
+        await stream.communicate()
+        await venue.stop()
+
+
+def _in_order(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """By what tells one from another."""
+    return sorted(
+        map(_rounded, events), key=lambda event: (event["type"], *map(str, map(event["parsed"].get, ("symbol", "timestamp", "id"))))
+    )
 
 
 def _rounded(event: dict[str, Any]) -> dict[str, Any]:

@@ -6,17 +6,23 @@ import json
 import signal
 import time
 from collections import defaultdict
+from random import Random
 from typing import TYPE_CHECKING, Any
 
-from processes import PROVE, block, ledger, until
+from processes import PROVE, Home, block, ledger, until
 
+from tapeline import wiring
 from tapeline.completeness import COVERED, ONGOING, Interval, Key
+from tapeline.config import load
+from tapeline.jobs.repair import repair, wanted
+from tapeline.records import NS_PER_S
+from tapeline.truth import compare
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from processes import Home, VenueProcess
+    from processes import VenueProcess
 
 EVENTS = 20_000 if PROVE else 3_000
 
@@ -112,12 +118,64 @@ def test_gaps_fill_by_themselves_from_the_provider_s_history_whoever_dies(home: 
     assert all(entry["balanced"] for entry in home.status()["equations"])
 
 
+def test_what_alpaca_sent_while_nobody_listened_is_read_from_its_history_and_is_there_once(
+    home: Home, venue: Callable[..., VenueProcess]
+) -> None:
+    market = venue("alpaca", "--rate", "150", "--seed", "3")
+    blocks = block("alpaca", market.url, ["AAPL"], ["trades", "quotes"], feed="iex")
+    blocks += block("alpaca", market.url, ["BTC/USD"], ["trades"], feed="crypto")
+    home.env = {"TAPELINE_ALPACA_KEY": "k", "TAPELINE_ALPACA_SECRET": "s"}
+    home.configure("repair = false\n" + blocks, ledger=True)
+    run = home.start("run")
+    until(lambda: home.lake.exists() and len(home.rows("SELECT DISTINCT feed, channel FROM ticks")) == 3, "everything flows")
+    # Another account listens too: so the market goes on while we do not.
+    other = Home(home.root.with_name("other"), home.spawn, {"TAPELINE_ALPACA_KEY": "o", "TAPELINE_ALPACA_SECRET": "s"})
+    other.configure(blocks)
+    listener = other.start("ingest")
+    until(lambda: [line["connected"] for line in other.word("ingest").get("lines", {}).values()] == [True, True], "the other listens")
+    home.kill("ingest")
+    keys = [Key("alpaca", "iex", "trades", "AAPL"), Key("alpaca", "iex", "quotes", "AAPL"), Key("alpaca", "crypto", "trades", "BTC/USD")]
+
+    def states() -> list[set[str]]:
+        return [{one.state for one in ledger(home).get(key, []) if one.end_ns != ONGOING} for key in keys]
+
+    until(lambda: all("open" in some for some in states()), "the break is a gap of each")
+
+    stream, sources = home.stream(), wiring.histories(load(home.config, home.env), home.env, Random(1))
+    gaps = wanted(ledger(home), sources, time.time_ns() + 60 * NS_PER_S)
+    assert {key for key, _, _ in gaps} == set(keys)
+    for key, _, span in gaps:
+        assert repair(key, span, sources[key[:2]], stream, time.time_ns, "repair-1").events
+    stream.close()
+    until(lambda: states() == [{"unprovable", "reconciled"}] * 3, "each gap is reconciled")
+    assert wanted(ledger(home), sources, time.time_ns() + 60 * NS_PER_S) == []
+
+    market.stop()
+    sent = [json.loads(line) for line in market.journal.read_text().splitlines()]
+    # What a trade was corrected to is a row of its own in the history, and none in the stream.
+    corrected = {str(line["event"]["ci"]) for line in sent if line["channel"] == "corrections"}
+
+    def differences() -> list[dict[str, Any]]:
+        found = compare(home.lake, [market.journal], once=True)
+        extra = [row for row in found.extra if row["kind"] != "notice" and row["id"] not in corrected]
+        return [*(row for row in found.missing if row["kind"] != "notice"), *extra]
+
+    until(lambda: not differences(), "the lake holds what was sent, each once")
+    for process in (listener, run):
+        process.send(signal.SIGTERM)
+        assert process.ends() == 0, process.said
+    assert differences() == []
+    came = "SELECT DISTINCT t.feed, t.channel FROM ticks t JOIN notices n USING (raw_partition, raw_offset) WHERE n.kind = 'fetched'"
+    assert set(home.rows(came)) == {(key.feed, key.channel) for key in keys}  # nothing but the history had them
+    assert all(entry["balanced"] for entry in home.status()["equations"])
+
+
 def test_every_break_opens_a_gap_where_nothing_can_be_counted_and_the_commands_say_so(
     home: Home, venue: Callable[..., VenueProcess]
 ) -> None:
     market = venue("alpaca", "--rate", "200", "--fault", "reset:3", "--seed", "3")
     home.env = {"TAPELINE_ALPACA_KEY": "k", "TAPELINE_ALPACA_SECRET": "s"}
-    home.configure(block("alpaca", market.url, ["BTC/USD"], ["quotes"], feed="crypto"), ledger=True)
+    home.configure("repair = false\n" + block("alpaca", market.url, ["BTC/USD"], ["quotes"], feed="crypto"), ledger=True)
     run = home.start("run")
     key = Key("alpaca", "crypto", "quotes", "BTC/USD")
     until(lambda: [one.state for one in ledger(home).get(key, [])].count("open") >= 2, "two breaks were noticed")

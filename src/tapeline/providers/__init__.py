@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final, Protocol, cast
 
-from tapeline.providers import alpaca, binance, binance_archive, binance_history, polygon
+from tapeline.providers import alpaca, alpaca_history, binance, binance_archive, binance_history, polygon
 from tapeline.providers.history import History
 from tapeline.providers.normalizing import Channel, Decode, Events, Frames
 from tapeline.providers.session import FeedSettings, Plan
@@ -53,7 +53,10 @@ DECODERS: Final[dict[str, Decode]] = {name: provider.decode for name, provider i
 CHANNELS: Final[dict[str, Mapping[str, Mapping[str, Channel]]]] = {name: provider.CHANNELS for name, provider in PROVIDERS.items()}
 
 #: Whose history can be asked for.
-HISTORIES: Final[dict[str, History]] = {"binance": cast("History", binance_history)}
+HISTORIES: Final[dict[str, History]] = {
+    "binance": cast("History", binance_history),
+    "alpaca": cast("History", alpaca_history),
+}
 
 #: Whose history can be had as files, a day or a month each: the address, and how it is read.
 ARCHIVES: Final[dict[str, tuple[str, History]]] = {"binance": (binance.ARCHIVE_URL, cast("History", binance_archive))}

@@ -1,7 +1,7 @@
-"""Alpaca: the wire structs of stocks, options and crypto, in JSON and msgpack, and what they mean.
+"""Alpaca: what the wire's events of stocks, options and crypto mean, and the session that asks for them.
 
 Facts: Alpaca's real-time data documentation. Every frame is an array of mixed events; the tag is `T`. The same structs read both
-codecs: a time is RFC 3339 text in JSON and a Timestamp extension in msgpack.
+codecs, JSON and msgpack.
 """
 
 from __future__ import annotations
@@ -16,19 +16,21 @@ import msgspec
 import pyarrow as pa
 from msgspec.msgpack import Ext
 
+from tapeline.providers import alpaca_history
+from tapeline.providers.alpaca_wire import Bar, DailyBar, Event, Quote, Time, Trade, UpdatedBar
 from tapeline.providers.arrays import ArrayDecoder
+from tapeline.providers.history import Asked, decode_pages
 from tapeline.providers.normalizing import (
     DAILY_ID,
-    NO_IDENTITY,
     SAME_CONTENT,
     UNREADABLE,
     Channel,
     Columns,
     Events,
     Frames,
-    Int64,
     Notice,
     Reject,
+    flags,
     floats,
     in_range,
     integers,
@@ -48,65 +50,10 @@ OPTION_EXCHANGES: Final = {
     "A": "AMXO", "B": "XBOX", "C": "XCBO", "I": "XISX", "M": "XMIO", "N": "ARCO", "Q": "XNDQ", "W": "C2OX", "X": "XPHO", "Z": "BATO",
 }  # fmt: skip
 
-Time = str | Ext
 _TIMESTAMP: Final = -1
 
 
-class _Event(msgspec.Struct, tag_field="T", gc=False):
-    """Every event carries its type in `T`."""
-
-
-class Trade(_Event, tag="t"):
-    """`{"T":"t","S":"AAPL","i":96921,"x":"D","p":126.55,"s":1,"c":["@","I"],"t":"2021-02-22T15:51:44.208Z","z":"C"}`; options: `c` is
-    one text, no `i`; crypto: `tks` is the taker's side, no `x`"""
-
-    S: str
-    t: Time
-    p: float
-    s: float
-    x: str | None = None
-    i: int | None = None
-    c: list[str] | str | None = None
-    tks: str | None = None
-
-
-class Quote(_Event, tag="q"):
-    """`{"T":"q","S":"AMD","bx":"U","bp":87.66,"bs":100,"ax":"Q","ap":87.68,"as":400,"c":["R"],"z":"C","t":"2021-02-22T15:51:45.3Z"}`"""
-
-    S: str
-    t: Time
-    bp: float | None = None
-    bs: float | None = None
-    ap: float | None = None
-    as_: float | None = msgspec.field(default=None, name="as")
-    bx: str | None = None
-    ax: str | None = None
-    c: list[str] | str | None = None
-
-
-class Bar(_Event, tag="b"):
-    """`{"T":"b","S":"SPY","o":388.985,"h":389.13,"l":388.975,"c":389.12,"v":49378,"n":461,"vw":389.062639,"t":"2021-02-22T19:15:00Z"}`"""
-
-    S: str
-    t: Time
-    o: float
-    h: float
-    l: float  # noqa: E741 the wire's own name
-    c: float
-    v: float
-    n: Int64 | None = None
-    vw: float | None = None
-
-
-class UpdatedBar(Bar, tag="u"):
-    pass
-
-
-class DailyBar(Bar, tag="d"):
-    pass
-
-
-class _About(_Event):
+class _About(Event):
     """An event about a symbol that is neither trade, quote nor bar."""
 
     S: str = ""
@@ -133,15 +80,15 @@ class Imbalance(_About, tag="i"):
     pass
 
 
-class Success(_Event, tag="success"):
+class Success(Event, tag="success"):
     msg: str = ""
 
 
-class Subscription(_Event, tag="subscription"):
+class Subscription(Event, tag="subscription"):
     pass
 
 
-class Error(_Event, tag="error"):
+class Error(Event, tag="error"):
     code: int = 0
     msg: str = ""
 
@@ -223,7 +170,7 @@ def _quotes(table: dict[str, str] | None) -> Any:
     return columns
 
 
-def _bars(interval: str, exchange: str, *, final: bool = False) -> Any:
+def _bars(interval: str, exchange: str) -> Any:
     def columns(events: Sequence[Bar]) -> Columns:
         return {
             "symbol": texts([event.S or None for event in events]),
@@ -236,7 +183,7 @@ def _bars(interval: str, exchange: str, *, final: bool = False) -> Any:
             "volume": floats([event.v for event in events]),
             "vwap": floats([event.vw if event.v else None for event in events]),
             "trades": integers([event.n for event in events]),
-            "final": final,
+            "final": flags([isinstance(event, UpdatedBar) for event in events]),
             "exchange": exchange,
         }
 
@@ -245,10 +192,10 @@ def _bars(interval: str, exchange: str, *, final: bool = False) -> Any:
 
 def _market(table: dict[str, str] | None, bars_exchange: str, *, trade_ids: bool) -> dict[Any, Channel]:
     return {
-        Trade: Channel("trades", "trade", _trades(table), DAILY_ID if trade_ids else NO_IDENTITY),
+        Trade: Channel("trades", "trade", _trades(table), DAILY_ID if trade_ids else SAME_CONTENT["trade"]),
         Quote: Channel("quotes", "quote", _quotes(table), SAME_CONTENT["quote"]),
         Bar: Channel("bars", "bar", _bars("1m", bars_exchange), SAME_CONTENT["bar"]),
-        UpdatedBar: Channel("updatedBars", "bar", _bars("1m", bars_exchange, final=True), SAME_CONTENT["bar"]),
+        UpdatedBar: Channel("updatedBars", "bar", _bars("1m", bars_exchange), SAME_CONTENT["bar"]),
         DailyBar: Channel("dailyBars", "bar", _bars("1d", bars_exchange), SAME_CONTENT["bar"]),
     }
 
@@ -323,14 +270,18 @@ _DECODERS: Final = {feed: ArrayDecoder("T", market, _NOTICES, _as_json) for feed
 
 
 def decode(feed: str, frames: Frames, events: Events) -> None:
-    """Sort the events of the array frames of one feed, whichever codec each frame is in."""
+    """Sort the events of the array frames of one feed, whichever codec each frame is in, and of its pages of history."""
     decoder = _DECODERS.get(feed)
     if decoder is not None:
-        decoder(frames, events)
+        decoder(decode_pages(frames, events, CHANNELS[feed], _page_events), events)
         return
     for row, frame in frames:
         events.seen += 1
         events.rejects.add(Reject(f"unknown alpaca feed {feed!r}", frame), row, 0)
+
+
+def _page_events(asked: Asked, body: bytes) -> Sequence[Any]:
+    return alpaca_history.events_of(asked.channel, asked.symbol, asked.time_ms, body)
 
 
 # The session.

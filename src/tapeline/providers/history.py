@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 
 from tapeline.errors import TapelineError
-from tapeline.providers.normalizing import UNREADABLE, Channel, Events, Frames, Kind, Reject
+from tapeline.providers.normalizing import UNREADABLE, Channel, Events, Frames, Kind, Notice, Reject
 from tapeline.records import NS_PER_MS
 
 
@@ -100,7 +100,8 @@ def decode_pages(
 ) -> Frames:
     """Sort the events of the pages among frames of one feed; the frames that are none are left.
 
-    `events_of`: what the page holds, as the stream would have sent it. May raise what decoding bytes may raise, and KeyError."""
+    `events_of`: what the page holds, as the stream would have sent it; a notice among it is about the event before it. May raise what
+    decoding bytes may raise, and KeyError."""
     if not frames.pages:
         return frames
     rest = []
@@ -117,7 +118,11 @@ def decode_pages(
             events.rejects.add(Reject(f"page: {error}", body), row, 0)
             continue
         events.seen += len(found)
-        rows = events.rows(channel)
-        for index, event in enumerate(found):
-            rows.add(event, row, index)
+        rows, index = events.rows(channel), -1
+        for event in found:
+            if isinstance(event, Notice):
+                events.notices.add(event, row, index)
+            else:
+                index += 1
+                rows.add(event, row, index)
     return Frames(frames.payload, np.array(rest, np.int64))

@@ -57,8 +57,6 @@ SAME_CONTENT: Final[dict[Kind, Identity]] = {
 DAILY_ID: Final = Identity(("date", "symbol", "exchange", "trade_id"), id="trade_id", drift_ns=2 * NS_PER_S)
 #: Numbers that a symbol's events carry once and for ever. Some of the channels have no time: the receive time stands in, and drifts.
 SEQUENCE: Final = Identity(("symbol", "sequence"), id="sequence", rising=True, drift_ns=120 * NS_PER_S)
-#: Nothing tells two equal events of the channel from one that was sent twice.
-NO_IDENTITY: Final = Identity()
 
 # Scalars are made once: pyarrow looks for an optional module at each one that it makes from a Python value, 0.1 ms a time.
 _ZERO: Final = pa.scalar(0.0)
@@ -227,7 +225,7 @@ def normalize(chunk: Chunk, decoders: Mapping[str, Decode], *, copies: bool = Fa
             events.seen += len(frames)
             for row, frame in frames:
                 events.rejects.add(Reject(f"unknown provider {provider!r}", frame), row, 0)
-        _to_parts(source, provider, feed, events, parts)
+        _to_parts(source, provider, feed, frames, events, parts)
         made = [_count(parts[topic]) - count for topic, count in zip(NORMALIZED_TOPICS, before, strict=True)]
         counts[provider, feed] = Count(raw.num_rows if rows is None else len(rows), events.seen, *made)
     for feed_of, count in repeated.items():
@@ -348,7 +346,7 @@ class _Source:
         }
 
 
-def _to_parts(source: _Source, provider: str, feed: str, events: Events, parts: dict[Topic, list[_Part]]) -> None:
+def _to_parts(source: _Source, provider: str, feed: str, frames: Frames, events: Events, parts: dict[Topic, list[_Part]]) -> None:
     reads: list[tuple[Channel, npt.NDArray[np.int64], Columns, Sequence[object] | None]]
     reads = [(read.channel, read.row << 32, read.columns, None) for read in events.reads]
     for channel, found in events.channels.items():
@@ -358,7 +356,9 @@ def _to_parts(source: _Source, provider: str, feed: str, events: Events, parts: 
         parts[BARS_TOPIC if channel.kind == "bar" else TICKS_TOPIC].append(part)
         for at, reason in bad:
             row, index = int(place[at] >> 32), int(place[at] & 0xFFFFFFFF)
-            events.rejects.add(Reject(reason, source.event(row, index)), row, index)
+            # A page's event is told as the stream would have sent it: so it can be tried again.
+            payload = msgspec.json.encode(wire[at]) if wire is not None and row in frames.pages else source.event(row, index)
+            events.rejects.add(Reject(reason, payload), row, index)
     for topic, found in ((NOTICES_TOPIC, events.notices), (REJECTED_TOPIC, events.rejects)):
         if not found.events:
             continue

@@ -1,17 +1,18 @@
-"""Alpaca as a provider: a path for each feed, the codec by header, and accounts that may hold so many connections."""
+"""Alpaca as a provider: a path for each feed, the codec by header, accounts that may hold so many connections, and its history."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
 from tapeline.venues.accounts import Accounts
+from tapeline.venues.alpaca_history import AlpacaHistory
 from tapeline.venues.alpaca_session import AlpacaSession, Rules
 from tapeline.venues.alpaca_tape import CHANNELS, AlpacaTape
 from tapeline.venues.quota import Quota
 from tapeline.venues.session import Reply
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from tapeline.venues.events import Event, Topic
     from tapeline.venues.faults import Faults
@@ -34,7 +35,7 @@ _FOLLOWERS: Final = ("trades", "corrections", "cancelErrors")
 class Alpaca:
     """See session.Provider."""
 
-    def __init__(self, options: VenueOptions, faults: Faults) -> None:
+    def __init__(self, options: VenueOptions, faults: Faults, clock: Callable[[], int]) -> None:
         self.tape = AlpacaTape(options.symbols, options.seed)
         self._symbols: dict[str, list[str]] = {feed: [] for feed in CHANNELS}
         for one in self.tape.instruments():
@@ -51,6 +52,7 @@ class Alpaca:
             keep_after_error="keep_after_error" in faults,
         )
         self._too_often = Quota(faults.number("http_429"))
+        self.history = AlpacaHistory(faults, clock)
 
     def enter(self, request: Request) -> Session | Reply:
         feed = _PATHS.get(request.path.rstrip("/"))
@@ -67,11 +69,13 @@ class Alpaca:
             secret=request.headers.get("apca-api-secret-key"),
         )
 
-    def get(self, _request: Request) -> Reply | None:
-        return None  # nothing is served yet
+    def get(self, request: Request) -> Reply | None:
+        return self.history.answer(request)
 
     def happened(self, events: Sequence[Event]) -> None:
-        """Of this provider the venue serves no history."""
+        for event in (*self.tape.unheard, *events):
+            self.history.keep(event)
+        self.tape.unheard.clear()
 
     def resolve(self, topic: Topic) -> list[Topic]:
         feed, channel, symbol = topic

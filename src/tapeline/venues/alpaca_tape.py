@@ -78,6 +78,8 @@ class AlpacaTape:
         self._plan: Mapping[Instrument, frozenset[str]] = {}
         self._now_ns = 0
         self._next_due_ns = 0
+        #: Bars that nobody listened to when they ended: history has them.
+        self.unheard: list[Event] = []
         self._books = {
             one: _Book(52_983_525_027_000 + 1_000 * n, {name: Topic(one.feed, name, one.symbol) for name in CHANNELS[one.feed]})
             for n, one in enumerate(self._instruments)
@@ -120,8 +122,9 @@ class AlpacaTape:
             self._minutes(instrument, book, wanted, now_ns, out)
             if book.day_due_ns <= now_ns:
                 book.day_due_ns = (now_ns // MINUTE_NS + 1) * MINUTE_NS
-                if book.day.trades and "dailyBars" in wanted:
-                    out.append(self._bar(instrument, book, "dailyBars", "d", book.day))
+                if book.day.trades:
+                    to = out if "dailyBars" in wanted else self.unheard
+                    to.append(self._bar(instrument, book, "dailyBars", "d", book.day))
 
     def stranger(self, like: Event) -> Event:
         topic = Topic(like.topic.feed, "zz", like.topic.symbol)
@@ -151,15 +154,14 @@ class AlpacaTape:
         for bar, again in book.minutes.due(now_ns):
             traded.add(bar.start_ns // MINUTE_NS)
             channel, kind = ("updatedBars", "u") if again else ("bars", "b")
-            if channel in wanted:
-                out.append(self._bar(instrument, book, channel, kind, bar))
+            (out if channel in wanted else self.unheard).append(self._bar(instrument, book, channel, kind, bar))
         minute = (now_ns - 50_000_000) // MINUTE_NS
         if instrument.feed == "crypto" and minute > book.quoted:
             # Crypto bars come in minutes without trades too: their prices are the middle of the market.
             for quiet in range(book.quoted, minute):
-                if quiet not in traded and "bars" in wanted:
+                if quiet not in traded:
                     bar = Bar.flat(quiet * MINUTE_NS, (quiet + 1) * MINUTE_NS, instrument.price)
-                    out.append(self._bar(instrument, book, "bars", "b", bar))
+                    (out if "bars" in wanted else self.unheard).append(self._bar(instrument, book, "bars", "b", bar))
             book.quoted = minute
 
     def _trade(self, trade: Trade, book: _Book) -> Event:

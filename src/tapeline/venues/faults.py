@@ -33,9 +33,10 @@ FAULTS: dict[str, str] = {
     # binance
     "unknown_symbol": "subscribing to an unknown symbol brings an error and a close (otherwise: acknowledged, silent)",
     "ack_after_data": "S=0.2: acknowledgements come S seconds after the request, behind the first data",
+    "archive_checksum": "N: give the first N files of the archive a wrong checksum (no N: all)",
+    # binance, alpaca: the history
     "rest_429": "N: refuse the first N REST requests as too many, to come back in a second (no N: all)",
     "rest_error": "N: answer the first N REST requests with HTTP 500 (no N: all)",
-    "archive_checksum": "N: give the first N files of the archive a wrong checksum (no N: all)",
     # polygon
     "evict_oldest": "one connection too many: the oldest is closed (polygon's default)",
     "refuse_newcomer": "one connection too many: the newcomer is acknowledged, then closed",
@@ -50,12 +51,21 @@ FAULTS: dict[str, str] = {
     "symbol_limit": "N=30: more symbols in trades or quotes bring error 405, and the subscription stays as it was",
     "zombie_slot": "S=90: a connection lost without a close still counts against the account for S seconds",
     "http_429": "N: refuse the first N upgrades with HTTP 429 (no N: all)",
+    "rest_limit": "N=200: so many REST requests of an account in a minute; those beyond are refused with HTTP 429",
+    "rest_page": "N=100: a page of history has at most N rows, whatever was asked for",
+    "rest_cut": "N: the first N pages of history break off in the middle (no N: all)",
+    "rest_repeat": "N: the first N pages that have a next one name themselves as it (no N: all)",
+    "recent_sip": "history of the SIP feed within the last 15 minutes is refused, as on the free plan",
 }
 
-_ONE_VENUE: dict[str, tuple[str, ...]] = {
-    "binance": ("unknown_symbol", "ack_after_data", "rest_429", "rest_error", "archive_checksum"),
-    "polygon": ("evict_oldest", "refuse_newcomer", "not_authorized", "delayed_plan", "duplicate_q", "regressing_q"),
-    "alpaca": ("error", "close_after_error", "keep_after_error", "symbol_limit", "zombie_slot", "http_429"),
+_SOME_VENUES: dict[tuple[str, ...], tuple[str, ...]] = {
+    ("binance",): ("unknown_symbol", "ack_after_data", "archive_checksum"),
+    ("binance", "alpaca"): ("rest_429", "rest_error"),
+    ("polygon",): ("evict_oldest", "refuse_newcomer", "not_authorized", "delayed_plan", "duplicate_q", "regressing_q"),
+    ("alpaca",): (
+        *("error", "close_after_error", "keep_after_error", "symbol_limit", "zombie_slot", "http_429"),
+        *("rest_limit", "rest_page", "rest_cut", "rest_repeat", "recent_sip"),
+    ),
 }
 
 
@@ -74,9 +84,9 @@ class Faults:
             if name not in FAULTS:
                 near = get_close_matches(name, FAULTS, n=1, cutoff=0.0)
                 raise ValueError(f"no fault is called {name!r}: did you mean {near[0]!r}? ({FAULTS[near[0]]})")
-            for other, names in _ONE_VENUE.items():
-                if name in names and other != venue:
-                    raise ValueError(f"the fault {name!r} is one of {other}'s, not of {venue}'s")
+            for venues, names in _SOME_VENUES.items():
+                if name in names and venue not in venues:
+                    raise ValueError(f"the fault {name!r} is one of {' and '.join(venues)}'s, not of {venue}'s")
             chosen[name] = _checked(name, parameter)
         return cls(chosen)
 
