@@ -32,7 +32,7 @@ from picows import (
 )
 
 from tapeline.errors import Refused, Unavailable
-from tapeline.providers.session import Check, Plan, Session, Trouble
+from tapeline.providers.session import Check, Plan, Session, Trouble, without
 from tapeline.records import NS_PER_S, RawKind
 
 log = logging.getLogger(__name__)
@@ -552,6 +552,8 @@ class Rest:
         """`url`: scheme and host, to which each path is appended. `sleep` gives True where it was broken off."""
         self._url, self._tls, self._random = url, tls, random
         self._headers = {"User-Agent": "tapeline", **(headers or {})}
+        # `Bearer KEY`, or the key alone; a provider may quote it back.
+        self._secrets = [value.rpartition(" ")[2] for value in (headers or {}).values()]
         self._weight_a_minute, self._clock, self._sleep = weight_a_minute, clock, sleep
         self._spent = 0
         self._minute = clock()
@@ -574,7 +576,7 @@ class Rest:
                         raise http.client.IncompleteRead(body, reply.length)
                     return body
             except urllib.error.HTTPError as error:
-                trouble, wait_s = f"HTTP {error.code}: {_words_of(error)}", next(waits)
+                trouble, wait_s = f"HTTP {error.code}: {without(_words_of(error), *self._secrets)}", next(waits)
                 if error.code in _TOO_FAST:
                     after = error.headers.get("Retry-After", "")
                     wait_s = max(wait_s, float(after) if after.isdecimal() else _TOO_FAST_S)

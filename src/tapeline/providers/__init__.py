@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final, Protocol, cast
 
-from tapeline.providers import alpaca, binance, binance_history, polygon
+from tapeline.providers import alpaca, binance, binance_history, polygon, polygon_history
 from tapeline.providers.history import History
 from tapeline.providers.normalizing import Channel, Decode, Events, Frames
 from tapeline.providers.session import FeedSettings, Plan
@@ -48,7 +48,7 @@ DECODERS: Final[dict[str, Decode]] = {name: provider.decode for name, provider i
 CHANNELS: Final[dict[str, Mapping[str, Mapping[str, Channel]]]] = {name: provider.CHANNELS for name, provider in PROVIDERS.items()}
 
 #: Whose history can be asked for.
-HISTORIES: Final[dict[str, History]] = {"binance": cast("History", binance_history)}
+HISTORIES: Final[dict[str, History]] = {"binance": cast("History", binance_history), "polygon": cast("History", polygon_history)}
 
 
 def identity(provider: str, feed: str, channel: str) -> Identity:

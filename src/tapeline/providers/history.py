@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 
 from tapeline.errors import TapelineError
-from tapeline.providers.normalizing import UNREADABLE, Channel, Events, Frames, Kind, Reject
+from tapeline.providers.normalizing import UNREADABLE, Channel, Events, Frames, Kind, Notice, Reject
 
 
 class WrongPage(TapelineError):
@@ -65,6 +65,14 @@ class Page:
     keep: bool = True
 
 
+@dataclass(frozen=True, slots=True)
+class Marked:
+    """An event of a page, and a notice of it that stands beside it, at the same place."""
+
+    event: Any
+    notice: Notice
+
+
 class History(Protocol):
     """What a provider's module of history offers."""
 
@@ -89,11 +97,16 @@ _ASKED: Final = msgspec.json.Decoder(Asked)
 
 
 def decode_pages(
-    frames: Frames, events: Events, channels: Mapping[str, Channel], events_of: Callable[[Asked, bytes], Sequence[Any]]
+    frames: Frames,
+    events: Events,
+    channels: Mapping[str, Channel],
+    events_of: Callable[[Asked, bytes], Sequence[Any]],
+    rows_of: Callable[[bytes], Sequence[msgspec.Raw]] | None = None,
 ) -> Frames:
     """Sort the events of the pages among frames of one feed; the frames that are none are left.
 
-    `events_of`: what the page holds, as the stream would have sent it. May raise what decoding bytes may raise, and KeyError."""
+    `events_of`: what the page holds, as the stream would have sent it. May raise what decoding bytes may raise, and KeyError.
+    `rows_of`: the bytes of each, where a page is no array of them."""
     if not frames.pages:
         return frames
     rest = []
@@ -110,7 +123,13 @@ def decode_pages(
             events.rejects.add(Reject(f"page: {error}", body), row, 0)
             continue
         events.seen += len(found)
+        if rows_of is not None:
+            events.pages[row] = rows_of
         rows = events.rows(channel)
         for index, event in enumerate(found):
+            if isinstance(event, Marked):
+                events.seen += 1
+                events.notices.add(event.notice, row, index)
+                event = event.event
             rows.add(event, row, index)
     return Frames(frames.payload, np.array(rest, np.int64))

@@ -156,6 +156,8 @@ class Events:
     reads: list[Read] = field(default_factory=list)
     notices: Rows = field(default_factory=Rows)
     rejects: Rows = field(default_factory=Rows)
+    #: Of rows that are pages: what takes their bytes apart into those of the events.
+    pages: dict[int, Callable[[bytes], Sequence[msgspec.Raw]]] = field(default_factory=dict)
     #: Events seen on the wire, counted by the decoder apart from where they go: the left side of the accounting equation.
     seen: int = 0
 
@@ -295,10 +297,10 @@ class _Source:
                 events.rejects.add(Reject(f"unknown kind of raw record {kind!r}", payload), row, 0)
         return Frames(self.payload, np.array(frames, np.int64), pages)
 
-    def event(self, row: int, index: int) -> bytes:
-        """The bytes of one event: its element where the frame is an array, else the frame itself."""
+    def event(self, row: int, index: int, split: Callable[[bytes], Sequence[msgspec.Raw | bytes]]) -> bytes:
+        """The bytes of one event. `split`: takes the frame apart."""
         if self._split[0] != row:  # each frame is split once, however many of its events are asked for
-            self._split = (row, _elements(self.payload[row].as_py()))
+            self._split = (row, split(self.payload[row].as_py()))
         return bytes(self._split[1][index])
 
     def origin(self, place: npt.NDArray[np.int64]) -> dict[str, pa.Array]:
@@ -322,7 +324,7 @@ def _to_parts(source: _Source, provider: str, feed: str, events: Events, parts: 
         parts[BARS_TOPIC if channel.kind == "bar" else TICKS_TOPIC].append(part)
         for at, reason in bad:
             row, index = int(place[at] >> 32), int(place[at] & 0xFFFFFFFF)
-            events.rejects.add(Reject(reason, source.event(row, index)), row, index)
+            events.rejects.add(Reject(reason, source.event(row, index, events.pages.get(row, _elements))), row, index)
     for topic, found in ((NOTICES_TOPIC, events.notices), (REJECTED_TOPIC, events.rejects)):
         if not found.events:
             continue
@@ -469,6 +471,7 @@ def _finite(values: pa.Array, *, from_zero: bool, or_null: bool = False) -> npt.
 
 
 def _elements(frame: bytes) -> Sequence[msgspec.Raw | bytes]:
+    """The elements of an array, else the frame itself."""
     for decode in (msgspec.json.decode, msgspec.msgpack.decode):
         try:
             elements: list[msgspec.Raw] = decode(frame, type=list[msgspec.Raw])

@@ -30,11 +30,12 @@ FAULTS: dict[str, str] = {
     "burst": "S=5: 10,000 events at once, every S seconds (generated market)",
     "clock_skew": "S=-1.27: the venue's event times run S seconds ahead of the clock (generated market)",
     "late_report": "P=0.01 a trade: reported up to 90 s after its time; the bars it falls into are sent again",
+    # any venue: its history
+    "rest_429": "N: refuse the first N REST requests as too many (no N: all); binance: to come back in a second",
+    "rest_error": "N: answer the first N REST requests with HTTP 500 (no N: all)",
     # binance
     "unknown_symbol": "subscribing to an unknown symbol brings an error and a close (otherwise: acknowledged, silent)",
     "ack_after_data": "S=0.2: acknowledgements come S seconds after the request, behind the first data",
-    "rest_429": "N: refuse the first N REST requests as too many, to come back in a second (no N: all)",
-    "rest_error": "N: answer the first N REST requests with HTTP 500 (no N: all)",
     # polygon
     "evict_oldest": "one connection too many: the oldest is closed (polygon's default)",
     "refuse_newcomer": "one connection too many: the newcomer is acknowledged, then closed",
@@ -42,6 +43,9 @@ FAULTS: dict[str, str] = {
     "delayed_plan": "subscriptions bring the error that the plan includes delayed data only",
     "duplicate_q": "P=0.01 an event: it carries the sequence number of the event before it",
     "regressing_q": "P=0.01 an event: it carries a sequence number lower than the event before it",
+    "rest_limit": "N=5: more than N REST requests a minute are refused with 429, as on a free plan",
+    "repeated_cursor": "N: the first N pages of history that have a next one lead back to themselves (no N: all)",
+    "cut_page": "N: the first N pages of history are cut off in the middle (no N: all)",
     # alpaca
     "error": "CODE=500: this error, at login (402 404 406 409), at a subscription (400 401 405 410 413) or 1 s later",
     "close_after_error": "the socket is closed after every error",
@@ -52,8 +56,11 @@ FAULTS: dict[str, str] = {
 }
 
 _ONE_VENUE: dict[str, tuple[str, ...]] = {
-    "binance": ("unknown_symbol", "ack_after_data", "rest_429", "rest_error"),
-    "polygon": ("evict_oldest", "refuse_newcomer", "not_authorized", "delayed_plan", "duplicate_q", "regressing_q"),
+    "binance": ("unknown_symbol", "ack_after_data"),
+    "polygon": (
+        *("evict_oldest", "refuse_newcomer", "not_authorized", "delayed_plan", "duplicate_q", "regressing_q"),
+        *("rest_limit", "repeated_cursor", "cut_page"),
+    ),
     "alpaca": ("error", "close_after_error", "keep_after_error", "symbol_limit", "zombie_slot", "http_429"),
 }
 
