@@ -124,9 +124,9 @@ def repair(
 ) -> None:
     """Fill the gaps that the provider's history can fill: ask it for the numbers that are missing, and send the pages through the stream.
 
-    Of Binance: trade, aggTrade and klines. Of Massive, by the time of a break: trades, quotes and bars. `tapeline normalize`, the stores and the
-    ledger have to run, or be started afterwards; what the history does not hold either is then unrecoverable, and said to be. Killed or called
-    twice, it doubles nothing.
+    Of Binance: trade, aggTrade and klines. Of Massive, by the time of a break: trades, quotes and bars. `tapeline normalize`, the stores
+    and the ledger have to run, or be started afterwards; what the history does not hold either is then unrecoverable, and said to be.
+    Killed or called twice, it doubles nothing.
 
     Example: `tapeline repair --symbol BTC/USDT --dry-run`
     """
