@@ -9,7 +9,7 @@ from collections import deque
 from datetime import UTC, date, datetime
 from itertools import count
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import quote, urlencode
 
 import msgspec
@@ -41,6 +41,9 @@ _CHANNELS: Final = {"trades": ("T", "XT"), "quotes": ("Q", ""), "minute": ("AM",
 _LATEST: Final = 1 << 62
 
 
+_Kept = TypeVar("_Kept")
+
+
 class _Cursor(msgspec.Struct):
     """Where a page goes on: behind `after` (time and number; of bars, the window's start), in the order of the first page."""
 
@@ -55,7 +58,7 @@ class PolygonHistory:
     """Trades, quotes and bars by ticker, as REST gives them."""
 
     def __init__(self, faults: Faults, clock: Callable[[], int]) -> None:
-        self._ticks: dict[Topic, list[tuple[int, int, dict[str, Any]]]] = {}  # in order of time and number
+        self._ticks: dict[Topic, list[tuple[int, int, Event]]] = {}  # in order of time and number
         self._bars: dict[Topic, dict[int, dict[str, Any]]] = {}  # by the window's start
         self._numbers = count()
         self._clock = clock
@@ -68,11 +71,14 @@ class PolygonHistory:
 
     def keep(self, event: Event) -> None:
         """Note a trade or a quote that happened."""
-        make = _ROWS.get(event.topic.channel)
-        if make is None:
+        if event.topic.channel not in _ROWS:
             return
         rows = self._ticks.setdefault(event.topic, [])
-        insort(rows, (event.ns, next(self._numbers), make(event)), key=itemgetter(0, 1))  # a late report is not the last
+        one = (event.ns, next(self._numbers), event)
+        if rows and rows[-1][0] > event.ns:  # a late report
+            insort(rows, one, key=itemgetter(0, 1))
+        else:
+            rows.append(one)
         if len(rows) > 2 * _MOST_KEPT:
             del rows[:_MOST_KEPT]
 
@@ -99,13 +105,21 @@ class PolygonHistory:
         key = request.headers.get("authorization", "").removeprefix("Bearer ") or request.query.get("apiKey", "")
         if not key or key.startswith("bad"):
             return _error(401, "Unknown API Key")
+        if self._busy.take() or not self._affords():
+            return _error(429, "You've exceeded the maximum requests per minute, please wait or upgrade your subscription to continue.")
+        return None
+
+    def _affords(self) -> bool:
+        """Whether another request is within the limit a minute, if there is one; it counts then."""
+        if self._a_minute is None:
+            return True
         now_ns = self._clock()
         while self._asked and self._asked[0] <= now_ns - _MINUTE_NS:
             self._asked.popleft()
-        if self._busy.take() or (self._a_minute is not None and len(self._asked) >= self._a_minute):
-            return _error(429, "You've exceeded the maximum requests per minute, please wait or upgrade your subscription to continue.")
+        if len(self._asked) >= self._a_minute:
+            return False
         self._asked.append(now_ns)
-        return None
+        return True
 
     def _page_of_ticks(self, request: Request, what: str, ticker: str) -> Reply:
         feed, symbol = _named(ticker)
@@ -119,7 +133,7 @@ class PolygonHistory:
             return Reply(403, msgspec.json.encode(body), _JSON)
         asked = _from(request.query) or _asked_for_ticks(request.query)
         rows = self._ticks.get(Topic(feed, channel, symbol), [])
-        return self._page(request, asked, rows, {})
+        return self._page(request, asked, rows, _ROWS.get(channel, _quote), {})
 
     def _page_of_bars(self, request: Request, found: re.Match[str]) -> Reply:
         ticker, multiplier, width, low, high = found.groups()
@@ -133,9 +147,16 @@ class PolygonHistory:
             asked = _Cursor(*bounds, _limit(request.query, _USUAL_BARS), request.query.get("sort") == "desc")
         bars = self._bars.get(Topic(feed, channel, symbol), {})
         rows = [(start, 0, bars[start]) for start in sorted(bars)]
-        return self._page(request, asked, rows, {"ticker": ticker, "adjusted": request.query.get("adjusted") != "false"})
+        return self._page(request, asked, rows, dict, {"ticker": ticker, "adjusted": request.query.get("adjusted") != "false"})
 
-    def _page(self, request: Request, asked: _Cursor, rows: list[tuple[int, int, dict[str, Any]]], more: dict[str, Any]) -> Reply:
+    def _page(
+        self,
+        request: Request,
+        asked: _Cursor,
+        rows: list[tuple[int, int, _Kept]],
+        told: Callable[[_Kept], dict[str, Any]],
+        more: dict[str, Any],
+    ) -> Reply:
         first = bisect_left(rows, asked.low, key=itemgetter(0))
         end = bisect_left(rows, asked.high, key=itemgetter(0))
         if asked.after is not None and asked.descending:
@@ -152,7 +173,7 @@ class PolygonHistory:
                 query = dict(request.query)
             body["next_url"] = f"{_HOST}{quote(request.path, safe='/:')}?{urlencode(query)}"
         if some or not more:  # bars that there are none of have no `results`
-            body["results"] = [row for _, _, row in some]
+            body["results"] = [told(row) for _, _, row in some]
         text = msgspec.json.encode(body)
         return Reply(200, text[: len(text) // 2] if self._cut.take() else text, _JSON)
 
