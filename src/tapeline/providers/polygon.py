@@ -85,6 +85,11 @@ def _size(plain: float, exact: str | None) -> float:
         return float("nan")
 
 
+def _sequence(events: Sequence[Trade] | Sequence[Quote]) -> pa.Array:
+    """The provider's order numbers. 0 is none: old trades of options have it."""
+    return integers([event.q or None for event in events])
+
+
 def _trades(table: dict[int, str], times: Times = epoch_ns) -> Any:
     def columns(events: Sequence[Trade]) -> Columns:
         return {
@@ -93,7 +98,7 @@ def _trades(table: dict[int, str], times: Times = epoch_ns) -> Any:
             "last": floats([event.p for event in events]),
             "volume": floats([_size(event.s, event.ds) for event in events]),
             "exchange": texts([TRADE_REPORTING_FACILITIES.get(event.trfi or 0) or _venue(table, event.x) for event in events]),
-            "sequence": integers([event.q or None for event in events]),  # 0 is no number: many a trade of options has it
+            "sequence": _sequence(events),
             "trade_id": texts([event.i for event in events]),
             "conditions": joined([event.c for event in events]),
         }
@@ -113,7 +118,7 @@ def _quotes(table: dict[int, str], times: Times = epoch_ns) -> Any:
             "bid_size": bid_size,
             "ask_size": ask_size,
             "exchange": texts([_venue(table, event.bx if event.bp and event.bx is not None else event.ax) for event in events]),
-            "sequence": integers([event.q or None for event in events]),  # 0 is no number: many a trade of options has it
+            "sequence": _sequence(events),
             "conditions": joined([_listed(event.c) for event in events]),
         }
 
@@ -210,24 +215,24 @@ _CRYPTO: Final = {
 }
 _MARKETS: Final[dict[str, dict[Any, Channel]]] = {"stocks": _STOCKS, "options": _OPTIONS, "crypto": _CRYPTO}
 CHANNELS: Final = {feed: {channel.name: channel for channel in market.values()} for feed, market in _MARKETS.items()}
-#: What a page of history holds has its times in ns, and of bars it says more.
-_PAST_COLUMNS: Final[dict[str, dict[str, Any]]] = {
-    "stocks": {
-        "T": _trades(STOCK_EXCHANGES, in_range),
-        "Q": _quotes(STOCK_EXCHANGES, in_range),
-        "AM": _past_bars("1m"),
-        "A": _past_bars("1s"),
-    },
-    "options": {
-        "T": _trades(OPTION_EXCHANGES, in_range),
-        "Q": _quotes(OPTION_EXCHANGES, in_range),
-        "AM": _past_bars("1m"),
-        "A": _past_bars("1s"),
-    },
-    "crypto": {"XT": partial(_crypto_trades, times=in_range), "XA": _past_bars("1m"), "XAS": _past_bars("1s")},
-}
+
+
+def _past(market: dict[Any, Channel], trades: Any, quotes: Any = None) -> dict[str, Channel]:
+    """The channels of a market for what a page of its history holds: its times are ns, and of bars it says more."""
+    columns = {
+        "T": trades,
+        "XT": trades,
+        "Q": quotes,
+        **dict.fromkeys(("AM", "XA"), _past_bars("1m")),
+        **dict.fromkeys(("A", "XAS"), _past_bars("1s")),
+    }
+    return {one.name: replace(one, columns=columns[one.name]) for one in market.values() if one.name in columns}
+
+
 _PAST: Final = {
-    feed: {name: replace(CHANNELS[feed][name], columns=columns) for name, columns in of.items()} for feed, of in _PAST_COLUMNS.items()
+    "stocks": _past(_STOCKS, _trades(STOCK_EXCHANGES, in_range), _quotes(STOCK_EXCHANGES, in_range)),
+    "options": _past(_OPTIONS, _trades(OPTION_EXCHANGES, in_range), _quotes(OPTION_EXCHANGES, in_range)),
+    "crypto": _past(_CRYPTO, partial(_crypto_trades, times=in_range)),
 }
 _DECODERS: Final = {feed: ArrayDecoder("ev", market, {Status: _control}) for feed, market in _MARKETS.items()}
 
