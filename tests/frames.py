@@ -168,11 +168,12 @@ def _rebuilt(frame: bytes, at: int, value: object) -> bytes:
     return msgspec.msgpack.encode(events)
 
 
-def mutated(provider: str, feed: str) -> st.SearchStrategy[bytes]:
-    """Golden frames with something wrong with them, once or twice over."""
-    frames = st.sampled_from(golden(provider, feed))
-    place = st.integers(0, 4095)
-    step = st.tuples(st.sampled_from(_MUTATIONS), place, st.sampled_from(NASTY_JSON))
+_PLACE = st.integers(0, 4095)
+
+
+def spoiled(good: Sequence[bytes]) -> st.SearchStrategy[bytes]:
+    """Some JSON with something wrong with it, once or twice over."""
+    step = st.tuples(st.sampled_from(_MUTATIONS), _PLACE, st.sampled_from(NASTY_JSON))
 
     def broken(parts: tuple[bytes, list[tuple[Callable[[bytes, int, bytes], bytes], int, bytes]]]) -> bytes:
         frame, steps = parts
@@ -180,11 +181,16 @@ def mutated(provider: str, feed: str) -> st.SearchStrategy[bytes]:
             frame = change(frame, at, token)
         return frame
 
-    changed = st.tuples(frames, st.lists(step, min_size=1, max_size=2)).map(broken)
+    return st.tuples(st.sampled_from(good), st.lists(step, min_size=1, max_size=2)).map(broken)
+
+
+def mutated(provider: str, feed: str) -> st.SearchStrategy[bytes]:
+    """Golden frames with something wrong with them, once or twice over."""
+    changed = spoiled(golden(provider, feed))
     packed = [frame for frame in golden(provider, feed) if frame[:1] > b"\x7f"]
     if not packed:
         return changed
-    rebuilt = st.tuples(st.sampled_from(packed), place, st.sampled_from(NASTY_VALUES)).map(lambda parts: _rebuilt(*parts))
+    rebuilt = st.tuples(st.sampled_from(packed), _PLACE, st.sampled_from(NASTY_VALUES)).map(lambda parts: _rebuilt(*parts))
     return changed | rebuilt
 
 

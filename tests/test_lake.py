@@ -67,7 +67,9 @@ ALPACA: Row = {
 }
 NO_ID: Row = {**POLYGON, "feed": "options", "trade_id": None}
 OPTION: Row = {**ALPACA, "feed": "opra", "symbol": "AAPL240315C00172500", "trade_id": None}
+NO_NUMBER: Row = {**NO_ID, "sequence": None}
 QUOTE: Row = {**POLYGON, "channel": "Q", "kind": "quote", "last": None, "volume": None, "trade_id": None, "bid": 1.0, "ask": 2.0}
+CRYPTO_QUOTE: Row = {**QUOTE, "feed": "crypto", "channel": "XQ", "symbol": "BTC/USD", "sequence": None}
 
 
 def test_an_empty_lake_begins_at_zero(lake: Lake) -> None:
@@ -86,7 +88,12 @@ SAME: list[tuple[str, Row, Row]] = [
     ("polygon options: the content", NO_ID, NO_ID),
     ("alpaca options: the content", OPTION, {**OPTION, "received_ns": NOON + 7, "latency_ns": 7}),
     ("alpaca: the id of the day", {**ALPACA, "trade_id": "9"}, {**ALPACA, "trade_id": "9", "ts_ns": NOON + 1}),
-    ("a quote: the content", QUOTE, {**QUOTE, "received_ns": NOON + 7, "latency_ns": 7}),
+    ("a quote: the number and the content", QUOTE, {**QUOTE, "received_ns": NOON + 7, "latency_ns": 7}),
+    ("a quote: in another unit of time", QUOTE, {**QUOTE, "ts_ns": NOON + 123_456, "conditions": "1"}),
+    ("a quote without a number: the millisecond", {**QUOTE, "sequence": None}, {**QUOTE, "sequence": None, "ts_ns": NOON + 123_456}),
+    ("polygon options: in another unit of time", NO_ID, {**NO_ID, "ts_ns": NOON + 123_456}),
+    ("polygon options without a number: the millisecond", NO_NUMBER, {**NO_NUMBER, "ts_ns": NOON + 123_456}),
+    ("polygon crypto: a quote has its content alone", CRYPTO_QUOTE, CRYPTO_QUOTE),
     ("a quote with an empty side: the content", {**QUOTE, "ask": None}, {**QUOTE, "ask": None}),
 ]
 DIFFERENT: list[tuple[str, Row, Row]] = [
@@ -106,7 +113,11 @@ DIFFERENT: list[tuple[str, Row, Row]] = [
     ("alpaca options: another condition", OPTION, {**OPTION, "conditions": "S"}),
     ("a quote: another price", QUOTE, {**QUOTE, "ask": 2.5}),
     ("a quote: a side that is empty now", QUOTE, {**QUOTE, "ask": None}),
-    ("a quote: a nanosecond later", QUOTE, {**QUOTE, "ts_ns": NOON + 1}),
+    ("a quote: another number", QUOTE, {**QUOTE, "sequence": 2}),
+    ("a quote: without the number", QUOTE, {**QUOTE, "sequence": None}),
+    ("a quote without a number: a millisecond later", {**QUOTE, "sequence": None}, {**QUOTE, "sequence": None, "ts_ns": NOON + 1_000_000}),
+    ("polygon options without a number: another size", NO_NUMBER, {**NO_NUMBER, "volume": 3.0}),
+    ("polygon crypto: a nanosecond later", CRYPTO_QUOTE, {**CRYPTO_QUOTE, "ts_ns": NOON + 1}),
 ]
 
 

@@ -151,6 +151,14 @@ ARRIVALS: list[tuple[str, list[list[Row]]]] = [
     ("a trade id again the next day", [[{**POLYGON, "trade_id": "x"}], [{**POLYGON, "trade_id": "x", "ts_ns": NOON + DAY}]]),
     ("a quote again", [[QUOTE], [{**QUOTE, "received_ns": NOON + 7}], [{**QUOTE, "bid": 1.1}]]),
     ("equal trades without an id", [[OPTION, OPTION], [OPTION]]),
+    (
+        "a quote again, in ns",
+        [[QUOTE, {**QUOTE, "ask": None}], [{**QUOTE, "ts_ns": NOON + 999, "conditions": "1"}, {**QUOTE, "ask": None}]],
+    ),
+    (
+        "quotes without a number, by the millisecond",
+        [[{**QUOTE, "sequence": None}], [{**QUOTE, "sequence": None, "ts_ns": NOON + ns} for ns in (999_999, 1_000_000)]],
+    ),
 ]
 
 

@@ -315,6 +315,22 @@ def test_an_answer_that_breaks_off_is_tried_again_and_a_path_that_is_none_is_ref
         client(server, Time()).get("/with space", 1)
 
 
+def test_who_says_only_that_it_was_too_fast_is_left_alone_for_a_while(server: str) -> None:
+    Replies.replies = [(429, {}, b""), (429, {"Retry-After": "soon"}, b""), (200, {}, b"ok")]
+    time = Time()
+    assert client(server, time).get("/x", 1) == b"ok"
+    assert time.slept == [30.0, 30.0]
+
+
+def test_a_key_that_is_refused_is_said_in_the_provider_s_words_without_the_key(server: str) -> None:
+    Replies.replies = [(401, {}, b'{"error":"Unknown API Key k3y-of-a-test"}'), (403, {}, b'{"message":"You are not entitled"}')]
+    rest = net.Rest(server, None, Random(1), Quota(9), headers={"Authorization": "Bearer k3y-of-a-test"}, sleep=Time().sleep)
+    with pytest.raises(Refused, match=r"HTTP 401: .*Unknown API Key \*\*\*"):
+        rest.get("/x", 1)
+    with pytest.raises(Refused, match="You are not entitled"):
+        rest.get("/x", 1)
+
+
 def test_a_wrong_request_is_not_sent_again(server: str) -> None:
     Replies.replies = [(400, {}, b'{"code":-1121,"msg":"Invalid symbol."}')]
     with pytest.raises(Refused, match="Invalid symbol"):

@@ -132,6 +132,8 @@ class Identity:
     rising: bool = False
     #: Two copies of one event differ in time by at most this (where the time is not among the columns).
     drift_ns: int = 0
+    #: Whether an event without the id is the same as another one without it whose other columns are equal, in the same millisecond.
+    else_by_ms: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)

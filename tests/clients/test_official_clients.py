@@ -108,6 +108,65 @@ def test_massive_parses_every_event_as_sent(tmp_path: Path, market: str, topics:
     assert {event["type"] for event in printed} == types
 
 
+async def _listed(options: VenueOptions, arguments: list[str], tickers: list[str]) -> list[dict[str, Any]]:
+    """What Massive's REST client lists of a market that its stream client listens to."""
+    venue, python, folder = Venue(options), python_of(HERE / "massive"), HERE / "massive"
+    url = await venue.start()
+    place = url.partition("//")[2]
+    listening = await asyncio.create_subprocess_exec(python, str(folder / "client.py"), place, *arguments, stdout=asyncio.subprocess.PIPE)
+    try:
+        assert listening.stdout is not None
+        async with asyncio.timeout(60):
+            for _ in range(700):
+                assert await listening.stdout.readline()
+            asked = [python, str(folder / "history.py"), f"http://{place}", *tickers]
+            listing = await asyncio.create_subprocess_exec(*asked, stdout=asyncio.subprocess.PIPE)
+            printed, _ = await listing.communicate()
+        assert listing.returncode == 0
+    finally:
+        listening.kill()
+        await listening.communicate()
+        await venue.stop()
+    return [json.loads(line) for line in printed.splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("market", "topics", "tickers"),
+    [
+        ("stocks", "T.AAPL,Q.AAPL,A.AAPL", ["AAPL"] * 3),
+        ("options", "T.O:SPY271217C00650000,Q.O:SPY271217C00650000,A.O:SPY271217C00650000", ["O:SPY271217C00650000"] * 3),
+        ("crypto", "XT.BTC-USD,XQ.BTC-USD,XAS.BTC-USD", ["X:BTC-USD", "X:BTC-USD", "X:BTCUSD"]),
+    ],
+)
+def test_massive_lists_the_history_of_what_was_sent(tmp_path: Path, market: str, topics: str, tickers: list[str]) -> None:
+    journal = tmp_path / "journal.jsonl"
+    listed = asyncio.run(_listed(VenueOptions(name="polygon", rate=200, journal=journal), [market, topics], tickers))
+    told = [line["event"] for line in map(json.loads, journal.read_text().splitlines())]
+    rows = {what: [row for row in listed if row["what"] == what] for what in ("trades", "latest", "quotes", "bars")}
+    trades = {(event["t"], event.get("q"), event.get("i")): event for event in told if event["ev"] in ("T", "XT")}
+    assert len(rows["trades"]) > 100  # several pages
+    for row in rows["trades"]:
+        ns = row["participant_timestamp"] if market == "crypto" else row["sip_timestamp"]
+        event = trades[ns // 1_000_000, row.get("sequence_number"), row.get("id")]
+        assert (row["price"], row["size"], row["exchange"], row.get("conditions")) == (event["p"], event["s"], event["x"], event.get("c"))
+        assert (row.get("trf_id"), row.get("tape")) == (event.get("trfi"), event.get("z"))
+    assert rows["latest"][-len(rows["trades"]) :] == [row | {"what": "latest"} for row in reversed(rows["trades"])]  # the latest first
+    quotes = {(event["t"], event["q"]): event for event in told if event["ev"] == "Q"}
+    assert len(rows["quotes"]) > 100 or market == "crypto"
+    for row in rows["quotes"]:
+        event = quotes[row["sip_timestamp"] // 1_000_000, row.get("sequence_number")]
+        bid = (row["bid_price"], row["bid_size"], row["bid_exchange"])
+        assert (*bid, row["ask_price"], row["ask_size"]) == tuple(event[name] for name in ("bp", "bs", "bx", "ap", "as"))
+    bars: dict[int, Any] = {event["s"]: event for event in told if event["ev"] in ("A", "XAS")}
+    assert rows["bars"]
+    for row in rows["bars"]:
+        if row["timestamp"] in bars:  # one may have ended since the last was heard
+            event = bars[row["timestamp"]]
+            assert tuple(row[name] for name in ("open", "high", "low", "close", "volume", "vwap")) == tuple(
+                event[n] for n in "o h l c v vw".split()
+            )
+
+
 ALPACA_FIELDS = {
     "t": ("Trade", "symbol=S timestamp=t exchange=x price=p size=s id=i conditions=c tape=z"),
     "q": (

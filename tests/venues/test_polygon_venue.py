@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import urllib.error
+import urllib.request
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -319,5 +322,118 @@ def test_the_journal_names_feed_channel_symbol_and_id(tmp_path: Path) -> None:
             assert (line["channel"], line["symbol"]) == (event["ev"], event["sym"])
             assert line["id"] == event["i" if event["ev"] == "T" else "q"]
         assert sum(venue.sent.values()) == 400
+
+    asyncio.run(scenario())
+
+
+async def fetched(url: str, path: str, key: str = "demo") -> tuple[int, Any]:
+    """Status and body of a GET with a key; the body as text where it is no JSON."""
+
+    def get() -> tuple[int, Any]:
+        request = urllib.request.Request(url.replace("ws:", "http:") + path, headers={"Authorization": f"Bearer {key}"} if key else {})
+        try:
+            with urllib.request.urlopen(request, timeout=5) as reply:
+                status, body = reply.status, reply.read()
+        except urllib.error.HTTPError as error:
+            status, body = error.code, error.read()
+        try:
+            return status, json.loads(body)
+        except ValueError:
+            return status, body.decode()
+
+    return await asyncio.to_thread(get)
+
+
+def test_history_holds_what_was_sent_and_what_a_fault_kept_back_in_ns_the_latest_first(tmp_path: Path) -> None:
+    journal = tmp_path / "sent.jsonl"
+
+    async def scenario() -> list[Any]:
+        async with running(polygon(rate=2_000, faults=("skip:0.2", "late_report:0.05"), journal=journal)) as url:
+            client = await logged_in(url + "/stocks", "T.AAPL,Q.AAPL")
+            await client.until(lambda: len(events(client)) > 1_500)
+            client.transport.disconnect(False)
+            await client.until(lambda: client.gone)
+            await asyncio.sleep(0.1)
+            _, latest = await fetched(url, "/v3/trades/AAPL")
+            assert len(latest["results"]) <= 1_000
+            _, page = await fetched(url, "/v3/trades/AAPL?order=asc&sort=timestamp&timestamp.gte=2020-01-01&limit=100")
+            rows = page["results"]
+            while "next_url" in page:
+                assert page["next_url"].startswith("https://api.massive.com/v3/trades/AAPL?cursor=")
+                assert len(page["results"]) == 100
+                _, page = await fetched(url, page["next_url"].removeprefix("https://api.massive.com"))
+                rows += page["results"]
+            middle = rows[len(rows) // 2]["sip_timestamp"]
+            _, page = await fetched(url, f"/v3/trades/AAPL?order=asc&timestamp.gte={middle}&timestamp.lt={middle + 1}")
+            assert [row["sip_timestamp"] for row in page["results"]] == [middle]
+            _, page = await fetched(url, f"/v3/trades/AAPL?order=asc&timestamp.gt={middle}&limit=50000")
+            assert page["results"] == rows[len(rows) // 2 + 1 :]
+            assert latest["results"] == rows[::-1][:1_000]
+            assert (await fetched(url, "/v3/trades/NOSUCH"))[1]["results"] == []
+            assert (await fetched(url, "/v3/trades/AAPL?limit=many"))[0] == 400
+            assert (await fetched(url, "/v3/trades/AAPL?cursor=nonsense"))[0] == 400
+            assert (await fetched(url, "/v3/elsewhere/AAPL"))[0] == 404
+            return rows
+
+    rows = asyncio.run(scenario())
+    lines = told(journal)
+    happened = {line["event"]["q"]: line for line in lines if line["channel"] == "T"}
+    assert any(line.get("skipped") for line in happened.values())
+    assert {row["sequence_number"] for row in rows} >= set(happened)
+    times = [row["sip_timestamp"] for row in rows]
+    assert times == sorted(times)
+    assert [row["sequence_number"] for row in rows] != sorted(row["sequence_number"] for row in rows)  # late reports are where they belong
+    for row in rows:
+        if row["sequence_number"] in happened:
+            event = happened[row["sequence_number"]]["event"]
+            assert (row["sip_timestamp"] // 1_000_000, row["id"], row["price"]) == (event["t"], event["i"], event["p"])
+    assert any(ns % 1_000_000 for ns in times)
+
+
+def test_history_has_a_bar_once_as_it_was_told_last_and_none_has_no_results() -> None:
+    async def scenario() -> None:
+        async with running(Venue(VenueOptions(name="polygon", rate=2_000, faults=("late_report:0.02",)), clock=fast_clock(30))) as url:
+            client = await logged_in(url + "/stocks", "A.AAPL")
+            await client.until(lambda: len(events(client)) > 40, 20)
+            _, page = await fetched(url, "/v2/aggs/ticker/AAPL/range/1/second/0/4000000000000?adjusted=false&limit=3")
+            assert (page["ticker"], page["adjusted"], page["status"], len(page["results"])) == ("AAPL", False, "OK", 3)
+            rows = page["results"]
+            while "next_url" in page:
+                _, page = await fetched(url, page["next_url"].removeprefix("https://api.massive.com"))
+                rows += page["results"]
+            bars = {event["s"]: event for event in events(client)}
+            assert [row["t"] for row in rows] == sorted({row["t"] for row in rows})
+            assert {row["t"] for row in rows} >= set(list(bars)[:30])
+            last = [bars[row["t"]] for row in rows if row["t"] in bars]
+            both = [(row, event) for row, event in zip((row for row in rows if row["t"] in bars), last, strict=True)]
+            same = [all(row[name] == event[name] for name in ("o", "h", "l", "c", "v", "vw")) for row, event in both]
+            assert sum(same) >= len(same) - 3  # one may be revised between the two looks
+            status, empty = await fetched(url, "/v2/aggs/ticker/NOSUCH/range/1/minute/2020-01-01/2020-01-02")
+            assert (status, "results" in empty, empty["resultsCount"]) == (200, False, 0)
+            assert (await fetched(url, "/v2/aggs/ticker/AAPL/range/5/minute/0/1"))[0] == 400
+
+    asyncio.run(scenario())
+
+
+def test_history_asks_for_a_key_and_refuses_what_is_too_much_and_fails_as_told() -> None:
+    async def scenario() -> None:
+        faults = ("rest_error:1", "rest_429:1", "rest_limit:4", "not_authorized:Q", "rest_cut:1", "rest_repeat:2")
+        async with running(polygon(faults=faults)) as url:
+            client = await logged_in(url + "/stocks", "T.AAPL")
+            await client.until(lambda: len(events(client)) > 20)
+            trades = "/v3/trades/AAPL?limit=2"
+            assert (await fetched(url, trades))[0] == 500
+            for key in ("", "bad key"):
+                assert await fetched(url, trades, key) == (401, {"status": "ERROR", "request_id": "0", "error": "Unknown API Key"})
+            status, said = await fetched(url, trades)
+            assert (status, "exceeded the maximum requests" in said["error"]) == (429, True)
+            status, cut = await fetched(url, f"{trades}&apiKey=demo", key="")
+            assert (status, isinstance(cut, str)) == (200, True)
+            _, repeated = await fetched(url, "/v3/trades/AAPL?order=asc&limit=2")
+            assert repeated["next_url"] == "https://api.massive.com/v3/trades/AAPL?order=asc&limit=2"
+            assert (await fetched(url, "/v3/quotes/AAPL"))[1]["status"] == "NOT_AUTHORIZED"
+            _, fine = await fetched(url, trades)
+            assert "cursor=" in fine["next_url"]
+            assert (await fetched(url, trades))[0] == 429
 
     asyncio.run(scenario())

@@ -132,9 +132,9 @@ def repair(
 ) -> None:
     """Fill the gaps that the provider's history can fill: ask it for the numbers that are missing, and send the pages through the stream.
 
-    Of Binance: trade, aggTrade and klines; of Alpaca: trades, quotes, bars and dailyBars. `tapeline normalize`, the stores and the ledger
-    have to run, or be started afterwards; numbers that the history does not hold either are then unrecoverable, and said to be. Killed or
-    called twice, it doubles nothing.
+    Of Binance: trade, aggTrade and klines; of Massive and Alpaca, by the time of a break: trades, quotes and bars. `tapeline normalize`,
+    the stores and the ledger have to run, or be started afterwards; numbers that the history does not hold either are then unrecoverable,
+    and said to be. Killed or called twice, it doubles nothing.
 
     Example: `tapeline repair --symbol BTC/USDT --dry-run`
     """

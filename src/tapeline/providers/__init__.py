@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final, Protocol, cast
 
-from tapeline.providers import alpaca, alpaca_history, binance, binance_archive, binance_history, polygon
+from tapeline.providers import alpaca, alpaca_history, binance, binance_archive, binance_history, polygon, polygon_history
 from tapeline.providers.history import History
 from tapeline.providers.normalizing import Channel, Decode, Events, Frames
 from tapeline.providers.session import FeedSettings, Plan
@@ -55,6 +55,7 @@ CHANNELS: Final[dict[str, Mapping[str, Mapping[str, Channel]]]] = {name: provide
 #: Whose history can be asked for.
 HISTORIES: Final[dict[str, History]] = {
     "binance": cast("History", binance_history),
+    "polygon": cast("History", polygon_history),
     "alpaca": cast("History", alpaca_history),
 }
 

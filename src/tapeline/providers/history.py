@@ -96,7 +96,10 @@ _ASKED: Final = msgspec.json.Decoder(Asked)
 
 
 def decode_pages(
-    frames: Frames, events: Events, channels: Mapping[str, Channel], events_of: Callable[[Asked, bytes], Sequence[Any]]
+    frames: Frames,
+    events: Events,
+    channels: Mapping[str, Channel],
+    events_of: Callable[[Asked, bytes], Sequence[Any]],
 ) -> Frames:
     """Sort the events of the pages among frames of one feed; the frames that are none are left.
 

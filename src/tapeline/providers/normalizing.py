@@ -505,6 +505,7 @@ def _finite(values: pa.Array, *, from_zero: bool, or_null: bool = False) -> npt.
 
 
 def _elements(frame: bytes) -> Sequence[msgspec.Raw | bytes]:
+    """The elements of an array, else the frame itself."""
     for decode in (msgspec.json.decode, msgspec.msgpack.decode):
         try:
             elements: list[msgspec.Raw] = decode(frame, type=list[msgspec.Raw])

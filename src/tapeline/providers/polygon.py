@@ -1,17 +1,21 @@
-"""Massive, formerly Polygon.io: the wire structs of stocks, options and crypto, and what they mean.
+"""Massive, formerly Polygon.io: what the wire's events of stocks, options and crypto mean, and the session that asks for them.
 
 Facts: Massive's WebSocket documentation. Every frame is a JSON array of mixed events; the tag is `ev`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import msgspec
+import pyarrow as pa
 
+from tapeline.providers import polygon_history
 from tapeline.providers.arrays import ArrayDecoder
+from tapeline.providers.history import Asked, decode_pages
 from tapeline.providers.normalizing import (
     DAILY_ID,
     SAME_CONTENT,
@@ -20,17 +24,31 @@ from tapeline.providers.normalizing import (
     Columns,
     Events,
     Frames,
-    Int64,
     Notice,
     Reject,
     epoch_ns,
+    flags,
     floats,
+    in_range,
     integers,
     joined,
     side_of,
     texts,
 )
+from tapeline.providers.polygon_wire import (
+    Bar,
+    CryptoBar,
+    CryptoQuote,
+    CryptoSecondBar,
+    CryptoTrade,
+    PastBar,
+    Quote,
+    SecondBar,
+    Status,
+    Trade,
+)
 from tapeline.providers.session import FeedSettings, Plan, Reply, Trouble, gravest, without
+from tapeline.records import NS_PER_S, Identity
 
 STOCK_EXCHANGES: Final = {
     1: "XASE", 2: "XBOS", 3: "XCIS", 4: "FINR", 6: "XISE", 7: "EDGA", 8: "EDGX", 9: "XCHI", 10: "XNYS", 11: "ARCX", 12: "XNAS",
@@ -42,108 +60,8 @@ OPTION_EXCHANGES: Final = {302: "XCBO", 308: "XISX"}
 CRYPTO_EXCHANGES: Final = {1: "coinbase", 2: "bitfinex", 6: "bitstamp", 10: "binance", 23: "kraken"}
 
 
-class _Event(msgspec.Struct, tag_field="ev", gc=False):
-    """Every event carries its type in `ev`."""
-
-
-class Status(_Event, tag="status"):
-    """`{"ev":"status","status":"auth_success","message":"authenticated"}`"""
-
-    status: str = ""
-    message: str = ""
-
-
-class Trade(_Event, tag="T"):
-    """`{"ev":"T","sym":"MSFT","x":4,"i":"12345","z":3,"p":114.125,"s":100,"ds":"100.0","c":[0,12],"t":1536036818784,"q":3681328,
-    "trfi":201,"trft":1536036818780}`; options have no `i` and no `z`"""
-
-    sym: str
-    x: int
-    p: float
-    s: float
-    t: Int64
-    q: Int64 | None = None
-    i: str | None = None
-    ds: str | None = None  # the size with its fraction, which `s` lacks
-    c: list[int] | None = None
-    trfi: int | None = None
-
-
-class Quote(_Event, tag="Q"):
-    """`{"ev":"Q","sym":"MSFT","bx":4,"bp":114.125,"bs":100,"ax":7,"ap":114.128,"as":160,"c":0,"i":[604],"t":1536036818784,
-    "q":50385480,"z":3}`; sizes in shares"""
-
-    sym: str
-    t: Int64
-    bx: int | None = None
-    bp: float | None = None
-    bs: float | None = None
-    ax: int | None = None
-    ap: float | None = None
-    as_: float | None = msgspec.field(default=None, name="as")
-    c: int | list[int] | None = None
-    q: Int64 | None = None
-
-
-class Bar(_Event, tag="AM"):
-    """`{"ev":"AM","sym":"GTE","v":4110,"vw":0.4488,"o":0.4488,"c":0.4486,"h":0.4489,"l":0.4486,"z":685,"s":1610144640000,
-    "e":1610144700000}`; `s` is the window's start"""
-
-    sym: str
-    s: Int64
-    o: float
-    h: float
-    l: float  # noqa: E741 the wire's own name
-    c: float
-    v: float
-    vw: float | None = None
-    dv: str | None = None
-
-
-class SecondBar(Bar, tag="A"):
-    pass
-
-
-class CryptoTrade(_Event, tag="XT"):
-    """`{"ev":"XT","pair":"BTC-USD","p":33021.9,"t":1610462007425,"s":0.01616617,"c":[2],"i":"14272084","x":3,"r":1610462007576}`"""
-
-    pair: str
-    p: float
-    s: float
-    t: Int64
-    x: int
-    i: str | int | None = None
-    c: list[int] | int | None = None
-
-
-class CryptoQuote(_Event, tag="XQ"):
-    """`{"ev":"XQ","pair":"BTC-USD","bp":33052.79,"bs":0.48,"ap":33073.19,"as":0.601,"t":1610462411115,"x":1,"r":1610462411128}`"""
-
-    pair: str
-    t: Int64
-    x: int
-    bp: float | None = None
-    bs: float | None = None
-    ap: float | None = None
-    as_: float | None = msgspec.field(default=None, name="as")
-
-
-class CryptoBar(_Event, tag="XA"):
-    """`{"ev":"XA","pair":"BCD-USD","v":951.6112,"vw":0.7756,"z":73,"o":0.772,"c":0.784,"h":0.784,"l":0.771,"s":..,"e":..}`"""
-
-    pair: str
-    s: Int64
-    o: float
-    h: float
-    l: float  # noqa: E741 the wire's own name
-    c: float
-    v: float
-    vw: float | None = None
-    dv: str | None = None
-
-
-class CryptoSecondBar(CryptoBar, tag="XAS"):
-    pass
+#: Makes ns of the counts that events have for times.
+Times: TypeAlias = Callable[[pa.Array], pa.Array]
 
 
 def _symbol(event: Any) -> str:
@@ -167,15 +85,20 @@ def _size(plain: float, exact: str | None) -> float:
         return float("nan")
 
 
-def _trades(table: dict[int, str]) -> Any:
+def _sequence(events: Sequence[Trade] | Sequence[Quote]) -> pa.Array:
+    """The provider's order numbers. 0 is none: old trades of options have it."""
+    return integers([event.q or None for event in events])
+
+
+def _trades(table: dict[int, str], times: Times = epoch_ns) -> Any:
     def columns(events: Sequence[Trade]) -> Columns:
         return {
             "symbol": texts([_symbol(event) or None for event in events]),
-            "ts_ns": epoch_ns(integers([event.t for event in events])),
+            "ts_ns": times(integers([event.t for event in events])),
             "last": floats([event.p for event in events]),
             "volume": floats([_size(event.s, event.ds) for event in events]),
             "exchange": texts([TRADE_REPORTING_FACILITIES.get(event.trfi or 0) or _venue(table, event.x) for event in events]),
-            "sequence": integers([event.q for event in events]),
+            "sequence": _sequence(events),
             "trade_id": texts([event.i for event in events]),
             "conditions": joined([event.c for event in events]),
         }
@@ -183,19 +106,19 @@ def _trades(table: dict[int, str]) -> Any:
     return columns
 
 
-def _quotes(table: dict[int, str]) -> Any:
+def _quotes(table: dict[int, str], times: Times = epoch_ns) -> Any:
     def columns(events: Sequence[Quote]) -> Columns:
         bid, bid_size = side_of(floats([event.bp for event in events]), floats([event.bs for event in events]))
         ask, ask_size = side_of(floats([event.ap for event in events]), floats([event.as_ for event in events]))
         return {
             "symbol": texts([_symbol(event) or None for event in events]),
-            "ts_ns": epoch_ns(integers([event.t for event in events])),
+            "ts_ns": times(integers([event.t for event in events])),
             "bid": bid,
             "ask": ask,
             "bid_size": bid_size,
             "ask_size": ask_size,
             "exchange": texts([_venue(table, event.bx if event.bp and event.bx is not None else event.ax) for event in events]),
-            "sequence": integers([event.q for event in events]),
+            "sequence": _sequence(events),
             "conditions": joined([_listed(event.c) for event in events]),
         }
 
@@ -225,11 +148,19 @@ def _bars(interval: str) -> Any:
     return columns
 
 
-def _crypto_trades(events: Sequence[CryptoTrade]) -> Columns:
+def _past_bars(interval: str) -> Any:
+    def columns(events: Sequence[PastBar]) -> Columns:
+        more = {"trades": integers([event.n for event in events]), "final": flags([event.final for event in events])}
+        return {**_bars(interval)(events), **more}
+
+    return columns
+
+
+def _crypto_trades(events: Sequence[CryptoTrade], times: Times = epoch_ns) -> Columns:
     codes = [_listed(event.c) or [] for event in events]
     return {
         "symbol": texts([_symbol(event) or None for event in events]),
-        "ts_ns": epoch_ns(integers([event.t for event in events])),
+        "ts_ns": times(integers([event.t for event in events])),
         "last": floats([event.p for event in events]),
         "volume": floats([event.s for event in events]),
         "side": texts(["sell" if 1 in some else "buy" if 2 in some else None for some in codes]),
@@ -257,15 +188,22 @@ def _control(_: Status, text: str) -> Notice:
     return Notice("control", text)
 
 
+#: Sequence numbers repeat and go back, so a number alone tells no two events apart; the times of history are finer than the stream's.
+_QUOTE: Final = Identity(
+    ("date", "symbol", "exchange", "sequence", "bid", "ask", "bid_size", "ask_size"), "sequence", drift_ns=2 * NS_PER_S, else_by_ms=True
+)
+_OPTION_TRADE: Final = Identity(
+    ("date", "symbol", "exchange", "sequence", "last", "volume"), "sequence", drift_ns=2 * NS_PER_S, else_by_ms=True
+)
 _STOCKS: Final = {
     Trade: Channel("T", "trade", _trades(STOCK_EXCHANGES), DAILY_ID),
-    Quote: Channel("Q", "quote", _quotes(STOCK_EXCHANGES), SAME_CONTENT["quote"]),
+    Quote: Channel("Q", "quote", _quotes(STOCK_EXCHANGES), _QUOTE),
     Bar: Channel("AM", "bar", _bars("1m"), SAME_CONTENT["bar"]),
     SecondBar: Channel("A", "bar", _bars("1s"), SAME_CONTENT["bar"]),
 }
 _OPTIONS: Final = {
-    Trade: Channel("T", "trade", _trades(OPTION_EXCHANGES), SAME_CONTENT["trade"]),
-    Quote: Channel("Q", "quote", _quotes(OPTION_EXCHANGES), SAME_CONTENT["quote"]),
+    Trade: Channel("T", "trade", _trades(OPTION_EXCHANGES), _OPTION_TRADE),
+    Quote: Channel("Q", "quote", _quotes(OPTION_EXCHANGES), _QUOTE),
     Bar: Channel("AM", "bar", _bars("1m"), SAME_CONTENT["bar"]),
     SecondBar: Channel("A", "bar", _bars("1s"), SAME_CONTENT["bar"]),
 }
@@ -277,18 +215,41 @@ _CRYPTO: Final = {
 }
 _MARKETS: Final[dict[str, dict[Any, Channel]]] = {"stocks": _STOCKS, "options": _OPTIONS, "crypto": _CRYPTO}
 CHANNELS: Final = {feed: {channel.name: channel for channel in market.values()} for feed, market in _MARKETS.items()}
+
+
+def _past(market: dict[Any, Channel], trades: Any, quotes: Any = None) -> dict[str, Channel]:
+    """The channels of a market for what a page of its history holds: its times are ns, and of bars it says more."""
+    columns = {
+        "T": trades,
+        "XT": trades,
+        "Q": quotes,
+        **dict.fromkeys(("AM", "XA"), _past_bars("1m")),
+        **dict.fromkeys(("A", "XAS"), _past_bars("1s")),
+    }
+    return {one.name: replace(one, columns=columns[one.name]) for one in market.values() if one.name in columns}
+
+
+_PAST: Final = {
+    "stocks": _past(_STOCKS, _trades(STOCK_EXCHANGES, in_range), _quotes(STOCK_EXCHANGES, in_range)),
+    "options": _past(_OPTIONS, _trades(OPTION_EXCHANGES, in_range), _quotes(OPTION_EXCHANGES, in_range)),
+    "crypto": _past(_CRYPTO, partial(_crypto_trades, times=in_range)),
+}
 _DECODERS: Final = {feed: ArrayDecoder("ev", market, {Status: _control}) for feed, market in _MARKETS.items()}
 
 
 def decode(feed: str, frames: Frames, events: Events) -> None:
-    """Sort the events of the array frames of one feed (`stocks`, `options`, `crypto`)."""
+    """Sort the events of one feed (`stocks`, `options`, `crypto`): of array frames, and of pages of its history."""
     decoder = _DECODERS.get(feed)
     if decoder is not None:
-        decoder(frames, events)
+        decoder(decode_pages(frames, events, _PAST[feed], _page_events), events)
         return
     for row, frame in frames:
         events.seen += 1
         events.rejects.add(Reject(f"unknown polygon feed {feed!r}", frame), row, 0)
+
+
+def _page_events(asked: Asked, body: bytes) -> Sequence[polygon_history.Event | Notice]:
+    return polygon_history.events_of(asked.channel, asked.symbol, asked.time_ms, body)
 
 
 # The session.

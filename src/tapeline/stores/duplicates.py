@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from tapeline.records import BARS_TOPIC, TICKS_TOPIC, Identity, Topic
+from tapeline.records import BARS_TOPIC, NS_PER_MS, TICKS_TOPIC, Identity, Topic
 
+_NO_MS: Final = pa.scalar(None, pa.int64())
 #: Provider, feed, channel.
 Channel = tuple[str, str, str]
 #: (provider, feed, channel) to what makes two of its events the same.
 IdentityRule = Callable[[str, str, str], Identity]
-#: What a store holds of one channel that may equal some of the records given: a table with at least the identity's columns.
+#: What a store holds of one channel that may equal some of the records given: a table with at least the identity's columns, and ts_ns
+#: where the identity goes by it.
 Held = Callable[[Topic, pa.RecordBatch, Identity, Channel], pa.Table | None]
 
 
@@ -25,7 +29,7 @@ def fresh_of(batch: pa.RecordBatch, topic: Topic, rule: IdentityRule, held: Held
     keep = np.ones(batch.num_rows, bool)
     for channel, rows in by_channel(batch):
         identity = rule(*channel)
-        if identity.id and batch[identity.id].null_count:
+        if identity.id and not identity.else_by_ms and batch[identity.id].null_count:
             rows = rows[batch[identity.id].is_valid().to_numpy(zero_copy_only=False)[rows]]
         if identity.columns and len(rows):
             some = batch if len(rows) == batch.num_rows else batch.take(pa.array(rows))
@@ -35,16 +39,25 @@ def fresh_of(batch: pa.RecordBatch, topic: Topic, rule: IdentityRule, held: Held
 
 def _first_seen(some: pa.RecordBatch, identity: Identity, held: pa.Table | None) -> npt.NDArray[np.bool_]:
     """Which records are the first of their event: group what the store holds (-1) and what is new (row) by identity."""
-    columns = list(identity.columns)
-    new = pa.table(some.select(columns))
+    new = _told_by(pa.table(some), identity)
+    columns = new.schema.names
     everything = new.append_column("origin", pa.array(np.arange(some.num_rows)))
     if held is not None and held.num_rows:
-        held = held.select(columns).cast(new.schema).append_column("origin", pa.array(np.full(held.num_rows, -1)))
+        held = _told_by(held, identity).cast(new.schema).append_column("origin", pa.array(np.full(held.num_rows, -1)))
         everything = pa.concat_tables([held, everything])
     first = everything.group_by(columns, use_threads=False).aggregate([("origin", "min")])["origin_min"].to_numpy()
     keep = np.zeros(some.num_rows, bool)
     keep[first[first >= 0]] = True
     return keep
+
+
+def _told_by(rows: pa.Table, identity: Identity) -> pa.Table:
+    """The columns that tell events apart; of those without the id, where so asked, the millisecond too."""
+    found = rows.select(list(identity.columns))
+    if not identity.else_by_ms:
+        return found
+    ms = pc.if_else(pc.is_valid(rows[identity.id]), _NO_MS, pc.divide(rows["ts_ns"], NS_PER_MS))
+    return found.append_column("ms", ms)
 
 
 def by_channel(batch: pa.RecordBatch) -> Iterator[tuple[Channel, npt.NDArray[np.int64]]]:

@@ -118,7 +118,8 @@ class Lake:
             some = some.filter(pa.array(~above))
         if some.num_rows:
             files |= _overlapping(pa.table(table.get_add_actions(flatten=True)), some["ts_ns"], identity.drift_ns)
-        names = [name for name in dict.fromkeys((*identity.columns, "provider", "feed", "channel")) if name != "date"]
+        times = ("ts_ns",) if identity.else_by_ms else ()
+        names = [name for name in dict.fromkeys((*identity.columns, *times, "provider", "feed", "channel")) if name != "date"]
         parts = []
         for path, date in sorted(files, key=str):
             part = self._read(self.root / topic.table / path, names)

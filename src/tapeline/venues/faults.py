@@ -30,13 +30,17 @@ FAULTS: dict[str, str] = {
     "burst": "S=5: 10,000 events at once, every S seconds (generated market)",
     "clock_skew": "S=-1.27: the venue's event times run S seconds ahead of the clock (generated market)",
     "late_report": "P=0.01 a trade: reported up to 90 s after its time; the bars it falls into are sent again",
+    # any venue: its history
+    "rest_429": "N: refuse the first N REST requests as too many (no N: all); binance: to come back in a second",
+    "rest_error": "N: answer the first N REST requests with HTTP 500 (no N: all)",
     # binance
     "unknown_symbol": "subscribing to an unknown symbol brings an error and a close (otherwise: acknowledged, silent)",
     "ack_after_data": "S=0.2: acknowledgements come S seconds after the request, behind the first data",
     "archive_checksum": "N: give the first N files of the archive a wrong checksum (no N: all)",
-    # binance, alpaca: the history
-    "rest_429": "N: refuse the first N REST requests as too many, to come back in a second (no N: all)",
-    "rest_error": "N: answer the first N REST requests with HTTP 500 (no N: all)",
+    # polygon, alpaca: the history
+    "rest_limit": "N: so many REST requests of an account in a minute; those beyond are refused with HTTP 429 (polygon: 5, alpaca: 200)",
+    "rest_cut": "N: the first N pages of history break off in the middle (no N: all)",
+    "rest_repeat": "N: the first N pages that have a next one name themselves as it (no N: all)",
     # polygon
     "evict_oldest": "one connection too many: the oldest is closed (polygon's default)",
     "refuse_newcomer": "one connection too many: the newcomer is acknowledged, then closed",
@@ -51,20 +55,17 @@ FAULTS: dict[str, str] = {
     "symbol_limit": "N=30: more symbols in trades or quotes bring error 405, and the subscription stays as it was",
     "zombie_slot": "S=90: a connection lost without a close still counts against the account for S seconds",
     "http_429": "N: refuse the first N upgrades with HTTP 429 (no N: all)",
-    "rest_limit": "N=200: so many REST requests of an account in a minute; those beyond are refused with HTTP 429",
     "rest_page": "N=100: a page of history has at most N rows, whatever was asked for",
-    "rest_cut": "N: the first N pages of history break off in the middle (no N: all)",
-    "rest_repeat": "N: the first N pages that have a next one name themselves as it (no N: all)",
     "recent_sip": "history of the SIP feed within the last 15 minutes is refused, as on the free plan",
 }
 
 _SOME_VENUES: dict[tuple[str, ...], tuple[str, ...]] = {
     ("binance",): ("unknown_symbol", "ack_after_data", "archive_checksum"),
-    ("binance", "alpaca"): ("rest_429", "rest_error"),
+    ("polygon", "alpaca"): ("rest_limit", "rest_cut", "rest_repeat"),
     ("polygon",): ("evict_oldest", "refuse_newcomer", "not_authorized", "delayed_plan", "duplicate_q", "regressing_q"),
     ("alpaca",): (
         *("error", "close_after_error", "keep_after_error", "symbol_limit", "zombie_slot", "http_429"),
-        *("rest_limit", "rest_page", "rest_cut", "rest_repeat", "recent_sip"),
+        *("rest_page", "recent_sip"),
     ),
 }
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tapeline.venues.accounts import Accounts
+from tapeline.venues.polygon_history import PolygonHistory
 from tapeline.venues.polygon_session import PolygonSession, Rules
 from tapeline.venues.polygon_tape import CHANNELS, PolygonTape
 from tapeline.venues.quota import Quota
 from tapeline.venues.session import Reply
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from tapeline.venues.events import Event, Topic
     from tapeline.venues.faults import Faults
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 class Polygon:
     """See session.Provider."""
 
-    def __init__(self, options: VenueOptions, faults: Faults) -> None:
+    def __init__(self, options: VenueOptions, faults: Faults, clock: Callable[[], int]) -> None:
         if "evict_oldest" in faults and "refuse_newcomer" in faults:
             raise ValueError("evict_oldest and refuse_newcomer contradict each other: choose one")
         self.tape = PolygonTape(options.symbols, options.seed, faults)
@@ -37,16 +38,21 @@ class Polygon:
             not_authorized=faults.text("not_authorized"),
             delayed_plan="delayed_plan" in faults,
         )
+        self._history = PolygonHistory(faults, clock)
 
     def enter(self, request: Request) -> Session | Reply:
         feed = request.path.strip("/")
         return PolygonSession(feed, self._rules) if feed in CHANNELS else Reply(404, b"404 Not Found")
 
-    def get(self, _request: Request) -> Reply | None:
-        return None  # nothing is served yet
+    def get(self, request: Request) -> Reply | None:
+        return self._history.answer(request)
 
     def happened(self, events: Sequence[Event]) -> None:
-        """Of this provider the venue serves no history."""
+        for event in events:
+            self._history.keep(event)
+        for topic, row in self.tape.ended:
+            self._history.keep_bar(topic, row)
+        self.tape.ended.clear()
 
     def resolve(self, topic: Topic) -> list[Topic]:
         if topic.symbol != "*":

@@ -78,6 +78,8 @@ class PolygonTape:
         self._same, self._lower = faults.chance("duplicate_q"), faults.chance("regressing_q")
         self._dice: list[int] = []
         self._plan: Mapping[Instrument, frozenset[str]] = {}
+        #: Bars as they came due, whether or not somebody listened: history has them.
+        self.ended: list[tuple[Topic, dict[str, Any]]] = []
         self._now_ns = 0
         self._next_due_ns = 0
         self._books = {
@@ -119,6 +121,7 @@ class PolygonTape:
                 book.day = Bar(now_ns - now_ns % DAY_NS, now_ns - now_ns % DAY_NS + DAY_NS)
             for name, windows in book.windows.items():
                 bars = [bar for bar, _ in windows.due(now_ns)]
+                self.ended.extend((book.topics[name], _past(instrument, bar)) for bar in bars)
                 if name in wanted:
                     out.extend(self._bar(instrument, book, name, bar, now_ns) for bar in bars)
 
@@ -244,6 +247,21 @@ class PolygonTape:
             fields["z"] = int(volume / bar.trades)
         fields |= {"s": bar.start_ns // 1_000_000, "e": bar.end_ns // 1_000_000}
         return Event(book.topics[channel], None, now_ns, fields)
+
+
+def _past(instrument: Instrument, bar: Bar) -> dict[str, Any]:
+    """A bar as history tells it."""
+    decimals = instrument.price_decimals
+    return {
+        "c": number(bar.close, decimals),
+        "h": number(bar.high, decimals),
+        "l": number(bar.low, decimals),
+        "n": bar.trades,
+        "o": number(bar.open, decimals),
+        "t": bar.start_ns // 1_000_000,
+        "v": number(bar.volume, instrument.size_decimals),
+        "vw": _average(bar, decimals),
+    }
 
 
 def _average(bar: Bar, decimals: int) -> float:

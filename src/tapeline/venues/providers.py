@@ -22,4 +22,4 @@ def provider_of(options: VenueOptions, faults: Faults, clock: Callable[[], int])
         raise ValueError(f"recordings to replay are Binance's: {options.name} has none")
     if options.name == "binance":
         return Binance(options, faults, clock)
-    return Polygon(options, faults) if options.name == "polygon" else Alpaca(options, faults, clock)
+    return Polygon(options, faults, clock) if options.name == "polygon" else Alpaca(options, faults, clock)
