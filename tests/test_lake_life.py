@@ -43,7 +43,7 @@ from tapeline.stores.lake_repairing import Repaired, repair
 from tapeline.stores.lake_retention import Keep, prune, vacuum
 from tapeline.stores.lake_sealing import seal
 from tapeline.stores.selection import Selection
-from tapeline.wiring import open_stream, tidy
+from tapeline.wiring import open_store, open_stream, tidy
 
 PROVE = os.environ.get("TAPELINE_PROVE") == "1"
 FIRST = date(2024, 3, 15)
@@ -342,6 +342,11 @@ def test_the_store_stage_keeps_the_lake_to_its_days_by_itself_once_an_hour(tmp_p
     assert Lake(tmp_path / "lake", identity).totals(TICKS_TOPIC).removed == 160
 
 
+def test_a_size_is_of_the_lake_alone() -> None:
+    with pytest.raises(ConfigError, match="keep_gb is a setting of the lake alone"):
+        open_store(Config(), StoreConfig("postgresql://u@h/d", keep_gb=3.0))
+
+
 # Vacuum
 
 
@@ -570,9 +575,11 @@ def pipeline(tmp_path: Path) -> Iterator[Pipeline]:
         some = [trade(number, number % 2, symbol) for number in numbers for symbol in ("BTCUSDT", "ETHUSDT")]
         made.received(*some[:30], b"no json %d" % flush)
         made.received(*some[30:], partition=1)
+        made.received(*some[4:12])  # the second line, at once ...
+        made.received(*some[32:], partition=1)
         made.normalize()
         made.keep()
-        made.received(*some[:8], *some[36:], received_ns=NOON + 10**9)  # copies, later than their firsts
+        made.received(*some[:8], *some[36:], received_ns=NOON + 10**9)  # ... and late
         made.normalize()
         made.keep()
     yield made

@@ -207,6 +207,8 @@ def open_store(config: Config, store: StoreConfig, environ: Mapping[str, str] | 
     if store.url == "lake:" or store.url.startswith("lake:/"):
         return Lake(_lake_folder(config, store), identity)
     if store_name(store) == "postgresql":
+        if store.keep_gb:
+            raise ConfigError("keep_gb is a setting of the lake alone. Set keep_days for PostgreSQL.")
         try:
             from tapeline.stores.postgres import Postgres
         except ModuleNotFoundError as error:
