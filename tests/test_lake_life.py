@@ -342,6 +342,13 @@ def test_the_store_stage_keeps_the_lake_to_its_days_by_itself_once_an_hour(tmp_p
     assert Lake(tmp_path / "lake", identity).totals(TICKS_TOPIC).removed == 160
 
 
+def test_a_decision_that_cannot_be_read_is_named_and_nothing_is_removed(root: Path) -> None:
+    (root / ".pruning").write_text('["2024-03-1')
+    with pytest.raises(DiskTrouble, match=r"\.pruning is damaged .* remove it"):
+        prune(root, Keep(days=1), TODAY)
+    assert days(root) == DAYS
+
+
 def test_a_size_is_of_the_lake_alone() -> None:
     with pytest.raises(ConfigError, match="keep_gb is a setting of the lake alone"):
         open_store(Config(), StoreConfig("postgresql://u@h/d", keep_gb=3.0))

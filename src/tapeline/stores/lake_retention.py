@@ -152,11 +152,14 @@ def _decide(root: Path, days: set[date]) -> None:
 
 def _decided(root: Path) -> set[date]:
     """What one that died had decided on."""
+    path = root / _DECIDED
     with lake_files.disk_trouble(root, "pruned", _REMEDY):
         try:
-            return {date.fromisoformat(day) for day in json.loads((root / _DECIDED).read_text(encoding="utf-8"))}
+            return {date.fromisoformat(day) for day in json.loads(path.read_text(encoding="utf-8"))}
         except FileNotFoundError:
             return set()
+        except ValueError as error:
+            raise OSError(f"{path} is damaged ({error}); remove it, and days that are too old are found anew") from error
 
 
 def _entries(folder: Path) -> set[str]:
