@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from datetime import date, timedelta
 from pathlib import Path
 from random import Random
@@ -24,10 +25,11 @@ from deltalake import DeltaTable
 from typer.testing import CliRunner, Result
 
 import tapeline
+import test_rejects
 from frames import raw_batch
 from made import DAY, NOON, rejects, ticks
 from tapeline.cli import app
-from tapeline.config import Config, StoreConfig, load
+from tapeline.config import Config, StoreConfig, StreamConfig, load
 from tapeline.errors import Busy, ConfigError, DiskTrouble
 from tapeline.jobs.rebuild import RawRecords
 from tapeline.monitor.health import equations
@@ -648,6 +650,27 @@ def test_what_the_store_has_still_to_read_is_not_taken_for_what_was_lost(pipelin
     assert len(logged(root)) == len(before) + both.rows - written.rows
     assert findings(root) == []
     pipeline.balanced()
+
+
+@pytest.mark.parametrize("server", ["redis", *(["kafka"] if PROVE else [])])
+def test_a_damaged_file_is_made_again_from_every_stream(server: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    stream = StreamConfig(url=request.getfixturevalue(f"own_{server}")().url, partitions=2)
+    made = test_rejects.Pipeline(tmp_path / "data", stream)
+    root = made.root / "lake"
+    with closing(made.stream):
+        for first in (0, 10, 20):
+            made.received(*(test_rejects.trade(number) for number in range(first, first + 8)), b"?")
+            made.received(*(test_rejects.trade(number) for number in range(first + 5, first + 10)), partition=1)
+            made.normalize()
+            made.keep()
+        before = {topic: logged(root, topic) for topic in NORMALIZED_TOPICS}
+        assert len(before[TICKS_TOPIC]) == 30
+        for path in (files(root)[1], files(root, REJECTED_TOPIC)[1]):
+            truncated(path)
+        done = list(repair(root, identity, RawRecords(made.stream, DECODERS), silent))
+    assert [(one.table, one.trouble, one.lost) for one in done] == [("ticks", "", 0), ("rejected", "", 0)]
+    assert {topic: logged(root, topic) for topic in NORMALIZED_TOPICS} == before
+    assert findings(root) == []
 
 
 def test_where_the_raw_records_are_gone_it_says_so_and_gives_up_only_what_it_is_told_to(pipeline: Pipeline) -> None:
