@@ -66,8 +66,9 @@ def prune(root: Path, keep: Keep, today: date, *, dry_run: bool = False) -> list
     with lake_files.changing(root, "tapeline lake prune"):
         held = _held(root)
         days = _decided(root) | _doomed(held, keep, today)
-        if days:
-            _decide(root, days)
+        if not days:
+            return []
+        _decide(root, days)
         for topic in NORMALIZED_TOPICS:
             _remove(root / topic.table, topic, days)
         (root / _DECIDED).unlink(missing_ok=True)
