@@ -42,15 +42,15 @@ def tapeline_commands() -> list[list[str]]:
     return found
 
 
-def help_of(command: str) -> str:
-    result = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"})
+def help_of(*command: str) -> str:
+    result = CliRunner().invoke(app, [*command, "--help"], env={"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"})
     assert result.exit_code == 0, result.output
     return result.output
 
 
 @pytest.mark.parametrize("words", tapeline_commands(), ids=" ".join)
 def test_every_command_in_the_docs_exists_with_its_options(words: list[str]) -> None:
-    shown = help_of(words[0])
+    shown = help_of(*words[: 2 if words[0] in ("lake", "rejected") else 1])
     for option in (word for word in words[1:] if word.startswith("-")):
         assert option in shown
 

@@ -22,8 +22,7 @@ from tapeline.errors import DiskTrouble, NewerData
 from tapeline.providers import identity
 from tapeline.query import connect
 from tapeline.records import BARS, BARS_TOPIC, NS_PER_S, REJECTED_TOPIC, TICKS, TICKS_TOPIC, Chunk, Topic
-from tapeline.stores import Written, with_dates
-from tapeline.stores import lake as lake_module
+from tapeline.stores import Written, lake_files, with_dates
 from tapeline.stores.lake import Lake
 
 Row = dict[str, Any]
@@ -256,7 +255,7 @@ def test_a_crash_between_the_files_and_the_commit_leaves_no_rows(lake: Lake, mon
     def failing(*arguments: object, **named: object) -> None:
         raise DeltaError("disk full")
 
-    monkeypatch.setattr(lake_module, "write_deltalake", failing)
+    monkeypatch.setattr(lake_files, "commit", failing)
     with pytest.raises(DiskTrouble, match="disk full"):
         kept(lake, ticks({"sequence": 2}))
     monkeypatch.undo()

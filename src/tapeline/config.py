@@ -99,7 +99,8 @@ class StoreConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     password_file: str = ""  # PostgreSQL's; or the environment's TAPELINE_STORE_PASSWORD
     flush_seconds: NotNegative = 5.0
     flush_rows: Annotated[int, msgspec.Meta(ge=1)] = 250_000
-    keep_days: Annotated[int, msgspec.Meta(ge=0)] = 0  # PostgreSQL: ticks of earlier days are removed; 0: never
+    keep_days: Annotated[int, msgspec.Meta(ge=0)] = 0  # earlier UTC days are removed (of PostgreSQL: ticks); 0: never
+    keep_gb: NotNegative = 0.0  # the lake: the oldest days are removed where it is larger (10**9 bytes); 0: never
 
     @property
     def shown(self) -> str:

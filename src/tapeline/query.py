@@ -13,7 +13,7 @@ from deltalake.exceptions import DeltaError, TableNotFoundError
 
 from tapeline.errors import DiskTrouble
 from tapeline.records import NORMALIZED_TOPICS, Topic
-from tapeline.stores.lake import check_format
+from tapeline.stores.lake_files import check_format
 from tapeline.stores.lake_reading import NO_DOWNLOADS
 
 #: The last revision of each bar; `bar_revisions` has them all.

@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from tapeline import flow, net
 from tapeline.completeness import COVERED, Facts, Interval, Key, absorb, intervals
+from tapeline.errors import Busy, Unavailable
 from tapeline.monitor.status import Latencies, Rate, StatusFile
 from tapeline.providers.normalizing import Count, Decode, Events, Normalized, Reject, normalize
 from tapeline.records import NORMALIZED_TOPICS, NS_PER_S, RAW_TOPIC, TICKS_TOPIC, Chunk, Topic
@@ -32,6 +33,8 @@ LEDGER: Final = "ledger"
 _CHUNK_ROWS: Final = 24_576
 _NORMALIZE_REST_S: Final = 0.0005
 _STORE_REST_S: Final = 0.05
+#: How often a store is kept to its days and its size.
+_TIDY_NS: Final = 3_600 * NS_PER_S
 #: The ledger is in no hurry: the more comes together, the less it costs.
 _LEDGER_REST_S: Final = 0.25
 _LEDGER_FLUSH_NS: Final = NS_PER_S
@@ -67,7 +70,7 @@ class Normalize:
         chunk = self._member.poll(_CHUNK_ROWS)
         if chunk is None:
             return False
-        normalized = _normalize_all(chunk, self._decoders)
+        normalized = normalize_all(chunk, self._decoders)
         outputs = [(topic, normalized.batches[topic]) for topic in NORMALIZED_TOPICS]
         try:
             self._member.commit(chunk, outputs, totals_of(normalized.counts))
@@ -107,7 +110,7 @@ class Normalize:
             self._member.close()
 
 
-def _normalize_all(chunk: Chunk, decoders: Mapping[str, Decode], *, copies: bool = False) -> Normalized:
+def normalize_all(chunk: Chunk, decoders: Mapping[str, Decode], *, copies: bool = False) -> Normalized:
     """As `normalize`; but a record that makes a decoder fail is found by halving, and rejected alone."""
     try:
         return normalize(chunk, decoders, copies=copies)
@@ -117,8 +120,8 @@ def _normalize_all(chunk: Chunk, decoders: Mapping[str, Decode], *, copies: bool
             log.error("Raw record %d of partition %d is rejected: %s", chunk.offset[0], chunk.partition[0], reason)
             return normalize(chunk, dict.fromkeys(decoders, _refuse(reason)), copies=copies)
     half = chunk.rows // 2
-    left = _normalize_all(chunk.slice(0, half), decoders, copies=copies)
-    right = _normalize_all(chunk.slice(half, chunk.rows), decoders, copies=copies)
+    left = normalize_all(chunk.slice(0, half), decoders, copies=copies)
+    right = normalize_all(chunk.slice(half, chunk.rows), decoders, copies=copies)
     counts = {key: left.counts.get(key, Count()) + right.counts.get(key, Count()) for key in {**left.counts, **right.counts}}
     return Normalized({topic: pa.concat_batches([left.batches[topic], right.batches[topic]]) for topic in left.batches}, counts)
 
@@ -155,8 +158,11 @@ class KeepIn:
         group: str,
         flush_rows: int,
         flush_s: float,
+        tidy: Callable[[], None] | None = None,
         clock: Callable[[], int] = time.time_ns,
     ) -> None:
+        """`tidy`: what the store wants done once an hour, between two writes; what it raises is tried again an hour later."""
+        self._tidy, self._tidy_due_ns = tidy, clock()
         self._stream, self._store, self._status, self._stop, self._clock = stream, store, status, stop, clock
         self._group = group
         self._flush_rows, self._flush_ns = flush_rows, int(flush_s * NS_PER_S)
@@ -186,6 +192,12 @@ class KeepIn:
             if full or old or (held and self._stop.is_set() and chunk is None):
                 self._flush(topic)
                 worked = True
+        if self._tidy is not None and self._clock() >= self._tidy_due_ns and not self._stop.is_set():
+            self._tidy_due_ns = self._clock() + _TIDY_NS
+            try:
+                self._tidy()
+            except (Busy, Unavailable) as error:
+                log.warning("%s It is tried again in an hour.", error)
         return worked
 
     def _flush(self, topic: Topic) -> None:
@@ -245,7 +257,7 @@ class KeepLedger:
 
         A later copy of an event is evidence too: it says that its line heard."""
         try:
-            absorb(facts, chunk, _normalize_all(chunk, self._decoders, copies=True))
+            absorb(facts, chunk, normalize_all(chunk, self._decoders, copies=True))
         except Exception:
             if chunk.rows == 1:
                 log.exception("Raw record %d of partition %d is passed over by the ledger.", chunk.offset[0], chunk.partition[0])

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from datetime import UTC, datetime
 from itertools import chain, count
 from pathlib import Path
 from random import Random
@@ -32,6 +33,7 @@ from tapeline.spool import Spool
 from tapeline.stages import LEDGER, NORMALIZE
 from tapeline.stores import Store
 from tapeline.stores.lake import Lake
+from tapeline.stores.lake_retention import Keep, prune
 from tapeline.stores.ledger import Ledger
 from tapeline.stores.ledger_file import LedgerFile
 from tapeline.stores.selection import Source
@@ -205,6 +207,8 @@ def open_store(config: Config, store: StoreConfig, environ: Mapping[str, str] | 
     if store.url == "lake:" or store.url.startswith("lake:/"):
         return Lake(_lake_folder(config, store), identity)
     if store_name(store) == "postgresql":
+        if store.keep_gb:
+            raise ConfigError("keep_gb is a setting of the lake alone. Set keep_days for PostgreSQL.")
         try:
             from tapeline.stores.postgres import Postgres
         except ModuleNotFoundError as error:
@@ -213,6 +217,28 @@ def open_store(config: Config, store: StoreConfig, environ: Mapping[str, str] | 
     raise ConfigError(
         f'stores.url = "{store.shown}" is no store that this version has. Use "lake:", "lake:/a/folder" or "postgresql://user@host/database".'
     )
+
+
+def lake_keep(config: Config) -> Keep:
+    """How much the configuration's lake keeps."""
+    return next((Keep(some.keep_days, some.keep_gb) for some in config.stores if store_name(some) == "lake"), Keep())
+
+
+def tidy(config: Config, store: StoreConfig) -> Callable[[], None] | None:
+    """What keeps a store to its days and its size, to be called now and again; None where it does so by itself, or keeps everything."""
+    keep = Keep(store.keep_days, store.keep_gb)
+    if store_name(store) != "lake" or keep == Keep():
+        return None
+    root = _lake_folder(config, store)
+
+    def prune_lake() -> None:
+        if root.exists():
+            for one in prune(root, keep, datetime.now(UTC).date()):
+                log.info(
+                    "The lake's %s of %s are removed: %d rows, %d bytes (keep_days, keep_gb).", one.table, one.day, one.rows, one.bytes
+                )
+
+    return prune_lake
 
 
 def postgres_source(config: Config, environ: Mapping[str, str] | None = None) -> Source:

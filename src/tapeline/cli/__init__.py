@@ -9,14 +9,14 @@ from rich.console import Console
 
 # In the order in which --help lists the commands that each adds.
 # isort: off
-from tapeline.cli import stages, trying, looking, completeness, backfilling, rejected, lake
+from tapeline.cli import stages, trying, looking, completeness, backfilling, rejected, lake, exporting
 
 # isort: on
 from tapeline.cli.app import app
 from tapeline.cli.terminal import escape
 from tapeline.errors import TapelineError
 
-__all__ = ["app", "backfilling", "completeness", "lake", "looking", "main", "rejected", "stages", "trying"]
+__all__ = ["app", "backfilling", "completeness", "exporting", "lake", "looking", "main", "rejected", "stages", "trying"]
 
 
 class _WithoutPandas(MetaPathFinder):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from datetime import date
+from datetime import UTC, date, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,19 +15,29 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from tapeline.cli.app import app
-from tapeline.cli.terminal import ConfigOption, Format, load_config
+from tapeline.cli.terminal import ConfigOption, Format, load_config, stream_with_data
+from tapeline.config import Config
 from tapeline.errors import ConfigError
 
 if TYPE_CHECKING:
+    from tapeline.stores.lake_checking import Checked
+    from tapeline.stores.lake_repairing import Repaired
+    from tapeline.stores.lake_retention import Pruned, Vacuumed
     from tapeline.stores.lake_sealing import Progress as Told
     from tapeline.stores.lake_sealing import Sealed
+
+
+lake_app = typer.Typer(no_args_is_help=True, help="The lake's own life: what it keeps, whether it is whole, and making it whole.")
+app.add_typer(lake_app, name="lake")
+
+FormatOption = Annotated[Format, typer.Option(help="table, or json: an object a line.")]
 
 
 @app.command()
 def seal(
     days: Annotated[list[str], typer.Argument(help="UTC days, such as 2026-01-05.", metavar="DAY...")],
     config: ConfigOption = None,
-    format: Annotated[Format, typer.Option(help="table, or json: an object a line.")] = Format.table,  # noqa: A002
+    format: FormatOption = Format.table,  # noqa: A002
 ) -> None:
     """Merge a day's many small files in the lake into a few sorted ones; each row stays as it is.
 
@@ -35,14 +46,11 @@ def seal(
 
     Example: `tapeline seal 2026-01-05 2026-01-06`
     """
-    from tapeline import wiring
     from tapeline.stores.lake_sealing import seal as seal_day
 
     settings = load_config(config)
     chosen = [_day(text) for text in days]
-    root = wiring.lake_folder(settings)
-    if not root.exists():
-        raise ConfigError(f"There is no lake at {root} yet. Start with `tapeline run`, or name another --config.")
+    root = _lake(settings)
     for day in chosen:
         with _shown(f"sealing {day}") as told:
             done = seal_day(root, day, told)
@@ -52,6 +60,110 @@ def seal(
             typer.echo(f"{day}: the lake holds nothing of it.", err=True)
 
 
+@lake_app.command()
+def prune(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be removed, and remove nothing.")] = False,
+    config: ConfigOption = None,
+    format: FormatOption = Format.table,  # noqa: A002
+) -> None:
+    """Remove the days that the settings keep_days and keep_gb of the lake's [[stores]] no longer keep, oldest first; never today, in UTC.
+
+    `tapeline store` does the same once an hour. Killed or called twice, it removes those days and no other.
+
+    Example: `tapeline lake prune --dry-run`
+    """
+    from tapeline import wiring
+    from tapeline.stores.lake_retention import Keep
+    from tapeline.stores.lake_retention import prune as prune_lake
+
+    settings = load_config(config)
+    root, keep = _lake(settings), wiring.lake_keep(settings)
+    if keep == Keep():
+        typer.echo("The lake keeps everything: neither keep_days nor keep_gb is set in its [[stores]].", err=True)
+    done = prune_lake(root, keep, datetime.now(UTC).date(), dry_run=dry_run)
+    for one in done:
+        typer.echo(_as_json(one) if format is Format.json else _pruned(one, dry_run))
+    if not done and format is not Format.json:
+        typer.echo("Nothing to remove.")
+
+
+@lake_app.command()
+def vacuum(config: ConfigOption = None, format: FormatOption = Format.table) -> None:  # noqa: A002
+    """Delete the files that the tables' logs no longer name, and what is old in the logs.
+
+    What a killed process left behind is among them. Files that a store may be about to commit stay.
+
+    Example: `tapeline lake vacuum`
+    """
+    from tapeline.stores.lake_retention import vacuum as vacuum_lake
+
+    for one in vacuum_lake(_lake(load_config(config))):
+        typer.echo(_as_json(one) if format is Format.json else _vacuumed(one))
+
+
+@lake_app.command()
+def check(
+    day: Annotated[str | None, typer.Argument(help="A UTC day, such as 2026-01-05; everything if left out.")] = None,
+    config: ConfigOption = None,
+    format: FormatOption = Format.table,  # noqa: A002
+) -> None:
+    """Hold the lake against its own log: every file by its bytes, every row by its day, its id and its place in the raw topic.
+
+    Changes nothing. Status 0: all is as it should be. 1: something is not, and is named; `tapeline lake repair` makes damaged files again.
+
+    Example: `tapeline lake check 2026-01-05`
+    """
+    from tapeline.providers import identity
+    from tapeline.stores.lake_checking import check as check_lake
+
+    settings = load_config(config)
+    root, chosen = _lake(settings), _day(day) if day is not None else None
+    with _shown("checking") as told:
+        done = check_lake(root, identity, chosen, told)
+    for one in done:
+        typer.echo(_as_json(one) if format is Format.json else _checked(one))
+    raise typer.Exit(1 if any(one.findings for one in done) else 0)
+
+
+@lake_app.command()
+def repair(
+    drop: Annotated[bool, typer.Option("--drop", help="Give up the rows whose raw records are gone; how many is said.")] = False,
+    config: ConfigOption = None,
+    format: FormatOption = Format.table,  # noqa: A002
+) -> None:
+    """Make damaged files again from the raw topic, as long as that has what they came from.
+
+    The rows are made by today's normalizer, counted against the log, and swapped in by one commit; what does not come out even is left as
+    it is. Status 0: nothing is damaged any more. 1: something is, or rows were given up.
+
+    Example: `tapeline lake repair`
+    """
+    from tapeline.jobs.rebuild import RawRecords
+    from tapeline.providers import DECODERS, identity
+    from tapeline.stores.lake_repairing import repair as repair_lake
+
+    settings = load_config(config)
+    root, stream = _lake(settings), stream_with_data(settings)
+    whole = True
+    try:
+        with _shown("looking at") as told:
+            for one in repair_lake(root, identity, RawRecords(stream, DECODERS), told, drop=drop):
+                typer.echo(_as_json(one) if format is Format.json else _repaired(one))
+                whole = whole and not one.trouble and not one.lost
+    finally:
+        stream.close()
+    raise typer.Exit(0 if whole else 1)
+
+
+def _lake(settings: Config) -> Path:
+    from tapeline import wiring
+
+    root = wiring.lake_folder(settings)
+    if not root.exists():
+        raise ConfigError(f"There is no lake at {root} yet. Start with `tapeline run`, or name another --config.")
+    return root
+
+
 def _day(text: str) -> date:
     try:
         return date.fromisoformat(text)
@@ -59,8 +171,32 @@ def _day(text: str) -> date:
         raise ConfigError(f"{text!r} is no day: {error}. Write it such as 2026-01-05.") from None
 
 
-def _as_json(one: Sealed) -> str:
-    return json.dumps({"day": str(one.day)} | {name: value for name, value in asdict(one).items() if name != "day"})
+def _as_json(one: Sealed | Pruned | Vacuumed | Checked | Repaired) -> str:
+    found = asdict(one)
+    return json.dumps({name: found[name] for name in sorted(found, key=lambda name: name != "day")}, default=str)
+
+
+def _pruned(one: Pruned, dry_run: bool) -> str:
+    verb = "would be removed" if dry_run else "removed"
+    return f"{one.day} {one.table}: {one.rows:,} rows in {one.files:,} files, {one.bytes / 1e6:,.1f} MB, {verb}"
+
+
+def _vacuumed(one: Vacuumed) -> str:
+    return f"{one.table}: {one.files:,} files, {one.bytes / 1e6:,.1f} MB, and {one.log_entries:,} old entries of the log are deleted"
+
+
+def _checked(one: Checked) -> str:
+    gone = [f"{count:,} {what}" for count, what in ((one.removed, "removed by retention"), (one.lost, "given up")) if count]
+    rows = f"{one.rows:,} rows in {one.files:,} files, {one.bytes / 1e6:,.1f} MB" + (f" ({', '.join(gone)})" if gone else "")
+    found: Sequence[str] = [f"{one.table}: {rows}: {'fine' if not one.findings else f'{len(one.findings)} findings'}"]
+    return "\n".join([*found, *(f"  {each.problem}: {each.file or each.day or one.table} {each.detail}" for each in one.findings)])
+
+
+def _repaired(one: Repaired) -> str:
+    what = f"{one.day} {one.table}: {', '.join(Path(file).name for file in one.files)}"
+    if one.trouble:
+        return f"{what}: not changed: {one.trouble}"
+    return f"{what}: {one.found:,} rows made again" + (f", {one.lost:,} rows lost for good" if one.lost else "")
 
 
 def _in_words(one: Sealed) -> str:

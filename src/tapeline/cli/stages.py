@@ -162,6 +162,7 @@ def store(
             group=chosen,
             flush_rows=by_name[chosen].flush_rows,
             flush_s=by_name[chosen].flush_seconds,
+            tidy=wiring.tidy(settings, by_name[chosen]),
         )
         run_store(keep, stop, Random())
         stream.close()

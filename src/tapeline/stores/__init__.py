@@ -26,7 +26,7 @@ class Written:
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """What a store holds of a topic, at one moment: read = rows + duplicates + refused."""
+    """What a store has kept of a topic, until one moment: read = rows + duplicates + refused."""
 
     #: Where to read each partition of the stream next; 0 for those that are not named.
     positions: dict[int, int]
@@ -34,6 +34,10 @@ class Totals:
     rows: int
     duplicates: int
     refused: int = 0
+    #: Of the rows, those that the store's own retention has taken out again, and those that were given up with a damaged file: both were
+    #: kept once, and stay among the rows.
+    removed: int = 0
+    lost: int = 0
 
     @property
     def parts(self) -> dict[str, int]:

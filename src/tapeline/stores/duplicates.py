@@ -72,6 +72,12 @@ def by_channel(batch: pa.RecordBatch) -> Iterator[tuple[Channel, npt.NDArray[np.
         yield (batch["provider"][first].as_py(), batch["feed"][first].as_py(), batch["channel"][first].as_py()), rows
 
 
+def in_sql(identity: Identity) -> tuple[list[str], str]:
+    """The same rule for SQL over a table: what is equal, or null in both, for two copies of an event; and which rows have copies at all."""
+    columns = ["ts_ns // 86400000000000" if name == "date" else f'"{name}"' for name in identity.columns]
+    return columns, f'"{identity.id}" IS NOT NULL' if identity.id else "true"
+
+
 class HighestIds:
     """The highest id of each symbol, of the channels whose ids only grow at their source: above it, every event is new."""
 

@@ -13,20 +13,14 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from deltalake import CommitProperties, DeltaTable, Transaction, WriterProperties, write_deltalake
-from deltalake.exceptions import DeltaError, TableNotFoundError
+from deltalake import DeltaTable, Transaction
+from deltalake.exceptions import DeltaError
 
-from tapeline.errors import ConfigError, DiskTrouble, NewerData
+from tapeline.errors import DiskTrouble
 from tapeline.records import TICKS_TOPIC, Chunk, Identity, Topic
-from tapeline.stores import Totals, Written, with_dates
+from tapeline.stores import Totals, Written, lake_files, with_dates
 from tapeline.stores.duplicates import Channel, HighestIds, IdentityRule, fresh_of
 
-#: The lake's own format, kept in each table's description; a newer one is refused.
-_FORMAT: Final = 1
-_DESCRIPTION: Final = "Tapeline lake, format "
-_WRITER: Final = WriterProperties(compression="ZSTD", compression_level=1, max_row_group_size=128 * 1024)
-#: A flush every few seconds makes a long log: who opens the table reads what came after the last checkpoint, and old parts are removed.
-_LOG: Final = {"delta.checkpointInterval": "20", "delta.logRetentionDuration": "interval 2 days"}
 #: What is counted of each topic, in the order of `Totals`.
 _COUNTS: Final = ("read", "rows", "duplicates")
 
@@ -42,13 +36,7 @@ class Lake:
 
     def totals(self, topic: Topic) -> Totals:
         table = self._table(topic)
-        if table is None:
-            return Totals({}, 0, 0, 0)
-        # Delta lists no application transactions: which partitions there are is one of them.
-        partitions = range(int(table.transaction_version(_count_id(topic, "partitions")) or 1))
-        numbers = {partition: table.transaction_version(_position_id(topic, partition)) for partition in partitions}
-        positions = {partition: int(number) for partition, number in numbers.items() if number is not None}
-        return Totals(positions, *(int(table.transaction_version(_count_id(topic, name)) or 0) for name in _COUNTS))
+        return totals_of(table, topic) if table is not None else Totals({}, 0, 0, 0)
 
     def write(self, chunk: Chunk) -> Written:
         topic = chunk.topic
@@ -60,9 +48,9 @@ class Lake:
         fresh = fresh_of(with_dates(chunk.batch), topic, self._identity, self._held)
         written = Written(fresh.num_rows, chunk.rows - fresh.num_rows)
         now = (before.read + chunk.rows, before.rows + written.rows, before.duplicates + written.duplicates)
-        transactions = [Transaction(_count_id(topic, name), count) for name, count in zip(_COUNTS, now, strict=True)]
+        transactions = [Transaction(count_id(topic, name), count) for name, count in zip(_COUNTS, now, strict=True)]
         transactions += [Transaction(_position_id(topic, partition), position) for partition, position in chunk.next.items()]
-        transactions.append(Transaction(_count_id(topic, "partitions"), max({*chunk.next, *before.positions}) + 1))
+        transactions.append(Transaction(count_id(topic, "partitions"), max({*chunk.next, *before.positions}) + 1))
         order = [(name, "ascending") for name in ("symbol", "ts_ns") if name in fresh.schema.names]
         try:
             self._commit(topic, fresh.sort_by(order) if order else fresh, transactions)
@@ -77,17 +65,14 @@ class Lake:
         return written
 
     def _commit(self, topic: Topic, rows: pa.RecordBatch, transactions: list[Transaction]) -> None:
-        table = self._table(topic)
-        write_deltalake(
-            table if table is not None else str(self.root / topic.table),
-            rows,
-            mode="append",
-            partition_by=["date"],
-            description=f"{_DESCRIPTION}{_FORMAT}" if table is None else None,
-            configuration=_LOG if table is None else None,
-            writer_properties=_WRITER,
-            commit_properties=CommitProperties(app_transactions=transactions),
-        )
+        folder = self.root / topic.table
+        table = self._table(topic) or lake_files.create(folder, rows.schema)
+        whole = pa.table(rows)
+        added = [
+            lake_files.write(folder, day, whole.filter(pc.equal(whole["date"], day)).drop_columns(["date"]))
+            for day in sorted(rows["date"].unique().to_pylist())
+        ]
+        lake_files.commit(table, None, added, transactions, data_change=True)
 
     def _table(self, topic: Topic) -> DeltaTable | None:
         """The topic's table as it now is; None while it does not exist."""
@@ -96,13 +81,11 @@ class Lake:
             if table is not None:
                 table.update_incremental()
                 return table
-            table = DeltaTable(str(self.root / topic.table))
-        except TableNotFoundError:
-            return None
+            table = lake_files.opened(self.root / topic.table)
         except (OSError, DeltaError) as error:
             raise DiskTrouble(f"The lake's table {self.root / topic.table} cannot be read: {error}") from error
-        check_format(table, self.root / topic.table)
-        self._tables[topic.table] = table
+        if table is not None:
+            self._tables[topic.table] = table
         return table
 
     def _held(self, topic: Topic, some: pa.RecordBatch, identity: Identity, channel: Channel) -> pa.Table | None:
@@ -140,27 +123,26 @@ class Lake:
 
     def _read(self, path: Path, names: list[str]) -> pa.Table:
         try:
-            found = pq.read_table(path, columns=names, partitioning=None)
+            found = pq.read_table(path, columns=names, partitioning=None, page_checksum_verification=True)
             # Sealed files call every column nullable, the others do not: what is joined has one schema.
             return pa.table(found.columns, found.schema.names)
         except (OSError, pa.ArrowException) as error:
             raise DiskTrouble(
                 f"The lake's file {path} cannot be read: {error}. Nothing was written; the records stay in the stream. "
-                "Restore the file. It is tried again."
+                "`tapeline lake repair` makes it again from the raw topic. It is tried again."
             ) from error
 
 
-def check_format(table: DeltaTable, path: Path) -> None:
-    """Raises NewerData where a newer Tapeline wrote the table, ConfigError where none did."""
-    description = table.metadata().description or ""
-    version = description.removeprefix(_DESCRIPTION)
-    if not (description.startswith(_DESCRIPTION) and version.isdigit()):
-        raise ConfigError(f"{path} is a Delta table that Tapeline did not make. Move it away, or set another data_dir.")
-    if int(version) > _FORMAT:
-        raise NewerData(
-            f"{path} was written by a newer Tapeline (format {version}, this one knows {_FORMAT}). "
-            "Nothing was touched. Upgrade Tapeline, or set another data_dir."
-        )
+def totals_of(table: DeltaTable, topic: Topic) -> Totals:
+    """Positions and counts, of the commit that a table stands at."""
+    # Delta lists no application transactions: which partitions there are is one of them.
+    partitions = range(int(table.transaction_version(count_id(topic, "partitions")) or 1))
+    numbers = {partition: table.transaction_version(_position_id(topic, partition)) for partition in partitions}
+    positions = {partition: int(number) for partition, number in numbers.items() if number is not None}
+    read, rows, duplicates, removed, lost = (
+        int(table.transaction_version(count_id(topic, name)) or 0) for name in (*_COUNTS, "removed", "lost")
+    )
+    return Totals(positions, read, rows, duplicates, removed=removed, lost=lost)
 
 
 def _overlapping(actions: pa.Table, ts_ns: pa.Array, drift_ns: int) -> set[tuple[str, Any]]:
@@ -208,5 +190,6 @@ def _position_id(topic: Topic, partition: int) -> str:
     return f"tapeline/{topic.name}/{partition}"
 
 
-def _count_id(topic: Topic, name: str) -> str:
+def count_id(topic: Topic, name: str) -> str:
+    """The application transaction that holds one of a topic's numbers."""
     return f"tapeline/{topic.name}/{name}"

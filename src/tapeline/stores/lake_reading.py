@@ -19,7 +19,7 @@ from deltalake.exceptions import DeltaError, TableNotFoundError
 
 from tapeline.errors import DiskTrouble
 from tapeline.records import BARS_TOPIC, NS_PER_S, TICKS_TOPIC, Topic
-from tapeline.stores.lake import check_format
+from tapeline.stores.lake_files import check_format
 from tapeline.stores.selection import ORDER, Selection, alike
 
 #: Of a connection: what DuckDB is asked for here is all built in.
@@ -227,7 +227,8 @@ class LakeSource:
                 yield from (whole.slice(at, _BATCH_ROWS) for at in range(0, whole.num_rows, _BATCH_ROWS))
         except (duckdb.Error, pa.ArrowException, OSError) as error:
             raise DiskTrouble(
-                f"The lake at {self._root} cannot be read: {error}. Ask again if a file was removed meanwhile; restore one that is damaged."
+                f"The lake at {self._root} cannot be read: {error}. Ask again if a file was removed meanwhile; "
+                "`tapeline lake repair` makes one that is damaged again."
             ) from error
 
     def _files(self, topic: Topic) -> _Files:

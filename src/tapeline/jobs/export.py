@@ -1,0 +1,168 @@
+"""Writes rows to plain files for other programs: a folder for each UTC day, all of the export under its name at once, or nothing.
+
+The files are written in a hidden folder beside the one asked for, which takes its name when all of them are whole and on disk: who is
+killed leaves no half file, and the next export to the same folder begins anew.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal, Protocol
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+
+from tapeline.errors import ConfigError, DiskTrouble
+from tapeline.locks import own
+from tapeline.records import NS_PER_S
+
+Form = Literal["parquet", "csv", "arrow"]
+#: Told the rows that are written, and the time of the last, ns since 1970.
+Progress = Callable[[int, int], None]
+
+#: Rows that lie together in a file: what is in memory at once.
+_GROUP_ROWS: Final = 131_072
+_DAY_NS: Final = 86_400 * NS_PER_S
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """What was written."""
+
+    folder: Path
+    files: int
+    rows: int
+    bytes: int
+
+
+class _Writer(Protocol):
+    def write_table(self, table: pa.Table) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def _parquet(file: pa.NativeFile, schema: pa.Schema) -> _Writer:
+    writer: _Writer = pq.ParquetWriter(file, schema, compression="zstd", write_page_checksum=True)
+    return writer
+
+
+def _csv(file: pa.NativeFile, schema: pa.Schema) -> _Writer:
+    writer: _Writer = pa_csv.CSVWriter(file, schema)
+    return writer
+
+
+def _arrow(file: pa.NativeFile, schema: pa.Schema) -> _Writer:
+    writer: _Writer = pa.ipc.new_file(file, schema)
+    return writer
+
+
+_WRITERS: Final[Mapping[Form, Callable[[pa.NativeFile, pa.Schema], _Writer]]] = {"parquet": _parquet, "csv": _csv, "arrow": _arrow}
+
+
+def export(schema: pa.Schema, batches: Iterable[pa.RecordBatch], folder: Path, name: str, form: Form, progress: Progress) -> Exported:
+    """Write batches, which come in order of `ts_ns`, to `folder/date=YYYY-MM-DD/name.form`; the day is that of `ts_ns`, in UTC.
+
+    Raises ConfigError where the folder holds anything, Busy while another export writes to it, DiskTrouble, and what reading the batches
+    raises: then the folder is as it was."""
+    folder = folder.expanduser().absolute()
+    aside = folder.parent / f".{folder.name}.exporting"
+    with _disk_trouble(folder), own(aside / "lock", f"an export to {folder}"):
+        try:
+            if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+                raise ConfigError(f"{folder} is not empty. Nothing was written. Name a folder that is new or empty.")
+            found = aside / "rows"
+            shutil.rmtree(found, ignore_errors=True)
+            found.mkdir()
+            done = _write(schema, batches, found, f"{name}.{form}", form, progress)
+            found.rename(folder)
+            _sync(folder.parent)
+            return Exported(folder, *done)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def _write(
+    schema: pa.Schema, batches: Iterable[pa.RecordBatch], folder: Path, name: str, form: Form, progress: Progress
+) -> tuple[int, int, int]:
+    files = rows = size = 0
+    day: int | None = None
+    path, writer, sink = folder, None, None
+    try:
+        for group, of_day in _groups(schema, batches):
+            if of_day != day or writer is None:
+                size += _end(path, writer, sink)
+                writer = None
+                day = of_day
+                path = folder / f"date={pa.scalar(of_day, pa.int32()).cast(pa.date32()).as_py()}" / name
+                path.parent.mkdir()
+                sink = pa.OSFile(str(path), "wb")
+                writer = _WRITERS[form](sink, schema)
+                files += 1
+            writer.write_table(group)
+            rows += group.num_rows
+            progress(rows, group["ts_ns"][-1].as_py())
+    finally:
+        size += _end(path, writer, sink)
+    return files, rows, size
+
+
+def _end(path: Path, writer: _Writer | None, sink: pa.NativeFile | None) -> int:
+    """Close a file, have it on disk, and give its size."""
+    if writer is None or sink is None:
+        return 0
+    writer.close()
+    sink.close()
+    _sync(path)
+    _sync(path.parent)
+    return path.stat().st_size
+
+
+def _groups(schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[pa.Table, int]]:
+    """Rows of one day each, as many as lie together in a file, with the day."""
+    held: list[pa.RecordBatch] = []
+    count, day = 0, 0
+    for batch in batches:
+        for part, of_day in _by_day(batch):
+            if held and (of_day != day or count + part.num_rows > _GROUP_ROWS):
+                yield pa.Table.from_batches(held, schema).combine_chunks(), day
+                held, count = [], 0
+            day = of_day
+            held.append(part)
+            count += part.num_rows
+    if held:
+        yield pa.Table.from_batches(held, schema).combine_chunks(), day
+
+
+def _by_day(batch: pa.RecordBatch) -> Iterator[tuple[pa.RecordBatch, int]]:
+    """Parts of a batch, which is in order of time, with their days since 1970."""
+    at = 0
+    while at < batch.num_rows:
+        day = batch["ts_ns"][at].as_py() // _DAY_NS
+        rows = int(pc.sum(pc.less(batch["ts_ns"], (day + 1) * _DAY_NS)).as_py()) - at
+        yield batch.slice(at, rows), day
+        at += rows
+
+
+def _sync(path: Path) -> None:
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+@contextmanager
+def _disk_trouble(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        raise DiskTrouble(
+            f"{folder} was not written: {error}. It is as it was, and so is the store. Free disk space or make the folder writable."
+        ) from error

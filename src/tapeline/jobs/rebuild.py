@@ -1,0 +1,59 @@
+"""What the lake's rows came from: the raw records that the stream still has, through today's normalizer again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+
+from tapeline.errors import Unavailable
+from tapeline.providers.normalizing import Decode
+from tapeline.records import RAW_TOPIC, Chunk, Topic
+from tapeline.stages import normalize_all
+from tapeline.streams import Stream
+
+_CHUNK_ROWS: Final = 24_576
+_LAST: Final = (1 << 63) - 2
+
+
+class RawRecords:
+    """A stream, as what repairs the lake asks it. Calls raise Unavailable."""
+
+    def __init__(self, stream: Stream, decoders: Mapping[str, Decode]) -> None:
+        self._stream, self._decoders = stream, decoders
+
+    def again(self, topic: Topic, places: Mapping[int, tuple[int, int]] | None) -> Iterator[pa.RecordBatch]:
+        """What the raw records in these places (partition to first and last offset; None: all there are) give of a topic."""
+        ends = self._stream.ends(RAW_TOPIC)
+        everywhere = dict.fromkeys(ends, (0, _LAST))
+        wanted = everywhere if places is None else {partition: place for partition, place in places.items() if partition in ends}
+        for chunk in self._read(RAW_TOPIC, wanted):
+            yield normalize_all(chunk, self._decoders).batches[topic]
+
+    def waiting(self, topic: Topic, positions: Mapping[int, int]) -> Iterator[pa.RecordBatch]:
+        """The records of a topic from these positions on (0 where none is given), as many as there are at the moment."""
+        for chunk in self._read(topic, {partition: (positions.get(partition, 0), _LAST) for partition in self._stream.ends(topic)}):
+            yield chunk.batch
+
+    def _read(self, topic: Topic, wanted: Mapping[int, tuple[int, int]]) -> Iterator[Chunk]:
+        """What there is of a topic between two offsets of each partition, both included."""
+        oldest, ends = self._stream.before_end(topic, 1 << 62), self._stream.ends(topic)
+        until = {partition: min(last + 1, ends[partition]) for partition, (_, last) in wanted.items()}
+        # Of the other partitions nothing is read, but for what comes meanwhile.
+        at = dict(ends) | {partition: max(first, oldest.get(partition, 0)) for partition, (first, _) in wanted.items()}
+        while left := [partition for partition, end in until.items() if at[partition] < end]:
+            chunk = self._stream.read(topic, at, _CHUNK_ROWS)
+            if chunk is None:
+                waiting = self._stream.waiting(topic, at)
+                if any(waiting.get(partition) for partition in left):
+                    raise Unavailable(f"The stream did not give all that it holds of {topic.name}. Nothing was changed; try again.")
+                return
+            at |= chunk.next
+            inside = np.zeros(chunk.rows, bool)
+            for partition, end in until.items():
+                inside |= (chunk.partition == partition) & (chunk.offset >= wanted[partition][0]) & (chunk.offset < end)
+            if inside.any():
+                batch = chunk.batch if inside.all() else chunk.batch.filter(pa.array(inside))
+                yield Chunk(topic, batch, chunk.partition[inside], chunk.offset[inside], chunk.begin, chunk.next)
