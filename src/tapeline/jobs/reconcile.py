@@ -6,7 +6,7 @@ the stream, like those of a backfill; and a word that the history was read to it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -19,14 +19,15 @@ from tapeline.jobs.fetching import Fetched, Source, fetch, raw_record
 from tapeline.providers import CHANNELS, DECODERS
 from tapeline.providers.history import Request, Span, ending
 from tapeline.providers.normalizing import SAME_CONTENT, normalize
-from tapeline.records import BARS_TOPIC, NS_PER_S, RAW_TOPIC, TICKS_TOPIC, Chunk, Topic
+from tapeline.records import BARS_TOPIC, NS_PER_S, RAW_TOPIC, TICKS_TOPIC, Chunk, Identity, Topic
 from tapeline.stores import with_dates
+from tapeline.stores.duplicates import told_by
 from tapeline.stores.selection import Selection
 from tapeline.stores.selection import Source as Store
 from tapeline.streams import Stream
 
 #: What two copies of a bar have in common, besides their time: a revision differs in one of them.
-_OF_BARS: Final = ("symbol", "interval", "ts_ns", "open", "high", "low", "close", "volume")
+_OF_BARS: Final = Identity(("symbol", "interval", "ts_ns", "open", "high", "low", "close", "volume"))
 #: Two copies of one event may differ in time by this, and so lie on both sides of an edge.
 _EDGE_NS: Final = 2 * NS_PER_S
 
@@ -56,7 +57,7 @@ def reconcile(
     """Of [start_ns, end_ns). Raises Unavailable, Refused, WrongPage: nothing is claimed then, and it can be done again."""
     span = Span(key.feed, key.channel, key.symbol, start_ns, end_ns)
     topic = BARS_TOPIC if CHANNELS[key.provider][key.feed][key.channel].kind == "bar" else TICKS_TOPIC
-    columns = _identity(key)
+    rule = _identity(key)
     held = _stored(store, key, topic, start_ns - _EDGE_NS, end_ns + _EDGE_NS)
     asked: list[Request | None] = []
     parts: list[pa.Table] = []
@@ -67,7 +68,7 @@ def reconcile(
         parts.append(rows.append_column("page", pa.array(np.full(rows.num_rows, number, np.int64))))
         begin = page.following
     fetched = pa.concat_tables(parts) if parts else held.slice(0, 0).append_column("page", pa.array([], pa.int64()))
-    matched = _matched(held, fetched, columns)
+    matched = _matched(held, fetched, rule)
     inside = matched.filter(pc.and_(pc.greater_equal(matched["ts"], start_ns), pc.less(matched["ts"], end_ns)))
     missing = inside.filter(pc.equal(inside["held"], 0))
     pages = sorted(set(missing["page"].to_pylist()))
@@ -92,11 +93,11 @@ def reconcile(
     )
 
 
-def _identity(key: Key) -> tuple[str, ...]:
+def _identity(key: Key) -> Identity:
     channel = CHANNELS[key.provider][key.feed][key.channel]
     if channel.kind == "bar":
         return _OF_BARS
-    return channel.identity.columns or SAME_CONTENT[channel.kind].columns
+    return channel.identity if channel.identity.columns else SAME_CONTENT[channel.kind]
 
 
 def _stored(store: Store, key: Key, topic: Topic, start_ns: int, end_ns: int) -> pa.Table:
@@ -119,17 +120,20 @@ def _nothing(topic: Topic) -> pa.RecordBatch:
     return pa.RecordBatch.from_pylist([], topic.schema)
 
 
-def _matched(held: pa.Table, fetched: pa.Table, columns: Sequence[str]) -> pa.Table:
+def _matched(held: pa.Table, fetched: pa.Table, rule: Identity) -> pa.Table:
     """Each event once: in how many rows of either it is (`held`, `fetched`), its time (`ts`), and the page that brought it."""
-    names = list(columns)
-    sides = [
-        table.select(names)
-        .append_column("at", table["ts_ns"])
-        .append_column("in_held", pa.array(np.full(table.num_rows, int(side == 0))))
-        .append_column("in_fetched", pa.array(np.full(table.num_rows, int(side == 1))))
-        .append_column("on_page", table["page"] if side else pa.nulls(table.num_rows, pa.int64()))
-        for side, table in enumerate((held, fetched))
-    ]
+    sides = []
+    for side, table in enumerate((held, fetched)):
+        told = told_by(table, rule)
+        names = told.schema.names
+        for name, column in (
+            ("at", table["ts_ns"]),
+            ("in_held", pa.array(np.full(table.num_rows, int(side == 0)))),
+            ("in_fetched", pa.array(np.full(table.num_rows, int(side == 1)))),
+            ("on_page", table["page"] if side else pa.nulls(table.num_rows, pa.int64())),
+        ):
+            told = told.append_column(name, column)
+        sides.append(told)
     both = pa.concat_tables([sides[0].cast(sides[1].schema), sides[1]])
     found = both.group_by(names, use_threads=False).aggregate(
         [("at", "max"), ("in_held", "sum"), ("in_fetched", "sum"), ("on_page", "min")]

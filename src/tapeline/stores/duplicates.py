@@ -39,11 +39,11 @@ def fresh_of(batch: pa.RecordBatch, topic: Topic, rule: IdentityRule, held: Held
 
 def _first_seen(some: pa.RecordBatch, identity: Identity, held: pa.Table | None) -> npt.NDArray[np.bool_]:
     """Which records are the first of their event: group what the store holds (-1) and what is new (row) by identity."""
-    new = _told_by(pa.table(some), identity)
+    new = told_by(pa.table(some), identity)
     columns = new.schema.names
     everything = new.append_column("origin", pa.array(np.arange(some.num_rows)))
     if held is not None and held.num_rows:
-        held = _told_by(held, identity).cast(new.schema).append_column("origin", pa.array(np.full(held.num_rows, -1)))
+        held = told_by(held, identity).cast(new.schema).append_column("origin", pa.array(np.full(held.num_rows, -1)))
         everything = pa.concat_tables([held, everything])
     first = everything.group_by(columns, use_threads=False).aggregate([("origin", "min")])["origin_min"].to_numpy()
     keep = np.zeros(some.num_rows, bool)
@@ -51,7 +51,7 @@ def _first_seen(some: pa.RecordBatch, identity: Identity, held: pa.Table | None)
     return keep
 
 
-def _told_by(rows: pa.Table, identity: Identity) -> pa.Table:
+def told_by(rows: pa.Table, identity: Identity) -> pa.Table:
     """The columns that tell events apart; of those without the id, where so asked, the millisecond too."""
     found = rows.select(list(identity.columns))
     if not identity.else_by_ms:
@@ -75,6 +75,8 @@ def by_channel(batch: pa.RecordBatch) -> Iterator[tuple[Channel, npt.NDArray[np.
 def in_sql(identity: Identity) -> tuple[list[str], str]:
     """The same rule for SQL over a table: what is equal, or null in both, for two copies of an event; and which rows have copies at all."""
     columns = ["ts_ns // 86400000000000" if name == "date" else f'"{name}"' for name in identity.columns]
+    if identity.else_by_ms:
+        return [*columns, f'CASE WHEN "{identity.id}" IS NULL THEN ts_ns // {NS_PER_MS} END'], "true"
     return columns, f'"{identity.id}" IS NOT NULL' if identity.id else "true"
 
 
