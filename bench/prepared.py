@@ -93,6 +93,10 @@ class _Server(WSListener):
         if self._wanted >= set(STREAMS) and self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._send(transport))
 
+    def on_ws_disconnected(self, _: WSTransport) -> None:
+        if self._task is not None:
+            self._task.cancel()  # what is left is for the next connection
+
     def pause_writing(self) -> None:
         self._writable.clear()
 
