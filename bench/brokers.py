@@ -26,8 +26,8 @@ from services.process import Server
 from services.redis import RedisServer
 
 from bench import whole
-from bench.machine import REPOSITORY, describe, pipeline, table, venue, write_config
-from bench.prepared import record
+from bench.machine import REPOSITORY, describe, pipeline, table, write_config
+from bench.prepared import record, serving
 
 _EVENTS = 1_500_000
 _ROUNDS = 3
@@ -128,15 +128,15 @@ def _latency() -> str:
             p50, p99, p999 = np.percentile(waited, [50, 99, 99.9]) / 1e6
             rows.append([f"{name} {isolation}".strip(), f"run {at + 1}", len(waited), f"{p50:.2f}", f"{p99:.2f}", f"{p999:.2f}"])
     return (
-        f"At {_RATE:,} ticks/s, from a frame's receipt to a plain consumer (no code of Tapeline's but the `.proto`) that has parsed the"
-        f" protobuf message, {_SECONDS} s after {_WARM_UP_S} s of warm-up, all stages and the lake running beside it.\n\n"
-        + table(["reader", "", "ticks", "p50 ms", "p99 ms", "p99.9 ms"], rows)
+        f"At an even {_RATE:,} ticks/s (frames made beforehand), from a frame's receipt to a plain consumer (no code of Tapeline's but the"
+        f" `.proto`) that has parsed the protobuf message, {_SECONDS} s after {_WARM_UP_S} s of warm-up, all stages and the lake running"
+        " beside it.\n\n" + table(["reader", "", "ticks", "p50 ms", "p99 ms", "p99.9 ms"], rows)
     )
 
 
 def _waited(name: str, isolation: str) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     """Nanoseconds that each tick took."""
-    with _server(name) as server, tempfile.TemporaryDirectory() as folder, venue("binance", "--rate", str(_RATE)) as (url, _):
+    with _recording() as frames, _server(name) as server, tempfile.TemporaryDirectory() as folder, serving(frames, _RATE) as url:
         market_data = _market_data(Path(folder))
         config = write_config(Path(folder), url, 5.0, _url(server))
         with pipeline(config):

@@ -1,7 +1,7 @@
 """A venue whose frames were made beforehand, so that the load costs little beside what is measured.
 
 `record` lets `tapeline venue binance` make its market once, and keeps the frames as they came over the socket. `python -m bench.prepared
-FILE` is then a process that acknowledges what is asked for, and sends them once, as fast as the client reads.
+FILE` is then a process that acknowledges what is asked for, and sends them once, as fast as the client reads, or so many frames a second.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from picows import WSFrame, WSListener, WSMsgType, WSTransport, WSUpgradeRequest
 from bench.machine import STREAMS, venue
 
 _PIECE = 128 * 1024
+_PACE_S = 0.001
 #: The first bytes of a server's text frame, by the length of its payload (RFC 6455).
 _SHORT, _MEDIUM = 125, 0xFFFF
 
@@ -68,16 +69,29 @@ class _Recording:
         self._data, self._at = memoryview(data), 0
 
     def take(self) -> memoryview:
-        piece = self._data[self._at : self._at + _PIECE]
-        self._at += len(piece)
+        """As it comes: a frame may lie in two pieces."""
+        return self._until(min(self._at + _PIECE, len(self._data)))
+
+    def frames(self, count: int) -> memoryview:
+        """So many whole frames."""
+        end = self._at
+        for _ in range(count):
+            if end < len(self._data):
+                size = self._data[end + 1]
+                end += 2 + size if size <= _SHORT else 4 + int.from_bytes(self._data[end + 2 : end + 4], "big")
+        return self._until(end)
+
+    def _until(self, end: int) -> memoryview:
+        piece = self._data[self._at : end]
+        self._at = end
         return piece
 
 
 class _Server(WSListener):
     """Acknowledges requests, and sends once everything is subscribed."""
 
-    def __init__(self, recording: _Recording) -> None:
-        self._recording, self._wanted = recording, set[str]()
+    def __init__(self, recording: _Recording, rate: int) -> None:
+        self._recording, self._rate, self._wanted = recording, rate, set[str]()
         self._writable = asyncio.Event()
         self._writable.set()
         self._task: asyncio.Task[None] | None = None
@@ -104,15 +118,29 @@ class _Server(WSListener):
         self._writable.set()
 
     async def _send(self, transport: WSTransport) -> None:
+        if self._rate:
+            await self._send_evenly(transport)
         while piece := self._recording.take():
             await self._writable.wait()
             transport.underlying_transport.write(piece)
             await asyncio.sleep(0)
 
+    async def _send_evenly(self, transport: WSTransport) -> None:
+        loop = asyncio.get_running_loop()
+        began, sent = loop.time(), 0
+        while True:
+            due = int((loop.time() - began) * self._rate) - sent
+            piece = self._recording.frames(due)
+            if due and not piece:
+                return
+            transport.underlying_transport.write(piece)
+            sent += due
+            await asyncio.sleep(_PACE_S)
 
-async def _serve(recording: _Recording) -> None:
+
+async def _serve(recording: _Recording, rate: int) -> None:
     def enter(_: WSUpgradeRequest) -> WSListener:
-        return _Server(recording)
+        return _Server(recording, rate)
 
     server = await ws_create_server(enter, "127.0.0.1", 0)
     print(f"prepared venue at ws://127.0.0.1:{server.sockets[0].getsockname()[1]}", flush=True)
@@ -122,9 +150,9 @@ async def _serve(recording: _Recording) -> None:
 
 
 @contextmanager
-def serving(path: Path) -> Iterator[str]:
-    """A process that sends a recording; its url."""
-    process = subprocess.Popen([sys.executable, "-m", "bench.prepared", str(path)], stdout=subprocess.PIPE)
+def serving(path: Path, rate: int = 0) -> Iterator[str]:
+    """A process that sends a recording, at an even pace where a rate is given; its url."""
+    process = subprocess.Popen([sys.executable, "-m", "bench.prepared", str(path), str(rate)], stdout=subprocess.PIPE)
     try:
         assert process.stdout is not None
         yield process.stdout.readline().decode().rpartition(" at ")[2].strip()
@@ -134,4 +162,4 @@ def serving(path: Path) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    asyncio.run(_serve(_Recording(Path(sys.argv[1]).read_bytes())))
+    asyncio.run(_serve(_Recording(Path(sys.argv[1]).read_bytes()), int(sys.argv[2])))
