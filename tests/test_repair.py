@@ -132,7 +132,7 @@ def test_a_page_that_is_not_what_was_asked_for_is_named_and_fills_nothing(body: 
     assert fetched(stream) == []
 
 
-def test_what_the_history_does_not_hold_is_unrecoverable_and_only_that() -> None:
+def test_what_is_being_fetched_is_being_repaired_and_what_the_history_does_not_hold_is_unrecoverable() -> None:
     facts = Facts()
     live = chunk([*opened(0), trade(1, 1), trade(6, 6)])
     absorb(facts, live, normalize(live, DECODERS))
@@ -142,9 +142,9 @@ def test_what_the_history_does_not_hold_is_unrecoverable_and_only_that() -> None
     absorb(facts, some, normalize(some, DECODERS))
     assert [(one.state, one.first_id, one.last_id) for one in intervals(facts, TRADES)[1:6]] == [
         ("proven", 1, 1),
-        ("open", 2, 2),
+        ("repairing", 2, 2),
         ("proven", 3, 3),
-        ("open", 4, 5),
+        ("repairing", 4, 5),
         ("proven", 6, 6),
     ]
     last_page = ("repair-1", "fetched", NOON + 10 * NS_PER_S, json.dumps(head | {"done": True}).encode() + b"\n" + page(5, 6))
@@ -351,3 +351,9 @@ def test_a_minute_s_weight_is_not_exceeded(server: str) -> None:
     for _ in range(7):
         rest.get("/x", 25)
     assert time.slept == [60.0]
+
+
+def test_a_repair_that_died_in_the_middle_is_taken_up_again() -> None:
+    key = Key("alpaca", "iex", "trades", "AAPL")
+    gap = Interval(NOON, NOON + NS_PER_S, "repairing", "closed by the network; being fetched")
+    assert [one for _, one, _ in wanted({key: [gap]}, {("alpaca", "iex")}, NOON + 100 * NS_PER_S)] == [gap]

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from operator import attrgetter
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple, TypeAlias
 
 import msgspec
 import numpy as np
@@ -93,6 +93,9 @@ class Life(msgspec.Struct):
     fetched: bool = False
     asked: list[tuple[str, int, int]] = []
     read: list[tuple[str, int, int]] = []
+    #: The same of which some pages have come, and not the last one.
+    asking: list[tuple[str, int, int]] = []
+    reading: list[tuple[str, int, int]] = []
 
 
 @dataclass(slots=True)
@@ -145,7 +148,7 @@ def keys_of(life: Life) -> Iterator[Key]:
         found = provider.subscription(life.feed, topic) if provider is not None else None
         if found is not None:
             yield Key(life.provider, life.feed, *found)
-    for both in {*life.first, *(label for label, _, _ in (*life.asked, *life.read))}:
+    for both in {*life.first, *(label for label, _, _ in (*life.asked, *life.read, *life.asking, *life.reading))}:
         channel, _, symbol = both.partition(" ")
         yield Key(life.provider, life.feed, channel, symbol)
 
@@ -230,10 +233,9 @@ def _absorb_notices(facts: Facts, notices: pa.RecordBatch) -> None:
             life.closed_ns, life.by, life.reason = at_ns, _text(told, "by"), _text(told, "reason")
         elif row["kind"] == "fetched":
             life.fetched = True
-            if told.get("done"):
-                _absorb_read(life, told)
-                for key in keys_of(life):
-                    facts.carries(row["connection"], key)
+            _absorb_read(life, told)
+            for key in keys_of(life):
+                facts.carries(row["connection"], key)
         else:
             span = (int(told.get("from_ns", at_ns)), int(told.get("to_ns", at_ns)))
             if span not in life.refused:
@@ -251,13 +253,24 @@ def _absorb_beside(facts: Facts, told: dict[str, object], at_ns: int) -> None:
 
 
 def _absorb_read(life: Life, told: dict[str, object]) -> None:
-    label = f"{_text(told, 'channel')} {_text(told, 'symbol')}"
+    label, done = f"{_text(told, 'channel')} {_text(told, 'symbol')}", bool(told.get("done"))
     first, last, start_ns, end_ns, time_ms = (told.get(name) for name in ("first", "last", "start_ns", "end_ns", "time_ms"))
     if isinstance(first, int) and isinstance(last, int):
-        life.asked = sorted({*life.asked, (label, first, last)})
+        life.asked, life.asking = _further(life.asked, life.asking, (label, first, last), (label, first, last), done)
     elif isinstance(start_ns, int) and isinstance(end_ns, int) and isinstance(time_ms, int):
         # Of what happened after it was asked, a page says nothing.
-        life.read = sorted({*life.read, (label, start_ns, min(end_ns, time_ms * NS_PER_MS))})
+        read = (label, start_ns, min(end_ns, time_ms * NS_PER_MS))
+        life.read, life.reading = _further(life.read, life.reading, (label, start_ns, end_ns), read, done)
+
+
+_Spans: TypeAlias = "list[tuple[str, int, int]]"
+
+
+def _further(ended: _Spans, begun: _Spans, asked: tuple[str, int, int], read: tuple[str, int, int], done: bool) -> tuple[_Spans, _Spans]:
+    """What was read to the end, and what was begun, with one page more of a span that was asked for."""
+    if done:
+        return sorted({*ended, read}), [one for one in begun if one != asked]
+    return ended, begun if read in ended else sorted({*begun, asked})
 
 
 def _text(told: dict[str, object], name: str) -> str:
@@ -393,24 +406,24 @@ def intervals(facts: Facts, key: Key) -> list[Interval]:
     heard = list(_by_lives(key, [life for life in lives if not life.fetched]))
     read = _read(key, lives)
     runs = facts.runs.get(key)
+    reading = [span for life in lives for span in _spans(life.reading, key)]
     if not runs:
-        return list(_joined(_reconciled(heard, read)))
+        return list(_joined(_being_filled(_reconciled(heard, read), reading)))
     # Before the first number and after the last, only the next one could tell.
     heard = [
         replace(one, evidence="subscribed and heard; the next event's number will tell") if one.state in COVERED else one for one in heard
     ]
     first_ns, last_ns = runs[0].first_ns, max(runs[-1].first_ns, runs[-1].last_ns)
     around = list(_reconciled(heard, read))
-    by_ids = _by_ids(key, runs, _asked(key, lives), read)
+    asked, asking = ([span for life in lives for span in _spans(some(life), key)] for some in (attrgetter("asked"), attrgetter("asking")))
+    by_ids = _being_filled(_by_ids(key, runs, asked, read, asking), reading)
     return list(_joined([*_between(around, -ONGOING, first_ns), *by_ids, *_between(around, last_ns, ONGOING)]))
 
 
 def _read(key: Key, lives: Iterable[Life]) -> list[tuple[int, int]]:
     """The stretches of time of which the provider's history was read to its end; in order, and apart."""
     joined: list[tuple[int, int]] = []
-    for start_ns, end_ns in sorted(
-        (a, b) for life in lives for label, a, b in life.read if label == f"{key.channel} {key.symbol}" and a < b
-    ):
+    for start_ns, end_ns in sorted(span for life in lives for span in _spans(life.read, key) if span[0] < span[1]):
         if joined and start_ns <= joined[-1][1]:
             joined[-1] = (joined[-1][0], max(joined[-1][1], end_ns))
         else:
@@ -444,12 +457,27 @@ def _between(found: Iterable[Interval], start_ns: int, end_ns: int) -> Iterator[
             yield replace(one, start_ns=max(one.start_ns, start_ns), end_ns=min(one.end_ns, end_ns))
 
 
-def _asked(key: Key, lives: Iterable[Life]) -> list[tuple[int, int]]:
-    """The numbers of a key that its provider's history was asked for, to the end: what has not come by then is not there."""
-    return [(first, last) for life in lives for label, first, last in life.asked if label == f"{key.channel} {key.symbol}"]
+def _spans(known: _Spans, key: Key) -> Iterator[tuple[int, int]]:
+    """Those of a key: from and to."""
+    return ((first, last) for label, first, last in known if label == f"{key.channel} {key.symbol}")
 
 
-def _by_ids(key: Key, runs: Iterable[Run], asked: Sequence[tuple[int, int]], read: Sequence[tuple[int, int]]) -> Iterator[Interval]:
+def _being_filled(found: Iterable[Interval], reading: Sequence[tuple[int, int]]) -> Iterator[Interval]:
+    """Gaps that lie in what is being read are being repaired."""
+    for one in found:
+        if one.state == "open" and any(start_ns <= one.start_ns and one.end_ns <= end_ns for start_ns, end_ns in reading):
+            yield replace(one, state="repairing", evidence=f"{one.evidence}; being fetched")
+        else:
+            yield one
+
+
+def _by_ids(
+    key: Key,
+    runs: Iterable[Run],
+    asked: Sequence[tuple[int, int]],
+    read: Sequence[tuple[int, int]],
+    asking: Sequence[tuple[int, int]],
+) -> Iterator[Interval]:
     channel = _channel(key)
     bars = channel is not None and channel.kind == "bar"  # a bar's number is its window's: its time says the same
     before: Run | None = None
@@ -462,8 +490,13 @@ def _by_ids(key: Key, runs: Iterable[Run], asked: Sequence[tuple[int, int]], rea
             low, high = (start_ns // NS_PER_MS, end_ns // NS_PER_MS - 1) if bars else (first, last)
             gone = any(some <= low and high <= other for some, other in asked)
             gone = gone or any(some <= start_ns and end_ns <= other for some, other in read)
-            what = f"{_count(first, last, bars)} missing" + (", and not in the provider's history" if gone else "")
-            yield Interval(start_ns, end_ns, "unrecoverable" if gone else "open", what, first, last)
+            state: State = "open"
+            what = f"{_count(first, last, bars)} missing"
+            if gone:
+                state, what = "unrecoverable", f"{what}, and not in the provider's history"
+            elif any(some <= low and high <= other for some, other in asking):
+                state, what = "repairing", f"{what}; being fetched"
+            yield Interval(start_ns, end_ns, state, what, first, last)
         start_ns, end_ns = sorted((run.first_ns, run.last_ns))
         yield Interval(start_ns, end_ns, "proven", f"{_count(run.first, run.last, bars)} there", run.first, run.last)
         before = run

@@ -73,7 +73,7 @@ def wanted(known: Mapping[Key, Sequence[Interval]], sources: Container[tuple[str
         for key, intervals in known.items()
         if key[:2] in sources
         for one in intervals
-        if one.state == "open" and (span := span_of(key, one)) is not None
+        if one.state in ("open", "repairing") and (span := span_of(key, one)) is not None
         if span.end_ns + HISTORIES[key.provider].SETTLED_NS < now_ns
     ]
     return sorted(found, key=lambda gap: -gap[1].start_ns)
