@@ -8,6 +8,7 @@ import time
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
+import pytest
 from processes import Home, block, ledger, records, until
 
 from frames import rows
@@ -108,3 +109,34 @@ def normalize_all(stream: Stream) -> list[tuple[str, int]]:
 def sent_events(market: VenueProcess) -> list[dict[str, Any]]:
     """The events of a journal that is still written, without a last line that is not whole."""
     return [json.loads(line)["event"] for line in market.journal.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
+@pytest.mark.parametrize(
+    ("provider", "feed", "symbol", "told"),
+    [
+        ("polygon", "stocks", "AAPL", lambda event: event["i"] if event.get("ev") == "T" else None),
+        ("alpaca", "iex", "AAPL", lambda event: str(event["i"]) if event.get("T") == "t" else None),
+    ],
+)
+def test_trades_of_the_past_come_from_whoever_keeps_them_by_time(
+    provider: str, feed: str, symbol: str, told: Callable[[dict[str, Any]], str | None], home: Home, venue: Callable[..., VenueProcess]
+) -> None:
+    market = venue(provider, "--rate", "2000", "--fault", "rest_error:1", "--fault", "late_report:1e-12")
+    home.env = {"TAPELINE_POLYGON_KEY": "k", "TAPELINE_ALPACA_KEY": "k", "TAPELINE_ALPACA_SECRET": "s"}
+    home.configure(block(provider, market.url, [symbol], ["T" if provider == "polygon" else "trades"], feed=feed))
+    listening = home.start("ingest")
+    until(lambda: market.journal.exists() and len(sent_events(market)) > 4_000, "nothing happens")
+    listening.end()
+    later = Home(home.root.with_name("later"), home.spawn, home.env)
+    later.configure(block(provider, market.url, [symbol], ["T" if provider == "polygon" else "trades"], feed=feed))
+    now_ns = time.time_ns()
+    asked = ("backfill", "--channels", "trades", "--start", str(now_ns - 600 * NS_PER_S), "--end", str(now_ns), "--format", "json")
+    done = later.ask(*asked)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(later.ask(*asked).stdout) == json.loads(done.stdout)
+    with closing(later.stream()) as stream:
+        chunk = stream.read(RAW_TOPIC, {}, 10_000)
+    assert chunk is not None
+    trades = [row["trade_id"] for row in rows(normalize(chunk, DECODERS))["ticks"]]
+    assert len(trades) == len(set(trades))
+    assert {number for event in sent_events(market) if (number := told(event)) is not None} <= set(trades)
