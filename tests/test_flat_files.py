@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import socket
+import tempfile
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -170,6 +171,39 @@ def test_a_trade_that_was_corrected_has_a_notice_beside_it() -> None:
 def test_what_is_not_what_it_should_be_is_named_and_nothing_of_it_kept(feed: str, text: bytes, said: str) -> None:
     with pytest.raises(WrongPage, match=said):
         from_file(span(feed), text)
+
+
+@given(
+    st.lists(st.sampled_from(["A", "AA", "AAA", "B", "Bp", "BP", "LONGEST.W", ""]), max_size=30),
+    st.integers(1, 60),
+    st.booleans(),
+    st.sets(st.sampled_from(["A", "AAA", "BP", "Bp", "ZZ"]), min_size=1),
+)
+def test_however_a_file_is_cut_each_wanted_ticker_has_its_lines_as_they_came(
+    tickers: list[str], size: int, last: bool, wanted: set[str]
+) -> None:
+    for header in ("ticker,conditions,price", "price,conditions,ticker"):
+        lines = [",".join([ticker, '"1,2"', str(at)][:: 1 if header.startswith("ticker") else -1]) for at, ticker in enumerate(tickers)]
+        text = "\n".join([header, *lines]).encode() + b"\n" * last
+        with tempfile.TemporaryDirectory() as folder:
+            client = Prepared([gzip.compress(text)[at : at + size] for at in range(0, len(gzip.compress(text)), size)])
+            for ticker in wanted:
+                mine = [line for line, of in zip(lines, tickers, strict=True) if of == ticker]
+                body = DayFiles(client, Path(folder), wanted)(Request(f"/day.csv.gz?ticker={ticker}"))
+                assert body.decode().splitlines() == ["v1 -1", header, *mine]
+
+
+class Prepared:
+    """A bucket of one file."""
+
+    def __init__(self, some: Sequence[bytes]) -> None:
+        self.some = some
+
+    def version(self, path: str) -> str | None:
+        return "v1"
+
+    def blocks(self, path: str) -> Iterator[bytes]:
+        return iter(self.some)
 
 
 @given(st.sampled_from(["T", "Q", "AM"]), st.binary(max_size=200) | st.text(max_size=200).map(str.encode), st.booleans())

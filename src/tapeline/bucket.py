@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Final
 
 import pyarrow.fs as fs
@@ -68,15 +68,12 @@ class Bucket:
 
     def version(self, path: str) -> str | None:
         """What changes when the object is replaced; None where there is none."""
-        with self._told(path):
-            try:
-                with self._objects.open_input_file(f"{self._name}{path}") as found:
-                    return _version(found.metadata())
-            except FileNotFoundError:
-                return None
+        with self._told(path), suppress(FileNotFoundError), self._objects.open_input_file(f"{self._name}{path}") as found:
+            return _version(found.metadata())
+        return None
 
     def blocks(self, path: str) -> Iterator[bytes]:
-        """An object from beginning to end. Raises FileNotFoundError where there is none."""
+        """An object from beginning to end."""
         with self._told(path):
             found = self._objects.open_input_file(f"{self._name}{path}")
         with found:
@@ -93,11 +90,9 @@ class Bucket:
 
     @contextmanager
     def _told(self, path: str) -> Iterator[None]:
-        """Errors of the SDK as ours; FileNotFoundError as it is."""
+        """Errors of the SDK as ours."""
         try:
             yield
-        except FileNotFoundError:
-            raise
         except (OSError, ValueError) as error:
             said = without(str(error), *self._secrets)
             if _code(said) not in _REFUSALS:

@@ -13,6 +13,8 @@ from typing import Final, Protocol
 from urllib.parse import parse_qs
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 
 from tapeline.errors import DiskTrouble
 from tapeline.jobs.archive import piece_of
@@ -23,6 +25,8 @@ from tapeline.providers.polygon_files import MISSING
 _BLOCK: Final = 1024 * 1024
 _LONGEST_LINE: Final = 64 * 1024
 _GZIP: Final = 31
+_NEWLINE: Final = ord("\n")
+_COMMA: Final = ord(",")
 _NOTE: Final = "note.json"
 
 
@@ -33,7 +37,7 @@ class Client(Protocol):
         """What changes when the file is replaced; None where there is none."""
 
     def blocks(self, path: str) -> Iterator[bytes]:
-        """A file from beginning to end. Raises FileNotFoundError where there is none."""
+        """A file from beginning to end."""
 
 
 class _Note(msgspec.Struct):
@@ -87,8 +91,6 @@ class DayFiles:
             return note
         try:
             return self._fetch(path, day, version, self._wanted | {ticker})
-        except FileNotFoundError:
-            return None
         except WrongPage as error:
             self._wrong[day] = str(error)
             raise
@@ -157,42 +159,64 @@ def _unpacked(path: str, blocks: Iterable[bytes]) -> Iterator[bytes]:
 
 def _sort(path: str, blocks: Iterable[bytes], column: str, tickers: frozenset[str], to: Path) -> str:
     """Write each wanted ticker's lines to its file, as they came; the header. Raises WrongPage."""
-    wanted = {ticker.encode(): _table(to, ticker) for ticker in tickers}
+    wanted = sorted(ticker.encode() for ticker in tickers)
+    names, tables = np.array(wanted), [_table(to, name.decode()) for name in wanted]
     header, place = "", 0
     for lines in _whole_lines(path, blocks):
+        text = lines
         if not header:
-            header = lines.pop(0).decode("utf-8", "replace").strip()
-            names = header.split(",")
-            if column not in names:
+            first, _, text = lines.partition(b"\n")
+            header = first.decode("utf-8", "replace").strip()
+            if column not in header.split(","):
                 raise WrongPage(f"{path} begins with {header[:80]!r}, which names no column {column}. Nothing of it was kept.")
-            place = names.index(column)
-        found: dict[bytes, list[bytes]] = {}
-        for line in lines:
-            ticker = line[: line.find(b",")] if not place else _cell(line, place)
-            if ticker in wanted:
-                found.setdefault(ticker, []).append(line)
-        for ticker, some in found.items():
-            with wanted[ticker].open("ab") as file:
-                file.write(b"\n".join((*some, b"")))
+            place = header.split(",").index(column)
+        ends = np.flatnonzero(np.frombuffer(text, np.uint8) == _NEWLINE) + 1
+        if not len(ends):
+            continue
+        starts = np.concatenate([[0], ends[:-1]])
+        found = _first_cells(text, starts, names.itemsize) if not place else _cells(text, place)
+        which = np.minimum(np.searchsorted(names, found), len(names) - 1)
+        hits = np.flatnonzero(names[which] == found)
+        if not len(hits):
+            continue
+        runs: dict[int, list[bytes]] = {}
+        for run in np.split(hits, np.flatnonzero((np.diff(hits) != 1) | (np.diff(which[hits]) != 0)) + 1):
+            runs.setdefault(int(which[run[0]]), []).append(text[starts[run[0]] : ends[run[-1]]])
+        for at, some in runs.items():
+            with tables[at].open("ab") as file:
+                file.writelines(some)
     if not header:
         raise WrongPage(f"{path} is empty. Nothing of it was kept.")
     return header
 
 
-def _whole_lines(path: str, blocks: Iterable[bytes]) -> Iterator[list[bytes]]:
-    """Lines without their ends, a block's at a time."""
+def _first_cells(text: bytes, starts: npt.NDArray[np.int64], width: int) -> npt.NDArray[np.bytes_]:
+    """The first cell of each line, empty where it is longer than `width`: a day may have a thousand million lines."""
+    padded = np.frombuffer(text + bytes(width + 1), np.uint8)
+    cells = padded[starts[:, None] + np.arange(width + 1)]
+    behind = np.logical_or.accumulate(cells == _COMMA, axis=1)
+    cells[behind | ~behind[:, -1:]] = 0
+    found: npt.NDArray[np.bytes_] = cells.view(f"S{width + 1}").ravel()
+    return found
+
+
+def _cells(text: bytes, place: int) -> npt.NDArray[np.bytes_]:
+    """The cell at a place of each line."""
+    rows = (next(csv.reader([line]), []) for line in text.decode("utf-8", "replace").split("\n")[:-1])
+    return np.array([row[place].encode() if place < len(row) else b"" for row in rows])
+
+
+def _whole_lines(path: str, blocks: Iterable[bytes]) -> Iterator[bytes]:
+    """Blocks that end with a line."""
     rest = b""
     for block in blocks:
-        lines = (rest + block).split(b"\n")
-        rest = lines.pop()
+        lines, newline, more = block.rpartition(b"\n")
+        if newline:
+            yield rest + lines + newline
+            rest = more
+        else:
+            rest += more
         if len(rest) > _LONGEST_LINE:
             raise WrongPage(f"{path} has a line of more than {_LONGEST_LINE} bytes, so it is no such CSV. Nothing of it was kept.")
-        if lines:
-            yield lines
     if rest:
-        yield [rest]
-
-
-def _cell(line: bytes, place: int) -> bytes:
-    cells = next(csv.reader([line.decode("utf-8", "replace")]), [])
-    return cells[place].encode() if place < len(cells) else b""
+        yield rest + b"\n"
