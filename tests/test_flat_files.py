@@ -316,6 +316,21 @@ def test_who_was_killed_in_the_middle_goes_on_with_what_is_on_disk_and_without_i
         assert client.fetched == fetched
 
 
+def test_the_rows_of_a_ticker_that_is_read_again_stay_until_it_is_through(
+    s3_url: str, server: Callable[[bytes], None], tmp_path: Path
+) -> None:
+    server(gzip.compress(a_day(DAY_ROWS)))
+    client = Counted(s3_url)
+    source = DayFiles(client, tmp_path, ["AAPL", "MSFT"])
+    whole = pages_of(source, span())
+    again = fetch(Source(HISTORY, source), span(), lambda: FETCHED_NS)
+    first = next(again)
+    pages_of(source, span(symbol="MSFT"))
+    assert [first, *again] == whole
+    assert client.fetched == 1
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
 def test_a_file_that_is_published_again_is_named_and_its_rows_are_not_mixed(
     s3_url: str, server: Callable[[bytes], None], tmp_path: Path
 ) -> None:

@@ -93,7 +93,7 @@ class Bucket:
         """Errors of the SDK as ours."""
         try:
             yield
-        except (OSError, ValueError) as error:
+        except OSError as error:
             said = without(str(error), *self._secrets)
             if _code(said) not in _REFUSALS:
                 raise Unavailable(f"{self._url}{path}: {said}. It was tried again and again; try later.") from None

@@ -191,11 +191,11 @@ def _sort(path: str, blocks: Iterable[bytes], column: str, tickers: frozenset[st
 
 
 def _first_cells(text: bytes, starts: npt.NDArray[np.int64], width: int) -> npt.NDArray[np.bytes_]:
-    """The first cell of each line, empty where it is longer than `width`: a day may have a thousand million lines."""
+    """The first cell of each line, cut off behind `width` + 1: a day may have a thousand million lines."""
     padded = np.frombuffer(text + bytes(width + 1), np.uint8)
     cells = padded[starts[:, None] + np.arange(width + 1)]
     behind = np.logical_or.accumulate(cells == _COMMA, axis=1)
-    cells[behind | ~behind[:, -1:]] = 0
+    cells[behind] = 0
     found: npt.NDArray[np.bytes_] = cells.view(f"S{width + 1}").ravel()
     return found
 
