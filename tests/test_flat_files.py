@@ -331,6 +331,18 @@ def test_the_rows_of_a_ticker_that_is_read_again_stay_until_it_is_through(
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
+def test_jobs_of_other_tickers_side_by_side_leave_each_other_their_rows(
+    s3_url: str, server: Callable[[bytes], None], tmp_path: Path
+) -> None:
+    server(gzip.compress(a_day(DAY_ROWS)))
+    client = Counted(s3_url)
+    one = fetch(Source(HISTORY, DayFiles(client, tmp_path, ["AAPL"])), span(), lambda: FETCHED_NS)
+    first = next(one)
+    assert ids(pages_of(DayFiles(Counted(s3_url), tmp_path, ["MSFT"]), span(symbol="MSFT"))) == [str(at) for at in range(5)]
+    assert ids([first, *one]) == [str(at) for at in range(LONG)]
+    assert client.fetched == 1
+
+
 def test_a_file_that_is_published_again_is_named_and_its_rows_are_not_mixed(
     s3_url: str, server: Callable[[bytes], None], tmp_path: Path
 ) -> None:

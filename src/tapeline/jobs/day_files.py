@@ -56,7 +56,8 @@ class DayFiles:
 
     def __init__(self, client: Client, folder: Path, wanted: Collection[str], column: str = "ticker") -> None:
         """`folder`: where rows are kept. `wanted`: the tickers, by the provider's own names, that will be asked for."""
-        self._client, self._folder, self._wanted, self._column = client, folder, frozenset(wanted), column
+        self._client, self._wanted, self._column = client, frozenset(wanted), column
+        self._folder = folder / _digest(" ".join(sorted(wanted)))  # apart from those of a job of other tickers, which may run beside
         self._lock = threading.Lock()
         self._locks: dict[Path, threading.Lock] = {}
         #: What came of files that are no such files: they are not fetched for each ticker again.
@@ -121,7 +122,11 @@ def _noted(day: Path) -> _Note | None:
 
 def _table(day: Path, ticker: str) -> Path:
     """Tickers differ in case alone, and hold what no file's name may."""
-    return day / f"{hashlib.sha256(ticker.encode()).hexdigest()[:24]}.csv"
+    return day / f"{_digest(ticker)}.csv"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
 def _piece(day: Path, note: _Note, ticker: str, at: int) -> bytes:
