@@ -1,12 +1,14 @@
 """Real servers as fixtures. One that cannot be had skips its tests, and pytest's last lines say so; with CI=true it fails them.
 
 `redis_server`, `kafka_broker` and `postgres_server` are shared by the whole run: use names of your own in them, and leave them running.
+`s3_url` is the address of a local server that speaks S3's protocol, shared too.
 `own_redis(...)`, `own_kafka(...)` and `own_postgres(...)` start one for a single test, to be killed and paused.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -22,6 +24,8 @@ from services.kafka import KafkaBroker
 from services.postgres import PostgresServer
 from services.process import Missing, Tls
 from services.redis import RedisServer
+
+from environments import python_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -86,6 +90,25 @@ def postgres_server() -> Iterator[PostgresServer]:
     need(postgres)
     with _reachable_folder() as folder, PostgresServer(folder) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def s3_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A local server that speaks S3's protocol."""
+    log = tmp_path_factory.mktemp("s3") / "log"
+    with log.open("w") as sink:
+        command = [python_of(Path(__file__).parent / "readers" / "s3"), "-u", "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]
+        process = subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT)
+    try:
+        deadline = time.monotonic() + 60
+        while (found := re.search(r"Running on (http://127\.0\.0\.1:\d+)", log.read_text())) is None:
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.05)
+        yield found[1]
+    finally:
+        process.kill()
+        process.wait()
 
 
 @pytest.fixture

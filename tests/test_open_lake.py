@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
-import time
-from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -109,29 +106,10 @@ def test_delta_and_arrow_read_the_table(lake: Path) -> None:
 READERS = Path(__file__).parent / "readers"
 
 
-@pytest.fixture(scope="module")
-def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A local server that speaks S3's protocol."""
-    log = tmp_path_factory.mktemp("s3") / "log"
-    with log.open("w") as sink:
-        command = [python_of(READERS / "s3"), "-u", "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]
-        process = subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT)
-    try:
-        deadline = time.monotonic() + 60
-        while (found := re.search(r"Running on (http://127\.0\.0\.1:\d+)", log.read_text())) is None:
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.05)
-        yield found[1]
-    finally:
-        process.kill()
-        process.wait()
-
-
 @pytest.mark.timeout(600)  # the first run fetches the server
-def test_a_copy_of_the_lake_on_s3_is_read_where_it_lies(lake: Path, endpoint: str) -> None:
+def test_a_copy_of_the_lake_on_s3_is_read_where_it_lies(lake: Path, s3_url: str) -> None:
     remote = fs.S3FileSystem(
-        access_key="k", secret_key="s", region="us-east-1", endpoint_override=endpoint, allow_bucket_creation=True, request_timeout=30
+        access_key="k", secret_key="s", region="us-east-1", endpoint_override=s3_url, allow_bucket_creation=True, request_timeout=30
     )
     remote.create_dir("market")
     fs.copy_files(str(lake), "market/lake", destination_filesystem=remote)
@@ -139,7 +117,7 @@ def test_a_copy_of_the_lake_on_s3_is_read_where_it_lies(lake: Path, endpoint: st
         "AWS_ACCESS_KEY_ID": "k",
         "AWS_SECRET_ACCESS_KEY": "s",
         "AWS_REGION": "us-east-1",
-        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ENDPOINT_URL": s3_url,
         "AWS_ALLOW_HTTP": "true",
     }
     for topic, rows in ((TICKS_TOPIC, TRADES), (BARS_TOPIC, WINDOWS)):

@@ -10,6 +10,7 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, get_args
 
@@ -31,7 +32,11 @@ SECRETS: Final[dict[str, dict[str, tuple[str, ...]]]] = {
         "secret": ("TAPELINE_ALPACA_SECRET", "APCA_API_SECRET_KEY"),
     },
 }
-_SECRET_NAMES: Final = frozenset(name for kinds in SECRETS.values() for names in kinds.values() for name in names)
+#: Where the access key of S3's protocol and its secret are looked for, of providers whose files need them: they are not the API key.
+FILES_SECRETS: Final = {"polygon": ("TAPELINE_POLYGON_FILES_KEY", "TAPELINE_POLYGON_FILES_SECRET")}
+_SECRET_NAMES: Final = frozenset(
+    (*(name for kinds in SECRETS.values() for names in kinds.values() for name in names), *chain(*FILES_SECRETS.values()))
+)
 
 NotNegative = Annotated[float, msgspec.Meta(ge=0)]
 ProviderName = Literal["binance", "polygon", "alpaca"]
@@ -77,6 +82,7 @@ class ProviderConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw
     feed: str = ""  # the provider's usual one where left out
     url: str = ""  # the provider's own address where left out
     rest_url: str = ""
+    files_url: str = ""  # of the files of its history
     lines: Annotated[int, msgspec.Meta(ge=1, le=2)] = 1  # 2: the same twice, to two addresses; of each event the first copy counts
     second_url: str = ""  # where the second line goes; another host of the provider's where left out
     connections: Annotated[int, msgspec.Meta(ge=1)] = 1  # how many the account may have to one endpoint (Massive, Alpaca)
@@ -244,6 +250,15 @@ def secret(provider: ProviderConfig, kind: str, environ: Mapping[str, str]) -> s
         f"{provider.name} needs a {kind}. Set {names[0]} in the environment (or {', '.join(names[1:])}), "
         f'or {kind}_file = "..." in its [[providers]] block.'
     )
+
+
+def files_secrets(provider: str, environ: Mapping[str, str]) -> tuple[str, str]:
+    """Access key and secret of the provider's files. Raises ConfigError that names the variable that is not set."""
+    for name in FILES_SECRETS[provider]:
+        if not environ.get(name):
+            raise ConfigError(f"The files of {provider} need an S3 access key and its secret, which are not its API key. Set {name}.")
+    key, secret_ = (environ[name] for name in FILES_SECRETS[provider])
+    return key, secret_
 
 
 def stream_password(stream: StreamConfig, environ: Mapping[str, str]) -> str:

@@ -19,10 +19,11 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 
 from tapeline import net
-from tapeline.config import Config, ProviderConfig, StoreConfig, environment, secret, store_password, stream_password
+from tapeline.config import Config, ProviderConfig, StoreConfig, environment, files_secrets, secret, store_password, stream_password
 from tapeline.errors import Busy, ConfigError, TapelineError, Unavailable
 from tapeline.jobs import fetching
 from tapeline.jobs.archive import Archive
+from tapeline.jobs.day_files import DayFiles
 from tapeline.pairs import Pair
 from tapeline.providers import ARCHIVES, CHANNELS, HISTORIES, PROVIDERS, Provider, identity
 from tapeline.providers.history import History
@@ -127,16 +128,34 @@ def histories(
 
 
 def archives(
-    config: Config, folder: Path, random: Random, sleep: Callable[[float], object] = time.sleep
+    config: Config, environ: Mapping[str, str], folder: Path, random: Random, sleep: Callable[[float], object] = time.sleep
 ) -> dict[tuple[str, str], fetching.Source]:
-    """As `histories`, from the files that providers keep of whole days and months; `folder`: where those are kept while they are read."""
+    """As `histories`, from the files that providers keep of whole days and months; `folder`: where those are kept while they are read.
+
+    Of files that hold all symbols only the configuration's are kept."""
     found: dict[tuple[str, str], fetching.Source] = {}
     for some in config.providers:
-        if some.name in ARCHIVES:
-            url, history = ARCHIVES[some.name]
-            client = _client(config, some, history, _stand_in(some) or url, {}, random, sleep)
-            found.setdefault((some.name, _feed(some)), fetching.Source(history, Archive(client, folder)))
+        archived, feed = ARCHIVES.get(some.name), _feed(some)
+        if archived is None or feed not in archived.history.CHANNELS or (some.name, feed) in found:
+            continue
+        url = some.files_url or _stand_in(some) or archived.url
+        get: fetching.Get
+        if archived.bucket:
+            from tapeline.bucket import Bucket
+
+            bucket = Bucket(url, archived.bucket, *files_secrets(some.name, environ), ca_file=some.ca_file, sleep=sleep)
+            get = DayFiles(bucket, folder / some.name, _tickers(config, some.name, feed))
+        else:
+            get = Archive(_client(config, some, archived.history, url, {}, random, sleep), folder)
+        found[some.name, feed] = fetching.Source(archived.history, get)
     return found
+
+
+def _tickers(config: Config, provider: str, feed: str) -> set[str]:
+    """By which names a provider's files have the configuration's symbols."""
+    written = {symbol for some in config.providers if (some.name, _feed(some)) == (provider, feed) for symbol in some.symbols}
+    known = {PROVIDERS[provider].symbol_of(feed, symbol) for symbol in written}
+    return {ARCHIVES[provider].ticker(feed, symbol) for symbol in known if symbol is not None}
 
 
 def _client(

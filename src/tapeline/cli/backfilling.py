@@ -56,7 +56,7 @@ def backfill(
         str | None, typer.Option(help="Comma-separated: trades, quotes, bars, or the provider's own names; the configured if left out.")
     ] = None,
     origin: Annotated[
-        Origin, typer.Option("--from", help="rest, or files: the provider's files of whole UTC days and months, for much of the past.")
+        Origin, typer.Option("--from", help="rest, or files: the provider's files of whole days and months, for much of the past.")
     ] = Origin.rest,
     workers: Annotated[int, typer.Option(min=1, max=32, help="Requests side by side, all within the provider's limits.")] = 4,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be asked for, and ask for nothing.")] = False,
@@ -208,7 +208,8 @@ def _jobs(
         blocks = [ProviderConfig(name=provider)]  # type: ignore[arg-type]  # one of the registry's names
     asked = replace(settings, providers=tuple(blocks))
     if origin is Origin.files:
-        sources = wiring.archives(asked, settings.root / "backfill" / "files", Random(), stop.wait)
+        narrowed = replace(asked, providers=tuple(replace(some, symbols=tuple(symbols) or some.symbols) for some in blocks))
+        sources = wiring.archives(narrowed, environment(), settings.root / "backfill" / "files", Random(), stop.wait)
         if not sources:
             raise ConfigError(f"No such provider keeps files of its history. These do: {', '.join(ARCHIVES)}. Leave --from files out.")
     else:

@@ -81,6 +81,16 @@ def _unpack(asked: Request, packed: Path, table: Path) -> None:
 def _piece(table: Path, note: Path, at: int) -> bytes:
     """From `at` up to the end of a line."""
     digest = note.read_text(encoding="ascii")
+    piece, following = piece_of(table, at)
+    if following < 0:
+        with suppress(FileNotFoundError):
+            table.unlink()
+            note.unlink()
+    return f"{digest} {following}\n".encode() + piece
+
+
+def piece_of(table: Path, at: int) -> tuple[bytes, int]:
+    """The lines of a file from a place on, as many as a piece holds, and where the next piece begins (-1: none does)."""
     with table.open("rb") as file:
         file.seek(at)
         piece = file.read(_PIECE_BYTES)
@@ -88,8 +98,4 @@ def _piece(table: Path, note: Path, at: int) -> bytes:
         if not last:
             piece += file.readline()
             last = not file.read(1)
-    if last:
-        with suppress(FileNotFoundError):
-            table.unlink()
-            note.unlink()
-    return f"{digest} {-1 if last else at + len(piece)}\n".encode() + piece
+    return piece, -1 if last else at + len(piece)

@@ -20,12 +20,12 @@ from random import Random
 from typing import Final
 
 import msgspec
-import numpy as np
 
 from tapeline.errors import Refused, TapelineError, Unavailable
 from tapeline.jobs.fetching import Fetched, Source, fetch, raw_record
 from tapeline.jobs.page_log import PageLog, Progress, Sent
 from tapeline.net import backoff
+from tapeline.providers import ARCHIVES
 from tapeline.providers.history import Span, WrongPage
 from tapeline.records import NS_PER_S
 from tapeline.streams import Producer, Stream
@@ -49,7 +49,7 @@ class Job:
     symbols: tuple[str, ...]  # canonical
     start_ns: int
     end_ns: int
-    #: From the provider's files of whole days and months, not from its REST.
+    #: From the provider's files, not from its REST.
     files: bool = False
 
     @property
@@ -61,8 +61,9 @@ class Job:
     def spans(self) -> list[Span]:
         """One for each channel, symbol and UTC day, the earliest days first: parts that can be fetched side by side.
 
-        Of files: for each UTC month or day, whole, that is touched."""
-        parts = _months(self.start_ns, self.end_ns) if self.files else _days(self.start_ns, self.end_ns)
+        Of files: for the time of each, whole, that is touched."""
+        parts_of = ARCHIVES[self.provider].history.parts if self.files else _days
+        parts = parts_of(self.start_ns, self.end_ns)
         return [Span(self.feed, channel, symbol, *part) for part in parts for symbol in self.symbols for channel in self.channels]
 
 
@@ -235,19 +236,6 @@ class Backfill:
 def _days(start_ns: int, end_ns: int) -> list[tuple[int, int]]:
     edges = [start_ns, *range(start_ns // _DAY_NS * _DAY_NS + _DAY_NS, end_ns, _DAY_NS), end_ns]
     return list(pairwise(edges))
-
-
-def _months(start_ns: int, end_ns: int) -> list[tuple[int, int]]:
-    """Whole UTC days, and in their place whole months where all days of one are asked for."""
-    first, last = (np.datetime64(day, "D") for day in (start_ns // _DAY_NS, -(-end_ns // _DAY_NS)))
-    found, at = [], first
-    while at < last:
-        month = at.astype("datetime64[M]")
-        whole = at == month.astype("datetime64[D]") and (month + 1).astype("datetime64[D]") <= last
-        until = (month + 1).astype("datetime64[D]") if whole else at + 1
-        found.append((int(at.astype(np.int64)) * _DAY_NS, int(until.astype(np.int64)) * _DAY_NS))
-        at = until
-    return found
 
 
 def _come(one: Progress) -> int:

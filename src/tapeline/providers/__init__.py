@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Final, Protocol, cast
+from collections.abc import Callable, Mapping
+from typing import Final, NamedTuple, Protocol, cast
 
-from tapeline.providers import alpaca, alpaca_history, binance, binance_archive, binance_history, polygon, polygon_history
-from tapeline.providers.history import History
+from tapeline.providers import alpaca, alpaca_history, binance, binance_archive, binance_history, polygon, polygon_files, polygon_history
+from tapeline.providers.history import FileHistory, History
 from tapeline.providers.normalizing import Channel, Decode, Events, Frames
 from tapeline.providers.session import FeedSettings, Plan
 from tapeline.records import Identity
@@ -59,8 +59,23 @@ HISTORIES: Final[dict[str, History]] = {
     "alpaca": cast("History", alpaca_history),
 }
 
-#: Whose history can be had as files, a day or a month each: the address, and how it is read.
-ARCHIVES: Final[dict[str, tuple[str, History]]] = {"binance": (binance.ARCHIVE_URL, cast("History", binance_archive))}
+
+class Archived(NamedTuple):
+    """Where a provider's files are, and how they are read."""
+
+    url: str
+    history: FileHistory
+    #: Of S3's protocol, with keys of its own; empty: plain HTTP without a key.
+    bucket: str = ""
+    #: Feed and canonical symbol to the name by which a bucket's files, which are of all symbols, have it.
+    ticker: Callable[[str, str], str] = lambda _, symbol: symbol
+
+
+#: Whose history can be had as files, a day or a month each.
+ARCHIVES: Final[dict[str, Archived]] = {
+    "binance": Archived(binance.ARCHIVE_URL, cast("FileHistory", binance_archive)),
+    "polygon": Archived(polygon.FILES_URL, cast("FileHistory", polygon_files), polygon.FILES_BUCKET, polygon_files.ticker),
+}
 
 
 def identity(provider: str, feed: str, channel: str) -> Identity:

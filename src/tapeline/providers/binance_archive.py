@@ -14,6 +14,8 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Final
 
+import numpy as np
+
 from tapeline.providers.binance_history import CHANNELS as CHANNELS
 from tapeline.providers.binance_history import SETTLED_NS as SETTLED_NS
 from tapeline.providers.binance_history import Event, bar_of, headers, provider_symbol, time_of
@@ -21,13 +23,26 @@ from tapeline.providers.binance_wire import AggTrade, Trade
 from tapeline.providers.history import Page, Request, Span, WrongPage
 from tapeline.records import NS_PER_S
 
-__all__ = ["CHANNELS", "SETTLED_NS", "WEIGHT_A_MINUTE", "events_of", "first", "headers", "page"]
+__all__ = ["CHANNELS", "SETTLED_NS", "WEIGHT_A_MINUTE", "events_of", "first", "headers", "page", "parts"]
 
 #: Files are asked for one by one: no limit is published, and ten a second are no burden.
 WEIGHT_A_MINUTE: Final = 600
 _DAY_NS: Final = 86_400 * NS_PER_S
 _FOLDERS: Final = {"trade": "trades", "aggTrade": "aggTrades"}
 _TRUE: Final = frozenset({"True", "true"})
+
+
+def parts(start_ns: int, end_ns: int) -> list[tuple[int, int]]:
+    """Whole UTC days, and in their place whole months where all days of one are asked for."""
+    first, last = (np.datetime64(day, "D") for day in (start_ns // _DAY_NS, -(-end_ns // _DAY_NS)))
+    found, at = [], first
+    while at < last:
+        month = at.astype("datetime64[M]")
+        whole = at == month.astype("datetime64[D]") and (month + 1).astype("datetime64[D]") <= last
+        until = (month + 1).astype("datetime64[D]") if whole else at + 1
+        found.append((int(at.astype(np.int64)) * _DAY_NS, int(until.astype(np.int64)) * _DAY_NS))
+        at = until
+    return found
 
 
 def first(span: Span) -> Request:

@@ -92,6 +92,13 @@ class History(Protocol):
         """Check a page before anything of it is kept. Raises WrongPage that says what is wrong with it."""
 
 
+class FileHistory(History, Protocol):
+    """What a provider's module of files offers, each of which holds a stretch of time."""
+
+    def parts(self, start_ns: int, end_ns: int) -> list[tuple[int, int]]:
+        """The stretches (ns, without their ends) of the files that hold [start_ns, end_ns), whole."""
+
+
 _ASKED: Final = msgspec.json.Decoder(Asked)
 
 

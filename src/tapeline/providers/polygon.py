@@ -13,7 +13,7 @@ from typing import Any, Final, TypeAlias
 import msgspec
 import pyarrow as pa
 
-from tapeline.providers import polygon_history
+from tapeline.providers import polygon_files, polygon_history
 from tapeline.providers.arrays import ArrayDecoder
 from tapeline.providers.history import Asked, decode_pages
 from tapeline.providers.normalizing import (
@@ -249,13 +249,17 @@ def decode(feed: str, frames: Frames, events: Events) -> None:
 
 
 def _page_events(asked: Asked, body: bytes) -> Sequence[polygon_history.Event | Notice]:
-    return polygon_history.events_of(asked.channel, asked.symbol, asked.time_ms, body)
+    events_of = polygon_files.events_of if polygon_files.is_file(asked.path) else polygon_history.events_of
+    return events_of(asked.channel, asked.symbol, asked.time_ms, body)
 
 
 # The session.
 
 STREAM_URL: Final = "wss://socket.massive.com"
 HISTORY_URL: Final = "https://api.massive.com"
+#: Of S3's protocol.
+FILES_URL: Final = "https://files.massive.com"
+FILES_BUCKET: Final = "flatfiles"
 #: Whether an account may have one connection to an endpoint alone, or a few.
 ONE_CONNECTION: Final = True
 SECOND_URL: Final = ""

@@ -110,7 +110,7 @@ def _ticker(span: Span) -> str:
     return f"O:{span.symbol}" if span.feed == "options" else span.symbol
 
 
-class _Trade(msgspec.Struct):
+class TradeRow(msgspec.Struct):
     """`{"conditions":[12,41],"correction":0,"decimal_size":"100.0","exchange":11,"id":"1","participant_timestamp":1517562000015577000,
     "price":171.55,"sequence_number":1063,"sip_timestamp":1517562000016036600,"size":100,"tape":3,"trf_id":201,...}`;
     options have no `id`"""
@@ -131,7 +131,7 @@ class _Trade(msgspec.Struct):
         return self.sip_timestamp
 
 
-class _Quote(msgspec.Struct):
+class QuoteRow(msgspec.Struct):
     """`{"ask_exchange":11,"ask_price":171.6,"ask_size":100,"bid_exchange":12,"bid_price":171.5,"bid_size":200,"conditions":[1],
     "indicators":[604],"participant_timestamp":...,"sequence_number":1063,"sip_timestamp":...,"tape":3}`; either side may be absent"""
 
@@ -167,7 +167,7 @@ class _CryptoTrade(msgspec.Struct):
         return self.participant_timestamp
 
 
-class _Bar(msgspec.Struct):
+class PastBarRow(msgspec.Struct):
     """`{"c":75.0875,"h":75.15,"l":73.7975,"n":1,"o":74.06,"t":1577941200000,"v":135647456,"vw":74.6099}`; `t` is the window's start"""
 
     t: Int64
@@ -200,10 +200,10 @@ class _Answer(msgspec.Struct, Generic[_Row]):
 
 
 _ANSWERS: Final[dict[str, msgspec.json.Decoder[Any]]] = {
-    "T": msgspec.json.Decoder(_Answer[_Trade]),
-    "Q": msgspec.json.Decoder(_Answer[_Quote]),
+    "T": msgspec.json.Decoder(_Answer[TradeRow]),
+    "Q": msgspec.json.Decoder(_Answer[QuoteRow]),
     "XT": msgspec.json.Decoder(_Answer[_CryptoTrade]),
-    **dict.fromkeys(_WINDOWS, msgspec.json.Decoder(_Answer[_Bar])),
+    **dict.fromkeys(_WINDOWS, msgspec.json.Decoder(_Answer[PastBarRow])),
 }
 _RAW_ROWS: Final = msgspec.json.Decoder(_Answer[msgspec.Raw])
 
@@ -214,15 +214,23 @@ def events_of(channel: str, symbol: str, time_ms: int, body: bytes) -> Sequence[
     A notice is about the trade before it: that was corrected since. Raises what decoding bytes may raise, KeyError for another channel."""
     rows = _ANSWERS[channel].decode(body).results
     if channel in _WINDOWS:
-        revised_ns = time_ms * NS_PER_MS - _REVISED_NS - _WINDOWS[channel][1]
-        return [PastBar(symbol, row.t, row.o, row.h, row.l, row.c, row.v, row.vw, n=row.n, final=row.time_ns < revised_ns) for row in rows]
+        return bars_of(channel, symbol, time_ms, rows)
     if channel == "Q":
-        return [_quote(symbol, row) for row in rows]
-    found: list[Event] = [(_crypto_trade if channel == "XT" else _trade)(symbol, row) for row in rows]
-    return _marked(found, rows, symbol, body) if any(row.correction for row in rows) else found
+        return [quote_of(symbol, row) for row in rows]
+    found: list[Event] = [(_crypto_trade if channel == "XT" else trade_of)(symbol, row) for row in rows]
+    if not any(row.correction for row in rows):
+        return found
+    return marked(symbol, found, rows, [bytes(text).decode("utf-8", "replace") for text in _RAW_ROWS.decode(body).results])
 
 
-def _trade(symbol: str, row: _Trade) -> Trade:
+def bars_of(channel: str, symbol: str, time_ms: int, rows: Sequence[PastBarRow]) -> list[PastBar]:
+    """Bars that were fetched at a time (ms): those that late trades no longer revised by then are final."""
+    revised_ns = time_ms * NS_PER_MS - _REVISED_NS - _WINDOWS[channel][1]
+    return [PastBar(symbol, row.t, row.o, row.h, row.l, row.c, row.v, row.vw, n=row.n, final=row.time_ns < revised_ns) for row in rows]
+
+
+def trade_of(symbol: str, row: TradeRow) -> Trade:
+    """A trade of shares or options."""
     return Trade(
         sym=symbol,
         x=row.exchange,
@@ -241,7 +249,8 @@ def _crypto_trade(symbol: str, row: _CryptoTrade) -> CryptoTrade:
     return CryptoTrade(pair=symbol, p=row.price, s=row.size, t=row.participant_timestamp, x=row.exchange, i=row.id, c=row.conditions)
 
 
-def _quote(symbol: str, row: _Quote) -> Quote:
+def quote_of(symbol: str, row: QuoteRow) -> Quote:
+    """A quote of shares or options."""
     return Quote(
         sym=symbol,
         t=row.sip_timestamp,
@@ -256,12 +265,14 @@ def _quote(symbol: str, row: _Quote) -> Quote:
     )
 
 
-def _marked(found: Sequence[Event], rows: Sequence[Any], symbol: str, body: bytes) -> list[Event | Notice]:
-    """With a notice behind each trade whose `correction` says that it is not as it was reported at first."""
-    texts, times = _RAW_ROWS.decode(body).results, in_range(integers([row.time_ns for row in rows])).to_pylist()
+def marked(symbol: str, found: Sequence[Event], rows: Sequence[Any], texts: Sequence[str]) -> list[Event | Notice]:
+    """With a notice behind each trade whose `correction` says that it is not as it was reported at first.
+
+    `texts`: the rows as they came."""
+    times = in_range(integers([row.time_ns for row in rows])).to_pylist()
     marked: list[Event | Notice] = []
     for event, row, ns, text in zip(found, rows, times, texts, strict=True):
         marked.append(event)
         if row.correction:
-            marked.append(Notice("correction", bytes(text).decode("utf-8", "replace"), symbol or None, ns))
+            marked.append(Notice("correction", text, symbol or None, ns))
     return marked
