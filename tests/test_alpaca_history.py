@@ -328,7 +328,29 @@ def test_a_trade_that_was_taken_back_has_a_notice_beside_it(mark: str, kind: str
     assert [(row["trade_id"], row["raw_index"]) for row in told["ticks"]] == [("1", 0), ("2", 1), ("3", 2)]
     notice, line = told["notices"]
     assert (notice["kind"], notice["symbol"], notice["ts_ns"], notice["raw_index"]) == (kind, "AAPL", TRADE["t"], 1)
-    assert json.loads(notice["detail"]) == texted(marked)
+    # What a trade was corrected to holds; the others are named, as their ticks are.
+    amends = {} if mark == "corrected" else {"amends": {"exchange": told["ticks"][1]["exchange"], "trade_id": "2"}}
+    assert json.loads(notice["detail"]) == texted(marked) | amends
     assert line["kind"] == "fetched"
     (count,) = result.counts.values()
     assert (count.seen, count.ticks, count.notices) == (5, 3, 2)
+
+
+def test_what_a_trade_was_corrected_to_is_one_row_live_and_fetched(store: Store) -> None:
+    correction = {
+        "x": "V",
+        "oi": 1,
+        "op": 178.26,
+        "os": 246,
+        "oc": ["@"],
+        "ci": 2,
+        "cp": 178.27,
+        "cs": 240,
+        "cc": ["@", "T"],
+        "t": TRADE["t"],
+    }
+    right = {**TRADE, "i": 2, "p": 178.27, "s": 240}
+    page = fetched(TRADES, body(TRADES, {**TRADE, "u": "incorrect"}, {**right, "u": "corrected"}))
+    (one,), (_, other) = rows(live(TRADES, correction, tag="c"))["ticks"], rows(page)["ticks"]
+    assert {name: value for name, value in one.items() if name not in OWN} == {n: v for n, v in other.items() if n not in OWN}
+    assert kept(store, live(TRADES, TRADE), live(TRADES, correction, tag="c"), page) == [(1, 0), (1, 0), (0, 2)]

@@ -12,7 +12,7 @@ from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
 from tapeline.errors import DiskTrouble
-from tapeline.records import NORMALIZED_TOPICS, Topic
+from tapeline.records import AMENDING, AMENDS, NORMALIZED_TOPICS, Topic
 from tapeline.stores.lake_files import check_format
 from tapeline.stores.lake_reading import NO_DOWNLOADS
 
@@ -24,6 +24,16 @@ QUALIFY row_number() OVER (
 ) = 1
 """
 
+#: The notices that take back a trade, and the trades that none takes back.
+_AMENDMENTS: Final = f"""
+CREATE VIEW amendments AS SELECT provider, feed, symbol, date, amends.exchange AS exchange, amends.trade_id AS trade_id, kind, ts_ns, detail
+FROM (SELECT *, regexp_extract(detail, '{AMENDS}', ['exchange', 'trade_id']) AS amends FROM notices WHERE kind IN {AMENDING})
+WHERE amends.trade_id <> ''
+"""  # noqa: S608 constants of our own
+_TRADES: Final = """
+CREATE VIEW trades AS SELECT * FROM (SELECT * FROM ticks WHERE kind = 'trade')
+ANTI JOIN amendments USING (provider, feed, symbol, date, exchange, trade_id)
+"""
 
 #: What is there, and what is not; times for people beside the exact ones. An end that is null: it goes on.
 _COVERAGE: Final = """
@@ -36,7 +46,7 @@ _GAPS: Final = "CREATE VIEW gaps AS SELECT * FROM coverage WHERE state IN ('open
 
 
 def connect(lake: Path, ledger: pa.Table | None = None) -> duckdb.DuckDBPyConnection:
-    """An in-memory DuckDB with the views ticks, bars, bar_revisions, notices and rejected. Nothing is downloaded.
+    """An in-memory DuckDB with the views ticks, trades, amendments, bars, bar_revisions, notices and rejected. Nothing is downloaded.
 
     `ledger`: the rows of the views `coverage` and `gaps`, as `Ledger.intervals` gives them; without it there are no such views."""
     with ThreadPoolExecutor(1) as starter:
@@ -49,7 +59,8 @@ def connect(lake: Path, ledger: pa.Table | None = None) -> duckdb.DuckDBPyConnec
             db.read_parquet(files[topic], hive_partitioning=True).create_view(name)
         else:
             db.register(name, _empty(topic))
-    db.execute(_BARS).fetchall()
+    for view in (_BARS, _AMENDMENTS, _TRADES):
+        db.execute(view).fetchall()
     if ledger is not None:
         db.register("ledger", ledger)
         for view in (_COVERAGE, _GAPS):

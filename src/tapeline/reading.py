@@ -10,13 +10,15 @@ import importlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from tapeline import asof, config, query, times
 from tapeline.completeness import Answer, Key, answer
@@ -25,7 +27,7 @@ from tapeline.providers import CHANNELS
 from tapeline.records import BARS_TOPIC, NS_PER_S, TICKS, TICKS_TOPIC, Topic
 from tapeline.replaying import paced
 from tapeline.stores.ledger import read_intervals
-from tapeline.stores.selection import Selection, Source
+from tapeline.stores.selection import AMENDED, Selection, Source
 from tapeline.times import Moment
 
 if TYPE_CHECKING:
@@ -45,6 +47,8 @@ _LEAST: Final = -(1 << 63)
 #: Columns of timestamps and the exact nanoseconds that each is made of.
 _TIMES: Final = {"ts": "ts_ns", "quote_ts": "quote_ts_ns", "trade_ts": "trade_ts_ns"}
 _TS: Final = pa.timestamp("ns", "UTC")
+#: The columns of a tick by which an amended one is known.
+_KNOWN_BY: Final = (*AMENDED.names[:-1], "ts_ns")
 
 #: What `latest` gives of a trade and of a quote: its own name to that of the tick's column.
 _LAST_TRADE: Final = {
@@ -168,6 +172,7 @@ def ticks(
     provider: str | None = None,
     kind: str | None = None,
     columns: str | Sequence[str] | None = None,
+    corrected: bool = False,
     source: str | Source = "lake",
     config: Settings = None,
 ) -> Result:
@@ -175,8 +180,9 @@ def ticks(
 
     `symbols`: one canonical name or several. `start`, `end`: a datetime with a zone, ISO 8601 text with one, a date (midnight in UTC), or
     ns since 1970. `provider`, `kind` ("trade", "quote"): only those. `columns`: those of docs/records.md and `ts`, the timestamp; all if
-    left out. `source`: the name of a store, or what `open_source` gave. `config`: the configuration or its file, as the commands find it if
-    left out; of no use to a source that is open.
+    left out. `corrected`: without the trades that a correction or a cancel took back; else everything as it was sent. `source`: the name of
+    a store, or what `open_source` gave. `config`: the configuration or its file, as the commands find it if left out; of no use to a source
+    that is open.
 
     Raises WrongArgument, a ValueError, for arguments that cannot be meant, also for a symbol of which the source holds nothing at any time;
     ConfigError, Unavailable, NewerData.
@@ -187,7 +193,12 @@ def ticks(
     _known(opened, TICKS_TOPIC, selection.symbols)
     kinds = frozenset(_KINDS) if kind is None else frozenset({kind})
     answers = partial(_answered, config, selection, kinds)
-    return Result(_with_times(TICKS, names), lambda: _timed(opened.ticks(selection), TICKS, names), answers)
+    read = replace(selection, columns=tuple(dict.fromkeys((*selection.columns, *_KNOWN_BY)))) if corrected else selection
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        return _without(opened.ticks(read), opened.amended(read)) if corrected else opened.ticks(read)
+
+    return Result(_with_times(TICKS, names), lambda: _timed(batches(), TICKS, names), answers)
 
 
 def bars(
@@ -335,7 +346,8 @@ def replay_batches(
 
 
 def connect(*, config: Settings = None) -> duckdb.DuckDBPyConnection:
-    """A DuckDB in memory with views: ticks, bars (last revisions), bar_revisions, notices, rejected; coverage and gaps of the ledger.
+    """A DuckDB in memory with views: ticks, trades (those that hold), amendments (what took back the others), bars (last revisions),
+    bar_revisions, notices, rejected; coverage and gaps of the ledger.
 
     They show the lake as it is now. A condition on `date`, the UTC day, and on `symbol` keeps files from being opened in vain. Times are in
     UTC. Where the ledger is kept in PostgreSQL, its two views are left out while that is away. Raises ConfigError, DiskTrouble, NewerData.
@@ -500,6 +512,23 @@ def _interval(interval: str | None) -> str | None:
     if interval is not None and interval not in known:
         raise WrongArgument(f"interval = {interval!r} is no interval of a bar. Use one of: {', '.join(known)}.")
     return interval
+
+
+# Amended trades
+
+
+def _without(batches: Iterator[pa.RecordBatch], amended: pa.Table) -> Iterator[pa.RecordBatch]:
+    """The ticks but the trades that were amended, in the same order."""
+    gone = set(zip(*(column.to_pylist() for column in amended.columns), strict=True))
+    ids = amended["trade_id"].combine_chunks()
+    for batch in batches:
+        # Ids repeat from day to day and between exchanges: of the few with one of these, the rest of the key tells.
+        some = np.flatnonzero(pc.is_in(batch["trade_id"], ids).to_numpy(zero_copy_only=False))
+        keys = [batch[name].take(pa.array(some)).to_pylist() for name in _KNOWN_BY[:-1]]
+        days = (batch["ts_ns"].to_numpy()[some] // _DAY_NS).tolist()
+        keep = np.ones(batch.num_rows, bool)
+        keep[[at for at, key in zip(some.tolist(), zip(*keys, days, strict=True), strict=True) if key in gone]] = False
+        yield batch if keep.all() else batch.filter(pa.array(keep))
 
 
 # Columns of time

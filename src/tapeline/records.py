@@ -6,6 +6,7 @@ coins. docs/records.md says how each provider's fields map onto these columns.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -107,6 +108,20 @@ NOTICES: Final = pa.schema(
         *_ORIGIN,
     ]
 )
+
+#: Kinds of notices that may take back a trade.
+AMENDING: Final = ("correction", "cancel")
+#: How the detail of one that does ends, see `amending`. For Arrow and DuckDB; PostgreSQL's views have it without the groups' names.
+AMENDS: Final = r'"amends":[{]"exchange":"(?P<exchange>[^"\\]*)","trade_id":"(?P<trade_id>[^"\\]+)"[}][}]$'
+
+
+def amending(detail: str, exchange: str, trade_id: str) -> str:
+    """The JSON object `detail` with one more key at its end, which names the trade that it takes back as the trade's tick does.
+
+    The trade is of the notice's provider, feed, symbol and UTC day. A name that JSON has to escape is there and amends nothing."""
+    named = json.dumps({"exchange": exchange, "trade_id": trade_id}, separators=(",", ":"), ensure_ascii=False)
+    return f'{detail[: detail.rindex("}")]},"amends":{named}}}'
+
 
 REJECTED: Final = pa.schema(
     [

@@ -17,7 +17,18 @@ from tapeline.query import connect
 
 _SENT: Final = """
 CREATE TABLE sent AS
-WITH journal AS (
+WITH lines AS (
+    SELECT * FROM read_json($journals, format = 'newline_delimited', columns = {
+        provider: 'VARCHAR', feed: 'VARCHAR', channel: 'VARCHAR', symbol: 'VARCHAR', id: 'VARCHAR', event: 'JSON',
+        connection: 'BIGINT', raw: 'BOOLEAN', skipped: 'BOOLEAN'})
+    WHERE NOT coalesce(skipped, false) AND NOT coalesce(raw, false)
+), events AS (
+    SELECT provider, feed, channel, symbol, id, event, connection FROM lines
+    UNION ALL -- a correction brings the right trade beside its notice
+    SELECT provider, feed, 'trades', symbol, event->>'$.ci',
+        json_object('i', event->'$.ci', 'p', event->'$.cp', 's', event->'$.cs', 't', event->'$.t'), connection
+    FROM lines WHERE channel = 'corrections'
+), journal AS (
     SELECT provider, feed, channel, regexp_replace(symbol, '^O:|[-/]', '', 'g') AS symbol, id, event AS e, connection,
         coalesce(event->'$.k', event) AS bar,
         CASE
@@ -26,10 +37,7 @@ WITH journal AS (
             WHEN channel LIKE 'kline_%' OR channel IN ('A', 'AM', 'XA', 'XAS', 'bars', 'updatedBars', 'dailyBars') THEN 'bar'
             ELSE 'notice'
         END AS kind
-    FROM read_json($journals, format = 'newline_delimited', columns = {
-        provider: 'VARCHAR', feed: 'VARCHAR', channel: 'VARCHAR', symbol: 'VARCHAR', id: 'VARCHAR', event: 'JSON',
-        connection: 'BIGINT', raw: 'BOOLEAN', skipped: 'BOOLEAN'})
-    WHERE NOT coalesce(skipped, false) AND NOT coalesce(raw, false)
+    FROM events
 )
 SELECT provider, feed, kind, CASE WHEN kind = 'notice' THEN '' ELSE channel END AS channel, symbol,
     CASE kind WHEN 'trade' THEN coalesce(e->>'$.i', id) WHEN 'quote' THEN id END AS id,

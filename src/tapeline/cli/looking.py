@@ -30,7 +30,10 @@ class TailTopic(StrEnum):
 
 @app.command()
 def sql(
-    query: Annotated[str, typer.Argument(help="Any DuckDB SELECT over ticks, bars, bar_revisions, notices, rejected, coverage, gaps.")],
+    query: Annotated[
+        str,
+        typer.Argument(help="Any DuckDB SELECT over ticks, trades, amendments, bars, bar_revisions, notices, rejected, coverage, gaps."),
+    ],
     config: ConfigOption = None,
     format: Annotated[Format, typer.Option(help="json: an object a line. parquet: to --output or a pipe.")] = Format.table,  # noqa: A002
     output: Annotated[Path | None, typer.Option(help="Write to this file instead of the screen.")] = None,

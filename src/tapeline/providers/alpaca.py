@@ -40,7 +40,7 @@ from tapeline.providers.normalizing import (
     texts,
 )
 from tapeline.providers.session import FeedSettings, Plan, Reply, Trouble, gravest, without
-from tapeline.records import NS_PER_S
+from tapeline.records import NS_PER_S, amending
 
 STOCK_EXCHANGES: Final = {
     "A": "XASE", "B": "XBOS", "C": "XCIS", "D": "FINR", "H": "EPRL", "I": "XISE", "J": "EDGA", "K": "EDGX", "L": "LTSE", "M": "XCHI",
@@ -61,11 +61,22 @@ class _About(Event):
 
 
 class Correction(_About, tag="c"):
-    pass
+    """`{"T":"c","S":"EEM","x":"M","oi":52983525033527,"op":39.1582,"os":440000,"oc":[" ","7"],"ci":52983525034326,"cp":39.1809,
+    "cs":440000,"cc":[" ","7"],"z":"B","t":"2023-04-06T14:25:06.542305024Z"}`: `o` what was sent, `c` what is right"""
+
+    x: str | None = None
+    oi: int | None = None
+    ci: int | None = None
+    cp: float | None = None
+    cs: float | None = None
+    cc: list[str] | str | None = None
 
 
 class Cancel(_About, tag="x"):
-    pass
+    """`{"T":"x","S":"GOOGL","i":465,"x":"D","p":105.31,"s":300,"a":"C","z":"C","t":"2023-03-06T13:15:29.24Z"}`"""
+
+    x: str | None = None
+    i: int | None = None
 
 
 class TradingStatus(_About, tag="s"):
@@ -213,6 +224,12 @@ _MARKETS: Final = {
     "indicative": {event: _OPTIONS[event] for event in (Trade, Quote)},
     "crypto": _CRYPTO,
 }
+#: What the letters of exchanges mean on each feed; crypto has none.
+_EXCHANGES: Final[dict[str, dict[str, str] | None]] = {
+    **dict.fromkeys(("iex", "sip", "delayed_sip", "test"), STOCK_EXCHANGES),
+    **dict.fromkeys(("opra", "indicative"), OPTION_EXCHANGES),
+    "crypto": None,
+}
 CHANNELS: Final = {feed: {channel.name: channel for channel in market.values()} for feed, market in _MARKETS.items()}
 
 
@@ -228,16 +245,36 @@ def _about(kind: str) -> Any:
     return notice
 
 
-_NOTICES: Final[dict[Any, Any]] = {
-    Correction: _about("correction"),
-    Cancel: _about("cancel"),
-    TradingStatus: _about("trading_status"),
-    Luld: _about("luld"),
-    Imbalance: _about("imbalance"),
-    Success: _control,
-    Subscription: _control,
-    Error: _control,
-}
+def _amends(kind: str, feed: str) -> Any:
+    """A notice that takes back a trade, and names it as the feed's ticks do."""
+    plain = _about(kind)
+
+    def notice(event: Correction | Cancel, text: str) -> Notice:
+        original = event.oi if isinstance(event, Correction) else event.i
+        found: Notice = plain(event, text if original is None else amending(text, _venue(_EXCHANGES[feed], event.x), str(original)))
+        return found
+
+    return notice
+
+
+def _corrected(event: Correction) -> Trade | None:
+    """The trade as it should have been, where the correction says it."""
+    if event.ci is None or event.cp is None or event.cs is None or not event.S or not event.t:
+        return None
+    return Trade(event.S, event.t, event.cp, event.cs, event.x, event.ci, event.cc)
+
+
+def _notices(feed: str) -> dict[Any, Any]:
+    return {
+        Correction: _amends("correction", feed),
+        Cancel: _amends("cancel", feed),
+        TradingStatus: _about("trading_status"),
+        Luld: _about("luld"),
+        Imbalance: _about("imbalance"),
+        Success: _control,
+        Subscription: _control,
+        Error: _control,
+    }
 
 
 _MSGPACK_FIELDS: Final = msgspec.msgpack.Decoder(dict[str, msgspec.Raw])
@@ -266,22 +303,24 @@ def _time_text(ext: Ext) -> str:
         return f"unreadable time {bytes(ext.data).hex()}"
 
 
-_DECODERS: Final = {feed: ArrayDecoder("T", market, _NOTICES, _as_json) for feed, market in _MARKETS.items()}
+_DECODERS: Final = {
+    feed: ArrayDecoder("T", market, _notices(feed), _as_json, {Correction: _corrected}) for feed, market in _MARKETS.items()
+}
 
 
 def decode(feed: str, frames: Frames, events: Events) -> None:
     """Sort the events of the array frames of one feed, whichever codec each frame is in, and of its pages of history."""
     decoder = _DECODERS.get(feed)
     if decoder is not None:
-        decoder(decode_pages(frames, events, CHANNELS[feed], _page_events), events)
+        decoder(decode_pages(frames, events, CHANNELS[feed], partial(_page_events, feed)), events)
         return
     for row, frame in frames:
         events.seen += 1
         events.rejects.add(Reject(f"unknown alpaca feed {feed!r}", frame), row, 0)
 
 
-def _page_events(asked: Asked, body: bytes) -> Sequence[Any]:
-    return alpaca_history.events_of(asked.channel, asked.symbol, asked.time_ms, body)
+def _page_events(feed: str, asked: Asked, body: bytes) -> Sequence[Any]:
+    return alpaca_history.events_of(asked.channel, asked.symbol, asked.time_ms, body, partial(_venue, _EXCHANGES[feed]))
 
 
 # The session.

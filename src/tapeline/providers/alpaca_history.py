@@ -18,7 +18,7 @@ import numpy as np
 from tapeline.providers.alpaca_wire import Bar, Quote, Trade, UpdatedBar
 from tapeline.providers.history import Page, Request, Span, WrongPage
 from tapeline.providers.normalizing import UNREADABLE, Int64, Kind, Notice, rfc3339
-from tapeline.records import NS_PER_MS, NS_PER_S
+from tapeline.records import NS_PER_MS, NS_PER_S, amending
 
 #: Half of what the smallest plan may ask: a minute of ours can lie across two of the provider's.
 WEIGHT_A_MINUTE: Final = 100
@@ -34,6 +34,8 @@ CHANNELS: Final[dict[str, dict[str, Kind]]] = {
     "crypto": _ALL,
 }
 Event: TypeAlias = "Trade | Quote | Bar | Notice"
+#: What the ticks of a feed call an exchange, by the letter of a row.
+Exchange: TypeAlias = Callable[[str | None], str]
 PAGE_ROWS: Final = 10_000
 _PATHS: Final = {"opra": "/v1beta1/options", "indicative": "/v1beta1/options", "crypto": "/v1beta3/crypto/us"}
 _STOCKS: Final = "/v2/stocks"
@@ -108,6 +110,10 @@ def _text(ns: int) -> str:
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{rest:09d}Z"
 
 
+#: Marks of a trade that does not hold.
+_TAKEN_BACK: Final = ("canceled", "incorrect")
+
+
 class _Trade(msgspec.Struct):
     """`{"t":"2022-01-03T09:00:00.086175744Z","x":"P","p":178.26,"s":246,"c":["@","T"],"i":1,"z":"C"}`; `u`: canceled, incorrect or
     corrected; options: `c` is one text, no `i`; crypto: `{"t":"2022-05-18T12:01:00.537052Z","p":29791,"s":0.0016,"tks":"S","i":31455289}`
@@ -168,50 +174,43 @@ def _rows(channel: str, symbol: str, body: bytes, pages: Mapping[str, msgspec.js
     return (found.symbols or {}).get(symbol, []), found.next_page_token or ""
 
 
-def events_of(channel: str, symbol: str, time_ms: int, body: bytes) -> Sequence[Event]:
+def events_of(channel: str, symbol: str, time_ms: int, body: bytes, exchange: Exchange) -> Sequence[Event]:
     """The events of a page as the stream would have sent them; behind a trade that was canceled or corrected a notice that says so.
 
     Raises what decoding bytes may raise, KeyError for another channel."""
     if not body:
         return []
     rows, _ = _rows(channel, symbol, body)
-    return _EVENTS[channel](channel, symbol, time_ms, rows, body)
+    if channel == "trades":
+        return _trades(symbol, rows, body, exchange)
+    return _quotes(symbol, rows) if channel == "quotes" else _bars(channel, symbol, time_ms, rows)
 
 
-def _trades(channel: str, symbol: str, time_ms: int, rows: Sequence[_Trade], body: bytes) -> Sequence[Event]:
-    del time_ms
+def _trades(symbol: str, rows: Sequence[_Trade], body: bytes, exchange: Exchange) -> Sequence[Event]:
     trades = [Trade(symbol, row.t, row.p, row.s, row.x, row.i, row.c, row.tks) for row in rows]
     marked = [at for at, row in enumerate(rows) if row.u]
     if not marked:
         return trades
     found: list[Event] = list(trades)
-    texts, _ = _rows(channel, symbol, body, _RAW_PAGES)
+    texts, _ = _rows("trades", symbol, body, _RAW_PAGES)
     times = rfc3339([rows[at].t for at in marked]).to_pylist()
     for at, ns in zip(reversed(marked), reversed(times), strict=True):
-        kind = "cancel" if rows[at].u == "canceled" else "correction"
-        found.insert(at + 1, Notice(kind, bytes(texts[at]).decode("utf-8", "replace"), symbol, ns))
+        row, text = rows[at], bytes(texts[at]).decode("utf-8", "replace")
+        if row.u in _TAKEN_BACK and row.i is not None:  # one that is `corrected` is the right one, in place of another
+            text = amending(text, exchange(row.x), str(row.i))
+        found.insert(at + 1, Notice("cancel" if row.u == "canceled" else "correction", text, symbol, ns))
     return found
 
 
-def _quotes(channel: str, symbol: str, time_ms: int, rows: Sequence[_Quote], body: bytes) -> Sequence[Event]:
-    del channel, time_ms, body
+def _quotes(symbol: str, rows: Sequence[_Quote]) -> Sequence[Event]:
     return [Quote(symbol, row.t, row.bp, row.bs, row.ap, row.as_, row.bx, row.ax, row.c) for row in rows]
 
 
-def _bars(channel: str, symbol: str, time_ms: int, rows: Sequence[_Bar], body: bytes) -> Sequence[Event]:
+def _bars(channel: str, symbol: str, time_ms: int, rows: Sequence[_Bar]) -> Sequence[Event]:
     """A bar whose window had ended long enough when it was fetched is final, as a revised one of the stream is."""
-    del body
     settled_ns = time_ms * NS_PER_MS - _WINDOWS[channel][1] - _REVISED_NS
     final = [ns is not None and ns < settled_ns for ns in rfc3339([row.t for row in rows]).to_pylist()]
     return [
         (UpdatedBar if done else Bar)(symbol, row.t, row.o, row.h, row.l, row.c, row.v, row.n, row.vw)
         for row, done in zip(rows, final, strict=True)
     ]
-
-
-_EVENTS: Final[dict[str, Callable[[str, str, int, Sequence[Any], bytes], Sequence[Event]]]] = {
-    "trades": _trades,
-    "quotes": _quotes,
-    "bars": _bars,
-    "dailyBars": _bars,
-}

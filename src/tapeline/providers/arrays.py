@@ -20,6 +20,8 @@ _ELEMENTS: Final[dict[str, Any]] = {
 }
 #: Turns a control event (the struct, its bytes as JSON text) into a notice.
 ToNotice = Callable[[Any, str], Notice]
+#: The market event that a control event brings beside its notice; None: it brings none.
+ToMarket = Callable[[Any], msgspec.Struct | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +32,8 @@ class _Codec:
 
 
 class ArrayDecoder:
-    """Sorts the events of array frames: `market` gives each struct type its channel, `control` those that become notices."""
+    """Sorts the events of array frames: `market` gives each struct type its channel, `control` those that become notices, `beside` what
+    some of these bring beside their notice."""
 
     def __init__(
         self,
@@ -38,11 +41,13 @@ class ArrayDecoder:
         market: Mapping[type[msgspec.Struct], Channel],
         control: Mapping[type[msgspec.Struct], ToNotice],
         binary_text: Callable[[bytes], str] = bytes.decode,
+        beside: Mapping[type[msgspec.Struct], ToMarket] | None = None,
     ) -> None:
         self._tag = tag
         self._market = dict(market)
         self._control = dict(control)
         self._binary_text = binary_text
+        self._beside = dict(beside or {})
         union: Any = None
         for event in (*market, *control):
             union = event if union is None else union | event
@@ -113,3 +118,8 @@ class ArrayDecoder:
             events.rejects.add(Reject(f"{codec.name}: {error}", payload), row, index)
             return
         events.notices.add(self._control[type(event)](event, text), row, index)
+        to_market = self._beside.get(type(event))
+        brought = to_market(event) if to_market is not None else None
+        if brought is not None:
+            events.seen += 1
+            events.rows(self._market[type(brought)]).add(brought, row, index)

@@ -18,9 +18,9 @@ from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
 from tapeline.errors import DiskTrouble
-from tapeline.records import BARS_TOPIC, NS_PER_S, TICKS_TOPIC, Topic
+from tapeline.records import BARS_TOPIC, NOTICES_TOPIC, NS_PER_S, TICKS_TOPIC, Topic
 from tapeline.stores.lake_files import check_format
-from tapeline.stores.selection import ORDER, Selection, alike
+from tapeline.stores.selection import ORDER, Selection, alike, amended_by, notices_about
 
 #: Of a connection: what DuckDB is asked for here is all built in.
 NO_DOWNLOADS: Final[dict[str, str | bool | int | float | list[str]]] = {
@@ -102,6 +102,15 @@ class LakeSource:
             missing = tuple(symbol for symbol in rest.symbols if symbol not in settled)
             rest, length_ns = replace(rest, symbols=missing, end_ns=part.start_ns), length_ns * _LOOK_GROWTH
         return found.select(list(selection.columns))
+
+    def amended(self, selection: Selection) -> pa.Table:
+        return self._answer(NOTICES_TOPIC, lambda: self._amended(notices_about(selection)))
+
+    def _amended(self, notices: Selection) -> pa.Table:
+        files = self._files(NOTICES_TOPIC).matching(notices)
+        schema = _schema(NOTICES_TOPIC, notices.columns)
+        found = self._run(*_select(notices.columns, notices, files.paths), schema) if files.count else ()
+        return amended_by(pa.Table.from_batches(found, schema))
 
     def newest_ns(self) -> int | None:
         return self._answer(TICKS_TOPIC, self._newest_ns)

@@ -9,9 +9,9 @@ from typing import Final, Self
 import adbc_driver_manager as adbc
 import pyarrow as pa
 
-from tapeline.records import BARS_TOPIC, NS_PER_US, TICKS_TOPIC, Topic
+from tapeline.records import BARS_TOPIC, NOTICES_TOPIC, NS_PER_US, TICKS_TOPIC, Topic
 from tapeline.stores.database import Database
-from tapeline.stores.selection import Selection, alike
+from tapeline.stores.selection import Selection, alike, amended_by, notices_about
 from tapeline.stores.statements import Statements, load
 
 _EQUAL: Final = ("provider", "feed", "kind", "interval")
@@ -41,6 +41,9 @@ class PostgresSource:
         schema = _schema(TICKS_TOPIC, selection.columns)
         text = self._sql.one("last", columns=_names(selection.columns), where=self._where(selection))
         return pa.Table.from_batches(self._rows(text, _chosen(selection), schema), schema)
+
+    def amended(self, selection: Selection) -> pa.Table:
+        return amended_by(self._reader(NOTICES_TOPIC, notices_about(selection)).read_all())
 
     def newest_ns(self) -> int | None:
         (found,) = self._column(self._sql.one("newest"), {}, pa.int64()) or [None]

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from tapeline.venues.faults import Faults
     from tapeline.venues.session import Session
 
-_NUMBERS: Final = ("p", "bp", "b", "o", "k", "u")  # a field with a number (or the kline's object): the first there is
+_NUMBERS: Final = ("p", "bp", "b", "o", "k", "u", "cp")  # a field with a number (or the kline's object): the first there is
 _HUGE: Final = 9_000_000
 
 
