@@ -65,7 +65,7 @@ class Files:
 def read(files: Files, folder: Path, begin: Request | None = None) -> list[bytes]:
     """The payloads of the raw records."""
     source = Source(ARCHIVES["binance"][1], Archive(files, folder))
-    return [page.payload for page in fetch(source, TRADES, lambda: NOON + DAY, begin) if page.payload is not None]
+    return [page.payload for page in fetch(source, TRADES, lambda: NOON + DAY, begin, int(begin is not None)) if page.payload is not None]
 
 
 def ticks(payloads: list[bytes]) -> list[tuple[object, ...]]:

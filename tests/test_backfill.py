@@ -151,6 +151,27 @@ def test_a_provider_that_does_not_answer_ends_it_and_what_has_come_is_kept(
     assert pages(stream) == state.pages == 8 > before
 
 
+def test_what_nobody_foresaw_ends_it_with_its_reason(backfill: Callable[[Get], State]) -> None:
+    def get(request: Request) -> bytes:
+        raise RuntimeError("nobody foresaw this")
+
+    with pytest.raises(RuntimeError, match="nobody foresaw this"):
+        backfill(get)
+
+
+def test_a_log_that_is_begun_anew_sends_under_another_name(tmp_path: Path) -> None:
+    log, names = PageLog(tmp_path / "log.sqlite"), set()
+    for _ in range(3):
+        log.open([])
+        names.add(log.name)
+        log.close()
+        log.open([])
+        assert log.name in names
+        log.close()
+        log.forget()
+    assert len(names) == 3
+
+
 def test_a_page_that_did_not_arrive_is_asked_for_again_and_one_that_did_is_not(tmp_path: Path) -> None:
     span = Span("spot", "trade", "BTC/USDT", NOON, NOON + DAY)
     log = PageLog(tmp_path / "log.sqlite")
@@ -195,6 +216,15 @@ def test_a_file_that_says_nothing_and_a_clock_that_goes_back_begin_a_new_minute(
     assert quota.take(100) == 0.0
     now[0] -= 500.0
     assert quota.take(100) == 0.0
+
+
+def test_a_clock_that_was_set_back_forgets_a_pause_that_it_set_ahead(tmp_path: Path) -> None:
+    now = [1_000_000.0]
+    quota = Quota(100, tmp_path / "quota.json", lambda: now[0])
+    quota.pause(60.0)
+    assert quota.take(1) == 60.0
+    now[0] = 1_000.0
+    assert quota.take(1) == 0.0
 
 
 def test_what_weighs_more_than_a_minute_has_is_let_through_alone() -> None:

@@ -276,7 +276,7 @@ def ids(pages: Sequence[Fetched]) -> list[str]:
 
 
 def pages_of(source: DayFiles, wanted: Span, begin: Request | None = None) -> list[Fetched]:
-    return list(fetch(Source(HISTORY, source), wanted, lambda: FETCHED_NS, begin))
+    return list(fetch(Source(HISTORY, source), wanted, lambda: FETCHED_NS, begin, int(begin is not None)))
 
 
 def test_a_day_is_fetched_once_for_all_its_tickers_and_nothing_of_it_stays(

@@ -273,7 +273,9 @@ def test_a_page_tells_how_far_it_has_come() -> None:
     page = HISTORY.page(wanted, HISTORY.first(wanted), body([past("stocks", "T", 0), past("stocks", "T", 4)]), T0)
     assert page == Page(2, NOON + 4 * NS_PER_S + 7, None)
     bars = span("stocks", "AM", 600)
-    page = HISTORY.page(bars, HISTORY.first(bars), body([past("stocks", "AM", 2)], ticker="AAPL", status="DELAYED"), T0)
+    page = HISTORY.page(bars, HISTORY.first(bars), body([past("stocks", "AM", 2)], ticker="AAPL", status="DELAYED"), T0 + 3_600_000)
+    with pytest.raises(WrongPage, match="gives the last 15 minutes late"):
+        HISTORY.page(bars, HISTORY.first(bars), body([], ticker="AAPL", status="DELAYED"), T0 + 900_000)
     assert page == Page(1, NOON + 180 * NS_PER_S, None)
     assert HISTORY.page(bars, HISTORY.first(bars), b'{"status":"OK","ticker":"AAPL","resultsCount":0}', T0) == Page(0, 0, None)
 

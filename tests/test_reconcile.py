@@ -114,8 +114,8 @@ def test_what_no_history_holds_is_told(lake: Callable[[list[int]], None], compar
 
 
 def test_the_ledger_takes_the_word_for_its_time_and_no_other(stream: EmbeddedStream) -> None:
-    word = ending(Span("iex", "quotes", "AAPL", START, END), END + 9 * NS_PER_MS)
-    stream.append(RAW_TOPIC, raw_record("alpaca", "iex", "reconcile-1", Fetched(word, END + 9, 0, 0, None)), 0)
+    word = ending(Span("iex", "quotes", "AAPL", START, END), END + DAY)
+    stream.append(RAW_TOPIC, raw_record("alpaca", "iex", "reconcile-1", Fetched(word, END + DAY, 0, 0, None)), 0)
     chunk = stream.read(RAW_TOPIC, {}, 10)
     assert chunk is not None
     facts, key = Facts(), Key("alpaca", "iex", "quotes", "AAPL")

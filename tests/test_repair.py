@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import pytest
 
 from frames import rows
-from made import NOON
+from made import DAY, NOON
 from tapeline import net
 from tapeline.completeness import Facts, Interval, Key, absorb, intervals
 from tapeline.errors import Refused, Unavailable
@@ -24,7 +24,7 @@ from tapeline.providers.binance_history import SETTLED_NS
 from tapeline.providers.history import Request, Span, WrongPage
 from tapeline.providers.normalizing import normalize
 from tapeline.quota import Quota
-from tapeline.records import NS_PER_MS, NS_PER_S, RAW_TOPIC
+from tapeline.records import NS_PER_MS, NS_PER_S, RAW_TOPIC, Chunk
 from tapeline.streams.embedded import EmbeddedStream
 from test_completeness import bar, chunk, opened, trade
 
@@ -137,7 +137,7 @@ def test_what_is_being_fetched_is_being_repaired_and_what_the_history_does_not_h
     live = chunk([*opened(0), trade(1, 1), trade(6, 6)])
     absorb(facts, live, normalize(live, DECODERS))
     head = {"channel": "trade", "symbol": "BTC/USDT", "path": "", "time_ms": T0, "start_ns": 0, "end_ns": 0, "first": 2, "last": 5}
-    first_page = ("repair-1", "fetched", NOON + 9 * NS_PER_S, json.dumps(head | {"done": False}).encode() + b"\n" + page(3, 3))
+    first_page = ("repair-1", "fetched", NOON + 9 * NS_PER_S, json.dumps(head | {"done": False, "page": 1}).encode() + b"\n" + page(3, 3))
     some = chunk([first_page], 100)
     absorb(facts, some, normalize(some, DECODERS))
     assert [(one.state, one.first_id, one.last_id) for one in intervals(facts, TRADES)[1:6]] == [
@@ -147,7 +147,7 @@ def test_what_is_being_fetched_is_being_repaired_and_what_the_history_does_not_h
         ("repairing", 4, 5),
         ("proven", 6, 6),
     ]
-    last_page = ("repair-1", "fetched", NOON + 10 * NS_PER_S, json.dumps(head | {"done": True}).encode() + b"\n" + page(5, 6))
+    last_page = ("repair-1", "fetched", NOON + 10 * NS_PER_S, json.dumps(head | {"done": True, "page": 2}).encode() + b"\n" + page(5, 6))
     some = chunk([last_page], 101)
     absorb(facts, some, normalize(some, DECODERS))
     assert [(one.state, one.first_id, one.last_id) for one in intervals(facts, TRADES)[1:6]] == [
@@ -357,3 +357,85 @@ def test_a_repair_that_died_in_the_middle_is_taken_up_again() -> None:
     key = Key("alpaca", "iex", "trades", "AAPL")
     gap = Interval(NOON, NOON + NS_PER_S, "repairing", "closed by the network; being fetched")
     assert [one for _, one, _ in wanted({key: [gap]}, {("alpaca", "iex")}, NOON + 100 * NS_PER_S)] == [gap]
+
+
+def records_of(*pages: tuple[int, bool, bytes], connection: str = "repair-1", **span: Any) -> Chunk:
+    """Records of one reading: number, whether it is the last, body."""
+    head = {
+        "channel": "trade",
+        "symbol": "BTC/USDT",
+        "path": "",
+        "time_ms": T0 + 60_000,
+        "start_ns": NOON,
+        "end_ns": NOON + 9 * NS_PER_S,
+        **span,
+    }
+    lines = [json.dumps({**head, "page": number, "done": done}).encode() + b"\n" + body for number, done, body in pages]
+    return chunk([(connection, "fetched", NOON + 60 * NS_PER_S, line) for line in lines], 100)
+
+
+@pytest.mark.parametrize(
+    "pages",
+    [
+        [(2, True, page(4, 5))],
+        [(1, False, page(2, 3)), (3, True, page(5, 5))],
+        [(1, False, b"no page"), (2, True, page(4, 5))],
+        [(1, True, b"no page")],
+        [(0, True, page(2, 2))],
+    ],
+)
+def test_a_reading_of_which_a_page_is_missing_or_could_not_be_read_proves_nothing(pages: list[tuple[int, bool, bytes]]) -> None:
+    facts = Facts()
+    for some in (chunk([*opened(0), trade(1, 1), trade(9, 8)]), records_of(*pages)):
+        absorb(facts, some, normalize(some, DECODERS))
+    states = {one.state for one in intervals(facts, TRADES) if one.first_id is not None}
+    assert "unrecoverable" not in states
+    assert "reconciled" not in {one.state for one in intervals(facts, TRADES)}
+
+
+def test_what_may_not_have_been_in_the_history_yet_is_not_claimed() -> None:
+    facts = Facts()
+    some = records_of((1, True, b"[]"), time_ms=T0 + 7_000)
+    absorb(facts, some, normalize(some, DECODERS))
+    assert [(one.start_ns, one.end_ns, one.state) for one in intervals(facts, TRADES)] == [(NOON, NOON + 2 * NS_PER_S, "reconciled")]
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"start_ns": -(10**30)}, {"end_ns": 10**30}, {"time_ms": 10**30}, {"first": 2**70, "last": 2**70}, {"symbol": 7}]
+)
+def test_a_line_that_no_reading_has_written_says_nothing(wrong: dict[str, Any]) -> None:
+    facts = Facts()
+    some = records_of((1, True, b"[]"), **wrong)
+    absorb(facts, some, normalize(some, DECODERS))
+    assert intervals(facts, TRADES) == []
+
+
+def test_keys_follow_nobody_elsewhere(server: str) -> None:
+    Replies.replies = [(302, {"Location": "http://localhost:9/x"}, b"")]
+    with pytest.raises(Refused, match="HTTP 302"):
+        client(server, Time()).get("/x", 1)
+
+
+@pytest.mark.parametrize("after", ["9" * 400, "9" * 15])
+def test_no_pause_is_longer_than_any_ban(server: str, after: str) -> None:
+    Replies.replies = [(418, {"Retry-After": after}, b"banned")]
+    time = Time()
+    rest = client(server, time)
+    with pytest.raises(Unavailable, match="asked for a pause: 345600 s"):
+        rest.get("/x", 1)
+
+
+def test_a_gap_that_was_broken_off_goes_on_with_the_page_at_which_it_was(stream: EmbeddedStream) -> None:
+    _, span = TRADES, Span("spot", "trade", "BTC/USDT", NOON, NOON + NS_PER_S, 1, 2_500)
+    begun: dict[Span, Any] = {}
+    provider = Provider(page(1, 1000), b"<html>busy</html>", page(1001, 2000), page(2001, 2500))
+    source = Source(HISTORIES["binance"], provider)
+    with pytest.raises(WrongPage):
+        repair(TRADES, span, source, stream, lambda: NOON + DAY, "repair-1", begun)
+    assert repair(TRADES, span, source, stream, lambda: NOON + DAY, "repair-1", begun).pages == 2
+    assert fetched(stream) == [page(1, 1000), page(1001, 2000), page(2001, 2500)]
+    some = stream.read(RAW_TOPIC, {}, 10)
+    assert some is not None
+    heads = [json.loads(payload.partition(b"\n")[0]) for payload in some.batch["payload"].to_pylist()]
+    assert [(head["page"], head["done"]) for head in heads] == [(1, False), (2, False), (3, True)]
+    assert begun == {}

@@ -14,11 +14,11 @@ Nothing but evidence closes a gap: events with the ids that were missing, or a r
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from operator import attrgetter
-from typing import Final, Literal, NamedTuple, TypeAlias
+from typing import Final, Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -26,9 +26,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tapeline.providers import CHANNELS, PROVIDERS
+from tapeline.providers import CHANNELS, HISTORIES, PROVIDERS
+from tapeline.providers.history import Asked, asked_of
 from tapeline.providers.normalizing import UNREADABLE, Channel, Normalized
-from tapeline.records import BARS_TOPIC, NOTICES_TOPIC, NS_PER_MS, NS_PER_S, TICKS_TOPIC, Chunk
+from tapeline.records import BARS_TOPIC, NOTICES_TOPIC, NS_PER_MS, NS_PER_S, REJECTED_TOPIC, TICKS_TOPIC, Chunk
 
 State = Literal["proven", "reconciled", "open", "repairing", "unrecoverable", "unprovable"]
 #: The end of what goes on.
@@ -93,9 +94,9 @@ class Life(msgspec.Struct):
     fetched: bool = False
     asked: list[tuple[str, int, int]] = []
     read: list[tuple[str, int, int]] = []
-    #: The same of which some pages have come, and not the last one.
-    asking: list[tuple[str, int, int]] = []
-    reading: list[tuple[str, int, int]] = []
+    #: The same of which some pages have come, and not the last one; with how many.
+    asking: list[tuple[str, int, int, int]] = []
+    reading: list[tuple[str, int, int, int]] = []
 
 
 @dataclass(slots=True)
@@ -148,7 +149,8 @@ def keys_of(life: Life) -> Iterator[Key]:
         found = provider.subscription(life.feed, topic) if provider is not None else None
         if found is not None:
             yield Key(life.provider, life.feed, *found)
-    for both in {*life.first, *(label for label, _, _ in (*life.asked, *life.read, *life.asking, *life.reading))}:
+    ended, begun = (*life.asked, *life.read), (*life.asking, *life.reading)
+    for both in {*life.first, *(entry[0] for entry in ended), *(entry[0] for entry in begun)}:
         channel, _, symbol = both.partition(" ")
         yield Key(life.provider, life.feed, channel, symbol)
 
@@ -184,7 +186,7 @@ def absorb(facts: Facts, chunk: Chunk, normalized: Normalized) -> None:
     for at, last_ns in _extremes(code[heard], received[heard], np.maximum):
         life = facts.lives[known[at]]
         life.heard_ns = max(life.heard_ns, last_ns)
-    _absorb_notices(facts, normalized.batches[NOTICES_TOPIC])
+    _absorb_notices(facts, normalized.batches[NOTICES_TOPIC], _unread(normalized.batches[REJECTED_TOPIC]))
     place = _Places(chunk)
     for topic in (TICKS_TOPIC, BARS_TOPIC):
         batch = normalized.batches[topic]
@@ -210,10 +212,18 @@ class _Places:
         return found
 
 
-def _absorb_notices(facts: Facts, notices: pa.RecordBatch) -> None:
+def _unread(rejected: pa.RecordBatch) -> set[tuple[int, int]]:
+    """The places of pages that could not be read: nothing of them came."""
+    if not rejected.num_rows:
+        return set()
+    rows = rejected.select(["reason", "raw_partition", "raw_offset"]).to_pylist()
+    return {(row["raw_partition"], row["raw_offset"]) for row in rows if row["reason"].startswith("page: ")}
+
+
+def _absorb_notices(facts: Facts, notices: pa.RecordBatch, unread: Container[tuple[int, int]]) -> None:
     if not notices.num_rows:
         return
-    for row in notices.select(["connection", "kind", "detail", "received_ns"]).to_pylist():
+    for row in notices.select(["connection", "kind", "detail", "received_ns", "raw_partition", "raw_offset"]).to_pylist():
         life = facts.lives[row["connection"]]
         try:
             told = msgspec.json.decode(row["detail"]) if row["kind"] in _TELLING else None
@@ -233,7 +243,8 @@ def _absorb_notices(facts: Facts, notices: pa.RecordBatch) -> None:
             life.closed_ns, life.by, life.reason = at_ns, _text(told, "by"), _text(told, "reason")
         elif row["kind"] == "fetched":
             life.fetched = True
-            _absorb_read(life, told)
+            if (row["raw_partition"], row["raw_offset"]) not in unread:
+                _absorb_read(life, row["detail"])
             for key in keys_of(life):
                 facts.carries(row["connection"], key)
         else:
@@ -252,25 +263,52 @@ def _absorb_beside(facts: Facts, told: dict[str, object], at_ns: int) -> None:
             facts.touched_lives.add(name)
 
 
-def _absorb_read(life: Life, told: dict[str, object]) -> None:
-    label, done = f"{_text(told, 'channel')} {_text(told, 'symbol')}", bool(told.get("done"))
-    first, last, start_ns, end_ns, time_ms = (told.get(name) for name in ("first", "last", "start_ns", "end_ns", "time_ms"))
-    if isinstance(first, int) and isinstance(last, int):
-        life.asked, life.asking = _further(life.asked, life.asking, (label, first, last), (label, first, last), done)
-    elif isinstance(start_ns, int) and isinstance(end_ns, int) and isinstance(time_ms, int):
-        # Of what happened after it was asked, a page says nothing.
-        read = (label, start_ns, min(end_ns, time_ms * NS_PER_MS))
-        life.read, life.reading = _further(life.read, life.reading, (label, start_ns, end_ns), read, done)
+def _absorb_read(life: Life, line: str) -> None:
+    try:
+        asked = asked_of(line)
+    except UNREADABLE:
+        return
+    label = f"{asked.channel} {asked.symbol}".replace("\0", "")[:_LONGEST_REASON]
+    if asked.first is not None and asked.last is not None:
+        wanted = (label, asked.first, asked.last)
+        whole, life.asking = _further(life.asking, wanted, asked)
+        if whole:
+            life.asked = sorted({*life.asked, wanted})
+        return
+    wanted = (label, asked.start_ns, asked.end_ns)
+    whole, life.reading = _further(life.reading, wanted, asked)
+    history = HISTORIES.get(life.provider)
+    if whole and history is not None:
+        # Of what happened after it was asked, or so shortly before that it may not have been there yet, a page says nothing.
+        end_ns = min(asked.end_ns, asked.time_ms * NS_PER_MS - history.settled_ns(asked.channel))
+        life.read = _with(life.read, (label, asked.start_ns, end_ns))
 
 
-_Spans: TypeAlias = "list[tuple[str, int, int]]"
+def _further(
+    begun: list[tuple[str, int, int, int]], wanted: tuple[str, int, int], asked: Asked
+) -> tuple[bool, list[tuple[str, int, int, int]]]:
+    """Whether all pages of a reading have come, with one page more; and those of which some have.
+
+    One that is not the next says nothing: it has been here before, or one before it is missing."""
+    come = next((entry[3] for entry in begun if entry[:3] == wanted), 0)
+    if asked.page != come + 1:
+        return False, begun
+    others = [entry for entry in begun if entry[:3] != wanted]
+    return asked.done, others if asked.done else sorted([*others, (*wanted, asked.page)])
 
 
-def _further(ended: _Spans, begun: _Spans, asked: tuple[str, int, int], read: tuple[str, int, int], done: bool) -> tuple[_Spans, _Spans]:
-    """What was read to the end, and what was begun, with one page more of a span that was asked for."""
-    if done:
-        return sorted({*ended, read}), [one for one in begun if one != asked]
-    return ended, begun if read in ended else sorted({*begun, asked})
+def _with(read: list[tuple[str, int, int]], new: tuple[str, int, int]) -> list[tuple[str, int, int]]:
+    """One stretch more among those of all labels; what touches becomes one."""
+    label, start_ns, end_ns = new
+    if start_ns >= end_ns:
+        return read
+    kept = []
+    for entry in read:
+        if entry[0] == label and entry[1] <= end_ns and start_ns <= entry[2]:
+            start_ns, end_ns = min(start_ns, entry[1]), max(end_ns, entry[2])
+        else:
+            kept.append(entry)
+    return sorted([*kept, (label, start_ns, end_ns)])
 
 
 def _text(told: dict[str, object], name: str) -> str:
@@ -406,7 +444,7 @@ def intervals(facts: Facts, key: Key) -> list[Interval]:
     heard = list(_by_lives(key, [life for life in lives if not life.fetched]))
     read = _read(key, lives)
     runs = facts.runs.get(key)
-    reading = [span for life in lives for span in _spans(life.reading, key)]
+    reading = [span for life in lives for span in _spans((entry[:3] for entry in life.reading), key)]
     if not runs:
         return list(_joined(_being_filled(_reconciled(heard, read), reading)))
     # Before the first number and after the last, only the next one could tell.
@@ -415,7 +453,8 @@ def intervals(facts: Facts, key: Key) -> list[Interval]:
     ]
     first_ns, last_ns = runs[0].first_ns, max(runs[-1].first_ns, runs[-1].last_ns)
     around = list(_reconciled(heard, read))
-    asked, asking = ([span for life in lives for span in _spans(some(life), key)] for some in (attrgetter("asked"), attrgetter("asking")))
+    asked = [span for life in lives for span in _spans(life.asked, key)]
+    asking = [span for life in lives for span in _spans((entry[:3] for entry in life.asking), key)]
     by_ids = _being_filled(_by_ids(key, runs, asked, read, asking), reading)
     return list(_joined([*_between(around, -ONGOING, first_ns), *by_ids, *_between(around, last_ns, ONGOING)]))
 
@@ -457,7 +496,7 @@ def _between(found: Iterable[Interval], start_ns: int, end_ns: int) -> Iterator[
             yield replace(one, start_ns=max(one.start_ns, start_ns), end_ns=min(one.end_ns, end_ns))
 
 
-def _spans(known: _Spans, key: Key) -> Iterator[tuple[int, int]]:
+def _spans(known: Iterable[tuple[str, int, int]], key: Key) -> Iterator[tuple[int, int]]:
     """Those of a key: from and to."""
     return ((first, last) for label, first, last in known if label == f"{key.channel} {key.symbol}")
 

@@ -14,6 +14,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -32,7 +33,7 @@ from picows import (
     ws_connect,
 )
 
-from tapeline.errors import Refused, Unavailable
+from tapeline.errors import DiskTrouble, Refused, Unavailable
 from tapeline.providers.session import Check, Plan, Session, Trouble, without
 from tapeline.quota import Quota
 from tapeline.records import NS_PER_S, RawKind
@@ -54,6 +55,8 @@ _OVERLAP_S: Final = 15.0
 _REPLACE_AGAIN_S: Final = 5.0
 #: Attempts that came too fast (HTTP 429, 418) are repeated no sooner than this, later where Retry-After says so.
 _TOO_FAST_S: Final = 30.0
+#: No provider bans an address for longer (Binance: three days): what says so is a mistake.
+_LONGEST_BAN_S: Final = 4 * 86_400.0
 _TOO_FAST: Final = frozenset({418, 429})
 _HTTP_TIMEOUT_S: Final = 10.0
 _HTTP_MAX_BYTES: Final = 64 * 1024 * 1024
@@ -540,6 +543,24 @@ def _words_of(error: urllib.error.HTTPError) -> str:
         return f"(its text did not come: {trouble})"
 
 
+@contextmanager
+def _kept(path: Path) -> Iterator[None]:
+    """Trouble with the disk is none of the network's."""
+    try:
+        yield
+    except OSError as error:
+        raise DiskTrouble(
+            f"{path} cannot be written: {error.strerror}. Nothing of it was kept. Free disk space; it is tried again."
+        ) from error
+
+
+class _Straight(urllib.request.HTTPRedirectHandler):
+    """Follows nobody elsewhere: the keys are for the address that was asked."""
+
+    def redirect_request(self, *_: object) -> None:
+        return None
+
+
 def _whole(reply: http.client.HTTPResponse) -> bytes:
     body = bytes(reply.read(_HTTP_MAX_BYTES))
     if reply.length:  # a bounded read does not say by itself that more was promised
@@ -568,7 +589,8 @@ class Rest:
         """`url`: scheme and host, to which each path is appended. `wall_clock`: seconds since 1970, as providers name times.
 
         `sleep` gives True where it was broken off."""
-        self._url, self._tls, self._random, self._quota, self._sleep = url, tls, random, quota, sleep
+        self._url, self._random, self._quota, self._sleep = url, random, quota, sleep
+        self._opener = urllib.request.build_opener(urllib.request.HTTPSHandler(context=tls), _Straight())
         self._headers = {"User-Agent": "tapeline", **(headers or {})}
         self._secrets = tuple(value.rpartition(" ")[2] for value in (headers or {}).values())
         self._wall_clock = wall_clock
@@ -578,14 +600,16 @@ class Rest:
         return self._asked(path, weight, _whole)
 
     def download(self, path: str, weight: int, to: Path) -> None:
-        """The body into a file, however large. Raises as `get`, and OSError for the file."""
+        """The body into a file, however large. Raises as `get`, and DiskTrouble for the file."""
         with to.open("wb") as file:
 
             def copy(reply: http.client.HTTPResponse) -> None:
-                file.seek(0)
-                file.truncate()
+                with _kept(to):
+                    file.seek(0)
+                    file.truncate()
                 while piece := reply.read(_DOWNLOAD_PIECE):
-                    file.write(piece)
+                    with _kept(to):
+                        file.write(piece)
                 if reply.length:
                     raise http.client.IncompleteRead(b"", reply.length)
 
@@ -598,7 +622,7 @@ class Rest:
             self._afford(weight)
             try:
                 request = urllib.request.Request(f"{self._url}{path}", headers=self._headers)  # noqa: S310 scheme checked below
-                with urllib.request.urlopen(request, timeout=_HTTP_TIMEOUT_S, context=self._tls) as reply:  # noqa: S310
+                with self._opener.open(request, timeout=_HTTP_TIMEOUT_S) as reply:
                     return read(reply)
             except urllib.error.HTTPError as error:
                 trouble, wait_s = f"HTTP {error.code}: {without(_words_of(error), *self._secrets)}", next(waits)
@@ -621,7 +645,7 @@ class Rest:
     def _pause_s(self, after: str, reset: str) -> float:
         """For how long a provider that was asked too often wants to be left alone, by its headers."""
         if after.isdecimal():
-            return float(after)
+            return min(float(after), _LONGEST_BAN_S)
         if reset.isdecimal():  # a time by the provider's clock, which may not be ours; and others wait for it too
             return min(float(reset) - self._wall_clock(), _LONGEST_WAIT_S - 1) + self._random.random()
         return _TOO_FAST_S

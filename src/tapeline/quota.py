@@ -24,6 +24,7 @@ class _Book(msgspec.Struct):
 
     minute: float = 0.0  # when the minute began
     spent: int = 0
+    paused_at: float = 0.0
     not_before: float = 0.0
 
 
@@ -39,7 +40,7 @@ class Quota:
         """Take so much of the minute: 0.0, or the seconds to wait before asking again; then nothing was taken. Raises DiskTrouble."""
         with self._book() as book:
             now = self._clock()
-            if book.not_before > now:
+            if book.paused_at <= now < book.not_before:  # a clock that was set back knows nothing of the pause
                 return book.not_before - now
             if not 0 <= now - book.minute < _MINUTE_S:  # a clock that was set back begins anew
                 book.minute, book.spent = now, 0
@@ -51,7 +52,9 @@ class Quota:
     def pause(self, seconds: float) -> None:
         """The provider wants nobody to ask for so long."""
         with self._book() as book:
-            book.not_before = max(book.not_before, self._clock() + seconds)
+            now = self._clock()
+            if now + seconds > book.not_before or now < book.paused_at:
+                book.paused_at, book.not_before = now, now + seconds
 
     @contextmanager
     def _book(self) -> Iterator[_Book]:

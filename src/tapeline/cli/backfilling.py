@@ -86,7 +86,9 @@ def backfill(
     failed = False
     for job, source in jobs:
         log = PageLog(settings.root / "backfill" / f"{job.name}.sqlite")
-        with own(settings.root / "locks" / f"backfill-{job.name}", "this tapeline backfill"):
+        # Files are unpacked into one folder.
+        lock = "backfill-files" if origin is Origin.files else f"backfill-{job.name}"
+        with own(settings.root / "locks" / lock, "a tapeline backfill from files" if origin is Origin.files else "this tapeline backfill"):
             if again:
                 log.forget()
             stream = wiring.open_stream(settings)

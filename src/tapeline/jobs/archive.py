@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
+import zlib
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, Protocol
@@ -73,7 +74,7 @@ def _unpack(asked: Request, packed: Path, table: Path) -> None:
             with found.open(names[0]) as lines:
                 while block := lines.read(_BLOCK):
                     to.write(block)
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise WrongPage(f"{asked.path} is no zip that can be read: {error}. Nothing of it was kept.") from error
     aside.rename(table)
 

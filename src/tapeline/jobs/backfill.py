@@ -106,7 +106,7 @@ class Backfill:
         A span that is refused or makes no sense is left out, and told. Raises Unavailable where the provider or the stream does not
         answer, DiskTrouble: what has come is kept, and the same job goes on from there."""
         self._log.open(self._job.spans())
-        writer = f"backfill-{self._job.name}-{self._log.begin_writing()}"
+        writer = f"backfill-{self._log.name}-{self._log.begin_writing()}"
         producer = self._stream.producer(writer)
         try:
             self._recover(producer)
@@ -142,10 +142,10 @@ class Backfill:
     @contextmanager
     def _fetched(self, left: Sequence[Progress]) -> Iterator[Iterator[tuple[Progress, Fetched]]]:
         """The pages of all spans as they come, those of a span in order; workers end with the block."""
-        pages: queue.Queue[tuple[Progress, Fetched | TapelineError | None]] = queue.Queue(_MOST_WAITING)
+        pages: queue.Queue[tuple[Progress, Fetched | Exception | None]] = queue.Queue(_MOST_WAITING)
         ended = threading.Event()
 
-        def put(progress: Progress, what: Fetched | TapelineError | None) -> bool:
+        def put(progress: Progress, what: Fetched | Exception | None) -> bool:
             while not (ended.is_set() or self._stop.is_set()):
                 try:
                     pages.put((progress, what), timeout=_LOOK_EVERY_S)
@@ -156,10 +156,10 @@ class Backfill:
 
         def work(progress: Progress) -> None:
             try:
-                for page in fetch(self._source, progress.span, self._clock, progress.following):
+                for page in fetch(self._source, progress.span, self._clock, progress.following, progress.pages):
                     if not put(progress, page):
                         return
-            except TapelineError as error:
+            except Exception as error:  # noqa: BLE001 raised again by who takes it
                 put(progress, error)
             else:
                 put(progress, None)
@@ -199,13 +199,14 @@ class Backfill:
                 self._hand_over(producer, number, page)
                 self._on_the_way.append(number)
             self._settle(producer, number, _MOST_WAITING)
-            if time.monotonic() >= tell_at:
+            if (began := time.monotonic()) >= tell_at:
                 told(self.state())
-                tell_at = time.monotonic() + _TELL_EVERY_S
+                # Of many spans, looking takes a while: a twentieth of the time at most.
+                tell_at = time.monotonic() + max(_TELL_EVERY_S, 20 * (time.monotonic() - began))
         self._settle(producer, number, 0)
 
     def _hand_over(self, producer: Producer, number: int, page: Fetched) -> None:
-        batch = raw_record(self._job.provider, self._job.feed, f"backfill-{self._job.name}", page)
+        batch = raw_record(self._job.provider, self._job.feed, f"backfill-{self._log.name}", page)
         began = time.monotonic()
         for delay in backoff(self._random, cap_s=5.0):
             try:
@@ -222,6 +223,8 @@ class Backfill:
             until = producer.settled()
             while self._on_the_way and self._on_the_way[0] <= until:
                 self._on_the_way.popleft()
+            if self._stop.is_set() and self._on_the_way:
+                return  # what is on its way is found to have arrived, or not, at the next start
             if len(self._on_the_way) <= waiting:
                 # What is no record of the stream has nowhere to arrive.
                 self._log.settle(self._on_the_way[0] - 1 if self._on_the_way else last)

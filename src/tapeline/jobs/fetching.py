@@ -37,8 +37,10 @@ class Fetched:
     following: Request | None
 
 
-def fetch(source: Source, span: Span, clock: Callable[[], int], begin: Request | None = None) -> Iterator[Fetched]:
-    """The pages of a span, from the first or from `begin` on. Raises WrongPage, Unavailable, Refused: what came before is good."""
+def fetch(source: Source, span: Span, clock: Callable[[], int], begin: Request | None = None, kept: int = 0) -> Iterator[Fetched]:
+    """The pages of a span, from the first or from `begin` on, before which `kept` records came.
+
+    Raises WrongPage, Unavailable, Refused: what came before is good."""
     asked = begin or source.history.first(span)
     met = {asked}
     while True:
@@ -50,9 +52,9 @@ def fetch(source: Source, span: Span, clock: Callable[[], int], begin: Request |
         done = page.following is None
         payload = None
         if page.keep or done:
-            line = Asked(
-                span.channel, span.symbol, asked.path, now_ns // NS_PER_MS, span.start_ns, span.end_ns, span.first, span.last, done
-            )
+            kept += 1
+            edges = (span.start_ns, span.end_ns, span.first, span.last)
+            line = Asked(span.channel, span.symbol, asked.path, now_ns // NS_PER_MS, *edges, done, kept)
             payload = msgspec.json.encode(line) + b"\n" + (body if page.keep else b"")
         yield Fetched(payload, now_ns, page.rows, page.reached_ns, page.following)
         if page.following is None:

@@ -41,6 +41,7 @@ CREATE TABLE sent (            -- pages that may or may not have arrived
     reached_ns INTEGER NOT NULL
 );
 CREATE TABLE writers (number INTEGER PRIMARY KEY);
+CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 PRAGMA user_version = {_FORMAT};
 COMMIT;
 """
@@ -94,6 +95,9 @@ class PageLog:
             if not version:
                 db.execute("PRAGMA journal_mode = WAL")
                 db.executescript(_SCHEMA)
+            # No more lasting than the embedded stream's own files: a power cut must not leave the log ahead of them.
+            db.execute("PRAGMA synchronous = NORMAL")
+            db.execute("INSERT OR IGNORE INTO facts VALUES ('name', lower(hex(randomblob(8))))")
             if not db.execute("SELECT count(*) FROM spans").fetchone()[0]:
                 with self._transaction():
                     db.executemany("INSERT INTO spans (span) VALUES (?)", [(msgspec.json.encode(span),) for span in spans])
@@ -108,6 +112,12 @@ class PageLog:
         if self._opened is not None:
             self._opened.close()
             self._opened = None
+
+    @property
+    def name(self) -> str:
+        """What no other log is called, also one of the same job that was begun anew."""
+        with self._errors():
+            return str(self._db.execute("SELECT value FROM facts WHERE name = 'name'").fetchone()[0])
 
     def spans(self) -> list[Progress]:
         with self._errors():

@@ -26,6 +26,8 @@ from tapeline.stores.selection import Selection
 from tapeline.stores.selection import Source as Store
 from tapeline.streams import Stream
 
+#: The pages that are sent are no whole reading: the word behind them is one by itself.
+_NO_READING: Final = -(1 << 20)
 #: What two copies of a bar have in common, besides their time: a revision differs in one of them.
 _OF_BARS: Final = Identity(("symbol", "interval", "ts_ns", "open", "high", "low", "close", "volume"))
 #: Two copies of one event may differ in time by this, and so lie on both sides of an edge.
@@ -58,7 +60,6 @@ def reconcile(
     span = Span(key.feed, key.channel, key.symbol, start_ns, end_ns)
     topic = BARS_TOPIC if CHANNELS[key.provider][key.feed][key.channel].kind == "bar" else TICKS_TOPIC
     rule = _identity(key)
-    held = _stored(store, key, topic, start_ns - _EDGE_NS, end_ns + _EDGE_NS)
     asked: list[Request | None] = []
     parts: list[pa.Table] = []
     begin: Request | None = None
@@ -67,13 +68,14 @@ def reconcile(
         rows = _rows(key, page, topic)
         parts.append(rows.append_column("page", pa.array(np.full(rows.num_rows, number, np.int64))))
         begin = page.following
-    fetched = pa.concat_tables(parts) if parts else held.slice(0, 0).append_column("page", pa.array([], pa.int64()))
+    fetched = pa.concat_tables(parts)
+    held = _stored(store, key, topic, start_ns - _EDGE_NS, end_ns + _EDGE_NS, fetched)
     matched = _matched(held, fetched, rule)
     inside = matched.filter(pc.and_(pc.greater_equal(matched["ts"], start_ns), pc.less(matched["ts"], end_ns)))
     missing = inside.filter(pc.equal(inside["held"], 0))
     pages = sorted(set(missing["page"].to_pylist()))
     for number in pages:
-        page = next(iter(fetch(source, span, clock, asked[number])))
+        page = next(iter(fetch(source, span, clock, asked[number], kept=_NO_READING)))
         stream.append(RAW_TOPIC, raw_record(key.provider, key.feed, connection, page), 0)
     now_ns = clock()
     last = Fetched(ending(span, now_ns), now_ns, 0, 0, None)
@@ -100,10 +102,16 @@ def _identity(key: Key) -> Identity:
     return channel.identity if channel.identity.columns else SAME_CONTENT[channel.kind]
 
 
-def _stored(store: Store, key: Key, topic: Topic, start_ns: int, end_ns: int) -> pa.Table:
+def _stored(store: Store, key: Key, topic: Topic, start_ns: int, end_ns: int, fetched: pa.Table) -> pa.Table:
+    """What a store holds of the key; of bars the last revision, whichever channel brought it."""
     selection = Selection((key.symbol,), start_ns, end_ns, tuple(topic.schema.names), provider=key.provider, feed=key.feed)
-    reader = store.bars(selection) if topic is BARS_TOPIC else store.ticks(selection)
-    parts = [pa.table(with_dates(batch.filter(pc.equal(batch["channel"], key.channel)))) for batch in reader]
+    if topic is BARS_TOPIC:
+        name, wanted = "interval", pc.unique(fetched["interval"]).combine_chunks()
+        reader = store.bars(selection)
+    else:
+        name, wanted = "channel", pa.array([key.channel])
+        reader = store.ticks(selection)
+    parts = [pa.table(with_dates(batch.filter(pc.is_in(batch[name], wanted)))) for batch in reader]
     return pa.concat_tables(parts) if parts else pa.table(with_dates(_nothing(topic)))
 
 

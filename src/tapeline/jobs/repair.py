@@ -17,7 +17,7 @@ from tapeline.errors import Refused, Unavailable
 from tapeline.jobs.fetching import Source, fetch, raw_record
 from tapeline.monitor.status import StatusFile
 from tapeline.providers import CHANNELS, HISTORIES
-from tapeline.providers.history import Span, WrongPage
+from tapeline.providers.history import Request, Span, WrongPage
 from tapeline.records import NS_PER_MS, NS_PER_S, RAW_TOPIC
 from tapeline.streams import Stream
 from tapeline.times import text
@@ -28,6 +28,10 @@ log = logging.getLogger(__name__)
 _MOST_AT_ONCE: Final = 200
 _AGAIN_NS: Final = 60 * NS_PER_S
 _LATER_NS: Final = 600 * NS_PER_S
+#: A gap that is known by its numbers is left alone for so long: what comes late by itself need not be asked for.
+_SETTLED_NS: Final = 5 * NS_PER_S
+#: The page at which a span was broken off, and how many records came before it.
+Begun = tuple[Request | None, int]
 #: What happened while nobody listened is asked for with so much on both sides: the provider's clock is not ours.
 _MARGIN_NS: Final = 2 * NS_PER_S
 
@@ -74,20 +78,28 @@ def wanted(known: Mapping[Key, Sequence[Interval]], sources: Container[tuple[str
         if key[:2] in sources
         for one in intervals
         if one.state in ("open", "repairing") and (span := span_of(key, one)) is not None
-        if span.end_ns + HISTORIES[key.provider].SETTLED_NS < now_ns
+        if span.end_ns + (_SETTLED_NS if span.first is not None else HISTORIES[key.provider].settled_ns(key.channel)) < now_ns
     ]
     return sorted(found, key=lambda gap: -gap[1].start_ns)
 
 
-def repair(key: Key, span: Span, source: Source, stream: Stream, clock: Callable[[], int], connection: str) -> Repaired:
+def repair(
+    key: Key, span: Span, source: Source, stream: Stream, clock: Callable[[], int], connection: str, begun: dict[Span, Begun] | None = None
+) -> Repaired:
     """Ask for a gap to its end. Raises Unavailable, Refused, WrongPage: what came before is kept.
 
-    `connection`: by which name the pages are kept."""
+    `connection`: by which name the pages are kept. `begun`: where spans that were broken off under that name go on."""
+    begun = {} if begun is None else begun
+    at, kept = begun.get(span, (None, 0))
     pages = events = 0
-    for page in fetch(source, span, clock):
+    for page in fetch(source, span, clock, at, kept):
         if page.payload is not None:
             stream.append(RAW_TOPIC, raw_record(key.provider, key.feed, connection, page), 0)
+            kept += 1
         pages, events = pages + 1, events + page.rows
+        if page.following is not None:
+            begun[span] = (page.following, kept)
+    begun.pop(span, None)
     return Repaired(key, span, pages, events)
 
 
@@ -108,6 +120,7 @@ class KeepRepairing:
         self._connection = f"repair-{clock()}"
         self._due_ns = 0
         self._not_before: dict[tuple[Key, int], int] = {}
+        self._begun: dict[Span, Begun] = {}
         self._filled = 0
 
     def step(self) -> bool:
@@ -117,6 +130,7 @@ class KeepRepairing:
             return False
         self._not_before = {gap: due_ns for gap, due_ns in self._not_before.items() if due_ns > now_ns}
         gaps = wanted(self._known(), self._sources, now_ns)
+        self._begun = {span: self._begun[span] for _, _, span in gaps if span in self._begun}
         gaps = [gap for gap in gaps if (gap[0], gap[1].start_ns) not in self._not_before][:_MOST_AT_ONCE]
         # Looking takes the longer the more there is: a twentieth of the time at most.
         self._due_ns = now_ns + 20 * (self._clock() - now_ns)
@@ -125,7 +139,7 @@ class KeepRepairing:
                 break
             self._not_before[key, gap.start_ns] = now_ns + _AGAIN_NS
             try:
-                done = repair(key, span, self._sources[key.provider, key.feed], self._stream, self._clock, self._connection)
+                done = repair(key, span, self._sources[key.provider, key.feed], self._stream, self._clock, self._connection, self._begun)
                 self._filled += done.events
                 log.info("Asked for %s", done)
             except (WrongPage, Refused) as error:

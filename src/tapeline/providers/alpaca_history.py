@@ -54,6 +54,11 @@ def headers(key: str, secret: str) -> Mapping[str, str]:
     return {"APCA-API-KEY-ID": key, "APCA-API-SECRET-KEY": secret}
 
 
+def settled_ns(channel: str) -> int:
+    """Of bars until they are revised no more."""
+    return SETTLED_NS + (_WINDOWS[channel][1] + _REVISED_NS if channel in _WINDOWS else 0)
+
+
 def first(span: Span) -> Request:
     """The first page."""
     return Request(_path(span))

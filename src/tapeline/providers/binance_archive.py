@@ -17,13 +17,12 @@ from typing import Final
 import numpy as np
 
 from tapeline.providers.binance_history import CHANNELS as CHANNELS
-from tapeline.providers.binance_history import SETTLED_NS as SETTLED_NS
-from tapeline.providers.binance_history import Event, bar_of, headers, provider_symbol, time_of
+from tapeline.providers.binance_history import Event, bar_of, headers, provider_symbol, settled_ns, time_of
 from tapeline.providers.binance_wire import AggTrade, Trade
 from tapeline.providers.history import Page, Request, Span, WrongPage
 from tapeline.records import NS_PER_S
 
-__all__ = ["CHANNELS", "SETTLED_NS", "WEIGHT_A_MINUTE", "events_of", "first", "headers", "page", "parts"]
+__all__ = ["CHANNELS", "WEIGHT_A_MINUTE", "events_of", "first", "headers", "page", "parts", "settled_ns"]
 
 #: Files are asked for one by one: no limit is published, and ten a second are no burden.
 WEIGHT_A_MINUTE: Final = 600

@@ -25,6 +25,7 @@ CHANNELS: Final[dict[str, dict[str, Kind]]] = {
 }
 SETTLED_NS: Final = 5 * NS_PER_S
 PAGE_ROWS: Final = 1_000
+_SECONDS: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 7 * 86_400, "M": 31 * 86_400}
 Event: TypeAlias = "Trade | AggTrade | Kline"
 _PATHS: Final = {"trade": ("/api/v3/historicalTrades", 25), "aggTrade": ("/api/v3/aggTrades", 4)}
 #: Pages that only tell with which id the trades of a time begin. Aggregated trades can be asked for by time, and name theirs: the last one
@@ -39,10 +40,21 @@ def headers(key: str, secret: str) -> Mapping[str, str]:
     return {}
 
 
+def settled_ns(channel: str) -> int:
+    """Of bars until after the end of the window."""
+    return SETTLED_NS + (_width_ns(channel) if channel.startswith("kline_") else 0)
+
+
+def _width_ns(channel: str) -> int:
+    """How long a window of a channel of bars lasts at most."""
+    interval = channel.removeprefix("kline_")
+    return int(interval[:-1]) * _SECONDS[interval[-1]] * NS_PER_S
+
+
 def first(span: Span) -> Request:
-    """Where to begin: at the first number, or at the first event from the start on."""
+    """Where to begin: at the first number, or at the first event from the start on; of bars with the window that the start lies in."""
     if span.channel.startswith("kline_"):
-        return _bars(span, span.start_ns // NS_PER_MS if span.first is None else span.first)
+        return _bars(span, (span.start_ns - _width_ns(span.channel)) // NS_PER_MS + 1 if span.first is None else span.first)
     if span.first is not None:
         return _by_id(span, span.first)
     start_ms = -(-span.start_ns // NS_PER_MS)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Annotated, Any, Final, Protocol
 
 import msgspec
 import numpy as np
 
 from tapeline.errors import TapelineError
-from tapeline.providers.normalizing import UNREADABLE, Channel, Events, Frames, Kind, Notice, Reject
+from tapeline.providers.normalizing import UNREADABLE, Channel, Events, Frames, Int64, Kind, Notice, Reject
 from tapeline.records import NS_PER_MS
 
 
@@ -45,17 +45,19 @@ class Asked(msgspec.Struct):
     channel: str
     symbol: str  # canonical
     path: str
-    time_ms: int  # when it was fetched: a bar whose window had ended by then is final
-    start_ns: int
-    end_ns: int
-    first: int | None = None
-    last: int | None = None
+    time_ms: Annotated[int, msgspec.Meta(ge=0, le=2**53)]  # when it was fetched: a bar whose window had ended by then is final
+    start_ns: Int64
+    end_ns: Int64
+    first: Int64 | None = None
+    last: Int64 | None = None
     done: bool = False
+    #: Which record of its reading it is, from 1 on: the last one says that all is there only where those before it are. 0: none of one.
+    page: int = 0
 
 
 def ending(span: Span, now_ns: int) -> bytes:
     """A record without events: the span's history was read to its end by then."""
-    asked = Asked(span.channel, span.symbol, "", now_ns // NS_PER_MS, span.start_ns, span.end_ns, span.first, span.last, True)
+    asked = Asked(span.channel, span.symbol, "", now_ns // NS_PER_MS, span.start_ns, span.end_ns, span.first, span.last, True, 1)
     return msgspec.json.encode(asked) + b"\n"
 
 
@@ -77,13 +79,14 @@ class History(Protocol):
 
     #: How much a minute may weigh.
     WEIGHT_A_MINUTE: int
-    #: How long after an event (ns) the history can be taken to hold it.
-    SETTLED_NS: int
     #: By feed: the channels that can be asked for, each with what its events are; the first of a kind is the usual one.
     CHANNELS: Mapping[str, Mapping[str, Kind]]
 
     def headers(self, key: str, secret: str) -> Mapping[str, str]:
         """What each request carries: whoever asks proves who he is."""
+
+    def settled_ns(self, channel: str) -> int:
+        """How long after an event, or after the beginning of a bar's window (ns), the history can be taken to hold it, and for good."""
 
     def first(self, span: Span) -> Request:
         """Where to begin."""
@@ -99,7 +102,8 @@ class FileHistory(History, Protocol):
         """The stretches (ns, without their ends) of the files that hold [start_ns, end_ns), whole."""
 
 
-_ASKED: Final = msgspec.json.Decoder(Asked)
+#: Raises what decoding bytes may raise.
+asked_of: Final = msgspec.json.Decoder(Asked).decode
 
 
 def decode_pages(
@@ -121,7 +125,7 @@ def decode_pages(
             rest.append(row)
             continue
         try:
-            asked = _ASKED.decode(head)
+            asked = asked_of(head)
             channel, found = channels[asked.channel], events_of(asked, body) if body else ()
         except (KeyError, *UNREADABLE) as error:
             events.seen += 1

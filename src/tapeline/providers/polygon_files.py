@@ -25,12 +25,7 @@ import msgspec
 from tapeline.errors import ConfigError
 from tapeline.providers.history import Page, Request, Span, WrongPage
 from tapeline.providers.normalizing import UNREADABLE, Kind, Notice
-from tapeline.providers.polygon_history import (
-    SETTLED_NS as SETTLED_NS,
-)
-from tapeline.providers.polygon_history import (
-    WEIGHT_A_MINUTE as WEIGHT_A_MINUTE,
-)
+from tapeline.providers.polygon_history import WEIGHT_A_MINUTE as WEIGHT_A_MINUTE
 from tapeline.providers.polygon_history import (
     Event,
     PastBarRow,
@@ -43,7 +38,10 @@ from tapeline.providers.polygon_history import (
 )
 from tapeline.records import NS_PER_MS, NS_PER_S
 
-__all__ = ["CHANNELS", "MISSING", "SETTLED_NS", "WEIGHT_A_MINUTE", "events_of", "first", "headers", "is_file", "page", "parts", "ticker"]
+__all__ = [
+    *("CHANNELS", "MISSING", "WEIGHT_A_MINUTE"),
+    *("events_of", "first", "headers", "is_file", "page", "parts", "settled_ns", "ticker"),
+]
 
 CHANNELS: Final[dict[str, dict[str, Kind]]] = {
     "stocks": {"T": "trade", "Q": "quote", "AM": "bar"},

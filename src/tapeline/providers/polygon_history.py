@@ -42,6 +42,7 @@ _WINDOWS: Final = {
 _REVISED_NS: Final = 20 * 60 * NS_PER_S
 #: DELAYED: on a plan that gives everything 15 minutes late.
 _GOOD: Final = frozenset({"OK", "DELAYED"})
+_DELAYED_NS: Final = 16 * 60 * NS_PER_S
 Event: TypeAlias = "Trade | Quote | CryptoTrade | PastBar"
 
 
@@ -49,6 +50,11 @@ def headers(key: str, secret: str) -> Mapping[str, str]:
     """The key."""
     del secret
     return {"Authorization": f"Bearer {key}"}
+
+
+def settled_ns(channel: str) -> int:
+    """Of bars until they are revised no more."""
+    return SETTLED_NS + (_WINDOWS[channel][1] + _REVISED_NS if channel in _WINDOWS else 0)
 
 
 def first(span: Span) -> Request:
@@ -66,7 +72,6 @@ def first(span: Span) -> Request:
 
 def page(span: Span, asked: Request, body: bytes, time_ms: int) -> Page:
     """Check that the page is of what was asked for, with times that rise from where the one before it ended, and what follows it."""
-    del time_ms
     try:
         answer = _ANSWERS[span.channel].decode(body)
         following = None if answer.next_url is None else _path(answer.next_url)
@@ -83,6 +88,10 @@ def page(span: Span, asked: Request, body: bytes, time_ms: int) -> Page:
         raise WrongPage(f"{asked.path} gave times {times[0]} to {times[-1]} that do not rise from {least_ns}. {_NOTHING_KEPT}")
     if times and times[-1] >= span.end_ns:
         raise WrongPage(f"{asked.path} gave times up to {times[-1]}, and was asked for those before {span.end_ns}. {_NOTHING_KEPT}")
+    if answer.status == "DELAYED" and span.end_ns > time_ms * NS_PER_MS - _DELAYED_NS:
+        raise WrongPage(f"{asked.path} is of a plan that gives the last 15 minutes late: it is asked for again when they have come.")
+    if following is not None and following.partition("?")[0] != asked.path.partition("?")[0]:
+        raise WrongPage(f"{asked.path} names {following} as its next page, which is of something else. {_NOTHING_KEPT}")
     if following == asked.path:
         raise WrongPage(f"{asked.path} leads back to itself: the provider repeats its cursor. {_NOTHING_KEPT}")
     width_ns = _WINDOWS[span.channel][1] if bars else 0
