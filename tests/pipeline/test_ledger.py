@@ -27,6 +27,11 @@ if TYPE_CHECKING:
 EVENTS = 20_000 if PROVE else 3_000
 
 
+def settled() -> int:
+    """A minute from now: what has happened by now is in the history for good."""
+    return time.time_ns() + 60 * NS_PER_S
+
+
 def lost_and_sent(journal: Path) -> tuple[dict[str, set[int]], dict[str, set[int]]]:
     """The trade ids of each symbol that the venue never sent, and those that it did."""
     lost, sent = defaultdict(set), defaultdict(set)
@@ -142,13 +147,13 @@ def test_what_alpaca_sent_while_nobody_listened_is_read_from_its_history_and_is_
     until(lambda: all("open" in some for some in states()), "the break is a gap of each")
 
     stream, sources = home.stream(), wiring.histories(load(home.config, home.env), home.env, Random(1))
-    gaps = wanted(ledger(home), sources, time.time_ns() + 60 * NS_PER_S)
+    gaps = wanted(ledger(home), sources, settled())
     assert {key for key, _, _ in gaps} == set(keys)
     for key, _, span in gaps:
-        assert repair(key, span, sources[key[:2]], stream, time.time_ns, "repair-1").events
+        assert repair(key, span, sources[key[:2]], stream, settled, "repair-1").events
     stream.close()
     until(lambda: states() == [{"unprovable", "reconciled"}] * 3, "each gap is reconciled")
-    assert wanted(ledger(home), sources, time.time_ns() + 60 * NS_PER_S) == []
+    assert wanted(ledger(home), sources, settled()) == []
 
     market.stop()
 

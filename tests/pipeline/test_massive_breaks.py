@@ -62,6 +62,11 @@ class Beside(threading.Thread):
         self.join()
 
 
+def settled() -> int:
+    """A minute from now: what has happened by now is in the history for good."""
+    return time.time_ns() + 60 * NS_PER_S
+
+
 def connects(home: Home) -> int:
     """How often our connection has been opened."""
     return int(home.word("ingest").get("lines", {}).get("polygon-stocks", {}).get("connects", 0))
@@ -115,8 +120,8 @@ def test_what_happened_between_connections_is_fetched_and_the_lake_is_what_happe
     stream = home.stream()
 
     def filled() -> bool:
-        for key, _, span in wanted(ledger(home), sources, time.time_ns() + 60 * NS_PER_S):  # it has settled: nothing more happens
-            repair(key, span, sources["polygon", "stocks"], stream, time.time_ns, "repair-1")
+        for key, _, span in wanted(ledger(home), sources, settled()):  # it has settled: nothing more happens
+            repair(key, span, sources["polygon", "stocks"], stream, settled, "repair-1")
         time.sleep(0.3)
         return happened(market.journal) <= set(kept(home))
 
