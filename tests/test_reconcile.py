@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
-from made import DAY, NOON, ticks
+from made import DAY, NOON, bars, ticks
 from made_history import T0, Exchange
 from tapeline.completeness import Facts, Key, absorb, answer, intervals
 from tapeline.config import Config
@@ -17,7 +17,7 @@ from tapeline.providers import DECODERS, HISTORIES, identity
 from tapeline.providers.history import Span, ending
 from tapeline.providers.normalizing import normalize
 from tapeline.reading import open_source
-from tapeline.records import NS_PER_MS, RAW_TOPIC, TICKS_TOPIC, Chunk
+from tapeline.records import BARS_TOPIC, NS_PER_MS, NS_PER_S, RAW_TOPIC, TICKS_TOPIC, Chunk
 from tapeline.stores.lake import Lake
 from tapeline.streams.embedded import EmbeddedStream
 
@@ -111,6 +111,23 @@ def test_what_no_history_holds_is_told(lake: Callable[[list[int]], None], compar
     found = compared()
     assert (found.stored, found.only_stored, found.only_in_history, found.stored_volume) == (1_201, 1, 0, 2_402.0)
     assert not found.equal
+
+
+def test_bars_are_compared_by_their_last_revision_whichever_channel_brought_it(stream: EmbeddedStream, tmp_path: Path) -> None:
+    key, minute = Key("alpaca", "iex", "bars", "AAPL"), 60 * NS_PER_S
+    of_alpaca = {"provider": "alpaca", "feed": "iex", "exchange": "IEXG", "trades": 4, "vwap": 1.5}
+    revised = {**of_alpaca, "ts_ns": START, "channel": "updatedBars", "volume": 11.0, "final": True, "raw_offset": 2}
+    rows = [{**of_alpaca, "ts_ns": START + at * minute, "channel": "bars", "raw_offset": at} for at in range(2)]
+    Lake(tmp_path / "lake", identity).write(Chunk.dense(BARS_TOPIC, 0, 0, bars(*rows, revised)))
+    told = [
+        {"t": f"2024-03-15T12:0{at}:00Z", "o": 1.0, "h": 3.0, "l": 1.0, "c": 2.0, "v": volume, "n": 4, "vw": 1.5}
+        for at, volume in enumerate([11, 10, 7])
+    ]
+    body = msgspec.json.encode({"bars": {"AAPL": told}, "next_page_token": None})
+    store = open_source("lake", config=Config(data_dir=str(tmp_path)))
+    source = Source(HISTORIES["alpaca"], lambda asked: body)
+    found = reconcile(key, START, START + 3 * minute, source, store, stream, lambda: NOON + DAY, "reconcile-1")
+    assert (found.stored, found.in_history, found.only_stored, found.only_in_history) == (2, 3, 0, 1)
 
 
 def test_the_ledger_takes_the_word_for_its_time_and_no_other(stream: EmbeddedStream) -> None:

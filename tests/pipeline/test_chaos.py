@@ -178,7 +178,13 @@ def test_whatever_goes_wrong_the_stores_are_what_happened_and_the_ledger_says_wh
     over_ns = time.time_ns()  # from here on nothing happens, and every socket is mute
     day = f"{datetime.now(UTC):%Y-%m-%d}"
     asked = ("reconcile", day, "--format", "json")
-    until(lambda: home.ask(*asked).returncode == 0, "the stores are not equal to the histories", 240)
+
+    def equal() -> bool:
+        done = home.ask(*asked)
+        assert "Traceback" not in done.stderr, done.stderr
+        return done.returncode == 0
+
+    until(equal, "the stores are not equal to the histories", 240)
     keys = {key for name, market in markets.items() for key in happened(name, market.journal) if key.channel != LIVE_ONLY}
     until(lambda: not open_before(over_ns, home, keys), "gaps that can be filled are open", 120)
     run.send(signal.SIGTERM)

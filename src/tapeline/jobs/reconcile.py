@@ -106,7 +106,7 @@ def _stored(store: Store, key: Key, topic: Topic, start_ns: int, end_ns: int, fe
     """What a store holds of the key; of bars the last revision, whichever channel brought it."""
     selection = Selection((key.symbol,), start_ns, end_ns, tuple(topic.schema.names), provider=key.provider, feed=key.feed)
     if topic is BARS_TOPIC:
-        name, wanted = "interval", pc.unique(fetched["interval"]).combine_chunks()
+        name, wanted = "interval", pc.unique(fetched["interval"])
         reader = store.bars(selection)
     else:
         name, wanted = "channel", pa.array([key.channel])
