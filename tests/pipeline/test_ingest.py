@@ -19,7 +19,7 @@ from tapeline.config import Config, ProviderConfig
 from tapeline.delivery import Delivery
 from tapeline.errors import DiskTrouble
 from tapeline.monitor.status import StatusFile
-from tapeline.records import RAW_TOPIC, Topic
+from tapeline.records import RAW_TOPIC
 from tapeline.streams.embedded import EmbeddedStream
 from tapeline.venues import Venue, VenueOptions
 
@@ -33,10 +33,10 @@ class Stream(EmbeddedStream):
 
     full = False
 
-    def append(self, topic: Topic, batch: pa.RecordBatch, partition: int | None = None) -> None:
+    def append_as(self, writer: str, number: int, partition: int, batch: pa.RecordBatch) -> None:
         if self.full:
             raise DiskTrouble("The disk is full.")
-        super().append(topic, batch, partition)
+        super().append_as(writer, number, partition, batch)
 
 
 @pytest.fixture
