@@ -1,12 +1,13 @@
 """Three providers at once, everything going wrong: at the end both stores are what happened, and the ledger claims nothing that is not so.
 
-Connections break and fall mute, events are left out, REST answers with errors, and every process is killed, at random moments from a seed.
-The truth is the venues' own: what they sent to anybody, and what they left out. Another account listens beside, so that markets go on while
-ours is deaf.
+Connections break, fall mute and are taken away, events are left out, REST answers with errors, and every process is killed, at random
+moments from a seed. The truth is the venues' own: what they sent to anybody, and what they left out. Another account listens beside, so
+that markets go on while ours is deaf.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import time
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from adbc_driver_postgresql import dbapi  # type: ignore[import-untyped]  # it carries no types
+from picows import WSListener, WSMsgType, ws_connect
 from processes import PROVE, Home, block, until
 
 from tapeline.completeness import Interval, Key, answer
@@ -171,8 +173,15 @@ def test_whatever_goes_wrong_the_stores_are_what_happened_and_the_ledger_says_wh
     ends = time.monotonic() + SECONDS
     while time.monotonic() < ends:
         time.sleep(random.uniform(0.8, 2.0) if not PROVE else random.uniform(3.0, 7.0))
-        victim = random.choice(STAGES)
-        home.kill(victim)
+        victim = random.choice([*STAGES, "run", "kick"])
+        if victim == "run":  # the supervisor itself: its stages end, and another takes over
+            run.popen.kill()
+            run.ends()
+            run = home.start("run")
+        elif victim == "kick":
+            asyncio.run(kick(markets["polygon"].url))
+        else:
+            home.kill(victim)
         kills[victim] += 1
     until(lambda: not grows(markets), "the markets go on", 120)
     over_ns = time.time_ns()  # from here on nothing happens, and every socket is mute
@@ -215,6 +224,16 @@ def test_whatever_goes_wrong_the_stores_are_what_happened_and_the_ledger_says_wh
     status = home.status()
     assert all(entry["balanced"] for entry in status["equations"])
     print(json.dumps({"seed": seed, "kills": sum(kills.values()), **figures(home, ledger), "missing_live_only": missing}))
+
+
+async def kick(url: str) -> None:
+    """Take our account's one connection at Massive away, as another process with its key does."""
+    transport, _ = await ws_connect(WSListener, f"{url}/stocks")
+    transport.send(WSMsgType.TEXT, b'{"action":"auth","params":"k"}')
+    transport.send(WSMsgType.TEXT, b'{"action":"subscribe","params":"T.AAPL"}')
+    await asyncio.sleep(0.3)
+    transport.disconnect()
+    await transport.wait_disconnected()
 
 
 def grows(markets: dict[str, VenueProcess]) -> bool:

@@ -7,6 +7,7 @@ The order of the output is the order of the raw records, whatever the batch size
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -456,11 +457,13 @@ def _problems(kind: Kind, columns: Mapping[str, Any], wire: Sequence[object] | N
         for at in np.flatnonzero(~fine).tolist():
             if at not in reasons:
                 value = columns[name][at].as_py()
-                shown = f"in {wire[at]}" if value is None and name == "symbol" and wire is not None else value
+                shown = f"in {_ADDRESS.sub('', str(wire[at]))}" if value is None and name == "symbol" and wire is not None else value
                 reasons[at] = f"{_SPOKEN.get(name, name)} {shown} {rule}"
     return sorted(reasons.items())
 
 
+#: What Python says of an object that has no words: where in memory it lies, which is another place each time.
+_ADDRESS: Final = re.compile(r" at 0x[0-9a-fA-F]+")
 #: What a column is called in a reject's reason.
 _SPOKEN: Final = {
     "last": "price",
