@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 from typing import Any, ClassVar
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
@@ -18,7 +19,8 @@ from tapeline import net
 from tapeline.completeness import Facts, Interval, Key, absorb, intervals
 from tapeline.errors import Refused, Unavailable
 from tapeline.jobs.fetching import Get, Source
-from tapeline.jobs.repair import repair, span_of, wanted
+from tapeline.jobs.repair import KeepRepairing, repair, span_of, wanted
+from tapeline.monitor.status import StatusFile
 from tapeline.providers import DECODERS, HISTORIES
 from tapeline.providers.binance_history import SETTLED_NS
 from tapeline.providers.history import Request, Span, WrongPage
@@ -439,3 +441,33 @@ def test_a_gap_that_was_broken_off_goes_on_with_the_page_at_which_it_was(stream:
     heads = [json.loads(payload.partition(b"\n")[0]) for payload in some.batch["payload"].to_pylist()]
     assert [(head["page"], head["done"]) for head in heads] == [(1, False), (2, False), (3, True)]
     assert begun == {}
+
+
+def test_new_gaps_do_not_keep_old_ones_waiting_nor_one_provider_another(stream: EmbeddedStream, tmp_path: Path) -> None:
+    """Every gap costs a provider two seconds, and every second brings a new one."""
+    now = [NOON + DAY]
+    asked: list[int] = []
+    gone: list[str] = []
+
+    def slow(request: Request) -> bytes:
+        now[0] += 2 * NS_PER_S
+        asked.append(int(parse_qs(urlsplit(request.path).query)["fromId"][0]))
+        return page(asked[-1], asked[-1])
+
+    def away(request: Request) -> bytes:
+        gone.append(request.path)
+        raise Unavailable("HTTP 418: banned for two days.")
+
+    def known() -> dict[Key, list[Interval]]:
+        seconds = range(1, (now[0] - NOON - DAY) // NS_PER_S + 101)
+        gaps = [Interval(NOON + at * NS_PER_S, NOON + (at + 1) * NS_PER_S, "open", "", 10 * at, 10 * at) for at in seconds]
+        quotes = Interval(NOON, NOON + NS_PER_S, "open", "")
+        return {TRADES: gaps, Key("alpaca", "iex", "quotes", "AMD"): [quotes]}
+
+    sources = {("alpaca", "iex"): Source(HISTORIES["alpaca"], away), ("binance", "spot"): Source(HISTORIES["binance"], slow)}
+    keep = KeepRepairing(stream, known, sources, StatusFile(tmp_path, "repair"), threading.Event(), lambda: now[0])
+    for _ in range(10):
+        keep.step()
+    assert set(range(10, 100, 10)) <= set(asked), "the oldest"
+    assert len([one for one in asked if one > 1_000]) > 10, "and of the new ones too"
+    assert len(gone) == 1, "who is away is left alone for a minute"

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 from tapeline.completeness import ONGOING, Interval, Key
 from tapeline.errors import Refused, Unavailable
@@ -24,12 +24,14 @@ from tapeline.times import text
 
 log = logging.getLogger(__name__)
 
-#: So many gaps a turn, and a gap again only after so long; one whose page was wrong, or was refused, later.
-_MOST_AT_ONCE: Final = 200
+#: After so long a provider begins no further gap until the others had their turn: nobody starves by another's quota or ban.
+_TURN_NS: Final = 5 * NS_PER_S
+#: A gap again only after so long, and so a provider that is away; one whose page was wrong, or was refused, later.
 _AGAIN_NS: Final = 60 * NS_PER_S
 _LATER_NS: Final = 600 * NS_PER_S
 #: A gap that is known by its numbers is left alone for so long: what comes late by itself need not be asked for.
 _SETTLED_NS: Final = 5 * NS_PER_S
+T = TypeVar("T")
 #: The page at which a span was broken off, and how many records came before it.
 Begun = tuple[Request | None, int]
 #: What happened while nobody listened is asked for with so much on both sides: the provider's clock is not ours.
@@ -83,6 +85,14 @@ def wanted(known: Mapping[Key, Sequence[Interval]], sources: Container[tuple[str
     return sorted(found, key=lambda gap: -gap[1].start_ns)
 
 
+def from_both_ends(gaps: Sequence[T]) -> Iterator[T]:
+    """The first, the last, the second, and so on: however fast new gaps come, old ones are asked for too."""
+    for at in range((len(gaps) + 1) // 2):
+        yield gaps[at]
+        if at != len(gaps) - 1 - at:
+            yield gaps[len(gaps) - 1 - at]
+
+
 def repair(
     key: Key, span: Span, source: Source, stream: Stream, clock: Callable[[], int], connection: str, begun: dict[Span, Begun] | None = None
 ) -> Repaired:
@@ -120,6 +130,7 @@ class KeepRepairing:
         self._connection = f"repair-{clock()}"
         self._due_ns = 0
         self._not_before: dict[tuple[Key, int], int] = {}
+        self._away: dict[tuple[str, str], int] = {}
         self._begun: dict[Span, Begun] = {}
         self._filled = 0
 
@@ -131,26 +142,32 @@ class KeepRepairing:
         self._not_before = {gap: due_ns for gap, due_ns in self._not_before.items() if due_ns > now_ns}
         gaps = wanted(self._known(), self._sources, now_ns)
         self._begun = {span: self._begun[span] for _, _, span in gaps if span in self._begun}
-        gaps = [gap for gap in gaps if (gap[0], gap[1].start_ns) not in self._not_before][:_MOST_AT_ONCE]
         # Looking takes the longer the more there is: a twentieth of the time at most.
         self._due_ns = now_ns + 20 * (self._clock() - now_ns)
-        for key, gap, span in gaps:
-            if self._stop.is_set():
-                break
-            self._not_before[key, gap.start_ns] = now_ns + _AGAIN_NS
+        for source in self._sources:
+            if now_ns >= self._away.get(source, 0):
+                self._turn(source, [gap for gap in gaps if gap[0][:2] == source and (gap[0], gap[1].start_ns) not in self._not_before])
+        self._status.write({"events": self._filled, "gaps_waiting": len(self._not_before)})
+        return False
+
+    def _turn(self, source: tuple[str, str], gaps: Sequence[tuple[Key, Interval, Span]]) -> None:
+        """Ask one provider for as many of its gaps as there is time for."""
+        began_ns = self._clock()
+        for key, gap, span in from_both_ends(gaps):
+            if self._stop.is_set() or not began_ns <= self._clock() < began_ns + _TURN_NS:
+                return
+            self._not_before[key, gap.start_ns] = self._clock() + _AGAIN_NS
             try:
-                done = repair(key, span, self._sources[key.provider, key.feed], self._stream, self._clock, self._connection, self._begun)
+                done = repair(key, span, self._sources[source], self._stream, self._clock, self._connection, self._begun)
                 self._filled += done.events
                 log.info("Asked for %s", done)
             except (WrongPage, Refused) as error:
-                self._not_before[key, gap.start_ns] = now_ns + _LATER_NS
+                self._not_before[key, gap.start_ns] = self._clock() + _LATER_NS
                 log.error("%s %s: %s", key.symbol, key.channel, error)
             except Unavailable as error:
                 log.warning("%s Gaps wait; nothing is lost.", error)
-                self._due_ns = self._clock() + _AGAIN_NS
-                break
-        self._status.write({"events": self._filled, "gaps_waiting": len(self._not_before)})
-        return False
+                self._away[source] = self._clock() + _AGAIN_NS
+                return
 
     def finish(self) -> None:
         self._status.write({"events": self._filled, "gaps_waiting": len(self._not_before)})
