@@ -27,6 +27,7 @@ LAYERS: list[set[str]] = [
     {"providers"},
     {"completeness"},
     {"streams", "stores", "net", "bucket", "spool"},
+    {"rest"},
     {"monitor", "delivery"},
     {"flow", "query", "output", "asof", "pairs"},
     {"stages", "ingest", "supervisor", "truth", "rejects", "audit", "replaying"},
@@ -56,11 +57,11 @@ WHO_KNOWS_CONCRETE = {"tapeline.wiring", "tapeline.cli", "tapeline.demo", "tapel
 #: Library to who may import it, venues aside; of a package, all its modules.
 OWNERS = {
     "picows": {"tapeline.net"},
-    "urllib": {"tapeline.net"},
-    "http": {"tapeline.net"},
+    "urllib": {"tapeline.rest"},
+    "http": {"tapeline.rest"},
     "pyarrow.fs": {"tapeline.bucket"},
     "socket": set[str](),
-    "ssl": {"tapeline.net"},
+    "ssl": {"tapeline.net", "tapeline.rest"},
     "sqlite3": {"tapeline.streams.embedded", "tapeline.spool", "tapeline.stores.ledger_file", "tapeline.jobs.page_log"},
     "confluent_kafka": {"tapeline.streams.kafka"},
     "redis": {"tapeline.streams.redis"},

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import http.server
 import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from random import Random
-from typing import Any, ClassVar
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
 from frames import rows
 from made import DAY, NOON
-from tapeline import net
 from tapeline.completeness import Facts, Interval, Key, absorb, intervals
-from tapeline.errors import Refused, Unavailable
+from tapeline.errors import Unavailable
 from tapeline.jobs.fetching import Get, Source
 from tapeline.jobs.repair import KeepRepairing, repair, span_of, wanted
 from tapeline.monitor.status import StatusFile
@@ -25,7 +22,6 @@ from tapeline.providers import DECODERS, HISTORIES
 from tapeline.providers.binance_history import SETTLED_NS
 from tapeline.providers.history import Request, Span, WrongPage
 from tapeline.providers.normalizing import normalize
-from tapeline.quota import Quota
 from tapeline.records import NS_PER_MS, NS_PER_S, RAW_TOPIC, Chunk
 from tapeline.streams.embedded import EmbeddedStream
 from test_completeness import bar, chunk, opened, trade
@@ -178,127 +174,6 @@ def test_gaps_are_wanted_that_have_numbers_and_have_come_to_rest_the_latest_firs
 # Requests
 
 
-class Replies(http.server.BaseHTTPRequestHandler):
-    """Answers what the test has put down, in turn."""
-
-    replies: ClassVar[list[tuple[int, dict[str, str], bytes]]] = []
-
-    def do_GET(self) -> None:
-        status, headers, body = self.replies.pop(0)
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name, value)
-        if "Content-Length" not in headers:
-            self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *said: object) -> None:
-        """Say nothing."""
-
-
-@pytest.fixture
-def server() -> Iterator[str]:
-    with http.server.HTTPServer(("127.0.0.1", 0), Replies) as found:
-        thread = threading.Thread(target=found.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield f"http://127.0.0.1:{found.server_address[1]}"
-        found.shutdown()
-        thread.join()
-
-
-class Time:
-    """A clock that only sleeping moves."""
-
-    def __init__(self) -> None:
-        self.now, self.slept = 0.0, list[float]()
-
-    def sleep(self, seconds: float) -> None:
-        self.now += seconds
-        self.slept.append(seconds)
-
-
-def client(server: str, time: Time, weight: int = 100) -> net.Rest:
-    return net.Rest(server, None, Random(1), Quota(weight, clock=lambda: time.now), sleep=time.sleep)
-
-
-def test_too_many_requests_are_waited_out_as_long_as_the_provider_says(server: str) -> None:
-    Replies.replies = [(429, {"Retry-After": "7"}, b"slow down"), (418, {"Retry-After": "120"}, b"banned"), (200, {}, b"[]")]
-    time = Time()
-    assert client(server, time).get("/x", 1) == b"[]"
-    assert [round(seconds) for seconds in time.slept] == [7, 120]
-
-
-@pytest.mark.parametrize(
-    ("reset", "least", "most"),
-    [("1700000042", 42, 43), ("1690000000", 0.1, 1), ("1799999999", 299, 300), ("9" * 400, 299, 300), ("soon", 30, 30)],
-    ids=["a while", "long ago", "years", "for ever", "no time"],
-)
-def test_without_retry_after_the_provider_s_reset_is_waited_for_within_bounds(reset: str, least: float, most: float, server: str) -> None:
-    Replies.replies = [(429, {"X-RateLimit-Reset": reset}, b"too many requests."), (200, {}, b"ok")]
-    time = Time()
-    quota = Quota(100, clock=lambda: time.now)
-    rest = net.Rest(server, None, Random(1), quota, wall_clock=lambda: 1.7e9, sleep=time.sleep)
-    assert rest.get("/x", 1) == b"ok"
-    assert least <= sum(time.slept) <= most
-
-
-@pytest.mark.parametrize(
-    ("status", "words", "said"),
-    [
-        (401, b'{"message":"forbidden."}', "HTTP 401: .*forbidden.*Check the key"),
-        (403, b'{"message":"forbidden."}', "HTTP 403: .*forbidden.*its plan"),
-        (403, b'{"message":"subscription does not permit querying recent SIP data"}', 'querying recent SIP data.*feed = "iex".*15 minutes'),
-        (401, b"no such key: sesame", r"no such key: \*\*\*"),
-    ],
-)
-def test_a_refusal_says_what_to_do_and_never_a_key(status: int, words: bytes, said: str, server: str) -> None:
-    Replies.replies = [(status, {}, words)]
-    rest = net.Rest(server, None, Random(1), Quota(100), headers={"Authorization": "Bearer sesame"})
-    with pytest.raises(Refused, match=said) as refused:
-        rest.get("/x", 1)
-    assert "sesame" not in str(refused.value)
-
-
-def test_a_ban_for_days_is_for_the_caller_to_decide_on(server: str) -> None:
-    Replies.replies = [(418, {"Retry-After": "259200"}, b"banned")]
-    time = Time()
-    with pytest.raises(Unavailable, match="asked for a pause: 259200 s"):
-        client(server, time).get("/x", 1)
-    assert time.slept == []
-
-
-def test_a_fault_of_the_provider_is_tried_again_so_many_times_and_no_more(server: str) -> None:
-    Replies.replies = [(500, {}, b"oops"), (503, {}, b"busy"), (200, {}, b"ok")]
-    time = Time()
-    assert client(server, time).get("/x", 1) == b"ok"
-    Replies.replies = [(500, {}, b"oops")] * 20
-    with pytest.raises(Unavailable, match="HTTP 500: oops"):
-        client(server, time).get("/x", 1)
-    assert len(Replies.replies) == 14
-    assert max(time.slept) <= 30.0
-
-
-def test_a_ban_is_remembered_and_nothing_is_asked_until_it_is_over(server: str) -> None:
-    Replies.replies = [(418, {"Retry-After": "7200"}, b"banned"), (200, {}, b"ok")]
-    time = Time()
-    rest = client(server, time)
-    for _ in range(3):
-        with pytest.raises(Unavailable, match="asked for a pause: 7200 s"):
-            rest.get("/x", 1)
-    assert len(Replies.replies) == 1
-    time.now += 7_200
-    assert rest.get("/x", 1) == b"ok"
-
-
-def test_who_is_stopped_while_he_waits_asks_no_more(server: str) -> None:
-    Replies.replies = [(429, {"Retry-After": "100"}, b"slow down"), (200, {}, b"ok")]
-    rest = net.Rest(server, None, Random(1), Quota(100), sleep=lambda _: True)
-    with pytest.raises(Unavailable, match="stopped"):
-        rest.get("/x", 1)
-    assert len(Replies.replies) == 1
-
-
 @pytest.mark.parametrize(
     ("symbol", "path"), [("币安人生USDT", "%E5%B8%81"), ("A B", "A%20B"), ("A&fromId=1&x=", "A%26fromId%3D1"), ("A\r\nX: y", "A%0D%0AX")]
 )
@@ -308,51 +183,6 @@ def test_no_symbol_is_more_than_a_symbol(symbol: str, path: str) -> None:
         assert f"symbol={path}" in asked
         assert asked.isascii()
         assert not any(letter.isspace() for letter in asked)
-
-
-def test_an_answer_that_breaks_off_is_tried_again_and_a_path_that_is_none_is_refused(server: str) -> None:
-    Replies.replies = [(200, {"Content-Length": "9", "X-Cut": "1"}, b"cut"), (200, {}, b"ok")]
-    assert client(server, Time()).get("/x", 1) == b"ok"
-    with pytest.raises(Refused, match="no address"):
-        client(server, Time()).get("/with space", 1)
-
-
-def test_who_says_only_that_it_was_too_fast_is_left_alone_for_a_while(server: str) -> None:
-    Replies.replies = [(429, {}, b""), (429, {"Retry-After": "soon"}, b""), (200, {}, b"ok")]
-    time = Time()
-    assert client(server, time).get("/x", 1) == b"ok"
-    assert time.slept == [30.0, 30.0]
-
-
-def test_a_key_that_is_refused_is_said_in_the_provider_s_words_without_the_key(server: str) -> None:
-    Replies.replies = [(401, {}, b'{"error":"Unknown API Key k3y-of-a-test"}'), (403, {}, b'{"message":"You are not entitled"}')]
-    rest = net.Rest(server, None, Random(1), Quota(9), headers={"Authorization": "Bearer k3y-of-a-test"}, sleep=Time().sleep)
-    with pytest.raises(Refused, match=r"HTTP 401: .*Unknown API Key \*\*\*"):
-        rest.get("/x", 1)
-    with pytest.raises(Refused, match="You are not entitled"):
-        rest.get("/x", 1)
-
-
-def test_a_wrong_request_is_not_sent_again(server: str) -> None:
-    Replies.replies = [(400, {}, b'{"code":-1121,"msg":"Invalid symbol."}')]
-    with pytest.raises(Refused, match="Invalid symbol"):
-        client(server, Time()).get("/x", 1)
-
-
-def test_an_address_that_does_not_answer_is_given_up_in_the_end() -> None:
-    time = Time()
-    with pytest.raises(Unavailable, match="tried 6 times"):
-        client("http://127.0.0.1:9", time).get("/x", 1)
-    assert len(time.slept) == 6
-
-
-def test_a_minute_s_weight_is_not_exceeded(server: str) -> None:
-    Replies.replies = [(200, {}, b"ok")] * 7
-    time = Time()
-    rest = client(server, time, weight=100)
-    for _ in range(7):
-        rest.get("/x", 25)
-    assert time.slept == [60.0]
 
 
 def test_a_repair_that_died_in_the_middle_is_taken_up_again() -> None:
@@ -410,21 +240,6 @@ def test_a_line_that_no_reading_has_written_says_nothing(wrong: dict[str, Any]) 
     some = records_of((1, True, b"[]"), **wrong)
     absorb(facts, some, normalize(some, DECODERS))
     assert intervals(facts, TRADES) == []
-
-
-def test_keys_follow_nobody_elsewhere(server: str) -> None:
-    Replies.replies = [(302, {"Location": "http://localhost:9/x"}, b"")]
-    with pytest.raises(Refused, match="HTTP 302"):
-        client(server, Time()).get("/x", 1)
-
-
-@pytest.mark.parametrize("after", ["9" * 400, "9" * 15])
-def test_no_pause_is_longer_than_any_ban(server: str, after: str) -> None:
-    Replies.replies = [(418, {"Retry-After": after}, b"banned")]
-    time = Time()
-    rest = client(server, time)
-    with pytest.raises(Unavailable, match="asked for a pause: 345600 s"):
-        rest.get("/x", 1)
 
 
 def test_a_gap_that_was_broken_off_goes_on_with_the_page_at_which_it_was(stream: EmbeddedStream) -> None:

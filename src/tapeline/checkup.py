@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tapeline import net, wiring
+from tapeline import net, rest, wiring
 from tapeline.config import Config
 from tapeline.errors import DiskTrouble, TapelineError, Unavailable
 from tapeline.records import NORMALIZED_TOPICS, RAW_TOPIC
@@ -59,7 +59,7 @@ def checkup(config: Config, environ: Mapping[str, str]) -> Iterator[Result]:
             continue
         if plan.check is not None:
             try:
-                problems = plan.check.problems(asyncio.run(net.get(plan.check.url, tls)))
+                problems = plan.check.problems(asyncio.run(rest.get(plan.check.url, tls)))
                 yield Result(f"{plan.name} symbols", "; ".join(problems) or "all listed", 78 if problems else 0)
             except (Unavailable, ValueError) as error:
                 yield Result(f"{plan.name} symbols", str(error), Unavailable.exit_status)

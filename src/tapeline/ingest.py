@@ -12,7 +12,7 @@ from typing import Any, Final, TypeAlias
 
 import pyarrow as pa
 
-from tapeline import net
+from tapeline import net, rest
 from tapeline.delivery import Delivery
 from tapeline.errors import Refused, Unavailable
 from tapeline.monitor.status import Rate, StatusFile
@@ -228,7 +228,7 @@ async def _last_flush(recorder: StreamRecorder) -> None:
 async def _check(name: str, request: net.CheckRequest, lines: Sequence[net.Line]) -> None:
     """Ask the provider whether what is configured exists; say what does not. Data flows whatever the answer."""
     try:
-        problems = list(request.check.problems(await net.get(request.check.url, request.tls)))
+        problems = list(request.check.problems(await rest.get(request.check.url, request.tls)))
     except (Unavailable, ValueError) as error:
         log.warning("%s: the symbols could not be checked: %s", name, error)
         return

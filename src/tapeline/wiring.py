@@ -30,6 +30,7 @@ from tapeline.providers.history import History
 from tapeline.providers.session import FeedSettings, Plan, rest_of
 from tapeline.quota import Quota
 from tapeline.records import NORMALIZED_TOPICS, RAW_TOPIC, Topic
+from tapeline.rest import Rest
 from tapeline.spool import Spool
 from tapeline.stages import LEDGER, NORMALIZE
 from tapeline.stores import Store
@@ -112,7 +113,7 @@ def histories(
 
     `sleep` gives True where it was broken off. Raises ConfigError that names a missing key."""
     found: dict[tuple[str, str], fetching.Source] = {}
-    clients: dict[tuple[str, ...], net.Rest] = {}  # an account has its limits, whichever feed is asked for
+    clients: dict[tuple[str, ...], Rest] = {}  # an account has its limits, whichever feed is asked for
     for some in config.providers:
         module, history, feed = PROVIDERS[some.name], HISTORIES.get(some.name), _feed(some)
         if history is None or feed not in history.CHANNELS or (some.name, feed) in found:
@@ -166,11 +167,11 @@ def _client(
     headers: Mapping[str, str],
     random: Random,
     sleep: Callable[[float], object],
-) -> net.Rest:
+) -> Rest:
     url = url.rstrip("/")
     digest = hashlib.sha256(" ".join((url, *headers.values())).encode()).hexdigest()[:16]
     quota = Quota(history.WEIGHT_A_MINUTE, config.root / "quotas" / f"{some.name}-{digest}.json")
-    return net.Rest(url, net.tls_context(some.ca_file), random, quota, headers=headers, sleep=sleep)
+    return Rest(url, net.tls_context(some.ca_file), random, quota, headers=headers, sleep=sleep)
 
 
 def _stand_in(some: ProviderConfig) -> str:
@@ -180,7 +181,7 @@ def _stand_in(some: ProviderConfig) -> str:
     return rest_of(some.url) if other else ""
 
 
-def _getter(client: net.Rest) -> fetching.Get:
+def _getter(client: Rest) -> fetching.Get:
     return lambda asked: client.get(asked.path, asked.weight)
 
 

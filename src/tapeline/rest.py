@@ -1,0 +1,182 @@
+"""HTTP: the only module that sends a request; a provider's pages and files are asked for within its limits."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import logging
+import ssl
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from random import Random
+from typing import Final, TypeVar
+
+from tapeline.errors import DiskTrouble, Refused, Unavailable
+from tapeline.net import TOO_FAST, TOO_FAST_S, backoff
+from tapeline.providers.session import without
+from tapeline.quota import Quota
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+#: No provider bans an address for longer (Binance: three days): what says so is a mistake.
+_LONGEST_BAN_S: Final = 4 * 86_400.0
+_HTTP_TIMEOUT_S: Final = 10.0
+_HTTP_MAX_BYTES: Final = 64 * 1024 * 1024
+_DOWNLOAD_PIECE: Final = 1024 * 1024
+_REST_TRIES: Final = 6
+#: A longer wait than this is for the caller to decide on.
+_LONGEST_WAIT_S: Final = 300.0
+#: Words of a refusal (HTTP 4xx) to what to do about it.
+_REMEDIES: Final = {
+    "recent SIP data": 'The plan has SIP data from 15 minutes ago on: set feed = "iex", or ask again 15 minutes later.',
+    "HTTP 401": "Check the key.",
+    "HTTP 403": "Check the key, and what its plan includes.",
+}
+
+
+async def get(url: str, tls: ssl.SSLContext | None = None) -> bytes:
+    """The body of an HTTP GET. Raises Unavailable that names the address and the status."""
+
+    def fetch() -> bytes:
+        request = urllib.request.Request(url, headers={"User-Agent": "tapeline"})  # noqa: S310 scheme checked below
+        with urllib.request.urlopen(request, timeout=_HTTP_TIMEOUT_S, context=tls) as reply:  # noqa: S310
+            return bytes(reply.read(_HTTP_MAX_BYTES))
+
+    if not url.startswith(("http://", "https://")):
+        raise Unavailable(f"{url} is no HTTP address.")
+    try:
+        return await asyncio.to_thread(fetch)
+    except (urllib.error.URLError, OSError) as error:
+        raise Unavailable(f"{url} cannot be read: {error}") from error
+
+
+def _words_of(error: urllib.error.HTTPError) -> str:
+    try:
+        return error.read(1_000).decode("utf-8", "replace")
+    except (OSError, http.client.HTTPException) as trouble:
+        return f"(its text did not come: {trouble})"
+
+
+@contextmanager
+def _kept(path: Path) -> Iterator[None]:
+    """Trouble with the disk is none of the network's."""
+    try:
+        yield
+    except OSError as error:
+        raise DiskTrouble(
+            f"{path} cannot be written: {error.strerror}. Nothing of it was kept. Free disk space; it is tried again."
+        ) from error
+
+
+class _Straight(urllib.request.HTTPRedirectHandler):
+    """Follows nobody elsewhere: the keys are for the address that was asked."""
+
+    def redirect_request(self, *_: object) -> None:
+        return None
+
+
+def _whole(reply: http.client.HTTPResponse) -> bytes:
+    body = bytes(reply.read(_HTTP_MAX_BYTES))
+    if reply.length:  # a bounded read does not say by itself that more was promised
+        raise http.client.IncompleteRead(body, reply.length)
+    return body
+
+
+class Rest:
+    """A provider's REST requests, by any number of threads: within a budget of weight a minute, tried again where that may help.
+
+    HTTP 429 and 418 (a ban) are waited out as `Retry-After` or `X-RateLimit-Reset` says, whoever asks next; 5xx and broken connections
+    are tried again with capped, jittered waits.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        tls: ssl.SSLContext | None,
+        random: Random,
+        quota: Quota,
+        *,
+        headers: Mapping[str, str] | None = None,
+        wall_clock: Callable[[], float] = time.time,
+        sleep: Callable[[float], object] = time.sleep,
+    ) -> None:
+        """`url`: scheme and host, to which each path is appended. `wall_clock`: seconds since 1970, as providers name times.
+
+        `sleep` gives True where it was broken off."""
+        self._url, self._random, self._quota, self._sleep = url, random, quota, sleep
+        self._opener = urllib.request.build_opener(urllib.request.HTTPSHandler(context=tls), _Straight())
+        self._headers = {"User-Agent": "tapeline", **(headers or {})}
+        self._secrets = tuple(value.rpartition(" ")[2] for value in (headers or {}).values())
+        self._wall_clock = wall_clock
+
+    def get(self, path: str, weight: int) -> bytes:
+        """The body. Raises Refused where the request itself is wrong, Unavailable where trying again has not helped."""
+        return self._asked(path, weight, _whole)
+
+    def download(self, path: str, weight: int, to: Path) -> None:
+        """The body into a file, however large. Raises as `get`, and DiskTrouble for the file."""
+        with to.open("wb") as file:
+
+            def copy(reply: http.client.HTTPResponse) -> None:
+                with _kept(to):
+                    file.seek(0)
+                    file.truncate()
+                while piece := reply.read(_DOWNLOAD_PIECE):
+                    with _kept(to):
+                        file.write(piece)
+                if reply.length:
+                    raise http.client.IncompleteRead(b"", reply.length)
+
+            self._asked(path, weight, copy)
+
+    def _asked(self, path: str, weight: int, read: Callable[[http.client.HTTPResponse], T]) -> T:
+        waits = backoff(self._random, cap_s=30.0)
+        trouble = ""
+        for _ in range(_REST_TRIES):
+            self._afford(weight)
+            try:
+                request = urllib.request.Request(f"{self._url}{path}", headers=self._headers)  # noqa: S310 scheme checked below
+                with self._opener.open(request, timeout=_HTTP_TIMEOUT_S) as reply:
+                    return read(reply)
+            except urllib.error.HTTPError as error:
+                trouble, wait_s = f"HTTP {error.code}: {without(_words_of(error), *self._secrets)}", next(waits)
+                if error.code in TOO_FAST:
+                    wait_s = max(wait_s, self._pause_s(error.headers.get("Retry-After", ""), error.headers.get("X-RateLimit-Reset", "")))
+                    self._quota.pause(wait_s)
+                    log.warning("%s%s: %s. Nothing is asked for %.1f s.", self._url, path, trouble, wait_s)
+                    continue
+                if error.code < 500:
+                    remedy = next((some for words, some in _REMEDIES.items() if words in trouble), "Asking again cannot help.")
+                    raise Refused(f"{self._url}{path} was refused with {trouble}. {remedy}") from None
+            except (ValueError, http.client.InvalidURL) as error:
+                raise Refused(f"{self._url}{path} is no address to ask: {error}.") from None
+            except (OSError, http.client.HTTPException) as error:
+                trouble, wait_s = str(error) or type(error).__name__, next(waits)
+            log.warning("%s%s: %s. Next try in %.1f s.", self._url, path, trouble, wait_s)
+            self._wait(wait_s)
+        raise Unavailable(f"{self._url}{path}: {trouble}. It was tried {_REST_TRIES} times; try again later.")
+
+    def _pause_s(self, after: str, reset: str) -> float:
+        """For how long a provider that was asked too often wants to be left alone, by its headers."""
+        if after.isdecimal():
+            return min(float(after), _LONGEST_BAN_S)
+        if reset.isdecimal():  # a time by the provider's clock, which may not be ours; and others wait for it too
+            return min(float(reset) - self._wall_clock(), _LONGEST_WAIT_S - 1) + self._random.random()
+        return TOO_FAST_S
+
+    def _afford(self, weight: int) -> None:
+        """Wait until the provider lets us ask. Raises Unavailable where that is too long to wait for."""
+        while (early_s := self._quota.take(weight)) > 0:
+            if early_s > _LONGEST_WAIT_S:
+                raise Unavailable(f"{self._url} has asked for a pause: {early_s:.0f} s are left of it. Nothing is asked until then.")
+            self._wait(early_s)
+
+    def _wait(self, seconds: float) -> None:
+        """Raises Unavailable where the sleep was broken off, as one on an event that is set is."""
+        if seconds > 0 and self._sleep(seconds) is True:
+            raise Unavailable(f"{self._url}: stopped while it waited.")

@@ -1,0 +1,216 @@
+"""HTTP: a provider's limits are kept, what may pass is tried again, and a key goes nowhere but to whom it is for."""
+
+from __future__ import annotations
+
+import asyncio
+import http.server
+import json
+import threading
+from collections.abc import Iterator
+from random import Random
+from typing import ClassVar
+
+import pytest
+
+from tapeline.errors import Refused, Unavailable
+from tapeline.quota import Quota
+from tapeline.rest import Rest, get
+from tapeline.venues import Venue, VenueOptions
+
+
+class Replies(http.server.BaseHTTPRequestHandler):
+    """Answers what the test has put down, in turn."""
+
+    replies: ClassVar[list[tuple[int, dict[str, str], bytes]]] = []
+
+    def do_GET(self) -> None:
+        status, headers, body = self.replies.pop(0)
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        if "Content-Length" not in headers:
+            self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *said: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    with http.server.HTTPServer(("127.0.0.1", 0), Replies) as found:
+        thread = threading.Thread(target=found.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield f"http://127.0.0.1:{found.server_address[1]}"
+        found.shutdown()
+        thread.join()
+
+
+class Time:
+    """A clock that only sleeping moves."""
+
+    def __init__(self) -> None:
+        self.now, self.slept = 0.0, list[float]()
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        self.slept.append(seconds)
+
+
+def client(server: str, time: Time, weight: int = 100) -> Rest:
+    return Rest(server, None, Random(1), Quota(weight, clock=lambda: time.now), sleep=time.sleep)
+
+
+def test_too_many_requests_are_waited_out_as_long_as_the_provider_says(server: str) -> None:
+    Replies.replies = [(429, {"Retry-After": "7"}, b"slow down"), (418, {"Retry-After": "120"}, b"banned"), (200, {}, b"[]")]
+    time = Time()
+    assert client(server, time).get("/x", 1) == b"[]"
+    assert [round(seconds) for seconds in time.slept] == [7, 120]
+
+
+@pytest.mark.parametrize(
+    ("reset", "least", "most"),
+    [("1700000042", 42, 43), ("1690000000", 0.1, 1), ("1799999999", 299, 300), ("9" * 400, 299, 300), ("soon", 30, 30)],
+    ids=["a while", "long ago", "years", "for ever", "no time"],
+)
+def test_without_retry_after_the_provider_s_reset_is_waited_for_within_bounds(reset: str, least: float, most: float, server: str) -> None:
+    Replies.replies = [(429, {"X-RateLimit-Reset": reset}, b"too many requests."), (200, {}, b"ok")]
+    time = Time()
+    quota = Quota(100, clock=lambda: time.now)
+    rest = Rest(server, None, Random(1), quota, wall_clock=lambda: 1.7e9, sleep=time.sleep)
+    assert rest.get("/x", 1) == b"ok"
+    assert least <= sum(time.slept) <= most
+
+
+@pytest.mark.parametrize(
+    ("status", "words", "said"),
+    [
+        (401, b'{"message":"forbidden."}', "HTTP 401: .*forbidden.*Check the key"),
+        (403, b'{"message":"forbidden."}', "HTTP 403: .*forbidden.*its plan"),
+        (403, b'{"message":"subscription does not permit querying recent SIP data"}', 'querying recent SIP data.*feed = "iex".*15 minutes'),
+        (401, b"no such key: sesame", r"no such key: \*\*\*"),
+    ],
+)
+def test_a_refusal_says_what_to_do_and_never_a_key(status: int, words: bytes, said: str, server: str) -> None:
+    Replies.replies = [(status, {}, words)]
+    rest = Rest(server, None, Random(1), Quota(100), headers={"Authorization": "Bearer sesame"})
+    with pytest.raises(Refused, match=said) as refused:
+        rest.get("/x", 1)
+    assert "sesame" not in str(refused.value)
+
+
+def test_a_ban_for_days_is_for_the_caller_to_decide_on(server: str) -> None:
+    Replies.replies = [(418, {"Retry-After": "259200"}, b"banned")]
+    time = Time()
+    with pytest.raises(Unavailable, match="asked for a pause: 259200 s"):
+        client(server, time).get("/x", 1)
+    assert time.slept == []
+
+
+def test_a_fault_of_the_provider_is_tried_again_so_many_times_and_no_more(server: str) -> None:
+    Replies.replies = [(500, {}, b"oops"), (503, {}, b"busy"), (200, {}, b"ok")]
+    time = Time()
+    assert client(server, time).get("/x", 1) == b"ok"
+    Replies.replies = [(500, {}, b"oops")] * 20
+    with pytest.raises(Unavailable, match="HTTP 500: oops"):
+        client(server, time).get("/x", 1)
+    assert len(Replies.replies) == 14
+    assert max(time.slept) <= 30.0
+
+
+def test_a_ban_is_remembered_and_nothing_is_asked_until_it_is_over(server: str) -> None:
+    Replies.replies = [(418, {"Retry-After": "7200"}, b"banned"), (200, {}, b"ok")]
+    time = Time()
+    rest = client(server, time)
+    for _ in range(3):
+        with pytest.raises(Unavailable, match="asked for a pause: 7200 s"):
+            rest.get("/x", 1)
+    assert len(Replies.replies) == 1
+    time.now += 7_200
+    assert rest.get("/x", 1) == b"ok"
+
+
+def test_who_is_stopped_while_he_waits_asks_no_more(server: str) -> None:
+    Replies.replies = [(429, {"Retry-After": "100"}, b"slow down"), (200, {}, b"ok")]
+    rest = Rest(server, None, Random(1), Quota(100), sleep=lambda _: True)
+    with pytest.raises(Unavailable, match="stopped"):
+        rest.get("/x", 1)
+    assert len(Replies.replies) == 1
+
+
+def test_an_answer_that_breaks_off_is_tried_again_and_a_path_that_is_none_is_refused(server: str) -> None:
+    Replies.replies = [(200, {"Content-Length": "9", "X-Cut": "1"}, b"cut"), (200, {}, b"ok")]
+    assert client(server, Time()).get("/x", 1) == b"ok"
+    with pytest.raises(Refused, match="no address"):
+        client(server, Time()).get("/with space", 1)
+
+
+def test_who_says_only_that_it_was_too_fast_is_left_alone_for_a_while(server: str) -> None:
+    Replies.replies = [(429, {}, b""), (429, {"Retry-After": "soon"}, b""), (200, {}, b"ok")]
+    time = Time()
+    assert client(server, time).get("/x", 1) == b"ok"
+    assert time.slept == [30.0, 30.0]
+
+
+def test_a_key_that_is_refused_is_said_in_the_provider_s_words_without_the_key(server: str) -> None:
+    Replies.replies = [(401, {}, b'{"error":"Unknown API Key k3y-of-a-test"}'), (403, {}, b'{"message":"You are not entitled"}')]
+    rest = Rest(server, None, Random(1), Quota(9), headers={"Authorization": "Bearer k3y-of-a-test"}, sleep=Time().sleep)
+    with pytest.raises(Refused, match=r"HTTP 401: .*Unknown API Key \*\*\*"):
+        rest.get("/x", 1)
+    with pytest.raises(Refused, match="You are not entitled"):
+        rest.get("/x", 1)
+
+
+def test_a_wrong_request_is_not_sent_again(server: str) -> None:
+    Replies.replies = [(400, {}, b'{"code":-1121,"msg":"Invalid symbol."}')]
+    with pytest.raises(Refused, match="Invalid symbol"):
+        client(server, Time()).get("/x", 1)
+
+
+def test_an_address_that_does_not_answer_is_given_up_in_the_end() -> None:
+    time = Time()
+    with pytest.raises(Unavailable, match="tried 6 times"):
+        client("http://127.0.0.1:9", time).get("/x", 1)
+    assert len(time.slept) == 6
+
+
+def test_a_minute_s_weight_is_not_exceeded(server: str) -> None:
+    Replies.replies = [(200, {}, b"ok")] * 7
+    time = Time()
+    rest = client(server, time, weight=100)
+    for _ in range(7):
+        rest.get("/x", 25)
+    assert time.slept == [60.0]
+
+
+def test_keys_follow_nobody_elsewhere(server: str) -> None:
+    Replies.replies = [(302, {"Location": "http://localhost:9/x"}, b"")]
+    with pytest.raises(Refused, match="HTTP 302"):
+        client(server, Time()).get("/x", 1)
+
+
+@pytest.mark.parametrize("after", ["9" * 400, "9" * 15])
+def test_no_pause_is_longer_than_any_ban(server: str, after: str) -> None:
+    Replies.replies = [(418, {"Retry-After": after}, b"banned")]
+    time = Time()
+    rest = client(server, time)
+    with pytest.raises(Unavailable, match="asked for a pause: 345600 s"):
+        rest.get("/x", 1)
+
+
+def test_a_page_is_fetched_and_an_address_that_cannot_be_is_named() -> None:
+    async def test() -> None:
+        venue = Venue(VenueOptions(name="binance"))
+        url = (await venue.start()).replace("ws", "http", 1)
+        page = await get(f"{url}/api/v3/exchangeInfo")
+        assert json.loads(page)["symbols"]
+        with pytest.raises(Unavailable, match="nowhere"):
+            await get(f"{url}/nowhere")
+        await venue.stop()
+        with pytest.raises(Unavailable, match=r"127\.0\.0\.1:1"):
+            await get("http://127.0.0.1:1/")
+        with pytest.raises(Unavailable, match="file:"):
+            await get("file:///etc/passwd")
+
+    asyncio.run(test())
