@@ -40,7 +40,11 @@ class Exchange:
         path, _, query = request.path.partition("?")
         wanted = dict(parse_qsl(query))
         limit = int(wanted["limit"])
-        rows = self._aggregated(wanted) if path.endswith("aggTrades") else self._trades(int(wanted["fromId"]))
+        aggregated = path.endswith("aggTrades")
+        if not set(wanted) & {"fromId", "startTime", "endTime"}:  # the latest
+            rows = (self._aggregated({"limit": "1"}) if aggregated else self._trades(1))[-limit:]
+        else:
+            rows = self._aggregated(wanted) if aggregated else self._trades(int(wanted["fromId"]))
         some = rows[:limit]
         return json.dumps(some[: self.rows(len(some))] if limit > 1 else some).encode()
 

@@ -61,6 +61,55 @@ def test_whatever_pages_are_cut_to_every_trade_of_the_time_comes_once_and_in_ord
     assert [msgspec.json.decode(head)["done"] for head, _, _ in bodies] == [False] * (len(bodies) - 1) + [True]
 
 
+def cut_to_nothing(exchange: Exchange, which: str, times: int) -> Get:
+    """The exchange's answers, except that the first pages with a text in their path come empty."""
+    left = [times]
+
+    def get(request: Request) -> bytes:
+        if which in request.path and "limit=1000" in request.path and left[0]:
+            left[0] -= 1
+            return b"[]"
+        return exchange(request)
+
+    return get
+
+
+@pytest.mark.parametrize(("channel", "which"), [("trade", "fromId=1001&"), ("aggTrade", "fromId=1001&"), ("aggTrade", "startTime=")])
+def test_a_page_that_was_cut_to_nothing_is_not_taken_for_the_end(channel: str, which: str) -> None:
+    exchange, span = Exchange(9_000), Span("spot", channel, "BTC/USDT", NOON, NOON + 850 * NS_PER_S)
+    whole = sum(page.rows for page in fetch(source(exchange), span, lambda: NOON + DAY))
+    assert sum(page.rows for page in fetch(source(cut_to_nothing(exchange, which, 1)), span, lambda: NOON + DAY)) == whole
+    with pytest.raises(WrongPage, match="is empty, although later events are known"):
+        list(fetch(source(cut_to_nothing(exchange, which, 2)), span, lambda: NOON + DAY))
+
+
+def test_the_trade_that_an_aggregated_one_names_has_to_come() -> None:
+    span = Span("spot", "trade", "BTC/USDT", NOON, NOON + 850 * NS_PER_S)
+    with pytest.raises(WrongPage, match="is empty, although later events are known"):
+        list(fetch(source(cut_to_nothing(Exchange(9_000), "fromId=1&", 1)), span, lambda: NOON + DAY))
+
+
+def test_single_trades_that_are_no_longer_kept_are_named_and_not_left_out() -> None:
+    exchange = Exchange(3_000)
+
+    def get(request: Request) -> bytes:
+        rows = msgspec.json.decode(exchange(request))
+        if "fromId=1&" in request.path:
+            rows = msgspec.json.decode(exchange(Request(request.path.replace("fromId=1&", "fromId=1500&"))))
+        return msgspec.json.encode(rows)
+
+    span = Span("spot", "trade", "BTC/USDT", NOON, NOON + 200 * NS_PER_S)
+    with pytest.raises(WrongPage, match=r"begins with 1500: single trades that are older.*and 1 is the first.*--from files"):
+        list(fetch(source(get), span, lambda: NOON + DAY))
+
+
+def test_a_history_that_names_no_trades_while_there_are_some_is_not_taken_at_its_word() -> None:
+    exchange = Exchange(300)
+    span = Span("spot", "trade", "BTC/USDT", NOON, NOON + 200 * NS_PER_S)
+    with pytest.raises(WrongPage, match="Aggregated trades name no trade of BTC/USDT"):
+        list(fetch(source(lambda asked: b"[]" if "aggTrades" in asked.path else exchange(asked)), span, lambda: NOON + DAY))
+
+
 def test_a_job_is_cut_into_days_which_meet_without_a_hole() -> None:
     start_ns, end_ns = NOON + 5, NOON + 2 * DAY + 7
     spans = Job("binance", "spot", ("trade", "kline_1m"), ("BTC/USDT",), start_ns, end_ns).spans()

@@ -153,6 +153,13 @@ def test_runs_are_what_a_set_of_ids_says_in_whatever_order_and_chunks_they_come(
         assert missing == (set(range(ids[0], ids[-1])) - set(ids) if ids else set())
 
 
+def test_of_two_copies_with_different_times_the_earliest_holds_in_whatever_chunks_they_come() -> None:
+    live = [trade(1, 1.0), trade(2, 2.0), trade(5, 5.0)]
+    exact = [trade(1, 1.006, "file-1"), trade(2, 2.007, "file-1")]
+    found = [known([*live, *exact]).runs, known([*exact, *live]).runs, known(live, exact).runs, known(exact, live).runs]
+    assert found == [{TRADES: [Run(1, 2, ns(1), ns(2)), Run(5, 5, ns(5), ns(5))]}] * 4
+
+
 def test_a_bar_that_is_not_final_proves_nothing_and_a_missing_window_is_a_gap() -> None:
     facts = known([bar(0), bar(1), bar(2, final=False), bar(4)])
     assert brief(facts, BARS) == [(0.0, 2.0, "proven"), (2.0, 4.0, "open"), (4.0, 5.0, "proven")]
@@ -325,6 +332,17 @@ LIVES: dict[str, tuple[list[Record], list[tuple[float, float, str]]]] = {
 }
 
 
+def test_a_clock_that_was_set_back_hides_no_outage() -> None:
+    heard = [*opened(0, "line-1"), quote(1), quote(600), told("closed", 601, by="network", reason="")]
+    set_back = [*heard, *opened(90, "line-2"), quote(700, "line-2")]
+    assert brief(known(set_back), QUOTES) == [(0.1, 90.0, "unprovable"), (90.0, 600.0, "open"), (600.0, 700.0, "unprovable")]
+    assert intervals(known(set_back), QUOTES)[1].evidence == "the clock was set back: how long nobody listened is not known"
+    killed = [*heard[:-1], *opened(90, "line-2"), quote(700, "line-2")]
+    assert brief(known(killed), QUOTES)[1] == (90.0, 600.0, "open")
+    beside = [*opened(0, "other-1"), quote(800, "other-1"), *set_back]
+    assert brief(known(beside), QUOTES) == [(0.1, 800.0, "unprovable")]
+
+
 @pytest.mark.parametrize("case", LIVES)
 def test_where_there_are_no_numbers_it_is_as_the_connections_were(case: str) -> None:
     records, expected = LIVES[case]
@@ -337,7 +355,8 @@ def test_it_is_the_same_in_whatever_chunks_and_when_it_all_comes_again(case: str
     cuts = sorted(data.draw(st.lists(st.integers(0, len(records)), max_size=6)))
     edges = [0, *cuts, len(records)]
     in_parts = [records[a:b] for a, b in pairwise(edges)]
-    whole, parts, again = known(records), known(*in_parts), known(*in_parts, records)
+    whole, parts, again = known(records), known(*in_parts), known(*in_parts)
+    absorb(again, chunk(records), normalize(chunk(records), DECODERS))
     assert whole.lives == parts.lives == again.lives
     assert whole.runs == parts.runs == again.runs
     for key in whole.keys():  # noqa: SIM118 no mapping: a set of its own

@@ -513,6 +513,16 @@ def test_what_no_store_writes_is_found(root: Path) -> None:
     assert "163 rows where the store has counted 160" in found["totals", None]
 
 
+def test_files_whose_log_is_gone_are_found(root: Path) -> None:
+    shutil.rmtree(root / "ticks" / "_delta_log")
+    (finding,) = findings(root)
+    assert (finding.table, finding.problem, finding.day) == ("ticks", "unnamed", None)
+    assert (
+        f"{len(list((root / 'ticks').rglob('*.parquet')))} files lie here, and the log (_delta_log) that names them is gone"
+        in finding.detail
+    )
+
+
 def test_statistics_that_do_not_hold_are_found(root: Path) -> None:
     table = lake_files.opened(root / "ticks")
     assert table is not None

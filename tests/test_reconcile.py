@@ -106,6 +106,37 @@ def test_what_is_missing_is_sent_by_the_page_and_then_nothing_is_missing(
     assert compared().equal
 
 
+def test_what_is_sent_is_what_was_compared_however_the_history_answers_the_next_time(
+    lake: Callable[[list[int]], None], compared: Callable[..., Reconciled], stream: EmbeddedStream
+) -> None:
+    lake([number for number in INSIDE if number not in (5, 1_100)])
+    answered = set[str]()
+
+    def once(request: Request) -> bytes:
+        assert request.path not in answered, "asked for a second time"
+        answered.add(request.path)
+        return EXCHANGE(request)
+
+    assert compared(once).only_in_history == 2
+    first, second, word = sent(stream)
+    assert (5 in first, 1_100 in second, word) == (True, True, [])
+
+
+def test_of_a_running_day_no_more_is_claimed_than_was_there_when_it_was_read(stream: EmbeddedStream, tmp_path: Path) -> None:
+    """The history lags fifteen seconds behind, and the comparison takes a minute."""
+    key, end_ns = Key("alpaca", "iex", "quotes", "AAPL"), NOON + 60 * NS_PER_S
+    Lake(tmp_path / "lake", identity).write(Chunk.dense(TICKS_TOPIC, 0, 0, ticks({"ts_ns": NOON - DAY})))
+    now = iter(range(end_ns, end_ns + DAY, 60 * NS_PER_S))
+    rows = [{"t": f"2024-03-15T12:00:{second:02}Z", "bp": 1.0, "bs": 1, "ap": 2.0, "as": 1, "bx": "V", "ax": "V"} for second in range(45)]
+    source = Source(HISTORIES["alpaca"], lambda asked: msgspec.json.encode({"quotes": {"AAPL": rows}, "next_page_token": None}))
+    store = open_source("lake", config=Config(data_dir=str(tmp_path)))
+    assert reconcile(key, NOON, end_ns, source, store, stream, lambda: next(now), "reconcile-1").in_history == 45
+    chunk, facts = stream.read(RAW_TOPIC, {}, 10), Facts()
+    assert chunk is not None
+    absorb(facts, chunk, normalize(chunk, DECODERS))
+    assert [(one.start_ns, one.end_ns, one.state) for one in intervals(facts, key)] == [(NOON, end_ns - 20 * NS_PER_S, "reconciled")]
+
+
 def test_what_no_history_holds_is_told(lake: Callable[[list[int]], None], compared: Callable[[], Reconciled]) -> None:
     lake([*INSIDE, -500])
     found = compared()

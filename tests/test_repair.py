@@ -24,7 +24,7 @@ from tapeline.providers.history import Request, Span, WrongPage
 from tapeline.providers.normalizing import normalize
 from tapeline.records import NS_PER_MS, NS_PER_S, RAW_TOPIC, Chunk
 from tapeline.streams.embedded import EmbeddedStream
-from test_completeness import bar, chunk, opened, trade
+from test_completeness import bar, chunk, opened, told, trade
 
 TRADES = Key("binance", "spot", "trade", "BTC/USDT")
 BARS = Key("binance", "spot", "kline_1s", "BTC/USDT")
@@ -69,6 +69,7 @@ def filled(stream: EmbeddedStream, gap: tuple[Key, Interval], get: Get) -> tuple
     key, span = gap[0], span_of(*gap)
     assert span is not None
     done = repair(key, span, Source(HISTORIES["binance"], get), stream, lambda: NOON + 100 * NS_PER_S, "repair-1")
+    assert done is not None
     return done.pages, done.events
 
 
@@ -232,6 +233,24 @@ def test_what_may_not_have_been_in_the_history_yet_is_not_claimed() -> None:
     assert [(one.start_ns, one.end_ns, one.state) for one in intervals(facts, TRADES)] == [(NOON, NOON + 2 * NS_PER_S, "reconciled")]
 
 
+def test_a_reading_of_which_an_event_was_rejected_proves_nothing_and_is_not_asked_for_again() -> None:
+    """The event is in the history and in no store: neither was everything read, nor has the history lost it."""
+    rows = json.loads(page(1, 3))
+    rows[1]["price"] = "-1"
+    gap = [told("closed", 2, by="network", reason=""), *opened(4, "line-2")]
+    for first, last, body in ((None, None, json.dumps(rows).encode()), (2, 5, json.dumps(rows[1:]).encode())):
+        facts = Facts()
+        for some in (chunk([*opened(0), trade(1, 1), *gap, trade(6, 5, "line-2")]), records_of((1, True, body), first=first, last=last)):
+            absorb(facts, some, normalize(some, DECODERS))
+        found = [one for one in intervals(facts, TRADES) if one.state not in ("proven", "unprovable")]
+        assert {(one.state, one.first_id) for one in found if one.first_id} == {("unrecoverable", 2), ("unrecoverable", 4)}
+        assert all("events of it were rejected" in one.evidence for one in found if one.first_id == 2)
+        assert wanted({TRADES: found}, {("binance", "spot")}, NOON + DAY) == []
+        read = records_of((1, True, page(1, 5)), first=first, last=last)
+        absorb(facts, read, normalize(read, DECODERS))
+        assert [one.state for one in intervals(facts, TRADES) if one.first_id] == ["proven"], "what comes closes it all the same"
+
+
 @pytest.mark.parametrize(
     "wrong", [{"start_ns": -(10**30)}, {"end_ns": 10**30}, {"time_ms": 10**30}, {"first": 2**70, "last": 2**70}, {"symbol": 7}]
 )
@@ -249,13 +268,49 @@ def test_a_gap_that_was_broken_off_goes_on_with_the_page_at_which_it_was(stream:
     source = Source(HISTORIES["binance"], provider)
     with pytest.raises(WrongPage):
         repair(TRADES, span, source, stream, lambda: NOON + DAY, "repair-1", begun)
-    assert repair(TRADES, span, source, stream, lambda: NOON + DAY, "repair-1", begun).pages == 2
+    done = repair(TRADES, span, source, stream, lambda: NOON + DAY, "repair-1", begun)
+    assert done is not None
+    assert done.pages == 2
     assert fetched(stream) == [page(1, 1000), page(1001, 2000), page(2001, 2500)]
     some = stream.read(RAW_TOPIC, {}, 10)
     assert some is not None
     heads = [json.loads(payload.partition(b"\n")[0]) for payload in some.batch["payload"].to_pylist()]
     assert [(head["page"], head["done"]) for head in heads] == [(1, False), (2, False), (3, True)]
     assert begun == {}
+
+
+def test_a_long_gap_keeps_no_other_waiting_and_can_be_stopped(stream: EmbeddedStream, tmp_path: Path) -> None:
+    """A page costs half a second, and the long gap has two hundred."""
+    now, stop, asked = [NOON + DAY], threading.Event(), list[str]()
+
+    def slow(request: Request) -> bytes:
+        now[0] += NS_PER_S // 2
+        query = {name: values[0] for name, values in parse_qs(urlsplit(request.path).query).items()}
+        asked.append(query["symbol"])
+        first = int(query["fromId"])
+        return page(first, first + int(query["limit"]) - 1)
+
+    other = TRADES._replace(symbol="ETH/USDT")
+    gaps = {
+        TRADES: [Interval(NOON + 5, NOON + 100, "open", "", 1, 200_000)],
+        other: [Interval(NOON, NOON + 100, "open", "", 1, 2)],
+    }
+    sources = {("binance", "spot"): Source(HISTORIES["binance"], slow)}
+    keep = KeepRepairing(stream, lambda: gaps, sources, StatusFile(tmp_path, "repair"), stop, lambda: now[0])
+    keep.step()
+    assert asked == ["BTCUSDT"] * 10, "until its turn is over"
+    keep.step()
+    assert asked[10:] == ["ETHUSDT"], "then the others have theirs"
+    while asked.count("BTCUSDT") < 200:  # it goes on from where it was
+        now[0] += NS_PER_S
+        keep.step()
+    came = [json.loads(body)[0]["id"] for body in fetched(stream) if len(json.loads(body)) == 1_000]
+    assert came == list(range(1, 200_000, 1_000)), "each page once"
+    before = len(asked)
+    stop.set()
+    now[0] += DAY
+    keep.step()
+    assert len(asked) == before
 
 
 def test_new_gaps_do_not_keep_old_ones_waiting_nor_one_provider_another(stream: EmbeddedStream, tmp_path: Path) -> None:

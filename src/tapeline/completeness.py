@@ -14,7 +14,7 @@ Nothing but evidence closes a gap: events with the ids that were missing, or a r
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from operator import attrgetter
@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tapeline.providers import CHANNELS, HISTORIES, PROVIDERS
-from tapeline.providers.history import Asked, asked_of
+from tapeline.providers.history import asked_of
 from tapeline.providers.normalizing import UNREADABLE, Channel, Normalized
 from tapeline.records import BARS_TOPIC, NOTICES_TOPIC, NS_PER_MS, NS_PER_S, REJECTED_TOPIC, TICKS_TOPIC, Chunk
 
@@ -47,6 +47,7 @@ _DRIFT_NS: Final = _DAY_S * NS_PER_S
 #: Longer names, and such with a zero character, are no symbols, and no database keeps them.
 _LONGEST_SYMBOL: Final = 200
 _LONGEST_REASON: Final = 300
+_REJECTED: Final = "the provider's history was read to its end, and events of it were rejected"
 #: 1970-01-01 was a Thursday, and weeks begin on Mondays.
 _MONDAY_NS: Final = 4 * _DAY_S * NS_PER_S
 
@@ -80,6 +81,10 @@ class Life(msgspec.Struct):
     opened_ns: int = 0
     subscribed_ns: int = 0
     heard_ns: int = 0  # the last record but the close
+    #: Where in the raw topic its records lie: the order in which things happened, whatever the clock said.
+    partition: int = 0
+    first_offset: int = 0
+    last_offset: int = 0
     beside_ns: int = 0  # it was open when a socket of its pair's other line opened, was confirmed or closed
     closed_ns: int = 0
     by: str = ""  # who closed: provider, network, tapeline
@@ -94,9 +99,12 @@ class Life(msgspec.Struct):
     fetched: bool = False
     asked: list[tuple[str, int, int]] = []
     read: list[tuple[str, int, int]] = []
+    #: Those of which events were rejected: they were read, and what they hold is not all there.
+    rejected: list[tuple[str, int, int]] = []
     #: The same of which some pages have come, and not the last one; with how many.
     asking: list[tuple[str, int, int, int]] = []
     reading: list[tuple[str, int, int, int]] = []
+    rejecting: list[tuple[str, int, int]] = []
 
 
 @dataclass(slots=True)
@@ -181,12 +189,21 @@ def absorb(facts: Facts, chunk: Chunk, normalized: Normalized) -> None:
         name = known[code[at]]
         facts.touched_lives.add(name)
         if name not in facts.lives:
-            facts.lives[name] = Life(raw["provider"][at].as_py(), raw["feed"][at].as_py(), name.rpartition("-")[0])
+            partition, offset = int(chunk.partition[at]), int(chunk.offset[at])
+            life = Life(raw["provider"][at].as_py(), raw["feed"][at].as_py(), name.rpartition("-")[0])
+            life.partition, life.first_offset, life.last_offset = partition, offset, offset
+            facts.lives[name] = life
+    for at, first in _extremes(code, chunk.offset, np.minimum):
+        life = facts.lives[known[at]]
+        life.first_offset = min(life.first_offset, first)
+    for at, last in _extremes(code, chunk.offset, np.maximum):
+        life = facts.lives[known[at]]
+        life.last_offset = max(life.last_offset, last)
     heard = pc.not_equal(raw["kind"], "closed").to_numpy(zero_copy_only=False)
     for at, last_ns in _extremes(code[heard], received[heard], np.maximum):
         life = facts.lives[known[at]]
         life.heard_ns = max(life.heard_ns, last_ns)
-    _absorb_notices(facts, normalized.batches[NOTICES_TOPIC], _unread(normalized.batches[REJECTED_TOPIC]))
+    _absorb_notices(facts, normalized.batches[NOTICES_TOPIC], _rejected(normalized.batches[REJECTED_TOPIC]))
     place = _Places(chunk)
     for topic in (TICKS_TOPIC, BARS_TOPIC):
         batch = normalized.batches[topic]
@@ -212,15 +229,16 @@ class _Places:
         return found
 
 
-def _unread(rejected: pa.RecordBatch) -> set[tuple[int, int]]:
-    """The places of pages that could not be read: nothing of them came."""
-    if not rejected.num_rows:
-        return set()
-    rows = rejected.select(["reason", "raw_partition", "raw_offset"]).to_pylist()
-    return {(row["raw_partition"], row["raw_offset"]) for row in rows if row["reason"].startswith("page: ")}
+def _rejected(rejected: pa.RecordBatch) -> dict[tuple[int, int], bool]:
+    """The places of records of which something was rejected: whether it was a whole page that could not be read, of which nothing came."""
+    found: dict[tuple[int, int], bool] = {}
+    for row in rejected.select(["reason", "raw_partition", "raw_offset"]).to_pylist() if rejected.num_rows else ():
+        place = (row["raw_partition"], row["raw_offset"])
+        found[place] = found.get(place, False) or row["reason"].startswith("page: ")
+    return found
 
 
-def _absorb_notices(facts: Facts, notices: pa.RecordBatch, unread: Container[tuple[int, int]]) -> None:
+def _absorb_notices(facts: Facts, notices: pa.RecordBatch, rejected: Mapping[tuple[int, int], bool]) -> None:
     if not notices.num_rows:
         return
     for row in notices.select(["connection", "kind", "detail", "received_ns", "raw_partition", "raw_offset"]).to_pylist():
@@ -243,8 +261,9 @@ def _absorb_notices(facts: Facts, notices: pa.RecordBatch, unread: Container[tup
             life.closed_ns, life.by, life.reason = at_ns, _text(told, "by"), _text(told, "reason")
         elif row["kind"] == "fetched":
             life.fetched = True
-            if (row["raw_partition"], row["raw_offset"]) not in unread:
-                _absorb_read(life, row["detail"])
+            place = (row["raw_partition"], row["raw_offset"])
+            if not rejected.get(place, False):
+                _absorb_read(life, row["detail"], spoiled=place in rejected)
             for key in keys_of(life):
                 facts.carries(row["connection"], key)
         else:
@@ -263,38 +282,40 @@ def _absorb_beside(facts: Facts, told: dict[str, object], at_ns: int) -> None:
             facts.touched_lives.add(name)
 
 
-def _absorb_read(life: Life, line: str) -> None:
+def _absorb_read(life: Life, line: str, *, spoiled: bool) -> None:
+    """One page more of a reading. `spoiled`: events of the page were rejected."""
     try:
         asked = asked_of(line)
     except UNREADABLE:
         return
     label = f"{asked.channel} {asked.symbol}".replace("\0", "")[:_LONGEST_REASON]
-    if asked.first is not None and asked.last is not None:
-        wanted = (label, asked.first, asked.last)
-        whole, life.asking = _further(life.asking, wanted, asked)
-        if whole:
-            life.asked = sorted({*life.asked, wanted})
-        return
-    wanted = (label, asked.start_ns, asked.end_ns)
-    whole, life.reading = _further(life.reading, wanted, asked)
-    history = HISTORIES.get(life.provider)
-    if whole and history is not None:
-        # Of what happened after it was asked, or so shortly before that it may not have been there yet, a page says nothing.
-        end_ns = min(asked.end_ns, asked.time_ms * NS_PER_MS - history.settled_ns(asked.channel))
-        life.read = _with(life.read, (label, asked.start_ns, end_ns))
-
-
-def _further(
-    begun: list[tuple[str, int, int, int]], wanted: tuple[str, int, int], asked: Asked
-) -> tuple[bool, list[tuple[str, int, int, int]]]:
-    """Whether all pages of a reading have come, with one page more; and those of which some have.
-
-    One that is not the next says nothing: it has been here before, or one before it is missing."""
-    come = next((entry[3] for entry in begun if entry[:3] == wanted), 0)
-    if asked.page != come + 1:
-        return False, begun
+    by_id = asked.first is not None and asked.last is not None
+    wanted = (label, asked.first or 0, asked.last or 0) if by_id else (label, asked.start_ns, asked.end_ns)
+    begun = life.asking if by_id else life.reading
+    if asked.page != next((entry[3] for entry in begun if entry[:3] == wanted), 0) + 1:
+        return  # it has been here before, or one before it is missing
     others = [entry for entry in begun if entry[:3] != wanted]
-    return asked.done, others if asked.done else sorted([*others, (*wanted, asked.page)])
+    begun = others if asked.done else sorted([*others, (*wanted, asked.page)])
+    if by_id:
+        life.asking = begun
+    else:
+        life.reading = begun
+    spoiled = spoiled or (asked.page > 1 and wanted in life.rejecting)
+    rejecting = {entry for entry in life.rejecting if entry != wanted}
+    life.rejecting = sorted(rejecting | {wanted} if spoiled and not asked.done else rejecting)
+    history = HISTORIES.get(life.provider)
+    if not asked.done or history is None:
+        return
+    if by_id:
+        life.asked = sorted({*life.asked, wanted})
+        life.rejected = sorted({entry for entry in life.rejected if entry != wanted} | ({wanted} if spoiled else set()))
+        return
+    # Of what happened after it was asked, or so shortly before that it may not have been there yet, a page says nothing.
+    end_ns = min(asked.end_ns, asked.time_ms * NS_PER_MS - history.settled_ns(asked.channel))
+    if spoiled:
+        life.rejected = sorted({*life.rejected, (label, asked.start_ns, end_ns)})
+    else:
+        life.read = _with(life.read, (label, asked.start_ns, end_ns))
 
 
 def _with(read: list[tuple[str, int, int]], new: tuple[str, int, int]) -> list[tuple[str, int, int]]:
@@ -411,7 +432,9 @@ def _runs(
     code: npt.NDArray[np.int64], ids: npt.NDArray[np.int64], start_ns: npt.NDArray[np.int64], end_ns: npt.NDArray[np.int64]
 ) -> Iterator[tuple[int, Run]]:
     """Neighbouring ids of each code as one run."""
-    order = np.lexsort((ids, code))
+    order = np.lexsort((start_ns, ids, code))
+    # Of copies of one event that tell different times the earliest holds, here as where runs join: whatever chunks they came in.
+    order = order[np.concatenate([[True], (np.diff(code[order]) != 0) | (np.diff(ids[order]) != 0)])]
     code, ids, start_ns, end_ns = code[order], ids[order], start_ns[order], end_ns[order]
     begin = np.flatnonzero(np.concatenate([[True], (code[1:] != code[:-1]) | (ids[1:] - ids[:-1] > 1)]))
     last = np.concatenate([begin[1:], [len(ids)]]) - 1
@@ -445,17 +468,18 @@ def intervals(facts: Facts, key: Key) -> list[Interval]:
     read = _read(key, lives)
     runs = facts.runs.get(key)
     reading = [span for life in lives for span in _spans((entry[:3] for entry in life.reading), key)]
+    rejected = [span for life in lives for span in _spans(life.rejected, key)]
     if not runs:
-        return list(_joined(_being_filled(_reconciled(heard, read), reading)))
+        return list(_joined(_being_filled(_refused(_reconciled(heard, read), rejected), reading)))
     # Before the first number and after the last, only the next one could tell.
     heard = [
         replace(one, evidence="subscribed and heard; the next event's number will tell") if one.state in COVERED else one for one in heard
     ]
     first_ns, last_ns = runs[0].first_ns, max(runs[-1].first_ns, runs[-1].last_ns)
-    around = list(_reconciled(heard, read))
+    around = list(_refused(_reconciled(heard, read), rejected))
     asked = [span for life in lives for span in _spans(life.asked, key)]
     asking = [span for life in lives for span in _spans((entry[:3] for entry in life.asking), key)]
-    by_ids = _being_filled(_by_ids(key, runs, asked, read, asking), reading)
+    by_ids = _being_filled(_by_ids(key, runs, asked, read, asking, rejected), reading)
     return list(_joined([*_between(around, -ONGOING, first_ns), *by_ids, *_between(around, last_ns, ONGOING)]))
 
 
@@ -477,6 +501,15 @@ def _reconciled(found: Sequence[Interval], read: Sequence[tuple[int, int]]) -> I
     evidence = "the provider's history was read to its end: what it holds is there"
     inside = (Interval(start_ns, end_ns, "reconciled", evidence) for start_ns, end_ns in read)
     yield from sorted(chain(*outside, inside), key=attrgetter("start_ns", "end_ns"))
+
+
+def _refused(found: Iterable[Interval], rejected: Sequence[tuple[int, int]]) -> Iterator[Interval]:
+    """Gaps that lie in what was read, and of which events were rejected, stay: asking again brings the same."""
+    for one in found:
+        if one.state == "open" and any(start_ns <= one.start_ns and one.end_ns <= end_ns for start_ns, end_ns in rejected):
+            yield replace(one, state="unrecoverable", evidence=f"{one.evidence}; {_REJECTED}")
+        else:
+            yield one
 
 
 def _joined(found: Iterable[Interval]) -> Iterator[Interval]:
@@ -516,6 +549,7 @@ def _by_ids(
     asked: Sequence[tuple[int, int]],
     read: Sequence[tuple[int, int]],
     asking: Sequence[tuple[int, int]],
+    rejected: Sequence[tuple[int, int]],
 ) -> Iterator[Interval]:
     channel = _channel(key)
     bars = channel is not None and channel.kind == "bar"  # a bar's number is its window's: its time says the same
@@ -529,9 +563,13 @@ def _by_ids(
             low, high = (start_ns // NS_PER_MS, end_ns // NS_PER_MS - 1) if bars else (first, last)
             gone = any(some <= low and high <= other for some, other in asked)
             gone = gone or any(some <= start_ns and end_ns <= other for some, other in read)
+            # Numbers are no times: a pair of the ones lies in no pair of the others.
+            spoiled = any(some <= least and most <= other for some, other in rejected for least, most in ((low, high), (start_ns, end_ns)))
             state: State = "open"
             what = f"{_count(first, last, bars)} missing"
-            if gone:
+            if spoiled:
+                state, what = "unrecoverable", f"{what}; {_REJECTED}"
+            elif gone:
                 state, what = "unrecoverable", f"{what}, and not in the provider's history"
             elif any(some <= low and high <= other for some, other in asking):
                 state, what = "repairing", f"{what}; being fetched"
@@ -558,7 +596,7 @@ class _Span:
 
 
 def _by_lives(key: Key, lives: Sequence[Life]) -> Iterator[Interval]:
-    spans = sorted((span for life in lives for span in _heard(key, life)), key=attrgetter("start_ns", "end_ns"))
+    spans = sorted((span for life in lives for span in _parted(key, life, lives)), key=attrgetter("start_ns", "end_ns"))
     joined: list[_Span] = []
     for span in spans:
         if joined and span.start_ns <= joined[-1].end_ns:
@@ -581,6 +619,26 @@ def _replaced(life: Life, lives: Iterable[Life]) -> bool:
     """Whether a connection that wrote no close has ended: a later one of the key lives, or has outlived it."""
     known_ns = max(life.heard_ns, life.beside_ns)
     return any(other.opened_ns > life.opened_ns and (not other.closed_ns or other.closed_ns > known_ns) for other in lives)
+
+
+def _parted(key: Key, life: Life, lives: Iterable[Life]) -> Iterator[_Span]:
+    """When a connection listened, without what one before or behind it on its line claims too.
+
+    Of two that followed one another only a clock that was set back makes both claim a time: then nobody knows how long nobody listened."""
+    before = [other for other in lives if _followed(other, life)]
+    behind = [other for other in lives if _followed(life, other)]
+    not_before_ns = max((_end(key, other)[0] for other in before), default=0)
+    until_ns = min((other.opened_ns or other.subscribed_ns or ONGOING for other in behind), default=ONGOING)
+    for span in _heard(key, life):
+        start_ns, end_ns = max(span.start_ns, not_before_ns), min(span.end_ns, until_ns)
+        if start_ns <= end_ns:
+            ended = span.ended if end_ns == span.end_ns else "the clock was set back: how long nobody listened is not known"
+            yield _Span(start_ns, end_ns, ended)
+
+
+def _followed(one: Life, other: Life) -> bool:
+    """Whether a connection had ended when another of its line was opened. (One that takes over opens before the old one ends.)"""
+    return one.line == other.line and one.partition == other.partition and one.last_offset < other.first_offset
 
 
 def _heard(key: Key, life: Life) -> Iterator[_Span]:

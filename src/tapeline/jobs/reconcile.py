@@ -6,8 +6,9 @@ the stream, like those of a backfill; and a word that the history was read to it
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -17,7 +18,7 @@ import pyarrow.compute as pc
 from tapeline.completeness import Key
 from tapeline.jobs.fetching import Fetched, Source, fetch, raw_record
 from tapeline.providers import CHANNELS, DECODERS
-from tapeline.providers.history import Request, Span, ending
+from tapeline.providers.history import Span, ending
 from tapeline.providers.normalizing import SAME_CONTENT, normalize
 from tapeline.records import BARS_TOPIC, NS_PER_S, RAW_TOPIC, TICKS_TOPIC, Chunk, Identity, Topic
 from tapeline.stores import with_dates
@@ -60,25 +61,28 @@ def reconcile(
     span = Span(key.feed, key.channel, key.symbol, start_ns, end_ns)
     topic = BARS_TOPIC if CHANNELS[key.provider][key.feed][key.channel].kind == "bar" else TICKS_TOPIC
     rule = _identity(key)
-    asked: list[Request | None] = []
-    parts: list[pa.Table] = []
-    begin: Request | None = None
-    for number, page in enumerate(fetch(source, span, clock)):
-        asked.append(begin)
-        rows = _rows(key, page, topic)
-        parts.append(rows.append_column("page", pa.array(np.full(rows.num_rows, number, np.int64))))
-        begin = page.following
-    fetched = pa.concat_tables(parts)
-    held = _stored(store, key, topic, start_ns - _EDGE_NS, end_ns + _EDGE_NS, fetched)
-    matched = _matched(held, fetched, rule)
-    inside = matched.filter(pc.and_(pc.greater_equal(matched["ts"], start_ns), pc.less(matched["ts"], end_ns)))
-    missing = inside.filter(pc.equal(inside["held"], 0))
-    pages = sorted(set(missing["page"].to_pylist()))
-    for number in pages:
-        page = next(iter(fetch(source, span, clock, asked[number], kept=_NO_READING)))
-        stream.append(RAW_TOPIC, raw_record(key.provider, key.feed, connection, page), 0)
-    now_ns = clock()
-    last = Fetched(ending(span, now_ns), now_ns, 0, 0, None)
+    with tempfile.TemporaryFile(prefix="tapeline-reconcile-") as spooled:  # a day's pages may be more than fits in memory beside its rows
+        pages: list[tuple[Fetched, int, int]] = []
+        parts: list[pa.Table] = []
+        for number, page in enumerate(fetch(source, span, clock, kept=_NO_READING)):
+            rows = _rows(key, page, topic)
+            parts.append(rows.append_column("page", pa.array(np.full(rows.num_rows, number, np.int64))))
+            body = page.payload or b""
+            pages.append((replace(page, payload=None), spooled.tell(), len(body)))
+            spooled.write(body)
+        fetched = pa.concat_tables(parts)
+        held = _stored(store, key, topic, start_ns - _EDGE_NS, end_ns + _EDGE_NS, fetched)
+        matched = _matched(held, fetched, rule)
+        inside = matched.filter(pc.and_(pc.greater_equal(matched["ts"], start_ns), pc.less(matched["ts"], end_ns)))
+        missing = inside.filter(pc.equal(inside["held"], 0))
+        lacking = sorted(set(missing["page"].to_pylist()))
+        for number in lacking:
+            page, at, length = pages[number]
+            spooled.seek(at)
+            stream.append(RAW_TOPIC, raw_record(key.provider, key.feed, connection, replace(page, payload=spooled.read(length))), 0)
+    # What the history did not hold yet when the first page came, a later one may have passed by.
+    read_ns = pages[0][0].fetched_ns
+    last = Fetched(ending(span, read_ns), read_ns, 0, 0, None)
     stream.append(RAW_TOPIC, raw_record(key.provider, key.feed, connection, last), 0)
     here = _inside(held, start_ns, end_ns)
     there = _inside(fetched, start_ns, end_ns)
@@ -91,7 +95,7 @@ def reconcile(
         missing.num_rows,
         _volume(here),
         _volume(there),
-        len(pages),
+        len(lacking),
     )
 
 

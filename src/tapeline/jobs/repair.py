@@ -94,9 +94,17 @@ def from_both_ends(gaps: Sequence[T]) -> Iterator[T]:
 
 
 def repair(
-    key: Key, span: Span, source: Source, stream: Stream, clock: Callable[[], int], connection: str, begun: dict[Span, Begun] | None = None
-) -> Repaired:
-    """Ask for a gap to its end. Raises Unavailable, Refused, WrongPage: what came before is kept.
+    key: Key,
+    span: Span,
+    source: Source,
+    stream: Stream,
+    clock: Callable[[], int],
+    connection: str,
+    begun: dict[Span, Begun] | None = None,
+    more: Callable[[], bool] = lambda: True,
+) -> Repaired | None:
+    """Ask for a gap to its end; None: broken off behind a page, since `more` said so. Raises Unavailable, Refused, WrongPage: what came
+    before is kept.
 
     `connection`: by which name the pages are kept. `begun`: where spans that were broken off under that name go on."""
     begun = {} if begun is None else begun
@@ -109,6 +117,8 @@ def repair(
         pages, events = pages + 1, events + page.rows
         if page.following is not None:
             begun[span] = (page.following, kept)
+            if not more():
+                return None
     begun.pop(span, None)
     return Repaired(key, span, pages, events)
 
@@ -132,6 +142,7 @@ class KeepRepairing:
         self._not_before: dict[tuple[Key, int], int] = {}
         self._away: dict[tuple[str, str], int] = {}
         self._begun: dict[Span, Begun] = {}
+        self._broken_off: dict[tuple[str, str], tuple[Key, int]] = {}
         self._filled = 0
 
     def step(self) -> bool:
@@ -153,12 +164,22 @@ class KeepRepairing:
     def _turn(self, source: tuple[str, str], gaps: Sequence[tuple[Key, Interval, Span]]) -> None:
         """Ask one provider for as many of its gaps as there is time for."""
         began_ns = self._clock()
+        late = self._broken_off.pop(source, None)
+        gaps = [gap for gap in gaps if (gap[0], gap[1].start_ns) != late] or gaps
+
+        def more() -> bool:
+            return not self._stop.is_set() and began_ns <= self._clock() < began_ns + _TURN_NS
+
         for key, gap, span in from_both_ends(gaps):
-            if self._stop.is_set() or not began_ns <= self._clock() < began_ns + _TURN_NS:
+            if not more():
                 return
             self._not_before[key, gap.start_ns] = self._clock() + _AGAIN_NS
             try:
-                done = repair(key, span, self._sources[source], self._stream, self._clock, self._connection, self._begun)
+                done = repair(key, span, self._sources[source], self._stream, self._clock, self._connection, self._begun, more)
+                if done is None:  # a long one: it goes on when the others, if there are any, have had a turn
+                    self._broken_off[source] = (key, gap.start_ns)
+                    del self._not_before[key, gap.start_ns]
+                    return
                 self._filled += done.events
                 log.info("Asked for %s", done)
             except (WrongPage, Refused) as error:

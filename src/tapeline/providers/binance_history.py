@@ -1,8 +1,8 @@
 """Binance spot's history over REST: what to ask for, and which events a page holds. Pure: requests and pages in, nothing sent.
 
 Facts: Binance's public spot API documentation, "Market Data endpoints": `aggTrades` (weight 4) by id or from a time on,
-`historicalTrades` (25) by id alone, `klines` (2) by time, at most 1,000 rows a page, no key, 6,000 of weight a minute for an address. Of
-single trades of long ago nothing is there: a page begins with a later id then.
+`historicalTrades` (25) by id alone, `klines` (2) by time, at most 1,000 rows a page, no key, 6,000 of weight a minute for an address;
+without an id or a time, the latest. Of single trades of long ago nothing is there: a page begins with a later id then.
 """
 
 from __future__ import annotations
@@ -28,10 +28,15 @@ PAGE_ROWS: Final = 1_000
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 7 * 86_400, "M": 31 * 86_400}
 Event: TypeAlias = "Trade | AggTrade | Kline"
 _PATHS: Final = {"trade": ("/api/v3/historicalTrades", 25), "aggTrade": ("/api/v3/aggTrades", 4)}
-#: Pages that only tell with which id the trades of a time begin. Aggregated trades can be asked for by time, and name theirs: the last one
-#: before the start, or where there is none, the first one after.
-_BEFORE: Final = "the last before"
-_AFTER: Final = "the first after"
+#: What a page is asked for (`Request.after`: one of these, a colon, and the number that was asked for, if any). Events from a number on;
+#: the same, of which an aggregated trade says that it is there; and once more, since a page was empty and later events are known.
+_FROM, _NAMED, _AGAIN = "from", "named", "again"
+#: With which id the trades of a time begin. Aggregated trades can be asked for by time, and name theirs: the last one before the start, or
+#: where there is none, the first one after.
+_BEFORE, _AFTER = "before", "after"
+#: Whether an empty page was the end: the latest event there is.
+_LATEST: Final = "latest"
+_NOTHING_KEPT: Final = "Nothing of it was kept; it is asked for again."
 
 
 def headers(key: str, secret: str) -> Mapping[str, str]:
@@ -57,61 +62,100 @@ def first(span: Span) -> Request:
         return _bars(span, (span.start_ns - _width_ns(span.channel)) // NS_PER_MS + 1 if span.first is None else span.first)
     if span.first is not None:
         return _by_id(span, span.first)
-    start_ms = -(-span.start_ns // NS_PER_MS)
     if span.channel == "trade":
-        return _aggregated(span, f"endTime={start_ms - 1}&limit=1", _BEFORE)
-    return _aggregated(span, f"startTime={start_ms}&limit={PAGE_ROWS}", "")
+        return _aggregated(span, f"endTime={_start_ms(span) - 1}&limit=1", _BEFORE)
+    return _aggregated(span, f"startTime={_start_ms(span)}&limit={PAGE_ROWS}", _FROM)
 
 
 def page(span: Span, asked: Request, body: bytes, time_ms: int) -> Page:
     """Check that the numbers rise from what was asked for, and see whether more is to come."""
+    why, _, number = asked.after.partition(":")
     try:
-        if asked.after in (_BEFORE, _AFTER):
-            return _beginning(span, asked, _AGG_TRADES.decode(body))
+        if why in (_BEFORE, _AFTER):
+            return _beginning(span, why, _AGG_TRADES.decode(body))
         events = events_of(span.channel, span.symbol, time_ms, body)
     except UNREADABLE as error:
-        raise WrongPage(f"{asked.path} cannot be read: {error}. Nothing of it was kept; it is asked for again.") from error
-    numbers = [number_of(event) for event in events]
-    least = int(asked.after or -1)
+        raise WrongPage(f"{asked.path} cannot be read: {error}. {_NOTHING_KEPT}") from error
+    if why == _LATEST:
+        return _end(span, number, events)
+    numbers, least = [number_of(event) for event in events], int(number or -1)
     if any(number < least for number in numbers) or sorted(set(numbers)) != numbers:
-        raise WrongPage(
-            f"{asked.path} gave numbers {numbers[:1]} to {numbers[-1:]} that do not rise from {least}. Nothing of it was kept; "
-            "it is asked for again."
-        )
+        raise WrongPage(f"{asked.path} gave numbers {numbers[:1]} to {numbers[-1:]} that do not rise from {least}. {_NOTHING_KEPT}")
     if not numbers:
-        if span.last is not None:
+        if span.last is not None or why in (_NAMED, _AGAIN):
             # Behind a gap there are events, or it would be none: what is asked for reaches up to them.
             raise WrongPage(f"{asked.path} is empty, although later events are known. The gap stays open; it is asked for again.")
-        return Page(0, 0, None)
+        return Page(0, 0, _latest(span, number), keep=False)
+    if why == _NAMED and numbers[0] != least:
+        raise WrongPage(
+            f"{asked.path} begins with {numbers[0]}: single trades that are older are not at this address any more, and {least} is the "
+            "first of the time that was asked for. Nothing of it was kept. Take the provider's files (--from files), or begin later."
+        )
     following, reached_ns = numbers[-1] + 1, time_of(events[-1])
     bars = span.channel.startswith("kline_")
     done = following > span.last if span.last is not None else reached_ns >= span.end_ns - (NS_PER_MS if bars else 0)
-    return Page(len(numbers), reached_ns, None if done else _bars(span, following) if bars else _by_id(span, following))
+    return Page(len(numbers), reached_ns, None if done else _from(span, following))
 
 
-def _beginning(span: Span, asked: Request, found: Sequence[_AggTrade]) -> Page:
-    if found and (asked.after == _BEFORE or _ns(found[0].T) < span.end_ns):
-        return Page(0, 0, _by_id(span, found[0].f), keep=False)
-    after = _aggregated(span, f"startTime={-(-span.start_ns // NS_PER_MS)}&limit=1", _AFTER)
-    return Page(0, 0, after if asked.after == _BEFORE else None, keep=False)
+def _beginning(span: Span, why: str, found: Sequence[_AggTrade]) -> Page:
+    if found and (why == _BEFORE or _ns(found[0].T) < span.end_ns):
+        return Page(0, 0, _by_id(span, found[0].f, _NAMED), keep=False)
+    if found:
+        return Page(0, 0, None, keep=False)  # the first one comes after the end
+    after = _aggregated(span, f"startTime={_start_ms(span)}&limit=1", _AFTER)
+    return Page(0, 0, after if why == _BEFORE else _latest(span, ""), keep=False)
+
+
+def _end(span: Span, number: str, latest: Sequence[Event]) -> Page:
+    """Whether a page that was empty was the end: an answer that was cut to nothing looks the same."""
+    if number:
+        later = any(number_of(event) >= int(number) for event in latest)
+        return Page(0, 0, _from(span, int(number), _AGAIN) if later else None, keep=False)
+    if not any(time_of(event) >= span.start_ns for event in latest):
+        return Page(0, 0, None, keep=False)
+    if span.channel == "trade":
+        raise WrongPage(
+            f"Aggregated trades name no trade of {span.symbol} from the start on, although single ones are there. {_NOTHING_KEPT}"
+        )
+    begin = first(span)
+    return Page(0, 0, Request(begin.path, begin.weight, f"{_AGAIN}:"), keep=False)
+
+
+def _latest(span: Span, number: str) -> Request:
+    """The latest event, or of bars the last one of the time."""
+    symbol, after = _symbol(span), f"{_LATEST}:{number}"
+    if span.channel.startswith("kline_"):
+        window = f"interval={span.channel.removeprefix('kline_')}&endTime={(span.end_ns - 1) // NS_PER_MS}"
+        return Request(f"/api/v3/klines?symbol={symbol}&{window}&limit=1", 2, after)
+    path, weight = _PATHS[span.channel]
+    return Request(f"{path}?symbol={symbol}&limit=1", weight, after)
+
+
+def _start_ms(span: Span) -> int:
+    """The first whole millisecond."""
+    return -(-span.start_ns // NS_PER_MS)
 
 
 def _aggregated(span: Span, which: str, after: str) -> Request:
     path, weight = _PATHS["aggTrade"]
-    return Request(f"{path}?symbol={_symbol(span)}&{which}", weight, after)
+    return Request(f"{path}?symbol={_symbol(span)}&{which}", weight, f"{after}:")
 
 
-def _by_id(span: Span, number: int) -> Request:
+def _from(span: Span, number: int, why: str = _FROM) -> Request:
+    return _bars(span, number, why) if span.channel.startswith("kline_") else _by_id(span, number, why)
+
+
+def _by_id(span: Span, number: int, why: str = _FROM) -> Request:
     path, weight = _PATHS[span.channel]
     rows = PAGE_ROWS if span.last is None else min(PAGE_ROWS, span.last - number + 1)
-    return Request(f"{path}?symbol={_symbol(span)}&fromId={number}&limit={rows}", weight, str(number))
+    return Request(f"{path}?symbol={_symbol(span)}&fromId={number}&limit={rows}", weight, f"{why}:{number}")
 
 
-def _bars(span: Span, start_ms: int) -> Request:
+def _bars(span: Span, start_ms: int, why: str = _FROM) -> Request:
     end_ms = (span.end_ns - 1) // NS_PER_MS if span.last is None else span.last
     interval = span.channel.removeprefix("kline_")
     window = f"startTime={start_ms}&endTime={end_ms}&limit={PAGE_ROWS}"
-    return Request(f"/api/v3/klines?symbol={_symbol(span)}&interval={interval}&{window}", 2, str(start_ms))
+    return Request(f"/api/v3/klines?symbol={_symbol(span)}&interval={interval}&{window}", 2, f"{why}:{start_ms}")
 
 
 def _symbol(span: Span) -> str:

@@ -91,7 +91,7 @@ def damaged(folder: Path, topic: Topic, files: pa.Table, progress: Progress) -> 
 def _check(folder: Path, topic: Topic, rule: IdentityRule, day: date | None, progress: Progress) -> Checked | None:
     table = lake_files.opened(folder)
     if table is None:
-        return None
+        return _without_log(folder, topic)
     files, totals = lake_files.files_of(table, day), totals_of(table, topic)
     rows = lake_files.total(files, "num_records")
     checked = Checked(topic.table, files.num_rows, rows, lake_files.total(files, "size_bytes"), totals.removed, totals.lost)
@@ -113,6 +113,19 @@ def _check(folder: Path, topic: Topic, rule: IdentityRule, day: date | None, pro
         text = f"the log's files hold {rows:,} rows where the store has counted {kept:,} ({totals.rows:,} kept, {totals.removed:,} removed)"
         checked.findings.append(Finding(topic.table, "totals", text))
     return checked
+
+
+def _without_log(folder: Path, topic: Topic) -> Checked | None:
+    """A table of which there is no log: nothing, unless files lie there."""
+    left = list(folder.glob("date=*/*.parquet"))
+    if not left:
+        return None
+    size = sum(path.stat().st_size for path in left)
+    text = (
+        f"{len(left):,} files lie here, and the log (_delta_log) that names them is gone: readers see none of them. Put it back from a "
+        "copy; or stop the lake's store and move the folder away, and it keeps anew what the stream still has"
+    )
+    return Checked(topic.table, 0, 0, size, 0, 0, [Finding(topic.table, "unnamed", text)])
 
 
 def connect(spilled: Path) -> duckdb.DuckDBPyConnection:

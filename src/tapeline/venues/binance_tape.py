@@ -109,7 +109,7 @@ class BinanceTape:
             one: _Book(3_735_683_259 + 7_919 * n, 2_961_000_000 + 5_003 * n, 50_093_239_000 + 104_729 * n, one.price, {})
             for n, one in enumerate(self._instruments)
         }
-        #: Klines that closed while nobody listened: history has them.
+        #: Trades, single and aggregated, that nobody asked for, and klines that closed while nobody listened: history has them.
         self.unheard: list[Event] = []
         self._scales = {one: (10 ** (8 - one.price_decimals), 10 ** (8 - one.size_decimals)) for one in self._instruments}
 
@@ -161,18 +161,18 @@ class BinanceTape:
         book.trade_id += 1
         book.last = trade.price
         sent_ms, done_ms = (trade.ns + _LAG_NS) // 1_000_000, trade.ns // 1_000_000
-        if "trade" in channels:
-            fields = {
-                "e": "trade",
-                "E": sent_ms,
-                "s": instrument.symbol,
-                "t": book.trade_id,
-                **self._price_and_size(instrument, trade.price, trade.size),
-                "T": done_ms,
-                "m": not trade.buy,
-                "M": True,
-            }
-            out.append(Event(self._topic(instrument, "trade"), book.trade_id, trade.ns, fields))
+        fields = {
+            "e": "trade",
+            "E": sent_ms,
+            "s": instrument.symbol,
+            "t": book.trade_id,
+            **self._price_and_size(instrument, trade.price, trade.size),
+            "T": done_ms,
+            "m": not trade.buy,
+            "M": True,
+        }
+        to = out if "trade" in channels else self.unheard
+        to.append(Event(self._topic(instrument, "trade"), book.trade_id, trade.ns, fields))
         book.order.append(trade)
         if trade.done:
             self._aggregate(instrument, book, channels, out)
@@ -184,20 +184,20 @@ class BinanceTape:
         """One taker's order is one aggregate: all its fills have the same price and side."""
         book.aggregate_id += 1
         fills, last = book.order, book.order[-1]
-        if "aggTrade" in channels:
-            fields = {
-                "e": "aggTrade",
-                "E": (last.ns + _LAG_NS) // 1_000_000,
-                "s": instrument.symbol,
-                "a": book.aggregate_id,
-                **self._price_and_size(instrument, last.price, sum(fill.size for fill in fills)),
-                "f": book.trade_id - len(fills) + 1,
-                "l": book.trade_id,
-                "T": last.ns // 1_000_000,
-                "m": not last.buy,
-                "M": True,
-            }
-            out.append(Event(self._topic(instrument, "aggTrade"), book.aggregate_id, last.ns, fields))
+        fields = {
+            "e": "aggTrade",
+            "E": (last.ns + _LAG_NS) // 1_000_000,
+            "s": instrument.symbol,
+            "a": book.aggregate_id,
+            **self._price_and_size(instrument, last.price, sum(fill.size for fill in fills)),
+            "f": book.trade_id - len(fills) + 1,
+            "l": book.trade_id,
+            "T": last.ns // 1_000_000,
+            "m": not last.buy,
+            "M": True,
+        }
+        to = out if "aggTrade" in channels else self.unheard
+        to.append(Event(self._topic(instrument, "aggTrade"), book.aggregate_id, last.ns, fields))
         book.order.clear()
 
     def _quote(self, quote: Quote, out: list[Event]) -> None:
