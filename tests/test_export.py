@@ -143,16 +143,37 @@ def test_a_folder_that_holds_anything_is_refused_and_left_alone(config: Path, tm
         before = sorted(tmp_path.rglob("*"))
         done = asked(config, target)
         assert isinstance(done.exception, ConfigError)
-        assert "is not empty" in str(done.exception)
+        assert ("is a file" if target.is_file() else "is not empty") in str(done.exception)
         assert sorted(tmp_path.rglob("*")) == before
     assert (tmp_path / "mine" / "notes.txt").read_text() == "mine"
 
 
 def test_a_range_without_rows_is_an_empty_folder_and_says_so(config: Path, tmp_path: Path) -> None:
-    done = asked(config, tmp_path / "out", "--channel", "no such")
+    done = asked(config, tmp_path / "out", "--channel", "updatedBars")
     assert done.exit_code == 0
     assert "0 rows in 0 files" in done.output
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_channel_that_no_provider_has_is_refused(config: Path, tmp_path: Path) -> None:
+    done = asked(config, tmp_path / "out", "--channel", "trdae")
+    assert isinstance(done.exception, ConfigError)
+    assert "'trdae' is no channel of any provider. There are: A, AM," in str(done.exception)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_changed_byte_is_not_exported_as_another_value(config: Path, tmp_path: Path) -> None:
+    whole = kept(config)
+    for path in sorted((tmp_path / "lake" / "ticks").rglob("*.parquet")):
+        good = path.read_bytes()
+        for at in range(4, len(good), max(1, len(good) // 20)):
+            path.write_bytes(good[:at] + bytes([good[at] ^ 0x10]) + good[at + 1 :])
+            done = asked(config, tmp_path / "out")
+            assert isinstance(done.exception, DiskTrouble), at
+            assert not (tmp_path / "out").exists()
+        path.write_bytes(good)
+    assert asked(config, tmp_path / "out").exit_code == 0
+    assert kept(config).equals(whole)
 
 
 def made_batches(count: int) -> Iterator[pa.RecordBatch]:

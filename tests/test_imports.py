@@ -23,7 +23,7 @@ MODULES = {
 LAYERS: list[set[str]] = [
     {"records"},
     {"errors"},
-    {"locks", "config", "times", "quota"},
+    {"locks", "config", "times", "quota", "durable"},
     {"providers"},
     {"completeness"},
     {"streams", "stores", "net", "bucket", "spool"},

@@ -119,6 +119,19 @@ def test_a_fault_of_the_provider_is_tried_again_so_many_times_and_no_more(server
     assert max(time.slept) <= 30.0
 
 
+def test_the_same_trouble_is_told_now_and_again_and_not_by_everybody_who_meets_it(server: str, caplog: pytest.LogCaptureFixture) -> None:
+    now = Time()
+    rest = Rest(server, None, Random(1), Quota(100, clock=lambda: now.now), wall_clock=lambda: now.now, sleep=lambda _: None)
+    for _ in range(4):
+        Replies.replies = [(500, {}, b"oops"), (200, {}, b"ok")]
+        rest.get("/x", 1)
+    assert [record.levelname for record in caplog.records].count("WARNING") == 1
+    now.now += 6.0
+    Replies.replies = [(500, {}, b"oops"), (200, {}, b"ok")]
+    rest.get("/x", 1)
+    assert [record.levelname for record in caplog.records].count("WARNING") == 2
+
+
 def test_a_ban_is_remembered_and_nothing_is_asked_until_it_is_over(server: str) -> None:
     Replies.replies = [(418, {"Retry-After": "7200"}, b"banned"), (200, {}, b"ok")]
     time = Time()

@@ -147,7 +147,7 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Config:
         try:
             settings = tomllib.loads(found.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise ConfigError(f"There is no configuration file {found}. Name one that exists, or leave out --config.") from None
+            raise ConfigError(f"There is no configuration file {found}. Name one that exists.") from None
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise ConfigError(f"{found} cannot be read: {error}") from None
     if any(name.startswith(f"{PREFIX}PROVIDERS__") for name in environ):

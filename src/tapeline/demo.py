@@ -185,6 +185,7 @@ class Demo:
 
     def _next_steps(self) -> None:
         config = os.path.relpath(self._config)
+        me = "tapeline" if shutil.which("tapeline") else os.path.relpath(sys.argv[0])  # as it was called, where no shell would find it
         self._console.print("[bold]A query over the lake[/]")
         self._console.print(_SAMPLE, style="dim", highlight=False)
         sample = Table(box=None, pad_edge=False, header_style="bold")
@@ -196,9 +197,9 @@ class Demo:
         self._console.print(sample)
         self._console.print(f"\nThe data is in {os.path.relpath(self._root)} (the lake: {os.path.relpath(self._root / 'lake')}). Try next:")
         for command in (
-            f'tapeline sql "SELECT * FROM bars ORDER BY ts DESC LIMIT 5" --config {config}',  # noqa: S608 shown, not run
-            f"tapeline tail ticks --symbol BTC/USDT --config {config}",
-            f"tapeline status --config {config}",
-            "tapeline run        (Binance's public stream: no key needed)",
+            f'{me} sql "SELECT * FROM bars ORDER BY ts DESC LIMIT 5" --config {config}',  # noqa: S608 shown, not run
+            f"{me} tail ticks --symbol BTC/USDT --config {config}",
+            f"{me} status --config {config}",
+            f"{me} run        (Binance's public stream: no key needed)",
         ):
             self._console.print(f"  {command}", highlight=False, soft_wrap=True)

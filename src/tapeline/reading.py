@@ -399,12 +399,15 @@ def _open_postgres(settings: config.Config) -> Source:
 SOURCES: Final[Mapping[str, Callable[[config.Config], Source]]] = {"lake": _open_lake, "postgresql": _open_postgres}
 
 
-def open_source(source: str = "lake", *, config: Settings = None) -> Source:
+def open_source(source: str = "lake", *, verify: bool = False, config: Settings = None) -> Source:
     """A store to be read often by one thread: `source=` of the other functions, which else open it anew for every call.
 
-    Each call still sees the store as it is then. Raises WrongArgument for a name that no source has, ConfigError.
+    Each call still sees the store as it is then. `verify`: each file of the lake is read whole once, and held against the checksum in its
+    name, before its rows are; a changed byte is DiskTrouble then, where it may else be another value. Raises WrongArgument for a name that
+    no source has, ConfigError.
     """
-    return _open(source, config)
+    opened = _open(source, config)
+    return opened.verified() if verify else opened
 
 
 def _open(source: str | Source, settings: Settings) -> Source:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import http.client
 import logging
+import math
 import ssl
 import time
 import urllib.error
@@ -28,6 +29,8 @@ _LONGEST_BAN_S: Final = 4 * 86_400.0
 _HTTP_TIMEOUT_S: Final = 10.0
 _HTTP_MAX_BYTES: Final = 64 * 1024 * 1024
 _DOWNLOAD_PIECE: Final = 1024 * 1024
+#: Trouble with an address is told so often.
+_TELL_AGAIN_S: Final = 5.0
 _REST_TRIES: Final = 6
 #: A longer wait than this is for the caller to decide on.
 _LONGEST_WAIT_S: Final = 300.0
@@ -113,6 +116,7 @@ class Rest:
         self._headers = {"User-Agent": "tapeline", **(headers or {})}
         self._secrets = tuple(value.rpartition(" ")[2] for value in (headers or {}).values())
         self._wall_clock = wall_clock
+        self._told_at = -math.inf
 
     def get(self, path: str, weight: int) -> bytes:
         """The body. Raises Refused where the request itself is wrong, Unavailable where trying again has not helped."""
@@ -148,7 +152,7 @@ class Rest:
                 if error.code in TOO_FAST:
                     wait_s = max(wait_s, self._pause_s(error.headers.get("Retry-After", ""), error.headers.get("X-RateLimit-Reset", "")))
                     self._quota.pause(wait_s)
-                    log.warning("%s%s: %s. Nothing is asked for %.1f s.", self._url, path, trouble, wait_s)
+                    self._tell("%s%s: %s. Nothing is asked for %.1f s.", self._url, path, trouble, wait_s)
                     continue
                 if error.code < 500:
                     remedy = next((some for words, some in _REMEDIES.items() if words in trouble), "Asking again cannot help.")
@@ -157,9 +161,17 @@ class Rest:
                 raise Refused(f"{self._url}{path} is no address to ask: {error}.") from None
             except (OSError, http.client.HTTPException) as error:
                 trouble, wait_s = str(error) or type(error).__name__, next(waits)
-            log.warning("%s%s: %s. Next try in %.1f s.", self._url, path, trouble, wait_s)
+            self._tell("%s%s: %s. Next try in %.1f s.", self._url, path, trouble, wait_s)
             self._wait(wait_s)
         raise Unavailable(f"{self._url}{path}: {trouble}. It was tried {_REST_TRIES} times; try again later.")
+
+    def _tell(self, text: str, *about: str | float) -> None:
+        """A warning; not again for a while, for all who ask this address meet the same trouble. What comes of it, whoever asked is told."""
+        now = self._wall_clock()
+        again = 0 <= now - self._told_at < _TELL_AGAIN_S
+        if not again:
+            self._told_at = now
+        log.log(logging.DEBUG if again else logging.WARNING, text, *about)
 
     def _pause_s(self, after: str, reset: str) -> float:
         """For how long a provider that was asked too often wants to be left alone, by its headers."""

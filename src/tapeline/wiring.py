@@ -128,6 +128,11 @@ def histories(
     return found
 
 
+def feeds(config: Config) -> set[tuple[str, str]]:
+    """The configuration's feeds, by provider and feed."""
+    return {(some.name, _feed(some)) for some in config.providers}
+
+
 def archives(
     config: Config, environ: Mapping[str, str], folder: Path, random: Random, sleep: Callable[[float], object] = time.sleep
 ) -> dict[tuple[str, str], fetching.Source]:

@@ -20,7 +20,7 @@ from rich.table import Table
 
 from tapeline import times
 from tapeline.cli.app import app
-from tapeline.cli.terminal import ConfigOption, Format, load_config, midnight_ns, stop_on_signal
+from tapeline.cli.terminal import ConfigOption, TableOrJson, load_config, midnight_ns, stop_on_signal
 from tapeline.config import Config, ProviderConfig, environment
 from tapeline.errors import ConfigError
 from tapeline.locks import own
@@ -62,7 +62,7 @@ def backfill(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be asked for, and ask for nothing.")] = False,
     again: Annotated[bool, typer.Option("--again", help="Fetch anew what an earlier call has fetched.")] = False,
     config: ConfigOption = None,
-    format: Annotated[Format, typer.Option(help="table, or json: an object for each feed.")] = Format.table,  # noqa: A002
+    format: Annotated[TableOrJson, typer.Option(help="table, or json: an object for each feed.")] = TableOrJson.table,  # noqa: A002
 ) -> None:
     """Bring a provider's history into the stream, from where it goes the way of everything: interpreted, stored, accounted for.
 
@@ -99,7 +99,7 @@ def backfill(
                 log.close()
                 stream.close()
         failed = failed or bool(state.failed)
-        typer.echo(encoded(state).decode() if format is Format.json else _in_words(job, state))
+        typer.echo(encoded(state).decode() if format is TableOrJson.json else _in_words(job, state))
         for span, error in state.failed:
             typer.echo(f"{span.symbol} {span.channel} from {times.text(span.start_ns)}: {error}", err=True)
         if stop.is_set():
@@ -118,7 +118,7 @@ def reconcile(
     ] = None,
     source: Annotated[str, typer.Option(help="The store to compare: lake or postgresql.")] = "lake",
     config: ConfigOption = None,
-    format: Annotated[Format, typer.Option(help="table, or json: an object for each symbol and channel.")] = Format.table,  # noqa: A002
+    format: Annotated[TableOrJson, typer.Option(help="table, or json: an object for each symbol and channel.")] = TableOrJson.table,  # noqa: A002
 ) -> None:
     """Compare a day in a store with the provider's history of it: counts, volume, event by event.
 
@@ -137,7 +137,9 @@ def reconcile(
     settings = load_config(config)
     stop = stop_on_signal()
     start_ns = midnight_ns(day)
-    end_ns = min(start_ns + _DAY_NS, max(start_ns + 1, time.time_ns()))
+    end_ns = min(start_ns + _DAY_NS, time.time_ns())
+    if end_ns <= start_ns:
+        raise ConfigError(f"{day} has not begun.")
     jobs = _jobs(settings, provider, _listed(symbols), _listed(channels), start_ns, end_ns, Origin.rest, stop)
     store = open_source(source, config=settings)
     stream = wiring.open_stream(settings)
@@ -154,7 +156,7 @@ def reconcile(
                     typer.echo(f"{key.symbol} {key.channel}: {error}", err=True)
                     continue
                 differ = differ or not found.equal
-                typer.echo(json.dumps({**found.key._asdict(), **_numbers(found)}) if format is Format.json else _compared(found))
+                typer.echo(json.dumps({**found.key._asdict(), **_numbers(found)}) if format is TableOrJson.json else _compared(found))
     finally:
         stream.close()
     raise typer.Exit(1 if differ else 0)
@@ -256,8 +258,8 @@ def _channels(name: str, feed: str, history: History, configured: Iterable[str],
     return tuple(dict.fromkeys(found))
 
 
-def _show(jobs: Iterable[tuple[Job, Sequence[dict[str, str | int]]]], format: Format) -> None:  # noqa: A002
-    if format is Format.json:
+def _show(jobs: Iterable[tuple[Job, Sequence[dict[str, str | int]]]], format: TableOrJson) -> None:  # noqa: A002
+    if format is TableOrJson.json:
         for job, rows in jobs:
             typer.echo(json.dumps({"provider": job.provider, "feed": job.feed, "requests": list(rows)}))
         return
@@ -272,11 +274,11 @@ def _show(jobs: Iterable[tuple[Job, Sequence[dict[str, str | int]]]], format: Fo
 
 
 @contextmanager
-def _bar(job: Job, format: Format) -> Iterator[Callable[[State], None]]:  # noqa: A002
+def _bar(job: Job, format: TableOrJson) -> Iterator[Callable[[State], None]]:  # noqa: A002
     """How far it is, on a terminal."""
     what = TextColumn(f"{job.provider} {job.feed} {{task.fields[events]:,}} events on {{task.fields[pages]:,}} pages")
     columns = (what, BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=format is Format.json) as bar:
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=format is TableOrJson.json) as bar:
         task = bar.add_task("", total=1.0, events=0, pages=0)
         yield lambda state: bar.update(task, completed=state.share, events=state.events, pages=state.pages)
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict
 from random import Random
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
+from msgspec.structs import replace
 from rich.console import Console
 from rich.text import Text
 
@@ -17,6 +18,7 @@ from tapeline.cli.app import app
 from tapeline.cli.terminal import (
     ConfigOption,
     Format,
+    TableOrJson,
     load_config,
     midnight_ns,
     own_stage,
@@ -39,6 +41,8 @@ _LOOK_EVERY_S: Final = 3.0
 _STATUSES: Final = {"complete": 0, "incomplete": 1, "unprovable": 3}
 _MARKS: Final = {"complete": ("yes", "bold green"), "incomplete": ("no", "bold red"), "unprovable": ("cannot be proven", "bold yellow")}
 _DAY_NS: Final = 86_400 * NS_PER_S
+#: Evidence that is younger than this counts as the present.
+_FRESH_NS: Final = 60 * NS_PER_S
 
 
 @app.command()
@@ -66,9 +70,8 @@ def gaps(
     settings = load_config(config)
     since_ns = times.parse(since, "--since") if since is not None else None
     rows: list[dict[str, Any]] = []
-    for key, found in _known(settings).items():
-        if (provider is None or key.provider == provider) and (not symbol or key.symbol in symbol):
-            rows += [_row(key, one) for one in _holes(found) if since_ns is None or one.end_ns > since_ns]
+    for key, found in _chosen(_known(settings), symbol or (), provider).items():
+        rows += [_row(key, one) for one in _holes(found) if since_ns is None or one.end_ns > since_ns]
     if format is Format.table:
         if rows:
             _show_gaps(rows)
@@ -87,11 +90,12 @@ def complete(
     channel: Annotated[str | None, typer.Option(help="Only this channel, such as trade.")] = None,
     provider: Annotated[str | None, typer.Option(help="Only this provider's.")] = None,
     config: ConfigOption = None,
-    format: Annotated[Format, typer.Option(help="table or json.")] = Format.table,  # noqa: A002
+    format: Annotated[TableOrJson, typer.Option(help="table or json.")] = TableOrJson.table,  # noqa: A002
 ) -> None:
     """Is a symbol's day complete? A yes with its evidence, or a no with the holes, for each channel that carries it.
 
-    Status 0: yes. 1: no. 3: nothing is known to be missing, and the provider gives nothing to prove it by.
+    Status 0: yes. 1: no. 3: nothing is known to be missing, and the provider gives nothing to prove it by. Of a day that is not over the
+    answer is up to the last evidence, which is named; where that is a minute old, up to now.
 
     Example: `tapeline complete BTC/USDT 2026-01-05`
     """
@@ -102,23 +106,19 @@ def complete(
     end_ns = min(start_ns + _DAY_NS, max(start_ns, time.time_ns()))
     if end_ns == start_ns:
         raise ConfigError(f"{day} has not begun.")
-    known = _known(settings)
-    of_symbol = {key: found for key, found in known.items() if key.symbol == symbol}
-    if not of_symbol:
-        from tapeline.stores.selection import alike
-
-        near = alike(symbol, sorted({key.symbol for key in known}))
-        raise ConfigError(f"The ledger knows nothing of {symbol!r}." + (f" Did you mean {' or '.join(map(repr, near))}?" if near else ""))
+    of_symbol = _chosen(_known(settings), (symbol,), None)
     chosen = {k: f for k, f in of_symbol.items() if channel in (None, k.channel) and provider in (None, k.provider)}
     if not chosen:
         there = ", ".join(sorted({f"{key.provider} {key.feed} {key.channel}" for key in of_symbol}))
         raise ConfigError(f"The ledger has no such channel of {symbol}. It has: {there}.")
-    answers = [answer(key, found, start_ns, end_ns) for key, found in sorted(chosen.items())]
-    for one in answers:
-        if format is Format.json:
-            typer.echo(json.dumps(_as_json(one, day)))
+    answers = []
+    for key, found in sorted(chosen.items()):
+        until_ns = _so_far(found, start_ns, end_ns) if end_ns < start_ns + _DAY_NS else end_ns
+        answers.append(answer(key, found, start_ns, until_ns))
+        if format is TableOrJson.json:
+            typer.echo(json.dumps(_as_json(answers[-1], day, until_ns)))
         else:
-            _show(one, day, end_ns < start_ns + _DAY_NS)
+            _show(answers[-1], day, until_ns if until_ns < start_ns + _DAY_NS else None)
     verdicts = {one.verdict for one in answers}
     raise typer.Exit(_STATUSES[next(some for some in ("incomplete", "unprovable", "complete") if some in verdicts)])
 
@@ -126,6 +126,7 @@ def complete(
 @app.command()
 def repair(
     symbol: Annotated[list[str] | None, typer.Option(help="Only this symbol (canonical, such as BTC/USDT); repeatable.")] = None,
+    provider: Annotated[str | None, typer.Option(help="Only this provider's.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be asked for, and ask for nothing.")] = False,
     follow: Annotated[bool, typer.Option("--follow", help="Go on, and fill gaps as they open, as `tapeline run` does.")] = False,
     config: ConfigOption = None,
@@ -134,33 +135,50 @@ def repair(
 
     Of Binance: trade, aggTrade and klines; of Massive and Alpaca, by the time of a break: trades, quotes and bars. `tapeline normalize`,
     the stores and the ledger have to run, or be started afterwards; numbers that the history does not hold either are then unrecoverable,
-    and said to be. Killed or called twice, it doubles nothing.
+    and said to be. Killed or called twice, it doubles nothing. Status 1: some could not be asked for, and is named; the others were.
 
     Example: `tapeline repair --symbol BTC/USDT --dry-run`
     """
     from tapeline import wiring
+    from tapeline.errors import Refused, Unavailable
     from tapeline.jobs.repair import repair as fill
     from tapeline.jobs.repair import wanted
+    from tapeline.providers.history import WrongPage
 
     settings = load_config(config)
     if follow:
         _keep_repairing(settings)
         return
-    sources = wiring.histories(settings, environment(), Random())
-    chosen = [gap for gap in wanted(_known(settings), sources, time.time_ns()) if not symbol or gap[0].symbol in symbol]
+    known = _chosen(_known(settings), symbol or (), provider)
+    chosen = wanted(known, wiring.feeds(settings), time.time_ns())
     if not chosen:
         typer.echo("No gap is known that a provider's history could fill.")
         return
     if dry_run:
         _show_gaps([_row(key, one) for key, one, _ in chosen])
         return
+    # Who has no gap needs no key.
+    names = {key.provider for key, _, _ in chosen}
+    asked = replace(settings, providers=tuple(some for some in settings.providers if some.name in names))
+    sources = wiring.histories(asked, environment(), Random())
     stream = stream_with_data(settings)
+    away: set[str] = set()
+    failed = False
     try:
         connection = f"repair-{time.time_ns()}"
         for key, _, span in chosen:
-            typer.echo(str(fill(key, span, sources[key.provider, key.feed], stream, time.time_ns, connection)))
+            if key.provider in away:
+                continue
+            try:
+                typer.echo(str(fill(key, span, sources[key.provider, key.feed], stream, time.time_ns, connection)))
+            except (Refused, WrongPage, Unavailable) as error:
+                failed = True
+                if isinstance(error, Unavailable):
+                    away.add(key.provider)
+                typer.echo(f"{key.symbol} {key.channel}: {error}", err=True)
     finally:
         stream.close()
+    raise typer.Exit(1 if failed else 0)
 
 
 def _keep_repairing(settings: Config) -> None:
@@ -195,6 +213,35 @@ def _known(settings: Config) -> Mapping[Key, list[Interval]]:
     return found
 
 
+def _chosen(known: Mapping[Key, list[Interval]], symbols: Collection[str], provider: str | None) -> dict[Key, list[Interval]]:
+    """Those of some symbols and a provider, or of all. Raises ConfigError for one that the ledger does not know."""
+    from tapeline.stores.selection import alike
+
+    there = sorted({key.symbol for key in known})
+    for symbol in symbols:
+        if symbol not in there:
+            near = alike(symbol, there)
+            remedy = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+            raise ConfigError(f"The ledger knows nothing of {symbol!r}.{remedy}")
+    names = sorted({key.provider for key in known})
+    if provider is not None and provider not in names:
+        raise ConfigError(f"The ledger knows nothing of {provider!r}. It knows: {', '.join(names)}.")
+    return {key: found for key, found in known.items() if provider in (None, key.provider) and (not symbols or key.symbol in symbols)}
+
+
+def _so_far(found: Iterable[Interval], start_ns: int, now_ns: int) -> int:
+    """Of a day that is not over: how far evidence reaches, or now where it has not reached on for long, or something is missing there."""
+    from tapeline.completeness import COVERED
+
+    begun = [one for one in found if one.start_ns < now_ns]
+    there = [one for one in begun if one.state in COVERED]
+    # Behind the last number only the next one could tell.
+    proven = [one for one in there if one.state != "unprovable"]
+    reached_ns = min(max((one.end_ns for one in proven or there), default=start_ns), now_ns)
+    missing = any(one.state not in COVERED and one.end_ns > reached_ns for one in begun)
+    return reached_ns if reached_ns > max(start_ns, now_ns - _FRESH_NS) and not missing else now_ns
+
+
 def _holes(found: Iterable[Interval]) -> list[Interval]:
     from tapeline.completeness import COVERED
 
@@ -217,10 +264,11 @@ def _show_gaps(rows: list[dict[str, Any]]) -> None:
         console.print(Text(f"    {row['evidence']}", "dim"), soft_wrap=True)
 
 
-def _show(one: Answer, day: str, running: bool) -> None:
+def _show(one: Answer, day: str, until_ns: int | None) -> None:
+    """`until_ns`: of a day that is not over, up to when."""
     word, style = _MARKS[one.verdict]
     console = Console(highlight=False)
-    so_far = " so far" if running else ""
+    so_far = f" up to {text(until_ns)[11:]}" if until_ns is not None else ""
     what = f"{one.key.symbol} {day}, {one.key.provider} {one.key.feed} {one.key.channel}, complete{so_far}: "
     console.print(Text.assemble(what, (word, style)), soft_wrap=True)
     for interval in one.holes or one.intervals:
@@ -228,8 +276,13 @@ def _show(one: Answer, day: str, running: bool) -> None:
         console.print(Text(line), soft_wrap=True)
 
 
-def _as_json(one: Answer, day: str) -> dict[str, Any]:
-    return one.key._asdict() | {"day": day, "verdict": one.verdict, "intervals": [asdict(interval) for interval in one.intervals]}
+def _as_json(one: Answer, day: str, until_ns: int) -> dict[str, Any]:
+    return one.key._asdict() | {
+        "day": day,
+        "until_ns": until_ns,
+        "verdict": one.verdict,
+        "intervals": [asdict(interval) for interval in one.intervals],
+    }
 
 
 def _length(ns: int) -> str:

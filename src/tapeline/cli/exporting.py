@@ -48,22 +48,30 @@ def export(
 ) -> None:
     """Write a symbol's ticks or bars to plain files, a folder for each UTC day: Parquet, CSV or Arrow, every time exact to the nanosecond.
 
-    In bounded memory, whatever the range. The folder is there when all of it is; an export that is killed leaves none.
+    In bounded memory, whatever the range; each file of the lake is held against its checksum first. The folder is there when all of it
+    is; an export that is killed leaves none.
 
     Example: `tapeline export BTC/USDT --start 2026-01-05 --end 2026-01-12 --to btc --as csv`
     """
     import pyarrow.compute as pc
 
     from tapeline import reading, times
+    from tapeline.errors import ConfigError
     from tapeline.jobs.export import export as export_rows
+    from tapeline.providers import CHANNELS
 
     settings = load_config(config)
+    if channel is not None:
+        names = sorted({name for feeds in CHANNELS.values() for channels in feeds.values() for name in channels})
+        if channel not in names:
+            raise ConfigError(f"{channel!r} is no channel of any provider. There are: {', '.join(names)}.")
+    opened = reading.open_source(source, verify=True, config=settings)
     start_ns, end_ns = times.parse(start, "--start"), times.parse(end, "--end")
     if kind is Kind.bar:
-        name, result = "bars", reading.bars(symbol, start_ns, end_ns, provider=provider, source=source, config=settings)
+        name, result = "bars", reading.bars(symbol, start, end, provider=provider, source=opened, config=settings)
     else:
         wanted = kind.value if kind is not None else None
-        name, result = "ticks", reading.ticks(symbol, start_ns, end_ns, provider=provider, kind=wanted, source=source, config=settings)
+        name, result = "ticks", reading.ticks(symbol, start, end, provider=provider, kind=wanted, source=opened, config=settings)
 
     def batches() -> Iterator[pa.RecordBatch]:
         for batch in result.batches():

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from tapeline.cli.app import app
-from tapeline.cli.terminal import ConfigOption, Format, load_config, stream_with_data
+from tapeline.cli.terminal import ConfigOption, TableOrJson, load_config, stream_with_data
 from tapeline.config import Config
 from tapeline.errors import ConfigError
 
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
 lake_app = typer.Typer(no_args_is_help=True, help="The lake's own life: what it keeps, whether it is whole, and making it whole.")
 app.add_typer(lake_app, name="lake")
 
-FormatOption = Annotated[Format, typer.Option(help="table, or json: an object a line.")]
+FormatOption = Annotated[TableOrJson, typer.Option(help="table, or json: an object a line.")]
 
 
 @app.command()
 def seal(
     days: Annotated[list[str], typer.Argument(help="UTC days, such as 2026-01-05.", metavar="DAY...")],
     config: ConfigOption = None,
-    format: FormatOption = Format.table,  # noqa: A002
+    format: FormatOption = TableOrJson.table,  # noqa: A002
 ) -> None:
     """Merge a day's many small files in the lake into a few sorted ones; each row stays as it is.
 
@@ -55,7 +55,7 @@ def seal(
         with _shown(f"sealing {day}") as told:
             done = seal_day(root, day, told)
         for one in done:
-            typer.echo(_as_json(one) if format is Format.json else _in_words(one))
+            typer.echo(_as_json(one) if format is TableOrJson.json else _in_words(one))
         if not done:
             typer.echo(f"{day}: the lake holds nothing of it.", err=True)
 
@@ -64,7 +64,7 @@ def seal(
 def prune(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be removed, and remove nothing.")] = False,
     config: ConfigOption = None,
-    format: FormatOption = Format.table,  # noqa: A002
+    format: FormatOption = TableOrJson.table,  # noqa: A002
 ) -> None:
     """Remove the days that the settings keep_days and keep_gb of the lake's [[stores]] no longer keep, oldest first; never today, in UTC.
 
@@ -82,13 +82,13 @@ def prune(
         typer.echo("The lake keeps everything: neither keep_days nor keep_gb is set in its [[stores]].", err=True)
     done = prune_lake(root, keep, datetime.now(UTC).date(), dry_run=dry_run)
     for one in done:
-        typer.echo(_as_json(one) if format is Format.json else _pruned(one, dry_run))
-    if not done and format is not Format.json:
+        typer.echo(_as_json(one) if format is TableOrJson.json else _pruned(one, dry_run))
+    if not done and format is not TableOrJson.json:
         typer.echo("Nothing to remove.")
 
 
 @lake_app.command()
-def vacuum(config: ConfigOption = None, format: FormatOption = Format.table) -> None:  # noqa: A002
+def vacuum(config: ConfigOption = None, format: FormatOption = TableOrJson.table) -> None:  # noqa: A002
     """Delete the files that the tables' logs no longer name, and what is old in the logs.
 
     What a killed process left behind is among them. Files that a store may be about to commit stay.
@@ -98,14 +98,14 @@ def vacuum(config: ConfigOption = None, format: FormatOption = Format.table) -> 
     from tapeline.stores.lake_retention import vacuum as vacuum_lake
 
     for one in vacuum_lake(_lake(load_config(config))):
-        typer.echo(_as_json(one) if format is Format.json else _vacuumed(one))
+        typer.echo(_as_json(one) if format is TableOrJson.json else _vacuumed(one))
 
 
 @lake_app.command()
 def check(
     day: Annotated[str | None, typer.Argument(help="A UTC day, such as 2026-01-05; everything if left out.")] = None,
     config: ConfigOption = None,
-    format: FormatOption = Format.table,  # noqa: A002
+    format: FormatOption = TableOrJson.table,  # noqa: A002
 ) -> None:
     """Hold the lake against its own log: every file by its bytes, every row by its day, its id and its place in the raw topic.
 
@@ -121,7 +121,7 @@ def check(
     with _shown("checking") as told:
         done = check_lake(root, identity, chosen, told)
     for one in done:
-        typer.echo(_as_json(one) if format is Format.json else _checked(one))
+        typer.echo(_as_json(one) if format is TableOrJson.json else _checked(one))
     raise typer.Exit(1 if any(one.findings for one in done) else 0)
 
 
@@ -129,7 +129,7 @@ def check(
 def repair(
     drop: Annotated[bool, typer.Option("--drop", help="Give up the rows whose raw records are gone; how many is said.")] = False,
     config: ConfigOption = None,
-    format: FormatOption = Format.table,  # noqa: A002
+    format: FormatOption = TableOrJson.table,  # noqa: A002
 ) -> None:
     """Make damaged files again from the raw topic, as long as that has what they came from.
 
@@ -144,14 +144,16 @@ def repair(
 
     settings = load_config(config)
     root, stream = _lake(settings), stream_with_data(settings)
-    whole = True
+    whole, found = True, False
     try:
         with _shown("looking at") as told:
             for one in repair_lake(root, identity, RawRecords(stream, DECODERS), told, drop=drop):
-                typer.echo(_as_json(one) if format is Format.json else _repaired(one))
-                whole = whole and not one.trouble and not one.lost
+                typer.echo(_as_json(one) if format is TableOrJson.json else _repaired(one))
+                whole, found = whole and not one.trouble and not one.lost, True
     finally:
         stream.close()
+    if not found and format is not TableOrJson.json:
+        typer.echo("Nothing is damaged.")
     raise typer.Exit(0 if whole else 1)
 
 
@@ -167,8 +169,8 @@ def _lake(settings: Config) -> Path:
 def _day(text: str) -> date:
     try:
         return date.fromisoformat(text)
-    except ValueError as error:
-        raise ConfigError(f"{text!r} is no day: {error}. Write it such as 2026-01-05.") from None
+    except ValueError:
+        raise ConfigError(f"{text!r} is no day. Write it such as 2026-01-05.") from None
 
 
 def _as_json(one: Sealed | Pruned | Vacuumed | Checked | Repaired) -> str:

@@ -12,7 +12,16 @@ import typer
 from rich.console import Console
 
 from tapeline.cli.app import app
-from tapeline.cli.terminal import ConfigOption, Format, escape, load_config, reader_may_leave, stop_on_signal, stream_with_data
+from tapeline.cli.terminal import (
+    ConfigOption,
+    Format,
+    TableOrJson,
+    escape,
+    load_config,
+    reader_may_leave,
+    stop_on_signal,
+    stream_with_data,
+)
 from tapeline.config import Config, environment, load
 from tapeline.errors import ConfigError, Unavailable
 
@@ -50,7 +59,10 @@ def sql(
 
     settings = load_config(config)
     try:
-        result = connect(wiring.lake_folder(settings), wiring.ledger_rows(settings)).sql(query)
+        db = connect(wiring.lake_folder(settings), wiring.ledger_rows(settings))
+        if len(db.extract_statements(query)) > 1:
+            raise ConfigError("That is more than one statement, and one table can be shown. Give one.")
+        result = db.sql(query)
         table = result.to_arrow_table() if result is not None else None
     except duckdb.Error as error:
         raise ConfigError(f"DuckDB: {error}") from error
@@ -64,7 +76,7 @@ def tail(
     topic: Annotated[TailTopic, typer.Argument(help="Which topic of the stream.")],
     symbol: Annotated[str | None, typer.Option(help="Only this symbol (canonical, such as BTC/USDT).")] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as records arrive, until Ctrl-C.")] = False,
-    lines: Annotated[int, typer.Option("--lines", "-n", help="How many of the latest records.")] = 10,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="How many of the latest records.")] = 10,
     config: ConfigOption = None,
 ) -> None:
     """The latest records of a topic, one JSON object a line.
@@ -122,7 +134,7 @@ def replay(
     settings, target = load_config(config), load(into, environment())
     if _addresses(settings) & _addresses(target):
         raise ConfigError(
-            f"--into {into} names the stream that the ticks came by, {target.stream.shown}: its readers would take them for new ones. "
+            f"--into {into} names the stream that the ticks came by ({target.stream.shown}). Its readers would take them for new ones. "
             "Name a configuration with another stream; an embedded one has its own data_dir."
         )
     stop = stop_on_signal()
@@ -147,7 +159,7 @@ def _addresses(settings: Config) -> set[str]:
 @app.command()
 def status(
     config: ConfigOption = None,
-    format: Annotated[Format, typer.Option(help="table or json.")] = Format.table,  # noqa: A002
+    format: Annotated[TableOrJson, typer.Option(help="table or json.")] = TableOrJson.table,  # noqa: A002
 ) -> None:
     """Uptime, rates, backlog, and the accounting equation. Status 1 if an equation does not balance, 69 if the stream is away."""
     from tapeline import wiring
@@ -162,7 +174,7 @@ def status(
     except Unavailable as error:
         trouble, found = error, snapshot(settings.root, None, {})
     stream.close()
-    if format is Format.json:
+    if format is TableOrJson.json:
         typer.echo(json.dumps(found))
     else:
         Console().print(tables(found))
@@ -177,7 +189,7 @@ def audit(
     symbol: Annotated[str | None, typer.Option(help="Or its symbol (canonical) ...")] = None,
     time_ns: Annotated[str | None, typer.Option("--time", help="... and time: ns since 1970, or ISO 8601 with zone.")] = None,
     config: ConfigOption = None,
-    format: Annotated[Format, typer.Option(help="table or json.")] = Format.table,  # noqa: A002
+    format: Annotated[TableOrJson, typer.Option(help="table or json.")] = TableOrJson.table,  # noqa: A002
 ) -> None:
     """Where a tick came from and where it went: the raw frame, its connection, its place in each topic and store.
 
@@ -207,7 +219,7 @@ def audit(
         steps = list(way.trace(stream, stores, find, one))
         if not any(step.details for step in steps):
             raise ConfigError(f"Nothing is known of {'-'.join(map(str, one))}: neither the stream nor the lake holds it.")
-        if format is Format.json:
+        if format is TableOrJson.json:
             shown = [{"where": step.where, "found": step.found, "record": plain(step.details)} for step in steps]
             typer.echo(json.dumps({"id": "-".join(map(str, one)), "steps": shown}))
         else:

@@ -38,6 +38,13 @@ class Format(StrEnum):
     parquet = "parquet"
 
 
+class TableOrJson(StrEnum):
+    """Of what is no table of rows."""
+
+    table = "table"
+    json = "json"
+
+
 def load_config(path: Path | None) -> Config:
     _log_to_stderr()
     return load(path, environment())
@@ -103,8 +110,8 @@ def midnight_ns(text: str) -> int:
     """A UTC day's first moment, ns. Raises ConfigError for what is no day."""
     try:
         day = date.fromisoformat(text)
-    except ValueError as error:
-        raise ConfigError(f"{text!r} is no day: {error}. Write it such as 2026-01-05.") from None
+    except ValueError:
+        raise ConfigError(f"{text!r} is no day. Write it such as 2026-01-05.") from None
     return int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp()) * NS_PER_S
 
 

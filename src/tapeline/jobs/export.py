@@ -6,7 +6,6 @@ killed leaves no half file, and the next export to the same folder begins anew.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
+from tapeline.durable import sync
 from tapeline.errors import ConfigError, DiskTrouble
 from tapeline.locks import own
 from tapeline.records import NS_PER_S
@@ -75,14 +75,16 @@ def export(schema: pa.Schema, batches: Iterable[pa.RecordBatch], folder: Path, n
     aside = folder.parent / f".{folder.name}.exporting"
     with _disk_trouble(folder), own(aside / "lock", f"an export to {folder}"):
         try:
-            if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            if folder.exists() and not folder.is_dir():
+                raise ConfigError(f"{folder} is a file. Nothing was written. Name a folder that is new or empty.")
+            if folder.exists() and any(folder.iterdir()):
                 raise ConfigError(f"{folder} is not empty. Nothing was written. Name a folder that is new or empty.")
             found = aside / "rows"
             shutil.rmtree(found, ignore_errors=True)
             found.mkdir()
             done = _write(schema, batches, found, f"{name}.{form}", form, progress)
             found.rename(folder)
-            _sync(folder.parent)
+            sync(folder.parent)
             return Exported(folder, *done)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
@@ -119,8 +121,8 @@ def _end(path: Path, writer: _Writer | None, sink: pa.NativeFile | None) -> int:
         return 0
     writer.close()
     sink.close()
-    _sync(path)
-    _sync(path.parent)
+    sync(path)
+    sync(path.parent)
     return path.stat().st_size
 
 
@@ -148,14 +150,6 @@ def _by_day(batch: pa.RecordBatch) -> Iterator[tuple[pa.RecordBatch, int]]:
         rows = int(pc.sum(pc.less(batch["ts_ns"], (day + 1) * _DAY_NS)).as_py()) - at
         yield batch.slice(at, rows), day
         at += rows
-
-
-def _sync(path: Path) -> None:
-    file = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ def tables(snapshot: Mapping[str, Any]) -> RenderableType:
     """Providers, stages and the accounting, one under the other."""
     return Group(
         _providers(snapshot),
+        *_troubles(snapshot),
         *_lines(snapshot),
         _stages(snapshot),
         _backlog(snapshot),
@@ -27,7 +28,6 @@ def _providers(snapshot: Mapping[str, Any]) -> Table:
     table = Table(title="providers", title_justify="left", box=None, pad_edge=False, header_style="bold")
     for name in ("provider", "up", "ticks/s", "p50 ms", "p99 ms", "ticks", "bars", "rejects", "reconnects"):
         table.add_column(name, justify="left" if name == "provider" else "right", no_wrap=True)
-    table.add_column("trouble", overflow="ellipsis", no_wrap=True, style="yellow")
     for name, p in snapshot["providers"].items():
         up = f"{p['connected']}/{p['lines']}"
         table.add_row(
@@ -40,9 +40,13 @@ def _providers(snapshot: Mapping[str, Any]) -> Table:
             f"{p['bars']:,}",
             f"{p['rejected']:,}",
             f"{p['reconnects']:,}",
-            p["trouble"],
         )
     return table
+
+
+def _troubles(snapshot: Mapping[str, Any]) -> list[Text]:
+    """What a provider's connections complain of, on a line of its own: it may be long."""
+    return [Text(f"{name}: {p['trouble']}", style="yellow") for name, p in snapshot["providers"].items() if p["trouble"]]
 
 
 def _lines(snapshot: Mapping[str, Any]) -> list[Table]:

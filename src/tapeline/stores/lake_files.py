@@ -7,7 +7,6 @@ log is deleted after the commit. Who dies on the way leaves files that the log d
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import time
@@ -27,6 +26,7 @@ from deltalake import CommitProperties, DeltaTable, Transaction
 from deltalake.exceptions import DeltaError, TableNotFoundError
 from deltalake.transaction import AddAction, RemoveAction
 
+from tapeline.durable import sync
 from tapeline.errors import ConfigError, DiskTrouble, NewerData
 from tapeline.locks import own
 from tapeline.records import Topic
@@ -141,9 +141,9 @@ def place(folder: Path, day: date, new: Sequence[Path], prefix: str) -> list[Add
     run = uuid.uuid4().hex[:12]
     placed = []
     for at, path in enumerate(new):
-        _sync(path)
+        sync(path)
         placed.append(path.rename(partition / f"{prefix}{at:04}-{run}-{checksum(path):08x}.parquet"))
-    _sync(partition)
+    sync(partition)
     return [_added(folder, day, path) for path in placed]
 
 
@@ -151,9 +151,9 @@ def note(path: Path, text: str) -> None:
     """Write a small file, whole or not at all, on disk for good."""
     aside = path.with_name(f"{path.name}.aside")
     aside.write_text(text, encoding="utf-8")
-    _sync(aside)
+    sync(aside)
     aside.rename(path)
-    _sync(path.parent)
+    sync(path.parent)
 
 
 def checksum(path: Path) -> int:
@@ -255,7 +255,7 @@ def delete_removed(folder: Path, table: DeltaTable, day: date | None = None) -> 
     log = folder / "_delta_log"
     for path in (log / f"{table.version():020}.json", log):
         if path.exists():
-            _sync(path)
+            sync(path)
     begins = "date=" if day is None else f"date={day}/"
     names = table.vacuum(retention_hours=0, dry_run=True, enforce_retention_duration=False)
     found = [folder / name for name in names if name.startswith(begins)]
@@ -317,15 +317,6 @@ def _remove_if_empty(partition: Path) -> None:
         partition.rmdir()
     except OSError:  # it is gone, or holds something: a store may have come back to it
         return
-
-
-def _sync(path: Path) -> None:
-    """Have a file, or a folder's names, on disk before what is built on it."""
-    file = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)
 
 
 @contextmanager

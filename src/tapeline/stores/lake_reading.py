@@ -19,7 +19,7 @@ from deltalake.exceptions import DeltaError, TableNotFoundError
 
 from tapeline.errors import DiskTrouble
 from tapeline.records import BARS_TOPIC, NOTICES_TOPIC, NS_PER_S, TICKS_TOPIC, Topic
-from tapeline.stores.lake_files import check_format
+from tapeline.stores.lake_files import check_format, checksum, named_checksum
 from tapeline.stores.selection import ORDER, Selection, alike, amended_by, notices_about
 
 #: Of a connection: what DuckDB is asked for here is all built in.
@@ -65,6 +65,8 @@ class LakeSource:
         self._root = root
         self._tables: dict[str, _Files] = {}
         self._engine = _Engine()
+        self._verify = False
+        self._whole: set[str] = set()
 
     @property
     def place(self) -> str:
@@ -72,7 +74,13 @@ class LakeSource:
 
     def now(self) -> Self:
         again = type(self)(self._root)
-        again._engine = self._engine
+        again._engine, again._verify, again._whole = self._engine, self._verify, self._whole
+        return again
+
+    def verified(self) -> Self:
+        """Each file is read once more, whole, before its rows are, and held against the checksum in its name. Raises DiskTrouble then."""
+        again = self.now()
+        again._verify = True
         return again
 
     def ticks(self, selection: Selection) -> pa.RecordBatchReader:
@@ -196,8 +204,25 @@ class LakeSource:
             window = replace(selection, start_ns=start_ns, end_ns=end_ns)
             some = files.matching(window)
             if some.count:
+                self._hold_against_checksums(some.paths)
                 text, values = _select(selection.columns, window, some.paths)
                 yield from self._run(f"{text} {qualify} ORDER BY {', '.join(ORDER)}", values, schema)
+
+    def _hold_against_checksums(self, paths: Sequence[str]) -> None:
+        for path in paths if self._verify else ():
+            expected = named_checksum(path)
+            if path in self._whole or expected is None:
+                continue
+            try:
+                found = checksum(Path(path))
+            except OSError as error:
+                raise DiskTrouble(f"The lake's file {path} cannot be read: {error}. Ask again if it was removed meanwhile.") from error
+            if found != expected:
+                raise DiskTrouble(
+                    f"The lake's file {path} has the checksum {found:08x} where its name says {expected:08x}: bytes were changed. Nothing "
+                    "of it was read. `tapeline lake repair` makes it again."
+                )
+            self._whole.add(path)
 
     def _windows(self, files: _Files, selection: Selection) -> Iterator[tuple[int, int]]:
         """Parts of the range with about as many rows as may be sorted at once, or a single nanosecond."""

@@ -51,6 +51,9 @@ class Source(Protocol):
     def now(self) -> Self:
         """The store as it is now, for one answer: what was dear to open is shared with the source that was asked."""
 
+    def verified(self) -> Self:
+        """The same store, which holds what it reads ticks and bars from against checksums, where it keeps some itself."""
+
     def ticks(self, selection: Selection) -> pa.RecordBatchReader:
         """The ticks by `ORDER`, in batches of bounded size; nothing is read before the reader is."""
 
