@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import gzip
 import json
+import signal
+import time
+from collections import Counter
 from contextlib import closing
 from typing import TYPE_CHECKING
 
 import pyarrow.fs as fs
-from processes import block, records, until
+from processes import Home, block, records, until
 
 from frames import rows
 from tapeline.providers import DECODERS
@@ -16,7 +19,9 @@ from tapeline.providers.normalizing import normalize
 from tapeline.records import NS_PER_S, RAW_TOPIC
 
 if TYPE_CHECKING:
-    from processes import Home
+    from collections.abc import Callable
+
+    from processes import VenueProcess
 
 
 def test_flat_files_come_once_and_whole_though_it_was_killed_in_the_middle(home: Home, s3_url: str) -> None:
@@ -55,3 +60,34 @@ def test_flat_files_come_once_and_whole_though_it_was_killed_in_the_middle(home:
     home.env = {}
     without = home.ask(*asked)
     assert (without.returncode, "Set TAPELINE_POLYGON_FILES_KEY" in without.stderr) == (78, True)
+
+
+def test_the_venue_s_files_are_what_its_sockets_were_sent_faults_included(home: Home, venue: Callable[..., VenueProcess]) -> None:
+    """A market of an hour or so ago is over, and its day goes on: the file is there, and stays as it is."""
+    faults = ("--fault=rest_429:2", "--fault=rest_error:2", "--fault=rest_cut:1", "--fault=late_report:1e-12")
+    market = venue("polygon", "--files-port", "0", "--symbols", "AAPL,MSFT", "--rate", "1000", "--limit", "3000", *faults)
+    files = market.process.says("its files at ").rpartition("its files at ")[2].split()[0]
+    home.env = {"TAPELINE_POLYGON_KEY": "k", "TAPELINE_POLYGON_FILES_KEY": "files", "TAPELINE_POLYGON_FILES_SECRET": "fileshidden"}
+    home.configure(block("polygon", market.url, ["AAPL", "MSFT"], ["T", "Q"], files_url=files))
+    live = home.start("ingest")
+    sent = until(lambda: len(market.journal.read_text().splitlines()) == 3_000 and market.journal.read_text(), "the market goes on")
+    live.send(signal.SIGTERM)
+    assert live.ends() == 0
+
+    later = Home(home.root.with_name("later"), home.spawn, home.env)
+    later.configure(block("polygon", market.url, ["AAPL", "MSFT"], ["T", "Q"], files_url=files))
+    start_ns, end_ns = time.time_ns() - 3_600 * NS_PER_S, time.time_ns()
+    done = later.ask("backfill", "--from", "files", "--start", str(start_ns), "--end", str(end_ns), "--format", "json")
+    assert (done.returncode, json.loads(done.stdout)["failed"]) == (0, []), done.stderr
+    with closing(later.stream()) as stream:
+        chunk = stream.read(RAW_TOPIC, {}, 10_000)
+        assert chunk is not None
+        made = Counter((row["symbol"], row["channel"], row["sequence"]) for row in rows(normalize(chunk, DECODERS))["ticks"])
+    told = [json.loads(line) for line in sent.splitlines()]
+    assert made == Counter((one["event"]["sym"], one["channel"], one["event"]["q"]) for one in told)
+
+    later.env = {**home.env, "TAPELINE_POLYGON_FILES_KEY": "badfiles"}
+    wrong = later.ask("backfill", "--again", "--from", "files", "--start", str(start_ns), "--end", str(end_ns))
+    assert wrong.returncode == 1
+    assert "The access key ID you provided does not exist" in wrong.stderr
+    later.says_nothing_of("fileshidden")

@@ -41,6 +41,7 @@ def demo(
 def venue(
     name: Annotated[VenueName, typer.Argument(help="Which provider to stand in for.")],
     port: Annotated[int, typer.Option(help="0 takes any free port.")] = 0,
+    files_port: Annotated[int | None, typer.Option(help="polygon: serve its flat files too, on this port; 0 takes any.")] = None,
     rate: Annotated[float, typer.Option(help="Events a second.")] = 1000.0,
     symbols: Annotated[str, typer.Option(help="The provider's own names, with commas; a usual set if left out.")] = "",
     capture: Annotated[list[Path] | None, typer.Option(help="Replay this recording instead of making a market; repeatable.")] = None,
@@ -66,6 +67,7 @@ def venue(
         options = VenueOptions(
             name=name.value,
             port=port,
+            files_port=files_port,
             rate=rate,
             symbols=tuple(text for text in symbols.split(",") if text),
             captures=tuple(capture or ()),
@@ -81,4 +83,5 @@ def venue(
     except (ValueError, FileNotFoundError) as error:
         raise ConfigError(str(error)) from error
     except OSError as error:
-        raise ConfigError(f"port {port} cannot be opened: {error.strerror or error}. Choose another --port, or 0 for any.") from error
+        ports = f"port {port}" if files_port is None else f"port {port} or {files_port}"
+        raise ConfigError(f"{ports} cannot be opened: {error.strerror or error}. Choose another --port, or 0 for any.") from error

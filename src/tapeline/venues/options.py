@@ -16,6 +16,7 @@ class VenueOptions:
     name: str  # binance | polygon | alpaca
     host: str = "127.0.0.1"  # a venue is for tests: it binds the loopback interface only
     port: int = 0  # 0: any free port
+    files_port: int | None = None  # polygon: where its flat files are served; 0: any free port
     rate: float = 1000.0  # events/s over all symbols and channels subscribed, generated market
     symbols: tuple[str, ...] = ()  # the provider's own names; empty: a believable set for each of its feeds
     seed: int = 1
@@ -33,6 +34,8 @@ class VenueOptions:
             raise ValueError(f"no venue is called {self.name!r}: choose one of {', '.join(NAMES)}")
         if self.host not in _LOOPBACK:
             raise ValueError(f"a venue binds the loopback interface only ({', '.join(_LOOPBACK)}), not {self.host!r}")
+        if self.files_port is not None and self.name != "polygon":
+            raise ValueError(f"files_port is of polygon's flat files; {self.name} has none at an address of their own")
         if self.rate <= 0:
             raise ValueError(f"rate is events per second and must be above 0, not {self.rate}")
         if self.speed < 0:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tapeline.venues.accounts import Accounts
+from tapeline.venues.polygon_files import PolygonFiles
 from tapeline.venues.polygon_history import PolygonHistory
 from tapeline.venues.polygon_session import PolygonSession, Rules
 from tapeline.venues.polygon_tape import CHANNELS, PolygonTape
@@ -39,6 +40,7 @@ class Polygon:
             delayed_plan="delayed_plan" in faults,
         )
         self._history = PolygonHistory(faults, clock)
+        self.files = PolygonFiles(faults, self._history.rows, self._history.edges).answer
 
     def enter(self, request: Request) -> Session | Reply:
         feed = request.path.strip("/")

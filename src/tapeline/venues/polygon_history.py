@@ -20,7 +20,7 @@ from tapeline.venues.quota import Quota
 from tapeline.venues.session import Reply
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from tapeline.venues.events import Event
     from tapeline.venues.faults import Faults
@@ -38,6 +38,8 @@ _JSON: Final = {"Content-Type": "application/json"}
 _TICKS: Final = re.compile(r"/v3/(trades|quotes)/([^/]+)")
 _BARS: Final = re.compile(r"/v2/aggs/ticker/([^/]+)/range/(\d+)/(\w+)/([\d-]+)/([\d-]+)")
 _CHANNELS: Final = {"trades": ("T", "XT"), "quotes": ("Q", ""), "minute": ("AM", "XA"), "second": ("A", "XAS")}  # the second: crypto's
+#: Channels of bars.
+_WINDOWS: Final = frozenset({"AM", "A", "XA", "XAS"})
 _LATEST: Final = 1 << 62
 
 
@@ -88,6 +90,29 @@ class PolygonHistory:
         bars[row["t"]] = row
         if len(bars) > _MOST_KEPT:
             del bars[next(iter(bars))]
+
+    def rows(self, feed: str, channel: str, start_ns: int, end_ns: int) -> Iterator[tuple[str, dict[str, Any]]]:
+        """What files have of [start_ns, end_ns): the ticker and the row of each event, the tickers in order, each one's rows by time."""
+        if channel in _WINDOWS:
+            for topic, bars in sorted(self._bars.items()):
+                if topic[:2] == (feed, channel):
+                    for start_ms in sorted(bars):
+                        if start_ns <= start_ms * _NS_PER_MS < end_ns:
+                            yield topic.symbol, _filed_bar(bars[start_ms])
+            return
+        for topic, ticks in sorted(self._ticks.items()):
+            if topic[:2] == (feed, channel):
+                first, end = (bisect_left(ticks, ns, key=itemgetter(0)) for ns in (start_ns, end_ns))
+                for _, _, event in ticks[first:end]:
+                    yield topic.symbol, _ROWS[channel](event)
+
+    def edges(self, feed: str, channel: str) -> tuple[int, int] | None:
+        """The first and the last time (ns) of anything of a feed's channel; None where there is nothing."""
+        if channel in _WINDOWS:
+            starts = [ms * _NS_PER_MS for topic, bars in self._bars.items() if topic[:2] == (feed, channel) for ms in bars]
+            return (min(starts), max(starts)) if starts else None
+        found = [ticks for topic, ticks in self._ticks.items() if topic[:2] == (feed, channel) and ticks]
+        return (min(ticks[0][0] for ticks in found), max(ticks[-1][0] for ticks in found)) if found else None
 
     def answer(self, request: Request) -> Reply | None:
         """A page; None for another path."""
@@ -242,6 +267,12 @@ def _quote(event: Event) -> dict[str, Any]:
     if "i" in live:
         row |= {"conditions": [live["c"]], "indicators": live["i"]}
     return row | ({"tape": live["z"]} if "z" in live else {})
+
+
+def _filed_bar(row: dict[str, Any]) -> dict[str, Any]:
+    """A bar by the names that files have."""
+    names = {"volume": "v", "open": "o", "close": "c", "high": "h", "low": "l", "transactions": "n"}
+    return {name: row[short] for name, short in names.items()} | {"window_start": row["t"] * _NS_PER_MS}
 
 
 def _crypto_trade(event: Event) -> dict[str, Any]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 async def serve(options: VenueOptions) -> None:
-    """Run a venue until SIGTERM or SIGINT: print a line with its url, and in the end one of JSON with what it sent."""
+    """Run a venue until SIGTERM or SIGINT: print a line with its url, one with its files', and in the end one of JSON with what it sent."""
     venue = Venue(options)
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -23,6 +23,8 @@ async def serve(options: VenueOptions) -> None:
         loop.add_signal_handler(number, stopped.set)
     url = await venue.start()
     _say(f"{options.name} at {url}")
+    if venue.files_url:
+        _say(f"its files at {venue.files_url}")
     tasks = [loop.create_task(stopped.wait()), loop.create_task(venue.broken())]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

@@ -24,8 +24,10 @@ from picows import (
 from tapeline.venues import wire
 from tapeline.venues.connection import Connection
 from tapeline.venues.faults import Faults
+from tapeline.venues.files import FileServer
 from tapeline.venues.journal import Journal
 from tapeline.venues.mischief import Mischief, huge
+from tapeline.venues.polygon import Polygon
 from tapeline.venues.providers import provider_of
 from tapeline.venues.replay import Replay
 from tapeline.venues.session import Reply, Request
@@ -69,6 +71,9 @@ class Venue:
         self._order = count()
         self._sent: Counter[str] = Counter()
         self._server: asyncio.Server | None = None
+        self._files = FileServer(self._provider.files) if isinstance(self._provider, Polygon) else None
+        #: Where the provider's files are served; empty where they are not.
+        self.files_url = ""
         self._pump: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
         self._deserted = asyncio.Event()  # the last client has left
@@ -88,6 +93,8 @@ class Venue:
         try:
             self._journal.open()
             self._server = await ws_create_server(self._enter, options.host, options.port, enable_auto_pong=False, ssl=context)
+            if self._files is not None and options.files_port is not None:
+                self.files_url = await self._files.start(options.host, options.files_port)
         except OSError:
             source.close()
             self._journal.close()
@@ -105,6 +112,8 @@ class Venue:
         """Close every connection and the port, complete the journal, and raise what broke the venue, if anything did."""
         if self._server is not None:
             self._server.close()
+        if self._files is not None:
+            await self._files.stop()
         broken: BaseException | None = None
         if self._pump is not None:
             self._pump.cancel()
