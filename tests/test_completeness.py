@@ -52,6 +52,11 @@ def quote(seconds: float, connection: str = "line-1") -> Record:
     return connection, "frame", ns(seconds), json.dumps({"stream": "btcusdt@bookTicker", "data": event}, separators=(",", ":")).encode()
 
 
+def late(number: int, seconds: float, received: float, connection: str = "line-1") -> Record:
+    """A trade that was received long after it was sent."""
+    return connection, "frame", ns(received), trade(number, seconds)[3]
+
+
 def bar(second: int, connection: str = "line-1", *, final: bool = True) -> Record:
     prices = dict.fromkeys("ochl", "1.0")
     body = {"t": T0 + second * 1000, "i": "1s", **prices, "v": "1", "q": "1", "n": 1, "x": final}
@@ -319,6 +324,14 @@ LIVES: dict[str, tuple[list[Record], list[tuple[float, float, str]]]] = {
     "a replacement that failed, while the old one goes on": (
         [*opened(0), quote(1), *opened(2, "line-2"), told("closed", 3, "line-2", by="network", reason=""), quote(5)],
         [(0.1, 5.0, "unprovable")],
+    ),
+    "read late, as where the machine stood still: what was still on its way when it broke is lost": (
+        [*opened(0), late(1, 1, 1.001), quote(2), late(2, 5, 60), late(3, 6, 60), told("closed", 61, by="network", reason="")],
+        [(0.1, 6.001, "unprovable"), (6.001, float("inf"), "open")],
+    ),
+    "late once, and in time again": (
+        [*opened(0), late(1, 1, 1.001), late(2, 5, 60), late(3, 61, 61.002), told("closed", 62, by="network", reason="")],
+        [(0.1, 61.002, "unprovable"), (61.002, float("inf"), "open")],
     ),
     "never confirmed, and comes all the same": (
         [

@@ -177,13 +177,15 @@ def test_what_is_not_what_it_should_be_is_named_and_nothing_of_it_kept(feed: str
     st.lists(st.sampled_from(["A", "AA", "AAA", "B", "Bp", "BP", "LONGEST.W", ""]), max_size=30),
     st.integers(1, 60),
     st.booleans(),
+    st.booleans(),
     st.sets(st.sampled_from(["A", "AAA", "BP", "Bp", "ZZ"]), min_size=1),
 )
 def test_however_a_file_is_cut_each_wanted_ticker_has_its_lines_as_they_came(
-    tickers: list[str], size: int, last: bool, wanted: set[str]
+    tickers: list[str], size: int, last: bool, quoted: bool, wanted: set[str]
 ) -> None:
     for header in ("ticker,conditions,price", "price,conditions,ticker"):
-        lines = [",".join([ticker, '"1,2"', str(at)][:: 1 if header.startswith("ticker") else -1]) for at, ticker in enumerate(tickers)]
+        cells = [f'"{ticker}"' if quoted else ticker for ticker in tickers]
+        lines = [",".join([cell, '"1,2"', str(at)][:: 1 if header.startswith("ticker") else -1]) for at, cell in enumerate(cells)]
         text = "\n".join([header, *lines]).encode() + b"\n" * last
         with tempfile.TemporaryDirectory() as folder:
             client = Prepared([gzip.compress(text)[at : at + size] for at in range(0, len(gzip.compress(text)), size)])

@@ -377,6 +377,30 @@ def test_vacuum_removes_what_no_log_names_and_not_what_a_store_may_be_about_to_c
     assert {one.files for one in vacuum(root)} == {0}
 
 
+def test_a_store_that_stood_still_for_hours_before_its_commit_names_no_file_that_is_gone(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its machine was suspended between the file and the commit, and a vacuum came by."""
+    commit, standing = lake_files.commit, [True]
+
+    def late(*arguments: Any, **more: Any) -> None:
+        if standing.pop() if standing else False:
+            for path in (root / "ticks").rglob("*.parquet"):
+                os.utime(path, (0, 0))
+            vacuum(root)
+        commit(*arguments, **more)
+
+    monkeypatch.setattr(lake_files, "commit", late)
+    store, before = Lake(root, identity), len(rows_of([str(path) for path in files(root)]))
+    chunk = Chunk.dense(TICKS_TOPIC, 0, 900_000, ticks({"ts_ns": NOON, "sequence": 900_000, "raw_offset": 900_000}))
+    with pytest.raises(DiskTrouble, match="was removed before it was in the log"):
+        store.write(chunk)
+    assert len(rows_of([str(path) for path in files(root)])) == before
+    assert store.write(chunk).rows == 1, "it is tried again"
+    assert len(rows_of([str(path) for path in files(root)])) == before + 1
+    assert findings(root) == []
+
+
 def test_vacuum_removes_old_entries_of_the_log_and_positions_stay(root: Path) -> None:
     log = root / "ticks" / "_delta_log"
     before = (Lake(root, identity).totals(TICKS_TOPIC), logged(root))
@@ -485,7 +509,7 @@ def test_a_file_that_an_earlier_version_named_is_read_whole(root: Path) -> None:
     earlier = path.with_name("part-00001-0b3aa4c1-0000-4000-8000-000000000000-c000.zstd.parquet")
     path.rename(earlier)
     added = lake_files.Added(str(earlier.relative_to(folder)), DAYS[0], earlier.stat().st_size, lake_files._stats(earlier))
-    lake_files.commit(table, old, [added], [], data_change=False)
+    lake_files.commit(folder, table, old, [added], [], data_change=False)
     assert findings(root) == []
     flipped(earlier)
     assert [one.file for one in findings(root)] == [f"date={DAYS[0]}/{earlier.name}"]
@@ -496,7 +520,7 @@ def planted(root: Path, day: date, batch: pa.RecordBatch) -> None:
     table = lake_files.opened(root / "ticks")
     assert table is not None
     rows = pa.table(with_dates(batch)).drop_columns(["date"])
-    lake_files.commit(table, None, [lake_files.write(root / "ticks", day, rows)], [], data_change=True)
+    lake_files.commit(root / "ticks", table, None, [lake_files.write(root / "ticks", day, rows)], [], data_change=True)
 
 
 def test_what_no_store_writes_is_found(root: Path) -> None:
@@ -529,7 +553,7 @@ def test_statistics_that_do_not_hold_are_found(root: Path) -> None:
     rows = pa.table(with_dates(ticks({"symbol": "SOL/USDT", "sequence": 9, "raw_offset": 999_999}))).drop_columns(["date"])
     good = lake_files.write(root / "ticks", DAYS[0], rows)
     lie = lake_files.Added(good.path, good.day, good.size, good.stats.replace("SOL/USDT", "SOL/USDC"))
-    lake_files.commit(table, None, [lie], [], data_change=True)
+    lake_files.commit(root / "ticks", table, None, [lie], [], data_change=True)
     found = [one for one in findings(root) if one.problem == "statistics"]
     assert [one.file for one in found] == [good.path] * 2
     assert "'SOL/USDT' where the log says 'SOL/USDC'" in found[0].detail

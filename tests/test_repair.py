@@ -279,6 +279,21 @@ def test_a_gap_that_was_broken_off_goes_on_with_the_page_at_which_it_was(stream:
     assert begun == {}
 
 
+def test_of_gaps_within_one_moment_each_is_asked_for(stream: EmbeddedStream, tmp_path: Path) -> None:
+    asked = list[int]()
+
+    def get(request: Request) -> bytes:
+        asked.append(int(parse_qs(urlsplit(request.path).query)["fromId"][0]))
+        return page(asked[-1], asked[-1])
+
+    gaps = {TRADES: [Interval(NOON, NOON, "open", "", number, number) for number in (2, 4, 6)]}
+    sources = {("binance", "spot"): Source(HISTORIES["binance"], get)}
+    keep = KeepRepairing(stream, lambda: gaps, sources, StatusFile(tmp_path, "repair"), threading.Event(), lambda: NOON + DAY)
+    keep.step()
+    keep.step()
+    assert sorted(asked) == [2, 4, 6]
+
+
 def test_a_long_gap_keeps_no_other_waiting_and_can_be_stopped(stream: EmbeddedStream, tmp_path: Path) -> None:
     """A page costs half a second, and the long gap has two hundred."""
     now, stop, asked = [NOON + DAY], threading.Event(), list[str]()

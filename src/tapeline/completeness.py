@@ -44,6 +44,8 @@ _SECONDS: Final = {"s": 1, "m": 60, "h": 3_600, "d": _DAY_S, "w": 7 * _DAY_S}
 _LONGEST_INTERVAL: Final = 4
 #: A live event whose own time differs by more than this from its receipt says nothing of when it was.
 _DRIFT_NS: Final = _DAY_S * NS_PER_S
+#: A connection whose ticks come later than at their best by more than this was read too slowly, or its machine stood still.
+_LATE_NS: Final = 2 * NS_PER_S
 #: Longer names, and such with a zero character, are no symbols, and no database keeps them.
 _LONGEST_SYMBOL: Final = 200
 _LONGEST_REASON: Final = 300
@@ -86,6 +88,10 @@ class Life(msgspec.Struct):
     first_offset: int = 0
     last_offset: int = 0
     beside_ns: int = 0  # it was open when a socket of its pair's other line opened, was confirmed or closed
+    #: How old a tick was when it was received: at the least, and the last one (received at). By the two clocks, which may differ.
+    least_age_ns: int | None = None
+    last_age_ns: int = 0
+    last_tick_ns: int = 0
     closed_ns: int = 0
     by: str = ""  # who closed: provider, network, tapeline
     reason: str = ""
@@ -354,6 +360,8 @@ def _absorb_events(facts: Facts, batch: pa.RecordBatch, connection: npt.NDArray[
     for at, last in _extremes(both, received, np.maximum):
         life, channel = facts.lives[names[at // len(keys)]], keys[at % len(keys)].channel
         life.last[channel] = max(last, life.last.get(channel, last))
+    if "sequence" in batch.schema.names:
+        _absorb_ages(facts, received - batch["ts_ns"].to_numpy(), received, connection, names)
     ids, start_ns, end_ns = _numbered(batch)
     live = np.array([not facts.lives[name].fetched for name in names])[connection]
     strange = live & (np.abs(start_ns - received) > _DRIFT_NS)
@@ -363,6 +371,24 @@ def _absorb_events(facts: Facts, batch: pa.RecordBatch, connection: npt.NDArray[
         for at, run in _runs(code[counted], ids[counted], start_ns[counted], end_ns[counted]):
             _join(facts.runs.setdefault(keys[at], []), run)
             facts.touched_runs.add(keys[at])
+
+
+def _absorb_ages(
+    facts: Facts, age: npt.NDArray[np.int64], received: npt.NDArray[np.int64], connection: npt.NDArray[np.int32], names: list[str]
+) -> None:
+    # Where an event has no time of its own, its receipt stands in: that says nothing.
+    telling = (age != 0) & (np.abs(age) < _DRIFT_NS)
+    age, received, connection = age[telling], received[telling], connection[telling]
+    for at, least in _extremes(connection, age, np.minimum):
+        life = facts.lives[names[at]]
+        life.least_age_ns = least if life.least_age_ns is None else min(life.least_age_ns, least)
+    # Of those received last the youngest: one alone may have been reported late.
+    order = np.lexsort((age, -received, connection))
+    some = connection[order]
+    for at in order[np.flatnonzero(np.diff(some, prepend=-1))].tolist():
+        life, last = facts.lives[names[connection[at]]], (int(received[at]), -int(age[at]))
+        if last > (life.last_tick_ns, -life.last_age_ns):
+            life.last_tick_ns, life.last_age_ns = last[0], -last[1]
 
 
 def _keys(batch: pa.RecordBatch) -> tuple[list[Key], npt.NDArray[np.int64]]:
@@ -475,7 +501,8 @@ def intervals(facts: Facts, key: Key) -> list[Interval]:
     heard = [
         replace(one, evidence="subscribed and heard; the next event's number will tell") if one.state in COVERED else one for one in heard
     ]
-    first_ns, last_ns = runs[0].first_ns, max(runs[-1].first_ns, runs[-1].last_ns)
+    # Numbers and times may differ in order.
+    first_ns, last_ns = min(runs[0].first_ns, runs[0].last_ns), max(runs[-1].first_ns, runs[-1].last_ns)
     around = list(_refused(_reconciled(heard, read), rejected))
     asked = [span for life in lives for span in _spans(life.asked, key)]
     asking = [span for life in lives for span in _spans((entry[:3] for entry in life.asking), key)]
@@ -650,6 +677,9 @@ def _heard(key: Key, life: Life) -> Iterator[_Span]:
         return
     start_ns = min(starts)
     end_ns, ended = _end(key, life)
+    if (late_ns := life.last_age_ns - (life.least_age_ns or 0)) > _LATE_NS:
+        # We read behind: what lay between went down with the connection.
+        end_ns, ended = max(start_ns, end_ns - late_ns), f"{ended}; what came last was {late_ns / NS_PER_S:,.1f} s late"
     for refused_from, refused_to in life.refused:
         if refused_to < start_ns or refused_from > end_ns:
             continue

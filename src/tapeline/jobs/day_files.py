@@ -27,6 +27,7 @@ _LONGEST_LINE: Final = 64 * 1024
 _GZIP: Final = 31
 _NEWLINE: Final = ord("\n")
 _COMMA: Final = ord(",")
+_QUOTE: Final = ord('"')
 _NOTE: Final = "note.json"
 
 
@@ -179,7 +180,8 @@ def _sort(path: str, blocks: Iterable[bytes], column: str, tickers: frozenset[st
         if not len(ends):
             continue
         starts = np.concatenate([[0], ends[:-1]])
-        found = _first_cells(text, starts, names.itemsize) if not place else _cells(text, place)
+        quoted = bool((np.frombuffer(text, np.uint8)[starts] == _QUOTE).any())
+        found = _cells(text, place) if place or quoted else _first_cells(text, starts, names.itemsize)
         which = np.minimum(np.searchsorted(names, found), len(names) - 1)
         hits = np.flatnonzero(names[which] == found)
         if not len(hits):

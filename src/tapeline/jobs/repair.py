@@ -123,6 +123,14 @@ def repair(
     return Repaired(key, span, pages, events)
 
 
+#: What tells a gap from others: several gaps of numbers may lie within one moment.
+_Name = tuple[Key, int, int | None]
+
+
+def _name(key: Key, gap: Interval) -> _Name:
+    return key, gap.start_ns, gap.first_id
+
+
 class KeepRepairing:
     """Asks for gaps as they open, each again only after a while: what was asked for takes its time to come through the stream."""
 
@@ -139,10 +147,10 @@ class KeepRepairing:
         self._stream, self._known, self._sources, self._status, self._stop, self._clock = stream, known, sources, status, stop, clock
         self._connection = f"repair-{clock()}"
         self._due_ns = 0
-        self._not_before: dict[tuple[Key, int], int] = {}
+        self._not_before: dict[_Name, int] = {}
         self._away: dict[tuple[str, str], int] = {}
         self._begun: dict[Span, Begun] = {}
-        self._broken_off: dict[tuple[str, str], tuple[Key, int]] = {}
+        self._broken_off: dict[tuple[str, str], _Name] = {}
         self._filled = 0
 
     def step(self) -> bool:
@@ -157,7 +165,7 @@ class KeepRepairing:
         self._due_ns = now_ns + 20 * (self._clock() - now_ns)
         for source in self._sources:
             if now_ns >= self._away.get(source, 0):
-                self._turn(source, [gap for gap in gaps if gap[0][:2] == source and (gap[0], gap[1].start_ns) not in self._not_before])
+                self._turn(source, [gap for gap in gaps if gap[0][:2] == source and _name(*gap[:2]) not in self._not_before])
         self._status.write({"events": self._filled, "gaps_waiting": len(self._not_before)})
         return False
 
@@ -165,7 +173,7 @@ class KeepRepairing:
         """Ask one provider for as many of its gaps as there is time for."""
         began_ns = self._clock()
         late = self._broken_off.pop(source, None)
-        gaps = [gap for gap in gaps if (gap[0], gap[1].start_ns) != late] or gaps
+        gaps = [gap for gap in gaps if _name(*gap[:2]) != late] or gaps
 
         def more() -> bool:
             return not self._stop.is_set() and began_ns <= self._clock() < began_ns + _TURN_NS
@@ -173,17 +181,17 @@ class KeepRepairing:
         for key, gap, span in from_both_ends(gaps):
             if not more():
                 return
-            self._not_before[key, gap.start_ns] = self._clock() + _AGAIN_NS
+            self._not_before[_name(key, gap)] = self._clock() + _AGAIN_NS
             try:
                 done = repair(key, span, self._sources[source], self._stream, self._clock, self._connection, self._begun, more)
                 if done is None:  # a long one: it goes on when the others, if there are any, have had a turn
-                    self._broken_off[source] = (key, gap.start_ns)
-                    del self._not_before[key, gap.start_ns]
+                    self._broken_off[source] = _name(key, gap)
+                    del self._not_before[_name(key, gap)]
                     return
                 self._filled += done.events
                 log.info("Asked for %s", done)
             except (WrongPage, Refused) as error:
-                self._not_before[key, gap.start_ns] = self._clock() + _LATER_NS
+                self._not_before[_name(key, gap)] = self._clock() + _LATER_NS
                 log.error("%s %s: %s", key.symbol, key.channel, error)
             except Unavailable as error:
                 log.warning("%s Gaps wait; nothing is lost.", error)

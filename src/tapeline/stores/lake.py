@@ -72,7 +72,7 @@ class Lake:
             lake_files.write(folder, day, whole.filter(pc.equal(whole["date"], day)).drop_columns(["date"]))
             for day in sorted(rows["date"].unique().to_pylist())
         ]
-        lake_files.commit(table, None, added, transactions, data_change=True)
+        lake_files.commit(folder, table, None, added, transactions, data_change=True)
 
     def _table(self, topic: Topic) -> DeltaTable | None:
         """The topic's table as it now is; None while it does not exist."""

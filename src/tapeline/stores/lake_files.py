@@ -230,12 +230,22 @@ def changing(root: Path, what: str) -> Iterator[None]:
 
 
 def commit(
-    table: DeltaTable, removed: pa.Table | None, added: Sequence[Added], transactions: Sequence[Transaction], *, data_change: bool
+    folder: Path,
+    table: DeltaTable,
+    removed: pa.Table | None,
+    added: Sequence[Added],
+    transactions: Sequence[Transaction],
+    *,
+    data_change: bool,
 ) -> None:
     """One commit: these files out, those in, and these numbers; `table` is then as it left it.
 
-    It fails where another has removed one of the files since, or set one of the numbers, and lets others' additions stand.
+    It fails where another has removed one of the files since, or set one of the numbers, and lets others' additions stand. And where one of
+    those that go in is gone: a process that stood still for an hour finds its file forgotten, and removed.
     `data_change`: whether there are other rows than before."""
+    for one in added:
+        if not (folder / one.path).exists():
+            raise FileNotFoundError(f"{one.path} was removed before it was in the log: it had lain there for too long")
     now_ms = time.time_ns() // 1_000_000
     actions: list[AddAction | RemoveAction] = []
     if removed is not None:

@@ -137,7 +137,7 @@ class _Day:
         sealed = all(Path(path).name.startswith(SEALED) for path in self._bad["path"].to_pylist())
         added = lake_files.place(self._folder, self._day, new, SEALED if sealed else MADE)
         counts = [Transaction(count_id(self._topic, "lost"), self._totals.lost + lost)] if lost else []
-        lake_files.commit(self._table, self._bad, added, counts, data_change=bool(lost))
+        lake_files.commit(self._folder, self._table, self._bad, added, counts, data_change=bool(lost))
         lake_files.delete_removed(self._folder, self._table, self._day)
 
     def _write(self, db: duckdb.DuckDBPyConnection) -> Path:

@@ -142,7 +142,7 @@ def _remove(folder: Path, topic: Topic, days: set[date]) -> None:
         files = files.filter(pc.is_in(files["day"], pa.array([str(day) for day in days], pa.string())))
         if files.num_rows:
             removed = totals_of(table, topic).removed + lake_files.total(files, "num_records")
-            lake_files.commit(table, files, [], [Transaction(count_id(topic, "removed"), removed)], data_change=True)
+            lake_files.commit(folder, table, files, [], [Transaction(count_id(topic, "removed"), removed)], data_change=True)
         lake_files.delete_removed(folder, table)
 
 

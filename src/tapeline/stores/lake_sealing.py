@@ -85,7 +85,7 @@ def _seal(folder: Path, topic: Topic, day: date, progress: Progress) -> Sealed:
         try:
             new = _write(folder, topic, [str(folder / path) for path in old["path"].to_pylist()], aside, progress)
             added = lake_files.place(folder, day, new, SEALED)
-            lake_files.commit(table, old, added, [], data_change=False)
+            lake_files.commit(folder, table, old, added, [], data_change=False)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
         lake_files.delete_removed(folder, table, day)
