@@ -45,7 +45,7 @@ _LONGEST_INTERVAL: Final = 4
 #: A live event whose own time differs by more than this from its receipt says nothing of when it was.
 _DRIFT_NS: Final = _DAY_S * NS_PER_S
 #: A connection whose ticks come later than at their best by more than this was read too slowly, or its machine stood still.
-_LATE_NS: Final = 2 * NS_PER_S
+_LATE_NS: Final = NS_PER_S
 #: Longer names, and such with a zero character, are no symbols, and no database keeps them.
 _LONGEST_SYMBOL: Final = 200
 _LONGEST_REASON: Final = 300
