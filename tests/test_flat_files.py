@@ -208,6 +208,14 @@ class Prepared:
         return iter(self.some)
 
 
+def test_a_file_of_which_the_parts_of_two_versions_came_is_said_to_have_been_published_again(tmp_path: Path) -> None:
+    versions = iter(["v1", "v2"])
+    client = Prepared([gzip.compress(table("T", {"AAPL": [past("stocks", "T", 1)]}))[:50]])
+    client.version = lambda path: next(versions)  # type: ignore[method-assign]  # it is published while it is read
+    with pytest.raises(WrongPage, match="was published again while it was read"):
+        DayFiles(client, tmp_path, ["AAPL"])(Request("/day.csv.gz?ticker=AAPL"))
+
+
 @given(st.sampled_from(["T", "Q", "AM"]), st.binary(max_size=200) | st.text(max_size=200).map(str.encode), st.booleans())
 def test_no_bytes_raise_anything_but_what_is_known_to_be_unreadable(channel: str, body: bytes, headed: bool) -> None:
     with suppress(UNREADABLE):

@@ -102,16 +102,23 @@ class DayFiles:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
         try:
-            header = _sort(path, _unpacked(path, self._client.blocks(path)), self._column, tickers, aside)
+            try:
+                header = _sort(path, _unpacked(path, self._client.blocks(path)), self._column, tickers, aside)
+            except WrongPage:
+                self._unchanged(path, version)  # what cannot be read may be parts of two files
+                raise
+            self._unchanged(path, version)
             note = _Note(version, header, sorted(tickers))
-            if self._client.version(path) != version:
-                raise WrongPage(f"{path} was published again while it was read. Nothing of it was kept. Start the same command again.")
             (aside / _NOTE).write_bytes(msgspec.json.encode(note))
             shutil.rmtree(day, ignore_errors=True)
             aside.rename(day)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
         return note
+
+    def _unchanged(self, path: str, version: str) -> None:
+        if self._client.version(path) != version:
+            raise WrongPage(f"{path} was published again while it was read. Nothing of it was kept. Start the same command again.")
 
 
 def _noted(day: Path) -> _Note | None:
