@@ -13,10 +13,10 @@ Nothing but evidence closes a gap: events with the ids that were missing, or a r
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
+from itertools import accumulate, chain
 from operator import attrgetter
 from typing import Final, Literal, NamedTuple
 
@@ -623,7 +623,7 @@ class _Span:
 
 
 def _by_lives(key: Key, lives: Sequence[Life]) -> Iterator[Interval]:
-    spans = sorted((span for life in lives for span in _parted(key, life, lives)), key=attrgetter("start_ns", "end_ns"))
+    spans = sorted(_parted(key, lives), key=attrgetter("start_ns", "end_ns"))
     joined: list[_Span] = []
     for span in spans:
         if joined and span.start_ns <= joined[-1].end_ns:
@@ -648,24 +648,27 @@ def _replaced(life: Life, lives: Iterable[Life]) -> bool:
     return any(other.opened_ns > life.opened_ns and (not other.closed_ns or other.closed_ns > known_ns) for other in lives)
 
 
-def _parted(key: Key, life: Life, lives: Iterable[Life]) -> Iterator[_Span]:
-    """When a connection listened, without what one before or behind it on its line claims too.
+def _parted(key: Key, lives: Sequence[Life]) -> Iterator[_Span]:
+    """When connections listened, without what two that followed one another on a line both claim.
 
-    Of two that followed one another only a clock that was set back makes both claim a time: then nobody knows how long nobody listened."""
-    before = [other for other in lives if _followed(other, life)]
-    behind = [other for other in lives if _followed(life, other)]
-    not_before_ns = max((_end(key, other)[0] for other in before), default=0)
-    until_ns = min((other.opened_ns or other.subscribed_ns or ONGOING for other in behind), default=ONGOING)
-    for span in _heard(key, life):
-        start_ns, end_ns = max(span.start_ns, not_before_ns), min(span.end_ns, until_ns)
-        if start_ns <= end_ns:
-            ended = span.ended if end_ns == span.end_ns else "the clock was set back: how long nobody listened is not known"
-            yield _Span(start_ns, end_ns, ended)
-
-
-def _followed(one: Life, other: Life) -> bool:
-    """Whether a connection had ended when another of its line was opened. (One that takes over opens before the old one ends.)"""
-    return one.line == other.line and one.partition == other.partition and one.last_offset < other.first_offset
+    That comes of a clock that was set back: then nobody knows how long nobody listened."""
+    lines: dict[tuple[str, int], list[Life]] = {}
+    for life in lives:
+        lines.setdefault((life.line, life.partition), []).append(life)
+    for line in lines.values():
+        # One that takes over opens before the old one ends: those did not follow one another.
+        ended = sorted((life.last_offset, _end(key, life)[0]) for life in line)
+        begun = sorted((life.first_offset, life.opened_ns or life.subscribed_ns or ONGOING) for life in line)
+        latest_ns = list(accumulate((end_ns for _, end_ns in ended), max, initial=0))
+        earliest_ns = list(accumulate((start_ns for _, start_ns in reversed(begun)), min, initial=ONGOING))[::-1]
+        for life in line:
+            not_before_ns = latest_ns[bisect_left(ended, (life.first_offset,))]
+            until_ns = earliest_ns[bisect_left(begun, (life.last_offset + 1,))]
+            for span in _heard(key, life):
+                start_ns, end_ns = max(span.start_ns, not_before_ns), min(span.end_ns, until_ns)
+                if start_ns <= end_ns:
+                    back = "the clock was set back: how long nobody listened is not known"
+                    yield _Span(start_ns, end_ns, span.ended if end_ns == span.end_ns else back)
 
 
 def _heard(key: Key, life: Life) -> Iterator[_Span]:
