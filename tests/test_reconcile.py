@@ -144,6 +144,20 @@ def test_what_no_history_holds_is_told(lake: Callable[[list[int]], None], compar
     assert not found.equal
 
 
+def test_a_history_that_has_nothing_of_what_was_seen_is_no_evidence(stream: EmbeddedStream, tmp_path: Path) -> None:
+    key = Key("alpaca", "iex", "trades", "AAPL")
+    seen = {"ts_ns": START + 1, "provider": "alpaca", "feed": "iex", "channel": "trades", "symbol": "AAPL", "trade_id": "7"}
+    Lake(tmp_path / "lake", identity).write(Chunk.dense(TICKS_TOPIC, 0, 0, ticks(seen)))
+    store = open_source("lake", config=Config(data_dir=str(tmp_path)))
+    nothing = Source(HISTORIES["alpaca"], lambda asked: msgspec.json.encode({"trades": {}, "next_page_token": None}))
+    found = reconcile(key, START, END, nothing, store, stream, lambda: NOON + DAY, "reconcile-1")
+    assert (found.stored, found.in_history, found.only_stored, found.claimed) == (1, 0, 1, False)
+    assert sent(stream) == []
+    elsewhen = reconcile(key, START + DAY, END + DAY, nothing, store, stream, lambda: NOON + 2 * DAY, "reconcile-1")
+    assert (elsewhen.equal, elsewhen.claimed) == (True, True)
+    assert sent(stream) == [[]]
+
+
 def test_bars_are_compared_by_their_last_revision_whichever_channel_brought_it(stream: EmbeddedStream, tmp_path: Path) -> None:
     key, minute = Key("alpaca", "iex", "bars", "AAPL"), 60 * NS_PER_S
     of_alpaca = {"provider": "alpaca", "feed": "iex", "exchange": "IEXG", "trades": 4, "vwap": 1.5}

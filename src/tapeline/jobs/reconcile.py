@@ -48,6 +48,8 @@ class Reconciled:
     stored_volume: float | None
     history_volume: float | None
     pages: int
+    #: Whether the reading is evidence: not where the history has nothing of what the store holds.
+    claimed: bool = True
 
     @property
     def equal(self) -> bool:
@@ -80,12 +82,15 @@ def reconcile(
             page, at, length = pages[number]
             spooled.seek(at)
             stream.append(RAW_TOPIC, raw_record(key.provider, key.feed, connection, replace(page, payload=spooled.read(length))), 0)
-    # What the history did not hold yet when the first page came, a later one may have passed by.
-    read_ns = pages[0][0].fetched_ns
-    last = Fetched(ending(span, read_ns), read_ns, 0, 0, None)
-    stream.append(RAW_TOPIC, raw_record(key.provider, key.feed, connection, last), 0)
     here = _inside(held, start_ns, end_ns)
     there = _inside(fetched, start_ns, end_ns)
+    # A history that has nothing where events were seen is not one that was read to its end.
+    claimed = bool(there.num_rows) or not here.num_rows
+    if claimed:
+        # What the history did not hold yet when the first page came, a later one may have passed by.
+        read_ns = pages[0][0].fetched_ns
+        last = Fetched(ending(span, read_ns), read_ns, 0, 0, None)
+        stream.append(RAW_TOPIC, raw_record(key.provider, key.feed, connection, last), 0)
     only_stored = inside.filter(pc.equal(inside["fetched"], 0)).num_rows
     return Reconciled(
         key,
@@ -96,6 +101,7 @@ def reconcile(
         _volume(here),
         _volume(there),
         len(lacking),
+        claimed,
     )
 
 
