@@ -6,6 +6,7 @@ import asyncio
 import gc
 import logging
 import os
+import queue
 import signal
 import sys
 import threading
@@ -85,9 +86,19 @@ def terminal() -> Console:
 
 
 def stop_on_signal(*, with_parent: bool = False) -> threading.Event:
+    """An event that SIGTERM, SIGINT and, `with_parent`, the supervisor's death set."""
     stop = threading.Event()
+    asked: queue.SimpleQueue[int] = queue.SimpleQueue()
+
+    def set_when_asked() -> None:
+        asked.get()
+        stop.set()
+
+    # A handler runs amid whatever the main thread does: also where that holds the event's own lock, for which the handler would wait
+    # for ever. Only a SimpleQueue's put may be called from one.
+    threading.Thread(target=set_when_asked, name="wait for a signal", daemon=True).start()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+        signal.signal(number, lambda number, _: asked.put(number))
     if with_parent and supervisor() is not None:
         threading.Thread(target=_watch_parent, args=(stop,), name="watch supervisor", daemon=True).start()
     return stop

@@ -1,0 +1,29 @@
+"""A stage that is asked to stop stops, whatever it was doing just then."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+# Another process asks, as a supervisor does: the signal then falls anywhere into the main thread's waiting, also where that holds the
+# lock of what it waits for.
+_ASKED_OFTEN = """
+import os, subprocess, sys
+from tapeline.cli.terminal import stop_on_signal
+
+asking = "import os, signal, sys\\nfor line in sys.stdin: os.kill(int(line), signal.SIGTERM)"
+other = subprocess.Popen([sys.executable, "-c", asking], stdin=subprocess.PIPE, bufsize=0)
+for _ in range(2000):
+    stop = stop_on_signal()
+    other.stdin.write(b"%d\\n" % os.getpid())
+    while not stop.wait(0.00002):
+        pass
+other.stdin.close()
+other.wait()
+print("stopped each time")
+"""
+
+
+def test_a_signal_is_heard_also_while_the_main_thread_is_about_to_wait_for_it() -> None:
+    ended = subprocess.run([sys.executable, "-c", _ASKED_OFTEN], capture_output=True, text=True, timeout=120, check=False)
+    assert (ended.returncode, ended.stdout) == (0, "stopped each time\n"), ended.stderr
