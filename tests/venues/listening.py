@@ -1,4 +1,4 @@
-"""A websocket client for tests of the venues: it keeps every frame, and answers pings unless told not to."""
+"""A websocket client for tests of the venues: it keeps every frame, and answers pings and closes unless told not to."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class Client(WSListener):
     """One socket. `messages` holds (kind, payload) of each data frame, `close_code` the server's once it came."""
 
-    def __init__(self, *, answers_pings: bool = True) -> None:
+    def __init__(self, *, answers_pings: bool = True, answers_closes: bool = True) -> None:
         self.messages: list[tuple[WSMsgType, bytes]] = []
         self.pings: list[bytes] = []
         self.pongs: list[bytes] = []
@@ -31,6 +31,7 @@ class Client(WSListener):
         self.gone = False
         self.transport: WSTransport
         self._answers_pings = answers_pings
+        self._answers_closes = answers_closes
         self._news = asyncio.Event()
 
     def on_ws_connected(self, transport: WSTransport) -> None:
@@ -46,8 +47,9 @@ class Client(WSListener):
         elif frame.msg_type == WSMsgType.CLOSE:
             payload = frame.get_payload_as_bytes()
             self.close_code, self.close_reason = int.from_bytes(payload[:2], "big"), payload[2:].decode()
-            transport.send_close(frame.get_close_code())
-            transport.disconnect()
+            if self._answers_closes:
+                transport.send_close(frame.get_close_code())
+                transport.disconnect()
         else:
             self.messages.append((frame.msg_type, frame.get_payload_as_bytes()))
         self._news.set()
@@ -89,11 +91,12 @@ async def connect(
     *,
     headers: Mapping[str, str] | None = None,
     answers_pings: bool = True,
+    answers_closes: bool = True,
     ssl_context: ssl.SSLContext | None = None,
 ) -> Client:
     """Open a websocket."""
     _, client = await ws_connect(
-        lambda: Client(answers_pings=answers_pings),
+        lambda: Client(answers_pings=answers_pings, answers_closes=answers_closes),
         url,
         extra_headers=headers,
         enable_auto_pong=False,

@@ -29,10 +29,10 @@ LOGINS = {
 EVERYWHERE = pytest.mark.parametrize("name", ["binance", "polygon", "alpaca"])
 
 
-async def listener(url: str, name: str) -> Client:
+async def listener(url: str, name: str, *, answers_closes: bool = True) -> Client:
     """A client that is logged in and subscribed to trades and quotes."""
     path, requests = LOGINS[name]
-    client = await connect(url + path)
+    client = await connect(url + path, answers_closes=answers_closes)
     for request in requests:
         client.say(request)
     return client
@@ -130,7 +130,7 @@ def _events(client: Client) -> list[dict[str, Any]]:
         if isinstance(message, list):
             found += [one for one in message if one.get("ev") != "status" and len(one.get("T", "t")) == 1]
         else:
-            found.append(message["data"])
+            found += [message["data"]] if message["stream"] != "!serverShutdown" else []
     return found
 
 
@@ -379,6 +379,19 @@ def test_the_end_of_the_day_closes_every_connection(name: str) -> None:
             assert client.close_code == 1001
             notices = [data for _, data in client.messages if b"serverShutdown" in data]
             assert len(notices) == (1 if name == "binance" else 0)
+
+    asyncio.run(scenario())
+
+
+@EVERYWHERE
+@pytest.mark.parametrize("fault", ["day_end:0.4", "close:0.4"])
+def test_the_journal_holds_nothing_that_was_due_after_the_close(name: str, fault: str, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        journal = tmp_path / "journal.jsonl"
+        async with running(Venue(VenueOptions(name=name, faults=(fault,), rate=2000.0, journal=journal))) as url:
+            client = await listener(url, name, answers_closes=False)
+            await client.until(lambda: client.gone)
+        assert [line["event"] for line in told(journal)] == _events(client)
 
     asyncio.run(scenario())
 

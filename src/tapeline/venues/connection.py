@@ -37,7 +37,7 @@ class Connection(WSListener):
         self.number = number
         self.mischief = mischief
         self.clean = False
-        self.mute = False  # no more data for this client
+        self._mute = False  # no more data for this client
         self.full_since: float | None = None  # when its buffer filled up (loop seconds)
         self.backlog: deque[Event] = deque()  # what it is to get again before anything new
         self.opened_s = 0.0
@@ -71,7 +71,7 @@ class Connection(WSListener):
             self._assemble(frame, now)
 
     def on_ws_disconnected(self, _transport: WSTransport) -> None:
-        self._ending = True
+        self._listen_no_more()
         self.session.left(self.venue.now())
         self.venue.left(self)
 
@@ -109,7 +109,7 @@ class Connection(WSListener):
     @property
     def listens(self) -> bool:
         """Whether this client is to get data."""
-        return not (self.mute or self._ending)
+        return not (self._mute or self._ending)
 
     @property
     def full(self) -> bool:
@@ -146,25 +146,36 @@ class Connection(WSListener):
         if self._transport is None or self._ending:
             return
         self._write(wire.header(1, 200) + b'{"e":"trade","E":17')
-        self._ending = True
+        self._listen_no_more()
         raw = self._transport.underlying_transport
         raw.get_extra_info("socket").setsockopt(SOL_SOCKET, SO_LINGER, _RST)
         asyncio.get_running_loop().call_later(0.02, raw.abort)
 
+    def mute(self) -> None:
+        """Send no more data; the rest of the conversation goes on."""
+        self._mute = True
+        self.venue.audience_changed()
+
     def play_dead(self) -> None:
         """Neither send nor read any more; the socket stays open."""
         if self._transport is not None and not self._ending:
-            self.mute = self._ending = True
+            self._listen_no_more()
             raw = self._transport.underlying_transport
             raw.pause_reading()
 
     def drop(self) -> None:
         """End at once, with nothing more said."""
-        self._ending = True
+        self._listen_no_more()
         if self._transport is not None:
             self._transport.underlying_transport.abort()
 
     # inside
+
+    def _listen_no_more(self) -> None:
+        """From now on nothing is sent to this client, so nothing may be put in the journal for it either."""
+        if not self._ending:
+            self._ending = True
+            self.venue.audience_changed()
 
     def _closed_by_client(self, payload: bytes) -> None:
         self.clean = True
@@ -216,7 +227,7 @@ class Connection(WSListener):
 
     def _end(self, grace_s: float) -> None:
         """Flush and close; whatever hangs longer than the grace is cut off."""
-        self._ending = True
+        self._listen_no_more()
         if self._transport is None:
             return
         raw, loop = self._transport.underlying_transport, asyncio.get_running_loop()

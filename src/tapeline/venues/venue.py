@@ -158,7 +158,6 @@ class Venue:
             del self._due[key]
         if not self._connections:
             self._deserted.set()
-        self._rehear()
         self.wake()
 
     def subscribed(self, connection: Connection, added: Sequence[Topic]) -> None:
@@ -167,7 +166,7 @@ class Venue:
         if self._keep and singles:
             again = [item for topic in singles for item in self._kept.get(topic, ())]
             connection.backlog.extend(event for _, event in sorted(again, key=lambda item: item[0]))
-        self._rehear()
+        self.audience_changed()
         self.wake()
 
     def handed_over(self, connection: Connection, frames: Sequence[Frame], *, repeat: bool) -> None:
@@ -262,10 +261,10 @@ class Venue:
         for connection, batch in batches.items():
             connection.deliver(batch)
         for connection in self._connections:
-            if connection.mischief.waits() and connection not in batches:
+            if connection.listens and connection.mischief.waits() and connection not in batches:
                 connection.deliver([])
 
-    def _rehear(self) -> None:
+    def audience_changed(self) -> None:
         """Work out anew who listens to what."""
         assert self._source is not None
         audience: dict[Topic, list[Connection]] = {}
@@ -294,7 +293,6 @@ class Venue:
         if connection.listens:
             connection.session.slow()
             connection.hang_up()
-            self._rehear()
 
     def _strike(self, connection: Connection, name: str) -> bool:
         """Let a timed fault happen; False when it must wait for data."""
@@ -309,12 +307,11 @@ class Venue:
         elif name == "reset":
             connection.reset()
         elif name == "mute":
-            connection.mute = True
+            connection.mute()
         elif name == "half_open":
             connection.play_dead()
         else:
             connection.session.day_end()
-        self._rehear()
         return True
 
 
