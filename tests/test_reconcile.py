@@ -17,7 +17,7 @@ from tapeline.providers import DECODERS, HISTORIES, identity
 from tapeline.providers.history import Span, ending
 from tapeline.providers.normalizing import normalize
 from tapeline.reading import open_source
-from tapeline.records import BARS_TOPIC, NS_PER_MS, NS_PER_S, RAW_TOPIC, TICKS_TOPIC, Chunk
+from tapeline.records import BARS_TOPIC, NS_PER_MS, NS_PER_S, RAW_TOPIC, REJECTED_TOPIC, TICKS_TOPIC, Chunk
 from tapeline.stores.lake import Lake
 from tapeline.streams.embedded import EmbeddedStream
 
@@ -156,6 +156,44 @@ def test_a_history_that_has_nothing_of_what_was_seen_is_no_evidence(stream: Embe
     elsewhen = reconcile(key, START + DAY, END + DAY, nothing, store, stream, lambda: NOON + 2 * DAY, "reconcile-1")
     assert (elsewhen.equal, elsewhen.claimed) == (True, True)
     assert sent(stream) == [[]]
+
+
+def test_a_history_that_lacks_some_of_what_was_seen_is_no_evidence(
+    lake: Callable[[list[int]], None], compared: Callable[..., Reconciled], stream: EmbeddedStream
+) -> None:
+    lake([*INSIDE, -500])
+    assert not compared().claimed
+    assert sent(stream) == []
+
+
+def test_a_history_without_any_bars_where_some_were_seen_is_no_evidence(stream: EmbeddedStream, tmp_path: Path) -> None:
+    key = Key("alpaca", "iex", "bars", "AAPL")
+    seen = {"ts_ns": START, "provider": "alpaca", "feed": "iex", "channel": "bars", "exchange": "IEXG"}
+    Lake(tmp_path / "lake", identity).write(Chunk.dense(BARS_TOPIC, 0, 0, bars(seen)))
+    store = open_source("lake", config=Config(data_dir=str(tmp_path)))
+    nothing = Source(HISTORIES["alpaca"], lambda asked: msgspec.json.encode({"bars": {}, "next_page_token": None}))
+    found = reconcile(key, START, END, nothing, store, stream, lambda: NOON + DAY, "reconcile-1")
+    assert (found.stored, found.in_history, found.only_stored, found.claimed) == (1, 0, 1, False)
+    assert sent(stream) == []
+
+
+def test_a_history_of_which_an_event_cannot_be_read_is_no_evidence_and_the_event_is_shown(
+    lake: Callable[[list[int]], None], compared: Callable[..., Reconciled], stream: EmbeddedStream
+) -> None:
+    lake(INSIDE)
+
+    def spoiled(request: Request) -> bytes:
+        rows = msgspec.json.decode(EXCHANGE(request))
+        return msgspec.json.encode([{**row, "price": "a lot"} if row.get("id") == 1_100 else row for row in rows])
+
+    found = compared(spoiled)
+    assert (found.rejected, found.equal, found.claimed) == (1, False, False)
+    (page,) = sent(stream)
+    assert 1_100 in page
+    chunk = stream.read(RAW_TOPIC, {}, 10)
+    assert chunk is not None
+    (shown,) = normalize(chunk, DECODERS).batches[REJECTED_TOPIC]["payload"].to_pylist()
+    assert b"a lot" in shown
 
 
 def test_bars_are_compared_by_their_last_revision_whichever_channel_brought_it(stream: EmbeddedStream, tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """Compares what a store holds of a stretch of time with the provider's history of it, and sends what the store lacks.
 
 The store's rows and the history's are matched by what makes two events the same. Pages that hold an event which the store has not go into
-the stream, like those of a backfill; and a word that the history was read to its end, which is the ledger's evidence.
+the stream, like those of a backfill; and, where the history has everything that was seen, a word that it was read to its end, which is the
+ledger's evidence.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from tapeline.jobs.fetching import Fetched, Source, fetch, raw_record
 from tapeline.providers import CHANNELS, DECODERS
 from tapeline.providers.history import Span, ending
 from tapeline.providers.normalizing import SAME_CONTENT, normalize
-from tapeline.records import BARS_TOPIC, NS_PER_S, RAW_TOPIC, TICKS_TOPIC, Chunk, Identity, Topic
+from tapeline.records import BARS_TOPIC, NS_PER_S, RAW_TOPIC, REJECTED_TOPIC, TICKS_TOPIC, Chunk, Identity, Topic
 from tapeline.stores import with_dates
 from tapeline.stores.duplicates import told_by
 from tapeline.stores.selection import Selection
@@ -31,6 +32,8 @@ from tapeline.streams import Stream
 _NO_READING: Final = -(1 << 20)
 #: What two copies of a bar have in common, besides their time: a revision differs in one of them.
 _OF_BARS: Final = Identity(("symbol", "interval", "ts_ns", "open", "high", "low", "close", "volume"))
+#: A bar that was revised is another bar of the same window.
+_BY_WINDOW: Final = Identity(("symbol", "interval", "ts_ns"))
 #: Two copies of one event may differ in time by this, and so lie on both sides of an edge.
 _EDGE_NS: Final = 2 * NS_PER_S
 
@@ -48,12 +51,14 @@ class Reconciled:
     stored_volume: float | None
     history_volume: float | None
     pages: int
-    #: Whether the reading is evidence: not where the history has nothing of what the store holds.
+    #: Events of the history that the normalizer could not read; their pages are in the stream, and so are they among its rejects.
+    rejected: int = 0
+    #: Whether the reading is evidence: not where some of it could not be read, or it lacks some of what was seen (but a revised bar).
     claimed: bool = True
 
     @property
     def equal(self) -> bool:
-        return not (self.only_stored or self.only_in_history)
+        return not (self.only_stored or self.only_in_history or self.rejected)
 
 
 def reconcile(
@@ -66,8 +71,11 @@ def reconcile(
     with tempfile.TemporaryFile(prefix="tapeline-reconcile-") as spooled:  # a day's pages may be more than fits in memory beside its rows
         pages: list[tuple[Fetched, int, int]] = []
         parts: list[pa.Table] = []
+        unread: dict[int, int] = {}
         for number, page in enumerate(fetch(source, span, clock, kept=_NO_READING)):
-            rows = _rows(key, page, topic)
+            rows, refused = _rows(key, page, topic)
+            if refused:
+                unread[number] = refused
             parts.append(rows.append_column("page", pa.array(np.full(rows.num_rows, number, np.int64))))
             body = page.payload or b""
             pages.append((replace(page, payload=None), spooled.tell(), len(body)))
@@ -77,21 +85,22 @@ def reconcile(
         matched = _matched(held, fetched, rule)
         inside = matched.filter(pc.and_(pc.greater_equal(matched["ts"], start_ns), pc.less(matched["ts"], end_ns)))
         missing = inside.filter(pc.equal(inside["held"], 0))
-        lacking = sorted(set(missing["page"].to_pylist()))
+        lacking = sorted({*missing["page"].to_pylist(), *unread})
         for number in lacking:
             page, at, length = pages[number]
             spooled.seek(at)
             stream.append(RAW_TOPIC, raw_record(key.provider, key.feed, connection, replace(page, payload=spooled.read(length))), 0)
     here = _inside(held, start_ns, end_ns)
     there = _inside(fetched, start_ns, end_ns)
-    # A history that has nothing where events were seen is not one that was read to its end.
-    claimed = bool(there.num_rows) or not here.num_rows
+    only_stored = _alone(matched, start_ns, end_ns)
+    # A history that lacks an event that was seen may lack others, that were not.
+    lacks = _alone(_matched(held, fetched, _BY_WINDOW), start_ns, end_ns) if topic is BARS_TOPIC else only_stored
+    claimed = not lacks and not unread
     if claimed:
         # What the history did not hold yet when the first page came, a later one may have passed by.
         read_ns = pages[0][0].fetched_ns
         last = Fetched(ending(span, read_ns), read_ns, 0, 0, None)
         stream.append(RAW_TOPIC, raw_record(key.provider, key.feed, connection, last), 0)
-    only_stored = inside.filter(pc.equal(inside["fetched"], 0)).num_rows
     return Reconciled(
         key,
         here.num_rows,
@@ -101,6 +110,7 @@ def reconcile(
         _volume(here),
         _volume(there),
         len(lacking),
+        sum(unread.values()),
         claimed,
     )
 
@@ -113,25 +123,29 @@ def _identity(key: Key) -> Identity:
 
 
 def _stored(store: Store, key: Key, topic: Topic, start_ns: int, end_ns: int, fetched: pa.Table) -> pa.Table:
-    """What a store holds of the key; of bars the last revision, whichever channel brought it."""
+    """What a store holds of the key; of bars the last revision, whichever channel brought it: what the history calls an interval is one."""
     selection = Selection((key.symbol,), start_ns, end_ns, tuple(topic.schema.names), provider=key.provider, feed=key.feed)
     if topic is BARS_TOPIC:
-        name, wanted = "interval", pc.unique(fetched["interval"])
-        reader = store.bars(selection)
+        intervals, reader = pc.unique(fetched["interval"]), store.bars(selection)
     else:
-        name, wanted = "channel", pa.array([key.channel])
-        reader = store.ticks(selection)
-    parts = [pa.table(with_dates(batch.filter(pc.is_in(batch[name], wanted)))) for batch in reader]
+        intervals, reader = None, store.ticks(selection)
+    parts = []
+    for batch in reader:
+        mine = pc.equal(batch["channel"], key.channel)
+        if intervals is not None:
+            mine = pc.or_(mine, pc.is_in(batch["interval"], intervals))
+        parts.append(pa.table(with_dates(batch.filter(mine))))
     return pa.concat_tables(parts) if parts else pa.table(with_dates(_nothing(topic)))
 
 
-def _rows(key: Key, page: Fetched, topic: Topic) -> pa.Table:
-    """The events of a page as the store would keep them."""
+def _rows(key: Key, page: Fetched, topic: Topic) -> tuple[pa.Table, int]:
+    """The events of a page as the store would keep them, and how many could not be read."""
     if page.payload is None:
-        return pa.table(with_dates(_nothing(topic)))
+        return pa.table(with_dates(_nothing(topic))), 0
     chunk = Chunk.dense(RAW_TOPIC, 0, 0, raw_record(key.provider, key.feed, "", page))
-    batch = normalize(chunk, DECODERS).batches[topic]
-    return pa.table(with_dates(batch.filter(pc.equal(batch["symbol"], key.symbol))))
+    made = normalize(chunk, DECODERS).batches
+    batch = made[topic]
+    return pa.table(with_dates(batch.filter(pc.equal(batch["symbol"], key.symbol)))), made[REJECTED_TOPIC].num_rows
 
 
 def _nothing(topic: Topic) -> pa.RecordBatch:
@@ -157,6 +171,12 @@ def _matched(held: pa.Table, fetched: pa.Table, rule: Identity) -> pa.Table:
         [("at", "max"), ("in_held", "sum"), ("in_fetched", "sum"), ("on_page", "min")]
     )
     return pa.table({"ts": found["at_max"], "held": found["in_held_sum"], "fetched": found["in_fetched_sum"], "page": found["on_page_min"]})
+
+
+def _alone(matched: pa.Table, start_ns: int, end_ns: int) -> int:
+    """How many events of [start_ns, end_ns) only the store has."""
+    lone = matched.filter(pc.equal(matched["fetched"], 0))
+    return int(pc.sum(pc.and_(pc.greater_equal(lone["ts"], start_ns), pc.less(lone["ts"], end_ns))).as_py() or 0)
 
 
 def _inside(table: pa.Table, start_ns: int, end_ns: int) -> pa.Table:
