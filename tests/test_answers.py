@@ -72,6 +72,16 @@ def test_a_day_that_is_not_over_is_answered_up_to_the_last_evidence(ask: Callabl
     assert "yes" in shown
 
 
+def test_a_gap_that_was_reconciled_today_leaves_what_was_heard_since_in_the_answer(ask: Callable[..., Result]) -> None:
+    now_ns = time.time_ns()
+    filled = Interval(now_ns - 172_800 * NS_PER_S, now_ns - 7_200 * NS_PER_S, "reconciled", "the provider's history was read to its end")
+    heard = Interval(filled.end_ns, now_ns - NS_PER_S // 2, "unprovable", "subscribed and heard: nothing to count by")
+    done = ask("complete", "BTC/USDT", today(), "--format", "json", trades=[filled, heard])
+    assert done.exit_code in (0, 3), done.output  # just after midnight nothing of today was reconciled
+    assert json.loads(done.output)["until_ns"] == heard.end_ns
+    assert "nothing is known" not in done.output
+
+
 def test_what_is_known_to_be_missing_or_has_gone_silent_is_no_part_of_a_yes(ask: Callable[..., Result]) -> None:
     there = proven(20)
     down = Interval(there.end_ns, ONGOING, "open", "the connection broke without a close")

@@ -34,7 +34,7 @@ from tapeline.providers import identity
 from tapeline.records import BARS_TOPIC, NS_PER_S, TICKS, TICKS_TOPIC, Chunk, Topic
 from tapeline.stores import lake_reading
 from tapeline.stores.lake import Lake, with_dates
-from tapeline.stores.selection import ORDER
+from tapeline.stores.selection import ORDER, Selection
 from tapeline.streams.embedded import EmbeddedStream
 
 Row = dict[str, Any]
@@ -170,6 +170,20 @@ def test_ticks_are_those_asked_for_in_order_whatever_fits_in_a_window(
         found = tapeline.ticks(symbols, start, end, provider=provider, kind=kind, config=traded).arrow()
     assert without_ts(found) == expected(symbols, start, end, provider, kind)
     assert found["ts"].cast(pa.int64()).to_pylist() == found["ts_ns"].to_pylist()
+
+
+def test_a_file_whose_bytes_were_changed_is_refused_by_every_question_that_reads_it(tmp_path: Path) -> None:
+    Lake(tmp_path / "lake", identity).write(Chunk.dense(TICKS_TOPIC, 0, 0, ticks(trade("BTC/USDT", NOON, 1.0))))
+    (file,) = (tmp_path / "lake" / "ticks").rglob("*.parquet")
+    whole = file.read_bytes()
+    at = whole.rindex(b"parquet-cpp")  # who wrote it: nothing that a reader would miss
+    file.write_bytes(whole[:at] + b"Parquet-cpp" + whole[at + 11 :])
+    asked = Selection(("BTC/USDT",), NOON, NOON + SECOND, ("symbol", "last"))
+    careless = tapeline.open_source("lake", config=Config(data_dir=str(tmp_path)))
+    assert careless.last(asked).num_rows == careless.ticks(asked).read_all().num_rows == 1
+    for ask in (lambda source: source.last(asked), lambda source: source.ticks(asked).read_all()):
+        with pytest.raises(DiskTrouble, match="bytes were changed"):
+            ask(tapeline.open_source("lake", verify=True, config=Config(data_dir=str(tmp_path))))
 
 
 def test_the_start_is_in_the_range_and_the_end_is_not(lake: Lake, here: Config) -> None:

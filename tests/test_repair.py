@@ -14,7 +14,7 @@ import pytest
 from frames import rows
 from made import DAY, NOON
 from tapeline.completeness import Facts, Interval, Key, absorb, intervals
-from tapeline.errors import Unavailable
+from tapeline.errors import Refused, Unavailable
 from tapeline.jobs.fetching import Get, Source
 from tapeline.jobs.repair import KeepRepairing, repair, span_of, wanted
 from tapeline.monitor.status import StatusFile
@@ -277,6 +277,54 @@ def test_a_gap_that_was_broken_off_goes_on_with_the_page_at_which_it_was(stream:
     heads = [json.loads(payload.partition(b"\n")[0]) for payload in some.batch["payload"].to_pylist()]
     assert [(head["page"], head["done"]) for head in heads] == [(1, False), (2, False), (3, True)]
     assert begun == {}
+
+
+def test_a_gap_whose_cursor_is_refused_is_begun_anew(stream: EmbeddedStream, tmp_path: Path) -> None:
+    """The provider forgets its cursors overnight."""
+    now, forgotten, asked = [NOON + DAY], set[str](), list[int]()
+
+    def get(request: Request) -> bytes:
+        first = int(parse_qs(urlsplit(request.path).query)["fromId"][0])
+        asked.append(first)
+        if first > 1 and not forgotten:
+            forgotten.add("1001")
+            raise Unavailable("The network is away.")
+        if str(first) in forgotten and asked.count(1) < 2:
+            raise Refused("No such cursor.")
+        return page(first, first + 999)
+
+    gaps = {TRADES: [Interval(NOON, NOON + 100, "open", "", 1, 2_500)]}
+    sources = {("binance", "spot"): Source(HISTORIES["binance"], get)}
+    keep = KeepRepairing(stream, lambda: gaps, sources, StatusFile(tmp_path, "repair"), threading.Event(), lambda: now[0])
+    for _ in range(3):
+        keep.step()
+        now[0] += 700 * NS_PER_S
+    assert asked == [1, 1_001, 1_001, 1, 1_001, 2_001], "not at the refused cursor for ever"
+
+
+def test_a_gap_that_shrinks_while_it_is_filled_keeps_no_other_waiting(stream: EmbeddedStream, tmp_path: Path) -> None:
+    now, asked, reached = [NOON + DAY], list[str](), [0]
+
+    def slow(request: Request) -> bytes:
+        now[0] += NS_PER_S // 2
+        query = {name: values[0] for name, values in parse_qs(urlsplit(request.path).query).items()}
+        asked.append(query["symbol"])
+        first = int(query["fromId"])
+        if query["symbol"] == "BTCUSDT":
+            reached[0] = first + int(query["limit"]) - 1
+        return page(first, first + int(query["limit"]) - 1)
+
+    others = [TRADES._replace(symbol=f"{name}/USDT") for name in ("ETH", "SOL")]
+
+    def known() -> dict[Key, list[Interval]]:
+        left = Interval(NOON + 5 + reached[0], NOON + 300_000, "open", "", reached[0] + 1, 200_000)
+        return {TRADES: [left], **{key: [Interval(NOON, NOON + 100, "open", "", 1, 2)] for key in others}}
+
+    sources = {("binance", "spot"): Source(HISTORIES["binance"], slow)}
+    keep = KeepRepairing(stream, known, sources, StatusFile(tmp_path, "repair"), threading.Event(), lambda: now[0])
+    keep.step()
+    keep.step()
+    assert set(asked[10:]) == {"ETHUSDT", "SOLUSDT"}
 
 
 def test_of_gaps_within_one_moment_each_is_asked_for(stream: EmbeddedStream, tmp_path: Path) -> None:

@@ -235,9 +235,10 @@ def _so_far(found: Iterable[Interval], start_ns: int, now_ns: int) -> int:
 
     begun = [one for one in found if one.start_ns < now_ns]
     there = [one for one in begun if one.state in COVERED]
-    # Behind the last number only the next one could tell.
-    proven = [one for one in there if one.state != "unprovable"]
-    reached_ns = min(max((one.end_ns for one in proven or there), default=start_ns), now_ns)
+    # Where events are counted, only the next number could tell what lies behind the last one.
+    counted = any(one.state == "proven" for one in there)
+    evidence = [one for one in there if not counted or one.state != "unprovable"]
+    reached_ns = min(max((one.end_ns for one in evidence), default=start_ns), now_ns)
     missing = any(one.state not in COVERED and one.end_ns > reached_ns for one in begun)
     return reached_ns if reached_ns > max(start_ns, now_ns - _FRESH_NS) and not missing else now_ns
 

@@ -123,12 +123,12 @@ def repair(
     return Repaired(key, span, pages, events)
 
 
-#: What tells a gap from others: several gaps of numbers may lie within one moment.
+#: What tells a gap from others, also while it is filled from its beginning on: several gaps of numbers may end within one moment.
 _Name = tuple[Key, int, int | None]
 
 
 def _name(key: Key, gap: Interval) -> _Name:
-    return key, gap.start_ns, gap.first_id
+    return key, gap.end_ns, gap.last_id
 
 
 class KeepRepairing:
@@ -182,6 +182,7 @@ class KeepRepairing:
             if not more():
                 return
             self._not_before[_name(key, gap)] = self._clock() + _AGAIN_NS
+            before = self._begun.get(span)
             try:
                 done = repair(key, span, self._sources[source], self._stream, self._clock, self._connection, self._begun, more)
                 if done is None:  # a long one: it goes on when the others, if there are any, have had a turn
@@ -192,6 +193,8 @@ class KeepRepairing:
                 log.info("Asked for %s", done)
             except (WrongPage, Refused) as error:
                 self._not_before[_name(key, gap)] = self._clock() + _LATER_NS
+                if self._begun.get(span) == before:  # what is refused may be the cursor itself, which providers do not keep for ever
+                    self._begun.pop(span, None)
                 log.error("%s %s: %s", key.symbol, key.channel, error)
             except Unavailable as error:
                 log.warning("%s Gaps wait; nothing is lost.", error)

@@ -204,7 +204,6 @@ class LakeSource:
             window = replace(selection, start_ns=start_ns, end_ns=end_ns)
             some = files.matching(window)
             if some.count:
-                self._hold_against_checksums(some.paths)
                 text, values = _select(selection.columns, window, some.paths)
                 yield from self._run(f"{text} {qualify} ORDER BY {', '.join(ORDER)}", values, schema)
 
@@ -252,6 +251,10 @@ class LakeSource:
             yield since, end_ns
 
     def _run(self, text: str, values: Mapping[str, Value], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+        """The answer of a query of the files that `values` names."""
+        files = values["files"]
+        assert isinstance(files, list), "which files a query reads is told as `files`"
+        self._hold_against_checksums(files)
         try:
             # Of its own, for several readers of one source may be open; and held, for it closes when nothing does.
             cursor = self._engine.connection.cursor()
