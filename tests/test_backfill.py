@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
+from contextlib import closing
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, cast
@@ -200,6 +202,37 @@ def test_a_provider_that_does_not_answer_ends_it_and_what_has_come_is_kept(
     assert pages(stream) == state.pages == 8 > before
 
 
+def test_what_told_where_to_begin_is_asked_again(backfill: Callable[[Get], State], stream: EmbeddedStream) -> None:
+    """Answers without a trade before the start and after it, for a moment; then all is as it should be."""
+    exchange = Exchange(3_000)
+    done = backfill(lambda asked: b"[]" if "aggTrades" in asked.path else exchange(asked))
+    assert [str(why)[:17] for _, why in done.failed] == ["Aggregated trades"] * 2
+    done = backfill(exchange)
+    assert (done.failed, done.spans_done) == ((), 2)
+    assert pages(stream) == done.pages > 0
+
+
+def test_a_log_of_the_format_before_goes_on(tmp_path: Path) -> None:
+    spans = [Span("spot", "trade", symbol, NOON, NOON + DAY) for symbol in ("BTC/USDT", "ETH/USDT")]
+    log = PageLog(tmp_path / "log.sqlite")
+    log.open(spans)
+    log.note("w-1", 5, Sent(1, 1, Request("/2"), 10, NOON))
+    log.settle(1)
+    log.note("w-1", 5, Sent(2, 1, Request("/3"), 10, NOON))
+    log.close()
+    with closing(sqlite3.connect(tmp_path / "log.sqlite")) as db:
+        db.executescript(
+            "ALTER TABLE sent ADD COLUMN kept INTEGER NOT NULL DEFAULT 1;"
+            """UPDATE spans SET next = '{"path":"/latest"}' WHERE number = 2; PRAGMA user_version = 1"""
+        )
+    log.open(spans)
+    assert [(one.following, one.pages) for one in log.spans()] == [(Request("/2"), 1), (None, 0)]
+    assert log.writers() == {"w-1": 5}
+    log.recover({"w-1": 2})
+    assert log.spans()[0].following == Request("/3")
+    log.close()
+
+
 def test_what_nobody_foresaw_ends_it_with_its_reason(backfill: Callable[[Get], State]) -> None:
     def get(request: Request) -> bytes:
         raise RuntimeError("nobody foresaw this")
@@ -227,13 +260,13 @@ def test_a_page_that_did_not_arrive_is_asked_for_again_and_one_that_did_is_not(t
     log.open([span])
     assert (log.begin_writing(), log.begin_writing()) == (1, 2)
     for number in (1, 2, 3):
-        log.note("w-2", 5, Sent(number, 1, Request(f"/{number}"), True, 10, NOON + number))
+        log.note("w-2", 5, Sent(number, 1, Request(f"/{number}"), 10, NOON + number))
     assert log.writers() == {"w-2": 5}
     log.recover({"w-2": 2})
     (progress,) = log.spans()
     assert (progress.following, progress.pages, progress.events, progress.reached_ns) == (Request("/2"), 2, 20, NOON + 2)
     assert log.writers() == {}
-    log.note("w-2", 5, Sent(3, 1, None, True, 1, 0))
+    log.note("w-2", 5, Sent(3, 1, None, 1, 0))
     log.settle(3)
     (progress,) = log.spans()
     assert (progress.done, progress.pages, progress.events, progress.reached_ns) == (True, 3, 21, NOON + 2)

@@ -192,12 +192,12 @@ class Backfill:
     def _send(self, pages: Iterable[tuple[Progress, Fetched]], producer: Producer, writer: str, told: Callable[[State], None]) -> None:
         number, tell_at = 0, 0.0
         for progress, page in pages:
+            if page.payload is None:
+                continue
             number += 1
-            kept = page.payload is not None
-            self._log.note(writer, self._clock(), Sent(number, progress.number, page.following, kept, page.rows, page.reached_ns))
-            if kept:
-                self._hand_over(producer, number, page)
-                self._on_the_way.append(number)
+            self._log.note(writer, self._clock(), Sent(number, progress.number, page.following, page.rows, page.reached_ns))
+            self._hand_over(producer, number, page)
+            self._on_the_way.append(number)
             self._settle(producer, number, _MOST_WAITING)
             if (began := time.monotonic()) >= tell_at:
                 told(self.state())
@@ -226,7 +226,6 @@ class Backfill:
             if self._stop.is_set() and self._on_the_way:
                 return  # what is on its way is found to have arrived, or not, at the next start
             if len(self._on_the_way) <= waiting:
-                # What is no record of the stream has nowhere to arrive.
                 self._log.settle(self._on_the_way[0] - 1 if self._on_the_way else last)
                 return
             if time.monotonic() - began > _PATIENCE_S:

@@ -18,7 +18,7 @@ import msgspec
 from tapeline.errors import DiskTrouble, NewerData
 from tapeline.providers.history import Request, Span
 
-_FORMAT: Final = 1
+_FORMAT: Final = 2
 _SCHEMA: Final = f"""
 BEGIN;
 CREATE TABLE spans (
@@ -36,7 +36,6 @@ CREATE TABLE sent (            -- pages that may or may not have arrived
     at_ns INTEGER NOT NULL,
     span INTEGER NOT NULL,
     next BLOB,
-    kept INTEGER NOT NULL,
     events INTEGER NOT NULL,
     reached_ns INTEGER NOT NULL
 );
@@ -45,6 +44,19 @@ CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 PRAGMA user_version = {_FORMAT};
 COMMIT;
 """
+
+
+#: From each format before: format 1 noted also what only told where to go on, and so stood at questions whose answers had changed.
+_MIGRATIONS: Final = {
+    1: """
+BEGIN;
+DELETE FROM sent WHERE NOT kept;
+ALTER TABLE sent DROP COLUMN kept;
+UPDATE spans SET next = NULL WHERE NOT pages;
+PRAGMA user_version = 2;
+COMMIT;
+"""
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +76,12 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """A page that was handed to the stream, or is about to be."""
+    """A page that was handed to the stream, or is about to be. What only told where to go on is none: who is killed asks it again."""
 
     number: int
     span: int
     #: What comes next in its span; None: nothing.
     following: Request | None
-    #: Whether it is a record of the stream; else it only told where to go on.
-    kept: bool
     events: int
     reached_ns: int
 
@@ -95,6 +105,8 @@ class PageLog:
             if not version:
                 db.execute("PRAGMA journal_mode = WAL")
                 db.executescript(_SCHEMA)
+            elif version < _FORMAT:
+                db.executescript(_MIGRATIONS[version])
             # No more lasting than the embedded stream's own files: a power cut must not leave the log ahead of them.
             db.execute("PRAGMA synchronous = NORMAL")
             db.execute("INSERT OR IGNORE INTO facts VALUES ('name', lower(hex(randomblob(8))))")
@@ -135,9 +147,9 @@ class PageLog:
     def note(self, writer: str, at_ns: int, page: Sent) -> None:
         """It is about to be sent, under the name `writer`."""
         following = None if page.following is None else msgspec.json.encode(page.following)
-        row = (page.number, writer, at_ns, page.span, following, page.kept, page.events, page.reached_ns)
+        row = (page.number, writer, at_ns, page.span, following, page.events, page.reached_ns)
         with self._errors():
-            self._db.execute("INSERT INTO sent VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
+            self._db.execute("INSERT INTO sent VALUES (?, ?, ?, ?, ?, ?, ?)", row)
 
     def settle(self, until: int) -> None:
         """The pages up to a number have arrived: their spans are past them."""
@@ -159,11 +171,11 @@ class PageLog:
     def _settle(self, where: str, key: tuple[int | str, ...]) -> None:
         # `where` is one of the two texts above.
         rows = self._db.execute(
-            f"SELECT next, next IS NULL, kept, events, reached_ns, span FROM sent WHERE {where} ORDER BY number",  # noqa: S608
+            f"SELECT next, next IS NULL, events, reached_ns, span FROM sent WHERE {where} ORDER BY number",  # noqa: S608
             key,
         ).fetchall()
         self._db.executemany(
-            "UPDATE spans SET next = ?, done = ?, pages = pages + ?, events = events + ?, reached_ns = max(reached_ns, ?) WHERE number = ?",
+            "UPDATE spans SET next = ?, done = ?, pages = pages + 1, events = events + ?, reached_ns = max(reached_ns, ?) WHERE number = ?",
             rows,
         )
         self._db.execute(f"DELETE FROM sent WHERE {where}", key)  # noqa: S608
