@@ -113,7 +113,7 @@ def test_the_broker_is_away_at_the_start_and_again_for_long(server: Any, home: H
     shown = home.ask("status", "--format", "json")
     assert shown.returncode == 69, shown.stderr
     assert json.loads(shown.stdout)["spool"]["spooled"] > rate
-    assert "spool" in home.ask("status").stdout
+    until(lambda: "spool" in home.ask("status").stdout, "the status says that ingest spools")
     gone_until = time.monotonic() + away_s - 4.0
     while time.monotonic() < gone_until:
         memory.append(rss_mb(pid))
@@ -204,7 +204,7 @@ def test_redis_that_is_full_because_a_store_is_stopped_drops_nothing(
     until(lambda: home.word("ingest").get("spooled", 0) > 1_000, "ingest does not spool", 90.0)
     assert ingest.running
     assert normalize.running
-    assert "spool" in home.ask("status").stdout
+    until(lambda: "spool" in home.ask("status").stdout, "the status says that ingest spools")
     store = home.start("store")
     until(lambda: market.journal.read_text().count("\n") >= limit, "the venue has not sent everything")
     until(lambda: home.word("ingest")["spooled"] == home.word("ingest")["unsettled"] == 0, "the spool is not drained", 60.0)
