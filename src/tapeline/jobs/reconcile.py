@@ -82,8 +82,7 @@ def reconcile(
             spooled.write(body)
         fetched = pa.concat_tables(parts)
         held = _stored(store, key, topic, start_ns - _EDGE_NS, end_ns + _EDGE_NS, fetched)
-        matched = _matched(held, fetched, rule)
-        inside = matched.filter(pc.and_(pc.greater_equal(matched["ts"], start_ns), pc.less(matched["ts"], end_ns)))
+        inside = _inside(_matched(held, fetched, rule), start_ns, end_ns)
         missing = inside.filter(pc.equal(inside["held"], 0))
         lacking = sorted({*missing["page"].to_pylist(), *unread})
         for number in lacking:
@@ -92,9 +91,9 @@ def reconcile(
             stream.append(RAW_TOPIC, raw_record(key.provider, key.feed, connection, replace(page, payload=spooled.read(length))), 0)
     here = _inside(held, start_ns, end_ns)
     there = _inside(fetched, start_ns, end_ns)
-    only_stored = _alone(matched, start_ns, end_ns)
+    only_stored = _alone(inside)
     # A history that lacks an event that was seen may lack others, that were not.
-    lacks = _alone(_matched(held, fetched, _BY_WINDOW), start_ns, end_ns) if topic is BARS_TOPIC else only_stored
+    lacks = _alone(_inside(_matched(held, fetched, _BY_WINDOW), start_ns, end_ns)) if topic is BARS_TOPIC else only_stored
     claimed = not lacks and not unread
     if claimed:
         # What the history did not hold yet when the first page came, a later one may have passed by.
@@ -153,7 +152,7 @@ def _nothing(topic: Topic) -> pa.RecordBatch:
 
 
 def _matched(held: pa.Table, fetched: pa.Table, rule: Identity) -> pa.Table:
-    """Each event once: in how many rows of either it is (`held`, `fetched`), its time (`ts`), and the page that brought it."""
+    """Each event once: in how many rows of either it is (`held`, `fetched`), its time (`ts_ns`), and the page that brought it."""
     sides = []
     for side, table in enumerate((held, fetched)):
         told = told_by(table, rule)
@@ -170,13 +169,14 @@ def _matched(held: pa.Table, fetched: pa.Table, rule: Identity) -> pa.Table:
     found = both.group_by(names, use_threads=False).aggregate(
         [("at", "max"), ("in_held", "sum"), ("in_fetched", "sum"), ("on_page", "min")]
     )
-    return pa.table({"ts": found["at_max"], "held": found["in_held_sum"], "fetched": found["in_fetched_sum"], "page": found["on_page_min"]})
+    return pa.table(
+        {"ts_ns": found["at_max"], "held": found["in_held_sum"], "fetched": found["in_fetched_sum"], "page": found["on_page_min"]}
+    )
 
 
-def _alone(matched: pa.Table, start_ns: int, end_ns: int) -> int:
-    """How many events of [start_ns, end_ns) only the store has."""
-    lone = matched.filter(pc.equal(matched["fetched"], 0))
-    return int(pc.sum(pc.and_(pc.greater_equal(lone["ts"], start_ns), pc.less(lone["ts"], end_ns))).as_py() or 0)
+def _alone(matched: pa.Table) -> int:
+    """How many events only the store has."""
+    return int(matched.filter(pc.equal(matched["fetched"], 0)).num_rows)
 
 
 def _inside(table: pa.Table, start_ns: int, end_ns: int) -> pa.Table:
