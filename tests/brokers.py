@@ -1,23 +1,27 @@
 """Real servers as fixtures. One that cannot be had skips its tests, and pytest's last lines say so; with CI=true it fails them.
 
-`redis_server`, `kafka_broker` and `postgres_server` are shared by the whole run: use names of your own in them, and leave them running.
+`redis_server`, `kafka_broker` and `postgres_server` are shared by all tests of a process: use names of your own in them, and leave them
+running. `shared(kind)` is a stream on one of them, `database` a database.
 `s3_url` is the address of a local server that speaks S3's protocol, shared too.
 `own_redis(...)`, `own_kafka(...)` and `own_postgres(...)` start one for a single test, to be killed and paused.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import tempfile
 import time
+import uuid
 from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import msgspec
 import pytest
 from services import kafka, postgres, redis
 from services.kafka import KafkaBroker
@@ -26,6 +30,7 @@ from services.process import Missing, Tls
 from services.redis import RedisServer
 
 from environments import python_of
+from tapeline.config import StreamConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -34,10 +39,14 @@ if TYPE_CHECKING:
     from services.process import Server
 
 S = TypeVar("S", bound="Server")
+#: The fixture of the shared server of each kind of stream.
+SHARED = {"redis": "redis_server", "kafka": "kafka_broker"}
 _MISSING = "cannot be had here: "
-#: Everything must be there. The variables are taken away because pytest, where it finds one of them, explains a failed comparison
-#: without bound: for two lists of some ten thousand rows that takes hours.
-_EVERYTHING = os.environ.pop("CI", "") == "true"
+#: Where it is set, no server may be missing. It goes on to the workers, which inherit the environment.
+_EVERYTHING = "NEED_EVERY_SERVER"
+if os.environ.pop("CI", "") == "true":
+    os.environ[_EVERYTHING] = "1"
+# Where pytest finds CI or this variable, it explains a failed comparison without bound: for two long lists that takes hours.
 os.environ.pop("BUILD_NUMBER", None)
 
 
@@ -47,7 +56,7 @@ def need(kind: ModuleType) -> None:
         kind.find()
     except Missing as missing:
         said = f"{kind.__name__.removeprefix('services.')} {_MISSING}{missing} (make services)"
-        if _EVERYTHING:
+        if _EVERYTHING in os.environ:
             pytest.fail(said, pytrace=False)
         pytest.skip(said)
 
@@ -81,8 +90,33 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
 def kafka_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaBroker]:
     need(kafka)
     # Nobody kills this one, so a long session costs nothing, and a busy machine does not end it.
-    with KafkaBroker(tmp_path_factory.mktemp("kafka"), settings={"broker.session.timeout.ms": "30000"}) as broker:
+    settings = {"broker.session.timeout.ms": "30000", "log.retention.check.interval.ms": "500", "file.delete.delay.ms": "100"}
+    with KafkaBroker(tmp_path_factory.mktemp("kafka"), settings=settings) as broker:
         yield broker
+
+
+@pytest.fixture
+def shared(request: pytest.FixtureRequest) -> Callable[[str], StreamConfig]:
+    """`shared("kafka")`: a stream on the shared server of that kind, under a prefix that no other test has; or `embedded`."""
+
+    def make(kind: str, **settings: Any) -> StreamConfig:
+        if kind == "embedded":
+            return msgspec.convert(settings, StreamConfig)
+        server = request.getfixturevalue(SHARED[kind])
+        return msgspec.convert({"url": server.url, "topic_prefix": fresh_prefix(), **settings}, StreamConfig)
+
+    return make
+
+
+def fresh_prefix() -> str:
+    """A `stream.topic_prefix` that no other test has."""
+    return f"{uuid.uuid4().hex[:12]}."
+
+
+def stream_block(stream: StreamConfig) -> str:
+    """The [stream] block of a configuration file."""
+    settings = msgspec.to_builtins(stream)
+    return "[stream]\n" + "".join(f"{name} = {json.dumps(settings[name])}\n" for name in ("url", "topic_prefix", "partitions"))
 
 
 @pytest.fixture(scope="session")

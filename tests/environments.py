@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
@@ -19,6 +20,15 @@ def python_of(folder: Path) -> str:
     home = ENVIRONMENTS / folder.name
     stamp = home / "lock.sha256"
     digest = hashlib.sha256(lock.read_bytes()).hexdigest()
+    ENVIRONMENTS.mkdir(exist_ok=True)
+    with (ENVIRONMENTS / f"{folder.name}.lock").open("w") as made_by_one:
+        fcntl.flock(made_by_one, fcntl.LOCK_EX)
+        _make(home, lock, stamp, digest)
+    return str(home / "bin" / "python")
+
+
+def _make(home: Path, lock: Path, stamp: Path, digest: str) -> None:
+    """Fetch what the lock names, unless the stamp says that it is there."""
     if not stamp.exists() or stamp.read_text() != digest:
         uv = str(UV) if UV.exists() else shutil.which("uv")
         assert uv, "uv is needed to make the clients' environments: run `make install`"
@@ -29,4 +39,3 @@ def python_of(folder: Path) -> str:
         ):
             subprocess.run(command, check=True, env=environment)
         stamp.write_text(digest)
-    return str(home / "bin" / "python")

@@ -21,7 +21,7 @@ from tapeline.streams.embedded import EmbeddedStream
 from test_rejects import NOW_NS, Pipeline, asked, trade
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 PROVE = bool(os.environ.get("TAPELINE_PROVE"))
 
@@ -172,10 +172,9 @@ def test_events_are_found_by_symbol_and_time_the_nearest_before_it_where_none_is
 
 
 @pytest.fixture
-def anywhere(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Pipeline]:
+def anywhere(request: pytest.FixtureRequest, shared: Callable[..., StreamConfig], tmp_path: Path) -> Iterator[Pipeline]:
     """A pipeline over the stream that the test's parameter names."""
-    url = "embedded:" if request.param == "embedded" else request.getfixturevalue(f"own_{request.param}")().url
-    found = Pipeline(tmp_path / "data", StreamConfig(url=url, partitions=2))
+    found = Pipeline(tmp_path / "data", shared(request.param, partitions=2))
     with closing(found.stream):
         yield found
 

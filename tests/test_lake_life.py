@@ -687,9 +687,8 @@ def test_what_the_store_has_still_to_read_is_not_taken_for_what_was_lost(pipelin
 
 
 @pytest.mark.parametrize("server", ["redis", *(["kafka"] if PROVE else [])])
-def test_a_damaged_file_is_made_again_from_every_stream(server: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    stream = StreamConfig(url=request.getfixturevalue(f"own_{server}")().url, partitions=2)
-    made = test_rejects.Pipeline(tmp_path / "data", stream)
+def test_a_damaged_file_is_made_again_from_every_stream(server: str, shared: Callable[..., StreamConfig], tmp_path: Path) -> None:
+    made = test_rejects.Pipeline(tmp_path / "data", shared(server, partitions=2))
     root = made.root / "lake"
     with closing(made.stream):
         for first in (0, 10, 20):

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
+from brokers import stream_block
 from frames import golden, raw_batch
 from tapeline import query
 from tapeline.config import Config, StreamConfig
@@ -354,7 +355,7 @@ def asked(pipeline: Pipeline, *arguments: str) -> subprocess.CompletedProcess[by
 
 def command(pipeline: Pipeline, *arguments: str) -> list[str]:
     config = pipeline.root.with_suffix(".toml")
-    config.write_text(f'data_dir = "{pipeline.root}"\n[stream]\nurl = "{pipeline.config.stream.url}"\n')
+    config.write_text(f'data_dir = "{pipeline.root}"\n{stream_block(pipeline.config.stream)}')
     return [*COMMAND, *arguments, "--config", str(config)]
 
 
@@ -363,10 +364,9 @@ def environment() -> dict[str, str]:
 
 
 @pytest.fixture
-def anywhere(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Pipeline]:
+def anywhere(request: pytest.FixtureRequest, shared: Callable[..., StreamConfig], tmp_path: Path) -> Iterator[Pipeline]:
     """A pipeline over the stream that the test's parameter names."""
-    url = "embedded:" if request.param == "embedded" else request.getfixturevalue(f"own_{request.param}")().url
-    found = Pipeline(tmp_path / "data", StreamConfig(url=url, partitions=2))
+    found = Pipeline(tmp_path / "data", shared(request.param, partitions=2))
     with closing(found.stream):
         yield found
 

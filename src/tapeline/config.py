@@ -39,6 +39,8 @@ _SECRET_NAMES: Final = frozenset(
 )
 
 NotNegative = Annotated[float, msgspec.Meta(ge=0)]
+#: What Kafka allows in a topic's name (https://kafka.apache.org/documentation/#brokerconfigs), with room for the names behind it.
+TopicPrefix = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._-]{0,100}\Z")]
 ProviderName = Literal["binance", "polygon", "alpaca"]
 
 
@@ -61,6 +63,7 @@ class StreamConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_o
     password_file: str = ""  # for the user in the url; or TAPELINE_STREAM_PASSWORD
     sasl: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "SCRAM-SHA-512"  # how that user logs in to Kafka
     ca_file: str = ""  # trust this certificate authority for TLS, besides the system's
+    topic_prefix: TopicPrefix = ""  # stands before the name of every topic, key, group and transaction on Kafka and Redis
     partitions: Annotated[int, msgspec.Meta(ge=0, le=1024)] = 0  # of topics made anew; 0: 1 embedded, else 4
     replication: Annotated[int, msgspec.Meta(ge=1, le=9)] = 1  # of Kafka topics made anew
     codecs: CodecsConfig = CodecsConfig()

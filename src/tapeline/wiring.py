@@ -427,16 +427,17 @@ def raw_partitions(config: Config, stream: Stream) -> int:
     if config.stream.url == "embedded:":
         return stream.partitions
     note = config.root / "spool" / "partitions"
+    topics = f"{config.stream.shown} {config.stream.topic_prefix}".rstrip()
     try:
         count = len(stream.ends(RAW_TOPIC))
     except Unavailable:
         with suppress(OSError, ValueError):
-            known, url = note.read_text(encoding="utf-8").split(" ", 1)
-            return int(known) if url == config.stream.shown else 1
+            known, of = note.read_text(encoding="utf-8").split(" ", 1)
+            return int(known) if of == topics else 1
         return 1
     with suppress(OSError):  # it is asked again at the next start
         note.parent.mkdir(parents=True, exist_ok=True)
-        note.write_text(f"{count} {config.stream.shown}", encoding="utf-8")
+        note.write_text(f"{count} {topics}", encoding="utf-8")
     return count
 
 

@@ -26,7 +26,12 @@ def from_kafka(address: str, topic: str) -> Iterator[tuple[int, str, bytes] | No
     from confluent_kafka import Consumer
 
     consumer = Consumer(
-        {"bootstrap.servers": address, "group.id": "engine", "isolation.level": "read_committed", "auto.offset.reset": "earliest"}
+        {
+            "bootstrap.servers": address,
+            "group.id": f"engine of {topic}",
+            "isolation.level": "read_committed",
+            "auto.offset.reset": "earliest",
+        }
     )
     consumer.subscribe([topic])
     while True:

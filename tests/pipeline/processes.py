@@ -16,13 +16,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import pytest
+from services.process import lives
 
 from tapeline.config import load
+from tapeline.monitor.health import snapshot
 from tapeline.query import connect
 from tapeline.records import RAW_TOPIC
 from tapeline.stores.ledger import read_intervals
 from tapeline.stores.ledger_file import LedgerFile
-from tapeline.wiring import open_stream
+from tapeline.wiring import open_stores, open_stream, raw_groups
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -183,8 +185,10 @@ class Home:
         return ask(*arguments, "--config", str(self.config), env=self.env)
 
     def status(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.ask("status", "--format", "json").stdout)
-        return found
+        """What `tapeline status --format json` shows, looked at by this process."""
+        config = load(self.config, {})
+        with contextlib.closing(self.stream()) as stream:
+            return snapshot(config.root, stream, open_stores(config), raw_groups(config))
 
     def rows(self, query: str) -> list[tuple[Any, ...]]:
         return rows(self.lake, query)
@@ -200,10 +204,11 @@ class Home:
     def pid(self, stage: str) -> int | None:
         """The process that runs a stage on this data directory now."""
         pid = self.word("run").get("stages", {}).get(stage, {}).get("pid")
-        with contextlib.suppress(OSError):
-            if pid and str(self.config) in Path(f"/proc/{pid}/cmdline").read_text():
-                return int(pid)
-        return None
+        try:
+            owner = (self.root / "locks" / stage).read_text()
+        except OSError:
+            return None
+        return int(pid) if pid and f", process {pid}, " in owner and lives(pid) else None
 
     def kill(self, stage: str) -> None:
         """kill -9 the process that runs a stage, as soon as there is one."""

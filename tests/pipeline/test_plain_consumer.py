@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from processes import Home, block, until
 
+from brokers import stream_block
 from tapeline.query import find
 from tapeline.records import BARS, TICKS
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from processes import VenueProcess
+
+    from tapeline.config import StreamConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = ROOT / "tests" / "clients" / "plain_consumer.py"
@@ -51,17 +54,20 @@ def by_id(rows: list[dict[str, Any]]) -> dict[tuple[int, int, int], dict[str, An
 
 @pytest.mark.parametrize("kind", ["kafka", "redis"])
 def test_a_plain_client_gets_every_field_of_every_record(
-    kind: str, request: pytest.FixtureRequest, home: Home, venue: Callable[..., VenueProcess], generated: Path, tmp_path: Path
+    kind: str, shared: Callable[..., StreamConfig], home: Home, venue: Callable[..., VenueProcess], generated: Path, tmp_path: Path
 ) -> None:
-    server = request.getfixturevalue(f"own_{kind}")()
+    stream = shared(kind, partitions=3)
     market = venue("binance", "--rate", "500", "--limit", "2500")
     feed = block("binance", market.url, ["BTCUSDT", "ETHUSDT", "SOLUSDT"], ["trade", "bookTicker", "kline_1s"])
-    home.configure(f'[stream]\nurl = "{server.url}"\npartitions = 3\n' + feed)
+    home.configure(stream_block(stream) + feed)
     run = home.start("run", "--until-idle", "1")
     until(lambda: home.word("lake").get("pid"), "nothing runs")  # before that there is no topic to read
-    address = server.address if kind == "kafka" else server.url
+    address = stream.url.removeprefix("kafka://")
     topics = {"market-data.normalized": ("MarketData", "ticks", TICKS), "market-data.bars": ("Bar", "bar_revisions", BARS)}
-    engines = {topic: engine(generated, kind, address, topic, message, str(tmp_path / topic)) for topic, (message, *_) in topics.items()}
+    engines = {
+        topic: engine(generated, kind, address, stream.topic_prefix + topic, message, str(tmp_path / topic))
+        for topic, (message, *_) in topics.items()
+    }
     assert run.ends() == 0, run.said
     for topic, (_, table, schema) in topics.items():
         engines[topic].communicate(timeout=60.0)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from processes import PROVE, Home, block, received, records, sent, until
 
+from brokers import stream_block
 from tapeline.errors import Unavailable
 from tapeline.monitor.status import StatusFile
 from tapeline.records import TICKS_TOPIC, Topic
@@ -36,8 +37,7 @@ TAKEN_OVER_S = 60.0
 
 def stream_settings(request: pytest.FixtureRequest, kind: str, partitions: int) -> str:
     """The [stream] of a fresh stream of a kind."""
-    url = "embedded:" if kind == "embedded" else request.getfixturevalue(f"own_{kind}")().url
-    return f'[stream]\nurl = "{url}"\npartitions = {partitions}\n'
+    return stream_block(request.getfixturevalue("shared")(kind, partitions=partitions))
 
 
 def four_feeds(venues: list[VenueProcess], **more: Any) -> str:

@@ -7,55 +7,16 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import redis
-from confluent_kafka import KafkaException
-from confluent_kafka.admin import AdminClient
 from places import Place, codecs
-from services import kafka as kafka_service
-from services.kafka import KafkaBroker
 
-from brokers import need
+from brokers import SHARED, fresh_prefix
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-    from services.redis import RedisServer
-
-#: Of the shared Redis; other tests use the others.
-_DATABASE = 9
-_TOPICS_GONE_S = 20.0
-
-
-@pytest.fixture(scope="session")
-def topics_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaBroker]:
-    """A broker whose `market-data` topics belong to these tests alone: their names are fixed."""
-    need(kafka_service)
-    settings = {"broker.session.timeout.ms": "30000", "log.retention.check.interval.ms": "500", "file.delete.delay.ms": "100"}
-    with KafkaBroker(tmp_path_factory.mktemp("topics"), settings=settings) as broker:
-        yield broker
-
-
-def empty_kafka(address: str) -> None:
-    """Delete every topic of ours; their groups' offsets go with them."""
-    admin = AdminClient({"bootstrap.servers": address, "log_level": 0})
-    ours = [name for name in admin.list_topics(timeout=20).topics if name.startswith("market-data.")]
-    for done in (admin.delete_topics(ours) if ours else {}).values():
-        with suppress(KafkaException):
-            done.result()
-    deadline = time.monotonic() + _TOPICS_GONE_S
-    while any(name.startswith("market-data.") for name in admin.list_topics(timeout=20).topics) and time.monotonic() < deadline:
-        time.sleep(0.01)
-
-
-def empty_redis(url: str) -> None:
-    with redis.Redis.from_url(url) as client:
-        client.flushdb()
 
 
 @pytest.fixture
@@ -63,14 +24,8 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
     """The stream that the test's parameter names: `embedded`, `redis` or `kafka`, with `-arrow` or `-protobuf`."""
     kind, _, codec = str(request.param).partition("-")
     settings: dict[str, Any] = {"partitions": 3, "codecs": codecs(codec)} if codec else {"partitions": 3}
-    if kind == "redis":
-        server: RedisServer = request.getfixturevalue("redis_server")
-        settings["url"] = f"redis://{server.address}/{_DATABASE}"
-        empty_redis(settings["url"])
-    elif kind == "kafka":
-        broker: KafkaBroker = request.getfixturevalue("topics_broker")
-        settings["url"] = broker.url
-        empty_kafka(broker.address)
+    if codec:
+        settings |= {"url": request.getfixturevalue(SHARED[kind]).url, "topic_prefix": fresh_prefix()}
     made = Place(kind, tmp_path / "data", settings)
     yield made
     made.close()

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from made import raws
 from tapeline.config import Config, StreamConfig
+from tapeline.errors import Unavailable
 from tapeline.records import NORMALIZED_TOPICS, RAW_TOPIC, Chunk, Topic
 from tapeline.wiring import open_stream
 
@@ -51,6 +52,19 @@ class Place:
     @property
     def config(self) -> StreamConfig:
         return msgspec.convert(self._settings, StreamConfig)
+
+    def name(self, topic: Topic, partition: int | None = None) -> str:
+        """The topic's name on the server; of Redis that of a partition's stream."""
+        return f"{self.prefix}{topic.name}{'' if partition is None else f':{partition}'}"
+
+    @property
+    def address(self) -> str:
+        """Host and port of the Kafka broker."""
+        return self.url.removeprefix("kafka://")
+
+    @property
+    def prefix(self) -> str:
+        return str(self._settings.get("topic_prefix", ""))
 
     @property
     def url(self) -> str:
@@ -135,6 +149,19 @@ def drained(member: Member, count: int, seconds: float = 30.0) -> list[bytes]:
             member.commit(chunk, nothing(), {})
             found += chunk.batch["payload"].to_pylist()
     return found
+
+
+def send_patiently(producer: Any, number: int, partition: int, batch: pa.RecordBatch) -> None:
+    """A batch that is not taken yet is handed over again."""
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            producer.send(number, partition, batch)
+            return
+        except Unavailable:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
 
 
 def nothing() -> Outputs:

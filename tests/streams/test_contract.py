@@ -12,7 +12,21 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pytest
 from confluent_kafka import Producer
-from places import EACH, EVERY, TAKEN_OVER_S, Place, by_partition, column, commit, drained, everything, nothing, polled, until
+from places import (
+    EACH,
+    EVERY,
+    TAKEN_OVER_S,
+    Place,
+    by_partition,
+    column,
+    commit,
+    drained,
+    everything,
+    nothing,
+    polled,
+    send_patiently,
+    until,
+)
 
 from made import NOON, bars, raws, rejects, ticks
 from tapeline.errors import Busy
@@ -21,8 +35,6 @@ from tapeline.streams import PartitionLost
 from tapeline.streams.partitioning import partition_of
 
 if TYPE_CHECKING:
-    from services.kafka import KafkaBroker
-
     from conftest import Workers
 
 PROVE = os.environ.get("TAPELINE_PROVE") == "1"
@@ -145,14 +157,14 @@ def test_what_one_commit_after_the_other_writes_is_waited_for_at_once(place: Pla
 
 @pytest.mark.parametrize("place", ["kafka-arrow", "kafka-protobuf"], indirect=True)
 @pytest.mark.parametrize("count", [3, 12_000])
-def test_after_an_aborted_transaction_nothing_waits_and_what_follows_is_read(place: Place, topics_broker: KafkaBroker, count: int) -> None:
+def test_after_an_aborted_transaction_nothing_waits_and_what_follows_is_read(place: Place, count: int) -> None:
     stream = place.open()
     stream.append(TICKS_TOPIC, ticks({"symbol": "X", "sequence": 1}))
-    dying = Producer({"bootstrap.servers": topics_broker.address, "transactional.id": "dying", "partitioner": "murmur2_random"})
+    dying = Producer({"bootstrap.servers": place.address, "transactional.id": f"{place.prefix}dying", "partitioner": "murmur2_random"})
     dying.init_transactions(20)
     dying.begin_transaction()
     for _ in range(count):
-        dying.produce(TICKS_TOPIC.name, b"never to be seen", b"X")
+        dying.produce(place.name(TICKS_TOPIC), b"never to be seen", b"X")
     dying.flush(20)
     chunk = stream.read(TICKS_TOPIC, {}, 10)
     assert chunk is not None
@@ -215,13 +227,14 @@ def test_a_key_of_any_text_goes_where_kafka_s_own_partitioner_puts_it(place: Pla
 
 
 @pytest.mark.parametrize("place", ["kafka-arrow"], indirect=True)
-def test_librdkafka_s_murmur2_chooses_the_same_partitions(place: Place, topics_broker: KafkaBroker) -> None:
+def test_librdkafka_s_murmur2_chooses_the_same_partitions(place: Place) -> None:
     place.open().append(RAW_TOPIC, raws(0, 1), 0)
     chosen: dict[str, int] = {}
-    producer = Producer({"bootstrap.servers": topics_broker.address, "partitioner": "murmur2_random"})
+    producer = Producer({"bootstrap.servers": place.address, "partitioner": "murmur2_random"})
     keys = [key for key in KEYS if key] + [f"S{n}" for n in range(100)]
     for key in keys:
-        producer.produce(REJECTED_TOPIC.name, b"", key.encode(), on_delivery=lambda _, m, key=key: chosen.__setitem__(key, m.partition()))
+        topic = place.name(REJECTED_TOPIC)
+        producer.produce(topic, b"", key.encode(), on_delivery=lambda _, m, key=key: chosen.__setitem__(key, m.partition()))
     producer.flush(20)
     assert chosen == {key: partition_of(key, 3) for key in keys}
 
@@ -526,21 +539,6 @@ def test_the_same_chunk_is_committed_once(place: Place) -> None:
 
 
 # Producers.
-
-
-def send_patiently(producer: Any, number: int, partition: int, batch: pa.RecordBatch) -> None:
-    """A batch that is not taken yet is handed over again."""
-    from tapeline.errors import Unavailable
-
-    deadline = time.monotonic() + 20
-    while True:
-        try:
-            producer.send(number, partition, batch)
-            return
-        except Unavailable:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.02)
 
 
 @each

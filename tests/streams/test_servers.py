@@ -12,8 +12,8 @@ from urllib.parse import quote
 import pytest
 import redis
 from confluent_kafka import Producer
-from confluent_kafka.admin import AdminClient
-from places import EVERY, SERVERS, Place, by_partition, column, drained, everything, open_described, polled, until
+from confluent_kafka.admin import AclBinding, AclOperation, AclPermissionType, AdminClient, ResourcePatternType, ResourceType
+from places import EVERY, SERVERS, Place, by_partition, column, drained, everything, open_described, polled, send_patiently, until
 from services.process import free_port
 
 from made import raws, ticks
@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from services.kafka import KafkaBroker
     from services.process import Tls
+
+    from tapeline.records import Topic
 
 PROVE = os.environ.get("TAPELINE_PROVE") == "1"
 SECRET = "s3cret%/@:word"
@@ -37,15 +38,13 @@ SECRET = "s3cret%/@:word"
 
 
 @pytest.mark.parametrize("place", [name for name in EVERY if name != "embedded"], indirect=True)
-def test_what_a_foreign_client_puts_into_a_topic_stops_nothing(
-    place: Place, request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_what_a_foreign_client_puts_into_a_topic_stops_nothing(place: Place, caplog: pytest.LogCaptureFixture) -> None:
     stream = place.open()
     garbage = [b"", b"no batch", b"\xff\xff\xff\xff", b"\xff\xff\xff\xff\x10\x00\x00\x00", b"\x00" * 40, os.urandom(300)]
     for topic in (RAW_TOPIC, TICKS_TOPIC):
         stream.append(topic, raws(0, 2) if topic is RAW_TOPIC else ticks({"sequence": 1, "symbol": "X"}), 1)
         for data in garbage:
-            put(place, request, topic.name, data)
+            put(place, topic, data)
         stream.append(topic, raws(2, 2) if topic is RAW_TOPIC else ticks({"sequence": 2, "symbol": "X"}), 1)
     chunks = everything(place.open(), RAW_TOPIC)
     rows = [row for chunk in chunks for row in chunk.batch.to_pylist()]
@@ -59,26 +58,26 @@ def test_what_a_foreign_client_puts_into_a_topic_stops_nothing(
     assert not any(stream.waiting(RAW_TOPIC, stream.positions("normalize", RAW_TOPIC)).values())
 
 
-def put(place: Place, request: pytest.FixtureRequest, topic: str, data: bytes) -> None:
+def put(place: Place, topic: Topic, data: bytes) -> None:
     """As another program might: into partition 1."""
     if place.kind == "redis":
         with redis.Redis.from_url(place.url) as client:
-            client.xadd(f"{topic}:1", {"d": data})
+            client.xadd(place.name(topic, 1), {"d": data})
     else:
-        producer = Producer({"bootstrap.servers": request.getfixturevalue("topics_broker").address})
-        producer.produce(topic, data, partition=1)
+        producer = Producer({"bootstrap.servers": place.address})
+        producer.produce(place.name(topic), data, partition=1)
         assert producer.flush(20) == 0
 
 
 @pytest.mark.parametrize("place", ["redis-arrow"], indirect=True)
-def test_a_foreign_entry_in_the_raw_stream_of_redis_costs_a_producer_nothing(place: Place, request: pytest.FixtureRequest) -> None:
+def test_a_foreign_entry_in_the_raw_stream_of_redis_costs_a_producer_nothing(place: Place) -> None:
     stream = place.open()
     producer = stream.producer("writer")
     for number in range(1, 30):
         producer.send(number, 1, raws(number, 1))
         if number in (5, 20):
             until(lambda: producer.settled() == number, 10, "it is settled")  # noqa: B023
-            put(place, request, RAW_TOPIC.name, b"foreign")
+            put(place, RAW_TOPIC, b"foreign")
     until(lambda: producer.settled() == 29, 20, "all are settled")
     producer.close(1.0)
     wanted = [b"%d " % n for n in range(1, 30)]
@@ -92,7 +91,7 @@ def test_entries_without_our_field_and_of_the_same_millisecond_are_passed_over(p
     with redis.Redis.from_url(place.url) as client:
         at = int(time.time() * 1000)
         for entry in (f"{at}-0", f"{at}-1", f"{at}-{2**63}", f"{at + 1}-0"):
-            client.xadd("market-data.raw:1", {"someone": "else"}, id=entry)
+            client.xadd(place.name(RAW_TOPIC, 1), {"someone": "else"}, id=entry)
     stream.append(RAW_TOPIC, raws(1, 1), 1)
     payloads = column(stream, RAW_TOPIC, "payload")
     assert [payload for payload in payloads if payload] == [b"0 ", b"1 "]
@@ -258,9 +257,7 @@ def test_the_embedded_stream_keeps_what_is_young_or_not_acknowledged(tmp_path: P
 
 
 @pytest.mark.parametrize("place", ["kafka-arrow", "kafka-protobuf"], indirect=True)
-def test_a_reader_whose_records_kafka_has_removed_says_so_and_goes_on(
-    place: Place, topics_broker: KafkaBroker, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_reader_whose_records_kafka_has_removed_says_so_and_goes_on(place: Place, caplog: pytest.LogCaptureFixture) -> None:
     stream = place.open()
     for topic in (RAW_TOPIC, TICKS_TOPIC):
         for number in range(20):
@@ -268,10 +265,10 @@ def test_a_reader_whose_records_kafka_has_removed_says_so_and_goes_on(
     reading, position = place.open(), stream.before_end(TICKS_TOPIC, 15)
     chunk = reading.read(TICKS_TOPIC, position, 1)
     stream.acknowledge("normalize", RAW_TOPIC, {1: 3 << 20})
-    admin = AdminClient({"bootstrap.servers": topics_broker.address})
+    admin = AdminClient({"bootstrap.servers": place.address})
     from confluent_kafka import TopicPartition
 
-    gone = [TopicPartition(topic.name, 1, 12) for topic in (RAW_TOPIC, TICKS_TOPIC)]
+    gone = [TopicPartition(place.name(topic), 1, 12) for topic in (RAW_TOPIC, TICKS_TOPIC)]
     for done in admin.delete_records(gone).values():
         done.result()
     fresh = place.open()
@@ -429,6 +426,58 @@ def test_kafka_with_each_way_to_log_in(own_place: Any, tls: Tls, tmp_path: Path)
     assert column(place.open(), RAW_TOPIC, "payload") == [b"%d " % n for n in range(number)]
 
 
+# Shared servers.
+
+
+def works(place: Place, first: int, **settings: Any) -> None:
+    """Append, read, lock, deliver, and commit a step: everything that stages ask of a stream."""
+    stream = place.open(**settings)
+    lease = stream.hold("an account")
+    producer = stream.producer("writer")
+    send_patiently(producer, 1, 0, raws(first, 1))
+    until(lambda: producer.settled() == 1, 15, "it is settled")
+    producer.close(1.0)
+    member = stream.join("normalize", RAW_TOPIC, "one")
+    member.commit(polled(member), [(TICKS_TOPIC, ticks({"symbol": "A", "sequence": first}))], {"in": 1})
+    member.close()
+    lease.keep()
+    lease.drop()
+    stream.acknowledge("lake", TICKS_TOPIC, stream.ends(TICKS_TOPIC))
+    assert column(stream, TICKS_TOPIC, "sequence") == [first]
+    assert stream.totals("normalize") == {"in": 1}
+
+
+@pytest.mark.parametrize("place", SERVERS, indirect=True)
+def test_pipelines_with_different_prefixes_share_a_server_and_see_nothing_of_each_other(place: Place) -> None:
+    for number, prefix in enumerate(("alice.", "bob.", "")):
+        works(place, number, topic_prefix=place.prefix + prefix)
+
+
+def test_a_user_of_kafka_who_may_touch_only_one_prefix_does_everything_there_and_nothing_elsewhere(own_place: Any) -> None:
+    rules = {"authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer", "super.users": "User:ANONYMOUS"}
+    place, broker = own_place("kafka-arrow", {"users": {"alice": "secret"}, "settings": rules})
+    admin = AdminClient({"bootstrap.servers": broker.address})
+    allowed = [
+        AclBinding(kind, "alice.", ResourcePatternType.PREFIXED, "User:alice", "*", AclOperation.ALL, AclPermissionType.ALLOW)
+        for kind in (ResourceType.TOPIC, ResourceType.GROUP, ResourceType.TRANSACTIONAL_ID)
+    ]
+    for done in admin.create_acls(allowed).values():
+        done.result()
+    login = {"url": f"kafka://alice:secret@{broker.addresses['SASL_PLAINTEXT']}", "sasl": "PLAIN"}
+    works(place, 7, **login, topic_prefix="alice.")
+    with pytest.raises(Refused, match="refused"):
+        place.open(**login).ends(RAW_TOPIC)
+
+
+def test_a_user_of_redis_who_may_touch_only_one_prefix_does_everything_there_and_nothing_elsewhere(own_place: Any) -> None:
+    place, server = own_place("redis-arrow")
+    server.ask("ACL", "SETUSER", "alice", "on", ">secret", "~alice.*", "+@all")
+    login = {"url": f"redis://alice:secret@{server.address}/0"}
+    works(place, 7, **login, topic_prefix="alice.")
+    with pytest.raises(Refused, match="refused"):
+        place.open(**login).ends(RAW_TOPIC)
+
+
 @pytest.mark.parametrize("scheme", ["redis", "rediss", "kafka", "kafkas"])
 @pytest.mark.parametrize("password", ["hush", "hu/sh", "hu@sh", "hu:sh", "hu#sh", "hu?sh"])
 def test_a_password_is_in_no_error(scheme: str, password: str, tmp_path: Path) -> None:
@@ -481,5 +530,5 @@ def test_a_worker_whose_transactions_kafka_has_ended_goes_on_and_makes_everythin
 def fence(place: Place) -> None:
     """End the worker's transactions in its stead."""
     for side in "ab":
-        name = f"tapeline-normalize-one-{side}"
-        Producer({"bootstrap.servers": place.url.removeprefix("kafka://"), "transactional.id": name}).init_transactions(20.0)
+        name = f"{place.prefix}tapeline-normalize-one-{side}"
+        Producer({"bootstrap.servers": place.address, "transactional.id": name}).init_transactions(20.0)

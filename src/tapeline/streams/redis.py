@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from random import uniform
 from typing import Any, Final, NamedTuple
@@ -34,7 +35,6 @@ from tapeline.streams.sharing import BookLease, SharedMember, Shares
 log = logging.getLogger(__name__)
 
 _PARTITIONS: Final = 4
-_ROOT: Final = "tapeline"
 _FORMAT: Final = b"1"
 _TIMEOUT_S: Final = 5.0
 _QUICK_S: Final = 0.5
@@ -151,6 +151,39 @@ return 1
 _DROP: Final = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
 
 
+@dataclass(frozen=True, slots=True)
+class _Keys:
+    """The names of all keys, each behind the same prefix."""
+
+    prefix: str
+
+    def stream(self, topic: Topic, partition: int) -> str:
+        """The Redis Stream of one partition."""
+        return f"{self.prefix}{topic.name}:{partition}"
+
+    def end(self, topic: Topic, partition: int) -> str:
+        return self._ours(f"end:{topic.name}:{partition}")
+
+    def position(self, group: str, topic: Topic, partition: int) -> str:
+        return self._ours(f"position:{group}:{topic.name}:{partition}")
+
+    def totals(self, group: str) -> str:
+        return self._ours(f"totals:{group}")
+
+    def writer(self, name: str) -> str:
+        return self._ours(f"writer:{name}")
+
+    def lease(self, name: str) -> str:
+        return self._ours(f"lease:{name}")
+
+    @property
+    def facts(self) -> str:
+        return self._ours("facts")
+
+    def _ours(self, name: str) -> str:
+        return f"{self.prefix}tapeline:{name}"
+
+
 class RedisStream:
     """Topics in one Redis server, version 7 or later. Nothing is connected before the first call."""
 
@@ -161,6 +194,7 @@ class RedisStream:
         self._config = config
         self._groups = groups or {}
         self._password = password
+        self.keys = _Keys(config.topic_prefix)
         self._client = _client(config, password, timeout_s, self._met)
         self._append = self._client.register_script(_APPEND)
         self._commit = self._client.register_script(_COMMIT)
@@ -198,14 +232,14 @@ class RedisStream:
         """As `read`, of the partitions given alone, in one round trip; it may wait so long for the first record."""
         share = max(1, -(-max_rows // max(1, len(positions))))
         most = min(share, _ENTRIES, max(1, int(_CHUNK_BYTES / self._largest.get(topic, _FIRST_GUESS))))
-        places = {_key(topic, partition): f"{position}-{_AFTER}" for partition, position in positions.items()}
+        places = {self.keys.stream(topic, partition): f"{position}-{_AFTER}" for partition, position in positions.items()}
         with self._told():
             answer = self._client.xread(places, count=most, block=wait_ms)
         found = {key.decode(): entries for key, entries in answer}
         chunks = [
-            self._chunk_of(topic, partition, position, found[_key(topic, partition)])
+            self._chunk_of(topic, partition, position, found[self.keys.stream(topic, partition)])
             for partition, position in positions.items()
-            if _key(topic, partition) in found
+            if self.keys.stream(topic, partition) in found
         ]
         return Chunk.join(chunks) if chunks else None
 
@@ -214,7 +248,7 @@ class RedisStream:
         data = [fields.get(_FIELD, b"") for _, fields in entries]
         largest = max(map(len, data))
         self._largest[topic] = max(largest, int(0.9 * self._largest.get(topic, largest)), 1)
-        batch, rows = codecs.decode(topic, data, lambda at: f"The entry {entries[at][0].decode()} of {_key(topic, partition)}")
+        batch, rows = codecs.decode(topic, data, lambda at: f"The entry {entries[at][0].decode()} of {self.keys.stream(topic, partition)}")
         counts = np.array(rows, np.int64)  # as the ids say, but for those of other programs
         first = np.array([int(entry.partition(b"-")[0]) for entry, _ in entries], np.int64) - counts
         offset = np.repeat(first - (np.cumsum(counts) - counts), counts) + np.arange(batch.num_rows, dtype=np.int64)
@@ -231,7 +265,9 @@ class RedisStream:
             if after > position:
                 found.append((entry, fields))
             else:
-                log.error("The entry %s of %s has no place of its own and is passed over.", entry.decode(), _key(topic, partition))
+                log.error(
+                    "The entry %s of %s has no place of its own and is passed over.", entry.decode(), self.keys.stream(topic, partition)
+                )
             position = max(after, position)
         return found or entries[-1:]
 
@@ -253,18 +289,18 @@ class RedisStream:
         self._begin()
         self.make_room(TICKS_TOPIC, sum(batch.nbytes for _, batch in outputs))
         written = [(topic, *part) for topic, batch in outputs for part in self._entries(topic, batch, None)]
-        keys = [_place(group, chunk.topic, partition) for partition in chunk.begin]
-        keys += [_key(chunk.topic, partition) for partition in chunk.begin]
+        keys = [self.keys.position(group, chunk.topic, partition) for partition in chunk.begin]
+        keys += [self.keys.stream(chunk.topic, partition) for partition in chunk.begin]
         arguments: list[Any] = [self._run, group, len(chunk.begin)]
         for partition, begin in chunk.begin.items():
             arguments += [begin, chunk.next[partition], f"{chunk.next[partition]}-{_AFTER}"]
         arguments.append(len(written))
         for topic, partition, entries in written:
-            keys += [_end(topic, partition), _key(topic, partition)]
+            keys += [self.keys.end(topic, partition), self.keys.stream(topic, partition)]
             arguments += [len(entries) // 2, *entries]
         arguments += [part for name, value in totals.items() if value for part in (name, value)]
         with self._told():
-            done = self._commit(keys=[*keys, f"{_ROOT}:totals:{group}"], args=arguments)
+            done = self._commit(keys=[*keys, self.keys.totals(group)], args=arguments)
         if not done:
             raise PartitionLost(f"{group} has moved on in {chunk.topic.name} without this process.")
 
@@ -278,20 +314,20 @@ class RedisStream:
     def positions(self, group: str, topic: Topic) -> dict[int, int]:
         self._begin()
         with self._told():
-            found = self._client.mget([_place(group, topic, partition) for partition in range(self._count)])
+            found = self._client.mget([self.keys.position(group, topic, partition) for partition in range(self._count)])
         return {partition: int(position or 0) for partition, position in enumerate(found)}
 
     def totals(self, group: str) -> dict[str, int]:
         self._begin()
         with self._told():
-            return {name.decode(): int(value) for name, value in self._client.hgetall(f"{_ROOT}:totals:{group}").items()}
+            return {name.decode(): int(value) for name, value in self._client.hgetall(self.keys.totals(group)).items()}
 
     def ends(self, topic: Topic) -> dict[int, int]:
         self._begin()
         with self._told():
             pipe = self._client.pipeline(transaction=False)
             for partition in range(self._count):
-                pipe.hget(_end(topic, partition), "next")
+                pipe.hget(self.keys.end(topic, partition), "next")
             return {partition: int(end or 0) for partition, end in enumerate(pipe.execute())}
 
     def before_end(self, topic: Topic, rows: int) -> dict[int, int]:
@@ -309,8 +345,8 @@ class RedisStream:
         with self._told():
             pipe = self._client.pipeline(transaction=True)
             for partition in range(self._count):
-                pipe.hmget(_end(topic, partition), ["next", "before", "since"])
-                self._first(keys=[_key(topic, partition)], args=[f"{positions.get(partition, 0)}-{_AFTER}"], client=pipe)
+                pipe.hmget(self.keys.end(topic, partition), ["next", "before", "since"])
+                self._first(keys=[self.keys.stream(topic, partition)], args=[f"{positions.get(partition, 0)}-{_AFTER}"], client=pipe)
             answers = pipe.execute()
         found = []
         for numbers, entry in zip(answers[::2], answers[1::2], strict=True):
@@ -362,7 +398,7 @@ class RedisStream:
             return
         with self._told():
             run = str(self._client.info("server")["run_id"])
-            facts = f"{_ROOT}:facts"
+            facts = self.keys.facts
             self._client.hsetnx(facts, "format", _FORMAT)
             self._client.hsetnx(facts, "partitions", self._config.partitions or _PARTITIONS)
             form, count = self._client.hmget(facts, ["format", "partitions"])
@@ -375,12 +411,12 @@ class RedisStream:
                 for topic in topics:
                     for partition in range(self._count):
                         with suppress(redis.ResponseError):  # BUSYGROUP: it is there
-                            self._client.xgroup_create(_key(topic, partition), group, "0", mkstream=True)
+                            self._client.xgroup_create(self.keys.stream(topic, partition), group, "0", mkstream=True)
         self._run = run
 
     def _write(self, pipe: Pipeline, topic: Topic, batch: pa.RecordBatch, partition: int | None) -> None:
         for at, entries in self._entries(topic, batch, partition):
-            self._append(keys=[_end(topic, at), _key(topic, at)], args=[self._run, *entries], client=pipe)
+            self._append(keys=[self.keys.end(topic, at), self.keys.stream(topic, at)], args=[self._run, *entries], client=pipe)
 
     def _entries(self, topic: Topic, batch: pa.RecordBatch, partition: int | None) -> Iterator[tuple[int, list[Any]]]:
         """By partition: records and data of each entry, one after the other."""
@@ -402,8 +438,8 @@ class RedisStream:
 
     def _move(self, pipe: Pipeline, group: str, topic: Topic, positions: Mapping[int, int]) -> None:
         for partition, position in positions.items():
-            pipe.set(_place(group, topic, partition), position)
-            self._move_group(keys=[_key(topic, partition)], args=[group, f"{position}-{_AFTER}"], client=pipe)
+            pipe.set(self.keys.position(group, topic, partition), position)
+            self._move_group(keys=[self.keys.stream(topic, partition)], args=[group, f"{position}-{_AFTER}"], client=pipe)
 
     def make_room(self, topic: Topic, size: int) -> None:
         """For so many bytes: trim where memory asks for it. Raises Unavailable while Redis is full and nothing can be trimmed.
@@ -438,12 +474,12 @@ class RedisStream:
             pipe = self._client.pipeline(transaction=False)
             for topic in topics:
                 for partition in range(self._count):
-                    pipe.memory_usage(_key(topic, partition))
+                    pipe.memory_usage(self.keys.stream(topic, partition))
             return sum(size or 0 for size in pipe.execute())
 
     def _trim(self, *, everything: bool) -> None:
         """Remove of what every group has behind it, also those of other programs, the older half, or everything."""
-        keys = [_key(topic, partition) for topic in TOPICS.values() for partition in range(self._count)]
+        keys = [self.keys.stream(topic, partition) for topic in TOPICS.values() for partition in range(self._count)]
         pipe = self._client.pipeline(transaction=False)
         for key in keys:
             pipe.xinfo_groups(key)
@@ -519,19 +555,6 @@ class _End(NamedTuple):
         return max(0, position if position >= self.since else position - (self.since - self.before))
 
 
-def _key(topic: Topic, partition: int) -> str:
-    """The stream of one partition."""
-    return f"{topic.name}:{partition}"
-
-
-def _end(topic: Topic, partition: int) -> str:
-    return f"{_ROOT}:end:{topic.name}:{partition}"
-
-
-def _place(group: str, topic: Topic, partition: int) -> str:
-    return f"{_ROOT}:position:{group}:{topic.name}:{partition}"
-
-
 def _behind(client: Any, key: str, group: Mapping[str, Any]) -> int:
     """The position up to which a group has read and acknowledged everything."""
     delivered = int(group["last-delivered-id"].partition(b"-")[0])
@@ -580,7 +603,7 @@ class _Producer:
     def recovered(self, writer: str, since_ns: int) -> Mapping[int, int]:
         del since_ns
         with self._stream.told():
-            number = int(self._stream.client.get(f"{_ROOT}:writer:{writer}") or 0)
+            number = int(self._stream.client.get(self._stream.keys.writer(writer)) or 0)
         return dict.fromkeys(range(self._stream.partitions), number)  # one connection carries all partitions, in order
 
     def close(self, wait_s: float) -> None:
@@ -610,7 +633,8 @@ class _Producer:
         if self._connection is None:
             return
         number, partition, records, data = one
-        keys = (_end(RAW_TOPIC, partition), _key(RAW_TOPIC, partition), f"{_ROOT}:writer:{self._writer}")
+        names = self._stream.keys
+        keys = (names.end(RAW_TOPIC, partition), names.stream(RAW_TOPIC, partition), names.writer(self._writer))
         try:
             self._connection.send_command("EVALSHA", self._script, len(keys), *keys, number, self._stream.run, records, data, self._before)
             self._before = number
@@ -642,16 +666,16 @@ class _Leases:
 
     def take(self, name: str, token: str, seconds: float) -> bool:
         with self._stream.told():
-            return bool(self._take(keys=[f"{_ROOT}:lease:{name}"], args=[token, int(seconds * 1000)]))
+            return bool(self._take(keys=[self._stream.keys.lease(name)], args=[token, int(seconds * 1000)]))
 
     def drop(self, name: str, token: str) -> None:
         with self._stream.told():
-            self._drop(keys=[f"{_ROOT}:lease:{name}"], args=[token])
+            self._drop(keys=[self._stream.keys.lease(name)], args=[token])
 
     def taken(self, prefix: str) -> dict[str, str]:
-        begin = f"{_ROOT}:lease:"
+        begin = self._stream.keys.lease("")
         with self._stream.told():
-            keys = list(self._stream.client.scan_iter(match=f"{begin}{_literal(prefix)}*", count=1000))
+            keys = list(self._stream.client.scan_iter(match=f"{_literal(begin + prefix)}*", count=1000))
             values = self._stream.client.mget(keys) if keys else []
         return {key.decode().removeprefix(begin): value.decode() for key, value in zip(keys, values, strict=True) if value is not None}
 

@@ -77,7 +77,7 @@ class KafkaStream:
         return GroupLease(self._cluster, name)
 
     def acknowledge(self, group: str, topic: Topic, positions: Mapping[int, int]) -> None:
-        offsets = [TopicPartition(topic.name, partition, position >> ROW_BITS) for partition, position in positions.items()]
+        offsets = [TopicPartition(self._cluster.name(topic), partition, position >> ROW_BITS) for partition, position in positions.items()]
         with self._cluster.told():
             self._looker(group).commit(offsets=offsets, asynchronous=False)
 

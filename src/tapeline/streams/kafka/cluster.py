@@ -24,7 +24,7 @@ _Answer = TypeVar("_Answer")
 
 _PARTITIONS: Final = 4
 #: A topic of one partition: who is given it holds a lease.
-LEASES: Final = "market-data.leases"
+_LEASES: Final = "market-data.leases"
 #: The longest message: a frame may be 64 MiB, and a batch is closed before a second one of that size.
 MESSAGE_BYTES: Final = 80 * 1024 * 1024
 #: How long an answer is waited for.
@@ -66,6 +66,19 @@ class Cluster:
         """Of a topic that is made anew."""
         return self._config.partitions or _PARTITIONS
 
+    def name(self, topic: Topic) -> str:
+        """The topic's name on the brokers."""
+        return self._config.topic_prefix + topic.name
+
+    @property
+    def leases(self) -> str:
+        """The name of the topic whose one partition is handed out as a lease."""
+        return self._config.topic_prefix + _LEASES
+
+    def owned(self, name: str) -> str:
+        """The name of a consumer group or transaction of ours on the brokers."""
+        return f"{self._config.topic_prefix}tapeline-{name}"
+
     def client(self, **settings: object) -> dict[str, Any]:
         """The settings of any client, and these; a name's underscores stand for dots."""
         return self._client | {name.replace("_", "."): value for name, value in settings.items()}
@@ -73,7 +86,7 @@ class Cluster:
     def consumer(self, group: str, **settings: object) -> Consumer:
         return Consumer(
             self.client(
-                group_id=f"tapeline-{group}",
+                group_id=self.owned(group),
                 enable_auto_commit=False,
                 auto_offset_reset="error",
                 isolation_level="read_committed",
@@ -98,7 +111,7 @@ class Cluster:
         return "arrow" if topic is RAW_TOPIC else getattr(self._config.codecs, topic.name.rpartition(".")[2])
 
     def watermarks(self, consumer: Consumer, topic: Topic, partition: int) -> tuple[int, int]:
-        found = self.asked(lambda: consumer.get_watermark_offsets(TopicPartition(topic.name, partition), timeout=ASK_S))
+        found = self.asked(lambda: consumer.get_watermark_offsets(TopicPartition(self.name(topic), partition), timeout=ASK_S))
         if found is None:
             raise self._errors.away()
         return int(found[0]), int(found[1])
@@ -107,7 +120,8 @@ class Cluster:
         """Where the consumer's group is in each partition: an offset, below zero where it has none yet, and its metadata."""
 
         def ask() -> list[TopicPartition]:
-            found: list[TopicPartition] = consumer.committed([TopicPartition(topic.name, some) for some in partitions], timeout=timeout_s)
+            asked = [TopicPartition(self.name(topic), some) for some in partitions]
+            found: list[TopicPartition] = consumer.committed(asked, timeout=timeout_s)
             for one in found:
                 if one.error is not None:  # its offset is below zero too, and means nothing
                     raise KafkaException(one.error)
@@ -132,11 +146,11 @@ class Cluster:
             self._admin = self._admin or AdminClient(self._client)
             with self._errors.told():
                 there = self._listed(self._admin, patience_s)
-            missing = [name for name in (*TOPICS, LEASES) if name not in there]
+            missing = [name for name in (*map(self.name, TOPICS.values()), self.leases) if name not in there]
             if missing:
                 self._make(self._admin, missing)
                 there = self._settled(self._admin, missing)
-            self._counts = {some: len(there[some.name].partitions) for some in TOPICS.values()}
+            self._counts = {some: len(there[self.name(some)].partitions) for some in TOPICS.values()}
         return self._counts[topic]
 
     @staticmethod
@@ -169,7 +183,7 @@ class Cluster:
         }
         count = self._config.partitions or _PARTITIONS
         wanted = [
-            NewTopic(name, 1 if name == LEASES else count, self._config.replication, config={} if name == LEASES else settings)
+            NewTopic(name, 1 if name == self.leases else count, self._config.replication, config={} if name == self.leases else settings)
             for name in names
         ]
         for name, done in admin.create_topics(wanted, request_timeout=ASK_S).items():

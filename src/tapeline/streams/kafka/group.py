@@ -14,7 +14,7 @@ from confluent_kafka import OFFSET_BEGINNING, OFFSET_STORED, Consumer, KafkaErro
 from tapeline.errors import Busy, TapelineError, Unavailable
 from tapeline.records import TOPICS, Chunk, Topic
 from tapeline.streams import Outputs, PartitionLost, Totals
-from tapeline.streams.kafka.cluster import ASK_S, LEASES, MESSAGE_BYTES, Cluster
+from tapeline.streams.kafka.cluster import ASK_S, MESSAGE_BYTES, Cluster
 from tapeline.streams.kafka.messages import ROW_BITS, chunk_of, place, produce, read_totals, write_totals
 from tapeline.streams.kafka.reading import MOST_MESSAGES, go_on_after
 
@@ -53,10 +53,10 @@ class GroupMember:
             heartbeat_interval_ms=int(_SESSION_S * 1000 / 3),
             max_poll_interval_ms=300_000,
         )
-        self._name, self._commit_every_s = f"tapeline-{group}-{name}", commit_every_s
+        self._name, self._commit_every_s = cluster.owned(f"{group}-{name}"), commit_every_s
         self._transactions = self._anew()
         with cluster.told():
-            self._consumer.subscribe([topic.name], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost_all)
+            self._consumer.subscribe([cluster.name(topic)], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost_all)
 
     @property
     def partitions(self) -> Sequence[int]:
@@ -107,7 +107,7 @@ class GroupMember:
                 counted[name] = counted.get(name, 0) + value
         self._mine |= chunk.next
         offsets = [
-            TopicPartition(self._topic.name, partition, position >> ROW_BITS, write_totals(self._totals.get(partition, {})))
+            TopicPartition(self._cluster.name(self._topic), partition, position >> ROW_BITS, write_totals(self._totals.get(partition, {})))
             for partition, position in chunk.next.items()
         ]
         try:
@@ -153,7 +153,7 @@ class GroupMember:
             raise error
 
     def _taken_over(self) -> PartitionLost:
-        return PartitionLost(f"Kafka has given part of {self._topic.name} to another member of {self._group}.")
+        return PartitionLost(f"Kafka has given part of {self._cluster.name(self._topic)} to another member of {self._group}.")
 
     def _rewind(self) -> None:
         self._renew()
@@ -162,7 +162,7 @@ class GroupMember:
             self._load(partitions)
             with self._cluster.told():
                 for partition in partitions:
-                    self._consumer.seek(TopicPartition(self._topic.name, partition, self._mine[partition] >> ROW_BITS))
+                    self._consumer.seek(TopicPartition(self._cluster.name(self._topic), partition, self._mine[partition] >> ROW_BITS))
         self._rewind_due = False
 
     def _anew(self) -> _Transactions:
@@ -202,7 +202,10 @@ class GroupMember:
             log.warning("%s", error)
             self._rewind_due = True
         consumer.incremental_assign(
-            [TopicPartition(self._topic.name, p, self._mine[p] >> ROW_BITS if p in self._mine else OFFSET_STORED) for p in new]
+            [
+                TopicPartition(self._cluster.name(self._topic), p, self._mine[p] >> ROW_BITS if p in self._mine else OFFSET_STORED)
+                for p in new
+            ]
         )
         for partition in new:
             self._mine.setdefault(partition, 0)
@@ -333,13 +336,13 @@ class _Transactions:
         too, and the group's offsets cannot be read. Only a mark of the same producer helps: a transaction that touches everything
         the hanging one can have touched, and is aborted, undoes it as a whole. The records that touch have no value.
         """
-        offsets = [TopicPartition(topic.name, partition, 0) for partition in partitions]
+        offsets = [TopicPartition(self._cluster.name(topic), partition, 0) for partition in partitions]
         outputs = [some for some in TOPICS.values() if some is not topic]
         for producer in self._producers:
             producer.begin_transaction()
             for output in outputs:
                 for partition in range(self._cluster.count(output)):
-                    producer.produce(output.name, partition=partition)
+                    producer.produce(self._cluster.name(output), partition=partition)
             producer.flush(ASK_S)
             producer.send_offsets_to_transaction(offsets, self._consumer.consumer_group_metadata(), ASK_S)
             producer.abort_transaction(ASK_S)
@@ -404,7 +407,7 @@ class GroupLease:
             max_poll_interval_ms=300_000,
         )
         with cluster.told():
-            self._consumer.subscribe([LEASES], on_assign=self._assigned, on_revoke=self._gone, on_lost=self._gone)
+            self._consumer.subscribe([cluster.leases], on_assign=self._assigned, on_revoke=self._gone, on_lost=self._gone)
             deadline = time.monotonic() + 3 * _SESSION_S
             while not self._answered and time.monotonic() < deadline:
                 self._consumer.poll(0.1)

@@ -53,20 +53,20 @@ def produce(producer: Producer, topic: Topic, batch: pa.RecordBatch, cluster: Cl
     count = cluster.count(topic)
     if cluster.codec(topic) == "arrow":
         for partition, part in split(topic, batch, count):
-            _put(producer, topic, [{"value": bytes(arrow.encode(part))}], partition)
+            _put(producer, cluster.name(topic), [{"value": bytes(arrow.encode(part))}], partition)
         return
     values = protobuf.encode(topic, batch)
     keys = [key.encode() for key in batch[topic.key].to_pylist()]
     where = partitions_of(topic, batch, count)
     for partition in np.unique(where).tolist():
         rows = np.flatnonzero(where == partition).tolist() if count > 1 else range(len(values))
-        _put(producer, topic, [{"value": values[row], "key": keys[row]} for row in rows], partition)
+        _put(producer, cluster.name(topic), [{"value": values[row], "key": keys[row]} for row in rows], partition)
 
 
-def _put(producer: Producer, topic: Topic, messages: list[dict[str, bytes]], partition: int) -> None:
+def _put(producer: Producer, topic: str, messages: list[dict[str, bytes]], partition: int) -> None:
     """Raises KafkaException where the client's queue stays full."""
     deadline = time.monotonic() + ASK_S
-    while producer.produce_batch(topic.name, messages, partition) < len(messages):
+    while producer.produce_batch(topic, messages, partition) < len(messages):
         if time.monotonic() > deadline:
             raise KafkaException(KafkaError(KafkaError._QUEUE_FULL))
         messages = [{name: m[name] for name in ("value", "key") if name in m} for m in messages if "_error" in m]

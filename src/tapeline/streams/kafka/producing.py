@@ -55,7 +55,7 @@ class RawProducer:
         producer = self._made(timeout_s=0.0)
         key = f"{self._writer}/{number}".encode()
         try:
-            producer.produce(RAW_TOPIC.name, data, key, partition, lambda error, _: self._delivered(number, error))
+            producer.produce(self._cluster.name(RAW_TOPIC), data, key, partition, lambda error, _: self._delivered(number, error))
         except BufferError:
             raise Unavailable(f"Kafka takes no more for now{': ' + self._cluster.trouble if self._cluster.trouble else ''}.") from None
         producer.poll(0)
@@ -91,11 +91,11 @@ class RawProducer:
 
         for partition, part in parts:
             if self._cluster.codec(topic) == "arrow":
-                producer.produce(topic.name, bytes(arrow.encode(part)), b"", partition, heard)
+                producer.produce(self._cluster.name(topic), bytes(arrow.encode(part)), b"", partition, heard)
             else:
                 keys = part[topic.key].to_pylist()
                 for key, value in zip(keys, protobuf.encode(topic, part), strict=True):
-                    producer.produce(topic.name, value, key.encode(), partition, heard)
+                    producer.produce(self._cluster.name(topic), value, key.encode(), partition, heard)
         left = producer.flush(ASK_S + 30.0)
         if failed or left:
             with self._cluster.told():
@@ -107,7 +107,7 @@ class RawProducer:
         highest: dict[int, int] = {}
         try:
             since_ms = since_ns // 1_000_000 - _SENT_BEFORE_MS
-            asked = [TopicPartition(RAW_TOPIC.name, p, since_ms) for p in range(self._cluster.count(RAW_TOPIC))]
+            asked = [TopicPartition(self._cluster.name(RAW_TOPIC), p, since_ms) for p in range(self._cluster.count(RAW_TOPIC))]
             found = self._cluster.asked(lambda: consumer.offsets_for_times(asked, timeout=ASK_S))
             with self._cluster.told():
                 starts = [some for some in found if some.offset >= 0]

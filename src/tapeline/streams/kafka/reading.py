@@ -53,7 +53,7 @@ class Reader:
         begin = dict(positions)
         if begin != self._at:
             with self._cluster.told():
-                consumer.assign([TopicPartition(self._topic.name, p, max(0, at >> ROW_BITS)) for p, at in begin.items()])
+                consumer.assign([TopicPartition(self._cluster.name(self._topic), p, max(0, at >> ROW_BITS)) for p, at in begin.items()])
             self._at, self._ended = begin, set()
         deadline = time.monotonic() + ASK_S
         wait_s = 0.0
@@ -107,13 +107,13 @@ def go_on_after(cluster: Cluster, consumer: Consumer, topic: Topic, message: Mes
         log.error(
             "%s %d: what was to be read next is gone: the topic's retention has removed it. It goes on at offset %d; what lies "
             "before was not read. Keep more (retention.ms of the topic), or read faster.",
-            topic.name,
+            cluster.name(topic),
             partition,
             low,
         )
         with cluster.told():
-            consumer.incremental_unassign([TopicPartition(topic.name, partition)])  # a partition in this state cannot be sought in
-            consumer.incremental_assign([TopicPartition(topic.name, partition, low)])
+            consumer.incremental_unassign([TopicPartition(cluster.name(topic), partition)])  # a partition in this state cannot be sought in
+            consumer.incremental_assign([TopicPartition(cluster.name(topic), partition, low)])
         return
     if not error.retriable() and error.code() not in (KafkaError._ALL_BROKERS_DOWN, KafkaError._TRANSPORT):
         with cluster.told():

@@ -1,0 +1,71 @@
+"""How much is tried: `make test` runs the quick form of everything, `make prove` the full form of what is marked as a proof.
+
+A test that has a full form is marked `@proof("part")` and asks `PROVE` which form it is in; property tests are proofs of the part
+`properties` by themselves. `make prove PART=chaos` runs one part.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+#: The parts, and what each proves.
+PARTS: Final = {
+    "chaos": "everything goes wrong at once, by many seeds: the stores are what happened, and the ledger says what is missing",
+    "crashes": "processes and servers killed at many more moments: nothing is lost, nothing is doubled",
+    "streams": "every promise of a stream by the second codec too, on every server, with more of everything",
+    "timeouts": "what takes real time: locks, leases and servers that are away for long",
+    "properties": "whatever a property test can think of, a thousand times and more",
+    "lake": "every bit that can flip and every point at which maintenance can die",
+    "readers": "other programs: the notebook, Spark, the containers of the services",
+}
+_ASKED: Final = os.environ.get("TAPELINE_PROVE", "")
+#: Whether this run is a proof.
+PROVE: Final = bool(_ASKED)
+
+
+def proof(part: str) -> pytest.MarkDecorator:
+    """Marks a test that has a full form; `part`: one of PARTS."""
+    assert part in PARTS, f"there is no part {part!r}: {', '.join(PARTS)}"
+    return pytest.mark.proof(part)
+
+
+def part_of(item: pytest.Item) -> str:
+    """The part that a test proves; empty where its quick form is all there is."""
+    mark = item.get_closest_marker("proof")
+    if mark is not None:
+        return str(mark.args[0])
+    return "properties" if item.get_closest_marker("hypothesis") else ""
+
+
+def asked_for(items: Sequence[pytest.Item]) -> list[pytest.Item]:
+    """Of all tests, those that this proof is to run."""
+    assert _ASKED == "1" or _ASKED in PARTS, f"There is no part {_ASKED!r}. Use PART= one of {', '.join(PARTS)}."
+    return [item for item in items if part_of(item) and _ASKED in ("1", part_of(item))]
+
+
+def table(reports: Sequence[pytest.TestReport]) -> list[str]:
+    """What was proven, how often, how long: a line for each test function, by part."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for report in reports:
+        noted = dict(report.user_properties)
+        name = report.nodeid.partition("[")[0].rpartition("::")[2].removeprefix("test_").replace("_", " ")
+        line = found.setdefault((str(noted.get("part", "")), name), {"times": 0, "seconds": 0.0, "failed": 0})
+        line["seconds"] += report.duration
+        if report.when == "call":
+            line["times"] += int(noted.get("examples", 1)) if report.passed else 0
+            line["failed"] += report.failed
+    lines = [f"{'times':>7} {'seconds':>8}  what was proven"]
+    for part, title in PARTS.items():
+        mine = sorted((name, line) for (some, name), line in found.items() if some == part)
+        if mine:
+            lines += ["", f"{'':>17}{part}: {title}"]
+            for name, line in mine:
+                failed = f"  ({line['failed']} FAILED)" if line["failed"] else ""
+                lines.append(f"{line['times']:>7,} {line['seconds']:>8.1f}  {name}{failed}")
+    return lines
