@@ -6,10 +6,9 @@ import ast
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from pathlib import Path
-
-import pytest
 
 import tapeline
 
@@ -99,8 +98,13 @@ PURE = ("asyncio", "socket", "http", "picows", "urllib", "ssl", "threading", "ti
 EMPTY_NAMES = {"util", "utils", "helper", "helpers", "manager", "managers", "base", "common", "misc", "tools", "core", "lib"}
 
 
-def imports(path: Path) -> Iterator[str]:
+@cache
+def imports(path: Path) -> tuple[str, ...]:
     """Every module that a file imports, anywhere in it; what only type checkers see counts too."""
+    return tuple(_imports(path))
+
+
+def _imports(path: Path) -> Iterator[str]:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (name.name for name in node.names)
@@ -124,56 +128,58 @@ PIPELINE = [module for module in MODULES if module != "tapeline" and not module.
 VENUES = [module for module in MODULES if module.startswith("tapeline.venues")]
 
 
-@pytest.mark.parametrize("module", PIPELINE)
-def test_a_module_imports_only_from_the_layers_below_it(module: str) -> None:
-    assert layer(module) >= 0, f"{module} has no place in the layers: give it one"
-    own = module.split(".")[1]
-    others = {name for name in imports(MODULES[module]) if name.startswith("tapeline.") and name.split(".")[1] not in (own, "venues")}
-    upward = [name for name in others if layer(name) >= layer(module)]
-    assert upward == []
+def broken(modules: Iterable[str], forbidden: Callable[[str, str], bool]) -> dict[str, list[str]]:
+    """Which modules import what they may not: `forbidden(module, imported)`."""
+    found = {module: sorted({name for name in imports(MODULES[module]) if forbidden(module, name)}) for module in modules}
+    return {module: names for module, names in found.items() if names}
 
 
-@pytest.mark.parametrize("module", [module for module in PIPELINE if module not in ("tapeline.cli.trying", "tapeline.demo")])
-def test_the_pipeline_does_not_know_the_venues(module: str) -> None:
-    assert [name for name in imports(MODULES[module]) if name.startswith("tapeline.venues")] == []
+def test_a_module_imports_only_from_the_layers_below_it() -> None:
+    assert [module for module in PIPELINE if layer(module) < 0] == [], "give it a place in the layers"
+
+    def upward(module: str, name: str) -> bool:
+        foreign = name.startswith("tapeline.") and name.split(".")[1] not in (module.split(".")[1], "venues")
+        return foreign and layer(name) >= layer(module)
+
+    assert broken(PIPELINE, upward) == {}
 
 
-@pytest.mark.parametrize("module", VENUES)
-def test_the_venues_know_nothing_of_the_pipeline(module: str) -> None:
-    assert [name for name in imports(MODULES[module]) if name.startswith("tapeline.") and not name.startswith("tapeline.venues")] == []
+def test_the_pipeline_does_not_know_the_venues() -> None:
+    modules = [module for module in PIPELINE if module not in ("tapeline.cli.trying", "tapeline.demo")]
+    assert broken(modules, lambda _, name: name.startswith("tapeline.venues")) == {}
 
 
-@pytest.mark.parametrize(
-    "module", [module for module in PIPELINE if module.startswith(("tapeline.providers", "tapeline.records", "tapeline.errors"))]
-)
-def test_providers_are_pure(module: str) -> None:
-    assert [name for name in imports(MODULES[module]) if name.split(".")[0] in PURE and name not in ANYBODY_S] == []
+def test_the_venues_know_nothing_of_the_pipeline() -> None:
+    assert broken(VENUES, lambda _, name: name.startswith("tapeline.") and not name.startswith("tapeline.venues")) == {}
 
 
-@pytest.mark.parametrize("library", OWNERS)
-def test_a_library_is_known_to_its_owner_alone(library: str) -> None:
-    others = [module for module in PIPELINE if not inside(module, OWNERS[library])]
-    users = {(module, name) for module in others for name in imports(MODULES[module]) if inside(name, {library}) and name not in ANYBODY_S}
-    assert users == set()
+def test_providers_are_pure() -> None:
+    modules = [module for module in PIPELINE if module.startswith(("tapeline.providers", "tapeline.records", "tapeline.errors"))]
+    assert broken(modules, lambda _, name: name.split(".")[0] in PURE and name not in ANYBODY_S) == {}
+
+
+def test_a_library_is_known_to_its_owner_alone() -> None:
+    def not_its_owner(module: str, name: str) -> bool:
+        libraries = [library for library in OWNERS if inside(name, {library}) and name not in ANYBODY_S]
+        return any(not inside(module, OWNERS[library]) for library in libraries)
+
+    assert broken(PIPELINE, not_its_owner) == {}
 
 
 def test_only_the_wiring_knows_concrete_classes() -> None:
     outside = [module for module in PIPELINE if not inside(module, CONCRETE | WHO_KNOWS_CONCRETE)]
-    users = {(module, name) for module in outside for name in imports(MODULES[module]) if inside(name, CONCRETE)}
-    assert users == set()
+    assert broken(outside, lambda _, name: inside(name, CONCRETE)) == {}
 
 
 def test_one_provider_knows_nothing_of_another() -> None:
     names = {f"tapeline.providers.{name}" for name in ("alpaca", "binance", "polygon")}
-    assert {(module, name) for module in names for name in imports(MODULES[module]) if name in names - {module}} == set()
+    assert broken(names, lambda module, name: name in names - {module}) == {}
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_a_module_has_a_name_that_says_something_and_a_first_line_that_says_what_it_is(module: str) -> None:
-    assert module.rsplit(".", 1)[-1] not in EMPTY_NAMES
-    text = ast.get_docstring(ast.parse(MODULES[module].read_text())) or ""
-    first = text.partition("\n")[0]
-    assert len(first) > 15, f"{module} begins without saying what it is"
+def test_a_module_has_a_name_that_says_something_and_a_first_line_that_says_what_it_is() -> None:
+    assert [module for module in MODULES if module.rsplit(".", 1)[-1] in EMPTY_NAMES] == []
+    first = {module: (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n")[0] for module, path in MODULES.items()}
+    assert [module for module, line in first.items() if len(line) <= 15] == []
 
 
 def test_no_command_loads_pandas_which_pyarrow_would_wherever_it_is_installed(tmp_path: Path) -> None:
