@@ -19,7 +19,7 @@ import pytest
 from peer import BINARY, CLOSE, PING, TEXT, Peer, frame, serving
 from tapeline import net
 from tapeline.errors import Unavailable
-from tapeline.net import Line, Pace, Silence, backoff
+from tapeline.net import Limits, Line, Pace, Silence, backoff
 from tapeline.providers import PROVIDERS
 from tapeline.providers.session import FeedSettings, Plan, Reply, Trouble
 from tapeline.records import NS_PER_S, RawKind
@@ -78,14 +78,14 @@ class Talk:
         return [] if self.confirmed else ["topic"]
 
 
+#: The same waits as in earnest, shorter.
+SHORT = Limits(
+    look_every_s=0.03, confirm_within_s=0.4, overlap_s=0.6, replace_again_s=0.2, too_fast_s=0.5, first_wait_s=0.02, longest_wait_s=0.2
+)
+
+
 @pytest.fixture(autouse=True)
-def _short_clocks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(net, "_LOOK_EVERY_S", 0.03)
-    monkeypatch.setattr(net, "_CONFIRM_WITHIN_S", 0.4)
-    monkeypatch.setattr(net, "_OVERLAP_S", 0.6)
-    monkeypatch.setattr(net, "_REPLACE_AGAIN_S", 0.2)
-    monkeypatch.setattr(net, "TOO_FAST_S", 0.5)
-    monkeypatch.setattr(net, "backoff", lambda random, first_s=0.02, cap_s=0.2: backoff(random, first_s, cap_s))
+def _quiet() -> Iterator[None]:
     for name in ("picows", "asyncio", "tapeline.net"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     yield
@@ -97,8 +97,8 @@ def plan(url: str, hello: Sequence[bytes] = (), **more: Any) -> Plan:
     return Plan("binance", "spot", "line", url, ["topic"], lambda: Talk(hello), **more)
 
 
-def line_of(plan: Plan, tape: Tape, limits: float | dict[str, float] = 0.0) -> Line:
-    return Line(plan, tape, time.time_ns, Random(1), Pace(0.0), Silence(limits))
+def line_of(plan: Plan, tape: Tape, mute_after: float | dict[str, float] = 0.0, limits: Limits = SHORT) -> Line:
+    return Line(plan, tape, time.time_ns, Random(1), Pace(0.0), Silence(mute_after), limits=limits)
 
 
 @asynccontextmanager
@@ -113,7 +113,7 @@ async def kept(line: Line) -> AsyncIterator[asyncio.Task[None]]:
             await keeper
 
 
-async def until(true: Callable[[], object], seconds: float = 5.0) -> None:
+async def until(true: Callable[[], object], seconds: float = 60.0) -> None:
     async with asyncio.timeout(seconds):
         while not true():
             await asyncio.sleep(0.01)
@@ -218,9 +218,7 @@ def test_a_message_in_fragments_is_joined_even_around_a_ping() -> None:
 
 
 @pytest.mark.parametrize("fragments", [1, 4])
-def test_a_message_over_the_limit_ends_the_connection_and_the_record_says_so(fragments: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(net, "MAX_FRAME_BYTES", 10_000)
-
+def test_a_message_over_the_limit_ends_the_connection_and_the_record_says_so(fragments: int) -> None:
     async def test() -> None:
         async def script(peer: Peer) -> None:
             await peer.accept()
@@ -231,7 +229,7 @@ def test_a_message_over_the_limit_ends_the_connection_and_the_record_says_so(fra
                     peer.write(frame(b"d" * size, TEXT if at == 0 else 0, fin=at == fragments - 1))
 
         tape = Tape()
-        async with serving(script) as url, kept(line_of(plan(url), tape)):
+        async with serving(script) as url, kept(line_of(plan(url), tape, limits=replace(SHORT, frame_bytes=10_000))):
             await until(lambda: len(tape.frames()) == 2)
         closed = tape.details("closed")[0]
         assert closed["by"] == "tapeline"
@@ -267,7 +265,7 @@ def test_a_mute_socket_is_given_up_after_the_limit_set_and_dialed_again() -> Non
             peer.say(b"ok", b"d1")
 
         tape = Tape()
-        async with serving(script) as url, kept(line_of(plan(url), tape, limits=0.4)):
+        async with serving(script) as url, kept(line_of(plan(url), tape, mute_after=0.4)):
             await until(lambda: len(tape.details("closed")) == 1)
             await until(lambda: len(tape.frames()) == 4)
         closed = tape.details("closed")[0]
@@ -288,16 +286,14 @@ def test_one_mute_channel_among_busy_ones_is_given_up_and_named() -> None:
                 await asyncio.sleep(0.02)
 
         tape = Tape()
-        async with serving(script) as url, kept(line_of(plan(url), tape, limits={"d2": 0.3})):
+        async with serving(script) as url, kept(line_of(plan(url), tape, mute_after={"d2": 0.3})):
             await until(lambda: tape.details("closed"))
         assert tape.details("closed")[0]["reason"].startswith("mute: no channel d2 for 0.")
 
     run(test())
 
 
-def test_a_half_open_socket_is_noticed_by_its_unanswered_ping(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(net, "_PING_AFTER_S", 0.3)
-
+def test_a_half_open_socket_is_noticed_by_its_unanswered_ping() -> None:
     async def test() -> None:
         async def script(peer: Peer) -> None:
             await peer.accept()
@@ -305,7 +301,7 @@ def test_a_half_open_socket_is_noticed_by_its_unanswered_ping(monkeypatch: pytes
             await asyncio.sleep(30)  # reads nothing, says nothing
 
         tape = Tape()
-        async with serving(script) as url, kept(line_of(plan(url), tape)):
+        async with serving(script) as url, kept(line_of(plan(url), tape, limits=replace(SHORT, ping_after_s=0.3))):
             await until(lambda: len(tape.frames()) == 2)
 
     run(test())
@@ -395,15 +391,14 @@ def test_waits_double_up_to_the_cap_each_between_half_of_it_and_all(seed: int) -
     assert len(set(drawn)) == len(drawn)
 
 
-def test_acknowledgements_do_not_start_the_waits_anew_and_data_does(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_acknowledgements_do_not_start_the_waits_anew_and_data_does() -> None:
     drawn: list[int] = []
 
-    def counted(random: Random) -> Iterator[float]:
-        for number in range(1000):
-            drawn.append(number)
-            yield 0.01
-
-    monkeypatch.setattr(net, "backoff", counted)
+    class Counted(Limits):
+        def waits(self, random: Random) -> Iterator[float]:
+            for number in range(1000):
+                drawn.append(number)
+                yield 0.01
 
     async def test() -> None:
         async def script(peer: Peer) -> None:
@@ -412,7 +407,7 @@ def test_acknowledgements_do_not_start_the_waits_anew_and_data_does(monkeypatch:
             await asyncio.sleep(0.02)
             await peer.say_goodbye()
 
-        async with serving(script) as url, kept(line_of(plan(url), Tape())):
+        async with serving(script) as url, kept(line_of(plan(url), Tape(), limits=Counted(look_every_s=0.03))):
             await until(lambda: len(drawn) >= 9)
         assert drawn[:8] == [0, 1, 2, 0, 1, 2, 3, 0]
 
@@ -581,7 +576,7 @@ def test_dials_of_one_provider_keep_their_distance_however_many_lines_there_are(
 
         async with serving(script) as url:
             pace = Pace(0.1)
-            lines = [Line(plan(url), Tape(), time.time_ns, Random(1), pace, Silence()) for _ in range(5)]
+            lines = [Line(plan(url), Tape(), time.time_ns, Random(1), pace, Silence(), limits=SHORT) for _ in range(5)]
             keepers = [asyncio.create_task(line.keep()) for line in lines]
             await until(lambda: len(dialed) == 5)
             for line in lines:
@@ -705,9 +700,8 @@ def test_a_replacement_that_fails_leaves_the_old_connection_in_place_and_is_trie
 # A recorder that is full
 
 
-@pytest.mark.parametrize("limits", [0.0, 0.3])
-def test_a_full_recorder_stops_the_reading_and_nothing_is_lost_or_given_up(limits: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(net, "_PING_AFTER_S", 0.2)
+@pytest.mark.parametrize("mute_after", [0.0, 0.3])
+def test_a_full_recorder_stops_the_reading_and_nothing_is_lost_or_given_up(mute_after: float) -> None:
     count = 4_000
 
     async def test() -> None:
@@ -720,9 +714,10 @@ def test_a_full_recorder_stops_the_reading_and_nothing_is_lost_or_given_up(limit
                 await peer.writer.drain()
 
         tape = Tape()
-        silence = Silence(limits) if limits else Silence(floor_s=0.3)
+        silence = Silence(mute_after) if mute_after else Silence(floor_s=0.3)
         async with serving(script) as url:
-            line = Line(plan(url, rotate_after_s=0.4), tape, time.time_ns, Random(1), Pace(0.0), silence)
+            limits = replace(SHORT, ping_after_s=0.2)
+            line = Line(plan(url, rotate_after_s=0.4), tape, time.time_ns, Random(1), Pace(0.0), silence, limits=limits)
             async with kept(line):
                 await until(lambda: len(tape.frames()) == 2)
                 tape.full(True)
@@ -841,17 +836,14 @@ def test_every_event_that_a_venue_sent_is_recorded_whatever_its_sockets_do(provi
 @pytest.mark.parametrize(
     ("provider", "fault", "reason"), [("polygon", "reset:0.3", "broke"), ("alpaca", "mute:0.3", "mute"), ("binance", "half_open:0.3", "")]
 )
-def test_the_line_comes_back_from_a_reset_a_mute_and_a_dead_socket(
-    provider: str, fault: str, reason: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(net, "_PING_AFTER_S", 0.4)
+def test_the_line_comes_back_from_a_reset_a_mute_and_a_dead_socket(provider: str, fault: str, reason: str) -> None:
 
     async def test() -> None:
         tape = Tape()
-        limits = 0.5 if fault.startswith("mute") else 0.0
+        mute_after = 0.5 if fault.startswith("mute") else 0.0
         async with (
             venue(provider, fault, rate=500.0, max_connections=3) as (url, _),
-            kept(line_of(venue_plan(provider, url), tape, limits)),
+            kept(line_of(venue_plan(provider, url), tape, mute_after, replace(SHORT, ping_after_s=0.4))),
         ):
             await until(lambda: tape.details("closed"))
             before = market(provider, tape)
@@ -911,7 +903,7 @@ def test_a_venue_that_refuses_for_good_stops_the_line(provider: str, fault: str,
         ("binance", "connection_limit:1", 0.5),
     ],
 )
-def test_a_venue_that_is_full_is_given_time(provider: str, fault: str, cool_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_venue_that_is_full_is_given_time(provider: str, fault: str, cool_s: float) -> None:
     async def test() -> None:
         tape = Tape()
         began = time.monotonic()

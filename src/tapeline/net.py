@@ -33,18 +33,7 @@ from tapeline.records import NS_PER_S, RawKind
 
 log = logging.getLogger(__name__)
 
-#: Frames over this size end the connection, which the record of its close then says.
-MAX_FRAME_BYTES: Final = 64 * 1024 * 1024
 _HANDSHAKE_TIMEOUT_S: Final = 10.0
-#: Silence on the wire for this long is met with a ping, and as long again without an answer with a close.
-_PING_AFTER_S: Final = 10.0
-#: How often an open connection is looked after: silence, replacement, stop.
-_LOOK_EVERY_S: Final = 0.25
-_CONFIRM_WITHIN_S: Final = 10.0
-#: The new connection of a rotation takes over once it has data, or after this long.
-_OVERLAP_S: Final = 15.0
-#: A replacement that could not be dialed is tried again after this long, while the old connection lives.
-_REPLACE_AGAIN_S: Final = 5.0
 #: Attempts that came too fast (HTTP 429, 418) are repeated no sooner than this, later where Retry-After says so.
 TOO_FAST_S: Final = 30.0
 TOO_FAST: Final = frozenset({418, 429})
@@ -65,6 +54,31 @@ def backoff(random: Random, first_s: float = 0.5, cap_s: float = 60.0) -> Iterat
     while True:
         yield ceiling * (0.5 + random.random() / 2)
         ceiling = min(cap_s, ceiling * 2)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long a line waits for what, in seconds, and how much it takes in one piece."""
+
+    #: How often an open connection is looked after: silence, replacement, stop.
+    look_every_s: float = 0.25
+    #: Silence on the wire for this long is met with a ping, and as long again without an answer with a close.
+    ping_after_s: float = 10.0
+    confirm_within_s: float = 10.0
+    #: The new connection of a rotation takes over once it has data, or after this long.
+    overlap_s: float = 15.0
+    #: A replacement that could not be dialed is tried again after this long, while the old connection lives.
+    replace_again_s: float = 5.0
+    too_fast_s: float = TOO_FAST_S
+    #: The waits between attempts begin with the first and double up to the second.
+    first_wait_s: float = 0.5
+    longest_wait_s: float = 60.0
+    #: Frames over this size end the connection, which the record of its close then says.
+    frame_bytes: int = 64 * 1024 * 1024
+
+    def waits(self, random: Random) -> Iterator[float]:
+        """Seconds to wait before each attempt."""
+        return backoff(random, self.first_wait_s, self.longest_wait_s)
 
 
 @dataclass(slots=True)
@@ -172,8 +186,8 @@ class _Listener(WSListener):
         elif kind in (WSMsgType.TEXT, WSMsgType.BINARY, WSMsgType.CONTINUATION):
             self.parts.append(frame.get_payload_as_bytes())
             self.parts_size += len(self.parts[-1])
-            if self.parts_size > MAX_FRAME_BYTES:
-                self.end({"by": "tapeline", "reason": f"a message of more than {MAX_FRAME_BYTES} bytes"})
+            if self.parts_size > self.line.limits.frame_bytes:
+                self.end({"by": "tapeline", "reason": f"a message of more than {self.line.limits.frame_bytes} bytes"})
             elif frame.fin:
                 whole, self.parts, self.parts_size = b"".join(self.parts), [], 0
                 self.take(whole, now_ns)
@@ -265,6 +279,7 @@ class Line:
         pace: Pace,
         silence: Silence,
         tls: ssl.SSLContext | None = None,
+        limits: Limits = Limits(),
     ) -> None:
         self.plan = plan
         self.recorder = recorder
@@ -273,16 +288,17 @@ class Line:
         self.pace = pace
         self.silence = silence
         self.tls = tls
+        self.limits = limits
         self.state = LineState()
         self.paused = False
-        self._waits = backoff(random)
+        self._waits = limits.waits(random)
         self._least_wait_s = 0.0
         self._open: set[_Listener] = set()
         self._stopping = asyncio.Event()
 
     def data_flows(self) -> None:
         """Data has arrived: the next trouble is a new one."""
-        self._waits = backoff(self.random)
+        self._waits = self.limits.waits(self.random)
         self.state.trouble = ""
 
     def stop(self) -> None:
@@ -344,9 +360,9 @@ class Line:
                 extra_headers=dict(self.plan.headers),
                 websocket_handshake_timeout=_HANDSHAKE_TIMEOUT_S,
                 enable_auto_ping=True,
-                auto_ping_idle_timeout=_PING_AFTER_S,
-                auto_ping_reply_timeout=_PING_AFTER_S,
-                max_frame_size=MAX_FRAME_BYTES,
+                auto_ping_idle_timeout=self.limits.ping_after_s,
+                auto_ping_reply_timeout=self.limits.ping_after_s,
+                max_frame_size=self.limits.frame_bytes,
             )
         except WSInvalidStatusError as error:
             self._refused(error)
@@ -381,7 +397,7 @@ class Line:
         self.state.trouble = f"{self.plan.url} answered HTTP {status or error}"
         if status in TOO_FAST:
             after = str(error.response.headers.get("Retry-After", "")) if error.response is not None else ""
-            self._least_wait_s = max(TOO_FAST_S, float(after) if after.isdecimal() else 0.0)
+            self._least_wait_s = max(self.limits.too_fast_s, float(after) if after.isdecimal() else 0.0)
             log.warning("%s: %s. It is tried again after %.0f s.", self.plan.name, self.state.trouble, self._least_wait_s)
         elif status in (400, 401, 403, 404):
             self.state.stopped = True
@@ -398,7 +414,7 @@ class Line:
         replace_ns = self.clock() + int(self.plan.rotate_after_s * NS_PER_S) if self.plan.rotate_after_s else 0
         try:
             while gone is not None and not gone.done():
-                await asyncio.wait([gone], timeout=_LOOK_EVERY_S)
+                await asyncio.wait([gone], timeout=self.limits.look_every_s)
                 now_ns = self.clock()
                 if self._stopping.is_set():
                     break
@@ -415,7 +431,8 @@ class Line:
                     successor = asyncio.create_task(self._replace(listener, gone))
                     if await successor is not None:
                         break
-                    successor, replace_ns = None, self.clock() + int(max(_REPLACE_AGAIN_S, self._least_wait_s) * NS_PER_S)
+                    again_s = max(self.limits.replace_again_s, self._least_wait_s)
+                    successor, replace_ns = None, self.clock() + int(again_s * NS_PER_S)
         finally:
             for task in (sender, confirmer):
                 task.cancel()
@@ -441,7 +458,7 @@ class Line:
             return None
         sender = asyncio.create_task(self._send(new))
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + _OVERLAP_S
+        deadline = loop.time() + self.limits.overlap_s
         while not (old_gone.done() or new.gone or self._stopping.is_set()):
             waiting = not new.got_data or new.outbox.qsize() or new.session.missing()
             if not self.paused and not (waiting and loop.time() < deadline):
@@ -471,7 +488,7 @@ class Line:
     async def _confirm(self, listener: _Listener) -> None:
         """Record what was asked for, and say what of it the provider never confirmed."""
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + _CONFIRM_WITHIN_S + self.plan.pace_s * len(self.plan.topics)
+        deadline = loop.time() + self.limits.confirm_within_s + self.plan.pace_s * len(self.plan.topics)
         while listener.session.missing() and loop.time() < deadline:
             await asyncio.sleep(0.05)
         missing: Sequence[str] = listener.session.missing()
