@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from random import Random
@@ -25,6 +25,7 @@ from tapeline.errors import DiskTrouble, NewerData, Unavailable
 from tapeline.records import BARS, BARS_TOPIC, NORMALIZED_TOPICS, NS_PER_S, RAW_TOPIC, REJECTED_TOPIC, TICKS_TOPIC, Chunk, Topic
 from tapeline.streams import PartitionLost, embedded
 from tapeline.streams.embedded import EmbeddedStream
+from waiting import until
 
 
 @pytest.fixture
@@ -483,19 +484,14 @@ def test_members_in_several_processes_lose_and_double_nothing_however_often_one_
         try:
             for _ in range(4):
                 write(60)
-                before, deadline = done(), time.monotonic() + 30
-                while done() < before + 100:
-                    assert time.monotonic() < deadline
-                    time.sleep(0.01)
+                before = done()
+                until(lambda: done() >= before + 100)  # noqa: B023
                 time.sleep(random.random() * 0.1)
                 victim = workers.pop(random.randrange(3))
                 victim.kill()
                 victim.communicate()
                 workers.append(worker(tmp_path))
-            deadline = time.monotonic() + 60
-            while done() < number:
-                assert time.monotonic() < deadline, stream.waiting(RAW_TOPIC, stream.positions("g", RAW_TOPIC))
-                time.sleep(0.05)
+            until(lambda: done() >= number)
         finally:
             for process in workers:
                 process.kill()
@@ -519,13 +515,6 @@ class Clock:
 
     def __call__(self) -> int:
         return self.s * NS_PER_S
-
-
-def eventually(what: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not what():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 @pytest.fixture
@@ -558,12 +547,12 @@ def test_what_is_old_and_acknowledged_by_all_goes_and_the_rest_stays(tmp_path: P
         time.sleep(0.3)
         assert first_kept(stream) == 0  # the other has read nothing yet
         stream.acknowledge("two", RAW_TOPIC, {0: 75})
-        eventually(lambda: first_kept(stream) == 70)
+        until(lambda: first_kept(stream) == 70)
         time.sleep(0.2)
         assert first_kept(stream) == 70  # for it is half unread
         assert first_kept(stream, partition=1) == 0  # nobody acknowledged any of it
         stream.acknowledge("two", RAW_TOPIC, {0: 250})
-        eventually(lambda: first_kept(stream) == 200)
+        until(lambda: first_kept(stream) == 200)
         time.sleep(0.2)
         assert first_kept(stream) == 200  # acknowledged, and young
         assert stream.waiting(RAW_TOPIC, {0: 10}) == {0: 50, 1: 3}
@@ -580,7 +569,7 @@ def test_the_last_batch_stays_however_old_so_that_offsets_go_on(tmp_path: Path) 
             stream.append(RAW_TOPIC, raws(at, 1))
         stream.acknowledge("one", RAW_TOPIC, {0: 3})
         clock.s += 1_000_000
-        eventually(lambda: first_kept(stream) == 2)
+        until(lambda: first_kept(stream) == 2)
         time.sleep(0.2)
         assert first_kept(stream) == 2
     with closing(EmbeddedStream(tmp_path, groups={"one": (RAW_TOPIC,)}, retain_s=100, clock=clock)) as stream:
@@ -601,7 +590,7 @@ def test_a_group_s_own_commits_count_as_acknowledgement(tmp_path: Path) -> None:
         chunk = member.poll(20)
         assert chunk is not None
         member.commit(chunk, [(TICKS_TOPIC, ticks({}))], {})
-        eventually(lambda: first_kept(stream) == 20)
+        until(lambda: first_kept(stream) == 20)
         rest = member.poll(1_000)
         assert rest is not None
         assert rest.offset.tolist() == list(range(20, 50))

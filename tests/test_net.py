@@ -24,6 +24,7 @@ from tapeline.providers import PROVIDERS
 from tapeline.providers.session import FeedSettings, Plan, Reply, Trouble
 from tapeline.records import NS_PER_S, RawKind
 from tapeline.venues import Venue, VenueOptions
+from waiting import PATIENCE_S, eventually
 
 
 @dataclass
@@ -103,20 +104,14 @@ def line_of(plan: Plan, tape: Tape, mute_after: float | dict[str, float] = 0.0, 
 
 @asynccontextmanager
 async def kept(line: Line) -> AsyncIterator[asyncio.Task[None]]:
-    """The line while it keeps its connection; stopped in the end, within two seconds."""
+    """The line while it keeps its connection; stopped in the end."""
     keeper = asyncio.create_task(line.keep())
     try:
         yield keeper
     finally:
         line.stop()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             await keeper
-
-
-async def until(true: Callable[[], object], seconds: float = 60.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not true():
-            await asyncio.sleep(0.01)
 
 
 def run(test: Coroutine[Any, Any, None]) -> None:
@@ -133,7 +128,7 @@ def test_a_greeting_that_comes_with_the_upgrade_is_recorded_after_the_opening() 
 
         tape = Tape()
         async with serving(script) as url, kept(line_of(plan(url, [b"hello"]), tape)):
-            await until(lambda: "subscribed" in [kind for _, kind in tape.kinds()])
+            await eventually(lambda: "subscribed" in [kind for _, kind in tape.kinds()])
         assert tape.kinds() == [(1, "opened"), (1, "frame"), (1, "subscribed"), (1, "closed")]
         assert tape.details("opened") == [{"url": url, "topics": ["topic"]}]
         assert tape.details("subscribed") == [{"asked": ["topic"], "missing": []}]
@@ -153,7 +148,7 @@ def test_after_a_clean_close_the_line_dials_again_and_both_lives_are_recorded() 
 
         tape = Tape()
         async with serving(script) as url, kept(line_of(plan(url), tape)):
-            await until(lambda: tape.kinds().count((3, "subscribed")))
+            await eventually(lambda: tape.kinds().count((3, "subscribed")))
         one_life = ["opened", "frame", "subscribed", "closed"]
         assert tape.kinds() == [(number, kind) for number in (1, 2, 3) for kind in one_life]
         assert tape.frames() == [b"ok", b"d1", b"ok", b"d2", b"ok", b"d3"]
@@ -173,7 +168,7 @@ def test_a_close_frame_of_any_shape_is_recorded_and_survived(payload: bytes) -> 
 
         tape = Tape()
         async with serving(script) as url, kept(line_of(plan(url), tape)):
-            await until(lambda: len(tape.frames()) == 2)
+            await eventually(lambda: len(tape.frames()) == 2)
         assert tape.details("closed")[0]["by"] in ("provider", "tapeline")
 
     run(test())
@@ -191,7 +186,7 @@ def test_a_reset_amid_a_frame_keeps_what_was_whole_and_says_that_the_network_bro
 
         tape = Tape()
         async with serving(script) as url, kept(line_of(plan(url), tape)):
-            await until(lambda: len(tape.frames()) == 4)
+            await eventually(lambda: len(tape.frames()) == 4)
         assert tape.frames() == [b"ok", b"d1"] * 2
         assert tape.details("closed")[0]["by"] == "network"
 
@@ -210,7 +205,7 @@ def test_a_message_in_fragments_is_joined_even_around_a_ping() -> None:
 
         tape = Tape()
         async with serving(script) as url, kept(line_of(plan(url), tape)):
-            await until(lambda: len(tape.frames()) == 3 and pongs)
+            await eventually(lambda: len(tape.frames()) == 3 and pongs)
         assert tape.frames() == [b"d1 one two", b"d2 \x00\xff", b""]
         assert pongs == [(10, b"17")]
 
@@ -230,7 +225,7 @@ def test_a_message_over_the_limit_ends_the_connection_and_the_record_says_so(fra
 
         tape = Tape()
         async with serving(script) as url, kept(line_of(plan(url), tape, limits=replace(SHORT, frame_bytes=10_000))):
-            await until(lambda: len(tape.frames()) == 2)
+            await eventually(lambda: len(tape.frames()) == 2)
         closed = tape.details("closed")[0]
         assert closed["by"] == "tapeline"
         assert "10000" in closed["reason"]
@@ -248,7 +243,7 @@ def test_what_was_asked_and_never_confirmed_is_recorded_and_shown() -> None:
         async with serving(script) as url:
             line = line_of(plan(url), tape)
             async with kept(line):
-                await until(lambda: tape.details("subscribed"))
+                await eventually(lambda: tape.details("subscribed"))
                 assert "topic" in line.state.trouble
         assert tape.details("subscribed") == [{"asked": ["topic"], "missing": ["topic"]}]
 
@@ -266,8 +261,8 @@ def test_a_mute_socket_is_given_up_after_the_limit_set_and_dialed_again() -> Non
 
         tape = Tape()
         async with serving(script) as url, kept(line_of(plan(url), tape, mute_after=0.4)):
-            await until(lambda: len(tape.details("closed")) == 1)
-            await until(lambda: len(tape.frames()) == 4)
+            await eventually(lambda: len(tape.details("closed")) == 1)
+            await eventually(lambda: len(tape.frames()) == 4)
         closed = tape.details("closed")[0]
         assert closed["by"] == "tapeline"
         assert closed["reason"].startswith("mute: no ")
@@ -287,7 +282,7 @@ def test_one_mute_channel_among_busy_ones_is_given_up_and_named() -> None:
 
         tape = Tape()
         async with serving(script) as url, kept(line_of(plan(url), tape, mute_after={"d2": 0.3})):
-            await until(lambda: tape.details("closed"))
+            await eventually(lambda: tape.details("closed"))
         assert tape.details("closed")[0]["reason"].startswith("mute: no channel d2 for 0.")
 
     run(test())
@@ -302,7 +297,7 @@ def test_a_half_open_socket_is_noticed_by_its_unanswered_ping() -> None:
 
         tape = Tape()
         async with serving(script) as url, kept(line_of(plan(url), tape, limits=replace(SHORT, ping_after_s=0.3))):
-            await until(lambda: len(tape.frames()) == 2)
+            await eventually(lambda: len(tape.frames()) == 2)
 
     run(test())
 
@@ -408,7 +403,7 @@ def test_acknowledgements_do_not_start_the_waits_anew_and_data_does() -> None:
             await peer.say_goodbye()
 
         async with serving(script) as url, kept(line_of(plan(url), Tape(), limits=Counted(look_every_s=0.03))):
-            await until(lambda: len(drawn) >= 9)
+            await eventually(lambda: len(drawn) >= 9)
         assert drawn[:8] == [0, 1, 2, 0, 1, 2, 3, 0]
 
     run(test())
@@ -421,7 +416,7 @@ def test_a_refused_port_is_dialed_again_until_somebody_listens() -> None:
         tape = Tape()
         line = line_of(plan(url), tape)
         async with kept(line) as keeper:
-            await until(lambda: line.state.trouble)
+            await eventually(lambda: line.state.trouble)
             assert url in line.state.trouble
             port = int(url.rsplit(":")[-1])
 
@@ -431,7 +426,7 @@ def test_a_refused_port_is_dialed_again_until_somebody_listens() -> None:
                 writer.close()
 
             server = await asyncio.start_server(greet, "127.0.0.1", port)
-            await until(lambda: tape.frames())
+            await eventually(lambda: tape.frames())
             assert line.state.trouble == ""
             server.close()
             line.stop()
@@ -464,9 +459,9 @@ def test_an_upgrade_refused_as_too_fast_is_tried_again_after_what_is_asked(statu
         async with serving(script) as url:
             line = line_of(plan(url), tape)
             async with kept(line):
-                await until(lambda: line.state.trouble)
+                await eventually(lambda: line.state.trouble)
                 assert status[:3] in line.state.trouble
-                await until(lambda: tape.frames())
+                await eventually(lambda: tape.frames())
         assert dialed[1] - dialed[0] >= least_s
         assert not line.state.stopped
 
@@ -483,7 +478,7 @@ def test_a_server_in_trouble_is_dialed_again_soon() -> None:
 
         tape = Tape()
         async with serving(script) as url, kept(line_of(plan(url), tape)):
-            await until(lambda: tape.frames())
+            await eventually(lambda: tape.frames())
 
     run(test())
 
@@ -493,7 +488,7 @@ def test_an_upgrade_refused_for_good_stops_the_line(status: str) -> None:
     async def test() -> None:
         async with serving(lambda peer: peer.refuse(status)) as url:
             line = line_of(plan(url), Tape())
-            async with asyncio.timeout(3):
+            async with asyncio.timeout(PATIENCE_S):
                 await line.keep()
         assert line.state.stopped
         assert status[:3] in line.state.trouble
@@ -504,7 +499,7 @@ def test_an_upgrade_refused_for_good_stops_the_line(status: str) -> None:
 @pytest.mark.parametrize("url", ["http://127.0.0.1:1/", "ws://", "nonsense", "ws://127.0.0.1:99999999/"])
 def test_an_address_that_is_none_stops_the_line_and_is_named(url: str) -> None:
     line = line_of(plan(url), Tape())
-    run(asyncio.wait_for(line.keep(), 3))
+    run(asyncio.wait_for(line.keep(), PATIENCE_S))
     assert line.state.stopped
     assert url in line.state.trouble
 
@@ -520,13 +515,13 @@ def test_a_provider_that_says_no_for_good_stops_its_line_and_no_other() -> None:
         async with serving(script) as url:
             doomed, fine = line_of(plan(url, [b"first"]), first), line_of(plan(url, [b"second"]), second)
             async with kept(fine):
-                async with asyncio.timeout(3):
+                async with asyncio.timeout(PATIENCE_S):
                     await doomed.keep()
                 assert doomed.state.stopped
                 assert doomed.state.trouble == "no"
                 assert first.kinds()[-1] == (1, "closed")
                 assert first.details("closed") == [{"by": "tapeline", "reason": "no"}]
-                await until(lambda: second.frames() == [b"ok", b"d1"])
+                await eventually(lambda: second.frames() == [b"ok", b"d1"])
                 assert fine.state.connected
                 assert not fine.state.stopped
 
@@ -541,7 +536,7 @@ def test_a_warning_leaves_the_connection_open() -> None:
 
         tape = Tape()
         async with serving(script) as url, kept(line_of(plan(url), tape)):
-            await until(lambda: len(tape.frames()) == 3)
+            await eventually(lambda: len(tape.frames()) == 3)
             await asyncio.sleep(0.3)
             assert not tape.details("closed")
 
@@ -559,7 +554,7 @@ def test_a_trouble_with_a_wait_is_dialed_again_only_after_it() -> None:
 
         tape = Tape()
         async with serving(script) as url, kept(line_of(plan(url), tape)):
-            await until(lambda: b"d1" in tape.frames())
+            await eventually(lambda: b"d1" in tape.frames())
         assert 0.6 <= dialed[1] - dialed[0] < 2.0
         assert tape.details("closed")[0] == {"by": "tapeline", "reason": "later"}
 
@@ -578,7 +573,7 @@ def test_dials_of_one_provider_keep_their_distance_however_many_lines_there_are(
             pace = Pace(0.1)
             lines = [Line(plan(url), Tape(), time.time_ns, Random(1), pace, Silence(), limits=SHORT) for _ in range(5)]
             keepers = [asyncio.create_task(line.keep()) for line in lines]
-            await until(lambda: len(dialed) == 5)
+            await eventually(lambda: len(dialed) == 5)
             for line in lines:
                 line.stop()
             await asyncio.gather(*keepers)
@@ -611,7 +606,7 @@ def test_a_line_that_is_told_to_stop_does_so_soon(when: str) -> None:
                 keeper.cancel()
                 await asyncio.gather(keeper, return_exceptions=True)
             else:
-                async with asyncio.timeout(3.5):
+                async with asyncio.timeout(PATIENCE_S):
                     await keeper
         assert [kind for _, kind in tape.kinds()].count("opened") == len(tape.details("closed"))
 
@@ -659,8 +654,8 @@ def test_a_provider_about_to_shut_down_is_left_for_a_new_connection() -> None:
 
         tape = Tape()
         async with serving(script) as url, kept(line_of(plan(url), tape)):
-            await until(lambda: tape.details("closed"))
-            await until(lambda: tape.kinds().count((2, "subscribed")))
+            await eventually(lambda: tape.details("closed"))
+            await eventually(lambda: tape.kinds().count((2, "subscribed")))
         kinds = tape.kinds()
         assert kinds.index((2, "opened")) < kinds.index((1, "closed"))
 
@@ -685,7 +680,7 @@ def test_a_replacement_that_fails_leaves_the_old_connection_in_place_and_is_trie
 
         tape = Tape()
         async with serving(script) as url, kept(line_of(plan(url), tape)):
-            await until(lambda: tape.frames().count(b"d3") > 5)
+            await eventually(lambda: tape.frames().count(b"d3") > 5)
         old = tape.records[0][0]
         last = [payload for connection, kind, _, payload in tape.records if connection == old and kind == "frame"]
         assert len(last) > 20
@@ -719,7 +714,7 @@ def test_a_full_recorder_stops_the_reading_and_nothing_is_lost_or_given_up(mute_
             limits = replace(SHORT, ping_after_s=0.2)
             line = Line(plan(url, rotate_after_s=0.4), tape, time.time_ns, Random(1), Pace(0.0), silence, limits=limits)
             async with kept(line):
-                await until(lambda: len(tape.frames()) == 2)
+                await eventually(lambda: len(tape.frames()) == 2)
                 tape.full(True)
                 await asyncio.sleep(0.2)
                 held = len(tape.frames())
@@ -728,7 +723,7 @@ def test_a_full_recorder_stops_the_reading_and_nothing_is_lost_or_given_up(mute_
                 assert tape.kinds()[-1][0] == 1
                 line.plan = plan(url)
                 tape.full(False)
-                await until(lambda: len(tape.frames()) >= count + 2)
+                await eventually(lambda: len(tape.frames()) >= count + 2)
         first = tape.records[0][0]
         got = [payload.split()[0] for connection, kind, _, payload in tape.records if kind == "frame" and connection == first]
         assert got == [b"ok", b"d-first", *(b"d%d" % at for at in range(count))]
@@ -749,11 +744,11 @@ def test_a_connection_opened_while_the_recorder_is_full_is_not_read_either() -> 
             async with kept(line):
                 await asyncio.sleep(0)
                 tape.full(True)
-                await until(lambda: tape.kinds() == [(1, "opened")])
+                await eventually(lambda: tape.kinds() == [(1, "opened")])
                 await asyncio.sleep(0.4)
                 assert tape.frames() == []
                 tape.full(False)
-                await until(lambda: tape.frames() == [b"ok", b"d1"])
+                await eventually(lambda: tape.frames() == [b"ok", b"d1"])
 
     run(test())
 
@@ -772,7 +767,7 @@ def test_messages_leave_in_order_and_no_faster_than_the_pace() -> None:
                 heard.append((asyncio.get_running_loop().time(), opcode, text))
 
         async with serving(script) as url, kept(line_of(plan(url, [b"1", b"2", b"3", b"4"], pace_s=0.15, binary=True), Tape())):
-            await until(lambda: len(heard) == 4)
+            await eventually(lambda: len(heard) == 4)
         assert [text for _, _, text in heard] == [b"1", b"2", b"3", b"4"]
         assert {opcode for _, opcode, _ in heard} == {BINARY}
         assert all(after[0] - before[0] > 0.12 for before, after in pairwise(heard))
@@ -823,7 +818,7 @@ def test_every_event_that_a_venue_sent_is_recorded_whatever_its_sockets_do(provi
     async def test() -> None:
         tape = Tape()
         async with venue(provider, fault, rate=4_000.0, limit=3_000) as (url, open_venue), kept(line_of(venue_plan(provider, url), tape)):
-            await until(lambda: sum(open_venue.sent.values()) >= 3_000 and market(provider, tape) >= sum(open_venue.sent.values()), 12)
+            await eventually(lambda: sum(open_venue.sent.values()) >= 3_000 and market(provider, tape) >= sum(open_venue.sent.values()))
             sent = sum(open_venue.sent.values())
         assert market(provider, tape) == sent
         if fault.startswith("close"):
@@ -845,9 +840,9 @@ def test_the_line_comes_back_from_a_reset_a_mute_and_a_dead_socket(provider: str
             venue(provider, fault, rate=500.0, max_connections=3) as (url, _),
             kept(line_of(venue_plan(provider, url), tape, mute_after, replace(SHORT, ping_after_s=0.4))),
         ):
-            await until(lambda: tape.details("closed"))
+            await eventually(lambda: tape.details("closed"))
             before = market(provider, tape)
-            await until(lambda: market(provider, tape) > before + 20)
+            await eventually(lambda: market(provider, tape) > before + 20)
         assert reason in tape.details("closed")[0]["reason"]
 
     run(test())
@@ -857,9 +852,9 @@ def test_binance_shutting_down_after_a_short_day_loses_no_trade() -> None:
     async def test() -> None:
         tape = Tape()
         async with venue("binance", rate=800.0, day_seconds=2.5) as (url, _), kept(line_of(venue_plan("binance", url), tape)):
-            await until(lambda: tape.details("closed"), 9)
+            await eventually(lambda: tape.details("closed"))
             count = len(tape.frames())
-            await until(lambda: len(tape.frames()) > count + 100)
+            await eventually(lambda: len(tape.frames()) > count + 100)
         trades: dict[str, set[int]] = {}
         for payload in tape.frames():
             data = json.loads(payload).get("data", {})
@@ -886,7 +881,7 @@ def test_a_venue_that_refuses_for_good_stops_the_line(provider: str, fault: str,
     async def test() -> None:
         async with venue(provider, fault) as (url, _):
             line = line_of(venue_plan(provider, url), Tape())
-            async with asyncio.timeout(4):
+            async with asyncio.timeout(PATIENCE_S):
                 await line.keep()
             assert line.state.stopped
             assert says in line.state.trouble
@@ -928,13 +923,13 @@ def test_a_venue_that_is_full_is_given_time(provider: str, fault: str, cool_s: f
             if provider == "binance":  # its Retry-After is two minutes
                 line = line_of(open_plan, tape)
                 async with kept(line):
-                    await until(lambda: line.state.trouble)
+                    await eventually(lambda: line.state.trouble)
                     await asyncio.sleep(1.0)
                 assert "429" in line.state.trouble
                 assert tape.records == []
                 return
             async with kept(line_of(replace(open_plan, session=brisk), tape)):
-                await until(lambda: market(provider, tape) > 20)
+                await eventually(lambda: market(provider, tape) > 20)
         assert time.monotonic() - began > cool_s
 
     run(test())
@@ -947,7 +942,7 @@ def test_two_hundred_streams_are_asked_of_binance_without_offending_it() -> None
         async with venue("binance", symbols=symbols, rate=2_000.0) as (url, _):
             (asked,) = PROVIDERS["binance"].plans(FeedSettings("spot", symbols, ("trade",), url=url))
             async with kept(line_of(asked, tape)):
-                await until(lambda: tape.details("subscribed"), 6)
+                await eventually(lambda: tape.details("subscribed"))
         assert tape.details("subscribed")[0]["missing"] == []
         assert len(tape.details("closed")) == 1
 

@@ -30,6 +30,7 @@ from tapeline.rejects import Rejected, parse_id, rejected, retry
 from tapeline.stages import KeepIn, Normalize, run_normalize, run_store
 from tapeline.stores.lake import Lake
 from tapeline.wiring import open_stream
+from waiting import PATIENCE_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -72,7 +73,7 @@ class Pipeline:
         """Until nothing is left to read."""
         stop = threading.Event()
         stage = Normalize(self.stream, decoders or dict(DECODERS), StatusFile(self.root, "normalize"), name="test")
-        deadline = time.monotonic() + 60.0
+        deadline = time.monotonic() + PATIENCE_S
         while self._waits():
             assert time.monotonic() < deadline
             with suppress(Unavailable):
@@ -455,7 +456,7 @@ def test_a_retry_that_is_killed_at_any_moment_and_done_again_doubles_nothing(any
         process.wait()
         if chance.random() < 0.5:
             anywhere.normalize()
-    deadline = time.monotonic() + 30.0
+    deadline = time.monotonic() + PATIENCE_S
     while (done := asked(anywhere, "rejected", "retry", "--all")).returncode == Busy.exit_status:  # the killed one's lease
         assert time.monotonic() < deadline
         time.sleep(0.2)

@@ -26,6 +26,7 @@ from services.process import Missing, ServerFailed, free_port, lives
 from services.redis import RedisServer
 
 from brokers import need
+from waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -251,13 +252,6 @@ def killed_with_a_server(folder: Path, environment: dict[str, str]) -> int:
         server = int(ours.stdout.readline())
         ours.send_signal(signal.SIGKILL)
     return server
-
-
-def until(gone: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not gone() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert gone()
 
 
 def test_nothing_stays_when_we_are_killed(tmp_path: Path) -> None:

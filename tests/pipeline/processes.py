@@ -25,9 +25,10 @@ from tapeline.records import RAW_TOPIC
 from tapeline.stores.ledger import read_intervals
 from tapeline.stores.ledger_file import LedgerFile
 from tapeline.wiring import open_stores, open_stream, raw_groups
+from waiting import PATIENCE_S, until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from tapeline.completeness import Interval, Key
     from tapeline.records import Topic
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 PROVE: Final = bool(os.environ.get("TAPELINE_PROVE"))
 CAPTURES: Final = Path(__file__).resolve().parents[2].parent / "shared" / "captures" / "binance"
 COMMAND: Final = (sys.executable, "-m", "tapeline")
-_PATIENCE_S: Final = 60.0
 
 
 def environment(**extra: str) -> dict[str, str]:
@@ -45,15 +45,6 @@ def environment(**extra: str) -> dict[str, str]:
     private = ("TAPELINE_", "APCA_", "MASSIVE_", "POLYGON_", "PYTHONDONTWRITEBYTECODE")
     plain = {name: value for name, value in os.environ.items() if not name.startswith(private)}
     return {**plain, "COLUMNS": "160", **extra}
-
-
-def until(true: Callable[[], Any], what: str, seconds: float = _PATIENCE_S) -> Any:
-    """Ask again and again until the answer is true, and return it; AssertionError after so many seconds."""
-    deadline = time.monotonic() + seconds
-    while not (answer := true()):
-        assert time.monotonic() < deadline, f"{what}: not within {seconds:.0f} s"
-        time.sleep(0.02)
-    return answer
 
 
 @dataclass
@@ -71,7 +62,7 @@ class Process:
     def running(self) -> bool:
         return self.popen.poll() is None
 
-    def says(self, text: str, seconds: float = _PATIENCE_S) -> str:
+    def says(self, text: str, seconds: float = PATIENCE_S) -> str:
         """Wait until it has said `text`, which may be its last word; everything it has said."""
 
         def found() -> bool:
@@ -81,7 +72,7 @@ class Process:
         until(found, f"{text!r} was not said; said so far:\n{self.said}", seconds)
         return self.said
 
-    def ends(self, seconds: float = _PATIENCE_S) -> int:
+    def ends(self, seconds: float = PATIENCE_S) -> int:
         """Wait for its end; the exit status."""
         try:
             return self.popen.wait(seconds)
@@ -142,7 +133,7 @@ class VenueProcess:
     def stop(self) -> dict[str, int]:
         """End it; what it says it has sent, by channel. Its journal is then complete."""
         self.process.send(signal.SIGTERM)
-        assert self.process.ends(20.0) == 0
+        assert self.process.ends() == 0
         sent: dict[str, int] = json.loads(self.process.said.splitlines()[-1])["sent"]
         return sent
 
@@ -176,7 +167,7 @@ class Home:
         """`tapeline <arguments> --config ...` beside the test."""
         return self.spawn(*arguments, "--config", str(self.config), env=self.env)
 
-    def run(self, *arguments: str, seconds: float = _PATIENCE_S) -> int:
+    def run(self, *arguments: str, seconds: float = PATIENCE_S) -> int:
         """`tapeline run ...` to its end; the exit status."""
         return self.start("run", *arguments).ends(seconds)
 
@@ -234,7 +225,7 @@ def ask(*arguments: str, env: Mapping[str, str] | None = None, cwd: Path | None 
         text=True,
         env=environment(**(env or {})),
         cwd=cwd,
-        timeout=_PATIENCE_S,
+        timeout=PATIENCE_S,
         check=False,
     )
 
@@ -336,7 +327,7 @@ def records(stream: Stream, topic: Topic) -> list[dict[str, Any]]:
     """Everything that a topic holds, each record with the partition in which it was found."""
     at = dict.fromkeys(range(stream.partitions), 0)
     found: list[dict[str, Any]] = []
-    deadline = time.monotonic() + _PATIENCE_S
+    deadline = time.monotonic() + PATIENCE_S
     while any(stream.waiting(topic, at).values()):
         assert time.monotonic() < deadline, f"something waits in {topic.name} and is not read"
         chunk = stream.read(topic, at, 20_000)

@@ -9,13 +9,14 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from processes import Home, block, ledger, records, until
+from processes import Home, block, ledger, records
 
 from frames import rows
 from tapeline.completeness import Key, answer
 from tapeline.providers import DECODERS
 from tapeline.providers.normalizing import normalize
 from tapeline.records import NS_PER_MS, NS_PER_S, RAW_TOPIC
+from waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pytest
 from deltalake import write_deltalake
-from processes import Home, Spawner, ask, block, until
+from processes import Home, Spawner, ask, block
 
 from tapeline import wiring
 from tapeline.config import load
@@ -21,6 +21,7 @@ from tapeline.records import TICKS_TOPIC
 from tapeline.stores import with_dates
 from tapeline.streams.embedded import EmbeddedStream
 from tapeline.truth import compare
+from waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

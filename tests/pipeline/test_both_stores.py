@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from adbc_driver_postgresql import dbapi  # type: ignore[import-untyped]  # it carries no types
-from processes import PROVE, block, until
+from processes import PROVE, block
 
 from tapeline.query import connect
 from tapeline.records import NORMALIZED_TOPICS
 from tapeline.truth import compare
+from waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -107,7 +108,7 @@ def test_a_server_that_stands_still_holds_up_nothing_else(
     lake = home.word("lake")["tables"]["ticks"]["rows"]
     until(lambda: home.word("lake")["tables"]["ticks"]["rows"] > lake + 2000, "the lake waits for PostgreSQL")
     server.resume()
-    assert run.ends(90.0) == 0, run.said[-4000:]
+    assert run.ends() == 0, run.said[-4000:]
     market.stop()
     with connect(home.lake) as db:
         wanted = db.sql(f"SELECT {columns('ticks')} FROM ticks ORDER BY {ORDER}").to_arrow_table().to_pylist()
@@ -127,7 +128,7 @@ def test_a_stop_is_heard_while_a_lock_is_held(database: str, home: Home, venue: 
         other.rollback()
     again = home.start("run", "--until-idle", "1")
     market.stop()
-    assert again.ends(60.0) == 0, again.said[-3000:]
+    assert again.ends() == 0, again.said[-3000:]
     with connect(home.lake) as db:
         wanted = db.sql(f"SELECT {columns('ticks')} FROM ticks ORDER BY {ORDER}").to_arrow_table().to_pylist()
     assert kept(database, "ticks") == wanted

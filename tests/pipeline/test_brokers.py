@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pytest
-from processes import PROVE, block, key, received, records, rss_mb, sent, until
+from processes import PROVE, block, key, received, records, rss_mb, sent
 
 from tapeline.config import Config, StreamConfig
 from tapeline.records import RAW, TICKS_TOPIC
 from tapeline.truth import compare
 from tapeline.wiring import open_stream, raw_partitions
+from waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -103,7 +104,7 @@ def test_the_broker_is_away_at_the_start_and_again_for_long(server: Any, home: H
     run = home.start("run", "--until-idle", "1")
     until(lambda: home.word("ingest").get("spooled", 0) > rate / 2, "nothing is spooled")
     server.start()
-    until(lambda: home.word("ingest").get("spooled") == 0, "the spool is not drained", 60.0)
+    until(lambda: home.word("ingest").get("spooled") == 0, "the spool is not drained")
     until(lambda: home.word("lake").get("tables", {}).get("ticks", {}).get("rows", 0) > rate, "nothing flows")
     server.stop()
     pid = home.pid("ingest")
@@ -201,13 +202,13 @@ def test_redis_that_is_full_because_a_store_is_stopped_drops_nothing(
     market = venue("binance", "--rate", "3000", "--limit", str(limit))
     configured(home, server, market, "memory_mb = 16")
     ingest, normalize = home.start("ingest"), home.start("normalize")
-    until(lambda: home.word("ingest").get("spooled", 0) > 1_000, "ingest does not spool", 90.0)
+    until(lambda: home.word("ingest").get("spooled", 0) > 1_000, "ingest does not spool")
     assert ingest.running
     assert normalize.running
     until(lambda: "spool" in home.ask("status").stdout, "the status says that ingest spools")
     store = home.start("store")
     until(lambda: market.journal.read_text().count("\n") >= limit, "the venue has not sent everything")
-    until(lambda: home.word("ingest")["spooled"] == home.word("ingest")["unsettled"] == 0, "the spool is not drained", 60.0)
+    until(lambda: home.word("ingest")["spooled"] == home.word("ingest")["unsettled"] == 0, "the spool is not drained")
     until(lambda: home.rows("SELECT count(*) FROM ticks") == [(limit,)], "not everything is in the lake")
     assert "could not be kept" not in ingest.said
     for process in (ingest, normalize, store):

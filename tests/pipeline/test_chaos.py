@@ -21,13 +21,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from adbc_driver_postgresql import dbapi  # type: ignore[import-untyped]  # it carries no types
 from picows import WSListener, WSMsgType, ws_connect
-from processes import PROVE, Home, block, until
+from processes import PROVE, Home, block
 
 from tapeline.completeness import Interval, Key, answer
 from tapeline.config import load
 from tapeline.records import NS_PER_MS, NS_PER_S
 from tapeline.stores.ledger import read_intervals
 from tapeline.wiring import open_ledger
+from waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

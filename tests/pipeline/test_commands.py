@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from processes import COMMAND, Home, Spawner, ask, block, environment, rows, until
+from processes import COMMAND, Home, Spawner, ask, block, environment, rows
 
 from tapeline.output import json_lines
 from tapeline.records import NORMALIZED_TOPICS, RAW_TOPIC, TICKS_TOPIC, Topic
 from tapeline.streams.embedded import EmbeddedStream
+from waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -8,12 +8,13 @@ from random import Random
 from typing import TYPE_CHECKING
 
 import pytest
-from processes import PROVE, block, kept, until
+from processes import PROVE, block, kept
 
 from tapeline.monitor.health import equations
 from tapeline.providers import identity
 from tapeline.stores.lake import Lake
 from tapeline.streams.embedded import EmbeddedStream
+from waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,9 +9,10 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from processes import PROVE, block, until
+from processes import PROVE, block
 
 from tapeline.truth import compare
+from waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,12 +11,13 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 import pyarrow.fs as fs
-from processes import Home, block, records, until
+from processes import Home, block, records
 
 from frames import rows
 from tapeline.providers import DECODERS
 from tapeline.providers.normalizing import normalize
 from tapeline.records import NS_PER_S, RAW_TOPIC
+from waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable

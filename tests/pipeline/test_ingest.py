@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pytest
-from processes import until
 
 from tapeline import ingest, net, wiring
 from tapeline.config import Config, ProviderConfig
@@ -22,6 +21,7 @@ from tapeline.monitor.status import StatusFile
 from tapeline.records import RAW_TOPIC
 from tapeline.streams.embedded import EmbeddedStream
 from tapeline.venues import Venue, VenueOptions
+from waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -9,7 +9,7 @@ from collections import defaultdict
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from processes import PROVE, Home, block, ledger, until
+from processes import PROVE, Home, block, ledger
 
 from tapeline import wiring
 from tapeline.completeness import COVERED, ONGOING, Interval, Key
@@ -17,6 +17,7 @@ from tapeline.config import load
 from tapeline.jobs.repair import repair, wanted
 from tapeline.records import NS_PER_S
 from tapeline.truth import compare
+from waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -105,7 +106,7 @@ def test_gaps_fill_by_themselves_from_the_provider_s_history_whoever_dies(home: 
         assert len(found) == len(set(found))
         return set(found)
 
-    until(lambda: len(happened()) > EVENTS / 2 and happened() <= kept(), "everything that happened is kept", 90)
+    until(lambda: len(happened()) > EVENTS / 2 and happened() <= kept(), "everything that happened is kept")
     run.send(signal.SIGTERM)
     assert run.ends() == 0, run.said
     market.stop()

@@ -12,7 +12,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from picows import WSError, WSListener, WSMsgType, ws_connect
-from processes import Home, block, until
+from processes import Home, block
 
 from tapeline import wiring
 from tapeline.completeness import ONGOING, Interval, Key
@@ -21,6 +21,7 @@ from tapeline.jobs.repair import repair, wanted
 from tapeline.records import NS_PER_S
 from tapeline.stores.ledger import read_intervals
 from tapeline.stores.ledger_file import LedgerFile
+from waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable

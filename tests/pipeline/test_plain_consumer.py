@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from processes import Home, block, until
+from processes import Home, block
 
 from brokers import stream_block
 from tapeline.query import find
 from tapeline.records import BARS, TICKS
+from waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,10 +9,11 @@ from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from processes import block, until
+from processes import block
 
 from tapeline.supervisor import Stage, StageFailed, Supervisor
 from tapeline.truth import compare
+from waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable

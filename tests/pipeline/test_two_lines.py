@@ -14,7 +14,7 @@ from random import Random
 from typing import TYPE_CHECKING
 
 import pytest
-from processes import PROVE, block, environment, records, until
+from processes import PROVE, block, environment, records
 
 from tapeline.completeness import COVERED, ONGOING, Interval, Key
 from tapeline.providers.binance import content
@@ -22,6 +22,7 @@ from tapeline.records import RAW_TOPIC, TICKS_TOPIC
 from tapeline.stores.ledger import read_intervals
 from tapeline.stores.ledger_file import LedgerFile
 from tapeline.truth import compare
+from waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,7 +11,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from processes import PROVE, Home, block, received, records, sent, until
+from processes import PROVE, Home, block, received, records, sent
 
 from brokers import stream_block
 from tapeline.errors import Unavailable
@@ -20,6 +20,7 @@ from tapeline.records import TICKS_TOPIC, Topic
 from tapeline.stages import Normalize
 from tapeline.streams.embedded import EmbeddedStream
 from tapeline.truth import compare
+from waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -90,13 +91,13 @@ def test_three_workers_share_the_partitions_and_take_over_from_one_that_is_kille
         found = shares(home, *those)
         return sorted(partition for mine in found.values() for partition in mine) == [0, 1, 2, 3] and all(found.values())
 
-    until(lambda: shared(*names), "not shared", TAKEN_OVER_S)
+    until(lambda: shared(*names), "not shared")
     workers["normalize"].send(signal.SIGKILL)
-    until(lambda: shared("normalize-2", "normalize-3"), "not taken over from the dead", TAKEN_OVER_S)
+    until(lambda: shared("normalize-2", "normalize-3"), "not taken over from the dead")
     workers["normalize-2"].send(signal.SIGSTOP)
     time.sleep(hangs_s)
     workers["normalize-2"].send(signal.SIGCONT)
-    until(lambda: shared("normalize-2", "normalize-3"), "not shared after the pause", TAKEN_OVER_S)
+    until(lambda: shared("normalize-2", "normalize-3"), "not shared after the pause")
     until(lambda: home.rows("SELECT count(*) FROM ticks") >= [(limit * len(SYMBOLS),)], "not everything is in the lake")
     for process in (ingest, workers["normalize-2"], workers["normalize-3"], store):
         assert process.running, process.said
@@ -168,7 +169,7 @@ def test_a_second_process_for_the_one_connection_of_an_account_is_refused(
     first = homes[0].start("ingest")
     until(lambda: homes[0].word("ingest").get("records", 0) > 20, "nothing flows")
     second = homes[1].start("ingest")
-    assert second.ends(30.0) == 75, second.said
+    assert second.ends() == 75, second.said
     assert f"{provider} {feed}" in second.said
     assert "account" in second.said
     assert "Traceback" not in second.said
@@ -182,7 +183,7 @@ def test_a_second_process_for_the_one_connection_of_an_account_is_refused(
     began = time.monotonic()
     while True:
         third = homes[1].start("ingest")
-        until(lambda third=third: homes[1].word("ingest").get("pid") == third.popen.pid or not third.running, "no word of it", 30.0)  # type: ignore[misc]
+        until(lambda third=third: homes[1].word("ingest").get("pid") == third.popen.pid or not third.running, "no word of it")  # type: ignore[misc]
         if third.running:
             break
         assert third.ends() == 75, third.said
@@ -204,8 +205,8 @@ def test_a_process_that_hung_so_long_that_another_took_its_account_over_gives_up
     os.kill(first.popen.pid, signal.SIGSTOP)
     time.sleep(4.0)
     second = homes[1].start("ingest")
-    until(lambda: homes[1].word("ingest").get("records", 0) > 5, "the second does not take over", 30.0)
+    until(lambda: homes[1].word("ingest").get("records", 0) > 5, "the second does not take over")
     os.kill(first.popen.pid, signal.SIGCONT)
-    assert first.ends(20.0) == 75, first.said
+    assert first.ends() == 75, first.said
     assert second.running
     assert json.loads((homes[1].root / "status" / "ingest.json").read_text())["records"] > 5

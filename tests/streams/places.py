@@ -13,9 +13,10 @@ from tapeline.config import Config, StreamConfig
 from tapeline.errors import Unavailable
 from tapeline.records import NORMALIZED_TOPICS, RAW_TOPIC, Chunk, Topic
 from tapeline.wiring import open_stream
+from waiting import PATIENCE_S
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
     from tapeline.streams import Member, Outputs, Stream, Totals
@@ -86,19 +87,11 @@ def open_described(described: dict[str, Any]) -> Stream:
     return open_stream(msgspec.convert({"ledger": False, **described}, Config), {})
 
 
-def until(condition: Callable[[], bool], seconds: float = 20.0, what: str = "") -> None:
-    """Wait for it; fail where it does not come."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds} s: {what or condition}"
-        time.sleep(0.01)
-
-
 def everything(stream: Stream, topic: Topic, positions: Mapping[int, int] | None = None, max_rows: int = 10_000) -> list[Chunk]:
     """Every chunk from the positions on. It ends when nothing waits, and each chunk has to begin where the one before ended."""
     at = dict.fromkeys(range(stream.partitions), 0) | dict(positions or {})
     found: list[Chunk] = []
-    deadline = time.monotonic() + 60.0
+    deadline = time.monotonic() + PATIENCE_S
     while any(stream.waiting(topic, at).values()):
         assert time.monotonic() < deadline, f"something waits at {at} and is not read: {stream.waiting(topic, at)}"
         chunk = stream.read(topic, at, max_rows)
@@ -130,20 +123,20 @@ def column(stream: Stream, topic: Topic, name: str) -> list[Any]:
     return [value for partition in sorted(parts) for value in parts[partition]]
 
 
-def polled(member: Member, seconds: float = 20.0, max_rows: int = 10_000) -> Chunk:
+def polled(member: Member, max_rows: int = 10_000) -> Chunk:
     """The next chunk that a member gets."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + PATIENCE_S
     while (chunk := member.poll(max_rows)) is None or not chunk.rows:
-        assert time.monotonic() < deadline, f"nothing came within {seconds} s"
+        assert time.monotonic() < deadline, f"nothing came within {PATIENCE_S:.0f} s"
     return chunk
 
 
-def drained(member: Member, count: int, seconds: float = 30.0) -> list[bytes]:
+def drained(member: Member, count: int) -> list[bytes]:
     """Payloads of so many records, each chunk committed without outputs of its own."""
     found: list[bytes] = []
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + PATIENCE_S
     while len(found) < count:
-        assert time.monotonic() < deadline, f"{len(found)} of {count} records came within {seconds} s"
+        assert time.monotonic() < deadline, f"{len(found)} of {count} records came within {PATIENCE_S:.0f} s"
         chunk = member.poll(10_000)
         if chunk is not None:
             member.commit(chunk, nothing(), {})
@@ -153,7 +146,7 @@ def drained(member: Member, count: int, seconds: float = 30.0) -> list[bytes]:
 
 def send_patiently(producer: Any, number: int, partition: int, batch: pa.RecordBatch) -> None:
     """A batch that is not taken yet is handed over again."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE_S
     while True:
         try:
             producer.send(number, partition, batch)

@@ -13,6 +13,7 @@ from made import NOON
 from made_history import Exchange
 from tapeline.providers.history import Asked
 from tapeline.records import NS_PER_S, RAW_TOPIC
+from waiting import PATIENCE_S
 
 if TYPE_CHECKING:
     from conftest import Workers
@@ -36,9 +37,9 @@ def test_a_backfill_that_is_killed_again_and_again_sends_each_page_once(place: P
     stream.ends(RAW_TOPIC)
     for point in POINTS[some::2]:
         dying = work(place, "backfill", die=[point, 3], **told)
-        assert dying.wait(60) == -signal.SIGKILL, work.said()
+        assert dying.wait(PATIENCE_S) == -signal.SIGKILL, work.said()
     last = work(place, "backfill", **told)
-    assert last.wait(60) == 0, work.said()
+    assert last.wait(PATIENCE_S) == 0, work.said()
     wanted = Exchange(TRADES).numbers(start_ns, end_ns)
     ids: dict[str, list[int]] = {}
     done: list[str] = []
@@ -54,5 +55,5 @@ def test_a_backfill_that_is_killed_again_and_again_sends_each_page_once(place: P
         assert wanted[-1] <= last_id < wanted[-1] + PAGE  # and the last page goes a little past the end
         assert ids[symbol] == list(range(first_id, last_id + 1))
     again = work(place, "backfill", **told)
-    assert again.wait(60) == 0
+    assert again.wait(PATIENCE_S) == 0
     assert len(column(stream, RAW_TOPIC, "payload")) == sum(-(-len(found) // PAGE) for found in ids.values())

@@ -33,6 +33,7 @@ from tapeline.errors import Busy
 from tapeline.records import BARS_TOPIC, NORMALIZED_TOPICS, NOTICES_TOPIC, RAW_TOPIC, REJECTED_TOPIC, TICKS_TOPIC, TOPICS
 from tapeline.streams import PartitionLost
 from tapeline.streams.partitioning import partition_of
+from waiting import PATIENCE_S
 
 if TYPE_CHECKING:
     from conftest import Workers
@@ -69,7 +70,7 @@ def test_the_first_call_on_a_new_stream_may_be_a_write_to_one_partition(place: P
 def test_the_first_call_on_a_new_stream_may_be_a_producer_s(place: Place) -> None:
     producer = place.open().producer("writer")
     send_patiently(producer, 1, 2, raws(0, 3))
-    until(lambda: producer.settled() == 1, 15, "it is settled")
+    until(lambda: producer.settled() == 1, "it is settled")
     producer.close(1.0)
     assert by_partition(everything(place.open(), RAW_TOPIC), "payload") == {2: [b"0 ", b"1 ", b"2 "]}
 
@@ -249,7 +250,7 @@ def test_a_batch_of_nothing_is_no_record_and_no_trouble(place: Place) -> None:
     producer = stream.producer("writer")
     for number, batch in enumerate([raws(0, 0), raws(1, 1), raws(2, 0), raws(3, 1)], 1):
         send_patiently(producer, number, 1, batch)
-    until(lambda: producer.settled() == 4, 15, "all of them are settled")
+    until(lambda: producer.settled() == 4, "all of them are settled")
     producer.close(1.0)
     assert column(stream, RAW_TOPIC, "payload") == [b"1 ", b"3 "]
     member = stream.join("normalize", RAW_TOPIC, "one")
@@ -276,7 +277,7 @@ def test_records_of_five_and_of_forty_megabytes_come_back_whole(place: Place) ->
     producer = stream.producer("writer")
     send_patiently(producer, 1, 0, raws(3, 1, forty))
     send_patiently(producer, 2, 0, raws(4, 1))
-    until(lambda: producer.settled() == 2, 30, "it is settled")
+    until(lambda: producer.settled() == 2, "it is settled")
     producer.close(1.0)
     wanted = [b"0 " + five, b"1 " + five, b"2 " + five, b"3 " + forty, b"4 "]
     assert column(stream, RAW_TOPIC, "payload") == wanted
@@ -391,16 +392,15 @@ def test_members_of_one_group_share_the_partitions_and_a_clean_leave_hands_them_
         sharing.join(name)
     until(
         lambda: sorted(p for mine in sharing.partitions.values() for p in mine) == [0, 1, 2] and all(sharing.partitions.values()),
-        30,
         "each has one",
     )
     for turn in range(30):
         stream.append(RAW_TOPIC, raws(turn, 1), turn % 3)
-    until(lambda: stream.totals("normalize").get("in") == 30, 20, "all are counted")
+    until(lambda: stream.totals("normalize").get("in") == 30, "all are counted")
     sharing.leave("a")
     sharing.leave("c")
     began = time.monotonic()
-    until(lambda: sharing.partitions["b"] == [0, 1, 2], 20, "the last one has all")
+    until(lambda: sharing.partitions["b"] == [0, 1, 2], "the last one has all")
     assert time.monotonic() - began < 4, "the others take over at once"
     sharing.end()
     assert sorted(column(stream, REJECTED_TOPIC, "payload")) == sorted(b"%d " % n for n in range(30))
@@ -422,7 +422,6 @@ def test_joining_and_leaving_again_and_again_loses_and_doubles_nothing(place: Pl
             there -= 1
     until(
         lambda: stream.totals("normalize").get("in", 0) >= written,
-        60,
         f"{written} are counted, {stream.totals('normalize')}, {sharing.errors}",
     )
     sharing.end()
@@ -507,7 +506,7 @@ def test_a_commit_comes_to_its_end_although_the_member_does_nothing_more(place: 
     member = stream.join("normalize", RAW_TOPIC, "one")
     chunk = polled(member)
     member.commit(chunk, [(TICKS_TOPIC, ticks({"symbol": "a"}))], {"in": 3})
-    until(lambda: stream.totals("normalize") == {"in": 3}, 5, "it is committed")
+    until(lambda: stream.totals("normalize") == {"in": 3}, "it is committed")
     assert column(stream, TICKS_TOPIC, "symbol") == ["a"]
     member.close()
     assert column(stream, TICKS_TOPIC, "symbol") == ["a"]
@@ -551,7 +550,7 @@ def test_a_producer_delivers_in_order_and_settles_up_to_the_last_number(place: P
         batch = raws(turn * 2, 2)
         send_patiently(producer, turn * 3 + 1, turn % 3, batch)  # numbers grow, with jumps
         wanted[turn % 3] += batch["payload"].to_pylist()
-    until(lambda: producer.settled() == 599 * 3 + 1, 15, "it is settled")
+    until(lambda: producer.settled() == 599 * 3 + 1, "it is settled")
     assert by_partition(everything(stream, RAW_TOPIC), "payload") == wanted
     producer.close(1.0)
 
@@ -564,7 +563,7 @@ def test_after_a_writer_was_killed_the_next_one_finds_out_what_arrived_and_doubl
     for death in range(6 if PROVE else 2):
         first, last = 1 + 1000 * death, 200 + 1000 * death
         dying = work(place, "send", writer=f"writer/{death}", first=first, last=last, every=0.001, die=["sent", 37 + 30 * death])
-        dying.wait(60)
+        dying.wait(PATIENCE_S)
         assert dying.returncode == -signal.SIGKILL
         producer = place.open().producer(f"next/{death}")
         arrived = producer.recovered(f"writer/{death}", since_ns)
@@ -573,7 +572,7 @@ def test_after_a_writer_was_killed_the_next_one_finds_out_what_arrived_and_doubl
         assert not any(producer.recovered("nobody", since_ns).values())
         for number in range(max(held + 1, first), last + 1):
             send_patiently(producer, number, number % 3, raws(number, 1))
-        until(lambda: producer.settled() == last, 20, "all of them are settled")  # noqa: B023
+        until(lambda: producer.settled() == last, "all of them are settled")  # noqa: B023
         producer.close(1.0)
         for number in range(first, last + 1):
             wanted[number % 3].append(b"%d " % number)
@@ -599,7 +598,7 @@ def test_a_lease_has_one_holder_and_is_free_when_it_is_dropped(place: Place, wor
     again.drop()
     holder.send_signal(signal.SIGKILL)
     began = time.monotonic()
-    until(lambda: _held(stream, "the ingest of a/b"), TAKEN_OVER_S + 3, "the lease of the dead one is free")
+    until(lambda: _held(stream, "the ingest of a/b"), "the lease of the dead one is free")
     assert time.monotonic() - began < TAKEN_OVER_S
 
 
@@ -627,7 +626,7 @@ def test_a_holder_that_slept_too_long_is_told_that_it_has_lost_the_lease(place: 
         except Busy:
             time.sleep(0.1)
     holder.send_signal(signal.SIGCONT)
-    until(lambda: (lease.keep(), holder.poll() is not None)[1], 6, "the first one learns that it lost the lease")
+    until(lambda: (lease.keep(), holder.poll() is not None)[1], "the first one learns that it lost the lease")
     assert "Busy" in work.said()
     lease.keep()
     lease.drop()

@@ -11,12 +11,13 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from places import EACH, EVERY, SERVERS, Place, by_partition, everything, until
+from places import EACH, EVERY, SERVERS, Place, by_partition, everything
 from transforming import Flow
 
 from made import raws
 from tapeline.errors import Unavailable
 from tapeline.records import RAW_TOPIC, TICKS_TOPIC
+from waiting import PATIENCE_S, until
 
 if TYPE_CHECKING:
     from conftest import Workers
@@ -43,7 +44,7 @@ class Watch:
 
     def check(self, kept: list[tuple[int, int, int]]) -> None:
         """It has seen what is kept, and nothing that was taken back."""
-        until(lambda: len(self.seen) >= len(kept), 20, f"the reader has seen all: {len(self.seen)} of {len(kept)}")
+        until(lambda: len(self.seen) >= len(kept), f"the reader has seen all: {len(self.seen)} of {len(kept)}")
         self._process.kill()
         self._thread.join(10)
         assert sorted(self.seen) == sorted(kept)
@@ -64,7 +65,7 @@ def test_a_worker_killed_at_every_point_of_its_work_loses_and_doubles_nothing(pl
         flow.write(150)
         dying = work(place, "transform", name="the one", max_rows=5, die=[point, 1 if place.kind == "kafka" else rng.randint(1, 2)])
         try:
-            dying.wait(30)
+            dying.wait(PATIENCE_S)
         except Exception as error:
             raise AssertionError(f"it did not come to {point} in turn {turn}: {work.said()[-2000:]}") from error
         assert dying.returncode == -signal.SIGKILL
@@ -73,7 +74,7 @@ def test_a_worker_killed_at_every_point_of_its_work_loses_and_doubles_nothing(pl
     assert last.stdout.readline() == "joined\n"
     flow.settle()
     last.send_signal(signal.SIGTERM)
-    assert last.wait(30) == 0, work.said()[-2000:]
+    assert last.wait(PATIENCE_S) == 0, work.said()[-2000:]
     watch.check(flow.check())
 
 
@@ -93,12 +94,12 @@ def test_workers_killed_at_random_while_others_work_lose_and_double_nothing(plac
         flow.write(30, 5)
         crew[at] = work(place, "transform", name=f"w{at}", max_rows=30)
         del turn
-    flow.settle(60)
+    flow.settle()
     for worker in crew:
         assert worker.stdout is not None
         assert worker.stdout.readline() == "joined\n"
         worker.send_signal(signal.SIGTERM)
-    assert [worker.wait(30) for worker in crew] == [0, 0], work.said()[-2000:]
+    assert [worker.wait(PATIENCE_S) for worker in crew] == [0, 0], work.said()[-2000:]
     watch.check(flow.check())
 
 
@@ -111,16 +112,16 @@ def test_a_worker_that_slept_beyond_its_lease_writes_nothing_any_more(place: Pla
     assert [sleeper.stdout.readline() for _ in range(2)] == ["joined\n", "polled\n"]
     sleeper.send_signal(signal.SIGSTOP)
     other = work(place, "transform")
-    flow.settle(30)
+    flow.settle()
     flow.write(60)
-    flow.settle(30)
+    flow.settle()
     sleeper.send_signal(signal.SIGCONT)
     flow.write(60)
-    flow.settle(30)
+    flow.settle()
     time.sleep(1.0)
     for worker in (sleeper, other):
         worker.send_signal(signal.SIGTERM)
-    assert [worker.wait(30) for worker in (sleeper, other)] == [0, 0], work.said()[-2000:]
+    assert [worker.wait(PATIENCE_S) for worker in (sleeper, other)] == [0, 0], work.said()[-2000:]
     flow.check()
 
 
@@ -134,15 +135,15 @@ def test_of_two_that_read_the_same_only_one_commits(place: Place, work: Workers)
     assert [first.stdout.readline() for _ in range(2)] == ["joined\n", "polled\n"]
     first.send_signal(signal.SIGSTOP)
     flow_done = work(place, "transform", name="second")
-    flow.settle(30)
+    flow.settle()
     first.send_signal(signal.SIGCONT)
     if place.kind != "kafka":  # there the group's word may come before the commit's, and it reads on without one
         assert first.stdout.readline() == "lost\n"
     flow.write(30)
-    flow.settle(30)
+    flow.settle()
     for worker in (first, flow_done):
         worker.send_signal(signal.SIGTERM)
-        worker.wait(30)
+        worker.wait(PATIENCE_S)
     flow.check()
 
 
@@ -174,11 +175,11 @@ def test_a_server_killed_or_paused_in_the_middle_of_work_costs_time_and_nothing_
             server.pause()
             time.sleep(pause_s)
             server.resume()
-        until(lambda: writes(flow), 60, "it takes records again")
-    flow.settle(90)
+        until(lambda: writes(flow), "it takes records again")
+    flow.settle()
     assert worker.poll() is None, work.said()[-3000:]
     worker.send_signal(signal.SIGTERM)
-    assert worker.wait(30) == 0, work.said()[-3000:]
+    assert worker.wait(PATIENCE_S) == 0, work.said()[-3000:]
     watch.check(flow.check())
 
 
@@ -226,7 +227,7 @@ def test_what_a_producer_was_handed_arrives_once_and_in_order_whatever_the_serve
         send(1.0)
         server.start()
     send(1.0)
-    until(lambda: producer.settled() == sent[-1], 40, "all of it is settled")
+    until(lambda: producer.settled() == sent[-1], "all of it is settled")
     assert by_partition(everything(place.open(), RAW_TOPIC), "payload") == {p: [b"%d " % n for n in sent if n % 3 == p] for p in range(3)}
     producer.close(1.0)
 

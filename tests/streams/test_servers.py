@@ -13,7 +13,7 @@ import pytest
 import redis
 from confluent_kafka import Producer
 from confluent_kafka.admin import AclBinding, AclOperation, AclPermissionType, AdminClient, ResourcePatternType, ResourceType
-from places import EVERY, SERVERS, Place, by_partition, column, drained, everything, open_described, polled, send_patiently, until
+from places import EVERY, SERVERS, Place, by_partition, column, drained, everything, open_described, polled, send_patiently
 from services.process import free_port
 
 from made import raws, ticks
@@ -21,6 +21,7 @@ from tapeline.errors import ConfigError, Refused, Unavailable
 from tapeline.records import RAW_TOPIC, TICKS_TOPIC
 from tapeline.streams import PartitionLost
 from tapeline.streams.embedded import EmbeddedStream
+from waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -76,9 +77,9 @@ def test_a_foreign_entry_in_the_raw_stream_of_redis_costs_a_producer_nothing(pla
     for number in range(1, 30):
         producer.send(number, 1, raws(number, 1))
         if number in (5, 20):
-            until(lambda: producer.settled() == number, 10, "it is settled")  # noqa: B023
+            until(lambda: producer.settled() == number, "it is settled")  # noqa: B023
             put(place, RAW_TOPIC, b"foreign")
-    until(lambda: producer.settled() == 29, 20, "all are settled")
+    until(lambda: producer.settled() == 29, "all are settled")
     producer.close(1.0)
     wanted = [b"%d " % n for n in range(1, 30)]
     assert [payload for payload in column(stream, RAW_TOPIC, "payload") if payload != b"foreign"] == wanted
@@ -111,7 +112,7 @@ def test_redis_is_full_for_one_batch_and_not_for_the_next_and_neither_is_lost(ow
         producer.send(number, 0, raws(number, 1))
         time.sleep(0.05)
     server.ask("CONFIG", "SET", "maxmemory", "0")
-    until(lambda: producer.settled() == 7, 20, "all are settled")
+    until(lambda: producer.settled() == 7, "all are settled")
     producer.close(1.0)
     assert column(stream, RAW_TOPIC, "payload") == [b"%d " % n for n in range(1, 8)]
 
@@ -169,7 +170,7 @@ def test_redis_keeps_what_any_group_has_still_to_read_and_the_writer_waits_for_i
         stream.append(RAW_TOPIC, raws(written, 1), 0)
     assert client.xrange("market-data.raw:0", count=1)[0][0] == held[0][1][0][0]
     client.xgroup_destroy("market-data.raw:0", "foreign")
-    until(lambda: _appends(stream, written), 5, "it takes records again")
+    until(lambda: _appends(stream, written), "it takes records again")
     written += 1
     assert [int(p.split()[0]) for p in drained(member, 1)] == [written - 1]
     assert not any(stream.waiting(RAW_TOPIC, {}).values()) or everything(stream, RAW_TOPIC)
@@ -178,7 +179,7 @@ def test_redis_keeps_what_any_group_has_still_to_read_and_the_writer_waits_for_i
         fill()
         assert written > first
         assert [int(p.split()[0]) for p in drained(member, written - first)] == list(range(first, written))
-        until(lambda: _appends(stream, written), 5, f"it takes records again {turn}")  # noqa: B023
+        until(lambda: _appends(stream, written), f"it takes records again {turn}")  # noqa: B023
         written += 1
         assert [int(p.split()[0]) for p in drained(member, 1)] == [written - 1]
     member.close()
@@ -223,7 +224,7 @@ def test_a_redis_that_forgot_its_last_moments_never_gives_their_offsets_again(ow
     shutil.rmtree(server.folder / "appendonlydir")
     saved.rename(server.folder / "appendonlydir")
     server.start()
-    until(lambda: _appends(stream, 100), 10, "it takes records again")
+    until(lambda: _appends(stream, 100), "it takes records again")
     chunks = everything(stream, RAW_TOPIC)
     offsets = [offset for chunk in chunks for offset in chunk.offset.tolist()]
     assert [p for chunk in chunks for p in chunk.batch["payload"].to_pylist()] == [b"0 ", b"1 ", b"2 ", b"100 "]
@@ -248,9 +249,9 @@ def test_the_embedded_stream_keeps_what_is_young_or_not_acknowledged(tmp_path: P
         assert len(column(stream, RAW_TOPIC, "payload")) == 30
         now[0] += 200 * 1_000_000_000
         stream.append(RAW_TOPIC, raws(30, 1), 0)
-        until(lambda: column(stream, RAW_TOPIC, "payload") == [b"%d " % n for n in range(20, 31)], 10)
+        until(lambda: column(stream, RAW_TOPIC, "payload") == [b"%d " % n for n in range(20, 31)])
         stream.acknowledge("normalize", RAW_TOPIC, {0: 31})
-        until(lambda: column(stream, RAW_TOPIC, "payload") == [b"30 "], 10)
+        until(lambda: column(stream, RAW_TOPIC, "payload") == [b"30 "])
         stream.append(RAW_TOPIC, raws(31, 1), 0)
         assert stream.ends(RAW_TOPIC)[0] == 32
         stream.close()
@@ -435,7 +436,7 @@ def works(place: Place, first: int, **settings: Any) -> None:
     lease = stream.hold("an account")
     producer = stream.producer("writer")
     send_patiently(producer, 1, 0, raws(first, 1))
-    until(lambda: producer.settled() == 1, 15, "it is settled")
+    until(lambda: producer.settled() == 1, "it is settled")
     producer.close(1.0)
     member = stream.join("normalize", RAW_TOPIC, "one")
     member.commit(polled(member), [(TICKS_TOPIC, ticks({"symbol": "A", "sequence": first}))], {"in": 1})

@@ -6,11 +6,12 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
-from places import by_partition, everything, until
+from places import by_partition, everything
 
 from made import bars, raws, rejects, ticks
 from tapeline.errors import Unavailable
 from tapeline.records import BARS_TOPIC, RAW_TOPIC, REJECTED_TOPIC, TICKS_TOPIC, Chunk
+from waiting import until
 
 if TYPE_CHECKING:
     from tapeline.streams import Outputs, Stream, Totals
@@ -64,8 +65,8 @@ class Flow:
         except Unavailable:
             return False
 
-    def settle(self, seconds: float = 60.0) -> None:
-        until(self.done, seconds, "the group comes to the end of the raw topic")
+    def settle(self) -> None:
+        until(self.done, "the group comes to the end of the raw topic")
 
     def check(self) -> list[tuple[int, int, int]]:
         """Outputs, totals and positions are those of every record, once; the ticks as partition, offset and number."""

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from picows import WSFrame, WSListener, WSMsgType, WSTransport, ws_connect
 
+from waiting import PATIENCE_S
+
 if TYPE_CHECKING:
     import ssl
     from collections.abc import AsyncIterator, Callable, Mapping
@@ -73,16 +75,16 @@ class Client(WSListener):
         """Every message so far, decoded."""
         return [json.loads(data) for _, data in self.messages]
 
-    async def until(self, true: Callable[[], object], seconds: float = 5.0) -> None:
-        """Wait until the messages make something true; TimeoutError after so many seconds."""
-        async with asyncio.timeout(seconds):
+    async def until(self, true: Callable[[], object]) -> None:
+        """Wait until the messages make something true; TimeoutError where they do not."""
+        async with asyncio.timeout(PATIENCE_S):
             while not true():
                 self._news.clear()
                 await self._news.wait()
 
-    async def count(self, messages: int, seconds: float = 5.0) -> list[Any]:
+    async def count(self, messages: int) -> list[Any]:
         """Wait for so many messages and decode them."""
-        await self.until(lambda: len(self.messages) >= messages, seconds)
+        await self.until(lambda: len(self.messages) >= messages)
         return self.parsed()
 
 
@@ -104,13 +106,6 @@ async def connect(
     )
     assert isinstance(client, Client)
     return client
-
-
-async def eventually(true: Callable[[], object], seconds: float = 8.0) -> None:
-    """Wait until something holds that no message announces; TimeoutError after so many seconds."""
-    async with asyncio.timeout(seconds):
-        while not true():
-            await asyncio.sleep(0.05)
 
 
 @asynccontextmanager

@@ -365,7 +365,7 @@ def test_minute_bars_updates_and_daily_bars_come_from_the_trades_sent() -> None:
         async with running(Venue(options, clock=fast_clock(90))) as url:
             wanted = {name: ["AAPL"] for name in ("trades", "bars", "updatedBars", "dailyBars")}
             client = await logged_in(url + "/v2/sip", **wanted)
-            await client.until(lambda: {event["T"] for event in events(client)} >= set("tbud"), 20.0)
+            await client.until(lambda: {event["T"] for event in events(client)} >= set("tbud"))
             heard = events(client)
             first: dict[str, str] = {}
             for place, event in enumerate(heard):
@@ -403,7 +403,7 @@ def test_corrections_and_cancels_follow_trades_without_being_asked_for() -> None
     async def scenario() -> None:
         async with running(alpaca(rate=50_000.0)) as url:
             client = await logged_in(url + "/v2/sip", trades=["*"], statuses=["*"], lulds=["*"], imbalances=["*"])
-            await client.until(lambda: {event["T"] for event in events(client)} >= set("tcxsli"), 20.0)
+            await client.until(lambda: {event["T"] for event in events(client)} >= set("tcxsli"))
             trades = {(one["S"], one["i"]): one for one in events(client) if one["T"] == "t"}
             for event in events(client):
                 if event["T"] == "c":

@@ -131,7 +131,7 @@ def test_a_trade_that_was_taken_back_stays_and_says_so() -> None:
     async def scenario() -> None:
         async with running(alpaca(rate=50_000.0, limit=30_000)) as url:
             client = await listening(url, "/v2/sip", trades=["AAPL", "SPY"])
-            await client.until(lambda: {event["T"] for message in client.parsed() for event in message} >= {"c", "x"}, 20.0)
+            await client.until(lambda: {event["T"] for message in client.parsed() for event in message} >= {"c", "x"})
             cancels, corrections = heard(client, "x"), heard(client, "c")  # more may come while pages are read
             found = rows(await pages(url, "/v2/stocks/trades", symbols="AAPL,SPY"), "trades")
             marks = {(row["S"], row["i"]): row["u"] for row in found if "u" in row}
@@ -148,7 +148,7 @@ def test_bars_have_their_latest_values_and_those_that_nobody_heard_are_there() -
         options = VenueOptions(name="alpaca", symbols=("AAPL",), rate=300.0, faults=("late_report:0.02",))
         async with running(Venue(options, clock=fast_clock(120))) as url:
             client = await listening(url, "/v2/iex", trades=["AAPL"], bars=["AAPL"], updatedBars=["AAPL"], dailyBars=["AAPL"])
-            await client.until(lambda: heard(client, "u") and heard(client, "d"), 20.0)
+            await client.until(lambda: heard(client, "u") and heard(client, "d"))
             client.say({"action": "unsubscribe", "bars": ["AAPL"], "updatedBars": ["AAPL"]})
             before = {event["t"] for event in heard(client, "b")}
             later: list[dict[str, Any]] = []

@@ -241,7 +241,7 @@ def test_a_kline_is_built_from_the_very_trades_sent_and_is_final_once() -> None:
     async def scenario() -> None:
         async with running(binance(rate=400.0)) as url:
             client = await connect(url + "/stream?streams=btcusdt@trade/btcusdt@kline_1s")
-            await client.until(lambda: sum(b'"x":true' in data for _, data in client.messages) >= 3, 8.0)
+            await client.until(lambda: sum(b'"x":true' in data for _, data in client.messages) >= 3)
             data = [message["data"] for message in client.parsed()]
             trades = {one["t"]: one for one in data if one["e"] == "trade"}
             finals = [one["k"] for one in data if one["e"] == "kline" and one["k"]["x"]]

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
 import pytest
-from listening import connect, eventually, told
+from listening import connect, told
 
 from environments import python_of
 from tapeline.venues import Venue, VenueOptions
+from waiting import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -251,7 +251,7 @@ def test_a_late_trade_sends_its_bar_again() -> None:
                         found.setdefault(event["s"], []).append(event["v"])
                 return found
 
-            await client.until(lambda: any(len(volumes) > 1 for volumes in bars().values()), 10.0)
+            await client.until(lambda: any(len(volumes) > 1 for volumes in bars().values()))
             revised = [volumes for volumes in bars().values() if len(volumes) > 1]
             assert all(volumes == sorted(set(volumes)) for volumes in revised), "each revision holds more trades"
 
@@ -394,7 +394,7 @@ def test_history_has_a_bar_once_as_it_was_told_last_and_none_has_no_results() ->
     async def scenario() -> None:
         async with running(Venue(VenueOptions(name="polygon", rate=2_000, faults=("late_report:0.02",)), clock=fast_clock(30))) as url:
             client = await logged_in(url + "/stocks", "A.AAPL")
-            await client.until(lambda: len(events(client)) > 40, 20)
+            await client.until(lambda: len(events(client)) > 40)
             _, page = await fetched(url, "/v2/aggs/ticker/AAPL/range/1/second/0/4000000000000?adjusted=false&limit=3")
             assert (page["ticker"], page["adjusted"], page["status"], len(page["results"])) == ("AAPL", False, "OK", 3)
             rows = page["results"]

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from listening import connect, eventually, running, told
+from listening import connect, running, told
 
 from tapeline.venues import Venue, VenueOptions
+from waiting import eventually
 
 RECORDED = Path(__file__).resolve().parents[2].parent / "shared" / "captures" / "binance"
 BTC, ETH = RECORDED / "spot_btcusdt_20240808.gz", RECORDED / "spot_ethusdt_20240808.gz"
@@ -48,7 +49,7 @@ def test_a_combined_socket_gets_the_recorded_bytes_of_its_streams_and_nothing_el
     async def scenario() -> None:
         async with running(replay(BTC, speed=0)) as url:
             client = await connect(url + "/stream?streams=btcusdt@trade/btcusdt@bookTicker")
-            await client.until(lambda: len(client.messages) >= 9_757 + 28_040, 30.0)
+            await client.until(lambda: len(client.messages) >= 9_757 + 28_040)
             await asyncio.sleep(0.2)
             assert [data for _, data in client.messages] == frames(BTC, "btcusdt@trade", "btcusdt@bookTicker")
 
@@ -65,7 +66,7 @@ def test_the_counts_and_sums_are_those_of_the_recordings(tmp_path: Path) -> None
             client.say({"method": "SUBSCRIBE", "params": ["btcusdt@trade"], "id": 1})
             await asyncio.sleep(0.1)  # a second request within the settling counts as well
             client.say({"method": "SUBSCRIBE", "params": ["ethusdt@trade", "ethusdt@depth@100ms"], "id": 2})
-            await client.until(lambda: len(client.messages) >= 2 + 9_757 + 6_106 + 3_434, 30.0)
+            await client.until(lambda: len(client.messages) >= 2 + 9_757 + 6_106 + 3_434)
         assert venue.sent == {"trade": 9_757 + 6_106, "depth@100ms": 3_434}
         value: dict[str, Decimal] = {"BTCUSDT": Decimal(), "ETHUSDT": Decimal()}
         ids: dict[str, list[int]] = {"BTCUSDT": [], "ETHUSDT": []}
@@ -126,7 +127,7 @@ def test_a_replay_at_full_speed_waits_while_nobody_listens(tmp_path: Path) -> No
             assert len(first.messages) < 50_000
             await asyncio.sleep(0.3)
             second = await connect(url + "/ws/btcusdt@trade")
-            await second.until(lambda: len(first.messages) + len(second.messages) > 50_000, 20.0)
+            await second.until(lambda: len(first.messages) + len(second.messages) > 50_000)
             heard = [event["t"] for event in first.parsed() + second.parsed() if "t" in event]
             assert heard == list(range(50_000)), "nothing was lost and nothing came twice"
 
@@ -141,7 +142,7 @@ def test_rewinding_to_the_beginning_makes_a_killed_client_whole(tmp_path: Path) 
             await first.count(500)
             first.transport.disconnect(False)
             second = await connect(url + "/ws/btcusdt@trade")
-            await second.count(20_000, 20.0)
+            await second.count(20_000)
             assert [event["t"] for event in second.parsed()] == list(range(20_000))
         assert {line["id"] for line in told(journal)} == set(range(20_000))
 

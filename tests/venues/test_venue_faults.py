@@ -10,10 +10,11 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from listening import Client, connect, eventually, running, told
+from listening import Client, connect, running, told
 from picows import WSHandshakeError, WSMsgType
 
 from tapeline.venues import FAULTS, Venue, VenueOptions
+from waiting import eventually
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -261,7 +262,7 @@ def test_split_frames_arrive_whole(name: str, tmp_path: Path) -> None:
         options = VenueOptions(name=name, limit=1000, rate=3000.0, faults=("split:0.5",), journal=journal)
         async with running(Venue(options)) as url:
             client = await listener(url, name)
-            await client.until(lambda: len(_events(client)) == 1000, 8.0)
+            await client.until(lambda: len(_events(client)) == 1000)
         assert [line["event"] for line in told(journal)] == _events(client)
 
     asyncio.run(scenario())
@@ -271,7 +272,7 @@ def test_a_burst_brings_ten_thousand_events_at_once() -> None:
     async def scenario() -> None:
         async with running(Venue(VenueOptions(name="binance", rate=100.0, faults=("burst:0.3",)))) as url:
             client = await connect(url + "/ws/btcusdt@trade")
-            await client.count(10_000, 8.0)
+            await client.count(10_000)
 
     asyncio.run(scenario())
 
@@ -321,7 +322,7 @@ def test_a_slow_reader_slows_the_generator_and_loses_nothing() -> None:
             await asyncio.sleep(0.5)
             assert sum(venue.sent.values()) == stalled, "nothing is generated that cannot be sent"
             client.transport.underlying_transport.resume_reading()  # type: ignore[attr-defined]
-            ids = [event["t"] for event in (await client.count(stalled + 1000, 20.0))]
+            ids = [event["t"] for event in (await client.count(stalled + 1000))]
             assert ids == list(range(ids[0], ids[0] + len(ids)))
 
     asyncio.run(scenario())
@@ -337,7 +338,7 @@ def test_a_slow_reader_can_be_dropped_instead(name: str, word: bytes | None) -> 
             client.transport.underlying_transport.pause_reading()  # type: ignore[attr-defined]
             await _stalled(venue)
             client.transport.underlying_transport.resume_reading()  # type: ignore[attr-defined]
-            await client.until(lambda: client.gone, 10.0)
+            await client.until(lambda: client.gone)
             assert client.close_code is None
             if word is not None:
                 assert word in client.messages[-1][1]
