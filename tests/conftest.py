@@ -49,10 +49,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if (group := _group(item)) is not None:
             item.add_marker(pytest.mark.xdist_group(group))
-    if proving.PROVE:
-        chosen = proving.asked_for(items)
-        config.hook.pytest_deselected(items=[item for item in items if item not in set(chosen)])
-        items[:] = chosen
+    chosen = proving.asked_for(items)
+    config.hook.pytest_deselected(items=[item for item in items if item not in set(chosen)])
+    items[:] = chosen
 
 
 def _group(item: pytest.Item) -> str | None:
@@ -76,6 +75,6 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     terminalreporter.write_line(f"property tests: --hypothesis-seed={config.getoption('hypothesis_seed')}")
-    if proving.PROVE:
+    if proving.PROVE and not config.option.collectonly:
         reports = [report for outcome in ("passed", "failed") for report in terminalreporter.stats.get(outcome, [])]
         terminalreporter.write_line("\n".join(proving.table(reports)))

@@ -29,10 +29,10 @@ _ASKED: Final = os.environ.get("TAPELINE_PROVE", "")
 PROVE: Final = bool(_ASKED)
 
 
-def proof(part: str) -> pytest.MarkDecorator:
-    """Marks a test that has a full form; `part`: one of PARTS."""
+def proof(part: str, *, quick: bool = True) -> pytest.MarkDecorator:
+    """Marks a test that has a full form; `part`: one of PARTS. `quick`: whether `make test` runs it too."""
     assert part in PARTS, f"there is no part {part!r}: {', '.join(PARTS)}"
-    return pytest.mark.proof(part)
+    return pytest.mark.proof(part, quick=quick)
 
 
 def part_of(item: pytest.Item) -> str:
@@ -44,7 +44,9 @@ def part_of(item: pytest.Item) -> str:
 
 
 def asked_for(items: Sequence[pytest.Item]) -> list[pytest.Item]:
-    """Of all tests, those that this proof is to run."""
+    """Of all tests, those that this run is for."""
+    if not PROVE:
+        return [item for item in items if (mark := item.get_closest_marker("proof")) is None or mark.kwargs["quick"]]
     assert _ASKED == "1" or _ASKED in PARTS, f"There is no part {_ASKED!r}. Use PART= one of {', '.join(PARTS)}."
     return [item for item in items if part_of(item) and _ASKED in ("1", part_of(item))]
 

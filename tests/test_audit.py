@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ import pytest
 
 from frames import golden
 from made import ticks
+from proving import PROVE, proof
 from tapeline import query
 from tapeline.audit import Step, by_symbol, trace
 from tapeline.config import StreamConfig
@@ -22,8 +22,6 @@ from test_rejects import NOW_NS, Pipeline, asked, trade
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-PROVE = bool(os.environ.get("TAPELINE_PROVE"))
 
 
 @pytest.fixture
@@ -179,6 +177,7 @@ def anywhere(request: pytest.FixtureRequest, shared: Callable[..., StreamConfig]
         yield found
 
 
+@proof("streams")
 @pytest.mark.parametrize("anywhere", ["embedded", "redis", *(["kafka"] if PROVE else [])], indirect=True)
 def test_the_command_tells_the_way_of_ticks_bars_and_rejects_on_every_stream(anywhere: Pipeline) -> None:
     anywhere.received(*(trade(number) for number in range(5)), b"?")

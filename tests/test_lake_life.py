@@ -28,6 +28,7 @@ import tapeline
 import test_rejects
 from frames import raw_batch
 from made import DAY, NOON, rejects, ticks
+from proving import PROVE, proof
 from tapeline.cli import app
 from tapeline.config import Config, StoreConfig, StreamConfig, load
 from tapeline.errors import Busy, ConfigError, DiskTrouble
@@ -47,7 +48,6 @@ from tapeline.stores.lake_sealing import seal
 from tapeline.stores.selection import Selection
 from tapeline.wiring import open_store, open_stream, tidy
 
-PROVE = os.environ.get("TAPELINE_PROVE") == "1"
 FIRST = date(2024, 3, 15)
 DAYS = [FIRST + timedelta(days=at) for at in range(4)]
 TODAY = DAYS[-1]
@@ -284,6 +284,7 @@ def dying_after(root: Path, points: int, module: str, before: str, what: str) ->
     return subprocess.run([sys.executable, "-c", code, str(root), str(points)], capture_output=True, text=True, check=False)
 
 
+@proof("lake")
 def test_killed_at_any_point_a_prune_is_as_if_it_never_ran_or_is_finished_by_the_next(tmp_path: Path) -> None:
     fill(tmp_path / "counted")
     of_day = sum(file.stat().st_size for file in (tmp_path / "counted").glob(f"*/date={DAYS[3]}/*"))
@@ -487,6 +488,7 @@ def test_every_damage_to_a_file_is_found_and_the_file_is_named(root: Path, damag
     assert len(findings(root, DAYS[1])) == 1
 
 
+@proof("lake")
 def test_any_flipped_bit_is_found(root: Path) -> None:
     path = files(root)[0]
     content = path.read_bytes()
@@ -686,6 +688,7 @@ def test_what_the_store_has_still_to_read_is_not_taken_for_what_was_lost(pipelin
     pipeline.balanced()
 
 
+@proof("streams")
 @pytest.mark.parametrize("server", ["redis", *(["kafka"] if PROVE else [])])
 def test_a_damaged_file_is_made_again_from_every_stream(server: str, shared: Callable[..., StreamConfig], tmp_path: Path) -> None:
     made = test_rejects.Pipeline(tmp_path / "data", shared(server, partitions=2))
@@ -729,6 +732,7 @@ def test_where_the_raw_records_are_gone_it_says_so_and_gives_up_only_what_it_is_
     bare.stream.close()
 
 
+@proof("lake")
 def test_a_repair_that_is_killed_anywhere_changed_nothing_or_is_done(pipeline: Pipeline) -> None:
     root = pipeline.root
     made = (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 from datetime import date
 from pathlib import Path
@@ -20,6 +19,7 @@ from deltalake import DeltaTable
 
 from environments import python_of
 from made import BAR, DAY, NOON, TRADE
+from proving import proof
 from tapeline.providers import identity
 from tapeline.records import BARS, BARS_TOPIC, TICKS, TICKS_TOPIC, Chunk, Topic
 from tapeline.stores.lake import Lake
@@ -128,7 +128,7 @@ def test_a_copy_of_the_lake_on_s3_is_read_where_it_lies(lake: Path, s3_url: str)
         same(ds.dataset(files, filesystem=remote, partitioning=part).to_table(), topic.schema, rows)
 
 
-@pytest.mark.skipif(not os.environ.get("TAPELINE_PROVE"), reason="Spark is half a gigabyte: make prove")
+@proof("readers", quick=False)  # it is half a gigabyte
 @pytest.mark.timeout(900)
 def test_spark_reads_the_folder(lake: Path) -> None:
     for topic, rows in ((TICKS_TOPIC, TRADES), (BARS_TOPIC, WINDOWS)):

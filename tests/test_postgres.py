@@ -23,6 +23,7 @@ from services import postgres
 from services.container import Image
 
 from made import BAR, DAY, NOON, bars, rejects, ticks
+from proving import PROVE, proof
 from tapeline.errors import DiskTrouble, NewerData, Refused, Unavailable
 from tapeline.providers import identity
 from tapeline.query import connect
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     from services.postgres import PostgresServer
 
 Row = dict[str, Any]
-PROVE = os.environ.get("TAPELINE_PROVE") == "1"
 
 
 @pytest.fixture
@@ -318,6 +318,7 @@ def test_a_server_that_restarts_costs_one_try(own_postgres: Callable[..., Postgr
     assert [row["sequence"] for row in rows(server.url)] == [1, 2]
 
 
+@proof("timeouts")
 def test_a_lock_that_others_hold_is_waited_for_and_then_tried_again(
     store: Postgres, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -358,6 +359,7 @@ while True:
 """
 
 
+@proof("crashes")
 def test_a_store_that_is_killed_at_any_moment_loses_and_doubles_nothing(database: str) -> None:
     for delay in [0.001 * 7**k % 0.11 for k in range(30 if PROVE else 6)]:
         process = subprocess.Popen([sys.executable, "-c", WRITER, database, json.dumps(sys.path)], stdout=subprocess.PIPE, text=True)

@@ -19,6 +19,7 @@ import pytest
 
 from brokers import stream_block
 from frames import golden, raw_batch
+from proving import PROVE, proof
 from tapeline import query
 from tapeline.config import Config, StreamConfig
 from tapeline.errors import Busy, ConfigError, Unavailable
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
 
 NOW_NS = 1_723_161_254_000_000_000
 COMMAND = (sys.executable, "-m", "tapeline")
-PROVE = bool(os.environ.get("TAPELINE_PROVE"))
 
 
 def broken(feed: str, frames: Iterable[tuple[int, bytes]], events: Events) -> None:
@@ -440,6 +440,7 @@ def test_that_nothing_was_rejected_is_said_in_every_form(pipeline: Pipeline) -> 
     assert asked(pipeline, "rejected", "list", "--format", "csv").stdout.splitlines()[0].replace(b'"', b"") == b"id,received,feed,reason"
 
 
+@proof("crashes")
 @pytest.mark.parametrize("anywhere", ["embedded", "redis", *(["kafka"] if PROVE else [])], indirect=True)
 def test_a_retry_that_is_killed_at_any_moment_and_done_again_doubles_nothing(anywhere: Pipeline) -> None:
     count = 400

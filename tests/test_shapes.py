@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from itertools import pairwise
 
 import pyarrow as pa
@@ -14,7 +13,6 @@ from tapeline.providers.binance import _SHAPES
 from tapeline.providers.normalizing import normalize
 from tapeline.records import NORMALIZED_TOPICS, RAW, RAW_TOPIC, Chunk, Topic
 
-EXAMPLES = 500 if os.environ.get("TAPELINE_PROVE") else 25
 TRADE = (
     '{"stream":"%s@trade","data":{"e":"trade","E":%s,"s":"%s","t":%s,"p":"%s","q":"%s","T":%s,"m":%s,"M":%s}}'
 )  # fmt: skip
@@ -70,7 +68,7 @@ def outputs(frames: list[bytes], cuts: list[int]) -> dict[Topic, pa.Table]:
     return {topic: pa.Table.from_batches([part[topic] for part in parts]).combine_chunks() for topic in NORMALIZED_TOPICS}
 
 
-@settings(max_examples=EXAMPLES, deadline=None)
+@settings(max_examples=settings().max_examples // 2)
 @given(st.lists(st.one_of(written, damaged()), min_size=20, max_size=60))
 def test_frames_read_by_shape_give_the_same_rows_as_frames_read_as_json(frames: list[bytes]) -> None:
     many = frames + [GOOD] * 1_000  # enough for reading by shape

@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from tapeline.records import Topic
     from tapeline.streams import Stream
 
-#: The fuller form of the proofs: more seeds, more kills, more data.
-PROVE: Final = bool(os.environ.get("TAPELINE_PROVE"))
 CAPTURES: Final = Path(__file__).resolve().parents[2].parent / "shared" / "captures" / "binance"
 COMMAND: Final = (sys.executable, "-m", "tapeline")
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from adbc_driver_postgresql import dbapi  # type: ignore[import-untyped]  # it carries no types
-from processes import PROVE, block
+from processes import block
 
+from proving import PROVE, proof
 from tapeline.query import connect
 from tapeline.records import NORMALIZED_TOPICS
 from tapeline.truth import compare
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
     from processes import Home, VenueProcess
     from services.postgres import PostgresServer
+
+pytestmark = proof("crashes")
 
 ORDER = "raw_partition, raw_offset, raw_index"
 EVENTS = 60_000 if PROVE else 20_000

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pytest
-from processes import PROVE, block, key, received, records, rss_mb, sent
+from processes import block, key, received, records, rss_mb, sent
 
+from proving import PROVE, proof
 from tapeline.config import Config, StreamConfig
 from tapeline.records import RAW, TICKS_TOPIC
 from tapeline.truth import compare
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from processes import Home, Process, VenueProcess
+
+pytestmark = proof("crashes")
 
 CHANNELS = ("trade", "bookTicker")
 SYMBOLS = ("BTCUSDT", "ETHUSDT", "SOLUSDT")

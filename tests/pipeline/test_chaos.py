@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from adbc_driver_postgresql import dbapi  # type: ignore[import-untyped]  # it carries no types
 from picows import WSListener, WSMsgType, ws_connect
-from processes import PROVE, Home, block
+from processes import Home, block
 
+from proving import PROVE, proof
 from tapeline.completeness import Interval, Key, answer
 from tapeline.config import load
 from tapeline.records import NS_PER_MS, NS_PER_S
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
     from processes import VenueProcess
     from services.postgres import PostgresServer
+
+pytestmark = proof("chaos")
 
 SEEDS = range(6) if PROVE else range(1)
 #: How long the markets last, and how much happens on each.

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from processes import PROVE, block
+from processes import block
 
+from proving import PROVE, proof
 from tapeline.truth import compare
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from processes import Home, VenueProcess
+
+pytestmark = proof("crashes")
 
 EVENTS = 200_000 if PROVE else 40_000
 

@@ -8,8 +8,9 @@ from random import Random
 from typing import TYPE_CHECKING
 
 import pytest
-from processes import PROVE, block, kept
+from processes import block, kept
 
+from proving import PROVE, proof
 from tapeline.monitor.health import equations
 from tapeline.providers import identity
 from tapeline.stores.lake import Lake
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from processes import Home, Quote, Trade, VenueProcess
+
+pytestmark = proof("crashes")
 
 SEEDS = range(8) if PROVE else range(1)
 CHANNELS = ("trade", "bookTicker")

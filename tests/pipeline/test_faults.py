@@ -9,8 +9,9 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from processes import PROVE, block
+from processes import block
 
+from proving import PROVE, proof
 from tapeline.truth import compare
 from waiting import until
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from processes import Home, VenueProcess
+
+pytestmark = proof("crashes")
 
 KEYS = {"TAPELINE_POLYGON_KEY": "k", "TAPELINE_ALPACA_KEY": "k", "TAPELINE_ALPACA_SECRET": "s"}
 EVENTS = 6000 if PROVE else 800

@@ -9,8 +9,9 @@ from collections import defaultdict
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from processes import PROVE, Home, block, ledger
+from processes import Home, block, ledger
 
+from proving import PROVE, proof
 from tapeline import wiring
 from tapeline.completeness import COVERED, ONGOING, Interval, Key
 from tapeline.config import load
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from processes import VenueProcess
+
+pytestmark = proof("crashes")
 
 EVENTS = 20_000 if PROVE else 3_000
 

@@ -14,8 +14,9 @@ from random import Random
 from typing import TYPE_CHECKING
 
 import pytest
-from processes import PROVE, block, environment, records
+from processes import block, environment, records
 
+from proving import PROVE, proof
 from tapeline.completeness import COVERED, ONGOING, Interval, Key
 from tapeline.providers.binance import content
 from tapeline.records import RAW_TOPIC, TICKS_TOPIC
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from processes import Home, VenueProcess
+
+pytestmark = proof("chaos")
 
 SEEDS = range(6) if PROVE else range(1)
 ROUNDS = 12 if PROVE else 3

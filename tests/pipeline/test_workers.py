@@ -11,16 +11,17 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from processes import PROVE, Home, block, received, records, sent
+from processes import Home, block, received, records, sent
 
 from brokers import stream_block
+from proving import PROVE, proof
 from tapeline.errors import Unavailable
 from tapeline.monitor.status import StatusFile
 from tapeline.records import TICKS_TOPIC, Topic
 from tapeline.stages import Normalize
 from tapeline.streams.embedded import EmbeddedStream
 from tapeline.truth import compare
-from waiting import until
+from waiting import PATIENCE_S, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,10 +31,10 @@ if TYPE_CHECKING:
 
     from tapeline.streams import Member
 
+pytestmark = proof("streams")
+
 SYMBOLS = ("BTCUSDT", "ETHUSDT", "SOLUSDT", "BNBUSDT")
 CHANNELS = ("trade", "bookTicker")
-#: Longer than a lease, or a member's session in Kafka.
-TAKEN_OVER_S = 60.0
 
 
 def stream_settings(request: pytest.FixtureRequest, kind: str, partitions: int) -> str:
@@ -187,7 +188,7 @@ def test_a_second_process_for_the_one_connection_of_an_account_is_refused(
         if third.running:
             break
         assert third.ends() == 75, third.said
-        assert time.monotonic() - began < TAKEN_OVER_S, "the lease of the dead does not end"
+        assert time.monotonic() - began < PATIENCE_S, "the lease of the dead does not end"
         time.sleep(0.3)
     until(lambda: homes[1].word("ingest").get("records", 0) > 20, "nothing flows")
 

@@ -11,6 +11,7 @@ from places import EACH, Place, column
 
 from made import NOON
 from made_history import Exchange
+from proving import proof
 from tapeline.providers.history import Asked
 from tapeline.records import NS_PER_S, RAW_TOPIC
 from waiting import PATIENCE_S
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from conftest import Workers
 
 TRADES, PAGE = 2_000, 90
+pytestmark = proof("crashes")
+
 POINTS = ["before note", "after note", "before send", "after send", "before settle", "after settle"]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
 import threading
@@ -15,6 +14,7 @@ from places import EACH, EVERY, SERVERS, Place, by_partition, everything
 from transforming import Flow
 
 from made import raws
+from proving import PROVE, proof
 from tapeline.errors import Unavailable
 from tapeline.records import RAW_TOPIC, TICKS_TOPIC
 from waiting import PATIENCE_S, until
@@ -22,7 +22,8 @@ from waiting import PATIENCE_S, until
 if TYPE_CHECKING:
     from conftest import Workers
 
-PROVE = os.environ.get("TAPELINE_PROVE") == "1"
+pytestmark = proof("crashes")
+
 #: Each death costs a session on Kafka: there one codec is enough for every day.
 DEADLY = EVERY if PROVE else EACH
 POINTS = ["poll", "polled", "within", "offsets", "decided", "committed"]
@@ -207,14 +208,12 @@ def test_what_a_producer_was_handed_arrives_once_and_in_order_whatever_the_serve
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             number = len(sent) + 1
-            began = time.monotonic()
             try:
                 producer.send(number, number % 3, raws(number, 1))
                 sent.append(number)
             except Unavailable:
                 pass
             producer.settled()
-            assert time.monotonic() - began < 2.0, "a writer that cannot wait was held up"
             time.sleep(0.002)
 
     send(0.5)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 from typing import TYPE_CHECKING
 
@@ -10,13 +9,15 @@ import pytest
 from places import EVERY, Place, by_partition, everything
 
 from made import raws, ticks
+from proving import PROVE, proof
 from tapeline.records import RAW_TOPIC, TICKS_TOPIC
 from tapeline.streams.partitioning import partition_of
 
 if TYPE_CHECKING:
     from tapeline.streams import Member, Stream
 
-PROVE = os.environ.get("TAPELINE_PROVE") == "1"
+
+pytestmark = proof("streams")
 
 
 class Model:

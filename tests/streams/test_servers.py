@@ -13,10 +13,11 @@ import pytest
 import redis
 from confluent_kafka import Producer
 from confluent_kafka.admin import AclBinding, AclOperation, AclPermissionType, AdminClient, ResourcePatternType, ResourceType
-from places import EVERY, SERVERS, Place, by_partition, column, drained, everything, open_described, polled, send_patiently
+from places import SERVERS, WHOLE, Place, by_partition, column, drained, everything, open_described, polled, send_patiently
 from services.process import free_port
 
 from made import raws, ticks
+from proving import PROVE, proof
 from tapeline.errors import ConfigError, Refused, Unavailable
 from tapeline.records import RAW_TOPIC, TICKS_TOPIC
 from tapeline.streams import PartitionLost
@@ -31,14 +32,13 @@ if TYPE_CHECKING:
 
     from tapeline.records import Topic
 
-PROVE = os.environ.get("TAPELINE_PROVE") == "1"
 SECRET = "s3cret%/@:word"
 
 
 # Entries of others.
 
 
-@pytest.mark.parametrize("place", [name for name in EVERY if name != "embedded"], indirect=True)
+@pytest.mark.parametrize("place", [name for name in WHOLE if name != "embedded"], indirect=True)
 def test_what_a_foreign_client_puts_into_a_topic_stops_nothing(place: Place, caplog: pytest.LogCaptureFixture) -> None:
     stream = place.open()
     garbage = [b"", b"no batch", b"\xff\xff\xff\xff", b"\xff\xff\xff\xff\x10\x00\x00\x00", b"\x00" * 40, os.urandom(300)]
@@ -303,30 +303,26 @@ def calls(stream: Any) -> dict[str, Callable[[], Any]]:
 
 
 @pytest.mark.parametrize("scheme", ["redis", "kafka"])
-def test_a_server_that_is_not_there_is_named_in_time_by_every_call(scheme: str, tmp_path: Path) -> None:
+def test_a_server_that_is_not_there_is_named_by_every_call(scheme: str, tmp_path: Path) -> None:
     url = f"{scheme}://127.0.0.1:{free_port()}"
     for name in calls(None) if PROVE or scheme == "redis" else ["positions"]:
         stream = open_described({"data_dir": str(tmp_path), "stream": {"url": url}})
-        began = time.monotonic()
         with pytest.raises(Unavailable, match=url):
             calls(stream)[name]()
-        assert time.monotonic() - began < 15, name
         assert not PROVE or stream.partitions == 4
         stream.close()
 
 
 @pytest.mark.parametrize("name", SERVERS)
-def test_a_server_that_went_away_is_named_in_time_by_every_call(own_place: Any, name: str) -> None:
+def test_a_server_that_went_away_is_named_by_every_call(own_place: Any, name: str) -> None:
     place, server = own_place(name)
     stream = place.open()
     stream.append(RAW_TOPIC, raws(0, 1), 0)
     server.kill()
     wanted = calls(stream)
     for call in wanted if PROVE or place.kind == "redis" else ("positions",):
-        began = time.monotonic()
         with pytest.raises(Unavailable, match=place.url.rpartition("/")[2] if place.kind == "kafka" else place.url):
             wanted[call]()
-        assert time.monotonic() - began < 45 if call == "append" else 15, call
 
 
 def test_a_producer_without_its_server_tries_seldom(own_place: Any) -> None:
@@ -362,10 +358,8 @@ def refused(place: Place, **settings: Any) -> str:
     texts = []
     for name in ("positions", "append", "read"):
         stream = place.open(**settings)
-        began = time.monotonic()
         with pytest.raises(Refused) as caught:
             calls(stream)[name]()
-        assert time.monotonic() - began < 20
         texts.append(str(caught.value))
     return "\n".join(texts)
 
@@ -393,6 +387,9 @@ def test_redis_with_a_password_in_the_url_the_environment_or_a_file(
     if secured:
         with pytest.raises(Unavailable, match="certificate"):
             place.open(url=f"{scheme}://:x@{server.address}/0").ends(RAW_TOPIC)
+
+
+pytestmark = proof("streams")
 
 
 def test_kafka_with_each_way_to_log_in(own_place: Any, tls: Tls, tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def test_close_is_clean_and_a_new_connection_gets_its_own_time(name: str) -> Non
                 began = time.monotonic()
                 await client.until(lambda client=client: client.gone)
                 assert client.close_code == 1001
-                assert 0.2 < time.monotonic() - began < 3.0
+                assert time.monotonic() - began > 0.2
                 assert len(client.messages) > 3
 
     asyncio.run(scenario())
@@ -279,10 +279,11 @@ def test_a_burst_brings_ten_thousand_events_at_once() -> None:
 
 def test_clock_skew_shifts_event_times() -> None:
     async def scenario() -> None:
+        began = time.time()
         async with running(Venue(VenueOptions(name="binance", faults=("clock_skew:-5",)))) as url:
             client = await connect(url + "/ws/btcusdt@trade")
             (first, *_) = await client.count(1)
-            assert 4.9 < time.time() - first["T"] / 1000 < 6
+            assert began - 5.1 < first["T"] / 1000 < time.time() - 4.9
 
     asyncio.run(scenario())
 
