@@ -1,9 +1,13 @@
 # Every command a developer or a newcomer needs. `make help` lists them.
 PYTHON ?= python3
 SECONDS ?= 30
+TESTS ?=
+PART ?= 1
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Tests wait more than they work: several workers share the cores. Those that share a server stay together in one worker.
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadgroup --durations 20
 
 .DEFAULT_GOAL := help
 .PHONY: help install services demo test lint bench prove clean
@@ -26,8 +30,8 @@ services: $(READY) ## Redis, PostgreSQL and Apache Kafka for the tests: fetch th
 demo: $(READY) ## the whole pipeline against three local venues, SECONDS=30
 	@$(BIN)/tapeline demo --seconds $(SECONDS)
 
-test: services ## every test
-	@$(BIN)/python -m pytest
+test: services ## every test, or TESTS=tests/streams
+	@$(PYTEST) $(TESTS)
 
 lint: $(READY) ## ruff and mypy --strict
 	@$(BIN)/ruff check src tests bench services examples
@@ -37,8 +41,8 @@ lint: $(READY) ## ruff and mypy --strict
 bench: services ## the benchmarks behind docs/performance.md
 	@$(BIN)/python -m bench
 
-prove: services ## the long proofs: more crashes, more seeds, more data
-	@TAPELINE_PROVE=1 $(BIN)/python -m pytest
+prove: services ## the long proofs: more crashes, more seeds, more data; or one part, PART=chaos
+	@TAPELINE_PROVE=$(PART) $(PYTEST) $(TESTS)
 
 clean: ## remove the environments and caches
 	@rm -rf $(VENV) .venvs .cache .mypy_cache .ruff_cache

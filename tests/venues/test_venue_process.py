@@ -41,7 +41,7 @@ def test_a_process_says_where_it_listens_and_in_the_end_what_it_sent(number: sig
             "import asyncio; from pathlib import Path; from tapeline.venues import VenueOptions, serve; "
             f"asyncio.run(serve(VenueOptions(name='binance', limit=50, journal=Path({str(journal)!r}))))"
         )
-        process = await asyncio.create_subprocess_exec(sys.executable, "-c", program, stdout=asyncio.subprocess.PIPE)
+        process = await asyncio.create_subprocess_exec(sys.executable, "-u", "-c", program, stdout=asyncio.subprocess.PIPE)
         assert process.stdout is not None
         name, word, url = (await process.stdout.readline()).decode().split()
         assert (name, word) == ("binance", "at")
