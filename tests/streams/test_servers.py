@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+import pyarrow as pa
 import pytest
 import redis
 from confluent_kafka import Producer
@@ -83,6 +84,33 @@ def test_a_foreign_entry_in_the_raw_stream_of_redis_costs_a_producer_nothing(pla
     producer.close(1.0)
     wanted = [b"%d " % n for n in range(1, 30)]
     assert [payload for payload in column(stream, RAW_TOPIC, "payload") if payload != b"foreign"] == wanted
+
+
+@pytest.mark.parametrize("place", ["redis-arrow", "redis-protobuf"], indirect=True)
+@pytest.mark.parametrize("rows", [1, 5])
+@pytest.mark.parametrize(("away", "sequence"), [(0, 7), (1, 0), (1, 7), (3, 0), (5, 0), (6, 0)])
+def test_where_a_foreign_entry_lies_close_behind_ours_the_next_of_ours_is_read_all_the_same(
+    place: Place, rows: int, away: int, sequence: int
+) -> None:
+    stream = place.open()
+    for topic in (RAW_TOPIC, TICKS_TOPIC):
+        made = [(raws if topic is RAW_TOPIC else _numbered)(first, rows) for first in (0, rows)]
+        stream.append(topic, made[0], 1)
+        end = stream.ends(topic)[1]
+        with redis.Redis.from_url(place.url) as client:
+            client.xadd(place.name(topic, 1), {"someone": "else"}, id=f"{end + away}-{sequence}")
+        between = place.open()
+        seen = everything(between, topic)  # who reads before the next of ours is there
+        stream.append(topic, made[1], 1)
+        seen += everything(between, topic, seen[-1].next)
+        for chunks in (seen, everything(place.open(), topic)):
+            column_of = "payload" if topic is RAW_TOPIC else "sequence"
+            values = [value for chunk in chunks for value in chunk.batch[column_of].to_pylist() if value]
+            assert values == [value for batch in made for value in batch[column_of].to_pylist()]
+
+
+def _numbered(first: int, rows: int) -> pa.RecordBatch:
+    return ticks(*[{"symbol": "X", "sequence": 1 + first + row} for row in range(rows)])
 
 
 @pytest.mark.parametrize("place", ["redis-arrow"], indirect=True)

@@ -58,11 +58,16 @@ _Entry = tuple[bytes, Mapping[bytes, bytes]]
 
 #: Write an entry. Behind one of another program, whose id is a time, offsets go on from that.
 _PUT: Final = """
+local function behind(key, at)
+  local facts = redis.call('XINFO', 'STREAM', key)
+  for i = 1, #facts, 2 do
+    if facts[i] == 'last-generated-id' then return math.max(at, tonumber(string.match(facts[i + 1], '%d+'))) end
+  end
+end
 local function put(finish, key, at, count, data, last_end)
   local done = redis.pcall('XADD', key, string.format('%.0f-%.0f', at + count, count), 'd', data)
   if type(done) == 'table' and done.err then
-    local last = redis.call('XREVRANGE', key, '+', '-', 'COUNT', 1)[1]
-    at = math.max(at, last and tonumber(string.match(last[1], '%d+')) or 0)
+    at = behind(key, at)
     redis.call('XADD', key, string.format('%.0f-%.0f', at + count, count), 'd', data)
   end
   if at ~= last_end then redis.call('HSET', finish, 'before', string.format('%.0f', last_end), 'since', string.format('%.0f', at)) end
@@ -82,6 +87,8 @@ local function extend(finish, key, run, first, last)
   local last_end = tonumber(before or 0)
   local at = last_end
   if started and started ~= run then at = at + {_SKIP} end
+  -- An entry of another program may lie where ours would begin without its id being above ours: a reader would pass over one of the two.
+  if redis.call('XRANGE', key, string.format('(%.0f-{_AFTER}', at), '+', 'COUNT', 1)[1] then at = behind(key, at) end
   for i = first, last, 2 do
     local count = tonumber(ARGV[i])
     if count > 0 then
