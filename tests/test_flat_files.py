@@ -380,6 +380,7 @@ def test_a_file_that_is_published_again_is_named_and_its_rows_are_not_mixed(
         (gzip.compress(b"symbol,price\n"), "names no column ticker"),
         (gzip.compress(b"x" * 100_000), "has a line of more than 65536 bytes"),
     ],
+    ids=["cut short", "nothing at all", "no gzip", "empty", "another file's columns", "one long line"],
 )
 def test_what_is_no_such_file_is_named_fetched_once_and_nothing_of_it_kept(
     data: bytes, said: str, s3_url: str, server: Callable[[bytes], None], tmp_path: Path
