@@ -45,6 +45,10 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.hypothesis_seed = SystemRandom().randrange(1 << 32)
 
 
+def pytest_unconfigure() -> None:
+    forking.stop()
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         if (group := _group(item)) is not None:

@@ -62,16 +62,28 @@ class ForkServer:
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         self._address = ""
+        self._given = False
         self._lock = threading.Lock()
 
     def connect(self) -> socket.socket:
         """A connection for one program."""
         with self._lock:
-            if self._process is None and not self._address:
+            if self._process is None and not self._given:
                 self._start()
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         connection.connect(self._address)
         return connection
+
+    def use(self, address: str) -> None:
+        """Connect to a server that runs already."""
+        self._address, self._given = address, True
+
+    def stop(self) -> None:
+        """End the server, and with it every fork that still runs."""
+        with self._lock:
+            if self._process is not None:
+                self._process.communicate()
+                self._process = None
 
     def _start(self) -> None:
         folder = tempfile.mkdtemp(prefix="forks-")
@@ -138,6 +150,11 @@ class ForkedPopen(subprocess.Popen):  # type: ignore[type-arg]  # it stands for 
 def install() -> None:
     """From now on Python programs of ours are forks."""
     subprocess.Popen = ForkedPopen  # type: ignore[misc]
+
+
+def stop() -> None:
+    """End the server and all its forks; the next program starts another one."""
+    _SERVER.stop()
 
 
 def _is_ours(args: Any) -> bool:
@@ -295,17 +312,19 @@ def _import_everything() -> None:
         importlib.import_module(name)
 
 
-def main() -> None:
+def main() -> NoReturn:
+    """The server's whole life, and each fork's."""
     address = sys.argv[1]
     _import_everything()
     install()
-    _SERVER._address = address  # forks start their own programs here too
+    _SERVER.use(address)  # forks start their own programs here too
     gc.collect()
     gc.freeze()
     request = _Server(address).serve()
-    if request is not None:
-        _become(request)
-        _end(_status_of(request))
+    if request is None:
+        os._exit(0)
+    _become(request)
+    _end(_status_of(request))
 
 
 if __name__ == "__main__":

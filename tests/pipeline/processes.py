@@ -176,8 +176,12 @@ class Home:
     def status(self) -> dict[str, Any]:
         """What `tapeline status --format json` shows, looked at by this process."""
         config = load(self.config, {})
-        with contextlib.closing(self.stream()) as stream:
-            return snapshot(config.root, stream, open_stores(config), raw_groups(config))
+        with contextlib.ExitStack() as opened:
+            stream = opened.enter_context(contextlib.closing(self.stream()))
+            stores = open_stores(config)
+            for store in stores.values():
+                opened.callback(getattr(store, "close", lambda: None))  # the lake holds nothing open
+            return snapshot(config.root, stream, stores, raw_groups(config))
 
     def rows(self, query: str) -> list[tuple[Any, ...]]:
         return rows(self.lake, query)
