@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import random
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 LOOPBACK = "127.0.0.1"
 #: Below the ports from which Linux takes those of outgoing connections: a client that dials a killed server must not meet itself there.
 _PORTS = range(15_000, 32_000)
+#: A file for each port that was given out: processes that start servers side by side do not take each other's.
+_RESERVATIONS = Path(tempfile.gettempdir()) / f"tapeline-ports-{os.geteuid()}"
 _STOP_S = 20.0
 _POLL_S = 0.02
 
@@ -53,14 +57,27 @@ class Tls(NamedTuple):
 
 
 def free_port() -> int:
-    """A loopback port on which nothing listens."""
+    """A loopback port on which nothing listens. No other call gives it while this process lives, also while its server is down."""
     while True:
         port = random.choice(_PORTS)
         with socket.socket() as one:
             one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             with contextlib.suppress(OSError):
                 one.bind((LOOPBACK, port))
-                return port
+                if _reserve(port):
+                    return port
+
+
+def _reserve(port: int) -> bool:
+    """Whether the port is ours now. The file's lock ends with this process, so the file is left open."""
+    _RESERVATIONS.mkdir(exist_ok=True)
+    file = os.open(_RESERVATIONS / str(port), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(file)
+        return False
+    return True
 
 
 def last_lines(log: Path, count: int = 15) -> str:

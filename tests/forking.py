@@ -127,6 +127,8 @@ class ForkedPopen(subprocess.Popen):  # type: ignore[type-arg]  # it stands for 
     def _try_wait(self, wait_flags: int) -> tuple[int, int]:
         if self._status is None:
             return super()._try_wait(wait_flags)  # type: ignore[misc,no-any-return]
+        if self._status.fileno() < 0:  # nobody asks any more: this object and its socket are garbage together
+            return self.pid, 0
         if wait_flags & os.WNOHANG and not select.select([self._status], [], [], 0)[0]:
             return 0, 0
         status = int(self._status.recv(100) or 9)  # a server that is gone has killed its forks

@@ -43,7 +43,7 @@ def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def engine(generated: Path, *arguments: str) -> subprocess.Popen[bytes]:
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("TAPELINE", "PYTHON"))}
-    command = [sys.executable, str(PROGRAM), *arguments]
+    command = [sys.executable, "-u", str(PROGRAM), *arguments]  # a new interpreter: a fork would know Tapeline
     return subprocess.Popen(command, stdin=subprocess.PIPE, env=environ | {"PYTHONPATH": str(generated)}, cwd="/")
 
 
