@@ -203,9 +203,14 @@ class Home:
             return None
         return int(pid) if pid and f", process {pid}, " in owner and lives(pid) else None
 
+    def _over(self) -> None:
+        """Fails the test where the run has ended, so that nothing can be killed any more."""
+        runs = [one for one in self.spawn.started if one.log.name.endswith("-run.log")]
+        assert not runs or any(one.running for one in runs), f"the run has ended before its time:\n{runs[-1].said[-3000:]}"
+
     def kill(self, stage: str) -> None:
         """kill -9 the process that runs a stage, as soon as there is one."""
-        pid = until(lambda: self.pid(stage), f"no process runs {stage}")
+        pid = until(lambda: self.pid(stage) or self._over(), f"a process runs {stage}")
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
 

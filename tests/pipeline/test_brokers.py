@@ -79,7 +79,7 @@ def ended(run: Process, seconds: float = 90.0) -> None:
 
 @pytest.mark.parametrize("server", KINDS, indirect=True)
 def test_stages_and_broker_are_killed_and_paused_in_the_middle(server: Any, home: Home, venue: Callable[..., VenueProcess]) -> None:
-    market = venue("binance", "--rate", "600", "--limit", "9000" if PROVE else "3600", "--fault", "rewind:all")
+    market = venue("binance", "--rate", "300", "--limit", "9000" if PROVE else "4500", "--fault", "rewind:all")
     configured(home, server, market)
     run = home.start("run", "--until-idle", "1")
     until(lambda: home.word("lake").get("tables", {}).get("ticks", {}).get("rows", 0) > 200, "nothing flows")

@@ -117,7 +117,8 @@ def test_killing_or_stalling_either_line_at_any_moment_loses_nothing_and_opens_n
         assert run.ends() == 0, run.said
         market.stop()
 
-    assert [(one.end_ns, one.evidence) for _, one in holes(home)] == [(ONGOING, "closed by tapeline: stopped")] * 2 * len(CHANNELS)
+    missed = holes(home)
+    assert [(one.end_ns, one.evidence) for _, one in missed] == [(ONGOING, "closed by tapeline: stopped")] * 2 * len(CHANNELS), missed
     stopped_ns = max(row["received_ns"] for row in records(home.stream(), RAW_TOPIC) if row["kind"] == "frame")
     found = compare(home.lake, [market.journal], once=True)
     assert found.extra == []
