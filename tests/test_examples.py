@@ -1,11 +1,15 @@
 """The notebook of `examples/` does what it shows: run on a fresh demo it draws what the lake holds; as committed it shows such a run.
 
+Its code runs here without Jupyter, up to the picture; `make prove PART=readers` runs the notebook itself.
+
 After a change, `.venv/bin/jupyter execute --inplace examples/from_demo_to_plot.ipynb` runs it and keeps what it shows and its picture.
 """
 
 from __future__ import annotations
 
 import base64
+import contextlib
+import io
 import os
 import re
 from dataclasses import dataclass
@@ -21,6 +25,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 from nbclient import NotebookClient
 
+from proving import PROVE, proof
 from tapeline.query import connect
 
 if TYPE_CHECKING:
@@ -55,10 +60,11 @@ def shown(notebook: Any) -> bytes:
 
 @dataclass
 class Run:
-    """The notebook after a run in a folder of its own."""
+    """The notebook after a run in a folder of its own: what it printed, and in a proof the notebook with its outputs."""
 
     folder: Path
-    notebook: Any
+    printed: str
+    notebook: Any = None
 
     def table(self, name: str) -> pd.DataFrame:
         return pd.read_parquet(self.folder / f"{name}.parquet")
@@ -71,7 +77,7 @@ class Run:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
-    folder, own = tmp_path_factory.mktemp("notebook"), tmp_path_factory.mktemp("jupyter")
+    folder = tmp_path_factory.mktemp("notebook")
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     demo = next(cell for cell in notebook.cells if LENGTH in cell.source)
     demo.source = demo.source.replace(LENGTH, SHORTER)
@@ -79,14 +85,29 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith("TAPELINE_")]:
             patch.delenv(name)
-        for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR"):
-            patch.setenv(name, str(own))
-        NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(folder)}}).execute()
-        yield Run(folder, notebook)
+        yield in_jupyter(notebook, folder, patch) if PROVE else as_a_program(notebook, folder, patch)
+
+
+def in_jupyter(notebook: Any, folder: Path, patch: pytest.MonkeyPatch) -> Run:
+    for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR"):
+        patch.setenv(name, str(folder / "jupyter"))
+    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(folder)}}).execute()
+    return Run(folder, said(notebook), notebook)
+
+
+def as_a_program(notebook: Any, folder: Path, patch: pytest.MonkeyPatch) -> Run:
+    """All cells but the one that draws."""
+    patch.chdir(folder)
+    code = [cell.source for cell in notebook.cells if cell.cell_type == "code" and "matplotlib" not in cell.source]
+    assert len(code) == len([cell for cell in notebook.cells if cell.cell_type == "code"]) - 1
+    printed, names = io.StringIO(), dict[str, Any]()
+    with contextlib.redirect_stdout(printed):
+        exec(compile("\n".join(code), str(NOTEBOOK), "exec"), names)  # our own notebook
+    return Run(folder, printed.getvalue())
 
 
 def test_the_demo_of_the_notebook_loses_nothing_and_the_bars_agree_with_the_trades(run: Run) -> None:
-    text = said(run.notebook)
+    text = run.printed
     assert "Every one of the 2,250 events sent is in the lake exactly once." in text
     agree = re.search(r"(\d+) of (\d+) bars have exactly the volume", text)
     assert agree
@@ -126,6 +147,7 @@ def test_the_quotes_have_a_spread_and_are_in_force_at_their_trades(run: Run) -> 
         assert trade.bid == before.iloc[-1] if len(before) else pd.isna(trade.bid)
 
 
+@proof("readers", quick=False)
 def test_the_picture_is_saved_and_each_panel_has_its_marks(run: Run) -> None:
     saved = run.folder / "from_demo_to_plot.png"
     assert shown(run.notebook) == saved.read_bytes()
