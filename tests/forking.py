@@ -243,6 +243,8 @@ def _become(request: Request) -> None:
     """Be the process that was asked for, as far as a program can tell."""
     if request.new_session:
         os.setsid()
+    with suppress(OSError):  # the name that ps and top show
+        Path("/proc/self/comm").write_text(" ".join(Path(word).name for word in request.arguments if word != "-m")[:15])
     os.chdir(request.folder)
     os.environ.clear()
     os.environ.update(request.environ)
