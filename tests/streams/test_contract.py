@@ -19,6 +19,7 @@ from proving import PROVE, proof
 from tapeline.errors import Busy
 from tapeline.records import BARS_TOPIC, NORMALIZED_TOPICS, NOTICES_TOPIC, RAW_TOPIC, REJECTED_TOPIC, TICKS_TOPIC, TOPICS
 from tapeline.streams import PartitionLost
+from tapeline.streams.kafka.producing import RawProducer
 from tapeline.streams.partitioning import partition_of
 from waiting import PATIENCE_S, until
 
@@ -563,6 +564,40 @@ def test_after_a_writer_was_killed_the_next_one_finds_out_what_arrived_and_doubl
         for number in range(first, last + 1):
             wanted[number % 3].append(b"%d " % number)
         assert by_partition(everything(stream, RAW_TOPIC), "payload") == wanted
+
+
+@pytest.mark.parametrize("place", ["redis-arrow"], indirect=True)
+def test_what_a_dead_writer_had_sent_and_comes_only_after_the_next_one_asked_is_not_taken_any_more(place: Place) -> None:
+    stream = place.open()
+    late = stream.producer("dead")
+    send_patiently(late, 1, 0, raws(1, 1))
+    until(lambda: late.settled() == 1, "it is settled")
+    following = place.open().producer("next")
+    assert set(following.recovered("dead", 0).values()) == {1}
+    send_patiently(late, 2, 0, raws(2, 1))
+    until(lambda: late.settled() == 2, "Redis has answered")
+    assert set(following.recovered("dead", 0).values()) == {1}
+    send_patiently(following, 2, 0, raws(2, 1))
+    until(lambda: following.settled() == 2, "it is settled")
+    assert column(stream, RAW_TOPIC, "payload") == [b"1 ", b"2 "]
+    late.close(1.0)
+    following.close(1.0)
+
+
+@pytest.mark.parametrize("place", ["kafka-arrow"], indirect=True)
+def test_what_a_dead_writer_had_sent_and_the_broker_takes_late_is_waited_for(place: Place) -> None:
+    stream, late = place.open(), place.open().producer("dead")
+    numbers = iter((1, 2, 3))
+
+    def meanwhile(_: float) -> None:
+        """While the next one waits, two batches more arrive, one after the other."""
+        if (number := next(numbers, None)) is not None:
+            send_patiently(late, number, 0, raws(number, 1))
+            until(lambda: late.settled() == number, "it is settled")
+
+    following = RawProducer(stream._cluster, "next", sleep=meanwhile)  # type: ignore[attr-defined]  # of Kafka's stream
+    assert following.recovered("dead", time.time_ns()) == {0: 3}
+    late.close(1.0)
 
 
 # Leases.

@@ -114,6 +114,16 @@ extend(KEYS[1], KEYS[2], ARGV[2], 3, 4)
 redis.call('SET', KEYS[3], ARGV[1], 'EX', 2592000)
 return 1
 """
+#: How far a writer has come, which it does not go beyond any more: what it had sent before it died may still wait in a socket.
+#: KEYS writer, its end.
+_BAR: Final = """
+local ended = redis.call('GET', KEYS[2])
+if ended then return tonumber(ended) end
+local had = redis.call('GET', KEYS[1]) or '0'
+redis.call('SET', KEYS[2], had, 'EX', 2592000)
+redis.call('SET', KEYS[1], '9007199254740992', 'EX', 2592000)
+return tonumber(had)
+"""
 #: Say where a group is, which may be one that nobody configured: KEYS stream; ARGV group, id.
 _MOVED: Final = """
 local function move(key, group, id)
@@ -179,6 +189,9 @@ class _Keys:
 
     def writer(self, name: str) -> str:
         return self._ours(f"writer:{name}")
+
+    def writer_end(self, name: str) -> str:
+        return self._ours(f"writer-end:{name}")
 
     def lease(self, name: str) -> str:
         return self._ours(f"lease:{name}")
@@ -610,7 +623,8 @@ class _Producer:
     def recovered(self, writer: str, since_ns: int) -> Mapping[int, int]:
         del since_ns
         with self._stream.told():
-            number = int(self._stream.client.get(self._stream.keys.writer(writer)) or 0)
+            bar = self._stream.client.register_script(_BAR)
+            number = int(bar(keys=[self._stream.keys.writer(writer), self._stream.keys.writer_end(writer)]))
         return dict.fromkeys(range(self._stream.partitions), number)  # one connection carries all partitions, in order
 
     def close(self, wait_s: float) -> None:

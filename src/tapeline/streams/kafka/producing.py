@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import pyarrow as pa
 from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
@@ -20,13 +20,15 @@ log = logging.getLogger(__name__)
 
 #: A batch may have been sent so long before it was spooled.
 _SENT_BEFORE_MS = 120_000
+#: A broker that answers has seen to what reached it so long before.
+_SETTLES_S = 1.0
 
 
 class RawProducer:
     """Raw batches by an idempotent producer: librdkafka keeps their order, and tries for ever without doubling."""
 
-    def __init__(self, cluster: Cluster, writer: str) -> None:
-        self._cluster, self._writer = cluster, writer
+    def __init__(self, cluster: Cluster, writer: str, sleep: Callable[[float], object] = time.sleep) -> None:
+        self._cluster, self._writer, self._sleep = cluster, writer, sleep
         self._producer: Producer | None = None
         self._open: deque[tuple[int, int, bytes]] = deque()  # number, partition, data
         self._arrived: set[int] = set()
@@ -102,7 +104,18 @@ class RawProducer:
                 raise KafkaException(failed[0] if failed else KafkaError(KafkaError._TIMED_OUT))
 
     def recovered(self, writer: str, since_ns: int) -> Mapping[int, int]:
-        """Looks at the keys of what the raw topic was given since then."""
+        """Looks at the keys of what the raw topic was given since then, until nothing more comes.
+
+        What a writer that was killed had sent may still wait in the broker's queue while later requests are answered already."""
+        found = self._found(writer, since_ns)
+        while True:
+            self._sleep(_SETTLES_S)
+            before, found = found, self._found(writer, since_ns)
+            if found == before:
+                return found
+
+    def _found(self, writer: str, since_ns: int) -> dict[int, int]:
+        """The highest number of the writer in each partition that has one, now."""
         consumer = self._cluster.consumer("recovery", isolation_level="read_uncommitted")
         highest: dict[int, int] = {}
         try:
