@@ -829,7 +829,7 @@ def test_a_fraction_of_fewer_digits_is_the_same_as_with_zeros(ns: int, zone: tim
         assert times.parse(text_of(ns, zone, digits), "start") == ns // step * step
 
 
-@given(ns=NANOSECONDS)
+@given(ns=NANOSECONDS.filter(lambda ns: abs(ns) >= 10**17))
 def test_a_number_of_nanoseconds_is_itself(ns: int) -> None:
     assert times.parse(ns, "start") == times.parse(str(ns), "start") == times.parse(np.int64(ns), "start") == ns
 
@@ -850,6 +850,28 @@ def test_a_timestamp_of_pandas_keeps_its_nanoseconds(ns: int, zone: str) -> None
 def test_a_date_alone_is_its_midnight_in_utc(day: date) -> None:
     midnight = (day - date(1970, 1, 1)).days * DAY
     assert times.parse(day, "start") == times.parse(day.isoformat(), "start") == midnight
+
+
+@given(day=st.dates(date(1000, 1, 1), date(9999, 12, 31)))
+def test_eight_digits_are_a_date_as_text_and_as_a_number(day: date) -> None:
+    for moment in (f"{day:%Y%m%d}", int(f"{day:%Y%m%d}")):
+        if 1678 <= day.year <= 2261:
+            assert times.parse(moment, "start") == times.parse(day, "start")
+        else:
+            with pytest.raises(WrongArgument, match="out of reach"):
+                times.parse(moment, "start")
+
+
+@pytest.mark.parametrize("moment", [0, 1, -1, 1_614_556_800, "1614556800", 1_614_556_800_000, "1614556800000000", 10**17 - 1])
+def test_a_number_that_no_event_can_have_is_refused_with_the_ways_to_write_one(moment: Any) -> None:
+    with pytest.raises(WrongArgument, match=r"(?s)cannot be nanoseconds since 1970.*milliseconds six.*20260105"):
+        times.parse(moment, "start")
+
+
+@pytest.mark.parametrize("moment", ["20261305", 20260230, "00000000"])
+def test_eight_digits_that_are_no_date_are_refused(moment: Any) -> None:
+    with pytest.raises(WrongArgument, match="is no time"):
+        times.parse(moment, "start")
 
 
 @given(moment=st.datetimes(datetime(1700, 1, 1), datetime(2200, 1, 1)))  # noqa: DTZ001

@@ -18,17 +18,21 @@ _US: Final = timedelta(microseconds=1)
 _BELOW: Final = 1 << 63
 #: An ISO 8601 date and time; the fraction of the second is read apart, for datetime holds six digits of it.
 _ISO: Final = re.compile(r"(?P<whole>\d{4}-\d\d-\d\d[T ]\d\d:\d\d(?::\d\d)?)(?:[.,](?P<fraction>\d+))?\s?(?P<zone>Z|z|[+-]\d\d:?\d\d)?")
-_DATE: Final = re.compile(r"\d{4}-\d\d-\d\d")
+_DATE: Final = re.compile(r"\d{4}-\d\d-\d\d|\d{8}")
+#: A smaller number of nanoseconds lies before March 1973. Seconds, milliseconds and microseconds of our days are all smaller.
+_LEAST_NS: Final = 10**17
 _FORMS: Final = (
-    "Write 2026-01-05T14:30:00.123Z, an offset such as -05:00 for the Z, a date alone for its midnight in UTC, or ns since 1970."
+    "Write 2026-01-05T14:30:00.123Z, an offset such as -05:00 for the Z, a date alone (2026-01-05 or 20260105) for its midnight in UTC, "
+    "or ns since 1970."
 )
 
 
 def parse(moment: Moment, name: str) -> int:
     """Nanoseconds since 1970, UTC, of a datetime with a zone, ISO 8601 text with one, or an integer of nanoseconds.
 
-    A date alone, as text or as a `date`, is its midnight in UTC. pandas's Timestamp keeps its nanoseconds. Raises WrongArgument, which
-    calls the argument `name`, for a time without a zone, one that is no time, and one that int64 nanoseconds do not reach.
+    A date alone is its midnight in UTC: a `date`, 2026-01-05, or eight digits such as 20260105, as text or as an integer. pandas's
+    Timestamp keeps its nanoseconds. Raises WrongArgument, which calls the argument `name`, for a time without a zone, one that is no time,
+    a number that is too small to be nanoseconds of any market, and one that int64 nanoseconds do not reach.
     """
     if isinstance(moment, datetime):
         found = _from_datetime(moment, name)
@@ -59,8 +63,8 @@ def _from_datetime(moment: datetime, name: str) -> int:
 
 
 def _from_text(text: str, name: str) -> int:
-    if re.fullmatch(r"-?[0-9]+", text):
-        return int(text) if len(text) <= 20 else _BELOW
+    if re.fullmatch(r"-?[0-9]+", text) and not _DATE.fullmatch(text):
+        return _from_whole(int(text), name) if len(text) <= 20 else _BELOW
     try:
         if _DATE.fullmatch(text):
             return _from_datetime(datetime.fromisoformat(text).replace(tzinfo=UTC), name)
@@ -82,5 +86,15 @@ def _from_text(text: str, name: str) -> int:
 
 def _from_number(moment: object, name: str) -> int:
     if isinstance(moment, SupportsIndex) and not isinstance(moment, bool):
-        return index(moment)
+        found = index(moment)
+        return _from_text(str(found), name) if _DATE.fullmatch(str(found)) else _from_whole(found, name)
     raise WrongArgument(f"{name} = {moment!r} is no time that is exact to the nanosecond. {_FORMS}")
+
+
+def _from_whole(found: int, name: str) -> int:
+    if abs(found) < _LEAST_NS:
+        raise WrongArgument(
+            f"{name} = {found} cannot be nanoseconds since 1970: no market's event is so old. Seconds take nine zeros more, "
+            f"milliseconds six, microseconds three. {_FORMS}"
+        )
+    return found
