@@ -139,6 +139,12 @@ def test_a_file_in_utf_8_is_read_so_whatever_the_locale(tmp_path: Path, monkeypa
     assert load(path, {}).providers[0].symbols == ("币安人生USDT",)
 
 
+def test_a_file_that_begins_with_the_mark_of_an_editor_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "tapeline.toml"
+    path.write_bytes(b'\xef\xbb\xbfdata_dir = "here"\n')
+    assert load(path, {}).data_dir == "here"
+
+
 # The environment
 
 

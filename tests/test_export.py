@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from typer.testing import CliRunner, Result
 
 import tapeline
 from made import BAR, DAY, NOON, bars, ticks
+from proving import PROVE, proof
 from tapeline.cli import app
 from tapeline.errors import Busy, ConfigError, DiskTrouble
 from tapeline.jobs import export as export_module
@@ -30,7 +30,6 @@ from tapeline.providers import identity
 from tapeline.records import BARS_TOPIC, TICKS, TICKS_TOPIC, Chunk
 from tapeline.stores.lake import Lake
 
-PROVE = os.environ.get("TAPELINE_PROVE") == "1"
 FORMS: tuple[Form, ...] = ("parquet", "csv", "arrow")
 DAYS = [date(2024, 3, 15), date(2024, 3, 16), date(2024, 3, 18)]
 SCHEMA = pa.schema([*TICKS, pa.field("ts", pa.timestamp("ns", "UTC"))])
@@ -148,6 +147,14 @@ def test_a_folder_that_holds_anything_is_refused_and_left_alone(config: Path, tm
     assert (tmp_path / "mine" / "notes.txt").read_text() == "mine"
 
 
+def test_csv_holds_no_formula(tmp_path: Path) -> None:
+    rows = ticks(*[{"ts_ns": NOON + at, "conditions": text} for at, text in enumerate(("=1+1", "-5", "a"))])
+    batch = pa.RecordBatch.from_arrays([*rows.columns, rows["ts_ns"].cast(pa.timestamp("ns", "UTC"))], schema=SCHEMA)
+    export(SCHEMA, [batch], tmp_path / "out", "ticks", "csv", lambda *_: None)
+    (file,) = (tmp_path / "out").rglob("*.csv")
+    assert read_csv(file)["conditions"].to_pylist() == ["'=1+1", "-5", "a"]
+
+
 def test_a_range_without_rows_is_an_empty_folder_and_says_so(config: Path, tmp_path: Path) -> None:
     done = asked(config, tmp_path / "out", "--channel", "updatedBars")
     assert done.exit_code == 0
@@ -234,6 +241,7 @@ print(int(sys.argv[2]) - left)
 """
 
 
+@proof("lake")
 def test_killed_at_any_point_it_has_left_nothing_under_the_name_or_all_of_it_and_the_next_one_begins_anew(tmp_path: Path) -> None:
     import pathlib
 

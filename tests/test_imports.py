@@ -22,7 +22,7 @@ MODULES = {
 LAYERS: list[set[str]] = [
     {"records"},
     {"errors"},
-    {"locks", "config", "times", "quota", "durable"},
+    {"locks", "config", "times", "quota", "durable", "console"},
     {"providers"},
     {"completeness"},
     {"streams", "stores", "net", "bucket", "spool"},

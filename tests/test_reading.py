@@ -134,6 +134,12 @@ def traded(tmp_path_factory: pytest.TempPathFactory) -> Config:
     return settings(root)
 
 
+def test_times_with_a_zone_come_out_of_duckdb_as_python_s_own(traded: Config) -> None:
+    with tapeline.connect(config=traded) as db:
+        ((ts, ns),) = db.sql("SELECT ts, ts_ns FROM ticks ORDER BY ts_ns LIMIT 1").fetchall()
+    assert ts == datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=ns // 1_000)
+
+
 def expected(symbols: list[str], start_ns: int, end_ns: int, provider: str | None = None, kind: str | None = None) -> list[Row]:
     return in_order(
         [

@@ -20,6 +20,7 @@ from deltalake import DeltaTable
 
 import tapeline
 from made import BAR, DAY, NOON, bars, rejects, ticks
+from proving import PROVE, proof
 from tapeline.errors import Busy, DiskTrouble
 from tapeline.locks import own
 from tapeline.providers import identity
@@ -30,7 +31,6 @@ from tapeline.stores.lake_reading import LakeSource
 from tapeline.stores.lake_sealing import Sealed, SealFailed, seal
 from tapeline.stores.selection import Selection
 
-PROVE = os.environ.get("TAPELINE_PROVE") == "1"
 TODAY, TOMORROW = date(2024, 3, 15), date(2024, 3, 16)
 SYMBOLS = ("BTC/USDT", "ETH/USDT", "O'K\"/USDT", "币/USDT")
 
@@ -252,6 +252,7 @@ def dying_after(root: Path, points: int) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code, str(root), str(points)], capture_output=True, text=True, check=False)
 
 
+@proof("lake")
 def test_killed_at_any_point_it_is_as_if_it_never_ran_or_done_and_the_next_seal_ends_it(tmp_path: Path) -> None:
     fill(tmp_path / "counted", 3)
     points = int(dying_after(tmp_path / "counted", 1_000_000).stdout)
@@ -313,6 +314,7 @@ def test_a_reader_whose_rows_are_gone_is_told(root: Path) -> None:
         reader.read_all()
 
 
+@proof("lake")
 def test_a_store_that_writes_meanwhile_loses_and_doubles_nothing(root: Path) -> None:
     stop = threading.Event()
     trouble: list[Exception] = []

@@ -148,7 +148,7 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Config:
     settings: dict[str, Any] = {}
     if found is not None:
         try:
-            settings = tomllib.loads(found.read_text(encoding="utf-8"))
+            settings = tomllib.loads(found.read_text(encoding="utf-8-sig"))  # some editors of Windows begin with a mark
         except FileNotFoundError:
             raise ConfigError(f"There is no configuration file {found}. Name one that exists.") from None
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:

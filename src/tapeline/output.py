@@ -19,6 +19,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from tapeline.console import Output
+
+#: What a spreadsheet would calculate instead of showing it.
+_FORMULA: Final = r"^[=+\-@\t\r]"
+_NUMBER: Final = r"^[+\-]?(\d+\.?\d*|\.\d+)([eE][+\-]?\d+)?$"
 #: More rows than this do not fit a screen; the other formats give them all.
 _SHOWN_ROWS: Final = 40
 
@@ -28,12 +33,12 @@ def write(table: pa.Table, form: str, output: Path | None) -> None:
     if form in ("table", "json"):
         table = _with_readable_times(table)
     if form == "table":
-        console = Console(file=output.open("w") if output else None)
+        console = Output(file=output.open("w") if output else None)
         _show(table, console)
         return
     sink: BinaryIO = output.open("wb") if output else sys.stdout.buffer
     if form == "csv":
-        pa_csv.write_csv(table, sink)
+        pa_csv.write_csv(without_formulas(table), sink)
     elif form == "parquet":
         buffer = pa.BufferOutputStream()
         pq.write_table(table, buffer, compression="zstd")
@@ -44,6 +49,18 @@ def write(table: pa.Table, form: str, output: Path | None) -> None:
     sink.flush()
     if output:
         sink.close()
+
+
+def without_formulas(table: pa.Table) -> pa.Table:
+    """The same with an apostrophe before each text that a spreadsheet would take for a formula; numbers written as text stay."""
+    for at, field in enumerate(table.schema):
+        if pa.types.is_string(field.type) or pa.types.is_large_string(field.type):
+            column = table[at]
+            formula = pc.and_not(pc.match_substring_regex(column, _FORMULA), pc.match_substring_regex(column, _NUMBER))
+            if pc.any(formula).as_py():
+                marked = pc.binary_join_element_wise(pa.scalar("'", field.type), column, pa.scalar("", field.type))
+                table = table.set_column(at, field, pc.if_else(pc.fill_null(formula, False), marked, column))
+    return table
 
 
 def _with_readable_times(table: pa.Table) -> pa.Table:

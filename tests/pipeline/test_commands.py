@@ -86,6 +86,36 @@ def test_sql_gives_the_same_rows_in_every_form(done: Home, tmp_path: Path) -> No
     assert shown == ["symbol", "ticks", "BTC/USDT", str(btc), "ETH/USDT", str(len(ticks) - btc)]
 
 
+@pytest.mark.parametrize("form", ["table", "csv", "json", "parquet"])
+def test_a_reader_that_goes_before_it_has_read_all_is_no_error(form: str, tmp_path: Path) -> None:
+    command = [*COMMAND, "sql", "SELECT * FROM range(300000)", "--format", form]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(), cwd=tmp_path) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.read(10)
+        process.stdout.close()
+        assert (process.stderr.read(), process.wait()) == (b"", 0)
+
+
+def test_csv_holds_no_formula_that_a_spreadsheet_would_calculate(tmp_path: Path) -> None:
+    query = "SELECT '=1+1' AS a, '@x' AS b, '-x' AS c, '+49' AS d, '-1.5e3' AS e, -3 AS f, '\t=1' AS g, NULL AS h, 'BTC/USDT' AS i"
+    shown = ask("sql", query, "--format", "csv", cwd=tmp_path)
+    assert shown.returncode == 0, shown.stderr
+    (row,) = csv.reader(io.StringIO(shown.stdout.partition("\n")[2]))
+    assert row == ["'=1+1", "'@x", "'-x", "+49", "-1.5e3", "-3", "'\t=1", "", "BTC/USDT"]
+
+
+def test_what_stages_say_goes_to_stderr_and_stdout_is_empty(tmp_path: Path, spawn: Spawner) -> None:
+    home = Home(tmp_path / "data", spawn)
+    home.configure(block("binance", "ws://127.0.0.1:1", ["BTCUSDT"], ["trade"]))
+    command = [*COMMAND, "run", "--config", str(home.config)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(), text=True) as process:
+        assert process.stderr is not None
+        assert any("tapeline.net: binance-spot-0: cannot connect to ws://127.0.0.1:1" in line for line in process.stderr)
+        process.terminate()
+        assert process.communicate()[0] == ""
+
+
 def test_sql_says_what_is_wrong_with_a_query(done: Home) -> None:
     wrong = done.ask("sql", "SELECT nothing FROM ticks")
     assert (wrong.returncode, wrong.stdout) == (78, "")

@@ -22,6 +22,7 @@ from tapeline import times
 from tapeline.cli.app import app
 from tapeline.cli.terminal import ConfigOption, TableOrJson, load_config, midnight_ns, stop_on_signal
 from tapeline.config import Config, ProviderConfig, environment
+from tapeline.console import Output
 from tapeline.errors import ConfigError
 from tapeline.locks import own
 from tapeline.records import NS_PER_S
@@ -272,7 +273,7 @@ def _show(jobs: Iterable[tuple[Job, Sequence[dict[str, str | int]]]], format: Ta
         for row in rows:
             moments = (times.text(int(row[name])) for name in ("start_ns", "end_ns"))
             table.add_row(str(row["symbol"]), str(row["channel"]), *moments, str(row["parts"]), str(row["first_request"]))
-        Console().print(table)
+        Output().print(table)
 
 
 @contextmanager

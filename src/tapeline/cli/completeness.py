@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 from msgspec.structs import replace
-from rich.console import Console
 from rich.text import Text
 
 from tapeline.cli.app import app
@@ -27,6 +26,7 @@ from tapeline.cli.terminal import (
     stream_with_data,
 )
 from tapeline.config import Config, environment
+from tapeline.console import Output
 from tapeline.errors import ConfigError
 from tapeline.monitor.status import StatusFile
 from tapeline.records import NS_PER_S
@@ -257,7 +257,7 @@ def _row(key: Key, one: Interval) -> dict[str, Any]:
 
 def _show_gaps(rows: list[dict[str, Any]]) -> None:
     """Two lines each: when, how long and what; then how it came about."""
-    console = Console(highlight=False)
+    console = Output(highlight=False)
     for row in sorted(rows, key=lambda row: (row["start_ns"], row["symbol"], row["channel"])):
         length = "goes on" if row["end_ns"] is None else _length(row["end_ns"] - row["start_ns"])
         what = f"{row['symbol']}, {row['provider']} {row['feed']} {row['channel']}"
@@ -268,7 +268,7 @@ def _show_gaps(rows: list[dict[str, Any]]) -> None:
 def _show(one: Answer, day: str, until_ns: int | None) -> None:
     """`until_ns`: of a day that is not over, up to when."""
     word, style = _MARKS[one.verdict]
-    console = Console(highlight=False)
+    console = Output(highlight=False)
     so_far = f" up to {text(until_ns)[11:]}" if until_ns is not None else ""
     what = f"{one.key.symbol} {day}, {one.key.provider} {one.key.feed} {one.key.channel}, complete{so_far}: "
     console.print(Text.assemble(what, (word, style)), soft_wrap=True)

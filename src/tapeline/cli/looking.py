@@ -9,7 +9,6 @@ from random import Random
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from tapeline.cli.app import app
 from tapeline.cli.terminal import (
@@ -23,6 +22,7 @@ from tapeline.cli.terminal import (
     stream_with_data,
 )
 from tapeline.config import Config, environment, load
+from tapeline.console import Output
 from tapeline.errors import ConfigError, Unavailable
 
 if TYPE_CHECKING:
@@ -177,7 +177,7 @@ def status(
     if format is TableOrJson.json:
         typer.echo(json.dumps(found))
     else:
-        Console().print(tables(found))
+        Output().print(tables(found))
     if trouble is not None:
         raise trouble
     raise typer.Exit(0 if all(entry["balanced"] for entry in found["equations"]) else 1)
@@ -223,7 +223,7 @@ def audit(
             shown = [{"where": step.where, "found": step.found, "record": plain(step.details)} for step in steps]
             typer.echo(json.dumps({"id": "-".join(map(str, one)), "steps": shown}))
         else:
-            Console().print(way.picture(one, steps))
+            Output().print(way.picture(one, steps))
     stream.close()
 
 
@@ -234,7 +234,7 @@ def check(config: ConfigOption = None) -> None:
 
     settings = load_config(config)
     failed = 0
-    console = Console()
+    console = Output()
     for result in checkup(settings, environment()):
         mark = "[green]ok[/]  " if result.status == 0 else "[red]FAIL[/]"
         console.print(f"{mark} {escape(result.what)}: {escape(result.found)}", highlight=False, soft_wrap=True)

@@ -80,9 +80,9 @@ def _log_to_stderr() -> None:
 
 
 def terminal() -> Console:
-    """Where the log goes, if that is a terminal, so that a live table and the log's lines do not write over each other; else stdout."""
+    """Where the log goes, so that a live table and the log's lines do not write over each other: stderr."""
     consoles = [handler.console for handler in logging.getLogger().handlers if isinstance(handler, RichHandler)]
-    return consoles[0] if consoles else Console()
+    return consoles[0] if consoles else Console(stderr=True)
 
 
 def stop_on_signal(*, with_parent: bool = False) -> threading.Event:

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from tapeline.cli.app import app
 from tapeline.cli.terminal import run_loop, stop_on_signal
+from tapeline.console import Output
 from tapeline.errors import ConfigError
 
 
@@ -32,7 +32,7 @@ def demo(
     """
     from tapeline.demo import Demo
 
-    console = Console()
+    console = Output()
     ok = Demo(data_dir.resolve(), seconds, rate, console).run(stop_on_signal())
     raise typer.Exit(0 if ok else 1)
 

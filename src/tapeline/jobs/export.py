@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from tapeline.durable import sync
 from tapeline.errors import ConfigError, DiskTrouble
 from tapeline.locks import own
+from tapeline.output import without_formulas
 from tapeline.records import NS_PER_S
 
 Form = Literal["parquet", "csv", "arrow"]
@@ -53,9 +54,17 @@ def _parquet(file: pa.NativeFile, schema: pa.Schema) -> _Writer:
     return writer
 
 
-def _csv(file: pa.NativeFile, schema: pa.Schema) -> _Writer:
-    writer: _Writer = pa_csv.CSVWriter(file, schema)
-    return writer
+class _Csv:
+    """CSV that a spreadsheet may open."""
+
+    def __init__(self, file: pa.NativeFile, schema: pa.Schema) -> None:
+        self._writer = pa_csv.CSVWriter(file, schema)
+
+    def write_table(self, table: pa.Table) -> None:
+        self._writer.write_table(without_formulas(table))
+
+    def close(self) -> None:
+        self._writer.close()
 
 
 def _arrow(file: pa.NativeFile, schema: pa.Schema) -> _Writer:
@@ -63,7 +72,7 @@ def _arrow(file: pa.NativeFile, schema: pa.Schema) -> _Writer:
     return writer
 
 
-_WRITERS: Final[Mapping[Form, Callable[[pa.NativeFile, pa.Schema], _Writer]]] = {"parquet": _parquet, "csv": _csv, "arrow": _arrow}
+_WRITERS: Final[Mapping[Form, Callable[[pa.NativeFile, pa.Schema], _Writer]]] = {"parquet": _parquet, "csv": _Csv, "arrow": _arrow}
 
 
 def export(schema: pa.Schema, batches: Iterable[pa.RecordBatch], folder: Path, name: str, form: Form, progress: Progress) -> Exported:
