@@ -8,12 +8,11 @@ from typing import Any, Final
 
 import duckdb
 import pyarrow as pa
-from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
 from tapeline.errors import DiskTrouble
 from tapeline.records import AMENDING, AMENDS, NORMALIZED_TOPICS, Topic
-from tapeline.stores.lake_files import check_format
+from tapeline.stores.lake_files import check_format, for_duckdb, table_at
 from tapeline.stores.lake_reading import NO_DOWNLOADS
 
 #: The last revision of each bar; `bar_revisions` has them all.
@@ -98,13 +97,14 @@ def find(lake: Path, table: str, condition: str, values: list[Any]) -> list[dict
 
 def _files(table: Path) -> list[str]:
     try:
-        found = DeltaTable(str(table))
+        found = table_at(table)
     except TableNotFoundError:
         return []
     except (OSError, DeltaError) as error:
         raise DiskTrouble(f"The lake's table {table} cannot be read: {error}") from error
     check_format(found, table)
-    return found.file_uris()
+    names = pa.table(found.get_add_actions(flatten=True))["path"].to_pylist()
+    return for_duckdb(table / name for name in names)
 
 
 def _empty(topic: Topic) -> pa.Table:

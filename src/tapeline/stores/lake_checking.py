@@ -182,7 +182,7 @@ def _ranges(db: duckdb.DuckDBPyConnection, folder: Path, topic: Topic, day: date
 def _query(db: duckdb.DuckDBPyConnection, text: str, files: Sequence[str], **values: str) -> list[tuple[Any, ...]]:
     """`text` with {rows} for the rows of some files; $provider and so on are values."""
     rows = "read_parquet($files, hive_partitioning = false, filename = true)"
-    found: list[tuple[Any, ...]] = db.sql(text.format(rows=rows), params={"files": list(files), **values}).fetchall()
+    found: list[tuple[Any, ...]] = db.sql(text.format(rows=rows), params={"files": lake_files.for_duckdb(files), **values}).fetchall()
     return found
 
 

@@ -12,7 +12,7 @@ import shutil
 import time
 import uuid
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, datetime
@@ -71,10 +71,34 @@ class Added:
     stats: str
 
 
+_NOT_ADDRESSED: Final = re.compile(r"[\[\]\\\x00-\x1f\x7f]|%[0-9A-Fa-f]{2}")
+
+
+def table_at(folder: Path) -> DeltaTable:
+    """The table's log. Raises what Delta does."""
+    return DeltaTable(_uri(folder))
+
+
+def _uri(folder: Path) -> str:
+    """A folder as Delta takes it: it reads text as an address, in which `#`, `?` and `%` mean something else.
+
+    Raises ConfigError for the few names that it cannot address at all (delta-rs 1.6)."""
+    if wrong := _NOT_ADDRESSED.search(str(folder.absolute())):
+        raise ConfigError(
+            f"A lake cannot lie in {str(folder)!r}: its name holds {wrong[0]!r}, which Delta cannot address. Set another data_dir."
+        )
+    return folder.absolute().as_uri()
+
+
+def for_duckdb(paths: Iterable[Path | str]) -> list[str]:
+    """Files as DuckDB takes them: it reads text as a pattern, in which `*`, `?` and `[` stand for other files too."""
+    return [re.sub(r"[*?\[]", r"[\g<0>]", str(path)) for path in paths]
+
+
 def create(folder: Path, schema: pa.Schema) -> DeltaTable:
     """A table without rows; the one that is there, if another has just made it."""
     return DeltaTable.create(
-        str(folder), schema, mode="ignore", partition_by=["date"], description=f"{_DESCRIPTION}{_FORMAT}", configuration=_LOG
+        _uri(folder), schema, mode="ignore", partition_by=["date"], description=f"{_DESCRIPTION}{_FORMAT}", configuration=_LOG
     )
 
 
@@ -96,7 +120,7 @@ def opened(folder: Path) -> DeltaTable | None:
     if not folder.exists():
         return None
     try:
-        table = DeltaTable(str(folder))
+        table = table_at(folder)
     except TableNotFoundError:
         return None
     check_format(table, folder)

@@ -19,7 +19,7 @@ from deltalake.exceptions import DeltaError, TableNotFoundError
 
 from tapeline.errors import DiskTrouble
 from tapeline.records import BARS_TOPIC, NOTICES_TOPIC, NS_PER_S, TICKS_TOPIC, Topic
-from tapeline.stores.lake_files import check_format, checksum, named_checksum
+from tapeline.stores.lake_files import check_format, checksum, for_duckdb, named_checksum, table_at
 from tapeline.stores.selection import ORDER, Selection, alike, amended_by, notices_about
 
 #: Of a connection: what DuckDB is asked for here is all built in.
@@ -258,7 +258,7 @@ class LakeSource:
         try:
             # Of its own, for several readers of one source may be open; and held, for it closes when nothing does.
             cursor = self._engine.connection.cursor()
-            found = cursor.sql(text, params=dict(values))
+            found = cursor.sql(text, params={**values, "files": for_duckdb(files)})
             for batch in pa.RecordBatchReader.from_stream(found):
                 whole = pa.record_batch([batch[name].cast(schema.field(name).type) for name in schema.names], schema=schema)
                 yield from (whole.slice(at, _BATCH_ROWS) for at in range(0, whole.num_rows, _BATCH_ROWS))
@@ -301,7 +301,7 @@ class _Engine:
         if known is not None:
             known.update_incremental()
             return known
-        table = DeltaTable(str(folder))
+        table = table_at(folder)
         check_format(table, folder)
         self._logs[folder] = table
         return table

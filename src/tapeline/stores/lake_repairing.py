@@ -160,7 +160,10 @@ class _Day:
         db.register("damaged", self._bad.select([f"{edge}.{name}" for name in names for edge in ("min", "max")]))
         others = " UNION ALL ".join(f"FROM {_FILES.format(name)} SELECT {_IDS}" for name in files if name != "given")
         inside = " AND ".join(_INSIDE.format(name) for name in names)
-        db.execute(_MISSING.format(given=_FILES.format("given"), others=others, ids=_IDS, inside=inside), files).fetchall()
+        db.execute(
+            _MISSING.format(given=_FILES.format("given"), others=others, ids=_IDS, inside=inside),
+            {name: lake_files.for_duckdb(some) for name, some in files.items()},
+        ).fetchall()
         if self._topic in (TICKS_TOPIC, BARS_TOPIC):
             for provider, feed, channel in db.sql("SELECT DISTINCT provider, feed, channel FROM missing").fetchall():
                 self._each_once(db, (provider, feed, channel))
@@ -183,7 +186,7 @@ class _Day:
         db.execute("CREATE OR REPLACE TEMP TABLE held AS SELECT * FROM mine LIMIT 0").fetchall()
         if near:
             text = _HELD.format(keyed=keyed, near=_FILES.format("near"), of_channel=of_channel)
-            db.execute(text, {"near": near, **values}).fetchall()
+            db.execute(text, {"near": lake_files.for_duckdb(near), **values}).fetchall()
         same = " AND ".join(f"h.{key} IS NOT DISTINCT FROM m.{key}" for key in keys)
         db.execute(_AGAIN.format(ids=_IDS, same=same, keys=", ".join(keys))).fetchall()
         db.execute(_DELETE.format(ids=_IDS)).fetchall()

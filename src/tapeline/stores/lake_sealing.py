@@ -102,12 +102,18 @@ def _write(folder: Path, topic: Topic, old: Sequence[str], aside: Path, progress
     names, order = names_of(topic), order_of(topic)
     new: list[Path] = []
     with duckdb.connect(config=settings) as db:
-        rows = int(db.sql("SELECT count(*) FROM read_parquet($files, hive_partitioning = false)", params={"files": old}).fetchall()[0][0])
+        rows = int(
+            db.sql(
+                "SELECT count(*) FROM read_parquet($files, hive_partitioning = false)", params={"files": lake_files.for_duckdb(old)}
+            ).fetchall()[0][0]
+        )
         for condition, values, count in _parts(db, topic, old, rows):
             progress(topic.table, sum(pq.read_metadata(path).num_rows for path in new), rows)
             text = f"SELECT {names} FROM read_parquet($files, hive_partitioning = false) WHERE {condition} ORDER BY {order}"  # noqa: S608
             path = aside / f"{len(new):04}.part"
-            db.sql(text, params={"files": old, **values}).write_parquet(str(path), compression="zstd", row_group_size=GROUP_ROWS)
+            db.sql(text, params={"files": lake_files.for_duckdb(old), **values}).write_parquet(
+                str(path), compression="zstd", row_group_size=GROUP_ROWS
+            )
             if (written := pq.read_metadata(path).num_rows) != count:
                 raise SealFailed(f"{path} holds {written} rows of {count}. Nothing was changed.")
             new.append(path)
@@ -131,7 +137,7 @@ def _parts(db: duckdb.DuckDBPyConnection, topic: Topic, files: Sequence[str], ro
         return
     counted = "SELECT symbol, count(*) FROM read_parquet($files, hive_partitioning = false) GROUP BY symbol ORDER BY symbol"
     first, last, held = "", "", 0
-    for symbol, count in db.sql(counted, params={"files": files}).fetchall():
+    for symbol, count in db.sql(counted, params={"files": lake_files.for_duckdb(files)}).fetchall():
         if held and held + count > _FILE_ROWS:
             yield "symbol BETWEEN $first AND $last", {"first": first, "last": last}, held
             held = 0
@@ -146,6 +152,6 @@ def _fingerprint(db: duckdb.DuckDBPyConnection, topic: Topic, files: Sequence[st
     sums = [f"sum(hash({name}))" for name in columns]
     sums += [f"sum(hash({', '.join(IDS)}))", f"sum(hash({', '.join(columns)}))"]
     text = f"SELECT count(*), {', '.join(sums)} FROM read_parquet($files, hive_partitioning = false)"  # noqa: S608 our own names
-    (row,) = db.sql(text, params={"files": files}).fetchall()
+    (row,) = db.sql(text, params={"files": lake_files.for_duckdb(files)}).fetchall()
     names = ["the number of rows", *(f"column {name}" for name in (*topic.schema.names, "ts")), "the ids", "whole rows"]
     return dict(zip(names, row, strict=True))
