@@ -155,7 +155,7 @@ class Home:
     def configure(self, text: str, *, flush_seconds: float = 0.3, flush_rows: int = 250_000, ledger: bool = False) -> None:
         """`ledger`: keep one too; each of its processes costs a start."""
         store = f'[[stores]]\nurl = "lake:"\nflush_seconds = {flush_seconds}\nflush_rows = {flush_rows}\n'
-        self.config.write_text(f'data_dir = "{self.root}"\nledger = {str(ledger).lower()}\n{text}\n{store}')
+        self.config.write_text(f"data_dir = {json.dumps(str(self.root))}\nledger = {str(ledger).lower()}\n{text}\n{store}")
 
     def stream(self) -> Stream:
         """The configured stream, to look into."""

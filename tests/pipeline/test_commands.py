@@ -180,6 +180,25 @@ def test_status_shows_the_accounts_and_check_what_is_reachable(done: Home) -> No
     assert "symbols: all listed" in checked.stdout
 
 
+def test_a_run_in_a_folder_of_any_name_can_be_asked_everything(tmp_path: Path, spawn: Spawner, venue: Callable[..., VenueProcess]) -> None:
+    for name, symbol in (("one", "ETHUSDT"), ('a b#ä%?*"', "BTCUSDT")):
+        market = venue("binance", "--rate", "300", "--limit", "300")
+        home = Home(tmp_path / name, spawn)
+        home.configure(block("binance", market.url, [symbol], ["trade"]), ledger=True)
+        assert home.run("--until-idle", "1") == 0
+    count = home.rows("SELECT count(*) FROM ticks")
+    assert count == [(300,)]
+    assert json.loads(home.ask("sql", "SELECT count(*) AS n, min(symbol) AS s FROM ticks", "--format", "json").stdout) == {
+        "n": 300,
+        "s": "BTC/USDT",
+    }
+    assert home.ask("status").returncode == 0
+    assert "BTC/USDT, binance spot trade" in home.ask("gaps").stdout
+    assert home.ask("lake", "check").returncode == 0
+    ((partition, offset, index),) = home.rows("SELECT raw_partition, raw_offset, raw_index FROM ticks ORDER BY sequence LIMIT 1")
+    assert "kept in" in home.ask("audit", f"{partition}-{offset}-{index}").stdout
+
+
 def test_a_command_without_data_says_so_and_makes_none(tmp_path: Path, spawn: Spawner) -> None:
     home = Home(tmp_path / "nothing", spawn)
     home.configure("")

@@ -76,7 +76,7 @@ class LedgerFile:
             if not self._path.exists():
                 yield None
                 return
-            with closing(sqlite3.connect(f"file:{self._path}?mode=ro", uri=True, timeout=_LOCK_WAIT_S)) as db, db:
+            with closing(sqlite3.connect(f"{self._path.absolute().as_uri()}?mode=ro", uri=True, timeout=_LOCK_WAIT_S)) as db, db:
                 yield db if self._version(db) else None
         except sqlite3.Error as error:
             raise DiskTrouble(
