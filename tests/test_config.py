@@ -110,6 +110,16 @@ def test_an_unknown_key_like_no_other_brings_the_list_of_those_there_are(tmp_pat
         ('[[providers]]\nname = "binance"\nsymbols = "BTCUSDT"', "symbols"),
         ('[[providers]]\nname = "alpaca"\ncodec = "xml"', "xml"),
         ('stream = "embedded:"', "stream"),
+        ("[[stores]]\nflush_seconds = inf", "flush_seconds"),
+        ("[[stores]]\nflush_seconds = nan", "flush_seconds"),
+        ("[[stores]]\nkeep_gb = inf", "keep_gb"),
+        ("[stream]\nretain_hours = inf", "retain_hours"),
+        ("[stream]\ncommit_ms = inf", "commit_ms"),
+        ("[[providers]]\nname = 'binance'\nmute_after = inf", "mute_after"),
+        ("[[providers]]\nname = 'binance'\nmute_after = { trade = inf }", "mute_after"),
+        ("[[providers]]\nname = 'binance'\nprocess = 'a/b'", "process"),
+        ("[[providers]]\nname = 'binance'\nprocess = '../x'", "process"),
+        ("[stream]\ntopic_prefix = 'a b'", "topic_prefix"),
     ],
 )
 def test_a_value_of_the_wrong_kind_is_refused_by_the_name_of_its_key(text: str, names: str, tmp_path: Path) -> None:
@@ -301,6 +311,8 @@ def test_every_provider_says_which_secrets_it_needs() -> None:
         ('name = "binance"\nsymbols = ["A"]\nchannels = ["trades"]', "trades"),
         ('name = "binance"\nsymbols = []\nchannels = ["trade"]', "symbols"),
         ('name = "polygon"\nsymbols = ["A"]\nchannels = ["T"]', "TAPELINE_POLYGON_KEY"),
+        ('name = "binance"\nsymbols = ["A", "B", "A"]\nchannels = ["trade"]', "the symbol 'A' more than once"),
+        ('name = "binance"\nsymbols = ["A"]\nchannels = ["trade", "trade"]', "the channel 'trade' more than once"),
     ],
 )
 def test_a_feed_a_channel_or_a_secret_that_is_not_there_is_named(text: str, names: str, tmp_path: Path) -> None:

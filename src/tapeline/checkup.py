@@ -37,6 +37,10 @@ def checkup(config: Config, environ: Mapping[str, str]) -> Iterator[Result]:
         stream.close()
     except TapelineError as error:
         yield Result(f"stream {config.stream.shown}", str(error), error.exit_status)
+    try:
+        wiring.open_stores(config)
+    except TapelineError as error:
+        yield Result("stores", str(error), error.exit_status)
     for some in config.stores:
         try:
             store = wiring.open_store(config, some, environ)

@@ -38,7 +38,10 @@ _SECRET_NAMES: Final = frozenset(
     (*(name for kinds in SECRETS.values() for names in kinds.values() for name in names), *chain(*FILES_SECRETS.values()))
 )
 
-NotNegative = Annotated[float, msgspec.Meta(ge=0)]
+#: A number of seconds, say, that means something: neither below zero nor endless.
+NotNegative = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
+#: A part of a file's name and of a lock's.
+Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._-]{0,60}\Z")]
 #: What Kafka allows in a topic's name (https://kafka.apache.org/documentation/#brokerconfigs), with room for the names behind it.
 TopicPrefix = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._-]{0,100}\Z")]
 ProviderName = Literal["binance", "polygon", "alpaca"]
@@ -68,7 +71,7 @@ class StreamConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_o
     replication: Annotated[int, msgspec.Meta(ge=1, le=9)] = 1  # of Kafka topics made anew
     codecs: CodecsConfig = CodecsConfig()
     commit_ms: NotNegative = 100.0  # Kafka: how long normalize gathers outputs for one transaction
-    retain_hours: Annotated[float, msgspec.Meta(gt=0)] = 72.0  # what every group has acknowledged is removed after so long
+    retain_hours: Annotated[float, msgspec.Meta(gt=0, le=1e9)] = 72.0  # what every group has acknowledged is removed after so long
     memory_mb: Annotated[int, msgspec.Meta(ge=16)] = 2048  # Redis: the writer slows down rather than let it hold more
     spool_mb: Annotated[int, msgspec.Meta(ge=1)] = 8192  # what ingest keeps on disk while Kafka or Redis is away
 
@@ -89,7 +92,7 @@ class ProviderConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw
     lines: Annotated[int, msgspec.Meta(ge=1, le=2)] = 1  # 2: the same twice, to two addresses; of each event the first copy counts
     second_url: str = ""  # where the second line goes; another host of the provider's where left out
     connections: Annotated[int, msgspec.Meta(ge=1)] = 1  # how many the account may have to one endpoint (Massive, Alpaca)
-    process: str = ""  # which ingest process opens it: `tapeline ingest --process NAME`
+    process: Name = ""  # which ingest process opens it: `tapeline ingest --process NAME`
     symbols: tuple[str, ...] = ()  # the provider's own names
     channels: tuple[str, ...] = ()
     time_unit: Literal["ms", "us"] = "ms"  # of Binance's times

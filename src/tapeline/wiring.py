@@ -7,6 +7,7 @@ import hashlib
 import logging
 import platform
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -315,12 +316,15 @@ def plans(config: Config, environ: Mapping[str, str]) -> list[tuple[ProviderConf
             raise ConfigError(f"{provider.name} {feed} has no channel {wrong[0]!r}. It has: {', '.join(feeds[feed])}.")
         if not provider.symbols or not provider.channels:
             raise ConfigError(f"{provider.name} {feed} needs symbols and channels: nothing would arrive without.")
+        for what, names in (("symbol", provider.symbols), ("channel", provider.channels)):
+            if twice := [name for name, times in Counter(names).items() if times > 1]:
+                raise ConfigError(f"{provider.name} {feed} names the {what} {twice[0]!r} more than once. Name it once.")
         second_url = _second_url(provider, module)
         secrets = {kind: secret(provider, kind, environ) for kind in module.SECRET_KINDS}
         settings = FeedSettings(
             feed=feed,
-            symbols=tuple(dict.fromkeys(provider.symbols)),
-            channels=tuple(dict.fromkeys(provider.channels)),
+            symbols=provider.symbols,
+            channels=provider.channels,
             url=provider.url.rstrip("/"),
             rest_url=provider.rest_url.rstrip("/"),
             time_unit=provider.time_unit,

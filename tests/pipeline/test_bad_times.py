@@ -141,6 +141,13 @@ def test_a_wrong_key_ends_the_run_with_the_name_of_the_variable_and_never_the_ke
     home.says_nothing_of(SECRET)
 
 
+def test_check_says_that_two_stores_are_of_one_kind(home: Home) -> None:
+    home.configure(BINANCE + '[[stores]]\nurl = "lake:"\n')
+    checked = home.ask("check")
+    assert checked.returncode == 78
+    assert "Two [[stores]] are of one kind" in checked.stdout
+
+
 def test_one_provider_that_refuses_does_not_stop_the_others_and_no_key_is_shown(
     home: Home, venue: Callable[..., VenueProcess], tmp_path: Path
 ) -> None:
