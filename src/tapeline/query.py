@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
@@ -34,6 +35,9 @@ CREATE VIEW trades AS SELECT * FROM (SELECT * FROM ticks WHERE kind = 'trade')
 ANTI JOIN amendments USING (provider, feed, symbol, date, exchange, trade_id)
 """
 
+_READING: Final = frozenset(
+    {duckdb.StatementType.SELECT, duckdb.StatementType.MULTI, duckdb.StatementType.PRAGMA, duckdb.StatementType.CALL}
+)
 #: What is there, and what is not; times for people beside the exact ones. An end that is null: it goes on.
 _COVERAGE: Final = """
 CREATE VIEW coverage AS
@@ -65,6 +69,23 @@ def connect(lake: Path, ledger: pa.Table | None = None) -> duckdb.DuckDBPyConnec
         for view in (_COVERAGE, _GAPS):
             db.execute(view).fetchall()
     return db
+
+
+def fence(db: duckdb.DuckDBPyConnection, lake: Path) -> None:
+    """From now on, and for good, the connection reaches no file but the lake's, and nothing over a network."""
+    # As a path, and as what `connect` makes of it.
+    folders = sorted({f"{lake}/", *for_duckdb([f"{lake}/"])})
+    listed = ", ".join("'" + folder.replace("'", "''") + "'" for folder in folders)
+    db.execute(f"SET allowed_directories = [{listed}]").fetchall()
+    db.execute("SET enable_external_access = false; SET lock_configuration = true").fetchall()
+
+
+def only_reads(db: duckdb.DuckDBPyConnection, statement: str) -> bool:
+    """Whether a statement can write nothing: a SELECT in any of its forms, or what explains one."""
+    explained = re.match(r"\s*explain(\s+analyze)?\b", statement, re.IGNORECASE)
+    if explained is not None:
+        return only_reads(db, statement[explained.end() :])
+    return all(one.type in _READING for one in db.extract_statements(statement))
 
 
 def _started() -> duckdb.DuckDBPyConnection:

@@ -116,6 +116,44 @@ def test_what_stages_say_goes_to_stderr_and_stdout_is_empty(tmp_path: Path, spaw
         assert process.communicate()[0] == ""
 
 
+def test_sql_reaches_no_file_but_the_lake_s_unless_it_is_allowed(done: Home, tmp_path: Path) -> None:
+    secret, written = tmp_path / "secret.csv", tmp_path / "out.csv"
+    secret.write_text("a\nhush\n")
+    within = done.root.parent / "elsewhere" / "ticks" / "x.csv"
+    for query in (
+        f"SELECT * FROM read_csv('{secret}')",
+        f"SELECT * FROM '{secret}'",
+        f"SELECT * FROM read_text('{secret}')",
+        f"SELECT * FROM glob('{tmp_path}/*')",
+        f"COPY (SELECT 1) TO '{written}'",
+        f"COPY (SELECT 1) TO '{within}'",
+        f"EXPLAIN ANALYZE COPY (SELECT 1) TO '{within}'",
+        f"ATTACH '{tmp_path}/x.db'",
+        f"EXPORT DATABASE '{tmp_path}/all'",
+        "INSTALL httpfs",
+        "SET enable_external_access = true",
+        "SELECT * FROM read_csv('http://127.0.0.1:1/x.csv')",
+        "DROP VIEW ticks",
+    ):
+        found = done.ask("sql", query)
+        assert (found.returncode, found.stdout) == (78, ""), query
+        assert "hush" not in found.stderr
+        assert "Traceback" not in found.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["secret.csv"]
+    assert not within.exists()
+    for query in (
+        "DESCRIBE ticks",
+        "SUMMARIZE bars",
+        "FROM ticks LIMIT 1",
+        "EXPLAIN SELECT * FROM ticks",
+        "PIVOT ticks ON kind USING count(*)",
+    ):
+        assert done.ask("sql", query, "--format", "json").returncode == 0, query
+    assert done.ask("sql", f"SELECT * FROM read_csv('{secret}')", "--allow-files", "--format", "json").stdout == '{"a": "hush"}\n'
+    assert done.ask("sql", f"COPY (SELECT 1) TO '{written}'", "--allow-files").returncode == 0
+    assert written.exists()
+
+
 def test_sql_says_what_is_wrong_with_a_query(done: Home) -> None:
     wrong = done.ask("sql", "SELECT nothing FROM ticks")
     assert (wrong.returncode, wrong.stdout) == (78, "")

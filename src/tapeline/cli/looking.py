@@ -46,8 +46,11 @@ def sql(
     config: ConfigOption = None,
     format: Annotated[Format, typer.Option(help="json: an object a line. parquet: to --output or a pipe.")] = Format.table,  # noqa: A002
     output: Annotated[Path | None, typer.Option(help="Write to this file instead of the screen.")] = None,
+    allow_files: Annotated[
+        bool, typer.Option("--allow-files", help="Let the query read and write other files too (read_csv, COPY, ATTACH).")
+    ] = False,
 ) -> None:
-    """Query the lake with DuckDB.
+    """Query the lake with DuckDB. The query reads the lake and nothing else, unless you allow it.
 
     Example: `tapeline sql "SELECT symbol, count(*), max(last) FROM ticks GROUP BY symbol"`
     """
@@ -55,15 +58,22 @@ def sql(
 
     from tapeline import wiring
     from tapeline.output import write
-    from tapeline.query import connect
+    from tapeline.query import connect, fence, only_reads
 
     settings = load_config(config)
+    lake = wiring.lake_folder(settings)
     try:
-        db = connect(wiring.lake_folder(settings), wiring.ledger_rows(settings))
+        db = connect(lake, wiring.ledger_rows(settings))
         if len(db.extract_statements(query)) > 1:
             raise ConfigError("That is more than one statement, and one table can be shown. Give one.")
+        if not allow_files:
+            if not only_reads(db, query):
+                raise ConfigError("`tapeline sql` only reads. Add --allow-files for a statement that writes.")
+            fence(db, lake)
         result = db.sql(query)
         table = result.to_arrow_table() if result is not None else None
+    except duckdb.PermissionException as error:
+        raise ConfigError(f"{error}. `tapeline sql` reads the lake alone; add --allow-files for a query of other files.") from error
     except duckdb.Error as error:
         raise ConfigError(f"DuckDB: {error}") from error
     if table is not None:
