@@ -128,6 +128,10 @@ class VenueProcess:
     url: str
     journal: Path
 
+    def halt(self) -> None:
+        """Close the market: nothing happens any more, and connections stay."""
+        self.process.send(signal.SIGUSR1)
+
     def stop(self) -> dict[str, int]:
         """End it; what it says it has sent, by channel. Its journal is then complete."""
         self.process.send(signal.SIGTERM)

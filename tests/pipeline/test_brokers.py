@@ -79,7 +79,7 @@ def ended(run: Process, seconds: float = 90.0) -> None:
 
 @pytest.mark.parametrize("server", KINDS, indirect=True)
 def test_stages_and_broker_are_killed_and_paused_in_the_middle(server: Any, home: Home, venue: Callable[..., VenueProcess]) -> None:
-    market = venue("binance", "--rate", "300", "--limit", "9000" if PROVE else "4500", "--fault", "rewind:all")
+    market = venue("binance", "--rate", "600", "--fault", "rewind:all")
     configured(home, server, market)
     run = home.start("run", "--until-idle", "1")
     until(lambda: home.word("lake").get("tables", {}).get("ticks", {}).get("rows", 0) > 200, "nothing flows")
@@ -93,6 +93,7 @@ def test_stages_and_broker_are_killed_and_paused_in_the_middle(server: Any, home
     server.pause()
     time.sleep(15.0 if PROVE else 3.0)
     server.resume()
+    market.halt()
     ended(run, 120.0)
     nothing_is_lost_or_doubled(home, market, once=True)
 
@@ -102,7 +103,7 @@ def test_stages_and_broker_are_killed_and_paused_in_the_middle(server: Any, home
 def test_the_broker_is_away_at_the_start_and_again_for_long(server: Any, home: Home, venue: Callable[..., VenueProcess]) -> None:
     rate, away_s = (5_000, 120.0) if PROVE else (2_000, 10.0)
     server.stop()
-    market = venue("binance", "--rate", str(rate), "--limit", str(int(rate * (away_s + 16))))
+    market = venue("binance", "--rate", str(rate))
     configured(home, server, market)
     run = home.start("run", "--until-idle", "1")
     until(lambda: home.word("ingest").get("spooled", 0) > rate / 2, "nothing is spooled")
@@ -123,6 +124,7 @@ def test_the_broker_is_away_at_the_start_and_again_for_long(server: Any, home: H
         memory.append(rss_mb(pid))
         time.sleep(0.5)
     server.start()
+    market.halt()
     ended(run, 300.0)
     assert max(memory) - memory[0] < 40.0, memory
     nothing_is_lost_or_doubled(home, market)
@@ -140,7 +142,7 @@ def newest_in_spool(home: Home) -> tuple[str, tuple[str, str, int]]:
 def test_ingest_is_killed_while_the_broker_is_away_and_while_the_spool_drains(
     server: Any, home: Home, venue: Callable[..., VenueProcess]
 ) -> None:
-    market = venue("binance", "--rate", "1500", "--limit", "9000", "--fault", "rewind:all")
+    market = venue("binance", "--rate", "1500", "--fault", "rewind:all")
     configured(home, server, market)
     run = home.start("run", "--until-idle", "1")
     until(lambda: home.word("lake").get("tables", {}).get("ticks", {}).get("rows", 0) > 1_000, "nothing flows")
@@ -155,6 +157,7 @@ def test_ingest_is_killed_while_the_broker_is_away_and_while_the_spool_drains(
     for _ in range(3 if PROVE else 1):
         time.sleep(0.3)
         home.kill("ingest")
+    market.halt()
     ended(run, 120.0)
     with closing(home.stream()) as stream:
         raw = received(stream)
@@ -170,7 +173,7 @@ def test_ingest_is_killed_while_the_broker_is_away_and_while_the_spool_drains(
 def test_what_a_spool_that_is_too_small_refuses_is_counted_and_put_on_record(
     server: Any, home: Home, venue: Callable[..., VenueProcess]
 ) -> None:
-    market = venue("binance", "--rate", "2000", "--limit", "14000")
+    market = venue("binance", "--rate", "2000")
     configured(home, server, market, "spool_mb = 1")
     run = home.start("run", "--until-idle", "1")
     until(lambda: home.word("lake").get("tables", {}).get("ticks", {}).get("rows", 0) > 1_000, "nothing flows")
@@ -180,6 +183,7 @@ def test_what_a_spool_that_is_too_small_refuses_is_counted_and_put_on_record(
     assert "could not be kept" in run.said
     assert home.word("ingest")["spooled"] > 500
     server.start()
+    market.halt()
     ended(run)
     market.stop()
     notices = home.rows("SELECT connection, detail FROM notices WHERE kind = 'refused'")

@@ -28,16 +28,18 @@ CHANNELS = ["trade", "bookTicker", "kline_1s"]
 def test_a_run_until_idle_ends_when_everything_has_come_even_through_an_ingest_that_died(
     home: Home, venue: Callable[..., VenueProcess]
 ) -> None:
-    market = venue("binance", "--rate", "500", "--limit", "2000", "--fault", "rewind:all")
+    market = venue("binance", "--rate", "500", "--fault", "rewind:all")
     home.configure(block("binance", market.url, SYMBOLS, CHANNELS), flush_seconds=0.05)
     run = home.start("run", "--until-idle", "0.6")
-    until(lambda: home.word("ingest").get("last_data_ns"), "no data")
+    first = until(lambda: home.word("ingest").get("last_data_ns") and home.word("ingest")["pid"], "data flows")
     home.kill("ingest")
+    until(lambda: home.word("ingest").get("pid") != first and home.word("ingest").get("last_data_ns"), "data flows again")
+    market.halt()
     assert run.ends() == 0, run.said
     assert "ingest was killed by SIGKILL" in run.said
-    assert sum(market.stop().values()) >= 2000
+    assert sum(market.stop().values()) > 100
     found = compare(home.lake, [market.journal], once=True)
-    assert (found.missing, found.extra, found.rejected, found.sent) == ([], [], 0, 2000)
+    assert (found.missing, found.extra, found.rejected) == ([], [], 0)
 
 
 def test_signals_stop_a_run_with_everything_kept_that_had_arrived(home: Home, venue: Callable[..., VenueProcess]) -> None:

@@ -15,12 +15,15 @@ if TYPE_CHECKING:
 
 
 async def serve(options: VenueOptions) -> None:
-    """Run a venue until SIGTERM or SIGINT: print a line with its url, one with its files', and in the end one of JSON with what it sent."""
+    """Run a venue until SIGTERM or SIGINT: print a line with its url, one with its files', and in the end one of JSON with what it sent.
+
+    SIGUSR1 closes the market: nothing happens any more, and connections stay."""
     venue = Venue(options)
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
+    loop.add_signal_handler(signal.SIGUSR1, venue.halt)
     url = await venue.start()
     _say(f"{options.name} at {url}")
     if venue.files_url:

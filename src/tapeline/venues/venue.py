@@ -68,6 +68,7 @@ class Venue:
         self._kept: dict[Topic, deque[tuple[int, Event]]] = {}
         self._keep = _to_keep(self._faults.text("rewind"))
         self._skip = self._faults.chance("skip")
+        self._halted = False
         self._order = count()
         self._sent: Counter[str] = Counter()
         self._server: asyncio.Server | None = None
@@ -102,6 +103,10 @@ class Venue:
         self._pump = asyncio.get_running_loop().create_task(self._run())
         host = f"[{options.host}]" if ":" in options.host else options.host
         return f"{'wss' if options.tls else 'ws'}://{host}:{self._server.sockets[0].getsockname()[1]}"
+
+    def halt(self) -> None:
+        """Close the market: nothing happens any more; connections and histories stay."""
+        self._halted = True
 
     async def broken(self) -> None:
         """Wait until the venue can no longer send, and raise the reason; for ever while all is well."""
@@ -227,7 +232,7 @@ class Venue:
         if self._repeat_backlogs():
             await asyncio.sleep(0)
             return
-        events = self._source.take(now)
+        events = [] if self._halted else self._source.take(now)
         self._distribute(events)
         if self._source.behind:
             await asyncio.sleep(0)
