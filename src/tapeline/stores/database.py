@@ -33,17 +33,19 @@ class CannotHold(Unavailable):
 class Database:
     """A database by its `postgresql://` address: connections, and what their errors mean."""
 
-    def __init__(self, url: str, password: str) -> None:
-        self._url, self._password = url, password
+    def __init__(self, url: str, password: str, lock_wait_s: float = 10.0) -> None:
+        """`lock_wait_s`: a statement that waits longer for a lock of others fails."""
+        self._url, self._password, self._lock_wait_s = url, password, lock_wait_s
         self.shown: Final = without_password(url)
-        self._settings: Final = load("postgres.sql").each("settings")
+        self._sql: Final = load("postgres.sql")
 
     def connect(self) -> dbapi.Connection:
         """A connection with our settings. Raises ADBC's errors."""
         connection: dbapi.Connection = connect(_with_password(self._url, self._password))
         with connection.cursor() as cursor:
-            for statement in self._settings:
+            for statement in self._sql.each("settings"):
                 cursor.execute(statement)
+            cursor.execute(self._sql.one("wait_for_locks"), (f"{self._lock_wait_s * 1000:.0f}ms",))
         connection.commit()
         return connection
 

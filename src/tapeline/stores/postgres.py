@@ -38,9 +38,9 @@ _BY_DAY: Final = frozenset({"ticks"})
 class Postgres:
     """Tables in the database that a `postgresql://` address names. Nothing is connected before the first call."""
 
-    def __init__(self, url: str, password: str, identity: IdentityRule, keep_days: int = 0) -> None:
-        """`keep_days`: ticks of earlier days are removed; 0: never."""
-        self._database = Database(url, password)
+    def __init__(self, url: str, password: str, identity: IdentityRule, keep_days: int = 0, lock_wait_s: float = 10.0) -> None:
+        """`keep_days`: ticks of earlier days are removed; 0: never. `lock_wait_s`: so long a lock of others is waited for at a time."""
+        self._database = Database(url, password, lock_wait_s)
         self._schema = Schema(self._database.shown)
         self._identity, self._keep_days = identity, keep_days
         self._sql: Final[Statements] = load("postgres.sql")

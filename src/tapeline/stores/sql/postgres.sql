@@ -1,9 +1,11 @@
 -- What the PostgreSQL store asks and says, by name. Values are parameters; what stands in braces is a name of this program's own.
 
 -- name: settings
-SET lock_timeout = '10s';
 SET timezone = 'UTC';
 SET client_min_messages = 'warning'
+
+-- name: wait_for_locks
+SELECT set_config('lock_timeout', $1, false)
 
 -- name: alone
 -- Several stores of one database write one after another.
