@@ -38,6 +38,7 @@ def pytest_xdist_auto_num_workers() -> int:
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "proof(part): it has a full form, which `make prove` runs (tests/proving.py)")
+    proving.check_part()
     works_itself = hasattr(config, "workerinput") or not config.getoption("numprocesses", None)
     if works_itself:  # the controller starts the workers, which are no programs of ours
         forking.install()
@@ -72,7 +73,7 @@ def _group(item: pytest.Item) -> str | None:
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
     if proving.PROVE:
-        passing = re.search(r"(\d+) passing examples", getattr(item, "hypothesis_statistics", ""))
+        passing = re.search(r"(\d+) passing", getattr(item, "hypothesis_statistics", ""))
         report.user_properties += [("part", proving.part_of(item)), *([("examples", int(passing[1]))] if passing else [])]
     return report
 

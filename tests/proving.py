@@ -10,6 +10,7 @@ import os
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
+from hypothesis import is_hypothesis_test
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,6 +30,12 @@ _ASKED: Final = os.environ.get("TAPELINE_PROVE", "")
 PROVE: Final = bool(_ASKED)
 
 
+def check_part() -> None:
+    """Raises pytest.UsageError where this run is to prove a part that does not exist."""
+    if PROVE and _ASKED != "1" and _ASKED not in PARTS:
+        raise pytest.UsageError(f"There is no part {_ASKED!r} to prove. Parts: {', '.join(PARTS)}.")
+
+
 def proof(part: str, *, quick: bool = True) -> pytest.MarkDecorator:
     """Marks a test that has a full form; `part`: one of PARTS. `quick`: whether `make test` runs it too."""
     assert part in PARTS, f"there is no part {part!r}: {', '.join(PARTS)}"
@@ -40,14 +47,13 @@ def part_of(item: pytest.Item) -> str:
     mark = item.get_closest_marker("proof")
     if mark is not None:
         return str(mark.args[0])
-    return "properties" if item.get_closest_marker("hypothesis") else ""
+    return "properties" if is_hypothesis_test(getattr(item, "obj", None)) else ""
 
 
 def asked_for(items: Sequence[pytest.Item]) -> list[pytest.Item]:
     """Of all tests, those that this run is for."""
     if not PROVE:
         return [item for item in items if (mark := item.get_closest_marker("proof")) is None or mark.kwargs["quick"]]
-    assert _ASKED == "1" or _ASKED in PARTS, f"There is no part {_ASKED!r}. Use PART= one of {', '.join(PARTS)}."
     return [item for item in items if part_of(item) and _ASKED in ("1", part_of(item))]
 
 
