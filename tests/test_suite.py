@@ -51,7 +51,8 @@ def test_a_program_ends_as_in_a_new_interpreter(code: str, status: int, said: st
 
 
 def test_a_fork_has_its_own_pid_session_folder_environment_arguments_and_files(tmp_path: Path) -> None:
-    code = "import os, sys; print(os.getcwd(), os.environ.get('A'), len(os.environ), sys.argv[1:], sys.stdin.read(), os.getpid() == os.getsid(0))"
+    code = "import os, sys; own = os.getpid() == os.getsid(0);"
+    code += "print(os.getcwd(), os.environ.get('A'), len(os.environ), sys.argv[1:], sys.stdin.read(), own)"
     command = [sys.executable, "-c", code, "one", "two words"]
     done = subprocess.run(
         command, input="in", capture_output=True, text=True, check=True, cwd=tmp_path, env={"A": "ä"}, start_new_session=True
