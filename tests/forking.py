@@ -240,7 +240,7 @@ def _take_over(files: list[int]) -> None:
 
 
 def _become(request: Request) -> None:
-    """Be the process that was asked for, as far as a program can tell."""
+    """Take over what a program can see of its process: session, folder, environment, files, parent."""
     if request.new_session:
         os.setsid()
     with suppress(OSError):  # the name that ps and top show

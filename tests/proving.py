@@ -58,7 +58,7 @@ def asked_for(items: Sequence[pytest.Item]) -> list[pytest.Item]:
 
 
 def table(reports: Sequence[pytest.TestReport]) -> list[str]:
-    """What was proven, how often, how long: a line for each test function, by part."""
+    """The lines of the closing table: for each test function, by part, how often it passed and how long it took."""
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for report in reports:
         noted = dict(report.user_properties)

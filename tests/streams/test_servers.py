@@ -392,7 +392,7 @@ def test_a_producer_without_its_server_tries_seldom(own_place: Any) -> None:
 
 
 def refused(place: Place, **settings: Any) -> str:
-    """What is said to one who may not come in, by each kind of call; Kafka's client tries each for ten seconds before it gives up."""
+    """The errors of calls with a wrong login. Kafka's client tries each call for ten seconds, so one is enough for every day."""
     texts = []
     for name in ("positions", "append", "read") if PROVE or place.kind == "redis" else ("positions",):
         stream = place.open(**settings)
