@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -13,8 +14,9 @@ from proving import PROVE
 from tapeline.config import Config, StreamConfig
 from tapeline.errors import Unavailable
 from tapeline.records import NORMALIZED_TOPICS, RAW_TOPIC, Chunk, Topic
+from tapeline.streams import PartitionLost
 from tapeline.wiring import open_stream
-from waiting import PATIENCE_S
+from waiting import PATIENCE_S, until
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -146,6 +148,21 @@ def drained(member: Member, count: int) -> list[bytes]:
     return found
 
 
+def leave_behind_all(stream: Stream, member: Member, group: str = "normalize") -> None:
+    """Wait until the group has nothing left to read, and leave it.
+
+    Kafka undoes a commit where the group is given a new generation meanwhile: the member then gets the same records again."""
+
+    def behind_all() -> bool:
+        if (chunk := member.poll(1_000)) is not None:
+            with suppress(PartitionLost):
+                member.commit(chunk, nothing(), {})
+        return not any(stream.waiting(RAW_TOPIC, stream.positions(group, RAW_TOPIC)).values())
+
+    until(behind_all, f"{group} is behind all of it")
+    member.close()
+
+
 def send_patiently(producer: Any, number: int, partition: int, batch: pa.RecordBatch) -> None:
     """A batch that is not taken yet is handed over again."""
     deadline = time.monotonic() + PATIENCE_S
@@ -167,8 +184,15 @@ def nothing() -> Outputs:
 def commit(place: Place, stream: Stream, outputs: Outputs, totals: Totals | None = None, group: str = "normalize") -> None:
     """One whole step of a stage: a raw record is appended, read by a member of the group and committed with these outputs."""
     stream.append(RAW_TOPIC, raws(0, 1), 0)
-    member = stream.join(group, RAW_TOPIC, "one")
-    try:
-        member.commit(polled(member), outputs, totals or {})
-    finally:
-        member.close()
+    deadline = time.monotonic() + PATIENCE_S
+    done: Mapping[int, int] = {}
+    # Kafka undoes a commit where the group is given a new generation meanwhile: then it is made again, as a stage makes it.
+    while not done or any(stream.positions(group, RAW_TOPIC)[partition] < position for partition, position in done.items()):
+        assert time.monotonic() < deadline, "no commit was taken"
+        member = stream.join(group, RAW_TOPIC, "one")
+        try:
+            chunk = polled(member)
+            member.commit(chunk, outputs, totals or {})
+            done = chunk.next
+        finally:
+            member.close()

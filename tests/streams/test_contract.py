@@ -12,7 +12,21 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pytest
 from confluent_kafka import Producer
-from places import EACH, EVERY, WHOLE, Place, by_partition, column, commit, drained, everything, nothing, polled, send_patiently
+from places import (
+    EACH,
+    EVERY,
+    WHOLE,
+    Place,
+    by_partition,
+    column,
+    commit,
+    drained,
+    everything,
+    leave_behind_all,
+    nothing,
+    polled,
+    send_patiently,
+)
 
 from made import NOON, bars, raws, rejects, ticks
 from proving import PROVE, proof
@@ -316,8 +330,7 @@ def test_each_group_sees_everything(place: Place) -> None:
     for group in ("normalize", "a group that nobody configured"):
         member = stream.join(group, RAW_TOPIC)
         assert sorted(drained(member, 18)) == sorted(b"%d " % n for n in range(18))
-        member.close()
-        assert not any(stream.waiting(RAW_TOPIC, stream.positions(group, RAW_TOPIC)).values())
+        leave_behind_all(stream, member, group)
 
 
 @each

@@ -14,7 +14,19 @@ import pytest
 import redis
 from confluent_kafka import Producer
 from confluent_kafka.admin import AclBinding, AclOperation, AclPermissionType, AdminClient, ResourcePatternType, ResourceType
-from places import SERVERS, WHOLE, Place, by_partition, column, drained, everything, nothing, open_described, polled, send_patiently
+from places import (
+    SERVERS,
+    WHOLE,
+    Place,
+    by_partition,
+    column,
+    drained,
+    everything,
+    leave_behind_all,
+    open_described,
+    polled,
+    send_patiently,
+)
 from services.process import free_port
 
 from made import raws, ticks
@@ -56,16 +68,7 @@ def test_what_a_foreign_client_puts_into_a_topic_stops_nothing(place: Place, cap
     assert "is no record of market-data.normalized" in caplog.text
     member = stream.join("normalize", RAW_TOPIC)
     assert [payload for payload in drained(member, 10) if payload not in garbage] == [b"0 ", b"1 ", b"2 ", b"3 "]
-
-    def behind_all() -> bool:
-        """Kafka undoes a commit where the group has just been given a new generation: the member then gets the same again."""
-        if (chunk := member.poll(1_000)) is not None:
-            with suppress(PartitionLost):
-                member.commit(chunk, nothing(), {})
-        return not any(stream.waiting(RAW_TOPIC, stream.positions("normalize", RAW_TOPIC)).values())
-
-    until(behind_all, "the group is behind all of it")
-    member.close()
+    leave_behind_all(stream, member)
 
 
 def put(place: Place, topic: Topic, data: bytes) -> None:
