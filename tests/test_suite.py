@@ -73,13 +73,12 @@ def test_a_fork_dies_of_kill_9_and_sees_whoever_started_it_as_its_parent() -> No
 
 def test_a_fork_whose_starter_is_killed_sees_that_it_has_another_parent(tmp_path: Path) -> None:
     told = tmp_path / "told"
-    child = (
-        f"import os, time; first = os.getppid()\nwhile os.getppid() == first: time.sleep(0.01)\nopen({str(told)!r}, 'w').write('orphan')"
-    )
-    starter = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {child!r}]); print(1, flush=True); time.sleep(600)"
+    child = "import os, time; first = os.getppid(); print('ready', flush=True)\nwhile os.getppid() == first: time.sleep(0.01)\n"
+    child += f"open({str(told)!r}, 'w').write('orphan')"
+    starter = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {child!r}]); time.sleep(600)"
     with subprocess.Popen([sys.executable, "-c", starter], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
-        process.stdout.readline()
+        assert process.stdout.readline() == b"ready\n"
         process.kill()
     until(lambda: told.exists() and told.read_text() == "orphan", "the child notices")
 
