@@ -184,15 +184,8 @@ def nothing() -> Outputs:
 def commit(place: Place, stream: Stream, outputs: Outputs, totals: Totals | None = None, group: str = "normalize") -> None:
     """One whole step of a stage: a raw record is appended, read by a member of the group and committed with these outputs."""
     stream.append(RAW_TOPIC, raws(0, 1), 0)
-    deadline = time.monotonic() + PATIENCE_S
-    done: Mapping[int, int] = {}
-    # Kafka undoes a commit where the group is given a new generation meanwhile: then it is made again, as a stage makes it.
-    while not done or any(stream.positions(group, RAW_TOPIC)[partition] < position for partition, position in done.items()):
-        assert time.monotonic() < deadline, "no commit was taken"
-        member = stream.join(group, RAW_TOPIC, "one")
-        try:
-            chunk = polled(member)
-            member.commit(chunk, outputs, totals or {})
-            done = chunk.next
-        finally:
-            member.close()
+    member = stream.join(group, RAW_TOPIC, "one")
+    try:
+        member.commit(polled(member), outputs, totals or {})
+    finally:
+        member.close()
