@@ -151,8 +151,8 @@ def drained(member: Member, count: int) -> list[bytes]:
 def leave_behind_all(stream: Stream, member: Member, group: str = "normalize") -> None:
     """Wait until the group has nothing left to read, and leave it.
 
-    On Kafka a position that is read just after a transaction may be the one before it; and a commit that is undone, as for a new generation of
-    the group, gives the member the same records again."""
+    On Kafka a position that is read just after a transaction may be the one before it. And a commit that is undone, as for a new
+    generation of the group, gives the member the same records again."""
 
     def behind_all() -> bool:
         if (chunk := member.poll(1_000)) is not None:
