@@ -70,6 +70,7 @@ def raws(first: int, count: int, payload: bytes = b"", *, distinct: bool = True)
     return pa.record_batch([*columns, pa.array(range(first, first + count), pa.int64()), pa.array(texts, pa.binary())], schema=RAW)
 
 
-def rejects(count: int) -> pa.RecordBatch:
+def rejects(count: int, first: int = 0, raw_partition: int = 0) -> pa.RecordBatch:
     row = {**dict.fromkeys(REJECTED.names, 0), "provider": "binance", "feed": "spot", "connection": "c", "reason": "x", "payload": b"y"}
-    return pa.RecordBatch.from_pylist([{**row, "received_ns": NOON, "raw_offset": at} for at in range(count)], REJECTED)
+    row |= {"received_ns": NOON, "raw_partition": raw_partition}
+    return pa.RecordBatch.from_pylist([{**row, "raw_offset": at} for at in range(first, first + count)], REJECTED)

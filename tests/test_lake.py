@@ -197,10 +197,11 @@ def test_bars_of_other_intervals_symbols_and_feeds_are_other_bars(lake: Lake) ->
     assert len(table(lake, "bars")) == 5
 
 
-def test_rejects_and_notices_are_kept_however_equal(lake: Lake) -> None:
-    assert write(lake, REJECTED_TOPIC, rejects(3)).rows == 3
-    assert write(lake, REJECTED_TOPIC, rejects(3)).rows == 3
-    assert len(table(lake, "rejected")) == 6
+def test_rejects_and_notices_are_kept_however_equal_and_each_of_a_raw_record_once(lake: Lake) -> None:
+    assert write(lake, REJECTED_TOPIC, rejects(3)) == Written(3, 0)
+    assert write(lake, REJECTED_TOPIC, rejects(3, first=3)) == Written(3, 0)
+    assert write(lake, REJECTED_TOPIC, rejects(4, first=3)) == Written(1, 3)
+    assert [row["raw_offset"] for row in table(lake, "rejected")] == list(range(7))
 
 
 @pytest.mark.parametrize("begun", [False, True])
@@ -226,11 +227,11 @@ def test_topics_and_partitions_have_positions_of_their_own(lake: Lake) -> None:
 
 
 def test_a_write_of_several_partitions_keeps_what_is_new_of_each_and_moves_all(lake: Lake) -> None:
-    parts = [Chunk.dense(REJECTED_TOPIC, partition, first, rejects(3)) for partition, first in ((2, 0), (0, 1 << 31))]
+    parts = [Chunk.dense(REJECTED_TOPIC, p, first, rejects(3, raw_partition=p)) for p, first in ((2, 0), (0, 1 << 31))]
     assert lake.write(Chunk.join(parts)) == Written(6, 0)
     assert lake.totals(REJECTED_TOPIC).positions == {0: (1 << 31) + 3, 2: 3}
     assert lake.write(Chunk.join(parts)) == Written(0, 0)  # as after a commit whose answer was lost
-    more = [*parts, Chunk.dense(REJECTED_TOPIC, 2, 3, rejects(2)), Chunk.dense(REJECTED_TOPIC, 1, 0, rejects(1))]
+    more = [*parts, Chunk.dense(REJECTED_TOPIC, 2, 3, rejects(2, 3, 2)), Chunk.dense(REJECTED_TOPIC, 1, 0, rejects(1, 0, 1))]
     assert lake.write(Chunk.join(more)) == Written(3, 0)
     totals = Lake(lake.root, identity).totals(REJECTED_TOPIC)
     assert (totals.positions, totals.read, totals.rows) == ({0: (1 << 31) + 3, 1: 1, 2: 5}, 9, 9)
@@ -270,7 +271,7 @@ def test_a_write_that_was_committed_and_still_raised_is_not_written_twice(lake: 
     lake.write(first)
     again = lake.write(first)
     assert (again.rows, again.duplicates) == (0, 0)
-    lake.write(Chunk.join([first, Chunk.dense(REJECTED_TOPIC, 0, 3, rejects(2))]))
+    lake.write(Chunk.join([first, Chunk.dense(REJECTED_TOPIC, 0, 3, rejects(2, first=3))]))
     totals = lake.totals(REJECTED_TOPIC)
     assert (totals.positions, totals.read, totals.rows, len(table(lake, "rejected"))) == ({0: 5}, 5, 5, 5)
 

@@ -413,11 +413,12 @@ def test_the_commands_list_show_and_retry_on_every_stream(anywhere: Pipeline) ->
 def test_what_is_asked_for_wrongly_is_refused_with_a_word_on_it(pipeline: Pipeline) -> None:
     pipeline.received(trade(1))
     pipeline.normalize(BROKEN)
+    there = json.loads(asked(pipeline, "rejected", "list", "--format", "json").stdout)["id"]
     for arguments, word in (
         (("show", "0-7-0"), "0-7-0"),
         (("show", "7"), "partition-offset-index"),
         (("retry", "0-7-0"), "0-7-0"),
-        (("retry", "0-0-0", "0-7-0"), "0-7-0"),
+        (("retry", there, "0-7-0"), "0-7-0"),
         (("retry", "x"), "partition-offset-index"),
         (("retry",), "--all"),
     ):

@@ -65,7 +65,7 @@ def fill(root: Path, flushes: int = 6, first: int = 0) -> None:
             )
         write(root, TICKS_TOPIC, ticks(*rows))
         write(root, BARS_TOPIC, bars({**BAR, "ts_ns": NOON + flush, "raw_offset": flush}, {**BAR, "raw_offset": 1000 + flush}))
-        write(root, REJECTED_TOPIC, rejects(3))
+        write(root, REJECTED_TOPIC, rejects(3, first=3 * flush))
 
 
 def quietly(root: Path, day: date = TODAY) -> list[Sealed]:

@@ -33,7 +33,9 @@ def checkup(config: Config, environ: Mapping[str, str]) -> Iterator[Result]:
     try:
         stream = wiring.open_stream(config, environ)
         ends = stream.ends(RAW_TOPIC)
-        yield Result(f"stream {config.stream.shown}", f"reachable, {len(ends)} partitions of {config.stream.topic_prefix}{RAW_TOPIC.name}")
+        risks = stream.risks()
+        found = f"reachable, {len(ends)} partitions of {config.stream.topic_prefix}{RAW_TOPIC.name}"
+        yield Result(f"stream {config.stream.shown}", "; ".join([found, *risks]))
         stream.close()
     except TapelineError as error:
         yield Result(f"stream {config.stream.shown}", str(error), error.exit_status)

@@ -101,6 +101,9 @@ class Life(msgspec.Struct):
     last: dict[str, int] = {}
     #: From and to (ns) of records that were received and could not be kept.
     refused: list[tuple[int, int]] = []
+    #: From and to (ns) of records that were in the stream and that it lost before every store had them; and since when (ns) that goes on.
+    forgotten: list[tuple[int, int]] = []
+    forgotten_since_ns: int = 0
     #: Not a socket but pages of history, read to the end: `channel symbol`, and the first and last number, or from and to (ns).
     fetched: bool = False
     asked: list[tuple[str, int, int]] = []
@@ -184,8 +187,19 @@ class Interval:
 # ---- records in
 
 
-def absorb(facts: Facts, chunk: Chunk, normalized: Normalized) -> None:
-    """Add what a chunk of raw records, and the events that were made of it, prove."""
+def forget(facts: Facts, partitions: Iterable[int]) -> None:
+    """The stream lost records of these partitions of the raw topic: of open connections, nobody knows which."""
+    lost = set(partitions)
+    for name, life in facts.lives.items():
+        if life.partition in lost and not life.fetched and not life.closed_ns and not life.forgotten_since_ns:
+            life.forgotten_since_ns = life.heard_ns
+            facts.touched_lives.add(name)
+
+
+def absorb(facts: Facts, chunk: Chunk, normalized: Normalized, *, taken: bool = True) -> None:
+    """Add what a chunk of raw records, and the events that were made of it, prove.
+
+    `taken`: whether every store has the events. Otherwise the records tell of their connections alone, and that something was lost."""
     raw = chunk.batch
     received = raw["received_ns"].to_numpy()
     names = raw["connection"].dictionary_encode()
@@ -205,11 +219,20 @@ def absorb(facts: Facts, chunk: Chunk, normalized: Normalized) -> None:
     for at, last in _extremes(code, chunk.offset, np.maximum):
         life = facts.lives[known[at]]
         life.last_offset = max(life.last_offset, last)
+    for at, first_ns in _extremes(code, received, np.minimum):
+        life = facts.lives[known[at]]
+        if not taken:
+            life.forgotten_since_ns = life.forgotten_since_ns or life.heard_ns or first_ns
+        elif life.forgotten_since_ns:
+            life.forgotten = sorted([*life.forgotten, (life.forgotten_since_ns, max(life.forgotten_since_ns, first_ns - 1))])
+            life.forgotten_since_ns = 0
     heard = pc.not_equal(raw["kind"], "closed").to_numpy(zero_copy_only=False)
     for at, last_ns in _extremes(code[heard], received[heard], np.maximum):
         life = facts.lives[known[at]]
         life.heard_ns = max(life.heard_ns, last_ns)
-    _absorb_notices(facts, normalized.batches[NOTICES_TOPIC], _rejected(normalized.batches[REJECTED_TOPIC]))
+    _absorb_notices(facts, normalized.batches[NOTICES_TOPIC], _rejected(normalized.batches[REJECTED_TOPIC]), taken=taken)
+    if not taken:
+        return
     place = _Places(chunk)
     for topic in (TICKS_TOPIC, BARS_TOPIC):
         batch = normalized.batches[topic]
@@ -244,7 +267,7 @@ def _rejected(rejected: pa.RecordBatch) -> dict[tuple[int, int], bool]:
     return found
 
 
-def _absorb_notices(facts: Facts, notices: pa.RecordBatch, rejected: Mapping[tuple[int, int], bool]) -> None:
+def _absorb_notices(facts: Facts, notices: pa.RecordBatch, rejected: Mapping[tuple[int, int], bool], *, taken: bool) -> None:
     if not notices.num_rows:
         return
     for row in notices.select(["connection", "kind", "detail", "received_ns", "raw_partition", "raw_offset"]).to_pylist():
@@ -268,7 +291,7 @@ def _absorb_notices(facts: Facts, notices: pa.RecordBatch, rejected: Mapping[tup
         elif row["kind"] == "fetched":
             life.fetched = True
             place = (row["raw_partition"], row["raw_offset"])
-            if not rejected.get(place, False):
+            if taken and not rejected.get(place, False):
                 _absorb_read(life, row["detail"], spoiled=place in rejected)
             for key in keys_of(life):
                 facts.carries(row["connection"], key)
@@ -683,12 +706,14 @@ def _heard(key: Key, life: Life) -> Iterator[_Span]:
     if (late_ns := life.last_age_ns - (life.least_age_ns or 0)) > _LATE_NS:
         # We read behind: what lay between went down with the connection.
         end_ns, ended = max(start_ns, end_ns - late_ns), f"{ended}; what came last was {late_ns / NS_PER_S:,.1f} s late"
-    for refused_from, refused_to in life.refused:
-        if refused_to < start_ns or refused_from > end_ns:
+    holes = [(*span, "received, and could not be kept: stream and spool were full") for span in life.refused]
+    holes += [(*span, "received, and lost by the stream before every store had it") for span in life.forgotten]
+    for hole_from, hole_to, why in sorted(holes):
+        if hole_to < start_ns or hole_from > end_ns:
             continue
-        if refused_from >= start_ns:
-            yield _Span(start_ns, refused_from, "received, and could not be kept: stream and spool were full")
-        start_ns = refused_to + 1  # a hole of at least a nanosecond, so that nothing joins what it parts
+        if hole_from >= start_ns:
+            yield _Span(start_ns, hole_from, why)
+        start_ns = hole_to + 1  # a hole of at least a nanosecond, so that nothing joins what it parts
     if start_ns <= end_ns:
         yield _Span(start_ns, end_ns, ended)
 

@@ -226,6 +226,18 @@ class Chunk:
         part = slice(first, end)
         return Chunk(self.topic, self.batch.slice(first, end - first), self.partition[part], self.offset[part], self.begin, self.next)
 
+    def before(self, positions: Mapping[int, int]) -> Chunk:
+        """The records that lie before `positions`; of a partition that is not named, none."""
+        if all(position <= positions.get(partition, 0) for partition, position in self.next.items()):
+            return self
+        ceiling = np.zeros(max(self.next) + 1, np.int64)
+        for partition, position in positions.items():
+            if partition < len(ceiling):
+                ceiling[partition] = position
+        keep = self.offset < ceiling[self.partition]
+        ends = {partition: min(at, max(self.begin[partition], positions.get(partition, 0))) for partition, at in self.next.items()}
+        return Chunk(self.topic, self.batch.filter(pa.array(keep)), self.partition[keep], self.offset[keep], self.begin, ends)
+
     def after(self, positions: Mapping[int, int]) -> Chunk:
         """Without the records that lie before `positions`."""
         if all(positions.get(partition, 0) <= begin for partition, begin in self.begin.items()):

@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from random import Random
 from typing import Any, Final
@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from tapeline import flow, net
-from tapeline.completeness import COVERED, Facts, Interval, Key, absorb, intervals
+from tapeline.completeness import COVERED, Facts, Interval, Key, absorb, forget, intervals
 from tapeline.errors import Busy, Unavailable
 from tapeline.monitor.status import Latencies, Rate, StatusFile
 from tapeline.providers.normalizing import Count, Decode, Events, Normalized, Reject, normalize
@@ -23,6 +23,8 @@ from tapeline.records import NORMALIZED_TOPICS, NS_PER_S, RAW_TOPIC, TICKS_TOPIC
 from tapeline.stores import Store
 from tapeline.stores.ledger import Ledger
 from tapeline.streams import Member, PartitionLost, Stream
+from tapeline.streams.lives import crossed
+from tapeline.taken import Taken
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +40,34 @@ _TIDY_NS: Final = 3_600 * NS_PER_S
 #: The ledger is in no hurry: the more comes together, the less it costs.
 _LEDGER_REST_S: Final = 0.25
 _LEDGER_FLUSH_NS: Final = NS_PER_S
+#: Of lives that began anew, so many are shown.
+_MOST_TOLD: Final = 16
 #: Where so many records came at once there are probably more: no rest before the next look.
 _MORE_ROWS: Final = 1_000
+
+
+class Forgotten:
+    """What a stage has to say where its stream has lost what the stage had not read."""
+
+    def __init__(self, stream: Stream, group: str, clock: Callable[[], int]) -> None:
+        self._stream, self._group, self._clock = stream, group, clock
+        #: Topic, partition and when (ns) it was noticed, of each time; the last ones.
+        self.told: list[dict[str, Any]] = []
+
+    def met(self, chunk: Chunk) -> list[int]:
+        """Look at a chunk before it is used. The partitions that go on in another life than they were read in until now."""
+        found = crossed(chunk, self._stream.lives)
+        for partition in found:
+            log.error(
+                "%s %d: the stream has begun anew: what it held is gone, and of that what %s had not read yet is lost. It goes on with "
+                "what has come since; everything from now on is kept. `tapeline gaps` shows what is missing, and repair fills what a "
+                "provider still has.",
+                chunk.topic.name,
+                partition,
+                self._group,
+            )
+            self.told = [*self.told, {"topic": chunk.topic.name, "partition": partition, "noticed_ns": self._clock()}][-_MOST_TOLD:]
+        return found
 
 
 class Normalize:
@@ -60,6 +88,7 @@ class Normalize:
         self._decoders = decoders
         self._status = status
         self._clock = clock
+        self._forgotten = Forgotten(stream, NORMALIZE, clock)
         self._latencies: dict[str, Latencies] = {}
         self._rates: dict[str, Rate] = {}
 
@@ -70,6 +99,7 @@ class Normalize:
         chunk = self._member.poll(_CHUNK_ROWS)
         if chunk is None:
             return False
+        self._forgotten.met(chunk)
         normalized = normalize_all(chunk, self._decoders)
         outputs = [(topic, normalized.batches[topic]) for topic in NORMALIZED_TOPICS]
         try:
@@ -102,6 +132,7 @@ class Normalize:
                 }
                 for name in self._rates
             },
+            "forgotten": self._forgotten.told,
         }
 
     def finish(self) -> None:
@@ -170,6 +201,7 @@ class KeepIn:
         self._held: dict[Topic, list[Chunk]] = {topic: [] for topic in NORMALIZED_TOPICS}
         self._since: dict[Topic, int] = {}
         self._rate = Rate(clock)
+        self._forgotten = Forgotten(stream, group, clock)
 
     def step(self) -> bool:
         if self._read:
@@ -177,11 +209,16 @@ class KeepIn:
         worked = False
         if not self._read:  # here, not at the start: a store that is away is waited for as at any other time
             self._read = {topic: self._store.totals(topic).positions for topic in NORMALIZED_TOPICS}
+            for topic, positions in self._read.items():
+                # It may have been killed between a write and this, and others wait to hear how far it is.
+                if positions:
+                    self._stream.acknowledge(self._group, topic, positions)
         for topic in NORMALIZED_TOPICS:
             held = self._held[topic]
             rows = sum(chunk.rows for chunk in held)
             chunk = self._stream.read(topic, self._read[topic], self._flush_rows - rows) if rows < self._flush_rows else None
             if chunk is not None:
+                self._forgotten.met(chunk)
                 self._since.setdefault(topic, self._clock())
                 held.append(chunk)
                 self._read[topic] |= chunk.next
@@ -213,6 +250,7 @@ class KeepIn:
         return {
             "rows_per_s": self._rate.take(),
             "tables": {table: totals.parts for table, totals in kept.items()},
+            "forgotten": self._forgotten.told,
         }
 
     def finish(self) -> None:
@@ -230,10 +268,17 @@ class KeepLedger:
         status: StatusFile,
         stop: threading.Event,
         clock: Callable[[], int] = time.time_ns,
+        *,
+        stores: Sequence[str] = (),
     ) -> None:
+        """`stores`: the groups of those that have to have an event before it is called there."""
         self._stream, self._ledger, self._decoders, self._status, self._stop, self._clock = stream, ledger, decoders, status, stop, clock
+        self._taken = Taken(stream, NORMALIZE, stores, clock)
+        self._forgotten = Forgotten(stream, LEDGER, clock)
         self._facts: Facts | None = None
         self._positions: dict[int, int] = {}
+        self._ahead: Chunk | None = None  # read, and not yet absorbed
+        self._read: dict[int, int] = {}
         self._kept: dict[Key, list[Interval]] = {}
         self._since: int | None = None
         self._every_ns = _LEDGER_FLUSH_NS
@@ -241,29 +286,47 @@ class KeepLedger:
     def step(self) -> bool:
         if self._facts is None:
             self._facts, self._positions = self._ledger.load()
+            self._read = dict(self._positions)
+            self._taken.begin(self._ledger.lives())
             self._kept = {key: intervals(self._facts, key) for key in self._facts.keys()}  # noqa: SIM118 no mapping: a set of its own
         self._status.maybe(self._report)
-        chunk = self._stream.read(RAW_TOPIC, self._positions, _CHUNK_ROWS)
+        chunk = self._next()
         if chunk is not None:
-            self._absorb(self._facts, chunk)
+            reach = self._taken.reach()
+            forget(self._facts, self._forgotten.met(chunk))
+            for part, taken in ((chunk.before(reach.doubtful), False), (chunk.after(reach.doubtful), True)):
+                if part.rows:
+                    self._absorb(self._facts, part, taken=taken)
             self._positions |= chunk.next
             self._since = self._clock() if self._since is None else self._since
         if self._since is not None and (self._clock() - self._since >= self._every_ns or (chunk is None and self._stop.is_set())):
             self._flush(self._facts)
         return chunk is not None and (chunk.rows >= _MORE_ROWS or self._stop.is_set())  # at the end, until nothing comes
 
-    def _absorb(self, facts: Facts, chunk: Chunk) -> None:
+    def _next(self) -> Chunk | None:
+        """The next records, as far as every store has what was made of them."""
+        reach = self._taken.reach(now=self._stop.is_set())
+        if self._ahead is None:
+            self._ahead = self._stream.read(RAW_TOPIC, self._read, _CHUNK_ROWS)
+            self._read |= self._ahead.next if self._ahead is not None else {}
+        if self._ahead is None:
+            return None
+        ready, rest = self._ahead.before(reach.settled), self._ahead.after(reach.settled)
+        self._ahead = rest if rest.rows else None
+        return ready if ready.next != ready.begin else None
+
+    def _absorb(self, facts: Facts, chunk: Chunk, *, taken: bool) -> None:
         """As `absorb`; a record that makes it fail is found by halving, and passed over. What is absorbed twice changes nothing.
 
         A later copy of an event is evidence too: it says that its line heard."""
         try:
-            absorb(facts, chunk, normalize_all(chunk, self._decoders, copies=True))
+            absorb(facts, chunk, normalize_all(chunk, self._decoders, copies=True), taken=taken)
         except Exception:
             if chunk.rows == 1:
                 log.exception("Raw record %d of partition %d is passed over by the ledger.", chunk.offset[0], chunk.partition[0])
                 return
             for part in (chunk.slice(0, chunk.rows // 2), chunk.slice(chunk.rows // 2, chunk.rows)):
-                self._absorb(facts, part)
+                self._absorb(facts, part, taken=taken)
 
     def _flush(self, facts: Facts) -> None:
         began_ns = self._clock()
@@ -273,7 +336,7 @@ class KeepLedger:
             same = next((at for at, (one, other) in enumerate(zip(found, kept, strict=False)) if one != other), min(len(found), len(kept)))
             if same < max(len(found), len(kept)):
                 changes[key] = (same, found[same:])
-        self._ledger.save(facts, changes, self._positions)
+        self._ledger.save(facts, changes, self._positions, self._taken.lives)
         for key, (same, rest) in changes.items():
             self._kept[key] = [*self._kept.get(key, [])[:same], *rest]
         facts.settled()
@@ -284,7 +347,11 @@ class KeepLedger:
 
     def _report(self) -> dict[str, Any]:
         states = Counter(one.state for found in self._kept.values() for one in found)
-        return {"keys": len(self._kept), "states": {state: count for state, count in states.items() if state not in COVERED}}
+        return {
+            "keys": len(self._kept),
+            "states": {state: count for state, count in states.items() if state not in COVERED},
+            "forgotten": self._forgotten.told,
+        }
 
     def finish(self) -> None:
         self._status.write(self._report())

@@ -42,6 +42,7 @@ from tapeline.stores.ledger_file import LedgerFile
 from tapeline.stores.selection import Source
 from tapeline.streams import Lease, Stream
 from tapeline.streams.embedded import EmbeddedStream
+from tapeline.streams.lives import birth
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +53,9 @@ def open_stream(config: Config, environ: Mapping[str, str] | None = None) -> Str
     secrets = environment() if environ is None else environ
     scheme = stream.url.partition(":")[0]
     if stream.url == "embedded:":
-        return EmbeddedStream(config.root / "stream", stream.partitions or 1, groups=groups(config), retain_s=stream.retain_hours * 3600)
+        return EmbeddedStream(
+            config.root / "stream", stream.partitions or 1, groups=groups(config), retain_s=stream.retain_hours * 3600, born=birth
+        )
     try:
         if scheme in ("redis", "rediss"):
             from tapeline.streams.redis import RedisStream

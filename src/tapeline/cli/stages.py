@@ -131,7 +131,8 @@ def ledger(config: ConfigOption = None) -> None:
     stop = stop_on_signal(with_parent=True)
     with own_stage(settings, "ledger"):
         stream = wiring.open_stream(settings)
-        keep = KeepLedger(stream, wiring.open_ledger(settings), DECODERS, StatusFile(settings.root, "ledger"), stop)
+        stores = [wiring.store_name(some) for some in settings.stores]
+        keep = KeepLedger(stream, wiring.open_ledger(settings), DECODERS, StatusFile(settings.root, "ledger"), stop, stores=stores)
         run_ledger(keep, stop, Random())
         stream.close()
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
+
+from tapeline.records import NS_PER_S
 
 
 def tables(snapshot: Mapping[str, Any]) -> RenderableType:
@@ -19,6 +22,7 @@ def tables(snapshot: Mapping[str, Any]) -> RenderableType:
         _stages(snapshot),
         _backlog(snapshot),
         *_spool(snapshot),
+        *_forgotten(snapshot),
         *_gaps(snapshot),
         *_accounting(snapshot),
     )
@@ -100,6 +104,18 @@ def _spool(snapshot: Mapping[str, Any]) -> list[Text]:
     if spool["refused"]:
         lines.append(Text(f"\nrefused: {spool['refused']:,} records found the spool full and are lost", style="bold red"))
     return lines
+
+
+def _forgotten(snapshot: Mapping[str, Any]) -> list[Text]:
+    """Where the stream has lost what a stage had not read, since the stage was started."""
+    return [
+        Text(
+            f"\nforgotten: {one['topic']} {one['partition']} began anew before {one['stage']} had read all of it, "
+            f"noticed at {datetime.fromtimestamp(one['noticed_ns'] / NS_PER_S, UTC):%Y-%m-%d %H:%M:%S} UTC (tapeline gaps)",
+            style="bold red",
+        )
+        for one in snapshot["forgotten"]
+    ]
 
 
 def _gaps(snapshot: Mapping[str, Any]) -> list[Text]:

@@ -17,15 +17,20 @@ _NO_MS: Final = pa.scalar(None, pa.int64())
 Channel = tuple[str, str, str]
 #: (provider, feed, channel) to what makes two of its events the same.
 IdentityRule = Callable[[str, str, str], Identity]
-#: What a store holds of one channel that may equal some of the records given: a table with at least the identity's columns, and ts_ns
-#: where the identity goes by it.
-Held = Callable[[Topic, pa.RecordBatch, Identity, Channel], pa.Table | None]
+#: What a store holds of one channel (or, for records that are of none, of all) that may equal some of the records given: a table with at
+#: least the identity's columns, and ts_ns where the identity goes by it.
+Held = Callable[[Topic, pa.RecordBatch, Identity, Channel | None], pa.Table | None]
+#: What tells apart records that no provider has numbered: where in the raw topic they come from. They come twice where normalize's own
+#: place was lost.
+_BY_RAW: Final = Identity(("raw_partition", "raw_offset", "raw_index"))
 
 
 def fresh_of(batch: pa.RecordBatch, topic: Topic, rule: IdentityRule, held: Held) -> pa.RecordBatch:
     """The records whose events neither the store nor an earlier record of the batch holds."""
-    if topic not in (TICKS_TOPIC, BARS_TOPIC) or not batch.num_rows:
+    if not batch.num_rows:
         return batch
+    if topic not in (TICKS_TOPIC, BARS_TOPIC):
+        return batch.filter(pa.array(_first_seen(batch, _BY_RAW, held(topic, batch, _BY_RAW, None))))
     keep = np.ones(batch.num_rows, bool)
     for channel, rows in by_channel(batch):
         identity = rule(*channel)

@@ -88,12 +88,16 @@ class Lake:
             self._tables[topic.table] = table
         return table
 
-    def _held(self, topic: Topic, some: pa.RecordBatch, identity: Identity, channel: Channel) -> pa.Table | None:
-        """The identities that the lake holds of one channel around the times of a batch."""
+    def _held(self, topic: Topic, some: pa.RecordBatch, identity: Identity, channel: Channel | None) -> pa.Table | None:
+        """The identities that the lake holds of one channel, or of all, around the times of a batch."""
         table = self._table(topic)
         if table is None:
             return None
         files: set[tuple[str, Any]] = set()
+        if channel is None:
+            files = _overlapping(pa.table(table.get_add_actions(flatten=True)), some["received_ns"], 0, by="received_ns")
+            parts = [self._read(self.root / topic.table / path, list(identity.columns)) for path, _ in sorted(files, key=str)]
+            return pa.concat_tables(parts) if parts else None
         if identity.rising:
             self._own.begin(table)
             above = self._own.highest.above(some, identity, channel)
@@ -145,15 +149,15 @@ def totals_of(table: DeltaTable, topic: Topic) -> Totals:
     return Totals(positions, read, rows, duplicates, removed=removed, lost=lost)
 
 
-def _overlapping(actions: pa.Table, ts_ns: pa.Array, drift_ns: int) -> set[tuple[str, Any]]:
-    """(path, date) of the files that may hold times within `drift_ns` of those given, by the statistics in the log."""
+def _overlapping(actions: pa.Table, ts_ns: pa.Array, drift_ns: int, by: str = "ts_ns") -> set[tuple[str, Any]]:
+    """(path, date) of the files that may hold times within `drift_ns` of those given, by the statistics in the log of a column."""
     if not actions.num_rows or not len(ts_ns):
         return set()
     low, high = pc.min(ts_ns).as_py() - drift_ns, pc.max(ts_ns).as_py() + drift_ns
     names = actions.schema.names
     inside = pc.and_(
-        pc.less_equal(pc.coalesce(actions["min.ts_ns"], low), high) if "min.ts_ns" in names else pa.scalar(True),
-        pc.greater_equal(pc.coalesce(actions["max.ts_ns"], high), low) if "max.ts_ns" in names else pa.scalar(True),
+        pc.less_equal(pc.coalesce(actions[f"min.{by}"], low), high) if f"min.{by}" in names else pa.scalar(True),
+        pc.greater_equal(pc.coalesce(actions[f"max.{by}"], high), low) if f"max.{by}" in names else pa.scalar(True),
     )
     chosen = actions.filter(inside)
     return set(zip(chosen["path"].to_pylist(), chosen["partition.date"].to_pylist(), strict=True))

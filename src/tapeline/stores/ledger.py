@@ -23,6 +23,8 @@ INTERVALS: Final = pa.schema(
 )
 #: Key to how many of its intervals are as they were, and those behind them.
 Changes = Mapping[Key, tuple[int, list[Interval]]]
+#: Topic's name and partition to where its life began.
+Lives = Mapping[tuple[str, int], int]
 
 
 class Ledger(Protocol):
@@ -31,8 +33,13 @@ class Ledger(Protocol):
     def load(self) -> tuple[Facts, dict[int, int]]:
         """The facts, and where to read each partition of the raw topic next. Raises Unavailable, NewerData."""
 
-    def save(self, facts: Facts, changes: Changes, positions: Mapping[int, int]) -> None:
-        """Keep the facts that were touched, the intervals that changed, and the positions, in one transaction. Raises Unavailable."""
+    def lives(self) -> Lives | None:
+        """Where the life of each partition of the normalized topics began, as last saved; None: never. Raises Unavailable, NewerData."""
+
+    def save(self, facts: Facts, changes: Changes, positions: Mapping[int, int], lives: Lives | None = None) -> None:
+        """Keep the facts that were touched, the intervals that changed, the positions and the lives, in one transaction.
+
+        Raises Unavailable."""
 
     def intervals(self) -> pa.Table:
         """Every interval by key and time, as `INTERVALS`; empty where nothing was ever kept. Raises Unavailable, NewerData."""

@@ -13,12 +13,15 @@ import pyarrow as pa
 
 from tapeline.completeness import Facts, Key, Life, Run
 from tapeline.errors import DiskTrouble, NewerData
-from tapeline.stores.ledger import INTERVALS, Changes, rows_of
+from tapeline.stores.ledger import INTERVALS, Changes, Lives, rows_of
 
-_FORMAT: Final = 1
+_FORMAT: Final = 2
 _SCHEMA: Final = f"""
 BEGIN;
 CREATE TABLE IF NOT EXISTS positions (part INTEGER PRIMARY KEY, next INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS topics (
+    topic TEXT NOT NULL, part INTEGER NOT NULL, begun INTEGER NOT NULL, PRIMARY KEY (topic, part)
+) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS lives (name TEXT PRIMARY KEY, body BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS runs (
     provider TEXT NOT NULL, feed TEXT NOT NULL, channel TEXT NOT NULL, symbol TEXT NOT NULL, body BLOB NOT NULL,
@@ -51,10 +54,17 @@ class LedgerFile:
             positions = {int(part): int(following) for part, following in db.execute("SELECT part, next FROM positions")}
         return Facts.of(runs, lives), positions
 
-    def save(self, facts: Facts, changes: Changes, positions: Mapping[int, int]) -> None:
+    def lives(self) -> Lives | None:
+        with self._read() as db:
+            if db is None or self._version(db) < 2:
+                return None
+            return {(topic, part): begun for topic, part, begun in db.execute("SELECT topic, part, begun FROM topics")} or None
+
+    def save(self, facts: Facts, changes: Changes, positions: Mapping[int, int], lives: Lives | None = None) -> None:
         with self._written() as db:
-            lives = [(name, msgspec.json.encode(facts.lives[name])) for name in facts.touched_lives]
-            db.executemany("INSERT OR REPLACE INTO lives VALUES (?, ?)", lives)
+            db.executemany("INSERT OR REPLACE INTO topics VALUES (?, ?, ?)", [(*place, begun) for place, begun in (lives or {}).items()])
+            sockets = [(name, msgspec.json.encode(facts.lives[name])) for name in facts.touched_lives]
+            db.executemany("INSERT OR REPLACE INTO lives VALUES (?, ?)", sockets)
             runs = [(*key, msgspec.json.encode(facts.runs[key])) for key in facts.touched_runs]
             db.executemany("INSERT OR REPLACE INTO runs VALUES (?, ?, ?, ?, ?)", runs)
             db.executemany(f"DELETE FROM intervals WHERE {_KEY} AND number >= ?", [(*key, same) for key, (same, _) in changes.items()])  # noqa: S608
@@ -89,7 +99,7 @@ class LedgerFile:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with closing(sqlite3.connect(self._path, timeout=_LOCK_WAIT_S)) as db:
-                if not self._version(db):
+                if self._version(db) < _FORMAT:
                     db.execute("PRAGMA journal_mode = WAL")
                     db.executescript(_SCHEMA)
                 with db:

@@ -178,8 +178,15 @@ class Postgres:
 
     # What is there.
 
-    def _held(self, cursor: dbapi.Cursor, topic: Topic, some: pa.RecordBatch, identity: Identity, channel: Channel) -> pa.Table | None:
-        """The identities that the database holds of one channel around the times of a batch."""
+    def _held(
+        self, cursor: dbapi.Cursor, topic: Topic, some: pa.RecordBatch, identity: Identity, channel: Channel | None
+    ) -> pa.Table | None:
+        """The identities that the database holds of one channel, or of all, around the times of a batch."""
+        if channel is None:
+            columns = ", ".join(f'"{name}"' for name in identity.columns)
+            times = pc.min_max(some["ts"]).as_py()
+            cursor.execute(self._sql.one("held_of_all", columns=columns, table=_table(topic)), (times["min"], times["max"]))
+            return cursor.fetch_arrow_table()
         if identity.rising:
             self._learn(cursor, some, identity, channel)
             some = some.filter(pa.array(~self._highest.above(some, identity, channel)))

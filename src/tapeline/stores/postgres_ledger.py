@@ -13,9 +13,12 @@ from adbc_driver_manager import dbapi
 
 from tapeline.completeness import Facts, Key, Life, Run
 from tapeline.stores.database import Database
-from tapeline.stores.ledger import INTERVALS, Changes, rows_of
+from tapeline.stores.ledger import INTERVALS, Changes, Lives, rows_of
 from tapeline.stores.schema import Schema
 from tapeline.stores.statements import Statements, load
+
+#: The version of the tables that brought the lives of topics.
+_WITH_LIVES: Final = 4
 
 
 class PostgresLedger:
@@ -38,7 +41,14 @@ class PostgresLedger:
             positions = {int(partition): int(position) for partition, position in cursor.fetchall()}
         return Facts.of(runs, lives), positions
 
-    def save(self, facts: Facts, changes: Changes, positions: Mapping[int, int]) -> None:
+    def lives(self) -> Lives | None:
+        with self._transaction() as cursor:
+            if (self._schema.version(cursor) or 0) < _WITH_LIVES:
+                return None
+            cursor.execute(self._sql.one("topics"))
+            return {(str(topic), int(partition)): int(begun) for topic, partition, begun in cursor.fetchall()} or None
+
+    def save(self, facts: Facts, changes: Changes, positions: Mapping[int, int], lives: Lives | None = None) -> None:
         with self._transaction() as cursor:
             self._schema.migrate(cursor)
             written = {
@@ -47,6 +57,7 @@ class PostgresLedger:
                 "forget_intervals": [(*key, same) for key, (same, _) in changes.items()],
                 "add_interval": list(rows_of(changes)),
                 "set_position": list(positions.items()),
+                "set_topic": [(*place, begun) for place, begun in (lives or {}).items()],
             }
             for name, rows in written.items():
                 if rows:

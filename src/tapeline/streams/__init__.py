@@ -1,7 +1,8 @@
 """The streaming layer: topics of Arrow batches in partitions, read by position or shared by a group, behind one small interface.
 
-A position is where to read a partition next; a record's offset is the position at which it is found. Both only grow. They are the
-stream's own numbers: on the embedded stream and on Redis they count records, on Kafka they hold the message's offset and the row in it.
+A position is where to read a partition next; a record's offset is the position at which it is found. Both only grow, also where a stream
+has forgotten what it held and begins anew (lives.py). They are the stream's own numbers: on the embedded stream and on Redis they count
+records from where the partition's life began, on Kafka they hold the message's offset and the row in it.
 """
 
 from __future__ import annotations
@@ -59,6 +60,9 @@ class Stream(Protocol):
     def ends(self, topic: Topic) -> dict[int, int]:
         """For each partition of the topic, the position after its last record."""
 
+    def lives(self, topic: Topic) -> dict[int, int]:
+        """For each partition, where its present life begins: what lay before and was not read is gone. 0: it has had no other."""
+
     def before_end(self, topic: Topic, rows: int) -> dict[int, int]:
         """Positions from which about `rows` records, or a few more, are left to read in each partition."""
 
@@ -68,6 +72,9 @@ class Stream(Protocol):
 
     def hold(self, name: str) -> Lease:
         """Be the only process that holds `name`. Raises `Busy` while another one does."""
+
+    def risks(self) -> list[str]:
+        """What in the server's settings may lose records, each with what to do; for who sets it up."""
 
     def close(self) -> None:
         """Release files and connections; idempotent."""

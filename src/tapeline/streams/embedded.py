@@ -4,11 +4,14 @@
 (outputs, position, totals) is one SQLite transaction in one file. Write-ahead logging lets readers in other processes go on while a
 writer commits. `synchronous=NORMAL`: a killed process loses nothing; a power cut may cost the last moments before it, never
 consistency (https://www.sqlite.org/pragma.html#pragma_synchronous). Offsets that a power cut took back are never given again: the
-first write after the machine started skips far ahead of them, so that no store passes over a new record as one it has.
+first write after the machine started skips far ahead of them, so that no store passes over a new record as one it has. A file that
+was removed is made anew by whoever looks for it next, also by a process that had it open, and begins a new life (lives.py).
 """
 
 from __future__ import annotations
 
+import fcntl
+import logging
 import os
 import sqlite3
 import threading
@@ -26,6 +29,8 @@ from tapeline.streams import Lease, Member, Outputs, PartitionLost, Producer, To
 from tapeline.streams.arrow import decode, encode
 from tapeline.streams.partitioning import split
 from tapeline.streams.sharing import BookLease, SharedMember, Shares
+
+log = logging.getLogger(__name__)
 
 _FORMAT: Final = 2
 _SCHEMA: Final = f"""
@@ -88,14 +93,18 @@ class EmbeddedStream:
         retain_s: float = float("inf"),
         boot: Callable[[], str] = boot_id,
         clock: Callable[[], int] = time.time_ns,
+        born: Callable[[int], int] = lambda _now_ns: 0,
     ) -> None:
-        """`groups`: who reads which topics; what one of them has not acknowledged is kept however old it is."""
+        """`groups`: who reads which topics; what one of them has not acknowledged is kept however old it is.
+
+        `born`: from the time in ns, the least offset of what is written from then on (`lives.birth`)."""
         self.directory = directory
         self._asked_partitions = partitions
         self._groups = groups or {}
         self._retain_s = retain_s
         self._boot = boot
         self._clock = clock
+        self._born = born
         self._files: dict[str, _File] = {}
         self._count = 0
 
@@ -246,6 +255,14 @@ class EmbeddedStream:
                 found[partition] = int(count)
         return found
 
+    def lives(self, topic: Topic) -> dict[int, int]:
+        file = self._file(topic)
+        with file.errors():
+            return dict.fromkeys(range(self.partitions), _born(file.db))
+
+    def risks(self) -> list[str]:
+        return []
+
     def close(self) -> None:
         for file in self._files.values():
             file.close()
@@ -273,7 +290,7 @@ class EmbeddedStream:
             places = [
                 (topic.name, part) for topic in TOPICS.values() if _file_of(topic) == file.path.name for part in range(self.partitions)
             ]
-            file.begin_writing(self._boot(), places, lambda: self._trim(file))
+            file.begin_writing(self._boot(), self._born(self._clock()), places, lambda: self._trim(file))
         return file
 
     def _both(self) -> Iterator[_File]:
@@ -281,8 +298,17 @@ class EmbeddedStream:
 
     def _open(self, name: str) -> _File:
         file = self._files.get(name)
+        if file is not None and not file.there():
+            log.error(
+                "%s was removed or replaced while it was in use. What it held that was not read yet is gone; what comes from now on is "
+                "kept. `tapeline gaps` shows what is missing.",
+                file.path,
+            )
+            file.close()
+            file = None
+            self._count = 0
         if file is None:
-            file = self._files[name] = _File(self.directory / name)
+            file = self._files[name] = _File(self.directory / name, self._born(self._clock()))
         return file
 
     def _leases(self) -> _Leases:
@@ -292,7 +318,7 @@ class EmbeddedStream:
         """Remove what is older than retention and acknowledged by every group; runs beside the writer, on connections of its own."""
         if self._retain_s == float("inf"):
             return
-        with EmbeddedStream(self.directory, clock=self._clock)._closing() as own:
+        with EmbeddedStream(self.directory, clock=self._clock, born=self._born)._closing() as own:
             for topic in (RAW_TOPIC, *NORMALIZED_TOPICS):
                 if _file_of(topic) != file.path.name:
                     continue
@@ -335,7 +361,32 @@ def _end(db: sqlite3.Connection, topic: str, partition: int) -> int:
 
 def _floor(db: sqlite3.Connection, topic: str, partition: int) -> int:
     row = db.execute("SELECT floor FROM floors WHERE topic = ? AND part = ?", (topic, partition)).fetchone()
+    return int(row[0]) if row else _born(db)
+
+
+def _born(db: sqlite3.Connection) -> int:
+    """Where the file's life begins; 0 for one of a version that had no lives."""
+    row = db.execute("SELECT value FROM facts WHERE name = 'born'").fetchone()
     return int(row[0]) if row else 0
+
+
+def _make(path: Path) -> None:
+    """An empty file, without what one that was removed has left of its log: SQLite would take that for its own."""
+    with path.with_suffix(".making").open("w") as one_at_a_time:
+        fcntl.flock(one_at_a_time, fcntl.LOCK_EX)
+        if not path.exists():
+            for log_name in (f"{path}-wal", f"{path}-shm"):
+                Path(log_name).unlink(missing_ok=True)
+            path.touch()
+
+
+def _inode(path: Path) -> tuple[int, int] | None:
+    """Which file a path leads to; None: to none."""
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _move(db: sqlite3.Connection, group: str, topic: Topic, partition: int, position: int) -> None:
@@ -402,17 +453,25 @@ class _Leases:
 class _File:
     """One SQLite file: its connection, its transactions, and the folding back of its write-ahead log off the writer's path."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, born: int) -> None:
+        """`born`: the first offset, if the file has to be made."""
         self.path = path
         with self.errors():
             path.parent.mkdir(parents=True, exist_ok=True)
+            if not path.exists():
+                _make(path)
             self.db = sqlite3.connect(path, isolation_level=None, timeout=_LOCK_WAIT_S, check_same_thread=False)
-            self._prepare()
+            self._prepare(born)
+            self._inode = _inode(path)
         self.writes = False
         self._folder: threading.Thread | None = None
         self._stop = threading.Event()
 
-    def _prepare(self) -> None:
+    def there(self) -> bool:
+        """Whether the path still leads to the file that is open."""
+        return _inode(self.path) == self._inode
+
+    def _prepare(self, born: int) -> None:
         (version,) = self.db.execute("PRAGMA user_version").fetchone()
         if version > _FORMAT:
             raise NewerData(
@@ -423,7 +482,10 @@ class _File:
         self.db.execute("PRAGMA wal_autocheckpoint = 0")
         if version < _FORMAT:
             self._begin_log()
-            self.db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
+            self.db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA}")
+            if version == 0:
+                self.db.execute("INSERT OR IGNORE INTO facts VALUES ('born', ?)", (str(born),))
+            self.db.execute("COMMIT")
 
     def _begin_log(self) -> None:
         """Turn write-ahead logging on. SQLite does not wait here for another process that does the same just now."""
@@ -437,20 +499,22 @@ class _File:
                     raise
                 time.sleep(0.005)
 
-    def begin_writing(self, boot: str, places: Sequence[tuple[str, int]], trim: Callable[[], None]) -> None:
-        """Before the first write of this process. Where the machine has started since the last one, offsets begin far ahead.
+    def begin_writing(self, boot: str, born: int, places: Sequence[tuple[str, int]], trim: Callable[[], None]) -> None:
+        """Before the first write of this process. Offsets go on from `born`, if they lie below: the file may be an older copy of itself.
 
-        `places`: the topics and partitions of this file. What is noted here is on the disk before the first offset is given out."""
+        Where the machine has started since the last write, they begin far ahead of the end. `places`: the topics and partitions of this
+        file. What is noted here is on the disk before the first offset is given out."""
         with self.errors():
             self.db.execute("PRAGMA synchronous = FULL")
         with self.transaction() as db:
             row = db.execute("SELECT value FROM facts WHERE name = 'boot'").fetchone()
-            if row is None or row[0] != boot:
-                db.execute("INSERT INTO facts VALUES ('boot', ?) ON CONFLICT DO UPDATE SET value = excluded.value", (boot,))
-                for topic, part in places:
-                    end, floor = _end(db, topic, part), _floor(db, topic, part)
-                    if row is not None or end:
-                        db.execute("REPLACE INTO floors VALUES (?, ?, ?)", (topic, part, max(end, floor) + _SKIP))
+            started = row is not None and row[0] != boot
+            db.execute("INSERT INTO facts VALUES ('boot', ?) ON CONFLICT DO UPDATE SET value = excluded.value", (boot,))
+            for topic, part in places:
+                end = _end(db, topic, part)
+                ahead = max(end, _floor(db, topic, part)) + (_SKIP if started or (row is None and end) else 0)
+                if max(ahead, born) > end:
+                    db.execute("REPLACE INTO floors VALUES (?, ?, ?)", (topic, part, max(ahead, born)))
         with self.errors():
             self.db.execute("PRAGMA synchronous = NORMAL")
         self.writes = True
@@ -484,7 +548,10 @@ class _File:
 
     def _fold(self, trim: Callable[[], None]) -> None:
         """Copy the log back into the file every second, so that a commit never waits for the disk to sync; trim now and then."""
-        db = sqlite3.connect(self.path, isolation_level=None, timeout=1.0)
+        try:
+            db = sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=rw", uri=True, isolation_level=None, timeout=1.0)
+        except sqlite3.OperationalError:
+            return  # removed meanwhile: the next call makes the file anew, and another of these
         trim_at = time.monotonic() + _TRIM_EVERY_S
         while not self._stop.wait(_WAL_CHECK_EVERY_S):
             # The writer meets the same trouble with the disk on its own path and reports it there.

@@ -59,16 +59,17 @@ _Entry = tuple[bytes, Mapping[bytes, bytes]]
 #: Write an entry. Behind one of another program, whose id is a time, offsets go on from that.
 _PUT: Final = """
 local function behind(key, at)
-  local facts = redis.call('XINFO', 'STREAM', key)
+  local facts = redis.pcall('XINFO', 'STREAM', key)
+  if facts.err then return at end
   for i = 1, #facts, 2 do
     if facts[i] == 'last-generated-id' then return math.max(at, tonumber(string.match(facts[i + 1], '%d+'))) end
   end
 end
-local function put(finish, key, at, count, data, last_end)
-  local done = redis.pcall('XADD', key, string.format('%.0f-%.0f', at + count, count), 'd', data)
+local function put(finish, key, at, count, fields, last_end)
+  local done = redis.pcall('XADD', key, string.format('%.0f-%.0f', at + count, count), unpack(fields))
   if type(done) == 'table' and done.err then
     at = behind(key, at)
-    redis.call('XADD', key, string.format('%.0f-%.0f', at + count, count), 'd', data)
+    redis.call('XADD', key, string.format('%.0f-%.0f', at + count, count), unpack(fields))
   end
   if at ~= last_end then redis.call('HSET', finish, 'before', string.format('%.0f', last_end), 'since', string.format('%.0f', at)) end
   return at + count
@@ -80,23 +81,42 @@ local found = redis.call('XRANGE', KEYS[1], '(' .. ARGV[1], '+', 'COUNT', 1)[1]
 return found and found[1] or false
 """
 #: Write entries behind the partition's end; records and data of each stand in ARGV. Where the server has started anew since the
-#: last write it may have lost its last moments, so offsets begin far ahead.
+#: last write it may have lost its last moments, or be an older copy, so offsets begin far ahead. Where the stream or its end is gone, or
+#: the writer knows that something is, a new life begins (lives.py).
 _EXTEND: Final = f"""{_PUT}
-local function extend(finish, key, run, first, last)
-  local before, started = unpack(redis.call('HMGET', finish, 'next', 'run'))
+local function birth()
+  local now = redis.call('TIME')
+  return (now[1] * 1000 + math.floor(now[2] / 1000)) * 1024
+end
+local function extend(finish, key, run, first, last, torn)
+  local before, started, count = unpack(redis.call('HMGET', finish, 'next', 'run', 'count'))
   local last_end = tonumber(before or 0)
   local at = last_end
-  if started and started ~= run then at = at + {_SKIP} end
-  -- An entry of another program may lie where ours would begin without its id being above ours: a reader would pass over one of the two.
-  if redis.call('XRANGE', key, string.format('(%.0f-{_AFTER}', at), '+', 'COUNT', 1)[1] then at = behind(key, at) end
+  local gone = torn or not before or (redis.call('XLEN', key) == 0 and behind(key, 0) < last_end)
+  if gone then
+    at = math.max(birth(), behind(key, at + {_SKIP}))
+    redis.call('HSET', finish, 'life', string.format('%.0f', at))
+  else
+    -- An entry of another program may lie where ours would begin without its id being above ours, and no position lies before it.
+    local other = redis.call('XRANGE', key, string.format('(%.0f-%s', at, count or '{_AFTER}'), '+', 'COUNT', 1)[1]
+    while other and tonumber(string.match(other[1], '%d+')) == last_end do
+      at = put(finish, key, at, 1, other[2], at)
+      redis.call('XDEL', key, other[1])
+      other = redis.call('XRANGE', key, '(' .. other[1], '+', 'COUNT', 1)[1]
+    end
+    if other then at = behind(key, at) end
+    if started and started ~= run then at = math.max(birth(), at + {_SKIP}) end
+  end
+  count = nil
   for i = first, last, 2 do
-    local count = tonumber(ARGV[i])
-    if count > 0 then
-      at = put(finish, key, at, count, ARGV[i + 1], last_end)
-      last_end = at
+    local records = tonumber(ARGV[i])
+    if records > 0 then
+      at = put(finish, key, at, records, {{'d', ARGV[i + 1]}}, last_end)
+      last_end, count = at, ARGV[i]
     end
   end
   redis.call('HSET', finish, 'next', string.format('%.0f', at), 'run', run)
+  if count then redis.call('HSET', finish, 'count', count) end
 end
 """
 #: KEYS end, stream; ARGV the run id of the server, then records and data of each entry.
@@ -105,12 +125,12 @@ extend(KEYS[1], KEYS[2], ARGV[1], 2, #ARGV)
 return 1
 """
 #: The same for a writer that sends again what it has no answer to: KEYS end, stream, writer; ARGV number, run id, records, data,
-#: and the number that went before it on this connection: if that was refused, so is this.
+#: and the number that went before it on this connection: if that was refused, so is this; and whether something had settled that is gone.
 _SEND: Final = f"""{_EXTEND}
 local had = tonumber(redis.call('GET', KEYS[3]) or 0)
 if had >= tonumber(ARGV[1]) then return 0 end
 if had < tonumber(ARGV[5]) then return redis.error_reply('ERR what went before has not arrived') end
-extend(KEYS[1], KEYS[2], ARGV[2], 3, 4)
+extend(KEYS[1], KEYS[2], ARGV[2], 3, 4, ARGV[6] == '1')
 redis.call('SET', KEYS[3], ARGV[1], 'EX', 2592000)
 return 1
 """
@@ -124,37 +144,45 @@ redis.call('SET', KEYS[2], had, 'EX', 2592000)
 redis.call('SET', KEYS[1], '9007199254740992', 'EX', 2592000)
 return tonumber(had)
 """
-#: Say where a group is, which may be one that nobody configured: KEYS stream; ARGV group, id.
+#: Where a group is, and to say so of one that nobody configured: KEYS stream; ARGV group, id.
 _MOVED: Final = """
+local function place(key, group)
+  local groups = redis.pcall('XINFO', 'GROUPS', key)
+  for _, facts in ipairs(groups) do
+    for i = 1, #facts, 2 do
+      if facts[i] == 'name' and facts[i + 1] ~= group then break end
+      if facts[i] == 'last-delivered-id' then return string.match(facts[i + 1], '%d+') end
+    end
+  end
+  return '0'
+end
 local function move(key, group, id)
   local done = redis.pcall('XGROUP', 'SETID', key, group, id)
   if done.err then redis.call('XGROUP', 'CREATE', key, group, id, 'MKSTREAM') end
 end
 """
+_PLACE: Final = f"{_MOVED} return place(KEYS[1], ARGV[1])"
 _MOVE: Final = f"""{_MOVED}
 move(KEYS[1], ARGV[1], ARGV[2])
 return 1
 """
 #: A stage's step, all of it or, where the group is not where the records were read, nothing.
-#: KEYS: the place of the group in each partition, those partitions' streams, end and stream of each partition written, the totals.
-#: ARGV: run id, group, partitions read; begin, next, id of each; partitions written; of each its entries, and their records and data;
+#: KEYS: the streams of the partitions read, end and stream of each partition written, the totals.
+#: ARGV: run id, group, partitions read; begin and id of each; partitions written; of each its entries, and their records and data;
 #: names and values of totals.
 _COMMIT: Final = f"""{_EXTEND}{_MOVED}
 local read = tonumber(ARGV[3])
 for i = 1, read do
-  if (redis.call('GET', KEYS[i]) or '0') ~= ARGV[1 + 3 * i] then return 0 end
+  if place(KEYS[i], ARGV[2]) ~= ARGV[2 + 2 * i] then return 0 end
 end
-local at = 4 + 3 * read
-local key = 2 * read + 1
+local at = 4 + 2 * read
+local key = read + 1
 for _ = 1, tonumber(ARGV[at]) do
   local entries = tonumber(ARGV[at + 1])
   extend(KEYS[key], KEYS[key + 1], ARGV[1], at + 2, at + 1 + 2 * entries)
   at, key = at + 1 + 2 * entries, key + 2
 end
-for i = 1, read do
-  redis.call('SET', KEYS[i], ARGV[2 + 3 * i])
-  move(KEYS[read + i], ARGV[2], ARGV[3 + 3 * i])
-end
+for i = 1, read do move(KEYS[i], ARGV[2], ARGV[3 + 2 * i]) end
 for i = at + 1, #ARGV, 2 do redis.call('HINCRBY', KEYS[key], ARGV[i], ARGV[i + 1]) end
 return 1
 """
@@ -180,9 +208,6 @@ class _Keys:
 
     def end(self, topic: Topic, partition: int) -> str:
         return self._ours(f"end:{topic.name}:{partition}")
-
-    def position(self, group: str, topic: Topic, partition: int) -> str:
-        return self._ours(f"position:{group}:{topic.name}:{partition}")
 
     def totals(self, group: str) -> str:
         return self._ours(f"totals:{group}")
@@ -219,6 +244,7 @@ class RedisStream:
         self._append = self._client.register_script(_APPEND)
         self._commit = self._client.register_script(_COMMIT)
         self._first = self._client.register_script(_FIRST)
+        self._place = self._client.register_script(_PLACE)
         self._move_group = self._client.register_script(_MOVE)
         self._count = 0
         self._run = ""
@@ -309,11 +335,10 @@ class RedisStream:
         self._begin()
         self.make_room(TICKS_TOPIC, sum(batch.nbytes for _, batch in outputs))
         written = [(topic, *part) for topic, batch in outputs for part in self._entries(topic, batch, None)]
-        keys = [self.keys.position(group, chunk.topic, partition) for partition in chunk.begin]
-        keys += [self.keys.stream(chunk.topic, partition) for partition in chunk.begin]
+        keys = [self.keys.stream(chunk.topic, partition) for partition in chunk.begin]
         arguments: list[Any] = [self._run, group, len(chunk.begin)]
         for partition, begin in chunk.begin.items():
-            arguments += [begin, chunk.next[partition], f"{chunk.next[partition]}-{_AFTER}"]
+            arguments += [begin, f"{chunk.next[partition]}-{_AFTER}"]
         arguments.append(len(written))
         for topic, partition, entries in written:
             keys += [self.keys.end(topic, partition), self.keys.stream(topic, partition)]
@@ -334,8 +359,10 @@ class RedisStream:
     def positions(self, group: str, topic: Topic) -> dict[int, int]:
         self._begin()
         with self._told():
-            found = self._client.mget([self.keys.position(group, topic, partition) for partition in range(self._count)])
-        return {partition: int(position or 0) for partition, position in enumerate(found)}
+            pipe = self._client.pipeline(transaction=False)
+            for partition in range(self._count):
+                self._place(keys=[self.keys.stream(topic, partition)], args=[group], client=pipe)
+            return {partition: int(position) for partition, position in enumerate(pipe.execute())}
 
     def totals(self, group: str) -> dict[str, int]:
         self._begin()
@@ -349,6 +376,14 @@ class RedisStream:
             for partition in range(self._count):
                 pipe.hget(self.keys.end(topic, partition), "next")
             return {partition: int(end or 0) for partition, end in enumerate(pipe.execute())}
+
+    def lives(self, topic: Topic) -> dict[int, int]:
+        self._begin()
+        with self._told():
+            pipe = self._client.pipeline(transaction=False)
+            for partition in range(self._count):
+                pipe.hget(self.keys.end(topic, partition), "life")
+            return {partition: int(begin or 0) for partition, begin in enumerate(pipe.execute())}
 
     def before_end(self, topic: Topic, rows: int) -> dict[int, int]:
         return {partition: place.back(rows) for partition, (place, _) in enumerate(self._ends(topic, {}))}
@@ -372,6 +407,17 @@ class RedisStream:
         for numbers, entry in zip(answers[::2], answers[1::2], strict=True):
             after, _, count = entry.partition(b"-") if entry else (b"-1", b"", b"0")
             found.append((_End(*(int(number or 0) for number in numbers)), max(0, int(after) - int(count)) if entry else -1))
+        return found
+
+    def risks(self) -> list[str]:
+        self._begin()
+        with self._told():
+            disk, memory = self._client.info("persistence"), self._client.info("memory")
+        found = []
+        if not int(disk["aof_enabled"]):
+            found.append("WARNING: it forgets what it holds when it ends (set appendonly yes)")
+        if memory["maxmemory_policy"] != "noeviction":
+            found.append(f"WARNING: it removes keys when it is full (maxmemory-policy is {memory['maxmemory_policy']}: set noeviction)")
         return found
 
     def close(self) -> None:
@@ -420,7 +466,8 @@ class RedisStream:
             run = str(self._client.info("server")["run_id"])
             facts = self.keys.facts
             self._client.hsetnx(facts, "format", _FORMAT)
-            self._client.hsetnx(facts, "partitions", self._config.partitions or _PARTITIONS)
+            if not self._client.hexists(facts, "partitions"):
+                self._client.hsetnx(facts, "partitions", self._known() or self._config.partitions or _PARTITIONS)
             form, count = self._client.hmget(facts, ["format", "partitions"])
             if form != _FORMAT:
                 raise NewerData(
@@ -433,6 +480,11 @@ class RedisStream:
                         with suppress(redis.ResponseError):  # BUSYGROUP: it is there
                             self._client.xgroup_create(self.keys.stream(topic, partition), group, "0", mkstream=True)
         self._run = run
+
+    def _known(self) -> int:
+        """How many partitions there are where Redis has lost the number alone; 0: none."""
+        ends = self._client.scan_iter(match=f"{_literal(self.keys.end(RAW_TOPIC, 0)[:-1])}*", count=1000)
+        return max((int(key.rpartition(b":")[2]) + 1 for key in ends), default=0)
 
     def _write(self, pipe: Pipeline, topic: Topic, batch: pa.RecordBatch, partition: int | None) -> None:
         for at, entries in self._entries(topic, batch, partition):
@@ -458,7 +510,6 @@ class RedisStream:
 
     def _move(self, pipe: Pipeline, group: str, topic: Topic, positions: Mapping[int, int]) -> None:
         for partition, position in positions.items():
-            pipe.set(self.keys.position(group, topic, partition), position)
             self._move_group(keys=[self.keys.stream(topic, partition)], args=[group, f"{position}-{_AFTER}"], client=pipe)
 
     def make_room(self, topic: Topic, size: int) -> None:
@@ -591,6 +642,7 @@ class _Producer:
         self._stream, self._writer = stream, writer
         self._connection: Any = None
         self._before = 0  # the last number that this connection was given
+        self._torn: set[int] = set()  # partitions in which something had settled that Redis has no more
         self._script = ""
         self._again_at = 0.0
         self._waits = _waits()
@@ -646,6 +698,14 @@ class _Producer:
             self._script = self._stream.client.script_load(_SEND)
             connection = self._stream.client.connection_pool.make_connection()
             connection.connect()
+            had = int(self._stream.client.get(self._stream.keys.writer(self._writer)) or 0)
+        if had < self._settled:
+            log.error(
+                "Redis at %s has lost what it had confirmed. What no stage had read yet is gone; what comes from now on is kept. "
+                "`tapeline gaps` shows what is missing. Set appendonly yes.",
+                self._stream.shown,
+            )
+            self._torn = set(range(self._stream.partitions))
         self._connection, self._waits, self._before = connection, _waits(), 0
         for one in list(self._open):
             self._put(one)
@@ -657,8 +717,11 @@ class _Producer:
         names = self._stream.keys
         keys = (names.end(RAW_TOPIC, partition), names.stream(RAW_TOPIC, partition), names.writer(self._writer))
         try:
-            self._connection.send_command("EVALSHA", self._script, len(keys), *keys, number, self._stream.run, records, data, self._before)
+            torn = int(partition in self._torn)
+            arguments = (number, self._stream.run, records, data, self._before, torn)
+            self._connection.send_command("EVALSHA", self._script, len(keys), *keys, *arguments)
             self._before = number
+            self._torn.discard(partition)
         except (redis.RedisError, OSError) as error:
             self._broken(error)
 

@@ -3,6 +3,13 @@
 -- name: positions
 SELECT partition, position FROM tapeline_ledger_positions
 
+-- name: topics
+SELECT topic, partition, begun FROM tapeline_ledger_topics
+
+-- name: set_topic
+INSERT INTO tapeline_ledger_topics (topic, partition, begun) VALUES ($1, $2, $3)
+ON CONFLICT (topic, partition) DO UPDATE SET begun = excluded.begun
+
 -- name: lives
 SELECT name, body FROM tapeline_ledger_lives
 

@@ -71,6 +71,10 @@ SELECT remove_retention_policy('ticks', if_exists => true)
 SELECT {columns} FROM {table}
 WHERE provider = $1 AND feed = $2 AND channel = $3 AND ts >= $4 AND ts <= $5
 
+-- name: held_of_all
+SELECT {columns} FROM {table}
+WHERE ts >= $1 AND ts <= $2
+
 -- name: highest
 SELECT symbol, max({id}) FROM {table}
 WHERE provider = $1 AND feed = $2 AND channel = $3 AND ts >= $4 AND symbol = ANY ($5)

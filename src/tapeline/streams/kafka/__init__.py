@@ -94,6 +94,9 @@ class KafkaStream:
     def ends(self, topic: Topic) -> dict[int, int]:
         return {partition: high << ROW_BITS for partition, (_, high) in self._watermarks(topic).items()}
 
+    def lives(self, topic: Topic) -> dict[int, int]:
+        return dict.fromkeys(range(self._cluster.count(topic, _GLANCE_S)), 0)
+
     def before_end(self, topic: Topic, rows: int) -> dict[int, int]:
         return {partition: self._back(topic, partition, low, high, rows) for partition, (low, high) in self._watermarks(topic).items()}
 
@@ -130,6 +133,9 @@ class KafkaStream:
                     self._nothing_at[topic, partition] = (position, high)
                     found[partition] = 0
         return found
+
+    def risks(self) -> list[str]:
+        return []
 
     def close(self) -> None:
         for reader in self._readers.values():

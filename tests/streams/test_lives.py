@@ -1,0 +1,118 @@
+"""What a stream says and gives when it has forgotten: numbers above all before, places that begin anew, and a warning beforehand."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from places import Place, column, nothing, polled
+
+from made import raws, ticks
+from tapeline.records import NS_PER_MS, RAW_TOPIC, TICKS_TOPIC, Chunk
+from tapeline.streams.lives import birth, crossed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+NOW_NS = time.time_ns()
+
+
+def test_a_later_life_begins_above_a_million_records_a_second_of_the_one_before() -> None:
+    assert birth(NOW_NS + 1000 * NS_PER_MS) - birth(NOW_NS) > 1_000_000
+    assert birth(8_700_000_000 * 10**9) < 2**53, "Redis' scripts count in float64"
+
+
+def chunk_of(begin: int, offsets: list[int]) -> Chunk:
+    return Chunk(RAW_TOPIC, raws(0, len(offsets)), np.zeros(len(offsets), np.int32), np.array(offsets), {0: begin}, {0: offsets[-1] + 1})
+
+
+@pytest.mark.parametrize(
+    ("begin", "first", "life", "found"),
+    [
+        (5, 100, 100, [0]),  # it was read in the life before
+        (5, 101, 100, [0]),  # and the first records of the new one are gone too
+        (5, 100, 3, []),  # a jump within one life: a power cut
+        (5, 5, 100, []),  # no jump: nobody is asked
+        (0, 100, 100, []),  # who begins has missed nothing
+        (100, 100, 100, []),
+    ],
+)
+def test_a_reader_crosses_where_its_position_lies_before_the_present_life(begin: int, first: int, life: int, found: list[int]) -> None:
+    assert crossed(chunk_of(begin, [first, first + 1]), lambda _: {0: life}) == found
+
+
+def test_a_chunk_is_cut_before_positions_as_it_is_after_them() -> None:
+    whole = chunk_of(10, [10, 20, 21, 30])
+    for at in (0, 10, 15, 20, 21, 22, 30, 31, 99):
+        before, after = whole.before({0: at}), whole.after({0: at})
+        assert before.offset.tolist() + after.offset.tolist() == [10, 20, 21, 30]
+        assert before.begin == {0: 10}
+        assert after.next == {0: max(31, at)}
+        assert before.next[0] == min(31, max(10, at))
+        assert before.batch["payload"].to_pylist() + after.batch["payload"].to_pylist() == whole.batch["payload"].to_pylist()
+    assert whole.before({}).rows == 0
+
+
+@pytest.fixture
+def forgetful(own_place: Callable[..., tuple[Place, Any]]) -> tuple[Place, Any]:
+    return own_place("redis-arrow")
+
+
+@pytest.mark.parametrize(
+    "forget",
+    [("FLUSHALL",), ("DEL", "market-data.raw:1", "market-data.normalized:1", "market-data.normalized:0", "market-data.normalized:2")],
+    ids=["everything", "streams"],
+)
+def test_a_redis_that_has_forgotten_gives_numbers_above_all_before(forgetful: tuple[Place, Any], forget: tuple[str, ...]) -> None:
+    place, server = forgetful
+    stream = place.open()
+    for _ in range(2):
+        before = stream.ends(RAW_TOPIC)[1]
+        lives = stream.lives(RAW_TOPIC)
+        stream.append(RAW_TOPIC, raws(0, 3), 1)
+        member = stream.join("normalize", RAW_TOPIC, "one")
+        chunk = polled(member)
+        assert (chunk.batch["payload"].to_pylist(), min(chunk.offset) >= before) == ([b"0 ", b"1 ", b"2 "], True)
+        member.commit(chunk, [(TICKS_TOPIC, ticks({"symbol": "A"})), *nothing()[1:]], {"in": 3})
+        member.close()
+        assert stream.lives(RAW_TOPIC)[1] > lives[1]
+        after = stream.ends(RAW_TOPIC)[1]
+        server.ask(*forget)
+        assert stream.positions("normalize", RAW_TOPIC)[1] == 0
+        assert stream.read(RAW_TOPIC, {1: after}, 10) is None
+        assert column(stream, TICKS_TOPIC, "symbol") == []
+
+
+def test_a_redis_that_has_lost_one_of_its_notes_goes_on(forgetful: tuple[Place, Any]) -> None:
+    place, server = forgetful
+    stream = place.open()
+    for number, note in enumerate(("facts", "end:market-data.raw:1", "end:market-data.raw:0")):
+        stream.append(RAW_TOPIC, raws(2 * number, 1), 1)
+        stream.append(RAW_TOPIC, raws(2 * number + 1, 1), 2)
+        server.ask("DEL", f"tapeline:{note}")
+        stream = place.open(partitions=1)
+        assert stream.partitions == 3
+    stream.append(RAW_TOPIC, raws(6, 1), 1)
+    assert sorted(column(stream, RAW_TOPIC, "payload")) == [b"%d " % n for n in range(7)]
+
+
+def test_trimmed_to_nothing_is_not_forgotten(forgetful: tuple[Place, Any]) -> None:
+    place, server = forgetful
+    stream = place.open()
+    stream.append(RAW_TOPIC, raws(0, 3), 1)
+    life, end = stream.lives(RAW_TOPIC), stream.ends(RAW_TOPIC)
+    server.ask("XTRIM", "market-data.raw:1", "MAXLEN", "0")
+    stream.append(RAW_TOPIC, raws(3, 1), 1)
+    assert (stream.lives(RAW_TOPIC), stream.ends(RAW_TOPIC)) == (life, {**end, 1: end[1] + 1})
+
+
+def test_what_a_redis_may_lose_is_said_beforehand(forgetful: tuple[Place, Any]) -> None:
+    place, server = forgetful
+    stream = place.open()
+    assert stream.risks() == []
+    server.ask("CONFIG", "SET", "appendonly", "no")
+    server.ask("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
+    told = stream.risks()
+    assert ["appendonly yes" in told[0], "noeviction" in told[1]] == [True, True]
