@@ -39,6 +39,13 @@ def way(pipeline: Pipeline, event: tuple[int, int, int]) -> list[Step]:
     return list(trace(pipeline.stream, {"lake": pipeline.lake}, find(pipeline), event))
 
 
+def nth(pipeline: Pipeline, number: int, index: int = 0) -> tuple[int, int, int]:
+    """The id of an event of the partition's first records."""
+    raw = pipeline.stream.read(RAW_TOPIC, {}, 1_000)
+    assert raw is not None
+    return (0, int(raw.offset[raw.partition == 0][number]), index)
+
+
 def ids(rows: list[dict[str, Any]]) -> list[tuple[int, int, int]]:
     return [(row["raw_partition"], row["raw_offset"], row["raw_index"]) for row in rows]
 
@@ -75,17 +82,18 @@ def test_each_place_on_the_way_of_each_event_is_named(pipeline: Pipeline) -> Non
 def test_the_frame_is_shown_byte_for_byte(pipeline: Pipeline) -> None:
     pipeline.received(trade(1), b"\xff\x00\x01")
     pipeline.normalize()
-    assert way(pipeline, (0, 0, 0))[0].details["payload"] == trade(1).decode()
-    shown = way(pipeline, (0, 1, 0))[0].details["payload"]
+    assert way(pipeline, nth(pipeline, 0))[0].details["payload"] == trade(1).decode()
+    shown = way(pipeline, nth(pipeline, 1))[0].details["payload"]
     assert base64.b64decode(shown.removeprefix("base64 ")) == b"\xff\x00\x01"
 
 
 def test_a_store_that_has_not_read_it_yet_is_said_to_wait(pipeline: Pipeline) -> None:
     pipeline.received(trade(1))
     pipeline.normalize()
-    assert [step.found for step in way(pipeline, (0, 0, 0)) if step.where == "lake ticks"] == ["not yet read: it waits in the stream"]
+    (waits,) = [step.found for step in way(pipeline, nth(pipeline, 0)) if step.where == "lake ticks"]
+    assert waits == "not yet read: it waits in the stream"
     pipeline.keep()
-    (kept,) = [step.found for step in way(pipeline, (0, 0, 0)) if step.where == "lake ticks"]
+    (kept,) = [step.found for step in way(pipeline, nth(pipeline, 0)) if step.where == "lake ticks"]
     assert kept.startswith("kept in ")
 
 
@@ -108,12 +116,13 @@ def test_what_retention_has_removed_is_said_to_be_gone_and_the_lake_still_tells(
     pipeline.received(trade(1))
     pipeline.normalize()
     pipeline.keep()
+    first = nth(pipeline, 0)
     pipeline.stream.close()
     for file in (tmp_path / "data" / "stream").iterdir():
         file.unlink()
     pipeline = Pipeline(tmp_path / "data")
     with closing(pipeline.stream):
-        raw, *rest = way(pipeline, (0, 0, 0))
+        raw, *rest = way(pipeline, first)
         assert "retention has removed it" in raw.found
         assert [step.where for step in rest] == [TICKS_TOPIC.name, "lake ticks"]
         assert rest[0].found == "no longer in the stream"
@@ -152,8 +161,9 @@ def test_records_that_arrive_elsewhere_meanwhile_hide_nothing(pipeline: Pipeline
             return read(topic, {**pipeline.stream.ends(topic), 2: positions[2]}, max_rows)
         return chunk
 
+    event = nth(pipeline, 0)
     monkeypatch.setattr(pipeline.stream, "read", reading)
-    raw, *_ = way(pipeline, (0, 0, 0))
+    raw, *_ = way(pipeline, event)
     assert busy == 3
     assert raw.details["payload"] == trade(1).decode()
 
@@ -163,8 +173,8 @@ def test_events_are_found_by_symbol_and_time_the_nearest_before_it_where_none_is
     pipeline.normalize()
     pipeline.keep()
     ms = NOW_NS // 10**6 * 10**6
-    assert sorted(by_symbol(find(pipeline), "BTC/USDT", ms)) == [(0, 0, 0), (0, 1, 0)]
-    assert sorted(by_symbol(find(pipeline), "BTC/USDT", ms + 10**9)) == [(0, 0, 0), (0, 1, 0)]
+    assert sorted(by_symbol(find(pipeline), "BTC/USDT", ms)) == [nth(pipeline, 0), nth(pipeline, 1)]
+    assert sorted(by_symbol(find(pipeline), "BTC/USDT", ms + 10**9)) == [nth(pipeline, 0), nth(pipeline, 1)]
     assert by_symbol(find(pipeline), "BTC/USDT", ms - 1) == []
     assert by_symbol(find(pipeline), "ETH/USDT", ms) == []
 
@@ -238,8 +248,8 @@ def test_a_wrong_question_is_answered_with_what_is_wrong(arguments: tuple[str, .
 def test_an_event_that_the_frame_does_not_hold_is_said_to_be_in_no_topic(pipeline: Pipeline) -> None:
     pipeline.received(trade(1))
     pipeline.normalize()
-    steps = way(pipeline, (0, 0, 5))
+    steps = way(pipeline, nth(pipeline, 0, 5))
     assert "no event 5" in steps[-1].found
     pipeline.received(trade(2))
-    steps = way(pipeline, (0, 1, 0))
+    steps = way(pipeline, nth(pipeline, 1))
     assert "not yet read" in steps[-1].found

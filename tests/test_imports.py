@@ -29,6 +29,7 @@ LAYERS: list[set[str]] = [
     {"rest"},
     {"monitor", "delivery"},
     {"flow", "query", "output", "asof", "pairs"},
+    {"taken"},
     {"stages", "ingest", "supervisor", "truth", "rejects", "audit", "replaying"},
     {"jobs"},
     {"wiring"},

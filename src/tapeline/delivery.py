@@ -263,7 +263,7 @@ class Delivery:
                     self._own_up(partial(self._send, spooled=False))
                     self._spooling = False
                     self.trouble = ""
-                    log.warning("The stream takes records again after %.0f s; nothing that was kept is lost.", self._clock() - self._since)
+                    log.warning("The stream takes records again after %.0f s; what was on disk is in it.", self._clock() - self._since)
                 return
 
     def _own_up(self, take: Callable[[int, int, pa.RecordBatch], None]) -> None:

@@ -48,7 +48,7 @@ def run(
             stop.wait(delay)
             continue
         if trouble_since is not None:
-            log.warning("Recovered after %.1f s; nothing was lost.", clock() - trouble_since)
+            log.warning("Recovered after %.1f s.", clock() - trouble_since)
             trouble_since, delays = None, waits()
         if not worked:
             if stopping_since is not None:

@@ -121,7 +121,7 @@ class StreamRecorder:
         loop = asyncio.get_running_loop()
         self._flushed_at = loop.time()
         if self._trouble:
-            log.warning("The stream takes records again; nothing was lost.")
+            log.warning("The stream takes records again; what was held follows in order.")
             self._trouble, self._waits = "", net.backoff(self._random, cap_s=5.0)
         if self._paused:
             self._pause(False)

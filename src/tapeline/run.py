@@ -66,13 +66,32 @@ def run(settings: Config, config: Path | None, until_idle_s: float | None, stop:
                 supervisor = Supervisor(stages, lambda: backoff(Random(), 0.3, 15.0), screen.say)
                 supervisor.run(stop, _idle(settings, stream, stores, ingests, until_idle_s), look)
             try:
-                for entry in snapshot(settings.root, stream, stores)["equations"]:
+                last = snapshot(settings.root, stream, stores, wiring.raw_groups(settings))
+                for entry in last["equations"]:
                     log.info("%s", entry["text"])
+                log.info("Stopped; %s", left(last))
             except Unavailable as error:
-                log.warning("%s The accounting was not looked at.", error)
+                log.warning("%s Stopped; the accounting was not looked at.", error)
         finally:
             stream.close()
-    log.info("Stopped; everything that was accepted is in the stream and the stores.")
+    lines = [line for name in ingests for line in read_status(settings.root).get(name, {}).get("lines", {}).values()]
+    if until_idle_s is not None and lines and not any(line["connects"] for line in lines):
+        why = "; ".join(dict.fromkeys(line["trouble"] for line in lines if line["trouble"]))
+        raise Unavailable(f"No provider was ever connected, so nothing arrived{f': {why}' if why else ''}. `tapeline check` says more.")
+
+
+def left(last: Mapping[str, Any]) -> str:
+    """What a snapshot that was taken at the end says of everything that was received."""
+    waiting = sum(entry["records"] for entry in last["backlog"])
+    spool = last["spool"]
+    found = [
+        f"{waiting:,} records wait in the stream for a stage that has not read them; the next start goes on with them" if waiting else "",
+        f"{spool['spooled']:,} records wait on disk for the stream; the next start hands them over" if spool["spooled"] else "",
+        f"{spool['refused']:,} records found the spool full and are lost" if spool["refused"] else "",
+        "the stream has lost what was not read yet: `tapeline gaps` shows it" if last["forgotten"] else "",
+        "" if all(entry["balanced"] for entry in last["equations"]) else "the accounting does not balance: `tapeline status` shows where",
+    ]
+    return "; ".join(part for part in found if part) + "." if any(found) else "everything that was received is in the stores."
 
 
 def _idle(

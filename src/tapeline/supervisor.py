@@ -132,13 +132,13 @@ class Supervisor:
         how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
         if stage.deaths > _DEATHS_IN_A_ROW:
             raise StageFailed(
-                f"{stage.name} {how}, {stage.deaths} times in a row; giving up. What was accepted is in the stream and the stores.",
+                f"{stage.name} {how}, {stage.deaths} times in a row; giving up. What is in the stream and the stores stays there.",
                 status if status > 0 else 70,
             )
         stage.waits = stage.waits or self._waits()
         delay = next(stage.waits)
         stage.again_at = now + delay
-        log.warning("%s %s; started again in %.1f s. Nothing that was accepted is lost.", stage.name, how, delay)
+        log.warning("%s %s; started again in %.1f s. It goes on where it had got to.", stage.name, how, delay)
 
     def _stop_all(self) -> None:
         """Each stage finishes what the one before it left, then ends."""

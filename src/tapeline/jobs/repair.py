@@ -197,7 +197,7 @@ class KeepRepairing:
                     self._begun.pop(span, None)
                 log.error("%s %s: %s", key.symbol, key.channel, error)
             except Unavailable as error:
-                log.warning("%s Gaps wait; nothing is lost.", error)
+                log.warning("%s Gaps wait until then.", error)
                 self._away[source] = self._clock() + _AGAIN_NS
                 return
 

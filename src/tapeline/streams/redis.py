@@ -573,7 +573,7 @@ class RedisStream:
             raise Refused(f"Redis at {self.shown} has refused: {error}. Check the user and the password.") from error
         except (redis.ConnectionError, redis.TimeoutError, redis.BusyLoadingError) as error:
             self._run = ""
-            raise Unavailable(f"Redis at {self.shown} does not answer: {error}. Nothing is lost; it is tried again.") from error
+            raise Unavailable(f"Redis at {self.shown} does not answer: {error}. It is tried again.") from error
         except redis.OutOfMemoryError as error:
             raise Unavailable(f"Redis at {self.shown} is full: {error}. Nothing is dropped: writing waits. Raise its maxmemory.") from error
         except redis.ResponseError as error:

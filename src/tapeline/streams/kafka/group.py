@@ -184,7 +184,7 @@ class GroupMember:
         except Unavailable as error:
             with self._cluster.told():
                 self._transactions.sweep(self._topic, partitions)
-            log.warning("%s Transactions of this worker that the broker had not ended are undone now; nothing is lost.", error)
+            log.warning("%s Transactions of this worker that the broker had not ended are undone now, and made again.", error)
             found = self._cluster.committed(self._consumer, self._topic, partitions, _PENDING_S)
         for offset in found:
             low = self._cluster.watermarks(self._consumer, self._topic, offset.partition)[0] if offset.offset < 0 else offset.offset
