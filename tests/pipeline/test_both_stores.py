@@ -129,9 +129,10 @@ def test_a_stop_is_heard_while_a_lock_is_held(database: str, home: Home, venue: 
         run.send(signal.SIGTERM)
         assert run.ends(100.0) in (0, 69, 70), run.said[-3000:]
         other.rollback()
+    market.halt()
     again = home.start("run", "--until-idle", "1")
-    market.stop()
     assert again.ends() == 0, again.said[-3000:]
+    market.stop()
     with connect(home.lake) as db:
         wanted = db.sql(f"SELECT {columns('ticks')} FROM ticks ORDER BY {ORDER}").to_arrow_table().to_pylist()
     assert kept(database, "ticks") == wanted
