@@ -114,7 +114,7 @@ def test_a_file_that_was_replaced_in_between_is_named_and_nothing_of_it_is_mixed
         ({"zip": packed(trades(9)), "sum": b""}, "its CHECKSUM says nothing"),
         ({"zip": b"no zip"}, "is no zip that can be read"),
         ({"zip": packed(trades(30_000))[:-3_000]}, "is no zip that can be read"),
-        ({"zip": packed("1,2,3\n")}, "line 1 has 3 cells, not 6 or more"),
+        ({"zip": packed("1,2,3\n")}, "line 1: line of a file: it has 3 cells, not 6 to 7: 1,2,3"),
         ({"zip": packed("id,price\nx,1,2,3,4,True\n")}, "cannot be read"),
         ({"zip": packed(f"{2**64},1,2,3,4,True\n")}, "does not fit 64 bits"),
     ],

@@ -160,7 +160,7 @@ def test_a_trade_that_was_corrected_has_a_notice_beside_it() -> None:
             table("T", {"O:A": [past("options", "T", 1)]}, "ticker,price,size,exchange,sip_timestamp"),
             "no column sequence_number",
         ),
-        ("stocks", table("T", {"AAPL": [past("stocks", "T", 1)]}) + b"AAPL,1\n", "line 3 has 2 cells, not 13"),
+        ("stocks", table("T", {}) + b"AAPL,1\n", "line 2: line of a file: it has 2 cells, not 13"),
         ("stocks", table("T", {"AAPL": [past("stocks", "T", 1) | {"price": "dear"}]}), "cannot be read"),
         ("stocks", table("T", {"AAPL": [past("stocks", "T", 1) | {"price": ""}]}), "missing required field `price`"),
         ("stocks", table("T", {"AAPL": [past("stocks", "T", 1) | {"sip_timestamp": 2**64}]}), "cannot be read"),

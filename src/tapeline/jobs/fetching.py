@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Final
 
 import msgspec
 import pyarrow as pa
@@ -11,6 +13,10 @@ import pyarrow as pa
 from tapeline.providers.history import Asked, History, Request, Span, WrongPage
 from tapeline.records import NS_PER_MS, RAW
 
+log = logging.getLogger(__name__)
+
+#: Of events that cannot be read, so many of a page are named.
+_SHOWN: Final = 3
 #: The body of a GET of a path with its query; it waits as the provider asks. Raises Unavailable, Refused.
 Get = Callable[[Request], bytes]
 
@@ -49,6 +55,14 @@ def fetch(source: Source, span: Span, clock: Callable[[], int], begin: Request |
         page = source.history.page(span, asked, body, now_ns // NS_PER_MS)
         if page.following in met:
             raise WrongPage(f"{asked.path} leads back to {page.following.path}: the provider repeats its cursor. What came before is kept.")
+        if page.unreadable:
+            log.warning(
+                "%s: %d of %d events cannot be read and are rejected; the others are kept, and the time is not called complete. %s",
+                asked.path,
+                len(page.unreadable),
+                page.rows,
+                "; ".join(page.unreadable[:_SHOWN]),
+            )
         done = page.following is None
         payload = None
         if page.keep or done:

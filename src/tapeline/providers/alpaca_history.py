@@ -15,9 +15,10 @@ from urllib.parse import quote, urlencode
 import msgspec
 import numpy as np
 
+from tapeline.providers import whole_numbers
 from tapeline.providers.alpaca_wire import Bar, Quote, Trade, UpdatedBar
-from tapeline.providers.history import Page, Request, Span, WrongPage
-from tapeline.providers.normalizing import UNREADABLE, Int64, Kind, Notice, rfc3339
+from tapeline.providers.history import Page, Request, Span, WrongPage, each_row, readable, unreadable
+from tapeline.providers.normalizing import UNREADABLE, Int64, Kind, Notice, Reject, rfc3339
 from tapeline.records import NS_PER_MS, NS_PER_S, amending
 
 #: Half of what the smallest plan may ask: a minute of ours can lie across two of the provider's.
@@ -33,7 +34,7 @@ CHANNELS: Final[dict[str, dict[str, Kind]]] = {
     "indicative": _OPTIONS,
     "crypto": _ALL,
 }
-Event: TypeAlias = "Trade | Quote | Bar | Notice"
+Event: TypeAlias = "Trade | Quote | Bar | Notice | Reject"
 #: What the ticks of a feed call an exchange, by the letter of a row.
 Exchange: TypeAlias = Callable[[str | None], str]
 PAGE_ROWS: Final = 10_000
@@ -68,7 +69,8 @@ def page(span: Span, asked: Request, body: bytes, time_ms: int) -> Page:
     """Check that the rows are those of the symbol and that their times rise from what was asked for."""
     del time_ms
     try:
-        rows, token = _rows(span.channel, span.symbol, body)
+        everything, token = _rows(span.channel, span.symbol, body)
+        rows = readable(everything)
         times = rfc3339([row.t for row in rows])
     except UNREADABLE as error:
         raise WrongPage(f"{asked.path} cannot be read: {error}. Nothing of it was kept; it is asked for again.") from error
@@ -87,7 +89,7 @@ def page(span: Span, asked: Request, body: bytes, time_ms: int) -> Page:
     if following is not None and following.path == asked.path:
         raise WrongPage(f"{asked.path} names itself as the next page: the provider repeats its cursor. What came before is kept.")
     width = _WINDOWS[span.channel][1] if span.channel in _WINDOWS and last else 0
-    return Page(len(rows), last + width, following)
+    return Page(len(everything), last + width, following, unreadable=unreadable(everything))
 
 
 def _path(span: Span, token: str = "") -> str:
@@ -160,19 +162,38 @@ class _Bar(msgspec.Struct):
     vw: float | None = None
 
 
-def _page_of(name: str, row: Any) -> msgspec.json.Decoder[Any]:
+def _page_of(name: str, row: Any) -> Callable[[bytes], Any]:
     """Decodes `{"<name>":{"AAPL":[<row>,...]},"next_page_token":"QUFQTHwy..."}`; null in place of the map is an empty one."""
     fields = [("symbols", dict[str, list[row]] | None), ("next_page_token", str | None)]
-    return msgspec.json.Decoder(msgspec.defstruct(f"PageOf{name.title()}", fields, rename={"symbols": name}))
+    page_of = msgspec.defstruct(f"PageOf{name.title()}", fields, rename={"symbols": name})
+    return whole_numbers.reading(msgspec.json.Decoder(page_of).decode)
 
 
-_PAGES: Final = {name: _page_of(name, row) for name, row in (("trades", _Trade), ("quotes", _Quote), ("bars", _Bar))}
+def _pages(name: str, row: Any) -> Callable[[bytes], Any]:
+    """The same; a row that cannot be read is rejected alone."""
+    one: Callable[[bytes], Any] = whole_numbers.reading(msgspec.json.Decoder(row).decode)
+    whole, raw = _page_of(name, row), _page_of(name, msgspec.Raw)
+
+    def page_of(body: bytes) -> Any:
+        try:
+            return whole(body)
+        except msgspec.ValidationError:
+            found = raw(body)
+            found.symbols = {symbol: each_row(rows, one) for symbol, rows in (found.symbols or {}).items()}
+            return found
+
+    return page_of
+
+
+_PAGES: Final = {name: _pages(name, row) for name, row in (("trades", _Trade), ("quotes", _Quote), ("bars", _Bar))}
 _RAW_PAGES: Final = {name: _page_of(name, msgspec.Raw) for name in _PAGES}
 
 
-def _rows(channel: str, symbol: str, body: bytes, pages: Mapping[str, msgspec.json.Decoder[Any]] = _PAGES) -> tuple[list[Any], str]:
-    """The rows of a page, and the token of the next one. Raises what decoding may, ValueError for another symbol's rows too."""
-    found = pages[_NAMES[channel]].decode(body)
+def _rows(channel: str, symbol: str, body: bytes, pages: Mapping[str, Callable[[bytes], Any]] = _PAGES) -> tuple[list[Any], str]:
+    """The rows of a page, rejects among them, and the token of the next one.
+
+    Raises what decoding may, ValueError for another symbol's rows too."""
+    found = pages[_NAMES[channel]](body)
     strange = [name for name in found.symbols or () if name != symbol]
     if strange:
         raise ValueError(f"it holds rows of {strange[0]!r} in place of {symbol!r}")
@@ -191,31 +212,35 @@ def events_of(channel: str, symbol: str, time_ms: int, body: bytes, exchange: Ex
     return _quotes(symbol, rows) if channel == "quotes" else _bars(channel, symbol, time_ms, rows)
 
 
-def _trades(symbol: str, rows: Sequence[_Trade], body: bytes, exchange: Exchange) -> Sequence[Event]:
-    trades = [Trade(symbol, row.t, row.p, row.s, row.x, row.i, row.c, row.tks) for row in rows]
-    marked = [at for at, row in enumerate(rows) if row.u]
+def _trades(symbol: str, rows: Sequence[_Trade | Reject], body: bytes, exchange: Exchange) -> Sequence[Event]:
+    trades = [row if isinstance(row, Reject) else Trade(symbol, row.t, row.p, row.s, row.x, row.i, row.c, row.tks) for row in rows]
+    marked = {at: row for at, row in enumerate(rows) if not isinstance(row, Reject) and row.u}
     if not marked:
         return trades
     found: list[Event] = list(trades)
     texts, _ = _rows("trades", symbol, body, _RAW_PAGES)
-    times = rfc3339([rows[at].t for at in marked]).to_pylist()
-    for at, ns in zip(reversed(marked), reversed(times), strict=True):
-        row, text = rows[at], bytes(texts[at]).decode("utf-8", "replace")
+    times = rfc3339([row.t for row in marked.values()]).to_pylist()
+    for (at, row), ns in zip(reversed(marked.items()), reversed(times), strict=True):
+        text = bytes(texts[at]).decode("utf-8", "replace")
         if row.u in _TAKEN_BACK and row.i is not None:  # one that is `corrected` is the right one, in place of another
             text = amending(text, exchange(row.x), str(row.i))
         found.insert(at + 1, Notice("cancel" if row.u == "canceled" else "correction", text, symbol, ns))
     return found
 
 
-def _quotes(symbol: str, rows: Sequence[_Quote]) -> Sequence[Event]:
-    return [Quote(symbol, row.t, row.bp, row.bs, row.ap, row.as_, row.bx, row.ax, row.c) for row in rows]
+def _quotes(symbol: str, rows: Sequence[_Quote | Reject]) -> Sequence[Event]:
+    return [
+        row if isinstance(row, Reject) else Quote(symbol, row.t, row.bp, row.bs, row.ap, row.as_, row.bx, row.ax, row.c) for row in rows
+    ]
 
 
-def _bars(channel: str, symbol: str, time_ms: int, rows: Sequence[_Bar]) -> Sequence[Event]:
+def _bars(channel: str, symbol: str, time_ms: int, rows: Sequence[_Bar | Reject]) -> Sequence[Event]:
     """A bar whose window had ended long enough when it was fetched is final, as a revised one of the stream is."""
     settled_ns = time_ms * NS_PER_MS - _WINDOWS[channel][1] - _REVISED_NS
-    final = [ns is not None and ns < settled_ns for ns in rfc3339([row.t for row in rows]).to_pylist()]
-    return [
-        (UpdatedBar if done else Bar)(symbol, row.t, row.o, row.h, row.l, row.c, row.v, row.n, row.vw)
-        for row, done in zip(rows, final, strict=True)
-    ]
+
+    def bar(row: _Bar, ns: int | None) -> Bar:
+        kind = UpdatedBar if ns is not None and ns < settled_ns else Bar
+        return kind(symbol, row.t, row.o, row.h, row.l, row.c, row.v, row.n, row.vw)
+
+    times = iter(rfc3339([row.t for row in readable(rows)]).to_pylist())
+    return [row if isinstance(row, Reject) else bar(row, next(times)) for row in rows]

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
+from tapeline.providers import whole_numbers
 from tapeline.providers.normalizing import UNREADABLE, Channel, Events, Frames, Notice, Reject
 
 _ELEMENTS: Final[dict[str, Any]] = {
@@ -51,7 +52,8 @@ class ArrayDecoder:
         union: Any = None
         for event in (*market, *control):
             union = event if union is None else union | event
-        self._json = _Codec("json", msgspec.json.Decoder(list[union]).decode, msgspec.json.Decoder(union).decode)
+        many, one = (whole_numbers.reading(msgspec.json.Decoder(of).decode) for of in (list[union], union))
+        self._json = _Codec("json", many, one)
         self._msgpack = _Codec("msgpack", msgspec.msgpack.Decoder(list[union]).decode, msgspec.msgpack.Decoder(union).decode)
         self._tag_of: Any = msgspec.defstruct("Tag", [("tag", str, "")], rename={"tag": tag})
 

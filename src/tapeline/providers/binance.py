@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tapeline.providers import binance_archive, binance_history
+from tapeline.providers import binance_archive, binance_history, whole_numbers
 from tapeline.providers.binance_wire import INTERVALS, AggTrade, BookTicker, Kline, Trade
 from tapeline.providers.history import Asked, decode_pages
 from tapeline.providers.normalizing import (
@@ -31,6 +31,7 @@ from tapeline.providers.normalizing import (
     Read,
     Reject,
     Rows,
+    but_zero,
     decimals,
     epoch_ns,
     flags,
@@ -142,7 +143,7 @@ def _bars(events: Sequence[Kline]) -> Columns:
         "low": decimals([event.k.l for event in events]),
         "close": decimals([event.k.c for event in events]),
         "volume": volume,
-        "vwap": ratio(quoted, volume),
+        "vwap": but_zero(ratio(quoted, volume)),
         "trades": integers([event.k.n for event in events]),
         "final": flags([event.k.x for event in events]),
         "exchange": "binance",
@@ -160,15 +161,16 @@ _SPOT: Final = {channel.name: channel for channel in (TRADE, AGG_TRADE, BOOK_TIC
 CHANNELS: Final = {"spot": _SPOT}
 
 
-def _combined(event: type[msgspec.Struct]) -> msgspec.json.Decoder[Any]:
+def _combined(event: type[msgspec.Struct]) -> Callable[[bytes], Any]:
     """Decodes `{"stream":"...","data":<event>}` and nothing beside it."""
     fields = [("stream", str), ("data", event)]
-    return msgspec.json.Decoder(msgspec.defstruct(f"Combined{event.__name__}", fields, gc=False, forbid_unknown_fields=True))
+    combined = msgspec.defstruct(f"Combined{event.__name__}", fields, gc=False, forbid_unknown_fields=True)
+    return whole_numbers.reading(msgspec.json.Decoder(combined).decode)
 
 
 _EVENT: Final[dict[str, type[msgspec.Struct]]] = {"trade": Trade, "aggTrade": AggTrade, "bookTicker": BookTicker, "kline": Kline}
 _COMBINED: Final = {name: _combined(event) for name, event in _EVENT.items()}
-_BARE: Final = {name: msgspec.json.Decoder(event) for name, event in _EVENT.items()}
+_BARE: Final = {name: whole_numbers.reading(msgspec.json.Decoder(event).decode) for name, event in _EVENT.items()}
 
 
 class _Interval(msgspec.Struct):
@@ -193,7 +195,7 @@ class _Probe(msgspec.Struct):
     code: msgspec.Raw = _ABSENT
 
 
-_PROBE: Final = msgspec.json.Decoder(_Probe)
+_PROBE: Final = whole_numbers.reading(msgspec.json.Decoder(_Probe).decode)
 _KLINE_INTERVAL: Final = msgspec.json.Decoder(_Interval)
 
 #: The texts that Binance sends, from the channel's name on; a frame of any other text is decoded as JSON.
@@ -259,17 +261,17 @@ def _decode_json(frames: Frames, events: Events) -> None:
 
 def _route(frame: bytes, row: int, events: Events, routes: dict[bytes, tuple[str, Callable[[bytes], Any], Rows]]) -> None:
     """Decode a frame whose stream has not been met in this batch, and remember where its like go."""
-    probe = _PROBE.decode(frame)
+    probe = _PROBE(frame)
     if probe.stream and bytes(probe.data):
         symbol, _, suffix = probe.stream.partition("@")
         channel = _SPOT.get(suffix)
         if channel is not None:
             kind = suffix.partition("_")[0]
             found = events.rows(channel)
-            found.add(_BARE[kind].decode(probe.data), row, 0)
-            routes[probe.stream.encode()] = (probe.stream, _COMBINED[kind].decode, found)
+            found.add(_BARE[kind](probe.data), row, 0)
+            routes[probe.stream.encode()] = (probe.stream, _COMBINED[kind], found)
             return
-        probe = _PROBE.decode(probe.data)
+        probe = _PROBE(probe.data)
         if probe.e != "serverShutdown":
             events.rejects.add(Reject(f"unknown stream {symbol}@{suffix} (event type {probe.e!r})", frame), row, 0)
             return
@@ -279,7 +281,7 @@ def _route(frame: bytes, row: int, events: Events, routes: dict[bytes, tuple[str
         name = probe.e or "bookTicker"
         full = f"kline_{_KLINE_INTERVAL.decode(probe.k).i}" if name == "kline" else name
         if full in _SPOT:
-            events.rows(_SPOT[full]).add(_BARE[name].decode(frame), row, 0)
+            events.rows(_SPOT[full]).add(_BARE[name](frame), row, 0)
         else:
             events.rejects.add(Reject(f"unknown channel {full!r}", frame), row, 0)
     elif not probe.e and (bytes(probe.error) or bytes(probe.code) or bytes(probe.result)):

@@ -9,17 +9,19 @@ A piece is a line with the file's SHA-256 and the place behind the piece (-1: th
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Final
+from urllib.parse import quote
 
 import numpy as np
 
 from tapeline.providers.binance_history import CHANNELS as CHANNELS
 from tapeline.providers.binance_history import Event, bar_of, headers, provider_symbol, settled_ns, time_of
 from tapeline.providers.binance_wire import AggTrade, Trade
-from tapeline.providers.history import Page, Request, Span, WrongPage
+from tapeline.providers.history import Page, Request, Span, WrongPage, readable, unreadable
+from tapeline.providers.normalizing import Reject
+from tapeline.providers.whole_numbers import whole
 from tapeline.records import NS_PER_S
 
 __all__ = ["CHANNELS", "WEIGHT_A_MINUTE", "events_of", "first", "headers", "page", "parts", "settled_ns"]
@@ -28,7 +30,9 @@ __all__ = ["CHANNELS", "WEIGHT_A_MINUTE", "events_of", "first", "headers", "page
 WEIGHT_A_MINUTE: Final = 600
 _DAY_NS: Final = 86_400 * NS_PER_S
 _FOLDERS: Final = {"trade": "trades", "aggTrade": "aggTrades"}
-_TRUE: Final = frozenset({"True", "true"})
+_SIDES: Final = {"True": True, "true": True, "False": False, "false": False}
+#: How many cells a row of each kind has.
+_CELLS: Final = {"trade": (6, 7), "aggTrade": (7, 8), "kline": (9, 12)}
 
 
 def parts(start_ns: int, end_ns: int) -> list[tuple[int, int]]:
@@ -48,7 +52,7 @@ def first(span: Span) -> Request:
     """The file of a whole UTC month, or of the day in which the span begins."""
     begin, end = (datetime.fromtimestamp(ns // NS_PER_S, UTC) for ns in (span.start_ns, span.end_ns))
     month = begin.day == end.day == 1 and span.start_ns % _DAY_NS == span.end_ns % _DAY_NS == 0
-    symbol = provider_symbol(span.symbol)
+    symbol = quote(provider_symbol(span.symbol), safe="")
     if span.channel in _FOLDERS:
         what = _FOLDERS[span.channel]
         folder = f"{what}/{symbol}"
@@ -64,7 +68,7 @@ def page(span: Span, asked: Request, body: bytes, time_ms: int) -> Page:
     """Read a piece through. Raises WrongPage for a file that is not the one whose first pieces have come, or is no such CSV."""
     try:
         digest, following, _ = _taken_apart(body)
-        events = events_of(span.channel, span.symbol, time_ms, body)
+        found = events_of(span.channel, span.symbol, time_ms, body)
     except ValueError as error:
         raise WrongPage(f"{asked.path} cannot be read: {error}. Nothing of this part was kept.") from error
     before, _, _ = asked.after.partition(" ")
@@ -73,19 +77,46 @@ def page(span: Span, asked: Request, body: bytes, time_ms: int) -> Page:
             f"{asked.path} has been replaced since its first part was read: it was {before[:12]}..., and is {digest[:12]}... now. What has "
             "come is kept; fetch it anew with --again."
         )
+    events: Sequence[Event] = readable(found)
     reached_ns = time_of(events[-1]) if events else 0
-    return Page(len(events), reached_ns, None if following < 0 else Request(asked.path, 0, f"{digest} {following}"))
+    rest = None if following < 0 else Request(asked.path, 0, f"{digest} {following}")
+    return Page(len(found), reached_ns, rest, unreadable=unreadable(found, what="line"))
 
 
-def events_of(channel: str, symbol: str, time_ms: int, body: bytes) -> Sequence[Event]:
-    """The events of a piece as the stream would have sent them. Raises ValueError for what is no such CSV."""
+def events_of(channel: str, symbol: str, time_ms: int, body: bytes) -> list[Event | Reject]:
+    """The events of a piece as the stream would have sent them; a reject for each line that cannot be read.
+
+    Raises ValueError for what is no such CSV: where no line can be read."""
     symbol = provider_symbol(symbol)
-    if channel == "trade":
-        return [Trade("trade", symbol, _int(r[0]), r[1], r[2], _int(r[4]), r[5] in _TRUE) for r in _rows(body, 6)]
-    if channel == "aggTrade":
-        return [AggTrade("aggTrade", symbol, _int(r[0]), r[1], r[2], _int(r[5]), r[6] in _TRUE) for r in _rows(body, 7)]
+    found: list[Event | Reject] = []
     interval = channel.removeprefix("kline_")
-    return [bar_of(symbol, interval, time_ms, _int(r[0]), r[1:6], _int(r[6]), r[7], _int(r[8])) for r in _rows(body, 9)]
+    least, most = _CELLS[channel if channel in _FOLDERS else "kline"]
+    for line in _lines(body):
+        row = line.split(",")
+        try:
+            if not least <= len(row) <= most:
+                raise ValueError(f"it has {len(row)} cells, not {least} to {most}")
+            found.append(_event(channel, interval, symbol, time_ms, row))
+        except ValueError as error:
+            found.append(Reject(f"line of a file: {error}", line.encode()))
+    if found and not readable(found):
+        raise ValueError(unreadable(found, what="line")[0])
+    return found
+
+
+def _event(channel: str, interval: str, symbol: str, time_ms: int, r: Sequence[str]) -> Event:
+    if channel == "trade":
+        return Trade("trade", symbol, whole(r[0]), r[1], r[2], whole(r[4]), _side(r[5]))
+    if channel == "aggTrade":
+        return AggTrade("aggTrade", symbol, whole(r[0]), r[1], r[2], whole(r[5]), _side(r[6]))
+    return bar_of(symbol, interval, time_ms, whole(r[0]), r[1:6], whole(r[6]), r[7], whole(r[8]))
+
+
+def _side(text: str) -> bool:
+    """Whether the buyer was the maker."""
+    if text not in _SIDES:
+        raise ValueError(f"isBuyerMaker is {text!r}, neither True nor False")
+    return _SIDES[text]
 
 
 def _taken_apart(body: bytes) -> tuple[str, int, bytes]:
@@ -95,21 +126,7 @@ def _taken_apart(body: bytes) -> tuple[str, int, bytes]:
     return digest, int(following), lines
 
 
-def _rows(body: bytes, cells: int) -> Iterator[list[str]]:
-    """Without a header, whose first cell is no number. Raises ValueError for a row of fewer cells."""
-    lines = _taken_apart(body)[2].decode("ascii").splitlines()
-    try:
-        for at, row in enumerate(csv.reader(lines)):
-            if row and (at or row[0].lstrip("-").isdecimal()):
-                if len(row) < cells:
-                    raise ValueError(f"line {at + 1} has {len(row)} cells, not {cells} or more")
-                yield row
-    except csv.Error as error:
-        raise ValueError(str(error)) from error
-
-
-def _int(text: str) -> int:
-    number = int(text)
-    if not -(2**63) <= number < 2**63:
-        raise ValueError(f"{text} does not fit 64 bits")
-    return number
+def _lines(body: bytes) -> list[str]:
+    """Without a header, which begins with no digit. Raises ValueError."""
+    lines = [line for line in _taken_apart(body)[2].decode("utf-8").splitlines() if line]
+    return lines if lines and lines[0].lstrip("-")[:1].isdecimal() else lines[1:]

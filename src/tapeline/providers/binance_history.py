@@ -7,15 +7,16 @@ without an id or a time, the latest. Of single trades of long ago nothing is the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Final, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, TypeAlias, TypeVar
 from urllib.parse import quote
 
 import msgspec
 
+from tapeline.providers import whole_numbers
 from tapeline.providers.binance_wire import INTERVALS, AggTrade, Kline, KlineBody, Trade
-from tapeline.providers.history import Page, Request, Span, WrongPage
-from tapeline.providers.normalizing import MICROSECONDS_FROM, UNREADABLE, Int64, Kind
+from tapeline.providers.history import Page, Request, Span, WrongPage, each_row, readable, unreadable
+from tapeline.providers.normalizing import MICROSECONDS_FROM, UNREADABLE, Int64, Kind, Reject
 from tapeline.records import NS_PER_MS, NS_PER_S, NS_PER_US
 
 #: Half of what an address has: others behind it ask too.
@@ -27,6 +28,7 @@ SETTLED_NS: Final = 5 * NS_PER_S
 PAGE_ROWS: Final = 1_000
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 7 * 86_400, "M": 31 * 86_400}
 Event: TypeAlias = "Trade | AggTrade | Kline"
+_Row = TypeVar("_Row")
 _PATHS: Final = {"trade": ("/api/v3/historicalTrades", 25), "aggTrade": ("/api/v3/aggTrades", 4)}
 #: What a page is asked for (`Request.after`: one of these, a colon, and the number that was asked for, if any). Events from a number on;
 #: the same, of which an aggregated trade says that it is there; and once more, since a page was empty and later events are known.
@@ -72,10 +74,11 @@ def page(span: Span, asked: Request, body: bytes, time_ms: int) -> Page:
     why, _, number = asked.after.partition(":")
     try:
         if why in (_BEFORE, _AFTER):
-            return _beginning(span, why, _AGG_TRADES.decode(body))
-        events = events_of(span.channel, span.symbol, time_ms, body)
+            return _beginning(span, why, _AGG_TRADES(body))
+        found = events_of(span.channel, span.symbol, time_ms, body)
     except UNREADABLE as error:
         raise WrongPage(f"{asked.path} cannot be read: {error}. {_NOTHING_KEPT}") from error
+    events: Sequence[Event] = readable(found)
     if why == _LATEST:
         return _end(span, number, events)
     numbers, least = [number_of(event) for event in events], int(number or -1)
@@ -94,7 +97,7 @@ def page(span: Span, asked: Request, body: bytes, time_ms: int) -> Page:
     following, reached_ns = numbers[-1] + 1, time_of(events[-1])
     bars = span.channel.startswith("kline_")
     done = following > span.last if span.last is not None else reached_ns >= span.end_ns - (NS_PER_MS if bars else 0)
-    return Page(len(numbers), reached_ns, None if done else _from(span, following))
+    return Page(len(found), reached_ns, None if done else _from(span, following), unreadable=unreadable(found))
 
 
 def _beginning(span: Span, why: str, found: Sequence[_AggTrade]) -> Page:
@@ -202,27 +205,55 @@ class _Bar(msgspec.Struct, array_like=True):
     trades: Int64
 
 
-_TRADES: Final = msgspec.json.Decoder(list[_Trade])
-_AGG_TRADES: Final = msgspec.json.Decoder(list[_AggTrade])
-_BARS: Final = msgspec.json.Decoder(list[_Bar])
+_AGG_TRADES: Final = whole_numbers.reading(msgspec.json.Decoder(list[_AggTrade]).decode)
+_ELEMENTS: Final = msgspec.json.Decoder(list[msgspec.Raw])
 
 
-def events_of(channel: str, symbol: str, time_ms: int, body: bytes) -> Sequence[Event]:
-    """The events of a page as the stream would have sent them. `symbol`: canonical.
+def _rows_of(row: type[_Row]) -> Callable[[bytes], list[_Row | Reject]]:
+    """Decodes a page of such rows; one that cannot be read is rejected alone."""
+    one = whole_numbers.reading(msgspec.json.Decoder(row).decode)
+    many: Callable[[bytes], list[_Row]] = whole_numbers.reading(msgspec.json.Decoder(list[row]).decode)  # type: ignore[valid-type]  # a class
+
+    def rows(body: bytes) -> list[_Row | Reject]:
+        try:
+            return [*many(body)]
+        except msgspec.ValidationError:
+            return each_row(_ELEMENTS.decode(body), one)
+
+    return rows
+
+
+_TRADE_ROWS: Final = _rows_of(_Trade)
+_AGG_TRADE_ROWS: Final = _rows_of(_AggTrade)
+_BAR_ROWS: Final = _rows_of(_Bar)
+
+
+def events_of(channel: str, symbol: str, time_ms: int, body: bytes) -> list[Event | Reject]:
+    """The events of a page as the stream would have sent them; a reject for each that cannot be read. `symbol`: canonical.
 
     Raises what decoding bytes may raise, KeyError for another channel."""
     symbol = provider_symbol(symbol)
     if channel == "trade":
-        return [Trade("trade", symbol, row.id, row.price, row.qty, row.time, row.isBuyerMaker) for row in _TRADES.decode(body)]
+        return [_trade(symbol, row) if isinstance(row, _Trade) else row for row in _TRADE_ROWS(body)]
     if channel == "aggTrade":
-        return [AggTrade("aggTrade", symbol, row.a, row.p, row.q, row.T, row.m) for row in _AGG_TRADES.decode(body)]
+        return [_agg_trade(symbol, row) if isinstance(row, _AggTrade) else row for row in _AGG_TRADE_ROWS(body)]
     if not channel.startswith("kline_"):
         raise KeyError(channel)
     interval = channel.removeprefix("kline_")
-    return [
-        bar_of(symbol, interval, time_ms, r.open_ms, (r.open, r.high, r.low, r.close, r.volume), r.close_ms, r.quote_volume, r.trades)
-        for r in _BARS.decode(body)
-    ]
+    return [_bar(symbol, interval, time_ms, row) if isinstance(row, _Bar) else row for row in _BAR_ROWS(body)]
+
+
+def _trade(symbol: str, row: _Trade) -> Trade:
+    return Trade("trade", symbol, row.id, row.price, row.qty, row.time, row.isBuyerMaker)
+
+
+def _agg_trade(symbol: str, row: _AggTrade) -> AggTrade:
+    return AggTrade("aggTrade", symbol, row.a, row.p, row.q, row.T, row.m)
+
+
+def _bar(symbol: str, interval: str, time_ms: int, row: _Bar) -> Kline:
+    prices = (row.open, row.high, row.low, row.close, row.volume)
+    return bar_of(symbol, interval, time_ms, row.open_ms, prices, row.close_ms, row.quote_volume, row.trades)
 
 
 def bar_of(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Final, Protocol
+from typing import Annotated, Any, Final, Protocol, TypeVar
 
 import msgspec
 import numpy as np
@@ -12,6 +12,10 @@ import numpy as np
 from tapeline.errors import TapelineError
 from tapeline.providers.normalizing import UNREADABLE, Channel, Events, Frames, Int64, Kind, Notice, Reject
 from tapeline.records import NS_PER_MS
+
+_Row = TypeVar("_Row")
+#: Bytes of an event that are shown.
+_LONGEST_TEXT: Final = 200
 
 
 class WrongPage(TapelineError):
@@ -72,6 +76,8 @@ class Page:
     following: Request | None
     #: Whether the page holds events of the channel; else it only told where they begin.
     keep: bool = True
+    #: Of each event that cannot be read: where it stands, why, and its text.
+    unreadable: Sequence[str] = ()
 
 
 class History(Protocol):
@@ -106,6 +112,36 @@ class FileHistory(History, Protocol):
 asked_of: Final = msgspec.json.Decoder(Asked).decode
 
 
+def each_row(elements: Sequence[msgspec.Raw], one: Callable[[bytes], _Row]) -> list[_Row | Reject]:
+    """The rows of a page that cannot be read as a whole: those that cannot be read by themselves are rejected, each with its reason.
+
+    Raises ValueError where none can be read: then it is the page that is wrong."""
+    found: list[_Row | Reject] = []
+    for element in elements:
+        text = bytes(element)
+        try:
+            found.append(one(text))
+        except UNREADABLE as error:
+            found.append(Reject(f"row of a page: {error}", text))
+    if found and not readable(found):
+        raise ValueError(unreadable(found)[0])
+    return found
+
+
+def readable(rows: Iterable[_Row | Reject]) -> list[_Row]:
+    """Without the rows that were rejected."""
+    return [row for row in rows if not isinstance(row, Reject)]
+
+
+def unreadable(rows: Sequence[object], begin: int = 1, what: str = "row") -> tuple[str, ...]:
+    """Of each row that was rejected its number, the reason and its text. `begin`: the first row's number."""
+    return tuple(
+        f"{what} {at}: {row.reason}: {row.payload[:_LONGEST_TEXT].decode('utf-8', 'replace')}"
+        for at, row in enumerate(rows, begin)
+        if isinstance(row, Reject)
+    )
+
+
 def decode_pages(
     frames: Frames,
     events: Events,
@@ -114,8 +150,8 @@ def decode_pages(
 ) -> Frames:
     """Sort the events of the pages among frames of one feed; the frames that are none are left.
 
-    `events_of`: what the page holds, as the stream would have sent it; a notice among it is about the event before it. May raise what
-    decoding bytes may raise, and KeyError."""
+    `events_of`: what the page holds, as the stream would have sent it; a notice among it is about the event before it, a reject stands for
+    one that cannot be read. May raise what decoding bytes may raise, and KeyError."""
     if not frames.pages:
         return frames
     rest = []
@@ -136,7 +172,7 @@ def decode_pages(
         for event in found:
             if isinstance(event, Notice):
                 events.notices.add(event, row, index)
-            else:
-                index += 1
-                rows.add(event, row, index)
+                continue
+            index += 1
+            (events.rejects if isinstance(event, Reject) else rows).add(event, row, index)
     return Frames(frames.payload, np.array(rest, np.int64))

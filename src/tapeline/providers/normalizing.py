@@ -542,6 +542,11 @@ def ratio(amount: pa.Array, by: pa.Array) -> pa.Array:
     return pc.divide(amount, pc.if_else(pc.equal(by, _ZERO), _NO_FLOAT, by))
 
 
+def but_zero(values: pa.Array) -> pa.Array:
+    """Null where a value is zero: an average price of nothing, which some bars of few shares carry."""
+    return pc.if_else(pc.equal(values, _ZERO), _NO_FLOAT, values)
+
+
 def decimals(values: Iterable[str]) -> pa.Array:
     """Decimal texts as the nearest float64; a text that is no number becomes NaN, which the checks reject."""
     written = pa.array(list(values), pa.string())

@@ -26,6 +26,7 @@ from tapeline.providers.normalizing import (
     Frames,
     Notice,
     Reject,
+    but_zero,
     epoch_ns,
     flags,
     floats,
@@ -140,7 +141,7 @@ def _bars(interval: str) -> Any:
             "low": floats([event.l for event in events]),
             "close": floats([event.c for event in events]),
             "volume": floats([_size(event.v, event.dv) for event in events]),
-            "vwap": floats([event.vw for event in events]),
+            "vwap": but_zero(floats([event.vw for event in events])),
             "final": False,  # late trades may revise a bar for some 15 minutes
             "exchange": "composite",
         }
@@ -248,7 +249,7 @@ def decode(feed: str, frames: Frames, events: Events) -> None:
         events.rejects.add(Reject(f"unknown polygon feed {feed!r}", frame), row, 0)
 
 
-def _page_events(asked: Asked, body: bytes) -> Sequence[polygon_history.Event | Notice]:
+def _page_events(asked: Asked, body: bytes) -> Sequence[polygon_history.Event | Notice | Reject]:
     events_of = polygon_files.events_of if polygon_files.is_file(asked.path) else polygon_history.events_of
     return events_of(asked.channel, asked.symbol, asked.time_ms, body)
 

@@ -23,19 +23,18 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 import msgspec
 
 from tapeline.errors import ConfigError
-from tapeline.providers.history import Page, Request, Span, WrongPage
-from tapeline.providers.normalizing import UNREADABLE, Kind, Notice
+from tapeline.providers.history import Page, Request, Span, WrongPage, readable, unreadable
+from tapeline.providers.normalizing import UNREADABLE, Kind, Notice, Reject
 from tapeline.providers.polygon_history import WEIGHT_A_MINUTE as WEIGHT_A_MINUTE
 from tapeline.providers.polygon_history import (
     Event,
     PastBarRow,
     QuoteRow,
     TradeRow,
-    bars_of,
+    as_events,
     marked,
-    quote_of,
-    trade_of,
 )
+from tapeline.providers.whole_numbers import in_digits, whole
 from tapeline.records import NS_PER_MS, NS_PER_S
 
 __all__ = [
@@ -116,7 +115,8 @@ def page(span: Span, asked: Request, body: bytes, time_ms: int) -> Page:
             return Page(0, 0, None, keep=False)
         raise WrongPage(f"There is no {path}. A day's file comes at about 11:00 in New York the day after; a holiday has none.")
     try:
-        times = [row.time_ns for row, _ in _rows(span.channel, lines, _TOLD_APART_BY.get((span.feed, span.channel), ""))]
+        rows = [row for row, _ in _rows(span.channel, lines, _TOLD_APART_BY.get((span.feed, span.channel), ""))]
+        times = [row.time_ns for row in readable(rows)]
     except UNREADABLE as error:
         raise WrongPage(f"{asked.path} cannot be read: {error}. {_NOTHING_KEPT}") from error
     if times and not span.start_ns <= min(times) <= max(times) < span.end_ns:
@@ -126,21 +126,19 @@ def page(span: Span, asked: Request, body: bytes, time_ms: int) -> Page:
         )
     reached_ns = max(times, default=0)
     rest = None if following < 0 else Request(asked.path, 0, f"{version} {following}")
-    return Page(len(times), reached_ns, rest, keep=bool(times))
+    return Page(len(rows), reached_ns, rest, keep=bool(rows), unreadable=unreadable(rows, 2, "line"))
 
 
-def events_of(channel: str, symbol: str, time_ms: int, body: bytes) -> Sequence[Event | Notice]:
-    """The events of a piece, the same as those of a page of REST. Raises what decoding bytes may raise, KeyError for another channel."""
+def events_of(channel: str, symbol: str, time_ms: int, body: bytes) -> Sequence[Event | Notice | Reject]:
+    """The events of a piece, the same as those of a page of REST; a reject for each line that cannot be read.
+
+    Raises what decoding bytes may raise, KeyError for another channel."""
     found = _rows(channel, _taken_apart(body)[2])
-    if channel == "AM":
-        return bars_of(channel, symbol, time_ms, [row for row, _ in found])
-    if channel == "Q":
-        return [quote_of(symbol, row) for row, _ in found]
     rows = [row for row, _ in found]
-    trades = [trade_of(symbol, row) for row in rows]
-    if not any(row.correction for row in rows):
-        return trades
-    return marked(symbol, trades, rows, [msgspec.json.encode(cells).decode() for _, cells in found])
+    events = as_events(channel, symbol, time_ms, rows)
+    if channel != "T" or not any(row.correction for row in readable(rows)):
+        return events
+    return marked(symbol, events, rows, [msgspec.json.encode(cells).decode() for _, cells in found])
 
 
 def _day(span: Span) -> date:
@@ -156,12 +154,16 @@ def _taken_apart(body: bytes) -> tuple[str, int, bytes]:
 
 
 _STRUCTS: Final[dict[str, Any]] = {"T": TradeRow, "Q": QuoteRow, "AM": PastBarRow}
+#: Columns whose cells stay as they are written.
+_TEXTS: Final = frozenset({"ticker", "id", "decimal_size"})
 #: What a bar's columns are called over REST.
 _BAR_NAMES: Final = {"open": "o", "high": "h", "low": "l", "close": "c", "volume": "v", "transactions": "n"}
 
 
 def _rows(channel: str, lines: bytes, told_apart_by: str = "") -> list[tuple[Any, dict[str, str]]]:
-    """The rows as REST has them, each with its cells; empty cells are absent. Raises MsgspecError, ValueError for what is no such row."""
+    """The rows as REST has them, or a reject for each that is none, with its cells; empty cells are absent.
+
+    Raises ValueError for what is no such CSV: where no line can be read."""
     struct = _STRUCTS[channel]
     try:
         table = [row for row in csv.reader(lines.decode("utf-8").split("\n")) if row]
@@ -172,19 +174,38 @@ def _rows(channel: str, lines: bytes, told_apart_by: str = "") -> list[tuple[Any
     names = table[0]
     if told_apart_by and told_apart_by not in names:
         raise ValueError(f"it has no column {told_apart_by}, without which its events cannot be told from those that came live")
-    found = []
-    for at, row in enumerate(table[1:], 2):
-        if len(row) != len(names):
-            raise ValueError(f"line {at} has {len(row)} cells, not {len(names)}")
-        cells = {name: cell for name, cell in zip(names, row, strict=True) if cell}
-        found.append((msgspec.convert(_as_rest(channel, cells), struct, strict=False), cells))
+    found: list[tuple[Any, dict[str, str]]] = []
+    for row in table[1:]:
+        cells = {name: cell for name, cell in zip(names, row, strict=False) if cell}
+        try:
+            if len(row) != len(names):
+                raise ValueError(f"it has {len(row)} cells, not {len(names)}")
+            found.append((_row(channel, cells, struct), cells))
+        except (ValueError, msgspec.MsgspecError) as error:
+            found.append((Reject(f"line of a file: {error}", ",".join(row).encode()), cells))
+    if found and not readable([row for row, _ in found]):
+        raise ValueError(unreadable([row for row, _ in found], 2, "line")[0])
     return found
+
+
+def _row(channel: str, cells: dict[str, str], struct: Any) -> Any:
+    """Raises MsgspecError, ValueError."""
+    told = _as_rest(channel, cells)
+    try:
+        return msgspec.convert(told, struct, strict=False)
+    except msgspec.ValidationError:
+        plain = {name: in_digits(value.encode()).decode() if _numeric(name, value) else value for name, value in told.items()}
+        return msgspec.convert(plain, struct, strict=False)
+
+
+def _numeric(name: str, value: object) -> bool:
+    return isinstance(value, str) and name not in _TEXTS
 
 
 def _as_rest(channel: str, cells: dict[str, str]) -> dict[str, Any]:
     """Cells by the names that REST gives them."""
     if channel == "AM":
-        start_ns = int(cells.get("window_start", ""))
+        start_ns = whole(cells.get("window_start", ""))
         if start_ns % NS_PER_MS:
             raise ValueError(f"window_start {start_ns} is no whole millisecond")
         return {_BAR_NAMES.get(name, name): cell for name, cell in cells.items()} | {"t": start_ns // NS_PER_MS}

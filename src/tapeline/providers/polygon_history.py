@@ -8,15 +8,16 @@ for 5 pages a minute, or as often as it likes below 100 a second.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Final, Generic, TypeAlias, TypeVar
 from urllib.parse import quote, urlsplit
 
 import msgspec
 
-from tapeline.providers.history import Page, Request, Span, WrongPage
-from tapeline.providers.normalizing import UNREADABLE, Int64, Kind, Notice, in_range, integers
+from tapeline.providers import whole_numbers
+from tapeline.providers.history import Page, Request, Span, WrongPage, each_row, readable, unreadable
+from tapeline.providers.normalizing import UNREADABLE, Int64, Kind, Notice, Reject, in_range, integers
 from tapeline.providers.polygon_wire import CryptoTrade, PastBar, Quote, Trade
 from tapeline.records import NS_PER_MS, NS_PER_S
 
@@ -73,7 +74,7 @@ def first(span: Span) -> Request:
 def page(span: Span, asked: Request, body: bytes, time_ms: int) -> Page:
     """Check that the page is of what was asked for, with times that rise from where the one before it ended, and what follows it."""
     try:
-        answer = _ANSWERS[span.channel].decode(body)
+        answer = _ANSWERS[span.channel](body)
         following = None if answer.next_url is None else _path(answer.next_url)
     except UNREADABLE as error:
         raise WrongPage(f"{asked.path} cannot be read: {error}. {_NOTHING_KEPT}") from error
@@ -82,7 +83,7 @@ def page(span: Span, asked: Request, body: bytes, time_ms: int) -> Page:
         raise WrongPage(f"{asked.path} came with status {answer.status!r}{said and f' ({said})'}. {_NOTHING_KEPT}")
     if answer.ticker not in ("", _ticker(span)):
         raise WrongPage(f"{asked.path} is of {answer.ticker}, not of {_ticker(span)}. {_NOTHING_KEPT}")
-    times, least_ns = [row.time_ns for row in answer.results], int(asked.after)
+    times, least_ns = [row.time_ns for row in readable(answer.results)], int(asked.after)
     bars = span.channel in _WINDOWS
     if any(b < a + bars for a, b in pairwise((least_ns - bars, *times))):
         raise WrongPage(f"{asked.path} gave times {times[0]} to {times[-1]} that do not rise from {least_ns}. {_NOTHING_KEPT}")
@@ -97,7 +98,8 @@ def page(span: Span, asked: Request, body: bytes, time_ms: int) -> Page:
     width_ns = _WINDOWS[span.channel][1] if bars else 0
     reached_ns = times[-1] + width_ns if times else 0
     after = times[-1] + bars if times else least_ns
-    return Page(len(times), reached_ns, None if following is None else Request(following, after=str(after)))
+    rest = None if following is None else Request(following, after=str(after))
+    return Page(len(answer.results), reached_ns, rest, unreadable=unreadable(answer.results))
 
 
 _NOTHING_KEPT: Final = "Nothing of it was kept; it is asked for again."
@@ -208,38 +210,59 @@ class _Answer(msgspec.Struct, Generic[_Row]):
     message: str = ""
 
 
-_ANSWERS: Final[dict[str, msgspec.json.Decoder[Any]]] = {
-    "T": msgspec.json.Decoder(_Answer[TradeRow]),
-    "Q": msgspec.json.Decoder(_Answer[QuoteRow]),
-    "XT": msgspec.json.Decoder(_Answer[_CryptoTrade]),
-    **dict.fromkeys(_WINDOWS, msgspec.json.Decoder(_Answer[PastBarRow])),
+_RAW_ROWS: Final = whole_numbers.reading(msgspec.json.Decoder(_Answer[msgspec.Raw]).decode)
+
+
+def _answers(row: Any) -> Callable[[bytes], _Answer[Any]]:
+    """Decodes a page of such rows; one that cannot be read is rejected alone."""
+    whole = whole_numbers.reading(msgspec.json.Decoder(_Answer[row]).decode)
+    one: Callable[[bytes], Any] = whole_numbers.reading(msgspec.json.Decoder(row).decode)
+
+    def answer(body: bytes) -> _Answer[Any]:
+        try:
+            return whole(body)
+        except msgspec.ValidationError:
+            found: _Answer[Any] = _RAW_ROWS(body)
+            found.results = each_row(found.results, one)
+            return found
+
+    return answer
+
+
+_ANSWERS: Final[dict[str, Callable[[bytes], _Answer[Any]]]] = {
+    "T": _answers(TradeRow),
+    "Q": _answers(QuoteRow),
+    "XT": _answers(_CryptoTrade),
+    **dict.fromkeys(_WINDOWS, _answers(PastBarRow)),
 }
-_RAW_ROWS: Final = msgspec.json.Decoder(_Answer[msgspec.Raw])
 
 
-def events_of(channel: str, symbol: str, time_ms: int, body: bytes) -> Sequence[Event | Notice]:
+def events_of(channel: str, symbol: str, time_ms: int, body: bytes) -> Sequence[Event | Notice | Reject]:
     """The events of a page as the stream would have sent them, with their times in ns. `symbol`: canonical.
 
-    A notice is about the trade before it: that was corrected since. Raises what decoding bytes may raise, KeyError for another channel."""
-    rows = _ANSWERS[channel].decode(body).results
-    if channel in _WINDOWS:
-        return bars_of(channel, symbol, time_ms, rows)
-    if channel == "Q":
-        return [quote_of(symbol, row) for row in rows]
-    found: list[Event] = [(_crypto_trade if channel == "XT" else trade_of)(symbol, row) for row in rows]
-    if not any(row.correction for row in rows):
+    A notice is about the trade before it: that was corrected since. A reject stands for one that cannot be read. Raises what decoding bytes
+    may raise, KeyError for another channel."""
+    rows = _ANSWERS[channel](body).results
+    found = as_events(channel, symbol, time_ms, rows)
+    if not any(row.correction for row in readable(rows) if hasattr(row, "correction")):
         return found
-    return marked(symbol, found, rows, [bytes(text).decode("utf-8", "replace") for text in _RAW_ROWS.decode(body).results])
+    return marked(symbol, found, rows, [bytes(text).decode("utf-8", "replace") for text in _RAW_ROWS(body).results])
 
 
-def bars_of(channel: str, symbol: str, time_ms: int, rows: Sequence[PastBarRow]) -> list[PastBar]:
-    """Bars that were fetched at a time (ms): those that late trades no longer revised by then are final."""
-    revised_ns = time_ms * NS_PER_MS - _REVISED_NS - _WINDOWS[channel][1]
-    return [PastBar(symbol, row.t, row.o, row.h, row.l, row.c, row.v, row.vw, n=row.n, final=row.time_ns < revised_ns) for row in rows]
+def as_events(channel: str, symbol: str, time_ms: int, rows: Sequence[Any]) -> list[Event | Reject]:
+    """The events of rows, which may have been rejected. Bars that late trades no longer revised when they were fetched (ms) are final."""
+    if channel in _WINDOWS:
+        revised_ns = time_ms * NS_PER_MS - _REVISED_NS - _WINDOWS[channel][1]
+        return [row if isinstance(row, Reject) else _past_bar(symbol, row, revised_ns) for row in rows]
+    to_event: Callable[[str, Any], Event] = _quote if channel == "Q" else _crypto_trade if channel == "XT" else _trade
+    return [row if isinstance(row, Reject) else to_event(symbol, row) for row in rows]
 
 
-def trade_of(symbol: str, row: TradeRow) -> Trade:
-    """A trade of shares or options."""
+def _past_bar(symbol: str, row: PastBarRow, revised_ns: int) -> PastBar:
+    return PastBar(symbol, row.t, row.o, row.h, row.l, row.c, row.v, row.vw, n=row.n, final=row.time_ns < revised_ns)
+
+
+def _trade(symbol: str, row: TradeRow) -> Trade:
     return Trade(
         sym=symbol,
         x=row.exchange,
@@ -258,8 +281,7 @@ def _crypto_trade(symbol: str, row: _CryptoTrade) -> CryptoTrade:
     return CryptoTrade(pair=symbol, p=row.price, s=row.size, t=row.participant_timestamp, x=row.exchange, i=row.id, c=row.conditions)
 
 
-def quote_of(symbol: str, row: QuoteRow) -> Quote:
-    """A quote of shares or options."""
+def _quote(symbol: str, row: QuoteRow) -> Quote:
     return Quote(
         sym=symbol,
         t=row.sip_timestamp,
@@ -274,14 +296,14 @@ def quote_of(symbol: str, row: QuoteRow) -> Quote:
     )
 
 
-def marked(symbol: str, found: Sequence[Event], rows: Sequence[Any], texts: Sequence[str]) -> list[Event | Notice]:
+def marked(symbol: str, found: Sequence[Event | Reject], rows: Sequence[Any], texts: Sequence[str]) -> list[Event | Notice | Reject]:
     """With a notice behind each trade whose `correction` says that it is not as it was reported at first.
 
     `texts`: the rows as they came."""
-    times = in_range(integers([row.time_ns for row in rows])).to_pylist()
-    marked: list[Event | Notice] = []
+    times = in_range(integers([None if isinstance(row, Reject) else row.time_ns for row in rows])).to_pylist()
+    marked: list[Event | Notice | Reject] = []
     for event, row, ns, text in zip(found, rows, times, texts, strict=True):
         marked.append(event)
-        if row.correction:
+        if not isinstance(row, Reject) and row.correction:
             marked.append(Notice("correction", text, symbol or None, ns))
     return marked
