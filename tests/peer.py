@@ -38,10 +38,10 @@ class Peer:
         answer = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: " + accept
         self.writer.write(answer + b"\r\n\r\n" + first)
 
-    async def refuse(self, status: str, headers: str = "") -> None:
+    async def refuse(self, status: str, headers: str = "", body: bytes = b"") -> None:
         """Answer the upgrade with another status."""
         await self.reader.readuntil(b"\r\n\r\n")
-        self.writer.write(f"HTTP/1.1 {status}\r\n{headers}Content-Length: 0\r\nConnection: close\r\n\r\n".encode())
+        self.writer.write(f"HTTP/1.1 {status}\r\n{headers}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode() + body)
         self.writer.close()
 
     def say(self, *texts: bytes) -> None:

@@ -483,15 +483,69 @@ def test_a_server_in_trouble_is_dialed_again_soon() -> None:
     run(test())
 
 
-@pytest.mark.parametrize("status", ["400 Bad Request", "401 Unauthorized", "403 Forbidden", "404 Not Found"])
-def test_an_upgrade_refused_for_good_stops_the_line(status: str) -> None:
+REFUSALS = ["400 Bad Request", "401 Unauthorized", "403 Forbidden", "404 Not Found", "451 Unavailable For Legal Reasons"]
+
+
+@pytest.mark.parametrize("status", REFUSALS)
+def test_an_upgrade_that_was_refused_before_it_ever_worked_stops_the_line_with_the_provider_s_words(status: str) -> None:
     async def test() -> None:
-        async with serving(lambda peer: peer.refuse(status)) as url:
+        async with serving(lambda peer: peer.refuse(status, body=b'{"code":0,\n"msg":"a restricted\x1b[2J location"}')) as url:
             line = line_of(plan(url), Tape())
             async with asyncio.timeout(PATIENCE_S):
                 await line.keep()
         assert line.state.stopped
         assert status[:3] in line.state.trouble
+        assert '{"code":0, "msg":"a restricted [2J location"}' in line.state.trouble
+
+    run(test())
+
+
+@pytest.mark.parametrize("status", [*REFUSALS, "408 Request Timeout", "500 Oops"])
+def test_an_upgrade_that_is_refused_after_it_has_worked_is_tried_again(status: str) -> None:
+    async def test() -> None:
+        async def script(peer: Peer) -> None:
+            if peer.number in (2, 3):
+                await peer.refuse(status)
+                return
+            await peer.accept(frame(b"d1"))
+            if peer.number == 1:
+                peer.reset()
+
+        tape = Tape()
+        async with serving(script) as url, kept(line_of(plan(url), tape)):
+            await eventually(lambda: len(tape.frames()) == 2)
+
+    run(test())
+
+
+@pytest.mark.parametrize("status", ["403 Forbidden", "404 Not Found"])
+def test_binance_s_firewall_stops_nothing_also_before_anything_has_worked(status: str) -> None:
+    async def test() -> None:
+        async def script(peer: Peer) -> None:
+            await (peer.refuse(status) if peer.number < 3 else peer.accept(frame(b"d1")))
+
+        tape = Tape()
+        async with serving(script) as url, kept(line_of(replace(plan(url), refusal=venue_plan("binance", url).refusal), tape)):
+            await eventually(lambda: tape.frames())
+
+    run(test())
+
+
+def test_a_redirect_is_followed_nowhere() -> None:
+    async def test() -> None:
+        met: list[int] = []
+
+        async def elsewhere(peer: Peer) -> None:
+            met.append(peer.number)
+            await peer.accept(frame(b"d1"))
+
+        async with serving(elsewhere) as other, serving(lambda peer: peer.refuse("302 Found", f"Location: {other}/key?of=me\r\n")) as url:
+            line = line_of(plan(url), Tape())
+            async with asyncio.timeout(PATIENCE_S):
+                await line.keep()
+        assert met == []
+        assert "302" in line.state.trouble
+        assert "of=me" not in line.state.trouble
 
     run(test())
 
@@ -874,7 +928,6 @@ def test_binance_shutting_down_after_a_short_day_loses_no_trade() -> None:
         ("polygon", "auth_refused", "auth_failed"),
         ("alpaca", "auth_refused", "402"),
         ("alpaca", "error:409", "409"),
-        ("binance", "auth_refused", "403"),
     ],
 )
 def test_a_venue_that_refuses_for_good_stops_the_line(provider: str, fault: str, says: str) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Final, Protocol
+from urllib.parse import urlsplit
 
 import msgspec
 from picows import (
@@ -37,6 +38,10 @@ _HANDSHAKE_TIMEOUT_S: Final = 10.0
 #: Attempts that came too fast (HTTP 429, 418) are repeated no sooner than this, later where Retry-After says so.
 TOO_FAST_S: Final = 30.0
 TOO_FAST: Final = frozenset({418, 429})
+#: No provider bans an address for longer (Binance: three days): what says so is a mistake.
+LONGEST_BAN_S: Final = 4 * 86_400.0
+#: Bytes of a refusal's text that are shown.
+_LONGEST_WORDS: Final = 300
 
 
 class Recorder(Protocol):
@@ -363,18 +368,20 @@ class Line:
                 auto_ping_idle_timeout=self.limits.ping_after_s,
                 auto_ping_reply_timeout=self.limits.ping_after_s,
                 max_frame_size=self.limits.frame_bytes,
+                max_redirects=0,  # a key goes to no host that was not configured
             )
         except WSInvalidStatusError as error:
             self._refused(error)
             return None
-        except (WSInvalidURL, ValueError) as error:
-            self.state.trouble = f"{self.plan.url} is no address to connect to: {error}"
-            self.state.stopped = True
-            log.error("%s stopped: %s", self.plan.name, self.state.trouble)
+        except WSInvalidURL as error:
+            self._no_address(error)
             return None
-        except (OSError, TimeoutError, WSError) as error:
+        except (OSError, TimeoutError, WSError) as error:  # before ValueError: a certificate that has lapsed is both
             self.state.trouble = f"cannot connect to {self.plan.url}: {error or type(error).__name__}"
             log.warning("%s: %s. It is tried again.", self.plan.name, self.state.trouble)
+            return None
+        except ValueError as error:
+            self._no_address(error)
             return None
         return listener
 
@@ -391,19 +398,26 @@ class Line:
         for message in listener.session.opened():
             listener.outbox.put_nowait(message)
 
+    def _no_address(self, error: Exception) -> None:
+        self.state.trouble = f"{self.plan.url} is no address to connect to: {error}"
+        self.state.stopped = True
+        log.error("%s stopped: %s", self.plan.name, self.state.trouble)
+
     def _refused(self, error: WSInvalidStatusError) -> None:
         """The upgrade was answered with another HTTP status than 101."""
         status = int(error.response.status) if error.response is not None else 0
-        self.state.trouble = f"{self.plan.url} answered HTTP {status or error}"
+        trouble = self.plan.refusal(status, _words_of(error), self.state.connects > 0)
+        self.state.trouble = f"{self.plan.url} {trouble.message}"
         if status in TOO_FAST:
             after = str(error.response.headers.get("Retry-After", "")) if error.response is not None else ""
-            self._least_wait_s = max(self.limits.too_fast_s, float(after) if after.isdecimal() else 0.0)
-            log.warning("%s: %s. It is tried again after %.0f s.", self.plan.name, self.state.trouble, self._least_wait_s)
-        elif status in (400, 401, 403, 404):
+            self._least_wait_s = max(self.limits.too_fast_s, min(float(after), LONGEST_BAN_S) if after.isdecimal() else 0.0)
+            log.warning("%s: %s Not before %.0f s.", self.plan.name, self.state.trouble, self._least_wait_s)
+        elif trouble.action == "stop":
             self.state.stopped = True
-            log.error("%s stopped: %s. Check the url, the feed and the plan.", self.plan.name, self.state.trouble)
+            log.error("%s stopped: %s The other feeds go on.", self.plan.name, self.state.trouble)
         else:
-            log.warning("%s: %s. It is tried again.", self.plan.name, self.state.trouble)
+            self._least_wait_s = trouble.wait_s
+            log.warning("%s: %s", self.plan.name, self.state.trouble)
 
     async def _live(self, listener: _Listener) -> asyncio.Task[_Listener | None] | None:
         """See a connection to its end. Returns the task that dials its successor, where it was replaced."""
@@ -515,6 +529,16 @@ class Line:
         self.state.connected = bool(self._open)
 
 
+def _words_of(error: WSInvalidStatusError) -> str:
+    """What a refusal says, as far as it is text for a person; of a redirect where it leads, which is not followed."""
+    where = str(error.response.headers.get("Location", "")) if error.response is not None else ""
+    if where:
+        parts = urlsplit(where)
+        return f"a redirect to {parts.scheme}://{parts.hostname}, which was not asked: nothing goes there"
+    body = bytes(getattr(error, "raw_body", None) or b"")[:_LONGEST_WORDS].decode("utf-8", "replace")
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in body).split())
+
+
 def tls_context(ca_file: str = "") -> ssl.SSLContext:
     """The system's certificate authorities, and `ca_file` where given."""
     context = ssl.create_default_context()
@@ -542,6 +566,7 @@ async def reach(plan: Plan, tls: ssl.SSLContext | None) -> float:
             ssl_context=tls if plan.url.startswith("wss:") else None,
             extra_headers=dict(plan.headers),
             websocket_handshake_timeout=_HANDSHAKE_TIMEOUT_S,
+            max_redirects=0,
         )
     except (OSError, TimeoutError, WSError) as error:
         raise Unavailable(f"cannot be reached: {error or type(error).__name__}. Check the url and the network.") from error

@@ -17,15 +17,13 @@ from random import Random
 from typing import Final, TypeVar
 
 from tapeline.errors import DiskTrouble, Refused, Unavailable
-from tapeline.net import TOO_FAST, TOO_FAST_S, backoff
+from tapeline.net import LONGEST_BAN_S, TOO_FAST, TOO_FAST_S, backoff
 from tapeline.providers.session import without
 from tapeline.quota import Quota
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
-#: No provider bans an address for longer (Binance: three days): what says so is a mistake.
-_LONGEST_BAN_S: Final = 4 * 86_400.0
 _HTTP_TIMEOUT_S: Final = 10.0
 _HTTP_MAX_BYTES: Final = 64 * 1024 * 1024
 _DOWNLOAD_PIECE: Final = 1024 * 1024
@@ -176,7 +174,7 @@ class Rest:
     def _pause_s(self, after: str, reset: str) -> float:
         """For how long a provider that was asked too often wants to be left alone, by its headers."""
         if after.isdecimal():
-            return min(float(after), _LONGEST_BAN_S)
+            return min(float(after), LONGEST_BAN_S)
         if reset.isdecimal():  # a time by the provider's clock, which may not be ours; and others wait for it too
             return min(float(reset) - self._wall_clock(), _LONGEST_WAIT_S - 1) + self._random.random()
         return TOO_FAST_S

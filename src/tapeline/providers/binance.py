@@ -40,7 +40,7 @@ from tapeline.providers.normalizing import (
     side_of,
     texts,
 )
-from tapeline.providers.session import Check, FeedSettings, Plan, Reply, Trouble, rest_of
+from tapeline.providers.session import Check, FeedSettings, Plan, Reply, Trouble, refusal, rest_of
 from tapeline.providers.shapes import CombinedShapes, Fields
 
 #: Assets that Binance quotes prices in; the longest that ends a symbol splits it. Ingest checks each split with exchangeInfo.
@@ -323,6 +323,14 @@ class _Ack(msgspec.Struct):
 _ACK: Final = msgspec.json.Decoder(_Ack)
 
 
+#: It asks for no key and has no plans: a firewall before it says 403 or 404 now and then, and takes the next upgrade.
+_PASSING: Final = frozenset({403, 404})
+
+
+def _refusal(status: int, words: str, worked: bool) -> Trouble:
+    return refusal(status, words, worked or status in _PASSING)
+
+
 class BinanceSession:
     """SUBSCRIBE in batches; a batch that is refused is asked for again one stream at a time, to name the one at fault."""
 
@@ -407,6 +415,7 @@ def plans(settings: FeedSettings) -> list[Plan]:
                 pace_s=_PACE_S,
                 rotate_after_s=settings.rotate_after_s or _ROTATE_AFTER_S,
                 content=content,
+                refusal=_refusal,
                 check=Check(f"{rest}/api/v3/exchangeInfo", partial(_symbol_problems, settings.symbols)) if at == 0 else None,
             )
         )

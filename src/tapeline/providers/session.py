@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,20 @@ class Trouble:
 def gravest(troubles: Iterable[Trouble]) -> Trouble | None:
     """Of several troubles the one to act on; the first of equally grave ones."""
     return max(troubles, key=lambda trouble: ("warn", "reconnect", "stop").index(trouble.action), default=None)
+
+
+#: What an upgrade is answered with where the address, the key or the plan is at fault, or the place that one asks from.
+_FOR_A_PERSON: Final = frozenset({*range(300, 400), 400, 401, 403, 404, 451})
+
+
+def refusal(status: int, words: str, worked: bool) -> Trouble:
+    """What it means that the upgrade to a websocket was answered with another HTTP status than 101. `words`: the provider's own, if any.
+
+    Where a connection to that address has ever worked since the start, nothing that we say is wrong, so it may pass."""
+    said = f"answered HTTP {status}{words and f': {words}'}."
+    if status not in _FOR_A_PERSON or worked:
+        return Trouble(f"{said} It is tried again.", "reconnect")
+    return Trouble(f"{said} Check the url, the key, the feed and the plan.", "stop")
 
 
 def without(text: str, *secrets: str) -> str:
@@ -85,6 +99,8 @@ class Plan:
     pace_s: float = 0.0  # least time between messages sent
     rotate_after_s: float = 0.0  # 0: the provider sets no limit to a connection's life
     check: Check | None = None
+    #: What another answer to the upgrade than 101 means: status, the provider's words, whether a connection has ever worked.
+    refusal: Callable[[int, str, bool], Trouble] = refusal
     account: str = ""  # names what may have one connection alone; empty: as many as one likes
     pair: str = ""  # the same name for two lines that carry the same; empty: a line by itself
     #: What of an event's frame is the same on every line; None for a frame that is no event. Never raises, whatever the bytes.
