@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from made import DAY, NOON
 from made_history import Exchange
-from tapeline.errors import Refused, Unavailable
+from tapeline.errors import Barred, Refused, Unavailable
 from tapeline.jobs.backfill import Backfill, Job, State
 from tapeline.jobs.fetching import Source, fetch
 from tapeline.jobs.page_log import PageLog, Sent
@@ -180,6 +180,21 @@ def test_what_is_refused_is_told_and_the_rest_comes(backfill: Callable[[Get], St
     assert (state.spans, state.spans_done, pages(stream)) == (2, 1, 1)
     assert backfill(exchange).spans_done == 2  # another call goes on with what is left
     assert pages(stream) == 2
+
+
+def test_what_refuses_everything_of_a_channel_is_not_asked_for_each_of_its_days(stream: EmbeddedStream, tmp_path: Path) -> None:
+    asked = []
+
+    def get(request: Request) -> bytes:
+        asked.append(request.path)
+        raise Barred("HTTP 403: not in the plan.")
+
+    job = Job("binance", "spot", ("trade",), ("BTC/USDT",), NOON, NOON + 30 * DAY)
+    log = PageLog(tmp_path / "log.sqlite")
+    state = Backfill(job, source(get), stream, log, Random(1), threading.Event()).run(lambda _: None)
+    log.close()
+    assert len(state.failed) == state.spans == 31
+    assert len(asked) < 10, "no more than there are workers"
 
 
 def test_a_provider_that_does_not_answer_ends_it_and_what_has_come_is_kept(

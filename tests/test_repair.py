@@ -14,7 +14,7 @@ import pytest
 from frames import rows
 from made import DAY, NOON
 from tapeline.completeness import Facts, Interval, Key, absorb, intervals
-from tapeline.errors import Refused, Unavailable
+from tapeline.errors import Barred, Refused, Unavailable
 from tapeline.jobs.fetching import Get, Source
 from tapeline.jobs.repair import KeepRepairing, repair, span_of, wanted
 from tapeline.monitor.status import StatusFile
@@ -300,6 +300,30 @@ def test_a_gap_whose_cursor_is_refused_is_begun_anew(stream: EmbeddedStream, tmp
         keep.step()
         now[0] += 700 * NS_PER_S
     assert asked == [1, 1_001, 1_001, 1, 1_001, 2_001], "not at the refused cursor for ever"
+
+
+def test_a_provider_that_gives_nothing_of_a_channel_is_asked_once_and_not_for_every_gap(stream: EmbeddedStream, tmp_path: Path) -> None:
+    now, asked = [NOON + DAY], list[str]()
+
+    def get(request: Request) -> bytes:
+        asked.append(request.path.partition("?")[0])
+        if "historicalTrades" in request.path:
+            raise Barred("HTTP 403: not in the plan.")
+        raise Unavailable("The network is away.")
+
+    other = Key("binance", "spot", "aggTrade", "BTC/USDT")
+    gaps = {key: [Interval(NOON + at, NOON + at + 1, "open", "", 10 * at + 1, 10 * at + 5) for at in range(5)] for key in (TRADES, other)}
+    sources = {("binance", "spot"): Source(HISTORIES["binance"], get)}
+    keep = KeepRepairing(stream, lambda: gaps, sources, StatusFile(tmp_path, "repair"), threading.Event(), lambda: now[0])
+    keep.step()
+    assert sorted(asked) == ["/api/v3/aggTrades", "/api/v3/historicalTrades"]
+    for _ in range(5):
+        now[0] += 100 * NS_PER_S
+        keep.step()
+    assert asked.count("/api/v3/historicalTrades") == 1
+    now[0] += 200 * NS_PER_S
+    keep.step()
+    assert asked.count("/api/v3/historicalTrades") == 2
 
 
 def test_a_gap_that_shrinks_while_it_is_filled_keeps_no_other_waiting(stream: EmbeddedStream, tmp_path: Path) -> None:

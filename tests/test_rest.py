@@ -12,7 +12,7 @@ from typing import ClassVar
 
 import pytest
 
-from tapeline.errors import Refused, Unavailable
+from tapeline.errors import Barred, Refused, Unavailable
 from tapeline.quota import Quota
 from tapeline.rest import Rest, get
 from tapeline.venues import Venue, VenueOptions
@@ -98,6 +98,36 @@ def test_a_refusal_says_what_to_do_and_never_a_key(status: int, words: bytes, sa
     with pytest.raises(Refused, match=said) as refused:
         rest.get("/x", 1)
     assert "sesame" not in str(refused.value)
+
+
+@pytest.mark.parametrize("status", [408, 425])
+def test_what_took_too_long_or_came_too_early_is_asked_again(status: int, server: str) -> None:
+    Replies.replies = [(status, {}, b"later"), (200, {}, b"ok")]
+    assert client(server, Time()).get("/x", 1) == b"ok"
+
+
+def test_a_moment_s_firewall_is_waited_out_by_all_who_ask_that_address(server: str) -> None:
+    Replies.replies = [(403, {}, b"Request blocked")] * 3 + [(200, {}, b"ok")]
+    time = Time()
+    quota = Quota(100, clock=lambda: time.now)
+    paused = []
+
+    def sleep(seconds: float) -> None:
+        paused.append(quota.take(1) > 0)
+        time.sleep(seconds)
+
+    rest = Rest(server, None, Random(1), quota, passing={403}, sleep=sleep)
+    assert rest.get("/x", 1) == b"ok"
+    assert all(paused)
+    assert time.slept[0] < time.slept[-1] <= 30.0
+
+
+@pytest.mark.parametrize(("status", "kind"), [(401, Barred), (403, Barred), (451, Barred), (400, Refused), (404, Refused)])
+def test_a_refusal_of_everything_is_told_from_one_of_what_was_asked(status: int, kind: type[Refused], server: str) -> None:
+    Replies.replies = [(status, {}, b'{"msg":"restricted location"}')]
+    with pytest.raises(Refused, match="restricted location") as refused:
+        client(server, Time()).get("/x", 1)
+    assert type(refused.value) is kind
 
 
 def test_a_ban_for_days_is_for_the_caller_to_decide_on(server: str) -> None:

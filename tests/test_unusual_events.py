@@ -202,3 +202,26 @@ def test_a_page_of_which_no_event_can_be_read_is_wrong_as_a_whole() -> None:
     body = json.dumps({"status": "OK", "results": [trade(1, price="dear"), trade(2, price="dear")]}).encode()
     with pytest.raises(WrongPage, match=r'row 1: row of a page: Expected `float`, got `str` - at `\$.price`: .*"dear"'):
         history.page(Span(feed, channel, symbol, START_NS, START_NS + DAY_NS), Request(path, after=after), body, 0)
+
+
+@pytest.mark.parametrize(
+    ("provider", "feed", "frame", "reason"),
+    [
+        ("alpaca", "sip", '[{"T":"t","S":"A","p":1,"s":1,"t":"2022-13-31T14:31:00Z"}]', "time '2022-13-31T14:31:00Z' cannot be read"),
+        ("polygon", "stocks", '[{"ev":"AM","sym":"M","v":5,"o":1,"h":1,"l":1,"c":1,"s":5,"e":6}]', "time '5' cannot be read"),
+        ("polygon", "stocks", f'[{{"ev":"T","sym":"A","x":4,"i":"2","p":1,"s":1,"ds":"x","t":{T}}}]', "size or volume 'x' is not"),
+        ("polygon", "stocks", f'[{{"ev":"T","sym":"A","x":4,"i":"2","p":-1,"s":1,"t":{T}}}]', "price -1.0 is not"),
+        ("polygon", "stocks", f'[{{"ev":"T","sym":"","x":4,"i":"2","p":1,"s":1,"t":{T}}}]', "symbol '' is empty"),
+    ],
+)
+def test_a_reason_names_what_was_written_and_not_the_whole_event(provider: str, feed: str, frame: str, reason: str) -> None:
+    (rejected,) = rows(normalized(provider, feed, [frame.encode()]))["rejected"]
+    assert rejected["reason"].startswith(reason)
+    assert len(rejected["reason"]) < 100
+
+
+def test_the_reason_of_a_spot_trade_names_its_text() -> None:
+    event = '{"stream":"x@trade","data":{"e":"trade","E":1,"s":"%s","t":12345,"p":"%s","q":"1","T":%d,"m":true,"M":true}}'
+    frames = [(event % some).encode() for some in (("BTCXYZ", "1", T), ("BTCUSDT", "abc", T), ("BTCUSDT", "1", 7))]
+    reasons = [row["reason"] for row in rows(normalized("binance", "spot", frames))["rejected"]]
+    assert [reason.partition(" is ")[0].partition(" cannot")[0] for reason in reasons] == ["symbol 'BTCXYZ'", "price 'abc'", "time '7'"]

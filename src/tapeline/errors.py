@@ -4,6 +4,7 @@ TapelineError
 ├── ConfigError      the configuration is wrong: nothing runs until a person changes it
 │   └── WrongArgument   what a call or a command was asked for cannot be meant: also a ValueError
 ├── Refused          a provider or service said no (key, plan, rights): retrying cannot help
+│   └── Barred          it says so to everything that is asked of it, not to this alone
 ├── Busy             another Tapeline process owns this: wait for it or stop it
 ├── NewerData        the data was written by a newer Tapeline: upgrade
 └── Unavailable      not now (network, server, disk): what was accepted is kept, try again
@@ -33,6 +34,10 @@ class WrongArgument(ConfigError, ValueError):
 
 class Refused(TapelineError):
     exit_status = 77
+
+
+class Barred(Refused):
+    pass
 
 
 class Busy(TapelineError):

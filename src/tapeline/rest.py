@@ -10,13 +10,13 @@ import ssl
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 from typing import Final, TypeVar
 
-from tapeline.errors import DiskTrouble, Refused, Unavailable
+from tapeline.errors import Barred, DiskTrouble, Refused, Unavailable
 from tapeline.net import LONGEST_BAN_S, TOO_FAST, TOO_FAST_S, backoff
 from tapeline.providers.session import without
 from tapeline.quota import Quota
@@ -32,11 +32,17 @@ _TELL_AGAIN_S: Final = 5.0
 _REST_TRIES: Final = 6
 #: A longer wait than this is for the caller to decide on.
 _LONGEST_WAIT_S: Final = 300.0
+#: Of 4xx those that say nothing of what was asked: it took too long, or came too early.
+_PASSING: Final = frozenset({408, 425})
+#: What refuses the key, the plan or the place that one asks from, whatever is asked.
+_OF_EVERYTHING: Final = frozenset({401, 403, 451})
+_RECENT: Final = "recent SIP data"
 #: Words of a refusal (HTTP 4xx) to what to do about it.
 _REMEDIES: Final = {
-    "recent SIP data": 'The plan has SIP data from 15 minutes ago on: set feed = "iex", or ask again 15 minutes later.',
+    _RECENT: 'The plan has SIP data from 15 minutes ago on: set feed = "iex", or ask again 15 minutes later.',
     "HTTP 401": "Check the key.",
     "HTTP 403": "Check the key, and what its plan includes.",
+    "HTTP 451": "The provider serves nobody from where this machine is.",
 }
 
 
@@ -103,16 +109,18 @@ class Rest:
         quota: Quota,
         *,
         headers: Mapping[str, str] | None = None,
+        passing: Container[int] = (),
         wall_clock: Callable[[], float] = time.time,
         sleep: Callable[[float], object] = time.sleep,
     ) -> None:
-        """`url`: scheme and host, to which each path is appended. `wall_clock`: seconds since 1970, as providers name times.
+        """`url`: scheme and host, to which each path is appended. `passing`: statuses that are a moment's firewall there.
 
-        `sleep` gives True where it was broken off."""
+        `wall_clock`: seconds since 1970, as providers name times. `sleep` gives True where it was broken off."""
         self._url, self._random, self._quota, self._sleep = url, random, quota, sleep
         self._opener = urllib.request.build_opener(urllib.request.HTTPSHandler(context=tls), _Straight())
         self._headers = {"User-Agent": "tapeline", **(headers or {})}
         self._secrets = tuple(value.rpartition(" ")[2] for value in (headers or {}).values())
+        self._passing = passing
         self._wall_clock = wall_clock
         self._told_at = -math.inf
 
@@ -152,9 +160,12 @@ class Rest:
                     self._quota.pause(wait_s)
                     self._tell("%s%s: %s. Nothing is asked for %.1f s.", self._url, path, trouble, wait_s)
                     continue
-                if error.code < 500:
+                if error.code in self._passing:
+                    self._quota.pause(wait_s)  # whoever else asks this address is told the same
+                elif error.code < 500 and error.code not in _PASSING:
                     remedy = next((some for words, some in _REMEDIES.items() if words in trouble), "Asking again cannot help.")
-                    raise Refused(f"{self._url}{path} was refused with {trouble}. {remedy}") from None
+                    kind = Barred if error.code in _OF_EVERYTHING and _RECENT not in trouble else Refused
+                    raise kind(f"{self._url}{path} was refused with {trouble}. {remedy}") from None
             except (ValueError, http.client.InvalidURL) as error:
                 raise Refused(f"{self._url}{path} is no address to ask: {error}.") from None
             except (OSError, http.client.HTTPException) as error:

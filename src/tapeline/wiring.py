@@ -180,7 +180,7 @@ def _client(
     url = url.rstrip("/")
     digest = hashlib.sha256(" ".join((url, *headers.values())).encode()).hexdigest()[:16]
     quota = Quota(history.WEIGHT_A_MINUTE, config.root / "quotas" / f"{some.name}-{digest}.json")
-    return Rest(url, net.tls_context(some.ca_file), random, quota, headers=headers, sleep=sleep)
+    return Rest(url, net.tls_context(some.ca_file), random, quota, headers=headers, passing=PROVIDERS[some.name].PASSING, sleep=sleep)
 
 
 def _stand_in(some: ProviderConfig) -> str:

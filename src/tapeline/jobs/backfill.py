@@ -21,7 +21,7 @@ from typing import Final
 
 import msgspec
 
-from tapeline.errors import Refused, TapelineError, Unavailable
+from tapeline.errors import Barred, Refused, TapelineError, Unavailable
 from tapeline.jobs.fetching import Fetched, Source, fetch, raw_record
 from tapeline.jobs.page_log import PageLog, Progress, Sent
 from tapeline.net import backoff
@@ -154,12 +154,18 @@ class Backfill:
                     continue
             return False
 
+        barred: dict[str, Barred] = {}
+
         def work(progress: Progress) -> None:
             try:
+                if progress.span.channel in barred:  # the next span of it would be told the same
+                    raise barred[progress.span.channel]
                 for page in fetch(self._source, progress.span, self._clock, progress.following, progress.pages):
                     if not put(progress, page):
                         return
             except Exception as error:  # noqa: BLE001 raised again by who takes it
+                if isinstance(error, Barred):
+                    barred[progress.span.channel] = error
                 put(progress, error)
             else:
                 put(progress, None)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final, TypeVar
 
 from tapeline.completeness import ONGOING, Interval, Key
-from tapeline.errors import Refused, Unavailable
+from tapeline.errors import Barred, Refused, Unavailable
 from tapeline.jobs.fetching import Source, fetch, raw_record
 from tapeline.monitor.status import StatusFile
 from tapeline.providers import CHANNELS, HISTORIES
@@ -29,6 +29,7 @@ _TURN_NS: Final = 5 * NS_PER_S
 #: A gap again only after so long, and so a provider that is away; one whose page was wrong, or was refused, later.
 _AGAIN_NS: Final = 60 * NS_PER_S
 _LATER_NS: Final = 600 * NS_PER_S
+_MINUTE_NS: Final = 60 * NS_PER_S
 #: A gap that is known by its numbers is left alone for so long: what comes late by itself need not be asked for.
 _SETTLED_NS: Final = 5 * NS_PER_S
 T = TypeVar("T")
@@ -149,6 +150,7 @@ class KeepRepairing:
         self._due_ns = 0
         self._not_before: dict[_Name, int] = {}
         self._away: dict[tuple[str, str], int] = {}
+        self._barred: dict[tuple[str, str, str], int] = {}  # provider, feed and channel of which nothing is given
         self._begun: dict[Span, Begun] = {}
         self._broken_off: dict[tuple[str, str], _Name] = {}
         self._filled = 0
@@ -181,6 +183,8 @@ class KeepRepairing:
         for key, gap, span in from_both_ends(gaps):
             if not more():
                 return
+            if self._clock() < self._barred.get(key[:3], 0):
+                continue
             self._not_before[_name(key, gap)] = self._clock() + _AGAIN_NS
             before = self._begun.get(span)
             try:
@@ -191,13 +195,16 @@ class KeepRepairing:
                     return
                 self._filled += done.events
                 log.info("Asked for %s", done)
+            except Barred as error:
+                self._barred[key[:3]] = self._clock() + _LATER_NS
+                log.error("%s No gap of %s %s %s is asked for before %.0f min.", error, *key[:3], _LATER_NS / _MINUTE_NS)
             except (WrongPage, Refused) as error:
                 self._not_before[_name(key, gap)] = self._clock() + _LATER_NS
                 if self._begun.get(span) == before:  # what is refused may be the cursor itself, which providers do not keep for ever
                     self._begun.pop(span, None)
-                log.error("%s %s: %s", key.symbol, key.channel, error)
+                log.error("%s %s: %s It is asked for again in %.0f min.", key.symbol, key.channel, error, _LATER_NS / _MINUTE_NS)
             except Unavailable as error:
-                log.warning("%s Gaps wait until then.", error)
+                log.warning("%s The gaps wait; next try in %.0f min.", error, _AGAIN_NS / _MINUTE_NS)
                 self._away[source] = self._clock() + _AGAIN_NS
                 return
 

@@ -27,6 +27,8 @@ class Provider(Protocol):
     ONE_CONNECTION: bool
     #: Which secrets it needs: `key`, `secret`.
     SECRET_KINDS: tuple[str, ...]
+    #: HTTP statuses by which a moment's firewall answers, and which say nothing of what was asked.
+    PASSING: frozenset[int]
 
     def decode(self, feed: str, frames: Frames, events: Events) -> None:
         """Sort the frames of one feed into events."""

@@ -332,6 +332,7 @@ HISTORY_URL: Final = "https://data.alpaca.markets"
 ONE_CONNECTION: Final = True
 SECOND_URL: Final = ""
 DEFAULT_FEED: Final = "iex"
+PASSING: Final[frozenset[int]] = frozenset()
 SECRET_KINDS: Final[tuple[str, ...]] = ("key", "secret")
 _PATHS: Final = {
     "iex": "v2/iex",

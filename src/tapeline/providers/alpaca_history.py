@@ -73,16 +73,15 @@ def page(span: Span, asked: Request, body: bytes, time_ms: int) -> Page:
         rows = readable(everything)
         times = rfc3339([row.t for row in rows])
     except UNREADABLE as error:
-        raise WrongPage(f"{asked.path} cannot be read: {error}. Nothing of it was kept; it is asked for again.") from error
+        raise WrongPage(f"{asked.path} cannot be read: {error}. Nothing of it was kept.") from error
     if times.null_count:
         wrong = next(row.t for row, known in zip(rows, times.is_valid().to_pylist(), strict=True) if not known)
-        raise WrongPage(f"{asked.path} gave the time {wrong!r}, which cannot be read. Nothing of it was kept; it is asked for again.")
+        raise WrongPage(f"{asked.path} gave the time {wrong!r}, which cannot be read. Nothing of it was kept.")
     ns = times.to_numpy()
     least = int(asked.after or _start_ns(span))
     if len(ns) and (ns[0] < least or np.any(ns[1:] < ns[:-1])):
         raise WrongPage(
-            f"{asked.path} gave times {rows[0].t} to {rows[-1].t} that do not rise from {_text(least)}. Nothing of it was kept; "
-            "it is asked for again."
+            f"{asked.path} gave times {rows[0].t} to {rows[-1].t} that do not rise from {_text(least)}. Nothing of it was kept."
         )
     last = int(ns[-1]) if len(ns) else 0
     following = Request(_path(span, token), after=str(last or least)) if token else None

@@ -324,11 +324,11 @@ _ACK: Final = msgspec.json.Decoder(_Ack)
 
 
 #: It asks for no key and has no plans: a firewall before it says 403 or 404 now and then, and takes the next upgrade.
-_PASSING: Final = frozenset({403, 404})
+PASSING: Final = frozenset({403})
 
 
 def _refusal(status: int, words: str, worked: bool) -> Trouble:
-    return refusal(status, words, worked or status in _PASSING)
+    return refusal(status, words, worked or status in {*PASSING, 404})
 
 
 class BinanceSession:

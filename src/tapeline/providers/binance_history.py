@@ -38,7 +38,7 @@ _FROM, _NAMED, _AGAIN = "from", "named", "again"
 _BEFORE, _AFTER = "before", "after"
 #: Whether an empty page was the end: the latest event there is.
 _LATEST: Final = "latest"
-_NOTHING_KEPT: Final = "Nothing of it was kept; it is asked for again."
+_NOTHING_KEPT: Final = "Nothing of it was kept."
 
 
 def headers(key: str, secret: str) -> Mapping[str, str]:
@@ -87,7 +87,7 @@ def page(span: Span, asked: Request, body: bytes, time_ms: int) -> Page:
     if not numbers:
         if span.last is not None or why in (_NAMED, _AGAIN):
             # Behind a gap there are events, or it would be none: what is asked for reaches up to them.
-            raise WrongPage(f"{asked.path} is empty, although later events are known. The gap stays open; it is asked for again.")
+            raise WrongPage(f"{asked.path} is empty, although later events are known. The gap stays open.")
         return Page(0, 0, _latest(span, number), keep=False)
     if why == _NAMED and numbers[0] != least:
         raise WrongPage(

@@ -457,13 +457,38 @@ def _problems(kind: Kind, columns: Mapping[str, Any], wire: Sequence[object] | N
         for at in np.flatnonzero(~fine).tolist():
             if at not in reasons:
                 value = columns[name][at].as_py()
-                shown = f"in {_ADDRESS.sub('', str(wire[at]))}" if value is None and name == "symbol" and wire is not None else value
-                reasons[at] = f"{_SPOKEN.get(name, name)} {shown} {rule}"
+                if (value is None or value != value) and wire is not None:  # it was written, and means nothing
+                    value = _written(wire[at], name)
+                reasons[at] = f"{_SPOKEN.get(name, name)} {value} {rule}"
     return sorted(reasons.items())
+
+
+def _written(event: object, column: str) -> str:
+    """What a wire event has in the place of a column that could not be made of it; empty where it has nothing."""
+    inner = event if column == "symbol" else getattr(event, "k", event)
+    found = next((getattr(inner, name) for name in _WIRE_NAMES.get(column, ()) if hasattr(inner, name)), None)
+    return "" if found is None else repr(_ADDRESS.sub("", str(found))[:_LONGEST_WRITTEN])
 
 
 #: What Python says of an object that has no words: where in memory it lies, which is another place each time.
 _ADDRESS: Final = re.compile(r" at 0x[0-9a-fA-F]+")
+_LONGEST_WRITTEN: Final = 60
+#: Where a wire event may have what a column is made of; the first that it has. (Binance's `t` is an id: its times are `T`.)
+_WIRE_NAMES: Final = {
+    "symbol": ("sym", "pair", "S", "s"),
+    "ts_ns": ("T", "t", "s"),
+    "last": ("p",),
+    "bid": ("bp", "b"),
+    "ask": ("ap", "a"),
+    "bid_size": ("bs", "B"),
+    "ask_size": ("as_", "A"),
+    "volume": ("ds", "dv", "q", "v", "s"),
+    "open": ("o",),
+    "high": ("h",),
+    "low": ("l",),
+    "close": ("c",),
+    "vwap": ("vw",),
+}
 #: What a column is called in a reject's reason.
 _SPOKEN: Final = {
     "last": "price",

@@ -265,6 +265,7 @@ FILES_BUCKET: Final = "flatfiles"
 ONE_CONNECTION: Final = True
 SECOND_URL: Final = ""
 DEFAULT_FEED: Final = "stocks"
+PASSING: Final[frozenset[int]] = frozenset()
 SECRET_KINDS: Final[tuple[str, ...]] = ("key",)
 #: Well under the megabyte that the provider's own clients allow a message.
 _TOPICS_PER_MESSAGE: Final = 500

@@ -90,7 +90,7 @@ def page(span: Span, asked: Request, body: bytes, time_ms: int) -> Page:
     if times and times[-1] >= span.end_ns:
         raise WrongPage(f"{asked.path} gave times up to {times[-1]}, and was asked for those before {span.end_ns}. {_NOTHING_KEPT}")
     if answer.status == "DELAYED" and span.end_ns > time_ms * NS_PER_MS - _DELAYED_NS:
-        raise WrongPage(f"{asked.path} is of a plan that gives the last 15 minutes late: it is asked for again when they have come.")
+        raise WrongPage(f"{asked.path} is of a plan that gives the last 15 minutes late. Ask again when they have come.")
     if following is not None and following.partition("?")[0] != asked.path.partition("?")[0]:
         raise WrongPage(f"{asked.path} names {following} as its next page, which is of something else. {_NOTHING_KEPT}")
     if following == asked.path:
@@ -102,7 +102,7 @@ def page(span: Span, asked: Request, body: bytes, time_ms: int) -> Page:
     return Page(len(answer.results), reached_ns, rest, unreadable=unreadable(answer.results))
 
 
-_NOTHING_KEPT: Final = "Nothing of it was kept; it is asked for again."
+_NOTHING_KEPT: Final = "Nothing of it was kept."
 
 
 def _path(url: str) -> str:
