@@ -18,6 +18,7 @@ from services.postgres import PostgresServer
 from bench.machine import table
 from tapeline.providers import identity
 from tapeline.records import NS_PER_MS, NS_PER_S, TICKS, TICKS_TOPIC, Chunk
+from tapeline.secret import NO_SECRET
 from tapeline.stores.postgres import Postgres
 
 _ROUNDS = 5
@@ -69,7 +70,7 @@ def _round(server: PostgresServer, folder: Path, extra: str, trades: bool) -> tu
     server.ask("DROP DATABASE IF EXISTS bench WITH (FORCE)")
     server.ask("CREATE DATABASE bench")
     url = server.url.rpartition("/")[0] + "/bench"
-    with closing(Postgres(url, "", identity)) as store:
+    with closing(Postgres(url, NO_SECRET, identity)) as store:
         chunks = [Chunk.dense(TICKS_TOPIC, 0, first, _ticks(first, trades)) for first in range(0, _ROWS + 1_000, _FLUSH)]
         store.write(Chunk.dense(TICKS_TOPIC, 0, 0, chunks[0].batch.slice(0, 1_000)))  # tables, parts, connection
         if extra:

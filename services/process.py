@@ -226,8 +226,12 @@ class Server(ABC):
         self._forget()
 
     def pause(self) -> None:
-        """Hold it: its sockets stay open and nothing answers."""
+        """Hold it: its sockets stay open and nothing answers, from when this returns."""
         self._tell(signal.SIGSTOP)
+        if self._container is None:
+            # The signal reaches the threads of a busy program one after the other, and the last may answer yet.
+            while any(not _held(pid) for pid in family(self.pid)):
+                time.sleep(_POLL_S)
 
     def resume(self) -> None:
         """Let a paused one go on."""
@@ -281,12 +285,23 @@ def _send(pids: Iterable[int], what: signal.Signals) -> None:
 
 
 def _state_and_parent(pid: int) -> tuple[str, int]:
+    return _state_of(Path(f"/proc/{pid}/stat"))
+
+
+def _state_of(stat: Path) -> tuple[str, int]:
     # "pid (name) state ppid ...": the name may hold anything, so read from its closing bracket on.
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        fields = stat.read_text().rpartition(")")[2].split()
     except OSError:
         return "X", 0
     return fields[0], int(fields[1])
+
+
+def _held(pid: int) -> bool:
+    """Whether every thread of a process is stopped; of one that has ended there is none."""
+    tasks = Path(f"/proc/{pid}/task")
+    states = [_state_of(task / "stat")[0] for task in tasks.iterdir()] if tasks.exists() else []
+    return all(state in "TtXZ" for state in states)
 
 
 def lives(pid: int) -> bool:

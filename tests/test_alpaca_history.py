@@ -22,6 +22,7 @@ from tapeline.providers.alpaca_history import SETTLED_NS, WEIGHT_A_MINUTE
 from tapeline.providers.history import Asked, Page, Request, Span, WrongPage
 from tapeline.providers.normalizing import Normalized, normalize
 from tapeline.records import BARS_TOPIC, NS_PER_MS, NS_PER_S, RAW_TOPIC, TICKS_TOPIC, Chunk
+from tapeline.secret import NO_SECRET
 from tapeline.stores import Store
 from tapeline.stores.lake import Lake
 from tapeline.stores.postgres import Postgres
@@ -279,7 +280,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
     if request.param == "lake":
         yield Lake(tmp_path / "lake", identity)
     else:
-        with closing(Postgres(request.getfixturevalue("database"), "", identity)) as found:
+        with closing(Postgres(request.getfixturevalue("database"), NO_SECRET, identity)) as found:
             yield found
 
 

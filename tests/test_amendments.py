@@ -21,6 +21,7 @@ from tapeline.config import Config, StoreConfig
 from tapeline.providers import identity
 from tapeline.query import connect
 from tapeline.records import AMENDS, NOTICES, NOTICES_TOPIC, TICKS, TICKS_TOPIC, Chunk, Topic, amending
+from tapeline.secret import NO_SECRET
 from tapeline.stores import Store
 from tapeline.stores.lake import Lake
 from tapeline.stores.postgres import Postgres
@@ -191,7 +192,7 @@ def both(tmp_path_factory: pytest.TempPathFactory, postgres_server: PostgresServ
     root = tmp_path_factory.mktemp("amended")
     postgres_server.ask("CREATE DATABASE amendments")
     url = postgres_server.url.rpartition("/")[0] + "/amendments"
-    postgres = Postgres(url, "", identity)
+    postgres = Postgres(url, NO_SECRET, identity)
     ticks, notices = market()
     write([Lake(root / "lake", identity), postgres], TICKS_TOPIC, ticks)
     write([Lake(root / "lake", identity), postgres], NOTICES_TOPIC, notices)
@@ -269,7 +270,7 @@ def test_a_database_that_has_a_table_of_that_name_keeps_it(database: str, postgr
     with dbapi.connect(database) as connection, connection.cursor() as cursor:
         cursor.execute("CREATE TABLE trades (mine text)")
         connection.commit()
-        store = Postgres(database, "", identity)
+        store = Postgres(database, NO_SECRET, identity)
         write([store], TICKS_TOPIC, market()[0][:2])
         store.close()
         cursor.execute("SELECT mine FROM trades")

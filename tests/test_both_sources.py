@@ -18,6 +18,7 @@ from tapeline.config import Config, StoreConfig
 from tapeline.errors import Unavailable, WrongArgument
 from tapeline.providers import identity
 from tapeline.records import BARS_TOPIC, NS_PER_S, TICKS, TICKS_TOPIC, Chunk, Topic
+from tapeline.secret import NO_SECRET
 from tapeline.stores import Store
 from tapeline.stores.lake import Lake
 from tapeline.stores.postgres import Postgres
@@ -38,7 +39,7 @@ def both(tmp_path_factory: pytest.TempPathFactory, postgres_server: PostgresServ
     root = tmp_path_factory.mktemp("both")
     postgres_server.ask("CREATE DATABASE both_sources")
     url = postgres_server.url.rpartition("/")[0] + "/both_sources"
-    stores: list[Store] = [Lake(root / "lake", identity), Postgres(url, "", identity)]
+    stores: list[Store] = [Lake(root / "lake", identity), Postgres(url, NO_SECRET, identity)]
     for rows in market():
         write(stores, TICKS_TOPIC, pa.RecordBatch.from_pylist(rows, TICKS))
     some = [{"close": 1.0}, {"close": 2.0, "received_ns": NOON + 99, "raw_offset": 5}, {"symbol": "Z", "ts_ns": NOON - 1, "raw_offset": 6}]
@@ -123,7 +124,7 @@ def test_a_server_that_is_away_is_named_without_the_password(tmp_path: Path) -> 
 
 def test_what_does_not_fit_in_memory_streams(database: str, tmp_path: Path) -> None:
     """The first rows come although the last were not fetched: the answer is read as it is taken."""
-    with closing(Postgres(database, "", identity)) as store:
+    with closing(Postgres(database, NO_SECRET, identity)) as store:
         rows = 200_000
         one = pa.table(ticks({"raw_offset": 0, "conditions": "x" * 200})).combine_chunks()
         many = one.take(pa.array([0] * rows))

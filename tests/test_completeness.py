@@ -24,6 +24,7 @@ from tapeline.errors import DiskTrouble, NewerData
 from tapeline.providers import CHANNELS, DECODERS
 from tapeline.providers.normalizing import normalize
 from tapeline.records import NS_PER_S, RAW, RAW_TOPIC, Chunk
+from tapeline.secret import NO_SECRET
 from tapeline.stores.database import Database
 from tapeline.stores.ledger import Ledger, read_intervals
 from tapeline.stores.ledger_file import LedgerFile
@@ -453,7 +454,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
 
 
 def opened_at(kind: str, where: Path | str) -> Ledger:
-    return LedgerFile(Path(where)) if kind == "file" else PostgresLedger(Database(str(where), ""))
+    return LedgerFile(Path(where)) if kind == "file" else PostgresLedger(Database(str(where), NO_SECRET))
 
 
 def test_the_ledger_gives_back_what_was_kept_and_changes_what_changed(place: Place) -> None:
@@ -484,8 +485,8 @@ def changed(old: list[Interval], new: list[Interval]) -> tuple[int, list[Interva
 
 def test_anybody_s_sql_in_postgresql_sees_the_gaps(database: str) -> None:
     facts = known([trade(1, 1), trade(4, 2)])
-    PostgresLedger(Database(database, "")).save(facts, {TRADES: (0, intervals(facts, TRADES))}, {0: 2})
-    with Database(database, "").connected() as connection, connection.cursor() as cursor:
+    PostgresLedger(Database(database, NO_SECRET)).save(facts, {TRADES: (0, intervals(facts, TRADES))}, {0: 2})
+    with Database(database, NO_SECRET).connected() as connection, connection.cursor() as cursor:
         cursor.execute('SELECT symbol, state, first_id, last_id, "start", "end" FROM gaps')
         (row,) = cursor.fetchall()
     at = datetime(2024, 3, 15, 12, tzinfo=UTC)

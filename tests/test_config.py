@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tapeline import wiring
 from tapeline.config import DEFAULT, PROVIDER_NAMES, SECRETS, Config, ProviderConfig, load, secret
 from tapeline.errors import ConfigError
+from tapeline.secret import Secret
 
 SECRET = "hunter2-hunter2"
 
@@ -259,7 +260,7 @@ def test_secrets_come_from_the_environment_ours_before_the_provider_s_own_names(
         for kind, names in kinds.items():
             for at, name in enumerate(names):
                 environ = dict.fromkeys(names[at + 1 :], "other") | {name: SECRET} | dict.fromkeys(names[:at], "")
-                assert secret(provider_of(provider), kind, environ) == SECRET
+                assert secret(provider_of(provider), kind, environ) == Secret(SECRET)
 
 
 def test_our_variables_for_secrets_are_no_settings() -> None:
@@ -271,7 +272,7 @@ def test_our_variables_for_secrets_are_no_settings() -> None:
 
 def test_a_secret_in_a_file_is_read_without_its_newline(tmp_path: Path) -> None:
     (tmp_path / "key").write_text(f"  {SECRET}\n")
-    assert secret(provider_of("polygon", key_file=str(tmp_path / "key")), "key", {"POLYGON_API_KEY": "other"}) == SECRET
+    assert secret(provider_of("polygon", key_file=str(tmp_path / "key")), "key", {"POLYGON_API_KEY": "other"}) == Secret(SECRET)
 
 
 @pytest.mark.parametrize("content", [None, b"", b" \n", b"\xff" + SECRET.encode()], ids=["absent", "empty", "blank", "no text"])

@@ -36,6 +36,7 @@ from tapeline.providers.history import Request, Span, WrongPage
 from tapeline.providers.normalizing import UNREADABLE, Normalized, normalize
 from tapeline.providers.polygon_files import events_of, parts
 from tapeline.records import NS_PER_S, RAW_TOPIC, TICKS_TOPIC, Chunk
+from tapeline.secret import Secret
 from tapeline.stores.lake import Lake
 
 HISTORY = ARCHIVES["polygon"].history
@@ -267,7 +268,7 @@ class Counted:
     """A bucket that counts how often a file is fetched."""
 
     def __init__(self, url: str, during: Callable[[], object] = lambda: None) -> None:
-        self.bucket = Bucket(url, "flatfiles", "accesskey", "hiddensecret", sleep=lambda _: None)
+        self.bucket = Bucket(url, "flatfiles", Secret("accesskey"), Secret("hiddensecret"), sleep=lambda _: None)
         self.fetched = 0
         self.during = during
 
@@ -431,10 +432,10 @@ def test_a_wrong_key_is_refused_in_the_providers_words_and_is_not_told(
     s3_url: str, server: Callable[[bytes], None], tmp_path: Path
 ) -> None:
     server(gzip.compress(a_day(DAY_ROWS)))
-    bucket = Bucket(s3_url, "flatfiles", "accesskey", "hiddensecret", sleep=lambda _: None)
+    bucket = Bucket(s3_url, "flatfiles", Secret("accesskey"), Secret("hiddensecret"), sleep=lambda _: None)
     with keys_checked(s3_url), pytest.raises(Refused, match="The AWS Access Key Id you provided does not exist") as refused:
         pages_of(DayFiles(bucket, tmp_path, ["AAPL"]), span())
-    assert not {"accesskey", "hiddensecret"} & set(str(refused.value).replace("'", " ").split())
+    assert not {Secret("accesskey"), Secret("hiddensecret")} & set(str(refused.value).replace("'", " ").split())
     assert refused.value.__cause__ is None
 
 
@@ -442,7 +443,13 @@ def test_a_server_that_is_away_or_mute_is_given_up_after_a_few_tries(tmp_path: P
     with closing(socket.create_server(("127.0.0.1", 0), backlog=8)) as mute:
         for port, said in ((1, "Could not connect"), (mute.getsockname()[1], "Timeout was reached")):
             bucket = Bucket(
-                f"http://127.0.0.1:{port}", "flatfiles", "accesskey", "hiddensecret", sleep=lambda _: None, timeout_s=1.0, tries=1
+                f"http://127.0.0.1:{port}",
+                "flatfiles",
+                Secret("accesskey"),
+                Secret("hiddensecret"),
+                sleep=lambda _: None,
+                timeout_s=1.0,
+                tries=1,
             )
             with pytest.raises(Unavailable, match=said):
                 pages_of(DayFiles(bucket, tmp_path, ["AAPL"]), span())
@@ -450,7 +457,7 @@ def test_a_server_that_is_away_or_mute_is_given_up_after_a_few_tries(tmp_path: P
 
 def test_a_fetch_ends_where_everything_is_to_end(s3_url: str, server: Callable[[bytes], None], tmp_path: Path) -> None:
     server(gzip.compress(a_day(DAY_ROWS)))
-    bucket = Bucket(s3_url, "flatfiles", "accesskey", "hiddensecret", sleep=lambda _: True)
+    bucket = Bucket(s3_url, "flatfiles", Secret("accesskey"), Secret("hiddensecret"), sleep=lambda _: True)
     with pytest.raises(Unavailable, match="stopped while it was read"):
         pages_of(DayFiles(bucket, tmp_path, ["AAPL"]), span())
 

@@ -22,6 +22,7 @@ from tapeline.providers.history import Asked, Page, Request, Span, WrongPage
 from tapeline.providers.normalizing import Normalized, normalize
 from tapeline.providers.polygon_history import PAGE_ROWS, headers
 from tapeline.records import BARS_TOPIC, NS_PER_MS, NS_PER_S, RAW_TOPIC, TICKS_TOPIC, Chunk, Topic
+from tapeline.secret import NO_SECRET
 from tapeline.stores import Store, Written
 from tapeline.stores.lake import Lake
 from tapeline.stores.postgres import Postgres
@@ -191,7 +192,7 @@ def test_what_came_live_and_was_fetched_is_one_row_in_both_stores(
     page = fetched(span(feed, channel, 600), body([past(feed, channel, at) for at in range(7)])).batches[TICKS_TOPIC]
     some = streamed(feed, [live(feed, channel, at) for at in range(1, 6)]).batches[TICKS_TOPIC]
     first, second = (page, some) if fetched_first else (some, page)
-    with closing(Postgres(database, "", identity)) as postgres:
+    with closing(Postgres(database, NO_SECRET, identity)) as postgres:
         for store in (Lake(tmp_path / "lake", identity), postgres):
             assert write(store, TICKS_TOPIC, first) == Written(first.num_rows, 0)
             assert write(store, TICKS_TOPIC, second) == Written(7 - first.num_rows, 5 if not fetched_first else second.num_rows)

@@ -23,6 +23,7 @@ from tapeline.net import Limits, Line, Pace, Silence, backoff
 from tapeline.providers import PROVIDERS
 from tapeline.providers.session import FeedSettings, Plan, Reply, Trouble
 from tapeline.records import NS_PER_S, RawKind
+from tapeline.secret import Secret
 from tapeline.venues import Venue, VenueOptions
 from waiting import PATIENCE_S, eventually
 
@@ -838,7 +839,7 @@ def venue_plan(provider: str, url: str, **more: Any) -> Plan:
         "polygon": ("stocks", ("AAPL", "MSFT"), ("T", "Q")),
         "alpaca": ("iex", ("AAPL", "MSFT"), ("trades", "quotes")),
     }[provider]
-    asked = FeedSettings(feed, symbols, channels, url=url, key="k", secret="s", **more)
+    asked = FeedSettings(feed, symbols, channels, url=url, key=Secret("k"), secret=Secret("s"), **more)
     (found,) = PROVIDERS[provider].plans(asked)
     return found
 

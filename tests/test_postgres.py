@@ -28,6 +28,7 @@ from tapeline.errors import DiskTrouble, NewerData, Refused, Unavailable
 from tapeline.providers import identity
 from tapeline.query import connect
 from tapeline.records import BARS_TOPIC, NORMALIZED_TOPICS, NS_PER_S, REJECTED_TOPIC, TICKS_TOPIC, Chunk, Topic
+from tapeline.secret import NO_SECRET
 from tapeline.stores import Store, Written
 from tapeline.stores.lake import Lake
 from tapeline.stores.postgres import Postgres
@@ -43,7 +44,7 @@ Row = dict[str, Any]
 
 @pytest.fixture
 def store(database: str) -> Iterator[Postgres]:
-    with closing(Postgres(database, "", identity)) as found:
+    with closing(Postgres(database, NO_SECRET, identity)) as found:
         yield found
 
 
@@ -125,10 +126,10 @@ def test_rows_go_to_the_part_of_their_day_or_month(store: Postgres, database: st
 def test_days_that_are_older_than_they_are_kept_are_removed(database: str) -> None:
     today = time.time_ns() // DAY * DAY
     batch = ticks(*[{"sequence": n, "raw_offset": n, "ts_ns": today - (n - 4) * DAY} for n in (0, 3, 4, 5, 6, 7)])
-    with closing(Postgres(database, "", identity, keep_days=2)) as store:
+    with closing(Postgres(database, NO_SECRET, identity, keep_days=2)) as store:
         assert write(store, TICKS_TOPIC, batch) == Written(6, 0)
     assert [row["sequence"] for row in rows(database)] == [0, 3, 4, 5, 6]
-    with closing(Postgres(database, "", identity)) as store:
+    with closing(Postgres(database, NO_SECRET, identity)) as store:
         write(store, TICKS_TOPIC, ticks({"sequence": 99, "ts_ns": NOON, "raw_offset": 9}))
     assert [row["sequence"] for row in rows(database)] == [0, 3, 4, 5, 6, 99]
 
@@ -165,12 +166,12 @@ ARRIVALS: list[tuple[str, list[list[Row]]]] = [
 @pytest.mark.parametrize("anew", [False, True], ids=["one process", "a process for each batch"])
 @pytest.mark.parametrize("arrivals", [pytest.param(batches, id=name) for name, batches in ARRIVALS])
 def test_it_keeps_what_the_lake_keeps(database: str, tmp_path: Path, arrivals: list[list[Row]], anew: bool) -> None:
-    lake, store = Lake(tmp_path / "lake", identity), Postgres(database, "", identity)
+    lake, store = Lake(tmp_path / "lake", identity), Postgres(database, NO_SECRET, identity)
     for count, some in enumerate(arrivals):
         batch = ticks(*[{"raw_offset": 10 * count + at, **row} for at, row in enumerate(some)])
         if anew:
             store.close()
-            store = Postgres(database, "", identity)
+            store = Postgres(database, NO_SECRET, identity)
         assert write(store, TICKS_TOPIC, batch) == write(lake, TICKS_TOPIC, batch)
     store.close()
     assert same_rows(database, lake, "ticks")
@@ -229,7 +230,7 @@ def test_tables_of_a_newer_version_are_refused(store: Postgres, database: str) -
     with closing(dbapi.connect(database)) as connection, connection.cursor() as cursor:
         cursor.execute("UPDATE tapeline_schema SET version = 99")
         connection.commit()
-    with closing(Postgres(database, "", identity)) as newer:
+    with closing(Postgres(database, NO_SECRET, identity)) as newer:
         with pytest.raises(NewerData, match="version 99"):
             newer.totals(TICKS_TOPIC)
         with pytest.raises(NewerData, match="Upgrade"):
@@ -247,19 +248,19 @@ def test_tables_of_each_version_before_are_brought_to_this_one(database: str, ve
             cursor.execute("CREATE TABLE tapeline_schema (version integer NOT NULL)")
             cursor.execute(f"INSERT INTO tapeline_schema VALUES ({version})")
         connection.commit()
-    with closing(Postgres(database, "", identity)) as store:
+    with closing(Postgres(database, NO_SECRET, identity)) as store:
         assert write(store, TICKS_TOPIC, ticks({})) == Written(1, 0)
     assert asked(database, "SELECT version FROM tapeline_schema")["version"].to_pylist() == [len(migrations())]
     assert len(rows(database)) == 1
 
 
 def test_an_address_that_does_not_answer_or_refuses_says_so_without_the_password(database: str) -> None:
-    away = Postgres("postgresql://me:secret@127.0.0.1:1/x", "", identity)
+    away = Postgres("postgresql://me:secret@127.0.0.1:1/x", NO_SECRET, identity)
     with pytest.raises(Unavailable, match="the records stay in the stream") as said:
         away.totals(TICKS_TOPIC)
     assert "secret" not in str(said.value)
     with pytest.raises(Refused, match="does not exist"):
-        Postgres(database.rpartition("/")[0] + "/nowhere", "", identity).totals(TICKS_TOPIC)
+        Postgres(database.rpartition("/")[0] + "/nowhere", NO_SECRET, identity).totals(TICKS_TOPIC)
 
 
 def test_the_statements_of_the_documentation_run(store: Postgres, database: str) -> None:
@@ -277,13 +278,13 @@ def test_the_statements_of_the_documentation_run(store: Postgres, database: str)
 )
 def test_an_address_that_cannot_be_one_is_named_without_the_password(url: str) -> None:
     with pytest.raises((Unavailable, Refused)) as said:
-        Postgres(url, "", identity).totals(TICKS_TOPIC)
+        Postgres(url, NO_SECRET, identity).totals(TICKS_TOPIC)
     assert "secret" not in str(said.value)
 
 
 def test_a_day_that_was_removed_and_comes_again_is_no_record_that_cannot_be_held(database: str, caplog: pytest.LogCaptureFixture) -> None:
     now = time.time_ns()
-    with closing(Postgres(database, "", identity, keep_days=2)) as store:
+    with closing(Postgres(database, NO_SECRET, identity, keep_days=2)) as store:
         for number, ts in enumerate([now, now - 9 * DAY, now, now - 9 * DAY]):
             assert write(store, TICKS_TOPIC, ticks({"sequence": number, "raw_offset": number, "ts_ns": ts})) == Written(1, 0)
     assert [row["sequence"] for row in rows(database)] == [0, 2]
@@ -305,7 +306,7 @@ def test_a_backend_that_is_killed_costs_one_try(store: Postgres, database: str, 
 
 def test_a_server_that_restarts_costs_one_try(own_postgres: Callable[..., PostgresServer]) -> None:
     server = own_postgres()
-    with closing(Postgres(server.url, "", identity)) as store:
+    with closing(Postgres(server.url, NO_SECRET, identity)) as store:
         write(store, TICKS_TOPIC, ticks({"sequence": 1}))
         server.kill()
         chunk = Chunk.dense(TICKS_TOPIC, 0, 1, ticks({"sequence": 2}))
@@ -321,7 +322,7 @@ def test_a_server_that_restarts_costs_one_try(own_postgres: Callable[..., Postgr
 @proof("timeouts")
 def test_a_lock_that_others_hold_is_waited_for_and_then_tried_again(database: str) -> None:
     wait_s, held_s = (10.0, 60.0) if PROVE else (0.5, 1.5)
-    with closing(Postgres(database, "", identity, lock_wait_s=wait_s)) as store:
+    with closing(Postgres(database, NO_SECRET, identity, lock_wait_s=wait_s)) as store:
         _is_waited_for(store, database, held_s)
 
 
@@ -353,7 +354,7 @@ from made import NOON, ticks
 from tapeline.providers import identity
 from tapeline.records import TICKS_TOPIC, Chunk
 from tapeline.stores.postgres import Postgres
-store = Postgres(sys.argv[1], "", identity)
+store = Postgres(sys.argv[1], NO_SECRET, identity)
 while True:
     at = store.totals(TICKS_TOPIC).positions.get(0, 0)
     some = [{"sequence": n, "raw_offset": n, "ts_ns": NOON + n} for n in range(at, at + 500)]
@@ -373,7 +374,7 @@ def test_a_store_that_is_killed_at_any_moment_loses_and_doubles_nothing(database
         process.send_signal(signal.SIGKILL)
         process.wait()
         process.stdout.close()
-    with closing(Postgres(database, "", identity)) as store:
+    with closing(Postgres(database, NO_SECRET, identity)) as store:
         position = store.totals(TICKS_TOPIC).positions[0]
         found = [row["sequence"] for row in rows(database, columns="sequence, raw_partition, raw_offset, raw_index")]
         assert found == list(range(position))
@@ -385,7 +386,7 @@ def test_two_stores_of_one_database_write_one_after_another(database: str) -> No
     done: list[int] = []
 
     def work() -> None:
-        with closing(Postgres(database, "", identity)) as store:
+        with closing(Postgres(database, NO_SECRET, identity)) as store:
             for first in range(0, 200, 10):
                 while store.totals(TICKS_TOPIC).positions.get(0, 0) < first + 10:
                     batch = ticks(*[{"sequence": n, "raw_offset": n} for n in range(first, first + 10)])
@@ -421,7 +422,7 @@ def test_a_disk_that_is_full_says_so_and_nothing_is_lost(small_disk: Path, own_p
     server = own_postgres()
     server.ask(f"CREATE TABLESPACE small LOCATION '{small_disk}'")
     server.ask("ALTER ROLE tapeline SET default_tablespace = 'small'")
-    with closing(Postgres(server.url, "", identity)) as store:
+    with closing(Postgres(server.url, NO_SECRET, identity)) as store:
         at = 0
         while (full := until_full(store, at)) is None:
             at += 5_000

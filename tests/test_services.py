@@ -121,7 +121,7 @@ def test_redis_keeps_its_data_through_a_crash(own_redis: Callable[..., RedisServ
     server = own_redis(password="between us", maxmemory="64mb")
     assert server.ask("SET", "seen", "yes") == "+OK"
     server.kill()
-    with pytest.raises(ConnectionRefusedError):
+    with pytest.raises(ConnectionError):
         server.ask("PING")
     assert server.start().ask("GET", "seen") == "yes"
     with pytest.raises(ServerFailed, match="runs already"):

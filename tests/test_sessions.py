@@ -15,13 +15,14 @@ from hypothesis import strategies as st
 from frames import VOICES, anything, golden, mutated
 from tapeline.providers import CHANNELS, PROVIDERS
 from tapeline.providers.session import FeedSettings, Plan, Reply, Session
+from tapeline.secret import Secret
 
 KEY, SECRET = "PKTOPSECRETKEY", "sEcReTvAlUe/+=="
 Codec = Literal["json", "msgpack"]
 
 
 def settings(feed: str, symbols: tuple[str, ...], channels: tuple[str, ...], **more: Any) -> FeedSettings:
-    return FeedSettings(feed=feed, symbols=symbols, channels=channels, key=KEY, secret=SECRET, **more)
+    return FeedSettings(feed=feed, symbols=symbols, channels=channels, key=Secret(KEY), secret=Secret(SECRET), **more)
 
 
 def plan_of(provider: str, feed: str, symbols: tuple[str, ...], channels: tuple[str, ...], **more: Any) -> Plan:

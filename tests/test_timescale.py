@@ -13,6 +13,7 @@ from services import postgres
 from made import DAY, NOON, bars, ticks
 from tapeline.providers import identity
 from tapeline.records import BARS_TOPIC, NS_PER_S, TICKS, TICKS_TOPIC, Chunk, Topic
+from tapeline.secret import NO_SECRET
 from tapeline.stores import Written
 from tapeline.stores.postgres import Postgres
 
@@ -46,7 +47,7 @@ def write(store: Postgres, topic: Topic, batch: pa.RecordBatch) -> Written:
 
 def test_the_tables_are_hypertables_and_keep_what_was_written(url: str) -> None:
     batch = ticks(*[{"sequence": n, "raw_offset": n, "ts_ns": NOON + n * DAY // 2 + 1} for n in range(5)])
-    with closing(Postgres(url, "", identity)) as store:
+    with closing(Postgres(url, NO_SECRET, identity)) as store:
         assert write(store, TICKS_TOPIC, batch) == Written(5, 0)
         assert write(store, TICKS_TOPIC, batch) == Written(0, 5)
     tables = run(url, "SELECT hypertable_name AS name, num_chunks AS chunks FROM timescaledb_information.hypertables ORDER BY 1")
@@ -58,11 +59,11 @@ def test_the_tables_are_hypertables_and_keep_what_was_written(url: str) -> None:
 
 def test_a_copy_that_comes_after_its_day_was_compressed_is_known_and_what_is_new_is_kept(url: str) -> None:
     """`ON CONFLICT DO NOTHING` has lost rows on compressed chunks; there is none."""
-    with closing(Postgres(url, "", identity)) as store:
+    with closing(Postgres(url, NO_SECRET, identity)) as store:
         write(store, TICKS_TOPIC, ticks(*[{"sequence": n, "raw_offset": n, "ts_ns": NOON + n} for n in range(100)]))
         run(url, "SELECT compress_chunk(c)::text FROM show_chunks('ticks') c")
     late = ticks(*[{"sequence": n, "raw_offset": 200 + n, "ts_ns": NOON + n} for n in range(50, 150)])
-    with closing(Postgres(url, "", identity)) as store:
+    with closing(Postgres(url, NO_SECRET, identity)) as store:
         assert write(store, TICKS_TOPIC, late) == Written(50, 50)
     assert [row["sequence"] for row in run(url, "SELECT sequence FROM ticks ORDER BY sequence")] == list(range(150))
     (chunk,) = run(url, "SELECT is_compressed FROM timescaledb_information.chunks WHERE hypertable_name = 'ticks'")
@@ -72,13 +73,13 @@ def test_a_copy_that_comes_after_its_day_was_compressed_is_known_and_what_is_new
 def test_how_long_ticks_are_kept_is_a_policy(url: str) -> None:
     question = "SELECT config->>'drop_after' AS after FROM timescaledb_information.jobs WHERE proc_name = 'policy_retention'"
     for keep_days, wanted in ((30, ["30 days"]), (7, ["7 days"]), (0, [])):
-        with closing(Postgres(url, "", identity, keep_days)) as store:
+        with closing(Postgres(url, NO_SECRET, identity, keep_days)) as store:
             write(store, TICKS_TOPIC, ticks({"sequence": keep_days}))
         assert [row["after"] for row in run(url, question)] == wanted
 
 
 def test_a_bar_that_is_revised_is_replaced(url: str) -> None:
-    with closing(Postgres(url, "", identity)) as store:
+    with closing(Postgres(url, NO_SECRET, identity)) as store:
         write(store, BARS_TOPIC, bars({"close": 1.0, "received_ns": NOON}))
         write(store, BARS_TOPIC, bars({"close": 2.0, "received_ns": NOON + 1, "raw_offset": 5}))
     assert [row["close"] for row in run(url, "SELECT close FROM bars")] == [2.0]
@@ -90,7 +91,7 @@ def test_trades_become_bars_of_a_second_a_minute_and_an_hour(url: str) -> None:
         for n, (at, last) in enumerate([(0, 10.0), (0.5, 12.0), (1, 9.0), (61, 11.0), (3600, 20.0)])
     ]
     quote = {"kind": "quote", "channel": "bookTicker", "last": None, "volume": None, "bid": 1.0, "ask": 99.0, "raw_offset": 9}
-    with closing(Postgres(url, "", identity)) as store:
+    with closing(Postgres(url, NO_SECRET, identity)) as store:
         write(store, TICKS_TOPIC, ticks(*[{**row, "ts_ns": int(row["ts_ns"])} for row in rows], quote))
     for name, count in (("1s", 4), ("1m", 3), ("1h", 2)):
         found = run(url, f"SELECT * FROM trade_bars_{name} ORDER BY ts")

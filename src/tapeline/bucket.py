@@ -15,6 +15,7 @@ import pyarrow.fs as fs
 
 from tapeline.errors import Refused, Unavailable
 from tapeline.providers.session import without
+from tapeline.secret import Secret
 
 #: One request each.
 _BLOCK: Final = 8 * 1024 * 1024
@@ -45,8 +46,8 @@ class Bucket:
         self,
         url: str,
         name: str,
-        key: str,
-        secret: str,
+        key: Secret,
+        secret: Secret,
         *,
         ca_file: str = "",
         sleep: Callable[[float], object],
@@ -56,8 +57,8 @@ class Bucket:
         """`url`: scheme and host of the server. `ca_file`: in place of the system's. `sleep` gives True where everything is to end."""
         self._url, self._name, self._secrets, self._sleep = url.rstrip("/"), name, (key, secret), sleep
         self._objects = fs.S3FileSystem(
-            access_key=key,
-            secret_key=secret,
+            access_key=key.reveal(),
+            secret_key=secret.reveal(),
             region="us-east-1",  # without one the SDK would go and look for it
             endpoint_override=self._url,
             connect_timeout=timeout_s,

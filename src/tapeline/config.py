@@ -10,13 +10,16 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, get_args
+from urllib.parse import unquote
 
 import msgspec
 
 from tapeline.errors import ConfigError
+from tapeline.secret import Secret, checked
 
 PREFIX: Final = "TAPELINE_"
 #: Variables of this prefix that are not settings.
@@ -165,9 +168,21 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Config:
     if "providers" not in settings:
         settings["providers"] = msgspec.to_builtins(DEFAULT.providers)
     try:
-        return msgspec.convert(settings, Config, strict=True)
+        config = msgspec.convert(settings, Config, strict=True)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{source}: {_explain(str(error))}") from None
+    for provider in config.providers:
+        for name in ("url", "rest_url", "second_url", "files_url"):
+            if _more_than_an_address(getattr(provider, name)):
+                raise ConfigError(
+                    f"{source}: {name} of {provider.name} has a user, a password or a query in it, which would stand in logs and data. "
+                    "Write the address alone: keys come from the environment or from a key_file."
+                )
+    return config
+
+
+def _more_than_an_address(url: str) -> bool:
+    return "@" in url or "?" in url or "#" in url
 
 
 def _override(settings: dict[str, Any], environ: Mapping[str, str]) -> bool:
@@ -243,59 +258,78 @@ def _explain(problem: str) -> str:
     return f"unknown key {unknown['key']!r}{at}. {hint}"
 
 
-def secret(provider: ProviderConfig, kind: str, environ: Mapping[str, str]) -> str:
+def secret(provider: ProviderConfig, kind: str, environ: Mapping[str, str]) -> Secret:
     """The provider's `key` or `secret`. Raises ConfigError that says where it was looked for, never what was found."""
     path = provider.key_file if kind == "key" else provider.secret_file
     if path:
-        return _from_file(f"{provider.name}: {kind}_file", path)
+        return _from_file(f"{provider.name}: {kind}_file", path, key=True)
     names = SECRETS[provider.name][kind]
     for name in names:
         if environ.get(name):
-            return environ[name]
+            return checked(name, environ[name], key=True)
     raise ConfigError(
         f"{provider.name} needs a {kind}. Set {names[0]} in the environment (or {', '.join(names[1:])}), "
         f'or {kind}_file = "..." in its [[providers]] block.'
     )
 
 
-def files_secrets(provider: str, environ: Mapping[str, str]) -> tuple[str, str]:
+def files_secrets(provider: str, environ: Mapping[str, str]) -> tuple[Secret, Secret]:
     """Access key and secret of the provider's files. Raises ConfigError that names the variable that is not set."""
     for name in FILES_SECRETS[provider]:
         if not environ.get(name):
             raise ConfigError(f"The files of {provider} need an S3 access key and its secret, which are not its API key. Set {name}.")
-    key, secret_ = (environ[name] for name in FILES_SECRETS[provider])
+    key, secret_ = (checked(name, environ[name], key=True) for name in FILES_SECRETS[provider])
     return key, secret_
 
 
-def stream_password(stream: StreamConfig, environ: Mapping[str, str]) -> str:
+def stream_password(stream: StreamConfig, environ: Mapping[str, str]) -> Secret:
     """The password of the user in the stream's url, from its file or the environment; empty where neither has one."""
     if stream.password_file:
-        return _from_file("stream.password_file", stream.password_file)
-    return environ.get("TAPELINE_STREAM_PASSWORD", "")
+        return _from_file("stream.password_file", stream.password_file, key=False)
+    return checked("TAPELINE_STREAM_PASSWORD", environ.get("TAPELINE_STREAM_PASSWORD", ""), key=False)
 
 
-def store_password(store: StoreConfig, environ: Mapping[str, str]) -> str:
+def store_password(store: StoreConfig, environ: Mapping[str, str]) -> Secret:
     """As `stream_password`, of a store."""
     if store.password_file:
-        return _from_file("stores.password_file", store.password_file)
-    return environ.get("TAPELINE_STORE_PASSWORD", "")
+        return _from_file("stores.password_file", store.password_file, key=False)
+    return checked("TAPELINE_STORE_PASSWORD", environ.get("TAPELINE_STORE_PASSWORD", ""), key=False)
+
+
+def secrets_of(config: Config, environ: Mapping[str, str]) -> list[Secret]:
+    """Everything secret that the configuration and the environment hold, as far as it can be read."""
+    names = (*_SECRET_NAMES, "TAPELINE_STREAM_PASSWORD", "TAPELINE_STORE_PASSWORD")
+    found = [environ.get(name, "") for name in names]
+    files = [config.stream.password_file, *(store.password_file for store in config.stores)]
+    files += [path for provider in config.providers for path in (provider.key_file, provider.secret_file)]
+    for path in files:
+        with suppress(OSError, UnicodeDecodeError):  # whoever needs it says so
+            found += Path(path).expanduser().read_text(encoding="utf-8").splitlines() if path else []
+    for url in (config.stream.url, *(store.url for store in config.stores)):
+        found += [unquote(part) for group in (_USERINFO, _PASSWORD_FIELD) for part in group.findall(url)]
+    return [Secret(text.strip()) for text in found if text.strip()]
 
 
 def without_password(url: str) -> str:
     """An address as it may be shown."""
-    return re.sub(r"(://[^:/@]*):.*@", r"\1@", url)
+    return _PASSWORD_FIELD.sub(lambda found: found[0].replace(found[1], "***"), re.sub(r"(://[^:/@]*):.*@", r"\1@", url))
 
 
-def _from_file(what: str, path: str) -> str:
+#: The password in `://user:password@host`, and in `?password=...`.
+_USERINFO: Final = re.compile(r"://[^:/@]*:(.*)@")
+_PASSWORD_FIELD: Final = re.compile(r"[?&;\s](?:ssl)?(?:password|passwd|pwd|secret|token|api_?key)=([^&;\s]+)", re.IGNORECASE)
+
+
+def _from_file(what: str, path: str, *, key: bool) -> Secret:
     try:
-        text = Path(path).expanduser().read_text(encoding="utf-8").strip()
+        text = Path(path).expanduser().read_text(encoding="utf-8-sig").strip()
     except OSError as error:
         raise ConfigError(f"{what} {path} cannot be read: {error.strerror}.") from None
     except UnicodeDecodeError:
         raise ConfigError(f"{what} {path} holds no text.") from None
     if not text:
         raise ConfigError(f"{what} {path} is empty.")
-    return text
+    return checked(f"{what} {path}", text, key=key)
 
 
 def environment() -> Mapping[str, str]:

@@ -20,6 +20,7 @@ from tapeline.errors import Barred, DiskTrouble, Refused, Unavailable
 from tapeline.net import LONGEST_BAN_S, TOO_FAST, TOO_FAST_S, backoff
 from tapeline.providers.session import without
 from tapeline.quota import Quota
+from tapeline.secret import Secret
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -119,7 +120,7 @@ class Rest:
         self._url, self._random, self._quota, self._sleep = url, random, quota, sleep
         self._opener = urllib.request.build_opener(urllib.request.HTTPSHandler(context=tls), _Straight())
         self._headers = {"User-Agent": "tapeline", **(headers or {})}
-        self._secrets = tuple(value.rpartition(" ")[2] for value in (headers or {}).values())
+        self._secrets = tuple(Secret(value.rpartition(" ")[2]) for value in (headers or {}).values())
         self._passing = passing
         self._wall_clock = wall_clock
         self._told_at = -math.inf
@@ -167,9 +168,9 @@ class Rest:
                     kind = Barred if error.code in _OF_EVERYTHING and _RECENT not in trouble else Refused
                     raise kind(f"{self._url}{path} was refused with {trouble}. {remedy}") from None
             except (ValueError, http.client.InvalidURL) as error:
-                raise Refused(f"{self._url}{path} is no address to ask: {error}.") from None
+                raise Refused(f"{self._url}{path} is no address to ask: {without(str(error), *self._secrets)}.") from None
             except (OSError, http.client.HTTPException) as error:
-                trouble, wait_s = str(error) or type(error).__name__, next(waits)
+                trouble, wait_s = without(str(error), *self._secrets) or type(error).__name__, next(waits)
             self._tell("%s%s: %s. Next try in %.1f s.", self._url, path, trouble, wait_s)
             self._wait(wait_s)
         raise Unavailable(f"{self._url}{path}: {trouble}. It was tried {_REST_TRIES} times; try again later.")

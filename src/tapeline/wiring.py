@@ -32,6 +32,7 @@ from tapeline.providers.session import FeedSettings, Plan, rest_of
 from tapeline.quota import Quota
 from tapeline.records import NORMALIZED_TOPICS, RAW_TOPIC, Topic
 from tapeline.rest import Rest
+from tapeline.secret import NO_SECRET
 from tapeline.spool import Spool
 from tapeline.stages import LEDGER, NORMALIZE
 from tapeline.stores import Store
@@ -123,7 +124,7 @@ def histories(
         if history is None or feed not in history.CHANNELS or (some.name, feed) in found:
             continue
         secrets = {kind: secret(some, kind, environ) for kind in module.SECRET_KINDS}
-        headers = history.headers(secrets.get("key", ""), secrets.get("secret", ""))
+        headers = history.headers(secrets.get("key", NO_SECRET), secrets.get("secret", NO_SECRET))
         url = some.rest_url or _stand_in(some) or module.HISTORY_URL
         account = (url, *headers.values())
         if account not in clients:
@@ -375,7 +376,7 @@ def _account(module: Provider, plan: Plan, settings: FeedSettings) -> str:
     """What may have one connection alone, by a name that gives no key away; empty where the provider sets no such limit."""
     if not module.ONE_CONNECTION:
         return ""
-    digest = hashlib.sha256(f"{plan.url} {settings.key}".encode()).hexdigest()[:12]
+    digest = hashlib.sha256(f"{plan.url} {settings.key.reveal()}".encode()).hexdigest()[:12]
     return f"the one connection of {plan.provider} {plan.feed}, account {digest}"
 
 

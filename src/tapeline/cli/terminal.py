@@ -21,10 +21,11 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
-from tapeline.config import Config, environment, load
+from tapeline.config import Config, environment, load, secrets_of
 from tapeline.errors import ConfigError
 from tapeline.locks import own
 from tapeline.records import NS_PER_S
+from tapeline.secret import Guard
 
 if TYPE_CHECKING:
     from tapeline.streams import Stream
@@ -48,7 +49,21 @@ class TableOrJson(StrEnum):
 
 def load_config(path: Path | None) -> Config:
     _log_to_stderr()
-    return load(path, environment())
+    config = load(path, environment())
+    for guard in _guards():
+        guard.learn(secrets_of(config, environment()))
+    return config
+
+
+def without_secrets(text: str) -> str:
+    """A text as it may be shown."""
+    for guard in _guards():
+        text = guard.cleaned(text)
+    return text
+
+
+def _guards() -> list[Guard]:
+    return [some for handler in logging.getLogger().handlers for some in handler.filters if isinstance(some, Guard)]
 
 
 def stream_with_data(settings: Config) -> Stream:
@@ -77,6 +92,10 @@ def _log_to_stderr() -> None:
         logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[RichHandler(console=Console(stderr=True), show_path=False)])
     else:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    if not _guards():
+        guard = Guard(secrets_of(Config(), environment()))  # before the configuration is read: its own errors are guarded too
+        for handler in logging.getLogger().handlers:
+            handler.addFilter(guard)
 
 
 def terminal() -> Console:

@@ -42,6 +42,7 @@ from tapeline.providers.normalizing import (
 )
 from tapeline.providers.session import FeedSettings, Plan, Reply, Trouble, gravest, without
 from tapeline.records import NS_PER_S, amending
+from tapeline.secret import Secret
 
 STOCK_EXCHANGES: Final = {
     "A": "XASE", "B": "XBOS", "C": "XCIS", "D": "FINR", "H": "EPRL", "I": "XISE", "J": "EDGA", "K": "EDGX", "L": "LTSE", "M": "XCHI",
@@ -384,7 +385,7 @@ class _Control(msgspec.Struct):
 class AlpacaSession:
     """Greeting, auth, subscribe; the acknowledgement is the full state, compared with what was asked."""
 
-    def __init__(self, key: str, secret: str, codec: Literal["json", "msgpack"], wanted: Mapping[str, Sequence[str]]) -> None:
+    def __init__(self, key: Secret, secret: Secret, codec: Literal["json", "msgpack"], wanted: Mapping[str, Sequence[str]]) -> None:
         self._key, self._secret, self._wanted = key, secret, wanted
         self._missing = [f"{channel}.{symbol}" for channel, symbols in wanted.items() for symbol in symbols]
         if codec == "json":
@@ -412,7 +413,7 @@ class AlpacaSession:
         troubles: list[Trouble] = []
         for control in controls:
             if control.T == "success" and control.msg == "connected":
-                send.append(self._encode({"action": "auth", "key": self._key, "secret": self._secret}))
+                send.append(self._encode({"action": "auth", "key": self._key.reveal(), "secret": self._secret.reveal()}))
             elif control.T == "success" and control.msg == "authenticated":
                 send.append(self._encode({"action": "subscribe", **self._wanted}))
             elif control.T == "subscription":

@@ -20,6 +20,7 @@ from tapeline.providers.alpaca_wire import Bar, Quote, Trade, UpdatedBar
 from tapeline.providers.history import Page, Request, Span, WrongPage, each_row, readable, unreadable
 from tapeline.providers.normalizing import UNREADABLE, Int64, Kind, Notice, Reject, rfc3339
 from tapeline.records import NS_PER_MS, NS_PER_S, amending
+from tapeline.secret import Secret
 
 #: Half of what the smallest plan may ask: a minute of ours can lie across two of the provider's.
 WEIGHT_A_MINUTE: Final = 100
@@ -50,9 +51,9 @@ _REVISED_NS: Final = 120 * NS_PER_S
 _DELAY_NS: Final = 15 * 60 * NS_PER_S
 
 
-def headers(key: str, secret: str) -> Mapping[str, str]:
+def headers(key: Secret, secret: Secret) -> Mapping[str, str]:
     """The account's keys."""
-    return {"APCA-API-KEY-ID": key, "APCA-API-SECRET-KEY": secret}
+    return {"APCA-API-KEY-ID": key.reveal(), "APCA-API-SECRET-KEY": secret.reveal()}
 
 
 def settled_ns(channel: str) -> int:

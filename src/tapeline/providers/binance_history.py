@@ -18,6 +18,7 @@ from tapeline.providers.binance_wire import INTERVALS, AggTrade, Kline, KlineBod
 from tapeline.providers.history import Page, Request, Span, WrongPage, each_row, readable, unreadable
 from tapeline.providers.normalizing import MICROSECONDS_FROM, UNREADABLE, Int64, Kind, Reject
 from tapeline.records import NS_PER_MS, NS_PER_S, NS_PER_US
+from tapeline.secret import Secret
 
 #: Half of what an address has: others behind it ask too.
 WEIGHT_A_MINUTE: Final = 3_000
@@ -41,7 +42,7 @@ _LATEST: Final = "latest"
 _NOTHING_KEPT: Final = "Nothing of it was kept."
 
 
-def headers(key: str, secret: str) -> Mapping[str, str]:
+def headers(key: Secret, secret: Secret) -> Mapping[str, str]:
     """None: its history is open to everybody."""
     del key, secret
     return {}

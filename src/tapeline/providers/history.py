@@ -12,6 +12,7 @@ import numpy as np
 from tapeline.errors import TapelineError
 from tapeline.providers.normalizing import UNREADABLE, Channel, Events, Frames, Int64, Kind, Notice, Reject
 from tapeline.records import NS_PER_MS
+from tapeline.secret import Secret
 
 _Row = TypeVar("_Row")
 #: Bytes of an event that are shown.
@@ -88,7 +89,7 @@ class History(Protocol):
     #: By feed: the channels that can be asked for, each with what its events are; the first of a kind is the usual one.
     CHANNELS: Mapping[str, Mapping[str, Kind]]
 
-    def headers(self, key: str, secret: str) -> Mapping[str, str]:
+    def headers(self, key: Secret, secret: Secret) -> Mapping[str, str]:
         """What each request carries: whoever asks proves who he is."""
 
     def settled_ns(self, channel: str) -> int:

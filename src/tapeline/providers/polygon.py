@@ -50,6 +50,7 @@ from tapeline.providers.polygon_wire import (
 )
 from tapeline.providers.session import FeedSettings, Plan, Reply, Trouble, gravest, without
 from tapeline.records import NS_PER_S, Identity
+from tapeline.secret import Secret
 
 STOCK_EXCHANGES: Final = {
     1: "XASE", 2: "XBOS", 3: "XCIS", 4: "FINR", 6: "XISE", 7: "EDGA", 8: "EDGX", 9: "XCHI", 10: "XNYS", 11: "ARCX", 12: "XNAS",
@@ -289,7 +290,7 @@ def _compact(frame: bytes) -> bytes:
 class PolygonSession:
     """Greeting, auth, subscribe; each topic is acknowledged by name, an unknown one not at all."""
 
-    def __init__(self, key: str, topics: Sequence[str]) -> None:
+    def __init__(self, key: Secret, topics: Sequence[str]) -> None:
         self._key = key
         self._topics = topics
         self._missing = dict.fromkeys(topics)
@@ -308,7 +309,7 @@ class PolygonSession:
         troubles: list[Trouble | None] = []
         for status in statuses:
             if status.status == "connected":
-                send.append(msgspec.json.encode({"action": "auth", "params": self._key}))
+                send.append(msgspec.json.encode({"action": "auth", "params": self._key.reveal()}))
             elif status.status == "auth_success":
                 send += self._subscribe()
             elif status.status == "success":

@@ -36,6 +36,7 @@ from tapeline.providers.polygon_history import (
 )
 from tapeline.providers.whole_numbers import in_digits, whole
 from tapeline.records import NS_PER_MS, NS_PER_S
+from tapeline.secret import Secret
 
 __all__ = [
     *("CHANNELS", "MISSING", "WEIGHT_A_MINUTE"),
@@ -56,7 +57,7 @@ _SATURDAY: Final = 5
 _NOTHING_KEPT: Final = "Nothing of this part was kept."
 
 
-def headers(key: str, secret: str) -> Mapping[str, str]:
+def headers(key: Secret, secret: Secret) -> Mapping[str, str]:
     """None: requests are signed."""
     del key, secret
     return {}

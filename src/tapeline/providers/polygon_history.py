@@ -20,6 +20,7 @@ from tapeline.providers.history import Page, Request, Span, WrongPage, each_row,
 from tapeline.providers.normalizing import UNREADABLE, Int64, Kind, Notice, Reject, in_range, integers
 from tapeline.providers.polygon_wire import CryptoTrade, PastBar, Quote, Trade
 from tapeline.records import NS_PER_MS, NS_PER_S
+from tapeline.secret import Secret
 
 #: Half of what is asked for politeness. Who may ask less is told so (429) and waits.
 WEIGHT_A_MINUTE: Final = 3_000
@@ -47,10 +48,10 @@ _DELAYED_NS: Final = 16 * 60 * NS_PER_S
 Event: TypeAlias = "Trade | Quote | CryptoTrade | PastBar"
 
 
-def headers(key: str, secret: str) -> Mapping[str, str]:
+def headers(key: Secret, secret: Secret) -> Mapping[str, str]:
     """The key."""
     del secret
-    return {"Authorization": f"Bearer {key}"}
+    return {"Authorization": f"Bearer {key.reveal()}"}
 
 
 def settled_ns(channel: str) -> int:

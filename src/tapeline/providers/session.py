@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal, Protocol
 
+from tapeline.secret import NO_SECRET, Secret
+
 
 @dataclass(frozen=True, slots=True)
 class Trouble:
@@ -43,10 +45,10 @@ def refusal(status: int, words: str, worked: bool) -> Trouble:
     return Trouble(f"{said} Check the url, the key, the feed and the plan.", "stop")
 
 
-def without(text: str, *secrets: str) -> str:
+def without(text: str, *secrets: Secret) -> str:
     """A provider's words, with any secret that it quotes back left out."""
     for secret in secrets:
-        text = text.replace(secret, "***") if secret else text
+        text = secret.taken_out(text)
     return text
 
 
@@ -118,8 +120,8 @@ class FeedSettings:
     rest_url: str = ""
     time_unit: Literal["ms", "us"] = "ms"
     codec: Literal["json", "msgpack"] = "json"
-    key: str = field(default="", repr=False)
-    secret: str = field(default="", repr=False)
+    key: Secret = NO_SECRET
+    secret: Secret = NO_SECRET
     rotate_after_s: float = 0.0
 
 

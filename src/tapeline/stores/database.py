@@ -14,6 +14,7 @@ from adbc_driver_postgresql.dbapi import connect  # type: ignore[import-untyped]
 
 from tapeline.config import without_password
 from tapeline.errors import DiskTrouble, Refused, Unavailable
+from tapeline.secret import Secret
 from tapeline.stores.statements import load
 
 #: Classes of SQLSTATE.
@@ -33,7 +34,7 @@ class CannotHold(Unavailable):
 class Database:
     """A database by its `postgresql://` address: connections, and what their errors mean."""
 
-    def __init__(self, url: str, password: str, lock_wait_s: float = 10.0) -> None:
+    def __init__(self, url: str, password: Secret, lock_wait_s: float = 10.0) -> None:
         """`lock_wait_s`: a statement that waits longer for a lock of others fails."""
         self._url, self._password, self._lock_wait_s = url, password, lock_wait_s
         self.shown: Final = without_password(url)
@@ -41,7 +42,7 @@ class Database:
 
     def connect(self) -> dbapi.Connection:
         """A connection with our settings. Raises ADBC's errors."""
-        connection: dbapi.Connection = connect(_with_password(self._url, self._password))
+        connection: dbapi.Connection = connect(_with_password(self._url, self._password.reveal()))
         with connection.cursor() as cursor:
             for statement in self._sql.each("settings"):
                 cursor.execute(statement)
@@ -61,7 +62,8 @@ class Database:
     def meaning(self, error: Exception) -> Unavailable | Refused:
         """What a failure of ADBC's means."""
         state = (error.sqlstate if isinstance(error, adbc.Error) else "") or ""
-        said = without_password(" ".join(str(error).split()))[:300]  # libpq repeats an address that it cannot read
+        # libpq repeats an address that it cannot read.
+        said = self._password.taken_out(without_password(" ".join(str(error).split())))[:300]
         if state.startswith(_NO) or "password authentication failed" in said or ("does not exist" in said and not state):
             return Refused(
                 f"PostgreSQL at {self.shown} has refused: {said}. Check the user, the password (password_file) and the database."

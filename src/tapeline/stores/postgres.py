@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from adbc_driver_manager import dbapi
 
 from tapeline.records import BARS_TOPIC, NS_PER_US, TICKS_TOPIC, Chunk, Identity, Topic
+from tapeline.secret import Secret
 from tapeline.stores import Totals, Written, with_dates
 from tapeline.stores.database import CannotHold, Database
 from tapeline.stores.duplicates import Channel, HighestIds, IdentityRule, fresh_of
@@ -38,7 +39,7 @@ _BY_DAY: Final = frozenset({"ticks"})
 class Postgres:
     """Tables in the database that a `postgresql://` address names. Nothing is connected before the first call."""
 
-    def __init__(self, url: str, password: str, identity: IdentityRule, keep_days: int = 0, lock_wait_s: float = 10.0) -> None:
+    def __init__(self, url: str, password: Secret, identity: IdentityRule, keep_days: int = 0, lock_wait_s: float = 10.0) -> None:
         """`keep_days`: ticks of earlier days are removed; 0: never. `lock_wait_s`: so long a lock of others is waited for at a time."""
         self._database = Database(url, password, lock_wait_s)
         self._schema = Schema(self._database.shown)

@@ -28,6 +28,7 @@ from redis.retry import Retry
 from tapeline.config import StreamConfig
 from tapeline.errors import ConfigError, NewerData, Refused, Unavailable
 from tapeline.records import NORMALIZED_TOPICS, RAW_TOPIC, TICKS_TOPIC, TOPICS, Chunk, Topic
+from tapeline.secret import NO_SECRET, Secret
 from tapeline.streams import Codec, Lease, Member, Outputs, PartitionLost, Producer, Totals, arrow, codecs, protobuf
 from tapeline.streams.partitioning import partitions_of, split
 from tapeline.streams.sharing import BookLease, SharedMember, Shares
@@ -233,7 +234,11 @@ class RedisStream:
     """Topics in one Redis server, version 7 or later. Nothing is connected before the first call."""
 
     def __init__(
-        self, config: StreamConfig, password: str = "", groups: Mapping[str, tuple[Topic, ...]] | None = None, timeout_s: float = _TIMEOUT_S
+        self,
+        config: StreamConfig,
+        password: Secret = NO_SECRET,
+        groups: Mapping[str, tuple[Topic, ...]] | None = None,
+        timeout_s: float = _TIMEOUT_S,
     ) -> None:
         """`groups`: who reads which topics; what one of them has not acknowledged is never trimmed. Raises ConfigError."""
         self._config = config
@@ -581,7 +586,7 @@ class RedisStream:
             raise Unavailable(f"Redis at {self.shown}: {error}. It is tried again.") from error
 
 
-def _client(config: StreamConfig, password: str, timeout_s: float, met: Callable[[Any], None]) -> Any:
+def _client(config: StreamConfig, password: Secret, timeout_s: float, met: Callable[[Any], None]) -> Any:
     parts = urlsplit(config.url)
     try:
         port = parts.port or 6379
@@ -600,7 +605,7 @@ def _client(config: StreamConfig, password: str, timeout_s: float, met: Callable
         port=port,
         db=int(parts.path.strip("/") or 0),
         username=unquote(parts.username) if parts.username else None,
-        password=unquote(parts.password) if parts.password else password or None,
+        password=unquote(parts.password) if parts.password else password.reveal() or None,
         socket_timeout=timeout_s,
         socket_connect_timeout=timeout_s,
         retry=Retry(NoBackoff(), 0),  # a script that was sent may have run: who retries knows whether it may

@@ -19,6 +19,7 @@ from confluent_kafka import Consumer, TopicPartition
 from tapeline.config import StreamConfig
 from tapeline.errors import Unavailable
 from tapeline.records import RAW_TOPIC, Chunk, Topic
+from tapeline.secret import NO_SECRET, Secret
 from tapeline.streams import Lease, Member, Producer
 from tapeline.streams.kafka.cluster import Cluster
 from tapeline.streams.kafka.group import GroupLease, GroupMember
@@ -38,7 +39,7 @@ _COUNTED: Final = 10_000
 class KafkaStream:
     """Topics on the brokers that a `kafka://` or `kafkas://` (TLS) address names. Nothing is connected before the first call."""
 
-    def __init__(self, config: StreamConfig, password: str = "") -> None:
+    def __init__(self, config: StreamConfig, password: Secret = NO_SECRET) -> None:
         """Raises ConfigError for an address that cannot be one."""
         self._cluster = Cluster(config, password)
         self._commit_every_s = config.commit_ms / 1000

@@ -18,6 +18,7 @@ from confluent_kafka.cimpl import NewTopic
 from tapeline.config import StreamConfig
 from tapeline.errors import ConfigError, Refused, Unavailable
 from tapeline.records import RAW_TOPIC, TOPICS, Topic
+from tapeline.secret import Secret
 from tapeline.streams import Codec
 
 _Answer = TypeVar("_Answer")
@@ -52,7 +53,7 @@ _NO_LEADER: Final = frozenset(
 class Cluster:
     """The brokers that a `kafka://` or `kafkas://` (TLS) address names. Nothing is connected before the first call."""
 
-    def __init__(self, config: StreamConfig, password: str) -> None:
+    def __init__(self, config: StreamConfig, password: Secret) -> None:
         """Raises ConfigError for an address that cannot be one."""
         self._config = config
         self._errors = _Errors(config.shown)
@@ -208,7 +209,7 @@ class Cluster:
             time.sleep(0.05)
 
 
-def _client(config: StreamConfig, password: str) -> dict[str, Any]:
+def _client(config: StreamConfig, password: Secret) -> dict[str, Any]:
     """librdkafka's settings for an address."""
     parts = re.fullmatch(r"(?P<scheme>kafkas?)://(?:(?P<user>[^:/@]+)(?::(?P<password>[^@/]*))?@)?(?P<hosts>[^/@]+)/?", config.url)
     if parts is None:
@@ -218,7 +219,7 @@ def _client(config: StreamConfig, password: str) -> dict[str, Any]:
     if config.ca_file:
         settings["ssl.ca.location"] = config.ca_file
     if parts["user"]:
-        secret = unquote(parts["password"] or "") or password
+        secret = unquote(parts["password"] or "") or password.reveal()
         if not secret:
             raise ConfigError(
                 f"{config.shown} names the user {parts['user']}, and no password was found. Set TAPELINE_STREAM_PASSWORD or password_file."
