@@ -501,8 +501,16 @@ def test_a_newer_ledger_is_left_alone_and_a_damaged_one_is_named(tmp_path: Path)
     with pytest.raises(NewerData, match="format 99"):
         LedgerFile(path).load()
     path.write_bytes(b"not a database" * 100)
-    with pytest.raises(DiskTrouble, match="not a database"):
+    with pytest.raises(DiskTrouble, match=r"is damaged: .*not a database.* Restore it from a backup"):
         LedgerFile(path).load()
+
+
+def test_a_ledger_that_the_disk_does_not_give_is_not_called_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    path.mkdir()
+    with pytest.raises(DiskTrouble, match="Leave it there") as said:
+        LedgerFile(path).load()
+    assert "move it away" not in str(said.value)
 
 
 WRITER = """

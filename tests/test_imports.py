@@ -22,7 +22,9 @@ MODULES = {
 LAYERS: list[set[str]] = [
     {"records"},
     {"errors"},
-    {"locks", "config", "times", "quota", "durable", "console"},
+    {"console"},
+    {"secret"},
+    {"locks", "config", "times", "quota", "durable"},
     {"providers"},
     {"completeness"},
     {"streams", "stores", "net", "bucket", "spool"},

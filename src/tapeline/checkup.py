@@ -74,7 +74,7 @@ def checkup(config: Config, environ: Mapping[str, str]) -> Iterator[Result]:
 def _data_dir(root: Path) -> Result:
     what = f"data_dir {root}"
     try:
-        root.mkdir(parents=True, exist_ok=True)
+        root.mkdir(parents=True, exist_ok=True, mode=0o700)
         probe = root / f".probe-{os.getpid()}"
         probe.write_bytes(b"tapeline")
         probe.unlink()

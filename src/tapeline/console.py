@@ -1,4 +1,4 @@
-"""The standard output, for people who may stop reading before the end."""
+"""What reaches a terminal: the standard output, for people who may stop reading before the end, and texts that cannot command it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,17 @@ import os
 import sys
 
 from rich.console import Console
+
+
+def printable(text: str) -> str:
+    """A text from elsewhere with its control characters written out: an escape sequence in a symbol moves no cursor."""
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() or letter in "\n\t" else _written(letter) for letter in text)
+
+
+def _written(letter: str) -> str:
+    return f"\\x{ord(letter):02x}" if ord(letter) < 256 else f"\\u{ord(letter):04x}"
 
 
 class Output(Console):

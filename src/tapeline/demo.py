@@ -97,7 +97,7 @@ class Demo:
         if self._root.exists() and any(self._root.iterdir()) and not self._config.exists():
             raise TapelineError(f"{self._root} holds something that is no demo's. Name another folder with --data-dir.")
         shutil.rmtree(self._root, ignore_errors=True)
-        self._root.mkdir(parents=True)
+        self._root.mkdir(parents=True, mode=0o700)
 
     @contextmanager
     def _venues(self) -> Iterator[dict[str, str]]:

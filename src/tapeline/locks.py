@@ -18,7 +18,8 @@ def own(path: Path, what: str, wait_s: float = 0.0) -> Iterator[None]:
 
     Raises Busy that names the process which holds it, DiskTrouble where it cannot be made."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.parent.mkdir(parents=True, exist_ok=True, mode=0o700)  # the data folder, if it has to be made: it is nobody else's
+        path.parent.mkdir(exist_ok=True)
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
         raise DiskTrouble(f"{path} cannot be made: {error.strerror}. Make the folder writable, or set another data_dir.") from None

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tapeline.console import Output
+from tapeline.console import Output, printable
 
 #: What a spreadsheet would calculate instead of showing it.
 _FORMULA: Final = r"^[=+\-@\t\r]"
@@ -99,7 +99,8 @@ def plain(value: object) -> object:
 
 def _show(table: pa.Table, console: Console) -> None:
     """As a table where it fits the screen, else each row as a block of its own, nothing cut off."""
-    rows = [["" if value is None else str(plain(value)) for value in row.values()] for row in table.slice(0, _SHOWN_ROWS).to_pylist()]
+    shown_rows = table.slice(0, _SHOWN_ROWS).to_pylist()
+    rows = [["" if value is None else printable(str(plain(value))) for value in row.values()] for row in shown_rows]
     names = table.schema.names
     widths = [max([len(name), *(len(row[at]) for row in rows)]) for at, name in enumerate(names)]
     if sum(widths) + 2 * len(widths) <= console.width:

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import Final
 from urllib.parse import quote, quote_plus
 
+from tapeline.console import printable
 from tapeline.errors import ConfigError
 
 _HIDDEN: Final = "***"
@@ -88,7 +89,9 @@ def checked(what: str, text: str, *, key: bool) -> Secret:
 
 
 class Guard(logging.Filter):
-    """Takes every known secret out of what goes through it: log lines, with what libraries say in them, and errors."""
+    """Takes every known secret out of what goes through it: log lines, with what libraries say in them, and errors.
+
+    Control characters are written out: what a provider says moves no cursor."""
 
     def __init__(self, secrets: Iterable[Secret] = ()) -> None:
         super().__init__()
@@ -105,7 +108,7 @@ class Guard(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         said = record.getMessage()
-        clean = self.cleaned(said)
+        clean = printable(self.cleaned(said))
         if clean != said:
             record.msg, record.args = clean, None
         if record.exc_info and not record.exc_text:

@@ -145,6 +145,8 @@ def normalize_all(chunk: Chunk, decoders: Mapping[str, Decode], *, copies: bool 
     """As `normalize`; but a record that makes a decoder fail is found by halving, and rejected alone."""
     try:
         return normalize(chunk, decoders, copies=copies)
+    except MemoryError:
+        raise  # it says nothing of the records
     except Exception as error:  # noqa: BLE001 whatever a decoder raises: one record must not stop all that come after it
         if chunk.rows == 1:
             reason = f"the decoder failed: {type(error).__name__}: {error}"
@@ -280,6 +282,7 @@ class KeepLedger:
         self._ahead: Chunk | None = None  # read, and not yet absorbed
         self._read: dict[int, int] = {}
         self._kept: dict[Key, list[Interval]] = {}
+        self._passed_over = 0  # records, since the start
         self._since: int | None = None
         self._every_ns = _LEDGER_FLUSH_NS
 
@@ -321,8 +324,11 @@ class KeepLedger:
         A later copy of an event is evidence too: it says that its line heard."""
         try:
             absorb(facts, chunk, normalize_all(chunk, self._decoders, copies=True), taken=taken)
+        except MemoryError:
+            raise
         except Exception:
             if chunk.rows == 1:
+                self._passed_over += 1
                 log.exception("Raw record %d of partition %d is passed over by the ledger.", chunk.offset[0], chunk.partition[0])
                 return
             for part in (chunk.slice(0, chunk.rows // 2), chunk.slice(chunk.rows // 2, chunk.rows)):
@@ -351,6 +357,7 @@ class KeepLedger:
             "keys": len(self._kept),
             "states": {state: count for state, count in states.items() if state not in COVERED},
             "forgotten": self._forgotten.told,
+            "passed_over": self._passed_over,
         }
 
     def finish(self) -> None:

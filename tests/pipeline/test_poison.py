@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 
 from tapeline.errors import Unavailable
+from tapeline.locks import own
 from tapeline.monitor.status import StatusFile
 from tapeline.providers import DECODERS, identity
 from tapeline.providers.normalizing import Reject
@@ -123,3 +124,20 @@ def test_a_commit_that_went_through_without_an_answer_is_not_done_again(tmp_path
             totals = lake.totals(topic)
             assert totals.positions.get(0, 0) == totals.read == totals.rows + totals.duplicates == stream.ends(topic)[0]
             assert totals.duplicates == 0
+
+
+def test_memory_that_runs_out_rejects_no_record_and_is_not_hidden(tmp_path: Path) -> None:
+    def hungry(feed: str, frames: Iterable[tuple[int, bytes]], events: Events) -> None:
+        raise MemoryError
+
+    with closing(EmbeddedStream(tmp_path / "stream")) as stream:
+        stream.append(RAW_TOPIC, raw([trade(1), trade(2)]))
+        with pytest.raises(MemoryError):
+            interpreted(stream, tmp_path, {"binance": hungry})
+        assert rejected(stream) == []
+        assert stream.positions("normalize", RAW_TOPIC) == {0: 0}, "the records wait for the next one"
+
+
+def test_a_data_folder_that_is_made_is_nobody_else_s(tmp_path: Path) -> None:
+    with own(tmp_path / "data" / "locks" / "x", "a test"):
+        assert (tmp_path / "data").stat().st_mode & 0o777 == 0o700

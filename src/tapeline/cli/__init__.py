@@ -14,6 +14,7 @@ from tapeline.cli import stages, trying, looking, completeness, backfilling, rej
 # isort: on
 from tapeline.cli.app import app
 from tapeline.cli.terminal import escape, without_secrets
+from tapeline.console import printable
 from tapeline.errors import TapelineError
 
 __all__ = ["app", "backfilling", "completeness", "exporting", "lake", "looking", "main", "rejected", "stages", "trying"]
@@ -34,7 +35,7 @@ def main() -> None:
     try:
         app(prog_name="tapeline")
     except TapelineError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {escape(without_secrets(str(error)))}", highlight=False, soft_wrap=True)
+        Console(stderr=True).print(f"[bold red]error:[/] {escape(printable(without_secrets(str(error))))}", highlight=False, soft_wrap=True)
         sys.exit(getattr(error, "status", error.exit_status))
     except KeyboardInterrupt:
         sys.exit(130)

@@ -20,7 +20,7 @@ from rich.table import Table
 
 from tapeline import times
 from tapeline.cli.app import app
-from tapeline.cli.terminal import ConfigOption, TableOrJson, load_config, midnight_ns, stop_on_signal
+from tapeline.cli.terminal import ConfigOption, TableOrJson, echo, load_config, midnight_ns, stop_on_signal
 from tapeline.config import Config, ProviderConfig, environment
 from tapeline.console import Output
 from tapeline.errors import ConfigError
@@ -100,11 +100,11 @@ def backfill(
                 log.close()
                 stream.close()
         failed = failed or bool(state.failed)
-        typer.echo(encoded(state).decode() if format is TableOrJson.json else _in_words(job, state))
+        echo(encoded(state).decode() if format is TableOrJson.json else _in_words(job, state))
         for span, error in state.failed:
-            typer.echo(f"{span.symbol} {span.channel} from {times.text(span.start_ns)}: {error}", err=True)
+            echo(f"{span.symbol} {span.channel} from {times.text(span.start_ns)}: {error}", err=True)
         if stop.is_set():
-            typer.echo("Stopped. What has come is in the stream; the same command goes on from there.", err=True)
+            echo("Stopped. What has come is in the stream; the same command goes on from there.", err=True)
             raise typer.Exit(130)
     raise typer.Exit(1 if failed else 0)
 
@@ -154,10 +154,10 @@ def reconcile(
                     found = compare(key, start_ns, end_ns, history, store.now(), stream, time.time_ns, connection)
                 except (Refused, WrongPage) as error:
                     differ = True
-                    typer.echo(f"{key.symbol} {key.channel}: {error}", err=True)
+                    echo(f"{key.symbol} {key.channel}: {error}", err=True)
                     continue
                 differ = differ or not found.equal
-                typer.echo(json.dumps({**found.key._asdict(), **_numbers(found)}) if format is TableOrJson.json else _compared(found))
+                echo(json.dumps({**found.key._asdict(), **_numbers(found)}) if format is TableOrJson.json else _compared(found))
     finally:
         stream.close()
     raise typer.Exit(1 if differ else 0)
@@ -264,7 +264,7 @@ def _channels(name: str, feed: str, history: History, configured: Iterable[str],
 def _show(jobs: Iterable[tuple[Job, Sequence[dict[str, str | int]]]], format: TableOrJson) -> None:  # noqa: A002
     if format is TableOrJson.json:
         for job, rows in jobs:
-            typer.echo(json.dumps({"provider": job.provider, "feed": job.feed, "requests": list(rows)}))
+            echo(json.dumps({"provider": job.provider, "feed": job.feed, "requests": list(rows)}))
         return
     for job, rows in jobs:
         table = Table(title=f"{job.provider} {job.feed}", title_justify="left")

@@ -18,6 +18,7 @@ from tapeline.cli.terminal import (
     ConfigOption,
     Format,
     TableOrJson,
+    echo,
     load_config,
     midnight_ns,
     own_stage,
@@ -76,7 +77,7 @@ def gaps(
         if rows:
             _show_gaps(rows)
         else:
-            typer.echo("No gap is known." if not (symbol or since or provider) else "No gap of the kind is known.")
+            echo("No gap is known." if not (symbol or since or provider) else "No gap of the kind is known.")
     else:
         with reader_may_leave():
             write(pa.Table.from_pylist(rows, INTERVALS), format.value, None)
@@ -116,7 +117,7 @@ def complete(
         until_ns = _so_far(found, start_ns, end_ns) if end_ns < start_ns + _DAY_NS else end_ns
         answers.append(answer(key, found, start_ns, until_ns))
         if format is TableOrJson.json:
-            typer.echo(json.dumps(_as_json(answers[-1], day, until_ns)))
+            echo(json.dumps(_as_json(answers[-1], day, until_ns)))
         else:
             _show(answers[-1], day, until_ns if until_ns < start_ns + _DAY_NS else None)
     verdicts = {one.verdict for one in answers}
@@ -152,7 +153,7 @@ def repair(
     known = _chosen(_known(settings), symbol or (), provider)
     chosen = wanted(known, wiring.feeds(settings), time.time_ns())
     if not chosen:
-        typer.echo("No gap is known that a provider's history could fill.")
+        echo("No gap is known that a provider's history could fill.")
         return
     if dry_run:
         _show_gaps([_row(key, one) for key, one, _ in chosen])
@@ -170,12 +171,12 @@ def repair(
             if key.provider in away:
                 continue
             try:
-                typer.echo(str(fill(key, span, sources[key.provider, key.feed], stream, time.time_ns, connection)))
+                echo(str(fill(key, span, sources[key.provider, key.feed], stream, time.time_ns, connection)))
             except (Refused, WrongPage, Unavailable) as error:
                 failed = True
                 if isinstance(error, Unavailable):
                     away.add(key.provider)
-                typer.echo(f"{key.symbol} {key.channel}: {error}", err=True)
+                echo(f"{key.symbol} {key.channel}: {error}", err=True)
     finally:
         stream.close()
     raise typer.Exit(1 if failed else 0)

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from tapeline.cli.app import app
-from tapeline.cli.terminal import ConfigOption, load_config
+from tapeline.cli.terminal import ConfigOption, echo, load_config
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -79,7 +79,7 @@ def export(
 
     with _shown(f"exporting {symbol}", start_ns, end_ns) as told:
         done = export_rows(result.schema, batches(), to, name, form.value, told)
-    typer.echo(f"{done.rows:,} rows in {done.files:,} files, {done.bytes / 1e6:,.1f} MB: {done.folder}", err=True)
+    echo(f"{done.rows:,} rows in {done.files:,} files, {done.bytes / 1e6:,.1f} MB: {done.folder}", err=True)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from tapeline.cli.app import app
-from tapeline.cli.terminal import ConfigOption, TableOrJson, load_config, stream_with_data
+from tapeline.cli.terminal import ConfigOption, TableOrJson, echo, load_config, stream_with_data
 from tapeline.config import Config
 from tapeline.errors import ConfigError
 
@@ -55,9 +55,9 @@ def seal(
         with _shown(f"sealing {day}") as told:
             done = seal_day(root, day, told)
         for one in done:
-            typer.echo(_as_json(one) if format is TableOrJson.json else _in_words(one))
+            echo(_as_json(one) if format is TableOrJson.json else _in_words(one))
         if not done:
-            typer.echo(f"{day}: the lake holds nothing of it.", err=True)
+            echo(f"{day}: the lake holds nothing of it.", err=True)
 
 
 @lake_app.command()
@@ -79,12 +79,12 @@ def prune(
     settings = load_config(config)
     root, keep = _lake(settings), wiring.lake_keep(settings)
     if keep == Keep():
-        typer.echo("The lake keeps everything: neither keep_days nor keep_gb is set in its [[stores]].", err=True)
+        echo("The lake keeps everything: neither keep_days nor keep_gb is set in its [[stores]].", err=True)
     done = prune_lake(root, keep, datetime.now(UTC).date(), dry_run=dry_run)
     for one in done:
-        typer.echo(_as_json(one) if format is TableOrJson.json else _pruned(one, dry_run))
+        echo(_as_json(one) if format is TableOrJson.json else _pruned(one, dry_run))
     if not done and format is not TableOrJson.json:
-        typer.echo("Nothing to remove.")
+        echo("Nothing to remove.")
 
 
 @lake_app.command()
@@ -98,7 +98,7 @@ def vacuum(config: ConfigOption = None, format: FormatOption = TableOrJson.table
     from tapeline.stores.lake_retention import vacuum as vacuum_lake
 
     for one in vacuum_lake(_lake(load_config(config))):
-        typer.echo(_as_json(one) if format is TableOrJson.json else _vacuumed(one))
+        echo(_as_json(one) if format is TableOrJson.json else _vacuumed(one))
 
 
 @lake_app.command()
@@ -121,7 +121,7 @@ def check(
     with _shown("checking") as told:
         done = check_lake(root, identity, chosen, told)
     for one in done:
-        typer.echo(_as_json(one) if format is TableOrJson.json else _checked(one))
+        echo(_as_json(one) if format is TableOrJson.json else _checked(one))
     raise typer.Exit(1 if any(one.findings for one in done) else 0)
 
 
@@ -148,12 +148,12 @@ def repair(
     try:
         with _shown("looking at") as told:
             for one in repair_lake(root, identity, RawRecords(stream, DECODERS), told, drop=drop):
-                typer.echo(_as_json(one) if format is TableOrJson.json else _repaired(one))
+                echo(_as_json(one) if format is TableOrJson.json else _repaired(one))
                 whole, found = whole and not one.trouble and not one.lost, True
     finally:
         stream.close()
     if not found and format is not TableOrJson.json:
-        typer.echo("Nothing is damaged.")
+        echo("Nothing is damaged.")
     raise typer.Exit(0 if whole else 1)
 
 

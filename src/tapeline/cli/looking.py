@@ -15,6 +15,7 @@ from tapeline.cli.terminal import (
     ConfigOption,
     Format,
     TableOrJson,
+    echo,
     escape,
     load_config,
     reader_may_leave,
@@ -154,7 +155,7 @@ def replay(
         published = publish(batches, stream, stop, Random())
     finally:
         stream.close()
-    typer.echo(f"{published} ticks published{', then stopped' if stop.is_set() else ''}.", err=True)
+    echo(f"{published} ticks published{', then stopped' if stop.is_set() else ''}.", err=True)
     raise typer.Exit(130 if stop.is_set() else 0)
 
 
@@ -185,7 +186,7 @@ def status(
         trouble, found = error, snapshot(settings.root, None, {})
     stream.close()
     if format is TableOrJson.json:
-        typer.echo(json.dumps(found))
+        echo(json.dumps(found))
     else:
         Output().print(tables(found))
     if trouble is not None:
@@ -231,7 +232,7 @@ def audit(
             raise ConfigError(f"Nothing is known of {'-'.join(map(str, one))}: neither the stream nor the lake holds it.")
         if format is TableOrJson.json:
             shown = [{"where": step.where, "found": step.found, "record": plain(step.details)} for step in steps]
-            typer.echo(json.dumps({"id": "-".join(map(str, one)), "steps": shown}))
+            echo(json.dumps({"id": "-".join(map(str, one)), "steps": shown}))
         else:
             Output().print(way.picture(one, steps))
     stream.close()
@@ -264,4 +265,4 @@ def _print_last(batches: list[pa.RecordBatch], count: int, json_lines: Any) -> N
     if batches:
         table = pa.Table.from_batches(batches)
         for text in json_lines(table.slice(max(0, table.num_rows - count))):
-            typer.echo(text)
+            echo(text)

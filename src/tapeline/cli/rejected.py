@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tapeline.cli.app import app
-from tapeline.cli.terminal import ConfigOption, Format, load_config, reader_may_leave, stream_with_data
+from tapeline.cli.terminal import ConfigOption, Format, echo, load_config, reader_may_leave, stream_with_data
 from tapeline.config import Config
 from tapeline.errors import ConfigError
 
@@ -63,7 +63,7 @@ def rejected_list(
         for one in found
     ]
     if not rows and format is Format.table:
-        typer.echo("Nothing was rejected." if provider is None and reason is None else "Nothing of the kind was rejected.")
+        echo("Nothing was rejected." if provider is None and reason is None else "Nothing of the kind was rejected.")
         return
     with reader_may_leave():
         write(pa.Table.from_pylist(rows, schema), format.value, None)
@@ -84,8 +84,8 @@ def rejected_show(
     stream.close()
     if found is None:
         raise ConfigError(f"No rejected event has the id {event}. `tapeline rejected list --all` shows those there are.")
-    typer.echo(f"{found.provider}/{found.feed}, connection {found.connection}, received_ns {found.received_ns}", err=True)
-    typer.echo(f"reason: {found.reason}{' (retried)' if found.retried else ''}", err=True)
+    echo(f"{found.provider}/{found.feed}, connection {found.connection}, received_ns {found.received_ns}", err=True)
+    echo(f"reason: {found.reason}{' (retried)' if found.retried else ''}", err=True)
     sys.stdout.buffer.write(found.payload + b"\n")
 
 
@@ -111,8 +111,8 @@ def rejected_retry(
     sent = retry(stream, _lake_table(settings), lambda one: _wanted(one, provider, reason), ids)
     stream.close()
     for one in sent:
-        typer.echo(one.name)
-    typer.echo(f"{len(sent)} events go through the normalizer again; `tapeline audit ID` shows what became of one.", err=True)
+        echo(one.name)
+    echo(f"{len(sent)} events go through the normalizer again; `tapeline audit ID` shows what became of one.", err=True)
 
 
 def _wanted(one: Rejected, provider: str | None, reason: str | None) -> bool:

@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from tapeline.config import Config, environment, load, secrets_of
+from tapeline.console import printable
 from tapeline.errors import ConfigError
 from tapeline.locks import own
 from tapeline.records import NS_PER_S
@@ -154,6 +155,11 @@ def run_loop(body: Any) -> None:
         return
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(body())
+
+
+def echo(text: str, *, err: bool = False) -> None:
+    """One line of plain text, whatever it holds."""
+    typer.echo(printable(text), err=err)
 
 
 def escape(text: str) -> str:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from tapeline.cli.app import app
-from tapeline.cli.terminal import run_loop, stop_on_signal
+from tapeline.cli.terminal import echo, run_loop, stop_on_signal
 from tapeline.console import Output
 from tapeline.errors import ConfigError
 
@@ -61,7 +61,7 @@ def venue(
 
     if fault == ["list"]:
         for fault_name, text in FAULTS.items():
-            typer.echo(f"{fault_name:20} {text}")
+            echo(f"{fault_name:20} {text}")
         return
     try:
         options = VenueOptions(

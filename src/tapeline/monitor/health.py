@@ -112,6 +112,7 @@ def snapshot(
         "lines": {name: _line(line) for name, line in lines.items() if "pair" in line},
         "backlog": [asdict(backlog) for backlog in backlogs(stream, stores, raw_groups)] if stream is not None else [],
         "forgotten": [{"stage": name, **entry} for name, word in words.items() for entry in word.get("forgotten", [])],
+        "passed_over": words.get("ledger", {}).get("passed_over", 0),
         "gaps": words.get("ledger", {}).get("states"),  # by state; null where no ledger is kept
         "spool": {part: sum(word.get(part, 0) for word in ingests) for part in ("spooled", "spooled_bytes", "refused")},
         "equations": [

@@ -10,6 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from tapeline.console import printable
 from tapeline.records import NS_PER_S
 
 
@@ -50,7 +51,7 @@ def _providers(snapshot: Mapping[str, Any]) -> Table:
 
 def _troubles(snapshot: Mapping[str, Any]) -> list[Text]:
     """What a provider's connections complain of, on a line of its own: it may be long."""
-    return [Text(f"{name}: {p['trouble']}", style="yellow") for name, p in snapshot["providers"].items() if p["trouble"]]
+    return [Text(printable(f"{name}: {p['trouble']}"), style="yellow") for name, p in snapshot["providers"].items() if p["trouble"]]
 
 
 def _lines(snapshot: Mapping[str, Any]) -> list[Table]:
@@ -122,6 +123,8 @@ def _gaps(snapshot: Mapping[str, Any]) -> list[Text]:
     """What is known to be missing, where a ledger is kept."""
     if snapshot["gaps"] is None:
         return []
+    if snapshot["passed_over"]:
+        return [Text(f"\ngaps: not known: the ledger could not take {snapshot['passed_over']:,} records (see its log)", style="bold red")]
     counted = ", ".join(f"{count:,} {state}" for state, count in snapshot["gaps"].items())
     return [Text(f"\ngaps: {counted} (tapeline gaps)", style="yellow") if counted else Text("\ngaps: none known", style="green")]
 

@@ -88,9 +88,15 @@ class LedgerFile:
                 return
             with closing(sqlite3.connect(f"{self._path.absolute().as_uri()}?mode=ro", uri=True, timeout=_LOCK_WAIT_S)) as db, db:
                 yield db if self._version(db) else None
+        except sqlite3.OperationalError as error:  # the disk, or another process: the file itself may be as good as ever
+            raise DiskTrouble(
+                f"The ledger {self._path} cannot be read for now: {error}. Nothing of it is lost. Leave it there: free disk space, or "
+                "make it readable. It is tried again."
+            ) from error
         except sqlite3.Error as error:
             raise DiskTrouble(
-                f"The ledger {self._path} cannot be read: {error}. It can be made again from the raw topic: move it away."
+                f"The ledger {self._path} is damaged: {error}. Restore it from a backup. Without one, move it away: it is made again from "
+                "the raw topic, as far as that reaches back; what was proven of earlier days is then unknown."
             ) from error
 
     @contextmanager
