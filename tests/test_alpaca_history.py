@@ -22,7 +22,7 @@ from tapeline.providers.alpaca_history import SETTLED_NS, WEIGHT_A_MINUTE
 from tapeline.providers.history import Asked, Page, Request, Span, WrongPage
 from tapeline.providers.normalizing import Normalized, normalize
 from tapeline.records import BARS_TOPIC, NS_PER_MS, NS_PER_S, RAW_TOPIC, TICKS_TOPIC, Chunk
-from tapeline.secret import NO_SECRET
+from tapeline.secret import NO_SECRET, Secret
 from tapeline.stores import Store
 from tapeline.stores.lake import Lake
 from tapeline.stores.postgres import Postgres
@@ -140,7 +140,7 @@ def test_of_bars_the_window_that_holds_the_start_is_asked_for_too_and_of_the_del
 
 
 def test_the_account_s_keys_go_along_and_less_is_asked_than_the_smallest_plan_allows() -> None:
-    assert alpaca_history.headers("k", "s") == {"APCA-API-KEY-ID": "k", "APCA-API-SECRET-KEY": "s"}
+    assert alpaca_history.headers(Secret("k"), Secret("s")) == {"APCA-API-KEY-ID": "k", "APCA-API-SECRET-KEY": "s"}
     assert 0 < 2 * WEIGHT_A_MINUTE <= 200
     assert SETTLED_NS == 20 * NS_PER_S
 

@@ -22,7 +22,7 @@ from tapeline.providers.history import Asked, Page, Request, Span, WrongPage
 from tapeline.providers.normalizing import Normalized, normalize
 from tapeline.providers.polygon_history import PAGE_ROWS, headers
 from tapeline.records import BARS_TOPIC, NS_PER_MS, NS_PER_S, RAW_TOPIC, TICKS_TOPIC, Chunk, Topic
-from tapeline.secret import NO_SECRET
+from tapeline.secret import NO_SECRET, Secret
 from tapeline.stores import Store, Written
 from tapeline.stores.lake import Lake
 from tapeline.stores.postgres import Postgres
@@ -244,7 +244,7 @@ def test_quotes_of_crypto_have_no_history() -> None:
 
 
 def test_the_key_goes_in_a_header() -> None:
-    assert headers("K", "") == {"Authorization": "Bearer K"}
+    assert headers(Secret("K"), Secret("")) == {"Authorization": "Bearer K"}
 
 
 @pytest.mark.parametrize("symbol", ["A B", "A/../B", "A?x=1", "A\r\nX: y", "币"])

@@ -353,6 +353,7 @@ sys.path[:0] = json.loads(sys.argv[2])
 from made import NOON, ticks
 from tapeline.providers import identity
 from tapeline.records import TICKS_TOPIC, Chunk
+from tapeline.secret import NO_SECRET
 from tapeline.stores.postgres import Postgres
 store = Postgres(sys.argv[1], NO_SECRET, identity)
 while True:

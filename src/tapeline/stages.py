@@ -17,13 +17,14 @@ import pyarrow as pa
 from tapeline import flow, net
 from tapeline.completeness import COVERED, Facts, Interval, Key, absorb, forget, intervals
 from tapeline.errors import Busy, Unavailable
+from tapeline.monitor.health import written_to
 from tapeline.monitor.status import Latencies, Rate, StatusFile
 from tapeline.providers.normalizing import Count, Decode, Events, Normalized, Reject, normalize
 from tapeline.records import NORMALIZED_TOPICS, NS_PER_S, RAW_TOPIC, TICKS_TOPIC, Chunk, Topic
 from tapeline.stores import Store
 from tapeline.stores.ledger import Ledger
 from tapeline.streams import Member, PartitionLost, Stream
-from tapeline.streams.lives import crossed
+from tapeline.streams.lives import crossed, rows_of
 from tapeline.taken import Taken
 
 log = logging.getLogger(__name__)
@@ -40,6 +41,8 @@ _TIDY_NS: Final = 3_600 * NS_PER_S
 #: The ledger is in no hurry: the more comes together, the less it costs.
 _LEDGER_REST_S: Final = 0.25
 _LEDGER_FLUSH_NS: Final = NS_PER_S
+#: So often a moment is waited for in which nothing is written.
+_TRIES_AT_REST: Final = 20
 #: Of lives that began anew, so many are shown.
 _MOST_TOLD: Final = 16
 #: Where so many records came at once there are probably more: no rest before the next look.
@@ -202,6 +205,7 @@ class KeepIn:
         self._read: dict[Topic, dict[int, int]] = {}
         self._held: dict[Topic, list[Chunk]] = {topic: [] for topic in NORMALIZED_TOPICS}
         self._since: dict[Topic, int] = {}
+        self._said: dict[Topic, int] = {}  # the total of what was read, as the stream should have it
         self._rate = Rate(clock)
         self._forgotten = Forgotten(stream, group, clock)
 
@@ -213,8 +217,9 @@ class KeepIn:
             self._read = {topic: self._store.totals(topic).positions for topic in NORMALIZED_TOPICS}
             for topic, positions in self._read.items():
                 # It may have been killed between a write and this, and others wait to hear how far it is.
-                if positions:
-                    self._stream.acknowledge(self._group, topic, positions)
+                read = unsaid(self._stream, self._group, topic, positions) if self._stream.counts_records else 0
+                self._said[topic] = self._stream.totals(self._group).get(f"{topic.table}/read", 0) + read
+                self._stream.acknowledge(self._group, topic, positions, read)
         for topic in NORMALIZED_TOPICS:
             held = self._held[topic]
             rows = sum(chunk.rows for chunk in held)
@@ -245,7 +250,14 @@ class KeepIn:
         self._rate.add(written.rows)
         self._held[topic].clear()
         del self._since[topic]
-        self._stream.acknowledge(self._group, topic, chunk.next)
+        self._say(topic, chunk)
+
+    def _say(self, topic: Topic, chunk: Chunk) -> None:
+        """Tell the stream how far it is. Where that has lost its counts, only what was written since belongs to the new ones."""
+        has = self._stream.totals(self._group).get(f"{topic.table}/read", 0) if self._stream.counts_records else 0
+        read = chunk.rows if has >= self._said.get(topic, 0) else rows_of(chunk, self._stream.lives(topic))
+        self._said[topic] = has + read
+        self._stream.acknowledge(self._group, topic, chunk.next, read)
 
     def _report(self) -> dict[str, Any]:
         kept = {topic.table: self._store.totals(topic) for topic in NORMALIZED_TOPICS}
@@ -257,6 +269,20 @@ class KeepIn:
 
     def finish(self) -> None:
         self._status.write(self._report())
+
+
+def unsaid(stream: Stream, group: str, topic: Topic, positions: Mapping[int, int]) -> int:
+    """How many records a store has read up to positions of its own without having said so to the stream.
+
+    Of a store that has never said anything: all that was written before those that wait, as if it had read them."""
+    for _ in range(_TRIES_AT_REST):
+        said = f"{topic.table}/read" in stream.totals(group)
+        written = written_to(stream, topic)
+        rest = sum(stream.waiting(topic, positions).values())
+        open_ = sum(stream.waiting(topic, stream.positions(group, topic)).values()) if said else written
+        if written == written_to(stream, topic):  # nothing has come in between: the numbers are of one moment
+            return max(0, open_ - rest)
+    return 0
 
 
 class KeepLedger:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from tapeline.monitor.status import read_status
-from tapeline.records import NORMALIZED_TOPICS, NS_PER_S, RAW_TOPIC
+from tapeline.records import NORMALIZED_TOPICS, NS_PER_S, RAW_TOPIC, Topic
 from tapeline.stores import Store
-from tapeline.streams import Stream
+from tapeline.streams import APPENDED, Stream
 
 _PARTS = ("ticks", "bars", "notices", "rejected", "duplicates")
 
@@ -59,6 +59,33 @@ def equations(stream: Stream, stores: Mapping[str, Store]) -> list[Equation]:
             if kept.read:
                 found.append(Equation(name, topic.table, kept.read, kept.parts))
     return found
+
+
+def between(stream: Stream, stores: Iterable[str]) -> list[Equation]:
+    """What normalize wrote against what each store has read: here a stream that lost something shows. None where it counts messages.
+
+    Nothing commits both sides together, so the writing is asked before and after the reading, and has to lie around it."""
+    found: list[Equation] = []
+    for name in stores if stream.counts_records else ():
+        for topic in NORMALIZED_TOPICS:
+            least = written_to(stream, topic)
+            read = stream.totals(name).get(f"{topic.table}/read")
+            if not read and not least:
+                continue
+            read = read or 0
+            waiting = sum(stream.waiting(topic, stream.positions(name, topic)).values())
+            if stream.totals(name).get(f"{topic.table}/read", 0) != read:
+                continue  # it has gone on in between: the next look will tell
+            most = written_to(stream, topic)
+            written = min(max(read + waiting, least), most)
+            found.append(Equation(f"normalize to {name}", f"{topic.table} written", written, {"taken": read, "on the way": waiting}))
+    return found
+
+
+def written_to(stream: Stream, topic: Topic) -> int:
+    """Records that were written to a normalized topic, in the present life of its counts."""
+    made = sum(count for name, count in stream.totals("normalize").items() if name.rpartition("/")[2] == topic.table)
+    return made + stream.totals(APPENDED).get(topic.table, 0)
 
 
 def backlogs(stream: Stream, stores: Mapping[str, Store], raw_groups: Sequence[str]) -> list[Backlog]:
@@ -117,7 +144,7 @@ def snapshot(
         "spool": {part: sum(word.get(part, 0) for word in ingests) for part in ("spooled", "spooled_bytes", "refused")},
         "equations": [
             {"stage": e.stage, "what": e.what, "read": e.read, **e.parts, "balanced": e.balanced, "text": str(e)}
-            for e in (equations(stream, stores) if stream is not None else [])
+            for e in ([*equations(stream, stores), *between(stream, stores)] if stream is not None else [])
         ],
     }
 

@@ -8,7 +8,7 @@ records from where the partition's life began, on Kafka they hold the message's 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol
 
 import pyarrow as pa
 
@@ -17,6 +17,9 @@ from tapeline.records import Chunk, Topic
 
 #: How records of a topic are written: `arrow`, a batch an entry; `protobuf`, a message of proto/market_data.proto a record.
 Codec = Literal["arrow", "protobuf"]
+#: The group whose totals (by table) count what was appended to the normalized topics by nobody's step, as by a replay; where the stream
+#: counts records.
+APPENDED: Final = "appended"
 #: Running totals that are committed with the outputs they count: name of the total to what to add.
 Totals = Mapping[str, int]
 #: Batches that are written together, each spread over its topic's partitions by the topic's key.
@@ -34,6 +37,10 @@ class Stream(Protocol):
     def partitions(self) -> int:
         """Of the raw topic; while the stream is away, as many as are configured."""
 
+    @property
+    def counts_records(self) -> bool:
+        """Whether it counts in records what waits and what groups have read; else in messages, which hold some."""
+
     def append(self, topic: Topic, batch: pa.RecordBatch, partition: int | None = None) -> None:
         """Write a batch, to one partition or to that of each record's key; when this returns, no crash of a process loses it."""
 
@@ -48,8 +55,10 @@ class Stream(Protocol):
 
         `name`: one that no other process has at the same time. Who comes back under it has at once what its predecessor left open."""
 
-    def acknowledge(self, group: str, topic: Topic, positions: Mapping[int, int]) -> None:
-        """Say how far a group that keeps its own positions has come: retention spares what it has still to read."""
+    def acknowledge(self, group: str, topic: Topic, positions: Mapping[int, int], read: int = 0) -> None:
+        """Say how far a group that keeps its own positions has come: retention spares what it has still to read.
+
+        `read`: records that it has read since the last time; where it counts records, their sum is the group's total `<table>/read`."""
 
     def positions(self, group: str, topic: Topic) -> dict[int, int]:
         """Where `group` reads each partition next."""

@@ -25,7 +25,7 @@ import pyarrow as pa
 
 from tapeline.errors import DiskTrouble, NewerData, Unavailable
 from tapeline.records import NORMALIZED_TOPICS, NS_PER_S, RAW_TOPIC, TOPICS, Chunk, Topic
-from tapeline.streams import Lease, Member, Outputs, PartitionLost, Producer, Totals
+from tapeline.streams import APPENDED, Lease, Member, Outputs, PartitionLost, Producer, Totals
 from tapeline.streams.arrow import decode, encode
 from tapeline.streams.partitioning import split
 from tapeline.streams.sharing import BookLease, SharedMember, Shares
@@ -121,10 +121,15 @@ class EmbeddedStream:
             self._count = int(row[0])
         return self._count
 
+    @property
+    def counts_records(self) -> bool:
+        return True
+
     def append(self, topic: Topic, batch: pa.RecordBatch, partition: int | None = None) -> None:
         file = self._writing(topic)
         with file.transaction() as db:
             self._append(db, topic, batch, partition)
+            _add(db, APPENDED, {topic.table: batch.num_rows} if topic.table else {})
 
     def append_as(self, writer: str, number: int, partition: int, batch: pa.RecordBatch) -> None:
         """Write a raw batch, and in the same step that the writer has come to this number."""
@@ -193,15 +198,13 @@ class EmbeddedStream:
                 _move(db, group, chunk.topic, partition, position)
             for topic, batch in outputs:
                 self._append(db, topic, batch, None)
-            db.executemany(
-                "INSERT INTO totals VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET value = value + excluded.value",
-                [(group, name, value) for name, value in totals.items() if value],
-            )
+            _add(db, group, {name: value for name, value in totals.items() if value})
 
-    def acknowledge(self, group: str, topic: Topic, positions: Mapping[int, int]) -> None:
+    def acknowledge(self, group: str, topic: Topic, positions: Mapping[int, int], read: int = 0) -> None:
         with self._writing(topic).transaction() as db:
             for partition, position in positions.items():
                 _move(db, group, topic, partition, position)
+            _add(db, group, {f"{topic.table}/read": read} if topic.table else {})
 
     def positions(self, group: str, topic: Topic) -> dict[int, int]:
         found = dict.fromkeys(range(self.partitions), 0)
@@ -368,6 +371,13 @@ def _born(db: sqlite3.Connection) -> int:
     """Where the file's life begins; 0 for one of a version that had no lives."""
     row = db.execute("SELECT value FROM facts WHERE name = 'born'").fetchone()
     return int(row[0]) if row else 0
+
+
+def _add(db: sqlite3.Connection, group: str, totals: Totals) -> None:
+    db.executemany(
+        "INSERT INTO totals VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET value = value + excluded.value",
+        [(group, name, value) for name, value in totals.items()],
+    )
 
 
 def _make(path: Path) -> None:

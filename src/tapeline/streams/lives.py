@@ -17,6 +17,7 @@ from tapeline.records import NS_PER_MS, Chunk, Topic
 
 #: A life may give so many numbers for each millisecond that it lasts before the next one could meet them.
 _PER_MS: Final = 1 << 10
+_NOT_YET: Final = 1 << 62
 
 
 def birth(now_ns: int) -> int:
@@ -37,3 +38,11 @@ def crossed(chunk: Chunk, lives: Callable[[Topic], Mapping[int, int]]) -> list[i
         return []
     begun = lives(chunk.topic)
     return [partition for partition in leaps if chunk.begin[partition] < begun.get(partition, 0) <= chunk.next[partition]]
+
+
+def rows_of(chunk: Chunk, lives: Mapping[int, int]) -> int:
+    """How many records of a chunk are of the present lives: what was read in an earlier one is not in their counts.
+
+    Of a partition to which nothing has been written since (0) there are none."""
+    begun = np.array([lives.get(partition, 0) or _NOT_YET for partition in range(max(chunk.next, default=0) + 1)], np.int64)
+    return int(np.count_nonzero(chunk.offset >= begun[chunk.partition]))

@@ -29,7 +29,7 @@ from tapeline.config import StreamConfig
 from tapeline.errors import ConfigError, NewerData, Refused, Unavailable
 from tapeline.records import NORMALIZED_TOPICS, RAW_TOPIC, TICKS_TOPIC, TOPICS, Chunk, Topic
 from tapeline.secret import NO_SECRET, Secret
-from tapeline.streams import Codec, Lease, Member, Outputs, PartitionLost, Producer, Totals, arrow, codecs, protobuf
+from tapeline.streams import APPENDED, Codec, Lease, Member, Outputs, PartitionLost, Producer, Totals, arrow, codecs, protobuf
 from tapeline.streams.partitioning import partitions_of, split
 from tapeline.streams.sharing import BookLease, SharedMember, Shares
 
@@ -268,12 +268,18 @@ class RedisStream:
             return self._config.partitions or _PARTITIONS
         return self._count
 
+    @property
+    def counts_records(self) -> bool:
+        return True
+
     def append(self, topic: Topic, batch: pa.RecordBatch, partition: int | None = None) -> None:
         self._begin()
         self.make_room(topic, batch.nbytes)
         with self._told():
             pipe = self._client.pipeline(transaction=True)
             self._write(pipe, topic, batch, partition)
+            if topic.table and batch.num_rows:
+                pipe.hincrby(self.keys.totals(APPENDED), topic.table, batch.num_rows)
             pipe.execute()
 
     def read(self, topic: Topic, positions: Mapping[int, int], max_rows: int) -> Chunk | None:
@@ -354,11 +360,13 @@ class RedisStream:
         if not done:
             raise PartitionLost(f"{group} has moved on in {chunk.topic.name} without this process.")
 
-    def acknowledge(self, group: str, topic: Topic, positions: Mapping[int, int]) -> None:
+    def acknowledge(self, group: str, topic: Topic, positions: Mapping[int, int], read: int = 0) -> None:
         self._begin()
         with self._told():
             pipe = self._client.pipeline(transaction=True)
             self._move(pipe, group, topic, positions)
+            if topic.table:
+                pipe.hincrby(self.keys.totals(group), f"{topic.table}/read", read)
             pipe.execute()
 
     def positions(self, group: str, topic: Topic) -> dict[int, int]:

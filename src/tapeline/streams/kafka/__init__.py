@@ -56,6 +56,10 @@ class KafkaStream:
         except Unavailable:
             return self._cluster.usual_partitions
 
+    @property
+    def counts_records(self) -> bool:
+        return False
+
     def append(self, topic: Topic, batch: pa.RecordBatch, partition: int | None = None) -> None:
         if self._producer is None:
             self._producer = RawProducer(self._cluster, "")
@@ -77,7 +81,10 @@ class KafkaStream:
         self._cluster.count(RAW_TOPIC)
         return GroupLease(self._cluster, name)
 
-    def acknowledge(self, group: str, topic: Topic, positions: Mapping[int, int]) -> None:
+    def acknowledge(self, group: str, topic: Topic, positions: Mapping[int, int], read: int = 0) -> None:
+        del read
+        if not positions:
+            return
         offsets = [TopicPartition(self._cluster.name(topic), partition, position >> ROW_BITS) for partition, position in positions.items()]
         with self._cluster.told():
             self._looker(group).commit(offsets=offsets, asynchronous=False)
