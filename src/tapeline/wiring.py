@@ -25,6 +25,7 @@ from tapeline.errors import Busy, ConfigError, TapelineError, Unavailable
 from tapeline.jobs import fetching
 from tapeline.jobs.archive import Archive
 from tapeline.jobs.day_files import DayFiles
+from tapeline.monitor.status import worker_name
 from tapeline.pairs import Pair
 from tapeline.providers import ARCHIVES, CHANNELS, HISTORIES, PROVIDERS, Provider, identity
 from tapeline.providers.history import History
@@ -104,6 +105,13 @@ def ledger_rows(config: Config) -> pa.Table | None:
     except Unavailable as error:
         log.warning("%s coverage and gaps are left out.", error)
         return None
+
+
+def stage_names(config: Config) -> set[str]:
+    """The stages that the configuration has, as the status page names them."""
+    found = {"run", "repair", *(worker_name(number) for number in range(1, config.normalize_workers + 1))}
+    found |= {ingest_name(provider.process) for provider in config.providers} | {store_name(store) for store in config.stores}
+    return found | ({LEDGER} if config.ledger else set())
 
 
 def has_history(config: Config) -> bool:

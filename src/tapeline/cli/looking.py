@@ -181,9 +181,10 @@ def status(
     stream = stream_with_data(settings)
     trouble: Unavailable | None = None
     try:
-        found = snapshot(settings.root, stream, wiring.open_stores(settings), wiring.raw_groups(settings))
+        stages = wiring.stage_names(settings)
+        found = snapshot(settings.root, stream, wiring.open_stores(settings), wiring.raw_groups(settings), stages=stages)
     except Unavailable as error:
-        trouble, found = error, snapshot(settings.root, None, {})
+        trouble, found = error, snapshot(settings.root, None, {}, stages=wiring.stage_names(settings))
     stream.close()
     if format is TableOrJson.json:
         echo(json.dumps(found))

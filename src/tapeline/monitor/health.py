@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tapeline.machine import process_space
 from tapeline.monitor.status import read_status
 from tapeline.records import NORMALIZED_TOPICS, NS_PER_S, RAW_TOPIC, Topic
 from tapeline.stores import Store
 from tapeline.streams import APPENDED, Stream
 
+#: A process elsewhere that has said nothing for so long does not run: each speaks about once a second.
+_SILENT_NS = 15 * NS_PER_S
 _PARTS = ("ticks", "bars", "notices", "rejected", "duplicates")
 
 
@@ -101,8 +104,10 @@ def backlogs(stream: Stream, stores: Mapping[str, Store], raw_groups: Sequence[s
     ]
 
 
-def alive(status: Mapping[str, Any]) -> bool:
-    """Whether the process that wrote a status still runs."""
+def alive(status: Mapping[str, Any], now_ns: int) -> bool:
+    """Whether the process that wrote a status still runs: here by its id, in another container or on another machine by its last word."""
+    if status.get("space", process_space()) != process_space():
+        return now_ns - int(status.get("updated_ns", 0)) < _SILENT_NS
     try:
         os.kill(int(status["pid"]), 0)
     except (ProcessLookupError, KeyError, ValueError):
@@ -113,14 +118,21 @@ def alive(status: Mapping[str, Any]) -> bool:
 
 
 def snapshot(
-    root: Path, stream: Stream | None, stores: Mapping[str, Store], raw_groups: Sequence[str] = ("normalize",), clock_ns: int | None = None
+    root: Path,
+    stream: Stream | None,
+    stores: Mapping[str, Store],
+    raw_groups: Sequence[str] = ("normalize",),
+    clock_ns: int | None = None,
+    stages: Container[str] | None = None,
 ) -> dict[str, Any]:
-    """Everything that `tapeline status` shows, as plain values. Without a stream: what the stages say by themselves."""
+    """Everything that `tapeline status` shows, as plain values. Without a stream: what the stages say by themselves.
+
+    `stages`: those of the configuration; of others only what runs is shown."""
     now_ns = clock_ns if clock_ns is not None else time.time_ns()
-    words = read_status(root)
-    stages = {
+    words = {name: word for name, word in read_status(root).items() if stages is None or name in stages or alive(word, now_ns)}
+    shown = {
         name: {
-            "running": alive(word),
+            "running": alive(word, now_ns),
             "pid": word.get("pid"),
             "uptime_s": round((now_ns - word.get("started_ns", now_ns)) / NS_PER_S, 1),
             "silent_s": round((now_ns - word.get("updated_ns", now_ns)) / NS_PER_S, 1),
@@ -130,11 +142,11 @@ def snapshot(
     totals = stream.totals("normalize") if stream is not None else {}
     ingests = [word for name, word in words.items() if name.partition("-")[0] == "ingest"]
     lines = {name: line for word in ingests for name, line in word.get("lines", {}).items()}
-    paces = [word.get("providers", {}) for name, word in words.items() if name.partition("-")[0] == "normalize" and alive(word)]
+    paces = [word.get("providers", {}) for name, word in words.items() if name.partition("-")[0] == "normalize" and alive(word, now_ns)]
     names = sorted({name.partition("/")[0] for name in totals} | {line["provider"] for line in lines.values()})
     providers = {name: _provider(name, totals, lines, [pace[name] for pace in paces if name in pace]) for name in names}
     return {
-        "stages": stages,
+        "stages": shown,
         "providers": providers,
         "lines": {name: _line(line) for name, line in lines.items() if "pair" in line},
         "backlog": [asdict(backlog) for backlog in backlogs(stream, stores, raw_groups)] if stream is not None else [],

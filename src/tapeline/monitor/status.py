@@ -13,6 +13,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from tapeline.machine import process_space
 from tapeline.records import NS_PER_S
 
 log = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ class StatusFile:
     def __init__(self, root: Path, stage: str, clock: Callable[[], int] = time.time_ns) -> None:
         self._path = root / "status" / f"{stage}.json"
         self._clock = clock
-        self._head = {"stage": stage, "pid": os.getpid(), "started_ns": clock()}
+        self._head = {"stage": stage, "pid": os.getpid(), "space": process_space(), "started_ns": clock()}
         self._due_ns = 0
 
     def maybe(self, report: Callable[[], Mapping[str, Any]]) -> None:

@@ -24,6 +24,7 @@ from typing import Final
 import pyarrow as pa
 
 from tapeline.errors import DiskTrouble, NewerData, Unavailable
+from tapeline.machine import boot_id
 from tapeline.records import NORMALIZED_TOPICS, NS_PER_S, RAW_TOPIC, TOPICS, Chunk, Topic
 from tapeline.streams import APPENDED, Lease, Member, Outputs, PartitionLost, Producer, Totals
 from tapeline.streams.arrow import decode, encode
@@ -70,15 +71,6 @@ _CHUNK_BYTES: Final = 32 * 1024 * 1024
 _SKIP: Final = 1 << 30
 _TRIM_EVERY_S: Final = 10.0
 _TRIM_BATCHES: Final = 500
-_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
-
-
-def boot_id() -> str:
-    """Which start of this machine it is; empty where the system does not say."""
-    try:
-        return _BOOT_ID.read_text().strip()
-    except OSError:
-        return ""
 
 
 class EmbeddedStream:

@@ -105,8 +105,8 @@ def go_on_after(cluster: Cluster, consumer: Consumer, topic: Topic, message: Mes
         partition, _ = place(message)
         low, _ = cluster.watermarks(consumer, topic, partition)
         log.error(
-            "%s %d: what was to be read next is gone: the topic's retention has removed it. It goes on at offset %d; what lies "
-            "before was not read. Keep more (retention.ms of the topic), or read faster.",
+            "%s %d: what was to be read next is gone: the topic's retention has removed it, or the topic was made anew or cut short. It "
+            "goes on at offset %d; what lay before and was not read is lost to this stage. Keep more (retention.ms), or read faster.",
             cluster.name(topic),
             partition,
             low,

@@ -1,0 +1,54 @@
+"""Who runs, by what a stage itself has said: also from another container, whose process ids mean nothing here."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tapeline import wiring
+from tapeline.config import Config, ProviderConfig, StoreConfig
+from tapeline.machine import process_space
+from tapeline.monitor.health import snapshot
+from tapeline.records import NS_PER_S
+
+NOW = 1_800_000_000 * NS_PER_S
+
+
+def speak(root: Path, stage: str, **word: Any) -> None:
+    (root / "status").mkdir(exist_ok=True)
+    (root / "status" / f"{stage}.json").write_text(
+        json.dumps({"stage": stage, "started_ns": NOW - 60 * NS_PER_S, "updated_ns": NOW, **word})
+    )
+
+
+def running(root: Path, stages: set[str] | None = None) -> dict[str, bool]:
+    return {name: stage["running"] for name, stage in snapshot(root, None, {}, clock_ns=NOW, stages=stages)["stages"].items()}
+
+
+@pytest.mark.parametrize(("silent_s", "runs"), [(0, True), (10, True), (20, False)])
+@pytest.mark.parametrize("pid", [os.getpid(), 2**22 + 1], ids=["a number that is in use here", "one that is not"])
+def test_a_stage_in_another_container_runs_while_it_speaks(silent_s: int, runs: bool, pid: int, tmp_path: Path) -> None:
+    speak(tmp_path, "normalize", pid=pid, space="another start pid:[1]", updated_ns=NOW - silent_s * NS_PER_S)
+    assert running(tmp_path) == {"normalize": runs}
+
+
+def test_a_stage_of_this_machine_runs_while_its_process_does(tmp_path: Path) -> None:
+    speak(tmp_path, "lake", pid=os.getpid(), space=process_space(), updated_ns=NOW - 60 * NS_PER_S)
+    speak(tmp_path, "ledger", pid=2**22 + 1, space=process_space())
+    assert running(tmp_path) == {"lake": True, "ledger": False}
+
+
+def test_a_stage_that_the_configuration_has_no_more_is_shown_only_while_it_runs(tmp_path: Path) -> None:
+    config = Config(
+        providers=(ProviderConfig(name="binance", process="crypto"),), stores=(StoreConfig(),), ledger=False, normalize_workers=2
+    )
+    known = wiring.stage_names(config)
+    assert known == {"run", "repair", "normalize", "normalize-2", "ingest-crypto", "lake"}
+    for stage in (*known, "postgresql"):
+        speak(tmp_path, stage, pid=2**22 + 1, space=process_space())
+    speak(tmp_path, "ledger", pid=os.getpid(), space=process_space())
+    assert running(tmp_path, known) == {**dict.fromkeys(sorted(known), False), "ledger": True}
