@@ -13,14 +13,16 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from made import DAY, NOON
 from made_history import Exchange
-from tapeline.errors import Barred, Refused, Unavailable
+from tapeline.cli import app
+from tapeline.errors import Barred, ConfigError, Refused, Unavailable
 from tapeline.jobs.backfill import Backfill, Job, State
 from tapeline.jobs.fetching import Source, fetch
 from tapeline.jobs.page_log import PageLog, Sent
-from tapeline.providers import HISTORIES
+from tapeline.providers import HISTORIES, PROVIDERS
 from tapeline.providers.history import History, Page, Request, Span, WrongPage
 from tapeline.quota import Quota
 from tapeline.records import NS_PER_MS, NS_PER_S, RAW_TOPIC
@@ -328,3 +330,46 @@ def test_what_weighs_more_than_a_minute_has_is_let_through_alone() -> None:
     quota = Quota(10, clock=lambda: 1_000.0)
     assert quota.take(50) == 0.0
     assert quota.take(1) == 60.0
+
+
+@pytest.mark.parametrize(
+    ("provider", "feed", "symbol", "says"),
+    [
+        ("binance", "spot", "BTC/USDT", ""),
+        ("binance", "spot", "\u5e01\u5b89\u4eba\u751f/USDT", ""),
+        ("binance", "spot", "ADA/EUR", "kept as AD/AEUR"),
+        ("binance", "spot", "BT/CUSDT", "kept as BTC/USDT"),
+        ("binance", "spot", "DOES/NOTEXIST", "no known quote asset"),
+        ("binance", "spot", " BTC/USDT", "a pair is written"),
+        ("binance", "spot", "BTC/USDT/X", "a pair is written"),
+        ("polygon", "stocks", "BRK.B", ""),
+        ("polygon", "stocks", "ABRpD", ""),
+        ("polygon", "stocks", "aapl", "in capitals"),
+        ("polygon", "stocks", "AAPL MSFT", "in capitals"),
+        ("polygon", "options", "SPY251219C00650000", ""),
+        ("polygon", "options", "AAPL", "an option is written"),
+        ("polygon", "crypto", "BTC/USD", ""),
+        ("polygon", "crypto", "BTCUSD", "a pair is written"),
+        ("alpaca", "sip", "aapl", "in capitals"),
+        ("alpaca", "opra", "AAPL", "an option is written"),
+        ("alpaca", "crypto", "BTC/USD", ""),
+    ],
+)
+def test_a_name_that_does_not_become_itself_again_is_told(provider: str, feed: str, symbol: str, says: str) -> None:
+    problem = PROVIDERS[provider].name_problem(feed, symbol)
+    assert (says in problem, bool(problem)) == (True, bool(says))
+
+
+def test_a_history_is_not_asked_for_under_a_name_under_which_nothing_is_kept(tmp_path: Path) -> None:
+    config = tmp_path / "tapeline.toml"
+    config.write_text(f'data_dir = "{tmp_path}/data"\n[[providers]]\nname = "binance"\n')
+    asked = ["backfill", "--config", str(config), "--channels", "trades", "--start", "2026-01-05", "--end", "2026-01-06", "--dry-run"]
+    for symbols, status, said in (
+        ("ADA/EUR", 78, "AD/AEUR"),
+        ("BTC/USDT,BT/CUSDT", 78, "BTC/USDT"),
+        ("DOES/NOTEXIST", 78, "no known quote asset"),
+        (" btcusdt , ETH/USDT ", 0, "ETH/USDT"),
+    ):
+        done = CliRunner().invoke(app, [*asked, "--symbols", symbols], env={"COLUMNS": "200"})
+        assert (done.exit_code if not isinstance(done.exception, ConfigError) else 78) == status, done.output
+        assert said in f"{done.output}{done.exception}"

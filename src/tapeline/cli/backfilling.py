@@ -190,7 +190,7 @@ def _moments(start: str, end: str | None) -> tuple[int, int]:
 
 
 def _listed(text: str | None) -> tuple[str, ...]:
-    return tuple(part for part in (text or "").split(",") if part)
+    return tuple(part.strip() for part in (text or "").split(",") if part.strip())
 
 
 def _jobs(
@@ -233,8 +233,11 @@ def _jobs(
             raise ConfigError(
                 f"{unknown[0]!r} is no symbol of {name} {feed}: write it as the provider does, or canonical such as BTC/USDT."
             )
-        if canonical and chosen:
-            unique = tuple(dict.fromkeys(symbol for symbol in canonical if symbol is not None))
+        unique = tuple(dict.fromkeys(symbol for symbol in canonical if symbol is not None))
+        for symbol in unique:
+            if problem := PROVIDERS[name].name_problem(feed, symbol):
+                raise ConfigError(f"{symbol!r} is no symbol under which {name} {feed} is kept: {problem}. Nothing was fetched.")
+        if unique and chosen:
             found.append((Job(name, feed, chosen, unique, start_ns, end_ns, origin is Origin.files), source))
     if not found:
         raise ConfigError(

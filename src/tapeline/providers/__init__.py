@@ -39,6 +39,9 @@ class Provider(Protocol):
     def subscription(self, feed: str, topic: str) -> tuple[str, str] | None:
         """The channel and the canonical symbol that a topic of a plan asks for; None for a topic that no plan has."""
 
+    def name_problem(self, feed: str, symbol: str) -> str:
+        """Why events of a canonical symbol would not be kept under that name; empty: they are."""
+
     def symbol_of(self, feed: str, symbol: str) -> str | None:
         """The canonical symbol, of itself or of the provider's own name for it; None where that cannot be one."""
 

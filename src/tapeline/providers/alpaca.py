@@ -40,7 +40,7 @@ from tapeline.providers.normalizing import (
     side_of,
     texts,
 )
-from tapeline.providers.session import FeedSettings, Plan, Reply, Trouble, gravest, without
+from tapeline.providers.session import FeedSettings, Plan, Reply, Trouble, gravest, us_name_problem, without
 from tapeline.records import NS_PER_S, amending
 from tapeline.secret import Secret
 
@@ -434,6 +434,11 @@ class AlpacaSession:
 
     def missing(self) -> Sequence[str]:
         return self._missing
+
+
+def name_problem(feed: str, symbol: str) -> str:
+    """Why events of a canonical symbol would not be kept under that name; empty: they are."""
+    return us_name_problem(feed, symbol)
 
 
 def symbol_of(feed: str, symbol: str) -> str:

@@ -6,6 +6,7 @@ Facts: Binance's public spot API documentation, "WebSocket Streams" and "General
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from typing import Any, Final
@@ -49,6 +50,7 @@ QUOTE_ASSETS: Final = frozenset(
     " RLUSD RON RUB SOL TRX TRY TUSD U UAH USD1 USDC USDE USDP USDS USDT UST VAI XRP XUSD ZAR".split()
 )
 _LONGEST_QUOTE: Final = max(map(len, QUOTE_ASSETS))
+_PAIR: Final = re.compile(r"[^\s/a-z]+/[^\s/a-z]+")
 
 
 _SELL: Final = pa.scalar("sell")
@@ -68,6 +70,18 @@ def symbol_of(feed: str, symbol: str) -> str | None:
     """The canonical symbol, of itself or of the provider's own name for it; None where no known quote asset ends the name."""
     del feed
     return symbol if "/" in symbol else canonical(symbol.upper())
+
+
+def name_problem(feed: str, symbol: str) -> str:
+    """Why events of a canonical symbol would not be kept under that name; empty: they are."""
+    del feed
+    if not _PAIR.fullmatch(symbol):
+        return "a pair is written such as BTC/USDT"
+    name = symbol.replace("/", "")
+    again = canonical(name)
+    if again is None:
+        return "no known quote asset ends it"
+    return "" if again == symbol else f"events of {name} are kept as {again}"
 
 
 def _symbols(names: pa.DictionaryArray) -> pa.Array:

@@ -48,7 +48,7 @@ from tapeline.providers.polygon_wire import (
     Status,
     Trade,
 )
-from tapeline.providers.session import FeedSettings, Plan, Reply, Trouble, gravest, without
+from tapeline.providers.session import FeedSettings, Plan, Reply, Trouble, gravest, us_name_problem, without
 from tapeline.records import NS_PER_S, Identity
 from tapeline.secret import Secret
 
@@ -346,6 +346,11 @@ class PolygonSession:
 
     def missing(self) -> Sequence[str]:
         return list(self._missing)
+
+
+def name_problem(feed: str, symbol: str) -> str:
+    """Why events of a canonical symbol would not be kept under that name; empty: they are."""
+    return us_name_problem(feed, symbol)
 
 
 def symbol_of(feed: str, symbol: str) -> str:

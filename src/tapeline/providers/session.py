@@ -6,6 +6,7 @@ no socket and no clock.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal, Protocol
@@ -43,6 +44,21 @@ def refusal(status: int, words: str, worked: bool) -> Trouble:
     if status not in _FOR_A_PERSON or worked:
         return Trouble(f"{said} It is tried again.", "reconnect")
     return Trouble(f"{said} Check the url, the key, the feed and the plan.", "stop")
+
+
+_TICKER: Final = re.compile(r"[A-Z0-9][A-Za-z0-9.\-/]*")
+_PAIR: Final = re.compile(r"[A-Z0-9.]+/[A-Z0-9.]+")
+#: Root, YYMMDD, call or put, strike in thousandths: as the Options Clearing Corporation writes it.
+_OPTION: Final = re.compile(r"[A-Z0-9.]{1,6}\d{6}[CP]\d{8}")
+
+
+def us_name_problem(feed: str, symbol: str) -> str:
+    """Why a name can be no stock, option or pair of coins at a US provider's; empty: it can."""
+    if feed == "crypto":
+        return "" if _PAIR.fullmatch(symbol) else "a pair is written such as BTC/USD"
+    if feed in ("options", "opra", "indicative"):
+        return "" if _OPTION.fullmatch(symbol) else "an option is written such as SPY251219C00650000"
+    return "" if _TICKER.fullmatch(symbol) else "a stock is written such as AAPL or BRK.B, in capitals"
 
 
 def without(text: str, *secrets: Secret) -> str:
