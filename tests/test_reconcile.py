@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
@@ -135,6 +135,24 @@ def test_of_a_running_day_no_more_is_claimed_than_was_there_when_it_was_read(str
     assert chunk is not None
     absorb(facts, chunk, normalize(chunk, DECODERS))
     assert [(one.start_ns, one.end_ns, one.state) for one in intervals(facts, key)] == [(NOON, end_ns - 20 * NS_PER_S, "reconciled")]
+
+
+@pytest.mark.parametrize(("name", "value"), [("last", 1.25), ("volume", 3.0), ("side", "buy")])
+def test_an_event_that_the_history_tells_differently_is_a_difference_and_no_evidence(
+    name: str, value: Any, compared: Callable[[], Reconciled], stream: EmbeddedStream, tmp_path: Path
+) -> None:
+    rows = [
+        {"ts_ns": (T0 + number * 250) * NS_PER_MS, "sequence": number, "trade_id": str(number), "last": 1.5, "volume": 2.0, "side": "sell"}
+        for number in INSIDE
+    ]
+    rows[7][name] = value
+    rows[8]["side"] = None  # what one of both does not say is no difference
+    Lake(tmp_path / "lake", identity).write(Chunk.dense(TICKS_TOPIC, 0, 0, ticks(*rows)))
+    found = compared()
+    assert (found.differing, found.only_stored, found.only_in_history) == (1, 0, 0)
+    assert not found.equal
+    assert not found.claimed
+    assert sent(stream) == []
 
 
 def test_what_no_history_holds_is_told(lake: Callable[[list[int]], None], compared: Callable[[], Reconciled]) -> None:

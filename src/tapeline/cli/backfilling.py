@@ -174,8 +174,9 @@ def _compared(found: Reconciled) -> str:
     extra = f"; {found.only_stored:,} are here alone" if found.only_stored else ""
     missed = f"; {found.only_in_history:,} were missing and are on their way through the stream" if found.only_in_history else ""
     unread = f"; {found.rejected:,} could not be read: see `tapeline rejected list`" if found.rejected else ""
+    differ = f"; {found.differing:,} differ in price, size or side" if found.differing else ""
     doubt = "" if found.claimed else "; so this history is no evidence, and the ledger does not take it for one"
-    return f"{what}{missed}{extra}{unread}{doubt}"
+    return f"{what}{missed}{extra}{differ}{unread}{doubt}"
 
 
 def _moments(start: str, end: str | None) -> tuple[int, int]:

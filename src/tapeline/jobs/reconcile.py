@@ -34,6 +34,8 @@ _NO_READING: Final = -(1 << 20)
 _OF_BARS: Final = Identity(("symbol", "interval", "ts_ns", "open", "high", "low", "close", "volume"))
 #: A bar that was revised is another bar of the same window.
 _BY_WINDOW: Final = Identity(("symbol", "interval", "ts_ns"))
+#: What two copies of one event say alike, where both say it.
+_VALUES: Final = ("last", "volume", "bid", "ask", "bid_size", "ask_size", "side")
 #: Two copies of one event may differ in time by this, and so lie on both sides of an edge.
 _EDGE_NS: Final = 2 * NS_PER_S
 
@@ -53,12 +55,15 @@ class Reconciled:
     pages: int
     #: Events of the history that the normalizer could not read; their pages are in the stream, and so are they among its rejects.
     rejected: int = 0
-    #: Whether the reading is evidence: not where some of it could not be read, or it lacks some of what was seen (but a revised bar).
+    #: Events that both have, and that differ in price, size or side.
+    differing: int = 0
+    #: Whether the reading is evidence: not where some of it could not be read, or it lacks some of what was seen (but a revised bar), or
+    #: says something else of it.
     claimed: bool = True
 
     @property
     def equal(self) -> bool:
-        return not (self.only_stored or self.only_in_history or self.rejected)
+        return not (self.only_stored or self.only_in_history or self.rejected or self.differing)
 
 
 def reconcile(
@@ -94,7 +99,8 @@ def reconcile(
     only_stored = _alone(inside)
     # A history that lacks an event that was seen may lack others, that were not.
     lacks = _alone(_inside(_matched(held, fetched, _BY_WINDOW), start_ns, end_ns)) if topic is BARS_TOPIC else only_stored
-    claimed = not lacks and not unread
+    differing = inside.filter(inside["differs"]).num_rows
+    claimed = not lacks and not unread and not differing
     if claimed:
         # What the history did not hold yet when the first page came, a later one may have passed by.
         read_ns = pages[0][0].fetched_ns
@@ -110,6 +116,7 @@ def reconcile(
         _volume(there),
         len(lacking),
         sum(unread.values()),
+        differing,
         claimed,
     )
 
@@ -152,11 +159,15 @@ def _nothing(topic: Topic) -> pa.RecordBatch:
 
 
 def _matched(held: pa.Table, fetched: pa.Table, rule: Identity) -> pa.Table:
-    """Each event once: in how many rows of either it is (`held`, `fetched`), its time (`ts_ns`), and the page that brought it."""
+    """Each event once: in how many rows of either it is (`held`, `fetched`), its time (`ts_ns`), the page that brought it, and whether its
+    rows differ in a value that they carry (`differs`)."""
     sides = []
     for side, table in enumerate((held, fetched)):
         told = told_by(table, rule)
         names = told.schema.names
+        values = [name for name in _VALUES if name in table.schema.names and name not in names]
+        for name in values:
+            told = told.append_column(name, table[name])
         for name, column in (
             ("at", table["ts_ns"]),
             ("in_held", pa.array(np.full(table.num_rows, int(side == 0)))),
@@ -167,10 +178,19 @@ def _matched(held: pa.Table, fetched: pa.Table, rule: Identity) -> pa.Table:
         sides.append(told)
     both = pa.concat_tables([sides[0].cast(sides[1].schema), sides[1]])
     found = both.group_by(names, use_threads=False).aggregate(
-        [("at", "max"), ("in_held", "sum"), ("in_fetched", "sum"), ("on_page", "min")]
+        [("at", "max"), ("in_held", "sum"), ("in_fetched", "sum"), ("on_page", "min"), *((name, "count_distinct") for name in values)]
     )
+    differs = np.zeros(found.num_rows, bool)
+    for name in values:
+        differs |= found[f"{name}_count_distinct"].to_numpy() > 1
     return pa.table(
-        {"ts_ns": found["at_max"], "held": found["in_held_sum"], "fetched": found["in_fetched_sum"], "page": found["on_page_min"]}
+        {
+            "ts_ns": found["at_max"],
+            "held": found["in_held_sum"],
+            "fetched": found["in_fetched_sum"],
+            "page": found["on_page_min"],
+            "differs": pa.array(differs),
+        }
     )
 
 
