@@ -53,6 +53,7 @@ def test_what_a_provider_says_moves_no_cursor_in_the_log_and_on_the_status_page(
         "ticks": 0,
         "bars": 0,
         "rejected": 0,
+        "suspect": 0,
     }
     seen = {
         "providers": {"alpaca": {**quiet, "trouble": ESCAPE}},

@@ -225,3 +225,19 @@ def test_the_reason_of_a_spot_trade_names_its_text() -> None:
     frames = [(event % some).encode() for some in (("BTCXYZ", "1", T), ("BTCUSDT", "abc", T), ("BTCUSDT", "1", 7))]
     reasons = [row["reason"] for row in rows(normalized("binance", "spot", frames))["rejected"]]
     assert [reason.partition(" is ")[0].partition(" cannot")[0] for reason in reasons] == ["symbol 'BTCXYZ'", "price 'abc'", "time '7'"]
+
+
+def bar(**wrong: Any) -> bytes:
+    return json.dumps([{"ev": "AM", "sym": "M", "v": 5, "o": 2, "h": 3, "l": 1, "c": 2, "s": T, "e": T} | wrong]).encode()
+
+
+def test_bars_that_no_market_has_had_are_kept_and_counted() -> None:
+    strange = [bar(l=4), bar(h=1), bar(o=9), bar(c=0.5)]
+    result = normalized("polygon", "stocks", [bar(), *strange, bar(o=1, c=3)])
+    assert (result.counts["polygon", "stocks"].suspect, len(rows(result)["bars"])) == (len(strange), 6)
+    spot = (
+        f'{{"stream":"btcusdt@kline_1m","data":{{"e":"kline","E":{T},"s":"BTCUSDT","k":{{"t":{T},"i":"1m","o":"1","c":"1","h":"1",'
+        '"l":"1","v":"5","n":-3,"x":true,"q":"5"}}}'
+    )
+    result = normalized("binance", "spot", [spot.encode()])
+    assert (result.counts["binance", "spot"].suspect, len(rows(result)["bars"])) == (1, 1)

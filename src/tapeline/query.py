@@ -38,6 +38,11 @@ ANTI JOIN amendments USING (provider, feed, symbol, date, exchange, trade_id)
 _READING: Final = frozenset(
     {duckdb.StatementType.SELECT, duckdb.StatementType.MULTI, duckdb.StatementType.PRAGMA, duckdb.StatementType.CALL}
 )
+#: Bars that no market has had, kept as they came: the same rule as normalize counts by.
+_SUSPECTS: Final = """
+CREATE VIEW suspects AS SELECT * FROM bar_revisions
+WHERE "open" < low OR "open" > high OR "close" < low OR "close" > high OR trades < 0
+"""
 #: What is there, and what is not; times for people beside the exact ones. An end that is null: it goes on.
 _COVERAGE: Final = """
 CREATE VIEW coverage AS
@@ -49,7 +54,9 @@ _GAPS: Final = "CREATE VIEW gaps AS SELECT * FROM coverage WHERE state IN ('open
 
 
 def connect(lake: Path, ledger: pa.Table | None = None) -> duckdb.DuckDBPyConnection:
-    """An in-memory DuckDB with the views ticks, trades, amendments, bars, bar_revisions, notices and rejected. Nothing is downloaded.
+    """An in-memory DuckDB with the views ticks, trades, amendments, bars, bar_revisions, suspects, notices and rejected.
+
+    Nothing is downloaded.
 
     `ledger`: the rows of the views `coverage` and `gaps`, as `Ledger.intervals` gives them; without it there are no such views."""
     with ThreadPoolExecutor(1) as starter:
@@ -62,7 +69,7 @@ def connect(lake: Path, ledger: pa.Table | None = None) -> duckdb.DuckDBPyConnec
             db.read_parquet(files[topic], hive_partitioning=True).create_view(name)
         else:
             db.register(name, _empty(topic))
-    for view in (_BARS, _AMENDMENTS, _TRADES):
+    for view in (_BARS, _AMENDMENTS, _TRADES, _SUSPECTS):
         db.execute(view).fetchall()
     if ledger is not None:
         db.register("ledger", ledger)

@@ -182,5 +182,6 @@ def _provider(name: str, totals: Mapping[str, int], lines: Mapping[str, Any], pa
         "ticks": total("ticks"),
         "bars": total("bars"),
         "rejected": total("rejected"),
+        "suspect": total("suspect"),
         "trouble": "; ".join(line["trouble"] for line in mine if line["trouble"]),
     }

@@ -51,7 +51,12 @@ def _providers(snapshot: Mapping[str, Any]) -> Table:
 
 def _troubles(snapshot: Mapping[str, Any]) -> list[Text]:
     """What a provider's connections complain of, on a line of its own: it may be long."""
-    return [Text(printable(f"{name}: {p['trouble']}"), style="yellow") for name, p in snapshot["providers"].items() if p["trouble"]]
+    found = [Text(printable(f"{name}: {p['trouble']}"), style="yellow") for name, p in snapshot["providers"].items() if p["trouble"]]
+    return found + [
+        Text(f"{name}: {p['suspect']:,} bars that no market has had are kept as they came (the view `suspects`)", style="yellow")
+        for name, p in snapshot["providers"].items()
+        if p["suspect"]
+    ]
 
 
 def _lines(snapshot: Mapping[str, Any]) -> list[Table]:

@@ -61,6 +61,7 @@ SEQUENCE: Final = Identity(("symbol", "sequence"), id="sequence", rising=True, d
 
 # Scalars are made once: pyarrow looks for an optional module at each one that it makes from a Python value, 0.1 ms a time.
 _ZERO: Final = pa.scalar(0.0)
+_ZERO_TRADES: Final = pa.scalar(0)
 _TRUE: Final = pa.scalar(True)
 _NO_FLOAT: Final = pa.scalar(None, pa.float64())
 _NO_TIME: Final = pa.scalar(None, pa.int64())
@@ -158,6 +159,8 @@ class Events:
     rejects: Rows = field(default_factory=Rows)
     #: Events seen on the wire, counted by the decoder apart from where they go: the left side of the accounting equation.
     seen: int = 0
+    #: Of the bars that are kept, those that no market has had.
+    suspect: int = 0
 
     def rows(self, channel: Channel) -> Rows:
         found = self.channels.get(channel)
@@ -189,6 +192,7 @@ class Count:
     notices: int = 0
     rejected: int = 0
     duplicates: int = 0  # records that ingest marked as later copies, an event each
+    suspect: int = 0  # of the bars, those that no market has had: kept as they came, and no term of the equation
 
     def __add__(self, other: Count) -> Count:
         return Count(*(getattr(self, name) + getattr(other, name) for name in self.__slots__))
@@ -228,7 +232,8 @@ def normalize(chunk: Chunk, decoders: Mapping[str, Decode], *, copies: bool = Fa
                 events.rejects.add(Reject(f"unknown provider {provider!r}", frame), row, 0)
         _to_parts(source, provider, feed, frames, events, parts)
         made = [_count(parts[topic]) - count for topic, count in zip(NORMALIZED_TOPICS, before, strict=True)]
-        counts[provider, feed] = Count(raw.num_rows if rows is None else len(rows), events.seen, *made)
+        count = Count(raw.num_rows if rows is None else len(rows), events.seen, *made)
+        counts[provider, feed] = replace(count, suspect=events.suspect)
     for feed_of, count in repeated.items():
         counts[feed_of] = counts.get(feed_of, Count()) + count
     return Normalized({topic: _in_raw_order(topic, source, parts[topic]) for topic in parts}, counts)
@@ -355,6 +360,7 @@ def _to_parts(source: _Source, provider: str, feed: str, frames: Frames, events:
     for channel, place, columns, wire in reads:
         part, bad = _market_part(source, channel, place, dict(columns) | {"provider": provider, "feed": feed}, wire)
         parts[BARS_TOPIC if channel.kind == "bar" else TICKS_TOPIC].append(part)
+        events.suspect += _suspect(part.columns) if channel.kind == "bar" else 0
         for at, reason in bad:
             row, index = int(place[at] >> 32), int(place[at] & 0xFFFFFFFF)
             # A page's event is told as the stream would have sent it: so it can be tried again.
@@ -373,6 +379,17 @@ def _to_parts(source: _Source, provider: str, feed: str, frames: Frames, events:
         for name in names:
             own[name] = pa.array([getattr(event, name) for event in found.events], topic.schema.field(name).type)
         parts[topic].append(_Part(own, place))
+
+
+def _suspect(bars: Columns) -> int:
+    """How many bars have an open or close outside of their low and high, or a count of trades below zero."""
+    prices = {name: bars[name] for name in ("open", "high", "low", "close")}
+    low, high = prices["low"], prices["high"]
+    strange = pc.or_(pc.less(prices["open"], low), pc.greater(prices["open"], high))
+    strange = pc.or_(strange, pc.or_(pc.less(prices["close"], low), pc.greater(prices["close"], high)))
+    if isinstance(trades := bars.get("trades"), pa.Array):
+        strange = pc.or_(strange, pc.fill_null(pc.less(trades, _ZERO_TRADES), False))
+    return int(pc.sum(strange).as_py() or 0)
 
 
 def _places(found: Rows) -> npt.NDArray[np.int64]:
