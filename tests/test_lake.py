@@ -403,3 +403,16 @@ def test_ids_that_others_wrote_between_two_writes_are_known(lake: Lake) -> None:
     kept(Lake(lake.root, identity), ticks({"sequence": 9, "raw_offset": 2}))
     assert kept(lake, ticks({"sequence": 9, "raw_offset": 3}, {"sequence": 10, "raw_offset": 4})) == [1]
     assert kept(lake, ticks({"sequence": 10, "raw_offset": 5}, {"sequence": 3, "raw_offset": 6})) == [1]
+
+
+def test_a_hole_in_the_log_is_told_in_words_with_what_to_do(lake: Lake) -> None:
+    for number in range(4):
+        kept(lake, ticks({"sequence": number + 1, "raw_offset": number}))
+    (lake.root / "ticks" / "_delta_log" / f"{2:020}.json").unlink()
+    for ask in (lambda: Lake(lake.root, identity).totals(TICKS_TOPIC), lambda: connect(lake.root)):
+        with pytest.raises(DiskTrouble) as trouble:
+            ask()
+        said = str(trouble.value)
+        assert "its log has a hole: between 00000000000000000001.json and 00000000000000000003.json" in said
+        assert "Restore" in said
+        assert "{" not in said

@@ -13,7 +13,7 @@ from deltalake.exceptions import DeltaError, TableNotFoundError
 
 from tapeline.errors import DiskTrouble
 from tapeline.records import AMENDING, AMENDS, NORMALIZED_TOPICS, Topic
-from tapeline.stores.lake_files import check_format, for_duckdb, table_at
+from tapeline.stores.lake_files import check_format, for_duckdb, said, table_at
 from tapeline.stores.lake_reading import NO_DOWNLOADS
 
 #: The last revision of each bar; `bar_revisions` has them all.
@@ -129,7 +129,7 @@ def _files(table: Path) -> list[str]:
     except TableNotFoundError:
         return []
     except (OSError, DeltaError) as error:
-        raise DiskTrouble(f"The lake's table {table} cannot be read: {error}") from error
+        raise DiskTrouble(f"The lake's table {table} cannot be read: {said(error)}.") from error
     check_format(found, table)
     names = pa.table(found.get_add_actions(flatten=True))["path"].to_pylist()
     return for_duckdb(table / name for name in names)

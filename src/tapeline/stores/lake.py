@@ -57,8 +57,8 @@ class Lake:
         except (OSError, DeltaError) as error:
             self._tables.pop(topic.table, None)
             raise DiskTrouble(
-                f"The lake at {self.root} took no write: {error}. The {chunk.rows} records stay in the stream; free disk space or "
-                "make the folder writable. It is tried again."
+                f"The lake at {self.root} took no write: {lake_files.said(error)}. The {chunk.rows} records stay in the stream; free disk "
+                "space or make the folder writable. It is tried again."
             ) from error
         if topic is TICKS_TOPIC:
             self._note(fresh)
@@ -83,7 +83,7 @@ class Lake:
                 return table
             table = lake_files.opened(self.root / topic.table)
         except (OSError, DeltaError) as error:
-            raise DiskTrouble(f"The lake's table {self.root / topic.table} cannot be read: {error}") from error
+            raise DiskTrouble(f"The lake's table {self.root / topic.table} cannot be read: {lake_files.said(error)}.") from error
         if table is not None:
             self._tables[topic.table] = table
         return table

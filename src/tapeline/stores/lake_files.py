@@ -61,6 +61,25 @@ _CHECKSUM: Final = re.compile(r"-([0-9a-f]{8})\.parquet$")
 _READ_BYTES: Final = 1 << 20
 
 
+def said(error: Exception) -> str:
+    """What an error of delta-rs says, without the Rust structures that it prints; where it is a hole in the log, what to do."""
+    text = " ".join(str(error).split())
+    if gap := _HOLE.search(text):
+        first, second = (path.rpartition("/")[2] for path in _LOGGED.findall(gap[0])[:2] or ("", ""))
+        return (
+            f"its log has a hole: between {first} and {second} an entry is missing from _delta_log. Restore it from a backup; the rows are "
+            "in the other files, and nothing is written until then"
+        )
+    return _RUST.sub("...", text)[:_LONGEST_WORDS]
+
+
+#: As delta-rs tells a hole, and the paths of the log that it names.
+_HOLE: Final = re.compile(r"Expected contiguous commit files.*")
+_LOGGED: Final = re.compile(r'path: "([^"]+)"')
+_RUST: Final = re.compile(r"\w+ \{.*\}")
+_LONGEST_WORDS: Final = 300
+
+
 @dataclass(frozen=True, slots=True)
 class Added:
     """A file that has its name and is in no commit yet."""
@@ -360,7 +379,7 @@ def disk_trouble(folder: Path, what: str, remedy: str, *also: type[Exception]) -
         yield
     except (OSError, DeltaError, pa.ArrowException, *also) as error:
         raise DiskTrouble(
-            f"{folder} was not {what}: {error}. Readers see what they saw before, whole; nothing was lost. {remedy}"
+            f"{folder} was not {what}: {said(error)}. Readers see what they saw before, whole; nothing was lost. {remedy}"
         ) from error
 
 
