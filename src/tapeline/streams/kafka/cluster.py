@@ -7,7 +7,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any, Final, TypeVar
 from urllib.parse import unquote
 
@@ -31,6 +31,9 @@ MESSAGE_BYTES: Final = 80 * 1024 * 1024
 #: How long an answer is waited for.
 ASK_S: Final = 10.0
 _LOOK_AGAIN_S: Final = 1.0
+_GLANCE_S: Final = 1.0
+#: A client asks at least so often which partitions there are and who leads them.
+_REFRESH_S: Final = 10.0
 
 
 #: Takes librdkafka's own lines: what they tell comes as an error as well, and is said in our words.
@@ -112,7 +115,8 @@ class Cluster:
         return "arrow" if topic is RAW_TOPIC else getattr(self._config.codecs, topic.name.rpartition(".")[2])
 
     def watermarks(self, consumer: Consumer, topic: Topic, partition: int) -> tuple[int, int]:
-        found = self.asked(lambda: consumer.get_watermark_offsets(TopicPartition(self.name(topic), partition), timeout=ASK_S))
+        asked = TopicPartition(self.name(topic), partition)
+        found = self.asked(lambda: consumer.get_watermark_offsets(asked, timeout=ASK_S), lambda: self._look_anew(consumer, topic))
         if found is None:
             raise self._errors.away()
         return int(found[0]), int(found[1])
@@ -130,8 +134,15 @@ class Cluster:
 
         return self.asked(ask)
 
-    def asked(self, question: Callable[[], _Answer]) -> _Answer:
-        """The answer to what is asked of a partition's leader or a group's coordinator, once there is one."""
+    def _look_anew(self, consumer: Consumer, topic: Topic) -> None:
+        """A client that looked while a broker was starting remembers a topic without partitions, and asks again only after minutes."""
+        with suppress(KafkaException):  # the question itself is asked again, and says why it has no answer
+            consumer.list_topics(self.name(topic), timeout=_GLANCE_S)
+
+    def asked(self, question: Callable[[], _Answer], between: Callable[[], object] = lambda: None) -> _Answer:
+        """The answer to what is asked of a partition's leader or a group's coordinator, once there is one.
+
+        `between`: done before it is asked again."""
         deadline = time.monotonic() + ASK_S
         while True:
             try:
@@ -139,6 +150,7 @@ class Cluster:
             except KafkaException as error:
                 if error.args[0].code() not in _NO_LEADER or time.monotonic() > deadline:
                     raise self._errors.meaning(error, "a request failed") from error
+                between()
                 time.sleep(0.1)
 
     def count(self, topic: Topic, patience_s: float = ASK_S) -> int:
@@ -216,6 +228,7 @@ def _client(config: StreamConfig, password: Secret) -> dict[str, Any]:
         raise ConfigError(f'stream.url = "{config.shown}" is no address. Write kafka://[user@]host:9092[,host:9092], kafkas:// for TLS.')
     tls = parts["scheme"] == "kafkas"
     settings: dict[str, Any] = {"bootstrap.servers": parts["hosts"], "security.protocol": "SSL" if tls else "PLAINTEXT"}
+    settings["topic.metadata.refresh.interval.ms"] = int(_REFRESH_S * 1000)
     if config.ca_file:
         settings["ssl.ca.location"] = config.ca_file
     if parts["user"]:
