@@ -240,7 +240,9 @@ def decode(feed: str, frames: Frames, events: Events) -> None:
     for name, rows, fields in found:
         columns = _SHAPE_COLUMNS[name]({**fields, "symbol": _symbols(fields["s"])})
         known = pc.is_valid(columns["symbol"])
-        if not pc.all(known).as_py():  # an unknown symbol's reason is worded by the ordinary way
+        if "ts_ns" in columns:
+            known = pc.and_(known, pc.is_valid(columns["ts_ns"]))
+        if not pc.all(known).as_py():  # what is wrong with a symbol or a time is worded by the ordinary way, which has its text
             fine = known.to_numpy(zero_copy_only=False)
             others, rows = np.concatenate([others, rows[~fine]]), rows[fine]
             columns = {key: some.filter(known) if isinstance(some, pa.Array) else some for key, some in columns.items()}
