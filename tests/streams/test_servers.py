@@ -12,7 +12,7 @@ from urllib.parse import quote
 import pyarrow as pa
 import pytest
 import redis
-from confluent_kafka import Producer
+from confluent_kafka import KafkaError, KafkaException, Producer
 from confluent_kafka.admin import AclBinding, AclOperation, AclPermissionType, AdminClient, ResourcePatternType, ResourceType
 from places import (
     SERVERS,
@@ -572,3 +572,35 @@ def fence(place: Place) -> None:
     for side in "ab":
         name = f"{place.prefix}tapeline-normalize-one-{side}"
         Producer({"bootstrap.servers": place.address, "transactional.id": name}).init_transactions(20.0)
+
+
+class Unassigned:
+    """A consumer that can seek nothing until it was polled a few times, as one whose group has another assignment for it."""
+
+    def __init__(self, consumer: Any) -> None:
+        self._consumer, self.polls = consumer, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._consumer, name)
+
+    def poll(self, *arguments: Any) -> Any:
+        self.polls += 1
+        return self._consumer.poll(*arguments)
+
+    def seek(self, place: Any) -> None:
+        if self.polls < 3:
+            raise KafkaException(KafkaError(KafkaError._STATE))
+        self._consumer.seek(place)
+
+
+@pytest.mark.parametrize("place", ["kafka-arrow"], indirect=True)
+def test_a_member_that_can_seek_nothing_polls_until_it_can_and_reads_everything(place: Place) -> None:
+    stream = place.open()
+    stream.append(RAW_TOPIC, raws(0, 30), 1)
+    member: Any = stream.join("normalize", RAW_TOPIC, "one")
+    polled(member, 10)
+    member._consumer = held = Unassigned(member._consumer)
+    member._rewind_due = True
+    assert drained(member, 30) == [b"%d " % number for number in range(30)]
+    assert held.polls >= 3
+    leave_behind_all(stream, member)

@@ -160,10 +160,20 @@ class GroupMember:
         partitions = sorted(self._mine)
         if partitions:
             self._load(partitions)
-            with self._cluster.told():
-                for partition in partitions:
-                    self._consumer.seek(TopicPartition(self._cluster.name(self._topic), partition, self._mine[partition] >> ROW_BITS))
+            if not all(self._sought(partition) for partition in partitions):
+                return  # the client is between two assignments: it has to be polled, to hear what the group says, before this can be done
         self._rewind_due = False
+
+    def _sought(self, partition: int) -> bool:
+        """Whether the client reads a partition on from where the group is; not while it has stopped fetching."""
+        try:
+            self._consumer.seek(TopicPartition(self._cluster.name(self._topic), partition, self._mine[partition] >> ROW_BITS))
+        except KafkaException as error:
+            if error.args[0].code() == KafkaError._STATE:
+                return False
+            with self._cluster.told():
+                raise
+        return True
 
     def _anew(self) -> _Transactions:
         return _Transactions(self._cluster, self._consumer, self._name, self._commit_every_s)
