@@ -158,8 +158,8 @@ def test_bars_have_their_latest_values_and_those_that_nobody_heard_are_there() -
             assert [row["t"] for row in later] == sorted({row["t"] for row in later})
             revised = {event["t"]: event["n"] for event in heard(client, "u")}
             assert all(row["n"] >= revised[row["t"]] for row in later if row["t"] in revised)
-            (day,) = rows(await pages(url, "/v2/stocks/bars", symbols="AAPL", feed="iex", timeframe="1Day"), "bars")
-            assert day["n"] >= heard(client, "d")[0]["n"]
+            days = rows(await pages(url, "/v2/stocks/bars", symbols="AAPL", feed="iex", timeframe="1Day"), "bars")
+            assert sum(day["n"] for day in days) >= heard(client, "d")[0]["n"]  # two where the venue's hurried day ends meanwhile
 
     asyncio.run(scenario())
 
