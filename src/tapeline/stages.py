@@ -274,7 +274,7 @@ class KeepIn:
 def unsaid(stream: Stream, group: str, topic: Topic, positions: Mapping[int, int]) -> int:
     """How many records a store has read up to positions of its own without having said so to the stream.
 
-    Of a store that has never said anything: all that was written before those that wait, as if it had read them."""
+    A store that has never said anything counts as having read all that does not wait for it."""
     for _ in range(_TRIES_AT_REST):
         said = f"{topic.table}/read" in stream.totals(group)
         written = written_to(stream, topic)

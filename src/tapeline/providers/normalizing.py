@@ -159,7 +159,7 @@ class Events:
     rejects: Rows = field(default_factory=Rows)
     #: Events seen on the wire, counted by the decoder apart from where they go: the left side of the accounting equation.
     seen: int = 0
-    #: Of the bars that are kept, those that no market has had.
+    #: Bars that no market has had. They are kept, and counted here.
     suspect: int = 0
 
     def rows(self, channel: Channel) -> Rows:

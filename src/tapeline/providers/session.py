@@ -37,7 +37,7 @@ _FOR_A_PERSON: Final = frozenset({*range(300, 400), 400, 401, 403, 404, 451})
 
 
 def refusal(status: int, words: str, worked: bool) -> Trouble:
-    """What it means that the upgrade to a websocket was answered with another HTTP status than 101. `words`: the provider's own, if any.
+    """The meaning of an HTTP status other than 101 in answer to a websocket's upgrade. `words`: the provider's own, if any.
 
     Where a connection to that address has ever worked since the start, nothing that we say is wrong, so it may pass."""
     said = f"answered HTTP {status}{words and f': {words}'}."

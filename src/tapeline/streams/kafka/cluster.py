@@ -31,7 +31,7 @@ MESSAGE_BYTES: Final = 80 * 1024 * 1024
 #: How long an answer is waited for.
 ASK_S: Final = 10.0
 _LOOK_AGAIN_S: Final = 1.0
-_GLANCE_S: Final = 1.0
+_ASK_METADATA_S: Final = 1.0
 #: A client asks at least so often which partitions there are and who leads them.
 _REFRESH_S: Final = 10.0
 
@@ -137,7 +137,7 @@ class Cluster:
     def _look_anew(self, consumer: Consumer, topic: Topic) -> None:
         """A client that looked while a broker was starting remembers a topic without partitions, and asks again only after minutes."""
         with suppress(KafkaException):  # the question itself is asked again, and says why it has no answer
-            consumer.list_topics(self.name(topic), timeout=_GLANCE_S)
+            consumer.list_topics(self.name(topic), timeout=_ASK_METADATA_S)
 
     def asked(self, question: Callable[[], _Answer], between: Callable[[], object] = lambda: None) -> _Answer:
         """The answer to what is asked of a partition's leader or a group's coordinator, once there is one.
