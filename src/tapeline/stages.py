@@ -214,12 +214,7 @@ class KeepIn:
             self._status.maybe(self._report)
         worked = False
         if not self._read:  # here, not at the start: a store that is away is waited for as at any other time
-            self._read = {topic: self._store.totals(topic).positions for topic in NORMALIZED_TOPICS}
-            for topic, positions in self._read.items():
-                # It may have been killed between a write and this, and others wait to hear how far it is.
-                read = unsaid(self._stream, self._group, topic, positions) if self._stream.counts_records else 0
-                self._said[topic] = self._stream.totals(self._group).get(f"{topic.table}/read", 0) + read
-                self._stream.acknowledge(self._group, topic, positions, read)
+            self._read = {topic: self._begin(topic) for topic in NORMALIZED_TOPICS}
         for topic in NORMALIZED_TOPICS:
             held = self._held[topic]
             rows = sum(chunk.rows for chunk in held)
@@ -244,20 +239,34 @@ class KeepIn:
                 log.warning("%s It is tried again in an hour.", error)
         return worked
 
+    def _begin(self, topic: Topic) -> dict[int, int]:
+        """Where the store is. It may have been killed between a write and its word, and others wait to hear how far it is."""
+        positions = self._store.totals(topic).positions
+        self._say(topic, positions, lambda _: unsaid(self._stream, self._group, topic, positions))
+        return positions
+
     def _flush(self, topic: Topic) -> None:
         chunk = Chunk.join(self._held[topic])
         written = self._store.write(chunk)
         self._rate.add(written.rows)
         self._held[topic].clear()
         del self._since[topic]
-        self._say(topic, chunk)
+        # Of a stream that has lost its counts, only what was written since belongs to the new ones.
+        self._say(topic, chunk.next, lambda lost: rows_of(chunk, self._stream.lives(topic)) if lost else chunk.rows)
 
-    def _say(self, topic: Topic, chunk: Chunk) -> None:
-        """Tell the stream how far it is. Where that has lost its counts, only what was written since belongs to the new ones."""
-        has = self._stream.totals(self._group).get(f"{topic.table}/read", 0) if self._stream.counts_records else 0
-        read = chunk.rows if has >= self._said.get(topic, 0) else rows_of(chunk, self._stream.lives(topic))
-        self._said[topic] = has + read
-        self._stream.acknowledge(self._group, topic, chunk.next, read)
+    def _say(self, topic: Topic, positions: Mapping[int, int], rows: Callable[[bool], int]) -> None:
+        """Tell the stream how far it is and, where it counts records, how many more there are; `rows` hears whether the count is lost.
+
+        The stream may lose it between the look and the word: then the look is repeated."""
+        if not self._stream.counts_records:
+            self._stream.acknowledge(self._group, topic, positions)
+            return
+        said = False
+        while not said:
+            has = self._stream.totals(self._group).get(f"{topic.table}/read")
+            more = rows(has is None or has < self._said.get(topic, 0))
+            said = self._stream.acknowledge(self._group, topic, positions, (has, more))
+            self._said[topic] = (has or 0) + more
 
     def _report(self) -> dict[str, Any]:
         kept = {topic.table: self._store.totals(topic) for topic in NORMALIZED_TOPICS}

@@ -116,7 +116,7 @@ def test_a_redis_that_forgets_under_load(what: str, home: Home, venue: Callable[
         assert ticks["read"] - ticks["taken"] == lost, "what a store never saw is missing between the stages"
         assert ticks["balanced"] == (lost == 0)
     elif what in ("everything", "raw", "facts"):
-        assert ticks["balanced"]
+        assert ticks["balanced"], ticks
     if what in ("everything", "raw", "normalized", "both"):
         assert "the stream has begun anew" in run.said
 

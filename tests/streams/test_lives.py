@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -10,11 +12,16 @@ import pytest
 from places import Place, column, nothing, polled
 
 from made import raws, ticks
+from tapeline.monitor.status import StatusFile
+from tapeline.providers import identity
 from tapeline.records import NS_PER_MS, RAW_TOPIC, TICKS_TOPIC, Chunk
+from tapeline.stages import KeepIn
+from tapeline.stores.lake import Lake
 from tapeline.streams.lives import birth, crossed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 NOW_NS = time.time_ns()
 
@@ -116,3 +123,31 @@ def test_what_a_redis_may_lose_is_said_beforehand(forgetful: tuple[Place, Any]) 
     server.ask("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
     told = stream.risks()
     assert ["appendonly yes" in told[0], "noeviction" in told[1]] == [True, True]
+
+
+@pytest.mark.parametrize("kind", ["embedded", "redis-arrow"])
+def test_a_store_counts_nothing_of_before_though_the_stream_forgets_just_before_its_word(
+    kind: str, own_place: Callable[..., tuple[Place, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, server = own_place(kind) if kind != "embedded" else (Place(kind, tmp_path / "own", {"partitions": 3}), None)
+    stream = place.open()
+    status, stop = StatusFile(tmp_path, "lake"), threading.Event()
+    keep = KeepIn(stream, Lake(tmp_path / "lake", identity), status, stop, group="lake", flush_rows=10_000, flush_s=0.0)
+    acknowledge = stream.acknowledge
+
+    def forgetting(*said: Any) -> bool:
+        if said[2:] and said[-1][1] and not forgot:
+            forgot.append(said)
+            if server is None:
+                shutil.rmtree(tmp_path / "own" / "stream")
+            else:
+                server.ask("FLUSHALL")
+        return acknowledge(*said)
+
+    forgot: list[Any] = []
+    monkeypatch.setattr(stream, "acknowledge", forgetting)
+    for number in range(3):
+        stream.append(TICKS_TOPIC, ticks({"symbol": "A", "id": str(number)}), 0)
+        keep.step()
+    assert forgot
+    assert stream.totals("lake")["ticks/read"] == stream.totals("appended")["ticks"] == 2

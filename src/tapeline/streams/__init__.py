@@ -55,10 +55,11 @@ class Stream(Protocol):
 
         `name`: one that no other process has at the same time. Who comes back under it has at once what its predecessor left open."""
 
-    def acknowledge(self, group: str, topic: Topic, positions: Mapping[int, int], read: int = 0) -> None:
+    def acknowledge(self, group: str, topic: Topic, positions: Mapping[int, int], counted: tuple[int | None, int] | None = None) -> bool:
         """Say how far a group that keeps its own positions has come: retention spares what it has still to read.
 
-        `read`: records that it has read since the last time; where it counts records, their sum is the group's total `<table>/read`."""
+        `counted`, where the stream counts records: the group's total `<table>/read` as the caller last saw it (None: there was none), and
+        the records to add to it. Where the total is another by now, because the stream has lost it, nothing is done, and it is False."""
 
     def positions(self, group: str, topic: Topic) -> dict[int, int]:
         """Where `group` reads each partition next."""

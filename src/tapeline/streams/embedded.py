@@ -192,11 +192,18 @@ class EmbeddedStream:
                 self._append(db, topic, batch, None)
             _add(db, group, {name: value for name, value in totals.items() if value})
 
-    def acknowledge(self, group: str, topic: Topic, positions: Mapping[int, int], read: int = 0) -> None:
+    def acknowledge(self, group: str, topic: Topic, positions: Mapping[int, int], counted: tuple[int | None, int] | None = None) -> bool:
+        name = f"{topic.table}/read"
         with self._writing(topic).transaction() as db:
+            if counted is not None:
+                has, more = counted
+                (now,) = db.execute("SELECT max(value) FROM totals WHERE consumer = ? AND name = ?", (group, name)).fetchone()
+                if now != has:
+                    return False
+                _add(db, group, {name: more})
             for partition, position in positions.items():
                 _move(db, group, topic, partition, position)
-            _add(db, group, {f"{topic.table}/read": read} if topic.table else {})
+        return True
 
     def positions(self, group: str, topic: Topic) -> dict[int, int]:
         found = dict.fromkeys(range(self.partitions), 0)

@@ -163,8 +163,14 @@ local function move(key, group, id)
 end
 """
 _PLACE: Final = f"{_MOVED} return place(KEYS[1], ARGV[1])"
-_MOVE: Final = f"""{_MOVED}
-move(KEYS[1], ARGV[1], ARGV[2])
+#: KEYS: the group's totals, the streams; ARGV: group, the total that is counted on and its value so far (both empty: none), what to add,
+#: and an id for each stream.
+_SAY: Final = f"""{_MOVED}
+if ARGV[2] ~= '' then
+  if (redis.call('HGET', KEYS[1], ARGV[2]) or '') ~= ARGV[3] then return 0 end
+  redis.call('HINCRBY', KEYS[1], ARGV[2], ARGV[4])
+end
+for i = 2, #KEYS do move(KEYS[i], ARGV[1], ARGV[i + 3]) end
 return 1
 """
 #: A stage's step, all of it or, where the group is not where the records were read, nothing.
@@ -250,7 +256,7 @@ class RedisStream:
         self._commit = self._client.register_script(_COMMIT)
         self._first = self._client.register_script(_FIRST)
         self._place = self._client.register_script(_PLACE)
-        self._move_group = self._client.register_script(_MOVE)
+        self._say = self._client.register_script(_SAY)
         self._count = 0
         self._run = ""
         self._look_due = 0.0
@@ -360,14 +366,15 @@ class RedisStream:
         if not done:
             raise PartitionLost(f"{group} has moved on in {chunk.topic.name} without this process.")
 
-    def acknowledge(self, group: str, topic: Topic, positions: Mapping[int, int], read: int = 0) -> None:
+    def acknowledge(self, group: str, topic: Topic, positions: Mapping[int, int], counted: tuple[int | None, int] | None = None) -> bool:
         self._begin()
+        keys = [self.keys.totals(group), *(self.keys.stream(topic, partition) for partition in positions)]
+        total: list[str | int] = ["", "", 0]
+        if counted is not None:
+            has, more = counted
+            total = [f"{topic.table}/read", "" if has is None else has, more]
         with self._told():
-            pipe = self._client.pipeline(transaction=True)
-            self._move(pipe, group, topic, positions)
-            if topic.table:
-                pipe.hincrby(self.keys.totals(group), f"{topic.table}/read", read)
-            pipe.execute()
+            return bool(self._say(keys=keys, args=[group, *total, *(f"{position}-{_AFTER}" for position in positions.values())]))
 
     def positions(self, group: str, topic: Topic) -> dict[int, int]:
         self._begin()
@@ -520,10 +527,6 @@ class RedisStream:
     def codec(self, topic: Topic) -> Codec:
         found: Codec = "arrow" if topic is RAW_TOPIC else getattr(self._config.codecs, topic.name.rpartition(".")[2])
         return found
-
-    def _move(self, pipe: Pipeline, group: str, topic: Topic, positions: Mapping[int, int]) -> None:
-        for partition, position in positions.items():
-            self._move_group(keys=[self.keys.stream(topic, partition)], args=[group, f"{position}-{_AFTER}"], client=pipe)
 
     def make_room(self, topic: Topic, size: int) -> None:
         """For so many bytes: trim where memory asks for it. Raises Unavailable while Redis is full and nothing can be trimmed.

@@ -81,13 +81,14 @@ class KafkaStream:
         self._cluster.count(RAW_TOPIC)
         return GroupLease(self._cluster, name)
 
-    def acknowledge(self, group: str, topic: Topic, positions: Mapping[int, int], read: int = 0) -> None:
-        del read
+    def acknowledge(self, group: str, topic: Topic, positions: Mapping[int, int], counted: tuple[int | None, int] | None = None) -> bool:
+        del counted
         if not positions:
-            return
+            return True
         offsets = [TopicPartition(self._cluster.name(topic), partition, position >> ROW_BITS) for partition, position in positions.items()]
         with self._cluster.told():
             self._looker(group).commit(offsets=offsets, asynchronous=False)
+        return True
 
     def positions(self, group: str, topic: Topic) -> dict[int, int]:
         return {found.partition: max(0, found.offset) << ROW_BITS for found in self._committed(group, topic)}
