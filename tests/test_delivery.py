@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 from made import raws
 from tapeline import delivery as delivery_module
 from tapeline.delivery import Delivery
-from tapeline.errors import DiskTrouble, Unavailable
+from tapeline.errors import DiskTrouble, NewerData, Refused, Unavailable
 from tapeline.records import RAW
 from tapeline.spool import Spool
 
@@ -34,6 +35,8 @@ class Broker:
     away: bool = False  # nothing arrives
     deaf: bool = False  # nothing is even taken
     broken: bool = False  # asking what has arrived fails in a way that nobody foresaw
+    answer: Exception | None = None  # to everything
+    bound: int = 1 << 30  # bytes: it takes no message that is larger
     arrived: list[tuple[str, int, int, pa.RecordBatch]] = field(default_factory=list)
 
     def payloads(self, partition: int | None = None) -> list[bytes]:
@@ -49,10 +52,14 @@ class Scripted:
         self.waiting: deque[tuple[int, int, pa.RecordBatch]] = deque()
         self.handed: list[int] = []
         self.done = 0
+        self.refused: set[int] = set()
+        self.trouble = ""
 
     def send(self, number: int, partition: int, batch: pa.RecordBatch) -> None:
         if self.broker.deaf:
             raise Unavailable("the broker is deaf")
+        if self.broker.answer is not None:
+            raise self.broker.answer
         assert number > max(self.handed, default=0)
         self.handed.append(number)
         self.waiting.append((number, partition, batch))
@@ -60,21 +67,29 @@ class Scripted:
     def arrive(self, count: int, partition: int | None = None) -> None:
         """Some arrive, of one partition or of all, and the broker's word that they did gets lost."""
         going = [one for one in self.waiting if partition in (None, one[1])][:count]
+        large = {number for number, _, batch in going if batch.nbytes > self.broker.bound}
+        self.refused |= large
         self.waiting = deque(one for one in self.waiting if one not in going)
-        self.broker.arrived += [(self.writer, *one) for one in going]
+        self.broker.arrived += [(self.writer, *one) for one in going if one[0] not in large]
 
     def settled(self) -> int:
+        if self.broker.answer is not None:
+            raise self.broker.answer
         if not self.broker.away:
             self.arrive(len(self.waiting))
             self.done = self.handed[-1] if self.handed else 0
         return self.done
 
-    def recovered(self, writer: str, since_ns: int) -> dict[int, int]:
+    def recovered(self, writer: str, since_ns: int) -> dict[int, set[int]]:
         if self.broker.away:
             raise Unavailable("the broker is away")
         if self.broker.broken:
             raise ZeroDivisionError("a bug")
-        return {partition: number for name, number, partition, _ in self.broker.arrived if name == writer}
+        found: dict[int, set[int]] = {}
+        for name, number, partition, _ in self.broker.arrived:
+            if name == writer:
+                found.setdefault(partition, set()).add(number)
+        return found
 
     def close(self, wait_s: float) -> None:
         pass
@@ -336,6 +351,90 @@ def test_what_a_full_spool_refuses_is_counted_and_put_on_record_for_each_connect
     assert (process.delivery.spooled, process.delivery.trouble) == (0, "")
     assert process.delivery.close(0.0) == 5
     process.dies()
+
+
+def test_a_stream_that_refuses_is_met_as_one_that_is_away(process: Process, broker: Broker) -> None:
+    process.put(1)
+    broker.answer = Refused("the password is another one")
+    process.turn()
+    process.put(2, 3)
+    process.turn(1.1)
+    assert (process.delivery.spooled, process.delivery.unsettled) == (3, 0)
+    assert process.delivery.trouble == "the password is another one"
+    assert process.delivery.failure is None
+    broker.answer = None
+    process.rest()
+    assert broker.payloads() == texts(1, 2, 3)
+    assert (process.delivery.spooled, process.delivery.trouble) == (0, "")
+
+
+@pytest.mark.parametrize("error", [NewerData("a newer Tapeline wrote it"), ZeroDivisionError("nobody foresaw this")])
+def test_what_no_waiting_ends_is_noted_for_the_stage_to_stop_at_and_nothing_is_lost(
+    tmp_path: Path, broker: Broker, error: Exception
+) -> None:
+    first = Process(tmp_path, broker, "a")
+    first.put(1)
+    first.turn()
+    broker.answer = error
+    first.put(2)
+    first.turn()
+    first.put(3)
+    assert first.delivery.failure is error
+    assert first.delivery.close(0.0) == 0
+    broker.answer = None
+    second = Process(tmp_path, broker, "b")
+    second.rest()
+    assert broker.payloads() == texts(1, 2, 3)
+    second.dies()
+
+
+def test_closing_while_the_stream_refuses_leaves_everything_on_disk(tmp_path: Path, broker: Broker) -> None:
+    broker.away = True
+    first = Process(tmp_path, broker, "a")
+    first.put(1, 2)
+    broker.answer = Refused("the password is another one")
+    first.delivery._clock = count(first.s, 0.1).__next__
+    assert first.delivery.close(1.0) == 0
+    broker.answer, broker.away = None, False
+    second = Process(tmp_path, broker, "b")
+    second.rest()
+    assert broker.payloads() == texts(1, 2)
+    second.dies()
+
+
+@pytest.mark.parametrize("spooled", [False, True])
+def test_what_is_larger_than_the_stream_lets_a_message_be_is_counted_and_put_on_record(
+    process: Process, broker: Broker, caplog: pytest.LogCaptureFixture, *, spooled: bool
+) -> None:
+    rows = [("binance", "spot", "large", "frame", 40 + at, b"x" * 3_000) for at in range(2)]
+    large = pa.RecordBatch.from_arrays([pa.array(v, f.type) for v, f in zip(zip(*rows, strict=True), RAW, strict=True)], schema=RAW)
+    broker.bound, broker.deaf, process.producer.trouble = 5_000, spooled, "the topic takes no message of 6,000 bytes."
+    process.put(1)
+    process.delivery.put(2, large)
+    process.put(3)
+    broker.deaf = False
+    process.rest()
+    assert [payload for payload in broker.payloads() if not payload.startswith(b"{")] == texts(1, 3)
+    assert refusals(broker) == [("large", {"records": 2, "from_ns": 40, "to_ns": 41, "reason": "the stream takes no message as large"})]
+    assert process.delivery.refused == 2
+    assert "takes no message of 6,000 bytes. 2 received records could not be kept so far." in caplog.text
+    assert process.delivery.spooled == 0
+
+
+def test_a_batch_that_a_later_one_has_overtaken_is_sent_by_the_next_process(tmp_path: Path, broker: Broker) -> None:
+    broker.away = True
+    first = Process(tmp_path, broker, "a")
+    first.put(1, 2, 3)
+    first.turn(1.1)
+    for number in (1, 3):  # a broker that took back the right to write for a moment
+        (one,) = [one for one in first.producer.waiting if one[0] == number]
+        broker.arrived.append(("a", *one))
+    first.dies()
+    broker.away = False
+    second = Process(tmp_path, broker, "b")
+    second.rest()
+    assert sorted(broker.payloads()) == texts(1, 2, 3)
+    second.dies()
 
 
 def test_the_first_refusal_is_said_at_once_whatever_was_said_before(

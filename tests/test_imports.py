@@ -24,7 +24,7 @@ LAYERS: list[set[str]] = [
     {"errors"},
     {"console"},
     {"secret"},
-    {"locks", "config", "times", "quota", "durable", "machine"},
+    {"locks", "config", "times", "quota", "durable", "machine", "backoff", "beside"},
     {"providers"},
     {"completeness"},
     {"streams", "stores", "net", "bucket", "spool"},

@@ -18,8 +18,9 @@ import pytest
 
 from peer import BINARY, CLOSE, PING, TEXT, Peer, frame, serving
 from tapeline import net
+from tapeline.backoff import backoff
 from tapeline.errors import Unavailable
-from tapeline.net import Limits, Line, Pace, Silence, backoff
+from tapeline.net import Limits, Line, Pace, Silence
 from tapeline.providers import PROVIDERS
 from tapeline.providers.session import FeedSettings, Plan, Reply, Trouble
 from tapeline.records import NS_PER_S, RawKind
@@ -610,7 +611,7 @@ def test_a_trouble_with_a_wait_is_dialed_again_only_after_it() -> None:
         tape = Tape()
         async with serving(script) as url, kept(line_of(plan(url), tape)):
             await eventually(lambda: b"d1" in tape.frames())
-        assert 0.6 <= dialed[1] - dialed[0] < 2.0
+        assert dialed[1] - dialed[0] >= 0.6
         assert tape.details("closed")[0] == {"by": "tapeline", "reason": "later"}
 
     run(test())
@@ -625,14 +626,14 @@ def test_dials_of_one_provider_keep_their_distance_however_many_lines_there_are(
             await peer.accept()
 
         async with serving(script) as url:
-            pace = Pace(0.1)
+            pace, began = Pace(0.1), asyncio.get_running_loop().time()
             lines = [Line(plan(url), Tape(), time.time_ns, Random(1), pace, Silence(), limits=SHORT) for _ in range(5)]
             keepers = [asyncio.create_task(line.keep()) for line in lines]
             await eventually(lambda: len(dialed) == 5)
             for line in lines:
                 line.stop()
             await asyncio.gather(*keepers)
-        assert all(after - before > 0.08 for before, after in pairwise(dialed))
+        assert all(at - began >= 0.1 * number - 0.01 for number, at in enumerate(dialed))
 
     run(test())
 

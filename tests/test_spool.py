@@ -78,17 +78,17 @@ def test_each_writer_s_batches_are_dropped_by_partition_and_inherited_by_name(tm
     put(spool, 3, writer="b")
     put(spool, 5, writer="a")  # in the partition of 1
     assert spool.writers() == {"a": 50, "b": 70}
-    spool.drop(5, "a", 2)
+    spool.drop_of("a", 2, range(6))
     assert (held(spool), spool.records) == ([1, 3, 5], 9)
-    spool.drop(4, "a", 1)
+    spool.drop_of("a", 1, {1, 4, 99})
     assert (held(spool), spool.records) == ([3, 5], 6)
-    spool.drop(3, "a", 3)  # that one is the other writer's
+    spool.drop_of("a", 3, range(4))  # that one is the other writer's
     assert spool.writers() == {"a": 80, "b": 70}
     spool.inherit("c")
     assert spool.writers() == {"c": 70}
-    spool.drop(3, "b", 3)
+    spool.drop_of("b", 3, range(4))
     assert (held(spool), spool.records) == ([3, 5], 6)
-    spool.drop(5, "c", 1)
+    spool.drop_of("c", 1, range(6))
     assert (held(spool), spool.records) == ([3], 3)
     spool.close()
 

@@ -7,10 +7,10 @@ a batch is either with the producer, which delivers it however long that takes, 
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +19,8 @@ from typing import Final
 import msgspec
 import pyarrow as pa
 
-from tapeline.errors import DiskTrouble, Unavailable
+from tapeline.beside import beside
+from tapeline.errors import DiskTrouble, Refused, Unavailable
 from tapeline.records import RAW
 from tapeline.spool import Spool
 from tapeline.streams import Producer
@@ -33,6 +34,10 @@ _MOST_UNSETTLED_BYTES: Final = 32 * 1024 * 1024
 _DRAIN_BYTES: Final = 8 * 1024 * 1024
 _SAY_EVERY_S: Final = 10.0
 _RECOVER_AGAIN_S: Final = 2.0
+#: What an exchange's data waits out: a stream that is away, and one that refuses, until somebody gives it back its password or rights.
+AWAY: Final = (Unavailable, Refused)
+_FULL: Final = "the spool was full"
+_LARGE: Final = "the stream takes no message as large"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,36 +53,20 @@ class _Sent:
 
 @dataclass(slots=True)
 class _Refused:
-    """Records of one connection that neither the stream nor the spool could take."""
+    """Records of one connection that could not be kept."""
 
+    reason: str
     records: int
     from_ns: int
     to_ns: int
     partition: int
 
 
-class _Recovery:
-    """Finds out, beside the event loop, what has arrived of earlier writers' batches."""
-
-    def __init__(self, producer: Producer, writers: Mapping[str, int]) -> None:
-        self._producer, self._writers = producer, writers
-        self.done = threading.Event()
-        self.arrived: list[tuple[str, int, int]] = []  # writer, partition, number
-        self.error: Exception | None = None
-        threading.Thread(target=self._ask, name="recovery", daemon=True).start()
-
-    def _ask(self) -> None:
-        try:
-            for writer, since_ns in self._writers.items():
-                self.arrived += [(writer, *found) for found in self._producer.recovered(writer, since_ns).items()]
-        except Exception as error:  # noqa: BLE001 whatever it is: that nothing was heard does not mean that nothing has arrived
-            self.error = error
-        finally:
-            self.done.set()
-
-
 class Delivery:
-    """The way from the sockets into the raw topic. Without a spool, `put` raises what the stream does, and the caller waits."""
+    """The way from the sockets into the raw topic. Without a spool, `put` raises what the stream does, and the caller waits.
+
+    An error that nothing will end (`failure`: the stream is a newer Tapeline's, or there is a mistake in the code) is for the caller to
+    stop at; with a spool, what is received until then is in it."""
 
     def __init__(self, producer: Producer, writer: str, spool: Spool | None, clock: Callable[[], float] = time.monotonic) -> None:
         self._producer, self._writer, self._spool, self._clock = producer, writer, spool, clock
@@ -87,12 +76,13 @@ class Delivery:
         self._sent_to = 0  # the highest number that the producer has
         self._spooling = self._recovering = self._to_drop = False
         self._refused: dict[tuple[str, str, str], _Refused] = {}
-        self._recovery: _Recovery | None = None
+        self._recovery: Future[list[tuple[str, int, Container[int]]]] | None = None
         self._say_at: dict[str, float] = {}
         self._recover_at = 0.0
         self._since = 0.0
         self.refused = 0
         self.trouble = ""
+        self.failure: Exception | None = None
 
     def open(self) -> None:
         """Take over what an earlier process has left in the spool. Raises DiskTrouble."""
@@ -124,16 +114,17 @@ class Delivery:
         return bool(self._sent or self._spooling or self._refused or self.spooled)
 
     def put(self, partition: int, batch: pa.RecordBatch) -> None:
-        """Hand a batch on. Raises Unavailable only without a spool: then nothing was taken."""
+        """Hand a batch on. Raises only without a spool: then nothing was taken."""
         number = self._number + 1
         if not self._spooling:
             try:
                 self._send(number, partition, batch, spooled=False)
                 self._number = number
                 return
-            except Unavailable as error:
+            except Exception as error:
                 if self._spool is None:
                     raise
+                self._note(error)
                 self._spool_from_now(str(error))
         self._number = number
         self._keep(number, partition, batch)
@@ -145,18 +136,20 @@ class Delivery:
             if self._spool is None:
                 return
             if not self._spooling and self._sent and self._slow():
-                self._spool_from_now("the stream is slow or away")
+                self._spool_from_now(self._producer.trouble or "the stream is slow or away")
             if self._spooling:
                 self._drain(self._spool)
-        except Unavailable as error:
+        except AWAY as error:
             self._complain("away", str(error))
+        except Exception as error:  # noqa: BLE001 it is noted, and raised by the caller
+            self._note(error)
 
     def close(self, wait_s: float) -> int:
         """Wait so long for what is on its way; keep the rest in the spool. Records that are lost for want of one."""
         deadline = self._clock() + (wait_s if self._spool is None else min(wait_s, _SLOW_S))
         while self.unsettled and self._clock() < deadline:
             time.sleep(0.005)
-            with suppress(DiskTrouble):  # what cannot be dropped now is found to have arrived at the next start
+            with suppress(*AWAY):  # what cannot be dropped now is found to have arrived at the next start
                 self._settle()
         if self._sent and self._spool is not None and not self._spooling:
             self._spool_from_now("the stream did not confirm them before the end")
@@ -182,9 +175,14 @@ class Delivery:
             sent = self._sent.popleft()
             self._sent_bytes -= sent.batch.nbytes
             self._to_drop = self._to_drop or sent.spooled
+            if sent.number in self._producer.refused:
+                self._refuse(sent.partition, sent.batch, _LARGE)
+                self._complain("refused", f"{self._producer.trouble} {self.refused} received records could not be kept so far.")
         if self._to_drop and self._spool is not None:
             self._spool.drop(until)
             self._to_drop = False
+        if self._refused and not self._spooling:
+            self._own_up(partial(self._send, spooled=False))
 
     def _slow(self) -> bool:
         return self._clock() - self._sent[0].at > _SLOW_S or self._sent_bytes > _MOST_UNSETTLED_BYTES
@@ -194,7 +192,9 @@ class Delivery:
         self._spooling = True
         self._since = self._clock()
         self.trouble = why
-        log.error("Received records go to disk from now: %s. None is lost; they follow in order when the stream takes them.", why)
+        log.error(
+            "Received records go to disk from now: %s. None is lost; they follow in order when the stream takes them.", why.rstrip(".")
+        )
         kept = []
         while self._sent:
             sent = self._sent.popleft()
@@ -209,20 +209,25 @@ class Delivery:
             self._spool.put(self._writer, number, partition, batch)
         except DiskTrouble as error:
             if number > self._sent_to:
-                self._refuse(partition, batch)
+                self._refuse(partition, batch, _FULL)
             self._complain(
                 "refused", f"{error} {self.refused} received records could not be kept so far. Make room, or bring the stream back."
             )
             return False
         return True
 
-    def _refuse(self, partition: int, batch: pa.RecordBatch) -> None:
+    def _refuse(self, partition: int, batch: pa.RecordBatch, reason: str) -> None:
         self.refused += batch.num_rows
         keys = zip(*(batch[name].to_pylist() for name in ("provider", "feed", "connection", "received_ns")), strict=True)
         for provider, feed, connection, received_ns in keys:
-            found = self._refused.setdefault((provider, feed, connection), _Refused(0, received_ns, received_ns, partition))
+            found = self._refused.setdefault((provider, feed, connection), _Refused(reason, 0, received_ns, received_ns, partition))
             found.records += 1
             found.to_ns = received_ns
+
+    def _note(self, error: Exception) -> None:
+        if not isinstance(error, AWAY) and self.failure is None:
+            self.failure = error
+            log.error("The stream failed in a way that is not waited out: %s: %s", type(error).__name__, error)
 
     def _complain(self, what: str, text: str) -> None:
         """Loudly, but each kind of trouble only now and again."""
@@ -236,15 +241,19 @@ class Delivery:
         if self._recovery is None:
             if self._clock() < self._recover_at:
                 return False
-            self._recovery = _Recovery(self._producer, {name: since for name, since in spool.writers().items() if name != self._writer})
-        if not self._recovery.done.is_set():
+            writers = {name: since for name, since in spool.writers().items() if name != self._writer}
+            self._recovery = beside(
+                lambda: [(name, *found) for name, since in writers.items() for found in self._producer.recovered(name, since).items()],
+                "recovery",
+            )
+        if not self._recovery.done():
             return False
         recovery, self._recovery = self._recovery, None
-        if recovery.error is not None:
+        if (error := recovery.exception()) is not None:  # that nothing was heard does not mean that nothing has arrived
             self._recover_at = self._clock() + _RECOVER_AGAIN_S
-            raise Unavailable(f"What has arrived of an earlier run is not known yet: {recovery.error}") from recovery.error
-        for writer, partition, number in recovery.arrived:
-            spool.drop(number, writer, partition)
+            raise Unavailable(f"What has arrived of an earlier run is not known yet: {error}") from error
+        for writer, partition, numbers in recovery.result():
+            spool.drop_of(writer, partition, numbers)
         spool.inherit(self._writer)
         self._recovering = False
         return True
@@ -269,7 +278,7 @@ class Delivery:
     def _own_up(self, take: Callable[[int, int, pa.RecordBatch], None]) -> None:
         """Put on record, on each connection, how many of its records were refused: a gap that can be seen."""
         for (provider, feed, connection), refused in list(self._refused.items()):
-            detail = {"records": refused.records, "from_ns": refused.from_ns, "to_ns": refused.to_ns, "reason": "the spool was full"}
+            detail = {"records": refused.records, "from_ns": refused.from_ns, "to_ns": refused.to_ns, "reason": refused.reason}
             row = (provider, feed, connection, "refused", refused.to_ns, msgspec.json.encode(detail))
             batch = pa.RecordBatch.from_arrays([pa.array([value], field.type) for value, field in zip(row, RAW, strict=True)], schema=RAW)
             take(self._number + 1, refused.partition, batch)

@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from random import Random
 from typing import Any, Final, TypeAlias
 
 import pyarrow as pa
 
 from tapeline import net, rest
-from tapeline.delivery import Delivery
-from tapeline.errors import Refused, Unavailable
+from tapeline.backoff import backoff
+from tapeline.delivery import AWAY, Delivery
+from tapeline.errors import Refused, TapelineError, Unavailable
 from tapeline.monitor.status import Rate, StatusFile
 from tapeline.pairs import Pair
 from tapeline.providers.session import Plan
@@ -27,8 +29,10 @@ log = logging.getLogger(__name__)
 _FLUSH_EVERY_S: Final = 0.001
 #: How often what is on its way is looked after.
 _TURN_EVERY_S: Final = 0.01
-#: A batch is closed at this size.
-_BATCH_BYTES: Final = 4 * 1024 * 1024
+#: A batch is closed at this size, so that only a frame that is larger itself makes a message over Kafka's usual bound of 1 MiB.
+_BATCH_BYTES: Final = 900 * 1024
+#: What a record takes in it beside its payload.
+_RECORD_BYTES: Final = 128
 #: Frames held in memory while the stream takes none and there is no spool; past it the sockets are not read.
 _HOLD_BYTES: Final = 64 * 1024 * 1024
 _LEASE_EVERY_S: Final = 1.0
@@ -37,6 +41,14 @@ _CLOSE_WITHIN_S: Final = 15.0
 _LAST_FLUSH_S: Final = 20.0
 
 _Columns: TypeAlias = "tuple[list[str], list[str], list[str], list[str], list[int], list[bytes]]"
+
+
+@dataclass(slots=True)
+class _Gathered:
+    """Records that make one batch."""
+
+    columns: _Columns = field(default_factory=lambda: ([], [], [], [], [], []))
+    bytes: int = 0
 
 
 class StreamRecorder:
@@ -51,15 +63,16 @@ class StreamRecorder:
         self.delivery = delivery
         self._partitions = partitions
         self._random = random
-        self._gathered: dict[int, _Columns] = {}
+        self._gathered: dict[int, deque[_Gathered]] = {}
         self._bytes = 0
         self._timer: asyncio.Handle | None = None
         self._turner: asyncio.Handle | None = None
-        self._waits = net.backoff(random, cap_s=5.0)
+        self._waits = backoff(random, cap_s=5.0)
         self._pausers: list[Callable[[bool], None]] = []
         self._paused = False
         self._flushed_at = 0.0
         self._trouble = ""
+        self._failure: Exception | None = None
         self.records = 0
 
     @property
@@ -67,26 +80,35 @@ class StreamRecorder:
         return self._trouble or self.delivery.trouble
 
     @property
+    def failure(self) -> Exception | None:
+        """An error that no waiting ends: for the stage to stop at."""
+        return self._failure or self.delivery.failure
+
+    @property
     def held(self) -> int:
         """Records that are received and not handed on yet."""
-        return sum(len(columns[0]) for columns in self._gathered.values())
+        return sum(len(one.columns[0]) for gathered in self._gathered.values() for one in gathered)
 
     def on_pause(self, pause: Callable[[bool], None]) -> None:
         self._pausers.append(pause)
 
     def record(self, plan: Plan, connection: str, kind: RawKind, received_ns: int, payload: bytes) -> None:
         partition = self._partitions.get(plan.name, 0)
-        columns = self._gathered.get(partition)
-        if columns is None:
-            columns = self._gathered[partition] = ([], [], [], [], [], [])
-        provider, feed, connections, kinds, received, payloads = columns
+        size = len(payload) + _RECORD_BYTES
+        gathered = self._gathered.get(partition)
+        if gathered is None:
+            gathered = self._gathered[partition] = deque()
+        if not gathered or gathered[-1].bytes + size > _BATCH_BYTES:
+            gathered.append(_Gathered())
+        gathered[-1].bytes += size
+        provider, feed, connections, kinds, received, payloads = gathered[-1].columns
         provider.append(plan.provider)
         feed.append(plan.feed)
         connections.append(connection)
         kinds.append(kind)
         received.append(received_ns)
         payloads.append(payload)
-        self._bytes += len(payload)
+        self._bytes += size
         if self._timer is None:
             loop = asyncio.get_running_loop()
             early_s = self._flushed_at + _FLUSH_EVERY_S - loop.time()
@@ -101,28 +123,31 @@ class StreamRecorder:
         self._timer = None
         try:
             self.flush()
-        except Unavailable as error:
+        except AWAY as error:
             delay = next(self._waits)
             self._trouble = str(error)
             log.error("%s %d received records are held in memory, none is lost; next try in %.1f s.", error, self.held, delay)
             self._pause(True)
             self._timer = asyncio.get_running_loop().call_later(delay, self._flush_or_wait)
+        except Exception as error:  # noqa: BLE001 the loop would only log it: the stage stops at it
+            self._failure = error
+            self._pause(True)
 
     def flush(self) -> None:
-        """Hand on what has been gathered. Raises Unavailable: then what was not handed on is still held."""
-        for partition, columns in self._gathered.items():
-            if columns[0]:
-                arrays = [pa.array(column, field.type) for column, field in zip(columns, RAW, strict=True)]
+        """Hand on what has been gathered. Raises what the stream does: then what was not handed on is still held."""
+        for partition, gathered in self._gathered.items():
+            while gathered:
+                columns = gathered[0].columns
+                arrays = [pa.array(column, of.type) for column, of in zip(columns, RAW, strict=True)]
                 self.delivery.put(partition, pa.RecordBatch.from_arrays(arrays, schema=RAW))
                 self.records += len(columns[0])
-                for column in columns:
-                    column.clear()
+                gathered.popleft()
         self._bytes = 0
         loop = asyncio.get_running_loop()
         self._flushed_at = loop.time()
         if self._trouble:
             log.warning("The stream takes records again; what was held follows in order.")
-            self._trouble, self._waits = "", net.backoff(self._random, cap_s=5.0)
+            self._trouble, self._waits = "", backoff(self._random, cap_s=5.0)
         if self._paused:
             self._pause(False)
         self.look_after()
@@ -154,7 +179,8 @@ async def ingest(
 ) -> None:
     """Keep every line open until `stop`, and the leases held. `pairs`: what measures lines that are two for the same.
 
-    Raises Refused when every provider has said no for good, Busy when another process has taken over a lease."""
+    Raises Refused when every provider has said no for good, Busy when another process has taken over a lease, and what the stream
+    raised where waiting ends nothing (`StreamRecorder.failure`)."""
     keepers = [asyncio.create_task(line.keep(), name=line.plan.name) for line in lines]
     checkers = [asyncio.create_task(_check(name, request, lines)) for name, request in checks.items()]
     rate = Rate()
@@ -162,7 +188,12 @@ async def ingest(
     leases_due = time.monotonic() + _LEASE_EVERY_S
     recorder.look_after()
     try:
-        while not stop.is_set() and not all(keeper.done() for keeper in keepers) and not any(map(_failed, keepers)):
+        while (
+            not stop.is_set()
+            and recorder.failure is None
+            and not all(keeper.done() for keeper in keepers)
+            and not any(map(_failed, keepers))
+        ):
             await _until(stop, keepers, 0.5)
             frames = sum(line.state.frames for line in lines)
             rate.add(frames - counted)
@@ -184,6 +215,8 @@ async def ingest(
         for lease in leases:
             lease.drop()
         status.write(_ingest_report(lines, recorder, rate, pairs))
+    if recorder.failure is not None:
+        raise recorder.failure
     for keeper in filter(_failed, keepers):
         keeper.result()
     if lines and all(line.state.stopped for line in lines):
@@ -194,7 +227,7 @@ def _keep(leases: Sequence[Lease]) -> None:
     for lease in leases:
         try:
             lease.keep()
-        except Unavailable as error:
+        except AWAY as error:
             # Whoever else wants it cannot ask the stream either.
             log.warning("A lease could not be renewed: %s", error)
 
@@ -211,16 +244,17 @@ def _failed(keeper: asyncio.Task[None]) -> bool:
 
 
 async def _last_flush(recorder: StreamRecorder) -> None:
-    """What is held while the stream takes nothing is tried for a while yet. Raises Unavailable that counts what is lost."""
+    """What is held while the stream takes nothing is tried for a while yet. Raises what the stream does, and counts what is lost."""
     deadline = time.monotonic() + _LAST_FLUSH_S
-    while recorder.trouble and recorder.held and time.monotonic() < deadline:
+    while recorder.trouble and recorder.held and recorder.failure is None and time.monotonic() < deadline:
         await asyncio.sleep(0.1)
     try:
         recorder.flush()
         lost = recorder.delivery.close(max(0.5, deadline - time.monotonic()))
-    except Unavailable as error:
+    except Exception as error:
         lost = recorder.held + recorder.delivery.close(0.0)
-        raise type(error)(f"{error} {lost} records that were received just before the end could not be kept and are lost.") from error
+        text = f"{error} {lost} records that were received just before the end could not be kept and are lost."
+        raise (type(error) if isinstance(error, TapelineError) else RuntimeError)(text) from error
     if lost:
         raise Unavailable(f"{lost} received records could not be kept: {recorder.trouble or 'the stream took none before the end'}.")
 

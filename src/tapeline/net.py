@@ -28,6 +28,7 @@ from picows import (
     ws_connect,
 )
 
+from tapeline.backoff import backoff
 from tapeline.errors import Unavailable
 from tapeline.providers.session import Check, Plan, Session, Trouble
 from tapeline.records import NS_PER_S, RawKind
@@ -51,14 +52,6 @@ class Recorder(Protocol):
 
     def on_pause(self, pause: Callable[[bool], None]) -> None:
         """Register a callback that is told to stop (True) and to go on (False) reading."""
-
-
-def backoff(random: Random, first_s: float = 0.5, cap_s: float = 60.0) -> Iterator[float]:
-    """Seconds to wait before each attempt: doubling to the cap, each drawn between half of it and all of it."""
-    ceiling = first_s
-    while True:
-        yield ceiling * (0.5 + random.random() / 2)
-        ceiling = min(cap_s, ceiling * 2)
 
 
 @dataclass(frozen=True, slots=True)

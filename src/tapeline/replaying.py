@@ -9,7 +9,8 @@ from random import Random
 import numpy as np
 import pyarrow as pa
 
-from tapeline import flow, net
+from tapeline import flow
+from tapeline.backoff import backoff
 from tapeline.errors import Unavailable
 from tapeline.records import NS_PER_S, TICKS_TOPIC
 from tapeline.streams import Stream
@@ -77,7 +78,7 @@ def publish(batches: Iterator[pa.RecordBatch], stream: Stream, stop: threading.E
         published += held.pop().num_rows
         return True
 
-    flow.run(step, done, rest_s=0.0, waits=lambda: net.backoff(random, cap_s=5.0))
+    flow.run(step, done, rest_s=0.0, waits=lambda: backoff(random, cap_s=5.0))
     if unread:
         raise unread[0]
     return published

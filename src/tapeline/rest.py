@@ -16,8 +16,9 @@ from pathlib import Path
 from random import Random
 from typing import Final, TypeVar
 
+from tapeline.backoff import backoff
 from tapeline.errors import Barred, DiskTrouble, Refused, Unavailable
-from tapeline.net import LONGEST_BAN_S, TOO_FAST, TOO_FAST_S, backoff
+from tapeline.net import LONGEST_BAN_S, TOO_FAST, TOO_FAST_S
 from tapeline.providers.session import without
 from tapeline.quota import Quota
 from tapeline.secret import Secret

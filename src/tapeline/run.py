@@ -15,13 +15,13 @@ from typing import Any, Final
 from rich.console import Console
 
 from tapeline import wiring
+from tapeline.backoff import backoff
 from tapeline.config import Config, environment
 from tapeline.errors import Unavailable
 from tapeline.locks import own
 from tapeline.monitor.health import backlogs, snapshot
 from tapeline.monitor.live import Screen
 from tapeline.monitor.status import StatusFile, read_status, worker_name
-from tapeline.net import backoff
 from tapeline.stores import Store
 from tapeline.streams import Stream
 from tapeline.supervisor import Stage, Supervisor

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,21 +89,30 @@ class Spool:
             ).fetchall():
                 yield Spooled(found, partition, pa.ipc.read_record_batch(pa.py_buffer(data), RAW))
 
-    def drop(self, until: int, writer: str = "", partition: int = 0) -> None:
-        """Forget what is in the stream by now: the batches up to a number, of all or of one writer in one partition."""
-        where = "number <= ? AND writer = ? AND part = ?" if writer else "number <= ?"
-        key = (until, writer, partition) if writer else (until,)
+    def drop(self, until: int) -> None:
+        """Forget what is in the stream by now: all batches up to a number."""
         with self._errors():
-            (size, records) = self._db.execute(  # `where` is one of the two texts above
-                f"SELECT coalesce(sum(length(data)), 0), coalesce(sum(records), 0) FROM batches WHERE {where}",  # noqa: S608
-                key,
+            (size, records) = self._db.execute(
+                "SELECT coalesce(sum(length(data)), 0), coalesce(sum(records), 0) FROM batches WHERE number <= ?", (until,)
             ).fetchone()
             if records:
-                self._db.execute(f"DELETE FROM batches WHERE {where}", key)  # noqa: S608
+                self._db.execute("DELETE FROM batches WHERE number <= ?", (until,))
                 self.bytes -= size
                 self.records -= records
             if not self.records and self.path.stat().st_size > _WORTH_RETURNING:
                 self._begin_anew()
+
+    def drop_of(self, writer: str, partition: int, numbers: Container[int]) -> None:
+        """Forget what is in the stream by now: of one writer in one partition, the batches of these numbers."""
+        with self._errors():
+            rows = self._db.execute(
+                "SELECT number, records, length(data) FROM batches WHERE writer = ? AND part = ?", (writer, partition)
+            ).fetchall()
+            gone = [row for row in rows if row[0] in numbers]
+            left = json.dumps([number for number, _, _ in gone])
+            self._db.execute("DELETE FROM batches WHERE number IN (SELECT value FROM json_each(?))", (left,))
+            self.records -= sum(records for _, records, _ in gone)
+            self.bytes -= sum(size for _, _, size in gone)
 
     def writers(self) -> dict[str, int]:
         """Under whose names the batches were sent, each with the time (ns) of its first."""

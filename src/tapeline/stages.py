@@ -14,7 +14,8 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 
-from tapeline import flow, net
+from tapeline import flow
+from tapeline.backoff import backoff
 from tapeline.completeness import COVERED, Facts, Interval, Key, absorb, forget, intervals
 from tapeline.errors import Busy, Unavailable
 from tapeline.monitor.health import written_to
@@ -206,6 +207,8 @@ class KeepIn:
         self._held: dict[Topic, list[Chunk]] = {topic: [] for topic in NORMALIZED_TOPICS}
         self._since: dict[Topic, int] = {}
         self._said: dict[Topic, int] = {}  # the total of what was read, as the stream should have it
+        self._tried: dict[Topic, int] = {}  # and as it will be once it has heard the next word
+        self._unsaid: dict[Topic, Chunk] = {}
         self._rate = Rate(clock)
         self._forgotten = Forgotten(stream, group, clock)
 
@@ -213,6 +216,8 @@ class KeepIn:
         if self._read:
             self._status.maybe(self._report)
         worked = False
+        for topic in list(self._unsaid):  # the disk was full, or the server away, just after the store had written
+            self._tell(topic)
         if not self._read:  # here, not at the start: a store that is away is waited for as at any other time
             self._read = {topic: self._begin(topic) for topic in NORMALIZED_TOPICS}
         for topic in NORMALIZED_TOPICS:
@@ -251,22 +256,32 @@ class KeepIn:
         self._rate.add(written.rows)
         self._held[topic].clear()
         del self._since[topic]
-        # Of a stream that has lost its counts, only what was written since belongs to the new ones.
+        self._unsaid[topic] = chunk
+        self._tell(topic)
+
+    def _tell(self, topic: Topic) -> None:
+        """Say what the store has written. Of a stream that has lost its counts, only what was written since belongs to the new ones."""
+        chunk = self._unsaid[topic]
         self._say(topic, chunk.next, lambda lost: rows_of(chunk, self._stream.lives(topic)) if lost else chunk.rows)
+        del self._unsaid[topic]
 
     def _say(self, topic: Topic, positions: Mapping[int, int], rows: Callable[[bool], int]) -> None:
         """Tell the stream how far it is and, where it counts records, how many more there are; `rows` hears whether the count is lost.
 
-        The stream may lose it between the look and the word: then the look is repeated."""
+        The stream may lose it between the look and the word, or take the word and not be heard: so the look is repeated."""
         if not self._stream.counts_records:
             self._stream.acknowledge(self._group, topic, positions)
             return
         said = False
         while not said:
             has = self._stream.totals(self._group).get(f"{topic.table}/read")
-            more = rows(has is None or has < self._said.get(topic, 0))
-            said = self._stream.acknowledge(self._group, topic, positions, (has, more))
-            self._said[topic] = (has or 0) + more
+            if has is not None and self._said.get(topic, 0) < has == self._tried.get(topic):
+                said = True
+            else:
+                more = rows(has is None or has < self._said.get(topic, 0))
+                self._tried[topic] = (has or 0) + more
+                said = self._stream.acknowledge(self._group, topic, positions, (has, more))
+        self._said[topic] = self._tried.pop(topic)
 
     def _report(self) -> dict[str, Any]:
         kept = {topic.table: self._store.totals(topic) for topic in NORMALIZED_TOPICS}
@@ -400,15 +415,15 @@ class KeepLedger:
 
 
 def run_normalize(stage: Normalize, stop: threading.Event, random: Random) -> None:
-    flow.run(stage.step, stop, rest_s=_NORMALIZE_REST_S, waits=lambda: net.backoff(random, cap_s=5.0))
+    flow.run(stage.step, stop, rest_s=_NORMALIZE_REST_S, waits=lambda: backoff(random, cap_s=5.0))
     stage.finish()
 
 
 def run_ledger(stage: KeepLedger, stop: threading.Event, random: Random) -> None:
-    flow.run(stage.step, stop, rest_s=_LEDGER_REST_S, waits=lambda: net.backoff(random, cap_s=5.0), drain_s=60.0)
+    flow.run(stage.step, stop, rest_s=_LEDGER_REST_S, waits=lambda: backoff(random, cap_s=5.0), drain_s=60.0)
     stage.finish()
 
 
 def run_store(stage: KeepIn, stop: threading.Event, random: Random) -> None:
-    flow.run(stage.step, stop, rest_s=_STORE_REST_S, waits=lambda: net.backoff(random, cap_s=5.0), drain_s=60.0)
+    flow.run(stage.step, stop, rest_s=_STORE_REST_S, waits=lambda: backoff(random, cap_s=5.0), drain_s=60.0)
     stage.finish()

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 
 from tapeline import net
+from tapeline.backoff import backoff
 from tapeline.config import Config, ProviderConfig, StoreConfig, environment, files_secrets, secret, store_password, stream_password
 from tapeline.errors import Busy, ConfigError, TapelineError, Unavailable
 from tapeline.jobs import fetching
@@ -399,7 +400,7 @@ async def leases_in_time(
 
     Who holds a lease may be a predecessor that was killed: its lease ends by itself, and is waited for as long as `busy_s`."""
     deadline: float | None = None
-    for delay in net.backoff(random, cap_s=5.0):
+    for delay in backoff(random, cap_s=5.0):
         try:
             return leases(planned, stream)
         except Unavailable as error:

@@ -16,9 +16,10 @@ import pytest
 from tapeline import ingest, net, wiring
 from tapeline.config import Config, ProviderConfig
 from tapeline.delivery import Delivery
-from tapeline.errors import DiskTrouble
-from tapeline.monitor.status import StatusFile
+from tapeline.errors import DiskTrouble, NewerData, Refused
+from tapeline.monitor.status import StatusFile, read_status
 from tapeline.records import RAW_TOPIC
+from tapeline.spool import Spool
 from tapeline.streams.embedded import EmbeddedStream
 from tapeline.venues import Venue, VenueOptions
 from waiting import until
@@ -29,13 +30,16 @@ if TYPE_CHECKING:
 
 
 class Stream(EmbeddedStream):
-    """A stream whose disk can be full."""
+    """A stream whose disk can be full, or that answers something else."""
 
     full = False
+    answer: Exception | None = None
 
     def append_as(self, writer: str, number: int, partition: int, batch: pa.RecordBatch) -> None:
         if self.full:
             raise DiskTrouble("The disk is full.")
+        if self.answer is not None:
+            raise self.answer
         super().append_as(writer, number, partition, batch)
 
 
@@ -46,12 +50,13 @@ def stream(tmp_path: Path) -> Iterator[Stream]:
     found.close()
 
 
-async def _ingest(stream: Stream, root: Path, stop: asyncio.Event, *urls: str) -> ingest.StreamRecorder:
+async def _ingest(stream: Stream, root: Path, stop: asyncio.Event, *urls: str, spool: Spool | None = None) -> ingest.StreamRecorder:
     """Record what these addresses send, until `stop`."""
     providers = [ProviderConfig(name="binance", url=url, symbols=("BTCUSDT",), channels=("trade",)) for url in urls]
     random = Random(1)
     planned = wiring.plans(Config(providers=tuple(providers)), {})
-    delivery = Delivery(stream.producer("w"), "w", None)
+    delivery = Delivery(stream.producer("w"), "w", spool)
+    delivery.open()
     recorder = ingest.StreamRecorder(delivery, wiring.partitions(planned, stream.partitions), random)
     lines = wiring.lines(planned, recorder, {}, time.time_ns, random)
     await ingest.ingest(lines, recorder, {}, StatusFile(root, "ingest"), stop)
@@ -150,6 +155,66 @@ def test_what_is_lost_when_the_stream_takes_nothing_to_the_end_is_counted(
 
     with pytest.raises(DiskTrouble, match=r"The disk is full\. [1-9]\d* records that were received .* are lost\."):
         asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("spooled", [False, True])
+def test_an_error_that_no_waiting_ends_stops_the_stage_at_once_and_loudly(
+    stream: Stream, tmp_path: Path, caplog: pytest.LogCaptureFixture, *, spooled: bool
+) -> None:
+    spool = Spool(tmp_path / "spool.sqlite", 1 << 30) if spooled else None
+
+    async def scenario() -> None:
+        market = Venue(VenueOptions(name="binance", rate=2000.0, journal=tmp_path / "sent.jsonl"))
+        running = asyncio.create_task(_ingest(stream, tmp_path, asyncio.Event(), await market.start(), spool=spool))
+        await _until(stream, 100)
+        stream.answer = NewerData("A newer Tapeline has written here.")
+        try:
+            async with asyncio.timeout(20):
+                await running
+        finally:
+            await market.stop()
+
+    with pytest.raises(NewerData, match=r"A newer Tapeline has written here" + ("" if spooled else r".* are lost\.")):
+        asyncio.run(scenario())
+    assert not [record for record in caplog.records if record.name == "asyncio"], "nothing was left to the loop's own handler"
+    if spool is not None:
+        kept = sum(one.batch.num_rows for one in spool.after(0))
+        assert kept > 0
+        chunk = stream.read(RAW_TOPIC, {0: 0}, 100_000)
+        assert chunk is not None
+        payloads = chunk.batch["payload"].to_pylist() + [p for one in spool.after(0) for p in one.batch["payload"].to_pylist()]
+        frames = [json.loads(payload)["data"] for payload in payloads if payload.startswith(b'{"stream"')]
+        sent = [json.loads(line)["event"] for line in (tmp_path / "sent.jsonl").read_text().splitlines()]
+        assert frames == sent[: len(frames)]
+        spool.close()
+
+
+def test_a_stream_that_refuses_pauses_the_sockets_at_the_bound_and_everything_follows_once_it_does_not(
+    stream: Stream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ingest, "_HOLD_BYTES", 200_000)
+    journal = tmp_path / "sent.jsonl"
+
+    async def scenario() -> None:
+        market = Venue(VenueOptions(name="binance", rate=4000.0, limit=4000, journal=journal))
+        stop = asyncio.Event()
+        running = asyncio.create_task(_ingest(stream, tmp_path, stop, await market.start()))
+        await _until(stream, 100)
+        stream.answer = Refused("The password is another one.")
+        async with asyncio.timeout(20):
+            while read_status(tmp_path).get("ingest", {}).get("trouble") != "The password is another one.":
+                await asyncio.sleep(0.02)
+        stream.answer = None
+        await _until(stream, 4000 + 3)
+        stop.set()
+        await running
+        await market.stop()
+
+    asyncio.run(scenario())
+    chunk = stream.read(RAW_TOPIC, {0: 0}, 100_000)
+    assert chunk is not None
+    frames = [json.loads(payload)["data"] for payload in chunk.batch["payload"].to_pylist() if payload.startswith(b'{"stream"')]
+    assert frames == [json.loads(line)["event"] for line in journal.read_text().splitlines()]
 
 
 def test_each_connection_s_records_go_to_one_partition_in_order(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from places import Place, column, nothing, polled
 
 from made import raws, ticks
+from tapeline.errors import DiskTrouble
 from tapeline.monitor.status import StatusFile
 from tapeline.providers import identity
 from tapeline.records import NS_PER_MS, RAW_TOPIC, TICKS_TOPIC, Chunk
@@ -151,3 +153,33 @@ def test_a_store_counts_nothing_of_before_though_the_stream_forgets_just_before_
         keep.step()
     assert forgot
     assert stream.totals("lake")["ticks/read"] == stream.totals("appended")["ticks"] == 2
+
+
+@pytest.mark.parametrize("heard", [False, True])
+def test_a_store_counts_what_it_has_written_once_though_its_word_has_no_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, heard: bool
+) -> None:
+    place = Place("embedded", tmp_path / "own", {"partitions": 3})
+    stream = place.open()
+    status, stop = StatusFile(tmp_path, "lake"), threading.Event()
+    keep = KeepIn(stream, Lake(tmp_path / "lake", identity), status, stop, group="lake", flush_rows=10_000, flush_s=0.0)
+    acknowledge = stream.acknowledge
+
+    def interrupted(*said: Any) -> bool:
+        if heard:
+            acknowledge(*said)
+        raise DiskTrouble("the disk is full")
+
+    for number in range(3):
+        stream.append(TICKS_TOPIC, ticks({"symbol": "A", "id": str(number)}), 0)
+        if number == 1:
+            with monkeypatch.context() as patch:
+                patch.setattr(stream, "acknowledge", interrupted)
+                with pytest.raises(DiskTrouble):
+                    keep.step()
+                with suppress(DiskTrouble):
+                    keep.step()
+        keep.step()
+    assert stream.totals("lake")["ticks/read"] == 3
+    assert stream.positions("lake", TICKS_TOPIC) == stream.ends(TICKS_TOPIC)
+    place.close()

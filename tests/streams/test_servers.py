@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,16 @@ import pyarrow as pa
 import pytest
 import redis
 from confluent_kafka import KafkaError, KafkaException, Producer
-from confluent_kafka.admin import AclBinding, AclOperation, AclPermissionType, AdminClient, ResourcePatternType, ResourceType
+from confluent_kafka.admin import (
+    AclBinding,
+    AclBindingFilter,
+    AclOperation,
+    AclPermissionType,
+    AdminClient,
+    ResourcePatternType,
+    ResourceType,
+)
+from confluent_kafka.cimpl import NewTopic
 from places import (
     SERVERS,
     WHOLE,
@@ -29,13 +39,16 @@ from places import (
 )
 from services.process import free_port
 
-from made import raws, ticks
+from made import raws, rejects, ticks
 from proving import PROVE, proof
+from tapeline.delivery import Delivery
 from tapeline.errors import ConfigError, Refused, Unavailable
-from tapeline.records import RAW_TOPIC, TICKS_TOPIC
+from tapeline.records import RAW, RAW_TOPIC, REJECTED_TOPIC, TICKS_TOPIC, TOPICS
+from tapeline.spool import Spool
 from tapeline.streams import PartitionLost
 from tapeline.streams.embedded import EmbeddedStream
-from waiting import until
+from tapeline.streams.kafka.producing import RawProducer
+from waiting import PATIENCE_S, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -204,15 +217,13 @@ def test_redis_keeps_what_any_group_has_still_to_read_and_the_writer_waits_for_i
     member = stream.join("normalize", RAW_TOPIC, "one")
     numbers = [int(payload.split()[0]) for payload in drained(member, written)]
     assert numbers == list(range(written))
-    time.sleep(1.1)
-    with pytest.raises(Unavailable):  # the foreign group has not acknowledged the first
-        stream.append(RAW_TOPIC, raws(written, 1), 0)
+    first = written
+    fill()  # nothing goes that the foreign group has not acknowledged
     assert client.xrange("market-data.raw:0", count=1)[0][0] == held[0][1][0][0]
     client.xgroup_destroy("market-data.raw:0", "foreign")
     until(lambda: _appends(stream, written), "it takes records again")
     written += 1
-    assert [int(p.split()[0]) for p in drained(member, 1)] == [written - 1]
-    assert not any(stream.waiting(RAW_TOPIC, {}).values()) or everything(stream, RAW_TOPIC)
+    assert [int(p.split()[0]) for p in drained(member, written - first)] == list(range(first, written))
     for turn in range(2):  # again and again
         first = written
         fill()
@@ -518,6 +529,124 @@ def test_a_user_of_redis_who_may_touch_only_one_prefix_does_everything_there_and
         place.open(**login).ends(RAW_TOPIC)
 
 
+@pytest.mark.parametrize("name", SERVERS)
+def test_a_user_whose_right_to_write_is_taken_away_for_a_while_misses_nothing_and_doubles_nothing(
+    own_place: Any, name: str, tmp_path: Path
+) -> None:
+    if name == "redis-arrow":
+        place, server = own_place(name)
+        server.ask("ACL", "SETUSER", "alice", "on", ">secret", "~*", "+@all")
+        url = f"redis://alice:secret@{server.address}/0"
+        take, give = ("ACL", "SETUSER", "alice", "-xadd"), ("ACL", "SETUSER", "alice", "+xadd")
+        changes = (lambda: server.ask(*take), lambda: server.ask(*give))
+    else:
+        rules = {"authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer", "super.users": "User:ANONYMOUS"}
+        place, server = own_place(name, {"users": {"alice": "secret"}, "settings": rules})
+        admin = AdminClient({"bootstrap.servers": server.address})
+        place.open().ends(RAW_TOPIC)
+        everything_but = AclBinding(
+            ResourceType.TOPIC, RAW_TOPIC.name, ResourcePatternType.LITERAL, "User:alice", "*", AclOperation.WRITE, AclPermissionType.DENY
+        )
+        rest = [
+            AclBinding(kind, "*", ResourcePatternType.LITERAL, "User:alice", "*", AclOperation.ALL, AclPermissionType.ALLOW)
+            for kind in (ResourceType.TOPIC, ResourceType.GROUP, ResourceType.TRANSACTIONAL_ID)
+        ]
+        settled_all(admin.create_acls(rest))
+        url = f"kafka://alice:secret@{server.addresses['SASL_PLAINTEXT']}"
+        forbidden = AclBindingFilter(
+            ResourceType.TOPIC, RAW_TOPIC.name, ResourcePatternType.LITERAL, "User:alice", None, AclOperation.WRITE, AclPermissionType.DENY
+        )
+        changes = (lambda: settled_all(admin.create_acls([everything_but])), lambda: settled_all(admin.delete_acls([forbidden])))
+    delivery = Delivery(place.open(url=url, sasl="PLAIN").producer("writer"), "writer", Spool(tmp_path / "spool.sqlite", 1 << 30))
+    delivery.open()
+    taking, giving = changes
+
+    def put(first: int, last: int) -> None:
+        for number in range(first, last + 1):
+            delivery.put(number % 3, raws(number, 1))
+
+    def turns_until(true: Callable[[], bool], what: str) -> None:
+        def turned() -> bool:
+            delivery.turn()
+            return true()
+
+        until(turned, what)
+
+    put(1, 30)
+    turns_until(lambda: not delivery.busy, "all are in the stream")
+    taking()
+    put(31, 60)
+    turns_until(lambda: delivery.spooled == 30, "they are on disk")
+    put(61, 90)
+    turns_until(lambda: "authorization failed" in delivery.trouble or "can't run this command" in delivery.trouble, "it says why")
+    assert delivery.failure is None
+    giving()
+    put(91, 120)
+    turns_until(lambda: not delivery.busy, f"all are in the stream: {delivery.trouble}")
+    found = by_partition(everything(place.open(), RAW_TOPIC), "payload")
+    wanted = {at: [b"%d " % number for number in range(1, 121) if number % 3 == at] for at in range(3)}
+    assert {at: sorted(some, key=int) for at, some in found.items()} == wanted
+    assert found == wanted, "in their order"
+    assert delivery.close(1.0) == 0
+
+
+def settled_all(asked: Any) -> None:
+    for done in asked.values():
+        done.result()
+
+
+@pytest.mark.parametrize("place", ["kafka-arrow"], indirect=True)
+def test_in_topics_with_kafka_s_usual_bound_one_frame_over_it_is_told_and_everything_else_is_kept(place: Place) -> None:
+    admin = AdminClient({"bootstrap.servers": place.address})
+    settled_all(admin.create_topics([NewTopic(place.name(topic), 3, 1) for topic in TOPICS.values()]))
+    stream = place.open()
+    (risk,) = stream.risks()
+    assert f"{place.name(RAW_TOPIC)} takes messages of up to 1,048,588 bytes" in risk
+    producer = stream.producer("writer")
+    frames = [os.urandom(size) for size in (100, 3_000_000, 100, 800_000)]
+    for number, frame in enumerate(frames, 1):
+        row = ("binance", "spot", "c", "frame", number, frame)
+        columns = [pa.array([value], field.type) for value, field in zip(row, RAW, strict=True)]
+        send_patiently(producer, number, 0, pa.RecordBatch.from_arrays(columns, schema=RAW))
+    until(lambda: producer.settled() == 4, "they are settled")
+    assert set(producer.refused) == {2}
+    assert "max.message.bytes" in producer.trouble
+    producer.close(1.0)
+    assert column(stream, RAW_TOPIC, "payload") == [frames[0], frames[2], frames[3]]
+    rows = [{**row, "payload": os.urandom(50_000), "connection": "c"} for row in rejects(100).to_pylist()]
+    member = stream.join("normalize", RAW_TOPIC, "one")
+    chunk = polled(member)
+    outputs = [(REJECTED_TOPIC, pa.RecordBatch.from_pylist(rows, REJECTED_TOPIC.schema))]
+    member.commit(chunk, outputs, {"in": chunk.rows})
+    member.close()
+    assert column(stream, REJECTED_TOPIC, "payload") == [row["payload"] for row in rows]
+
+
+@pytest.mark.parametrize("place", ["kafka-arrow"], indirect=True)
+def test_while_it_is_asked_what_has_arrived_of_a_client_that_gave_up_nobody_waits(place: Place) -> None:
+    stream = place.open()
+    asked, answer = threading.Event(), threading.Event()
+
+    def sleep(_: float) -> None:
+        asked.set()
+        answer.wait(PATIENCE_S)
+
+    producer = RawProducer(stream._cluster, "writer", sleep)  # type: ignore[attr-defined]  # of Kafka's stream
+    send_patiently(producer, 1, 0, raws(1, 1))
+    until(lambda: producer.settled() == 1, "it is settled")
+    producer.send(2, 0, raws(2, 1))
+    producer._failed = KafkaError(KafkaError._FATAL)
+    until(lambda: producer.settled() == 1 and asked.is_set(), "it is asked")
+    with pytest.raises(Unavailable):
+        producer.send(3, 0, raws(3, 1))
+    answer.set()
+    until(lambda: producer.settled() == 2, "it is settled")
+    send_patiently(producer, 3, 0, raws(3, 1))
+    until(lambda: producer.settled() == 3, "it is settled")
+    producer.close(1.0)
+    assert column(stream, RAW_TOPIC, "payload") == [b"1 ", b"2 ", b"3 "]
+
+
 @pytest.mark.parametrize("scheme", ["redis", "rediss", "kafka", "kafkas"])
 @pytest.mark.parametrize("password", ["hush", "hu/sh", "hu@sh", "hu:sh", "hu#sh", "hu?sh"])
 def test_a_password_is_in_no_error(scheme: str, password: str, tmp_path: Path) -> None:
@@ -548,14 +677,16 @@ def test_a_worker_whose_transactions_kafka_has_ended_goes_on_and_makes_everythin
         deadline = time.monotonic() + 40
         while stream.totals("normalize").get("in", 0) < 10 * turn + 10:
             assert time.monotonic() < deadline, f"turn {turn}: it does not go on"
-            chunk = member.poll(1_000)
+            chunk = None
+            with suppress(Unavailable):  # a broker that is asked amid the end of a transaction may answer "Unknown broker error"
+                chunk = member.poll(1_000)
             if chunk is None:
                 continue
             if when == "before it commits" and done == turn:
                 fence(place)
                 done += 1
             rows = [{"symbol": "a", "sequence": int(payload.split()[0])} for payload in chunk.batch["payload"].to_pylist()]
-            with suppress(PartitionLost):
+            with suppress(PartitionLost, Unavailable):
                 member.commit(chunk, [(TICKS_TOPIC, ticks(*rows))], {"in": len(rows)})
             if when == "while nobody polls" and done == turn:
                 fence(place)

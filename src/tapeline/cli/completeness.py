@@ -183,7 +183,8 @@ def repair(
 
 
 def _keep_repairing(settings: Config) -> None:
-    from tapeline import flow, net, wiring
+    from tapeline import flow, wiring
+    from tapeline.backoff import backoff
     from tapeline.jobs.repair import KeepRepairing
     from tapeline.stores.ledger import read_intervals
 
@@ -198,7 +199,7 @@ def _keep_repairing(settings: Config) -> None:
             stop,
             time.time_ns,
         )
-        flow.run(stage.step, stop, rest_s=_LOOK_EVERY_S, waits=lambda: net.backoff(random, cap_s=60.0))
+        flow.run(stage.step, stop, rest_s=_LOOK_EVERY_S, waits=lambda: backoff(random, cap_s=60.0))
         stage.finish()
         stream.close()
 

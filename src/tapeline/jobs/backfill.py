@@ -21,10 +21,10 @@ from typing import Final
 
 import msgspec
 
+from tapeline.backoff import backoff
 from tapeline.errors import Barred, Refused, TapelineError, Unavailable
 from tapeline.jobs.fetching import Fetched, Source, fetch, raw_record
 from tapeline.jobs.page_log import PageLog, Progress, Sent
-from tapeline.net import backoff
 from tapeline.providers import ARCHIVES
 from tapeline.providers.history import Span, WrongPage
 from tapeline.records import NS_PER_S
@@ -136,7 +136,7 @@ class Backfill:
         """Find out which pages of an earlier process have arrived."""
         writers = self._log.writers()
         if writers:
-            arrived = {name: producer.recovered(name, since_ns).get(0, 0) for name, since_ns in writers.items()}
+            arrived = {name: producer.recovered(name, since_ns).get(0, ()) for name, since_ns in writers.items()}
             self._log.recover(arrived)
 
     @contextmanager
@@ -227,6 +227,8 @@ class Backfill:
         began = time.monotonic()
         while True:
             until = producer.settled()
+            if producer.refused:
+                raise Refused(f"A page of history was not kept: {producer.trouble} The same job goes on from there.")
             while self._on_the_way and self._on_the_way[0] <= until:
                 self._on_the_way.popleft()
             if self._stop.is_set() and self._on_the_way:

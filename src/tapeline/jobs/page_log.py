@@ -7,9 +7,10 @@ arrived: so no page is in the stream twice, and none is missing.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Final
 
@@ -161,10 +162,12 @@ class PageLog:
         with self._errors():
             return dict(self._db.execute("SELECT writer, min(at_ns) FROM sent GROUP BY writer").fetchall())
 
-    def recover(self, arrived: Mapping[str, int]) -> None:
-        """Of an earlier process's pages those up to its highest number that arrived are past; the others are asked for again."""
+    def recover(self, arrived: Mapping[str, Container[int]]) -> None:
+        """Of an earlier process's pages those before the first that has not arrived are past; the others are asked for again."""
         with self._errors(), self._transaction():
-            for writer, until in arrived.items():
+            for writer, numbers in arrived.items():
+                sent = [number for (number,) in self._db.execute("SELECT number FROM sent WHERE writer = ? ORDER BY number", (writer,))]
+                until = max(takewhile(lambda number: number in numbers, sent), default=0)  # noqa: B023 it is used up here
                 self._settle("number <= ? AND writer = ?", (until, writer))
             self._db.execute("DELETE FROM sent")
 

@@ -7,7 +7,7 @@ records from where the partition's life began, on Kafka they hold the message's 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
 from typing import Final, Literal, Protocol
 
 import pyarrow as pa
@@ -118,8 +118,18 @@ class Producer(Protocol):
     def settled(self) -> int:
         """The number up to which everything is in the stream, where no crash of a process loses it."""
 
-    def recovered(self, writer: str, since_ns: int) -> Mapping[int, int]:
-        """The highest number of an earlier writer in each partition that has one; it spooled nothing before `since_ns`."""
+    @property
+    def refused(self) -> Collection[int]:
+        """Numbers that settle though the stream will never take them: they are larger than it lets one be."""
+
+    @property
+    def trouble(self) -> str:
+        """What the stream has answered last, where it was not good; empty where it was, and where nothing is known."""
+
+    def recovered(self, writer: str, since_ns: int) -> Mapping[int, Container[int]]:
+        """The numbers of an earlier writer that have arrived, in each partition that has one; it spooled nothing before `since_ns`.
+
+        It may take a minute, and may be called from another thread."""
 
     def close(self, wait_s: float) -> None:
         """Wait so long for what is not settled; then let it go."""

@@ -16,7 +16,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -419,9 +419,17 @@ class _Producer:
     def settled(self) -> int:
         return self._settled
 
-    def recovered(self, writer: str, since_ns: int) -> Mapping[int, int]:
+    @property
+    def refused(self) -> Collection[int]:
+        return ()
+
+    @property
+    def trouble(self) -> str:
+        return ""
+
+    def recovered(self, writer: str, since_ns: int) -> Mapping[int, Container[int]]:
         del since_ns
-        return self._stream.numbers(f"writer {writer}")
+        return {partition: range(1, number + 1) for partition, number in self._stream.numbers(f"writer {writer}").items()}
 
     def close(self, wait_s: float) -> None:
         """Nothing is on its way."""

@@ -10,11 +10,11 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from random import uniform
+from random import Random
 from typing import Any, Final, NamedTuple
 from urllib.parse import unquote, urlsplit
 
@@ -25,6 +25,7 @@ from redis.backoff import NoBackoff
 from redis.client import Pipeline
 from redis.retry import Retry
 
+from tapeline.backoff import backoff
 from tapeline.config import StreamConfig
 from tapeline.errors import ConfigError, NewerData, Refused, Unavailable
 from tapeline.records import NORMALIZED_TOPICS, RAW_TOPIC, TICKS_TOPIC, TOPICS, Chunk, Topic
@@ -660,8 +661,9 @@ class _Producer:
         self._before = 0  # the last number that this connection was given
         self._torn: set[int] = set()  # partitions in which something had settled that Redis has no more
         self._script = ""
+        self._trouble = ""
         self._again_at = 0.0
-        self._waits = _waits()
+        self._waits = backoff(Random(), _RECONNECT_S, _RECONNECT_MOST_S)
         self._open: deque[tuple[int, int, int, bytes]] = deque()  # number, partition, records, data
         self._settled = 0
 
@@ -678,22 +680,33 @@ class _Producer:
 
     def settled(self) -> int:
         if self._connection is None and self._open:
-            with suppress(Unavailable):
+            try:
                 self._connect()
+            except (Unavailable, Refused) as error:
+                self._trouble = str(error)
         try:
             while self._connection is not None and self._open and self._connection.can_read(0):
                 self._connection.read_response()
                 self._settled = self._open.popleft()[0]
+                self._trouble, self._waits = "", backoff(Random(), _RECONNECT_S, _RECONNECT_MOST_S)
         except (redis.RedisError, OSError) as error:
             self._broken(error)
         return self._settled
 
-    def recovered(self, writer: str, since_ns: int) -> Mapping[int, int]:
+    @property
+    def refused(self) -> Collection[int]:
+        return ()
+
+    @property
+    def trouble(self) -> str:
+        return self._trouble
+
+    def recovered(self, writer: str, since_ns: int) -> Mapping[int, Container[int]]:
         del since_ns
         with self._stream.told():
             bar = self._stream.client.register_script(_BAR)
             number = int(bar(keys=[self._stream.keys.writer(writer), self._stream.keys.writer_end(writer)]))
-        return dict.fromkeys(range(self._stream.partitions), number)  # one connection carries all partitions, in order
+        return dict.fromkeys(range(self._stream.partitions), range(1, number + 1))  # one connection carries all partitions, in order
 
     def close(self, wait_s: float) -> None:
         deadline = time.monotonic() + wait_s
@@ -707,7 +720,7 @@ class _Producer:
     def _connect(self) -> None:
         """A new connection, over which everything without an answer goes again; the writer's number keeps it from being doubled."""
         if time.monotonic() < self._again_at:
-            raise Unavailable(f"Redis at {self._stream.shown} does not answer.")
+            raise Unavailable(self._trouble or f"Redis at {self._stream.shown} does not answer.")
         self._again_at = time.monotonic() + next(self._waits)
         self._stream.begin(anew=True)
         with self._stream.told():
@@ -722,7 +735,7 @@ class _Producer:
                 self._stream.shown,
             )
             self._torn = set(range(self._stream.partitions))
-        self._connection, self._waits, self._before = connection, _waits(), 0
+        self._connection, self._before = connection, 0
         for one in list(self._open):
             self._put(one)
 
@@ -742,18 +755,11 @@ class _Producer:
             self._broken(error)
 
     def _broken(self, error: Exception) -> None:
-        log.warning("Redis at %s: %s. What has no answer is sent again.", self._stream.shown, error)
+        self._trouble = f"Redis at {self._stream.shown}: {error}. What has no answer is sent again."
+        log.warning("%s", self._trouble)
         if self._connection is not None:
             self._connection.disconnect()
             self._connection = None
-
-
-def _waits() -> Iterator[float]:
-    """Seconds between attempts to connect, doubling up to a bound, each drawn between half of it and all of it."""
-    ceiling = _RECONNECT_S
-    while True:
-        yield uniform(ceiling / 2, ceiling)
-        ceiling = min(2 * ceiling, _RECONNECT_MOST_S)
 
 
 class _Leases:

@@ -144,7 +144,7 @@ class KafkaStream:
         return found
 
     def risks(self) -> list[str]:
-        return []
+        return [f"WARNING: {told}"] if (told := self._cluster.too_small()) else []
 
     def close(self) -> None:
         for reader in self._readers.values():

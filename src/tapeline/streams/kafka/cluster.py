@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import logging
 import re
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any, Final, TypeVar
 from urllib.parse import unquote
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
-from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin import AdminClient, ConfigResource  # type: ignore[attr-defined]  # public, and not marked as exported
 from confluent_kafka.cimpl import NewTopic
 
+from tapeline.beside import beside
 from tapeline.config import StreamConfig
 from tapeline.errors import ConfigError, Refused, Unavailable
 from tapeline.records import RAW_TOPIC, TOPICS, Topic
 from tapeline.secret import Secret
 from tapeline.streams import Codec
+
+log = logging.getLogger(__name__)
 
 _Answer = TypeVar("_Answer")
 
@@ -62,7 +65,7 @@ class Cluster:
         self._errors = _Errors(config.shown)
         self._client = _client(config, password) | {"error_cb": self._errors.heard, "logger": _UNHEARD, "socket.nagle.disable": True}
         self._counts: dict[Topic, int] = {}
-        self._looking: threading.Thread | None = None
+        self._looking: Future[None] | None = None
         self._admin: AdminClient | None = None
 
     @property
@@ -156,13 +159,13 @@ class Cluster:
     def count(self, topic: Topic, patience_s: float = ASK_S) -> int:
         """How many partitions a topic has; topics that are not there yet are made. Raises Unavailable after so long without a broker."""
         if topic not in self._counts:
-            self._admin = self._admin or AdminClient(self._client)
+            admin = self._asker()
             with self._errors.told():
-                there = self._listed(self._admin, patience_s)
+                there = self._listed(admin, patience_s)
             missing = [name for name in (*map(self.name, TOPICS.values()), self.leases) if name not in there]
             if missing:
-                self._make(self._admin, missing)
-                there = self._settled(self._admin, missing)
+                self._make(admin, missing)
+                there = self._settled(admin, missing)
             self._counts = {some: len(there[self.name(some)].partitions) for some in TOPICS.values()}
         return self._counts[topic]
 
@@ -176,17 +179,38 @@ class Cluster:
 
     def known(self) -> bool:
         """Whether the topics are there. While they are not, they are seen to beside the caller."""
-        if not self._counts and (self._looking is None or not self._looking.is_alive()):
-            self._looking = threading.Thread(target=self._look, name="topics", daemon=True)
-            self._looking.start()
+        if not self._counts and (self._looking is None or self._looking.done()):
+            self._looking = beside(self._look, "topics")
         return bool(self._counts)
 
     def _look(self) -> None:
         try:
             self.count(RAW_TOPIC)
-        except (Unavailable, Refused) as error:
+            if told := self.too_small():
+                log.warning("%s", told)
+        except Exception as error:  # noqa: BLE001 whatever it is: it is said wherever the topics are missed, and looked for again
             self._errors.last = str(error)
             time.sleep(_LOOK_AGAIN_S)
+
+    def too_small(self) -> str:
+        """Where the raw topic takes no message as large as a frame may be, what that means and what to do; empty where it does, and
+        where the user may not ask. Somebody else has made it then."""
+        resource = ConfigResource(ConfigResource.Type.TOPIC, self.name(RAW_TOPIC))
+        try:
+            asked = self._asker().describe_configs([resource], request_timeout=ASK_S)[resource]
+            most = int(asked.result()["max.message.bytes"].value)
+        except (KafkaException, KeyError, TypeError, ValueError):
+            return ""
+        if most >= MESSAGE_BYTES:
+            return ""
+        return (
+            f"{resource.name} takes messages of up to {most:,} bytes: a larger frame is not kept, and is a gap. "
+            f"Set the topic's max.message.bytes to {MESSAGE_BYTES}."
+        )
+
+    def _asker(self) -> AdminClient:
+        self._admin = self._admin or AdminClient(self._client)
+        return self._admin
 
     def _make(self, admin: AdminClient, names: Sequence[str]) -> None:
         settings = {

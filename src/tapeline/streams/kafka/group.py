@@ -256,7 +256,7 @@ class _Transactions:
         self._turn = 0
         self._open: _Open | None = None
         self._flushing = self._committing = self._left = False
-        self._error: KafkaException | None = None
+        self._error: Exception | None = None
         self._changed = threading.Condition()
 
     @property
@@ -295,8 +295,11 @@ class _Transactions:
             # Kafka would take offsets from nobody in particular, and another may have gone on from the old ones.
             raise KafkaException(KafkaError(KafkaError.UNKNOWN_MEMBER_ID))
         with self._changed:
-            self._changed.wait_for(lambda: self._open is not None or not self._flushing)  # so that each partition keeps the order
+            # So that each partition keeps the order.
+            flushed = self._changed.wait_for(lambda: self._open is not None or not self._flushing, 2 * _TRANSACTION_TIMEOUT_S)
             self._raise()
+            if not flushed:
+                raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
             producer = self._producers[self._turn]
             try:
                 if self._open is None:
@@ -370,7 +373,7 @@ class _Transactions:
                     self._changed.notify_all()
                 due.producer.send_offsets_to_transaction(list(due.offsets.values()), due.group, _TRANSACTION_TIMEOUT_S)
                 due.producer.commit_transaction(_TRANSACTION_TIMEOUT_S)
-            except KafkaException as error:
+            except Exception as error:  # noqa: BLE001 it is raised where the member works; a thread that died of it would be waited for
                 self._error = error
             with self._changed:
                 if self._error is not None:

@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 ROW_BITS: Final = 20
 #: Totals of more bytes are compressed: a broker takes 4 KiB of metadata with an offset.
 _METADATA_BYTES: Final = 3_500
+_PIECE_BYTES: Final = 900 * 1024
 
 
 def place(message: Message) -> tuple[int, int]:
@@ -53,7 +54,7 @@ def produce(producer: Producer, topic: Topic, batch: pa.RecordBatch, cluster: Cl
     count = cluster.count(topic)
     if cluster.codec(topic) == "arrow":
         for partition, part in split(topic, batch, count):
-            _put(producer, cluster.name(topic), [{"value": bytes(arrow.encode(part))}], partition)
+            _put(producer, cluster.name(topic), [{"value": bytes(arrow.encode(piece))} for piece in pieces(part)], partition)
         return
     values = protobuf.encode(topic, batch)
     keys = [key.encode() for key in batch[topic.key].to_pylist()]
@@ -61,6 +62,14 @@ def produce(producer: Producer, topic: Topic, batch: pa.RecordBatch, cluster: Cl
     for partition in np.unique(where).tolist():
         rows = np.flatnonzero(where == partition).tolist() if count > 1 else range(len(values))
         _put(producer, cluster.name(topic), [{"value": values[row], "key": keys[row]} for row in rows], partition)
+
+
+def pieces(batch: pa.RecordBatch) -> list[pa.RecordBatch]:
+    """A batch in parts that any topic takes: a broker's usual bound is 1 MiB. One row that is larger itself stays whole."""
+    if batch.num_rows < 2 or batch.nbytes <= _PIECE_BYTES:
+        return [batch]
+    half = batch.num_rows // 2
+    return [*pieces(batch.slice(0, half)), *pieces(batch.slice(half))]
 
 
 def _put(producer: Producer, topic: str, messages: list[dict[str, bytes]], partition: int) -> None:

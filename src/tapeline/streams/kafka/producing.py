@@ -5,16 +5,22 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass
+from random import Random
 
 import pyarrow as pa
 from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
 
+from tapeline.backoff import backoff
+from tapeline.beside import beside
 from tapeline.errors import Unavailable
 from tapeline.records import RAW_TOPIC, Topic
 from tapeline.streams import arrow, protobuf
 from tapeline.streams.kafka.cluster import ASK_S, MESSAGE_BYTES, Cluster
-from tapeline.streams.kafka.messages import place
+from tapeline.streams.kafka.messages import pieces, place
 
 log = logging.getLogger(__name__)
 
@@ -22,65 +28,122 @@ log = logging.getLogger(__name__)
 _SENT_BEFORE_MS = 120_000
 #: A broker that answers has seen to what reached it so long before.
 _SETTLES_S = 1.0
+#: Of a broker that is asked what has arrived and says nothing for so long, no more is expected.
+_SILENT_S = 60.0
+_RECOVER_MOST_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """A batch that a client was given."""
+
+    number: int
+    partition: int
+    data: bytes
+    sent_ns: int
 
 
 class RawProducer:
     """Raw batches by an idempotent producer: librdkafka keeps their order, and tries for ever without doubling."""
 
-    def __init__(self, cluster: Cluster, writer: str, sleep: Callable[[float], object] = time.sleep) -> None:
-        self._cluster, self._writer, self._sleep = cluster, writer, sleep
+    def __init__(
+        self, cluster: Cluster, writer: str, sleep: Callable[[float], object] = time.sleep, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._cluster, self._writer, self._sleep, self._clock = cluster, writer, sleep, clock
         self._producer: Producer | None = None
-        self._open: deque[tuple[int, int, bytes]] = deque()  # number, partition, data
+        self._clients = 0
+        self._open: deque[_Sent] = deque()
+        self._again: deque[_Sent] = deque()  # what the client before this one has not got away
         self._arrived: set[int] = set()
         self._settled = 0
-        self._began_ns = time.time_ns()
         self._failed: KafkaError | None = None
+        self._recovery: Future[Mapping[int, Container[int]]] | None = None
+        self._recover_at = 0.0
+        self._waits = backoff(Random(), cap_s=_RECOVER_MOST_S)
+        self.refused: set[int] = set()
+        self.trouble = ""
 
     def send(self, number: int, partition: int, batch: pa.RecordBatch) -> None:
-        data = bytes(arrow.encode(batch))
-        self._put(number, partition, data)
-        self._open.append((number, partition, data))
+        if self._failed is not None or self._again:
+            raise Unavailable(self.trouble)
+        one = _Sent(number, partition, bytes(arrow.encode(batch)), time.time_ns())
+        self._put(one)
+        self._open.append(one)
 
     def settled(self) -> int:
         if self._producer is not None:
             self._producer.poll(0)
         if self._failed is not None:
             self._begin_again(self._failed)
-        while self._open and self._open[0][0] in self._arrived:
-            self._settled, _, _ = self._open.popleft()
+        with suppress(Unavailable):  # its queue is full: the rest follows
+            while self._failed is None and self._again:
+                self._put(self._again[0])
+                self._again.popleft()
+        while self._open and self._open[0].number in self._arrived:
+            self._settled = self._open.popleft().number
             self._arrived.discard(self._settled)
         return self._settled
 
-    def _put(self, number: int, partition: int, data: bytes) -> None:
+    def _put(self, one: _Sent) -> None:
         if not self._cluster.known():
             raise Unavailable(f"Kafka's topics are not known yet{': ' + self._cluster.trouble if self._cluster.trouble else ''}.")
-        producer = self._made(timeout_s=0.0)
-        key = f"{self._writer}/{number}".encode()
+        if self._producer is None:
+            self._clients += 1
+        producer, client = self._made(timeout_s=0.0), self._clients
+        name, key = self._cluster.name(RAW_TOPIC), f"{self._writer}/{one.number}".encode()
         try:
-            producer.produce(self._cluster.name(RAW_TOPIC), data, key, partition, lambda error, _: self._delivered(number, error))
+            producer.produce(name, one.data, key, one.partition, lambda error, _: self._delivered(client, one, error))
         except BufferError:
             raise Unavailable(f"Kafka takes no more for now{': ' + self._cluster.trouble if self._cluster.trouble else ''}.") from None
+        except KafkaException as error:
+            self._delivered(client, one, error.args[0])
         producer.poll(0)
 
-    def _delivered(self, number: int, error: KafkaError | None) -> None:
+    def _delivered(self, client: int, one: _Sent, error: KafkaError | None) -> None:
+        if client != self._clients or (self._failed is not None and error is not None):
+            return  # of a client that is given up: what has become of its messages is asked
         if error is None:
-            self._arrived.add(number)
+            self._arrived.add(one.number)
+            self._waits = backoff(Random(), cap_s=_RECOVER_MOST_S)
         elif error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
-            log.error("Kafka takes no message as large as raw batch %d: its records are lost. Raise the topic's max.message.bytes.", number)
-            self._arrived.add(number)
+            self.trouble = (
+                f"Kafka's topic {self._cluster.name(RAW_TOPIC)} takes no message of {len(one.data):,} bytes. Set its max.message.bytes to "
+                f"{MESSAGE_BYTES:,}."
+            )
+            self._arrived.add(one.number)
+            self.refused.add(one.number)
         else:
             self._failed = error
+            self.trouble = f"Kafka's client has given up: {error.str()}. A new one sends what has not arrived."
 
     def _begin_again(self, error: KafkaError) -> None:
-        """The client has given up for good, as when a broker has lost what it had: a new one sends what has not arrived."""
-        log.warning("Kafka's client has given up: %s. A new one sends what has not arrived.", error.str())
-        arrived = self.recovered(self._writer, self._began_ns)
-        self._failed, self._producer = None, None
-        for number, partition, data in self._open:
-            if number <= arrived.get(partition, 0):
-                self._arrived.add(number)
-            elif number not in self._arrived:
-                self._put(number, partition, data)
+        """Where the client has given up for good, as when a broker has lost what it had: a new one sends what has not arrived.
+
+        What has is asked on another thread: that may take a minute, and the caller has sockets to read."""
+        if self._recovery is None:
+            if self._clock() < self._recover_at:
+                return
+            self._recover_at = self._clock() + next(self._waits)
+            log.warning("%s", self.trouble)
+            given_up, self._producer = self._producer, None
+            self._clients += 1
+            since_ns = self._open[0].sent_ns if self._open else time.time_ns()
+            self._recovery = beside(lambda: self._left_by(given_up, since_ns), "recovery")
+        if not self._recovery.done():
+            return
+        recovery, self._recovery = self._recovery, None
+        if (failed := recovery.exception()) is not None:
+            self.trouble = f"Kafka's client has given up: {error.str()}. What had arrived is not known yet: {failed}"
+            return
+        arrived = recovery.result()
+        self._arrived |= {one.number for one in self._open if one.number in arrived.get(one.partition, ())}
+        self._again = deque(one for one in self._open if one.number not in self._arrived)
+        self._failed, self.trouble = None, ""
+
+    def _left_by(self, given_up: Producer | None, since_ns: int) -> Mapping[int, Container[int]]:
+        if given_up is not None:
+            given_up.purge()  # else it might go on sending, beside the new one
+        return self.recovered(self._writer, since_ns)
 
     def write(self, topic: Topic, parts: Sequence[tuple[int, pa.RecordBatch]]) -> None:
         """Write and wait. Raises Unavailable."""
@@ -93,7 +156,8 @@ class RawProducer:
 
         for partition, part in parts:
             if self._cluster.codec(topic) == "arrow":
-                producer.produce(self._cluster.name(topic), bytes(arrow.encode(part)), b"", partition, heard)
+                for piece in pieces(part):
+                    producer.produce(self._cluster.name(topic), bytes(arrow.encode(piece)), b"", partition, heard)
             else:
                 keys = part[topic.key].to_pylist()
                 for key, value in zip(keys, protobuf.encode(topic, part), strict=True):
@@ -103,7 +167,7 @@ class RawProducer:
             with self._cluster.told():
                 raise KafkaException(failed[0] if failed else KafkaError(KafkaError._TIMED_OUT))
 
-    def recovered(self, writer: str, since_ns: int) -> Mapping[int, int]:
+    def recovered(self, writer: str, since_ns: int) -> Mapping[int, Container[int]]:
         """Looks at the keys of what the raw topic was given since then, until nothing more comes.
 
         What a writer that was killed had sent may still wait in the broker's queue while later requests are answered already."""
@@ -114,10 +178,10 @@ class RawProducer:
             if found == before:
                 return found
 
-    def _found(self, writer: str, since_ns: int) -> dict[int, int]:
-        """The highest number of the writer in each partition that has one, now."""
+    def _found(self, writer: str, since_ns: int) -> dict[int, set[int]]:
+        """The numbers of the writer in each partition that has one, now."""
         consumer = self._cluster.consumer("recovery", isolation_level="read_uncommitted")
-        highest: dict[int, int] = {}
+        numbers: dict[int, set[int]] = {}
         try:
             since_ms = since_ns // 1_000_000 - _SENT_BEFORE_MS
             asked = [TopicPartition(self._cluster.name(RAW_TOPIC), p, since_ms) for p in range(self._cluster.count(RAW_TOPIC))]
@@ -126,11 +190,14 @@ class RawProducer:
                 starts = [some for some in found if some.offset >= 0]
                 consumer.assign(starts)
                 ended: set[int] = set()
-                deadline = time.monotonic() + 60.0
+                deadline = time.monotonic() + _SILENT_S
                 while len(ended) < len(starts):
-                    if time.monotonic() > deadline:
+                    messages = consumer.consume(1000, 0.1)
+                    if messages:
+                        deadline = time.monotonic() + _SILENT_S
+                    elif time.monotonic() > deadline:
                         raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
-                    for message in consumer.consume(1000, 0.1):
+                    for message in messages:
                         error = message.error()
                         if error is not None:
                             if error.code() == KafkaError._PARTITION_EOF:
@@ -138,11 +205,10 @@ class RawProducer:
                             continue
                         name, _, number = (message.key() or b"").decode("utf-8", "replace").rpartition("/")
                         if name == writer and number.isdecimal():
-                            partition, _ = place(message)
-                            highest[partition] = max(highest.get(partition, 0), int(number))
+                            numbers.setdefault(place(message)[0], set()).add(int(number))
         finally:
             consumer.close()
-        return highest
+        return numbers
 
     def close(self, wait_s: float) -> None:
         if self._producer is not None:
