@@ -29,7 +29,7 @@ LAYERS: list[set[str]] = [
     {"completeness"},
     {"streams", "stores", "net", "bucket", "spool"},
     {"rest"},
-    {"monitor", "delivery"},
+    {"monitor", "delivery", "names"},
     {"flow", "query", "output", "asof", "pairs"},
     {"taken"},
     {"stages", "ingest", "supervisor", "truth", "rejects", "audit", "replaying"},

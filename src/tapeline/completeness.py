@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, chain
 from operator import attrgetter
+from types import MappingProxyType
 from typing import Final, Literal, NamedTuple
 
 import msgspec
@@ -28,7 +29,7 @@ import pyarrow.compute as pc
 
 from tapeline.providers import CHANNELS, HISTORIES, PROVIDERS
 from tapeline.providers.history import asked_of
-from tapeline.providers.normalizing import UNREADABLE, Channel, Normalized
+from tapeline.providers.normalizing import UNREADABLE, Channel, Names, Normalized
 from tapeline.records import BARS_TOPIC, NOTICES_TOPIC, NS_PER_MS, NS_PER_S, REJECTED_TOPIC, TICKS_TOPIC, Chunk
 
 State = Literal["proven", "reconciled", "open", "repairing", "unrecoverable", "unprovable"]
@@ -39,6 +40,8 @@ COVERED: Final[frozenset[State]] = frozenset({"proven", "reconciled", "unprovabl
 
 #: Notices that tell of a connection.
 _TELLING: Final = frozenset({"opened", "subscribed", "closed", "refused", "fetched"})
+#: The connection of records that no connection brought: an exchange's list of its symbols.
+_OF_NONE: Final = ""
 _DAY_S: Final = 86_400
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3_600, "d": _DAY_S, "w": 7 * _DAY_S}
 _LONGEST_INTERVAL: Final = 4
@@ -80,6 +83,7 @@ class Life(msgspec.Struct):
     line: str = ""  # the planned connection that it was of
     topics: list[str] = []
     missing: list[str] = []  # asked for and never confirmed
+    names: dict[str, str] = {}  # the provider's own, which its table splits otherwise than the exchange
     opened_ns: int = 0
     subscribed_ns: int = 0
     heard_ns: int = 0  # the last record but the close
@@ -153,6 +157,10 @@ class Facts:
             found |= set(keys_of(self.lives[name]))
         return found
 
+    def forget_life(self, name: str) -> None:
+        self.lives.pop(name, None)
+        self.touched_lives.discard(name)
+
     def settled(self) -> None:
         """What was touched is kept."""
         self.touched_runs.clear()
@@ -163,7 +171,7 @@ def keys_of(life: Life) -> Iterator[Key]:
     """What a connection was asked for, and what it brought."""
     provider = PROVIDERS.get(life.provider)
     for topic in life.topics:
-        found = provider.subscription(life.feed, topic) if provider is not None else None
+        found = provider.subscription(life.feed, topic, life.names) if provider is not None else None
         if found is not None:
             yield Key(life.provider, life.feed, *found)
     ended, begun = (*life.asked, *life.read), (*life.asking, *life.reading)
@@ -196,15 +204,15 @@ def forget(facts: Facts, partitions: Iterable[int]) -> None:
             facts.touched_lives.add(name)
 
 
-def absorb(facts: Facts, chunk: Chunk, normalized: Normalized, *, taken: bool = True) -> None:
-    """Add what a chunk of raw records, and the events that were made of it, prove.
+def absorb(facts: Facts, chunk: Chunk, normalized: Normalized, *, taken: bool = True, names: Names = MappingProxyType({})) -> None:
+    """Add what a chunk of raw records, and the events that were made of it with these names, prove.
 
     `taken`: whether every store has the events. Otherwise the records tell of their connections alone, and that something was lost."""
     raw = chunk.batch
     received = raw["received_ns"].to_numpy()
-    names = raw["connection"].dictionary_encode()
-    code = names.indices.to_numpy()
-    known = names.dictionary.to_pylist()
+    connections = raw["connection"].dictionary_encode()
+    code = connections.indices.to_numpy()
+    known = connections.dictionary.to_pylist()
     for at in np.unique(code, return_index=True)[1].tolist():
         name = known[code[at]]
         facts.touched_lives.add(name)
@@ -230,7 +238,8 @@ def absorb(facts: Facts, chunk: Chunk, normalized: Normalized, *, taken: bool = 
     for at, last_ns in _extremes(code[heard], received[heard], np.maximum):
         life = facts.lives[known[at]]
         life.heard_ns = max(life.heard_ns, last_ns)
-    _absorb_notices(facts, normalized.batches[NOTICES_TOPIC], _rejected(normalized.batches[REJECTED_TOPIC]), taken=taken)
+    _absorb_notices(facts, normalized.batches[NOTICES_TOPIC], _rejected(normalized.batches[REJECTED_TOPIC]), names, taken=taken)
+    facts.forget_life(_OF_NONE)
     if not taken:
         return
     place = _Places(chunk)
@@ -267,7 +276,7 @@ def _rejected(rejected: pa.RecordBatch) -> dict[tuple[int, int], bool]:
     return found
 
 
-def _absorb_notices(facts: Facts, notices: pa.RecordBatch, rejected: Mapping[tuple[int, int], bool], *, taken: bool) -> None:
+def _absorb_notices(facts: Facts, notices: pa.RecordBatch, rejected: Mapping[tuple[int, int], bool], names: Names, *, taken: bool) -> None:
     if not notices.num_rows:
         return
     for row in notices.select(["connection", "kind", "detail", "received_ns", "raw_partition", "raw_offset"]).to_pylist():
@@ -282,6 +291,7 @@ def _absorb_notices(facts: Facts, notices: pa.RecordBatch, rejected: Mapping[tup
         _absorb_beside(facts, told, at_ns)
         if row["kind"] == "opened":
             life.opened_ns, life.topics = at_ns, [str(topic) for topic in told.get("topics", ())]
+            life.names = dict(names.get((life.provider, life.feed), {}))
             for key in keys_of(life):
                 facts.carries(row["connection"], key)
         elif row["kind"] == "subscribed":
@@ -720,7 +730,7 @@ def _heard(key: Key, life: Life) -> Iterator[_Span]:
 
 def _unconfirmed(key: Key, life: Life) -> bool:
     provider = PROVIDERS[life.provider]
-    return any(provider.subscription(life.feed, topic) == (key.channel, key.symbol) for topic in life.missing)
+    return any(provider.subscription(life.feed, topic, life.names) == (key.channel, key.symbol) for topic in life.missing)
 
 
 def _end(key: Key, life: Life) -> tuple[int, str]:

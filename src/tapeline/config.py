@@ -98,6 +98,7 @@ class ProviderConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw
     process: Name = ""  # which ingest process opens it: `tapeline ingest --process NAME`
     symbols: tuple[str, ...] = ()  # the provider's own names
     channels: tuple[str, ...] = ()
+    names: dict[str, str] = {}  # of symbols that Binance's list was never had for: ADAEUR = "ADA/EUR"
     time_unit: Literal["ms", "us"] = "ms"  # of Binance's times
     codec: Literal["json", "msgpack"] = "json"  # Alpaca's stocks and crypto; its options are always msgpack
     key_file: str = ""  # a file holding the key, for those who keep secrets in files

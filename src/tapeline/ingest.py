@@ -7,10 +7,12 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from random import Random
 from typing import Any, Final, TypeAlias
 
+import msgspec
 import pyarrow as pa
 
 from tapeline import net, rest
@@ -36,6 +38,8 @@ _RECORD_BYTES: Final = 128
 #: Frames held in memory while the stream takes none and there is no spool; past it the sockets are not read.
 _HOLD_BYTES: Final = 64 * 1024 * 1024
 _LEASE_EVERY_S: Final = 1.0
+#: So long the exchange's list of symbols is waited for.
+_LIST_WITHIN_S: Final = 3.0
 #: At the end: so long for the sockets to close, and so long for a stream that takes nothing to take what is held.
 _CLOSE_WITHIN_S: Final = 15.0
 _LAST_FLUSH_S: Final = 20.0
@@ -181,8 +185,12 @@ async def ingest(
 
     Raises Refused when every provider has said no for good, Busy when another process has taken over a lease, and what the stream
     raised where waiting ends nothing (`StreamRecorder.failure`)."""
+    asked = [asyncio.Event() for _ in checks]
+    checkers = [asyncio.create_task(_check(*check, lines, recorder, once)) for check, once in zip(checks.items(), asked, strict=True)]
+    # How the exchange splits its symbols stands before their events, where it answers soon.
+    with suppress(TimeoutError):
+        await asyncio.wait_for(asyncio.gather(*(once.wait() for once in asked)), _LIST_WITHIN_S)
     keepers = [asyncio.create_task(line.keep(), name=line.plan.name) for line in lines]
-    checkers = [asyncio.create_task(_check(name, request, lines)) for name, request in checks.items()]
     rate = Rate()
     counted = 0
     leases_due = time.monotonic() + _LEASE_EVERY_S
@@ -259,13 +267,24 @@ async def _last_flush(recorder: StreamRecorder) -> None:
         raise Unavailable(f"{lost} received records could not be kept: {recorder.trouble or 'the stream took none before the end'}.")
 
 
-async def _check(name: str, request: net.CheckRequest, lines: Sequence[net.Line]) -> None:
-    """Ask the provider whether what is configured exists; say what does not. Data flows whatever the answer."""
-    try:
-        problems = list(request.check.problems(await rest.get(request.check.url, request.tls)))
-    except (Unavailable, ValueError) as error:
-        log.warning("%s: the symbols could not be checked: %s", name, error)
-        return
+async def _check(name: str, request: net.CheckRequest, lines: Sequence[net.Line], recorder: StreamRecorder, once: asyncio.Event) -> None:
+    """Ask the provider whether what is configured exists; say what does not, and record how it splits it. Data flows whatever the answer.
+
+    `once`: set when it has been asked for the first time."""
+    for delay in backoff(Random(), first_s=5.0, cap_s=600.0):
+        try:
+            body = await rest.get(request.check.url, request.tls)
+            problems, names = list(request.check.problems(body)), dict(request.check.names(body))
+            break
+        except (Unavailable, ValueError) as error:
+            log.warning("%s: the symbols could not be checked: %s It is asked again in %.0f s.", name, error, delay)
+            once.set()
+        await asyncio.sleep(delay)
+    of = next(line.plan for line in lines if line.plan.name == name)
+    for line in lines:
+        if (line.plan.provider, line.plan.feed) == (of.provider, of.feed):  # each may write into a partition of its own
+            recorder.record(line.plan, "", "listed", time.time_ns(), msgspec.json.encode({"url": request.check.url, "names": names}))
+    once.set()
     for problem in problems:
         log.error("%s", problem)
     for line in lines:

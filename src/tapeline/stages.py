@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from random import Random
+from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
@@ -20,7 +21,8 @@ from tapeline.completeness import COVERED, Facts, Interval, Key, absorb, forget,
 from tapeline.errors import Busy, Unavailable
 from tapeline.monitor.health import written_to
 from tapeline.monitor.status import Latencies, Rate, StatusFile
-from tapeline.providers.normalizing import Count, Decode, Events, Normalized, Reject, normalize
+from tapeline.names import KnownNames
+from tapeline.providers.normalizing import Count, Decode, Events, Names, Normalized, Reject, normalize
 from tapeline.records import NORMALIZED_TOPICS, NS_PER_S, RAW_TOPIC, TICKS_TOPIC, Chunk, Topic
 from tapeline.stores import Store
 from tapeline.stores.ledger import Ledger
@@ -85,8 +87,10 @@ class Normalize:
         clock: Callable[[], int] = time.time_ns,
         *,
         name: str = "",
+        names: Names = MappingProxyType({}),
     ) -> None:
-        """`name`: the worker's, as in `Stream.join`."""
+        """`name`: the worker's, as in `Stream.join`. `names`: the configured ones."""
+        self._names = KnownNames(stream, names)
         self._join: Callable[[], Member] = lambda: stream.join(NORMALIZE, RAW_TOPIC, name)
         self._member: Member | None = None
         self._decoders = decoders
@@ -104,7 +108,7 @@ class Normalize:
         if chunk is None:
             return False
         self._forgotten.met(chunk)
-        normalized = normalize_all(chunk, self._decoders)
+        normalized = normalize_all(chunk, self._decoders, names=self._names.of(chunk))
         outputs = [(topic, normalized.batches[topic]) for topic in NORMALIZED_TOPICS]
         try:
             self._member.commit(chunk, outputs, totals_of(normalized.counts))
@@ -145,10 +149,10 @@ class Normalize:
             self._member.close()
 
 
-def normalize_all(chunk: Chunk, decoders: Mapping[str, Decode], *, copies: bool = False) -> Normalized:
+def normalize_all(chunk: Chunk, decoders: Mapping[str, Decode], *, copies: bool = False, names: Names = MappingProxyType({})) -> Normalized:
     """As `normalize`; but a record that makes a decoder fail is found by halving, and rejected alone."""
     try:
-        return normalize(chunk, decoders, copies=copies)
+        return normalize(chunk, decoders, copies=copies, names=names)
     except MemoryError:
         raise  # it says nothing of the records
     except Exception as error:  # noqa: BLE001 whatever a decoder raises: one record must not stop all that come after it
@@ -157,8 +161,8 @@ def normalize_all(chunk: Chunk, decoders: Mapping[str, Decode], *, copies: bool 
             log.error("Raw record %d of partition %d is rejected: %s", chunk.offset[0], chunk.partition[0], reason)
             return normalize(chunk, dict.fromkeys(decoders, _refuse(reason)), copies=copies)
     half = chunk.rows // 2
-    left = normalize_all(chunk.slice(0, half), decoders, copies=copies)
-    right = normalize_all(chunk.slice(half, chunk.rows), decoders, copies=copies)
+    left = normalize_all(chunk.slice(0, half), decoders, copies=copies, names=names)
+    right = normalize_all(chunk.slice(half, chunk.rows), decoders, copies=copies, names=names)
     counts = {key: left.counts.get(key, Count()) + right.counts.get(key, Count()) for key in {**left.counts, **right.counts}}
     return Normalized({topic: pa.concat_batches([left.batches[topic], right.batches[topic]]) for topic in left.batches}, counts)
 
@@ -322,8 +326,10 @@ class KeepLedger:
         clock: Callable[[], int] = time.time_ns,
         *,
         stores: Sequence[str] = (),
+        names: Names = MappingProxyType({}),
     ) -> None:
-        """`stores`: the groups of those that have to have an event before it is called there."""
+        """`stores`: the groups of those that have to have an event before it is called there. `names`: the configured ones."""
+        self._names = KnownNames(stream, names)
         self._stream, self._ledger, self._decoders, self._status, self._stop, self._clock = stream, ledger, decoders, status, stop, clock
         self._taken = Taken(stream, NORMALIZE, stores, clock)
         self._forgotten = Forgotten(stream, LEDGER, clock)
@@ -347,9 +353,10 @@ class KeepLedger:
         if chunk is not None:
             reach = self._taken.reach()
             forget(self._facts, self._forgotten.met(chunk))
+            names = self._names.of(chunk)
             for part, taken in ((chunk.before(reach.doubtful), False), (chunk.after(reach.doubtful), True)):
                 if part.rows:
-                    self._absorb(self._facts, part, taken=taken)
+                    self._absorb(self._facts, part, names, taken=taken)
             self._positions |= chunk.next
             self._since = self._clock() if self._since is None else self._since
         if self._since is not None and (self._clock() - self._since >= self._every_ns or (chunk is None and self._stop.is_set())):
@@ -368,12 +375,12 @@ class KeepLedger:
         self._ahead = rest if rest.rows else None
         return ready if ready.next != ready.begin else None
 
-    def _absorb(self, facts: Facts, chunk: Chunk, *, taken: bool) -> None:
+    def _absorb(self, facts: Facts, chunk: Chunk, names: Names, *, taken: bool) -> None:
         """As `absorb`; a record that makes it fail is found by halving, and passed over. What is absorbed twice changes nothing.
 
         A later copy of an event is evidence too: it says that its line heard."""
         try:
-            absorb(facts, chunk, normalize_all(chunk, self._decoders, copies=True), taken=taken)
+            absorb(facts, chunk, normalize_all(chunk, self._decoders, copies=True, names=names), taken=taken, names=names)
         except MemoryError:
             raise
         except Exception:
@@ -382,7 +389,7 @@ class KeepLedger:
                 log.exception("Raw record %d of partition %d is passed over by the ledger.", chunk.offset[0], chunk.partition[0])
                 return
             for part in (chunk.slice(0, chunk.rows // 2), chunk.slice(chunk.rows // 2, chunk.rows)):
-                self._absorb(facts, part, taken=taken)
+                self._absorb(facts, part, names, taken=taken)
 
     def _flush(self, facts: Facts) -> None:
         began_ns = self._clock()

@@ -22,14 +22,16 @@ import pyarrow as pa
 from tapeline import net
 from tapeline.backoff import backoff
 from tapeline.config import Config, ProviderConfig, StoreConfig, environment, files_secrets, secret, store_password, stream_password
-from tapeline.errors import Busy, ConfigError, TapelineError, Unavailable
+from tapeline.errors import Busy, ConfigError, Refused, TapelineError, Unavailable
 from tapeline.jobs import fetching
 from tapeline.jobs.archive import Archive
 from tapeline.jobs.day_files import DayFiles
 from tapeline.monitor.status import worker_name
+from tapeline.names import merged, noted
 from tapeline.pairs import Pair
 from tapeline.providers import ARCHIVES, CHANNELS, HISTORIES, PROVIDERS, Provider, identity
 from tapeline.providers.history import History
+from tapeline.providers.normalizing import Names
 from tapeline.providers.session import FeedSettings, Plan, rest_of
 from tapeline.quota import Quota
 from tapeline.records import NORMALIZED_TOPICS, RAW_TOPIC, Topic
@@ -464,6 +466,31 @@ def partitions(planned: Sequence[tuple[ProviderConfig, Plan]], number: int) -> d
     Two lines of a pair have one: no later copy of an event is then kept without the first."""
     turns = {name: at for at, name in enumerate(dict.fromkeys(plan.pair or plan.name for _, plan in planned))}
     return {plan.name: turns[plan.pair or plan.name] % number for _, plan in planned}
+
+
+def names(config: Config) -> Names:
+    """How symbols are split, as a person has configured it. Raises ConfigError for what cannot be."""
+    found: dict[tuple[str, str], dict[str, str]] = {}
+    for some in config.providers:
+        for name, symbol in some.names.items():
+            if some.name != "binance" or symbol.replace("/", "") != name or symbol.count("/") != 1:
+                raise ConfigError(f'[[providers]] names: {name} = "{symbol}" splits no symbol of Binance. Write ADAEUR = "ADA/EUR".')
+            found.setdefault((some.name, _feed(some)), {})[name] = symbol
+    return found
+
+
+def known_names(config: Config) -> Names:
+    """As configured, and as the exchange's lists in the stream say; where that is away or not begun, as configured."""
+    configured = names(config)
+    if config.stream.url == "embedded:" and not (config.root / "stream").exists():
+        return configured
+    stream = open_stream(config)
+    try:
+        return merged(noted(stream), configured)
+    except (Unavailable, Refused):
+        return configured
+    finally:
+        stream.close()
 
 
 def pairs(planned: Sequence[tuple[ProviderConfig, Plan]], recorder: net.Recorder, refused: Callable[[], int]) -> dict[str, Pair]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -341,6 +342,17 @@ def test_a_group_that_keeps_its_own_positions_says_how_far_it_is(place: Place) -
         stream.acknowledge(group, TICKS_TOPIC, stream.ends(TICKS_TOPIC))
         assert place.open().positions(group, TICKS_TOPIC) == stream.ends(TICKS_TOPIC)
         stream.acknowledge(group, TICKS_TOPIC, stream.ends(TICKS_TOPIC))
+
+
+@each
+def test_a_note_beside_the_records_is_there_for_who_opens_the_stream_anew_and_the_last_one_counts(place: Place) -> None:
+    stream = place.open()
+    assert stream.noted("a") == ""
+    long = json.dumps({f"NAME{number}EUR": f"NAME{number}/EUR" for number in range(300)})
+    for text in ('{"a":"one"}', long, '{"a":"two"}'):
+        stream.note("a", text)
+        assert place.open().noted("a") == stream.noted("a") == text
+    assert stream.noted("b") == ""
 
 
 class Sharing:

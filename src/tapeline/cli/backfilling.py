@@ -144,14 +144,14 @@ def reconcile(
     jobs = _jobs(settings, provider, _listed(symbols), _listed(channels), start_ns, end_ns, Origin.rest, stop)
     store = open_source(source, config=settings)
     stream = wiring.open_stream(settings)
-    connection = f"reconcile-{time.time_ns()}"
+    connection, names = f"reconcile-{time.time_ns()}", wiring.known_names(settings)
     differ = False
     try:
         for job, history in jobs:
             for span in job.spans():
                 key = Key(job.provider, job.feed, span.channel, span.symbol)
                 try:
-                    found = compare(key, start_ns, end_ns, history, store.now(), stream, time.time_ns, connection)
+                    found = compare(key, start_ns, end_ns, history, store.now(), stream, time.time_ns, connection, names)
                 except (Refused, WrongPage) as error:
                     differ = True
                     echo(f"{key.symbol} {key.channel}: {error}", err=True)
@@ -223,12 +223,14 @@ def _jobs(
     else:
         sources = wiring.histories(asked, environment(), Random(), stop.wait)
     found: list[tuple[Job, Source]] = []
+    names = wiring.known_names(settings)
     for (name, feed), source in sources.items():
         mine = [some for some in blocks if some.name == name and (some.feed or PROVIDERS[name].DEFAULT_FEED) == feed]
         wanted = symbols or tuple(dict.fromkeys(symbol for some in mine for symbol in some.symbols))
         configured = tuple(dict.fromkeys(channel for some in mine for channel in some.channels))
         chosen = _channels(name, feed, source.history, configured, channels)
-        canonical = [PROVIDERS[name].symbol_of(feed, symbol) for symbol in wanted]
+        split = names.get((name, feed), {})
+        canonical = [PROVIDERS[name].symbol_of(feed, symbol, split) for symbol in wanted]
         unknown = [symbol for symbol, known in zip(wanted, canonical, strict=True) if known is None]
         if unknown:
             raise ConfigError(
@@ -236,7 +238,7 @@ def _jobs(
             )
         unique = tuple(dict.fromkeys(symbol for symbol in canonical if symbol is not None))
         for symbol in unique:
-            if problem := PROVIDERS[name].name_problem(feed, symbol):
+            if problem := PROVIDERS[name].name_problem(feed, symbol, split):
                 raise ConfigError(f"{symbol!r} is no symbol under which {name} {feed} is kept: {problem}. Nothing was fetched.")
         if unique and chosen:
             found.append((Job(name, feed, chosen, unique, start_ns, end_ns, origin is Origin.files), source))

@@ -138,6 +138,7 @@ def repair(
 
     Example: `tapeline lake repair`
     """
+    from tapeline import wiring
     from tapeline.jobs.rebuild import RawRecords
     from tapeline.providers import DECODERS, identity
     from tapeline.stores.lake_repairing import repair as repair_lake
@@ -147,7 +148,7 @@ def repair(
     whole, found = True, False
     try:
         with _shown("looking at") as told:
-            for one in repair_lake(root, identity, RawRecords(stream, DECODERS), told, drop=drop):
+            for one in repair_lake(root, identity, RawRecords(stream, DECODERS, wiring.names(settings)), told, drop=drop):
                 echo(_as_json(one) if format is TableOrJson.json else _repaired(one))
                 whole, found = whole and not one.trouble and not one.lost, True
     finally:

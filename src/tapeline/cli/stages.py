@@ -115,7 +115,8 @@ def normalize(
     stop = stop_on_signal(with_parent=True)
     with _own_worker(settings, worker) as name:
         stream = wiring.open_stream(settings)
-        run_normalize(Normalize(stream, DECODERS, StatusFile(settings.root, name), name=wiring.member_name(settings, name)), stop, Random())
+        status, member = StatusFile(settings.root, name), wiring.member_name(settings, name)
+        run_normalize(Normalize(stream, DECODERS, status, name=member, names=wiring.names(settings)), stop, Random())
         stream.close()
 
 
@@ -132,7 +133,8 @@ def ledger(config: ConfigOption = None) -> None:
     with own_stage(settings, "ledger"):
         stream = wiring.open_stream(settings)
         stores = [wiring.store_name(some) for some in settings.stores]
-        keep = KeepLedger(stream, wiring.open_ledger(settings), DECODERS, StatusFile(settings.root, "ledger"), stop, stores=stores)
+        status, names = StatusFile(settings.root, "ledger"), wiring.names(settings)
+        keep = KeepLedger(stream, wiring.open_ledger(settings), DECODERS, status, stop, stores=stores, names=names)
         run_ledger(keep, stop, Random())
         stream.close()
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Final
 
 import numpy as np
 import pyarrow as pa
 
 from tapeline.errors import Unavailable
-from tapeline.providers.normalizing import Decode
+from tapeline.names import KnownNames
+from tapeline.providers.normalizing import Decode, Names
 from tapeline.records import RAW_TOPIC, Chunk, Topic
 from tapeline.stages import normalize_all
 from tapeline.streams import Stream
@@ -21,8 +23,9 @@ _LAST: Final = (1 << 63) - 2
 class RawRecords:
     """A stream, as what repairs the lake asks it. Calls raise Unavailable."""
 
-    def __init__(self, stream: Stream, decoders: Mapping[str, Decode]) -> None:
-        self._stream, self._decoders = stream, decoders
+    def __init__(self, stream: Stream, decoders: Mapping[str, Decode], configured: Names = MappingProxyType({})) -> None:
+        """`configured`: names, as in the configuration."""
+        self._stream, self._decoders, self._names = stream, decoders, KnownNames(stream, configured)
 
     def again(self, topic: Topic, places: Mapping[int, tuple[int, int]] | None) -> Iterator[pa.RecordBatch]:
         """What the raw records in these places (partition to first and last offset; None: all there are) give of a topic."""
@@ -30,7 +33,7 @@ class RawRecords:
         everywhere = dict.fromkeys(ends, (0, _LAST))
         wanted = everywhere if places is None else {partition: place for partition, place in places.items() if partition in ends}
         for chunk in self._read(RAW_TOPIC, wanted):
-            yield normalize_all(chunk, self._decoders).batches[topic]
+            yield normalize_all(chunk, self._decoders, names=self._names.of(chunk)).batches[topic]
 
     def waiting(self, topic: Topic, positions: Mapping[int, int]) -> Iterator[pa.RecordBatch]:
         """The records of a topic from these positions on (0 where none is given), as many as there are at the moment."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Final
 
 import numpy as np
@@ -20,7 +21,7 @@ from tapeline.completeness import Key
 from tapeline.jobs.fetching import Fetched, Source, fetch, raw_record
 from tapeline.providers import CHANNELS, DECODERS
 from tapeline.providers.history import Span, ending
-from tapeline.providers.normalizing import SAME_CONTENT, normalize
+from tapeline.providers.normalizing import SAME_CONTENT, Names, normalize
 from tapeline.records import BARS_TOPIC, NS_PER_S, RAW_TOPIC, REJECTED_TOPIC, TICKS_TOPIC, Chunk, Identity, Topic
 from tapeline.stores import with_dates
 from tapeline.stores.duplicates import told_by
@@ -67,7 +68,15 @@ class Reconciled:
 
 
 def reconcile(
-    key: Key, start_ns: int, end_ns: int, source: Source, store: Store, stream: Stream, clock: Callable[[], int], connection: str
+    key: Key,
+    start_ns: int,
+    end_ns: int,
+    source: Source,
+    store: Store,
+    stream: Stream,
+    clock: Callable[[], int],
+    connection: str,
+    names: Names = MappingProxyType({}),
 ) -> Reconciled:
     """Of [start_ns, end_ns). Raises Unavailable, Refused, WrongPage: nothing is claimed then, and it can be done again."""
     span = Span(key.feed, key.channel, key.symbol, start_ns, end_ns)
@@ -78,7 +87,7 @@ def reconcile(
         parts: list[pa.Table] = []
         unread: dict[int, int] = {}
         for number, page in enumerate(fetch(source, span, clock, kept=_NO_READING)):
-            rows, refused = _rows(key, page, topic)
+            rows, refused = _rows(key, page, topic, names)
             if refused:
                 unread[number] = refused
             parts.append(rows.append_column("page", pa.array(np.full(rows.num_rows, number, np.int64))))
@@ -144,12 +153,12 @@ def _stored(store: Store, key: Key, topic: Topic, start_ns: int, end_ns: int, fe
     return pa.concat_tables(parts) if parts else pa.table(with_dates(_nothing(topic)))
 
 
-def _rows(key: Key, page: Fetched, topic: Topic) -> tuple[pa.Table, int]:
+def _rows(key: Key, page: Fetched, topic: Topic, names: Names) -> tuple[pa.Table, int]:
     """The events of a page as the store would keep them, and how many could not be read."""
     if page.payload is None:
         return pa.table(with_dates(_nothing(topic))), 0
     chunk = Chunk.dense(RAW_TOPIC, 0, 0, raw_record(key.provider, key.feed, "", page))
-    made = normalize(chunk, DECODERS).batches
+    made = normalize(chunk, DECODERS, names=names).batches
     batch = made[topic]
     return pa.table(with_dates(batch.filter(pc.equal(batch["symbol"], key.symbol)))), made[REJECTED_TOPIC].num_rows
 

@@ -7,7 +7,7 @@ from typing import Final, NamedTuple, Protocol, cast
 
 from tapeline.providers import alpaca, alpaca_history, binance, binance_archive, binance_history, polygon, polygon_files, polygon_history
 from tapeline.providers.history import FileHistory, History
-from tapeline.providers.normalizing import Channel, Decode, Events, Frames
+from tapeline.providers.normalizing import NO_NAMES, Channel, Decode, Events, Frames
 from tapeline.providers.session import FeedSettings, Plan
 from tapeline.records import Identity
 
@@ -36,13 +36,13 @@ class Provider(Protocol):
     def plans(self, settings: FeedSettings) -> list[Plan]:
         """The connections to keep open for a feed."""
 
-    def subscription(self, feed: str, topic: str) -> tuple[str, str] | None:
+    def subscription(self, feed: str, topic: str, names: Mapping[str, str] = NO_NAMES) -> tuple[str, str] | None:
         """The channel and the canonical symbol that a topic of a plan asks for; None for a topic that no plan has."""
 
-    def name_problem(self, feed: str, symbol: str) -> str:
+    def name_problem(self, feed: str, symbol: str, names: Mapping[str, str] = NO_NAMES) -> str:
         """Why events of a canonical symbol would not be kept under that name; empty: they are."""
 
-    def symbol_of(self, feed: str, symbol: str) -> str | None:
+    def symbol_of(self, feed: str, symbol: str, names: Mapping[str, str] = NO_NAMES) -> str | None:
         """The canonical symbol, of itself or of the provider's own name for it; None where that cannot be one."""
 
 

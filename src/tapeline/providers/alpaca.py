@@ -22,6 +22,7 @@ from tapeline.providers.arrays import ArrayDecoder
 from tapeline.providers.history import Asked, decode_pages
 from tapeline.providers.normalizing import (
     DAILY_ID,
+    NO_NAMES,
     SAME_CONTENT,
     UNREADABLE,
     Channel,
@@ -436,19 +437,21 @@ class AlpacaSession:
         return self._missing
 
 
-def name_problem(feed: str, symbol: str) -> str:
+def name_problem(feed: str, symbol: str, names: Mapping[str, str] = NO_NAMES) -> str:
     """Why events of a canonical symbol would not be kept under that name; empty: they are."""
+    del names
     return us_name_problem(feed, symbol)
 
 
-def symbol_of(feed: str, symbol: str) -> str:
+def symbol_of(feed: str, symbol: str, names: Mapping[str, str] = NO_NAMES) -> str:
     """The canonical symbol: Alpaca's own names are."""
-    del feed
+    del feed, names
     return symbol
 
 
-def subscription(feed: str, topic: str) -> tuple[str, str] | None:
+def subscription(feed: str, topic: str, names: Mapping[str, str] = NO_NAMES) -> tuple[str, str] | None:
     """The channel and the symbol of a topic (`trades.AAPL`); None for one that has none."""
+    del names
     channel, _, symbol = topic.partition(".")
     return (channel, symbol) if channel in CHANNELS.get(feed, {}) and symbol else None
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from typing import Any, Final
 
@@ -20,6 +20,7 @@ from tapeline.providers import binance_archive, binance_history, whole_numbers
 from tapeline.providers.binance_wire import INTERVALS, AggTrade, BookTicker, Kline, Trade
 from tapeline.providers.history import Asked, decode_pages
 from tapeline.providers.normalizing import (
+    NO_NAMES,
     SAME_CONTENT,
     SEQUENCE,
     UNREADABLE,
@@ -44,7 +45,7 @@ from tapeline.providers.normalizing import (
 from tapeline.providers.session import Check, FeedSettings, Plan, Reply, Trouble, refusal, rest_of
 from tapeline.providers.shapes import CombinedShapes, Fields
 
-#: Assets that Binance quotes prices in; the longest that ends a symbol splits it. Ingest checks each split with exchangeInfo.
+#: Assets that Binance quotes prices in: where its own list (exchangeInfo) was never had, the longest that ends a symbol splits it.
 QUOTE_ASSETS: Final = frozenset(
     "AEUR ARS AUD BIDR BKRW BNB BRL BTC BUSD BVND COP CZK DAI DOGE DOT ETH EUR EURI FDUSD GBP GYEN IDR IDRT JPY MXN NGN PAX PLN"
     " RLUSD RON RUB SOL TRX TRY TUSD U UAH USD1 USDC USDE USDP USDS USDT UST VAI XRP XUSD ZAR".split()
@@ -57,36 +58,40 @@ _SELL: Final = pa.scalar("sell")
 _BUY: Final = pa.scalar("buy")
 
 
+def canonical(symbol: str, names: Mapping[str, str] = NO_NAMES) -> str | None:
+    """`BTCUSDT` to `BTC/USDT`: as `names` has it, else by the table; None where no known quote asset ends it. A canonical one is itself."""
+    return symbol if "/" in symbol else names.get(symbol) or _by_table(symbol)
+
+
 @lru_cache(maxsize=65_536)
-def canonical(symbol: str) -> str | None:
-    """`BTCUSDT` to `BTC/USDT`; None where no known quote asset ends the symbol."""
+def _by_table(symbol: str) -> str | None:
     for length in range(min(_LONGEST_QUOTE, len(symbol) - 1), 0, -1):
         if symbol[-length:] in QUOTE_ASSETS:
             return f"{symbol[:-length]}/{symbol[-length:]}"
     return None
 
 
-def symbol_of(feed: str, symbol: str) -> str | None:
+def symbol_of(feed: str, symbol: str, names: Mapping[str, str] = NO_NAMES) -> str | None:
     """The canonical symbol, of itself or of the provider's own name for it; None where no known quote asset ends the name."""
     del feed
-    return symbol if "/" in symbol else canonical(symbol.upper())
+    return symbol if "/" in symbol else canonical(symbol.upper(), names)
 
 
-def name_problem(feed: str, symbol: str) -> str:
+def name_problem(feed: str, symbol: str, names: Mapping[str, str] = NO_NAMES) -> str:
     """Why events of a canonical symbol would not be kept under that name; empty: they are."""
     del feed
     if not _PAIR.fullmatch(symbol):
         return "a pair is written such as BTC/USDT"
     name = symbol.replace("/", "")
-    again = canonical(name)
+    again = canonical(name, names)
     if again is None:
         return "no known quote asset ends it"
     return "" if again == symbol else f"events of {name} are kept as {again}"
 
 
-def _symbols(names: pa.DictionaryArray) -> pa.Array:
+def _symbols(written: pa.DictionaryArray, names: Mapping[str, str]) -> pa.Array:
     """Canonical symbols; null where no known quote asset ends a name."""
-    return texts([canonical(name) for name in names.dictionary.to_pylist()]).take(names.indices)
+    return texts([canonical(name, names) for name in written.dictionary.to_pylist()]).take(written.indices)
 
 
 def _trade_columns(fields: Fields) -> Columns:
@@ -231,6 +236,13 @@ _SHAPE_COLUMNS: Final = {"trade": _trade_columns, "aggTrade": _trade_columns, "b
 def decode(feed: str, frames: Frames, events: Events) -> None:
     """Sort the frames of spot, the only feed: those of a known text as columns, the others one by one as JSON."""
     del feed
+    _decode(frames, events)
+    for rows in events.channels.values() if events.names else ():
+        for event in rows.events:
+            event.s = events.names.get(event.s, event.s)
+
+
+def _decode(frames: Frames, events: Events) -> None:
     frames = decode_pages(frames, events, _SPOT, _page_events)
     events.seen += len(frames)
     if len(frames) < _SHAPES_FROM:
@@ -238,7 +250,7 @@ def decode(feed: str, frames: Frames, events: Events) -> None:
         return
     found, others = _SHAPES.read(frames.payload, frames.rows)
     for name, rows, fields in found:
-        columns = _SHAPE_COLUMNS[name]({**fields, "symbol": _symbols(fields["s"])})
+        columns = _SHAPE_COLUMNS[name]({**fields, "symbol": _symbols(fields["s"], events.names)})
         known = pc.is_valid(columns["symbol"])
         if "ts_ns" in columns:
             known = pc.and_(known, pc.is_valid(columns["ts_ns"]))
@@ -405,10 +417,10 @@ def content(frame: bytes) -> bytes | None:
     return frame[:at] + frame[end:] if at > 0 and end > 0 else frame
 
 
-def subscription(feed: str, topic: str) -> tuple[str, str] | None:
+def subscription(feed: str, topic: str, names: Mapping[str, str] = NO_NAMES) -> tuple[str, str] | None:
     """The channel and the canonical symbol of a topic (`btcusdt@trade`); None for one that has none."""
     symbol, _, channel = topic.partition("@")
-    name = canonical(symbol.upper())
+    name = canonical(symbol.upper(), names)
     return (channel, name) if channel in CHANNELS.get(feed, {}) and name is not None else None
 
 
@@ -432,7 +444,9 @@ def plans(settings: FeedSettings) -> list[Plan]:
                 rotate_after_s=settings.rotate_after_s or _ROTATE_AFTER_S,
                 content=content,
                 refusal=_refusal,
-                check=Check(f"{rest}/api/v3/exchangeInfo", partial(_symbol_problems, settings.symbols)) if at == 0 else None,
+                check=Check(f"{rest}/api/v3/exchangeInfo", partial(_symbol_problems, settings.symbols), partial(_listed, settings.symbols))
+                if at == 0
+                else None,
             )
         )
     return found
@@ -450,7 +464,7 @@ class _ExchangeInfo(msgspec.Struct):
 
 
 def _symbol_problems(symbols: Sequence[str], body: bytes) -> list[str]:
-    """Which of the configured symbols the exchange does not list, does not trade, or splits otherwise than the table."""
+    """Which of the configured symbols the exchange does not list, or does not trade."""
     listed = {entry.symbol: entry for entry in msgspec.json.decode(body, type=_ExchangeInfo).symbols}
     found = []
     for symbol in symbols:
@@ -461,6 +475,11 @@ def _symbol_problems(symbols: Sequence[str], body: bytes) -> list[str]:
             found.append(f"binance lists no symbol {symbol!r}{hint}: it will never send data")
         elif entry.status not in ("", "TRADING"):
             found.append(f"binance does not trade {symbol} now (status {entry.status})")
-        elif canonical(symbol) != f"{entry.baseAsset}/{entry.quoteAsset}":
-            found.append(f"{symbol} is {entry.baseAsset}/{entry.quoteAsset} at binance, {canonical(symbol)} by Tapeline's table")
     return found
+
+
+def _listed(symbols: Sequence[str], body: bytes) -> dict[str, str]:
+    """How the exchange splits the configured symbols."""
+    wanted = set(symbols)
+    listed = msgspec.json.decode(body, type=_ExchangeInfo).symbols
+    return {one.symbol: f"{one.baseAsset}/{one.quoteAsset}" for one in listed if one.symbol in wanted and one.baseAsset and one.quoteAsset}

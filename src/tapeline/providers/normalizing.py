@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Annotated, Any, Final, Literal, TypeAlias
 
 import msgspec
@@ -161,6 +162,8 @@ class Events:
     seen: int = 0
     #: Bars that no market has had. They are kept, and counted here.
     suspect: int = 0
+    #: The provider's own names of symbols that its table splits wrongly or not at all, each with the canonical one.
+    names: Mapping[str, str] = field(default_factory=dict)
 
     def rows(self, channel: Channel) -> Rows:
         found = self.channels.get(channel)
@@ -170,13 +173,17 @@ class Events:
 
 
 #: Kinds of raw records that say what became of a connection, rather than what it carried.
-_OWN_NOTICES: Final = frozenset({"opened", "subscribed", "closed", "refused"})
+_OWN_NOTICES: Final = frozenset({"opened", "subscribed", "closed", "refused", "listed"})
 
 #: Kinds of raw records that begin with a JSON line, which becomes a notice of its own.
 _HEADED: Final = frozenset({"retried", "fetched"})
 #: The index of that notice: behind every event that the bytes after the line may hold.
 _BEHIND_ALL: Final = 2**31 - 1
 
+#: Provider and feed to what `Events.names` is.
+Names: TypeAlias = Mapping[tuple[str, str], Mapping[str, str]]
+#: Where no symbol is known to be split otherwise than by the provider's table.
+NO_NAMES: Final[Mapping[str, str]] = MappingProxyType({})
 #: Sorts the frames of one feed into events.
 Decode: TypeAlias = Callable[[str, Frames, Events], None]
 
@@ -206,7 +213,7 @@ class Normalized:
     counts: dict[tuple[str, str], Count]
 
 
-def normalize(chunk: Chunk, decoders: Mapping[str, Decode], *, copies: bool = False) -> Normalized:
+def normalize(chunk: Chunk, decoders: Mapping[str, Decode], *, copies: bool = False, names: Names = MappingProxyType({})) -> Normalized:
     """Turn raw records into ticks, bars, notices and rejects, in raw order.
 
     A later copy of an event (`repeated`) is counted and nothing else; with `copies` it is interpreted as if it were the only one."""
@@ -220,7 +227,7 @@ def normalize(chunk: Chunk, decoders: Mapping[str, Decode], *, copies: bool = Fa
     counts: dict[tuple[str, str], Count] = {}
     source = _Source(chunk, special)
     for (provider, feed), rows in source.by_feed():
-        events = Events()
+        events = Events(names=names.get((provider, feed), NO_NAMES))
         before = [_count(parts[topic]) for topic in NORMALIZED_TOPICS]
         frames = source.frames(rows, events)
         decode = decoders.get(provider)

@@ -5,7 +5,7 @@ Facts: Massive's WebSocket documentation. Every frame is a JSON array of mixed e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Final, TypeAlias
@@ -18,6 +18,7 @@ from tapeline.providers.arrays import ArrayDecoder
 from tapeline.providers.history import Asked, decode_pages
 from tapeline.providers.normalizing import (
     DAILY_ID,
+    NO_NAMES,
     SAME_CONTENT,
     UNREADABLE,
     Channel,
@@ -348,18 +349,21 @@ class PolygonSession:
         return list(self._missing)
 
 
-def name_problem(feed: str, symbol: str) -> str:
+def name_problem(feed: str, symbol: str, names: Mapping[str, str] = NO_NAMES) -> str:
     """Why events of a canonical symbol would not be kept under that name; empty: they are."""
+    del names
     return us_name_problem(feed, symbol)
 
 
-def symbol_of(feed: str, symbol: str) -> str:
+def symbol_of(feed: str, symbol: str, names: Mapping[str, str] = NO_NAMES) -> str:
     """The canonical symbol, of itself or of the provider's own name for it (`BTC-USD`, `O:SPY251219C00650000`)."""
+    del names
     return symbol.removeprefix("X:").replace("-", "/") if feed == "crypto" else symbol.removeprefix("O:")
 
 
-def subscription(feed: str, topic: str) -> tuple[str, str] | None:
+def subscription(feed: str, topic: str, names: Mapping[str, str] = NO_NAMES) -> tuple[str, str] | None:
     """The channel and the canonical symbol of a topic (`T.AAPL`, `T.O:SPY251219C00650000`, `XT.BTC-USD`); None for one that has none."""
+    del names
     channel, _, symbol = topic.partition(".")
     return (channel, symbol_of(feed, symbol)) if channel in CHANNELS.get(feed, {}) and symbol else None
 

@@ -96,10 +96,13 @@ class Session(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """A request that tells whether what is configured exists: GET `url`, then `problems(body)` in words."""
+    """A request that tells whether what is configured exists: GET `url`, then `problems(body)` in words.
+
+    `names(body)`: the canonical symbol of each configured one, by its own name, as the exchange itself splits it."""
 
     url: str
     problems: Callable[[bytes], Sequence[str]]
+    names: Callable[[bytes], Mapping[str, str]]
 
 
 @dataclass(frozen=True, slots=True)

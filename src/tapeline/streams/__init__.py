@@ -83,6 +83,12 @@ class Stream(Protocol):
     def hold(self, name: str) -> Lease:
         """Be the only process that holds `name`. Raises `Busy` while another one does."""
 
+    def note(self, name: str, text: str) -> None:
+        """Keep a short text (3 kB) beside the records, in place of an earlier one, for who reads from the middle of them."""
+
+    def noted(self, name: str) -> str:
+        """The text; empty where there is none."""
+
     def risks(self) -> list[str]:
         """What in the server's settings may lose records, each with what to do; for who sets it up."""
 

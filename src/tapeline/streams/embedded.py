@@ -262,6 +262,16 @@ class EmbeddedStream:
         with file.errors():
             return dict.fromkeys(range(self.partitions), _born(file.db))
 
+    def note(self, name: str, text: str) -> None:
+        with self._writing(RAW_TOPIC).transaction() as db:
+            db.execute("REPLACE INTO facts VALUES (?, ?)", (f"note {name}", text))
+
+    def noted(self, name: str) -> str:
+        file = self._file(RAW_TOPIC)
+        with file.errors():
+            row = file.db.execute("SELECT value FROM facts WHERE name = ?", (f"note {name}",)).fetchone()
+        return str(row[0]) if row is not None else ""
+
     def risks(self) -> list[str]:
         return []
 

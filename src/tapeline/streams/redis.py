@@ -430,6 +430,16 @@ class RedisStream:
             found.append((_End(*(int(number or 0) for number in numbers)), max(0, int(after) - int(count)) if entry else -1))
         return found
 
+    def note(self, name: str, text: str) -> None:
+        self._begin()
+        with self._told():
+            self._client.hset(self.keys.facts, f"note {name}", text)
+
+    def noted(self, name: str) -> str:
+        self._begin()
+        with self._told():
+            return (self._client.hget(self.keys.facts, f"note {name}") or b"").decode()
+
     def risks(self) -> list[str]:
         self._begin()
         with self._told():

@@ -23,7 +23,7 @@ from tapeline.secret import NO_SECRET, Secret
 from tapeline.streams import Lease, Member, Producer
 from tapeline.streams.kafka.cluster import Cluster
 from tapeline.streams.kafka.group import GroupLease, GroupMember
-from tapeline.streams.kafka.messages import ROW_BITS, read_totals
+from tapeline.streams.kafka.messages import ROW_BITS, packed, read_totals, unpacked
 from tapeline.streams.kafka.producing import RawProducer
 from tapeline.streams.kafka.reading import Reader
 from tapeline.streams.partitioning import split
@@ -142,6 +142,18 @@ class KafkaStream:
                     self._nothing_at[topic, partition] = (position, high)
                     found[partition] = 0
         return found
+
+    def note(self, name: str, text: str) -> None:
+        # With the offset of a group that reads nothing: Kafka keeps it as long as such groups are kept (a week without a new one).
+        self._cluster.count(RAW_TOPIC)
+        offset = TopicPartition(self._cluster.name(RAW_TOPIC), 0, 0, packed(text))
+        with self._cluster.told():
+            self._looker(f"note-{name}").commit(offsets=[offset], asynchronous=False)
+
+    def noted(self, name: str) -> str:
+        self._cluster.count(RAW_TOPIC)
+        (offset,) = self._cluster.committed(self._looker(f"note-{name}"), RAW_TOPIC, [0])
+        return unpacked(offset.metadata)
 
     def risks(self) -> list[str]:
         return [f"WARNING: {told}"] if (told := self._cluster.too_small()) else []

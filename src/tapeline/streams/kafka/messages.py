@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 #: Rows in a message are counted in so many bits of a position.
 ROW_BITS: Final = 20
-#: Totals of more bytes are compressed: a broker takes 4 KiB of metadata with an offset.
+#: Texts of more bytes are compressed: a broker takes 4 KiB of metadata with an offset.
 _METADATA_BYTES: Final = 3_500
 _PIECE_BYTES: Final = 900 * 1024
 
@@ -83,12 +83,20 @@ def _put(producer: Producer, topic: str, messages: list[dict[str, bytes]], parti
 
 
 def write_totals(totals: Mapping[str, int]) -> str:
-    text = json.dumps(totals, separators=(",", ":"))
-    return text if len(text) < _METADATA_BYTES else "z" + b85encode(zlib.compress(text.encode())).decode()
+    return packed(json.dumps(totals, separators=(",", ":")))
 
 
 def read_totals(text: str | None) -> dict[str, int]:
-    if not text:
-        return {}
-    found: dict[str, int] = json.loads(zlib.decompress(b85decode(text[1:])) if text.startswith("z") else text)
+    found: dict[str, int] = json.loads(unpacked(text) or "{}")
     return found
+
+
+def packed(text: str) -> str:
+    """A JSON text as it fits beside an offset."""
+    return text if len(text) < _METADATA_BYTES else "z" + b85encode(zlib.compress(text.encode())).decode()
+
+
+def unpacked(text: str | None) -> str:
+    if not text:
+        return ""
+    return zlib.decompress(b85decode(text[1:])).decode() if text.startswith("z") else text
