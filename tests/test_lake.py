@@ -266,6 +266,60 @@ def test_a_crash_between_the_files_and_the_commit_leaves_no_rows(lake: Lake, mon
     assert [row["sequence"] for row in table(lake)] == [1, 2]
 
 
+@pytest.mark.parametrize("committed", [False, True])
+def test_the_files_of_a_failed_commit_are_removed_at_once_and_those_of_one_that_took_stay(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch, *, committed: bool
+) -> None:
+    lake.write(tick(1))
+    before = files(lake)
+    commit = lake_files.commit
+
+    def failing(*arguments: Any, **named: Any) -> None:
+        if committed:
+            commit(*arguments, **named)
+        raise OSError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lake_files, "commit", failing)
+        for _ in range(3):
+            with pytest.raises(DiskTrouble):
+                lake.write(tick(2))
+            if committed:
+                break
+    assert len(files(lake)) == len(before) + committed
+    lake.write(tick(2))
+    assert len(files(lake)) == len(before) + 1
+    assert lake.totals(TICKS_TOPIC).rows == 2
+
+
+def test_a_flushed_file_is_on_disk_before_the_commit_that_names_it(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    named: list[str] = []
+    sync, commit = lake_files.sync, lake_files.commit
+
+    def noting(path: Path) -> None:
+        synced.append(path.name)
+        sync(path)
+
+    def naming(folder: Path, table: Any, removed: Any, added: Any, *rest: Any, **more: Any) -> None:
+        assert all(f".{Path(one.path).stem}.aside" in synced and f"date={one.day}" in synced for one in added)
+        named.extend(one.path for one in added)
+        commit(folder, table, removed, added, *rest, **more)
+
+    monkeypatch.setattr(lake_files, "sync", noting)
+    monkeypatch.setattr(lake_files, "commit", naming)
+    lake.write(tick(1))
+    assert named
+
+
+def tick(number: int) -> Chunk:
+    return Chunk.dense(TICKS_TOPIC, 0, number - 1, ticks({"sequence": number, "raw_offset": number}))
+
+
+def files(lake: Lake) -> list[Path]:
+    return sorted((lake.root / "ticks").glob("date=*/*"))
+
+
 def test_a_write_that_was_committed_and_still_raised_is_not_written_twice(lake: Lake) -> None:
     first = Chunk.dense(REJECTED_TOPIC, 0, 0, rejects(3))
     lake.write(first)

@@ -68,11 +68,16 @@ class Lake:
         folder = self.root / topic.table
         table = self._table(topic) or lake_files.create(folder, rows.schema)
         whole = pa.table(rows)
-        added = [
-            lake_files.write(folder, day, whole.filter(pc.equal(whole["date"], day)).drop_columns(["date"]))
-            for day in sorted(rows["date"].unique().to_pylist())
-        ]
-        lake_files.commit(folder, table, None, added, transactions, data_change=True)
+        added: list[lake_files.Added] = []
+        try:
+            added.extend(  # one by one: what is written before an error is known
+                lake_files.write(folder, day, whole.filter(pc.equal(whole["date"], day)).drop_columns(["date"]))
+                for day in sorted(rows["date"].unique().to_pylist())
+            )
+            lake_files.commit(folder, table, None, added, transactions, data_change=True)
+        except Exception:
+            lake_files.discard(folder, added)  # at once: where the disk is full, each try would fill it further
+            raise
 
     def _table(self, topic: Topic) -> DeltaTable | None:
         """The topic's table as it now is; None while it does not exist."""

@@ -27,7 +27,7 @@ from deltalake.exceptions import DeltaError, TableNotFoundError
 from deltalake.transaction import AddAction, RemoveAction
 
 from tapeline.durable import sync
-from tapeline.errors import ConfigError, DiskTrouble, NewerData
+from tapeline.errors import ConfigError, DiskTrouble, NewerData, TapelineError
 from tapeline.locks import own
 from tapeline.records import Topic
 
@@ -161,7 +161,7 @@ def total(files: pa.Table, name: str) -> int:
 
 
 def write(folder: Path, day: date, rows: pa.Table) -> Added:
-    """Write a file of a day's rows, without the column `date`."""
+    """Write a file of a day's rows, without the column `date`; it is on disk for good when this returns."""
     sink = pa.BufferOutputStream()
     pq.write_table(rows, sink, compression="zstd", compression_level=1, row_group_size=_PART_GROUP_ROWS, write_page_checksum=True)
     content = sink.getvalue()
@@ -170,11 +170,23 @@ def write(folder: Path, day: date, rows: pa.Table) -> Added:
     aside = path.with_name(f".{path.stem}.aside")
     try:
         aside.write_bytes(content)
+        sync(aside)
         aside.rename(path)
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
+    sync(path.parent)
     return _added(folder, day, path)
+
+
+def discard(folder: Path, added: Sequence[Added]) -> None:
+    """Delete files whose commit has failed, but for those that the log names all the same; where it cannot be read, none."""
+    try:
+        table = opened(folder)
+        named = {Path(path).name for path in files_of(table)["path"].to_pylist()} if table is not None else set()
+    except (OSError, DeltaError, TapelineError):
+        return  # they are removed once they are old
+    _delete([folder / one.path for one in added if Path(one.path).name not in named])
 
 
 def place(folder: Path, day: date, new: Sequence[Path], prefix: str) -> list[Added]:
