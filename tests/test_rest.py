@@ -5,8 +5,13 @@ from __future__ import annotations
 import asyncio
 import http.server
 import json
+import socket
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
 from random import Random
 from typing import ClassVar
 
@@ -55,7 +60,8 @@ class Time:
 
     def sleep(self, seconds: float) -> None:
         self.now += seconds
-        self.slept.append(seconds)
+        if seconds:  # else it only asks whether to stop
+            self.slept.append(seconds)
 
 
 def client(server: str, time: Time, weight: int = 100) -> Rest:
@@ -64,9 +70,69 @@ def client(server: str, time: Time, weight: int = 100) -> Rest:
 
 def test_too_many_requests_are_waited_out_as_long_as_the_provider_says(server: str) -> None:
     Replies.replies = [(429, {"Retry-After": "7"}, b"slow down"), (418, {"Retry-After": "120"}, b"banned"), (200, {}, b"[]")]
-    time = Time()
-    assert client(server, time).get("/x", 1) == b"[]"
-    assert [round(seconds) for seconds in time.slept] == [7, 120]
+    clock = Time()
+    assert client(server, clock).get("/x", 1) == b"[]"
+    assert [round(seconds) for seconds in clock.slept] == [7, 120]
+
+
+@pytest.fixture
+def trickling() -> Iterator[Callable[[bytes, bytes], str]]:
+    """`trickling(whole, slow)`: the address of a server that sends the one at once, and the other a byte every fifth of a second."""
+    with socket.socket() as listening, ThreadPoolExecutor() as pool:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        ended = threading.Event()
+
+        def serve(whole: bytes, slow: bytes) -> None:
+            with suppress(OSError):
+                found, _ = listening.accept()
+                with found:
+                    found.recv(65_536)
+                    found.sendall(whole)
+                    for byte in slow:
+                        if ended.wait(0.2):
+                            return
+                        found.sendall(bytes((byte,)))
+
+        def start(whole: bytes, slow: bytes) -> str:
+            pool.submit(serve, whole, slow)
+            return f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+        yield start
+        ended.set()
+
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n"
+SLOW = pytest.mark.parametrize(("whole", "slow"), [(b"", HEAD), (HEAD, b"x" * 1000)], ids=["head", "body"])
+
+
+@SLOW
+@pytest.mark.parametrize("to_file", [False, True])
+def test_an_answer_that_trickles_in_keeps_nobody_from_stopping(
+    trickling: Callable[[bytes, bytes], str], tmp_path: Path, whole: bytes, slow: bytes, *, to_file: bool
+) -> None:
+    stop = threading.Event()
+    rest = Rest(trickling(whole, slow), None, Random(1), Quota(100), sleep=stop.wait)
+    threading.Timer(0.3, stop.set).start()
+    with pytest.raises(Unavailable, match="stopped while it waited"):
+        rest.download("/x", 1, tmp_path / "x") if to_file else rest.get("/x", 1)
+
+
+@SLOW
+def test_the_end_of_the_loop_does_not_wait_for_an_answer_that_trickles_in(
+    trickling: Callable[[bytes, bytes], str], whole: bytes, slow: bytes
+) -> None:
+    url = trickling(whole, slow)
+
+    async def asked() -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(0.3):
+                await get(url)
+
+    began = time.monotonic()
+    asyncio.run(asked())
+    # The whole answer takes eight seconds at the least.
+    assert time.monotonic() - began < 0.2 * len(slow)
 
 
 @pytest.mark.parametrize(
@@ -76,11 +142,11 @@ def test_too_many_requests_are_waited_out_as_long_as_the_provider_says(server: s
 )
 def test_without_retry_after_the_provider_s_reset_is_waited_for_within_bounds(reset: str, least: float, most: float, server: str) -> None:
     Replies.replies = [(429, {"X-RateLimit-Reset": reset}, b"too many requests."), (200, {}, b"ok")]
-    time = Time()
-    quota = Quota(100, clock=lambda: time.now)
-    rest = Rest(server, None, Random(1), quota, wall_clock=lambda: 1.7e9, sleep=time.sleep)
+    clock = Time()
+    quota = Quota(100, clock=lambda: clock.now)
+    rest = Rest(server, None, Random(1), quota, wall_clock=lambda: 1.7e9, sleep=clock.sleep)
     assert rest.get("/x", 1) == b"ok"
-    assert least <= sum(time.slept) <= most
+    assert least <= sum(clock.slept) <= most
 
 
 @pytest.mark.parametrize(
@@ -108,18 +174,18 @@ def test_what_took_too_long_or_came_too_early_is_asked_again(status: int, server
 
 def test_a_moment_s_firewall_is_waited_out_by_all_who_ask_that_address(server: str) -> None:
     Replies.replies = [(403, {}, b"Request blocked")] * 3 + [(200, {}, b"ok")]
-    time = Time()
-    quota = Quota(100, clock=lambda: time.now)
+    clock = Time()
+    quota = Quota(100, clock=lambda: clock.now)
     paused = []
 
     def sleep(seconds: float) -> None:
         paused.append(quota.take(1) > 0)
-        time.sleep(seconds)
+        clock.sleep(seconds)
 
-    rest = Rest(server, None, Random(1), quota, passing={403}, sleep=sleep)
+    rest = Rest(server, None, Random(1), quota, passing={403}, sleep=lambda seconds: sleep(seconds) if seconds else None)
     assert rest.get("/x", 1) == b"ok"
     assert all(paused)
-    assert time.slept[0] < time.slept[-1] <= 30.0
+    assert clock.slept[0] < clock.slept[-1] <= 30.0
 
 
 @pytest.mark.parametrize(("status", "kind"), [(401, Barred), (403, Barred), (451, Barred), (400, Refused), (404, Refused)])
@@ -132,21 +198,21 @@ def test_a_refusal_of_everything_is_told_from_one_of_what_was_asked(status: int,
 
 def test_a_ban_for_days_is_for_the_caller_to_decide_on(server: str) -> None:
     Replies.replies = [(418, {"Retry-After": "259200"}, b"banned")]
-    time = Time()
+    clock = Time()
     with pytest.raises(Unavailable, match="asked for a pause: 259200 s"):
-        client(server, time).get("/x", 1)
-    assert time.slept == []
+        client(server, clock).get("/x", 1)
+    assert clock.slept == []
 
 
 def test_a_fault_of_the_provider_is_tried_again_so_many_times_and_no_more(server: str) -> None:
     Replies.replies = [(500, {}, b"oops"), (503, {}, b"busy"), (200, {}, b"ok")]
-    time = Time()
-    assert client(server, time).get("/x", 1) == b"ok"
+    clock = Time()
+    assert client(server, clock).get("/x", 1) == b"ok"
     Replies.replies = [(500, {}, b"oops")] * 20
     with pytest.raises(Unavailable, match="HTTP 500: oops"):
-        client(server, time).get("/x", 1)
+        client(server, clock).get("/x", 1)
     assert len(Replies.replies) == 14
-    assert max(time.slept) <= 30.0
+    assert max(clock.slept) <= 30.0
 
 
 def test_the_same_trouble_is_told_now_and_again_and_not_by_everybody_who_meets_it(server: str, caplog: pytest.LogCaptureFixture) -> None:
@@ -164,13 +230,13 @@ def test_the_same_trouble_is_told_now_and_again_and_not_by_everybody_who_meets_i
 
 def test_a_ban_is_remembered_and_nothing_is_asked_until_it_is_over(server: str) -> None:
     Replies.replies = [(418, {"Retry-After": "7200"}, b"banned"), (200, {}, b"ok")]
-    time = Time()
-    rest = client(server, time)
+    clock = Time()
+    rest = client(server, clock)
     for _ in range(3):
         with pytest.raises(Unavailable, match="asked for a pause: 7200 s"):
             rest.get("/x", 1)
     assert len(Replies.replies) == 1
-    time.now += 7_200
+    clock.now += 7_200
     assert rest.get("/x", 1) == b"ok"
 
 
@@ -191,9 +257,9 @@ def test_an_answer_that_breaks_off_is_tried_again_and_a_path_that_is_none_is_ref
 
 def test_who_says_only_that_it_was_too_fast_is_left_alone_for_a_while(server: str) -> None:
     Replies.replies = [(429, {}, b""), (429, {"Retry-After": "soon"}, b""), (200, {}, b"ok")]
-    time = Time()
-    assert client(server, time).get("/x", 1) == b"ok"
-    assert time.slept == [30.0, 30.0]
+    clock = Time()
+    assert client(server, clock).get("/x", 1) == b"ok"
+    assert clock.slept == [30.0, 30.0]
 
 
 def test_a_key_that_is_refused_is_said_in_the_provider_s_words_without_the_key(server: str) -> None:
@@ -212,19 +278,19 @@ def test_a_wrong_request_is_not_sent_again(server: str) -> None:
 
 
 def test_an_address_that_does_not_answer_is_given_up_in_the_end() -> None:
-    time = Time()
+    clock = Time()
     with pytest.raises(Unavailable, match="tried 6 times"):
-        client("http://127.0.0.1:9", time).get("/x", 1)
-    assert len(time.slept) == 6
+        client("http://127.0.0.1:9", clock).get("/x", 1)
+    assert len(clock.slept) == 6
 
 
 def test_a_minute_s_weight_is_not_exceeded(server: str) -> None:
     Replies.replies = [(200, {}, b"ok")] * 7
-    time = Time()
-    rest = client(server, time, weight=100)
+    clock = Time()
+    rest = client(server, clock, weight=100)
     for _ in range(7):
         rest.get("/x", 25)
-    assert time.slept == [60.0]
+    assert clock.slept == [60.0]
 
 
 def test_keys_follow_nobody_elsewhere(server: str) -> None:
@@ -236,8 +302,8 @@ def test_keys_follow_nobody_elsewhere(server: str) -> None:
 @pytest.mark.parametrize("after", ["9" * 400, "9" * 15])
 def test_no_pause_is_longer_than_any_ban(server: str, after: str) -> None:
     Replies.replies = [(418, {"Retry-After": after}, b"banned")]
-    time = Time()
-    rest = client(server, time)
+    clock = Time()
+    rest = client(server, clock)
     with pytest.raises(Unavailable, match="asked for a pause: 345600 s"):
         rest.get("/x", 1)
 

@@ -15,6 +15,7 @@ def beside(question: Callable[[], _Answer], name: str) -> Future[_Answer]:
     answer: Future[_Answer] = Future()
 
     def ask() -> None:
+        answer.set_running_or_notify_cancel()  # who does not wait any more cannot take it back
         try:
             found = question()
         except BaseException as error:  # noqa: BLE001 whatever it is: who asked has to hear it

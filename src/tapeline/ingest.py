@@ -41,8 +41,8 @@ _LEASE_EVERY_S: Final = 1.0
 #: So long the exchange's list of symbols is waited for.
 _LIST_WITHIN_S: Final = 3.0
 #: At the end: so long for the sockets to close, and so long for a stream that takes nothing to take what is held.
-_CLOSE_WITHIN_S: Final = 15.0
-_LAST_FLUSH_S: Final = 20.0
+_CLOSE_WITHIN_S: Final = 4.0
+_LAST_FLUSH_S: Final = 5.0
 
 _Columns: TypeAlias = "tuple[list[str], list[str], list[str], list[str], list[int], list[bytes]]"
 

@@ -35,6 +35,10 @@ from tapeline.records import NS_PER_S, RawKind
 
 log = logging.getLogger(__name__)
 
+#: A message comes in at most so many parts.
+_MOST_PARTS: Final = 65_536
+#: So much may wait for a peer to read it: pongs, and what is asked of it.
+_MOST_UNSENT_BYTES: Final = 4 * 1024 * 1024
 _HANDSHAKE_TIMEOUT_S: Final = 10.0
 #: Attempts that came too fast (HTTP 429, 418) are repeated no sooner than this, later where Retry-After says so.
 TOO_FAST_S: Final = 30.0
@@ -186,6 +190,8 @@ class _Listener(WSListener):
             self.parts_size += len(self.parts[-1])
             if self.parts_size > self.line.limits.frame_bytes:
                 self.end({"by": "tapeline", "reason": f"a message of more than {self.line.limits.frame_bytes} bytes"})
+            elif len(self.parts) > _MOST_PARTS:
+                self.end({"by": "tapeline", "reason": f"a message of more than {_MOST_PARTS} parts"})
             elif frame.fin:
                 whole, self.parts, self.parts_size = b"".join(self.parts), [], 0
                 self.take(whole, now_ns)
@@ -236,6 +242,11 @@ class _Listener(WSListener):
         if self.transport is not None:
             self.transport.send_close()
             self.transport.disconnect()
+
+    @property
+    def unsent(self) -> int:
+        """Bytes that wait for the peer to read."""
+        return self.transport.underlying_transport.get_write_buffer_size() if self.transport is not None and not self.gone else 0
 
     @property
     def gone(self) -> bool:
@@ -312,7 +323,8 @@ class Line:
         self.recorder.on_pause(self._pause)
         successor: asyncio.Task[_Listener | None] | None = None
         while not self._stopping.is_set():
-            listener = await (successor or self._dial())
+            dialing = successor or asyncio.create_task(self._dial())
+            listener = await self._unless_stopped(dialing)
             successor = None
             if listener is not None:
                 successor = await self._live(listener)
@@ -322,9 +334,20 @@ class Line:
             if successor is None:
                 await self._rest(max(self._least_wait_s, next(self._waits)))
         if successor is not None:
-            last = await successor
-            if last is not None:
-                await self._close(last, "stopped")
+            await self._unless_stopped(successor)
+        for last in list(self._open):
+            await self._close(last, "stopped")
+
+    async def _unless_stopped(self, dialing: asyncio.Task[_Listener | None]) -> _Listener | None:
+        """What is being dialed, once it is there; none where one stops before."""
+        stopping = asyncio.create_task(self._stopping.wait())
+        await asyncio.wait({dialing, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if not dialing.done():
+            dialing.cancel()
+            await asyncio.wait({dialing})
+            return None
+        return dialing.result()
 
     def _after(self, listener: _Listener) -> float:
         """Take note of why a connection ended; the least wait before the next."""
@@ -425,6 +448,9 @@ class Line:
                 now_ns = self.clock()
                 if self._stopping.is_set():
                     break
+                if listener.unsent > _MOST_UNSENT_BYTES:
+                    self._cut(listener)
+                    break
                 if self.paused:  # nothing can be heard: neither silence nor a successor's data
                     self.silence.begin(now_ns)
                     continue
@@ -450,6 +476,14 @@ class Line:
             if gone is not None:
                 gone.cancel()
         return successor
+
+    def _cut(self, listener: _Listener) -> None:
+        """Of a peer that asks and never reads, at once: a close would wait behind the answers."""
+        reason = f"the peer reads nothing: {listener.unsent:,} bytes of answers to it wait"
+        log.warning("%s: %s; dialing again.", self.plan.name, reason)
+        listener.close_reason = {"by": "tapeline", "reason": reason}
+        if listener.transport is not None:
+            listener.transport.underlying_transport.abort()
 
     def _give_up_on_silence(self, listener: _Listener, channel: str, silent_s: float) -> None:
         self.silence.doubt(channel)

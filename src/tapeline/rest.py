@@ -11,12 +11,14 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Container, Iterator, Mapping
-from contextlib import contextmanager
+from concurrent.futures import wait
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from random import Random
-from typing import Final, TypeVar
+from typing import BinaryIO, Final, TypeVar
 
 from tapeline.backoff import backoff
+from tapeline.beside import beside
 from tapeline.errors import Barred, DiskTrouble, Refused, Unavailable
 from tapeline.net import LONGEST_BAN_S, TOO_FAST, TOO_FAST_S
 from tapeline.providers.session import without
@@ -28,6 +30,9 @@ log = logging.getLogger(__name__)
 
 _HTTP_TIMEOUT_S: Final = 10.0
 _HTTP_MAX_BYTES: Final = 64 * 1024 * 1024
+#: An answer that is whole in memory is waited for so long; while it is, one looks so often whether to stop.
+_ANSWER_WITHIN_S: Final = 120.0
+_LOOK_EVERY_S: Final = 0.25
 _DOWNLOAD_PIECE: Final = 1024 * 1024
 #: Trouble with an address is told so often.
 _TELL_AGAIN_S: Final = 5.0
@@ -54,13 +59,17 @@ async def get(url: str, tls: ssl.SSLContext | None = None) -> bytes:
     def fetch() -> bytes:
         request = urllib.request.Request(url, headers={"User-Agent": "tapeline"})  # noqa: S310 scheme checked below
         with urllib.request.urlopen(request, timeout=_HTTP_TIMEOUT_S, context=tls) as reply:  # noqa: S310
-            return bytes(reply.read(_HTTP_MAX_BYTES))
+            return _whole(reply)
 
     if not url.startswith(("http://", "https://")):
         raise Unavailable(f"{url} is no HTTP address.")
     try:
-        return await asyncio.to_thread(fetch)
-    except (urllib.error.URLError, OSError) as error:
+        # Not on the loop's own threads, whose end the end of the process would wait for.
+        async with asyncio.timeout(_ANSWER_WITHIN_S):
+            return await asyncio.wrap_future(beside(fetch, "http"))
+    except TimeoutError:
+        raise Unavailable(f"{url} has not answered whole within {_ANSWER_WITHIN_S:.0f} s.") from None
+    except (urllib.error.URLError, OSError, http.client.HTTPException) as error:
         raise Unavailable(f"{url} cannot be read: {error}") from error
 
 
@@ -80,6 +89,21 @@ def _kept(path: Path) -> Iterator[None]:
         raise DiskTrouble(
             f"{path} cannot be written: {error.strerror}. Nothing of it was kept. Free disk space; it is tried again."
         ) from error
+
+
+@contextmanager
+def _written(path: Path) -> Iterator[BinaryIO]:
+    """A file to write; what it cannot take at its opening or its end is trouble with the disk too."""
+    with _kept(path):
+        file = path.open("wb")
+    try:
+        yield file
+    except BaseException:
+        with suppress(OSError):  # what went wrong before is what matters
+            file.close()
+        raise
+    with _kept(path):
+        file.close()
 
 
 class _Straight(urllib.request.HTTPRedirectHandler):
@@ -128,11 +152,11 @@ class Rest:
 
     def get(self, path: str, weight: int) -> bytes:
         """The body. Raises Refused where the request itself is wrong, Unavailable where trying again has not helped."""
-        return self._asked(path, weight, _whole)
+        return self._asked(path, weight, _whole, _ANSWER_WITHIN_S)
 
     def download(self, path: str, weight: int, to: Path) -> None:
         """The body into a file, however large. Raises as `get`, and DiskTrouble for the file."""
-        with to.open("wb") as file:
+        with _written(to) as file:
 
             def copy(reply: http.client.HTTPResponse) -> None:
                 with _kept(to):
@@ -144,17 +168,15 @@ class Rest:
                 if reply.length:
                     raise http.client.IncompleteRead(b"", reply.length)
 
-            self._asked(path, weight, copy)
+            self._asked(path, weight, copy, math.inf)
 
-    def _asked(self, path: str, weight: int, read: Callable[[http.client.HTTPResponse], T]) -> T:
+    def _asked(self, path: str, weight: int, read: Callable[[http.client.HTTPResponse], T], within_s: float) -> T:
         waits = backoff(self._random, cap_s=30.0)
         trouble = ""
         for _ in range(_REST_TRIES):
             self._afford(weight)
             try:
-                request = urllib.request.Request(f"{self._url}{path}", headers=self._headers)  # noqa: S310 scheme checked below
-                with self._opener.open(request, timeout=_HTTP_TIMEOUT_S) as reply:
-                    return read(reply)
+                return self._answer(f"{self._url}{path}", read, within_s)
             except urllib.error.HTTPError as error:
                 trouble, wait_s = f"HTTP {error.code}: {without(_words_of(error), *self._secrets)}", next(waits)
                 if error.code in TOO_FAST:
@@ -175,6 +197,22 @@ class Rest:
             self._tell("%s%s: %s. Next try in %.1f s.", self._url, path, trouble, wait_s)
             self._wait(wait_s)
         raise Unavailable(f"{self._url}{path}: {trouble}. It was tried {_REST_TRIES} times; try again later.")
+
+    def _answer(self, url: str, read: Callable[[http.client.HTTPResponse], T], within_s: float) -> T:
+        """What `read` makes of an answer, which comes beside: one that trickles in must not keep the caller from stopping."""
+
+        def ask() -> T:
+            request = urllib.request.Request(url, headers=self._headers)  # noqa: S310 scheme checked below
+            with self._opener.open(request, timeout=_HTTP_TIMEOUT_S) as reply:
+                return read(reply)
+
+        answer, deadline = beside(ask, "http"), time.monotonic() + within_s
+        while not wait([answer], _LOOK_EVERY_S).done:
+            if self._sleep(0.0) is True:
+                raise Unavailable(f"{self._url}: stopped while it waited.")
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"the answer is not whole after {within_s:.0f} s")
+        return answer.result()
 
     def _tell(self, text: str, *about: str | float) -> None:
         """A warning; not again for a while, for all who ask this address meet the same trouble. What comes of it, whoever asked is told."""
