@@ -20,7 +20,7 @@ import pytest
 from brokers import stream_block
 from frames import golden, raw_batch
 from proving import PROVE, proof
-from tapeline import query
+from tapeline import query, rejects
 from tapeline.config import Config, StreamConfig
 from tapeline.errors import Busy, ConfigError, Unavailable
 from tapeline.monitor.health import equations
@@ -96,10 +96,10 @@ class Pipeline:
         return query.find(self.root / "lake", name, "true", [])
 
     def rejected(self) -> list[Rejected]:
-        return rejected(self.stream, self.table)
+        return sorted(rejected(self.stream, self.table), key=lambda one: (one.received_ns, one.id))
 
     def retry(self, chosen: Callable[[Rejected], bool] = lambda _: True) -> list[str]:
-        return [one.name for one in retry(self.stream, self.table, chosen)]
+        return list(retry(self.stream, self.table, chosen))
 
     def records(self, topic: Topic) -> list[dict[str, Any]]:
         """Everything in a topic."""
@@ -240,11 +240,11 @@ def test_two_at_the_same_time_are_not_allowed(pipeline: Pipeline) -> None:
 
         def meanwhile(one: Rejected) -> bool:
             with pytest.raises(Busy, match="retry"):
-                retry(other, pipeline.table, lambda _: True)
+                list(retry(other, pipeline.table, lambda _: True))
             return True
 
-        assert len(retry(pipeline.stream, pipeline.table, meanwhile)) == 1
-        assert retry(other, pipeline.table, lambda _: True) == []
+        assert len(list(retry(pipeline.stream, pipeline.table, meanwhile))) == 1
+        assert list(retry(other, pipeline.table, lambda _: True)) == []
 
 
 ARRAYS = [
@@ -468,3 +468,19 @@ def test_a_retry_that_is_killed_at_any_moment_and_done_again_doubles_nothing(any
     assert anywhere.sequences() == list(range(2 * count))
     assert len(anywhere.records(REJECTED_TOPIC)) == 2 * count
     anywhere.balanced()
+
+
+def test_what_is_sent_goes_in_batches_of_a_bound_and_what_comes_back_meanwhile_is_not_sent_again(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rejects, "_BATCH_ROWS", 2)
+    pipeline.received(*(trade(number) for number in range(1, 6)))
+    pipeline.normalize(BROKEN)
+    sent = []
+    for name in retry(pipeline.stream, pipeline.table, lambda _: True):
+        sent.append(name)
+        pipeline.normalize(BROKEN)  # all of it is rejected again at once
+        pipeline.keep()
+    assert len(sent) == 5
+    assert sorted(sent) == sorted(one.name for one in pipeline.rejected() if one.retried)
+    assert len([one for one in pipeline.rejected() if not one.retried]) == 5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
@@ -17,6 +18,7 @@ from tapeline.stores.lake_files import check_format, for_duckdb, said, table_at
 from tapeline.stores.lake_reading import NO_DOWNLOADS
 
 #: The last revision of each bar; `bar_revisions` has them all.
+_ROWS_AT_ONCE: Final = 5_000
 _BARS: Final = """
 CREATE VIEW bars AS SELECT * FROM bar_revisions
 QUALIFY row_number() OVER (
@@ -113,14 +115,19 @@ def relation(table: pa.Table, connection: duckdb.DuckDBPyConnection | None) -> d
 
 def find(lake: Path, table: str, condition: str, values: list[Any]) -> list[dict[str, Any]]:
     """Rows of a table with the name of the file that holds each. `condition` is SQL of the caller's own, `values` its parameters."""
+    return list(each(lake, table, condition, values))
+
+
+def each(lake: Path, table: str, condition: str = "true", values: Sequence[Any] = ()) -> Iterator[dict[str, Any]]:
+    """As `find`, a few rows in memory at a time."""
     files = _files(lake / ("bars" if table == "bar_revisions" else table))
     if not files:
-        return []
+        return
     with duckdb.connect() as db:
         db.read_parquet(files, hive_partitioning=True, filename=True).create_view("found")
         query = f"SELECT * FROM found WHERE {condition}"  # noqa: S608 no text of a user's
-        found: list[dict[str, Any]] = db.sql(query, params=values).to_arrow_table().to_pylist()
-        return found
+        for batch in db.sql(query, params=list(values)).to_arrow_reader(_ROWS_AT_ONCE):
+            yield from batch.to_pylist()
 
 
 def _files(table: Path) -> list[str]:

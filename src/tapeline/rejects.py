@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from tapeline.errors import ConfigError
 from tapeline.records import NOTICES_TOPIC, RAW, RAW_TOPIC, REJECTED_TOPIC, Topic
-from tapeline.streams import Stream
+from tapeline.streams import Lease, Stream
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +27,10 @@ _ARRAY_PROVIDERS: Final = frozenset({"polygon", "alpaca"})
 #: What the reasons of rejected frames begin with that were not split into events.
 _WHOLE: Final = ("not an array of events ", "the decoder failed: ")
 _ID_BELOW: Final = (1 << 31, 1 << 63, 1 << 31)
-_READ_ROWS: Final = 50_000
+_READ_ROWS: Final = 5_000
+#: So many are sent together, or as many as have so many bytes.
+_BATCH_ROWS: Final = 1_000
+_BATCH_BYTES: Final = 8 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,37 +63,54 @@ def parse_id(text: str) -> Id:
     return partition, offset, index
 
 
-def rejected(stream: Stream, table: Table) -> list[Rejected]:
-    """Every rejected event that the stream or the lake still holds, oldest first."""
+def rejected(stream: Stream, table: Table) -> Iterator[Rejected]:
+    """Every rejected event that the stream or the lake still holds, each once, a few in memory at a time."""
     done = _retried(stream, table)
-    found: dict[Id, Rejected] = {}
+    told: set[Id] = set()
     for row in _rows(stream, REJECTED_TOPIC, table):
         key = _id(row)
-        found[key] = Rejected(
-            key, row["provider"], row["feed"], row["connection"], row["reason"], row["payload"], row["received_ns"], key in done
-        )
-    return sorted(found.values(), key=lambda one: (one.received_ns, one.id))
+        if key not in told:
+            told.add(key)
+            yield Rejected(
+                key, row["provider"], row["feed"], row["connection"], row["reason"], row["payload"], row["received_ns"], key in done
+            )
 
 
-def retry(stream: Stream, table: Table, chosen: Callable[[Rejected], bool], ids: Collection[Id] = ()) -> list[Rejected]:
+def retry(stream: Stream, table: Table, chosen: Callable[[Rejected], bool], ids: Collection[Id] = ()) -> Iterator[str]:
     """Send those chosen through the normalizer again, as raw records of their own; those that were sent before are left out.
 
-    `ids`: of these alone; raises ConfigError where there is no such event. Raises Busy where another process does the same just now,
-    Unavailable; then no event of the batch at hand was sent."""
+    The names of those that are sent, in batches. `ids`: of these alone; raises ConfigError where there is no such event. Raises Busy
+    where another process does the same just now, Unavailable; then no event of the batch at hand was sent."""
     lease = stream.hold(_LEASE)
     try:
-        found = [one for one in rejected(stream, table) if not ids or one.id in ids]
-        missing = ["-".join(map(str, key)) for key in sorted(set(ids) - {one.id for one in found})]
+        missing = sorted(set(ids) - {one.id for one in rejected(stream, table)}) if ids else []
         if missing:
-            raise ConfigError(f"No rejected event has the id {missing[0]}. `tapeline rejected list --all` shows those there are.")
-        todo = [one for one in found if chosen(one) and not one.retried]
-        for partition in sorted({one.id[0] for one in todo}):
-            mine = [one for one in todo if one.id[0] == partition]
-            lease.keep()
-            stream.append(RAW_TOPIC, _again(mine), partition if partition < stream.partitions else 0)
+            name = "-".join(map(str, missing[0]))
+            raise ConfigError(f"No rejected event has the id {name}. `tapeline rejected list --all` shows those there are.")
+        batches: dict[int, list[Rejected]] = {}
+        ends = stream.ends(RAW_TOPIC)
+        for number, one in enumerate(rejected(stream, table)):
+            if number % _READ_ROWS == 0:
+                lease.keep()
+            partition, offset, _ = one.id
+            if (ids and one.id not in ids) or one.retried or not chosen(one) or offset >= ends.get(partition, offset + 1):
+                continue  # the last: what is sent here may be rejected again before the end is read
+            batch = batches.setdefault(partition, [])
+            batch.append(one)
+            if sum(len(some.payload) for some in batch) > _BATCH_BYTES or len(batch) >= _BATCH_ROWS:
+                yield from _send(stream, lease, batches.pop(partition))
+        for batch in batches.values():
+            yield from _send(stream, lease, batch)
     finally:
         lease.drop()
-    return todo
+
+
+def _send(stream: Stream, lease: Lease, events: Sequence[Rejected]) -> Iterator[str]:
+    """Rejected events of one partition, in one step."""
+    lease.keep()
+    partition = events[0].id[0]
+    stream.append(RAW_TOPIC, _again(events), partition if partition < stream.partitions else 0)
+    yield from (one.name for one in events)
 
 
 def _again(events: Sequence[Rejected]) -> pa.RecordBatch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -48,7 +49,8 @@ def rejected_list(
 
     settings = load_config(config)
     stream = stream_with_data(settings)
-    found = [one for one in rejected(stream, _lake_table(settings)) if _wanted(one, provider, reason) and (everything or not one.retried)]
+    wanted = (one for one in rejected(stream, _lake_table(settings)) if _wanted(one, provider, reason) and (everything or not one.retried))
+    found = sorted((replace(one, payload=b"") for one in wanted), key=lambda one: (one.received_ns, one.id))
     stream.close()
     names = ["id", "received", "feed", "reason", *(["retried"] if everything else [])]
     schema = pa.schema([(name, pa.bool_() if name == "retried" else pa.string()) for name in names])
@@ -108,11 +110,12 @@ def rejected_retry(
     if not (ids or provider or reason or everything):
         raise ConfigError("Say which: ids, --provider, --reason, or --all.")
     stream = stream_with_data(settings)
-    sent = retry(stream, _lake_table(settings), lambda one: _wanted(one, provider, reason), ids)
+    sent = 0
+    for name in retry(stream, _lake_table(settings), lambda one: _wanted(one, provider, reason), ids):
+        echo(name)
+        sent += 1
     stream.close()
-    for one in sent:
-        echo(one.name)
-    echo(f"{len(sent)} events go through the normalizer again; `tapeline audit ID` shows what became of one.", err=True)
+    echo(f"{sent} events go through the normalizer again; `tapeline audit ID` shows what became of one.", err=True)
 
 
 def _wanted(one: Rejected, provider: str | None, reason: str | None) -> bool:
@@ -123,4 +126,4 @@ def _lake_table(settings: Config) -> Table:
     """The rows of the lake's tables, for what the stream no longer holds."""
     from tapeline import query, wiring
 
-    return lambda table: query.find(wiring.lake_folder(settings), table, "true", [])
+    return lambda table: query.each(wiring.lake_folder(settings), table)
