@@ -251,7 +251,7 @@ def test_an_event_of_a_page_that_breaks_a_rule_is_one_reject_that_can_be_tried_a
     result = rows(fetched(TRADES, body(TRADES, TRADE, bad, {**TRADE, "i": 3})))
     assert [(row["trade_id"], row["raw_index"]) for row in result["ticks"]] == [("1", 0), ("3", 2)]
     (reject,) = result["rejected"]
-    assert (reject["raw_index"], reject["reason"]) == (1, "price -1.0 is not a finite number above zero")
+    assert (reject["raw_index"], reject["reason"]) == (1, "price is not a finite number above zero (-1.0)")
     again = json.loads(reject["payload"])
     assert {name: again[name] for name in ("T", "S", "t", "p", "i")} == {"T": "t", "S": "AAPL", "t": rfc3339(bad["t"]), "p": -1.0, "i": 2}
 

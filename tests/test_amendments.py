@@ -100,7 +100,7 @@ def test_a_right_trade_that_cannot_be_is_rejected_beside_the_notice() -> None:
     result = normalized("alpaca", "sip", [frame("json", CORRECTION | {"cp": -1.0})])
     found = rows(result)
     assert len(found["notices"]) == 1
-    assert ["price -1.0" in row["reason"] for row in found["rejected"]] == [True]
+    assert ["(-1.0)" in row["reason"] for row in found["rejected"]] == [True]
     count = result.counts["alpaca", "sip"]
     assert (count.seen, count.notices, count.rejected) == (2, 1, 1)
 

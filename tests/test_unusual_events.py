@@ -205,18 +205,21 @@ def test_a_page_of_which_no_event_can_be_read_is_wrong_as_a_whole() -> None:
 
 
 @pytest.mark.parametrize(
-    ("provider", "feed", "frame", "reason"),
+    ("provider", "feed", "frame", "reason", "written"),
     [
-        ("alpaca", "sip", '[{"T":"t","S":"A","p":1,"s":1,"t":"2022-13-31T14:31:00Z"}]', "time '2022-13-31T14:31:00Z' cannot be read"),
-        ("polygon", "stocks", '[{"ev":"AM","sym":"M","v":5,"o":1,"h":1,"l":1,"c":1,"s":5,"e":6}]', "time '5' cannot be read"),
-        ("polygon", "stocks", f'[{{"ev":"T","sym":"A","x":4,"i":"2","p":1,"s":1,"ds":"x","t":{T}}}]', "size or volume 'x' is not"),
-        ("polygon", "stocks", f'[{{"ev":"T","sym":"A","x":4,"i":"2","p":-1,"s":1,"t":{T}}}]', "price -1.0 is not"),
-        ("polygon", "stocks", f'[{{"ev":"T","sym":"","x":4,"i":"2","p":1,"s":1,"t":{T}}}]', "symbol '' is empty"),
+        ("alpaca", "sip", '[{"T":"t","S":"A","p":1,"s":1,"t":"2022-13-31T14:31:00Z"}]', "time cannot be read", "'2022-13-31T14:31:00Z'"),
+        ("polygon", "stocks", '[{"ev":"AM","sym":"M","v":5,"o":1,"h":1,"l":1,"c":1,"s":5,"e":6}]', "time cannot be read", "'5'"),
+        ("polygon", "stocks", f'[{{"ev":"T","sym":"A","x":4,"i":"2","p":1,"s":1,"ds":"x","t":{T}}}]', "size or volume is not a", "'x'"),
+        ("polygon", "stocks", f'[{{"ev":"T","sym":"A","x":4,"i":"2","p":-1,"s":1,"t":{T}}}]', "price is not a", "-1.0"),
+        ("polygon", "stocks", f'[{{"ev":"T","sym":"","x":4,"i":"2","p":1,"s":1,"t":{T}}}]', "symbol is empty", "''"),
     ],
 )
-def test_a_reason_names_what_was_written_and_not_the_whole_event(provider: str, feed: str, frame: str, reason: str) -> None:
+def test_a_reason_ends_with_what_was_written_and_not_with_the_whole_event(
+    provider: str, feed: str, frame: str, reason: str, written: str
+) -> None:
     (rejected,) = rows(normalized(provider, feed, [frame.encode()]))["rejected"]
     assert rejected["reason"].startswith(reason)
+    assert rejected["reason"].endswith(f" ({written})")
     assert len(rejected["reason"]) < 100
 
 
@@ -224,7 +227,16 @@ def test_the_reason_of_a_spot_trade_names_its_text() -> None:
     event = '{"stream":"x@trade","data":{"e":"trade","E":1,"s":"%s","t":12345,"p":"%s","q":"1","T":%d,"m":true,"M":true}}'
     frames = [(event % some).encode() for some in (("BTCXYZ", "1", T), ("BTCUSDT", "abc", T), ("BTCUSDT", "1", 7))]
     reasons = [row["reason"] for row in rows(normalized("binance", "spot", frames))["rejected"]]
-    assert [reason.partition(" is ")[0].partition(" cannot")[0] for reason in reasons] == ["symbol 'BTCXYZ'", "price 'abc'", "time '7'"]
+    assert [reason.partition(" (")[2] for reason in reasons] == ["'BTCXYZ')", "'abc')", "'7')"]
+
+
+def test_reasons_that_differ_in_the_value_alone_are_one_group() -> None:
+    event = '{"stream":"x@trade","data":{"e":"trade","E":1,"s":"BTCUSDT","t":12345,"p":"%s","q":"1","T":%d,"m":true,"M":true}}'
+    frames = [(event % (price, T)).encode() for price in ("-1", "-2", "abc", "0")] + [
+        b'{"stream":"x@%d","data":{"e":"y"}}' % n for n in range(3)
+    ]
+    reasons = [row["reason"] for row in rows(normalized("binance", "spot", frames))["rejected"]]
+    assert {reason.partition(" (")[0] for reason in reasons} == {"price is not a finite number above zero", "unknown stream"}
 
 
 def bar(**wrong: Any) -> bytes:

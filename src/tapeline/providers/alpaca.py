@@ -319,7 +319,7 @@ def decode(feed: str, frames: Frames, events: Events) -> None:
         return
     for row, frame in frames:
         events.seen += 1
-        events.rejects.add(Reject(f"unknown alpaca feed {feed!r}", frame), row, 0)
+        events.rejects.add(Reject(f"unknown alpaca feed ({feed!r})", frame), row, 0)
 
 
 def _page_events(feed: str, asked: Asked, body: bytes) -> Sequence[Any]:

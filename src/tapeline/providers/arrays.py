@@ -111,7 +111,7 @@ class ArrayDecoder:
             return f"{codec.name}: {error}"
         events: tuple[Any, ...] = (*self._market, *self._control)
         known = {event.__struct_config__.tag for event in events}
-        return f"event type {tag!r}: {error}" if tag in known else f"unknown event type {tag!r}"
+        return f"event type {tag!r}: {error}" if tag in known else f"unknown event type ({tag!r})"
 
     def _notice(self, codec: _Codec, event: Any, row: int, index: int, payload: bytes, events: Events) -> None:
         try:

@@ -301,7 +301,7 @@ def _route(frame: bytes, row: int, events: Events, routes: dict[bytes, tuple[str
             return
         probe = _PROBE(probe.data)
         if probe.e != "serverShutdown":
-            events.rejects.add(Reject(f"unknown stream {symbol}@{suffix} (event type {probe.e!r})", frame), row, 0)
+            events.rejects.add(Reject(f"unknown stream ({symbol}@{suffix}, event type {probe.e!r})", frame), row, 0)
             return
     if probe.e == "serverShutdown":
         events.notices.add(Notice("shutdown", frame.decode(), ts_ns=epoch_ns(integers([probe.E]))[0].as_py()), row, 0)
@@ -311,11 +311,11 @@ def _route(frame: bytes, row: int, events: Events, routes: dict[bytes, tuple[str
         if full in _SPOT:
             events.rows(_SPOT[full]).add(_BARE[name](frame), row, 0)
         else:
-            events.rejects.add(Reject(f"unknown channel {full!r}", frame), row, 0)
+            events.rejects.add(Reject(f"unknown channel ({full!r})", frame), row, 0)
     elif not probe.e and (bytes(probe.error) or bytes(probe.code) or bytes(probe.result)):
         events.notices.add(Notice("control", frame.decode()), row, 0)
     else:
-        events.rejects.add(Reject(f"unknown event type {probe.e!r}", frame), row, 0)
+        events.rejects.add(Reject(f"unknown event type ({probe.e!r})", frame), row, 0)
 
 
 # The session.

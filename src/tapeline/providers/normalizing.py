@@ -116,7 +116,7 @@ class Notice:
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """An event that cannot be read, with the reason and its own bytes."""
+    """An event that cannot be read, with the reason and its own bytes. What differs between events of one reason is in round brackets."""
 
     reason: str
     payload: bytes
@@ -236,7 +236,7 @@ def normalize(chunk: Chunk, decoders: Mapping[str, Decode], *, copies: bool = Fa
         else:
             events.seen += len(frames)
             for row, frame in frames:
-                events.rejects.add(Reject(f"unknown provider {provider!r}", frame), row, 0)
+                events.rejects.add(Reject(f"unknown provider ({provider!r})", frame), row, 0)
         _to_parts(source, provider, feed, frames, events, parts)
         made = [_count(parts[topic]) - count for topic, count in zip(NORMALIZED_TOPICS, before, strict=True)]
         count = Count(raw.num_rows if rows is None else len(rows), events.seen, *made)
@@ -339,7 +339,7 @@ class _Source:
             elif kind in _OWN_NOTICES:
                 events.notices.add(Notice(kind, payload.decode("utf-8", "replace")), row, 0)
             else:
-                events.rejects.add(Reject(f"unknown kind of raw record {kind!r}", payload), row, 0)
+                events.rejects.add(Reject(f"unknown kind of raw record ({kind!r})", payload), row, 0)
         return Frames(self.payload, np.array(frames, np.int64), pages)
 
     def event(self, row: int, index: int) -> bytes:
@@ -483,7 +483,7 @@ def _problems(kind: Kind, columns: Mapping[str, Any], wire: Sequence[object] | N
                 value = columns[name][at].as_py()
                 if (value is None or value != value) and wire is not None:  # it was written, and means nothing
                     value = _written(wire[at], name)
-                reasons[at] = f"{_SPOKEN.get(name, name)} {value} {rule}"
+                reasons[at] = f"{_SPOKEN.get(name, name)} {rule} ({value})"
     return sorted(reasons.items())
 
 
