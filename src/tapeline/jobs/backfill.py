@@ -23,11 +23,11 @@ import msgspec
 
 from tapeline.backoff import backoff
 from tapeline.errors import Barred, Refused, TapelineError, Unavailable
-from tapeline.jobs.fetching import Fetched, Source, fetch, raw_record
+from tapeline.jobs.fetching import Fetched, Source, fetch, partition_of, raw_record
 from tapeline.jobs.page_log import PageLog, Progress, Sent
 from tapeline.providers import ARCHIVES
 from tapeline.providers.history import Span, WrongPage
-from tapeline.records import NS_PER_S
+from tapeline.records import NS_PER_S, RAW_TOPIC
 from tapeline.streams import Producer, Stream
 
 _DAY_NS: Final = 86_400 * NS_PER_S
@@ -37,6 +37,9 @@ _LOOK_EVERY_S: Final = 0.1
 _TELL_EVERY_S: Final = 0.25
 #: A stream that is away is waited for so long in a row.
 _PATIENCE_S: Final = 300.0
+#: So many pages wait for normalize at a time; one that has not moved for so long does not work.
+_MOST_UNREAD: Final = 4
+_AT_REST_S: Final = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +101,8 @@ class Backfill:
         self._job, self._source, self._stream, self._log, self._random = job, source, stream, log, random
         self._stop, self._workers, self._clock = stop, workers, clock
         self._failed: list[tuple[Span, TapelineError]] = []
-        self._on_the_way: deque[int] = deque()
+        self._on_the_way: deque[tuple[int, int]] = deque()  # number and partition
+        self._unread: deque[tuple[int, int]] = deque()  # partition, and a position behind the page there
 
     def run(self, told: Callable[[State], None]) -> State:
         """Fetch what is left, and say now and again how far it is; what it came to.
@@ -134,10 +138,9 @@ class Backfill:
 
     def _recover(self, producer: Producer) -> None:
         """Find out which pages of an earlier process have arrived."""
-        writers = self._log.writers()
-        if writers:
-            arrived = {name: producer.recovered(name, since_ns).get(0, ()) for name, since_ns in writers.items()}
-            self._log.recover(arrived)
+        for writer, since_ns in self._log.writers().items():
+            arrived = producer.recovered(writer, since_ns)
+            self._log.recover(writer, lambda span, number: number in arrived.get(partition_of(self._stream, span.symbol), ()))  # noqa: B023 used at once
 
     @contextmanager
     def _fetched(self, left: Sequence[Progress]) -> Iterator[Iterator[tuple[Progress, Fetched]]]:
@@ -202,8 +205,10 @@ class Backfill:
                 continue
             number += 1
             self._log.note(writer, self._clock(), Sent(number, progress.number, page.following, page.rows, page.reached_ns))
-            self._hand_over(producer, number, page)
-            self._on_the_way.append(number)
+            partition = partition_of(self._stream, progress.span.symbol)
+            self._let_pass()
+            self._hand_over(producer, number, partition, page)
+            self._on_the_way.append((number, partition))
             self._settle(producer, number, _MOST_WAITING)
             if (began := time.monotonic()) >= tell_at:
                 told(self.state())
@@ -211,12 +216,25 @@ class Backfill:
                 tell_at = time.monotonic() + max(_TELL_EVERY_S, 20 * (time.monotonic() - began))
         self._settle(producer, number, 0)
 
-    def _hand_over(self, producer: Producer, number: int, page: Fetched) -> None:
+    def _let_pass(self) -> None:
+        """Wait until few pages wait for normalize, as long as that works: what is live queues behind them."""
+        before, since = dict[int, int](), time.monotonic()
+        while len(self._unread) > _MOST_UNREAD:
+            reached = self._stream.positions("normalize", RAW_TOPIC)
+            self._unread = deque((partition, end) for partition, end in self._unread if reached.get(partition, 0) < end)
+            if reached != before:
+                before, since = reached, time.monotonic()
+            elif time.monotonic() - since > _AT_REST_S:
+                self._unread = deque(maxlen=0)  # nobody normalizes, so nothing live waits either: none is counted from now on
+            if len(self._unread) <= _MOST_UNREAD or self._stop.wait(_LOOK_EVERY_S / 5):
+                return
+
+    def _hand_over(self, producer: Producer, number: int, partition: int, page: Fetched) -> None:
         batch = raw_record(self._job.provider, self._job.feed, f"backfill-{self._log.name}", page)
         began = time.monotonic()
         for delay in backoff(self._random, cap_s=5.0):
             try:
-                producer.send(number, 0, batch)
+                producer.send(number, partition, batch)
                 return
             except Unavailable:
                 if self._stop.wait(delay) or time.monotonic() - began > _PATIENCE_S:
@@ -229,12 +247,14 @@ class Backfill:
             until = producer.settled()
             if producer.refused:
                 raise Refused(f"A page of history was not kept: {producer.trouble} The same job goes on from there.")
-            while self._on_the_way and self._on_the_way[0] <= until:
-                self._on_the_way.popleft()
+            ends = self._stream.ends(RAW_TOPIC) if self._on_the_way and self._on_the_way[0][0] <= until else {}
+            while self._on_the_way and self._on_the_way[0][0] <= until:
+                _, partition = self._on_the_way.popleft()
+                self._unread.append((partition, ends[partition]))
             if self._stop.is_set() and self._on_the_way:
                 return  # what is on its way is found to have arrived, or not, at the next start
             if len(self._on_the_way) <= waiting:
-                self._log.settle(self._on_the_way[0] - 1 if self._on_the_way else last)
+                self._log.settle(self._on_the_way[0][0] - 1 if self._on_the_way else last)
                 return
             if time.monotonic() - began > _PATIENCE_S:
                 raise Unavailable(

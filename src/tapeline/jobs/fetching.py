@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -12,6 +13,7 @@ import pyarrow as pa
 
 from tapeline.providers.history import Asked, History, Request, Span, WrongPage
 from tapeline.records import NS_PER_MS, RAW
+from tapeline.streams import Stream
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +77,11 @@ def fetch(source: Source, span: Span, clock: Callable[[], int], begin: Request |
             return
         asked = page.following
         met.add(asked)
+
+
+def partition_of(stream: Stream, symbol: str) -> int:
+    """Of the raw topic, for pages of a symbol: the same for whoever sends them, so that they keep their order."""
+    return zlib.crc32(symbol.encode()) % stream.partitions
 
 
 def raw_record(provider: str, feed: str, connection: str, page: Fetched) -> pa.RecordBatch:

@@ -6,11 +6,13 @@ arrived: so no page is in the stream twice, and none is missing.
 
 from __future__ import annotations
 
+import json
 import sqlite3
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import takewhile
+from itertools import groupby, takewhile
+from operator import itemgetter
 from pathlib import Path
 from typing import Final
 
@@ -162,14 +164,21 @@ class PageLog:
         with self._errors():
             return dict(self._db.execute("SELECT writer, min(at_ns) FROM sent GROUP BY writer").fetchall())
 
-    def recover(self, arrived: Mapping[str, Container[int]]) -> None:
-        """Of an earlier process's pages those before the first that has not arrived are past; the others are asked for again."""
+    def recover(self, writer: str, arrived: Callable[[Span, int], bool]) -> None:
+        """Of each span's pages that an earlier process sent, those before the first that has not arrived are past; the rest is asked."""
         with self._errors(), self._transaction():
-            for writer, numbers in arrived.items():
-                sent = [number for (number,) in self._db.execute("SELECT number FROM sent WHERE writer = ? ORDER BY number", (writer,))]
-                until = max(takewhile(lambda number: number in numbers, sent), default=0)  # noqa: B023 it is used up here
-                self._settle("number <= ? AND writer = ?", (until, writer))
-            self._db.execute("DELETE FROM sent")
+            rows = self._db.execute(
+                "SELECT sent.number, sent.span, spans.span FROM sent JOIN spans ON spans.number = sent.span WHERE writer = ?"
+                " ORDER BY sent.span, sent.number",
+                (writer,),
+            ).fetchall()
+            past = [
+                number
+                for _, of_span in groupby(rows, key=itemgetter(1))
+                for number, _, span in takewhile(lambda row: arrived(msgspec.json.decode(row[2], type=Span), row[0]), of_span)
+            ]
+            self._settle("writer = ? AND number IN (SELECT value FROM json_each(?))", (writer, json.dumps(past)))
+            self._db.execute("DELETE FROM sent WHERE writer = ?", (writer,))
 
     def _settle(self, where: str, key: tuple[int | str, ...]) -> None:
         # `where` is one of the two texts above.

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tapeline.completeness import Key
-from tapeline.jobs.fetching import Fetched, Source, fetch, raw_record
+from tapeline.jobs.fetching import Fetched, Source, fetch, partition_of, raw_record
 from tapeline.providers import CHANNELS, DECODERS
 from tapeline.providers.history import Span, ending
 from tapeline.providers.normalizing import SAME_CONTENT, Names, normalize
@@ -102,7 +102,8 @@ def reconcile(
         for number in lacking:
             page, at, length = pages[number]
             spooled.seek(at)
-            stream.append(RAW_TOPIC, raw_record(key.provider, key.feed, connection, replace(page, payload=spooled.read(length))), 0)
+            record = raw_record(key.provider, key.feed, connection, replace(page, payload=spooled.read(length)))
+            stream.append(RAW_TOPIC, record, partition_of(stream, key.symbol))
     here = _inside(held, start_ns, end_ns)
     there = _inside(fetched, start_ns, end_ns)
     only_stored = _alone(inside)
@@ -114,7 +115,7 @@ def reconcile(
         # What the history did not hold yet when the first page came, a later one may have passed by.
         read_ns = pages[0][0].fetched_ns
         last = Fetched(ending(span, read_ns), read_ns, 0, 0, None)
-        stream.append(RAW_TOPIC, raw_record(key.provider, key.feed, connection, last), 0)
+        stream.append(RAW_TOPIC, raw_record(key.provider, key.feed, connection, last), partition_of(stream, key.symbol))
     return Reconciled(
         key,
         here.num_rows,

@@ -14,7 +14,7 @@ from typing import Final, TypeVar
 
 from tapeline.completeness import ONGOING, Interval, Key
 from tapeline.errors import Barred, Refused, Unavailable
-from tapeline.jobs.fetching import Source, fetch, raw_record
+from tapeline.jobs.fetching import Source, fetch, partition_of, raw_record
 from tapeline.monitor.status import StatusFile
 from tapeline.providers import CHANNELS, HISTORIES
 from tapeline.providers.history import Request, Span, WrongPage
@@ -113,7 +113,7 @@ def repair(
     pages = events = 0
     for page in fetch(source, span, clock, at, kept):
         if page.payload is not None:
-            stream.append(RAW_TOPIC, raw_record(key.provider, key.feed, connection, page), 0)
+            stream.append(RAW_TOPIC, raw_record(key.provider, key.feed, connection, page), partition_of(stream, key.symbol))
             kept += 1
         pages, events = pages + 1, events + page.rows
         if page.following is not None:
