@@ -96,6 +96,19 @@ def _error(code: int, message: str, **more: Any) -> dict[str, Any]:
 
 
 INVALID_STREAM = "Invalid request: invalid stream"
+NOT_MADE = "Not made by this simulator: {}. It makes trade, aggTrade, bookTicker and kline_<i>."
+
+
+def test_a_stream_in_the_url_that_the_simulator_does_not_make_is_named_and_the_others_flow() -> None:
+    async def scenario() -> None:
+        async with running(binance()) as url:
+            client = await connect(url + "/stream?streams=btcusdt@depth/btcusdt@trade")
+            await client.count(3)
+            first, *others = client.parsed()
+            assert first == _error(2, NOT_MADE.format("btcusdt@depth"))
+            assert {frame["stream"] for frame in others} == {"btcusdt@trade"}
+
+    asyncio.run(scenario())
 
 
 @pytest.mark.parametrize(
@@ -106,6 +119,8 @@ INVALID_STREAM = "Invalid request: invalid stream"
         (subscribe("btcusdt@aggtrade"), _error(2, INVALID_STREAM, id=1)),
         (subscribe("btcusdt@kline_7m"), _error(2, INVALID_STREAM, id=1)),
         (subscribe(7), _error(2, INVALID_STREAM, id=1)),
+        (subscribe("btcusdt@ticker"), _error(2, NOT_MADE.format("btcusdt@ticker"), id=1)),
+        (subscribe("!miniTicker@arr"), _error(2, NOT_MADE.format("!miniTicker@arr"), id=1)),
         (
             subscribe("x" * 3, request_id="9" * 37),
             _error(2, "Invalid request: request ID must be an unsigned integer", id="9" * 37),

@@ -9,7 +9,7 @@ import msgspec
 
 from tapeline.venues.binance_archive import BinanceArchive
 from tapeline.venues.binance_history import BinanceHistory
-from tapeline.venues.binance_session import BinanceSession
+from tapeline.venues.binance_session import MADE, BinanceSession
 from tapeline.venues.binance_tape import BinanceTape, split_symbol
 from tapeline.venues.quota import Quota
 from tapeline.venues.session import Reply
@@ -82,6 +82,7 @@ class Binance:
             ack_delay_s=self._ack_delay_s,
             reject_unknown=self._reject_unknown,
             knows=lambda symbol: self._everything or symbol in self._listed,
+            serves=lambda channel: self._everything or MADE.fullmatch(channel) is not None,
             clock=self._clock,
         )
 

@@ -27,6 +27,8 @@ _KINDS: Final = re.compile(
     r"|depth(5|10|20)?(@100ms|@1000ms)?"
     rf"|kline_({'|'.join(INTERVALS)})(@[+-]\d\d:\d\d)?)"
 )
+#: What the simulated market makes; a replay has whatever was recorded.
+MADE: Final = re.compile(r"trade|aggTrade|bookTicker|kline_.*")
 _ALL_MARKET: Final = re.compile(r"!(miniTicker|ticker_(1h|4h|1d))@arr")
 
 
@@ -54,7 +56,9 @@ def stream_of(topic: Topic) -> str:
 
 
 class BinanceSession:
-    """See session.Session. `streams` are those of the URL; `knows` says whether a symbol is listed."""
+    """See session.Session. `streams` are those of the URL; `knows`: whether a symbol is listed; `serves`: whether a channel is made here.
+
+    The exchange has more channels than are made here: a stream of one that is not gets an error, where the exchange would send it."""
 
     feed = FEED
     deflate = False
@@ -69,6 +73,7 @@ class BinanceSession:
         ack_delay_s: float | None,
         reject_unknown: bool,
         knows: Callable[[str], bool],
+        serves: Callable[[str], bool],
         clock: Callable[[], int],
     ) -> None:
         self.topics: set[Topic] = set()
@@ -80,6 +85,7 @@ class BinanceSession:
         self._ack_delay_s = ack_delay_s
         self._reject_unknown = reject_unknown
         self._knows = knows
+        self._serves = serves
         self._clock = clock
         self._link: Link | None = None
         self._inbound: deque[float] = deque(maxlen=_MOST_INBOUND)
@@ -95,9 +101,15 @@ class BinanceSession:
         added = []
         for stream in self._streams[:MOST_STREAMS]:
             try:
-                added.append(topic_of(stream))
+                topic = topic_of(stream)
             except RequestError:
                 continue  # a wrong name in the URL is silence
+            try:
+                self._check_served([topic])
+            except RequestError as error:
+                self._say({"error": {"code": error.code, "msg": str(error)}})
+            else:
+                added.append(topic)
         self.topics.update(added)
         if added:
             link.subscribed(added)
@@ -191,6 +203,7 @@ class BinanceSession:
 
     def _subscribe(self, params: list[Any]) -> None:
         asked = _topics(params)
+        self._check_served(asked)
         unknown = [topic for topic in asked if topic.symbol != "!" and not self._knows(topic.symbol)]
         if unknown and self._reject_unknown:
             raise _UnknownSymbolError(2, "Invalid request: invalid stream")
@@ -200,6 +213,13 @@ class BinanceSession:
         self.topics.update(added)
         if self._link is not None and added:
             self._link.subscribed(added)
+
+    def _check_served(self, topics: Sequence[Topic]) -> None:
+        for topic in topics:
+            if not self._serves(topic.channel):
+                raise RequestError(
+                    2, f"Not made by this simulator: {stream_of(topic)}. It makes trade, aggTrade, bookTicker and kline_<i>."
+                )
 
     def _unsubscribe(self, params: list[Any]) -> None:
         self.topics.difference_update(_topics(params))
