@@ -357,6 +357,23 @@ def test_a_clock_that_was_set_back_hides_no_outage() -> None:
     assert brief(known(beside), QUOTES) == [(0.1, 800.0, "unprovable")]
 
 
+def test_of_a_time_over_which_the_clock_leapt_nothing_is_claimed_and_once_it_is_set_back_it_is_as_it_was() -> None:
+    day = 86_400.0
+    leapt = told("leapt", 2 * day, from_ns=ns(2), to_ns=ns(2 * day), reason="the clock leapt ahead by 172,798.0 s")
+    ahead = [*opened(0), quote(1), quote(2), leapt, quote(2 * day + 9)]
+    assert brief(known(ahead), QUOTES) == [(0.1, 2.0, "unprovable"), (2.0, 2 * day, "open"), (2 * day, 2 * day + 9, "unprovable")]
+    back = told("closed", 12, by="tapeline", reason="the clock was set back by 172,797.0 s")
+    healed = [*ahead, back, *opened(12.5, "line-2"), quote(14, "line-2")]
+    assert brief(known(healed), QUOTES) == [(0.1, 2.0, "unprovable"), (2.0, 12.6, "open"), (12.6, 14.0, "unprovable")]
+
+
+def test_what_a_clock_said_before_it_was_set_right_is_no_claim() -> None:
+    day = 86_400.0
+    back = told("closed", 5, by="tapeline", reason="the clock was set back by 172,797.0 s")
+    facts = known([*opened(2 * day), quote(2 * day + 2), back, *opened(6, "line-2"), quote(7, "line-2")])
+    assert brief(facts, QUOTES) == [(6.1, 7.0, "unprovable")]
+
+
 @pytest.mark.parametrize("case", LIVES)
 def test_where_there_are_no_numbers_it_is_as_the_connections_were(case: str) -> None:
     records, expected = LIVES[case]

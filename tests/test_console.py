@@ -49,6 +49,7 @@ def test_what_a_provider_says_moves_no_cursor_in_the_log_and_on_the_status_page(
         "reconnects": 0,
         "ticks_per_s": 0,
         "p50_ms": None,
+        "clock_off_s": None,
         "p99_ms": None,
         "ticks": 0,
         "bars": 0,
@@ -60,7 +61,7 @@ def test_what_a_provider_says_moves_no_cursor_in_the_log_and_on_the_status_page(
         "spool": {"spooled": 0, "refused": 0},
         "lines": {},
         "stages": {},
-        **dict.fromkeys(("backlog", "forgotten", "equations"), ()),
+        **dict.fromkeys(("backlog", "leaps", "forgotten", "equations"), ()),
         "gaps": None,
         "passed_over": 0,
     }

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from tapeline import wiring
 from tapeline.config import Config, ProviderConfig, StoreConfig
 from tapeline.machine import process_space
 from tapeline.monitor.health import snapshot
+from tapeline.monitor.table import tables
 from tapeline.records import NS_PER_S
 
 NOW = 1_800_000_000 * NS_PER_S
@@ -52,3 +55,25 @@ def test_a_stage_that_the_configuration_has_no_more_is_shown_only_while_it_runs(
         speak(tmp_path, stage, pid=2**22 + 1, space=process_space())
     speak(tmp_path, "ledger", pid=os.getpid(), space=process_space())
     assert running(tmp_path, known) == {**dict.fromkeys(sorted(known), False), "ledger": True}
+
+
+def shown(root: Path) -> str:
+    said = StringIO()
+    Console(file=said, width=160).print(tables(snapshot(root, None, {}, clock_ns=NOW)))
+    return said.getvalue()
+
+
+def test_a_clock_that_leapt_or_is_not_the_provider_s_is_told(tmp_path: Path) -> None:
+    line = {"provider": "binance", "connected": True, "connects": 1, "trouble": ""}
+    own = {"pid": os.getpid(), "space": process_space()}
+    speak(tmp_path, "ingest", **own, lines={"binance-spot-0": line})
+    pace = {"ticks_per_s": 1.0, "p50_ms": 1.0, "p99_ms": 2.0}
+    speak(tmp_path, "normalize", **own, providers={"binance": {**pace, "clock_off_s": None}})
+    assert "clock" not in shown(tmp_path)
+    leap = {"before_ns": NOW, "after_ns": NOW + 7200 * NS_PER_S, "by_ns": 7200 * NS_PER_S}
+    speak(tmp_path, "ingest", **own, lines={"binance-spot-0": line}, leaps=[leap])
+    speak(tmp_path, "normalize", **own, providers={"binance": {**pace, "clock_off_s": 2.5}})
+    speak(tmp_path, "normalize-2", **own, providers={"binance": {**pace, "clock_off_s": -3.25}})
+    said = shown(tmp_path)
+    assert "clock: at 2027-01-15 08:00:00 UTC the clock leapt ahead by 7,200.0 s (tapeline gaps)" in said
+    assert "clock: binance's times are 3.2 s ahead of this machine's: keep the clock by NTP" in said

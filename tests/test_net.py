@@ -19,6 +19,7 @@ import pytest
 from peer import BINARY, CLOSE, PING, TEXT, Peer, frame, serving
 from tapeline import net
 from tapeline.backoff import backoff
+from tapeline.clock import Leap
 from tapeline.errors import Unavailable
 from tapeline.net import Limits, Line, Pace, Silence
 from tapeline.providers import PROVIDERS
@@ -613,6 +614,32 @@ def test_a_trouble_with_a_wait_is_dialed_again_only_after_it() -> None:
             await eventually(lambda: b"d1" in tape.frames())
         assert dialed[1] - dialed[0] >= 0.6
         assert tape.details("closed")[0] == {"by": "tapeline", "reason": "later"}
+
+    run(test())
+
+
+@pytest.mark.parametrize("by_s", [2, -2])
+def test_a_clock_that_leapt_is_put_on_record_and_one_that_was_set_back_begins_a_new_connection(by_s: int) -> None:
+    async def test() -> None:
+        async def script(peer: Peer) -> None:
+            await peer.accept()
+            peer.say(b"ok", b"d%d" % peer.number)
+
+        tape = Tape()
+        async with serving(script) as url:
+            line = line_of(plan(url), tape)
+            async with kept(line):
+                await eventually(lambda: b"d1" in tape.frames())
+                now = time.time_ns()
+                line.clock_leapt(Leap(now - 3 * NS_PER_S, now, by_s * NS_PER_S))
+                if by_s < 0:
+                    await eventually(lambda: b"d2" in tape.frames())
+        if by_s > 0:
+            (leapt,) = tape.details("leapt")
+            assert leapt == {"from_ns": now - 3 * NS_PER_S, "to_ns": now, "reason": "the clock leapt ahead by 2.0 s"}
+            assert [kind for _, kind in tape.kinds()].count("opened") == 1
+        else:
+            assert tape.details("closed")[0] == {"by": "tapeline", "reason": "the clock was set back by 2.0 s"}
 
     run(test())
 

@@ -39,7 +39,7 @@ ONGOING: Final = (1 << 63) - 1
 COVERED: Final[frozenset[State]] = frozenset({"proven", "reconciled", "unprovable"})
 
 #: Notices that tell of a connection.
-_TELLING: Final = frozenset({"opened", "subscribed", "closed", "refused", "fetched"})
+_TELLING: Final = frozenset({"opened", "subscribed", "closed", "refused", "fetched", "leapt"})
 #: The connection of records that no connection brought: an exchange's list of its symbols.
 _OF_NONE: Final = ""
 _DAY_S: Final = 86_400
@@ -108,6 +108,8 @@ class Life(msgspec.Struct):
     #: From and to (ns) of records that were in the stream and that it lost before every store had them; and since when (ns) that goes on.
     forgotten: list[tuple[int, int]] = []
     forgotten_since_ns: int = 0
+    #: From and to (ns) where the machine's clock leapt ahead.
+    leapt: list[tuple[int, int]] = []
     #: Not a socket but pages of history, read to the end: `channel symbol`, and the first and last number, or from and to (ns).
     fetched: bool = False
     asked: list[tuple[str, int, int]] = []
@@ -307,8 +309,10 @@ def _absorb_notices(facts: Facts, notices: pa.RecordBatch, rejected: Mapping[tup
                 facts.carries(row["connection"], key)
         else:
             span = (int(told.get("from_ns", at_ns)), int(told.get("to_ns", at_ns)))
-            if span not in life.refused:
-                life.refused = sorted([*life.refused, span])
+            if row["kind"] == "leapt":
+                life.leapt = sorted({*life.leapt, span})
+            else:
+                life.refused = sorted({*life.refused, span})
 
 
 def _absorb_beside(facts: Facts, told: dict[str, object], at_ns: int) -> None:
@@ -718,6 +722,7 @@ def _heard(key: Key, life: Life) -> Iterator[_Span]:
         end_ns, ended = max(start_ns, end_ns - late_ns), f"{ended}; what came last was {late_ns / NS_PER_S:,.1f} s late"
     holes = [(*span, "received, and could not be kept: stream and spool were full") for span in life.refused]
     holes += [(*span, "received, and lost by the stream before every store had it") for span in life.forgotten]
+    holes += [(*span, "the clock leapt ahead: of this time nothing is known") for span in life.leapt]
     for hole_from, hole_to, why in sorted(holes):
         if hole_to < start_ns or hole_from > end_ns:
             continue

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from random import Random
@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from tapeline import net, rest
 from tapeline.backoff import backoff
+from tapeline.clock import ClockWatch, Leap
 from tapeline.delivery import AWAY, Delivery
 from tapeline.errors import Refused, TapelineError, Unavailable
 from tapeline.monitor.status import Rate, StatusFile
@@ -40,6 +41,8 @@ _HOLD_BYTES: Final = 64 * 1024 * 1024
 _LEASE_EVERY_S: Final = 1.0
 #: So long the exchange's list of symbols is waited for.
 _LIST_WITHIN_S: Final = 3.0
+#: Leaps of the clock that the status shows.
+_MOST_LEAPS: Final = 5
 #: At the end: so long for the sockets to close, and so long for a stream that takes nothing to take what is held.
 _CLOSE_WITHIN_S: Final = 4.0
 _LAST_FLUSH_S: Final = 5.0
@@ -180,6 +183,7 @@ async def ingest(
     stop: asyncio.Event,
     leases: Sequence[Lease] = (),
     pairs: Sequence[Pair] = (),
+    watch: ClockWatch | None = None,
 ) -> None:
     """Keep every line open until `stop`, and the leases held. `pairs`: what measures lines that are two for the same.
 
@@ -193,6 +197,7 @@ async def ingest(
     keepers = [asyncio.create_task(line.keep(), name=line.plan.name) for line in lines]
     rate = Rate()
     counted = 0
+    watch, leaps = watch or ClockWatch(), deque[Leap](maxlen=_MOST_LEAPS)
     leases_due = time.monotonic() + _LEASE_EVERY_S
     recorder.look_after()
     try:
@@ -203,10 +208,15 @@ async def ingest(
             and not any(map(_failed, keepers))
         ):
             await _until(stop, keepers, 0.5)
+            if (leap := watch.look()) is not None:
+                log.error("At %d ns: %s. What lies between is called a gap. Keep the clock by NTP.", leap.before_ns, leap)
+                leaps.append(leap)
+                for line in lines:
+                    line.clock_leapt(leap)
             frames = sum(line.state.frames for line in lines)
             rate.add(frames - counted)
             counted = frames
-            status.maybe(lambda: _ingest_report(lines, recorder, rate, pairs))
+            status.maybe(lambda: _ingest_report(lines, recorder, rate, pairs, leaps))
             if time.monotonic() >= leases_due:
                 leases_due = time.monotonic() + _LEASE_EVERY_S
                 _keep(leases)
@@ -222,7 +232,7 @@ async def ingest(
         await _last_flush(recorder)
         for lease in leases:
             lease.drop()
-        status.write(_ingest_report(lines, recorder, rate, pairs))
+        status.write(_ingest_report(lines, recorder, rate, pairs, leaps))
     if recorder.failure is not None:
         raise recorder.failure
     for keeper in filter(_failed, keepers):
@@ -292,7 +302,9 @@ async def _check(name: str, request: net.CheckRequest, lines: Sequence[net.Line]
             line.state.trouble = "; ".join(problems)
 
 
-def _ingest_report(lines: Sequence[net.Line], recorder: StreamRecorder, rate: Rate, pairs: Sequence[Pair]) -> dict[str, Any]:
+def _ingest_report(
+    lines: Sequence[net.Line], recorder: StreamRecorder, rate: Rate, pairs: Sequence[Pair], leaps: Iterable[Leap]
+) -> dict[str, Any]:
     measured = {name: {"pair": told} for pair in pairs for name, told in pair.report(time.time_ns()).items()}
     return {
         "records": recorder.records,
@@ -302,6 +314,7 @@ def _ingest_report(lines: Sequence[net.Line], recorder: StreamRecorder, rate: Ra
         "spooled_bytes": recorder.delivery.spooled_bytes,
         "refused": recorder.delivery.refused,
         "trouble": recorder.trouble,
+        "leaps": [leap._asdict() for leap in leaps],
         "last_data_ns": max((line.state.last_data_ns for line in lines), default=0),
         "lines": {
             line.plan.name: asdict(line.state) | {"provider": line.plan.provider} | measured.get(line.plan.name, {}) for line in lines

@@ -29,6 +29,7 @@ from picows import (
 )
 
 from tapeline.backoff import backoff
+from tapeline.clock import Leap
 from tapeline.errors import Unavailable
 from tapeline.providers.session import Check, Plan, Session, Trouble
 from tapeline.records import NS_PER_S, RawKind
@@ -312,6 +313,15 @@ class Line:
 
     def stop(self) -> None:
         self._stopping.set()
+
+    def clock_leapt(self, leap: Leap) -> None:
+        """Put on record that the times of a stretch mean nothing; where they come once more, each connection is replaced by a new one."""
+        for listener in list(self._open):
+            if leap.by_ns < 0:
+                listener.end({"by": "tapeline", "reason": str(leap)})
+            else:
+                told = {"from_ns": leap.before_ns, "to_ns": leap.after_ns, "reason": str(leap)}
+                self.recorder.record(self.plan, listener.connection, "leapt", leap.after_ns, msgspec.json.encode(told))
 
     def _pause(self, pause: bool) -> None:
         self.paused = pause

@@ -22,7 +22,7 @@ NS_PER_S: Final = 1_000_000_000
 #: A raw record is a websocket frame, one whose event had come by another line before (`repeated`), a moment in a socket's life, a word on
 #: what could not be kept; or behind a JSON line that says what it is, a page that was fetched, or an event that was rejected and is tried
 #: again.
-RawKind = Literal["opened", "subscribed", "frame", "repeated", "closed", "fetched", "refused", "retried", "listed"]
+RawKind = Literal["opened", "subscribed", "frame", "repeated", "closed", "fetched", "refused", "retried", "listed", "leapt"]
 
 
 def _field(name: str, kind: pa.DataType) -> pa.Field:

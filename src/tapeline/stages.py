@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from tapeline import flow
 from tapeline.backoff import backoff
@@ -49,6 +50,9 @@ _TRIES_AT_REST: Final = 20
 #: Of lives that began anew, so many are shown.
 _MOST_TOLD: Final = 16
 #: Where so many records came at once there are probably more: no rest before the next look.
+#: By more than this the youngest tick tells of a wrong clock; from the other on, of data that is meant to be late.
+_CLOCK_OFF_NS: Final = NS_PER_S
+_OF_HISTORY_NS: Final = 600 * NS_PER_S
 _MORE_ROWS: Final = 1_000
 
 
@@ -99,6 +103,7 @@ class Normalize:
         self._forgotten = Forgotten(stream, NORMALIZE, clock)
         self._latencies: dict[str, Latencies] = {}
         self._rates: dict[str, Rate] = {}
+        self._ages: dict[str, int] = {}  # of the youngest tick of each provider since the last report
 
     def step(self) -> bool:
         self._status.maybe(self._report)
@@ -124,10 +129,15 @@ class Normalize:
         for (provider, _), count in normalized.counts.items():
             self._rates.setdefault(provider, Rate(self._clock)).add(count.ticks)
         for provider in {provider for provider, _ in normalized.counts}:
-            only = len({name for name, _ in normalized.counts}) == 1
-            mine = late if only else late[np.array(ticks["provider"].to_pylist(), dtype=object) == provider]
+            ages = ticks["latency_ns"]
+            mine = late
+            if len({name for name, _ in normalized.counts}) > 1:
+                of_it = np.array(ticks["provider"].to_pylist(), dtype=object) == provider
+                mine, ages = late[of_it], ages.filter(pa.array(of_it))
             if len(mine):
                 self._latencies.setdefault(provider, Latencies(self._clock)).add(mine)
+            if (youngest_ns := pc.min(ages).as_py()) is not None:
+                self._ages[provider] = min(youngest_ns, self._ages.get(provider, youngest_ns))
 
     def _report(self) -> dict[str, Any]:
         return {
@@ -137,6 +147,7 @@ class Normalize:
                     "ticks_per_s": self._rates[name].take(),
                     "p50_ms": (found := self._latencies.get(name)) and found.ms(0.50),
                     "p99_ms": found and found.ms(0.99),
+                    "clock_off_s": _off_s(self._ages.pop(name, None)),
                 }
                 for name in self._rates
             },
@@ -147,6 +158,13 @@ class Normalize:
         self._status.write(self._report())
         if self._member is not None:
             self._member.close()
+
+
+def _off_s(age_ns: int | None) -> float | None:
+    """How far the clock that received a tick is ahead of the provider's; None where that cannot be told, or is what a network takes.
+
+    A feed that is late by its plan, or a page of history, is older than any clock is wrong."""
+    return age_ns / NS_PER_S if age_ns is not None and _CLOCK_OFF_NS < abs(age_ns) < _OF_HISTORY_NS else None
 
 
 def normalize_all(chunk: Chunk, decoders: Mapping[str, Decode], *, copies: bool = False, names: Names = MappingProxyType({})) -> Normalized:

@@ -14,11 +14,12 @@ import pyarrow as pa
 import pytest
 
 from tapeline import ingest, net, wiring
+from tapeline.clock import ClockWatch
 from tapeline.config import Config, ProviderConfig
 from tapeline.delivery import Delivery
 from tapeline.errors import DiskTrouble, NewerData, Refused
 from tapeline.monitor.status import StatusFile, read_status
-from tapeline.records import RAW_TOPIC
+from tapeline.records import NS_PER_S, RAW_TOPIC
 from tapeline.spool import Spool
 from tapeline.streams.embedded import EmbeddedStream
 from tapeline.venues import Venue, VenueOptions
@@ -50,7 +51,9 @@ def stream(tmp_path: Path) -> Iterator[Stream]:
     found.close()
 
 
-async def _ingest(stream: Stream, root: Path, stop: asyncio.Event, *urls: str, spool: Spool | None = None) -> ingest.StreamRecorder:
+async def _ingest(
+    stream: Stream, root: Path, stop: asyncio.Event, *urls: str, spool: Spool | None = None, watch: ClockWatch | None = None
+) -> ingest.StreamRecorder:
     """Record what these addresses send, until `stop`."""
     providers = [ProviderConfig(name="binance", url=url, symbols=("BTCUSDT",), channels=("trade",)) for url in urls]
     random = Random(1)
@@ -59,7 +62,7 @@ async def _ingest(stream: Stream, root: Path, stop: asyncio.Event, *urls: str, s
     delivery.open()
     recorder = ingest.StreamRecorder(delivery, wiring.partitions(planned, stream.partitions), random)
     lines = wiring.lines(planned, recorder, {}, time.time_ns, random)
-    await ingest.ingest(lines, recorder, {}, StatusFile(root, "ingest"), stop)
+    await ingest.ingest(lines, recorder, {}, StatusFile(root, "ingest"), stop, watch=watch)
     return recorder
 
 
@@ -215,6 +218,33 @@ def test_a_stream_that_refuses_pauses_the_sockets_at_the_bound_and_everything_fo
     assert chunk is not None
     frames = [json.loads(payload)["data"] for payload in chunk.batch["payload"].to_pylist() if payload.startswith(b'{"stream"')]
     assert frames == [json.loads(line)["event"] for line in journal.read_text().splitlines()]
+
+
+def test_a_clock_that_leaps_is_recorded_and_shown(stream: Stream, tmp_path: Path) -> None:
+    ahead_ns = 0
+
+    async def scenario() -> None:
+        nonlocal ahead_ns
+        market = Venue(VenueOptions(name="binance", rate=500.0))
+        url = await market.start()
+        stop = asyncio.Event()
+        watch = ClockWatch(lambda: time.time_ns() + ahead_ns)
+        running = asyncio.create_task(_ingest(stream, tmp_path, stop, url, watch=watch))
+        await _until(stream, 50)
+        ahead_ns = 172_800 * NS_PER_S
+        async with asyncio.timeout(20):
+            while not (leaps := read_status(tmp_path).get("ingest", {}).get("leaps")):
+                await asyncio.sleep(0.02)
+        assert [round(leap["by_ns"] / NS_PER_S) for leap in leaps] == [172_800]
+        stop.set()
+        await running
+        await market.stop()
+
+    asyncio.run(scenario())
+    chunk = stream.read(RAW_TOPIC, {0: 0}, 100_000)
+    assert chunk is not None
+    (told,) = [json.loads(row["payload"]) for row in chunk.batch.to_pylist() if row["kind"] == "leapt"]
+    assert 172_799 < (told["to_ns"] - told["from_ns"]) / NS_PER_S < 172_900
 
 
 def test_each_connection_s_records_go_to_one_partition_in_order(tmp_path: Path) -> None:

@@ -151,6 +151,7 @@ def snapshot(
         "lines": {name: _line(line) for name, line in lines.items() if "pair" in line},
         "backlog": [asdict(backlog) for backlog in backlogs(stream, stores, raw_groups)] if stream is not None else [],
         "forgotten": [{"stage": name, **entry} for name, word in words.items() for entry in word.get("forgotten", [])],
+        "leaps": [leap for word in ingests for leap in word.get("leaps", [])],
         "passed_over": words.get("ledger", {}).get("passed_over", 0),
         "gaps": words.get("ledger", {}).get("states"),  # by state; null where no ledger is kept
         "spool": {part: sum(word.get(part, 0) for word in ingests) for part in ("spooled", "spooled_bytes", "refused")},
@@ -183,5 +184,6 @@ def _provider(name: str, totals: Mapping[str, int], lines: Mapping[str, Any], pa
         "bars": total("bars"),
         "rejected": total("rejected"),
         "suspect": total("suspect"),
+        "clock_off_s": max((pace["clock_off_s"] for pace in paces if pace.get("clock_off_s") is not None), key=abs, default=None),
         "trouble": "; ".join(line["trouble"] for line in mine if line["trouble"]),
     }

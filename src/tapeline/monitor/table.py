@@ -10,6 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from tapeline.clock import Leap
 from tapeline.console import printable
 from tapeline.records import NS_PER_S
 
@@ -24,6 +25,7 @@ def tables(snapshot: Mapping[str, Any]) -> RenderableType:
         _backlog(snapshot),
         *_spool(snapshot),
         *_forgotten(snapshot),
+        *_clock(snapshot),
         *_gaps(snapshot),
         *_accounting(snapshot),
     )
@@ -117,11 +119,25 @@ def _forgotten(snapshot: Mapping[str, Any]) -> list[Text]:
     return [
         Text(
             f"\nforgotten: {one['topic']} {one['partition']} began anew before {one['stage']} had read all of it, "
-            f"noticed at {datetime.fromtimestamp(one['noticed_ns'] / NS_PER_S, UTC):%Y-%m-%d %H:%M:%S} UTC (tapeline gaps)",
+            f"noticed at {_moment(one['noticed_ns'])} (tapeline gaps)",
             style="bold red",
         )
         for one in snapshot["forgotten"]
     ]
+
+
+def _clock(snapshot: Mapping[str, Any]) -> list[Text]:
+    """Where this machine's clock leapt since ingest was started, and where it is not that of a provider."""
+    lines = [Text(f"\nclock: at {_moment(one['before_ns'])} {Leap(**one)} (tapeline gaps)", style="bold red") for one in snapshot["leaps"]]
+    for name, provider in snapshot["providers"].items():
+        if (off_s := provider["clock_off_s"]) is not None:
+            text = f"clock: {name}'s times are {abs(off_s):,.1f} s {'behind' if off_s > 0 else 'ahead of'} this machine's"
+            lines.append(Text(f"\n{text}: keep the clock by NTP", style="yellow"))
+    return lines
+
+
+def _moment(ns: int) -> str:
+    return f"{datetime.fromtimestamp(ns / NS_PER_S, UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def _gaps(snapshot: Mapping[str, Any]) -> list[Text]:

@@ -173,7 +173,7 @@ class Events:
 
 
 #: Kinds of raw records that say what became of a connection, rather than what it carried.
-_OWN_NOTICES: Final = frozenset({"opened", "subscribed", "closed", "refused", "listed"})
+_OWN_NOTICES: Final = frozenset({"opened", "subscribed", "closed", "refused", "listed", "leapt"})
 
 #: Kinds of raw records that begin with a JSON line, which becomes a notice of its own.
 _HEADED: Final = frozenset({"retried", "fetched"})
