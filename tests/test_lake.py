@@ -77,8 +77,20 @@ def test_an_empty_lake_begins_at_zero(lake: Lake) -> None:
     assert table(lake) == []
 
 
+BOOK: Row = {
+    "channel": "bookTicker",
+    "kind": "quote",
+    "bid": 1.0,
+    "bid_size": 3.0,
+    "ask": 2.0,
+    "ask_size": 5.0,
+    "last": None,
+    "volume": None,
+}
 SAME: list[tuple[str, Row, Row]] = [
     ("binance: the number", {"sequence": 7}, {"sequence": 7, "received_ns": NOON + 99, "raw_offset": 50}),
+    ("binance: the number, in another unit of time", {"sequence": 7}, {"sequence": 7, "ts_ns": NOON + 123_456}),
+    ("binance: the number of a quote", {**BOOK, "sequence": 7}, {**BOOK, "sequence": 7, "ts_ns": NOON + 123_456}),
     (
         "polygon stocks: the id of the day",
         {**POLYGON, "trade_id": "9"},
@@ -97,6 +109,9 @@ SAME: list[tuple[str, Row, Row]] = [
 ]
 DIFFERENT: list[tuple[str, Row, Row]] = [
     ("binance: another number", {"sequence": 7}, {"sequence": 8}),
+    ("binance: one number for two trades", {"sequence": 7, "volume": 824.0}, {"sequence": 7, "volume": 19_332.0}),
+    ("binance: one number, another price", {"sequence": 7, "last": 2.38e-6}, {"sequence": 7, "last": 2.39e-6}),
+    ("binance: one number, another quote", {**BOOK, "sequence": 7}, {**BOOK, "sequence": 7, "bid_size": 4.0}),
     ("binance: another symbol", {"sequence": 7}, {"sequence": 7, "symbol": "ETH/USDT"}),
     ("binance: another channel", {"sequence": 7}, {"sequence": 7, "channel": "aggTrade"}),
     ("polygon: another venue", {**POLYGON, "trade_id": "9"}, {**POLYGON, "trade_id": "9", "exchange": "XNYS"}),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+import pyarrow as pa
 import pytest
 
 from made import DAY, NOON, bars, ticks
@@ -12,8 +13,8 @@ from made_history import T0, Exchange
 from tapeline.completeness import Facts, Key, absorb, answer, intervals
 from tapeline.config import Config
 from tapeline.jobs.fetching import Fetched, Source, raw_record
-from tapeline.jobs.reconcile import Reconciled, reconcile
-from tapeline.providers import DECODERS, HISTORIES, identity
+from tapeline.jobs.reconcile import Reconciled, _matched, reconcile
+from tapeline.providers import CHANNELS, DECODERS, HISTORIES, identity
 from tapeline.providers.history import Span, ending
 from tapeline.providers.normalizing import normalize
 from tapeline.reading import open_source
@@ -153,6 +154,34 @@ def test_an_event_that_the_history_tells_differently_is_a_difference_and_no_evid
     assert not found.equal
     assert not found.claimed
     assert sent(stream) == []
+
+
+@pytest.mark.parametrize(
+    ("stored", "told", "only_stored", "missing", "differing"),
+    [
+        ([1.0, 2.0], [1.0, 2.0], 0, 0, 0),
+        ([1.0], [1.0, 2.0], 0, 1, 0),
+        ([1.0, 2.0], [1.0], 1, 0, 0),
+        ([1.0], [2.0], 0, 0, 1),
+        ([1.0, 3.0], [1.0, 2.0], 0, 0, 1),
+        ([], [1.0, 2.0], 0, 1, 0),
+    ],
+    ids=["both", "one is missing", "one too many", "another", "one of two is another", "none"],
+)
+def test_of_two_trades_that_share_a_number_each_is_looked_for(
+    stored: list[float], told: list[float], only_stored: int, missing: int, differing: int
+) -> None:
+    held, fetched = (
+        pa.table(ticks(*({"sequence": 7, "volume": size} for size in (100.0, *sizes)))).append_column(
+            "page", pa.array([3] * (1 + len(sizes)))
+        )
+        for sizes in (stored, told)
+    )
+    found = _matched(held, fetched, CHANNELS["binance"]["spot"]["aggTrade"].identity).to_pylist()
+    assert len(found) == 1
+    (number,) = found
+    assert ((number["fetched"] == 0), (number["held"] == 0), number["differs"]) == (bool(only_stored), bool(missing), bool(differing))
+    assert number["page"] == (3 if missing or differing else None)
 
 
 def test_what_no_history_holds_is_told(lake: Callable[[list[int]], None], compared: Callable[[], Reconciled]) -> None:

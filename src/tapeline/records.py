@@ -138,7 +138,7 @@ REJECTED: Final = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What makes two events of a channel the same event: equal values in `columns`; no columns: no two events ever are."""
+    """What makes two events of a channel the same event: equal values in `columns` and `values`; no columns: no two events ever are."""
 
     columns: tuple[str, ...] = ()
     #: The provider's id among them, if there is one: an event without it is the same as no other.
@@ -149,6 +149,13 @@ class Identity:
     drift_ns: int = 0
     #: Whether an event without the id is the same as another one without it whose other columns are equal, in the same millisecond.
     else_by_ms: bool = False
+    #: Beside the columns, which tell nearly all events apart: two that share a number and differ here are two all the same.
+    values: tuple[str, ...] = ()
+
+    @property
+    def told(self) -> tuple[str, ...]:
+        """All columns that it goes by."""
+        return (*self.columns, *self.values)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -193,13 +193,43 @@ def _matched(held: pa.Table, fetched: pa.Table, rule: Identity) -> pa.Table:
     differs = np.zeros(found.num_rows, bool)
     for name in values:
         differs |= found[f"{name}_count_distinct"].to_numpy() > 1
-    return pa.table(
+    matched = pa.table(
         {
             "ts_ns": found["at_max"],
             "held": found["in_held_sum"],
             "fetched": found["in_fetched_sum"],
             "page": found["on_page_min"],
             "differs": pa.array(differs),
+        }
+    )
+    return _of_one_number(matched, found.select(list(rule.columns))) if rule.values else matched
+
+
+def _of_one_number(matched: pa.Table, numbers: pa.Table) -> pa.Table:
+    """Events of one number together: where each side has some that the other has not, they are the same event, and differ."""
+    names = numbers.schema.names
+    held, fetched = matched["held"].to_numpy(), matched["fetched"].to_numpy()
+    told = {
+        "at": matched["ts_ns"],
+        "in_held": matched["held"],
+        "in_fetched": matched["fetched"],
+        "differing": pa.array(matched["differs"].to_numpy().astype(np.int64)),
+        "held_alone": pa.array((fetched == 0).astype(np.int64)),
+        "fetched_alone": pa.array((held == 0).astype(np.int64)),
+        "on_page": pc.if_else(pa.array(held == 0), matched["page"], pa.scalar(None, pa.int64())),
+    }
+    for name, column in told.items():
+        numbers = numbers.append_column(name, column)
+    sums = [(name, "sum") for name in ("in_held", "in_fetched", "differing", "held_alone", "fetched_alone")]
+    found = numbers.group_by(names, use_threads=False).aggregate([("at", "max"), ("on_page", "min"), *sums])
+    held_alone, fetched_alone = found["held_alone_sum"].to_numpy() > 0, found["fetched_alone_sum"].to_numpy() > 0
+    return pa.table(
+        {
+            "ts_ns": found["at_max"],
+            "held": pa.array(np.where(fetched_alone & ~held_alone, 0, found["in_held_sum"].to_numpy())),
+            "fetched": pa.array(np.where(held_alone & ~fetched_alone, 0, found["in_fetched_sum"].to_numpy())),
+            "page": found["on_page_min"],
+            "differs": pa.array((found["differing_sum"].to_numpy() > 0) | (held_alone & fetched_alone)),
         }
     )
 

@@ -21,6 +21,7 @@ from tapeline.providers.binance_wire import INTERVALS, AggTrade, BookTicker, Kli
 from tapeline.providers.history import Asked, decode_pages
 from tapeline.providers.normalizing import (
     NO_NAMES,
+    QUOTE_SEQUENCE,
     SAME_CONTENT,
     SEQUENCE,
     UNREADABLE,
@@ -171,7 +172,7 @@ def _bars(events: Sequence[Kline]) -> Columns:
 
 TRADE: Final = Channel("trade", "trade", _trades("t"), SEQUENCE, contiguous=True)
 AGG_TRADE: Final = Channel("aggTrade", "trade", _trades("a"), SEQUENCE, contiguous=True)
-BOOK_TICKER: Final = Channel("bookTicker", "quote", _quotes, SEQUENCE)
+BOOK_TICKER: Final = Channel("bookTicker", "quote", _quotes, QUOTE_SEQUENCE)
 #: Every window exists while a symbol trades, also one without trades.
 KLINES: Final = {
     f"kline_{interval}": Channel(f"kline_{interval}", "bar", _bars, SAME_CONTENT["bar"], contiguous=True) for interval in INTERVALS

@@ -58,7 +58,9 @@ SAME_CONTENT: Final[dict[Kind, Identity]] = {
 #: Ids that start anew each day and on each venue.
 DAILY_ID: Final = Identity(("date", "symbol", "exchange", "trade_id"), id="trade_id", drift_ns=2 * NS_PER_S)
 #: Numbers that a symbol's events carry once and for ever. Some of the channels have no time: the receive time stands in, and drifts.
-SEQUENCE: Final = Identity(("symbol", "sequence"), id="sequence", rising=True, drift_ns=120 * NS_PER_S)
+#: One aggregate id of Binance's has been given to two trades (ZILBTC, 12027555, on both sides of 2021-03-01T00:00Z).
+SEQUENCE: Final = Identity(("symbol", "sequence"), id="sequence", rising=True, drift_ns=120 * NS_PER_S, values=("last", "volume"))
+QUOTE_SEQUENCE: Final = replace(SEQUENCE, values=("bid", "bid_size", "ask", "ask_size"))
 
 # Scalars are made once: pyarrow looks for an optional module at each one that it makes from a Python value, 0.1 ms a time.
 _ZERO: Final = pa.scalar(0.0)

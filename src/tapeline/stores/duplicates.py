@@ -45,6 +45,8 @@ def fresh_of(batch: pa.RecordBatch, topic: Topic, rule: IdentityRule, held: Held
 def _first_seen(some: pa.RecordBatch, identity: Identity, held: pa.Table | None) -> npt.NDArray[np.bool_]:
     """Which records are the first of their event: group what the store holds (-1) and what is new (row) by identity."""
     new = told_by(pa.table(some), identity)
+    if identity.values and (held is None or not held.num_rows) and _all_apart(new, identity):
+        return np.ones(some.num_rows, bool)
     columns = new.schema.names
     everything = new.append_column("origin", pa.array(np.arange(some.num_rows)))
     if held is not None and held.num_rows:
@@ -56,9 +58,16 @@ def _first_seen(some: pa.RecordBatch, identity: Identity, held: pa.Table | None)
     return keep
 
 
+def _all_apart(rows: pa.Table, identity: Identity) -> bool:
+    """Whether the columns alone tell all rows apart, as nearly always."""
+    return bool(
+        rows.select(list(identity.columns)).group_by(list(identity.columns), use_threads=False).aggregate([]).num_rows == rows.num_rows
+    )
+
+
 def told_by(rows: pa.Table, identity: Identity) -> pa.Table:
     """The columns that tell events apart; of those without the id, where so asked, the millisecond too."""
-    found = rows.select(list(identity.columns))
+    found = rows.select(list(identity.told))
     if not identity.else_by_ms:
         return found
     ms = pc.if_else(pc.is_valid(rows[identity.id]), _NO_MS, pc.divide(rows["ts_ns"], NS_PER_MS))
@@ -79,7 +88,7 @@ def by_channel(batch: pa.RecordBatch) -> Iterator[tuple[Channel, npt.NDArray[np.
 
 def in_sql(identity: Identity) -> tuple[list[str], str]:
     """The same rule for SQL over a table: what is equal, or null in both, for two copies of an event; and which rows have copies at all."""
-    columns = ["ts_ns // 86400000000000" if name == "date" else f'"{name}"' for name in identity.columns]
+    columns = ["ts_ns // 86400000000000" if name == "date" else f'"{name}"' for name in identity.told]
     if identity.else_by_ms:
         return [*columns, f'CASE WHEN "{identity.id}" IS NULL THEN ts_ns // {NS_PER_MS} END'], "true"
     return columns, f'"{identity.id}" IS NOT NULL' if identity.id else "true"

@@ -101,7 +101,7 @@ class Lake:
         files: set[tuple[str, Any]] = set()
         if channel is None:
             files = _overlapping(pa.table(table.get_add_actions(flatten=True)), some["received_ns"], 0, by="received_ns")
-            parts = [self._read(self.root / topic.table / path, list(identity.columns)) for path, _ in sorted(files, key=str)]
+            parts = [self._read(self.root / topic.table / path, list(identity.told)) for path, _ in sorted(files, key=str)]
             return pa.concat_tables(parts) if parts else None
         if identity.rising:
             self._own.begin(table)
@@ -111,7 +111,7 @@ class Lake:
         if some.num_rows:
             files |= _overlapping(pa.table(table.get_add_actions(flatten=True)), some["ts_ns"], identity.drift_ns)
         times = ("ts_ns",) if identity.else_by_ms else ()
-        names = [name for name in dict.fromkeys((*identity.columns, *times, "provider", "feed", "channel")) if name != "date"]
+        names = [name for name in dict.fromkeys((*identity.told, *times, "provider", "feed", "channel")) if name != "date"]
         parts = []
         for path, date in sorted(files, key=str):
             part = self._read(self.root / topic.table / path, names)

@@ -184,7 +184,7 @@ class Postgres:
     ) -> pa.Table | None:
         """The identities that the database holds of one channel, or of all, around the times of a batch."""
         if channel is None:
-            columns = ", ".join(f'"{name}"' for name in identity.columns)
+            columns = ", ".join(f'"{name}"' for name in identity.told)
             times = pc.min_max(some["ts"]).as_py()
             cursor.execute(self._sql.one("held_of_all", columns=columns, table=_table(topic)), (times["min"], times["max"]))
             return cursor.fetch_arrow_table()
@@ -194,7 +194,7 @@ class Postgres:
         if not some.num_rows:
             return None
         low, high = pc.min(some["ts_ns"]).as_py() - identity.drift_ns, pc.max(some["ts_ns"]).as_py() + identity.drift_ns
-        names = [name for name in dict.fromkeys((*identity.columns, "ts_ns")) if name != "date"]
+        names = [name for name in dict.fromkeys((*identity.told, "ts_ns")) if name != "date"]
         question = self._sql.one("held", columns=", ".join(f'"{name}"' for name in names), table=_table(topic))
         cursor.execute(question, (*channel, _time(low), _time(high + NS_PER_US)))
         found = cursor.fetch_arrow_table()
