@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -12,11 +13,15 @@ from frames import raw_batch
 from tapeline import wiring
 from tapeline.completeness import Facts, absorb, intervals
 from tapeline.config import Config, ProviderConfig
-from tapeline.errors import ConfigError
+from tapeline.errors import ConfigError, Unavailable
+from tapeline.monitor.status import StatusFile
 from tapeline.names import LISTED, KnownNames
 from tapeline.providers import DECODERS, PROVIDERS
 from tapeline.providers.normalizing import normalize
 from tapeline.records import BARS_TOPIC, RAW, RAW_TOPIC, REJECTED_TOPIC, TICKS_TOPIC, Chunk
+from tapeline.stages import KeepLedger, Normalize
+from tapeline.stores.ledger import read_intervals
+from tapeline.stores.ledger_file import LedgerFile
 from tapeline.streams.embedded import EmbeddedStream
 
 if TYPE_CHECKING:
@@ -149,3 +154,27 @@ def test_a_name_becomes_itself_again_by_the_exchange_s_list() -> None:
     assert binance.name_problem("spot", "ADA/EUR", SPLIT) == ""
     assert "kept as ADA/EUR" in binance.name_problem("spot", "AD/AEUR", SPLIT)
     assert "kept as AD/AEUR" in binance.name_problem("spot", "ADA/EUR")
+
+
+def test_a_ledger_that_cannot_ask_for_a_moment_takes_the_same_records_up_again(
+    stream: Stream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream.append(RAW_TOPIC, raw_batch("binance", "spot", [trade("BTCUSDT", number) for number in (7, 8, 9)]), 0)
+    normalize_stage = Normalize(stream, DECODERS, StatusFile(tmp_path, "normalize"))
+    while normalize_stage.step():
+        continue
+    stop, ledger = threading.Event(), LedgerFile(tmp_path / "ledger.sqlite")
+    stop.set()
+    stage = KeepLedger(stream, ledger, DECODERS, StatusFile(tmp_path, "ledger"), stop)
+
+    def away(name: str) -> str:
+        raise Unavailable("the stream is away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stream, "noted", away)
+        with pytest.raises(Unavailable):
+            stage.step()
+    while stage.step():
+        continue
+    (found,) = read_intervals(ledger.intervals()).values()
+    assert [(one.state, one.first_id, one.last_id) for one in found] == [("proven", 7, 9)]

@@ -22,6 +22,7 @@ from tapeline.delivery import AWAY, Delivery
 from tapeline.errors import Refused, TapelineError, Unavailable
 from tapeline.monitor.status import Rate, StatusFile
 from tapeline.pairs import Pair
+from tapeline.providers.normalizing import UNREADABLE
 from tapeline.providers.session import Plan
 from tapeline.records import RAW, RawKind
 from tapeline.streams import Lease
@@ -286,7 +287,7 @@ async def _check(name: str, request: net.CheckRequest, lines: Sequence[net.Line]
             body = await rest.get(request.check.url, request.tls)
             problems, names = list(request.check.problems(body)), dict(request.check.names(body))
             break
-        except (Unavailable, ValueError) as error:
+        except (Unavailable, *UNREADABLE) as error:
             log.warning("%s: the symbols could not be checked: %s It is asked again in %.0f s.", name, error, delay)
             once.set()
         await asyncio.sleep(delay)

@@ -354,6 +354,7 @@ class KeepLedger:
         self._facts: Facts | None = None
         self._positions: dict[int, int] = {}
         self._ahead: Chunk | None = None  # read, and not yet absorbed
+        self._at_hand: Chunk | None = None  # being absorbed
         self._read: dict[int, int] = {}
         self._kept: dict[Key, list[Interval]] = {}
         self._passed_over = 0  # records, since the start
@@ -367,7 +368,8 @@ class KeepLedger:
             self._taken.begin(self._ledger.lives())
             self._kept = {key: intervals(self._facts, key) for key in self._facts.keys()}  # noqa: SIM118 no mapping: a set of its own
         self._status.maybe(self._report)
-        chunk = self._next()
+        # What follows may have to ask a stream that is away: then the same chunk is taken up again.
+        chunk = self._at_hand = self._at_hand or self._next()
         if chunk is not None:
             reach = self._taken.reach()
             forget(self._facts, self._forgotten.met(chunk))
@@ -376,6 +378,7 @@ class KeepLedger:
                 if part.rows:
                     self._absorb(self._facts, part, names, taken=taken)
             self._positions |= chunk.next
+            self._at_hand = None
             self._since = self._clock() if self._since is None else self._since
         if self._since is not None and (self._clock() - self._since >= self._every_ns or (chunk is None and self._stop.is_set())):
             self._flush(self._facts)

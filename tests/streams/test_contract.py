@@ -345,6 +345,18 @@ def test_a_group_that_keeps_its_own_positions_says_how_far_it_is(place: Place) -
 
 
 @each
+def test_what_was_given_and_not_committed_is_given_again(place: Place) -> None:
+    stream = place.open()
+    stream.append(RAW_TOPIC, raws(0, 5), 0)
+    member = stream.join("normalize", RAW_TOPIC, "one")
+    first = polled(member)
+    stream.append(RAW_TOPIC, raws(5, 5), 0)
+    assert drained(member, 10) == [b"%d " % n for n in range(10)]
+    assert first.batch["payload"].to_pylist() == [b"%d " % n for n in range(5)]
+    member.close()
+
+
+@each
 def test_a_note_beside_the_records_is_there_for_who_opens_the_stream_anew_and_the_last_one_counts(place: Place) -> None:
     stream = place.open()
     assert stream.noted("a") == ""

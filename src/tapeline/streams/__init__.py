@@ -104,7 +104,9 @@ class Member(Protocol):
         """Which partitions are this member's, as of its last `poll`."""
 
     def poll(self, max_rows: int) -> Chunk | None:
-        """The next records of its partitions that no member has committed; None when there are none for the moment."""
+        """The next records of its partitions that no member has committed; None when there are none for the moment.
+
+        What it gave before and this member has not committed, it gives again."""
 
     def commit(self, chunk: Chunk, outputs: Outputs, totals: Totals) -> None:
         """In one atomic step: write the outputs, add to the totals, and move the group behind `chunk`.

@@ -44,7 +44,7 @@ class GroupMember:
         self._cluster, self._group, self._topic = cluster, group, topic
         self._mine: dict[int, int] = {}
         self._totals: dict[int, dict[str, int]] = {}
-        self._rewind_due = False
+        self._rewind_due = self._given = False
         self._rows_each = 1.0
         self._consumer = cluster.consumer(
             group,
@@ -63,6 +63,8 @@ class GroupMember:
         return sorted(self._mine)
 
     def poll(self, max_rows: int) -> Chunk | None:
+        if self._given:  # and not committed: something went wrong with it in between, so it is read again
+            self._rewind_due, self._given = True, False
         try:
             messages = self._messages(max_rows)
         except PartitionLost as lost:
@@ -76,6 +78,7 @@ class GroupMember:
         begin = {partition: self._mine[partition] for partition in {place(message)[0] for message in messages}}
         chunk = chunk_of(self._topic, messages, begin)
         self._rows_each = max(1.0, 0.5 * (self._rows_each + chunk.rows / len(messages)))
+        self._given = True
         return chunk
 
     def _messages(self, max_rows: int) -> list[Message]:
@@ -99,6 +102,7 @@ class GroupMember:
         return messages
 
     def commit(self, chunk: Chunk, outputs: Outputs, totals: Totals) -> None:
+        self._given = False
         if self._watch() or any(self._mine.get(partition) != position for partition, position in chunk.begin.items()):
             raise self._taken_over()
         counted = self._totals.setdefault(min(chunk.next), {})  # any of them: what is asked for is the sum

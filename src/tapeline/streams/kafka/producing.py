@@ -65,7 +65,7 @@ class RawProducer:
 
     def send(self, number: int, partition: int, batch: pa.RecordBatch) -> None:
         if self._failed is not None or self._again:
-            raise Unavailable(self.trouble)
+            raise Unavailable(self.trouble or "What an earlier client of Kafka's has not got away is sent first.")
         one = _Sent(number, partition, bytes(arrow.encode(batch)), time.time_ns())
         self._put(one)
         self._open.append(one)
