@@ -179,7 +179,7 @@ def test_removed_rows_are_no_lost_rows_the_equation_holds_and_duplicates_are_kno
     assert (after.positions, after.read, after.rows, after.duplicates) == (before.positions, before.read, before.rows, before.duplicates)
     assert (before.removed, after.removed, after.lost) == (0, 80, 0)
     assert after.rows - after.removed == len(logged(root))
-    held = ticks({"symbol": SYMBOLS[0], "sequence": 3_000 * 20, "ts_ns": NOON + 3 * DAY, "raw_offset": 900_000})
+    held = ticks({"symbol": SYMBOLS[0], "sequence": 3_000 * 20, "ts_ns": NOON + 3 * DAY, "raw_offset": 900_000, "last": 0.0})
     assert lake.write(Chunk.dense(TICKS_TOPIC, 0, after.positions[0], held)).duplicates == 1
     late = ticks({"symbol": SYMBOLS[0], "sequence": 0, "ts_ns": NOON, "raw_offset": 900_001})
     assert lake.write(Chunk.dense(TICKS_TOPIC, 0, after.positions[0] + 1, late)).rows == 1
@@ -526,7 +526,7 @@ def planted(root: Path, day: date, batch: pa.RecordBatch) -> None:
 
 
 def test_what_no_store_writes_is_found(root: Path) -> None:
-    first = {"symbol": SYMBOLS[0], "sequence": 0, "ts_ns": NOON, "raw_offset": 0}
+    first = {"symbol": SYMBOLS[0], "sequence": 0, "ts_ns": NOON, "raw_offset": 0, "last": 0.0}
     planted(root, DAYS[0], ticks({**first, "raw_offset": 777_777}))
     planted(root, DAYS[1], ticks({"symbol": "SOL/USDT", "sequence": 1, "ts_ns": NOON + DAY, "raw_offset": 1_000 * 20}))
     planted(root, DAYS[2], ticks({"symbol": "SOL/USDT", "sequence": 2, "ts_ns": NOON + 3 * DAY, "raw_offset": 888_888}))

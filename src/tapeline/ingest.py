@@ -15,7 +15,7 @@ from typing import Any, Final, TypeAlias
 import msgspec
 import pyarrow as pa
 
-from tapeline import net, rest
+from tapeline import net, rest, times
 from tapeline.backoff import backoff
 from tapeline.clock import ClockWatch, Leap
 from tapeline.delivery import AWAY, Delivery
@@ -210,7 +210,7 @@ async def ingest(
         ):
             await _until(stop, keepers, 0.5)
             if (leap := watch.look()) is not None:
-                log.error("At %d ns: %s. What lies between is called a gap. Keep the clock by NTP.", leap.before_ns, leap)
+                log.error("At %s %s. What lies between is called a gap. Keep the clock by NTP.", times.text(leap.before_ns), leap)
                 leaps.append(leap)
                 for line in lines:
                     line.clock_leapt(leap)

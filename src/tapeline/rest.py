@@ -13,6 +13,7 @@ import urllib.request
 from collections.abc import Callable, Container, Iterator, Mapping
 from concurrent.futures import wait
 from contextlib import contextmanager, suppress
+from email.message import Message
 from pathlib import Path
 from random import Random
 from typing import BinaryIO, Final, TypeVar
@@ -58,8 +59,12 @@ async def get(url: str, tls: ssl.SSLContext | None = None) -> bytes:
 
     def fetch() -> bytes:
         request = urllib.request.Request(url, headers={"User-Agent": "tapeline"})  # noqa: S310 scheme checked below
-        with urllib.request.urlopen(request, timeout=_HTTP_TIMEOUT_S, context=tls) as reply:  # noqa: S310
-            return _whole(reply)
+        try:
+            with urllib.request.urlopen(request, timeout=_HTTP_TIMEOUT_S, context=tls) as reply:  # noqa: S310
+                return _whole(reply)
+        except urllib.error.HTTPError as error:
+            error.close()
+            raise
 
     if not url.startswith(("http://", "https://")):
         raise Unavailable(f"{url} is no HTTP address.")
@@ -104,6 +109,14 @@ def _written(path: Path) -> Iterator[BinaryIO]:
         raise
     with _kept(path):
         file.close()
+
+
+class _RefusedAnswer(Exception):
+    """HTTP status 4xx or 5xx."""
+
+    def __init__(self, code: int, words: str, headers: Message) -> None:
+        super().__init__(code)
+        self.code, self.words, self.headers = code, words, headers
 
 
 class _Straight(urllib.request.HTTPRedirectHandler):
@@ -177,8 +190,8 @@ class Rest:
             self._afford(weight)
             try:
                 return self._answer(f"{self._url}{path}", read, within_s)
-            except urllib.error.HTTPError as error:
-                trouble, wait_s = f"HTTP {error.code}: {without(_words_of(error), *self._secrets)}", next(waits)
+            except _RefusedAnswer as error:
+                trouble, wait_s = f"HTTP {error.code}: {without(error.words, *self._secrets)}", next(waits)
                 if error.code in TOO_FAST:
                     wait_s = max(wait_s, self._pause_s(error.headers.get("Retry-After", ""), error.headers.get("X-RateLimit-Reset", "")))
                     self._quota.pause(wait_s)
@@ -203,8 +216,12 @@ class Rest:
 
         def ask() -> T:
             request = urllib.request.Request(url, headers=self._headers)  # noqa: S310 scheme checked below
-            with self._opener.open(request, timeout=_HTTP_TIMEOUT_S) as reply:
-                return read(reply)
+            try:
+                with self._opener.open(request, timeout=_HTTP_TIMEOUT_S) as reply:
+                    return read(reply)
+            except urllib.error.HTTPError as error:
+                with error:
+                    raise _RefusedAnswer(error.code, _words_of(error), error.headers) from None
 
         answer, deadline = beside(ask, "http"), time.monotonic() + within_s
         while not wait([answer], _LOOK_EVERY_S).done:
@@ -212,7 +229,10 @@ class Rest:
                 raise Unavailable(f"{self._url}: stopped while it waited.")
             if time.monotonic() > deadline:
                 raise TimeoutError(f"the answer is not whole after {within_s:.0f} s")
-        return answer.result()
+        try:
+            return answer.result()
+        finally:
+            del answer  # it holds the error, and the error this frame
 
     def _tell(self, text: str, *about: str | float) -> None:
         """A warning; not again for a while, for all who ask this address meet the same trouble. What comes of it, whoever asked is told."""
