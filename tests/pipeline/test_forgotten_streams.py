@@ -128,7 +128,6 @@ def test_a_redis_that_comes_back_empty_while_everything_runs_and_once_more_after
     market = venue("binance", "--rate", "400", "--seed", "3")
     run = start(home, market, f'[stream]\nurl = "{server.url}"\npartitions = 1\n')
     server.kill()
-    lines = len(sent(market))
     server.start()
     flows(home, 400)
     what = home.status()
@@ -141,9 +140,8 @@ def test_a_redis_that_comes_back_empty_while_everything_runs_and_once_more_after
     again = home.start("run")
     until(lambda: rows(home) >= before + 400, "what comes after is kept")
     settle(home, market, again)
-    what_came_after_is_kept_and_what_is_lost_is_a_gap(home, market, lines + 400)
-    missing = {(row["channel"], row["symbol"], row["id"]) for row in compare(home.lake, [market.journal]).missing}
-    assert not missing & {(line["channel"], line["symbol"], str(line["id"])) for line in sent(market)[stopped:]}
+    # What was on its way when all was stopped may be lost with it, and is a gap.
+    what_came_after_is_kept_and_what_is_lost_is_a_gap(home, market, stopped)
 
 
 FILES = {"everything": "*", "raw": "raw.sqlite*", "normalized": "normalized.sqlite*", "raw without its log": "raw.sqlite"}
