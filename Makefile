@@ -42,7 +42,7 @@ bench: services ## the benchmarks behind docs/performance.md
 	@$(BIN)/python -m bench
 
 prove: services ## the long proofs: more crashes, more seeds, more data; or one part, PART=chaos
-	@TAPELINE_PROVE=$(PART) $(PYTEST) $(TESTS)
+	@TAPELINE_PROVE=$(PART) $(PYTEST) --timeout 7200 $(TESTS)
 
 clean: ## remove the environments and caches
 	@rm -rf $(VENV) .venvs .cache .mypy_cache .ruff_cache
