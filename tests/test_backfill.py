@@ -229,6 +229,20 @@ def test_what_told_where_to_begin_is_asked_again(backfill: Callable[[Get], State
     assert pages(stream) == done.pages > 0
 
 
+def test_a_stream_that_cannot_say_how_far_it_is_read_stops_no_backfill(
+    backfill: Callable[[Get], State], stream: EmbeddedStream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: object) -> dict[int, int]:
+        raise Unavailable("the stream is away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EmbeddedStream, "positions", away)
+        patch.setattr("tapeline.jobs.backfill._MOST_UNREAD", 0)
+        done = backfill(Exchange(3_000))
+    assert (done.failed, done.spans_done) == ((), 2)
+    assert pages(stream) == done.pages > 0
+
+
 def test_a_log_of_the_format_before_goes_on(tmp_path: Path) -> None:
     spans = [Span("spot", "trade", symbol, NOON, NOON + DAY) for symbol in ("BTC/USDT", "ETH/USDT")]
     log = PageLog(tmp_path / "log.sqlite")

@@ -349,7 +349,7 @@ class Line:
             await self._close(last, "stopped")
 
     async def _unless_stopped(self, dialing: asyncio.Task[_Listener | None]) -> _Listener | None:
-        """What is being dialed, once it is there; none where one stops before."""
+        """The connection that is being dialed, once it is open; None where the line is stopped before."""
         stopping = asyncio.create_task(self._stopping.wait())
         await asyncio.wait({dialing, stopping}, return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()

@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from random import Random
@@ -220,7 +220,10 @@ class Backfill:
         """Wait until few pages wait for normalize, as long as that works: what is live queues behind them."""
         before, since = dict[int, int](), time.monotonic()
         while len(self._unread) > _MOST_UNREAD:
-            reached = self._stream.positions("normalize", RAW_TOPIC)
+            try:
+                reached = self._stream.positions("normalize", RAW_TOPIC)
+            except Unavailable:
+                return  # what is handed over next is waited for with patience
             self._unread = deque((partition, end) for partition, end in self._unread if reached.get(partition, 0) < end)
             if reached != before:
                 before, since = reached, time.monotonic()
@@ -247,10 +250,12 @@ class Backfill:
             until = producer.settled()
             if producer.refused:
                 raise Refused(f"A page of history was not kept: {producer.trouble} The same job goes on from there.")
-            ends = self._stream.ends(RAW_TOPIC) if self._on_the_way and self._on_the_way[0][0] <= until else {}
+            settled = list[int]()
             while self._on_the_way and self._on_the_way[0][0] <= until:
-                _, partition = self._on_the_way.popleft()
-                self._unread.append((partition, ends[partition]))
+                settled.append(self._on_the_way.popleft()[1])
+            with suppress(Unavailable):  # those are not counted as waiting then
+                ends = self._stream.ends(RAW_TOPIC) if settled else {}
+                self._unread.extend((partition, ends[partition]) for partition in settled)
             if self._stop.is_set() and self._on_the_way:
                 return  # what is on its way is found to have arrived, or not, at the next start
             if len(self._on_the_way) <= waiting:
