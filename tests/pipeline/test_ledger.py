@@ -56,7 +56,7 @@ def missing(found: list[Interval]) -> set[int]:
 
 
 def test_exactly_what_was_never_sent_is_missing_although_the_ledger_is_killed(home: Home, venue: Callable[..., VenueProcess]) -> None:
-    market = venue("binance", "--rate", "600", "--limit", str(EVENTS), "--fault", "skip:0.02", "--fault", "duplicate:0.02", "--seed", "5")
+    market = venue("binance", "--rate", "600", "--limit", str(EVENTS), "--fault", "skip:0.08", "--fault", "duplicate:0.02", "--seed", "5")
     home.configure("repair = false\n" + block("binance", market.url, ["BTCUSDT", "ETHUSDT"], ["trade", "bookTicker"]), ledger=True)
     run = home.start("run", "--until-idle", "1.5")
     for _ in range(6 if PROVE else 2):

@@ -372,6 +372,9 @@ def test_a_server_that_went_away_is_named_by_every_call(own_place: Any, name: st
     stream.append(RAW_TOPIC, raws(0, 1), 0)
     server.kill()
     wanted = calls(stream)
+    if place.kind == "kafka":
+        # Only the first look at the topics is a request. A group answers its members whenever it can, so they wait to be given something.
+        del wanted["join"]
     for call in wanted if PROVE or place.kind == "redis" else ("positions",):
         with pytest.raises(Unavailable, match=place.url.rpartition("/")[2] if place.kind == "kafka" else place.url):
             wanted[call]()

@@ -51,7 +51,7 @@ class Stream(Protocol):
         """For a writer that cannot wait. `writer` names it for as long as it lives, and no other one ever."""
 
     def join(self, group: str, topic: Topic, name: str = "") -> Member:
-        """Share the topic's partitions with the other members of the group.
+        """Share the topic's partitions with the other members of the group. A Kafka that goes away is waited for: `poll` gives nothing.
 
         `name`: one that no other process has at the same time. Who comes back under it has at once what its predecessor left open."""
 

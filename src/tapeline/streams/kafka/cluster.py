@@ -110,6 +110,10 @@ class Cluster:
         """Turn what a client raises into what it means."""
         return self._errors.told()
 
+    def silent(self, what: str) -> Unavailable:
+        """The error for a question without any answer; `what`: the question, and how long was waited."""
+        return self._errors.unanswered(what)
+
     @property
     def trouble(self) -> str:
         return self._errors.last
@@ -297,6 +301,10 @@ class _Errors:
             return Refused(f"Kafka at {self._shown} has refused: {self.last}. Check the user, the password and stream.sasl.")
         why = f": {self.last}" if self.last else ""
         return Unavailable(f"Kafka at {self._shown} does not answer{why}. Nothing was written. Is the broker up, and stream.url right?")
+
+    def unanswered(self, what: str) -> Unavailable:
+        why = f" ({self.last})" if self.last else ""
+        return Unavailable(f"Kafka at {self._shown} does not answer: {what}{why}. Is the broker up, and stream.url right?")
 
     def meaning(self, error: KafkaException, what: str) -> Unavailable | Refused:
         inner: KafkaError = error.args[0]

@@ -430,7 +430,7 @@ class GroupLease:
                 self._consumer.poll(0.1)
         if not self._answered:
             self.drop()
-            raise Unavailable(f"Kafka has not said within {3 * _SESSION_S:.0f} s who holds {name}.")
+            raise self._cluster.silent(f"who holds {name} was not said within {3 * _SESSION_S:.0f} s")
         self.keep()
 
     def _assigned(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
