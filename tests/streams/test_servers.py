@@ -13,7 +13,7 @@ from urllib.parse import quote
 import pyarrow as pa
 import pytest
 import redis
-from confluent_kafka import KafkaError, KafkaException, Producer
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
 from confluent_kafka.admin import (
     AclBinding,
     AclBindingFilter,
@@ -42,7 +42,7 @@ from services.process import free_port
 from made import raws, rejects, ticks
 from proving import PROVE, proof
 from tapeline.delivery import Delivery
-from tapeline.errors import ConfigError, Refused, Unavailable
+from tapeline.errors import Busy, ConfigError, Refused, Unavailable
 from tapeline.records import RAW, RAW_TOPIC, REJECTED_TOPIC, TICKS_TOPIC, TOPICS
 from tapeline.spool import Spool
 from tapeline.streams import PartitionLost
@@ -378,6 +378,39 @@ def test_a_server_that_went_away_is_named_by_every_call(own_place: Any, name: st
     for call in wanted if PROVE or place.kind == "redis" else ("positions",):
         with pytest.raises(Unavailable, match=place.url.rpartition("/")[2] if place.kind == "kafka" else place.url):
             wanted[call]()
+
+
+@pytest.mark.parametrize("place", ["kafka-arrow"], indirect=True)
+def test_a_group_that_has_nothing_to_hand_out_yet_says_nothing_of_who_holds_a_lease(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    class HandsOutNothingAtFirst(Consumer):
+        """A group whose first member brings a topic that the broker has only just told it of."""
+
+        def subscribe(self, topics: Any, on_assign: Any, **others: Any) -> None:
+            given: list[Any] = []
+
+            def assigned(consumer: Any, partitions: Any) -> None:
+                on_assign(consumer, partitions if given else [])
+                if not given:
+                    given.append(partitions)
+                    threading.Timer(0.5, lambda: self.later.append(lambda: on_assign(consumer, partitions))).start()
+
+            self.later: list[Callable[[], None]] = []
+            super().subscribe(topics, on_assign=assigned, **others)
+
+        def poll(self, timeout: float) -> Any:
+            while self.later:
+                self.later.pop()()
+            return super().poll(timeout)
+
+    monkeypatch.setattr("tapeline.streams.kafka.cluster.Consumer", HandsOutNothingAtFirst)
+    stream = place.open()
+    lease = stream.hold("one")
+    lease.keep()
+    monkeypatch.undo()
+    with pytest.raises(Busy):
+        place.open().hold("one")
+    lease.drop()
+    place.open().hold("one").drop()
 
 
 def test_a_producer_without_its_server_tries_seldom(own_place: Any) -> None:

@@ -141,6 +141,12 @@ class Cluster:
 
         return self.asked(ask)
 
+    def holders(self, group: str) -> set[str]:
+        """The ids of those members of a group that have a partition; none while it hands them out. Raises Unavailable."""
+        name = self.owned(group)
+        found = self.asked(lambda: self._asker().describe_consumer_groups([name], request_timeout=ASK_S)[name].result())
+        return {member.member_id for member in found.members if member.assignment and member.assignment.topic_partitions}
+
     def _look_anew(self, consumer: Consumer, topic: Topic) -> None:
         """A client that looked while a broker was starting remembers a topic without partitions, and asks again only after minutes."""
         with suppress(KafkaException):  # the question itself is asked again, and says why it has no answer

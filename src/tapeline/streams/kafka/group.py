@@ -415,9 +415,10 @@ class GroupLease:
 
     def __init__(self, cluster: Cluster, name: str) -> None:
         self._cluster, self._name = cluster, name
+        self._group = f"lease-{re.sub(r'[^A-Za-z0-9._-]+', '-', name)}"
         self._answered = self._have = False
         self._consumer = cluster.consumer(
-            f"lease-{re.sub(r'[^A-Za-z0-9._-]+', '-', name)}",
+            self._group,
             partition_assignment_strategy="cooperative-sticky",
             session_timeout_ms=int(_SESSION_S * 1000),
             heartbeat_interval_ms=int(_SESSION_S * 1000 / 3),
@@ -426,12 +427,20 @@ class GroupLease:
         with cluster.told():
             self._consumer.subscribe([cluster.leases], on_assign=self._assigned, on_revoke=self._gone, on_lost=self._gone)
             deadline = time.monotonic() + 3 * _SESSION_S
-            while not self._answered and time.monotonic() < deadline:
+            elsewhere = False
+            while not self._have and not elsewhere and time.monotonic() < deadline:
                 self._consumer.poll(0.1)
-        if not self._answered:
+                # A group that has only just heard of the topic hands out nothing at first: that is not yet another's lease.
+                elsewhere = self._answered and not self._have and self._held_elsewhere()
+        if not self._have and not elsewhere:
             self.drop()
-            raise self._cluster.silent(f"who holds {name} was not said within {3 * _SESSION_S:.0f} s")
+            raise cluster.silent(f"who holds {name} was not said within {3 * _SESSION_S:.0f} s")
         self.keep()
+
+    def _held_elsewhere(self) -> bool:
+        """Whether the group says of another member that it has the partition."""
+        held = self._cluster.holders(self._group)
+        return bool(held - {self._consumer.memberid()})
 
     def _assigned(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         self._answered, self._have = True, self._have or bool(partitions)
