@@ -18,7 +18,7 @@ from tapeline.providers import CHANNELS, DECODERS, HISTORIES, identity
 from tapeline.providers.history import Span, ending
 from tapeline.providers.normalizing import normalize
 from tapeline.reading import open_source
-from tapeline.records import BARS_TOPIC, NS_PER_MS, NS_PER_S, RAW_TOPIC, REJECTED_TOPIC, TICKS_TOPIC, Chunk
+from tapeline.records import BARS_TOPIC, NS_PER_MS, NS_PER_S, RAW, RAW_TOPIC, REJECTED_TOPIC, TICKS_TOPIC, Chunk
 from tapeline.stores.lake import Lake
 from tapeline.streams.embedded import EmbeddedStream
 
@@ -267,6 +267,16 @@ def test_the_ledger_takes_the_word_for_its_time_and_no_other(stream: EmbeddedStr
     assert chunk is not None
     facts, key = Facts(), Key("alpaca", "iex", "quotes", "AAPL")
     absorb(facts, chunk, normalize(chunk, DECODERS))
-    assert [(one.start_ns, one.end_ns, one.state) for one in intervals(facts, key)] == [(START, END, "reconciled")]
+    # Of a name that nobody has ever heard of, an empty history proves nothing: it may be no symbol at all.
+    assert [(one.start_ns, one.end_ns, one.state) for one in intervals(facts, key)] == [(START, END, "unprovable")]
+    assert "is its name right?" in intervals(facts, key)[0].evidence
+    assert answer(key, intervals(facts, key), START, END).verdict == "unprovable"
+    quote = {"T": "q", "S": "AAPL", "t": "2024-03-01T15:00:00Z", "bp": 1.0, "bs": 1, "ap": 2.0, "as": 1, "bx": "V", "ax": "V", "c": [], "z": "C"}
+    row = {"provider": "alpaca", "feed": "iex", "connection": "x-1", "kind": "frame", "received_ns": END + 2 * DAY}
+    stream.append(RAW_TOPIC, pa.RecordBatch.from_pylist([{**row, "payload": msgspec.json.encode([quote])}], RAW), 0)
+    heard = stream.read(RAW_TOPIC, chunk.next, 10)
+    assert heard is not None
+    absorb(facts, heard, normalize(heard, DECODERS))
+    assert (START, END, "reconciled") in [(one.start_ns, one.end_ns, one.state) for one in intervals(facts, key)]
     assert answer(key, intervals(facts, key), START, END).verdict == "complete"
     assert answer(key, intervals(facts, key), START - 1, END).verdict == "incomplete"

@@ -52,6 +52,7 @@ _LATE_NS: Final = NS_PER_S
 #: Longer names, and such with a zero character, are no symbols, and no database keeps them.
 _LONGEST_SYMBOL: Final = 200
 _LONGEST_REASON: Final = 300
+_NEVER: Final = "the provider's history was read to its end and holds nothing, and no event of this symbol has ever come: is its name right?"
 _REJECTED: Final = "the provider's history was read to its end, and events of it were rejected"
 #: 1970-01-01 was a Thursday, and weeks begin on Mondays.
 _MONDAY_NS: Final = 4 * _DAY_S * NS_PER_S
@@ -533,7 +534,10 @@ def intervals(facts: Facts, key: Key) -> list[Interval]:
     reading = [span for life in lives for span in _spans((entry[:3] for entry in life.reading), key)]
     rejected = [span for life in lives for span in _spans(life.rejected, key)]
     if not runs:
-        return list(_joined(_being_filled(_refused(_reconciled(heard, read), rejected), reading)))
+        found: Iterable[Interval] = _reconciled(heard, read)
+        if not any(f"{key.channel} {key.symbol}" in life.first for life in lives):
+            found = (replace(one, state="unprovable", evidence=_NEVER) if one.state == "reconciled" else one for one in found)
+        return list(_joined(_being_filled(_refused(found, rejected), reading)))
     # Before the first number and after the last, only the next one could tell.
     heard = [
         replace(one, evidence="subscribed and heard; the next event's number will tell") if one.state in COVERED else one for one in heard
