@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
 from random import Random
@@ -24,6 +25,7 @@ from tapeline.errors import Unavailable
 from tapeline.net import Limits, Line, Pace, Silence
 from tapeline.providers import PROVIDERS
 from tapeline.providers.session import FeedSettings, Plan, Reply, Trouble
+from tapeline.quota import Quota
 from tapeline.records import NS_PER_S, RawKind
 from tapeline.secret import Secret
 from tapeline.venues import Venue, VenueOptions
@@ -469,6 +471,50 @@ def test_an_upgrade_refused_as_too_fast_is_tried_again_after_what_is_asked(statu
         assert not line.state.stopped
 
     run(test())
+
+
+def test_what_one_process_was_told_to_wait_every_process_of_its_address_waits(tmp_path: Path) -> None:
+    async def test() -> None:
+        dialed: list[float] = []
+
+        async def script(peer: Peer) -> None:
+            dialed.append(peer.opened_s)
+            await (peer.refuse("429 Too Many Requests", "Retry-After: 1\r\n") if peer.number == 1 else peer.accept(frame(b"d1")))
+
+        def pace() -> Pace:
+            """As a process has it."""
+            return Pace(0.0, lambda place: Quota(60, tmp_path / f"{sha256(place.encode()).hexdigest()}.json"))
+
+        tapes = [Tape(), Tape()]
+        async with serving(script) as url:
+            first, second = (
+                Line(plan(f"{url}?streams={number}"), tape, time.time_ns, Random(1), pace(), Silence(), limits=SHORT)
+                for number, tape in enumerate(tapes)
+            )
+            async with kept(first):
+                await eventually(lambda: first.state.trouble)
+                async with kept(second):
+                    await eventually(lambda: all(tape.frames() for tape in tapes))
+        assert all(later - dialed[0] >= 1.0 for later in dialed[1:])
+
+    run(test())
+
+
+def test_a_book_of_dials_that_cannot_be_written_keeps_nobody_from_recording(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "quotas").write_text("no folder")
+    caplog.set_level(logging.WARNING, "tapeline.net")
+
+    async def test() -> None:
+        async def script(peer: Peer) -> None:
+            await (peer.refuse("429 Too Many Requests") if peer.number == 1 else peer.accept(frame(b"d1")))
+
+        tape, pace = Tape(), Pace(0.0, lambda _: Quota(60, tmp_path / "quotas" / "dials.json"))
+        async with serving(script) as url, kept(Line(plan(url), tape, time.time_ns, Random(1), pace, Silence(), limits=SHORT)):
+            await eventually(lambda: tape.frames())
+
+    run(test())
+    assert "It is dialed all the same." in caplog.text
+    assert "do not know that they are to wait" in caplog.text
 
 
 def test_a_server_in_trouble_is_dialed_again_soon() -> None:

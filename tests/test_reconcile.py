@@ -271,7 +271,8 @@ def test_the_ledger_takes_the_word_for_its_time_and_no_other(stream: EmbeddedStr
     assert [(one.start_ns, one.end_ns, one.state) for one in intervals(facts, key)] == [(START, END, "unprovable")]
     assert "is its name right?" in intervals(facts, key)[0].evidence
     assert answer(key, intervals(facts, key), START, END).verdict == "unprovable"
-    quote = {"T": "q", "S": "AAPL", "t": "2024-03-01T15:00:00Z", "bp": 1.0, "bs": 1, "ap": 2.0, "as": 1, "bx": "V", "ax": "V", "c": [], "z": "C"}
+    sides = {"bp": 1.0, "bs": 1, "ap": 2.0, "as": 1, "bx": "V", "ax": "V"}
+    quote = {"T": "q", "S": "AAPL", "t": "2024-03-01T15:00:00Z", **sides, "c": [], "z": "C"}
     row = {"provider": "alpaca", "feed": "iex", "connection": "x-1", "kind": "frame", "received_ns": END + 2 * DAY}
     stream.append(RAW_TOPIC, pa.RecordBatch.from_pylist([{**row, "payload": msgspec.json.encode([quote])}], RAW), 0)
     heard = stream.read(RAW_TOPIC, chunk.next, 10)

@@ -52,7 +52,9 @@ _LATE_NS: Final = NS_PER_S
 #: Longer names, and such with a zero character, are no symbols, and no database keeps them.
 _LONGEST_SYMBOL: Final = 200
 _LONGEST_REASON: Final = 300
-_NEVER: Final = "the provider's history was read to its end and holds nothing, and no event of this symbol has ever come: is its name right?"
+_NEVER: Final = (
+    "the provider's history was read to its end and holds nothing, and no event of this symbol has ever come: is its name right?"
+)
 _REJECTED: Final = "the provider's history was read to its end, and events of it were rejected"
 #: 1970-01-01 was a Thursday, and weeks begin on Mondays.
 _MONDAY_NS: Final = 4 * _DAY_S * NS_PER_S

@@ -30,8 +30,9 @@ from picows import (
 
 from tapeline.backoff import backoff
 from tapeline.clock import Leap
-from tapeline.errors import Unavailable
+from tapeline.errors import DiskTrouble, Unavailable
 from tapeline.providers.session import Check, Plan, Session, Trouble
+from tapeline.quota import Quota
 from tapeline.records import NS_PER_S, RawKind
 
 log = logging.getLogger(__name__)
@@ -44,6 +45,8 @@ _HANDSHAKE_TIMEOUT_S: Final = 10.0
 #: Attempts that came too fast (HTTP 429, 418) are repeated no sooner than this, later where Retry-After says so.
 TOO_FAST_S: Final = 30.0
 TOO_FAST: Final = frozenset({418, 429})
+#: Binance takes 300 connections in five minutes from one address (PROVIDERS); the others say nothing of it.
+DIALS_A_MINUTE: Final = 60
 #: No provider bans an address for longer (Binance: three days): what says so is a mistake.
 LONGEST_BAN_S: Final = 4 * 86_400.0
 #: Bytes of a refusal's text that are shown.
@@ -265,16 +268,39 @@ class _Listener(WSListener):
 
 @dataclass(slots=True)
 class Pace:
-    """Keeps dials of one provider apart, however many lines it has."""
+    """Keeps dials of one provider apart, however many lines it has, and heeds what any process of this address was told to wait."""
 
     every_s: float = 1.1
+    #: What processes share of the dials to one place; none: each line goes by what it was told itself.
+    shared: Callable[[str], Quota] | None = None
     _next: float = 0.0
+    _quotas: dict[str, Quota] = field(default_factory=dict)
 
-    async def wait(self) -> None:
+    async def wait(self, url: str, random: Random) -> None:
         now = asyncio.get_running_loop().time()
         at = max(now, self._next)
         self._next = at + self.every_s
         await asyncio.sleep(at - now)
+        quota = self._quota(url)
+        while quota is not None and (early_s := quota.take(1)) > 0:
+            log.info("%s is not dialed for %.0f s: a process of this address was told to wait.", place_of(url), early_s)
+            await asyncio.sleep(early_s + random.uniform(0.0, self.every_s))  # so that all do not come at once
+
+    def told_to_wait(self, url: str, seconds: float) -> None:
+        """The other side wants nobody of this address for so long."""
+        quota = self._quota(url)
+        if quota is not None:
+            quota.pause(seconds)
+
+    def _quota(self, url: str) -> Quota | None:
+        if self.shared is None:
+            return None
+        return self._quotas.setdefault(place_of(url), self.shared(place_of(url)))
+
+
+def place_of(url: str) -> str:
+    """An address without its query, and so without keys: what one limit of a provider holds for."""
+    return url.partition("?")[0]
 
 
 class Line:
@@ -379,7 +405,7 @@ class Line:
             return
 
     async def _dial(self) -> _Listener | None:
-        await self.pace.wait()
+        await self._wait_for_turn()
         self._least_wait_s = 0.0
         now_ns = self.clock()
         listener = _Listener(self, f"{self.plan.name}-{now_ns}")
@@ -411,6 +437,20 @@ class Line:
             return None
         return listener
 
+    async def _wait_for_turn(self) -> None:
+        try:
+            await self.pace.wait(self.plan.url, self.random)
+        except DiskTrouble as error:  # recording counts more than politeness
+            log.warning("%s: %s It is dialed all the same.", self.plan.name, error)
+
+    def _told_to_wait(self, seconds: float) -> None:
+        """The other side wants nothing of this address for so long; other processes hear of it."""
+        self._least_wait_s = seconds
+        try:
+            self.pace.told_to_wait(self.plan.url, seconds)
+        except DiskTrouble as error:
+            log.warning("%s: %s Other processes of this address do not know that they are to wait.", self.plan.name, error)
+
     def opened(self, listener: _Listener) -> None:
         """A socket is open: record it, and hand over what the session says first."""
         self.state.connects += 1
@@ -436,13 +476,14 @@ class Line:
         self.state.trouble = f"{self.plan.url} {trouble.message}"
         if status in TOO_FAST:
             after = str(error.response.headers.get("Retry-After", "")) if error.response is not None else ""
-            self._least_wait_s = max(self.limits.too_fast_s, min(float(after), LONGEST_BAN_S) if after.isdecimal() else 0.0)
+            self._told_to_wait(max(self.limits.too_fast_s, min(float(after), LONGEST_BAN_S) if after.isdecimal() else 0.0))
             log.warning("%s: %s Not before %.0f s.", self.plan.name, self.state.trouble, self._least_wait_s)
         elif trouble.action == "stop":
             self.state.stopped = True
             log.error("%s stopped: %s The other feeds go on.", self.plan.name, self.state.trouble)
         else:
-            self._least_wait_s = trouble.wait_s
+            if trouble.wait_s:
+                self._told_to_wait(trouble.wait_s)
             log.warning("%s: %s", self.plan.name, self.state.trouble)
 
     async def _live(self, listener: _Listener) -> asyncio.Task[_Listener | None] | None:

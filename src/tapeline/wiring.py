@@ -505,16 +505,23 @@ def lines(
     pairs: Mapping[str, Pair],
     clock: Callable[[], int],
     random: Random,
+    root: Path | None = None,
 ) -> list[net.Line]:
-    """A line for each plan, not dialed yet. `pairs`: the recorders of those that are two for the same."""
+    """A line for each plan, not dialed yet. `pairs`: the recorders of those that are two for the same. `root`: processes
+    that have it in common share what one of them was told to wait; without it the lines of this one do."""
     paces: dict[str, net.Pace] = {}
+
+    def dials(place: str) -> Quota:
+        digest = hashlib.sha256(place.encode()).hexdigest()[:16]
+        return Quota(net.DIALS_A_MINUTE, root / "quotas" / f"dials-{digest}.json" if root is not None else None)
+
     return [
         net.Line(
             plan,
             pairs.get(plan.pair, recorder),
             clock,
             random,
-            paces.setdefault(provider.name, net.Pace()),
+            paces.setdefault(provider.name, net.Pace(shared=dials)),
             net.Silence(provider.mute_after),
             net.tls_context(provider.ca_file),
         )

@@ -87,7 +87,7 @@ def ingest(
             delivery.open()
             recorder = StreamRecorder(delivery, wiring.partitions(planned, wiring.raw_partitions(settings, stream)), random)
             pairs = wiring.pairs(mine, recorder, lambda: delivery.refused)
-            lines = wiring.lines(mine, recorder, pairs, time.time_ns, random)
+            lines = wiring.lines(mine, recorder, pairs, time.time_ns, random, settings.root)
             status = StatusFile(settings.root, name)
             await ingest_stage(lines, recorder, wiring.checks(mine), status, stop, leases, list(pairs.values()))
         finally:
