@@ -25,7 +25,7 @@ from tapeline.jobs.page_log import PageLog, Sent
 from tapeline.providers import HISTORIES, PROVIDERS
 from tapeline.providers.history import History, Page, Request, Span, WrongPage
 from tapeline.quota import Quota
-from tapeline.records import NS_PER_MS, NS_PER_S, RAW_TOPIC
+from tapeline.records import NS_PER_MS, NS_PER_S, RAW_TOPIC, Topic
 from tapeline.streams.embedded import EmbeddedStream
 
 if TYPE_CHECKING:
@@ -238,6 +238,27 @@ def test_a_stream_that_cannot_say_how_far_it_is_read_stops_no_backfill(
     with monkeypatch.context() as patch:
         patch.setattr(EmbeddedStream, "positions", away)
         patch.setattr("tapeline.jobs.backfill._MOST_UNREAD", 0)
+        done = backfill(Exchange(3_000))
+    assert (done.failed, done.spans_done) == ((), 2)
+    assert pages(stream) == done.pages > 0
+
+
+def test_no_page_goes_to_a_partition_that_a_stream_which_was_away_does_not_have(
+    backfill: Callable[[Get], State], stream: EmbeddedStream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stream that is away gives the configured number of partitions, and may have another."""
+    real_ends, real_count, away = EmbeddedStream.ends, EmbeddedStream.partitions.fget, [True, True, True]
+    assert real_count is not None
+
+    def ends(self: EmbeddedStream, topic: Topic) -> dict[int, int]:
+        if away:
+            away.pop()
+            raise Unavailable("the stream is away")
+        return real_ends(self, topic)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EmbeddedStream, "ends", ends)
+        patch.setattr(EmbeddedStream, "partitions", property(lambda self: 1 << 20 if away else real_count(self)))
         done = backfill(Exchange(3_000))
     assert (done.failed, done.spans_done) == ((), 2)
     assert pages(stream) == done.pages > 0

@@ -205,10 +205,8 @@ class Backfill:
                 continue
             number += 1
             self._log.note(writer, self._clock(), Sent(number, progress.number, page.following, page.rows, page.reached_ns))
-            partition = partition_of(self._stream, progress.span.symbol)
             self._let_pass()
-            self._hand_over(producer, number, partition, page)
-            self._on_the_way.append((number, partition))
+            self._on_the_way.append((number, self._hand_over(producer, number, progress.span, page)))
             self._settle(producer, number, _MOST_WAITING)
             if (began := time.monotonic()) >= tell_at:
                 told(self.state())
@@ -232,15 +230,17 @@ class Backfill:
             if len(self._unread) <= _MOST_UNREAD or self._stop.wait(_LOOK_EVERY_S / 5):
                 return
 
-    def _hand_over(self, producer: Producer, number: int, partition: int, page: Fetched) -> None:
+    def _hand_over(self, producer: Producer, number: int, span: Span, page: Fetched) -> int:
+        """Returns the partition that a page goes to."""
         batch = raw_record(self._job.provider, self._job.feed, f"backfill-{self._log.name}", page)
-        began = time.monotonic()
-        for delay in backoff(self._random, cap_s=5.0):
+        began, delays = time.monotonic(), backoff(self._random, cap_s=5.0)
+        while True:
             try:
+                partition = partition_of(self._stream, span.symbol)
                 producer.send(number, partition, batch)
-                return
+                return partition
             except Unavailable:
-                if self._stop.wait(delay) or time.monotonic() - began > _PATIENCE_S:
+                if self._stop.wait(next(delays)) or time.monotonic() - began > _PATIENCE_S:
                     raise
 
     def _settle(self, producer: Producer, last: int, waiting: int) -> None:

@@ -12,7 +12,7 @@ import msgspec
 import pyarrow as pa
 
 from tapeline.providers.history import Asked, History, Request, Span, WrongPage
-from tapeline.records import NS_PER_MS, RAW
+from tapeline.records import NS_PER_MS, RAW, RAW_TOPIC
 from tapeline.streams import Stream
 
 log = logging.getLogger(__name__)
@@ -80,8 +80,10 @@ def fetch(source: Source, span: Span, clock: Callable[[], int], begin: Request |
 
 
 def partition_of(stream: Stream, symbol: str) -> int:
-    """Of the raw topic, for pages of a symbol: the same for whoever sends them, so that they keep their order."""
-    return zlib.crc32(symbol.encode()) % stream.partitions
+    """Of the raw topic, for pages of a symbol: the same for whoever sends them, so that they keep their order.
+
+    Raises Unavailable while the stream cannot say how many it has: a page in one that does not exist would be read by nobody."""
+    return zlib.crc32(symbol.encode()) % len(stream.ends(RAW_TOPIC))
 
 
 def raw_record(provider: str, feed: str, connection: str, page: Fetched) -> pa.RecordBatch:
