@@ -230,7 +230,7 @@ def test_what_may_not_have_been_in_the_history_yet_is_not_claimed() -> None:
     facts = Facts()
     some = records_of((1, True, b"[]"), time_ms=T0 + 7_000)
     absorb(facts, some, normalize(some, DECODERS))
-    assert [(one.start_ns, one.end_ns) for one in intervals(facts, TRADES)] == [(NOON, NOON + 2 * NS_PER_S)]
+    assert [(one.start_ns, one.end_ns, one.state) for one in intervals(facts, TRADES)] == [(NOON, NOON + 2 * NS_PER_S, "unprovable")]
 
 
 def test_a_reading_of_which_an_event_was_rejected_proves_nothing_and_is_not_asked_for_again() -> None:

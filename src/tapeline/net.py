@@ -283,7 +283,8 @@ class Pace:
         await asyncio.sleep(at - now)
         quota = self._quota(url)
         while quota is not None and (early_s := quota.take(1)) > 0:
-            log.info("%s is not dialed for %.0f s: a process of this address was told to wait.", place_of(url), early_s)
+            why = "the provider has asked this address for a pause, or it has dialed often enough for a minute"
+            log.info("%s is not dialed for %.0f s: %s.", urlsplit(url).hostname, early_s, why)
             await asyncio.sleep(early_s + random.uniform(0.0, self.every_s))  # so that all do not come at once
 
     def told_to_wait(self, url: str, seconds: float) -> None:
@@ -295,12 +296,10 @@ class Pace:
     def _quota(self, url: str) -> Quota | None:
         if self.shared is None:
             return None
-        return self._quotas.setdefault(place_of(url), self.shared(place_of(url)))
-
-
-def place_of(url: str) -> str:
-    """An address without its query, and so without keys: what one limit of a provider holds for."""
-    return url.partition("?")[0]
+        place = url.partition("?")[0]  # one limit holds for an address, whatever is asked of it
+        if place not in self._quotas:
+            self._quotas[place] = self.shared(place)
+        return self._quotas[place]
 
 
 class Line:
@@ -482,8 +481,7 @@ class Line:
             self.state.stopped = True
             log.error("%s stopped: %s The other feeds go on.", self.plan.name, self.state.trouble)
         else:
-            if trouble.wait_s:
-                self._told_to_wait(trouble.wait_s)
+            self._least_wait_s = trouble.wait_s
             log.warning("%s: %s", self.plan.name, self.state.trouble)
 
     async def _live(self, listener: _Listener) -> asyncio.Task[_Listener | None] | None:

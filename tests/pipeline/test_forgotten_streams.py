@@ -140,7 +140,7 @@ def test_a_redis_that_comes_back_empty_while_everything_runs_and_once_more_after
     again = home.start("run")
     until(lambda: rows(home) >= before + 400, "what comes after is kept")
     settle(home, market, again)
-    # What was on its way when all was stopped may be lost with it, and is a gap.
+    # Events that were on their way at the stop may be lost. The ledger shows them as a gap.
     what_came_after_is_kept_and_what_is_lost_is_a_gap(home, market, stopped)
 
 

@@ -424,6 +424,15 @@ class GroupLease:
             heartbeat_interval_ms=int(_SESSION_S * 1000 / 3),
             max_poll_interval_ms=300_000,
         )
+        try:
+            self._ask(name)
+        except BaseException:
+            self.drop()  # a member that is left behind could be given the lease, and nobody would have it
+            raise
+
+    def _ask(self, name: str) -> None:
+        """Wait for the group's answer. Raises Busy, Unavailable, Refused."""
+        cluster = self._cluster
         with cluster.told():
             self._consumer.subscribe([cluster.leases], on_assign=self._assigned, on_revoke=self._gone, on_lost=self._gone)
             deadline = time.monotonic() + 3 * _SESSION_S
@@ -433,7 +442,6 @@ class GroupLease:
                 # A group that has only just heard of the topic hands out nothing at first: that is not yet another's lease.
                 elsewhere = self._answered and not self._have and self._held_elsewhere()
         if not self._have and not elsewhere:
-            self.drop()
             raise cluster.silent(f"who holds {name} was not said within {3 * _SESSION_S:.0f} s")
         self.keep()
 
