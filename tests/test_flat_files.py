@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import itertools
 import json
 import socket
 import tempfile
@@ -51,6 +52,8 @@ HEADERS = {
     "sequence_number,sip_timestamp,tape,trf_timestamp",
     "AM": "ticker,volume,open,close,high,low,window_start,transactions",
 }
+#: As they are, of which nothing tells that they were ever otherwise.
+OPTION_TRADES = "ticker,conditions,correction,exchange,price,sip_timestamp,size"
 EACH = pytest.mark.parametrize(("feed", "channel"), [(feed, channel) for feed, some in HISTORY.CHANNELS.items() for channel in some])
 SYMBOLS = {"stocks": "AAPL", "options": "SPY251219C00650000"}
 Row = dict[str, Any]
@@ -121,11 +124,12 @@ def test_the_rows_of_a_file_are_those_of_the_page_of_rest(feed: str, channel: st
     wanted = span(feed, channel, SYMBOLS[feed])
     some = [past(feed, channel, at) for at in range(6)]
     ticker = ("O:" if feed == "options" else "") + SYMBOLS[feed]
-    file = made_of(feed, from_file(wanted, table(channel, {ticker: some})))
+    header = OPTION_TRADES if (feed, channel) == ("options", "T") else ""
+    file = made_of(feed, from_file(wanted, table(channel, {ticker: some}, header)))
     asked = list(fetch(Source(HISTORIES["polygon"], lambda _: rest_page(channel, some)), wanted, lambda: FETCHED_NS))
     rest = made_of(feed, asked, first_offset=200)
     name = "bars" if channel == "AM" else "ticks"
-    own = {"raw_offset", "raw_index"}
+    own = {"raw_offset", "raw_index"} | ({"sequence"} if header else set())
     assert len(rows(file)[name]) == 6
     assert [{key: row[key] for key in row if key not in own} for row in rows(file)[name]] == [
         {key: row[key] for key in row if key not in own} for row in rows(rest)[name]
@@ -134,6 +138,39 @@ def test_the_rows_of_a_file_are_those_of_the_page_of_rest(feed: str, channel: st
         store = Lake(tmp_path, identity)
         assert store.write(Chunk.dense(TICKS_TOPIC, 0, 0, rest.batches[TICKS_TOPIC])).rows == 6
         assert store.write(Chunk.dense(TICKS_TOPIC, 0, 6, file.batches[TICKS_TOPIC])).rows == 0
+
+
+def test_trades_of_options_have_seven_columns_and_no_number() -> None:
+    option = "SPY240610P00536000"
+    text = f"{OPTION_TRADES}\nO:{option},209,0,313,0.93,{NOON},1\n".encode()
+    (row,) = rows(made_of("options", from_file(span("options", "T", option), text)))["ticks"]
+    assert {name: row[name] for name in ("symbol", "last", "volume", "ts_ns", "sequence", "trade_id", "conditions")} == {
+        "symbol": option,
+        "last": 0.93,
+        "volume": 1.0,
+        "ts_ns": NOON,
+        "sequence": None,
+        "trade_id": None,
+        "conditions": "209",
+    }
+
+
+def test_a_piece_of_a_day_does_not_end_between_lines_of_one_millisecond(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tapeline.jobs.archive._PIECE_BYTES", 200)
+    times = [NOON + (at // 5) * 1_000_000 + at for at in range(23)]
+    lines = [f"O:A,209,0,313,0.93,{ns},1" for ns in times]
+    client = Prepared([gzip.compress("\n".join([OPTION_TRADES, *lines]).encode())])
+    files, asked, found = DayFiles(client, tmp_path, ["O:A"]), Request("/day.csv.gz?ticker=O:A"), list[list[str]]()
+    while True:
+        head, _, *some = files(asked).decode().splitlines()
+        found.append(some)
+        if head.endswith(" -1"):
+            break
+        asked = Request(asked.path, 0, head)
+    assert len(found) > 1
+    assert [line for some in found for line in some] == lines
+    edges = [(some[-1].split(",")[5][:-6], after[0].split(",")[5][:-6]) for some, after in itertools.pairwise(found)]
+    assert all(last != first for last, first in edges)
 
 
 def test_the_header_decides_which_column_is_which_and_columns_that_are_missing_are_null() -> None:
@@ -156,11 +193,6 @@ def test_a_trade_that_was_corrected_has_a_notice_beside_it() -> None:
     ("feed", "text", "said"),
     [
         ("stocks", table("T", {"AAPL": [past("stocks", "T", 1)]}, "ticker,price,size,exchange,sip_timestamp"), "it has no column id"),
-        (
-            "options",
-            table("T", {"O:A": [past("options", "T", 1)]}, "ticker,price,size,exchange,sip_timestamp"),
-            "no column sequence_number",
-        ),
         ("stocks", table("T", {}) + b"AAPL,1\n", "line 2: line of a file: it has 2 cells, not 13"),
         ("stocks", table("T", {"AAPL": [past("stocks", "T", 1) | {"price": "dear"}]}), "cannot be read"),
         ("stocks", table("T", {"AAPL": [past("stocks", "T", 1) | {"price": ""}]}), "missing required field `price`"),

@@ -149,6 +149,9 @@ class Identity:
     drift_ns: int = 0
     #: Whether an event without the id is the same as another one without it whose other columns are equal, in the same millisecond.
     else_by_ms: bool = False
+    #: Whether some sources send the same events without the id. Then copies are told by the other columns and the millisecond, and of
+    #: equal ones there are as many as one raw record brings: two fills can share all of it.
+    counted: bool = False
     #: Beside the columns, which tell nearly all events apart: two that share a number and differ here are two all the same.
     values: tuple[str, ...] = ()
 

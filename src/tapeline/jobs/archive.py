@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import zipfile
 import zlib
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, Protocol
@@ -90,13 +91,20 @@ def _piece(table: Path, note: Path, at: int) -> bytes:
     return f"{digest} {following}\n".encode() + piece
 
 
-def piece_of(table: Path, at: int) -> tuple[bytes, int]:
-    """The lines of a file from a place on, as many as a piece holds, and where the next piece begins (-1: none does)."""
+def piece_of(table: Path, at: int, moment: Callable[[bytes], str] | None = None) -> tuple[bytes, int]:
+    """The lines of a file from a place on, as many as a piece holds, and where the next piece begins (-1: none does).
+
+    `moment`: lines that follow one another with the same one stay in one piece."""
     with table.open("rb") as file:
         file.seek(at)
         piece = file.read(_PIECE_BYTES)
         last = len(piece) < _PIECE_BYTES
         if not last:
             piece += file.readline()
-            last = not file.read(1)
+            following = file.readline()
+            if moment is not None and following:
+                now = moment(piece[piece.rstrip(b"\n").rfind(b"\n") + 1 :])
+                while following and moment(following) == now:
+                    piece, following = piece + following, file.readline()
+            last = not following
     return piece, -1 if last else at + len(piece)

@@ -8,6 +8,7 @@ import shutil
 import threading
 import zlib
 from collections.abc import Collection, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Final, Protocol
 from urllib.parse import parse_qs
@@ -19,7 +20,7 @@ import numpy.typing as npt
 from tapeline.errors import DiskTrouble
 from tapeline.jobs.archive import piece_of
 from tapeline.providers.history import Request, WrongPage
-from tapeline.providers.polygon_files import MISSING
+from tapeline.providers.polygon_files import MISSING, moment
 
 #: So much is unpacked at a time.
 _BLOCK: Final = 1024 * 1024
@@ -142,7 +143,7 @@ def _piece(day: Path, note: _Note, ticker: str, at: int) -> bytes:
     mark = table.with_suffix(".read")
     if not at:
         mark.unlink(missing_ok=True)
-    piece, following = piece_of(table, at) if table.exists() else (b"", -1)
+    piece, following = piece_of(table, at, partial(moment, note.header)) if table.exists() else (b"", -1)
     if following < 0:
         mark.touch()
         if all(_table(day, other).with_suffix(".read").exists() for other in note.tickers):

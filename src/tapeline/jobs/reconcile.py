@@ -24,7 +24,7 @@ from tapeline.providers.history import Span, ending
 from tapeline.providers.normalizing import SAME_CONTENT, Names, normalize
 from tapeline.records import BARS_TOPIC, NS_PER_S, RAW_TOPIC, REJECTED_TOPIC, TICKS_TOPIC, Chunk, Identity, Topic
 from tapeline.stores import with_dates
-from tapeline.stores.duplicates import told_by
+from tapeline.stores.duplicates import groups, ranks, told_bare, told_by
 from tapeline.stores.selection import Selection
 from tapeline.stores.selection import Source as Store
 from tapeline.streams import Stream
@@ -172,8 +172,11 @@ def _matched(held: pa.Table, fetched: pa.Table, rule: Identity) -> pa.Table:
     """Each event once: in how many rows of either it is (`held`, `fetched`), its time (`ts_ns`), the page that brought it, and whether its
     rows differ in a value that they carry (`differs`)."""
     sides = []
+    bare = rule.counted and bool(held[rule.id].null_count + fetched[rule.id].null_count)
     for side, table in enumerate((held, fetched)):
-        told = told_by(table, rule)
+        told = told_bare(table, rule) if bare else told_by(table, rule)
+        if bare:
+            told = told.append_column("equal", pa.array(ranks(groups(told))))
         names = told.schema.names
         values = [name for name in _VALUES if name in table.schema.names and name not in names]
         for name in values:

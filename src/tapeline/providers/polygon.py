@@ -195,8 +195,9 @@ def _control(_: Status, text: str) -> Notice:
 _QUOTE: Final = Identity(
     ("date", "symbol", "exchange", "sequence", "bid", "ask", "bid_size", "ask_size"), "sequence", drift_ns=2 * NS_PER_S, else_by_ms=True
 )
+#: Option trades have no number in the provider's files, and an older row's is 0.
 _OPTION_TRADE: Final = Identity(
-    ("date", "symbol", "exchange", "sequence", "last", "volume"), "sequence", drift_ns=2 * NS_PER_S, else_by_ms=True
+    ("date", "symbol", "exchange", "sequence", "last", "volume"), "sequence", drift_ns=2 * NS_PER_S, counted=True
 )
 _STOCKS: Final = {
     Trade: Channel("T", "trade", _trades(STOCK_EXCHANGES), DAILY_ID),

@@ -1,7 +1,8 @@
 """Massive's flat files of past days: which file holds a span, and which events a piece of one holds. Pure.
 
 Facts: Massive's documentation of flat files. `us_stocks_sip/trades_v1/2024/03/2024-03-15.csv.gz` holds a day of all tickers, with a header;
-times are ns, `conditions` a quoted list. It comes at about 11:00 in New York the day after, and may be published again. Offered are the
+times are ns, `conditions` a quoted list. Trades of options have seven columns: `ticker,conditions,correction,exchange,price,sip_timestamp,
+size`, and no number (polygon-io/issues#308). It comes at about 11:00 in New York the day after, and may be published again. Offered are the
 kinds of files whose header is documented.
 
 That a day is New York's is taken from the hour at which files come; a time outside of it is refused, so a day that is cut elsewhere
@@ -40,7 +41,7 @@ from tapeline.secret import Secret
 
 __all__ = [
     *("CHANNELS", "MISSING", "WEIGHT_A_MINUTE"),
-    *("events_of", "first", "headers", "is_file", "page", "parts", "settled_ns", "ticker"),
+    *("events_of", "first", "headers", "is_file", "moment", "page", "parts", "settled_ns", "ticker"),
 ]
 
 CHANNELS: Final[dict[str, dict[str, Kind]]] = {
@@ -51,8 +52,8 @@ CHANNELS: Final[dict[str, dict[str, Kind]]] = {
 MISSING: Final = "missing"
 _MARKETS: Final = {"stocks": "us_stocks_sip", "options": "us_options_opra"}
 _FOLDERS: Final = {"T": "trades_v1", "Q": "quotes_v1", "AM": "minute_aggs_v1"}
-#: Without these an event could not be told from its copy that came live.
-_TOLD_APART_BY: Final = {("stocks", "T"): "id", ("stocks", "Q"): "sequence_number", ("options", "T"): "sequence_number"}
+#: Without these an event could not be told from its copy that came live. Trades of options have no number in files.
+_TOLD_APART_BY: Final = {("stocks", "T"): "id", ("stocks", "Q"): "sequence_number"}
 _SATURDAY: Final = 5
 _NOTHING_KEPT: Final = "Nothing of this part was kept."
 
@@ -95,6 +96,13 @@ def ticker(feed: str, symbol: str) -> str:
 def is_file(path: str) -> bool:
     """Whether a page is a piece of a file."""
     return path.partition("?")[0].endswith(".csv.gz")
+
+
+def moment(header: str, line: bytes) -> str:
+    """The millisecond of a line of a file with this header, as it is written. Of trades without a number, how many equal ones a
+    millisecond has is all that tells them apart: a piece has all of them."""
+    cells = next(csv.reader([line.decode("utf-8", "replace")]), [])
+    return dict(zip(header.split(","), cells, strict=False)).get("sip_timestamp", "")[:-6]
 
 
 def page(span: Span, asked: Request, body: bytes, time_ms: int) -> Page:

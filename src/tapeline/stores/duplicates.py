@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -34,7 +35,7 @@ def fresh_of(batch: pa.RecordBatch, topic: Topic, rule: IdentityRule, held: Held
     keep = np.ones(batch.num_rows, bool)
     for channel, rows in by_channel(batch):
         identity = rule(*channel)
-        if identity.id and not identity.else_by_ms and batch[identity.id].null_count:
+        if identity.id and not (identity.else_by_ms or identity.counted) and batch[identity.id].null_count:
             rows = rows[batch[identity.id].is_valid().to_numpy(zero_copy_only=False)[rows]]
         if identity.columns and len(rows):
             some = batch if len(rows) == batch.num_rows else batch.take(pa.array(rows))
@@ -44,6 +45,8 @@ def fresh_of(batch: pa.RecordBatch, topic: Topic, rule: IdentityRule, held: Held
 
 def _first_seen(some: pa.RecordBatch, identity: Identity, held: pa.Table | None) -> npt.NDArray[np.bool_]:
     """Which records are the first of their event: group what the store holds (-1) and what is new (row) by identity."""
+    if identity.counted and (some[identity.id].null_count or (held is not None and held[identity.id].null_count)):
+        return first_counted(some, identity, held)
     new = told_by(pa.table(some), identity)
     if identity.values and (held is None or not held.num_rows) and _all_apart(new, identity):
         return np.ones(some.num_rows, bool)
@@ -63,6 +66,134 @@ def _all_apart(rows: pa.Table, identity: Identity) -> bool:
     return bool(
         rows.select(list(identity.columns)).group_by(list(identity.columns), use_threads=False).aggregate([]).num_rows == rows.num_rows
     )
+
+
+def first_counted(some: pa.RecordBatch, identity: Identity, held: pa.Table | None) -> npt.NDArray[np.bool_]:
+    """As `_first_seen`, where some have the id and others do not.
+
+    Events with the id are told by it. One without it is a copy while there are others, equal but for the id, that it could be a copy of:
+    each raw record brings its first, second, third equal one, and the store holds as many of them as it holds rows."""
+    of_number, of_ms, ids = _as_numbers(some, identity, held)
+    new = len(of_ms) - some.num_rows
+    numbered, held_row = ids.is_valid().to_numpy(zero_copy_only=False), np.arange(len(of_ms)) < new
+    first = np.zeros(len(of_ms), bool)
+    first[np.flatnonzero(numbered)[_firsts(of_number[numbered], ids.drop_null().to_numpy())]] = True
+    bare = _counts(of_ms, held_row & ~numbered)
+    fresh = first & ~held_row
+    fresh[np.flatnonzero(fresh)] = ranks(of_ms[fresh]) >= bare[of_ms[fresh]]
+    there = bare + _counts(of_ms, fresh | (first & held_row))
+    others = np.flatnonzero(~numbered & ~held_row)
+    at = others - new
+    rank = ranks(of_ms[others], *(some[name].to_numpy()[at] for name in ("raw_partition", "raw_offset")))
+    more = np.flatnonzero(rank >= there[of_ms[others]])
+    fresh[others[more[_firsts(of_ms[others[more]], rank[more])]]] = True
+    found: npt.NDArray[np.bool_] = fresh[new:]
+    return found
+
+
+def lacking_counted(came: pa.RecordBatch, identity: Identity, held: pa.RecordBatch) -> npt.NDArray[np.bool_]:
+    """Which of the records that came, and are not among those that a store holds, it had: as it kept them, by when they came.
+
+    Both have the raw positions and `received_ns` beside the identity's columns."""
+    both = pa.Table.from_batches([held, came.select(held.schema.names).cast(held.schema)])
+    (batch,) = both.combine_chunks().to_batches()
+    of_number, of_ms, ids = _as_numbers(batch, identity, None)
+    by_time = both.select(["received_ns", "raw_partition", "raw_offset", "raw_index"]).append_column("row", pa.array(np.arange(len(of_ms))))
+    order = by_time.sort_by([(name, "ascending") for name in by_time.schema.names])["row"].to_pylist()
+    records = groups(both.select(["raw_partition", "raw_offset"])).tolist()
+    numbers = list(zip(of_number.tolist(), ids.to_pylist(), strict=True))
+    seen = {number for number in numbers[: held.num_rows] if number[1] is not None}
+    known: dict[int, _Equal] = {}
+    found = np.zeros(came.num_rows, bool)
+    for row in order:
+        one, mine = known.setdefault(int(of_ms[row]), _Equal()), row < held.num_rows
+        if numbers[row][1] is None:
+            new = one.take_bare(records[row], held=mine)
+        elif mine or numbers[row] not in seen:
+            new = one.take_numbered(held=mine)
+            seen.add(numbers[row])
+        else:
+            new = False
+        if new and not mine:
+            found[row - held.num_rows] = True
+    return found
+
+
+@dataclass(slots=True)
+class _Equal:
+    """Equal events of a millisecond, as they came."""
+
+    numbered: int = 0
+    bare: int = 0
+    matched: int = 0  # of the bare ones: a number came for it
+    record: int = -1  # that brings bare ones just now, which one of it is next, and how many there were before it
+    next: int = 0
+    before: int = 0
+
+    def take_numbered(self, *, held: bool) -> bool:
+        """Whether one more, of another number, is a new event."""
+        new = held or self.matched == self.bare
+        self.numbered += new
+        self.matched += not new
+        return new
+
+    def take_bare(self, record: int, *, held: bool) -> bool:
+        """Whether one more without a number is a new event."""
+        if record != self.record:
+            self.record, self.next, self.before = record, 0, self.numbered + self.bare
+        new = held or self.next >= self.before
+        self.next += 1
+        self.bare += new
+        return new
+
+
+def _as_numbers(
+    some: pa.RecordBatch, identity: Identity, held: pa.Table | None
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], pa.ChunkedArray]:
+    """Of the rows that a store holds, and then of those given: a number for what is equal but for the id; one that goes by the millisecond
+    too; the id."""
+    rows = told_bare(pa.table(some), identity).append_column(identity.id, some[identity.id])
+    if held is not None:
+        before = told_bare(held, identity).append_column(identity.id, held[identity.id]).cast(rows.schema)
+        rows = pa.concat_tables([before, rows])
+    names = [name for name in rows.schema.names if name not in ("ms", identity.id)]
+    return groups(rows.select(names)), groups(rows.select([*names, "ms"])), rows[identity.id]
+
+
+def groups(rows: pa.Table) -> npt.NDArray[np.int64]:
+    """The same number for rows that are equal."""
+    numbered = rows.append_column("row", pa.array(np.arange(rows.num_rows)))
+    lists = numbered.group_by(rows.schema.names, use_threads=False).aggregate([("row", "list")])["row_list"].combine_chunks()
+    found = np.empty(rows.num_rows, np.int64)
+    found[pc.list_flatten(lists).to_numpy()] = pc.list_parent_indices(lists).to_numpy()
+    return found
+
+
+def _counts(groups: npt.NDArray[np.int64], chosen: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+    """How many of the chosen rows each group has."""
+    return np.bincount(groups[chosen], minlength=int(groups.max(initial=-1)) + 1)
+
+
+def _firsts(*columns: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The first row of each that are equal in these columns."""
+    return np.flatnonzero(ranks(*columns) == 0)
+
+
+def ranks(*columns: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Of rows that are equal in these columns the first is 0, the next 1, and so on."""
+    order = np.lexsort(columns)  # stable: equal rows stay in their order
+    begins = np.ones(len(order), bool)
+    begins[1:] = np.any([np.diff(column[order]) != 0 for column in columns], axis=0)
+    begin = np.maximum.accumulate(np.where(begins, np.arange(len(order)), 0))
+    found = np.empty(len(order), np.int64)
+    found[order] = np.arange(len(order)) - begin
+    return found
+
+
+def told_bare(rows: pa.Table, identity: Identity) -> pa.Table:
+    """The columns that tell events apart where some have no id: all but the id, and the millisecond."""
+    found = rows.select([name for name in identity.told if name != identity.id])
+    return found.append_column("ms", pc.divide(rows["ts_ns"], NS_PER_MS))
 
 
 def told_by(rows: pa.Table, identity: Identity) -> pa.Table:
@@ -87,7 +218,7 @@ def by_channel(batch: pa.RecordBatch) -> Iterator[tuple[Channel, npt.NDArray[np.
 
 
 def in_sql(identity: Identity) -> tuple[list[str], str]:
-    """The same rule for SQL over a table: what is equal, or null in both, for two copies of an event; and which rows have copies at all."""
+    """The same rule for SQL over a table: what is equal, or null in both, for two copies of an event; and of which rows it holds."""
     columns = ["ts_ns // 86400000000000" if name == "date" else f'"{name}"' for name in identity.told]
     if identity.else_by_ms:
         return [*columns, f'CASE WHEN "{identity.id}" IS NULL THEN ts_ns // {NS_PER_MS} END'], "true"

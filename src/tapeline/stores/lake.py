@@ -110,7 +110,7 @@ class Lake:
             some = some.filter(pa.array(~above))
         if some.num_rows:
             files |= _overlapping(pa.table(table.get_add_actions(flatten=True)), some["ts_ns"], identity.drift_ns)
-        times = ("ts_ns",) if identity.else_by_ms else ()
+        times = ("ts_ns",) if identity.else_by_ms or identity.counted else ()
         names = [name for name in dict.fromkeys((*identity.told, *times, "provider", "feed", "channel")) if name != "date"]
         parts = []
         for path, date in sorted(files, key=str):

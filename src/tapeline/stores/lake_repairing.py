@@ -8,7 +8,7 @@ missing. They are as many as the log says, or nothing is changed. One commit tak
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -22,7 +22,7 @@ from deltalake import DeltaTable, Transaction
 
 from tapeline.records import BARS_TOPIC, NORMALIZED_TOPICS, TICKS_TOPIC, Topic
 from tapeline.stores import Totals, lake_files, with_dates
-from tapeline.stores.duplicates import Channel, IdentityRule, in_sql
+from tapeline.stores.duplicates import Channel, IdentityRule, in_sql, lacking_counted
 from tapeline.stores.lake import count_id, totals_of
 from tapeline.stores.lake_checking import connect, damaged
 from tapeline.stores.lake_files import ASIDE, GROUP_ROWS, IDS, MADE, RANGED, SEALED, names_of
@@ -37,6 +37,8 @@ _MISSING: Final = """
 CREATE TEMP TABLE missing AS
 SELECT g.* FROM {given} g ANTI JOIN ({others}) USING ({ids}) WHERE EXISTS (SELECT 1 FROM damaged d WHERE {inside})
 """
+_OF_CHANNEL: Final = "provider = $provider AND feed = $feed AND channel = $channel"
+_DATE: Final = "CAST(make_timestamp_ns(ts_ns) AS DATE) AS date"
 _MINE: Final = "CREATE OR REPLACE TEMP TABLE mine AS SELECT {ids}, received_ns, ts_ns, {keyed} FROM missing WHERE {of_channel}"
 _HELD: Final = "CREATE OR REPLACE TEMP TABLE held AS SELECT {keyed} FROM {near} WHERE {of_channel}"
 #: Within a partition the one that came first was kept; between partitions, that was the one received first.
@@ -48,7 +50,7 @@ CREATE OR REPLACE TEMP TABLE again AS SELECT {ids} FROM mine ANTI JOIN (
     ) QUALIFY row_number() OVER (PARTITION BY {keys} ORDER BY received_ns, raw_partition) = 1
 ) USING ({ids})
 """
-_DELETE: Final = "DELETE FROM missing WHERE ({ids}) IN (SELECT ({ids}) FROM again)"
+_DELETE: Final = "DELETE FROM missing WHERE ({ids}) IN (SELECT ({ids}) FROM {again})"
 _WRITTEN: Final = "SELECT {names} FROM missing ORDER BY {order}"
 
 
@@ -167,6 +169,7 @@ class _Day:
         if self._topic in (TICKS_TOPIC, BARS_TOPIC):
             for provider, feed, channel in db.sql("SELECT DISTINCT provider, feed, channel FROM missing").fetchall():
                 self._each_once(db, (provider, feed, channel))
+                self._each_counted(db, (provider, feed, channel), files["given"])
 
     def _each_once(self, db: duckdb.DuckDBPyConnection, channel: Channel) -> None:
         """Without the events of a channel that a whole file holds; and of one that came again, only the first."""
@@ -176,7 +179,7 @@ class _Day:
             return
         keys = [f"k{at}" for at in range(len(columns))]
         keyed = ", ".join(f"{column} AS {key}" for column, key in zip(columns, keys, strict=True))
-        of_channel = f"provider = $provider AND feed = $feed AND channel = $channel AND {known}"
+        of_channel = f"{_OF_CHANNEL} AND {known}"
         values = dict(zip(("provider", "feed", "channel"), channel, strict=True))
         db.execute(_MINE.format(ids=_IDS, keyed=keyed, of_channel=of_channel), values).fetchall()
         ((low, high),) = db.sql("SELECT min(ts_ns), max(ts_ns) FROM mine").fetchall()
@@ -189,7 +192,33 @@ class _Day:
             db.execute(text, {"near": lake_files.for_duckdb(near), **values}).fetchall()
         same = " AND ".join(f"h.{key} IS NOT DISTINCT FROM m.{key}" for key in keys)
         db.execute(_AGAIN.format(ids=_IDS, same=same, keys=", ".join(keys))).fetchall()
-        db.execute(_DELETE.format(ids=_IDS)).fetchall()
+        db.execute(_DELETE.format(ids=_IDS, again="again")).fetchall()
+
+    def _each_counted(self, db: duckdb.DuckDBPyConnection, channel: Channel, given: Sequence[str]) -> None:
+        """The same for those without an id, where others of the channel have one. `given`: the files of all that came."""
+        identity = self._rule(*channel)
+        if not identity.counted:
+            return
+        values = dict(zip(("provider", "feed", "channel"), channel, strict=True))
+        names = ", ".join(
+            f'"{name}"' if name != "date" else _DATE for name in dict.fromkeys((*identity.told, "ts_ns", "received_ns", *IDS))
+        )
+        text = f"SELECT {names} FROM {{}} WHERE {_OF_CHANNEL}"  # noqa: S608
+        came = db.sql(text.format(_FILES.format("given")), params={"given": list(given), **values}).to_arrow_table()
+        near = self._near(pc.min(came["ts_ns"]).as_py() - identity.drift_ns, pc.max(came["ts_ns"]).as_py() + identity.drift_ns)
+        held = came.slice(0, 0)
+        if near:
+            held = db.sql(text.format(_FILES.format("near")), params={"near": lake_files.for_duckdb(near), **values}).to_arrow_table()
+        rest = came.join(held.select(list(IDS)), list(IDS), join_type="left anti").select(came.schema.names)
+        if not rest.num_rows:
+            return
+        some, others = (
+            next(iter(rows.combine_chunks().to_batches()), pa.RecordBatch.from_pylist([], rows.schema)) for rows in (rest, held)
+        )
+        again = pc.invert(pa.array(lacking_counted(some, identity, others)))
+        db.register("copies", pa.table(some.select(list(IDS)).filter(again)))
+        db.execute(_DELETE.format(ids=_IDS, again="copies")).fetchall()
+        db.unregister("copies")
 
     def _places(self) -> dict[int, tuple[int, int]] | None:
         """Of each partition of the raw topic the first and the last offset that the damaged files can have rows of."""

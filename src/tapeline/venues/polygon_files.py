@@ -41,6 +41,7 @@ _QUOTES: Final = (
     *("ticker", "ask_exchange", "ask_price", "ask_size", "bid_exchange", "bid_price", "bid_size", "conditions", "indicators"),
     *("participant_timestamp", "sequence_number", "sip_timestamp", "tape", "trf_timestamp"),
 )
+_OPTION_TRADES: Final = ("ticker", "conditions", "correction", "exchange", "price", "sip_timestamp", "size")
 _BARS: Final = ("ticker", "volume", "open", "close", "high", "low", "window_start", "transactions")
 _MARKETS: Final = {"us_stocks_sip": "stocks", "us_options_opra": "options"}
 _KINDS: Final = {"trades_v1": ("T", _TRADES), "quotes_v1": ("Q", _QUOTES), "minute_aggs_v1": ("AM", _BARS)}
@@ -97,6 +98,8 @@ class PolygonFiles:
         except ValueError:
             return None
         channel, header = _KINDS[asked["kind"]]
+        if asked["market"] == "us_options_opra" and channel == "T":
+            header = _OPTION_TRADES
         found = list(self._rows(_MARKETS[asked["market"]], channel, *_new_york(day)))
         return _packed(header, found) if found and f"{day:%Y/%m}" == asked["month"] else None
 
