@@ -178,10 +178,10 @@ def test_what_a_spool_that_is_too_small_refuses_is_counted_and_put_on_record(
     run = home.start("run", "--until-idle", "1")
     until(lambda: home.word("lake").get("tables", {}).get("ticks", {}).get("rows", 0) > 1_000, "nothing flows")
     server.kill()
-    until(lambda: home.word("ingest").get("refused", 0) > 1_000, "nothing is refused")
+    # On a busy machine the first batch alone may be larger than the spool; smaller ones fill it then.
+    until(lambda: home.word("ingest").get("refused", 0) > 1_000 and home.word("ingest")["spooled"] > 500, "the spool is not full")
     assert "is full" in run.said
     assert "could not be kept" in run.said
-    assert home.word("ingest")["spooled"] > 500
     server.start()
     market.halt()
     ended(run)
