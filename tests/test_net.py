@@ -126,6 +126,27 @@ def run(test: Coroutine[Any, Any, None]) -> None:
 # A connection's life
 
 
+def test_what_the_provider_sent_before_it_agrees_to_the_end_is_kept() -> None:
+    """What lies unread in the socket when a person stops the line has arrived, and nothing would say that it is missing."""
+
+    async def test() -> None:
+        async def script(peer: Peer) -> None:
+            await peer.accept(frame(b"ok") + frame(b"d1"))
+            while (await peer.hear())[0] != CLOSE:
+                pass
+            peer.say(b"d2", b"d3")
+            await peer.say_goodbye()
+
+        tape = Tape()
+        async with serving(script) as url, kept(line_of(plan(url), tape)):
+            await eventually(lambda: b"d1" in tape.frames())
+        assert tape.frames() == [b"ok", b"d1", b"d2", b"d3"]
+        assert tape.kinds()[-1] == (1, "closed")
+        assert tape.details("closed") == [{"by": "tapeline", "reason": "stopped"}]
+
+    run(test())
+
+
 def test_a_greeting_that_comes_with_the_upgrade_is_recorded_after_the_opening() -> None:
     async def test() -> None:
         async def script(peer: Peer) -> None:

@@ -200,6 +200,9 @@ class _Listener(WSListener):
                 whole, self.parts, self.parts_size = b"".join(self.parts), [], 0
                 self.take(whole, now_ns)
         elif kind == WSMsgType.CLOSE:
+            if self.close_reason:  # the answer to our own
+                transport.disconnect()
+                return
             code = frame.get_close_code()
             text = (frame.get_close_message() or b"").decode("utf-8", "replace")
             self.close_reason = {
@@ -246,6 +249,14 @@ class _Listener(WSListener):
         if self.transport is not None:
             self.transport.send_close()
             self.transport.disconnect()
+
+    def finish(self, reason: dict[str, Any]) -> None:
+        """Ask for the end, and read on until the provider agrees: what it has sent before that is kept."""
+        if not self.close_reason and self.transport is not None and not self.line.paused:
+            self.close_reason = reason
+            self.transport.send_close()
+        else:
+            self.end(reason)
 
     @property
     def unsent(self) -> int:
@@ -595,7 +606,7 @@ class Line:
             return
         self._open.discard(listener)
         if listener.transport is not None and not listener.transport.is_disconnected:
-            listener.end({"by": "tapeline", "reason": why})
+            listener.finish({"by": "tapeline", "reason": why})
             try:
                 await asyncio.wait_for(listener.transport.wait_disconnected(), 2.0)
             except (TimeoutError, OSError, WSError):
