@@ -63,6 +63,7 @@ def test_what_a_provider_says_moves_no_cursor_in_the_log_and_on_the_status_page(
         "stages": {},
         **dict.fromkeys(("backlog", "leaps", "forgotten", "equations"), ()),
         "gaps": None,
+        "elsewhere": None,
         "passed_over": 0,
     }
     console = Output(file=sink, width=200)

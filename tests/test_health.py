@@ -15,8 +15,9 @@ from tapeline import wiring
 from tapeline.config import Config, ProviderConfig, StoreConfig
 from tapeline.machine import process_space
 from tapeline.monitor.health import snapshot
-from tapeline.monitor.table import tables
+from tapeline.monitor.table import line, tables
 from tapeline.records import NS_PER_S
+from tapeline.streams.embedded import EmbeddedStream
 
 NOW = 1_800_000_000 * NS_PER_S
 
@@ -77,3 +78,24 @@ def test_a_clock_that_leapt_or_is_not_the_provider_s_is_told(tmp_path: Path) -> 
     said = shown(tmp_path)
     assert "clock: at 2027-01-15 08:00:00 UTC the clock leapt ahead by 7,200.0 s (tapeline gaps)" in said
     assert "clock: binance's times are 3.2 s ahead of this machine's: keep the clock by NTP" in said
+
+
+def test_partitions_that_another_run_reads_are_told_beside_the_rates_that_lack_them(tmp_path: Path) -> None:
+    stream = EmbeddedStream(tmp_path / "stream", 4)
+    own = {"pid": os.getpid(), "space": process_space(), "providers": {}}
+
+    def told() -> tuple[str, str]:
+        said, found = StringIO(), snapshot(tmp_path, stream, {}, clock_ns=NOW)
+        Console(file=said, width=300).print(tables(found))
+        return said.getvalue(), line(found)
+
+    speak(tmp_path, "normalize", **own, partitions=[0, 2])
+    table, text = told()
+    assert "2 of 4 partitions are not read by this run: another run on the same stream has them" in table
+    assert "2 of 4 partitions elsewhere" in text
+    speak(tmp_path, "normalize-2", **own, partitions=[1, 3])
+    assert "partitions" not in "".join(told()).replace("by partition", "")
+    for stage in ("normalize", "normalize-2"):  # of what no longer runs, nothing is said
+        speak(tmp_path, stage, **{**own, "pid": 2**22 + 1}, partitions=[0])
+    assert "partitions" not in "".join(told()).replace("by partition", "")
+    stream.close()

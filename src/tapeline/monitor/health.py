@@ -142,12 +142,14 @@ def snapshot(
     totals = stream.totals("normalize") if stream is not None else {}
     ingests = [word for name, word in words.items() if name.partition("-")[0] == "ingest"]
     lines = {name: line for word in ingests for name, line in word.get("lines", {}).items()}
-    paces = [word.get("providers", {}) for name, word in words.items() if name.partition("-")[0] == "normalize" and alive(word, now_ns)]
+    workers = [word for name, word in words.items() if name.partition("-")[0] == "normalize" and alive(word, now_ns)]
+    paces = [word.get("providers", {}) for word in workers]
     names = sorted({name.partition("/")[0] for name in totals} | {line["provider"] for line in lines.values()})
     providers = {name: _provider(name, totals, lines, [pace[name] for pace in paces if name in pace]) for name in names}
     return {
         "stages": shown,
         "providers": providers,
+        "elsewhere": _elsewhere(workers, stream.partitions) if stream is not None else None,
         "lines": {name: _line(line) for name, line in lines.items() if "pair" in line},
         "backlog": [asdict(backlog) for backlog in backlogs(stream, stores, raw_groups)] if stream is not None else [],
         "forgotten": [{"stage": name, **entry} for name, word in words.items() for entry in word.get("forgotten", [])],
@@ -160,6 +162,12 @@ def snapshot(
             for e in ([*equations(stream, stores), *between(stream, stores)] if stream is not None else [])
         ],
     }
+
+
+def _elsewhere(workers: Sequence[Mapping[str, Any]], partitions: int) -> dict[str, int] | None:
+    """How many partitions of the raw topic no worker of this run has: those of another run on the same stream have them."""
+    mine = {partition for word in workers for partition in word.get("partitions", [])}
+    return {"partitions": partitions - len(mine), "of": partitions} if workers and len(mine) < partitions else None
 
 
 def _line(line: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ def tables(snapshot: Mapping[str, Any]) -> RenderableType:
     """Providers, stages and the accounting, one under the other."""
     return Group(
         _providers(snapshot),
+        *_elsewhere(snapshot),
         *_troubles(snapshot),
         *_lines(snapshot),
         _stages(snapshot),
@@ -49,6 +50,15 @@ def _providers(snapshot: Mapping[str, Any]) -> Table:
             f"{p['reconnects']:,}",
         )
     return table
+
+
+def _elsewhere(snapshot: Mapping[str, Any]) -> list[Text]:
+    """Partitions that no worker of this run reads: the rates above are without them."""
+    one = snapshot["elsewhere"]
+    if one is None:
+        return []
+    text = f"{one['partitions']} of {one['of']} partitions are not read by this run: another run on the same stream has them, or they are "
+    return [Text(f"{text}being handed over. ticks/s and the latencies are without theirs; the counts are of all", style="yellow")]
 
 
 def _troubles(snapshot: Mapping[str, Any]) -> list[Text]:
@@ -167,6 +177,8 @@ def line(snapshot: Mapping[str, Any]) -> str:
         f" {p['reconnects']} reconnects)"
         for name, p in snapshot["providers"].items()
     ]
+    if (one := snapshot["elsewhere"]) is not None:
+        parts.append(f"{one['partitions']} of {one['of']} partitions elsewhere")
     backlog = sum(entry["records"] for entry in snapshot["backlog"])
     balanced = "balanced" if all(entry["balanced"] for entry in snapshot["equations"]) else "NOT BALANCED"
     return f"{' | '.join(parts) or 'no data yet'} | backlog {backlog:,} | {balanced}"
