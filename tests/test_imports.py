@@ -48,12 +48,14 @@ CONCRETE = {
     "tapeline.stores.lake_checking",
     "tapeline.stores.lake_files",
     "tapeline.stores.lake_reading",
+    "tapeline.stores.lake_renaming",
     "tapeline.stores.lake_repairing",
     "tapeline.stores.lake_retention",
     "tapeline.stores.lake_sealing",
     "tapeline.stores.ledger_file",
     "tapeline.stores.postgres",
     "tapeline.stores.postgres_ledger",
+    "tapeline.stores.postgres_renaming",
 }
 WHO_KNOWS_CONCRETE = {"tapeline.wiring", "tapeline.cli", "tapeline.demo", "tapeline.query", "tapeline.reading"}
 #: Library to who may import it, venues aside; of a package, all its modules.
@@ -71,6 +73,7 @@ OWNERS = {
         "tapeline.stores.lake",
         "tapeline.stores.lake_files",
         "tapeline.stores.lake_reading",
+        "tapeline.stores.lake_renaming",
         "tapeline.stores.lake_repairing",
         "tapeline.stores.lake_retention",
         "tapeline.query",
@@ -80,6 +83,7 @@ OWNERS = {
         "tapeline.reading",
         "tapeline.stores.lake_checking",
         "tapeline.stores.lake_reading",
+        "tapeline.stores.lake_renaming",
         "tapeline.stores.lake_repairing",
         "tapeline.stores.lake_sealing",
         "tapeline.truth",
@@ -90,6 +94,7 @@ OWNERS = {
         "tapeline.stores.postgres",
         "tapeline.stores.postgres_ledger",
         "tapeline.stores.postgres_reading",
+        "tapeline.stores.postgres_renaming",
         "tapeline.stores.schema",
     },
     "adbc_driver_postgresql": {"tapeline.stores.database"},

@@ -28,7 +28,7 @@ from tapeline.records import BARS_TOPIC, NORMALIZED_TOPICS, REJECTED_TOPIC, TICK
 from tapeline.stores import lake_sealing
 from tapeline.stores.lake import Lake
 from tapeline.stores.lake_reading import LakeSource
-from tapeline.stores.lake_sealing import Sealed, SealFailed, seal
+from tapeline.stores.lake_sealing import Rows, Sealed, SealFailed, seal
 from tapeline.stores.selection import Selection
 
 TODAY, TOMORROW = date(2024, 3, 15), date(2024, 3, 16)
@@ -164,7 +164,7 @@ def test_a_copy_that_differs_is_not_swapped_in(root: Path, monkeypatch: pytest.M
     before = logged(root, TICKS_TOPIC)
     files = sorted(path for path in root.rglob("date=*/*.parquet"))
     real = lake_sealing._fingerprint
-    monkeypatch.setattr(lake_sealing, "_fingerprint", lambda db, topic, files: real(db, topic, files[:1]))
+    monkeypatch.setattr(lake_sealing, "_fingerprint", lambda db, topic, rows: real(db, topic, Rows({"files": rows.values["files"][:1]})))
     with pytest.raises(SealFailed, match="the number of rows, column symbol"):
         quietly(root)
     assert logged(root, TICKS_TOPIC) == before
@@ -186,7 +186,7 @@ def test_every_way_to_spoil_a_copy_is_seen(tmp_path: Path) -> None:
             path = tmp_path / f"{name}.parquet"
             batch = ticks(*content)
             pq.write_table(pa.table(batch).append_column("ts", pa.array([0] * len(content), pa.timestamp("us", "UTC"))), path)
-            return lake_sealing._fingerprint(db, TICKS_TOPIC, [str(path)])
+            return lake_sealing._fingerprint(db, TICKS_TOPIC, Rows.of([path]))
 
         fine = told("fine", rows)
         assert told("in another order", [{**row, "raw_offset": at} for at, row in reversed(list(enumerate(rows)))]) == fine

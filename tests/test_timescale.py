@@ -15,7 +15,10 @@ from tapeline.providers import identity
 from tapeline.records import BARS_TOPIC, NS_PER_S, TICKS, TICKS_TOPIC, Chunk, Topic
 from tapeline.secret import NO_SECRET
 from tapeline.stores import Written
+from tapeline.stores.database import Database
 from tapeline.stores.postgres import Postgres
+from tapeline.stores.postgres_renaming import PostgresRenaming
+from tapeline.stores.renaming import Renaming
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -101,3 +104,16 @@ def test_trades_become_bars_of_a_second_a_minute_and_an_hour(url: str) -> None:
     assert first == {"open": 10.0, "high": 12.0, "low": 9.0, "close": 9.0, "volume": 6.0, "vwap": 62.0 / 6.0, "trades": 3}
     views = run(url, "CALL refresh_continuous_aggregate('trade_bars_1s', NULL, NULL)", "SELECT count(*) AS n FROM trade_bars_1s")
     assert views == [{"n": 4}]
+
+
+def test_a_symbol_is_renamed_in_days_that_are_compressed_too(url: str) -> None:
+    old, new = {"symbol": "AD/AEUR"}, {"symbol": "ADA/EUR"}
+    with closing(Postgres(url, NO_SECRET, identity)) as store:
+        write(store, TICKS_TOPIC, ticks(*[{**old, "sequence": n, "raw_offset": n, "ts_ns": NOON + n} for n in range(50)]))
+        write(store, TICKS_TOPIC, ticks({**new, "sequence": 49, "raw_offset": 99, "received_ns": NOON + DAY, "ts_ns": NOON + 49}))
+        run(url, "SELECT compress_chunk(c)::text FROM show_chunks('ticks') c")
+    renaming = PostgresRenaming(Database(url, NO_SECRET), identity)
+    done = list(renaming.rename(Renaming("binance", "spot", "AD/AEUR", "ADA/EUR"), lambda *_: None, dry_run=False))
+    assert [(one.rows, one.duplicates) for one in done] == [(50, 1)]
+    found = run(url, "SELECT symbol, raw_offset FROM ticks ORDER BY raw_offset")
+    assert found == [{"symbol": "ADA/EUR", "raw_offset": n} for n in range(50)]

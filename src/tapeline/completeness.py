@@ -524,6 +524,60 @@ def _join(runs: list[Run], new: Run) -> None:
     runs[low:high] = [new]
 
 
+def renamed(facts: Facts, provider: str, feed: str, old: str, new: str) -> Facts:
+    """The facts as they would be had a symbol always had its new name. What differs is touched; the facts given stay as they are."""
+    runs = {key: list(found) for key, found in facts.runs.items()}
+    touched: set[Key] = set()
+    for key in [key for key in runs if (key.provider, key.feed, key.symbol) == (provider, feed, old)]:
+        right = key._replace(symbol=new)
+        for run in runs.pop(key):
+            _join(runs.setdefault(right, []), run)
+        touched.add(right)
+    mine = {name: life for name, life in facts.lives.items() if (life.provider, life.feed) == (provider, feed)}
+    changed = {name: other for name, life in mine.items() if (other := _life_renamed(life, old, new)) != life}
+    found = Facts.of(runs, {**facts.lives, **changed})
+    found.touched_runs, found.touched_lives = touched, set(changed)
+    return found
+
+
+def _life_renamed(life: Life, old: str, new: str) -> Life:
+    """A connection whose records have a symbol under its new name."""
+
+    def right(label: str) -> str:
+        channel, _, symbol = label.partition(" ")
+        return f"{channel} {new}" if symbol == old else label
+
+    def spans(entries: Iterable[tuple[str, int, int]]) -> list[tuple[str, int, int]]:
+        return sorted({(right(label), first, last) for label, first, last in entries})
+
+    def begun(entries: Iterable[tuple[str, int, int, int]]) -> list[tuple[str, int, int, int]]:
+        pages: dict[tuple[str, int, int], int] = {}
+        for label, first, last, count in entries:
+            wanted = (right(label), first, last)
+            pages[wanted] = max(count, pages.get(wanted, 0))
+        return sorted((*wanted, count) for wanted, count in pages.items())
+
+    first: dict[str, int] = {}
+    for label, at_ns in life.first.items():
+        first[right(label)] = min(at_ns, first.get(right(label), at_ns))
+    read: list[tuple[str, int, int]] = []
+    for entry in spans(life.read):
+        read = _with(read, entry)
+    subscriptions = [PROVIDERS[life.provider].subscription(life.feed, topic, life.names) for topic in life.topics]
+    asked_for = any(found is not None and found[1] == old for found in subscriptions)
+    return msgspec.structs.replace(
+        life,
+        names={**life.names, new.replace("/", ""): new} if asked_for else life.names,
+        first=first,
+        asked=spans(life.asked),
+        read=read,
+        rejected=spans(life.rejected),
+        asking=begun(life.asking),
+        reading=begun(life.reading),
+        rejecting=spans(life.rejecting),
+    )
+
+
 # ---- findings out
 
 

@@ -13,8 +13,8 @@ from tapeline.errors import Busy, DiskTrouble
 
 
 @contextmanager
-def own(path: Path, what: str, wait_s: float = 0.0) -> Iterator[None]:
-    """Hold `path` while the block runs, waiting up to `wait_s` for another holder to end.
+def own(path: Path, what: str, wait_s: float = 0.0, *, by: str = "") -> Iterator[None]:
+    """Hold `path` while the block runs, waiting up to `wait_s` for another holder to end. `by`: who holds it, where that is not `what`.
 
     Raises Busy that names the process which holds it, DiskTrouble where it cannot be made."""
     try:
@@ -33,7 +33,7 @@ def own(path: Path, what: str, wait_s: float = 0.0) -> Iterator[None]:
             raise Busy(f"{what} already runs here: {holder} holds {path}. Stop that one first, or set another data_dir.") from None
         with suppress(OSError):  # a full disk: the lock holds without its holder's name
             os.ftruncate(file, 0)
-            os.pwrite(file, f"{what}, process {os.getpid()}, since {time.strftime('%Y-%m-%d %H:%M:%S %z')}\n".encode(), 0)
+            os.pwrite(file, f"{by or what}, process {os.getpid()}, since {time.strftime('%Y-%m-%d %H:%M:%S %z')}\n".encode(), 0)
         yield
     finally:
         os.close(file)

@@ -44,6 +44,7 @@ from tapeline.stores.lake import Lake
 from tapeline.stores.lake_retention import Keep, prune
 from tapeline.stores.ledger import Ledger
 from tapeline.stores.ledger_file import LedgerFile
+from tapeline.stores.renaming import Renames
 from tapeline.stores.selection import Source
 from tapeline.streams import Lease, Stream
 from tapeline.streams.embedded import EmbeddedStream
@@ -317,6 +318,24 @@ def open_stores(config: Config) -> dict[str, Store]:
     return stores
 
 
+def open_renames(config: Config, environ: Mapping[str, str] | None = None) -> list[Renames]:
+    """What gives a symbol another name in each of the configured stores; nothing is connected yet. Raises ConfigError."""
+    open_stores(config)  # an address that no store has and a package that is missing are named there
+    found: list[Renames] = []
+    for store in config.stores:
+        if store_name(store) == "lake":
+            from tapeline.stores.lake_renaming import LakeRenaming
+
+            found.append(LakeRenaming(_lake_folder(config, store), identity))
+        else:
+            from tapeline.stores.database import Database
+            from tapeline.stores.postgres_renaming import PostgresRenaming
+
+            password = store_password(store, environment() if environ is None else environ)
+            found.append(PostgresRenaming(Database(store.url, password), identity))
+    return found
+
+
 def plans(config: Config, environ: Mapping[str, str]) -> list[tuple[ProviderConfig, Plan]]:
     """The connections that the configuration asks for. Raises ConfigError that names the feed, channel or secret at fault."""
     found: list[tuple[ProviderConfig, Plan]] = []
@@ -482,15 +501,25 @@ def names(config: Config) -> Names:
 def known_names(config: Config) -> Names:
     """As configured, and as the exchange's lists in the stream say; where that is away or not begun, as configured."""
     configured = names(config)
-    if config.stream.url == "embedded:" and not (config.root / "stream").exists():
+    stream = open_stream_with_data(config)
+    if stream is None:
         return configured
-    stream = open_stream(config)
     try:
-        return merged(noted(stream), configured)
+        return names_in_force(config, stream)
     except (Unavailable, Refused):
         return configured
     finally:
         stream.close()
+
+
+def open_stream_with_data(config: Config) -> Stream | None:
+    """The stream of a run that was; None where there was none: looking on makes none."""
+    return None if config.stream.url == "embedded:" and not (config.root / "stream").exists() else open_stream(config)
+
+
+def names_in_force(config: Config, stream: Stream | None) -> Names:
+    """As configured, and as the exchange's lists in the stream say. Raises Unavailable."""
+    return merged(noted(stream), names(config)) if stream is not None else names(config)
 
 
 def pairs(planned: Sequence[tuple[ProviderConfig, Plan]], recorder: net.Recorder, refused: Callable[[], int]) -> dict[str, Pair]:

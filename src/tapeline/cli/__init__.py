@@ -9,7 +9,7 @@ from rich.console import Console
 
 # In the order in which --help lists the commands that each adds.
 # isort: off
-from tapeline.cli import stages, trying, looking, completeness, backfilling, rejected, lake, exporting
+from tapeline.cli import stages, trying, looking, completeness, backfilling, rejected, lake, renaming, exporting
 
 # isort: on
 from tapeline.cli.app import app
@@ -17,7 +17,7 @@ from tapeline.cli.terminal import escape, without_secrets
 from tapeline.console import printable
 from tapeline.errors import TapelineError
 
-__all__ = ["app", "backfilling", "completeness", "exporting", "lake", "looking", "main", "rejected", "stages", "trying"]
+__all__ = ["app", "backfilling", "completeness", "exporting", "lake", "looking", "main", "rejected", "renaming", "stages", "trying"]
 
 
 class _WithoutPandas(MetaPathFinder):

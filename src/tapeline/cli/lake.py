@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from tapeline.cli.app import app
-from tapeline.cli.terminal import ConfigOption, TableOrJson, echo, load_config, stream_with_data
+from tapeline.cli.terminal import ConfigOption, TableOrJson, echo, load_config, progress_bars, stream_with_data
 from tapeline.config import Config
 from tapeline.errors import ConfigError
 
@@ -23,7 +20,6 @@ if TYPE_CHECKING:
     from tapeline.stores.lake_checking import Checked
     from tapeline.stores.lake_repairing import Repaired
     from tapeline.stores.lake_retention import Pruned, Vacuumed
-    from tapeline.stores.lake_sealing import Progress as Told
     from tapeline.stores.lake_sealing import Sealed
 
 
@@ -52,7 +48,7 @@ def seal(
     chosen = [_day(text) for text in days]
     root = _lake(settings)
     for day in chosen:
-        with _shown(f"sealing {day}") as told:
+        with progress_bars(f"sealing {day}") as told:
             done = seal_day(root, day, told)
         for one in done:
             echo(_as_json(one) if format is TableOrJson.json else _in_words(one))
@@ -118,7 +114,7 @@ def check(
 
     settings = load_config(config)
     root, chosen = _lake(settings), _day(day) if day is not None else None
-    with _shown("checking") as told:
+    with progress_bars("checking") as told:
         done = check_lake(root, identity, chosen, told)
     for one in done:
         echo(_as_json(one) if format is TableOrJson.json else _checked(one))
@@ -147,7 +143,7 @@ def repair(
     root, stream = _lake(settings), stream_with_data(settings)
     whole, found = True, False
     try:
-        with _shown("looking at") as told:
+        with progress_bars("looking at") as told:
             for one in repair_lake(root, identity, RawRecords(stream, DECODERS, wiring.names(settings)), told, drop=drop):
                 echo(_as_json(one) if format is TableOrJson.json else _repaired(one))
                 whole, found = whole and not one.trouble and not one.lost, True
@@ -207,19 +203,3 @@ def _in_words(one: Sealed) -> str:
         return f"{one.day} {one.table}: sealed already" if one.files_after else f"{one.day} {one.table}: nothing there"
     files = f"{one.files_before:,} files, {one.bytes_before / 1e6:,.1f} MB, are now {one.files_after:,}, {one.bytes_after / 1e6:,.1f} MB"
     return f"{one.day} {one.table}: {one.rows:,} rows in {files}"
-
-
-@contextmanager
-def _shown(what: str) -> Iterator[Told]:
-    """A progress bar for each table, on a terminal."""
-    rows = TextColumn("{task.completed:,} of {task.total:,} rows")
-    columns = (TextColumn("{task.description}"), BarColumn(), rows, TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        tasks: dict[str, TaskID] = {}
-
-        def told(table: str, done: int, rows: int) -> None:
-            if table not in tasks:
-                tasks[table] = bar.add_task(f"{what} {table}", total=rows)
-            bar.update(tasks[table], completed=done)
-
-        yield told

@@ -10,7 +10,7 @@ import queue
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, date, datetime
 from enum import StrEnum
@@ -172,3 +172,21 @@ def own_stage(settings: Config, stage: str) -> Any:
     """A stage's lock. Under a supervisor, a predecessor that is just ending, at most as long as it may finish its work, is waited for."""
     gc.freeze()  # what start-up has made is never garbage: a collection that walks it all would be felt in the latency
     return own(settings.root / "locks" / stage, f"tapeline {stage}", wait_s=90.0 if supervisor() is not None else 0.0)
+
+
+@contextmanager
+def progress_bars(what: str) -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar for each table that is worked on, on a terminal."""
+    from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+    rows = TextColumn("{task.completed:,} of {task.total:,} rows")
+    columns = (TextColumn("{task.description}"), BarColumn(), rows, TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def told(table: str, done: int, rows: int) -> None:
+            if table not in tasks:
+                tasks[table] = bar.add_task(f"{what} {table}", total=rows)
+            bar.update(tasks[table], completed=done)
+
+        yield told

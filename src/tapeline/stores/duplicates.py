@@ -23,7 +23,7 @@ IdentityRule = Callable[[str, str, str], Identity]
 Held = Callable[[Topic, pa.RecordBatch, Identity, Channel | None], pa.Table | None]
 #: What tells apart records that no provider has numbered: where in the raw topic they come from. They come twice where normalize's own
 #: place was lost.
-_BY_RAW: Final = Identity(("raw_partition", "raw_offset", "raw_index"))
+BY_RAW: Final = Identity(("raw_partition", "raw_offset", "raw_index"))
 
 
 def fresh_of(batch: pa.RecordBatch, topic: Topic, rule: IdentityRule, held: Held) -> pa.RecordBatch:
@@ -31,7 +31,7 @@ def fresh_of(batch: pa.RecordBatch, topic: Topic, rule: IdentityRule, held: Held
     if not batch.num_rows:
         return batch
     if topic not in (TICKS_TOPIC, BARS_TOPIC):
-        return batch.filter(pa.array(_first_seen(batch, _BY_RAW, held(topic, batch, _BY_RAW, None))))
+        return batch.filter(pa.array(_first_seen(batch, BY_RAW, held(topic, batch, BY_RAW, None))))
     keep = np.ones(batch.num_rows, bool)
     for channel, rows in by_channel(batch):
         identity = rule(*channel)

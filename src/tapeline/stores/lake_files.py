@@ -36,7 +36,8 @@ _FORMAT: Final = 1
 _DESCRIPTION: Final = "Tapeline lake, format "
 #: A flush every few seconds makes a long log: who opens the table reads what came after the last checkpoint, and old parts are removed.
 _LOG: Final = {"delta.checkpointInterval": "20", "delta.logRetentionDuration": "interval 2 days"}
-#: How the names of files begin: a flush of the store; one made again from the raw topic; a sealed one, and a day with no others is sealed.
+#: How the names of files begin: a flush of the store; one made again, from the raw topic or with another name of a symbol; a sealed one. A
+#: day with no others is sealed.
 PART: Final = "part-"
 MADE: Final = "made-"
 SEALED: Final = "sealed-"

@@ -9,7 +9,7 @@ log see all of the old or all of the new.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -57,6 +57,19 @@ class Sealed:
         return self.files_before > 0
 
 
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The rows that a sorted copy is to have: those of files as they are, or as a query makes them."""
+
+    #: Parameters of the query: `files`, and what else it needs.
+    values: Mapping[str, str | list[str]]
+    text: str = "SELECT * FROM read_parquet($files, hive_partitioning = false)"
+
+    @staticmethod
+    def of(files: Sequence[str | Path]) -> Rows:
+        return Rows({"files": lake_files.for_duckdb(files)})
+
+
 def seal(root: Path, day: date, progress: Progress) -> list[Sealed]:
     """Seal one UTC day of every table of the lake under `root`; a day that is sealed, or has no rows any more, stays as it is.
 
@@ -82,8 +95,10 @@ def _seal(folder: Path, topic: Topic, day: date, progress: Progress) -> Sealed:
             if (wrong := lake_files.damage(folder, path, held, rows)) is not None:
                 raise OSError(f"{folder / path} {wrong}")
         aside = folder / ASIDE
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir()
         try:
-            new = _write(folder, topic, [str(folder / path) for path in old["path"].to_pylist()], aside, progress)
+            new = sorted_copy(folder, topic, Rows.of([folder / path for path in old["path"].to_pylist()]), aside, progress)
             added = lake_files.place(folder, day, new, SEALED)
             lake_files.commit(folder, table, old, added, [], data_change=False)
         finally:
@@ -94,34 +109,28 @@ def _seal(folder: Path, topic: Topic, day: date, progress: Progress) -> Sealed:
         return Sealed(topic.table, day, lake_files.total(old, "num_records"), old.num_rows, len(added), size, sizes)
 
 
-def _write(folder: Path, topic: Topic, old: Sequence[str], aside: Path, progress: Progress) -> list[Path]:
-    """The rows of the old files, sorted, in files aside; verified."""
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
+def sorted_copy(folder: Path, topic: Topic, rows: Rows, aside: Path, progress: Progress) -> list[Path]:
+    """The rows, sorted, in files aside, which were read back and compared. Raises SealFailed where they differ."""
     settings = NO_DOWNLOADS | {"temp_directory": str(aside / "spilled"), "memory_limit": MEMORY, "preserve_insertion_order": True}
     names, order = names_of(topic), order_of(topic)
     new: list[Path] = []
     with duckdb.connect(config=settings) as db:
-        rows = int(
-            db.sql(
-                "SELECT count(*) FROM read_parquet($files, hive_partitioning = false)", params={"files": lake_files.for_duckdb(old)}
-            ).fetchall()[0][0]
-        )
-        for condition, values, count in _parts(db, topic, old, rows):
-            progress(topic.table, sum(pq.read_metadata(path).num_rows for path in new), rows)
-            text = f"SELECT {names} FROM read_parquet($files, hive_partitioning = false) WHERE {condition} ORDER BY {order}"  # noqa: S608
+        total = int(db.sql(f"SELECT count(*) FROM ({rows.text})", params=dict(rows.values)).fetchall()[0][0])  # noqa: S608 our own text
+        for condition, values, count in _parts(db, topic, rows, total):
+            progress(topic.table, sum(pq.read_metadata(path).num_rows for path in new), total)
+            text = f"SELECT {names} FROM ({rows.text}) WHERE {condition} ORDER BY {order}"  # noqa: S608
             path = aside / f"{len(new):04}.part"
-            db.sql(text, params={"files": lake_files.for_duckdb(old), **values}).write_parquet(
-                str(path), compression="zstd", row_group_size=GROUP_ROWS
-            )
+            db.sql(text, params={**rows.values, **values}).write_parquet(str(path), compression="zstd", row_group_size=GROUP_ROWS)
             if (written := pq.read_metadata(path).num_rows) != count:
                 raise SealFailed(f"{path} holds {written} rows of {count}. Nothing was changed.")
             new.append(path)
-        was, now = _fingerprint(db, topic, old), _fingerprint(db, topic, [str(path) for path in new])
+        if not new:
+            return []
+        was, now = _fingerprint(db, topic, rows), _fingerprint(db, topic, Rows.of(new))
     differing = [name for name in was if was[name] != now[name]]
     if differing:
         raise SealFailed(f"{folder}: the sorted copy differs from what was there in {', '.join(differing)}. Nothing was changed.")
-    progress(topic.table, rows, rows)
+    progress(topic.table, total, total)
     return new
 
 
@@ -130,14 +139,15 @@ def order_of(topic: Topic) -> str:
     return ", ".join(name for name in _ORDER if name in topic.schema.names)
 
 
-def _parts(db: duckdb.DuckDBPyConnection, topic: Topic, files: Sequence[str], rows: int) -> Iterator[tuple[str, dict[str, Any], int]]:
+def _parts(db: duckdb.DuckDBPyConnection, topic: Topic, rows: Rows, total: int) -> Iterator[tuple[str, dict[str, Any], int]]:
     """(condition, its parameters, rows) of each file that is to be: neighbouring symbols together, none in two files."""
     if topic.schema.names[0] != "symbol":
-        yield "true", {}, rows
+        if total:
+            yield "true", {}, total
         return
-    counted = "SELECT symbol, count(*) FROM read_parquet($files, hive_partitioning = false) GROUP BY symbol ORDER BY symbol"
+    counted = f"SELECT symbol, count(*) FROM ({rows.text}) GROUP BY symbol ORDER BY symbol"  # noqa: S608
     first, last, held = "", "", 0
-    for symbol, count in db.sql(counted, params={"files": lake_files.for_duckdb(files)}).fetchall():
+    for symbol, count in db.sql(counted, params=dict(rows.values)).fetchall():
         if held and held + count > _FILE_ROWS:
             yield "symbol BETWEEN $first AND $last", {"first": first, "last": last}, held
             held = 0
@@ -146,12 +156,11 @@ def _parts(db: duckdb.DuckDBPyConnection, topic: Topic, files: Sequence[str], ro
         yield "symbol BETWEEN $first AND $last", {"first": first, "last": last}, held
 
 
-def _fingerprint(db: duckdb.DuckDBPyConnection, topic: Topic, files: Sequence[str]) -> dict[str, int]:
+def _fingerprint(db: duckdb.DuckDBPyConnection, topic: Topic, rows: Rows) -> dict[str, int]:
     """What equal rows in any order have in common: their number, and sums of hashes of each column, of the ids and of whole rows."""
     columns = [f'"{name}"' for name in (*topic.schema.names, "ts")]
     sums = [f"sum(hash({name}))" for name in columns]
     sums += [f"sum(hash({', '.join(IDS)}))", f"sum(hash({', '.join(columns)}))"]
-    text = f"SELECT count(*), {', '.join(sums)} FROM read_parquet($files, hive_partitioning = false)"  # noqa: S608 our own names
-    (row,) = db.sql(text, params={"files": lake_files.for_duckdb(files)}).fetchall()
+    (row,) = db.sql(f"SELECT count(*), {', '.join(sums)} FROM ({rows.text})", params=dict(rows.values)).fetchall()  # noqa: S608 our own names
     names = ["the number of rows", *(f"column {name}" for name in (*topic.schema.names, "ts")), "the ids", "whole rows"]
     return dict(zip(names, row, strict=True))

@@ -41,6 +41,9 @@ class Ledger(Protocol):
 
         Raises Unavailable."""
 
+    def forget(self, keys: Iterable[Key]) -> None:
+        """Remove the runs of keys; of those that have none, nothing. Raises Unavailable."""
+
     def intervals(self) -> pa.Table:
         """Every interval by key and time, as `INTERVALS`; empty where nothing was ever kept. Raises Unavailable, NewerData."""
 

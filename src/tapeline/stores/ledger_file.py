@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Final
@@ -70,6 +70,10 @@ class LedgerFile:
             db.executemany(f"DELETE FROM intervals WHERE {_KEY} AND number >= ?", [(*key, same) for key, (same, _) in changes.items()])  # noqa: S608
             db.executemany("INSERT INTO intervals VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows_of(changes))
             db.executemany("INSERT OR REPLACE INTO positions VALUES (?, ?)", list(positions.items()))
+
+    def forget(self, keys: Iterable[Key]) -> None:
+        with self._written() as db:
+            db.executemany(f"DELETE FROM runs WHERE {_KEY}", list(keys))  # noqa: S608 our own columns
 
     def intervals(self) -> pa.Table:
         names = ", ".join(INTERVALS.names)

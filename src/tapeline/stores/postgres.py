@@ -121,7 +121,7 @@ class Postgres:
             return
         order = [(name, "ascending") for name in ("symbol", "ts_ns") if name in rows.schema.names and not rows[name].null_count]
         rows = rows.sort_by(order) if order else rows
-        table = _table(topic)
+        table = table_of(topic)
         for divided in () if self._timescale else (table, "bars") if topic is BARS_TOPIC else (table,):
             self._divide(cursor, divided, rows)
         kept = rows.drop_columns(["date"])
@@ -155,7 +155,7 @@ class Postgres:
             try:
                 with self._transaction() as cursor:
                     self._migrate(cursor)
-                    cursor.execute(self._sql.one("copy_of", name="tried", table=_table(topic)))
+                    cursor.execute(self._sql.one("copy_of", name="tried", table=table_of(topic)))
                     cursor.adbc_ingest("tried", part.drop_columns(["date"]), mode="append", temporary=True)
             except CannotHold as again:
                 found |= self._cannot_hold(topic, part, again)
@@ -186,7 +186,7 @@ class Postgres:
         if channel is None:
             columns = ", ".join(f'"{name}"' for name in identity.told)
             times = pc.min_max(some["ts"]).as_py()
-            cursor.execute(self._sql.one("held_of_all", columns=columns, table=_table(topic)), (times["min"], times["max"]))
+            cursor.execute(self._sql.one("held_of_all", columns=columns, table=table_of(topic)), (times["min"], times["max"]))
             return cursor.fetch_arrow_table()
         if identity.rising:
             self._learn(cursor, some, identity, channel)
@@ -195,7 +195,7 @@ class Postgres:
             return None
         low, high = pc.min(some["ts_ns"]).as_py() - identity.drift_ns, pc.max(some["ts_ns"]).as_py() + identity.drift_ns
         names = [name for name in dict.fromkeys((*identity.told, "ts_ns")) if name != "date"]
-        question = self._sql.one("held", columns=", ".join(f'"{name}"' for name in names), table=_table(topic))
+        question = self._sql.one("held", columns=", ".join(f'"{name}"' for name in names), table=table_of(topic))
         cursor.execute(question, (*channel, _time(low), _time(high + NS_PER_US)))
         found = cursor.fetch_arrow_table()
         return _with_day(found) if "date" in identity.columns else found
@@ -259,7 +259,8 @@ class Postgres:
                 log.debug("The connection did not close: %s", error)
 
 
-def _table(topic: Topic) -> str:
+def table_of(topic: Topic) -> str:
+    """The table that all records of a topic go to."""
     return _TABLES.get(topic.table, topic.table)
 
 

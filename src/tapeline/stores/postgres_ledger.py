@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Final
 
@@ -62,6 +62,11 @@ class PostgresLedger:
             for name, rows in written.items():
                 if rows:
                     cursor.executemany(self._sql.one(name), rows)
+
+    def forget(self, keys: Iterable[Key]) -> None:
+        with self._transaction() as cursor:
+            if self._there(cursor) and (gone := list(keys)):
+                cursor.executemany(self._sql.one("forget_runs"), gone)
 
     def intervals(self) -> pa.Table:
         with self._transaction() as cursor:

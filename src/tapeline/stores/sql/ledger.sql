@@ -31,6 +31,9 @@ INSERT INTO tapeline_ledger_lives (name, body) VALUES ($1, $2) ON CONFLICT (name
 INSERT INTO tapeline_ledger_runs (provider, feed, channel, symbol, body) VALUES ($1, $2, $3, $4, $5)
 ON CONFLICT (provider, feed, channel, symbol) DO UPDATE SET body = excluded.body
 
+-- name: forget_runs
+DELETE FROM tapeline_ledger_runs WHERE provider = $1 AND feed = $2 AND channel = $3 AND symbol = $4
+
 -- name: forget_intervals
 DELETE FROM tapeline_ledger_intervals WHERE provider = $1 AND feed = $2 AND channel = $3 AND symbol = $4 AND number >= $5
 

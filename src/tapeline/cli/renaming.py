@@ -1,0 +1,110 @@
+"""The command for a symbol that was kept under a wrong name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tapeline.cli.app import app
+from tapeline.cli.terminal import ConfigOption, TableOrJson, echo, load_config, progress_bars
+from tapeline.config import Config
+from tapeline.errors import Busy
+from tapeline.locks import own
+
+if TYPE_CHECKING:
+    from tapeline.jobs.rename import RenamedFacts, Waiting
+    from tapeline.stores.renaming import Renamed, Renaming
+
+
+@app.command()
+def rename(
+    old: Annotated[str, typer.Argument(help="The wrong name, such as AD/AEUR.")],
+    new: Annotated[str, typer.Argument(help="The right one, such as ADA/EUR.")],
+    provider: Annotated[str, typer.Option(help="Whose symbol it is.")] = "binance",
+    feed: Annotated[str, typer.Option(help="Of which feed.")] = "spot",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be changed, and change nothing.")] = False,
+    config: ConfigOption = None,
+    format: Annotated[TableOrJson, typer.Option(help="table, or json: an object a line.")] = TableOrJson.table,  # noqa: A002
+) -> None:
+    """Correct what earlier versions kept under a wrongly split symbol: rows in every store, and what the ledger knows.
+
+    Both names have to be one symbol of the exchange, and the new one has to be the name that its events get today. The stores and the
+    ledger must not run meanwhile; ingest and normalize may. An event that is there under both names is kept once: the row that came first.
+    Killed at any moment, it is called again and goes on; called twice, it changes nothing. Status 1: rows under the old name still wait in
+    the stream for a store.
+
+    Example: `tapeline rename AD/AEUR ADA/EUR --dry-run`
+    """
+    from tapeline import wiring
+    from tapeline.jobs.rebuild import RawRecords
+    from tapeline.jobs.rename import check, waiting
+    from tapeline.jobs.rename import rename as rename_symbol
+    from tapeline.providers import DECODERS
+    from tapeline.stores.renaming import Renaming
+
+    settings = load_config(config)
+    one = Renaming(provider, feed, old, new)
+    stores = wiring.open_renames(settings)
+    with ExitStack() as open_:
+        stream = wiring.open_stream_with_data(settings)
+        if stream is not None:
+            open_.callback(stream.close)
+        check(one, wiring.names_in_force(settings, stream))
+        if not dry_run:
+            open_.enter_context(_alone(settings))
+        found = False
+        with progress_bars("looking at" if dry_run else "renaming") as told:
+            for done in rename_symbol(one, stores, wiring.open_ledger(settings), told, dry_run=dry_run):
+                found = True
+                echo(_as_json(done) if format is TableOrJson.json else _in_words(done, one, dry_run=dry_run))
+        left = list(waiting(one, stores, RawRecords(stream, DECODERS))) if stream is not None else []
+        for some in left:
+            echo(_as_json(some) if format is TableOrJson.json else _in_words(some, one, dry_run=dry_run))
+    if not (found or left) and format is not TableOrJson.json:
+        echo(f"Nothing is kept under {old}.")
+    raise typer.Exit(1 if left else 0)
+
+
+@contextmanager
+def _alone(settings: Config) -> Iterator[None]:
+    """Hold the locks of everything that writes to the stores and the ledger. Raises Busy that says who has one."""
+    from tapeline import wiring
+
+    with ExitStack() as held:
+        try:
+            for stage in ("run", *map(wiring.store_name, settings.stores), "ledger"):
+                held.enter_context(own(settings.root / "locks" / stage, f"tapeline {stage}", by="tapeline rename"))
+        except Busy as error:
+            raise Busy(f"Nothing was renamed: the stores and the ledger must not run meanwhile. {error}") from None
+        yield
+
+
+def _as_json(one: Renamed | RenamedFacts | Waiting) -> str:
+    from tapeline.jobs.rename import RenamedFacts, Waiting
+
+    extra = {"store": "ledger"} if isinstance(one, RenamedFacts) else {}
+    found = asdict(one)
+    if isinstance(one, Waiting):
+        found["waiting"] = found.pop("rows")
+    return json.dumps(extra | found, default=str)
+
+
+def _in_words(one: Renamed | RenamedFacts | Waiting, renaming: Renaming, *, dry_run: bool) -> str:
+    from tapeline.jobs.rename import RenamedFacts, Waiting
+
+    become = f"would become {renaming.new}" if dry_run else f"are {renaming.new} now"
+    if isinstance(one, Waiting):
+        return (
+            f"{one.store} {one.table}: {one.rows:,} rows under {renaming.old} still wait in the stream. Let the store take them "
+            f"(`tapeline store {one.store}`), and rename again."
+        )
+    if isinstance(one, RenamedFacts):
+        return f"ledger: {', '.join(one.channels)} {become}, with what {one.connections:,} connections brought"
+    what = "event that is there under both names" if one.duplicates == 1 else "events that are there under both names"
+    there = f"; {one.duplicates:,} {what}: the later row {'would be' if dry_run else 'is'} removed"
+    return f"{one.day} {one.store} {one.table}: {one.rows:,} rows {become}{there if one.duplicates else ''}"

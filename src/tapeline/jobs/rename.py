@@ -1,0 +1,105 @@
+"""Gives a symbol that was kept under a wrong name its right one: in each store, a day at a time, and in the ledger at the end.
+
+Each step is done or not done, and what is done has no rows under the old name any more. So who is killed is called again and goes on, and
+a second call finds nothing to do. Raw records and what is on the topics stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import pyarrow.compute as pc
+
+from tapeline.completeness import Interval, Key, intervals, renamed
+from tapeline.errors import WrongArgument
+from tapeline.jobs.rebuild import RawRecords
+from tapeline.providers import CHANNELS, PROVIDERS
+from tapeline.providers.normalizing import Names
+from tapeline.stores.ledger import Ledger
+from tapeline.stores.renaming import NAMING, Progress, Renamed, Renames, Renaming
+
+
+@dataclass(frozen=True, slots=True)
+class RenamedFacts:
+    """What became of the ledger, or would."""
+
+    channels: tuple[str, ...]
+    connections: int  # that knew the symbol by its old name
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Records under the old name that a store has still to take from the stream: it will keep them under that name."""
+
+    store: str
+    table: str
+    rows: int
+
+
+def check(renaming: Renaming, names: Names) -> None:
+    """Whether the new name is the right one, by today's `names`, and the old one is not. Raises WrongArgument that says why not."""
+    one = renaming
+    feed = f"{one.provider} {one.feed}"
+    if one.feed not in CHANNELS.get(one.provider, {}):
+        known = ", ".join(f"{provider} {feed}" for provider, feeds in CHANNELS.items() for feed in feeds)
+        raise WrongArgument(f"There is no feed {feed}. There are: {known}.")
+    own, other = one.old.replace("/", ""), one.new.replace("/", "")
+    if own != other:
+        raise WrongArgument(
+            f"{one.old} and {one.new} are two symbols of the exchange, {own} and {other}: the rows of the one are not those of the other. "
+            "Name two ways to split one symbol, such as AD/AEUR and ADA/EUR."
+        )
+    provider, known_names = PROVIDERS[one.provider], names.get((one.provider, one.feed), {})
+    if not (problem := provider.name_problem(one.feed, one.new, known_names)) and one.old != one.new:
+        if provider.name_problem(one.feed, one.old, known_names):
+            return
+        raise WrongArgument(f"{one.old} is a right name of {feed} as {one.new} is: nothing tells that its rows are the other's.")
+    if one.old == one.new:
+        raise WrongArgument(f"{one.old} and {one.new} are one name. Name the wrong one first, then the right one.")
+    raise WrongArgument(
+        f"{one.new} is not a name that {feed} has today: {problem}. If it is the right one, set "
+        f'names = {{ {other} = "{one.new}" }} in the [[providers]] of {feed} first, and rename then.'
+    )
+
+
+def rename(
+    renaming: Renaming, stores: Iterable[Renames], ledger: Ledger, progress: Progress, *, dry_run: bool = False
+) -> Iterator[Renamed | RenamedFacts]:
+    """Do it in each store and in the ledger; nothing may write to them meanwhile. `dry_run`: only say what would be done.
+
+    Raises Busy, Unavailable, NewerData: what came before is done."""
+    for store in stores:
+        yield from store.rename(renaming, progress, dry_run=dry_run)
+    facts = _facts(renaming, ledger, dry_run=dry_run)
+    if facts is not None:
+        yield facts
+
+
+def waiting(renaming: Renaming, stores: Iterable[Renames], stream: RawRecords) -> Iterator[Waiting]:
+    """What the stores have still to take under the old name. Raises Unavailable."""
+    for store in stores:
+        for topic in NAMING:
+            rows = 0
+            for batch in stream.waiting(topic, store.positions(topic)):
+                wanted = zip(("provider", "feed", "symbol"), (renaming.provider, renaming.feed, renaming.old), strict=True)
+                mine = [pc.fill_null(pc.equal(batch[column], value), False) for column, value in wanted]
+                rows += int(pc.sum(pc.and_(pc.and_(mine[0], mine[1]), mine[2]), min_count=0).as_py())
+            if rows:
+                yield Waiting(store.name, topic.table, rows)
+
+
+def _facts(renaming: Renaming, ledger: Ledger, *, dry_run: bool) -> RenamedFacts | None:
+    """What is known of the old name is known of the new one from then on, and every interval that follows from it."""
+    before, _ = ledger.load()
+    gone = {key for key in before.keys() if (key.provider, key.feed, key.symbol) == (renaming.provider, renaming.feed, renaming.old)}  # noqa: SIM118 no mapping
+    if not gone:
+        return None
+    after = renamed(before, renaming.provider, renaming.feed, renaming.old, renaming.new)
+    if not dry_run:
+        changes: dict[Key, tuple[int, list[Interval]]] = dict.fromkeys(gone, (0, []))
+        changes |= {key: (0, intervals(after, key)) for key in {*after.touched(), *(key._replace(symbol=renaming.new) for key in gone)}}
+        ledger.save(after, changes, {})
+        # Only now: who is killed in between finds them again, and nothing is lost.
+        ledger.forget(gone)
+    return RenamedFacts(tuple(sorted(key.channel for key in gone)), len(after.touched_lives))
