@@ -20,6 +20,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tapeline.providers.inexact import JsonNumbers, in_texts
 from tapeline.records import (
     BARS_TOPIC,
     NORMALIZED_TOPICS,
@@ -39,8 +40,8 @@ UNREADABLE: Final = (msgspec.MsgspecError, ValueError, RecursionError)
 #: Integers on the wire must fit the columns they go to.
 Int64: TypeAlias = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 Kind: TypeAlias = Literal["trade", "quote", "bar"]
-#: Column name to an array, or to a text that holds for every row.
-Columns: TypeAlias = Mapping[str, "pa.Array | str | bool"]
+#: Column name to an array, or to a text that holds for every row. `inexact`: how many values of them float64 does not hold as written.
+Columns: TypeAlias = Mapping[str, "pa.Array | str | int"]
 
 _ORIGIN: Final = ("received_ns", "raw_partition", "raw_offset", "raw_index")
 
@@ -140,7 +141,14 @@ class Frames:
     def __iter__(self) -> Iterator[tuple[int, bytes]]:
         if self.rows is None:
             return enumerate(self.payload.to_pylist())
-        return zip(self.rows.tolist(), self.payload.take(pa.array(self.rows)).to_pylist(), strict=True)
+        return zip(self.rows.tolist(), self._chosen().to_pylist(), strict=True)
+
+    def inexact(self, numbers: JsonNumbers) -> int:
+        """How many of the numbers float64 does not hold as they are written."""
+        return numbers.inexact(self.payload if len(self) == len(self.payload) else self._chosen())
+
+    def _chosen(self) -> pa.BinaryArray:
+        return self.payload.take(pa.array(self.rows))
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +172,8 @@ class Events:
     seen: int = 0
     #: Bars that no market has had. They are kept, and counted here.
     suspect: int = 0
+    #: Prices and sizes that float64 does not hold as they were written. The nearest one is kept, and they are counted here.
+    inexact: int = 0
     #: The provider's own names of symbols that its table splits wrongly or not at all, each with the canonical one.
     names: Mapping[str, str] = field(default_factory=dict)
 
@@ -202,6 +212,7 @@ class Count:
     rejected: int = 0
     duplicates: int = 0  # records that ingest marked as later copies, an event each
     suspect: int = 0  # of the bars, those that no market has had: kept as they came, and no term of the equation
+    inexact: int = 0  # prices and sizes whose float64 is not what was written, no term of it either
 
     def __add__(self, other: Count) -> Count:
         return Count(*(getattr(self, name) + getattr(other, name) for name in self.__slots__))
@@ -242,7 +253,7 @@ def normalize(chunk: Chunk, decoders: Mapping[str, Decode], *, copies: bool = Fa
         _to_parts(source, provider, feed, frames, events, parts)
         made = [_count(parts[topic]) - count for topic, count in zip(NORMALIZED_TOPICS, before, strict=True)]
         count = Count(raw.num_rows if rows is None else len(rows), events.seen, *made)
-        counts[provider, feed] = replace(count, suspect=events.suspect)
+        counts[provider, feed] = replace(count, suspect=events.suspect, inexact=events.inexact)
     for feed_of, count in repeated.items():
         counts[feed_of] = counts.get(feed_of, Count()) + count
     return Normalized({topic: _in_raw_order(topic, source, parts[topic]) for topic in parts}, counts)
@@ -362,12 +373,15 @@ class _Source:
 
 
 def _to_parts(source: _Source, provider: str, feed: str, frames: Frames, events: Events, parts: dict[Topic, list[_Part]]) -> None:
+    own: dict[str, Any]
     reads: list[tuple[Channel, npt.NDArray[np.int64], Columns, Sequence[object] | None]]
     reads = [(read.channel, read.row << 32, read.columns, None) for read in events.reads]
     for channel, found in events.channels.items():
         reads.append((channel, _places(found), channel.columns(found.events), found.events))
     for channel, place, columns, wire in reads:
-        part, bad = _market_part(source, channel, place, dict(columns) | {"provider": provider, "feed": feed}, wire)
+        own = dict(columns) | {"provider": provider, "feed": feed}
+        events.inexact += own.pop("inexact", 0)
+        part, bad = _market_part(source, channel, place, own, wire)
         parts[BARS_TOPIC if channel.kind == "bar" else TICKS_TOPIC].append(part)
         events.suspect += _suspect(part.columns) if channel.kind == "bar" else 0
         for at, reason in bad:
@@ -379,7 +393,7 @@ def _to_parts(source: _Source, provider: str, feed: str, frames: Frames, events:
         if not found.events:
             continue
         place = _places(found)
-        own: dict[str, Any] = {"provider": provider, "feed": feed, "connection": source.connection.take(pa.array(place >> 32))}
+        own = {"provider": provider, "feed": feed, "connection": source.connection.take(pa.array(place >> 32))}
         names: tuple[str, ...] = ("reason", "payload")
         if topic is NOTICES_TOPIC:
             times = pa.array([notice.ts_ns for notice in found.events], pa.int64())
@@ -465,12 +479,12 @@ def _nothing(topic: Topic) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays([pa.nulls(0, column.type) for column in topic.schema], schema=topic.schema)
 
 
-def _filled(value: str | bool | None, kind: pa.DataType, n: int) -> pa.Array:
+def _filled(value: str | int | None, kind: pa.DataType, n: int) -> pa.Array:
     return pa.nulls(n, kind) if value is None else pa.repeat(_scalar(value, kind), n)
 
 
 @lru_cache(maxsize=1_024)
-def _scalar(value: str | bool, kind: pa.DataType) -> pa.Scalar:
+def _scalar(value: str | int, kind: pa.DataType) -> pa.Scalar:
     return pa.scalar(value, kind)
 
 
@@ -598,10 +612,10 @@ def but_zero(values: pa.Array) -> pa.Array:
     return pc.if_else(pc.equal(values, _ZERO), _NO_FLOAT, values)
 
 
-def decimals(values: Iterable[str]) -> pa.Array:
-    """Decimal texts as the nearest float64; a text that is no number becomes NaN, which the checks reject."""
+def decimals(values: Iterable[str]) -> tuple[pa.Array, int]:
+    """Decimal texts as the nearest float64, and how many that is inexact for; what is no number becomes NaN, which the checks reject."""
     written = pa.array(list(values), pa.string())
-    return _each(written, lambda some: pc.cast(some, pa.float64()), _NOT_A_NUMBER)
+    return _each(written, lambda some: pc.cast(some, pa.float64()), _NOT_A_NUMBER), in_texts(written)
 
 
 def rfc3339(values: Iterable[str]) -> pa.Array:
