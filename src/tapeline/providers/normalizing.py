@@ -20,7 +20,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tapeline.providers.inexact import JsonNumbers, in_texts
+from tapeline.providers.inexact import JsonNumbers, in_texts, lengths
 from tapeline.records import (
     BARS_TOPIC,
     NORMALIZED_TOPICS,
@@ -40,6 +40,8 @@ UNREADABLE: Final = (msgspec.MsgspecError, ValueError, RecursionError)
 #: Integers on the wire must fit the columns they go to.
 Int64: TypeAlias = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 Kind: TypeAlias = Literal["trade", "quote", "bar"]
+#: A column, which rows keep the rule (None: all of them), and what the rule says.
+_Rule: TypeAlias = tuple[str, "npt.NDArray[np.bool_] | None", str]
 #: Column name to an array, or to a text that holds for every row. `inexact`: how many values of them float64 does not hold as written.
 Columns: TypeAlias = Mapping[str, "pa.Array | str | int"]
 
@@ -76,6 +78,9 @@ _EARLIEST_NS: Final = 631_152_000 * 1_000_000_000  # 1990-01-01
 _LATEST_NS: Final = 4_102_444_800 * 1_000_000_000  # 2100-01-01
 _EARLIEST: Final = pa.scalar(_EARLIEST_NS)
 _LATEST: Final = pa.scalar(_LATEST_NS)
+#: A text of a tick or bar has at most so many bytes: a longer one may be too large for a stream's message or a store's index.
+LONGEST_TEXT: Final = 1_024
+_LONGEST_REASON: Final = 1_000
 #: A count of this size or more since 1970 is in microseconds, a smaller one in milliseconds (PROVIDERS: Binance archives).
 MICROSECONDS_FROM: Final = 10**14
 
@@ -188,7 +193,7 @@ class Events:
 _OWN_NOTICES: Final = frozenset({"opened", "subscribed", "closed", "refused", "listed", "leapt"})
 
 #: Kinds of raw records that begin with a JSON line, which becomes a notice of its own.
-_HEADED: Final = frozenset({"retried", "fetched"})
+HEADED: Final = frozenset({"retried", "fetched"})
 #: The index of that notice: behind every event that the bytes after the line may hold.
 _BEHIND_ALL: Final = 2**31 - 1
 
@@ -311,11 +316,13 @@ class _Source:
         if special:
             self._special = {row: text for row, text in enumerate(kind.to_pylist()) if text != "frame"}
         self.payload: pa.BinaryArray = raw["payload"]
-        headed = [row for row, text in self._special.items() if text in _HEADED]
+        headed = [row for row, text in self._special.items() if text in HEADED]
         self._head = {row: self.payload[row].as_py().partition(b"\n")[0] for row in headed}
         if headed:
             frames = enumerate(self.payload.to_pylist())
             self.payload = pa.array([f.partition(b"\n")[2] if row in self._head else f for row, f in frames], pa.binary())
+        #: Whether a frame is long enough to hold a text that is too long.
+        self.long = bool(lengths(self.payload).max(initial=0) > LONGEST_TEXT)
 
     def by_feed(self) -> list[tuple[tuple[str, str], list[int] | None]]:
         """(provider, feed) with the rows that carry it; in the usual case one feed has them all, which None says."""
@@ -344,7 +351,7 @@ class _Source:
                 continue
             events.seen += 1
             payload = self.payload[row].as_py()
-            if kind in _HEADED:
+            if kind in HEADED:
                 events.notices.add(Notice(kind, self._head[row].decode("utf-8", "replace")), row, _BEHIND_ALL)
                 frames.append(row)
                 if kind == "fetched":
@@ -358,7 +365,7 @@ class _Source:
     def event(self, row: int, index: int) -> bytes:
         """The bytes of one event: its element where the frame is an array, else the frame itself."""
         if self._split[0] != row:  # each frame is split once, however many of its events are asked for
-            self._split = (row, _elements(self.payload[row].as_py()))
+            self._split = (row, elements(self.payload[row].as_py()))
         return bytes(self._split[1][index])
 
     def origin(self, place: npt.NDArray[np.int64]) -> dict[str, pa.Array]:
@@ -394,8 +401,10 @@ def _to_parts(source: _Source, provider: str, feed: str, frames: Frames, events:
             continue
         place = _places(found)
         own = {"provider": provider, "feed": feed, "connection": source.connection.take(pa.array(place >> 32))}
-        names: tuple[str, ...] = ("reason", "payload")
-        if topic is NOTICES_TOPIC:
+        names: tuple[str, ...] = ("payload",)
+        if topic is REJECTED_TOPIC:
+            own["reason"] = texts([reject.reason[:_LONGEST_REASON] for reject in found.events])
+        else:
             times = pa.array([notice.ts_ns for notice in found.events], pa.int64())
             own["ts_ns"] = pc.coalesce(times, pa.array(source.received[place >> 32]))
             names = ("kind", "symbol", "detail")
@@ -433,7 +442,8 @@ def _market_part(
         columns["latency_ns"] = pc.subtract(received, columns["ts_ns"])
     elif "sent_ns" in columns:
         columns["latency_ns"] = pc.subtract(received, columns.pop("sent_ns"))
-    bad = _problems(channel.kind, columns, wire)
+    rules = (*_rules(channel.kind, columns), *(_short(columns) if source.long else ()))
+    bad = _problems(columns, rules, wire)
     if bad:
         keep = np.ones(len(place), bool)
         keep[[at for at, _ in bad]] = False
@@ -488,10 +498,10 @@ def _scalar(value: str | int, kind: pa.DataType) -> pa.Scalar:
     return pa.scalar(value, kind)
 
 
-def _problems(kind: Kind, columns: Mapping[str, Any], wire: Sequence[object] | None) -> list[tuple[int, str]]:
+def _problems(columns: Mapping[str, Any], rules: Iterable[_Rule], wire: Sequence[object] | None) -> list[tuple[int, str]]:
     """(row, reason) for each row that breaks a rule, the first broken rule naming the reason."""
     reasons: dict[int, str] = {}
-    for name, fine, rule in _rules(kind, columns):
+    for name, fine, rule in rules:
         if fine is None or fine.all():
             continue
         for at in np.flatnonzero(~fine).tolist():
@@ -541,8 +551,8 @@ _SPOKEN: Final = {
 }
 
 
-def _rules(kind: Kind, columns: Mapping[str, Any]) -> Iterable[tuple[str, npt.NDArray[np.bool_] | None, str]]:
-    """(column, which rows keep the rule, what the rule says); None: all of them."""
+def _rules(kind: Kind, columns: Mapping[str, Any]) -> Iterator[_Rule]:
+    """What every event of a kind has to keep."""
     yield "symbol", _present(columns["symbol"]), "is empty, or ends in no known quote asset"
     yield "ts_ns", _present(columns["ts_ns"]), "cannot be read, or lies outside 1990 to 2100"
     above, from_zero = "is not a finite number above zero", "is not a finite number of zero or more"
@@ -559,6 +569,13 @@ def _rules(kind: Kind, columns: Mapping[str, Any]) -> Iterable[tuple[str, npt.ND
         yield "vwap", _finite(columns["vwap"], from_zero=False, or_null=True), above
 
 
+def _short(columns: Mapping[str, Any]) -> Iterator[_Rule]:
+    """That no text is longer than streams and stores are made for."""
+    for name, column in columns.items():
+        if isinstance(column, pa.Array) and pa.types.is_string(column.type):
+            yield name, lengths(column) <= LONGEST_TEXT, f"has more than {LONGEST_TEXT} bytes"
+
+
 def _present(values: pa.Array) -> npt.NDArray[np.bool_] | None:
     return None if values.null_count == 0 else values.is_valid().to_numpy(zero_copy_only=False)
 
@@ -572,14 +589,14 @@ def _finite(values: pa.Array, *, from_zero: bool, or_null: bool = False) -> npt.
     return fine
 
 
-def _elements(frame: bytes) -> Sequence[msgspec.Raw | bytes]:
+def elements(frame: bytes) -> Sequence[msgspec.Raw | bytes]:
     """The elements of an array, else the frame itself."""
     for decode in (msgspec.json.decode, msgspec.msgpack.decode):
         try:
-            elements: list[msgspec.Raw] = decode(frame, type=list[msgspec.Raw])
+            found: list[msgspec.Raw] = decode(frame, type=list[msgspec.Raw])
         except UNREADABLE:
             continue
-        return elements
+        return found
     return [frame]
 
 
