@@ -55,6 +55,7 @@ def test_what_a_provider_says_moves_no_cursor_in_the_log_and_on_the_status_page(
         "bars": 0,
         "rejected": 0,
         "suspect": 0,
+        "inexact": 0,
     }
     seen = {
         "providers": {"alpaca": {**quiet, "trouble": ESCAPE}},
@@ -69,3 +70,6 @@ def test_what_a_provider_says_moves_no_cursor_in_the_log_and_on_the_status_page(
     console = Output(file=sink, width=200)
     console.print(tables(seen))
     assert "\x1b" not in sink.getvalue()
+    assert "float64" not in sink.getvalue()
+    console.print(tables({**seen, "providers": {"alpaca": {**quiet, "trouble": "", "inexact": 1234}}}))
+    assert "alpaca: 1,234 prices and sizes have more digits than float64 holds" in sink.getvalue()

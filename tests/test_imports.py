@@ -24,7 +24,7 @@ LAYERS: list[set[str]] = [
     {"errors"},
     {"console"},
     {"secret"},
-    {"locks", "config", "times", "quota", "durable", "machine", "backoff", "beside", "clock"},
+    {"locks", "config", "times", "quota", "durable", "machine", "backoff", "beside", "clock", "shortening"},
     {"providers"},
     {"completeness"},
     {"streams", "stores", "net", "bucket", "spool"},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -26,10 +27,13 @@ from tapeline.errors import Busy, ConfigError, Unavailable
 from tapeline.monitor.health import equations
 from tapeline.monitor.status import StatusFile
 from tapeline.providers import DECODERS, identity
-from tapeline.records import NOTICES_TOPIC, RAW_TOPIC, REJECTED_TOPIC, TICKS_TOPIC, Topic
+from tapeline.providers.normalizing import Reject
+from tapeline.records import NOTICES_TOPIC, RAW_TOPIC, REJECTED_TOPIC, TICKS_TOPIC, TOPICS, Topic
 from tapeline.rejects import Rejected, parse_id, rejected, retry
+from tapeline.shortening import length_before
 from tapeline.stages import KeepIn, Normalize, run_normalize, run_store
 from tapeline.stores.lake import Lake
+from tapeline.streams import arrow
 from tapeline.wiring import open_stream
 from waiting import PATIENCE_S
 
@@ -275,8 +279,6 @@ def test_an_event_of_an_array_frame_is_retried_without_its_neighbors(provider: s
         DECODERS[provider](feed, frames_, events)  # type: ignore[arg-type]
         for channel, found in events.channels.items():
             if found.events:
-                from tapeline.providers.normalizing import Reject
-
                 codec: Any = msgspec.msgpack if frame[:1] > b"\x7f" else msgspec.json
                 elements = codec.decode(frame, type=list[msgspec.Raw])
                 events.rejects.add(Reject("unknown event type", bytes(elements[found.index[0]])), found.row[0], found.index[0])
@@ -339,6 +341,116 @@ def test_a_retried_event_that_turns_out_to_be_a_notice_has_an_id_of_its_own(pipe
     assert {row["kind"] for row in notices} > {"retried"}
     ids = [(row["raw_partition"], row["raw_offset"], row["raw_index"]) for row in notices]
     assert len(set(ids)) == len(ids)
+
+
+#: As large as a message may be in the streams of these tests: the embedded one's real bound is a gigabyte.
+BOUND = 2 * 1024 * 1024
+
+
+def narrow(stream: Stream, *topics: Topic) -> None:
+    """Let an embedded stream take, and give, no row of a table that is larger than the bound."""
+    for topic in topics or TOPICS.values():
+        stream._file(topic).db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, BOUND)  # type: ignore[attr-defined]  # of the embedded stream
+
+
+def just_below(most: int, spare: int = 150) -> bytes:
+    """A frame that is no JSON, random so that no compression makes it smaller; its raw record makes a message of nearly so many bytes."""
+    beside = len(arrow.encode(raw_batch("binance", "spot", [os.urandom(most)]))) - most
+    return os.urandom(most - beside - spare)
+
+
+def test_a_frame_as_large_as_the_stream_takes_that_cannot_be_read_does_not_stop_the_worker(pipeline: Pipeline) -> None:
+    narrow(pipeline.stream)
+    frame = just_below(BOUND)
+    pipeline.received(frame)
+    pipeline.received(trade(1))
+    pipeline.normalize()
+    assert pipeline.sequences() == [1]
+    (one,) = pipeline.rejected()
+    assert frame.startswith(one.payload)
+    assert 0.9 * BOUND < len(one.payload) < len(frame)
+    assert f"{len(frame) - len(one.payload)} of {len(frame)} bytes are left out" in one.reason
+    assert one.reason.startswith("JSON: ")
+    pipeline.keep()
+    pipeline.balanced()
+
+
+def test_an_event_that_was_cut_is_retried_whole_or_not_at_all(pipeline: Pipeline, caplog: pytest.LogCaptureFixture) -> None:
+    narrow(pipeline.stream)
+    space = b" " * (BOUND // 2)  # which compression makes small: the raw record is taken
+    frame = trade(7)[:-1] + 3 * space + b"}"
+    event = b'{"ev":"T","sym":"AAPL","x":4,"i":"12345","z":3,"p":114.125,' + 3 * space + b'"s":100,"c":[0],"t":1672515782143,"q":3681328}'
+    pipeline.received(frame)
+    pipeline.received(b"[%s,%s]" % (event, event), provider="polygon", feed="stocks", partition=1)
+    pipeline.normalize({**BROKEN, "polygon": unknown_events})
+    cut = pipeline.rejected()
+    assert [length_before(one.reason) for one in cut] == [len(frame), len(event), len(event)]
+    assert len(pipeline.retry()) == 3
+    pipeline.normalize()
+    ticks = pipeline.records(TICKS_TOPIC)
+    assert sorted((row["symbol"], row["sequence"]) for row in ticks) == [("AAPL", 3681328)] * 2 + [("BTC/USDT", 7)]
+    assert [row["payload"] for row in pipeline.records(RAW_TOPIC) if row["provider"] == "binance"][-1].endswith(frame)
+    assert all(one.retried for one in pipeline.rejected())
+    assert not caplog.messages or all("is not sent" not in said for said in caplog.messages)
+
+
+def test_an_event_that_was_cut_and_is_gone_from_the_raw_topic_is_not_sent_and_that_is_said(
+    pipeline: Pipeline, caplog: pytest.LogCaptureFixture
+) -> None:
+    narrow(pipeline.stream)
+    pipeline.received(trade(7)[:-1] + b" " * 3 * BOUND + b"}")
+    pipeline.normalize(BROKEN)
+    (one,) = pipeline.rejected()
+    pipeline.received(trade(8))
+    pipeline.normalize()
+    file: Any = pipeline.stream._file(RAW_TOPIC)  # type: ignore[attr-defined]  # of the embedded stream
+    file.db.execute("DELETE FROM batches WHERE topic = ? AND first = ?", (RAW_TOPIC.name, one.id[1]))
+    assert pipeline.retry() == []
+    assert f"{one.name} is not sent" in caplog.text
+    pipeline.normalize()
+    assert pipeline.sequences() == [8]
+    assert [some.retried for some in pipeline.rejected()] == [False]
+
+
+def test_an_event_that_is_whole_and_too_large_to_be_sent_again_is_told_and_the_others_are_sent(
+    pipeline: Pipeline, caplog: pytest.LogCaptureFixture
+) -> None:
+    pipeline.received(just_below(BOUND), trade(1))
+    pipeline.normalize(BROKEN)
+    large, small = sorted(pipeline.rejected(), key=lambda one: len(one.payload), reverse=True)
+    narrow(pipeline.stream, RAW_TOPIC)
+    assert pipeline.retry() == [small.name]
+    assert f"{large.name} is not sent" in caplog.text
+
+
+def test_a_notice_whose_text_is_larger_than_the_stream_takes_does_not_stop_the_worker(pipeline: Pipeline) -> None:
+    narrow(pipeline.stream)
+    raw = raw_batch("binance", "spot", [b"\xff" * (BOUND // 2)], kind="closed", received_ns=NOW_NS)  # as text three times as long
+    pipeline.stream.append(RAW_TOPIC, raw, 0)
+    pipeline.received(trade(1))
+    pipeline.normalize()
+    assert pipeline.sequences() == [1]
+    (notice,) = pipeline.records(NOTICES_TOPIC)
+    assert json.loads(notice["detail"])["cut"] == {"bytes": 3 * (BOUND // 2), "partition": 0, "offset": notice["raw_offset"]}
+    assert pipeline.rejected() == []
+
+
+def test_a_retried_notice_of_another_program_hides_nothing(pipeline: Pipeline) -> None:
+    for head in (b"\xff", b"[]", b'{"of":1}', b'{"of":"1"}', b"{}"):
+        pipeline.stream.append(RAW_TOPIC, raw_batch("binance", "spot", [head + b"\n" + trade(1)], kind="retried"), 0)
+    pipeline.received(b"?")
+    assert pipeline.rejected() == []
+    pipeline.normalize()
+    assert [one.retried for one in pipeline.rejected()] == [False]
+
+
+def unknown_events(feed: str, frames: Iterable[tuple[int, bytes]], events: Events) -> None:
+    """A decoder of yesterday that knew none of the events."""
+    del feed
+    for row, frame in frames:
+        for index, event in enumerate(msgspec.json.decode(frame, type=list[msgspec.Raw])):
+            events.seen += 1
+            events.rejects.add(Reject("unknown event type", bytes(event)), row, index)
 
 
 @pytest.mark.parametrize(

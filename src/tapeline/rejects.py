@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import msgspec
 import pyarrow as pa
 
 from tapeline.errors import ConfigError
+from tapeline.providers.normalizing import HEADED, UNREADABLE, elements
 from tapeline.records import NOTICES_TOPIC, RAW, RAW_TOPIC, REJECTED_TOPIC, Topic
-from tapeline.streams import Lease, Stream
+from tapeline.shortening import TAKEN_EVERYWHERE, length_before
+from tapeline.streams import Lease, Stream, arrow
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +33,17 @@ _READ_ROWS: Final = 5_000
 #: So many are sent together, or as many as have so many bytes.
 _BATCH_ROWS: Final = 1_000
 _BATCH_BYTES: Final = 8 * 1024 * 1024
+#: What a message has beside its value.
+_BESIDE_BYTES: Final = 256
+
+
+class _Retried(msgspec.Struct):
+    """The line before an event that is tried again: its name."""
+
+    of: str
+
+
+_RETRIED: Final = msgspec.json.Decoder(_Retried)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +92,7 @@ def rejected(stream: Stream, table: Table) -> Iterator[Rejected]:
 def retry(stream: Stream, table: Table, chosen: Callable[[Rejected], bool], ids: Collection[Id] = ()) -> Iterator[str]:
     """Send those chosen through the normalizer again, as raw records of their own; those that were sent before are left out.
 
+    One whose bytes were cut is read from the raw topic. Where that does not have them, or does not take them, a warning says so.
     The names of those that are sent, in batches. `ids`: of these alone; raises ConfigError where there is no such event. Raises Busy
     where another process does the same just now, Unavailable; then no event of the batch at hand was sent."""
     lease = stream.hold(_LEASE)
@@ -95,14 +109,67 @@ def retry(stream: Stream, table: Table, chosen: Callable[[Rejected], bool], ids:
             partition, offset, _ = one.id
             if (ids and one.id not in ids) or one.retried or not chosen(one) or offset >= ends.get(partition, offset + 1):
                 continue  # the last: what is sent here may be rejected again before the end is read
+            whole = _sendable(stream, one)
+            if whole is None:
+                continue
             batch = batches.setdefault(partition, [])
-            batch.append(one)
+            batch.append(whole)
             if sum(len(some.payload) for some in batch) > _BATCH_BYTES or len(batch) >= _BATCH_ROWS:
                 yield from _send(stream, lease, batches.pop(partition))
         for batch in batches.values():
             yield from _send(stream, lease, batch)
     finally:
         lease.drop()
+
+
+def _sendable(stream: Stream, one: Rejected) -> Rejected | None:
+    """The event with all its bytes; None, with a warning, where they cannot be had or are too many for the raw topic."""
+    length = length_before(one.reason)
+    if length is not None:
+        payload = _whole(stream, one, length)
+        if payload is None:
+            log.warning(
+                "%s is not sent: %d of its bytes were cut, and the raw topic does not give them back. Retention has removed the record, or "
+                "it is a row of a page.",
+                one.name,
+                length - len(one.payload),
+            )
+            return None
+        one = replace(one, payload=payload)
+    if len(one.payload) > TAKEN_EVERYWHERE // 2:
+        size, most = len(arrow.encode(_again([one]))), stream.largest(RAW_TOPIC) - _BESIDE_BYTES
+        if size > most:
+            log.warning("%s is not sent: it makes a message of %d bytes, and the raw topic takes %d.", one.name, size, most)
+            return None
+    return one
+
+
+def _whole(stream: Stream, one: Rejected, length: int) -> bytes | None:
+    """The bytes of an event that was cut, from its raw record: the whole frame, or one event of it. None: it is not there."""
+    partition, offset, index = one.id
+    record = _raw(stream, partition, offset)
+    if record is None:
+        return None
+    frame = record["payload"].partition(b"\n")[2] if record["kind"] in HEADED else record["payload"]
+    split = elements(frame)
+    for found in (frame, bytes(split[index]) if index < len(split) else b""):
+        if len(found) == length and found.startswith(one.payload):
+            return bytes(found)
+    return None
+
+
+def _raw(stream: Stream, partition: int, offset: int) -> Mapping[str, Any] | None:
+    """The raw record at a place; None where there is none any more."""
+    at = dict(stream.ends(RAW_TOPIC))  # of the other partitions nothing is read, but for what comes meanwhile
+    if not offset < at.get(partition, 0):
+        return None
+    at[partition] = offset
+    while (chunk := stream.read(RAW_TOPIC, at, 1)) is not None:
+        for row, (where, found) in enumerate(zip(chunk.partition.tolist(), chunk.offset.tolist(), strict=True)):
+            if where == partition:
+                return chunk.batch.slice(row, 1).to_pylist()[0] if found == offset else None
+        at |= chunk.next
+    return None
 
 
 def _send(stream: Stream, lease: Lease, events: Sequence[Rejected]) -> Iterator[str]:
@@ -122,7 +189,7 @@ def _again(events: Sequence[Rejected]) -> pa.RecordBatch:
             "connection": one.connection,
             "kind": "retried",
             "received_ns": one.received_ns,
-            "payload": msgspec.json.encode({"of": one.name}) + b"\n" + _as_frame(one),
+            "payload": msgspec.json.encode(_Retried(one.name)) + b"\n" + _as_frame(one),
         }
         for one in events
     ]
@@ -146,9 +213,13 @@ def _retried(stream: Stream, table: Table) -> set[Id]:
     In this order: normalize may run meanwhile, and what it reads then has its notice by the time that those are looked at."""
     positions = stream.positions("normalize", RAW_TOPIC)
     waiting = (row["payload"] for row in _read(stream, RAW_TOPIC, positions) if row["kind"] == "retried")
-    details = [payload.partition(b"\n")[0].decode() for payload in waiting]
+    details = [payload.partition(b"\n")[0].decode("utf-8", "replace") for payload in waiting]
     details += [row["detail"] for row in _rows(stream, NOTICES_TOPIC, table) if row["kind"] == "retried"]
-    return {parse_id(json.loads(detail)["of"]) for detail in details}
+    found: set[Id] = set()
+    for detail in details:
+        with suppress(*UNREADABLE, ConfigError):  # another program's, or one that was cut, names no event
+            found.add(parse_id(_RETRIED.decode(detail).of))
+    return found
 
 
 def _rows(stream: Stream, topic: Topic, table: Table) -> Iterator[Mapping[str, Any]]:

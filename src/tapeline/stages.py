@@ -24,7 +24,8 @@ from tapeline.monitor.health import written_to
 from tapeline.monitor.status import Latencies, Rate, StatusFile
 from tapeline.names import KnownNames
 from tapeline.providers.normalizing import Count, Decode, Events, Names, Normalized, Reject, normalize
-from tapeline.records import NORMALIZED_TOPICS, NS_PER_S, RAW_TOPIC, TICKS_TOPIC, Chunk, Topic
+from tapeline.records import NORMALIZED_TOPICS, NOTICES_TOPIC, NS_PER_S, RAW_TOPIC, REJECTED_TOPIC, TICKS_TOPIC, Chunk, Topic
+from tapeline.shortening import TAKEN_EVERYWHERE, larger, shortened
 from tapeline.stores import Store
 from tapeline.stores.ledger import Ledger
 from tapeline.streams import Member, PartitionLost, Stream
@@ -94,6 +95,7 @@ class Normalize:
         names: Names = MappingProxyType({}),
     ) -> None:
         """`name`: the worker's, as in `Stream.join`. `names`: the configured ones."""
+        self._stream = stream
         self._names = KnownNames(stream, names)
         self._join: Callable[[], Member] = lambda: stream.join(NORMALIZE, RAW_TOPIC, name)
         self._member: Member | None = None
@@ -114,7 +116,7 @@ class Normalize:
             return False
         self._forgotten.met(chunk)
         normalized = normalize_all(chunk, self._decoders, names=self._names.of(chunk))
-        outputs = [(topic, normalized.batches[topic]) for topic in NORMALIZED_TOPICS]
+        outputs = [(topic, _fitting(self._stream, topic, normalized.batches[topic])) for topic in NORMALIZED_TOPICS]
         try:
             self._member.commit(chunk, outputs, totals_of(normalized.counts))
         except PartitionLost as lost:
@@ -158,6 +160,20 @@ class Normalize:
         self._status.write(self._report())
         if self._member is not None:
             self._member.close()
+
+
+def _fitting(stream: Stream, topic: Topic, batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Rows that the stream takes. It is asked for its bound where a row may be too large alone, and each time: the bound may be changed."""
+    if topic not in (NOTICES_TOPIC, REJECTED_TOPIC) or not len(larger(topic, batch, TAKEN_EVERYWHERE)):
+        return batch
+    found = shortened(topic, batch, stream.largest(topic))
+    if (left := batch.nbytes - found.nbytes) > 0:
+        log.warning(
+            "%s takes no row of the size of some that were made: %d bytes are left out of them. Each says how many and where it is whole.",
+            topic.name,
+            left,
+        )
+    return found
 
 
 def _off_s(age_ns: int | None) -> float | None:

@@ -192,6 +192,7 @@ def _provider(name: str, totals: Mapping[str, int], lines: Mapping[str, Any], pa
         "bars": total("bars"),
         "rejected": total("rejected"),
         "suspect": total("suspect"),
+        "inexact": total("inexact"),
         "clock_off_s": max((pace["clock_off_s"] for pace in paces if pace.get("clock_off_s") is not None), key=abs, default=None),
         "trouble": "; ".join(line["trouble"] for line in mine if line["trouble"]),
     }

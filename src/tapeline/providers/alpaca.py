@@ -20,6 +20,7 @@ from tapeline.providers import alpaca_history
 from tapeline.providers.alpaca_wire import Bar, DailyBar, Event, Quote, Time, Trade, UpdatedBar
 from tapeline.providers.arrays import ArrayDecoder
 from tapeline.providers.history import Asked, decode_pages
+from tapeline.providers.inexact import JsonNumbers
 from tapeline.providers.normalizing import (
     DAILY_ID,
     NO_NAMES,
@@ -306,6 +307,8 @@ def _time_text(ext: Ext) -> str:
         return f"unreadable time {bytes(ext.data).hex()}"
 
 
+#: The keys of prices and sizes, live and over REST; `cp` and `cs` are those of a correction's right trade.
+_NUMBERS: Final = JsonNumbers("p s bp bs ap as o h l c v vw cp cs".split())
 _DECODERS: Final = {
     feed: ArrayDecoder("T", market, _notices(feed), _as_json, {Correction: _corrected}) for feed, market in _MARKETS.items()
 }
@@ -315,6 +318,7 @@ def decode(feed: str, frames: Frames, events: Events) -> None:
     """Sort the events of the array frames of one feed, whichever codec each frame is in, and of its pages of history."""
     decoder = _DECODERS.get(feed)
     if decoder is not None:
+        events.inexact += frames.inexact(_NUMBERS)
         decoder(decode_pages(frames, events, CHANNELS[feed], partial(_page_events, feed)), events)
         return
     for row, frame in frames:

@@ -123,50 +123,52 @@ def _quote_columns(fields: Fields) -> Columns:
     }
 
 
-def _decimal_columns(events: Sequence[Any], *names: str) -> Fields:
-    """The named texts as numbers, all in one conversion: for a few events the calls are what costs."""
+def _decimal_columns(events: Sequence[Any], *names: str) -> tuple[Fields, int]:
+    """The named texts as numbers, all in one conversion: for a few events the calls are what costs. And how many are inexact."""
     n = len(events)
-    numbers = decimals([getattr(event, name) for name in names for event in events])
-    return {name: numbers.slice(at * n, n) for at, name in enumerate(names)}
+    numbers, inexact = decimals([getattr(event, name) for name in names for event in events])
+    return {name: numbers.slice(at * n, n) for at, name in enumerate(names)}, inexact
 
 
 def _trades(number: str) -> Callable[[Sequence[Any]], Columns]:
     def columns(events: Sequence[Any]) -> Columns:
-        return _trade_columns(
-            {
-                "symbol": texts([canonical(event.s) for event in events]),
-                "T": integers([event.T for event in events]),
-                **_decimal_columns(events, "p", "q"),
-                "m": flags([event.m for event in events]),
-                "number": integers([getattr(event, number) for event in events]),
-            }
-        )
+        numbers, inexact = _decimal_columns(events, "p", "q")
+        fields = {
+            "symbol": texts([canonical(event.s) for event in events]),
+            "T": integers([event.T for event in events]),
+            **numbers,
+            "m": flags([event.m for event in events]),
+            "number": integers([getattr(event, number) for event in events]),
+        }
+        return {**_trade_columns(fields), "inexact": inexact}
 
     return columns
 
 
 def _quotes(events: Sequence[BookTicker]) -> Columns:
     symbol = texts([canonical(event.s) for event in events])
-    return _quote_columns({"symbol": symbol, "u": integers([event.u for event in events]), **_decimal_columns(events, "b", "B", "a", "A")})
+    numbers, inexact = _decimal_columns(events, "b", "B", "a", "A")
+    return {**_quote_columns({"symbol": symbol, "u": integers([event.u for event in events]), **numbers}), "inexact": inexact}
 
 
 def _bars(events: Sequence[Kline]) -> Columns:
-    volume = decimals([event.k.v for event in events])
-    quoted = decimals([event.k.q for event in events])
+    numbers, inexact = _decimal_columns([event.k for event in events], "o", "h", "l", "c", "v")
+    quoted, _ = decimals([event.k.q for event in events])  # goes into a ratio: it is no value that is kept
     return {
         "symbol": texts([canonical(event.s) for event in events]),
         "ts_ns": epoch_ns(integers([event.k.t for event in events])),
         "sent_ns": epoch_ns(integers([event.E for event in events])),
         "interval": texts([event.k.i for event in events]),
-        "open": decimals([event.k.o for event in events]),
-        "high": decimals([event.k.h for event in events]),
-        "low": decimals([event.k.l for event in events]),
-        "close": decimals([event.k.c for event in events]),
-        "volume": volume,
-        "vwap": but_zero(ratio(quoted, volume)),
+        "open": numbers["o"],
+        "high": numbers["h"],
+        "low": numbers["l"],
+        "close": numbers["c"],
+        "volume": numbers["v"],
+        "vwap": but_zero(ratio(quoted, numbers["v"])),
         "trades": integers([event.k.n for event in events]),
         "final": flags([event.k.x for event in events]),
         "exchange": "binance",
+        "inexact": inexact,
     }
 
 

@@ -20,6 +20,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tapeline.providers.inexact import JsonNumbers, in_texts, lengths
 from tapeline.records import (
     BARS_TOPIC,
     NORMALIZED_TOPICS,
@@ -39,8 +40,10 @@ UNREADABLE: Final = (msgspec.MsgspecError, ValueError, RecursionError)
 #: Integers on the wire must fit the columns they go to.
 Int64: TypeAlias = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 Kind: TypeAlias = Literal["trade", "quote", "bar"]
-#: Column name to an array, or to a text that holds for every row.
-Columns: TypeAlias = Mapping[str, "pa.Array | str | bool"]
+#: A column, which rows keep the rule (None: all of them), and what the rule says.
+_Rule: TypeAlias = tuple[str, "npt.NDArray[np.bool_] | None", str]
+#: Column name to an array, or to a text that holds for every row. `inexact`: how many values of them float64 does not hold as written.
+Columns: TypeAlias = Mapping[str, "pa.Array | str | int"]
 
 _ORIGIN: Final = ("received_ns", "raw_partition", "raw_offset", "raw_index")
 
@@ -75,6 +78,9 @@ _EARLIEST_NS: Final = 631_152_000 * 1_000_000_000  # 1990-01-01
 _LATEST_NS: Final = 4_102_444_800 * 1_000_000_000  # 2100-01-01
 _EARLIEST: Final = pa.scalar(_EARLIEST_NS)
 _LATEST: Final = pa.scalar(_LATEST_NS)
+#: A text of a tick or bar has at most so many bytes: a longer one may be too large for a stream's message or a store's index.
+LONGEST_TEXT: Final = 1_024
+_LONGEST_REASON: Final = 1_000
 #: A count of this size or more since 1970 is in microseconds, a smaller one in milliseconds (PROVIDERS: Binance archives).
 MICROSECONDS_FROM: Final = 10**14
 
@@ -140,7 +146,14 @@ class Frames:
     def __iter__(self) -> Iterator[tuple[int, bytes]]:
         if self.rows is None:
             return enumerate(self.payload.to_pylist())
-        return zip(self.rows.tolist(), self.payload.take(pa.array(self.rows)).to_pylist(), strict=True)
+        return zip(self.rows.tolist(), self._chosen().to_pylist(), strict=True)
+
+    def inexact(self, numbers: JsonNumbers) -> int:
+        """How many of the numbers float64 does not hold as they are written."""
+        return numbers.inexact(self.payload if len(self) == len(self.payload) else self._chosen())
+
+    def _chosen(self) -> pa.BinaryArray:
+        return self.payload.take(pa.array(self.rows))
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +177,8 @@ class Events:
     seen: int = 0
     #: Bars that no market has had. They are kept, and counted here.
     suspect: int = 0
+    #: Prices and sizes that float64 does not hold as they were written. The nearest one is kept, and they are counted here.
+    inexact: int = 0
     #: The provider's own names of symbols that its table splits wrongly or not at all, each with the canonical one.
     names: Mapping[str, str] = field(default_factory=dict)
 
@@ -178,7 +193,7 @@ class Events:
 _OWN_NOTICES: Final = frozenset({"opened", "subscribed", "closed", "refused", "listed", "leapt"})
 
 #: Kinds of raw records that begin with a JSON line, which becomes a notice of its own.
-_HEADED: Final = frozenset({"retried", "fetched"})
+HEADED: Final = frozenset({"retried", "fetched"})
 #: The index of that notice: behind every event that the bytes after the line may hold.
 _BEHIND_ALL: Final = 2**31 - 1
 
@@ -202,6 +217,7 @@ class Count:
     rejected: int = 0
     duplicates: int = 0  # records that ingest marked as later copies, an event each
     suspect: int = 0  # of the bars, those that no market has had: kept as they came, and no term of the equation
+    inexact: int = 0  # prices and sizes whose float64 is not what was written, no term of it either
 
     def __add__(self, other: Count) -> Count:
         return Count(*(getattr(self, name) + getattr(other, name) for name in self.__slots__))
@@ -242,7 +258,7 @@ def normalize(chunk: Chunk, decoders: Mapping[str, Decode], *, copies: bool = Fa
         _to_parts(source, provider, feed, frames, events, parts)
         made = [_count(parts[topic]) - count for topic, count in zip(NORMALIZED_TOPICS, before, strict=True)]
         count = Count(raw.num_rows if rows is None else len(rows), events.seen, *made)
-        counts[provider, feed] = replace(count, suspect=events.suspect)
+        counts[provider, feed] = replace(count, suspect=events.suspect, inexact=events.inexact)
     for feed_of, count in repeated.items():
         counts[feed_of] = counts.get(feed_of, Count()) + count
     return Normalized({topic: _in_raw_order(topic, source, parts[topic]) for topic in parts}, counts)
@@ -300,11 +316,13 @@ class _Source:
         if special:
             self._special = {row: text for row, text in enumerate(kind.to_pylist()) if text != "frame"}
         self.payload: pa.BinaryArray = raw["payload"]
-        headed = [row for row, text in self._special.items() if text in _HEADED]
+        headed = [row for row, text in self._special.items() if text in HEADED]
         self._head = {row: self.payload[row].as_py().partition(b"\n")[0] for row in headed}
         if headed:
             frames = enumerate(self.payload.to_pylist())
             self.payload = pa.array([f.partition(b"\n")[2] if row in self._head else f for row, f in frames], pa.binary())
+        #: Whether a frame is long enough to hold a text that is too long.
+        self.long = bool(lengths(self.payload).max(initial=0) > LONGEST_TEXT)
 
     def by_feed(self) -> list[tuple[tuple[str, str], list[int] | None]]:
         """(provider, feed) with the rows that carry it; in the usual case one feed has them all, which None says."""
@@ -333,7 +351,7 @@ class _Source:
                 continue
             events.seen += 1
             payload = self.payload[row].as_py()
-            if kind in _HEADED:
+            if kind in HEADED:
                 events.notices.add(Notice(kind, self._head[row].decode("utf-8", "replace")), row, _BEHIND_ALL)
                 frames.append(row)
                 if kind == "fetched":
@@ -347,7 +365,7 @@ class _Source:
     def event(self, row: int, index: int) -> bytes:
         """The bytes of one event: its element where the frame is an array, else the frame itself."""
         if self._split[0] != row:  # each frame is split once, however many of its events are asked for
-            self._split = (row, _elements(self.payload[row].as_py()))
+            self._split = (row, elements(self.payload[row].as_py()))
         return bytes(self._split[1][index])
 
     def origin(self, place: npt.NDArray[np.int64]) -> dict[str, pa.Array]:
@@ -362,12 +380,15 @@ class _Source:
 
 
 def _to_parts(source: _Source, provider: str, feed: str, frames: Frames, events: Events, parts: dict[Topic, list[_Part]]) -> None:
+    own: dict[str, Any]
     reads: list[tuple[Channel, npt.NDArray[np.int64], Columns, Sequence[object] | None]]
     reads = [(read.channel, read.row << 32, read.columns, None) for read in events.reads]
     for channel, found in events.channels.items():
         reads.append((channel, _places(found), channel.columns(found.events), found.events))
     for channel, place, columns, wire in reads:
-        part, bad = _market_part(source, channel, place, dict(columns) | {"provider": provider, "feed": feed}, wire)
+        own = dict(columns) | {"provider": provider, "feed": feed}
+        events.inexact += own.pop("inexact", 0)
+        part, bad = _market_part(source, channel, place, own, wire)
         parts[BARS_TOPIC if channel.kind == "bar" else TICKS_TOPIC].append(part)
         events.suspect += _suspect(part.columns) if channel.kind == "bar" else 0
         for at, reason in bad:
@@ -379,9 +400,11 @@ def _to_parts(source: _Source, provider: str, feed: str, frames: Frames, events:
         if not found.events:
             continue
         place = _places(found)
-        own: dict[str, Any] = {"provider": provider, "feed": feed, "connection": source.connection.take(pa.array(place >> 32))}
-        names: tuple[str, ...] = ("reason", "payload")
-        if topic is NOTICES_TOPIC:
+        own = {"provider": provider, "feed": feed, "connection": source.connection.take(pa.array(place >> 32))}
+        names: tuple[str, ...] = ("payload",)
+        if topic is REJECTED_TOPIC:
+            own["reason"] = texts([reject.reason[:_LONGEST_REASON] for reject in found.events])
+        else:
             times = pa.array([notice.ts_ns for notice in found.events], pa.int64())
             own["ts_ns"] = pc.coalesce(times, pa.array(source.received[place >> 32]))
             names = ("kind", "symbol", "detail")
@@ -419,7 +442,8 @@ def _market_part(
         columns["latency_ns"] = pc.subtract(received, columns["ts_ns"])
     elif "sent_ns" in columns:
         columns["latency_ns"] = pc.subtract(received, columns.pop("sent_ns"))
-    bad = _problems(channel.kind, columns, wire)
+    rules = (*_rules(channel.kind, columns), *(_short(columns) if source.long else ()))
+    bad = _problems(columns, rules, wire)
     if bad:
         keep = np.ones(len(place), bool)
         keep[[at for at, _ in bad]] = False
@@ -465,19 +489,19 @@ def _nothing(topic: Topic) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays([pa.nulls(0, column.type) for column in topic.schema], schema=topic.schema)
 
 
-def _filled(value: str | bool | None, kind: pa.DataType, n: int) -> pa.Array:
+def _filled(value: str | int | None, kind: pa.DataType, n: int) -> pa.Array:
     return pa.nulls(n, kind) if value is None else pa.repeat(_scalar(value, kind), n)
 
 
 @lru_cache(maxsize=1_024)
-def _scalar(value: str | bool, kind: pa.DataType) -> pa.Scalar:
+def _scalar(value: str | int, kind: pa.DataType) -> pa.Scalar:
     return pa.scalar(value, kind)
 
 
-def _problems(kind: Kind, columns: Mapping[str, Any], wire: Sequence[object] | None) -> list[tuple[int, str]]:
+def _problems(columns: Mapping[str, Any], rules: Iterable[_Rule], wire: Sequence[object] | None) -> list[tuple[int, str]]:
     """(row, reason) for each row that breaks a rule, the first broken rule naming the reason."""
     reasons: dict[int, str] = {}
-    for name, fine, rule in _rules(kind, columns):
+    for name, fine, rule in rules:
         if fine is None or fine.all():
             continue
         for at in np.flatnonzero(~fine).tolist():
@@ -527,8 +551,8 @@ _SPOKEN: Final = {
 }
 
 
-def _rules(kind: Kind, columns: Mapping[str, Any]) -> Iterable[tuple[str, npt.NDArray[np.bool_] | None, str]]:
-    """(column, which rows keep the rule, what the rule says); None: all of them."""
+def _rules(kind: Kind, columns: Mapping[str, Any]) -> Iterator[_Rule]:
+    """What every event of a kind has to keep."""
     yield "symbol", _present(columns["symbol"]), "is empty, or ends in no known quote asset"
     yield "ts_ns", _present(columns["ts_ns"]), "cannot be read, or lies outside 1990 to 2100"
     above, from_zero = "is not a finite number above zero", "is not a finite number of zero or more"
@@ -545,6 +569,13 @@ def _rules(kind: Kind, columns: Mapping[str, Any]) -> Iterable[tuple[str, npt.ND
         yield "vwap", _finite(columns["vwap"], from_zero=False, or_null=True), above
 
 
+def _short(columns: Mapping[str, Any]) -> Iterator[_Rule]:
+    """That no text is longer than streams and stores are made for."""
+    for name, column in columns.items():
+        if isinstance(column, pa.Array) and pa.types.is_string(column.type):
+            yield name, lengths(column) <= LONGEST_TEXT, f"has more than {LONGEST_TEXT} bytes"
+
+
 def _present(values: pa.Array) -> npt.NDArray[np.bool_] | None:
     return None if values.null_count == 0 else values.is_valid().to_numpy(zero_copy_only=False)
 
@@ -558,14 +589,14 @@ def _finite(values: pa.Array, *, from_zero: bool, or_null: bool = False) -> npt.
     return fine
 
 
-def _elements(frame: bytes) -> Sequence[msgspec.Raw | bytes]:
+def elements(frame: bytes) -> Sequence[msgspec.Raw | bytes]:
     """The elements of an array, else the frame itself."""
     for decode in (msgspec.json.decode, msgspec.msgpack.decode):
         try:
-            elements: list[msgspec.Raw] = decode(frame, type=list[msgspec.Raw])
+            found: list[msgspec.Raw] = decode(frame, type=list[msgspec.Raw])
         except UNREADABLE:
             continue
-        return elements
+        return found
     return [frame]
 
 
@@ -598,10 +629,10 @@ def but_zero(values: pa.Array) -> pa.Array:
     return pc.if_else(pc.equal(values, _ZERO), _NO_FLOAT, values)
 
 
-def decimals(values: Iterable[str]) -> pa.Array:
-    """Decimal texts as the nearest float64; a text that is no number becomes NaN, which the checks reject."""
+def decimals(values: Iterable[str]) -> tuple[pa.Array, int]:
+    """Decimal texts as the nearest float64, and how many that is inexact for; what is no number becomes NaN, which the checks reject."""
     written = pa.array(list(values), pa.string())
-    return _each(written, lambda some: pc.cast(some, pa.float64()), _NOT_A_NUMBER)
+    return _each(written, lambda some: pc.cast(some, pa.float64()), _NOT_A_NUMBER), in_texts(written)
 
 
 def rfc3339(values: Iterable[str]) -> pa.Array:

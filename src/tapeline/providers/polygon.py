@@ -16,6 +16,7 @@ import pyarrow as pa
 from tapeline.providers import polygon_files, polygon_history
 from tapeline.providers.arrays import ArrayDecoder
 from tapeline.providers.history import Asked, decode_pages
+from tapeline.providers.inexact import JsonNumbers
 from tapeline.providers.normalizing import (
     DAILY_ID,
     NO_NAMES,
@@ -238,6 +239,8 @@ _PAST: Final = {
     "options": _past(_OPTIONS, _trades(OPTION_EXCHANGES, in_range), _quotes(OPTION_EXCHANGES, in_range)),
     "crypto": _past(_CRYPTO, partial(_crypto_trades, times=in_range)),
 }
+#: The keys of prices and sizes, live and over REST. (`s` of a bar is a time in ms.)
+_NUMBERS: Final = JsonNumbers("p s ds bp bs ap as o h l c v dv vw price size decimal_size bid_price bid_size ask_price ask_size".split())
 _DECODERS: Final = {feed: ArrayDecoder("ev", market, {Status: _control}) for feed, market in _MARKETS.items()}
 
 
@@ -245,16 +248,20 @@ def decode(feed: str, frames: Frames, events: Events) -> None:
     """Sort the events of one feed (`stocks`, `options`, `crypto`): of array frames, and of pages of its history."""
     decoder = _DECODERS.get(feed)
     if decoder is not None:
-        decoder(decode_pages(frames, events, _PAST[feed], _page_events), events)
+        events.inexact += frames.inexact(_NUMBERS)
+        decoder(decode_pages(frames, events, _PAST[feed], partial(_page_events, events)), events)
         return
     for row, frame in frames:
         events.seen += 1
         events.rejects.add(Reject(f"unknown polygon feed ({feed!r})", frame), row, 0)
 
 
-def _page_events(asked: Asked, body: bytes) -> Sequence[polygon_history.Event | Notice | Reject]:
-    events_of = polygon_files.events_of if polygon_files.is_file(asked.path) else polygon_history.events_of
-    return events_of(asked.channel, asked.symbol, asked.time_ms, body)
+def _page_events(events: Events, asked: Asked, body: bytes) -> Sequence[polygon_history.Event | Notice | Reject]:
+    if not polygon_files.is_file(asked.path):
+        return polygon_history.events_of(asked.channel, asked.symbol, asked.time_ms, body)
+    found, inexact = polygon_files.counted_events_of(asked.channel, asked.symbol, asked.time_ms, body)
+    events.inexact += inexact
+    return found
 
 
 # The session.

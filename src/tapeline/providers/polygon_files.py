@@ -25,6 +25,7 @@ import msgspec
 
 from tapeline.errors import ConfigError
 from tapeline.providers.history import Page, Request, Span, WrongPage, readable, unreadable
+from tapeline.providers.inexact import LONG, is_inexact
 from tapeline.providers.normalizing import UNREADABLE, Kind, Notice, Reject
 from tapeline.providers.polygon_history import WEIGHT_A_MINUTE as WEIGHT_A_MINUTE
 from tapeline.providers.polygon_history import (
@@ -41,7 +42,7 @@ from tapeline.secret import Secret
 
 __all__ = [
     *("CHANNELS", "MISSING", "WEIGHT_A_MINUTE"),
-    *("events_of", "first", "headers", "is_file", "moment", "page", "parts", "settled_ns", "ticker"),
+    *("counted_events_of", "events_of", "first", "headers", "is_file", "moment", "page", "parts", "settled_ns", "ticker"),
 ]
 
 CHANNELS: Final[dict[str, dict[str, Kind]]] = {
@@ -142,12 +143,19 @@ def events_of(channel: str, symbol: str, time_ms: int, body: bytes) -> Sequence[
     """The events of a piece, the same as those of a page of REST; a reject for each line that cannot be read.
 
     Raises what decoding bytes may raise, KeyError for another channel."""
+    return counted_events_of(channel, symbol, time_ms, body)[0]
+
+
+def counted_events_of(channel: str, symbol: str, time_ms: int, body: bytes) -> tuple[Sequence[Event | Notice | Reject], int]:
+    """The same, and how many prices and sizes float64 does not hold as they are written."""
     found = _rows(channel, _taken_apart(body)[2])
     rows = [row for row, _ in found]
     events = as_events(channel, symbol, time_ms, rows)
+    names = _NUMBERS[channel]
+    inexact = sum(len(text := cells.get(name, "")) >= LONG and is_inexact(text) for _, cells in found for name in names)
     if channel != "T" or not any(row.correction for row in readable(rows)):
-        return events
-    return marked(symbol, events, rows, [msgspec.json.encode(cells).decode() for _, cells in found])
+        return events, inexact
+    return marked(symbol, events, rows, [msgspec.json.encode(cells).decode() for _, cells in found]), inexact
 
 
 def _day(span: Span) -> date:
@@ -165,6 +173,12 @@ def _taken_apart(body: bytes) -> tuple[str, int, bytes]:
 _STRUCTS: Final[dict[str, Any]] = {"T": TradeRow, "Q": QuoteRow, "AM": PastBarRow}
 #: Columns whose cells stay as they are written.
 _TEXTS: Final = frozenset({"ticker", "id", "decimal_size"})
+#: Columns of prices and sizes.
+_NUMBERS: Final = {
+    "T": ("price", "size", "decimal_size"),
+    "Q": ("bid_price", "bid_size", "ask_price", "ask_size"),
+    "AM": ("open", "high", "low", "close", "volume"),
+}
 #: What a bar's columns are called over REST.
 _BAR_NAMES: Final = {"open": "o", "high": "h", "low": "l", "close": "c", "volume": "v", "transactions": "n"}
 

@@ -89,6 +89,11 @@ class Stream(Protocol):
     def noted(self, name: str) -> str:
         """The text; empty where there is none."""
 
+    def largest(self, topic: Topic) -> int:
+        """How many bytes a message of the topic may have, as the server says at the moment; a larger one is never taken.
+
+        Records of `shortening.TAKEN_EVERYWHERE` bytes are taken by every stream: nobody has to ask for them."""
+
     def risks(self) -> list[str]:
         """What in the server's settings may lose records, each with what to do; for who sets it up."""
 

@@ -6,6 +6,8 @@ from typing import Final
 
 import pyarrow as pa
 
+from tapeline.shortening import TAKEN_EVERYWHERE
+
 #: Batches over this size are compressed: below it the call costs more than the bytes saved.
 _COMPRESS_FROM: Final = 32 * 1024
 _LZ4: Final = pa.ipc.IpcWriteOptions(compression="lz4")
@@ -21,6 +23,14 @@ def encode(batch: pa.RecordBatch) -> memoryview:
     with pa.ipc.new_stream(sink, batch.schema, options=_LZ4) as writer:
         writer.write_batch(batch)
     return memoryview(sink.getvalue())
+
+
+def pieces(batch: pa.RecordBatch, most: int = TAKEN_EVERYWHERE) -> list[pa.RecordBatch]:
+    """A batch in parts of at most so many bytes, as any topic takes them. One row that is larger itself stays whole."""
+    if batch.num_rows < 2 or batch.nbytes <= most:
+        return [batch]
+    half = batch.num_rows // 2
+    return [*pieces(batch.slice(0, half), most), *pieces(batch.slice(half), most)]
 
 
 def decode(data: bytes, schema: pa.Schema) -> pa.RecordBatch:

@@ -27,7 +27,7 @@ from tapeline.errors import DiskTrouble, NewerData, Unavailable
 from tapeline.machine import boot_id
 from tapeline.records import NORMALIZED_TOPICS, NS_PER_S, RAW_TOPIC, TOPICS, Chunk, Topic
 from tapeline.streams import APPENDED, Lease, Member, Outputs, PartitionLost, Producer, Totals
-from tapeline.streams.arrow import decode, encode
+from tapeline.streams.arrow import decode, encode, pieces
 from tapeline.streams.partitioning import split
 from tapeline.streams.sharing import BookLease, SharedMember, Shares
 
@@ -272,6 +272,9 @@ class EmbeddedStream:
             row = file.db.execute("SELECT value FROM facts WHERE name = ?", (f"note {name}",)).fetchone()
         return str(row[0]) if row is not None else ""
 
+    def largest(self, topic: Topic) -> int:
+        return self._file(topic).db.getlimit(sqlite3.SQLITE_LIMIT_LENGTH)
+
     def risks(self) -> list[str]:
         return []
 
@@ -284,11 +287,12 @@ class EmbeddedStream:
         if not batch.num_rows:
             return
         parts = split(topic, batch, self.partitions) if partition is None else [(partition, batch)]
-        for at, part in parts:
+        most = db.getlimit(sqlite3.SQLITE_LIMIT_LENGTH) // 2
+        for at, piece in ((at, piece) for at, part in parts for piece in pieces(part, most)):
             first = max(_end(db, topic.name, at), _floor(db, topic.name, at))
             db.execute(
                 "INSERT INTO batches (topic, part, first, next, appended_ns, data) VALUES (?, ?, ?, ?, ?, ?)",
-                (topic.name, at, first, first + part.num_rows, self._clock(), encode(part)),
+                (topic.name, at, first, first + piece.num_rows, self._clock(), encode(piece)),
             )
 
     def _file(self, topic: Topic) -> _File:

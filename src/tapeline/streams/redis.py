@@ -48,6 +48,8 @@ _FIRST_GUESS: Final = 256 * 1024
 _AFTER: Final = 2**63
 #: More offsets than a Redis that lost power can have given out and forgotten.
 _SKIP: Final = 1 << 30
+#: How large a value may be where nobody has set another bound.
+_USUAL_BYTES: Final = 512 * 1024 * 1024
 _LOOK_EVERY_S: Final = 1.0
 #: Or when so much of what Redis may hold has been written since.
 _LOOK_EVERY_SHARE: Final = 1 / 16
@@ -440,6 +442,15 @@ class RedisStream:
         with self._told():
             return (self._client.hget(self.keys.facts, f"note {name}") or b"").decode()
 
+    def largest(self, topic: Topic) -> int:
+        del topic
+        self._begin()
+        with self._told():
+            try:
+                return int(self._client.config_get("proto-max-bulk-len")["proto-max-bulk-len"])
+            except (redis.ResponseError, KeyError):  # not everybody may ask
+                return _USUAL_BYTES
+
     def risks(self) -> list[str]:
         self._begin()
         with self._told():
@@ -528,7 +539,7 @@ class RedisStream:
         if self.codec(topic) == "arrow":
             parts = split(topic, batch, self._count) if partition is None else iter([(partition, batch)])
             for at, part in parts:
-                yield at, [part.num_rows, bytes(arrow.encode(part))]
+                yield at, [some for piece in arrow.pieces(part) for some in (piece.num_rows, bytes(arrow.encode(piece)))]
             return
         values = protobuf.encode(topic, batch)
         where = partitions_of(topic, batch, self._count) if partition is None else np.full(len(values), partition)

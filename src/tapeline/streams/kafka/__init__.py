@@ -155,6 +155,9 @@ class KafkaStream:
         (offset,) = self._cluster.committed(self._looker(f"note-{name}"), RAW_TOPIC, [0])
         return unpacked(offset.metadata)
 
+    def largest(self, topic: Topic) -> int:
+        return self._cluster.largest(topic)
+
     def risks(self) -> list[str]:
         return [f"WARNING: {told}"] if (told := self._cluster.too_small()) else []
 

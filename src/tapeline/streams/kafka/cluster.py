@@ -31,6 +31,10 @@ _PARTITIONS: Final = 4
 _LEASES: Final = "market-data.leases"
 #: The longest message: a frame may be 64 MiB, and a batch is closed before a second one of that size.
 MESSAGE_BYTES: Final = 80 * 1024 * 1024
+#: The same of what is made of raw records: a rejected event has its own columns beside the bytes of such a message.
+OUTPUT_BYTES: Final = MESSAGE_BYTES + 1024 * 1024
+#: Of a topic that nobody gave another bound.
+_USUAL_BYTES: Final = 1024 * 1024
 #: How long an answer is waited for.
 ASK_S: Final = 10.0
 _LOOK_AGAIN_S: Final = 1.0
@@ -99,7 +103,7 @@ class Cluster:
                 isolation_level="read_committed",
                 enable_partition_eof=True,
                 fetch_wait_max_ms=100,
-                fetch_max_bytes=MESSAGE_BYTES + 1024,
+                fetch_max_bytes=OUTPUT_BYTES + 1024,
                 queued_max_messages_kbytes=65_536,
                 fetch_queue_backoff_ms=10,
             )
@@ -205,18 +209,35 @@ class Cluster:
     def too_small(self) -> str:
         """Where the raw topic takes no message as large as a frame may be, what that means and what to do; empty where it does, and
         where the user may not ask. Somebody else has made it then."""
-        resource = ConfigResource(ConfigResource.Type.TOPIC, self.name(RAW_TOPIC))
-        try:
-            asked = self._asker().describe_configs([resource], request_timeout=ASK_S)[resource]
-            most = int(asked.result()["max.message.bytes"].value)
-        except (KafkaException, KeyError, TypeError, ValueError):
-            return ""
-        if most >= MESSAGE_BYTES:
+        most = None
+        with suppress(KafkaException):
+            most = self._most_bytes(RAW_TOPIC)
+        if most is None or most >= MESSAGE_BYTES:
             return ""
         return (
-            f"{resource.name} takes messages of up to {most:,} bytes: a larger frame is not kept, and is a gap. "
+            f"{self.name(RAW_TOPIC)} takes messages of up to {most:,} bytes: a larger frame is not kept, and is a gap. "
             f"Set the topic's max.message.bytes to {MESSAGE_BYTES}."
         )
+
+    def largest(self, topic: Topic) -> int:
+        """How many bytes a message of the topic may have. Raises Unavailable.
+
+        Who may not ask has to take it for Kafka's usual bound: what is larger would stop the worker."""
+        self.count(topic)
+        with self.told():
+            most = self._most_bytes(topic)
+        return min(_USUAL_BYTES if most is None else most, MESSAGE_BYTES if topic is RAW_TOPIC else OUTPUT_BYTES)
+
+    def _most_bytes(self, topic: Topic) -> int | None:
+        """The topic's own bound; None where the user may not ask. Raises KafkaException."""
+        resource = ConfigResource(ConfigResource.Type.TOPIC, self.name(topic))
+        try:
+            found = self._asker().describe_configs([resource], request_timeout=ASK_S)[resource].result()
+        except KafkaException as error:
+            if error.args[0].code() in (KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.CLUSTER_AUTHORIZATION_FAILED):
+                return None
+            raise
+        return int(found["max.message.bytes"].value)
 
     def _asker(self) -> AdminClient:
         self._admin = self._admin or AdminClient(self._client)
@@ -225,12 +246,14 @@ class Cluster:
     def _make(self, admin: AdminClient, names: Sequence[str]) -> None:
         settings = {
             "retention.ms": str(int(self._config.retain_hours * 3_600_000)),
-            "max.message.bytes": str(MESSAGE_BYTES),
             "compression.type": "producer",
         }
+        bounds = {self.name(topic): MESSAGE_BYTES if topic is RAW_TOPIC else OUTPUT_BYTES for topic in TOPICS.values()}
         count = self._config.partitions or _PARTITIONS
         wanted = [
-            NewTopic(name, 1 if name == self.leases else count, self._config.replication, config={} if name == self.leases else settings)
+            NewTopic(name, count, self._config.replication, config=settings | {"max.message.bytes": str(bounds[name])})
+            if name in bounds
+            else NewTopic(name, 1, self._config.replication, config={})  # the leases
             for name in names
         ]
         for name, done in admin.create_topics(wanted, request_timeout=ASK_S).items():

@@ -14,7 +14,7 @@ from confluent_kafka import OFFSET_BEGINNING, OFFSET_STORED, Consumer, KafkaErro
 from tapeline.errors import Busy, TapelineError, Unavailable
 from tapeline.records import TOPICS, Chunk, Topic
 from tapeline.streams import Outputs, PartitionLost, Totals
-from tapeline.streams.kafka.cluster import ASK_S, MESSAGE_BYTES, Cluster
+from tapeline.streams.kafka.cluster import ASK_S, OUTPUT_BYTES, Cluster
 from tapeline.streams.kafka.messages import ROW_BITS, chunk_of, place, produce, read_totals, write_totals
 from tapeline.streams.kafka.reading import MOST_MESSAGES, go_on_after
 
@@ -280,7 +280,7 @@ class _Transactions:
                     transaction_timeout_ms=int(_TRANSACTION_TIMEOUT_S * 1000),
                     linger_ms=0,
                     compression_type="lz4",
-                    message_max_bytes=MESSAGE_BYTES,
+                    message_max_bytes=OUTPUT_BYTES,
                     queue_buffering_max_messages=2_000_000,
                     queue_buffering_max_kbytes=262_144,
                 )

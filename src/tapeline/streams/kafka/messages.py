@@ -8,7 +8,7 @@ import time
 import zlib
 from base64 import b85decode, b85encode
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +25,6 @@ log = logging.getLogger(__name__)
 ROW_BITS: Final = 20
 #: Texts of more bytes are compressed: a broker takes 4 KiB of metadata with an offset.
 _METADATA_BYTES: Final = 3_500
-_PIECE_BYTES: Final = 900 * 1024
 
 
 def place(message: Message) -> tuple[int, int]:
@@ -54,7 +53,7 @@ def produce(producer: Producer, topic: Topic, batch: pa.RecordBatch, cluster: Cl
     count = cluster.count(topic)
     if cluster.codec(topic) == "arrow":
         for partition, part in split(topic, batch, count):
-            _put(producer, cluster.name(topic), [{"value": bytes(arrow.encode(piece))} for piece in pieces(part)], partition)
+            _put(producer, cluster.name(topic), [{"value": bytes(arrow.encode(piece))} for piece in arrow.pieces(part)], partition)
         return
     values = protobuf.encode(topic, batch)
     keys = [key.encode() for key in batch[topic.key].to_pylist()]
@@ -64,21 +63,16 @@ def produce(producer: Producer, topic: Topic, batch: pa.RecordBatch, cluster: Cl
         _put(producer, cluster.name(topic), [{"value": values[row], "key": keys[row]} for row in rows], partition)
 
 
-def pieces(batch: pa.RecordBatch) -> list[pa.RecordBatch]:
-    """A batch in parts that any topic takes: a broker's usual bound is 1 MiB. One row that is larger itself stays whole."""
-    if batch.num_rows < 2 or batch.nbytes <= _PIECE_BYTES:
-        return [batch]
-    half = batch.num_rows // 2
-    return [*pieces(batch.slice(0, half)), *pieces(batch.slice(half))]
-
-
 def _put(producer: Producer, topic: str, messages: list[dict[str, bytes]], partition: int) -> None:
-    """Raises KafkaException where the client's queue stays full."""
+    """Raises KafkaException for a message that is too large, and where the client's queue stays full."""
     deadline = time.monotonic() + ASK_S
-    while producer.produce_batch(topic, messages, partition) < len(messages):
-        if time.monotonic() > deadline:
-            raise KafkaException(KafkaError(KafkaError._QUEUE_FULL))
-        messages = [{name: m[name] for name in ("value", "key") if name in m} for m in messages if "_error" in m]
+    given: list[dict[str, Any]] = [*messages]
+    while producer.produce_batch(topic, given, partition) < len(given):
+        left = [message for message in given if "_error" in message]
+        for error in (message["_error"] for message in left):
+            if error.code() != KafkaError._QUEUE_FULL or time.monotonic() > deadline:
+                raise KafkaException(error)
+        given = [{name: message[name] for name in ("value", "key") if name in message} for message in left]
         producer.poll(0.01)  # the queue empties as the broker takes what is in it
 
 

@@ -20,7 +20,7 @@ from tapeline.errors import Unavailable
 from tapeline.records import RAW_TOPIC, Topic
 from tapeline.streams import arrow, protobuf
 from tapeline.streams.kafka.cluster import ASK_S, MESSAGE_BYTES, Cluster
-from tapeline.streams.kafka.messages import pieces, place
+from tapeline.streams.kafka.messages import place
 
 log = logging.getLogger(__name__)
 
@@ -156,7 +156,7 @@ class RawProducer:
 
         for partition, part in parts:
             if self._cluster.codec(topic) == "arrow":
-                for piece in pieces(part):
+                for piece in arrow.pieces(part):
                     producer.produce(self._cluster.name(topic), bytes(arrow.encode(piece)), b"", partition, heard)
             else:
                 keys = part[topic.key].to_pylist()

@@ -1,0 +1,128 @@
+"""Prices and sizes of which float64 is not the number that was written: found by their texts, and counted.
+
+A number of at most 15 significant digits comes back from float64 as it was written, so only texts of 16 characters or more are looked
+at. Where a decoder makes a number of JSON its text is gone by then, so the frames are searched for digits that stand together, many at a
+time, and what is found is read by its key.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from decimal import Decimal, InvalidOperation
+from typing import Final, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+Marks: TypeAlias = npt.NDArray[np.bool_]
+#: So many characters have at most 15 digits if there is a point among them, and a text that is shorter has in any case.
+LONG: Final = 16
+#: Searched at once.
+_PIECE: Final = 120_000
+_PAIR: Final = np.uint16(0x0101)
+_NONE: Final = np.zeros(1, np.int32)
+_FIRST: Final = np.uint8(ord("."))
+_SPAN: Final = np.uint8(ord("9") - ord("."))
+#: How the keys of times in nanoseconds end: `sip_timestamp` and the like, 19 digits in every row of a page.
+_TIME_KEY: Final = np.uint32(int.from_bytes(b'mp":', "little"))
+#: First bytes from here on begin MessagePack, whose numbers are float64 already.
+_BINARY: Final = 0x80
+
+
+def is_inexact(text: str) -> bool:
+    """Whether the shortest decimal that stands for the nearest float64 is another number than this one."""
+    try:
+        number, near = Decimal(text), float(text)
+    except (InvalidOperation, ValueError):
+        return False  # no number at all: its event is rejected
+    return math.isfinite(near) and number.is_finite() and Decimal(repr(near)) != number
+
+
+def in_texts(written: pa.Array) -> int:
+    """How many of some decimal texts, none of them null, are inexact."""
+    length = lengths(written)
+    if not len(length) or length.max() < LONG:
+        return 0
+    long = written.filter(pa.array(length >= LONG))
+    digits = pc.ascii_ltrim(pc.ascii_rtrim(long, "0"), "0.")  # many have zeros around them
+    points = pc.match_substring(digits, ".").to_numpy(zero_copy_only=False)
+    return sum(map(is_inexact, long.filter(pa.array(lengths(digits) - points >= LONG)).to_pylist()))
+
+
+def lengths(values: pa.Array) -> npt.NDArray[np.int32]:
+    """The bytes of each of some texts, as their offsets have them: faster than to ask for them."""
+    offsets = np.frombuffer(values.buffers()[1], np.int32)[values.offset : values.offset + len(values) + 1] if len(values) else _NONE
+    return np.diff(offsets)
+
+
+class JsonNumbers:
+    """Numbers under certain keys of JSON."""
+
+    def __init__(self, keys: Iterable[str]) -> None:
+        names = "|".join(map(re.escape, keys)).encode()
+        self._long = re.compile(rb'"(?:' + names + rb')"\s*:\s*"?(-?[0-9.]{%d,}(?:[eE][+-]?[0-9]+)?)' % LONG)
+
+    def inexact(self, payload: pa.BinaryArray) -> int:
+        """How many of them are inexact, in all frames and pages. A number in quotation marks is one too."""
+        data = payload.buffers()[2]
+        if data is None or not len(payload):
+            return 0
+        offsets = np.frombuffer(payload.buffers()[1], np.int32)[payload.offset : payload.offset + len(payload) + 1]
+        found = _long_numbers(np.frombuffer(data, np.uint8)[offsets[0] : offsets[-1]])
+        rows = np.unique(np.searchsorted(offsets, found + offsets[0], "right") - 1) if len(found) else found
+        return sum(self._in(payload[row].as_py()) for row in rows.tolist())
+
+    def _in(self, frame: bytes) -> int:
+        if frame[0] >= _BINARY:
+            return 0
+        return sum(is_inexact(found[1].decode()) for found in self._long.finditer(frame))
+
+
+def _long_numbers(data: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
+    """Where digits (and a point) begin that are at least `LONG` together; not those of times in nanoseconds."""
+    held = _sevens(data)
+    if not len(held):
+        return held
+    edge = np.flatnonzero(held[1:] - held[:-1] > 2)
+    starts, ends = held[np.append(0, edge + 1)], held[np.append(edge, len(held) - 1)] + 14
+    # A run may have one byte more at either end.
+    starts = starts - (_marked(data[np.maximum(starts - 1, 0)]) & (starts > 0))
+    ends = ends + (_marked(data[np.minimum(ends, len(data) - 1)]) & (ends < len(data)))
+    starts = starts[ends - starts >= LONG]
+    found: npt.NDArray[np.int64] = starts[~_after_time_key(data, starts)]
+    return found
+
+
+def _sevens(data: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
+    """At which even places seven pairs of bytes begin that are all digits or points.
+
+    Every run that is long enough has such, wherever it begins; the milliseconds of a time have six at most. Piece by piece, each small
+    enough to stay in the processor's cache."""
+    above = np.empty(min(len(data), _PIECE + 14), np.uint8)
+    found = []
+    for begin in range(0, len(data), _PIECE):
+        some = data[begin : begin + _PIECE + 14]
+        some = some[: len(some) // 2 * 2]
+        np.subtract(some, _FIRST, out=above[: len(some)])
+        pairs = (above[: len(some)] <= _SPAN).view(np.uint16) == _PAIR
+        pairs = pairs[:-1] & pairs[1:]
+        pairs = pairs[:-2] & pairs[2:]
+        pairs = pairs[:-3] & pairs[3:]
+        if pairs.any():
+            found.append(2 * np.flatnonzero(pairs) + begin)
+    return np.concatenate(found) if found else np.zeros(0, np.int64)
+
+
+def _marked(some: npt.NDArray[np.uint8]) -> Marks:
+    return (some - _FIRST) <= _SPAN
+
+
+def _after_time_key(data: npt.NDArray[np.uint8], starts: npt.NDArray[np.int64]) -> Marks:
+    """Which of the places lie behind the key of a time in nanoseconds."""
+    words = np.ndarray((len(data) - 3,), np.dtype("<u4"), data, strides=(1,))
+    found: Marks = (words[np.maximum(starts - 4, 0)] == _TIME_KEY) & (starts >= 4)
+    return found
