@@ -314,6 +314,24 @@ def test_one_mute_channel_among_busy_ones_is_given_up_and_named() -> None:
     run(test())
 
 
+def test_where_one_channel_is_mute_what_the_others_sent_before_the_end_is_kept() -> None:
+    async def test() -> None:
+        async def script(peer: Peer) -> None:
+            await peer.accept(frame(b"d1"))
+            while (await peer.hear())[0] != CLOSE:
+                pass
+            peer.say(b"d1 late")
+            await peer.say_goodbye()
+
+        tape = Tape()
+        async with serving(script) as url, kept(line_of(plan(url), tape, mute_after={"d2": 0.3})):
+            await eventually(lambda: tape.details("closed"))
+        assert tape.frames()[:2] == [b"d1", b"d1 late"]
+        assert tape.details("closed")[0]["reason"].startswith("mute: no channel d2 for 0.")
+
+    run(test())
+
+
 def test_a_half_open_socket_is_noticed_by_its_unanswered_ping() -> None:
     async def test() -> None:
         async def script(peer: Peer) -> None:

@@ -252,8 +252,8 @@ class _Listener(WSListener):
 
     def finish(self, reason: dict[str, Any]) -> None:
         """Ask for the end, and read on until the provider agrees: what it has sent before that is kept."""
-        if not self.close_reason and self.transport is not None and not self.line.paused:
-            self.close_reason = reason
+        if self.transport is not None and not self.line.paused:
+            self.close_reason = self.close_reason or reason
             self.transport.send_close()
         else:
             self.end(reason)
@@ -551,6 +551,8 @@ class Line:
         reason = f"mute: no {what} for {silent_s:.1f} s on an open socket"
         log.warning("%s: %s; dialing again.", self.plan.name, reason)
         listener.close_reason = {"by": "tapeline", "reason": reason}
+        if not channel:  # there is nobody to agree to an end
+            listener.end(listener.close_reason)
 
     async def _replace(self, old: _Listener, old_gone: asyncio.Task[None]) -> _Listener | None:
         """Open the next connection while the old one still delivers, and wait until the new one has data."""
