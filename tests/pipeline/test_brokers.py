@@ -7,12 +7,13 @@ import signal
 import sqlite3
 import time
 from collections import Counter
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pytest
 from processes import block, key, received, records, rss_mb, sent
+from services.process import last_lines
 
 from proving import PROVE, proof
 from tapeline.config import Config, StreamConfig
@@ -77,6 +78,18 @@ def ended(run: Process, seconds: float = 90.0) -> None:
     assert run.ends(seconds) == 0, run.said[-5000:]
 
 
+def serves(server: Any) -> bool:
+    """Whether a server lives through what was done to it, once it answers."""
+
+    def settled() -> bool:
+        with suppress(OSError):
+            return bool(server.answers() or not server.running)
+        return not server.running
+
+    until(settled, "the server neither answers nor ends")
+    return bool(server.running)
+
+
 @pytest.mark.parametrize("server", KINDS, indirect=True)
 def test_stages_and_broker_are_killed_and_paused_in_the_middle(server: Any, home: Home, venue: Callable[..., VenueProcess]) -> None:
     market = venue("binance", "--rate", "600", "--fault", "rewind:all")
@@ -93,6 +106,7 @@ def test_stages_and_broker_are_killed_and_paused_in_the_middle(server: Any, home
     server.pause()
     time.sleep(15.0 if PROVE else 3.0)
     server.resume()
+    assert serves(server), last_lines(server.log)
     market.halt()
     ended(run, 120.0)
     nothing_is_lost_or_doubled(home, market, once=True)
