@@ -22,6 +22,7 @@ from confluent_kafka.cimpl import NewTopic
 from places import Place, column, everything
 
 from frames import raw_batch
+from proving import proof
 from tapeline.errors import Unavailable
 from tapeline.monitor.status import StatusFile
 from tapeline.providers import DECODERS
@@ -106,10 +107,30 @@ def test_in_topics_with_kafka_s_usual_bound(place: Place, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("place", ["kafka-arrow", "kafka-protobuf"], indirect=True)
-def test_in_topics_of_our_own_a_frame_up_to_the_bound_is_whole(place: Place, tmp_path: Path) -> None:
+def test_topics_of_our_own_have_room_for_what_is_made_of_a_frame(place: Place) -> None:
     stream = place.open()
     assert (stream.largest(RAW_TOPIC), stream.largest(REJECTED_TOPIC)) == (MESSAGE_BYTES, OUTPUT_BYTES)
-    frame = just_below(MESSAGE_BYTES)
+
+
+@pytest.mark.parametrize("place", ["kafka-arrow", "kafka-protobuf"], indirect=True)
+def test_with_that_room_a_frame_up_to_the_bound_is_whole(place: Place, tmp_path: Path) -> None:
+    most = 4 * USUAL
+    admin = AdminClient({"bootstrap.servers": place.address})
+    for topic in TOPICS.values():
+        bound = most if topic is RAW_TOPIC else most + OUTPUT_BYTES - MESSAGE_BYTES
+        made = admin.create_topics([NewTopic(place.name(topic), 3, 1, config={"max.message.bytes": str(bound)})])
+        made[place.name(topic)].result()
+    whole(place.open(), just_below(most), tmp_path)
+
+
+@proof("streams", quick=False)  # its copies at the broker, of 80 MiB each, are much for one that other tests share
+@pytest.mark.parametrize("place", ["kafka-arrow", "kafka-protobuf"], indirect=True)
+def test_in_topics_of_our_own_a_frame_up_to_the_bound_is_whole(place: Place, tmp_path: Path) -> None:
+    whole(place.open(), just_below(MESSAGE_BYTES), tmp_path)
+
+
+def whole(stream: Stream, frame: bytes, tmp_path: Path) -> None:
+    """A frame that cannot be read is rejected with all of its bytes."""
     stream.append(RAW_TOPIC, raw(frame), 0)
     stream.append(RAW_TOPIC, raw(TRADE % 1), 0)
     interpreted(stream, tmp_path)
