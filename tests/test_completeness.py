@@ -270,7 +270,17 @@ LIVES: dict[str, tuple[list[Record], list[tuple[float, float, str]]]] = {
             told("closed", 21, by="tapeline", reason="mute: no channel trade for 20.0 s on an open socket"),
             *opened(22, "line-2"),
         ],
-        [(0.1, 21.0, "unprovable"), (21.0, 22.1, "open"), (22.1, 22.1, "unprovable")],
+        [(0.1, 20.0, "unprovable"), (20.0, 22.1, "open"), (22.1, 22.1, "unprovable")],
+    ),
+    "mute altogether, and given up for another channel that was missed first": (
+        [
+            *opened(0),
+            quote(5),
+            trade(1, 6),
+            told("closed", 21, by="tapeline", reason="mute: no channel trade for 15.0 s on an open socket"),
+            *opened(22, "line-2"),
+        ],
+        [(0.1, 6.0, "unprovable"), (6.0, 22.1, "open"), (22.1, 22.1, "unprovable")],
     ),
     "mute altogether": (
         [*opened(0), quote(1), trade(1, 2), told("closed", 21, by="tapeline", reason="mute: no data for 19.0 s on an open socket")],

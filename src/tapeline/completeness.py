@@ -804,11 +804,10 @@ def _end(key: Key, life: Life) -> tuple[int, str]:
         return max(life.heard_ns, life.beside_ns), "the connection ended without a word, as when the process was killed"
     if life.reason.startswith("mute: no "):
         channel = life.reason.removeprefix("mute: no ").partition(" for ")[0]
-        if channel == "data":
-            return max(life.last.values(), default=life.opened_ns), life.reason
         if channel == f"channel {key.channel}":
             return life.last.get(key.channel, life.opened_ns), life.reason
-        return life.closed_ns, life.reason
+        # A socket that is mute in all is given up for the channel that is missed first: the others were heard as long as anything was.
+        return max(life.last.values(), default=life.opened_ns), life.reason
     if life.by == "network":
         return life.heard_ns, life.reason  # what was on its way when it broke is lost
     return life.closed_ns, f"closed by {life.by}: {life.reason or 'no reason given'}"

@@ -551,7 +551,7 @@ class Line:
         reason = f"mute: no {what} for {silent_s:.1f} s on an open socket"
         log.warning("%s: %s; dialing again.", self.plan.name, reason)
         listener.close_reason = {"by": "tapeline", "reason": reason}
-        if not channel:  # there is nobody to agree to an end
+        if not channel or self.clock() - self.state.last_data_ns > NS_PER_S:  # there may be nobody to agree to an end
             listener.end(listener.close_reason)
 
     async def _replace(self, old: _Listener, old_gone: asyncio.Task[None]) -> _Listener | None:
