@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import permutations
 from pathlib import Path
@@ -19,11 +20,13 @@ from tapeline.jobs.reconcile import _matched
 from tapeline.providers import identity
 from tapeline.query import connect
 from tapeline.records import NS_PER_MS, TICKS_TOPIC, Chunk, Identity, Topic
-from tapeline.stores import with_dates
+from tapeline.secret import NO_SECRET
+from tapeline.stores import Store, with_dates
 from tapeline.stores.duplicates import Channel, fresh_of
 from tapeline.stores.lake import Lake
 from tapeline.stores.lake_checking import Finding, check
 from tapeline.stores.lake_repairing import repair
+from tapeline.stores.postgres import Postgres
 
 OPTION = {"provider": "polygon", "feed": "options", "channel": "T", "symbol": "SPY240610P00536000", "exchange": "XCBO", "side": None}
 
@@ -78,15 +81,24 @@ def test_every_fill_is_kept_once_in_whatever_order_its_sources_come(
     assert told(pa.Table.from_batches(kept)) == Counter((fill.ns // NS_PER_MS, fill.price) for fill in fills)
 
 
-def test_a_live_recording_that_missed_one_of_three_equal_fills_has_it_from_the_file(tmp_path: Path) -> None:
+def missed_one_of_three(store: Store) -> None:
+    """Live came two of three equal fills, and the file has all, twice."""
     fills = [Fill(1, NOON, 0.93), Fill(2, NOON + 5, 0.93), Fill(3, NOON + 9, 0.93), Fill(4, NOON + NS_PER_MS, 0.93)]
     live = ticks(*(row(fill, "live", at, 0) for at, fill in enumerate((fills[0], fills[2], fills[3]))))
     file = ticks(*(row(fill, "file", 10, at) for at, fill in enumerate(fills)))
-    lake = Lake(tmp_path, identity)
-    assert lake.write(Chunk.dense(TICKS_TOPIC, 0, 0, live)).rows == 3
-    assert lake.write(Chunk.dense(TICKS_TOPIC, 0, 3, file)).rows == 1
-    assert lake.write(Chunk.dense(TICKS_TOPIC, 0, 7, file)).rows == 0
+    assert store.write(Chunk.dense(TICKS_TOPIC, 0, 0, live)).rows == 3
+    assert store.write(Chunk.dense(TICKS_TOPIC, 0, 3, file)).rows == 1
+    assert store.write(Chunk.dense(TICKS_TOPIC, 0, 7, file)).rows == 0
+
+
+def test_a_live_recording_that_missed_one_of_three_equal_fills_has_it_from_the_file(tmp_path: Path) -> None:
+    missed_one_of_three(Lake(tmp_path, identity))
     assert findings(tmp_path) == []
+
+
+def test_postgresql_has_it_too(database: str) -> None:
+    with closing(Postgres(database, NO_SECRET, identity)) as store:
+        missed_one_of_three(store)
 
 
 class Sources:

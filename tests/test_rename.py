@@ -1,4 +1,4 @@
-"""What was kept under a wrong name is corrected: afterwards everything is as if it had been kept under the right one from the start."""
+"""A renamed symbol: afterwards every store and the ledger are as if it had had its right name from the start."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def records(connection: str, first: int, last: int) -> list[Record]:
     return [*found, (connection, "closed", at + 9, b'{"by":"network","reason":"it broke"}')]
 
 
-#: What came while the name was wrong, on both sides of midnight; and what came when it was right, some of it once more.
+#: The first trades came under the wrong name, around midnight. The others came under the right one, some of them again.
 BEFORE = [*records("binance-spot-0-a", 1, 100), ("repair-1", "fetched", START + 900 * NS_PER_S, page(9, 9, "AD/AEUR"))]
 AFTER = [
     *records("binance-spot-0-b", 110, 130),
@@ -196,7 +196,7 @@ class Home:
                 table: sorted(map(repr, db.sql(f"SELECT * FROM {table}").to_arrow_table().to_pylist())) for table in (*TABLES, "coverage")
             }
         facts, _ = wiring.open_ledger(self.config).load()
-        # What was asked of history stands in a notice as it was sent.
+        # The notice of a reading of history keeps its text.
         found["notices"] = [row.replace('"symbol":"AD/AEUR"', '"symbol":"ADA/EUR"') for row in found["notices"]]
         return {
             **found,

@@ -90,7 +90,7 @@ def waiting(renaming: Renaming, stores: Iterable[Renames], stream: RawRecords) -
 
 
 def _facts(renaming: Renaming, ledger: Ledger, *, dry_run: bool) -> RenamedFacts | None:
-    """What is known of the old name is known of the new one from then on, and every interval that follows from it."""
+    """Move the facts of the old name to the new one, and compute the intervals of both again."""
     before, _ = ledger.load()
     gone = {key for key in before.keys() if (key.provider, key.feed, key.symbol) == (renaming.provider, renaming.feed, renaming.old)}  # noqa: SIM118 no mapping
     if not gone:

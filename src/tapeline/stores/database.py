@@ -59,6 +59,19 @@ class Database:
         finally:
             connection.close()
 
+    @contextmanager
+    def transaction(self) -> Iterator[dbapi.Cursor]:
+        """One on a connection of its own, which commits at the end: for what is seldom.
+
+        Raises Unavailable and its like with what PostgreSQL said: then nothing was written."""
+        try:
+            with self.connected() as connection:
+                with connection.cursor() as cursor:
+                    yield cursor
+                connection.commit()
+        except adbc.Error as error:
+            raise self.meaning(error) from error
+
     def meaning(self, error: Exception) -> Unavailable | Refused:
         """What a failure of ADBC's means."""
         state = (error.sqlstate if isinstance(error, adbc.Error) else "") or ""

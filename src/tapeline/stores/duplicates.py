@@ -46,7 +46,7 @@ def fresh_of(batch: pa.RecordBatch, topic: Topic, rule: IdentityRule, held: Held
 def _first_seen(some: pa.RecordBatch, identity: Identity, held: pa.Table | None) -> npt.NDArray[np.bool_]:
     """Which records are the first of their event: group what the store holds (-1) and what is new (row) by identity."""
     if identity.counted and (some[identity.id].null_count or (held is not None and held[identity.id].null_count)):
-        return first_counted(some, identity, held)
+        return _first_counted(some, identity, held)
     new = told_by(pa.table(some), identity)
     if identity.values and (held is None or not held.num_rows) and _all_apart(new, identity):
         return np.ones(some.num_rows, bool)
@@ -68,7 +68,7 @@ def _all_apart(rows: pa.Table, identity: Identity) -> bool:
     )
 
 
-def first_counted(some: pa.RecordBatch, identity: Identity, held: pa.Table | None) -> npt.NDArray[np.bool_]:
+def _first_counted(some: pa.RecordBatch, identity: Identity, held: pa.Table | None) -> npt.NDArray[np.bool_]:
     """As `_first_seen`, where some have the id and others do not.
 
     Events with the id are told by it. One without it is a copy while there are others, equal but for the id, that it could be a copy of:

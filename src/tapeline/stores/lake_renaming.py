@@ -1,6 +1,6 @@
 """Gives a symbol its right name in the lake: the files that hold rows under the wrong one are replaced, a day of a table in one commit.
 
-Of an event that is there under both names the row that came first is kept, as the store itself would have done; the other one counts as a
+An event may be there under both names. Then the row that came first stays, as if both had come under one name. The other row counts as a
 duplicate from then on. Everything else of a row stays. What is written is read back and compared, as when a day is sealed. Who dies on the
 way leaves files that the log does not name, which the next one removes.
 """
@@ -195,7 +195,7 @@ class _Day:
         return files.filter(pc.is_in(files["path"], pa.array([*self.holding, *others], pa.string())))
 
     def _swap(self, old: pa.Table, again: _Again, aside: Path) -> None:
-        # What is wrong here would be right, by its checksum, in the copy.
+        # Look for damage first: the copy gets a checksum of its own, which would hide it.
         for path, held, rows in zip(*(old[name].to_pylist() for name in ("path", "size_bytes", "num_records")), strict=True):
             if (wrong := lake_files.damage(self.folder, path, held, rows)) is not None:
                 raise OSError(f"{self.folder / path} {wrong}")

@@ -90,7 +90,7 @@ def _seal(folder: Path, topic: Topic, day: date, progress: Progress) -> Sealed:
         size = lake_files.total(old, "size_bytes")
         if all(Path(path).name.startswith(SEALED) for path in old["path"].to_pylist()):
             return Sealed(topic.table, day, 0, 0, old.num_rows, 0, size)
-        # What is wrong here would be right, by its checksum, in the sorted copy.
+        # Look for damage first: the copy gets a checksum of its own, which would hide it.
         for path, held, rows in zip(*(old[name].to_pylist() for name in ("path", "size_bytes", "num_records")), strict=True):
             if (wrong := lake_files.damage(folder, path, held, rows)) is not None:
                 raise OSError(f"{folder / path} {wrong}")

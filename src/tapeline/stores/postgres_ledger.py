@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from typing import Final
 
-import adbc_driver_manager as adbc
 import msgspec
 import pyarrow as pa
 from adbc_driver_manager import dbapi
@@ -30,7 +28,7 @@ class PostgresLedger:
         self._sql: Final[Statements] = load("ledger.sql")
 
     def load(self) -> tuple[Facts, dict[int, int]]:
-        with self._transaction() as cursor:
+        with self._database.transaction() as cursor:
             if not self._there(cursor):
                 return Facts(), {}
             cursor.execute(self._sql.one("lives"))
@@ -42,14 +40,14 @@ class PostgresLedger:
         return Facts.of(runs, lives), positions
 
     def lives(self) -> Lives | None:
-        with self._transaction() as cursor:
+        with self._database.transaction() as cursor:
             if (self._schema.version(cursor) or 0) < _WITH_LIVES:
                 return None
             cursor.execute(self._sql.one("topics"))
             return {(str(topic), int(partition)): int(begun) for topic, partition, begun in cursor.fetchall()} or None
 
     def save(self, facts: Facts, changes: Changes, positions: Mapping[int, int], lives: Lives | None = None) -> None:
-        with self._transaction() as cursor:
+        with self._database.transaction() as cursor:
             self._schema.migrate(cursor)
             written = {
                 "set_life": [(name, msgspec.json.encode(facts.lives[name]).decode()) for name in facts.touched_lives],
@@ -64,12 +62,12 @@ class PostgresLedger:
                     cursor.executemany(self._sql.one(name), rows)
 
     def forget(self, keys: Iterable[Key]) -> None:
-        with self._transaction() as cursor:
+        with self._database.transaction() as cursor:
             if self._there(cursor) and (gone := list(keys)):
                 cursor.executemany(self._sql.one("forget_runs"), gone)
 
     def intervals(self) -> pa.Table:
-        with self._transaction() as cursor:
+        with self._database.transaction() as cursor:
             if not self._there(cursor):
                 return INTERVALS.empty_table()
             cursor.execute(self._sql.one("intervals"))
@@ -79,14 +77,3 @@ class PostgresLedger:
     def _there(self, cursor: dbapi.Cursor) -> bool:
         """Whether the tables are of a version that has a ledger."""
         return (self._schema.version(cursor) or 0) >= 2
-
-    @contextmanager
-    def _transaction(self) -> Iterator[dbapi.Cursor]:
-        """On a connection of its own, for it is seldom. Raises Unavailable and its like with what PostgreSQL said."""
-        try:
-            with self._database.connected() as connection:
-                with connection.cursor() as cursor:
-                    yield cursor
-                connection.commit()
-        except adbc.Error as error:
-            raise self._database.meaning(error) from error

@@ -1,6 +1,6 @@
 """Gives a symbol its right name in PostgreSQL, a UTC day of a table in one transaction.
 
-Of an event that is there under both names the row that came first is kept, as the store itself would have done; the other one counts as a
+An event may be there under both names. Then the row that came first stays, as if both had come under one name. The other row counts as a
 duplicate from then on. Everything else of a row stays.
 """
 
@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
 from typing import Final
 
-import adbc_driver_manager as adbc
 from adbc_driver_manager import dbapi
 
 from tapeline.records import BARS_TOPIC, NS_PER_MS, NS_PER_US, TICKS_TOPIC, Identity, Topic
@@ -43,7 +41,7 @@ class PostgresRenaming:
         return "postgresql"
 
     def positions(self, topic: Topic) -> Mapping[int, int]:
-        with self._transaction() as cursor:
+        with self._database.transaction() as cursor:
             if self._schema.version(cursor) is None:
                 return {}
             cursor.execute(self._general.one("positions"), (topic.name,))
@@ -55,7 +53,7 @@ class PostgresRenaming:
             total, done = sum(days.values()), 0
             for day, rows in days.items():
                 progress(f"{topic.table} in postgresql", done, total)
-                with self._transaction() as cursor:
+                with self._database.transaction() as cursor:
                     found = self._of_day(cursor, topic, renaming, day, rows, dry_run=dry_run)
                 done += rows
                 progress(f"{topic.table} in postgresql", done, total)
@@ -65,7 +63,7 @@ class PostgresRenaming:
 
     def _days(self, topic: Topic, renaming: Renaming) -> dict[date, int]:
         """The days with rows under the old name, each with their number."""
-        with self._transaction() as cursor:
+        with self._database.transaction() as cursor:
             if self._schema.version(cursor) is None:
                 return {}
             cursor.execute(self._sql.one("days", table=table_of(topic)), (renaming.provider, renaming.feed, renaming.old))
@@ -126,7 +124,7 @@ class PostgresRenaming:
                 yield _same(topic, rule), rule.drift_ns, (channel,)
 
     def _warn_of_sums(self, renaming: Renaming, first: date, last: date) -> None:
-        with self._transaction() as cursor:
+        with self._database.transaction() as cursor:
             cursor.execute(self._general.one("has_timescale"))
             if _number(cursor):
                 log.warning(
@@ -136,17 +134,6 @@ class PostgresRenaming:
                     last,
                     renaming.old,
                 )
-
-    @contextmanager
-    def _transaction(self) -> Iterator[dbapi.Cursor]:
-        """Commits at the end. Raises Unavailable and its like with what PostgreSQL said: then nothing was written."""
-        try:
-            with self._database.connected() as connection:
-                with connection.cursor() as cursor:
-                    yield cursor
-                connection.commit()
-        except adbc.Error as error:
-            raise self._database.meaning(error) from error
 
 
 def _same(topic: Topic, identity: Identity) -> str:
