@@ -7,7 +7,6 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from random import Random
 from typing import Any, Final, TypeAlias
@@ -193,8 +192,7 @@ async def ingest(
     asked = [asyncio.Event() for _ in checks]
     checkers = [asyncio.create_task(_check(*check, lines, recorder, once)) for check, once in zip(checks.items(), asked, strict=True)]
     # How the exchange splits its symbols stands before their events, where it answers soon.
-    with suppress(TimeoutError):
-        await asyncio.wait_for(asyncio.gather(*(once.wait() for once in asked)), _LIST_WITHIN_S)
+    await _unless_stopped(stop, asyncio.gather(*(once.wait() for once in asked)), _LIST_WITHIN_S)
     keepers = [asyncio.create_task(line.keep(), name=line.plan.name) for line in lines]
     rate = Rate()
     counted = 0
@@ -256,6 +254,16 @@ async def _until(stop: asyncio.Event, tasks: Sequence[asyncio.Task[None]], secon
     pending = [task for task in tasks if not task.done()]
     await asyncio.wait([waiter, *pending], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
     waiter.cancel()
+
+
+async def _unless_stopped(stop: asyncio.Event, waiting: asyncio.Future[Any], seconds: float) -> None:
+    """Wait for `waiting`, for so long at most, and not after `stop`. What it was then waiting for is dropped."""
+    stopping = asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait({waiting, stopping}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        waiting.cancel()
+        stopping.cancel()
 
 
 def _failed(keeper: asyncio.Task[None]) -> bool:

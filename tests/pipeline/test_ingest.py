@@ -52,17 +52,24 @@ def stream(tmp_path: Path) -> Iterator[Stream]:
 
 
 async def _ingest(
-    stream: Stream, root: Path, stop: asyncio.Event, *urls: str, spool: Spool | None = None, watch: ClockWatch | None = None
+    stream: Stream,
+    root: Path,
+    stop: asyncio.Event,
+    *urls: str,
+    spool: Spool | None = None,
+    watch: ClockWatch | None = None,
+    rest_url: str = "",
 ) -> ingest.StreamRecorder:
-    """Record what these addresses send, until `stop`."""
-    providers = [ProviderConfig(name="binance", url=url, symbols=("BTCUSDT",), channels=("trade",)) for url in urls]
+    """Record what these addresses send, until `stop`. `rest_url`: where the exchange's list is asked for; it is not without one."""
+    providers = [ProviderConfig(name="binance", url=url, symbols=("BTCUSDT",), channels=("trade",), rest_url=rest_url) for url in urls]
     random = Random(1)
     planned = wiring.plans(Config(providers=tuple(providers)), {})
     delivery = Delivery(stream.producer("w"), "w", spool)
     delivery.open()
     recorder = ingest.StreamRecorder(delivery, wiring.partitions(planned, stream.partitions), random)
     lines = wiring.lines(planned, recorder, {}, time.time_ns, random)
-    await ingest.ingest(lines, recorder, {}, StatusFile(root, "ingest"), stop, watch=watch)
+    checks = wiring.checks(planned) if rest_url else {}
+    await ingest.ingest(lines, recorder, checks, StatusFile(root, "ingest"), stop, watch=watch)
     return recorder
 
 
@@ -104,6 +111,27 @@ def test_a_stop_does_not_wait_for_a_provider_that_never_answers(stream: Stream, 
                 await _ingest(stream, tmp_path, stop, f"ws://127.0.0.1:{silent.getsockname()[1]}")
 
         asyncio.run(stopped())
+
+
+def test_a_stop_does_not_wait_for_the_exchange_s_list_of_symbols(stream: Stream, tmp_path: Path) -> None:
+    with socket.socket() as silent, socket.socket() as market:
+        for one in (silent, market):
+            one.bind(("127.0.0.1", 0))
+            one.listen()
+            one.setblocking(False)
+        url, rest_url = (f"{scheme}://127.0.0.1:{one.getsockname()[1]}" for scheme, one in (("ws", market), ("http", silent)))
+
+        async def stopped() -> float:
+            stop = asyncio.Event()
+            asyncio.get_running_loop().call_later(0.3, stop.set)
+            began = time.monotonic()
+            await _ingest(stream, tmp_path, stop, url, rest_url=rest_url)
+            return time.monotonic() - began
+
+        assert asyncio.run(stopped()) < ingest._LIST_WITHIN_S / 2
+        silent.accept()[0].close()  # it was asked
+        with pytest.raises(BlockingIOError):
+            market.accept()  # and the market was not dialed any more
 
 
 def test_a_stream_that_takes_nothing_for_a_while_misses_nothing(stream: Stream, tmp_path: Path) -> None:
