@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
+from typing import TYPE_CHECKING
+
+from tapeline.locks import own
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 # Another process asks, as a supervisor does: the signal then falls anywhere into the main thread's waiting, also where that holds the
 # lock of what it waits for.
@@ -27,3 +35,20 @@ print("stopped each time")
 def test_a_signal_is_heard_also_while_the_main_thread_is_about_to_wait_for_it() -> None:
     ended = subprocess.run([sys.executable, "-c", _ASKED_OFTEN], capture_output=True, text=True, timeout=120, check=False)
     assert (ended.returncode, ended.stdout) == (0, "stopped each time\n"), ended.stderr
+
+
+def test_a_stage_that_waits_for_its_predecessor_s_end_is_stopped_at_once(tmp_path: Path) -> None:
+    config = tmp_path / "tapeline.toml"
+    config.write_text(f'data_dir = "{tmp_path / "data"}"\n')
+    with own(tmp_path / "data" / "locks" / "ledger", "tapeline ledger"):
+        command = [sys.executable, "-m", "tapeline", "ledger", "--config", str(config)]
+        supervised = {**os.environ, "TAPELINE_LOG": f"supervised {os.getpid()}"}
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=supervised) as stage:
+            try:
+                assert stage.stderr is not None
+                said = stage.stderr.readline()
+                assert f"tapeline ledger, process {os.getpid()}" in said
+                stage.send_signal(signal.SIGTERM)
+                assert (stage.wait(10.0), "was stopped while it waited" in stage.stderr.read()) == (75, True)
+            finally:
+                stage.kill()

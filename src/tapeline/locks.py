@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -11,10 +13,13 @@ from pathlib import Path
 
 from tapeline.errors import Busy, DiskTrouble
 
+log = logging.getLogger(__name__)
+
 
 @contextmanager
-def own(path: Path, what: str, wait_s: float = 0.0, *, by: str = "") -> Iterator[None]:
-    """Hold `path` while the block runs, waiting up to `wait_s` for another holder to end. `by`: who holds it, where that is not `what`.
+def own(path: Path, what: str, wait_s: float = 0.0, *, by: str = "", stop: threading.Event | None = None) -> Iterator[None]:
+    """Hold `path` while the block runs, waiting up to `wait_s`, and not after `stop`, for another holder to end. `by`: who holds it,
+    where that is not `what`.
 
     Raises Busy that names the process which holds it, DiskTrouble where it cannot be made."""
     try:
@@ -24,13 +29,18 @@ def own(path: Path, what: str, wait_s: float = 0.0, *, by: str = "") -> Iterator
     except OSError as error:
         raise DiskTrouble(f"{path} cannot be made: {error.strerror}. Make the folder writable, or set another data_dir.") from None
     try:
-        deadline = time.monotonic() + wait_s
+        stop = stop or threading.Event()
+        deadline, said = time.monotonic() + wait_s, False
         while not _take(file):
-            if time.monotonic() < deadline:
-                time.sleep(0.1)
-                continue
-            holder = os.read(file, 200).decode("utf-8", "replace").strip() or "another process"
-            raise Busy(f"{what} already runs here: {holder} holds {path}. Stop that one first, or set another data_dir.") from None
+            holder = os.pread(file, 200, 0).decode("utf-8", "replace").strip() or "another process"
+            if stop.is_set():
+                raise Busy(f"{what} was stopped while it waited for the end of {holder}, which holds {path}.") from None
+            if time.monotonic() >= deadline:
+                raise Busy(f"{what} already runs here: {holder} holds {path}. Stop that one first, or set another data_dir.") from None
+            if not said:
+                log.info("%s waits for the end of %s, which holds %s.", what, holder, path)
+                said = True
+            stop.wait(0.1)
         with suppress(OSError):  # a full disk: the lock holds without its holder's name
             os.ftruncate(file, 0)
             os.pwrite(file, f"{by or what}, process {os.getpid()}, since {time.strftime('%Y-%m-%d %H:%M:%S %z')}\n".encode(), 0)

@@ -189,7 +189,7 @@ def _keep_repairing(settings: Config) -> None:
     from tapeline.stores.ledger import read_intervals
 
     stop, random = stop_on_signal(with_parent=True), Random()
-    with own_stage(settings, "repair"):
+    with own_stage(settings, "repair", stop):
         stream, ledger = wiring.open_stream(settings), wiring.open_ledger(settings)
         stage = KeepRepairing(
             stream,

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import signal
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -113,7 +114,7 @@ def normalize(
 
     settings = load_config(config)
     stop = stop_on_signal(with_parent=True)
-    with _own_worker(settings, worker) as name:
+    with _own_worker(settings, worker, stop) as name:
         stream = wiring.open_stream(settings)
         status, member = StatusFile(settings.root, name), wiring.member_name(settings, name)
         run_normalize(Normalize(stream, DECODERS, status, name=member, names=wiring.names(settings)), stop, Random())
@@ -130,7 +131,7 @@ def ledger(config: ConfigOption = None) -> None:
     os.nice(_STORE_NICENESS)
     settings = load_config(config)
     stop = stop_on_signal(with_parent=True)
-    with own_stage(settings, "ledger"):
+    with own_stage(settings, "ledger", stop):
         stream = wiring.open_stream(settings)
         stores = [wiring.store_name(some) for some in settings.stores]
         status, names = StatusFile(settings.root, "ledger"), wiring.names(settings)
@@ -155,7 +156,7 @@ def store(
     chosen = name or next(iter(by_name), "")
     if chosen not in by_name:
         raise ConfigError(f"The config has no store {chosen!r}. It has: {', '.join(by_name) or 'none'}.")
-    with own_stage(settings, chosen):
+    with own_stage(settings, chosen, stop):
         stream = wiring.open_stream(settings)
         keep = KeepIn(
             stream,
@@ -180,14 +181,14 @@ async def stop_with_parent(stop: asyncio.Event) -> None:
 
 
 @contextmanager
-def _own_worker(settings: Config, number: int | None) -> Iterator[str]:
+def _own_worker(settings: Config, number: int | None, stop: threading.Event) -> Iterator[str]:
     """The lock of a normalize worker: the one asked for, or the first that is free. Gives the worker's name."""
     numbers = [number] if number is not None else range(1, _MOST_WORKERS + 1)
     for some in numbers:
         name = worker_name(some)
         with ExitStack() as held:
             try:
-                held.enter_context(own_stage(settings, name))
+                held.enter_context(own_stage(settings, name, stop))
             except Busy:
                 if some == numbers[-1]:
                     raise

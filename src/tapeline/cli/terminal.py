@@ -168,10 +168,11 @@ def escape(text: str) -> str:
     return escape(text)
 
 
-def own_stage(settings: Config, stage: str) -> Any:
-    """A stage's lock. Under a supervisor, a predecessor that is just ending, at most as long as it may finish its work, is waited for."""
+def own_stage(settings: Config, stage: str, stop: threading.Event | None = None) -> Any:
+    """A stage's lock. Under a supervisor, a predecessor that is just ending is waited for: at most as long as it may finish its work, and
+    not after `stop`."""
     gc.freeze()  # what start-up has made is never garbage: a collection that walks it all would be felt in the latency
-    return own(settings.root / "locks" / stage, f"tapeline {stage}", wait_s=90.0 if supervisor() is not None else 0.0)
+    return own(settings.root / "locks" / stage, f"tapeline {stage}", wait_s=90.0 if supervisor() is not None else 0.0, stop=stop)
 
 
 @contextmanager
