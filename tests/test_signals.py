@@ -52,3 +52,31 @@ def test_a_stage_that_waits_for_its_predecessor_s_end_is_stopped_at_once(tmp_pat
                 assert (stage.wait(10.0), "was stopped while it waited" in stage.stderr.read()) == (75, True)
             finally:
                 stage.kill()
+
+
+# A client's library blocks in a call of its own, and Python runs a handler only once that has ended.
+_ASKED_AMID_A_LONG_CALL = """
+import hashlib, os, subprocess, sys, threading, time
+from tapeline.cli.terminal import stop_on_signal
+
+stop = stop_on_signal()
+heard = []
+threading.Thread(target=lambda: heard.append(stop.wait() and time.monotonic()), daemon=True).start()
+rounds = 100_000
+while True:
+    began = time.monotonic()
+    hashlib.pbkdf2_hmac("sha256", b"", b"", rounds)
+    if (took := time.monotonic() - began) > 0.5:
+        break
+    rounds *= 2
+other = subprocess.Popen(["sh", "-c", f"sleep {took / 2}; kill -TERM {os.getpid()}"])
+hashlib.pbkdf2_hmac("sha256", b"", b"", 8 * rounds)
+ended = time.monotonic()
+other.wait()
+print("heard at once" if heard and heard[0] < ended - took else f"heard late: {heard}, {ended}")
+"""
+
+
+def test_a_signal_is_heard_at_once_also_while_the_main_thread_is_in_a_library_s_call() -> None:
+    ended = subprocess.run([sys.executable, "-c", _ASKED_AMID_A_LONG_CALL], capture_output=True, text=True, timeout=120, check=False)
+    assert (ended.returncode, ended.stdout) == (0, "heard at once\n"), ended.stderr

@@ -41,18 +41,18 @@ def run(settings: Config, config: Path | None, until_idle_s: float | None, stop:
         processes = dict.fromkeys(provider.process for provider in settings.providers)
         ingests = [wiring.ingest_name(process) for process in processes]
         stages = [
-            Stage(name, [*command, "ingest", *(["--process", process] if process else []), *arguments])
+            Stage(name, [*command, "ingest", *(["--process", process] if process else []), *arguments], place=0)
             for name, process in zip(ingests, processes, strict=True)
         ]
         stages += [
-            Stage(worker_name(number), [*command, "normalize", "--worker", str(number), *arguments])
+            Stage(worker_name(number), [*command, "normalize", "--worker", str(number), *arguments], place=1)
             for number in range(1, settings.normalize_workers + 1)
         ]
-        stages += [Stage(name, [*command, "store", name, *arguments]) for name in stores]
+        stages += [Stage(name, [*command, "store", name, *arguments], place=2) for name in stores]
         if settings.ledger:
-            stages.append(Stage("ledger", [*command, "ledger", *arguments], needed=False))
+            stages.append(Stage("ledger", [*command, "ledger", *arguments], place=3, needed=False))
         if settings.ledger and settings.repair and wiring.has_history(settings):
-            stages.append(Stage("repair", [*command, "repair", "--follow", *arguments], needed=False))
+            stages.append(Stage("repair", [*command, "repair", "--follow", *arguments], place=3, needed=False))
         os.environ["TAPELINE_LOG"] = f"supervised {os.getpid()}"
         status = StatusFile(settings.root, "run")
         log.info("Running %s; data in %s. Ctrl-C stops.", ", ".join(stage.name for stage in stages), settings.root)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from tapeline.errors import FATAL_STATUSES, TapelineError, Unavailable
+from tapeline.errors import FATAL_STATUSES, DiskTrouble, TapelineError, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +22,8 @@ _DEATHS_IN_A_ROW: Final = 8
 _MUCH_LATER_S: Final = 600.0
 _STOP_WITHIN_S: Final = 75.0
 _LOOK_AGAIN_S: Final = 2.0
+#: How a stage ends that had more to do, and could not.
+_UNFINISHED: Final = frozenset({Unavailable.exit_status, DiskTrouble.exit_status})
 
 
 class StageFailed(TapelineError):
@@ -38,6 +40,7 @@ class Stage:
 
     name: str
     command: Sequence[str]
+    place: int  # in the flow: those of one place end together, after all of the places before
     needed: bool = True  # the others do not go on without it
     process: subprocess.Popen[bytes] | None = None
     started: float = 0.0
@@ -46,10 +49,11 @@ class Stage:
     again_at: float = 0.0
     waits: Iterator[float] | None = field(default=None, repr=False)
     listener: threading.Thread | None = field(default=None, repr=False)
+    asked: float | None = None  # when its process was asked to end
 
 
 class Supervisor:
-    """Runs the stages, given in the order in which data flows."""
+    """Runs the stages, which are given in the order in which they start."""
 
     def __init__(
         self,
@@ -92,7 +96,7 @@ class Supervisor:
         stage.process = subprocess.Popen(  # noqa: S603 our own command
             stage.command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
         )
-        stage.started = self._clock()
+        stage.started, stage.asked = self._clock(), None
         stage.listener = threading.Thread(target=self._listen, args=(stage.process,), name=f"listen to {stage.name}", daemon=True)
         stage.listener.start()
 
@@ -141,19 +145,34 @@ class Supervisor:
         log.warning("%s %s; started again in %.1f s. It goes on where it had got to.", stage.name, how, delay)
 
     def _stop_all(self) -> None:
-        """Each stage finishes what the one before it left, then ends."""
-        for stage in self._stages:
-            process = stage.process
-            if process is None or process.poll() is not None:
-                continue
-            process.terminate()
-            try:
-                process.wait(_STOP_WITHIN_S)
-            except subprocess.TimeoutExpired:
-                log.error(
-                    "%s did not stop within %.0f s and is killed; what it had not committed is done again.",
-                    stage.name,
-                    _STOP_WITHIN_S,
-                )
-                process.kill()
-                process.wait()
+        """Each stage finishes what those before it left, then ends. Where one cannot, no later one waits: there is nothing to wait for."""
+        unfinished = False
+        for place in sorted({stage.place for stage in self._stages}):
+            for stage in self._stages:
+                if stage.place == place or unfinished:
+                    self._ask_to_end(stage)
+            for stage in self._stages:
+                if stage.place == place and not self._ended(stage):
+                    unfinished = True
+
+    def _ask_to_end(self, stage: Stage) -> None:
+        if stage.process is not None and stage.asked is None:
+            stage.asked = self._clock()
+            stage.process.terminate()
+
+    def _ended(self, stage: Stage) -> bool:
+        """Wait for a stage's end; whether it has finished. One that does not end in time is killed."""
+        if stage.process is None or stage.asked is None:
+            return True
+        try:
+            status = stage.process.wait(max(0.0, stage.asked + _STOP_WITHIN_S - self._clock()))
+        except subprocess.TimeoutExpired:
+            log.error(
+                "%s did not stop within %.0f s and is killed; what it had not committed is done again.",
+                stage.name,
+                _STOP_WITHIN_S,
+            )
+            stage.process.kill()
+            stage.process.wait()
+            return False
+        return status not in _UNFINISHED

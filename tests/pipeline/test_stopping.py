@@ -72,7 +72,7 @@ def test_signals_stop_a_run_with_everything_kept_that_had_arrived(home: Home, ve
 
 
 def _stage(script: str, *arguments: str) -> Stage:
-    return Stage("some", [sys.executable, "-c", script, *arguments])
+    return Stage("some", [sys.executable, "-c", script, *arguments], place=0)
 
 
 def _supervise(stage: Stage, ends: Callable[[], bool] = lambda: False) -> None:
@@ -118,3 +118,47 @@ def test_looking_on_in_vain_does_not_stop_the_stages(monkeypatch: pytest.MonkeyP
     stage = _stage("import time; time.sleep(60)")
     _supervise(stage, idle)
     assert (answers, stage.restarts) == ([], 0)
+
+
+_ENDS_SLOWLY = """
+import signal, sys, time
+journal, name, seconds, status = sys.argv[1:]
+def say(what):
+    with open(journal, "a") as file:
+        file.write(f"{name} {what}\\n")
+def end(*_):
+    say("told")
+    time.sleep(float(seconds))
+    say("ends")
+    sys.exit(int(status))
+signal.signal(signal.SIGTERM, end)
+say("runs")
+time.sleep(60)
+"""
+
+
+def _order_of_ends(journal: Path, *stages: tuple[str, int, float, int]) -> list[str]:
+    """Run stages of these names, places, times to end and statuses, stop them, and say in which order they were told to end, and did."""
+    made = [
+        Stage(name, [sys.executable, "-c", _ENDS_SLOWLY, str(journal), name, str(seconds), str(status)], place)
+        for name, place, seconds, status in stages
+    ]
+    Supervisor(made, lambda: repeat(0.0), lambda _: None).run(
+        threading.Event(), lambda: journal.exists() and journal.read_text().count("runs") == len(stages), lambda _: None
+    )
+    return [line for line in journal.read_text().splitlines() if not line.endswith("runs")]
+
+
+def test_stages_of_one_place_end_together_and_those_behind_them_after_all_of_them(tmp_path: Path) -> None:
+    order = _order_of_ends(tmp_path / "journal", ("a", 0, 0.0, 0), ("b", 1, 1.0, 0), ("c", 1, 0.5, 0), ("d", 2, 0.0, 0))
+    assert order[:2] == ["a told", "a ends"]
+    assert sorted(order[2:4]) == ["b told", "c told"]
+    assert order[4:] == ["c ends", "b ends", "d told", "d ends"]
+
+
+@pytest.mark.parametrize("status", [69, 74])
+def test_where_a_stage_could_not_finish_none_of_those_behind_it_waits_for_another(status: int, tmp_path: Path) -> None:
+    order = _order_of_ends(tmp_path / "journal", ("a", 0, 0.0, status), ("b", 1, 1.0, 0), ("c", 2, 0.5, 0), ("d", 3, 0.2, 0))
+    assert order[:2] == ["a told", "a ends"]
+    assert sorted(order[2:5]) == ["b told", "c told", "d told"]
+    assert order[5:] == ["d ends", "c ends", "b ends"]

@@ -6,8 +6,8 @@ import asyncio
 import gc
 import logging
 import os
-import queue
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from datetime import UTC, date, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 from rich.console import Console
@@ -105,20 +105,32 @@ def terminal() -> Console:
     return consoles[0] if consoles else Console(stderr=True)
 
 
+_STOPPING: Final = (signal.SIGTERM, signal.SIGINT)
+#: Where signals are written to: kept open here.
+_told: list[socket.socket] = []
+
+
 def stop_on_signal(*, with_parent: bool = False) -> threading.Event:
     """An event that SIGTERM, SIGINT and, `with_parent`, the supervisor's death set."""
     stop = threading.Event()
-    asked: queue.SimpleQueue[int] = queue.SimpleQueue()
+    heard, told = socket.socketpair()
+    told.setblocking(False)  # as a signal's write has to be
 
     def set_when_asked() -> None:
-        asked.get()
-        stop.set()
+        with heard:
+            while number := heard.recv(1):
+                if number[0] in _STOPPING:
+                    stop.set()
 
-    # A handler runs amid whatever the main thread does: also where that holds the event's own lock, for which the handler would wait
-    # for ever. Only a SimpleQueue's put may be called from one.
+    # A handler in Python runs late, once the main thread has come back from a library's call, and amid whatever that thread does: also
+    # where it holds the event's own lock. The system's own writes each signal's number at once.
     threading.Thread(target=set_when_asked, name="wait for a signal", daemon=True).start()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda number, _: asked.put(number))
+    for number in _STOPPING:
+        signal.signal(number, lambda *_: None)
+    signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
+    while _told:
+        _told.pop().close()  # who listened until now ends
+    _told.append(told)
     if with_parent and supervisor() is not None:
         threading.Thread(target=_watch_parent, args=(stop,), name="watch supervisor", daemon=True).start()
     return stop
