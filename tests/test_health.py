@@ -92,7 +92,7 @@ def test_partitions_that_another_run_reads_are_told_beside_the_rates_that_lack_t
     speak(tmp_path, "normalize", **own, partitions=[0, 2])
     table, text = told()
     assert "2 of 4 partitions are not read by this run: another run on the same stream has them" in table
-    assert "2 of 4 partitions elsewhere" in text
+    assert "2 of 4 partitions not read here" in text
     speak(tmp_path, "normalize-2", **own, partitions=[1, 3])
     assert "partitions" not in "".join(told()).replace("by partition", "")
     for stage in ("normalize", "normalize-2"):  # of what no longer runs, nothing is said

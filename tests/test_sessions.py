@@ -208,8 +208,9 @@ def test_each_status_of_polygon_has_its_action(name: str) -> None:
     assert reply is not None
     assert reply.trouble is not None
     assert reply.trouble.wait_s == wait_s
-    assert name in reply.trouble.message
-    assert message.strip() in reply.trouble.message
+    says, _, advice = reply.trouble.message.partition(". ")
+    assert f"{says}.".startswith(f"polygon says {name}" + (f": {message.strip().rstrip('.')}." if message else "."))
+    assert not advice or (advice[0].isupper() and advice.endswith("."))
 
 
 def test_polygon_saying_that_the_plan_is_delayed_stops_and_names_the_other_host() -> None:

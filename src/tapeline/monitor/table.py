@@ -183,7 +183,7 @@ def line(snapshot: Mapping[str, Any]) -> str:
         for name, p in snapshot["providers"].items()
     ]
     if (one := snapshot["elsewhere"]) is not None:
-        parts.append(f"{one['partitions']} of {one['of']} partitions elsewhere")
+        parts.append(f"{one['partitions']} of {one['of']} partitions not read here")
     backlog = sum(entry["records"] for entry in snapshot["backlog"])
     balanced = "balanced" if all(entry["balanced"] for entry in snapshot["equations"]) else "NOT BALANCED"
     return f"{' | '.join(parts) or 'no data yet'} | backlog {backlog:,} | {balanced}"

@@ -427,7 +427,7 @@ class AlpacaSession:
                 self._missing = [f"{channel}.{symbol}" for channel, symbol in asked if symbol not in has[channel]]
             elif control.T == "error":
                 action, wait_s, advice = _ERRORS.get(control.code, ("reconnect", 0.0, ""))
-                said = without(control.msg, self._key, self._secret)
+                said = without(control.msg, self._key, self._secret).rstrip(".")
                 troubles.append(Trouble(f"alpaca says {control.code}: {said}. {advice}".strip(), action, wait_s))
         return Reply(send, gravest(troubles))
 

@@ -333,7 +333,8 @@ class PolygonSession:
         return [msgspec.json.encode({"action": "subscribe", "params": ",".join(some)}) for some in groups]
 
     def _trouble(self, status: _StatusFrame) -> Trouble | None:
-        said = f"polygon says {status.status}: {without(status.message.strip(), self._key)}"
+        message = without(status.message.strip(), self._key).rstrip(".")
+        said = f"polygon says {status.status}{': ' if message else ''}{message}."
         match status.status:
             case "auth_failed":
                 return Trouble(f"{said} Check the key (TAPELINE_POLYGON_KEY) and that the plan includes websockets.", "stop")
