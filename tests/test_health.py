@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from tapeline import wiring
 from tapeline.config import Config, ProviderConfig, StoreConfig
 from tapeline.machine import process_space
 from tapeline.monitor.health import snapshot
+from tapeline.monitor.status import StatusFile
 from tapeline.monitor.table import line, tables
 from tapeline.records import NS_PER_S
 from tapeline.streams.embedded import EmbeddedStream
@@ -62,6 +64,33 @@ def shown(root: Path) -> str:
     said = StringIO()
     Console(file=said, width=160).print(tables(snapshot(root, None, {}, clock_ns=NOW)))
     return said.getvalue()
+
+
+def test_a_running_stage_that_has_not_spoken_for_long_is_shown_so(tmp_path: Path) -> None:
+    own = {"pid": os.getpid(), "space": process_space()}
+    speak(tmp_path, "lake", **own, updated_ns=NOW - 40 * NS_PER_S)
+    speak(tmp_path, "ledger", **own, updated_ns=NOW - 12 * NS_PER_S)
+    assert shown(tmp_path).count("silent for") == 1
+    assert "lake        yes  60 s, silent for 40 s" in shown(tmp_path)
+
+
+def test_a_status_that_cannot_be_written_is_said_once_and_once_more_when_it_can(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    now = [NOW]
+    status = StatusFile(tmp_path, "lake", lambda: now[0])
+    for blocked in (True, False, True):
+        folder = tmp_path / "status"
+        if blocked:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.write_text("no folder")
+        else:
+            folder.unlink()
+        caplog.clear()
+        for _ in range(30):
+            now[0] += NS_PER_S
+            status.maybe(dict)
+        (said,) = [record.getMessage() for record in caplog.records]
+        assert ("could not be written" in said and "Free disk space" in said) if blocked else "is written again" in said
 
 
 def test_a_clock_that_leapt_or_is_not_the_provider_s_is_told(tmp_path: Path) -> None:

@@ -485,3 +485,14 @@ def test_a_hole_in_the_log_is_told_in_words_with_what_to_do(lake: Lake) -> None:
         assert "its log has a hole: between 00000000000000000001.json and 00000000000000000003.json" in said
         assert "Restore" in said
         assert "{" not in said
+
+
+#: As deltalake says it where a disk is full, in the colors of a terminal; and where RUST_BACKTRACE is set.
+_COLORED = "Generic LocalFileSystem error \x1b[31m↳\x1b[0m Unable to copy data to file \x1b[31m↳\x1b[0m No space left (os error 28)"
+_WITH_CALLS = "Kernel error: Encountered unexpected 'x'\n   0: <unknown>\n   1: start_thread\n"
+
+
+def test_what_delta_says_is_shown_without_colors_and_calls() -> None:
+    plain = "Generic LocalFileSystem error: Unable to copy data to file: No space left (os error 28)"
+    assert lake_files.said(DeltaError(_COLORED)) == plain
+    assert lake_files.said(DeltaError(_WITH_CALLS)) == "Kernel error: Encountered unexpected 'x'"

@@ -34,6 +34,7 @@ class StatusFile:
         self._clock = clock
         self._head = {"stage": stage, "pid": os.getpid(), "space": process_space(), "started_ns": clock()}
         self._due_ns = 0
+        self._failed = False
 
     def maybe(self, report: Callable[[], Mapping[str, Any]]) -> None:
         """Write what `report` gives, when a second has passed since the last time."""
@@ -52,7 +53,18 @@ class StatusFile:
             temporary.replace(self._path)
         except OSError as error:
             # The page goes stale, and says so by its time; the data has its own path and reports its own trouble.
-            log.warning("%s could not be written: %s", self._path, error)
+            if not self._failed:
+                log.warning(
+                    "%s could not be written: %s. `tapeline status` shows what was said before. Free disk space, or make the folder "
+                    "writable; it is tried again.",
+                    self._path,
+                    error.strerror,
+                )
+            self._failed = True
+            return
+        if self._failed:
+            log.info("%s is written again.", self._path)
+            self._failed = False
 
 
 def worker_name(number: int) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -13,6 +13,9 @@ from rich.text import Text
 from tapeline.clock import Leap
 from tapeline.console import printable
 from tapeline.records import NS_PER_S
+
+#: Each stage says something about once a second: after so long it waits for somebody, or its status cannot be written.
+_LONG_S: Final = 15.0
 
 
 def tables(snapshot: Mapping[str, Any]) -> RenderableType:
@@ -100,8 +103,10 @@ def _stages(snapshot: Mapping[str, Any]) -> Table:
         table.add_column(name, justify="left" if name == "stage" else "right", no_wrap=True)
     for name, stage in snapshot["stages"].items():
         running = Text("yes", style="green") if stage["running"] else Text("no", style="red")
-        uptime = f"{stage['uptime_s']:,.0f} s" if stage["running"] else f"silent for {stage['silent_s']:,.0f} s"
-        table.add_row(name, running, uptime)
+        parts = [f"{stage['uptime_s']:,.0f} s"] if stage["running"] else []
+        if not stage["running"] or stage["silent_s"] > _LONG_S:
+            parts.append(f"silent for {stage['silent_s']:,.0f} s")
+        table.add_row(name, running, Text(", ".join(parts), style="yellow" if len(parts) > 1 else ""))
     return table
 
 

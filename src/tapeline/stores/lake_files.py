@@ -63,8 +63,10 @@ _READ_BYTES: Final = 1 << 20
 
 
 def said(error: Exception) -> str:
-    """What an error of delta-rs says, without the Rust structures that it prints; where it is a hole in the log, what to do."""
-    text = " ".join(str(error).split())
+    """What an error of delta-rs says, without the colors, the calls and the Rust structures that it prints; where it is a hole in the log,
+    what to do."""
+    text = _COLOR.sub("", _CALLS.split(str(error))[0])
+    text = " ".join(text.split()).replace(" \N{DOWNWARDS ARROW WITH TIP RIGHTWARDS} ", ": ")
     if gap := _HOLE.search(text):
         first, second = (path.rpartition("/")[2] for path in _LOGGED.findall(gap[0])[:2] or ("", ""))
         return (
@@ -78,6 +80,8 @@ def said(error: Exception) -> str:
 _HOLE: Final = re.compile(r"Expected contiguous commit files.*")
 _LOGGED: Final = re.compile(r'path: "([^"]+)"')
 _RUST: Final = re.compile(r"\w+ \{.*\}")
+_COLOR: Final = re.compile(r"\x1b\[[0-9;]*m")
+_CALLS: Final = re.compile(r"\n\s*0: ")
 _LONGEST_WORDS: Final = 300
 
 
