@@ -52,6 +52,15 @@ def test_a_reader_crosses_where_its_position_lies_before_the_present_life(begin:
     assert crossed(chunk_of(begin, [first, first + 1]), lambda _: {0: life}) == found
 
 
+def test_a_chunk_without_records_crosses_too() -> None:
+    """As the ledger's does while the stores have nothing of the new life yet."""
+    held_back = chunk_of(5, [100, 101]).before({0: 100})
+    assert (held_back.rows, held_back.next) == (0, {0: 100})
+    assert crossed(held_back, lambda _: {0: 100}) == [0]
+    assert crossed(held_back, lambda _: {0: 3}) == []
+    assert crossed(chunk_of(5, [100, 101]).before({0: 50}), lambda _: {0: 100}) == []
+
+
 def test_a_chunk_is_cut_before_positions_as_it_is_after_them() -> None:
     whole = chunk_of(10, [10, 20, 21, 30])
     for at in (0, 10, 15, 20, 21, 22, 30, 31, 99):

@@ -32,12 +32,18 @@ def crossed(chunk: Chunk, lives: Callable[[Topic], Mapping[int, int]]) -> list[i
     leaps = [
         partition
         for partition, position in chunk.begin.items()
-        if 0 < position < chunk.next[partition] and chunk.offset[int(np.argmax(chunk.partition == partition))] > position
+        if 0 < position < chunk.next[partition] and _first(chunk, partition) > position
     ]
     if not leaps:
         return []
     begun = lives(chunk.topic)
     return [partition for partition in leaps if chunk.begin[partition] < begun.get(partition, 0) <= chunk.next[partition]]
+
+
+def _first(chunk: Chunk, partition: int) -> int:
+    """The first offset that a chunk has of a partition; where it has none, the position to which it leads."""
+    offsets = chunk.offset[chunk.partition == partition]
+    return int(offsets[0]) if len(offsets) else chunk.next[partition]
 
 
 def rows_of(chunk: Chunk, lives: Mapping[int, int]) -> int:
