@@ -7,7 +7,6 @@ import gc
 import logging
 import os
 import signal
-import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -106,30 +105,30 @@ def terminal() -> Console:
 
 
 _STOPPING: Final = (signal.SIGTERM, signal.SIGINT)
-#: Where signals are written to: kept open here.
-_told: list[socket.socket] = []
+#: Where signals are written to: the end of a pipe.
+_told: list[int] = []
 
 
 def stop_on_signal(*, with_parent: bool = False) -> threading.Event:
     """An event that SIGTERM, SIGINT and, `with_parent`, the supervisor's death set."""
     stop = threading.Event()
-    heard, told = socket.socketpair()
-    told.setblocking(False)  # as a signal's write has to be
+    heard, told = os.pipe()
+    os.set_blocking(told, False)  # as a signal's write has to be
 
     def set_when_asked() -> None:
-        with heard:
-            while number := heard.recv(1):
-                if number[0] in _STOPPING:
-                    stop.set()
+        while number := os.read(heard, 1):
+            if number[0] in _STOPPING:
+                stop.set()
+        os.close(heard)
 
     # A handler in Python runs late, once the main thread has come back from a library's call, and amid whatever that thread does: also
     # where it holds the event's own lock. The system's own writes each signal's number at once.
     threading.Thread(target=set_when_asked, name="wait for a signal", daemon=True).start()
     for number in _STOPPING:
         signal.signal(number, lambda *_: None)
-    signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
+    signal.set_wakeup_fd(told, warn_on_full_buffer=False)
     while _told:
-        _told.pop().close()  # who listened until now ends
+        os.close(_told.pop())  # who listened until now ends
     _told.append(told)
     if with_parent and supervisor() is not None:
         threading.Thread(target=_watch_parent, args=(stop,), name="watch supervisor", daemon=True).start()
