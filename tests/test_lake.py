@@ -16,14 +16,17 @@ import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable, write_deltalake
 from deltalake.exceptions import DeltaError
+from typer.testing import CliRunner
 
 from made import DAY, NOON, bars, rejects, ticks
-from tapeline.errors import DiskTrouble, NewerData
+from tapeline.cli import app
+from tapeline.errors import ConfigError, DiskTrouble, NewerData
 from tapeline.providers import identity
-from tapeline.query import connect
+from tapeline.query import connect, find
 from tapeline.records import BARS, BARS_TOPIC, NS_PER_S, REJECTED_TOPIC, TICKS, TICKS_TOPIC, Chunk, Topic
 from tapeline.stores import Written, lake_files, with_dates
 from tapeline.stores.lake import Lake
+from tapeline.stores.lake_checking import Checked, check
 
 Row = dict[str, Any]
 
@@ -36,6 +39,11 @@ def lake(tmp_path: Path) -> Lake:
 def kept(lake: Lake, *batches: pa.RecordBatch) -> list[int]:
     """Write batches of ticks one after another; how many rows of each were kept."""
     return [write(lake, TICKS_TOPIC, batch).rows for batch in batches]
+
+
+def checked(lake: Lake) -> list[Checked]:
+    """What `tapeline lake check` finds."""
+    return check(lake.root, identity, None, lambda *_: None)
 
 
 def position(lake: Lake, topic: Topic = TICKS_TOPIC, partition: int = 0) -> int:
@@ -485,6 +493,46 @@ def test_a_hole_in_the_log_is_told_in_words_with_what_to_do(lake: Lake) -> None:
         assert "its log has a hole: between 00000000000000000001.json and 00000000000000000003.json" in said
         assert "Restore" in said
         assert "{" not in said
+
+
+def test_an_entry_of_the_log_that_is_damaged_is_named_with_what_to_do(lake: Lake) -> None:
+    for number in range(4):
+        kept(lake, ticks({"sequence": number + 1, "raw_offset": number}))
+    (lake.root / "ticks" / "_delta_log" / f"{2:020}.json").write_bytes(b"\xff garbage\n")
+    for ask in (lambda: Lake(lake.root, identity).totals(TICKS_TOPIC), lambda: connect(lake.root), lambda: checked(lake)):
+        with pytest.raises(DiskTrouble, match=f"{2:020}.json of its _delta_log is damaged. Restore it from a backup"):
+            ask()
+
+
+def test_of_a_lake_that_nobody_can_read_it_is_not_said_that_readers_see_it_whole(lake: Lake) -> None:
+    for number in range(4):
+        kept(lake, ticks({"sequence": number + 1, "raw_offset": number}))
+    (lake.root / "ticks" / "_delta_log" / f"{2:020}.json").unlink()
+    with pytest.raises(DiskTrouble, match="was not checked: its log has a hole") as trouble:
+        checked(lake)
+    assert "Readers see" not in str(trouble.value)
+    assert "Nothing was changed" in str(trouble.value)
+
+
+@pytest.mark.parametrize("damage", ["gone", "its head", "all of it"])
+def test_a_file_that_cannot_be_read_is_trouble_with_the_disk_to_whoever_asks_for_its_rows(damage: str, lake: Lake, tmp_path: Path) -> None:
+    kept(lake, ticks({"sequence": 1}), ticks({"sequence": 2, "raw_offset": 1}))
+    config = tmp_path / "tapeline.toml"
+    config.write_text(f'data_dir = "{lake.root.parent}"\n')
+    asked = CliRunner().invoke(app, ["sql", "SELECT nothing FROM ticks", "--config", str(config)])
+    assert isinstance(asked.exception, ConfigError)
+    for path in (lake.root / "ticks").rglob("*.parquet"):
+        size = path.stat().st_size
+        noise = (bytes(range(255, 0, -7)) * size)[:size]
+        if damage == "gone":
+            path.unlink()
+        else:
+            path.write_bytes(noise if damage == "all of it" else b"PAR1" + noise[: size // 2] + path.read_bytes()[size // 2 + 4 :])
+    with pytest.raises(DiskTrouble, match="tapeline lake check"):
+        find(lake.root, "ticks", "symbol = ? ORDER BY ts_ns", ["BTC/USDT"])
+    asked = CliRunner().invoke(app, ["sql", "SELECT max(symbol), sum(last) FROM ticks", "--config", str(config)])
+    assert isinstance(asked.exception, DiskTrouble)
+    assert "tapeline lake check" in str(asked.exception)
 
 
 #: As deltalake says it where a disk is full, in the colors of a terminal; and where RUST_BACKTRACE is set.

@@ -12,9 +12,9 @@ import duckdb
 import pyarrow as pa
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
-from tapeline.errors import DiskTrouble
+from tapeline.errors import ConfigError, DiskTrouble
 from tapeline.records import AMENDING, AMENDS, NORMALIZED_TOPICS, Topic
-from tapeline.stores.lake_files import check_format, for_duckdb, said, table_at
+from tapeline.stores.lake_files import check_format, for_duckdb, table_at, unreadable
 from tapeline.stores.lake_reading import NO_DOWNLOADS
 
 #: The last revision of each bar; `bar_revisions` has them all.
@@ -123,11 +123,29 @@ def each(lake: Path, table: str, condition: str = "true", values: Sequence[Any] 
     files = _files(lake / ("bars" if table == "bar_revisions" else table))
     if not files:
         return
-    with duckdb.connect() as db:
-        db.read_parquet(files, hive_partitioning=True, filename=True).create_view("found")
-        query = f"SELECT * FROM found WHERE {condition}"  # noqa: S608 no text of a user's
-        for batch in db.sql(query, params=list(values)).to_arrow_reader(_ROWS_AT_ONCE):
-            yield from batch.to_pylist()
+    try:
+        with duckdb.connect() as db:
+            db.read_parquet(files, hive_partitioning=True, filename=True).create_view("found")
+            query = f"SELECT * FROM found WHERE {condition}"  # noqa: S608 no text of a user's
+            for batch in db.sql(query, params=list(values)).to_arrow_reader(_ROWS_AT_ONCE):
+                yield from batch.to_pylist()
+    except (duckdb.Error, OSError) as error:
+        raise _damaged(lake, error) from error
+
+
+def meaning(lake: Path, error: duckdb.Error) -> DiskTrouble | ConfigError:
+    """What an error of a query that a person wrote means: a file of the lake that cannot be read, or the query."""
+    # Of a file whose inside is damaged DuckDB says no name, and no kind of error.
+    if type(error) is duckdb.Error or str(lake) in str(error):
+        return _damaged(lake, error)
+    return ConfigError(f"DuckDB: {error}")
+
+
+def _damaged(lake: Path, error: Exception) -> DiskTrouble:
+    return DiskTrouble(
+        f"The lake at {lake} cannot be read: {error}. Ask again if a file was removed meanwhile; else `tapeline lake check` names the "
+        "file, and `tapeline lake repair` makes it again."
+    )
 
 
 def _files(table: Path) -> list[str]:
@@ -136,7 +154,7 @@ def _files(table: Path) -> list[str]:
     except TableNotFoundError:
         return []
     except (OSError, DeltaError) as error:
-        raise DiskTrouble(f"The lake's table {table} cannot be read: {said(error)}.") from error
+        raise unreadable(table, error) from error
     check_format(found, table)
     names = pa.table(found.get_add_actions(flatten=True))["path"].to_pylist()
     return for_duckdb(table / name for name in names)

@@ -59,7 +59,7 @@ def sql(
 
     from tapeline import wiring
     from tapeline.output import write
-    from tapeline.query import connect, fence, only_reads
+    from tapeline.query import connect, fence, meaning, only_reads
 
     settings = load_config(config)
     lake = wiring.lake_folder(settings)
@@ -76,7 +76,7 @@ def sql(
     except duckdb.PermissionException as error:
         raise ConfigError(f"{error}. `tapeline sql` reads the lake alone; add --allow-files for a query of other files.") from error
     except duckdb.Error as error:
-        raise ConfigError(f"DuckDB: {error}") from error
+        raise meaning(lake, error) from error
     if table is not None:
         with reader_may_leave():
             write(table, format.value, output)

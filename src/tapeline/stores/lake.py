@@ -88,7 +88,7 @@ class Lake:
                 return table
             table = lake_files.opened(self.root / topic.table)
         except (OSError, DeltaError) as error:
-            raise DiskTrouble(f"The lake's table {self.root / topic.table} cannot be read: {lake_files.said(error)}.") from error
+            raise lake_files.unreadable(self.root / topic.table, error) from error
         if table is not None:
             self._tables[topic.table] = table
         return table

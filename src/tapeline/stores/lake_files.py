@@ -395,9 +395,38 @@ def disk_trouble(folder: Path, what: str, remedy: str, *also: type[Exception]) -
     try:
         yield
     except (OSError, DeltaError, pa.ArrowException, *also) as error:
-        raise DiskTrouble(
-            f"{folder} was not {what}: {said(error)}. Readers see what they saw before, whole; nothing was lost. {remedy}"
-        ) from error
+        whole = f"Readers see what they saw before, whole; nothing was lost. {remedy}" if _readable(folder) else "Nothing was changed."
+        raise DiskTrouble(f"{folder} was not {what}: {said(error)}{damaged_entry(folder)}. {whole}") from error
+
+
+def _readable(folder: Path) -> bool:
+    """Whether readers find the table's files, as far as its log goes."""
+    try:
+        table_at(folder)
+    except TableNotFoundError:
+        return True
+    except (OSError, DeltaError):
+        return False
+    return True
+
+
+def damaged_entry(folder: Path) -> str:
+    """Which entry of a table's log is damaged, and what to do, to stand behind what Delta says of it; empty where each can be read."""
+    for entry in sorted((folder / "_delta_log").glob("*.json")):
+        try:
+            for line in entry.read_bytes().splitlines():
+                json.loads(line)
+        except (OSError, ValueError):
+            return (
+                f": {entry.name} of its _delta_log is damaged. Restore it from a backup; the rows are in the other files, and nothing is "
+                "written until then"
+            )
+    return ""
+
+
+def unreadable(folder: Path, error: Exception) -> DiskTrouble:
+    """What an error in opening a table means."""
+    return DiskTrouble(f"The lake's table {folder} cannot be read: {said(error)}{damaged_entry(folder)}.")
 
 
 def names_of(topic: Topic) -> str:

@@ -19,7 +19,7 @@ from deltalake.exceptions import DeltaError, TableNotFoundError
 
 from tapeline.errors import DiskTrouble
 from tapeline.records import BARS_TOPIC, NOTICES_TOPIC, NS_PER_S, TICKS_TOPIC, Topic
-from tapeline.stores.lake_files import check_format, checksum, for_duckdb, named_checksum, said, table_at
+from tapeline.stores.lake_files import check_format, checksum, for_duckdb, named_checksum, table_at, unreadable
 from tapeline.stores.selection import ORDER, Selection, alike, amended_by, notices_about
 
 #: Of a connection: what DuckDB is asked for here is all built in.
@@ -335,7 +335,7 @@ class _Files:
         except TableNotFoundError:
             return _Files(folder, schema.empty_table())
         except (OSError, DeltaError) as error:
-            raise DiskTrouble(f"The lake's table {folder} cannot be read: {said(error)}.") from error
+            raise unreadable(folder, error) from error
         nothing = pa.nulls(actions.num_rows)
         columns = [(actions[name] if name in actions.schema.names else nothing).cast(kind) for name, kind in wanted.items()]
         known = pa.table(columns, schema=schema)
