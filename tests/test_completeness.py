@@ -532,6 +532,17 @@ def test_a_newer_ledger_is_left_alone_and_a_damaged_one_is_named(tmp_path: Path)
         LedgerFile(path).load()
 
 
+def test_a_ledger_that_is_damaged_while_it_is_kept_is_not_taken_for_a_full_disk(tmp_path: Path) -> None:
+    path, facts = tmp_path / "ledger.sqlite", known([trade(1, 1), trade(4, 2)])
+    LedgerFile(path).save(facts, {TRADES: (0, intervals(facts, TRADES))}, {0: 2})
+    whole = path.read_bytes()
+    for damaged in (whole[:4096] + b"\xff" * (len(whole) - 4096), b"\xff" * len(whole)):
+        path.write_bytes(damaged)
+        with pytest.raises(DiskTrouble, match=r"is damaged: .* Restore it from a backup") as said:
+            LedgerFile(path).save(facts, {TRADES: (0, intervals(facts, TRADES))}, {0: 3})
+        assert "Free disk space" not in str(said.value)
+
+
 def test_a_ledger_that_the_disk_does_not_give_is_not_called_damaged(tmp_path: Path) -> None:
     path = tmp_path / "ledger.sqlite"
     path.mkdir()

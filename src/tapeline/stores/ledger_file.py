@@ -98,10 +98,7 @@ class LedgerFile:
                 "make it readable. It is tried again."
             ) from error
         except sqlite3.Error as error:
-            raise DiskTrouble(
-                f"The ledger {self._path} is damaged: {error}. Restore it from a backup. Without one, move it away: it is made again from "
-                "the raw topic, as far as that reaches back; what was proven of earlier days is then unknown."
-            ) from error
+            raise self._damaged(error) from error
 
     @contextmanager
     def _written(self) -> Iterator[sqlite3.Connection]:
@@ -115,10 +112,18 @@ class LedgerFile:
                 with db:
                     yield db
         except (sqlite3.Error, OSError) as error:
+            if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError):
+                raise self._damaged(error) from error
             raise DiskTrouble(
                 f"The ledger {self._path} took no write: {error}. The records stay in the stream. Free disk space, or make the folder "
                 "writable. It is tried again."
             ) from error
+
+    def _damaged(self, error: sqlite3.Error) -> DiskTrouble:
+        return DiskTrouble(
+            f"The ledger {self._path} is damaged: {error}. Restore it from a backup. Without one, move it away: it is made again from "
+            "the raw topic, as far as that reaches back; what was proven of earlier days is then unknown."
+        )
 
     def _version(self, db: sqlite3.Connection) -> int:
         (version,) = db.execute("PRAGMA user_version").fetchone()
