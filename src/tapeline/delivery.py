@@ -22,7 +22,7 @@ import pyarrow as pa
 from tapeline.beside import beside
 from tapeline.errors import DiskTrouble, Refused, Unavailable
 from tapeline.records import RAW
-from tapeline.spool import Spool
+from tapeline.spool import Spool, SpoolDamaged
 from tapeline.streams import Producer
 
 log = logging.getLogger(__name__)
@@ -227,6 +227,9 @@ class Delivery:
     def _note(self, error: Exception) -> None:
         if not isinstance(error, AWAY) and self.failure is None:
             self.failure = error
+            if isinstance(error, SpoolDamaged):
+                log.error("%s", error)
+                return
             log.error("The stream failed in a way that is not waited out: %s: %s", type(error).__name__, error)
 
     def _complain(self, what: str, text: str) -> None:

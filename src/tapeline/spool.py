@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import logging
 import sqlite3
 import time
 from collections.abc import Callable, Container, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import pyarrow as pa
 
-from tapeline.errors import DiskTrouble
+from tapeline.errors import DiskTrouble, TapelineError
 from tapeline.records import RAW
+
+log = logging.getLogger(__name__)
 
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS batches (
@@ -36,6 +39,13 @@ class SpoolFull(DiskTrouble):
     """The batch does not fit: it was not taken, what is held is kept."""
 
 
+class SpoolDamaged(TapelineError):
+    """Bytes of the file are gone or changed: it was set aside. Who has put something there ends: what he goes on with would follow on a
+    hole that nobody sees, while a connection that ends without a word is a gap."""
+
+    exit_status = DiskTrouble.exit_status
+
+
 @dataclass(frozen=True, slots=True)
 class Spooled:
     """One batch that waits."""
@@ -51,10 +61,19 @@ class Spool:
     def __init__(self, path: Path, max_bytes: int, clock: Callable[[], int] = time.time_ns) -> None:
         self.path, self._max_bytes, self._clock = path, max_bytes, clock
         self._opened: sqlite3.Connection | None = None
+        self._damaged = ""
         self.bytes = self.records = self.last = 0
 
     def open(self) -> None:
-        """Find what an earlier process has left. Raises DiskTrouble."""
+        """Find what an earlier process has left; what is damaged is set aside. Raises DiskTrouble."""
+        try:
+            self._open()
+        except SpoolDamaged as error:
+            log.error("%s", error)
+            self._damaged = ""
+            self._open()
+
+    def _open(self) -> None:
         with self._errors():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             db = sqlite3.connect(self.path, isolation_level=None)
@@ -65,6 +84,21 @@ class Spool:
             self.bytes, self.records, last = row.fetchone()
             self.last = max(self.last, last)
             self._opened = db
+
+    def _set_aside(self, error: Exception) -> SpoolDamaged:
+        """Keep a damaged file under another name, for a person to look at."""
+        if self._opened is not None:
+            self._opened.close()
+        aside = self.path.with_name(f"{self.path.name}.damaged-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}")
+        for end in ("-wal", "-shm", ""):
+            with suppress(OSError):
+                Path(f"{self.path}{end}").rename(f"{aside}{end}")
+        self._damaged = (
+            f"The spool {self.path} is damaged: {error}. It is {aside} now. What waited in it and had not reached the stream is lost, and "
+            "is a gap; ingest goes on with a new one."
+        )
+        self._opened, self.bytes, self.records = None, 0, 0
+        return SpoolDamaged(self._damaged)
 
     def put(self, writer: str, number: int, partition: int, batch: pa.RecordBatch) -> None:
         """Take a batch. Raises SpoolFull, DiskTrouble: then it was not taken."""
@@ -145,7 +179,11 @@ class Spool:
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
+        if self._damaged:
+            raise DiskTrouble(self._damaged)
         try:
             yield
         except (sqlite3.DatabaseError, OSError, EOFError, pa.ArrowException) as error:
+            if not isinstance(error, (sqlite3.OperationalError, OSError)):
+                raise self._set_aside(error) from error
             raise DiskTrouble(f"The spool {self.path}: {error}. Free disk space or make the folder writable; it is tried again.") from error

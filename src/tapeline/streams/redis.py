@@ -608,15 +608,21 @@ class RedisStream:
         try:
             yield
         except (redis.AuthenticationError, redis.exceptions.NoPermissionError) as error:
-            raise Refused(f"Redis at {self.shown} has refused: {error}. Check the user and the password.") from error
+            raise Refused(f"Redis at {self.shown} has refused: {_said(error)}. Check the user and the password.") from error
         except (redis.ConnectionError, redis.TimeoutError, redis.BusyLoadingError) as error:
             self._run = ""
-            raise Unavailable(f"Redis at {self.shown} does not answer: {error}. It is tried again.") from error
+            raise Unavailable(f"Redis at {self.shown} does not answer: {_said(error)}. It is tried again.") from error
         except redis.OutOfMemoryError as error:
-            raise Unavailable(f"Redis at {self.shown} is full: {error}. Nothing is dropped: writing waits. Raise its maxmemory.") from error
+            text = f"Redis at {self.shown} is full: {_said(error)}. Nothing is dropped: writing waits. Raise its maxmemory."
+            raise Unavailable(text) from error
         except redis.ResponseError as error:
             self._run = ""
-            raise Unavailable(f"Redis at {self.shown}: {error}. It is tried again.") from error
+            raise Unavailable(f"Redis at {self.shown}: {_said(error)}. It is tried again.") from error
+
+
+def _said(error: Exception) -> str:
+    """Without a point at its end: some of redis-py's have one."""
+    return str(error).rstrip(".")
 
 
 def _client(config: StreamConfig, password: Secret, timeout_s: float, met: Callable[[Any], None]) -> Any:
@@ -776,7 +782,7 @@ class _Producer:
             self._broken(error)
 
     def _broken(self, error: Exception) -> None:
-        self._trouble = f"Redis at {self._stream.shown}: {error}. What has no answer is sent again."
+        self._trouble = f"Redis at {self._stream.shown}: {_said(error)}. What has no answer is sent again."
         log.warning("%s", self._trouble)
         if self._connection is not None:
             self._connection.disconnect()
