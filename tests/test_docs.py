@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 import subprocess
@@ -148,3 +149,42 @@ def test_the_changelog_has_a_place_for_what_is_next_and_the_version_is_one() -> 
     assert "## [Unreleased]" in (ROOT / "CHANGELOG.md").read_text()
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert re.fullmatch(r"\d+\.\d+\.\d+", version)
+
+
+#: Messages that are made of more than one text of the source: their parts.
+_COMPOSED = {
+    "... stopped: polygon says auth_failed": ["stopped:", "polygon says", "auth_failed"],
+    "polygon says max_connections": ["polygon says", "max_connections"],
+    "alpaca says 406: ...": ["alpaca says"],
+    "not confirmed by ...: T.ABC": ["not confirmed by"],
+    "mute: no data for N s on an open socket": ["mute: no", "on an open socket"],
+    "... answered HTTP 403: ...": ["answered HTTP"],
+    "normalize to lake: N ticks written ≠ ...": ["written"],
+    "Another process holds the one connection of ...": ["Another process holds", "the one connection of"],
+    "clock: ...'s times are N s ahead of this machine's": ["'s times are", "this machine's"],
+    "... was not sealed": ["was not", "sealed"],
+    "... was not pruned": ["was not", "pruned"],
+    "normalize was killed by SIGKILL; started again": ["was killed by", "; started again in"],
+    "... ended with status N; started again": ["ended with status", "; started again in"],
+    "silent for N s": ["silent for"],
+}
+
+
+def test_the_messages_in_the_table_are_what_the_program_says() -> None:
+    texts = []
+    for path in sorted((ROOT / "src" / "tapeline").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts.append(node.value)
+            elif isinstance(node, ast.JoinedStr):
+                texts.append("".join(str(part.value) if isinstance(part, ast.Constant) else "\0" for part in node.values))
+    page = (ROOT / "docs" / "operations.md").read_text()
+    table = page[page.index("| you see |") : page.index("`tapeline status` shows the equation")]
+    cells = [line.split(" | ")[0] for line in table.splitlines()[2:] if line.startswith("|")]
+    messages = [message for cell in cells for message in re.findall(r"`([^`]+)`", cell)]
+    assert len(messages) > 60
+    assert set(_COMPOSED) <= set(messages)
+    for message in messages:
+        parts = _COMPOSED.get(message) or [part.strip() for part in re.split(r"\.\.\.|\b[NM]\b", message) if part.strip(" :,;")]
+        unknown = [part for part in parts if not any(part in text for text in texts)]
+        assert not unknown, f"{message!r} is said nowhere: {unknown}"

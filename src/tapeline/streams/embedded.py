@@ -611,8 +611,8 @@ class _File:
             ) from error
         except (sqlite3.DatabaseError, EOFError, pa.ArrowException) as error:
             raise DiskTrouble(
-                f"{self.path} is damaged or no Tapeline stream: {error}. Move it aside and restore it from a backup; "
-                "the lake is not affected."
+                f"{self.path} is damaged or no Tapeline stream: {error}. Restore it from a backup, or move it away: a new one is begun. "
+                "What no stage had read of it is then lost, and is a gap; the stores keep what they have."
             ) from error
 
     def close(self) -> None:
