@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-from tapeline.errors import Unavailable
+from tapeline.errors import Refused, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -24,10 +24,13 @@ def run(
 ) -> None:
     """Call `step` until `stop` is set and it has no more work; it says whether it did something.
 
-    `Unavailable` is met with the waits given, for `patience_s` in a row; then it is raised, for the supervisor to deal with. After
-    `stop`, work that is already there is finished, within `drain_s`.
+    `Unavailable` is met with the waits given, for `patience_s` in a row; then it is raised, for the supervisor to deal with. `Refused` is
+    raised where the stage has never worked. Later it is waited out without bound: a password or a right that is taken away for a while
+    must not stop the other stages. After `stop`, work that is already there is finished, within `drain_s`.
     """
+    begun = False
     trouble_since: float | None = None
+    away_since: float | None = None
     delays = waits()
     stopping_since: float | None = None
     while True:
@@ -38,18 +41,24 @@ def run(
                 return
         try:
             worked = step()
-        except Unavailable as error:
+        except (Unavailable, Refused) as error:
             now = clock()
             trouble_since = now if trouble_since is None else trouble_since
-            if stop.is_set() or now - trouble_since > patience_s:
+            if isinstance(error, Refused):
+                away_since, fatal = None, not begun
+            else:
+                away_since = now if away_since is None else away_since
+                fatal = now - away_since > patience_s
+            if stop.is_set() or fatal:
                 raise
             delay = next(delays)
             log.warning("%s Next try in %.1f s.", error, delay)
             stop.wait(delay)
             continue
+        begun = True
         if trouble_since is not None:
             log.warning("Recovered after %.1f s.", clock() - trouble_since)
-            trouble_since, delays = None, waits()
+            trouble_since, away_since, delays = None, None, waits()
         if not worked:
             if stopping_since is not None:
                 return

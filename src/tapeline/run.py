@@ -17,7 +17,7 @@ from rich.console import Console
 from tapeline import wiring
 from tapeline.backoff import backoff
 from tapeline.config import Config, environment
-from tapeline.errors import Unavailable
+from tapeline.errors import Refused, Unavailable
 from tapeline.locks import own
 from tapeline.monitor.health import backlogs, snapshot
 from tapeline.monitor.live import Screen
@@ -70,7 +70,7 @@ def run(settings: Config, config: Path | None, until_idle_s: float | None, stop:
                 for entry in last["equations"]:
                     log.info("%s", entry["text"])
                 log.info("Stopped; %s", left(last))
-            except Unavailable as error:
+            except (Unavailable, Refused) as error:
                 log.warning("%s Stopped; the accounting was not looked at.", error)
         finally:
             stream.close()

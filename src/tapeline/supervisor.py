@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from tapeline.errors import FATAL_STATUSES, DiskTrouble, TapelineError, Unavailable
+from tapeline.errors import FATAL_STATUSES, DiskTrouble, Refused, TapelineError, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ _MUCH_LATER_S: Final = 600.0
 _STOP_WITHIN_S: Final = 75.0
 _LOOK_AGAIN_S: Final = 2.0
 #: How a stage ends that had more to do, and could not.
-_UNFINISHED: Final = frozenset({Unavailable.exit_status, DiskTrouble.exit_status})
+_UNFINISHED: Final = frozenset({Unavailable.exit_status, DiskTrouble.exit_status, Refused.exit_status})
 
 
 class StageFailed(TapelineError):
@@ -80,7 +80,7 @@ class Supervisor:
                     if idle():
                         return
                     tick(self.report())
-                except Unavailable as error:
+                except (Unavailable, Refused) as error:
                     # Those who work meet the same trouble, and wait it out; looking on must not stop them.
                     log.warning("%s The stages go on.", error)
                     stop.wait(_LOOK_AGAIN_S)

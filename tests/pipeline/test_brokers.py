@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pytest
+import redis
 from processes import block, key, received, records, rss_mb, sent
 from services.process import last_lines
 
@@ -240,6 +241,28 @@ def test_redis_that_is_full_because_a_store_is_stopped_drops_nothing(
     market.stop()
     found = compare(home.lake, [market.journal])
     assert (found.missing, found.extra) == ([], [])
+
+
+def test_a_broker_that_refuses_for_a_while_stops_nothing(
+    own_redis: Callable[..., Any], home: Home, venue: Callable[..., VenueProcess]
+) -> None:
+    server = own_redis()
+    market = venue("binance", "--rate", "600")
+    configured(home, server, market)
+    run = home.start("run", "--until-idle", "1")
+    until(lambda: home.word("lake").get("tables", {}).get("ticks", {}).get("rows", 0) > 200, "nothing flows")
+    assert server.ask("CONFIG", "SET", "requirepass", "other") == "+OK"
+    with closing(redis.Redis(port=server.port, password="other")) as admin:
+        admin.execute_command("CLIENT", "KILL", "TYPE", "normal")
+        until(lambda: home.word("ingest").get("spooled", 0) > 1_500, "ingest does not spool")
+        assert run.said.count("has refused") > 3
+        assert run.running
+        admin.config_set("requirepass", "")
+    until(lambda: home.word("ingest").get("spooled") == 0, "the spool is not drained")
+    market.halt()
+    ended(run)
+    assert "started again" not in run.said
+    nothing_is_lost_or_doubled(home, market)
 
 
 def test_while_the_stream_is_away_nothing_is_meant_for_a_partition_that_it_may_not_have(

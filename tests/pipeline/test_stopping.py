@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from processes import block
 
+from tapeline import flow
+from tapeline.errors import Refused, Unavailable
 from tapeline.supervisor import Stage, StageFailed, Supervisor
 from tapeline.truth import compare
 from waiting import until
@@ -107,7 +109,7 @@ def test_looking_on_in_vain_does_not_stop_the_stages(monkeypatch: pytest.MonkeyP
     from tapeline.errors import DiskTrouble
 
     monkeypatch.setattr(supervisor, "_LOOK_AGAIN_S", 0.0)
-    answers: list[Any] = [DiskTrouble("the lake cannot be read"), DiskTrouble("still not"), False, True]
+    answers: list[Any] = [DiskTrouble("the lake cannot be read"), Refused("the password is another one"), False, True]
 
     def idle() -> bool:
         answer = answers.pop(0)
@@ -156,9 +158,41 @@ def test_stages_of_one_place_end_together_and_those_behind_them_after_all_of_the
     assert order[4:] == ["c ends", "b ends", "d told", "d ends"]
 
 
-@pytest.mark.parametrize("status", [69, 74])
+@pytest.mark.parametrize("status", [69, 74, 77])
 def test_where_a_stage_could_not_finish_none_of_those_behind_it_waits_for_another(status: int, tmp_path: Path) -> None:
     order = _order_of_ends(tmp_path / "journal", ("a", 0, 0.0, status), ("b", 1, 1.0, 0), ("c", 2, 0.5, 0), ("d", 3, 0.2, 0))
     assert order[:2] == ["a told", "a ends"]
     assert sorted(order[2:5]) == ["b told", "c told", "d told"]
     assert order[5:] == ["d ends", "c ends", "b ends"]
+
+
+class _Steps:
+    """A stage's step, with what each of its calls does: an error to raise, or whether it has worked."""
+
+    def __init__(self, *does: Exception | bool) -> None:
+        self.does = list(does)
+
+    def __call__(self) -> bool:
+        does = self.does.pop(0)
+        if isinstance(does, Exception):
+            raise does
+        return does
+
+
+def test_a_refusal_ends_a_stage_that_has_never_worked_and_is_waited_out_by_one_that_has() -> None:
+    no, away = Refused("The password is another one."), Unavailable("Nobody is there.")
+    never = _Steps(away, no, True)
+    with pytest.raises(Refused):
+        flow.run(never, threading.Event(), rest_s=0.0, waits=lambda: repeat(0.0))
+    stop = threading.Event()
+    has = _Steps(False, *[no] * 5, away, no, True, False)
+    hours = iter(range(100))
+
+    def step() -> bool:
+        if not has.does:
+            stop.set()
+            return False
+        return has()
+
+    flow.run(step, stop, rest_s=0.0, waits=lambda: repeat(0.0), clock=lambda: 3_600.0 * next(hours), drain_s=1e9)
+    assert has.does == []
