@@ -218,7 +218,7 @@ def test_a_reading_that_fails_on_the_way_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_two_exports_to_one_folder_at_once_are_refused(tmp_path: Path) -> None:
-    with own(tmp_path / ".out.exporting" / "lock", "an export"), pytest.raises(Busy, match="already runs"):
+    with own(tmp_path / ".out.exporting" / "lock", "an export"), pytest.raises(Busy, match="an export, process"):
         export(SCHEMA, made_batches(1), tmp_path / "out", "ticks", "csv", lambda *_: None)
 
 

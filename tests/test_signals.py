@@ -8,6 +8,9 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
+import pytest
+
+from tapeline.errors import Busy
 from tapeline.locks import own
 
 if TYPE_CHECKING:
@@ -80,3 +83,17 @@ print("heard at once" if heard and heard[0] < ended - took else f"heard late: {h
 def test_a_signal_is_heard_at_once_also_while_the_main_thread_is_in_a_library_s_call() -> None:
     ended = subprocess.run([sys.executable, "-c", _ASKED_AMID_A_LONG_CALL], capture_output=True, text=True, timeout=120, check=False)
     assert (ended.returncode, ended.stdout) == (0, "heard at once\n"), ended.stderr
+
+
+def test_who_meets_another_command_is_told_to_wait_and_who_meets_its_own_to_stop_it(tmp_path: Path) -> None:
+    lock = tmp_path / "locks" / "lake"
+    with own(lock, "tapeline seal"):
+        with (
+            pytest.raises(Busy, match="tapeline lake prune cannot run now: tapeline seal, process") as met,
+            own(lock, "tapeline lake prune"),
+        ):
+            pass
+        assert str(met.value).endswith("Call it again when that one has ended.")
+        with pytest.raises(Busy, match="tapeline seal already runs here: tapeline seal, process") as met, own(lock, "tapeline seal"):
+            pass
+        assert str(met.value).endswith("Stop that one first, or set another data_dir.")

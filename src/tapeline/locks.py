@@ -36,7 +36,9 @@ def own(path: Path, what: str, wait_s: float = 0.0, *, by: str = "", stop: threa
             if stop.is_set():
                 raise Busy(f"{what} was stopped while it waited for the end of {holder}, which holds {path}.") from None
             if time.monotonic() >= deadline:
-                raise Busy(f"{what} already runs here: {holder} holds {path}. Stop that one first, or set another data_dir.") from None
+                if holder.startswith(f"{what},"):
+                    raise Busy(f"{what} already runs here: {holder} holds {path}. Stop that one first, or set another data_dir.") from None
+                raise Busy(f"{what} cannot run now: {holder} holds {path}. Call it again when that one has ended.") from None
             if not said:
                 log.info("%s waits for the end of %s, which holds %s.", what, holder, path)
                 said = True
