@@ -192,7 +192,7 @@ async def ingest(
     asked = [asyncio.Event() for _ in checks]
     checkers = [asyncio.create_task(_check(*check, lines, recorder, once)) for check, once in zip(checks.items(), asked, strict=True)]
     # How the exchange splits its symbols stands before their events, where it answers soon.
-    await _unless_stopped(stop, asyncio.gather(*(once.wait() for once in asked)), _LIST_WITHIN_S)
+    await _unless_stopped(stop, asyncio.create_task(_all_set(asked)), _LIST_WITHIN_S)
     keepers = [asyncio.create_task(line.keep(), name=line.plan.name) for line in lines]
     rate = Rate()
     counted = 0
@@ -256,9 +256,14 @@ async def _until(stop: asyncio.Event, tasks: Sequence[asyncio.Task[None]], secon
     waiter.cancel()
 
 
-async def _unless_stopped(stop: asyncio.Event, waiting: asyncio.Future[Any], seconds: float) -> None:
-    """Wait for `waiting`, for so long at most, and not after `stop`. What it was then waiting for is dropped."""
-    stopping = asyncio.ensure_future(stop.wait())
+async def _all_set(events: Iterable[asyncio.Event]) -> None:
+    for event in events:
+        await event.wait()
+
+
+async def _unless_stopped(stop: asyncio.Event, waiting: asyncio.Task[None], seconds: float) -> None:
+    """Wait for `waiting`, for so long at most, and not after `stop`. It is cancelled then."""
+    stopping = asyncio.create_task(stop.wait())
     try:
         await asyncio.wait({waiting, stopping}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
     finally:
