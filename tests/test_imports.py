@@ -27,6 +27,7 @@ LAYERS: list[set[str]] = [
     {"locks", "config", "times", "quota", "durable", "machine", "backoff", "beside", "clock", "shortening"},
     {"providers"},
     {"completeness"},
+    {"folding"},
     {"streams", "stores", "net", "bucket", "spool"},
     {"rest"},
     {"monitor", "delivery", "names"},

@@ -14,7 +14,7 @@ Nothing but evidence closes a gap: events with the ids that were missing, or a r
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, chain
 from operator import attrgetter
@@ -125,20 +125,63 @@ class Life(msgspec.Struct):
     rejecting: list[tuple[str, int, int]] = []
 
 
+class Span(msgspec.Struct, array_like=True, frozen=True):
+    """A key was listened to, from and to (ns); why that ended."""
+
+    start_ns: int
+    end_ns: int
+    ended: str
+
+
+class Past(msgspec.Struct):
+    """What connections that ended long ago leave behind of a key. Lines by `place_of`, times in ns."""
+
+    opened_ns: int = 0  # the first of them; 0: none was opened for it
+    heard: bool = False  # an event of it came
+    spans: dict[str, list[Span]] = {}
+    #: The last offset of connections of a line, and until when they were heard.
+    ended: dict[str, list[tuple[int, int]]] = {}
+    #: When connections were opened and closed: those that no other outdoes in both.
+    outlived: list[tuple[int, int]] = []
+    read: list[tuple[int, int]] = []
+    asked: list[tuple[int, int]] = []
+    rejected: list[tuple[int, int]] = []
+    #: Where what is still at hand begins; None: everything is.
+    edge: Edge | None = None
+
+
+#: Of a key that has none.
+NO_PAST: Final = Past()
+
+
 @dataclass(slots=True)
 class Facts:
     """Everything that is known; what is touched since it was last asked for."""
 
     runs: dict[Key, list[Run]] = field(default_factory=dict)
     lives: dict[str, Life] = field(default_factory=dict)
+    pasts: dict[Key, Past] = field(default_factory=dict)
     touched_runs: set[Key] = field(default_factory=set)
     touched_lives: set[str] = field(default_factory=set)
+    touched_pasts: set[Key] = field(default_factory=set)
+    #: Connections that are in the past of their keys, and when (ns) each was last heard: copies of their records may still come.
+    rested: dict[str, int] = field(default_factory=dict)
+    gone_lives: set[str] = field(default_factory=set)
+    #: What is laid away of keys, and keys of which nothing is any more.
+    laid_away: dict[Key, list[Piece]] = field(default_factory=dict)
+    taken_out: set[Key] = field(default_factory=set)
     _carriers: dict[Key, set[str]] = field(default_factory=dict)
+    _carried: dict[str, set[Key]] = field(default_factory=dict)
 
     @staticmethod
-    def of(runs: Mapping[Key, list[Run]], lives: Mapping[str, Life]) -> Facts:
+    def of(
+        runs: Mapping[Key, list[Run]],
+        lives: Mapping[str, Life],
+        pasts: Mapping[Key, Past] = MappingProxyType({}),
+        rested: Mapping[str, int] = MappingProxyType({}),
+    ) -> Facts:
         """Facts that were kept."""
-        facts = Facts(dict(runs), dict(lives))
+        facts = Facts(dict(runs), dict(lives), dict(pasts), rested=dict(rested))
         for name, life in lives.items():
             for key in keys_of(life):
                 facts.carries(name, key)
@@ -147,29 +190,50 @@ class Facts:
     def carries(self, name: str, key: Key) -> None:
         """Note that a connection was asked for a key, or brought it."""
         self._carriers.setdefault(key, set()).add(name)
+        self._carried.setdefault(name, set()).add(key)
 
-    def keys(self) -> set[Key]:
-        return {*self.runs, *self._carriers}
+    def keys_of(self, name: str) -> Set[Key]:
+        """The keys of a connection."""
+        return self._carried.get(name, set())
 
-    def carried(self, key: Key) -> list[Life]:
-        """The connections of a key, by their beginning."""
-        return sorted((self.lives[name] for name in self._carriers.get(key, ())), key=attrgetter("opened_ns", "heard_ns"))
-
-    def touched(self) -> set[Key]:
-        """The keys whose intervals may be others than when this was last asked."""
-        found = set(self.touched_runs)
-        for name in self.touched_lives:
-            found |= set(keys_of(self.lives[name]))
-        return found
+    def rests(self, name: str, at_ns: int) -> None:
+        """A connection that was last heard then is in the past of its keys."""
+        if not self.lives[name].fetched:  # a repair goes on under its name
+            self.rested[name] = at_ns
+        self.forget_life(name)
+        self.gone_lives.add(name)
 
     def forget_life(self, name: str) -> None:
         self.lives.pop(name, None)
+        for key in self._carried.pop(name, ()):
+            carriers = self._carriers.get(key, set())
+            carriers.discard(name)
+            if not carriers:
+                self._carriers.pop(key, None)
         self.touched_lives.discard(name)
+
+    def keys(self) -> set[Key]:
+        return {*self.runs, *self._carriers, *self.pasts}
+
+    def carried(self, key: Key) -> list[Life]:
+        """The connections of a key, by their beginning."""
+        return sorted(self.carriers(key).values(), key=attrgetter("opened_ns", "heard_ns"))
+
+    def carriers(self, key: Key) -> dict[str, Life]:
+        """The connections of a key, by name."""
+        return {name: self.lives[name] for name in self._carriers.get(key, ())}
+
+    def touched(self) -> set[Key]:
+        """The keys whose intervals may be others than when this was last asked."""
+        found = self.touched_runs | self.touched_pasts
+        for name in self.touched_lives:
+            found |= self.keys_of(name)
+        return found
 
     def settled(self) -> None:
         """What was touched is kept."""
-        self.touched_runs.clear()
-        self.touched_lives.clear()
+        for done in (self.touched_runs, self.touched_lives, self.touched_pasts, self.gone_lives, self.laid_away, self.taken_out):
+            done.clear()
 
 
 def keys_of(life: Life) -> Iterator[Key]:
@@ -195,6 +259,30 @@ class Interval:
     evidence: str
     first_id: int | None = None  # of what is there, or of what is missing
     last_id: int | None = None
+
+
+class Piece(msgspec.Struct):
+    """What is laid away of a key: facts from which only intervals before its edge follow."""
+
+    runs: list[Run] = []
+    spans: dict[str, list[Span]] = {}
+    read: list[tuple[int, int]] = []
+    asked: list[tuple[int, int]] = []
+    rejected: list[tuple[int, int]] = []
+
+
+class Edge(msgspec.Struct):
+    """Where what is laid away of a key ends. Evidence from before it takes everything out again."""
+
+    number: int  # so many intervals lie before
+    states: dict[State, int]  # of them, where something is not there
+    pieces: int
+    at_ns: int
+    first_id: int | None  # of the first run at hand
+    heard: bool
+    #: What follows, before the edge, from what is at hand; and when the first interval behind it begins.
+    before: list[Interval]
+    start_ns: int
 
 
 # ---- records in
@@ -245,13 +333,15 @@ def absorb(facts: Facts, chunk: Chunk, normalized: Normalized, *, taken: bool = 
         life.heard_ns = max(life.heard_ns, last_ns)
     _absorb_notices(facts, normalized.batches[NOTICES_TOPIC], _rejected(normalized.batches[REJECTED_TOPIC]), names, taken=taken)
     facts.forget_life(_OF_NONE)
-    if not taken:
-        return
-    place = _Places(chunk)
-    for topic in (TICKS_TOPIC, BARS_TOPIC):
-        batch = normalized.batches[topic]
-        if batch.num_rows:
-            _absorb_events(facts, batch, code[place.rows(batch)], known)
+    if taken:
+        place = _Places(chunk)
+        for topic in (TICKS_TOPIC, BARS_TOPIC):
+            batch = normalized.batches[topic]
+            if batch.num_rows:
+                _absorb_events(facts, batch, code[place.rows(batch)], known)
+    # Copies: what a connection that is in the past was, is known.
+    for name in facts.rested.keys() & set(known):
+        facts.forget_life(name)
 
 
 class _Places:
@@ -409,7 +499,7 @@ def _absorb_events(facts: Facts, batch: pa.RecordBatch, connection: npt.NDArray[
     counted = np.array([_contiguous(key) for key in keys])[code] & (ids >= 0)
     if counted.any():
         for at, run in _runs(code[counted], ids[counted], start_ns[counted], end_ns[counted]):
-            _join(facts.runs.setdefault(keys[at], []), run)
+            join(facts.runs.setdefault(keys[at], []), run)
             facts.touched_runs.add(keys[at])
 
 
@@ -508,7 +598,7 @@ def _runs(
         yield int(code[a]), Run(int(ids[a]), int(ids[b]), int(start_ns[a]), int(end_ns[b]))
 
 
-def _join(runs: list[Run], new: Run) -> None:
+def join(runs: list[Run], new: Run) -> None:
     """Put a run among those that are known, sorted and apart; what touches becomes one."""
     at = bisect_right(runs, new.first, key=attrgetter("first"))
     low = at - 1 if at and runs[at - 1].last >= new.first - 1 else at
@@ -524,19 +614,41 @@ def _join(runs: list[Run], new: Run) -> None:
     runs[low:high] = [new]
 
 
+def united(one: Past, other: Past) -> Past:
+    """Two pasts as one. Both have everything at hand."""
+    places = {*one.ended, *other.ended}
+    return Past(
+        opened_ns=min((past.opened_ns for past in (one, other) if past.opened_ns), default=0),
+        heard=one.heard or other.heard,
+        spans={place: one_after_another([*one.spans.get(place, ()), *other.spans.get(place, ())]) for place in places},
+        ended={place: sorted({*one.ended.get(place, ()), *other.ended.get(place, ())}) for place in places},
+        outlived=sorted({*one.outlived, *other.outlived}),
+        read=apart([*one.read, *other.read]),
+        asked=sorted({*one.asked, *other.asked}),
+        rejected=sorted({*one.rejected, *other.rejected}),
+    )
+
+
 def renamed(facts: Facts, provider: str, feed: str, old: str, new: str) -> Facts:
-    """The facts as they would be had a symbol always had its new name. What differs is touched; the facts given stay as they are."""
+    """The facts as they would be had a symbol always had its new name. What differs is touched; the facts given stay as they are.
+
+    Of both names nothing is laid away."""
     runs = {key: list(found) for key, found in facts.runs.items()}
     touched: set[Key] = set()
     for key in [key for key in runs if (key.provider, key.feed, key.symbol) == (provider, feed, old)]:
         right = key._replace(symbol=new)
         for run in runs.pop(key):
-            _join(runs.setdefault(right, []), run)
+            join(runs.setdefault(right, []), run)
         touched.add(right)
+    pasts, moved = dict(facts.pasts), set[Key]()
+    for key in [key for key in pasts if (key.provider, key.feed, key.symbol) == (provider, feed, old)]:
+        right = key._replace(symbol=new)
+        pasts[right] = united(pasts.pop(key), pasts.get(right, NO_PAST))
+        moved.add(right)
     mine = {name: life for name, life in facts.lives.items() if (life.provider, life.feed) == (provider, feed)}
     changed = {name: other for name, life in mine.items() if (other := _life_renamed(life, old, new)) != life}
-    found = Facts.of(runs, {**facts.lives, **changed})
-    found.touched_runs, found.touched_lives = touched, set(changed)
+    found = Facts.of(runs, {**facts.lives, **changed}, pasts, facts.rested)
+    found.touched_runs, found.touched_lives, found.touched_pasts = touched, set(changed), moved
     return found
 
 
@@ -582,35 +694,45 @@ def _life_renamed(life: Life, old: str, new: str) -> Life:
 
 
 def intervals(facts: Facts, key: Key) -> list[Interval]:
-    """What is known of a key, in order of time."""
-    lives = facts.carried(key)
-    heard = list(_by_lives(key, [life for life in lives if not life.fetched]))
-    read = _read(key, lives)
-    runs = facts.runs.get(key)
-    reading = [span for life in lives for span in _spans((entry[:3] for entry in life.reading), key)]
-    rejected = [span for life in lives for span in _spans(life.rejected, key)]
+    """What is known of a key, in order of time; of what is laid away nothing."""
+    return follow(key, facts.carried(key), facts.pasts.get(key, NO_PAST), facts.runs.get(key, ()))
+
+
+def follow(key: Key, lives: Sequence[Life], past: Past, runs: Sequence[Run]) -> list[Interval]:
+    """What follows for a key from these facts, in order of time."""
+    heard = list(_by_lives(key, [life for life in lives if not life.fetched], past))
+    read = apart([*past.read, *(span for life in lives for span in spans_of(life.read, key))])
+    reading = [span for life in lives for span in spans_of((entry[:3] for entry in life.reading), key)]
+    rejected = [*past.rejected, *(span for life in lives for span in spans_of(life.rejected, key))]
     if not runs:
         found: Iterable[Interval] = _reconciled(heard, read)
-        if not any(f"{key.channel} {key.symbol}" in life.first for life in lives):
+        if not has_come(key, lives, past):
             found = (replace(one, state="unprovable", evidence=_NEVER) if one.state == "reconciled" else one for one in found)
         return list(_joined(_being_filled(_refused(found, rejected), reading)))
-    # Before the first number and after the last, only the next one could tell.
-    heard = [
-        replace(one, evidence="subscribed and heard; the next event's number will tell") if one.state in COVERED else one for one in heard
-    ]
     # Numbers and times may differ in order.
     first_ns, last_ns = min(runs[0].first_ns, runs[0].last_ns), max(runs[-1].first_ns, runs[-1].last_ns)
+    # Before the first number and after the last, only the next one could tell.
+    heard = [
+        replace(one, evidence="subscribed and heard; the next event's number will tell") if one.state in COVERED else one
+        for one in heard
+        if one.start_ns < first_ns or one.end_ns > last_ns
+    ]
     around = list(_refused(_reconciled(heard, read), rejected))
-    asked = [span for life in lives for span in _spans(life.asked, key)]
-    asking = [span for life in lives for span in _spans((entry[:3] for entry in life.asking), key)]
+    asked = [*past.asked, *(span for life in lives for span in spans_of(life.asked, key))]
+    asking = [span for life in lives for span in spans_of((entry[:3] for entry in life.asking), key)]
     by_ids = _being_filled(_by_ids(key, runs, asked, read, asking, rejected), reading)
     return list(_joined([*_between(around, -ONGOING, first_ns), *by_ids, *_between(around, last_ns, ONGOING)]))
 
 
-def _read(key: Key, lives: Iterable[Life]) -> list[tuple[int, int]]:
-    """The stretches of time of which the provider's history was read to its end; in order, and apart."""
+def has_come(key: Key, lives: Iterable[Life], past: Past) -> bool:
+    """Whether an event of a key has ever come."""
+    return past.heard or any(f"{key.channel} {key.symbol}" in life.first for life in lives)
+
+
+def apart(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Stretches of time that have a length, in order; what touches is one."""
     joined: list[tuple[int, int]] = []
-    for start_ns, end_ns in sorted(span for life in lives for span in _spans(life.read, key) if span[0] < span[1]):
+    for start_ns, end_ns in sorted(span for span in spans if span[0] < span[1]):
         if joined and start_ns <= joined[-1][1]:
             joined[-1] = (joined[-1][0], max(joined[-1][1], end_ns))
         else:
@@ -650,10 +772,11 @@ def _between(found: Iterable[Interval], start_ns: int, end_ns: int) -> Iterator[
     """The parts of intervals inside a stretch of time."""
     for one in found:
         if one.start_ns < end_ns and one.end_ns > start_ns:
-            yield replace(one, start_ns=max(one.start_ns, start_ns), end_ns=min(one.end_ns, end_ns))
+            whole = start_ns <= one.start_ns and one.end_ns <= end_ns
+            yield one if whole else replace(one, start_ns=max(one.start_ns, start_ns), end_ns=min(one.end_ns, end_ns))
 
 
-def _spans(known: Iterable[tuple[str, int, int]], key: Key) -> Iterator[tuple[int, int]]:
+def spans_of(known: Iterable[tuple[str, int, int]], key: Key) -> Iterator[tuple[int, int]]:
     """Those of a key: from and to."""
     return ((first, last) for label, first, last in known if label == f"{key.channel} {key.symbol}")
 
@@ -710,52 +833,59 @@ def _count(first: int, last: int, bars: bool) -> str:
     return counted if bars else f"ids {first} to {last}: {counted}"
 
 
-@dataclass(frozen=True, slots=True)
-class _Span:
-    """A key was listened to; why that ended."""
-
-    start_ns: int
-    end_ns: int
-    ended: str
-
-
-def _by_lives(key: Key, lives: Sequence[Life]) -> Iterator[Interval]:
-    spans = sorted(_parted(key, lives), key=attrgetter("start_ns", "end_ns"))
-    joined: list[_Span] = []
-    for span in spans:
-        if joined and span.start_ns <= joined[-1].end_ns:
-            longer = span if span.end_ns > joined[-1].end_ns else joined[-1]
-            joined[-1] = _Span(joined[-1].start_ns, longer.end_ns, longer.ended)
-        else:
-            joined.append(span)
+def _by_lives(key: Key, lives: Sequence[Life], past: Past) -> Iterator[Interval]:
+    joined = one_after_another([*(span for _, span in parted(key, lives, past)), *chain(*spans_before(lives, past).values())])
     for at, span in enumerate(joined):
         if at:
             yield Interval(joined[at - 1].end_ns, span.start_ns, "open", joined[at - 1].ended)
         yield Interval(span.start_ns, span.end_ns, "unprovable", "subscribed and heard: nothing to count by")
-    if not joined and any(life.opened_ns for life in lives):
-        began_ns = min(life.opened_ns for life in lives if life.opened_ns)
-        yield Interval(began_ns, ONGOING, "open", "asked for, and neither confirmed nor heard")
-    if joined and all(life.closed_ns or _replaced(life, lives) for life in lives):
+    opened = [opened_ns for opened_ns in (past.opened_ns, *(life.opened_ns for life in lives)) if opened_ns]
+    if not joined and opened:
+        yield Interval(min(opened), ONGOING, "open", "asked for, and neither confirmed nor heard")
+    if joined and all(has_ended(life, lives, past) for life in lives):
         yield Interval(joined[-1].end_ns, ONGOING, "open", joined[-1].ended)
 
 
-def _replaced(life: Life, lives: Iterable[Life]) -> bool:
-    """Whether a connection that wrote no close has ended: a later one of the key lives, or has outlived it."""
+def one_after_another(spans: Iterable[Span]) -> list[Span]:
+    """In order; what touches is one, and ended as the last of it."""
+    joined: list[Span] = []
+    for span in sorted(spans, key=attrgetter("start_ns")):
+        if joined and span.start_ns <= joined[-1].end_ns:
+            last = max(span, joined[-1], key=attrgetter("end_ns", "ended"))
+            joined[-1] = Span(joined[-1].start_ns, last.end_ns, last.ended)
+        else:
+            joined.append(span)
+    return joined
+
+
+def has_ended(life: Life, lives: Iterable[Life], past: Past = NO_PAST) -> bool:
+    """Whether a connection is closed, or has ended without a word: a later one of the key lives, or has outlived it."""
+    if life.closed_ns:
+        return True
     known_ns = max(life.heard_ns, life.beside_ns)
-    return any(other.opened_ns > life.opened_ns and (not other.closed_ns or other.closed_ns > known_ns) for other in lives)
+    others = chain(((other.opened_ns, other.closed_ns or ONGOING) for other in lives), past.outlived)
+    return any(opened_ns > life.opened_ns and closed_ns > known_ns for opened_ns, closed_ns in others)
 
 
-def _parted(key: Key, lives: Sequence[Life]) -> Iterator[_Span]:
+def place_of(life: Life) -> str:
+    """The line of a connection, and the partition: there one follows another, and offsets say which."""
+    return f"{life.partition} {life.line}"
+
+
+_BACK: Final = "the clock was set back: how long nobody listened is not known"
+
+
+def parted(key: Key, lives: Sequence[Life], past: Past) -> Iterator[tuple[Life, Span]]:
     """When connections listened, without what two that followed one another on a line both claim.
 
     That comes of a clock that was set back: then nobody knows how long nobody listened."""
-    lines: dict[tuple[str, int], list[Life]] = {}
+    lines: dict[str, list[Life]] = {}
     for life in lives:
-        lines.setdefault((life.line, life.partition), []).append(life)
-    for line in lines.values():
+        lines.setdefault(place_of(life), []).append(life)
+    for place, line in lines.items():
         # One that takes over opens before the old one ends: those did not follow one another.
-        ended = sorted((life.last_offset, _end(key, life)[0]) for life in line)
-        begun = sorted((life.first_offset, life.opened_ns or life.subscribed_ns or ONGOING) for life in line)
+        ended = sorted([*past.ended.get(place, ()), *((life.last_offset, end_of(key, life)[0]) for life in line)])
+        begun = sorted((life.first_offset, begin_of(life)) for life in line)
         latest_ns = list(accumulate((end_ns for _, end_ns in ended), max, initial=0))
         earliest_ns = list(accumulate((start_ns for _, start_ns in reversed(begun)), min, initial=ONGOING))[::-1]
         for life in line:
@@ -764,11 +894,26 @@ def _parted(key: Key, lives: Sequence[Life]) -> Iterator[_Span]:
             for span in _heard(key, life):
                 start_ns, end_ns = max(span.start_ns, not_before_ns), min(span.end_ns, until_ns)
                 if start_ns <= end_ns:
-                    back = "the clock was set back: how long nobody listened is not known"
-                    yield _Span(start_ns, end_ns, span.ended if end_ns == span.end_ns else back)
+                    yield life, Span(start_ns, end_ns, span.ended if end_ns == span.end_ns else _BACK)
 
 
-def _heard(key: Key, life: Life) -> Iterator[_Span]:
+def spans_before(lives: Iterable[Life], past: Past) -> dict[str, list[Span]]:
+    """When the connections of the past listened, by line, without what those that follow them claim."""
+    found: dict[str, list[Span]] = {}
+    for place, spans in past.spans.items():
+        after = past.ended[place][-1][0]
+        until_ns = min((begin_of(life) for life in lives if place_of(life) == place and life.first_offset > after), default=ONGOING)
+        cut = (span if span.end_ns <= until_ns else Span(span.start_ns, until_ns, _BACK) for span in spans if span.start_ns <= until_ns)
+        found[place] = list(cut)
+    return found
+
+
+def begin_of(life: Life) -> int:
+    """When a connection was opened, as far as that is known."""
+    return life.opened_ns or life.subscribed_ns or ONGOING
+
+
+def _heard(key: Key, life: Life) -> Iterator[Span]:
     """When a connection listened to a key, without what was received and could not be kept."""
     confirmed = [life.subscribed_ns] if life.subscribed_ns and not _unconfirmed(key, life) else []
     first = life.first.get(f"{key.channel} {key.symbol}")
@@ -776,21 +921,22 @@ def _heard(key: Key, life: Life) -> Iterator[_Span]:
     if not starts:
         return
     start_ns = min(starts)
-    end_ns, ended = _end(key, life)
+    end_ns, ended = end_of(key, life)
     if (late_ns := life.last_age_ns - (life.least_age_ns or 0)) > _LATE_NS:
         # We read behind: what lay between went down with the connection.
         end_ns, ended = max(start_ns, end_ns - late_ns), f"{ended}; what came last was {late_ns / NS_PER_S:,.1f} s late"
     holes = [(*span, "received, and could not be kept: stream and spool were full") for span in life.refused]
-    holes += [(*span, "received, and lost by the stream before every store had it") for span in life.forgotten]
+    forgotten = [*life.forgotten, (life.forgotten_since_ns, ONGOING)] if life.forgotten_since_ns else life.forgotten
+    holes += [(*span, "received, and lost by the stream before every store had it") for span in forgotten]
     holes += [(*span, "the clock leapt ahead: of this time nothing is known") for span in life.leapt]
     for hole_from, hole_to, why in sorted(holes):
         if hole_to < start_ns or hole_from > end_ns:
             continue
         if hole_from >= start_ns:
-            yield _Span(start_ns, hole_from, why)
+            yield Span(start_ns, hole_from, why)
         start_ns = hole_to + 1  # a hole of at least a nanosecond, so that nothing joins what it parts
     if start_ns <= end_ns:
-        yield _Span(start_ns, end_ns, ended)
+        yield Span(start_ns, end_ns, ended)
 
 
 def _unconfirmed(key: Key, life: Life) -> bool:
@@ -798,7 +944,7 @@ def _unconfirmed(key: Key, life: Life) -> bool:
     return any(provider.subscription(life.feed, topic, life.names) == (key.channel, key.symbol) for topic in life.missing)
 
 
-def _end(key: Key, life: Life) -> tuple[int, str]:
+def end_of(key: Key, life: Life) -> tuple[int, str]:
     """Until when a connection's silence meant that nothing happened, and what ended it."""
     if not life.closed_ns:
         return max(life.heard_ns, life.beside_ns), "the connection ended without a word, as when the process was killed"

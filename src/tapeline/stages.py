@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from random import Random
@@ -18,8 +17,9 @@ import pyarrow.compute as pc
 
 from tapeline import flow
 from tapeline.backoff import backoff
-from tapeline.completeness import COVERED, Facts, Interval, Key, absorb, forget, intervals
+from tapeline.completeness import Facts, absorb, forget
 from tapeline.errors import Busy, Unavailable
+from tapeline.folding import Account
 from tapeline.monitor.health import written_to
 from tapeline.monitor.status import Latencies, Rate, StatusFile
 from tapeline.names import KnownNames
@@ -367,37 +367,37 @@ class KeepLedger:
         self._stream, self._ledger, self._decoders, self._status, self._stop, self._clock = stream, ledger, decoders, status, stop, clock
         self._taken = Taken(stream, NORMALIZE, stores, clock)
         self._forgotten = Forgotten(stream, LEDGER, clock)
-        self._facts: Facts | None = None
+        self._account: Account | None = None
         self._positions: dict[int, int] = {}
         self._ahead: Chunk | None = None  # read, and not yet absorbed
         self._at_hand: Chunk | None = None  # being absorbed
         self._read: dict[int, int] = {}
-        self._kept: dict[Key, list[Interval]] = {}
         self._passed_over = 0  # records, since the start
         self._since: int | None = None
         self._every_ns = _LEDGER_FLUSH_NS
 
     def step(self) -> bool:
-        if self._facts is None:
-            self._facts, self._positions = self._ledger.load()
+        if self._account is None:
+            facts, self._positions = self._ledger.load()
             self._read = dict(self._positions)
             self._taken.begin(self._ledger.lives())
-            self._kept = {key: intervals(self._facts, key) for key in self._facts.keys()}  # noqa: SIM118 no mapping: a set of its own
+            self._account = Account(facts, self._ledger.pieces)
+        account = self._account
         self._status.maybe(self._report)
         # What follows may have to ask a stream that is away: then the same chunk is taken up again.
         chunk = self._at_hand = self._at_hand or self._next()
         if chunk is not None:
             reach = self._taken.reach()
-            forget(self._facts, self._forgotten.met(chunk))
+            forget(account.facts, self._forgotten.met(chunk))
             names = self._names.of(chunk)
             for part, taken in ((chunk.before(reach.doubtful), False), (chunk.after(reach.doubtful), True)):
                 if part.rows:
-                    self._absorb(self._facts, part, names, taken=taken)
+                    self._absorb(account.facts, part, names, taken=taken)
             self._positions |= chunk.next
             self._at_hand = None
             self._since = self._clock() if self._since is None else self._since
         if self._since is not None and (self._clock() - self._since >= self._every_ns or (chunk is None and self._stop.is_set())):
-            self._flush(self._facts)
+            self._flush(account)
         return chunk is not None and (chunk.rows >= _MORE_ROWS or self._stop.is_set())  # at the end, until nothing comes
 
     def _next(self) -> Chunk | None:
@@ -428,28 +428,20 @@ class KeepLedger:
             for part in (chunk.slice(0, chunk.rows // 2), chunk.slice(chunk.rows // 2, chunk.rows)):
                 self._absorb(facts, part, names, taken=taken)
 
-    def _flush(self, facts: Facts) -> None:
+    def _flush(self, account: Account) -> None:
         began_ns = self._clock()
-        changes: dict[Key, tuple[int, list[Interval]]] = {}
-        for key in facts.touched():
-            found, kept = intervals(facts, key), self._kept.get(key, [])
-            same = next((at for at, (one, other) in enumerate(zip(found, kept, strict=False)) if one != other), min(len(found), len(kept)))
-            if same < max(len(found), len(kept)):
-                changes[key] = (same, found[same:])
-        self._ledger.save(facts, changes, self._positions, self._taken.lives)
-        for key, (same, rest) in changes.items():
-            self._kept[key] = [*self._kept.get(key, [])[:same], *rest]
-        facts.settled()
+        changes = account.changes(began_ns)
+        self._ledger.save(account.facts, changes, self._positions, self._taken.lives)
+        account.saved(changes, began_ns)
         self._since = None
         self._stream.acknowledge(LEDGER, RAW_TOPIC, self._positions)
         # With much to look through, more seldom: a twentieth of the time at most.
         self._every_ns = max(_LEDGER_FLUSH_NS, 20 * (self._clock() - began_ns))
 
     def _report(self) -> dict[str, Any]:
-        states = Counter(one.state for found in self._kept.values() for one in found)
         return {
-            "keys": len(self._kept),
-            "states": {state: count for state, count in states.items() if state not in COVERED},
+            "keys": self._account.keys if self._account is not None else 0,
+            "states": dict(self._account.states()) if self._account is not None else {},
             "forgotten": self._forgotten.told,
             "passed_over": self._passed_over,
         }

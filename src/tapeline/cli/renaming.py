@@ -104,7 +104,7 @@ def _in_words(one: Renamed | RenamedFacts | Waiting, renaming: Renaming, *, dry_
             f"(`tapeline store {one.store}`), and rename again."
         )
     if isinstance(one, RenamedFacts):
-        return f"ledger: {', '.join(one.channels)} {become}, with what {one.connections:,} connections brought"
+        return f"ledger: {', '.join(one.channels)} {become}"
     what = "event that is there under both names" if one.duplicates == 1 else "events that are there under both names"
     there = f"; {one.duplicates:,} {what}: the later row {'would be' if dry_run else 'is'} removed"
     return f"{one.day} {one.store} {one.table}: {one.rows:,} rows {become}{there if one.duplicates else ''}"

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from tapeline.completeness import Interval, Key, intervals, renamed
 from tapeline.errors import WrongArgument
+from tapeline.folding import take_out
 from tapeline.jobs.rebuild import RawRecords
 from tapeline.providers import CHANNELS, PROVIDERS
 from tapeline.providers.normalizing import Names
@@ -25,7 +26,6 @@ class RenamedFacts:
     """What became of the ledger, or would."""
 
     channels: tuple[str, ...]
-    connections: int  # that knew the symbol by its old name
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +95,9 @@ def _facts(renaming: Renaming, ledger: Ledger, *, dry_run: bool) -> RenamedFacts
     gone = {key for key in before.keys() if (key.provider, key.feed, key.symbol) == (renaming.provider, renaming.feed, renaming.old)}  # noqa: SIM118 no mapping
     if not gone:
         return None
+    for key in {*gone, *(key._replace(symbol=renaming.new) for key in gone)} & before.pasts.keys():
+        if before.pasts[key].edge is not None:
+            take_out(before, key, ledger.pieces(key))
     after = renamed(before, renaming.provider, renaming.feed, renaming.old, renaming.new)
     if not dry_run:
         changes: dict[Key, tuple[int, list[Interval]]] = dict.fromkeys(gone, (0, []))
@@ -102,4 +105,4 @@ def _facts(renaming: Renaming, ledger: Ledger, *, dry_run: bool) -> RenamedFacts
         ledger.save(after, changes, {})
         # Only now: who is killed in between finds them again, and nothing is lost.
         ledger.forget(gone)
-    return RenamedFacts(tuple(sorted(key.channel for key in gone)), len(after.touched_lives))
+    return RenamedFacts(tuple(sorted(key.channel for key in gone)))

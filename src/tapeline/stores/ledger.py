@@ -7,7 +7,8 @@ from typing import Final, Protocol
 
 import pyarrow as pa
 
-from tapeline.completeness import ONGOING, Facts, Interval, Key
+from tapeline.completeness import ONGOING, Facts, Interval, Key, Piece
+from tapeline.folding import Changes
 
 #: The rows of the views `coverage` and `gaps`; `end_ns` is null where an interval goes on.
 INTERVALS: Final = pa.schema(
@@ -21,8 +22,6 @@ INTERVALS: Final = pa.schema(
         pa.field("last_id", pa.int64()),
     ]
 )
-#: Key to how many of its intervals are as they were, and those behind them.
-Changes = Mapping[Key, tuple[int, list[Interval]]]
 #: Topic's name and partition to where its life began.
 Lives = Mapping[tuple[str, int], int]
 
@@ -31,7 +30,10 @@ class Ledger(Protocol):
     """Where facts and what follows from them are kept."""
 
     def load(self) -> tuple[Facts, dict[int, int]]:
-        """The facts, and where to read each partition of the raw topic next. Raises Unavailable, NewerData."""
+        """The facts but for what was laid away, and where to read each partition of the raw topic next. Raises Unavailable, NewerData."""
+
+    def pieces(self, key: Key) -> list[Piece]:
+        """What was laid away of a key. Raises Unavailable, NewerData."""
 
     def lives(self) -> Lives | None:
         """Where the life of each partition of the normalized topics began, as last saved; None: never. Raises Unavailable, NewerData."""
@@ -42,7 +44,7 @@ class Ledger(Protocol):
         Raises Unavailable."""
 
     def forget(self, keys: Iterable[Key]) -> None:
-        """Remove the runs of keys; of those that have none, nothing. Raises Unavailable."""
+        """Remove the facts of keys, but for connections; of those that have none, nothing. Raises Unavailable."""
 
     def intervals(self) -> pa.Table:
         """Every interval by key and time, as `INTERVALS`; empty where nothing was ever kept. Raises Unavailable, NewerData."""
@@ -64,3 +66,11 @@ def rows_of(changes: Changes) -> Iterable[tuple[str | int | None, ...]]:
         for number, one in enumerate(found, same):
             end_ns = None if one.end_ns == ONGOING else one.end_ns
             yield (*key, number, one.start_ns, end_ns, one.state, one.evidence, one.first_id, one.last_id)
+
+
+def pieces_of(facts: Facts) -> Iterable[tuple[Key, int, Piece]]:
+    """The pieces to write: key, number, and what was laid away."""
+    for key, pieces in facts.laid_away.items():
+        edge = facts.pasts[key].edge
+        for number, piece in enumerate(pieces, (edge.pieces if edge is not None else 0) - len(pieces)):
+            yield key, number, piece

@@ -11,11 +11,12 @@ from typing import Final
 import msgspec
 import pyarrow as pa
 
-from tapeline.completeness import Facts, Key, Life, Run
+from tapeline.completeness import Facts, Key, Life, Past, Piece, Run
 from tapeline.errors import DiskTrouble, NewerData
-from tapeline.stores.ledger import INTERVALS, Changes, Lives, rows_of
+from tapeline.folding import Changes
+from tapeline.stores.ledger import INTERVALS, Lives, pieces_of, rows_of
 
-_FORMAT: Final = 2
+_FORMAT: Final = 3
 _SCHEMA: Final = f"""
 BEGIN;
 CREATE TABLE IF NOT EXISTS positions (part INTEGER PRIMARY KEY, next INTEGER NOT NULL);
@@ -27,6 +28,15 @@ CREATE TABLE IF NOT EXISTS runs (
     provider TEXT NOT NULL, feed TEXT NOT NULL, channel TEXT NOT NULL, symbol TEXT NOT NULL, body BLOB NOT NULL,
     PRIMARY KEY (provider, feed, channel, symbol)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS pasts (
+    provider TEXT NOT NULL, feed TEXT NOT NULL, channel TEXT NOT NULL, symbol TEXT NOT NULL, body BLOB NOT NULL,
+    PRIMARY KEY (provider, feed, channel, symbol)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS rested (name TEXT PRIMARY KEY, at_ns INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS pieces (
+    provider TEXT NOT NULL, feed TEXT NOT NULL, channel TEXT NOT NULL, symbol TEXT NOT NULL, number INTEGER NOT NULL, body BLOB NOT NULL,
+    PRIMARY KEY (provider, feed, channel, symbol, number)
+) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS intervals (
     provider TEXT NOT NULL, feed TEXT NOT NULL, channel TEXT NOT NULL, symbol TEXT NOT NULL, number INTEGER NOT NULL,
     start_ns INTEGER NOT NULL, end_ns INTEGER, state TEXT NOT NULL, evidence TEXT NOT NULL, first_id INTEGER, last_id INTEGER,
@@ -35,6 +45,9 @@ CREATE TABLE IF NOT EXISTS intervals (
 PRAGMA user_version = {_FORMAT};
 COMMIT;
 """
+#: The formats that brought the lives of topics, and the past of keys.
+_WITH_LIVES: Final = 2
+_WITH_PASTS: Final = 3
 _KEY: Final = "provider = ? AND feed = ? AND channel = ? AND symbol = ?"
 _LOCK_WAIT_S: Final = 30.0
 
@@ -51,29 +64,53 @@ class LedgerFile:
                 return Facts(), {}
             lives = {name: msgspec.json.decode(body, type=Life) for name, body in db.execute("SELECT name, body FROM lives")}
             runs = {Key(*row[:4]): msgspec.json.decode(row[4], type=list[Run]) for row in db.execute("SELECT * FROM runs")}
+            pasts: dict[Key, Past] = {}
+            rested: dict[str, int] = {}
+            if self._version(db) >= _WITH_PASTS:
+                pasts = {Key(*row[:4]): msgspec.json.decode(row[4], type=Past) for row in db.execute("SELECT * FROM pasts")}
+                rested = {name: int(at_ns) for name, at_ns in db.execute("SELECT name, at_ns FROM rested")}
             positions = {int(part): int(following) for part, following in db.execute("SELECT part, next FROM positions")}
-        return Facts.of(runs, lives), positions
+        return Facts.of(runs, lives, pasts, rested), positions
+
+    def pieces(self, key: Key) -> list[Piece]:
+        with self._read() as db:
+            if db is None or self._version(db) < _WITH_PASTS:
+                return []
+            rows = db.execute(f"SELECT body FROM pieces WHERE {_KEY} ORDER BY number", key)  # noqa: S608 our own columns
+            return [msgspec.json.decode(body, type=Piece) for (body,) in rows]
 
     def lives(self) -> Lives | None:
         with self._read() as db:
-            if db is None or self._version(db) < 2:
+            if db is None or self._version(db) < _WITH_LIVES:
                 return None
             return {(topic, part): begun for topic, part, begun in db.execute("SELECT topic, part, begun FROM topics")} or None
 
     def save(self, facts: Facts, changes: Changes, positions: Mapping[int, int], lives: Lives | None = None) -> None:
         with self._written() as db:
             db.executemany("INSERT OR REPLACE INTO topics VALUES (?, ?, ?)", [(*place, begun) for place, begun in (lives or {}).items()])
+            db.executemany("DELETE FROM lives WHERE name = ?", [(name,) for name in facts.gone_lives])
+            rested = [(name, facts.rested[name]) for name in facts.gone_lives if name in facts.rested]
+            db.executemany("INSERT OR REPLACE INTO rested VALUES (?, ?)", rested)
+            if rested:
+                db.execute("DELETE FROM rested WHERE at_ns < ?", (min(facts.rested.values()),))
             sockets = [(name, msgspec.json.encode(facts.lives[name])) for name in facts.touched_lives]
             db.executemany("INSERT OR REPLACE INTO lives VALUES (?, ?)", sockets)
             runs = [(*key, msgspec.json.encode(facts.runs[key])) for key in facts.touched_runs]
             db.executemany("INSERT OR REPLACE INTO runs VALUES (?, ?, ?, ?, ?)", runs)
+            pasts = [(*key, msgspec.json.encode(facts.pasts[key])) for key in facts.touched_pasts]
+            db.executemany("INSERT OR REPLACE INTO pasts VALUES (?, ?, ?, ?, ?)", pasts)
+            db.executemany(f"DELETE FROM pieces WHERE {_KEY}", list(facts.taken_out))  # noqa: S608
+            pieces = [(*key, number, msgspec.json.encode(piece)) for key, number, piece in pieces_of(facts)]
+            db.executemany("INSERT INTO pieces VALUES (?, ?, ?, ?, ?, ?)", pieces)
             db.executemany(f"DELETE FROM intervals WHERE {_KEY} AND number >= ?", [(*key, same) for key, (same, _) in changes.items()])  # noqa: S608
             db.executemany("INSERT INTO intervals VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows_of(changes))
             db.executemany("INSERT OR REPLACE INTO positions VALUES (?, ?)", list(positions.items()))
 
     def forget(self, keys: Iterable[Key]) -> None:
+        gone = list(keys)
         with self._written() as db:
-            db.executemany(f"DELETE FROM runs WHERE {_KEY}", list(keys))  # noqa: S608 our own columns
+            for table in ("runs", "pasts", "pieces"):
+                db.executemany(f"DELETE FROM {table} WHERE {_KEY}", gone)  # noqa: S608 our own names
 
     def intervals(self) -> pa.Table:
         names = ", ".join(INTERVALS.names)

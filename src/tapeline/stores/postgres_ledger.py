@@ -9,14 +9,16 @@ import msgspec
 import pyarrow as pa
 from adbc_driver_manager import dbapi
 
-from tapeline.completeness import Facts, Key, Life, Run
+from tapeline.completeness import Facts, Key, Life, Past, Piece, Run
+from tapeline.folding import Changes
 from tapeline.stores.database import Database
-from tapeline.stores.ledger import INTERVALS, Changes, Lives, rows_of
+from tapeline.stores.ledger import INTERVALS, Lives, pieces_of, rows_of
 from tapeline.stores.schema import Schema
 from tapeline.stores.statements import Statements, load
 
-#: The version of the tables that brought the lives of topics.
+#: The versions of the tables that brought the lives of topics, and the past of keys.
 _WITH_LIVES: Final = 4
+_WITH_PASTS: Final = 6
 
 
 class PostgresLedger:
@@ -35,9 +37,23 @@ class PostgresLedger:
             lives = {name: msgspec.json.decode(body, type=Life) for name, body in cursor.fetchall()}
             cursor.execute(self._sql.one("runs"))
             runs = {Key(*row[:4]): msgspec.json.decode(row[4], type=list[Run]) for row in cursor.fetchall()}
+            pasts: dict[Key, Past] = {}
+            rested: dict[str, int] = {}
+            if self._with_pasts(cursor):
+                cursor.execute(self._sql.one("pasts"))
+                pasts = {Key(*row[:4]): msgspec.json.decode(row[4], type=Past) for row in cursor.fetchall()}
+                cursor.execute(self._sql.one("rested"))
+                rested = {str(name): int(at_ns) for name, at_ns in cursor.fetchall()}
             cursor.execute(self._sql.one("positions"))
             positions = {int(partition): int(position) for partition, position in cursor.fetchall()}
-        return Facts.of(runs, lives), positions
+        return Facts.of(runs, lives, pasts, rested), positions
+
+    def pieces(self, key: Key) -> list[Piece]:
+        with self._database.transaction() as cursor:
+            if not self._with_pasts(cursor):
+                return []
+            cursor.execute(self._sql.one("pieces"), key)
+            return [msgspec.json.decode(body, type=Piece) for (body,) in cursor.fetchall()]
 
     def lives(self) -> Lives | None:
         with self._database.transaction() as cursor:
@@ -50,8 +66,14 @@ class PostgresLedger:
         with self._database.transaction() as cursor:
             self._schema.migrate(cursor)
             written = {
+                "forget_life": [(name,) for name in facts.gone_lives],
+                "add_rested": [(name, facts.rested[name]) for name in facts.gone_lives if name in facts.rested],
+                "forget_rested": [(min(facts.rested.values()),)] if facts.gone_lives & facts.rested.keys() else [],
                 "set_life": [(name, msgspec.json.encode(facts.lives[name]).decode()) for name in facts.touched_lives],
                 "set_runs": [(*key, msgspec.json.encode(facts.runs[key]).decode()) for key in facts.touched_runs],
+                "set_past": [(*key, msgspec.json.encode(facts.pasts[key]).decode()) for key in facts.touched_pasts],
+                "forget_pieces": list(facts.taken_out),
+                "add_piece": [(*key, number, msgspec.json.encode(piece).decode()) for key, number, piece in pieces_of(facts)],
                 "forget_intervals": [(*key, same) for key, (same, _) in changes.items()],
                 "add_interval": list(rows_of(changes)),
                 "set_position": list(positions.items()),
@@ -63,8 +85,11 @@ class PostgresLedger:
 
     def forget(self, keys: Iterable[Key]) -> None:
         with self._database.transaction() as cursor:
-            if self._there(cursor) and (gone := list(keys)):
-                cursor.executemany(self._sql.one("forget_runs"), gone)
+            if not self._there(cursor) or not (gone := list(keys)):
+                return
+            self._schema.migrate(cursor)
+            for name in ("forget_runs", "forget_pasts", "forget_pieces"):
+                cursor.executemany(self._sql.one(name), gone)
 
     def intervals(self) -> pa.Table:
         with self._database.transaction() as cursor:
@@ -77,3 +102,6 @@ class PostgresLedger:
     def _there(self, cursor: dbapi.Cursor) -> bool:
         """Whether the tables are of a version that has a ledger."""
         return (self._schema.version(cursor) or 0) >= 2
+
+    def _with_pasts(self, cursor: dbapi.Cursor) -> bool:
+        return (self._schema.version(cursor) or 0) >= _WITH_PASTS

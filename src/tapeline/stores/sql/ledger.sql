@@ -16,6 +16,12 @@ SELECT name, body FROM tapeline_ledger_lives
 -- name: runs
 SELECT provider, feed, channel, symbol, body FROM tapeline_ledger_runs
 
+-- name: pasts
+SELECT provider, feed, channel, symbol, body FROM tapeline_ledger_pasts
+
+-- name: pieces
+SELECT body FROM tapeline_ledger_pieces WHERE provider = $1 AND feed = $2 AND channel = $3 AND symbol = $4 ORDER BY number
+
 -- name: intervals
 SELECT provider, feed, channel, symbol, start_ns, end_ns, state, evidence, first_id, last_id
 FROM tapeline_ledger_intervals ORDER BY provider COLLATE "C", feed COLLATE "C", symbol COLLATE "C", channel COLLATE "C", number
@@ -26,6 +32,31 @@ ON CONFLICT (partition) DO UPDATE SET position = excluded.position
 
 -- name: set_life
 INSERT INTO tapeline_ledger_lives (name, body) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET body = excluded.body
+
+-- name: forget_life
+DELETE FROM tapeline_ledger_lives WHERE name = $1
+
+-- name: rested
+SELECT name, at_ns FROM tapeline_ledger_rested
+
+-- name: add_rested
+INSERT INTO tapeline_ledger_rested (name, at_ns) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET at_ns = excluded.at_ns
+
+-- name: forget_rested
+DELETE FROM tapeline_ledger_rested WHERE at_ns < $1
+
+-- name: set_past
+INSERT INTO tapeline_ledger_pasts (provider, feed, channel, symbol, body) VALUES ($1, $2, $3, $4, $5)
+ON CONFLICT (provider, feed, channel, symbol) DO UPDATE SET body = excluded.body
+
+-- name: forget_pasts
+DELETE FROM tapeline_ledger_pasts WHERE provider = $1 AND feed = $2 AND channel = $3 AND symbol = $4
+
+-- name: add_piece
+INSERT INTO tapeline_ledger_pieces (provider, feed, channel, symbol, number, body) VALUES ($1, $2, $3, $4, $5, $6)
+
+-- name: forget_pieces
+DELETE FROM tapeline_ledger_pieces WHERE provider = $1 AND feed = $2 AND channel = $3 AND symbol = $4
 
 -- name: set_runs
 INSERT INTO tapeline_ledger_runs (provider, feed, channel, symbol, body) VALUES ($1, $2, $3, $4, $5)
