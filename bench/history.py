@@ -32,7 +32,7 @@ def days(count: int) -> list[date]:
 def build(root: Path, rows: int, count: int, *, sealed: bool = True) -> None:
     """About `rows` ticks over `count` days."""
     lake = Lake(root, identity)
-    market = _Market(np.random.default_rng(7))
+    market = Market(np.random.default_rng(7))
     offset = 0
     for day in days(count):
         start_ns = int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp()) * NS_PER_S
@@ -46,7 +46,7 @@ def build(root: Path, rows: int, count: int, *, sealed: bool = True) -> None:
             seal(root, day, lambda *_: None)
 
 
-class _Market:
+class Market:
     """Prices that walk and ids that rise, symbol by symbol."""
 
     def __init__(self, random: np.random.Generator) -> None:

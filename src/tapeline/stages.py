@@ -31,6 +31,7 @@ from tapeline.stores.ledger import Ledger
 from tapeline.streams import Member, PartitionLost, Stream
 from tapeline.streams.lives import crossed, rows_of
 from tapeline.taken import Taken
+from tapeline.upkeep import Upkeep
 
 log = logging.getLogger(__name__)
 
@@ -234,9 +235,12 @@ class KeepIn:
         flush_rows: int,
         flush_s: float,
         tidy: Callable[[], None] | None = None,
+        upkeep: Upkeep | None = None,
         clock: Callable[[], int] = time.time_ns,
     ) -> None:
-        """`tidy`: what the store wants done once an hour, between two writes; what it raises is tried again an hour later."""
+        """`tidy`: what the store wants done once an hour, between two writes; what it raises is tried again an hour later. `upkeep`: what
+        is done beside the writes."""
+        self._upkeep = upkeep
         self._tidy, self._tidy_due_ns = tidy, clock()
         self._stream, self._store, self._status, self._stop, self._clock = stream, store, status, stop, clock
         self._group = group
@@ -274,13 +278,23 @@ class KeepIn:
             if full or old or (held and self._stop.is_set() and chunk is None):
                 self._flush(topic)
                 worked = True
-        if self._tidy is not None and self._clock() >= self._tidy_due_ns and not self._stop.is_set():
+        self._tidy_up()
+        return worked
+
+    def _tidy_up(self) -> None:
+        """What is done now and again, while nothing has to be written at once."""
+        if self._stop.is_set():
+            return
+        if self._upkeep is not None:
+            self._upkeep.look()
+            if self._upkeep.running:
+                return  # one after the other: both change the store's files
+        if self._tidy is not None and self._clock() >= self._tidy_due_ns:
             self._tidy_due_ns = self._clock() + _TIDY_NS
             try:
                 self._tidy()
             except (Busy, Unavailable) as error:
                 log.warning("%s It is tried again in an hour.", error)
-        return worked
 
     def _begin(self, topic: Topic) -> dict[int, int]:
         """Where the store is. It may have been killed between a write and its word, and others wait to hear how far it is."""
@@ -327,9 +341,12 @@ class KeepIn:
             "rows_per_s": self._rate.take(),
             "tables": {table: totals.parts for table, totals in kept.items()},
             "forgotten": self._forgotten.told,
+            **({"upkeep": self._upkeep.report()} if self._upkeep is not None else {}),
         }
 
     def finish(self) -> None:
+        if self._upkeep is not None:
+            self._upkeep.stop()
         self._status.write(self._report())
 
 

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import logging
 import platform
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -42,6 +43,7 @@ from tapeline.stages import LEDGER, NORMALIZE
 from tapeline.stores import Store
 from tapeline.stores.lake import Lake
 from tapeline.stores.lake_retention import Keep, prune
+from tapeline.stores.lake_tidying import due
 from tapeline.stores.ledger import Ledger
 from tapeline.stores.ledger_file import LedgerFile
 from tapeline.stores.renaming import Renames
@@ -49,6 +51,7 @@ from tapeline.stores.selection import Source
 from tapeline.streams import Lease, Stream
 from tapeline.streams.embedded import EmbeddedStream
 from tapeline.streams.lives import birth
+from tapeline.upkeep import Upkeep
 
 log = logging.getLogger(__name__)
 
@@ -281,6 +284,15 @@ def tidy(config: Config, store: StoreConfig) -> Callable[[], None] | None:
                 )
 
     return prune_lake
+
+
+def upkeep(config: Config, store: StoreConfig, path: Path | None) -> Upkeep | None:
+    """What seals a lake's days while its store runs; None where the configuration, which is at `path`, does not want that."""
+    if store_name(store) != "lake" or not store.seal:
+        return None
+    root = _lake_folder(config, store)
+    command = [sys.executable, "-m", "tapeline", "lake", "tidy", *(["--config", str(path)] if path is not None else [])]
+    return Upkeep("lake", command, lambda: bool(due(root, datetime.now(UTC))))
 
 
 def postgres_source(config: Config, environ: Mapping[str, str] | None = None) -> Source:

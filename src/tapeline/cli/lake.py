@@ -84,6 +84,23 @@ def prune(
 
 
 @lake_app.command()
+def tidy(config: ConfigOption = None, format: FormatOption = TableOrJson.table) -> None:  # noqa: A002
+    """Seal the days that are over, and merge the many small files of those that are not.
+
+    A day is over an hour after its midnight in UTC, when nothing of it has come for half an hour. `tapeline store` does the same by
+    itself, unless its [[stores]] has `seal = false`. Killed or called twice, it goes on with what is left.
+
+    Example: `tapeline lake tidy`
+    """
+    from tapeline.stores.lake_tidying import tidy as tidy_lake
+
+    def told(one: Sealed) -> None:
+        echo(_as_json(one) if format is TableOrJson.json else _in_words(one))
+
+    tidy_lake(_lake(load_config(config)), datetime.now(UTC), told)
+
+
+@lake_app.command()
 def vacuum(config: ConfigOption = None, format: FormatOption = TableOrJson.table) -> None:  # noqa: A002
     """Delete the files that the tables' logs no longer name, and what is old in the logs.
 

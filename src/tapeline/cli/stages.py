@@ -167,6 +167,7 @@ def store(
             flush_rows=by_name[chosen].flush_rows,
             flush_s=by_name[chosen].flush_seconds,
             tidy=wiring.tidy(settings, by_name[chosen]),
+            upkeep=wiring.upkeep(settings, by_name[chosen], config),
         )
         run_store(keep, stop, Random())
         stream.close()

@@ -155,6 +155,7 @@ def snapshot(
         "forgotten": [{"stage": name, **entry} for name, word in words.items() for entry in word.get("forgotten", [])],
         "leaps": [leap for word in ingests for leap in word.get("leaps", [])],
         "passed_over": words.get("ledger", {}).get("passed_over", 0),
+        "upkeep": {name: word["upkeep"] for name, word in words.items() if "upkeep" in word},
         "gaps": words.get("ledger", {}).get("states"),  # by state; null where no ledger is kept
         "spool": {part: sum(word.get(part, 0) for word in ingests) for part in ("spooled", "spooled_bytes", "refused")},
         "equations": [

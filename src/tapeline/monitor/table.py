@@ -30,6 +30,7 @@ def tables(snapshot: Mapping[str, Any]) -> RenderableType:
         *_spool(snapshot),
         *_forgotten(snapshot),
         *_clock(snapshot),
+        *_upkeep(snapshot),
         *_gaps(snapshot),
         *_accounting(snapshot),
     )
@@ -158,6 +159,20 @@ def _clock(snapshot: Mapping[str, Any]) -> list[Text]:
 
 def _moment(ns: int) -> str:
     return f"{datetime.fromtimestamp(ns / NS_PER_S, UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _upkeep(snapshot: Mapping[str, Any]) -> list[Text]:
+    """What a store has done beside its writes: what it does now, and what came of the last time."""
+    found = []
+    for name, one in snapshot["upkeep"].items():
+        ended = _moment(one["ended_ns"]) if "ended_ns" in one else ""
+        if one["since_ns"] is not None and snapshot["stages"][name]["running"]:
+            found.append(Text(f"\n{name}: is being tidied since {_moment(one['since_ns'])}", style="green"))
+        elif "failed" in one:
+            found.append(Text(printable(f"\n{name}: could not be tidied at {ended}: {one['failed']}"), style="yellow"))
+        elif "done" in one:
+            found.append(Text(printable(f"\n{name}: at {ended} {one['done']}"), style="green"))
+    return found
 
 
 def _gaps(snapshot: Mapping[str, Any]) -> list[Text]:

@@ -23,6 +23,8 @@ from tapeline.stores.duplicates import Channel, HighestIds, IdentityRule, fresh_
 
 #: What is counted of each topic, in the order of `Totals`.
 _COUNTS: Final = ("read", "rows", "duplicates")
+#: Files are merged or sealed at most a few times an hour: a write that meets that begins anew.
+_TRIES: Final = 3
 
 
 class Lake:
@@ -39,6 +41,14 @@ class Lake:
         return totals_of(table, topic) if table is not None else Totals({}, 0, 0, 0)
 
     def write(self, chunk: Chunk) -> Written:
+        for _ in range(_TRIES):
+            try:
+                return self._write(chunk)
+            except _Replaced:
+                continue  # by one with the same rows, since the table was looked at
+        return self._write(chunk)
+
+    def _write(self, chunk: Chunk) -> Written:
         topic = chunk.topic
         before = self.totals(topic)
         # An earlier try may have been committed although it raised, as when only Delta's checkpoint after the commit failed.
@@ -66,7 +76,10 @@ class Lake:
 
     def _commit(self, topic: Topic, rows: pa.RecordBatch, transactions: list[Transaction]) -> None:
         folder = self.root / topic.table
-        table = self._table(topic) or lake_files.create(folder, rows.schema)
+        table = self._tables.get(topic.table)
+        if table is None:
+            table = self._tables[topic.table] = lake_files.create(folder, rows.schema)
+        lake_files.keep_log_short(table)
         whole = pa.table(rows)
         added: list[lake_files.Added] = []
         try:
@@ -94,14 +107,16 @@ class Lake:
         return table
 
     def _held(self, topic: Topic, some: pa.RecordBatch, identity: Identity, channel: Channel | None) -> pa.Table | None:
-        """The identities that the lake holds of one channel, or of all, around the times of a batch."""
-        table = self._table(topic)
+        """The identities that the lake holds of one channel, or of all, around the times of a batch.
+
+        Of the commit that the write began from: looking for a later one lists the log, which costs more than all else here."""
+        table = self._tables.get(topic.table)
         if table is None:
             return None
         files: set[tuple[str, Any]] = set()
         if channel is None:
             files = _overlapping(pa.table(table.get_add_actions(flatten=True)), some["received_ns"], 0, by="received_ns")
-            parts = [self._read(self.root / topic.table / path, list(identity.told)) for path, _ in sorted(files, key=str)]
+            parts = [self._read(topic, path, list(identity.told)) for path, _ in sorted(files, key=str)]
             return pa.concat_tables(parts) if parts else None
         if identity.rising:
             self._own.begin(table)
@@ -114,7 +129,7 @@ class Lake:
         names = [name for name in dict.fromkeys((*identity.told, *times, "provider", "feed", "channel")) if name != "date"]
         parts = []
         for path, date in sorted(files, key=str):
-            part = self._read(self.root / topic.table / path, names)
+            part = self._read(topic, path, names)
             if "date" in identity.columns:
                 part = part.append_column("date", pa.array([date] * part.num_rows, pa.date32()))
             inside = pa.scalar(True)
@@ -125,21 +140,33 @@ class Lake:
 
     def _note(self, kept: pa.RecordBatch) -> None:
         """Remember the highest ids of what has been committed."""
-        table = self._table(TICKS_TOPIC)
+        table = self._tables.get(TICKS_TOPIC.table)
         if table is None or not self._own.committed(table):
             return
         self._own.highest.note(kept, self._identity)
 
-    def _read(self, path: Path, names: list[str]) -> pa.Table:
+    def _read(self, topic: Topic, name: str, names: list[str]) -> pa.Table:
+        path = self.root / topic.table / name
         try:
             found = pq.read_table(path, columns=names, partitioning=None, page_checksum_verification=True)
             # Sealed files call every column nullable, the others do not: what is joined has one schema.
             return pa.table(found.columns, found.schema.names)
         except (OSError, pa.ArrowException) as error:
+            if isinstance(error, FileNotFoundError) and not self._names(topic, name):
+                raise _Replaced from error
             raise DiskTrouble(
                 f"The lake's file {path} cannot be read: {error}. Nothing was written; the records stay in the stream. "
                 "`tapeline lake repair` makes it again from the raw topic. It is tried again."
             ) from error
+
+    def _names(self, topic: Topic, name: str) -> bool:
+        """Whether the log as it is now still names a file."""
+        table = self._table(topic)
+        return table is not None and name in lake_files.files_of(table)["path"].to_pylist()
+
+
+class _Replaced(Exception):
+    """A file that was to be read is another one by now."""
 
 
 def totals_of(table: DeltaTable, topic: Topic) -> Totals:

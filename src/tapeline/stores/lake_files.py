@@ -34,15 +34,21 @@ from tapeline.records import Topic
 #: The lake's own format, kept in each table's description; a newer one is refused.
 _FORMAT: Final = 1
 _DESCRIPTION: Final = "Tapeline lake, format "
-#: A flush every few seconds makes a long log: who opens the table reads what came after the last checkpoint, and old parts are removed.
-_LOG: Final = {"delta.checkpointInterval": "20", "delta.logRetentionDuration": "interval 2 days"}
-#: How the names of files begin: a flush of the store; one made again, from the raw topic or with another name of a symbol; a sealed one. A
-#: day with no others is sealed.
+#: A flush every few seconds makes a long log. Each write lists the log's folder, so old entries go after an hour: a checkpoint holds what
+#: they said. Files that were removed stay named for a day, for the next change to find what one that died did not delete.
+_LOG: Final = {
+    "delta.checkpointInterval": "20",
+    "delta.logRetentionDuration": "interval 1 hours",
+    "delta.deletedFileRetentionDuration": "interval 1 days",
+}
+#: How the names of files begin: a flush of the store; many of those, merged; one made again, from the raw topic or with another name of a
+#: symbol; a sealed one. A day with no others is sealed.
 PART: Final = "part-"
+MERGED: Final = "merged-"
 MADE: Final = "made-"
 SEALED: Final = "sealed-"
 #: Files that only who changes the lake alone gives their names.
-_ALONE: Final = (MADE, SEALED)
+_ALONE: Final = (MERGED, MADE, SEALED)
 #: What is being written, inside a table's folder: the leading point hides it from readers of folders, and no name in it ends in .parquet.
 ASIDE: Final = ".sealing"
 #: Rows that are read together: small enough to find an hour of a symbol, large enough to compress.
@@ -124,6 +130,13 @@ def create(folder: Path, schema: pa.Schema) -> DeltaTable:
     return DeltaTable.create(
         _uri(folder), schema, mode="ignore", partition_by=["date"], description=f"{_DESCRIPTION}{_FORMAT}", configuration=_LOG
     )
+
+
+def keep_log_short(table: DeltaTable) -> None:
+    """Have a table that an earlier version made keep its log as those of today do. For the store alone: it is a commit."""
+    if any(table.metadata().configuration.get(name) != value for name, value in _LOG.items()):
+        table.alter.set_table_properties(dict(_LOG))
+        table.update_incremental()
 
 
 def check_format(table: DeltaTable, path: Path) -> None:
@@ -316,6 +329,15 @@ def commit(
     properties = CommitProperties(app_transactions=list(transactions))
     table.create_write_transaction(actions, mode="append", schema=table.schema(), partition_by=["date"], commit_properties=properties)
     table.update_incremental()
+
+
+def move_on(table: DeltaTable, removed: pa.Table) -> None:
+    """Have a table stand at the latest commit before files are taken out that took long to copy: what was committed since the table was
+    opened may be in its log no more. Only for who changes the lake alone. Raises OSError where one of the files is out already."""
+    table.update_incremental()
+    named = set(files_of(table)["path"].to_pylist())
+    if gone := [path for path in removed["path"].to_pylist() if path not in named]:
+        raise OSError(f"{gone[0]} was taken out of the log meanwhile")
 
 
 def delete_removed(folder: Path, table: DeltaTable, day: date | None = None) -> tuple[int, int]:

@@ -7,7 +7,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Final, Self, TypeVar
 
 import duckdb
@@ -19,7 +19,7 @@ from deltalake.exceptions import DeltaError, TableNotFoundError
 
 from tapeline.errors import DiskTrouble
 from tapeline.records import BARS_TOPIC, NOTICES_TOPIC, NS_PER_S, TICKS_TOPIC, Topic
-from tapeline.stores.lake_files import check_format, checksum, for_duckdb, named_checksum, table_at, unreadable
+from tapeline.stores.lake_files import PART, check_format, checksum, for_duckdb, named_checksum, table_at, unreadable
 from tapeline.stores.selection import ORDER, Selection, alike, amended_by, notices_about
 
 #: Of a connection: what DuckDB is asked for here is all built in.
@@ -387,14 +387,25 @@ class _Files:
         return {*self._actions["min.symbol"].to_pylist(), *self._actions["max.symbol"].to_pylist()}
 
     def renewed(self, now: _Files) -> _Files | None:
-        """These files with those that are gone replaced by the ones that have their rows now; None where nothing is, or rows are gone."""
+        """These files with those that are gone replaced by the ones that have their rows now; None where nothing is, or rows are gone.
+
+        What the store has written since stays unseen; where it was put into one file with what was there before, nobody can tell."""
         here, there = self._by_day(), now._by_day()
-        moved = {day for day, files in here.items() if not files.keys() <= there.get(day, {}).keys()}
-        if not moved or any(sum(here[day].values()) != sum(there.get(day, {}).values()) for day in moved):
+        gone: set[str] = set()
+        instead: set[str] = set()
+        for day, files in here.items():
+            others = there.get(day, {})
+            lost = files.keys() - others.keys()
+            new = {path for path in others.keys() - files.keys() if not PurePath(path).name.startswith(PART)} if lost else set[str]()
+            if sum(files[path] for path in lost) != sum(others[path] for path in new):
+                return None
+            gone |= lost
+            instead |= new
+        if not gone:
             return None
         parts = [
-            files._actions.filter(pa.array([(_day(path) in moved) is taken for path in files._actions["path"].to_pylist()], pa.bool_()))
-            for files, taken in ((self, False), (now, True))
+            files._actions.filter(pa.array([(path in chosen) is taken for path in files._actions["path"].to_pylist()], pa.bool_()))
+            for files, chosen, taken in ((self, gone, False), (now, instead, True))
         ]
         return _Files(self._folder, pa.concat_tables(parts).sort_by(_NEWEST_FIRST))
 

@@ -1,4 +1,5 @@
-"""Seals a day of the lake: its many small files become a few sorted ones, verified against the old before one commit swaps them.
+"""Seals a day of the lake: its many small files become a few sorted ones, verified against the old before one commit swaps them. The
+files of a day that is still running are merged in the same way, those alone that have lain for a while.
 
 The new files are written aside, under names that no reader takes for Parquet. Row count, a checksum of each column, of the ids and of whole
 rows must equal those of the old files, read back from disk; then the files get their names, one Delta commit removes the old and adds the
@@ -16,12 +17,15 @@ from pathlib import Path
 from typing import Any, Final
 
 import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from deltalake import DeltaTable
 
 from tapeline.errors import TapelineError
 from tapeline.records import NORMALIZED_TOPICS, Topic
 from tapeline.stores import lake_files
-from tapeline.stores.lake_files import ASIDE, GROUP_ROWS, IDS, SEALED, disk_trouble, names_of
+from tapeline.stores.lake_files import ASIDE, GROUP_ROWS, IDS, MERGED, PART, SEALED, disk_trouble, names_of
 from tapeline.stores.lake_reading import NO_DOWNLOADS
 
 #: A file holds whole symbols, about so many rows of them: what sorting needs of memory, and how few files a reader of one symbol opens.
@@ -30,6 +34,10 @@ _FILE_ROWS: Final = 4_000_000
 MEMORY: Final = "2GB"
 #: Rows stand in this order, as far as a table has the columns.
 _ORDER: Final = ("symbol", "ts_ns", "received_ns", "raw_partition", "raw_offset", "raw_index")
+
+#: Fewer files than this are not worth a merge.
+_FEWEST: Final = 2
+_REMEDY: Final = "Do it again; `tapeline lake repair` makes a damaged file again."
 
 #: Told the table, the rows done and the rows there are, as it goes on.
 Progress = Callable[[str, int, int], None]
@@ -80,33 +88,67 @@ def seal(root: Path, day: date, progress: Progress) -> list[Sealed]:
         return [_seal(root / topic.table, topic, day, progress) for topic in NORMALIZED_TOPICS if (root / topic.table).exists()]
 
 
+def merge(root: Path, topic: Topic, day: date, older_than_ms: int) -> Sealed:
+    """Make one file, or a few, of those that the store has written for a day of one table before a moment. Raises as `seal` does."""
+    folder = root / topic.table
+    with lake_files.changing(root, "tapeline lake tidy"), disk_trouble(folder, "merged", _REMEDY, duckdb.Error):
+        table = lake_files.opened(folder)
+        if table is None:
+            return Sealed(topic.table, day, 0, 0, 0, 0, 0)
+        lake_files.sweep(folder, table, day)
+        old = small(lake_files.files_of(table, day), older_than_ms)
+        if old.num_rows < _FEWEST:
+            return Sealed(topic.table, day, 0, 0, old.num_rows, 0, lake_files.total(old, "size_bytes"))
+        return _replace(folder, table, topic, day, old, MERGED, lambda *_: None)
+
+
+def small(files: pa.Table, older_than_ms: int) -> pa.Table:
+    """Those of some files that are single flushes of the store, written before a moment (ms since 1970)."""
+    flushes = pa.array([Path(path).name.startswith(PART) for path in files["path"].to_pylist()], pa.bool_())
+    return files.filter(pc.and_(flushes, pc.less(files["modification_time"], older_than_ms)))
+
+
 def _seal(folder: Path, topic: Topic, day: date, progress: Progress) -> Sealed:
-    with disk_trouble(folder, "sealed", "Seal the day again; `tapeline lake repair` makes a damaged file again.", duckdb.Error):
+    with disk_trouble(folder, "sealed", _REMEDY, duckdb.Error):
         table = lake_files.opened(folder)
         if table is None:
             return Sealed(topic.table, day, 0, 0, 0, 0, 0)
         lake_files.sweep(folder, table, day)
         old = lake_files.files_of(table, day)
-        size = lake_files.total(old, "size_bytes")
         if all(Path(path).name.startswith(SEALED) for path in old["path"].to_pylist()):
-            return Sealed(topic.table, day, 0, 0, old.num_rows, 0, size)
-        # Look for damage first: the copy gets a checksum of its own, which would hide it.
-        for path, held, rows in zip(*(old[name].to_pylist() for name in ("path", "size_bytes", "num_records")), strict=True):
-            if (wrong := lake_files.damage(folder, path, held, rows)) is not None:
-                raise OSError(f"{folder / path} {wrong}")
-        aside = folder / ASIDE
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir()
-        try:
-            new = sorted_copy(folder, topic, Rows.of([folder / path for path in old["path"].to_pylist()]), aside, progress)
-            added = lake_files.place(folder, day, new, SEALED)
-            lake_files.commit(folder, table, old, added, [], data_change=False)
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
-        lake_files.delete_removed(folder, table, day)
+            return Sealed(topic.table, day, 0, 0, old.num_rows, 0, lake_files.total(old, "size_bytes"))
+        done = _replace(folder, table, topic, day, old, SEALED, progress)
         table.create_checkpoint()  # who opens the table then reads one file of its log
-        sizes = sum(file.size for file in added)
-        return Sealed(topic.table, day, lake_files.total(old, "num_records"), old.num_rows, len(added), size, sizes)
+        return done
+
+
+def _replace(folder: Path, table: DeltaTable, topic: Topic, day: date, old: pa.Table, prefix: str, progress: Progress) -> Sealed:
+    """Put a sorted copy of some files of a day in their place."""
+    # Look for damage first: the copy gets a checksum of its own, which would hide it.
+    for path, held, rows in zip(*(old[name].to_pylist() for name in ("path", "size_bytes", "num_records")), strict=True):
+        if (wrong := lake_files.damage(folder, path, held, rows)) is not None:
+            raise OSError(f"{folder / path} {wrong}")
+    aside = folder / ASIDE
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    try:
+        new = sorted_copy(folder, topic, Rows.of([folder / path for path in old["path"].to_pylist()]), aside, progress)
+        added = lake_files.place(folder, day, new, prefix)
+        lake_files.move_on(table, old)
+        lake_files.commit(folder, table, old, added, [], data_change=False)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    lake_files.delete_removed(folder, table, day)
+    sizes = sum(file.size for file in added)
+    return Sealed(
+        topic.table,
+        day,
+        lake_files.total(old, "num_records"),
+        old.num_rows,
+        len(added),
+        lake_files.total(old, "size_bytes"),
+        sizes,
+    )
 
 
 def sorted_copy(folder: Path, topic: Topic, rows: Rows, aside: Path, progress: Progress) -> list[Path]:

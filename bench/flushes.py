@@ -1,0 +1,170 @@
+"""A day of small flushes into the lake: what a write costs as the day's files add up, and what a reader pays to open the lake."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+
+from bench import history
+from bench.machine import describe, table
+from tapeline.providers import identity
+from tapeline.records import NS_PER_S, TICKS_TOPIC, Chunk
+from tapeline.stores import lake_files
+from tapeline.stores.lake import Lake
+from tapeline.stores.lake_sealing import merge, small
+
+#: A flush every five seconds of one UTC day, as the store writes by default.
+_FLUSHES: Final = 17_280
+_FLUSH_NS: Final = 5 * NS_PER_S
+_ROWS: Final = 1_000
+#: After so many flushes it is looked at what they cost: the median and the slowest of the last ones.
+_LOOKS: Final = (100, 1_000, 5_000, _FLUSHES)
+_LAST: Final = 100
+#: What is due is done as `tapeline store` has it done: with so many flushes, by a process of its own, those that are not young.
+_MERGED: Final = 720
+_YOUNG: Final = 120
+#: What the log keeps of itself, in flushes: an hour.
+_LOGGED: Final = 720
+_READERS: Final = 3
+_READER: Final = """
+import time
+from pathlib import Path
+import tapeline, duckdb, pyarrow
+from tapeline import config as settings, query, reading, wiring
+config = settings.load(Path("{config}"), {{}})
+began = time.perf_counter()
+db = tapeline.connect(config=config)
+rows = db.sql("SELECT count(*) FROM ticks").fetchall()[0][0]
+opened = time.perf_counter()
+db.sql("SELECT max(ts_ns) FROM ticks WHERE symbol = '{symbol}'").fetchall()
+print(opened - began, time.perf_counter() - opened, rows)
+"""
+
+
+def run(looks: tuple[int, ...] = _LOOKS) -> str:
+    """The section of the report."""
+    with tempfile.TemporaryDirectory(prefix="tapeline-bench-", dir="/var/tmp") as scratch:
+        return _measured(Path(scratch), looks)
+
+
+def _measured(folder: Path, looks: tuple[int, ...]) -> str:
+    config = folder / "tapeline.toml"
+    config.write_text(f'data_dir = "{folder}"\n[[providers]]\nname = "binance"\nsymbols = ["BTCUSDT"]\nchannels = ["trade"]\n')
+    # A process of its own: what it holds of memory is the store's.
+    command = [sys.executable, "-m", "bench.flushes", "write", str(folder), str(looks[-1])]
+    found: list[list[str]] = []
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdin is not None
+        assert writer.stdout is not None
+        for look in looks:
+            writer.stdin.write(f"{look}\n")
+            writer.stdin.flush()
+            told = json.loads(writer.stdout.readline())
+            opened, asked = _read(config, look * _ROWS)
+            numbers = [told["median_ms"], told["slowest_ms"], told["mib"], told["files"], told["log_entries"], opened, asked]
+            found.append([f"{look:,}", *(f"{number:,.0f}" for number in numbers)])
+            print(found[-1], file=sys.stderr, flush=True)
+    columns = ["flushes", "ms a flush, median", "slowest", "store's MiB", "files", "log's files", "open, ms", "a symbol's newest, ms"]
+    return (
+        f"One UTC day, a flush of {_ROWS:,} ticks of {len(history.SYMBOLS)} symbols every {_FLUSH_NS // NS_PER_S} s of it, written one "
+        f"after the other through the lake's writer. Of the last {_LAST} flushes before each row: the median and the slowest. Then a new "
+        f"process opens the lake (`tapeline.connect` and a count of all rows), and asks for the newest time of a symbol; the median of "
+        f"{_READERS}.\n\n" + table(columns, found)
+    )
+
+
+def _write(folder: Path, flushes: int) -> None:
+    """Write up to the number of flushes that stdin names, and say what the last ones took."""
+    lake = Lake(folder / "lake", identity)
+    market = history.Market(np.random.default_rng(7))
+    day, log = history.FIRST_DAY, folder / "lake" / "ticks" / "_delta_log"
+    start_ns = int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp()) * NS_PER_S
+    done = 0
+    times: list[float] = []
+    merging: subprocess.Popen[bytes] | None = None
+    while done < flushes:
+        until = int(sys.stdin.readline())
+        while done < until:
+            batch = _of_two(market.ticks(_ROWS, start_ns + done * _FLUSH_NS, _FLUSH_NS, done * _ROWS))
+            began = time.perf_counter()
+            written = lake.write(Chunk.dense(TICKS_TOPIC, 0, done * _ROWS, batch))
+            times.append(time.perf_counter() - began)
+            assert written.rows == _ROWS, written
+            done += 1
+            _age(log, done - _LOGGED)
+            if done >= _MERGED + _YOUNG and (done - _YOUNG) % _MERGED == 0:
+                assert merging is None or merging.wait() == 0
+                merging = subprocess.Popen([sys.executable, "-m", "bench.flushes", "merge", str(folder)])
+        told = {
+            "median_ms": statistics.median(times[-_LAST:]) * 1e3,
+            "slowest_ms": max(times[-_LAST:]) * 1e3,
+            "mib": _resident_mib(),
+            "files": sum(1 for _ in log.parent.glob("date=*/*.parquet")),
+            "log_entries": sum(1 for _ in log.iterdir()),
+        }
+        print(json.dumps(told), flush=True)
+
+
+def _age(log: Path, version: int) -> None:
+    """A flush takes less than five seconds here: an entry of the log that would be older than it may be is made so."""
+    for name in (f"{version:020}.json", f"{version:020}.checkpoint.parquet"):
+        if version >= 0 and (log / name).exists():
+            os.utime(log / name, (time.time() - 2 * 3_600,) * 2)
+
+
+def _merge(folder: Path) -> None:
+    os.nice(10)
+    table = lake_files.opened(folder / "lake" / "ticks")
+    assert table is not None
+    times = sorted(small(lake_files.files_of(table), time.time_ns())["modification_time"].to_pylist())
+    done = merge(folder / "lake", TICKS_TOPIC, history.FIRST_DAY, times[-_YOUNG])
+    print(f"merged {done.files_before} files into {done.files_after}", file=sys.stderr)
+
+
+def _of_two(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Half of the ticks as those of a provider whose ids do not rise, so that the lake is asked for them."""
+    other = np.arange(batch.num_rows) % 2 == 0
+    trade = np.array(batch["kind"].to_pylist()) == "trade"
+    for name, value, some in (("provider", "alpaca", other), ("feed", "sip", other), ("channel", "trades", other & trade)):
+        column = pa.array(np.where(some, value, np.array(batch[name].to_pylist())))
+        batch = batch.set_column(batch.schema.get_field_index(name), batch.schema.field(name), column)
+    quotes = pa.array(np.where(other & ~trade, "quotes", np.array(batch["channel"].to_pylist())))
+    return batch.set_column(batch.schema.get_field_index("channel"), batch.schema.field("channel"), quotes)
+
+
+def _resident_mib() -> float:
+    text = Path("/proc/self/status").read_text()
+    return next(int(line.split()[1]) for line in text.splitlines() if line.startswith("VmRSS")) / 1024
+
+
+def _read(config: Path, rows: int) -> tuple[float, float]:
+    """Milliseconds until a new process has counted all rows, and those of one answer more."""
+    opened, asked = [], []
+    for _ in range(_READERS):
+        code = _READER.format(config=config, symbol=history.SYMBOLS[20])
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        first, second, counted = done.stdout.split()
+        assert int(counted) == rows, (counted, rows)
+        opened.append(float(first) * 1e3)
+        asked.append(float(second) * 1e3)
+    return statistics.median(opened), statistics.median(asked)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["write"]:
+        _write(Path(sys.argv[2]), int(sys.argv[3]))
+    elif sys.argv[1:2] == ["merge"]:
+        _merge(Path(sys.argv[2]))
+    else:
+        print(describe(), run(tuple(map(int, sys.argv[1:])) or _LOOKS), sep="\n\n")
