@@ -358,9 +358,8 @@ def sweep(folder: Path, table: DeltaTable, day: date | None = None) -> None:
     """Remove what a change that died has left, of one day or all: what it wrote aside, and files on either side of its commit."""
     shutil.rmtree(folder / ASIDE, ignore_errors=True)
     named = {Path(path).name for path in files_of(table, day)["path"].to_pylist()}
-    sealed = day is not None and bool(named) and all(name.startswith(SEALED) for name in named)
-    # What a store has written and not committed yet is young; the log forgets what it called removed after a week.
-    _delete([path for path in unnamed(folder, named, day) if sealed or path.name.startswith(_ALONE)])
+    # What a store has written and not committed yet is young; the log forgets what it called removed after a day.
+    _delete(unnamed(folder, named, day))
     delete_removed(folder, table, day)
 
 

@@ -102,6 +102,19 @@ def merge(root: Path, topic: Topic, day: date, older_than_ms: int) -> Sealed:
         return _replace(folder, table, topic, day, old, MERGED, lambda *_: None)
 
 
+def sweep(root: Path, topic: Topic) -> None:
+    """Remove what one that died while it sealed or merged has left of a table. Raises Busy, DiskTrouble."""
+    folder = root / topic.table
+    with lake_files.changing(root, "tapeline lake tidy"), disk_trouble(folder, "tidied", _REMEDY):
+        if (table := lake_files.opened(folder)) is not None:
+            lake_files.sweep(folder, table)
+
+
+def left_behind(root: Path, topic: Topic) -> bool:
+    """Whether one is sealing or merging a table, or has died on the way."""
+    return (root / topic.table / ASIDE).exists()
+
+
 def small(files: pa.Table, older_than_ms: int) -> pa.Table:
     """Those of some files that are single flushes of the store, written before a moment (ms since 1970)."""
     flushes = pa.array([Path(path).name.startswith(PART) for path in files["path"].to_pylist()], pa.bool_())
@@ -131,14 +144,18 @@ def _replace(folder: Path, table: DeltaTable, topic: Topic, day: date, old: pa.T
     aside = folder / ASIDE
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
+    added: list[lake_files.Added] = []
     try:
         new = sorted_copy(folder, topic, Rows.of([folder / path for path in old["path"].to_pylist()]), aside, progress)
         added = lake_files.place(folder, day, new, prefix)
         lake_files.move_on(table, old)
         lake_files.commit(folder, table, old, added, [], data_change=False)
+        lake_files.delete_removed(folder, table, day)
+    except Exception:
+        lake_files.discard(folder, added)
+        raise
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
-    lake_files.delete_removed(folder, table, day)
+        shutil.rmtree(aside, ignore_errors=True)  # last: where it stands, one has died on the way, and files may be left to delete
     sizes = sum(file.size for file in added)
     return Sealed(
         topic.table,

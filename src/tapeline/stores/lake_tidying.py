@@ -19,7 +19,7 @@ from tapeline.errors import DiskTrouble
 from tapeline.records import NORMALIZED_TOPICS, Topic
 from tapeline.stores import lake_files
 from tapeline.stores.lake_files import SEALED
-from tapeline.stores.lake_sealing import Sealed, SealFailed, merge, seal, small
+from tapeline.stores.lake_sealing import Sealed, SealFailed, left_behind, merge, seal, small, sweep
 
 #: A day is sealed when it has been over for so long, and nothing of it has come for a while: late data has its own pace.
 _OVER_FOR: Final = timedelta(hours=1)
@@ -34,10 +34,10 @@ _YOUNG: Final = timedelta(minutes=10)
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """A day to seal, or (with a table) one whose small files are to be merged."""
+    """A day to seal, or (with a table) one whose small files are to be merged; without a day, a table to sweep."""
 
-    day: date
-    merged: Topic | None = None
+    day: date | None
+    topic: Topic | None = None
 
 
 def due(root: Path, now: datetime) -> list[Due]:
@@ -48,10 +48,13 @@ def due(root: Path, now: datetime) -> list[Due]:
         with lake_files.disk_trouble(folder, "read", "It is tried again."):
             table = lake_files.opened(folder)
             files = lake_files.files_of(table) if table is not None else None
+        if left_behind(root, topic):
+            found.add(Due(None, topic))
         if files is not None:
             found |= {one for day in pc.unique(files["day"]).to_pylist() if (one := _due(topic, day, files, now)) is not None}
-    to_seal = {one.day for one in found if one.merged is None}
-    return sorted((one for one in found if one.merged is None or one.day not in to_seal), key=lambda one: (one.day, str(one.merged)))
+    to_seal = {one.day for one in found if one.topic is None}
+    wanted = (one for one in found if one.topic is None or one.day not in to_seal)
+    return sorted(wanted, key=lambda one: (str(one.day or ""), one.topic.table if one.topic is not None else ""))
 
 
 def _due(topic: Topic, text: str, all_files: pa.Table, now: datetime) -> Due | None:
@@ -74,7 +77,7 @@ def tidy(root: Path, now: datetime, told: Callable[[Sealed], None]) -> None:
     trouble: DiskTrouble | SealFailed | None = None
     for one in due(root, now):
         try:
-            done = [merge(root, one.merged, one.day, _young_ms(now))] if one.merged is not None else seal(root, one.day, lambda *_: None)
+            done = _do(root, one, now)
         except (DiskTrouble, SealFailed) as error:
             trouble = trouble or error
         else:
@@ -83,6 +86,16 @@ def tidy(root: Path, now: datetime, told: Callable[[Sealed], None]) -> None:
                     told(each)
     if trouble is not None:
         raise trouble
+
+
+def _do(root: Path, one: Due, now: datetime) -> list[Sealed]:
+    if one.topic is None and one.day is not None:
+        return seal(root, one.day, lambda *_: None)
+    if one.topic is not None and one.day is not None:
+        return [merge(root, one.topic, one.day, _young_ms(now))]
+    if one.topic is not None:
+        sweep(root, one.topic)
+    return []
 
 
 def _young_ms(now: datetime) -> int:
