@@ -22,16 +22,16 @@ def own(path: Path, what: str, wait_s: float = 0.0, *, by: str = "", stop: threa
     where that is not `what`.
 
     Raises Busy that names the process which holds it, DiskTrouble where it cannot be made."""
-    try:
-        path.parent.parent.mkdir(parents=True, exist_ok=True, mode=0o700)  # the data folder, if it has to be made: it is nobody else's
-        path.parent.mkdir(exist_ok=True)
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    except OSError as error:
-        raise DiskTrouble(f"{path} cannot be made: {error.strerror}. Make the folder writable, or set another data_dir.") from None
+    file = _opened(path)
     try:
         stop = stop or threading.Event()
         deadline, said = time.monotonic() + wait_s, False
-        while not _take(file):
+        while not (taken := _take(file)) or not _is_there(path, file):
+            if taken:  # its last holder has removed it: another one may hold the next file of that name
+                os.close(file)
+                file = -1
+                file = _opened(path)
+                continue
             holder = os.pread(file, 200, 0).decode("utf-8", "replace").strip() or "another process"
             if stop.is_set():
                 raise Busy(f"{what} was stopped while it waited for the end of {holder}, which holds {path}.") from None
@@ -48,7 +48,25 @@ def own(path: Path, what: str, wait_s: float = 0.0, *, by: str = "", stop: threa
             os.pwrite(file, f"{by or what}, process {os.getpid()}, since {time.strftime('%Y-%m-%d %H:%M:%S %z')}\n".encode(), 0)
         yield
     finally:
-        os.close(file)
+        if file >= 0:
+            os.close(file)
+
+
+def _opened(path: Path) -> int:
+    try:
+        path.parent.parent.mkdir(parents=True, exist_ok=True, mode=0o700)  # the data folder, if it has to be made: it is nobody else's
+        path.parent.mkdir(exist_ok=True)
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise DiskTrouble(f"{path} cannot be made: {error.strerror}. Make the folder writable, or set another data_dir.") from None
+
+
+def _is_there(path: Path, file: int) -> bool:
+    """Whether an open file is still the one of that name."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file))
+    except FileNotFoundError:
+        return False
 
 
 def _take(file: int) -> bool:

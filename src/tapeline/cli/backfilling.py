@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from tapeline.providers.history import History
 
 _DAY_NS = 86_400 * NS_PER_S
+#: Another backfill may hold a lock for a moment, to look whether its job is long done.
+_LOCK_WAIT_S = 2.0
 
 
 class Origin(StrEnum):
@@ -73,9 +75,9 @@ def backfill(
     Example: `tapeline backfill --provider binance --symbols BTCUSDT,ETHUSDT --channels trades --start 2026-01-05 --end 2026-01-06`
     """
     from tapeline import wiring
+    from tapeline.jobs import leftovers
     from tapeline.jobs.backfill import Backfill, encoded
     from tapeline.jobs.backfill import dry_run as rows_of
-    from tapeline.jobs.page_log import PageLog
 
     settings = load_config(config)
     stop = stop_on_signal()
@@ -85,11 +87,15 @@ def backfill(
         _show(((job, rows_of(job, source)) for job, source in jobs), format)
         return
     failed = False
+    leftovers.remove_old_logs(settings.root, time.time(), settings.stream.retain_hours * 3_600)
     for job, source in jobs:
-        log = PageLog(settings.root / "backfill" / f"{job.name}.sqlite")
+        log = leftovers.log_of(settings.root, job.name)
         # Files are unpacked into one folder.
-        lock = "backfill-files" if origin is Origin.files else f"backfill-{job.name}"
-        with own(settings.root / "locks" / lock, "a tapeline backfill from files" if origin is Origin.files else "this tapeline backfill"):
+        lock = leftovers.lock_of(settings.root, "files" if origin is Origin.files else job.name)
+        what = "a tapeline backfill from files" if origin is Origin.files else "this tapeline backfill"
+        with own(lock, what, _LOCK_WAIT_S):
+            if origin is Origin.files:
+                leftovers.remove_old_files(settings.root / "backfill" / "files", time.time())
             if again:
                 log.forget()
             stream = wiring.open_stream(settings)

@@ -117,6 +117,16 @@ class PageLog:
                 with self._transaction():
                     db.executemany("INSERT INTO spans (span) VALUES (?)", [(msgspec.json.encode(span),) for span in spans])
 
+    def whole(self) -> bool:
+        """Whether everything of it has come; of a log that is not open, and that nothing is written to."""
+        with self._errors():
+            self._opened = db = sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro", uri=True)
+            (version,) = db.execute("PRAGMA user_version").fetchone()
+            if version != _FORMAT:
+                raise NewerData(f"{self.path} has another format ({version}) than this Tapeline's. Nothing was touched.")
+            (open_,) = db.execute("SELECT (SELECT count(*) FROM spans WHERE NOT done) + (SELECT count(*) FROM sent)").fetchone()
+            return not open_
+
     def forget(self) -> None:
         """Begin anew; only while it is not open."""
         with self._errors():

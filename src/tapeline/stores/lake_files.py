@@ -22,7 +22,7 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from deltalake import CommitProperties, DeltaTable, Transaction
+from deltalake import CommitProperties, DeltaTable, PostCommitHookProperties, Transaction
 from deltalake.exceptions import DeltaError, TableNotFoundError
 from deltalake.transaction import AddAction, RemoveAction
 
@@ -34,10 +34,11 @@ from tapeline.records import Topic
 #: The lake's own format, kept in each table's description; a newer one is refused.
 _FORMAT: Final = 1
 _DESCRIPTION: Final = "Tapeline lake, format "
+_CHECKPOINT: Final = 20
 #: A flush every few seconds makes a long log. Each write lists the log's folder, so old entries go after an hour: a checkpoint holds what
 #: they said. Files that were removed stay named for a day, for the next change to find what one that died did not delete.
 _LOG: Final = {
-    "delta.checkpointInterval": "20",
+    "delta.checkpointInterval": str(_CHECKPOINT),
     "delta.logRetentionDuration": "interval 1 hours",
     "delta.deletedFileRetentionDuration": "interval 1 days",
 }
@@ -326,8 +327,18 @@ def commit(
             partition: dict[str, str | None] = {"date": day}
             actions.append(RemoveAction(path, data_change=data_change, deletion_timestamp=now_ms, size=size, partition_values=partition))
     actions += [AddAction(one.path, one.size, {"date": str(one.day)}, now_ms, data_change=data_change, stats=one.stats) for one in added]
-    properties = CommitProperties(app_transactions=list(transactions))
-    table.create_write_transaction(actions, mode="append", schema=table.schema(), partition_by=["date"], commit_properties=properties)
+    table.create_write_transaction(
+        actions,
+        mode="append",
+        schema=table.schema(),
+        partition_by=["date"],
+        commit_properties=CommitProperties(app_transactions=list(transactions)),
+        # Old entries of the log are the store's to remove: of two that do so at once, one would find them gone, and fail. And not with
+        # each commit, for looking for them lists the log.
+        post_commithook_properties=PostCommitHookProperties(
+            create_checkpoint=removed is None, cleanup_expired_logs=removed is None and (table.version() + 1) % _CHECKPOINT == 0
+        ),
+    )
     table.update_incremental()
 
 
