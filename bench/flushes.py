@@ -22,7 +22,8 @@ from tapeline.providers import identity
 from tapeline.records import NS_PER_S, TICKS_TOPIC, Chunk
 from tapeline.stores import lake_files
 from tapeline.stores.lake import Lake
-from tapeline.stores.lake_sealing import merge, small
+from tapeline.stores.lake_due import small
+from tapeline.stores.lake_sealing import merge
 
 #: A flush every five seconds of one UTC day, as the store writes by default.
 _FLUSHES: Final = 17_280
@@ -72,14 +73,25 @@ def _measured(folder: Path, looks: tuple[int, ...]) -> str:
             writer.stdin.flush()
             told = json.loads(writer.stdout.readline())
             opened, asked = _read(config, look * _ROWS)
-            numbers = [told["median_ms"], told["slowest_ms"], told["mib"], told["files"], told["log_entries"], opened, asked]
+            numbers = [
+                told["median_ms"],
+                told["cpu_ms"],
+                told["slowest_ms"],
+                told["mib"],
+                told["files"],
+                told["log_entries"],
+                opened,
+                asked,
+            ]
             found.append([f"{look:,}", *(f"{number:,.0f}" for number in numbers)])
             print(found[-1], file=sys.stderr, flush=True)
-    columns = ["flushes", "ms a flush, median", "slowest", "store's MiB", "files", "log's files", "open, ms", "a symbol's newest, ms"]
+    columns = ["flushes", "ms a flush, median", "processor ms", "slowest", "store's MiB", "files", "log's files"]
+    columns += ["open, ms", "a symbol's newest, ms"]
     return (
         f"One UTC day, a flush of {_ROWS:,} ticks of {len(history.SYMBOLS)} symbols every {_FLUSH_NS // NS_PER_S} s of it, written one "
-        f"after the other through the lake's writer. Of the last {_LAST} flushes before each row: the median and the slowest. Then a new "
-        f"process opens the lake (`tapeline.connect` and a count of all rows), and asks for the newest time of a symbol; the median of "
+        f"after the other through the lake's writer; with each {_MERGED} flushes a process of its own merges them. Of the last {_LAST} "
+        "flushes before each row: the median, of the time and of the processor's, and the slowest. Then a new process opens the lake "
+        "(`tapeline.connect` and a count of all rows), and asks for the newest time of a symbol; the median of "
         f"{_READERS}.\n\n" + table(columns, found)
     )
 
@@ -92,14 +104,16 @@ def _write(folder: Path, flushes: int) -> None:
     start_ns = int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp()) * NS_PER_S
     done = 0
     times: list[float] = []
+    worked: list[float] = []
     merging: subprocess.Popen[bytes] | None = None
     while done < flushes:
         until = int(sys.stdin.readline())
         while done < until:
             batch = _of_two(market.ticks(_ROWS, start_ns + done * _FLUSH_NS, _FLUSH_NS, done * _ROWS))
-            began = time.perf_counter()
+            began, busy = time.perf_counter(), time.process_time()
             written = lake.write(Chunk.dense(TICKS_TOPIC, 0, done * _ROWS, batch))
             times.append(time.perf_counter() - began)
+            worked.append(time.process_time() - busy)
             assert written.rows == _ROWS, written
             done += 1
             _age(log, done - _LOGGED)
@@ -108,6 +122,7 @@ def _write(folder: Path, flushes: int) -> None:
                 merging = subprocess.Popen([sys.executable, "-m", "bench.flushes", "merge", str(folder)])
         told = {
             "median_ms": statistics.median(times[-_LAST:]) * 1e3,
+            "cpu_ms": statistics.median(worked[-_LAST:]) * 1e3,
             "slowest_ms": max(times[-_LAST:]) * 1e3,
             "mib": _resident_mib(),
             "files": sum(1 for _ in log.parent.glob("date=*/*.parquet")),

@@ -47,6 +47,7 @@ CONCRETE = {
     "tapeline.streams.redis",
     "tapeline.stores.lake",
     "tapeline.stores.lake_checking",
+    "tapeline.stores.lake_due",
     "tapeline.stores.lake_files",
     "tapeline.stores.lake_reading",
     "tapeline.stores.lake_renaming",

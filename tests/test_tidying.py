@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import signal
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 from deltalake import DeltaTable
+from rich.console import Console
 from services.process import lives
 
 from made import DAY, NOON, ticks
@@ -23,15 +25,18 @@ from proving import PROVE, proof
 from tapeline.config import Config, StoreConfig
 from tapeline.errors import Busy, DiskTrouble
 from tapeline.locks import own
-from tapeline.monitor.status import read_status
+from tapeline.monitor.health import snapshot
+from tapeline.monitor.status import StatusFile, read_status
+from tapeline.monitor.table import tables
 from tapeline.providers import identity
 from tapeline.records import NORMALIZED_TOPICS, TICKS_TOPIC, Chunk
-from tapeline.stores import lake_files, lake_tidying
+from tapeline.stores import lake_due, lake_files
 from tapeline.stores.lake import Lake
 from tapeline.stores.lake_checking import check
+from tapeline.stores.lake_due import Due, due
 from tapeline.stores.lake_reading import LakeSource
 from tapeline.stores.lake_sealing import Sealed
-from tapeline.stores.lake_tidying import Due, due, tidy
+from tapeline.stores.lake_tidying import tidy
 from tapeline.stores.selection import Selection
 from tapeline.upkeep import Upkeep
 from tapeline.wiring import upkeep
@@ -67,7 +72,7 @@ def root(tmp_path: Path) -> Path:
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """Six flushes are as many as an hour's."""
-    monkeypatch.setattr(lake_tidying, "_FLUSHES", 6)
+    monkeypatch.setattr(lake_due, "_FLUSHES", 6)
 
 
 def names(root: Path, day: date, table: str = "ticks") -> list[str]:
@@ -161,9 +166,9 @@ DYING = """
 import os, signal, sys
 from datetime import datetime
 from pathlib import Path
-from tapeline.stores import lake_sealing, lake_tidying
+from tapeline.stores import lake_due, lake_sealing, lake_tidying
 import pathlib
-lake_tidying._FLUSHES = 3
+lake_due._FLUSHES = 3
 left = int(sys.argv[2])
 def passed(frame, event, argument):
     global left
@@ -185,7 +190,7 @@ def dying_after(root: Path, points: int, now: datetime) -> subprocess.CompletedP
 
 @proof("lake")
 def test_killed_at_any_point_nothing_is_lost_or_doubled_and_the_next_one_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lake_tidying, "_FLUSHES", 3)
+    monkeypatch.setattr(lake_due, "_FLUSHES", 3)
     # The first day is over and sealed, the second is merged.
     now = EVENING + timedelta(hours=1)
     fill_at(tmp_path / "counted", EVENING, 3)
@@ -307,7 +312,7 @@ def test_a_table_of_an_earlier_version_keeps_its_log_short_from_its_first_write_
 def test_a_reader_of_the_running_day_goes_on_in_the_merged_file_although_rows_have_come_meanwhile(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lake_tidying, "_FLUSHES", 6)
+    monkeypatch.setattr(lake_due, "_FLUSHES", 6)
     quietly(root, FIRST)
     expected = LakeSource(root).ticks(EVERYTHING).read_all().to_pylist()
     source = LakeSource(root)
@@ -320,7 +325,7 @@ def test_a_reader_of_the_running_day_goes_on_in_the_merged_file_although_rows_ha
 
 
 def test_a_reader_whose_file_was_merged_with_later_ones_is_told_to_ask_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lake_tidying, "_FLUSHES", 6)
+    monkeypatch.setattr(lake_due, "_FLUSHES", 6)
     reader = LakeSource(root).ticks(EVERYTHING)
     fill_at(root, EVENING, 2, 6)
     tidied(root, EVENING + timedelta(minutes=11))
@@ -408,6 +413,24 @@ def test_upkeep_runs_one_at_a_time_and_after_trouble_waits_an_hour(tmp_path: Pat
     assert kept.running
     kept.stop()
     assert not kept.running
+
+
+def test_the_status_page_says_in_a_line_what_came_of_it(tmp_path: Path) -> None:
+    def line(**upkeep: Any) -> str:
+        StatusFile(tmp_path, "lake").write({"upkeep": {"since_ns": None, **upkeep}})
+        shown = io.StringIO()
+        Console(width=200, file=shown, force_terminal=False).print(tables(snapshot(tmp_path, None, {})))
+        found = [text for text in shown.getvalue().splitlines() if text.startswith("lake: ")]
+        return "".join(found).strip()
+
+    assert line() == ""
+    assert line(since_ns=NOON) == "lake: being tidied since 2024-03-15 12:00:00 UTC"
+    assert line(done="2024-03-14 ticks: 9 rows in 6 files", ended_ns=NOON) == (
+        "lake: 2024-03-14 ticks: 9 rows in 6 files (2024-03-15 12:00:00 UTC)"
+    )
+    assert line(failed="it was killed by SIGKILL.", ended_ns=NOON) == (
+        "lake: could not be tidied: it was killed by SIGKILL. (2024-03-15 12:00:00 UTC)"
+    )
 
 
 def test_trouble_with_finding_out_what_is_due_stops_nobody() -> None:

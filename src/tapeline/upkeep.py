@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -68,7 +69,8 @@ class Upkeep:
         for line in lines:
             log.info("%s: %s", self._what, line)
         if status:
-            self._failed(f"it ended with status {status}; its message is above.")
+            ended = f"it was killed by {signal.Signals(-status).name}." if status < 0 else f"it ended with status {status} (see above)."
+            self._failed(ended)
 
     def _failed(self, why: str) -> None:
         self._look_at = self._clock() + _AFTER_TROUBLE_S

@@ -42,8 +42,8 @@ from tapeline.spool import Spool
 from tapeline.stages import LEDGER, NORMALIZE
 from tapeline.stores import Store
 from tapeline.stores.lake import Lake
+from tapeline.stores.lake_due import due
 from tapeline.stores.lake_retention import Keep, prune
-from tapeline.stores.lake_tidying import due
 from tapeline.stores.ledger import Ledger
 from tapeline.stores.ledger_file import LedgerFile
 from tapeline.stores.renaming import Renames

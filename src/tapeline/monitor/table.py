@@ -167,11 +167,11 @@ def _upkeep(snapshot: Mapping[str, Any]) -> list[Text]:
     for name, one in snapshot["upkeep"].items():
         ended = _moment(one["ended_ns"]) if "ended_ns" in one else ""
         if one["since_ns"] is not None and snapshot["stages"][name]["running"]:
-            found.append(Text(f"\n{name}: is being tidied since {_moment(one['since_ns'])}", style="green"))
+            found.append(Text(f"\n{name}: being tidied since {_moment(one['since_ns'])}", style="green"))
         elif "failed" in one:
-            found.append(Text(printable(f"\n{name}: could not be tidied at {ended}: {one['failed']}"), style="yellow"))
+            found.append(Text(printable(f"\n{name}: could not be tidied: {one['failed']} ({ended})"), style="yellow"))
         elif "done" in one:
-            found.append(Text(printable(f"\n{name}: at {ended} {one['done']}"), style="green"))
+            found.append(Text(printable(f"\n{name}: {one['done']} ({ended})"), style="green"))
     return found
 
 

@@ -18,14 +18,14 @@ from typing import Any, Final
 
 import duckdb
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from deltalake import DeltaTable
 
 from tapeline.errors import TapelineError
 from tapeline.records import NORMALIZED_TOPICS, Topic
 from tapeline.stores import lake_files
-from tapeline.stores.lake_files import ASIDE, GROUP_ROWS, IDS, MERGED, PART, SEALED, disk_trouble, names_of
+from tapeline.stores.lake_due import small
+from tapeline.stores.lake_files import ASIDE, GROUP_ROWS, IDS, MERGED, SEALED, disk_trouble, names_of
 from tapeline.stores.lake_reading import NO_DOWNLOADS
 
 #: A file holds whole symbols, about so many rows of them: what sorting needs of memory, and how few files a reader of one symbol opens.
@@ -108,17 +108,6 @@ def sweep(root: Path, topic: Topic) -> None:
     with lake_files.changing(root, "tapeline lake tidy"), disk_trouble(folder, "tidied", _REMEDY):
         if (table := lake_files.opened(folder)) is not None:
             lake_files.sweep(folder, table)
-
-
-def left_behind(root: Path, topic: Topic) -> bool:
-    """Whether one is sealing or merging a table, or has died on the way."""
-    return (root / topic.table / ASIDE).exists()
-
-
-def small(files: pa.Table, older_than_ms: int) -> pa.Table:
-    """Those of some files that are single flushes of the store, written before a moment (ms since 1970)."""
-    flushes = pa.array([Path(path).name.startswith(PART) for path in files["path"].to_pylist()], pa.bool_())
-    return files.filter(pc.and_(flushes, pc.less(files["modification_time"], older_than_ms)))
 
 
 def _seal(folder: Path, topic: Topic, day: date, progress: Progress) -> Sealed:
