@@ -1,6 +1,7 @@
 """The stream on Apache Kafka: topics in partitions over many machines, each step of a stage one transaction.
 
-A position is a message's offset times 2^20 plus the row in it, since a message holds a batch (Arrow) or one record (protobuf).
+A position is a message's number times 2^16 plus the row in it, since a message holds a batch (Arrow) or one record (protobuf). The number
+is the message's offset plus what its stretch adds (numbering.py): no two lives of a topic give the same.
 Normalize commits outputs, offsets and totals in one transaction; its totals travel as the offsets' metadata. Outputs are handed over
 as soon as they are made, and a transaction ends every `stream.commit_ms`, in a thread of its own beside the next one: a reader of
 committed records waits for that, one that reads uncommitted does not (docs/streams.md says what it has to do for it).
@@ -23,7 +24,8 @@ from tapeline.secret import NO_SECRET, Secret
 from tapeline.streams import Lease, Member, Producer
 from tapeline.streams.kafka.cluster import Cluster
 from tapeline.streams.kafka.group import GroupLease, GroupMember
-from tapeline.streams.kafka.messages import ROW_BITS, packed, read_totals, unpacked
+from tapeline.streams.kafka.messages import packed, position_beside, read_totals, unpacked, write_beside
+from tapeline.streams.kafka.numbering import Numbering
 from tapeline.streams.kafka.producing import RawProducer
 from tapeline.streams.kafka.reading import Reader
 from tapeline.streams.partitioning import split
@@ -42,6 +44,7 @@ class KafkaStream:
     def __init__(self, config: StreamConfig, password: Secret = NO_SECRET) -> None:
         """Raises ConfigError for an address that cannot be one."""
         self._cluster = Cluster(config, password)
+        self._numbering = Numbering(self._cluster)
         self._commit_every_s = config.commit_ms / 1000
         self._producer: RawProducer | None = None
         self._readers: dict[tuple[Topic, str], Reader] = {}
@@ -75,7 +78,7 @@ class KafkaStream:
 
     def join(self, group: str, topic: Topic, name: str = "") -> Member:
         self._cluster.count(topic)
-        return GroupMember(self._cluster, group, topic, name or uuid.uuid4().hex, self._commit_every_s)
+        return GroupMember(self._cluster, self._numbering, group, topic, name or uuid.uuid4().hex, self._commit_every_s)
 
     def hold(self, name: str) -> Lease:
         self._cluster.count(RAW_TOPIC)
@@ -85,13 +88,22 @@ class KafkaStream:
         del counted
         if not positions:
             return True
-        offsets = [TopicPartition(self._cluster.name(topic), partition, position >> ROW_BITS) for partition, position in positions.items()]
-        with self._cluster.told():
-            self._looker(group).commit(offsets=offsets, asynchronous=False)
+        self._cluster.count(topic)
+        places = [
+            TopicPartition(self._cluster.name(topic), partition, self._numbering.about(topic, partition, position), write_beside(position))
+            for partition, position in positions.items()
+        ]
+        self._cluster.move(group, places)
         return True
 
     def positions(self, group: str, topic: Topic) -> dict[int, int]:
-        return {found.partition: max(0, found.offset) << ROW_BITS for found in self._committed(group, topic)}
+        found = {}
+        for one in self._committed(group, topic):
+            position = position_beside(one.metadata)
+            if position is None:
+                position = 0 if one.offset <= 0 else self._numbering.number_at(topic, one.partition, one.offset)
+            found[one.partition] = position
+        return found
 
     def totals(self, group: str) -> dict[str, int]:
         found: dict[str, int] = {}
@@ -101,10 +113,12 @@ class KafkaStream:
         return found
 
     def ends(self, topic: Topic) -> dict[int, int]:
-        return {partition: high << ROW_BITS for partition, (_, high) in self._watermarks(topic).items()}
+        self._cluster.count(topic, _GLANCE_S)
+        return self._numbering.ends(topic)
 
     def lives(self, topic: Topic) -> dict[int, int]:
-        return dict.fromkeys(range(self._cluster.count(topic, _GLANCE_S)), 0)
+        self._cluster.count(topic, _GLANCE_S)
+        return self._numbering.begun(topic)
 
     def before_end(self, topic: Topic, rows: int) -> dict[int, int]:
         return {partition: self._back(topic, partition, low, high, rows) for partition, (low, high) in self._watermarks(topic).items()}
@@ -113,19 +127,23 @@ class KafkaStream:
         """So many records before the end. The marks of transactions take offsets too, so what is there is counted, unless it is much."""
         span = 2 * rows
         while 0 < rows <= _COUNTED and high - span > low:
-            reader, position, found = self._reader(topic, "look").anew(), high - span << ROW_BITS, np.zeros(0, np.int64)
-            while (chunk := reader.read({partition: position}, rows)) is not None:
+            reader, found = self._reader(topic, "look").anew(), np.zeros(0, np.int64)
+            position = self._numbering.least_at(topic, partition, high - span)
+            while (chunk := reader.read({partition: position}, rows, {partition: high - span})) is not None:
                 position, found = chunk.next[partition], np.concatenate([found, chunk.offset])[-rows:]
             if len(found) == rows:
                 return int(found[0])
             span *= 4
-        return max(low, high - span) << ROW_BITS
+        return self._numbering.number_at(topic, partition, max(low, high - span))
 
     def waiting(self, topic: Topic, positions: Mapping[int, int]) -> dict[int, int]:
         found = {}
         suspects = {}
-        for partition, (low, high) in self._watermarks(topic).items():
-            position = max(positions.get(partition, 0) >> ROW_BITS, low)
+        marks = self._watermarks(topic)
+        self._numbering.fresh()
+        where = self._numbering.find(topic, {partition: positions.get(partition, 0) for partition in marks})
+        for partition, (low, high) in marks.items():
+            position = max(where[partition].offset, low)
             found[partition] = max(0, high - position)
             stands = self._asked_at.get((topic, partition)) == position  # who moves on finds something
             self._asked_at[topic, partition] = position
@@ -135,7 +153,7 @@ class KafkaStream:
                 else:
                     suspects[partition] = (position, high)
         for partition, (position, high) in suspects.items():
-            if self._reader(topic, "look").anew().read({partition: position << ROW_BITS}, 1) is None:
+            if self._reader(topic, "look").anew().read({partition: positions.get(partition, 0)}, 1, {partition: position}) is None:
                 # Behind what is stable lies a transaction that is not ended: what is in it may come.
                 _, stable = self._cluster.watermarks(self._looker("stable", "read_committed"), topic, partition)
                 if stable >= high:
@@ -146,9 +164,7 @@ class KafkaStream:
     def note(self, name: str, text: str) -> None:
         # With the offset of a group that reads nothing: Kafka keeps it as long as such groups are kept (a week without a new one).
         self._cluster.count(RAW_TOPIC)
-        offset = TopicPartition(self._cluster.name(RAW_TOPIC), 0, 0, packed(text))
-        with self._cluster.told():
-            self._looker(f"note-{name}").commit(offsets=[offset], asynchronous=False)
+        self._cluster.move(f"note-{name}", [TopicPartition(self._cluster.name(RAW_TOPIC), 0, 0, packed(text))])
 
     def noted(self, name: str) -> str:
         self._cluster.count(RAW_TOPIC)
@@ -168,6 +184,7 @@ class KafkaStream:
             looker.close()
         if self._producer is not None:
             self._producer.close(0.0)
+        self._numbering.close()
         self._readers, self._lookers, self._producer = {}, {}, None
 
     def _watermarks(self, topic: Topic) -> dict[int, tuple[int, int]]:
@@ -188,5 +205,5 @@ class KafkaStream:
     def _reader(self, topic: Topic, purpose: str) -> Reader:
         reader = self._readers.get((topic, purpose))
         if reader is None:
-            reader = self._readers[topic, purpose] = Reader(self._cluster, topic, at_once=purpose == "look")
+            reader = self._readers[topic, purpose] = Reader(self._cluster, self._numbering, topic, at_once=purpose == "look")
         return reader

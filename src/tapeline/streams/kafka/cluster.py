@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -11,8 +12,8 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any, Final, TypeVar
 from urllib.parse import unquote
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
-from confluent_kafka.admin import AdminClient, ConfigResource  # type: ignore[attr-defined]  # public, and not marked as exported
+from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, KafkaError, KafkaException, TopicCollection, TopicPartition
+from confluent_kafka.admin import AdminClient, ConfigResource, OffsetSpec  # type: ignore[attr-defined]  # public, and not marked as exported
 from confluent_kafka.cimpl import NewTopic
 
 from tapeline.beside import beside
@@ -29,6 +30,8 @@ _Answer = TypeVar("_Answer")
 _PARTITIONS: Final = 4
 #: A topic of one partition: who is given it holds a lease.
 _LEASES: Final = "market-data.leases"
+#: Where it is written how messages are numbered (numbering.py): kept for ever.
+_LIVES: Final = "market-data.lives"
 #: The longest message: a frame may be 64 MiB, and a batch is closed before a second one of that size.
 MESSAGE_BYTES: Final = 80 * 1024 * 1024
 #: The same of what is made of raw records: a rejected event has its own columns beside the bytes of such a message.
@@ -37,6 +40,8 @@ OUTPUT_BYTES: Final = MESSAGE_BYTES + 1024 * 1024
 _USUAL_BYTES: Final = 1024 * 1024
 #: How long an answer is waited for.
 ASK_S: Final = 10.0
+#: How long a group's new place may take to be written down: who stops waits for it.
+_TELL_S: Final = 5.0
 _LOOK_AGAIN_S: Final = 1.0
 _ASK_METADATA_S: Final = 1.0
 #: A client asks at least so often which partitions there are and who leads them.
@@ -69,8 +74,10 @@ class Cluster:
         self._errors = _Errors(config.shown)
         self._client = _client(config, password) | {"error_cb": self._errors.heard, "logger": _UNHEARD, "socket.nagle.disable": True}
         self._counts: dict[Topic, int] = {}
+        self._when_found: Callable[[], None] = lambda: None
         self._looking: Future[None] | None = None
         self._admin: AdminClient | None = None
+        self._asking = threading.Lock()
 
     @property
     def usual_partitions(self) -> int:
@@ -85,6 +92,20 @@ class Cluster:
     def leases(self) -> str:
         """The name of the topic whose one partition is handed out as a lease."""
         return self._config.topic_prefix + _LEASES
+
+    @property
+    def lives(self) -> str:
+        """The name of the topic that says how messages are numbered."""
+        return self._config.topic_prefix + _LIVES
+
+    @property
+    def heard(self) -> int:
+        """How often a client of ours has met trouble: a broker may have been away, and may have come back with less."""
+        return self._errors.count
+
+    def when_found(self, do: Callable[[], None]) -> None:
+        """What is to be done before anything is read from topics or written to them."""
+        self._when_found = do
 
     def owned(self, name: str) -> str:
         """The name of a consumer group or transaction of ours on the brokers."""
@@ -156,11 +177,11 @@ class Cluster:
         with suppress(KafkaException):  # the question itself is asked again, and says why it has no answer
             consumer.list_topics(self.name(topic), timeout=_ASK_METADATA_S)
 
-    def asked(self, question: Callable[[], _Answer], between: Callable[[], object] = lambda: None) -> _Answer:
+    def asked(self, question: Callable[[], _Answer], between: Callable[[], object] = lambda: None, patience_s: float = ASK_S) -> _Answer:
         """The answer to what is asked of a partition's leader or a group's coordinator, once there is one.
 
         `between`: done before it is asked again."""
-        deadline = time.monotonic() + ASK_S
+        deadline = time.monotonic() + patience_s
         while True:
             try:
                 return question()
@@ -173,15 +194,68 @@ class Cluster:
     def count(self, topic: Topic, patience_s: float = ASK_S) -> int:
         """How many partitions a topic has; topics that are not there yet are made. Raises Unavailable after so long without a broker."""
         if topic not in self._counts:
-            admin = self._asker()
-            with self._errors.told():
-                there = self._listed(admin, patience_s)
-            missing = [name for name in (*map(self.name, TOPICS.values()), self.leases) if name not in there]
-            if missing:
-                self._make(admin, missing)
-                there = self._settled(admin, missing)
-            self._counts = {some: len(there[self.name(some)].partitions) for some in TOPICS.values()}
+            self.find_topics(patience_s)
+            try:
+                self._when_found()
+            except BaseException:
+                self._counts = {}
+                raise
         return self._counts[topic]
+
+    def counted(self, topic: Topic) -> int:
+        """As `count`, of topics that have been found."""
+        return self._counts[topic]
+
+    def find_topics(self, patience_s: float = ASK_S) -> None:
+        """See which topics there are; those that are not are made. Raises Unavailable."""
+        admin = self._asker()
+        with self._errors.told():
+            there = self._listed(admin, patience_s)
+        missing = [name for name in (*map(self.name, TOPICS.values()), self.leases, self.lives) if name not in there]
+        if missing:
+            self._make(admin, missing)
+            there = self._settled(admin, missing)
+        self._counts = {some: len(there[self.name(some)].partitions) for some in TOPICS.values()}
+
+    def ids(self, names: Sequence[str], patience_s: float) -> dict[str, str]:
+        """Of those topics that are there, what tells each from an earlier one of its name. Raises Unavailable."""
+        found = {}
+        for name, described in self._asker().describe_topics(TopicCollection(list(names)), request_timeout=patience_s).items():
+            try:
+                found[name] = str(_answered(described, patience_s).topic_id)
+            except KafkaException as error:
+                if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
+                    raise self._errors.meaning(error, f"topic {name} cannot be described") from error
+        return found
+
+    def latest(self, places: Sequence[tuple[str, int]], patience_s: float = ASK_S) -> dict[tuple[str, int], tuple[int, int]]:
+        """Where partitions end, and the epoch of the leader that says so. Raises Unavailable."""
+        newest = OffsetSpec.latest()  # type: ignore[no-untyped-call]
+        asked = {TopicPartition(name, partition): newest for name, partition in places}
+
+        def ask() -> dict[tuple[str, int], tuple[int, int]]:
+            found = {}
+            for place, answer in self._asker().list_offsets(asked, request_timeout=patience_s).items():
+                end = _answered(answer, patience_s)
+                found[place.topic, place.partition] = (end.offset, -1 if end.leader_epoch is None else end.leader_epoch)
+            return found
+
+        return self.asked(ask)
+
+    def move(self, group: str, places: Sequence[TopicPartition]) -> None:
+        """Write down where a group is that has no members. Raises Unavailable.
+
+        Not by a consumer: what a broker leaves unanswered there is waited for without an end, in its close too."""
+        name = self.owned(group)
+
+        def ask() -> None:
+            asked = [ConsumerGroupTopicPartitions(name, list(places))]
+            found = _answered(self._asker().alter_consumer_group_offsets(asked, request_timeout=_TELL_S)[name], _TELL_S)
+            for one in found.topic_partitions:
+                if one.error is not None:
+                    raise KafkaException(one.error)
+
+        self.asked(ask, patience_s=_TELL_S)
 
     @staticmethod
     def _listed(admin: AdminClient, patience_s: float) -> Mapping[str, Any]:
@@ -240,7 +314,8 @@ class Cluster:
         return int(found["max.message.bytes"].value)
 
     def _asker(self) -> AdminClient:
-        self._admin = self._admin or AdminClient(self._client)
+        with self._asking:  # a second one would take with it what the first was asked
+            self._admin = self._admin or AdminClient(self._client)
         return self._admin
 
     def _make(self, admin: AdminClient, names: Sequence[str]) -> None:
@@ -253,7 +328,7 @@ class Cluster:
         wanted = [
             NewTopic(name, count, self._config.replication, config=settings | {"max.message.bytes": str(bounds[name])})
             if name in bounds
-            else NewTopic(name, 1, self._config.replication, config={})  # the leases
+            else NewTopic(name, 1, self._config.replication, config={"retention.ms": "-1"} if name == self.lives else {})
             for name in names
         ]
         for name, done in admin.create_topics(wanted, request_timeout=ASK_S).items():
@@ -276,6 +351,14 @@ class Cluster:
             if time.monotonic() > deadline:
                 raise Unavailable(f"Kafka at {self._config.shown} has made the topics {', '.join(names)}, and no broker leads them yet.")
             time.sleep(0.05)
+
+
+def _answered(answer: Future[Any], patience_s: float) -> Any:
+    """What the brokers have answered. Raises KafkaException, also where the client has forgotten that it was asked."""
+    try:
+        return answer.result(patience_s + 1.0)
+    except TimeoutError:
+        raise KafkaException(KafkaError(KafkaError._TIMED_OUT)) from None
 
 
 def _client(config: StreamConfig, password: Secret) -> dict[str, Any]:
@@ -316,10 +399,12 @@ class _Errors:
     def __init__(self, shown: str) -> None:
         self._shown = shown
         self.last = ""
+        self.count = 0
         self._refused = False
 
     def heard(self, error: KafkaError) -> None:
         """What a client's own threads met."""
+        self.count += 1
         if error.code() == KafkaError._ALL_BROKERS_DOWN and self.last:
             return  # why has been said before
         self.last = str(error.str())

@@ -15,8 +15,9 @@ from tapeline.errors import Busy, TapelineError, Unavailable
 from tapeline.records import TOPICS, Chunk, Topic
 from tapeline.streams import Outputs, PartitionLost, Totals
 from tapeline.streams.kafka.cluster import ASK_S, OUTPUT_BYTES, Cluster
-from tapeline.streams.kafka.messages import ROW_BITS, chunk_of, place, produce, read_totals, write_totals
-from tapeline.streams.kafka.reading import MOST_MESSAGES, go_on_after
+from tapeline.streams.kafka.messages import chunk_of, place, position_beside, produce, read_totals, write_beside
+from tapeline.streams.kafka.numbering import Numbering
+from tapeline.streams.kafka.reading import MOST_MESSAGES, MOVED, go_on_after
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +27,9 @@ _TRANSACTION_TIMEOUT_S: Final = 10.0
 _PENDING_S: Final = 15.0
 _SESSION_S: Final = 6.0
 _POLL_S: Final = 0.05
+#: Who has a lease is asked so often at first, then less and less.
+_FIRST_REST_S: Final = 0.1
+_LONGEST_REST_S: Final = 1.0
 #: What a broker says to a member that the group has gone on without.
 _GONE_ON: Final = frozenset(
     {
@@ -40,9 +44,11 @@ _GONE_ON: Final = frozenset(
 class GroupMember:
     """One of a consumer group: Kafka assigns its partitions, and its commits carry the group's generation, so a dead one's are void."""
 
-    def __init__(self, cluster: Cluster, group: str, topic: Topic, name: str, commit_every_s: float) -> None:
-        self._cluster, self._group, self._topic = cluster, group, topic
+    def __init__(self, cluster: Cluster, numbering: Numbering, group: str, topic: Topic, name: str, commit_every_s: float) -> None:
+        self._cluster, self._numbering, self._group, self._topic = cluster, numbering, group, topic
         self._mine: dict[int, int] = {}
+        self._offsets: dict[int, int] = {}  # Kafka's, of what lies at the positions, and behind what was given out
+        self._version = numbering.version
         self._totals: dict[int, dict[str, int]] = {}
         self._rewind_due = self._given = False
         self._rows_each = 1.0
@@ -76,7 +82,12 @@ class GroupMember:
         if not messages:
             return None
         begin = {partition: self._mine[partition] for partition in {place(message)[0] for message in messages}}
-        chunk = chunk_of(self._topic, messages, begin)
+        try:
+            chunk = chunk_of(self._topic, messages, begin, self._numbering.stretch)
+        except TapelineError:
+            self._rewind_due = True
+            raise
+        self._offsets |= {partition: offset + 1 for partition, offset in map(place, messages)}
         self._rows_each = max(1.0, 0.5 * (self._rows_each + chunk.rows / len(messages)))
         self._given = True
         return chunk
@@ -95,10 +106,21 @@ class GroupMember:
             error = message.error()
             if error is None:
                 partition, offset = place(message)
-                if partition in self._mine and offset << ROW_BITS >= self._mine[partition]:
+                if partition in self._mine and offset >= self._offsets.get(partition, 0):
                     messages.append(message)
+            elif error.code() in MOVED:
+                self._numbering.look()
+                self._again_at(place(message)[0])
+                return []
             elif error.code() != KafkaError._PARTITION_EOF:
-                go_on_after(self._cluster, self._consumer, self._topic, message)
+                go_on_after(self._cluster, error)
+        if messages:
+            self._numbering.fresh()
+        else:
+            self._numbering.glance()
+        if self._version != self._numbering.version:
+            self._rewind_due = True  # what came is of a life that is gone, or lies behind what is still to be read
+            return []
         return messages
 
     def commit(self, chunk: Chunk, outputs: Outputs, totals: Totals) -> None:
@@ -111,7 +133,12 @@ class GroupMember:
                 counted[name] = counted.get(name, 0) + value
         self._mine |= chunk.next
         offsets = [
-            TopicPartition(self._cluster.name(self._topic), partition, position >> ROW_BITS, write_totals(self._totals.get(partition, {})))
+            TopicPartition(
+                self._cluster.name(self._topic),
+                partition,
+                self._offsets[partition],
+                write_beside(position, self._totals.get(partition, {})),
+            )
             for partition, position in chunk.next.items()
         ]
         try:
@@ -171,13 +198,25 @@ class GroupMember:
     def _sought(self, partition: int) -> bool:
         """Whether the client reads a partition on from where the group is; not while it has stopped fetching."""
         try:
-            self._consumer.seek(TopicPartition(self._cluster.name(self._topic), partition, self._mine[partition] >> ROW_BITS))
+            self._consumer.seek(TopicPartition(self._cluster.name(self._topic), partition, self._offsets[partition]))
         except KafkaException as error:
             if error.args[0].code() == KafkaError._STATE:
                 return False
             with self._cluster.told():
                 raise
         return True
+
+    def _again_at(self, partition: int) -> None:
+        """Where the log is not as it was: a partition in that state cannot be sought in, and has to be taken up again."""
+        if partition not in self._mine:
+            return
+        where = self._numbering.find(self._topic, {partition: self._mine[partition]}, reading=True)[partition].offset
+        name = self._cluster.name(self._topic)
+        if where >= 0:
+            self._offsets[partition] = where
+        with self._cluster.told():
+            self._consumer.incremental_unassign([TopicPartition(name, partition)])
+            self._consumer.incremental_assign([TopicPartition(name, partition, where)])
 
     def _anew(self) -> _Transactions:
         return _Transactions(self._cluster, self._consumer, self._name, self._commit_every_s)
@@ -200,10 +239,18 @@ class GroupMember:
                 self._transactions.sweep(self._topic, partitions)
             log.warning("%s Transactions of this worker that the broker had not ended are undone now, and made again.", error)
             found = self._cluster.committed(self._consumer, self._topic, partitions, _PENDING_S)
-        for offset in found:
-            low = self._cluster.watermarks(self._consumer, self._topic, offset.partition)[0] if offset.offset < 0 else offset.offset
-            self._mine[offset.partition] = low << ROW_BITS
-            self._totals[offset.partition] = read_totals(offset.metadata)
+        self._numbering.fresh()
+        self._version, begun = self._numbering.version, self._numbering.begun(self._topic)
+        for one in found:
+            before, position = self._mine.get(one.partition, 0), position_beside(one.metadata)
+            if one.offset < 0:  # a group forgets its place in a topic that is removed
+                position = before if before < begun[one.partition] else 0
+            elif position is None:
+                position = self._numbering.number_at(self._topic, one.partition, one.offset)
+            where = self._numbering.find(self._topic, {one.partition: position}, reading=True)[one.partition].offset
+            low = self._cluster.watermarks(self._consumer, self._topic, one.partition)[0] if where < 0 else where
+            self._mine[one.partition], self._offsets[one.partition] = position, low
+            self._totals[one.partition] = read_totals(one.metadata)
 
     def _assigned(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         new = [partition.partition for partition in partitions]
@@ -215,12 +262,7 @@ class GroupMember:
             # They are ours all the same: where to read is asked again before anything of them is.
             log.warning("%s", error)
             self._rewind_due = True
-        consumer.incremental_assign(
-            [
-                TopicPartition(self._cluster.name(self._topic), p, self._mine[p] >> ROW_BITS if p in self._mine else OFFSET_STORED)
-                for p in new
-            ]
-        )
+        consumer.incremental_assign([TopicPartition(self._cluster.name(self._topic), p, self._offsets.get(p, OFFSET_STORED)) for p in new])
         for partition in new:
             self._mine.setdefault(partition, 0)
 
@@ -242,6 +284,7 @@ class GroupMember:
     def _let_go(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         for partition in partitions:
             self._mine.pop(partition.partition, None)
+            self._offsets.pop(partition.partition, None)
             self._totals.pop(partition.partition, None)
         consumer.incremental_unassign(partitions)
 
@@ -436,11 +479,13 @@ class GroupLease:
         with cluster.told():
             self._consumer.subscribe([cluster.leases], on_assign=self._assigned, on_revoke=self._gone, on_lost=self._gone)
             deadline = time.monotonic() + 3 * _SESSION_S
-            elsewhere = False
-            while not self._have and not elsewhere and time.monotonic() < deadline:
-                self._consumer.poll(0.1)
+            elsewhere, due, rest_s = False, 0.0, _FIRST_REST_S
+            while not self._have and not elsewhere and (now := time.monotonic()) < deadline:
+                self._consumer.poll(_FIRST_REST_S)
                 # A group that has only just heard of the topic hands out nothing at first: that is not yet another's lease.
-                elsewhere = self._answered and not self._have and self._held_elsewhere()
+                if self._answered and not self._have and now >= due:
+                    elsewhere = self._held_elsewhere()
+                    due, rest_s = now + rest_s, min(2 * rest_s, _LONGEST_REST_S)
         if not self._have and not elsewhere:
             raise cluster.silent(f"who holds {name} was not said within {3 * _SESSION_S:.0f} s")
         self.keep()

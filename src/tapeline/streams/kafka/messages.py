@@ -7,10 +7,12 @@ import logging
 import time
 import zlib
 from base64 import b85decode, b85encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
@@ -21,10 +23,31 @@ from tapeline.streams.partitioning import partitions_of, split
 
 log = logging.getLogger(__name__)
 
-#: Rows in a message are counted in so many bits of a position.
-ROW_BITS: Final = 20
+#: The name beside an offset that is none of a total.
+_AT: Final = "at"
 #: Texts of more bytes are compressed: a broker takes 4 KiB of metadata with an offset.
 _METADATA_BYTES: Final = 3_500
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """Messages of a partition that are numbered alike: from behind the stretch before it up to a leader's epoch (numbering.py)."""
+
+    epoch: int
+    base: int
+    bits: int
+    #: Where the partition ended when the stretch was written down: it begins there or before.
+    end: int
+
+    def position(self, offset: int) -> int:
+        return self.base + (offset << self.bits)
+
+    def offset(self, position: int) -> int:
+        return (position - self.base) >> self.bits
+
+
+#: The stretch of a topic's partition and leader's epoch.
+Numbers = Callable[[Topic, int, int | None], Stretch]
 
 
 def place(message: Message) -> tuple[int, int]:
@@ -35,17 +58,40 @@ def place(message: Message) -> tuple[int, int]:
     return partition, offset
 
 
-def chunk_of(topic: Topic, messages: Sequence[Message], begin: Mapping[int, int]) -> Chunk:
+def chunk_of(topic: Topic, messages: Sequence[Message], begin: Mapping[int, int], numbers: Numbers) -> Chunk:
     """Messages as one chunk, those of each partition in order."""
     places = [place(message) for message in messages]
     values = [message.value() or b"" for message in messages]
     batch, counts = codecs.decode(topic, values, lambda at: f"The message at offset {places[at][1]} of partition {places[at][0]}")
     partition = np.repeat(np.array([some for some, _ in places], np.int32), counts)
-    offset = np.repeat(np.array([some for _, some in places], np.int64), counts) << ROW_BITS
+    first, ends = _positions(topic, messages, places, numbers)
     rows = np.array(counts, np.int64)
-    first = np.repeat(np.cumsum(rows) - rows, rows)  # of each row's message
-    ends = dict(begin) | {some: (at + 1) << ROW_BITS for some, at in places}
-    return Chunk(topic, batch, partition, offset + np.arange(len(offset), dtype=np.int64) - first, dict(begin), ends)
+    begins = np.repeat(np.cumsum(rows) - rows, rows)  # of each row's message
+    offset = np.repeat(first, counts) + np.arange(len(partition), dtype=np.int64) - begins
+    return Chunk(topic, batch, partition, offset, dict(begin), dict(begin) | ends)
+
+
+def _positions(
+    topic: Topic, messages: Sequence[Message], places: Sequence[tuple[int, int]], numbers: Numbers
+) -> tuple[npt.NDArray[np.int64], dict[int, int]]:
+    """The position of each message, and the one behind the last of each partition.
+
+    The epoch of a leader is asked of the first and the last message of a partition: between equal ones it is the same."""
+    where = np.array([some for some, _ in places], np.int64)
+    offsets = np.array([some for _, some in places], np.int64)
+    found = np.empty(len(places), np.int64)
+    ends = {}
+    for partition in np.unique(where).tolist():
+        mine = np.flatnonzero(where == partition)
+        first, last = messages[mine[0]].leader_epoch(), messages[mine[-1]].leader_epoch()
+        stretch = numbers(topic, partition, last)
+        if first == last:
+            found[mine] = (offsets[mine] << stretch.bits) + stretch.base
+        else:
+            for at in mine.tolist():
+                found[at] = numbers(topic, partition, messages[at].leader_epoch()).position(int(offsets[at]))
+        ends[partition] = stretch.position(int(offsets[mine[-1]]) + 1)
+    return found, ends
 
 
 def produce(producer: Producer, topic: Topic, batch: pa.RecordBatch, cluster: Cluster) -> None:
@@ -76,13 +122,26 @@ def _put(producer: Producer, topic: str, messages: list[dict[str, bytes]], parti
         producer.poll(0.01)  # the queue empties as the broker takes what is in it
 
 
-def write_totals(totals: Mapping[str, int]) -> str:
-    return packed(json.dumps(totals, separators=(",", ":")))
+def write_beside(position: int, totals: Mapping[str, int] | None = None) -> str:
+    """What stands beside a group's offset: the position, since the offset does not say of which life it is, and what was counted."""
+    return packed(json.dumps({_AT: position, **(totals or {})}, separators=(",", ":")))
+
+
+def _read_beside(text: str | None) -> dict[str, int]:
+    try:
+        found = json.loads(unpacked(text) or "{}")
+    except (ValueError, zlib.error):  # of another program
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def read_totals(text: str | None) -> dict[str, int]:
-    found: dict[str, int] = json.loads(unpacked(text) or "{}")
-    return found
+    return {name: value for name, value in _read_beside(text).items() if name != _AT}
+
+
+def position_beside(text: str | None) -> int | None:
+    """None where an offset was written before there were stretches, or by another program."""
+    return _read_beside(text).get(_AT)
 
 
 def packed(text: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Mapping, Sequence
 from typing import Final
@@ -11,9 +10,8 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 
 from tapeline.records import Chunk, Topic
 from tapeline.streams.kafka.cluster import ASK_S, Cluster
-from tapeline.streams.kafka.messages import ROW_BITS, chunk_of, place
-
-log = logging.getLogger(__name__)
+from tapeline.streams.kafka.messages import chunk_of, place
+from tapeline.streams.kafka.numbering import Numbering
 
 #: A store is in no hurry: the broker gathers so much for each answer, or what comes in a tenth of a second.
 _MUCH: Final = {"fetch_min_bytes": 256 * 1024, "fetch_wait_max_ms": 100}
@@ -21,19 +19,32 @@ _MUCH: Final = {"fetch_min_bytes": 256 * 1024, "fetch_wait_max_ms": 100}
 _AT_ONCE: Final = {"fetch_min_bytes": 1, "fetch_wait_max_ms": 10}
 #: Messages that are taken from the client at once.
 MOST_MESSAGES: Final = 10_000
-#: Makes of a position the one of its message.
-_WHOLE: Final = -1 << ROW_BITS
+#: What comes in the place of records where a log does not go on as a client knew it.
+MOVED: Final = frozenset(
+    {
+        KafkaError._AUTO_OFFSET_RESET,
+        KafkaError._LOG_TRUNCATION,
+        KafkaError._UNKNOWN_TOPIC,
+        KafkaError._UNKNOWN_PARTITION,
+        KafkaError.UNKNOWN_TOPIC_OR_PART,
+        KafkaError.UNKNOWN_TOPIC_ID,
+        KafkaError.OFFSET_OUT_OF_RANGE,
+    }
+)
+_TRIES_EVERY_S: Final = 0.05
 
 
 class Reader:
     """Reads the partitions of a topic from positions that the caller keeps."""
 
-    def __init__(self, cluster: Cluster, topic: Topic, *, at_once: bool = False) -> None:
-        self._cluster, self._topic = cluster, topic
-        self._fetch = _AT_ONCE if at_once else _MUCH
+    def __init__(self, cluster: Cluster, numbering: Numbering, topic: Topic, *, at_once: bool = False) -> None:
+        self._cluster, self._numbering, self._topic = cluster, numbering, topic
+        self._fetch, self._looks = (_AT_ONCE if at_once else _MUCH), at_once
         self._consumer: Consumer | None = None
         self._at: dict[int, int] = {}
+        self._version = 0
         self._ended: set[int] = set()
+        self._uncut: set[int] = set()  # partitions of which nothing has come yet: a position may lie amid a message
         self._rows_each = 1.0
 
     def anew(self) -> Reader:
@@ -41,43 +52,64 @@ class Reader:
         self._at = {}
         return self
 
-    def read(self, positions: Mapping[int, int], max_rows: int) -> Chunk | None:
+    def read(self, positions: Mapping[int, int], max_rows: int, offsets: Mapping[int, int] | None = None) -> Chunk | None:
+        """`offsets`: where the positions are, for who knows that already."""
         try:
-            return self._read(positions, max_rows)
+            return self._read(positions, max_rows, offsets)
         except Exception:
             self._at = {}  # what had come before the error is not lost with it: the client begins again where the caller is
             raise
 
-    def _read(self, positions: Mapping[int, int], max_rows: int) -> Chunk | None:
+    def _read(self, positions: Mapping[int, int], max_rows: int, offsets: Mapping[int, int] | None) -> Chunk | None:
         consumer = self._consumer = self._consumer or self._cluster.consumer("reader", **self._fetch)
         begin = dict(positions)
-        if begin != self._at:
-            with self._cluster.told():
-                consumer.assign([TopicPartition(self._cluster.name(self._topic), p, max(0, at >> ROW_BITS)) for p, at in begin.items()])
-            self._at, self._ended = begin, set()
         deadline = time.monotonic() + ASK_S
         wait_s = 0.0
         while True:
+            if begin != self._at or self._version != self._numbering.version:
+                self._assign(consumer, begin, offsets)
             most = max(1, min(MOST_MESSAGES, int(max_rows / self._rows_each)))
             with self._cluster.told():
-                messages = self._sorted_out(consumer, consumer.consume(most, wait_s))
+                messages = self._sorted_out(consumer.consume(most, wait_s))
+            if messages is not None:
+                if messages:
+                    self._numbering.fresh()
+                else:
+                    self._numbering.glance()
+                if self._version != self._numbering.version:
+                    continue  # what came is of a life that is gone, or lies behind what is still to be read
             if messages:
                 break
-            if len(self._ended) >= len(begin):
+            if messages is not None and len(self._ended) >= len(begin):
                 return None
             if time.monotonic() > deadline:
                 if self._cluster.trouble:
                     with self._cluster.told():
                         raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
                 return None
+            if messages is None:
+                time.sleep(_TRIES_EVERY_S)
             wait_s = 0.02
-        chunk = chunk_of(self._topic, messages, {p: at & _WHOLE for p, at in begin.items()}).after(begin)
+        floor = begin if self._uncut.isdisjoint(came := {place(message)[0] for message in messages}) else dict.fromkeys(begin, 0)
+        chunk = chunk_of(self._topic, messages, floor, self._numbering.stretch).after(begin)
+        self._uncut -= came
         self._rows_each = max(1.0, 0.5 * (self._rows_each + chunk.rows / len(messages)))
         self._at = dict(chunk.next)
+        for partition, offset in dict(map(place, messages)).items():
+            self._numbering.remember(self._topic, partition, chunk.next[partition], offset + 1)
         return chunk
 
-    def _sorted_out(self, consumer: Consumer, messages: Sequence[Message]) -> list[Message]:
-        """The records among what came; ends are noted, and where retention has removed what was to be read, that is said."""
+    def _assign(self, consumer: Consumer, begin: dict[int, int], offsets: Mapping[int, int] | None) -> None:
+        self._numbering.fresh()
+        self._version = self._numbering.version
+        found = offsets or {p: one.offset for p, one in self._numbering.find(self._topic, begin, reading=not self._looks).items()}
+        name = self._cluster.name(self._topic)
+        with self._cluster.told():
+            consumer.assign([TopicPartition(name, partition, offset) for partition, offset in found.items()])
+        self._at, self._ended, self._uncut = begin, set(), set(begin)
+
+    def _sorted_out(self, messages: Sequence[Message]) -> list[Message] | None:
+        """The records among what came; None where the log is not as it was: what came has to be found again."""
         records = []
         for message in messages:
             error = message.error()
@@ -86,8 +118,12 @@ class Reader:
                 self._ended.discard(place(message)[0])
             elif error.code() == KafkaError._PARTITION_EOF:
                 self._ended.add(place(message)[0])
+            elif error.code() in MOVED:
+                self._at = {}
+                self._numbering.look()
+                return None
             else:
-                go_on_after(self._cluster, consumer, self._topic, message)
+                go_on_after(self._cluster, error)
         return records
 
     def close(self) -> None:
@@ -96,25 +132,8 @@ class Reader:
             self._consumer = None
 
 
-def go_on_after(cluster: Cluster, consumer: Consumer, topic: Topic, message: Message) -> None:
+def go_on_after(cluster: Cluster, error: KafkaError) -> None:
     """Meet an error that came in the place of a record. Raises what it means, unless it is one to go on after."""
-    error = message.error()
-    if error is None:
-        return
-    if error.code() == KafkaError._AUTO_OFFSET_RESET:
-        partition, _ = place(message)
-        low, _ = cluster.watermarks(consumer, topic, partition)
-        log.error(
-            "%s %d: what was to be read next is gone: the topic's retention has removed it, or the topic was made anew or cut short. It "
-            "goes on at offset %d; what lay before and was not read is lost to this stage. Keep more (retention.ms), or read faster.",
-            cluster.name(topic),
-            partition,
-            low,
-        )
-        with cluster.told():
-            consumer.incremental_unassign([TopicPartition(cluster.name(topic), partition)])  # a partition in this state cannot be sought in
-            consumer.incremental_assign([TopicPartition(cluster.name(topic), partition, low)])
-        return
     if not error.retriable() and error.code() not in (KafkaError._ALL_BROKERS_DOWN, KafkaError._TRANSPORT):
         with cluster.told():
             raise KafkaException(error)

@@ -1,0 +1,434 @@
+"""The numbers of Kafka's messages: no two lives of a topic share one.
+
+Kafka's offsets begin at 0 again in a topic that is made anew, and go back where the end of a log is lost. Stores, groups and the ledger
+still hold positions of before. So a position is not an offset alone: it lies in a stretch, which says what to add. A new stretch begins
+with each new leader of a partition, since only then can a log have lost its end, and its numbers follow from the clock, so they lie above
+all that an earlier one gave. The stretches are written into a topic of their own before anybody uses them. Who restores an older broker
+restores that topic with it: it knows nothing of the stretches since, and new ones begin above them.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Final, cast
+
+import msgspec
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+
+from tapeline.beside import beside
+from tapeline.errors import TapelineError, Unavailable
+from tapeline.records import RAW_TOPIC, TOPICS, Topic
+from tapeline.streams.kafka.cluster import ASK_S, Cluster
+from tapeline.streams.kafka.messages import Stretch, position_beside
+
+log = logging.getLogger(__name__)
+
+#: Rows in a message are counted in so many bits of a position; and in so many before there were stretches.
+_BITS: Final = 16
+_BITS_BEFORE: Final = 20
+#: Numbers are counted from the year 2000 on, and each second has so many (2^31): 32,768 messages. They fit 63 bits until 2136.
+_SINCE_NS: Final = 946_684_800 * 10**9
+_SECOND_BITS: Final = 31
+#: What is read is given out only where a look that began so long ago at most has found the same lives.
+_SURE_S: Final = 3.0
+_LOOK_EVERY_S: Final = 1.0
+_LOOK_S: Final = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Where to read on from a position."""
+
+    offset: int
+    #: Nothing that is there has given this position: it is one of a life that is gone.
+    lost: bool = False
+    #: Retention has removed what lay there.
+    removed: bool = False
+
+
+class StretchRow(msgspec.Struct, frozen=True, array_like=True):
+    """A stretch as it is written down."""
+
+    topic: str
+    topic_id: str
+    partition: int
+    epoch: int
+    base: int
+    bits: int
+    end: int
+
+
+class _Lost(msgspec.Struct, frozen=True, array_like=True):
+    """A position of which somebody found that what had given it is gone."""
+
+    topic: str
+    topic_id: str
+    partition: int
+    position: int
+
+
+class _Record(msgspec.Struct, frozen=True, omit_defaults=True):
+    stretches: tuple[StretchRow, ...] = ()
+    lost: tuple[_Lost, ...] = ()
+
+
+_Place = tuple[str, int]
+
+
+def number_of(now_ns: int) -> int:
+    """The position that a stretch gives to what comes next when it begins now."""
+    return ((now_ns - _SINCE_NS) << _SECOND_BITS) // 10**9 >> _BITS << _BITS
+
+
+def stretches_of(rows: Sequence[StretchRow]) -> list[Stretch]:
+    """The stretches of a partition as they were written down, by whomever. The first word about an epoch holds, and none goes back."""
+    found: list[Stretch] = []
+    for row in rows:
+        if not found:
+            found.append(Stretch(row.epoch, row.base, row.bits, row.end))
+        elif row.epoch > found[-1].epoch:
+            base = max(row.base, found[-1].position(row.end) - (row.end << row.bits))
+            found.append(Stretch(row.epoch, base, row.bits, row.end))
+    return found
+
+
+class Numbering:
+    """The stretches of all topics, kept up to date; and where a position is found in Kafka."""
+
+    def __init__(self, cluster: Cluster, clock: Callable[[], int] = time.time_ns) -> None:
+        self._cluster, self._clock = cluster, clock
+        cluster.when_found(self.look)
+        self._lock = threading.RLock()
+        self._consumers: dict[str, Consumer] = {}
+        self._producer: Producer | None = None
+        self._ids: dict[str, str] = {}
+        self._records: list[_Record] | None = None
+        self._read_to = 0
+        self._stretches: dict[_Place, list[Stretch]] = {}
+        self._known: dict[_Place, tuple[int, int]] = {}  # a position that is certain, and its offset
+        self._heard = -1
+        self._looked_s = float("-inf")
+        self._looking: Future[None] | None = None
+        #: Counts the times at which something that was known was gone: who reads has to find its place again.
+        self.version = 0
+
+    # ---- what is known
+
+    def stretch(self, topic: Topic, partition: int, epoch: int | None) -> Stretch:
+        """The one that numbers the messages of a leader's epoch. Raises Unavailable."""
+        epoch = -1 if epoch is None else epoch
+        found = self._of(topic, partition)
+        if not found or epoch > found[-1].epoch:
+            self.look()
+            found = self._of(topic, partition)
+            if not found or epoch > found[-1].epoch:
+                raise Unavailable(f"{self._cluster.name(topic)} {partition} has a new leader, and nobody has written down its numbers yet.")
+        return found[bisect_left(found, epoch, key=lambda one: one.epoch)]
+
+    def _of(self, topic: Topic, partition: int) -> list[Stretch]:
+        return self._stretches.get((topic.name, partition), [])
+
+    def remember(self, topic: Topic, partition: int, position: int, offset: int) -> None:
+        """What was just read says where a position is."""
+        self._known[topic.name, partition] = (position, offset)
+
+    def about(self, topic: Topic, partition: int, position: int) -> int:
+        """The offset of a position, for who looks at lags with Kafka's own tools; where it is not certain, about."""
+        if (known := self._known.get((topic.name, partition))) is not None and known[0] == position:
+            return known[1]
+        found = self._of(topic, partition)
+        for one, following in zip(found, [*found[1:], None], strict=True):
+            offset = one.offset(position)
+            if following is None or offset <= following.end:
+                return max(0, offset)
+        return 0
+
+    def begun(self, topic: Topic) -> dict[int, int]:
+        """For each partition, where its present life begins; as `Stream.lives`. Raises Unavailable."""
+        self.fresh()
+        with self._lock:
+            lives = {p: max(0, found[0].base) if found else 0 for p in range(self._cluster.count(topic)) for found in [self._of(topic, p)]}
+            for record in self._records or ():
+                for one in record.lost:
+                    if one.topic == topic.name and one.topic_id == self._ids.get(one.topic) and one.partition in lives:
+                        lives[one.partition] = max(lives[one.partition], one.position)
+            return lives
+
+    def ends(self, topic: Topic) -> dict[int, int]:
+        """For each partition, the position of what comes next; 0 where nothing has ever come. Raises Unavailable."""
+        found = self._cluster.latest([(self._cluster.name(topic), p) for p in range(self._cluster.count(topic))])
+        return {p: self.stretch(topic, p, epoch).position(offset) if offset else 0 for (_, p), (offset, epoch) in found.items()}
+
+    # ---- keeping it up to date
+
+    def fresh(self) -> None:
+        """See to it that what is known is not older than `_SURE_S`. Raises Unavailable."""
+        age = time.monotonic() - self._looked_s
+        if age > _SURE_S or self._heard != self._cluster.heard:
+            self.look()
+        elif age > _LOOK_EVERY_S:
+            self.glance()
+
+    def glance(self) -> None:
+        """Look beside the caller, if that is due."""
+        if time.monotonic() - self._looked_s > _LOOK_EVERY_S and (self._looking is None or self._looking.done()):
+            self._looking = beside(self._look_beside, "lives")
+
+    def _look_beside(self) -> None:
+        try:
+            self.look()
+        except TapelineError as error:
+            log.debug("%s", error)  # who needs it looks again, and says so
+            time.sleep(_LOOK_EVERY_S)
+
+    def look(self) -> None:
+        """Ask which lives the topics have now, and write down the stretches that nobody has. Raises Unavailable."""
+        with self._lock:
+            heard, began = self._cluster.heard, time.monotonic()
+            ids, latest = self._asked()
+            lives = self._cluster.lives
+            if (
+                self._records is None
+                or heard != self._heard
+                or ids != self._ids
+                or latest[lives, 0][0] != self._read_to
+                or any(place[0] != lives and self._lacks(place, epoch) for place, (_, epoch) in latest.items())
+            ):
+                remade = self._ids.get(lives, ids[lives]) != ids[lives]
+                kept = [row for rows in self._rows(ids).values() for row in rows] if remade else []
+                if kept:  # somebody has removed the topic with the stretches alone
+                    self._write(_Record(stretches=tuple(kept)))
+                self._reload(ids)
+                rows = self._new(ids, latest)
+                if rows:
+                    self._write(_Record(stretches=tuple(rows)))
+                    self._reload(ids)
+            self._heard, self._looked_s = heard, began
+
+    def _asked(self) -> tuple[dict[str, str], dict[_Place, tuple[int, int]]]:
+        """The topics' ids by their names (without the prefix), and each partition's end with its leader's epoch."""
+        cluster = self._cluster
+        names = {topic.name: cluster.name(topic) for topic in TOPICS.values()} | {cluster.lives: cluster.lives}
+        ids = cluster.ids(list(names.values()), _LOOK_S)
+        if len(ids) < len(names) or any(ids[name] != self._ids.get(key, ids[name]) for key, name in names.items()):
+            cluster.find_topics(_LOOK_S)
+            ids = cluster.ids(list(names.values()), _LOOK_S)
+        short = {name: key for key, name in names.items()}
+        places = [(cluster.name(topic), p) for topic in TOPICS.values() for p in range(cluster.counted(topic))]
+        found = cluster.latest([*places, (cluster.lives, 0)], _LOOK_S)
+        return {key: ids[name] for key, name in names.items()}, {(short[name], p): end for (name, p), end in found.items()}
+
+    def _lacks(self, place: _Place, epoch: int) -> bool:
+        found = self._stretches.get(place)
+        return not found or epoch > found[-1].epoch
+
+    def _new(self, ids: Mapping[str, str], latest: Mapping[_Place, tuple[int, int]]) -> list[StretchRow]:
+        """The stretches that are to be begun now."""
+        rows = []
+        upgraded = not self._records and not self._marked()
+        for (name, partition), (end, epoch) in latest.items():
+            if name == self._cluster.lives or not self._lacks((name, partition), epoch):
+                continue
+            found = self._stretches.get((name, partition))
+            if not found and upgraded and end:
+                # Written before there were stretches: positions in stores and groups stay what they are.
+                rows.append(StretchRow(name, ids[name], partition, epoch, 0, _BITS_BEFORE, end))
+                continue
+            rows.append(StretchRow(name, ids[name], partition, epoch, number_of(self._clock()) - (end << _BITS), _BITS, end))
+        return rows
+
+    def _marked(self) -> bool:
+        """Whether a group has a position that came of a stretch: then the topic with the stretches is new, and the others are not."""
+        found = self._cluster.committed(self._consumer("normalize"), RAW_TOPIC, range(self._cluster.counted(RAW_TOPIC)), _LOOK_S)
+        return any(position_beside(one.metadata) is not None for one in found)
+
+    def _rows(self, ids: Mapping[str, str]) -> dict[_Place, list[StretchRow]]:
+        rows: dict[_Place, list[StretchRow]] = {}
+        for record in self._records or ():
+            for row in record.stretches:
+                if ids.get(row.topic) == row.topic_id:
+                    rows.setdefault((row.topic, row.partition), []).append(row)
+        return rows
+
+    def _reload(self, ids: Mapping[str, str]) -> None:
+        self._records, self._read_to = self._read_all()
+        before, same = self._stretches, {name for name, one in ids.items() if self._ids.get(name) == one}
+        self._stretches = {place: stretches_of(rows) for place, rows in self._rows(ids).items()}
+        self._ids = dict(ids)
+        gone = {place: [one for one in found if one not in self._stretches.get(place, [])] for place, found in before.items()}
+        gone = {place: found for place, found in gone.items() if found}
+        if gone:
+            self.version += 1
+            self._known = {}
+            log.warning("Kafka has forgotten what it held: %s.", ", ".join(f"{name} {partition}" for name, partition in sorted(gone)))
+            lost = [_Lost(name, ids[name], p, found[-1].position(found[-1].end) + 1) for (name, p), found in gone.items() if name in same]
+            if lost:
+                self._write(_Record(lost=tuple(lost)))
+                self._records, self._read_to = self._read_all()
+
+    def _read_all(self) -> tuple[list[_Record], int]:
+        records = []
+        consumer = self._consumer("lives")
+        with self._cluster.told():
+            consumer.assign([TopicPartition(self._cluster.lives, 0, OFFSET_BEGINNING)])
+            while (message := self._next(consumer, self._cluster.lives)).error() is None:
+                try:
+                    records.append(msgspec.json.decode(message.value() or b"", type=_Record))
+                except msgspec.MsgspecError:
+                    log.warning("%s holds something that is not ours at offset %s.", self._cluster.lives, message.offset())
+            consumer.unassign()
+        return records, int(cast("int", message.offset()))
+
+    def _write(self, record: _Record) -> None:
+        """Raises Unavailable."""
+        if self._producer is None:
+            settings = {"enable_idempotence": True, "acks": "all", "linger_ms": 0, "message_timeout_ms": int(_LOOK_S * 1000)}
+            self._producer = Producer(self._cluster.client(**settings))
+        failed: list[KafkaError] = []
+        with self._cluster.told():
+            self._producer.produce(
+                self._cluster.lives,
+                msgspec.json.encode(record),
+                partition=0,
+                on_delivery=lambda error, _: failed.append(error) if error is not None else None,
+            )
+            left = self._producer.flush(_LOOK_S + 1.0)
+            if failed or left:
+                self._producer = None
+                raise KafkaException(failed[0] if failed else KafkaError(KafkaError._TIMED_OUT))
+
+    # ---- where a position is
+
+    def find(self, topic: Topic, positions: Mapping[int, int], *, reading: bool = False) -> dict[int, Found]:
+        """The offsets at which to read on. `reading`: who asks has read up to there, and what is lost is lost to it. Raises Unavailable."""
+        found = {}
+        for partition, position in positions.items():
+            known = self._known.get((topic.name, partition))
+            if position <= 0:
+                found[partition] = Found(OFFSET_BEGINNING)
+            elif known is not None and known[0] == position:
+                found[partition] = Found(known[1])
+            else:
+                found[partition] = self._found(topic, partition, position)
+                self.remember(topic, partition, position, found[partition].offset)
+        if reading:
+            self._tell(topic, {p: positions[p] for p, one in found.items() if one.lost})
+            for partition, one in found.items():
+                if one.removed:
+                    log.error(
+                        "%s %d: what was to be read next is gone: the topic's retention has removed it. It goes on at offset %d; what lay "
+                        "before and was not read is lost to this stage. Keep more (retention.ms), or read faster.",
+                        self._cluster.name(topic),
+                        partition,
+                        one.offset,
+                    )
+        return found
+
+    def _tell(self, topic: Topic, positions: Mapping[int, int]) -> None:
+        lost = tuple(
+            _Lost(topic.name, self._ids[topic.name], partition, position + 1)
+            for partition, position in positions.items()
+            if position >= self.begun(topic).get(partition, 0)
+        )
+        if lost:
+            with self._lock:
+                self._write(_Record(lost=lost))
+                self._records, self._read_to = self._read_all()
+
+    def _found(self, topic: Topic, partition: int, position: int) -> Found:
+        low, high = self._cluster.watermarks(self._consumer("look"), topic, partition)
+        stretches = self._of(topic, partition)
+        last = stretches[-1]
+        if last.end <= last.offset(position) <= high:
+            return Found(max(low, last.offset(position)), removed=last.offset(position) < low)
+        for at in reversed(range(len(stretches))):
+            one, offset = stretches[at], stretches[at].offset(position)
+            least = stretches[at - 1].end if at else 0
+            most = min(high, stretches[at + 1].end if at + 1 < len(stretches) else high)
+            if least <= offset <= most and self._is_of(topic, partition, one, offset, low):
+                return Found(max(low, offset), removed=offset < low)
+        return self._searched(topic, partition, position, low, high)
+
+    def _is_of(self, topic: Topic, partition: int, one: Stretch, offset: int, low: int) -> bool:
+        """Whether it was this stretch that gave the position at an offset: what lies before it has lower numbers."""
+        if offset <= low:
+            first = self._message_at(topic, partition, low)
+            return first is None or first[1].epoch >= one.epoch
+        before = self._message_at(topic, partition, offset - 1)
+        if before is not None and before[0] == offset - 1 and before[1] != one:
+            if before[1].epoch > one.epoch:
+                return False
+            following = self._message_at(topic, partition, offset)
+            return following is None or following[1] == one
+        return before is None or before[1] == one
+
+    def _searched(self, topic: Topic, partition: int, position: int, low: int, high: int) -> Found:
+        """Numbers rise with the offsets: so by halving."""
+        least, most, before, following = low, high, None, high
+        while least < most:
+            middle = (least + most) // 2
+            first = self._message_at(topic, partition, middle)
+            if first is None or first[1].position(first[0]) >= position:
+                most, following = middle, first[0] if first is not None else high
+            else:
+                least, before = first[0] + 1, first[1]
+        begun = self.begun(topic).get(partition, 0)
+        gave = before is not None and position <= before.position(max(least, following))
+        return Found(least, lost=not gave and position >= begun, removed=False)
+
+    def number_at(self, topic: Topic, partition: int, offset: int) -> int:
+        """The position of an offset. Raises Unavailable."""
+        if offset <= 0:
+            return 0
+        last = self._of(topic, partition)[-1]
+        if offset >= last.end:
+            return last.position(offset)
+        first = self._message_at(topic, partition, offset)
+        return last.position(offset) if first is None else first[1].position(offset)
+
+    def least_at(self, topic: Topic, partition: int, offset: int) -> int:
+        """A position that lies before all that is found at an offset or behind it."""
+        return max(0, self._of(topic, partition)[0].position(offset))
+
+    def _message_at(self, topic: Topic, partition: int, offset: int) -> tuple[int, Stretch] | None:
+        """The first message at or after an offset, with its stretch; None where there is none."""
+        name, consumer = self._cluster.name(topic), self._consumer("look")
+        with self._lock, self._cluster.told():
+            consumer.assign([TopicPartition(name, partition, offset)])
+            message = self._next(consumer, name)
+            consumer.unassign()
+        if message.error() is not None:
+            return None
+        return int(cast("int", message.offset())), self.stretch(topic, partition, message.leader_epoch())
+
+    def _next(self, consumer: Consumer, name: str) -> Message:
+        """The next message, or the one that says that there is none. Raises KafkaException."""
+        deadline = time.monotonic() + ASK_S
+        while time.monotonic() < deadline:
+            message = consumer.poll(0.1)
+            error = message.error() if message is not None else None
+            if message is None or (error is not None and error.retriable()):
+                continue
+            if error is None or error.code() == KafkaError._PARTITION_EOF:
+                return message
+            if error.code() not in (KafkaError._ALL_BROKERS_DOWN, KafkaError._TRANSPORT):
+                raise KafkaException(error)
+        raise self._cluster.silent(f"{name} could not be read within {ASK_S:.0f} s")
+
+    def _consumer(self, purpose: str) -> Consumer:
+        if purpose not in self._consumers:
+            settings = {"isolation_level": "read_uncommitted", "fetch_wait_max_ms": 10}
+            self._consumers[purpose] = self._cluster.consumer(purpose, **settings)
+        return self._consumers[purpose]
+
+    def close(self) -> None:
+        with self._lock:
+            for consumer in self._consumers.values():
+                consumer.close()
+            self._consumers = {}
