@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from confluent_kafka.admin import AdminClient
 from processes import block, ledger
 
 from proving import proof
@@ -142,6 +143,66 @@ def test_a_redis_that_comes_back_empty_while_everything_runs_and_once_more_after
     settle(home, market, again)
     # Events that were on their way at the stop may be lost. The ledger shows them as a gap.
     what_came_after_is_kept_and_what_is_lost_is_a_gap(home, market, stopped)
+
+
+TOPICS_OF_KAFKA = {"raw": ["market-data.raw"], "normalized": [TICKS_TOPIC.name], "everything": ["market-data.raw", TICKS_TOPIC.name]}
+
+
+@pytest.mark.parametrize("what", TOPICS_OF_KAFKA)
+@pytest.mark.parametrize("running", [True, False], ids=["running", "stopped"])
+def test_topics_of_kafka_that_are_removed(what: str, running: bool, home: Home, venue: Callable[..., VenueProcess], own_kafka: Any) -> None:
+    server = own_kafka()
+    market = venue("binance", "--rate", "400", "--seed", "3")
+    run = start(home, market, f'[stream]\nurl = "{server.url}"\npartitions = 1\n')
+    if not running:
+        run.popen.terminate()
+        assert run.ends() == 0
+    admin = AdminClient({"bootstrap.servers": server.address})
+    for done in admin.delete_topics(TOPICS_OF_KAFKA[what]).values():
+        done.result()
+    lines, before = len(sent(market)), rows(home)
+    if not running:
+        run = home.start("run")
+    until(lambda: rows(home) >= before + 400, "what comes after is kept")
+    status = home.status()
+    if running:
+        lines = len(sent(market))
+        flows(home, 400)
+    settle(home, market, run)
+    what_came_after_is_kept_and_what_is_lost_is_a_gap(home, market, lines + 400)
+    if running or what == "normalized":
+        assert "the stream has begun anew" in run.said
+        assert status["forgotten"]
+
+
+@pytest.mark.parametrize("running", [True, False], ids=["running", "stopped"])
+def test_a_kafka_that_comes_back_from_an_older_copy(running: bool, home: Home, venue: Callable[..., VenueProcess], own_kafka: Any) -> None:
+    server = own_kafka()
+    market = venue("binance", "--rate", "400", "--seed", "3")
+    run = start(home, market, f'[stream]\nurl = "{server.url}"\npartitions = 1\n')
+    server.stop()
+    shutil.copytree(server.data, server.folder / "copy")
+    server.start()
+    flows(home, 800)
+    if not running:
+        run.popen.terminate()
+        assert run.ends() == 0
+    server.stop()
+    shutil.rmtree(server.data)
+    (server.folder / "copy").rename(server.data)
+    server.start()
+    lines, before = len(sent(market)), rows(home)
+    if not running:
+        run = home.start("run")
+    until(lambda: rows(home) >= before + 400, "what comes after is kept")
+    if running:
+        lines = len(sent(market))
+        flows(home, 400)
+    status = home.status()
+    settle(home, market, run)
+    what_came_after_is_kept_and_what_is_lost_is_a_gap(home, market, lines + 400)
+    assert "the stream has begun anew" in run.said
+    assert status["forgotten"]
 
 
 FILES = {"everything": "*", "raw": "raw.sqlite*", "normalized": "normalized.sqlite*", "raw without its log": "raw.sqlite"}

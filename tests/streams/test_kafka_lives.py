@@ -8,9 +8,9 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
-from places import Place, column, everything, nothing, polled
+from places import Place, column, nothing, polled
 
 from made import raws, ticks
 from tapeline.errors import Unavailable
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from tapeline.streams import Member, Stream
 
 LIVES = "market-data.lives"
+kafka = pytest.mark.parametrize("place", ["kafka-arrow"], indirect=True)
 
 
 # How messages are numbered.
@@ -102,52 +103,47 @@ def write(stream: Stream, first: int, count: int, topic: Topic = TICKS_TOPIC, pa
                 time.sleep(0.1)
 
 
-def remove(server: Any, *topics: Topic) -> None:
-    admin = AdminClient({"bootstrap.servers": server.address})
-    for done in admin.delete_topics([topic.name for topic in topics]).values():
+def remove(place: Place, *names: str) -> None:
+    admin = AdminClient({"bootstrap.servers": place.address})
+    for done in admin.delete_topics(list(names)).values():
         done.result()
 
-    def gone() -> bool:
-        found = admin.list_topics(timeout=10).topics
-        return not {topic.name for topic in topics} & set(found)
 
-    until(gone, "the topics are gone")
-
-
-def make(server: Any, *topics: Topic) -> None:
+def make(place: Place, *names: str) -> None:
     """As an administrator does, with the settings that a topic has by itself."""
-    admin = AdminClient({"bootstrap.servers": server.address})
+    admin = AdminClient({"bootstrap.servers": place.address})
 
     def made() -> bool:
-        wanted = [NewTopic(topic.name, 2, 1) for topic in topics if topic.name not in admin.list_topics(timeout=10).topics]
-        with suppress(Exception):
-            for done in admin.create_topics(wanted).values() if wanted else ():
+        with suppress(KafkaException):  # it is there already, or not quite gone yet
+            for done in admin.create_topics([NewTopic(name, 3, 1) for name in names if name not in topics_of(place)]).values():
                 done.result()
-        return {topic.name for topic in topics} <= set(admin.list_topics(timeout=10).topics)
+        return set(names) <= topics_of(place)
 
     until(made, "the topics are there")
 
 
+def topics_of(place: Place) -> set[str]:
+    return set(AdminClient({"bootstrap.servers": place.address}).list_topics(timeout=10).topics)
+
+
 @pytest.fixture
 def broker(own_place: Callable[..., tuple[Place, Any]]) -> tuple[Place, Any]:
-    return own_place("kafka-arrow", {"settings": {"file.delete.delay.ms": "100"}}, partitions=2)
+    return own_place("kafka-arrow")
 
 
+@kafka
 @pytest.mark.parametrize("topic", [RAW_TOPIC, TICKS_TOPIC], ids=["raw", "normalized"])
 @pytest.mark.parametrize("more", [3, 30], ids=["shorter than it was", "longer than it was"])
 @pytest.mark.parametrize("by", ["an administrator", "Tapeline"])
-def test_of_a_topic_that_was_made_anew_while_nobody_read_everything_is_read(
-    broker: tuple[Place, Any], topic: Topic, more: int, by: str
-) -> None:
-    place, server = broker
+def test_of_a_topic_that_was_made_anew_while_nobody_read_everything_is_read(place: Place, topic: Topic, more: int, by: str) -> None:
     stream = place.open()
     write(stream, 0, 10, topic)
     kept = Kept(stream, topic=topic)
     kept.until(9)
     stream.acknowledge("lake", topic, kept.positions)
-    remove(server, topic)
+    remove(place, place.name(topic))
     if by == "an administrator":
-        make(server, topic)
+        make(place, place.name(topic))
     place.close()
     write(place.open(), 100, more, topic)
     again = Kept(place.open(), kept.positions, topic)
@@ -160,16 +156,16 @@ def test_of_a_topic_that_was_made_anew_while_nobody_read_everything_is_read(
     assert again.stream.ends(topic)[0] == again.positions[0] > kept.positions[0]
 
 
+@kafka
 @pytest.mark.parametrize("more", [3, 30], ids=["shorter than it was", "longer than it was"])
-def test_a_reader_that_runs_while_its_topic_is_made_anew_reads_everything_that_comes(broker: tuple[Place, Any], more: int) -> None:
-    place, server = broker
+def test_a_reader_that_runs_while_its_topic_is_made_anew_reads_everything_that_comes(place: Place, more: int) -> None:
     stream = place.open()
     write(stream, 0, 10)
     kept = Kept(stream)
     kept.until(9)
     before = list(kept.offsets)
-    remove(server, TICKS_TOPIC)
-    make(server, TICKS_TOPIC)
+    remove(place, place.name(TICKS_TOPIC))
+    make(place, place.name(TICKS_TOPIC))
     writing = place.open()
     write(writing, 100, more)
     kept.until(*range(100, 100 + more))
@@ -178,21 +174,17 @@ def test_a_reader_that_runs_while_its_topic_is_made_anew_reads_everything_that_c
     assert not set(before) & set(kept.offsets[10:])
 
 
-def test_a_topic_that_somebody_removes_under_stages_that_run_is_made_again(broker: tuple[Place, Any]) -> None:
-    place, server = broker
+@kafka
+def test_a_topic_that_somebody_removes_under_stages_that_run_is_made_again(place: Place) -> None:
     stream = place.open()
     write(stream, 0, 10)
     kept = Kept(stream)
     kept.until(9)
-    remove(server, TICKS_TOPIC)
-    until(lambda: kept.step() or TICKS_TOPIC.name in topics_of(server), "it is made again")
+    remove(place, place.name(TICKS_TOPIC))
+    until(lambda: kept.step() or place.name(TICKS_TOPIC) in topics_of(place), "it is made again")
     write(place.open(), 100, 20)
     kept.until(*range(100, 120))
     assert kept.numbers == [*range(10), *range(100, 120)]
-
-
-def topics_of(server: Any) -> set[str]:
-    return set(AdminClient({"bootstrap.servers": server.address}).list_topics(timeout=10).topics)
 
 
 # What normalize, a member of a group, makes of it.
@@ -226,12 +218,10 @@ class Working:
         until(there, f"{numbers} are read")
 
 
+@kafka
 @pytest.mark.parametrize("running", [True, False], ids=["running", "stopped"])
 @pytest.mark.parametrize("more", [3, 30], ids=["shorter than it was", "longer than it was"])
-def test_a_member_of_a_group_reads_everything_of_a_raw_topic_that_was_made_anew(
-    broker: tuple[Place, Any], more: int, *, running: bool
-) -> None:
-    place, server = broker
+def test_a_member_of_a_group_reads_everything_of_a_raw_topic_that_was_made_anew(place: Place, more: int, *, running: bool) -> None:
     stream = place.open()
     write(stream, 0, 10, RAW_TOPIC)
     working = Working(stream)
@@ -240,11 +230,8 @@ def test_a_member_of_a_group_reads_everything_of_a_raw_topic_that_was_made_anew(
     before = stream.positions("normalize", RAW_TOPIC)[0]
     if not running:
         working.member.close()
-    remove(server, RAW_TOPIC)
-    make(server, RAW_TOPIC)
-    # A commit that comes late, as of a worker that had not heard of it yet.
-    late = Consumer({"bootstrap.servers": server.address, "group.id": "other"})
-    late.close()
+    remove(place, place.name(RAW_TOPIC))
+    make(place, place.name(RAW_TOPIC))
     write(place.open(), 100, more, RAW_TOPIC)
     if not running:
         working = Working(place.open())
@@ -256,19 +243,19 @@ def test_a_member_of_a_group_reads_everything_of_a_raw_topic_that_was_made_anew(
         assert working.crossed == {0}
 
 
-def test_a_place_of_the_life_before_that_a_group_still_has_is_none_in_the_new_one(broker: tuple[Place, Any]) -> None:
-    place, server = broker
+@kafka
+def test_a_place_of_the_life_before_that_a_group_still_has_is_none_in_the_new_one(place: Place) -> None:
     stream = place.open()
     write(stream, 0, 10, RAW_TOPIC)
     working = Working(stream)
     working.until(9)
     working.member.close()
-    (said,) = _committed(server, "tapeline-normalize")
-    remove(server, RAW_TOPIC)
-    make(server, RAW_TOPIC)
+    (said,) = _committed(place, "normalize")
+    remove(place, place.name(RAW_TOPIC))
+    make(place, place.name(RAW_TOPIC))
     write(place.open(), 100, 30, RAW_TOPIC)
-    group = Consumer({"bootstrap.servers": server.address, "group.id": "tapeline-normalize"})
-    group.commit(offsets=[TopicPartition(RAW_TOPIC.name, 0, said.offset, said.metadata)], asynchronous=False)
+    group = Consumer({"bootstrap.servers": place.address, "group.id": f"{place.prefix}tapeline-normalize"})
+    group.commit(offsets=[TopicPartition(place.name(RAW_TOPIC), 0, said.offset, said.metadata)], asynchronous=False)
     group.close()
     again = Working(place.open())
     again.until(*range(100, 130))
@@ -276,9 +263,9 @@ def test_a_place_of_the_life_before_that_a_group_still_has_is_none_in_the_new_on
     assert again.crossed == {0}
 
 
-def _committed(server: Any, group: str) -> list[TopicPartition]:
-    consumer = Consumer({"bootstrap.servers": server.address, "group.id": group})
-    found: list[TopicPartition] = consumer.committed([TopicPartition(RAW_TOPIC.name, 0)], timeout=20)
+def _committed(place: Place, group: str) -> list[TopicPartition]:
+    consumer = Consumer({"bootstrap.servers": place.address, "group.id": f"{place.prefix}tapeline-{group}"})
+    found: list[TopicPartition] = consumer.committed([TopicPartition(place.name(RAW_TOPIC), 0)], timeout=20)
     consumer.close()
     return found
 
@@ -382,7 +369,7 @@ def test_of_a_new_and_empty_broker_everything_is_read_though_positions_of_the_ol
 
 def test_topics_of_before_keep_the_positions_that_stores_and_groups_have_of_them(broker: tuple[Place, Any]) -> None:
     place, server = broker
-    make(server, *TOPICS.values())
+    make(place, *(topic.name for topic in TOPICS.values()))
     old = Producer({"bootstrap.servers": server.address})
     for number in range(10):
         old.produce(TICKS_TOPIC.name, bytes(_encoded(ticks({"symbol": "A", "sequence": number}))), partition=0)
@@ -413,9 +400,9 @@ def _encoded(batch: Any) -> memoryview:
     return arrow.encode(batch)
 
 
+@kafka
 @pytest.mark.parametrize("running", [True, False], ids=["running", "stopped"])
-def test_where_the_topic_that_says_the_numbers_is_removed_alone_nothing_is_passed_over(broker: tuple[Place, Any], *, running: bool) -> None:
-    place, server = broker
+def test_where_the_topic_that_says_the_numbers_is_removed_alone_nothing_is_passed_over(place: Place, *, running: bool) -> None:
     stream = place.open()
     write(stream, 0, 10)
     write(stream, 0, 10, RAW_TOPIC)
@@ -424,10 +411,9 @@ def test_where_the_topic_that_says_the_numbers_is_removed_alone_nothing_is_passe
     working.member.close()
     kept = Kept(stream)
     kept.until(9)
-    admin = AdminClient({"bootstrap.servers": server.address})
-    admin.delete_topics([LIVES])[LIVES].result()
+    remove(place, place.prefix + LIVES)
     if running:
-        until(lambda: kept.step() or LIVES in topics_of(server), "it is made again")
+        until(lambda: kept.step() or place.prefix + LIVES in topics_of(place), "it is made again")
     else:
         place.close()
         kept = Kept(place.open(), kept.positions)
@@ -438,12 +424,12 @@ def test_where_the_topic_that_says_the_numbers_is_removed_alone_nothing_is_passe
         assert len(set(kept.offsets)) == len(kept.offsets)
 
 
-def test_what_several_readers_see_first_has_one_number(broker: tuple[Place, Any]) -> None:
-    place, _ = broker
+@kafka
+def test_what_several_readers_see_first_has_one_number(place: Place) -> None:
     streams = [place.open() for _ in range(4)]
     write(place.open(), 0, 5)
     kept = [Kept(stream) for stream in streams]
     for one in kept:
         one.until(4)
     assert len({tuple(one.offsets) for one in kept}) == 1
-    assert column(streams[0], TICKS_TOPIC, "sequence") == [number for chunk in everything(streams[1], TICKS_TOPIC) for number in chunk.batch["sequence"].to_pylist()]
+    assert column(streams[0], TICKS_TOPIC, "sequence") == kept[1].numbers
