@@ -380,6 +380,20 @@ def test_a_server_that_went_away_is_named_by_every_call(own_place: Any, name: st
             wanted[call]()
 
 
+def test_who_tells_a_kafka_that_went_away_how_far_it_is_waits_for_seconds_and_so_does_its_end(own_place: Any) -> None:
+    place, server = own_place("kafka-arrow")
+    stream = place.open()
+    stream.append(TICKS_TOPIC, ticks({"symbol": "A"}), 0)
+    stream.acknowledge("lake", TICKS_TOPIC, stream.ends(TICKS_TOPIC))
+    assert stream.positions("lake", TICKS_TOPIC) == stream.ends(TICKS_TOPIC)
+    server.stop()
+    begun = time.monotonic()
+    with pytest.raises(Unavailable):
+        stream.acknowledge("lake", TICKS_TOPIC, {0: 1 << 20})
+    stream.close()
+    assert time.monotonic() - begun < 9.0
+
+
 @pytest.mark.parametrize("place", ["kafka-arrow"], indirect=True)
 def test_a_group_that_has_nothing_to_hand_out_yet_says_nothing_of_who_holds_a_lease(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     class HandsOutNothingAtFirst(Consumer):

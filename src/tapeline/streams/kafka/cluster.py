@@ -46,6 +46,8 @@ _LOOK_AGAIN_S: Final = 1.0
 _ASK_METADATA_S: Final = 1.0
 #: A client asks at least so often which partitions there are and who leads them.
 _REFRESH_S: Final = 10.0
+#: A broker that is back is found so soon.
+_RECONNECT_S: Final = 2.0
 
 
 #: Takes librdkafka's own lines: what they tell comes as an error as well, and is said in our words.
@@ -63,6 +65,10 @@ _NO_LEADER: Final = frozenset(
         KafkaError.UNSTABLE_OFFSET_COMMIT,
     }
 )
+
+
+#: A client believes in no leader of an epoch below one that it has seen: where a broker came back from an older copy, only a new one helps.
+_OTHER_EPOCH: Final = frozenset({KafkaError.UNKNOWN_LEADER_EPOCH, KafkaError.FENCED_LEADER_EPOCH})
 
 
 class Cluster:
@@ -186,8 +192,11 @@ class Cluster:
             try:
                 return question()
             except KafkaException as error:
-                if error.args[0].code() not in _NO_LEADER or time.monotonic() > deadline:
+                code = error.args[0].code()
+                if (code not in _NO_LEADER and code not in _OTHER_EPOCH) or time.monotonic() > deadline:
                     raise self._errors.meaning(error, "a request failed") from error
+                if code in _OTHER_EPOCH:
+                    self._admin = None
                 between()
                 time.sleep(0.1)
 
@@ -369,6 +378,7 @@ def _client(config: StreamConfig, password: Secret) -> dict[str, Any]:
     tls = parts["scheme"] == "kafkas"
     settings: dict[str, Any] = {"bootstrap.servers": parts["hosts"], "security.protocol": "SSL" if tls else "PLAINTEXT"}
     settings["topic.metadata.refresh.interval.ms"] = int(_REFRESH_S * 1000)
+    settings["reconnect.backoff.max.ms"] = int(_RECONNECT_S * 1000)
     if config.ca_file:
         settings["ssl.ca.location"] = config.ca_file
     if parts["user"]:

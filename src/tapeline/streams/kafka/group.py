@@ -52,17 +52,31 @@ class GroupMember:
         self._totals: dict[int, dict[str, int]] = {}
         self._rewind_due = self._given = False
         self._rows_each = 1.0
-        self._consumer = cluster.consumer(
-            group,
+        self._before: dict[int, int] = {}  # where it was in a life that is gone
+        self._name, self._commit_every_s = cluster.owned(f"{group}-{name}"), commit_every_s
+        self._consumer, self._transactions = self._joined()
+
+    def _joined(self) -> tuple[Consumer, _Transactions]:
+        consumer = self._cluster.consumer(
+            self._group,
             partition_assignment_strategy="cooperative-sticky",
             session_timeout_ms=int(_SESSION_S * 1000),
             heartbeat_interval_ms=int(_SESSION_S * 1000 / 3),
             max_poll_interval_ms=300_000,
         )
-        self._name, self._commit_every_s = cluster.owned(f"{group}-{name}"), commit_every_s
-        self._transactions = self._anew()
-        with cluster.told():
-            self._consumer.subscribe([cluster.name(topic)], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost_all)
+        with self._cluster.told():
+            consumer.subscribe([self._cluster.name(self._topic)], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost_all)
+        return consumer, _Transactions(self._cluster, consumer, self._name, self._commit_every_s)
+
+    def _join_again(self) -> None:
+        """After Kafka has forgotten something. A client believes in no leader of an epoch below one that it has seen."""
+        self._before |= self._mine
+        self._transactions.leave()
+        with self._cluster.told():
+            self._consumer.close()
+        self._mine, self._offsets, self._totals = {}, {}, {}
+        self._version, self._rewind_due, self._given = self._numbering.version, False, False
+        self._consumer, self._transactions = self._joined()
 
     @property
     def partitions(self) -> Sequence[int]:
@@ -94,6 +108,8 @@ class GroupMember:
 
     def _messages(self, max_rows: int) -> list[Message]:
         """What has come of the member's own partitions, from where it is in each."""
+        if self._version != self._numbering.version:
+            self._join_again()
         self._watch()
         with self._cluster.told():
             first = self._consumer.poll(_POLL_S)
@@ -118,10 +134,8 @@ class GroupMember:
             self._numbering.fresh()
         else:
             self._numbering.glance()
-        if self._version != self._numbering.version:
-            self._rewind_due = True  # what came is of a life that is gone, or lies behind what is still to be read
-            return []
-        return messages
+        # Else it is of a life that is gone, or lies behind what is still to be read.
+        return messages if self._version == self._numbering.version else []
 
     def commit(self, chunk: Chunk, outputs: Outputs, totals: Totals) -> None:
         self._given = False
@@ -240,9 +254,9 @@ class GroupMember:
             log.warning("%s Transactions of this worker that the broker had not ended are undone now, and made again.", error)
             found = self._cluster.committed(self._consumer, self._topic, partitions, _PENDING_S)
         self._numbering.fresh()
-        self._version, begun = self._numbering.version, self._numbering.begun(self._topic)
+        begun = self._numbering.begun(self._topic)
         for one in found:
-            before, position = self._mine.get(one.partition, 0), position_beside(one.metadata)
+            before, position = self._before.get(one.partition, 0), position_beside(one.metadata)
             if one.offset < 0:  # a group forgets its place in a topic that is removed
                 position = before if before < begun[one.partition] else 0
             elif position is None:

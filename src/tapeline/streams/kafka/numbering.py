@@ -39,6 +39,7 @@ _SECOND_BITS: Final = 31
 _SURE_S: Final = 3.0
 _LOOK_EVERY_S: Final = 1.0
 _LOOK_S: Final = 5.0
+_READS: Final[dict[str, object]] = {"isolation_level": "read_uncommitted", "fetch_wait_max_ms": 10}
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +107,6 @@ class Numbering:
         cluster.when_found(self.look)
         self._lock = threading.RLock()
         self._consumers: dict[str, Consumer] = {}
-        self._producer: Producer | None = None
         self._ids: dict[str, str] = {}
         self._records: list[_Record] | None = None
         self._read_to = 0
@@ -266,6 +266,7 @@ class Numbering:
         if gone:
             self.version += 1
             self._known = {}
+            self._let_go()
             log.warning("Kafka has forgotten what it held: %s.", ", ".join(f"{name} {partition}" for name, partition in sorted(gone)))
             lost = [_Lost(name, ids[name], p, found[-1].position(found[-1].end) + 1) for (name, p), found in gone.items() if name in same]
             if lost:
@@ -273,34 +274,34 @@ class Numbering:
                 self._records, self._read_to = self._read_all()
 
     def _read_all(self) -> tuple[list[_Record], int]:
+        """By a client of its own, which knows nothing of before: it is done seldom."""
         records = []
-        consumer = self._consumer("lives")
-        with self._cluster.told():
-            consumer.assign([TopicPartition(self._cluster.lives, 0, OFFSET_BEGINNING)])
-            while (message := self._next(consumer, self._cluster.lives)).error() is None:
-                try:
-                    records.append(msgspec.json.decode(message.value() or b"", type=_Record))
-                except msgspec.MsgspecError:
-                    log.warning("%s holds something that is not ours at offset %s.", self._cluster.lives, message.offset())
-            consumer.unassign()
+        consumer = self._cluster.consumer("lives", **_READS)
+        try:
+            with self._cluster.told():
+                consumer.assign([TopicPartition(self._cluster.lives, 0, OFFSET_BEGINNING)])
+                while (message := self._next(consumer, self._cluster.lives)).error() is None:
+                    try:
+                        records.append(msgspec.json.decode(message.value() or b"", type=_Record))
+                    except msgspec.MsgspecError:
+                        log.warning("%s holds something that is not ours at offset %s.", self._cluster.lives, message.offset())
+        finally:
+            consumer.close()
         return records, int(cast("int", message.offset()))
 
     def _write(self, record: _Record) -> None:
-        """Raises Unavailable."""
-        if self._producer is None:
-            settings = {"enable_idempotence": True, "acks": "all", "linger_ms": 0, "message_timeout_ms": int(_LOOK_S * 1000)}
-            self._producer = Producer(self._cluster.client(**settings))
+        """By a client of its own too: one that a broker has forgotten may refuse for good. Raises Unavailable."""
+        producer = Producer(self._cluster.client(acks="all", linger_ms=0, message_timeout_ms=int(_LOOK_S * 1000)))
         failed: list[KafkaError] = []
         with self._cluster.told():
-            self._producer.produce(
+            producer.produce(
                 self._cluster.lives,
                 msgspec.json.encode(record),
                 partition=0,
                 on_delivery=lambda error, _: failed.append(error) if error is not None else None,
             )
-            left = self._producer.flush(_LOOK_S + 1.0)
+            left = producer.flush(_LOOK_S + 1.0)
             if failed or left:
-                self._producer = None
                 raise KafkaException(failed[0] if failed else KafkaError(KafkaError._TIMED_OUT))
 
     # ---- where a position is
@@ -423,9 +424,13 @@ class Numbering:
 
     def _consumer(self, purpose: str) -> Consumer:
         if purpose not in self._consumers:
-            settings = {"isolation_level": "read_uncommitted", "fetch_wait_max_ms": 10}
-            self._consumers[purpose] = self._cluster.consumer(purpose, **settings)
+            self._consumers[purpose] = self._cluster.consumer(purpose, **_READS)
         return self._consumers[purpose]
+
+    def _let_go(self) -> None:
+        for consumer in self._consumers.values():
+            beside(consumer.close, "close")
+        self._consumers = {}
 
     def close(self) -> None:
         with self._lock:

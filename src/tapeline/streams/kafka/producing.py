@@ -227,7 +227,6 @@ class RawProducer:
                     message_timeout_ms=int(timeout_s * 1000),
                     message_max_bytes=MESSAGE_BYTES,
                     queue_buffering_max_kbytes=131_072,
-                    reconnect_backoff_max_ms=2_000,
                 )
             )
         return self._producer

@@ -8,8 +8,9 @@ from typing import Final
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
+from tapeline.beside import beside
 from tapeline.records import Chunk, Topic
-from tapeline.streams.kafka.cluster import ASK_S, Cluster
+from tapeline.streams.kafka.cluster import Cluster
 from tapeline.streams.kafka.messages import chunk_of, place
 from tapeline.streams.kafka.numbering import Numbering
 
@@ -32,6 +33,8 @@ MOVED: Final = frozenset(
     }
 )
 _TRIES_EVERY_S: Final = 0.05
+#: How long an answer is waited for: who is told to stop waits for it.
+_WAIT_S: Final = 5.0
 
 
 class Reader:
@@ -61,16 +64,15 @@ class Reader:
             raise
 
     def _read(self, positions: Mapping[int, int], max_rows: int, offsets: Mapping[int, int] | None) -> Chunk | None:
-        consumer = self._consumer = self._consumer or self._cluster.consumer("reader", **self._fetch)
         begin = dict(positions)
-        deadline = time.monotonic() + ASK_S
+        deadline = time.monotonic() + _WAIT_S
         wait_s = 0.0
         while True:
-            if begin != self._at or self._version != self._numbering.version:
-                self._assign(consumer, begin, offsets)
+            if self._consumer is None or begin != self._at or self._version != self._numbering.version:
+                self._assign(begin, offsets)
             most = max(1, min(MOST_MESSAGES, int(max_rows / self._rows_each)))
             with self._cluster.told():
-                messages = self._sorted_out(consumer.consume(most, wait_s))
+                messages = self._sorted_out(self._client().consume(most, wait_s))
             if messages is not None:
                 if messages:
                     self._numbering.fresh()
@@ -99,13 +101,21 @@ class Reader:
             self._numbering.remember(self._topic, partition, chunk.next[partition], offset + 1)
         return chunk
 
-    def _assign(self, consumer: Consumer, begin: dict[int, int], offsets: Mapping[int, int] | None) -> None:
+    def _client(self) -> Consumer:
+        self._consumer = self._consumer or self._cluster.consumer("reader", **self._fetch)
+        return self._consumer
+
+    def _assign(self, begin: dict[int, int], offsets: Mapping[int, int] | None) -> None:
         self._numbering.fresh()
+        if self._version != self._numbering.version and self._consumer is not None:
+            # A client believes in no leader of an epoch below one that it has seen.
+            beside(self._consumer.close, "close")
+            self._consumer = None
         self._version = self._numbering.version
         found = offsets or {p: one.offset for p, one in self._numbering.find(self._topic, begin, reading=not self._looks).items()}
         name = self._cluster.name(self._topic)
         with self._cluster.told():
-            consumer.assign([TopicPartition(name, partition, offset) for partition, offset in found.items()])
+            self._client().assign([TopicPartition(name, partition, offset) for partition, offset in found.items()])
         self._at, self._ended, self._uncut = begin, set(), set(begin)
 
     def _sorted_out(self, messages: Sequence[Message]) -> list[Message] | None:
