@@ -164,10 +164,10 @@ def test_topics_of_kafka_that_are_removed(what: str, running: bool, home: Home, 
     if not running:
         run = home.start("run")
     until(lambda: rows(home) >= before + 400, "what comes after is kept")
-    status = home.status()
     if running:
         lines = len(sent(market))
         flows(home, 400)
+    status = home.status()
     settle(home, market, run)
     what_came_after_is_kept_and_what_is_lost_is_a_gap(home, market, lines + 400)
     if running or what == "normalized":

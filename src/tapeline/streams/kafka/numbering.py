@@ -38,6 +38,8 @@ _SECOND_BITS: Final = 31
 #: What is read is given out only where a look that began so long ago at most has found the same lives.
 _SURE_S: Final = 3.0
 _LOOK_EVERY_S: Final = 1.0
+#: No broker goes away and comes back in less. One of several that stays away is met again and again.
+_BACK_S: Final = 0.5
 _LOOK_S: Final = 5.0
 _READS: Final[dict[str, object]] = {"isolation_level": "read_uncommitted", "fetch_wait_max_ms": 10}
 
@@ -170,7 +172,7 @@ class Numbering:
     def fresh(self) -> None:
         """See to it that what is known is not older than `_SURE_S`. Raises Unavailable."""
         age = time.monotonic() - self._looked_s
-        if age > _SURE_S or self._heard != self._cluster.heard:
+        if age > _SURE_S or (age > _BACK_S and self._heard != self._cluster.heard):
             self.look()
         elif age > _LOOK_EVERY_S:
             self.glance()
