@@ -97,11 +97,11 @@ class GroupMember:
             return None
         begin = {partition: self._mine[partition] for partition in {place(message)[0] for message in messages}}
         try:
-            chunk = chunk_of(self._topic, messages, begin, self._numbering.stretch)
+            chunk, behind = chunk_of(self._topic, messages, begin, self._numbering.stretch)
         except TapelineError:
             self._rewind_due = True
             raise
-        self._offsets |= {partition: offset + 1 for partition, offset in map(place, messages)}
+        self._offsets |= behind
         self._rows_each = max(1.0, 0.5 * (self._rows_each + chunk.rows / len(messages)))
         self._given = True
         return chunk

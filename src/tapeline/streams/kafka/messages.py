@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
@@ -58,40 +57,30 @@ def place(message: Message) -> tuple[int, int]:
     return partition, offset
 
 
-def chunk_of(topic: Topic, messages: Sequence[Message], begin: Mapping[int, int], numbers: Numbers) -> Chunk:
-    """Messages as one chunk, those of each partition in order."""
+def chunk_of(topic: Topic, messages: Sequence[Message], begin: Mapping[int, int], numbers: Numbers) -> tuple[Chunk, dict[int, int]]:
+    """Messages as one chunk, those of each partition in order; and for each partition Kafka's offset behind the last one."""
     places = [place(message) for message in messages]
     values = [message.value() or b"" for message in messages]
     batch, counts = codecs.decode(topic, values, lambda at: f"The message at offset {places[at][1]} of partition {places[at][0]}")
-    partition = np.repeat(np.array([some for some, _ in places], np.int32), counts)
-    first, ends = _positions(topic, messages, places, numbers)
-    rows = np.array(counts, np.int64)
-    begins = np.repeat(np.cumsum(rows) - rows, rows)  # of each row's message
-    offset = np.repeat(first, counts) + np.arange(len(partition), dtype=np.int64) - begins
-    return Chunk(topic, batch, partition, offset, dict(begin), dict(begin) | ends)
-
-
-def _positions(
-    topic: Topic, messages: Sequence[Message], places: Sequence[tuple[int, int]], numbers: Numbers
-) -> tuple[npt.NDArray[np.int64], dict[int, int]]:
-    """The position of each message, and the one behind the last of each partition.
-
-    The epoch of a leader is asked of the first and the last message of a partition: between equal ones it is the same."""
-    where = np.array([some for some, _ in places], np.int64)
+    where = np.array([some for some, _ in places], np.int32)
     offsets = np.array([some for _, some in places], np.int64)
-    found = np.empty(len(places), np.int64)
-    ends = {}
+    first, ends = np.empty(len(places), np.int64), dict(begin)
+    behind = {}
     for partition in np.unique(where).tolist():
         mine = np.flatnonzero(where == partition)
-        first, last = messages[mine[0]].leader_epoch(), messages[mine[-1]].leader_epoch()
-        stretch = numbers(topic, partition, last)
-        if first == last:
-            found[mine] = (offsets[mine] << stretch.bits) + stretch.base
+        behind[partition] = int(offsets[mine[-1]]) + 1
+        # Between two messages of one leader's epoch all are of it.
+        epoch = messages[mine[-1]].leader_epoch()
+        stretch = numbers(topic, partition, epoch)
+        ends[partition] = stretch.position(behind[partition])
+        if messages[mine[0]].leader_epoch() == epoch:
+            first[mine] = (offsets[mine] << stretch.bits) + stretch.base
         else:
-            for at in mine.tolist():
-                found[at] = numbers(topic, partition, messages[at].leader_epoch()).position(int(offsets[at]))
-        ends[partition] = stretch.position(int(offsets[mine[-1]]) + 1)
-    return found, ends
+            first[mine] = [numbers(topic, partition, messages[at].leader_epoch()).position(places[at][1]) for at in mine.tolist()]
+    rows = np.array(counts, np.int64)
+    begins = np.repeat(np.cumsum(rows) - rows, rows)  # of each row's message
+    offset = np.repeat(first, counts) + np.arange(len(begins), dtype=np.int64) - begins
+    return Chunk(topic, batch, np.repeat(where, counts), offset, dict(begin), ends), behind
 
 
 def produce(producer: Producer, topic: Topic, batch: pa.RecordBatch, cluster: Cluster) -> None:

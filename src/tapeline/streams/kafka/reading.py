@@ -92,13 +92,17 @@ class Reader:
             if messages is None:
                 time.sleep(_TRIES_EVERY_S)
             wait_s = 0.02
-        floor = begin if self._uncut.isdisjoint(came := {place(message)[0] for message in messages}) else dict.fromkeys(begin, 0)
-        chunk = chunk_of(self._topic, messages, floor, self._numbering.stretch).after(begin)
-        self._uncut -= came
+        floor = begin
+        if self._uncut:
+            came = {place(message)[0] for message in messages}
+            floor = begin if self._uncut.isdisjoint(came) else dict.fromkeys(begin, 0)
+            self._uncut -= came
+        chunk, behind = chunk_of(self._topic, messages, floor, self._numbering.stretch)
+        chunk = chunk.after(begin)
         self._rows_each = max(1.0, 0.5 * (self._rows_each + chunk.rows / len(messages)))
         self._at = dict(chunk.next)
-        for partition, offset in dict(map(place, messages)).items():
-            self._numbering.remember(self._topic, partition, chunk.next[partition], offset + 1)
+        for partition, offset in behind.items():
+            self._numbering.remember(self._topic, partition, chunk.next[partition], offset)
         return chunk
 
     def _client(self) -> Consumer:
