@@ -315,7 +315,8 @@ def test_a_reader_whose_records_kafka_has_removed_says_so_and_goes_on(place: Pla
             stream.append(topic, raws(number, 1) if topic is RAW_TOPIC else ticks({"sequence": number, "symbol": "X"}), 1)
     reading, position = place.open(), stream.before_end(TICKS_TOPIC, 15)
     chunk = reading.read(TICKS_TOPIC, position, 1)
-    stream.acknowledge("normalize", RAW_TOPIC, {1: 3 << 20})
+    offsets = [offset for chunk in everything(stream, RAW_TOPIC) for offset in chunk.offset.tolist()]
+    stream.acknowledge("normalize", RAW_TOPIC, {1: offsets[3]})
     admin = AdminClient({"bootstrap.servers": place.address})
     from confluent_kafka import TopicPartition
 

@@ -187,6 +187,7 @@ class KafkaStream:
         if self._producer is not None:
             self._producer.close(0.0)
         self._numbering.close()
+        self._cluster.close()
         self._readers, self._lookers, self._producer = {}, {}, None
 
     def _watermarks(self, topic: Topic) -> dict[int, tuple[int, int]]:

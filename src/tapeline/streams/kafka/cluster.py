@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any, Final, TypeVar
 from urllib.parse import unquote
 
-from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, KafkaError, KafkaException, TopicCollection, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicCollection, TopicPartition
 from confluent_kafka.admin import AdminClient, ConfigResource, OffsetSpec  # type: ignore[attr-defined]  # public, and not marked as exported
 from confluent_kafka.cimpl import NewTopic
 
@@ -84,6 +84,11 @@ class Cluster:
         self._looking: Future[None] | None = None
         self._admin: AdminClient | None = None
         self._asking = threading.Lock()
+        self._movers: dict[str, _Mover] = {}
+        #: Counts the times at which brokers were found to know less than before: clients that knew more are of no use then.
+        self.forgot = 0
+        #: Looks for that, beside the caller, if it is due.
+        self.glance: Callable[[], None] = lambda: None
 
     @property
     def usual_partitions(self) -> int:
@@ -196,7 +201,7 @@ class Cluster:
                 if (code not in _NO_LEADER and code not in _OTHER_EPOCH) or time.monotonic() > deadline:
                     raise self._errors.meaning(error, "a request failed") from error
                 if code in _OTHER_EPOCH:
-                    self._admin = None
+                    self._admin, self.forgot = None, self.forgot + 1
                 between()
                 time.sleep(0.1)
 
@@ -254,17 +259,19 @@ class Cluster:
     def move(self, group: str, places: Sequence[TopicPartition]) -> None:
         """Write down where a group is that has no members. Raises Unavailable.
 
-        Not by a consumer: what a broker leaves unanswered there is waited for without an end, in its close too."""
-        name = self.owned(group)
+        A consumer's own waiting for that has no end while there is no broker, and an administrator's request may end the process."""
+        mover = self._movers[group] = self._movers.get(group) or _Mover(self, group)
+        try:
+            self.asked(lambda: mover.move(places), patience_s=_TELL_S)
+        except BaseException:
+            del self._movers[group]
+            beside(mover.close, "close")  # it waits for the answer, for half a minute
+            raise
 
-        def ask() -> None:
-            asked = [ConsumerGroupTopicPartitions(name, list(places))]
-            found = _answered(self._asker().alter_consumer_group_offsets(asked, request_timeout=_TELL_S)[name], _TELL_S)
-            for one in found.topic_partitions:
-                if one.error is not None:
-                    raise KafkaException(one.error)
-
-        self.asked(ask, patience_s=_TELL_S)
+    def close(self) -> None:
+        for mover in self._movers.values():
+            mover.close()
+        self._movers = {}
 
     @staticmethod
     def _listed(admin: AdminClient, patience_s: float) -> Mapping[str, Any]:
@@ -360,6 +367,32 @@ class Cluster:
             if time.monotonic() > deadline:
                 raise Unavailable(f"Kafka at {self._config.shown} has made the topics {', '.join(names)}, and no broker leads them yet.")
             time.sleep(0.05)
+
+
+class _Mover:
+    """A client that writes down where a group is, and waits for the answer with a bound."""
+
+    def __init__(self, cluster: Cluster, group: str) -> None:
+        self._answers: list[tuple[KafkaError | None, list[TopicPartition]]] = []
+        settings = cluster.client(group_id=cluster.owned(group), enable_auto_commit=False)
+        self._consumer = Consumer({**settings, "on_commit": lambda error, places: self._answers.append((error, places))})
+
+    def move(self, places: Sequence[TopicPartition]) -> None:
+        """Raises KafkaException."""
+        self._answers.clear()
+        self._consumer.commit(offsets=list(places), asynchronous=True)
+        deadline = time.monotonic() + _TELL_S
+        while not self._answers:
+            if time.monotonic() > deadline:
+                raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
+            self._consumer.poll(0.02)
+        error, answered = self._answers[0]
+        for one in (error, *(some.error for some in answered)):
+            if one is not None:
+                raise KafkaException(one)
+
+    def close(self) -> None:
+        self._consumer.close()
 
 
 def _answered(answer: Future[Any], patience_s: float) -> Any:

@@ -107,6 +107,7 @@ class Numbering:
     def __init__(self, cluster: Cluster, clock: Callable[[], int] = time.time_ns) -> None:
         self._cluster, self._clock = cluster, clock
         cluster.when_found(self.look)
+        cluster.glance = self.glance
         self._lock = threading.RLock()
         self._consumers: dict[str, Consumer] = {}
         self._ids: dict[str, str] = {}
@@ -117,8 +118,11 @@ class Numbering:
         self._heard = -1
         self._looked_s = float("-inf")
         self._looking: Future[None] | None = None
-        #: Counts the times at which something that was known was gone: who reads has to find its place again.
-        self.version = 0
+
+    @property
+    def version(self) -> int:
+        """Counts the times at which something that was known was gone: who reads has to find its place again, by a new client."""
+        return self._cluster.forgot
 
     # ---- what is known
 
@@ -266,9 +270,8 @@ class Numbering:
         gone = {place: [one for one in found if one not in self._stretches.get(place, [])] for place, found in before.items()}
         gone = {place: found for place, found in gone.items() if found}
         if gone:
-            self.version += 1
-            self._known = {}
-            self._let_go()
+            self._cluster.forgot += 1
+            self._known, self._consumers = {}, {}  # who is using one goes on with it, so none is closed here
             log.warning("Kafka has forgotten what it held: %s.", ", ".join(f"{name} {partition}" for name, partition in sorted(gone)))
             lost = [_Lost(name, ids[name], p, found[-1].position(found[-1].end) + 1) for (name, p), found in gone.items() if name in same]
             if lost:
@@ -319,7 +322,8 @@ class Numbering:
                 found[partition] = Found(known[1])
             else:
                 found[partition] = self._found(topic, partition, position)
-                self.remember(topic, partition, position, found[partition].offset)
+                if not (found[partition].lost or found[partition].removed):  # that is to be said to who reads
+                    self.remember(topic, partition, position, found[partition].offset)
         if reading:
             self._tell(topic, {p: positions[p] for p, one in found.items() if one.lost})
             for partition, one in found.items():
@@ -428,11 +432,6 @@ class Numbering:
         if purpose not in self._consumers:
             self._consumers[purpose] = self._cluster.consumer(purpose, **_READS)
         return self._consumers[purpose]
-
-    def _let_go(self) -> None:
-        for consumer in self._consumers.values():
-            beside(consumer.close, "close")
-        self._consumers = {}
 
     def close(self) -> None:
         with self._lock:

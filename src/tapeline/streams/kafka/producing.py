@@ -57,6 +57,7 @@ class RawProducer:
         self._arrived: set[int] = set()
         self._settled = 0
         self._failed: KafkaError | None = None
+        self._forgot = cluster.forgot
         self._recovery: Future[Mapping[int, Container[int]]] | None = None
         self._recover_at = 0.0
         self._waits = backoff(Random(), cap_s=_RECOVER_MOST_S)
@@ -73,6 +74,13 @@ class RawProducer:
     def settled(self) -> int:
         if self._producer is not None:
             self._producer.poll(0)
+        self._cluster.glance()
+        if self._forgot != self._cluster.forgot:
+            # A client believes in no leader of an epoch below one that it has seen, and would wait for ever.
+            self._forgot = self._cluster.forgot
+            if self._producer is not None and self._failed is None:
+                self._failed = KafkaError(KafkaError._FATAL, "the broker has forgotten what it held")
+                self.trouble = f"Kafka's client has given up: {self._failed.str()}. A new one sends what has not arrived."
         if self._failed is not None:
             self._begin_again(self._failed)
         with suppress(Unavailable):  # its queue is full: the rest follows
@@ -147,6 +155,8 @@ class RawProducer:
 
     def write(self, topic: Topic, parts: Sequence[tuple[int, pa.RecordBatch]]) -> None:
         """Write and wait. Raises Unavailable."""
+        if self._forgot != self._cluster.forgot:
+            self._forgot, self._producer = self._cluster.forgot, None
         producer = self._made(timeout_s=30.0)
         failed: list[KafkaError] = []
 
