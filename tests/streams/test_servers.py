@@ -313,10 +313,9 @@ def test_a_reader_whose_records_kafka_has_removed_says_so_and_goes_on(place: Pla
     for topic in (RAW_TOPIC, TICKS_TOPIC):
         for number in range(20):
             stream.append(topic, raws(number, 1) if topic is RAW_TOPIC else ticks({"sequence": number, "symbol": "X"}), 1)
-    reading, position = place.open(), stream.before_end(TICKS_TOPIC, 15)
-    chunk = reading.read(TICKS_TOPIC, position, 1)
-    offsets = [offset for chunk in everything(stream, RAW_TOPIC) for offset in chunk.offset.tolist()]
-    stream.acknowledge("normalize", RAW_TOPIC, {1: offsets[3]})
+    raw, made = ([offset for chunk in everything(stream, topic) for offset in chunk.offset.tolist()] for topic in (RAW_TOPIC, TICKS_TOPIC))
+    stream.acknowledge("normalize", RAW_TOPIC, {1: raw[3]})
+    position = {1: made[5]}
     admin = AdminClient({"bootstrap.servers": place.address})
     from confluent_kafka import TopicPartition
 
@@ -331,7 +330,6 @@ def test_a_reader_whose_records_kafka_has_removed_says_so_and_goes_on(place: Pla
     assert drained(member, 8) == [b"%d " % n for n in range(12, 20)]
     assert "retention has removed it" in caplog.text
     member.close()
-    del chunk
 
 
 # Unreachable.

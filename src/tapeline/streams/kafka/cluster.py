@@ -233,8 +233,8 @@ class Cluster:
 
     def ids(self, names: Sequence[str], patience_s: float) -> dict[str, str]:
         """Of those topics that are there, what tells each from an earlier one of its name. Raises Unavailable."""
-        found = {}
-        for name, described in self._asker().describe_topics(TopicCollection(list(names)), request_timeout=patience_s).items():
+        found, admin = {}, self._asker()
+        for name, described in admin.describe_topics(TopicCollection(list(names)), request_timeout=patience_s).items():
             try:
                 found[name] = str(_answered(described, patience_s).topic_id)
             except KafkaException as error:
@@ -249,7 +249,8 @@ class Cluster:
 
         def ask() -> dict[tuple[str, int], tuple[int, int]]:
             found = {}
-            for place, answer in self._asker().list_offsets(asked, request_timeout=patience_s).items():
+            admin = self._asker()  # kept until all have answered, though another one may take its place
+            for place, answer in admin.list_offsets(asked, request_timeout=patience_s).items():
                 end = _answered(answer, patience_s)
                 found[place.topic, place.partition] = (end.offset, -1 if end.leader_epoch is None else end.leader_epoch)
             return found
