@@ -178,12 +178,15 @@ def test_topics_of_kafka_that_are_removed(what: str, running: bool, home: Home, 
 @pytest.mark.parametrize("running", [True, False], ids=["running", "stopped"])
 def test_a_kafka_that_comes_back_from_an_older_copy(running: bool, home: Home, venue: Callable[..., VenueProcess], own_kafka: Any) -> None:
     server = own_kafka()
-    market = venue("binance", "--rate", "400", "--seed", "3")
+    market = venue("binance", "--rate", "100", "--seed", "3")
     run = start(home, market, f'[stream]\nurl = "{server.url}"\npartitions = 1\n')
+    run.popen.terminate()
+    assert run.ends() == 0
     server.stop()
     shutil.copytree(server.data, server.folder / "copy")
     server.start()
-    flows(home, 800)
+    run = home.start("run")
+    flows(home, 400)
     if not running:
         run.popen.terminate()
         assert run.ends() == 0
@@ -194,10 +197,10 @@ def test_a_kafka_that_comes_back_from_an_older_copy(running: bool, home: Home, v
     lines, before = len(sent(market)), rows(home)
     if not running:
         run = home.start("run")
-    until(lambda: rows(home) >= before + 400, "what comes after is kept")
+    until(lambda: rows(home) >= before + 100, "what comes after is kept")
     if running:
         lines = len(sent(market))
-        flows(home, 400)
+        flows(home, 100)
     status = home.status()
     settle(home, market, run)
     what_came_after_is_kept_and_what_is_lost_is_a_gap(home, market, lines + 400)
