@@ -129,13 +129,23 @@ class Numbering:
     def stretch(self, topic: Topic, partition: int, epoch: int | None) -> Stretch:
         """The one that numbers the messages of a leader's epoch. Raises Unavailable."""
         epoch = -1 if epoch is None else epoch
-        found = self._of(topic, partition)
-        if not found or epoch > found[-1].epoch:
+        found = self._all_of(topic, partition)
+        if epoch > found[-1].epoch:
             self.look()
-            found = self._of(topic, partition)
-            if not found or epoch > found[-1].epoch:
+            found = self._all_of(topic, partition)
+            if epoch > found[-1].epoch:
                 raise Unavailable(f"{self._cluster.name(topic)} {partition} has a new leader, and nobody has written down its numbers yet.")
         return found[bisect_left(found, epoch, key=lambda one: one.epoch)]
+
+    def _all_of(self, topic: Topic, partition: int) -> list[Stretch]:
+        """Those of a topic that may have been made anew a moment ago. Raises Unavailable."""
+        found = self._of(topic, partition)
+        if not found:
+            self.look()
+            found = self._of(topic, partition)
+        if not found:
+            raise Unavailable(f"{self._cluster.name(topic)} {partition} has a new leader, and nobody has written down its numbers yet.")
+        return found
 
     def _of(self, topic: Topic, partition: int) -> list[Stretch]:
         return self._stretches.get((topic.name, partition), [])
@@ -350,7 +360,7 @@ class Numbering:
 
     def _found(self, topic: Topic, partition: int, position: int) -> Found:
         low, high = self._cluster.watermarks(self._consumer("look"), topic, partition)
-        stretches = self._of(topic, partition)
+        stretches = self._all_of(topic, partition)
         last = stretches[-1]
         if last.end <= last.offset(position) <= high:
             return Found(max(low, last.offset(position)), removed=last.offset(position) < low)
@@ -393,7 +403,7 @@ class Numbering:
         """The position of an offset. Raises Unavailable."""
         if offset <= 0:
             return 0
-        last = self._of(topic, partition)[-1]
+        last = self._all_of(topic, partition)[-1]
         if offset >= last.end:
             return last.position(offset)
         first = self._message_at(topic, partition, offset)
@@ -401,7 +411,7 @@ class Numbering:
 
     def least_at(self, topic: Topic, partition: int, offset: int) -> int:
         """A position that lies before all that is found at an offset or behind it."""
-        return max(0, self._of(topic, partition)[0].position(offset))
+        return max(0, self._all_of(topic, partition)[0].position(offset))
 
     def _message_at(self, topic: Topic, partition: int, offset: int) -> tuple[int, Stretch] | None:
         """The first message at or after an offset, with its stretch; None where there is none."""
