@@ -505,6 +505,19 @@ def test_the_ledger_gives_back_what_was_kept_and_changes_what_changed(place: Pla
     assert ledger.load()[1] == {0: 11, 3: 9}
 
 
+def test_the_ledger_gives_the_intervals_of_some_symbols_or_states_alone(place: Place) -> None:
+    other = TRADES._replace(symbol="ETH/USDT")
+    facts = known([trade(1, 1), trade(4, 2), trade(1, 1, symbol="ETHUSDT"), trade(9, 2, symbol="ETHUSDT")])
+    ledger = opened_at(*place)
+    assert ledger.keys() == []
+    ledger.save(facts, {key: (0, intervals(facts, key)) for key in (TRADES, other)}, {0: 4})
+    assert ledger.keys() == [TRADES, other]
+    assert read_intervals(ledger.intervals(["ETH/USDT"])) == {other: intervals(facts, other)}
+    assert read_intervals(ledger.intervals(states=["open"])) == {key: [intervals(facts, key)[1]] for key in (TRADES, other)}
+    assert read_intervals(ledger.intervals(["BTC/USDT"], ["open", "repairing"])) == {TRADES: [intervals(facts, TRADES)[1]]}
+    assert ledger.intervals(["'; DROP"]).num_rows == 0
+
+
 def changed(old: list[Interval], new: list[Interval]) -> tuple[int, list[Interval]]:
     same = next((at for at, (one, other) in enumerate(zip(old, new, strict=False)) if one != other), min(len(old), len(new)))
     return same, new[same:]

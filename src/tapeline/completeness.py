@@ -37,6 +37,7 @@ State = Literal["proven", "reconciled", "open", "repairing", "unrecoverable", "u
 ONGOING: Final = (1 << 63) - 1
 #: What is there, and what is not.
 COVERED: Final[frozenset[State]] = frozenset({"proven", "reconciled", "unprovable"})
+MISSING: Final[frozenset[State]] = frozenset({"open", "repairing", "unrecoverable"})
 
 #: Notices that tell of a connection.
 _TELLING: Final = frozenset({"opened", "subscribed", "closed", "refused", "fetched", "leapt"})

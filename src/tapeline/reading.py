@@ -361,7 +361,7 @@ def connect(*, config: Settings = None) -> duckdb.DuckDBPyConnection:
 def _answered(settings: Settings, selection: Selection, kinds: frozenset[str]) -> list[Answer]:
     from tapeline import wiring
 
-    known = read_intervals(wiring.open_ledger(_loaded(settings)).intervals())
+    known = read_intervals(wiring.open_ledger(_loaded(settings)).intervals(selection.symbols))
     found = []
     for symbol in selection.symbols:
         keys = [key for key in sorted(known) if key.symbol == symbol and selection.provider in (None, key.provider)]

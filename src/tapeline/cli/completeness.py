@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from dataclasses import asdict
 from random import Random
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -34,7 +34,7 @@ from tapeline.records import NS_PER_S
 from tapeline.times import text
 
 if TYPE_CHECKING:
-    from tapeline.completeness import Answer, Interval, Key
+    from tapeline.completeness import Answer, Interval, Key, State
 
 #: How often the ledger is looked at for gaps that have opened.
 _LOOK_EVERY_S: Final = 3.0
@@ -65,14 +65,15 @@ def gaps(
     import pyarrow as pa
 
     from tapeline import times
+    from tapeline.completeness import MISSING
     from tapeline.output import write
     from tapeline.stores.ledger import INTERVALS
 
     settings = load_config(config)
     since_ns = times.parse(since, "--since") if since is not None else None
     rows: list[dict[str, Any]] = []
-    for key, found in _chosen(_known(settings), symbol or (), provider).items():
-        rows += [_row(key, one) for one in _holes(found) if since_ns is None or one.end_ns > since_ns]
+    for key, found in _known(settings, symbol or (), provider, MISSING).items():
+        rows += [_row(key, one) for one in found if since_ns is None or one.end_ns > since_ns]
     if format is Format.table:
         if rows:
             _show_gaps(rows)
@@ -107,7 +108,7 @@ def complete(
     end_ns = min(start_ns + _DAY_NS, max(start_ns, time.time_ns()))
     if end_ns == start_ns:
         raise ConfigError(f"{day} has not begun.")
-    of_symbol = _chosen(_known(settings), (symbol,), None)
+    of_symbol = _known(settings, (symbol,), None)
     chosen = {k: f for k, f in of_symbol.items() if channel in (None, k.channel) and provider in (None, k.provider)}
     if not chosen:
         there = ", ".join(sorted({f"{key.provider} {key.feed} {key.channel}" for key in of_symbol}))
@@ -142,15 +143,15 @@ def repair(
     """
     from tapeline import wiring
     from tapeline.errors import Refused, Unavailable
+    from tapeline.jobs.repair import ASKED_FOR, wanted
     from tapeline.jobs.repair import repair as fill
-    from tapeline.jobs.repair import wanted
     from tapeline.providers.history import WrongPage
 
     settings = load_config(config)
     if follow:
         _keep_repairing(settings)
         return
-    known = _chosen(_known(settings), symbol or (), provider)
+    known = _known(settings, symbol or (), provider, ASKED_FOR)
     chosen = wanted(known, wiring.feeds(settings), time.time_ns())
     if not chosen:
         echo("No gap is known that a provider's history could fill.")
@@ -185,7 +186,7 @@ def repair(
 def _keep_repairing(settings: Config) -> None:
     from tapeline import flow, wiring
     from tapeline.backoff import backoff
-    from tapeline.jobs.repair import KeepRepairing
+    from tapeline.jobs.repair import ASKED_FOR, KeepRepairing
     from tapeline.stores.ledger import read_intervals
 
     stop, random = stop_on_signal(with_parent=True), Random()
@@ -193,7 +194,7 @@ def _keep_repairing(settings: Config) -> None:
         stream, ledger = wiring.open_stream(settings), wiring.open_ledger(settings)
         stage = KeepRepairing(
             stream,
-            lambda: read_intervals(ledger.intervals()),
+            lambda: read_intervals(ledger.intervals(states=ASKED_FOR)),
             wiring.histories(settings, environment(), random, stop.wait),
             StatusFile(settings.root, "repair"),
             stop,
@@ -204,31 +205,28 @@ def _keep_repairing(settings: Config) -> None:
         stream.close()
 
 
-def _known(settings: Config) -> Mapping[Key, list[Interval]]:
+def _known(settings: Config, symbols: Collection[str], provider: str | None, states: Collection[State] = ()) -> dict[Key, list[Interval]]:
+    """The intervals of some symbols, or all, and of a provider, or all. Raises ConfigError for one that the ledger does not know."""
     from tapeline import wiring
     from tapeline.stores.ledger import read_intervals
-
-    found = read_intervals(wiring.open_ledger(settings).intervals())
-    if not found:
-        why = "`ledger = false` is set" if not settings.ledger else "start with `tapeline run` (or `tapeline ledger`)"
-        raise ConfigError(f"There is no ledger in {settings.root} yet: {why}, or name another --config.")
-    return found
-
-
-def _chosen(known: Mapping[Key, list[Interval]], symbols: Collection[str], provider: str | None) -> dict[Key, list[Interval]]:
-    """Those of some symbols and a provider, or of all. Raises ConfigError for one that the ledger does not know."""
     from tapeline.stores.selection import alike
 
-    there = sorted({key.symbol for key in known})
+    ledger = wiring.open_ledger(settings)
+    keys = ledger.keys()
+    if not keys:
+        why = "`ledger = false` is set" if not settings.ledger else "start with `tapeline run` (or `tapeline ledger`)"
+        raise ConfigError(f"There is no ledger in {settings.root} yet: {why}, or name another --config.")
+    there = sorted({key.symbol for key in keys})
     for symbol in symbols:
         if symbol not in there:
             near = alike(symbol, there)
             remedy = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
             raise ConfigError(f"The ledger knows nothing of {symbol!r}.{remedy}")
-    names = sorted({key.provider for key in known})
+    names = sorted({key.provider for key in keys})
     if provider is not None and provider not in names:
         raise ConfigError(f"The ledger knows nothing of {provider!r}. It knows: {', '.join(names)}.")
-    return {key: found for key, found in known.items() if provider in (None, key.provider) and (not symbols or key.symbol in symbols)}
+    found = read_intervals(ledger.intervals(symbols, states))
+    return {key: some for key, some in found.items() if provider in (None, key.provider)}
 
 
 def _so_far(found: Iterable[Interval], start_ns: int, now_ns: int) -> int:
@@ -243,12 +241,6 @@ def _so_far(found: Iterable[Interval], start_ns: int, now_ns: int) -> int:
     reached_ns = min(max((one.end_ns for one in evidence), default=start_ns), now_ns)
     missing = any(one.state not in COVERED and one.end_ns > reached_ns for one in begun)
     return reached_ns if reached_ns > max(start_ns, now_ns - _FRESH_NS) and not missing else now_ns
-
-
-def _holes(found: Iterable[Interval]) -> list[Interval]:
-    from tapeline.completeness import COVERED
-
-    return [one for one in found if one.state not in COVERED]
 
 
 def _row(key: Key, one: Interval) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
-from tapeline.completeness import ONGOING, Interval, Key
+from tapeline.completeness import ONGOING, Interval, Key, State
 from tapeline.errors import Barred, Refused, Unavailable
 from tapeline.jobs.fetching import Source, fetch, partition_of, raw_record
 from tapeline.monitor.status import StatusFile
@@ -73,6 +73,10 @@ def _of_bars(key: Key) -> bool:
     return CHANNELS[key.provider][key.feed][key.channel].kind == "bar"
 
 
+#: The states of gaps that a provider is asked for.
+ASKED_FOR: Final[frozenset[State]] = frozenset({"open", "repairing"})
+
+
 def wanted(known: Mapping[Key, Sequence[Interval]], sources: Container[tuple[str, str]], now_ns: int) -> list[tuple[Key, Interval, Span]]:
     """The gaps that `sources` (provider, feed) can be asked for, and that are no longer on the move; the latest first."""
     found = [
@@ -80,7 +84,7 @@ def wanted(known: Mapping[Key, Sequence[Interval]], sources: Container[tuple[str
         for key, intervals in known.items()
         if key[:2] in sources
         for one in intervals
-        if one.state in ("open", "repairing") and (span := span_of(key, one)) is not None
+        if one.state in ASKED_FOR and (span := span_of(key, one)) is not None
         if span.end_ns + (_SETTLED_NS if span.first is not None else HISTORIES[key.provider].settled_ns(key.channel)) < now_ns
     ]
     return sorted(found, key=lambda gap: -gap[1].start_ns)

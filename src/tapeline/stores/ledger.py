@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Final, Protocol
 
 import pyarrow as pa
 
-from tapeline.completeness import ONGOING, Facts, Interval, Key, Piece
+from tapeline.completeness import ONGOING, Facts, Interval, Key, Piece, State
 from tapeline.folding import Changes
 
 #: The rows of the views `coverage` and `gaps`; `end_ns` is null where an interval goes on.
@@ -22,6 +22,7 @@ INTERVALS: Final = pa.schema(
         pa.field("last_id", pa.int64()),
     ]
 )
+_ROWS_AT_ONCE: Final = 50_000
 #: Topic's name and partition to where its life began.
 Lives = Mapping[tuple[str, int], int]
 
@@ -46,17 +47,21 @@ class Ledger(Protocol):
     def forget(self, keys: Iterable[Key]) -> None:
         """Remove the facts of keys, but for connections; of those that have none, nothing. Raises Unavailable."""
 
-    def intervals(self) -> pa.Table:
-        """Every interval by key and time, as `INTERVALS`; empty where nothing was ever kept. Raises Unavailable, NewerData."""
+    def keys(self) -> list[Key]:
+        """Those of which an interval is known; in order. Raises Unavailable, NewerData."""
+
+    def intervals(self, symbols: Collection[str] = (), states: Collection[State] = ()) -> pa.Table:
+        """Intervals by key and time, as `INTERVALS`: of some symbols, or all; in some states, or all. Raises Unavailable, NewerData."""
 
 
 def read_intervals(table: pa.Table) -> dict[Key, list[Interval]]:
     """The intervals of each key, from a table as `Ledger.intervals` gives it."""
     found: dict[Key, list[Interval]] = {}
-    for row in table.to_pylist():
-        end_ns = ONGOING if row["end_ns"] is None else row["end_ns"]
-        one = Interval(row["start_ns"], end_ns, row["state"], row["evidence"], row["first_id"], row["last_id"])
-        found.setdefault(Key(*(row[name] for name in Key._fields)), []).append(one)
+    for batch in table.to_batches(_ROWS_AT_ONCE):
+        for row in batch.to_pylist():
+            end_ns = ONGOING if row["end_ns"] is None else row["end_ns"]
+            one = Interval(row["start_ns"], end_ns, row["state"], row["evidence"], row["first_id"], row["last_id"])
+            found.setdefault(Key(*(row[name] for name in Key._fields)), []).append(one)
     return found
 
 

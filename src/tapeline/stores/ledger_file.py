@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Final
@@ -11,7 +11,7 @@ from typing import Final
 import msgspec
 import pyarrow as pa
 
-from tapeline.completeness import Facts, Key, Life, Past, Piece, Run
+from tapeline.completeness import Facts, Key, Life, Past, Piece, Run, State
 from tapeline.errors import DiskTrouble, NewerData
 from tapeline.folding import Changes
 from tapeline.stores.ledger import INTERVALS, Lives, pieces_of, rows_of
@@ -50,6 +50,7 @@ _WITH_LIVES: Final = 2
 _WITH_PASTS: Final = 3
 _KEY: Final = "provider = ? AND feed = ? AND channel = ? AND symbol = ?"
 _LOCK_WAIT_S: Final = 30.0
+_ROWS_AT_ONCE: Final = 10_000
 
 
 class LedgerFile:
@@ -112,13 +113,23 @@ class LedgerFile:
             for table in ("runs", "pasts", "pieces"):
                 db.executemany(f"DELETE FROM {table} WHERE {_KEY}", gone)  # noqa: S608 our own names
 
-    def intervals(self) -> pa.Table:
-        names = ", ".join(INTERVALS.names)
+    def keys(self) -> list[Key]:
         with self._read() as db:
-            if db is None:
-                return INTERVALS.empty_table()
-            rows = db.execute(f"SELECT {names} FROM intervals ORDER BY provider, feed, symbol, channel, number").fetchall()  # noqa: S608
-        return pa.Table.from_pylist([dict(zip(INTERVALS.names, row, strict=True)) for row in rows], INTERVALS)
+            rows = db.execute("SELECT provider, feed, channel, symbol FROM intervals WHERE number = 0").fetchall() if db is not None else []
+        return sorted(Key(*row) for row in rows)
+
+    def intervals(self, symbols: Collection[str] = (), states: Collection[State] = ()) -> pa.Table:
+        wanted = [(name, list[str](some)) for name, some in (("symbol", symbols), ("state", states)) if some]
+        where = " AND ".join(f"{name} IN ({', '.join('?' * len(some))})" for name, some in wanted) or "true"
+        query = f"SELECT {', '.join(INTERVALS.names)} FROM intervals WHERE {where} ORDER BY provider, feed, symbol, channel, number"  # noqa: S608
+        values = [value for _, some in wanted for value in some]
+        batches: list[pa.RecordBatch] = []
+        with self._read() as db:
+            rows = db.execute(query, values) if db is not None else None
+            while rows is not None and (some := rows.fetchmany(_ROWS_AT_ONCE)):
+                columns = [pa.array(column, field.type) for column, field in zip(zip(*some, strict=True), INTERVALS, strict=True)]
+                batches.append(pa.RecordBatch.from_arrays(columns, schema=INTERVALS))
+        return pa.Table.from_batches(batches, INTERVALS)
 
     @contextmanager
     def _read(self) -> Iterator[sqlite3.Connection | None]:

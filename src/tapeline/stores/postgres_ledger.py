@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Final
 
 import msgspec
 import pyarrow as pa
 from adbc_driver_manager import dbapi
 
-from tapeline.completeness import Facts, Key, Life, Past, Piece, Run
+from tapeline.completeness import Facts, Key, Life, Past, Piece, Run, State
 from tapeline.folding import Changes
 from tapeline.stores.database import Database
 from tapeline.stores.ledger import INTERVALS, Lives, pieces_of, rows_of
@@ -91,11 +91,18 @@ class PostgresLedger:
             for name in ("forget_runs", "forget_pasts", "forget_pieces"):
                 cursor.executemany(self._sql.one(name), gone)
 
-    def intervals(self) -> pa.Table:
+    def keys(self) -> list[Key]:
+        with self._database.transaction() as cursor:
+            if not self._there(cursor):
+                return []
+            cursor.execute(self._sql.one("keys"))
+            return sorted(Key(*row) for row in cursor.fetchall())
+
+    def intervals(self, symbols: Collection[str] = (), states: Collection[State] = ()) -> pa.Table:
         with self._database.transaction() as cursor:
             if not self._there(cursor):
                 return INTERVALS.empty_table()
-            cursor.execute(self._sql.one("intervals"))
+            cursor.execute(self._sql.one("intervals"), [msgspec.json.encode(list(some)).decode() for some in (symbols, states)])
             found = cursor.fetch_arrow_table()
             return pa.table([found[name].cast(INTERVALS.field(name).type) for name in INTERVALS.names], schema=INTERVALS)
 

@@ -22,9 +22,15 @@ SELECT provider, feed, channel, symbol, body FROM tapeline_ledger_pasts
 -- name: pieces
 SELECT body FROM tapeline_ledger_pieces WHERE provider = $1 AND feed = $2 AND channel = $3 AND symbol = $4 ORDER BY number
 
+-- name: keys
+SELECT provider, feed, channel, symbol FROM tapeline_ledger_intervals WHERE number = 0
+
 -- name: intervals
 SELECT provider, feed, channel, symbol, start_ns, end_ns, state, evidence, first_id, last_id
-FROM tapeline_ledger_intervals ORDER BY provider COLLATE "C", feed COLLATE "C", symbol COLLATE "C", channel COLLATE "C", number
+FROM tapeline_ledger_intervals
+WHERE ($1 = '[]' OR symbol IN (SELECT jsonb_array_elements_text($1::jsonb)))
+    AND ($2 = '[]' OR state IN (SELECT jsonb_array_elements_text($2::jsonb)))
+ORDER BY provider COLLATE "C", feed COLLATE "C", symbol COLLATE "C", channel COLLATE "C", number
 
 -- name: set_position
 INSERT INTO tapeline_ledger_positions (partition, position) VALUES ($1, $2)
