@@ -49,6 +49,8 @@ _LEDGER_REST_S: Final = 0.25
 _LEDGER_FLUSH_NS: Final = NS_PER_S
 #: So often a moment is waited for in which nothing is written.
 _TRIES_AT_REST: Final = 20
+#: So often a stage that finds nothing looks whether the stream ends before its place.
+_LOOK_NS: Final = 60 * NS_PER_S
 #: Of lives that began anew, so many are shown.
 _MOST_TOLD: Final = 16
 #: Where so many records came at once there are probably more: no rest before the next look.
@@ -65,6 +67,27 @@ class Forgotten:
         self._stream, self._group, self._clock = stream, group, clock
         #: Topic, partition and when (ns) it was noticed, of each time; the last ones.
         self.told: list[dict[str, Any]] = []
+        #: Topics and partitions in which the stage stands behind the end.
+        self.ahead: list[tuple[str, int]] = []
+        self._due_ns: dict[Topic, int] = {}
+
+    def look(self, topic: Topic, positions: Mapping[int, int]) -> None:
+        """Once a minute, where a stage finds nothing to read: it may stand behind the end of a stream that began anew below it."""
+        if self._clock() < self._due_ns.get(topic, 0):
+            return
+        self._due_ns[topic] = self._clock() + _LOOK_NS
+        ends = self._stream.ends(topic)
+        ahead = [(topic.name, partition) for partition, position in sorted(positions.items()) if position > ends.get(partition, position)]
+        for name, partition in ahead:
+            log.error(
+                "%s %d: the stream has begun anew while the clock was set back, and ends before the place of %s. What comes now is passed "
+                "over. Set the clock right, then start Tapeline again: what comes from then on is kept. `tapeline gaps` shows what is "
+                "missing.",
+                name,
+                partition,
+                self._group,
+            )
+        self.ahead = [*(place for place in self.ahead if place[0] != topic.name), *ahead]
 
     def met(self, chunk: Chunk) -> list[int]:
         """Look at a chunk before it is used. The partitions that go on in another life than they were read in until now."""
@@ -155,6 +178,7 @@ class Normalize:
                 for name in self._rates
             },
             "forgotten": self._forgotten.told,
+            "ahead": self._forgotten.ahead,
         }
 
     def finish(self) -> None:
@@ -266,6 +290,8 @@ class KeepIn:
             held = self._held[topic]
             rows = sum(chunk.rows for chunk in held)
             chunk = self._stream.read(topic, self._read[topic], self._flush_rows - rows) if rows < self._flush_rows else None
+            if chunk is None and not held:
+                self._forgotten.look(topic, self._read[topic])
             if chunk is not None:
                 self._forgotten.met(chunk)
                 self._since.setdefault(topic, self._clock())
@@ -341,6 +367,7 @@ class KeepIn:
             "rows_per_s": self._rate.take(),
             "tables": {table: totals.parts for table, totals in kept.items()},
             "forgotten": self._forgotten.told,
+            "ahead": self._forgotten.ahead,
             **({"upkeep": self._upkeep.report()} if self._upkeep is not None else {}),
         }
 
@@ -402,7 +429,7 @@ class KeepLedger:
         account = self._account
         self._status.maybe(self._report)
         # What follows may have to ask a stream that is away: then the same chunk is taken up again.
-        chunk = self._at_hand = self._at_hand or self._next()
+        chunk = self._at_hand = self._at_hand or self._next(account.facts)
         if chunk is not None:
             reach = self._taken.reach()
             forget(account.facts, self._forgotten.met(chunk))
@@ -417,13 +444,15 @@ class KeepLedger:
             self._flush(account)
         return chunk is not None and (chunk.rows >= _MORE_ROWS or self._stop.is_set())  # at the end, until nothing comes
 
-    def _next(self) -> Chunk | None:
+    def _next(self, facts: Facts) -> Chunk | None:
         """The next records, as far as every store has what was made of them."""
         reach = self._taken.reach(now=self._stop.is_set())
         if self._ahead is None:
             self._ahead = self._stream.read(RAW_TOPIC, self._read, _CHUNK_ROWS)
             self._read |= self._ahead.next if self._ahead is not None else {}
         if self._ahead is None:
+            self._forgotten.look(RAW_TOPIC, self._read)
+            forget(facts, [partition for _, partition in self._forgotten.ahead])
             return None
         ready, rest = self._ahead.before(reach.settled), self._ahead.after(reach.settled)
         self._ahead = rest if rest.rows else None
@@ -460,6 +489,7 @@ class KeepLedger:
             "keys": self._account.keys if self._account is not None else 0,
             "states": dict(self._account.states()) if self._account is not None else {},
             "forgotten": self._forgotten.told,
+            "ahead": self._forgotten.ahead,
             "passed_over": self._passed_over,
         }
 

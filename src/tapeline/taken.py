@@ -52,7 +52,7 @@ class Taken:
             return self._reach
         self._due_ns = self._clock() + _LOOK_EVERY_NS
         begun = self._asked(self._stream.lives)
-        if self.lives is not None and any(life > self.lives.get(place, 0) for place, life in begun.items()):
+        if self.lives is not None and any(life != self.lives.get(place, 0) for place, life in begun.items()):
             self._open = None
             self._reach = Reach(self._reach.settled, self._stream.positions(self._normalize, RAW_TOPIC))
         self.lives = begun

@@ -5,20 +5,23 @@ from __future__ import annotations
 import shutil
 import threading
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from deltalake import DeltaTable
 from places import Place, column, nothing, polled
 
 from made import raws, ticks
 from tapeline.errors import DiskTrouble
 from tapeline.monitor.status import StatusFile
 from tapeline.providers import identity
-from tapeline.records import NS_PER_MS, RAW_TOPIC, TICKS_TOPIC, Chunk
+from tapeline.records import NS_PER_MS, NS_PER_S, RAW_TOPIC, TICKS_TOPIC, Chunk
 from tapeline.stages import KeepIn
 from tapeline.stores.lake import Lake
+from tapeline.streams.embedded import EmbeddedStream
 from tapeline.streams.lives import birth, crossed
 
 if TYPE_CHECKING:
@@ -192,3 +195,39 @@ def test_a_store_counts_what_it_has_written_once_though_its_word_has_no_answer(
     assert stream.totals("lake")["ticks/read"] == 3
     assert stream.positions("lake", TICKS_TOPIC) == stream.ends(TICKS_TOPIC)
     place.close()
+
+
+def test_a_stage_that_stands_behind_the_end_of_its_stream_says_so_and_a_right_clock_heals_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    now = [1_790_000_000 * NS_PER_S]
+
+    def opened() -> EmbeddedStream:
+        return EmbeddedStream(tmp_path / "stream", 1, born=birth, clock=lambda: now[0])
+
+    def stepped(stream: EmbeddedStream) -> KeepIn:
+        status, stop = StatusFile(tmp_path, "lake"), threading.Event()
+        keep = KeepIn(
+            stream, Lake(tmp_path / "lake", identity), status, stop, group="lake", flush_rows=10, flush_s=0.0, clock=lambda: now[0]
+        )
+        for _ in range(2):
+            keep.step()
+        return keep
+
+    def kept() -> list[int]:
+        return sorted(pa.table(DeltaTable(tmp_path / "lake" / "ticks").to_pyarrow_dataset().to_table())["raw_offset"].to_pylist())
+
+    with closing(opened()) as stream:
+        stream.append(TICKS_TOPIC, ticks({"symbol": "A", "raw_offset": 1}), 0)
+        assert stepped(stream)._forgotten.ahead == []
+    shutil.rmtree(tmp_path / "stream")
+    right, now[0] = now[0] + 60 * NS_PER_S, 0
+    with closing(opened()) as stream:
+        stream.append(TICKS_TOPIC, ticks({"symbol": "A", "raw_offset": 2}), 0)
+        assert stepped(stream)._forgotten.ahead == [(TICKS_TOPIC.name, 0)]
+        assert "ends before the place of lake" in caplog.text
+    now[0] = right
+    with closing(opened()) as stream:
+        stream.append(TICKS_TOPIC, ticks({"symbol": "A", "raw_offset": 3}), 0)
+        assert stepped(stream)._forgotten.ahead == []
+    assert kept() == [1, 3]

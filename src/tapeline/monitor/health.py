@@ -153,6 +153,7 @@ def snapshot(
         "lines": {name: _line(line) for name, line in lines.items() if "pair" in line},
         "backlog": [asdict(backlog) for backlog in backlogs(stream, stores, raw_groups)] if stream is not None else [],
         "forgotten": [{"stage": name, **entry} for name, word in words.items() for entry in word.get("forgotten", [])],
+        "ahead": [[name, *place] for name, word in words.items() for place in word.get("ahead", [])],
         "leaps": [leap for word in ingests for leap in word.get("leaps", [])],
         "passed_over": words.get("ledger", {}).get("passed_over", 0),
         "upkeep": {name: word["upkeep"] for name, word in words.items() if "upkeep" in word},

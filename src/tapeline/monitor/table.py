@@ -144,6 +144,9 @@ def _forgotten(snapshot: Mapping[str, Any]) -> list[Text]:
             style="bold red",
         )
         for one in snapshot["forgotten"]
+    ] + [
+        Text(f"\nforgotten: {topic} {partition} ends before the place of {stage}: set the clock right, start again", style="bold red")
+        for stage, topic, partition in snapshot["ahead"]
     ]
 
 
