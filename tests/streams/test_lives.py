@@ -215,19 +215,19 @@ def test_a_stage_that_stands_behind_the_end_of_its_stream_says_so_and_a_right_cl
         return keep
 
     def kept() -> list[int]:
-        return sorted(pa.table(DeltaTable(tmp_path / "lake" / "ticks").to_pyarrow_dataset().to_table())["raw_offset"].to_pylist())
+        return sorted(pa.table(DeltaTable(tmp_path / "lake" / "ticks").to_pyarrow_dataset().to_table())["sequence"].to_pylist())
 
     with closing(opened()) as stream:
-        stream.append(TICKS_TOPIC, ticks({"symbol": "A", "raw_offset": 1}), 0)
+        stream.append(TICKS_TOPIC, ticks({"symbol": "A", "sequence": 1}), 0)
         assert stepped(stream)._forgotten.ahead == []
     shutil.rmtree(tmp_path / "stream")
     right, now[0] = now[0] + 60 * NS_PER_S, 0
     with closing(opened()) as stream:
-        stream.append(TICKS_TOPIC, ticks({"symbol": "A", "raw_offset": 2}), 0)
+        stream.append(TICKS_TOPIC, ticks({"symbol": "A", "sequence": 2}), 0)
         assert stepped(stream)._forgotten.ahead == [(TICKS_TOPIC.name, 0)]
         assert "ends before the place of lake" in caplog.text
     now[0] = right
     with closing(opened()) as stream:
-        stream.append(TICKS_TOPIC, ticks({"symbol": "A", "raw_offset": 3}), 0)
+        stream.append(TICKS_TOPIC, ticks({"symbol": "A", "sequence": 3}), 0)
         assert stepped(stream)._forgotten.ahead == []
     assert kept() == [1, 3]
