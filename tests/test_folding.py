@@ -244,3 +244,24 @@ def test_a_copy_of_a_record_of_a_connection_that_is_in_the_past_changes_nothing(
     absorb(both.account.facts, part, normalize(part, DECODERS))
     both.flush(now, restart=True)
     assert read_intervals(both.ledger.intervals()) == before
+
+
+@pytest.mark.parametrize("kind", ["file", "postgresql"])
+def test_what_is_older_than_it_is_to_be_kept_goes_and_the_rest_says_the_same(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    both = Two(opened_at(kind, tmp_path / "ledger.sqlite" if kind == "file" else request.getfixturevalue("database")))
+    now = broken(both, 1, 60)
+    before = read_intervals(both.ledger.intervals())
+    both.account.prune(both.ledger, ns(30 * HOUR))
+    both.flush(now, restart=True)
+    kept = read_intervals(both.ledger.intervals())
+    for key, found in before.items():
+        assert kept[key] == [one for one in found if one.end_ns >= ns(30 * HOUR)]
+    missing = [one.state for found in kept.values() for one in found if one.state == "open"]
+    assert sorted(both.account.states().elements()) == missing
+    assert both.ledger.keys() == sorted(before)
+    # Evidence from before takes out what there still is.
+    both.records([("late-1", "frame", ns(now), trade(101, 50.5 * HOUR)[3])])
+    both.flush(now, restart=True)
+    assert (100, 102) in [(one.first_id, one.last_id) for one in read_intervals(both.ledger.intervals())[TRADES]]

@@ -265,6 +265,7 @@ class Interval:
 class Piece(msgspec.Struct):
     """What is laid away of a key: facts from which only intervals before its edge follow."""
 
+    before_ns: int = 0  # they all lie before that time
     runs: list[Run] = []
     spans: dict[str, list[Span]] = {}
     read: list[tuple[int, int]] = []

@@ -134,6 +134,7 @@ class Config(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     stores: tuple[StoreConfig, ...] = (StoreConfig(),)
     normalize_workers: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1  # processes that share the raw topic's partitions
     ledger: bool = True  # keep account of what is complete
+    ledger_days: Annotated[int, msgspec.Meta(ge=0)] = 0  # how long the ledger keeps what it knows; 0: for ever
     repair: bool = True  # ask the providers' history for what the ledger misses, as far as they keep one
 
     @property

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from itertools import chain
-from typing import Final, TypeVar
+from typing import Final, Protocol, TypeVar
 
 import msgspec
 
@@ -67,6 +67,15 @@ _LAY_AWAY_EVERY_NS: Final = 600 * NS_PER_S
 
 #: Key to how many of its intervals are as they were, and those behind them.
 Changes = Mapping[Key, tuple[int, list[Interval]]]
+
+
+class Prunes(Protocol):
+    """A ledger that can forget."""
+
+    def prune(self, laid_away: Mapping[Key, int], before_ns: int) -> dict[Key, Counter[State]]:
+        """Remove the intervals that ended before a time, of those of each key that are laid away, and the pieces: which states they had.
+
+        Raises Unavailable."""
 
 
 class Account:
@@ -125,6 +134,13 @@ class Account:
         for key, (number, kept) in self._kept.items():
             gone = lay_away(self.facts, key, now_ns - _AWAY_NS, kept)
             self._kept[key] = (number + gone, kept[gone:])
+
+    def prune(self, ledger: Prunes, before_ns: int) -> None:
+        """Let the ledger remove what was laid away and ended before this time. May raise Unavailable."""
+        edges = {key: past.edge for key, past in self.facts.pasts.items() if past.edge is not None}
+        for key, gone in ledger.prune({key: edge.number for key, edge in edges.items()}, before_ns).items():
+            edges[key].states = dict(Counter(edges[key].states) - gone)
+            self.facts.touched_pasts.add(key)
 
     def states(self) -> Counter[State]:
         """How many intervals are in each of the states in which something is not there."""
@@ -274,6 +290,7 @@ def lay_away(facts: Facts, key: Key, before_ns: int, found: Sequence[Interval]) 
     if piece.runs:
         facts.runs[key] = rest_runs
         facts.touched_runs.add(key)
+    piece.before_ns = at_ns
     facts.laid_away.setdefault(key, []).append(piece)
     return gone
 

@@ -44,6 +44,7 @@ _NORMALIZE_REST_S: Final = 0.0005
 _STORE_REST_S: Final = 0.05
 #: How often a store is kept to its days and its size.
 _TIDY_NS: Final = 3_600 * NS_PER_S
+_DAY_NS: Final = 86_400 * NS_PER_S
 #: The ledger is in no hurry: the more comes together, the less it costs.
 _LEDGER_REST_S: Final = 0.25
 _LEDGER_FLUSH_NS: Final = NS_PER_S
@@ -405,8 +406,12 @@ class KeepLedger:
         *,
         stores: Sequence[str] = (),
         names: Names = MappingProxyType({}),
+        keep_days: int = 0,
     ) -> None:
-        """`stores`: the groups of those that have to have an event before it is called there. `names`: the configured ones."""
+        """`stores`: the groups of those that have to have an event before it is called there. `names`: the configured ones.
+
+        `keep_days`: for how long what is known is kept; 0: for ever."""
+        self._keep_ns, self._prune_due_ns = keep_days * _DAY_NS, 0
         self._names = KnownNames(stream, names)
         self._stream, self._ledger, self._decoders, self._status, self._stop, self._clock = stream, ledger, decoders, status, stop, clock
         self._taken = Taken(stream, NORMALIZE, stores, clock)
@@ -479,6 +484,9 @@ class KeepLedger:
         changes = account.changes(began_ns)
         self._ledger.save(account.facts, changes, self._positions, self._taken.lives)
         account.saved(changes, began_ns)
+        if self._keep_ns and began_ns >= self._prune_due_ns:
+            self._prune_due_ns = began_ns + _TIDY_NS
+            account.prune(self._ledger, began_ns - self._keep_ns)
         self._since = None
         self._stream.acknowledge(LEDGER, RAW_TOPIC, self._positions)
         # With much to look through, more seldom: a twentieth of the time at most.

@@ -135,7 +135,9 @@ def ledger(config: ConfigOption = None) -> None:
         stream = wiring.open_stream(settings)
         stores = [wiring.store_name(some) for some in settings.stores]
         status, names = StatusFile(settings.root, "ledger"), wiring.names(settings)
-        keep = KeepLedger(stream, wiring.open_ledger(settings), DECODERS, status, stop, stores=stores, names=names)
+        keep = KeepLedger(
+            stream, wiring.open_ledger(settings), DECODERS, status, stop, stores=stores, names=names, keep_days=settings.ledger_days
+        )
         run_ledger(keep, stop, Random())
         stream.close()
 

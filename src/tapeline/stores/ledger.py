@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from typing import Final, Protocol
 
@@ -43,6 +44,11 @@ class Ledger(Protocol):
         """Keep the facts that were touched, the intervals that changed, the positions and the lives, in one transaction.
 
         Raises Unavailable."""
+
+    def prune(self, laid_away: Mapping[Key, int], before_ns: int) -> dict[Key, Counter[State]]:
+        """Remove the intervals that ended before a time, of those of each key that are laid away, and the pieces: which states they had.
+
+        `laid_away`: how many intervals of a key that are. Raises Unavailable."""
 
     def forget(self, keys: Iterable[Key]) -> None:
         """Remove the facts of keys, but for connections; of those that have none, nothing. Raises Unavailable."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -34,7 +35,8 @@ CREATE TABLE IF NOT EXISTS pasts (
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS rested (name TEXT PRIMARY KEY, at_ns INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS pieces (
-    provider TEXT NOT NULL, feed TEXT NOT NULL, channel TEXT NOT NULL, symbol TEXT NOT NULL, number INTEGER NOT NULL, body BLOB NOT NULL,
+    provider TEXT NOT NULL, feed TEXT NOT NULL, channel TEXT NOT NULL, symbol TEXT NOT NULL, number INTEGER NOT NULL,
+    before_ns INTEGER NOT NULL, body BLOB NOT NULL,
     PRIMARY KEY (provider, feed, channel, symbol, number)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS intervals (
@@ -101,11 +103,23 @@ class LedgerFile:
             pasts = [(*key, msgspec.json.encode(facts.pasts[key])) for key in facts.touched_pasts]
             db.executemany("INSERT OR REPLACE INTO pasts VALUES (?, ?, ?, ?, ?)", pasts)
             db.executemany(f"DELETE FROM pieces WHERE {_KEY}", list(facts.taken_out))  # noqa: S608
-            pieces = [(*key, number, msgspec.json.encode(piece)) for key, number, piece in pieces_of(facts)]
-            db.executemany("INSERT INTO pieces VALUES (?, ?, ?, ?, ?, ?)", pieces)
+            pieces = [(*key, number, piece.before_ns, msgspec.json.encode(piece)) for key, number, piece in pieces_of(facts)]
+            db.executemany("INSERT INTO pieces VALUES (?, ?, ?, ?, ?, ?, ?)", pieces)
             db.executemany(f"DELETE FROM intervals WHERE {_KEY} AND number >= ?", [(*key, same) for key, (same, _) in changes.items()])  # noqa: S608
             db.executemany("INSERT INTO intervals VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows_of(changes))
             db.executemany("INSERT OR REPLACE INTO positions VALUES (?, ?)", list(positions.items()))
+
+    def prune(self, laid_away: Mapping[Key, int], before_ns: int) -> dict[Key, Counter[State]]:
+        found: dict[Key, Counter[State]] = {}
+        with self._written() as db:
+            for key, number in laid_away.items():
+                old = (*key, number, before_ns)
+                states = db.execute(f"SELECT state, count(*) FROM intervals WHERE {_KEY} AND number < ? AND end_ns < ? GROUP BY state", old)  # noqa: S608
+                if gone := Counter[State](dict(states.fetchall())):
+                    found[key] = gone
+                    db.execute(f"DELETE FROM intervals WHERE {_KEY} AND number < ? AND end_ns < ?", old)  # noqa: S608
+                db.execute(f"DELETE FROM pieces WHERE {_KEY} AND before_ns < ?", (*key, before_ns))  # noqa: S608
+        return found
 
     def forget(self, keys: Iterable[Key]) -> None:
         gone = list(keys)
@@ -115,7 +129,7 @@ class LedgerFile:
 
     def keys(self) -> list[Key]:
         with self._read() as db:
-            rows = db.execute("SELECT provider, feed, channel, symbol FROM intervals WHERE number = 0").fetchall() if db is not None else []
+            rows = db.execute("SELECT DISTINCT provider, feed, channel, symbol FROM intervals").fetchall() if db is not None else []
         return sorted(Key(*row) for row in rows)
 
     def intervals(self, symbols: Collection[str] = (), states: Collection[State] = ()) -> pa.Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from typing import Final
 
@@ -73,7 +74,9 @@ class PostgresLedger:
                 "set_runs": [(*key, msgspec.json.encode(facts.runs[key]).decode()) for key in facts.touched_runs],
                 "set_past": [(*key, msgspec.json.encode(facts.pasts[key]).decode()) for key in facts.touched_pasts],
                 "forget_pieces": list(facts.taken_out),
-                "add_piece": [(*key, number, msgspec.json.encode(piece).decode()) for key, number, piece in pieces_of(facts)],
+                "add_piece": [
+                    (*key, number, piece.before_ns, msgspec.json.encode(piece).decode()) for key, number, piece in pieces_of(facts)
+                ],
                 "forget_intervals": [(*key, same) for key, (same, _) in changes.items()],
                 "add_interval": list(rows_of(changes)),
                 "set_position": list(positions.items()),
@@ -82,6 +85,18 @@ class PostgresLedger:
             for name, rows in written.items():
                 if rows:
                     cursor.executemany(self._sql.one(name), rows)
+
+    def prune(self, laid_away: Mapping[Key, int], before_ns: int) -> dict[Key, Counter[State]]:
+        found: dict[Key, Counter[State]] = {}
+        with self._database.transaction() as cursor:
+            for key, number in laid_away.items():
+                old = (*key, number, before_ns)
+                cursor.execute(self._sql.one("old_states"), old)
+                if gone := Counter[State](dict(cursor.fetchall())):
+                    found[key] = gone
+                    cursor.execute(self._sql.one("prune_intervals"), old)
+                cursor.execute(self._sql.one("prune_pieces"), (*key, before_ns))
+        return found
 
     def forget(self, keys: Iterable[Key]) -> None:
         with self._database.transaction() as cursor:

@@ -23,7 +23,7 @@ SELECT provider, feed, channel, symbol, body FROM tapeline_ledger_pasts
 SELECT body FROM tapeline_ledger_pieces WHERE provider = $1 AND feed = $2 AND channel = $3 AND symbol = $4 ORDER BY number
 
 -- name: keys
-SELECT provider, feed, channel, symbol FROM tapeline_ledger_intervals WHERE number = 0
+SELECT DISTINCT provider, feed, channel, symbol FROM tapeline_ledger_intervals
 
 -- name: intervals
 SELECT provider, feed, channel, symbol, start_ns, end_ns, state, evidence, first_id, last_id
@@ -59,7 +59,18 @@ ON CONFLICT (provider, feed, channel, symbol) DO UPDATE SET body = excluded.body
 DELETE FROM tapeline_ledger_pasts WHERE provider = $1 AND feed = $2 AND channel = $3 AND symbol = $4
 
 -- name: add_piece
-INSERT INTO tapeline_ledger_pieces (provider, feed, channel, symbol, number, body) VALUES ($1, $2, $3, $4, $5, $6)
+INSERT INTO tapeline_ledger_pieces (provider, feed, channel, symbol, number, before_ns, body) VALUES ($1, $2, $3, $4, $5, $6, $7)
+
+-- name: old_states
+SELECT state, count(*) FROM tapeline_ledger_intervals
+WHERE provider = $1 AND feed = $2 AND channel = $3 AND symbol = $4 AND number < $5 AND end_ns < $6 GROUP BY state
+
+-- name: prune_intervals
+DELETE FROM tapeline_ledger_intervals
+WHERE provider = $1 AND feed = $2 AND channel = $3 AND symbol = $4 AND number < $5 AND end_ns < $6
+
+-- name: prune_pieces
+DELETE FROM tapeline_ledger_pieces WHERE provider = $1 AND feed = $2 AND channel = $3 AND symbol = $4 AND before_ns < $5
 
 -- name: forget_pieces
 DELETE FROM tapeline_ledger_pieces WHERE provider = $1 AND feed = $2 AND channel = $3 AND symbol = $4

@@ -16,6 +16,7 @@ CREATE TABLE tapeline_ledger_pieces (
     channel  text    NOT NULL,
     symbol   text    NOT NULL,
     number   integer NOT NULL,
+    before_ns bigint NOT NULL,
     body     text    NOT NULL,
     PRIMARY KEY (provider, feed, channel, symbol, number)
 );
