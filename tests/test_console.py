@@ -62,10 +62,11 @@ def test_what_a_provider_says_moves_no_cursor_in_the_log_and_on_the_status_page(
         "spool": {"spooled": 0, "refused": 0},
         "lines": {},
         "stages": {},
-        **dict.fromkeys(("backlog", "leaps", "forgotten", "equations"), ()),
+        **dict.fromkeys(("backlog", "leaps", "forgotten", "ahead", "equations"), ()),
         "gaps": None,
         "elsewhere": None,
         "passed_over": 0,
+        "upkeep": {},
     }
     console = Output(file=sink, width=200)
     console.print(tables(seen))
