@@ -28,7 +28,9 @@ _BREAKS_A_DAY = 4
 _SHOWN = (10, 50, 200, 365, 365 * _BREAKS_A_DAY)
 _BEGIN_NS = 1_735_689_600 * NS_PER_S  # 2025-01-01
 _BETWEEN_NS = 86_400 * NS_PER_S // _BREAKS_A_DAY
-_FLUSHES = 5
+#: The first brings the connection and closes the one before, the second is one of many.
+_FLUSHES = 2
+_LATEST = 5
 
 Record = tuple[str, str, int, bytes]
 
@@ -39,8 +41,8 @@ def run() -> str:
         ledger = LedgerFile(path)
         account = Account(ledger.load()[0], ledger.pieces)
         lines, offset = [], 0
+        took: list[float] = []
         for number in range(1, _SHOWN[-1] + 1):
-            took = []
             for some, now_ns in _connection(number):
                 part = _chunk(some, offset)
                 offset += part.rows
@@ -60,7 +62,7 @@ def run() -> str:
                 began_answer = time.process_time()
                 ledger.intervals((f"{SYMBOLS[0].removesuffix('USDT')}/USDT",))
                 answer_ms = (time.process_time() - began_answer) * 1e3
-                flush = statistics.median(took[-_FLUSHES:])
+                flush = statistics.median(took[-_FLUSHES * _LATEST + 1 :: _FLUSHES])
                 mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
                 times = [f"{flush:,.0f} ms", f"{start_ms:,.0f} ms", f"{answer_ms:,.0f} ms"]
                 lines.append([f"{number:,}", *times, f"{mib:,.0f} MiB", f"{size / 1e6:,.0f} MB", f"{intervals:,}"])
@@ -79,12 +81,12 @@ def _connection(number: int) -> list[tuple[list[Record], int]]:
     topics = [f"{symbol.lower()}@{channel}" for symbol in SYMBOLS for channel in _CHANNELS]
     told = [("opened", {"url": "wss://x", "topics": topics}), ("subscribed", {"asked": topics, "missing": []})]
     found: list[tuple[list[Record], int]] = []
-    for at in range(_FLUSHES + 1):
-        now_ns = begin_ns + at * 3_000 * NS_PER_S
+    for at in range(_FLUSHES):
+        now_ns = begin_ns + at * 10_000 * NS_PER_S
         records = [(name, kind, now_ns, json.dumps(detail).encode()) for kind, detail in told] if at == 0 else []
         frames = (frame for symbol in SYMBOLS for frame in _frames(symbol, number * 100 + at, now_ns // NS_PER_MS))
         records += [(name, "frame", now_ns + NS_PER_S, json.dumps(frame, separators=(",", ":")).encode()) for frame in frames]
-        if at == 1:
+        if at == 0:
             closed = json.dumps({"by": "network", "reason": "reset"}).encode()
             records.append((f"spot-{number - 1}", "closed", begin_ns - NS_PER_S, closed))
         found.append((records, now_ns + 2 * NS_PER_S))

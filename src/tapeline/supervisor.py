@@ -8,9 +8,11 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from tapeline.beside import beside
 from tapeline.errors import FATAL_STATUSES, DiskTrouble, Refused, TapelineError, Unavailable
 
 log = logging.getLogger(__name__)
@@ -22,6 +24,7 @@ _DEATHS_IN_A_ROW: Final = 8
 _MUCH_LATER_S: Final = 600.0
 _STOP_WITHIN_S: Final = 75.0
 _LOOK_AGAIN_S: Final = 2.0
+_ROUND_S: Final = 0.2
 #: How a stage ends that had more to do, and could not.
 _UNFINISHED: Final = frozenset({Unavailable.exit_status, DiskTrouble.exit_status, Refused.exit_status})
 
@@ -69,24 +72,40 @@ class Supervisor:
         self._clock = clock
 
     def run(self, stop: threading.Event, idle: Callable[[], bool], tick: Callable[[dict[str, Any]], None]) -> None:
-        """Until `stop` is set or `idle` says so. Raises StageFailed when a stage cannot go on; the others are stopped first."""
+        """Until `stop` is set or `idle` says so. Raises StageFailed when a stage cannot go on; the others are stopped first.
+
+        `idle`, `tick`: may ask a server that is away, so they are called on a thread of their own; not any more when this returns."""
+
+        def look() -> bool:
+            if idle():
+                return True
+            tick(self.report())
+            return False
+
+        looking: Future[bool] | None = None
+        look_at = self._clock()
         try:
             for stage in self._stages:
                 self._start(stage)
             while not stop.is_set():
                 for stage in self._stages:
                     self._watch(stage)
-                try:
-                    if idle():
-                        return
-                    tick(self.report())
-                except (Unavailable, Refused) as error:
-                    # Those who work meet the same trouble, and wait it out; looking on must not stop them.
-                    log.warning("%s The stages go on.", error)
-                    stop.wait(_LOOK_AGAIN_S)
-                stop.wait(0.2)
+                if looking is None and self._clock() >= look_at:
+                    looking = beside(look, "look on")
+                    wait([looking], _ROUND_S)
+                if looking is not None and looking.done():
+                    try:
+                        if looking.result():
+                            return
+                    except (Unavailable, Refused) as error:
+                        # Those who work meet the same trouble, and wait it out; looking on must not stop them.
+                        log.warning("%s The stages go on.", error)
+                        look_at = self._clock() + _LOOK_AGAIN_S
+                    looking = None
+                stop.wait(_ROUND_S)
         finally:
             self._stop_all()
+            wait([looking] if looking is not None else [], _STOP_WITHIN_S)
 
     def report(self) -> dict[str, Any]:
         return {stage.name: {"pid": stage.process.pid if stage.process else None, "restarts": stage.restarts} for stage in self._stages}

@@ -196,3 +196,25 @@ def test_a_refusal_ends_a_stage_that_has_never_worked_and_is_waited_out_by_one_t
 
     flow.run(step, stop, rest_s=0.0, waits=lambda: repeat(0.0), clock=lambda: 3_600.0 * next(hours), drain_s=1e9)
     assert has.does == []
+
+
+def test_while_a_look_at_the_stream_has_no_answer_the_dead_are_started_again_and_a_stop_is_heard(tmp_path: Path) -> None:
+    lives = tmp_path / "lives"
+    script = "import sys, time; open(sys.argv[1], 'a').write('x'); time.sleep(60 if len(open(sys.argv[1]).read()) > 2 else 0)"
+    stage = Stage("ingest", [sys.executable, "-c", script, str(lives)], place=0)
+    stop, answered = threading.Event(), threading.Event()
+
+    def asks() -> bool:
+        return answered.wait(120.0)
+
+    def stopped_in_its_third_life() -> None:
+        until(lambda: lives.exists() and len(lives.read_text()) == 3, "it is started again twice")
+        stop.set()
+        until(lambda: stage.process is None or stage.process.poll() is not None, "it is ended")
+        answered.set()
+
+    other = threading.Thread(target=stopped_in_its_third_life)
+    other.start()
+    Supervisor([stage], lambda: repeat(0.0), lambda _: None).run(stop, asks, lambda _: None)
+    other.join()
+    assert (stage.restarts, lives.read_text(), answered.is_set()) == (2, "xxx", True)
