@@ -35,6 +35,7 @@ from tapeline.providers.normalizing import (
     Reject,
     Rows,
     but_zero,
+    counted_decimals,
     decimals,
     epoch_ns,
     flags,
@@ -126,7 +127,7 @@ def _quote_columns(fields: Fields) -> Columns:
 def _decimal_columns(events: Sequence[Any], *names: str) -> tuple[Fields, int]:
     """The named texts as numbers, all in one conversion: for a few events the calls are what costs. And how many are inexact."""
     n = len(events)
-    numbers, inexact = decimals([getattr(event, name) for name in names for event in events])
+    numbers, inexact = counted_decimals([getattr(event, name) for name in names for event in events])
     return {name: numbers.slice(at * n, n) for at, name in enumerate(names)}, inexact
 
 
@@ -152,23 +153,30 @@ def _quotes(events: Sequence[BookTicker]) -> Columns:
 
 
 def _bars(events: Sequence[Kline]) -> Columns:
-    numbers, inexact = _decimal_columns([event.k for event in events], "o", "h", "l", "c", "v")
-    quoted, _ = decimals([event.k.q for event in events])  # goes into a ratio: it is no value that is kept
+    written = [
+        counted_decimals([event.k.o for event in events]),
+        counted_decimals([event.k.h for event in events]),
+        counted_decimals([event.k.l for event in events]),
+        counted_decimals([event.k.c for event in events]),
+        counted_decimals([event.k.v for event in events]),
+    ]
+    opened, high, low, close, volume = (numbers for numbers, _ in written)
+    quoted = decimals([event.k.q for event in events])  # goes into a ratio: it is no value that is kept, and is not counted
     return {
         "symbol": texts([canonical(event.s) for event in events]),
         "ts_ns": epoch_ns(integers([event.k.t for event in events])),
         "sent_ns": epoch_ns(integers([event.E for event in events])),
         "interval": texts([event.k.i for event in events]),
-        "open": numbers["o"],
-        "high": numbers["h"],
-        "low": numbers["l"],
-        "close": numbers["c"],
-        "volume": numbers["v"],
-        "vwap": but_zero(ratio(quoted, numbers["v"])),
+        "open": opened,
+        "high": high,
+        "low": low,
+        "close": close,
+        "volume": volume,
+        "vwap": but_zero(ratio(quoted, volume)),
         "trades": integers([event.k.n for event in events]),
         "final": flags([event.k.x for event in events]),
         "exchange": "binance",
-        "inexact": inexact,
+        "inexact": sum(count for _, count in written),
     }
 
 

@@ -48,9 +48,10 @@ def in_texts(written: pa.Array) -> int:
     if not len(length) or length.max() < LONG:
         return 0
     long = written.filter(pa.array(length >= LONG))
+    points = pc.match_substring(long, ".").to_numpy(zero_copy_only=False)
+    long = long.filter(pa.array(lengths(long) - points >= LONG))
     digits = pc.ascii_ltrim(pc.ascii_rtrim(long, "0"), "0.")  # many have zeros around them
-    points = pc.match_substring(digits, ".").to_numpy(zero_copy_only=False)
-    return sum(map(is_inexact, long.filter(pa.array(lengths(digits) - points >= LONG)).to_pylist()))
+    return sum(map(is_inexact, long.filter(pa.array(lengths(digits) >= LONG)).to_pylist()))
 
 
 def lengths(values: pa.Array) -> npt.NDArray[np.int32]:

@@ -629,10 +629,19 @@ def but_zero(values: pa.Array) -> pa.Array:
     return pc.if_else(pc.equal(values, _ZERO), _NO_FLOAT, values)
 
 
-def decimals(values: Iterable[str]) -> tuple[pa.Array, int]:
-    """Decimal texts as the nearest float64, and how many that is inexact for; what is no number becomes NaN, which the checks reject."""
+def decimals(values: Iterable[str]) -> pa.Array:
+    """Decimal texts as the nearest float64; a text that is no number becomes NaN, which the checks reject."""
+    return _nearest(pa.array(list(values), pa.string()))
+
+
+def counted_decimals(values: Iterable[str]) -> tuple[pa.Array, int]:
+    """The same, and for how many the nearest float64 is not what is written."""
     written = pa.array(list(values), pa.string())
-    return _each(written, lambda some: pc.cast(some, pa.float64()), _NOT_A_NUMBER), in_texts(written)
+    return _nearest(written), in_texts(written)
+
+
+def _nearest(written: pa.Array) -> pa.Array:
+    return _each(written, lambda some: pc.cast(some, pa.float64()), _NOT_A_NUMBER)
 
 
 def rfc3339(values: Iterable[str]) -> pa.Array:
