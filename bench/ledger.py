@@ -28,8 +28,8 @@ _BREAKS_A_DAY = 4
 _SHOWN = (10, 50, 200, 365, 365 * _BREAKS_A_DAY)
 _BEGIN_NS = 1_735_689_600 * NS_PER_S  # 2025-01-01
 _BETWEEN_NS = 86_400 * NS_PER_S // _BREAKS_A_DAY
-#: The first brings the connection and closes the one before, the second is one of many.
-_FLUSHES = 2
+#: The first brings a connection and closes the one before, with the second that one is condensed, the third is one of many.
+_FLUSHES = 3
 _LATEST = 5
 
 Record = tuple[str, str, int, bytes]
@@ -62,7 +62,7 @@ def run() -> str:
                 began_answer = time.process_time()
                 ledger.intervals((f"{SYMBOLS[0].removesuffix('USDT')}/USDT",))
                 answer_ms = (time.process_time() - began_answer) * 1e3
-                flush = statistics.median(took[-_FLUSHES * _LATEST + 1 :: _FLUSHES])
+                flush = statistics.median(took[-_FLUSHES * _LATEST + _FLUSHES - 1 :: _FLUSHES])
                 mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
                 times = [f"{flush:,.0f} ms", f"{start_ms:,.0f} ms", f"{answer_ms:,.0f} ms"]
                 lines.append([f"{number:,}", *times, f"{mib:,.0f} MiB", f"{size / 1e6:,.0f} MB", f"{intervals:,}"])
@@ -82,7 +82,7 @@ def _connection(number: int) -> list[tuple[list[Record], int]]:
     told = [("opened", {"url": "wss://x", "topics": topics}), ("subscribed", {"asked": topics, "missing": []})]
     found: list[tuple[list[Record], int]] = []
     for at in range(_FLUSHES):
-        now_ns = begin_ns + at * 10_000 * NS_PER_S
+        now_ns = begin_ns + at * 7_000 * NS_PER_S
         records = [(name, kind, now_ns, json.dumps(detail).encode()) for kind, detail in told] if at == 0 else []
         frames = (frame for symbol in SYMBOLS for frame in _frames(symbol, number * 100 + at, now_ns // NS_PER_MS))
         records += [(name, "frame", now_ns + NS_PER_S, json.dumps(frame, separators=(",", ":")).encode()) for frame in frames]
