@@ -157,9 +157,9 @@ KINDS = {
 
 @pytest.fixture
 def worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One interval, run or span is enough to be laid away."""
+    """One interval, run or span is enough to be archived."""
     monkeypatch.setattr("tapeline.folding._WORTH", 1)
-    monkeypatch.setattr("tapeline.folding._LAY_AWAY_EVERY_NS", 0)
+    monkeypatch.setattr("tapeline.folding._ARCHIVE_EVERY_NS", 0)
 
 
 @pytest.mark.usefixtures("worth_it")
@@ -193,7 +193,7 @@ def broken(both: Two, first: int, last: int) -> float:
 
 
 @pytest.mark.parametrize("kind", ["file", "postgresql"])
-def test_what_is_at_hand_is_what_is_open_and_what_was_laid_away_comes_back_when_it_is_needed(
+def test_memory_holds_what_is_open_and_what_was_archived_comes_back_when_it_is_needed(
     kind: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     both = Two(opened_at(kind, tmp_path / "ledger.sqlite" if kind == "file" else request.getfixturevalue("database")))
@@ -201,8 +201,8 @@ def test_what_is_at_hand_is_what_is_open_and_what_was_laid_away_comes_back_when_
     facts = both.account.facts
     assert (len(facts.lives), len(facts.runs[TRADES]), len(facts.pasts[QUOTES].spans)) == (1, len(facts.runs[TRADES]), 1)
     assert max(len(facts.runs[TRADES]), len(facts.pasts[QUOTES].spans["0 line"])) < 20
-    laid = [run.first for piece in both.ledger.pieces(TRADES) for run in piece.runs]
-    assert [*laid, *(run.first for run in facts.runs[TRADES])] == [2 * number for number in range(1, 60)]
+    archived = [run.first for piece in both.ledger.pieces(TRADES) for run in piece.runs]
+    assert [*archived, *(run.first for run in facts.runs[TRADES])] == [2 * number for number in range(1, 60)]
     both.records([("late-1", "frame", ns(now), trade(11, 5.5 * HOUR)[3])])
     both.flush(now, restart=True)
     both.check()
@@ -219,11 +219,11 @@ def test_a_ledger_of_before_is_condensed_and_says_the_same(tmp_path: Path) -> No
     everything = {key: (0, intervals(before, key)) for key in before.keys()}  # noqa: SIM118 no mapping: a set of its own
     LedgerFile(path).save(before, everything, {0: len(records)})
     with closing(sqlite3.connect(path)) as db, db:
-        db.executescript("DROP TABLE pasts; DROP TABLE pieces; DROP TABLE rested; PRAGMA user_version = 2;")
+        db.executescript("DROP TABLE pasts; DROP TABLE pieces; DROP TABLE past_connections; PRAGMA user_version = 2;")
     kept = read_intervals(LedgerFile(path).intervals())
     both = Two(LedgerFile(path))
     assert both.account.facts.lives.keys() == before.lives.keys()
-    for _ in range(2):  # first the facts are condensed, then what is behind the edges is laid away
+    for _ in range(2):  # first the facts are condensed, then what is behind the edges is archived
         both.flush(100 * HOUR)
     assert (len(both.account.facts.lives), read_intervals(both.ledger.intervals())) == (1, kept)
     assert len(LedgerFile(path).load()[0].runs[TRADES]) < len(before.runs[TRADES])

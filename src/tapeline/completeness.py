@@ -147,7 +147,7 @@ class Past(msgspec.Struct):
     read: list[tuple[int, int]] = []
     asked: list[tuple[int, int]] = []
     rejected: list[tuple[int, int]] = []
-    #: Where what is still at hand begins; None: everything is.
+    #: Where what is not archived begins; None: nothing is archived.
     edge: Edge | None = None
 
 
@@ -166,11 +166,11 @@ class Facts:
     touched_lives: set[str] = field(default_factory=set)
     touched_pasts: set[Key] = field(default_factory=set)
     #: Connections that are in the past of their keys, and when (ns) each was last heard: copies of their records may still come.
-    rested: dict[str, int] = field(default_factory=dict)
-    gone_lives: set[str] = field(default_factory=set)
-    #: What is laid away of keys, and keys of which nothing is any more.
-    laid_away: dict[Key, list[Piece]] = field(default_factory=dict)
-    taken_out: set[Key] = field(default_factory=set)
+    past_connections: dict[str, int] = field(default_factory=dict)
+    condensed_lives: set[str] = field(default_factory=set)
+    #: What is archived of keys, and keys of which everything was restored.
+    archived: dict[Key, list[Piece]] = field(default_factory=dict)
+    restored: set[Key] = field(default_factory=set)
     _carriers: dict[Key, set[str]] = field(default_factory=dict)
     _carried: dict[str, set[Key]] = field(default_factory=dict)
 
@@ -179,10 +179,10 @@ class Facts:
         runs: Mapping[Key, list[Run]],
         lives: Mapping[str, Life],
         pasts: Mapping[Key, Past] = MappingProxyType({}),
-        rested: Mapping[str, int] = MappingProxyType({}),
+        past_connections: Mapping[str, int] = MappingProxyType({}),
     ) -> Facts:
         """Facts that were kept."""
-        facts = Facts(dict(runs), dict(lives), dict(pasts), rested=dict(rested))
+        facts = Facts(dict(runs), dict(lives), dict(pasts), past_connections=dict(past_connections))
         for name, life in lives.items():
             for key in keys_of(life):
                 facts.carries(name, key)
@@ -197,12 +197,12 @@ class Facts:
         """The keys of a connection."""
         return self._carried.get(name, set())
 
-    def rests(self, name: str, at_ns: int) -> None:
+    def condensed(self, name: str, at_ns: int) -> None:
         """A connection that was last heard then is in the past of its keys."""
         if not self.lives[name].fetched:  # a repair goes on under its name
-            self.rested[name] = at_ns
+            self.past_connections[name] = at_ns
         self.forget_life(name)
-        self.gone_lives.add(name)
+        self.condensed_lives.add(name)
 
     def forget_life(self, name: str) -> None:
         self.lives.pop(name, None)
@@ -233,7 +233,7 @@ class Facts:
 
     def settled(self) -> None:
         """What was touched is kept."""
-        for done in (self.touched_runs, self.touched_lives, self.touched_pasts, self.gone_lives, self.laid_away, self.taken_out):
+        for done in (self.touched_runs, self.touched_lives, self.touched_pasts, self.condensed_lives, self.archived, self.restored):
             done.clear()
 
 
@@ -263,7 +263,7 @@ class Interval:
 
 
 class Piece(msgspec.Struct):
-    """What is laid away of a key: facts from which only intervals before its edge follow."""
+    """What is archived of a key: facts from which only intervals before its edge follow."""
 
     before_ns: int = 0  # they all lie before that time
     runs: list[Run] = []
@@ -274,15 +274,15 @@ class Piece(msgspec.Struct):
 
 
 class Edge(msgspec.Struct):
-    """Where what is laid away of a key ends. Evidence from before it takes everything out again."""
+    """Where what is archived of a key ends. Evidence from before it restores everything."""
 
     number: int  # so many intervals lie before
     states: dict[State, int]  # of them, where something is not there
     pieces: int
     at_ns: int
-    first_id: int | None  # of the first run at hand
+    first_id: int | None  # of the first run that is not archived
     heard: bool
-    #: What follows, before the edge, from what is at hand; and when the first interval behind it begins.
+    #: What follows, before the edge, from what is not archived; and when the first interval behind it begins.
     before: list[Interval]
     start_ns: int
 
@@ -342,7 +342,7 @@ def absorb(facts: Facts, chunk: Chunk, normalized: Normalized, *, taken: bool = 
             if batch.num_rows:
                 _absorb_events(facts, batch, code[place.rows(batch)], known)
     # Copies: what a connection that is in the past was, is known.
-    for name in facts.rested.keys() & set(known):
+    for name in facts.past_connections.keys() & set(known):
         facts.forget_life(name)
 
 
@@ -617,7 +617,7 @@ def join(runs: list[Run], new: Run) -> None:
 
 
 def united(one: Past, other: Past) -> Past:
-    """Two pasts as one. Both have everything at hand."""
+    """Two pasts as one. Of neither is anything archived."""
     places = {*one.ended, *other.ended}
     return Past(
         opened_ns=min((past.opened_ns for past in (one, other) if past.opened_ns), default=0),
@@ -634,7 +634,7 @@ def united(one: Past, other: Past) -> Past:
 def renamed(facts: Facts, provider: str, feed: str, old: str, new: str) -> Facts:
     """The facts as they would be had a symbol always had its new name. What differs is touched; the facts given stay as they are.
 
-    Of both names nothing is laid away."""
+    Of both names nothing is archived."""
     runs = {key: list(found) for key, found in facts.runs.items()}
     touched: set[Key] = set()
     for key in [key for key in runs if (key.provider, key.feed, key.symbol) == (provider, feed, old)]:
@@ -649,7 +649,7 @@ def renamed(facts: Facts, provider: str, feed: str, old: str, new: str) -> Facts
         moved.add(right)
     mine = {name: life for name, life in facts.lives.items() if (life.provider, life.feed) == (provider, feed)}
     changed = {name: other for name, life in mine.items() if (other := _life_renamed(life, old, new)) != life}
-    found = Facts.of(runs, {**facts.lives, **changed}, pasts, facts.rested)
+    found = Facts.of(runs, {**facts.lives, **changed}, pasts, facts.past_connections)
     found.touched_runs, found.touched_lives, found.touched_pasts = touched, set(changed), moved
     return found
 
@@ -696,7 +696,7 @@ def _life_renamed(life: Life, old: str, new: str) -> Life:
 
 
 def intervals(facts: Facts, key: Key) -> list[Interval]:
-    """What is known of a key, in order of time; of what is laid away nothing."""
+    """What is known of a key, in order of time; of what is archived nothing."""
     return follow(key, facts.carried(key), facts.pasts.get(key, NO_PAST), facts.runs.get(key, ()))
 
 

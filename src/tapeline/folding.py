@@ -1,12 +1,12 @@
-"""Keeps the cost of the ledger flat: facts of long ago are condensed, then laid away, and taken out again when evidence reaches back.
+"""Keeps the cost of the ledger flat: facts of long ago are condensed, then archived, and restored when evidence reaches back.
 
 Two steps, both pure:
 
-- `rest` puts connections that ended long ago into the past of each of their keys: when they listened, and what was read of history.
-- `lay_away` cuts the past of a key off, and the runs of its ids: what only intervals of long ago follow from goes to the ledger as
-  a `Piece`, and those intervals are never computed again. It checks that the other intervals stay as they are, or leaves all at hand.
+- `condense` puts connections that ended long ago into the past of each of their keys: when they listened, and what was read of history.
+- `archive` cuts off a part of a key's past, and of the runs of its ids: what only intervals of long ago follow from goes to the ledger
+  as a `Piece`, and those intervals are not computed again. It checks that the other intervals stay as they are; else it does nothing.
 
-`at_hand` gives the intervals behind the edge. Where evidence has come that reaches before it, `take_out` puts the pieces back.
+`recent_intervals` gives the intervals behind the edge. Where evidence has come that reaches before it, `restore` puts the pieces back.
 Whatever is folded when, a key's intervals are the same as if nothing ever was. `Account` does it all in turn.
 """
 
@@ -61,9 +61,9 @@ _CLOSED_NS: Final = 60 * NS_PER_S
 _SILENT_NS: Final = 24 * 3_600 * NS_PER_S
 #: After it has gone into the past a connection is remembered by name for this time: copies of its records are none of another one.
 _REMEMBERED_NS: Final = 7 * 24 * 3_600 * NS_PER_S
-#: Evidence is laid away when it is this old: most repairs are done by then.
-_AWAY_NS: Final = 3_600 * NS_PER_S
-_LAY_AWAY_EVERY_NS: Final = 600 * NS_PER_S
+#: Evidence is archived when it is this old: most repairs are done by then.
+_ARCHIVED_NS: Final = 3_600 * NS_PER_S
+_ARCHIVE_EVERY_NS: Final = 600 * NS_PER_S
 
 #: Key to how many of its intervals are as they were, and those behind them.
 Changes = Mapping[Key, tuple[int, list[Interval]]]
@@ -72,8 +72,8 @@ Changes = Mapping[Key, tuple[int, list[Interval]]]
 class Prunes(Protocol):
     """A ledger that can forget."""
 
-    def prune(self, laid_away: Mapping[Key, int], before_ns: int) -> dict[Key, Counter[State]]:
-        """Remove the intervals that ended before a time, of those of each key that are laid away, and the pieces: which states they had.
+    def prune(self, archived: Mapping[Key, int], before_ns: int) -> dict[Key, Counter[State]]:
+        """Remove the intervals that ended before a time, of those of each key that are archived, and the pieces: which states they had.
 
         Raises Unavailable."""
 
@@ -82,17 +82,17 @@ class Account:
     """Facts, and the intervals of them that the ledger keeps."""
 
     def __init__(self, facts: Facts, pieces: Callable[[Key], Iterable[Piece]]) -> None:
-        """`facts`: as the ledger gave them. `pieces`: what it laid away of a key; may raise Unavailable."""
+        """`facts`: as the ledger gave them. `pieces`: what it archived of a key; may raise Unavailable."""
         self.facts, self._pieces = facts, pieces
-        #: The intervals at hand, and the number of the first.
+        #: The recent intervals, and the number of the first.
         self._kept: dict[Key, tuple[int, list[Interval]]] = {}
-        self._laid_away_ns = 0
+        self._archived_ns = 0
         for key in facts.keys():  # noqa: SIM118 no mapping: a set of its own
-            found = at_hand(facts, key)
+            found = recent_intervals(facts, key)
             if found is not None:
                 self._kept[key] = (_number(facts, key), found)
             else:
-                take_out(facts, key, pieces(key))
+                restore(facts, key, pieces(key))
 
     def changes(self, now_ns: int) -> Changes:
         """The intervals that are others than the ledger has, with all that was absorbed. May raise Unavailable: call it again."""
@@ -100,14 +100,14 @@ class Account:
         touched = self.facts.touched()
         for key in touched:
             if reaches_back(self.facts, key):
-                self._take_out(key)
+                self._restore(key)
         heard_ns = max((life.heard_ns for life in self.facts.lives.values()), default=0)
-        rest(self.facts, min(heard_ns, now_ns) - _CLOSED_NS, min(heard_ns, now_ns) - _SILENT_NS)
+        condense(self.facts, min(heard_ns, now_ns) - _CLOSED_NS, min(heard_ns, now_ns) - _SILENT_NS)
         changes: dict[Key, tuple[int, list[Interval]]] = {}
         for key in self.facts.touched():
-            found = at_hand(self.facts, key)
+            found = recent_intervals(self.facts, key)
             if found is None:
-                self._take_out(key)
+                self._restore(key)
                 found = intervals(self.facts, key)
             first = _number(self.facts, key)
             number, kept = self._kept.get(key, (first, []))
@@ -117,8 +117,8 @@ class Account:
                 changes[key] = (first + same, found[same:])
         return changes
 
-    def _take_out(self, key: Key) -> None:
-        take_out(self.facts, key, self._pieces(key))
+    def _restore(self, key: Key) -> None:
+        restore(self.facts, key, self._pieces(key))
         self._kept.pop(key, None)
 
     def saved(self, changes: Changes, now_ns: int) -> None:
@@ -128,15 +128,15 @@ class Account:
             first = _number(self.facts, key)
             number, kept = self._kept.get(key, (first, []))
             self._kept[key] = (first, [*kept[first - number : same - number], *found])
-        if now_ns - self._laid_away_ns < _LAY_AWAY_EVERY_NS:
+        if now_ns - self._archived_ns < _ARCHIVE_EVERY_NS:
             return
-        self._laid_away_ns = now_ns
+        self._archived_ns = now_ns
         for key, (number, kept) in self._kept.items():
-            gone = lay_away(self.facts, key, now_ns - _AWAY_NS, kept)
+            gone = archive(self.facts, key, now_ns - _ARCHIVED_NS, kept)
             self._kept[key] = (number + gone, kept[gone:])
 
     def prune(self, ledger: Prunes, before_ns: int) -> None:
-        """Let the ledger remove what was laid away and ended before this time. May raise Unavailable."""
+        """Let the ledger remove what was archived and ended before this time. May raise Unavailable."""
         edges = {key: past.edge for key, past in self.facts.pasts.items() if past.edge is not None}
         for key, gone in ledger.prune({key: edge.number for key, edge in edges.items()}, before_ns).items():
             edges[key].states = dict(Counter(edges[key].states) - gone)
@@ -155,7 +155,7 @@ class Account:
 
 
 def _number(facts: Facts, key: Key) -> int:
-    """The number of a key's first interval at hand."""
+    """The number of a key's first recent interval."""
     past = facts.pasts.get(key)
     return past.edge.number if past is not None and past.edge is not None else 0
 
@@ -163,22 +163,22 @@ def _number(facts: Facts, key: Key) -> int:
 # ---- connections into the past
 
 
-def rest(facts: Facts, closed_ns: int, silent_ns: int) -> None:
+def condense(facts: Facts, closed_ns: int, silent_ns: int) -> None:
     """Put connections into the past of their keys: those that were closed, and pages of history that were read to their end, before the
     one time, and those that ended without a word before the other."""
     over = {name for name in facts.lives if _is_over(facts, name, closed_ns, silent_ns)}
     over -= _held_back(facts.lives, over)
-    resting: dict[Key, set[str]] = {}
+    condensed: dict[Key, set[str]] = {}
     for name in over:
         for key in facts.keys_of(name):
-            resting.setdefault(key, set()).add(name)
-    for key, names in resting.items():
+            condensed.setdefault(key, set()).add(name)
+    for key, names in condensed.items():
         facts.pasts[key] = _past(key, facts.carriers(key), names, facts.pasts.get(key, NO_PAST))
         facts.touched_pasts.add(key)
     for name in over:
-        facts.rests(name, _last_of(facts.lives[name]))
-    for name in [name for name, at_ns in facts.rested.items() if at_ns < silent_ns - _REMEMBERED_NS]:
-        del facts.rested[name]
+        facts.condensed(name, _last_of(facts.lives[name]))
+    for name in [name for name, at_ns in facts.past_connections.items() if at_ns < silent_ns - _REMEMBERED_NS]:
+        del facts.past_connections[name]
 
 
 def _held_back(lives: Mapping[str, Life], over: Set[str]) -> set[str]:
@@ -213,8 +213,8 @@ def _last_of(life: Life) -> int:
 
 def _past(key: Key, lives: Mapping[str, Life], names: Set[str], past: Past) -> Past:
     """The past of a key with those of its connections that have these names."""
-    resting = [lives[name] for name in sorted(names)]
-    sockets, read = [life for life in resting if not life.fetched], [life for life in resting if life.fetched]
+    condensed = [lives[name] for name in sorted(names)]
+    sockets, read = [life for life in condensed if not life.fetched], [life for life in condensed if life.fetched]
     listening = {name: life for name, life in lives.items() if not life.fetched}
     spans, ended = spans_before(listening.values(), past), dict(past.ended)
     heard: dict[int, list[Span]] = {}
@@ -228,7 +228,7 @@ def _past(key: Key, lives: Mapping[str, Life], names: Set[str], past: Past) -> P
         ended[place] = _ends_before(ends, min(staying, default=None))
     new = Past(
         opened_ns=min((life.opened_ns for life in sockets if life.opened_ns), default=0),
-        heard=has_come(key, resting, NO_PAST),
+        heard=has_come(key, condensed, NO_PAST),
         outlived=[(life.opened_ns, life.closed_ns or ONGOING) for life in sockets],
         read=[span for life in read for span in spans_of(life.read, key)],
         asked=[span for life in read for span in spans_of(life.asked, key)],
@@ -257,8 +257,8 @@ def _unmatched(outlived: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
 # ---- the past away, and back
 
 
-def lay_away(facts: Facts, key: Key, before_ns: int, found: Sequence[Interval]) -> int:
-    """Lay away what only intervals before this time follow from. `found`: the intervals at hand. How many of them that were.
+def archive(facts: Facts, key: Key, before_ns: int, found: Sequence[Interval]) -> int:
+    """Archive what only intervals before this time follow from. `found`: the recent intervals. Returns how many of them that were.
 
     Evidence that is not in the past yet keeps what lies behind its beginning."""
     past, runs = facts.pasts.get(key), facts.runs.get(key, [])
@@ -291,12 +291,12 @@ def lay_away(facts: Facts, key: Key, before_ns: int, found: Sequence[Interval]) 
         facts.runs[key] = rest_runs
         facts.touched_runs.add(key)
     piece.before_ns = at_ns
-    facts.laid_away.setdefault(key, []).append(piece)
+    facts.archived.setdefault(key, []).append(piece)
     return gone
 
 
-def at_hand(facts: Facts, key: Key) -> list[Interval] | None:
-    """The intervals behind the edge; None where evidence from before it has come: then it has to be taken out first."""
+def recent_intervals(facts: Facts, key: Key) -> list[Interval] | None:
+    """The intervals behind the edge; None where evidence from before it has come: then it has to be restored first."""
     past = facts.pasts.get(key)
     if past is None or (edge := past.edge) is None:
         return intervals(facts, key)
@@ -319,12 +319,12 @@ def reaches_back(facts: Facts, key: Key) -> bool:
     return at_ns < edge.at_ns or (first_id is not None and edge.first_id is not None and first_id < edge.first_id)
 
 
-def take_out(facts: Facts, key: Key, pieces: Iterable[Piece]) -> None:
-    """Put back what was laid away of a key."""
+def restore(facts: Facts, key: Key, pieces: Iterable[Piece]) -> None:
+    """Put back what was archived of a key."""
     past, runs = facts.pasts[key], [Run(run.first, run.last, run.first_ns, run.last_ns) for run in facts.runs.get(key, [])]
     spans = {place: list(some) for place, some in past.spans.items()}
     read, asked, rejected = list(past.read), set(past.asked), set(past.rejected)
-    for piece in (*pieces, *facts.laid_away.pop(key, ())):
+    for piece in (*pieces, *facts.archived.pop(key, ())):
         for run in piece.runs:
             join(runs, run)
         for place, some in piece.spans.items():
@@ -341,7 +341,7 @@ def take_out(facts: Facts, key: Key, pieces: Iterable[Piece]) -> None:
         edge=None,
     )
     facts.touched_pasts.add(key)
-    facts.taken_out.add(key)
+    facts.restored.add(key)
     if runs:
         facts.runs[key] = runs
         facts.touched_runs.add(key)

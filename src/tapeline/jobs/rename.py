@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from tapeline.completeness import Interval, Key, intervals, renamed
 from tapeline.errors import WrongArgument
-from tapeline.folding import take_out
+from tapeline.folding import restore
 from tapeline.jobs.rebuild import RawRecords
 from tapeline.providers import CHANNELS, PROVIDERS
 from tapeline.providers.normalizing import Names
@@ -97,7 +97,7 @@ def _facts(renaming: Renaming, ledger: Ledger, *, dry_run: bool) -> RenamedFacts
         return None
     for key in {*gone, *(key._replace(symbol=renaming.new) for key in gone)} & before.pasts.keys():
         if before.pasts[key].edge is not None:
-            take_out(before, key, ledger.pieces(key))
+            restore(before, key, ledger.pieces(key))
     after = renamed(before, renaming.provider, renaming.feed, renaming.old, renaming.new)
     if not dry_run:
         changes: dict[Key, tuple[int, list[Interval]]] = dict.fromkeys(gone, (0, []))

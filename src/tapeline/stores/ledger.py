@@ -32,10 +32,10 @@ class Ledger(Protocol):
     """Where facts and what follows from them are kept."""
 
     def load(self) -> tuple[Facts, dict[int, int]]:
-        """The facts but for what was laid away, and where to read each partition of the raw topic next. Raises Unavailable, NewerData."""
+        """The facts but for what was archived, and where to read each partition of the raw topic next. Raises Unavailable, NewerData."""
 
     def pieces(self, key: Key) -> list[Piece]:
-        """What was laid away of a key. Raises Unavailable, NewerData."""
+        """What was archived of a key. Raises Unavailable, NewerData."""
 
     def lives(self) -> Lives | None:
         """Where the life of each partition of the normalized topics began, as last saved; None: never. Raises Unavailable, NewerData."""
@@ -45,10 +45,10 @@ class Ledger(Protocol):
 
         Raises Unavailable."""
 
-    def prune(self, laid_away: Mapping[Key, int], before_ns: int) -> dict[Key, Counter[State]]:
-        """Remove the intervals that ended before a time, of those of each key that are laid away, and the pieces: which states they had.
+    def prune(self, archived: Mapping[Key, int], before_ns: int) -> dict[Key, Counter[State]]:
+        """Remove the intervals that ended before a time, of those of each key that are archived, and the pieces: which states they had.
 
-        `laid_away`: how many intervals of a key that are. Raises Unavailable."""
+        `archived`: how many intervals of a key that are. Raises Unavailable."""
 
     def forget(self, keys: Iterable[Key]) -> None:
         """Remove the facts of keys, but for connections; of those that have none, nothing. Raises Unavailable."""
@@ -80,8 +80,8 @@ def rows_of(changes: Changes) -> Iterable[tuple[str | int | None, ...]]:
 
 
 def pieces_of(facts: Facts) -> Iterable[tuple[Key, int, Piece]]:
-    """The pieces to write: key, number, and what was laid away."""
-    for key, pieces in facts.laid_away.items():
+    """The pieces to write: key, number, and what was archived."""
+    for key, pieces in facts.archived.items():
         edge = facts.pasts[key].edge
         for number, piece in enumerate(pieces, (edge.pieces if edge is not None else 0) - len(pieces)):
             yield key, number, piece

@@ -33,7 +33,7 @@ CREATE TABLE IF NOT EXISTS pasts (
     provider TEXT NOT NULL, feed TEXT NOT NULL, channel TEXT NOT NULL, symbol TEXT NOT NULL, body BLOB NOT NULL,
     PRIMARY KEY (provider, feed, channel, symbol)
 ) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS rested (name TEXT PRIMARY KEY, at_ns INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS past_connections (name TEXT PRIMARY KEY, at_ns INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS pieces (
     provider TEXT NOT NULL, feed TEXT NOT NULL, channel TEXT NOT NULL, symbol TEXT NOT NULL, number INTEGER NOT NULL,
     before_ns INTEGER NOT NULL, body BLOB NOT NULL,
@@ -68,12 +68,12 @@ class LedgerFile:
             lives = {name: msgspec.json.decode(body, type=Life) for name, body in db.execute("SELECT name, body FROM lives")}
             runs = {Key(*row[:4]): msgspec.json.decode(row[4], type=list[Run]) for row in db.execute("SELECT * FROM runs")}
             pasts: dict[Key, Past] = {}
-            rested: dict[str, int] = {}
+            past_connections: dict[str, int] = {}
             if self._version(db) >= _WITH_PASTS:
                 pasts = {Key(*row[:4]): msgspec.json.decode(row[4], type=Past) for row in db.execute("SELECT * FROM pasts")}
-                rested = {name: int(at_ns) for name, at_ns in db.execute("SELECT name, at_ns FROM rested")}
+                past_connections = {name: int(at_ns) for name, at_ns in db.execute("SELECT name, at_ns FROM past_connections")}
             positions = {int(part): int(following) for part, following in db.execute("SELECT part, next FROM positions")}
-        return Facts.of(runs, lives, pasts, rested), positions
+        return Facts.of(runs, lives, pasts, past_connections), positions
 
     def pieces(self, key: Key) -> list[Piece]:
         with self._read() as db:
@@ -91,28 +91,28 @@ class LedgerFile:
     def save(self, facts: Facts, changes: Changes, positions: Mapping[int, int], lives: Lives | None = None) -> None:
         with self._written() as db:
             db.executemany("INSERT OR REPLACE INTO topics VALUES (?, ?, ?)", [(*place, begun) for place, begun in (lives or {}).items()])
-            db.executemany("DELETE FROM lives WHERE name = ?", [(name,) for name in facts.gone_lives])
-            rested = [(name, facts.rested[name]) for name in facts.gone_lives if name in facts.rested]
-            db.executemany("INSERT OR REPLACE INTO rested VALUES (?, ?)", rested)
-            if rested:
-                db.execute("DELETE FROM rested WHERE at_ns < ?", (min(facts.rested.values()),))
+            db.executemany("DELETE FROM lives WHERE name = ?", [(name,) for name in facts.condensed_lives])
+            condensed = [(name, facts.past_connections[name]) for name in facts.condensed_lives if name in facts.past_connections]
+            db.executemany("INSERT OR REPLACE INTO past_connections VALUES (?, ?)", condensed)
+            if condensed:
+                db.execute("DELETE FROM past_connections WHERE at_ns < ?", (min(facts.past_connections.values()),))
             sockets = [(name, msgspec.json.encode(facts.lives[name])) for name in facts.touched_lives]
             db.executemany("INSERT OR REPLACE INTO lives VALUES (?, ?)", sockets)
             runs = [(*key, msgspec.json.encode(facts.runs[key])) for key in facts.touched_runs]
             db.executemany("INSERT OR REPLACE INTO runs VALUES (?, ?, ?, ?, ?)", runs)
             pasts = [(*key, msgspec.json.encode(facts.pasts[key])) for key in facts.touched_pasts]
             db.executemany("INSERT OR REPLACE INTO pasts VALUES (?, ?, ?, ?, ?)", pasts)
-            db.executemany(f"DELETE FROM pieces WHERE {_KEY}", list(facts.taken_out))  # noqa: S608
+            db.executemany(f"DELETE FROM pieces WHERE {_KEY}", list(facts.restored))  # noqa: S608
             pieces = [(*key, number, piece.before_ns, msgspec.json.encode(piece)) for key, number, piece in pieces_of(facts)]
             db.executemany("INSERT INTO pieces VALUES (?, ?, ?, ?, ?, ?, ?)", pieces)
             db.executemany(f"DELETE FROM intervals WHERE {_KEY} AND number >= ?", [(*key, same) for key, (same, _) in changes.items()])  # noqa: S608
             db.executemany("INSERT INTO intervals VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows_of(changes))
             db.executemany("INSERT OR REPLACE INTO positions VALUES (?, ?)", list(positions.items()))
 
-    def prune(self, laid_away: Mapping[Key, int], before_ns: int) -> dict[Key, Counter[State]]:
+    def prune(self, archived: Mapping[Key, int], before_ns: int) -> dict[Key, Counter[State]]:
         found: dict[Key, Counter[State]] = {}
         with self._written() as db:
-            for key, number in laid_away.items():
+            for key, number in archived.items():
                 old = (*key, number, before_ns)
                 states = db.execute(f"SELECT state, count(*) FROM intervals WHERE {_KEY} AND number < ? AND end_ns < ? GROUP BY state", old)  # noqa: S608
                 if gone := Counter[State](dict(states.fetchall())):

@@ -39,15 +39,15 @@ class PostgresLedger:
             cursor.execute(self._sql.one("runs"))
             runs = {Key(*row[:4]): msgspec.json.decode(row[4], type=list[Run]) for row in cursor.fetchall()}
             pasts: dict[Key, Past] = {}
-            rested: dict[str, int] = {}
+            past_connections: dict[str, int] = {}
             if self._with_pasts(cursor):
                 cursor.execute(self._sql.one("pasts"))
                 pasts = {Key(*row[:4]): msgspec.json.decode(row[4], type=Past) for row in cursor.fetchall()}
-                cursor.execute(self._sql.one("rested"))
-                rested = {str(name): int(at_ns) for name, at_ns in cursor.fetchall()}
+                cursor.execute(self._sql.one("past_connections"))
+                past_connections = {str(name): int(at_ns) for name, at_ns in cursor.fetchall()}
             cursor.execute(self._sql.one("positions"))
             positions = {int(partition): int(position) for partition, position in cursor.fetchall()}
-        return Facts.of(runs, lives, pasts, rested), positions
+        return Facts.of(runs, lives, pasts, past_connections), positions
 
     def pieces(self, key: Key) -> list[Piece]:
         with self._database.transaction() as cursor:
@@ -64,16 +64,17 @@ class PostgresLedger:
             return {(str(topic), int(partition)): int(begun) for topic, partition, begun in cursor.fetchall()} or None
 
     def save(self, facts: Facts, changes: Changes, positions: Mapping[int, int], lives: Lives | None = None) -> None:
+        condensed = [(name, facts.past_connections[name]) for name in facts.condensed_lives if name in facts.past_connections]
         with self._database.transaction() as cursor:
             self._schema.migrate(cursor)
             written = {
-                "forget_life": [(name,) for name in facts.gone_lives],
-                "add_rested": [(name, facts.rested[name]) for name in facts.gone_lives if name in facts.rested],
-                "forget_rested": [(min(facts.rested.values()),)] if facts.gone_lives & facts.rested.keys() else [],
+                "forget_life": [(name,) for name in facts.condensed_lives],
+                "add_past_connection": condensed,
+                "forget_past_connections": [(min(facts.past_connections.values()),)] if condensed else [],
                 "set_life": [(name, msgspec.json.encode(facts.lives[name]).decode()) for name in facts.touched_lives],
                 "set_runs": [(*key, msgspec.json.encode(facts.runs[key]).decode()) for key in facts.touched_runs],
                 "set_past": [(*key, msgspec.json.encode(facts.pasts[key]).decode()) for key in facts.touched_pasts],
-                "forget_pieces": list(facts.taken_out),
+                "forget_pieces": list(facts.restored),
                 "add_piece": [
                     (*key, number, piece.before_ns, msgspec.json.encode(piece).decode()) for key, number, piece in pieces_of(facts)
                 ],
@@ -86,10 +87,10 @@ class PostgresLedger:
                 if rows:
                     cursor.executemany(self._sql.one(name), rows)
 
-    def prune(self, laid_away: Mapping[Key, int], before_ns: int) -> dict[Key, Counter[State]]:
+    def prune(self, archived: Mapping[Key, int], before_ns: int) -> dict[Key, Counter[State]]:
         found: dict[Key, Counter[State]] = {}
         with self._database.transaction() as cursor:
-            for key, number in laid_away.items():
+            for key, number in archived.items():
                 old = (*key, number, before_ns)
                 cursor.execute(self._sql.one("old_states"), old)
                 if gone := Counter[State](dict(cursor.fetchall())):

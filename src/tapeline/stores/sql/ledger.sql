@@ -42,14 +42,14 @@ INSERT INTO tapeline_ledger_lives (name, body) VALUES ($1, $2) ON CONFLICT (name
 -- name: forget_life
 DELETE FROM tapeline_ledger_lives WHERE name = $1
 
--- name: rested
-SELECT name, at_ns FROM tapeline_ledger_rested
+-- name: past_connections
+SELECT name, at_ns FROM tapeline_ledger_past_connections
 
--- name: add_rested
-INSERT INTO tapeline_ledger_rested (name, at_ns) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET at_ns = excluded.at_ns
+-- name: add_past_connection
+INSERT INTO tapeline_ledger_past_connections (name, at_ns) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET at_ns = excluded.at_ns
 
--- name: forget_rested
-DELETE FROM tapeline_ledger_rested WHERE at_ns < $1
+-- name: forget_past_connections
+DELETE FROM tapeline_ledger_past_connections WHERE at_ns < $1
 
 -- name: set_past
 INSERT INTO tapeline_ledger_pasts (provider, feed, channel, symbol, body) VALUES ($1, $2, $3, $4, $5)

@@ -1,4 +1,4 @@
--- What connections that ended long ago leave behind of each key, and the pieces of it that are laid away.
+-- What connections that ended long ago leave behind of each key, and the pieces of it that are archived.
 -- And the names of those connections, for a week.
 
 CREATE TABLE tapeline_ledger_pasts (
@@ -21,7 +21,7 @@ CREATE TABLE tapeline_ledger_pieces (
     PRIMARY KEY (provider, feed, channel, symbol, number)
 );
 
-CREATE TABLE tapeline_ledger_rested (
+CREATE TABLE tapeline_ledger_past_connections (
     name  text   NOT NULL PRIMARY KEY,
     at_ns bigint NOT NULL
 );
