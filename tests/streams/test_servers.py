@@ -398,6 +398,12 @@ def test_a_group_that_has_nothing_to_hand_out_yet_says_nothing_of_who_holds_a_le
     class HandsOutNothingAtFirst(Consumer):
         """A group whose first member brings a topic that the broker has only just told it of."""
 
+        later: list[Callable[[], None]]
+
+        def __init__(self, *settings: Any) -> None:
+            self.later = []  # a client that joins no group is polled as well
+            super().__init__(*settings)
+
         def subscribe(self, topics: Any, on_assign: Any, **others: Any) -> None:
             given: list[Any] = []
 
@@ -407,7 +413,6 @@ def test_a_group_that_has_nothing_to_hand_out_yet_says_nothing_of_who_holds_a_le
                     given.append(partitions)
                     threading.Timer(0.5, lambda: self.later.append(lambda: on_assign(consumer, partitions))).start()
 
-            self.later: list[Callable[[], None]] = []
             super().subscribe(topics, on_assign=assigned, **others)
 
         def poll(self, timeout: float) -> Any:
