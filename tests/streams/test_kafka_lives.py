@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 from places import Place, column, nothing, polled
 
@@ -16,6 +16,7 @@ from made import raws, ticks
 from tapeline.errors import Unavailable
 from tapeline.records import RAW_TOPIC, TICKS_TOPIC, TOPICS
 from tapeline.streams import PartitionLost
+from tapeline.streams.kafka.cluster import Cluster
 from tapeline.streams.kafka.messages import Stretch
 from tapeline.streams.kafka.numbering import StretchRow, number_of, stretches_of
 from tapeline.streams.lives import crossed
@@ -342,6 +343,52 @@ def test_a_broker_that_only_went_away_has_forgotten_nothing(broker: tuple[Place,
         part.until(12)
         assert (part.numbers, part.crossed) == (list(range(at, 13)), set())
         place.close()
+
+
+@kafka
+def test_clients_that_know_no_broker_any_more_are_replaced(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broker that goes down may say that there is none at all, and librdkafka forgets every address then."""
+    heard: list[Callable[[str], None]] = []
+    texts: list[str] = []
+    real = Cluster._watched
+
+    def watched(self: Cluster) -> Callable[[str], None]:
+        hear = real(self)
+        heard.append(hear)
+        return lambda text: (texts.append(text), hear(text))[1]
+
+    monkeypatch.setattr(Cluster, "_watched", watched)
+    monkeypatch.setattr("tapeline.streams.kafka.cluster._BROKERS_EVERY_S", 0.2)
+    stream = place.open()
+    write(stream, 0, 10)
+    kept = Kept(stream)
+    kept.until(9)
+    until(lambda: kept.step() or len(texts) > 5, "clients say what they know")
+    made = len(heard)
+    write(stream, 10, 1)
+    kept.until(10)
+    assert len(heard) == made, "a client that knows a broker is kept"
+    for hear in heard[:made]:
+        hear('{ "brokers":{ "GroupCoordinator":{ "source":"logical" } } }')
+    write(stream, 11, 1)
+    kept.until(11)
+    assert len(heard) >= made + 2, "one that writes and one that reads"
+    assert (kept.numbers, kept.crossed) == (list(range(12)), set())
+
+
+@kafka
+def test_a_client_that_believes_in_no_leader_of_a_lower_epoch_is_asked_once(place: Place) -> None:
+    cluster = place.open()._cluster
+    asked: list[object] = []
+
+    def ask() -> int:
+        asked.append(cluster._asker())
+        if len(asked) == 1:
+            raise KafkaException(KafkaError(KafkaError._NOENT, "No leaders found"))
+        return 7
+
+    assert cluster.asked(ask) == 7
+    assert asked[0] is not asked[1]
 
 
 @pytest.mark.parametrize("more", [3, 40], ids=["shorter than it was", "longer than it was"])

@@ -46,7 +46,7 @@ class KafkaStream:
         """Raises ConfigError for an address that cannot be one."""
         self._cluster = Cluster(config, password)
         self._numbering = Numbering(self._cluster)
-        self._version = 0
+        self._version = (0, 0)
         self._commit_every_s = config.commit_ms / 1000
         self._producer: RawProducer | None = None
         self._readers: dict[tuple[Topic, str], Reader] = {}
@@ -200,11 +200,12 @@ class KafkaStream:
 
     def _looker(self, group: str, isolation: str = "read_uncommitted") -> Consumer:
         """Asks and says how far a group is, without being one of it."""
-        if self._version != self._numbering.version:
-            # A client believes in no leader of an epoch below one that it has seen.
+        version = (self._numbering.version, self._cluster.unanswered)
+        if self._version != version:
+            # A client believes in no leader of an epoch below one that it has seen, or knows no broker any more.
             for old in self._lookers.values():
                 beside(old.close, "close")
-            self._version, self._lookers, self._nothing_at = self._numbering.version, {}, {}
+            self._version, self._lookers, self._nothing_at = version, {}, {}
         looker = self._lookers.get(group)
         if looker is None:
             looker = self._lookers[group] = self._cluster.consumer(group, isolation_level=isolation)

@@ -48,6 +48,10 @@ _ASK_METADATA_S: Final = 1.0
 _REFRESH_S: Final = 10.0
 #: A broker that is back is found so soon.
 _RECONNECT_S: Final = 2.0
+#: A client says so often which brokers it knows.
+_BROKERS_EVERY_S: Final = 5.0
+#: How it names those that it can ask.
+_BROKERS: Final = ('"source":"learned"', '"source":"configured"')
 
 
 #: Takes librdkafka's own lines: what they tell comes as an error as well, and is said in our words.
@@ -67,7 +71,10 @@ _NO_LEADER: Final = frozenset(
 )
 
 
+#: Nobody has answered.
+_NO_ANSWER: Final = frozenset({KafkaError._TRANSPORT, KafkaError._TIMED_OUT, KafkaError._ALL_BROKERS_DOWN})
 #: A client believes in no leader of an epoch below one that it has seen: where a broker came back from an older copy, only a new one helps.
+#: An administrator's client says of such leaders that there are none (_NOENT), for as long as it keeps what it has seen.
 _OTHER_EPOCH: Final = frozenset({KafkaError.UNKNOWN_LEADER_EPOCH, KafkaError.FENCED_LEADER_EPOCH})
 
 
@@ -85,8 +92,10 @@ class Cluster:
         self._admin: AdminClient | None = None
         self._asking = threading.Lock()
         self._movers: dict[str, _Mover] = {}
-        #: Counts the times at which brokers were found to know less than before: clients that knew more are of no use then.
+        #: Counts the times at which clients were found to be of no use: brokers know less than before, or a client knows no broker.
         self.forgot = 0
+        #: Counts the questions that nobody has answered: the client that was asked may know no broker any more.
+        self.unanswered = 0
         #: Looks for that, beside the caller, if it is due.
         self.glance: Callable[[], None] = lambda: None
 
@@ -124,7 +133,29 @@ class Cluster:
 
     def client(self, **settings: object) -> dict[str, Any]:
         """The settings of any client, and these; a name's underscores stand for dots."""
-        return self._client | {name.replace("_", "."): value for name, value in settings.items()}
+        watched = {"stats_cb": self._watched(), "statistics.interval.ms": int(_BROKERS_EVERY_S * 1000)}
+        return self._client | watched | {name.replace("_", "."): value for name, value in settings.items()}
+
+    def _watched(self) -> Callable[[str], None]:
+        """Hears from one client what it knows.
+
+        A broker that goes down tells who asks that there is no broker at all. Then librdkafka (2.10 to 2.16) may forget every
+        address, its first ones too, and stands still for good."""
+        said = False
+
+        def heard(statistics: str) -> None:
+            nonlocal said
+            if not said and not any(one in statistics for one in _BROKERS):
+                said = True
+                self.forgot += 1
+                log.info("A client of Kafka at %s knows no broker any more: new clients take the place of all.", self._config.shown)
+
+        return heard
+
+    def _silence(self, error: KafkaException) -> None:
+        """An administrator's client that got no answer is not asked again."""
+        if error.args[0].code() in _NO_ANSWER:
+            self._admin, self.unanswered = None, self.unanswered + 1
 
     def consumer(self, group: str, **settings: object) -> Consumer:
         return Consumer(
@@ -180,7 +211,12 @@ class Cluster:
     def holders(self, group: str) -> set[str]:
         """The ids of those members of a group that have a partition; none while it hands them out. Raises Unavailable."""
         name = self.owned(group)
-        found = self.asked(lambda: self._asker().describe_consumer_groups([name], request_timeout=ASK_S)[name].result())
+
+        def ask() -> Any:
+            admin = self._asker()  # kept until it has answered, though another one may take its place
+            return admin.describe_consumer_groups([name], request_timeout=ASK_S)[name].result()
+
+        found = self.asked(ask)
         return {member.member_id for member in found.members if member.assignment and member.assignment.topic_partitions}
 
     def _look_anew(self, consumer: Consumer, topic: Topic) -> None:
@@ -198,10 +234,12 @@ class Cluster:
                 return question()
             except KafkaException as error:
                 code = error.args[0].code()
-                if (code not in _NO_LEADER and code not in _OTHER_EPOCH) or time.monotonic() > deadline:
-                    raise self._errors.meaning(error, "a request failed") from error
                 if code in _OTHER_EPOCH:
-                    self._admin, self.forgot = None, self.forgot + 1
+                    self.forgot += 1
+                if code in _OTHER_EPOCH or code in _NO_ANSWER or code == KafkaError._NOENT:
+                    self._admin, self.unanswered = None, self.unanswered + 1
+                if (code not in _NO_LEADER and code not in _OTHER_EPOCH and code != KafkaError._NOENT) or time.monotonic() > deadline:
+                    raise self._errors.meaning(error, "a request failed") from error
                 between()
                 time.sleep(0.1)
 
@@ -239,6 +277,7 @@ class Cluster:
                 found[name] = str(_answered(described, patience_s).topic_id)
             except KafkaException as error:
                 if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
+                    self._silence(error)
                     raise self._errors.meaning(error, f"topic {name} cannot be described") from error
         return found
 
@@ -274,12 +313,12 @@ class Cluster:
             mover.close()
         self._movers = {}
 
-    @staticmethod
-    def _listed(admin: AdminClient, patience_s: float) -> Mapping[str, Any]:
+    def _listed(self, admin: AdminClient, patience_s: float) -> Mapping[str, Any]:
         try:
             return admin.list_topics(timeout=patience_s).topics
-        except KafkaException:
+        except KafkaException as error:
             admin.poll(0.2)  # hear why
+            self._silence(error)
             raise
 
     def known(self) -> bool:
@@ -321,9 +360,9 @@ class Cluster:
 
     def _most_bytes(self, topic: Topic) -> int | None:
         """The topic's own bound; None where the user may not ask. Raises KafkaException."""
-        resource = ConfigResource(ConfigResource.Type.TOPIC, self.name(topic))
+        resource, admin = ConfigResource(ConfigResource.Type.TOPIC, self.name(topic)), self._asker()
         try:
-            found = self._asker().describe_configs([resource], request_timeout=ASK_S)[resource].result()
+            found = admin.describe_configs([resource], request_timeout=ASK_S)[resource].result()
         except KafkaException as error:
             if error.args[0].code() in (KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.CLUSTER_AUTHORIZATION_FAILED):
                 return None
@@ -468,7 +507,7 @@ class _Errors:
         inner: KafkaError = error.args[0]
         if inner.code() in self._NO:
             return Refused(f"Kafka at {self._shown} has refused ({what}): {inner.str()}. Check the user and its rights.")
-        if inner.code() in (KafkaError._TRANSPORT, KafkaError._TIMED_OUT, KafkaError._ALL_BROKERS_DOWN):
+        if inner.code() in _NO_ANSWER:
             return self.away()
         return Unavailable(f"Kafka at {self._shown}: {what}: {inner.str()} ({inner.name()}). It is tried again.")
 

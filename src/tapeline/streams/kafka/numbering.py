@@ -110,6 +110,7 @@ class Numbering:
         cluster.glance = self.glance
         self._lock = threading.RLock()
         self._consumers: dict[str, Consumer] = {}
+        self._made = (0, 0)
         self._ids: dict[str, str] = {}
         self._records: list[_Record] | None = None
         self._read_to = 0
@@ -121,7 +122,8 @@ class Numbering:
 
     @property
     def version(self) -> int:
-        """Counts the times at which something that was known was gone: who reads has to find its place again, by a new client."""
+        """Counts the times at which something that was known was gone, or a client was of no use any more: who reads has to find its place
+        again, by a new client."""
         return self._cluster.forgot
 
     # ---- what is known
@@ -235,6 +237,8 @@ class Numbering:
         if len(ids) < len(names) or any(ids[name] != self._ids.get(key, ids[name]) for key, name in names.items()):
             cluster.find_topics(_LOOK_S)
             ids = cluster.ids(list(names.values()), _LOOK_S)
+        if missing := [name for name in names.values() if name not in ids]:
+            raise Unavailable(f"Kafka does not know of {', '.join(missing)} yet.")
         short = {name: key for key, name in names.items()}
         places = [(cluster.name(topic), p) for topic in TOPICS.values() for p in range(cluster.counted(topic))]
         found = cluster.latest([*places, (cluster.lives, 0)], _LOOK_S)
@@ -281,7 +285,7 @@ class Numbering:
         gone = {place: found for place, found in gone.items() if found}
         if gone:
             self._cluster.forgot += 1
-            self._known, self._consumers = {}, {}  # who is using one goes on with it, so none is closed here
+            self._known = {}
             log.warning("Kafka has forgotten what it held: %s.", ", ".join(f"{name} {partition}" for name, partition in sorted(gone)))
             lost = [_Lost(name, ids[name], p, found[-1].position(found[-1].end) + 1) for (name, p), found in gone.items() if name in same]
             if lost:
@@ -439,6 +443,9 @@ class Numbering:
         raise self._cluster.silent(f"{name} could not be read within {ASK_S:.0f} s")
 
     def _consumer(self, purpose: str) -> Consumer:
+        made = (self._cluster.forgot, self._cluster.unanswered)
+        if made != self._made:
+            self._made, self._consumers = made, {}  # who is using one goes on with it, so none is closed here
         if purpose not in self._consumers:
             self._consumers[purpose] = self._cluster.consumer(purpose, **_READS)
         return self._consumers[purpose]

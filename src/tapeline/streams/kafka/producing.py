@@ -79,7 +79,7 @@ class RawProducer:
             # A client believes in no leader of an epoch below one that it has seen, and would wait for ever.
             self._forgot = self._cluster.forgot
             if self._producer is not None and self._failed is None:
-                self._failed = KafkaError(KafkaError._FATAL, "the broker has forgotten what it held")
+                self._failed = KafkaError(KafkaError._FATAL, "it knows no broker any more, or the broker has forgotten what it held")
                 self.trouble = f"Kafka's client has given up: {self._failed.str()}. A new one sends what has not arrived."
         if self._failed is not None:
             self._begin_again(self._failed)

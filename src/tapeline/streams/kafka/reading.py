@@ -111,11 +111,12 @@ class Reader:
 
     def _assign(self, begin: dict[int, int], offsets: Mapping[int, int] | None) -> None:
         self._numbering.fresh()
-        if self._version != self._numbering.version and self._consumer is not None:
+        version = self._numbering.version  # read once: a look beside this may change it at any moment
+        if self._version != version and self._consumer is not None:
             # A client believes in no leader of an epoch below one that it has seen.
             beside(self._consumer.close, "close")
             self._consumer = None
-        self._version = self._numbering.version
+        self._version = version
         found = offsets or {p: one.offset for p, one in self._numbering.find(self._topic, begin, reading=not self._looks).items()}
         name = self._cluster.name(self._topic)
         with self._cluster.told():
