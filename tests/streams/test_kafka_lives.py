@@ -423,7 +423,14 @@ def test_topics_of_before_keep_the_positions_that_stores_and_groups_have_of_them
         old.produce(RAW_TOPIC.name, bytes(_encoded(raws(number, 1))), partition=0)
     assert old.flush(20) == 0
     group = Consumer({"bootstrap.servers": server.address, "group.id": "tapeline-normalize"})
-    group.commit(offsets=[TopicPartition(RAW_TOPIC.name, 0, 4, '{"in":4}')], asynchronous=False)
+
+    def committed() -> bool:
+        with suppress(KafkaException):  # the broker has only just been asked for the first group
+            group.commit(offsets=[TopicPartition(RAW_TOPIC.name, 0, 4, '{"in":4}')], asynchronous=False)
+            return True
+        return False
+
+    until(committed, "the group has a place")
     group.close()
     stream = place.open()
     kept = Kept(stream, {0: 6 << 20})
