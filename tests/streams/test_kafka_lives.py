@@ -13,6 +13,7 @@ from confluent_kafka.admin import AdminClient, NewTopic
 from places import Place, column, nothing, polled
 
 from made import raws, ticks
+from proving import proof
 from tapeline.errors import Unavailable
 from tapeline.records import RAW_TOPIC, TICKS_TOPIC, TOPICS
 from tapeline.streams import PartitionLost
@@ -30,6 +31,11 @@ if TYPE_CHECKING:
 
 LIVES = "market-data.lives"
 kafka = pytest.mark.parametrize("place", ["kafka-arrow"], indirect=True)
+
+
+def in_full(value: Any) -> Any:
+    """A value for `make prove` alone: each of these brokers takes half a minute to start and end."""
+    return pytest.param(value, marks=proof("streams", quick=False))
 
 
 # How messages are numbered.
@@ -134,8 +140,8 @@ def broker(own_place: Callable[..., tuple[Place, Any]]) -> tuple[Place, Any]:
 
 @kafka
 @pytest.mark.parametrize("topic", [RAW_TOPIC, TICKS_TOPIC], ids=["raw", "normalized"])
-@pytest.mark.parametrize("more", [3, 30], ids=["shorter than it was", "longer than it was"])
-@pytest.mark.parametrize("by", ["an administrator", "Tapeline"])
+@pytest.mark.parametrize("more", [in_full(3), 30], ids=["shorter than it was", "longer than it was"])
+@pytest.mark.parametrize("by", ["an administrator", in_full("Tapeline")])
 def test_of_a_topic_that_was_made_anew_while_nobody_read_everything_is_read(place: Place, topic: Topic, more: int, by: str) -> None:
     stream = place.open()
     write(stream, 0, 10, topic)
@@ -158,7 +164,7 @@ def test_of_a_topic_that_was_made_anew_while_nobody_read_everything_is_read(plac
 
 
 @kafka
-@pytest.mark.parametrize("more", [3, 30], ids=["shorter than it was", "longer than it was"])
+@pytest.mark.parametrize("more", [in_full(3), 30], ids=["shorter than it was", "longer than it was"])
 def test_a_reader_that_runs_while_its_topic_is_made_anew_reads_everything_that_comes(place: Place, more: int) -> None:
     stream = place.open()
     write(stream, 0, 10)
@@ -221,7 +227,7 @@ class Working:
 
 @kafka
 @pytest.mark.parametrize("running", [True, False], ids=["running", "stopped"])
-@pytest.mark.parametrize("more", [3, 30], ids=["shorter than it was", "longer than it was"])
+@pytest.mark.parametrize("more", [in_full(3), 30], ids=["shorter than it was", "longer than it was"])
 def test_a_member_of_a_group_reads_everything_of_a_raw_topic_that_was_made_anew(place: Place, more: int, *, running: bool) -> None:
     stream = place.open()
     write(stream, 0, 10, RAW_TOPIC)
@@ -274,7 +280,7 @@ def _committed(place: Place, group: str) -> list[TopicPartition]:
 # Brokers that come back with less.
 
 
-@pytest.mark.parametrize("more", [3, 40], ids=["shorter than it was", "longer than it was"])
+@pytest.mark.parametrize("more", [in_full(3), 40], ids=["shorter than it was", "longer than it was"])
 @pytest.mark.parametrize("running", [True, False], ids=["running", "stopped"])
 def test_of_a_broker_that_is_restored_from_an_older_copy_everything_new_is_read_and_no_number_is_given_twice(
     broker: tuple[Place, Any], more: int, *, running: bool
@@ -391,7 +397,7 @@ def test_a_client_that_believes_in_no_leader_of_a_lower_epoch_is_asked_once(plac
     assert asked[0] is not asked[1]
 
 
-@pytest.mark.parametrize("more", [3, 40], ids=["shorter than it was", "longer than it was"])
+@pytest.mark.parametrize("more", [in_full(3), 40], ids=["shorter than it was", "longer than it was"])
 def test_of_a_new_and_empty_broker_everything_is_read_though_positions_of_the_old_one_are_kept(
     broker: tuple[Place, Any], more: int
 ) -> None:
