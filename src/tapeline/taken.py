@@ -2,7 +2,7 @@
 
 A claim about data is one about what a reader of the stores finds. So the ledger follows behind them: it looks where normalize is in the raw
 topic, then where the normalized topics end, and once every store is behind those ends, it has everything up to that place. Where one
-of the normalized topics has lost what it held meanwhile, nobody knows what a store had not read of it: then nothing up to where
+of the topics has lost what it held meanwhile, nobody knows what normalize or a store had not read of it: then nothing up to where
 normalize is by then is called there.
 """
 
@@ -37,7 +37,7 @@ class Taken:
         """`normalize`, `stores`: the names of their groups."""
         self._stream, self._normalize, self._stores, self._clock = stream, normalize, stores, clock
         self._reach = Reach({}, {})
-        #: Where the life of each partition of the normalized topics began, at the last look.
+        #: Where the life of each partition of the topics began, at the last look.
         self.lives: Places | None = None
         self._open: tuple[Mapping[int, int], Places] | None = None
         self._due_ns = 0
@@ -51,8 +51,8 @@ class Taken:
         if not now and self._clock() < self._due_ns:
             return self._reach
         self._due_ns = self._clock() + _LOOK_EVERY_NS
-        begun = self._asked(self._stream.lives)
-        if self.lives is not None and any(life != self.lives.get(place, 0) for place, life in begun.items()):
+        begun = self._lives()
+        if self.lives is not None and any(place in self.lives and life != self.lives[place] for place, life in begun.items()):
             self._open = None
             self._reach = Reach(self._reach.settled, self._stream.positions(self._normalize, RAW_TOPIC))
         self.lives = begun
@@ -61,9 +61,15 @@ class Taken:
             at = self._stream.positions(self._normalize, RAW_TOPIC)
             self._open = (at, self._asked(self._stream.ends))
         reached, ends = self._open
-        if all(self._has(store, topic, ends) for store in self._stores for topic in NORMALIZED_TOPICS):
+        # A topic may have begun anew since the first question: then normalize may stand in a life that says nothing of the one before.
+        if all(self._has(store, topic, ends) for store in self._stores for topic in NORMALIZED_TOPICS) and self._lives() == begun:
             self._reach, self._open = Reach(reached, self._reach.doubtful), None
         return self._reach
+
+    def _lives(self) -> Places:
+        """Of the raw topic too: what was read of it and lost before normalize had read it is not there."""
+        raw = {(RAW_TOPIC.name, partition): life for partition, life in self._stream.lives(RAW_TOPIC).items()}
+        return {**self._asked(self._stream.lives), **raw}
 
     def _asked(self, question: Callable[[Topic], Mapping[int, int]]) -> Places:
         return {(topic.name, partition): found for topic in NORMALIZED_TOPICS for partition, found in question(topic).items()}
