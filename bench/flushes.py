@@ -32,7 +32,7 @@ _ROWS: Final = 1_000
 #: After so many flushes it is looked at what they cost: the median and the slowest of the last ones.
 _LOOKS: Final = (100, 1_000, 5_000, _FLUSHES)
 _LAST: Final = 100
-#: What is due is done as `tapeline store` has it done: with so many flushes, by a process of its own, those that are not young.
+#: After so many flushes their files are merged by a process of its own, as under `tapeline store`; young files stay.
 _MERGED: Final = 720
 _YOUNG: Final = 120
 #: What the log keeps of itself, in flushes: an hour.

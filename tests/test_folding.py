@@ -192,11 +192,12 @@ def broken(both: Two, first: int, last: int) -> float:
     return at + 61
 
 
-@pytest.mark.parametrize("kind", ["file", "postgresql"])
-def test_memory_holds_what_is_open_and_what_was_archived_comes_back_when_it_is_needed(
-    kind: str, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    both = Two(opened_at(kind, tmp_path / "ledger.sqlite" if kind == "file" else request.getfixturevalue("database")))
+@pytest.fixture(params=["file", "postgresql"])
+def both(request: pytest.FixtureRequest, tmp_path: Path) -> Two:
+    return Two(opened_at(request.param, tmp_path / "ledger.sqlite" if request.param == "file" else request.getfixturevalue("database")))
+
+
+def test_memory_holds_what_is_open_and_what_was_archived_comes_back_when_it_is_needed(both: Two) -> None:
     now = broken(both, 1, 60)
     facts = both.account.facts
     assert (len(facts.lives), len(facts.runs[TRADES]), len(facts.pasts[QUOTES].spans)) == (1, len(facts.runs[TRADES]), 1)
@@ -246,14 +247,10 @@ def test_a_copy_of_a_record_of_a_connection_that_is_in_the_past_changes_nothing(
     assert read_intervals(both.ledger.intervals()) == before
 
 
-@pytest.mark.parametrize("kind", ["file", "postgresql"])
-def test_what_is_older_than_it_is_to_be_kept_goes_and_the_rest_says_the_same(
-    kind: str, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    both = Two(opened_at(kind, tmp_path / "ledger.sqlite" if kind == "file" else request.getfixturevalue("database")))
+def test_what_is_older_than_it_is_to_be_kept_goes_and_the_rest_says_the_same(both: Two) -> None:
     now = broken(both, 1, 60)
     before = read_intervals(both.ledger.intervals())
-    both.account.prune(both.ledger, ns(30 * HOUR))
+    both.account.prune(both.ledger.prune, ns(30 * HOUR))
     both.flush(now, restart=True)
     kept = read_intervals(both.ledger.intervals())
     for key, found in before.items():

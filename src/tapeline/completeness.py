@@ -151,7 +151,7 @@ class Past(msgspec.Struct):
     edge: Edge | None = None
 
 
-#: Of a key that has none.
+#: The past of a key whose connections are all recent.
 NO_PAST: Final = Past()
 
 
@@ -168,7 +168,7 @@ class Facts:
     #: Connections that are in the past of their keys, and when (ns) each was last heard: copies of their records may still come.
     past_connections: dict[str, int] = field(default_factory=dict)
     condensed_lives: set[str] = field(default_factory=set)
-    #: What is archived of keys, and keys of which everything was restored.
+    #: Pieces that were archived since the last save, and the keys whose pieces were all restored.
     archived: dict[Key, list[Piece]] = field(default_factory=dict)
     restored: set[Key] = field(default_factory=set)
     _carriers: dict[Key, set[str]] = field(default_factory=dict)
@@ -263,7 +263,7 @@ class Interval:
 
 
 class Piece(msgspec.Struct):
-    """What is archived of a key: facts from which only intervals before its edge follow."""
+    """Facts of a key that were archived. Only intervals before its edge follow from them."""
 
     before_ns: int = 0  # they all lie before that time
     runs: list[Run] = []
@@ -696,7 +696,7 @@ def _life_renamed(life: Life, old: str, new: str) -> Life:
 
 
 def intervals(facts: Facts, key: Key) -> list[Interval]:
-    """What is known of a key, in order of time; of what is archived nothing."""
+    """The intervals of a key in order of time, without those that are archived."""
     return follow(key, facts.carried(key), facts.pasts.get(key, NO_PAST), facts.runs.get(key, ()))
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from itertools import chain
-from typing import Final, Protocol, TypeVar
+from typing import Final, TypeVar
 
 import msgspec
 
@@ -67,15 +67,6 @@ _ARCHIVE_EVERY_NS: Final = 600 * NS_PER_S
 
 #: Key to how many of its intervals are as they were, and those behind them.
 Changes = Mapping[Key, tuple[int, list[Interval]]]
-
-
-class Prunes(Protocol):
-    """A ledger that can forget."""
-
-    def prune(self, archived: Mapping[Key, int], before_ns: int) -> dict[Key, Counter[State]]:
-        """Remove the intervals that ended before a time, of those of each key that are archived, and the pieces: which states they had.
-
-        Raises Unavailable."""
 
 
 class Account:
@@ -135,10 +126,10 @@ class Account:
             gone = archive(self.facts, key, now_ns - _ARCHIVED_NS, kept)
             self._kept[key] = (number + gone, kept[gone:])
 
-    def prune(self, ledger: Prunes, before_ns: int) -> None:
-        """Let the ledger remove what was archived and ended before this time. May raise Unavailable."""
+    def prune(self, remove: Callable[[Mapping[Key, int], int], Mapping[Key, Counter[State]]], before_ns: int) -> None:
+        """Remove what was archived and ended before this time. `remove`: as `Ledger.prune`; may raise Unavailable."""
         edges = {key: past.edge for key, past in self.facts.pasts.items() if past.edge is not None}
-        for key, gone in ledger.prune({key: edge.number for key, edge in edges.items()}, before_ns).items():
+        for key, gone in remove({key: edge.number for key, edge in edges.items()}, before_ns).items():
             edges[key].states = dict(Counter(edges[key].states) - gone)
             self.facts.touched_pasts.add(key)
 

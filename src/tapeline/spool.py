@@ -40,8 +40,9 @@ class SpoolFull(DiskTrouble):
 
 
 class SpoolDamaged(TapelineError):
-    """Bytes of the file are gone or changed: it was set aside. Who has put something there ends: what he goes on with would follow on a
-    hole that nobody sees, while a connection that ends without a word is a gap."""
+    """The file is damaged and was set aside. A process that has put records there must end.
+
+    Otherwise its next records would follow a hole that nobody sees. A connection that ends without a close is a gap in the ledger."""
 
     exit_status = DiskTrouble.exit_status
 

@@ -73,17 +73,19 @@ class Forgotten:
         self._due_ns: dict[Topic, int] = {}
 
     def look(self, topic: Topic, positions: Mapping[int, int]) -> None:
-        """Once a minute, where a stage finds nothing to read: it may stand behind the end of a stream that began anew below it."""
+        """Once a minute, where a stage finds nothing to read: it may stand behind the end of a stream that began anew below it.
+
+        An end of 0 says nothing: retention has removed everything, or nothing has been written yet."""
         if self._clock() < self._due_ns.get(topic, 0):
             return
         self._due_ns[topic] = self._clock() + _LOOK_NS
         ends = self._stream.ends(topic)
-        ahead = [(topic.name, partition) for partition, position in sorted(positions.items()) if position > ends.get(partition, position)]
+        ahead = [(topic.name, partition) for partition, position in sorted(positions.items()) if 0 < ends.get(partition, 0) < position]
         for name, partition in ahead:
             log.error(
-                "%s %d: the stream has begun anew while the clock was set back, and ends before the place of %s. What comes now is passed "
-                "over. Set the clock right, then start Tapeline again: what comes from then on is kept. `tapeline gaps` shows what is "
-                "missing.",
+                "%s %d ends before the place of %s: it began anew while the clock was set back, or it is an older copy. New records are "
+                "skipped until its numbers are above that place. Set the clock right, then start Tapeline again: what comes from then on "
+                "is kept. `tapeline gaps` shows what is missing.",
                 name,
                 partition,
                 self._group,
@@ -486,7 +488,7 @@ class KeepLedger:
         account.saved(changes, began_ns)
         if self._keep_ns and began_ns >= self._prune_due_ns:
             self._prune_due_ns = began_ns + _TIDY_NS
-            account.prune(self._ledger, began_ns - self._keep_ns)
+            account.prune(self._ledger.prune, began_ns - self._keep_ns)
         self._since = None
         self._stream.acknowledge(LEDGER, RAW_TOPIC, self._positions)
         # With much to look through, more seldom: a twentieth of the time at most.

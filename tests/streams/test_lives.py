@@ -19,14 +19,17 @@ from tapeline.errors import DiskTrouble
 from tapeline.monitor.status import StatusFile
 from tapeline.providers import identity
 from tapeline.records import NS_PER_MS, NS_PER_S, RAW_TOPIC, TICKS_TOPIC, Chunk
-from tapeline.stages import KeepIn
+from tapeline.stages import NORMALIZE, KeepIn
 from tapeline.stores.lake import Lake
 from tapeline.streams.embedded import EmbeddedStream
 from tapeline.streams.lives import birth, crossed
+from tapeline.taken import Taken
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from tapeline.records import Topic
 
 NOW_NS = time.time_ns()
 
@@ -221,6 +224,9 @@ def test_a_stage_that_stands_behind_the_end_of_its_stream_says_so_and_a_right_cl
         stream.append(TICKS_TOPIC, ticks({"symbol": "A", "sequence": 1}), 0)
         assert stepped(stream)._forgotten.ahead == []
     shutil.rmtree(tmp_path / "stream")
+    with closing(opened()) as stream:
+        assert stepped(stream)._forgotten.ahead == [], "nothing has been written yet: that tells nothing"
+    shutil.rmtree(tmp_path / "stream")
     right, now[0] = now[0] + 60 * NS_PER_S, 0
     with closing(opened()) as stream:
         stream.append(TICKS_TOPIC, ticks({"symbol": "A", "sequence": 2}), 0)
@@ -231,3 +237,42 @@ def test_a_stage_that_stands_behind_the_end_of_its_stream_says_so_and_a_right_cl
         stream.append(TICKS_TOPIC, ticks({"symbol": "A", "sequence": 3}), 0)
         assert stepped(stream)._forgotten.ahead == []
     assert kept() == [1, 3]
+
+
+@pytest.mark.parametrize("when", ["before the ledger looks", "while it looks"])
+def test_what_the_ledger_has_read_of_a_raw_topic_that_is_gone_is_doubtful(
+    when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Normalize stands in the new life: that says nothing of records of the old one, which it may never have read."""
+    now = [1_790_000_000 * NS_PER_S]
+    with closing(EmbeddedStream(tmp_path / "stream", 1, born=birth, clock=lambda: now[0])) as stream:
+        member = stream.join(NORMALIZE, RAW_TOPIC)
+        stream.append(RAW_TOPIC, raws(0, 1), 0)
+        member.commit(polled(member), [], {})
+        taken = Taken(stream, NORMALIZE, [], lambda: now[0])
+        assert taken.reach(now=True).settled == stream.positions(NORMALIZE, RAW_TOPIC)
+        stream.append(RAW_TOPIC, raws(1, 3), 0)
+        held = stream.ends(RAW_TOPIC)[0]  # the ledger has read so far
+
+        def begin_anew() -> None:
+            for file in (tmp_path / "stream").glob("raw.sqlite*"):
+                file.unlink()
+            now[0] += 60 * NS_PER_S
+            stream.append(RAW_TOPIC, raws(4, 1), 0)
+            member.commit(polled(member), [], {})
+
+        if when == "before the ledger looks":
+            begin_anew()
+        else:
+            positions = stream.positions
+
+            def late(group: str, topic: Topic) -> dict[int, int]:
+                monkeypatch.setattr(stream, "positions", positions)
+                begin_anew()
+                return positions(group, topic)
+
+            monkeypatch.setattr(stream, "positions", late)
+            assert taken.reach(now=True).settled[0] < held
+        reach = taken.reach(now=True)
+        assert (reach.settled[0] > held, reach.doubtful.get(0, 0) > held) == (True, True)
+        member.close()

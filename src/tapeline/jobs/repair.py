@@ -73,7 +73,7 @@ def _of_bars(key: Key) -> bool:
     return CHANNELS[key.provider][key.feed][key.channel].kind == "bar"
 
 
-#: The states of gaps that a provider is asked for.
+#: Repair asks the provider for gaps in these states.
 ASKED_FOR: Final[frozenset[State]] = frozenset({"open", "repairing"})
 
 

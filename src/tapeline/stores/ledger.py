@@ -38,7 +38,7 @@ class Ledger(Protocol):
         """What was archived of a key. Raises Unavailable, NewerData."""
 
     def lives(self) -> Lives | None:
-        """Where the life of each partition of the normalized topics began, as last saved; None: never. Raises Unavailable, NewerData."""
+        """Where the life of each partition of the topics began, as last saved; None: never. Raises Unavailable, NewerData."""
 
     def save(self, facts: Facts, changes: Changes, positions: Mapping[int, int], lives: Lives | None = None) -> None:
         """Keep the facts that were touched, the intervals that changed, the positions and the lives, in one transaction.
