@@ -29,7 +29,7 @@ from tapeline.shortening import TAKEN_EVERYWHERE, larger, shortened
 from tapeline.stores import Store
 from tapeline.stores.ledger import Ledger
 from tapeline.streams import Member, PartitionLost, Stream
-from tapeline.streams.lives import crossed, rows_of
+from tapeline.streams.lives import ReadOfLives, crossed, rows_of
 from tapeline.taken import Taken
 from tapeline.upkeep import Upkeep
 
@@ -130,6 +130,7 @@ class Normalize:
         self._status = status
         self._clock = clock
         self._forgotten = Forgotten(stream, NORMALIZE, clock)
+        self._read = ReadOfLives(stream, NORMALIZE)
         self._latencies: dict[str, Latencies] = {}
         self._rates: dict[str, Rate] = {}
         self._ages: dict[str, int] = {}  # of the youngest tick of each provider since the last report
@@ -145,7 +146,7 @@ class Normalize:
         normalized = normalize_all(chunk, self._decoders, names=self._names.of(chunk))
         outputs = [(topic, _fitting(self._stream, topic, normalized.batches[topic])) for topic in NORMALIZED_TOPICS]
         try:
-            self._member.commit(chunk, outputs, totals_of(normalized.counts))
+            self._member.commit(chunk, outputs, {**totals_of(normalized.counts), **self._read.of(chunk)})
         except PartitionLost as lost:
             log.info("%s Nothing was written here; they go on from the same records.", lost)
             return True

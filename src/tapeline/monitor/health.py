@@ -14,6 +14,7 @@ from tapeline.monitor.status import read_status
 from tapeline.records import NORMALIZED_TOPICS, NS_PER_S, RAW_TOPIC, Topic
 from tapeline.stores import Store
 from tapeline.streams import APPENDED, Stream
+from tapeline.streams.lives import read_of
 
 #: A process elsewhere that has said nothing for so long does not run: each speaks about once a second.
 _SILENT_NS = 15 * NS_PER_S
@@ -51,7 +52,7 @@ class Backlog:
 def equations(stream: Stream, stores: Mapping[str, Store]) -> list[Equation]:
     """Each from what one transaction committed, so each holds at every moment, also while the pipeline runs."""
     found = []
-    totals = stream.totals("normalize")
+    totals = of_feeds(stream)
     feeds = sorted({name.rpartition("/")[0] for name in totals})
     for feed in feeds:
         parts = {part: totals.get(f"{feed}/{part}", 0) for part in _PARTS}
@@ -64,11 +65,33 @@ def equations(stream: Stream, stores: Mapping[str, Store]) -> list[Equation]:
     return found
 
 
+def of_feeds(stream: Stream) -> dict[str, int]:
+    """What normalize has made of each feed's events, by `provider/feed/part`."""
+    return {name: total for name, total in stream.totals("normalize").items() if "/" in name}
+
+
+def into_normalize(stream: Stream) -> Equation | None:
+    """What was written to the raw topic against what normalize has read of it, in the present lives. None where that is not counted.
+
+    As in `between`, the writing is asked before and after."""
+    before, totals, at = stream.written(RAW_TOPIC), stream.totals("normalize"), stream.positions("normalize", RAW_TOPIC)
+    found = {p: read_of(totals, p, life.since) for p, life in before.items() if at.get(p, 0) > life.since}
+    read = {p: records for p, records in found.items() if records is not None}
+    waiting = stream.waiting(RAW_TOPIC, at)
+    after = stream.written(RAW_TOPIC)
+    if not read or stream.totals("normalize") != totals or any(p not in after or after[p].since != before[p].since for p in read):
+        return None  # nothing is counted, or it has gone on or begun anew in between: the next look will tell
+    least, most = (sum(written[p].records for p in read) for written in (before, after))
+    taken, on_the_way = sum(read.values()), sum(waiting[p] for p in read)
+    written = min(max(taken + on_the_way, least), most)
+    return Equation("ingest to normalize", "raw records written", written, {"taken": taken, "on the way": on_the_way})
+
+
 def between(stream: Stream, stores: Iterable[str]) -> list[Equation]:
-    """What normalize wrote against what each store has read: here a stream that lost something shows. None where it counts messages.
+    """What each stage wrote against what the next has read: here a stream that lost something shows. None where it counts messages.
 
     Nothing commits both sides together, so the writing is asked before and after the reading, and has to lie around it."""
-    found: list[Equation] = []
+    found = [equation] if (equation := into_normalize(stream)) is not None else []
     for name in stores if stream.counts_records else ():
         for topic in NORMALIZED_TOPICS:
             least = written_to(stream, topic)
@@ -139,7 +162,7 @@ def snapshot(
         }
         for name, word in words.items()
     }
-    totals = stream.totals("normalize") if stream is not None else {}
+    totals = of_feeds(stream) if stream is not None else {}
     ingests = [word for name, word in words.items() if name.partition("-")[0] == "ingest"]
     lines = {name: line for word in ingests for name, line in word.get("lines", {}).items()}
     workers = [word for name, word in words.items() if name.partition("-")[0] == "normalize" and alive(word, now_ns)]

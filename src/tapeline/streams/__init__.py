@@ -8,6 +8,7 @@ records from where the partition's life began, on Kafka they hold the message's 
 from __future__ import annotations
 
 from collections.abc import Collection, Container, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final, Literal, Protocol
 
 import pyarrow as pa
@@ -24,6 +25,15 @@ APPENDED: Final = "appended"
 Totals = Mapping[str, int]
 #: Batches that are written together, each spread over its topic's partitions by the topic's key.
 Outputs = Sequence[tuple[Topic, pa.RecordBatch]]
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What was written to a partition in one life of it."""
+
+    #: The offset of the life's first record: with the partition it names the life.
+    since: int
+    records: int
 
 
 class PartitionLost(TapelineError):
@@ -72,6 +82,10 @@ class Stream(Protocol):
 
     def lives(self, topic: Topic) -> dict[int, int]:
         """For each partition, where its present life begins: what lay before and was not read is gone. 0: it has had no other."""
+
+    def written(self, topic: Topic) -> dict[int, Written]:
+        """How many records were written to each partition in its present life. Left out: those whose count is not known from the life's
+        first record on, as on Kafka, or in a topic of an earlier version."""
 
     def before_end(self, topic: Topic, rows: int) -> dict[int, int]:
         """Positions from which about `rows` records, or a few more, are left to read in each partition."""

@@ -26,14 +26,14 @@ import pyarrow as pa
 from tapeline.errors import DiskTrouble, NewerData, Unavailable
 from tapeline.machine import boot_id
 from tapeline.records import NORMALIZED_TOPICS, NS_PER_S, RAW_TOPIC, TOPICS, Chunk, Topic
-from tapeline.streams import APPENDED, Lease, Member, Outputs, PartitionLost, Producer, Totals
+from tapeline.streams import APPENDED, Lease, Member, Outputs, PartitionLost, Producer, Totals, Written
 from tapeline.streams.arrow import decode, encode, pieces
 from tapeline.streams.partitioning import split
 from tapeline.streams.sharing import BookLease, SharedMember, Shares
 
 log = logging.getLogger(__name__)
 
-_FORMAT: Final = 2
+_FORMAT: Final = 3
 _SCHEMA: Final = f"""
 CREATE TABLE IF NOT EXISTS batches (
     id INTEGER PRIMARY KEY,
@@ -56,6 +56,9 @@ CREATE TABLE IF NOT EXISTS totals (
 CREATE TABLE IF NOT EXISTS leases (name TEXT PRIMARY KEY, token TEXT NOT NULL, until_ns INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS floors (   -- no record gets an offset below, since the machine started as `boot`
     topic TEXT NOT NULL, part INTEGER NOT NULL, floor INTEGER NOT NULL, PRIMARY KEY (topic, part)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS written (  -- of a partition whose first record, at the offset `since`, was counted
+    topic TEXT NOT NULL, part INTEGER NOT NULL, since INTEGER NOT NULL, records INTEGER NOT NULL, PRIMARY KEY (topic, part)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 PRAGMA user_version = {_FORMAT};
@@ -262,6 +265,12 @@ class EmbeddedStream:
         with file.errors():
             return dict.fromkeys(range(self.partitions), _born(file.db))
 
+    def written(self, topic: Topic) -> dict[int, Written]:
+        file = self._file(topic)
+        with file.errors():
+            rows = file.db.execute("SELECT part, since, records FROM written WHERE topic = ?", (topic.name,)).fetchall()
+        return {partition: Written(since, records) for partition, since, records in rows}
+
     def note(self, name: str, text: str) -> None:
         with self._writing(RAW_TOPIC).transaction() as db:
             db.execute("REPLACE INTO facts VALUES (?, ?)", (f"note {name}", text))
@@ -289,7 +298,9 @@ class EmbeddedStream:
         parts = split(topic, batch, self.partitions) if partition is None else [(partition, batch)]
         most = db.getlimit(sqlite3.SQLITE_LIMIT_LENGTH) // 2
         for at, piece in ((at, piece) for at, part in parts for piece in pieces(part, most)):
-            first = max(_end(db, topic.name, at), _floor(db, topic.name, at))
+            end = _end(db, topic.name, at)
+            first = max(end, _floor(db, topic.name, at))
+            _count(db, topic.name, at, first if not end else None, piece.num_rows)
             db.execute(
                 "INSERT INTO batches (topic, part, first, next, appended_ns, data) VALUES (?, ?, ?, ?, ?, ?)",
                 (topic.name, at, first, first + piece.num_rows, self._clock(), encode(piece)),
@@ -328,7 +339,7 @@ class EmbeddedStream:
         return file
 
     def _leases(self) -> _Leases:
-        return _Leases(self._open("normalized.sqlite"), self._clock)
+        return _Leases(lambda: self._open("normalized.sqlite"), self._clock)
 
     def _trim(self, file: _File) -> None:
         """Remove what is older than retention and acknowledged by every group; runs beside the writer, on connections of its own."""
@@ -384,6 +395,13 @@ def _born(db: sqlite3.Connection) -> int:
     """Where the file's life begins; 0 for one of a version that had no lives."""
     row = db.execute("SELECT value FROM facts WHERE name = 'born'").fetchone()
     return int(row[0]) if row else 0
+
+
+def _count(db: sqlite3.Connection, topic: str, partition: int, begins: int | None, records: int) -> None:
+    """Count what is written. `begins`: the offset, where these are the partition's first records; what began uncounted stays so."""
+    if begins is not None:
+        db.execute("REPLACE INTO written VALUES (?, ?, ?, 0)", (topic, partition, begins))
+    db.execute("UPDATE written SET records = records + ? WHERE topic = ? AND part = ?", (records, topic, partition))
 
 
 def _add(db: sqlite3.Connection, group: str, totals: Totals) -> None:
@@ -452,12 +470,13 @@ class _Producer:
 class _Leases:
     """The lease book in `normalized.sqlite`. All its users share one machine, and so one clock."""
 
-    def __init__(self, file: _File, clock: Callable[[], int]) -> None:
+    def __init__(self, file: Callable[[], _File], clock: Callable[[], int]) -> None:
+        """`file`: the one that is there now; it may have been removed and made anew."""
         self._file, self._clock = file, clock
 
     def take(self, name: str, token: str, seconds: float) -> bool:
         now_ns = self._clock()
-        with self._file.transaction() as db:
+        with self._file().transaction() as db:
             return (
                 db.execute(
                     "INSERT INTO leases VALUES (:name, :token, :until) ON CONFLICT DO UPDATE"
@@ -468,14 +487,15 @@ class _Leases:
             )
 
     def drop(self, name: str, token: str) -> None:
-        with self._file.transaction() as db:
+        with self._file().transaction() as db:
             db.execute("DELETE FROM leases WHERE name = ? AND token = ?", (name, token))
 
     def taken(self, prefix: str) -> dict[str, str]:
-        with self._file.errors():
-            self._file.db.execute("DELETE FROM leases WHERE until_ns < ?", (self._clock() - 3600 * NS_PER_S,))
+        file = self._file()
+        with file.errors():
+            file.db.execute("DELETE FROM leases WHERE until_ns < ?", (self._clock() - 3600 * NS_PER_S,))
             return dict(
-                self._file.db.execute(
+                file.db.execute(
                     "SELECT name, token FROM leases WHERE substr(name, 1, length(?1)) = ?1 AND until_ns >= ?2", (prefix, self._clock())
                 ).fetchall()
             )

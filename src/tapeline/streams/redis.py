@@ -30,7 +30,7 @@ from tapeline.config import StreamConfig
 from tapeline.errors import ConfigError, NewerData, Refused, Unavailable
 from tapeline.records import NORMALIZED_TOPICS, RAW_TOPIC, TICKS_TOPIC, TOPICS, Chunk, Topic
 from tapeline.secret import NO_SECRET, Secret
-from tapeline.streams import APPENDED, Codec, Lease, Member, Outputs, PartitionLost, Producer, Totals, arrow, codecs, protobuf
+from tapeline.streams import APPENDED, Codec, Lease, Member, Outputs, PartitionLost, Producer, Totals, Written, arrow, codecs, protobuf
 from tapeline.streams.partitioning import partitions_of, split
 from tapeline.streams.sharing import BookLease, SharedMember, Shares
 
@@ -99,7 +99,7 @@ local function extend(finish, key, run, first, last, torn)
   local gone = torn or not before or (redis.call('XLEN', key) == 0 and behind(key, 0) < last_end)
   if gone then
     at = math.max(birth(), behind(key, at + {_SKIP}))
-    redis.call('HSET', finish, 'life', string.format('%.0f', at))
+    redis.call('HSET', finish, 'life', string.format('%.0f', at), 'records', 0)
   else
     -- An entry of another program may lie where ours would begin without its id being above ours, and no position lies before it.
     local other = redis.call('XRANGE', key, string.format('(%.0f-%s', at, count or '{_AFTER}'), '+', 'COUNT', 1)[1]
@@ -108,19 +108,24 @@ local function extend(finish, key, run, first, last, torn)
       redis.call('XDEL', key, other[1])
       other = redis.call('XRANGE', key, '(' .. other[1], '+', 'COUNT', 1)[1]
     end
-    if other then at = behind(key, at) end
+    if other then
+      at = behind(key, at)
+      redis.call('HDEL', finish, 'records') -- how many there are of another program is not known
+    end
     if started and started ~= run then at = math.max(birth(), at + {_SKIP}) end
   end
   count = nil
+  local written = 0
   for i = first, last, 2 do
     local records = tonumber(ARGV[i])
     if records > 0 then
       at = put(finish, key, at, records, {{'d', ARGV[i + 1]}}, last_end)
-      last_end, count = at, ARGV[i]
+      last_end, count, written = at, ARGV[i], written + records
     end
   end
   redis.call('HSET', finish, 'next', string.format('%.0f', at), 'run', run)
   if count then redis.call('HSET', finish, 'count', count) end
+  if redis.call('HEXISTS', finish, 'records') == 1 then redis.call('HINCRBY', finish, 'records', written) end
 end
 """
 #: KEYS end, stream; ARGV the run id of the server, then records and data of each entry.
@@ -407,6 +412,15 @@ class RedisStream:
             for partition in range(self._count):
                 pipe.hget(self.keys.end(topic, partition), "life")
             return {partition: int(begin or 0) for partition, begin in enumerate(pipe.execute())}
+
+    def written(self, topic: Topic) -> dict[int, Written]:
+        self._begin()
+        with self._told():
+            pipe = self._client.pipeline(transaction=False)
+            for partition in range(self._count):
+                pipe.hmget(self.keys.end(topic, partition), "life", "records")
+            found = enumerate(pipe.execute())
+        return {partition: Written(int(life), int(records)) for partition, (life, records) in found if life and records}
 
     def before_end(self, topic: Topic, rows: int) -> dict[int, int]:
         return {partition: place.back(rows) for partition, (place, _) in enumerate(self._ends(topic, {}))}
