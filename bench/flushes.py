@@ -18,12 +18,12 @@ import pyarrow as pa
 
 from bench import history
 from bench.machine import describe, table
-from tapeline.providers import identity
+from tapeline.providers.registry import identity
 from tapeline.records import NS_PER_S, TICKS_TOPIC, Chunk
-from tapeline.stores import lake_files
 from tapeline.stores.lake import Lake
-from tapeline.stores.lake_due import small
-from tapeline.stores.lake_sealing import merge
+from tapeline.stores.lake import files as lake_files
+from tapeline.stores.lake.due import small
+from tapeline.stores.lake.sealing import merge
 
 #: A flush every five seconds of one UTC day, as the store writes by default.
 _FLUSHES: Final = 17_280
@@ -42,7 +42,9 @@ _READER: Final = """
 import time
 from pathlib import Path
 import tapeline, duckdb, pyarrow
-from tapeline import config as settings, query, reading, wiring
+from tapeline import config as settings
+from tapeline.reading import sql as query, api as reading
+from tapeline.app import wiring
 config = settings.load(Path("{config}"), {{}})
 began = time.perf_counter()
 db = tapeline.connect(config=config)

@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from tapeline.providers import identity
+from tapeline.providers.registry import identity
 from tapeline.records import NS_PER_MS, NS_PER_S, TICKS, TICKS_TOPIC, Chunk
 from tapeline.stores.lake import Lake
-from tapeline.stores.lake_sealing import seal
+from tapeline.stores.lake.sealing import seal
 
 SYMBOLS: Final = tuple(f"{name}/USDT" for name in (f"C{number:03d}" for number in range(300)))
 FIRST_DAY: Final = date(2026, 1, 5)

@@ -75,8 +75,10 @@ _OUR_PROCESS: Final = """
 import time
 from pathlib import Path
 import tapeline, pyarrow, duckdb
-from tapeline import reading, wiring, config as settings, query
-from tapeline.stores import lake_reading
+from tapeline.reading import api as reading, sql as query
+from tapeline.app import wiring
+from tapeline import config as settings
+from tapeline.stores.lake import reading as lake_reading
 config = settings.load(Path("{config}"), {{}})
 ready = time.perf_counter()
 {what}

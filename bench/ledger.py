@@ -15,12 +15,12 @@ from pathlib import Path
 import pyarrow as pa
 
 from bench.machine import table
-from tapeline.completeness import absorb
-from tapeline.folding import Account
-from tapeline.providers import DECODERS
+from tapeline.ledger.completeness import absorb
+from tapeline.ledger.folding import Account
+from tapeline.ledger.sqlite import LedgerFile
 from tapeline.providers.normalizing import normalize
+from tapeline.providers.registry import DECODERS
 from tapeline.records import NS_PER_MS, NS_PER_S, RAW, RAW_TOPIC, Chunk
-from tapeline.stores.ledger_file import LedgerFile
 
 SYMBOLS = [f"C{number:03d}USDT" for number in range(200)]
 _CHANNELS = ("trade", "bookTicker")

@@ -7,9 +7,9 @@ import time
 from pathlib import Path
 
 from bench.machine import describe, pipeline, table, venue, write_config
-from tapeline.monitor.status import read_status
 from tapeline.records import TICKS_TOPIC
 from tapeline.streams.embedded import EmbeddedStream
+from tapeline.telemetry.status import read_status
 
 _TICKS = 10_000_000
 _LOOKS = (1, 2, 4, 6, 8, 10)  # millions of ticks

@@ -15,8 +15,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from bench.machine import CAPTURES, REPOSITORY, describe, pipeline, recorded_frames, table, venue
-from tapeline.providers import DECODERS
 from tapeline.providers.normalizing import normalize
+from tapeline.providers.registry import DECODERS
 from tapeline.records import RAW, RAW_TOPIC, TICKS_TOPIC, Chunk
 from tapeline.streams.embedded import EmbeddedStream
 

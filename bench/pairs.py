@@ -10,12 +10,12 @@ from dataclasses import replace
 import pyarrow as pa
 
 from bench.machine import CAPTURES, recorded_frames, table
-from tapeline.net import Recorder
-from tapeline.pairs import Pair
-from tapeline.providers import DECODERS, PROVIDERS
+from tapeline.net.websocket import Recorder
 from tapeline.providers.normalizing import normalize
+from tapeline.providers.registry import DECODERS, PROVIDERS
 from tapeline.providers.session import FeedSettings, Plan
 from tapeline.records import RAW, RAW_TOPIC, Chunk, RawKind
+from tapeline.stages.ingest.arbitration import Pair
 
 _ROUNDS = 7
 _CHUNK = 24_576

@@ -16,7 +16,7 @@ from services import postgres
 from services.postgres import PostgresServer
 
 from bench.machine import table
-from tapeline.providers import identity
+from tapeline.providers.registry import identity
 from tapeline.records import NS_PER_MS, NS_PER_S, TICKS, TICKS_TOPIC, Chunk
 from tapeline.secret import NO_SECRET
 from tapeline.stores.postgres import Postgres

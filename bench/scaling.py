@@ -18,11 +18,11 @@ from services.process import Server
 from services.redis import RedisServer
 
 from bench.machine import KEYS, describe, table, venue
-from tapeline import wiring
+from tapeline.app import wiring
 from tapeline.config import Config, load
-from tapeline.monitor.status import read_status
 from tapeline.records import RAW_TOPIC
-from tapeline.stages import NORMALIZE
+from tapeline.stages.normalize import NORMALIZE
+from tapeline.telemetry.status import read_status
 
 _EVENTS = 2_000_000
 _ROUNDS = 2

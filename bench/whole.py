@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bench.machine import describe, pipeline, table, write_config
 from bench.prepared import record, serving
-from tapeline.query import connect
+from tapeline.reading.sql import connect
 
 _EVENTS = 1_500_000
 _ROUNDS = 3

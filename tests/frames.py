@@ -12,8 +12,8 @@ import pyarrow as pa
 from hypothesis import strategies as st
 from msgspec.msgpack import Ext
 
-from tapeline.providers import CHANNELS, DECODERS
 from tapeline.providers.normalizing import Count, Normalized, normalize
+from tapeline.providers.registry import CHANNELS, DECODERS
 from tapeline.records import NORMALIZED_TOPICS, RAW, RAW_TOPIC, Chunk
 
 FIXTURES = Path(__file__).parent / "fixtures"

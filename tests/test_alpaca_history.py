@@ -16,18 +16,19 @@ from hypothesis import strategies as st
 
 from frames import NASTY_JSON, anything, raw_batch, rows
 from made import NOON
-from tapeline.jobs.fetching import Source, fetch
-from tapeline.providers import DECODERS, HISTORIES, alpaca_history, identity
-from tapeline.providers.alpaca_history import SETTLED_NS, WEIGHT_A_MINUTE
+from tapeline.jobs.backfill.fetching import Source, fetch
+from tapeline.providers.alpaca import history as alpaca_history
+from tapeline.providers.alpaca.history import SETTLED_NS, WEIGHT_A_MINUTE
 from tapeline.providers.history import Asked, Page, Request, Span, WrongPage
 from tapeline.providers.normalizing import Normalized, normalize
+from tapeline.providers.registry import DECODERS, HISTORIES, identity
 from tapeline.records import BARS_TOPIC, NS_PER_MS, NS_PER_S, RAW_TOPIC, TICKS_TOPIC, Chunk
 from tapeline.secret import NO_SECRET, Secret
+from tapeline.simulators.alpaca.session import timestamp
+from tapeline.simulators.alpaca.tape import rfc3339
 from tapeline.stores import Store
 from tapeline.stores.lake import Lake
 from tapeline.stores.postgres import Postgres
-from tapeline.venues.alpaca_session import timestamp
-from tapeline.venues.alpaca_tape import rfc3339
 
 MINUTE = 60 * NS_PER_S
 TRADES = Span("iex", "trades", "AAPL", NOON, NOON + MINUTE)

@@ -18,15 +18,15 @@ import tapeline
 from frames import normalized, rows
 from made import DAY, NOON, TRADE
 from tapeline.config import Config, StoreConfig
-from tapeline.providers import identity
-from tapeline.query import connect
+from tapeline.providers.registry import identity
+from tapeline.reading.sql import connect
 from tapeline.records import AMENDS, NOTICES, NOTICES_TOPIC, TICKS, TICKS_TOPIC, Chunk, Topic, amending
 from tapeline.secret import NO_SECRET
+from tapeline.simulators.alpaca.session import timestamp
+from tapeline.simulators.alpaca.tape import rfc3339
 from tapeline.stores import Store
 from tapeline.stores.lake import Lake
 from tapeline.stores.postgres import Postgres
-from tapeline.venues.alpaca_session import timestamp
-from tapeline.venues.alpaca_tape import rfc3339
 
 if TYPE_CHECKING:
     from services.postgres import PostgresServer

@@ -11,9 +11,9 @@ import pytest
 from typer.testing import CliRunner
 
 from tapeline.cli import app
-from tapeline.completeness import ONGOING, Facts, Interval, Key
+from tapeline.ledger.completeness import ONGOING, Facts, Interval, Key
+from tapeline.ledger.sqlite import LedgerFile
 from tapeline.records import NS_PER_S
-from tapeline.stores.ledger_file import LedgerFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from frames import FEEDS, RECEIVED_NS, VOICES, anything, exact, golden, mutated, normalized, raw_batch, rows, total
-from tapeline.providers import DECODERS
 from tapeline.providers.normalizing import Normalized, normalize
+from tapeline.providers.registry import DECODERS
 from tapeline.records import RAW_TOPIC, REJECTED_TOPIC, Chunk
 
 EACH_FEED = pytest.mark.parametrize(("provider", "feed"), FEEDS)

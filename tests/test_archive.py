@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 
 from frames import rows
 from made import DAY, NOON
-from tapeline.jobs.archive import Archive
-from tapeline.jobs.backfill import Job
-from tapeline.jobs.fetching import Source, fetch, raw_record
-from tapeline.providers import ARCHIVES, DECODERS
-from tapeline.providers.binance_archive import events_of
+from tapeline.jobs.backfill.archive import Archive
+from tapeline.jobs.backfill.backfill import Job
+from tapeline.jobs.backfill.fetching import Source, fetch, raw_record
+from tapeline.providers.binance.files import events_of
 from tapeline.providers.history import Request, Span, WrongPage
 from tapeline.providers.normalizing import UNREADABLE, normalize
+from tapeline.providers.registry import ARCHIVES, DECODERS
 from tapeline.records import NS_PER_MS, RAW_TOPIC, Chunk
 
 if TYPE_CHECKING:

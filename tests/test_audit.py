@@ -13,9 +13,9 @@ import pytest
 from frames import golden
 from made import ticks
 from proving import PROVE, proof
-from tapeline import query
-from tapeline.audit import Step, by_symbol, trace
 from tapeline.config import StreamConfig
+from tapeline.reading import sql as query
+from tapeline.reading.trace import Step, by_symbol, trace
 from tapeline.records import NOTICES_TOPIC, RAW_TOPIC, REJECTED_TOPIC, TICKS_TOPIC
 from tapeline.streams import Stream
 from tapeline.streams.embedded import EmbeddedStream

@@ -19,19 +19,19 @@ from made import DAY, NOON
 from made_history import Exchange
 from tapeline.cli import app
 from tapeline.errors import Barred, ConfigError, Refused, Unavailable
-from tapeline.jobs.backfill import Backfill, Job, State
-from tapeline.jobs.fetching import Source, fetch
-from tapeline.jobs.page_log import PageLog, Sent
-from tapeline.providers import HISTORIES, PROVIDERS
+from tapeline.jobs.backfill.backfill import Backfill, Job, State
+from tapeline.jobs.backfill.fetching import Source, fetch
+from tapeline.jobs.backfill.page_log import PageLog, Sent
+from tapeline.net.rate_limit import Quota
 from tapeline.providers.history import History, Page, Request, Span, WrongPage
-from tapeline.quota import Quota
+from tapeline.providers.registry import HISTORIES, PROVIDERS
 from tapeline.records import NS_PER_MS, NS_PER_S, RAW_TOPIC, Topic
 from tapeline.streams.embedded import EmbeddedStream
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from tapeline.jobs.fetching import Get
+    from tapeline.jobs.backfill.fetching import Get
 
 
 def source(get: Get) -> Source:
@@ -237,7 +237,7 @@ def test_a_stream_that_cannot_say_how_far_it_is_read_stops_no_backfill(
 
     with monkeypatch.context() as patch:
         patch.setattr(EmbeddedStream, "positions", away)
-        patch.setattr("tapeline.jobs.backfill._MOST_UNREAD", 0)
+        patch.setattr("tapeline.jobs.backfill.backfill._MOST_UNREAD", 0)
         done = backfill(Exchange(3_000))
     assert (done.failed, done.spans_done) == ((), 2)
     assert pages(stream) == done.pages > 0

@@ -7,15 +7,15 @@ import json
 from pathlib import Path
 from random import Random
 
-from tapeline import wiring
+from tapeline.app import wiring
 from tapeline.config import Config, ProviderConfig
-from tapeline.delivery import Delivery
-from tapeline.ingest import StreamRecorder
-from tapeline.providers import DECODERS
 from tapeline.providers.normalizing import normalize
+from tapeline.providers.registry import DECODERS
 from tapeline.records import RAW_TOPIC, TICKS_TOPIC
+from tapeline.simulators import Venue, VenueOptions
+from tapeline.stages.ingest.delivery import Delivery
+from tapeline.stages.ingest.stage import StreamRecorder
 from tapeline.streams.embedded import EmbeddedStream
-from tapeline.venues import Venue, VenueOptions
 
 
 def test_times_asked_for_in_microseconds_are_recorded_in_microseconds(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import tapeline
 from made import BAR, NOON, bars, ticks
 from tapeline.config import Config, StoreConfig
 from tapeline.errors import Unavailable, WrongArgument
-from tapeline.providers import identity
+from tapeline.providers.registry import identity
 from tapeline.records import BARS_TOPIC, NS_PER_S, TICKS, TICKS_TOPIC, Chunk, Topic
 from tapeline.secret import NO_SECRET
 from tapeline.stores import Store

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from frames import raw_batch
-from tapeline.clock import ClockWatch, Leap
-from tapeline.monitor.status import StatusFile, read_status
-from tapeline.providers import DECODERS
+from tapeline.local.clock import ClockWatch, Leap
+from tapeline.providers.registry import DECODERS
 from tapeline.records import NS_PER_MS, NS_PER_S, RAW_TOPIC
-from tapeline.stages import Normalize
+from tapeline.stages.normalize import Normalize
 from tapeline.streams.embedded import EmbeddedStream
+from tapeline.telemetry.status import StatusFile, read_status
 
 NOW = 1_795_879_970 * NS_PER_S
 

@@ -19,16 +19,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tapeline.completeness import COVERED, ONGOING, Answer, Facts, Interval, Key, Run, absorb, answer, intervals, window_of
 from tapeline.errors import DiskTrouble, NewerData
-from tapeline.providers import CHANNELS, DECODERS
+from tapeline.ledger import Ledger, read_intervals
+from tapeline.ledger.completeness import COVERED, ONGOING, Answer, Facts, Interval, Key, Run, absorb, answer, intervals, window_of
+from tapeline.ledger.postgres import PostgresLedger
+from tapeline.ledger.sqlite import LedgerFile
 from tapeline.providers.normalizing import normalize
+from tapeline.providers.registry import CHANNELS, DECODERS
 from tapeline.records import NS_PER_S, RAW, RAW_TOPIC, Chunk
 from tapeline.secret import NO_SECRET
-from tapeline.stores.database import Database
-from tapeline.stores.ledger import Ledger, read_intervals
-from tapeline.stores.ledger_file import LedgerFile
-from tapeline.stores.postgres_ledger import PostgresLedger
+from tapeline.stores.postgres.database import Database
 
 T0 = 1_710_504_000_000  # ms: 2024-03-15 12:00:00 UTC
 TRADES = Key("binance", "spot", "trade", "BTC/USDT")
@@ -568,8 +568,8 @@ WRITER = """
 import sys
 sys.path.insert(0, {tests!r})
 from test_completeness import chunk, opened_at, trade
-from tapeline.completeness import absorb, intervals
-from tapeline.providers import DECODERS
+from tapeline.ledger.completeness import absorb, intervals
+from tapeline.providers.registry import DECODERS
 from tapeline.providers.normalizing import normalize
 ledger = opened_at(sys.argv[1], sys.argv[2])
 while True:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tapeline import wiring
+from tapeline.app import wiring
 from tapeline.config import DEFAULT, PROVIDER_NAMES, SECRETS, Config, ProviderConfig, load, secret
 from tapeline.errors import ConfigError
 from tapeline.secret import Secret
@@ -296,7 +296,7 @@ def test_a_missing_secret_says_where_it_was_looked_for() -> None:
 
 
 def test_every_provider_says_which_secrets_it_needs() -> None:
-    from tapeline.providers import PROVIDERS
+    from tapeline.providers.registry import PROVIDERS
 
     assert set(PROVIDERS) == set(PROVIDER_NAMES) == set(SECRETS)
     assert {name: set(module.SECRET_KINDS) for name, module in PROVIDERS.items()} == {name: set(kinds) for name, kinds in SECRETS.items()}

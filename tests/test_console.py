@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tapeline import output
 from tapeline.cli.terminal import echo
-from tapeline.console import Output, printable
+from tapeline.local import output
+from tapeline.local.console import Output, printable
 from tapeline.monitor.table import tables
 from tapeline.secret import Guard
 

@@ -19,11 +19,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from made import raws
-from tapeline import delivery as delivery_module
-from tapeline.delivery import Delivery
 from tapeline.errors import DiskTrouble, NewerData, Refused, Unavailable
 from tapeline.records import RAW
-from tapeline.spool import Spool
+from tapeline.stages.ingest import delivery as delivery_module
+from tapeline.stages.ingest.delivery import Delivery
+from tapeline.stages.ingest.spool import Spool
 
 GB = 1_000_000_000
 

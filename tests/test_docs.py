@@ -16,13 +16,13 @@ import pytest
 from typer.testing import CliRunner
 
 from tapeline import errors
+from tapeline.app.wiring import plans
 from tapeline.cli import app
 from tapeline.config import Config, ProviderConfig, StoreConfig, StreamConfig, load
-from tapeline.providers import CHANNELS
-from tapeline.query import connect
-from tapeline.stores.ledger import INTERVALS
-from tapeline.venues import FAULTS
-from tapeline.wiring import plans
+from tapeline.ledger import INTERVALS
+from tapeline.providers.registry import CHANNELS
+from tapeline.reading.sql import connect
+from tapeline.simulators import FAULTS
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

@@ -26,7 +26,7 @@ from matplotlib.image import imread
 from nbclient import NotebookClient
 
 from proving import PROVE, proof
-from tapeline.query import connect
+from tapeline.reading.sql import connect
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

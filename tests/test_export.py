@@ -25,8 +25,8 @@ from tapeline.cli import app
 from tapeline.errors import Busy, ConfigError, DiskTrouble
 from tapeline.jobs import export as export_module
 from tapeline.jobs.export import Form, export
-from tapeline.locks import own
-from tapeline.providers import identity
+from tapeline.local.locks import own
+from tapeline.providers.registry import identity
 from tapeline.records import BARS_TOPIC, TICKS, TICKS_TOPIC, Chunk
 from tapeline.stores.lake import Lake
 

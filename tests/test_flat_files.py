@@ -25,17 +25,17 @@ from hypothesis import strategies as st
 
 from frames import rows
 from made import NOON
-from tapeline import wiring
-from tapeline.bucket import Bucket
+from tapeline.app import wiring
 from tapeline.config import Config, ProviderConfig
 from tapeline.errors import ConfigError, Refused, Unavailable
-from tapeline.jobs.backfill import Job
-from tapeline.jobs.day_files import DayFiles
-from tapeline.jobs.fetching import Fetched, Source, fetch, raw_record
-from tapeline.providers import ARCHIVES, DECODERS, HISTORIES, identity
+from tapeline.jobs.backfill.backfill import Job
+from tapeline.jobs.backfill.day_files import DayFiles
+from tapeline.jobs.backfill.fetching import Fetched, Source, fetch, raw_record
+from tapeline.net.s3 import Bucket
 from tapeline.providers.history import Request, Span, WrongPage
 from tapeline.providers.normalizing import UNREADABLE, Normalized, normalize
-from tapeline.providers.polygon_files import events_of, parts
+from tapeline.providers.polygon.files import events_of, parts
+from tapeline.providers.registry import ARCHIVES, DECODERS, HISTORIES, identity
 from tapeline.records import NS_PER_S, RAW_TOPIC, TICKS_TOPIC, Chunk
 from tapeline.secret import Secret
 from tapeline.stores.lake import Lake
@@ -156,7 +156,7 @@ def test_trades_of_options_have_seven_columns_and_no_number() -> None:
 
 
 def test_a_piece_of_a_day_does_not_end_between_lines_of_one_millisecond(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tapeline.jobs.archive._PIECE_BYTES", 200)
+    monkeypatch.setattr("tapeline.jobs.backfill.archive._PIECE_BYTES", 200)
     times = [NOON + (at // 5) * 1_000_000 + at for at in range(23)]
     lines = [f"O:A,209,0,313,0.93,{ns},1" for ns in times]
     client = Prepared([gzip.compress("\n".join([OPTION_TRADES, *lines]).encode())])

@@ -17,14 +17,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proving import PROVE
-from tapeline.completeness import Facts, absorb, intervals
-from tapeline.folding import Account
-from tapeline.providers import DECODERS
+from tapeline.ledger import Ledger, read_intervals
+from tapeline.ledger.completeness import Facts, absorb, intervals
+from tapeline.ledger.folding import Account
+from tapeline.ledger.sqlite import LedgerFile
 from tapeline.providers.history import Asked
 from tapeline.providers.normalizing import normalize
+from tapeline.providers.registry import DECODERS
 from tapeline.records import NS_PER_MS
-from tapeline.stores.ledger import Ledger, read_intervals
-from tapeline.stores.ledger_file import LedgerFile
 from test_completeness import (
     QUOTES,
     T0,
@@ -158,8 +158,8 @@ KINDS = {
 @pytest.fixture
 def worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """One interval, run or span is enough to be archived."""
-    monkeypatch.setattr("tapeline.folding._WORTH", 1)
-    monkeypatch.setattr("tapeline.folding._ARCHIVE_EVERY_NS", 0)
+    monkeypatch.setattr("tapeline.ledger.folding._WORTH", 1)
+    monkeypatch.setattr("tapeline.ledger.folding._ARCHIVE_EVERY_NS", 0)
 
 
 @pytest.mark.usefixtures("worth_it")

@@ -10,8 +10,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from tapeline.providers import DECODERS
 from tapeline.providers.normalizing import Normalized, normalize
+from tapeline.providers.registry import DECODERS
 from tapeline.records import BARS_TOPIC, NOTICES_TOPIC, RAW, RAW_TOPIC, REJECTED_TOPIC, TICKS_TOPIC, Chunk
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -56,7 +56,7 @@ def test_a_golden_frame_becomes_the_rows_beside_it(case: Path) -> None:
 
 
 def test_every_provider_feed_and_channel_has_a_golden_frame() -> None:
-    from tapeline.providers import CHANNELS
+    from tapeline.providers.registry import CHANNELS
 
     seen = set()
     for case in CASES:

@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from tapeline import wiring
+from tapeline.app import wiring
 from tapeline.config import Config, ProviderConfig, StoreConfig
-from tapeline.machine import process_space
+from tapeline.local.machine import process_space
 from tapeline.monitor.health import snapshot
-from tapeline.monitor.status import StatusFile
 from tapeline.monitor.table import line, tables
 from tapeline.records import NS_PER_S
 from tapeline.streams.embedded import EmbeddedStream
+from tapeline.telemetry.status import StatusFile
 
 NOW = 1_800_000_000 * NS_PER_S
 

@@ -8,7 +8,11 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+from typing import Final
+
+import pytest
 
 import tapeline
 
@@ -18,90 +22,52 @@ MODULES = {
     for path in sorted(ROOT.rglob("*.py"))
 }
 
-#: From the bottom up: a module imports from its own layer's package and from the layers above it in this list.
-LAYERS: list[set[str]] = [
-    {"records"},
-    {"errors"},
-    {"console"},
-    {"secret"},
-    {"locks", "config", "times", "quota", "durable", "machine", "backoff", "beside", "clock", "shortening"},
-    {"providers"},
-    {"completeness"},
-    {"folding"},
-    {"streams", "stores", "net", "bucket", "spool"},
-    {"rest"},
-    {"monitor", "delivery", "names"},
-    {"flow", "query", "output", "asof", "pairs", "upkeep"},
-    {"taken"},
-    {"stages", "ingest", "supervisor", "truth", "rejects", "audit", "replaying"},
-    {"jobs"},
-    {"wiring"},
-    {"checkup", "demo", "run", "reading"},
-    {"cli"},
-    {"__main__"},
+#: The rooms from the bottom up: a module imports from its own room and from those above it in this list.
+LAYERS: Final = [
+    *("errors", "records", "local", "secret", "times", "config", "retry", "telemetry"),
+    *(
+        "providers",
+        "net",
+        "streams",
+        "stores",
+        "ledger",
+        "stages",
+        "jobs",
+        "monitor",
+        "app",
+        "reading",
+        "simulators",
+        "demo",
+        "cli",
+        "__main__",
+    ),
 ]
-#: Only the wiring makes these (and query opens the lake's own files, past any store).
-CONCRETE = {
+#: Streams, stores and ledgers of one kind: only `app` names them (and reading opens the lake's own files, past any store).
+CONCRETE: Final = {
     "tapeline.streams.embedded",
     "tapeline.streams.kafka",
     "tapeline.streams.redis",
     "tapeline.stores.lake",
-    "tapeline.stores.lake_checking",
-    "tapeline.stores.lake_due",
-    "tapeline.stores.lake_files",
-    "tapeline.stores.lake_reading",
-    "tapeline.stores.lake_renaming",
-    "tapeline.stores.lake_repairing",
-    "tapeline.stores.lake_retention",
-    "tapeline.stores.lake_sealing",
-    "tapeline.stores.lake_tidying",
-    "tapeline.stores.ledger_file",
     "tapeline.stores.postgres",
-    "tapeline.stores.postgres_ledger",
-    "tapeline.stores.postgres_renaming",
+    "tapeline.ledger.sqlite",
+    "tapeline.ledger.postgres",
 }
-WHO_KNOWS_CONCRETE = {"tapeline.wiring", "tapeline.cli", "tapeline.demo", "tapeline.query", "tapeline.reading"}
-#: Library to who may import it, venues aside; of a package, all its modules.
-OWNERS = {
-    "picows": {"tapeline.net"},
-    "urllib": {"tapeline.rest"},
-    "http": {"tapeline.rest"},
-    "pyarrow.fs": {"tapeline.bucket"},
+WHO_KNOWS_CONCRETE: Final = {"tapeline.app", "tapeline.cli.lake", "tapeline.reading"}
+#: Library to who may import it, simulators aside; of a package, all its modules.
+OWNERS: Final = {
+    "picows": {"tapeline.net.websocket"},
+    "urllib": {"tapeline.net.http"},
+    "http": {"tapeline.net.http"},
+    "pyarrow.fs": {"tapeline.net.s3"},
     "socket": set[str](),
-    "ssl": {"tapeline.net", "tapeline.rest"},
-    "sqlite3": {"tapeline.streams.embedded", "tapeline.spool", "tapeline.stores.ledger_file", "tapeline.jobs.page_log"},
+    "ssl": {"tapeline.net"},
+    "sqlite3": {"tapeline.streams.embedded", "tapeline.stages.ingest.spool", "tapeline.ledger.sqlite", "tapeline.jobs.backfill.page_log"},
     "confluent_kafka": {"tapeline.streams.kafka"},
     "redis": {"tapeline.streams.redis"},
-    "deltalake": {
-        "tapeline.stores.lake",
-        "tapeline.stores.lake_files",
-        "tapeline.stores.lake_reading",
-        "tapeline.stores.lake_renaming",
-        "tapeline.stores.lake_repairing",
-        "tapeline.stores.lake_retention",
-        "tapeline.stores.lake_sealing",
-        "tapeline.query",
-    },
-    "duckdb": {
-        "tapeline.query",
-        "tapeline.reading",
-        "tapeline.stores.lake_checking",
-        "tapeline.stores.lake_reading",
-        "tapeline.stores.lake_renaming",
-        "tapeline.stores.lake_repairing",
-        "tapeline.stores.lake_sealing",
-        "tapeline.truth",
-        "tapeline.cli",
-    },
-    "adbc_driver_manager": {
-        "tapeline.stores.database",
-        "tapeline.stores.postgres",
-        "tapeline.stores.postgres_ledger",
-        "tapeline.stores.postgres_reading",
-        "tapeline.stores.postgres_renaming",
-        "tapeline.stores.schema",
-    },
-    "adbc_driver_postgresql": {"tapeline.stores.database"},
+    "deltalake": {"tapeline.stores.lake", "tapeline.reading.sql"},
+    "duckdb": {"tapeline.stores.lake", "tapeline.reading", "tapeline.demo.verify", "tapeline.cli"},
+    "adbc_driver_manager": {"tapeline.stores.postgres", "tapeline.ledger.postgres"},
+    "adbc_driver_postgresql": {"tapeline.stores.postgres.database"},
     "typer": {"tapeline.cli"},
 }
 #: Takes addresses apart and opens none.
@@ -122,8 +88,8 @@ def _imports(path: Path) -> Iterator[str]:
             yield from (name.name for name in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, f"{path}: a relative import"
-            yield str(node.module)
-            yield from (f"{node.module}.{name.name}" for name in node.names if f"{node.module}.{name.name}" in MODULES)
+            modules = [f"{node.module}.{name.name}" for name in node.names if f"{node.module}.{name.name}" in MODULES]
+            yield from modules if len(modules) == len(node.names) else [str(node.module), *modules]
 
 
 def inside(module: str, packages: set[str]) -> bool:
@@ -131,13 +97,12 @@ def inside(module: str, packages: set[str]) -> bool:
     return any(module == package or module.startswith(f"{package}.") for package in packages)
 
 
-def layer(module: str) -> int:
-    part = module.split(".")[1] if "." in module else ""
-    return next((at for at, names in enumerate(LAYERS) if part in names), -1)
+def room(module: str) -> str:
+    return module.split(".")[1] if "." in module else ""
 
 
-PIPELINE = [module for module in MODULES if module != "tapeline" and not module.startswith("tapeline.venues")]
-VENUES = [module for module in MODULES if module.startswith("tapeline.venues")]
+PIPELINE = [module for module in MODULES if room(module) not in ("", "simulators")]
+SIMULATORS = [module for module in MODULES if room(module) == "simulators"]
 
 
 def broken(modules: Iterable[str], forbidden: Callable[[str, str], bool]) -> dict[str, list[str]]:
@@ -146,27 +111,33 @@ def broken(modules: Iterable[str], forbidden: Callable[[str, str], bool]) -> dic
     return {module: names for module, names in found.items() if names}
 
 
-def test_a_module_imports_only_from_the_layers_below_it() -> None:
-    assert [module for module in PIPELINE if layer(module) < 0] == [], "give it a place in the layers"
+def test_imports_run_one_way() -> None:
+    assert sorted({room(module) for module in MODULES} - {"", *LAYERS}) == [], "give it a place in the layers"
 
     def upward(module: str, name: str) -> bool:
-        foreign = name.startswith("tapeline.") and name.split(".")[1] not in (module.split(".")[1], "venues")
-        return foreign and layer(name) >= layer(module)
+        return name in MODULES and bool(room(name)) and LAYERS.index(room(name)) > LAYERS.index(room(module))
 
     assert broken(PIPELINE, upward) == {}
 
 
-def test_the_pipeline_does_not_know_the_venues() -> None:
-    modules = [module for module in PIPELINE if module not in ("tapeline.cli.trying", "tapeline.demo")]
-    assert broken(modules, lambda _, name: name.startswith("tapeline.venues")) == {}
+def test_no_module_imports_in_a_circle() -> None:
+    graph = {
+        module: {name for name in imports(path) if name in MODULES and name not in (module, "tapeline")} for module, path in MODULES.items()
+    }
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" imports ".join(reversed(error.args[1])))
 
 
-def test_the_venues_know_nothing_of_the_pipeline() -> None:
-    assert broken(VENUES, lambda _, name: name.startswith("tapeline.") and not name.startswith("tapeline.venues")) == {}
+def test_the_pipeline_does_not_know_the_simulators_nor_they_the_pipeline() -> None:
+    modules = [module for module in PIPELINE if room(module) not in ("demo", "cli")]
+    assert broken(modules, lambda _, name: room(name) == "simulators") == {}
+    assert broken(SIMULATORS, lambda _, name: name in MODULES and room(name) != "simulators") == {}
 
 
 def test_providers_are_pure() -> None:
-    modules = [module for module in PIPELINE if module.startswith(("tapeline.providers", "tapeline.records", "tapeline.errors"))]
+    modules = [module for module in PIPELINE if room(module) in ("providers", "records", "errors")]
     assert broken(modules, lambda _, name: name.split(".")[0] in PURE and name not in ANYBODY_S) == {}
 
 
@@ -178,14 +149,16 @@ def test_a_library_is_known_to_its_owner_alone() -> None:
     assert broken(PIPELINE, not_its_owner) == {}
 
 
-def test_only_the_wiring_knows_concrete_classes() -> None:
+def test_only_app_names_streams_stores_and_ledgers_of_one_kind() -> None:
     outside = [module for module in PIPELINE if not inside(module, CONCRETE | WHO_KNOWS_CONCRETE)]
     assert broken(outside, lambda _, name: inside(name, CONCRETE)) == {}
 
 
 def test_one_provider_knows_nothing_of_another() -> None:
     names = {f"tapeline.providers.{name}" for name in ("alpaca", "binance", "polygon")}
-    assert broken(names, lambda module, name: name in names - {module}) == {}
+    modules = [module for module in MODULES if inside(module, names)]
+    assert len(modules) > len(names)
+    assert broken(modules, lambda module, name: any(inside(name, {other}) and not inside(module, {other}) for other in names)) == {}
 
 
 def test_a_module_has_a_name_that_says_something_and_a_first_line_that_says_what_it_is() -> None:

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from frames import normalized, raw_batch, rows
 from tapeline.monitor.health import _provider
-from tapeline.providers import DECODERS
-from tapeline.providers.inexact import _PIECE, JsonNumbers, _long_numbers, in_texts, is_inexact
+from tapeline.providers.decoding.inexact import _PIECE, JsonNumbers, _long_numbers, in_texts, is_inexact
 from tapeline.providers.normalizing import normalize
+from tapeline.providers.registry import DECODERS
 from tapeline.records import RAW_TOPIC, Chunk
 
 T = 1_710_504_000_000

@@ -21,12 +21,13 @@ from typer.testing import CliRunner
 from made import DAY, NOON, bars, rejects, ticks
 from tapeline.cli import app
 from tapeline.errors import ConfigError, DiskTrouble, NewerData
-from tapeline.providers import identity
-from tapeline.query import connect, find
+from tapeline.providers.registry import identity
+from tapeline.reading.sql import connect, find
 from tapeline.records import BARS, BARS_TOPIC, NS_PER_S, REJECTED_TOPIC, TICKS, TICKS_TOPIC, Chunk, Topic
-from tapeline.stores import Written, lake_files, with_dates
+from tapeline.stores import Written, with_dates
 from tapeline.stores.lake import Lake
-from tapeline.stores.lake_checking import Checked, check
+from tapeline.stores.lake import files as lake_files
+from tapeline.stores.lake.checking import Checked, check
 
 Row = dict[str, Any]
 
@@ -357,7 +358,7 @@ WRITER = """
 import sys; sys.path.insert(0, {tests!r})
 from pathlib import Path
 from made import ticks
-from tapeline.providers import identity
+from tapeline.providers.registry import identity
 from tapeline.records import TICKS_TOPIC, Chunk
 from tapeline.stores.lake import Lake
 lake = Lake(Path(sys.argv[1]), identity)

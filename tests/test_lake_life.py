@@ -29,24 +29,26 @@ import test_rejects
 from frames import raw_batch
 from made import DAY, NOON, rejects, ticks
 from proving import PROVE, proof
+from tapeline.app.wiring import open_store, open_stream, tidy
 from tapeline.cli import app
 from tapeline.config import Config, StoreConfig, StreamConfig, load
 from tapeline.errors import Busy, ConfigError, DiskTrouble
 from tapeline.jobs.rebuild import RawRecords
 from tapeline.monitor.health import equations
-from tapeline.monitor.status import StatusFile
-from tapeline.providers import DECODERS, identity
+from tapeline.providers.registry import DECODERS, identity
 from tapeline.records import NORMALIZED_TOPICS, RAW_TOPIC, REJECTED_TOPIC, TICKS_TOPIC, Chunk, Topic
-from tapeline.stages import KeepIn, Normalize, run_normalize, run_store
-from tapeline.stores import lake_files, with_dates
+from tapeline.stages.normalize import Normalize, run_normalize
+from tapeline.stages.store import KeepIn, run_store
+from tapeline.stores import with_dates
 from tapeline.stores.lake import Lake
-from tapeline.stores.lake_checking import Checked, Finding, check
-from tapeline.stores.lake_reading import LakeSource
-from tapeline.stores.lake_repairing import Repaired, repair
-from tapeline.stores.lake_retention import Keep, prune, vacuum
-from tapeline.stores.lake_sealing import seal
+from tapeline.stores.lake import files as lake_files
+from tapeline.stores.lake.checking import Checked, Finding, check
+from tapeline.stores.lake.reading import LakeSource
+from tapeline.stores.lake.repairing import Repaired, repair
+from tapeline.stores.lake.retention import Keep, prune, vacuum
+from tapeline.stores.lake.sealing import seal
 from tapeline.stores.selection import Selection
-from tapeline.wiring import open_store, open_stream, tidy
+from tapeline.telemetry.status import StatusFile
 
 FIRST = date(2024, 3, 15)
 DAYS = [FIRST + timedelta(days=at) for at in range(4)]
@@ -260,7 +262,8 @@ DYING = """
 import os, signal, sys
 from datetime import date
 from pathlib import Path
-from tapeline.stores import lake_files, {module}
+from tapeline.stores.lake import files as lake_files
+from tapeline.stores import {module}
 root, left = Path(sys.argv[1]), int(sys.argv[2])
 {before}
 def passed(frame, event, argument):
@@ -737,8 +740,8 @@ def test_a_repair_that_is_killed_anywhere_changed_nothing_or_is_done(pipeline: P
     root = pipeline.root
     made = (
         "lake_repairing",
-        "from tapeline.config import load; from tapeline.wiring import open_stream; from tapeline.jobs.rebuild import RawRecords\n"
-        "from tapeline.providers import DECODERS, identity\n"
+        "from tapeline.config import load; from tapeline.app.wiring import open_stream; from tapeline.jobs.rebuild import RawRecords\n"
+        "from tapeline.providers.registry import DECODERS, identity\n"
         "stream = open_stream(load(root.parent / 'tapeline.toml', {}), {})",
         "list(lake_repairing.repair(root, identity, RawRecords(stream, DECODERS), lambda *_: None))",
     )

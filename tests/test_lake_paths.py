@@ -10,15 +10,15 @@ import pytest
 
 import tapeline
 from made import DAY, NOON, ticks
-from tapeline import query
 from tapeline.config import Config
 from tapeline.errors import ConfigError
 from tapeline.jobs.export import export
-from tapeline.providers import identity
+from tapeline.providers.registry import identity
+from tapeline.reading import sql as query
 from tapeline.records import TICKS_TOPIC, Chunk
 from tapeline.stores.lake import Lake
-from tapeline.stores.lake_checking import check
-from tapeline.stores.lake_sealing import seal
+from tapeline.stores.lake.checking import check
+from tapeline.stores.lake.sealing import seal
 
 #: A folder, and one that it would mean too if it were a pattern.
 NAMES = [

@@ -8,9 +8,9 @@ import time
 from pathlib import Path
 
 from tapeline.errors import Busy
-from tapeline.jobs.leftovers import BEGUN_S, DONE_S, FILES_S, lock_of, log_of, remove_old_files, remove_old_logs
-from tapeline.jobs.page_log import Sent
-from tapeline.locks import own
+from tapeline.jobs.backfill.leftovers import BEGUN_S, DONE_S, FILES_S, lock_of, log_of, remove_old_files, remove_old_logs
+from tapeline.jobs.backfill.page_log import Sent
+from tapeline.local.locks import own
 from tapeline.providers.history import Span
 
 DAY_S = 86_400.0

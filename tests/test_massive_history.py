@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 
 from frames import anything, raw_batch, rows, spoiled
 from made import NOON
-from tapeline.jobs.fetching import Source, fetch, raw_record
-from tapeline.providers import DECODERS, HISTORIES, identity
+from tapeline.jobs.backfill.fetching import Source, fetch, raw_record
 from tapeline.providers.history import Asked, Page, Request, Span, WrongPage
 from tapeline.providers.normalizing import Normalized, normalize
-from tapeline.providers.polygon_history import PAGE_ROWS, headers
+from tapeline.providers.polygon.history import PAGE_ROWS, headers
+from tapeline.providers.registry import DECODERS, HISTORIES, identity
 from tapeline.records import BARS_TOPIC, NS_PER_MS, NS_PER_S, RAW_TOPIC, TICKS_TOPIC, Chunk, Topic
 from tapeline.secret import NO_SECRET, Secret
 from tapeline.stores import Store, Written

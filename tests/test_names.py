@@ -10,19 +10,20 @@ import pyarrow as pa
 import pytest
 
 from frames import raw_batch
-from tapeline import wiring
-from tapeline.completeness import Facts, absorb, intervals
+from tapeline.app import wiring
 from tapeline.config import Config, ProviderConfig
 from tapeline.errors import ConfigError, Unavailable
-from tapeline.monitor.status import StatusFile
-from tapeline.names import LISTED, KnownNames
-from tapeline.providers import DECODERS, PROVIDERS
+from tapeline.ledger import read_intervals
+from tapeline.ledger.completeness import Facts, absorb, intervals
+from tapeline.ledger.sqlite import LedgerFile
 from tapeline.providers.normalizing import normalize
+from tapeline.providers.registry import DECODERS, PROVIDERS
 from tapeline.records import BARS_TOPIC, RAW, RAW_TOPIC, REJECTED_TOPIC, TICKS_TOPIC, Chunk
-from tapeline.stages import KeepLedger, Normalize
-from tapeline.stores.ledger import read_intervals
-from tapeline.stores.ledger_file import LedgerFile
+from tapeline.stages.ledger import KeepLedger
+from tapeline.stages.names import LISTED, KnownNames
+from tapeline.stages.normalize import Normalize
 from tapeline.streams.embedded import EmbeddedStream
+from tapeline.telemetry.status import StatusFile
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -18,17 +18,17 @@ from typing import Any
 import pytest
 
 from peer import BINARY, CLOSE, PING, TEXT, Peer, frame, serving
-from tapeline import net
-from tapeline.backoff import backoff
-from tapeline.clock import Leap
 from tapeline.errors import Unavailable
-from tapeline.net import Limits, Line, Pace, Silence
-from tapeline.providers import PROVIDERS
+from tapeline.local.clock import Leap
+from tapeline.net import websocket as net
+from tapeline.net.rate_limit import Quota
+from tapeline.net.websocket import Limits, Line, Pace, Silence
+from tapeline.providers.registry import PROVIDERS
 from tapeline.providers.session import FeedSettings, Plan, Reply, Trouble
-from tapeline.quota import Quota
 from tapeline.records import NS_PER_S, RawKind
+from tapeline.retry.backoff import backoff
 from tapeline.secret import Secret
-from tapeline.venues import Venue, VenueOptions
+from tapeline.simulators import Venue, VenueOptions
 from waiting import PATIENCE_S, eventually
 
 
@@ -92,10 +92,10 @@ SHORT = Limits(
 
 @pytest.fixture(autouse=True)
 def _quiet() -> Iterator[None]:
-    for name in ("picows", "asyncio", "tapeline.net"):
+    for name in ("picows", "asyncio", "tapeline.net.websocket"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     yield
-    for name in ("picows", "asyncio", "tapeline.net"):
+    for name in ("picows", "asyncio", "tapeline.net.websocket"):
         logging.getLogger(name).setLevel(logging.NOTSET)
 
 
@@ -541,7 +541,7 @@ def test_what_one_process_was_told_to_wait_every_process_of_its_address_waits(tm
 
 def test_a_book_of_dials_that_cannot_be_written_keeps_nobody_from_recording(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "quotas").write_text("no folder")
-    caplog.set_level(logging.WARNING, "tapeline.net")
+    caplog.set_level(logging.WARNING, "tapeline.net.websocket")
 
     async def test() -> None:
         async def script(peer: Peer) -> None:

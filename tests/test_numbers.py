@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from msgspec.msgpack import Ext
 
 from frames import normalized, rows
-from tapeline.providers import identity
-from tapeline.query import connect
+from tapeline.providers.registry import identity
+from tapeline.reading.sql import connect
 from tapeline.records import NS_PER_S, TICKS_TOPIC, Chunk
 from tapeline.stores.lake import Lake
 

@@ -20,10 +20,10 @@ from deltalake import DeltaTable
 from environments import python_of
 from made import BAR, DAY, NOON, TRADE
 from proving import proof
-from tapeline.providers import identity
+from tapeline.providers.registry import identity
 from tapeline.records import BARS, BARS_TOPIC, TICKS, TICKS_TOPIC, Chunk, Topic
 from tapeline.stores.lake import Lake
-from tapeline.stores.lake_sealing import seal
+from tapeline.stores.lake.sealing import seal
 
 Row = dict[str, Any]
 

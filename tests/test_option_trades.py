@@ -17,15 +17,15 @@ from hypothesis import strategies as st
 
 from made import NOON, ticks
 from tapeline.jobs.reconcile import _matched
-from tapeline.providers import identity
-from tapeline.query import connect
+from tapeline.providers.registry import identity
+from tapeline.reading.sql import connect
 from tapeline.records import NS_PER_MS, TICKS_TOPIC, Chunk, Identity, Topic
 from tapeline.secret import NO_SECRET
 from tapeline.stores import Store, with_dates
 from tapeline.stores.duplicates import Channel, fresh_of
 from tapeline.stores.lake import Lake
-from tapeline.stores.lake_checking import Finding, check
-from tapeline.stores.lake_repairing import repair
+from tapeline.stores.lake.checking import Finding, check
+from tapeline.stores.lake.repairing import repair
 from tapeline.stores.postgres import Postgres
 
 OPTION = {"provider": "polygon", "feed": "options", "channel": "T", "symbol": "SPY240610P00536000", "exchange": "XCBO", "side": None}

@@ -18,17 +18,17 @@ from hypothesis import strategies as st
 
 from frames import RECEIVED_NS, exact, golden, rows, total
 from peer import Peer, Script, serving
-from tapeline import wiring
-from tapeline.completeness import COVERED, ONGOING, Facts, Key, absorb, intervals
+from tapeline.app import wiring
 from tapeline.config import Config, ProviderConfig, load
 from tapeline.errors import ConfigError
-from tapeline.net import Line, Pace, Silence
-from tapeline.pairs import Pair
-from tapeline.providers import DECODERS, PROVIDERS
-from tapeline.providers.binance import content
+from tapeline.ledger.completeness import COVERED, ONGOING, Facts, Key, absorb, intervals
+from tapeline.net.websocket import Line, Pace, Silence
+from tapeline.providers.binance.normalize import content
 from tapeline.providers.normalizing import normalize
+from tapeline.providers.registry import DECODERS, PROVIDERS
 from tapeline.providers.session import FeedSettings, Plan
 from tapeline.records import NS_PER_S, RAW, RAW_TOPIC, Chunk, RawKind
+from tapeline.stages.ingest.arbitration import Pair
 
 Record = tuple[str, str, int, bytes]  # connection, kind, received_ns, payload
 

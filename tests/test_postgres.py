@@ -25,14 +25,14 @@ from services.container import Image
 from made import BAR, DAY, NOON, bars, rejects, ticks
 from proving import PROVE, proof
 from tapeline.errors import DiskTrouble, NewerData, Refused, Unavailable
-from tapeline.providers import identity
-from tapeline.query import connect
+from tapeline.providers.registry import identity
+from tapeline.reading.sql import connect
 from tapeline.records import BARS_TOPIC, NORMALIZED_TOPICS, NS_PER_S, REJECTED_TOPIC, TICKS_TOPIC, Chunk, Topic
 from tapeline.secret import NO_SECRET
 from tapeline.stores import Store, Written
 from tapeline.stores.lake import Lake
 from tapeline.stores.postgres import Postgres
-from tapeline.stores.statements import migrations
+from tapeline.stores.postgres.statements import migrations
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -351,7 +351,7 @@ WRITER = """
 import sys, json
 sys.path[:0] = json.loads(sys.argv[2])
 from made import NOON, ticks
-from tapeline.providers import identity
+from tapeline.providers.registry import identity
 from tapeline.records import TICKS_TOPIC, Chunk
 from tapeline.secret import NO_SECRET
 from tapeline.stores.postgres import Postgres

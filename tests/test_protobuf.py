@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from made import BAR, TRADE
 from tapeline.records import BARS_TOPIC, NORMALIZED_TOPICS, NOTICES_TOPIC, REJECTED_TOPIC, TICKS_TOPIC, Topic
-from tapeline.streams.protobuf import MESSAGES, TYPES, decode, encode, fields
+from tapeline.streams.codecs.protobuf import MESSAGES, TYPES, decode, encode, fields
 
 ROOT = Path(__file__).parent.parent
 TODAY = (ROOT / "proto" / "market_data.proto").read_text()
@@ -388,7 +388,7 @@ def test_what_the_library_writes_today_or_later_is_never_read_one_by_one(topic: 
     def refuse(*_: object) -> bytes:
         raise AssertionError("one by one")
 
-    monkeypatch.setattr("tapeline.streams.protobuf.rewritten", refuse)
+    monkeypatch.setattr("tapeline.streams.codecs.protobuf.rewritten", refuse)
     values = {pa.string(): "é" * 200, pa.binary(): b"\xff" * 20_000, pa.bool_(): True}
     full = {column.name: values.get(column.type, -1) for column in topic.schema}
     bare = {**full, **{column.name: None for column in topic.schema if column.nullable}}

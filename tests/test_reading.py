@@ -27,13 +27,15 @@ from hypothesis import strategies as st
 
 import tapeline
 from made import BAR, DAY, NOON, TRADE, ticks
-from tapeline import asof, config, replaying, times
+from tapeline import config, times
 from tapeline.config import Config
 from tapeline.errors import ConfigError, DiskTrouble, NewerData, TapelineError, Unavailable, WrongArgument
-from tapeline.providers import identity
+from tapeline.providers.registry import identity
+from tapeline.reading import asof
+from tapeline.reading import replay as replaying
 from tapeline.records import BARS_TOPIC, NS_PER_S, TICKS, TICKS_TOPIC, Chunk, Topic
-from tapeline.stores import lake_reading
 from tapeline.stores.lake import Lake, with_dates
+from tapeline.stores.lake import reading as lake_reading
 from tapeline.stores.selection import ORDER, Selection
 from tapeline.streams.embedded import EmbeddedStream
 

@@ -10,14 +10,14 @@ import pytest
 
 from made import DAY, NOON, bars, ticks
 from made_history import T0, Exchange
-from tapeline.completeness import Facts, Key, absorb, answer, intervals
 from tapeline.config import Config
-from tapeline.jobs.fetching import Fetched, Source, raw_record
+from tapeline.jobs.backfill.fetching import Fetched, Source, raw_record
 from tapeline.jobs.reconcile import Reconciled, _matched, reconcile
-from tapeline.providers import CHANNELS, DECODERS, HISTORIES, identity
+from tapeline.ledger.completeness import Facts, Key, absorb, answer, intervals
 from tapeline.providers.history import Span, ending
 from tapeline.providers.normalizing import normalize
-from tapeline.reading import open_source
+from tapeline.providers.registry import CHANNELS, DECODERS, HISTORIES, identity
+from tapeline.reading.api import open_source
 from tapeline.records import BARS_TOPIC, NS_PER_MS, NS_PER_S, RAW, RAW_TOPIC, REJECTED_TOPIC, TICKS_TOPIC, Chunk
 from tapeline.stores.lake import Lake
 from tapeline.streams.embedded import EmbeddedStream

@@ -21,20 +21,22 @@ import pytest
 from brokers import stream_block
 from frames import golden, raw_batch
 from proving import PROVE, proof
-from tapeline import query, rejects
+from tapeline.app.wiring import open_stream
 from tapeline.config import Config, StreamConfig
 from tapeline.errors import Busy, ConfigError, Unavailable
+from tapeline.jobs import rejects
+from tapeline.jobs.rejects import Rejected, parse_id, rejected, retry
 from tapeline.monitor.health import equations
-from tapeline.monitor.status import StatusFile
-from tapeline.providers import DECODERS, identity
 from tapeline.providers.normalizing import Reject
+from tapeline.providers.registry import DECODERS, identity
+from tapeline.reading import sql as query
 from tapeline.records import NOTICES_TOPIC, RAW_TOPIC, REJECTED_TOPIC, TICKS_TOPIC, TOPICS, Topic
-from tapeline.rejects import Rejected, parse_id, rejected, retry
-from tapeline.shortening import length_before
-from tapeline.stages import KeepIn, Normalize, run_normalize, run_store
+from tapeline.stages.normalize import Normalize, run_normalize
+from tapeline.stages.store import KeepIn, run_store
 from tapeline.stores.lake import Lake
-from tapeline.streams import arrow
-from tapeline.wiring import open_stream
+from tapeline.streams.codecs import arrow
+from tapeline.streams.shortening import length_before
+from tapeline.telemetry.status import StatusFile
 from waiting import PATIENCE_S
 
 if TYPE_CHECKING:

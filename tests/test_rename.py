@@ -26,29 +26,33 @@ from typer.testing import CliRunner, Result
 
 from made import DAY, NOON, bars, ticks
 from proving import PROVE, proof
-from tapeline import query, wiring
+from tapeline.app import wiring
 from tapeline.cli import app
-from tapeline.completeness import Facts, Key, Life, Run, renamed
 from tapeline.config import Config, load
 from tapeline.errors import DiskTrouble, Unavailable
-from tapeline.locks import own
-from tapeline.monitor.status import StatusFile
-from tapeline.providers import DECODERS, identity
+from tapeline.ledger.completeness import Facts, Key, Life, Run, renamed
+from tapeline.ledger.sqlite import LedgerFile
+from tapeline.local.locks import own
 from tapeline.providers.history import Asked
+from tapeline.providers.registry import DECODERS, identity
+from tapeline.reading import sql as query
 from tapeline.records import BARS_TOPIC, NORMALIZED_TOPICS, NOTICES, NOTICES_TOPIC, NS_PER_MS, NS_PER_S, RAW, RAW_TOPIC, TICKS_TOPIC, Chunk
 from tapeline.secret import NO_SECRET
-from tapeline.stages import KeepIn, KeepLedger, Normalize, run_ledger, run_normalize, run_store
-from tapeline.stores import lake_files, lake_renaming
-from tapeline.stores.database import Database
+from tapeline.stages.ledger import KeepLedger, run_ledger
+from tapeline.stages.normalize import Normalize, run_normalize
+from tapeline.stages.store import KeepIn, run_store
 from tapeline.stores.lake import Lake
-from tapeline.stores.lake_checking import check
-from tapeline.stores.lake_renaming import LakeRenaming
-from tapeline.stores.lake_sealing import seal
-from tapeline.stores.ledger_file import LedgerFile
+from tapeline.stores.lake import files as lake_files
+from tapeline.stores.lake import renaming as lake_renaming
+from tapeline.stores.lake.checking import check
+from tapeline.stores.lake.renaming import LakeRenaming
+from tapeline.stores.lake.sealing import seal
 from tapeline.stores.postgres import Postgres
-from tapeline.stores.postgres_renaming import PostgresRenaming
+from tapeline.stores.postgres.database import Database
+from tapeline.stores.postgres.renaming import PostgresRenaming
 from tapeline.stores.renaming import Renamed, Renaming
 from tapeline.streams.embedded import EmbeddedStream
+from tapeline.telemetry.status import StatusFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -448,10 +452,12 @@ def test_a_call_that_fails_is_finished_by_the_next(
 DYING = """
 import os, signal, sys
 from pathlib import Path
-from tapeline import wiring
+from tapeline.app import wiring
 from tapeline.config import load
 from tapeline.jobs import rename
-from tapeline.stores import database, lake_files, lake_renaming, lake_sealing, ledger_file, postgres_ledger, postgres_renaming
+from tapeline.stores.postgres import database, renaming as postgres_renaming
+from tapeline.stores.lake import files as lake_files, renaming as lake_renaming, sealing as lake_sealing
+from tapeline.ledger import sqlite as ledger_file, postgres as postgres_ledger
 from tapeline.stores.renaming import Renaming
 left = int(sys.argv[2])
 parts = (database, lake_files, lake_renaming, lake_sealing, ledger_file, postgres_ledger, postgres_renaming, rename)
@@ -657,7 +663,7 @@ def test_files_without_a_row_of_it_stay(tmp_path: Path) -> None:
 
 
 def test_a_sealed_day_of_many_files_has_no_symbol_in_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tapeline.stores import lake_sealing
+    from tapeline.stores.lake import sealing as lake_sealing
 
     monkeypatch.setattr(lake_sealing, "_FILE_ROWS", 3)
     names = ("A/EUR", "AD/AEUR", "AD/BEUR", "ADA/EUR", "ADB/EUR", "Z/EUR")

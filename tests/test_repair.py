@@ -13,17 +13,17 @@ import pytest
 
 from frames import rows
 from made import DAY, NOON
-from tapeline.completeness import Facts, Interval, Key, absorb, intervals
 from tapeline.errors import Barred, Refused, Unavailable
-from tapeline.jobs.fetching import Get, Source
+from tapeline.jobs.backfill.fetching import Get, Source
 from tapeline.jobs.repair import KeepRepairing, repair, span_of, wanted
-from tapeline.monitor.status import StatusFile
-from tapeline.providers import DECODERS, HISTORIES
-from tapeline.providers.binance_history import SETTLED_NS
+from tapeline.ledger.completeness import Facts, Interval, Key, absorb, intervals
+from tapeline.providers.binance.history import SETTLED_NS
 from tapeline.providers.history import Request, Span, WrongPage
 from tapeline.providers.normalizing import normalize
+from tapeline.providers.registry import DECODERS, HISTORIES
 from tapeline.records import NS_PER_MS, NS_PER_S, RAW_TOPIC, Chunk
 from tapeline.streams.embedded import EmbeddedStream
+from tapeline.telemetry.status import StatusFile
 from test_completeness import bar, chunk, opened, told, trade
 
 TRADES = Key("binance", "spot", "trade", "BTC/USDT")

@@ -18,9 +18,9 @@ from typing import ClassVar
 import pytest
 
 from tapeline.errors import Barred, Refused, Unavailable
-from tapeline.quota import Quota
-from tapeline.rest import Rest, get
-from tapeline.venues import Venue, VenueOptions
+from tapeline.net.http import Rest, get
+from tapeline.net.rate_limit import Quota
+from tapeline.simulators import Venue, VenueOptions
 
 
 class Replies(http.server.BaseHTTPRequestHandler):

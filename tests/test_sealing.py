@@ -22,13 +22,13 @@ import tapeline
 from made import BAR, DAY, NOON, bars, rejects, ticks
 from proving import PROVE, proof
 from tapeline.errors import Busy, DiskTrouble
-from tapeline.locks import own
-from tapeline.providers import identity
+from tapeline.local.locks import own
+from tapeline.providers.registry import identity
 from tapeline.records import BARS_TOPIC, NORMALIZED_TOPICS, REJECTED_TOPIC, TICKS_TOPIC, Chunk, Topic
-from tapeline.stores import lake_sealing
 from tapeline.stores.lake import Lake
-from tapeline.stores.lake_reading import LakeSource
-from tapeline.stores.lake_sealing import Rows, Sealed, SealFailed, seal
+from tapeline.stores.lake import sealing as lake_sealing
+from tapeline.stores.lake.reading import LakeSource
+from tapeline.stores.lake.sealing import Rows, Sealed, SealFailed, seal
 from tapeline.stores.selection import Selection
 
 TODAY, TOMORROW = date(2024, 3, 15), date(2024, 3, 16)
@@ -230,7 +230,7 @@ DYING = """
 import os, signal, sys
 from datetime import date
 from pathlib import Path
-from tapeline.stores import lake_sealing
+from tapeline.stores.lake import sealing as lake_sealing
 left = int(sys.argv[2])
 def passed(frame, event, argument):
     global left
@@ -289,7 +289,7 @@ def test_a_reader_that_has_begun_goes_on_in_the_sealed_files(root: Path) -> None
 
 
 def test_a_reader_in_the_middle_gets_each_row_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tapeline.stores import lake_reading
+    from tapeline.stores.lake import reading as lake_reading
 
     monkeypatch.setattr(lake_reading, "_BATCH_ROWS", 16)
     monkeypatch.setattr(lake_reading, "_UNCOUNTED_ROWS", 50)

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from frames import VOICES, anything, golden, mutated
-from tapeline.providers import CHANNELS, PROVIDERS
+from tapeline.providers.registry import CHANNELS, PROVIDERS
 from tapeline.providers.session import FeedSettings, Plan, Reply, Session
 from tapeline.secret import Secret
 

@@ -8,9 +8,9 @@ import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tapeline.providers import DECODERS
-from tapeline.providers.binance import _SHAPES
+from tapeline.providers.binance.normalize import _SHAPES
 from tapeline.providers.normalizing import normalize
+from tapeline.providers.registry import DECODERS
 from tapeline.records import NORMALIZED_TOPICS, RAW, RAW_TOPIC, Chunk, Topic
 
 TRADE = (

@@ -18,7 +18,7 @@ from tapeline.errors import Busy
 from tapeline.records import NS_PER_S, RAW_TOPIC, TICKS_TOPIC, Chunk, Topic
 from tapeline.streams import PartitionLost
 from tapeline.streams.embedded import EmbeddedStream
-from tapeline.streams.sharing import LEASE_S, Shares
+from tapeline.streams.groups import LEASE_S, Shares
 
 if TYPE_CHECKING:
     from tapeline.streams import Member

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tapeline.errors import Busy
-from tapeline.locks import own
+from tapeline.local.locks import own
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from made import raws
-from tapeline import spool as spool_module
 from tapeline.errors import DiskTrouble
-from tapeline.spool import Spool, SpoolDamaged, SpoolFull
+from tapeline.stages.ingest import spool as spool_module
+from tapeline.stages.ingest.spool import Spool, SpoolDamaged, SpoolFull
 
 MB = 1_000_000
 
@@ -126,7 +126,7 @@ WRITER = """
 import sys; sys.path.insert(0, {tests!r})
 from pathlib import Path
 from made import raws
-from tapeline.spool import Spool
+from tapeline.stages.ingest.spool import Spool
 spool = Spool(Path(sys.argv[1]) / "spool" / "ingest.sqlite", 1 << 30)
 spool.open()
 number = spool.last

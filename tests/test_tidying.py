@@ -22,24 +22,25 @@ from services.process import lives
 
 from made import DAY, NOON, ticks
 from proving import PROVE, proof
+from tapeline.app.wiring import upkeep
 from tapeline.config import Config, StoreConfig
 from tapeline.errors import Busy, DiskTrouble
-from tapeline.locks import own
+from tapeline.local.locks import own
 from tapeline.monitor.health import snapshot
-from tapeline.monitor.status import StatusFile, read_status
 from tapeline.monitor.table import tables
-from tapeline.providers import identity
+from tapeline.providers.registry import identity
 from tapeline.records import NORMALIZED_TOPICS, TICKS_TOPIC, Chunk
-from tapeline.stores import lake_due, lake_files
+from tapeline.stages.upkeep import Upkeep
 from tapeline.stores.lake import Lake
-from tapeline.stores.lake_checking import check
-from tapeline.stores.lake_due import Due, due
-from tapeline.stores.lake_reading import LakeSource
-from tapeline.stores.lake_sealing import Sealed
-from tapeline.stores.lake_tidying import tidy
+from tapeline.stores.lake import due as lake_due
+from tapeline.stores.lake import files as lake_files
+from tapeline.stores.lake.checking import check
+from tapeline.stores.lake.due import Due, due
+from tapeline.stores.lake.reading import LakeSource
+from tapeline.stores.lake.sealing import Sealed
+from tapeline.stores.lake.tidying import tidy
 from tapeline.stores.selection import Selection
-from tapeline.upkeep import Upkeep
-from tapeline.wiring import upkeep
+from tapeline.telemetry.status import StatusFile, read_status
 from test_lake_life import globbed, logged, write
 from test_sealing import SYMBOLS, fill, quietly
 from waiting import until
@@ -166,7 +167,7 @@ DYING = """
 import os, signal, sys
 from datetime import datetime
 from pathlib import Path
-from tapeline.stores import lake_due, lake_sealing, lake_tidying
+from tapeline.stores.lake import due as lake_due, sealing as lake_sealing, tidying as lake_tidying
 import pathlib
 lake_due._FLUSHES = 3
 left = int(sys.argv[2])

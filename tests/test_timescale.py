@@ -11,13 +11,13 @@ from adbc_driver_postgresql import dbapi  # type: ignore[import-untyped]  # it c
 from services import postgres
 
 from made import DAY, NOON, bars, ticks
-from tapeline.providers import identity
+from tapeline.providers.registry import identity
 from tapeline.records import BARS_TOPIC, NS_PER_S, TICKS, TICKS_TOPIC, Chunk, Topic
 from tapeline.secret import NO_SECRET
 from tapeline.stores import Written
-from tapeline.stores.database import Database
 from tapeline.stores.postgres import Postgres
-from tapeline.stores.postgres_renaming import PostgresRenaming
+from tapeline.stores.postgres.database import Database
+from tapeline.stores.postgres.renaming import PostgresRenaming
 from tapeline.stores.renaming import Renaming
 
 if TYPE_CHECKING:

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from frames import RECEIVED_NS, normalized, raw_batch, rows
-from tapeline.providers import ARCHIVES, DECODERS, HISTORIES
+from tapeline.providers.decoding.whole_numbers import in_digits, reading, whole
 from tapeline.providers.history import Asked, Request, Span, WrongPage
 from tapeline.providers.normalizing import normalize
-from tapeline.providers.whole_numbers import in_digits, reading, whole
+from tapeline.providers.registry import ARCHIVES, DECODERS, HISTORIES
 from tapeline.records import NS_PER_MS, RAW_TOPIC, Chunk
 
 DAY_NS = 86_400 * 1_000_000_000

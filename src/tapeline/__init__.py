@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tapeline.reading import Result, Tick, bars, connect, latest, open_source, quotes_at_trades, replay, ticks
+    from tapeline.reading.api import Result, Tick, bars, connect, latest, open_source, quotes_at_trades, replay, ticks
 
 __all__ = ["Result", "Tick", "bars", "connect", "latest", "open_source", "quotes_at_trades", "replay", "ticks"]
 
@@ -14,7 +14,7 @@ def __getattr__(name: str) -> object:
     """The reading API, imported when it is first used: a stage has no need of it, and starts without."""
     if name not in __all__:
         raise AttributeError(f"module 'tapeline' has no attribute {name!r}")
-    from tapeline import reading
+    from tapeline.reading import api as reading
 
     return getattr(reading, name)
 

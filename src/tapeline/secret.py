@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from typing import Final
 from urllib.parse import quote, quote_plus
 
-from tapeline.console import printable
 from tapeline.errors import ConfigError
+from tapeline.local.console import printable
 
 _HIDDEN: Final = "***"
 #: A shorter text stands in many that hold no secret.

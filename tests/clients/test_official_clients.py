@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from environments import python_of
-from tapeline.venues import CERTIFICATE, Venue, VenueOptions
+from tapeline.simulators import CERTIFICATE, Venue, VenueOptions
 
 HERE = Path(__file__).parent
 

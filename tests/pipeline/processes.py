@@ -18,19 +18,19 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import pytest
 from services.process import lives
 
+from tapeline.app.wiring import open_stores, open_stream, raw_groups
 from tapeline.config import load
+from tapeline.ledger import read_intervals
+from tapeline.ledger.sqlite import LedgerFile
 from tapeline.monitor.health import snapshot
-from tapeline.query import connect
+from tapeline.reading.sql import connect
 from tapeline.records import RAW_TOPIC
-from tapeline.stores.ledger import read_intervals
-from tapeline.stores.ledger_file import LedgerFile
-from tapeline.wiring import open_stores, open_stream, raw_groups
 from waiting import PATIENCE_S, until
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from tapeline.completeness import Interval, Key
+    from tapeline.ledger.completeness import Interval, Key
     from tapeline.records import Topic
     from tapeline.streams import Stream
 

@@ -12,9 +12,9 @@ import pytest
 from processes import Home, block, ledger, records
 
 from frames import rows
-from tapeline.completeness import Key, answer
-from tapeline.providers import DECODERS
+from tapeline.ledger.completeness import Key, answer
 from tapeline.providers.normalizing import normalize
+from tapeline.providers.registry import DECODERS
 from tapeline.records import NS_PER_MS, NS_PER_S, RAW_TOPIC
 from waiting import until
 

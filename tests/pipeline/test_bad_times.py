@@ -14,13 +14,13 @@ import pytest
 from deltalake import write_deltalake
 from processes import Home, Spawner, ask, block
 
-from tapeline import wiring
+from tapeline.app import wiring
 from tapeline.config import load
+from tapeline.demo.verify import compare
 from tapeline.errors import ConfigError
 from tapeline.records import TICKS_TOPIC
 from tapeline.stores import with_dates
 from tapeline.streams.embedded import EmbeddedStream
-from tapeline.truth import compare
 from waiting import until
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from adbc_driver_postgresql import dbapi  # type: ignore[import-untyped]  # it c
 from processes import block
 
 from proving import PROVE, proof
-from tapeline.query import connect
+from tapeline.demo.verify import compare
+from tapeline.reading.sql import connect
 from tapeline.records import NORMALIZED_TOPICS
-from tapeline.truth import compare
 from waiting import until
 
 if TYPE_CHECKING:

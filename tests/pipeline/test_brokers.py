@@ -17,10 +17,10 @@ from processes import block, key, received, records, rss_mb, sent
 from services.process import last_lines
 
 from proving import PROVE, proof
+from tapeline.app.wiring import open_stream, raw_partitions
 from tapeline.config import Config, StreamConfig
+from tapeline.demo.verify import compare
 from tapeline.records import RAW, TICKS_TOPIC
-from tapeline.truth import compare
-from tapeline.wiring import open_stream, raw_partitions
 from waiting import until
 
 if TYPE_CHECKING:

@@ -24,11 +24,11 @@ from picows import WSListener, WSMsgType, ws_connect
 from processes import Home, block
 
 from proving import PROVE, proof
-from tapeline.completeness import Interval, Key, answer
+from tapeline.app.wiring import open_ledger
 from tapeline.config import load
+from tapeline.ledger import read_intervals
+from tapeline.ledger.completeness import Interval, Key, answer
 from tapeline.records import NS_PER_MS, NS_PER_S
-from tapeline.stores.ledger import read_intervals
-from tapeline.wiring import open_ledger
 from waiting import until
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from processes import COMMAND, Home, Spawner, ask, block, environment, rows
 
-from tapeline.output import json_lines
+from tapeline.local.output import json_lines
 from tapeline.records import NORMALIZED_TOPICS, RAW_TOPIC, TICKS_TOPIC, Topic
 from tapeline.streams.embedded import EmbeddedStream
 from waiting import until
@@ -111,7 +111,7 @@ def test_what_stages_say_goes_to_stderr_and_stdout_is_empty(tmp_path: Path, spaw
     command = [*COMMAND, "run", "--config", str(home.config)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(), text=True) as process:
         assert process.stderr is not None
-        assert any("tapeline.net: binance-spot-0: cannot connect to ws://127.0.0.1:1" in line for line in process.stderr)
+        assert any("tapeline.net.websocket: binance-spot-0: cannot connect to ws://127.0.0.1:1" in line for line in process.stderr)
         process.terminate()
         assert process.communicate()[0] == ""
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from processes import block
 
 from proving import PROVE, proof
-from tapeline.truth import compare
+from tapeline.demo.verify import compare
 
 if TYPE_CHECKING:
     from collections.abc import Callable

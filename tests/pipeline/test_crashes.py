@@ -12,7 +12,7 @@ from processes import block, kept
 
 from proving import PROVE, proof
 from tapeline.monitor.health import equations
-from tapeline.providers import identity
+from tapeline.providers.registry import identity
 from tapeline.stores.lake import Lake
 from tapeline.streams.embedded import EmbeddedStream
 from waiting import until

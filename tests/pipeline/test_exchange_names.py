@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 from processes import block, ledger
 
-from tapeline.truth import compare
+from tapeline.demo.verify import compare
 
 if TYPE_CHECKING:
     from collections.abc import Callable

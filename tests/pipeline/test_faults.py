@@ -12,7 +12,7 @@ import pytest
 from processes import block
 
 from proving import PROVE, proof
-from tapeline.truth import compare
+from tapeline.demo.verify import compare
 from waiting import until
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ import pyarrow.fs as fs
 from processes import Home, block, records
 
 from frames import rows
-from tapeline.providers import DECODERS
 from tapeline.providers.normalizing import normalize
+from tapeline.providers.registry import DECODERS
 from tapeline.records import NS_PER_S, RAW_TOPIC
 from waiting import until
 

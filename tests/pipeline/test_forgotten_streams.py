@@ -12,8 +12,8 @@ from confluent_kafka.admin import AdminClient
 from processes import block, ledger
 
 from proving import proof
+from tapeline.demo.verify import compare
 from tapeline.records import TICKS_TOPIC
-from tapeline.truth import compare
 from waiting import until
 
 if TYPE_CHECKING:

@@ -14,16 +14,18 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pytest
 
-from tapeline import ingest, net, wiring
-from tapeline.clock import ClockWatch
+from tapeline.app import wiring
 from tapeline.config import Config, ProviderConfig
-from tapeline.delivery import Delivery
 from tapeline.errors import DiskTrouble, NewerData, Refused
-from tapeline.monitor.status import StatusFile, read_status
+from tapeline.local.clock import ClockWatch
+from tapeline.net import websocket as net
 from tapeline.records import NS_PER_S, RAW_TOPIC
-from tapeline.spool import Spool
+from tapeline.simulators import Venue, VenueOptions
+from tapeline.stages.ingest import stage as ingest
+from tapeline.stages.ingest.delivery import Delivery
+from tapeline.stages.ingest.spool import Spool
 from tapeline.streams.embedded import EmbeddedStream
-from tapeline.venues import Venue, VenueOptions
+from tapeline.telemetry.status import StatusFile, read_status
 from waiting import until
 
 if TYPE_CHECKING:

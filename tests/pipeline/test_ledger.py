@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 from processes import Home, block, ledger
 
 from proving import PROVE, proof
-from tapeline import wiring
-from tapeline.completeness import COVERED, ONGOING, Interval, Key
+from tapeline.app import wiring
 from tapeline.config import load
+from tapeline.demo.verify import compare
 from tapeline.jobs.repair import repair, wanted
+from tapeline.ledger.completeness import COVERED, ONGOING, Interval, Key
 from tapeline.records import NS_PER_S
-from tapeline.truth import compare
 from waiting import until
 
 if TYPE_CHECKING:

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 from picows import WSError, WSListener, WSMsgType, ws_connect
 from processes import Home, block
 
-from tapeline import wiring
-from tapeline.completeness import ONGOING, Interval, Key
+from tapeline.app import wiring
 from tapeline.config import load
 from tapeline.jobs.repair import repair, wanted
+from tapeline.ledger import read_intervals
+from tapeline.ledger.completeness import ONGOING, Interval, Key
+from tapeline.ledger.sqlite import LedgerFile
 from tapeline.records import NS_PER_S
-from tapeline.stores.ledger import read_intervals
-from tapeline.stores.ledger_file import LedgerFile
 from waiting import until
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import pytest
 from processes import Home, block
 
 from brokers import stream_block
-from tapeline.query import find
+from tapeline.reading.sql import find
 from tapeline.records import BARS, TICKS
 from waiting import until
 

@@ -12,14 +12,15 @@ import pyarrow as pa
 import pytest
 
 from tapeline.errors import Unavailable
-from tapeline.locks import own
-from tapeline.monitor.status import StatusFile
-from tapeline.providers import DECODERS, identity
+from tapeline.local.locks import own
 from tapeline.providers.normalizing import Reject
+from tapeline.providers.registry import DECODERS, identity
 from tapeline.records import NORMALIZED_TOPICS, NS_PER_S, RAW, RAW_TOPIC, REJECTED_TOPIC, TICKS_TOPIC
-from tapeline.stages import KeepIn, Normalize, run_normalize, run_store
+from tapeline.stages.normalize import Normalize, run_normalize
+from tapeline.stages.store import KeepIn, run_store
 from tapeline.stores.lake import Lake
 from tapeline.streams.embedded import EmbeddedStream
+from tapeline.telemetry.status import StatusFile
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

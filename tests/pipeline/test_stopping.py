@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from processes import block
 
-from tapeline import flow
+from tapeline.app.supervisor import Stage, StageFailed, Supervisor
+from tapeline.demo.verify import compare
 from tapeline.errors import Refused, Unavailable
-from tapeline.supervisor import Stage, StageFailed, Supervisor
-from tapeline.truth import compare
+from tapeline.retry import loop
 from waiting import until
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def test_a_stage_that_only_a_person_can_help_is_not_started_again(status: int) -
 
 
 def test_looking_on_in_vain_does_not_stop_the_stages(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tapeline import supervisor
+    from tapeline.app import supervisor
     from tapeline.errors import DiskTrouble
 
     monkeypatch.setattr(supervisor, "_LOOK_AGAIN_S", 0.0)
@@ -183,7 +183,7 @@ def test_a_refusal_ends_a_stage_that_has_never_worked_and_is_waited_out_by_one_t
     no, away = Refused("The password is another one."), Unavailable("Nobody is there.")
     never = _Steps(away, no, True)
     with pytest.raises(Refused):
-        flow.run(never, threading.Event(), rest_s=0.0, waits=lambda: repeat(0.0))
+        loop.run(never, threading.Event(), rest_s=0.0, waits=lambda: repeat(0.0))
     stop = threading.Event()
     has = _Steps(False, *[no] * 5, away, no, True, False)
     hours = iter(range(100))
@@ -194,7 +194,7 @@ def test_a_refusal_ends_a_stage_that_has_never_worked_and_is_waited_out_by_one_t
             return False
         return has()
 
-    flow.run(step, stop, rest_s=0.0, waits=lambda: repeat(0.0), clock=lambda: 3_600.0 * next(hours), drain_s=1e9)
+    loop.run(step, stop, rest_s=0.0, waits=lambda: repeat(0.0), clock=lambda: 3_600.0 * next(hours), drain_s=1e9)
     assert has.does == []
 
 

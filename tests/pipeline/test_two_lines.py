@@ -17,12 +17,12 @@ import pytest
 from processes import block, environment, records
 
 from proving import PROVE, proof
-from tapeline.completeness import COVERED, ONGOING, Interval, Key
-from tapeline.providers.binance import content
+from tapeline.demo.verify import compare
+from tapeline.ledger import read_intervals
+from tapeline.ledger.completeness import COVERED, ONGOING, Interval, Key
+from tapeline.ledger.sqlite import LedgerFile
+from tapeline.providers.binance.normalize import content
 from tapeline.records import RAW_TOPIC, TICKS_TOPIC
-from tapeline.stores.ledger import read_intervals
-from tapeline.stores.ledger_file import LedgerFile
-from tapeline.truth import compare
 from waiting import until
 
 if TYPE_CHECKING:

@@ -15,12 +15,12 @@ from processes import Home, block, received, records, sent
 
 from brokers import stream_block
 from proving import PROVE, proof
+from tapeline.demo.verify import compare
 from tapeline.errors import Unavailable
-from tapeline.monitor.status import StatusFile
 from tapeline.records import TICKS_TOPIC, Topic
-from tapeline.stages import Normalize
+from tapeline.stages.normalize import Normalize
 from tapeline.streams.embedded import EmbeddedStream
-from tapeline.truth import compare
+from tapeline.telemetry.status import StatusFile
 from waiting import PATIENCE_S, until
 
 if TYPE_CHECKING:

@@ -11,11 +11,11 @@ import pyarrow as pa
 
 from made import raws
 from proving import PROVE
+from tapeline.app.wiring import open_stream
 from tapeline.config import Config, StreamConfig
 from tapeline.errors import Unavailable
 from tapeline.records import NORMALIZED_TOPICS, RAW_TOPIC, Chunk, Topic
 from tapeline.streams import PartitionLost
-from tapeline.wiring import open_stream
 from waiting import PATIENCE_S, until
 
 if TYPE_CHECKING:

@@ -455,7 +455,7 @@ def test_topics_of_before_keep_the_positions_that_stores_and_groups_have_of_them
 
 
 def _encoded(batch: Any) -> memoryview:
-    from tapeline.streams import arrow
+    from tapeline.streams.codecs import arrow
 
     return arrow.encode(batch)
 

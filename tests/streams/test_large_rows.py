@@ -24,14 +24,14 @@ from places import Place, column, everything
 from frames import raw_batch
 from proving import proof
 from tapeline.errors import Unavailable
-from tapeline.monitor.status import StatusFile
-from tapeline.providers import DECODERS
+from tapeline.jobs.rejects import retry
+from tapeline.providers.registry import DECODERS
 from tapeline.records import NOTICES_TOPIC, RAW_TOPIC, REJECTED_TOPIC, TICKS_TOPIC, TOPICS, Topic
-from tapeline.rejects import retry
-from tapeline.shortening import length_before
-from tapeline.stages import Normalize
-from tapeline.streams import arrow
+from tapeline.stages.normalize import Normalize
+from tapeline.streams.codecs import arrow
 from tapeline.streams.kafka.cluster import MESSAGE_BYTES, OUTPUT_BYTES
+from tapeline.streams.shortening import length_before
+from tapeline.telemetry.status import StatusFile
 from waiting import until
 
 if TYPE_CHECKING:

@@ -16,14 +16,15 @@ from places import Place, column, nothing, polled
 
 from made import raws, ticks
 from tapeline.errors import DiskTrouble
-from tapeline.monitor.status import StatusFile
-from tapeline.providers import identity
+from tapeline.providers.registry import identity
 from tapeline.records import NS_PER_MS, NS_PER_S, RAW_TOPIC, TICKS_TOPIC, Chunk
-from tapeline.stages import NORMALIZE, KeepIn
+from tapeline.stages.normalize import NORMALIZE
+from tapeline.stages.store import KeepIn
+from tapeline.stages.taken import Taken
 from tapeline.stores.lake import Lake
 from tapeline.streams.embedded import EmbeddedStream
 from tapeline.streams.lives import birth, crossed
-from tapeline.taken import Taken
+from tapeline.telemetry.status import StatusFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable

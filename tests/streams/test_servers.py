@@ -41,10 +41,10 @@ from services.process import free_port
 
 from made import raws, rejects, ticks
 from proving import PROVE, proof
-from tapeline.delivery import Delivery
 from tapeline.errors import Busy, ConfigError, Refused, Unavailable
 from tapeline.records import RAW, RAW_TOPIC, REJECTED_TOPIC, TICKS_TOPIC, TOPICS
-from tapeline.spool import Spool
+from tapeline.stages.ingest.delivery import Delivery
+from tapeline.stages.ingest.spool import Spool
 from tapeline.streams import PartitionLost
 from tapeline.streams.embedded import EmbeddedStream
 from tapeline.streams.kafka.producing import RawProducer
@@ -481,8 +481,8 @@ def test_redis_with_a_password_in_the_url_the_environment_or_a_file(
     (tmp_path / "secret").write_text(SECRET + "\n")
     url = f"{scheme}://{server.address}/0"
     place.open(url=url, password_file=str(tmp_path / "secret"), **ca).append(RAW_TOPIC, raws(1, 1), 0)
+    from tapeline.app.wiring import open_stream
     from tapeline.config import Config, StreamConfig
-    from tapeline.wiring import open_stream
 
     stream = open_stream(Config(data_dir=str(tmp_path), stream=StreamConfig(url=url, **ca)), {"TAPELINE_STREAM_PASSWORD": SECRET})
     assert column(stream, RAW_TOPIC, "payload") == [b"0 ", b"1 "]

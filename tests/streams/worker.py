@@ -18,10 +18,10 @@ from places import open_described
 from transforming import transformed
 
 from tapeline.errors import Unavailable
-from tapeline.jobs.backfill import Backfill, Job
-from tapeline.jobs.fetching import Source
-from tapeline.jobs.page_log import PageLog
-from tapeline.providers import HISTORIES
+from tapeline.jobs.backfill.backfill import Backfill, Job
+from tapeline.jobs.backfill.fetching import Source
+from tapeline.jobs.backfill.page_log import PageLog
+from tapeline.providers.registry import HISTORIES
 from tapeline.records import RAW_TOPIC, TOPICS
 from tapeline.streams import PartitionLost, Stream
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
     from pathlib import Path
 
-    from tapeline.venues import Venue
+    from tapeline.simulators import Venue
 
 
 class Client(WSListener):

@@ -13,7 +13,7 @@ from urllib.parse import urlencode
 import pytest
 from listening import Client, connect, fast_clock, running, told
 
-from tapeline.venues import Venue, VenueOptions
+from tapeline.simulators import Venue, VenueOptions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -17,7 +17,7 @@ import pytest
 from listening import connect, told
 
 from environments import python_of
-from tapeline.venues import Venue, VenueOptions
+from tapeline.simulators import Venue, VenueOptions
 from waiting import eventually
 
 if TYPE_CHECKING:

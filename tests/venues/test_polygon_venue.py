@@ -13,7 +13,7 @@ import pytest
 from listening import Client, connect, fast_clock, running, told
 from picows import WSHandshakeError
 
-from tapeline.venues import Venue, VenueOptions
+from tapeline.simulators import Venue, VenueOptions
 
 if TYPE_CHECKING:
     from pathlib import Path

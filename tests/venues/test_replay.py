@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from listening import connect, running, told
 
-from tapeline.venues import Venue, VenueOptions
+from tapeline.simulators import Venue, VenueOptions
 from waiting import eventually
 
 RECORDED = Path(__file__).resolve().parents[2].parent / "shared" / "captures" / "binance"

@@ -13,7 +13,7 @@ import pytest
 from listening import Client, connect, running, told
 from picows import WSHandshakeError, WSMsgType
 
-from tapeline.venues import FAULTS, Venue, VenueOptions
+from tapeline.simulators import FAULTS, Venue, VenueOptions
 from waiting import eventually
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from listening import connect, running, told
 
-from tapeline.venues import CERTIFICATE, Venue, VenueOptions
+from tapeline.simulators import CERTIFICATE, Venue, VenueOptions
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,7 +38,7 @@ def test_a_process_says_where_it_listens_and_in_the_end_what_it_sent(number: sig
     async def scenario() -> None:
         journal = tmp_path / "journal.jsonl"
         program = (
-            "import asyncio; from pathlib import Path; from tapeline.venues import VenueOptions, serve; "
+            "import asyncio; from pathlib import Path; from tapeline.simulators import VenueOptions, serve; "
             f"asyncio.run(serve(VenueOptions(name='binance', limit=50, journal=Path({str(journal)!r}))))"
         )
         process = await asyncio.create_subprocess_exec(sys.executable, "-u", "-c", program, stdout=asyncio.subprocess.PIPE)

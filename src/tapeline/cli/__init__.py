@@ -14,8 +14,8 @@ from tapeline.cli import stages, trying, looking, completeness, backfilling, rej
 # isort: on
 from tapeline.cli.app import app
 from tapeline.cli.terminal import escape, without_secrets
-from tapeline.console import printable
 from tapeline.errors import TapelineError
+from tapeline.local.console import printable
 
 __all__ = ["app", "backfilling", "completeness", "exporting", "lake", "looking", "main", "rejected", "renaming", "stages", "trying"]
 

@@ -22,16 +22,16 @@ from tapeline import times
 from tapeline.cli.app import app
 from tapeline.cli.terminal import ConfigOption, TableOrJson, echo, load_config, midnight_ns, stop_on_signal
 from tapeline.config import Config, ProviderConfig, environment
-from tapeline.console import Output
 from tapeline.errors import ConfigError
-from tapeline.locks import own
+from tapeline.local.console import Output
+from tapeline.local.locks import own
 from tapeline.records import NS_PER_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tapeline.jobs.backfill import Job, State
-    from tapeline.jobs.fetching import Source
+    from tapeline.jobs.backfill.backfill import Job, State
+    from tapeline.jobs.backfill.fetching import Source
     from tapeline.jobs.reconcile import Reconciled
     from tapeline.providers.history import History
 
@@ -74,10 +74,10 @@ def backfill(
 
     Example: `tapeline backfill --provider binance --symbols BTCUSDT,ETHUSDT --channels trades --start 2026-01-05 --end 2026-01-06`
     """
-    from tapeline import wiring
-    from tapeline.jobs import leftovers
-    from tapeline.jobs.backfill import Backfill, encoded
-    from tapeline.jobs.backfill import dry_run as rows_of
+    from tapeline.app import wiring
+    from tapeline.jobs.backfill import leftovers
+    from tapeline.jobs.backfill.backfill import Backfill, encoded
+    from tapeline.jobs.backfill.backfill import dry_run as rows_of
 
     settings = load_config(config)
     stop = stop_on_signal()
@@ -134,12 +134,12 @@ def reconcile(
 
     Example: `tapeline reconcile 2026-01-05 --channels trades`
     """
-    from tapeline import wiring
-    from tapeline.completeness import Key
+    from tapeline.app import wiring
     from tapeline.errors import Refused
     from tapeline.jobs.reconcile import reconcile as compare
+    from tapeline.ledger.completeness import Key
     from tapeline.providers.history import WrongPage
-    from tapeline.reading import open_source
+    from tapeline.reading.api import open_source
 
     settings = load_config(config)
     stop = stop_on_signal()
@@ -211,9 +211,9 @@ def _jobs(
     stop: threading.Event,
 ) -> list[tuple[Job, Source]]:
     """One for each feed that is configured, or that was asked for, and has a history."""
-    from tapeline import wiring
-    from tapeline.jobs.backfill import Job
-    from tapeline.providers import ARCHIVES, HISTORIES, PROVIDERS
+    from tapeline.app import wiring
+    from tapeline.jobs.backfill.backfill import Job
+    from tapeline.providers.registry import ARCHIVES, HISTORIES, PROVIDERS
 
     if provider is not None and provider not in HISTORIES:
         raise ConfigError(f"{provider!r} is no provider with a history. There are: {', '.join(HISTORIES)}.")

@@ -27,14 +27,14 @@ from tapeline.cli.terminal import (
     stream_with_data,
 )
 from tapeline.config import Config, environment
-from tapeline.console import Output
 from tapeline.errors import ConfigError
-from tapeline.monitor.status import StatusFile
+from tapeline.local.console import Output
 from tapeline.records import NS_PER_S
+from tapeline.telemetry.status import StatusFile
 from tapeline.times import text
 
 if TYPE_CHECKING:
-    from tapeline.completeness import Answer, Interval, Key, State
+    from tapeline.ledger.completeness import Answer, Interval, Key, State
 
 #: How often the ledger is looked at for gaps that have opened.
 _LOOK_EVERY_S: Final = 3.0
@@ -65,9 +65,9 @@ def gaps(
     import pyarrow as pa
 
     from tapeline import times
-    from tapeline.completeness import MISSING
-    from tapeline.output import write
-    from tapeline.stores.ledger import INTERVALS
+    from tapeline.ledger import INTERVALS
+    from tapeline.ledger.completeness import MISSING
+    from tapeline.local.output import write
 
     settings = load_config(config)
     since_ns = times.parse(since, "--since") if since is not None else None
@@ -101,7 +101,7 @@ def complete(
 
     Example: `tapeline complete BTC/USDT 2026-01-05`
     """
-    from tapeline.completeness import answer
+    from tapeline.ledger.completeness import answer
 
     settings = load_config(config)
     start_ns = midnight_ns(day)
@@ -141,7 +141,7 @@ def repair(
 
     Example: `tapeline repair --symbol BTC/USDT --dry-run`
     """
-    from tapeline import wiring
+    from tapeline.app import wiring
     from tapeline.errors import Refused, Unavailable
     from tapeline.jobs.repair import ASKED_FOR, wanted
     from tapeline.jobs.repair import repair as fill
@@ -184,10 +184,11 @@ def repair(
 
 
 def _keep_repairing(settings: Config) -> None:
-    from tapeline import flow, wiring
-    from tapeline.backoff import backoff
+    from tapeline.app import wiring
     from tapeline.jobs.repair import ASKED_FOR, KeepRepairing
-    from tapeline.stores.ledger import read_intervals
+    from tapeline.ledger import read_intervals
+    from tapeline.retry import loop
+    from tapeline.retry.backoff import backoff
 
     stop, random = stop_on_signal(with_parent=True), Random()
     with own_stage(settings, "repair", stop):
@@ -200,15 +201,15 @@ def _keep_repairing(settings: Config) -> None:
             stop,
             time.time_ns,
         )
-        flow.run(stage.step, stop, rest_s=_LOOK_EVERY_S, waits=lambda: backoff(random, cap_s=60.0))
+        loop.run(stage.step, stop, rest_s=_LOOK_EVERY_S, waits=lambda: backoff(random, cap_s=60.0))
         stage.finish()
         stream.close()
 
 
 def _known(settings: Config, symbols: Collection[str], provider: str | None, states: Collection[State] = ()) -> dict[Key, list[Interval]]:
     """The intervals of some symbols, or all, and of a provider, or all. Raises ConfigError for one that the ledger does not know."""
-    from tapeline import wiring
-    from tapeline.stores.ledger import read_intervals
+    from tapeline.app import wiring
+    from tapeline.ledger import read_intervals
     from tapeline.stores.selection import alike
 
     ledger = wiring.open_ledger(settings)
@@ -231,7 +232,7 @@ def _known(settings: Config, symbols: Collection[str], provider: str | None, sta
 
 def _so_far(found: Iterable[Interval], start_ns: int, now_ns: int) -> int:
     """Of a day that is not over: how far evidence reaches, or now where it has not reached on for long, or something is missing there."""
-    from tapeline.completeness import COVERED
+    from tapeline.ledger.completeness import COVERED
 
     begun = [one for one in found if one.start_ns < now_ns]
     there = [one for one in begun if one.state in COVERED]
@@ -244,7 +245,7 @@ def _so_far(found: Iterable[Interval], start_ns: int, now_ns: int) -> int:
 
 
 def _row(key: Key, one: Interval) -> dict[str, Any]:
-    from tapeline.completeness import ONGOING
+    from tapeline.ledger.completeness import ONGOING
 
     return key._asdict() | asdict(one) | {"end_ns": None if one.end_ns == ONGOING else one.end_ns}
 

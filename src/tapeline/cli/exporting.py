@@ -55,10 +55,11 @@ def export(
     """
     import pyarrow.compute as pc
 
-    from tapeline import reading, times
+    from tapeline import times
     from tapeline.errors import ConfigError
     from tapeline.jobs.export import export as export_rows
-    from tapeline.providers import CHANNELS
+    from tapeline.providers.registry import CHANNELS
+    from tapeline.reading import api as reading
 
     settings = load_config(config)
     if channel is not None:

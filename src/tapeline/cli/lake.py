@@ -17,10 +17,10 @@ from tapeline.config import Config
 from tapeline.errors import ConfigError
 
 if TYPE_CHECKING:
-    from tapeline.stores.lake_checking import Checked
-    from tapeline.stores.lake_repairing import Repaired
-    from tapeline.stores.lake_retention import Pruned, Vacuumed
-    from tapeline.stores.lake_sealing import Sealed
+    from tapeline.stores.lake.checking import Checked
+    from tapeline.stores.lake.repairing import Repaired
+    from tapeline.stores.lake.retention import Pruned, Vacuumed
+    from tapeline.stores.lake.sealing import Sealed
 
 
 lake_app = typer.Typer(no_args_is_help=True, help="The lake's own life: what it keeps, whether it is whole, and making it whole.")
@@ -42,7 +42,7 @@ def seal(
 
     Example: `tapeline seal 2026-01-05 2026-01-06`
     """
-    from tapeline.stores.lake_sealing import seal as seal_day
+    from tapeline.stores.lake.sealing import seal as seal_day
 
     settings = load_config(config)
     chosen = [_day(text) for text in days]
@@ -68,9 +68,9 @@ def prune(
 
     Example: `tapeline lake prune --dry-run`
     """
-    from tapeline import wiring
-    from tapeline.stores.lake_retention import Keep
-    from tapeline.stores.lake_retention import prune as prune_lake
+    from tapeline.app import wiring
+    from tapeline.stores.lake.retention import Keep
+    from tapeline.stores.lake.retention import prune as prune_lake
 
     settings = load_config(config)
     root, keep = _lake(settings), wiring.lake_keep(settings)
@@ -92,7 +92,7 @@ def tidy(config: ConfigOption = None, format: FormatOption = TableOrJson.table) 
 
     Example: `tapeline lake tidy`
     """
-    from tapeline.stores.lake_tidying import tidy as tidy_lake
+    from tapeline.stores.lake.tidying import tidy as tidy_lake
 
     def told(one: Sealed) -> None:
         echo(_as_json(one) if format is TableOrJson.json else _in_words(one))
@@ -108,7 +108,7 @@ def vacuum(config: ConfigOption = None, format: FormatOption = TableOrJson.table
 
     Example: `tapeline lake vacuum`
     """
-    from tapeline.stores.lake_retention import vacuum as vacuum_lake
+    from tapeline.stores.lake.retention import vacuum as vacuum_lake
 
     for one in vacuum_lake(_lake(load_config(config))):
         echo(_as_json(one) if format is TableOrJson.json else _vacuumed(one))
@@ -126,8 +126,8 @@ def check(
 
     Example: `tapeline lake check 2026-01-05`
     """
-    from tapeline.providers import identity
-    from tapeline.stores.lake_checking import check as check_lake
+    from tapeline.providers.registry import identity
+    from tapeline.stores.lake.checking import check as check_lake
 
     settings = load_config(config)
     root, chosen = _lake(settings), _day(day) if day is not None else None
@@ -151,10 +151,10 @@ def repair(
 
     Example: `tapeline lake repair`
     """
-    from tapeline import wiring
+    from tapeline.app import wiring
     from tapeline.jobs.rebuild import RawRecords
-    from tapeline.providers import DECODERS, identity
-    from tapeline.stores.lake_repairing import repair as repair_lake
+    from tapeline.providers.registry import DECODERS, identity
+    from tapeline.stores.lake.repairing import repair as repair_lake
 
     settings = load_config(config)
     root, stream = _lake(settings), stream_with_data(settings)
@@ -172,7 +172,7 @@ def repair(
 
 
 def _lake(settings: Config) -> Path:
-    from tapeline import wiring
+    from tapeline.app import wiring
 
     root = wiring.lake_folder(settings)
     if not root.exists():

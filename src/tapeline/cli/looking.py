@@ -23,8 +23,8 @@ from tapeline.cli.terminal import (
     stream_with_data,
 )
 from tapeline.config import Config, environment, load
-from tapeline.console import Output
 from tapeline.errors import ConfigError, Unavailable
+from tapeline.local.console import Output
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -57,9 +57,9 @@ def sql(
     """
     import duckdb
 
-    from tapeline import wiring
-    from tapeline.output import write
-    from tapeline.query import connect, fence, meaning, only_reads
+    from tapeline.app import wiring
+    from tapeline.local.output import write
+    from tapeline.reading.sql import connect, fence, meaning, only_reads
 
     settings = load_config(config)
     lake = wiring.lake_folder(settings)
@@ -94,7 +94,7 @@ def tail(
 
     Example: `tapeline tail ticks --symbol BTC/USDT --follow`
     """
-    from tapeline.output import json_lines
+    from tapeline.local.output import json_lines
     from tapeline.records import NORMALIZED_TOPICS, RAW_TOPIC
 
     settings = load_config(config)
@@ -138,9 +138,9 @@ def replay(
 
     Example: `tapeline replay --symbol BTC/USDT --from 2026-01-05 --to 2026-01-06 --speed 10 --into backtest.toml`
     """
-    from tapeline import wiring
-    from tapeline.reading import replay_batches
-    from tapeline.replaying import publish
+    from tapeline.app import wiring
+    from tapeline.reading.api import replay_batches
+    from tapeline.reading.replay import publish
 
     settings, target = load_config(config), load(into, environment())
     if _addresses(settings) & _addresses(target):
@@ -173,7 +173,7 @@ def status(
     format: Annotated[TableOrJson, typer.Option(help="table or json.")] = TableOrJson.table,  # noqa: A002
 ) -> None:
     """Uptime, rates, backlog, and the accounting equation. Status 1 if an equation does not balance, 69 if the stream is away."""
-    from tapeline import wiring
+    from tapeline.app import wiring
     from tapeline.monitor.health import snapshot
     from tapeline.monitor.table import tables
 
@@ -207,10 +207,12 @@ def audit(
 
     Example: `tapeline audit --symbol BTC/USDT --time 2026-01-05T14:30:00.123Z`
     """
-    from tapeline import audit as way
-    from tapeline import query, times, wiring
-    from tapeline.output import plain
-    from tapeline.rejects import parse_id
+    from tapeline import times
+    from tapeline.app import wiring
+    from tapeline.jobs.rejects import parse_id
+    from tapeline.local.output import plain
+    from tapeline.reading import sql as query
+    from tapeline.reading import trace as way
 
     settings = load_config(config)
     lake = wiring.lake_folder(settings)
@@ -242,7 +244,7 @@ def audit(
 @app.command()
 def check(config: ConfigOption = None) -> None:
     """Is the config right, and is everything it names reachable? Status 0 if so."""
-    from tapeline.checkup import checkup
+    from tapeline.app.preflight import checkup
 
     settings = load_config(config)
     failed = 0

@@ -14,7 +14,7 @@ from tapeline.config import Config
 from tapeline.errors import ConfigError
 
 if TYPE_CHECKING:
-    from tapeline.rejects import Rejected, Table
+    from tapeline.jobs.rejects import Rejected, Table
 
 rejected_app = typer.Typer(no_args_is_help=True, help="What could not be read: look at it, and try it again.")
 
@@ -44,8 +44,8 @@ def rejected_list(
 
     import pyarrow as pa
 
-    from tapeline.output import write
-    from tapeline.rejects import rejected
+    from tapeline.jobs.rejects import rejected
+    from tapeline.local.output import write
 
     settings = load_config(config)
     stream = stream_with_data(settings)
@@ -77,7 +77,7 @@ def rejected_show(
     config: ConfigOption = None,
 ) -> None:
     """One rejected event: the reason, and its bytes as they came."""
-    from tapeline.rejects import parse_id, rejected
+    from tapeline.jobs.rejects import parse_id, rejected
 
     settings = load_config(config)
     wanted = parse_id(event)
@@ -103,7 +103,7 @@ def rejected_retry(
 
     Example: `tapeline rejected retry --reason "unknown channel"`
     """
-    from tapeline.rejects import parse_id, retry
+    from tapeline.jobs.rejects import parse_id, retry
 
     settings = load_config(config)
     ids = {parse_id(event) for event in events or ()}
@@ -124,6 +124,7 @@ def _wanted(one: Rejected, provider: str | None, reason: str | None) -> bool:
 
 def _lake_table(settings: Config) -> Table:
     """The rows of the lake's tables, for what the stream no longer holds."""
-    from tapeline import query, wiring
+    from tapeline.app import wiring
+    from tapeline.reading import sql as query
 
     return lambda table: query.each(wiring.lake_folder(settings), table)

@@ -14,7 +14,7 @@ from tapeline.cli.app import app
 from tapeline.cli.terminal import ConfigOption, TableOrJson, echo, load_config, progress_bars
 from tapeline.config import Config
 from tapeline.errors import Busy
-from tapeline.locks import own
+from tapeline.local.locks import own
 
 if TYPE_CHECKING:
     from tapeline.jobs.rename import RenamedFacts, Waiting
@@ -40,11 +40,11 @@ def rename(
 
     Example: `tapeline rename AD/AEUR ADA/EUR --dry-run`
     """
-    from tapeline import wiring
+    from tapeline.app import wiring
     from tapeline.jobs.rebuild import RawRecords
     from tapeline.jobs.rename import check, waiting
     from tapeline.jobs.rename import rename as rename_symbol
-    from tapeline.providers import DECODERS
+    from tapeline.providers.registry import DECODERS
     from tapeline.stores.renaming import Renaming
 
     settings = load_config(config)
@@ -73,7 +73,7 @@ def rename(
 @contextmanager
 def _alone(settings: Config) -> Iterator[None]:
     """Hold the locks of everything that writes to the stores and the ledger. Raises Busy that says who has one."""
-    from tapeline import wiring
+    from tapeline.app import wiring
 
     with ExitStack() as held:
         try:

@@ -20,7 +20,7 @@ from tapeline.cli.app import app
 from tapeline.cli.terminal import ConfigOption, load_config, own_stage, run_loop, stop_on_signal, supervisor, terminal
 from tapeline.config import Config, environment
 from tapeline.errors import Busy, ConfigError
-from tapeline.monitor.status import StatusFile, worker_name
+from tapeline.telemetry.status import StatusFile, worker_name
 
 log = logging.getLogger("tapeline")
 
@@ -46,7 +46,7 @@ def run(
 
     Example: `tapeline run --config tapeline.toml --until-idle 10`
     """
-    from tapeline.run import run as run_all
+    from tapeline.app.run import run as run_all
 
     settings = load_config(config)
     run_all(settings, config, until_idle, stop_on_signal(), terminal())
@@ -61,10 +61,10 @@ def ingest(
 
     Example: `tapeline ingest --process crypto` opens what the config marks with `process = "crypto"`
     """
-    from tapeline import wiring
-    from tapeline.delivery import Delivery
-    from tapeline.ingest import StreamRecorder
-    from tapeline.ingest import ingest as ingest_stage
+    from tapeline.app import wiring
+    from tapeline.stages.ingest.delivery import Delivery
+    from tapeline.stages.ingest.stage import StreamRecorder
+    from tapeline.stages.ingest.stage import ingest as ingest_stage
 
     settings = load_config(config)
     planned = wiring.plans(settings, environment())
@@ -108,9 +108,9 @@ def normalize(
 
     Started several times, on one machine or many, the workers share the raw topic's partitions; the others take over from one that dies.
     """
-    from tapeline import wiring
-    from tapeline.providers import DECODERS
-    from tapeline.stages import Normalize, run_normalize
+    from tapeline.app import wiring
+    from tapeline.providers.registry import DECODERS
+    from tapeline.stages.normalize import Normalize, run_normalize
 
     settings = load_config(config)
     stop = stop_on_signal(with_parent=True)
@@ -124,9 +124,9 @@ def normalize(
 @app.command()
 def ledger(config: ConfigOption = None) -> None:
     """The ledger alone: from the raw records, what is complete of each symbol and what is missing. `gaps` and `complete` show it."""
-    from tapeline import wiring
-    from tapeline.providers import DECODERS
-    from tapeline.stages import KeepLedger, run_ledger
+    from tapeline.app import wiring
+    from tapeline.providers.registry import DECODERS
+    from tapeline.stages.ledger import KeepLedger, run_ledger
 
     os.nice(_STORE_NICENESS)
     settings = load_config(config)
@@ -148,8 +148,8 @@ def store(
     config: ConfigOption = None,
 ) -> None:
     """One store alone: keep what normalize wrote, from where the store itself says it is."""
-    from tapeline import wiring
-    from tapeline.stages import KeepIn, run_store
+    from tapeline.app import wiring
+    from tapeline.stages.store import KeepIn, run_store
 
     os.nice(_STORE_NICENESS)
     settings = load_config(config)

@@ -21,9 +21,9 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from tapeline.config import Config, environment, load, secrets_of
-from tapeline.console import printable
 from tapeline.errors import ConfigError
-from tapeline.locks import own
+from tapeline.local.console import printable
+from tapeline.local.locks import own
 from tapeline.records import NS_PER_S
 from tapeline.secret import Guard
 
@@ -68,7 +68,7 @@ def _guards() -> list[Guard]:
 
 def stream_with_data(settings: Config) -> Stream:
     """The stream of a run that was; looking on makes none."""
-    from tapeline import wiring
+    from tapeline.app import wiring
 
     if settings.stream.url == "embedded:" and not (settings.root / "stream").exists():
         raise ConfigError(f"There is no data in {settings.root} yet. Start with `tapeline run`, or name another --config.")

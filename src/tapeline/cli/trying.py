@@ -10,8 +10,8 @@ import typer
 
 from tapeline.cli.app import app
 from tapeline.cli.terminal import echo, run_loop, stop_on_signal
-from tapeline.console import Output
 from tapeline.errors import ConfigError
+from tapeline.local.console import Output
 
 
 class VenueName(StrEnum):
@@ -30,7 +30,7 @@ def demo(
 
     Ends with status 0 only if every event that the venues sent is in the lake exactly once, or rejected with a reason.
     """
-    from tapeline.demo import Demo
+    from tapeline.demo.demo import Demo
 
     console = Output()
     ok = Demo(data_dir.resolve(), seconds, rate, console).run(stop_on_signal())
@@ -57,7 +57,7 @@ def venue(
 
     Example: `tapeline venue binance --port 9101 --rate 5000 --fault reset:30`
     """
-    from tapeline.venues import FAULTS, VenueOptions, serve
+    from tapeline.simulators import FAULTS, VenueOptions, serve
 
     if fault == ["list"]:
         for fault_name, text in FAULTS.items():

@@ -18,10 +18,10 @@ import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
-from tapeline.durable import sync
 from tapeline.errors import ConfigError, DiskTrouble
-from tapeline.locks import own
-from tapeline.output import without_formulas
+from tapeline.local.files import sync
+from tapeline.local.locks import own
+from tapeline.local.output import without_formulas
 from tapeline.records import NS_PER_S
 
 Form = Literal["parquet", "csv", "arrow"]

@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow as pa
 
 from tapeline.errors import Unavailable
-from tapeline.names import KnownNames
 from tapeline.providers.normalizing import Decode, Names
 from tapeline.records import RAW_TOPIC, Chunk, Topic
-from tapeline.stages import normalize_all
+from tapeline.stages.names import KnownNames
+from tapeline.stages.normalize import normalize_all
 from tapeline.streams import Stream
 
 _CHUNK_ROWS: Final = 24_576

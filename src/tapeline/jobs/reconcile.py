@@ -17,11 +17,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tapeline.completeness import Key
-from tapeline.jobs.fetching import Fetched, Source, fetch, partition_of, raw_record
-from tapeline.providers import CHANNELS, DECODERS
+from tapeline.jobs.backfill.fetching import Fetched, Source, fetch, partition_of, raw_record
+from tapeline.ledger.completeness import Key
 from tapeline.providers.history import Span, ending
 from tapeline.providers.normalizing import SAME_CONTENT, Names, normalize
+from tapeline.providers.registry import CHANNELS, DECODERS
 from tapeline.records import BARS_TOPIC, NS_PER_S, RAW_TOPIC, REJECTED_TOPIC, TICKS_TOPIC, Chunk, Identity, Topic
 from tapeline.stores import with_dates
 from tapeline.stores.duplicates import groups, ranks, told_bare, told_by

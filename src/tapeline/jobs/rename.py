@@ -11,13 +11,13 @@ from dataclasses import dataclass
 
 import pyarrow.compute as pc
 
-from tapeline.completeness import Interval, Key, intervals, renamed
 from tapeline.errors import WrongArgument
-from tapeline.folding import restore
 from tapeline.jobs.rebuild import RawRecords
-from tapeline.providers import CHANNELS, PROVIDERS
+from tapeline.ledger import Ledger
+from tapeline.ledger.completeness import Interval, Key, intervals, renamed
+from tapeline.ledger.folding import restore
 from tapeline.providers.normalizing import Names
-from tapeline.stores.ledger import Ledger
+from tapeline.providers.registry import CHANNELS, PROVIDERS
 from tapeline.stores.renaming import NAMING, Progress, Renamed, Renames, Renaming
 
 

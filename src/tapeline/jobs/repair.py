@@ -12,14 +12,14 @@ from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
-from tapeline.completeness import ONGOING, Interval, Key, State
 from tapeline.errors import Barred, Refused, Unavailable
-from tapeline.jobs.fetching import Source, fetch, partition_of, raw_record
-from tapeline.monitor.status import StatusFile
-from tapeline.providers import CHANNELS, HISTORIES
+from tapeline.jobs.backfill.fetching import Source, fetch, partition_of, raw_record
+from tapeline.ledger.completeness import ONGOING, Interval, Key, State
 from tapeline.providers.history import Request, Span, WrongPage
+from tapeline.providers.registry import CHANNELS, HISTORIES
 from tapeline.records import NS_PER_MS, NS_PER_S, RAW_TOPIC
 from tapeline.streams import Stream
+from tapeline.telemetry.status import StatusFile
 from tapeline.times import text
 
 log = logging.getLogger(__name__)

@@ -9,12 +9,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tapeline.machine import process_space
-from tapeline.monitor.status import read_status
-from tapeline.records import NORMALIZED_TOPICS, NS_PER_S, RAW_TOPIC, Topic
+from tapeline.local.machine import process_space
+from tapeline.records import NORMALIZED_TOPICS, NS_PER_S, RAW_TOPIC
+from tapeline.stages.store import written_to
 from tapeline.stores import Store
-from tapeline.streams import APPENDED, Stream
+from tapeline.streams import Stream
 from tapeline.streams.lives import read_of
+from tapeline.telemetry.status import read_status
 
 #: A process elsewhere that has said nothing for so long does not run: each speaks about once a second.
 _SILENT_NS = 15 * NS_PER_S
@@ -106,12 +107,6 @@ def between(stream: Stream, stores: Iterable[str]) -> list[Equation]:
             written = min(max(read + waiting, least), most)
             found.append(Equation(f"normalize to {name}", f"{topic.table} written", written, {"taken": read, "on the way": waiting}))
     return found
-
-
-def written_to(stream: Stream, topic: Topic) -> int:
-    """Records that were written to a normalized topic, in the present life of its counts."""
-    made = sum(count for name, count in stream.totals("normalize").items() if name.rpartition("/")[2] == topic.table)
-    return made + stream.totals(APPENDED).get(topic.table, 0)
 
 
 def backlogs(stream: Stream, stores: Mapping[str, Store], raw_groups: Sequence[str]) -> list[Backlog]:

@@ -10,8 +10,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tapeline.clock import Leap
-from tapeline.console import printable
+from tapeline.local.clock import Leap
+from tapeline.local.console import printable
 from tapeline.records import NS_PER_S
 
 #: Each stage says something about once a second: after so long it waits for somebody, or its status cannot be written.

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tapeline.providers.inexact import JsonNumbers, in_texts, lengths
+from tapeline.providers.decoding.inexact import JsonNumbers, in_texts, lengths
 from tapeline.records import (
     BARS_TOPIC,
     NORMALIZED_TOPICS,

@@ -24,12 +24,12 @@ from typing import Final
 import pyarrow as pa
 
 from tapeline.errors import DiskTrouble, NewerData, Unavailable
-from tapeline.machine import boot_id
+from tapeline.local.machine import boot_id
 from tapeline.records import NORMALIZED_TOPICS, NS_PER_S, RAW_TOPIC, TOPICS, Chunk, Topic
 from tapeline.streams import APPENDED, Lease, Member, Outputs, PartitionLost, Producer, Totals, Written
-from tapeline.streams.arrow import decode, encode, pieces
+from tapeline.streams.codecs.arrow import decode, encode, pieces
+from tapeline.streams.groups import BookLease, SharedMember, Shares
 from tapeline.streams.partitioning import split
-from tapeline.streams.sharing import BookLease, SharedMember, Shares
 
 log = logging.getLogger(__name__)
 

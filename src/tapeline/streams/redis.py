@@ -25,14 +25,15 @@ from redis.backoff import NoBackoff
 from redis.client import Pipeline
 from redis.retry import Retry
 
-from tapeline.backoff import backoff
 from tapeline.config import StreamConfig
 from tapeline.errors import ConfigError, NewerData, Refused, Unavailable
 from tapeline.records import NORMALIZED_TOPICS, RAW_TOPIC, TICKS_TOPIC, TOPICS, Chunk, Topic
+from tapeline.retry.backoff import backoff
 from tapeline.secret import NO_SECRET, Secret
-from tapeline.streams import APPENDED, Codec, Lease, Member, Outputs, PartitionLost, Producer, Totals, Written, arrow, codecs, protobuf
+from tapeline.streams import APPENDED, Codec, Lease, Member, Outputs, PartitionLost, Producer, Totals, Written, codecs
+from tapeline.streams.codecs import arrow, protobuf
+from tapeline.streams.groups import BookLease, SharedMember, Shares
 from tapeline.streams.partitioning import partitions_of, split
-from tapeline.streams.sharing import BookLease, SharedMember, Shares
 
 log = logging.getLogger(__name__)
 

@@ -17,9 +17,9 @@ import numpy as np
 import pyarrow as pa
 from confluent_kafka import Consumer, TopicPartition
 
-from tapeline.beside import beside
 from tapeline.config import StreamConfig
 from tapeline.errors import Unavailable
+from tapeline.local.threads import beside
 from tapeline.records import RAW_TOPIC, Chunk, Topic
 from tapeline.secret import NO_SECRET, Secret
 from tapeline.streams import Lease, Member, Producer, Written

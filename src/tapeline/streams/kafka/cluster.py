@@ -16,9 +16,9 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicCollectio
 from confluent_kafka.admin import AdminClient, ConfigResource, OffsetSpec  # type: ignore[attr-defined]  # public, and not marked as exported
 from confluent_kafka.cimpl import NewTopic
 
-from tapeline.beside import beside
 from tapeline.config import StreamConfig
 from tapeline.errors import ConfigError, Refused, Unavailable
+from tapeline.local.threads import beside
 from tapeline.records import RAW_TOPIC, TOPICS, Topic
 from tapeline.secret import Secret
 from tapeline.streams import Codec

@@ -16,7 +16,8 @@ import pyarrow as pa
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from tapeline.records import Chunk, Topic
-from tapeline.streams import arrow, codecs, protobuf
+from tapeline.streams import codecs
+from tapeline.streams.codecs import arrow, protobuf
 from tapeline.streams.kafka.cluster import ASK_S, Cluster
 from tapeline.streams.partitioning import partitions_of, split
 

@@ -21,8 +21,8 @@ from typing import Final, cast
 import msgspec
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
-from tapeline.beside import beside
 from tapeline.errors import TapelineError, Unavailable
+from tapeline.local.threads import beside
 from tapeline.records import RAW_TOPIC, TOPICS, Topic
 from tapeline.streams.kafka.cluster import ASK_S, Cluster
 from tapeline.streams.kafka.messages import Stretch, position_beside

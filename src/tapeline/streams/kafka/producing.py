@@ -14,11 +14,11 @@ from random import Random
 import pyarrow as pa
 from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
 
-from tapeline.backoff import backoff
-from tapeline.beside import beside
 from tapeline.errors import Unavailable
+from tapeline.local.threads import beside
 from tapeline.records import RAW_TOPIC, Topic
-from tapeline.streams import arrow, protobuf
+from tapeline.retry.backoff import backoff
+from tapeline.streams.codecs import arrow, protobuf
 from tapeline.streams.kafka.cluster import ASK_S, MESSAGE_BYTES, Cluster
 from tapeline.streams.kafka.messages import place
 

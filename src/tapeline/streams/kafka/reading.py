@@ -8,7 +8,7 @@ from typing import Final
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
-from tapeline.beside import beside
+from tapeline.local.threads import beside
 from tapeline.records import Chunk, Topic
 from tapeline.streams.kafka.cluster import Cluster
 from tapeline.streams.kafka.messages import chunk_of, place

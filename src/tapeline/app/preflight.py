@@ -1,0 +1,88 @@
+"""Is the configuration right, and is everything that it names reachable? Asked before anything runs."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from tapeline.app import wiring
+from tapeline.config import Config
+from tapeline.errors import DiskTrouble, TapelineError, Unavailable
+from tapeline.net import http as rest
+from tapeline.net import websocket as net
+from tapeline.records import NORMALIZED_TOPICS, RAW_TOPIC
+
+_LITTLE_DISK_BYTES: Final = 2 * 1024**3
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One thing looked at: what was found, and the exit status that it asks for (0: it is well)."""
+
+    what: str
+    found: str
+    status: int = 0
+
+
+def checkup(config: Config, environ: Mapping[str, str]) -> Iterator[Result]:
+    """Look at each thing in turn; none stops the ones after it."""
+    yield _data_dir(config.root)
+    try:
+        stream = wiring.open_stream(config, environ)
+        ends = stream.ends(RAW_TOPIC)
+        risks = stream.risks()
+        found = f"reachable, {len(ends)} partitions of {config.stream.topic_prefix}{RAW_TOPIC.name}"
+        yield Result(f"stream {config.stream.shown}", "; ".join([found, *risks]))
+        stream.close()
+    except TapelineError as error:
+        yield Result(f"stream {config.stream.shown}", str(error), error.exit_status)
+    try:
+        wiring.open_stores(config)
+    except TapelineError as error:
+        yield Result("stores", str(error), error.exit_status)
+    for some in config.stores:
+        try:
+            store = wiring.open_store(config, some, environ)
+            rows = sum(store.totals(topic).rows for topic in NORMALIZED_TOPICS)
+            yield Result(f"store {some.shown}", f"{rows:,} rows")
+        except TapelineError as error:
+            yield Result(f"store {some.shown}", str(error), error.exit_status)
+    try:
+        planned = wiring.plans(config, environ)
+    except TapelineError as error:
+        yield Result("providers", str(error), error.exit_status)
+        return
+    for provider, plan in planned:
+        tls = net.tls_context(provider.ca_file)
+        try:
+            seconds = asyncio.run(net.reach(plan, tls))
+            yield Result(f"{plan.name} {plan.url}", f"reachable in {seconds * 1000:.0f} ms, {len(plan.topics)} topics")
+        except Unavailable as error:
+            yield Result(f"{plan.name} {plan.url}", str(error), error.exit_status)
+            continue
+        if plan.check is not None:
+            try:
+                problems = plan.check.problems(asyncio.run(rest.get(plan.check.url, tls)))
+                yield Result(f"{plan.name} symbols", "; ".join(problems) or "all listed", 78 if problems else 0)
+            except (Unavailable, ValueError) as error:
+                yield Result(f"{plan.name} symbols", str(error), Unavailable.exit_status)
+
+
+def _data_dir(root: Path) -> Result:
+    what = f"data_dir {root}"
+    try:
+        root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        probe = root / f".probe-{os.getpid()}"
+        probe.write_bytes(b"tapeline")
+        probe.unlink()
+    except OSError as error:
+        return Result(what, f"not writable: {error.strerror}. Make it writable or set another data_dir.", DiskTrouble.exit_status)
+    free = shutil.disk_usage(root).free
+    if free < _LITTLE_DISK_BYTES:
+        return Result(what, f"only {free / 1024**2:,.0f} MiB are free. Free some, or set another data_dir.", DiskTrouble.exit_status)
+    return Result(what, f"writable, {free / 1024**3:,.0f} GiB free")

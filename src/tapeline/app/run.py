@@ -1,0 +1,117 @@
+"""Every stage that the configuration names, one process each: what `tapeline run` does."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from random import Random
+from typing import Any, Final
+
+from rich.console import Console
+
+from tapeline.app import wiring
+from tapeline.app.supervisor import Stage, Supervisor
+from tapeline.config import Config, environment
+from tapeline.errors import Refused, Unavailable
+from tapeline.local.locks import own
+from tapeline.monitor.health import backlogs, snapshot
+from tapeline.monitor.live import Screen
+from tapeline.retry.backoff import backoff
+from tapeline.stores import Store
+from tapeline.streams import Stream
+from tapeline.telemetry.status import StatusFile, read_status, worker_name
+
+log = logging.getLogger(__name__)
+
+_LINE_EVERY_S: Final = 5.0
+
+
+def run(settings: Config, config: Path | None, until_idle_s: float | None, stop: threading.Event, console: Console) -> None:
+    """Until stopped, or idle for so long. Raises ConfigError and Busy before anything starts, StageFailed after."""
+    wiring.plans(settings, environment())
+    stream, stores = wiring.open_stream(settings), wiring.open_stores(settings)
+    with own(settings.root / "locks" / "run", "tapeline run"):
+        arguments = ["--config", str(config)] if config else []
+        command = [sys.executable, "-m", "tapeline"]
+        processes = dict.fromkeys(provider.process for provider in settings.providers)
+        ingests = [wiring.ingest_name(process) for process in processes]
+        stages = [
+            Stage(name, [*command, "ingest", *(["--process", process] if process else []), *arguments], place=0)
+            for name, process in zip(ingests, processes, strict=True)
+        ]
+        stages += [
+            Stage(worker_name(number), [*command, "normalize", "--worker", str(number), *arguments], place=1)
+            for number in range(1, settings.normalize_workers + 1)
+        ]
+        stages += [Stage(name, [*command, "store", name, *arguments], place=2) for name in stores]
+        if settings.ledger:
+            stages.append(Stage("ledger", [*command, "ledger", *arguments], place=3, needed=False))
+        if settings.ledger and settings.repair and wiring.has_history(settings):
+            stages.append(Stage("repair", [*command, "repair", "--follow", *arguments], place=3, needed=False))
+        os.environ["TAPELINE_LOG"] = f"supervised {os.getpid()}"
+        status = StatusFile(settings.root, "run")
+        log.info("Running %s; data in %s. Ctrl-C stops.", ", ".join(stage.name for stage in stages), settings.root)
+        try:
+            with Screen(console, lambda: snapshot(settings.root, stream, stores, wiring.raw_groups(settings)), _LINE_EVERY_S) as screen:
+
+                def look(report: dict[str, Any]) -> None:
+                    status.maybe(lambda: {"stages": report})
+                    screen.tick()
+
+                supervisor = Supervisor(stages, lambda: backoff(Random(), 0.3, 15.0), screen.say)
+                supervisor.run(stop, _idle(settings, stream, stores, ingests, until_idle_s), look)
+            try:
+                last = snapshot(settings.root, stream, stores, wiring.raw_groups(settings))
+                for entry in last["equations"]:
+                    log.info("%s", entry["text"])
+                log.info("Stopped; %s", left(last))
+            except (Unavailable, Refused) as error:
+                log.warning("%s Stopped; the accounting was not looked at.", error)
+        finally:
+            stream.close()
+    lines = [line for name in ingests for line in read_status(settings.root).get(name, {}).get("lines", {}).values()]
+    if until_idle_s is not None and lines and not any(line["connects"] for line in lines):
+        why = "; ".join(dict.fromkeys(line["trouble"] for line in lines if line["trouble"]))
+        raise Unavailable(f"No provider was ever connected, so nothing arrived{f': {why}' if why else ''}. `tapeline check` says more.")
+
+
+def left(last: Mapping[str, Any]) -> str:
+    """What a snapshot that was taken at the end says of everything that was received."""
+    waiting = sum(entry["records"] for entry in last["backlog"])
+    spool = last["spool"]
+    found = [
+        f"{waiting:,} records wait in the stream for a stage that has not read them; the next start goes on with them" if waiting else "",
+        f"{spool['spooled']:,} records wait on disk for the stream; the next start hands them over" if spool["spooled"] else "",
+        f"{spool['refused']:,} records found the spool full and are lost" if spool["refused"] else "",
+        "the stream has lost what was not read yet: `tapeline gaps` shows it" if last["forgotten"] else "",
+        "" if all(entry["balanced"] for entry in last["equations"]) else "the accounting does not balance: `tapeline status` shows where",
+    ]
+    return "; ".join(part for part in found if part) + "." if any(found) else "everything that was received is in the stores."
+
+
+def _idle(
+    settings: Config, stream: Stream, stores: Mapping[str, Store], ingests: Sequence[str], seconds: float | None
+) -> Callable[[], bool]:
+    """Whether nothing has arrived for `seconds` and nothing waits; never without `seconds`."""
+    started_ns = time.time_ns()
+    raw_groups = wiring.raw_groups(settings)
+
+    def idle() -> bool:
+        if seconds is None:
+            return False
+        words = read_status(settings.root)
+        for word in (words.get(name, {}) for name in ingests):
+            if word.get("started_ns", 0) < started_ns:
+                return False  # it has not spoken since this run began
+            # By its own last word: a word that is old, or of an ingest that has died since, says nothing of now.
+            quiet_ns = word["updated_ns"] - max(word.get("last_data_ns", 0), word["started_ns"])
+            if quiet_ns < seconds * 1e9 or word.get("unsettled") or word.get("spooled"):
+                return False
+        return not any(backlog.records for backlog in backlogs(stream, stores, raw_groups))
+
+    return idle

@@ -1,0 +1,197 @@
+"""One process a stage: start them, start again what dies, give up loudly, and stop all in the order of the flow."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, wait
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from tapeline.errors import FATAL_STATUSES, DiskTrouble, Refused, TapelineError, Unavailable
+from tapeline.local.threads import beside
+
+log = logging.getLogger(__name__)
+
+#: A stage that lived this long was well: its next death is a new one.
+_WELL_AFTER_S: Final = 30.0
+_DEATHS_IN_A_ROW: Final = 8
+#: A stage that the others can do without is left alone for so long where it cannot go on.
+_MUCH_LATER_S: Final = 600.0
+_STOP_WITHIN_S: Final = 75.0
+_LOOK_AGAIN_S: Final = 2.0
+_ROUND_S: Final = 0.2
+#: How a stage ends that had more to do, and could not.
+_UNFINISHED: Final = frozenset({Unavailable.exit_status, DiskTrouble.exit_status, Refused.exit_status})
+
+
+class StageFailed(TapelineError):
+    """A stage ended for good; carries its own exit status."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+@dataclass(slots=True)
+class Stage:
+    """A stage's process and what became of those before it."""
+
+    name: str
+    command: Sequence[str]
+    place: int  # in the flow: those of one place end together, after all of the places before
+    needed: bool = True  # the others do not go on without it
+    process: subprocess.Popen[bytes] | None = None
+    started: float = 0.0
+    deaths: int = 0  # in a row
+    restarts: int = 0
+    again_at: float = 0.0
+    waits: Iterator[float] | None = field(default=None, repr=False)
+    listener: threading.Thread | None = field(default=None, repr=False)
+    asked: float | None = None  # when its process was asked to end
+
+
+class Supervisor:
+    """Runs the stages, which are given in the order in which they start."""
+
+    def __init__(
+        self,
+        stages: Sequence[Stage],
+        waits: Callable[[], Iterator[float]],
+        say: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`say` takes each line that a stage writes to its stderr."""
+        self._stages = stages
+        self._waits = waits
+        self._say = say
+        self._clock = clock
+
+    def run(self, stop: threading.Event, idle: Callable[[], bool], tick: Callable[[dict[str, Any]], None]) -> None:
+        """Until `stop` is set or `idle` says so. Raises StageFailed when a stage cannot go on; the others are stopped first.
+
+        `idle`, `tick`: may ask a server that is away, so they are called on a thread of their own; not any more when this returns."""
+
+        def look() -> bool:
+            if idle():
+                return True
+            tick(self.report())
+            return False
+
+        looking: Future[bool] | None = None
+        look_at = self._clock()
+        try:
+            for stage in self._stages:
+                self._start(stage)
+            while not stop.is_set():
+                for stage in self._stages:
+                    self._watch(stage)
+                if looking is None and self._clock() >= look_at:
+                    looking = beside(look, "look on")
+                    wait([looking], _ROUND_S)
+                if looking is not None and looking.done():
+                    try:
+                        if looking.result():
+                            return
+                    except (Unavailable, Refused) as error:
+                        # Those who work meet the same trouble, and wait it out; looking on must not stop them.
+                        log.warning("%s The stages go on.", error)
+                        look_at = self._clock() + _LOOK_AGAIN_S
+                    looking = None
+                stop.wait(_ROUND_S)
+        finally:
+            self._stop_all()
+            wait([looking] if looking is not None else [], _STOP_WITHIN_S)
+
+    def report(self) -> dict[str, Any]:
+        return {stage.name: {"pid": stage.process.pid if stage.process else None, "restarts": stage.restarts} for stage in self._stages}
+
+    def _start(self, stage: Stage) -> None:
+        # A session of its own: Ctrl-C in the terminal reaches the supervisor alone, which then stops the stages in order.
+        stage.process = subprocess.Popen(  # noqa: S603 our own command
+            stage.command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
+        )
+        stage.started, stage.asked = self._clock(), None
+        stage.listener = threading.Thread(target=self._listen, args=(stage.process,), name=f"listen to {stage.name}", daemon=True)
+        stage.listener.start()
+
+    def _listen(self, process: subprocess.Popen[bytes]) -> None:
+        if process.stderr is not None:
+            with process.stderr as lines:
+                for line in lines:
+                    self._say(line.decode("utf-8", "replace").rstrip())
+
+    def _watch(self, stage: Stage) -> None:
+        now = self._clock()
+        if stage.process is None:
+            if now >= stage.again_at:
+                stage.restarts += 1
+                self._start(stage)
+            return
+        status = stage.process.poll()
+        if status is None:
+            if now - stage.started > _WELL_AFTER_S:
+                stage.deaths, stage.waits = 0, None
+            return
+        stage.process = None
+        if stage.listener is not None:
+            stage.listener.join(1.0)  # its last words come before ours
+        if not stage.needed and (status in FATAL_STATUSES or stage.deaths >= _DEATHS_IN_A_ROW):
+            stage.deaths, stage.waits, stage.again_at = 0, None, now + _MUCH_LATER_S
+            log.error(
+                "%s cannot go on for now (status %d); the others do. It is started again in %.0f min.",
+                stage.name,
+                status,
+                _MUCH_LATER_S / 60,
+            )
+            return
+        if status in FATAL_STATUSES:
+            raise StageFailed(f"{stage.name} cannot go on (its message is above); the other stages were stopped.", status)
+        stage.deaths += 1
+        how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+        if stage.deaths > _DEATHS_IN_A_ROW:
+            raise StageFailed(
+                f"{stage.name} {how}, {stage.deaths} times in a row; giving up. What is in the stream and the stores stays there.",
+                status if status > 0 else 70,
+            )
+        stage.waits = stage.waits or self._waits()
+        delay = next(stage.waits)
+        stage.again_at = now + delay
+        log.warning("%s %s; started again in %.1f s. It goes on where it had got to.", stage.name, how, delay)
+
+    def _stop_all(self) -> None:
+        """Each stage finishes what those before it left, then ends. Where one cannot, no later one waits: there is nothing to wait for."""
+        unfinished = False
+        for place in sorted({stage.place for stage in self._stages}):
+            for stage in self._stages:
+                if stage.place == place or unfinished:
+                    self._ask_to_end(stage)
+            for stage in self._stages:
+                if stage.place == place and not self._ended(stage):
+                    unfinished = True
+
+    def _ask_to_end(self, stage: Stage) -> None:
+        if stage.process is not None and stage.asked is None:
+            stage.asked = self._clock()
+            stage.process.terminate()
+
+    def _ended(self, stage: Stage) -> bool:
+        """Wait for a stage's end; whether it has finished. One that does not end in time is killed."""
+        if stage.process is None or stage.asked is None:
+            return True
+        try:
+            status = stage.process.wait(max(0.0, stage.asked + _STOP_WITHIN_S - self._clock()))
+        except subprocess.TimeoutExpired:
+            log.error(
+                "%s did not stop within %.0f s and is killed; what it had not committed is done again.",
+                stage.name,
+                _STOP_WITHIN_S,
+            )
+            stage.process.kill()
+            stage.process.wait()
+            return False
+        return status not in _UNFINISHED

@@ -1,0 +1,1 @@
+"""The demo, and the check that every event of it arrived."""

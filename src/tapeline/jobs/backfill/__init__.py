@@ -1,0 +1,1 @@
+"""Brings a provider's history into the stream as raw records."""

@@ -1,0 +1,237 @@
+"""Files that hold a day of all tickers: each is fetched once, and the rows of the wanted tickers are on local disk while they are read."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import shutil
+import threading
+import zlib
+from collections.abc import Collection, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Final, Protocol
+from urllib.parse import parse_qs
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from tapeline.errors import DiskTrouble
+from tapeline.jobs.backfill.archive import piece_of
+from tapeline.providers.history import Request, WrongPage
+from tapeline.providers.polygon.files import MISSING, moment
+
+#: So much is unpacked at a time.
+_BLOCK: Final = 1024 * 1024
+_LONGEST_LINE: Final = 64 * 1024
+_GZIP: Final = 31
+_NEWLINE: Final = ord("\n")
+_COMMA: Final = ord(",")
+_QUOTE: Final = ord('"')
+_NOTE: Final = "note.json"
+
+
+class Client(Protocol):
+    """A bucket of the provider's; raises Unavailable, Refused."""
+
+    def version(self, path: str) -> str | None:
+        """What changes when the file is replaced; None where there is none."""
+
+    def blocks(self, path: str) -> Iterator[bytes]:
+        """A file from beginning to end."""
+
+
+class _Note(msgspec.Struct):
+    """What the rows of a day's file on disk are."""
+
+    version: str
+    header: str
+    tickers: list[str]
+
+
+class DayFiles:
+    """Pieces of a ticker's rows: a line with the file's version and the place of the next piece (-1: none), the header, the rows.
+
+    The rows of a day stay until those of all wanted tickers were read to their end: who is killed meanwhile goes on with them. Many
+    threads may ask; of one day one fetches, and the others wait."""
+
+    def __init__(self, client: Client, folder: Path, wanted: Collection[str], column: str = "ticker") -> None:
+        """`folder`: where rows are kept. `wanted`: the tickers, by the provider's own names, that will be asked for."""
+        self._client, self._wanted, self._column = client, frozenset(wanted), column
+        self._folder = folder / _digest(" ".join(sorted(wanted)))  # apart from those of a job of other tickers, which may run beside
+        self._lock = threading.Lock()
+        self._locks: dict[Path, threading.Lock] = {}
+        #: What came of files that are no such files: they are not fetched for each ticker again.
+        self._wrong: dict[Path, str] = {}
+
+    def __call__(self, asked: Request) -> bytes:
+        """Raises WrongPage for what is no such file, Unavailable, Refused, DiskTrouble."""
+        path, _, query = asked.path.partition("?")
+        ticker, at = parse_qs(query)["ticker"][0], int(asked.after.partition(" ")[2] or 0)
+        day = self._folder / path.strip("/").removesuffix(".csv.gz")
+        with self._lock:
+            lock = self._locks.setdefault(day, threading.Lock())
+        try:
+            with lock:
+                note = self._rows_of(path, day, ticker, begin=not at)
+                return _piece(day, note, ticker, at) if note is not None else f"{MISSING} -1\n".encode()
+        except OSError as error:
+            raise DiskTrouble(f"{day}: {error}. Nothing of {path} was kept. Free disk space; it is tried again.") from error
+
+    def _rows_of(self, path: str, day: Path, ticker: str, *, begin: bool) -> _Note | None:
+        """Those on disk, or fetched: where none are, where they lack the ticker, where its first piece is asked for and they are old."""
+        if day in self._wrong:
+            raise WrongPage(self._wrong[day])
+        note = _noted(day)
+        here = note is not None and ticker in note.tickers
+        if here and not begin:
+            return note
+        version = self._client.version(path)
+        if version is None:
+            return None
+        if here and note is not None and note.version == version:
+            return note
+        try:
+            return self._fetch(path, day, version, self._wanted | {ticker})
+        except WrongPage as error:
+            self._wrong[day] = str(error)
+            raise
+
+    def _fetch(self, path: str, day: Path, version: str, tickers: frozenset[str]) -> _Note:
+        aside = day.with_name(f"{day.name}.part")
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        try:
+            try:
+                header = _sort(path, _unpacked(path, self._client.blocks(path)), self._column, tickers, aside)
+            except WrongPage:
+                self._unchanged(path, version)  # what cannot be read may be parts of two files
+                raise
+            self._unchanged(path, version)
+            note = _Note(version, header, sorted(tickers))
+            (aside / _NOTE).write_bytes(msgspec.json.encode(note))
+            shutil.rmtree(day, ignore_errors=True)
+            aside.rename(day)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+        return note
+
+    def _unchanged(self, path: str, version: str) -> None:
+        if self._client.version(path) != version:
+            raise WrongPage(f"{path} was published again while it was read. Nothing of it was kept. Start the same command again.")
+
+
+def _noted(day: Path) -> _Note | None:
+    try:
+        return msgspec.json.decode((day / _NOTE).read_bytes(), type=_Note)
+    except (FileNotFoundError, msgspec.MsgspecError):
+        return None
+
+
+def _table(day: Path, ticker: str) -> Path:
+    """Tickers differ in case alone, and hold what no file's name may."""
+    return day / f"{_digest(ticker)}.csv"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def _piece(day: Path, note: _Note, ticker: str, at: int) -> bytes:
+    table = _table(day, ticker)
+    mark = table.with_suffix(".read")
+    if not at:
+        mark.unlink(missing_ok=True)
+    piece, following = piece_of(table, at, partial(moment, note.header)) if table.exists() else (b"", -1)
+    if following < 0:
+        mark.touch()
+        if all(_table(day, other).with_suffix(".read").exists() for other in note.tickers):
+            shutil.rmtree(day)
+    return f"{note.version} {following}\n{note.header}\n".encode() + piece
+
+
+def _unpacked(path: str, blocks: Iterable[bytes]) -> Iterator[bytes]:
+    """What is in a gzip file, which may have several members, in blocks of bounded size. Raises WrongPage."""
+    unpacking = zlib.decompressobj(_GZIP)
+    begun = False
+    try:
+        for block in blocks:
+            while block:
+                if unpacking.eof:
+                    unpacking, begun = zlib.decompressobj(_GZIP), False
+                begun = True
+                yield unpacking.decompress(block, _BLOCK)
+                block = unpacking.unused_data if unpacking.eof else unpacking.unconsumed_tail
+        while not unpacking.eof and (more := unpacking.decompress(b"", _BLOCK)):
+            yield more
+    except zlib.error as error:
+        raise WrongPage(f"{path} is no gzip file that can be read: {error}. Nothing of it was kept.") from error
+    if not (begun and unpacking.eof):
+        raise WrongPage(f"{path} ends in the middle of its gzip data. Nothing of it was kept. Try again later.")
+
+
+def _sort(path: str, blocks: Iterable[bytes], column: str, tickers: frozenset[str], to: Path) -> str:
+    """Write each wanted ticker's lines to its file, as they came; the header. Raises WrongPage."""
+    wanted = sorted(ticker.encode() for ticker in tickers)
+    names, tables = np.array(wanted), [_table(to, name.decode()) for name in wanted]
+    header, place = "", 0
+    for lines in _whole_lines(path, blocks):
+        text = lines
+        if not header:
+            first, _, text = lines.partition(b"\n")
+            header = first.decode("utf-8", "replace").strip()
+            if column not in header.split(","):
+                raise WrongPage(f"{path} begins with {header[:80]!r}, which names no column {column}. Nothing of it was kept.")
+            place = header.split(",").index(column)
+        ends = np.flatnonzero(np.frombuffer(text, np.uint8) == _NEWLINE) + 1
+        if not len(ends):
+            continue
+        starts = np.concatenate([[0], ends[:-1]])
+        quoted = bool((np.frombuffer(text, np.uint8)[starts] == _QUOTE).any())
+        found = _cells(text, place) if place or quoted else _first_cells(text, starts, names.itemsize)
+        which = np.minimum(np.searchsorted(names, found), len(names) - 1)
+        hits = np.flatnonzero(names[which] == found)
+        if not len(hits):
+            continue
+        runs: dict[int, list[bytes]] = {}
+        for run in np.split(hits, np.flatnonzero((np.diff(hits) != 1) | (np.diff(which[hits]) != 0)) + 1):
+            runs.setdefault(int(which[run[0]]), []).append(text[starts[run[0]] : ends[run[-1]]])
+        for at, some in runs.items():
+            with tables[at].open("ab") as file:
+                file.writelines(some)
+    if not header:
+        raise WrongPage(f"{path} is empty. Nothing of it was kept.")
+    return header
+
+
+def _first_cells(text: bytes, starts: npt.NDArray[np.int64], width: int) -> npt.NDArray[np.bytes_]:
+    """The first cell of each line, cut off behind `width` + 1: a day may have a thousand million lines."""
+    padded = np.frombuffer(text + bytes(width + 1), np.uint8)
+    cells = padded[starts[:, None] + np.arange(width + 1)]
+    behind = np.logical_or.accumulate(cells == _COMMA, axis=1)
+    cells[behind] = 0
+    found: npt.NDArray[np.bytes_] = cells.view(f"S{width + 1}").ravel()
+    return found
+
+
+def _cells(text: bytes, place: int) -> npt.NDArray[np.bytes_]:
+    """The cell at a place of each line."""
+    rows = (next(csv.reader([line]), []) for line in text.decode("utf-8", "replace").split("\n")[:-1])
+    return np.array([row[place].encode() if place < len(row) else b"" for row in rows])
+
+
+def _whole_lines(path: str, blocks: Iterable[bytes]) -> Iterator[bytes]:
+    """Blocks that end with a line."""
+    rest = b""
+    for block in blocks:
+        lines, newline, more = block.rpartition(b"\n")
+        if newline:
+            yield rest + lines + newline
+            rest = more
+        else:
+            rest += more
+        if len(rest) > _LONGEST_LINE:
+            raise WrongPage(f"{path} has a line of more than {_LONGEST_LINE} bytes, so it is no such CSV. Nothing of it was kept.")
+    if rest:
+        yield rest + b"\n"

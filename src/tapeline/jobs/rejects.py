@@ -1,0 +1,244 @@
+"""What was rejected, with its bytes, and sending it through today's normalizer again: each event once, however often it is asked for."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import msgspec
+import pyarrow as pa
+
+from tapeline.errors import ConfigError
+from tapeline.providers.normalizing import HEADED, UNREADABLE, elements
+from tapeline.records import NOTICES_TOPIC, RAW, RAW_TOPIC, REJECTED_TOPIC, Topic
+from tapeline.streams import Lease, Stream
+from tapeline.streams.codecs import arrow
+from tapeline.streams.shortening import TAKEN_EVERYWHERE, length_before
+
+log = logging.getLogger(__name__)
+
+#: An event's own id: partition, offset and index in the raw topic.
+Id = tuple[int, int, int]
+#: The rows of one of the lake's tables; none where there is no lake.
+Table = Callable[[str], Iterable[Mapping[str, Any]]]
+
+_LEASE: Final = "the right to retry what was rejected"
+_ARRAY_PROVIDERS: Final = frozenset({"polygon", "alpaca"})
+#: What the reasons of rejected frames begin with that were not split into events.
+_WHOLE: Final = ("not an array of events ", "the decoder failed: ")
+_ID_BELOW: Final = (1 << 31, 1 << 63, 1 << 31)
+_READ_ROWS: Final = 5_000
+#: So many are sent together, or as many as have so many bytes.
+_BATCH_ROWS: Final = 1_000
+_BATCH_BYTES: Final = 8 * 1024 * 1024
+#: What a message has beside its value.
+_BESIDE_BYTES: Final = 256
+
+
+class _Retried(msgspec.Struct):
+    """The line before an event that is tried again: its name."""
+
+    of: str
+
+
+_RETRIED: Final = msgspec.json.Decoder(_Retried)
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """One rejected event."""
+
+    id: Id
+    provider: str
+    feed: str
+    connection: str
+    reason: str
+    payload: bytes
+    received_ns: int
+    retried: bool
+
+    @property
+    def name(self) -> str:
+        """`partition-offset-index`, as commands take it."""
+        return "-".join(map(str, self.id))
+
+
+def parse_id(text: str) -> Id:
+    """Raises ConfigError that says what an id looks like."""
+    parts = text.split("-")
+    if len(parts) != 3 or not all(part.isdecimal() and len(part) < 20 for part in parts):
+        raise ConfigError(f"{text!r} is no id. An id is partition-offset-index, as `tapeline rejected list` shows it.")
+    if not all(int(part) < most for part, most in zip(parts, _ID_BELOW, strict=True)):
+        raise ConfigError(f"{text!r} is no id. An id is partition-offset-index, as `tapeline rejected list` shows it.")
+    partition, offset, index = map(int, parts)
+    return partition, offset, index
+
+
+def rejected(stream: Stream, table: Table) -> Iterator[Rejected]:
+    """Every rejected event that the stream or the lake still holds, each once, a few in memory at a time."""
+    done = _retried(stream, table)
+    told: set[Id] = set()
+    for row in _rows(stream, REJECTED_TOPIC, table):
+        key = _id(row)
+        if key not in told:
+            told.add(key)
+            yield Rejected(
+                key, row["provider"], row["feed"], row["connection"], row["reason"], row["payload"], row["received_ns"], key in done
+            )
+
+
+def retry(stream: Stream, table: Table, chosen: Callable[[Rejected], bool], ids: Collection[Id] = ()) -> Iterator[str]:
+    """Send those chosen through the normalizer again, as raw records of their own; those that were sent before are left out.
+
+    One whose bytes were cut is read from the raw topic. Where that does not have them, or does not take them, a warning says so.
+    The names of those that are sent, in batches. `ids`: of these alone; raises ConfigError where there is no such event. Raises Busy
+    where another process does the same just now, Unavailable; then no event of the batch at hand was sent."""
+    lease = stream.hold(_LEASE)
+    try:
+        missing = sorted(set(ids) - {one.id for one in rejected(stream, table)}) if ids else []
+        if missing:
+            name = "-".join(map(str, missing[0]))
+            raise ConfigError(f"No rejected event has the id {name}. `tapeline rejected list --all` shows those there are.")
+        batches: dict[int, list[Rejected]] = {}
+        ends = stream.ends(RAW_TOPIC)
+        for number, one in enumerate(rejected(stream, table)):
+            if number % _READ_ROWS == 0:
+                lease.keep()
+            partition, offset, _ = one.id
+            if (ids and one.id not in ids) or one.retried or not chosen(one) or offset >= ends.get(partition, offset + 1):
+                continue  # the last: what is sent here may be rejected again before the end is read
+            whole = _sendable(stream, one)
+            if whole is None:
+                continue
+            batch = batches.setdefault(partition, [])
+            batch.append(whole)
+            if sum(len(some.payload) for some in batch) > _BATCH_BYTES or len(batch) >= _BATCH_ROWS:
+                yield from _send(stream, lease, batches.pop(partition))
+        for batch in batches.values():
+            yield from _send(stream, lease, batch)
+    finally:
+        lease.drop()
+
+
+def _sendable(stream: Stream, one: Rejected) -> Rejected | None:
+    """The event with all its bytes; None, with a warning, where they cannot be had or are too many for the raw topic."""
+    length = length_before(one.reason)
+    if length is not None:
+        payload = _whole(stream, one, length)
+        if payload is None:
+            log.warning(
+                "%s is not sent: %d of its bytes were cut, and the raw topic does not give them back. Retention has removed the record, or "
+                "it is a row of a page.",
+                one.name,
+                length - len(one.payload),
+            )
+            return None
+        one = replace(one, payload=payload)
+    if len(one.payload) > TAKEN_EVERYWHERE // 2:
+        size, most = len(arrow.encode(_again([one]))), stream.largest(RAW_TOPIC) - _BESIDE_BYTES
+        if size > most:
+            log.warning("%s is not sent: it makes a message of %d bytes, and the raw topic takes %d.", one.name, size, most)
+            return None
+    return one
+
+
+def _whole(stream: Stream, one: Rejected, length: int) -> bytes | None:
+    """The bytes of an event that was cut, from its raw record: the whole frame, or one event of it. None: it is not there."""
+    partition, offset, index = one.id
+    record = _raw(stream, partition, offset)
+    if record is None:
+        return None
+    frame = record["payload"].partition(b"\n")[2] if record["kind"] in HEADED else record["payload"]
+    split = elements(frame)
+    for found in (frame, bytes(split[index]) if index < len(split) else b""):
+        if len(found) == length and found.startswith(one.payload):
+            return bytes(found)
+    return None
+
+
+def _raw(stream: Stream, partition: int, offset: int) -> Mapping[str, Any] | None:
+    """The raw record at a place; None where there is none any more."""
+    at = dict(stream.ends(RAW_TOPIC))  # of the other partitions nothing is read, but for what comes meanwhile
+    if not offset < at.get(partition, 0):
+        return None
+    at[partition] = offset
+    while (chunk := stream.read(RAW_TOPIC, at, 1)) is not None:
+        for row, (where, found) in enumerate(zip(chunk.partition.tolist(), chunk.offset.tolist(), strict=True)):
+            if where == partition:
+                return chunk.batch.slice(row, 1).to_pylist()[0] if found == offset else None
+        at |= chunk.next
+    return None
+
+
+def _send(stream: Stream, lease: Lease, events: Sequence[Rejected]) -> Iterator[str]:
+    """Rejected events of one partition, in one step."""
+    lease.keep()
+    partition = events[0].id[0]
+    stream.append(RAW_TOPIC, _again(events), partition if partition < stream.partitions else 0)
+    yield from (one.name for one in events)
+
+
+def _again(events: Sequence[Rejected]) -> pa.RecordBatch:
+    """Rejected events as raw records."""
+    rows = [
+        {
+            "provider": one.provider,
+            "feed": one.feed,
+            "connection": one.connection,
+            "kind": "retried",
+            "received_ns": one.received_ns,
+            "payload": msgspec.json.encode(_Retried(one.name)) + b"\n" + _as_frame(one),
+        }
+        for one in events
+    ]
+    return pa.RecordBatch.from_pylist(rows, RAW)
+
+
+def _as_frame(event: Rejected) -> bytes:
+    """An event's own bytes as a frame: providers that send arrays of events get it back as an array of one."""
+    payload = event.payload
+    if event.provider not in _ARRAY_PROVIDERS or not payload or event.reason.startswith(_WHOLE):
+        return payload
+    if payload[:1] == b"{":
+        return b"[" + payload + b"]"
+    is_map = 0x80 <= payload[0] <= 0x8F or payload[0] in (0xDE, 0xDF)  # MessagePack
+    return b"\x91" + payload if is_map else payload
+
+
+def _retried(stream: Stream, table: Table) -> set[Id]:
+    """The events that were sent again: by what normalize has still to read, and by the notices of it.
+
+    In this order: normalize may run meanwhile, and what it reads then has its notice by the time that those are looked at."""
+    positions = stream.positions("normalize", RAW_TOPIC)
+    waiting = (row["payload"] for row in _read(stream, RAW_TOPIC, positions) if row["kind"] == "retried")
+    details = [payload.partition(b"\n")[0].decode("utf-8", "replace") for payload in waiting]
+    details += [row["detail"] for row in _rows(stream, NOTICES_TOPIC, table) if row["kind"] == "retried"]
+    found: set[Id] = set()
+    for detail in details:
+        with suppress(*UNREADABLE, ConfigError):  # another program's, or one that was cut, names no event
+            found.add(parse_id(_RETRIED.decode(detail).of))
+    return found
+
+
+def _rows(stream: Stream, topic: Topic, table: Table) -> Iterator[Mapping[str, Any]]:
+    """A topic's records, from the stream and then from the lake, which has what the stream has let go; some come twice."""
+    yield from _read(stream, topic, {})
+    yield from table(topic.table)
+
+
+def _read(stream: Stream, topic: Topic, positions: Mapping[int, int]) -> Iterator[Mapping[str, Any]]:
+    at = dict(positions) or stream.before_end(topic, 1 << 62)
+    ends = stream.ends(topic)
+    while any(at.get(partition, 0) < end for partition, end in ends.items()):
+        chunk = stream.read(topic, at, _READ_ROWS)
+        if chunk is None:
+            return
+        at |= chunk.next
+        yield from chunk.batch.to_pylist()
+
+
+def _id(row: Mapping[str, Any]) -> Id:
+    return row["raw_partition"], row["raw_offset"], row["raw_index"]

@@ -1,0 +1,418 @@
+"""Keeps the cost of the ledger flat: facts of long ago are condensed, then archived, and restored when evidence reaches back.
+
+Two steps, both pure:
+
+- `condense` puts connections that ended long ago into the past of each of their keys: when they listened, and what was read of history.
+- `archive` cuts off a part of a key's past, and of the runs of its ids: what only intervals of long ago follow from goes to the ledger
+  as a `Piece`, and those intervals are not computed again. It checks that the other intervals stay as they are; else it does nothing.
+
+`recent_intervals` gives the intervals behind the edge. Where evidence has come that reaches before it, `restore` puts the pieces back.
+Whatever is folded when, a key's intervals are the same as if nothing ever was. `Account` does it all in turn.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from itertools import chain
+from typing import Final, TypeVar
+
+import msgspec
+
+from tapeline.ledger.completeness import (
+    COVERED,
+    NO_PAST,
+    ONGOING,
+    Edge,
+    Facts,
+    Interval,
+    Key,
+    Life,
+    Past,
+    Piece,
+    Run,
+    Span,
+    State,
+    apart,
+    begin_of,
+    end_of,
+    follow,
+    has_come,
+    has_ended,
+    intervals,
+    join,
+    one_after_another,
+    parted,
+    place_of,
+    spans_before,
+    spans_of,
+    united,
+)
+from tapeline.providers.registry import CHANNELS
+from tapeline.records import NS_PER_MS, NS_PER_S
+
+#: So many intervals, runs or spans have to go for the work and the row in the ledger to be worth it.
+_WORTH: Final = 8
+#: A number from here on is a time in ns (of 1970), one below an id or a time in ms (until the year 300000).
+_TIMES_FROM: Final = 10**16
+
+#: A connection that was closed goes into the past of its keys after this time of others; one that ended without a word may still speak.
+_CLOSED_NS: Final = 60 * NS_PER_S
+_SILENT_NS: Final = 24 * 3_600 * NS_PER_S
+#: After it has gone into the past a connection is remembered by name for this time: copies of its records are none of another one.
+_REMEMBERED_NS: Final = 7 * 24 * 3_600 * NS_PER_S
+#: Evidence is archived when it is this old: most repairs are done by then.
+_ARCHIVED_NS: Final = 3_600 * NS_PER_S
+_ARCHIVE_EVERY_NS: Final = 600 * NS_PER_S
+
+#: Key to how many of its intervals are as they were, and those behind them.
+Changes = Mapping[Key, tuple[int, list[Interval]]]
+
+
+class Account:
+    """Facts, and the intervals of them that the ledger keeps."""
+
+    def __init__(self, facts: Facts, pieces: Callable[[Key], Iterable[Piece]]) -> None:
+        """`facts`: as the ledger gave them. `pieces`: what it archived of a key; may raise Unavailable."""
+        self.facts, self._pieces = facts, pieces
+        #: The recent intervals, and the number of the first.
+        self._kept: dict[Key, tuple[int, list[Interval]]] = {}
+        self._archived_ns = 0
+        for key in facts.keys():  # noqa: SIM118 no mapping: a set of its own
+            found = recent_intervals(facts, key)
+            if found is not None:
+                self._kept[key] = (_number(facts, key), found)
+            else:
+                restore(facts, key, pieces(key))
+
+    def changes(self, now_ns: int) -> Changes:
+        """The intervals that are others than the ledger has, with all that was absorbed. May raise Unavailable: call it again."""
+        # First: what is in the past no longer says that it came from behind the edge.
+        touched = self.facts.touched()
+        for key in touched:
+            if reaches_back(self.facts, key):
+                self._restore(key)
+        heard_ns = max((life.heard_ns for life in self.facts.lives.values()), default=0)
+        condense(self.facts, min(heard_ns, now_ns) - _CLOSED_NS, min(heard_ns, now_ns) - _SILENT_NS)
+        changes: dict[Key, tuple[int, list[Interval]]] = {}
+        for key in self.facts.touched():
+            found = recent_intervals(self.facts, key)
+            if found is None:
+                self._restore(key)
+                found = intervals(self.facts, key)
+            first = _number(self.facts, key)
+            number, kept = self._kept.get(key, (first, []))
+            kept = kept[first - number :]
+            same = next((at for at, (one, other) in enumerate(zip(found, kept, strict=False)) if one != other), min(len(found), len(kept)))
+            if same < max(len(found), len(kept)) or key not in self._kept:
+                changes[key] = (first + same, found[same:])
+        return changes
+
+    def _restore(self, key: Key) -> None:
+        restore(self.facts, key, self._pieces(key))
+        self._kept.pop(key, None)
+
+    def saved(self, changes: Changes, now_ns: int) -> None:
+        """The ledger has these changes, and the facts."""
+        self.facts.settled()
+        for key, (same, found) in changes.items():
+            first = _number(self.facts, key)
+            number, kept = self._kept.get(key, (first, []))
+            self._kept[key] = (first, [*kept[first - number : same - number], *found])
+        if now_ns - self._archived_ns < _ARCHIVE_EVERY_NS:
+            return
+        self._archived_ns = now_ns
+        for key, (number, kept) in self._kept.items():
+            gone = archive(self.facts, key, now_ns - _ARCHIVED_NS, kept)
+            self._kept[key] = (number + gone, kept[gone:])
+
+    def prune(self, remove: Callable[[Mapping[Key, int], int], Mapping[Key, Counter[State]]], before_ns: int) -> None:
+        """Remove what was archived and ended before this time. `remove`: as `Ledger.prune`; may raise Unavailable."""
+        edges = {key: past.edge for key, past in self.facts.pasts.items() if past.edge is not None}
+        for key, gone in remove({key: edge.number for key, edge in edges.items()}, before_ns).items():
+            edges[key].states = dict(Counter(edges[key].states) - gone)
+            self.facts.touched_pasts.add(key)
+
+    def states(self) -> Counter[State]:
+        """How many intervals are in each of the states in which something is not there."""
+        found = Counter(one.state for _, kept in self._kept.values() for one in kept if one.state not in COVERED)
+        for past in self.facts.pasts.values():
+            found.update(past.edge.states if past.edge is not None else {})
+        return found
+
+    @property
+    def keys(self) -> int:
+        return len(self._kept)
+
+
+def _number(facts: Facts, key: Key) -> int:
+    """The number of a key's first recent interval."""
+    past = facts.pasts.get(key)
+    return past.edge.number if past is not None and past.edge is not None else 0
+
+
+# ---- connections into the past
+
+
+def condense(facts: Facts, closed_ns: int, silent_ns: int) -> None:
+    """Put connections into the past of their keys: those that were closed, and pages of history that were read to their end, before the
+    one time, and those that ended without a word before the other."""
+    over = {name for name in facts.lives if _is_over(facts, name, closed_ns, silent_ns)}
+    over -= _held_back(facts.lives, over)
+    condensed: dict[Key, set[str]] = {}
+    for name in over:
+        for key in facts.keys_of(name):
+            condensed.setdefault(key, set()).add(name)
+    for key, names in condensed.items():
+        facts.pasts[key] = _past(key, facts.carriers(key), names, facts.pasts.get(key, NO_PAST))
+        facts.touched_pasts.add(key)
+    for name in over:
+        facts.condensed(name, _last_of(facts.lives[name]))
+    for name in [name for name, at_ns in facts.past_connections.items() if at_ns < silent_ns - _REMEMBERED_NS]:
+        del facts.past_connections[name]
+
+
+def _held_back(lives: Mapping[str, Life], over: Set[str]) -> set[str]:
+    """Connections that followed one that stays, and began before its end: the clock was set back, and they say where that one ends."""
+    found: set[str] = set()
+    staying: dict[str, list[Life]] = {}
+    for name in sorted(lives, key=lambda name: lives[name].first_offset):
+        life = lives[name]
+        before = staying.setdefault(place_of(life), [])
+        if name in over and any(other.last_offset < life.first_offset and _last_of(other) > begin_of(life) for other in before):
+            found.add(name)
+        if (name not in over or name in found) and not life.fetched:
+            before.append(life)
+    return found
+
+
+def _is_over(facts: Facts, name: str, closed_ns: int, silent_ns: int) -> bool:
+    life = facts.lives[name]
+    if life.asking or life.reading or life.rejecting:
+        return False
+    if life.fetched or life.closed_ns:
+        return _last_of(life) < closed_ns
+    if _last_of(life) >= silent_ns:
+        return False
+    return all(has_ended(life, facts.carried(key), facts.pasts.get(key, NO_PAST)) for key in facts.keys_of(name))
+
+
+def _last_of(life: Life) -> int:
+    spans = chain(life.refused, life.forgotten, life.leapt)
+    return max(life.opened_ns, life.subscribed_ns, life.heard_ns, life.closed_ns, life.beside_ns, *(end_ns for _, end_ns in spans))
+
+
+def _past(key: Key, lives: Mapping[str, Life], names: Set[str], past: Past) -> Past:
+    """The past of a key with those of its connections that have these names."""
+    condensed = [lives[name] for name in sorted(names)]
+    sockets, read = [life for life in condensed if not life.fetched], [life for life in condensed if life.fetched]
+    listening = {name: life for name, life in lives.items() if not life.fetched}
+    spans, ended = spans_before(listening.values(), past), dict(past.ended)
+    heard: dict[int, list[Span]] = {}
+    for life, span in parted(key, list(listening.values()), past):
+        heard.setdefault(id(life), []).append(span)
+    for place in {place_of(life) for life in sockets}:
+        mine = [life for life in sockets if place_of(life) == place]
+        spans[place] = one_after_another([*spans.get(place, ()), *(span for life in mine for span in heard.get(id(life), ()))])
+        staying = (life.first_offset for name, life in listening.items() if name not in names and place_of(life) == place)
+        ends = sorted([*ended.get(place, ()), *((life.last_offset, end_of(key, life)[0]) for life in mine)])
+        ended[place] = _ends_before(ends, min(staying, default=None))
+    new = Past(
+        opened_ns=min((life.opened_ns for life in sockets if life.opened_ns), default=0),
+        heard=has_come(key, condensed, NO_PAST),
+        outlived=[(life.opened_ns, life.closed_ns or ONGOING) for life in sockets],
+        read=[span for life in read for span in spans_of(life.read, key)],
+        asked=[span for life in read for span in spans_of(life.asked, key)],
+        rejected=[span for life in read for span in spans_of(life.rejected, key)],
+    )
+    both = united(past, new)
+    return msgspec.structs.replace(both, spans=spans, ended=ended, outlived=_unmatched(both.outlived), edge=past.edge)
+
+
+def _ends_before(ends: Sequence[tuple[int, int]], first: int | None) -> list[tuple[int, int]]:
+    """Of ends that lie before all that is still open on a line, the last is enough."""
+    before = [end for end in ends if first is None or end[0] < first]
+    together = [(max(offset for offset, _ in before), max(end_ns for _, end_ns in before))] if before else []
+    return [*together, *ends[len(before) :]]
+
+
+def _unmatched(outlived: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Those that no other outdoes in both."""
+    found: list[tuple[int, int]] = []
+    for one in sorted(set(outlived), reverse=True):
+        if not found or one[1] > found[-1][1]:
+            found.append(one)
+    return found
+
+
+# ---- the past away, and back
+
+
+def archive(facts: Facts, key: Key, before_ns: int, found: Sequence[Interval]) -> int:
+    """Archive what only intervals before this time follow from. `found`: the recent intervals. Returns how many of them that were.
+
+    Evidence that is not in the past yet keeps what lies behind its beginning."""
+    past, runs = facts.pasts.get(key), facts.runs.get(key, [])
+    if past is None:
+        return 0
+    at_ns, first_id = _begin(facts, key, before_ns)
+    piece, rest_runs, rest_past = _divided(key, past, runs, at_ns, first_id)
+    if len(piece.runs) + sum(map(len, piece.spans.values())) + len(piece.read) + len(piece.asked) < _WORTH:
+        return 0
+    follows = follow(key, facts.carried(key), rest_past, rest_runs)
+    same = _same_at_the_end(found, follows)
+    gone, before = len(found) - same, follows[: len(follows) - same]
+    if not same or any(one.end_ns > at_ns for one in (*found[:gone], *before)):
+        return 0
+    old = past.edge
+    states = Counter(old.states if old is not None else {}) + Counter(one.state for one in found[:gone] if one.state not in COVERED)
+    rest_past.edge = Edge(
+        number=gone + (old.number if old is not None else 0),
+        states=dict(states),
+        pieces=1 + (old.pieces if old is not None else 0),
+        at_ns=at_ns,
+        first_id=rest_runs[0].first if rest_runs else None,
+        heard=has_come(key, facts.carried(key), past),
+        before=before,
+        start_ns=found[gone].start_ns,
+    )
+    facts.pasts[key] = rest_past
+    facts.touched_pasts.add(key)
+    if piece.runs:
+        facts.runs[key] = rest_runs
+        facts.touched_runs.add(key)
+    piece.before_ns = at_ns
+    facts.archived.setdefault(key, []).append(piece)
+    return gone
+
+
+def recent_intervals(facts: Facts, key: Key) -> list[Interval] | None:
+    """The intervals behind the edge; None where evidence from before it has come: then it has to be restored first."""
+    past = facts.pasts.get(key)
+    if past is None or (edge := past.edge) is None:
+        return intervals(facts, key)
+    if reaches_back(facts, key):
+        return None
+    found, skipped = intervals(facts, key), len(edge.before)
+    if found[:skipped] != edge.before or len(found) == skipped or found[skipped].start_ns != edge.start_ns:
+        return None
+    return found[skipped:]
+
+
+def reaches_back(facts: Facts, key: Key) -> bool:
+    """Whether there is evidence, that is not in the past yet, from before a key's edge."""
+    past, runs = facts.pasts.get(key), facts.runs.get(key, [])
+    if past is None or (edge := past.edge) is None:
+        return False
+    if edge.first_id != (runs[0].first if runs else None) or edge.heard != has_come(key, facts.carried(key), past):
+        return True
+    at_ns, first_id = _begin(facts, key, edge.at_ns)
+    return at_ns < edge.at_ns or (first_id is not None and edge.first_id is not None and first_id < edge.first_id)
+
+
+def restore(facts: Facts, key: Key, pieces: Iterable[Piece]) -> None:
+    """Put back what was archived of a key."""
+    past, runs = facts.pasts[key], [Run(run.first, run.last, run.first_ns, run.last_ns) for run in facts.runs.get(key, [])]
+    spans = {place: list(some) for place, some in past.spans.items()}
+    read, asked, rejected = list(past.read), set(past.asked), set(past.rejected)
+    for piece in (*pieces, *facts.archived.pop(key, ())):
+        for run in piece.runs:
+            join(runs, run)
+        for place, some in piece.spans.items():
+            spans.setdefault(place, []).extend(some)
+        read += piece.read
+        asked |= set(piece.asked)
+        rejected |= set(piece.rejected)
+    facts.pasts[key] = msgspec.structs.replace(
+        past,
+        spans={place: one_after_another(some) for place, some in spans.items()},
+        read=apart(read),
+        asked=sorted(asked),
+        rejected=sorted(rejected),
+        edge=None,
+    )
+    facts.touched_pasts.add(key)
+    facts.restored.add(key)
+    if runs:
+        facts.runs[key] = runs
+        facts.touched_runs.add(key)
+
+
+def _begin(facts: Facts, key: Key, before_ns: int) -> tuple[int, int | None]:
+    """Where evidence that is not in the past begins, as a time, `before_ns` at most, and as an id."""
+    runs = facts.runs.get(key)
+    times: list[int] = [before_ns]
+    ids: list[int] = []
+    if runs:
+        times.append(max(runs[-1].first_ns, runs[-1].last_ns))
+    for life in facts.carried(key):
+        if life.fetched:
+            begun = chain(life.asked, life.read, life.rejected, (entry[:3] for entry in (*life.asking, *life.reading)), life.rejecting)
+            for first, _ in spans_of(begun, key):
+                at_ns = _time(key, first)
+                (ids if at_ns is None else times).append(first if at_ns is None else at_ns)
+        else:
+            first_ns = life.first.get(f"{key.channel} {key.symbol}", 0)
+            times += [at_ns for at_ns in (life.opened_ns, life.subscribed_ns, first_ns) if at_ns]
+    return min(times), min(ids, default=None)
+
+
+def _time(key: Key, number: int) -> int | None:
+    """The time (ns) that an edge of what was asked for is; None: it is an id. Bars are asked for by ms."""
+    if number >= _TIMES_FROM:
+        return number
+    channel = CHANNELS.get(key.provider, {}).get(key.feed, {}).get(key.channel)
+    return number * NS_PER_MS if channel is not None and channel.kind == "bar" else None
+
+
+def _divided(key: Key, past: Past, runs: Sequence[Run], at_ns: int, first_id: int | None) -> tuple[Piece, list[Run], Past]:
+    """What lies before a time, but for the last of each, and what stays."""
+    keep = 0
+    while keep + 1 < len(runs) and _lies_before(runs[keep], runs[keep + 1], at_ns, first_id):
+        keep += 1
+    kept_id = runs[keep].first if runs else None
+
+    def reaches(last: int) -> bool:
+        last_ns = _time(key, last)
+        return last_ns >= at_ns if last_ns is not None else kept_id is None or last >= kept_id
+
+    spans = {place: _split(some, [span.end_ns for span in some], at_ns) for place, some in past.spans.items()}
+    read, staying = _split(past.read, [end_ns for _, end_ns in past.read], at_ns)
+    piece = Piece(
+        runs=list(runs[:keep]),
+        spans={place: gone for place, (gone, _) in spans.items() if gone},
+        read=read,
+        asked=[span for span in past.asked if not reaches(span[1])],
+        rejected=[span for span in past.rejected if not reaches(span[1])],
+    )
+    left = msgspec.structs.replace(
+        past,
+        spans={place: stays for place, (_, stays) in spans.items()},
+        read=staying,
+        asked=[span for span in past.asked if reaches(span[1])],
+        rejected=[span for span in past.rejected if reaches(span[1])],
+    )
+    return piece, list(runs[keep:]), left
+
+
+def _lies_before(run: Run, following: Run, at_ns: int, first_id: int | None) -> bool:
+    last_ns = max(run.first_ns, run.last_ns, following.first_ns, following.last_ns)
+    return last_ns < at_ns and (first_id is None or following.last < first_id)
+
+
+T = TypeVar("T")
+
+
+def _split(some: Sequence[T], ends_ns: Sequence[int], at_ns: int) -> tuple[list[T], list[T]]:
+    """What ends before a time, and the rest with the last of those before it: what follows it says what it follows."""
+    gone = max(0, sum(end_ns < at_ns for end_ns in ends_ns) - 1)
+    return list(some[:gone]), list(some[gone:])
+
+
+def _same_at_the_end(some: Sequence[Interval], others: Sequence[Interval]) -> int:
+    same = 0
+    for one, other in zip(reversed(some), reversed(others), strict=False):
+        if one != other:
+            break
+        same += 1
+    return same

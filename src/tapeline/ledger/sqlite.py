@@ -1,0 +1,194 @@
+"""The ledger in one SQLite file beside the data: nothing to install."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import pyarrow as pa
+
+from tapeline.errors import DiskTrouble, NewerData
+from tapeline.ledger import INTERVALS, Lives, pieces_of, rows_of
+from tapeline.ledger.completeness import Facts, Key, Life, Past, Piece, Run, State
+from tapeline.ledger.folding import Changes
+
+_FORMAT: Final = 3
+_SCHEMA: Final = f"""
+BEGIN;
+CREATE TABLE IF NOT EXISTS positions (part INTEGER PRIMARY KEY, next INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS topics (
+    topic TEXT NOT NULL, part INTEGER NOT NULL, begun INTEGER NOT NULL, PRIMARY KEY (topic, part)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS lives (name TEXT PRIMARY KEY, body BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS runs (
+    provider TEXT NOT NULL, feed TEXT NOT NULL, channel TEXT NOT NULL, symbol TEXT NOT NULL, body BLOB NOT NULL,
+    PRIMARY KEY (provider, feed, channel, symbol)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS pasts (
+    provider TEXT NOT NULL, feed TEXT NOT NULL, channel TEXT NOT NULL, symbol TEXT NOT NULL, body BLOB NOT NULL,
+    PRIMARY KEY (provider, feed, channel, symbol)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS past_connections (name TEXT PRIMARY KEY, at_ns INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS pieces (
+    provider TEXT NOT NULL, feed TEXT NOT NULL, channel TEXT NOT NULL, symbol TEXT NOT NULL, number INTEGER NOT NULL,
+    before_ns INTEGER NOT NULL, body BLOB NOT NULL,
+    PRIMARY KEY (provider, feed, channel, symbol, number)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS intervals (
+    provider TEXT NOT NULL, feed TEXT NOT NULL, channel TEXT NOT NULL, symbol TEXT NOT NULL, number INTEGER NOT NULL,
+    start_ns INTEGER NOT NULL, end_ns INTEGER, state TEXT NOT NULL, evidence TEXT NOT NULL, first_id INTEGER, last_id INTEGER,
+    PRIMARY KEY (provider, feed, channel, symbol, number)
+) WITHOUT ROWID;
+PRAGMA user_version = {_FORMAT};
+COMMIT;
+"""
+#: The formats that brought the lives of topics, and the past of keys.
+_WITH_LIVES: Final = 2
+_WITH_PASTS: Final = 3
+_KEY: Final = "provider = ? AND feed = ? AND channel = ? AND symbol = ?"
+_LOCK_WAIT_S: Final = 30.0
+_ROWS_AT_ONCE: Final = 10_000
+
+
+class LedgerFile:
+    """The ledger in one SQLite file. Nothing is opened before the first call."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def load(self) -> tuple[Facts, dict[int, int]]:
+        with self._read() as db:
+            if db is None:
+                return Facts(), {}
+            lives = {name: msgspec.json.decode(body, type=Life) for name, body in db.execute("SELECT name, body FROM lives")}
+            runs = {Key(*row[:4]): msgspec.json.decode(row[4], type=list[Run]) for row in db.execute("SELECT * FROM runs")}
+            pasts: dict[Key, Past] = {}
+            past_connections: dict[str, int] = {}
+            if self._version(db) >= _WITH_PASTS:
+                pasts = {Key(*row[:4]): msgspec.json.decode(row[4], type=Past) for row in db.execute("SELECT * FROM pasts")}
+                past_connections = {name: int(at_ns) for name, at_ns in db.execute("SELECT name, at_ns FROM past_connections")}
+            positions = {int(part): int(following) for part, following in db.execute("SELECT part, next FROM positions")}
+        return Facts.of(runs, lives, pasts, past_connections), positions
+
+    def pieces(self, key: Key) -> list[Piece]:
+        with self._read() as db:
+            if db is None or self._version(db) < _WITH_PASTS:
+                return []
+            rows = db.execute(f"SELECT body FROM pieces WHERE {_KEY} ORDER BY number", key)  # noqa: S608 our own columns
+            return [msgspec.json.decode(body, type=Piece) for (body,) in rows]
+
+    def lives(self) -> Lives | None:
+        with self._read() as db:
+            if db is None or self._version(db) < _WITH_LIVES:
+                return None
+            return {(topic, part): begun for topic, part, begun in db.execute("SELECT topic, part, begun FROM topics")} or None
+
+    def save(self, facts: Facts, changes: Changes, positions: Mapping[int, int], lives: Lives | None = None) -> None:
+        with self._written() as db:
+            db.executemany("INSERT OR REPLACE INTO topics VALUES (?, ?, ?)", [(*place, begun) for place, begun in (lives or {}).items()])
+            db.executemany("DELETE FROM lives WHERE name = ?", [(name,) for name in facts.condensed_lives])
+            condensed = [(name, facts.past_connections[name]) for name in facts.condensed_lives if name in facts.past_connections]
+            db.executemany("INSERT OR REPLACE INTO past_connections VALUES (?, ?)", condensed)
+            if condensed:
+                db.execute("DELETE FROM past_connections WHERE at_ns < ?", (min(facts.past_connections.values()),))
+            sockets = [(name, msgspec.json.encode(facts.lives[name])) for name in facts.touched_lives]
+            db.executemany("INSERT OR REPLACE INTO lives VALUES (?, ?)", sockets)
+            runs = [(*key, msgspec.json.encode(facts.runs[key])) for key in facts.touched_runs]
+            db.executemany("INSERT OR REPLACE INTO runs VALUES (?, ?, ?, ?, ?)", runs)
+            pasts = [(*key, msgspec.json.encode(facts.pasts[key])) for key in facts.touched_pasts]
+            db.executemany("INSERT OR REPLACE INTO pasts VALUES (?, ?, ?, ?, ?)", pasts)
+            db.executemany(f"DELETE FROM pieces WHERE {_KEY}", list(facts.restored))  # noqa: S608
+            pieces = [(*key, number, piece.before_ns, msgspec.json.encode(piece)) for key, number, piece in pieces_of(facts)]
+            db.executemany("INSERT INTO pieces VALUES (?, ?, ?, ?, ?, ?, ?)", pieces)
+            db.executemany(f"DELETE FROM intervals WHERE {_KEY} AND number >= ?", [(*key, same) for key, (same, _) in changes.items()])  # noqa: S608
+            db.executemany("INSERT INTO intervals VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows_of(changes))
+            db.executemany("INSERT OR REPLACE INTO positions VALUES (?, ?)", list(positions.items()))
+
+    def prune(self, archived: Mapping[Key, int], before_ns: int) -> dict[Key, Counter[State]]:
+        found: dict[Key, Counter[State]] = {}
+        with self._written() as db:
+            for key, number in archived.items():
+                old = (*key, number, before_ns)
+                states = db.execute(f"SELECT state, count(*) FROM intervals WHERE {_KEY} AND number < ? AND end_ns < ? GROUP BY state", old)  # noqa: S608
+                if gone := Counter[State](dict(states.fetchall())):
+                    found[key] = gone
+                    db.execute(f"DELETE FROM intervals WHERE {_KEY} AND number < ? AND end_ns < ?", old)  # noqa: S608
+                db.execute(f"DELETE FROM pieces WHERE {_KEY} AND before_ns < ?", (*key, before_ns))  # noqa: S608
+        return found
+
+    def forget(self, keys: Iterable[Key]) -> None:
+        gone = list(keys)
+        with self._written() as db:
+            for table in ("runs", "pasts", "pieces"):
+                db.executemany(f"DELETE FROM {table} WHERE {_KEY}", gone)  # noqa: S608 our own names
+
+    def keys(self) -> list[Key]:
+        with self._read() as db:
+            rows = db.execute("SELECT DISTINCT provider, feed, channel, symbol FROM intervals").fetchall() if db is not None else []
+        return sorted(Key(*row) for row in rows)
+
+    def intervals(self, symbols: Collection[str] = (), states: Collection[State] = ()) -> pa.Table:
+        wanted = [(name, list[str](some)) for name, some in (("symbol", symbols), ("state", states)) if some]
+        where = " AND ".join(f"{name} IN ({', '.join('?' * len(some))})" for name, some in wanted) or "true"
+        query = f"SELECT {', '.join(INTERVALS.names)} FROM intervals WHERE {where} ORDER BY provider, feed, symbol, channel, number"  # noqa: S608
+        values = [value for _, some in wanted for value in some]
+        batches: list[pa.RecordBatch] = []
+        with self._read() as db:
+            rows = db.execute(query, values) if db is not None else None
+            while rows is not None and (some := rows.fetchmany(_ROWS_AT_ONCE)):
+                columns = [pa.array(column, field.type) for column, field in zip(zip(*some, strict=True), INTERVALS, strict=True)]
+                batches.append(pa.RecordBatch.from_arrays(columns, schema=INTERVALS))
+        return pa.Table.from_batches(batches, INTERVALS)
+
+    @contextmanager
+    def _read(self) -> Iterator[sqlite3.Connection | None]:
+        """A connection for reading; None where nothing was kept yet."""
+        try:
+            if not self._path.exists():
+                yield None
+                return
+            with closing(sqlite3.connect(f"{self._path.absolute().as_uri()}?mode=ro", uri=True, timeout=_LOCK_WAIT_S)) as db, db:
+                yield db if self._version(db) else None
+        except sqlite3.OperationalError as error:  # the disk, or another process: the file itself may be as good as ever
+            raise DiskTrouble(
+                f"The ledger {self._path} cannot be read for now: {error}. Nothing of it is lost. Leave it there: free disk space, or "
+                "make it readable. It is tried again."
+            ) from error
+        except sqlite3.Error as error:
+            raise self._damaged(error) from error
+
+    @contextmanager
+    def _written(self) -> Iterator[sqlite3.Connection]:
+        """A transaction that ends with the block."""
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with closing(sqlite3.connect(self._path, timeout=_LOCK_WAIT_S)) as db:
+                if self._version(db) < _FORMAT:
+                    db.execute("PRAGMA journal_mode = WAL")
+                    db.executescript(_SCHEMA)
+                with db:
+                    yield db
+        except (sqlite3.Error, OSError) as error:
+            if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError):
+                raise self._damaged(error) from error
+            raise DiskTrouble(
+                f"The ledger {self._path} took no write: {error}. The records stay in the stream. Free disk space, or make the folder "
+                "writable. It is tried again."
+            ) from error
+
+    def _damaged(self, error: sqlite3.Error) -> DiskTrouble:
+        return DiskTrouble(
+            f"The ledger {self._path} is damaged: {error}. Restore it from a backup. Without one, move it away: it is made again from "
+            "the raw topic, as far as that reaches back; what was proven of earlier days is then unknown."
+        )
+
+    def _version(self, db: sqlite3.Connection) -> int:
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+        if version > _FORMAT:
+            raise NewerData(f"{self._path} was written by a newer Tapeline (format {version}). Nothing was touched. Upgrade Tapeline.")
+        return int(version)

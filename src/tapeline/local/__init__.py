@@ -1,0 +1,1 @@
+"""What one machine offers: locks, files, its clock, its terminal, threads."""

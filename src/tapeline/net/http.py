@@ -1,0 +1,263 @@
+"""HTTP: the only module that sends a request; a provider's pages and files are asked for within its limits."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import logging
+import math
+import ssl
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Container, Iterator, Mapping
+from concurrent.futures import wait
+from contextlib import contextmanager, suppress
+from email.message import Message
+from pathlib import Path
+from random import Random
+from typing import BinaryIO, Final, TypeVar
+
+from tapeline.errors import Barred, DiskTrouble, Refused, Unavailable
+from tapeline.local.threads import beside
+from tapeline.net.rate_limit import Quota
+from tapeline.net.websocket import LONGEST_BAN_S, TOO_FAST, TOO_FAST_S
+from tapeline.providers.session import without
+from tapeline.retry.backoff import backoff
+from tapeline.secret import Secret
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+_HTTP_TIMEOUT_S: Final = 10.0
+_HTTP_MAX_BYTES: Final = 64 * 1024 * 1024
+#: An answer that is whole in memory is waited for so long; while it is, one looks so often whether to stop.
+_ANSWER_WITHIN_S: Final = 120.0
+_LOOK_EVERY_S: Final = 0.25
+_DOWNLOAD_PIECE: Final = 1024 * 1024
+#: Trouble with an address is told so often.
+_TELL_AGAIN_S: Final = 5.0
+_REST_TRIES: Final = 6
+#: A longer wait than this is for the caller to decide on.
+_LONGEST_WAIT_S: Final = 300.0
+#: Of 4xx those that say nothing of what was asked: it took too long, or came too early.
+_PASSING: Final = frozenset({408, 425})
+#: What refuses the key, the plan or the place that one asks from, whatever is asked.
+_OF_EVERYTHING: Final = frozenset({401, 403, 451})
+_RECENT: Final = "recent SIP data"
+#: Words of a refusal (HTTP 4xx) to what to do about it.
+_REMEDIES: Final = {
+    _RECENT: 'The plan has SIP data from 15 minutes ago on: set feed = "iex", or ask again 15 minutes later.',
+    "HTTP 401": "Check the key.",
+    "HTTP 403": "Check the key, and what its plan includes.",
+    "HTTP 451": "The provider serves nobody from where this machine is.",
+}
+
+
+async def get(url: str, tls: ssl.SSLContext | None = None) -> bytes:
+    """The body of an HTTP GET. Raises Unavailable that names the address and the status."""
+
+    def fetch() -> bytes:
+        request = urllib.request.Request(url, headers={"User-Agent": "tapeline"})  # noqa: S310 scheme checked below
+        try:
+            with urllib.request.urlopen(request, timeout=_HTTP_TIMEOUT_S, context=tls) as reply:  # noqa: S310
+                return _whole(reply)
+        except urllib.error.HTTPError as error:
+            error.close()
+            raise
+
+    if not url.startswith(("http://", "https://")):
+        raise Unavailable(f"{url} is no HTTP address.")
+    try:
+        # Not on the loop's own threads, whose end the end of the process would wait for.
+        async with asyncio.timeout(_ANSWER_WITHIN_S):
+            return await asyncio.wrap_future(beside(fetch, "http"))
+    except TimeoutError:
+        raise Unavailable(f"{url} has not answered whole within {_ANSWER_WITHIN_S:.0f} s.") from None
+    except (urllib.error.URLError, OSError, http.client.HTTPException) as error:
+        raise Unavailable(f"{url} cannot be read: {error}") from error
+
+
+def _words_of(error: urllib.error.HTTPError) -> str:
+    try:
+        return error.read(1_000).decode("utf-8", "replace")
+    except (OSError, http.client.HTTPException) as trouble:
+        return f"(its text did not come: {trouble})"
+
+
+@contextmanager
+def _kept(path: Path) -> Iterator[None]:
+    """Trouble with the disk is none of the network's."""
+    try:
+        yield
+    except OSError as error:
+        raise DiskTrouble(
+            f"{path} cannot be written: {error.strerror}. Nothing of it was kept. Free disk space; it is tried again."
+        ) from error
+
+
+@contextmanager
+def _written(path: Path) -> Iterator[BinaryIO]:
+    """A file to write; what it cannot take at its opening or its end is trouble with the disk too."""
+    with _kept(path):
+        file = path.open("wb")
+    try:
+        yield file
+    except BaseException:
+        with suppress(OSError):  # what went wrong before is what matters
+            file.close()
+        raise
+    with _kept(path):
+        file.close()
+
+
+class _RefusedAnswer(Exception):
+    """HTTP status 4xx or 5xx."""
+
+    def __init__(self, code: int, words: str, headers: Message) -> None:
+        super().__init__(code)
+        self.code, self.words, self.headers = code, words, headers
+
+
+class _Straight(urllib.request.HTTPRedirectHandler):
+    """Follows nobody elsewhere: the keys are for the address that was asked."""
+
+    def redirect_request(self, *_: object) -> None:
+        return None
+
+
+def _whole(reply: http.client.HTTPResponse) -> bytes:
+    body = bytes(reply.read(_HTTP_MAX_BYTES))
+    if reply.length:  # a bounded read does not say by itself that more was promised
+        raise http.client.IncompleteRead(body, reply.length)
+    return body
+
+
+class Rest:
+    """A provider's REST requests, by any number of threads: within a budget of weight a minute, tried again where that may help.
+
+    HTTP 429 and 418 (a ban) are waited out as `Retry-After` or `X-RateLimit-Reset` says, whoever asks next; 5xx and broken connections
+    are tried again with capped, jittered waits.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        tls: ssl.SSLContext | None,
+        random: Random,
+        quota: Quota,
+        *,
+        headers: Mapping[str, str] | None = None,
+        passing: Container[int] = (),
+        wall_clock: Callable[[], float] = time.time,
+        sleep: Callable[[float], object] = time.sleep,
+    ) -> None:
+        """`url`: scheme and host, to which each path is appended. `passing`: statuses that are a moment's firewall there.
+
+        `wall_clock`: seconds since 1970, as providers name times. `sleep` gives True where it was broken off."""
+        self._url, self._random, self._quota, self._sleep = url, random, quota, sleep
+        self._opener = urllib.request.build_opener(urllib.request.HTTPSHandler(context=tls), _Straight())
+        self._headers = {"User-Agent": "tapeline", **(headers or {})}
+        self._secrets = tuple(Secret(value.rpartition(" ")[2]) for value in (headers or {}).values())
+        self._passing = passing
+        self._wall_clock = wall_clock
+        self._told_at = -math.inf
+
+    def get(self, path: str, weight: int) -> bytes:
+        """The body. Raises Refused where the request itself is wrong, Unavailable where trying again has not helped."""
+        return self._asked(path, weight, _whole, _ANSWER_WITHIN_S)
+
+    def download(self, path: str, weight: int, to: Path) -> None:
+        """The body into a file, however large. Raises as `get`, and DiskTrouble for the file."""
+        with _written(to) as file:
+
+            def copy(reply: http.client.HTTPResponse) -> None:
+                with _kept(to):
+                    file.seek(0)
+                    file.truncate()
+                while piece := reply.read(_DOWNLOAD_PIECE):
+                    with _kept(to):
+                        file.write(piece)
+                if reply.length:
+                    raise http.client.IncompleteRead(b"", reply.length)
+
+            self._asked(path, weight, copy, math.inf)
+
+    def _asked(self, path: str, weight: int, read: Callable[[http.client.HTTPResponse], T], within_s: float) -> T:
+        waits = backoff(self._random, cap_s=30.0)
+        trouble = ""
+        for _ in range(_REST_TRIES):
+            self._afford(weight)
+            try:
+                return self._answer(f"{self._url}{path}", read, within_s)
+            except _RefusedAnswer as error:
+                trouble, wait_s = f"HTTP {error.code}: {without(error.words, *self._secrets)}", next(waits)
+                if error.code in TOO_FAST:
+                    wait_s = max(wait_s, self._pause_s(error.headers.get("Retry-After", ""), error.headers.get("X-RateLimit-Reset", "")))
+                    self._quota.pause(wait_s)
+                    self._tell("%s%s: %s. Nothing is asked for %.1f s.", self._url, path, trouble, wait_s)
+                    continue
+                if error.code in self._passing:
+                    self._quota.pause(wait_s)  # whoever else asks this address is told the same
+                elif error.code < 500 and error.code not in _PASSING:
+                    remedy = next((some for words, some in _REMEDIES.items() if words in trouble), "Asking again cannot help.")
+                    kind = Barred if error.code in _OF_EVERYTHING and _RECENT not in trouble else Refused
+                    raise kind(f"{self._url}{path} was refused with {trouble}. {remedy}") from None
+            except (ValueError, http.client.InvalidURL) as error:
+                raise Refused(f"{self._url}{path} is no address to ask: {without(str(error), *self._secrets)}.") from None
+            except (OSError, http.client.HTTPException) as error:
+                trouble, wait_s = without(str(error), *self._secrets) or type(error).__name__, next(waits)
+            self._tell("%s%s: %s. Next try in %.1f s.", self._url, path, trouble, wait_s)
+            self._wait(wait_s)
+        raise Unavailable(f"{self._url}{path}: {trouble}. It was tried {_REST_TRIES} times; try again later.")
+
+    def _answer(self, url: str, read: Callable[[http.client.HTTPResponse], T], within_s: float) -> T:
+        """What `read` makes of an answer, which comes beside: one that trickles in must not keep the caller from stopping."""
+
+        def ask() -> T:
+            request = urllib.request.Request(url, headers=self._headers)  # noqa: S310 scheme checked below
+            try:
+                with self._opener.open(request, timeout=_HTTP_TIMEOUT_S) as reply:
+                    return read(reply)
+            except urllib.error.HTTPError as error:
+                with error:
+                    raise _RefusedAnswer(error.code, _words_of(error), error.headers) from None
+
+        answer, deadline = beside(ask, "http"), time.monotonic() + within_s
+        while not wait([answer], _LOOK_EVERY_S).done:
+            if self._sleep(0.0) is True:
+                raise Unavailable(f"{self._url}: stopped while it waited.")
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"the answer is not whole after {within_s:.0f} s")
+        try:
+            return answer.result()
+        finally:
+            del answer  # it holds the error, and the error this frame
+
+    def _tell(self, text: str, *about: str | float) -> None:
+        """A warning; not again for a while, for all who ask this address meet the same trouble. What comes of it, whoever asked is told."""
+        now = self._wall_clock()
+        again = 0 <= now - self._told_at < _TELL_AGAIN_S
+        if not again:
+            self._told_at = now
+        log.log(logging.DEBUG if again else logging.WARNING, text, *about)
+
+    def _pause_s(self, after: str, reset: str) -> float:
+        """For how long a provider that was asked too often wants to be left alone, by its headers."""
+        if after.isdecimal():
+            return min(float(after), LONGEST_BAN_S)
+        if reset.isdecimal():  # a time by the provider's clock, which may not be ours; and others wait for it too
+            return min(float(reset) - self._wall_clock(), _LONGEST_WAIT_S - 1) + self._random.random()
+        return TOO_FAST_S
+
+    def _afford(self, weight: int) -> None:
+        """Wait until the provider lets us ask. Raises Unavailable where that is too long to wait for."""
+        while (early_s := self._quota.take(weight)) > 0:
+            if early_s > _LONGEST_WAIT_S:
+                raise Unavailable(f"{self._url} has asked for a pause: {early_s:.0f} s are left of it. Nothing is asked until then.")
+            self._wait(early_s)
+
+    def _wait(self, seconds: float) -> None:
+        """Raises Unavailable where the sleep was broken off, as one on an event that is set is."""
+        if seconds > 0 and self._sleep(seconds) is True:
+            raise Unavailable(f"{self._url}: stopped while it waited.")

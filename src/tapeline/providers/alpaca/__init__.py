@@ -1,0 +1,1 @@
+"""Alpaca: its wire, what its events mean, its session and its history."""

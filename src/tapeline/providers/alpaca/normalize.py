@@ -1,0 +1,479 @@
+"""Alpaca: what the wire's events of stocks, options and crypto mean, and the session that asks for them.
+
+Facts: Alpaca's real-time data documentation. Every frame is an array of mixed events; the tag is `T`. The same structs read both
+codecs, JSON and msgpack.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any, Final, Literal
+
+import msgspec
+import pyarrow as pa
+from msgspec.msgpack import Ext
+
+from tapeline.providers.alpaca import history as alpaca_history
+from tapeline.providers.alpaca.wire import Bar, DailyBar, Event, Quote, Time, Trade, UpdatedBar
+from tapeline.providers.decoding.arrays import ArrayDecoder
+from tapeline.providers.decoding.inexact import JsonNumbers
+from tapeline.providers.history import Asked, decode_pages
+from tapeline.providers.normalizing import (
+    DAILY_ID,
+    NO_NAMES,
+    SAME_CONTENT,
+    UNREADABLE,
+    Channel,
+    Columns,
+    Events,
+    Frames,
+    Notice,
+    Reject,
+    but_zero,
+    flags,
+    floats,
+    in_range,
+    integers,
+    joined,
+    rfc3339,
+    side_of,
+    texts,
+)
+from tapeline.providers.session import FeedSettings, Plan, Reply, Trouble, gravest, us_name_problem, without
+from tapeline.records import NS_PER_S, amending
+from tapeline.secret import Secret
+
+STOCK_EXCHANGES: Final = {
+    "A": "XASE", "B": "XBOS", "C": "XCIS", "D": "FINR", "H": "EPRL", "I": "XISE", "J": "EDGA", "K": "EDGX", "L": "LTSE", "M": "XCHI",
+    "N": "XNYS", "P": "ARCX", "Q": "XNAS", "U": "MEMX", "V": "IEXG", "W": "CBSX", "X": "XPHL", "Y": "BATY", "Z": "BATS",
+}  # fmt: skip
+OPTION_EXCHANGES: Final = {
+    "A": "AMXO", "B": "XBOX", "C": "XCBO", "I": "XISX", "M": "XMIO", "N": "ARCO", "Q": "XNDQ", "W": "C2OX", "X": "XPHO", "Z": "BATO",
+}  # fmt: skip
+
+_TIMESTAMP: Final = -1
+
+
+class _About(Event):
+    """An event about a symbol that is neither trade, quote nor bar."""
+
+    S: str = ""
+    t: Time = ""
+
+
+class Correction(_About, tag="c"):
+    """`{"T":"c","S":"EEM","x":"M","oi":52983525033527,"op":39.1582,"os":440000,"oc":[" ","7"],"ci":52983525034326,"cp":39.1809,
+    "cs":440000,"cc":[" ","7"],"z":"B","t":"2023-04-06T14:25:06.542305024Z"}`: `o` what was sent, `c` what is right"""
+
+    x: str | None = None
+    oi: int | None = None
+    ci: int | None = None
+    cp: float | None = None
+    cs: float | None = None
+    cc: list[str] | str | None = None
+
+
+class Cancel(_About, tag="x"):
+    """`{"T":"x","S":"GOOGL","i":465,"x":"D","p":105.31,"s":300,"a":"C","z":"C","t":"2023-03-06T13:15:29.24Z"}`"""
+
+    x: str | None = None
+    i: int | None = None
+
+
+class TradingStatus(_About, tag="s"):
+    pass
+
+
+class Luld(_About, tag="l"):
+    pass
+
+
+class Imbalance(_About, tag="i"):
+    pass
+
+
+class Success(Event, tag="success"):
+    msg: str = ""
+
+
+class Subscription(Event, tag="subscription"):
+    pass
+
+
+class Error(Event, tag="error"):
+    code: int = 0
+    msg: str = ""
+
+
+def _timestamp(ext: Ext) -> int:
+    """Nanoseconds of a msgpack Timestamp (32, 64 or 96 bits); ValueError where it is none."""
+    data = bytes(ext.data)
+    if ext.code != _TIMESTAMP or len(data) not in (4, 8, 12):
+        raise ValueError(f"extension {ext.code} of {len(data)} bytes is no Timestamp")
+    ns, seconds = 0, int.from_bytes(data, "big")
+    if len(data) == 8:
+        ns, seconds = seconds >> 34, seconds & 0x3_FFFF_FFFF
+    elif len(data) == 12:
+        ns, seconds = struct.unpack(">Iq", data)
+    if ns >= NS_PER_S:
+        raise ValueError(f"a Timestamp of {ns} ns within its second")
+    return seconds * NS_PER_S + ns
+
+
+def _times(values: Sequence[Time]) -> pa.Array:
+    """Event times in ns; null where unreadable or out of range."""
+    if not any(isinstance(value, Ext) for value in values):
+        return rfc3339(values)  # type: ignore[arg-type]  # no Ext among them
+    found: list[int | None] = []
+    for value in values:
+        try:
+            ns = _timestamp(value) if isinstance(value, Ext) else rfc3339([value])[0].as_py()
+        except ValueError:
+            ns = None
+        found.append(ns if ns is not None and abs(ns) < 2**63 else None)
+    return in_range(pa.array(found, pa.int64()))
+
+
+def _venue(table: dict[str, str] | None, code: str | None) -> str:
+    if table is None:
+        return "alpaca"
+    code = (code or "").strip()
+    return (table.get(code) or f"alpaca:{code}") if code else "composite"
+
+
+def _codes(codes: list[str] | str | None) -> list[str] | None:
+    return [codes] if isinstance(codes, str) else codes
+
+
+_SIDES: Final = {"B": "buy", "S": "sell"}
+
+
+def _trades(table: dict[str, str] | None) -> Any:
+    def columns(events: Sequence[Trade]) -> Columns:
+        return {
+            "symbol": texts([event.S or None for event in events]),
+            "ts_ns": _times([event.t for event in events]),
+            "last": floats([event.p for event in events]),
+            "volume": floats([event.s for event in events]),
+            "side": texts([_SIDES.get(event.tks or "") for event in events]),
+            "exchange": texts([_venue(table, event.x) for event in events]),
+            "trade_id": texts([None if event.i is None else str(event.i) for event in events]),
+            "conditions": joined([_codes(event.c) for event in events]),
+        }
+
+    return columns
+
+
+def _quotes(table: dict[str, str] | None) -> Any:
+    def columns(events: Sequence[Quote]) -> Columns:
+        bid, bid_size = side_of(floats([event.bp for event in events]), floats([event.bs for event in events]))
+        ask, ask_size = side_of(floats([event.ap for event in events]), floats([event.as_ for event in events]))
+        return {
+            "symbol": texts([event.S or None for event in events]),
+            "ts_ns": _times([event.t for event in events]),
+            "bid": bid,
+            "ask": ask,
+            "bid_size": bid_size,
+            "ask_size": ask_size,
+            "exchange": texts([_venue(table, event.bx if event.bp and (event.bx or "").strip() else event.ax) for event in events]),
+            "conditions": joined([_codes(event.c) for event in events]),
+        }
+
+    return columns
+
+
+def _bars(interval: str, exchange: str) -> Any:
+    def columns(events: Sequence[Bar]) -> Columns:
+        return {
+            "symbol": texts([event.S or None for event in events]),
+            "ts_ns": _times([event.t for event in events]),
+            "interval": interval,
+            "open": floats([event.o for event in events]),
+            "high": floats([event.h for event in events]),
+            "low": floats([event.l for event in events]),
+            "close": floats([event.c for event in events]),
+            "volume": floats([event.v for event in events]),
+            "vwap": but_zero(floats([event.vw if event.v else None for event in events])),
+            "trades": integers([event.n for event in events]),
+            "final": flags([isinstance(event, UpdatedBar) for event in events]),
+            "exchange": exchange,
+        }
+
+    return columns
+
+
+def _market(table: dict[str, str] | None, bars_exchange: str, *, trade_ids: bool) -> dict[Any, Channel]:
+    return {
+        Trade: Channel("trades", "trade", _trades(table), DAILY_ID if trade_ids else SAME_CONTENT["trade"]),
+        Quote: Channel("quotes", "quote", _quotes(table), SAME_CONTENT["quote"]),
+        Bar: Channel("bars", "bar", _bars("1m", bars_exchange), SAME_CONTENT["bar"]),
+        UpdatedBar: Channel("updatedBars", "bar", _bars("1m", bars_exchange), SAME_CONTENT["bar"]),
+        DailyBar: Channel("dailyBars", "bar", _bars("1d", bars_exchange), SAME_CONTENT["bar"]),
+    }
+
+
+_STOCKS: Final = _market(STOCK_EXCHANGES, "composite", trade_ids=True)
+_IEX: Final = _market(STOCK_EXCHANGES, "IEXG", trade_ids=True)
+_OPTIONS: Final = _market(OPTION_EXCHANGES, "composite", trade_ids=False)
+_CRYPTO: Final = _market(None, "alpaca", trade_ids=True)
+_MARKETS: Final = {
+    "iex": _IEX,
+    "sip": _STOCKS,
+    "delayed_sip": _STOCKS,
+    "test": _STOCKS,
+    "opra": {event: _OPTIONS[event] for event in (Trade, Quote)},
+    "indicative": {event: _OPTIONS[event] for event in (Trade, Quote)},
+    "crypto": _CRYPTO,
+}
+#: What the letters of exchanges mean on each feed; crypto has none.
+_EXCHANGES: Final[dict[str, dict[str, str] | None]] = {
+    **dict.fromkeys(("iex", "sip", "delayed_sip", "test"), STOCK_EXCHANGES),
+    **dict.fromkeys(("opra", "indicative"), OPTION_EXCHANGES),
+    "crypto": None,
+}
+CHANNELS: Final = {feed: {channel.name: channel for channel in market.values()} for feed, market in _MARKETS.items()}
+
+
+def _control(event: object, text: str) -> Notice:
+    del event
+    return Notice("control", text)
+
+
+def _about(kind: str) -> Any:
+    def notice(event: _About, text: str) -> Notice:
+        return Notice(kind, text, event.S or None, _times([event.t])[0].as_py())
+
+    return notice
+
+
+def _amends(kind: str, feed: str) -> Any:
+    """A notice that takes back a trade, and names it as the feed's ticks do."""
+    plain = _about(kind)
+
+    def notice(event: Correction | Cancel, text: str) -> Notice:
+        original = event.oi if isinstance(event, Correction) else event.i
+        found: Notice = plain(event, text if original is None else amending(text, _venue(_EXCHANGES[feed], event.x), str(original)))
+        return found
+
+    return notice
+
+
+def _corrected(event: Correction) -> Trade | None:
+    """The trade as it should have been, where the correction says it."""
+    if event.ci is None or event.cp is None or event.cs is None or not event.S or not event.t:
+        return None
+    return Trade(event.S, event.t, event.cp, event.cs, event.x, event.ci, event.cc)
+
+
+def _notices(feed: str) -> dict[Any, Any]:
+    return {
+        Correction: _amends("correction", feed),
+        Cancel: _amends("cancel", feed),
+        TradingStatus: _about("trading_status"),
+        Luld: _about("luld"),
+        Imbalance: _about("imbalance"),
+        Success: _control,
+        Subscription: _control,
+        Error: _control,
+    }
+
+
+_MSGPACK_FIELDS: Final = msgspec.msgpack.Decoder(dict[str, msgspec.Raw])
+_MSGPACK_TIME: Final = msgspec.msgpack.Decoder(Ext)
+#: First bytes of msgpack's extension types: fixext 4, fixext 8, ext 8.
+_EXT_BYTES: Final = (b"\xd6", b"\xd7", b"\xc7")
+
+
+def _as_json(payload: bytes) -> str:
+    """A msgpack event as JSON text, its times in RFC 3339 with all nine digits. Raises ValueError where JSON has no words for it."""
+    event: dict[str, object] = {}
+    for name, raw in _MSGPACK_FIELDS.decode(payload).items():
+        value = bytes(raw)
+        event[name] = _time_text(_MSGPACK_TIME.decode(value)) if value[:1] in _EXT_BYTES else msgspec.msgpack.decode(value)
+    try:
+        return msgspec.json.encode(event).decode()
+    except TypeError as error:
+        raise ValueError(str(error)) from None
+
+
+def _time_text(ext: Ext) -> str:
+    try:
+        seconds, ns = divmod(_timestamp(ext), NS_PER_S)
+        return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{ns:09d}Z"
+    except (ValueError, OverflowError, OSError):
+        return f"unreadable time {bytes(ext.data).hex()}"
+
+
+#: The keys of prices and sizes, live and over REST; `cp` and `cs` are those of a correction's right trade.
+_NUMBERS: Final = JsonNumbers("p s bp bs ap as o h l c v vw cp cs".split())
+_DECODERS: Final = {
+    feed: ArrayDecoder("T", market, _notices(feed), _as_json, {Correction: _corrected}) for feed, market in _MARKETS.items()
+}
+
+
+def decode(feed: str, frames: Frames, events: Events) -> None:
+    """Sort the events of the array frames of one feed, whichever codec each frame is in, and of its pages of history."""
+    decoder = _DECODERS.get(feed)
+    if decoder is not None:
+        events.inexact += frames.inexact(_NUMBERS)
+        decoder(decode_pages(frames, events, CHANNELS[feed], partial(_page_events, feed)), events)
+        return
+    for row, frame in frames:
+        events.seen += 1
+        events.rejects.add(Reject(f"unknown alpaca feed ({feed!r})", frame), row, 0)
+
+
+def _page_events(feed: str, asked: Asked, body: bytes) -> Sequence[Any]:
+    return alpaca_history.events_of(asked.channel, asked.symbol, asked.time_ms, body, partial(_venue, _EXCHANGES[feed]))
+
+
+# The session.
+
+STREAM_URL: Final = "wss://stream.data.alpaca.markets"
+HISTORY_URL: Final = "https://data.alpaca.markets"
+#: Whether an account may have one connection to an endpoint alone, or a few.
+ONE_CONNECTION: Final = True
+SECOND_URL: Final = ""
+DEFAULT_FEED: Final = "iex"
+PASSING: Final[frozenset[int]] = frozenset()
+SECRET_KINDS: Final[tuple[str, ...]] = ("key", "secret")
+_PATHS: Final = {
+    "iex": "v2/iex",
+    "sip": "v2/sip",
+    "delayed_sip": "v2/delayed_sip",
+    "test": "v2/test",
+    "opra": "v1beta1/opra",
+    "indicative": "v1beta1/indicative",
+    "crypto": "v1beta3/crypto/us",
+}
+_MSGPACK_ONLY: Final = frozenset({"opra", "indicative"})
+#: A session that ended without a close still counts against the account for some 90 s.
+_COOL_DOWN_S: Final = 30.0
+_FIX: Final = "Fix the configuration of this provider."
+#: Error code to what to do, least wait in seconds, and advice. Codes that are not listed are met with a reconnect.
+_ERRORS: Final[dict[int, tuple[Literal["warn", "reconnect", "stop"], float, str]]] = {
+    400: ("stop", 0.0, _FIX),
+    401: ("reconnect", 0.0, ""),
+    402: ("stop", 0.0, "Check TAPELINE_ALPACA_KEY and TAPELINE_ALPACA_SECRET."),
+    403: ("warn", 0.0, ""),
+    404: ("reconnect", 0.0, ""),
+    405: ("warn", 0.0, "The plan's symbol limit is reached: what was subscribed before goes on. Name fewer symbols."),
+    406: ("reconnect", _COOL_DOWN_S, "Another process uses this account's connection; end it. A dead one is freed within 90 s."),
+    407: ("reconnect", 0.0, "This machine read too slowly; what was missed must be backfilled."),
+    409: ("stop", 0.0, "The plan does not include this feed: choose another one."),
+    410: ("stop", 0.0, "A channel is not offered on this feed."),
+    411: ("stop", 0.0, "The key lacks the right to this feed."),
+    412: ("stop", 0.0, "Options speak msgpack only."),
+    413: ("stop", 0.0, "Name the contracts instead of a star."),
+    500: ("reconnect", 0.0, ""),
+}
+
+
+#: The tags of market data, and what the configuration calls each.
+_DATA: Final = {b"t": b"trades", b"q": b"quotes", b"b": b"bars", b"u": b"updatedBars", b"d": b"dailyBars"}
+
+
+class _Control(msgspec.Struct):
+    T: str = ""
+    msg: str = ""
+    code: int = 0
+    trades: list[str] = []
+    quotes: list[str] = []
+    bars: list[str] = []
+    updatedBars: list[str] = []  # noqa: N815 the wire's own name
+    dailyBars: list[str] = []  # noqa: N815
+
+
+class AlpacaSession:
+    """Greeting, auth, subscribe; the acknowledgement is the full state, compared with what was asked."""
+
+    def __init__(self, key: Secret, secret: Secret, codec: Literal["json", "msgpack"], wanted: Mapping[str, Sequence[str]]) -> None:
+        self._key, self._secret, self._wanted = key, secret, wanted
+        self._missing = [f"{channel}.{symbol}" for channel, symbols in wanted.items() for symbol in symbols]
+        if codec == "json":
+            self._encode = msgspec.json.encode
+            self._controls: Callable[[bytes], list[_Control]] = msgspec.json.Decoder(list[_Control]).decode
+            self._heads: tuple[bytes, ...] = (b'[{"T":"success"', b'[{"T":"subscription"', b'[{"T":"error"')
+            self._mark, self._end = b'"T":"', b'"'
+        else:
+            self._encode = msgspec.msgpack.encode
+            self._controls = msgspec.msgpack.Decoder(list[_Control]).decode
+            self._heads = tuple(b"\xa1T" + bytes([0xA0 | len(name)]) + name for name in (b"success", b"subscription", b"error"))
+            self._mark, self._end = b"\xa1T\xa1", b""
+
+    def opened(self) -> Sequence[bytes]:
+        return ()
+
+    def received(self, frame: bytes) -> Reply | None:
+        if not (frame.startswith(self._heads) if self._end else frame[2:].startswith(self._heads)):
+            return None
+        try:
+            controls = self._controls(frame)
+        except UNREADABLE:
+            return Reply()
+        send: list[bytes] = []
+        troubles: list[Trouble] = []
+        for control in controls:
+            if control.T == "success" and control.msg == "connected":
+                send.append(self._encode({"action": "auth", "key": self._key.reveal(), "secret": self._secret.reveal()}))
+            elif control.T == "success" and control.msg == "authenticated":
+                send.append(self._encode({"action": "subscribe", **self._wanted}))
+            elif control.T == "subscription":
+                has = {channel: set(getattr(control, channel)) for channel in self._wanted}
+                asked = ((channel, symbol) for channel, symbols in self._wanted.items() for symbol in symbols)
+                self._missing = [f"{channel}.{symbol}" for channel, symbol in asked if symbol not in has[channel]]
+            elif control.T == "error":
+                action, wait_s, advice = _ERRORS.get(control.code, ("reconnect", 0.0, ""))
+                said = without(control.msg, self._key, self._secret).rstrip(".")
+                troubles.append(Trouble(f"alpaca says {control.code}: {said}. {advice}".strip(), action, wait_s))
+        return Reply(send, gravest(troubles))
+
+    def channel(self, frame: bytes) -> bytes | None:
+        mark = frame.find(self._mark, 0, 24)
+        at = mark + len(self._mark)
+        closed = frame[at + 1 : at + 1 + len(self._end)] == self._end
+        return _DATA.get(frame[at : at + 1]) if mark >= 0 and closed else None
+
+    def missing(self) -> Sequence[str]:
+        return self._missing
+
+
+def name_problem(feed: str, symbol: str, names: Mapping[str, str] = NO_NAMES) -> str:
+    """Why events of a canonical symbol would not be kept under that name; empty: they are."""
+    del names
+    return us_name_problem(feed, symbol)
+
+
+def symbol_of(feed: str, symbol: str, names: Mapping[str, str] = NO_NAMES) -> str:
+    """The canonical symbol: Alpaca's own names are."""
+    del feed, names
+    return symbol
+
+
+def subscription(feed: str, topic: str, names: Mapping[str, str] = NO_NAMES) -> tuple[str, str] | None:
+    """The channel and the symbol of a topic (`trades.AAPL`); None for one that has none."""
+    del names
+    channel, _, symbol = topic.partition(".")
+    return (channel, symbol) if channel in CHANNELS.get(feed, {}) and symbol else None
+
+
+def plans(settings: FeedSettings) -> list[Plan]:
+    """One connection: an account usually has one for each endpoint."""
+    codec = "msgpack" if settings.feed in _MSGPACK_ONLY else settings.codec
+    wanted = {channel: list(settings.symbols) for channel in settings.channels}
+    return [
+        Plan(
+            provider="alpaca",
+            feed=settings.feed,
+            name=f"alpaca-{settings.feed}",
+            url=f"{settings.url or STREAM_URL}/{_PATHS[settings.feed]}",
+            topics=[f"{channel}.{symbol}" for channel in settings.channels for symbol in settings.symbols],
+            session=partial(AlpacaSession, settings.key, settings.secret, codec, wanted),
+            binary=codec == "msgpack",
+            headers={"Content-Type": "application/msgpack" if codec == "msgpack" else "application/json"},
+            rotate_after_s=settings.rotate_after_s,
+        )
+    ]

@@ -1,0 +1,1 @@
+"""Binance spot: its wire, what its events mean, its session, its history and its files."""

@@ -1,0 +1,132 @@
+"""Binance spot's public archive of past days and months: which file holds a span, and which events a piece of it. Pure.
+
+Facts: data.binance.vision and the README of binance-public-data. A zip holds one CSV without a header (other markets' have one), beside it
+`.CHECKSUM` with the SHA-256. A day's file comes the next day, a month's in the first days of the next month; files are replaced now and
+then. Times are milliseconds, from 2025 on microseconds. The folder of the interval `1M` is `1mo`.
+
+A piece is a line with the file's SHA-256 and the place behind the piece (-1: the end), and whole lines of the CSV.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Final
+from urllib.parse import quote
+
+import numpy as np
+
+from tapeline.providers.binance.history import CHANNELS as CHANNELS
+from tapeline.providers.binance.history import Event, bar_of, headers, provider_symbol, settled_ns, time_of
+from tapeline.providers.binance.wire import AggTrade, Trade
+from tapeline.providers.decoding.whole_numbers import whole
+from tapeline.providers.history import Page, Request, Span, WrongPage, readable, unreadable
+from tapeline.providers.normalizing import Reject
+from tapeline.records import NS_PER_S
+
+__all__ = ["CHANNELS", "WEIGHT_A_MINUTE", "events_of", "first", "headers", "page", "parts", "settled_ns"]
+
+#: Files are asked for one by one: no limit is published, and ten a second are no burden.
+WEIGHT_A_MINUTE: Final = 600
+_DAY_NS: Final = 86_400 * NS_PER_S
+_FOLDERS: Final = {"trade": "trades", "aggTrade": "aggTrades"}
+_SIDES: Final = {"True": True, "true": True, "False": False, "false": False}
+#: How many cells a row of each kind has.
+_CELLS: Final = {"trade": (6, 7), "aggTrade": (7, 8), "kline": (9, 12)}
+
+
+def parts(start_ns: int, end_ns: int) -> list[tuple[int, int]]:
+    """Whole UTC days, and in their place whole months where all days of one are asked for."""
+    first, last = (np.datetime64(day, "D") for day in (start_ns // _DAY_NS, -(-end_ns // _DAY_NS)))
+    found, at = [], first
+    while at < last:
+        month = at.astype("datetime64[M]")
+        whole = at == month.astype("datetime64[D]") and (month + 1).astype("datetime64[D]") <= last
+        until = (month + 1).astype("datetime64[D]") if whole else at + 1
+        found.append((int(at.astype(np.int64)) * _DAY_NS, int(until.astype(np.int64)) * _DAY_NS))
+        at = until
+    return found
+
+
+def first(span: Span) -> Request:
+    """The file of a whole UTC month, or of the day in which the span begins."""
+    begin, end = (datetime.fromtimestamp(ns // NS_PER_S, UTC) for ns in (span.start_ns, span.end_ns))
+    month = begin.day == end.day == 1 and span.start_ns % _DAY_NS == span.end_ns % _DAY_NS == 0
+    symbol = quote(provider_symbol(span.symbol), safe="")
+    if span.channel in _FOLDERS:
+        what = _FOLDERS[span.channel]
+        folder = f"{what}/{symbol}"
+    else:
+        interval = span.channel.removeprefix("kline_")
+        what = "1mo" if interval == "1M" else interval
+        folder = f"klines/{symbol}/{what}"
+    date = f"{begin:%Y-%m}" if month else f"{begin:%Y-%m-%d}"
+    return Request(f"/data/spot/{'monthly' if month else 'daily'}/{folder}/{symbol}-{what}-{date}.zip")
+
+
+def page(span: Span, asked: Request, body: bytes, time_ms: int) -> Page:
+    """Read a piece through. Raises WrongPage for a file that is not the one whose first pieces have come, or is no such CSV."""
+    try:
+        digest, following, _ = _taken_apart(body)
+        found = events_of(span.channel, span.symbol, time_ms, body)
+    except ValueError as error:
+        raise WrongPage(f"{asked.path} cannot be read: {error}. Nothing of this part was kept.") from error
+    before, _, _ = asked.after.partition(" ")
+    if before and before != digest:
+        raise WrongPage(
+            f"{asked.path} has been replaced since its first part was read: it was {before[:12]}..., and is {digest[:12]}... now. What has "
+            "come is kept; fetch it anew with --again."
+        )
+    events: Sequence[Event] = readable(found)
+    reached_ns = time_of(events[-1]) if events else 0
+    rest = None if following < 0 else Request(asked.path, 0, f"{digest} {following}")
+    return Page(len(found), reached_ns, rest, unreadable=unreadable(found, what="line"))
+
+
+def events_of(channel: str, symbol: str, time_ms: int, body: bytes) -> list[Event | Reject]:
+    """The events of a piece as the stream would have sent them; a reject for each line that cannot be read.
+
+    Raises ValueError for what is no such CSV: where no line can be read."""
+    symbol = provider_symbol(symbol)
+    found: list[Event | Reject] = []
+    interval = channel.removeprefix("kline_")
+    least, most = _CELLS[channel if channel in _FOLDERS else "kline"]
+    for line in _lines(body):
+        row = line.split(",")
+        try:
+            if not least <= len(row) <= most:
+                raise ValueError(f"it has {len(row)} cells, not {least} to {most}")
+            found.append(_event(channel, interval, symbol, time_ms, row))
+        except ValueError as error:
+            found.append(Reject(f"line of a file: {error}", line.encode()))
+    if found and not readable(found):
+        raise ValueError(unreadable(found, what="line")[0])
+    return found
+
+
+def _event(channel: str, interval: str, symbol: str, time_ms: int, r: Sequence[str]) -> Event:
+    if channel == "trade":
+        return Trade("trade", symbol, whole(r[0]), r[1], r[2], whole(r[4]), _side(r[5]))
+    if channel == "aggTrade":
+        return AggTrade("aggTrade", symbol, whole(r[0]), r[1], r[2], whole(r[5]), _side(r[6]))
+    return bar_of(symbol, interval, time_ms, whole(r[0]), r[1:6], whole(r[6]), r[7], whole(r[8]))
+
+
+def _side(text: str) -> bool:
+    """Whether the buyer was the maker."""
+    if text not in _SIDES:
+        raise ValueError(f"isBuyerMaker is {text!r}, neither True nor False")
+    return _SIDES[text]
+
+
+def _taken_apart(body: bytes) -> tuple[str, int, bytes]:
+    """SHA-256, the place behind, lines."""
+    head, _, lines = body.partition(b"\n")
+    digest, _, following = head.decode("ascii", "replace").partition(" ")
+    return digest, int(following), lines
+
+
+def _lines(body: bytes) -> list[str]:
+    """Without a header, which begins with no digit. Raises ValueError."""
+    lines = [line for line in _taken_apart(body)[2].decode("utf-8").splitlines() if line]
+    return lines if lines and lines[0].lstrip("-")[:1].isdecimal() else lines[1:]

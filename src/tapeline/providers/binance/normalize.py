@@ -1,0 +1,498 @@
+"""Binance spot: what the wire's events mean, and the session that asks for them.
+
+Facts: Binance's public spot API documentation, "WebSocket Streams" and "General endpoints". No key is needed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache, partial
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tapeline.providers.binance import files as binance_archive
+from tapeline.providers.binance import history as binance_history
+from tapeline.providers.binance.wire import INTERVALS, AggTrade, BookTicker, Kline, Trade
+from tapeline.providers.decoding import whole_numbers
+from tapeline.providers.decoding.shapes import CombinedShapes, Fields
+from tapeline.providers.history import Asked, decode_pages
+from tapeline.providers.normalizing import (
+    NO_NAMES,
+    QUOTE_SEQUENCE,
+    SAME_CONTENT,
+    SEQUENCE,
+    UNREADABLE,
+    Channel,
+    Columns,
+    Events,
+    Frames,
+    Int64,
+    Notice,
+    Read,
+    Reject,
+    Rows,
+    but_zero,
+    counted_decimals,
+    decimals,
+    epoch_ns,
+    flags,
+    integers,
+    ratio,
+    side_of,
+    texts,
+)
+from tapeline.providers.session import Check, FeedSettings, Plan, Reply, Trouble, refusal, rest_of
+
+#: Assets that Binance quotes prices in: where its own list (exchangeInfo) was never had, the longest that ends a symbol splits it.
+QUOTE_ASSETS: Final = frozenset(
+    "AEUR ARS AUD BIDR BKRW BNB BRL BTC BUSD BVND COP CZK DAI DOGE DOT ETH EUR EURI FDUSD GBP GYEN IDR IDRT JPY MXN NGN PAX PLN"
+    " RLUSD RON RUB SOL TRX TRY TUSD U UAH USD1 USDC USDE USDP USDS USDT UST VAI XRP XUSD ZAR".split()
+)
+_LONGEST_QUOTE: Final = max(map(len, QUOTE_ASSETS))
+_PAIR: Final = re.compile(r"[^\s/a-z]+/[^\s/a-z]+")
+
+
+_SELL: Final = pa.scalar("sell")
+_BUY: Final = pa.scalar("buy")
+
+
+def canonical(symbol: str, names: Mapping[str, str] = NO_NAMES) -> str | None:
+    """`BTCUSDT` to `BTC/USDT`: as `names` has it, else by the table; None where no known quote asset ends it. A canonical one is itself."""
+    return symbol if "/" in symbol else names.get(symbol) or _by_table(symbol)
+
+
+@lru_cache(maxsize=65_536)
+def _by_table(symbol: str) -> str | None:
+    for length in range(min(_LONGEST_QUOTE, len(symbol) - 1), 0, -1):
+        if symbol[-length:] in QUOTE_ASSETS:
+            return f"{symbol[:-length]}/{symbol[-length:]}"
+    return None
+
+
+def symbol_of(feed: str, symbol: str, names: Mapping[str, str] = NO_NAMES) -> str | None:
+    """The canonical symbol, of itself or of the provider's own name for it; None where no known quote asset ends the name."""
+    del feed
+    return symbol if "/" in symbol else canonical(symbol.upper(), names)
+
+
+def name_problem(feed: str, symbol: str, names: Mapping[str, str] = NO_NAMES) -> str:
+    """Why events of a canonical symbol would not be kept under that name; empty: they are."""
+    del feed
+    if not _PAIR.fullmatch(symbol):
+        return "a pair is written such as BTC/USDT"
+    name = symbol.replace("/", "")
+    again = canonical(name, names)
+    if again is None:
+        return "no known quote asset ends it"
+    return "" if again == symbol else f"events of {name} are kept as {again}"
+
+
+def _symbols(written: pa.DictionaryArray, names: Mapping[str, str]) -> pa.Array:
+    """Canonical symbols; null where no known quote asset ends a name."""
+    return texts([canonical(name, names) for name in written.dictionary.to_pylist()]).take(written.indices)
+
+
+def _trade_columns(fields: Fields) -> Columns:
+    """From the canonical symbol, T, p, q, m and the number (t or a)."""
+    return {
+        "symbol": fields["symbol"],
+        "ts_ns": epoch_ns(fields["T"]),
+        "last": fields["p"],
+        "volume": fields["q"],
+        "side": pc.if_else(fields["m"], _SELL, _BUY),
+        "exchange": "binance",
+        "sequence": fields["number"],
+        "trade_id": pc.cast(fields["number"], pa.string()),
+    }
+
+
+def _quote_columns(fields: Fields) -> Columns:
+    bid, bid_size = side_of(fields["b"], fields["B"])
+    ask, ask_size = side_of(fields["a"], fields["A"])
+    return {
+        "symbol": fields["symbol"],
+        "bid": bid,
+        "ask": ask,
+        "bid_size": bid_size,
+        "ask_size": ask_size,
+        "exchange": "binance",
+        "sequence": fields["u"],
+    }
+
+
+def _decimal_columns(events: Sequence[Any], *names: str) -> tuple[Fields, int]:
+    """The named texts as numbers, all in one conversion: for a few events the calls are what costs. And how many are inexact."""
+    n = len(events)
+    numbers, inexact = counted_decimals([getattr(event, name) for name in names for event in events])
+    return {name: numbers.slice(at * n, n) for at, name in enumerate(names)}, inexact
+
+
+def _trades(number: str) -> Callable[[Sequence[Any]], Columns]:
+    def columns(events: Sequence[Any]) -> Columns:
+        numbers, inexact = _decimal_columns(events, "p", "q")
+        fields = {
+            "symbol": texts([canonical(event.s) for event in events]),
+            "T": integers([event.T for event in events]),
+            **numbers,
+            "m": flags([event.m for event in events]),
+            "number": integers([getattr(event, number) for event in events]),
+        }
+        return {**_trade_columns(fields), "inexact": inexact}
+
+    return columns
+
+
+def _quotes(events: Sequence[BookTicker]) -> Columns:
+    symbol = texts([canonical(event.s) for event in events])
+    numbers, inexact = _decimal_columns(events, "b", "B", "a", "A")
+    return {**_quote_columns({"symbol": symbol, "u": integers([event.u for event in events]), **numbers}), "inexact": inexact}
+
+
+def _bars(events: Sequence[Kline]) -> Columns:
+    written = [
+        counted_decimals([event.k.o for event in events]),
+        counted_decimals([event.k.h for event in events]),
+        counted_decimals([event.k.l for event in events]),
+        counted_decimals([event.k.c for event in events]),
+        counted_decimals([event.k.v for event in events]),
+    ]
+    opened, high, low, close, volume = (numbers for numbers, _ in written)
+    quoted = decimals([event.k.q for event in events])  # goes into a ratio: it is no value that is kept, and is not counted
+    return {
+        "symbol": texts([canonical(event.s) for event in events]),
+        "ts_ns": epoch_ns(integers([event.k.t for event in events])),
+        "sent_ns": epoch_ns(integers([event.E for event in events])),
+        "interval": texts([event.k.i for event in events]),
+        "open": opened,
+        "high": high,
+        "low": low,
+        "close": close,
+        "volume": volume,
+        "vwap": but_zero(ratio(quoted, volume)),
+        "trades": integers([event.k.n for event in events]),
+        "final": flags([event.k.x for event in events]),
+        "exchange": "binance",
+        "inexact": sum(count for _, count in written),
+    }
+
+
+TRADE: Final = Channel("trade", "trade", _trades("t"), SEQUENCE, contiguous=True)
+AGG_TRADE: Final = Channel("aggTrade", "trade", _trades("a"), SEQUENCE, contiguous=True)
+BOOK_TICKER: Final = Channel("bookTicker", "quote", _quotes, QUOTE_SEQUENCE)
+#: Every window exists while a symbol trades, also one without trades.
+KLINES: Final = {
+    f"kline_{interval}": Channel(f"kline_{interval}", "bar", _bars, SAME_CONTENT["bar"], contiguous=True) for interval in INTERVALS
+}
+_SPOT: Final = {channel.name: channel for channel in (TRADE, AGG_TRADE, BOOK_TICKER, *KLINES.values())}
+CHANNELS: Final = {"spot": _SPOT}
+
+
+def _combined(event: type[msgspec.Struct]) -> Callable[[bytes], Any]:
+    """Decodes `{"stream":"...","data":<event>}` and nothing beside it."""
+    fields = [("stream", str), ("data", event)]
+    combined = msgspec.defstruct(f"Combined{event.__name__}", fields, gc=False, forbid_unknown_fields=True)
+    return whole_numbers.reading(msgspec.json.Decoder(combined).decode)
+
+
+_EVENT: Final[dict[str, type[msgspec.Struct]]] = {"trade": Trade, "aggTrade": AggTrade, "bookTicker": BookTicker, "kline": Kline}
+_COMBINED: Final = {name: _combined(event) for name, event in _EVENT.items()}
+_BARE: Final = {name: whole_numbers.reading(msgspec.json.Decoder(event).decode) for name, event in _EVENT.items()}
+
+
+class _Interval(msgspec.Struct):
+    i: str
+
+
+_ABSENT: Final = msgspec.Raw(b"")
+
+
+class _Probe(msgspec.Struct):
+    """Any message at all, as far as needed to tell what it is. An absent key is empty bytes."""
+
+    stream: str = ""
+    data: msgspec.Raw = _ABSENT
+    e: str = ""
+    E: Int64 = 0
+    u: msgspec.Raw = _ABSENT
+    b: msgspec.Raw = _ABSENT
+    k: msgspec.Raw = _ABSENT
+    result: msgspec.Raw = _ABSENT
+    error: msgspec.Raw = _ABSENT
+    code: msgspec.Raw = _ABSENT
+
+
+_PROBE: Final = whole_numbers.reading(msgspec.json.Decoder(_Probe).decode)
+_KLINE_INTERVAL: Final = msgspec.json.Decoder(_Interval)
+
+#: The texts that Binance sends, from the channel's name on; a frame of any other text is decoded as JSON.
+_SHAPES: Final = CombinedShapes(
+    {
+        "trade": 'trade","data":{"e":"trade","E":<int:E>,"s":"<text:s>","t":<int:number>,"p":"<decimal:p>","q":"<decimal:q>",'
+        '"T":<int:T>,"m":<bool:m>,"M":<bool:M>}}',
+        "aggTrade": 'aggTrade","data":{"e":"aggTrade","E":<int:E>,"s":"<text:s>","a":<int:number>,"p":"<decimal:p>","q":"<decimal:q>",'
+        '"f":<int:f>,"l":<int:l>,"T":<int:T>,"m":<bool:m>,"M":<bool:M>}}',
+        "bookTicker": 'bookTicker","data":{"u":<int:u>,"s":"<text:s>","b":"<decimal:b>","B":"<decimal:B>","a":"<decimal:a>",'
+        '"A":"<decimal:A>"}}',
+    }
+)
+#: Below this many frames the fixed cost of reading by shape is more than it saves.
+_SHAPES_FROM: Final = 1_000
+_SHAPE_COLUMNS: Final = {"trade": _trade_columns, "aggTrade": _trade_columns, "bookTicker": _quote_columns}
+
+
+def decode(feed: str, frames: Frames, events: Events) -> None:
+    """Sort the frames of spot, the only feed: those of a known text as columns, the others one by one as JSON."""
+    del feed
+    _decode(frames, events)
+    for rows in events.channels.values() if events.names else ():
+        for event in rows.events:
+            event.s = events.names.get(event.s, event.s)
+
+
+def _decode(frames: Frames, events: Events) -> None:
+    frames = decode_pages(frames, events, _SPOT, _page_events)
+    events.seen += len(frames)
+    if len(frames) < _SHAPES_FROM:
+        _decode_json(frames, events)
+        return
+    found, others = _SHAPES.read(frames.payload, frames.rows)
+    for name, rows, fields in found:
+        columns = _SHAPE_COLUMNS[name]({**fields, "symbol": _symbols(fields["s"], events.names)})
+        known = pc.is_valid(columns["symbol"])
+        if "ts_ns" in columns:
+            known = pc.and_(known, pc.is_valid(columns["ts_ns"]))
+        if not pc.all(known).as_py():  # what is wrong with a symbol or a time is worded by the ordinary way, which has its text
+            fine = known.to_numpy(zero_copy_only=False)
+            others, rows = np.concatenate([others, rows[~fine]]), rows[fine]
+            columns = {key: some.filter(known) if isinstance(some, pa.Array) else some for key, some in columns.items()}
+        events.reads.append(Read(_SPOT[name], rows, columns))
+    if len(others):
+        _decode_json(Frames(frames.payload, others), events)
+
+
+def _page_events(asked: Asked, body: bytes) -> Sequence[Any]:
+    events_of = binance_archive.events_of if asked.path.endswith(".zip") else binance_history.events_of
+    return events_of(asked.channel, asked.symbol, asked.time_ms, body)
+
+
+def _decode_json(frames: Frames, events: Events) -> None:
+    routes: dict[bytes, tuple[str, Callable[[bytes], Any], Rows]] = {}
+    for row, frame in frames:
+        route = routes.get(frame[11 : frame.find(b'"', 11)])
+        if route is not None:
+            stream, to_event, found = route
+            try:
+                combined = to_event(frame)
+            except UNREADABLE:
+                combined = None  # the long way words the reason, the same wherever in a batch the frame stands
+            if combined is not None and combined.stream == stream:
+                found.add(combined.data, row, 0)
+                continue
+        try:
+            _route(frame, row, events, routes)
+        except UNREADABLE as error:
+            events.rejects.add(Reject(f"JSON: {error}", frame), row, 0)
+
+
+def _route(frame: bytes, row: int, events: Events, routes: dict[bytes, tuple[str, Callable[[bytes], Any], Rows]]) -> None:
+    """Decode a frame whose stream has not been met in this batch, and remember where its like go."""
+    probe = _PROBE(frame)
+    if probe.stream and bytes(probe.data):
+        symbol, _, suffix = probe.stream.partition("@")
+        channel = _SPOT.get(suffix)
+        if channel is not None:
+            kind = suffix.partition("_")[0]
+            found = events.rows(channel)
+            found.add(_BARE[kind](probe.data), row, 0)
+            routes[probe.stream.encode()] = (probe.stream, _COMBINED[kind], found)
+            return
+        probe = _PROBE(probe.data)
+        if probe.e != "serverShutdown":
+            events.rejects.add(Reject(f"unknown stream ({symbol}@{suffix}, event type {probe.e!r})", frame), row, 0)
+            return
+    if probe.e == "serverShutdown":
+        events.notices.add(Notice("shutdown", frame.decode(), ts_ns=epoch_ns(integers([probe.E]))[0].as_py()), row, 0)
+    elif probe.e in _BARE or (not probe.e and bytes(probe.u) and bytes(probe.b)):
+        name = probe.e or "bookTicker"
+        full = f"kline_{_KLINE_INTERVAL.decode(probe.k).i}" if name == "kline" else name
+        if full in _SPOT:
+            events.rows(_SPOT[full]).add(_BARE[name](frame), row, 0)
+        else:
+            events.rejects.add(Reject(f"unknown channel ({full!r})", frame), row, 0)
+    elif not probe.e and (bytes(probe.error) or bytes(probe.code) or bytes(probe.result)):
+        events.notices.add(Notice("control", frame.decode()), row, 0)
+    else:
+        events.rejects.add(Reject(f"unknown event type ({probe.e!r})", frame), row, 0)
+
+
+# The session.
+
+STREAM_URL: Final = "wss://data-stream.binance.vision"
+#: Another host, on the port that the first is on.
+SECOND_URL: Final = "wss://stream.binance.com:443"
+REST_URL: Final = "https://data-api.binance.vision"
+#: The host above has no historicalTrades.
+ARCHIVE_URL: Final = "https://data.binance.vision"
+HISTORY_URL: Final = "https://api.binance.com"
+#: Whether an account may have one connection to an endpoint alone, or a few.
+ONE_CONNECTION: Final = False
+DEFAULT_FEED: Final = "spot"
+SECRET_KINDS: Final[tuple[str, ...]] = ()
+_STREAMS_PER_CONNECTION: Final = 1024
+_STREAMS_PER_MESSAGE: Final = 100
+#: A connection counts five inbound messages a second, pings and pongs among them.
+_PACE_S: Final = 0.25
+#: A connection is closed after 24 hours: replace it ten minutes before.
+_ROTATE_AFTER_S: Final = 24 * 3600.0 - 600.0
+
+
+class _Ack(msgspec.Struct):
+    """`{"result":null,"id":1}`, `{"error":{"code":2,"msg":"..."},"id":1}` or, in the documentation, `{"code":2,"msg":"...","id":1}`"""
+
+    id: int | str | None = None
+    error: dict[str, Any] | None = None
+    code: int | None = None
+    msg: str = ""
+
+
+_ACK: Final = msgspec.json.Decoder(_Ack)
+
+
+#: It asks for no key and has no plans: a firewall before it says 403 or 404 now and then, and takes the next upgrade.
+PASSING: Final = frozenset({403})
+
+
+def _refusal(status: int, words: str, worked: bool) -> Trouble:
+    return refusal(status, words, worked or status in {*PASSING, 404})
+
+
+class BinanceSession:
+    """SUBSCRIBE in batches; a batch that is refused is asked for again one stream at a time, to name the one at fault."""
+
+    def __init__(self, streams: Sequence[str]) -> None:
+        self._streams = streams
+        self._asked: dict[int, Sequence[str]] = {}
+        self._missing = dict.fromkeys(streams)
+        self._next_id = 1
+
+    def opened(self) -> Sequence[bytes]:
+        size = _STREAMS_PER_MESSAGE
+        return [self._subscribe(self._streams[at : at + size]) for at in range(0, len(self._streams), size)]
+
+    def received(self, frame: bytes) -> Reply | None:
+        if frame.startswith(b'{"stream":"') and frame[11:12] != b"!":
+            return None
+        if b'"serverShutdown"' in frame:
+            return Reply(successor=True)
+        try:
+            ack = _ACK.decode(frame)
+        except UNREADABLE:
+            return Reply()
+        streams = self._asked.pop(ack.id, None) if isinstance(ack.id, int) else None
+        refusal = {"code": ack.code, "msg": ack.msg} if ack.error is None and ack.code is not None else ack.error
+        if streams is None or refusal is None:
+            for stream in streams or ():
+                self._missing.pop(stream, None)
+            return Reply()
+        if len(streams) > 1:
+            return Reply(send=[self._subscribe([stream]) for stream in streams])
+        message = f"binance refused {streams[0]}: {refusal.get('msg')} (code {refusal.get('code')}). Check its name; the others go on."
+        return Reply(trouble=Trouble(message, "warn"))
+
+    def channel(self, frame: bytes) -> bytes | None:
+        if not frame.startswith(b'{"stream":"') or frame[11:12] == b"!":
+            return None
+        end = frame.find(b'"', 11)
+        return frame[frame.find(b"@", 11, end) + 1 : end]
+
+    def missing(self) -> Sequence[str]:
+        return list(self._missing)
+
+    def _subscribe(self, streams: Sequence[str]) -> bytes:
+        number = self._next_id
+        self._next_id += 1
+        self._asked[number] = streams
+        return msgspec.json.encode({"method": "SUBSCRIBE", "params": list(streams), "id": number})
+
+
+def content(frame: bytes) -> bytes | None:
+    """An event's frame without the time at which it was sent (`E`), which every connection may have its own of; None: no event."""
+    if not frame.startswith(b'{"stream":"') or frame[11:12] == b"!":
+        return None
+    at = frame.find(b',"E":')
+    end = frame.find(b",", at + 5)
+    return frame[:at] + frame[end:] if at > 0 and end > 0 else frame
+
+
+def subscription(feed: str, topic: str, names: Mapping[str, str] = NO_NAMES) -> tuple[str, str] | None:
+    """The channel and the canonical symbol of a topic (`btcusdt@trade`); None for one that has none."""
+    symbol, _, channel = topic.partition("@")
+    name = canonical(symbol.upper(), names)
+    return (channel, name) if channel in CHANNELS.get(feed, {}) and name is not None else None
+
+
+def plans(settings: FeedSettings) -> list[Plan]:
+    """A connection for each 1,024 streams."""
+    streams = [f"{symbol.lower()}@{channel}" for symbol in settings.symbols for channel in settings.channels]
+    url = settings.url or STREAM_URL
+    rest = settings.rest_url or (rest_of(settings.url) if settings.url else REST_URL)
+    found = []
+    for at in range(0, len(streams), _STREAMS_PER_CONNECTION):
+        some = streams[at : at + _STREAMS_PER_CONNECTION]
+        found.append(
+            Plan(
+                provider="binance",
+                feed=settings.feed,
+                name=f"binance-{settings.feed}-{at // _STREAMS_PER_CONNECTION}",
+                url=f"{url}/stream" + ("?timeUnit=MICROSECOND" if settings.time_unit == "us" else ""),
+                topics=some,
+                session=partial(BinanceSession, some),
+                pace_s=_PACE_S,
+                rotate_after_s=settings.rotate_after_s or _ROTATE_AFTER_S,
+                content=content,
+                refusal=_refusal,
+                check=Check(f"{rest}/api/v3/exchangeInfo", partial(_symbol_problems, settings.symbols), partial(_listed, settings.symbols))
+                if at == 0
+                else None,
+            )
+        )
+    return found
+
+
+class _Listed(msgspec.Struct):
+    symbol: str
+    baseAsset: str = ""  # noqa: N815 the wire's own name
+    quoteAsset: str = ""  # noqa: N815
+    status: str = ""
+
+
+class _ExchangeInfo(msgspec.Struct):
+    symbols: list[_Listed] = []
+
+
+def _symbol_problems(symbols: Sequence[str], body: bytes) -> list[str]:
+    """Which of the configured symbols the exchange does not list, or does not trade."""
+    listed = {entry.symbol: entry for entry in msgspec.json.decode(body, type=_ExchangeInfo).symbols}
+    found = []
+    for symbol in symbols:
+        entry = listed.get(symbol)
+        if entry is None:
+            near = difflib.get_close_matches(symbol, listed, n=1)
+            hint = f"; the nearest is {near[0]}" if near else ""
+            found.append(f"binance lists no symbol {symbol!r}{hint}: it will never send data")
+        elif entry.status not in ("", "TRADING"):
+            found.append(f"binance does not trade {symbol} now (status {entry.status})")
+    return found
+
+
+def _listed(symbols: Sequence[str], body: bytes) -> dict[str, str]:
+    """How the exchange splits the configured symbols."""
+    wanted = set(symbols)
+    listed = msgspec.json.decode(body, type=_ExchangeInfo).symbols
+    return {one.symbol: f"{one.baseAsset}/{one.quoteAsset}" for one in listed if one.symbol in wanted and one.baseAsset and one.quoteAsset}

@@ -1,0 +1,1 @@
+"""How frames become columns: shapes that all providers' decoders share."""

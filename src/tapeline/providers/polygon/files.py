@@ -1,0 +1,237 @@
+"""Massive's flat files of past days: which file holds a span, and which events a piece of one holds. Pure.
+
+Facts: Massive's documentation of flat files. `us_stocks_sip/trades_v1/2024/03/2024-03-15.csv.gz` holds a day of all tickers, with a header;
+times are ns, `conditions` a quoted list. Trades of options have seven columns: `ticker,conditions,correction,exchange,price,sip_timestamp,
+size`, and no number (polygon-io/issues#308). It comes at about 11:00 in New York the day after, and may be published again. Offered are the
+kinds of files whose header is documented.
+
+That a day is New York's is taken from the hour at which files come; a time outside of it is refused, so a day that is cut elsewhere
+cannot pass for whole.
+
+A piece is a line with the file's version (`missing`: there is no such file) and the place behind the piece (-1: the end), the file's
+header, and whole lines of one ticker.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from datetime import UTC, date, datetime, timedelta
+from typing import Any, Final
+from urllib.parse import quote
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+import msgspec
+
+from tapeline.errors import ConfigError
+from tapeline.providers.decoding.inexact import LONG, is_inexact
+from tapeline.providers.decoding.whole_numbers import in_digits, whole
+from tapeline.providers.history import Page, Request, Span, WrongPage, readable, unreadable
+from tapeline.providers.normalizing import UNREADABLE, Kind, Notice, Reject
+from tapeline.providers.polygon.history import WEIGHT_A_MINUTE as WEIGHT_A_MINUTE
+from tapeline.providers.polygon.history import (
+    Event,
+    PastBarRow,
+    QuoteRow,
+    TradeRow,
+    as_events,
+    marked,
+)
+from tapeline.records import NS_PER_MS, NS_PER_S
+from tapeline.secret import Secret
+
+__all__ = [
+    *("CHANNELS", "MISSING", "WEIGHT_A_MINUTE"),
+    *("counted_events_of", "events_of", "first", "headers", "is_file", "moment", "page", "parts", "settled_ns", "ticker"),
+]
+
+CHANNELS: Final[dict[str, dict[str, Kind]]] = {
+    "stocks": {"T": "trade", "Q": "quote", "AM": "bar"},
+    "options": {"T": "trade", "AM": "bar"},
+}
+#: The version of a file that is not there.
+MISSING: Final = "missing"
+_MARKETS: Final = {"stocks": "us_stocks_sip", "options": "us_options_opra"}
+_FOLDERS: Final = {"T": "trades_v1", "Q": "quotes_v1", "AM": "minute_aggs_v1"}
+#: Without these an event could not be told from its copy that came live. Trades of options have no number in files.
+_TOLD_APART_BY: Final = {("stocks", "T"): "id", ("stocks", "Q"): "sequence_number"}
+_SATURDAY: Final = 5
+_NOTHING_KEPT: Final = "Nothing of this part was kept."
+
+
+def headers(key: Secret, secret: Secret) -> Mapping[str, str]:
+    """None: requests are signed."""
+    del key, secret
+    return {}
+
+
+def parts(start_ns: int, end_ns: int) -> list[tuple[int, int]]:
+    """Whole days of New York. Raises ConfigError where the system knows no time zones."""
+    try:
+        zone = ZoneInfo("America/New_York")
+    except ZoneInfoNotFoundError as error:
+        raise ConfigError(f"Massive's files are of New York's days, and this system does not know them: {error}. Install tzdata.") from None
+
+    def midnight_ns(day: date) -> int:
+        return int(datetime(day.year, day.month, day.day, tzinfo=zone).timestamp()) * NS_PER_S
+
+    day, last = (datetime.fromtimestamp(ns // NS_PER_S, zone).date() for ns in (start_ns, end_ns - 1))
+    found = []
+    while day <= last:
+        found.append((midnight_ns(day), midnight_ns(day + timedelta(days=1))))
+        day += timedelta(days=1)
+    return found
+
+
+def first(span: Span) -> Request:
+    """The file of the day in which the span begins, and which ticker of it."""
+    path = f"/{_MARKETS[span.feed]}/{_FOLDERS[span.channel]}/{_day(span):%Y/%m/%Y-%m-%d}.csv.gz"
+    return Request(f"{path}?ticker={quote(ticker(span.feed, span.symbol), safe=':')}")
+
+
+def ticker(feed: str, symbol: str) -> str:
+    """By which name the files have a canonical symbol."""
+    return f"O:{symbol}" if feed == "options" else symbol
+
+
+def is_file(path: str) -> bool:
+    """Whether a page is a piece of a file."""
+    return path.partition("?")[0].endswith(".csv.gz")
+
+
+def moment(header: str, line: bytes) -> str:
+    """The millisecond of a line of a file with this header, as it is written. Of trades without a number, how many equal ones a
+    millisecond has is all that tells them apart: a piece has all of them."""
+    cells = next(csv.reader([line.decode("utf-8", "replace")]), [])
+    return dict(zip(header.split(","), cells, strict=False)).get("sip_timestamp", "")[:-6]
+
+
+def page(span: Span, asked: Request, body: bytes, time_ms: int) -> Page:
+    """Read a piece through. Raises WrongPage for a file that is not there, is not the one whose first pieces came, or no such CSV."""
+    del time_ms
+    path = asked.path.partition("?")[0]
+    try:
+        version, following, lines = _taken_apart(body)
+    except ValueError as error:
+        raise WrongPage(f"{asked.path} cannot be read: {error}. {_NOTHING_KEPT}") from error
+    before, _, _ = asked.after.partition(" ")
+    if before and before != version:
+        raise WrongPage(
+            f"{path} has been published again since its first part was read: it was {before[:40]}, and is {version[:40]} now. What has "
+            "come is kept; fetch it anew with --again."
+        )
+    if version == MISSING:
+        if _day(span).weekday() >= _SATURDAY:  # the markets are shut
+            return Page(0, 0, None, keep=False)
+        raise WrongPage(f"There is no {path}. A day's file comes at about 11:00 in New York the day after; a holiday has none.")
+    try:
+        rows = [row for row, _ in _rows(span.channel, lines, _TOLD_APART_BY.get((span.feed, span.channel), ""))]
+        times = [row.time_ns for row in readable(rows)]
+    except UNREADABLE as error:
+        raise WrongPage(f"{asked.path} cannot be read: {error}. {_NOTHING_KEPT}") from error
+    if times and not span.start_ns <= min(times) <= max(times) < span.end_ns:
+        raise WrongPage(
+            f"{asked.path} holds times from {min(times)} to {max(times)} ns, not those of its day in New York, {span.start_ns} to "
+            f"{span.end_ns}. {_NOTHING_KEPT}"
+        )
+    reached_ns = max(times, default=0)
+    rest = None if following < 0 else Request(asked.path, 0, f"{version} {following}")
+    return Page(len(rows), reached_ns, rest, keep=bool(rows), unreadable=unreadable(rows, 2, "line"))
+
+
+def events_of(channel: str, symbol: str, time_ms: int, body: bytes) -> Sequence[Event | Notice | Reject]:
+    """The events of a piece, the same as those of a page of REST; a reject for each line that cannot be read.
+
+    Raises what decoding bytes may raise, KeyError for another channel."""
+    return counted_events_of(channel, symbol, time_ms, body)[0]
+
+
+def counted_events_of(channel: str, symbol: str, time_ms: int, body: bytes) -> tuple[Sequence[Event | Notice | Reject], int]:
+    """The same, and how many prices and sizes float64 does not hold as they are written."""
+    found = _rows(channel, _taken_apart(body)[2])
+    rows = [row for row, _ in found]
+    events = as_events(channel, symbol, time_ms, rows)
+    names = _NUMBERS[channel]
+    inexact = sum(len(text := cells.get(name, "")) >= LONG and is_inexact(text) for _, cells in found for name in names)
+    if channel != "T" or not any(row.correction for row in readable(rows)):
+        return events, inexact
+    return marked(symbol, events, rows, [msgspec.json.encode(cells).decode() for _, cells in found]), inexact
+
+
+def _day(span: Span) -> date:
+    """New York's midnight is UTC's same day, some hours later."""
+    return datetime.fromtimestamp(span.start_ns // NS_PER_S, UTC).date()
+
+
+def _taken_apart(body: bytes) -> tuple[str, int, bytes]:
+    """Version, the place behind, lines."""
+    head, _, lines = body.partition(b"\n")
+    version, _, following = head.decode("ascii", "replace").partition(" ")
+    return version, int(following), lines
+
+
+_STRUCTS: Final[dict[str, Any]] = {"T": TradeRow, "Q": QuoteRow, "AM": PastBarRow}
+#: Columns whose cells stay as they are written.
+_TEXTS: Final = frozenset({"ticker", "id", "decimal_size"})
+#: Columns of prices and sizes.
+_NUMBERS: Final = {
+    "T": ("price", "size", "decimal_size"),
+    "Q": ("bid_price", "bid_size", "ask_price", "ask_size"),
+    "AM": ("open", "high", "low", "close", "volume"),
+}
+#: What a bar's columns are called over REST.
+_BAR_NAMES: Final = {"open": "o", "high": "h", "low": "l", "close": "c", "volume": "v", "transactions": "n"}
+
+
+def _rows(channel: str, lines: bytes, told_apart_by: str = "") -> list[tuple[Any, dict[str, str]]]:
+    """The rows as REST has them, or a reject for each that is none, with its cells; empty cells are absent.
+
+    Raises ValueError for what is no such CSV: where no line can be read."""
+    struct = _STRUCTS[channel]
+    try:
+        table = [row for row in csv.reader(lines.decode("utf-8").split("\n")) if row]
+    except csv.Error as error:
+        raise ValueError(str(error)) from error
+    if not table:
+        return []
+    names = table[0]
+    if told_apart_by and told_apart_by not in names:
+        raise ValueError(f"it has no column {told_apart_by}, without which its events cannot be told from those that came live")
+    found: list[tuple[Any, dict[str, str]]] = []
+    for row in table[1:]:
+        cells = {name: cell for name, cell in zip(names, row, strict=False) if cell}
+        try:
+            if len(row) != len(names):
+                raise ValueError(f"it has {len(row)} cells, not {len(names)}")
+            found.append((_row(channel, cells, struct), cells))
+        except (ValueError, msgspec.MsgspecError) as error:
+            found.append((Reject(f"line of a file: {error}", ",".join(row).encode()), cells))
+    if found and not readable([row for row, _ in found]):
+        raise ValueError(unreadable([row for row, _ in found], 2, "line")[0])
+    return found
+
+
+def _row(channel: str, cells: dict[str, str], struct: Any) -> Any:
+    """Raises MsgspecError, ValueError."""
+    told = _as_rest(channel, cells)
+    try:
+        return msgspec.convert(told, struct, strict=False)
+    except msgspec.ValidationError:
+        plain = {name: in_digits(value.encode()).decode() if _numeric(name, value) else value for name, value in told.items()}
+        return msgspec.convert(plain, struct, strict=False)
+
+
+def _numeric(name: str, value: object) -> bool:
+    return isinstance(value, str) and name not in _TEXTS
+
+
+def _as_rest(channel: str, cells: dict[str, str]) -> dict[str, Any]:
+    """Cells by the names that REST gives them."""
+    if channel == "AM":
+        start_ns = whole(cells.get("window_start", ""))
+        if start_ns % NS_PER_MS:
+            raise ValueError(f"window_start {start_ns} is no whole millisecond")
+        return {_BAR_NAMES.get(name, name): cell for name, cell in cells.items()} | {"t": start_ns // NS_PER_MS}
+    if "conditions" in cells:
+        return cells | {"conditions": cells["conditions"].split(",")}
+    return cells

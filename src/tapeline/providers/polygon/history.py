@@ -1,0 +1,310 @@
+"""Massive's history over REST: what to ask for, and which events a page holds. Pure: requests and pages in, nothing sent.
+
+Facts: Massive's REST documentation: `/v3/trades/{ticker}` and `/v3/quotes/{ticker}` by time in ns, the latest first unless told otherwise;
+`/v2/aggs/ticker/{ticker}/range/...` by ms, adjusted for splits unless told otherwise: the stream's bars are not. A page names the one that
+follows it (`next_url`, on the provider's own host); one that names none is the last. Of quotes of crypto there is nothing. A key may ask
+for 5 pages a minute, or as often as it likes below 100 a second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from typing import Any, Final, Generic, TypeAlias, TypeVar
+from urllib.parse import quote, urlsplit
+
+import msgspec
+
+from tapeline.providers.decoding import whole_numbers
+from tapeline.providers.history import Page, Request, Span, WrongPage, each_row, readable, unreadable
+from tapeline.providers.normalizing import UNREADABLE, Int64, Kind, Notice, Reject, in_range, integers
+from tapeline.providers.polygon.wire import CryptoTrade, PastBar, Quote, Trade
+from tapeline.records import NS_PER_MS, NS_PER_S
+from tapeline.secret import Secret
+
+#: Half of what is asked for politeness. Who may ask less is told so (429) and waits.
+WEIGHT_A_MINUTE: Final = 3_000
+SETTLED_NS: Final = 20 * NS_PER_S
+_SHARES: Final[dict[str, Kind]] = {"T": "trade", "Q": "quote", "AM": "bar", "A": "bar"}
+CHANNELS: Final[dict[str, dict[str, Kind]]] = {
+    "stocks": _SHARES,
+    "options": _SHARES,
+    "crypto": {"XT": "trade", "XA": "bar", "XAS": "bar"},
+}
+#: A page is one record of the raw topic: of at most some 4 MB.
+PAGE_ROWS: Final = 10_000
+#: What each bar is of: the provider's word, and how long it is.
+_WINDOWS: Final = {
+    "AM": ("minute", 60 * NS_PER_S),
+    "XA": ("minute", 60 * NS_PER_S),
+    "A": ("second", NS_PER_S),
+    "XAS": ("second", NS_PER_S),
+}
+#: Late trades revise a bar for some 15 minutes.
+_REVISED_NS: Final = 20 * 60 * NS_PER_S
+#: DELAYED: on a plan that gives everything 15 minutes late.
+_GOOD: Final = frozenset({"OK", "DELAYED"})
+_DELAYED_NS: Final = 16 * 60 * NS_PER_S
+Event: TypeAlias = "Trade | Quote | CryptoTrade | PastBar"
+
+
+def headers(key: Secret, secret: Secret) -> Mapping[str, str]:
+    """The key."""
+    del secret
+    return {"Authorization": f"Bearer {key.reveal()}"}
+
+
+def settled_ns(channel: str) -> int:
+    """Of bars until they are revised no more."""
+    return SETTLED_NS + (_WINDOWS[channel][1] + _REVISED_NS if channel in _WINDOWS else 0)
+
+
+def first(span: Span) -> Request:
+    """Where to begin: at the start; of bars with the window that it lies in, whose bar comes after it."""
+    ticker = quote(_ticker(span), safe=":")
+    if span.channel in _WINDOWS:
+        name, width_ns = _WINDOWS[span.channel]
+        start_ms, end_ms = span.start_ns // width_ns * width_ns // NS_PER_MS, (span.end_ns - 1) // NS_PER_MS
+        path = f"/v2/aggs/ticker/{ticker}/range/1/{name}/{start_ms}/{end_ms}?adjusted=false&sort=asc&limit={PAGE_ROWS}"
+        return Request(path, after=str(start_ms * NS_PER_MS))
+    what = "quotes" if span.channel == "Q" else "trades"
+    window = f"timestamp.gte={span.start_ns}&timestamp.lt={span.end_ns}"
+    return Request(f"/v3/{what}/{ticker}?{window}&order=asc&sort=timestamp&limit={PAGE_ROWS}", after=str(span.start_ns))
+
+
+def page(span: Span, asked: Request, body: bytes, time_ms: int) -> Page:
+    """Check that the page is of what was asked for, with times that rise from where the one before it ended, and what follows it."""
+    try:
+        answer = _ANSWERS[span.channel](body)
+        following = None if answer.next_url is None else _path(answer.next_url)
+    except UNREADABLE as error:
+        raise WrongPage(f"{asked.path} cannot be read: {error}. {_NOTHING_KEPT}") from error
+    if answer.status not in _GOOD:
+        said = answer.error or answer.message
+        raise WrongPage(f"{asked.path} came with status {answer.status!r}{said and f' ({said})'}. {_NOTHING_KEPT}")
+    if answer.ticker not in ("", _ticker(span)):
+        raise WrongPage(f"{asked.path} is of {answer.ticker}, not of {_ticker(span)}. {_NOTHING_KEPT}")
+    times, least_ns = [row.time_ns for row in readable(answer.results)], int(asked.after)
+    bars = span.channel in _WINDOWS
+    if any(b < a + bars for a, b in pairwise((least_ns - bars, *times))):
+        raise WrongPage(f"{asked.path} gave times {times[0]} to {times[-1]} that do not rise from {least_ns}. {_NOTHING_KEPT}")
+    if times and times[-1] >= span.end_ns:
+        raise WrongPage(f"{asked.path} gave times up to {times[-1]}, and was asked for those before {span.end_ns}. {_NOTHING_KEPT}")
+    if answer.status == "DELAYED" and span.end_ns > time_ms * NS_PER_MS - _DELAYED_NS:
+        raise WrongPage(f"{asked.path} is of a plan that gives the last 15 minutes late. Ask again when they have come.")
+    if following is not None and following.partition("?")[0] != asked.path.partition("?")[0]:
+        raise WrongPage(f"{asked.path} names {following} as its next page, which is of something else. {_NOTHING_KEPT}")
+    if following == asked.path:
+        raise WrongPage(f"{asked.path} leads back to itself: the provider repeats its cursor. {_NOTHING_KEPT}")
+    width_ns = _WINDOWS[span.channel][1] if bars else 0
+    reached_ns = times[-1] + width_ns if times else 0
+    after = times[-1] + bars if times else least_ns
+    rest = None if following is None else Request(following, after=str(after))
+    return Page(len(answer.results), reached_ns, rest, unreadable=unreadable(answer.results))
+
+
+_NOTHING_KEPT: Final = "Nothing of it was kept."
+
+
+def _path(url: str) -> str:
+    """Path and query of the page that follows. Its host is the provider's own, whoever was asked. Raises ValueError."""
+    parts = urlsplit(url)
+    path = f"{parts.path}?{parts.query}"
+    if not parts.path.startswith("/") or not path.isascii() or not path.isprintable() or " " in path:
+        raise ValueError(f"next_url {url!r} leads nowhere")
+    return path
+
+
+def _ticker(span: Span) -> str:
+    """The provider's own spelling of a canonical symbol; of pairs it has two."""
+    if span.feed == "crypto":
+        return "X:" + span.symbol.replace("/", "" if span.channel in _WINDOWS else "-")
+    return f"O:{span.symbol}" if span.feed == "options" else span.symbol
+
+
+class TradeRow(msgspec.Struct):
+    """`{"conditions":[12,41],"correction":0,"decimal_size":"100.0","exchange":11,"id":"1","participant_timestamp":1517562000015577000,
+    "price":171.55,"sequence_number":1063,"sip_timestamp":1517562000016036600,"size":100,"tape":3,"trf_id":201,...}`;
+    options have no `id`"""
+
+    exchange: int
+    price: float
+    size: float
+    sip_timestamp: Int64  # the stream's `t`
+    sequence_number: Int64 | None = None
+    id: str | None = None
+    decimal_size: str | None = None
+    conditions: list[int] | None = None
+    trf_id: int | None = None
+    correction: int | None = None
+
+    @property
+    def time_ns(self) -> int:
+        return self.sip_timestamp
+
+
+class QuoteRow(msgspec.Struct):
+    """`{"ask_exchange":11,"ask_price":171.6,"ask_size":100,"bid_exchange":12,"bid_price":171.5,"bid_size":200,"conditions":[1],
+    "indicators":[604],"participant_timestamp":...,"sequence_number":1063,"sip_timestamp":...,"tape":3}`; either side may be absent"""
+
+    sip_timestamp: Int64
+    ask_exchange: int | None = None
+    ask_price: float | None = None
+    ask_size: float | None = None
+    bid_exchange: int | None = None
+    bid_price: float | None = None
+    bid_size: float | None = None
+    conditions: list[int] | None = None
+    sequence_number: Int64 | None = None
+
+    @property
+    def time_ns(self) -> int:
+        return self.sip_timestamp
+
+
+class _CryptoTrade(msgspec.Struct):
+    """`{"conditions":[2],"exchange":1,"id":"191450341","participant_timestamp":...,"price":35059.99,"received_timestamp":...,
+    "size":0.0058883}`"""
+
+    exchange: int
+    price: float
+    size: float
+    participant_timestamp: Int64  # the stream's `t`
+    id: str | None = None
+    conditions: list[int] | None = None
+    correction: int | None = None
+
+    @property
+    def time_ns(self) -> int:
+        return self.participant_timestamp
+
+
+class PastBarRow(msgspec.Struct):
+    """`{"c":75.0875,"h":75.15,"l":73.7975,"n":1,"o":74.06,"t":1577941200000,"v":135647456,"vw":74.6099}`; `t` is the window's start"""
+
+    t: Int64
+    o: float
+    h: float
+    l: float  # noqa: E741 the wire's own name
+    c: float
+    v: float
+    vw: float | None = None
+    n: Int64 | None = None
+
+    @property
+    def time_ns(self) -> int:
+        return self.t * NS_PER_MS
+
+
+_Row = TypeVar("_Row")
+
+
+class _Answer(msgspec.Struct, Generic[_Row]):
+    """`{"status":"OK","request_id":"a47d..","next_url":"https://api.massive.com/v3/trades/AAPL?cursor=YWN0...","results":[...]}`; bars
+    name their `ticker`, and have no `results` where there are none"""
+
+    status: str = ""
+    results: list[_Row] = []
+    next_url: str | None = None
+    ticker: str = ""
+    error: str = ""
+    message: str = ""
+
+
+_RAW_ROWS: Final = whole_numbers.reading(msgspec.json.Decoder(_Answer[msgspec.Raw]).decode)
+
+
+def _answers(row: Any) -> Callable[[bytes], _Answer[Any]]:
+    """Decodes a page of such rows; one that cannot be read is rejected alone."""
+    whole = whole_numbers.reading(msgspec.json.Decoder(_Answer[row]).decode)
+    one: Callable[[bytes], Any] = whole_numbers.reading(msgspec.json.Decoder(row).decode)
+
+    def answer(body: bytes) -> _Answer[Any]:
+        try:
+            return whole(body)
+        except msgspec.ValidationError:
+            found: _Answer[Any] = _RAW_ROWS(body)
+            found.results = each_row(found.results, one)
+            return found
+
+    return answer
+
+
+_ANSWERS: Final[dict[str, Callable[[bytes], _Answer[Any]]]] = {
+    "T": _answers(TradeRow),
+    "Q": _answers(QuoteRow),
+    "XT": _answers(_CryptoTrade),
+    **dict.fromkeys(_WINDOWS, _answers(PastBarRow)),
+}
+
+
+def events_of(channel: str, symbol: str, time_ms: int, body: bytes) -> Sequence[Event | Notice | Reject]:
+    """The events of a page as the stream would have sent them, with their times in ns. `symbol`: canonical.
+
+    A notice is about the trade before it: that was corrected since. A reject stands for one that cannot be read. Raises what decoding bytes
+    may raise, KeyError for another channel."""
+    rows = _ANSWERS[channel](body).results
+    found = as_events(channel, symbol, time_ms, rows)
+    if not any(row.correction for row in readable(rows) if hasattr(row, "correction")):
+        return found
+    return marked(symbol, found, rows, [bytes(text).decode("utf-8", "replace") for text in _RAW_ROWS(body).results])
+
+
+def as_events(channel: str, symbol: str, time_ms: int, rows: Sequence[Any]) -> list[Event | Reject]:
+    """The events of rows, which may have been rejected. Bars that late trades no longer revised when they were fetched (ms) are final."""
+    if channel in _WINDOWS:
+        revised_ns = time_ms * NS_PER_MS - _REVISED_NS - _WINDOWS[channel][1]
+        return [row if isinstance(row, Reject) else _past_bar(symbol, row, revised_ns) for row in rows]
+    to_event: Callable[[str, Any], Event] = _quote if channel == "Q" else _crypto_trade if channel == "XT" else _trade
+    return [row if isinstance(row, Reject) else to_event(symbol, row) for row in rows]
+
+
+def _past_bar(symbol: str, row: PastBarRow, revised_ns: int) -> PastBar:
+    return PastBar(symbol, row.t, row.o, row.h, row.l, row.c, row.v, row.vw, n=row.n, final=row.time_ns < revised_ns)
+
+
+def _trade(symbol: str, row: TradeRow) -> Trade:
+    return Trade(
+        sym=symbol,
+        x=row.exchange,
+        p=row.price,
+        s=row.size,
+        t=row.sip_timestamp,
+        q=row.sequence_number,
+        i=row.id,
+        ds=row.decimal_size,
+        c=row.conditions,
+        trfi=row.trf_id,
+    )
+
+
+def _crypto_trade(symbol: str, row: _CryptoTrade) -> CryptoTrade:
+    return CryptoTrade(pair=symbol, p=row.price, s=row.size, t=row.participant_timestamp, x=row.exchange, i=row.id, c=row.conditions)
+
+
+def _quote(symbol: str, row: QuoteRow) -> Quote:
+    return Quote(
+        sym=symbol,
+        t=row.sip_timestamp,
+        bx=row.bid_exchange,
+        bp=row.bid_price,
+        bs=row.bid_size,
+        ax=row.ask_exchange,
+        ap=row.ask_price,
+        as_=row.ask_size,
+        c=row.conditions,
+        q=row.sequence_number,
+    )
+
+
+def marked(symbol: str, found: Sequence[Event | Reject], rows: Sequence[Any], texts: Sequence[str]) -> list[Event | Notice | Reject]:
+    """With a notice behind each trade whose `correction` says that it is not as it was reported at first.
+
+    `texts`: the rows as they came."""
+    times = in_range(integers([None if isinstance(row, Reject) else row.time_ns for row in rows])).to_pylist()
+    marked: list[Event | Notice | Reject] = []
+    for event, row, ns, text in zip(found, rows, times, texts, strict=True):
+        marked.append(event)
+        if not isinstance(row, Reject) and row.correction:
+            marked.append(Notice("correction", text, symbol or None, ns))
+    return marked

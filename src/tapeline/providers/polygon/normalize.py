@@ -1,0 +1,394 @@
+"""Massive, formerly Polygon.io: what the wire's events of stocks, options and crypto mean, and the session that asks for them.
+
+Facts: Massive's WebSocket documentation. Every frame is a JSON array of mixed events; the tag is `ev`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, Final, TypeAlias
+
+import msgspec
+import pyarrow as pa
+
+from tapeline.providers.decoding.arrays import ArrayDecoder
+from tapeline.providers.decoding.inexact import JsonNumbers
+from tapeline.providers.history import Asked, decode_pages
+from tapeline.providers.normalizing import (
+    DAILY_ID,
+    NO_NAMES,
+    SAME_CONTENT,
+    UNREADABLE,
+    Channel,
+    Columns,
+    Events,
+    Frames,
+    Notice,
+    Reject,
+    but_zero,
+    epoch_ns,
+    flags,
+    floats,
+    in_range,
+    integers,
+    joined,
+    side_of,
+    texts,
+)
+from tapeline.providers.polygon import files as polygon_files
+from tapeline.providers.polygon import history as polygon_history
+from tapeline.providers.polygon.wire import (
+    Bar,
+    CryptoBar,
+    CryptoQuote,
+    CryptoSecondBar,
+    CryptoTrade,
+    PastBar,
+    Quote,
+    SecondBar,
+    Status,
+    Trade,
+)
+from tapeline.providers.session import FeedSettings, Plan, Reply, Trouble, gravest, us_name_problem, without
+from tapeline.records import NS_PER_S, Identity
+from tapeline.secret import Secret
+
+STOCK_EXCHANGES: Final = {
+    1: "XASE", 2: "XBOS", 3: "XCIS", 4: "FINR", 6: "XISE", 7: "EDGA", 8: "EDGX", 9: "XCHI", 10: "XNYS", 11: "ARCX", 12: "XNAS",
+    14: "LTSE", 15: "IEXG", 16: "CBSX", 17: "XPHL", 18: "BATY", 19: "BATS", 20: "EPRL", 21: "MEMX", 23: "TXSE", 62: "OOTC",
+}  # fmt: skip
+#: FINRA's trade reporting facilities, which a trade off exchange names beside exchange 4.
+TRADE_REPORTING_FACILITIES: Final = {201: "FINY", 202: "FINN", 203: "FINC"}
+OPTION_EXCHANGES: Final = {302: "XCBO", 308: "XISX"}
+CRYPTO_EXCHANGES: Final = {1: "coinbase", 2: "bitfinex", 6: "bitstamp", 10: "binance", 23: "kraken"}
+
+
+#: Makes ns of the counts that events have for times.
+Times: TypeAlias = Callable[[pa.Array], pa.Array]
+
+
+def _symbol(event: Any) -> str:
+    pair = getattr(event, "pair", None)
+    return str(pair).replace("-", "/") if pair is not None else str(event.sym).removeprefix("O:")
+
+
+def _venue(table: dict[int, str], code: int | None) -> str:
+    if code is None:
+        return "composite"
+    return table.get(code) or f"polygon:{code}"
+
+
+def _size(plain: float, exact: str | None) -> float:
+    """The size with its fraction where the event has one; NaN, which the checks reject, where that is no number."""
+    if exact is None:
+        return plain
+    try:
+        return float("nan") if "_" in exact else float(exact)
+    except ValueError:
+        return float("nan")
+
+
+def _sequence(events: Sequence[Trade] | Sequence[Quote]) -> pa.Array:
+    """The provider's order numbers. 0 is none: old trades of options have it."""
+    return integers([event.q or None for event in events])
+
+
+def _trades(table: dict[int, str], times: Times = epoch_ns) -> Any:
+    def columns(events: Sequence[Trade]) -> Columns:
+        return {
+            "symbol": texts([_symbol(event) or None for event in events]),
+            "ts_ns": times(integers([event.t for event in events])),
+            "last": floats([event.p for event in events]),
+            "volume": floats([_size(event.s, event.ds) for event in events]),
+            "exchange": texts([TRADE_REPORTING_FACILITIES.get(event.trfi or 0) or _venue(table, event.x) for event in events]),
+            "sequence": _sequence(events),
+            "trade_id": texts([event.i for event in events]),
+            "conditions": joined([event.c for event in events]),
+        }
+
+    return columns
+
+
+def _quotes(table: dict[int, str], times: Times = epoch_ns) -> Any:
+    def columns(events: Sequence[Quote]) -> Columns:
+        bid, bid_size = side_of(floats([event.bp for event in events]), floats([event.bs for event in events]))
+        ask, ask_size = side_of(floats([event.ap for event in events]), floats([event.as_ for event in events]))
+        return {
+            "symbol": texts([_symbol(event) or None for event in events]),
+            "ts_ns": times(integers([event.t for event in events])),
+            "bid": bid,
+            "ask": ask,
+            "bid_size": bid_size,
+            "ask_size": ask_size,
+            "exchange": texts([_venue(table, event.bx if event.bp and event.bx is not None else event.ax) for event in events]),
+            "sequence": _sequence(events),
+            "conditions": joined([_listed(event.c) for event in events]),
+        }
+
+    return columns
+
+
+def _listed(codes: int | list[int] | None) -> list[int] | None:
+    return [codes] if isinstance(codes, int) else codes
+
+
+def _bars(interval: str) -> Any:
+    def columns(events: Sequence[Bar]) -> Columns:
+        return {
+            "symbol": texts([_symbol(event) or None for event in events]),
+            "ts_ns": epoch_ns(integers([event.s for event in events])),
+            "interval": interval,
+            "open": floats([event.o for event in events]),
+            "high": floats([event.h for event in events]),
+            "low": floats([event.l for event in events]),
+            "close": floats([event.c for event in events]),
+            "volume": floats([_size(event.v, event.dv) for event in events]),
+            "vwap": but_zero(floats([event.vw for event in events])),
+            "final": False,  # late trades may revise a bar for some 15 minutes
+            "exchange": "composite",
+        }
+
+    return columns
+
+
+def _past_bars(interval: str) -> Any:
+    def columns(events: Sequence[PastBar]) -> Columns:
+        more = {"trades": integers([event.n for event in events]), "final": flags([event.final for event in events])}
+        return {**_bars(interval)(events), **more}
+
+    return columns
+
+
+def _crypto_trades(events: Sequence[CryptoTrade], times: Times = epoch_ns) -> Columns:
+    codes = [_listed(event.c) or [] for event in events]
+    return {
+        "symbol": texts([_symbol(event) or None for event in events]),
+        "ts_ns": times(integers([event.t for event in events])),
+        "last": floats([event.p for event in events]),
+        "volume": floats([event.s for event in events]),
+        "side": texts(["sell" if 1 in some else "buy" if 2 in some else None for some in codes]),
+        "exchange": texts([_venue(CRYPTO_EXCHANGES, event.x) for event in events]),
+        "trade_id": texts([None if event.i is None else str(event.i) for event in events]),
+        "conditions": joined(codes),
+    }
+
+
+def _crypto_quotes(events: Sequence[CryptoQuote]) -> Columns:
+    bid, bid_size = side_of(floats([event.bp for event in events]), floats([event.bs for event in events]))
+    ask, ask_size = side_of(floats([event.ap for event in events]), floats([event.as_ for event in events]))
+    return {
+        "symbol": texts([_symbol(event) or None for event in events]),
+        "ts_ns": epoch_ns(integers([event.t for event in events])),
+        "bid": bid,
+        "ask": ask,
+        "bid_size": bid_size,
+        "ask_size": ask_size,
+        "exchange": texts([_venue(CRYPTO_EXCHANGES, event.x) for event in events]),
+    }
+
+
+def _control(_: Status, text: str) -> Notice:
+    return Notice("control", text)
+
+
+#: Sequence numbers repeat and go back, so a number alone tells no two events apart; the times of history are finer than the stream's.
+_QUOTE: Final = Identity(
+    ("date", "symbol", "exchange", "sequence", "bid", "ask", "bid_size", "ask_size"), "sequence", drift_ns=2 * NS_PER_S, else_by_ms=True
+)
+#: Option trades have no number in the provider's files, and an older row's is 0.
+_OPTION_TRADE: Final = Identity(
+    ("date", "symbol", "exchange", "sequence", "last", "volume"), "sequence", drift_ns=2 * NS_PER_S, counted=True
+)
+_STOCKS: Final = {
+    Trade: Channel("T", "trade", _trades(STOCK_EXCHANGES), DAILY_ID),
+    Quote: Channel("Q", "quote", _quotes(STOCK_EXCHANGES), _QUOTE),
+    Bar: Channel("AM", "bar", _bars("1m"), SAME_CONTENT["bar"]),
+    SecondBar: Channel("A", "bar", _bars("1s"), SAME_CONTENT["bar"]),
+}
+_OPTIONS: Final = {
+    Trade: Channel("T", "trade", _trades(OPTION_EXCHANGES), _OPTION_TRADE),
+    Quote: Channel("Q", "quote", _quotes(OPTION_EXCHANGES), _QUOTE),
+    Bar: Channel("AM", "bar", _bars("1m"), SAME_CONTENT["bar"]),
+    SecondBar: Channel("A", "bar", _bars("1s"), SAME_CONTENT["bar"]),
+}
+_CRYPTO: Final = {
+    CryptoTrade: Channel("XT", "trade", _crypto_trades, DAILY_ID),
+    CryptoQuote: Channel("XQ", "quote", _crypto_quotes, SAME_CONTENT["quote"]),
+    CryptoBar: Channel("XA", "bar", _bars("1m"), SAME_CONTENT["bar"]),
+    CryptoSecondBar: Channel("XAS", "bar", _bars("1s"), SAME_CONTENT["bar"]),
+}
+_MARKETS: Final[dict[str, dict[Any, Channel]]] = {"stocks": _STOCKS, "options": _OPTIONS, "crypto": _CRYPTO}
+CHANNELS: Final = {feed: {channel.name: channel for channel in market.values()} for feed, market in _MARKETS.items()}
+
+
+def _past(market: dict[Any, Channel], trades: Any, quotes: Any = None) -> dict[str, Channel]:
+    """The channels of a market for what a page of its history holds: its times are ns, and of bars it says more."""
+    columns = {
+        "T": trades,
+        "XT": trades,
+        "Q": quotes,
+        **dict.fromkeys(("AM", "XA"), _past_bars("1m")),
+        **dict.fromkeys(("A", "XAS"), _past_bars("1s")),
+    }
+    return {one.name: replace(one, columns=columns[one.name]) for one in market.values() if one.name in columns}
+
+
+_PAST: Final = {
+    "stocks": _past(_STOCKS, _trades(STOCK_EXCHANGES, in_range), _quotes(STOCK_EXCHANGES, in_range)),
+    "options": _past(_OPTIONS, _trades(OPTION_EXCHANGES, in_range), _quotes(OPTION_EXCHANGES, in_range)),
+    "crypto": _past(_CRYPTO, partial(_crypto_trades, times=in_range)),
+}
+#: The keys of prices and sizes, live and over REST. (`s` of a bar is a time in ms.)
+_NUMBERS: Final = JsonNumbers("p s ds bp bs ap as o h l c v dv vw price size decimal_size bid_price bid_size ask_price ask_size".split())
+_DECODERS: Final = {feed: ArrayDecoder("ev", market, {Status: _control}) for feed, market in _MARKETS.items()}
+
+
+def decode(feed: str, frames: Frames, events: Events) -> None:
+    """Sort the events of one feed (`stocks`, `options`, `crypto`): of array frames, and of pages of its history."""
+    decoder = _DECODERS.get(feed)
+    if decoder is not None:
+        events.inexact += frames.inexact(_NUMBERS)
+        decoder(decode_pages(frames, events, _PAST[feed], partial(_page_events, events)), events)
+        return
+    for row, frame in frames:
+        events.seen += 1
+        events.rejects.add(Reject(f"unknown polygon feed ({feed!r})", frame), row, 0)
+
+
+def _page_events(events: Events, asked: Asked, body: bytes) -> Sequence[polygon_history.Event | Notice | Reject]:
+    if not polygon_files.is_file(asked.path):
+        return polygon_history.events_of(asked.channel, asked.symbol, asked.time_ms, body)
+    found, inexact = polygon_files.counted_events_of(asked.channel, asked.symbol, asked.time_ms, body)
+    events.inexact += inexact
+    return found
+
+
+# The session.
+
+STREAM_URL: Final = "wss://socket.massive.com"
+HISTORY_URL: Final = "https://api.massive.com"
+#: Of S3's protocol.
+FILES_URL: Final = "https://files.massive.com"
+FILES_BUCKET: Final = "flatfiles"
+#: Whether an account may have one connection to an endpoint alone, or a few.
+ONE_CONNECTION: Final = True
+SECOND_URL: Final = ""
+DEFAULT_FEED: Final = "stocks"
+PASSING: Final[frozenset[int]] = frozenset()
+SECRET_KINDS: Final[tuple[str, ...]] = ("key",)
+#: Well under the megabyte that the provider's own clients allow a message.
+_TOPICS_PER_MESSAGE: Final = 500
+_COOL_DOWN_S: Final = 60.0
+
+
+class _StatusFrame(msgspec.Struct):
+    ev: str = ""
+    status: str = ""
+    message: str = ""
+
+
+_STATUSES: Final = msgspec.json.Decoder(list[_StatusFrame])
+
+
+def _compact(frame: bytes) -> bytes:
+    """The beginning of a frame without the spaces that JSON allows."""
+    return frame[:32].translate(None, b" \t\r\n")
+
+
+class PolygonSession:
+    """Greeting, auth, subscribe; each topic is acknowledged by name, an unknown one not at all."""
+
+    def __init__(self, key: Secret, topics: Sequence[str]) -> None:
+        self._key = key
+        self._topics = topics
+        self._missing = dict.fromkeys(topics)
+
+    def opened(self) -> Sequence[bytes]:
+        return ()
+
+    def received(self, frame: bytes) -> Reply | None:
+        if not _compact(frame).startswith(b'[{"ev":"status"'):
+            return None
+        try:
+            statuses = _STATUSES.decode(frame)
+        except UNREADABLE:
+            return Reply()
+        send: list[bytes] = []
+        troubles: list[Trouble | None] = []
+        for status in statuses:
+            if status.status == "connected":
+                send.append(msgspec.json.encode({"action": "auth", "params": self._key.reveal()}))
+            elif status.status == "auth_success":
+                send += self._subscribe()
+            elif status.status == "success":
+                self._missing.pop(status.message.removeprefix("subscribed to: "), None)
+            else:
+                troubles.append(self._trouble(status))
+        return Reply(send, gravest(trouble for trouble in troubles if trouble is not None))
+
+    def _subscribe(self) -> list[bytes]:
+        size = _TOPICS_PER_MESSAGE
+        groups = [self._topics[at : at + size] for at in range(0, len(self._topics), size)]
+        return [msgspec.json.encode({"action": "subscribe", "params": ",".join(some)}) for some in groups]
+
+    def _trouble(self, status: _StatusFrame) -> Trouble | None:
+        message = without(status.message.strip(), self._key).rstrip(".")
+        said = f"polygon says {status.status}{': ' if message else ''}{message}."
+        match status.status:
+            case "auth_failed":
+                return Trouble(f"{said} Check the key (TAPELINE_POLYGON_KEY) and that the plan includes websockets.", "stop")
+            case "max_connections":
+                return Trouble(f"{said} Another process holds this key's connection; end it.", "reconnect", _COOL_DOWN_S)
+            case "error" if "access real-time" in status.message:
+                return Trouble(f'{said} Set url = "wss://delayed.massive.com" for this provider.', "stop")
+            case "error":
+                return Trouble(f"{said} Topics outside the plan are refused; the others go on.", "warn")
+            case "auth_timeout" | "slow_consumer" | "force_disconnect":
+                return Trouble(said, "reconnect")
+        return None
+
+    def channel(self, frame: bytes) -> bytes | None:
+        head = _compact(frame)
+        if not head.startswith(b'[{"ev":"') or head.startswith(b'[{"ev":"status"'):
+            return None
+        return head[8 : head.find(b'"', 8)]
+
+    def missing(self) -> Sequence[str]:
+        return list(self._missing)
+
+
+def name_problem(feed: str, symbol: str, names: Mapping[str, str] = NO_NAMES) -> str:
+    """Why events of a canonical symbol would not be kept under that name; empty: they are."""
+    del names
+    return us_name_problem(feed, symbol)
+
+
+def symbol_of(feed: str, symbol: str, names: Mapping[str, str] = NO_NAMES) -> str:
+    """The canonical symbol, of itself or of the provider's own name for it (`BTC-USD`, `O:SPY251219C00650000`)."""
+    del names
+    return symbol.removeprefix("X:").replace("-", "/") if feed == "crypto" else symbol.removeprefix("O:")
+
+
+def subscription(feed: str, topic: str, names: Mapping[str, str] = NO_NAMES) -> tuple[str, str] | None:
+    """The channel and the canonical symbol of a topic (`T.AAPL`, `T.O:SPY251219C00650000`, `XT.BTC-USD`); None for one that has none."""
+    del names
+    channel, _, symbol = topic.partition(".")
+    return (channel, symbol_of(feed, symbol)) if channel in CHANNELS.get(feed, {}) and symbol else None
+
+
+def plans(settings: FeedSettings) -> list[Plan]:
+    """One connection: an account has one for each market."""
+    topics = [f"{channel}.{symbol}" for channel in settings.channels for symbol in settings.symbols]
+    return [
+        Plan(
+            provider="polygon",
+            feed=settings.feed,
+            name=f"polygon-{settings.feed}",
+            url=f"{settings.url or STREAM_URL}/{settings.feed}",
+            topics=topics,
+            session=partial(PolygonSession, settings.key, topics),
+            rotate_after_s=settings.rotate_after_s,
+        )
+    ]

@@ -1,0 +1,165 @@
+"""SQL over the lake: DuckDB views of its tables, each the latest committed state."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Final
+
+import duckdb
+import pyarrow as pa
+from deltalake.exceptions import DeltaError, TableNotFoundError
+
+from tapeline.errors import ConfigError, DiskTrouble
+from tapeline.records import AMENDING, AMENDS, NORMALIZED_TOPICS, Topic
+from tapeline.stores.lake.files import check_format, for_duckdb, table_at, unreadable
+from tapeline.stores.lake.reading import NO_DOWNLOADS
+
+#: The last revision of each bar; `bar_revisions` has them all.
+_ROWS_AT_ONCE: Final = 5_000
+_BARS: Final = """
+CREATE VIEW bars AS SELECT * FROM bar_revisions
+QUALIFY row_number() OVER (
+    PARTITION BY provider, feed, symbol, "interval", ts_ns ORDER BY received_ns DESC, raw_partition DESC, raw_offset DESC, raw_index DESC
+) = 1
+"""
+
+#: The notices that take back a trade, and the trades that none takes back.
+_AMENDMENTS: Final = f"""
+CREATE VIEW amendments AS SELECT provider, feed, symbol, date, amends.exchange AS exchange, amends.trade_id AS trade_id, kind, ts_ns, detail
+FROM (SELECT *, regexp_extract(detail, '{AMENDS}', ['exchange', 'trade_id']) AS amends FROM notices WHERE kind IN {AMENDING})
+WHERE amends.trade_id <> ''
+"""  # noqa: S608 constants of our own
+_TRADES: Final = """
+CREATE VIEW trades AS SELECT * FROM (SELECT * FROM ticks WHERE kind = 'trade')
+ANTI JOIN amendments USING (provider, feed, symbol, date, exchange, trade_id)
+"""
+
+_READING: Final = frozenset(
+    {duckdb.StatementType.SELECT, duckdb.StatementType.MULTI, duckdb.StatementType.PRAGMA, duckdb.StatementType.CALL}
+)
+#: Bars that no market has had, kept as they came: the same rule as normalize counts by.
+_SUSPECTS: Final = """
+CREATE VIEW suspects AS SELECT * FROM bar_revisions
+WHERE "open" < low OR "open" > high OR "close" < low OR "close" > high OR trades < 0
+"""
+#: What is there, and what is not; times for people beside the exact ones. An end that is null: it goes on.
+_COVERAGE: Final = """
+CREATE VIEW coverage AS
+SELECT * EXCLUDE (evidence, first_id, last_id), make_timestamp_ns(start_ns) AS "start", make_timestamp_ns(end_ns) AS "end",
+    evidence, first_id, last_id
+FROM ledger
+"""
+_GAPS: Final = "CREATE VIEW gaps AS SELECT * FROM coverage WHERE state IN ('open', 'repairing', 'unrecoverable')"
+
+
+def connect(lake: Path, ledger: pa.Table | None = None) -> duckdb.DuckDBPyConnection:
+    """An in-memory DuckDB with the views ticks, trades, amendments, bars, bar_revisions, suspects, notices and rejected.
+
+    Nothing is downloaded.
+
+    `ledger`: the rows of the views `coverage` and `gaps`, as `Ledger.intervals` gives them; without it there are no such views."""
+    with ThreadPoolExecutor(1) as starter:
+        starting = starter.submit(_started)  # DuckDB takes as long to start as the logs to be read
+        files = {topic: _files(lake / topic.table) for topic in NORMALIZED_TOPICS}
+        db = starting.result()
+    for topic in NORMALIZED_TOPICS:
+        name = "bar_revisions" if topic.table == "bars" else topic.table
+        if files[topic]:
+            db.read_parquet(files[topic], hive_partitioning=True).create_view(name)
+        else:
+            db.register(name, _empty(topic))
+    for view in (_BARS, _AMENDMENTS, _TRADES, _SUSPECTS):
+        db.execute(view).fetchall()
+    if ledger is not None:
+        db.register("ledger", ledger)
+        for view in (_COVERAGE, _GAPS):
+            db.execute(view).fetchall()
+    return db
+
+
+def fence(db: duckdb.DuckDBPyConnection, lake: Path) -> None:
+    """From now on, and for good, the connection reaches no file but the lake's, and nothing over a network."""
+    # As a path, and as what `connect` makes of it.
+    folders = sorted({f"{lake}/", *for_duckdb([f"{lake}/"])})
+    listed = ", ".join("'" + folder.replace("'", "''") + "'" for folder in folders)
+    db.execute(f"SET allowed_directories = [{listed}]").fetchall()
+    db.execute("SET enable_external_access = false; SET lock_configuration = true").fetchall()
+
+
+def only_reads(db: duckdb.DuckDBPyConnection, statement: str) -> bool:
+    """Whether a statement can write nothing: a SELECT in any of its forms, or what explains one."""
+    explained = re.match(r"\s*explain(\s+analyze)?\b", statement, re.IGNORECASE)
+    if explained is not None:
+        return only_reads(db, statement[explained.end() :])
+    return all(one.type in _READING for one in db.extract_statements(statement))
+
+
+def _started() -> duckdb.DuckDBPyConnection:
+    db = duckdb.connect(config=NO_DOWNLOADS)
+    db.execute("SET TimeZone = 'UTC'; SET parquet_metadata_cache = true").fetchall()
+    return db
+
+
+def relation(table: pa.Table, connection: duckdb.DuckDBPyConnection | None) -> duckdb.DuckDBPyRelation:
+    """A table in memory as a relation of a connection; None: of DuckDB's own default one. Nothing is downloaded for it.
+
+    Its timestamps are TIMESTAMP_NS in UTC: DuckDB has a type of nanoseconds with a zone, but few of its functions take that.
+    """
+    zoned = {field.name for field in table.schema if pa.types.is_timestamp(field.type)}
+    plain = [field.with_type(pa.timestamp("ns")) if field.name in zoned else field for field in table.schema]
+    return (connection or duckdb.default_connection()).from_arrow(table.cast(pa.schema(plain)))
+
+
+def find(lake: Path, table: str, condition: str, values: list[Any]) -> list[dict[str, Any]]:
+    """Rows of a table with the name of the file that holds each. `condition` is SQL of the caller's own, `values` its parameters."""
+    return list(each(lake, table, condition, values))
+
+
+def each(lake: Path, table: str, condition: str = "true", values: Sequence[Any] = ()) -> Iterator[dict[str, Any]]:
+    """As `find`, a few rows in memory at a time."""
+    files = _files(lake / ("bars" if table == "bar_revisions" else table))
+    if not files:
+        return
+    try:
+        with duckdb.connect() as db:
+            db.read_parquet(files, hive_partitioning=True, filename=True).create_view("found")
+            query = f"SELECT * FROM found WHERE {condition}"  # noqa: S608 no text of a user's
+            for batch in db.sql(query, params=list(values)).to_arrow_reader(_ROWS_AT_ONCE):
+                yield from batch.to_pylist()
+    except (duckdb.Error, OSError) as error:
+        raise _damaged(lake, error) from error
+
+
+def meaning(lake: Path, error: duckdb.Error) -> DiskTrouble | ConfigError:
+    """What an error of a query that a person wrote means: a file of the lake that cannot be read, or the query."""
+    # Of a file whose inside is damaged DuckDB says no name, and no kind of error.
+    if type(error) is duckdb.Error or str(lake) in str(error):
+        return _damaged(lake, error)
+    return ConfigError(f"DuckDB: {error}")
+
+
+def _damaged(lake: Path, error: Exception) -> DiskTrouble:
+    return DiskTrouble(
+        f"The lake at {lake} cannot be read: {error}. Ask again if a file was removed meanwhile; else `tapeline lake check` names the "
+        "file, and `tapeline lake repair` makes it again."
+    )
+
+
+def _files(table: Path) -> list[str]:
+    try:
+        found = table_at(table)
+    except TableNotFoundError:
+        return []
+    except (OSError, DeltaError) as error:
+        raise unreadable(table, error) from error
+    check_format(found, table)
+    names = pa.table(found.get_add_actions(flatten=True))["path"].to_pylist()
+    return for_duckdb(table / name for name in names)
+
+
+def _empty(topic: Topic) -> pa.Table:
+    extra = [pa.field("ts", pa.timestamp("us", "UTC")), pa.field("date", pa.date32())]
+    return pa.schema([*topic.schema, *extra]).empty_table()

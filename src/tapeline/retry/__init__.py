@@ -1,0 +1,1 @@
+"""The one backoff and the one loop that retries."""

@@ -1,0 +1,62 @@
+"""Massive (Polygon.io) as a provider: three clusters, and accounts that may hold so many connections at once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tapeline.simulators.accounts import Accounts
+from tapeline.simulators.polygon.files import PolygonFiles
+from tapeline.simulators.polygon.history import PolygonHistory
+from tapeline.simulators.polygon.session import PolygonSession, Rules
+from tapeline.simulators.polygon.tape import CHANNELS, PolygonTape
+from tapeline.simulators.quota import Quota
+from tapeline.simulators.session import Reply
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from tapeline.simulators.events import Event, Topic
+    from tapeline.simulators.faults import Faults
+    from tapeline.simulators.options import VenueOptions
+    from tapeline.simulators.session import Request, Session
+
+
+class Polygon:
+    """See session.Provider."""
+
+    def __init__(self, options: VenueOptions, faults: Faults, clock: Callable[[], int]) -> None:
+        if "evict_oldest" in faults and "refuse_newcomer" in faults:
+            raise ValueError("evict_oldest and refuse_newcomer contradict each other: choose one")
+        self.tape = PolygonTape(options.symbols, options.seed, faults)
+        self._symbols: dict[str, list[str]] = {feed: [] for feed in CHANNELS}
+        for one in self.tape.instruments():
+            self._symbols[one.feed].append(one.symbol)
+        self._rules = Rules(
+            accounts=Accounts(options.max_connections),
+            evict_oldest="refuse_newcomer" not in faults,
+            refused_logins=Quota(faults.number("auth_refused")),
+            refused_connections=Quota(faults.number("connection_limit")),
+            not_authorized=faults.text("not_authorized"),
+            delayed_plan="delayed_plan" in faults,
+        )
+        self._history = PolygonHistory(faults, clock)
+        self.files = PolygonFiles(faults, self._history.rows, self._history.edges).answer
+
+    def enter(self, request: Request) -> Session | Reply:
+        feed = request.path.strip("/")
+        return PolygonSession(feed, self._rules) if feed in CHANNELS else Reply(404, b"404 Not Found")
+
+    def get(self, request: Request) -> Reply | None:
+        return self._history.answer(request)
+
+    def happened(self, events: Sequence[Event]) -> None:
+        for event in events:
+            self._history.keep(event)
+        for topic, row in self.tape.ended:
+            self._history.keep_bar(topic, row)
+        self.tape.ended.clear()
+
+    def resolve(self, topic: Topic) -> list[Topic]:
+        if topic.symbol != "*":
+            return [topic]
+        return [topic._replace(symbol=symbol) for symbol in self._symbols[topic.feed]]

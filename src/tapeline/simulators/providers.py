@@ -1,0 +1,25 @@
+"""Which provider a name means."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tapeline.simulators.alpaca.provider import Alpaca
+from tapeline.simulators.binance.provider import Binance
+from tapeline.simulators.polygon.provider import Polygon
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tapeline.simulators.faults import Faults
+    from tapeline.simulators.options import VenueOptions
+    from tapeline.simulators.session import Provider
+
+
+def provider_of(options: VenueOptions, faults: Faults, clock: Callable[[], int]) -> Provider:
+    """The provider that the options name; ValueError when it cannot do what they ask for."""
+    if options.captures and options.name != "binance":
+        raise ValueError(f"recordings to replay are Binance's: {options.name} has none")
+    if options.name == "binance":
+        return Binance(options, faults, clock)
+    return Polygon(options, faults, clock) if options.name == "polygon" else Alpaca(options, faults, clock)

@@ -1,0 +1,120 @@
+"""Replay of recorded frames, on one clock for the whole venue.
+
+A recording is gzip text (or plain), one frame a line: the receive time in nanoseconds, a blank, and the exact JSON of a
+combined-stream frame. Lines that are no stream's frame (REST snapshots among them) are passed over. A stream is
+replayed only to those who subscribed to it.
+"""
+
+from __future__ import annotations
+
+import gzip
+import heapq
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from tapeline.simulators.events import Event, Topic
+from tapeline.simulators.source import BATCH
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+
+    from tapeline.simulators.options import VenueOptions
+
+SETTLE_S: Final = 0.3  # from the first subscription to the first frame, so that several requests count as one
+_IDS: Final = {"trade": "t", "aggTrade": "a"}
+_HEAD: Final = b'{"stream":"'
+_DATA: Final = b'","data":'
+
+
+class Replay:
+    """Recorded events, at `speed` times the recorded pace or (0) as fast as the client reads.
+
+    At speed 0 the replay waits while nobody is subscribed; otherwise its clock runs on, as an exchange's does.
+    """
+
+    def __init__(self, options: VenueOptions) -> None:
+        self.behind = False
+        self._speed = options.speed
+        self._left = options.limit
+        self._files = ExitStack()
+        self._records = _merged(options.captures, self._files)
+        self._next: tuple[int, Event] | None = None
+        self._wanted: frozenset[Topic] = frozenset()
+        self._ready_s: float | None = None  # when the settling is over
+        self._start: tuple[float, int] | None = None  # loop seconds and receive time of the beginning
+
+    def open(self) -> None:
+        """Read up to the first frame. OSError or ValueError when a recording cannot be read."""
+        try:
+            self._next = next(self._records, None)
+        except (OSError, ValueError):
+            self.close()
+            raise
+
+    def heard(self, wanted: frozenset[Topic], now_s: float) -> None:
+        if wanted and not self._wanted and (self._start is None or self._speed == 0):
+            self._ready_s = now_s + SETTLE_S
+        self._wanted = wanted
+
+    def take(self, now_s: float) -> list[Event]:
+        self.behind = False
+        if self._ready_s is None or now_s < self._ready_s or (self._speed == 0 and not self._wanted):
+            return []
+        if self._start is None and self._next is not None:
+            self._start = (now_s, self._next[0])
+        made: list[Event] = []
+        while self._next is not None and self._left != 0 and self._due(self._next[0], now_s):
+            if len(made) >= BATCH:
+                self.behind = True
+                break
+            event = self._next[1]
+            if event.topic in self._wanted:
+                made.append(event)
+                self._left = None if self._left is None else self._left - 1
+            self._next = next(self._records, None)
+        return made
+
+    def close(self) -> None:
+        """Close the recordings."""
+        self._files.close()
+
+    def _due(self, received_ns: int, now_s: float) -> bool:
+        if self._speed == 0:
+            return True
+        assert self._start is not None
+        began_s, first_ns = self._start
+        return received_ns - first_ns <= (now_s - began_s) * self._speed * 1e9
+
+
+def _merged(paths: tuple[Path, ...], files: ExitStack) -> Iterator[tuple[int, Event]]:
+    """All recordings in the order of their receive times."""
+    return heapq.merge(*(_records(path, files) for path in paths), key=lambda record: record[0])
+
+
+def _records(path: Path, files: ExitStack) -> Iterator[tuple[int, Event]]:
+    file = files.enter_context(path.open("rb"))
+    lines: Iterable[bytes] = files.enter_context(gzip.GzipFile(fileobj=file)) if path.suffix == ".gz" else file
+    topics: dict[bytes, Topic] = {}
+    for number, line in enumerate(lines, 1):
+        received, _, text = line.rstrip().partition(b" ")
+        stream, found, data = text.removeprefix(_HEAD).partition(_DATA)
+        if not (found and text.startswith(_HEAD) and received.isdigit()):
+            continue
+        topic = topics.get(stream)
+        if topic is None:
+            symbol, _, channel = stream.decode().partition("@")
+            topic = topics[stream] = Topic("spot", channel, symbol.upper())
+        try:
+            yield int(received), _event(topic, int(received), data[:-1])
+        except msgspec.DecodeError as error:
+            raise ValueError(f"{path}, line {number}: {error}") from None
+
+
+def _event(topic: Topic, received_ns: int, data: bytes) -> Event:
+    fields: dict[str, Any] = msgspec.json.decode(data)
+    key = "u" if topic.channel == "bookTicker" else _IDS.get(topic.channel)
+    ns = fields["T"] * 1_000_000 if isinstance(fields.get("T"), int) else received_ns
+    return Event(topic, fields.get(key) if key else None, ns, fields, data)

@@ -1,0 +1,125 @@
+"""Where a venue's events come from at the pace asked for: the generated market here, or a recording (replay.py)."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import TYPE_CHECKING, Final, Protocol
+
+import numpy as np
+
+from tapeline.simulators.market import Demand, Market
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tapeline.simulators.events import Event, Topic
+    from tapeline.simulators.faults import Faults
+    from tapeline.simulators.market import Instrument
+    from tapeline.simulators.options import VenueOptions
+    from tapeline.simulators.tape import Tape
+
+BATCH: Final = 512  # events made at once, so that sockets are looked after in between
+_DEBT_S: Final = 0.25  # a generator that was held up makes up for so many seconds at most
+_BURST: Final = 10_000
+_CALM, _BUSY, _BUSY_SHARE = 0.8, 4.0, 1 / 16  # intensities with a mean of one
+_NATURALLY_LATE: Final = {"binance": 0.0, "polygon": 0.0005, "alpaca": 0.0005}  # the share of trades
+
+
+class Source(Protocol):
+    """Events in the order in which a venue sends them."""
+
+    behind: bool  # there is more to take at once
+
+    def heard(self, wanted: frozenset[Topic], now_s: float) -> None:
+        """Somebody listens to these topics from now on (loop seconds); none: nobody listens."""
+
+    def take(self, now_s: float) -> list[Event]:
+        """The events due by now (loop seconds), at most some hundreds."""
+
+    def close(self) -> None:
+        """Let go of files, if any."""
+
+
+class Generated:
+    """The market's events at `rate` a second on average, in bursts, for the topics wanted."""
+
+    def __init__(self, options: VenueOptions, tape: Tape, faults: Faults, clock: Callable[[], int]) -> None:
+        self.behind = False
+        self._tape = tape
+        self._rate = options.rate
+        self._left = options.limit
+        self._market = Market(options.seed, late=faults.number("late_report") or _NATURALLY_LATE[options.name])
+        self._random = np.random.default_rng([options.seed, 1])
+        self._clock = clock
+        self._skew_ns = int((faults.number("clock_skew") or 0.0) * 1e9)
+        self._burst_s = faults.number("burst")
+        self._next_burst_s = 0.0
+        self._plan: dict[Instrument, frozenset[str]] = {}
+        self._demand: list[Demand] = []
+        self._owed = 0.0
+        self._last_s = 0.0
+        self._last_ns = 0
+
+    def heard(self, wanted: frozenset[Topic], now_s: float) -> None:
+        if not self._demand:  # nothing was generated while nobody listened, and nothing is made up for
+            self._last_s, self._owed = now_s, 0.0
+            self._last_ns = max(self._now_ns(), self._last_ns)
+            self._next_burst_s = now_s + (self._burst_s or 0.0)
+        self._plan = _plan(self._tape.instruments(), wanted)
+        kinds = {one: self._tape.kinds(channels) for one, channels in self._plan.items()}
+        self._tape.listen(self._plan, self._last_ns)
+        self._demand = [Demand(one, *wants) for one, wants in kinds.items() if any(wants)]
+
+    def take(self, now_s: float) -> list[Event]:
+        if not self._demand or self._left == 0:
+            self.behind = False
+            return []
+        self._owe(now_s)
+        now_ns = self._now_ns()
+        made: list[Event] = []
+        # Everything up to the last tick has been told: a bar that ended by then holds all its trades.
+        self._tape.due(self._last_ns, made)
+        timed = len(made)
+        quota = int(min(self._owed, BATCH))
+        while len(made) - timed < quota:
+            had = len(made)
+            ticks = self._market.draw(quota - (had - timed), self._demand, self._last_ns, now_ns)
+            self._last_ns = max(now_ns, ticks[-1].ns)
+            for tick in ticks:
+                self._tape.tell(tick, self._plan[tick.instrument], made)
+            self._owed -= max(len(made) - had, 1)
+            if len(made) == had:  # bars only: trades happen, and nobody hears of them one by one
+                self._owed -= len(ticks) - 1
+                break
+        self._last_ns = max(self._last_ns, now_ns)
+        self.behind = self._owed >= 1
+        return self._within_limit(made)
+
+    def close(self) -> None:
+        """A generated market holds no files."""
+
+    def _owe(self, now_s: float) -> None:
+        intensity = _BUSY if self._random.random() < _BUSY_SHARE else _CALM
+        elapsed, self._last_s = now_s - self._last_s, now_s
+        self._owed += float(self._random.poisson(min(self._rate * elapsed * intensity, 1e9)))
+        self._owed = min(self._owed, max(self._rate * _DEBT_S, BATCH))
+        if self._burst_s is not None and now_s >= self._next_burst_s:
+            self._next_burst_s = now_s + self._burst_s
+            self._owed += _BURST
+
+    def _within_limit(self, made: list[Event]) -> list[Event]:
+        if self._left is None:
+            return made
+        kept = list(islice(made, self._left))
+        self._left -= len(kept)
+        return kept
+
+    def _now_ns(self) -> int:
+        return self._clock() + self._skew_ns
+
+
+def _plan(instruments: list[Instrument], wanted: frozenset[Topic]) -> dict[Instrument, frozenset[str]]:
+    channels: dict[tuple[str, str], set[str]] = {}
+    for topic in wanted:
+        channels.setdefault((topic.feed, topic.symbol), set()).add(topic.channel)
+    return {one: frozenset(channels[one.feed, one.symbol]) for one in instruments if (one.feed, one.symbol) in channels}

@@ -1,0 +1,1 @@
+"""The stage with the sockets, and what carries its frames to the stream."""

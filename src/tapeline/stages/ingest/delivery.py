@@ -1,0 +1,289 @@
+"""Raw batches on their way into the stream: handed over at once while it takes them, through the spool on disk while it does not.
+
+An exchange cannot be slowed down. So whatever the stream does, what has been received is handed over in its order, each batch once:
+a batch is either with the producer, which delivers it however long that takes, or in the spool, which outlives the process.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Container
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+import msgspec
+import pyarrow as pa
+
+from tapeline.errors import DiskTrouble, Refused, Unavailable
+from tapeline.local.threads import beside
+from tapeline.records import RAW
+from tapeline.stages.ingest.spool import Spool, SpoolDamaged
+from tapeline.streams import Producer
+
+log = logging.getLogger(__name__)
+
+#: What the stream has not confirmed after so long, or so many bytes of it, is put on disk.
+_SLOW_S: Final = 1.0
+_MOST_UNSETTLED_BYTES: Final = 32 * 1024 * 1024
+#: So much of the spool is on its way to the stream at a time.
+_DRAIN_BYTES: Final = 8 * 1024 * 1024
+_SAY_EVERY_S: Final = 10.0
+_RECOVER_AGAIN_S: Final = 2.0
+#: What an exchange's data waits out: a stream that is away, and one that refuses, until somebody gives it back its password or rights.
+AWAY: Final = (Unavailable, Refused)
+_FULL: Final = "the spool was full"
+_LARGE: Final = "the stream takes no message as large"
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """A batch that the producer has and the stream has not confirmed."""
+
+    number: int
+    partition: int
+    batch: pa.RecordBatch
+    at: float
+    spooled: bool
+
+
+@dataclass(slots=True)
+class _Refused:
+    """Records of one connection that could not be kept."""
+
+    reason: str
+    records: int
+    from_ns: int
+    to_ns: int
+    partition: int
+
+
+class Delivery:
+    """The way from the sockets into the raw topic. Without a spool, `put` raises what the stream does, and the caller waits.
+
+    An error that nothing will end (`failure`: the stream is a newer Tapeline's, or there is a mistake in the code) is for the caller to
+    stop at; with a spool, what is received until then is in it."""
+
+    def __init__(self, producer: Producer, writer: str, spool: Spool | None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._producer, self._writer, self._spool, self._clock = producer, writer, spool, clock
+        self._number = 0
+        self._sent: deque[_Sent] = deque()
+        self._sent_bytes = 0
+        self._sent_to = 0  # the highest number that the producer has
+        self._spooling = self._recovering = self._to_drop = False
+        self._refused: dict[tuple[str, str, str], _Refused] = {}
+        self._recovery: Future[list[tuple[str, int, Container[int]]]] | None = None
+        self._say_at: dict[str, float] = {}
+        self._recover_at = 0.0
+        self._since = 0.0
+        self.refused = 0
+        self.trouble = ""
+        self.failure: Exception | None = None
+
+    def open(self) -> None:
+        """Take over what an earlier process has left in the spool. Raises DiskTrouble."""
+        if self._spool is not None:
+            self._spool.open()
+            self._number = self._spool.last
+            if self._spool.records:
+                log.warning("%d records of an earlier run wait in %s; they go to the stream first.", self._spool.records, self._spool.path)
+                self._recovering = True
+                self._spool_from_now("records of an earlier run wait there")
+
+    @property
+    def unsettled(self) -> int:
+        """Records that are handed over and that the stream has not confirmed."""
+        return sum(sent.batch.num_rows for sent in self._sent if not sent.spooled)
+
+    @property
+    def spooled(self) -> int:
+        """Records that wait on disk."""
+        return self._spool.records if self._spool is not None else 0
+
+    @property
+    def spooled_bytes(self) -> int:
+        return self._spool.bytes if self._spool is not None else 0
+
+    @property
+    def busy(self) -> bool:
+        """Whether `turn` has something to see to."""
+        return bool(self._sent or self._spooling or self._refused or self.spooled)
+
+    def put(self, partition: int, batch: pa.RecordBatch) -> None:
+        """Hand a batch on. Raises only without a spool: then nothing was taken."""
+        number = self._number + 1
+        if not self._spooling:
+            try:
+                self._send(number, partition, batch, spooled=False)
+                self._number = number
+                return
+            except Exception as error:
+                if self._spool is None:
+                    raise
+                self._note(error)
+                self._spool_from_now(str(error))
+        self._number = number
+        self._keep(number, partition, batch)
+
+    def turn(self) -> None:
+        """See what has arrived, and drain the spool as far as the stream takes it."""
+        try:
+            self._settle()
+            if self._spool is None:
+                return
+            if not self._spooling and self._sent and self._slow():
+                self._spool_from_now(self._producer.trouble or "the stream is slow or away")
+            if self._spooling:
+                self._drain(self._spool)
+        except AWAY as error:
+            self._complain("away", str(error))
+        except Exception as error:  # noqa: BLE001 it is noted, and raised by the caller
+            self._note(error)
+
+    def close(self, wait_s: float) -> int:
+        """Wait so long for what is on its way; keep the rest in the spool. Records that are lost for want of one."""
+        deadline = self._clock() + (wait_s if self._spool is None else min(wait_s, _SLOW_S))
+        while self.unsettled and self._clock() < deadline:
+            time.sleep(0.005)
+            with suppress(*AWAY):  # what cannot be dropped now is found to have arrived at the next start
+                self._settle()
+        if self._sent and self._spool is not None and not self._spooling:
+            self._spool_from_now("the stream did not confirm them before the end")
+        lost = self.unsettled
+        if self._spool is not None:
+            with suppress(DiskTrouble):
+                self._own_up(partial(self._spool.put, self._writer))
+            if self._spool.records:
+                log.warning("%d records wait in %s; the next start sends them.", self._spool.records, self._spool.path)
+            self._spool.close()
+        self._producer.close(0.0)
+        return lost + self.refused
+
+    def _send(self, number: int, partition: int, batch: pa.RecordBatch, *, spooled: bool) -> None:
+        self._producer.send(number, partition, batch)
+        self._sent.append(_Sent(number, partition, batch, self._clock(), spooled))
+        self._sent_bytes += batch.nbytes
+        self._sent_to = number
+
+    def _settle(self) -> None:
+        until = self._producer.settled()
+        while self._sent and self._sent[0].number <= until:
+            sent = self._sent.popleft()
+            self._sent_bytes -= sent.batch.nbytes
+            self._to_drop = self._to_drop or sent.spooled
+            if sent.number in self._producer.refused:
+                self._refuse(sent.partition, sent.batch, _LARGE)
+                self._complain("refused", f"{self._producer.trouble} {self.refused} received records could not be kept so far.")
+        if self._to_drop and self._spool is not None:
+            self._spool.drop(until)
+            self._to_drop = False
+        if self._refused and not self._spooling:
+            self._own_up(partial(self._send, spooled=False))
+
+    def _slow(self) -> bool:
+        return self._clock() - self._sent[0].at > _SLOW_S or self._sent_bytes > _MOST_UNSETTLED_BYTES
+
+    def _spool_from_now(self, why: str) -> None:
+        """What the producer has goes to disk as well: should this process die, the next one finds out what has arrived of it."""
+        self._spooling = True
+        self._since = self._clock()
+        self.trouble = why
+        log.error(
+            "Received records go to disk from now: %s. None is lost; they follow in order when the stream takes them.", why.rstrip(".")
+        )
+        kept = []
+        while self._sent:
+            sent = self._sent.popleft()
+            on_disk = sent.spooled or self._keep(sent.number, sent.partition, sent.batch)
+            kept.append(_Sent(sent.number, sent.partition, sent.batch, sent.at, on_disk))
+        self._sent.extend(kept)
+
+    def _keep(self, number: int, partition: int, batch: pa.RecordBatch) -> bool:
+        """Put a batch on disk, if that takes it; what the producer has not got either is then refused."""
+        assert self._spool is not None
+        try:
+            self._spool.put(self._writer, number, partition, batch)
+        except DiskTrouble as error:
+            if number > self._sent_to:
+                self._refuse(partition, batch, _FULL)
+            self._complain(
+                "refused", f"{error} {self.refused} received records could not be kept so far. Make room, or bring the stream back."
+            )
+            return False
+        return True
+
+    def _refuse(self, partition: int, batch: pa.RecordBatch, reason: str) -> None:
+        self.refused += batch.num_rows
+        keys = zip(*(batch[name].to_pylist() for name in ("provider", "feed", "connection", "received_ns")), strict=True)
+        for provider, feed, connection, received_ns in keys:
+            found = self._refused.setdefault((provider, feed, connection), _Refused(reason, 0, received_ns, received_ns, partition))
+            found.records += 1
+            found.to_ns = received_ns
+
+    def _note(self, error: Exception) -> None:
+        if not isinstance(error, AWAY) and self.failure is None:
+            self.failure = error
+            if isinstance(error, SpoolDamaged):
+                log.error("%s", error)
+                return
+            log.error("The stream failed in a way that is not waited out: %s: %s", type(error).__name__, error)
+
+    def _complain(self, what: str, text: str) -> None:
+        """Loudly, but each kind of trouble only now and again."""
+        self.trouble = text
+        if self._clock() >= self._say_at.get(what, 0.0):
+            self._say_at[what] = self._clock() + _SAY_EVERY_S
+            log.error("%s", text)
+
+    def _recovered(self, spool: Spool) -> bool:
+        """Drop what has arrived of the batches of earlier processes; whether that is known by now. Asking takes time: a thread does."""
+        if self._recovery is None:
+            if self._clock() < self._recover_at:
+                return False
+            writers = {name: since for name, since in spool.writers().items() if name != self._writer}
+            self._recovery = beside(
+                lambda: [(name, *found) for name, since in writers.items() for found in self._producer.recovered(name, since).items()],
+                "recovery",
+            )
+        if not self._recovery.done():
+            return False
+        recovery, self._recovery = self._recovery, None
+        if (error := recovery.exception()) is not None:  # that nothing was heard does not mean that nothing has arrived
+            self._recover_at = self._clock() + _RECOVER_AGAIN_S
+            raise Unavailable(f"What has arrived of an earlier run is not known yet: {error}") from error
+        for writer, partition, numbers in recovery.result():
+            spool.drop_of(writer, partition, numbers)
+        spool.inherit(self._writer)
+        self._recovering = False
+        return True
+
+    def _drain(self, spool: Spool) -> None:
+        if self._recovering and not self._recovered(spool):
+            return
+        with suppress(DiskTrouble):  # where there is no room for it, it follows what is there
+            self._own_up(partial(spool.put, self._writer))
+        while self._sent_bytes < _DRAIN_BYTES:
+            batches = list(spool.after(self._sent_to))
+            for waiting in batches:
+                self._send(waiting.number, waiting.partition, waiting.batch, spooled=True)
+            if not batches:
+                if not (self._sent and self._slow()):
+                    self._own_up(partial(self._send, spooled=False))
+                    self._spooling = False
+                    self.trouble = ""
+                    log.warning("The stream takes records again after %.0f s; what was on disk is in it.", self._clock() - self._since)
+                return
+
+    def _own_up(self, take: Callable[[int, int, pa.RecordBatch], None]) -> None:
+        """Put on record, on each connection, how many of its records were refused: a gap that can be seen."""
+        for (provider, feed, connection), refused in list(self._refused.items()):
+            detail = {"records": refused.records, "from_ns": refused.from_ns, "to_ns": refused.to_ns, "reason": refused.reason}
+            row = (provider, feed, connection, "refused", refused.to_ns, msgspec.json.encode(detail))
+            batch = pa.RecordBatch.from_arrays([pa.array([value], field.type) for value, field in zip(row, RAW, strict=True)], schema=RAW)
+            take(self._number + 1, refused.partition, batch)
+            self._number += 1
+            del self._refused[provider, feed, connection]

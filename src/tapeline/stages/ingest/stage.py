@@ -1,0 +1,338 @@
+"""The stage with the sockets: every frame into the stream as it came, whatever the stream does."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from random import Random
+from typing import Any, Final, TypeAlias
+
+import msgspec
+import pyarrow as pa
+
+from tapeline import times
+from tapeline.errors import Refused, TapelineError, Unavailable
+from tapeline.local.clock import ClockWatch, Leap
+from tapeline.net import http as rest
+from tapeline.net import websocket as net
+from tapeline.providers.normalizing import UNREADABLE
+from tapeline.providers.session import Plan
+from tapeline.records import RAW, RawKind
+from tapeline.retry.backoff import backoff
+from tapeline.stages.ingest.arbitration import Pair
+from tapeline.stages.ingest.delivery import AWAY, Delivery
+from tapeline.streams import Lease
+from tapeline.telemetry.status import Rate, StatusFile
+
+log = logging.getLogger(__name__)
+
+#: Batches are at least this far apart: frames that come faster share one, a frame after a pause waits for nothing.
+_FLUSH_EVERY_S: Final = 0.001
+#: How often what is on its way is looked after.
+_TURN_EVERY_S: Final = 0.01
+#: A batch is closed at this size, so that only a frame that is larger itself makes a message over Kafka's usual bound of 1 MiB.
+_BATCH_BYTES: Final = 900 * 1024
+#: What a record takes in it beside its payload.
+_RECORD_BYTES: Final = 128
+#: Frames held in memory while the stream takes none and there is no spool; past it the sockets are not read.
+_HOLD_BYTES: Final = 64 * 1024 * 1024
+_LEASE_EVERY_S: Final = 1.0
+#: So long the exchange's list of symbols is waited for.
+_LIST_WITHIN_S: Final = 3.0
+#: Leaps of the clock that the status shows.
+_MOST_LEAPS: Final = 5
+#: At the end: so long for the sockets to close, and so long for a stream that takes nothing to take what is held.
+_CLOSE_WITHIN_S: Final = 4.0
+_LAST_FLUSH_S: Final = 5.0
+
+_Columns: TypeAlias = "tuple[list[str], list[str], list[str], list[str], list[int], list[bytes]]"
+
+
+@dataclass(slots=True)
+class _Gathered:
+    """Records that make one batch."""
+
+    columns: _Columns = field(default_factory=lambda: ([], [], [], [], [], []))
+    bytes: int = 0
+
+
+class StreamRecorder:
+    """Gathers the raw records of a millisecond and hands them on, on the event loop itself.
+
+    While they cannot be handed on (the embedded stream's disk is full), reading pauses and what has been received is held, in order,
+    and tried again.
+    """
+
+    def __init__(self, delivery: Delivery, partitions: Mapping[str, int], random: Random) -> None:
+        """`partitions`: plan name to the partition that its records go to; 0 for others."""
+        self.delivery = delivery
+        self._partitions = partitions
+        self._random = random
+        self._gathered: dict[int, deque[_Gathered]] = {}
+        self._bytes = 0
+        self._timer: asyncio.Handle | None = None
+        self._turner: asyncio.Handle | None = None
+        self._waits = backoff(random, cap_s=5.0)
+        self._pausers: list[Callable[[bool], None]] = []
+        self._paused = False
+        self._flushed_at = 0.0
+        self._trouble = ""
+        self._failure: Exception | None = None
+        self.records = 0
+
+    @property
+    def trouble(self) -> str:
+        return self._trouble or self.delivery.trouble
+
+    @property
+    def failure(self) -> Exception | None:
+        """An error that no waiting ends: for the stage to stop at."""
+        return self._failure or self.delivery.failure
+
+    @property
+    def held(self) -> int:
+        """Records that are received and not handed on yet."""
+        return sum(len(one.columns[0]) for gathered in self._gathered.values() for one in gathered)
+
+    def on_pause(self, pause: Callable[[bool], None]) -> None:
+        self._pausers.append(pause)
+
+    def record(self, plan: Plan, connection: str, kind: RawKind, received_ns: int, payload: bytes) -> None:
+        partition = self._partitions.get(plan.name, 0)
+        size = len(payload) + _RECORD_BYTES
+        gathered = self._gathered.get(partition)
+        if gathered is None:
+            gathered = self._gathered[partition] = deque()
+        if not gathered or gathered[-1].bytes + size > _BATCH_BYTES:
+            gathered.append(_Gathered())
+        gathered[-1].bytes += size
+        provider, feed, connections, kinds, received, payloads = gathered[-1].columns
+        provider.append(plan.provider)
+        feed.append(plan.feed)
+        connections.append(connection)
+        kinds.append(kind)
+        received.append(received_ns)
+        payloads.append(payload)
+        self._bytes += size
+        if self._timer is None:
+            loop = asyncio.get_running_loop()
+            early_s = self._flushed_at + _FLUSH_EVERY_S - loop.time()
+            self._timer = loop.call_later(early_s, self._flush_or_wait) if early_s > 0 else loop.call_soon(self._flush_or_wait)
+        elif self._bytes > _BATCH_BYTES and not self._trouble:
+            self._timer.cancel()
+            self._flush_or_wait()
+        elif self._bytes > _HOLD_BYTES and not self._paused:
+            self._pause(True)
+
+    def _flush_or_wait(self) -> None:
+        self._timer = None
+        try:
+            self.flush()
+        except AWAY as error:
+            delay = next(self._waits)
+            self._trouble = str(error)
+            log.error("%s %d received records are held in memory, none is lost; next try in %.1f s.", error, self.held, delay)
+            self._pause(True)
+            self._timer = asyncio.get_running_loop().call_later(delay, self._flush_or_wait)
+        except Exception as error:  # noqa: BLE001 the loop would only log it: the stage stops at it
+            self._failure = error
+            self._pause(True)
+
+    def flush(self) -> None:
+        """Hand on what has been gathered. Raises what the stream does: then what was not handed on is still held."""
+        for partition, gathered in self._gathered.items():
+            while gathered:
+                columns = gathered[0].columns
+                arrays = [pa.array(column, of.type) for column, of in zip(columns, RAW, strict=True)]
+                self.delivery.put(partition, pa.RecordBatch.from_arrays(arrays, schema=RAW))
+                self.records += len(columns[0])
+                gathered.popleft()
+        self._bytes = 0
+        loop = asyncio.get_running_loop()
+        self._flushed_at = loop.time()
+        if self._trouble:
+            log.warning("The stream takes records again; what was held follows in order.")
+            self._trouble, self._waits = "", backoff(self._random, cap_s=5.0)
+        if self._paused:
+            self._pause(False)
+        self.look_after()
+
+    def look_after(self) -> None:
+        """See to what is on its way, now and again until nothing is."""
+        if self._turner is None and self.delivery.busy:
+            self._turner = asyncio.get_running_loop().call_later(_TURN_EVERY_S, self._turn)
+
+    def _turn(self) -> None:
+        self._turner = None
+        self.delivery.turn()
+        self.look_after()
+
+    def _pause(self, pause: bool) -> None:
+        self._paused = pause
+        for pauser in self._pausers:
+            pauser(pause)
+
+
+async def ingest(
+    lines: Sequence[net.Line],
+    recorder: StreamRecorder,
+    checks: Mapping[str, net.CheckRequest],
+    status: StatusFile,
+    stop: asyncio.Event,
+    leases: Sequence[Lease] = (),
+    pairs: Sequence[Pair] = (),
+    watch: ClockWatch | None = None,
+) -> None:
+    """Keep every line open until `stop`, and the leases held. `pairs`: what measures lines that are two for the same.
+
+    Raises Refused when every provider has said no for good, Busy when another process has taken over a lease, and what the stream
+    raised where waiting ends nothing (`StreamRecorder.failure`)."""
+    asked = [asyncio.Event() for _ in checks]
+    checkers = [asyncio.create_task(_check(*check, lines, recorder, once)) for check, once in zip(checks.items(), asked, strict=True)]
+    # How the exchange splits its symbols stands before their events, where it answers soon.
+    await _unless_stopped(stop, asyncio.create_task(_all_set(asked)), _LIST_WITHIN_S)
+    keepers = [asyncio.create_task(line.keep(), name=line.plan.name) for line in lines]
+    rate = Rate()
+    counted = 0
+    watch, leaps = watch or ClockWatch(), deque[Leap](maxlen=_MOST_LEAPS)
+    leases_due = time.monotonic() + _LEASE_EVERY_S
+    recorder.look_after()
+    try:
+        while (
+            not stop.is_set()
+            and recorder.failure is None
+            and not all(keeper.done() for keeper in keepers)
+            and not any(map(_failed, keepers))
+        ):
+            await _until(stop, keepers, 0.5)
+            if (leap := watch.look()) is not None:
+                log.error("At %s %s. What lies between is called a gap. Keep the clock by NTP.", times.text(leap.before_ns), leap)
+                leaps.append(leap)
+                for line in lines:
+                    line.clock_leapt(leap)
+            frames = sum(line.state.frames for line in lines)
+            rate.add(frames - counted)
+            counted = frames
+            status.maybe(lambda: _ingest_report(lines, recorder, rate, pairs, leaps))
+            if time.monotonic() >= leases_due:
+                leases_due = time.monotonic() + _LEASE_EVERY_S
+                _keep(leases)
+    finally:
+        for line in lines:
+            line.stop()
+        for checker in checkers:
+            checker.cancel()
+        await asyncio.wait(keepers, timeout=_CLOSE_WITHIN_S)
+        for keeper in keepers:
+            keeper.cancel()  # one that still dials: nobody answers there
+        await asyncio.gather(*keepers, return_exceptions=True)
+        await _last_flush(recorder)
+        for lease in leases:
+            lease.drop()
+        status.write(_ingest_report(lines, recorder, rate, pairs, leaps))
+    if recorder.failure is not None:
+        raise recorder.failure
+    for keeper in filter(_failed, keepers):
+        keeper.result()
+    if lines and all(line.state.stopped for line in lines):
+        raise Refused("Every provider has refused: " + "; ".join(f"{line.plan.name}: {line.state.trouble}" for line in lines))
+
+
+def _keep(leases: Sequence[Lease]) -> None:
+    for lease in leases:
+        try:
+            lease.keep()
+        except AWAY as error:
+            # Whoever else wants it cannot ask the stream either.
+            log.warning("A lease could not be renewed: %s", error)
+
+
+async def _until(stop: asyncio.Event, tasks: Sequence[asyncio.Task[None]], seconds: float) -> None:
+    waiter = asyncio.create_task(stop.wait())
+    pending = [task for task in tasks if not task.done()]
+    await asyncio.wait([waiter, *pending], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    waiter.cancel()
+
+
+async def _all_set(events: Iterable[asyncio.Event]) -> None:
+    for event in events:
+        await event.wait()
+
+
+async def _unless_stopped(stop: asyncio.Event, waiting: asyncio.Task[None], seconds: float) -> None:
+    """Wait for `waiting`, for so long at most, and not after `stop`. It is cancelled then."""
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({waiting, stopping}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        waiting.cancel()
+        stopping.cancel()
+
+
+def _failed(keeper: asyncio.Task[None]) -> bool:
+    return keeper.done() and not keeper.cancelled() and keeper.exception() is not None
+
+
+async def _last_flush(recorder: StreamRecorder) -> None:
+    """What is held while the stream takes nothing is tried for a while yet. Raises what the stream does, and counts what is lost."""
+    deadline = time.monotonic() + _LAST_FLUSH_S
+    while recorder.trouble and recorder.held and recorder.failure is None and time.monotonic() < deadline:
+        await asyncio.sleep(0.1)
+    try:
+        recorder.flush()
+        lost = recorder.delivery.close(max(0.5, deadline - time.monotonic()))
+    except Exception as error:
+        lost = recorder.held + recorder.delivery.close(0.0)
+        text = f"{error} {lost} records that were received just before the end could not be kept and are lost."
+        raise (type(error) if isinstance(error, TapelineError) else RuntimeError)(text) from error
+    if lost:
+        raise Unavailable(f"{lost} received records could not be kept: {recorder.trouble or 'the stream took none before the end'}.")
+
+
+async def _check(name: str, request: net.CheckRequest, lines: Sequence[net.Line], recorder: StreamRecorder, once: asyncio.Event) -> None:
+    """Ask the provider whether what is configured exists; say what does not, and record how it splits it. Data flows whatever the answer.
+
+    `once`: set when it has been asked for the first time."""
+    for delay in backoff(Random(), first_s=5.0, cap_s=600.0):
+        try:
+            body = await rest.get(request.check.url, request.tls)
+            problems, names = list(request.check.problems(body)), dict(request.check.names(body))
+            break
+        except (Unavailable, *UNREADABLE) as error:
+            log.warning("%s: the symbols could not be checked: %s It is asked again in %.0f s.", name, error, delay)
+            once.set()
+        await asyncio.sleep(delay)
+    of = next(line.plan for line in lines if line.plan.name == name)
+    for line in lines:
+        if (line.plan.provider, line.plan.feed) == (of.provider, of.feed):  # each may write into a partition of its own
+            recorder.record(line.plan, "", "listed", time.time_ns(), msgspec.json.encode({"url": request.check.url, "names": names}))
+    once.set()
+    for problem in problems:
+        log.error("%s", problem)
+    for line in lines:
+        if problems and line.plan.name == name:
+            line.state.trouble = "; ".join(problems)
+
+
+def _ingest_report(
+    lines: Sequence[net.Line], recorder: StreamRecorder, rate: Rate, pairs: Sequence[Pair], leaps: Iterable[Leap]
+) -> dict[str, Any]:
+    measured = {name: {"pair": told} for pair in pairs for name, told in pair.report(time.time_ns()).items()}
+    return {
+        "records": recorder.records,
+        "frames_per_s": rate.take(),
+        "unsettled": recorder.delivery.unsettled,
+        "spooled": recorder.delivery.spooled,
+        "spooled_bytes": recorder.delivery.spooled_bytes,
+        "refused": recorder.delivery.refused,
+        "trouble": recorder.trouble,
+        "leaps": [leap._asdict() for leap in leaps],
+        "last_data_ns": max((line.state.last_data_ns for line in lines), default=0),
+        "lines": {
+            line.plan.name: asdict(line.state) | {"provider": line.plan.provider} | measured.get(line.plan.name, {}) for line in lines
+        },
+    }

@@ -1,0 +1,157 @@
+"""The stage that reads raw records into the ledger of what is complete."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from random import Random
+from types import MappingProxyType
+from typing import Any, Final
+
+from tapeline.ledger import Ledger
+from tapeline.ledger.completeness import Facts, absorb, forget
+from tapeline.ledger.folding import Account
+from tapeline.providers.normalizing import Decode, Names
+from tapeline.records import NS_PER_S, RAW_TOPIC, Chunk
+from tapeline.retry import loop
+from tapeline.retry.backoff import backoff
+from tapeline.stages.forgotten import Forgotten
+from tapeline.stages.names import KnownNames
+from tapeline.stages.normalize import NORMALIZE, normalize_all
+from tapeline.stages.taken import Taken
+from tapeline.streams import Stream
+from tapeline.telemetry.status import StatusFile
+
+log = logging.getLogger(__name__)
+
+#: The group of the ledger, which reads the raw topic as normalize does.
+LEDGER: Final = "ledger"
+_CHUNK_ROWS: Final = 24_576
+#: Where so many records came at once there are probably more: no rest before the next look.
+_MORE_ROWS: Final = 1_000
+#: How often facts that are older than they are kept are looked for.
+_PRUNE_EVERY_NS: Final = 3_600 * NS_PER_S
+_DAY_NS: Final = 86_400 * NS_PER_S
+#: The ledger is in no hurry: the more comes together, the less it costs.
+_REST_S: Final = 0.25
+_FLUSH_NS: Final = NS_PER_S
+
+
+class KeepLedger:
+    """The raw topic into the ledger of what is complete, from the position that the ledger itself holds."""
+
+    def __init__(
+        self,
+        stream: Stream,
+        ledger: Ledger,
+        decoders: Mapping[str, Decode],
+        status: StatusFile,
+        stop: threading.Event,
+        clock: Callable[[], int] = time.time_ns,
+        *,
+        stores: Sequence[str] = (),
+        names: Names = MappingProxyType({}),
+        keep_days: int = 0,
+    ) -> None:
+        """`stores`: the groups of those that have to have an event before it is called there. `names`: the configured ones.
+
+        `keep_days`: for how long what is known is kept; 0: for ever."""
+        self._keep_ns, self._prune_due_ns = keep_days * _DAY_NS, 0
+        self._names = KnownNames(stream, names)
+        self._stream, self._ledger, self._decoders, self._status, self._stop, self._clock = stream, ledger, decoders, status, stop, clock
+        self._taken = Taken(stream, NORMALIZE, stores, clock)
+        self._forgotten = Forgotten(stream, LEDGER, clock)
+        self._account: Account | None = None
+        self._positions: dict[int, int] = {}
+        self._ahead: Chunk | None = None  # read, and not yet absorbed
+        self._at_hand: Chunk | None = None  # being absorbed
+        self._read: dict[int, int] = {}
+        self._passed_over = 0  # records, since the start
+        self._since: int | None = None
+        self._every_ns = _FLUSH_NS
+
+    def step(self) -> bool:
+        if self._account is None:
+            facts, self._positions = self._ledger.load()
+            self._read = dict(self._positions)
+            self._taken.begin(self._ledger.lives())
+            self._account = Account(facts, self._ledger.pieces)
+        account = self._account
+        self._status.maybe(self._report)
+        # What follows may have to ask a stream that is away: then the same chunk is taken up again.
+        chunk = self._at_hand = self._at_hand or self._next(account.facts)
+        if chunk is not None:
+            reach = self._taken.reach()
+            forget(account.facts, self._forgotten.met(chunk))
+            names = self._names.of(chunk)
+            for part, taken in ((chunk.before(reach.doubtful), False), (chunk.after(reach.doubtful), True)):
+                if part.rows:
+                    self._absorb(account.facts, part, names, taken=taken)
+            self._positions |= chunk.next
+            self._at_hand = None
+            self._since = self._clock() if self._since is None else self._since
+        if self._since is not None and (self._clock() - self._since >= self._every_ns or (chunk is None and self._stop.is_set())):
+            self._flush(account)
+        return chunk is not None and (chunk.rows >= _MORE_ROWS or self._stop.is_set())  # at the end, until nothing comes
+
+    def _next(self, facts: Facts) -> Chunk | None:
+        """The next records, as far as every store has what was made of them."""
+        reach = self._taken.reach(now=self._stop.is_set())
+        if self._ahead is None:
+            self._ahead = self._stream.read(RAW_TOPIC, self._read, _CHUNK_ROWS)
+            self._read |= self._ahead.next if self._ahead is not None else {}
+        if self._ahead is None:
+            self._forgotten.look(RAW_TOPIC, self._read)
+            forget(facts, [partition for _, partition in self._forgotten.ahead])
+            return None
+        ready, rest = self._ahead.before(reach.settled), self._ahead.after(reach.settled)
+        self._ahead = rest if rest.rows else None
+        return ready if ready.next != ready.begin else None
+
+    def _absorb(self, facts: Facts, chunk: Chunk, names: Names, *, taken: bool) -> None:
+        """As `absorb`; a record that makes it fail is found by halving, and passed over. What is absorbed twice changes nothing.
+
+        A later copy of an event is evidence too: it says that its line heard."""
+        try:
+            absorb(facts, chunk, normalize_all(chunk, self._decoders, copies=True, names=names), taken=taken, names=names)
+        except MemoryError:
+            raise
+        except Exception:
+            if chunk.rows == 1:
+                self._passed_over += 1
+                log.exception("Raw record %d of partition %d is passed over by the ledger.", chunk.offset[0], chunk.partition[0])
+                return
+            for part in (chunk.slice(0, chunk.rows // 2), chunk.slice(chunk.rows // 2, chunk.rows)):
+                self._absorb(facts, part, names, taken=taken)
+
+    def _flush(self, account: Account) -> None:
+        began_ns = self._clock()
+        changes = account.changes(began_ns)
+        self._ledger.save(account.facts, changes, self._positions, self._taken.lives)
+        account.saved(changes, began_ns)
+        if self._keep_ns and began_ns >= self._prune_due_ns:
+            self._prune_due_ns = began_ns + _PRUNE_EVERY_NS
+            account.prune(self._ledger.prune, began_ns - self._keep_ns)
+        self._since = None
+        self._stream.acknowledge(LEDGER, RAW_TOPIC, self._positions)
+        # With much to look through, more seldom: a twentieth of the time at most.
+        self._every_ns = max(_FLUSH_NS, 20 * (self._clock() - began_ns))
+
+    def _report(self) -> dict[str, Any]:
+        return {
+            "keys": self._account.keys if self._account is not None else 0,
+            "states": dict(self._account.states()) if self._account is not None else {},
+            "forgotten": self._forgotten.told,
+            "ahead": self._forgotten.ahead,
+            "passed_over": self._passed_over,
+        }
+
+    def finish(self) -> None:
+        self._status.write(self._report())
+
+
+def run_ledger(stage: KeepLedger, stop: threading.Event, random: Random) -> None:
+    loop.run(stage.step, stop, rest_s=_REST_S, waits=lambda: backoff(random, cap_s=5.0), drain_s=60.0)
+    stage.finish()

@@ -1,0 +1,183 @@
+"""The stage that reads raw records and writes ticks, bars, notices and rejects, with its place, in one commit."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields
+from random import Random
+from types import MappingProxyType
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tapeline.providers.normalizing import Count, Decode, Events, Names, Normalized, Reject, normalize
+from tapeline.records import NORMALIZED_TOPICS, NOTICES_TOPIC, NS_PER_S, RAW_TOPIC, REJECTED_TOPIC, TICKS_TOPIC, Chunk, Topic
+from tapeline.retry import loop
+from tapeline.retry.backoff import backoff
+from tapeline.stages.forgotten import Forgotten
+from tapeline.stages.names import KnownNames
+from tapeline.streams import Member, PartitionLost, Stream
+from tapeline.streams.lives import ReadOfLives
+from tapeline.streams.shortening import TAKEN_EVERYWHERE, larger, shortened
+from tapeline.telemetry.status import Latencies, Rate, StatusFile
+
+log = logging.getLogger(__name__)
+
+#: The consumer group of the normalize stage.
+NORMALIZE: Final = "normalize"
+_REST_S: Final = 0.0005
+_CHUNK_ROWS: Final = 24_576
+#: By more than this the youngest tick tells of a wrong clock; from the other on, of data that is meant to be late.
+_CLOCK_OFF_NS: Final = NS_PER_S
+_OF_HISTORY_NS: Final = 600 * NS_PER_S
+
+
+class Normalize:
+    """Raw records in; ticks, bars, notices and rejects out, with the position, in one commit."""
+
+    def __init__(
+        self,
+        stream: Stream,
+        decoders: Mapping[str, Decode],
+        status: StatusFile,
+        clock: Callable[[], int] = time.time_ns,
+        *,
+        name: str = "",
+        names: Names = MappingProxyType({}),
+    ) -> None:
+        """`name`: the worker's, as in `Stream.join`. `names`: the configured ones."""
+        self._stream = stream
+        self._names = KnownNames(stream, names)
+        self._join: Callable[[], Member] = lambda: stream.join(NORMALIZE, RAW_TOPIC, name)
+        self._member: Member | None = None
+        self._decoders = decoders
+        self._status = status
+        self._clock = clock
+        self._forgotten = Forgotten(stream, NORMALIZE, clock)
+        self._read = ReadOfLives(stream, NORMALIZE)
+        self._latencies: dict[str, Latencies] = {}
+        self._rates: dict[str, Rate] = {}
+        self._ages: dict[str, int] = {}  # of the youngest tick of each provider since the last report
+
+    def step(self) -> bool:
+        self._status.maybe(self._report)
+        if self._member is None:  # here, not at the start: a stream that is away is waited for as at any other time
+            self._member = self._join()
+        chunk = self._member.poll(_CHUNK_ROWS)
+        if chunk is None:
+            return False
+        self._forgotten.met(chunk)
+        normalized = normalize_all(chunk, self._decoders, names=self._names.of(chunk))
+        outputs = [(topic, _fitting(self._stream, topic, normalized.batches[topic])) for topic in NORMALIZED_TOPICS]
+        try:
+            self._member.commit(chunk, outputs, {**totals_of(normalized.counts), **self._read.of(chunk)})
+        except PartitionLost as lost:
+            log.info("%s Nothing was written here; they go on from the same records.", lost)
+            return True
+        self._observe(normalized)
+        return True
+
+    def _observe(self, normalized: Normalized) -> None:
+        ticks = normalized.batches[TICKS_TOPIC]
+        late = self._clock() - ticks["received_ns"].to_numpy()
+        for (provider, _), count in normalized.counts.items():
+            self._rates.setdefault(provider, Rate(self._clock)).add(count.ticks)
+        for provider in {provider for provider, _ in normalized.counts}:
+            ages = ticks["latency_ns"]
+            mine = late
+            if len({name for name, _ in normalized.counts}) > 1:
+                of_it = np.array(ticks["provider"].to_pylist(), dtype=object) == provider
+                mine, ages = late[of_it], ages.filter(pa.array(of_it))
+            if len(mine):
+                self._latencies.setdefault(provider, Latencies(self._clock)).add(mine)
+            if (youngest_ns := pc.min(ages).as_py()) is not None:
+                self._ages[provider] = min(youngest_ns, self._ages.get(provider, youngest_ns))
+
+    def _report(self) -> dict[str, Any]:
+        return {
+            "partitions": list(self._member.partitions) if self._member is not None else [],
+            "providers": {
+                name: {
+                    "ticks_per_s": self._rates[name].take(),
+                    "p50_ms": (found := self._latencies.get(name)) and found.ms(0.50),
+                    "p99_ms": found and found.ms(0.99),
+                    "clock_off_s": _off_s(self._ages.pop(name, None)),
+                }
+                for name in self._rates
+            },
+            "forgotten": self._forgotten.told,
+            "ahead": self._forgotten.ahead,
+        }
+
+    def finish(self) -> None:
+        self._status.write(self._report())
+        if self._member is not None:
+            self._member.close()
+
+
+def _fitting(stream: Stream, topic: Topic, batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Rows that the stream takes. It is asked for its bound where a row may be too large alone, and each time: the bound may be changed."""
+    if topic not in (NOTICES_TOPIC, REJECTED_TOPIC) or not len(larger(topic, batch, TAKEN_EVERYWHERE)):
+        return batch
+    found = shortened(topic, batch, stream.largest(topic))
+    if (left := batch.nbytes - found.nbytes) > 0:
+        log.warning(
+            "%s takes no row of the size of some that were made: %d bytes are left out of them. Each says how many and where it is whole.",
+            topic.name,
+            left,
+        )
+    return found
+
+
+def _off_s(age_ns: int | None) -> float | None:
+    """How far the clock that received a tick is ahead of the provider's; None where that cannot be told, or is what a network takes.
+
+    A feed that is late by its plan, or a page of history, is older than any clock is wrong."""
+    return age_ns / NS_PER_S if age_ns is not None and _CLOCK_OFF_NS < abs(age_ns) < _OF_HISTORY_NS else None
+
+
+def normalize_all(chunk: Chunk, decoders: Mapping[str, Decode], *, copies: bool = False, names: Names = MappingProxyType({})) -> Normalized:
+    """As `normalize`; but a record that makes a decoder fail is found by halving, and rejected alone."""
+    try:
+        return normalize(chunk, decoders, copies=copies, names=names)
+    except MemoryError:
+        raise  # it says nothing of the records
+    except Exception as error:  # noqa: BLE001 whatever a decoder raises: one record must not stop all that come after it
+        if chunk.rows == 1:
+            reason = f"the decoder failed: {type(error).__name__}: {error}"
+            log.error("Raw record %d of partition %d is rejected: %s", chunk.offset[0], chunk.partition[0], reason)
+            return normalize(chunk, dict.fromkeys(decoders, _refuse(reason)), copies=copies)
+    half = chunk.rows // 2
+    left = normalize_all(chunk.slice(0, half), decoders, copies=copies, names=names)
+    right = normalize_all(chunk.slice(half, chunk.rows), decoders, copies=copies, names=names)
+    counts = {key: left.counts.get(key, Count()) + right.counts.get(key, Count()) for key in {**left.counts, **right.counts}}
+    return Normalized({topic: pa.concat_batches([left.batches[topic], right.batches[topic]]) for topic in left.batches}, counts)
+
+
+def _refuse(reason: str) -> Decode:
+    """A decoder that rejects every frame."""
+
+    def decode(feed: str, frames: Iterable[tuple[int, bytes]], events: Events) -> None:
+        del feed
+        for row, frame in frames:
+            events.seen += 1
+            events.rejects.add(Reject(reason, frame), row, 0)
+
+    return decode
+
+
+def totals_of(counts: Mapping[tuple[str, str], Count]) -> dict[str, int]:
+    """`binance/spot/ticks` and so on: the accounting as the stream keeps it."""
+    return {
+        f"{provider}/{feed}/{part.name}": getattr(count, part.name) for (provider, feed), count in counts.items() for part in fields(Count)
+    }
+
+
+def run_normalize(stage: Normalize, stop: threading.Event, random: Random) -> None:
+    loop.run(stage.step, stop, rest_s=_REST_S, waits=lambda: backoff(random, cap_s=5.0))
+    stage.finish()

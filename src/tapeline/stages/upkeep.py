@@ -1,0 +1,94 @@
+"""What a stage has done beside its own work, now and then, by a child process: slow, hungry for memory, and free to die."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Any, Final
+
+from tapeline.errors import Busy, TapelineError
+from tapeline.local.threads import beside
+
+log = logging.getLogger(__name__)
+
+#: So often it is looked whether there is something to do, and, where it went wrong, whether it goes by now.
+_LOOK_EVERY_S: Final = 60.0
+_AFTER_BUSY_S: Final = 600.0
+_AFTER_TROUBLE_S: Final = 3_600.0
+_STOP_WITHIN_S: Final = 5.0
+
+
+class Upkeep:
+    """Starts a command while something is due, one at a time, and says what came of it. Whoever dies amid it: the next one finds it due."""
+
+    def __init__(self, what: str, command: Sequence[str], due: Callable[[], bool], clock: Callable[[], float] = time.monotonic) -> None:
+        """`what`: how the log and the status page call it. `command`: prints what it has done, a line each."""
+        self._what, self._command, self._due, self._clock = what, command, due, clock
+        self._look_at = clock()
+        self._process: subprocess.Popen[str] | None = None
+        self._printed: Future[tuple[str, str]] | None = None
+        self._since_ns = 0
+        self._last: dict[str, Any] = {}
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None
+
+    def look(self) -> None:
+        """To be called often; takes no time but once a minute. Never raises what went wrong with the upkeep: it waits."""
+        if self._process is not None:
+            if self._printed is not None and self._printed.done():
+                self._ended(self._process, self._printed)
+            return
+        if self._clock() < self._look_at:
+            return
+        self._look_at = self._clock() + _LOOK_EVERY_S
+        try:
+            if self._due():
+                self._process = subprocess.Popen(  # noqa: S603 our own command
+                    self._command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
+                )
+                self._printed = beside(self._process.communicate, self._what)
+                self._since_ns = time.time_ns()
+        except (OSError, TapelineError) as error:
+            self._failed(str(error))
+
+    def _ended(self, process: subprocess.Popen[str], printed: Future[tuple[str, str]]) -> None:
+        self._process = self._printed = None
+        status = process.returncode
+        if status == Busy.exit_status:
+            self._look_at = self._clock() + _AFTER_BUSY_S  # another one is at it; what is left then is found again
+            return
+        lines = printed.result()[0].splitlines()
+        if lines:
+            self._last = {"done": lines[-1], "ended_ns": time.time_ns()}
+        for line in lines:
+            log.info("%s: %s", self._what, line)
+        if status:
+            ended = f"it was killed by {signal.Signals(-status).name}." if status < 0 else f"it ended with status {status} (see above)."
+            self._failed(ended)
+
+    def _failed(self, why: str) -> None:
+        self._look_at = self._clock() + _AFTER_TROUBLE_S
+        self._last = {"failed": why, "ended_ns": time.time_ns()}
+        log.error("%s: %s What was to be done waits; it is tried again in an hour.", self._what, why)
+
+    def report(self) -> dict[str, Any]:
+        """For the status page: since when it runs, and what came of the last one."""
+        return {**self._last, "since_ns": self._since_ns if self.running else None}
+
+    def stop(self) -> None:
+        """End the one that runs: it is done again at the next start."""
+        if self._process is None:
+            return
+        self._process.terminate()
+        try:
+            self._process.wait(_STOP_WITHIN_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process = self._printed = None

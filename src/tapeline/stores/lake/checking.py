@@ -1,0 +1,190 @@
+"""Checks that the lake holds what its log says: every file by its bytes, every row by its day, its id and its place in the raw topic.
+
+A file is held against its size, the checksum in its name and its footer; its rows against the ranges in the log. Within a day no place of
+the raw topic may have come twice, nor an event, by the rule that the store itself keeps duplicates out by. All rows together are those that
+the store has counted, without those that were removed.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tapeline.records import BARS_TOPIC, NORMALIZED_TOPICS, TICKS_TOPIC, Topic
+from tapeline.stores.duplicates import IdentityRule, in_sql
+from tapeline.stores.lake import files as lake_files
+from tapeline.stores.lake import totals_of
+from tapeline.stores.lake.files import IDS, RANGED
+from tapeline.stores.lake.reading import NO_DOWNLOADS
+from tapeline.stores.lake.sealing import MEMORY, Progress
+
+_REMEDY: Final = "Check again."
+#: Files that are read together: what is asked of each is one query.
+_FILES: Final = 2_000
+#: Of what came twice, so many of a day and a channel are named.
+_SHOWN: Final = 10
+
+Problem = Literal["damaged", "statistics", "date", "position twice", "event twice", "unnamed", "totals"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is not as it should be."""
+
+    table: str
+    problem: Problem
+    detail: str
+    day: date | None = None
+    file: str | None = None  # within the table's folder
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What one table holds, by its log, and what is wrong with it."""
+
+    table: str
+    files: int
+    rows: int
+    bytes: int
+    removed: int  # rows that retention has taken out, since the table was made
+    lost: int  # rows that were given up with a damaged file
+    findings: list[Finding] = field(default_factory=list)
+
+
+def check(root: Path, rule: IdentityRule, day: date | None, progress: Progress) -> list[Checked]:
+    """Check one UTC day of every table of the lake under `root`, or everything. Nothing is changed.
+
+    Raises Busy while another process replaces or removes files, DiskTrouble where a log cannot be read, NewerData.
+    """
+    found = []
+    with lake_files.changing(root, "tapeline lake check"):
+        for topic in NORMALIZED_TOPICS:
+            folder = root / topic.table
+            with lake_files.disk_trouble(folder, "checked", _REMEDY, duckdb.Error):
+                checked = _check(folder, topic, rule, day, progress)
+            if checked is not None:
+                found.append(checked)
+    return found
+
+
+def damaged(folder: Path, topic: Topic, files: pa.Table, progress: Progress) -> dict[str, str]:
+    """Those of some files that do not hold what was written: path to what is wrong."""
+    found: dict[str, str] = {}
+    rows, done = lake_files.total(files, "num_records"), 0
+    for path, size, held in zip(*(files[name].to_pylist() for name in ("path", "size_bytes", "num_records")), strict=True):
+        progress(topic.table, done, rows)
+        if (wrong := lake_files.damage(folder, path, size, held)) is not None:
+            found[path] = wrong
+        done += held
+    progress(topic.table, rows, rows)
+    return found
+
+
+def _check(folder: Path, topic: Topic, rule: IdentityRule, day: date | None, progress: Progress) -> Checked | None:
+    table = lake_files.opened(folder)
+    if table is None:
+        return _without_log(folder, topic)
+    files, totals = lake_files.files_of(table, day), totals_of(table, topic)
+    rows = lake_files.total(files, "num_records")
+    checked = Checked(topic.table, files.num_rows, rows, lake_files.total(files, "size_bytes"), totals.removed, totals.lost)
+    # Before anything that takes its time: what a store writes meanwhile is young, and in no log that was read before.
+    left = lake_files.unnamed(folder, {Path(path).name for path in files["path"].to_pylist()}, day)
+    bad = damaged(folder, topic, files, progress)
+    for path, wrong in bad.items():
+        checked.findings.append(Finding(topic.table, "damaged", wrong, _day(path), path))
+    whole = files.filter(pc.invert(pc.is_in(files["path"], pa.array(list(bad), pa.string()))))
+    for each in sorted(whole["day"].unique().to_pylist()):
+        some = whole.filter(pc.equal(whole["day"], each))
+        with tempfile.TemporaryDirectory(prefix="tapeline-check-") as spilled, connect(Path(spilled)) as db:
+            checked.findings.extend(_of_day(db, folder, topic, rule, date.fromisoformat(each), some))
+    text = "is not in the log: readers of the folder see it, readers of the log do not"
+    for path in (str(one.relative_to(folder)) for one in left):
+        checked.findings.append(Finding(topic.table, "unnamed", text, _day(path), path))
+    kept = totals.rows - totals.removed - totals.lost
+    if day is None and rows != kept:
+        text = f"the log's files hold {rows:,} rows where the store has counted {kept:,} ({totals.rows:,} kept, {totals.removed:,} removed)"
+        checked.findings.append(Finding(topic.table, "totals", text))
+    return checked
+
+
+def _without_log(folder: Path, topic: Topic) -> Checked | None:
+    """A table of which there is no log: nothing, unless files lie there."""
+    left = list(folder.glob("date=*/*.parquet"))
+    if not left:
+        return None
+    size = sum(path.stat().st_size for path in left)
+    text = (
+        f"{len(left):,} files lie here, and the log (_delta_log) that names them is gone: readers see none of them. Put it back from a "
+        "copy; or stop the lake's store and move the folder away, and it keeps anew what the stream still has"
+    )
+    return Checked(topic.table, 0, 0, size, 0, 0, [Finding(topic.table, "unnamed", text)])
+
+
+def connect(spilled: Path) -> duckdb.DuckDBPyConnection:
+    """DuckDB in bounded memory; what does not fit goes to a folder."""
+    return duckdb.connect(config=NO_DOWNLOADS | {"temp_directory": str(spilled), "memory_limit": MEMORY})
+
+
+def _of_day(db: duckdb.DuckDBPyConnection, folder: Path, topic: Topic, rule: IdentityRule, day: date, files: pa.Table) -> Iterator[Finding]:
+    for at in range(0, files.num_rows, _FILES):
+        yield from _ranges(db, folder, topic, day, files.slice(at, _FILES))
+    paths = [str(folder / path) for path in files["path"].to_pylist()]
+    ids = ", ".join(IDS)
+    again = f"SELECT {ids}, count(*) AS copies FROM {{rows}} GROUP BY {ids} HAVING copies > 1 ORDER BY {ids} LIMIT {_SHOWN}"  # noqa: S608
+    for row in _query(db, again, paths):
+        text = f"{row[-1]} rows have the raw position {'-'.join(map(str, row[:-1]))}"
+        yield Finding(topic.table, "position twice", text, day)
+    if topic not in (TICKS_TOPIC, BARS_TOPIC):
+        return
+    for provider, feed, channel in _query(db, "SELECT DISTINCT provider, feed, channel FROM {rows} ORDER BY ALL", paths):
+        columns, known = in_sql(rule(provider, feed, channel))
+        if not columns:
+            continue
+        mine = f"provider = $provider AND feed = $feed AND channel = $channel AND {known}"
+        again = f"SELECT any_value(symbol), min(ts_ns), count(*) AS copies FROM {{rows}} WHERE {mine} GROUP BY {', '.join(columns)}"  # noqa: S608
+        again += f" HAVING copies > 1 ORDER BY ALL LIMIT {_SHOWN}"
+        for symbol, ts_ns, copies in _query(db, again, paths, provider=provider, feed=feed, channel=channel):
+            yield Finding(
+                topic.table, "event twice", f"{copies} rows are one event of {provider} {feed} {channel}: {symbol} at {ts_ns}", day
+            )
+
+
+def _ranges(db: duckdb.DuckDBPyConnection, folder: Path, topic: Topic, day: date, files: pa.Table) -> Iterator[Finding]:
+    """Files whose rows are not what the log, or the folder's name, says of them."""
+    names = [name for name in RANGED if name in topic.schema.names]
+    edges = ", ".join(f'min("{name}"), max("{name}")' for name in names)
+    days = f"{'ts_ns' if 'ts_ns' in topic.schema.names else 'received_ns'} // 86400000000000"
+    text = f"SELECT filename, count(*), min({days}), max({days}), {edges} FROM {{rows}} GROUP BY filename"  # noqa: S608
+    by_path = {str(folder / row["path"]): row for row in files.to_pylist()}
+    number = (day - date(1970, 1, 1)).days
+    for name, rows, first, last, *found in _query(db, text, list(by_path)):
+        said = by_path[name]
+        if first != number or last != number:
+            yield Finding(topic.table, "date", f"holds rows of other days than {day}", day, said["path"])
+        if rows != said["num_records"]:
+            yield Finding(topic.table, "statistics", f"holds {rows:,} rows where the log says {said['num_records']:,}", day, said["path"])
+        for at, column in enumerate(names):
+            for edge, value in (("min", found[2 * at]), ("max", found[2 * at + 1])):
+                logged = said.get(f"{edge}.{column}")
+                if logged is not None and logged != value:
+                    text = f"{edge} of {column} is {value!r} where the log says {logged!r}"
+                    yield Finding(topic.table, "statistics", text, day, said["path"])
+
+
+def _query(db: duckdb.DuckDBPyConnection, text: str, files: Sequence[str], **values: str) -> list[tuple[Any, ...]]:
+    """`text` with {rows} for the rows of some files; $provider and so on are values."""
+    rows = "read_parquet($files, hive_partitioning = false, filename = true)"
+    found: list[tuple[Any, ...]] = db.sql(text.format(rows=rows), params={"files": lake_files.for_duckdb(files), **values}).fetchall()
+    return found
+
+
+def _day(path: str) -> date:
+    return date.fromisoformat(path.partition("/")[0].removeprefix("date="))

@@ -1,0 +1,78 @@
+"""What the lake needs done as time goes on: a day that is over is to be sealed, and the small files of a running day are to be merged.
+
+It is read from the tables themselves, so nothing is noted and nothing is missed: who died on the way, or was never started, finds the same
+days again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tapeline.records import NORMALIZED_TOPICS, Topic
+from tapeline.stores.lake import files as lake_files
+from tapeline.stores.lake.files import ASIDE, PART, SEALED
+
+#: A day is sealed when it has been over for so long, and nothing of it has come for a while: late data has its own pace.
+_OVER_FOR: Final = timedelta(hours=1)
+_QUIET: Final = timedelta(minutes=30)
+#: Sealing copies the whole day: what comes to a sealed day waits until no more has come for so long.
+_QUIET_AGAIN: Final = timedelta(days=1)
+#: So many flushes are merged: at the usual one in five seconds, an hour's.
+_FLUSHES: Final = 720
+#: Files as young as this stay: whoever has begun to read them has that long to finish.
+_YOUNG: Final = timedelta(minutes=10)
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """A day to seal, or (with a table) one whose small files are to be merged; without a day, a table to sweep."""
+
+    day: date | None
+    topic: Topic | None = None
+
+
+def due(root: Path, now: datetime) -> list[Due]:
+    """What there is to do, oldest days first. Raises DiskTrouble, NewerData."""
+    found: set[Due] = set()
+    for topic in NORMALIZED_TOPICS:
+        folder = root / topic.table
+        with lake_files.disk_trouble(folder, "read", "It is tried again."):
+            table = lake_files.opened(folder)
+            files = lake_files.files_of(table) if table is not None else None
+        if (root / topic.table / ASIDE).exists():
+            found.add(Due(None, topic))
+        if files is not None:
+            found |= {one for day in pc.unique(files["day"]).to_pylist() if (one := _due(topic, day, files, now)) is not None}
+    to_seal = {one.day for one in found if one.topic is None}
+    wanted = (one for one in found if one.topic is None or one.day not in to_seal)
+    return sorted(wanted, key=lambda one: (str(one.day or ""), one.topic.table if one.topic is not None else ""))
+
+
+def _due(topic: Topic, text: str, all_files: pa.Table, now: datetime) -> Due | None:
+    day, files = date.fromisoformat(text), all_files.filter(pc.equal(all_files["day"], text))
+    sealed = pa.array([Path(path).name.startswith(SEALED) for path in files["path"].to_pylist()], pa.bool_())
+    loose = files.filter(pc.invert(sealed))
+    if not loose.num_rows:
+        return None
+    over = now - datetime(day.year, day.month, day.day, tzinfo=UTC) - timedelta(days=1)
+    quiet = now - datetime.fromtimestamp(pc.max(loose["modification_time"]).as_py() / 1_000, UTC)
+    if over >= _OVER_FOR and quiet >= (_QUIET if loose.num_rows == files.num_rows else _QUIET_AGAIN):
+        return Due(day)
+    return Due(day, topic) if small(loose, young_ms(now)).num_rows >= _FLUSHES else None
+
+
+def small(files: pa.Table, older_than_ms: int) -> pa.Table:
+    """Those of some files that are single flushes of the store, written before a moment (ms since 1970)."""
+    flushes = pa.array([Path(path).name.startswith(PART) for path in files["path"].to_pylist()], pa.bool_())
+    return files.filter(pc.and_(flushes, pc.less(files["modification_time"], older_than_ms)))
+
+
+def young_ms(now: datetime) -> int:
+    """Since when (ms since 1970) a file has to be written to be young."""
+    return int((now - _YOUNG).timestamp() * 1_000)

@@ -1,0 +1,167 @@
+"""Keeps the lake to its days and its size, the oldest whole UTC days first, and clears away what no reader of the log needs.
+
+Which days go is written down before the first table is changed, and forgotten after the last: who dies in between has decided, and the next
+one that comes finishes it. The rows of a day that was removed stay counted as kept, and are counted as removed beside that.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from deltalake import Transaction
+
+from tapeline.records import NORMALIZED_TOPICS, Topic
+from tapeline.stores.lake import count_id, totals_of
+from tapeline.stores.lake import files as lake_files
+
+#: The days that have been decided on, beside the tables, from before the first commit until after the last.
+_DECIDED: Final = ".pruning"
+_REMEDY: Final = "Prune again."
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """How much stays; 0: everything."""
+
+    days: int = 0  # before today, in UTC
+    gigabytes: float = 0.0  # of all tables together, in 10**9 bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """One day of one table that was removed, or would be."""
+
+    table: str
+    day: date
+    rows: int
+    files: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Vacuumed:
+    """What was cleared away of one table."""
+
+    table: str
+    files: int
+    bytes: int
+    log_entries: int
+
+
+def prune(root: Path, keep: Keep, today: date, *, dry_run: bool = False) -> list[Pruned]:
+    """Remove the days that are not kept, of every table; `today` (in UTC) and later ones always are. `dry_run`: only say which.
+
+    Raises Busy while another process changes the lake's files, DiskTrouble, NewerData.
+    """
+    if dry_run:
+        held = _held(root)
+        return _of(held, _decided(root) | _doomed(held, keep, today))
+    with lake_files.changing(root, "tapeline lake prune"):
+        held = _held(root)
+        days = _decided(root) | _doomed(held, keep, today)
+        if not days:
+            return []
+        _decide(root, days)
+        for topic in NORMALIZED_TOPICS:
+            _remove(root / topic.table, topic, days)
+        (root / _DECIDED).unlink(missing_ok=True)
+        return _of(held, days)
+
+
+def vacuum(root: Path) -> list[Vacuumed]:
+    """Delete the files that the latest version of no table names, and what is old in their logs.
+
+    Raises Busy while another process changes the lake's files, DiskTrouble, NewerData.
+    """
+    found = []
+    with lake_files.changing(root, "tapeline lake vacuum"):
+        for topic in NORMALIZED_TOPICS:
+            folder = root / topic.table
+            with lake_files.disk_trouble(folder, "vacuumed", "Vacuum again."):
+                table = lake_files.opened(folder)
+                if table is None:
+                    continue
+                files, size = lake_files.delete_unnamed(folder, table)
+                before = _entries(folder)
+                table.create_checkpoint()
+                table.cleanup_metadata()
+                found.append(Vacuumed(topic.table, files, size, len(before - _entries(folder))))
+    return found
+
+
+def _held(root: Path) -> list[Pruned]:
+    """Every day of every table, with what it holds."""
+    found = []
+    for topic in NORMALIZED_TOPICS:
+        folder = root / topic.table
+        with lake_files.disk_trouble(folder, "pruned", _REMEDY):
+            table = lake_files.opened(folder)
+            if table is None:
+                continue
+            days = lake_files.files_of(table).group_by("day").aggregate([("num_records", "sum"), ("path", "count"), ("size_bytes", "sum")])
+            for row in days.to_pylist():
+                day = date.fromisoformat(row["day"])
+                found.append(Pruned(topic.table, day, row["num_records_sum"], row["path_count"], row["size_bytes_sum"]))
+    return found
+
+
+def _doomed(held: Iterable[Pruned], keep: Keep, today: date) -> set[date]:
+    """The days that are too old, and of the others the oldest ones that are too many bytes."""
+    sizes: dict[date, int] = {}
+    for one in held:
+        sizes[one.day] = sizes.get(one.day, 0) + one.bytes
+    gone = {day for day in sizes if keep.days and day < today - timedelta(days=keep.days)}
+    if keep.gigabytes:
+        left = sum(size for day, size in sizes.items() if day not in gone)
+        for day in sorted(day for day in sizes if day < today and day not in gone):
+            if left <= keep.gigabytes * 1e9:
+                break
+            gone.add(day)
+            left -= sizes[day]
+    return gone
+
+
+def _of(held: Iterable[Pruned], days: set[date]) -> list[Pruned]:
+    return sorted((one for one in held if one.day in days), key=lambda one: one.day)
+
+
+def _remove(folder: Path, topic: Topic, days: set[date]) -> None:
+    """One commit takes the days' files out of a table and counts their rows; then the files are deleted."""
+    with lake_files.disk_trouble(folder, "pruned", _REMEDY):
+        table = lake_files.opened(folder)
+        if table is None:
+            return
+        files = lake_files.files_of(table)
+        files = files.filter(pc.is_in(files["day"], pa.array([str(day) for day in days], pa.string())))
+        if files.num_rows:
+            removed = totals_of(table, topic).removed + lake_files.total(files, "num_records")
+            lake_files.commit(folder, table, files, [], [Transaction(count_id(topic, "removed"), removed)], data_change=True)
+        lake_files.delete_removed(folder, table)
+
+
+def _decide(root: Path, days: set[date]) -> None:
+    with lake_files.disk_trouble(root, "pruned", _REMEDY):
+        lake_files.note(root / _DECIDED, json.dumps(sorted(map(str, days))))
+
+
+def _decided(root: Path) -> set[date]:
+    """What one that died had decided on."""
+    path = root / _DECIDED
+    with lake_files.disk_trouble(root, "pruned", _REMEDY):
+        try:
+            return {date.fromisoformat(day) for day in json.loads(path.read_text(encoding="utf-8"))}
+        except FileNotFoundError:
+            return set()
+        except ValueError as error:
+            raise OSError(f"{path} is damaged ({error}); remove it, and days that are too old are found anew") from error
+
+
+def _entries(folder: Path) -> set[str]:
+    return {path.name for path in (folder / "_delta_log").iterdir()}

@@ -1,0 +1,214 @@
+"""Seals a day of the lake: its many small files become a few sorted ones, verified against the old before one commit swaps them. The
+files of a day that is still running are merged in the same way, those alone that have lain for a while.
+
+The new files are written aside, under names that no reader takes for Parquet. Row count, a checksum of each column, of the ids and of whole
+rows must equal those of the old files, read back from disk; then the files get their names, one Delta commit removes the old and adds the
+new, and the old are deleted. Whoever dies on the way leaves files that the log does not name, which the next seal removes: readers of the
+log see all of the old or all of the new.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any, Final
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+from deltalake import DeltaTable
+
+from tapeline.errors import TapelineError
+from tapeline.records import NORMALIZED_TOPICS, Topic
+from tapeline.stores.lake import files as lake_files
+from tapeline.stores.lake.due import small
+from tapeline.stores.lake.files import ASIDE, GROUP_ROWS, IDS, MERGED, SEALED, disk_trouble, names_of
+from tapeline.stores.lake.reading import NO_DOWNLOADS
+
+#: A file holds whole symbols, about so many rows of them: what sorting needs of memory, and how few files a reader of one symbol opens.
+_FILE_ROWS: Final = 4_000_000
+#: What sorting and comparing may take; the rest is spilled to disk.
+MEMORY: Final = "2GB"
+#: Rows stand in this order, as far as a table has the columns.
+_ORDER: Final = ("symbol", "ts_ns", "received_ns", "raw_partition", "raw_offset", "raw_index")
+
+#: Fewer files than this are not worth a merge.
+_FEWEST: Final = 2
+_REMEDY: Final = "Do it again; `tapeline lake repair` makes a damaged file again."
+
+#: Told the table, the rows done and the rows there are, as it goes on.
+Progress = Callable[[str, int, int], None]
+
+
+class SealFailed(TapelineError):
+    """What was written is not what was there; nothing was changed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """What became of one table's day."""
+
+    table: str
+    day: date
+    rows: int
+    files_before: int
+    files_after: int
+    bytes_before: int
+    bytes_after: int
+
+    @property
+    def changed(self) -> bool:
+        """Whether there was anything to do."""
+        return self.files_before > 0
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The rows that a sorted copy is to have: those of files as they are, or as a query makes them."""
+
+    #: Parameters of the query: `files`, and what else it needs.
+    values: Mapping[str, str | list[str]]
+    text: str = "SELECT * FROM read_parquet($files, hive_partitioning = false)"
+
+    @staticmethod
+    def of(files: Sequence[str | Path]) -> Rows:
+        return Rows({"files": lake_files.for_duckdb(files)})
+
+
+def seal(root: Path, day: date, progress: Progress) -> list[Sealed]:
+    """Seal one UTC day of every table of the lake under `root`; a day that is sealed, or has no rows any more, stays as it is.
+
+    Raises SealFailed where what was written does not equal what was there, Busy while another process changes the lake's files,
+    DiskTrouble, NewerData.
+    """
+    with lake_files.changing(root, "tapeline seal"):
+        return [_seal(root / topic.table, topic, day, progress) for topic in NORMALIZED_TOPICS if (root / topic.table).exists()]
+
+
+def merge(root: Path, topic: Topic, day: date, older_than_ms: int) -> Sealed:
+    """Make one file, or a few, of those that the store has written for a day of one table before a moment. Raises as `seal` does."""
+    folder = root / topic.table
+    with lake_files.changing(root, "tapeline lake tidy"), disk_trouble(folder, "merged", _REMEDY, duckdb.Error):
+        table = lake_files.opened(folder)
+        if table is None:
+            return Sealed(topic.table, day, 0, 0, 0, 0, 0)
+        lake_files.sweep(folder, table, day)
+        old = small(lake_files.files_of(table, day), older_than_ms)
+        if old.num_rows < _FEWEST:
+            return Sealed(topic.table, day, 0, 0, old.num_rows, 0, lake_files.total(old, "size_bytes"))
+        return _replace(folder, table, topic, day, old, MERGED, lambda *_: None)
+
+
+def sweep(root: Path, topic: Topic) -> None:
+    """Remove what one that died while it sealed or merged has left of a table. Raises Busy, DiskTrouble."""
+    folder = root / topic.table
+    with lake_files.changing(root, "tapeline lake tidy"), disk_trouble(folder, "tidied", _REMEDY):
+        if (table := lake_files.opened(folder)) is not None:
+            lake_files.sweep(folder, table)
+
+
+def _seal(folder: Path, topic: Topic, day: date, progress: Progress) -> Sealed:
+    with disk_trouble(folder, "sealed", _REMEDY, duckdb.Error):
+        table = lake_files.opened(folder)
+        if table is None:
+            return Sealed(topic.table, day, 0, 0, 0, 0, 0)
+        lake_files.sweep(folder, table, day)
+        old = lake_files.files_of(table, day)
+        if all(Path(path).name.startswith(SEALED) for path in old["path"].to_pylist()):
+            return Sealed(topic.table, day, 0, 0, old.num_rows, 0, lake_files.total(old, "size_bytes"))
+        done = _replace(folder, table, topic, day, old, SEALED, progress)
+        table.create_checkpoint()  # who opens the table then reads one file of its log
+        return done
+
+
+def _replace(folder: Path, table: DeltaTable, topic: Topic, day: date, old: pa.Table, prefix: str, progress: Progress) -> Sealed:
+    """Put a sorted copy of some files of a day in their place."""
+    # Look for damage first: the copy gets a checksum of its own, which would hide it.
+    for path, held, rows in zip(*(old[name].to_pylist() for name in ("path", "size_bytes", "num_records")), strict=True):
+        if (wrong := lake_files.damage(folder, path, held, rows)) is not None:
+            raise OSError(f"{folder / path} {wrong}")
+    aside = folder / ASIDE
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    added: list[lake_files.Added] = []
+    try:
+        new = sorted_copy(folder, topic, Rows.of([folder / path for path in old["path"].to_pylist()]), aside, progress)
+        added = lake_files.place(folder, day, new, prefix)
+        lake_files.move_on(table, old)
+        lake_files.commit(folder, table, old, added, [], data_change=False)
+        lake_files.delete_removed(folder, table, day)
+    except Exception:
+        lake_files.discard(folder, added)
+        raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)  # last: where it stands, one has died on the way, and files may be left to delete
+    sizes = sum(file.size for file in added)
+    return Sealed(
+        topic.table,
+        day,
+        lake_files.total(old, "num_records"),
+        old.num_rows,
+        len(added),
+        lake_files.total(old, "size_bytes"),
+        sizes,
+    )
+
+
+def sorted_copy(folder: Path, topic: Topic, rows: Rows, aside: Path, progress: Progress) -> list[Path]:
+    """The rows, sorted, in files aside, which were read back and compared. Raises SealFailed where they differ."""
+    settings = NO_DOWNLOADS | {"temp_directory": str(aside / "spilled"), "memory_limit": MEMORY, "preserve_insertion_order": True}
+    names, order = names_of(topic), order_of(topic)
+    new: list[Path] = []
+    with duckdb.connect(config=settings) as db:
+        total = int(db.sql(f"SELECT count(*) FROM ({rows.text})", params=dict(rows.values)).fetchall()[0][0])  # noqa: S608 our own text
+        for condition, values, count in _parts(db, topic, rows, total):
+            progress(topic.table, sum(pq.read_metadata(path).num_rows for path in new), total)
+            text = f"SELECT {names} FROM ({rows.text}) WHERE {condition} ORDER BY {order}"  # noqa: S608
+            path = aside / f"{len(new):04}.part"
+            db.sql(text, params={**rows.values, **values}).write_parquet(str(path), compression="zstd", row_group_size=GROUP_ROWS)
+            if (written := pq.read_metadata(path).num_rows) != count:
+                raise SealFailed(f"{path} holds {written} rows of {count}. Nothing was changed.")
+            new.append(path)
+        if not new:
+            return []
+        was, now = _fingerprint(db, topic, rows), _fingerprint(db, topic, Rows.of(new))
+    differing = [name for name in was if was[name] != now[name]]
+    if differing:
+        raise SealFailed(f"{folder}: the sorted copy differs from what was there in {', '.join(differing)}. Nothing was changed.")
+    progress(topic.table, total, total)
+    return new
+
+
+def order_of(topic: Topic) -> str:
+    """In which order a sealed file has its rows, for SQL."""
+    return ", ".join(name for name in _ORDER if name in topic.schema.names)
+
+
+def _parts(db: duckdb.DuckDBPyConnection, topic: Topic, rows: Rows, total: int) -> Iterator[tuple[str, dict[str, Any], int]]:
+    """(condition, its parameters, rows) of each file that is to be: neighbouring symbols together, none in two files."""
+    if topic.schema.names[0] != "symbol":
+        if total:
+            yield "true", {}, total
+        return
+    counted = f"SELECT symbol, count(*) FROM ({rows.text}) GROUP BY symbol ORDER BY symbol"  # noqa: S608
+    first, last, held = "", "", 0
+    for symbol, count in db.sql(counted, params=dict(rows.values)).fetchall():
+        if held and held + count > _FILE_ROWS:
+            yield "symbol BETWEEN $first AND $last", {"first": first, "last": last}, held
+            held = 0
+        first, last, held = symbol if not held else first, symbol, held + count
+    if held:
+        yield "symbol BETWEEN $first AND $last", {"first": first, "last": last}, held
+
+
+def _fingerprint(db: duckdb.DuckDBPyConnection, topic: Topic, rows: Rows) -> dict[str, int]:
+    """What equal rows in any order have in common: their number, and sums of hashes of each column, of the ids and of whole rows."""
+    columns = [f'"{name}"' for name in (*topic.schema.names, "ts")]
+    sums = [f"sum(hash({name}))" for name in columns]
+    sums += [f"sum(hash({', '.join(IDS)}))", f"sum(hash({', '.join(columns)}))"]
+    (row,) = db.sql(f"SELECT count(*), {', '.join(sums)} FROM ({rows.text})", params=dict(rows.values)).fetchall()  # noqa: S608 our own names
+    names = ["the number of rows", *(f"column {name}" for name in (*topic.schema.names, "ts")), "the ids", "whole rows"]
+    return dict(zip(names, row, strict=True))

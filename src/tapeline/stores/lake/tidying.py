@@ -1,0 +1,39 @@
+"""Does what the lake needs done: seals days that are over, merges the small files of those that are not, sweeps up after who died."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+
+from tapeline.errors import DiskTrouble
+from tapeline.stores.lake.due import Due, due, young_ms
+from tapeline.stores.lake.sealing import Sealed, SealFailed, merge, seal, sweep
+
+
+def tidy(root: Path, now: datetime, told: Callable[[Sealed], None]) -> None:
+    """Do what is due. A day that cannot be done does not keep the others from it; what went wrong first is raised at the end.
+
+    Raises Busy while another process changes the lake's files: that one may be doing the same. DiskTrouble, SealFailed, NewerData."""
+    trouble: DiskTrouble | SealFailed | None = None
+    for one in due(root, now):
+        try:
+            done = _do(root, one, now)
+        except (DiskTrouble, SealFailed) as error:
+            trouble = trouble or error
+        else:
+            for each in done:
+                if each.changed:
+                    told(each)
+    if trouble is not None:
+        raise trouble
+
+
+def _do(root: Path, one: Due, now: datetime) -> list[Sealed]:
+    if one.topic is None and one.day is not None:
+        return seal(root, one.day, lambda *_: None)
+    if one.topic is not None and one.day is not None:
+        return [merge(root, one.topic, one.day, young_ms(now))]
+    if one.topic is not None:
+        sweep(root, one.topic)
+    return []

@@ -1,0 +1,94 @@
+"""A PostgreSQL database by its address: connections with our settings, and what its errors mean."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+from urllib.parse import quote
+
+import adbc_driver_manager as adbc
+from adbc_driver_manager import dbapi
+from adbc_driver_postgresql.dbapi import connect  # type: ignore[import-untyped]  # it carries no types
+
+from tapeline.config import without_password
+from tapeline.errors import DiskTrouble, Refused, Unavailable
+from tapeline.secret import Secret
+from tapeline.stores.postgres.statements import load
+
+#: Classes of SQLSTATE.
+_DATA: Final = ("22", "23")  # this record cannot be kept
+_DISK: Final = ("53100", "58030")  # disk_full, io_error
+_NO: Final = ("28", "42501", "3D")  # login, rights, no such database
+
+
+class CannotHold(Unavailable):
+    """Among the rows is one that PostgreSQL cannot hold. Nothing was written."""
+
+    def __init__(self, said: str) -> None:
+        super().__init__(said)
+        self.reason = (re.search(r"ERROR:\s*(.*?)(?: CONTEXT:| DETAIL:|$)", said) or (said, said))[1]
+
+
+class Database:
+    """A database by its `postgresql://` address: connections, and what their errors mean."""
+
+    def __init__(self, url: str, password: Secret, lock_wait_s: float = 10.0) -> None:
+        """`lock_wait_s`: a statement that waits longer for a lock of others fails."""
+        self._url, self._password, self._lock_wait_s = url, password, lock_wait_s
+        self.shown: Final = without_password(url)
+        self._sql: Final = load("postgres.sql")
+
+    def connect(self) -> dbapi.Connection:
+        """A connection with our settings. Raises ADBC's errors."""
+        connection: dbapi.Connection = connect(_with_password(self._url, self._password.reveal()))
+        with connection.cursor() as cursor:
+            for statement in self._sql.each("settings"):
+                cursor.execute(statement)
+            cursor.execute(self._sql.one("wait_for_locks"), (f"{self._lock_wait_s * 1000:.0f}ms",))
+        connection.commit()
+        return connection
+
+    @contextmanager
+    def connected(self) -> Iterator[dbapi.Connection]:
+        """A connection for a while. Raises ADBC's errors."""
+        connection = self.connect()
+        try:
+            yield connection
+        finally:
+            connection.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[dbapi.Cursor]:
+        """One on a connection of its own, which commits at the end: for what is seldom.
+
+        Raises Unavailable and its like with what PostgreSQL said: then nothing was written."""
+        try:
+            with self.connected() as connection:
+                with connection.cursor() as cursor:
+                    yield cursor
+                connection.commit()
+        except adbc.Error as error:
+            raise self.meaning(error) from error
+
+    def meaning(self, error: Exception) -> Unavailable | Refused:
+        """What a failure of ADBC's means."""
+        state = (error.sqlstate if isinstance(error, adbc.Error) else "") or ""
+        # libpq repeats an address that it cannot read.
+        said = self._password.taken_out(without_password(" ".join(str(error).split())))[:300]
+        if state.startswith(_NO) or "password authentication failed" in said or ("does not exist" in said and not state):
+            return Refused(
+                f"PostgreSQL at {self.shown} has refused: {said}. Check the user, the password (password_file) and the database."
+            )
+        if state.startswith(_DATA):
+            return CannotHold(said)
+        if state in _DISK:
+            return DiskTrouble(f"PostgreSQL at {self.shown} cannot write: {said}. The records stay in the stream. Free disk space there.")
+        return Unavailable(f"PostgreSQL at {self.shown}: {said}. Nothing was written; the records stay in the stream. It is tried again.")
+
+
+def _with_password(url: str, password: str) -> str:
+    """The address with a password that came from elsewhere."""
+    parts = re.fullmatch(r"(?P<head>\w+://[^:/@]+)(?P<tail>@.*)", url)
+    return f"{parts['head']}:{quote(password, safe='')}{parts['tail']}" if password and parts else url

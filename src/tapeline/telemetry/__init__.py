@@ -1,0 +1,1 @@
+"""What every process says of itself. Below everything that reports."""

@@ -1,0 +1,139 @@
+"""Each stage's own word on how it is: one small JSON file a stage, replaced about once a second."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from tapeline.local.machine import process_space
+from tapeline.records import NS_PER_S
+
+log = logging.getLogger(__name__)
+
+_EVERY_NS: Final = NS_PER_S
+#: Latency buckets grow by 5 %: percentiles are right to that.
+_GROWTH: Final = float(np.log(1.05))
+_BUCKETS: Final = 600
+#: Latencies that are kept as they are before they are sorted into buckets.
+_FRESH: Final = 65_536
+
+
+class StatusFile:
+    """Writes `<root>/status/<stage>.json`: who runs since when, and what `report` adds."""
+
+    def __init__(self, root: Path, stage: str, clock: Callable[[], int] = time.time_ns) -> None:
+        self._path = root / "status" / f"{stage}.json"
+        self._clock = clock
+        self._head = {"stage": stage, "pid": os.getpid(), "space": process_space(), "started_ns": clock()}
+        self._due_ns = 0
+        self._failed = False
+
+    def maybe(self, report: Callable[[], Mapping[str, Any]]) -> None:
+        """Write what `report` gives, when a second has passed since the last time."""
+        now_ns = self._clock()
+        if now_ns >= self._due_ns:
+            self.write(report())
+
+    def write(self, report: Mapping[str, Any]) -> None:
+        now_ns = self._clock()
+        self._due_ns = now_ns + _EVERY_NS
+        text = json.dumps({**self._head, "updated_ns": now_ns, **report})
+        temporary = self._path.with_suffix(".tmp")
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_text(text)
+            temporary.replace(self._path)
+        except OSError as error:
+            # The page goes stale, and says so by its time; the data has its own path and reports its own trouble.
+            if not self._failed:
+                log.warning(
+                    "%s could not be written: %s. `tapeline status` shows what was said before. Free disk space, or make the folder "
+                    "writable; it is tried again.",
+                    self._path,
+                    error.strerror,
+                )
+            self._failed = True
+            return
+        if self._failed:
+            log.info("%s is written again.", self._path)
+            self._failed = False
+
+
+def worker_name(number: int) -> str:
+    """A normalize worker's name: `normalize`, `normalize-2`, ..."""
+    return "normalize" if number == 1 else f"normalize-{number}"
+
+
+def read_status(root: Path) -> dict[str, dict[str, Any]]:
+    """Stage to its last word. A file that cannot be read is left out."""
+    found: dict[str, dict[str, Any]] = {}
+    for path in sorted((root / "status").glob("*.json")):
+        try:
+            found[path.stem] = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            log.warning("%s cannot be read: %s", path, error)
+    return found
+
+
+class Latencies:
+    """Percentiles over the last five to ten seconds, in bounded memory."""
+
+    def __init__(self, clock: Callable[[], int] = time.time_ns) -> None:
+        self._clock = clock
+        self._fresh: list[npt.NDArray[np.int64]] = []
+        self._fresh_count = 0
+        self._now = np.zeros(_BUCKETS, np.int64)
+        self._before = np.zeros(_BUCKETS, np.int64)
+        self._turn_ns = clock() + 5 * NS_PER_S
+
+    def add(self, ns: npt.NDArray[np.int64]) -> None:
+        self._fresh.append(ns)
+        self._fresh_count += len(ns)
+        if self._fresh_count > _FRESH:
+            self._sort()
+
+    def _sort(self) -> None:
+        """Put what has come since into buckets."""
+        if self._clock() >= self._turn_ns:
+            self._before, self._now = self._now, np.zeros(_BUCKETS, np.int64)
+            self._turn_ns = self._clock() + 5 * NS_PER_S
+        if self._fresh:
+            bucket = (np.log(np.maximum(np.concatenate(self._fresh), 1)) / _GROWTH).astype(np.int64)
+            self._now += np.bincount(np.clip(bucket, 0, _BUCKETS - 1), minlength=_BUCKETS)
+        self._fresh, self._fresh_count = [], 0
+
+    def ms(self, quantile: float) -> float | None:
+        """The latency in milliseconds that `quantile` of the events stayed under; None without events."""
+        self._sort()
+        both = self._now + self._before
+        total = int(both.sum())
+        if not total:
+            return None
+        bucket = int(np.searchsorted(np.cumsum(both), quantile * total))
+        return float(np.exp((bucket + 1) * _GROWTH) / 1e6)
+
+
+class Rate:
+    """Events a second since the last look."""
+
+    def __init__(self, clock: Callable[[], int] = time.time_ns) -> None:
+        self._clock = clock
+        self._count = 0
+        self._since_ns = clock()
+
+    def add(self, count: int) -> None:
+        self._count += count
+
+    def take(self) -> float:
+        now_ns = self._clock()
+        per_s = self._count * NS_PER_S / max(_EVERY_NS // 2, now_ns - self._since_ns)
+        self._count, self._since_ns = 0, now_ns
+        return round(per_s, 1)
