@@ -159,6 +159,7 @@ _COMPOSED = {
     "not confirmed by ...: T.ABC": ["not confirmed by"],
     "mute: no data for N s on an open socket": ["mute: no", "on an open socket"],
     "... answered HTTP 403: ...": ["answered HTTP"],
+    "ingest to normalize: N raw records written ≠ ...": ["ingest to normalize", "raw records written"],
     "normalize to lake: N ticks written ≠ ...": ["written"],
     "Another process holds the one connection of ...": ["Another process holds", "the one connection of"],
     "clock: ...'s times are N s ahead of this machine's": ["'s times are", "this machine's"],
