@@ -15,7 +15,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from bench.machine import table
-from tapeline.ledger.completeness import absorb
+from tapeline.ledger.absorbing import absorb
 from tapeline.ledger.folding import Account
 from tapeline.ledger.sqlite import LedgerFile
 from tapeline.providers.normalizing import normalize

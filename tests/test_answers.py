@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tapeline.cli import app
-from tapeline.ledger.completeness import ONGOING, Facts, Interval, Key
+from tapeline.ledger.facts import ONGOING, Facts, Interval, Key
 from tapeline.ledger.sqlite import LedgerFile
 from tapeline.records import NS_PER_S
 

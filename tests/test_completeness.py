@@ -21,7 +21,10 @@ from hypothesis import strategies as st
 
 from tapeline.errors import DiskTrouble, NewerData
 from tapeline.ledger import Ledger, read_intervals
-from tapeline.ledger.completeness import COVERED, ONGOING, Answer, Facts, Interval, Key, Run, absorb, answer, intervals, window_of
+from tapeline.ledger.absorbing import absorb
+from tapeline.ledger.answers import Answer, answer
+from tapeline.ledger.facts import ONGOING, Facts, Interval, Key, Run, window_of
+from tapeline.ledger.intervals import COVERED, intervals
 from tapeline.ledger.postgres import PostgresLedger
 from tapeline.ledger.sqlite import LedgerFile
 from tapeline.providers.normalizing import normalize
@@ -568,7 +571,8 @@ WRITER = """
 import sys
 sys.path.insert(0, {tests!r})
 from test_completeness import chunk, opened_at, trade
-from tapeline.ledger.completeness import absorb, intervals
+from tapeline.ledger.intervals import intervals
+from tapeline.ledger.absorbing import absorb
 from tapeline.providers.registry import DECODERS
 from tapeline.providers.normalizing import normalize
 ledger = opened_at(sys.argv[1], sys.argv[2])

@@ -18,8 +18,10 @@ from hypothesis import strategies as st
 
 from proving import PROVE
 from tapeline.ledger import Ledger, read_intervals
-from tapeline.ledger.completeness import Facts, absorb, intervals
+from tapeline.ledger.absorbing import absorb
+from tapeline.ledger.facts import Facts
 from tapeline.ledger.folding import Account
+from tapeline.ledger.intervals import intervals
 from tapeline.ledger.sqlite import LedgerFile
 from tapeline.providers.history import Asked
 from tapeline.providers.normalizing import normalize

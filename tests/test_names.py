@@ -14,7 +14,9 @@ from tapeline.app import wiring
 from tapeline.config import Config, ProviderConfig
 from tapeline.errors import ConfigError, Unavailable
 from tapeline.ledger import read_intervals
-from tapeline.ledger.completeness import Facts, absorb, intervals
+from tapeline.ledger.absorbing import absorb
+from tapeline.ledger.facts import Facts
+from tapeline.ledger.intervals import intervals
 from tapeline.ledger.sqlite import LedgerFile
 from tapeline.providers.normalizing import normalize
 from tapeline.providers.registry import DECODERS, PROVIDERS

@@ -21,7 +21,9 @@ from peer import Peer, Script, serving
 from tapeline.app import wiring
 from tapeline.config import Config, ProviderConfig, load
 from tapeline.errors import ConfigError
-from tapeline.ledger.completeness import COVERED, ONGOING, Facts, Key, absorb, intervals
+from tapeline.ledger.absorbing import absorb
+from tapeline.ledger.facts import ONGOING, Facts, Key
+from tapeline.ledger.intervals import COVERED, intervals
 from tapeline.net.websocket import Line, Pace, Silence
 from tapeline.providers.binance.normalize import content
 from tapeline.providers.normalizing import normalize

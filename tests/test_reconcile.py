@@ -13,7 +13,10 @@ from made_history import T0, Exchange
 from tapeline.config import Config
 from tapeline.jobs.backfill.fetching import Fetched, Source, raw_record
 from tapeline.jobs.reconcile import Reconciled, _matched, reconcile
-from tapeline.ledger.completeness import Facts, Key, absorb, answer, intervals
+from tapeline.ledger.absorbing import absorb
+from tapeline.ledger.answers import answer
+from tapeline.ledger.facts import Facts, Key
+from tapeline.ledger.intervals import intervals
 from tapeline.providers.history import Span, ending
 from tapeline.providers.normalizing import normalize
 from tapeline.providers.registry import CHANNELS, DECODERS, HISTORIES, identity

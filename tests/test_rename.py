@@ -30,7 +30,8 @@ from tapeline.app import wiring
 from tapeline.cli import app
 from tapeline.config import Config, load
 from tapeline.errors import DiskTrouble, Unavailable
-from tapeline.ledger.completeness import Facts, Key, Life, Run, renamed
+from tapeline.ledger.facts import Facts, Key, Life, Run
+from tapeline.ledger.renaming import renamed
 from tapeline.ledger.sqlite import LedgerFile
 from tapeline.local.locks import own
 from tapeline.providers.history import Asked

@@ -16,7 +16,9 @@ from made import DAY, NOON
 from tapeline.errors import Barred, Refused, Unavailable
 from tapeline.jobs.backfill.fetching import Get, Source
 from tapeline.jobs.repair import KeepRepairing, repair, span_of, wanted
-from tapeline.ledger.completeness import Facts, Interval, Key, absorb, intervals
+from tapeline.ledger.absorbing import absorb
+from tapeline.ledger.facts import Facts, Interval, Key
+from tapeline.ledger.intervals import intervals
 from tapeline.providers.binance.history import SETTLED_NS
 from tapeline.providers.history import Request, Span, WrongPage
 from tapeline.providers.normalizing import normalize

@@ -30,7 +30,7 @@ from waiting import PATIENCE_S, until
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from tapeline.ledger.completeness import Interval, Key
+    from tapeline.ledger.facts import Interval, Key
     from tapeline.records import Topic
     from tapeline.streams import Stream
 

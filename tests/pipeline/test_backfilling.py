@@ -12,7 +12,8 @@ import pytest
 from processes import Home, block, ledger, records
 
 from frames import rows
-from tapeline.ledger.completeness import Key, answer
+from tapeline.ledger.answers import answer
+from tapeline.ledger.facts import Key
 from tapeline.providers.normalizing import normalize
 from tapeline.providers.registry import DECODERS
 from tapeline.records import NS_PER_MS, NS_PER_S, RAW_TOPIC

@@ -27,7 +27,8 @@ from proving import PROVE, proof
 from tapeline.app.wiring import open_ledger
 from tapeline.config import load
 from tapeline.ledger import read_intervals
-from tapeline.ledger.completeness import Interval, Key, answer
+from tapeline.ledger.answers import answer
+from tapeline.ledger.facts import Interval, Key
 from tapeline.records import NS_PER_MS, NS_PER_S
 from waiting import until
 

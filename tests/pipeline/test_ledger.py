@@ -16,7 +16,8 @@ from tapeline.app import wiring
 from tapeline.config import load
 from tapeline.demo.verify import compare
 from tapeline.jobs.repair import repair, wanted
-from tapeline.ledger.completeness import COVERED, ONGOING, Interval, Key
+from tapeline.ledger.facts import ONGOING, Interval, Key
+from tapeline.ledger.intervals import COVERED
 from tapeline.records import NS_PER_S
 from waiting import until
 

@@ -18,7 +18,7 @@ from tapeline.app import wiring
 from tapeline.config import load
 from tapeline.jobs.repair import repair, wanted
 from tapeline.ledger import read_intervals
-from tapeline.ledger.completeness import ONGOING, Interval, Key
+from tapeline.ledger.facts import ONGOING, Interval, Key
 from tapeline.ledger.sqlite import LedgerFile
 from tapeline.records import NS_PER_S
 from waiting import until

@@ -19,7 +19,8 @@ from processes import block, environment, records
 from proving import PROVE, proof
 from tapeline.demo.verify import compare
 from tapeline.ledger import read_intervals
-from tapeline.ledger.completeness import COVERED, ONGOING, Interval, Key
+from tapeline.ledger.facts import ONGOING, Interval, Key
+from tapeline.ledger.intervals import COVERED
 from tapeline.ledger.sqlite import LedgerFile
 from tapeline.providers.binance.normalize import content
 from tapeline.records import RAW_TOPIC, TICKS_TOPIC

@@ -137,7 +137,7 @@ def reconcile(
     from tapeline.app import wiring
     from tapeline.errors import Refused
     from tapeline.jobs.reconcile import reconcile as compare
-    from tapeline.ledger.completeness import Key
+    from tapeline.ledger.facts import Key
     from tapeline.providers.history import WrongPage
     from tapeline.reading.api import open_source
 

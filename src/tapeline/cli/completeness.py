@@ -34,7 +34,8 @@ from tapeline.telemetry.status import StatusFile
 from tapeline.times import text
 
 if TYPE_CHECKING:
-    from tapeline.ledger.completeness import Answer, Interval, Key, State
+    from tapeline.ledger.answers import Answer
+    from tapeline.ledger.facts import Interval, Key, State
 
 #: How often the ledger is looked at for gaps that have opened.
 _LOOK_EVERY_S: Final = 3.0
@@ -66,7 +67,7 @@ def gaps(
 
     from tapeline import times
     from tapeline.ledger import INTERVALS
-    from tapeline.ledger.completeness import MISSING
+    from tapeline.ledger.intervals import MISSING
     from tapeline.local.output import write
 
     settings = load_config(config)
@@ -101,7 +102,7 @@ def complete(
 
     Example: `tapeline complete BTC/USDT 2026-01-05`
     """
-    from tapeline.ledger.completeness import answer
+    from tapeline.ledger.answers import answer
 
     settings = load_config(config)
     start_ns = midnight_ns(day)
@@ -232,7 +233,7 @@ def _known(settings: Config, symbols: Collection[str], provider: str | None, sta
 
 def _so_far(found: Iterable[Interval], start_ns: int, now_ns: int) -> int:
     """Of a day that is not over: how far evidence reaches, or now where it has not reached on for long, or something is missing there."""
-    from tapeline.ledger.completeness import COVERED
+    from tapeline.ledger.intervals import COVERED
 
     begun = [one for one in found if one.start_ns < now_ns]
     there = [one for one in begun if one.state in COVERED]
@@ -245,7 +246,7 @@ def _so_far(found: Iterable[Interval], start_ns: int, now_ns: int) -> int:
 
 
 def _row(key: Key, one: Interval) -> dict[str, Any]:
-    from tapeline.ledger.completeness import ONGOING
+    from tapeline.ledger.facts import ONGOING
 
     return key._asdict() | asdict(one) | {"end_ns": None if one.end_ns == ONGOING else one.end_ns}
 

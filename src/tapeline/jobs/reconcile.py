@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tapeline.jobs.backfill.fetching import Fetched, Source, fetch, partition_of, raw_record
-from tapeline.ledger.completeness import Key
+from tapeline.ledger.facts import Key
 from tapeline.providers.history import Span, ending
 from tapeline.providers.normalizing import SAME_CONTENT, Names, normalize
 from tapeline.providers.registry import CHANNELS, DECODERS

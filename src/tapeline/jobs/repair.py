@@ -14,7 +14,7 @@ from typing import Final, TypeVar
 
 from tapeline.errors import Barred, Refused, Unavailable
 from tapeline.jobs.backfill.fetching import Source, fetch, partition_of, raw_record
-from tapeline.ledger.completeness import ONGOING, Interval, Key, State
+from tapeline.ledger.facts import ONGOING, Interval, Key, State
 from tapeline.providers.history import Request, Span, WrongPage
 from tapeline.providers.registry import CHANNELS, HISTORIES
 from tapeline.records import NS_PER_MS, NS_PER_S, RAW_TOPIC

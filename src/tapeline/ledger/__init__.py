@@ -1,4 +1,16 @@
-"""The ledger of what is complete, behind one small interface: facts, what follows from them, and the place in the raw topic."""
+"""Is this data complete? The ledger of what raw records and their events prove of it, and what they leave open.
+
+`absorbing` takes chunks of the raw topic with what the normalizer made of them and keeps *facts*: which runs of ids have been seen of a
+symbol, and how long each connection lived and was heard. Facts only ever join, so it is the same in which chunks the records come, and
+the same when they come again. `intervals` says what the facts mean for one symbol of one channel:
+
+- Where ids have no holes at their source, a run of ids is `proven`, and what lies between two runs is `open`: so many events are missing.
+- Elsewhere, and where no id has come yet, nothing tells one lost event from a quiet market. While a connection was subscribed and heard it
+  is `unprovable`; between two connections, and where a socket was mute, it is `open`; behind the last one it is `open` and goes on.
+
+Nothing but evidence closes a gap: events with the ids that were missing, or a reading of the provider's own history. `answers` says it of
+a stretch of time, `folding` keeps the cost of it all flat, and `sqlite` and `postgres` keep it, behind the `Ledger` of this module.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +20,7 @@ from typing import Final, Protocol
 
 import pyarrow as pa
 
-from tapeline.ledger.completeness import ONGOING, Facts, Interval, Key, Piece, State
+from tapeline.ledger.facts import ONGOING, Facts, Interval, Key, Piece, State
 from tapeline.ledger.folding import Changes
 
 #: The rows of the views `coverage` and `gaps`; `end_ns` is null where an interval goes on.

@@ -19,8 +19,7 @@ from typing import Final, TypeVar
 
 import msgspec
 
-from tapeline.ledger.completeness import (
-    COVERED,
+from tapeline.ledger.facts import (
     NO_PAST,
     ONGOING,
     Edge,
@@ -35,19 +34,13 @@ from tapeline.ledger.completeness import (
     State,
     apart,
     begin_of,
-    end_of,
-    follow,
-    has_come,
     has_ended,
-    intervals,
     join,
     one_after_another,
-    parted,
     place_of,
-    spans_before,
-    spans_of,
     united,
 )
+from tapeline.ledger.intervals import COVERED, end_of, follow, has_come, intervals, parted, spans_before, spans_of
 from tapeline.providers.registry import CHANNELS
 from tapeline.records import NS_PER_MS, NS_PER_S
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 from adbc_driver_manager import dbapi
 
 from tapeline.ledger import INTERVALS, Lives, pieces_of, rows_of
-from tapeline.ledger.completeness import Facts, Key, Life, Past, Piece, Run, State
+from tapeline.ledger.facts import Facts, Key, Life, Past, Piece, Run, State
 from tapeline.ledger.folding import Changes
 from tapeline.stores.postgres.database import Database
 from tapeline.stores.postgres.schema import Schema

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from tapeline.errors import DiskTrouble, NewerData
 from tapeline.ledger import INTERVALS, Lives, pieces_of, rows_of
-from tapeline.ledger.completeness import Facts, Key, Life, Past, Piece, Run, State
+from tapeline.ledger.facts import Facts, Key, Life, Past, Piece, Run, State
 from tapeline.ledger.folding import Changes
 
 _FORMAT: Final = 3

@@ -23,7 +23,8 @@ import pyarrow.compute as pc
 from tapeline import config, times
 from tapeline.errors import ConfigError, WrongArgument
 from tapeline.ledger import read_intervals
-from tapeline.ledger.completeness import Answer, Key, answer
+from tapeline.ledger.answers import Answer, answer
+from tapeline.ledger.facts import Key
 from tapeline.providers.registry import CHANNELS
 from tapeline.reading import asof
 from tapeline.reading import sql as query

@@ -11,7 +11,8 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from tapeline.ledger import Ledger
-from tapeline.ledger.completeness import Facts, absorb, forget
+from tapeline.ledger.absorbing import absorb, forget
+from tapeline.ledger.facts import Facts
 from tapeline.ledger.folding import Account
 from tapeline.providers.normalizing import Decode, Names
 from tapeline.records import NS_PER_S, RAW_TOPIC, Chunk

@@ -1,0 +1,54 @@
+"""Is this stretch of time complete? Intervals in, one answer out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from operator import attrgetter
+from typing import Literal
+
+from tapeline.ledger.facts import (
+    Interval,
+    Key,
+)
+from tapeline.ledger.intervals import COVERED
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Whether one key is complete over a stretch of time."""
+
+    key: Key
+    verdict: Literal["complete", "incomplete", "unprovable"]
+    #: What is there, and what is not, within the stretch; in order.
+    intervals: tuple[Interval, ...]
+
+    @property
+    def holes(self) -> tuple[Interval, ...]:
+        return tuple(one for one in self.intervals if one.state not in COVERED)
+
+
+def answer(key: Key, found: Iterable[Interval], start_ns: int, end_ns: int) -> Answer:
+    """What intervals of a key say of [start_ns, end_ns). What lies before the first and after the last is a hole too."""
+    # A hole keeps its ids, whatever part of it is asked for: which of them lie inside, nobody knows.
+    known = [
+        replace(one, start_ns=max(one.start_ns, start_ns), end_ns=min(one.end_ns, end_ns)) for one in found if _in(one, start_ns, end_ns)
+    ]
+    inside: list[Interval] = []
+    at_ns = start_ns
+    for one in sorted(known, key=attrgetter("start_ns", "end_ns")):
+        if one.start_ns > at_ns:
+            inside.append(Interval(at_ns, one.start_ns, "open", "nothing is known of it"))
+        inside.append(one)
+        at_ns = max(at_ns, one.end_ns)
+    if at_ns < end_ns:
+        inside.append(Interval(at_ns, end_ns, "open", "nothing is known of it"))
+    states = {one.state for one in inside}
+    verdict: Literal["complete", "incomplete", "unprovable"]
+    verdict = "incomplete" if states - COVERED else "unprovable" if "unprovable" in states else "complete"
+    return Answer(key, verdict, tuple(inside))
+
+
+def _in(one: Interval, start_ns: int, end_ns: int) -> bool:
+    """Whether some of an interval lies in [start_ns, end_ns); one without length where it stands."""
+    return one.start_ns < end_ns and (one.end_ns > start_ns or one.start_ns == one.end_ns == start_ns)

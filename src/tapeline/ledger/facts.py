@@ -1,0 +1,362 @@
+"""What the ledger knows: connections and what they heard, runs of ids, pages of history. Plain values that are written down."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Set
+from dataclasses import dataclass, field
+from itertools import chain
+from operator import attrgetter
+from types import MappingProxyType
+from typing import Final, Literal, NamedTuple
+
+import msgspec
+import numpy as np
+
+from tapeline.providers.normalizing import Channel
+from tapeline.providers.registry import CHANNELS, PROVIDERS
+from tapeline.records import NS_PER_S
+
+State = Literal["proven", "reconciled", "open", "repairing", "unrecoverable", "unprovable"]
+#: The end of what goes on.
+ONGOING: Final = (1 << 63) - 1
+_DAY_S: Final = 86_400
+_SECONDS: Final = {"s": 1, "m": 60, "h": 3_600, "d": _DAY_S, "w": 7 * _DAY_S}
+_LONGEST_INTERVAL: Final = 4
+#: 1970-01-01 was a Thursday, and weeks begin on Mondays.
+_MONDAY_NS: Final = 4 * _DAY_S * NS_PER_S
+
+
+class Key(NamedTuple):
+    """One symbol of one channel: what a gap is a gap of."""
+
+    provider: str
+    feed: str
+    channel: str
+    symbol: str
+
+
+class Run(msgspec.Struct, array_like=True):
+    """Ids from `first` to `last`, all of them seen, with the event times (ns) of the two."""
+
+    first: int
+    last: int
+    first_ns: int
+    last_ns: int
+
+
+class Life(msgspec.Struct):
+    """What is known of one socket, from its records; times are receive times, ns. 0: not so far."""
+
+    provider: str
+    feed: str
+    line: str = ""  # the planned connection that it was of
+    topics: list[str] = []
+    missing: list[str] = []  # asked for and never confirmed
+    names: dict[str, str] = {}  # the provider's own, which its table splits otherwise than the exchange
+    opened_ns: int = 0
+    subscribed_ns: int = 0
+    heard_ns: int = 0  # the last record but the close
+    #: Where in the raw topic its records lie: the order in which things happened, whatever the clock said.
+    partition: int = 0
+    first_offset: int = 0
+    last_offset: int = 0
+    beside_ns: int = 0  # it was open when a socket of its pair's other line opened, was confirmed or closed
+    #: How old a tick was when it was received: at the least, and the last one (received at). By the two clocks, which may differ.
+    least_age_ns: int | None = None
+    last_age_ns: int = 0
+    last_tick_ns: int = 0
+    closed_ns: int = 0
+    by: str = ""  # who closed: provider, network, tapeline
+    reason: str = ""
+    #: `channel symbol` to its first event.
+    first: dict[str, int] = {}
+    #: Channel to its last event.
+    last: dict[str, int] = {}
+    #: From and to (ns) of records that were received and could not be kept.
+    refused: list[tuple[int, int]] = []
+    #: From and to (ns) of records that were in the stream and that it lost before every store had them; and since when (ns) that goes on.
+    forgotten: list[tuple[int, int]] = []
+    forgotten_since_ns: int = 0
+    #: From and to (ns) where the machine's clock leapt ahead.
+    leapt: list[tuple[int, int]] = []
+    #: Not a socket but pages of history, read to the end: `channel symbol`, and the first and last number, or from and to (ns).
+    fetched: bool = False
+    asked: list[tuple[str, int, int]] = []
+    read: list[tuple[str, int, int]] = []
+    #: Those of which events were rejected: they were read, and what they hold is not all there.
+    rejected: list[tuple[str, int, int]] = []
+    #: The same of which some pages have come, and not the last one; with how many.
+    asking: list[tuple[str, int, int, int]] = []
+    reading: list[tuple[str, int, int, int]] = []
+    rejecting: list[tuple[str, int, int]] = []
+
+
+class Span(msgspec.Struct, array_like=True, frozen=True):
+    """A key was listened to, from and to (ns); why that ended."""
+
+    start_ns: int
+    end_ns: int
+    ended: str
+
+
+class Past(msgspec.Struct):
+    """What connections that ended long ago leave behind of a key. Lines by `place_of`, times in ns."""
+
+    opened_ns: int = 0  # the first of them; 0: none was opened for it
+    heard: bool = False  # an event of it came
+    spans: dict[str, list[Span]] = {}
+    #: The last offset of connections of a line, and until when they were heard.
+    ended: dict[str, list[tuple[int, int]]] = {}
+    #: When connections were opened and closed: those that no other outdoes in both.
+    outlived: list[tuple[int, int]] = []
+    read: list[tuple[int, int]] = []
+    asked: list[tuple[int, int]] = []
+    rejected: list[tuple[int, int]] = []
+    #: Where what is not archived begins; None: nothing is archived.
+    edge: Edge | None = None
+
+
+#: The past of a key whose connections are all recent.
+NO_PAST: Final = Past()
+
+
+@dataclass(slots=True)
+class Facts:
+    """Everything that is known; what is touched since it was last asked for."""
+
+    runs: dict[Key, list[Run]] = field(default_factory=dict)
+    lives: dict[str, Life] = field(default_factory=dict)
+    pasts: dict[Key, Past] = field(default_factory=dict)
+    touched_runs: set[Key] = field(default_factory=set)
+    touched_lives: set[str] = field(default_factory=set)
+    touched_pasts: set[Key] = field(default_factory=set)
+    #: Connections that are in the past of their keys, and when (ns) each was last heard: copies of their records may still come.
+    past_connections: dict[str, int] = field(default_factory=dict)
+    condensed_lives: set[str] = field(default_factory=set)
+    #: Pieces that were archived since the last save, and the keys whose pieces were all restored.
+    archived: dict[Key, list[Piece]] = field(default_factory=dict)
+    restored: set[Key] = field(default_factory=set)
+    _carriers: dict[Key, set[str]] = field(default_factory=dict)
+    _carried: dict[str, set[Key]] = field(default_factory=dict)
+
+    @staticmethod
+    def of(
+        runs: Mapping[Key, list[Run]],
+        lives: Mapping[str, Life],
+        pasts: Mapping[Key, Past] = MappingProxyType({}),
+        past_connections: Mapping[str, int] = MappingProxyType({}),
+    ) -> Facts:
+        """Facts that were kept."""
+        facts = Facts(dict(runs), dict(lives), dict(pasts), past_connections=dict(past_connections))
+        for name, life in lives.items():
+            for key in keys_of(life):
+                facts.carries(name, key)
+        return facts
+
+    def carries(self, name: str, key: Key) -> None:
+        """Note that a connection was asked for a key, or brought it."""
+        self._carriers.setdefault(key, set()).add(name)
+        self._carried.setdefault(name, set()).add(key)
+
+    def keys_of(self, name: str) -> Set[Key]:
+        """The keys of a connection."""
+        return self._carried.get(name, set())
+
+    def condensed(self, name: str, at_ns: int) -> None:
+        """A connection that was last heard then is in the past of its keys."""
+        if not self.lives[name].fetched:  # a repair goes on under its name
+            self.past_connections[name] = at_ns
+        self.forget_life(name)
+        self.condensed_lives.add(name)
+
+    def forget_life(self, name: str) -> None:
+        self.lives.pop(name, None)
+        for key in self._carried.pop(name, ()):
+            carriers = self._carriers.get(key, set())
+            carriers.discard(name)
+            if not carriers:
+                self._carriers.pop(key, None)
+        self.touched_lives.discard(name)
+
+    def keys(self) -> set[Key]:
+        return {*self.runs, *self._carriers, *self.pasts}
+
+    def carried(self, key: Key) -> list[Life]:
+        """The connections of a key, by their beginning."""
+        return sorted(self.carriers(key).values(), key=attrgetter("opened_ns", "heard_ns"))
+
+    def carriers(self, key: Key) -> dict[str, Life]:
+        """The connections of a key, by name."""
+        return {name: self.lives[name] for name in self._carriers.get(key, ())}
+
+    def touched(self) -> set[Key]:
+        """The keys whose intervals may be others than when this was last asked."""
+        found = self.touched_runs | self.touched_pasts
+        for name in self.touched_lives:
+            found |= self.keys_of(name)
+        return found
+
+    def settled(self) -> None:
+        """What was touched is kept."""
+        for done in (self.touched_runs, self.touched_lives, self.touched_pasts, self.condensed_lives, self.archived, self.restored):
+            done.clear()
+
+
+def keys_of(life: Life) -> Iterator[Key]:
+    """What a connection was asked for, and what it brought."""
+    provider = PROVIDERS.get(life.provider)
+    for topic in life.topics:
+        found = provider.subscription(life.feed, topic, life.names) if provider is not None else None
+        if found is not None:
+            yield Key(life.provider, life.feed, *found)
+    ended, begun = (*life.asked, *life.read), (*life.asking, *life.reading)
+    for both in {*life.first, *(entry[0] for entry in ended), *(entry[0] for entry in begun)}:
+        channel, _, symbol = both.partition(" ")
+        yield Key(life.provider, life.feed, channel, symbol)
+
+
+class Piece(msgspec.Struct):
+    """Facts of a key that were archived. Only intervals before its edge follow from them."""
+
+    before_ns: int = 0  # they all lie before that time
+    runs: list[Run] = []
+    spans: dict[str, list[Span]] = {}
+    read: list[tuple[int, int]] = []
+    asked: list[tuple[int, int]] = []
+    rejected: list[tuple[int, int]] = []
+
+
+class Edge(msgspec.Struct):
+    """Where what is archived of a key ends. Evidence from before it restores everything."""
+
+    number: int  # so many intervals lie before
+    states: dict[State, int]  # of them, where something is not there
+    pieces: int
+    at_ns: int
+    first_id: int | None  # of the first run that is not archived
+    heard: bool
+    #: What follows, before the edge, from what is not archived; and when the first interval behind it begins.
+    before: list[Interval]
+    start_ns: int
+
+
+def window_of(interval: str, start_ns: int) -> tuple[int, int] | None:
+    """The number of a bar's window and the time at which it ends; None for an interval without a grid of its own."""
+    if len(interval) > _LONGEST_INTERVAL:
+        return None
+    if interval.endswith("M"):
+        month = np.datetime64(start_ns, "ns").astype("datetime64[M]")
+        return int(month.astype(np.int64)), int((month + 1).astype("datetime64[ns]").astype(np.int64))
+    width = int(interval[:-1]) * _SECONDS.get(interval[-1:], 0) * NS_PER_S if interval[:-1].isdecimal() else 0
+    if not width:
+        return None
+    origin = _MONDAY_NS if interval.endswith("w") else 0
+    return (start_ns - origin) // width, start_ns + width
+
+
+def join(runs: list[Run], new: Run) -> None:
+    """Put a run among those that are known, sorted and apart; what touches becomes one."""
+    at = bisect_right(runs, new.first, key=attrgetter("first"))
+    low = at - 1 if at and runs[at - 1].last >= new.first - 1 else at
+    high = at
+    while high < len(runs) and runs[high].first <= new.last + 1:
+        high += 1
+    if low < high:
+        old = runs[low:high]
+        # Of two copies of one event that tell different times, the earlier holds, whichever came first.
+        edges = sorted([(run.first, run.first_ns) for run in (*old, new)])
+        ends = sorted([(-run.last, run.last_ns) for run in (*old, new)])
+        new = Run(edges[0][0], -ends[0][0], edges[0][1], ends[0][1])
+    runs[low:high] = [new]
+
+
+def united(one: Past, other: Past) -> Past:
+    """Two pasts as one. Of neither is anything archived."""
+    places = {*one.ended, *other.ended}
+    return Past(
+        opened_ns=min((past.opened_ns for past in (one, other) if past.opened_ns), default=0),
+        heard=one.heard or other.heard,
+        spans={place: one_after_another([*one.spans.get(place, ()), *other.spans.get(place, ())]) for place in places},
+        ended={place: sorted({*one.ended.get(place, ()), *other.ended.get(place, ())}) for place in places},
+        outlived=sorted({*one.outlived, *other.outlived}),
+        read=apart([*one.read, *other.read]),
+        asked=sorted({*one.asked, *other.asked}),
+        rejected=sorted({*one.rejected, *other.rejected}),
+    )
+
+
+
+
+
+
+def one_after_another(spans: Iterable[Span]) -> list[Span]:
+    """In order; what touches is one, and ended as the last of it."""
+    joined: list[Span] = []
+    for span in sorted(spans, key=attrgetter("start_ns")):
+        if joined and span.start_ns <= joined[-1].end_ns:
+            last = max(span, joined[-1], key=attrgetter("end_ns", "ended"))
+            joined[-1] = Span(joined[-1].start_ns, last.end_ns, last.ended)
+        else:
+            joined.append(span)
+    return joined
+
+
+def has_ended(life: Life, lives: Iterable[Life], past: Past = NO_PAST) -> bool:
+    """Whether a connection is closed, or has ended without a word: a later one of the key lives, or has outlived it."""
+    if life.closed_ns:
+        return True
+    known_ns = max(life.heard_ns, life.beside_ns)
+    others = chain(((other.opened_ns, other.closed_ns or ONGOING) for other in lives), past.outlived)
+    return any(opened_ns > life.opened_ns and closed_ns > known_ns for opened_ns, closed_ns in others)
+
+
+def place_of(life: Life) -> str:
+    """The line of a connection, and the partition: there one follows another, and offsets say which."""
+    return f"{life.partition} {life.line}"
+
+
+def begin_of(life: Life) -> int:
+    """When a connection was opened, as far as that is known."""
+    return life.opened_ns or life.subscribed_ns or ONGOING
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A stretch of time of one key in one state; times in ns, [start, end); `ONGOING`: it has no end yet."""
+
+    start_ns: int
+    end_ns: int
+    state: State
+    evidence: str
+    first_id: int | None = None  # of what is there, or of what is missing
+    last_id: int | None = None
+
+
+def apart(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Stretches of time that have a length, in order; what touches is one."""
+    joined: list[tuple[int, int]] = []
+    for start_ns, end_ns in sorted(span for span in spans if span[0] < span[1]):
+        if joined and start_ns <= joined[-1][1]:
+            joined[-1] = (joined[-1][0], max(joined[-1][1], end_ns))
+        else:
+            joined.append((start_ns, end_ns))
+    return joined
+
+
+def with_stretch(read: list[tuple[str, int, int]], new: tuple[str, int, int]) -> list[tuple[str, int, int]]:
+    """One stretch more among those of all labels; what touches becomes one."""
+    label, start_ns, end_ns = new
+    if start_ns >= end_ns:
+        return read
+    kept = []
+    for entry in read:
+        if entry[0] == label and entry[1] <= end_ns and start_ns <= entry[2]:
+            start_ns, end_ns = min(start_ns, entry[1]), max(end_ns, entry[2])
+        else:
+            kept.append(entry)
+    return sorted([*kept, (label, start_ns, end_ns)])
+
+
+def channel_of(key: Key) -> Channel | None:
+    return CHANNELS.get(key.provider, {}).get(key.feed, {}).get(key.channel)

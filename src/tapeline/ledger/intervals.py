@@ -1,0 +1,265 @@
+"""From facts to intervals: what is proven, what is open, and why."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import accumulate, chain
+from operator import attrgetter
+from typing import Final
+
+from tapeline.ledger.facts import (
+    NO_PAST,
+    ONGOING,
+    Facts,
+    Interval,
+    Key,
+    Life,
+    Past,
+    Run,
+    Span,
+    State,
+    apart,
+    begin_of,
+    channel_of,
+    has_ended,
+    one_after_another,
+    place_of,
+)
+from tapeline.providers.registry import PROVIDERS
+from tapeline.records import NS_PER_MS, NS_PER_S
+
+#: What is there, and what is not.
+COVERED: Final[frozenset[State]] = frozenset({"proven", "reconciled", "unprovable"})
+MISSING: Final[frozenset[State]] = frozenset({"open", "repairing", "unrecoverable"})
+#: A connection whose ticks come later than at their best by more than this was read too slowly, or its machine stood still.
+_LATE_NS: Final = NS_PER_S
+_NEVER: Final = (
+    "the provider's history was read to its end and holds nothing, and no event of this symbol has ever come: is its name right?"
+)
+_REJECTED: Final = "the provider's history was read to its end, and events of it were rejected"
+
+
+def intervals(facts: Facts, key: Key) -> list[Interval]:
+    """The intervals of a key in order of time, without those that are archived."""
+    return follow(key, facts.carried(key), facts.pasts.get(key, NO_PAST), facts.runs.get(key, ()))
+
+
+def follow(key: Key, lives: Sequence[Life], past: Past, runs: Sequence[Run]) -> list[Interval]:
+    """What follows for a key from these facts, in order of time."""
+    heard = list(_by_lives(key, [life for life in lives if not life.fetched], past))
+    read = apart([*past.read, *(span for life in lives for span in spans_of(life.read, key))])
+    reading = [span for life in lives for span in spans_of((entry[:3] for entry in life.reading), key)]
+    rejected = [*past.rejected, *(span for life in lives for span in spans_of(life.rejected, key))]
+    if not runs:
+        found: Iterable[Interval] = _reconciled(heard, read)
+        if not has_come(key, lives, past):
+            found = (replace(one, state="unprovable", evidence=_NEVER) if one.state == "reconciled" else one for one in found)
+        return list(_joined(_being_filled(_refused(found, rejected), reading)))
+    # Numbers and times may differ in order.
+    first_ns, last_ns = min(runs[0].first_ns, runs[0].last_ns), max(runs[-1].first_ns, runs[-1].last_ns)
+    # Before the first number and after the last, only the next one could tell.
+    heard = [
+        replace(one, evidence="subscribed and heard; the next event's number will tell") if one.state in COVERED else one
+        for one in heard
+        if one.start_ns < first_ns or one.end_ns > last_ns
+    ]
+    around = list(_refused(_reconciled(heard, read), rejected))
+    asked = [*past.asked, *(span for life in lives for span in spans_of(life.asked, key))]
+    asking = [span for life in lives for span in spans_of((entry[:3] for entry in life.asking), key)]
+    by_ids = _being_filled(_by_ids(key, runs, asked, read, asking, rejected), reading)
+    return list(_joined([*_between(around, -ONGOING, first_ns), *by_ids, *_between(around, last_ns, ONGOING)]))
+
+
+def has_come(key: Key, lives: Iterable[Life], past: Past) -> bool:
+    """Whether an event of a key has ever come."""
+    return past.heard or any(f"{key.channel} {key.symbol}" in life.first for life in lives)
+
+
+def _reconciled(found: Sequence[Interval], read: Sequence[tuple[int, int]]) -> Iterator[Interval]:
+    """What was read of the provider's history, and of `found` what lies outside of it."""
+    edges = [-ONGOING, *(edge for both in read for edge in both), ONGOING]
+    outside = [_between(found, start_ns, end_ns) for start_ns, end_ns in zip(edges[::2], edges[1::2], strict=True)]
+    evidence = "the provider's history was read to its end: what it holds is there"
+    inside = (Interval(start_ns, end_ns, "reconciled", evidence) for start_ns, end_ns in read)
+    yield from sorted(chain(*outside, inside), key=attrgetter("start_ns", "end_ns"))
+
+
+def _refused(found: Iterable[Interval], rejected: Sequence[tuple[int, int]]) -> Iterator[Interval]:
+    """Gaps that lie in what was read, and of which events were rejected, stay: asking again brings the same."""
+    for one in found:
+        if one.state == "open" and any(start_ns <= one.start_ns and one.end_ns <= end_ns for start_ns, end_ns in rejected):
+            yield replace(one, state="unrecoverable", evidence=f"{one.evidence}; {_REJECTED}")
+        else:
+            yield one
+
+
+def _joined(found: Iterable[Interval]) -> Iterator[Interval]:
+    """One after the other without a hole: of what lies between two, nothing is known."""
+    at_ns: int | None = None
+    for one in found:
+        if at_ns is not None and one.start_ns > at_ns:
+            yield Interval(at_ns, one.start_ns, "open", "no connection listened")
+        yield one
+        at_ns = one.end_ns
+
+
+def _between(found: Iterable[Interval], start_ns: int, end_ns: int) -> Iterator[Interval]:
+    """The parts of intervals inside a stretch of time."""
+    for one in found:
+        if one.start_ns < end_ns and one.end_ns > start_ns:
+            whole = start_ns <= one.start_ns and one.end_ns <= end_ns
+            yield one if whole else replace(one, start_ns=max(one.start_ns, start_ns), end_ns=min(one.end_ns, end_ns))
+
+
+def spans_of(known: Iterable[tuple[str, int, int]], key: Key) -> Iterator[tuple[int, int]]:
+    """Those of a key: from and to."""
+    return ((first, last) for label, first, last in known if label == f"{key.channel} {key.symbol}")
+
+
+def _being_filled(found: Iterable[Interval], reading: Sequence[tuple[int, int]]) -> Iterator[Interval]:
+    """Gaps that lie in what is being read are being repaired."""
+    for one in found:
+        if one.state == "open" and any(start_ns <= one.start_ns and one.end_ns <= end_ns for start_ns, end_ns in reading):
+            yield replace(one, state="repairing", evidence=f"{one.evidence}; being fetched")
+        else:
+            yield one
+
+
+def _by_ids(
+    key: Key,
+    runs: Iterable[Run],
+    asked: Sequence[tuple[int, int]],
+    read: Sequence[tuple[int, int]],
+    asking: Sequence[tuple[int, int]],
+    rejected: Sequence[tuple[int, int]],
+) -> Iterator[Interval]:
+    channel = channel_of(key)
+    bars = channel is not None and channel.kind == "bar"  # a bar's number is its window's: its time says the same
+    before: Run | None = None
+    for run in runs:
+        if before is not None:
+            # Ids and times may differ in order: a hole reaches over both its edges, and one wrong time moves no other interval.
+            start_ns, end_ns = sorted((before.last_ns, run.first_ns))
+            first, last = before.last + 1, run.first - 1
+            # History is asked for ids, and for bars by the times of their windows.
+            low, high = (start_ns // NS_PER_MS, end_ns // NS_PER_MS - 1) if bars else (first, last)
+            gone = any(some <= low and high <= other for some, other in asked)
+            gone = gone or any(some <= start_ns and end_ns <= other for some, other in read)
+            # Numbers are no times: a pair of the ones lies in no pair of the others.
+            spoiled = any(some <= least and most <= other for some, other in rejected for least, most in ((low, high), (start_ns, end_ns)))
+            state: State = "open"
+            what = f"{_count(first, last, bars)} missing"
+            if spoiled:
+                state, what = "unrecoverable", f"{what}; {_REJECTED}"
+            elif gone:
+                state, what = "unrecoverable", f"{what}, and not in the provider's history"
+            elif any(some <= low and high <= other for some, other in asking):
+                state, what = "repairing", f"{what}; being fetched"
+            yield Interval(start_ns, end_ns, state, what, first, last)
+        start_ns, end_ns = sorted((run.first_ns, run.last_ns))
+        yield Interval(start_ns, end_ns, "proven", f"{_count(run.first, run.last, bars)} there", run.first, run.last)
+        before = run
+
+
+def _count(first: int, last: int, bars: bool) -> str:
+    count = last - first + 1
+    what = "bar" if bars else "event"
+    counted = f"all of {count:,} {what}s are" if count > 1 else f"one {what} is"
+    return counted if bars else f"ids {first} to {last}: {counted}"
+
+
+def _by_lives(key: Key, lives: Sequence[Life], past: Past) -> Iterator[Interval]:
+    joined = one_after_another([*(span for _, span in parted(key, lives, past)), *chain(*spans_before(lives, past).values())])
+    for at, span in enumerate(joined):
+        if at:
+            yield Interval(joined[at - 1].end_ns, span.start_ns, "open", joined[at - 1].ended)
+        yield Interval(span.start_ns, span.end_ns, "unprovable", "subscribed and heard: nothing to count by")
+    opened = [opened_ns for opened_ns in (past.opened_ns, *(life.opened_ns for life in lives)) if opened_ns]
+    if not joined and opened:
+        yield Interval(min(opened), ONGOING, "open", "asked for, and neither confirmed nor heard")
+    if joined and all(has_ended(life, lives, past) for life in lives):
+        yield Interval(joined[-1].end_ns, ONGOING, "open", joined[-1].ended)
+
+
+_BACK: Final = "the clock was set back: how long nobody listened is not known"
+
+
+def parted(key: Key, lives: Sequence[Life], past: Past) -> Iterator[tuple[Life, Span]]:
+    """When connections listened, without what two that followed one another on a line both claim.
+
+    That comes of a clock that was set back: then nobody knows how long nobody listened."""
+    lines: dict[str, list[Life]] = {}
+    for life in lives:
+        lines.setdefault(place_of(life), []).append(life)
+    for place, line in lines.items():
+        # One that takes over opens before the old one ends: those did not follow one another.
+        ended = sorted([*past.ended.get(place, ()), *((life.last_offset, end_of(key, life)[0]) for life in line)])
+        begun = sorted((life.first_offset, begin_of(life)) for life in line)
+        latest_ns = list(accumulate((end_ns for _, end_ns in ended), max, initial=0))
+        earliest_ns = list(accumulate((start_ns for _, start_ns in reversed(begun)), min, initial=ONGOING))[::-1]
+        for life in line:
+            not_before_ns = latest_ns[bisect_left(ended, (life.first_offset,))]
+            until_ns = earliest_ns[bisect_left(begun, (life.last_offset + 1,))]
+            for span in _heard(key, life):
+                start_ns, end_ns = max(span.start_ns, not_before_ns), min(span.end_ns, until_ns)
+                if start_ns <= end_ns:
+                    yield life, Span(start_ns, end_ns, span.ended if end_ns == span.end_ns else _BACK)
+
+
+def spans_before(lives: Iterable[Life], past: Past) -> dict[str, list[Span]]:
+    """When the connections of the past listened, by line, without what those that follow them claim."""
+    found: dict[str, list[Span]] = {}
+    for place, spans in past.spans.items():
+        after = past.ended[place][-1][0]
+        until_ns = min((begin_of(life) for life in lives if place_of(life) == place and life.first_offset > after), default=ONGOING)
+        cut = (span if span.end_ns <= until_ns else Span(span.start_ns, until_ns, _BACK) for span in spans if span.start_ns <= until_ns)
+        found[place] = list(cut)
+    return found
+
+
+def _heard(key: Key, life: Life) -> Iterator[Span]:
+    """When a connection listened to a key, without what was received and could not be kept."""
+    confirmed = [life.subscribed_ns] if life.subscribed_ns and not _unconfirmed(key, life) else []
+    first = life.first.get(f"{key.channel} {key.symbol}")
+    starts = confirmed + ([first] if first is not None else [])
+    if not starts:
+        return
+    start_ns = min(starts)
+    end_ns, ended = end_of(key, life)
+    if (late_ns := life.last_age_ns - (life.least_age_ns or 0)) > _LATE_NS:
+        # We read behind: what lay between went down with the connection.
+        end_ns, ended = max(start_ns, end_ns - late_ns), f"{ended}; what came last was {late_ns / NS_PER_S:,.1f} s late"
+    holes = [(*span, "received, and could not be kept: stream and spool were full") for span in life.refused]
+    forgotten = [*life.forgotten, (life.forgotten_since_ns, ONGOING)] if life.forgotten_since_ns else life.forgotten
+    holes += [(*span, "received, and lost by the stream before every store had it") for span in forgotten]
+    holes += [(*span, "the clock leapt ahead: of this time nothing is known") for span in life.leapt]
+    for hole_from, hole_to, why in sorted(holes):
+        if hole_to < start_ns or hole_from > end_ns:
+            continue
+        if hole_from >= start_ns:
+            yield Span(start_ns, hole_from, why)
+        start_ns = hole_to + 1  # a hole of at least a nanosecond, so that nothing joins what it parts
+    if start_ns <= end_ns:
+        yield Span(start_ns, end_ns, ended)
+
+
+def _unconfirmed(key: Key, life: Life) -> bool:
+    provider = PROVIDERS[life.provider]
+    return any(provider.subscription(life.feed, topic, life.names) == (key.channel, key.symbol) for topic in life.missing)
+
+
+def end_of(key: Key, life: Life) -> tuple[int, str]:
+    """Until when a connection's silence meant that nothing happened, and what ended it."""
+    if not life.closed_ns:
+        return max(life.heard_ns, life.beside_ns), "the connection ended without a word, as when the process was killed"
+    if life.reason.startswith("mute: no "):
+        channel = life.reason.removeprefix("mute: no ").partition(" for ")[0]
+        if channel == f"channel {key.channel}":
+            return life.last.get(key.channel, life.opened_ns), life.reason
+        # A socket that is mute in all is given up for the channel that is missed first: the others were heard as long as anything was.
+        return max(life.last.values(), default=life.opened_ns), life.reason
+    if life.by == "network":
+        return life.heard_ns, life.reason  # what was on its way when it broke is lost
+    return life.closed_ns, f"closed by {life.by}: {life.reason or 'no reason given'}"
