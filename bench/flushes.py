@@ -44,7 +44,7 @@ from pathlib import Path
 import tapeline, duckdb, pyarrow
 from tapeline import config as settings
 from tapeline.reading import sql as query, api as reading
-from tapeline.app import wiring
+import tapeline.app.stores
 config = settings.load(Path("{config}"), {{}})
 began = time.perf_counter()
 db = tapeline.connect(config=config)

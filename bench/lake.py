@@ -76,7 +76,7 @@ import time
 from pathlib import Path
 import tapeline, pyarrow, duckdb
 from tapeline.reading import api as reading, sql as query
-from tapeline.app import wiring
+import tapeline.app.stores
 from tapeline import config as settings
 from tapeline.stores.lake import reading as lake_reading
 config = settings.load(Path("{config}"), {{}})

@@ -18,7 +18,7 @@ from services.process import Server
 from services.redis import RedisServer
 
 from bench.machine import KEYS, describe, table, venue
-from tapeline.app import wiring
+from tapeline.app.streams import open_stream
 from tapeline.config import Config, load
 from tapeline.records import RAW_TOPIC
 from tapeline.stages.normalize import NORMALIZE
@@ -62,7 +62,7 @@ def _drained(folder: Path, stream: str, codec: str, workers: int) -> float:
         settings = load(path, os.environ)
         _fill(path, settings)
     running = [_start(path, "normalize") for _ in range(workers)]
-    watching = wiring.open_stream(settings)
+    watching = open_stream(settings)
     try:
         begun_at, begun = 0.0, 0
         while True:
@@ -88,7 +88,7 @@ def _at_work(settings: Config) -> int:
 def _fill(path: Path, settings: Config) -> None:
     """Ingest alone, until the venue has nothing more to send."""
     ingest = _start(path, "ingest")
-    watching = wiring.open_stream(settings)
+    watching = open_stream(settings)
     try:
         before = -1
         while (now := sum(watching.waiting(RAW_TOPIC, {}).values())) != before or now == 0:

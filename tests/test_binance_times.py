@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from random import Random
 
-from tapeline.app import wiring
+from tapeline.app.connections import connection_plans, feed_connections
 from tapeline.config import Config, ProviderConfig
 from tapeline.providers.normalizing import normalize
 from tapeline.providers.registry import DECODERS
@@ -27,8 +27,8 @@ def test_times_asked_for_in_microseconds_are_recorded_in_microseconds(tmp_path: 
         provider = ProviderConfig(name="binance", url=url, symbols=("BTCUSDT",), channels=("trade",), time_unit="us")
         stream = EmbeddedStream(tmp_path / "stream")
         recorder = StreamRecorder(Delivery(stream.producer("w"), "w", None), {}, Random(1))
-        (line,) = wiring.lines(
-            wiring.plans(Config(providers=(provider,)), {}), recorder, {}, iter(range(10**18, 10**19)).__next__, Random(1)
+        (line,) = feed_connections(
+            connection_plans(Config(providers=(provider,)), {}), recorder, {}, iter(range(10**18, 10**19)).__next__, Random(1)
         )
         keeping = asyncio.create_task(line.keep())
         async with asyncio.timeout(20):

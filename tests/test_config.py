@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tapeline.app import wiring
+from tapeline.app.connections import connection_plans
 from tapeline.config import DEFAULT, PROVIDER_NAMES, SECRETS, Config, ProviderConfig, load, secret
 from tapeline.errors import ConfigError
 from tapeline.secret import Secret
@@ -39,7 +39,7 @@ def test_without_a_file_and_without_settings_it_is_binance_without_a_key() -> No
     config = load(None, {"PATH": "/bin", "TAPELINE_CONFIG": "x", "TAPELINE_PROVE": "1", "TAPELINE_LOG": "debug"})
     assert config == DEFAULT
     assert [provider.name for provider in config.providers] == ["binance"]
-    assert wiring.plans(config, {})
+    assert connection_plans(config, {})
 
 
 def test_a_file_in_the_working_folder_is_found(tmp_path: Path) -> None:
@@ -302,7 +302,7 @@ def test_every_provider_says_which_secrets_it_needs() -> None:
     assert {name: set(module.SECRET_KINDS) for name, module in PROVIDERS.items()} == {name: set(kinds) for name, kinds in SECRETS.items()}
 
 
-# What only the wiring can tell
+# What only the opened parts can tell
 
 
 @pytest.mark.parametrize(
@@ -319,4 +319,4 @@ def test_every_provider_says_which_secrets_it_needs() -> None:
 def test_a_feed_a_channel_or_a_secret_that_is_not_there_is_named(text: str, names: str, tmp_path: Path) -> None:
     config = load(written(tmp_path, f"[[providers]]\n{text}"), {})
     with pytest.raises(ConfigError, match=names):
-        wiring.plans(config, {})
+        connection_plans(config, {})

@@ -16,7 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tapeline import errors
-from tapeline.app.wiring import plans
+from tapeline.app.connections import connection_plans
 from tapeline.cli import app
 from tapeline.config import Config, ProviderConfig, StoreConfig, StreamConfig, load
 from tapeline.ledger import INTERVALS
@@ -70,7 +70,7 @@ def test_the_configurations_in_the_docs_are_right(tmp_path: Path) -> None:
     for _, text in found:
         path = tmp_path / "tapeline.toml"
         path.write_text(text)
-        assert plans(load(path, {}), KEYS)
+        assert connection_plans(load(path, {}), KEYS)
 
 
 def test_the_table_of_settings_names_every_setting_and_no_other() -> None:

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 
 from frames import rows
 from made import NOON
-from tapeline.app import wiring
+from tapeline.app.histories import open_archives
 from tapeline.config import Config, ProviderConfig
 from tapeline.errors import ConfigError, Refused, Unavailable
 from tapeline.jobs.backfill.backfill import Job
@@ -499,7 +499,7 @@ def test_a_fetch_ends_where_everything_is_to_end(s3_url: str, server: Callable[[
 
 def archives(tmp_path: Path, environ: dict[str, str], *blocks: ProviderConfig) -> dict[tuple[str, str], Source]:
     config = Config(data_dir=str(tmp_path), providers=blocks)
-    return wiring.archives(config, environ, tmp_path / "files", Random(1))
+    return open_archives(config, environ, tmp_path / "files", Random(1))
 
 
 def test_the_keys_of_the_files_are_their_own_and_the_one_that_is_missing_is_named(

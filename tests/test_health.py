@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from tapeline.app import wiring
+from tapeline.app.process_names import stage_names
 from tapeline.config import Config, ProviderConfig, StoreConfig
 from tapeline.local.machine import process_space
 from tapeline.monitor.health import snapshot
@@ -52,7 +52,7 @@ def test_a_stage_that_the_configuration_has_no_more_is_shown_only_while_it_runs(
     config = Config(
         providers=(ProviderConfig(name="binance", process="crypto"),), stores=(StoreConfig(),), ledger=False, normalize_workers=2
     )
-    known = wiring.stage_names(config)
+    known = stage_names(config)
     assert known == {"run", "repair", "normalize", "normalize-2", "ingest-crypto", "lake"}
     for stage in (*known, "postgresql"):
         speak(tmp_path, stage, pid=2**22 + 1, space=process_space())

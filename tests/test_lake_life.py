@@ -29,7 +29,8 @@ import test_rejects
 from frames import raw_batch
 from made import DAY, NOON, rejects, ticks
 from proving import PROVE, proof
-from tapeline.app.wiring import open_store, open_stream, tidy
+from tapeline.app.stores import lake_retention, open_store
+from tapeline.app.streams import open_stream
 from tapeline.cli import app
 from tapeline.config import Config, StoreConfig, StreamConfig, load
 from tapeline.errors import Busy, ConfigError, DiskTrouble
@@ -315,9 +316,9 @@ def test_the_store_stage_keeps_the_lake_to_its_days_by_itself_once_an_hour(tmp_p
     fill(tmp_path / "lake")
     store = StoreConfig(keep_days=30)
     config = Config(data_dir=str(tmp_path), stores=(store,))
-    assert tidy(config, StoreConfig()) is None
-    assert tidy(config, StoreConfig("postgresql://u@h/d", keep_days=3)) is None
-    removes = tidy(config, store)
+    assert lake_retention(config, StoreConfig()) is None
+    assert lake_retention(config, StoreConfig("postgresql://u@h/d", keep_days=3)) is None
+    removes = lake_retention(config, store)
     assert removes is not None
     now = [NOON]
     calls = list[int]()
@@ -740,7 +741,7 @@ def test_a_repair_that_is_killed_anywhere_changed_nothing_or_is_done(pipeline: P
     root = pipeline.root
     made = (
         "lake_repairing",
-        "from tapeline.config import load; from tapeline.app.wiring import open_stream; from tapeline.jobs.rebuild import RawRecords\n"
+        "from tapeline.config import load; from tapeline.app.streams import open_stream; from tapeline.jobs.rebuild import RawRecords\n"
         "from tapeline.providers.registry import DECODERS, identity\n"
         "stream = open_stream(load(root.parent / 'tapeline.toml', {}), {})",
         "list(lake_repairing.repair(root, identity, RawRecords(stream, DECODERS), lambda *_: None))",

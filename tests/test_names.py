@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from frames import raw_batch
-from tapeline.app import wiring
+from tapeline.app.symbol_names import configured_names
 from tapeline.config import Config, ProviderConfig
 from tapeline.errors import ConfigError, Unavailable
 from tapeline.ledger import read_intervals
@@ -117,19 +117,19 @@ def test_a_list_that_makes_no_sense_changes_nothing(stream: Stream, payload: byt
 
 def test_what_a_person_has_configured_counts_before_the_list(stream: Stream) -> None:
     provider = ProviderConfig(name="binance", names={"ADAEUR": "ADAE/UR"})
-    names = KnownNames(stream, wiring.names(Config(providers=(provider,))))
+    names = KnownNames(stream, configured_names(Config(providers=(provider,))))
     assert names.of(chunk(listing(**SPLIT), kind=LISTED))[SPOT] == {**SPLIT, "ADAEUR": "ADAE/UR"}
 
 
 @pytest.mark.parametrize(("name", "symbol"), [("ADAEUR", "ADA/USD"), ("ADAEUR", "ADAEUR"), ("adaeur", "ADA/EUR"), ("A/B", "A/B")])
 def test_a_configured_name_that_splits_nothing_is_refused(name: str, symbol: str) -> None:
     with pytest.raises(ConfigError, match=f'{name} = "{symbol}" splits no symbol'):
-        wiring.names(Config(providers=(ProviderConfig(name="binance", names={name: symbol}),)))
+        configured_names(Config(providers=(ProviderConfig(name="binance", names={name: symbol}),)))
 
 
 def test_names_of_another_provider_are_refused() -> None:
     with pytest.raises(ConfigError, match="splits no symbol of Binance"):
-        wiring.names(Config(providers=(ProviderConfig(name="alpaca", names={"AAPL": "AA/PL"}),)))
+        configured_names(Config(providers=(ProviderConfig(name="alpaca", names={"AAPL": "AA/PL"}),)))
 
 
 def test_the_ledger_knows_what_was_asked_for_by_the_exchange_s_names() -> None:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from frames import RECEIVED_NS, exact, golden, rows, total
 from peer import Peer, Script, serving
-from tapeline.app import wiring
+from tapeline.app.connections import arbitrations, connection_plans, feed_connections, plan_partitions
 from tapeline.config import Config, ProviderConfig, load
 from tapeline.errors import ConfigError
 from tapeline.ledger.absorbing import absorb
@@ -59,7 +59,7 @@ class Tape:
 
 
 def plans(*urls: str) -> list[Plan]:
-    """The plans of two lines, as the wiring makes them."""
+    """The plans of two lines, as the app makes them."""
     asked = [PROVIDERS["binance"].plans(FeedSettings("spot", ("BTCUSDT",), ("trade", "bookTicker"), url=url))[0] for url in urls]
     return [replace(plan, name=name, pair="line", check=None) for plan, name in zip(asked, ("line", "line-second"), strict=True)]
 
@@ -374,7 +374,7 @@ def test_one_line_is_reset_then_the_other_goes_mute_on_real_sockets_and_every_ev
     assert [one.state for one in found if one.first_id is not None] == ["proven"]
 
 
-# The wiring
+# From the configuration to the lines
 
 
 KEYS = {"TAPELINE_POLYGON_KEY": "k", "TAPELINE_ALPACA_KEY": "k", "TAPELINE_ALPACA_SECRET": "s"}
@@ -383,7 +383,7 @@ KEYS = {"TAPELINE_POLYGON_KEY": "k", "TAPELINE_ALPACA_KEY": "k", "TAPELINE_ALPAC
 def planned(name: str = "binance", **more: object) -> list[Plan]:
     channels = {"binance": ("trade",), "polygon": ("T",), "alpaca": ("trades",)}[name]
     block = ProviderConfig(name=name, symbols=("BTCUSDT",), channels=channels, **more)  # type: ignore[arg-type]  # as TOML has them
-    return [plan for _, plan in wiring.plans(Config(providers=(block,)), KEYS)]
+    return [plan for _, plan in connection_plans(Config(providers=(block,)), KEYS)]
 
 
 def test_two_lines_go_to_two_hosts_and_ask_for_the_same() -> None:
@@ -400,15 +400,15 @@ def test_two_lines_go_to_two_hosts_and_ask_for_the_same() -> None:
 def test_more_streams_than_a_connection_takes_are_two_lines_each_and_each_pair_has_one_partition() -> None:
     many = ProviderConfig(name="binance", symbols=tuple(f"S{at}USDT" for at in range(1_500)), channels=("trade",), lines=2)
     one = ProviderConfig(name="binance", symbols=("BTCUSDT",), channels=("trade",))
-    found = wiring.plans(Config(providers=(many, one, many)), {})
+    found = connection_plans(Config(providers=(many, one, many)), {})
     assert len({plan.name for _, plan in found}) == len(found) == 9
-    placed = wiring.partitions(found, 3)
+    placed = plan_partitions(found, 3)
     pairs = [(plan.name, f"{plan.name}-second") for _, plan in found if plan.pair == plan.name]
     assert len(pairs) == 4
     assert all(placed[first] == placed[second] for first, second in pairs)
     assert sorted(placed[plan.name] for _, plan in found if not plan.name.endswith("-second")) == [0, 0, 1, 1, 2]
-    made = wiring.pairs(found, Tape(), lambda: 0)
-    lines = wiring.lines(found, Tape(), made, time.time_ns, Random(1))
+    made = arbitrations(found, Tape(), lambda: 0)
+    lines = feed_connections(found, Tape(), made, time.time_ns, Random(1))
     assert [line.recorder is made.get(line.plan.pair) for line in lines] == [bool(line.plan.pair) for line in lines]
 
 

@@ -21,7 +21,7 @@ import pytest
 from brokers import stream_block
 from frames import golden, raw_batch
 from proving import PROVE, proof
-from tapeline.app.wiring import open_stream
+from tapeline.app.streams import open_stream
 from tapeline.config import Config, StreamConfig
 from tapeline.errors import Busy, ConfigError, Unavailable
 from tapeline.jobs import rejects

@@ -26,7 +26,9 @@ from typer.testing import CliRunner, Result
 
 from made import DAY, NOON, bars, ticks
 from proving import PROVE, proof
-from tapeline.app import wiring
+from tapeline.app.process_names import store_name
+from tapeline.app.stores import ledger_rows, open_ledger, open_stores
+from tapeline.app.streams import consumer_groups
 from tapeline.cli import app
 from tapeline.config import Config, load
 from tapeline.errors import DiskTrouble, Unavailable
@@ -171,20 +173,18 @@ class Home:
         stop = threading.Event()
         stop.set()
         config = self.config
-        with closing(EmbeddedStream(self.root / "stream", 1, groups=wiring.groups(config))) as stream:
+        with closing(EmbeddedStream(self.root / "stream", 1, groups=consumer_groups(config))) as stream:
             stream.append(RAW_TOPIC, batch(some), 0)
             run_normalize(Normalize(stream, DECODERS, StatusFile(self.root, "normalize"), name="test", names=names), stop, Random(1))
-            for name, store in wiring.open_stores(config).items() if kept else ():
+            for name, store in open_stores(config).items() if kept else ():
                 status = StatusFile(self.root, name)
                 run_store(KeepIn(stream, store, status, stop, group=name, flush_rows=60, flush_s=0.0), stop, Random(1))
                 if isinstance(store, Postgres):
                     store.close()
             if kept:
-                stores = [wiring.store_name(one) for one in config.stores]
+                stores = [store_name(one) for one in config.stores]
                 status = StatusFile(self.root, "ledger")
-                run_ledger(
-                    KeepLedger(stream, wiring.open_ledger(config), DECODERS, status, stop, stores=stores, names=names), stop, Random(1)
-                )
+                run_ledger(KeepLedger(stream, open_ledger(config), DECODERS, status, stop, stores=stores, names=names), stop, Random(1))
 
     def ask(self, *words: str) -> Result:
         return CliRunner().invoke(app, [*words, "--config", str(self.path)], catch_exceptions=True)
@@ -196,11 +196,11 @@ class Home:
 
     def kept(self) -> dict[str, list[str]]:
         """Every row of every table, and every interval of the ledger."""
-        with closing(query.connect(self.root / "lake", wiring.ledger_rows(self.config))) as db:
+        with closing(query.connect(self.root / "lake", ledger_rows(self.config))) as db:
             found = {
                 table: sorted(map(repr, db.sql(f"SELECT * FROM {table}").to_arrow_table().to_pylist())) for table in (*TABLES, "coverage")
             }
-        facts, _ = wiring.open_ledger(self.config).load()
+        facts, _ = open_ledger(self.config).load()
         # The notice of a reading of history keeps its text.
         found["notices"] = [row.replace('"symbol":"AD/AEUR"', '"symbol":"ADA/EUR"') for row in found["notices"]]
         return {
@@ -211,7 +211,7 @@ class Home:
 
     def symbols(self) -> set[str]:
         """What the lake and the ledger know, by whichever name."""
-        with closing(query.connect(self.root / "lake", wiring.ledger_rows(self.config))) as db:
+        with closing(query.connect(self.root / "lake", ledger_rows(self.config))) as db:
             tables = " UNION ".join(f"SELECT symbol FROM {table}" for table in ("ticks", "bar_revisions", "bars", "notices", "coverage"))
             return {symbol for (symbol,) in db.sql(tables).fetchall() if symbol is not None}
 
@@ -219,7 +219,7 @@ class Home:
         """The lake is as its logs say, and every store balances."""
         found = [one for some in check(self.root / "lake", identity, None, silent) for one in some.findings]
         assert found == []
-        for store in wiring.open_stores(self.config).values():
+        for store in open_stores(self.config).values():
             for topic in NORMALIZED_TOPICS:
                 totals = store.totals(topic)
                 assert totals.read == totals.rows + totals.duplicates
@@ -453,7 +453,9 @@ def test_a_call_that_fails_is_finished_by_the_next(
 DYING = """
 import os, signal, sys
 from pathlib import Path
-from tapeline.app import wiring
+from tapeline.app.streams import consumer_groups
+from tapeline.app.stores import ledger_rows, open_ledger, open_renames, open_stores
+from tapeline.app.process_names import store_name
 from tapeline.config import load
 from tapeline.jobs import rename
 from tapeline.stores.postgres import database, renaming as postgres_renaming
@@ -470,7 +472,7 @@ def passed(frame, event, argument):
         if left == 0:
             os.kill(os.getpid(), signal.SIGKILL)
 config = load(Path(sys.argv[1]), {})
-parts = wiring.open_renames(config), wiring.open_ledger(config)
+parts = open_renames(config), open_ledger(config)
 one = Renaming("binance", "spot", "AD/AEUR", "ADA/EUR")
 sys.setprofile(passed)
 list(rename.rename(one, *parts, lambda *_: None))

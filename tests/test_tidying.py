@@ -22,7 +22,7 @@ from services.process import lives
 
 from made import DAY, NOON, ticks
 from proving import PROVE, proof
-from tapeline.app.wiring import upkeep
+from tapeline.app.stores import lake_upkeep
 from tapeline.config import Config, StoreConfig
 from tapeline.errors import Busy, DiskTrouble
 from tapeline.local.locks import own
@@ -351,8 +351,8 @@ def test_the_store_seals_by_itself_what_is_over_says_so_and_ends_with_its_child(
 
 
 def test_a_store_that_is_not_to_seal_does_not() -> None:
-    assert upkeep(Config(), StoreConfig(seal=False), None) is None
-    assert upkeep(Config(), StoreConfig("postgresql://u@h/d"), None) is None
+    assert lake_upkeep(Config(), StoreConfig(seal=False), None) is None
+    assert lake_upkeep(Config(), StoreConfig("postgresql://u@h/d"), None) is None
 
 
 def holder(root: Path) -> int | None:

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import pytest
 from services.process import lives
 
-from tapeline.app.wiring import open_stores, open_stream, raw_groups
+from tapeline.app.stores import open_stores
+from tapeline.app.streams import open_stream, raw_consumer_groups
 from tapeline.config import load
 from tapeline.ledger import read_intervals
 from tapeline.ledger.sqlite import LedgerFile
@@ -185,7 +186,7 @@ class Home:
             stores = open_stores(config)
             for store in stores.values():
                 opened.callback(getattr(store, "close", lambda: None))  # the lake holds nothing open
-            return snapshot(config.root, stream, stores, raw_groups(config))
+            return snapshot(config.root, stream, stores, raw_consumer_groups(config))
 
     def rows(self, query: str) -> list[tuple[Any, ...]]:
         return rows(self.lake, query)

@@ -14,7 +14,9 @@ import pytest
 from deltalake import write_deltalake
 from processes import Home, Spawner, ask, block
 
-from tapeline.app import wiring
+from tapeline.app.connections import connection_plans
+from tapeline.app.stores import open_stores
+from tapeline.app.streams import open_stream
 from tapeline.config import load
 from tapeline.demo.verify import compare
 from tapeline.errors import ConfigError
@@ -213,9 +215,9 @@ def test_a_wrong_configuration_names_what_is_wrong(text: str, says: str, tmp_pat
 
     def used() -> None:
         settings = load(config, {})
-        wiring.plans(settings, {})
-        wiring.open_stream(settings)
-        wiring.open_stores(settings)
+        connection_plans(settings, {})
+        open_stream(settings)
+        open_stores(settings)
 
     with pytest.raises(ConfigError, match=re.escape(says)):
         used()

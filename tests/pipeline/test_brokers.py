@@ -17,7 +17,8 @@ from processes import block, key, received, records, rss_mb, sent
 from services.process import last_lines
 
 from proving import PROVE, proof
-from tapeline.app.wiring import open_stream, raw_partitions
+from tapeline.app.connections import raw_partitions
+from tapeline.app.streams import open_stream
 from tapeline.config import Config, StreamConfig
 from tapeline.demo.verify import compare
 from tapeline.records import RAW, TICKS_TOPIC

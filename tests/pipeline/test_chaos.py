@@ -24,7 +24,7 @@ from picows import WSListener, WSMsgType, ws_connect
 from processes import Home, block
 
 from proving import PROVE, proof
-from tapeline.app.wiring import open_ledger
+from tapeline.app.stores import open_ledger
 from tapeline.config import load
 from tapeline.ledger import read_intervals
 from tapeline.ledger.answers import answer
@@ -197,13 +197,21 @@ def test_whatever_goes_wrong_the_stores_are_what_happened_and_the_ledger_says_wh
     day = f"{datetime.now(UTC):%Y-%m-%d}"
     asked = ("reconcile", day, "--format", "json")
 
+    last = ""
+
     def equal() -> bool:
+        nonlocal last
         done = home.ask(*asked)
         assert "Traceback" not in done.stderr, done.stderr
+        last = done.stdout + done.stderr
         return done.returncode == 0
 
     time.sleep(max(0.0, (over_ns + _SETTLED_NS - time.time_ns()) / NS_PER_S))  # until then a history may not hold it all, and claims less
-    until(equal, "the stores are not equal to the histories", 240)
+    try:
+        until(equal, "the stores are not equal to the histories", 240)
+    except AssertionError as error:
+        error.add_note(last)
+        raise
     keys = {key for name, market in markets.items() for key in happened(name, market.journal) if key.channel != LIVE_ONLY}
     until(lambda: not open_before(over_ns, home, keys), "gaps that can be filled are open", 120)
     run.send(signal.SIGTERM)

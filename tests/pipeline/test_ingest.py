@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pytest
 
-from tapeline.app import wiring
+from tapeline.app.connections import connection_checks, connection_plans, feed_connections, plan_partitions
 from tapeline.config import Config, ProviderConfig
 from tapeline.errors import DiskTrouble, NewerData, Refused
 from tapeline.local.clock import ClockWatch
@@ -66,12 +66,12 @@ async def _ingest(
     """Record what these addresses send, until `stop`. `rest_url`: where the exchange's list is asked for; it is not without one."""
     providers = [ProviderConfig(name="binance", url=url, symbols=("BTCUSDT",), channels=("trade",), rest_url=rest_url) for url in urls]
     random = Random(1)
-    planned = wiring.plans(Config(providers=tuple(providers)), {})
+    planned = connection_plans(Config(providers=tuple(providers)), {})
     delivery = Delivery(stream.producer("w"), "w", spool)
     delivery.open()
-    recorder = ingest.StreamRecorder(delivery, wiring.partitions(planned, stream.partitions), random)
-    lines = wiring.lines(planned, recorder, {}, time.time_ns, random)
-    checks = wiring.checks(planned) if rest_url else {}
+    recorder = ingest.StreamRecorder(delivery, plan_partitions(planned, stream.partitions), random)
+    lines = feed_connections(planned, recorder, {}, time.time_ns, random)
+    checks = connection_checks(planned) if rest_url else {}
     await ingest.ingest(lines, recorder, checks, StatusFile(root, "ingest"), stop, watch=watch)
     return recorder
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from processes import Home, block, ledger
 
 from proving import PROVE, proof
-from tapeline.app import wiring
+from tapeline.app.histories import open_histories
 from tapeline.config import load
 from tapeline.demo.verify import compare
 from tapeline.jobs.repair import repair, wanted
@@ -151,7 +151,7 @@ def test_what_alpaca_sent_while_nobody_listened_is_read_from_its_history_and_is_
 
     until(lambda: all("open" in some for some in states()), "the break is a gap of each")
 
-    stream, sources = home.stream(), wiring.histories(load(home.config, home.env), home.env, Random(1))
+    stream, sources = home.stream(), open_histories(load(home.config, home.env), home.env, Random(1))
     gaps = wanted(ledger(home), sources, settled())
     assert {key for key, _, _ in gaps} == set(keys)
     for key, _, span in gaps:

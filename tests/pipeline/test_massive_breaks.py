@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from picows import WSError, WSListener, WSMsgType, ws_connect
 from processes import Home, block
 
-from tapeline.app import wiring
+from tapeline.app.histories import open_histories
 from tapeline.config import load
 from tapeline.jobs.repair import repair, wanted
 from tapeline.ledger import read_intervals
@@ -117,7 +117,7 @@ def test_what_happened_between_connections_is_fetched_and_the_lake_is_what_happe
     until(lambda: len(happened(market.journal)) == EVENTS, "everything has happened")
     assert happened(market.journal) - set(kept(home))
 
-    sources = wiring.histories(load(home.config, {}), home.env, Random(1))
+    sources = open_histories(load(home.config, {}), home.env, Random(1))
     stream = home.stream()
 
     def filled() -> bool:

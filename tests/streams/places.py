@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from made import raws
 from proving import PROVE
-from tapeline.app.wiring import open_stream
+from tapeline.app.streams import open_stream
 from tapeline.config import Config, StreamConfig
 from tapeline.errors import Unavailable
 from tapeline.records import NORMALIZED_TOPICS, RAW_TOPIC, Chunk, Topic

@@ -481,7 +481,7 @@ def test_redis_with_a_password_in_the_url_the_environment_or_a_file(
     (tmp_path / "secret").write_text(SECRET + "\n")
     url = f"{scheme}://{server.address}/0"
     place.open(url=url, password_file=str(tmp_path / "secret"), **ca).append(RAW_TOPIC, raws(1, 1), 0)
-    from tapeline.app.wiring import open_stream
+    from tapeline.app.streams import open_stream
     from tapeline.config import Config, StreamConfig
 
     stream = open_stream(Config(data_dir=str(tmp_path), stream=StreamConfig(url=url, **ca)), {"TAPELINE_STREAM_PASSWORD": SECRET})

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tapeline.app import wiring
+from tapeline.app.connections import connection_plans
+from tapeline.app.stores import open_store, open_stores
+from tapeline.app.streams import open_stream
 from tapeline.config import Config
 from tapeline.errors import DiskTrouble, TapelineError, Unavailable
 from tapeline.net import http as rest
@@ -33,7 +35,7 @@ def checkup(config: Config, environ: Mapping[str, str]) -> Iterator[Result]:
     """Look at each thing in turn; none stops the ones after it."""
     yield _data_dir(config.root)
     try:
-        stream = wiring.open_stream(config, environ)
+        stream = open_stream(config, environ)
         ends = stream.ends(RAW_TOPIC)
         risks = stream.risks()
         found = f"reachable, {len(ends)} partitions of {config.stream.topic_prefix}{RAW_TOPIC.name}"
@@ -42,18 +44,18 @@ def checkup(config: Config, environ: Mapping[str, str]) -> Iterator[Result]:
     except TapelineError as error:
         yield Result(f"stream {config.stream.shown}", str(error), error.exit_status)
     try:
-        wiring.open_stores(config)
+        open_stores(config)
     except TapelineError as error:
         yield Result("stores", str(error), error.exit_status)
     for some in config.stores:
         try:
-            store = wiring.open_store(config, some, environ)
+            store = open_store(config, some, environ)
             rows = sum(store.totals(topic).rows for topic in NORMALIZED_TOPICS)
             yield Result(f"store {some.shown}", f"{rows:,} rows")
         except TapelineError as error:
             yield Result(f"store {some.shown}", str(error), error.exit_status)
     try:
-        planned = wiring.plans(config, environ)
+        planned = connection_plans(config, environ)
     except TapelineError as error:
         yield Result("providers", str(error), error.exit_status)
         return

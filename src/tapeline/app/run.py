@@ -14,7 +14,11 @@ from typing import Any, Final
 
 from rich.console import Console
 
-from tapeline.app import wiring
+from tapeline.app.connections import connection_plans
+from tapeline.app.histories import has_history
+from tapeline.app.process_names import ingest_name
+from tapeline.app.stores import open_stores
+from tapeline.app.streams import open_stream, raw_consumer_groups
 from tapeline.app.supervisor import Stage, Supervisor
 from tapeline.config import Config, environment
 from tapeline.errors import Refused, Unavailable
@@ -33,13 +37,13 @@ _LINE_EVERY_S: Final = 5.0
 
 def run(settings: Config, config: Path | None, until_idle_s: float | None, stop: threading.Event, console: Console) -> None:
     """Until stopped, or idle for so long. Raises ConfigError and Busy before anything starts, StageFailed after."""
-    wiring.plans(settings, environment())
-    stream, stores = wiring.open_stream(settings), wiring.open_stores(settings)
+    connection_plans(settings, environment())
+    stream, stores = open_stream(settings), open_stores(settings)
     with own(settings.root / "locks" / "run", "tapeline run"):
         arguments = ["--config", str(config)] if config else []
         command = [sys.executable, "-m", "tapeline"]
         processes = dict.fromkeys(provider.process for provider in settings.providers)
-        ingests = [wiring.ingest_name(process) for process in processes]
+        ingests = [ingest_name(process) for process in processes]
         stages = [
             Stage(name, [*command, "ingest", *(["--process", process] if process else []), *arguments], place=0)
             for name, process in zip(ingests, processes, strict=True)
@@ -51,13 +55,13 @@ def run(settings: Config, config: Path | None, until_idle_s: float | None, stop:
         stages += [Stage(name, [*command, "store", name, *arguments], place=2) for name in stores]
         if settings.ledger:
             stages.append(Stage("ledger", [*command, "ledger", *arguments], place=3, needed=False))
-        if settings.ledger and settings.repair and wiring.has_history(settings):
+        if settings.ledger and settings.repair and has_history(settings):
             stages.append(Stage("repair", [*command, "repair", "--follow", *arguments], place=3, needed=False))
         os.environ["TAPELINE_LOG"] = f"supervised {os.getpid()}"
         status = StatusFile(settings.root, "run")
         log.info("Running %s; data in %s. Ctrl-C stops.", ", ".join(stage.name for stage in stages), settings.root)
         try:
-            with Screen(console, lambda: snapshot(settings.root, stream, stores, wiring.raw_groups(settings)), _LINE_EVERY_S) as screen:
+            with Screen(console, lambda: snapshot(settings.root, stream, stores, raw_consumer_groups(settings)), _LINE_EVERY_S) as screen:
 
                 def look(report: dict[str, Any]) -> None:
                     status.maybe(lambda: {"stages": report})
@@ -66,7 +70,7 @@ def run(settings: Config, config: Path | None, until_idle_s: float | None, stop:
                 supervisor = Supervisor(stages, lambda: backoff(Random(), 0.3, 15.0), screen.say)
                 supervisor.run(stop, _idle(settings, stream, stores, ingests, until_idle_s), look)
             try:
-                last = snapshot(settings.root, stream, stores, wiring.raw_groups(settings))
+                last = snapshot(settings.root, stream, stores, raw_consumer_groups(settings))
                 for entry in last["equations"]:
                     log.info("%s", entry["text"])
                 log.info("Stopped; %s", left(last))
@@ -99,7 +103,7 @@ def _idle(
 ) -> Callable[[], bool]:
     """Whether nothing has arrived for `seconds` and nothing waits; never without `seconds`."""
     started_ns = time.time_ns()
-    raw_groups = wiring.raw_groups(settings)
+    raw_groups = raw_consumer_groups(settings)
 
     def idle() -> bool:
         if seconds is None:

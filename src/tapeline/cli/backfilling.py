@@ -74,7 +74,7 @@ def backfill(
 
     Example: `tapeline backfill --provider binance --symbols BTCUSDT,ETHUSDT --channels trades --start 2026-01-05 --end 2026-01-06`
     """
-    from tapeline.app import wiring
+    from tapeline.app.streams import open_stream
     from tapeline.jobs.backfill import leftovers
     from tapeline.jobs.backfill.backfill import Backfill, encoded
     from tapeline.jobs.backfill.backfill import dry_run as rows_of
@@ -98,7 +98,7 @@ def backfill(
                 leftovers.remove_old_files(settings.root / "backfill" / "files", time.time())
             if again:
                 log.forget()
-            stream = wiring.open_stream(settings)
+            stream = open_stream(settings)
             try:
                 with _bar(job, format) as told:
                     state = Backfill(job, source, stream, log, Random(), stop, workers).run(told)
@@ -134,7 +134,8 @@ def reconcile(
 
     Example: `tapeline reconcile 2026-01-05 --channels trades`
     """
-    from tapeline.app import wiring
+    from tapeline.app.streams import open_stream
+    from tapeline.app.symbol_names import known_names
     from tapeline.errors import Refused
     from tapeline.jobs.reconcile import reconcile as compare
     from tapeline.ledger.facts import Key
@@ -149,8 +150,8 @@ def reconcile(
         raise ConfigError(f"{day} has not begun.")
     jobs = _jobs(settings, provider, _listed(symbols), _listed(channels), start_ns, end_ns, Origin.rest, stop)
     store = open_source(source, config=settings)
-    stream = wiring.open_stream(settings)
-    connection, names = f"reconcile-{time.time_ns()}", wiring.known_names(settings)
+    stream = open_stream(settings)
+    connection, names = f"reconcile-{time.time_ns()}", known_names(settings)
     differ = False
     try:
         for job, history in jobs:
@@ -211,7 +212,8 @@ def _jobs(
     stop: threading.Event,
 ) -> list[tuple[Job, Source]]:
     """One for each feed that is configured, or that was asked for, and has a history."""
-    from tapeline.app import wiring
+    from tapeline.app.histories import open_archives, open_histories
+    from tapeline.app.symbol_names import known_names
     from tapeline.jobs.backfill.backfill import Job
     from tapeline.providers.registry import ARCHIVES, HISTORIES, PROVIDERS
 
@@ -223,13 +225,13 @@ def _jobs(
     asked = replace(settings, providers=tuple(blocks))
     if origin is Origin.files:
         narrowed = replace(asked, providers=tuple(replace(some, symbols=tuple(symbols) or some.symbols) for some in blocks))
-        sources = wiring.archives(narrowed, environment(), settings.root / "backfill" / "files", Random(), stop.wait)
+        sources = open_archives(narrowed, environment(), settings.root / "backfill" / "files", Random(), stop.wait)
         if not sources:
             raise ConfigError(f"No such provider keeps files of its history. These do: {', '.join(ARCHIVES)}. Leave --from files out.")
     else:
-        sources = wiring.histories(asked, environment(), Random(), stop.wait)
+        sources = open_histories(asked, environment(), Random(), stop.wait)
     found: list[tuple[Job, Source]] = []
-    names = wiring.known_names(settings)
+    names = known_names(settings)
     for (name, feed), source in sources.items():
         mine = [some for some in blocks if some.name == name and (some.feed or PROVIDERS[name].DEFAULT_FEED) == feed]
         wanted = symbols or tuple(dict.fromkeys(symbol for some in mine for symbol in some.symbols))

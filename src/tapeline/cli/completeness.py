@@ -142,7 +142,8 @@ def repair(
 
     Example: `tapeline repair --symbol BTC/USDT --dry-run`
     """
-    from tapeline.app import wiring
+    from tapeline.app.feeds import configured_feeds
+    from tapeline.app.histories import open_histories
     from tapeline.errors import Refused, Unavailable
     from tapeline.jobs.repair import ASKED_FOR, wanted
     from tapeline.jobs.repair import repair as fill
@@ -153,7 +154,7 @@ def repair(
         _keep_repairing(settings)
         return
     known = _known(settings, symbol or (), provider, ASKED_FOR)
-    chosen = wanted(known, wiring.feeds(settings), time.time_ns())
+    chosen = wanted(known, configured_feeds(settings), time.time_ns())
     if not chosen:
         echo("No gap is known that a provider's history could fill.")
         return
@@ -163,7 +164,7 @@ def repair(
     # Who has no gap needs no key.
     names = {key.provider for key, _, _ in chosen}
     asked = replace(settings, providers=tuple(some for some in settings.providers if some.name in names))
-    sources = wiring.histories(asked, environment(), Random())
+    sources = open_histories(asked, environment(), Random())
     stream = stream_with_data(settings)
     away: set[str] = set()
     failed = False
@@ -185,7 +186,9 @@ def repair(
 
 
 def _keep_repairing(settings: Config) -> None:
-    from tapeline.app import wiring
+    from tapeline.app.histories import open_histories
+    from tapeline.app.stores import open_ledger
+    from tapeline.app.streams import open_stream
     from tapeline.jobs.repair import ASKED_FOR, KeepRepairing
     from tapeline.ledger import read_intervals
     from tapeline.retry import loop
@@ -193,11 +196,11 @@ def _keep_repairing(settings: Config) -> None:
 
     stop, random = stop_on_signal(with_parent=True), Random()
     with own_stage(settings, "repair", stop):
-        stream, ledger = wiring.open_stream(settings), wiring.open_ledger(settings)
+        stream, ledger = open_stream(settings), open_ledger(settings)
         stage = KeepRepairing(
             stream,
             lambda: read_intervals(ledger.intervals(states=ASKED_FOR)),
-            wiring.histories(settings, environment(), random, stop.wait),
+            open_histories(settings, environment(), random, stop.wait),
             StatusFile(settings.root, "repair"),
             stop,
             time.time_ns,
@@ -209,11 +212,11 @@ def _keep_repairing(settings: Config) -> None:
 
 def _known(settings: Config, symbols: Collection[str], provider: str | None, states: Collection[State] = ()) -> dict[Key, list[Interval]]:
     """The intervals of some symbols, or all, and of a provider, or all. Raises ConfigError for one that the ledger does not know."""
-    from tapeline.app import wiring
+    from tapeline.app.stores import open_ledger
     from tapeline.ledger import read_intervals
     from tapeline.stores.selection import alike
 
-    ledger = wiring.open_ledger(settings)
+    ledger = open_ledger(settings)
     keys = ledger.keys()
     if not keys:
         why = "`ledger = false` is set" if not settings.ledger else "start with `tapeline run` (or `tapeline ledger`)"

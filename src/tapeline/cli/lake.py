@@ -68,12 +68,12 @@ def prune(
 
     Example: `tapeline lake prune --dry-run`
     """
-    from tapeline.app import wiring
+    from tapeline.app.stores import lake_keep
     from tapeline.stores.lake.retention import Keep
     from tapeline.stores.lake.retention import prune as prune_lake
 
     settings = load_config(config)
-    root, keep = _lake(settings), wiring.lake_keep(settings)
+    root, keep = _lake(settings), lake_keep(settings)
     if keep == Keep():
         echo("The lake keeps everything: neither keep_days nor keep_gb is set in its [[stores]].", err=True)
     done = prune_lake(root, keep, datetime.now(UTC).date(), dry_run=dry_run)
@@ -151,7 +151,7 @@ def repair(
 
     Example: `tapeline lake repair`
     """
-    from tapeline.app import wiring
+    from tapeline.app.symbol_names import configured_names
     from tapeline.jobs.rebuild import RawRecords
     from tapeline.providers.registry import DECODERS, identity
     from tapeline.stores.lake.repairing import repair as repair_lake
@@ -161,7 +161,7 @@ def repair(
     whole, found = True, False
     try:
         with progress_bars("looking at") as told:
-            for one in repair_lake(root, identity, RawRecords(stream, DECODERS, wiring.names(settings)), told, drop=drop):
+            for one in repair_lake(root, identity, RawRecords(stream, DECODERS, configured_names(settings)), told, drop=drop):
                 echo(_as_json(one) if format is TableOrJson.json else _repaired(one))
                 whole, found = whole and not one.trouble and not one.lost, True
     finally:
@@ -172,9 +172,9 @@ def repair(
 
 
 def _lake(settings: Config) -> Path:
-    from tapeline.app import wiring
+    from tapeline.app.stores import lake_folder
 
-    root = wiring.lake_folder(settings)
+    root = lake_folder(settings)
     if not root.exists():
         raise ConfigError(f"There is no lake at {root} yet. Start with `tapeline run`, or name another --config.")
     return root

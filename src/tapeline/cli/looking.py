@@ -57,14 +57,14 @@ def sql(
     """
     import duckdb
 
-    from tapeline.app import wiring
+    from tapeline.app.stores import lake_folder, ledger_rows
     from tapeline.local.output import write
     from tapeline.reading.sql import connect, fence, meaning, only_reads
 
     settings = load_config(config)
-    lake = wiring.lake_folder(settings)
+    lake = lake_folder(settings)
     try:
-        db = connect(lake, wiring.ledger_rows(settings))
+        db = connect(lake, ledger_rows(settings))
         if len(db.extract_statements(query)) > 1:
             raise ConfigError("That is more than one statement, and one table can be shown. Give one.")
         if not allow_files:
@@ -138,7 +138,7 @@ def replay(
 
     Example: `tapeline replay --symbol BTC/USDT --from 2026-01-05 --to 2026-01-06 --speed 10 --into backtest.toml`
     """
-    from tapeline.app import wiring
+    from tapeline.app.streams import open_stream
     from tapeline.reading.api import replay_batches
     from tapeline.reading.replay import publish
 
@@ -150,7 +150,7 @@ def replay(
         )
     stop = stop_on_signal()
     batches = replay_batches(symbol, since, until, speed, provider=provider, kind=kind, source=source, config=settings, sleep=stop.wait)
-    stream = wiring.open_stream(target)
+    stream = open_stream(target)
     try:
         published = publish(batches, stream, stop, Random())
     finally:
@@ -173,7 +173,9 @@ def status(
     format: Annotated[TableOrJson, typer.Option(help="table or json.")] = TableOrJson.table,  # noqa: A002
 ) -> None:
     """Uptime, rates, backlog, and the accounting equation. Status 1 if an equation does not balance, 69 if the stream is away."""
-    from tapeline.app import wiring
+    from tapeline.app.process_names import stage_names
+    from tapeline.app.stores import open_stores
+    from tapeline.app.streams import raw_consumer_groups
     from tapeline.monitor.health import snapshot
     from tapeline.monitor.table import tables
 
@@ -181,10 +183,10 @@ def status(
     stream = stream_with_data(settings)
     trouble: Unavailable | None = None
     try:
-        stages = wiring.stage_names(settings)
-        found = snapshot(settings.root, stream, wiring.open_stores(settings), wiring.raw_groups(settings), stages=stages)
+        stages = stage_names(settings)
+        found = snapshot(settings.root, stream, open_stores(settings), raw_consumer_groups(settings), stages=stages)
     except Unavailable as error:
-        trouble, found = error, snapshot(settings.root, None, {}, stages=wiring.stage_names(settings))
+        trouble, found = error, snapshot(settings.root, None, {}, stages=stage_names(settings))
     stream.close()
     if format is TableOrJson.json:
         echo(json.dumps(found))
@@ -208,14 +210,14 @@ def audit(
     Example: `tapeline audit --symbol BTC/USDT --time 2026-01-05T14:30:00.123Z`
     """
     from tapeline import times
-    from tapeline.app import wiring
+    from tapeline.app.stores import lake_folder, open_stores
     from tapeline.jobs.rejects import parse_id
     from tapeline.local.output import plain
     from tapeline.reading import sql as query
     from tapeline.reading import trace as way
 
     settings = load_config(config)
-    lake = wiring.lake_folder(settings)
+    lake = lake_folder(settings)
 
     def find(table: str, condition: str, values: list[Any]) -> list[dict[str, Any]]:
         return query.find(lake, table, condition, values)
@@ -228,7 +230,7 @@ def audit(
         raise ConfigError("Name the tick: its id, or --symbol and --time.")
     if not ids:
         raise ConfigError(f"The lake holds no tick of {symbol} at or before {time_ns}.")
-    stream, stores = stream_with_data(settings), wiring.open_stores(settings)
+    stream, stores = stream_with_data(settings), open_stores(settings)
     for one in ids:
         steps = list(way.trace(stream, stores, find, one))
         if not any(step.details for step in steps):

@@ -124,7 +124,7 @@ def _wanted(one: Rejected, provider: str | None, reason: str | None) -> bool:
 
 def _lake_table(settings: Config) -> Table:
     """The rows of the lake's tables, for what the stream no longer holds."""
-    from tapeline.app import wiring
+    from tapeline.app.stores import lake_folder
     from tapeline.reading import sql as query
 
-    return lambda table: query.each(wiring.lake_folder(settings), table)
+    return lambda table: query.each(lake_folder(settings), table)

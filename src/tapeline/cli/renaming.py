@@ -40,7 +40,9 @@ def rename(
 
     Example: `tapeline rename AD/AEUR ADA/EUR --dry-run`
     """
-    from tapeline.app import wiring
+    from tapeline.app.stores import open_ledger, open_renames
+    from tapeline.app.streams import open_stream_with_data
+    from tapeline.app.symbol_names import names_in_force
     from tapeline.jobs.rebuild import RawRecords
     from tapeline.jobs.rename import check, waiting
     from tapeline.jobs.rename import rename as rename_symbol
@@ -49,17 +51,17 @@ def rename(
 
     settings = load_config(config)
     one = Renaming(provider, feed, old, new)
-    stores = wiring.open_renames(settings)
+    stores = open_renames(settings)
     with ExitStack() as open_:
-        stream = wiring.open_stream_with_data(settings)
+        stream = open_stream_with_data(settings)
         if stream is not None:
             open_.callback(stream.close)
-        check(one, wiring.names_in_force(settings, stream))
+        check(one, names_in_force(settings, stream))
         if not dry_run:
             open_.enter_context(_alone(settings))
         found = False
         with progress_bars("looking at" if dry_run else "renaming") as told:
-            for done in rename_symbol(one, stores, wiring.open_ledger(settings), told, dry_run=dry_run):
+            for done in rename_symbol(one, stores, open_ledger(settings), told, dry_run=dry_run):
                 found = True
                 echo(_as_json(done) if format is TableOrJson.json else _in_words(done, one, dry_run=dry_run))
         left = list(waiting(one, stores, RawRecords(stream, DECODERS))) if stream is not None else []
@@ -73,11 +75,11 @@ def rename(
 @contextmanager
 def _alone(settings: Config) -> Iterator[None]:
     """Hold the locks of everything that writes to the stores and the ledger. Raises Busy that says who has one."""
-    from tapeline.app import wiring
+    from tapeline.app.process_names import store_name
 
     with ExitStack() as held:
         try:
-            for stage in ("run", *map(wiring.store_name, settings.stores), "ledger"):
+            for stage in ("run", *map(store_name, settings.stores), "ledger"):
                 held.enter_context(own(settings.root / "locks" / stage, f"tapeline {stage}", by="tapeline rename"))
         except Busy as error:
             raise Busy(f"Nothing was renamed: the stores and the ledger must not run meanwhile. {error}") from None

@@ -61,18 +61,28 @@ def ingest(
 
     Example: `tapeline ingest --process crypto` opens what the config marks with `process = "crypto"`
     """
-    from tapeline.app import wiring
+    from tapeline.app.connections import (
+        arbitrations,
+        connection_checks,
+        connection_plans,
+        feed_connections,
+        leases_in_time,
+        plan_partitions,
+        raw_partitions,
+    )
+    from tapeline.app.process_names import ingest_name
+    from tapeline.app.streams import open_spool, open_stream
     from tapeline.stages.ingest.delivery import Delivery
     from tapeline.stages.ingest.stage import StreamRecorder
     from tapeline.stages.ingest.stage import ingest as ingest_stage
 
     settings = load_config(config)
-    planned = wiring.plans(settings, environment())
+    planned = connection_plans(settings, environment())
     mine = [(provider, plan) for provider, plan in planned if provider.process == process]
     if not mine:
         raise ConfigError(f"The config has no [[providers]] with process = {process!r}. Name one that it has, or leave out --process.")
     random = Random()
-    name = wiring.ingest_name(process)
+    name = ingest_name(process)
 
     async def body() -> None:
         stop = asyncio.Event()
@@ -80,17 +90,17 @@ def ingest(
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
         orphan = asyncio.create_task(stop_with_parent(stop))
-        stream = wiring.open_stream(settings)
+        stream = open_stream(settings)
         try:
-            leases = await wiring.leases_in_time(mine, stream, random, stop, _LEASE_WAIT_S if supervisor() else 0.0)
+            leases = await leases_in_time(mine, stream, random, stop, _LEASE_WAIT_S if supervisor() else 0.0)
             writer = f"{name}-{uuid.uuid4().hex}"
-            delivery = Delivery(stream.producer(writer), writer, wiring.spool(settings, process))
+            delivery = Delivery(stream.producer(writer), writer, open_spool(settings, process))
             delivery.open()
-            recorder = StreamRecorder(delivery, wiring.partitions(planned, wiring.raw_partitions(settings, stream)), random)
-            pairs = wiring.pairs(mine, recorder, lambda: delivery.refused)
-            lines = wiring.lines(mine, recorder, pairs, time.time_ns, random, settings.root)
+            recorder = StreamRecorder(delivery, plan_partitions(planned, raw_partitions(settings, stream)), random)
+            pairs = arbitrations(mine, recorder, lambda: delivery.refused)
+            lines = feed_connections(mine, recorder, pairs, time.time_ns, random, settings.root)
             status = StatusFile(settings.root, name)
-            await ingest_stage(lines, recorder, wiring.checks(mine), status, stop, leases, list(pairs.values()))
+            await ingest_stage(lines, recorder, connection_checks(mine), status, stop, leases, list(pairs.values()))
         finally:
             orphan.cancel()
             stream.close()
@@ -108,23 +118,28 @@ def normalize(
 
     Started several times, on one machine or many, the workers share the raw topic's partitions; the others take over from one that dies.
     """
-    from tapeline.app import wiring
+    from tapeline.app.process_names import member_name
+    from tapeline.app.streams import open_stream
+    from tapeline.app.symbol_names import configured_names
     from tapeline.providers.registry import DECODERS
     from tapeline.stages.normalize import Normalize, run_normalize
 
     settings = load_config(config)
     stop = stop_on_signal(with_parent=True)
     with _own_worker(settings, worker, stop) as name:
-        stream = wiring.open_stream(settings)
-        status, member = StatusFile(settings.root, name), wiring.member_name(settings, name)
-        run_normalize(Normalize(stream, DECODERS, status, name=member, names=wiring.names(settings)), stop, Random())
+        stream = open_stream(settings)
+        status, member = StatusFile(settings.root, name), member_name(settings, name)
+        run_normalize(Normalize(stream, DECODERS, status, name=member, names=configured_names(settings)), stop, Random())
         stream.close()
 
 
 @app.command()
 def ledger(config: ConfigOption = None) -> None:
     """The ledger alone: from the raw records, what is complete of each symbol and what is missing. `gaps` and `complete` show it."""
-    from tapeline.app import wiring
+    from tapeline.app.process_names import store_name
+    from tapeline.app.stores import open_ledger
+    from tapeline.app.streams import open_stream
+    from tapeline.app.symbol_names import configured_names
     from tapeline.providers.registry import DECODERS
     from tapeline.stages.ledger import KeepLedger, run_ledger
 
@@ -132,12 +147,10 @@ def ledger(config: ConfigOption = None) -> None:
     settings = load_config(config)
     stop = stop_on_signal(with_parent=True)
     with own_stage(settings, "ledger", stop):
-        stream = wiring.open_stream(settings)
-        stores = [wiring.store_name(some) for some in settings.stores]
-        status, names = StatusFile(settings.root, "ledger"), wiring.names(settings)
-        keep = KeepLedger(
-            stream, wiring.open_ledger(settings), DECODERS, status, stop, stores=stores, names=names, keep_days=settings.ledger_days
-        )
+        stream = open_stream(settings)
+        stores = [store_name(some) for some in settings.stores]
+        status, names = StatusFile(settings.root, "ledger"), configured_names(settings)
+        keep = KeepLedger(stream, open_ledger(settings), DECODERS, status, stop, stores=stores, names=names, keep_days=settings.ledger_days)
         run_ledger(keep, stop, Random())
         stream.close()
 
@@ -148,28 +161,30 @@ def store(
     config: ConfigOption = None,
 ) -> None:
     """One store alone: keep what normalize wrote, from where the store itself says it is."""
-    from tapeline.app import wiring
+    from tapeline.app.process_names import store_name
+    from tapeline.app.stores import lake_retention, lake_upkeep, open_store
+    from tapeline.app.streams import open_stream
     from tapeline.stages.store import KeepIn, run_store
 
     os.nice(_STORE_NICENESS)
     settings = load_config(config)
     stop = stop_on_signal(with_parent=True)
-    by_name = {wiring.store_name(some): some for some in settings.stores}
+    by_name = {store_name(some): some for some in settings.stores}
     chosen = name or next(iter(by_name), "")
     if chosen not in by_name:
         raise ConfigError(f"The config has no store {chosen!r}. It has: {', '.join(by_name) or 'none'}.")
     with own_stage(settings, chosen, stop):
-        stream = wiring.open_stream(settings)
+        stream = open_stream(settings)
         keep = KeepIn(
             stream,
-            wiring.open_store(settings, by_name[chosen]),
+            open_store(settings, by_name[chosen]),
             StatusFile(settings.root, chosen),
             stop,
             group=chosen,
             flush_rows=by_name[chosen].flush_rows,
             flush_s=by_name[chosen].flush_seconds,
-            tidy=wiring.tidy(settings, by_name[chosen]),
-            upkeep=wiring.upkeep(settings, by_name[chosen], config),
+            tidy=lake_retention(settings, by_name[chosen]),
+            upkeep=lake_upkeep(settings, by_name[chosen], config),
         )
         run_store(keep, stop, Random())
         stream.close()

@@ -68,11 +68,11 @@ def _guards() -> list[Guard]:
 
 def stream_with_data(settings: Config) -> Stream:
     """The stream of a run that was; looking on makes none."""
-    from tapeline.app import wiring
+    from tapeline.app.streams import open_stream
 
     if settings.stream.url == "embedded:" and not (settings.root / "stream").exists():
         raise ConfigError(f"There is no data in {settings.root} yet. Start with `tapeline run`, or name another --config.")
-    return wiring.open_stream(settings)
+    return open_stream(settings)
 
 
 @contextmanager

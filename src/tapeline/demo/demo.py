@@ -15,7 +15,8 @@ from typing import Final
 from rich.console import Console
 from rich.table import Table
 
-from tapeline.app import wiring
+from tapeline.app.stores import open_stores
+from tapeline.app.streams import open_stream
 from tapeline.config import load
 from tapeline.demo.verify import Comparison, compare
 from tapeline.errors import TapelineError, Unavailable
@@ -142,7 +143,7 @@ class Demo:
 
     def _watch(self, process: subprocess.Popen[bytes], stop: threading.Event) -> None:
         settings = load(self._config, {})
-        stream, stores = wiring.open_stream(settings), wiring.open_stores(settings)
+        stream, stores = open_stream(settings), open_stores(settings)
 
         try:
             with Screen(self._console, lambda: snapshot(self._root, stream, stores), 3.0) as screen:
@@ -153,8 +154,8 @@ class Demo:
 
     def _verdict(self) -> bool:
         settings = load(self._config, {})
-        stream = wiring.open_stream(settings)
-        found = snapshot(self._root, stream, wiring.open_stores(settings))
+        stream = open_stream(settings)
+        found = snapshot(self._root, stream, open_stores(settings))
         stream.close()
         comparison = compare(self._root / "lake", [self._root / f"{name}.sent.jsonl" for name in _VENUES])
         self._console.print("\n[bold]Accounting[/] (in = out + duplicates + rejected)")

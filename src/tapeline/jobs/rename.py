@@ -15,9 +15,9 @@ from tapeline.errors import WrongArgument
 from tapeline.jobs.rebuild import RawRecords
 from tapeline.ledger import Ledger
 from tapeline.ledger.facts import Interval, Key
-from tapeline.ledger.renaming import renamed
 from tapeline.ledger.folding import restore
 from tapeline.ledger.intervals import intervals
+from tapeline.ledger.renaming import renamed
 from tapeline.providers.normalizing import Names
 from tapeline.providers.registry import CHANNELS, PROVIDERS
 from tapeline.stores.renaming import NAMING, Progress, Renamed, Renames, Renaming

@@ -286,10 +286,6 @@ def united(one: Past, other: Past) -> Past:
     )
 
 
-
-
-
-
 def one_after_another(spans: Iterable[Span]) -> list[Span]:
     """In order; what touches is one, and ended as the last of it."""
     joined: list[Span] = []

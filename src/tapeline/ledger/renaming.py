@@ -1,20 +1,13 @@
 """Facts of a symbol that was kept under a wrong name, under its right one."""
 
 from __future__ import annotations
-from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Set
-from dataclasses import dataclass, field
-from itertools import chain
-from operator import attrgetter
-from types import MappingProxyType
-from typing import Final, Literal, NamedTuple
-import msgspec
-import numpy as np
-from tapeline.providers.normalizing import Channel
-from tapeline.providers.registry import CHANNELS, PROVIDERS
-from tapeline.records import NS_PER_S
-from tapeline.ledger.facts import Facts, Key, Life, NO_PAST, join, united, with_stretch
 
+from collections.abc import Iterable
+
+import msgspec
+
+from tapeline.ledger.facts import NO_PAST, Facts, Key, Life, join, united, with_stretch
+from tapeline.providers.registry import PROVIDERS
 
 
 def renamed(facts: Facts, provider: str, feed: str, old: str, new: str) -> Facts:

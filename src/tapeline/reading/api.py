@@ -355,16 +355,16 @@ def connect(*, config: Settings = None) -> duckdb.DuckDBPyConnection:
     They show the lake as it is now. A condition on `date`, the UTC day, and on `symbol` keeps files from being opened in vain. Times are in
     UTC. Where the ledger is kept in PostgreSQL, its two views are left out while that is away. Raises ConfigError, DiskTrouble, NewerData.
     """
-    from tapeline.app import wiring
+    from tapeline.app.stores import lake_folder, ledger_rows
 
     settings = _loaded(config)
-    return query.connect(wiring.lake_folder(settings), wiring.ledger_rows(settings))
+    return query.connect(lake_folder(settings), ledger_rows(settings))
 
 
 def _answered(settings: Settings, selection: Selection, kinds: frozenset[str]) -> list[Answer]:
-    from tapeline.app import wiring
+    from tapeline.app.stores import open_ledger
 
-    known = read_intervals(wiring.open_ledger(_loaded(settings)).intervals(selection.symbols))
+    known = read_intervals(open_ledger(_loaded(settings)).intervals(selection.symbols))
     found = []
     for symbol in selection.symbols:
         keys = [key for key in sorted(known) if key.symbol == symbol and selection.provider in (None, key.provider)]
@@ -386,16 +386,16 @@ def _may_give(key: Key, kinds: frozenset[str], interval: str | None) -> bool:
 
 
 def _open_lake(settings: config.Config) -> Source:
-    from tapeline.app import wiring
+    from tapeline.app.stores import lake_folder
     from tapeline.stores.lake.reading import LakeSource
 
-    return LakeSource(wiring.lake_folder(settings))
+    return LakeSource(lake_folder(settings))
 
 
 def _open_postgres(settings: config.Config) -> Source:
-    from tapeline.app import wiring
+    from tapeline.app.stores import postgres_source
 
-    return wiring.postgres_source(settings)
+    return postgres_source(settings)
 
 
 #: Each store that can be read, by the name that `source` has; the one place to add one.

@@ -1,0 +1,221 @@
+"""From the configuration to the connections of ingest: what each asks for, its line, its lease, its partition."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from itertools import chain, count
+from pathlib import Path
+from random import Random
+
+from tapeline.app.feeds import feed_of
+from tapeline.config import Config, ProviderConfig, secret
+from tapeline.errors import Busy, ConfigError, TapelineError, Unavailable
+from tapeline.net import websocket as net
+from tapeline.net.rate_limit import Quota
+from tapeline.providers.registry import CHANNELS, PROVIDERS, Provider
+from tapeline.providers.session import FeedSettings, Plan
+from tapeline.records import RAW_TOPIC
+from tapeline.retry.backoff import backoff
+from tapeline.stages.ingest.arbitration import Pair
+from tapeline.streams import Lease, Stream
+
+log = logging.getLogger(__name__)
+
+
+def connection_plans(config: Config, environ: Mapping[str, str]) -> list[tuple[ProviderConfig, Plan]]:
+    """The connections that the configuration asks for. Raises ConfigError that names the feed, channel or secret at fault."""
+    found: list[tuple[ProviderConfig, Plan]] = []
+    for provider in config.providers:
+        module = PROVIDERS[provider.name]
+        feeds = CHANNELS[provider.name]
+        feed = feed_of(provider)
+        if feed not in feeds:
+            raise ConfigError(f"{provider.name} has no feed {feed!r}. It has: {', '.join(feeds)}.")
+        wrong = [channel for channel in provider.channels if channel not in feeds[feed]]
+        if wrong:
+            raise ConfigError(f"{provider.name} {feed} has no channel {wrong[0]!r}. It has: {', '.join(feeds[feed])}.")
+        if not provider.symbols or not provider.channels:
+            raise ConfigError(f"{provider.name} {feed} needs symbols and channels: nothing would arrive without.")
+        for what, names in (("symbol", provider.symbols), ("channel", provider.channels)):
+            if twice := [name for name, times in Counter(names).items() if times > 1]:
+                raise ConfigError(f"{provider.name} {feed} names the {what} {twice[0]!r} more than once. Name it once.")
+        second_url = _second_url(provider, module)
+        secrets = {kind: secret(provider, kind, environ) for kind in module.SECRET_KINDS}
+        settings = FeedSettings(
+            feed=feed,
+            symbols=provider.symbols,
+            channels=provider.channels,
+            url=provider.url.rstrip("/"),
+            rest_url=provider.rest_url.rstrip("/"),
+            time_unit=provider.time_unit,
+            codec=provider.codec,
+            rotate_after_s=provider.rotate_after,
+            **secrets,
+        )
+        planned = module.plans(settings)
+        again = module.plans(replace(settings, url=second_url)) if second_url else [None] * len(planned)
+        for plan, second in zip(planned, again, strict=True):
+            account = _account(module, plan, settings)
+            name = _unused(plan.name, [known.name for _, known in found])
+            found.append((provider, replace(plan, name=name, account=account, pair=name if second is not None else "")))
+            if second is not None:
+                found.append((provider, replace(second, name=f"{name}-second", pair=name, check=None)))
+    return found
+
+
+def _second_url(provider: ProviderConfig, module: Provider) -> str:
+    """Where the second line of a block goes; empty where it has one line. Raises ConfigError where two cannot be had, or would be one."""
+    block = f"{provider.name} {feed_of(provider)}"
+    if provider.lines == 1:
+        if provider.second_url:
+            raise ConfigError(f"{block} has a second_url and one line. Set lines = 2, or leave out second_url.")
+        return ""
+    if module.ONE_CONNECTION:
+        raise ConfigError(
+            f"{block} cannot have lines = 2: an account of {provider.name} may have one connection to an endpoint, so a second line "
+            "would be refused, or would end the first. Leave out lines; two lines are for binance."
+        )
+    if provider.url and not provider.second_url:
+        raise ConfigError(
+            f'{block} has lines = 2 and url = "{provider.url}", and nobody says where the second line goes. Set second_url to another '
+            f"address of the same market, or leave out url: then the lines go to {module.STREAM_URL} and {module.SECOND_URL}."
+        )
+    first, second = ((provider.url or module.STREAM_URL).rstrip("/"), (provider.second_url or module.SECOND_URL).rstrip("/"))
+    if first == second:
+        raise ConfigError(
+            f"{block} has lines = 2, and both go to {first}: what ends one would end the other. Set second_url to another address."
+        )
+    return second
+
+
+def _account(module: Provider, plan: Plan, settings: FeedSettings) -> str:
+    """What may have one connection alone, by a name that gives no key away; empty where the provider sets no such limit."""
+    if not module.ONE_CONNECTION:
+        return ""
+    digest = hashlib.sha256(f"{plan.url} {settings.key.reveal()}".encode()).hexdigest()[:12]
+    return f"the one connection of {plan.provider} {plan.feed}, account {digest}"
+
+
+def _unused(name: str, used: Sequence[str]) -> str:
+    return next(some for some in chain([name], (f"{name}-{number}" for number in count(2))) if some not in used)
+
+
+def account_leases(planned: Sequence[tuple[ProviderConfig, Plan]], stream: Stream) -> list[Lease]:
+    """Hold the right to each account that may have few connections. Raises Busy that names the account, Unavailable."""
+    held: list[Lease] = []
+    try:
+        held += [_first_free(plan.account, provider.connections, stream) for provider, plan in planned if plan.account]
+    except TapelineError:
+        for lease in held:
+            lease.drop()
+        raise
+    return held
+
+
+def _first_free(account: str, connections: int, stream: Stream) -> Lease:
+    for number in range(1, connections):
+        with suppress(Busy):
+            return stream.hold(f"{account}, connection {number}")
+    return stream.hold(f"{account}, connection {connections}")
+
+
+def raw_partitions(config: Config, stream: Stream) -> int:
+    """How many the raw topic has. Of a stream that is away: as many as when it was last seen; never seen: the one that each has.
+
+    A record for a partition that turns out not to exist would be read by nobody."""
+    if config.stream.url == "embedded:":
+        return stream.partitions
+    note = config.root / "spool" / "partitions"
+    topics = f"{config.stream.shown} {config.stream.topic_prefix}".rstrip()
+    try:
+        count = len(stream.ends(RAW_TOPIC))
+    except Unavailable:
+        with suppress(OSError, ValueError):
+            known, of = note.read_text(encoding="utf-8").split(" ", 1)
+            return int(known) if of == topics else 1
+        return 1
+    with suppress(OSError):  # it is asked again at the next start
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.write_text(f"{count} {topics}", encoding="utf-8")
+    return count
+
+
+def plan_partitions(planned: Sequence[tuple[ProviderConfig, Plan]], number: int) -> dict[str, int]:
+    """The raw partition of each plan: in turn, so that they share the load evenly, the same for every process of one configuration.
+
+    Two lines of a pair have one: no later copy of an event is then kept without the first."""
+    turns = {name: at for at, name in enumerate(dict.fromkeys(plan.pair or plan.name for _, plan in planned))}
+    return {plan.name: turns[plan.pair or plan.name] % number for _, plan in planned}
+
+
+def arbitrations(planned: Sequence[tuple[ProviderConfig, Plan]], recorder: net.Recorder, refused: Callable[[], int]) -> dict[str, Pair]:
+    """The recorder of each pair of lines, by the pair's name. `refused`: as in `Pair`."""
+    names = dict.fromkeys(plan.pair for _, plan in planned if plan.pair)
+    return {name: Pair(recorder, [plan for _, plan in planned if plan.pair == name], refused) for name in names}
+
+
+def feed_connections(
+    planned: Sequence[tuple[ProviderConfig, Plan]],
+    recorder: net.Recorder,
+    pairs: Mapping[str, Pair],
+    clock: Callable[[], int],
+    random: Random,
+    root: Path | None = None,
+) -> list[net.Line]:
+    """A line for each plan, not dialed yet. `pairs`: the recorders of those that are two for the same. `root`: processes
+    that have it in common share what one of them was told to wait; without it the lines of this one do."""
+    paces: dict[str, net.Pace] = {}
+
+    def dials(place: str) -> Quota:
+        digest = hashlib.sha256(place.encode()).hexdigest()[:16]
+        return Quota(net.DIALS_A_MINUTE, root / "quotas" / f"dials-{digest}.json" if root is not None else None)
+
+    return [
+        net.Line(
+            plan,
+            pairs.get(plan.pair, recorder),
+            clock,
+            random,
+            paces.setdefault(provider.name, net.Pace(shared=dials)),
+            net.Silence(provider.mute_after),
+            net.tls_context(provider.ca_file),
+        )
+        for provider, plan in planned
+    ]
+
+
+def connection_checks(planned: Sequence[tuple[ProviderConfig, Plan]]) -> dict[str, net.CheckRequest]:
+    return {
+        plan.name: net.CheckRequest(plan.check, net.tls_context(provider.ca_file)) for provider, plan in planned if plan.check is not None
+    }
+
+
+async def leases_in_time(
+    planned: Sequence[tuple[ProviderConfig, Plan]], stream: Stream, random: Random, stop: asyncio.Event, busy_s: float
+) -> list[Lease]:
+    """As `leases`, waiting for a stream that is away: without it nobody knows whether another process has the connection.
+
+    Who holds a lease may be a predecessor that was killed: its lease ends by itself, and is waited for as long as `busy_s`."""
+    deadline: float | None = None
+    for delay in backoff(random, cap_s=5.0):
+        try:
+            return account_leases(planned, stream)
+        except Unavailable as error:
+            log.warning("%s No account with a limit of connections is dialed before the stream is back. Next try in %.1f s.", error, delay)
+        except Busy as error:
+            now = asyncio.get_running_loop().time()
+            deadline = now + busy_s if deadline is None else deadline
+            if now >= deadline:
+                raise
+            log.warning("%s It is asked for again in %.1f s.", error, delay)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), delay)
+        if stop.is_set():
+            return []
+    return []

@@ -1,0 +1,15 @@
+"""Which feeds the configuration names."""
+
+from __future__ import annotations
+
+from tapeline.config import Config, ProviderConfig
+from tapeline.providers.registry import PROVIDERS
+
+
+def configured_feeds(config: Config) -> set[tuple[str, str]]:
+    """The configuration's feeds, by provider and feed."""
+    return {(some.name, feed_of(some)) for some in config.providers}
+
+
+def feed_of(some: ProviderConfig) -> str:
+    return some.feed or PROVIDERS[some.name].DEFAULT_FEED

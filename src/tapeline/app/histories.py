@@ -1,0 +1,112 @@
+"""From the configuration to the providers' histories: over REST, and as files."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from random import Random
+from urllib.parse import urlsplit
+
+from tapeline.app.feeds import feed_of
+from tapeline.config import Config, ProviderConfig, files_secrets, secret
+from tapeline.jobs.backfill import fetching
+from tapeline.jobs.backfill.archive import Archive
+from tapeline.jobs.backfill.day_files import DayFiles
+from tapeline.net import websocket as net
+from tapeline.net.http import Rest
+from tapeline.net.rate_limit import Quota
+from tapeline.providers.history import History
+from tapeline.providers.registry import ARCHIVES, HISTORIES, PROVIDERS
+from tapeline.providers.session import rest_of
+from tapeline.secret import NO_SECRET
+
+
+def has_history(config: Config) -> bool:
+    """Whether any of the configuration's feeds keeps a history that gaps can be filled from."""
+    return any(feed_of(some) in HISTORIES[some.name].CHANNELS for some in config.providers if some.name in HISTORIES)
+
+
+def open_histories(
+    config: Config, environ: Mapping[str, str], random: Random, sleep: Callable[[float], object] = time.sleep
+) -> dict[tuple[str, str], fetching.Source]:
+    """The histories of the configuration's feeds, by provider and feed; each is asked by the first of the blocks for it.
+
+    `sleep` gives True where it was broken off. Raises ConfigError that names a missing key."""
+    found: dict[tuple[str, str], fetching.Source] = {}
+    clients: dict[tuple[str, ...], Rest] = {}  # an account has its limits, whichever feed is asked for
+    for some in config.providers:
+        module, history, feed = PROVIDERS[some.name], HISTORIES.get(some.name), feed_of(some)
+        if history is None or feed not in history.CHANNELS or (some.name, feed) in found:
+            continue
+        secrets = {kind: secret(some, kind, environ) for kind in module.SECRET_KINDS}
+        headers = history.headers(secrets.get("key", NO_SECRET), secrets.get("secret", NO_SECRET))
+        url = some.rest_url or _stand_in(some) or module.HISTORY_URL
+        account = (url, *headers.values())
+        if account not in clients:
+            clients[account] = _client(config, some, history, url, headers, random, sleep)
+        found[some.name, feed] = fetching.Source(history, _getter(clients[account]))
+    return found
+
+
+def open_archives(
+    config: Config, environ: Mapping[str, str], folder: Path, random: Random, sleep: Callable[[float], object] = time.sleep
+) -> dict[tuple[str, str], fetching.Source]:
+    """As `histories`, from the files that providers keep of whole days and months; `folder`: where those are kept while they are read.
+
+    Of files that hold all symbols only the configuration's are kept."""
+    found: dict[tuple[str, str], fetching.Source] = {}
+    for some in config.providers:
+        archived, feed = ARCHIVES.get(some.name), feed_of(some)
+        if archived is None or feed not in archived.history.CHANNELS or (some.name, feed) in found:
+            continue
+        url = some.files_url or _stand_in(some) or archived.url
+        get: fetching.Get
+        if archived.bucket:
+            from tapeline.net.s3 import Bucket
+
+            bucket = Bucket(url, archived.bucket, *files_secrets(some.name, environ), ca_file=some.ca_file, sleep=sleep)
+            get = DayFiles(bucket, folder / some.name, _tickers(config, some.name, feed))
+        else:
+            get = Archive(_client(config, some, archived.history, url, {}, random, sleep), folder)
+        found[some.name, feed] = fetching.Source(archived.history, get)
+    return found
+
+
+def _tickers(config: Config, provider: str, feed: str) -> set[str]:
+    """By which names a provider's files have the configuration's symbols."""
+    written = {symbol for some in config.providers if (some.name, feed_of(some)) == (provider, feed) for symbol in some.symbols}
+    known = {PROVIDERS[provider].symbol_of(feed, symbol) for symbol in written}
+    return {ARCHIVES[provider].ticker(feed, symbol) for symbol in known if symbol is not None}
+
+
+def _client(
+    config: Config,
+    some: ProviderConfig,
+    history: History,
+    url: str,
+    headers: Mapping[str, str],
+    random: Random,
+    sleep: Callable[[float], object],
+) -> Rest:
+    url = url.rstrip("/")
+    digest = hashlib.sha256(" ".join((url, *headers.values())).encode()).hexdigest()[:16]
+    quota = Quota(history.WEIGHT_A_MINUTE, config.root / "quotas" / f"{some.name}-{digest}.json")
+    return Rest(url, net.tls_context(some.ca_file), random, quota, headers=headers, passing=PROVIDERS[some.name].PASSING, sleep=sleep)
+
+
+def _stand_in(some: ProviderConfig) -> str:
+    """The HTTP address of a stand-in that the configuration names; empty where it names the provider itself."""
+    module = PROVIDERS[some.name]
+    other = some.url and _owner(some.url) not in (_owner(module.HISTORY_URL), _owner(module.STREAM_URL))
+    return rest_of(some.url) if other else ""
+
+
+def _getter(client: Rest) -> fetching.Get:
+    return lambda asked: client.get(asked.path, asked.weight)
+
+
+def _owner(url: str) -> str:
+    """The domain that an address belongs to: its last two names."""
+    return ".".join((urlsplit(url).hostname or "").split(".")[-2:])

@@ -1,0 +1,41 @@
+"""Under which names symbols are kept: as the configuration says, else as the exchange's own list in the stream does."""
+
+from __future__ import annotations
+
+from tapeline.app.feeds import feed_of
+from tapeline.app.streams import open_stream_with_data
+from tapeline.config import Config
+from tapeline.errors import ConfigError, Refused, Unavailable
+from tapeline.providers.normalizing import Names
+from tapeline.stages.names import merged, noted
+from tapeline.streams import Stream
+
+
+def configured_names(config: Config) -> Names:
+    """How symbols are split, as a person has configured it. Raises ConfigError for what cannot be."""
+    found: dict[tuple[str, str], dict[str, str]] = {}
+    for some in config.providers:
+        for name, symbol in some.names.items():
+            if some.name != "binance" or symbol.replace("/", "") != name or symbol.count("/") != 1:
+                raise ConfigError(f'[[providers]] names: {name} = "{symbol}" splits no symbol of Binance. Write ADAEUR = "ADA/EUR".')
+            found.setdefault((some.name, feed_of(some)), {})[name] = symbol
+    return found
+
+
+def known_names(config: Config) -> Names:
+    """As configured, and as the exchange's lists in the stream say; where that is away or not begun, as configured."""
+    configured = configured_names(config)
+    stream = open_stream_with_data(config)
+    if stream is None:
+        return configured
+    try:
+        return names_in_force(config, stream)
+    except (Unavailable, Refused):
+        return configured
+    finally:
+        stream.close()
+
+
+def names_in_force(config: Config, stream: Stream | None) -> Names:
+    """As configured, and as the exchange's lists in the stream say. Raises Unavailable."""
+    return merged(noted(stream), configured_names(config)) if stream is not None else configured_names(config)
