@@ -24,7 +24,7 @@ from made import NOON, raws, rejects, ticks
 from tapeline.errors import DiskTrouble, NewerData, Unavailable
 from tapeline.records import BARS, BARS_TOPIC, NORMALIZED_TOPICS, NS_PER_S, RAW_TOPIC, REJECTED_TOPIC, TICKS_TOPIC, Chunk, Topic
 from tapeline.streams import PartitionLost, embedded
-from tapeline.streams.embedded import EmbeddedStream
+from tapeline.streams.embedded import EmbeddedStream, file
 from waiting import until
 
 
@@ -256,7 +256,7 @@ def test_a_reader_s_view_does_not_change_under_it(tmp_path: Path) -> None:
 
 
 def test_the_write_ahead_log_stays_within_its_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedded, "_WAL_BOUND", 2_000_000)
+    monkeypatch.setattr(file, "_WAL_BOUND", 2_000_000)
     stream = EmbeddedStream(tmp_path)
     largest = 0
     for at in range(60):
@@ -520,8 +520,8 @@ class Clock:
 @pytest.fixture
 def trimming(monkeypatch: pytest.MonkeyPatch) -> None:
     """Old batches are looked for all the time, and a few at once."""
-    monkeypatch.setattr(embedded, "_TRIM_EVERY_S", 0.0)
-    monkeypatch.setattr(embedded, "_WAL_CHECK_EVERY_S", 0.02)
+    monkeypatch.setattr(file, "_TRIM_EVERY_S", 0.0)
+    monkeypatch.setattr(file, "_WAL_CHECK_EVERY_S", 0.02)
     monkeypatch.setattr(embedded, "_TRIM_BATCHES", 2)
 
 
@@ -674,7 +674,7 @@ def test_a_start_of_the_machine_without_any_loss_skips_too_and_a_restart_of_the_
     with closing(machine.open()) as stream:
         assert stream.ends(RAW_TOPIC) == {0: 4}
         stream.append(RAW_TOPIC, raws(4, 2))
-        assert [offset for _, offset in offsets(stream)] == [0, 1, 2, 3, 4 + embedded._SKIP, 5 + embedded._SKIP]
+        assert [offset for _, offset in offsets(stream)] == [0, 1, 2, 3, 4 + file._SKIP, 5 + file._SKIP]
 
 
 def test_what_is_noted_before_the_first_write_is_synced_to_the_disk(tmp_path: Path) -> None:
@@ -732,7 +732,7 @@ def jumping(folder: Path) -> tuple[EmbeddedStream, int]:
     stream = machine.open()
     stream.append(RAW_TOPIC, raws(10, 2))
     stream.append(RAW_TOPIC, raws(12, 3))
-    return stream, 10 + embedded._SKIP
+    return stream, 10 + file._SKIP
 
 
 @pytest.mark.parametrize("max_rows", [1, 4, 100])

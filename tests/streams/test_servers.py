@@ -290,7 +290,7 @@ def test_a_redis_that_forgot_its_last_moments_never_gives_their_offsets_again(ow
 def test_the_embedded_stream_keeps_what_is_young_or_not_acknowledged(tmp_path: Path) -> None:
     now = [1_000_000_000_000]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tapeline.streams.embedded._TRIM_EVERY_S", 0.1)
+        patch.setattr("tapeline.streams.embedded.file._TRIM_EVERY_S", 0.1)
         stream = EmbeddedStream(tmp_path, 3, groups={"normalize": (RAW_TOPIC,)}, retain_s=100.0, clock=lambda: now[0])
         for number in range(30):
             stream.append(RAW_TOPIC, raws(number, 1), 0)

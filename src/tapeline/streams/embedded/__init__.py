@@ -10,69 +10,30 @@ was removed is made anew by whoever looks for it next, also by a process that ha
 
 from __future__ import annotations
 
-import fcntl
 import logging
-import os
 import sqlite3
-import threading
 import time
-from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Container, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 import pyarrow as pa
 
-from tapeline.errors import DiskTrouble, NewerData, Unavailable
 from tapeline.local.machine import boot_id
 from tapeline.records import NORMALIZED_TOPICS, NS_PER_S, RAW_TOPIC, TOPICS, Chunk, Topic
 from tapeline.streams import APPENDED, Lease, Member, Outputs, PartitionLost, Producer, Totals, Written
 from tapeline.streams.codecs.arrow import decode, encode, pieces
+from tapeline.streams.embedded.file import StreamFile
+from tapeline.streams.embedded.leases import EmbeddedLeases
+from tapeline.streams.embedded.tables import add_totals, born_of, count_written, end_of, file_of, floor_of, move
 from tapeline.streams.groups import BookLease, SharedMember, Shares
 from tapeline.streams.partitioning import split
 
 log = logging.getLogger(__name__)
 
-_FORMAT: Final = 3
-_SCHEMA: Final = f"""
-CREATE TABLE IF NOT EXISTS batches (
-    id INTEGER PRIMARY KEY,
-    topic TEXT NOT NULL,
-    part INTEGER NOT NULL,
-    first INTEGER NOT NULL,      -- offset of the first record
-    next INTEGER NOT NULL,       -- offset after the last record
-    appended_ns INTEGER NOT NULL,
-    data BLOB NOT NULL           -- one Arrow IPC record batch of the topic's schema
-);
-CREATE UNIQUE INDEX IF NOT EXISTS batches_by_position ON batches (topic, part, next);
-CREATE TABLE IF NOT EXISTS positions (
-    consumer TEXT NOT NULL, topic TEXT NOT NULL, part INTEGER NOT NULL, next INTEGER NOT NULL,
-    PRIMARY KEY (consumer, topic, part)
-) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS totals (
-    consumer TEXT NOT NULL, name TEXT NOT NULL, value INTEGER NOT NULL,
-    PRIMARY KEY (consumer, name)
-) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS leases (name TEXT PRIMARY KEY, token TEXT NOT NULL, until_ns INTEGER NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS floors (   -- no record gets an offset below, since the machine started as `boot`
-    topic TEXT NOT NULL, part INTEGER NOT NULL, floor INTEGER NOT NULL, PRIMARY KEY (topic, part)
-) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS written (  -- of a partition whose first record, at the offset `since`, was counted
-    topic TEXT NOT NULL, part INTEGER NOT NULL, since INTEGER NOT NULL, records INTEGER NOT NULL, PRIMARY KEY (topic, part)
-) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-PRAGMA user_version = {_FORMAT};
-"""
-#: How long a statement waits for another process.
-_LOCK_WAIT_S: Final = 30.0
-_WAL_CHECK_EVERY_S: Final = 1.0
-#: A write-ahead log over this size is folded back by the writer itself, which then waits for readers.
-_WAL_BOUND: Final = 256 * 1024 * 1024
 #: A chunk ends after this many stored bytes, however few records they are.
 _CHUNK_BYTES: Final = 32 * 1024 * 1024
-#: More offsets than a power cut can take back.
-_SKIP: Final = 1 << 30
-_TRIM_EVERY_S: Final = 10.0
 _TRIM_BATCHES: Final = 500
 
 
@@ -100,7 +61,7 @@ class EmbeddedStream:
         self._boot = boot
         self._clock = clock
         self._born = born
-        self._files: dict[str, _File] = {}
+        self._files: dict[str, StreamFile] = {}
         self._count = 0
 
     @property
@@ -124,13 +85,13 @@ class EmbeddedStream:
         file = self._writing(topic)
         with file.transaction() as db:
             self._append(db, topic, batch, partition)
-            _add(db, APPENDED, {topic.table: batch.num_rows} if topic.table else {})
+            add_totals(db, APPENDED, {topic.table: batch.num_rows} if topic.table else {})
 
     def append_as(self, writer: str, number: int, partition: int, batch: pa.RecordBatch) -> None:
         """Write a raw batch, and in the same step that the writer has come to this number."""
         with self._writing(RAW_TOPIC).transaction() as db:
             self._append(db, RAW_TOPIC, batch, partition)
-            _move(db, writer, RAW_TOPIC, partition, number)
+            move(db, writer, RAW_TOPIC, partition, number)
 
     def numbers(self, writer: str) -> dict[int, int]:
         """The highest number of a writer in each partition that has one."""
@@ -190,10 +151,10 @@ class EmbeddedStream:
                 ).fetchone()
                 if (row[0] if row else 0) != chunk.begin[partition]:
                     raise PartitionLost(f"{group} has moved on in {chunk.topic.name} {partition} without this process.")
-                _move(db, group, chunk.topic, partition, position)
+                move(db, group, chunk.topic, partition, position)
             for topic, batch in outputs:
                 self._append(db, topic, batch, None)
-            _add(db, group, {name: value for name, value in totals.items() if value})
+            add_totals(db, group, {name: value for name, value in totals.items() if value})
 
     def acknowledge(self, group: str, topic: Topic, positions: Mapping[int, int], counted: tuple[int | None, int] | None = None) -> bool:
         name = f"{topic.table}/read"
@@ -203,9 +164,9 @@ class EmbeddedStream:
                 (now,) = db.execute("SELECT max(value) FROM totals WHERE consumer = ? AND name = ?", (group, name)).fetchone()
                 if now != has:
                     return False
-                _add(db, group, {name: more})
+                add_totals(db, group, {name: more})
             for partition, position in positions.items():
-                _move(db, group, topic, partition, position)
+                move(db, group, topic, partition, position)
         return True
 
     def positions(self, group: str, topic: Topic) -> dict[int, int]:
@@ -227,7 +188,7 @@ class EmbeddedStream:
     def ends(self, topic: Topic) -> dict[int, int]:
         file = self._file(topic)
         with file.errors():
-            return {partition: _end(file.db, topic.name, partition) for partition in range(self.partitions)}
+            return {partition: end_of(file.db, topic.name, partition) for partition in range(self.partitions)}
 
     def before_end(self, topic: Topic, rows: int) -> dict[int, int]:
         file = self._file(topic)
@@ -263,7 +224,7 @@ class EmbeddedStream:
     def lives(self, topic: Topic) -> dict[int, int]:
         file = self._file(topic)
         with file.errors():
-            return dict.fromkeys(range(self.partitions), _born(file.db))
+            return dict.fromkeys(range(self.partitions), born_of(file.db))
 
     def written(self, topic: Topic) -> dict[int, Written]:
         file = self._file(topic)
@@ -298,32 +259,32 @@ class EmbeddedStream:
         parts = split(topic, batch, self.partitions) if partition is None else [(partition, batch)]
         most = db.getlimit(sqlite3.SQLITE_LIMIT_LENGTH) // 2
         for at, piece in ((at, piece) for at, part in parts for piece in pieces(part, most)):
-            end = _end(db, topic.name, at)
-            first = max(end, _floor(db, topic.name, at))
-            _count(db, topic.name, at, first if not end else None, piece.num_rows)
+            end = end_of(db, topic.name, at)
+            first = max(end, floor_of(db, topic.name, at))
+            count_written(db, topic.name, at, first if not end else None, piece.num_rows)
             db.execute(
                 "INSERT INTO batches (topic, part, first, next, appended_ns, data) VALUES (?, ?, ?, ?, ?, ?)",
                 (topic.name, at, first, first + piece.num_rows, self._clock(), encode(piece)),
             )
 
-    def _file(self, topic: Topic) -> _File:
-        return self._open(_file_of(topic))
+    def _file(self, topic: Topic) -> StreamFile:
+        return self._open(file_of(topic))
 
-    def _writing(self, topic: Topic) -> _File:
+    def _writing(self, topic: Topic) -> StreamFile:
         """The topic's file, made ready to be written: offsets that a power cut took back are skipped, old batches trimmed."""
         file = self._file(topic)
         if not file.writes:
             self.partitions  # noqa: B018 known before the transaction that asks for it
             places = [
-                (topic.name, part) for topic in TOPICS.values() if _file_of(topic) == file.path.name for part in range(self.partitions)
+                (topic.name, part) for topic in TOPICS.values() if file_of(topic) == file.path.name for part in range(self.partitions)
             ]
             file.begin_writing(self._boot(), self._born(self._clock()), places, lambda: self._trim(file))
         return file
 
-    def _both(self) -> Iterator[_File]:
+    def _both(self) -> Iterator[StreamFile]:
         return (self._open(name) for name in ("normalized.sqlite", "raw.sqlite"))
 
-    def _open(self, name: str) -> _File:
+    def _open(self, name: str) -> StreamFile:
         file = self._files.get(name)
         if file is not None and not file.there():
             log.error(
@@ -335,19 +296,19 @@ class EmbeddedStream:
             file = None
             self._count = 0
         if file is None:
-            file = self._files[name] = _File(self.directory / name, self._born(self._clock()))
+            file = self._files[name] = StreamFile(self.directory / name, self._born(self._clock()))
         return file
 
-    def _leases(self) -> _Leases:
-        return _Leases(lambda: self._open("normalized.sqlite"), self._clock)
+    def _leases(self) -> EmbeddedLeases:
+        return EmbeddedLeases(lambda: self._open("normalized.sqlite"), self._clock)
 
-    def _trim(self, file: _File) -> None:
+    def _trim(self, file: StreamFile) -> None:
         """Remove what is older than retention and acknowledged by every group; runs beside the writer, on connections of its own."""
         if self._retain_s == float("inf"):
             return
         with EmbeddedStream(self.directory, clock=self._clock, born=self._born)._closing() as own:
             for topic in (RAW_TOPIC, *NORMALIZED_TOPICS):
-                if _file_of(topic) != file.path.name:
+                if file_of(topic) != file.path.name:
                     continue
                 readers = [own.positions(group, topic) for group, topics in self._groups.items() if topic in topics]
                 for partition in range(own.partitions):
@@ -375,66 +336,6 @@ class EmbeddedStream:
             yield self
         finally:
             self.close()
-
-
-def _file_of(topic: Topic) -> str:
-    return "raw.sqlite" if topic is RAW_TOPIC else "normalized.sqlite"
-
-
-def _end(db: sqlite3.Connection, topic: str, partition: int) -> int:
-    (end,) = db.execute("SELECT max(next) FROM batches WHERE topic = ? AND part = ?", (topic, partition)).fetchone()
-    return int(end or 0)
-
-
-def _floor(db: sqlite3.Connection, topic: str, partition: int) -> int:
-    row = db.execute("SELECT floor FROM floors WHERE topic = ? AND part = ?", (topic, partition)).fetchone()
-    return int(row[0]) if row else _born(db)
-
-
-def _born(db: sqlite3.Connection) -> int:
-    """Where the file's life begins; 0 for one of a version that had no lives."""
-    row = db.execute("SELECT value FROM facts WHERE name = 'born'").fetchone()
-    return int(row[0]) if row else 0
-
-
-def _count(db: sqlite3.Connection, topic: str, partition: int, begins: int | None, records: int) -> None:
-    """Count what is written. `begins`: the offset, where these are the partition's first records; what began uncounted stays so."""
-    if begins is not None:
-        db.execute("REPLACE INTO written VALUES (?, ?, ?, 0)", (topic, partition, begins))
-    db.execute("UPDATE written SET records = records + ? WHERE topic = ? AND part = ?", (records, topic, partition))
-
-
-def _add(db: sqlite3.Connection, group: str, totals: Totals) -> None:
-    db.executemany(
-        "INSERT INTO totals VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET value = value + excluded.value",
-        [(group, name, value) for name, value in totals.items()],
-    )
-
-
-def _make(path: Path) -> None:
-    """An empty file, without what one that was removed has left of its log: SQLite would take that for its own."""
-    with path.with_suffix(".making").open("w") as one_at_a_time:
-        fcntl.flock(one_at_a_time, fcntl.LOCK_EX)
-        if not path.exists():
-            for log_name in (f"{path}-wal", f"{path}-shm"):
-                Path(log_name).unlink(missing_ok=True)
-            path.touch()
-
-
-def _inode(path: Path) -> tuple[int, int] | None:
-    """Which file a path leads to; None: to none."""
-    try:
-        found = os.stat(path)
-    except FileNotFoundError:
-        return None
-    return found.st_dev, found.st_ino
-
-
-def _move(db: sqlite3.Connection, group: str, topic: Topic, partition: int, position: int) -> None:
-    db.execute(
-        "INSERT INTO positions VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET next = excluded.next",
-        (group, topic.name, partition, position),
-    )
 
 
 class _Producer:
@@ -465,178 +366,3 @@ class _Producer:
 
     def close(self, wait_s: float) -> None:
         """Nothing is on its way."""
-
-
-class _Leases:
-    """The lease book in `normalized.sqlite`. All its users share one machine, and so one clock."""
-
-    def __init__(self, file: Callable[[], _File], clock: Callable[[], int]) -> None:
-        """`file`: the one that is there now; it may have been removed and made anew."""
-        self._file, self._clock = file, clock
-
-    def take(self, name: str, token: str, seconds: float) -> bool:
-        now_ns = self._clock()
-        with self._file().transaction() as db:
-            return (
-                db.execute(
-                    "INSERT INTO leases VALUES (:name, :token, :until) ON CONFLICT DO UPDATE"
-                    " SET token = excluded.token, until_ns = excluded.until_ns WHERE token = excluded.token OR until_ns < :now",
-                    {"name": name, "token": token, "until": now_ns + int(seconds * NS_PER_S), "now": now_ns},
-                ).rowcount
-                == 1
-            )
-
-    def drop(self, name: str, token: str) -> None:
-        with self._file().transaction() as db:
-            db.execute("DELETE FROM leases WHERE name = ? AND token = ?", (name, token))
-
-    def taken(self, prefix: str) -> dict[str, str]:
-        file = self._file()
-        with file.errors():
-            file.db.execute("DELETE FROM leases WHERE until_ns < ?", (self._clock() - 3600 * NS_PER_S,))
-            return dict(
-                file.db.execute(
-                    "SELECT name, token FROM leases WHERE substr(name, 1, length(?1)) = ?1 AND until_ns >= ?2", (prefix, self._clock())
-                ).fetchall()
-            )
-
-
-class _File:
-    """One SQLite file: its connection, its transactions, and the folding back of its write-ahead log off the writer's path."""
-
-    def __init__(self, path: Path, born: int) -> None:
-        """`born`: the first offset, if the file has to be made."""
-        self.path = path
-        with self.errors():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if not path.exists():
-                _make(path)
-            self.db = sqlite3.connect(path, isolation_level=None, timeout=_LOCK_WAIT_S, check_same_thread=False)
-            self._prepare(born)
-            self._inode = _inode(path)
-        self.writes = False
-        self._folder: threading.Thread | None = None
-        self._stop = threading.Event()
-
-    def there(self) -> bool:
-        """Whether the path still leads to the file that is open."""
-        return _inode(self.path) == self._inode
-
-    def _prepare(self, born: int) -> None:
-        (version,) = self.db.execute("PRAGMA user_version").fetchone()
-        if version > _FORMAT:
-            raise NewerData(
-                f"{self.path} was written by a newer Tapeline (format {version}, this one reads up to {_FORMAT}). "
-                "Nothing was touched. Upgrade Tapeline, or set another data_dir."
-            )
-        self.db.execute("PRAGMA synchronous = NORMAL")
-        self.db.execute("PRAGMA wal_autocheckpoint = 0")
-        if version < _FORMAT:
-            self._begin_log()
-            self.db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA}")
-            if version == 0:
-                self.db.execute("INSERT OR IGNORE INTO facts VALUES ('born', ?)", (str(born),))
-            self.db.execute("COMMIT")
-
-    def _begin_log(self) -> None:
-        """Turn write-ahead logging on. SQLite does not wait here for another process that does the same just now."""
-        deadline = time.monotonic() + _LOCK_WAIT_S
-        while True:
-            try:
-                self.db.execute("PRAGMA journal_mode = WAL")
-                return
-            except sqlite3.OperationalError as error:
-                if "locked" not in str(error) or time.monotonic() > deadline:
-                    raise
-                time.sleep(0.005)
-
-    def begin_writing(self, boot: str, born: int, places: Sequence[tuple[str, int]], trim: Callable[[], None]) -> None:
-        """Before the first write of this process. Offsets go on from `born`, if they lie below: the file may be an older copy of itself.
-
-        Where the machine has started since the last write, they begin far ahead of the end. `places`: the topics and partitions of this
-        file. What is noted here is on the disk before the first offset is given out."""
-        with self.errors():
-            self.db.execute("PRAGMA synchronous = FULL")
-        with self.transaction() as db:
-            row = db.execute("SELECT value FROM facts WHERE name = 'boot'").fetchone()
-            started = row is not None and row[0] != boot
-            db.execute("INSERT INTO facts VALUES ('boot', ?) ON CONFLICT DO UPDATE SET value = excluded.value", (boot,))
-            for topic, part in places:
-                end = _end(db, topic, part)
-                ahead = max(end, _floor(db, topic, part)) + (_SKIP if started or (row is None and end) else 0)
-                if max(ahead, born) > end:
-                    db.execute("REPLACE INTO floors VALUES (?, ?, ?)", (topic, part, max(ahead, born)))
-        with self.errors():
-            self.db.execute("PRAGMA synchronous = NORMAL")
-        self.writes = True
-        self._folder = threading.Thread(target=self._fold, args=(trim,), name=f"fold {self.path.name}", daemon=True)
-        self._folder.start()
-
-    def closing(self, wait_s: float) -> bool:
-        """Whether the file is about to be closed, by so many seconds from now."""
-        return self._stop.wait(wait_s)
-
-    @contextmanager
-    def transaction(self) -> Iterator[sqlite3.Connection]:
-        with self.errors():
-            self.db.execute("BEGIN IMMEDIATE")
-            try:
-                yield self.db
-                self.db.execute("COMMIT")
-            except BaseException:
-                if self.db.in_transaction:
-                    self.db.execute("ROLLBACK")
-                raise
-            self._bound_log()
-
-    def _bound_log(self) -> None:
-        try:
-            size = os.stat(f"{self.path}-wal").st_size
-        except FileNotFoundError:
-            return
-        if size > _WAL_BOUND:
-            self.db.execute("PRAGMA wal_checkpoint(RESTART)")
-
-    def _fold(self, trim: Callable[[], None]) -> None:
-        """Copy the log back into the file every second, so that a commit never waits for the disk to sync; trim now and then."""
-        try:
-            db = sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=rw", uri=True, isolation_level=None, timeout=1.0)
-        except sqlite3.OperationalError:
-            return  # removed meanwhile: the next call makes the file anew, and another of these
-        trim_at = time.monotonic() + _TRIM_EVERY_S
-        while not self._stop.wait(_WAL_CHECK_EVERY_S):
-            # The writer meets the same trouble with the disk on its own path and reports it there.
-            with suppress(sqlite3.OperationalError):
-                db.execute("PRAGMA wal_checkpoint(PASSIVE)")
-            if time.monotonic() >= trim_at:
-                trim_at = time.monotonic() + _TRIM_EVERY_S
-                with suppress(Unavailable):
-                    trim()
-        db.close()
-
-    @contextmanager
-    def errors(self) -> Iterator[None]:
-        """Say what happened, what was not lost, and what to do."""
-        try:
-            yield
-        except (sqlite3.OperationalError, OSError) as error:
-            text = str(error)
-            if "locked" in text or "busy" in text:
-                raise Unavailable(
-                    f"{self.path} is locked by another process for over {_LOCK_WAIT_S:.0f} s. Nothing was written."
-                ) from error
-            raise DiskTrouble(
-                f"{self.path}: {text}. What was written before is safe, this write did not happen. "
-                "Free disk space or make the folder writable; it is tried again."
-            ) from error
-        except (sqlite3.DatabaseError, EOFError, pa.ArrowException) as error:
-            raise DiskTrouble(
-                f"{self.path} is damaged or no Tapeline stream: {error}. Restore it from a backup, or move it away: a new one is begun. "
-                "What no stage had read of it is then lost, and is a gap; the stores keep what they have."
-            ) from error
-
-    def close(self) -> None:
-        self._stop.set()
-        if self._folder is not None:
-            self._folder.join()
-        self.db.close()

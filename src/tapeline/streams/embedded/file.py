@@ -1,0 +1,187 @@
+"""One SQLite file: its connection, its transactions, and the folding back of its write-ahead log off the writer's path."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+import pyarrow as pa
+
+from tapeline.errors import DiskTrouble, NewerData, Unavailable
+from tapeline.streams.embedded.tables import FORMAT, SCHEMA, end_of, floor_of
+
+#: How long a statement waits for another process.
+_LOCK_WAIT_S: Final = 30.0
+_WAL_CHECK_EVERY_S: Final = 1.0
+#: A write-ahead log over this size is folded back by the writer itself, which then waits for readers.
+_WAL_BOUND: Final = 256 * 1024 * 1024
+#: More offsets than a power cut can take back.
+_SKIP: Final = 1 << 30
+_TRIM_EVERY_S: Final = 10.0
+
+
+def _make(path: Path) -> None:
+    """An empty file, without what one that was removed has left of its log: SQLite would take that for its own."""
+    with path.with_suffix(".making").open("w") as one_at_a_time:
+        fcntl.flock(one_at_a_time, fcntl.LOCK_EX)
+        if not path.exists():
+            for log_name in (f"{path}-wal", f"{path}-shm"):
+                Path(log_name).unlink(missing_ok=True)
+            path.touch()
+
+
+def _inode(path: Path) -> tuple[int, int] | None:
+    """Which file a path leads to; None: to none."""
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+class StreamFile:
+    """One SQLite file: its connection, its transactions, and the folding back of its write-ahead log off the writer's path."""
+
+    def __init__(self, path: Path, born: int) -> None:
+        """`born`: the first offset, if the file has to be made."""
+        self.path = path
+        with self.errors():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if not path.exists():
+                _make(path)
+            self.db = sqlite3.connect(path, isolation_level=None, timeout=_LOCK_WAIT_S, check_same_thread=False)
+            self._prepare(born)
+            self._inode = _inode(path)
+        self.writes = False
+        self._folder: threading.Thread | None = None
+        self._stop = threading.Event()
+
+    def there(self) -> bool:
+        """Whether the path still leads to the file that is open."""
+        return _inode(self.path) == self._inode
+
+    def _prepare(self, born: int) -> None:
+        (version,) = self.db.execute("PRAGMA user_version").fetchone()
+        if version > FORMAT:
+            raise NewerData(
+                f"{self.path} was written by a newer Tapeline (format {version}, this one reads up to {FORMAT}). "
+                "Nothing was touched. Upgrade Tapeline, or set another data_dir."
+            )
+        self.db.execute("PRAGMA synchronous = NORMAL")
+        self.db.execute("PRAGMA wal_autocheckpoint = 0")
+        if version < FORMAT:
+            self._begin_log()
+            self.db.executescript(f"BEGIN IMMEDIATE; {SCHEMA}")
+            if version == 0:
+                self.db.execute("INSERT OR IGNORE INTO facts VALUES ('born', ?)", (str(born),))
+            self.db.execute("COMMIT")
+
+    def _begin_log(self) -> None:
+        """Turn write-ahead logging on. SQLite does not wait here for another process that does the same just now."""
+        deadline = time.monotonic() + _LOCK_WAIT_S
+        while True:
+            try:
+                self.db.execute("PRAGMA journal_mode = WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.005)
+
+    def begin_writing(self, boot: str, born: int, places: Sequence[tuple[str, int]], trim: Callable[[], None]) -> None:
+        """Before the first write of this process. Offsets go on from `born`, if they lie below: the file may be an older copy of itself.
+
+        Where the machine has started since the last write, they begin far ahead of the end. `places`: the topics and partitions of this
+        file. What is noted here is on the disk before the first offset is given out."""
+        with self.errors():
+            self.db.execute("PRAGMA synchronous = FULL")
+        with self.transaction() as db:
+            row = db.execute("SELECT value FROM facts WHERE name = 'boot'").fetchone()
+            started = row is not None and row[0] != boot
+            db.execute("INSERT INTO facts VALUES ('boot', ?) ON CONFLICT DO UPDATE SET value = excluded.value", (boot,))
+            for topic, part in places:
+                end = end_of(db, topic, part)
+                ahead = max(end, floor_of(db, topic, part)) + (_SKIP if started or (row is None and end) else 0)
+                if max(ahead, born) > end:
+                    db.execute("REPLACE INTO floors VALUES (?, ?, ?)", (topic, part, max(ahead, born)))
+        with self.errors():
+            self.db.execute("PRAGMA synchronous = NORMAL")
+        self.writes = True
+        self._folder = threading.Thread(target=self._fold, args=(trim,), name=f"fold {self.path.name}", daemon=True)
+        self._folder.start()
+
+    def closing(self, wait_s: float) -> bool:
+        """Whether the file is about to be closed, by so many seconds from now."""
+        return self._stop.wait(wait_s)
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        with self.errors():
+            self.db.execute("BEGIN IMMEDIATE")
+            try:
+                yield self.db
+                self.db.execute("COMMIT")
+            except BaseException:
+                if self.db.in_transaction:
+                    self.db.execute("ROLLBACK")
+                raise
+            self._bound_log()
+
+    def _bound_log(self) -> None:
+        try:
+            size = os.stat(f"{self.path}-wal").st_size
+        except FileNotFoundError:
+            return
+        if size > _WAL_BOUND:
+            self.db.execute("PRAGMA wal_checkpoint(RESTART)")
+
+    def _fold(self, trim: Callable[[], None]) -> None:
+        """Copy the log back into the file every second, so that a commit never waits for the disk to sync; trim now and then."""
+        try:
+            db = sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=rw", uri=True, isolation_level=None, timeout=1.0)
+        except sqlite3.OperationalError:
+            return  # removed meanwhile: the next call makes the file anew, and another of these
+        trim_at = time.monotonic() + _TRIM_EVERY_S
+        while not self._stop.wait(_WAL_CHECK_EVERY_S):
+            # The writer meets the same trouble with the disk on its own path and reports it there.
+            with suppress(sqlite3.OperationalError):
+                db.execute("PRAGMA wal_checkpoint(PASSIVE)")
+            if time.monotonic() >= trim_at:
+                trim_at = time.monotonic() + _TRIM_EVERY_S
+                with suppress(Unavailable):
+                    trim()
+        db.close()
+
+    @contextmanager
+    def errors(self) -> Iterator[None]:
+        """Say what happened, what was not lost, and what to do."""
+        try:
+            yield
+        except (sqlite3.OperationalError, OSError) as error:
+            text = str(error)
+            if "locked" in text or "busy" in text:
+                raise Unavailable(
+                    f"{self.path} is locked by another process for over {_LOCK_WAIT_S:.0f} s. Nothing was written."
+                ) from error
+            raise DiskTrouble(
+                f"{self.path}: {text}. What was written before is safe, this write did not happen. "
+                "Free disk space or make the folder writable; it is tried again."
+            ) from error
+        except (sqlite3.DatabaseError, EOFError, pa.ArrowException) as error:
+            raise DiskTrouble(
+                f"{self.path} is damaged or no Tapeline stream: {error}. Restore it from a backup, or move it away: a new one is begun. "
+                "What no stage had read of it is then lost, and is a gap; the stores keep what they have."
+            ) from error
+
+    def close(self) -> None:
+        self._stop.set()
+        if self._folder is not None:
+            self._folder.join()
+        self.db.close()
