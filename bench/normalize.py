@@ -90,7 +90,7 @@ def _each_provider() -> str:
         ("polygon", "stocks", ["AAPL", "MSFT"], ["T", "Q", "A"], ""),
         ("polygon", "crypto", ["BTC-USD", "ETH-USD"], ["XT", "XQ"], ""),
         ("alpaca", "sip", ["AAPL", "SPY"], ["trades", "quotes"], ""),
-        ("alpaca", "crypto", ["BTC/USD", "ETH/USD"], ["trades", "quotes"], 'codec = "msgpack"\n'),
+        ("alpaca", "crypto", ["BTC/USD", "ETH/USD"], ["trades", "quotes"], 'options = { codec = "msgpack" }\n'),
     ):
         raw, ticks = _recorded_from_venue(name, feed, symbols, channels, extra)
         seconds = statistics.median(_seconds(raw) for _ in range(5))

@@ -19,8 +19,9 @@ from tapeline.jobs.backfill.archive import Archive
 from tapeline.jobs.backfill.backfill import Job
 from tapeline.jobs.backfill.fetching import Source, fetch, raw_record
 from tapeline.providers.binance.files import events_of
+from tapeline.providers.events import UNREADABLE
 from tapeline.providers.history import Request, Span, WrongPage
-from tapeline.providers.normalizing import UNREADABLE, normalize
+from tapeline.providers.normalizing import normalize
 from tapeline.providers.registry import ARCHIVES, DECODERS
 from tapeline.records import NS_PER_MS, RAW_TOPIC, Chunk
 

@@ -24,7 +24,7 @@ def test_times_asked_for_in_microseconds_are_recorded_in_microseconds(tmp_path: 
     async def record() -> None:
         venue = Venue(VenueOptions(name="binance", rate=2000, limit=50, journal=journal))
         url = await venue.start()
-        provider = ProviderConfig(name="binance", url=url, symbols=("BTCUSDT",), channels=("trade",), time_unit="us")
+        provider = ProviderConfig(name="binance", url=url, symbols=("BTCUSDT",), channels=("trade",), options={"time_unit": "us"})
         stream = EmbeddedStream(tmp_path / "stream")
         recorder = StreamRecorder(Delivery(stream.producer("w"), "w", None), {}, Random(1))
         (line,) = feed_connections(

@@ -10,8 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tapeline.app.connections import connection_plans
-from tapeline.config import DEFAULT, PROVIDER_NAMES, SECRETS, Config, ProviderConfig, load, secret
+from tapeline.config import Config, ProviderConfig, default, load, options_of, secret
 from tapeline.errors import ConfigError
+from tapeline.providers import registry
+from tapeline.providers.alpaca.session import Options
+from tapeline.providers.registry import PROVIDERS
 from tapeline.secret import Secret
 
 SECRET = "hunter2-hunter2"
@@ -37,7 +40,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_without_a_file_and_without_settings_it_is_binance_without_a_key() -> None:
     config = load(None, {"PATH": "/bin", "TAPELINE_CONFIG": "x", "TAPELINE_PROVE": "1", "TAPELINE_LOG": "debug"})
-    assert config == DEFAULT
+    assert config == default()
     assert [provider.name for provider in config.providers] == ["binance"]
     assert connection_plans(config, {})
 
@@ -59,7 +62,7 @@ def test_a_full_file_is_read_as_written(tmp_path: Path) -> None:
         feed = "crypto"
         symbols = ["BTC/USD", "币安人生"]
         channels = ["trades"]
-        codec = "msgpack"
+        options = { codec = "msgpack" }
         mute_after = { trades = 30.0 }
         [[stores]]
         url = "lake:"
@@ -68,10 +71,10 @@ def test_a_full_file_is_read_as_written(tmp_path: Path) -> None:
     )
     config = load(path, {})
     (provider,) = config.providers
-    assert (provider.feed, provider.symbols, provider.codec, provider.mute_after) == (
+    assert (provider.feed, provider.symbols, options_of(provider), provider.mute_after) == (
         "crypto",
         ("BTC/USD", "币安人生"),
-        "msgpack",
+        Options(codec="msgpack"),
         {"trades": 30.0},
     )
     assert config.stores[0].flush_rows == 7
@@ -109,7 +112,7 @@ def test_an_unknown_key_like_no_other_brings_the_list_of_those_there_are(tmp_pat
         ('[[providers]]\nname = "kraken"', "kraken"),
         ('[[providers]]\nfeed = "sip"', "name"),
         ('[[providers]]\nname = "binance"\nsymbols = "BTCUSDT"', "symbols"),
-        ('[[providers]]\nname = "alpaca"\ncodec = "xml"', "xml"),
+        ('[[providers]]\nname = "alpaca"\noptions = { codec = "xml" }', "xml"),
         ('stream = "embedded:"', "stream"),
         ("[[stores]]\nflush_seconds = inf", "flush_seconds"),
         ("[[stores]]\nflush_seconds = nan", "flush_seconds"),
@@ -197,10 +200,10 @@ def test_the_environment_overrides_the_file_at_every_depth(tmp_path: Path) -> No
 
 def test_the_environment_overrides_the_defaults_where_there_is_no_file() -> None:
     config = load(None, {"TAPELINE_PROVIDERS__0__SYMBOLS": '["ETHBTC"]'})
-    assert config.providers == (ProviderConfig(name="binance", symbols=("ETHBTC",), channels=DEFAULT.providers[0].channels),)
+    assert config.providers == (ProviderConfig(name="binance", symbols=("ETHBTC",), channels=default().providers[0].channels),)
     config = load(None, {"TAPELINE_PROVIDERS__0__SYMBOLS__1": "ETHBTC"})
     assert config.providers[0].symbols == ("BTCUSDT", "ETHBTC", "SOLUSDT")
-    assert load(None, {"TAPELINE_DATA_DIR": "x"}).providers == DEFAULT.providers
+    assert load(None, {"TAPELINE_DATA_DIR": "x"}).providers == default().providers
 
 
 def test_a_list_of_more_than_ten_is_filled_in_the_order_of_its_numbers() -> None:
@@ -256,17 +259,17 @@ def provider_of(name: str, **more: str) -> ProviderConfig:
 
 
 def test_secrets_come_from_the_environment_ours_before_the_provider_s_own_names() -> None:
-    for provider, kinds in SECRETS.items():
-        for kind, names in kinds.items():
+    for provider, some in PROVIDERS.items():
+        for kind, names in some.secrets.items():
             for at, name in enumerate(names):
                 environ = dict.fromkeys(names[at + 1 :], "other") | {name: SECRET} | dict.fromkeys(names[:at], "")
                 assert secret(provider_of(provider), kind, environ) == Secret(SECRET)
 
 
 def test_our_variables_for_secrets_are_no_settings() -> None:
-    environ = {name: SECRET for kinds in SECRETS.values() for names in kinds.values() for name in names}
+    environ = {name: SECRET for some in PROVIDERS.values() for names in some.secrets.values() for name in names}
     config = load(None, environ)
-    assert config == DEFAULT
+    assert config == default()
     assert SECRET not in repr(config)
 
 
@@ -295,11 +298,13 @@ def test_a_missing_secret_says_where_it_was_looked_for() -> None:
     assert SECRET not in message
 
 
-def test_every_provider_says_which_secrets_it_needs() -> None:
-    from tapeline.providers.registry import PROVIDERS
-
-    assert set(PROVIDERS) == set(PROVIDER_NAMES) == set(SECRETS)
-    assert {name: set(module.SECRET_KINDS) for name, module in PROVIDERS.items()} == {name: set(kinds) for name, kinds in SECRETS.items()}
+def test_the_installed_providers_are_found_by_their_entry_points() -> None:
+    assert set(PROVIDERS) == set(registry.names()) == {"alpaca", "binance", "polygon"}
+    assert {name: set(some.secrets) for name, some in PROVIDERS.items()} == {
+        "alpaca": {"key", "secret"},
+        "binance": set(),
+        "polygon": {"key"},
+    }
 
 
 # What only the opened parts can tell

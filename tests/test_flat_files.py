@@ -32,9 +32,10 @@ from tapeline.jobs.backfill.backfill import Job
 from tapeline.jobs.backfill.day_files import DayFiles
 from tapeline.jobs.backfill.fetching import Fetched, Source, fetch, raw_record
 from tapeline.net.s3 import Bucket
+from tapeline.providers.events import UNREADABLE
 from tapeline.providers.history import Request, Span, WrongPage
-from tapeline.providers.normalizing import UNREADABLE, Normalized, normalize
-from tapeline.providers.polygon.files import events_of, parts
+from tapeline.providers.normalizing import Normalized, normalize
+from tapeline.providers.polygon.files import events_of, moment, parts
 from tapeline.providers.registry import ARCHIVES, DECODERS, HISTORIES, identity
 from tapeline.records import NS_PER_S, RAW_TOPIC, TICKS_TOPIC, Chunk
 from tapeline.secret import Secret
@@ -54,7 +55,7 @@ HEADERS = {
 }
 #: As they are, of which nothing tells that they were ever otherwise.
 OPTION_TRADES = "ticker,conditions,correction,exchange,price,sip_timestamp,size"
-EACH = pytest.mark.parametrize(("feed", "channel"), [(feed, channel) for feed, some in HISTORY.CHANNELS.items() for channel in some])
+EACH = pytest.mark.parametrize(("feed", "channel"), [(feed, channel) for feed, some in HISTORY.channels.items() for channel in some])
 SYMBOLS = {"stocks": "AAPL", "options": "SPY251219C00650000"}
 Row = dict[str, Any]
 
@@ -160,7 +161,7 @@ def test_a_piece_of_a_day_does_not_end_between_lines_of_one_millisecond(tmp_path
     times = [NOON + (at // 5) * 1_000_000 + at for at in range(23)]
     lines = [f"O:A,209,0,313,0.93,{ns},1" for ns in times]
     client = Prepared([gzip.compress("\n".join([OPTION_TRADES, *lines]).encode())])
-    files, asked, found = DayFiles(client, tmp_path, ["O:A"]), Request("/day.csv.gz?ticker=O:A"), list[list[str]]()
+    files, asked, found = DayFiles(client, tmp_path, ["O:A"], moment), Request("/day.csv.gz?ticker=O:A"), list[list[str]]()
     while True:
         head, _, *some = files(asked).decode().splitlines()
         found.append(some)
@@ -224,7 +225,7 @@ def test_however_a_file_is_cut_each_wanted_ticker_has_its_lines_as_they_came(
             client = Prepared([gzip.compress(text)[at : at + size] for at in range(0, len(gzip.compress(text)), size)])
             for ticker in wanted:
                 mine = [line for line, of in zip(lines, tickers, strict=True) if of == ticker]
-                body = DayFiles(client, Path(folder), wanted)(Request(f"/day.csv.gz?ticker={ticker}"))
+                body = DayFiles(client, Path(folder), wanted, moment)(Request(f"/day.csv.gz?ticker={ticker}"))
                 assert body.decode().splitlines() == ["v1 -1", header, *mine]
 
 
@@ -246,7 +247,7 @@ def test_a_file_of_which_the_parts_of_two_versions_came_is_said_to_have_been_pub
     client = Prepared([gzip.compress(table("T", {"AAPL": [past("stocks", "T", 1)]}))[:50]])
     client.version = lambda path: next(versions)  # type: ignore[method-assign]  # it is published while it is read
     with pytest.raises(WrongPage, match="was published again while it was read"):
-        DayFiles(client, tmp_path, ["AAPL"])(Request("/day.csv.gz?ticker=AAPL"))
+        DayFiles(client, tmp_path, ["AAPL"], moment)(Request("/day.csv.gz?ticker=AAPL"))
 
 
 @given(st.sampled_from(["T", "Q", "AM"]), st.binary(max_size=200) | st.text(max_size=200).map(str.encode), st.booleans())
@@ -328,7 +329,7 @@ def test_a_day_is_fetched_once_for_all_its_tickers_and_nothing_of_it_stays(
     server(gzip.compress(a_day(DAY_ROWS)))
     client = Counted(s3_url)
     wanted = ["AAPL", "AAPl", "MSFT", "NONE"]
-    source = DayFiles(client, tmp_path, wanted)
+    source = DayFiles(client, tmp_path, wanted, moment)
     with ThreadPoolExecutor(4) as pool:
         found = dict(zip(wanted, pool.map(lambda symbol: pages_of(source, span(symbol=symbol)), wanted), strict=True))
     assert client.fetched == 1
@@ -341,7 +342,7 @@ def test_a_day_is_fetched_once_for_all_its_tickers_and_nothing_of_it_stays(
 
 def test_the_disk_holds_the_rows_of_the_wanted_tickers_alone(s3_url: str, server: Callable[[bytes], None], tmp_path: Path) -> None:
     server(gzip.compress(a_day(DAY_ROWS)))
-    next(fetch(Source(HISTORY, DayFiles(Counted(s3_url), tmp_path, ["MSFT", "AAPL"])), span(), lambda: FETCHED_NS))
+    next(fetch(Source(HISTORY, DayFiles(Counted(s3_url), tmp_path, ["MSFT", "AAPL"], moment)), span(), lambda: FETCHED_NS))
     kept = b"".join(path.read_bytes() for path in tmp_path.rglob("*.csv"))
     assert {line.partition(b",")[0] for line in kept.splitlines()} == {b"MSFT", b"AAPL"}
 
@@ -350,12 +351,12 @@ def test_who_was_killed_in_the_middle_goes_on_with_what_is_on_disk_and_without_i
     s3_url: str, server: Callable[[bytes], None], tmp_path: Path
 ) -> None:
     server(gzip.compress(a_day(DAY_ROWS)))
-    whole = pages_of(DayFiles(Counted(s3_url), tmp_path / "whole", ["AAPL"]), span())
-    first = next(fetch(Source(HISTORY, DayFiles(Counted(s3_url), tmp_path / "here", ["AAPL"])), span(), lambda: FETCHED_NS))
+    whole = pages_of(DayFiles(Counted(s3_url), tmp_path / "whole", ["AAPL"], moment), span())
+    first = next(fetch(Source(HISTORY, DayFiles(Counted(s3_url), tmp_path / "here", ["AAPL"], moment)), span(), lambda: FETCHED_NS))
     assert first == whole[0]
     for folder, fetched in (("here", 0), ("elsewhere", 1)):
         client = Counted(s3_url)
-        assert pages_of(DayFiles(client, tmp_path / folder, ["AAPL"]), span(), first.following) == whole[1:]
+        assert pages_of(DayFiles(client, tmp_path / folder, ["AAPL"], moment), span(), first.following) == whole[1:]
         assert client.fetched == fetched
 
 
@@ -364,7 +365,7 @@ def test_the_rows_of_a_ticker_that_is_read_again_stay_until_it_is_through(
 ) -> None:
     server(gzip.compress(a_day(DAY_ROWS)))
     client = Counted(s3_url)
-    source = DayFiles(client, tmp_path, ["AAPL", "MSFT"])
+    source = DayFiles(client, tmp_path, ["AAPL", "MSFT"], moment)
     whole = pages_of(source, span())
     again = fetch(Source(HISTORY, source), span(), lambda: FETCHED_NS)
     first = next(again)
@@ -379,9 +380,9 @@ def test_jobs_of_other_tickers_side_by_side_leave_each_other_their_rows(
 ) -> None:
     server(gzip.compress(a_day(DAY_ROWS)))
     client = Counted(s3_url)
-    one = fetch(Source(HISTORY, DayFiles(client, tmp_path, ["AAPL"])), span(), lambda: FETCHED_NS)
+    one = fetch(Source(HISTORY, DayFiles(client, tmp_path, ["AAPL"], moment)), span(), lambda: FETCHED_NS)
     first = next(one)
-    assert ids(pages_of(DayFiles(Counted(s3_url), tmp_path, ["MSFT"]), span(symbol="MSFT"))) == [str(at) for at in range(5)]
+    assert ids(pages_of(DayFiles(Counted(s3_url), tmp_path, ["MSFT"], moment), span(symbol="MSFT"))) == [str(at) for at in range(5)]
     assert ids([first, *one]) == [str(at) for at in range(LONG)]
     assert client.fetched == 1
 
@@ -390,16 +391,16 @@ def test_a_file_that_is_published_again_is_named_and_its_rows_are_not_mixed(
     s3_url: str, server: Callable[[bytes], None], tmp_path: Path
 ) -> None:
     server(gzip.compress(a_day(DAY_ROWS)))
-    source = DayFiles(Counted(s3_url), tmp_path / "one", ["AAPL"])
+    source = DayFiles(Counted(s3_url), tmp_path / "one", ["AAPL"], moment)
     first = next(fetch(Source(HISTORY, source), span(), lambda: FETCHED_NS))
     server(gzip.compress(a_day({"AAPL": LONG + 1})))
     with pytest.raises(WrongPage, match="has been published again since its first part was read"):
-        pages_of(DayFiles(Counted(s3_url), tmp_path / "two", ["AAPL"]), span(), first.following)
+        pages_of(DayFiles(Counted(s3_url), tmp_path / "two", ["AAPL"], moment), span(), first.following)
     assert len(ids(pages_of(source, span()))) == LONG + 1  # who begins anew has the new one
 
     meanwhile = Counted(s3_url, during=lambda: server(gzip.compress(a_day({"AAPL": 1}))))
     with pytest.raises(WrongPage, match=r"was published again while it was read\. Nothing of it was kept"):
-        pages_of(DayFiles(meanwhile, tmp_path / "three", ["AAPL"]), span())
+        pages_of(DayFiles(meanwhile, tmp_path / "three", ["AAPL"], moment), span())
     assert [path for path in (tmp_path / "three").rglob("*") if path.is_file()] == []
 
 
@@ -420,7 +421,7 @@ def test_what_is_no_such_file_is_named_fetched_once_and_nothing_of_it_kept(
 ) -> None:
     server(data)
     client = Counted(s3_url)
-    source = DayFiles(client, tmp_path, ["AAPL", "MSFT"])
+    source = DayFiles(client, tmp_path, ["AAPL", "MSFT"], moment)
     for symbol in ("AAPL", "MSFT"):
         with pytest.raises(WrongPage, match=said):
             pages_of(source, span(symbol=symbol))
@@ -434,11 +435,11 @@ def test_a_file_of_several_members_is_read_to_the_end_and_a_ticker_may_stand_any
     header = "id,conditions,ticker,price,size,exchange,sip_timestamp"
     text = table("T", {"MSFT": [past("stocks", "T", 1)], "AAPL": [past("stocks", "T", 1), past("stocks", "T", 2)]}, header)
     server(gzip.compress(text[:70]) + gzip.compress(text[70:]))
-    assert ids(pages_of(DayFiles(Counted(s3_url), tmp_path, ["AAPL"]), span())) == ["1", "2"]
+    assert ids(pages_of(DayFiles(Counted(s3_url), tmp_path, ["AAPL"], moment), span())) == ["1", "2"]
 
 
 def test_a_weekend_has_no_file_and_no_events_and_any_other_day_without_one_is_named(s3_url: str, tmp_path: Path) -> None:
-    source = DayFiles(Counted(s3_url), tmp_path, ["AAPL"])
+    source = DayFiles(Counted(s3_url), tmp_path, ["AAPL"], moment)
     for days in (1, 2):
         assert [(page.rows, page.following) for page in pages_of(source, span(days=days))] == [(0, None)]
     with pytest.raises(WrongPage, match=r"There is no /us_stocks_sip/trades_v1/2024/03/2024-03-18.csv.gz. A day's file comes"):
@@ -466,7 +467,7 @@ def test_a_wrong_key_is_refused_in_the_providers_words_and_is_not_told(
     server(gzip.compress(a_day(DAY_ROWS)))
     bucket = Bucket(s3_url, "flatfiles", Secret("accesskey"), Secret("hiddensecret"), sleep=lambda _: None)
     with keys_checked(s3_url), pytest.raises(Refused, match="The AWS Access Key Id you provided does not exist") as refused:
-        pages_of(DayFiles(bucket, tmp_path, ["AAPL"]), span())
+        pages_of(DayFiles(bucket, tmp_path, ["AAPL"], moment), span())
     assert not {Secret("accesskey"), Secret("hiddensecret")} & set(str(refused.value).replace("'", " ").split())
     assert refused.value.__cause__ is None
 
@@ -484,14 +485,14 @@ def test_a_server_that_is_away_or_mute_is_given_up_after_a_few_tries(tmp_path: P
                 tries=1,
             )
             with pytest.raises(Unavailable, match=said):
-                pages_of(DayFiles(bucket, tmp_path, ["AAPL"]), span())
+                pages_of(DayFiles(bucket, tmp_path, ["AAPL"], moment), span())
 
 
 def test_a_fetch_ends_where_everything_is_to_end(s3_url: str, server: Callable[[bytes], None], tmp_path: Path) -> None:
     server(gzip.compress(a_day(DAY_ROWS)))
     bucket = Bucket(s3_url, "flatfiles", Secret("accesskey"), Secret("hiddensecret"), sleep=lambda _: True)
     with pytest.raises(Unavailable, match="stopped while it was read"):
-        pages_of(DayFiles(bucket, tmp_path, ["AAPL"]), span())
+        pages_of(DayFiles(bucket, tmp_path, ["AAPL"], moment), span())
 
 
 # What has to be configured

@@ -24,23 +24,9 @@ MODULES = {
 
 #: The rooms from the bottom up: a module imports from its own room and from those above it in this list.
 LAYERS: Final = [
-    *("errors", "records", "local", "secret", "times", "config", "retry", "telemetry"),
-    *(
-        "providers",
-        "net",
-        "streams",
-        "stores",
-        "ledger",
-        "stages",
-        "jobs",
-        "monitor",
-        "app",
-        "reading",
-        "simulators",
-        "demo",
-        "cli",
-        "__main__",
-    ),
+    *("errors", "records", "local", "secret", "times", "retry", "telemetry"),
+    *("providers", "config", "net", "streams", "stores", "ledger", "stages", "jobs"),
+    *("monitor", "app", "reading", "simulators", "demo", "cli", "__main__"),
 ]
 #: Streams, stores and ledgers of one kind: only `app` names them (and reading opens the lake's own files, past any store).
 CONCRETE: Final = {

@@ -31,7 +31,7 @@ HISTORY = HISTORIES["polygon"]
 T0 = NOON // NS_PER_MS
 FETCHED_NS = NOON + 3600 * NS_PER_S
 SYMBOLS = {"stocks": "AAPL", "options": "SPY251219C00650000", "crypto": "BTC/USD"}
-EACH = [(feed, channel) for feed, channels in HISTORY.CHANNELS.items() for channel in channels]
+EACH = [(feed, channel) for feed, channels in HISTORY.channels.items() for channel in channels]
 EACH_CHANNEL = pytest.mark.parametrize(("feed", "channel"), EACH)
 #: Some ns behind a millisecond.
 RAGGED = (0, 7, 999_999)
@@ -119,7 +119,7 @@ def streamed(feed: str, events: Sequence[dict[str, Any]]) -> Normalized:
 def test_a_fetched_event_is_the_row_that_the_stream_would_have_made_but_for_its_finer_time(feed: str, channel: str) -> None:
     from_history = fetched(span(feed, channel, 600), body([past(feed, channel, at) for at in range(6)]))
     from_stream = streamed(feed, [live(feed, channel, at) for at in range(6)])
-    table = "bars" if HISTORY.CHANNELS[feed][channel] == "bar" else "ticks"
+    table = "bars" if HISTORY.channels[feed][channel] == "bar" else "ticks"
     own = {"received_ns", "latency_ns", "raw_offset", "raw_index", "ts_ns"} | ({"conditions"} if channel == "Q" else set())
     own |= {"trades", "final"} if table == "bars" else set()
     old, new = rows(from_stream)[table], rows(from_history)[table]
@@ -240,7 +240,7 @@ def test_bars_are_asked_for_unadjusted_from_the_window_on_that_the_start_lies_in
 
 
 def test_quotes_of_crypto_have_no_history() -> None:
-    assert "XQ" not in HISTORY.CHANNELS["crypto"]
+    assert "XQ" not in HISTORY.channels["crypto"]
 
 
 def test_the_key_goes_in_a_header() -> None:

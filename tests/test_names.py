@@ -128,7 +128,7 @@ def test_a_configured_name_that_splits_nothing_is_refused(name: str, symbol: str
 
 
 def test_names_of_another_provider_are_refused() -> None:
-    with pytest.raises(ConfigError, match="splits no symbol of Binance"):
+    with pytest.raises(ConfigError, match="splits no symbol of alpaca"):
         configured_names(Config(providers=(ProviderConfig(name="alpaca", names={"AAPL": "AA/PL"}),)))
 
 

@@ -25,7 +25,7 @@ from tapeline.ledger.absorbing import absorb
 from tapeline.ledger.facts import ONGOING, Facts, Key
 from tapeline.ledger.intervals import COVERED, intervals
 from tapeline.net.websocket import Line, Pace, Silence
-from tapeline.providers.binance.normalize import content
+from tapeline.providers.binance.session import content
 from tapeline.providers.normalizing import normalize
 from tapeline.providers.registry import DECODERS, PROVIDERS
 from tapeline.providers.session import FeedSettings, Plan
@@ -387,7 +387,7 @@ def planned(name: str = "binance", **more: object) -> list[Plan]:
 
 
 def test_two_lines_go_to_two_hosts_and_ask_for_the_same() -> None:
-    first, second = planned(lines=2, time_unit="us")
+    first, second = planned(lines=2, options={"time_unit": "us"})
     assert (first.name, second.name, first.pair, second.pair) == ("binance-spot-0", "binance-spot-0-second", first.name, first.name)
     assert first.url == "wss://data-stream.binance.vision/stream?timeUnit=MICROSECOND"
     assert second.url == "wss://stream.binance.com:443/stream?timeUnit=MICROSECOND"

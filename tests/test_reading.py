@@ -695,7 +695,7 @@ def test_a_lake_that_cannot_be_read_to_the_end_is_not_taken_for_the_end(lake: La
         ({"columns": []}, "columns is empty"),
         ({"columns": 5}, "columns = 5"),
         ({"kind": "bar"}, "kind = 'bar' is no kind of tick. Use one of: trade, quote"),
-        ({"provider": "kraken"}, "provider = 'kraken' is no provider. Use one of: binance, polygon, alpaca"),
+        ({"provider": "kraken"}, "provider = 'kraken' is no provider. Use one of: alpaca, binance, polygon"),
         ({"source": None}, "source = None is no source"),
         ({"source": "csv"}, "source = 'csv' is no source. Use one of: lake, postgres"),
     ],

@@ -27,7 +27,7 @@ from tapeline.errors import Busy, ConfigError, Unavailable
 from tapeline.jobs import rejects
 from tapeline.jobs.rejects import Rejected, parse_id, rejected, retry
 from tapeline.monitor.health import equations
-from tapeline.providers.normalizing import Reject
+from tapeline.providers.events import Reject
 from tapeline.providers.registry import DECODERS, identity
 from tapeline.reading import sql as query
 from tapeline.records import NOTICES_TOPIC, RAW_TOPIC, REJECTED_TOPIC, TICKS_TOPIC, TOPICS, Topic
@@ -42,7 +42,7 @@ from waiting import PATIENCE_S
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from tapeline.providers.normalizing import Decode, Events
+    from tapeline.providers.events import Decode, Events
     from tapeline.streams import Stream
 
 NOW_NS = 1_723_161_254_000_000_000

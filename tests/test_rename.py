@@ -62,7 +62,7 @@ if TYPE_CHECKING:
 
     from services.postgres import PostgresServer
 
-    from tapeline.providers.normalizing import Names
+    from tapeline.providers.events import Names
     from tapeline.records import Topic
     from tapeline.stores import Store
     from tapeline.stores.renaming import Renames

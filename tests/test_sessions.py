@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from frames import VOICES, anything, golden, mutated
+from tapeline.providers.alpaca.session import Options
 from tapeline.providers.registry import CHANNELS, PROVIDERS
 from tapeline.providers.session import FeedSettings, Plan, Reply, Session
 from tapeline.secret import Secret
@@ -246,7 +247,7 @@ def test_the_data_of_polygon_is_named_by_its_first_event(event: bytes, channel: 
 
 
 def alpaca(codec: Codec = "json", feed: str = "iex") -> Session:
-    return plan_of("alpaca", feed, ("AAPL", "AMD"), ("trades", "quotes"), codec=codec).session()
+    return plan_of("alpaca", feed, ("AAPL", "AMD"), ("trades", "quotes"), options=Options(codec=codec)).session()
 
 
 def error(code: int, message: str = "said so") -> dict[str, object]:
@@ -318,7 +319,7 @@ def test_alpaca_saying_several_things_in_one_frame_is_heard_out() -> None:
 
 @pytest.mark.parametrize(("feed", "codec"), [("opra", "json"), ("indicative", "json"), ("iex", "msgpack"), ("crypto", "msgpack")])
 def test_alpaca_speaks_msgpack_where_asked_and_for_options_always(feed: str, codec: Codec) -> None:
-    plan = plan_of("alpaca", feed, ("AAPL",), ("trades",), codec=codec)
+    plan = plan_of("alpaca", feed, ("AAPL",), ("trades",), options=Options(codec=codec))
     assert plan.binary
     assert plan.headers["Content-Type"] == "application/msgpack"
     assert plan.session().received(msgspec.msgpack.encode([{"T": "success", "msg": "connected"}])) is not None

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from frames import normalized, raw_batch, rows
 from made import NOON, rejects
-from tapeline.providers.normalizing import LONGEST_TEXT, normalize
+from tapeline.providers.normalizing import normalize
 from tapeline.providers.registry import DECODERS
+from tapeline.providers.rules import LONGEST_TEXT
 from tapeline.records import AMENDS, NOTICES, NOTICES_TOPIC, RAW_TOPIC, REJECTED, REJECTED_TOPIC, Chunk, Topic, amending
 from tapeline.streams.codecs import arrow, protobuf
 from tapeline.streams.shortening import TAKEN_EVERYWHERE, larger, length_before, shortened, sizes

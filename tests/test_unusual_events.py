@@ -143,7 +143,7 @@ PAGES = {
     ),
     "massive's files": (
         ("polygon", "stocks", "T", "AAPL", "/us_stocks_sip/trades_v1/2022/12/2022-12-31.csv.gz?ticker=AAPL"),
-        ARCHIVES["polygon"][1],
+        ARCHIVES["polygon"].history,
         "",
         massive_file(of_massive(1, "2.0"), of_massive(2, "dear"), of_massive(3, "4"), of_massive(4, "5") + ",AAPL,1"),
         [2.0, 4.0],
@@ -167,7 +167,7 @@ PAGES = {
     ),
     "binance's archive": (
         ("binance", "spot", "trade", "BTC/USDT", "/data/spot/daily/trades/BTCUSDT/BTCUSDT-trades-2022-12-31.zip"),
-        ARCHIVES["binance"][1],
+        ARCHIVES["binance"].history,
         "",
         f"sum -1\n1,2.0,2,4,{T},True,True\n2,3,2,6,{T},,True\n3,3,2,6,{T},TRUE,True\n4,3,2,6,{T},banana,True\n5,4.0,2,6,{T},False,True\n"
         f"6,4.0,2,6,{T},False,True,7,1,2,3,{T},True,True\n".encode(),

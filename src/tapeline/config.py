@@ -11,35 +11,22 @@ import re
 import tomllib
 from collections.abc import Mapping
 from contextlib import suppress
-from itertools import chain
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, get_args
+from typing import Annotated, Any, Final, Literal
 from urllib.parse import unquote
 
 import msgspec
 
 from tapeline.errors import ConfigError
+from tapeline.providers.registry import ARCHIVES, PROVIDERS
 from tapeline.secret import Secret, checked
 
 PREFIX: Final = "TAPELINE_"
 #: Variables of this prefix that are not settings.
-_NOT_SETTINGS: Final = frozenset(
-    {"TAPELINE_CONFIG", "TAPELINE_PROVE", "TAPELINE_LOG", "TAPELINE_CACHE", "TAPELINE_STREAM_PASSWORD", "TAPELINE_STORE_PASSWORD"}
-)
-#: Where each provider's secrets are looked for, ours first, then the names that its own client uses.
-SECRETS: Final[dict[str, dict[str, tuple[str, ...]]]] = {
-    "binance": {},
-    "polygon": {"key": ("TAPELINE_POLYGON_KEY", "MASSIVE_API_KEY", "POLYGON_API_KEY")},
-    "alpaca": {
-        "key": ("TAPELINE_ALPACA_KEY", "APCA_API_KEY_ID"),
-        "secret": ("TAPELINE_ALPACA_SECRET", "APCA_API_SECRET_KEY"),
-    },
-}
-#: Where the access key of S3's protocol and its secret are looked for, of providers whose files need them: they are not the API key.
-FILES_SECRETS: Final = {"polygon": ("TAPELINE_POLYGON_FILES_KEY", "TAPELINE_POLYGON_FILES_SECRET")}
-_SECRET_NAMES: Final = frozenset(
-    (*(name for kinds in SECRETS.values() for names in kinds.values() for name in names), *chain(*FILES_SECRETS.values()))
-)
+_NOT_SETTINGS: Final = frozenset({"TAPELINE_CONFIG", "TAPELINE_PROVE", "TAPELINE_LOG", "TAPELINE_CACHE"})
+#: No setting is called so: these are secrets, of any provider, the stream and the stores.
+_SECRET: Final = re.compile(r"TAPELINE_(?!.*__).*_(KEY|SECRET|PASSWORD)")
 
 #: A number of seconds, say, that means something: neither below zero nor endless.
 NotNegative = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
@@ -47,8 +34,6 @@ NotNegative = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
 Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._-]{0,60}\Z")]
 #: What Kafka allows in a topic's name (https://kafka.apache.org/documentation/#brokerconfigs), with room for the names behind it.
 TopicPrefix = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._-]{0,100}\Z")]
-ProviderName = Literal["binance", "polygon", "alpaca"]
-
 
 CodecName = Literal["arrow", "protobuf"]
 
@@ -87,20 +72,19 @@ class StreamConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_o
 class ProviderConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     """One feed of one provider."""
 
-    name: ProviderName
+    name: str  # of an installed provider
     feed: str = ""  # the provider's usual one where left out
     url: str = ""  # the provider's own address where left out
     rest_url: str = ""
     files_url: str = ""  # of the files of its history
     lines: Annotated[int, msgspec.Meta(ge=1, le=2)] = 1  # 2: the same twice, to two addresses; of each event the first copy counts
     second_url: str = ""  # where the second line goes; another host of the provider's where left out
-    connections: Annotated[int, msgspec.Meta(ge=1)] = 1  # how many the account may have to one endpoint (Massive, Alpaca)
+    connections: Annotated[int, msgspec.Meta(ge=1)] = 1  # how many the account may have to one endpoint
     process: Name = ""  # which ingest process opens it: `tapeline ingest --process NAME`
     symbols: tuple[str, ...] = ()  # the provider's own names
     channels: tuple[str, ...] = ()
-    names: dict[str, str] = {}  # of symbols that Binance's list was never had for: ADAEUR = "ADA/EUR"
-    time_unit: Literal["ms", "us"] = "ms"  # of Binance's times
-    codec: Literal["json", "msgpack"] = "json"  # Alpaca's stocks and crypto; its options are always msgpack
+    names: dict[str, str] = {}  # of symbols that the exchange's list was never had for: ADAEUR = "ADA/EUR"
+    options: dict[str, object] = {}  # of the provider's own
     key_file: str = ""  # a file holding the key, for those who keep secrets in files
     secret_file: str = ""
     ca_file: str = ""  # trust this certificate authority for TLS, besides the system's
@@ -142,10 +126,12 @@ class Config(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
         return Path(self.data_dir).expanduser().resolve()
 
 
-#: With no configuration at all: Binance's public stream, which needs no key.
-DEFAULT: Final = Config(
-    providers=(ProviderConfig(name="binance", symbols=("BTCUSDT", "ETHUSDT", "SOLUSDT"), channels=("trade", "bookTicker")),)
-)
+@cache
+def default() -> Config:
+    """With no configuration at all: what a provider gives to anybody without a key."""
+    samples = {name: provider.sample for name, provider in PROVIDERS.items()}
+    blocks = (ProviderConfig(name=name, symbols=some[0], channels=some[1]) for name, some in samples.items() if some is not None)
+    return Config(providers=tuple(blocks)[:1])
 
 
 def load(path: Path | None, environ: Mapping[str, str]) -> Config:
@@ -163,25 +149,46 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Config:
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise ConfigError(f"{found} cannot be read: {error}") from None
     if any(name.startswith(f"{PREFIX}PROVIDERS__") for name in environ):
-        settings.setdefault("providers", msgspec.json.decode(msgspec.json.encode(DEFAULT.providers)))
+        settings.setdefault("providers", msgspec.json.decode(msgspec.json.encode(default().providers)))
     source = str(found) if found is not None else "the environment"
     overridden = _override(settings, environ)
     if not settings and not overridden:
-        return DEFAULT
+        return default()
     if "providers" not in settings:
-        settings["providers"] = msgspec.to_builtins(DEFAULT.providers)
+        settings["providers"] = msgspec.to_builtins(default().providers)
     try:
         config = msgspec.convert(settings, Config, strict=True)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{source}: {_explain(str(error))}") from None
+    _check_providers(config, source)
+    return config
+
+
+def _check_providers(config: Config, source: str) -> None:
     for provider in config.providers:
+        if provider.name not in PROVIDERS:
+            near = difflib.get_close_matches(provider.name, PROVIDERS, n=1)
+            hint = f"Did you mean {near[0]!r}?" if near else f"Installed are: {', '.join(PROVIDERS)}."
+            raise ConfigError(f"{source}: {provider.name!r} is no provider. {hint}")
+        try:
+            options_of(provider)
+        except ConfigError as error:
+            raise ConfigError(f"{source}: {error}") from None
         for name in ("url", "rest_url", "second_url", "files_url"):
             if _more_than_an_address(getattr(provider, name)):
                 raise ConfigError(
                     f"{source}: {name} of {provider.name} has a user, a password or a query in it, which would stand in logs and data. "
                     "Write the address alone: keys come from the environment or from a key_file."
                 )
-    return config
+
+
+def options_of(provider: ProviderConfig) -> msgspec.Struct:
+    """The options of a provider's own, of the type that it names. Raises ConfigError that names the key and the nearest valid one."""
+    kind = PROVIDERS[provider.name].options
+    try:
+        return msgspec.convert(provider.options, kind, strict=True)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"options of {provider.name}: {_explain(str(error), kind)}") from None
 
 
 def _more_than_an_address(url: str) -> bool:
@@ -192,7 +199,7 @@ def _override(settings: dict[str, Any], environ: Mapping[str, str]) -> bool:
     """Put TAPELINE_STREAM__URL, TAPELINE_PROVIDERS__0__SYMBOLS and the like in their places."""
     found = False
     for name, text in sorted(environ.items(), key=_in_order):
-        if not name.startswith(PREFIX) or name in _NOT_SETTINGS or name in _SECRET_NAMES:
+        if not name.startswith(PREFIX) or name in _NOT_SETTINGS or _SECRET.fullmatch(name):
             continue
         found = True
         place: Any = settings
@@ -244,20 +251,21 @@ def _value(text: str) -> Any:
         return text
 
 
-def _explain(problem: str) -> str:
-    """msgspec's words, with the nearest valid key where one is unknown."""
+def _explain(problem: str, top: type[msgspec.Struct] | None = None) -> str:
+    """msgspec's words, with the nearest valid key where one is unknown. `top`: what was read; the configuration if left out."""
     unknown = re.match(r"Object contains unknown field `(?P<key>[^`]*)`(?: - at `\$(?P<where>[^`]*)`)?", problem)
     if unknown is None:
         return problem.replace("$.", "").replace("`$`", "the top level")
     where = unknown["where"] or ""
-    struct: type[msgspec.Struct] = Config
+    struct = top or Config
     for part, kind in (("stream", StreamConfig), ("stream.codecs", CodecsConfig), ("providers", ProviderConfig), ("stores", StoreConfig)):
         if where.startswith(f".{part}"):
             struct = kind
     valid = [field.encode_name for field in msgspec.structs.fields(struct)]
     near = difflib.get_close_matches(unknown["key"], valid, n=1, cutoff=0.4)
     at = f" in [{where.lstrip('.').replace('[...]', '')}]" if where else ""
-    hint = f"Did you mean {near[0]!r}?" if near else f"Valid keys: {', '.join(valid)}."
+    known = f"Valid keys: {', '.join(valid)}." if valid else "It has none."
+    hint = f"Did you mean {near[0]!r}?" if near else known
     return f"unknown key {unknown['key']!r}{at}. {hint}"
 
 
@@ -266,7 +274,7 @@ def secret(provider: ProviderConfig, kind: str, environ: Mapping[str, str]) -> S
     path = provider.key_file if kind == "key" else provider.secret_file
     if path:
         return _from_file(f"{provider.name}: {kind}_file", path, key=True)
-    names = SECRETS[provider.name][kind]
+    names = PROVIDERS[provider.name].secrets[kind]
     for name in names:
         if environ.get(name):
             return checked(name, environ[name], key=True)
@@ -278,10 +286,11 @@ def secret(provider: ProviderConfig, kind: str, environ: Mapping[str, str]) -> S
 
 def files_secrets(provider: str, environ: Mapping[str, str]) -> tuple[Secret, Secret]:
     """Access key and secret of the provider's files. Raises ConfigError that names the variable that is not set."""
-    for name in FILES_SECRETS[provider]:
+    names = ARCHIVES[provider].secrets
+    for name in names:
         if not environ.get(name):
             raise ConfigError(f"The files of {provider} need an S3 access key and its secret, which are not its API key. Set {name}.")
-    key, secret_ = (checked(name, environ[name], key=True) for name in FILES_SECRETS[provider])
+    key, secret_ = (checked(name, environ[name], key=True) for name in names)
     return key, secret_
 
 
@@ -301,8 +310,8 @@ def store_password(store: StoreConfig, environ: Mapping[str, str]) -> Secret:
 
 def secrets_of(config: Config, environ: Mapping[str, str]) -> list[Secret]:
     """Everything secret that the configuration and the environment hold, as far as it can be read."""
-    names = (*_SECRET_NAMES, "TAPELINE_STREAM_PASSWORD", "TAPELINE_STORE_PASSWORD")
-    found = [environ.get(name, "") for name in names]
+    of_providers = {name for provider in PROVIDERS.values() for names in provider.secrets.values() for name in names}
+    found = [text for name, text in environ.items() if name in of_providers or _SECRET.fullmatch(name)]
     files = [config.stream.password_file, *(store.password_file for store in config.stores)]
     files += [path for provider in config.providers for path in (provider.key_file, provider.secret_file)]
     for path in files:
@@ -338,6 +347,3 @@ def _from_file(what: str, path: str, *, key: bool) -> Secret:
 def environment() -> Mapping[str, str]:
     """The process environment; the one place that reads it."""
     return os.environ
-
-
-PROVIDER_NAMES: Final[tuple[str, ...]] = get_args(ProviderName)

@@ -13,7 +13,7 @@ import pytest
 
 from tapeline.errors import Unavailable
 from tapeline.local.locks import own
-from tapeline.providers.normalizing import Reject
+from tapeline.providers.events import Reject
 from tapeline.providers.registry import DECODERS, identity
 from tapeline.records import NORMALIZED_TOPICS, NS_PER_S, RAW, RAW_TOPIC, REJECTED_TOPIC, TICKS_TOPIC
 from tapeline.stages.normalize import Normalize, run_normalize
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
-    from tapeline.providers.normalizing import Decode, Events
+    from tapeline.providers.events import Decode, Events
 
 NOW_NS = 1_723_161_254 * NS_PER_S
 DEEP = b'{"stream":"btcusdt@trade","data":{"e":"trade","x":' + b"[" * 100_000

@@ -22,7 +22,7 @@ from tapeline.ledger import read_intervals
 from tapeline.ledger.facts import ONGOING, Interval, Key
 from tapeline.ledger.intervals import COVERED
 from tapeline.ledger.sqlite import LedgerFile
-from tapeline.providers.binance.normalize import content
+from tapeline.providers.binance.session import content
 from tapeline.records import RAW_TOPIC, TICKS_TOPIC
 from waiting import until
 

@@ -14,11 +14,12 @@ from pathlib import Path
 from random import Random
 
 from tapeline.app.feeds import feed_of
-from tapeline.config import Config, ProviderConfig, secret
+from tapeline.config import Config, ProviderConfig, options_of, secret
 from tapeline.errors import Busy, ConfigError, TapelineError, Unavailable
 from tapeline.net import websocket as net
 from tapeline.net.rate_limit import Quota
-from tapeline.providers.registry import CHANNELS, PROVIDERS, Provider
+from tapeline.providers.provider import Provider
+from tapeline.providers.registry import CHANNELS, PROVIDERS
 from tapeline.providers.session import FeedSettings, Plan
 from tapeline.records import RAW_TOPIC
 from tapeline.retry.backoff import backoff
@@ -46,15 +47,14 @@ def connection_plans(config: Config, environ: Mapping[str, str]) -> list[tuple[P
             if twice := [name for name, times in Counter(names).items() if times > 1]:
                 raise ConfigError(f"{provider.name} {feed} names the {what} {twice[0]!r} more than once. Name it once.")
         second_url = _second_url(provider, module)
-        secrets = {kind: secret(provider, kind, environ) for kind in module.SECRET_KINDS}
+        secrets = {kind: secret(provider, kind, environ) for kind in module.secrets}
         settings = FeedSettings(
             feed=feed,
             symbols=provider.symbols,
             channels=provider.channels,
             url=provider.url.rstrip("/"),
             rest_url=provider.rest_url.rstrip("/"),
-            time_unit=provider.time_unit,
-            codec=provider.codec,
+            options=options_of(provider),
             rotate_after_s=provider.rotate_after,
             **secrets,
         )
@@ -71,22 +71,22 @@ def connection_plans(config: Config, environ: Mapping[str, str]) -> list[tuple[P
 
 def _second_url(provider: ProviderConfig, module: Provider) -> str:
     """Where the second line of a block goes; empty where it has one line. Raises ConfigError where two cannot be had, or would be one."""
-    block = f"{provider.name} {feed_of(provider)}"
+    block, feed = f"{provider.name} {feed_of(provider)}", module.feeds[feed_of(provider)]
     if provider.lines == 1:
         if provider.second_url:
             raise ConfigError(f"{block} has a second_url and one line. Set lines = 2, or leave out second_url.")
         return ""
-    if module.ONE_CONNECTION:
+    if module.one_connection:
         raise ConfigError(
             f"{block} cannot have lines = 2: an account of {provider.name} may have one connection to an endpoint, so a second line "
-            "would be refused, or would end the first. Leave out lines; two lines are for binance."
+            f"would be refused, or would end the first. Leave out lines; two lines are for {', '.join(_of_two_lines())}."
         )
     if provider.url and not provider.second_url:
         raise ConfigError(
             f'{block} has lines = 2 and url = "{provider.url}", and nobody says where the second line goes. Set second_url to another '
-            f"address of the same market, or leave out url: then the lines go to {module.STREAM_URL} and {module.SECOND_URL}."
+            f"address of the same market, or leave out url: then the lines go to {feed.stream_url} and {feed.second_url}."
         )
-    first, second = ((provider.url or module.STREAM_URL).rstrip("/"), (provider.second_url or module.SECOND_URL).rstrip("/"))
+    first, second = ((provider.url or feed.stream_url).rstrip("/"), (provider.second_url or feed.second_url).rstrip("/"))
     if first == second:
         raise ConfigError(
             f"{block} has lines = 2, and both go to {first}: what ends one would end the other. Set second_url to another address."
@@ -94,9 +94,13 @@ def _second_url(provider: ProviderConfig, module: Provider) -> str:
     return second
 
 
+def _of_two_lines() -> list[str]:
+    return [name for name, some in PROVIDERS.items() if any(feed.second_url for feed in some.feeds.values())]
+
+
 def _account(module: Provider, plan: Plan, settings: FeedSettings) -> str:
     """What may have one connection alone, by a name that gives no key away; empty where the provider sets no such limit."""
-    if not module.ONE_CONNECTION:
+    if not module.one_connection:
         return ""
     digest = hashlib.sha256(f"{plan.url} {settings.key.reveal()}".encode()).hexdigest()[:12]
     return f"the one connection of {plan.provider} {plan.feed}, account {digest}"

@@ -12,4 +12,4 @@ def configured_feeds(config: Config) -> set[tuple[str, str]]:
 
 
 def feed_of(some: ProviderConfig) -> str:
-    return some.feed or PROVIDERS[some.name].DEFAULT_FEED
+    return some.feed or PROVIDERS[some.name].default_feed

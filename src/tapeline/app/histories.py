@@ -25,7 +25,7 @@ from tapeline.secret import NO_SECRET
 
 def has_history(config: Config) -> bool:
     """Whether any of the configuration's feeds keeps a history that gaps can be filled from."""
-    return any(feed_of(some) in HISTORIES[some.name].CHANNELS for some in config.providers if some.name in HISTORIES)
+    return any(feed_of(some) in HISTORIES[some.name].channels for some in config.providers if some.name in HISTORIES)
 
 
 def open_histories(
@@ -37,12 +37,13 @@ def open_histories(
     found: dict[tuple[str, str], fetching.Source] = {}
     clients: dict[tuple[str, ...], Rest] = {}  # an account has its limits, whichever feed is asked for
     for some in config.providers:
-        module, history, feed = PROVIDERS[some.name], HISTORIES.get(some.name), feed_of(some)
-        if history is None or feed not in history.CHANNELS or (some.name, feed) in found:
+        provider, feed = PROVIDERS[some.name], feed_of(some)
+        history = provider.history
+        if history is None or feed not in history.channels or (some.name, feed) in found:
             continue
-        secrets = {kind: secret(some, kind, environ) for kind in module.SECRET_KINDS}
+        secrets = {kind: secret(some, kind, environ) for kind in provider.secrets}
         headers = history.headers(secrets.get("key", NO_SECRET), secrets.get("secret", NO_SECRET))
-        url = some.rest_url or _stand_in(some) or module.HISTORY_URL
+        url = some.rest_url or _stand_in(some) or provider.feeds[feed].history_url
         account = (url, *headers.values())
         if account not in clients:
             clients[account] = _client(config, some, history, url, headers, random, sleep)
@@ -59,7 +60,7 @@ def open_archives(
     found: dict[tuple[str, str], fetching.Source] = {}
     for some in config.providers:
         archived, feed = ARCHIVES.get(some.name), feed_of(some)
-        if archived is None or feed not in archived.history.CHANNELS or (some.name, feed) in found:
+        if archived is None or feed not in archived.history.channels or (some.name, feed) in found:
             continue
         url = some.files_url or _stand_in(some) or archived.url
         get: fetching.Get
@@ -67,7 +68,7 @@ def open_archives(
             from tapeline.net.s3 import Bucket
 
             bucket = Bucket(url, archived.bucket, *files_secrets(some.name, environ), ca_file=some.ca_file, sleep=sleep)
-            get = DayFiles(bucket, folder / some.name, _tickers(config, some.name, feed))
+            get = DayFiles(bucket, folder / some.name, _tickers(config, some.name, feed), archived.moment)
         else:
             get = Archive(_client(config, some, archived.history, url, {}, random, sleep), folder)
         found[some.name, feed] = fetching.Source(archived.history, get)
@@ -92,14 +93,14 @@ def _client(
 ) -> Rest:
     url = url.rstrip("/")
     digest = hashlib.sha256(" ".join((url, *headers.values())).encode()).hexdigest()[:16]
-    quota = Quota(history.WEIGHT_A_MINUTE, config.root / "quotas" / f"{some.name}-{digest}.json")
-    return Rest(url, net.tls_context(some.ca_file), random, quota, headers=headers, passing=PROVIDERS[some.name].PASSING, sleep=sleep)
+    quota = Quota(history.weight_a_minute, config.root / "quotas" / f"{some.name}-{digest}.json")
+    return Rest(url, net.tls_context(some.ca_file), random, quota, headers=headers, passing=PROVIDERS[some.name].passing, sleep=sleep)
 
 
 def _stand_in(some: ProviderConfig) -> str:
     """The HTTP address of a stand-in that the configuration names; empty where it names the provider itself."""
-    module = PROVIDERS[some.name]
-    other = some.url and _owner(some.url) not in (_owner(module.HISTORY_URL), _owner(module.STREAM_URL))
+    feed = PROVIDERS[some.name].feeds[feed_of(some)]
+    other = some.url and _owner(some.url) not in (_owner(feed.history_url), _owner(feed.stream_url))
     return rest_of(some.url) if other else ""
 
 

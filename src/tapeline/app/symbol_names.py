@@ -6,7 +6,8 @@ from tapeline.app.feeds import feed_of
 from tapeline.app.streams import open_stream_with_data
 from tapeline.config import Config
 from tapeline.errors import ConfigError, Refused, Unavailable
-from tapeline.providers.normalizing import Names
+from tapeline.providers.events import Names
+from tapeline.providers.registry import PROVIDERS
 from tapeline.stages.names import merged, noted
 from tapeline.streams import Stream
 
@@ -16,8 +17,8 @@ def configured_names(config: Config) -> Names:
     found: dict[tuple[str, str], dict[str, str]] = {}
     for some in config.providers:
         for name, symbol in some.names.items():
-            if some.name != "binance" or symbol.replace("/", "") != name or symbol.count("/") != 1:
-                raise ConfigError(f'[[providers]] names: {name} = "{symbol}" splits no symbol of Binance. Write ADAEUR = "ADA/EUR".')
+            if not PROVIDERS[some.name].splits_names or symbol.replace("/", "") != name or symbol.count("/") != 1:
+                raise ConfigError(f'[[providers]] names: {name} = "{symbol}" splits no symbol of {some.name}. Write ADAEUR = "ADA/EUR".')
             found.setdefault((some.name, feed_of(some)), {})[name] = symbol
     return found
 

@@ -25,6 +25,7 @@ from tapeline.config import Config, ProviderConfig, environment
 from tapeline.errors import ConfigError
 from tapeline.local.console import Output
 from tapeline.local.locks import own
+from tapeline.providers.registry import names
 from tapeline.records import NS_PER_S
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ _KINDS = {"trades": "trade", "quotes": "quote", "bars": "bar"}
 def backfill(
     start: Annotated[str, typer.Option(help="From this moment on: a date (its midnight in UTC), ISO 8601 with zone, or ns since 1970.")],
     end: Annotated[str | None, typer.Option(help="Up to and without this moment; today's midnight in UTC if left out.")] = None,
-    provider: Annotated[str | None, typer.Option(help="binance, polygon or alpaca; each of the configuration's if left out.")] = None,
+    provider: Annotated[str | None, typer.Option(help=f"{', '.join(names())}; each of the configuration's if left out.")] = None,
     symbols: Annotated[str | None, typer.Option(help="Comma-separated, canonical or the provider's own; else the configured.")] = None,
     channels: Annotated[
         str | None, typer.Option(help="Comma-separated: trades, quotes, bars, or the provider's own names; the configured if left out.")
@@ -221,7 +222,7 @@ def _jobs(
         raise ConfigError(f"{provider!r} is no provider with a history. There are: {', '.join(HISTORIES)}.")
     blocks = [some for some in settings.providers if provider in (None, some.name) and some.name in HISTORIES]
     if not blocks and provider is not None:
-        blocks = [ProviderConfig(name=provider)]  # type: ignore[arg-type]  # one of the registry's names
+        blocks = [ProviderConfig(name=provider)]
     asked = replace(settings, providers=tuple(blocks))
     if origin is Origin.files:
         narrowed = replace(asked, providers=tuple(replace(some, symbols=tuple(symbols) or some.symbols) for some in blocks))
@@ -233,7 +234,7 @@ def _jobs(
     found: list[tuple[Job, Source]] = []
     names = known_names(settings)
     for (name, feed), source in sources.items():
-        mine = [some for some in blocks if some.name == name and (some.feed or PROVIDERS[name].DEFAULT_FEED) == feed]
+        mine = [some for some in blocks if some.name == name and (some.feed or PROVIDERS[name].default_feed) == feed]
         wanted = symbols or tuple(dict.fromkeys(symbol for some in mine for symbol in some.symbols))
         configured = tuple(dict.fromkeys(channel for some in mine for channel in some.channels))
         chosen = _channels(name, feed, source.history, configured, channels)
@@ -260,7 +261,7 @@ def _jobs(
 
 def _channels(name: str, feed: str, history: History, configured: Iterable[str], asked: Sequence[str]) -> tuple[str, ...]:
     """The provider's own names of what is asked for; of what is configured where nothing is, as far as there is a history of it."""
-    known = history.CHANNELS[feed]
+    known = history.channels[feed]
     if not asked:
         return tuple(channel for channel in configured if channel in known)
     found: list[str] = []

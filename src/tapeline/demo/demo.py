@@ -48,7 +48,7 @@ channels = ["trades", "quotes", "bars"]
 [[providers]]
 name = "alpaca"
 feed = "crypto"
-codec = "msgpack"
+options = {{ codec = "msgpack" }}
 url = "{alpaca}"
 symbols = ["BTC/USD", "ETH/USD"]
 channels = ["trades", "quotes", "bars"]

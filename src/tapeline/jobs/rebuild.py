@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from tapeline.errors import Unavailable
-from tapeline.providers.normalizing import Decode, Names
+from tapeline.providers.events import Decode, Names
 from tapeline.records import RAW_TOPIC, Chunk, Topic
 from tapeline.stages.names import KnownNames
 from tapeline.stages.normalize import normalize_all

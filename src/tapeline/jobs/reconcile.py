@@ -19,8 +19,9 @@ import pyarrow.compute as pc
 
 from tapeline.jobs.backfill.fetching import Fetched, Source, fetch, partition_of, raw_record
 from tapeline.ledger.facts import Key
+from tapeline.providers.events import SAME_CONTENT, Names
 from tapeline.providers.history import Span, ending
-from tapeline.providers.normalizing import SAME_CONTENT, Names, normalize
+from tapeline.providers.normalizing import normalize
 from tapeline.providers.registry import CHANNELS, DECODERS
 from tapeline.records import BARS_TOPIC, NS_PER_S, RAW_TOPIC, REJECTED_TOPIC, TICKS_TOPIC, Chunk, Identity, Topic
 from tapeline.stores import with_dates

@@ -12,7 +12,9 @@ import msgspec
 import pyarrow as pa
 
 from tapeline.errors import ConfigError
-from tapeline.providers.normalizing import HEADED, UNREADABLE, elements
+from tapeline.providers.events import UNREADABLE, elements
+from tapeline.providers.normalizing import HEADED
+from tapeline.providers.registry import PROVIDERS
 from tapeline.records import NOTICES_TOPIC, RAW, RAW_TOPIC, REJECTED_TOPIC, Topic
 from tapeline.streams import Lease, Stream
 from tapeline.streams.codecs import arrow
@@ -26,7 +28,6 @@ Id = tuple[int, int, int]
 Table = Callable[[str], Iterable[Mapping[str, Any]]]
 
 _LEASE: Final = "the right to retry what was rejected"
-_ARRAY_PROVIDERS: Final = frozenset({"polygon", "alpaca"})
 #: What the reasons of rejected frames begin with that were not split into events.
 _WHOLE: Final = ("not an array of events ", "the decoder failed: ")
 _ID_BELOW: Final = (1 << 31, 1 << 63, 1 << 31)
@@ -200,7 +201,8 @@ def _again(events: Sequence[Rejected]) -> pa.RecordBatch:
 def _as_frame(event: Rejected) -> bytes:
     """An event's own bytes as a frame: providers that send arrays of events get it back as an array of one."""
     payload = event.payload
-    if event.provider not in _ARRAY_PROVIDERS or not payload or event.reason.startswith(_WHOLE):
+    provider = PROVIDERS.get(event.provider)
+    if provider is None or not provider.arrays or not payload or event.reason.startswith(_WHOLE):
         return payload
     if payload[:1] == b"{":
         return b"[" + payload + b"]"

@@ -18,7 +18,7 @@ from tapeline.ledger.facts import Interval, Key
 from tapeline.ledger.folding import restore
 from tapeline.ledger.intervals import intervals
 from tapeline.ledger.renaming import renamed
-from tapeline.providers.normalizing import Names
+from tapeline.providers.events import Names
 from tapeline.providers.registry import CHANNELS, PROVIDERS
 from tapeline.stores.renaming import NAMING, Progress, Renamed, Renames, Renaming
 

@@ -57,7 +57,7 @@ class Repaired:
 def span_of(key: Key, gap: Interval) -> Span | None:
     """What to ask for to fill a gap; None where the provider keeps nothing to fill it with, or the gap has no end yet."""
     history = HISTORIES.get(key.provider)
-    if history is None or key.channel not in history.CHANNELS.get(key.feed, {}) or gap.end_ns == ONGOING:
+    if history is None or key.channel not in history.channels.get(key.feed, {}) or gap.end_ns == ONGOING:
         return None
     if not CHANNELS[key.provider][key.feed][key.channel].contiguous:
         return Span(key.feed, key.channel, key.symbol, gap.start_ns - _MARGIN_NS, gap.end_ns + _MARGIN_NS)

@@ -23,8 +23,9 @@ from tapeline.ledger.facts import (
     window_of,
     with_stretch,
 )
+from tapeline.providers.events import UNREADABLE, Names
 from tapeline.providers.history import asked_of
-from tapeline.providers.normalizing import UNREADABLE, Names, Normalized
+from tapeline.providers.normalizing import Normalized
 from tapeline.providers.registry import HISTORIES
 from tapeline.records import BARS_TOPIC, NOTICES_TOPIC, NS_PER_MS, NS_PER_S, REJECTED_TOPIC, TICKS_TOPIC, Chunk
 

@@ -13,7 +13,7 @@ from typing import Final, Literal, NamedTuple
 import msgspec
 import numpy as np
 
-from tapeline.providers.normalizing import Channel
+from tapeline.providers.events import Channel
 from tapeline.providers.registry import CHANNELS, PROVIDERS
 from tapeline.records import NS_PER_S
 

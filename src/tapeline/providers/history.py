@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Final, Protocol, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 import numpy as np
 
 from tapeline.errors import TapelineError
-from tapeline.providers.normalizing import UNREADABLE, Channel, Events, Frames, Int64, Kind, Notice, Reject
+from tapeline.providers.events import UNREADABLE, Channel, Events, Frames, Int64, Kind, Notice, Reject
 from tapeline.records import NS_PER_MS
 from tapeline.secret import Secret
 
@@ -81,34 +81,34 @@ class Page:
     unreadable: Sequence[str] = ()
 
 
-class History(Protocol):
-    """What a provider's module of history offers."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class History:
+    """How a provider's history is asked for. Pure: requests and pages, nothing is sent."""
 
     #: How much a minute may weigh.
-    WEIGHT_A_MINUTE: int
+    weight_a_minute: int
     #: By feed: the channels that can be asked for, each with what its events are; the first of a kind is the usual one.
-    CHANNELS: Mapping[str, Mapping[str, Kind]]
-
-    def headers(self, key: Secret, secret: Secret) -> Mapping[str, str]:
-        """What each request carries: whoever asks proves who he is."""
-
-    def settled_ns(self, channel: str) -> int:
-        """How long after an event, or after the beginning of a bar's window (ns), the history can be taken to hold it, and for good."""
-
-    def first(self, span: Span) -> Request:
-        """Where to begin."""
-
-    def page(self, span: Span, asked: Request, body: bytes, time_ms: int) -> Page:
-        """Check a page before anything of it is kept. Raises WrongPage that says what is wrong with it."""
+    channels: Mapping[str, Mapping[str, Kind]]
+    #: What each request carries, of the key and the secret: whoever asks proves who he is.
+    headers: Callable[[Secret, Secret], Mapping[str, str]]
+    #: How long after an event of a channel, or after the beginning of a bar's window (ns), the history can be taken to hold it, for good.
+    settled_ns: Callable[[str], int]
+    #: Where to begin.
+    first: Callable[[Span], Request]
+    #: Check a page before anything of it is kept; the last is the time in ms. Raises WrongPage that says what is wrong with it.
+    page: Callable[[Span, Request, bytes, int], Page]
 
 
-class FileHistory(History, Protocol):
-    """What a provider's module of files offers, each of which holds a stretch of time."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileHistory(History):
+    """A history that comes as files, each of which holds a stretch of time."""
 
-    def parts(self, start_ns: int, end_ns: int) -> list[tuple[int, int]]:
-        """The stretches (ns, without their ends) of the files that hold [start_ns, end_ns), whole."""
+    #: Of two times (ns), the stretches (ns, without their ends) of the files that hold what lies between, whole.
+    parts: Callable[[int, int], list[tuple[int, int]]]
 
 
+#: The version of a file that is not there.
+MISSING: Final = "missing"
 #: Raises what decoding bytes may raise.
 asked_of: Final = msgspec.json.Decoder(Asked).decode
 

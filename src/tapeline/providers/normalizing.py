@@ -7,12 +7,11 @@ The order of the output is the order of the raw records, whatever the batch size
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from types import MappingProxyType
-from typing import Annotated, Any, Final, Literal, TypeAlias
+from typing import Any, Final
 
 import msgspec
 import numpy as np
@@ -20,173 +19,24 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tapeline.providers.decoding.inexact import JsonNumbers, in_texts, lengths
+from tapeline.providers.columns import texts
+from tapeline.providers.decoding.inexact import lengths
+from tapeline.providers.events import NO_NAMES, Channel, Columns, Decode, Events, Frames, Names, Notice, Reject, Rows, elements
+from tapeline.providers.rules import LONGEST_TEXT, problems, rules_of, short, suspect
 from tapeline.records import (
     BARS_TOPIC,
     NORMALIZED_TOPICS,
     NOTICES_TOPIC,
-    NS_PER_MS,
-    NS_PER_S,
-    NS_PER_US,
     REJECTED_TOPIC,
     TICKS_TOPIC,
     Chunk,
-    Identity,
     Topic,
 )
 
-#: What decoding bytes may raise: msgspec raises ValueError for bad UTF-8 and RecursionError where brackets nest too deep.
-UNREADABLE: Final = (msgspec.MsgspecError, ValueError, RecursionError)
-#: Integers on the wire must fit the columns they go to.
-Int64: TypeAlias = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
-Kind: TypeAlias = Literal["trade", "quote", "bar"]
-#: A column, which rows keep the rule (None: all of them), and what the rule says.
-_Rule: TypeAlias = tuple[str, "npt.NDArray[np.bool_] | None", str]
-#: Column name to an array, or to a text that holds for every row. `inexact`: how many values of them float64 does not hold as written.
-Columns: TypeAlias = Mapping[str, "pa.Array | str | int"]
-
-_ORIGIN: Final = ("received_ns", "raw_partition", "raw_offset", "raw_index")
-
-
-def _content(topic: Topic) -> Identity:
-    return Identity(tuple(name for name in topic.schema.names if name not in (*_ORIGIN, "latency_ns")))
-
-
-#: Two events with the same content are one event: for channels without an id, where repeating a state says nothing new.
-SAME_CONTENT: Final[dict[Kind, Identity]] = {
-    "trade": _content(TICKS_TOPIC),
-    "quote": _content(TICKS_TOPIC),
-    "bar": _content(BARS_TOPIC),
-}
-#: Ids that start anew each day and on each venue.
-DAILY_ID: Final = Identity(("date", "symbol", "exchange", "trade_id"), id="trade_id", drift_ns=2 * NS_PER_S)
-#: Numbers that a symbol's events carry once and for ever. Some of the channels have no time: the receive time stands in, and drifts.
-#: One aggregate id of Binance's has been given to two trades (ZILBTC, 12027555, on both sides of 2021-03-01T00:00Z).
-SEQUENCE: Final = Identity(("symbol", "sequence"), id="sequence", rising=True, drift_ns=120 * NS_PER_S, values=("last", "volume"))
-QUOTE_SEQUENCE: Final = replace(SEQUENCE, values=("bid", "bid_size", "ask", "ask_size"))
-
-# Scalars are made once: pyarrow looks for an optional module at each one that it makes from a Python value, 0.1 ms a time.
-_ZERO: Final = pa.scalar(0.0)
-_ZERO_TRADES: Final = pa.scalar(0)
 _TRUE: Final = pa.scalar(True)
-_NO_FLOAT: Final = pa.scalar(None, pa.float64())
-_NO_TIME: Final = pa.scalar(None, pa.int64())
-_NOT_A_NUMBER: Final = pa.scalar(float("nan"))
 _FRAME: Final = pa.scalar("frame")
 _REPEATED: Final = pa.scalar("repeated")
-_EARLIEST_NS: Final = 631_152_000 * 1_000_000_000  # 1990-01-01
-_LATEST_NS: Final = 4_102_444_800 * 1_000_000_000  # 2100-01-01
-_EARLIEST: Final = pa.scalar(_EARLIEST_NS)
-_LATEST: Final = pa.scalar(_LATEST_NS)
-#: A text of a tick or bar has at most so many bytes: a longer one may be too large for a stream's message or a store's index.
-LONGEST_TEXT: Final = 1_024
 _LONGEST_REASON: Final = 1_000
-#: A count of this size or more since 1970 is in microseconds, a smaller one in milliseconds (PROVIDERS: Binance archives).
-MICROSECONDS_FROM: Final = 10**14
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Channel:
-    """How the events of one of a provider's channels become rows."""
-
-    name: str
-    kind: Kind
-    #: Wire events to the columns that they carry; what is left out is null.
-    columns: Callable[[Sequence[Any]], Columns]
-    identity: Identity
-    #: Whether the numbers of a symbol's events (of final bars: their windows) have no hole at their source: a jump proves a loss.
-    contiguous: bool = False
-
-
-@dataclass(slots=True)
-class Rows:
-    """Events of one channel: the wire structs, each with its row in the raw batch and its index within the frame."""
-
-    events: list[Any] = field(default_factory=list)
-    row: list[int] = field(default_factory=list)
-    index: list[int] = field(default_factory=list)
-
-    def add(self, event: object, row: int, index: int) -> None:
-        self.events.append(event)
-        self.row.append(row)
-        self.index.append(index)
-
-
-@dataclass(frozen=True, slots=True)
-class Notice:
-    """A message about the session or about earlier events. `ts_ns` None: it carries no time, the receive time stands in."""
-
-    kind: str
-    detail: str
-    symbol: str | None = None
-    ts_ns: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Reject:
-    """An event that cannot be read, with the reason and its own bytes. What differs between events of one reason is in round brackets."""
-
-    reason: str
-    payload: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Frames:
-    """The frames of one feed in a raw batch, as they lie in memory; iterating gives (row, bytes)."""
-
-    payload: pa.BinaryArray
-    #: Which rows of `payload`; None: all.
-    rows: npt.NDArray[np.int64] | None = None
-    #: Rows that are pages of the provider's history, with the JSON line that says what was asked for.
-    pages: Mapping[int, bytes] = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        return len(self.payload) if self.rows is None else len(self.rows)
-
-    def __iter__(self) -> Iterator[tuple[int, bytes]]:
-        if self.rows is None:
-            return enumerate(self.payload.to_pylist())
-        return zip(self.rows.tolist(), self._chosen().to_pylist(), strict=True)
-
-    def inexact(self, numbers: JsonNumbers) -> int:
-        """How many of the numbers float64 does not hold as they are written."""
-        return numbers.inexact(self.payload if len(self) == len(self.payload) else self._chosen())
-
-    def _chosen(self) -> pa.BinaryArray:
-        return self.payload.take(pa.array(self.rows))
-
-
-@dataclass(frozen=True, slots=True)
-class Read:
-    """Events of one channel that are columns already, one event a frame."""
-
-    channel: Channel
-    row: npt.NDArray[np.int64]
-    columns: Columns
-
-
-@dataclass(slots=True)
-class Events:
-    """What a decoder found in the frames of one feed."""
-
-    channels: dict[Channel, Rows] = field(default_factory=dict)
-    reads: list[Read] = field(default_factory=list)
-    notices: Rows = field(default_factory=Rows)
-    rejects: Rows = field(default_factory=Rows)
-    #: Events seen on the wire, counted by the decoder apart from where they go: the left side of the accounting equation.
-    seen: int = 0
-    #: Bars that no market has had. They are kept, and counted here.
-    suspect: int = 0
-    #: Prices and sizes that float64 does not hold as they were written. The nearest one is kept, and they are counted here.
-    inexact: int = 0
-    #: The provider's own names of symbols that its table splits wrongly or not at all, each with the canonical one.
-    names: Mapping[str, str] = field(default_factory=dict)
-
-    def rows(self, channel: Channel) -> Rows:
-        found = self.channels.get(channel)
-        if found is None:
-            found = self.channels[channel] = Rows()
-        return found
 
 
 #: Kinds of raw records that say what became of a connection, rather than what it carried.
@@ -196,13 +46,6 @@ _OWN_NOTICES: Final = frozenset({"opened", "subscribed", "closed", "refused", "l
 HEADED: Final = frozenset({"retried", "fetched"})
 #: The index of that notice: behind every event that the bytes after the line may hold.
 _BEHIND_ALL: Final = 2**31 - 1
-
-#: Provider and feed to what `Events.names` is.
-Names: TypeAlias = Mapping[tuple[str, str], Mapping[str, str]]
-#: Where no symbol is known to be split otherwise than by the provider's table.
-NO_NAMES: Final[Mapping[str, str]] = MappingProxyType({})
-#: Sorts the frames of one feed into events.
-Decode: TypeAlias = Callable[[str, Frames, Events], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -390,7 +233,7 @@ def _to_parts(source: _Source, provider: str, feed: str, frames: Frames, events:
         events.inexact += own.pop("inexact", 0)
         part, bad = _market_part(source, channel, place, own, wire)
         parts[BARS_TOPIC if channel.kind == "bar" else TICKS_TOPIC].append(part)
-        events.suspect += _suspect(part.columns) if channel.kind == "bar" else 0
+        events.suspect += suspect(part.columns) if channel.kind == "bar" else 0
         for at, reason in bad:
             row, index = int(place[at] >> 32), int(place[at] & 0xFFFFFFFF)
             # A page's event is told as the stream would have sent it: so it can be tried again.
@@ -413,17 +256,6 @@ def _to_parts(source: _Source, provider: str, feed: str, frames: Frames, events:
         parts[topic].append(_Part(own, place))
 
 
-def _suspect(bars: Columns) -> int:
-    """How many bars have an open or close outside of their low and high, or a count of trades below zero."""
-    prices = {name: bars[name] for name in ("open", "high", "low", "close")}
-    low, high = prices["low"], prices["high"]
-    strange = pc.or_(pc.less(prices["open"], low), pc.greater(prices["open"], high))
-    strange = pc.or_(strange, pc.or_(pc.less(prices["close"], low), pc.greater(prices["close"], high)))
-    if isinstance(trades := bars.get("trades"), pa.Array):
-        strange = pc.or_(strange, pc.fill_null(pc.less(trades, _ZERO_TRADES), False))
-    return int(pc.sum(strange).as_py() or 0)
-
-
 def _places(found: Rows) -> npt.NDArray[np.int64]:
     return np.array(found.row, np.int64) << 32 | np.array(found.index, np.int64)
 
@@ -442,8 +274,8 @@ def _market_part(
         columns["latency_ns"] = pc.subtract(received, columns["ts_ns"])
     elif "sent_ns" in columns:
         columns["latency_ns"] = pc.subtract(received, columns.pop("sent_ns"))
-    rules = (*_rules(channel.kind, columns), *(_short(columns) if source.long else ()))
-    bad = _problems(columns, rules, wire)
+    rules = (*rules_of(channel.kind, columns), *(short(columns) if source.long else ()))
+    bad = problems(columns, rules, wire)
     if bad:
         keep = np.ones(len(place), bool)
         keep[[at for at, _ in bad]] = False
@@ -498,195 +330,4 @@ def _scalar(value: str | int, kind: pa.DataType) -> pa.Scalar:
     return pa.scalar(value, kind)
 
 
-def _problems(columns: Mapping[str, Any], rules: Iterable[_Rule], wire: Sequence[object] | None) -> list[tuple[int, str]]:
-    """(row, reason) for each row that breaks a rule, the first broken rule naming the reason."""
-    reasons: dict[int, str] = {}
-    for name, fine, rule in rules:
-        if fine is None or fine.all():
-            continue
-        for at in np.flatnonzero(~fine).tolist():
-            if at not in reasons:
-                value = columns[name][at].as_py()
-                if (value is None or value != value) and wire is not None:  # it was written, and means nothing
-                    value = _written(wire[at], name)
-                reasons[at] = f"{_SPOKEN.get(name, name)} {rule} ({value})"
-    return sorted(reasons.items())
-
-
-def _written(event: object, column: str) -> str:
-    """What a wire event has in the place of a column that could not be made of it; empty where it has nothing."""
-    inner = event if column == "symbol" else getattr(event, "k", event)
-    found = next((getattr(inner, name) for name in _WIRE_NAMES.get(column, ()) if hasattr(inner, name)), None)
-    return "" if found is None else repr(_ADDRESS.sub("", str(found))[:_LONGEST_WRITTEN])
-
-
-#: What Python says of an object that has no words: where in memory it lies, which is another place each time.
-_ADDRESS: Final = re.compile(r" at 0x[0-9a-fA-F]+")
-_LONGEST_WRITTEN: Final = 60
-#: Where a wire event may have what a column is made of; the first that it has. (Binance's `t` is an id: its times are `T`.)
-_WIRE_NAMES: Final = {
-    "symbol": ("sym", "pair", "S", "s"),
-    "ts_ns": ("T", "t", "s"),
-    "last": ("p",),
-    "bid": ("bp", "b"),
-    "ask": ("ap", "a"),
-    "bid_size": ("bs", "B"),
-    "ask_size": ("as_", "A"),
-    "volume": ("ds", "dv", "q", "v", "s"),
-    "open": ("o",),
-    "high": ("h",),
-    "low": ("l",),
-    "close": ("c",),
-    "vwap": ("vw",),
-}
-#: What a column is called in a reject's reason.
-_SPOKEN: Final = {
-    "last": "price",
-    "bid": "bid price",
-    "ask": "ask price",
-    "bid_size": "bid size",
-    "ask_size": "ask size",
-    "volume": "size or volume",
-    "ts_ns": "time",
-}
-
-
-def _rules(kind: Kind, columns: Mapping[str, Any]) -> Iterator[_Rule]:
-    """What every event of a kind has to keep."""
-    yield "symbol", _present(columns["symbol"]), "is empty, or ends in no known quote asset"
-    yield "ts_ns", _present(columns["ts_ns"]), "cannot be read, or lies outside 1990 to 2100"
-    above, from_zero = "is not a finite number above zero", "is not a finite number of zero or more"
-    prices: tuple[str, ...]
-    if kind == "quote":
-        for name in ("bid", "ask", "bid_size", "ask_size"):
-            yield name, _finite(columns[name], from_zero=True, or_null=True), from_zero
-        return
-    prices = ("last",) if kind == "trade" else ("open", "high", "low", "close")
-    for name in prices:
-        yield name, _finite(columns[name], from_zero=False), above
-    yield "volume", _finite(columns["volume"], from_zero=True), from_zero
-    if "vwap" in columns:
-        yield "vwap", _finite(columns["vwap"], from_zero=False, or_null=True), above
-
-
-def _short(columns: Mapping[str, Any]) -> Iterator[_Rule]:
-    """That no text is longer than streams and stores are made for."""
-    for name, column in columns.items():
-        if isinstance(column, pa.Array) and pa.types.is_string(column.type):
-            yield name, lengths(column) <= LONGEST_TEXT, f"has more than {LONGEST_TEXT} bytes"
-
-
-def _present(values: pa.Array) -> npt.NDArray[np.bool_] | None:
-    return None if values.null_count == 0 else values.is_valid().to_numpy(zero_copy_only=False)
-
-
-def _finite(values: pa.Array, *, from_zero: bool, or_null: bool = False) -> npt.NDArray[np.bool_]:
-    """Which are numbers above zero (or from zero on) and below infinity; a null only where `or_null`."""
-    number: npt.NDArray[np.float64] = values.to_numpy(zero_copy_only=False)  # a null becomes NaN, which no comparison holds for
-    fine: npt.NDArray[np.bool_] = ((number >= 0) if from_zero else (number > 0)) & (number < np.inf)
-    if or_null and values.null_count:
-        fine |= values.is_null().to_numpy(zero_copy_only=False)
-    return fine
-
-
-def elements(frame: bytes) -> Sequence[msgspec.Raw | bytes]:
-    """The elements of an array, else the frame itself."""
-    for decode in (msgspec.json.decode, msgspec.msgpack.decode):
-        try:
-            found: list[msgspec.Raw] = decode(frame, type=list[msgspec.Raw])
-        except UNREADABLE:
-            continue
-        return found
-    return [frame]
-
-
 # The pieces that channels build their columns from.
-
-
-def texts(values: Iterable[str | None]) -> pa.Array:
-    return pa.array(list(values), pa.string())
-
-
-def integers(values: Iterable[int | None]) -> pa.Array:
-    return pa.array(list(values), pa.int64())
-
-
-def floats(values: Iterable[float | None]) -> pa.Array:
-    return pa.array(list(values), pa.float64())
-
-
-def flags(values: Iterable[bool]) -> pa.Array:
-    return pa.array(list(values), pa.bool_())
-
-
-def ratio(amount: pa.Array, by: pa.Array) -> pa.Array:
-    """`amount / by`, null where `by` is zero."""
-    return pc.divide(amount, pc.if_else(pc.equal(by, _ZERO), _NO_FLOAT, by))
-
-
-def but_zero(values: pa.Array) -> pa.Array:
-    """Null where a value is zero: an average price of nothing, which some bars of few shares carry."""
-    return pc.if_else(pc.equal(values, _ZERO), _NO_FLOAT, values)
-
-
-def decimals(values: Iterable[str]) -> pa.Array:
-    """Decimal texts as the nearest float64; a text that is no number becomes NaN, which the checks reject."""
-    return _nearest(pa.array(list(values), pa.string()))
-
-
-def counted_decimals(values: Iterable[str]) -> tuple[pa.Array, int]:
-    """The same, and for how many the nearest float64 is not what is written."""
-    written = pa.array(list(values), pa.string())
-    return _nearest(written), in_texts(written)
-
-
-def _nearest(written: pa.Array) -> pa.Array:
-    return _each(written, lambda some: pc.cast(some, pa.float64()), _NOT_A_NUMBER)
-
-
-def rfc3339(values: Iterable[str]) -> pa.Array:
-    """RFC 3339 times (up to nine digits of a second, with zone) as ns; null where unreadable or outside 1990 to 2100."""
-    written = pa.array(list(values), pa.string())
-    ns = _each(written, lambda some: pc.cast(pc.cast(some, pa.timestamp("ns", "UTC")), pa.int64()), _NO_TIME)
-    return in_range(ns)
-
-
-def epoch_ns(values: pa.Array) -> pa.Array:
-    """Epoch milliseconds or microseconds (told apart by size) as ns; null outside 1990 to 2100."""
-    count = values.to_numpy()
-    unit = np.where(count >= MICROSECONDS_FROM, NS_PER_US, NS_PER_MS)
-    readable = (count > _EARLIEST_NS // unit) & (count < _LATEST_NS // unit)
-    return pa.array(np.where(readable, count, 0) * unit, mask=None if readable.all() else ~readable)
-
-
-def in_range(ns: pa.Array) -> pa.Array:
-    """Times in ns, null where outside 1990 to 2100."""
-    inside = pc.and_(pc.greater(ns, _EARLIEST), pc.less(ns, _LATEST))
-    return ns if pc.all(inside).as_py() and inside.null_count == 0 else pc.if_else(inside, ns, _NO_TIME)
-
-
-def side_of(price: pa.Array, size: pa.Array) -> tuple[pa.Array, pa.Array]:
-    """Price and size of one side of a quote; both null where the price is zero or absent: that side is empty."""
-    here = pc.not_equal(price, _ZERO)
-    if here.null_count == 0 and pc.all(here).as_py() is not False:
-        return price, size
-    return pc.if_else(here, price, _NO_FLOAT), pc.if_else(here, size, _NO_FLOAT)
-
-
-def joined(codes: Iterable[Sequence[object] | None]) -> pa.Array:
-    """Condition codes, comma-joined; null where there are none."""
-    return pa.array([",".join(map(str, some)) if some else None for some in codes], pa.string())
-
-
-def _each(values: pa.Array, convert: Callable[[pa.Array], pa.Array], otherwise: pa.Scalar) -> pa.Array:
-    """Convert all at once; where that fails, one by one, with `otherwise` for those that cannot be converted."""
-    try:
-        return convert(values)
-    except pa.ArrowInvalid:
-        one_by_one = []
-        for at in range(len(values)):
-            try:
-                one_by_one.append(convert(values.slice(at, 1))[0].as_py())
-            except pa.ArrowInvalid:
-                one_by_one.append(otherwise.as_py())
-        return pa.array(one_by_one, otherwise.type)

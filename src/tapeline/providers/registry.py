@@ -1,93 +1,86 @@
-"""The registry of providers: one line each. A provider is one module; what it offers is listed here."""
+"""The providers that are installed, found by the entry points `tapeline.providers`; our own are three of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Final, NamedTuple, Protocol, cast
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Final, TypeVar
 
-from tapeline.providers.alpaca import history as alpaca_history
-from tapeline.providers.alpaca import normalize as alpaca
-from tapeline.providers.binance import files as binance_archive
-from tapeline.providers.binance import history as binance_history
-from tapeline.providers.binance import normalize as binance
-from tapeline.providers.history import FileHistory, History
-from tapeline.providers.normalizing import NO_NAMES, Channel, Decode, Events, Frames
-from tapeline.providers.polygon import files as polygon_files
-from tapeline.providers.polygon import history as polygon_history
-from tapeline.providers.polygon import normalize as polygon
-from tapeline.providers.session import FeedSettings, Plan
+from tapeline.providers.events import Channel, Decode
+from tapeline.providers.history import History
+from tapeline.providers.provider import Files, Provider
 from tapeline.records import Identity
 
-
-class Provider(Protocol):
-    """What a provider's module offers."""
-
-    #: Feed to channel name to channel.
-    CHANNELS: Mapping[str, Mapping[str, Channel]]
-    DEFAULT_FEED: str
-    STREAM_URL: str
-    #: Where the second of two lines goes; empty where an account may have one connection alone.
-    SECOND_URL: str
-    #: Where its history is asked for.
-    HISTORY_URL: str
-    #: Whether an account may have one connection to an endpoint alone, or a few.
-    ONE_CONNECTION: bool
-    #: Which secrets it needs: `key`, `secret`.
-    SECRET_KINDS: tuple[str, ...]
-    #: HTTP statuses by which a moment's firewall answers, and which say nothing of what was asked.
-    PASSING: frozenset[int]
-
-    def decode(self, feed: str, frames: Frames, events: Events) -> None:
-        """Sort the frames of one feed into events."""
-
-    def plans(self, settings: FeedSettings) -> list[Plan]:
-        """The connections to keep open for a feed."""
-
-    def subscription(self, feed: str, topic: str, names: Mapping[str, str] = NO_NAMES) -> tuple[str, str] | None:
-        """The channel and the canonical symbol that a topic of a plan asks for; None for a topic that no plan has."""
-
-    def name_problem(self, feed: str, symbol: str, names: Mapping[str, str] = NO_NAMES) -> str:
-        """Why events of a canonical symbol would not be kept under that name; empty: they are."""
-
-    def symbol_of(self, feed: str, symbol: str, names: Mapping[str, str] = NO_NAMES) -> str | None:
-        """The canonical symbol, of itself or of the provider's own name for it; None where that cannot be one."""
+_GROUP: Final = "tapeline.providers"
+T = TypeVar("T")
 
 
-PROVIDERS: Final[dict[str, Provider]] = {
-    "binance": cast("Provider", binance),
-    "polygon": cast("Provider", polygon),
-    "alpaca": cast("Provider", alpaca),
-}
+@cache
+def names() -> tuple[str, ...]:
+    """Of the installed providers, in order; none of them is imported for it."""
+    return tuple(sorted({point.name for point in entry_points(group=_GROUP)}))
 
+
+@cache
+def _installed() -> dict[str, Provider]:
+    found: dict[str, Provider] = {}
+    for point in sorted(entry_points(group=_GROUP), key=lambda point: point.name):
+        provider = point.load()
+        if not isinstance(provider, Provider) or provider.name != point.name:
+            raise TypeError(f"The entry point {_GROUP} {point.name} = {point.value} is no Provider of that name.")
+        found[point.name] = provider
+    return found
+
+
+class _Each(Mapping[str, T]):
+    """A part of each provider, by its name, of those that have it. They are imported when the first is asked for."""
+
+    def __init__(self, part: Callable[[Provider], T | None]) -> None:
+        self._part = part
+        self._found: dict[str, T] | None = None
+
+    def _parts(self) -> dict[str, T]:
+        if self._found is None:
+            parts = {name: self._part(provider) for name, provider in _installed().items()}
+            self._found = {name: part for name, part in parts.items() if part is not None}
+        return self._found
+
+    def __getitem__(self, name: str) -> T:
+        return self._parts()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parts())
+
+    def __len__(self) -> int:
+        return len(self._parts())
+
+
+def _channels(provider: Provider) -> Mapping[str, Mapping[str, Channel]]:
+    return {name: feed.channels for name, feed in provider.feeds.items()}
+
+
+def _decode(provider: Provider) -> Decode:
+    return provider.decode
+
+
+def _history(provider: Provider) -> History | None:
+    return provider.history
+
+
+def _files(provider: Provider) -> Files | None:
+    return provider.files
+
+
+PROVIDERS: Final[Mapping[str, Provider]] = _Each(lambda provider: provider)
 #: Provider to the function that sorts its frames into events.
-DECODERS: Final[dict[str, Decode]] = {name: provider.decode for name, provider in PROVIDERS.items()}
+DECODERS: Final[Mapping[str, Decode]] = _Each(_decode)
 #: Provider, feed, channel name to channel.
-CHANNELS: Final[dict[str, Mapping[str, Mapping[str, Channel]]]] = {name: provider.CHANNELS for name, provider in PROVIDERS.items()}
-
+CHANNELS: Final[Mapping[str, Mapping[str, Mapping[str, Channel]]]] = _Each(_channels)
 #: Whose history can be asked for.
-HISTORIES: Final[dict[str, History]] = {
-    "binance": cast("History", binance_history),
-    "polygon": cast("History", polygon_history),
-    "alpaca": cast("History", alpaca_history),
-}
-
-
-class Archived(NamedTuple):
-    """Where a provider's files are, and how they are read."""
-
-    url: str
-    history: FileHistory
-    #: Of S3's protocol, with keys of its own; empty: plain HTTP without a key.
-    bucket: str = ""
-    #: Feed and canonical symbol to the name by which a bucket's files, which are of all symbols, have it.
-    ticker: Callable[[str, str], str] = lambda _, symbol: symbol
-
-
+HISTORIES: Final[Mapping[str, History]] = _Each(_history)
 #: Whose history can be had as files, a day or a month each.
-ARCHIVES: Final[dict[str, Archived]] = {
-    "binance": Archived(binance.ARCHIVE_URL, cast("FileHistory", binance_archive)),
-    "polygon": Archived(polygon.FILES_URL, cast("FileHistory", polygon_files), polygon.FILES_BUCKET, polygon_files.ticker),
-}
+ARCHIVES: Final[Mapping[str, Files]] = _Each(_files)
 
 
 def identity(provider: str, feed: str, channel: str) -> Identity:

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal, Protocol
 
+import msgspec
+
 from tapeline.secret import NO_SECRET, Secret
 
 
@@ -137,8 +139,8 @@ class FeedSettings:
     channels: Sequence[str]
     url: str = ""
     rest_url: str = ""
-    time_unit: Literal["ms", "us"] = "ms"
-    codec: Literal["json", "msgpack"] = "json"
+    #: The provider's own, of the type that its `Provider.options` names; None: as they are usually.
+    options: msgspec.Struct | None = None
     key: Secret = NO_SECRET
     secret: Secret = NO_SECRET
     rotate_after_s: float = 0.0

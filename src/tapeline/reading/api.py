@@ -25,7 +25,7 @@ from tapeline.errors import ConfigError, WrongArgument
 from tapeline.ledger import read_intervals
 from tapeline.ledger.answers import Answer, answer
 from tapeline.ledger.facts import Key
-from tapeline.providers.registry import CHANNELS
+from tapeline.providers.registry import CHANNELS, PROVIDERS
 from tapeline.reading import asof
 from tapeline.reading import sql as query
 from tapeline.reading.replay import paced
@@ -501,8 +501,8 @@ def _days(days: int) -> int:
 
 
 def _provider(provider: str | None) -> str | None:
-    if provider is not None and provider not in config.PROVIDER_NAMES:
-        raise WrongArgument(f"provider = {provider!r} is no provider. Use one of: {', '.join(config.PROVIDER_NAMES)}.")
+    if provider is not None and provider not in PROVIDERS:
+        raise WrongArgument(f"provider = {provider!r} is no provider. Use one of: {', '.join(PROVIDERS)}.")
     return provider
 
 
@@ -513,8 +513,7 @@ def _kind(kind: str | None) -> str | None:
 
 
 def _interval(interval: str | None) -> str | None:
-    binance = [channel.removeprefix("kline_") for channel in CHANNELS["binance"]["spot"] if channel.startswith("kline_")]
-    known = list(dict.fromkeys([*binance, "1s", "1m", "1d"]))
+    known = list(dict.fromkeys(window for some in PROVIDERS.values() for window in some.intervals))
     if interval is not None and interval not in known:
         raise WrongArgument(f"interval = {interval!r} is no interval of a bar. Use one of: {', '.join(known)}.")
     return interval

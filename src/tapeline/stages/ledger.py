@@ -14,7 +14,7 @@ from tapeline.ledger import Ledger
 from tapeline.ledger.absorbing import absorb, forget
 from tapeline.ledger.facts import Facts
 from tapeline.ledger.folding import Account
-from tapeline.providers.normalizing import Decode, Names
+from tapeline.providers.events import Decode, Names
 from tapeline.records import NS_PER_S, RAW_TOPIC, Chunk
 from tapeline.retry import loop
 from tapeline.retry.backoff import backoff

@@ -13,7 +13,7 @@ import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tapeline.providers.normalizing import UNREADABLE, Names
+from tapeline.providers.events import UNREADABLE, Names
 from tapeline.providers.registry import PROVIDERS
 from tapeline.records import Chunk
 from tapeline.streams import Stream

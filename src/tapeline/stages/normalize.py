@@ -15,7 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tapeline.providers.normalizing import Count, Decode, Events, Names, Normalized, Reject, normalize
+from tapeline.providers.events import Decode, Events, Names, Reject
+from tapeline.providers.normalizing import Count, Normalized, normalize
 from tapeline.records import NORMALIZED_TOPICS, NOTICES_TOPIC, NS_PER_S, RAW_TOPIC, REJECTED_TOPIC, TICKS_TOPIC, Chunk, Topic
 from tapeline.retry import loop
 from tapeline.retry.backoff import backoff

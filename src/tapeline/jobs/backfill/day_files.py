@@ -7,7 +7,7 @@ import hashlib
 import shutil
 import threading
 import zlib
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Final, Protocol
@@ -19,8 +19,7 @@ import numpy.typing as npt
 
 from tapeline.errors import DiskTrouble
 from tapeline.jobs.backfill.archive import piece_of
-from tapeline.providers.history import Request, WrongPage
-from tapeline.providers.polygon.files import MISSING, moment
+from tapeline.providers.history import MISSING, Request, WrongPage
 
 #: So much is unpacked at a time.
 _BLOCK: Final = 1024 * 1024
@@ -56,8 +55,12 @@ class DayFiles:
     The rows of a day stay until those of all wanted tickers were read to their end: who is killed meanwhile goes on with them. Many
     threads may ask; of one day one fetches, and the others wait."""
 
-    def __init__(self, client: Client, folder: Path, wanted: Collection[str], column: str = "ticker") -> None:
-        """`folder`: where rows are kept. `wanted`: the tickers, by the provider's own names, that will be asked for."""
+    def __init__(
+        self, client: Client, folder: Path, wanted: Collection[str], moment: Callable[[str, bytes], str], column: str = "ticker"
+    ) -> None:
+        """`folder`: where rows are kept. `wanted`: the tickers, by the provider's own names, that will be asked for. `moment`: as in
+        `Files`."""
+        self._moment = moment
         self._client, self._wanted, self._column = client, frozenset(wanted), column
         self._folder = folder / _digest(" ".join(sorted(wanted)))  # apart from those of a job of other tickers, which may run beside
         self._lock = threading.Lock()
@@ -75,7 +78,7 @@ class DayFiles:
         try:
             with lock:
                 note = self._rows_of(path, day, ticker, begin=not at)
-                return _piece(day, note, ticker, at) if note is not None else f"{MISSING} -1\n".encode()
+                return self._piece(day, note, ticker, at) if note is not None else f"{MISSING} -1\n".encode()
         except OSError as error:
             raise DiskTrouble(f"{day}: {error}. Nothing of {path} was kept. Free disk space; it is tried again.") from error
 
@@ -121,6 +124,18 @@ class DayFiles:
         if self._client.version(path) != version:
             raise WrongPage(f"{path} was published again while it was read. Nothing of it was kept. Start the same command again.")
 
+    def _piece(self, day: Path, note: _Note, ticker: str, at: int) -> bytes:
+        table = _table(day, ticker)
+        mark = table.with_suffix(".read")
+        if not at:
+            mark.unlink(missing_ok=True)
+        piece, following = piece_of(table, at, partial(self._moment, note.header)) if table.exists() else (b"", -1)
+        if following < 0:
+            mark.touch()
+            if all(_table(day, other).with_suffix(".read").exists() for other in note.tickers):
+                shutil.rmtree(day)
+        return f"{note.version} {following}\n{note.header}\n".encode() + piece
+
 
 def _noted(day: Path) -> _Note | None:
     try:
@@ -136,19 +151,6 @@ def _table(day: Path, ticker: str) -> Path:
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:24]
-
-
-def _piece(day: Path, note: _Note, ticker: str, at: int) -> bytes:
-    table = _table(day, ticker)
-    mark = table.with_suffix(".read")
-    if not at:
-        mark.unlink(missing_ok=True)
-    piece, following = piece_of(table, at, partial(moment, note.header)) if table.exists() else (b"", -1)
-    if following < 0:
-        mark.touch()
-        if all(_table(day, other).with_suffix(".read").exists() for other in note.tickers):
-            shutil.rmtree(day)
-    return f"{note.version} {following}\n{note.header}\n".encode() + piece
 
 
 def _unpacked(path: str, blocks: Iterable[bytes]) -> Iterator[bytes]:

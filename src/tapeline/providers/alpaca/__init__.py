@@ -1,1 +1,35 @@
 """Alpaca: its wire, what its events mean, its session and its history."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tapeline.providers.alpaca import history, session
+from tapeline.providers.alpaca.normalize import CHANNELS, decode
+from tapeline.providers.history import History
+from tapeline.providers.provider import Feed, Provider
+
+PROVIDER: Final = Provider(
+    name="alpaca",
+    feeds={
+        feed: Feed(channels=channels, stream_url=session.STREAM_URL, history_url=session.HISTORY_URL) for feed, channels in CHANNELS.items()
+    },
+    decode=decode,
+    plans=session.plans,
+    subscription=session.subscription,
+    name_problem=session.name_problem,
+    symbol_of=session.symbol_of,
+    secrets={"key": ("TAPELINE_ALPACA_KEY", "APCA_API_KEY_ID"), "secret": ("TAPELINE_ALPACA_SECRET", "APCA_API_SECRET_KEY")},
+    options=session.Options,
+    one_connection=True,
+    arrays=True,
+    intervals=("1m", "1d"),
+    history=History(
+        weight_a_minute=history.WEIGHT_A_MINUTE,
+        channels=history.CHANNELS,
+        headers=history.headers,
+        settled_ns=history.settled_ns,
+        first=history.first,
+        page=history.page,
+    ),
+)

@@ -16,9 +16,10 @@ import msgspec
 import numpy as np
 
 from tapeline.providers.alpaca.wire import Bar, Quote, Trade, UpdatedBar
+from tapeline.providers.columns import rfc3339
 from tapeline.providers.decoding import whole_numbers
+from tapeline.providers.events import UNREADABLE, Int64, Kind, Notice, Reject
 from tapeline.providers.history import Page, Request, Span, WrongPage, each_row, readable, unreadable
-from tapeline.providers.normalizing import UNREADABLE, Int64, Kind, Notice, Reject, rfc3339
 from tapeline.records import NS_PER_MS, NS_PER_S, amending
 from tapeline.secret import Secret
 

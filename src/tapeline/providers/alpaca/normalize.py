@@ -7,10 +7,10 @@ codecs, JSON and msgpack.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import msgspec
 import pyarrow as pa
@@ -18,33 +18,12 @@ from msgspec.msgpack import Ext
 
 from tapeline.providers.alpaca import history as alpaca_history
 from tapeline.providers.alpaca.wire import Bar, DailyBar, Event, Quote, Time, Trade, UpdatedBar
+from tapeline.providers.columns import but_zero, flags, floats, in_range, integers, joined, rfc3339, side_of, texts
 from tapeline.providers.decoding.arrays import ArrayDecoder
 from tapeline.providers.decoding.inexact import JsonNumbers
+from tapeline.providers.events import DAILY_ID, SAME_CONTENT, Channel, Columns, Events, Frames, Notice, Reject
 from tapeline.providers.history import Asked, decode_pages
-from tapeline.providers.normalizing import (
-    DAILY_ID,
-    NO_NAMES,
-    SAME_CONTENT,
-    UNREADABLE,
-    Channel,
-    Columns,
-    Events,
-    Frames,
-    Notice,
-    Reject,
-    but_zero,
-    flags,
-    floats,
-    in_range,
-    integers,
-    joined,
-    rfc3339,
-    side_of,
-    texts,
-)
-from tapeline.providers.session import FeedSettings, Plan, Reply, Trouble, gravest, us_name_problem, without
 from tapeline.records import NS_PER_S, amending
-from tapeline.secret import Secret
 
 STOCK_EXCHANGES: Final = {
     "A": "XASE", "B": "XBOS", "C": "XCIS", "D": "FINR", "H": "EPRL", "I": "XISE", "J": "EDGA", "K": "EDGX", "L": "LTSE", "M": "XCHI",
@@ -328,152 +307,3 @@ def decode(feed: str, frames: Frames, events: Events) -> None:
 
 def _page_events(feed: str, asked: Asked, body: bytes) -> Sequence[Any]:
     return alpaca_history.events_of(asked.channel, asked.symbol, asked.time_ms, body, partial(_venue, _EXCHANGES[feed]))
-
-
-# The session.
-
-STREAM_URL: Final = "wss://stream.data.alpaca.markets"
-HISTORY_URL: Final = "https://data.alpaca.markets"
-#: Whether an account may have one connection to an endpoint alone, or a few.
-ONE_CONNECTION: Final = True
-SECOND_URL: Final = ""
-DEFAULT_FEED: Final = "iex"
-PASSING: Final[frozenset[int]] = frozenset()
-SECRET_KINDS: Final[tuple[str, ...]] = ("key", "secret")
-_PATHS: Final = {
-    "iex": "v2/iex",
-    "sip": "v2/sip",
-    "delayed_sip": "v2/delayed_sip",
-    "test": "v2/test",
-    "opra": "v1beta1/opra",
-    "indicative": "v1beta1/indicative",
-    "crypto": "v1beta3/crypto/us",
-}
-_MSGPACK_ONLY: Final = frozenset({"opra", "indicative"})
-#: A session that ended without a close still counts against the account for some 90 s.
-_COOL_DOWN_S: Final = 30.0
-_FIX: Final = "Fix the configuration of this provider."
-#: Error code to what to do, least wait in seconds, and advice. Codes that are not listed are met with a reconnect.
-_ERRORS: Final[dict[int, tuple[Literal["warn", "reconnect", "stop"], float, str]]] = {
-    400: ("stop", 0.0, _FIX),
-    401: ("reconnect", 0.0, ""),
-    402: ("stop", 0.0, "Check TAPELINE_ALPACA_KEY and TAPELINE_ALPACA_SECRET."),
-    403: ("warn", 0.0, ""),
-    404: ("reconnect", 0.0, ""),
-    405: ("warn", 0.0, "The plan's symbol limit is reached: what was subscribed before goes on. Name fewer symbols."),
-    406: ("reconnect", _COOL_DOWN_S, "Another process uses this account's connection; end it. A dead one is freed within 90 s."),
-    407: ("reconnect", 0.0, "This machine read too slowly; what was missed must be backfilled."),
-    409: ("stop", 0.0, "The plan does not include this feed: choose another one."),
-    410: ("stop", 0.0, "A channel is not offered on this feed."),
-    411: ("stop", 0.0, "The key lacks the right to this feed."),
-    412: ("stop", 0.0, "Options speak msgpack only."),
-    413: ("stop", 0.0, "Name the contracts instead of a star."),
-    500: ("reconnect", 0.0, ""),
-}
-
-
-#: The tags of market data, and what the configuration calls each.
-_DATA: Final = {b"t": b"trades", b"q": b"quotes", b"b": b"bars", b"u": b"updatedBars", b"d": b"dailyBars"}
-
-
-class _Control(msgspec.Struct):
-    T: str = ""
-    msg: str = ""
-    code: int = 0
-    trades: list[str] = []
-    quotes: list[str] = []
-    bars: list[str] = []
-    updatedBars: list[str] = []  # noqa: N815 the wire's own name
-    dailyBars: list[str] = []  # noqa: N815
-
-
-class AlpacaSession:
-    """Greeting, auth, subscribe; the acknowledgement is the full state, compared with what was asked."""
-
-    def __init__(self, key: Secret, secret: Secret, codec: Literal["json", "msgpack"], wanted: Mapping[str, Sequence[str]]) -> None:
-        self._key, self._secret, self._wanted = key, secret, wanted
-        self._missing = [f"{channel}.{symbol}" for channel, symbols in wanted.items() for symbol in symbols]
-        if codec == "json":
-            self._encode = msgspec.json.encode
-            self._controls: Callable[[bytes], list[_Control]] = msgspec.json.Decoder(list[_Control]).decode
-            self._heads: tuple[bytes, ...] = (b'[{"T":"success"', b'[{"T":"subscription"', b'[{"T":"error"')
-            self._mark, self._end = b'"T":"', b'"'
-        else:
-            self._encode = msgspec.msgpack.encode
-            self._controls = msgspec.msgpack.Decoder(list[_Control]).decode
-            self._heads = tuple(b"\xa1T" + bytes([0xA0 | len(name)]) + name for name in (b"success", b"subscription", b"error"))
-            self._mark, self._end = b"\xa1T\xa1", b""
-
-    def opened(self) -> Sequence[bytes]:
-        return ()
-
-    def received(self, frame: bytes) -> Reply | None:
-        if not (frame.startswith(self._heads) if self._end else frame[2:].startswith(self._heads)):
-            return None
-        try:
-            controls = self._controls(frame)
-        except UNREADABLE:
-            return Reply()
-        send: list[bytes] = []
-        troubles: list[Trouble] = []
-        for control in controls:
-            if control.T == "success" and control.msg == "connected":
-                send.append(self._encode({"action": "auth", "key": self._key.reveal(), "secret": self._secret.reveal()}))
-            elif control.T == "success" and control.msg == "authenticated":
-                send.append(self._encode({"action": "subscribe", **self._wanted}))
-            elif control.T == "subscription":
-                has = {channel: set(getattr(control, channel)) for channel in self._wanted}
-                asked = ((channel, symbol) for channel, symbols in self._wanted.items() for symbol in symbols)
-                self._missing = [f"{channel}.{symbol}" for channel, symbol in asked if symbol not in has[channel]]
-            elif control.T == "error":
-                action, wait_s, advice = _ERRORS.get(control.code, ("reconnect", 0.0, ""))
-                said = without(control.msg, self._key, self._secret).rstrip(".")
-                troubles.append(Trouble(f"alpaca says {control.code}: {said}. {advice}".strip(), action, wait_s))
-        return Reply(send, gravest(troubles))
-
-    def channel(self, frame: bytes) -> bytes | None:
-        mark = frame.find(self._mark, 0, 24)
-        at = mark + len(self._mark)
-        closed = frame[at + 1 : at + 1 + len(self._end)] == self._end
-        return _DATA.get(frame[at : at + 1]) if mark >= 0 and closed else None
-
-    def missing(self) -> Sequence[str]:
-        return self._missing
-
-
-def name_problem(feed: str, symbol: str, names: Mapping[str, str] = NO_NAMES) -> str:
-    """Why events of a canonical symbol would not be kept under that name; empty: they are."""
-    del names
-    return us_name_problem(feed, symbol)
-
-
-def symbol_of(feed: str, symbol: str, names: Mapping[str, str] = NO_NAMES) -> str:
-    """The canonical symbol: Alpaca's own names are."""
-    del feed, names
-    return symbol
-
-
-def subscription(feed: str, topic: str, names: Mapping[str, str] = NO_NAMES) -> tuple[str, str] | None:
-    """The channel and the symbol of a topic (`trades.AAPL`); None for one that has none."""
-    del names
-    channel, _, symbol = topic.partition(".")
-    return (channel, symbol) if channel in CHANNELS.get(feed, {}) and symbol else None
-
-
-def plans(settings: FeedSettings) -> list[Plan]:
-    """One connection: an account usually has one for each endpoint."""
-    codec = "msgpack" if settings.feed in _MSGPACK_ONLY else settings.codec
-    wanted = {channel: list(settings.symbols) for channel in settings.channels}
-    return [
-        Plan(
-            provider="alpaca",
-            feed=settings.feed,
-            name=f"alpaca-{settings.feed}",
-            url=f"{settings.url or STREAM_URL}/{_PATHS[settings.feed]}",
-            topics=[f"{channel}.{symbol}" for channel in settings.channels for symbol in settings.symbols],
-            session=partial(AlpacaSession, settings.key, settings.secret, codec, wanted),
-            binary=codec == "msgpack",
-            headers={"Content-Type": "application/msgpack" if codec == "msgpack" else "application/json"},
-            rotate_after_s=settings.rotate_after_s,
-        )
-    ]

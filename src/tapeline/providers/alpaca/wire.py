@@ -8,7 +8,7 @@ from __future__ import annotations
 import msgspec
 from msgspec.msgpack import Ext
 
-from tapeline.providers.normalizing import Int64
+from tapeline.providers.events import Int64
 
 Time = str | Ext
 

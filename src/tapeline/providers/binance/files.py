@@ -20,8 +20,8 @@ from tapeline.providers.binance.history import CHANNELS as CHANNELS
 from tapeline.providers.binance.history import Event, bar_of, headers, provider_symbol, settled_ns, time_of
 from tapeline.providers.binance.wire import AggTrade, Trade
 from tapeline.providers.decoding.whole_numbers import whole
+from tapeline.providers.events import Reject
 from tapeline.providers.history import Page, Request, Span, WrongPage, readable, unreadable
-from tapeline.providers.normalizing import Reject
 from tapeline.records import NS_PER_S
 
 __all__ = ["CHANNELS", "WEIGHT_A_MINUTE", "events_of", "first", "headers", "page", "parts", "settled_ns"]

@@ -14,9 +14,10 @@ from urllib.parse import quote
 import msgspec
 
 from tapeline.providers.binance.wire import INTERVALS, AggTrade, Kline, KlineBody, Trade
+from tapeline.providers.columns import MICROSECONDS_FROM
 from tapeline.providers.decoding import whole_numbers
+from tapeline.providers.events import UNREADABLE, Int64, Kind, Reject
 from tapeline.providers.history import Page, Request, Span, WrongPage, each_row, readable, unreadable
-from tapeline.providers.normalizing import MICROSECONDS_FROM, UNREADABLE, Int64, Kind, Reject
 from tapeline.records import NS_PER_MS, NS_PER_S, NS_PER_US
 from tapeline.secret import Secret
 

@@ -9,7 +9,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from tapeline.providers.normalizing import Int64
+from tapeline.providers.events import Int64
 
 #: Of bars, as the names of the channels end in them.
 INTERVALS: Final = "1s 1m 3m 5m 15m 30m 1h 2h 4h 6h 8h 12h 1d 3d 1w 1M".split()

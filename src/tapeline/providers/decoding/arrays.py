@@ -13,7 +13,7 @@ from typing import Any, Final
 import msgspec
 
 from tapeline.providers.decoding import whole_numbers
-from tapeline.providers.normalizing import UNREADABLE, Channel, Events, Frames, Notice, Reject
+from tapeline.providers.events import UNREADABLE, Channel, Events, Frames, Notice, Reject
 
 _ELEMENTS: Final[dict[str, Any]] = {
     "json": msgspec.json.Decoder(list[msgspec.Raw]),

@@ -26,8 +26,8 @@ import msgspec
 from tapeline.errors import ConfigError
 from tapeline.providers.decoding.inexact import LONG, is_inexact
 from tapeline.providers.decoding.whole_numbers import in_digits, whole
-from tapeline.providers.history import Page, Request, Span, WrongPage, readable, unreadable
-from tapeline.providers.normalizing import UNREADABLE, Kind, Notice, Reject
+from tapeline.providers.events import UNREADABLE, Kind, Notice, Reject
+from tapeline.providers.history import MISSING, Page, Request, Span, WrongPage, readable, unreadable
 from tapeline.providers.polygon.history import WEIGHT_A_MINUTE as WEIGHT_A_MINUTE
 from tapeline.providers.polygon.history import (
     Event,
@@ -41,7 +41,7 @@ from tapeline.records import NS_PER_MS, NS_PER_S
 from tapeline.secret import Secret
 
 __all__ = [
-    *("CHANNELS", "MISSING", "WEIGHT_A_MINUTE"),
+    *("CHANNELS", "WEIGHT_A_MINUTE"),
     *("counted_events_of", "events_of", "first", "headers", "is_file", "moment", "page", "parts", "settled_ns", "ticker"),
 ]
 
@@ -49,8 +49,6 @@ CHANNELS: Final[dict[str, dict[str, Kind]]] = {
     "stocks": {"T": "trade", "Q": "quote", "AM": "bar"},
     "options": {"T": "trade", "AM": "bar"},
 }
-#: The version of a file that is not there.
-MISSING: Final = "missing"
 _MARKETS: Final = {"stocks": "us_stocks_sip", "options": "us_options_opra"}
 _FOLDERS: Final = {"T": "trades_v1", "Q": "quotes_v1", "AM": "minute_aggs_v1"}
 #: Without these an event could not be told from its copy that came live. Trades of options have no number in files.

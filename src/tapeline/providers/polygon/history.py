@@ -15,9 +15,10 @@ from urllib.parse import quote, urlsplit
 
 import msgspec
 
+from tapeline.providers.columns import in_range, integers
 from tapeline.providers.decoding import whole_numbers
+from tapeline.providers.events import UNREADABLE, Int64, Kind, Notice, Reject
 from tapeline.providers.history import Page, Request, Span, WrongPage, each_row, readable, unreadable
-from tapeline.providers.normalizing import UNREADABLE, Int64, Kind, Notice, Reject, in_range, integers
 from tapeline.providers.polygon.wire import CryptoTrade, PastBar, Quote, Trade
 from tapeline.records import NS_PER_MS, NS_PER_S
 from tapeline.secret import Secret

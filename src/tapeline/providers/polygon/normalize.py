@@ -5,38 +5,18 @@ Facts: Massive's WebSocket documentation. Every frame is a JSON array of mixed e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Final, TypeAlias
 
-import msgspec
 import pyarrow as pa
 
+from tapeline.providers.columns import but_zero, epoch_ns, flags, floats, in_range, integers, joined, side_of, texts
 from tapeline.providers.decoding.arrays import ArrayDecoder
 from tapeline.providers.decoding.inexact import JsonNumbers
+from tapeline.providers.events import DAILY_ID, SAME_CONTENT, Channel, Columns, Events, Frames, Notice, Reject
 from tapeline.providers.history import Asked, decode_pages
-from tapeline.providers.normalizing import (
-    DAILY_ID,
-    NO_NAMES,
-    SAME_CONTENT,
-    UNREADABLE,
-    Channel,
-    Columns,
-    Events,
-    Frames,
-    Notice,
-    Reject,
-    but_zero,
-    epoch_ns,
-    flags,
-    floats,
-    in_range,
-    integers,
-    joined,
-    side_of,
-    texts,
-)
 from tapeline.providers.polygon import files as polygon_files
 from tapeline.providers.polygon import history as polygon_history
 from tapeline.providers.polygon.wire import (
@@ -51,9 +31,7 @@ from tapeline.providers.polygon.wire import (
     Status,
     Trade,
 )
-from tapeline.providers.session import FeedSettings, Plan, Reply, Trouble, gravest, us_name_problem, without
 from tapeline.records import NS_PER_S, Identity
-from tapeline.secret import Secret
 
 STOCK_EXCHANGES: Final = {
     1: "XASE", 2: "XBOS", 3: "XCIS", 4: "FINR", 6: "XISE", 7: "EDGA", 8: "EDGX", 9: "XCHI", 10: "XNYS", 11: "ARCX", 12: "XNAS",
@@ -263,132 +241,3 @@ def _page_events(events: Events, asked: Asked, body: bytes) -> Sequence[polygon_
     found, inexact = polygon_files.counted_events_of(asked.channel, asked.symbol, asked.time_ms, body)
     events.inexact += inexact
     return found
-
-
-# The session.
-
-STREAM_URL: Final = "wss://socket.massive.com"
-HISTORY_URL: Final = "https://api.massive.com"
-#: Of S3's protocol.
-FILES_URL: Final = "https://files.massive.com"
-FILES_BUCKET: Final = "flatfiles"
-#: Whether an account may have one connection to an endpoint alone, or a few.
-ONE_CONNECTION: Final = True
-SECOND_URL: Final = ""
-DEFAULT_FEED: Final = "stocks"
-PASSING: Final[frozenset[int]] = frozenset()
-SECRET_KINDS: Final[tuple[str, ...]] = ("key",)
-#: Well under the megabyte that the provider's own clients allow a message.
-_TOPICS_PER_MESSAGE: Final = 500
-_COOL_DOWN_S: Final = 60.0
-
-
-class _StatusFrame(msgspec.Struct):
-    ev: str = ""
-    status: str = ""
-    message: str = ""
-
-
-_STATUSES: Final = msgspec.json.Decoder(list[_StatusFrame])
-
-
-def _compact(frame: bytes) -> bytes:
-    """The beginning of a frame without the spaces that JSON allows."""
-    return frame[:32].translate(None, b" \t\r\n")
-
-
-class PolygonSession:
-    """Greeting, auth, subscribe; each topic is acknowledged by name, an unknown one not at all."""
-
-    def __init__(self, key: Secret, topics: Sequence[str]) -> None:
-        self._key = key
-        self._topics = topics
-        self._missing = dict.fromkeys(topics)
-
-    def opened(self) -> Sequence[bytes]:
-        return ()
-
-    def received(self, frame: bytes) -> Reply | None:
-        if not _compact(frame).startswith(b'[{"ev":"status"'):
-            return None
-        try:
-            statuses = _STATUSES.decode(frame)
-        except UNREADABLE:
-            return Reply()
-        send: list[bytes] = []
-        troubles: list[Trouble | None] = []
-        for status in statuses:
-            if status.status == "connected":
-                send.append(msgspec.json.encode({"action": "auth", "params": self._key.reveal()}))
-            elif status.status == "auth_success":
-                send += self._subscribe()
-            elif status.status == "success":
-                self._missing.pop(status.message.removeprefix("subscribed to: "), None)
-            else:
-                troubles.append(self._trouble(status))
-        return Reply(send, gravest(trouble for trouble in troubles if trouble is not None))
-
-    def _subscribe(self) -> list[bytes]:
-        size = _TOPICS_PER_MESSAGE
-        groups = [self._topics[at : at + size] for at in range(0, len(self._topics), size)]
-        return [msgspec.json.encode({"action": "subscribe", "params": ",".join(some)}) for some in groups]
-
-    def _trouble(self, status: _StatusFrame) -> Trouble | None:
-        message = without(status.message.strip(), self._key).rstrip(".")
-        said = f"polygon says {status.status}{': ' if message else ''}{message}."
-        match status.status:
-            case "auth_failed":
-                return Trouble(f"{said} Check the key (TAPELINE_POLYGON_KEY) and that the plan includes websockets.", "stop")
-            case "max_connections":
-                return Trouble(f"{said} Another process holds this key's connection; end it.", "reconnect", _COOL_DOWN_S)
-            case "error" if "access real-time" in status.message:
-                return Trouble(f'{said} Set url = "wss://delayed.massive.com" for this provider.', "stop")
-            case "error":
-                return Trouble(f"{said} Topics outside the plan are refused; the others go on.", "warn")
-            case "auth_timeout" | "slow_consumer" | "force_disconnect":
-                return Trouble(said, "reconnect")
-        return None
-
-    def channel(self, frame: bytes) -> bytes | None:
-        head = _compact(frame)
-        if not head.startswith(b'[{"ev":"') or head.startswith(b'[{"ev":"status"'):
-            return None
-        return head[8 : head.find(b'"', 8)]
-
-    def missing(self) -> Sequence[str]:
-        return list(self._missing)
-
-
-def name_problem(feed: str, symbol: str, names: Mapping[str, str] = NO_NAMES) -> str:
-    """Why events of a canonical symbol would not be kept under that name; empty: they are."""
-    del names
-    return us_name_problem(feed, symbol)
-
-
-def symbol_of(feed: str, symbol: str, names: Mapping[str, str] = NO_NAMES) -> str:
-    """The canonical symbol, of itself or of the provider's own name for it (`BTC-USD`, `O:SPY251219C00650000`)."""
-    del names
-    return symbol.removeprefix("X:").replace("-", "/") if feed == "crypto" else symbol.removeprefix("O:")
-
-
-def subscription(feed: str, topic: str, names: Mapping[str, str] = NO_NAMES) -> tuple[str, str] | None:
-    """The channel and the canonical symbol of a topic (`T.AAPL`, `T.O:SPY251219C00650000`, `XT.BTC-USD`); None for one that has none."""
-    del names
-    channel, _, symbol = topic.partition(".")
-    return (channel, symbol_of(feed, symbol)) if channel in CHANNELS.get(feed, {}) and symbol else None
-
-
-def plans(settings: FeedSettings) -> list[Plan]:
-    """One connection: an account has one for each market."""
-    topics = [f"{channel}.{symbol}" for channel in settings.channels for symbol in settings.symbols]
-    return [
-        Plan(
-            provider="polygon",
-            feed=settings.feed,
-            name=f"polygon-{settings.feed}",
-            url=f"{settings.url or STREAM_URL}/{settings.feed}",
-            topics=topics,
-            session=partial(PolygonSession, settings.key, topics),
-            rotate_after_s=settings.rotate_after_s,
-        )
-    ]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
-from tapeline.providers.normalizing import Int64
+from tapeline.providers.events import Int64
 
 
 class Event(msgspec.Struct, tag_field="ev", gc=False):

@@ -19,7 +19,7 @@ from tapeline.errors import Refused, TapelineError, Unavailable
 from tapeline.local.clock import ClockWatch, Leap
 from tapeline.net import http as rest
 from tapeline.net import websocket as net
-from tapeline.providers.normalizing import UNREADABLE
+from tapeline.providers.events import UNREADABLE
 from tapeline.providers.session import Plan
 from tapeline.records import RAW, RawKind
 from tapeline.retry.backoff import backoff

@@ -1,0 +1,183 @@
+"""The session that asks Binance for its streams, and reads what is not market data."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, Final, Literal
+
+import msgspec
+
+from tapeline.providers.binance.normalize import CHANNELS
+from tapeline.providers.binance.symbols import canonical
+from tapeline.providers.events import (
+    NO_NAMES,
+    UNREADABLE,
+)
+from tapeline.providers.session import Check, FeedSettings, Plan, Reply, Trouble, refusal, rest_of
+
+STREAM_URL: Final = "wss://data-stream.binance.vision"
+#: Another host, on the port that the first is on.
+SECOND_URL: Final = "wss://stream.binance.com:443"
+REST_URL: Final = "https://data-api.binance.vision"
+#: The host above has no historicalTrades.
+ARCHIVE_URL: Final = "https://data.binance.vision"
+HISTORY_URL: Final = "https://api.binance.com"
+_STREAMS_PER_CONNECTION: Final = 1024
+_STREAMS_PER_MESSAGE: Final = 100
+#: A connection counts five inbound messages a second, pings and pongs among them.
+_PACE_S: Final = 0.25
+#: A connection is closed after 24 hours: replace it ten minutes before.
+_ROTATE_AFTER_S: Final = 24 * 3600.0 - 600.0
+
+
+class _Ack(msgspec.Struct):
+    """`{"result":null,"id":1}`, `{"error":{"code":2,"msg":"..."},"id":1}` or, in the documentation, `{"code":2,"msg":"...","id":1}`"""
+
+    id: int | str | None = None
+    error: dict[str, Any] | None = None
+    code: int | None = None
+    msg: str = ""
+
+
+_ACK: Final = msgspec.json.Decoder(_Ack)
+#: It asks for no key and has no plans: a firewall before it says 403 or 404 now and then, and takes the next upgrade.
+PASSING: Final = frozenset({403})
+
+
+def _refusal(status: int, words: str, worked: bool) -> Trouble:
+    return refusal(status, words, worked or status in {*PASSING, 404})
+
+
+class Options(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """What can be set for Binance."""
+
+    time_unit: Literal["ms", "us"] = "ms"  # of its times
+
+
+class BinanceSession:
+    """SUBSCRIBE in batches; a batch that is refused is asked for again one stream at a time, to name the one at fault."""
+
+    def __init__(self, streams: Sequence[str]) -> None:
+        self._streams = streams
+        self._asked: dict[int, Sequence[str]] = {}
+        self._missing = dict.fromkeys(streams)
+        self._next_id = 1
+
+    def opened(self) -> Sequence[bytes]:
+        size = _STREAMS_PER_MESSAGE
+        return [self._subscribe(self._streams[at : at + size]) for at in range(0, len(self._streams), size)]
+
+    def received(self, frame: bytes) -> Reply | None:
+        if frame.startswith(b'{"stream":"') and frame[11:12] != b"!":
+            return None
+        if b'"serverShutdown"' in frame:
+            return Reply(successor=True)
+        try:
+            ack = _ACK.decode(frame)
+        except UNREADABLE:
+            return Reply()
+        streams = self._asked.pop(ack.id, None) if isinstance(ack.id, int) else None
+        refusal = {"code": ack.code, "msg": ack.msg} if ack.error is None and ack.code is not None else ack.error
+        if streams is None or refusal is None:
+            for stream in streams or ():
+                self._missing.pop(stream, None)
+            return Reply()
+        if len(streams) > 1:
+            return Reply(send=[self._subscribe([stream]) for stream in streams])
+        message = f"binance refused {streams[0]}: {refusal.get('msg')} (code {refusal.get('code')}). Check its name; the others go on."
+        return Reply(trouble=Trouble(message, "warn"))
+
+    def channel(self, frame: bytes) -> bytes | None:
+        if not frame.startswith(b'{"stream":"') or frame[11:12] == b"!":
+            return None
+        end = frame.find(b'"', 11)
+        return frame[frame.find(b"@", 11, end) + 1 : end]
+
+    def missing(self) -> Sequence[str]:
+        return list(self._missing)
+
+    def _subscribe(self, streams: Sequence[str]) -> bytes:
+        number = self._next_id
+        self._next_id += 1
+        self._asked[number] = streams
+        return msgspec.json.encode({"method": "SUBSCRIBE", "params": list(streams), "id": number})
+
+
+def content(frame: bytes) -> bytes | None:
+    """An event's frame without the time at which it was sent (`E`), which every connection may have its own of; None: no event."""
+    if not frame.startswith(b'{"stream":"') or frame[11:12] == b"!":
+        return None
+    at = frame.find(b',"E":')
+    end = frame.find(b",", at + 5)
+    return frame[:at] + frame[end:] if at > 0 and end > 0 else frame
+
+
+def subscription(feed: str, topic: str, names: Mapping[str, str] = NO_NAMES) -> tuple[str, str] | None:
+    """The channel and the canonical symbol of a topic (`btcusdt@trade`); None for one that has none."""
+    symbol, _, channel = topic.partition("@")
+    name = canonical(symbol.upper(), names)
+    return (channel, name) if channel in CHANNELS.get(feed, {}) and name is not None else None
+
+
+def plans(settings: FeedSettings) -> list[Plan]:
+    """A connection for each 1,024 streams."""
+    streams = [f"{symbol.lower()}@{channel}" for symbol in settings.symbols for channel in settings.channels]
+    url = settings.url or STREAM_URL
+    options = settings.options if isinstance(settings.options, Options) else Options()
+    rest = settings.rest_url or (rest_of(settings.url) if settings.url else REST_URL)
+    found = []
+    for at in range(0, len(streams), _STREAMS_PER_CONNECTION):
+        some = streams[at : at + _STREAMS_PER_CONNECTION]
+        found.append(
+            Plan(
+                provider="binance",
+                feed=settings.feed,
+                name=f"binance-{settings.feed}-{at // _STREAMS_PER_CONNECTION}",
+                url=f"{url}/stream" + ("?timeUnit=MICROSECOND" if options.time_unit == "us" else ""),
+                topics=some,
+                session=partial(BinanceSession, some),
+                pace_s=_PACE_S,
+                rotate_after_s=settings.rotate_after_s or _ROTATE_AFTER_S,
+                content=content,
+                refusal=_refusal,
+                check=Check(f"{rest}/api/v3/exchangeInfo", partial(_symbol_problems, settings.symbols), partial(_listed, settings.symbols))
+                if at == 0
+                else None,
+            )
+        )
+    return found
+
+
+class _Listed(msgspec.Struct):
+    symbol: str
+    baseAsset: str = ""  # noqa: N815 the wire's own name
+    quoteAsset: str = ""  # noqa: N815
+    status: str = ""
+
+
+class _ExchangeInfo(msgspec.Struct):
+    symbols: list[_Listed] = []
+
+
+def _symbol_problems(symbols: Sequence[str], body: bytes) -> list[str]:
+    """Which of the configured symbols the exchange does not list, or does not trade."""
+    listed = {entry.symbol: entry for entry in msgspec.json.decode(body, type=_ExchangeInfo).symbols}
+    found = []
+    for symbol in symbols:
+        entry = listed.get(symbol)
+        if entry is None:
+            near = difflib.get_close_matches(symbol, listed, n=1)
+            hint = f"; the nearest is {near[0]}" if near else ""
+            found.append(f"binance lists no symbol {symbol!r}{hint}: it will never send data")
+        elif entry.status not in ("", "TRADING"):
+            found.append(f"binance does not trade {symbol} now (status {entry.status})")
+    return found
+
+
+def _listed(symbols: Sequence[str], body: bytes) -> dict[str, str]:
+    """How the exchange splits the configured symbols."""
+    wanted = set(symbols)
+    listed = msgspec.json.decode(body, type=_ExchangeInfo).symbols
+    return {one.symbol: f"{one.baseAsset}/{one.quoteAsset}" for one in listed if one.symbol in wanted and one.baseAsset and one.quoteAsset}

@@ -1,0 +1,134 @@
+"""The session that asks Massive for its topics, and reads what is not market data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Final
+
+import msgspec
+
+from tapeline.providers.events import NO_NAMES, UNREADABLE
+from tapeline.providers.polygon.normalize import CHANNELS
+from tapeline.providers.session import FeedSettings, Plan, Reply, Trouble, gravest, us_name_problem, without
+from tapeline.secret import Secret
+
+STREAM_URL: Final = "wss://socket.massive.com"
+HISTORY_URL: Final = "https://api.massive.com"
+#: Of S3's protocol.
+FILES_URL: Final = "https://files.massive.com"
+FILES_BUCKET: Final = "flatfiles"
+#: Well under the megabyte that the provider's own clients allow a message.
+_TOPICS_PER_MESSAGE: Final = 500
+_COOL_DOWN_S: Final = 60.0
+
+
+class _StatusFrame(msgspec.Struct):
+    ev: str = ""
+    status: str = ""
+    message: str = ""
+
+
+_STATUSES: Final = msgspec.json.Decoder(list[_StatusFrame])
+
+
+def _compact(frame: bytes) -> bytes:
+    """The beginning of a frame without the spaces that JSON allows."""
+    return frame[:32].translate(None, b" \t\r\n")
+
+
+class PolygonSession:
+    """Greeting, auth, subscribe; each topic is acknowledged by name, an unknown one not at all."""
+
+    def __init__(self, key: Secret, topics: Sequence[str]) -> None:
+        self._key = key
+        self._topics = topics
+        self._missing = dict.fromkeys(topics)
+
+    def opened(self) -> Sequence[bytes]:
+        return ()
+
+    def received(self, frame: bytes) -> Reply | None:
+        if not _compact(frame).startswith(b'[{"ev":"status"'):
+            return None
+        try:
+            statuses = _STATUSES.decode(frame)
+        except UNREADABLE:
+            return Reply()
+        send: list[bytes] = []
+        troubles: list[Trouble | None] = []
+        for status in statuses:
+            if status.status == "connected":
+                send.append(msgspec.json.encode({"action": "auth", "params": self._key.reveal()}))
+            elif status.status == "auth_success":
+                send += self._subscribe()
+            elif status.status == "success":
+                self._missing.pop(status.message.removeprefix("subscribed to: "), None)
+            else:
+                troubles.append(self._trouble(status))
+        return Reply(send, gravest(trouble for trouble in troubles if trouble is not None))
+
+    def _subscribe(self) -> list[bytes]:
+        size = _TOPICS_PER_MESSAGE
+        groups = [self._topics[at : at + size] for at in range(0, len(self._topics), size)]
+        return [msgspec.json.encode({"action": "subscribe", "params": ",".join(some)}) for some in groups]
+
+    def _trouble(self, status: _StatusFrame) -> Trouble | None:
+        message = without(status.message.strip(), self._key).rstrip(".")
+        said = f"polygon says {status.status}{': ' if message else ''}{message}."
+        match status.status:
+            case "auth_failed":
+                return Trouble(f"{said} Check the key (TAPELINE_POLYGON_KEY) and that the plan includes websockets.", "stop")
+            case "max_connections":
+                return Trouble(f"{said} Another process holds this key's connection; end it.", "reconnect", _COOL_DOWN_S)
+            case "error" if "access real-time" in status.message:
+                return Trouble(f'{said} Set url = "wss://delayed.massive.com" for this provider.', "stop")
+            case "error":
+                return Trouble(f"{said} Topics outside the plan are refused; the others go on.", "warn")
+            case "auth_timeout" | "slow_consumer" | "force_disconnect":
+                return Trouble(said, "reconnect")
+        return None
+
+    def channel(self, frame: bytes) -> bytes | None:
+        head = _compact(frame)
+        if not head.startswith(b'[{"ev":"') or head.startswith(b'[{"ev":"status"'):
+            return None
+        return head[8 : head.find(b'"', 8)]
+
+    def missing(self) -> Sequence[str]:
+        return list(self._missing)
+
+
+def name_problem(feed: str, symbol: str, names: Mapping[str, str] = NO_NAMES) -> str:
+    """Why events of a canonical symbol would not be kept under that name; empty: they are."""
+    del names
+    return us_name_problem(feed, symbol)
+
+
+def symbol_of(feed: str, symbol: str, names: Mapping[str, str] = NO_NAMES) -> str:
+    """The canonical symbol, of itself or of the provider's own name for it (`BTC-USD`, `O:SPY251219C00650000`)."""
+    del names
+    return symbol.removeprefix("X:").replace("-", "/") if feed == "crypto" else symbol.removeprefix("O:")
+
+
+def subscription(feed: str, topic: str, names: Mapping[str, str] = NO_NAMES) -> tuple[str, str] | None:
+    """The channel and the canonical symbol of a topic (`T.AAPL`, `T.O:SPY251219C00650000`, `XT.BTC-USD`); None for one that has none."""
+    del names
+    channel, _, symbol = topic.partition(".")
+    return (channel, symbol_of(feed, symbol)) if channel in CHANNELS.get(feed, {}) and symbol else None
+
+
+def plans(settings: FeedSettings) -> list[Plan]:
+    """One connection: an account has one for each market."""
+    topics = [f"{channel}.{symbol}" for channel in settings.channels for symbol in settings.symbols]
+    return [
+        Plan(
+            provider="polygon",
+            feed=settings.feed,
+            name=f"polygon-{settings.feed}",
+            url=f"{settings.url or STREAM_URL}/{settings.feed}",
+            topics=topics,
+            session=partial(PolygonSession, settings.key, topics),
+            rotate_after_s=settings.rotate_after_s,
+        )
+    ]
