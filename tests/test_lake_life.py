@@ -264,7 +264,7 @@ import os, signal, sys
 from datetime import date
 from pathlib import Path
 from tapeline.stores.lake import files as lake_files
-from tapeline.stores import {module}
+from tapeline.stores.lake import {module}
 root, left = Path(sys.argv[1]), int(sys.argv[2])
 {before}
 def passed(frame, event, argument):
@@ -294,7 +294,7 @@ def test_killed_at_any_point_a_prune_is_as_if_it_never_ran_or_is_finished_by_the
     of_day = sum(file.stat().st_size for file in (tmp_path / "counted").glob(f"*/date={DAYS[3]}/*"))
     # What is left of the day that goes, once its ticks are gone, would no longer be too much.
     keep = Keep(gigabytes=(3 * of_day + 1_000) / 1e9)
-    prunes = ("lake_retention", "", f"lake_retention.prune(root, lake_retention.{keep}, date(2024, 3, 18))")
+    prunes = ("retention", "", f"retention.prune(root, retention.{keep}, date(2024, 3, 18))")
     points = int(dying_after(tmp_path / "counted", 1_000_000, *prunes).stdout)
     assert days(tmp_path / "counted") == days(tmp_path / "counted", REJECTED_TOPIC) == DAYS[1:]
     fill(tmp_path / "filled")
@@ -740,11 +740,11 @@ def test_where_the_raw_records_are_gone_it_says_so_and_gives_up_only_what_it_is_
 def test_a_repair_that_is_killed_anywhere_changed_nothing_or_is_done(pipeline: Pipeline) -> None:
     root = pipeline.root
     made = (
-        "lake_repairing",
+        "repairing",
         "from tapeline.config import load; from tapeline.app.streams import open_stream; from tapeline.jobs.rebuild import RawRecords\n"
         "from tapeline.providers.registry import DECODERS, identity\n"
         "stream = open_stream(load(root.parent / 'tapeline.toml', {}), {})",
-        "list(lake_repairing.repair(root, identity, RawRecords(stream, DECODERS), lambda *_: None))",
+        "list(repairing.repair(root, identity, RawRecords(stream, DECODERS), lambda *_: None))",
     )
     before = logged(root)
     truncated(files(root)[0])
