@@ -1,0 +1,101 @@
+"""The session that asks Meridian for its channels: `key;...`, then a line `want;channel;symbol` for each, each answered `ok` or `no`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Final, Literal
+
+import msgspec
+
+from tapeline.providers.events import NO_NAMES
+from tapeline.providers.session import FeedSettings, Plan, Reply, Trouble, refusal
+from tapeline.secret import Secret
+from tapeline_meridian.normalize import CHANNELS
+from tapeline_meridian.wire import canonical
+
+STREAM_URL: Final = "wss://stream.meridian.example"
+HISTORY_URL: Final = "https://history.meridian.example"
+#: Meridian answers so while it counts its bars at night.
+_COUNTING: Final = 418
+
+
+class Options(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """What can be set for Meridian."""
+
+    book: Literal["best", "all"] = "best"  # every change of the best price, or of anything
+
+
+class MeridianSession:
+    """No socket and no clock: frames in, lines to send out."""
+
+    def __init__(self, key: Secret, topics: Sequence[str], book: str) -> None:
+        self._key, self._topics, self._book = key, topics, book
+        self._missing = dict.fromkeys(topics)
+
+    def opened(self) -> Sequence[bytes]:
+        wants = [f"want;{topic}" for topic in self._topics]
+        return [f"key;{self._key.reveal()};{self._book}".encode(), "\n".join(wants).encode()]
+
+    def received(self, frame: bytes) -> Reply | None:
+        if frame.startswith((b"deal;", b"book;")):
+            return None
+        for line in frame.decode(errors="replace").splitlines():
+            word, _, rest = line.partition(";")
+            if word == "ok":
+                self._missing.pop(rest, None)
+            elif word == "no":
+                return Reply(trouble=Trouble(f"meridian says no to {rest}. Check its name; the others go on.", "warn"))
+            elif word == "locked":
+                return Reply(trouble=Trouble("meridian does not know the key. Check it.", "stop"))
+        return Reply()
+
+    def channel(self, frame: bytes) -> bytes | None:
+        return frame[:4] if frame.startswith((b"deal;", b"book;")) else None
+
+    def missing(self) -> Sequence[str]:
+        return list(self._missing)
+
+
+def plans(settings: FeedSettings) -> list[Plan]:
+    """One connection for everything."""
+    options = settings.options if isinstance(settings.options, Options) else Options()
+    topics = [f"{channel};{symbol}" for channel in settings.channels for symbol in settings.symbols]
+    return [
+        Plan(
+            provider="meridian",
+            feed=settings.feed,
+            name=f"meridian-{settings.feed}",
+            url=f"{settings.url or STREAM_URL}/metals",
+            topics=topics,
+            session=partial(MeridianSession, settings.key, topics, options.book),
+            rotate_after_s=settings.rotate_after_s,
+            refusal=_refusal,
+        )
+    ]
+
+
+def _refusal(status: int, words: str, worked: bool) -> Trouble:
+    if status == _COUNTING:
+        return Trouble(f"answered HTTP {status}: it counts its bars. It is tried again.", "reconnect")
+    return refusal(status, words, worked)
+
+
+def subscription(feed: str, topic: str, names: Mapping[str, str] = NO_NAMES) -> tuple[str, str] | None:
+    """The channel and the canonical symbol of a topic (`deal;XAU-CHF`)."""
+    del names
+    channel, _, symbol = topic.partition(";")
+    return (channel, canonical(symbol)) if channel in CHANNELS.get(feed, {}) and symbol else None
+
+
+def symbol_of(feed: str, symbol: str, names: Mapping[str, str] = NO_NAMES) -> str | None:
+    """The canonical symbol, of itself or of Meridian's own name for it (`XAU-CHF`)."""
+    del feed, names
+    metal, _, currency = canonical(symbol).partition("/")
+    return f"{metal}/{currency}" if metal and currency else None
+
+
+def name_problem(feed: str, symbol: str, names: Mapping[str, str] = NO_NAMES) -> str:
+    """Why no event is kept under a canonical symbol; empty: they are."""
+    del feed, names
+    return "" if symbol.count("/") == 1 and symbol.isupper() else "a metal is written such as XAU/CHF"

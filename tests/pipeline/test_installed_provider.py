@@ -1,0 +1,159 @@
+"""A provider that another package brings: installed, found, shown, and run through everything that Tapeline does."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.request import Request, urlopen
+
+import pytest
+
+from waiting import PATIENCE_S, until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+PACKAGE = Path(__file__).parents[2] / "examples" / "meridian"
+KEY = "gold"
+READER = """
+import json, sys, tapeline
+ticks = tapeline.ticks(*sys.argv[1:4], provider="meridian", kind="trade")
+columns = ("ts_ns", "sequence", "last", "volume", "side")
+print(json.dumps([[row[name] for name in columns] for row in ticks.arrow().to_pylist()]))
+"""
+
+
+class Installed:
+    """An environment with the package, in which commands run."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        site = folder / "site"
+        uv = Path(sys.executable).with_name("uv")
+        command = [str(uv), "pip", "install", "--quiet", "--offline", "--no-deps", "--no-build-isolation", "--python", sys.executable]
+        subprocess.run([*command, "--target", str(site), str(PACKAGE)], check=True)
+        self.environment = {**os.environ, "PYTHONPATH": str(site), "TAPELINE_MERIDIAN_KEY": KEY}
+
+    def ask(self, *command: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-u", *command],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=self._folder,
+            env=self.environment,
+            timeout=PATIENCE_S,
+        )
+
+    def tapeline(self, *command: str) -> subprocess.CompletedProcess[str]:
+        return self.ask("-m", "tapeline", *command)
+
+    @contextmanager
+    def started(self, *command: str) -> Iterator[subprocess.Popen[str]]:
+        with (self._folder / f"{command[1]}.log").open("w") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-u", *command], stdout=subprocess.PIPE, stderr=log, text=True, cwd=self._folder, env=self.environment
+            )
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.kill()
+            process.communicate()
+
+
+@pytest.fixture
+def installed(tmp_path: Path) -> Installed:
+    return Installed(tmp_path)
+
+
+@pytest.fixture
+def market(installed: Installed, tmp_path: Path) -> Iterator[Mapping[str, str]]:
+    with installed.started("-m", "tapeline_meridian.simulator", "--rate", "100", "--lose", "20") as process:
+        assert process.stdout is not None
+        addresses: dict[str, str] = json.loads(process.stdout.readline())
+        (tmp_path / "tapeline.toml").write_text(
+            f'data_dir = "{tmp_path / "data"}"\n'
+            '[[providers]]\nname = "meridian"\nsymbols = ["XAU-CHF", "XPT-JPY"]\nchannels = ["deal", "book"]\noptions = { book = "all" }\n'
+            f'url = "{addresses["url"]}"\nrest_url = "{addresses["rest_url"]}"\n[[stores]]\nflush_seconds = 0.3\n'
+        )
+        yield addresses
+
+
+def history(addresses: Mapping[str, str], symbol: str) -> list[list[Any]]:
+    """Every deal, as the exchange itself tells of it."""
+    found: list[list[Any]] = []
+    while True:
+        number, digits = len(found) + 1, ""
+        while number:
+            number, digit = divmod(number, 36)
+            digits = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"[digit] + digits
+        asked = f"{addresses['rest_url']}/deals?symbol={symbol}&from={digits}"
+        with urlopen(Request(asked, headers={"X-Meridian-Key": KEY})) as answer:
+            lines = answer.read().decode().splitlines()
+        if not lines:
+            return found
+        for line in lines:
+            _, _, at, sequence, price, size, side = line.split(";")
+            ts_ns = 946_684_800 * 10**9 + int(at.replace(".", "")) * 1000
+            found.append([ts_ns, int(sequence, 36), float(price), float(size), {"S": "sell", "B": "buy"}[side]])
+
+
+def test_a_provider_of_another_package_goes_the_whole_way(installed: Installed, market: Mapping[str, str], tmp_path: Path) -> None:
+    checked = installed.tapeline("check")
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    assert "ok   meridian-metals" in checked.stdout
+    assert "meridian" in installed.tapeline("backfill", "--help").stdout
+    wrong = installed.tapeline("backfill", "--provider", "meridiam", "--start", "2026-01-05")
+    assert "alpaca, binance, meridian, polygon" in wrong.stderr
+
+    time.sleep(1.0)  # some deals before anybody listens
+    day = f"{datetime.now(UTC):%Y-%m-%d}"
+    counting = "SELECT count(*) FROM ticks WHERE channel = 'deal'"
+
+    def rows(query: str) -> list[dict[str, Any]]:
+        done = installed.tapeline("sql", query, "--format", "json")
+        return [json.loads(line) for line in done.stdout.splitlines()] if done.returncode == 0 else []
+
+    def complete() -> subprocess.CompletedProcess[str]:
+        return installed.tapeline("complete", "XAU/CHF", day, "--channel", "deal")
+
+    with installed.started("-m", "tapeline", "run") as run:
+        until(lambda: rows(counting + " HAVING count(*) > 200"), "deals are in the lake")
+        assert complete().returncode == 1, "what came before is not there yet"
+        now = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
+        fetched = installed.tapeline("backfill", "--channels", "trades", "--start", f"{day}T00:00:00Z", "--end", now)
+        assert fetched.returncode == 0, fetched.stdout + fetched.stderr
+        until(lambda: complete().returncode == 0, "the day is complete up to now: backfilled, recorded, and repaired")
+        run.send_signal(signal.SIGTERM)
+        run.communicate(timeout=PATIENCE_S)
+        assert run.returncode == 0, (tmp_path / "tapeline.log").read_text()
+    end = time.time_ns()
+    read = installed.ask("-c", READER, "XAU/CHF", "2026-01-01", str(end))
+    assert read.returncode == 0, read.stderr
+    found = json.loads(read.stdout)
+    assert len(found) > 200
+    assert found == history(market, "XAU-CHF")[: len(found)], "each deal once, in order, with its values"
+    kept = rows("SELECT channel, count(*) AS n, count(DISTINCT sequence) AS numbers FROM ticks GROUP BY channel ORDER BY channel")
+    assert [one["channel"] for one in kept] == ["book", "deal"]
+    assert all(one["n"] >= one["numbers"] > 200 for one in kept)
+    status = json.loads(installed.tapeline("status", "--format", "json").stdout)
+    assert all(entry["balanced"] for entry in status["equations"])
+    assert status["providers"]["meridian"]["rejected"] == 0
+    assert KEY not in (tmp_path / "tapeline.log").read_text()
+
+
+def test_an_option_that_the_provider_does_not_have_is_named(installed: Installed, market: Mapping[str, str], tmp_path: Path) -> None:
+    config = tmp_path / "tapeline.toml"
+    config.write_text(config.read_text().replace('book = "all"', 'bock = "all"'))
+    refused = installed.tapeline("check")
+    assert refused.returncode == 78
+    assert "options of meridian: unknown key 'bock'. Did you mean 'book'?" in " ".join(refused.stderr.split())
