@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from tapeline.errors import DiskTrouble, NewerData
 from tapeline.ledger import Ledger, read_intervals
-from tapeline.ledger.absorbing import absorb
+from tapeline.ledger.absorbing import absorb, forget
 from tapeline.ledger.answers import Answer, answer
 from tapeline.ledger.facts import ONGOING, Facts, Interval, Key, Run, window_of
 from tapeline.ledger.intervals import COVERED, intervals
@@ -105,6 +105,29 @@ def brief(facts: Facts, key: Key) -> list[tuple[float, float, str]]:
         return float("inf") if at_ns == ONGOING else round((at_ns - ns(0)) / NS_PER_S, 3)
 
     return [(seconds(one.start_ns), seconds(one.end_ns), one.state) for one in intervals(facts, key)]
+
+
+# What the stream lost
+
+
+@pytest.mark.parametrize(
+    ("kept", "lost", "gap"),
+    [
+        ([], [*opened(0), quote(1), quote(2)], (0.0, 5.0)),  # all of it, from the opening on
+        (opened(0)[:1], [], (0.0, 5.0)),  # what came after the opening was never read
+        (opened(0), [quote(1), quote(2)], (0.1, 5.0)),
+        ([*opened(0), quote(1)], [quote(2)], (1.0, 5.0)),
+    ],
+)
+def test_what_the_stream_lost_before_a_store_had_it_is_a_gap(kept: list[Record], lost: list[Record], gap: tuple[float, float]) -> None:
+    facts = known(kept)
+    if lost:
+        gone = chunk(lost, len(kept))
+        absorb(facts, gone, normalize(gone, DECODERS), taken=False)
+    forget(facts, [0])
+    after = chunk([quote(5), quote(6)], 1_000)
+    absorb(facts, after, normalize(after, DECODERS))
+    assert [(start, end) for start, end, state in brief(facts, QUOTES) if state == "open" and end != float("inf")] == [gap]
 
 
 # Numbers without a hole

@@ -227,12 +227,15 @@ def _heard(key: Key, life: Life) -> Iterator[Span]:
     if not starts:
         return
     start_ns = min(starts)
+    forgotten = [*life.forgotten, (life.forgotten_since_ns, ONGOING)] if life.forgotten_since_ns else life.forgotten
+    for hole_from, hole_to in forgotten:
+        if hole_from <= start_ns <= hole_to + 1:
+            start_ns = hole_from  # what was lost may be of this key: it is a gap, not a time of which nothing is known
     end_ns, ended = end_of(key, life)
     if (late_ns := life.last_age_ns - (life.least_age_ns or 0)) > _LATE_NS:
         # We read behind: what lay between went down with the connection.
         end_ns, ended = max(start_ns, end_ns - late_ns), f"{ended}; what came last was {late_ns / NS_PER_S:,.1f} s late"
     holes = [(*span, "received, and could not be kept: stream and spool were full") for span in life.refused]
-    forgotten = [*life.forgotten, (life.forgotten_since_ns, ONGOING)] if life.forgotten_since_ns else life.forgotten
     holes += [(*span, "received, and lost by the stream before every store had it") for span in forgotten]
     holes += [(*span, "the clock leapt ahead: of this time nothing is known") for span in life.leapt]
     for hole_from, hole_to, why in sorted(holes):
