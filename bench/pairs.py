@@ -10,7 +10,7 @@ from dataclasses import replace
 import pyarrow as pa
 
 from bench.machine import CAPTURES, recorded_frames, table
-from tapeline.net.websocket import Recorder
+from tapeline.net.listener import Recorder
 from tapeline.providers.normalizing import normalize
 from tapeline.providers.registry import DECODERS, PROVIDERS
 from tapeline.providers.session import FeedSettings, Plan

@@ -41,7 +41,7 @@ CONCRETE: Final = {
 WHO_KNOWS_CONCRETE: Final = {"tapeline.app", "tapeline.cli.lake", "tapeline.reading"}
 #: Library to who may import it, simulators aside; of a package, all its modules.
 OWNERS: Final = {
-    "picows": {"tapeline.net.websocket"},
+    "picows": {"tapeline.net.listener", "tapeline.net.websocket"},
     "urllib": {"tapeline.net.http"},
     "http": {"tapeline.net.http"},
     "pyarrow.fs": {"tapeline.net.s3"},

@@ -20,9 +20,11 @@ import pytest
 from peer import BINARY, CLOSE, PING, TEXT, Peer, frame, serving
 from tapeline.errors import Unavailable
 from tapeline.local.clock import Leap
-from tapeline.net import websocket as net
+from tapeline.net.listener import Limits
+from tapeline.net.pace import Pace
 from tapeline.net.rate_limit import Quota
-from tapeline.net.websocket import Limits, Line, Pace, Silence
+from tapeline.net.staleness import Silence
+from tapeline.net.websocket import Line, reach
 from tapeline.providers.registry import PROVIDERS
 from tapeline.providers.session import FeedSettings, Plan, Reply, Trouble
 from tapeline.records import NS_PER_S, RawKind
@@ -1179,8 +1181,8 @@ def test_two_hundred_streams_are_asked_of_binance_without_offending_it() -> None
 def test_a_venue_in_reach_is_reached_and_one_out_of_reach_is_unavailable() -> None:
     async def test() -> None:
         async with venue("polygon") as (url, _):
-            assert await net.reach(venue_plan("polygon", url), None) < 5
+            assert await reach(venue_plan("polygon", url), None) < 5
         with pytest.raises(Unavailable, match="cannot be reached"):
-            await net.reach(venue_plan("polygon", url), None)
+            await reach(venue_plan("polygon", url), None)
 
     run(test())

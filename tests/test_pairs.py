@@ -24,7 +24,9 @@ from tapeline.errors import ConfigError
 from tapeline.ledger.absorbing import absorb
 from tapeline.ledger.facts import ONGOING, Facts, Key
 from tapeline.ledger.intervals import COVERED, intervals
-from tapeline.net.websocket import Line, Pace, Silence
+from tapeline.net.pace import Pace
+from tapeline.net.staleness import Silence
+from tapeline.net.websocket import Line
 from tapeline.providers.binance.session import content
 from tapeline.providers.normalizing import normalize
 from tapeline.providers.registry import DECODERS, PROVIDERS

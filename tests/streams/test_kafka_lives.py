@@ -19,7 +19,7 @@ from tapeline.records import RAW_TOPIC, TICKS_TOPIC, TOPICS
 from tapeline.streams import PartitionLost
 from tapeline.streams.kafka.cluster import Cluster
 from tapeline.streams.kafka.messages import Stretch
-from tapeline.streams.kafka.numbering import StretchRow, number_of, stretches_of
+from tapeline.streams.kafka.stretches import StretchRow, number_of, stretches_of
 from tapeline.streams.lives import crossed
 from waiting import PATIENCE_S, until
 

@@ -16,8 +16,12 @@ from random import Random
 from tapeline.app.feeds import feed_of
 from tapeline.config import Config, ProviderConfig, options_of, secret
 from tapeline.errors import Busy, ConfigError, TapelineError, Unavailable
-from tapeline.net import websocket as net
+from tapeline.net.listener import Recorder
+from tapeline.net.pace import Pace
 from tapeline.net.rate_limit import Quota
+from tapeline.net.staleness import Silence
+from tapeline.net.tls import tls_context
+from tapeline.net.websocket import DIALS_A_MINUTE, CheckRequest, Line
 from tapeline.providers.provider import Provider
 from tapeline.providers.registry import CHANNELS, PROVIDERS
 from tapeline.providers.session import FeedSettings, Plan
@@ -158,7 +162,7 @@ def plan_partitions(planned: Sequence[tuple[ProviderConfig, Plan]], number: int)
     return {plan.name: turns[plan.pair or plan.name] % number for _, plan in planned}
 
 
-def arbitrations(planned: Sequence[tuple[ProviderConfig, Plan]], recorder: net.Recorder, refused: Callable[[], int]) -> dict[str, Pair]:
+def arbitrations(planned: Sequence[tuple[ProviderConfig, Plan]], recorder: Recorder, refused: Callable[[], int]) -> dict[str, Pair]:
     """The recorder of each pair of lines, by the pair's name. `refused`: as in `Pair`."""
     names = dict.fromkeys(plan.pair for _, plan in planned if plan.pair)
     return {name: Pair(recorder, [plan for _, plan in planned if plan.pair == name], refused) for name in names}
@@ -166,38 +170,36 @@ def arbitrations(planned: Sequence[tuple[ProviderConfig, Plan]], recorder: net.R
 
 def feed_connections(
     planned: Sequence[tuple[ProviderConfig, Plan]],
-    recorder: net.Recorder,
+    recorder: Recorder,
     pairs: Mapping[str, Pair],
     clock: Callable[[], int],
     random: Random,
     root: Path | None = None,
-) -> list[net.Line]:
+) -> list[Line]:
     """A line for each plan, not dialed yet. `pairs`: the recorders of those that are two for the same. `root`: processes
     that have it in common share what one of them was told to wait; without it the lines of this one do."""
-    paces: dict[str, net.Pace] = {}
+    paces: dict[str, Pace] = {}
 
     def dials(place: str) -> Quota:
         digest = hashlib.sha256(place.encode()).hexdigest()[:16]
-        return Quota(net.DIALS_A_MINUTE, root / "quotas" / f"dials-{digest}.json" if root is not None else None)
+        return Quota(DIALS_A_MINUTE, root / "quotas" / f"dials-{digest}.json" if root is not None else None)
 
     return [
-        net.Line(
+        Line(
             plan,
             pairs.get(plan.pair, recorder),
             clock,
             random,
-            paces.setdefault(provider.name, net.Pace(shared=dials)),
-            net.Silence(provider.mute_after),
-            net.tls_context(provider.ca_file),
+            paces.setdefault(provider.name, Pace(shared=dials)),
+            Silence(provider.mute_after),
+            tls_context(provider.ca_file),
         )
         for provider, plan in planned
     ]
 
 
-def connection_checks(planned: Sequence[tuple[ProviderConfig, Plan]]) -> dict[str, net.CheckRequest]:
-    return {
-        plan.name: net.CheckRequest(plan.check, net.tls_context(provider.ca_file)) for provider, plan in planned if plan.check is not None
-    }
+def connection_checks(planned: Sequence[tuple[ProviderConfig, Plan]]) -> dict[str, CheckRequest]:
+    return {plan.name: CheckRequest(plan.check, tls_context(provider.ca_file)) for provider, plan in planned if plan.check is not None}
 
 
 async def leases_in_time(

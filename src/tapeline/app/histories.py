@@ -14,9 +14,9 @@ from tapeline.config import Config, ProviderConfig, files_secrets, secret
 from tapeline.jobs.backfill import fetching
 from tapeline.jobs.backfill.archive import Archive
 from tapeline.jobs.backfill.day_files import DayFiles
-from tapeline.net import websocket as net
 from tapeline.net.http import Rest
 from tapeline.net.rate_limit import Quota
+from tapeline.net.tls import tls_context
 from tapeline.providers.history import History
 from tapeline.providers.registry import ARCHIVES, HISTORIES, PROVIDERS
 from tapeline.providers.session import rest_of
@@ -94,7 +94,7 @@ def _client(
     url = url.rstrip("/")
     digest = hashlib.sha256(" ".join((url, *headers.values())).encode()).hexdigest()[:16]
     quota = Quota(history.weight_a_minute, config.root / "quotas" / f"{some.name}-{digest}.json")
-    return Rest(url, net.tls_context(some.ca_file), random, quota, headers=headers, passing=PROVIDERS[some.name].passing, sleep=sleep)
+    return Rest(url, tls_context(some.ca_file), random, quota, headers=headers, passing=PROVIDERS[some.name].passing, sleep=sleep)
 
 
 def _stand_in(some: ProviderConfig) -> str:

@@ -16,7 +16,8 @@ from tapeline.app.streams import open_stream
 from tapeline.config import Config
 from tapeline.errors import DiskTrouble, TapelineError, Unavailable
 from tapeline.net import http as rest
-from tapeline.net import websocket as net
+from tapeline.net.tls import tls_context
+from tapeline.net.websocket import reach
 from tapeline.records import NORMALIZED_TOPICS, RAW_TOPIC
 
 _LITTLE_DISK_BYTES: Final = 2 * 1024**3
@@ -60,9 +61,9 @@ def checkup(config: Config, environ: Mapping[str, str]) -> Iterator[Result]:
         yield Result("providers", str(error), error.exit_status)
         return
     for provider, plan in planned:
-        tls = net.tls_context(provider.ca_file)
+        tls = tls_context(provider.ca_file)
         try:
-            seconds = asyncio.run(net.reach(plan, tls))
+            seconds = asyncio.run(reach(plan, tls))
             yield Result(f"{plan.name} {plan.url}", f"reachable in {seconds * 1000:.0f} ms, {len(plan.topics)} topics")
         except Unavailable as error:
             yield Result(f"{plan.name} {plan.url}", str(error), error.exit_status)

@@ -20,8 +20,7 @@ from typing import BinaryIO, Final, TypeVar
 
 from tapeline.errors import Barred, DiskTrouble, Refused, Unavailable
 from tapeline.local.threads import beside
-from tapeline.net.rate_limit import Quota
-from tapeline.net.websocket import LONGEST_BAN_S, TOO_FAST, TOO_FAST_S
+from tapeline.net.rate_limit import LONGEST_BAN_S, TOO_FAST, TOO_FAST_S, Quota
 from tapeline.providers.session import without
 from tapeline.retry.backoff import backoff
 from tapeline.secret import Secret

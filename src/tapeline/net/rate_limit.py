@@ -15,6 +15,11 @@ import msgspec
 
 from tapeline.errors import DiskTrouble
 
+#: Attempts that came too fast (HTTP 429, 418) are repeated no sooner than this, later where Retry-After says so.
+TOO_FAST_S: Final = 30.0
+TOO_FAST: Final = frozenset({418, 429})
+#: No provider bans an address for longer (Binance: three days): what says so is a mistake.
+LONGEST_BAN_S: Final = 4 * 86_400.0
 _MINUTE_S: Final = 60.0
 _MOST_BYTES: Final = 4096
 

@@ -9,308 +9,40 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from random import Random
-from typing import Any, Final, Protocol
+from typing import Final
 from urllib.parse import urlsplit
 
 import msgspec
 from picows import (
-    WSCloseCode,
     WSError,
-    WSFrame,
     WSInvalidStatusError,
     WSInvalidURL,
     WSListener,
     WSMsgType,
-    WSTransport,
     ws_connect,
 )
 
 from tapeline.errors import DiskTrouble, Unavailable
 from tapeline.local.clock import Leap
-from tapeline.net.rate_limit import Quota
-from tapeline.providers.session import Check, Plan, Session, Trouble
-from tapeline.records import NS_PER_S, RawKind
-from tapeline.retry.backoff import backoff
+from tapeline.net.listener import USUAL_LIMITS, Limits, LineState, Listener, Recorder
+from tapeline.net.pace import Pace
+from tapeline.net.rate_limit import LONGEST_BAN_S, TOO_FAST
+from tapeline.net.staleness import Silence
+from tapeline.providers.session import Check, Plan
+from tapeline.records import NS_PER_S
 
 log = logging.getLogger(__name__)
 
-#: A message comes in at most so many parts.
-_MOST_PARTS: Final = 65_536
 #: So much may wait for a peer to read it: pongs, and what is asked of it.
 _MOST_UNSENT_BYTES: Final = 4 * 1024 * 1024
 _HANDSHAKE_TIMEOUT_S: Final = 10.0
-#: Attempts that came too fast (HTTP 429, 418) are repeated no sooner than this, later where Retry-After says so.
-TOO_FAST_S: Final = 30.0
-TOO_FAST: Final = frozenset({418, 429})
 #: Binance takes 300 connections in five minutes from one address (PROVIDERS); the others say nothing of it.
 DIALS_A_MINUTE: Final = 60
-#: No provider bans an address for longer (Binance: three days): what says so is a mistake.
-LONGEST_BAN_S: Final = 4 * 86_400.0
 #: Bytes of a refusal's text that are shown.
 _LONGEST_WORDS: Final = 300
-
-
-class Recorder(Protocol):
-    """Takes raw records; durable soon after. `full` says that no more can be taken for now: stop reading."""
-
-    def record(self, plan: Plan, connection: str, kind: RawKind, received_ns: int, payload: bytes) -> None: ...
-
-    def on_pause(self, pause: Callable[[bool], None]) -> None:
-        """Register a callback that is told to stop (True) and to go on (False) reading."""
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How long a line waits for what, in seconds, and how much it takes in one piece."""
-
-    #: How often an open connection is looked after: silence, replacement, stop.
-    look_every_s: float = 0.25
-    #: Silence on the wire for this long is met with a ping, and as long again without an answer with a close.
-    ping_after_s: float = 10.0
-    confirm_within_s: float = 10.0
-    #: The new connection of a rotation takes over once it has data, or after this long.
-    overlap_s: float = 15.0
-    #: A replacement that could not be dialed is tried again after this long, while the old connection lives.
-    replace_again_s: float = 5.0
-    too_fast_s: float = TOO_FAST_S
-    #: The waits between attempts begin with the first and double up to the second.
-    first_wait_s: float = 0.5
-    longest_wait_s: float = 60.0
-    #: Frames over this size end the connection, which the record of its close then says.
-    frame_bytes: int = 64 * 1024 * 1024
-
-    def waits(self, random: Random) -> Iterator[float]:
-        """Seconds to wait before each attempt."""
-        return backoff(random, self.first_wait_s, self.longest_wait_s)
-
-
-@dataclass(slots=True)
-class Silence:
-    """Learns how long each kind of data is usually silent, and tells when silence has lasted too long.
-
-    A kind is mute after `floor_s` or ten times its longest silence so far, whichever is longer, at most `cap_s`; a set limit replaces
-    that, and holds from the start of each connection. Each reconnect for silence of a kind that brought none of it doubles the wait
-    for that kind, so that a closed market is not dialed all night, nor a thin channel for the sake of a busy one.
-    """
-
-    limits: float | dict[str, float] = 0.0
-    floor_s: float = 15.0
-    cap_s: float = 3600.0
-    _last: dict[bytes, int] = field(default_factory=dict)
-    _longest: dict[bytes, int] = field(default_factory=dict)
-    _patience: dict[bytes, float] = field(default_factory=dict)
-
-    def begin(self, now_ns: int) -> None:
-        """A connection has opened: what was heard before does not count as silence."""
-        named = (name.encode() for name in self.limits) if isinstance(self.limits, dict) else ()
-        self._last = dict.fromkeys((b"", *named, *self._last), now_ns)
-
-    def heard(self, channel: bytes, now_ns: int) -> None:
-        before = self._last.get(channel)
-        self._last[channel] = self._last[b""] = now_ns
-        if before is not None and now_ns - before > self._longest.get(channel, 0):
-            self._longest[channel] = now_ns - before
-        if self._patience:
-            self._patience.pop(channel, None)
-            self._patience.pop(b"", None)
-
-    def doubt(self, channel: str) -> None:
-        """A reconnect for the sake of this kind of data is under way: wait twice as long for it the next time."""
-        name = channel.encode()
-        self._patience[name] = min(self._patience.get(name, 1.0) * 2, 256.0)
-
-    def mute(self, now_ns: int) -> tuple[str, float] | None:
-        """(kind of data, seconds of silence) where silence has lasted too long; "" is all data."""
-        for channel, last in self._last.items():
-            if channel not in self._longest and channel != b"" and not self._set_limit(channel):
-                continue  # heard once: nothing to learn from yet
-            silent_s = (now_ns - last) / NS_PER_S
-            if silent_s > self._limit(channel) * self._patience.get(channel, 1.0):
-                return channel.decode("utf-8", "replace"), silent_s
-        return None
-
-    def _set_limit(self, channel: bytes) -> float:
-        """What the configuration says; 0: nothing."""
-        if isinstance(self.limits, dict):
-            return self.limits.get(channel.decode("utf-8", "replace"), 0.0)
-        return self.limits
-
-    def _limit(self, channel: bytes) -> float:
-        if limit := self._set_limit(channel):
-            return limit
-        longest = max(self._longest.values(), default=0) if channel == b"" else self._longest.get(channel, 0)
-        return min(self.cap_s, max(self.floor_s, 10 * longest / NS_PER_S))
-
-
-@dataclass(slots=True)
-class LineState:
-    """What a line has been through, for the status page."""
-
-    connected: bool = False
-    connects: int = 0
-    frames: int = 0
-    last_data_ns: int = 0
-    trouble: str = ""
-    stopped: bool = False
-
-
-class _Listener(WSListener):
-    """One socket: frames go to the recorder first, then to the session."""
-
-    def __init__(self, line: Line, connection: str) -> None:
-        self.line = line
-        self.connection = connection
-        self.session: Session = line.plan.session()
-        self.transport: WSTransport | None = None
-        self.parts: list[bytes] = []
-        self.parts_size = 0
-        self.close_reason: dict[str, Any] = {}
-        self.trouble: Trouble | None = None
-        self.got_data = False
-        self.successor_asked = False
-        self.outbox: asyncio.Queue[bytes] = asyncio.Queue(maxsize=4096)
-
-    def on_ws_connected(self, transport: WSTransport) -> None:
-        """Before any frame is taken: a greeting may arrive together with the upgrade's answer."""
-        self.transport = transport
-        self.line.opened(self)
-
-    def send_user_specific_ping(self, transport: WSTransport) -> None:
-        if self.line.paused:  # its answer would not be read: do not wait for one
-            asyncio.get_running_loop().call_soon(transport.notify_user_specific_pong_received)
-        else:
-            transport.send_ping()
-
-    def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
-        now_ns = self.line.clock()
-        kind = frame.msg_type
-        if kind in (WSMsgType.TEXT, WSMsgType.BINARY) and frame.fin:
-            self.take(frame.get_payload_as_bytes(), now_ns)
-        elif kind in (WSMsgType.TEXT, WSMsgType.BINARY, WSMsgType.CONTINUATION):
-            self.parts.append(frame.get_payload_as_bytes())
-            self.parts_size += len(self.parts[-1])
-            if self.parts_size > self.line.limits.frame_bytes:
-                self.end({"by": "tapeline", "reason": f"a message of more than {self.line.limits.frame_bytes} bytes"})
-            elif len(self.parts) > _MOST_PARTS:
-                self.end({"by": "tapeline", "reason": f"a message of more than {_MOST_PARTS} parts"})
-            elif frame.fin:
-                whole, self.parts, self.parts_size = b"".join(self.parts), [], 0
-                self.take(whole, now_ns)
-        elif kind == WSMsgType.CLOSE:
-            if self.close_reason:  # the answer to our own
-                transport.disconnect()
-                return
-            code = frame.get_close_code()
-            text = (frame.get_close_message() or b"").decode("utf-8", "replace")
-            self.close_reason = {
-                "by": "provider",
-                "code": code.value if isinstance(code, WSCloseCode) else int(code),
-                "reason": text,
-            }
-            transport.send_close(code)
-            transport.disconnect()
-
-    def take(self, payload: bytes, now_ns: int) -> None:
-        line = self.line
-        line.recorder.record(line.plan, self.connection, "frame", now_ns, payload)
-        line.state.frames += 1
-        channel = self.session.channel(payload)
-        if channel is not None:
-            line.silence.heard(channel, now_ns)
-            line.state.last_data_ns = now_ns
-            if not self.got_data:
-                self.got_data = True
-                line.data_flows()
-            return
-        reply = self.session.received(payload)
-        if reply is None:
-            return
-        for message in reply.send:
-            self.outbox.put_nowait(message)
-        if reply.successor:
-            self.successor_asked = True
-        if reply.trouble is not None:
-            self.handle(reply.trouble)
-
-    def handle(self, trouble: Trouble) -> None:
-        if trouble.action == "warn":
-            log.warning("%s: %s", self.line.plan.name, trouble.message)
-            self.line.state.trouble = trouble.message
-            return
-        self.trouble = trouble
-        self.end({"by": "tapeline", "reason": trouble.message})
-
-    def end(self, reason: dict[str, Any]) -> None:
-        if not self.close_reason:
-            self.close_reason = reason
-        if self.transport is not None:
-            self.transport.send_close()
-            self.transport.disconnect()
-
-    def finish(self, reason: dict[str, Any]) -> None:
-        """Ask for the end, and read on until the provider agrees: what it has sent before that is kept."""
-        if self.transport is not None and not self.line.paused:
-            self.close_reason = self.close_reason or reason
-            self.transport.send_close()
-        else:
-            self.end(reason)
-
-    @property
-    def unsent(self) -> int:
-        """Bytes that wait for the peer to read."""
-        return self.transport.underlying_transport.get_write_buffer_size() if self.transport is not None and not self.gone else 0
-
-    @property
-    def gone(self) -> bool:
-        return self.transport is None or self.transport.is_disconnected
-
-    def pause(self, pause: bool) -> None:
-        if self.transport is None or self.gone:
-            return
-        if pause:
-            self.transport.underlying_transport.pause_reading()
-            self.transport.notify_user_specific_pong_received()
-        else:
-            self.transport.underlying_transport.resume_reading()
-
-
-@dataclass(slots=True)
-class Pace:
-    """Keeps dials of one provider apart, however many lines it has, and heeds what any process of this address was told to wait."""
-
-    every_s: float = 1.1
-    #: What processes share of the dials to one place; none: each line goes by what it was told itself.
-    shared: Callable[[str], Quota] | None = None
-    _next: float = 0.0
-    _quotas: dict[str, Quota] = field(default_factory=dict)
-
-    async def wait(self, url: str, random: Random) -> None:
-        now = asyncio.get_running_loop().time()
-        at = max(now, self._next)
-        self._next = at + self.every_s
-        await asyncio.sleep(at - now)
-        quota = self._quota(url)
-        while quota is not None and (early_s := quota.take(1)) > 0:
-            why = "the provider has asked this address for a pause, or it has dialed often enough for a minute"
-            log.info("%s is not dialed for %.0f s: %s.", urlsplit(url).hostname, early_s, why)
-            await asyncio.sleep(early_s + random.uniform(0.0, self.every_s))  # so that all do not come at once
-
-    def told_to_wait(self, url: str, seconds: float) -> None:
-        """The other side wants nobody of this address for so long."""
-        quota = self._quota(url)
-        if quota is not None:
-            quota.pause(seconds)
-
-    def _quota(self, url: str) -> Quota | None:
-        if self.shared is None:
-            return None
-        place = url.partition("?")[0]  # one limit holds for an address, whatever is asked of it
-        if place not in self._quotas:
-            self._quotas[place] = self.shared(place)
-        return self._quotas[place]
 
 
 class Line:
@@ -325,7 +57,7 @@ class Line:
         pace: Pace,
         silence: Silence,
         tls: ssl.SSLContext | None = None,
-        limits: Limits = Limits(),
+        limits: Limits = USUAL_LIMITS,
     ) -> None:
         self.plan = plan
         self.recorder = recorder
@@ -339,7 +71,7 @@ class Line:
         self.paused = False
         self._waits = limits.waits(random)
         self._least_wait_s = 0.0
-        self._open: set[_Listener] = set()
+        self._open: set[Listener] = set()
         self._stopping = asyncio.Event()
 
     def data_flows(self) -> None:
@@ -367,7 +99,7 @@ class Line:
     async def keep(self) -> None:
         """Dial, and dial again, until stopped. Returns when stopped, by the user or for good by the provider."""
         self.recorder.on_pause(self._pause)
-        successor: asyncio.Task[_Listener | None] | None = None
+        successor: asyncio.Task[Listener | None] | None = None
         while not self._stopping.is_set():
             dialing = successor or asyncio.create_task(self._dial())
             listener = await self._unless_stopped(dialing)
@@ -384,7 +116,7 @@ class Line:
         for last in list(self._open):
             await self._close(last, "stopped")
 
-    async def _unless_stopped(self, dialing: asyncio.Task[_Listener | None]) -> _Listener | None:
+    async def _unless_stopped(self, dialing: asyncio.Task[Listener | None]) -> Listener | None:
         """The connection that is being dialed, once it is open; None where the line is stopped before."""
         stopping = asyncio.create_task(self._stopping.wait())
         await asyncio.wait({dialing, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -395,7 +127,7 @@ class Line:
             return None
         return dialing.result()
 
-    def _after(self, listener: _Listener) -> float:
+    def _after(self, listener: Listener) -> float:
         """Take note of why a connection ended; the least wait before the next."""
         trouble = listener.trouble
         if trouble is None:
@@ -414,11 +146,11 @@ class Line:
         except TimeoutError:
             return
 
-    async def _dial(self) -> _Listener | None:
+    async def _dial(self) -> Listener | None:
         await self._wait_for_turn()
         self._least_wait_s = 0.0
         now_ns = self.clock()
-        listener = _Listener(self, f"{self.plan.name}-{now_ns}")
+        listener = Listener(self, f"{self.plan.name}-{now_ns}")
         try:
             await ws_connect(
                 lambda: listener,
@@ -461,7 +193,7 @@ class Line:
         except DiskTrouble as error:
             log.warning("%s: %s Other processes of this address do not know that they are to wait.", self.plan.name, error)
 
-    def opened(self, listener: _Listener) -> None:
+    def opened(self, listener: Listener) -> None:
         """A socket is open: record it, and hand over what the session says first."""
         self.state.connects += 1
         self.state.connected = True
@@ -495,12 +227,12 @@ class Line:
             self._least_wait_s = trouble.wait_s
             log.warning("%s: %s", self.plan.name, self.state.trouble)
 
-    async def _live(self, listener: _Listener) -> asyncio.Task[_Listener | None] | None:
+    async def _live(self, listener: Listener) -> asyncio.Task[Listener | None] | None:
         """See a connection to its end. Returns the task that dials its successor, where it was replaced."""
         sender = asyncio.create_task(self._send(listener))
         confirmer = asyncio.create_task(self._confirm(listener))
         gone = asyncio.create_task(listener.transport.wait_disconnected()) if listener.transport is not None else None
-        successor: asyncio.Task[_Listener | None] | None = None
+        successor: asyncio.Task[Listener | None] | None = None
         replace_ns = self.clock() + int(self.plan.rotate_after_s * NS_PER_S) if self.plan.rotate_after_s else 0
         try:
             while gone is not None and not gone.done():
@@ -537,7 +269,7 @@ class Line:
                 gone.cancel()
         return successor
 
-    def _cut(self, listener: _Listener) -> None:
+    def _cut(self, listener: Listener) -> None:
         """Of a peer that asks and never reads, at once: a close would wait behind the answers."""
         reason = f"the peer reads nothing: {listener.unsent:,} bytes of answers to it wait"
         log.warning("%s: %s; dialing again.", self.plan.name, reason)
@@ -545,7 +277,7 @@ class Line:
         if listener.transport is not None:
             listener.transport.underlying_transport.abort()
 
-    def _give_up_on_silence(self, listener: _Listener, channel: str, silent_s: float) -> None:
+    def _give_up_on_silence(self, listener: Listener, channel: str, silent_s: float) -> None:
         self.silence.doubt(channel)
         what = f"channel {channel}" if channel else "data"
         reason = f"mute: no {what} for {silent_s:.1f} s on an open socket"
@@ -554,7 +286,7 @@ class Line:
         if not channel or self.clock() - self.state.last_data_ns > NS_PER_S:  # there may be nobody to agree to an end
             listener.end(listener.close_reason)
 
-    async def _replace(self, old: _Listener, old_gone: asyncio.Task[None]) -> _Listener | None:
+    async def _replace(self, old: Listener, old_gone: asyncio.Task[None]) -> Listener | None:
         """Open the next connection while the old one still delivers, and wait until the new one has data."""
         new = await self._dial()
         if new is None:
@@ -579,7 +311,7 @@ class Line:
             old.close_reason = {"by": "tapeline", "reason": f"replaced by {new.connection}"}
         return new
 
-    async def _send(self, listener: _Listener) -> None:
+    async def _send(self, listener: Listener) -> None:
         kind = WSMsgType.BINARY if self.plan.binary else WSMsgType.TEXT
         while True:
             message = await listener.outbox.get()
@@ -588,7 +320,7 @@ class Line:
             listener.transport.send(kind, message)
             await asyncio.sleep(self.plan.pace_s)
 
-    async def _confirm(self, listener: _Listener) -> None:
+    async def _confirm(self, listener: Listener) -> None:
         """Record what was asked for, and say what of it the provider never confirmed."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self.limits.confirm_within_s + self.plan.pace_s * len(self.plan.topics)
@@ -602,7 +334,7 @@ class Line:
             self.state.trouble = f"not confirmed by {self.plan.provider}: {shown}"
             log.warning("%s: %s. Check the names and the plan; the others go on.", self.plan.name, self.state.trouble)
 
-    async def _close(self, listener: _Listener, why: str) -> None:
+    async def _close(self, listener: Listener, why: str) -> None:
         """Close the socket if it is open, and record the close."""
         if listener not in self._open:
             return
@@ -626,14 +358,6 @@ def _words_of(error: WSInvalidStatusError) -> str:
         return f"a redirect to {parts.scheme}://{parts.hostname}, which was not asked: nothing goes there"
     body = bytes(getattr(error, "raw_body", None) or b"")[:_LONGEST_WORDS].decode("utf-8", "replace")
     return " ".join("".join(letter if letter.isprintable() else " " for letter in body).split())
-
-
-def tls_context(ca_file: str = "") -> ssl.SSLContext:
-    """The system's certificate authorities, and `ca_file` where given."""
-    context = ssl.create_default_context()
-    if ca_file:
-        context.load_verify_locations(ca_file)
-    return context
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
-from tapeline.net.websocket import Recorder
+from tapeline.net.listener import Recorder
 from tapeline.providers.session import Plan
 from tapeline.records import NS_PER_S, RawKind
 from tapeline.telemetry.status import Latencies

@@ -18,7 +18,7 @@ from tapeline import times
 from tapeline.errors import Refused, TapelineError, Unavailable
 from tapeline.local.clock import ClockWatch, Leap
 from tapeline.net import http as rest
-from tapeline.net import websocket as net
+from tapeline.net.websocket import CheckRequest, Line
 from tapeline.providers.events import UNREADABLE
 from tapeline.providers.session import Plan
 from tapeline.records import RAW, RawKind
@@ -178,9 +178,9 @@ class StreamRecorder:
 
 
 async def ingest(
-    lines: Sequence[net.Line],
+    lines: Sequence[Line],
     recorder: StreamRecorder,
-    checks: Mapping[str, net.CheckRequest],
+    checks: Mapping[str, CheckRequest],
     status: StatusFile,
     stop: asyncio.Event,
     leases: Sequence[Lease] = (),
@@ -293,7 +293,7 @@ async def _last_flush(recorder: StreamRecorder) -> None:
         raise Unavailable(f"{lost} received records could not be kept: {recorder.trouble or 'the stream took none before the end'}.")
 
 
-async def _check(name: str, request: net.CheckRequest, lines: Sequence[net.Line], recorder: StreamRecorder, once: asyncio.Event) -> None:
+async def _check(name: str, request: CheckRequest, lines: Sequence[Line], recorder: StreamRecorder, once: asyncio.Event) -> None:
     """Ask the provider whether what is configured exists; say what does not, and record how it splits it. Data flows whatever the answer.
 
     `once`: set when it has been asked for the first time."""
@@ -319,7 +319,7 @@ async def _check(name: str, request: net.CheckRequest, lines: Sequence[net.Line]
 
 
 def _ingest_report(
-    lines: Sequence[net.Line], recorder: StreamRecorder, rate: Rate, pairs: Sequence[Pair], leaps: Iterable[Leap]
+    lines: Sequence[Line], recorder: StreamRecorder, rate: Rate, pairs: Sequence[Pair], leaps: Iterable[Leap]
 ) -> dict[str, Any]:
     measured = {name: {"pair": told} for pair in pairs for name, told in pair.report(time.time_ns()).items()}
     return {

@@ -24,7 +24,8 @@ from tapeline.records import RAW_TOPIC, Chunk, Topic
 from tapeline.secret import NO_SECRET, Secret
 from tapeline.streams import Lease, Member, Producer, Written
 from tapeline.streams.kafka.cluster import Cluster
-from tapeline.streams.kafka.group import GroupLease, GroupMember
+from tapeline.streams.kafka.group import GroupMember
+from tapeline.streams.kafka.lease import GroupLease
 from tapeline.streams.kafka.messages import packed, position_beside, read_totals, unpacked, write_beside
 from tapeline.streams.kafka.numbering import Numbering
 from tapeline.streams.kafka.producing import RawProducer

@@ -6,9 +6,9 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from typing import Any, Final, TypeVar
 from urllib.parse import unquote
 
@@ -17,11 +17,13 @@ from confluent_kafka.admin import AdminClient, ConfigResource, OffsetSpec  # typ
 from confluent_kafka.cimpl import NewTopic
 
 from tapeline.config import StreamConfig
-from tapeline.errors import ConfigError, Refused, Unavailable
+from tapeline.errors import ConfigError, Unavailable
 from tapeline.local.threads import beside
 from tapeline.records import RAW_TOPIC, TOPICS, Topic
 from tapeline.secret import Secret
 from tapeline.streams import Codec
+from tapeline.streams.kafka.errors import NO_ANSWER, ClusterErrors
+from tapeline.streams.kafka.moving import TELL_S, Mover
 
 log = logging.getLogger(__name__)
 
@@ -40,8 +42,6 @@ OUTPUT_BYTES: Final = MESSAGE_BYTES + 1024 * 1024
 _USUAL_BYTES: Final = 1024 * 1024
 #: How long an answer is waited for.
 ASK_S: Final = 10.0
-#: How long a group's new place may take to be written down: who stops waits for it.
-_TELL_S: Final = 5.0
 _LOOK_AGAIN_S: Final = 1.0
 _ASK_METADATA_S: Final = 1.0
 #: A client asks at least so often which partitions there are and who leads them.
@@ -71,8 +71,6 @@ _NO_LEADER: Final = frozenset(
 )
 
 
-#: Nobody has answered.
-_NO_ANSWER: Final = frozenset({KafkaError._TRANSPORT, KafkaError._TIMED_OUT, KafkaError._ALL_BROKERS_DOWN})
 #: A client believes in no leader of an epoch below one that it has seen: where a broker came back from an older copy, only a new one helps.
 #: An administrator's client says of such leaders that there are none (_NOENT), for as long as it keeps what it has seen.
 _OTHER_EPOCH: Final = frozenset({KafkaError.UNKNOWN_LEADER_EPOCH, KafkaError.FENCED_LEADER_EPOCH})
@@ -84,14 +82,18 @@ class Cluster:
     def __init__(self, config: StreamConfig, password: Secret) -> None:
         """Raises ConfigError for an address that cannot be one."""
         self._config = config
-        self._errors = _Errors(config.shown)
-        self._client = _client(config, password) | {"error_cb": self._errors.heard, "logger": _UNHEARD, "socket.nagle.disable": True}
+        self._errors = ClusterErrors(config.shown)
+        self._settings = client_settings(config, password) | {
+            "error_cb": self._errors.heard,
+            "logger": _UNHEARD,
+            "socket.nagle.disable": True,
+        }
         self._counts: dict[Topic, int] = {}
         self._when_found: Callable[[], None] = lambda: None
         self._looking: Future[None] | None = None
         self._admin: AdminClient | None = None
         self._asking = threading.Lock()
-        self._movers: dict[str, _Mover] = {}
+        self._movers: dict[str, Mover] = {}
         #: Counts the times at which clients were found to be of no use: brokers know less than before, or a client knows no broker.
         self.forgot = 0
         #: Counts the questions that nobody has answered: the client that was asked may know no broker any more.
@@ -134,7 +136,7 @@ class Cluster:
     def client(self, **settings: object) -> dict[str, Any]:
         """The settings of any client, and these; a name's underscores stand for dots."""
         watched = {"stats_cb": self._watched(), "statistics.interval.ms": int(_BROKERS_EVERY_S * 1000)}
-        return self._client | watched | {name.replace("_", "."): value for name, value in settings.items()}
+        return self._settings | watched | {name.replace("_", "."): value for name, value in settings.items()}
 
     def _watched(self) -> Callable[[str], None]:
         """Hears from one client what it knows.
@@ -154,7 +156,7 @@ class Cluster:
 
     def _silence(self, error: KafkaException) -> None:
         """An administrator's client that got no answer is not asked again."""
-        if error.args[0].code() in _NO_ANSWER:
+        if error.args[0].code() in NO_ANSWER:
             self._admin, self.unanswered = None, self.unanswered + 1
 
     def consumer(self, group: str, **settings: object) -> Consumer:
@@ -236,7 +238,7 @@ class Cluster:
                 code = error.args[0].code()
                 if code in _OTHER_EPOCH:
                     self.forgot += 1
-                if code in _OTHER_EPOCH or code in _NO_ANSWER or code == KafkaError._NOENT:
+                if code in _OTHER_EPOCH or code in NO_ANSWER or code == KafkaError._NOENT:
                     self._admin, self.unanswered = None, self.unanswered + 1
                 if (code not in _NO_LEADER and code not in _OTHER_EPOCH and code != KafkaError._NOENT) or time.monotonic() > deadline:
                     raise self._errors.meaning(error, "a request failed") from error
@@ -300,9 +302,9 @@ class Cluster:
         """Write down where a group is that has no members. Raises Unavailable.
 
         A consumer's own waiting for that has no end while there is no broker, and an administrator's request may end the process."""
-        mover = self._movers[group] = self._movers.get(group) or _Mover(self, group)
+        mover = self._movers[group] = self._movers.get(group) or Mover(self.client(group_id=self.owned(group), enable_auto_commit=False))
         try:
-            self.asked(lambda: mover.move(places), patience_s=_TELL_S)
+            self.asked(lambda: mover.move(places), patience_s=TELL_S)
         except BaseException:
             del self._movers[group]
             beside(mover.close, "close")  # it waits for the answer, for half a minute
@@ -371,7 +373,7 @@ class Cluster:
 
     def _asker(self) -> AdminClient:
         with self._asking:  # a second one would take with it what the first was asked
-            self._admin = self._admin or AdminClient(self._client)
+            self._admin = self._admin or AdminClient(self._settings)
         return self._admin
 
     def _make(self, admin: AdminClient, names: Sequence[str]) -> None:
@@ -409,32 +411,6 @@ class Cluster:
             time.sleep(0.05)
 
 
-class _Mover:
-    """A client that writes down where a group is, and waits for the answer with a bound."""
-
-    def __init__(self, cluster: Cluster, group: str) -> None:
-        self._answers: list[tuple[KafkaError | None, list[TopicPartition]]] = []
-        settings = cluster.client(group_id=cluster.owned(group), enable_auto_commit=False)
-        self._consumer = Consumer({**settings, "on_commit": lambda error, places: self._answers.append((error, places))})
-
-    def move(self, places: Sequence[TopicPartition]) -> None:
-        """Raises KafkaException."""
-        self._answers.clear()
-        self._consumer.commit(offsets=list(places), asynchronous=True)
-        deadline = time.monotonic() + _TELL_S
-        while not self._answers:
-            if time.monotonic() > deadline:
-                raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
-            self._consumer.poll(0.02)
-        error, answered = self._answers[0]
-        for one in (error, *(some.error for some in answered)):
-            if one is not None:
-                raise KafkaException(one)
-
-    def close(self) -> None:
-        self._consumer.close()
-
-
 def _answered(answer: Future[Any], patience_s: float) -> Any:
     """What the brokers have answered. Raises KafkaException, also where the client has forgotten that it was asked."""
     try:
@@ -443,7 +419,7 @@ def _answered(answer: Future[Any], patience_s: float) -> Any:
         raise KafkaException(KafkaError(KafkaError._TIMED_OUT)) from None
 
 
-def _client(config: StreamConfig, password: Secret) -> dict[str, Any]:
+def client_settings(config: StreamConfig, password: Secret) -> dict[str, Any]:
     """librdkafka's settings for an address."""
     parts = re.fullmatch(r"(?P<scheme>kafkas?)://(?:(?P<user>[^:/@]+)(?::(?P<password>[^@/]*))?@)?(?P<hosts>[^/@]+)/?", config.url)
     if parts is None:
@@ -463,57 +439,3 @@ def _client(config: StreamConfig, password: Secret) -> dict[str, Any]:
         settings |= {"sasl.mechanism": config.sasl, "sasl.username": unquote(parts["user"]), "sasl.password": secret}
         settings["security.protocol"] = "SASL_SSL" if tls else "SASL_PLAINTEXT"
     return settings
-
-
-class _Errors:
-    """What goes wrong, in words that name the broker and say what to do."""
-
-    _NO: Final = frozenset(
-        {
-            KafkaError._AUTHENTICATION,
-            KafkaError.SASL_AUTHENTICATION_FAILED,
-            KafkaError.TOPIC_AUTHORIZATION_FAILED,
-            KafkaError.GROUP_AUTHORIZATION_FAILED,
-            KafkaError.CLUSTER_AUTHORIZATION_FAILED,
-            KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED,
-        }
-    )
-
-    def __init__(self, shown: str) -> None:
-        self._shown = shown
-        self.last = ""
-        self.count = 0
-        self._refused = False
-
-    def heard(self, error: KafkaError) -> None:
-        """What a client's own threads met."""
-        self.count += 1
-        if error.code() == KafkaError._ALL_BROKERS_DOWN and self.last:
-            return  # why has been said before
-        self.last = str(error.str())
-        self._refused = error.code() in self._NO
-
-    def away(self) -> Unavailable | Refused:
-        if self._refused:
-            return Refused(f"Kafka at {self._shown} has refused: {self.last}. Check the user, the password and stream.sasl.")
-        why = f": {self.last}" if self.last else ""
-        return Unavailable(f"Kafka at {self._shown} does not answer{why}. Nothing was written. Is the broker up, and stream.url right?")
-
-    def unanswered(self, what: str) -> Unavailable:
-        why = f" ({self.last})" if self.last else ""
-        return Unavailable(f"Kafka at {self._shown} does not answer: {what}{why}. Is the broker up, and stream.url right?")
-
-    def meaning(self, error: KafkaException, what: str) -> Unavailable | Refused:
-        inner: KafkaError = error.args[0]
-        if inner.code() in self._NO:
-            return Refused(f"Kafka at {self._shown} has refused ({what}): {inner.str()}. Check the user and its rights.")
-        if inner.code() in _NO_ANSWER:
-            return self.away()
-        return Unavailable(f"Kafka at {self._shown}: {what}: {inner.str()} ({inner.name()}). It is tried again.")
-
-    @contextmanager
-    def told(self) -> Iterator[None]:
-        try:
-            yield
-        except KafkaException as error:
-            raise self.meaning(error, "a request failed") from error

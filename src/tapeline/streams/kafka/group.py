@@ -3,33 +3,26 @@
 from __future__ import annotations
 
 import logging
-import re
-import threading
-import time
 from collections.abc import Sequence
 from typing import Final
 
-from confluent_kafka import OFFSET_BEGINNING, OFFSET_STORED, Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka import OFFSET_STORED, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
-from tapeline.errors import Busy, TapelineError, Unavailable
-from tapeline.records import TOPICS, Chunk, Topic
+from tapeline.errors import TapelineError, Unavailable
+from tapeline.records import Chunk, Topic
 from tapeline.streams import Outputs, PartitionLost, Totals
-from tapeline.streams.kafka.cluster import ASK_S, OUTPUT_BYTES, Cluster
-from tapeline.streams.kafka.messages import chunk_of, place, position_beside, produce, read_totals, write_beside
+from tapeline.streams.kafka.cluster import Cluster
+from tapeline.streams.kafka.messages import chunk_of, place, position_beside, read_totals, write_beside
 from tapeline.streams.kafka.numbering import Numbering
 from tapeline.streams.kafka.reading import MOST_MESSAGES, MOVED, go_on_after
+from tapeline.streams.kafka.transactions import Transactions
 
 log = logging.getLogger(__name__)
 
-#: A transaction whose process has died holds back readers of committed records for so long, unless its worker comes back before.
-_TRANSACTION_TIMEOUT_S: Final = 10.0
 #: So long one waits for the end of another's transaction before looking at one's own.
 _PENDING_S: Final = 15.0
-_SESSION_S: Final = 6.0
+SESSION_S: Final = 6.0
 _POLL_S: Final = 0.05
-#: Who has a lease is asked so often at first, then less and less.
-_FIRST_REST_S: Final = 0.1
-_LONGEST_REST_S: Final = 1.0
 #: What a broker says to a member that the group has gone on without.
 _GONE_ON: Final = frozenset(
     {
@@ -56,17 +49,17 @@ class GroupMember:
         self._name, self._commit_every_s = cluster.owned(f"{group}-{name}"), commit_every_s
         self._consumer, self._transactions = self._joined()
 
-    def _joined(self) -> tuple[Consumer, _Transactions]:
+    def _joined(self) -> tuple[Consumer, Transactions]:
         consumer = self._cluster.consumer(
             self._group,
             partition_assignment_strategy="cooperative-sticky",
-            session_timeout_ms=int(_SESSION_S * 1000),
-            heartbeat_interval_ms=int(_SESSION_S * 1000 / 3),
+            session_timeout_ms=int(SESSION_S * 1000),
+            heartbeat_interval_ms=int(SESSION_S * 1000 / 3),
             max_poll_interval_ms=300_000,
         )
         with self._cluster.told():
             consumer.subscribe([self._cluster.name(self._topic)], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost_all)
-        return consumer, _Transactions(self._cluster, consumer, self._name, self._commit_every_s)
+        return consumer, Transactions(self._cluster, consumer, self._name, self._commit_every_s)
 
     def _join_again(self) -> None:
         """After Kafka has forgotten something. A client believes in no leader of an epoch below one that it has seen."""
@@ -232,8 +225,8 @@ class GroupMember:
             self._consumer.incremental_unassign([TopicPartition(name, partition)])
             self._consumer.incremental_assign([TopicPartition(name, partition, where)])
 
-    def _anew(self) -> _Transactions:
-        return _Transactions(self._cluster, self._consumer, self._name, self._commit_every_s)
+    def _anew(self) -> Transactions:
+        return Transactions(self._cluster, self._consumer, self._name, self._commit_every_s)
 
     def _renew(self) -> None:
         """Whatever became of the transactions so far, it is settled after this."""
@@ -301,228 +294,3 @@ class GroupMember:
             self._offsets.pop(partition.partition, None)
             self._totals.pop(partition.partition, None)
         consumer.incremental_unassign(partitions)
-
-
-class _Transactions:
-    """Outputs and offsets, some chunks to a transaction, over two producers in turn, committed by a thread of its own.
-
-    While one producer's transaction is being committed, the outputs of the next chunks go out by the other, so that a reader of
-    uncommitted records never waits for a commit. The second is committed only after the first: offsets never overtake outputs. An
-    open transaction is committed when it is due, whether or not anybody polls: Kafka ends by itself what stays open for too long.
-    """
-
-    def __init__(self, cluster: Cluster, consumer: Consumer, name: str, every_s: float) -> None:
-        self._cluster, self._consumer, self._name, self._every_s = cluster, consumer, name, every_s
-        self._producers: list[Producer] = []
-        self._turn = 0
-        self._open: _Open | None = None
-        self._flushing = self._committing = self._left = False
-        self._error: Exception | None = None
-        self._changed = threading.Condition()
-
-    @property
-    def started(self) -> bool:
-        return bool(self._producers)
-
-    def start(self) -> None:
-        """Undo what transactions of this name have left open, or see it through. Raises KafkaException: then these cannot be used.
-
-        A new producer of the same name waits for the end of a commit that the broker has begun, aborts what its predecessor, or the
-        same worker in an earlier life, has left open, and bars what may still be on its way: after this, the group's offsets hold.
-        """
-        producers = [
-            Producer(
-                self._cluster.client(
-                    transactional_id=f"{self._name}-{side}",
-                    transaction_timeout_ms=int(_TRANSACTION_TIMEOUT_S * 1000),
-                    linger_ms=0,
-                    compression_type="lz4",
-                    message_max_bytes=OUTPUT_BYTES,
-                    queue_buffering_max_messages=2_000_000,
-                    queue_buffering_max_kbytes=262_144,
-                )
-            )
-            for side in ("a", "b")
-        ]
-        for producer in producers:
-            producer.init_transactions(ASK_S)
-        self._producers = producers
-        threading.Thread(target=self._run, name="commit", daemon=True).start()
-
-    def add(self, outputs: Outputs, offsets: Sequence[TopicPartition]) -> None:
-        """Hand over outputs under the open transaction. Raises KafkaException: then others have to go on."""
-        group = self._consumer.consumer_group_metadata()
-        if not self._consumer.memberid():
-            # Kafka would take offsets from nobody in particular, and another may have gone on from the old ones.
-            raise KafkaException(KafkaError(KafkaError.UNKNOWN_MEMBER_ID))
-        with self._changed:
-            # So that each partition keeps the order.
-            flushed = self._changed.wait_for(lambda: self._open is not None or not self._flushing, 2 * _TRANSACTION_TIMEOUT_S)
-            self._raise()
-            if not flushed:
-                raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
-            producer = self._producers[self._turn]
-            try:
-                if self._open is None:
-                    producer.begin_transaction()
-                    self._open = _Open(producer, time.monotonic() + self._every_s)
-                for topic, batch in outputs:
-                    if batch.num_rows:
-                        produce(producer, topic, batch, self._cluster)
-            except BaseException:
-                self._open = None  # half of the outputs is not to be committed
-                raise
-            self._open.group = group
-            self._open.offsets |= {offset.partition: offset for offset in offsets}
-            self._changed.notify_all()
-
-    def check(self) -> None:
-        """Raises KafkaException when a transaction has failed since: then others have to go on."""
-        with self._changed:
-            self._raise()
-
-    def finish(self) -> None:
-        """Commit everything, now. Raises KafkaException: then others have to go on."""
-        with self._changed:
-            if self._open is not None:
-                self._open.due = 0.0
-                self._changed.notify_all()
-            ended = self._changed.wait_for(
-                lambda: self._error is not None or (self._open is None and not self._committing), 2 * _TRANSACTION_TIMEOUT_S
-            )
-            self._raise()
-        if not ended:
-            raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
-
-    def leave(self) -> None:
-        """Commit nothing that is not being committed already. Waits for nothing: librdkafka may block while a broker is away."""
-        with self._changed:
-            self._open, self._left = None, True
-            self._changed.notify_all()
-        for producer in self._producers:
-            producer.purge()
-
-    def sweep(self, topic: Topic, partitions: Sequence[int]) -> None:
-        """End for good what the broker believes to have ended. Raises KafkaException.
-
-        A broker that goes down alone, or comes up, calls a transaction ended though its marks were not written where partitions had
-        no leader at that moment (Kafka 4.3.1: seen in the logs of a single node). Its outputs then stay invisible, all behind them
-        too, and the group's offsets cannot be read. Only a mark of the same producer helps: a transaction that touches everything
-        the hanging one can have touched, and is aborted, undoes it as a whole. The records that touch have no value.
-        """
-        offsets = [TopicPartition(self._cluster.name(topic), partition, 0) for partition in partitions]
-        outputs = [some for some in TOPICS.values() if some is not topic]
-        for producer in self._producers:
-            producer.begin_transaction()
-            for output in outputs:
-                for partition in range(self._cluster.count(output)):
-                    producer.produce(self._cluster.name(output), partition=partition)
-            producer.flush(ASK_S)
-            producer.send_offsets_to_transaction(offsets, self._consumer.consumer_group_metadata(), ASK_S)
-            producer.abort_transaction(ASK_S)
-
-    def _raise(self) -> None:
-        if self._error is not None:
-            raise self._error
-
-    def _run(self) -> None:
-        while (due := self._due()) is not None:
-            try:
-                due.producer.flush(_TRANSACTION_TIMEOUT_S)
-                with self._changed:
-                    self._flushing = False
-                    self._changed.notify_all()
-                due.producer.send_offsets_to_transaction(list(due.offsets.values()), due.group, _TRANSACTION_TIMEOUT_S)
-                due.producer.commit_transaction(_TRANSACTION_TIMEOUT_S)
-            except Exception as error:  # noqa: BLE001 it is raised where the member works; a thread that died of it would be waited for
-                self._error = error
-            with self._changed:
-                if self._error is not None:
-                    self._open = None  # what came after is undone with it
-                self._flushing = self._committing = False
-                self._changed.notify_all()
-
-    def _due(self) -> _Open | None:
-        """The open transaction, when its time has come; none once it is left."""
-        with self._changed:
-            while not self._left:
-                if self._open is None or self._error is not None:
-                    self._changed.wait()
-                elif (rest := self._open.due - time.monotonic()) > 0:
-                    self._changed.wait(rest)
-                else:
-                    due, self._open = self._open, None
-                    self._flushing = self._committing = True
-                    self._turn ^= 1
-                    return due
-        return None
-
-
-class _Open:
-    """A transaction that is not ended, and what belongs to its end."""
-
-    def __init__(self, producer: Producer, due: float) -> None:
-        self.producer, self.due = producer, due
-        self.offsets: dict[int, TopicPartition] = {}
-        self.group: object = None
-
-
-class GroupLease:
-    """A lease by Kafka's own means: a group whose one partition only one of its members can have."""
-
-    def __init__(self, cluster: Cluster, name: str) -> None:
-        self._cluster, self._name = cluster, name
-        self._group = f"lease-{re.sub(r'[^A-Za-z0-9._-]+', '-', name)}"
-        self._answered = self._have = False
-        self._consumer = cluster.consumer(
-            self._group,
-            partition_assignment_strategy="cooperative-sticky",
-            session_timeout_ms=int(_SESSION_S * 1000),
-            heartbeat_interval_ms=int(_SESSION_S * 1000 / 3),
-            max_poll_interval_ms=300_000,
-        )
-        try:
-            self._ask(name)
-        except BaseException:
-            self.drop()  # a member that is left behind could be given the lease, and nobody would have it
-            raise
-
-    def _ask(self, name: str) -> None:
-        """Wait for the group's answer. Raises Busy, Unavailable, Refused."""
-        cluster = self._cluster
-        with cluster.told():
-            self._consumer.subscribe([cluster.leases], on_assign=self._assigned, on_revoke=self._gone, on_lost=self._gone)
-            deadline = time.monotonic() + 3 * _SESSION_S
-            elsewhere, due, rest_s = False, 0.0, _FIRST_REST_S
-            while not self._have and not elsewhere and (now := time.monotonic()) < deadline:
-                self._consumer.poll(_FIRST_REST_S)
-                # A group that has only just heard of the topic hands out nothing at first: that is not yet another's lease.
-                if self._answered and not self._have and now >= due:
-                    elsewhere = self._held_elsewhere()
-                    due, rest_s = now + rest_s, min(2 * rest_s, _LONGEST_REST_S)
-        if not self._have and not elsewhere:
-            raise cluster.silent(f"who holds {name} was not said within {3 * _SESSION_S:.0f} s")
-        self.keep()
-
-    def _held_elsewhere(self) -> bool:
-        """Whether the group says of another member that it has the partition."""
-        held = self._cluster.holders(self._group)
-        return bool(held - {self._consumer.memberid()})
-
-    def _assigned(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        self._answered, self._have = True, self._have or bool(partitions)
-        consumer.incremental_assign([TopicPartition(some.topic, some.partition, OFFSET_BEGINNING) for some in partitions])
-
-    def _gone(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        self._have = False
-        consumer.incremental_unassign(partitions)
-
-    def keep(self) -> None:
-        with self._cluster.told():
-            self._consumer.poll(0)
-        if not self._have:
-            self.drop()
-            raise Busy(f"Another process holds {self._name}. Stop that one; if it has died, this can start in {_SESSION_S:.0f} s.")
-
-    def drop(self) -> None:
-        self._consumer.close()

@@ -13,9 +13,8 @@ import logging
 import threading
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
 from typing import Final, cast
 
 import msgspec
@@ -26,15 +25,11 @@ from tapeline.local.threads import beside
 from tapeline.records import RAW_TOPIC, TOPICS, Topic
 from tapeline.streams.kafka.cluster import ASK_S, Cluster
 from tapeline.streams.kafka.messages import Stretch, position_beside
+from tapeline.streams.kafka.stretches import BITS, Found, Lost, StretchRow, number_of, stretches_of
 
 log = logging.getLogger(__name__)
 
-#: Rows in a message are counted in so many bits of a position; and in so many before there were stretches.
-_BITS: Final = 16
 _BITS_BEFORE: Final = 20
-#: Numbers are counted from the year 2000 on, and each second has so many (2^31): 32,768 messages. They fit 63 bits until 2136.
-_SINCE_NS: Final = 946_684_800 * 10**9
-_SECOND_BITS: Final = 31
 #: What is read is given out only where a look that began so long ago at most has found the same lives.
 _SURE_S: Final = 3.0
 _LOOK_EVERY_S: Final = 1.0
@@ -44,61 +39,12 @@ _LOOK_S: Final = 5.0
 _READS: Final[dict[str, object]] = {"isolation_level": "read_uncommitted", "fetch_wait_max_ms": 10}
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
-    """Where to read on from a position."""
-
-    offset: int
-    #: Nothing that is there has given this position: it is one of a life that is gone.
-    lost: bool = False
-    #: Retention has removed what lay there.
-    removed: bool = False
-
-
-class StretchRow(msgspec.Struct, frozen=True, array_like=True):
-    """A stretch as it is written down."""
-
-    topic: str
-    topic_id: str
-    partition: int
-    epoch: int
-    base: int
-    bits: int
-    end: int
-
-
-class _Lost(msgspec.Struct, frozen=True, array_like=True):
-    """A position of which somebody found that what had given it is gone."""
-
-    topic: str
-    topic_id: str
-    partition: int
-    position: int
-
-
 class _Record(msgspec.Struct, frozen=True, omit_defaults=True):
     stretches: tuple[StretchRow, ...] = ()
-    lost: tuple[_Lost, ...] = ()
+    lost: tuple[Lost, ...] = ()
 
 
 _Place = tuple[str, int]
-
-
-def number_of(now_ns: int) -> int:
-    """The position that a stretch gives to what comes next when it begins now."""
-    return ((now_ns - _SINCE_NS) << _SECOND_BITS) // 10**9 >> _BITS << _BITS
-
-
-def stretches_of(rows: Sequence[StretchRow]) -> list[Stretch]:
-    """The stretches of a partition as they were written down, by whomever. The first word about an epoch holds, and none goes back."""
-    found: list[Stretch] = []
-    for row in rows:
-        if not found:
-            found.append(Stretch(row.epoch, row.base, row.bits, row.end))
-        elif row.epoch > found[-1].epoch:
-            base = max(row.base, found[-1].position(row.end) - (row.end << row.bits))
-            found.append(Stretch(row.epoch, base, row.bits, row.end))
-    return found
 
 
 class Numbering:
@@ -260,7 +206,7 @@ class Numbering:
                 # Written before there were stretches: positions in stores and groups stay what they are.
                 rows.append(StretchRow(name, ids[name], partition, epoch, 0, _BITS_BEFORE, end))
                 continue
-            rows.append(StretchRow(name, ids[name], partition, epoch, number_of(self._clock()) - (end << _BITS), _BITS, end))
+            rows.append(StretchRow(name, ids[name], partition, epoch, number_of(self._clock()) - (end << BITS), BITS, end))
         return rows
 
     def _marked(self) -> bool:
@@ -287,7 +233,7 @@ class Numbering:
             self._cluster.forgot += 1
             self._known = {}
             log.warning("Kafka has forgotten what it held: %s.", ", ".join(f"{name} {partition}" for name, partition in sorted(gone)))
-            lost = [_Lost(name, ids[name], p, found[-1].position(found[-1].end) + 1) for (name, p), found in gone.items() if name in same]
+            lost = [Lost(name, ids[name], p, found[-1].position(found[-1].end) + 1) for (name, p), found in gone.items() if name in same]
             if lost:
                 self._write(_Record(lost=tuple(lost)))
                 self._records, self._read_to = self._read_all()
@@ -353,7 +299,7 @@ class Numbering:
 
     def _tell(self, topic: Topic, positions: Mapping[int, int]) -> None:
         lost = tuple(
-            _Lost(topic.name, self._ids[topic.name], partition, position + 1)
+            Lost(topic.name, self._ids[topic.name], partition, position + 1)
             for partition, position in positions.items()
             if position >= self.begun(topic).get(partition, 0)
         )

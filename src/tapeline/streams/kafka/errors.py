@@ -1,0 +1,68 @@
+"""What Kafka's errors mean, in words that name the broker and say what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from confluent_kafka import KafkaError, KafkaException
+
+from tapeline.errors import Refused, Unavailable
+
+#: Nobody has answered.
+NO_ANSWER: Final = frozenset({KafkaError._TRANSPORT, KafkaError._TIMED_OUT, KafkaError._ALL_BROKERS_DOWN})
+
+
+class ClusterErrors:
+    """What goes wrong, in words that name the broker and say what to do."""
+
+    _NO: Final = frozenset(
+        {
+            KafkaError._AUTHENTICATION,
+            KafkaError.SASL_AUTHENTICATION_FAILED,
+            KafkaError.TOPIC_AUTHORIZATION_FAILED,
+            KafkaError.GROUP_AUTHORIZATION_FAILED,
+            KafkaError.CLUSTER_AUTHORIZATION_FAILED,
+            KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED,
+        }
+    )
+
+    def __init__(self, shown: str) -> None:
+        self._shown = shown
+        self.last = ""
+        self.count = 0
+        self._refused = False
+
+    def heard(self, error: KafkaError) -> None:
+        """What a client's own threads met."""
+        self.count += 1
+        if error.code() == KafkaError._ALL_BROKERS_DOWN and self.last:
+            return  # why has been said before
+        self.last = str(error.str())
+        self._refused = error.code() in self._NO
+
+    def away(self) -> Unavailable | Refused:
+        if self._refused:
+            return Refused(f"Kafka at {self._shown} has refused: {self.last}. Check the user, the password and stream.sasl.")
+        why = f": {self.last}" if self.last else ""
+        return Unavailable(f"Kafka at {self._shown} does not answer{why}. Nothing was written. Is the broker up, and stream.url right?")
+
+    def unanswered(self, what: str) -> Unavailable:
+        why = f" ({self.last})" if self.last else ""
+        return Unavailable(f"Kafka at {self._shown} does not answer: {what}{why}. Is the broker up, and stream.url right?")
+
+    def meaning(self, error: KafkaException, what: str) -> Unavailable | Refused:
+        inner: KafkaError = error.args[0]
+        if inner.code() in self._NO:
+            return Refused(f"Kafka at {self._shown} has refused ({what}): {inner.str()}. Check the user and its rights.")
+        if inner.code() in NO_ANSWER:
+            return self.away()
+        return Unavailable(f"Kafka at {self._shown}: {what}: {inner.str()} ({inner.name()}). It is tried again.")
+
+    @contextmanager
+    def told(self) -> Iterator[None]:
+        try:
+            yield
+        except KafkaException as error:
+            raise self.meaning(error, "a request failed") from error

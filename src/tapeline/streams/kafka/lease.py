@@ -1,0 +1,78 @@
+"""A lease by Kafka's own means: a group whose one partition only one of its members can have."""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import Final
+
+from confluent_kafka import OFFSET_BEGINNING, Consumer, TopicPartition
+
+from tapeline.errors import Busy
+from tapeline.streams.kafka.cluster import Cluster
+from tapeline.streams.kafka.group import SESSION_S
+
+#: Who has a lease is asked so often at first, then less and less.
+_FIRST_REST_S: Final = 0.1
+_LONGEST_REST_S: Final = 1.0
+
+
+class GroupLease:
+    """A lease by Kafka's own means: a group whose one partition only one of its members can have."""
+
+    def __init__(self, cluster: Cluster, name: str) -> None:
+        self._cluster, self._name = cluster, name
+        self._group = f"lease-{re.sub(r'[^A-Za-z0-9._-]+', '-', name)}"
+        self._answered = self._have = False
+        self._consumer = cluster.consumer(
+            self._group,
+            partition_assignment_strategy="cooperative-sticky",
+            session_timeout_ms=int(SESSION_S * 1000),
+            heartbeat_interval_ms=int(SESSION_S * 1000 / 3),
+            max_poll_interval_ms=300_000,
+        )
+        try:
+            self._ask(name)
+        except BaseException:
+            self.drop()  # a member that is left behind could be given the lease, and nobody would have it
+            raise
+
+    def _ask(self, name: str) -> None:
+        """Wait for the group's answer. Raises Busy, Unavailable, Refused."""
+        cluster = self._cluster
+        with cluster.told():
+            self._consumer.subscribe([cluster.leases], on_assign=self._assigned, on_revoke=self._gone, on_lost=self._gone)
+            deadline = time.monotonic() + 3 * SESSION_S
+            elsewhere, due, rest_s = False, 0.0, _FIRST_REST_S
+            while not self._have and not elsewhere and (now := time.monotonic()) < deadline:
+                self._consumer.poll(_FIRST_REST_S)
+                # A group that has only just heard of the topic hands out nothing at first: that is not yet another's lease.
+                if self._answered and not self._have and now >= due:
+                    elsewhere = self._held_elsewhere()
+                    due, rest_s = now + rest_s, min(2 * rest_s, _LONGEST_REST_S)
+        if not self._have and not elsewhere:
+            raise cluster.silent(f"who holds {name} was not said within {3 * SESSION_S:.0f} s")
+        self.keep()
+
+    def _held_elsewhere(self) -> bool:
+        """Whether the group says of another member that it has the partition."""
+        held = self._cluster.holders(self._group)
+        return bool(held - {self._consumer.memberid()})
+
+    def _assigned(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        self._answered, self._have = True, self._have or bool(partitions)
+        consumer.incremental_assign([TopicPartition(some.topic, some.partition, OFFSET_BEGINNING) for some in partitions])
+
+    def _gone(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        self._have = False
+        consumer.incremental_unassign(partitions)
+
+    def keep(self) -> None:
+        with self._cluster.told():
+            self._consumer.poll(0)
+        if not self._have:
+            self.drop()
+            raise Busy(f"Another process holds {self._name}. Stop that one; if it has died, this can start in {SESSION_S:.0f} s.")
+
+    def drop(self) -> None:
+        self._consumer.close()

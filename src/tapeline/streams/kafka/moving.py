@@ -1,0 +1,38 @@
+"""A client that writes down where a group is, and waits for the answer with a bound."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+
+#: How long a group's new place may take to be written down: who stops waits for it.
+TELL_S: Final = 5.0
+
+
+class Mover:
+    """A client that writes down where a group is, and waits for the answer with a bound."""
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        """`settings`: of a client of the group that commits nothing by itself."""
+        self._answers: list[tuple[KafkaError | None, list[TopicPartition]]] = []
+        self._consumer = Consumer({**settings, "on_commit": lambda error, places: self._answers.append((error, places))})
+
+    def move(self, places: Sequence[TopicPartition]) -> None:
+        """Raises KafkaException."""
+        self._answers.clear()
+        self._consumer.commit(offsets=list(places), asynchronous=True)
+        deadline = time.monotonic() + TELL_S
+        while not self._answers:
+            if time.monotonic() > deadline:
+                raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
+            self._consumer.poll(0.02)
+        error, answered = self._answers[0]
+        for one in (error, *(some.error for some in answered)):
+            if one is not None:
+                raise KafkaException(one)
+
+    def close(self) -> None:
+        self._consumer.close()
