@@ -160,7 +160,7 @@ KINDS = {
 @pytest.fixture
 def worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """One interval, run or span is enough to be archived."""
-    monkeypatch.setattr("tapeline.ledger.folding._WORTH", 1)
+    monkeypatch.setattr("tapeline.ledger.archiving._WORTH", 1)
     monkeypatch.setattr("tapeline.ledger.folding._ARCHIVE_EVERY_NS", 0)
 
 

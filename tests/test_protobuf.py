@@ -23,7 +23,8 @@ from hypothesis import strategies as st
 
 from made import BAR, TRADE
 from tapeline.records import BARS_TOPIC, NORMALIZED_TOPICS, NOTICES_TOPIC, REJECTED_TOPIC, TICKS_TOPIC, Topic
-from tapeline.streams.codecs.protobuf import MESSAGES, TYPES, decode, encode, fields
+from tapeline.streams.codecs.protobuf import decode, encode
+from tapeline.streams.codecs.protobuf_wire import MESSAGES, TYPES, fields
 
 ROOT = Path(__file__).parent.parent
 TODAY = (ROOT / "proto" / "market_data.proto").read_text()

@@ -44,7 +44,7 @@ from tapeline.secret import NO_SECRET
 from tapeline.stages.ledger import KeepLedger, run_ledger
 from tapeline.stages.normalize import Normalize, run_normalize
 from tapeline.stages.store import KeepIn, run_store
-from tapeline.stores.lake import Lake
+from tapeline.stores.lake import Lake, removing
 from tapeline.stores.lake import files as lake_files
 from tapeline.stores.lake import renaming as lake_renaming
 from tapeline.stores.lake.checking import check
@@ -417,7 +417,7 @@ def test_where_nothing_was_ever_kept_there_is_nothing_to_do(tmp_path: Path) -> N
 STEPS = {
     "before the file is written": (lake_renaming, "sorted_copy"),
     "before the commit": (lake_files, "commit"),
-    "before the old file is deleted": (lake_files, "delete_removed"),
+    "before the old file is deleted": (removing, "delete_removed"),
     "before the ledger": (LedgerFile, "save"),
     "within the ledger": (LedgerFile, "forget"),
 }
@@ -459,11 +459,11 @@ from tapeline.app.process_names import store_name
 from tapeline.config import load
 from tapeline.jobs import rename
 from tapeline.stores.postgres import database, renaming as postgres_renaming
-from tapeline.stores.lake import files as lake_files, renaming as lake_renaming, sealing as lake_sealing
+from tapeline.stores.lake import files as lake_files, removing, renaming as lake_renaming, sealing as lake_sealing
 from tapeline.ledger import sqlite as ledger_file, postgres as postgres_ledger
 from tapeline.stores.renaming import Renaming
 left = int(sys.argv[2])
-parts = (database, lake_files, lake_renaming, lake_sealing, ledger_file, postgres_ledger, postgres_renaming, rename)
+parts = (database, lake_files, removing, lake_renaming, lake_sealing, ledger_file, postgres_ledger, postgres_renaming, rename)
 where = {some.__file__ for some in parts}
 def passed(frame, event, argument):
     global left

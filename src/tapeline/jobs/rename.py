@@ -14,8 +14,8 @@ import pyarrow.compute as pc
 from tapeline.errors import WrongArgument
 from tapeline.jobs.rebuild import RawRecords
 from tapeline.ledger import Ledger
+from tapeline.ledger.archiving import restore
 from tapeline.ledger.facts import Interval, Key
-from tapeline.ledger.folding import restore
 from tapeline.ledger.intervals import intervals
 from tapeline.ledger.renaming import renamed
 from tapeline.providers.events import Names

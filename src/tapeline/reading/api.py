@@ -6,14 +6,12 @@ docs/reading.md shows them.
 
 from __future__ import annotations
 
-import importlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
@@ -21,35 +19,40 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tapeline import config, times
-from tapeline.errors import ConfigError, WrongArgument
+from tapeline.errors import WrongArgument
 from tapeline.ledger import read_intervals
 from tapeline.ledger.answers import Answer, answer
 from tapeline.ledger.facts import Key
-from tapeline.providers.registry import CHANNELS, PROVIDERS
+from tapeline.providers.registry import CHANNELS
 from tapeline.reading import asof
 from tapeline.reading import sql as query
+from tapeline.reading.arguments import (
+    KINDS,
+    checked_columns,
+    checked_interval,
+    checked_kind,
+    checked_provider,
+    checked_symbols,
+    days_of,
+    known_name,
+    selected,
+)
 from tapeline.reading.replay import paced
-from tapeline.records import BARS_TOPIC, NS_PER_S, TICKS, TICKS_TOPIC, Topic
+from tapeline.reading.result import Result, stored_columns, timed, with_times
+from tapeline.records import BARS_TOPIC, NS_PER_S, TICKS, TICKS_TOPIC
 from tapeline.stores.selection import AMENDED, Selection, Source
 from tapeline.times import Moment
 
 if TYPE_CHECKING:
     import duckdb
-    import pandas as pd
-    import polars as pl
 
 __all__ = ["Result", "Tick", "bars", "connect", "latest", "open_source", "quotes_at_trades", "replay", "ticks"]
 
 #: A configuration: as loaded, or the file that holds it; None: tapeline.toml here, or the environment, as for the commands.
 Settings = config.Config | str | Path | None
 
-_KINDS: Final = ("trade", "quote")
 _DAY_NS: Final = 86_400 * NS_PER_S
-_MOST_DAYS: Final = 100_000
 _LEAST: Final = -(1 << 63)
-#: Columns of timestamps and the exact nanoseconds that each is made of.
-_TIMES: Final = {"ts": "ts_ns", "quote_ts": "quote_ts_ns", "trade_ts": "trade_ts_ns"}
-_TS: Final = pa.timestamp("ns", "UTC")
 #: The columns of a tick by which an amended one is known.
 _KNOWN_BY: Final = (*AMENDED.names[:-1], "ts_ns")
 
@@ -108,65 +111,6 @@ class Tick(NamedTuple):
     raw_index: int
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
-class Result:
-    """Rows that were asked for, not yet read: each method reads them, as a table of its library, the same rows in the same order."""
-
-    schema: pa.Schema
-    _read: Callable[[], Iterator[pa.RecordBatch]]
-    _answers: Callable[[], list[Answer]] | None = None
-
-    def batches(self) -> pa.RecordBatchReader:
-        """The rows as they are read, a bounded number at a time: for what does not fit in memory. Raises Unavailable while it is read."""
-        return pa.RecordBatchReader.from_batches(self.schema, self._read())
-
-    def arrow(self) -> pa.Table:
-        """A pyarrow Table. Raises Unavailable."""
-        return self.batches().read_all()
-
-    def pandas(self) -> pd.DataFrame:
-        """A DataFrame: times as datetime64[ns, UTC], integers that may be missing as Int64, never as floats.
-
-        Raises ConfigError where pandas is not installed, Unavailable."""
-        pandas = _library("pandas")
-        integers = {pa.int64(): pandas.Int64Dtype(), pa.int32(): pandas.Int32Dtype()}
-        table = self.arrow()
-        frame = table.to_pandas()
-        for field in self.schema:
-            if field.nullable and field.type in integers:
-                # By way of Arrow: as floats, which pandas takes for integers with holes, they would be rounded.
-                frame[field.name] = integers[field.type].__from_arrow__(table[field.name])
-        found: pd.DataFrame = frame
-        return found
-
-    def polars(self) -> pl.DataFrame:
-        """A polars DataFrame: times as Datetime("ns", "UTC"). Raises ConfigError where polars is not installed, Unavailable."""
-        found: pl.DataFrame = _library("polars").from_arrow(self.arrow())
-        return found
-
-    def duckdb(self, connection: duckdb.DuckDBPyConnection | None = None) -> duckdb.DuckDBPyRelation:
-        """A DuckDB relation over the rows in memory: of `connection`, or of the one that `duckdb.sql` uses, which then finds it by name.
-
-        Times are TIMESTAMP_NS, in UTC without saying so. Raises Unavailable."""
-        return query.relation(self.arrow(), connection)
-
-    def completeness(self) -> list[Answer]:
-        """What the ledger knows of the range that was asked for: an answer for each symbol and channel that the rows may be of.
-
-        `verdict` is "complete", "incomplete" or "unprovable"; `holes` what is missing, as far as is known. Of `ticks` and `bars`.
-        Raises WrongArgument for a result of another function, Unavailable, NewerData."""
-        if self._answers is None:
-            raise WrongArgument("completeness() is of what ticks() and bars() give. Ask it of the ticks that this result was made of.")
-        return self._answers()
-
-    def __arrow_c_stream__(self, requested_schema: object = None) -> object:
-        """For every library that takes Arrow streams."""
-        return self.batches().__arrow_c_stream__(requested_schema)
-
-    def __repr__(self) -> str:
-        return f"Result({', '.join(self.schema.names)}); .arrow(), .pandas(), .polars(), .duckdb() or .batches() reads it"
-
-
 def ticks(
     symbols: str | Sequence[str],
     start: Moment,
@@ -190,18 +134,18 @@ def ticks(
     Raises WrongArgument, a ValueError, for arguments that cannot be meant, also for a symbol of which the source holds nothing at any time;
     ConfigError, Unavailable, NewerData.
     """
-    names = _columns(columns, TICKS)
-    selection = _selection(symbols, start, end, TICKS_TOPIC, names, provider=provider, kind=_kind(kind))
+    names = checked_columns(columns, TICKS)
+    selection = selected(symbols, start, end, TICKS_TOPIC, names, provider=provider, kind=checked_kind(kind))
     opened = _open(source, config)
-    _known(opened, TICKS_TOPIC, selection.symbols)
-    kinds = frozenset(_KINDS) if kind is None else frozenset({kind})
+    known_name(opened, TICKS_TOPIC, selection.symbols)
+    kinds = frozenset(KINDS) if kind is None else frozenset({kind})
     answers = partial(_answered, config, selection, kinds)
     read = replace(selection, columns=tuple(dict.fromkeys((*selection.columns, *_KNOWN_BY)))) if corrected else selection
 
     def batches() -> Iterator[pa.RecordBatch]:
-        return _without(opened.ticks(read), opened.amended(read)) if corrected else opened.ticks(read)
+        return without_amended(opened.ticks(read), opened.amended(read)) if corrected else opened.ticks(read)
 
-    return Result(_with_times(TICKS, names), lambda: _timed(batches(), TICKS, names), answers)
+    return Result(with_times(TICKS, names), lambda: timed(batches(), TICKS, names), answers)
 
 
 def bars(
@@ -219,12 +163,12 @@ def bars(
 
     `interval`: only this one, as the providers spell it ("1s", "1m", "1d"); the other arguments and what is raised are those of `ticks`.
     """
-    names = _columns(columns, BARS_TOPIC.schema)
-    selection = _selection(symbols, start, end, BARS_TOPIC, names, provider=provider, interval=_interval(interval))
+    names = checked_columns(columns, BARS_TOPIC.schema)
+    selection = selected(symbols, start, end, BARS_TOPIC, names, provider=provider, interval=checked_interval(interval))
     opened = _open(source, config)
-    _known(opened, BARS_TOPIC, selection.symbols)
+    known_name(opened, BARS_TOPIC, selection.symbols)
     answers = partial(_answered, config, selection, frozenset({"bar"}))
-    return Result(_with_times(BARS_TOPIC.schema, names), lambda: _timed(opened.bars(selection), BARS_TOPIC.schema, names), answers)
+    return Result(with_times(BARS_TOPIC.schema, names), lambda: timed(opened.bars(selection), BARS_TOPIC.schema, names), answers)
 
 
 def latest(
@@ -242,12 +186,12 @@ def latest(
     there is if left out. What is older than `days` days before that, or before the newest tick of the source, is not looked for: then the
     columns are null. Raises as `ticks`.
     """
-    names = _symbols(symbols)
-    back_ns = _days(days) * _DAY_NS
+    names = checked_symbols(symbols)
+    back_ns = days_of(days) * _DAY_NS
     end_ns = times.parse(before, "before") if before is not None else None
-    _provider(provider)
+    checked_provider(provider)
     opened = _open(source, config)
-    _known(opened, TICKS_TOPIC, names)
+    known_name(opened, TICKS_TOPIC, names)
 
     def read() -> Iterator[pa.RecordBatch]:
         newest = opened.newest_ns() if end_ns is None else None
@@ -261,7 +205,7 @@ def latest(
         yield pa.RecordBatch.from_pylist(list(rows.values()), _LATEST)
 
     columns = (*_LATEST.names, "trade_ts", "quote_ts")
-    return Result(_with_times(_LATEST, columns), lambda: _timed(read(), _LATEST, columns))
+    return Result(with_times(_LATEST, columns), lambda: timed(read(), _LATEST, columns))
 
 
 def quotes_at_trades(
@@ -282,13 +226,13 @@ def quotes_at_trades(
     `quote_ts_ns`, `quote_ts`, its time; null where no quote is in force. A quote whose side was empty leaves that side null. Arguments
     and what is raised as for `ticks`.
     """
-    names = _columns(columns, asof.QUOTED, ("ts", "quote_ts"))
-    plain = _plain(names)
+    names = checked_columns(columns, asof.QUOTED, ("ts", "quote_ts"))
+    plain = stored_columns(names)
     read = tuple(name for name in TICKS.names if name in {*asof.NEEDED, *plain})
-    selection = _selection(symbols, start, end, TICKS_TOPIC, read, provider=provider)
-    back_ns = _days(days) * _DAY_NS
+    selection = selected(symbols, start, end, TICKS_TOPIC, read, provider=provider)
+    back_ns = days_of(days) * _DAY_NS
     opened = _open(source, config)
-    _known(opened, TICKS_TOPIC, selection.symbols)
+    known_name(opened, TICKS_TOPIC, selection.symbols)
 
     def before(provider: str, feed: str, symbols: tuple[str, ...]) -> pa.Table:
         since, until = max(selection.start_ns - back_ns, _LEAST), selection.start_ns
@@ -296,8 +240,8 @@ def quotes_at_trades(
 
     schema = pa.schema([asof.QUOTED.field(name) for name in plain])
     return Result(
-        _with_times(asof.QUOTED, names),
-        lambda: _timed(asof.quotes_at_trades(opened.ticks(selection), before, schema), asof.QUOTED, names),
+        with_times(asof.QUOTED, names),
+        lambda: timed(asof.quotes_at_trades(opened.ticks(selection), before, schema), asof.QUOTED, names),
     )
 
 
@@ -427,102 +371,13 @@ def _loaded(settings: Settings) -> config.Config:
     return config.load(Path(settings) if settings is not None else None, config.environment())
 
 
-def _known(opened: Source, topic: Topic, symbols: tuple[str, ...]) -> None:
-    unknown = opened.unknown(topic, symbols)
-    if not unknown:
-        return
-    symbol, near = next(iter(unknown.items()))
-    others = f", nor of {len(unknown) - 1} others" if len(unknown) > 1 else ""
-    remedy = f"Did you mean {' or '.join(map(repr, near))}?" if near else "Is it the configuration and the data that you mean?"
-    raise WrongArgument(f"The {opened.place} has no {topic.table} of {symbol!r} at any time{others}. {remedy}")
-
-
 # Arguments
-
-
-def _selection(
-    symbols: str | Sequence[str],
-    start: Moment,
-    end: Moment,
-    topic: Topic,
-    columns: Sequence[str],
-    *,
-    provider: str | None,
-    kind: str | None = None,
-    interval: str | None = None,
-) -> Selection:
-    names = _symbols(symbols)
-    start_ns, end_ns = times.parse(start, "start"), times.parse(end, "end")
-    if start_ns > end_ns:
-        raise WrongArgument(f"start = {start!r} is after end = {end!r}. Exchange them: the range is start <= time < end.")
-    plain = tuple(name for name in _plain(columns) if name in topic.schema.names)
-    return Selection(names, start_ns, end_ns, plain, provider=_provider(provider), kind=kind, interval=interval)
-
-
-def _symbols(symbols: str | Sequence[str]) -> tuple[str, ...]:
-    found = (symbols,) if isinstance(symbols, str) else _texts(symbols, "symbols", "['BTC/USDT', 'ETH/USDT']")
-    if not found:
-        raise WrongArgument("symbols is empty. Name at least one, such as ['BTC/USDT'].")
-    if not all(found):
-        raise WrongArgument("symbols has an empty name. Canonical names are such as AAPL and BTC/USDT.")
-    return tuple(dict.fromkeys(found))
-
-
-def _texts(values: Sequence[str], name: str, example: str) -> tuple[str, ...]:
-    try:
-        found = tuple(values)
-    except TypeError:
-        raise WrongArgument(f"{name} = {values!r} is neither text nor a list of texts. Write {example}.") from None
-    wrong = next((value for value in found if not isinstance(value, str)), None)
-    if wrong is not None or None in found:
-        raise WrongArgument(f"{name} has {wrong!r}, which is no text. Write {example}.")
-    return found
-
-
-def _columns(columns: str | Sequence[str] | None, schema: pa.Schema, also: tuple[str, ...] = ("ts",)) -> tuple[str, ...]:
-    known = (*schema.names, *also)
-    if columns is None:
-        return known
-    found = (columns,) if isinstance(columns, str) else _texts(columns, "columns", "['ts', 'symbol', 'last']")
-    for at, name in enumerate(found):
-        if name not in known:
-            raise WrongArgument(f"columns has {name!r}, which is no column. There are: {', '.join(known)}.")
-        if name in found[:at]:
-            raise WrongArgument(f"columns has {name!r} twice. Name it once.")
-    if not found:
-        raise WrongArgument("columns is empty. Name at least one, or leave it out for all.")
-    return found
-
-
-def _days(days: int) -> int:
-    if isinstance(days, bool) or not isinstance(days, int) or not 0 <= days <= _MOST_DAYS:
-        raise WrongArgument(f"days = {days!r} is no number of days to look back. Give a whole number from 0 to {_MOST_DAYS}.")
-    return days
-
-
-def _provider(provider: str | None) -> str | None:
-    if provider is not None and provider not in PROVIDERS:
-        raise WrongArgument(f"provider = {provider!r} is no provider. Use one of: {', '.join(PROVIDERS)}.")
-    return provider
-
-
-def _kind(kind: str | None) -> str | None:
-    if kind is not None and kind not in _KINDS:
-        raise WrongArgument(f"kind = {kind!r} is no kind of tick. Use one of: {', '.join(_KINDS)}.")
-    return kind
-
-
-def _interval(interval: str | None) -> str | None:
-    known = list(dict.fromkeys(window for some in PROVIDERS.values() for window in some.intervals))
-    if interval is not None and interval not in known:
-        raise WrongArgument(f"interval = {interval!r} is no interval of a bar. Use one of: {', '.join(known)}.")
-    return interval
 
 
 # Amended trades
 
 
-def _without(batches: Iterator[pa.RecordBatch], amended: pa.Table) -> Iterator[pa.RecordBatch]:
+def without_amended(batches: Iterator[pa.RecordBatch], amended: pa.Table) -> Iterator[pa.RecordBatch]:
     """The ticks but the trades that were amended, in the same order."""
     gone = set(zip(*(column.to_pylist() for column in amended.columns), strict=True))
     ids = amended["trade_id"].combine_chunks()
@@ -537,32 +392,3 @@ def _without(batches: Iterator[pa.RecordBatch], amended: pa.Table) -> Iterator[p
 
 
 # Columns of time
-
-
-def _plain(names: Sequence[str]) -> tuple[str, ...]:
-    """The columns that those asked for are made of."""
-    return tuple(dict.fromkeys(_TIMES.get(name, name) for name in names))
-
-
-def _with_times(schema: pa.Schema, names: Sequence[str]) -> pa.Schema:
-    """The schema of some columns, timestamps among them."""
-    return pa.schema(
-        [pa.field(name, _TS, nullable=schema.field(_TIMES[name]).nullable) if name in _TIMES else schema.field(name) for name in names]
-    )
-
-
-def _timed(batches: Iterator[pa.RecordBatch], schema: pa.Schema, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    """The columns asked for, the timestamps made of the exact times beside them."""
-    wanted = _with_times(schema, names)
-    for batch in batches:
-        columns = [batch[_TIMES[name]].cast(_TS) if name in _TIMES else batch[name] for name in names]
-        yield pa.record_batch(columns, schema=wanted)
-
-
-def _library(name: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError:
-        raise ConfigError(
-            f"{name} is not installed. Install it: pip install 'tapeline[{name}]'. Without it, .arrow() and .duckdb() work."
-        ) from None

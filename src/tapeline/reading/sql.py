@@ -14,8 +14,8 @@ from deltalake.exceptions import DeltaError, TableNotFoundError
 
 from tapeline.errors import ConfigError, DiskTrouble
 from tapeline.records import AMENDING, AMENDS, NORMALIZED_TOPICS, Topic
+from tapeline.stores.lake.engine import NO_DOWNLOADS
 from tapeline.stores.lake.files import check_format, for_duckdb, table_at, unreadable
-from tapeline.stores.lake.reading import NO_DOWNLOADS
 
 #: The last revision of each bar; `bar_revisions` has them all.
 _ROWS_AT_ONCE: Final = 5_000

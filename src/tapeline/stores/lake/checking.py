@@ -21,9 +21,9 @@ import pyarrow.compute as pc
 from tapeline.records import BARS_TOPIC, NORMALIZED_TOPICS, TICKS_TOPIC, Topic
 from tapeline.stores.duplicates import IdentityRule, in_sql
 from tapeline.stores.lake import files as lake_files
-from tapeline.stores.lake import totals_of
+from tapeline.stores.lake import removing, totals_of
+from tapeline.stores.lake.engine import NO_DOWNLOADS
 from tapeline.stores.lake.files import IDS, RANGED
-from tapeline.stores.lake.reading import NO_DOWNLOADS
 from tapeline.stores.lake.sealing import MEMORY, Progress
 
 _REMEDY: Final = "Check again."
@@ -96,7 +96,7 @@ def _check(folder: Path, topic: Topic, rule: IdentityRule, day: date | None, pro
     rows = lake_files.total(files, "num_records")
     checked = Checked(topic.table, files.num_rows, rows, lake_files.total(files, "size_bytes"), totals.removed, totals.lost)
     # Before anything that takes its time: what a store writes meanwhile is young, and in no log that was read before.
-    left = lake_files.unnamed(folder, {Path(path).name for path in files["path"].to_pylist()}, day)
+    left = removing.unnamed(folder, {Path(path).name for path in files["path"].to_pylist()}, day)
     bad = damaged(folder, topic, files, progress)
     for path, wrong in bad.items():
         checked.findings.append(Finding(topic.table, "damaged", wrong, _day(path), path))

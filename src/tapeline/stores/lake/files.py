@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import time
 import uuid
 import zlib
@@ -48,16 +47,12 @@ PART: Final = "part-"
 MERGED: Final = "merged-"
 MADE: Final = "made-"
 SEALED: Final = "sealed-"
-#: Files that only who changes the lake alone gives their names.
-_ALONE: Final = (MERGED, MADE, SEALED)
 #: What is being written, inside a table's folder: the leading point hides it from readers of folders, and no name in it ends in .parquet.
 ASIDE: Final = ".sealing"
 #: Rows that are read together: small enough to find an hour of a symbol, large enough to compress.
 GROUP_ROWS: Final = 65_536
 #: Rows of a flush are read together up to so many.
 _PART_GROUP_ROWS: Final = 128 * 1024
-#: No store takes so long between writing a file and committing it.
-_FORGOTTEN_AFTER_S: Final = 3_600.0
 #: Columns whose range within a file stands in the log, for readers to choose files by, and to know what a file held that is lost.
 RANGED: Final = (
     *("symbol", "ts_ns", "kind", "interval", "exchange", "provider", "feed", "channel", "received_ns", "ts"),
@@ -205,7 +200,7 @@ def discard(folder: Path, added: Sequence[Added]) -> None:
         named = {Path(path).name for path in files_of(table)["path"].to_pylist()} if table is not None else set()
     except (OSError, DeltaError, TapelineError):
         return  # they are removed once they are old
-    _delete([folder / one.path for one in added if Path(one.path).name not in named])
+    delete([folder / one.path for one in added if Path(one.path).name not in named])
 
 
 def place(folder: Path, day: date, new: Sequence[Path], prefix: str) -> list[Added]:
@@ -351,56 +346,7 @@ def move_on(table: DeltaTable, removed: pa.Table) -> None:
         raise OSError(f"{gone[0]} was taken out of the log meanwhile")
 
 
-def delete_removed(folder: Path, table: DeltaTable, day: date | None = None) -> tuple[int, int]:
-    """Delete the files that the log calls removed, of one day or all: (files, bytes). Empty folders go too.
-
-    One that the log does not know yet may be a store's, just before its commit: it stays."""
-    log = folder / "_delta_log"
-    for path in (log / f"{table.version():020}.json", log):
-        if path.exists():
-            sync(path)
-    begins = "date=" if day is None else f"date={day}/"
-    names = table.vacuum(retention_hours=0, dry_run=True, enforce_retention_duration=False)
-    found = [folder / name for name in names if name.startswith(begins)]
-    return _delete(found)
-
-
-def sweep(folder: Path, table: DeltaTable, day: date | None = None) -> None:
-    """Remove what a change that died has left, of one day or all: what it wrote aside, and files on either side of its commit."""
-    shutil.rmtree(folder / ASIDE, ignore_errors=True)
-    named = {Path(path).name for path in files_of(table, day)["path"].to_pylist()}
-    # What a store has written and not committed yet is young; the log forgets what it called removed after a day.
-    _delete(unnamed(folder, named, day))
-    delete_removed(folder, table, day)
-
-
-def delete_unnamed(folder: Path, table: DeltaTable) -> tuple[int, int]:
-    """Delete every file that the log does not name, but for those that a store may be about to commit: (files, bytes)."""
-    shutil.rmtree(folder / ASIDE, ignore_errors=True)
-    removed = delete_removed(folder, table)
-    left = _delete(unnamed(folder, {Path(path).name for path in files_of(table)["path"].to_pylist()}))
-    for partition in folder.glob("date=*"):
-        _remove_if_empty(partition)
-    return removed[0] + left[0], removed[1] + left[1]
-
-
-def unnamed(folder: Path, named: set[str], day: date | None = None) -> list[Path]:
-    """Files in the folders of days that are not among those named, and that no store is about to commit.
-
-    Only for who changes the lake alone: what others write aside or seal at the moment would be among them."""
-    found = []
-    for path in folder.glob("date=*/*" if day is None else f"date={day}/*"):
-        if path.name not in named:
-            try:
-                old = time.time() - path.stat().st_mtime > _FORGOTTEN_AFTER_S
-            except FileNotFoundError:
-                continue
-            if old or path.name.startswith(_ALONE):
-                found.append(path)
-    return sorted(found)
-
-
-def _delete(paths: Sequence[Path]) -> tuple[int, int]:
+def delete(paths: Sequence[Path]) -> tuple[int, int]:
     files = size = 0
     for path in paths:
         try:
@@ -410,11 +356,11 @@ def _delete(paths: Sequence[Path]) -> tuple[int, int]:
             continue
         files, size = files + 1, size + held
     for partition in {path.parent for path in paths}:
-        _remove_if_empty(partition)
+        remove_if_empty(partition)
     return files, size
 
 
-def _remove_if_empty(partition: Path) -> None:
+def remove_if_empty(partition: Path) -> None:
     try:
         partition.rmdir()
     except OSError:  # it is gone, or holds something: a store may have come back to it

@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-import tempfile
-from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Final, Self, TypeVar
 
 import duckdb
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-from deltalake import DeltaTable
-from deltalake.exceptions import DeltaError, TableNotFoundError
 
 from tapeline.errors import DiskTrouble
 from tapeline.records import BARS_TOPIC, NOTICES_TOPIC, NS_PER_S, TICKS_TOPIC, Topic
-from tapeline.stores.lake.files import PART, check_format, checksum, for_duckdb, named_checksum, table_at, unreadable
+from tapeline.stores.lake.engine import Engine
+from tapeline.stores.lake.files import checksum, for_duckdb, named_checksum
+from tapeline.stores.lake.table_files import TableFiles
 from tapeline.stores.selection import ORDER, Selection, alike, amended_by, notices_about
 
-#: Of a connection: what DuckDB is asked for here is all built in.
-NO_DOWNLOADS: Final[dict[str, str | bool | int | float | list[str]]] = {
-    "autoinstall_known_extensions": False,
-    "autoload_known_extensions": False,
-}
 #: So many rows are sorted at once: what a read needs of memory, whatever its range.
 _WINDOW_ROWS: Final = 500_000
 #: Files of so few rows are sorted at once without counting first how many of the rows are wanted.
@@ -41,10 +31,8 @@ _FIRST_LOOK_NS: Final = 60 * NS_PER_S
 _LOOK_GROWTH: Final = 16
 #: How many of the newest files are asked for symbols that look like an unknown one.
 _LIKENESS_FILES: Final = 20
-_LEAST: Final = -(1 << 63)
 _MOST: Final = (1 << 63) - 1
 
-_NEWEST_FIRST: Final = [("max.ts_ns", "descending"), ("path", "ascending")]
 
 _IDENTITY: Final = 'provider, feed, symbol, "interval", ts_ns'
 _REVISION: Final = "received_ns DESC, raw_partition DESC, raw_offset DESC, raw_index DESC"
@@ -63,8 +51,8 @@ class LakeSource:
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self._tables: dict[str, _Files] = {}
-        self._engine = _Engine()
+        self._tables: dict[str, TableFiles] = {}
+        self._engine = Engine()
         self._verify = False
         self._whole: set[str] = set()
 
@@ -149,7 +137,7 @@ class LakeSource:
         known = self._symbols(topic, files.slice(0, _LIKENESS_FILES), None)
         return {symbol: alike(symbol, known) for symbol in missing}
 
-    def _symbols(self, topic: Topic, files: _Files, among: Sequence[str] | None) -> list[str]:
+    def _symbols(self, topic: Topic, files: TableFiles, among: Sequence[str] | None) -> list[str]:
         """The symbols in some files, of those asked for; None: all."""
         names = {f"symbol{at}": symbol for at, symbol in enumerate(among or ())}
         condition = f"WHERE symbol IN ({', '.join(f'${name}' for name in names)})" if names else ""
@@ -171,7 +159,7 @@ class LakeSource:
 
     def _renewed(self, topic: Topic) -> bool:
         """Whether files that could not be read were replaced by others with the same rows, which are read from now on."""
-        files = self._files(topic).renewed(_Files.listed(self._root / topic.table, self._engine))
+        files = self._files(topic).renewed(TableFiles.listed(self._root / topic.table, self._engine))
         if files is not None:
             self._tables[topic.table] = files
         return files is not None
@@ -198,7 +186,7 @@ class LakeSource:
                 if not self._renewed(topic):
                     raise
 
-    def _ordered(self, files: _Files, selection: Selection, qualify: str, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    def _ordered(self, files: TableFiles, selection: Selection, qualify: str, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
         """One window of time after the other: their rows joined are in order, for the time orders first."""
         for start_ns, end_ns in self._windows(files, selection):
             window = replace(selection, start_ns=start_ns, end_ns=end_ns)
@@ -223,7 +211,7 @@ class LakeSource:
                 )
             self._whole.add(path)
 
-    def _windows(self, files: _Files, selection: Selection) -> Iterator[tuple[int, int]]:
+    def _windows(self, files: TableFiles, selection: Selection) -> Iterator[tuple[int, int]]:
         """Parts of the range with about as many rows as may be sorted at once, or a single nanosecond."""
         start_ns, end_ns = max(selection.start_ns, files.oldest_ns), min(selection.end_ns, files.newest_ns + 1)
         if start_ns >= end_ns:
@@ -268,199 +256,11 @@ class LakeSource:
                 "`tapeline lake repair` makes one that is damaged again."
             ) from error
 
-    def _files(self, topic: Topic) -> _Files:
+    def _files(self, topic: Topic) -> TableFiles:
         if topic.table not in self._tables:
             self._engine.start()
-            self._tables[topic.table] = _Files.listed(self._root / topic.table, self._engine)
+            self._tables[topic.table] = TableFiles.listed(self._root / topic.table, self._engine)
         return self._tables[topic.table]
-
-
-class _Engine:
-    """What was dear to open, and serves every answer of a source: DuckDB, and the tables' logs as far as they have been read."""
-
-    def __init__(self) -> None:
-        self._starting: Future[duckdb.DuckDBPyConnection] | None = None
-        self._logs: dict[Path, DeltaTable] = {}
-
-    def start(self) -> None:
-        """Have DuckDB start, which takes as long as reading a log does, beside the caller."""
-        if self._starting is None:
-            starter = ThreadPoolExecutor(1, "start DuckDB")
-            self._starting = starter.submit(_connect)
-            starter.shutdown(wait=False)
-
-    @property
-    def connection(self) -> duckdb.DuckDBPyConnection:
-        self.start()
-        assert self._starting is not None
-        return self._starting.result()
-
-    def log(self, folder: Path) -> DeltaTable:
-        """A table's log as it is now. Raises what Delta does."""
-        known = self._logs.get(folder)
-        if known is not None:
-            known.update_incremental()
-            return known
-        table = table_at(folder)
-        check_format(table, folder)
-        self._logs[folder] = table
-        return table
-
-
-def _connect() -> duckdb.DuckDBPyConnection:
-    connection = duckdb.connect(config=NO_DOWNLOADS | {"temp_directory": tempfile.gettempdir()})
-    connection.execute("SET parquet_metadata_cache = true")  # a file never changes once it has its name
-    return connection
-
-
-class _Files:
-    """Files of a table, newest first, with what Delta's log says is in them. What the log does not say may be anything."""
-
-    def __init__(self, folder: Path, actions: pa.Table) -> None:
-        self._folder = folder
-        self._actions = actions
-
-    @staticmethod
-    def listed(folder: Path, engine: _Engine) -> _Files:
-        """Those of the table's latest commit."""
-        wanted = {
-            "path": pa.string(),
-            "num_records": pa.int64(),
-            **{f"{edge}.ts_ns": pa.int64() for edge in ("min", "max")},
-            **{f"{edge}.{name}": pa.string() for name in ("symbol", "provider", "feed", "kind", "interval") for edge in ("min", "max")},
-        }
-        schema = pa.schema(list(wanted.items()))
-        try:
-            actions = pa.table(engine.log(folder).get_add_actions(flatten=True))
-        except TableNotFoundError:
-            return _Files(folder, schema.empty_table())
-        except (OSError, DeltaError) as error:
-            raise unreadable(folder, error) from error
-        nothing = pa.nulls(actions.num_rows)
-        columns = [(actions[name] if name in actions.schema.names else nothing).cast(kind) for name, kind in wanted.items()]
-        known = pa.table(columns, schema=schema)
-        return _Files(folder, known.sort_by(_NEWEST_FIRST))
-
-    @property
-    def count(self) -> int:
-        return int(self._actions.num_rows)
-
-    @property
-    def paths(self) -> list[str]:
-        return [str(self._folder / path) for path in self._actions["path"].to_pylist()]
-
-    @property
-    def rows(self) -> int:
-        return int(pc.sum(self._actions["num_records"], min_count=0).as_py())
-
-    def rows_at_most(self, selection: Selection) -> int:
-        """The rows of those row groups that may hold some of a selection, by the files' footers. Raises DiskTrouble."""
-        symbols = sorted(selection.symbols)
-        rows = 0
-        for path in self.paths:
-            try:
-                footer = pq.read_metadata(path)
-            except (OSError, pa.ArrowException) as error:
-                raise DiskTrouble(f"The lake's file {path} cannot be read: {error}") from error
-            symbol_at, time_at = (footer.schema.names.index(name) for name in ("symbol", "ts_ns"))
-            for number in range(footer.num_row_groups):
-                group = footer.row_group(number)
-                symbol, time = group.column(symbol_at).statistics, group.column(time_at).statistics
-                if symbol is not None and symbol.has_min_max and not _any_between(symbols, symbol.min, symbol.max):
-                    continue
-                if time is not None and time.has_min_max and (time.max < selection.start_ns or time.min >= selection.end_ns):
-                    continue
-                rows += group.num_rows
-        return rows
-
-    @property
-    def oldest_ns(self) -> int:
-        return self._edge("min", unknown=_LEAST, empty=_MOST)
-
-    @property
-    def newest_ns(self) -> int:
-        return self._edge("max", unknown=_MOST, empty=_LEAST)
-
-    @property
-    def named(self) -> set[str]:
-        """Symbols that the log itself names: the first and the last of each file."""
-        return {*self._actions["min.symbol"].to_pylist(), *self._actions["max.symbol"].to_pylist()}
-
-    def renewed(self, now: _Files) -> _Files | None:
-        """These files with those that are gone replaced by the ones that have their rows now; None where nothing is, or rows are gone.
-
-        What the store has written since stays unseen; where it was put into one file with what was there before, nobody can tell."""
-        here, there = self._by_day(), now._by_day()
-        gone: set[str] = set()
-        instead: set[str] = set()
-        for day, files in here.items():
-            others = there.get(day, {})
-            lost = files.keys() - others.keys()
-            new = {path for path in others.keys() - files.keys() if not PurePath(path).name.startswith(PART)} if lost else set[str]()
-            if sum(files[path] for path in lost) != sum(others[path] for path in new):
-                return None
-            gone |= lost
-            instead |= new
-        if not gone:
-            return None
-        parts = [
-            files._actions.filter(pa.array([(path in chosen) is taken for path in files._actions["path"].to_pylist()], pa.bool_()))
-            for files, chosen, taken in ((self, gone, False), (now, instead, True))
-        ]
-        return _Files(self._folder, pa.concat_tables(parts).sort_by(_NEWEST_FIRST))
-
-    def _by_day(self) -> dict[str, dict[str, int]]:
-        """Of each day the files, with their rows."""
-        found: dict[str, dict[str, int]] = {}
-        for path, rows in zip(self._actions["path"].to_pylist(), self._actions["num_records"].to_pylist(), strict=True):
-            found.setdefault(_day(path), {})[path] = rows
-        return found
-
-    def slice(self, first: int, count: int) -> _Files:
-        return _Files(self._folder, self._actions.slice(first, count))
-
-    def between(self, start_ns: int, end_ns: int) -> _Files:
-        """Those that may hold times in [start_ns, end_ns)."""
-        return self._where(
-            pc.and_(
-                pc.fill_null(pc.greater_equal(self._actions["max.ts_ns"], start_ns), True),
-                pc.fill_null(pc.less(self._actions["min.ts_ns"], end_ns), True),
-            )
-        )
-
-    def of_any(self, name: str, values: Sequence[str]) -> _Files:
-        """Those that may hold one of these values in a column of text."""
-        ordered = sorted(values)  # by code point, which is the order of UTF-8's bytes and so of the log's edges
-        edges = zip(self._actions[f"min.{name}"].to_pylist(), self._actions[f"max.{name}"].to_pylist(), strict=True)
-        return self._where(pa.array([_any_between(ordered, low, high) for low, high in edges], pa.bool_()))
-
-    def matching(self, selection: Selection) -> _Files:
-        """Those that may hold rows of a selection."""
-        found = self.between(selection.start_ns, selection.end_ns).of_any("symbol", selection.symbols)
-        wanted = {"provider": selection.provider, "feed": selection.feed, "kind": selection.kind, "interval": selection.interval}
-        for name, value in wanted.items():
-            if value is not None:
-                found = found.of_any(name, [value])
-        return found
-
-    def _where(self, mask: pa.Array | pa.ChunkedArray) -> _Files:
-        return _Files(self._folder, self._actions.filter(mask))
-
-    def _edge(self, edge: str, unknown: int, empty: int) -> int:
-        column = self._actions[f"{edge}.ts_ns"]
-        if column.null_count:
-            return unknown
-        return int(pc.min_max(column)[edge].as_py()) if len(column) else empty
-
-
-def _day(path: str) -> str:
-    """The partition of a file, from its name in the log."""
-    return path.partition("/")[0]
-
-
-def _any_between(ordered: Sequence[str], low: str | None, high: str | None) -> bool:
-    at = bisect_left(ordered, low) if low is not None else 0
-    return at < len(ordered) and (high is None or ordered[at] <= high)
 
 
 def _schema(topic: Topic, columns: Sequence[str]) -> pa.Schema:

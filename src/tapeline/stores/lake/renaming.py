@@ -23,7 +23,7 @@ from deltalake import DeltaTable, Transaction
 
 from tapeline.records import BARS_TOPIC, TICKS_TOPIC, Topic
 from tapeline.stores.duplicates import IdentityRule, in_sql
-from tapeline.stores.lake import count_id, totals_of
+from tapeline.stores.lake import count_id, removing, totals_of
 from tapeline.stores.lake import files as lake_files
 from tapeline.stores.lake.checking import connect
 from tapeline.stores.lake.files import ASIDE, IDS, MADE, SEALED
@@ -90,7 +90,7 @@ class LakeRenaming:
             if table is None:
                 return
             if not dry_run:
-                lake_files.sweep(folder, table)
+                removing.sweep(folder, table)
             days = _holding(folder, table, renaming)
         total, done = sum(sum(files.values()) for files in days.values()), 0
         for day, files in sorted(days.items()):
@@ -209,7 +209,7 @@ class _Day:
         now = {"rows": totals.rows - duplicates, "duplicates": totals.duplicates + duplicates} if duplicates else {}
         counts = [Transaction(count_id(self.topic, name), count) for name, count in now.items()]
         lake_files.commit(self.folder, self.table, old, added, counts, data_change=True)
-        lake_files.delete_removed(self.folder, self.table, self.day)
+        removing.delete_removed(self.folder, self.table, self.day)
 
     def _again(self, aside: Path) -> _Again:
         """Which rows are left out."""

@@ -23,7 +23,7 @@ from deltalake import DeltaTable, Transaction
 from tapeline.records import BARS_TOPIC, NORMALIZED_TOPICS, TICKS_TOPIC, Topic
 from tapeline.stores import Totals, with_dates
 from tapeline.stores.duplicates import Channel, IdentityRule, in_sql, lacking_counted
-from tapeline.stores.lake import count_id, totals_of
+from tapeline.stores.lake import count_id, removing, totals_of
 from tapeline.stores.lake import files as lake_files
 from tapeline.stores.lake.checking import connect, damaged
 from tapeline.stores.lake.files import ASIDE, GROUP_ROWS, IDS, MADE, RANGED, SEALED, names_of
@@ -91,7 +91,7 @@ def repair(root: Path, rule: IdentityRule, origin: Origin, progress: Progress, *
                 table = lake_files.opened(folder)
                 if table is None:
                     continue
-                lake_files.sweep(folder, table)
+                removing.sweep(folder, table)
                 bad = damaged(folder, topic, lake_files.files_of(table), progress)
             for day in sorted({path.partition("/")[0].removeprefix("date=") for path in bad}):
                 with lake_files.disk_trouble(folder, "repaired", _REMEDY, duckdb.Error):
@@ -141,7 +141,7 @@ class _Day:
         added = lake_files.place(self._folder, self._day, new, SEALED if sealed else MADE)
         counts = [Transaction(count_id(self._topic, "lost"), self._totals.lost + lost)] if lost else []
         lake_files.commit(self._folder, self._table, self._bad, added, counts, data_change=bool(lost))
-        lake_files.delete_removed(self._folder, self._table, self._day)
+        removing.delete_removed(self._folder, self._table, self._day)
 
     def _write(self, db: duckdb.DuckDBPyConnection) -> Path:
         path = self._aside / "0000.part"

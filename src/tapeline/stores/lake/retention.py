@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from deltalake import Transaction
 
 from tapeline.records import NORMALIZED_TOPICS, Topic
-from tapeline.stores.lake import count_id, totals_of
+from tapeline.stores.lake import count_id, removing, totals_of
 from tapeline.stores.lake import files as lake_files
 
 #: The days that have been decided on, beside the tables, from before the first commit until after the last.
@@ -88,7 +88,7 @@ def vacuum(root: Path) -> list[Vacuumed]:
                 table = lake_files.opened(folder)
                 if table is None:
                     continue
-                files, size = lake_files.delete_unnamed(folder, table)
+                files, size = removing.delete_unnamed(folder, table)
                 before = _entries(folder)
                 table.create_checkpoint()
                 table.cleanup_metadata()
@@ -143,7 +143,7 @@ def _remove(folder: Path, topic: Topic, days: set[date]) -> None:
         if files.num_rows:
             removed = totals_of(table, topic).removed + lake_files.total(files, "num_records")
             lake_files.commit(folder, table, files, [], [Transaction(count_id(topic, "removed"), removed)], data_change=True)
-        lake_files.delete_removed(folder, table)
+        removing.delete_removed(folder, table)
 
 
 def _decide(root: Path, days: set[date]) -> None:

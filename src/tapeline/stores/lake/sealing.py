@@ -24,9 +24,10 @@ from deltalake import DeltaTable
 from tapeline.errors import TapelineError
 from tapeline.records import NORMALIZED_TOPICS, Topic
 from tapeline.stores.lake import files as lake_files
+from tapeline.stores.lake import removing
 from tapeline.stores.lake.due import small
+from tapeline.stores.lake.engine import NO_DOWNLOADS
 from tapeline.stores.lake.files import ASIDE, GROUP_ROWS, IDS, MERGED, SEALED, disk_trouble, names_of
-from tapeline.stores.lake.reading import NO_DOWNLOADS
 
 #: A file holds whole symbols, about so many rows of them: what sorting needs of memory, and how few files a reader of one symbol opens.
 _FILE_ROWS: Final = 4_000_000
@@ -95,7 +96,7 @@ def merge(root: Path, topic: Topic, day: date, older_than_ms: int) -> Sealed:
         table = lake_files.opened(folder)
         if table is None:
             return Sealed(topic.table, day, 0, 0, 0, 0, 0)
-        lake_files.sweep(folder, table, day)
+        removing.sweep(folder, table, day)
         old = small(lake_files.files_of(table, day), older_than_ms)
         if old.num_rows < _FEWEST:
             return Sealed(topic.table, day, 0, 0, old.num_rows, 0, lake_files.total(old, "size_bytes"))
@@ -107,7 +108,7 @@ def sweep(root: Path, topic: Topic) -> None:
     folder = root / topic.table
     with lake_files.changing(root, "tapeline lake tidy"), disk_trouble(folder, "tidied", _REMEDY):
         if (table := lake_files.opened(folder)) is not None:
-            lake_files.sweep(folder, table)
+            removing.sweep(folder, table)
 
 
 def _seal(folder: Path, topic: Topic, day: date, progress: Progress) -> Sealed:
@@ -115,7 +116,7 @@ def _seal(folder: Path, topic: Topic, day: date, progress: Progress) -> Sealed:
         table = lake_files.opened(folder)
         if table is None:
             return Sealed(topic.table, day, 0, 0, 0, 0, 0)
-        lake_files.sweep(folder, table, day)
+        removing.sweep(folder, table, day)
         old = lake_files.files_of(table, day)
         if all(Path(path).name.startswith(SEALED) for path in old["path"].to_pylist()):
             return Sealed(topic.table, day, 0, 0, old.num_rows, 0, lake_files.total(old, "size_bytes"))
@@ -139,7 +140,7 @@ def _replace(folder: Path, table: DeltaTable, topic: Topic, day: date, old: pa.T
         added = lake_files.place(folder, day, new, prefix)
         lake_files.move_on(table, old)
         lake_files.commit(folder, table, old, added, [], data_change=False)
-        lake_files.delete_removed(folder, table, day)
+        removing.delete_removed(folder, table, day)
     except Exception:
         lake_files.discard(folder, added)
         raise

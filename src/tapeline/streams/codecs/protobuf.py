@@ -12,7 +12,6 @@ longer numbers than need be, all of which is legal) is first rewritten by itself
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final, TypeAlias
 
@@ -21,42 +20,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tapeline.records import BARS_TOPIC, NOTICES_TOPIC, REJECTED_TOPIC, TICKS_TOPIC, Topic
+from tapeline.records import Topic
+from tapeline.streams.codecs.protobuf_wire import LENGTH, VARINT, Field, fields, rewritten
 
 Ints: TypeAlias = npt.NDArray[np.int64]
 Mask: TypeAlias = npt.NDArray[np.bool_]
-
-#: Message and columns of each topic: a column's place, from 1, is its field's number. Only ever add at an end.
-MESSAGES: Final[dict[Topic, tuple[str, tuple[str, ...]]]] = {
-    topic: (message, tuple(columns.split()))
-    for topic, message, columns in (
-        (
-            TICKS_TOPIC,
-            "MarketData",
-            "symbol ts_ns bid ask last volume kind bid_size ask_size side exchange provider feed channel sequence trade_id conditions"
-            " received_ns latency_ns raw_partition raw_offset raw_index",
-        ),
-        (
-            BARS_TOPIC,
-            "Bar",
-            "symbol ts_ns interval open high low close volume vwap trades final exchange provider feed channel received_ns latency_ns"
-            " raw_partition raw_offset raw_index",
-        ),
-        (NOTICES_TOPIC, "Notice", "symbol ts_ns kind detail provider feed connection received_ns raw_partition raw_offset raw_index"),
-        (REJECTED_TOPIC, "Rejected", "reason payload provider feed connection received_ns raw_partition raw_offset raw_index"),
-    )
-}
-#: Columns whose fields are named otherwise.
-NAMES: Final = {"ts_ns": "timestamp_ns", "last": "last_price"}
-#: The .proto's type of a column's type.
-TYPES: Final = {
-    pa.float64(): "double",
-    pa.int64(): "sfixed64",
-    pa.int32(): "sfixed32",
-    pa.bool_(): "bool",
-    pa.string(): "string",
-    pa.binary(): "bytes",
-}
 
 #: What an absent field means where the column knows no null.
 _DEFAULTS: Final = {kind: pa.scalar(0, kind) for kind in (pa.float64(), pa.int64(), pa.int32())} | {
@@ -65,8 +33,6 @@ _DEFAULTS: Final = {kind: pa.scalar(0, kind) for kind in (pa.float64(), pa.int64
     pa.binary(): pa.scalar(b""),
 }
 
-_VARINT, _FIXED64, _LENGTH, _GROUP, _END_GROUP, _FIXED32 = range(6)
-_WIRE: Final = {"double": _FIXED64, "sfixed64": _FIXED64, "sfixed32": _FIXED32, "bool": _VARINT, "string": _LENGTH, "bytes": _LENGTH}
 #: By wire type: can a value be skipped without reading into it, and its width where that is fixed.
 _SKIPPED: Final = np.array([True, True, True, False, False, True, False, False])
 _WIDTHS: Final = np.array([0, 8, 0, 0, 0, 4, 0, 0])
@@ -77,30 +43,7 @@ _FORMATS: Final = {"double": "<f8", "sfixed64": "<i8", "sfixed32": "<i4", "bool"
 #: A length in this many bytes is read with all others of its column: under 256 MiB.
 _LENGTH_BYTES: Final = 4
 _MOST_BYTES: Final = (1 << 31) - (1 << 20)
-_MOST_NESTED: Final = 100
 _NOTHING: Final = pa.scalar(b"")
-
-
-@dataclass(frozen=True, slots=True)
-class Field:
-    """One column and its place on the wire."""
-
-    column: str
-    name: str
-    number: int
-    kind: str  # the .proto's type
-    wire: int
-    tag: bytes
-
-
-@lru_cache
-def fields(topic: Topic) -> tuple[Field, ...]:
-    """The fields of a topic's messages, by their numbers."""
-    found = []
-    for number, column in enumerate(MESSAGES[topic][1], 1):
-        kind = TYPES[topic.schema.field(column).type]
-        found.append(Field(column, NAMES.get(column, column), number, kind, _WIRE[kind], _varint(number << 3 | _WIRE[kind])))
-    return tuple(found)
 
 
 # ---- writing
@@ -131,7 +74,7 @@ def _pieces(topic: Topic, batch: pa.RecordBatch, n: int) -> Iterator[pa.Array]:
             run = []
         where = valid
         run.append((f"<u{len(field.tag)}", int.from_bytes(field.tag, "little")))
-        if field.wire != _LENGTH:
+        if field.wire != LENGTH:
             run.append((_FORMATS[field.kind], _values(column, field)))
             continue
         offsets = _held(column, np.dtype(np.int32), n + 1)
@@ -255,7 +198,7 @@ class _Reading:
         self._values: dict[str, tuple[Field, Mask, Any, Any]] = {}
         for field in self._fields:
             here = self._at(f"<u{len(field.tag)}", self.where) == int.from_bytes(field.tag, "little")
-            step = self._text if field.wire == _LENGTH else self._number
+            step = self._text if field.wire == LENGTH else self._number
             if np.count_nonzero(here):
                 step(field, here)
         if np.count_nonzero(self.where < self.ends):
@@ -312,10 +255,10 @@ class _Reading:
             fine &= (tag >> 3 > len(self._fields)) & _SKIPPED[wire]
             if not np.count_nonzero(fine):
                 return
-            is_text = wire == _LENGTH
-            value, after, ended = self._varints(body, fine & (is_text | (wire == _VARINT)), 10)
+            is_text = wire == LENGTH
+            value, after, ended = self._varints(body, fine & (is_text | (wire == VARINT)), 10)
             fine &= ended & ~(is_text & (value >> 31 != 0))
-            end = np.where(is_text, after + value, np.where(wire == _VARINT, after, body + _WIDTHS[wire]))
+            end = np.where(is_text, after + value, np.where(wire == VARINT, after, body + _WIDTHS[wire]))
             self.where[rows] = np.where(fine, np.minimum(end, self._out), start)
 
     def batch(self) -> pa.RecordBatch:
@@ -329,7 +272,7 @@ class _Reading:
         field, here, found, end = self._values[column.name]
         whole = np.count_nonzero(here) == n
         valid = None if whole or not column.nullable else pa.py_buffer(_bitmap(here))
-        if field.wire == _LENGTH:
+        if field.wire == LENGTH:
             return self._texts(column, found, end, valid)
         values = found if whole else np.where(here, found, 0)
         data = pa.py_buffer(_bitmap(values) if field.kind == "bool" else values)
@@ -347,87 +290,3 @@ class _Reading:
 
 
 # ---- one message by itself
-
-
-def rewritten(topic: Topic, message: bytes) -> bytes:
-    """The message with only the known fields, each once, in the order of their numbers; a ValueError says why it is none."""
-    known = {field.number: field for field in fields(topic)}
-    last: dict[int, bytes] = {}
-    at = 0
-    while at < len(message):
-        number, wire, start = _read_tag(message, at)
-        if wire == _END_GROUP:
-            raise ValueError(f"the end of a group that did not begin, at byte {at}")
-        begin, at = _value(message, number, wire, start)
-        field = known.get(number)
-        if field is None or field.wire != wire:
-            continue
-        value = bytes(message[begin:at])
-        if field.kind == "bool":
-            value = bytes([_read_varint(value, 0)[0] > 0])
-        elif field.kind == "string":
-            _check_text(field, value)
-        last[number] = field.tag + (_varint(len(value)) if wire == _LENGTH else b"") + value
-    return b"".join(last[number] for number in sorted(last))
-
-
-def _check_text(field: Field, value: bytes) -> None:
-    try:
-        value.decode()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"field {field.name} is not UTF-8: {error.reason}") from None
-
-
-def _read_tag(message: bytes, at: int) -> tuple[int, int, int]:
-    """Number, wire type, and the place after the tag."""
-    tag, start = _read_varint(message, at, 5)
-    number, wire = tag >> 3, tag & 7
-    if not 0 < number < 1 << 29 or wire > _FIXED32:
-        raise ValueError(f"no tag at byte {at}")
-    return number, wire, start
-
-
-def _value(message: bytes, number: int, wire: int, at: int, depth: int = 0) -> tuple[int, int]:
-    """Where the value that follows a tag begins and ends."""
-    if wire == _VARINT:
-        return at, _read_varint(message, at)[1]
-    if wire == _LENGTH:
-        length, at = _read_varint(message, at, 5)
-        end = at + length
-    elif wire == _GROUP:
-        end = _group_end(message, number, at, depth + 1)
-    else:
-        end = at + (8 if wire == _FIXED64 else 4)
-    if end > len(message):
-        raise ValueError(f"the value of field {number} at byte {at} ends {end - len(message)} bytes after the message")
-    return at, end
-
-
-def _group_end(message: bytes, number: int, at: int, depth: int) -> int:
-    if depth > _MOST_NESTED:
-        raise ValueError(f"groups within groups, more than {_MOST_NESTED} deep")
-    while True:
-        inner, wire, at = _read_tag(message, at)
-        if wire == _END_GROUP:
-            if inner != number:
-                raise ValueError(f"group {number} ends as group {inner}")
-            return at
-        at = _value(message, inner, wire, at, depth)[1]
-
-
-def _read_varint(message: bytes, at: int, most: int = 10) -> tuple[int, int]:
-    value = 0
-    for place, byte in enumerate(message[at : at + most]):
-        value |= (byte & 0x7F) << (7 * place)
-        if byte < 128:
-            return value & 0xFFFF_FFFF_FFFF_FFFF, at + place + 1
-    raise ValueError(f"a number at byte {at} does not end")
-
-
-def _varint(value: int) -> bytes:
-    written = bytearray()
-    while value > 127:
-        written.append(value & 0x7F | 0x80)
-        value >>= 7
-    written.append(value)
-    return bytes(written)

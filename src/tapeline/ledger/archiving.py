@@ -1,0 +1,201 @@
+"""Cuts off a part of a key's past that only intervals of long ago follow from, and puts it back when evidence reaches there."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from itertools import chain
+from typing import Final, TypeVar
+
+import msgspec
+
+from tapeline.ledger.facts import (
+    Edge,
+    Facts,
+    Interval,
+    Key,
+    Past,
+    Piece,
+    Run,
+    apart,
+    join,
+    one_after_another,
+)
+from tapeline.ledger.intervals import COVERED, follow, has_come, intervals, spans_of
+from tapeline.providers.registry import CHANNELS
+from tapeline.records import NS_PER_MS
+
+#: So many intervals, runs or spans have to go for the work and the row in the ledger to be worth it.
+_WORTH: Final = 8
+#: A number from here on is a time in ns (of 1970), one below an id or a time in ms (until the year 300000).
+_TIMES_FROM: Final = 10**16
+
+
+def archive(facts: Facts, key: Key, before_ns: int, found: Sequence[Interval]) -> int:
+    """Archive what only intervals before this time follow from. `found`: the recent intervals. Returns how many of them that were.
+
+    Evidence that is not in the past yet keeps what lies behind its beginning."""
+    past, runs = facts.pasts.get(key), facts.runs.get(key, [])
+    if past is None:
+        return 0
+    at_ns, first_id = _begin(facts, key, before_ns)
+    piece, rest_runs, rest_past = _divided(key, past, runs, at_ns, first_id)
+    if len(piece.runs) + sum(map(len, piece.spans.values())) + len(piece.read) + len(piece.asked) < _WORTH:
+        return 0
+    follows = follow(key, facts.carried(key), rest_past, rest_runs)
+    same = _same_at_the_end(found, follows)
+    gone, before = len(found) - same, follows[: len(follows) - same]
+    if not same or any(one.end_ns > at_ns for one in (*found[:gone], *before)):
+        return 0
+    old = past.edge
+    states = Counter(old.states if old is not None else {}) + Counter(one.state for one in found[:gone] if one.state not in COVERED)
+    rest_past.edge = Edge(
+        number=gone + (old.number if old is not None else 0),
+        states=dict(states),
+        pieces=1 + (old.pieces if old is not None else 0),
+        at_ns=at_ns,
+        first_id=rest_runs[0].first if rest_runs else None,
+        heard=has_come(key, facts.carried(key), past),
+        before=before,
+        start_ns=found[gone].start_ns,
+    )
+    facts.pasts[key] = rest_past
+    facts.touched_pasts.add(key)
+    if piece.runs:
+        facts.runs[key] = rest_runs
+        facts.touched_runs.add(key)
+    piece.before_ns = at_ns
+    facts.archived.setdefault(key, []).append(piece)
+    return gone
+
+
+def recent_intervals(facts: Facts, key: Key) -> list[Interval] | None:
+    """The intervals behind the edge; None where evidence from before it has come: then it has to be restored first."""
+    past = facts.pasts.get(key)
+    if past is None or (edge := past.edge) is None:
+        return intervals(facts, key)
+    if reaches_back(facts, key):
+        return None
+    found, skipped = intervals(facts, key), len(edge.before)
+    if found[:skipped] != edge.before or len(found) == skipped or found[skipped].start_ns != edge.start_ns:
+        return None
+    return found[skipped:]
+
+
+def reaches_back(facts: Facts, key: Key) -> bool:
+    """Whether there is evidence, that is not in the past yet, from before a key's edge."""
+    past, runs = facts.pasts.get(key), facts.runs.get(key, [])
+    if past is None or (edge := past.edge) is None:
+        return False
+    if edge.first_id != (runs[0].first if runs else None) or edge.heard != has_come(key, facts.carried(key), past):
+        return True
+    at_ns, first_id = _begin(facts, key, edge.at_ns)
+    return at_ns < edge.at_ns or (first_id is not None and edge.first_id is not None and first_id < edge.first_id)
+
+
+def restore(facts: Facts, key: Key, pieces: Iterable[Piece]) -> None:
+    """Put back what was archived of a key."""
+    past, runs = facts.pasts[key], [Run(run.first, run.last, run.first_ns, run.last_ns) for run in facts.runs.get(key, [])]
+    spans = {place: list(some) for place, some in past.spans.items()}
+    read, asked, rejected = list(past.read), set(past.asked), set(past.rejected)
+    for piece in (*pieces, *facts.archived.pop(key, ())):
+        for run in piece.runs:
+            join(runs, run)
+        for place, some in piece.spans.items():
+            spans.setdefault(place, []).extend(some)
+        read += piece.read
+        asked |= set(piece.asked)
+        rejected |= set(piece.rejected)
+    facts.pasts[key] = msgspec.structs.replace(
+        past,
+        spans={place: one_after_another(some) for place, some in spans.items()},
+        read=apart(read),
+        asked=sorted(asked),
+        rejected=sorted(rejected),
+        edge=None,
+    )
+    facts.touched_pasts.add(key)
+    facts.restored.add(key)
+    if runs:
+        facts.runs[key] = runs
+        facts.touched_runs.add(key)
+
+
+def _begin(facts: Facts, key: Key, before_ns: int) -> tuple[int, int | None]:
+    """Where evidence that is not in the past begins, as a time, `before_ns` at most, and as an id."""
+    runs = facts.runs.get(key)
+    times: list[int] = [before_ns]
+    ids: list[int] = []
+    if runs:
+        times.append(max(runs[-1].first_ns, runs[-1].last_ns))
+    for life in facts.carried(key):
+        if life.fetched:
+            begun = chain(life.asked, life.read, life.rejected, (entry[:3] for entry in (*life.asking, *life.reading)), life.rejecting)
+            for first, _ in spans_of(begun, key):
+                at_ns = _time(key, first)
+                (ids if at_ns is None else times).append(first if at_ns is None else at_ns)
+        else:
+            first_ns = life.first.get(f"{key.channel} {key.symbol}", 0)
+            times += [at_ns for at_ns in (life.opened_ns, life.subscribed_ns, first_ns) if at_ns]
+    return min(times), min(ids, default=None)
+
+
+def _time(key: Key, number: int) -> int | None:
+    """The time (ns) that an edge of what was asked for is; None: it is an id. Bars are asked for by ms."""
+    if number >= _TIMES_FROM:
+        return number
+    channel = CHANNELS.get(key.provider, {}).get(key.feed, {}).get(key.channel)
+    return number * NS_PER_MS if channel is not None and channel.kind == "bar" else None
+
+
+def _divided(key: Key, past: Past, runs: Sequence[Run], at_ns: int, first_id: int | None) -> tuple[Piece, list[Run], Past]:
+    """What lies before a time, but for the last of each, and what stays."""
+    keep = 0
+    while keep + 1 < len(runs) and _lies_before(runs[keep], runs[keep + 1], at_ns, first_id):
+        keep += 1
+    kept_id = runs[keep].first if runs else None
+
+    def reaches(last: int) -> bool:
+        last_ns = _time(key, last)
+        return last_ns >= at_ns if last_ns is not None else kept_id is None or last >= kept_id
+
+    spans = {place: _split(some, [span.end_ns for span in some], at_ns) for place, some in past.spans.items()}
+    read, staying = _split(past.read, [end_ns for _, end_ns in past.read], at_ns)
+    piece = Piece(
+        runs=list(runs[:keep]),
+        spans={place: gone for place, (gone, _) in spans.items() if gone},
+        read=read,
+        asked=[span for span in past.asked if not reaches(span[1])],
+        rejected=[span for span in past.rejected if not reaches(span[1])],
+    )
+    left = msgspec.structs.replace(
+        past,
+        spans={place: stays for place, (_, stays) in spans.items()},
+        read=staying,
+        asked=[span for span in past.asked if reaches(span[1])],
+        rejected=[span for span in past.rejected if reaches(span[1])],
+    )
+    return piece, list(runs[keep:]), left
+
+
+def _lies_before(run: Run, following: Run, at_ns: int, first_id: int | None) -> bool:
+    last_ns = max(run.first_ns, run.last_ns, following.first_ns, following.last_ns)
+    return last_ns < at_ns and (first_id is None or following.last < first_id)
+
+
+def _split(some: Sequence[T], ends_ns: Sequence[int], at_ns: int) -> tuple[list[T], list[T]]:
+    """What ends before a time, and the rest with the last of those before it: what follows it says what it follows."""
+    gone = max(0, sum(end_ns < at_ns for end_ns in ends_ns) - 1)
+    return list(some[:gone]), list(some[gone:])
+
+
+def _same_at_the_end(some: Sequence[Interval], others: Sequence[Interval]) -> int:
+    same = 0
+    for one, other in zip(reversed(some), reversed(others), strict=False):
+        if one != other:
+            break
+        same += 1
+    return same
+
+
+T = TypeVar("T")

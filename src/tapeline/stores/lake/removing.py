@@ -1,0 +1,68 @@
+"""Files that leave the lake: those that the log calls removed, and those that it does not name."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from datetime import date
+from pathlib import Path
+from typing import Final
+
+from deltalake import DeltaTable
+
+from tapeline.local.files import sync
+from tapeline.stores.lake.files import ASIDE, MADE, MERGED, SEALED, delete, files_of, remove_if_empty
+
+#: Files that only who changes the lake alone gives their names.
+_ALONE: Final = (MERGED, MADE, SEALED)
+#: No store takes so long between writing a file and committing it.
+_FORGOTTEN_AFTER_S: Final = 3_600.0
+
+
+def delete_removed(folder: Path, table: DeltaTable, day: date | None = None) -> tuple[int, int]:
+    """Delete the files that the log calls removed, of one day or all: (files, bytes). Empty folders go too.
+
+    One that the log does not know yet may be a store's, just before its commit: it stays."""
+    log = folder / "_delta_log"
+    for path in (log / f"{table.version():020}.json", log):
+        if path.exists():
+            sync(path)
+    begins = "date=" if day is None else f"date={day}/"
+    names = table.vacuum(retention_hours=0, dry_run=True, enforce_retention_duration=False)
+    found = [folder / name for name in names if name.startswith(begins)]
+    return delete(found)
+
+
+def sweep(folder: Path, table: DeltaTable, day: date | None = None) -> None:
+    """Remove what a change that died has left, of one day or all: what it wrote aside, and files on either side of its commit."""
+    shutil.rmtree(folder / ASIDE, ignore_errors=True)
+    named = {Path(path).name for path in files_of(table, day)["path"].to_pylist()}
+    # What a store has written and not committed yet is young; the log forgets what it called removed after a day.
+    delete(unnamed(folder, named, day))
+    delete_removed(folder, table, day)
+
+
+def delete_unnamed(folder: Path, table: DeltaTable) -> tuple[int, int]:
+    """Delete every file that the log does not name, but for those that a store may be about to commit: (files, bytes)."""
+    shutil.rmtree(folder / ASIDE, ignore_errors=True)
+    removed = delete_removed(folder, table)
+    left = delete(unnamed(folder, {Path(path).name for path in files_of(table)["path"].to_pylist()}))
+    for partition in folder.glob("date=*"):
+        remove_if_empty(partition)
+    return removed[0] + left[0], removed[1] + left[1]
+
+
+def unnamed(folder: Path, named: set[str], day: date | None = None) -> list[Path]:
+    """Files in the folders of days that are not among those named, and that no store is about to commit.
+
+    Only for who changes the lake alone: what others write aside or seal at the moment would be among them."""
+    found = []
+    for path in folder.glob("date=*/*" if day is None else f"date={day}/*"):
+        if path.name not in named:
+            try:
+                old = time.time() - path.stat().st_mtime > _FORGOTTEN_AFTER_S
+            except FileNotFoundError:
+                continue
+            if old or path.name.startswith(_ALONE):
+                found.append(path)
+    return sorted(found)

@@ -1,0 +1,172 @@
+"""Files of a table, newest first, with what Delta's log says is in them."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from pathlib import Path, PurePath
+from typing import Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from deltalake.exceptions import DeltaError, TableNotFoundError
+
+from tapeline.errors import DiskTrouble
+from tapeline.stores.lake.engine import Engine
+from tapeline.stores.lake.files import PART, unreadable
+from tapeline.stores.selection import Selection
+
+_MOST: Final = (1 << 63) - 1
+_LEAST: Final = -(1 << 63)
+_NEWEST_FIRST: Final = [("max.ts_ns", "descending"), ("path", "ascending")]
+
+
+class TableFiles:
+    """Files of a table, newest first, with what Delta's log says is in them. What the log does not say may be anything."""
+
+    def __init__(self, folder: Path, actions: pa.Table) -> None:
+        self._folder = folder
+        self._actions = actions
+
+    @staticmethod
+    def listed(folder: Path, engine: Engine) -> TableFiles:
+        """Those of the table's latest commit."""
+        wanted = {
+            "path": pa.string(),
+            "num_records": pa.int64(),
+            **{f"{edge}.ts_ns": pa.int64() for edge in ("min", "max")},
+            **{f"{edge}.{name}": pa.string() for name in ("symbol", "provider", "feed", "kind", "interval") for edge in ("min", "max")},
+        }
+        schema = pa.schema(list(wanted.items()))
+        try:
+            actions = pa.table(engine.log(folder).get_add_actions(flatten=True))
+        except TableNotFoundError:
+            return TableFiles(folder, schema.empty_table())
+        except (OSError, DeltaError) as error:
+            raise unreadable(folder, error) from error
+        nothing = pa.nulls(actions.num_rows)
+        columns = [(actions[name] if name in actions.schema.names else nothing).cast(kind) for name, kind in wanted.items()]
+        known = pa.table(columns, schema=schema)
+        return TableFiles(folder, known.sort_by(_NEWEST_FIRST))
+
+    @property
+    def count(self) -> int:
+        return int(self._actions.num_rows)
+
+    @property
+    def paths(self) -> list[str]:
+        return [str(self._folder / path) for path in self._actions["path"].to_pylist()]
+
+    @property
+    def rows(self) -> int:
+        return int(pc.sum(self._actions["num_records"], min_count=0).as_py())
+
+    def rows_at_most(self, selection: Selection) -> int:
+        """The rows of those row groups that may hold some of a selection, by the files' footers. Raises DiskTrouble."""
+        symbols = sorted(selection.symbols)
+        rows = 0
+        for path in self.paths:
+            try:
+                footer = pq.read_metadata(path)
+            except (OSError, pa.ArrowException) as error:
+                raise DiskTrouble(f"The lake's file {path} cannot be read: {error}") from error
+            symbol_at, time_at = (footer.schema.names.index(name) for name in ("symbol", "ts_ns"))
+            for number in range(footer.num_row_groups):
+                group = footer.row_group(number)
+                symbol, time = group.column(symbol_at).statistics, group.column(time_at).statistics
+                if symbol is not None and symbol.has_min_max and not _any_between(symbols, symbol.min, symbol.max):
+                    continue
+                if time is not None and time.has_min_max and (time.max < selection.start_ns or time.min >= selection.end_ns):
+                    continue
+                rows += group.num_rows
+        return rows
+
+    @property
+    def oldest_ns(self) -> int:
+        return self._edge("min", unknown=_LEAST, empty=_MOST)
+
+    @property
+    def newest_ns(self) -> int:
+        return self._edge("max", unknown=_MOST, empty=_LEAST)
+
+    @property
+    def named(self) -> set[str]:
+        """Symbols that the log itself names: the first and the last of each file."""
+        return {*self._actions["min.symbol"].to_pylist(), *self._actions["max.symbol"].to_pylist()}
+
+    def renewed(self, now: TableFiles) -> TableFiles | None:
+        """These files with those that are gone replaced by the ones that have their rows now; None where nothing is, or rows are gone.
+
+        What the store has written since stays unseen; where it was put into one file with what was there before, nobody can tell."""
+        here, there = self._by_day(), now._by_day()
+        gone: set[str] = set()
+        instead: set[str] = set()
+        for day, files in here.items():
+            others = there.get(day, {})
+            lost = files.keys() - others.keys()
+            new = {path for path in others.keys() - files.keys() if not PurePath(path).name.startswith(PART)} if lost else set[str]()
+            if sum(files[path] for path in lost) != sum(others[path] for path in new):
+                return None
+            gone |= lost
+            instead |= new
+        if not gone:
+            return None
+        parts = [
+            files._actions.filter(pa.array([(path in chosen) is taken for path in files._actions["path"].to_pylist()], pa.bool_()))
+            for files, chosen, taken in ((self, gone, False), (now, instead, True))
+        ]
+        return TableFiles(self._folder, pa.concat_tables(parts).sort_by(_NEWEST_FIRST))
+
+    def _by_day(self) -> dict[str, dict[str, int]]:
+        """Of each day the files, with their rows."""
+        found: dict[str, dict[str, int]] = {}
+        for path, rows in zip(self._actions["path"].to_pylist(), self._actions["num_records"].to_pylist(), strict=True):
+            found.setdefault(_day(path), {})[path] = rows
+        return found
+
+    def slice(self, first: int, count: int) -> TableFiles:
+        return TableFiles(self._folder, self._actions.slice(first, count))
+
+    def between(self, start_ns: int, end_ns: int) -> TableFiles:
+        """Those that may hold times in [start_ns, end_ns)."""
+        return self._where(
+            pc.and_(
+                pc.fill_null(pc.greater_equal(self._actions["max.ts_ns"], start_ns), True),
+                pc.fill_null(pc.less(self._actions["min.ts_ns"], end_ns), True),
+            )
+        )
+
+    def of_any(self, name: str, values: Sequence[str]) -> TableFiles:
+        """Those that may hold one of these values in a column of text."""
+        ordered = sorted(values)  # by code point, which is the order of UTF-8's bytes and so of the log's edges
+        edges = zip(self._actions[f"min.{name}"].to_pylist(), self._actions[f"max.{name}"].to_pylist(), strict=True)
+        return self._where(pa.array([_any_between(ordered, low, high) for low, high in edges], pa.bool_()))
+
+    def matching(self, selection: Selection) -> TableFiles:
+        """Those that may hold rows of a selection."""
+        found = self.between(selection.start_ns, selection.end_ns).of_any("symbol", selection.symbols)
+        wanted = {"provider": selection.provider, "feed": selection.feed, "kind": selection.kind, "interval": selection.interval}
+        for name, value in wanted.items():
+            if value is not None:
+                found = found.of_any(name, [value])
+        return found
+
+    def _where(self, mask: pa.Array | pa.ChunkedArray) -> TableFiles:
+        return TableFiles(self._folder, self._actions.filter(mask))
+
+    def _edge(self, edge: str, unknown: int, empty: int) -> int:
+        column = self._actions[f"{edge}.ts_ns"]
+        if column.null_count:
+            return unknown
+        return int(pc.min_max(column)[edge].as_py()) if len(column) else empty
+
+
+def _day(path: str) -> str:
+    """The partition of a file, from its name in the log."""
+    return path.partition("/")[0]
+
+
+def _any_between(ordered: Sequence[str], low: str | None, high: str | None) -> bool:
+    at = bisect_left(ordered, low) if low is not None else 0
+    return at < len(ordered) and (high is None or ordered[at] <= high)
