@@ -44,6 +44,7 @@ from tapeline.stores import with_dates
 from tapeline.stores.lake import Lake
 from tapeline.stores.lake import files as lake_files
 from tapeline.stores.lake.checking import Checked, Finding, check
+from tapeline.stores.lake.damage import damage
 from tapeline.stores.lake.reading import LakeSource
 from tapeline.stores.lake.repairing import Repaired, repair
 from tapeline.stores.lake.retention import Keep, prune, vacuum
@@ -501,7 +502,7 @@ def test_any_flipped_bit_is_found(root: Path) -> None:
         spoiled = bytearray(content)
         spoiled[at // 8] ^= 1 << at % 8
         path.write_bytes(spoiled)
-        assert lake_files.damage(root / "ticks", str(path.relative_to(root / "ticks")), len(content), 20) is not None, at
+        assert damage(root / "ticks", str(path.relative_to(root / "ticks")), len(content), 20) is not None, at
     path.write_bytes(content)
     assert findings(root) == []
 

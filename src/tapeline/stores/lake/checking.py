@@ -22,6 +22,7 @@ from tapeline.records import BARS_TOPIC, NORMALIZED_TOPICS, TICKS_TOPIC, Topic
 from tapeline.stores.duplicates import IdentityRule, in_sql
 from tapeline.stores.lake import files as lake_files
 from tapeline.stores.lake import removing, totals_of
+from tapeline.stores.lake.damage import damage
 from tapeline.stores.lake.engine import NO_DOWNLOADS
 from tapeline.stores.lake.files import IDS, RANGED
 from tapeline.stores.lake.sealing import MEMORY, Progress
@@ -81,7 +82,7 @@ def damaged(folder: Path, topic: Topic, files: pa.Table, progress: Progress) -> 
     rows, done = lake_files.total(files, "num_records"), 0
     for path, size, held in zip(*(files[name].to_pylist() for name in ("path", "size_bytes", "num_records")), strict=True):
         progress(topic.table, done, rows)
-        if (wrong := lake_files.damage(folder, path, size, held)) is not None:
+        if (wrong := damage(folder, path, size, held)) is not None:
             found[path] = wrong
         done += held
     progress(topic.table, rows, rows)

@@ -29,6 +29,7 @@ from tapeline.errors import ConfigError, DiskTrouble, NewerData, TapelineError
 from tapeline.local.files import sync
 from tapeline.local.locks import own
 from tapeline.records import Topic
+from tapeline.stores.lake.damage import checksum
 
 #: The lake's own format, kept in each table's description; a newer one is refused.
 _FORMAT: Final = 1
@@ -60,8 +61,6 @@ RANGED: Final = (
 )
 #: An event's own id.
 IDS: Final = ("raw_partition", "raw_offset", "raw_index")
-_CHECKSUM: Final = re.compile(r"-([0-9a-f]{8})\.parquet$")
-_READ_BYTES: Final = 1 << 20
 
 
 def said(error: Exception) -> str:
@@ -223,46 +222,6 @@ def note(path: Path, text: str) -> None:
     sync(aside)
     aside.rename(path)
     sync(path.parent)
-
-
-def checksum(path: Path) -> int:
-    """The CRC-32 of a file's bytes."""
-    found = 0
-    with path.open("rb") as file:
-        while piece := file.read(_READ_BYTES):
-            found = zlib.crc32(piece, found)
-    return found
-
-
-def named_checksum(name: str) -> int | None:
-    """The checksum in a file's name; None in the names that earlier versions gave."""
-    found = _CHECKSUM.search(name)
-    return int(found[1], 16) if found else None
-
-
-def damage(folder: Path, path: str, size: int, rows: int) -> str | None:
-    """What is wrong with a file of the log, by its size, the checksum in its name and its footer; None: nothing.
-
-    A file of an earlier version, whose name holds no checksum, is read whole instead: what still reads there may yet be another value."""
-    file = folder / path
-    try:
-        held = file.stat().st_size
-        if held != size:
-            return f"holds {held:,} bytes where the log says {size:,}"
-        expected = named_checksum(file.name)
-        if expected is not None and (found := checksum(file)) != expected:
-            return f"has the checksum {found:08x} where its name says {expected:08x}: bytes were changed"
-        footer = pq.ParquetFile(file, page_checksum_verification=True)
-        if footer.metadata.num_rows != rows:
-            return f"holds {footer.metadata.num_rows:,} rows where the log says {rows:,}"
-        if expected is None:
-            for _ in footer.iter_batches():
-                pass
-    except FileNotFoundError:
-        return "is missing"
-    except (OSError, pa.ArrowException) as error:
-        return f"cannot be read: {error}"
-    return None
 
 
 def _added(folder: Path, day: date, path: Path) -> Added:

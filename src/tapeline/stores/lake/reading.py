@@ -12,8 +12,9 @@ import pyarrow as pa
 
 from tapeline.errors import DiskTrouble
 from tapeline.records import BARS_TOPIC, NOTICES_TOPIC, NS_PER_S, TICKS_TOPIC, Topic
+from tapeline.stores.lake.damage import checksum, named_checksum
 from tapeline.stores.lake.engine import Engine
-from tapeline.stores.lake.files import checksum, for_duckdb, named_checksum
+from tapeline.stores.lake.files import for_duckdb
 from tapeline.stores.lake.table_files import TableFiles
 from tapeline.stores.selection import ORDER, Selection, alike, amended_by, notices_about
 

@@ -26,6 +26,7 @@ from tapeline.stores.duplicates import IdentityRule, in_sql
 from tapeline.stores.lake import count_id, removing, totals_of
 from tapeline.stores.lake import files as lake_files
 from tapeline.stores.lake.checking import connect
+from tapeline.stores.lake.damage import damage
 from tapeline.stores.lake.files import ASIDE, IDS, MADE, SEALED
 from tapeline.stores.lake.sealing import Rows, sorted_copy
 from tapeline.stores.renaming import NAMING, Progress, Renamed, Renaming
@@ -197,7 +198,7 @@ class _Day:
     def _swap(self, old: pa.Table, again: _Again, aside: Path) -> None:
         # Look for damage first: the copy gets a checksum of its own, which would hide it.
         for path, held, rows in zip(*(old[name].to_pylist() for name in ("path", "size_bytes", "num_records")), strict=True):
-            if (wrong := lake_files.damage(self.folder, path, held, rows)) is not None:
+            if (wrong := damage(self.folder, path, held, rows)) is not None:
                 raise OSError(f"{self.folder / path} {wrong}")
         paths = old["path"].to_pylist()
         text = _RENAMED.format(mine=_MINE, files=_READ.format("files"), again=_READ.format("again"), ids=_IDS)

@@ -25,6 +25,7 @@ from tapeline.errors import TapelineError
 from tapeline.records import NORMALIZED_TOPICS, Topic
 from tapeline.stores.lake import files as lake_files
 from tapeline.stores.lake import removing
+from tapeline.stores.lake.damage import damage
 from tapeline.stores.lake.due import small
 from tapeline.stores.lake.engine import NO_DOWNLOADS
 from tapeline.stores.lake.files import ASIDE, GROUP_ROWS, IDS, MERGED, SEALED, disk_trouble, names_of
@@ -129,7 +130,7 @@ def _replace(folder: Path, table: DeltaTable, topic: Topic, day: date, old: pa.T
     """Put a sorted copy of some files of a day in their place."""
     # Look for damage first: the copy gets a checksum of its own, which would hide it.
     for path, held, rows in zip(*(old[name].to_pylist() for name in ("path", "size_bytes", "num_records")), strict=True):
-        if (wrong := lake_files.damage(folder, path, held, rows)) is not None:
+        if (wrong := damage(folder, path, held, rows)) is not None:
             raise OSError(f"{folder / path} {wrong}")
     aside = folder / ASIDE
     shutil.rmtree(aside, ignore_errors=True)

@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import logging
-import re
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, suppress
 from typing import Any, Final, TypeVar
-from urllib.parse import unquote
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicCollection, TopicPartition
 from confluent_kafka.admin import AdminClient, ConfigResource, OffsetSpec  # type: ignore[attr-defined]  # public, and not marked as exported
 from confluent_kafka.cimpl import NewTopic
 
 from tapeline.config import StreamConfig
-from tapeline.errors import ConfigError, Unavailable
+from tapeline.errors import Unavailable
 from tapeline.local.threads import beside
 from tapeline.records import RAW_TOPIC, TOPICS, Topic
 from tapeline.secret import Secret
 from tapeline.streams import Codec
 from tapeline.streams.kafka.errors import NO_ANSWER, ClusterErrors
 from tapeline.streams.kafka.moving import TELL_S, Mover
+from tapeline.streams.kafka.settings import settings_of
 
 log = logging.getLogger(__name__)
 
@@ -44,10 +43,6 @@ _USUAL_BYTES: Final = 1024 * 1024
 ASK_S: Final = 10.0
 _LOOK_AGAIN_S: Final = 1.0
 _ASK_METADATA_S: Final = 1.0
-#: A client asks at least so often which partitions there are and who leads them.
-_REFRESH_S: Final = 10.0
-#: A broker that is back is found so soon.
-_RECONNECT_S: Final = 2.0
 #: A client says so often which brokers it knows.
 _BROKERS_EVERY_S: Final = 5.0
 #: How it names those that it can ask.
@@ -83,7 +78,7 @@ class Cluster:
         """Raises ConfigError for an address that cannot be one."""
         self._config = config
         self._errors = ClusterErrors(config.shown)
-        self._settings = client_settings(config, password) | {
+        self._settings = settings_of(config, password) | {
             "error_cb": self._errors.heard,
             "logger": _UNHEARD,
             "socket.nagle.disable": True,
@@ -417,25 +412,3 @@ def _answered(answer: Future[Any], patience_s: float) -> Any:
         return answer.result(patience_s + 1.0)
     except TimeoutError:
         raise KafkaException(KafkaError(KafkaError._TIMED_OUT)) from None
-
-
-def client_settings(config: StreamConfig, password: Secret) -> dict[str, Any]:
-    """librdkafka's settings for an address."""
-    parts = re.fullmatch(r"(?P<scheme>kafkas?)://(?:(?P<user>[^:/@]+)(?::(?P<password>[^@/]*))?@)?(?P<hosts>[^/@]+)/?", config.url)
-    if parts is None:
-        raise ConfigError(f'stream.url = "{config.shown}" is no address. Write kafka://[user@]host:9092[,host:9092], kafkas:// for TLS.')
-    tls = parts["scheme"] == "kafkas"
-    settings: dict[str, Any] = {"bootstrap.servers": parts["hosts"], "security.protocol": "SSL" if tls else "PLAINTEXT"}
-    settings["topic.metadata.refresh.interval.ms"] = int(_REFRESH_S * 1000)
-    settings["reconnect.backoff.max.ms"] = int(_RECONNECT_S * 1000)
-    if config.ca_file:
-        settings["ssl.ca.location"] = config.ca_file
-    if parts["user"]:
-        secret = unquote(parts["password"] or "") or password.reveal()
-        if not secret:
-            raise ConfigError(
-                f"{config.shown} names the user {parts['user']}, and no password was found. Set TAPELINE_STREAM_PASSWORD or password_file."
-            )
-        settings |= {"sasl.mechanism": config.sasl, "sasl.username": unquote(parts["user"]), "sasl.password": secret}
-        settings["security.protocol"] = "SASL_SSL" if tls else "SASL_PLAINTEXT"
-    return settings

@@ -25,7 +25,7 @@ from tapeline.local.threads import beside
 from tapeline.records import RAW_TOPIC, TOPICS, Topic
 from tapeline.streams.kafka.cluster import ASK_S, Cluster
 from tapeline.streams.kafka.messages import Stretch, position_beside
-from tapeline.streams.kafka.stretches import BITS, Found, Lost, StretchRow, number_of, stretches_of
+from tapeline.streams.kafka.stretches import BITS, Found, Lost, StretchRow, WrittenDown, number_of, stretches_of
 
 log = logging.getLogger(__name__)
 
@@ -37,11 +37,6 @@ _LOOK_EVERY_S: Final = 1.0
 _BACK_S: Final = 0.5
 _LOOK_S: Final = 5.0
 _READS: Final[dict[str, object]] = {"isolation_level": "read_uncommitted", "fetch_wait_max_ms": 10}
-
-
-class _Record(msgspec.Struct, frozen=True, omit_defaults=True):
-    stretches: tuple[StretchRow, ...] = ()
-    lost: tuple[Lost, ...] = ()
 
 
 _Place = tuple[str, int]
@@ -58,7 +53,7 @@ class Numbering:
         self._consumers: dict[str, Consumer] = {}
         self._made = (0, 0)
         self._ids: dict[str, str] = {}
-        self._records: list[_Record] | None = None
+        self._records: list[WrittenDown] | None = None
         self._read_to = 0
         self._stretches: dict[_Place, list[Stretch]] = {}
         self._known: dict[_Place, tuple[int, int]] = {}  # a position that is certain, and its offset
@@ -167,11 +162,11 @@ class Numbering:
                 remade = self._ids.get(lives, ids[lives]) != ids[lives]
                 kept = [row for rows in self._rows(ids).values() for row in rows] if remade else []
                 if kept:  # somebody has removed the topic with the stretches alone
-                    self._write(_Record(stretches=tuple(kept)))
+                    self._write(WrittenDown(stretches=tuple(kept)))
                 self._reload(ids)
                 rows = self._new(ids, latest)
                 if rows:
-                    self._write(_Record(stretches=tuple(rows)))
+                    self._write(WrittenDown(stretches=tuple(rows)))
                     self._reload(ids)
             self._heard, self._looked_s = heard, began
 
@@ -235,10 +230,10 @@ class Numbering:
             log.warning("Kafka has forgotten what it held: %s.", ", ".join(f"{name} {partition}" for name, partition in sorted(gone)))
             lost = [Lost(name, ids[name], p, found[-1].position(found[-1].end) + 1) for (name, p), found in gone.items() if name in same]
             if lost:
-                self._write(_Record(lost=tuple(lost)))
+                self._write(WrittenDown(lost=tuple(lost)))
                 self._records, self._read_to = self._read_all()
 
-    def _read_all(self) -> tuple[list[_Record], int]:
+    def _read_all(self) -> tuple[list[WrittenDown], int]:
         """By a client of its own, which knows nothing of before: it is done seldom."""
         records = []
         consumer = self._cluster.consumer("lives", **_READS)
@@ -247,14 +242,14 @@ class Numbering:
                 consumer.assign([TopicPartition(self._cluster.lives, 0, OFFSET_BEGINNING)])
                 while (message := self._next(consumer, self._cluster.lives)).error() is None:
                     try:
-                        records.append(msgspec.json.decode(message.value() or b"", type=_Record))
+                        records.append(msgspec.json.decode(message.value() or b"", type=WrittenDown))
                     except msgspec.MsgspecError:
                         log.warning("%s holds something that is not ours at offset %s.", self._cluster.lives, message.offset())
         finally:
             consumer.close()
         return records, int(cast("int", message.offset()))
 
-    def _write(self, record: _Record) -> None:
+    def _write(self, record: WrittenDown) -> None:
         """By a client of its own too: one that a broker has forgotten may refuse for good. Raises Unavailable."""
         producer = Producer(self._cluster.client(acks="all", linger_ms=0, message_timeout_ms=int(_LOOK_S * 1000)))
         failed: list[KafkaError] = []
@@ -305,7 +300,7 @@ class Numbering:
         )
         if lost:
             with self._lock:
-                self._write(_Record(lost=lost))
+                self._write(WrittenDown(lost=lost))
                 self._records, self._read_to = self._read_all()
 
     def _found(self, topic: Topic, partition: int, position: int) -> Found:

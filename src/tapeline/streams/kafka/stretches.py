@@ -64,3 +64,8 @@ def stretches_of(rows: Sequence[StretchRow]) -> list[Stretch]:
             base = max(row.base, found[-1].position(row.end) - (row.end << row.bits))
             found.append(Stretch(row.epoch, base, row.bits, row.end))
     return found
+
+
+class WrittenDown(msgspec.Struct, frozen=True, omit_defaults=True):
+    stretches: tuple[StretchRow, ...] = ()
+    lost: tuple[Lost, ...] = ()

@@ -1,0 +1,38 @@
+"""librdkafka's settings for an address."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final
+from urllib.parse import unquote
+
+from tapeline.config import StreamConfig
+from tapeline.errors import ConfigError
+from tapeline.secret import Secret
+
+#: A client asks at least so often which partitions there are and who leads them.
+_REFRESH_S: Final = 10.0
+#: A broker that is back is found so soon.
+_RECONNECT_S: Final = 2.0
+
+
+def settings_of(config: StreamConfig, password: Secret) -> dict[str, Any]:
+    """librdkafka's settings for an address."""
+    parts = re.fullmatch(r"(?P<scheme>kafkas?)://(?:(?P<user>[^:/@]+)(?::(?P<password>[^@/]*))?@)?(?P<hosts>[^/@]+)/?", config.url)
+    if parts is None:
+        raise ConfigError(f'stream.url = "{config.shown}" is no address. Write kafka://[user@]host:9092[,host:9092], kafkas:// for TLS.')
+    tls = parts["scheme"] == "kafkas"
+    settings: dict[str, Any] = {"bootstrap.servers": parts["hosts"], "security.protocol": "SSL" if tls else "PLAINTEXT"}
+    settings["topic.metadata.refresh.interval.ms"] = int(_REFRESH_S * 1000)
+    settings["reconnect.backoff.max.ms"] = int(_RECONNECT_S * 1000)
+    if config.ca_file:
+        settings["ssl.ca.location"] = config.ca_file
+    if parts["user"]:
+        secret = unquote(parts["password"] or "") or password.reveal()
+        if not secret:
+            raise ConfigError(
+                f"{config.shown} names the user {parts['user']}, and no password was found. Set TAPELINE_STREAM_PASSWORD or password_file."
+            )
+        settings |= {"sasl.mechanism": config.sasl, "sasl.username": unquote(parts["user"]), "sasl.password": secret}
+        settings["security.protocol"] = "SASL_SSL" if tls else "SASL_PLAINTEXT"
+    return settings
