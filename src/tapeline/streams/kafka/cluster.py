@@ -20,7 +20,7 @@ from tapeline.local.threads import beside
 from tapeline.records import RAW_TOPIC, TOPICS, Topic
 from tapeline.secret import Secret
 from tapeline.streams import Codec
-from tapeline.streams.kafka.errors import NO_ANSWER, ClusterErrors
+from tapeline.streams.kafka.errors import NO_ANSWER, NO_LEADER, OTHER_EPOCH, ClusterErrors
 from tapeline.streams.kafka.moving import TELL_S, Mover
 from tapeline.streams.kafka.settings import settings_of
 
@@ -51,24 +51,6 @@ _BROKERS: Final = ('"source":"learned"', '"source":"configured"')
 
 #: Takes librdkafka's own lines: what they tell comes as an error as well, and is said in our words.
 _UNHEARD: Final = logging.Logger("librdkafka", logging.CRITICAL + 1)
-#: A partition is between two leaders, a group between two coordinators, or an offset in a transaction that is not ended.
-_NO_LEADER: Final = frozenset(
-    {
-        KafkaError.NOT_LEADER_FOR_PARTITION,
-        KafkaError.LEADER_NOT_AVAILABLE,
-        KafkaError.UNKNOWN_TOPIC_OR_PART,
-        KafkaError._UNKNOWN_PARTITION,
-        KafkaError.NOT_COORDINATOR,
-        KafkaError.COORDINATOR_NOT_AVAILABLE,
-        KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
-        KafkaError.UNSTABLE_OFFSET_COMMIT,
-    }
-)
-
-
-#: A client believes in no leader of an epoch below one that it has seen: where a broker came back from an older copy, only a new one helps.
-#: An administrator's client says of such leaders that there are none (_NOENT), for as long as it keeps what it has seen.
-_OTHER_EPOCH: Final = frozenset({KafkaError.UNKNOWN_LEADER_EPOCH, KafkaError.FENCED_LEADER_EPOCH})
 
 
 class Cluster:
@@ -231,11 +213,11 @@ class Cluster:
                 return question()
             except KafkaException as error:
                 code = error.args[0].code()
-                if code in _OTHER_EPOCH:
+                if code in OTHER_EPOCH:
                     self.forgot += 1
-                if code in _OTHER_EPOCH or code in NO_ANSWER or code == KafkaError._NOENT:
+                if code in OTHER_EPOCH or code in NO_ANSWER or code == KafkaError._NOENT:
                     self._admin, self.unanswered = None, self.unanswered + 1
-                if (code not in _NO_LEADER and code not in _OTHER_EPOCH and code != KafkaError._NOENT) or time.monotonic() > deadline:
+                if (code not in NO_LEADER and code not in OTHER_EPOCH and code != KafkaError._NOENT) or time.monotonic() > deadline:
                     raise self._errors.meaning(error, "a request failed") from error
                 between()
                 time.sleep(0.1)

@@ -66,3 +66,21 @@ class ClusterErrors:
             yield
         except KafkaException as error:
             raise self.meaning(error, "a request failed") from error
+
+
+#: A partition is between two leaders, a group between two coordinators, or an offset in a transaction that is not ended.
+NO_LEADER: Final = frozenset(
+    {
+        KafkaError.NOT_LEADER_FOR_PARTITION,
+        KafkaError.LEADER_NOT_AVAILABLE,
+        KafkaError.UNKNOWN_TOPIC_OR_PART,
+        KafkaError._UNKNOWN_PARTITION,
+        KafkaError.NOT_COORDINATOR,
+        KafkaError.COORDINATOR_NOT_AVAILABLE,
+        KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+        KafkaError.UNSTABLE_OFFSET_COMMIT,
+    }
+)
+#: A client believes in no leader of an epoch below one that it has seen: where a broker came back from an older copy, only a new one helps.
+#: An administrator's client says of such leaders that there are none (_NOENT), for as long as it keeps what it has seen.
+OTHER_EPOCH: Final = frozenset({KafkaError.UNKNOWN_LEADER_EPOCH, KafkaError.FENCED_LEADER_EPOCH})
