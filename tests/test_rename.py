@@ -26,8 +26,9 @@ from typer.testing import CliRunner, Result
 
 from made import DAY, NOON, bars, ticks
 from proving import PROVE, proof
+from tapeline.app.ledgers import ledger_rows, open_ledger
 from tapeline.app.process_names import store_name
-from tapeline.app.stores import ledger_rows, open_ledger, open_stores
+from tapeline.app.stores import open_stores
 from tapeline.app.streams import consumer_groups
 from tapeline.cli import app
 from tapeline.config import Config, load
@@ -454,7 +455,8 @@ DYING = """
 import os, signal, sys
 from pathlib import Path
 from tapeline.app.streams import consumer_groups
-from tapeline.app.stores import ledger_rows, open_ledger, open_renames, open_stores
+from tapeline.app.stores import open_renames, open_stores
+from tapeline.app.ledgers import ledger_rows, open_ledger
 from tapeline.app.process_names import store_name
 from tapeline.config import load
 from tapeline.jobs import rename

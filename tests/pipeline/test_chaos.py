@@ -24,7 +24,7 @@ from picows import WSListener, WSMsgType, ws_connect
 from processes import Home, block
 
 from proving import PROVE, proof
-from tapeline.app.stores import open_ledger
+from tapeline.app.ledgers import open_ledger
 from tapeline.config import load
 from tapeline.ledger import read_intervals
 from tapeline.ledger.answers import answer

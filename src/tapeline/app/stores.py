@@ -7,19 +7,17 @@ import sys
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-
-import pyarrow as pa
+from typing import Final
 
 from tapeline.app.process_names import store_name
 from tapeline.config import Config, StoreConfig, environment, store_password
-from tapeline.errors import ConfigError, Unavailable
-from tapeline.ledger import Ledger
-from tapeline.ledger.sqlite import LedgerFile
+from tapeline.errors import ConfigError, WrongArgument
 from tapeline.providers.registry import identity
 from tapeline.stages.upkeep import Upkeep
 from tapeline.stores import Store
 from tapeline.stores.lake import Lake
 from tapeline.stores.lake.due import due
+from tapeline.stores.lake.reading import LakeSource
 from tapeline.stores.lake.retention import Keep, prune
 from tapeline.stores.renaming import Renames
 from tapeline.stores.selection import Source
@@ -27,31 +25,7 @@ from tapeline.stores.selection import Source
 log = logging.getLogger(__name__)
 
 
-def open_ledger(config: Config, environ: Mapping[str, str] | None = None) -> Ledger:
-    """The configured ledger: in PostgreSQL where that is a store, else a file beside the data; nothing is opened yet.
-
-    Raises ConfigError."""
-    store = _postgres_store(config)
-    if store is None:
-        return LedgerFile(config.root / "ledger.sqlite")
-    try:
-        from tapeline.ledger.postgres import PostgresLedger
-        from tapeline.stores.postgres.database import Database
-    except ModuleNotFoundError as error:
-        raise _needs_package(store, error) from None
-    return PostgresLedger(Database(store.url, store_password(store, environment() if environ is None else environ)))
-
-
-def ledger_rows(config: Config) -> pa.Table | None:
-    """What the ledger says, for SQL over the lake; None, and a warning, while it is away: the lake can be read all the same."""
-    try:
-        return open_ledger(config).intervals()
-    except Unavailable as error:
-        log.warning("%s coverage and gaps are left out.", error)
-        return None
-
-
-def _postgres_store(config: Config) -> StoreConfig | None:
+def postgres_store(config: Config) -> StoreConfig | None:
     return next((some for some in config.stores if store_name(some) == "postgresql"), None)
 
 
@@ -65,7 +39,7 @@ def open_store(config: Config, store: StoreConfig, environ: Mapping[str, str] | 
         try:
             from tapeline.stores.postgres import Postgres
         except ModuleNotFoundError as error:
-            raise _needs_package(store, error) from None
+            raise needs_package(store, error) from None
         return Postgres(store.url, store_password(store, environment() if environ is None else environ), identity, store.keep_days)
     raise ConfigError(
         f'stores.url = "{store.shown}" is no store that this version has. Use "lake:", "lake:/a/folder" or "postgresql://user@host/database".'
@@ -105,7 +79,7 @@ def lake_upkeep(config: Config, store: StoreConfig, path: Path | None) -> Upkeep
 
 def postgres_source(config: Config, environ: Mapping[str, str] | None = None) -> Source:
     """The configuration's database, to be read. Raises ConfigError where it has none."""
-    store = _postgres_store(config)
+    store = postgres_store(config)
     if store is None:
         raise ConfigError(
             'The configuration has no store in PostgreSQL. Add one ([[stores]] url = "postgresql://..."), or use source="lake".'
@@ -114,11 +88,11 @@ def postgres_source(config: Config, environ: Mapping[str, str] | None = None) ->
         from tapeline.stores.postgres.database import Database
         from tapeline.stores.postgres.reading import PostgresSource
     except ModuleNotFoundError as error:
-        raise _needs_package(store, error) from None
+        raise needs_package(store, error) from None
     return PostgresSource(Database(store.url, store_password(store, environment() if environ is None else environ)))
 
 
-def _needs_package(store: StoreConfig, error: ModuleNotFoundError) -> ConfigError:
+def needs_package(store: StoreConfig, error: ModuleNotFoundError) -> ConfigError:
     return ConfigError(f"{store.shown} needs the package {error.name}. Install it: pip install 'tapeline[postgres]'.")
 
 
@@ -154,3 +128,17 @@ def open_renames(config: Config, environ: Mapping[str, str] | None = None) -> li
             password = store_password(store, environment() if environ is None else environ)
             found.append(PostgresRenaming(Database(store.url, password), identity))
     return found
+
+
+#: Each store that can be read, by the name that `source` has; the one place to add one.
+SOURCES: Final[Mapping[str, Callable[[Config], Source]]] = {
+    "lake": lambda config: LakeSource(lake_folder(config)),
+    "postgresql": postgres_source,
+}
+
+
+def open_source(config: Config, name: str) -> Source:
+    """A store to be read. Raises WrongArgument for a name that no source has, ConfigError where its package is not installed."""
+    if name not in SOURCES:
+        raise WrongArgument(f"source = {name!r} is no source. Use one of: {', '.join(SOURCES)}.")
+    return SOURCES[name](config)

@@ -60,3 +60,10 @@ def open_spool(config: Config, process: str) -> Spool | None:
 def open_stream_with_data(config: Config) -> Stream | None:
     """The stream of a run that was; None where there was none: looking on makes none."""
     return None if config.stream.url == "embedded:" and not (config.root / "stream").exists() else open_stream(config)
+
+
+def stream_with_data(config: Config) -> Stream:
+    """The stream of a run that was; looking on makes none."""
+    if config.stream.url == "embedded:" and not (config.root / "stream").exists():
+        raise ConfigError(f"There is no data in {config.root} yet. Start with `tapeline run`, or name another --config.")
+    return open_stream(config)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict
 from random import Random
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
-from msgspec.structs import replace
 from rich.text import Text
 
 from tapeline.cli.app import app
@@ -24,7 +23,6 @@ from tapeline.cli.terminal import (
     own_stage,
     reader_may_leave,
     stop_on_signal,
-    stream_with_data,
 )
 from tapeline.config import Config, environment
 from tapeline.errors import ConfigError
@@ -35,7 +33,7 @@ from tapeline.times import text
 
 if TYPE_CHECKING:
     from tapeline.ledger.answers import Answer
-    from tapeline.ledger.facts import Interval, Key, State
+    from tapeline.ledger.facts import Interval, Key
 
 #: How often the ledger is looked at for gaps that have opened.
 _LOOK_EVERY_S: Final = 3.0
@@ -66,6 +64,7 @@ def gaps(
     import pyarrow as pa
 
     from tapeline import times
+    from tapeline.app.ledgers import known_intervals
     from tapeline.ledger import INTERVALS
     from tapeline.ledger.intervals import MISSING
     from tapeline.local.output import write
@@ -73,7 +72,7 @@ def gaps(
     settings = load_config(config)
     since_ns = times.parse(since, "--since") if since is not None else None
     rows: list[dict[str, Any]] = []
-    for key, found in _known(settings, symbol or (), provider, MISSING).items():
+    for key, found in known_intervals(settings, symbol or (), provider, MISSING).items():
         rows += [_row(key, one) for one in found if since_ns is None or one.end_ns > since_ns]
     if format is Format.table:
         if rows:
@@ -102,6 +101,7 @@ def complete(
 
     Example: `tapeline complete BTC/USDT 2026-01-05`
     """
+    from tapeline.app.ledgers import known_intervals
     from tapeline.ledger.answers import answer
 
     settings = load_config(config)
@@ -109,7 +109,7 @@ def complete(
     end_ns = min(start_ns + _DAY_NS, max(start_ns, time.time_ns()))
     if end_ns == start_ns:
         raise ConfigError(f"{day} has not begun.")
-    of_symbol = _known(settings, (symbol,), None)
+    of_symbol = known_intervals(settings, (symbol,), None)
     chosen = {k: f for k, f in of_symbol.items() if channel in (None, k.channel) and provider in (None, k.provider)}
     if not chosen:
         there = ", ".join(sorted({f"{key.provider} {key.feed} {key.channel}" for key in of_symbol}))
@@ -142,52 +142,32 @@ def repair(
 
     Example: `tapeline repair --symbol BTC/USDT --dry-run`
     """
-    from tapeline.app.feeds import configured_feeds
-    from tapeline.app.histories import open_histories
-    from tapeline.errors import Refused, Unavailable
-    from tapeline.jobs.repair import ASKED_FOR, wanted
-    from tapeline.jobs.repair import repair as fill
-    from tapeline.providers.history import WrongPage
+    from tapeline.app import tasks
 
     settings = load_config(config)
     if follow:
         _keep_repairing(settings)
         return
-    known = _known(settings, symbol or (), provider, ASKED_FOR)
-    chosen = wanted(known, configured_feeds(settings), time.time_ns())
-    if not chosen:
+    gaps = tasks.gaps_to_repair(settings, symbol or (), provider)
+    if not gaps:
         echo("No gap is known that a provider's history could fill.")
         return
     if dry_run:
-        _show_gaps([_row(key, one) for key, one, _ in chosen])
+        _show_gaps([_row(gap.key, gap.interval) for gap in gaps])
         return
-    # Who has no gap needs no key.
-    names = {key.provider for key, _, _ in chosen}
-    asked = replace(settings, providers=tuple(some for some in settings.providers if some.name in names))
-    sources = open_histories(asked, environment(), Random())
-    stream = stream_with_data(settings)
-    away: set[str] = set()
     failed = False
-    try:
-        connection = f"repair-{time.time_ns()}"
-        for key, _, span in chosen:
-            if key.provider in away:
-                continue
-            try:
-                echo(str(fill(key, span, sources[key.provider, key.feed], stream, time.time_ns, connection)))
-            except (Refused, WrongPage, Unavailable) as error:
-                failed = True
-                if isinstance(error, Unavailable):
-                    away.add(key.provider)
-                echo(f"{key.symbol} {key.channel}: {error}", err=True)
-    finally:
-        stream.close()
+    for done in tasks.repair(settings, gaps):
+        if isinstance(done, tasks.Failed):
+            failed = True
+            echo(f"{done.key.symbol} {done.key.channel}: {done.error}", err=True)
+        else:
+            echo(str(done))
     raise typer.Exit(1 if failed else 0)
 
 
 def _keep_repairing(settings: Config) -> None:
     from tapeline.app.histories import open_histories
-    from tapeline.app.stores import open_ledger
+    from tapeline.app.ledgers import open_ledger
     from tapeline.app.streams import open_stream
     from tapeline.jobs.repair import ASKED_FOR, KeepRepairing
     from tapeline.ledger import read_intervals
@@ -208,30 +188,6 @@ def _keep_repairing(settings: Config) -> None:
         loop.run(stage.step, stop, rest_s=_LOOK_EVERY_S, waits=lambda: backoff(random, cap_s=60.0))
         stage.finish()
         stream.close()
-
-
-def _known(settings: Config, symbols: Collection[str], provider: str | None, states: Collection[State] = ()) -> dict[Key, list[Interval]]:
-    """The intervals of some symbols, or all, and of a provider, or all. Raises ConfigError for one that the ledger does not know."""
-    from tapeline.app.stores import open_ledger
-    from tapeline.ledger import read_intervals
-    from tapeline.stores.selection import alike
-
-    ledger = open_ledger(settings)
-    keys = ledger.keys()
-    if not keys:
-        why = "`ledger = false` is set" if not settings.ledger else "start with `tapeline run` (or `tapeline ledger`)"
-        raise ConfigError(f"There is no ledger in {settings.root} yet: {why}, or name another --config.")
-    there = sorted({key.symbol for key in keys})
-    for symbol in symbols:
-        if symbol not in there:
-            near = alike(symbol, there)
-            remedy = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
-            raise ConfigError(f"The ledger knows nothing of {symbol!r}.{remedy}")
-    names = sorted({key.provider for key in keys})
-    if provider is not None and provider not in names:
-        raise ConfigError(f"The ledger knows nothing of {provider!r}. It knows: {', '.join(names)}.")
-    found = read_intervals(ledger.intervals(symbols, states))
-    return {key: some for key, some in found.items() if provider in (None, key.provider)}
 
 
 def _so_far(found: Iterable[Interval], start_ns: int, now_ns: int) -> int:

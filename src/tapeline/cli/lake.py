@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tapeline.cli.app import app
-from tapeline.cli.terminal import ConfigOption, TableOrJson, echo, load_config, progress_bars, stream_with_data
-from tapeline.config import Config
+from tapeline.cli.terminal import ConfigOption, TableOrJson, echo, load_config, progress_bars
 from tapeline.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -42,14 +41,12 @@ def seal(
 
     Example: `tapeline seal 2026-01-05 2026-01-06`
     """
-    from tapeline.stores.lake.sealing import seal as seal_day
+    from tapeline.app import tasks
 
     settings = load_config(config)
-    chosen = [_day(text) for text in days]
-    root = _lake(settings)
-    for day in chosen:
+    for day in [_day(text) for text in days]:
         with progress_bars(f"sealing {day}") as told:
-            done = seal_day(root, day, told)
+            done = tasks.seal(settings, day, told)
         for one in done:
             echo(_as_json(one) if format is TableOrJson.json else _in_words(one))
         if not done:
@@ -68,15 +65,14 @@ def prune(
 
     Example: `tapeline lake prune --dry-run`
     """
+    from tapeline.app import tasks
     from tapeline.app.stores import lake_keep
     from tapeline.stores.lake.retention import Keep
-    from tapeline.stores.lake.retention import prune as prune_lake
 
     settings = load_config(config)
-    root, keep = _lake(settings), lake_keep(settings)
-    if keep == Keep():
+    done = tasks.prune(settings, datetime.now(UTC).date(), dry_run=dry_run)
+    if lake_keep(settings) == Keep():
         echo("The lake keeps everything: neither keep_days nor keep_gb is set in its [[stores]].", err=True)
-    done = prune_lake(root, keep, datetime.now(UTC).date(), dry_run=dry_run)
     for one in done:
         echo(_as_json(one) if format is TableOrJson.json else _pruned(one, dry_run))
     if not done and format is not TableOrJson.json:
@@ -92,12 +88,12 @@ def tidy(config: ConfigOption = None, format: FormatOption = TableOrJson.table) 
 
     Example: `tapeline lake tidy`
     """
-    from tapeline.stores.lake.tidying import tidy as tidy_lake
+    from tapeline.app import tasks
 
     def told(one: Sealed) -> None:
         echo(_as_json(one) if format is TableOrJson.json else _in_words(one))
 
-    tidy_lake(_lake(load_config(config)), datetime.now(UTC), told)
+    tasks.tidy(load_config(config), datetime.now(UTC), told)
 
 
 @lake_app.command()
@@ -108,9 +104,9 @@ def vacuum(config: ConfigOption = None, format: FormatOption = TableOrJson.table
 
     Example: `tapeline lake vacuum`
     """
-    from tapeline.stores.lake.retention import vacuum as vacuum_lake
+    from tapeline.app import tasks
 
-    for one in vacuum_lake(_lake(load_config(config))):
+    for one in tasks.vacuum(load_config(config)):
         echo(_as_json(one) if format is TableOrJson.json else _vacuumed(one))
 
 
@@ -126,13 +122,11 @@ def check(
 
     Example: `tapeline lake check 2026-01-05`
     """
-    from tapeline.providers.registry import identity
-    from tapeline.stores.lake.checking import check as check_lake
+    from tapeline.app import tasks
 
-    settings = load_config(config)
-    root, chosen = _lake(settings), _day(day) if day is not None else None
+    settings, chosen = load_config(config), _day(day) if day is not None else None
     with progress_bars("checking") as told:
-        done = check_lake(root, identity, chosen, told)
+        done = tasks.check_lake(settings, chosen, told)
     for one in done:
         echo(_as_json(one) if format is TableOrJson.json else _checked(one))
     raise typer.Exit(1 if any(one.findings for one in done) else 0)
@@ -151,33 +145,17 @@ def repair(
 
     Example: `tapeline lake repair`
     """
-    from tapeline.app.symbol_names import configured_names
-    from tapeline.jobs.rebuild import RawRecords
-    from tapeline.providers.registry import DECODERS, identity
-    from tapeline.stores.lake.repairing import repair as repair_lake
+    from tapeline.app import tasks
 
     settings = load_config(config)
-    root, stream = _lake(settings), stream_with_data(settings)
     whole, found = True, False
-    try:
-        with progress_bars("looking at") as told:
-            for one in repair_lake(root, identity, RawRecords(stream, DECODERS, configured_names(settings)), told, drop=drop):
-                echo(_as_json(one) if format is TableOrJson.json else _repaired(one))
-                whole, found = whole and not one.trouble and not one.lost, True
-    finally:
-        stream.close()
+    with progress_bars("looking at") as told:
+        for one in tasks.repair_lake(settings, told, drop=drop):
+            echo(_as_json(one) if format is TableOrJson.json else _repaired(one))
+            whole, found = whole and not one.trouble and not one.lost, True
     if not found and format is not TableOrJson.json:
         echo("Nothing is damaged.")
     raise typer.Exit(0 if whole else 1)
-
-
-def _lake(settings: Config) -> Path:
-    from tapeline.app.stores import lake_folder
-
-    root = lake_folder(settings)
-    if not root.exists():
-        raise ConfigError(f"There is no lake at {root} yet. Start with `tapeline run`, or name another --config.")
-    return root
 
 
 def _day(text: str) -> date:

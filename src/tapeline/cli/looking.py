@@ -20,7 +20,6 @@ from tapeline.cli.terminal import (
     load_config,
     reader_may_leave,
     stop_on_signal,
-    stream_with_data,
 )
 from tapeline.config import Config, environment, load
 from tapeline.errors import ConfigError, Unavailable
@@ -57,7 +56,8 @@ def sql(
     """
     import duckdb
 
-    from tapeline.app.stores import lake_folder, ledger_rows
+    from tapeline.app.ledgers import ledger_rows
+    from tapeline.app.stores import lake_folder
     from tapeline.local.output import write
     from tapeline.reading.sql import connect, fence, meaning, only_reads
 
@@ -94,6 +94,7 @@ def tail(
 
     Example: `tapeline tail ticks --symbol BTC/USDT --follow`
     """
+    from tapeline.app.streams import stream_with_data
     from tapeline.local.output import json_lines
     from tapeline.records import NORMALIZED_TOPICS, RAW_TOPIC
 
@@ -175,7 +176,7 @@ def status(
     """Uptime, rates, backlog, and the accounting equation. Status 1 if an equation does not balance, 69 if the stream is away."""
     from tapeline.app.process_names import stage_names
     from tapeline.app.stores import open_stores
-    from tapeline.app.streams import raw_consumer_groups
+    from tapeline.app.streams import raw_consumer_groups, stream_with_data
     from tapeline.monitor.health import snapshot
     from tapeline.monitor.table import tables
 
@@ -211,6 +212,7 @@ def audit(
     """
     from tapeline import times
     from tapeline.app.stores import lake_folder, open_stores
+    from tapeline.app.streams import stream_with_data
     from tapeline.jobs.rejects import parse_id
     from tapeline.local.output import plain
     from tapeline.reading import sql as query

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tapeline.cli.app import app
-from tapeline.cli.terminal import ConfigOption, Format, echo, load_config, reader_may_leave, stream_with_data
+from tapeline.cli.terminal import ConfigOption, Format, echo, load_config, reader_may_leave
 from tapeline.config import Config
 from tapeline.errors import ConfigError
 
@@ -44,6 +44,7 @@ def rejected_list(
 
     import pyarrow as pa
 
+    from tapeline.app.streams import stream_with_data
     from tapeline.jobs.rejects import rejected
     from tapeline.local.output import write
 
@@ -77,6 +78,7 @@ def rejected_show(
     config: ConfigOption = None,
 ) -> None:
     """One rejected event: the reason, and its bytes as they came."""
+    from tapeline.app.streams import stream_with_data
     from tapeline.jobs.rejects import parse_id, rejected
 
     settings = load_config(config)
@@ -103,6 +105,7 @@ def rejected_retry(
 
     Example: `tapeline rejected retry --reason "unknown channel"`
     """
+    from tapeline.app.streams import stream_with_data
     from tapeline.jobs.rejects import parse_id, retry
 
     settings = load_config(config)

@@ -40,7 +40,8 @@ def rename(
 
     Example: `tapeline rename AD/AEUR ADA/EUR --dry-run`
     """
-    from tapeline.app.stores import open_ledger, open_renames
+    from tapeline.app.ledgers import open_ledger
+    from tapeline.app.stores import open_renames
     from tapeline.app.streams import open_stream_with_data
     from tapeline.app.symbol_names import names_in_force
     from tapeline.jobs.rebuild import RawRecords

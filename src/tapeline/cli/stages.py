@@ -136,8 +136,8 @@ def normalize(
 @app.command()
 def ledger(config: ConfigOption = None) -> None:
     """The ledger alone: from the raw records, what is complete of each symbol and what is missing. `gaps` and `complete` show it."""
+    from tapeline.app.ledgers import open_ledger
     from tapeline.app.process_names import store_name
-    from tapeline.app.stores import open_ledger
     from tapeline.app.streams import open_stream
     from tapeline.app.symbol_names import configured_names
     from tapeline.providers.registry import DECODERS

@@ -28,7 +28,7 @@ from tapeline.records import NS_PER_S
 from tapeline.secret import Guard
 
 if TYPE_CHECKING:
-    from tapeline.streams import Stream
+    pass
 
 ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="The configuration; tapeline.toml here if left out.")]
 
@@ -64,15 +64,6 @@ def without_secrets(text: str) -> str:
 
 def _guards() -> list[Guard]:
     return [some for handler in logging.getLogger().handlers for some in handler.filters if isinstance(some, Guard)]
-
-
-def stream_with_data(settings: Config) -> Stream:
-    """The stream of a run that was; looking on makes none."""
-    from tapeline.app.streams import open_stream
-
-    if settings.stream.url == "embedded:" and not (settings.root / "stream").exists():
-        raise ConfigError(f"There is no data in {settings.root} yet. Start with `tapeline run`, or name another --config.")
-    return open_stream(settings)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -299,14 +299,15 @@ def connect(*, config: Settings = None) -> duckdb.DuckDBPyConnection:
     They show the lake as it is now. A condition on `date`, the UTC day, and on `symbol` keeps files from being opened in vain. Times are in
     UTC. Where the ledger is kept in PostgreSQL, its two views are left out while that is away. Raises ConfigError, DiskTrouble, NewerData.
     """
-    from tapeline.app.stores import lake_folder, ledger_rows
+    from tapeline.app.ledgers import ledger_rows
+    from tapeline.app.stores import lake_folder
 
     settings = _loaded(config)
     return query.connect(lake_folder(settings), ledger_rows(settings))
 
 
 def _answered(settings: Settings, selection: Selection, kinds: frozenset[str]) -> list[Answer]:
-    from tapeline.app.stores import open_ledger
+    from tapeline.app.ledgers import open_ledger
 
     known = read_intervals(open_ledger(_loaded(settings)).intervals(selection.symbols))
     found = []
@@ -329,23 +330,6 @@ def _may_give(key: Key, kinds: frozenset[str], interval: str | None) -> bool:
 # Sources
 
 
-def _open_lake(settings: config.Config) -> Source:
-    from tapeline.app.stores import lake_folder
-    from tapeline.stores.lake.reading import LakeSource
-
-    return LakeSource(lake_folder(settings))
-
-
-def _open_postgres(settings: config.Config) -> Source:
-    from tapeline.app.stores import postgres_source
-
-    return postgres_source(settings)
-
-
-#: Each store that can be read, by the name that `source` has; the one place to add one.
-SOURCES: Final[Mapping[str, Callable[[config.Config], Source]]] = {"lake": _open_lake, "postgresql": _open_postgres}
-
-
 def open_source(source: str = "lake", *, verify: bool = False, config: Settings = None) -> Source:
     """A store to be read often by one thread: `source=` of the other functions, which else open it anew for every call.
 
@@ -360,9 +344,9 @@ def open_source(source: str = "lake", *, verify: bool = False, config: Settings 
 def _open(source: str | Source, settings: Settings) -> Source:
     if isinstance(source, Source):
         return source.now()
-    if not isinstance(source, str) or source not in SOURCES:
-        raise WrongArgument(f"source = {source!r} is no source. Use one of: {', '.join(SOURCES)}.")
-    return SOURCES[source](_loaded(settings))
+    from tapeline.app import stores
+
+    return stores.open_source(_loaded(settings), source)
 
 
 def _loaded(settings: Settings) -> config.Config:

@@ -1,0 +1,103 @@
+"""From what is asked for to the jobs of history: which feeds, channels and symbols, and where each is asked."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Final
+
+from msgspec.structs import replace
+
+from tapeline.app.feeds import feed_of
+from tapeline.app.histories import open_archives, open_histories
+from tapeline.app.symbol_names import known_names
+from tapeline.config import Config, ProviderConfig, environment
+from tapeline.errors import ConfigError
+from tapeline.jobs.backfill.backfill import Job
+from tapeline.jobs.backfill.fetching import Source
+from tapeline.providers.events import NO_NAMES
+from tapeline.providers.history import History
+from tapeline.providers.provider import Listed
+from tapeline.providers.registry import ARCHIVES, HISTORIES, PROVIDERS
+
+#: What a channel may be called by whatever the provider's own name is.
+_KINDS: Final = {"trades": "trade", "quotes": "quote", "bars": "bar"}
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which history is meant; what is left out is as configured."""
+
+    provider: str | None = None
+    symbols: tuple[str, ...] = ()  # canonical, or the provider's own
+    channels: tuple[str, ...] = ()  # trades, quotes, bars, or the provider's own names
+    #: From the provider's files of whole days and months, not from its REST.
+    files: bool = False
+
+
+def history_jobs(config: Config, wanted: Wanted, start_ns: int, end_ns: int, stop: threading.Event) -> list[tuple[Job, Source]]:
+    """One for each feed that is configured, or that was asked for, and has a history. Raises ConfigError that says what there is."""
+    if wanted.provider is not None and wanted.provider not in HISTORIES:
+        raise ConfigError(f"{wanted.provider!r} is no provider with a history. There are: {', '.join(HISTORIES)}.")
+    blocks = [some for some in config.providers if wanted.provider in (None, some.name) and some.name in HISTORIES]
+    if not blocks and wanted.provider is not None:
+        blocks = [ProviderConfig(name=wanted.provider)]
+    found = []
+    names = known_names(config)
+    for (name, feed), source in _sources(config, wanted, blocks, stop).items():
+        mine = [some for some in blocks if some.name == name and feed_of(some) == feed]
+        asked = wanted.symbols or tuple(dict.fromkeys(symbol for some in mine for symbol in some.symbols))
+        configured = tuple(dict.fromkeys(channel for some in mine for channel in some.channels))
+        channels = _channels(name, feed, source.history, configured, wanted.channels)
+        symbols = _symbols(name, feed, asked, names.get((name, feed), NO_NAMES))
+        if symbols and channels:
+            found.append((Job(name, feed, channels, symbols, start_ns, end_ns, wanted.files), source))
+    if not found:
+        raise ConfigError(
+            "Nothing to fetch: no configured feed has symbols and channels of which a history is kept. Name --provider, --symbols and "
+            "--channels."
+        )
+    return found
+
+
+def _sources(config: Config, wanted: Wanted, blocks: Sequence[ProviderConfig], stop: threading.Event) -> dict[tuple[str, str], Source]:
+    if not wanted.files:
+        return open_histories(replace(config, providers=tuple(blocks)), environment(), Random(), stop.wait)
+    narrowed = replace(config, providers=tuple(replace(some, symbols=wanted.symbols or some.symbols) for some in blocks))
+    found = open_archives(narrowed, environment(), config.root / "backfill" / "files", Random(), stop.wait)
+    if not found:
+        raise ConfigError(f"No such provider keeps files of its history. These do: {', '.join(ARCHIVES)}. Leave --from files out.")
+    return found
+
+
+def _symbols(name: str, feed: str, asked: Sequence[str], split: Listed) -> tuple[str, ...]:
+    """Canonical, each once."""
+    provider = PROVIDERS[name]
+    canonical = [provider.symbol_of(feed, symbol, split) for symbol in asked]
+    unknown = [symbol for symbol, known in zip(asked, canonical, strict=True) if known is None]
+    if unknown:
+        raise ConfigError(f"{unknown[0]!r} is no symbol of {name} {feed}: write it as the provider does, or canonical such as BTC/USDT.")
+    unique = tuple(dict.fromkeys(symbol for symbol in canonical if symbol is not None))
+    for symbol in unique:
+        if problem := provider.name_problem(feed, symbol, split):
+            raise ConfigError(f"{symbol!r} is no symbol under which {name} {feed} is kept: {problem}. Nothing was fetched.")
+    return unique
+
+
+def _channels(name: str, feed: str, history: History, configured: Iterable[str], asked: Sequence[str]) -> tuple[str, ...]:
+    """The provider's own names of what is asked for; of what is configured where nothing is, as far as there is a history of it."""
+    known = history.channels[feed]
+    if not asked:
+        return tuple(channel for channel in configured if channel in known)
+    found: list[str] = []
+    for word in asked:
+        of_kind = [channel for channel, kind in known.items() if kind == _KINDS.get(word)]
+        if word in known:
+            found.append(word)
+        elif of_kind:
+            found += [channel for channel in configured if channel in of_kind] or of_kind[:1]
+        else:
+            raise ConfigError(f"{name} keeps no history of {word!r} on {feed}. It keeps: {', '.join(known)}.")
+    return tuple(dict.fromkeys(found))

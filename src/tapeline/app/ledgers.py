@@ -1,0 +1,64 @@
+"""From the configuration to the ledger, and what it knows of some symbols."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Mapping
+
+import pyarrow as pa
+
+from tapeline.app.stores import needs_package, postgres_store
+from tapeline.config import Config, environment, store_password
+from tapeline.errors import ConfigError, Unavailable
+from tapeline.ledger import Ledger, read_intervals
+from tapeline.ledger.facts import Interval, Key, State
+from tapeline.ledger.sqlite import LedgerFile
+from tapeline.stores.selection import alike
+
+log = logging.getLogger(__name__)
+
+
+def known_intervals(
+    config: Config, symbols: Collection[str], provider: str | None, states: Collection[State] = ()
+) -> dict[Key, list[Interval]]:
+    """The intervals of some symbols, or all, and of a provider, or all. Raises ConfigError for one that the ledger does not know."""
+    ledger = open_ledger(config)
+    keys = ledger.keys()
+    if not keys:
+        why = "`ledger = false` is set" if not config.ledger else "start with `tapeline run` (or `tapeline ledger`)"
+        raise ConfigError(f"There is no ledger in {config.root} yet: {why}, or name another --config.")
+    there = sorted({key.symbol for key in keys})
+    for symbol in symbols:
+        if symbol not in there:
+            near = alike(symbol, there)
+            remedy = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+            raise ConfigError(f"The ledger knows nothing of {symbol!r}.{remedy}")
+    names = sorted({key.provider for key in keys})
+    if provider is not None and provider not in names:
+        raise ConfigError(f"The ledger knows nothing of {provider!r}. It knows: {', '.join(names)}.")
+    found = read_intervals(ledger.intervals(symbols, states))
+    return {key: some for key, some in found.items() if provider in (None, key.provider)}
+
+
+def open_ledger(config: Config, environ: Mapping[str, str] | None = None) -> Ledger:
+    """The configured ledger: in PostgreSQL where that is a store, else a file beside the data; nothing is opened yet.
+
+    Raises ConfigError."""
+    store = postgres_store(config)
+    if store is None:
+        return LedgerFile(config.root / "ledger.sqlite")
+    try:
+        from tapeline.ledger.postgres import PostgresLedger
+        from tapeline.stores.postgres.database import Database
+    except ModuleNotFoundError as error:
+        raise needs_package(store, error) from None
+    return PostgresLedger(Database(store.url, store_password(store, environment() if environ is None else environ)))
+
+
+def ledger_rows(config: Config) -> pa.Table | None:
+    """What the ledger says, for SQL over the lake; None, and a warning, while it is away: the lake can be read all the same."""
+    try:
+        return open_ledger(config).intervals()
+    except Unavailable as error:
+        log.warning("%s coverage and gaps are left out.", error)
+        return None

@@ -1,0 +1,210 @@
+"""What is done once and again, for a person, a timer or a scheduler to call: each task opens what it needs, works, closes, and says what
+was done, as dataclasses.
+
+What a task writes goes through the stream, or is one commit of a store: who is killed calls it again. Tasks that take long yield what is
+done as it is done. They print nothing and end nothing: that is for whoever calls them.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import dataclass
+from datetime import date, datetime
+from pathlib import Path
+from random import Random
+from typing import Final
+
+from msgspec.structs import replace
+
+from tapeline.app.feeds import configured_feeds
+from tapeline.app.histories import open_histories
+from tapeline.app.history_jobs import Wanted, history_jobs
+from tapeline.app.ledgers import known_intervals
+from tapeline.app.stores import lake_folder, lake_keep, open_source
+from tapeline.app.streams import open_stream, stream_with_data
+from tapeline.app.symbol_names import configured_names, known_names
+from tapeline.config import Config, environment
+from tapeline.errors import ConfigError, Refused, TapelineError, Unavailable
+from tapeline.jobs.backfill import leftovers
+from tapeline.jobs.backfill.backfill import Backfill, Job, State
+from tapeline.jobs.backfill.backfill import dry_run as requests_of
+from tapeline.jobs.rebuild import RawRecords
+from tapeline.jobs.reconcile import Reconciled
+from tapeline.jobs.reconcile import reconcile as compare
+from tapeline.jobs.repair import ASKED_FOR, Repaired, wanted
+from tapeline.jobs.repair import repair as fill
+from tapeline.ledger.facts import Interval, Key
+from tapeline.local.locks import own
+from tapeline.providers.history import Span, WrongPage
+from tapeline.providers.registry import DECODERS, identity
+from tapeline.stores.lake import checking, repairing, retention, sealing, tidying
+
+#: Another backfill may hold a lock for a moment, to look whether its job is long done.
+_LOCK_WAIT_S: Final = 2.0
+#: Told the table, and how many of its rows are done, of how many.
+Progress = Callable[[str, int, int], None]
+#: Around a job, a place that is told how far it is.
+Watch = Callable[[Job], AbstractContextManager[Callable[[State], None]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Backfilled:
+    """One job, and how far it has come: to its end, or to where it was stopped."""
+
+    job: Job
+    state: State
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """One job, with what would be asked for first of each of its parts."""
+
+    job: Job
+    requests: Sequence[dict[str, str | int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """What could not be done of one symbol and channel, and why; the others went on."""
+
+    key: Key
+    error: TapelineError
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """What is missing, and can be asked for."""
+
+    key: Key
+    interval: Interval
+    span: Span
+
+
+def plan_backfill(config: Config, asked: Wanted, start_ns: int, end_ns: int) -> list[Planned]:
+    """What `backfill` would ask for; nothing is asked. Raises ConfigError."""
+    jobs = history_jobs(config, asked, start_ns, end_ns, threading.Event())
+    return [Planned(job, requests_of(job, source)) for job, source in jobs]
+
+
+def backfill(
+    config: Config,
+    asked: Wanted,
+    span_ns: tuple[int, int],
+    stop: threading.Event,
+    *,
+    workers: int = 4,
+    again: bool = False,
+    watch: Watch = lambda _: nullcontext(lambda _: None),
+) -> Iterator[Backfilled]:
+    """Bring history of [start, end) into the stream. Killed or stopped, the same call goes on with the page at which it was.
+
+    `again`: fetch anew what an earlier call has fetched. Raises ConfigError, Busy, Unavailable, Refused."""
+    jobs = history_jobs(config, asked, *span_ns, stop)
+    leftovers.remove_old_logs(config.root, time.time(), config.stream.retain_hours * 3_600)
+    for job, source in jobs:
+        # Files are unpacked into one folder.
+        lock = leftovers.lock_of(config.root, "files" if job.files else job.name)
+        what = "a tapeline backfill from files" if job.files else "this tapeline backfill"
+        with own(lock, what, _LOCK_WAIT_S), closing(leftovers.log_of(config.root, job.name)) as log, closing(open_stream(config)) as stream:
+            if job.files:
+                leftovers.remove_old_files(config.root / "backfill" / "files", time.time())
+            if again:
+                log.forget()
+            with watch(job) as told:
+                state = Backfill(job, source, stream, log, Random(), stop, workers).run(told)
+        yield Backfilled(job, state)
+        if stop.is_set():
+            return
+
+
+def reconcile(
+    config: Config, asked: Wanted, span_ns: tuple[int, int], stop: threading.Event, store: str = "lake"
+) -> Iterator[Reconciled | Failed]:
+    """Compare what a store holds of [start, end) with the providers' history of it, and send what the store lacks.
+
+    Raises ConfigError, Unavailable: what was yielded before is done."""
+    start_ns, end_ns = span_ns
+    jobs = history_jobs(config, asked, start_ns, end_ns, stop)
+    source, connection, names = open_source(config, store), f"reconcile-{time.time_ns()}", known_names(config)
+    with closing(open_stream(config)) as stream:
+        for job, history in jobs:
+            for span in job.spans():
+                key = Key(job.provider, job.feed, span.channel, span.symbol)
+                try:
+                    yield compare(key, start_ns, end_ns, history, source.now(), stream, time.time_ns, connection, names)
+                except (Refused, WrongPage) as error:
+                    yield Failed(key, error)
+
+
+def gaps_to_repair(config: Config, symbols: Collection[str] = (), provider: str | None = None) -> list[Gap]:
+    """The gaps that a provider's history may fill, and that are no longer on the move; the latest first. Raises ConfigError."""
+    known = known_intervals(config, symbols, provider, ASKED_FOR)
+    return [Gap(*found) for found in wanted(known, configured_feeds(config), time.time_ns())]
+
+
+def repair(config: Config, gaps: Sequence[Gap]) -> Iterator[Repaired | Failed]:
+    """Ask the providers' history for what is missing, and send the pages through the stream. Called twice, it doubles nothing.
+
+    Of a provider that is away, the first gap is `Failed`, and no other is asked for. Raises ConfigError for a key that is missing."""
+    if not gaps:
+        return
+    # Who has no gap needs no key.
+    providers = {gap.key.provider for gap in gaps}
+    narrowed = replace(config, providers=tuple(some for some in config.providers if some.name in providers))
+    sources = open_histories(narrowed, environment(), Random())
+    away: set[str] = set()
+    with closing(stream_with_data(config)) as stream:
+        connection = f"repair-{time.time_ns()}"
+        for gap in gaps:
+            if gap.key.provider in away:
+                continue
+            try:
+                done = fill(gap.key, gap.span, sources[gap.key.provider, gap.key.feed], stream, time.time_ns, connection)
+                if done is not None:
+                    yield done
+            except (Refused, WrongPage, Unavailable) as error:
+                if isinstance(error, Unavailable):
+                    away.add(gap.key.provider)
+                yield Failed(gap.key, error)
+
+
+def seal(config: Config, day: date, progress: Progress) -> list[sealing.Sealed]:
+    """Merge a day's many small files in the lake into a few sorted ones; each row stays as it is."""
+    return sealing.seal(_lake(config), day, progress)
+
+
+def tidy(config: Config, now: datetime, told: Callable[[sealing.Sealed], None]) -> None:
+    """Seal the days that are over, and merge the many small files of those that are not."""
+    tidying.tidy(_lake(config), now, told)
+
+
+def prune(config: Config, today: date, *, dry_run: bool = False) -> list[retention.Pruned]:
+    """Remove the days that the lake's settings no longer keep; `dry_run`: say which those are."""
+    return retention.prune(_lake(config), lake_keep(config), today, dry_run=dry_run)
+
+
+def vacuum(config: Config) -> list[retention.Vacuumed]:
+    """Delete the files that the tables' logs no longer name."""
+    return list(retention.vacuum(_lake(config)))
+
+
+def check_lake(config: Config, day: date | None, progress: Progress) -> list[checking.Checked]:
+    """Hold the lake, or a day of it, against its own log. Nothing is changed."""
+    return checking.check(_lake(config), identity, day, progress)
+
+
+def repair_lake(config: Config, progress: Progress, *, drop: bool = False) -> Iterator[repairing.Repaired]:
+    """Make damaged files again from the raw topic. `drop`: give up the rows whose raw records are gone."""
+    with closing(stream_with_data(config)) as stream:
+        origin = RawRecords(stream, DECODERS, configured_names(config))
+        yield from repairing.repair(_lake(config), identity, origin, progress, drop=drop)
+
+
+def _lake(config: Config) -> Path:
+    root = lake_folder(config)
+    if not root.exists():
+        raise ConfigError(f"There is no lake at {root} yet. Start with `tapeline run`, or name another --config.")
+    return root
