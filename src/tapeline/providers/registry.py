@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from importlib.metadata import entry_points
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
-from tapeline.providers.events import Channel, Decode
-from tapeline.providers.history import History
-from tapeline.providers.provider import Files, Provider
-from tapeline.records import Identity
+if TYPE_CHECKING:  # who asks only for names waits for none of it
+    from tapeline.providers.events import Channel, Decode
+    from tapeline.providers.history import History
+    from tapeline.providers.provider import Files, Provider
+    from tapeline.records import Identity
 
 _GROUP: Final = "tapeline.providers"
 T = TypeVar("T")
@@ -24,6 +25,8 @@ def names() -> tuple[str, ...]:
 
 @cache
 def _installed() -> dict[str, Provider]:
+    from tapeline.providers.provider import Provider
+
     found: dict[str, Provider] = {}
     for point in sorted(entry_points(group=_GROUP), key=lambda point: point.name):
         provider = point.load()
@@ -85,5 +88,7 @@ ARCHIVES: Final[Mapping[str, Files]] = _Each(_files)
 
 def identity(provider: str, feed: str, channel: str) -> Identity:
     """What makes two events of this channel the same event."""
+    from tapeline.records import Identity
+
     known = CHANNELS.get(provider, {}).get(feed, {}).get(channel)
     return known.identity if known is not None else Identity()
