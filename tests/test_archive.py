@@ -65,7 +65,7 @@ class Files:
 
 def read(files: Files, folder: Path, begin: Request | None = None) -> list[bytes]:
     """The payloads of the raw records."""
-    source = Source(ARCHIVES["binance"][1], Archive(files, folder))
+    source = Source(ARCHIVES["binance"].history, Archive(files, folder))
     return [page.payload for page in fetch(source, TRADES, lambda: NOON + DAY, begin, int(begin is not None)) if page.payload is not None]
 
 
@@ -95,14 +95,14 @@ def test_a_file_is_read_in_pieces_whatever_its_unit_and_with_or_without_a_header
 def test_who_was_killed_in_the_middle_fetches_the_file_again_and_goes_on_where_it_was(tmp_path: Path) -> None:
     files = Files(zip=packed(trades(30_000)))
     whole = read(files, tmp_path / "one")
-    source = Source(ARCHIVES["binance"][1], Archive(files, tmp_path / "two"))
+    source = Source(ARCHIVES["binance"].history, Archive(files, tmp_path / "two"))
     first = next(iter(fetch(source, TRADES, lambda: NOON + DAY)))
     assert first.payload == whole[0]
     assert read(files, tmp_path / "elsewhere", first.following) == whole[1:]
 
 
 def test_a_file_that_was_replaced_in_between_is_named_and_nothing_of_it_is_mixed_in(tmp_path: Path) -> None:
-    old = Source(ARCHIVES["binance"][1], Archive(Files(zip=packed(trades(30_000))), tmp_path / "one"))
+    old = Source(ARCHIVES["binance"].history, Archive(Files(zip=packed(trades(30_000))), tmp_path / "one"))
     following = next(iter(fetch(old, TRADES, lambda: NOON + DAY))).following
     with pytest.raises(WrongPage, match="has been replaced since its first part was read"):
         read(Files(zip=packed(trades(30_001))), tmp_path / "two", following)
@@ -132,7 +132,7 @@ def test_no_bytes_raise_anything_but_what_is_known_to_be_unreadable(channel: str
 
 
 def path_of(channel: str, start: int, end: int) -> str:
-    return ARCHIVES["binance"][1].first(Span("spot", channel, "BTC/USDT", start, end)).path
+    return ARCHIVES["binance"].history.first(Span("spot", channel, "BTC/USDT", start, end)).path
 
 
 def test_whole_months_come_as_one_file_and_the_days_around_them_each_as_one() -> None:

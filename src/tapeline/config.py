@@ -24,8 +24,10 @@ from tapeline.secret import Secret, checked
 
 PREFIX: Final = "TAPELINE_"
 #: Variables of this prefix that are not settings.
-_NOT_SETTINGS: Final = frozenset({"TAPELINE_CONFIG", "TAPELINE_PROVE", "TAPELINE_LOG", "TAPELINE_CACHE"})
-#: No setting is called so: these are secrets, of any provider, the stream and the stores.
+_NOT_SETTINGS: Final = frozenset(
+    {"TAPELINE_CONFIG", "TAPELINE_PROVE", "TAPELINE_LOG", "TAPELINE_CACHE", "TAPELINE_STREAM_PASSWORD", "TAPELINE_STORE_PASSWORD"}
+)
+#: How a secret may be called, be it of a provider that is not installed or misspelt: none of them is shown.
 _SECRET: Final = re.compile(r"TAPELINE_(?!.*__).*_(KEY|SECRET|PASSWORD)")
 
 #: A number of seconds, say, that means something: neither below zero nor endless.
@@ -195,11 +197,19 @@ def _more_than_an_address(url: str) -> bool:
     return "@" in url or "?" in url or "#" in url
 
 
+@cache
+def _secret_names() -> frozenset[str]:
+    """The variables in which the installed providers' secrets are looked for."""
+    found = {name for provider in PROVIDERS.values() for names in provider.secrets.values() for name in names}
+    return frozenset(found | {name for files in ARCHIVES.values() for name in files.secrets if name})
+
+
 def _override(settings: dict[str, Any], environ: Mapping[str, str]) -> bool:
     """Put TAPELINE_STREAM__URL, TAPELINE_PROVIDERS__0__SYMBOLS and the like in their places."""
     found = False
+    secrets = _secret_names() if any(name.startswith(PREFIX) for name in environ) else frozenset[str]()
     for name, text in sorted(environ.items(), key=_in_order):
-        if not name.startswith(PREFIX) or name in _NOT_SETTINGS or _SECRET.fullmatch(name):
+        if not name.startswith(PREFIX) or name in _NOT_SETTINGS or name in secrets:
             continue
         found = True
         place: Any = settings
@@ -310,8 +320,7 @@ def store_password(store: StoreConfig, environ: Mapping[str, str]) -> Secret:
 
 def secrets_of(config: Config, environ: Mapping[str, str]) -> list[Secret]:
     """Everything secret that the configuration and the environment hold, as far as it can be read."""
-    of_providers = {name for provider in PROVIDERS.values() for names in provider.secrets.values() for name in names}
-    found = [text for name, text in environ.items() if name in of_providers or _SECRET.fullmatch(name)]
+    found = [text for name, text in environ.items() if name in _secret_names() or _SECRET.fullmatch(name)]
     files = [config.stream.password_file, *(store.password_file for store in config.stores)]
     files += [path for provider in config.providers for path in (provider.key_file, provider.secret_file)]
     for path in files:
