@@ -60,8 +60,8 @@ def _throughput() -> str:
             lost, doubled = sum(run[2] for run in runs), sum(run[3] for run in runs)
             rows.append([name, codec, statistics.median(rates), f"{min(rates):,.0f} to {max(rates):,.0f}", lost, doubled, ceiling])
     return (
-        f"Venue (its frames made beforehand), broker, ingest, normalize, lake and ledger on the same two cores, {_EVENTS:,} events a run,"
-        f" {_ROUNDS} runs each on a broker that has had one before. The ceiling is"
+        f"Simulator (its frames made beforehand), broker, ingest, normalize, lake and ledger on the same two cores, {_EVENTS:,} events"
+        f" a run, {_ROUNDS} runs each on a broker that has had one before. The ceiling is"
         f" the broker's own tool on the idle machine, with records of {_RECORD_BYTES} bytes: `kafka-producer-perf-test`, and"
         " `redis-benchmark` with XADD, 64 in a pipeline.\n\n"
         + table(["broker", "codec", "ticks/s, median", "range", "lost", "doubled", "ceiling, records/s"], rows)

@@ -15,7 +15,7 @@ from tapeline.providers.normalizing import normalize
 from tapeline.providers.registry import DECODERS, PROVIDERS
 from tapeline.providers.session import FeedSettings, Plan
 from tapeline.records import RAW, RAW_TOPIC, Chunk, RawKind
-from tapeline.stages.ingest.arbitration import Pair
+from tapeline.stages.ingest.arbitration import Arbitration
 
 _ROUNDS = 7
 _CHUNK = 24_576
@@ -54,7 +54,7 @@ def _measured(frames: list[bytes]) -> str:
     alone, paired = [], []
     for _ in range(_ROUNDS):
         alone.append(_seconds(_Last(), arrivals))
-        paired.append(_seconds(Pair(_Last(), (one, other), lambda: 0), arrivals))
+        paired.append(_seconds(Arbitration(_Last(), (one, other), lambda: 0), arrivals))
     before_us, with_us = (statistics.median(some) / len(arrivals) * 1e6 for some in (alone, paired))
     single, marked, both = _batch(arrivals[::2], "frame"), _batch(arrivals, "repeated"), _batch(arrivals, "frame")
     rows = []

@@ -66,7 +66,7 @@ def _drained(folder: Path, stream: str, codec: str, workers: int) -> float:
     try:
         begun_at, begun = 0.0, 0
         while True:
-            left = sum(watching.waiting(RAW_TOPIC, watching.positions(NORMALIZE, RAW_TOPIC)).values())
+            left = sum(watching.lag(RAW_TOPIC, watching.positions(NORMALIZE, RAW_TOPIC)).values())
             done = sum(value for total, value in watching.totals(NORMALIZE).items() if total.endswith("/ticks"))
             if done and not begun_at and _at_work(settings) == workers:
                 begun_at, begun = time.monotonic(), done
@@ -91,7 +91,7 @@ def _fill(path: Path, settings: Config) -> None:
     watching = open_stream(settings)
     try:
         before = -1
-        while (now := sum(watching.waiting(RAW_TOPIC, {}).values())) != before or now == 0:
+        while (now := sum(watching.lag(RAW_TOPIC, {}).values())) != before or now == 0:
             before = now
             time.sleep(2.0)
     finally:

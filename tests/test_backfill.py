@@ -22,7 +22,7 @@ from tapeline.errors import Barred, ConfigError, Refused, Unavailable
 from tapeline.jobs.backfill.backfill import Backfill, Job, State
 from tapeline.jobs.backfill.fetching import Source, fetch
 from tapeline.jobs.backfill.page_log import PageLog, Sent
-from tapeline.net.rate_limit import Quota
+from tapeline.net.rate_limit import RateLimiter
 from tapeline.providers.history import History, Page, Request, Span, WrongPage
 from tapeline.providers.registry import HISTORIES, PROVIDERS
 from tapeline.records import NS_PER_MS, NS_PER_S, RAW_TOPIC, Topic
@@ -330,7 +330,7 @@ def test_a_page_that_did_not_arrive_is_asked_for_again_and_one_that_did_is_not(t
 
 def test_processes_share_a_minute_and_a_pause_through_a_file(tmp_path: Path) -> None:
     now = [1_000.0]
-    one, two = (Quota(100, tmp_path / "quota.json", lambda: now[0]) for _ in range(2))
+    one, two = (RateLimiter(100, tmp_path / "quota.json", lambda: now[0]) for _ in range(2))
     assert (one.take(60), two.take(40), two.take(1)) == (0.0, 0.0, 60.0)
     now[0] += 59.0
     assert one.take(1) == 1.0
@@ -346,7 +346,7 @@ def test_a_file_that_says_nothing_and_a_clock_that_goes_back_begin_a_new_minute(
     path = tmp_path / "quota.json"
     path.write_bytes(b'{"minute": "x')
     now = [1_000.0]
-    quota = Quota(100, path, lambda: now[0])
+    quota = RateLimiter(100, path, lambda: now[0])
     assert quota.take(100) == 0.0
     now[0] -= 500.0
     assert quota.take(100) == 0.0
@@ -354,7 +354,7 @@ def test_a_file_that_says_nothing_and_a_clock_that_goes_back_begin_a_new_minute(
 
 def test_a_clock_that_was_set_back_forgets_a_pause_that_it_set_ahead(tmp_path: Path) -> None:
     now = [1_000_000.0]
-    quota = Quota(100, tmp_path / "quota.json", lambda: now[0])
+    quota = RateLimiter(100, tmp_path / "quota.json", lambda: now[0])
     quota.pause(60.0)
     assert quota.take(1) == 60.0
     now[0] = 1_000.0
@@ -362,7 +362,7 @@ def test_a_clock_that_was_set_back_forgets_a_pause_that_it_set_ahead(tmp_path: P
 
 
 def test_what_weighs_more_than_a_minute_has_is_let_through_alone() -> None:
-    quota = Quota(10, clock=lambda: 1_000.0)
+    quota = RateLimiter(10, clock=lambda: 1_000.0)
     assert quota.take(50) == 0.0
     assert quota.take(1) == 60.0
 

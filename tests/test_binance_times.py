@@ -12,7 +12,7 @@ from tapeline.config import Config, ProviderConfig
 from tapeline.providers.normalizing import normalize
 from tapeline.providers.registry import DECODERS
 from tapeline.records import RAW_TOPIC, TICKS_TOPIC
-from tapeline.simulators import Venue, VenueOptions
+from tapeline.simulators import Simulator, SimulatorOptions
 from tapeline.stages.ingest.delivery import Delivery
 from tapeline.stages.ingest.stage import StreamRecorder
 from tapeline.streams.embedded import EmbeddedStream
@@ -22,7 +22,7 @@ def test_times_asked_for_in_microseconds_are_recorded_in_microseconds(tmp_path: 
     journal = tmp_path / "sent.jsonl"
 
     async def record() -> None:
-        venue = Venue(VenueOptions(name="binance", rate=2000, limit=50, journal=journal))
+        venue = Simulator(SimulatorOptions(name="binance", rate=2000, limit=50, journal=journal))
         url = await venue.start()
         provider = ProviderConfig(name="binance", url=url, symbols=("BTCUSDT",), channels=("trade",), options={"time_unit": "us"})
         stream = EmbeddedStream(tmp_path / "stream")

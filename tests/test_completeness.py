@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tapeline.errors import DiskTrouble, NewerData
+from tapeline.errors import DiskProblem, NewerData
 from tapeline.ledger import Ledger, read_intervals
 from tapeline.ledger.absorbing import absorb, forget
 from tapeline.ledger.answers import Answer, answer
@@ -279,7 +279,17 @@ LIVES: dict[str, tuple[list[Record], list[tuple[float, float, str]]]] = {
         [*opened(0), quote(1), trade(1, 2), *opened(8, "line-2"), told("closed", 9, "line-2", by="tapeline", reason="stopped")],
         [(0.1, 2.0, "unprovable"), (2.0, 8.1, "open"), (8.1, 9.0, "unprovable"), (9.0, float("inf"), "open")],
     ),
-    "mute in this channel, while another one spoke": (
+    "stale in this channel, while another one spoke": (
+        [
+            *opened(0),
+            quote(1),
+            trade(1, 20),
+            told("closed", 21, by="tapeline", reason="stale: no channel bookTicker for 20.0 s on an open socket", stale="bookTicker"),
+            *opened(22, "line-2"),
+        ],
+        [(0.1, 1.0, "unprovable"), (1.0, 22.1, "open"), (22.1, 22.1, "unprovable")],
+    ),
+    "the same, as earlier versions wrote it": (
         [
             *opened(0),
             quote(1),
@@ -289,27 +299,32 @@ LIVES: dict[str, tuple[list[Record], list[tuple[float, float, str]]]] = {
         ],
         [(0.1, 1.0, "unprovable"), (1.0, 22.1, "open"), (22.1, 22.1, "unprovable")],
     ),
-    "another channel was mute": (
+    "another channel was stale": (
         [
             *opened(0),
             quote(20),
-            told("closed", 21, by="tapeline", reason="mute: no channel trade for 20.0 s on an open socket"),
+            told("closed", 21, by="tapeline", reason="stale: no channel trade for 20.0 s on an open socket", stale="trade"),
             *opened(22, "line-2"),
         ],
         [(0.1, 20.0, "unprovable"), (20.0, 22.1, "open"), (22.1, 22.1, "unprovable")],
     ),
-    "mute altogether, and given up for another channel that was missed first": (
+    "stale altogether, and given up for another channel that was missed first": (
         [
             *opened(0),
             quote(5),
             trade(1, 6),
-            told("closed", 21, by="tapeline", reason="mute: no channel trade for 15.0 s on an open socket"),
+            told("closed", 21, by="tapeline", reason="stale: no channel trade for 15.0 s on an open socket", stale="trade"),
             *opened(22, "line-2"),
         ],
         [(0.1, 6.0, "unprovable"), (6.0, 22.1, "open"), (22.1, 22.1, "unprovable")],
     ),
-    "mute altogether": (
-        [*opened(0), quote(1), trade(1, 2), told("closed", 21, by="tapeline", reason="mute: no data for 19.0 s on an open socket")],
+    "stale altogether": (
+        [
+            *opened(0),
+            quote(1),
+            trade(1, 2),
+            told("closed", 21, by="tapeline", reason="stale: no data for 19.0 s on an open socket", stale=""),
+        ],
         [(0.1, 2.0, "unprovable"), (2.0, float("inf"), "open")],
     ),
     "replaced while it still spoke": (
@@ -567,7 +582,7 @@ def test_a_newer_ledger_is_left_alone_and_a_damaged_one_is_named(tmp_path: Path)
     with pytest.raises(NewerData, match="format 99"):
         LedgerFile(path).load()
     path.write_bytes(b"not a database" * 100)
-    with pytest.raises(DiskTrouble, match=r"is damaged: .*not a database.* Restore it from a backup"):
+    with pytest.raises(DiskProblem, match=r"is damaged: .*not a database.* Restore it from a backup"):
         LedgerFile(path).load()
 
 
@@ -577,7 +592,7 @@ def test_a_ledger_that_is_damaged_while_it_is_kept_is_not_taken_for_a_full_disk(
     whole = path.read_bytes()
     for damaged in (whole[:4096] + b"\xff" * (len(whole) - 4096), b"\xff" * len(whole)):
         path.write_bytes(damaged)
-        with pytest.raises(DiskTrouble, match=r"is damaged: .* Restore it from a backup") as said:
+        with pytest.raises(DiskProblem, match=r"is damaged: .* Restore it from a backup") as said:
             LedgerFile(path).save(facts, {TRADES: (0, intervals(facts, TRADES))}, {0: 3})
         assert "Free disk space" not in str(said.value)
 
@@ -585,7 +600,7 @@ def test_a_ledger_that_is_damaged_while_it_is_kept_is_not_taken_for_a_full_disk(
 def test_a_ledger_that_the_disk_does_not_give_is_not_called_damaged(tmp_path: Path) -> None:
     path = tmp_path / "ledger.sqlite"
     path.mkdir()
-    with pytest.raises(DiskTrouble, match="Leave it there") as said:
+    with pytest.raises(DiskProblem, match="Leave it there") as said:
         LedgerFile(path).load()
     assert "move it away" not in str(said.value)
 

@@ -63,7 +63,7 @@ def test_a_full_file_is_read_as_written(tmp_path: Path) -> None:
         symbols = ["BTC/USD", "币安人生"]
         channels = ["trades"]
         options = { codec = "msgpack" }
-        mute_after = { trades = 30.0 }
+        stale_after = { trades = 30.0 }
         [[stores]]
         url = "lake:"
         flush_rows = 7
@@ -71,7 +71,7 @@ def test_a_full_file_is_read_as_written(tmp_path: Path) -> None:
     )
     config = load(path, {})
     (provider,) = config.providers
-    assert (provider.feed, provider.symbols, options_of(provider), provider.mute_after) == (
+    assert (provider.feed, provider.symbols, options_of(provider), provider.stale_after) == (
         "crypto",
         ("BTC/USD", "币安人生"),
         Options(codec="msgpack"),
@@ -119,8 +119,8 @@ def test_an_unknown_key_like_no_other_brings_the_list_of_those_there_are(tmp_pat
         ("[[stores]]\nkeep_gb = inf", "keep_gb"),
         ("[stream]\nretain_hours = inf", "retain_hours"),
         ("[stream]\ncommit_ms = inf", "commit_ms"),
-        ("[[providers]]\nname = 'binance'\nmute_after = inf", "mute_after"),
-        ("[[providers]]\nname = 'binance'\nmute_after = { trade = inf }", "mute_after"),
+        ("[[providers]]\nname = 'binance'\nmute_after = inf", "stale_after"),
+        ("[[providers]]\nname = 'binance'\nmute_after = { trade = inf }", "stale_after"),
         ("[[providers]]\nname = 'binance'\nprocess = 'a/b'", "process"),
         ("[[providers]]\nname = 'binance'\nprocess = '../x'", "process"),
         ("[stream]\ntopic_prefix = 'a b'", "topic_prefix"),
@@ -184,7 +184,7 @@ def test_the_environment_overrides_the_file_at_every_depth(tmp_path: Path) -> No
             "TAPELINE_PROVIDERS__0__SYMBOLS": '["X", "Y"]',
             "TAPELINE_PROVIDERS__1__FEED": "sip",
             "TAPELINE_PROVIDERS__1__SYMBOLS__0": "AAPL",
-            "TAPELINE_PROVIDERS__1__MUTE_AFTER__TRADES": "2.5",
+            "TAPELINE_PROVIDERS__1__STALE_AFTER__TRADES": "2.5",
             "TAPELINE_PROVIDERS__2__NAME": "polygon",
             "TAPELINE_STORES__0__FLUSH_ROWS": "17",
         },
@@ -194,7 +194,7 @@ def test_the_environment_overrides_the_file_at_every_depth(tmp_path: Path) -> No
     assert config.providers[0].symbols == ("X", "Y")
     assert config.providers[0].channels == ("trade",)
     assert (config.providers[1].feed, config.providers[1].symbols) == ("sip", ("AAPL",))
-    assert config.providers[1].mute_after == {"trades": 2.5}
+    assert config.providers[1].stale_after == {"trades": 2.5}
     assert config.stores[0].flush_rows == 17
 
 

@@ -58,7 +58,7 @@ def test_what_a_provider_says_moves_no_cursor_in_the_log_and_on_the_status_page(
         "inexact": 0,
     }
     seen = {
-        "providers": {"alpaca": {**quiet, "trouble": ESCAPE}},
+        "providers": {"alpaca": {**quiet, "problem": ESCAPE}},
         "spool": {"spooled": 0, "refused": 0},
         "lines": {},
         "stages": {},
@@ -72,5 +72,5 @@ def test_what_a_provider_says_moves_no_cursor_in_the_log_and_on_the_status_page(
     console.print(tables(seen))
     assert "\x1b" not in sink.getvalue()
     assert "float64" not in sink.getvalue()
-    console.print(tables({**seen, "providers": {"alpaca": {**quiet, "trouble": "", "inexact": 1234}}}))
+    console.print(tables({**seen, "providers": {"alpaca": {**quiet, "problem": "", "inexact": 1234}}}))
     assert "alpaca: 1,234 prices and sizes have more digits than float64 holds" in sink.getvalue()

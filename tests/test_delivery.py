@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from made import raws
-from tapeline.errors import DiskTrouble, NewerData, Refused, Unavailable
+from tapeline.errors import DiskProblem, NewerData, Refused, Unavailable
 from tapeline.records import RAW
 from tapeline.stages.ingest import delivery as delivery_module
 from tapeline.stages.ingest.delivery import Delivery
@@ -53,7 +53,7 @@ class Scripted:
         self.handed: list[int] = []
         self.done = 0
         self.refused: set[int] = set()
-        self.trouble = ""
+        self.problem = ""
 
     def send(self, number: int, partition: int, batch: pa.RecordBatch) -> None:
         if self.broker.deaf:
@@ -80,7 +80,7 @@ class Scripted:
             self.done = self.handed[-1] if self.handed else 0
         return self.done
 
-    def recovered(self, writer: str, since_ns: int) -> dict[int, set[int]]:
+    def last_acknowledged(self, writer: str, since_ns: int) -> dict[int, set[int]]:
         if self.broker.away:
             raise Unavailable("the broker is away")
         if self.broker.broken:
@@ -179,7 +179,7 @@ def test_a_short_pause_of_the_stream_costs_no_disk(process: Process, broker: Bro
     process.turn(0.2)
     assert broker.payloads() == texts(1, 2)
     assert process.delivery.spooled == 0
-    assert process.delivery.trouble == ""
+    assert process.delivery.problem == ""
 
 
 def test_while_the_stream_is_slow_records_go_to_disk_and_then_follow_in_order_once(process: Process, broker: Broker) -> None:
@@ -191,7 +191,7 @@ def test_while_the_stream_is_slow_records_go_to_disk_and_then_follow_in_order_on
     process.turn(1.0)
     assert process.delivery.spooled == 5
     assert process.delivery.spooled_bytes > 0
-    assert process.delivery.trouble
+    assert process.delivery.problem
     assert broker.payloads() == []
     broker.away = False
     process.turn()
@@ -200,7 +200,7 @@ def test_while_the_stream_is_slow_records_go_to_disk_and_then_follow_in_order_on
     process.put(7)
     process.rest()
     assert broker.payloads() == texts(1, 2, 3, 4, 5, 6, 7)
-    assert (process.delivery.spooled, process.delivery.trouble, process.delivery.refused) == (0, "", 0)
+    assert (process.delivery.spooled, process.delivery.problem, process.delivery.refused) == (0, "", 0)
 
 
 def test_a_stream_that_takes_nothing_at_all_is_spooled_from_the_first_record(process: Process, broker: Broker) -> None:
@@ -208,7 +208,7 @@ def test_a_stream_that_takes_nothing_at_all_is_spooled_from_the_first_record(pro
     process.put(1, 2)
     assert process.delivery.spooled == 2
     process.turn(5.0)
-    assert process.delivery.trouble == "the broker is deaf"
+    assert process.delivery.problem == "the broker is deaf"
     broker.deaf = False
     process.put(3)
     process.rest()
@@ -289,7 +289,7 @@ def test_that_it_cannot_be_found_out_what_has_arrived_does_not_mean_that_nothing
     for _ in range(5):
         second.turn(1.0)
     assert second.producer.handed == []
-    assert "a bug" in second.delivery.trouble
+    assert "a bug" in second.delivery.problem
     broker.broken = False
     second.rest()
     assert broker.payloads() == texts(1, 2, 3)
@@ -335,7 +335,7 @@ def test_what_a_full_spool_refuses_is_counted_and_put_on_record_for_each_connect
     other = pa.RecordBatch.from_arrays([pa.array(v, f.type) for v, f in zip(zip(*rows, strict=True), RAW, strict=True)], schema=RAW)
     process.delivery.put(1, other)
     assert process.delivery.refused == 5
-    assert "5 received records could not be kept" in process.delivery.trouble
+    assert "5 received records could not be kept" in process.delivery.problem
     process.turn(20.0)
     assert process.delivery.spooled == 3  # what was kept stays
     broker.deaf = False
@@ -348,7 +348,7 @@ def test_what_a_full_spool_refuses_is_counted_and_put_on_record_for_each_connect
         ("other", {"records": 3, "from_ns": 40, "to_ns": 42, "reason": "the spool was full"}),
     ]
     assert {partition for _, _, partition, batch in broker.arrived if batch["connection"][0].as_py() == "other"} == {1}
-    assert (process.delivery.spooled, process.delivery.trouble) == (0, "")
+    assert (process.delivery.spooled, process.delivery.problem) == (0, "")
     assert process.delivery.close(0.0) == 5
     process.dies()
 
@@ -360,12 +360,12 @@ def test_a_stream_that_refuses_is_met_as_one_that_is_away(process: Process, brok
     process.put(2, 3)
     process.turn(1.1)
     assert (process.delivery.spooled, process.delivery.unsettled) == (3, 0)
-    assert process.delivery.trouble == "the password is another one"
+    assert process.delivery.problem == "the password is another one"
     assert process.delivery.failure is None
     broker.answer = None
     process.rest()
     assert broker.payloads() == texts(1, 2, 3)
-    assert (process.delivery.spooled, process.delivery.trouble) == (0, "")
+    assert (process.delivery.spooled, process.delivery.problem) == (0, "")
 
 
 @pytest.mark.parametrize("error", [NewerData("a newer Tapeline wrote it"), ZeroDivisionError("nobody foresaw this")])
@@ -408,7 +408,7 @@ def test_what_is_larger_than_the_stream_lets_a_message_be_is_counted_and_put_on_
 ) -> None:
     rows = [("binance", "spot", "large", "frame", 40 + at, b"x" * 3_000) for at in range(2)]
     large = pa.RecordBatch.from_arrays([pa.array(v, f.type) for v, f in zip(zip(*rows, strict=True), RAW, strict=True)], schema=RAW)
-    broker.bound, broker.deaf, process.producer.trouble = 5_000, spooled, "the topic takes no message of 6,000 bytes."
+    broker.bound, broker.deaf, process.producer.problem = 5_000, spooled, "the topic takes no message of 6,000 bytes."
     process.put(1)
     process.delivery.put(2, large)
     process.put(3)
@@ -490,7 +490,7 @@ def test_a_disk_that_fails_while_the_spool_is_cleared_stops_nothing(
     process.turn()
 
     def failing(*arguments: object) -> None:
-        raise DiskTrouble("the disk is full")
+        raise DiskProblem("the disk is full")
 
     with monkeypatch.context() as patch:
         patch.setattr(process.spool, "drop", failing)

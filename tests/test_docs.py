@@ -157,7 +157,7 @@ _COMPOSED = {
     "polygon says max_connections": ["polygon says", "max_connections"],
     "alpaca says 406: ...": ["alpaca says"],
     "not confirmed by ...: T.ABC": ["not confirmed by"],
-    "mute: no data for N s on an open socket": ["mute: no", "on an open socket"],
+    "stale: no data for N s on an open socket": ["stale: no", "on an open socket"],
     "... answered HTTP 403: ...": ["answered HTTP"],
     "ingest to normalize: N raw records written ≠ ...": ["ingest to normalize", "raw records written"],
     "normalize to lake: N ticks written ≠ ...": ["written"],

@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from made import NOON, raws, rejects, ticks
-from tapeline.errors import DiskTrouble, NewerData, Unavailable
+from tapeline.errors import DiskProblem, NewerData, Unavailable
 from tapeline.records import BARS, BARS_TOPIC, NORMALIZED_TOPICS, NS_PER_S, RAW_TOPIC, REJECTED_TOPIC, TICKS_TOPIC, Chunk, Topic
 from tapeline.streams import PartitionLost, embedded
 from tapeline.streams.embedded import EmbeddedStream, file
@@ -135,7 +135,7 @@ def test_a_commit_that_fails_half_way_leaves_nothing(stream: EmbeddedStream, mon
         return real(batch)
 
     monkeypatch.setattr(embedded, "encode", failing)
-    with pytest.raises(DiskTrouble, match="disk is full"):
+    with pytest.raises(DiskProblem, match="disk is full"):
         stream.commit("normalize", source(1, 1), [(TICKS_TOPIC, ticks({})), (REJECTED_TOPIC, rejects(1))], {"a": 1})
     monkeypatch.undo()
     assert (stream.positions("normalize", RAW_TOPIC)[0], stream.ends(TICKS_TOPIC), stream.totals("normalize")) == (1, {0: 1}, {"a": 1})
@@ -303,7 +303,7 @@ def test_a_damaged_file_is_named(tmp_path: Path, damage: str) -> None:
     for leftover in ("raw.sqlite-wal", "raw.sqlite-shm"):
         (tmp_path / leftover).unlink(missing_ok=True)
     stream = EmbeddedStream(tmp_path)
-    with pytest.raises(DiskTrouble, match=r"raw\.sqlite"):
+    with pytest.raises(DiskProblem, match=r"raw\.sqlite"):
         everything(stream)
     stream.close()
 
@@ -318,7 +318,7 @@ def test_a_batch_that_cannot_be_read_names_its_file(tmp_path: Path, data: bytes)
         db.execute("UPDATE batches SET data = ?", (data,))
     db.close()
     stream = EmbeddedStream(tmp_path)
-    with pytest.raises(DiskTrouble, match=r"raw\.sqlite"):
+    with pytest.raises(DiskProblem, match=r"raw\.sqlite"):
         stream.read(RAW_TOPIC, {0: 0}, 10)
     stream.close()
 
@@ -326,7 +326,7 @@ def test_a_batch_that_cannot_be_read_names_its_file(tmp_path: Path, data: bytes)
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     stream = EmbeddedStream(tmp_path / "file" / "stream")
-    with pytest.raises(DiskTrouble, match="file"):
+    with pytest.raises(DiskProblem, match="file"):
         stream.append(RAW_TOPIC, raws(0, 1))
 
 
@@ -398,8 +398,8 @@ def test_a_partition_that_is_asked_for_takes_the_batch_whole(tmp_path: Path) -> 
         assert chunk is not None
         assert sorted(zip(chunk.partition.tolist(), chunk.offset.tolist(), strict=True)) == [(0, 0), (2, 3), (2, 4)]
         assert (chunk.begin, chunk.next) == ({0: 0, 2: 3}, {0: 1, 2: 5})
-        assert stream.waiting(RAW_TOPIC, {2: 3}) == {0: 1, 1: 0, 2: 2}
-        assert stream.before_end(RAW_TOPIC, 2) == {0: 0, 1: 0, 2: 3}
+        assert stream.lag(RAW_TOPIC, {2: 3}) == {0: 1, 1: 0, 2: 2}
+        assert stream.tail_positions(RAW_TOPIC, 2) == {0: 0, 1: 0, 2: 3}
 
 
 def test_no_partition_keeps_the_others_waiting(tmp_path: Path) -> None:
@@ -555,7 +555,7 @@ def test_what_is_old_and_acknowledged_by_all_goes_and_the_rest_stays(tmp_path: P
         until(lambda: first_kept(stream) == 200)
         time.sleep(0.2)
         assert first_kept(stream) == 200  # acknowledged, and young
-        assert stream.waiting(RAW_TOPIC, {0: 10}) == {0: 50, 1: 3}
+        assert stream.lag(RAW_TOPIC, {0: 10}) == {0: 50, 1: 3}
         chunk = stream.read_some(RAW_TOPIC, {0: 0}, 1_000)
         assert chunk is not None
         assert chunk.offset.tolist() == list(range(200, 250))
@@ -717,7 +717,7 @@ def test_of_a_write_that_was_torn_nothing_is_left_and_what_came_before_it_is_who
             end = stream.ends(RAW_TOPIC)[0]
             assert end == len(found)
             stream.append(RAW_TOPIC, raws(1000, 1))
-            assert stream.waiting(RAW_TOPIC, {0: end}) == {0: 1}
+            assert stream.lag(RAW_TOPIC, {0: end}) == {0: 1}
     assert min(kept) < 20 < max(kept) <= 40
 
 
@@ -748,10 +748,10 @@ def test_a_reader_goes_across_a_jump_in_the_offsets(tmp_path: Path, max_rows: in
             positions = dict(chunk.next)
         assert found == wanted[15 - left :]
         assert payloads == [b"%d " % at for at in range(15 - left, 15)]
-        assert stream.waiting(RAW_TOPIC, {0: position}) == {0: left}
+        assert stream.lag(RAW_TOPIC, {0: position}) == {0: left}
     for rows in (1, 3, 5, 7, 15, 100):
-        (at,) = stream.before_end(RAW_TOPIC, rows).values()
-        assert stream.waiting(RAW_TOPIC, {0: at}) == {0: min(rows, 15)}
+        (at,) = stream.tail_positions(RAW_TOPIC, rows).values()
+        assert stream.lag(RAW_TOPIC, {0: at}) == {0: min(rows, 15)}
     stream.close()
 
 

@@ -22,7 +22,7 @@ import tapeline
 from made import BAR, DAY, NOON, bars, ticks
 from proving import PROVE, proof
 from tapeline.cli import app
-from tapeline.errors import Busy, ConfigError, DiskTrouble
+from tapeline.errors import Busy, ConfigError, DiskProblem
 from tapeline.jobs import export as export_module
 from tapeline.jobs.export import Form, export
 from tapeline.local.locks import own
@@ -176,7 +176,7 @@ def test_a_changed_byte_is_not_exported_as_another_value(config: Path, tmp_path:
         for at in range(4, len(good), max(1, len(good) // 20)):
             path.write_bytes(good[:at] + bytes([good[at] ^ 0x10]) + good[at + 1 :])
             done = asked(config, tmp_path / "out")
-            assert isinstance(done.exception, DiskTrouble), at
+            assert isinstance(done.exception, DiskProblem), at
             assert not (tmp_path / "out").exists()
         path.write_bytes(good)
     assert asked(config, tmp_path / "out").exit_code == 0
@@ -210,9 +210,9 @@ def test_however_the_rows_come_each_is_there_once_and_in_order(tmp_path: Path, m
 def test_a_reading_that_fails_on_the_way_leaves_nothing(tmp_path: Path) -> None:
     def failing() -> Iterator[pa.RecordBatch]:
         yield from made_batches(3)
-        raise DiskTrouble("the lake's disk died")
+        raise DiskProblem("the lake's disk died")
 
-    with pytest.raises(DiskTrouble, match="the lake's disk died"):
+    with pytest.raises(DiskProblem, match="the lake's disk died"):
         export(SCHEMA, failing(), tmp_path / "out", "ticks", "csv", lambda *_: None)
     assert list(tmp_path.iterdir()) == []
 

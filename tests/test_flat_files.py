@@ -31,7 +31,7 @@ from tapeline.errors import ConfigError, Refused, Unavailable
 from tapeline.jobs.backfill.backfill import Job
 from tapeline.jobs.backfill.day_files import DayFiles
 from tapeline.jobs.backfill.fetching import Fetched, Source, fetch, raw_record
-from tapeline.net.s3 import Bucket
+from tapeline.net.s3 import S3Reader
 from tapeline.providers.events import UNREADABLE
 from tapeline.providers.history import Request, Span, WrongPage
 from tapeline.providers.normalizing import Normalized, normalize
@@ -301,7 +301,7 @@ class Counted:
     """A bucket that counts how often a file is fetched."""
 
     def __init__(self, url: str, during: Callable[[], object] = lambda: None) -> None:
-        self.bucket = Bucket(url, "flatfiles", Secret("accesskey"), Secret("hiddensecret"), sleep=lambda _: None)
+        self.bucket = S3Reader(url, "flatfiles", Secret("accesskey"), Secret("hiddensecret"), sleep=lambda _: None)
         self.fetched = 0
         self.during = during
 
@@ -465,17 +465,17 @@ def test_a_wrong_key_is_refused_in_the_providers_words_and_is_not_told(
     s3_url: str, server: Callable[[bytes], None], tmp_path: Path
 ) -> None:
     server(gzip.compress(a_day(DAY_ROWS)))
-    bucket = Bucket(s3_url, "flatfiles", Secret("accesskey"), Secret("hiddensecret"), sleep=lambda _: None)
+    bucket = S3Reader(s3_url, "flatfiles", Secret("accesskey"), Secret("hiddensecret"), sleep=lambda _: None)
     with keys_checked(s3_url), pytest.raises(Refused, match="The AWS Access Key Id you provided does not exist") as refused:
         pages_of(DayFiles(bucket, tmp_path, ["AAPL"], moment), span())
     assert not {Secret("accesskey"), Secret("hiddensecret")} & set(str(refused.value).replace("'", " ").split())
     assert refused.value.__cause__ is None
 
 
-def test_a_server_that_is_away_or_mute_is_given_up_after_a_few_tries(tmp_path: Path) -> None:
-    with closing(socket.create_server(("127.0.0.1", 0), backlog=8)) as mute:
-        for port, said in ((1, "Could not connect"), (mute.getsockname()[1], "Timeout was reached")):
-            bucket = Bucket(
+def test_a_server_that_is_away_or_stale_is_given_up_after_a_few_tries(tmp_path: Path) -> None:
+    with closing(socket.create_server(("127.0.0.1", 0), backlog=8)) as stale:
+        for port, said in ((1, "Could not connect"), (stale.getsockname()[1], "Timeout was reached")):
+            bucket = S3Reader(
                 f"http://127.0.0.1:{port}",
                 "flatfiles",
                 Secret("accesskey"),
@@ -490,7 +490,7 @@ def test_a_server_that_is_away_or_mute_is_given_up_after_a_few_tries(tmp_path: P
 
 def test_a_fetch_ends_where_everything_is_to_end(s3_url: str, server: Callable[[bytes], None], tmp_path: Path) -> None:
     server(gzip.compress(a_day(DAY_ROWS)))
-    bucket = Bucket(s3_url, "flatfiles", Secret("accesskey"), Secret("hiddensecret"), sleep=lambda _: True)
+    bucket = S3Reader(s3_url, "flatfiles", Secret("accesskey"), Secret("hiddensecret"), sleep=lambda _: True)
     with pytest.raises(Unavailable, match="stopped while it was read"):
         pages_of(DayFiles(bucket, tmp_path, ["AAPL"], moment), span())
 

@@ -113,7 +113,7 @@ class Market:
         elif kind == "close" and name:
             del self.open[line]
             by = ("network", "provider", "tapeline")[int(amount) % 3]
-            reason = ("reset", "bye", "mute: no channel bookTicker for 9.0 s on an open socket")[int(amount) % 3]
+            reason = ("reset", "bye", "stale: no channel bookTicker for 9.0 s on an open socket")[int(amount) % 3]
             return [told("closed", self.t, name, by=by, reason=reason)]
         elif kind == "kill" and name:
             del self.open[line]

@@ -94,7 +94,7 @@ def test_a_status_that_cannot_be_written_is_said_once_and_once_more_when_it_can(
 
 
 def test_a_clock_that_leapt_or_is_not_the_provider_s_is_told(tmp_path: Path) -> None:
-    line = {"provider": "binance", "connected": True, "connects": 1, "trouble": ""}
+    line = {"provider": "binance", "connected": True, "connects": 1, "problem": ""}
     own = {"pid": os.getpid(), "space": process_space()}
     speak(tmp_path, "ingest", **own, lines={"binance-spot-0": line})
     pace = {"ticks_per_s": 1.0, "p50_ms": 1.0, "p99_ms": 2.0}

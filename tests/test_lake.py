@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from made import DAY, NOON, bars, rejects, ticks
 from tapeline.cli import app
-from tapeline.errors import ConfigError, DiskTrouble, NewerData
+from tapeline.errors import ConfigError, DiskProblem, NewerData
 from tapeline.providers.registry import identity
 from tapeline.reading.sql import connect, find
 from tapeline.records import BARS, BARS_TOPIC, NS_PER_S, REJECTED_TOPIC, TICKS, TICKS_TOPIC, Chunk, Topic
@@ -281,7 +281,7 @@ def test_a_crash_between_the_files_and_the_commit_leaves_no_rows(lake: Lake, mon
         raise DeltaError("disk full")
 
     monkeypatch.setattr(lake_files, "commit", failing)
-    with pytest.raises(DiskTrouble, match="disk full"):
+    with pytest.raises(DiskProblem, match="disk full"):
         kept(lake, ticks({"sequence": 2}))
     monkeypatch.undo()
     assert [row["sequence"] for row in table(lake)] == [1]
@@ -306,7 +306,7 @@ def test_the_files_of_a_failed_commit_are_removed_at_once_and_those_of_one_that_
     with monkeypatch.context() as patch:
         patch.setattr(lake_files, "commit", failing)
         for _ in range(3):
-            with pytest.raises(DiskTrouble):
+            with pytest.raises(DiskProblem):
                 lake.write(tick(2))
             if committed:
                 break
@@ -446,7 +446,7 @@ def test_a_damaged_table_is_named(lake: Lake) -> None:
     kept(lake, ticks({}))
     for path in (lake.root / "ticks" / "_delta_log").glob("*.json"):
         path.write_text("no log at all")
-    with pytest.raises(DiskTrouble, match="ticks"):
+    with pytest.raises(DiskProblem, match="ticks"):
         Lake(lake.root, identity).totals(TICKS_TOPIC)
 
 
@@ -454,7 +454,7 @@ def test_a_missing_file_is_trouble_with_the_disk_and_not_a_loss(lake: Lake) -> N
     kept(lake, ticks({"sequence": 1}))
     (path,) = (lake.root / "ticks").rglob("date=*/*.parquet")
     path.unlink()
-    with pytest.raises(DiskTrouble, match="lake"):
+    with pytest.raises(DiskProblem, match="lake"):
         kept(Lake(lake.root, identity), ticks({"sequence": 1}))
 
 
@@ -488,9 +488,9 @@ def test_a_hole_in_the_log_is_told_in_words_with_what_to_do(lake: Lake) -> None:
         kept(lake, ticks({"sequence": number + 1, "raw_offset": number}))
     (lake.root / "ticks" / "_delta_log" / f"{2:020}.json").unlink()
     for ask in (lambda: Lake(lake.root, identity).totals(TICKS_TOPIC), lambda: connect(lake.root)):
-        with pytest.raises(DiskTrouble) as trouble:
+        with pytest.raises(DiskProblem) as problem:
             ask()
-        said = str(trouble.value)
+        said = str(problem.value)
         assert "its log has a hole: between 00000000000000000001.json and 00000000000000000003.json" in said
         assert "Restore" in said
         assert "{" not in said
@@ -501,7 +501,7 @@ def test_an_entry_of_the_log_that_is_damaged_is_named_with_what_to_do(lake: Lake
         kept(lake, ticks({"sequence": number + 1, "raw_offset": number}))
     (lake.root / "ticks" / "_delta_log" / f"{2:020}.json").write_bytes(b"\xff garbage\n")
     for ask in (lambda: Lake(lake.root, identity).totals(TICKS_TOPIC), lambda: connect(lake.root), lambda: checked(lake)):
-        with pytest.raises(DiskTrouble, match=f"{2:020}.json of its _delta_log is damaged. Restore it from a backup"):
+        with pytest.raises(DiskProblem, match=f"{2:020}.json of its _delta_log is damaged. Restore it from a backup"):
             ask()
 
 
@@ -509,10 +509,10 @@ def test_of_a_lake_that_nobody_can_read_it_is_not_said_that_readers_see_it_whole
     for number in range(4):
         kept(lake, ticks({"sequence": number + 1, "raw_offset": number}))
     (lake.root / "ticks" / "_delta_log" / f"{2:020}.json").unlink()
-    with pytest.raises(DiskTrouble, match="was not checked: its log has a hole") as trouble:
+    with pytest.raises(DiskProblem, match="was not checked: its log has a hole") as problem:
         checked(lake)
-    assert "Readers see" not in str(trouble.value)
-    assert "Nothing was changed" in str(trouble.value)
+    assert "Readers see" not in str(problem.value)
+    assert "Nothing was changed" in str(problem.value)
 
 
 @pytest.mark.parametrize("damage", ["gone", "its head", "all of it"])
@@ -529,10 +529,10 @@ def test_a_file_that_cannot_be_read_is_trouble_with_the_disk_to_whoever_asks_for
             path.unlink()
         else:
             path.write_bytes(noise if damage == "all of it" else b"PAR1" + noise[: size // 2] + path.read_bytes()[size // 2 + 4 :])
-    with pytest.raises(DiskTrouble, match="tapeline lake check"):
+    with pytest.raises(DiskProblem, match="tapeline lake check"):
         find(lake.root, "ticks", "symbol = ? ORDER BY ts_ns", ["BTC/USDT"])
     asked = CliRunner().invoke(app, ["sql", "SELECT max(symbol), sum(last) FROM ticks", "--config", str(config)])
-    assert isinstance(asked.exception, DiskTrouble)
+    assert isinstance(asked.exception, DiskProblem)
     assert "tapeline lake check" in str(asked.exception)
 
 

@@ -33,13 +33,13 @@ from tapeline.app.stores import lake_retention, open_store
 from tapeline.app.streams import open_stream
 from tapeline.cli import app
 from tapeline.config import Config, StoreConfig, StreamConfig, load
-from tapeline.errors import Busy, ConfigError, DiskTrouble
+from tapeline.errors import Busy, ConfigError, DiskProblem
 from tapeline.jobs.rebuild import RawRecords
 from tapeline.monitor.health import equations
 from tapeline.providers.registry import DECODERS, identity
 from tapeline.records import NORMALIZED_TOPICS, RAW_TOPIC, REJECTED_TOPIC, TICKS_TOPIC, Chunk, Topic
 from tapeline.stages.normalize import Normalize, run_normalize
-from tapeline.stages.store import KeepIn, run_store
+from tapeline.stages.store import StoreWriter, run_store
 from tapeline.stores import with_dates
 from tapeline.stores.lake import Lake
 from tapeline.stores.lake import files as lake_files
@@ -213,7 +213,7 @@ def test_a_reader_that_has_begun_in_a_day_that_is_removed_is_told_and_one_elsewh
         later.ticks(Selection(SYMBOLS, NOON + 2 * DAY, NOON + 9 * DAY, names)),
     ]
     prune(root, Keep(days=1), TODAY)
-    with pytest.raises(DiskTrouble, match="Ask again"):
+    with pytest.raises(DiskProblem, match="Ask again"):
         readers[0].read_all()
     assert readers[1].read_all().num_rows == 80
     assert everything.now().ticks(Selection(SYMBOLS, 0, NOON + 9 * DAY, names)).read_all().num_rows == 80
@@ -226,7 +226,7 @@ def test_nothing_is_removed_while_a_seal_runs(root: Path) -> None:
 
 
 def test_a_store_that_writes_while_days_are_removed_loses_nothing(root: Path) -> None:
-    stop, trouble = threading.Event(), list[Exception]()
+    stop, problem = threading.Event(), list[Exception]()
 
     def writes() -> None:
         lake, number = Lake(root, identity), 0
@@ -238,11 +238,11 @@ def test_a_store_that_writes_while_days_are_removed_loses_nothing(root: Path) ->
                 position = lake.totals(TICKS_TOPIC).positions[0]
                 try:
                     lake.write(Chunk.dense(TICKS_TOPIC, 0, position, batch))
-                except DiskTrouble:  # a file that it read was removed just then: a store tries again
+                except DiskProblem:  # a file that it read was removed just then: a store tries again
                     continue
                 number += 1
         except Exception as error:  # noqa: BLE001 the test's own thread: what went wrong is raised below
-            trouble.append(error)
+            problem.append(error)
 
     writer = threading.Thread(target=writes)
     writer.start()
@@ -253,7 +253,7 @@ def test_a_store_that_writes_while_days_are_removed_loses_nothing(root: Path) ->
     finally:
         stop.set()
         writer.join()
-    assert not trouble
+    assert not problem
     totals = Lake(root, identity).totals(TICKS_TOPIC)
     assert totals.removed == 80
     assert totals.rows - totals.removed == len(logged(root)) == len(set(logged(root)))
@@ -331,7 +331,7 @@ def test_the_store_stage_keeps_the_lake_to_its_days_by_itself_once_an_hour(tmp_p
         removes()
 
     stop = threading.Event()
-    stage = KeepIn(
+    stage = StoreWriter(
         open_stream(config, {}),
         Lake(tmp_path / "lake", identity),
         StatusFile(tmp_path, "lake"),
@@ -352,7 +352,7 @@ def test_the_store_stage_keeps_the_lake_to_its_days_by_itself_once_an_hour(tmp_p
 
 def test_a_decision_that_cannot_be_read_is_named_and_nothing_is_removed(root: Path) -> None:
     (root / ".pruning").write_text('["2024-03-1')
-    with pytest.raises(DiskTrouble, match=r"\.pruning is damaged .* remove it"):
+    with pytest.raises(DiskProblem, match=r"\.pruning is damaged .* remove it"):
         prune(root, Keep(days=1), TODAY)
     assert days(root) == DAYS
 
@@ -399,7 +399,7 @@ def test_a_store_that_stood_still_for_hours_before_its_commit_names_no_file_that
     monkeypatch.setattr(lake_files, "commit", late)
     store, before = Lake(root, identity), len(rows_of([str(path) for path in files(root)]))
     chunk = Chunk.dense(TICKS_TOPIC, 0, 900_000, ticks({"ts_ns": NOON, "sequence": 900_000, "raw_offset": 900_000}))
-    with pytest.raises(DiskTrouble, match="was removed before it was in the log"):
+    with pytest.raises(DiskProblem, match="was removed before it was in the log"):
         store.write(chunk)
     assert len(rows_of([str(path) for path in files(root)])) == before
     assert store.write(chunk).rows == 1, "it is tried again"
@@ -569,7 +569,7 @@ def test_statistics_that_do_not_hold_are_found(root: Path) -> None:
 def test_sealing_does_not_take_a_damaged_value_for_a_good_one(root: Path) -> None:
     path = files(root)[0]
     flipped(path)
-    with pytest.raises(DiskTrouble, match=f"{path.name}.*tapeline lake repair"):
+    with pytest.raises(DiskProblem, match=f"{path.name}.*tapeline lake repair"):
         seal(root, DAYS[0], silent)
 
 
@@ -601,7 +601,7 @@ class Pipeline:
         stop = threading.Event()
         stop.set()
         status = StatusFile(self.folder, "lake")
-        run_store(KeepIn(self.stream, self.lake, status, stop, group="lake", flush_rows=10_000, flush_s=0.0), stop, Random(1))
+        run_store(StoreWriter(self.stream, self.lake, status, stop, group="lake", flush_rows=10_000, flush_s=0.0), stop, Random(1))
 
     def repaired(self, *, drop: bool = False) -> list[Repaired]:
         return list(repair(self.root, identity, RawRecords(self.stream, DECODERS), silent, drop=drop))
@@ -644,7 +644,7 @@ def test_a_damaged_file_is_made_again_from_the_raw_topic_as_it_was(pipeline: Pip
     path = files(root)[2]
     damage(path)
     (done,) = pipeline.repaired()
-    assert (done.table, done.files, done.lost, done.trouble) == ("ticks", (f"{path.parent.name}/{path.name}",), 0, "")
+    assert (done.table, done.files, done.lost, done.problem) == ("ticks", (f"{path.parent.name}/{path.name}",), 0, "")
     assert done.found == done.rows > 0
     assert {topic: logged(root, topic) for topic in NORMALIZED_TOPICS} == before
     assert {topic: globbed(root, topic) for topic in NORMALIZED_TOPICS} == before
@@ -685,7 +685,7 @@ def test_what_the_store_has_still_to_read_is_not_taken_for_what_was_lost(pipelin
     (path,) = [path for path in files(root) if pq.read_table(path, partitioning=None)["symbol"].to_pylist()[0] not in SYMBOLS]
     deleted(path)
     (done,) = pipeline.repaired()
-    assert (done.found, done.trouble) == (written.rows, "")
+    assert (done.found, done.problem) == (written.rows, "")
     assert logged(root) == before
     pipeline.keep()
     assert len(logged(root)) == len(before) + both.rows - written.rows
@@ -709,7 +709,7 @@ def test_a_damaged_file_is_made_again_from_every_stream(server: str, shared: Cal
         for path in (files(root)[1], files(root, REJECTED_TOPIC)[1]):
             truncated(path)
         done = list(repair(root, identity, RawRecords(made.stream, DECODERS), silent))
-    assert [(one.table, one.trouble, one.lost) for one in done] == [("ticks", "", 0), ("rejected", "", 0)]
+    assert [(one.table, one.problem, one.lost) for one in done] == [("ticks", "", 0), ("rejected", "", 0)]
     assert {topic: logged(root, topic) for topic in NORMALIZED_TOPICS} == before
     assert findings(root) == []
 
@@ -724,11 +724,11 @@ def test_where_the_raw_records_are_gone_it_says_so_and_gives_up_only_what_it_is_
     bare = Pipeline(root.parent / "other", partitions=2)  # a stream that has let everything go
     origin = RawRecords(bare.stream, DECODERS)
     (said,) = repair(root, identity, origin, silent)
-    assert said.trouble == f"the raw records of {len(gone)} rows are gone; --drop gives those up and keeps the rest"
+    assert said.problem == f"the raw records of {len(gone)} rows are gone; --drop gives those up and keeps the rest"
     assert path in files(root)
     assert [one.problem for one in findings(root)] == ["damaged"]
     (done,) = repair(root, identity, origin, silent, drop=True)
-    assert (done.found, done.lost, done.trouble) == (0, len(gone), "")
+    assert (done.found, done.lost, done.problem) == (0, len(gone), "")
     assert logged(root) == globbed(root) == [row for row in before if row not in gone]
     assert findings(root) == []
     totals = Lake(root, identity).totals(TICKS_TOPIC)

@@ -21,7 +21,7 @@ from tapeline.ledger.sqlite import LedgerFile
 from tapeline.providers.normalizing import normalize
 from tapeline.providers.registry import DECODERS, PROVIDERS
 from tapeline.records import BARS_TOPIC, RAW, RAW_TOPIC, REJECTED_TOPIC, TICKS_TOPIC, Chunk
-from tapeline.stages.ledger import KeepLedger
+from tapeline.stages.ledger import LedgerWriter
 from tapeline.stages.names import LISTED, KnownNames
 from tapeline.stages.normalize import Normalize
 from tapeline.streams.embedded import EmbeddedStream
@@ -168,7 +168,7 @@ def test_a_ledger_that_cannot_ask_for_a_moment_takes_the_same_records_up_again(
         continue
     stop, ledger = threading.Event(), LedgerFile(tmp_path / "ledger.sqlite")
     stop.set()
-    stage = KeepLedger(stream, ledger, DECODERS, StatusFile(tmp_path, "ledger"), stop)
+    stage = LedgerWriter(stream, ledger, DECODERS, StatusFile(tmp_path, "ledger"), stop)
 
     def away(name: str) -> str:
         raise Unavailable("the stream is away")

@@ -22,15 +22,15 @@ from tapeline.errors import Unavailable
 from tapeline.local.clock import Leap
 from tapeline.net.listener import Limits
 from tapeline.net.pace import Pace
-from tapeline.net.rate_limit import Quota
-from tapeline.net.staleness import Silence
-from tapeline.net.websocket import Line, reach
+from tapeline.net.rate_limit import RateLimiter
+from tapeline.net.staleness import StalenessWatchdog
+from tapeline.net.websocket import FeedConnection, reach
 from tapeline.providers.registry import PROVIDERS
-from tapeline.providers.session import FeedSettings, Plan, Reply, Trouble
+from tapeline.providers.session import FeedSettings, Plan, Problem, Reply
 from tapeline.records import NS_PER_S, RawKind
 from tapeline.retry.backoff import backoff
 from tapeline.secret import Secret
-from tapeline.simulators import Venue, VenueOptions
+from tapeline.simulators import Simulator, SimulatorOptions
 from waiting import PATIENCE_S, eventually
 
 
@@ -75,9 +75,9 @@ class Talk:
         return self.hello
 
     def received(self, frame: bytes) -> Reply | None:
-        troubles = {b"stop": Trouble("no", "stop"), b"warn": Trouble("hm", "warn"), b"wait": Trouble("later", "reconnect", 0.6)}
+        problems = {b"stop": Problem("no", "stop"), b"warn": Problem("hm", "warn"), b"wait": Problem("later", "reconnect", 0.6)}
         self.confirmed = self.confirmed or frame == b"ok"
-        return Reply(trouble=troubles.get(frame), successor=frame == b"next", send=[b"again"] if frame == b"repeat" else ())
+        return Reply(problem=problems.get(frame), successor=frame == b"next", send=[b"again"] if frame == b"repeat" else ())
 
     def channel(self, frame: bytes) -> bytes | None:
         return frame[:2] if frame.startswith(b"d") else None
@@ -105,12 +105,12 @@ def plan(url: str, hello: Sequence[bytes] = (), **more: Any) -> Plan:
     return Plan("binance", "spot", "line", url, ["topic"], lambda: Talk(hello), **more)
 
 
-def line_of(plan: Plan, tape: Tape, mute_after: float | dict[str, float] = 0.0, limits: Limits = SHORT) -> Line:
-    return Line(plan, tape, time.time_ns, Random(1), Pace(0.0), Silence(mute_after), limits=limits)
+def line_of(plan: Plan, tape: Tape, stale_after: float | dict[str, float] = 0.0, limits: Limits = SHORT) -> FeedConnection:
+    return FeedConnection(plan, tape, time.time_ns, Random(1), Pace(0.0), StalenessWatchdog(stale_after), limits=limits)
 
 
 @asynccontextmanager
-async def kept(line: Line) -> AsyncIterator[asyncio.Task[None]]:
+async def kept(line: FeedConnection) -> AsyncIterator[asyncio.Task[None]]:
     """The line while it keeps its connection; stopped in the end."""
     keeper = asyncio.create_task(line.keep())
     try:
@@ -272,35 +272,35 @@ def test_what_was_asked_and_never_confirmed_is_recorded_and_shown() -> None:
             line = line_of(plan(url), tape)
             async with kept(line):
                 await eventually(lambda: tape.details("subscribed"))
-                assert "topic" in line.state.trouble
+                assert "topic" in line.state.problem
         assert tape.details("subscribed") == [{"asked": ["topic"], "missing": ["topic"]}]
 
     run(test())
 
 
-# Silence
+# StalenessWatchdog
 
 
-def test_a_mute_socket_is_given_up_after_the_limit_set_and_dialed_again() -> None:
+def test_a_stale_socket_is_given_up_after_the_limit_set_and_dialed_again() -> None:
     async def test() -> None:
         async def script(peer: Peer) -> None:
             await peer.accept()
             peer.say(b"ok", b"d1")
 
         tape = Tape()
-        async with serving(script) as url, kept(line_of(plan(url), tape, mute_after=0.4)):
+        async with serving(script) as url, kept(line_of(plan(url), tape, stale_after=0.4)):
             await eventually(lambda: len(tape.details("closed")) == 1)
             await eventually(lambda: len(tape.frames()) == 4)
         closed = tape.details("closed")[0]
         assert closed["by"] == "tapeline"
-        assert closed["reason"].startswith("mute: no ")
+        assert closed["reason"].startswith("stale: no ")
         opened, ended = [at for _, kind, at, _ in tape.records if kind in ("opened", "closed")][:2]
         assert 0.4 < (ended - opened) / NS_PER_S < 2.0
 
     run(test())
 
 
-def test_one_mute_channel_among_busy_ones_is_given_up_and_named() -> None:
+def test_one_stale_channel_among_busy_ones_is_given_up_and_named() -> None:
     async def test() -> None:
         async def script(peer: Peer) -> None:
             await peer.accept()
@@ -309,14 +309,14 @@ def test_one_mute_channel_among_busy_ones_is_given_up_and_named() -> None:
                 await asyncio.sleep(0.02)
 
         tape = Tape()
-        async with serving(script) as url, kept(line_of(plan(url), tape, mute_after={"d2": 0.3})):
+        async with serving(script) as url, kept(line_of(plan(url), tape, stale_after={"d2": 0.3})):
             await eventually(lambda: tape.details("closed"))
-        assert tape.details("closed")[0]["reason"].startswith("mute: no channel d2 for 0.")
+        assert tape.details("closed")[0]["reason"].startswith("stale: no channel d2 for 0.")
 
     run(test())
 
 
-def test_where_one_channel_is_mute_what_the_others_sent_before_the_end_is_kept() -> None:
+def test_where_one_channel_is_stale_what_the_others_sent_before_the_end_is_kept() -> None:
     async def test() -> None:
         async def script(peer: Peer) -> None:
             await peer.accept(frame(b"d1"))
@@ -326,10 +326,10 @@ def test_where_one_channel_is_mute_what_the_others_sent_before_the_end_is_kept()
             await peer.say_goodbye()
 
         tape = Tape()
-        async with serving(script) as url, kept(line_of(plan(url), tape, mute_after={"d2": 0.3})):
+        async with serving(script) as url, kept(line_of(plan(url), tape, stale_after={"d2": 0.3})):
             await eventually(lambda: tape.details("closed"))
         assert tape.frames()[:2] == [b"d1", b"d1 late"]
-        assert tape.details("closed")[0]["reason"].startswith("mute: no channel d2 for 0.")
+        assert tape.details("closed")[0]["reason"].startswith("stale: no channel d2 for 0.")
 
     run(test())
 
@@ -352,72 +352,72 @@ SECOND = NS_PER_S
 
 
 def test_silence_is_ten_times_the_longest_so_far_between_a_floor_and_a_cap() -> None:
-    silence = Silence(floor_s=15, cap_s=100)
-    silence.begin(0)
-    assert silence.mute(15 * SECOND) is None
-    assert silence.mute(16 * SECOND) == ("", 16.0)
+    watchdog = StalenessWatchdog(floor_s=15, cap_s=100)
+    watchdog.begin(0)
+    assert watchdog.stale(15 * SECOND) is None
+    assert watchdog.stale(16 * SECOND) == ("", 16.0)
     for at in (1, 2, 5, 6):
-        silence.heard(b"t", at * SECOND)
-    assert silence.mute((6 + 30) * SECOND) is None
-    assert silence.mute((6 + 31) * SECOND) is not None
-    silence.heard(b"t", 56 * SECOND)
-    assert silence.mute((56 + 100) * SECOND) is None
-    assert silence.mute((56 + 101) * SECOND) is not None
+        watchdog.heard(b"t", at * SECOND)
+    assert watchdog.stale((6 + 30) * SECOND) is None
+    assert watchdog.stale((6 + 31) * SECOND) is not None
+    watchdog.heard(b"t", 56 * SECOND)
+    assert watchdog.stale((56 + 100) * SECOND) is None
+    assert watchdog.stale((56 + 101) * SECOND) is not None
 
 
 def test_each_channel_has_its_own_silence_and_one_heard_once_teaches_nothing() -> None:
-    silence = Silence()
-    silence.begin(0)
+    watchdog = StalenessWatchdog()
+    watchdog.begin(0)
     for at in range(100):
-        silence.heard(b"quotes", at * SECOND)
+        watchdog.heard(b"quotes", at * SECOND)
         if at < 50 and at % 2 == 0:
-            silence.heard(b"trades", at * SECOND)
-    silence.heard(b"rare", 99 * SECOND)
-    assert silence.mute(99 * SECOND) == ("trades", 51.0)
-    silence.heard(b"trades", 99 * SECOND)
+            watchdog.heard(b"trades", at * SECOND)
+    watchdog.heard(b"rare", 99 * SECOND)
+    assert watchdog.stale(99 * SECOND) == ("trades", 51.0)
+    watchdog.heard(b"trades", 99 * SECOND)
     for at in range(99, 140):
-        silence.heard(b"quotes", at * SECOND)
-        silence.heard(b"trades", at * SECOND)
-    assert silence.mute(140 * SECOND) is None
+        watchdog.heard(b"quotes", at * SECOND)
+        watchdog.heard(b"trades", at * SECOND)
+    assert watchdog.stale(140 * SECOND) is None
 
 
 def test_a_connection_that_opens_starts_every_silence_anew() -> None:
-    silence = Silence({"trades": 5.0})
-    silence.begin(0)
-    silence.heard(b"trades", SECOND)
-    silence.begin(100 * SECOND)
-    assert silence.mute(104 * SECOND) is None
-    assert silence.mute(106 * SECOND) == ("trades", 6.0)
+    watchdog = StalenessWatchdog({"trades": 5.0})
+    watchdog.begin(0)
+    watchdog.heard(b"trades", SECOND)
+    watchdog.begin(100 * SECOND)
+    assert watchdog.stale(104 * SECOND) is None
+    assert watchdog.stale(106 * SECOND) == ("trades", 6.0)
 
 
 def test_a_channel_with_a_limit_is_missed_even_if_it_never_came() -> None:
-    silence = Silence({"trades": 5.0})
-    silence.begin(0)
+    watchdog = StalenessWatchdog({"trades": 5.0})
+    watchdog.begin(0)
     for at in range(6):
-        silence.heard(b"quotes", at * SECOND)
-    assert silence.mute(int(5.5 * SECOND)) == ("trades", 5.5)
+        watchdog.heard(b"quotes", at * SECOND)
+    assert watchdog.stale(int(5.5 * SECOND)) == ("trades", 5.5)
 
 
 def test_a_closed_market_is_dialed_ever_more_rarely_and_a_thin_channel_does_not_ride_on_a_busy_one() -> None:
-    silence = Silence(floor_s=15)
-    silence.begin(0)
-    silence.heard(b"trades", 0)
-    silence.heard(b"trades", SECOND)
+    watchdog = StalenessWatchdog(floor_s=15)
+    watchdog.begin(0)
+    watchdog.heard(b"trades", 0)
+    watchdog.heard(b"trades", SECOND)
     now, waits = SECOND, []
     for _ in range(6):
-        silence.begin(now)
+        watchdog.begin(now)
         began = now
-        while (mute := silence.mute(now)) is None:
+        while (stale := watchdog.stale(now)) is None:
             now += SECOND
-            silence.heard(b"quotes", now)
+            watchdog.heard(b"quotes", now)
         waits.append((now - began) // SECOND)
-        silence.doubt(mute[0])
+        watchdog.doubt(stale[0])
     assert waits == [16, 31, 61, 121, 241, 481]
-    silence.heard(b"trades", now)
-    silence.begin(now)
+    watchdog.heard(b"trades", now)
+    watchdog.begin(now)
     for at in range(now, now + 20 * SECOND, SECOND):
-        silence.heard(b"quotes", at)
-    assert silence.mute(now + 20 * SECOND) is None  # what it was silent for, it may be silent for again
+        watchdog.heard(b"quotes", at)
+    assert watchdog.stale(now + 20 * SECOND) is None  # what it was silent for, it may be silent for again
 
 
 # Dialing again
@@ -462,8 +462,8 @@ def test_a_refused_port_is_dialed_again_until_somebody_listens() -> None:
         tape = Tape()
         line = line_of(plan(url), tape)
         async with kept(line) as keeper:
-            await eventually(lambda: line.state.trouble)
-            assert url in line.state.trouble
+            await eventually(lambda: line.state.problem)
+            assert url in line.state.problem
             port = int(url.rsplit(":")[-1])
 
             async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -473,7 +473,7 @@ def test_a_refused_port_is_dialed_again_until_somebody_listens() -> None:
 
             server = await asyncio.start_server(greet, "127.0.0.1", port)
             await eventually(lambda: tape.frames())
-            assert line.state.trouble == ""
+            assert line.state.problem == ""
             server.close()
             line.stop()
             await keeper
@@ -505,8 +505,8 @@ def test_an_upgrade_refused_as_too_fast_is_tried_again_after_what_is_asked(statu
         async with serving(script) as url:
             line = line_of(plan(url), tape)
             async with kept(line):
-                await eventually(lambda: line.state.trouble)
-                assert status[:3] in line.state.trouble
+                await eventually(lambda: line.state.problem)
+                assert status[:3] in line.state.problem
                 await eventually(lambda: tape.frames())
         assert dialed[1] - dialed[0] >= least_s
         assert not line.state.stopped
@@ -524,16 +524,16 @@ def test_what_one_process_was_told_to_wait_every_process_of_its_address_waits(tm
 
         def pace() -> Pace:
             """As a process has it."""
-            return Pace(0.0, lambda place: Quota(60, tmp_path / f"{sha256(place.encode()).hexdigest()}.json"))
+            return Pace(0.0, lambda place: RateLimiter(60, tmp_path / f"{sha256(place.encode()).hexdigest()}.json"))
 
         tapes = [Tape(), Tape()]
         async with serving(script) as url:
             first, second = (
-                Line(plan(f"{url}?streams={number}"), tape, time.time_ns, Random(1), pace(), Silence(), limits=SHORT)
+                FeedConnection(plan(f"{url}?streams={number}"), tape, time.time_ns, Random(1), pace(), StalenessWatchdog(), limits=SHORT)
                 for number, tape in enumerate(tapes)
             )
             async with kept(first):
-                await eventually(lambda: first.state.trouble)
+                await eventually(lambda: first.state.problem)
                 async with kept(second):
                     await eventually(lambda: all(tape.frames() for tape in tapes))
         assert all(later - dialed[0] >= 1.0 for later in dialed[1:])
@@ -549,8 +549,11 @@ def test_a_book_of_dials_that_cannot_be_written_keeps_nobody_from_recording(tmp_
         async def script(peer: Peer) -> None:
             await (peer.refuse("429 Too Many Requests") if peer.number == 1 else peer.accept(frame(b"d1")))
 
-        tape, pace = Tape(), Pace(0.0, lambda _: Quota(60, tmp_path / "quotas" / "dials.json"))
-        async with serving(script) as url, kept(Line(plan(url), tape, time.time_ns, Random(1), pace, Silence(), limits=SHORT)):
+        tape, pace = Tape(), Pace(0.0, lambda _: RateLimiter(60, tmp_path / "quotas" / "dials.json"))
+        async with (
+            serving(script) as url,
+            kept(FeedConnection(plan(url), tape, time.time_ns, Random(1), pace, StalenessWatchdog(), limits=SHORT)),
+        ):
             await eventually(lambda: tape.frames())
 
     run(test())
@@ -584,8 +587,8 @@ def test_an_upgrade_that_was_refused_before_it_ever_worked_stops_the_line_with_t
             async with asyncio.timeout(PATIENCE_S):
                 await line.keep()
         assert line.state.stopped
-        assert status[:3] in line.state.trouble
-        assert '{"code":0, "msg":"a restricted [2J location"}' in line.state.trouble
+        assert status[:3] in line.state.problem
+        assert '{"code":0, "msg":"a restricted [2J location"}' in line.state.problem
 
     run(test())
 
@@ -634,8 +637,8 @@ def test_a_redirect_is_followed_nowhere() -> None:
             async with asyncio.timeout(PATIENCE_S):
                 await line.keep()
         assert met == []
-        assert "302" in line.state.trouble
-        assert "of=me" not in line.state.trouble
+        assert "302" in line.state.problem
+        assert "of=me" not in line.state.problem
 
     run(test())
 
@@ -645,7 +648,7 @@ def test_an_address_that_is_none_stops_the_line_and_is_named(url: str) -> None:
     line = line_of(plan(url), Tape())
     run(asyncio.wait_for(line.keep(), PATIENCE_S))
     assert line.state.stopped
-    assert url in line.state.trouble
+    assert url in line.state.problem
 
 
 def test_a_provider_that_says_no_for_good_stops_its_line_and_no_other() -> None:
@@ -662,7 +665,7 @@ def test_a_provider_that_says_no_for_good_stops_its_line_and_no_other() -> None:
                 async with asyncio.timeout(PATIENCE_S):
                     await doomed.keep()
                 assert doomed.state.stopped
-                assert doomed.state.trouble == "no"
+                assert doomed.state.problem == "no"
                 assert first.kinds()[-1] == (1, "closed")
                 assert first.details("closed") == [{"by": "tapeline", "reason": "no"}]
                 await eventually(lambda: second.frames() == [b"ok", b"d1"])
@@ -802,7 +805,7 @@ def test_dials_of_one_provider_keep_their_distance_however_many_lines_there_are(
 
         async with serving(script) as url:
             pace, began = Pace(0.1), asyncio.get_running_loop().time()
-            lines = [Line(plan(url), Tape(), time.time_ns, Random(1), pace, Silence(), limits=SHORT) for _ in range(5)]
+            lines = [FeedConnection(plan(url), Tape(), time.time_ns, Random(1), pace, StalenessWatchdog(), limits=SHORT) for _ in range(5)]
             keepers = [asyncio.create_task(line.keep()) for line in lines]
             await eventually(lambda: len(dialed) == 5)
             for line in lines:
@@ -893,7 +896,7 @@ def test_a_provider_about_to_shut_down_is_left_for_a_new_connection() -> None:
     run(test())
 
 
-@pytest.mark.parametrize("refusal", ["http", "trouble", "reset"])
+@pytest.mark.parametrize("refusal", ["http", "problem", "reset"])
 def test_a_replacement_that_fails_leaves_the_old_connection_in_place_and_is_tried_again(refusal: str) -> None:
     async def test() -> None:
         async def script(peer: Peer) -> None:
@@ -902,7 +905,7 @@ def test_a_replacement_that_fails_leaves_the_old_connection_in_place_and_is_trie
                 return
             await peer.accept()
             if peer.number == 2:
-                peer.say(b"wait") if refusal == "trouble" else peer.reset()
+                peer.say(b"wait") if refusal == "problem" else peer.reset()
                 return
             peer.say(b"ok", *([b"next"] if peer.number == 1 else []))
             for _ in range(300):
@@ -926,8 +929,8 @@ def test_a_replacement_that_fails_leaves_the_old_connection_in_place_and_is_trie
 # A recorder that is full
 
 
-@pytest.mark.parametrize("mute_after", [0.0, 0.3])
-def test_a_full_recorder_stops_the_reading_and_nothing_is_lost_or_given_up(mute_after: float) -> None:
+@pytest.mark.parametrize("stale_after", [0.0, 0.3])
+def test_a_full_recorder_stops_the_reading_and_nothing_is_lost_or_given_up(stale_after: float) -> None:
     count = 4_000
 
     async def test() -> None:
@@ -940,10 +943,10 @@ def test_a_full_recorder_stops_the_reading_and_nothing_is_lost_or_given_up(mute_
                 await peer.writer.drain()
 
         tape = Tape()
-        silence = Silence(mute_after) if mute_after else Silence(floor_s=0.3)
+        watchdog = StalenessWatchdog(stale_after) if stale_after else StalenessWatchdog(floor_s=0.3)
         async with serving(script) as url:
             limits = replace(SHORT, ping_after_s=0.2)
-            line = Line(plan(url, rotate_after_s=0.4), tape, time.time_ns, Random(1), Pace(0.0), silence, limits=limits)
+            line = FeedConnection(plan(url, rotate_after_s=0.4), tape, time.time_ns, Random(1), Pace(0.0), watchdog, limits=limits)
             async with kept(line):
                 await eventually(lambda: len(tape.frames()) == 2)
                 tape.full(True)
@@ -1021,8 +1024,8 @@ def venue_plan(provider: str, url: str, **more: Any) -> Plan:
 
 
 @asynccontextmanager
-async def venue(provider: str, *faults: str, journal: Path | None = None, **more: Any) -> AsyncIterator[tuple[str, Venue]]:
-    open_venue = Venue(VenueOptions(name=provider, faults=faults, journal=journal, **more))
+async def venue(provider: str, *faults: str, journal: Path | None = None, **more: Any) -> AsyncIterator[tuple[str, Simulator]]:
+    open_venue = Simulator(SimulatorOptions(name=provider, faults=faults, journal=journal, **more))
     try:
         yield await open_venue.start(), open_venue
     finally:
@@ -1059,16 +1062,16 @@ def test_every_event_that_a_venue_sent_is_recorded_whatever_its_sockets_do(provi
 
 
 @pytest.mark.parametrize(
-    ("provider", "fault", "reason"), [("polygon", "reset:0.3", "broke"), ("alpaca", "mute:0.3", "mute"), ("binance", "half_open:0.3", "")]
+    ("provider", "fault", "reason"), [("polygon", "reset:0.3", "broke"), ("alpaca", "stale:0.3", "stale"), ("binance", "half_open:0.3", "")]
 )
-def test_the_line_comes_back_from_a_reset_a_mute_and_a_dead_socket(provider: str, fault: str, reason: str) -> None:
+def test_the_line_comes_back_from_a_reset_a_stale_and_a_dead_socket(provider: str, fault: str, reason: str) -> None:
 
     async def test() -> None:
         tape = Tape()
-        mute_after = 0.5 if fault.startswith("mute") else 0.0
+        stale_after = 0.5 if fault.startswith("stale") else 0.0
         async with (
             venue(provider, fault, rate=500.0, max_connections=3) as (url, _),
-            kept(line_of(venue_plan(provider, url), tape, mute_after, replace(SHORT, ping_after_s=0.4))),
+            kept(line_of(venue_plan(provider, url), tape, stale_after, replace(SHORT, ping_after_s=0.4))),
         ):
             await eventually(lambda: tape.details("closed"))
             before = market(provider, tape)
@@ -1113,7 +1116,7 @@ def test_a_venue_that_refuses_for_good_stops_the_line(provider: str, fault: str,
             async with asyncio.timeout(PATIENCE_S):
                 await line.keep()
             assert line.state.stopped
-            assert says in line.state.trouble
+            assert says in line.state.problem
 
     run(test())
 
@@ -1142,9 +1145,9 @@ def test_a_venue_that_is_full_is_given_time(provider: str, fault: str, cool_s: f
 
                 def hurried(frame: bytes) -> Reply | None:
                     reply = received(frame)
-                    if reply is None or reply.trouble is None or not reply.trouble.wait_s:
+                    if reply is None or reply.problem is None or not reply.problem.wait_s:
                         return reply
-                    return replace(reply, trouble=replace(reply.trouble, wait_s=cool_s))
+                    return replace(reply, problem=replace(reply.problem, wait_s=cool_s))
 
                 made.received = hurried  # type: ignore[method-assign]
                 return made
@@ -1152,9 +1155,9 @@ def test_a_venue_that_is_full_is_given_time(provider: str, fault: str, cool_s: f
             if provider == "binance":  # its Retry-After is two minutes
                 line = line_of(open_plan, tape)
                 async with kept(line):
-                    await eventually(lambda: line.state.trouble)
+                    await eventually(lambda: line.state.problem)
                     await asyncio.sleep(1.0)
-                assert "429" in line.state.trouble
+                assert "429" in line.state.problem
                 assert tape.records == []
                 return
             async with kept(line_of(replace(open_plan, session=brisk), tape)):

@@ -110,7 +110,7 @@ class Sources:
     def again(self, topic: Topic, places: Mapping[int, tuple[int, int]] | None) -> Iterator[pa.RecordBatch]:
         yield from self.batches if topic is TICKS_TOPIC else ()
 
-    def waiting(self, topic: Topic, positions: Mapping[int, int]) -> Iterator[pa.RecordBatch]:
+    def lag(self, topic: Topic, positions: Mapping[int, int]) -> Iterator[pa.RecordBatch]:
         return iter(())
 
 
@@ -141,7 +141,7 @@ def test_a_damaged_file_is_made_again_with_as_many_equal_fills_as_it_had(tmp_pat
     before = told(lake_rows(tmp_path))
     files[damaged].write_bytes(b"")
     (done,) = repair(tmp_path, identity, Sources(*came), silent)
-    assert done.trouble == ""
+    assert done.problem == ""
     assert told(lake_rows(tmp_path)) == before
     assert findings(tmp_path) == []
 

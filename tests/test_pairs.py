@@ -25,14 +25,14 @@ from tapeline.ledger.absorbing import absorb
 from tapeline.ledger.facts import ONGOING, Facts, Key
 from tapeline.ledger.intervals import COVERED, intervals
 from tapeline.net.pace import Pace
-from tapeline.net.staleness import Silence
-from tapeline.net.websocket import Line
+from tapeline.net.staleness import StalenessWatchdog
+from tapeline.net.websocket import FeedConnection
 from tapeline.providers.binance.session import content
 from tapeline.providers.normalizing import normalize
 from tapeline.providers.registry import DECODERS, PROVIDERS
 from tapeline.providers.session import FeedSettings, Plan
 from tapeline.records import NS_PER_S, RAW, RAW_TOPIC, Chunk, RawKind
-from tapeline.stages.ingest.arbitration import Pair
+from tapeline.stages.ingest.arbitration import Arbitration
 
 Record = tuple[str, str, int, bytes]  # connection, kind, received_ns, payload
 
@@ -86,8 +86,8 @@ def bar(closes: str, sent: int) -> bytes:
     return json.dumps({"stream": "btcusdt@kline_1s", "data": event}, separators=(",", ":")).encode()
 
 
-def pair(tape: Tape, refused: Callable[[], int] = lambda: 0, **more: float) -> Pair:
-    return Pair(tape, (A, B), refused, **more)  # type: ignore[arg-type]  # window_s and most by name
+def pair(tape: Tape, refused: Callable[[], int] = lambda: 0, **more: float) -> Arbitration:
+    return Arbitration(tape, (A, B), refused, **more)  # type: ignore[arg-type]  # window_s and most by name
 
 
 # What is the same event
@@ -289,14 +289,20 @@ def test_a_line_that_breaks_and_comes_back_opens_no_gap_at_any_moment_even_while
 
 
 def test_a_line_whose_events_all_came_by_the_other_first_was_not_deaf() -> None:
-    mute = (B, "b-1", "closed", 25, b'{"by":"tapeline","reason":"mute: no channel bookTicker for 10.0 s on an open socket"}')
+    stale = (
+        B,
+        "b-1",
+        "closed",
+        25,
+        b'{"by":"tapeline","reason":"stale: no channel bookTicker for 10.0 s on an open socket","stale":"bookTicker"}',
+    )
     away = [closes(A, "a-1", 4), *opens(A, "a-2", 8)]
     shared = [
         one
         for at, name in [(3, "a-1"), (9, "a-2"), (14, "a-2")]
         for one in ((A, name, "frame", at, quote(at)), (B, "b-1", "frame", at + 0.5, quote(at)))
     ]
-    records = sorted([*START, *away, *shared, (A, "a-2", "frame", 24, quote(24)), mute], key=lambda one: one[3])
+    records = sorted([*START, *away, *shared, (A, "a-2", "frame", 24, quote(24)), stale], key=lambda one: one[3])
     assert gaps(life(*records)) == BEGUN
 
 
@@ -319,7 +325,7 @@ def test_a_process_that_was_killed_leaves_a_gap_although_both_lines_come_back() 
     assert gaps(before)[-1] == (5.0, 9.0)
 
 
-def test_one_line_is_reset_then_the_other_goes_mute_on_real_sockets_and_every_event_is_there_once() -> None:
+def test_one_line_is_reset_then_the_other_goes_stale_on_real_sockets_and_every_event_is_there_once() -> None:
     audience: dict[str, Peer] = {}
 
     def listening(name: str) -> Script:
@@ -344,8 +350,8 @@ def test_one_line_is_reset_then_the_other_goes_mute_on_real_sockets_and_every_ev
         tape = Tape()
         async with serving(listening("first")) as first, serving(listening("second")) as second, asyncio.timeout(30):
             planned = plans(first, second)
-            both = Pair(tape, planned, lambda: 0)
-            lines = [Line(plan, both, time.time_ns, Random(1), Pace(0.0), Silence(0.5)) for plan in planned]
+            both = Arbitration(tape, planned, lambda: 0)
+            lines = [FeedConnection(plan, both, time.time_ns, Random(1), Pace(0.0), StalenessWatchdog(0.5)) for plan in planned]
             keepers = [asyncio.create_task(line.keep()) for line in lines]
             number = start = await publish(1, lambda: len(audience) == 2)
             number = await publish(number, lambda: min(line.state.frames for line in lines) > 20)
@@ -369,7 +375,7 @@ def test_one_line_is_reset_then_the_other_goes_mute_on_real_sockets_and_every_ev
     assert numbers[0] <= start
     closed = [json.loads(payload) for _, kind, _, payload in tape.records if kind == "closed"]
     assert [close["by"] for close in closed[:2]] == ["network", "tapeline"]
-    assert closed[1]["reason"].startswith("mute: no ")
+    assert closed[1]["reason"].startswith("stale: no ")
     facts = Facts()
     absorb(facts, whole, normalize(whole, DECODERS, copies=True))
     found = intervals(facts, Key("binance", "spot", "trade", "BTC/USDT"))

@@ -24,7 +24,7 @@ from services.container import Image
 
 from made import BAR, DAY, NOON, bars, rejects, ticks
 from proving import PROVE, proof
-from tapeline.errors import DiskTrouble, NewerData, Refused, Unavailable
+from tapeline.errors import DiskProblem, NewerData, Refused, Unavailable
 from tapeline.providers.registry import identity
 from tapeline.reading.sql import connect
 from tapeline.records import BARS_TOPIC, NORMALIZED_TOPICS, NS_PER_S, REJECTED_TOPIC, TICKS_TOPIC, Chunk, Topic
@@ -427,7 +427,7 @@ def test_a_disk_that_is_full_says_so_and_nothing_is_lost(small_disk: Path, own_p
         at = 0
         while (full := until_full(store, at)) is None:
             at += 5_000
-        assert isinstance(full, DiskTrouble)
+        assert isinstance(full, DiskProblem)
         assert "Free disk space" in str(full)
         assert at
         subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)

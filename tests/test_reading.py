@@ -29,7 +29,7 @@ import tapeline
 from made import BAR, DAY, NOON, TRADE, ticks
 from tapeline import config, times
 from tapeline.config import Config
-from tapeline.errors import ConfigError, DiskTrouble, NewerData, TapelineError, Unavailable, WrongArgument
+from tapeline.errors import ConfigError, DiskProblem, NewerData, TapelineError, Unavailable, WrongArgument
 from tapeline.providers.registry import identity
 from tapeline.reading import asof
 from tapeline.reading import replay as replaying
@@ -190,7 +190,7 @@ def test_a_file_whose_bytes_were_changed_is_refused_by_every_question_that_reads
     careless = tapeline.open_source("lake", config=Config(data_dir=str(tmp_path)))
     assert careless.last(asked).num_rows == careless.ticks(asked).read_all().num_rows == 1
     for ask in (lambda source: source.last(asked), lambda source: source.ticks(asked).read_all()):
-        with pytest.raises(DiskTrouble, match="bytes were changed"):
+        with pytest.raises(DiskProblem, match="bytes were changed"):
             ask(tapeline.open_source("lake", verify=True, config=Config(data_dir=str(tmp_path))))
 
 
@@ -279,7 +279,7 @@ def test_files_that_cannot_match_are_not_opened(lake: Lake, here: Config) -> Non
     other = next(path for path in files(lake, NOON + DAY) if b"MSFT" in path.read_bytes())
     other.write_bytes(b"no Parquet")
     assert tapeline.ticks("Z", NOON + DAY, NOON + DAY + 2, config=here).arrow()["last"].to_pylist() == [2.0]
-    with pytest.raises(DiskTrouble, match="cannot be read"):
+    with pytest.raises(DiskProblem, match="cannot be read"):
         tapeline.ticks("Z", NOON, NOON + DAY + 2, config=here).arrow()
 
 
@@ -294,7 +294,7 @@ def test_batches_come_before_what_is_later_is_opened(lake: Lake, here: Config, m
     for path in files(lake, NOON + 2 * DAY):
         path.unlink()
     assert reader.read_next_batch().to_pylist() == days[1]
-    with pytest.raises(DiskTrouble, match="cannot be read"):
+    with pytest.raises(DiskProblem, match="cannot be read"):
         reader.read_next_batch()
 
 
@@ -666,7 +666,7 @@ def test_a_lake_that_cannot_be_read_to_the_end_is_not_taken_for_the_end(lake: La
     for path in files(lake, NOON + 2 * DAY):
         path.unlink()
     stream: Any = Shaky()
-    with pytest.raises(DiskTrouble, match="cannot be read"):
+    with pytest.raises(DiskProblem, match="cannot be read"):
         replaying.publish(itertools.chain([first], batches), stream, threading.Event(), random.Random(1))
     assert stream.got == rows[:2]
 

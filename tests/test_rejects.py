@@ -32,7 +32,7 @@ from tapeline.providers.registry import DECODERS, identity
 from tapeline.reading import sql as query
 from tapeline.records import NOTICES_TOPIC, RAW_TOPIC, REJECTED_TOPIC, TICKS_TOPIC, TOPICS, Topic
 from tapeline.stages.normalize import Normalize, run_normalize
-from tapeline.stages.store import KeepIn, run_store
+from tapeline.stages.store import StoreWriter, run_store
 from tapeline.stores.lake import Lake
 from tapeline.streams.codecs import arrow
 from tapeline.streams.shortening import length_before
@@ -89,14 +89,14 @@ class Pipeline:
 
     def _waits(self) -> bool:
         with suppress(Unavailable):  # a broker that has only just begun
-            return any(self.stream.waiting(RAW_TOPIC, self.stream.positions("normalize", RAW_TOPIC)).values())
+            return any(self.stream.lag(RAW_TOPIC, self.stream.positions("normalize", RAW_TOPIC)).values())
         return True
 
     def keep(self) -> None:
         stop = threading.Event()
         stop.set()
         status = StatusFile(self.root, "lake")
-        run_store(KeepIn(self.stream, self.lake, status, stop, group="lake", flush_rows=10_000, flush_s=0.0), stop, Random(1))
+        run_store(StoreWriter(self.stream, self.lake, status, stop, group="lake", flush_rows=10_000, flush_s=0.0), stop, Random(1))
 
     def table(self, name: str) -> list[dict[str, Any]]:
         return query.find(self.root / "lake", name, "true", [])
@@ -111,7 +111,7 @@ class Pipeline:
         """Everything in a topic."""
         at = dict.fromkeys(range(self.stream.partitions), 0)
         found: list[dict[str, Any]] = []
-        while any(self.stream.waiting(topic, at).values()):
+        while any(self.stream.lag(topic, at).values()):
             chunk = self.stream.read(topic, at, 10_000)
             if chunk is not None:
                 at |= chunk.next
@@ -211,7 +211,7 @@ def test_retrying_while_normalize_is_at_it_doubles_nothing(pipeline: Pipeline, m
     for call in range(12):
         looks = 0
         with monkeypatch.context() as patch:
-            for name in ("read", "positions", "ends", "before_end"):
+            for name in ("read", "positions", "ends", "tail_positions"):
                 patch.setattr(other, name, _then(getattr(other, name), lambda at=call: due(at)))  # type: ignore[misc]
 
             def due(at: int) -> None:

@@ -32,8 +32,8 @@ from tapeline.app.stores import open_stores
 from tapeline.app.streams import consumer_groups
 from tapeline.cli import app
 from tapeline.config import Config, load
-from tapeline.errors import DiskTrouble, Unavailable
-from tapeline.ledger.facts import Facts, Key, Life, Run
+from tapeline.errors import DiskProblem, Unavailable
+from tapeline.ledger.facts import ConnectionRecord, Facts, Key, Run
 from tapeline.ledger.renaming import renamed
 from tapeline.ledger.sqlite import LedgerFile
 from tapeline.local.locks import own
@@ -42,9 +42,9 @@ from tapeline.providers.registry import DECODERS, identity
 from tapeline.reading import sql as query
 from tapeline.records import BARS_TOPIC, NORMALIZED_TOPICS, NOTICES, NOTICES_TOPIC, NS_PER_MS, NS_PER_S, RAW, RAW_TOPIC, TICKS_TOPIC, Chunk
 from tapeline.secret import NO_SECRET
-from tapeline.stages.ledger import KeepLedger, run_ledger
+from tapeline.stages.ledger import LedgerWriter, run_ledger
 from tapeline.stages.normalize import Normalize, run_normalize
-from tapeline.stages.store import KeepIn, run_store
+from tapeline.stages.store import StoreWriter, run_store
 from tapeline.stores.lake import Lake, removing
 from tapeline.stores.lake import files as lake_files
 from tapeline.stores.lake import renaming as lake_renaming
@@ -179,13 +179,13 @@ class Home:
             run_normalize(Normalize(stream, DECODERS, StatusFile(self.root, "normalize"), name="test", names=names), stop, Random(1))
             for name, store in open_stores(config).items() if kept else ():
                 status = StatusFile(self.root, name)
-                run_store(KeepIn(stream, store, status, stop, group=name, flush_rows=60, flush_s=0.0), stop, Random(1))
+                run_store(StoreWriter(stream, store, status, stop, group=name, flush_rows=60, flush_s=0.0), stop, Random(1))
                 if isinstance(store, Postgres):
                     store.close()
             if kept:
                 stores = [store_name(one) for one in config.stores]
                 status = StatusFile(self.root, "ledger")
-                run_ledger(KeepLedger(stream, open_ledger(config), DECODERS, status, stop, stores=stores, names=names), stop, Random(1))
+                run_ledger(LedgerWriter(stream, open_ledger(config), DECODERS, status, stop, stores=stores, names=names), stop, Random(1))
 
     def ask(self, *words: str) -> Result:
         return CliRunner().invoke(app, [*words, "--config", str(self.path)], catch_exceptions=True)
@@ -438,7 +438,7 @@ def test_a_call_that_fails_is_finished_by_the_next(
         nonlocal calls
         calls += 1
         if calls == day:
-            raise OSError("the disk is full") if owner is not LedgerFile else DiskTrouble("the disk is full")
+            raise OSError("the disk is full") if owner is not LedgerFile else DiskProblem("the disk is full")
         return real(*arguments, **named)
 
     with monkeypatch.context() as patch:
@@ -692,7 +692,7 @@ def test_a_damaged_file_is_named_and_its_day_stays(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[-9] ^= 1
     path.write_bytes(content)
-    with pytest.raises(DiskTrouble, match=r"lake repair"):
+    with pytest.raises(DiskProblem, match=r"lake repair"):
         rename_in(tmp_path)
     assert list(tmp_path.glob("ticks/date=*/*.parquet")) == [path]
 
@@ -747,12 +747,12 @@ def test_a_transaction_that_fails_is_undone_and_the_next_call_ends_it(
         calls += 1
         found = real(*arguments, **named)
         if calls == day:
-            raise DiskTrouble("the disk is full")
+            raise DiskProblem("the disk is full")
         return found
 
     with monkeypatch.context() as patch:
         patch.setattr(PostgresRenaming, "_of_day", fails)
-        assert isinstance(both.ask("rename", ONE.old, ONE.new).exception, DiskTrouble)
+        assert isinstance(both.ask("rename", ONE.old, ONE.new).exception, DiskProblem)
     left = sum(count for (count,) in asked(database, "SELECT count(*) FROM ticks WHERE symbol = 'AD/AEUR'"))
     assert bool(left) == (day == 1)
     both.rename()
@@ -800,7 +800,7 @@ def test_a_database_that_is_away_is_said_to_be(home: Home) -> None:
 def test_facts_of_both_names_become_one() -> None:
     old, new, other = (Key("binance", "spot", "trade", symbol) for symbol in ("AD/AEUR", "ADA/EUR", "BTC/USDT"))
     runs = {old: [Run(1, 5, 10, 50), Run(9, 9, 90, 90)], new: [Run(4, 6, 40, 60), Run(20, 21, 1, 2)], other: [Run(1, 1, 1, 1)]}
-    life = Life(
+    life = ConnectionRecord(
         "binance",
         "spot",
         topics=["adaeur@trade", "btcusdt@trade"],
@@ -812,7 +812,9 @@ def test_facts_of_both_names_become_one() -> None:
         reading=[("bookTicker AD/AEUR", 1, 5, 2)],
         rejecting=[("trade AD/AEUR", 1, 5)],
     )
-    before = Facts.of(runs, {"c": life, "d": Life("binance", "spot", topics=["btcusdt@trade"]), "e": Life("alpaca", "iex")})
+    before = Facts.of(
+        runs, {"c": life, "d": ConnectionRecord("binance", "spot", topics=["btcusdt@trade"]), "e": ConnectionRecord("alpaca", "iex")}
+    )
     after = renamed(before, "binance", "spot", "AD/AEUR", "ADA/EUR")
     assert after.runs == {new: [Run(1, 6, 10, 60), Run(9, 9, 90, 90), Run(20, 21, 1, 2)], other: [Run(1, 1, 1, 1)]}
     found = after.lives["c"]

@@ -15,7 +15,7 @@ from frames import rows
 from made import DAY, NOON
 from tapeline.errors import Barred, Refused, Unavailable
 from tapeline.jobs.backfill.fetching import Get, Source
-from tapeline.jobs.repair import KeepRepairing, repair, span_of, wanted
+from tapeline.jobs.repair import GapRepairer, repair, span_of, wanted
 from tapeline.ledger.absorbing import absorb
 from tapeline.ledger.facts import Facts, Interval, Key
 from tapeline.ledger.intervals import intervals
@@ -297,7 +297,7 @@ def test_a_gap_whose_cursor_is_refused_is_begun_anew(stream: EmbeddedStream, tmp
 
     gaps = {TRADES: [Interval(NOON, NOON + 100, "open", "", 1, 2_500)]}
     sources = {("binance", "spot"): Source(HISTORIES["binance"], get)}
-    keep = KeepRepairing(stream, lambda: gaps, sources, StatusFile(tmp_path, "repair"), threading.Event(), lambda: now[0])
+    keep = GapRepairer(stream, lambda: gaps, sources, StatusFile(tmp_path, "repair"), threading.Event(), lambda: now[0])
     for _ in range(3):
         keep.step()
         now[0] += 700 * NS_PER_S
@@ -316,7 +316,7 @@ def test_a_provider_that_gives_nothing_of_a_channel_is_asked_once_and_not_for_ev
     other = Key("binance", "spot", "aggTrade", "BTC/USDT")
     gaps = {key: [Interval(NOON + at, NOON + at + 1, "open", "", 10 * at + 1, 10 * at + 5) for at in range(5)] for key in (TRADES, other)}
     sources = {("binance", "spot"): Source(HISTORIES["binance"], get)}
-    keep = KeepRepairing(stream, lambda: gaps, sources, StatusFile(tmp_path, "repair"), threading.Event(), lambda: now[0])
+    keep = GapRepairer(stream, lambda: gaps, sources, StatusFile(tmp_path, "repair"), threading.Event(), lambda: now[0])
     keep.step()
     assert sorted(asked) == ["/api/v3/aggTrades", "/api/v3/historicalTrades"]
     for _ in range(5):
@@ -347,7 +347,7 @@ def test_a_gap_that_shrinks_while_it_is_filled_keeps_no_other_waiting(stream: Em
         return {TRADES: [left], **{key: [Interval(NOON, NOON + 100, "open", "", 1, 2)] for key in others}}
 
     sources = {("binance", "spot"): Source(HISTORIES["binance"], slow)}
-    keep = KeepRepairing(stream, known, sources, StatusFile(tmp_path, "repair"), threading.Event(), lambda: now[0])
+    keep = GapRepairer(stream, known, sources, StatusFile(tmp_path, "repair"), threading.Event(), lambda: now[0])
     keep.step()
     keep.step()
     assert set(asked[10:]) == {"ETHUSDT", "SOLUSDT"}
@@ -362,7 +362,7 @@ def test_of_gaps_within_one_moment_each_is_asked_for(stream: EmbeddedStream, tmp
 
     gaps = {TRADES: [Interval(NOON, NOON, "open", "", number, number) for number in (2, 4, 6)]}
     sources = {("binance", "spot"): Source(HISTORIES["binance"], get)}
-    keep = KeepRepairing(stream, lambda: gaps, sources, StatusFile(tmp_path, "repair"), threading.Event(), lambda: NOON + DAY)
+    keep = GapRepairer(stream, lambda: gaps, sources, StatusFile(tmp_path, "repair"), threading.Event(), lambda: NOON + DAY)
     keep.step()
     keep.step()
     assert sorted(asked) == [2, 4, 6]
@@ -385,7 +385,7 @@ def test_a_long_gap_keeps_no_other_waiting_and_can_be_stopped(stream: EmbeddedSt
         other: [Interval(NOON, NOON + 100, "open", "", 1, 2)],
     }
     sources = {("binance", "spot"): Source(HISTORIES["binance"], slow)}
-    keep = KeepRepairing(stream, lambda: gaps, sources, StatusFile(tmp_path, "repair"), stop, lambda: now[0])
+    keep = GapRepairer(stream, lambda: gaps, sources, StatusFile(tmp_path, "repair"), stop, lambda: now[0])
     keep.step()
     assert asked == ["BTCUSDT"] * 10, "until its turn is over"
     keep.step()
@@ -424,7 +424,7 @@ def test_new_gaps_do_not_keep_old_ones_waiting_nor_one_provider_another(stream: 
         return {TRADES: gaps, Key("alpaca", "iex", "quotes", "AMD"): [quotes]}
 
     sources = {("alpaca", "iex"): Source(HISTORIES["alpaca"], away), ("binance", "spot"): Source(HISTORIES["binance"], slow)}
-    keep = KeepRepairing(stream, known, sources, StatusFile(tmp_path, "repair"), threading.Event(), lambda: now[0])
+    keep = GapRepairer(stream, known, sources, StatusFile(tmp_path, "repair"), threading.Event(), lambda: now[0])
     for _ in range(10):
         keep.step()
     assert set(range(10, 100, 10)) <= set(asked), "the oldest"

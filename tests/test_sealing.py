@@ -21,7 +21,7 @@ from deltalake import DeltaTable
 import tapeline
 from made import BAR, DAY, NOON, bars, rejects, ticks
 from proving import PROVE, proof
-from tapeline.errors import Busy, DiskTrouble
+from tapeline.errors import Busy, DiskProblem
 from tapeline.local.locks import own
 from tapeline.providers.registry import identity
 from tapeline.records import BARS_TOPIC, NORMALIZED_TOPICS, REJECTED_TOPIC, TICKS_TOPIC, Chunk, Topic
@@ -41,7 +41,7 @@ def write(root: Path, topic: Topic, batch: pa.RecordBatch) -> None:
             lake = Lake(root, identity)
             lake.write(Chunk.dense(topic, 0, lake.totals(topic).positions.get(0, 0), batch))
             return
-        except DiskTrouble:  # a file that it read was replaced just then: a store tries again
+        except DiskProblem:  # a file that it read was replaced just then: a store tries again
             if not tries_left:
                 raise
 
@@ -218,7 +218,7 @@ def test_a_damaged_file_is_named_and_nothing_is_changed(root: Path) -> None:
     damaged = next(iter((root / "ticks" / f"date={TODAY}").iterdir()))
     damaged.write_bytes(damaged.read_bytes()[:100])
     version = DeltaTable(str(root / "ticks")).version()
-    with pytest.raises(DiskTrouble, match=damaged.name):
+    with pytest.raises(DiskProblem, match=damaged.name):
         quietly(root)
     assert DeltaTable(str(root / "ticks")).version() == version
 
@@ -310,14 +310,14 @@ def test_a_reader_whose_rows_are_gone_is_told(root: Path) -> None:
     reader = source.ticks(Selection(SYMBOLS, 0, NOON + 9 * DAY, ("ts_ns",)))
     for path in (root / "ticks").glob("date=*/*.parquet"):
         path.unlink()
-    with pytest.raises(DiskTrouble, match="cannot be read"):
+    with pytest.raises(DiskProblem, match="cannot be read"):
         reader.read_all()
 
 
 @proof("lake")
 def test_a_store_that_writes_meanwhile_loses_and_doubles_nothing(root: Path) -> None:
     stop = threading.Event()
-    trouble: list[Exception] = []
+    problem: list[Exception] = []
     flushes = 0
 
     def writes() -> None:
@@ -327,7 +327,7 @@ def test_a_store_that_writes_meanwhile_loses_and_doubles_nothing(root: Path) -> 
                 fill(root, 1, 100 + flushes)
                 flushes += 1
         except Exception as error:  # noqa: BLE001 the test's own thread: what went wrong is raised below
-            trouble.append(error)
+            problem.append(error)
 
     writer = threading.Thread(target=writes)
     writer.start()
@@ -337,7 +337,7 @@ def test_a_store_that_writes_meanwhile_loses_and_doubles_nothing(root: Path) -> 
     finally:
         stop.set()
         writer.join()
-    assert not trouble
+    assert not problem
     assert flushes
     rows = logged(root, TICKS_TOPIC)
     assert len(rows) == len(set(rows)) == 40 * (6 + flushes) == Lake(root, identity).totals(TICKS_TOPIC).rows

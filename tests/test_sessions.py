@@ -38,9 +38,9 @@ def said(reply: Reply | None) -> list[Any]:
 
 
 def action(reply: Reply | None) -> str:
-    """What a reply's trouble asks for; `go on` without any."""
+    """What a reply's problem asks for; `go on` without any."""
     assert reply is not None
-    return reply.trouble.action if reply.trouble is not None else "go on"
+    return reply.problem.action if reply.problem is not None else "go on"
 
 
 def frame(*events: object) -> bytes:
@@ -102,8 +102,8 @@ def test_a_batch_that_binance_refuses_is_asked_again_one_by_one_and_only_the_bad
     session.received(msgspec.json.encode({"result": None, "id": numbers[2]}))
     assert action(reply) == "warn"
     assert reply is not None
-    assert reply.trouble is not None
-    assert "a1usdt@trade" in reply.trouble.message
+    assert reply.problem is not None
+    assert "a1usdt@trade" in reply.problem.message
     assert not reply.send
     assert session.missing() == ["a1usdt@trade"]
 
@@ -207,9 +207,9 @@ def test_each_status_of_polygon_has_its_action(name: str) -> None:
     reply = polygon().received(status((name, message)))
     assert action(reply) == want
     assert reply is not None
-    assert reply.trouble is not None
-    assert reply.trouble.wait_s == wait_s
-    says, _, advice = reply.trouble.message.partition(". ")
+    assert reply.problem is not None
+    assert reply.problem.wait_s == wait_s
+    says, _, advice = reply.problem.message.partition(". ")
     assert f"{says}.".startswith(f"polygon says {name}" + (f": {message.strip().rstrip('.')}." if message else "."))
     assert not advice or (advice[0].isupper() and advice.endswith("."))
 
@@ -218,8 +218,8 @@ def test_polygon_saying_that_the_plan_is_delayed_stops_and_names_the_other_host(
     reply = polygon().received(status(("error", DELAYED)))
     assert action(reply) == "stop"
     assert reply is not None
-    assert reply.trouble is not None
-    assert "wss://delayed.massive.com" in reply.trouble.message
+    assert reply.problem is not None
+    assert "wss://delayed.massive.com" in reply.problem.message
 
 
 def test_a_status_that_polygon_invents_tomorrow_is_let_pass() -> None:
@@ -304,10 +304,10 @@ def test_each_error_of_alpaca_has_its_action(code: int, codec: Codec) -> None:
     encode = msgspec.json.encode if codec == "json" else msgspec.msgpack.encode
     reply = alpaca(codec).received(encode([error(code, "the words of the provider")]))
     assert reply is not None
-    assert reply.trouble is not None
-    assert (reply.trouble.action, reply.trouble.wait_s) == ERRORS[code]
-    assert str(code) in reply.trouble.message
-    assert "the words of the provider" in reply.trouble.message
+    assert reply.problem is not None
+    assert (reply.problem.action, reply.problem.wait_s) == ERRORS[code]
+    assert str(code) in reply.problem.message
+    assert "the words of the provider" in reply.problem.message
 
 
 def test_alpaca_saying_several_things_in_one_frame_is_heard_out() -> None:
@@ -375,7 +375,7 @@ def test_no_bytes_make_a_session_raise_or_say_a_secret(provider: str, feed: str,
         channel, reply = session.channel(message), session.received(message)
         assert channel is None or reply is None
         if reply is not None:
-            shown = repr(reply.trouble)
+            shown = repr(reply.problem)
             assert KEY not in shown
             assert SECRET not in shown
     assert set(session.missing()) <= set(plan.topics)
@@ -421,10 +421,10 @@ def test_a_provider_that_echoes_the_secret_in_its_refusal_is_not_quoted_with_it(
     session = any_plan(provider, "stocks" if provider == "polygon" else "iex").session()
     reply = session.received(ECHOES[provider](f"the key {KEY} with {SECRET if provider == 'alpaca' else KEY} is not known"))
     assert reply is not None
-    assert reply.trouble is not None
-    assert "is not known" in reply.trouble.message
-    assert KEY not in str(asdict(reply.trouble))
-    assert SECRET not in str(asdict(reply.trouble))
+    assert reply.problem is not None
+    assert "is not known" in reply.problem.message
+    assert KEY not in str(asdict(reply.problem))
+    assert SECRET not in str(asdict(reply.problem))
 
 
 def test_every_session_is_a_new_conversation() -> None:

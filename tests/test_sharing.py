@@ -256,7 +256,7 @@ def test_whatever_members_do_each_record_is_committed_once_and_in_order(steps: l
             for at in range(3):
                 finish(at)
                 read[at] = member(at).poll(100)
-            if not any(streams[0].waiting(RAW_TOPIC, streams[0].positions("g", RAW_TOPIC)).values()):
+            if not any(streams[0].lag(RAW_TOPIC, streams[0].positions("g", RAW_TOPIC)).values()):
                 break
         found = kept(streams[0])
         assert sorted(found) == list(range(number))

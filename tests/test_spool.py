@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from made import raws
-from tapeline.errors import DiskTrouble
+from tapeline.errors import DiskProblem
 from tapeline.stages.ingest import spool as spool_module
 from tapeline.stages.ingest.spool import Spool, SpoolDamaged, SpoolFull
 
@@ -188,7 +188,7 @@ def test_a_damaged_spool_is_set_aside_so_that_ingest_can_record(tmp_path: Path, 
             with pytest.raises(SpoolDamaged, match=r"ingest\.sqlite is damaged") as met:
                 list(again.after(0))
             told = str(met.value)
-            with pytest.raises(DiskTrouble, match="is damaged"):
+            with pytest.raises(DiskProblem, match="is damaged"):
                 put(again, 60)
     with closing(opened(tmp_path)) as anew:
         assert (anew.records, held(anew)) == (0, [])
@@ -202,5 +202,5 @@ def test_a_damaged_spool_is_set_aside_so_that_ingest_can_record(tmp_path: Path, 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "spool").write_text("in the way")
-    with pytest.raises(DiskTrouble, match="spool"):
+    with pytest.raises(DiskProblem, match="spool"):
         opened(tmp_path)

@@ -24,7 +24,7 @@ from made import DAY, NOON, ticks
 from proving import PROVE, proof
 from tapeline.app.stores import lake_upkeep
 from tapeline.config import Config, StoreConfig
-from tapeline.errors import Busy, DiskTrouble
+from tapeline.errors import Busy, DiskProblem
 from tapeline.local.locks import own
 from tapeline.monitor.health import snapshot
 from tapeline.monitor.table import tables
@@ -154,7 +154,7 @@ def test_the_flushes_of_a_running_day_are_merged_when_they_are_many_and_have_lai
 def test_a_day_that_cannot_be_sealed_keeps_no_other_from_it_and_is_named(root: Path) -> None:
     bad = next((root / "ticks" / f"date={FIRST}").iterdir())
     bad.write_bytes(b"no Parquet")
-    with pytest.raises(DiskTrouble, match=bad.name):
+    with pytest.raises(DiskProblem, match=bad.name):
         tidied(root, EVENING + timedelta(days=2))
     assert names(root, SECOND) == ["sealed"]
     assert names(root, FIRST) == ["part"] * 6
@@ -330,7 +330,7 @@ def test_a_reader_whose_file_was_merged_with_later_ones_is_told_to_ask_again(roo
     reader = LakeSource(root).ticks(EVERYTHING)
     fill_at(root, EVENING, 2, 6)
     tidied(root, EVENING + timedelta(minutes=11))
-    with pytest.raises(DiskTrouble, match="Ask again"):
+    with pytest.raises(DiskProblem, match="Ask again"):
         reader.read_all()
 
 
@@ -436,7 +436,7 @@ def test_the_status_page_says_in_a_line_what_came_of_it(tmp_path: Path) -> None:
 
 def test_trouble_with_finding_out_what_is_due_stops_nobody() -> None:
     def away() -> bool:
-        raise DiskTrouble("The disk is gone.")
+        raise DiskProblem("The disk is gone.")
 
     kept = Upkeep("lake", ["none"], away, lambda: 0.0)
     kept.look()

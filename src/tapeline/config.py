@@ -90,7 +90,7 @@ class ProviderConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw
     key_file: str = ""  # a file holding the key, for those who keep secrets in files
     secret_file: str = ""
     ca_file: str = ""  # trust this certificate authority for TLS, besides the system's
-    mute_after: NotNegative | dict[str, NotNegative] = 0.0  # seconds without data, for all or by channel; 0: learned
+    stale_after: NotNegative | dict[str, NotNegative] = 0.0  # seconds without data, for all or by channel; 0: learned
     rotate_after: NotNegative = 0.0  # seconds after which a new connection replaces the old; 0: the provider's own limit
 
 

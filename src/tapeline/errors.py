@@ -8,7 +8,7 @@ TapelineError
 ├── Busy             another Tapeline process owns this: wait for it or stop it
 ├── NewerData        the data was written by a newer Tapeline: upgrade
 └── Unavailable      not now (network, server, disk): what was accepted is kept, try again
-    └── DiskTrouble  the disk is full, read-only or broken
+    └── DiskProblem  the disk is full, read-only or broken
 
 Each carries the exit status that a command ends with (the codes of BSD's sysexits.h).
 """
@@ -52,7 +52,7 @@ class Unavailable(TapelineError):
     exit_status = 69
 
 
-class DiskTrouble(Unavailable):
+class DiskProblem(Unavailable):
     exit_status = 74
 
 

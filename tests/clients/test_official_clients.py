@@ -15,16 +15,16 @@ from typing import Any
 import pytest
 
 from environments import python_of
-from tapeline.simulators import CERTIFICATE, Venue, VenueOptions
+from tapeline.simulators import CERTIFICATE, Simulator, SimulatorOptions
 
 HERE = Path(__file__).parent
 
 pytestmark = pytest.mark.timeout(600)  # the first run fetches the clients
 
 
-async def _printed(options: VenueOptions, client: str, arguments: list[str], enough: int) -> list[Any]:
+async def _printed(options: SimulatorOptions, client: str, arguments: list[str], enough: int) -> list[Any]:
     """Run a client against a venue until it has printed `enough` lines, and return what it printed."""
-    venue = Venue(options)
+    venue = Simulator(options)
     url = await venue.start()
     place = url.partition("//")[2]
     filled = [argument.format(url=url, place=place) for argument in arguments]
@@ -50,7 +50,7 @@ def _run(tmp_path: Path, name: str, client: str, arguments: list[str], enough: i
     """What the client printed, and what the journal says was sent."""
     python_of(HERE / client)
     journal = tmp_path / "journal.jsonl"
-    options = VenueOptions(name=name, rate=200, journal=journal, tls=bool(str(CERTIFICATE) in arguments))
+    options = SimulatorOptions(name=name, rate=200, journal=journal, tls=bool(str(CERTIFICATE) in arguments))
     printed = asyncio.run(_printed(options, client, arguments, enough))
     return printed, [json.loads(line) for line in journal.read_text().splitlines()]
 
@@ -108,9 +108,9 @@ def test_massive_parses_every_event_as_sent(tmp_path: Path, market: str, topics:
     assert {event["type"] for event in printed} == types
 
 
-async def _listed(options: VenueOptions, arguments: list[str], tickers: list[str]) -> list[dict[str, Any]]:
+async def _listed(options: SimulatorOptions, arguments: list[str], tickers: list[str]) -> list[dict[str, Any]]:
     """What Massive's REST client lists of a market that its stream client listens to."""
-    venue, python, folder = Venue(options), python_of(HERE / "massive"), HERE / "massive"
+    venue, python, folder = Simulator(options), python_of(HERE / "massive"), HERE / "massive"
     url = await venue.start()
     place = url.partition("//")[2]
     listening = await asyncio.create_subprocess_exec(python, str(folder / "client.py"), place, *arguments, stdout=asyncio.subprocess.PIPE)
@@ -140,7 +140,7 @@ async def _listed(options: VenueOptions, arguments: list[str], tickers: list[str
 )
 def test_massive_lists_the_history_of_what_was_sent(tmp_path: Path, market: str, topics: str, tickers: list[str]) -> None:
     journal = tmp_path / "journal.jsonl"
-    listed = asyncio.run(_listed(VenueOptions(name="polygon", rate=200, journal=journal), [market, topics], tickers))
+    listed = asyncio.run(_listed(SimulatorOptions(name="polygon", rate=200, journal=journal), [market, topics], tickers))
     told = [line["event"] for line in map(json.loads, journal.read_text().splitlines())]
     rows = {what: [row for row in listed if row["what"] == what] for what in ("trades", "latest", "quotes", "bars")}
     trades = {(event["t"], event.get("q"), event.get("i")): event for event in told if event["ev"] in ("T", "XT")}
@@ -214,8 +214,8 @@ def test_alpaca_py_parses_every_event_as_sent(tmp_path: Path, kind: str, path: s
 )
 def test_alpaca_py_reads_from_history_what_was_sent(tmp_path: Path, kind: str, path: str, symbols: str, types: set[str]) -> None:
     began = time.time_ns()
-    venue = Venue(
-        VenueOptions(name="alpaca", rate=300, limit=700, journal=tmp_path / "sent.jsonl", faults=("rest_page:90", "late_report:1e-9")),
+    venue = Simulator(
+        SimulatorOptions(name="alpaca", rate=300, limit=700, journal=tmp_path / "sent.jsonl", faults=("rest_page:90", "late_report:1e-9")),
         clock=lambda: began + (time.time_ns() - began) * 60,  # so that minutes end while the test waits
     )
     printed = [json.loads(line) for line in asyncio.run(_history(venue, kind, path, symbols)).splitlines()]
@@ -227,7 +227,7 @@ def test_alpaca_py_reads_from_history_what_was_sent(tmp_path: Path, kind: str, p
     assert {event["type"] for event in got} == types
 
 
-async def _history(venue: Venue, kind: str, path: str, symbols: str) -> bytes:
+async def _history(venue: Simulator, kind: str, path: str, symbols: str) -> bytes:
     """What the client of history prints of everything that the client of the stream was sent."""
     python, folder = python_of(HERE / "alpaca"), HERE / "alpaca"
     url = await venue.start()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from processes import CAPTURES, Home, Quote, Spawner, Trade, VenueProcess, recorded
+from processes import CAPTURES, Home, Quote, SimulatorProcess, Spawner, Trade, recorded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -25,14 +25,14 @@ def home(tmp_path: Path, spawn: Spawner) -> Home:
 
 
 @pytest.fixture
-def venue(spawn: Spawner, tmp_path: Path) -> Callable[..., VenueProcess]:
+def venue(spawn: Spawner, tmp_path: Path) -> Callable[..., SimulatorProcess]:
     """A venue process: `venue("binance", "--rate", "500")`."""
 
-    def start(name: str, *options: str) -> VenueProcess:
+    def start(name: str, *options: str) -> SimulatorProcess:
         journal = tmp_path / f"sent-{len(spawn.started)}.jsonl"
         process = spawn("venue", name, "--journal", str(journal), *options)
         said = process.says(" at ")
-        return VenueProcess(process, said.splitlines()[0].rpartition(" at ")[2].strip(), journal)
+        return SimulatorProcess(process, said.splitlines()[0].rpartition(" at ")[2].strip(), journal)
 
     return start
 

@@ -122,7 +122,7 @@ class Spawner:
 
 
 @dataclass
-class VenueProcess:
+class SimulatorProcess:
     """A venue that listens, and the journal of what it has sent."""
 
     process: Process
@@ -340,7 +340,7 @@ def records(stream: Stream, topic: Topic) -> list[dict[str, Any]]:
     at = dict.fromkeys(range(stream.partitions), 0)
     found: list[dict[str, Any]] = []
     deadline = time.monotonic() + PATIENCE_S
-    while any(stream.waiting(topic, at).values()):
+    while any(stream.lag(topic, at).values()):
         assert time.monotonic() < deadline, f"something waits in {topic.name} and is not read"
         chunk = stream.read(topic, at, 20_000)
         if chunk is not None:

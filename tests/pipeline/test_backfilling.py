@@ -22,7 +22,7 @@ from waiting import until
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from processes import VenueProcess
+    from processes import SimulatorProcess
 
     from tapeline.streams import Stream
 
@@ -43,7 +43,7 @@ def happened(journal: list[dict[str, Any]], start_ns: int, end_ns: int) -> dict[
     return found
 
 
-def test_the_past_comes_once_and_whole_through_faults_and_kills(home: Home, venue: Callable[..., VenueProcess]) -> None:
+def test_the_past_comes_once_and_whole_through_faults_and_kills(home: Home, venue: Callable[..., SimulatorProcess]) -> None:
     market = venue("binance", "--rate", "4000", *FAULTS)
     home.configure(block("binance", market.url, ["BTCUSDT", "ETHUSDT"], CHANNELS))
     listening = home.start("ingest")
@@ -112,7 +112,7 @@ def normalize_all(stream: Stream) -> list[tuple[str, int]]:
     return ticks + [(row["channel"], row["ts_ns"] // NS_PER_MS) for row in found["bars"]]
 
 
-def sent_events(market: VenueProcess) -> list[dict[str, Any]]:
+def sent_events(market: SimulatorProcess) -> list[dict[str, Any]]:
     """The events of a journal that is still written, without a last line that is not whole."""
     return [json.loads(line)["event"] for line in market.journal.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
@@ -125,7 +125,7 @@ def sent_events(market: VenueProcess) -> list[dict[str, Any]]:
     ],
 )
 def test_trades_of_the_past_come_from_whoever_keeps_them_by_time(
-    provider: str, feed: str, symbol: str, told: Callable[[dict[str, Any]], str | None], home: Home, venue: Callable[..., VenueProcess]
+    provider: str, feed: str, symbol: str, told: Callable[[dict[str, Any]], str | None], home: Home, venue: Callable[..., SimulatorProcess]
 ) -> None:
     market = venue(provider, "--rate", "2000", "--fault", "rest_error:1", "--fault", "late_report:1e-12")
     home.env = {"TAPELINE_POLYGON_KEY": "k", "TAPELINE_ALPACA_KEY": "k", "TAPELINE_ALPACA_SECRET": "s"}

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from processes import VenueProcess
+    from processes import SimulatorProcess
 
 NOWHERE = "ws://127.0.0.1:9"  # the discard port: nobody listens
 BINANCE = block("binance", NOWHERE, ["BTCUSDT"], ["trade"])
@@ -48,7 +48,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def test_a_full_disk_stops_nothing_for_good_and_loses_nothing(small_disk: Path, spawn: Spawner, venue: Callable[..., VenueProcess]) -> None:
+def test_a_full_disk_stops_nothing_for_good_and_loses_nothing(
+    small_disk: Path, spawn: Spawner, venue: Callable[..., SimulatorProcess]
+) -> None:
     market = venue("binance", "--rate", "400", "--limit", "2400", "--fault", "rewind:all")
     home = Home(small_disk / "data", spawn)
     home.configure(block("binance", market.url, ["BTCUSDT", "ETHUSDT"], ["trade", "bookTicker"]))
@@ -70,7 +72,7 @@ def test_a_full_disk_stops_nothing_for_good_and_loses_nothing(small_disk: Path, 
     assert run.running
     # Looking on still works.
     with closing(EmbeddedStream(home.root / "stream")) as stream:
-        before = stream.waiting(TICKS_TOPIC, {})[0]
+        before = stream.lag(TICKS_TOPIC, {})[0]
     ballast.unlink()
 
     assert run.ends() == 0, run.said
@@ -128,7 +130,9 @@ def test_data_of_a_newer_version_is_refused_and_not_touched(make: Callable[[Home
     assert not list((home.lake / "ticks").glob("**/*.parquet"))
 
 
-def test_a_wrong_key_ends_the_run_with_the_name_of_the_variable_and_never_the_key(home: Home, venue: Callable[..., VenueProcess]) -> None:
+def test_a_wrong_key_ends_the_run_with_the_name_of_the_variable_and_never_the_key(
+    home: Home, venue: Callable[..., SimulatorProcess]
+) -> None:
     polygon, alpaca = venue("polygon"), venue("alpaca")
     key, secret = f"bad-{SECRET}-key", f"bad-{SECRET}-secret"
     home.env = {"TAPELINE_POLYGON_KEY": key, "TAPELINE_ALPACA_KEY": key, "TAPELINE_ALPACA_SECRET": secret}
@@ -153,7 +157,7 @@ def test_check_says_that_two_stores_are_of_one_kind(home: Home) -> None:
 
 
 def test_one_provider_that_refuses_does_not_stop_the_others_and_no_key_is_shown(
-    home: Home, venue: Callable[..., VenueProcess], tmp_path: Path
+    home: Home, venue: Callable[..., SimulatorProcess], tmp_path: Path
 ) -> None:
     polygon, alpaca = venue("polygon"), venue("alpaca", "--rate", "300", "--limit", "600")
     (tmp_path / "secret").write_text(f"{SECRET}-file\n")
@@ -166,7 +170,7 @@ def test_one_provider_that_refuses_does_not_stop_the_others_and_no_key_is_shown(
     alpaca.stop()
     found = compare(home.lake, [alpaca.journal])
     assert (found.missing, found.extra, found.sent) == ([], [], 600)
-    assert "TAPELINE_POLYGON_KEY" in home.status()["providers"]["polygon"]["trouble"]
+    assert "TAPELINE_POLYGON_KEY" in home.status()["providers"]["polygon"]["problem"]
     home.says_nothing_of(SECRET)
 
 
@@ -178,7 +182,7 @@ def test_a_missing_key_is_told_before_anything_starts(home: Home) -> None:
     assert not home.root.exists()
 
 
-def test_a_provider_that_is_away_is_tried_again_and_found_when_it_comes(home: Home, venue: Callable[..., VenueProcess]) -> None:
+def test_a_provider_that_is_away_is_tried_again_and_found_when_it_comes(home: Home, venue: Callable[..., SimulatorProcess]) -> None:
     gone = venue("binance", "--rate", "300", "--limit", "300")
     gone.stop()
     home.configure(block("binance", gone.url, ["BTCUSDT"], ["trade", "bookTicker"]))
@@ -187,7 +191,7 @@ def test_a_provider_that_is_away_is_tried_again_and_found_when_it_comes(home: Ho
     assert gone.url in checked.stdout
     run = home.start("run")
     until(lambda: run.said.count("It is tried again") >= 2, "it is not tried again")
-    assert gone.url in home.status()["providers"]["binance"]["trouble"]
+    assert gone.url in home.status()["providers"]["binance"]["problem"]
     back = venue("binance", "--rate", "300", "--limit", "300", "--port", gone.url.rpartition(":")[2])
     until(lambda: home.rows("SELECT count(*) FROM ticks") == [(300,)], "its data does not come")
     run.send(signal.SIGTERM)

@@ -20,7 +20,7 @@ from waiting import until
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from processes import Home, VenueProcess
+    from processes import Home, SimulatorProcess
     from services.postgres import PostgresServer
 
 pytestmark = proof("crashes")
@@ -51,7 +51,7 @@ def counted(url: str) -> int:
 
 
 def test_both_hold_the_same_rows_digit_for_digit_whatever_is_killed(
-    own_postgres: Callable[..., PostgresServer], home: Home, venue: Callable[..., VenueProcess]
+    own_postgres: Callable[..., PostgresServer], home: Home, venue: Callable[..., SimulatorProcess]
 ) -> None:
     server = own_postgres()
     markets = {
@@ -99,7 +99,7 @@ def test_both_hold_the_same_rows_digit_for_digit_whatever_is_killed(
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="signals another user's process")
 def test_a_server_that_stands_still_holds_up_nothing_else(
-    own_postgres: Callable[..., PostgresServer], home: Home, venue: Callable[..., VenueProcess]
+    own_postgres: Callable[..., PostgresServer], home: Home, venue: Callable[..., SimulatorProcess]
 ) -> None:
     server = own_postgres()
     market = venue("binance", "--rate", "1000", "--limit", "8000")
@@ -119,7 +119,7 @@ def test_a_server_that_stands_still_holds_up_nothing_else(
     assert len(wanted) == 8000
 
 
-def test_a_stop_is_heard_while_a_lock_is_held(database: str, home: Home, venue: Callable[..., VenueProcess]) -> None:
+def test_a_stop_is_heard_while_a_lock_is_held(database: str, home: Home, venue: Callable[..., SimulatorProcess]) -> None:
     market = venue("binance", "--rate", "500")
     home.configure(block("binance", market.url, ["BTCUSDT"], ["trade"]) + f'[[stores]]\nurl = "{database}"\nflush_seconds = 0.1\n')
     run = home.start("run")

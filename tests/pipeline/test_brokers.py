@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from processes import Home, Process, VenueProcess
+    from processes import Home, Process, SimulatorProcess
 
 pytestmark = proof("crashes")
 
@@ -43,12 +43,12 @@ def server(request: pytest.FixtureRequest) -> Any:
     return request.getfixturevalue(f"own_{request.param}")()
 
 
-def configured(home: Home, server: Any, venue: VenueProcess, settings: str = "", **more: Any) -> None:
+def configured(home: Home, server: Any, venue: SimulatorProcess, settings: str = "", **more: Any) -> None:
     stream = f'[stream]\nurl = "{server.url}"\npartitions = 2\n{settings}\n'
     home.configure(more.pop("top", "") + stream + block("binance", venue.url, SYMBOLS, CHANNELS, **more))
 
 
-def nothing_is_lost_or_doubled(home: Home, venue: VenueProcess, *, once: bool = False) -> None:
+def nothing_is_lost_or_doubled(home: Home, venue: SimulatorProcess, *, once: bool = False) -> None:
     """In the raw topic, the normalized topic and the lake; `once`: the venue sent some again on a new connection."""
     venue.stop()
     journal = sent(venue.journal)
@@ -93,7 +93,7 @@ def serves(server: Any) -> bool:
 
 
 @pytest.mark.parametrize("server", KINDS, indirect=True)
-def test_stages_and_broker_are_killed_and_paused_in_the_middle(server: Any, home: Home, venue: Callable[..., VenueProcess]) -> None:
+def test_stages_and_broker_are_killed_and_paused_in_the_middle(server: Any, home: Home, venue: Callable[..., SimulatorProcess]) -> None:
     market = venue("binance", "--rate", "600", "--fault", "rewind:all")
     configured(home, server, market)
     run = home.start("run", "--until-idle", "1")
@@ -116,7 +116,7 @@ def test_stages_and_broker_are_killed_and_paused_in_the_middle(server: Any, home
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("server", KINDS, indirect=True)
-def test_the_broker_is_away_at_the_start_and_again_for_long(server: Any, home: Home, venue: Callable[..., VenueProcess]) -> None:
+def test_the_broker_is_away_at_the_start_and_again_for_long(server: Any, home: Home, venue: Callable[..., SimulatorProcess]) -> None:
     rate, away_s = (5_000, 120.0) if PROVE else (2_000, 10.0)
     server.stop()
     market = venue("binance", "--rate", str(rate))
@@ -158,7 +158,7 @@ def newest_in_spool(home: Home) -> tuple[str, tuple[str, str, int]]:
 
 @pytest.mark.parametrize("server", KINDS if PROVE else KINDS[:1], indirect=True)
 def test_ingest_is_killed_while_the_broker_is_away_and_while_the_spool_drains(
-    server: Any, home: Home, venue: Callable[..., VenueProcess]
+    server: Any, home: Home, venue: Callable[..., SimulatorProcess]
 ) -> None:
     market = venue("binance", "--rate", "1500", "--fault", "rewind:all")
     configured(home, server, market)
@@ -189,7 +189,7 @@ def test_ingest_is_killed_while_the_broker_is_away_and_while_the_spool_drains(
 
 @pytest.mark.parametrize("server", KINDS if PROVE else KINDS[:1], indirect=True)
 def test_what_a_spool_that_is_too_small_refuses_is_counted_and_put_on_record(
-    server: Any, home: Home, venue: Callable[..., VenueProcess]
+    server: Any, home: Home, venue: Callable[..., SimulatorProcess]
 ) -> None:
     market = venue("binance", "--rate", "2000")
     configured(home, server, market, "spool_mb = 1")
@@ -219,7 +219,7 @@ def test_what_a_spool_that_is_too_small_refuses_is_counted_and_put_on_record(
 
 
 def test_redis_that_is_full_because_a_store_is_stopped_drops_nothing(
-    own_redis: Callable[..., Any], home: Home, venue: Callable[..., VenueProcess]
+    own_redis: Callable[..., Any], home: Home, venue: Callable[..., SimulatorProcess]
 ) -> None:
     server = own_redis()
     limit = 30_000
@@ -245,7 +245,7 @@ def test_redis_that_is_full_because_a_store_is_stopped_drops_nothing(
 
 
 def test_a_broker_that_refuses_for_a_while_stops_nothing(
-    own_redis: Callable[..., Any], home: Home, venue: Callable[..., VenueProcess]
+    own_redis: Callable[..., Any], home: Home, venue: Callable[..., SimulatorProcess]
 ) -> None:
     server = own_redis()
     market = venue("binance", "--rate", "600")

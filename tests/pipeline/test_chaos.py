@@ -1,6 +1,6 @@
 """Three providers at once, everything going wrong: at the end both stores are what happened, and the ledger claims nothing that is not so.
 
-Connections break, fall mute and are taken away, events are left out, REST answers with errors, and every process is killed, at random
+Connections break, fall stale and are taken away, events are left out, REST answers with errors, and every process is killed, at random
 moments from a seed. The truth is the venues' own: what they sent to anybody, and what they left out. Another account listens beside, so
 that markets go on while ours is deaf.
 """
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from pathlib import Path
 
-    from processes import VenueProcess
+    from processes import SimulatorProcess
     from services.postgres import PostgresServer
 
 pytestmark = proof("chaos")
@@ -153,7 +153,7 @@ def faults(random: Random) -> dict[str, list[str]]:
 
     everywhere = ["--fault=rest_error:2", "--fault=duplicate:0.02", "--fault=skip:0.01"]
     return {
-        "binance": [*some("reset", "mute"), *everywhere, "--fault=rest_429:2"],
+        "binance": [*some("reset", "stale"), *everywhere, "--fault=rest_429:2"],
         "polygon": [*some("reset"), *everywhere, "--fault=late_report:1e-12"],
         "alpaca": [*some(random.choice(["close", "half_open"])), *everywhere, "--fault=rest_429:2"],
     }
@@ -162,13 +162,13 @@ def faults(random: Random) -> dict[str, list[str]]:
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("seed", SEEDS)
 def test_whatever_goes_wrong_the_stores_are_what_happened_and_the_ledger_says_what_is_missing(
-    seed: int, home: Home, venue: Callable[..., VenueProcess], own_postgres: Callable[..., PostgresServer]
+    seed: int, home: Home, venue: Callable[..., SimulatorProcess], own_postgres: Callable[..., PostgresServer]
 ) -> None:
     random, server = Random(seed), own_postgres()
     wrong = faults(random)
     limit = str(SECONDS * RATE)
     markets = {name: venue(name, "--rate", str(RATE), "--limit", limit, "--seed", str(seed), *wrong[name]) for name in FEEDS}
-    blocks = "".join(block(name, markets[name].url, *FEEDS[name], mute_after=2.0) for name in FEEDS)
+    blocks = "".join(block(name, markets[name].url, *FEEDS[name], stale_after=2.0) for name in FEEDS)
     second = f'[[stores]]\nurl = "{server.url}"\nflush_seconds = 0.3\n'
     home.env = {"TAPELINE_POLYGON_KEY": "k", "TAPELINE_ALPACA_KEY": "k", "TAPELINE_ALPACA_SECRET": "s"}
     home.configure(blocks + second, ledger=True)
@@ -194,7 +194,7 @@ def test_whatever_goes_wrong_the_stores_are_what_happened_and_the_ledger_says_wh
             home.kill(victim)
         kills[victim] += 1
     until(lambda: not grows(markets), "the markets go on", 120)
-    over_ns = time.time_ns()  # from here on nothing happens, and every socket is mute
+    over_ns = time.time_ns()  # from here on nothing happens, and every socket is stale
     day = f"{datetime.now(UTC):%Y-%m-%d}"
     asked = ("reconcile", day, "--format", "json")
 
@@ -259,7 +259,7 @@ async def kick(url: str) -> None:
     await transport.wait_disconnected()
 
 
-def grows(markets: dict[str, VenueProcess]) -> bool:
+def grows(markets: dict[str, SimulatorProcess]) -> bool:
     """Whether any venue still has something to tell."""
     before = [market.journal.stat().st_size for market in markets.values()]
     time.sleep(2.5)

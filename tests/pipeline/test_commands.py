@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from processes import VenueProcess
+    from processes import SimulatorProcess
 
 QUERY = "SELECT symbol, kind, ts_ns, last, bid, sequence, conditions, date, ts FROM ticks ORDER BY symbol, kind, sequence"
 
@@ -166,7 +166,7 @@ def test_tail_shows_the_latest_records_of_a_topic(topic: Topic, done: Home) -> N
     found = done.ask("tail", topic.table or "raw", "-n", "3")
     assert found.returncode == 0, found.stderr
     with closing(EmbeddedStream(done.root / "stream")) as stream:
-        chunk = stream.read(topic, stream.before_end(topic, 3), 10)
+        chunk = stream.read(topic, stream.tail_positions(topic, 3), 10)
     assert chunk is not None
     assert found.stdout.splitlines() == list(json_lines(pa.Table.from_batches([chunk.batch])))
     assert 1 <= len(found.stdout.splitlines()) <= 3
@@ -217,7 +217,9 @@ def test_status_shows_the_accounts_and_check_what_is_reachable(done: Home) -> No
     assert "symbols: all listed" in checked.stdout
 
 
-def test_a_run_in_a_folder_of_any_name_can_be_asked_everything(tmp_path: Path, spawn: Spawner, venue: Callable[..., VenueProcess]) -> None:
+def test_a_run_in_a_folder_of_any_name_can_be_asked_everything(
+    tmp_path: Path, spawn: Spawner, venue: Callable[..., SimulatorProcess]
+) -> None:
     for name, symbol in (("one", "ETHUSDT"), ('a b#ä%?*"', "BTCUSDT")):
         market = venue("binance", "--rate", "300", "--limit", "300")
         home = Home(tmp_path / name, spawn)
@@ -259,7 +261,7 @@ def test_the_help_of_a_venue_and_its_faults(tmp_path: Path) -> None:
     assert "did you mean 'garbage'" in wrong.stderr
 
 
-def test_a_venue_says_that_its_port_is_taken(venue: Callable[..., VenueProcess]) -> None:
+def test_a_venue_says_that_its_port_is_taken(venue: Callable[..., SimulatorProcess]) -> None:
     first = venue("binance")
     port = first.url.rpartition(":")[2]
     second = ask("venue", "alpaca", "--port", port)

@@ -13,14 +13,14 @@ from tapeline.demo.verify import compare
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from processes import Home, VenueProcess
+    from processes import Home, SimulatorProcess
 
 pytestmark = proof("crashes")
 
 EVENTS = 200_000 if PROVE else 40_000
 
 
-def test_the_trades_that_hold_are_those_that_hold_by_the_journal(home: Home, venue: Callable[..., VenueProcess]) -> None:
+def test_the_trades_that_hold_are_those_that_hold_by_the_journal(home: Home, venue: Callable[..., SimulatorProcess]) -> None:
     market = venue("alpaca", "--rate", "8000", "--limit", str(EVENTS), "--seed", "7")
     home.env = {"TAPELINE_ALPACA_KEY": "k", "TAPELINE_ALPACA_SECRET": "s"}
     home.configure("repair = false\n" + block("alpaca", market.url, ["AAPL", "MSFT"], ["trades"], feed="sip"))

@@ -20,7 +20,7 @@ from waiting import until
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from processes import Home, Quote, Trade, VenueProcess
+    from processes import Home, Quote, SimulatorProcess, Trade
 
 pytestmark = proof("crashes")
 
@@ -36,7 +36,7 @@ def test_killing_every_process_in_turn_changes_nothing_in_the_lake(
     seed: int,
     stages: tuple[str, ...],
     home: Home,
-    venue: Callable[..., VenueProcess],
+    venue: Callable[..., SimulatorProcess],
     captures: list[Path],
     recordings: tuple[list[Trade], list[Quote]],
 ) -> None:

@@ -12,7 +12,7 @@ from tapeline.demo.verify import compare
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from processes import Home, VenueProcess
+    from processes import Home, SimulatorProcess
 
 SYMBOLS = ["ADAEUR", "THETAEUR", "BTCUSDT"]
 RIGHT = {"ADA/EUR", "BTC/USDT", "THETA/EUR"}
@@ -21,7 +21,7 @@ NAMES = 'names = { ADAEUR = "ADA/EUR", THETAEUR = "THETA/EUR" }\n'
 
 @pytest.mark.parametrize("by", ["the list", "a setting"])
 def test_every_event_is_kept_counted_and_proven_under_the_name_that_the_exchange_gives(
-    by: str, home: Home, venue: Callable[..., VenueProcess]
+    by: str, home: Home, venue: Callable[..., SimulatorProcess]
 ) -> None:
     market = venue("binance", "--rate", "300", "--limit", "900", "--symbols", ",".join(SYMBOLS))
     settings = {"rest_url": "http://127.0.0.1:1"} if by == "a setting" else {}
@@ -38,7 +38,7 @@ def test_every_event_is_kept_counted_and_proven_under_the_name_that_the_exchange
     assert bool(noticed) == (by == "the list")
 
 
-def test_what_is_asked_of_history_is_asked_and_kept_under_the_exchange_s_name(home: Home, venue: Callable[..., VenueProcess]) -> None:
+def test_what_is_asked_of_history_is_asked_and_kept_under_the_exchange_s_name(home: Home, venue: Callable[..., SimulatorProcess]) -> None:
     market = venue("binance", "--rate", "200", "--limit", "300", "--symbols", ",".join(SYMBOLS))
     home.configure("repair = false\n" + block("binance", market.url, SYMBOLS, ["trade"]), ledger=True, flush_seconds=0.2)
     run = home.start("run", "--until-idle", "2")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from processes import Home, VenueProcess
+    from processes import Home, SimulatorProcess
 
 pytestmark = proof("crashes")
 
@@ -41,7 +41,7 @@ def lines(journal: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in journal.read_text().splitlines()]
 
 
-def test_faulty_data_harms_nothing_but_itself(home: Home, venue: Callable[..., VenueProcess]) -> None:
+def test_faulty_data_harms_nothing_but_itself(home: Home, venue: Callable[..., SimulatorProcess]) -> None:
     # Of frames: on a busy machine a provider packs its events into few of them.
     faults = [f"--fault={name}:{0.3 if name == 'duplicate' else 0.03}" for name in DATA_FAULTS]
     venues = [venue(name, "--rate", "600", "--limit", str(EVENTS), "--seed", "7", *faults) for name in ("binance", "polygon", "alpaca")]
@@ -75,13 +75,13 @@ def test_faulty_data_harms_nothing_but_itself(home: Home, venue: Callable[..., V
     assert found.exact
 
 
-def test_broken_connections_cost_nothing_that_the_provider_sends_again(home: Home, venue: Callable[..., VenueProcess]) -> None:
+def test_broken_connections_cost_nothing_that_the_provider_sends_again(home: Home, venue: Callable[..., SimulatorProcess]) -> None:
     events = 500
     options = ("--rate", "250", "--limit", str(events), "--fault", "rewind:all", "--fault")
-    venues = [venue("binance", *options, "reset:1"), venue("polygon", *options, "close:1"), venue("alpaca", *options, "mute:1")]
+    venues = [venue("binance", *options, "reset:1"), venue("polygon", *options, "close:1"), venue("alpaca", *options, "stale:1")]
     journals = [one.journal for one in venues]
     home.env = KEYS
-    home.configure(blocks(*(one.url for one in venues), mute_after=1.0))
+    home.configure(blocks(*(one.url for one in venues), stale_after=1.0))
     run = home.start("run")
 
     def everything() -> bool:
@@ -91,7 +91,7 @@ def test_broken_connections_cost_nothing_that_the_provider_sends_again(home: Hom
 
     until(everything, "not everything has come")
     closes = "SELECT count(*) FROM notices WHERE kind = 'closed' AND provider = '{}' AND detail LIKE '%{}%'"
-    how = {"binance": "network", "polygon": "1001", "alpaca": "mute: no data"}
+    how = {"binance": "network", "polygon": "1001", "alpaca": "stale: no data"}
     for provider, word in how.items():
         query = closes.format(provider, word)
         until(lambda query=query: home.rows(query) > [(0,)], f"no close of {provider}")  # type: ignore[misc]
@@ -105,7 +105,7 @@ def test_broken_connections_cost_nothing_that_the_provider_sends_again(home: Hom
 
 
 @pytest.mark.parametrize("way", ["rotate_after", "day_end"])
-def test_connections_that_overlap_neither_double_nor_lose_an_event(way: str, home: Home, venue: Callable[..., VenueProcess]) -> None:
+def test_connections_that_overlap_neither_double_nor_lose_an_event(way: str, home: Home, venue: Callable[..., SimulatorProcess]) -> None:
     events = 1200
     options = ("--day-seconds", "2.5") if way == "day_end" else ()
     market = venue("binance", "--rate", "300", "--limit", str(events), *options)

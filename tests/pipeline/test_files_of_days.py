@@ -22,7 +22,7 @@ from waiting import until
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from processes import VenueProcess
+    from processes import SimulatorProcess
 
 
 def test_flat_files_come_once_and_whole_though_it_was_killed_in_the_middle(home: Home, s3_url: str) -> None:
@@ -63,7 +63,7 @@ def test_flat_files_come_once_and_whole_though_it_was_killed_in_the_middle(home:
     assert (without.returncode, "Set TAPELINE_POLYGON_FILES_KEY" in without.stderr) == (78, True)
 
 
-def test_the_venue_s_files_are_what_its_sockets_were_sent_faults_included(home: Home, venue: Callable[..., VenueProcess]) -> None:
+def test_the_venue_s_files_are_what_its_sockets_were_sent_faults_included(home: Home, venue: Callable[..., SimulatorProcess]) -> None:
     start_ns = time.time_ns()
     faults = ("--fault=rest_429:2", "--fault=rest_error:2", "--fault=rest_cut:1", "--fault=late_report:1e-12")
     market = venue("polygon", "--files-port", "0", "--symbols", "AAPL,MSFT", "--rate", "1000", "--limit", "3000", *faults)

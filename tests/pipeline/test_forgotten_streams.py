@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from processes import Home, Process, VenueProcess
+    from processes import Home, Process, SimulatorProcess
 
 pytestmark = proof("streams")
 
@@ -28,7 +28,7 @@ CHANNELS = ("trade", "bookTicker")
 SYMBOLS = ("BTCUSDT", "ETHUSDT")
 
 
-def start(home: Home, market: VenueProcess, settings: str) -> Process:
+def start(home: Home, market: SimulatorProcess, settings: str) -> Process:
     home.configure(f"repair = false\n{settings}\n" + block("binance", market.url, SYMBOLS, CHANNELS), ledger=True, flush_seconds=0.2)
     run = home.start("run")
     flows(home, 400)
@@ -45,12 +45,12 @@ def rows(home: Home) -> int:
     return int(home.word("lake").get("tables", {}).get("ticks", {}).get("rows", 0))
 
 
-def sent(market: VenueProcess) -> list[dict[str, Any]]:
+def sent(market: SimulatorProcess) -> list[dict[str, Any]]:
     whole = market.journal.read_text().rpartition("\n")[0]
     return [json.loads(line) for line in whole.splitlines()]
 
 
-def settle(home: Home, market: VenueProcess, run: Process) -> None:
+def settle(home: Home, market: SimulatorProcess, run: Process) -> None:
     """Close the market, and end the run once nothing waits anywhere."""
     market.halt()
     until(lambda: not any(entry["records"] for entry in home.status()["backlog"]), "nothing waits")
@@ -59,7 +59,7 @@ def settle(home: Home, market: VenueProcess, run: Process) -> None:
     market.stop()
 
 
-def what_came_after_is_kept_and_what_is_lost_is_a_gap(home: Home, market: VenueProcess, until_line: int) -> int:
+def what_came_after_is_kept_and_what_is_lost_is_a_gap(home: Home, market: SimulatorProcess, until_line: int) -> int:
     """`until_line`: lines of the journal behind which nothing may be missing. How many events are."""
     found = compare(home.lake, [market.journal])
     assert found.extra == []
@@ -100,7 +100,7 @@ REDIS = {
 
 
 @pytest.mark.parametrize("what", REDIS)
-def test_a_redis_that_forgets_under_load(what: str, home: Home, venue: Callable[..., VenueProcess], own_redis: Any) -> None:
+def test_a_redis_that_forgets_under_load(what: str, home: Home, venue: Callable[..., SimulatorProcess], own_redis: Any) -> None:
     server = own_redis()
     market = venue("binance", "--rate", "400", "--seed", "3")
     run = start(home, market, f'[stream]\nurl = "{server.url}"\npartitions = 1\n')
@@ -125,7 +125,7 @@ def test_a_redis_that_forgets_under_load(what: str, home: Home, venue: Callable[
 
 
 def test_a_redis_that_comes_back_empty_while_everything_runs_and_once_more_after_everything_was_stopped(
-    home: Home, venue: Callable[..., VenueProcess], own_redis: Any
+    home: Home, venue: Callable[..., SimulatorProcess], own_redis: Any
 ) -> None:
     server = own_redis(settings="appendonly no")
     market = venue("binance", "--rate", "400", "--seed", "3")
@@ -168,7 +168,9 @@ FULL = proof("streams", quick=False)
         pytest.param(False, "normalized", id="stopped-normalized", marks=FULL),
     ],
 )
-def test_topics_of_kafka_that_are_removed(what: str, running: bool, home: Home, venue: Callable[..., VenueProcess], own_kafka: Any) -> None:
+def test_topics_of_kafka_that_are_removed(
+    what: str, running: bool, home: Home, venue: Callable[..., SimulatorProcess], own_kafka: Any
+) -> None:
     server = own_kafka()
     market = venue("binance", "--rate", "400", "--seed", "3")
     run = start(home, market, f'[stream]\nurl = "{server.url}"\npartitions = 1\n')
@@ -192,7 +194,9 @@ def test_topics_of_kafka_that_are_removed(what: str, running: bool, home: Home, 
 
 
 @pytest.mark.parametrize("running", [pytest.param(True, id="running"), pytest.param(False, id="stopped", marks=FULL)])
-def test_a_kafka_that_comes_back_from_an_older_copy(running: bool, home: Home, venue: Callable[..., VenueProcess], own_kafka: Any) -> None:
+def test_a_kafka_that_comes_back_from_an_older_copy(
+    running: bool, home: Home, venue: Callable[..., SimulatorProcess], own_kafka: Any
+) -> None:
     server = own_kafka()
     market = venue("binance", "--rate", "100", "--seed", "3")
     run = start(home, market, f'[stream]\nurl = "{server.url}"\npartitions = 1\n')
@@ -227,7 +231,7 @@ FILES = {"everything": "*", "raw": "raw.sqlite*", "normalized": "normalized.sqli
 
 @pytest.mark.parametrize("what", FILES)
 @pytest.mark.parametrize("running", [True, False], ids=["running", "stopped"])
-def test_an_embedded_stream_whose_files_are_removed(what: str, running: bool, home: Home, venue: Callable[..., VenueProcess]) -> None:
+def test_an_embedded_stream_whose_files_are_removed(what: str, running: bool, home: Home, venue: Callable[..., SimulatorProcess]) -> None:
     market = venue("binance", "--rate", "400", "--seed", "3")
     run = start(home, market, "")
     if not running:

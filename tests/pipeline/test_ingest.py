@@ -16,11 +16,11 @@ import pytest
 
 from tapeline.app.connections import connection_checks, connection_plans, feed_connections, plan_partitions
 from tapeline.config import Config, ProviderConfig
-from tapeline.errors import DiskTrouble, NewerData, Refused
+from tapeline.errors import DiskProblem, NewerData, Refused
 from tapeline.local.clock import ClockWatch
 from tapeline.net import websocket as net
 from tapeline.records import NS_PER_S, RAW_TOPIC
-from tapeline.simulators import Venue, VenueOptions
+from tapeline.simulators import Simulator, SimulatorOptions
 from tapeline.stages.ingest import stage as ingest
 from tapeline.stages.ingest.delivery import Delivery
 from tapeline.stages.ingest.spool import Spool
@@ -41,7 +41,7 @@ class Stream(EmbeddedStream):
 
     def append_as(self, writer: str, number: int, partition: int, batch: pa.RecordBatch) -> None:
         if self.full:
-            raise DiskTrouble("The disk is full.")
+            raise DiskProblem("The disk is full.")
         if self.answer is not None:
             raise self.answer
         super().append_as(writer, number, partition, batch)
@@ -84,14 +84,14 @@ async def _until(stream: Stream, records: int) -> None:
 
 
 def test_a_line_that_dies_ends_the_stage_loudly_though_others_live(stream: Stream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    keep = net.Line.keep
+    keep = net.FeedConnection.keep
 
-    async def keep_or_die(line: net.Line) -> None:
+    async def keep_or_die(line: net.FeedConnection) -> None:
         if ":2/" in line.plan.url:
             raise ZeroDivisionError("nobody thought of this")
         await keep(line)
 
-    monkeypatch.setattr(net.Line, "keep", keep_or_die)
+    monkeypatch.setattr(net.FeedConnection, "keep", keep_or_die)
     with pytest.raises(ZeroDivisionError, match="nobody thought of this"):
         asyncio.run(_ingest(stream, tmp_path, asyncio.Event(), "ws://127.0.0.1:1", "ws://127.0.0.1:2"))
 
@@ -143,7 +143,7 @@ def test_a_stream_that_takes_nothing_for_a_while_misses_nothing(stream: Stream, 
     journal = tmp_path / "sent.jsonl"
 
     async def scenario() -> None:
-        market = Venue(VenueOptions(name="binance", rate=2000.0, limit=2000, journal=journal))
+        market = Simulator(SimulatorOptions(name="binance", rate=2000.0, limit=2000, journal=journal))
         url = await market.start()
         stop = asyncio.Event()
         running = asyncio.create_task(_ingest(stream, tmp_path, stop, url))
@@ -153,7 +153,7 @@ def test_a_stream_that_takes_nothing_for_a_while_misses_nothing(stream: Stream, 
         await asyncio.sleep(0.5)
         assert stream.ends(RAW_TOPIC)[0] == before
         status = json.loads((tmp_path / "status" / "ingest.json").read_text())
-        assert status["trouble"] in ("", "The disk is full.")
+        assert status["problem"] in ("", "The disk is full.")
         stream.full = False
         await _until(stream, 2000 + 3)  # with what opened, the acknowledgement and what was subscribed
         stop.set()
@@ -176,7 +176,7 @@ def test_what_is_lost_when_the_stream_takes_nothing_to_the_end_is_counted(
     monkeypatch.setattr(ingest, "_LAST_FLUSH_S", 0.2)
 
     async def scenario() -> None:
-        market = Venue(VenueOptions(name="binance", rate=2000.0))
+        market = Simulator(SimulatorOptions(name="binance", rate=2000.0))
         url = await market.start()
         stop = asyncio.Event()
         running = asyncio.create_task(_ingest(stream, tmp_path, stop, url))
@@ -189,7 +189,7 @@ def test_what_is_lost_when_the_stream_takes_nothing_to_the_end_is_counted(
         finally:
             await market.stop()
 
-    with pytest.raises(DiskTrouble, match=r"The disk is full\. [1-9]\d* records that were received .* are lost\."):
+    with pytest.raises(DiskProblem, match=r"The disk is full\. [1-9]\d* records that were received .* are lost\."):
         asyncio.run(scenario())
 
 
@@ -200,7 +200,7 @@ def test_an_error_that_no_waiting_ends_stops_the_stage_at_once_and_loudly(
     spool = Spool(tmp_path / "spool.sqlite", 1 << 30) if spooled else None
 
     async def scenario() -> None:
-        market = Venue(VenueOptions(name="binance", rate=2000.0, journal=tmp_path / "sent.jsonl"))
+        market = Simulator(SimulatorOptions(name="binance", rate=2000.0, journal=tmp_path / "sent.jsonl"))
         running = asyncio.create_task(_ingest(stream, tmp_path, asyncio.Event(), await market.start(), spool=spool))
         await _until(stream, 100)
         stream.answer = NewerData("A newer Tapeline has written here.")
@@ -232,13 +232,13 @@ def test_a_stream_that_refuses_pauses_the_sockets_at_the_bound_and_everything_fo
     journal = tmp_path / "sent.jsonl"
 
     async def scenario() -> None:
-        market = Venue(VenueOptions(name="binance", rate=4000.0, limit=4000, journal=journal))
+        market = Simulator(SimulatorOptions(name="binance", rate=4000.0, limit=4000, journal=journal))
         stop = asyncio.Event()
         running = asyncio.create_task(_ingest(stream, tmp_path, stop, await market.start()))
         await _until(stream, 100)
         stream.answer = Refused("The password is another one.")
         async with asyncio.timeout(20):
-            while read_status(tmp_path).get("ingest", {}).get("trouble") != "The password is another one.":
+            while read_status(tmp_path).get("ingest", {}).get("problem") != "The password is another one.":
                 await asyncio.sleep(0.02)
         stream.answer = None
         await _until(stream, 4000 + 3)
@@ -258,7 +258,7 @@ def test_a_clock_that_leaps_is_recorded_and_shown(stream: Stream, tmp_path: Path
 
     async def scenario() -> None:
         nonlocal ahead_ns
-        market = Venue(VenueOptions(name="binance", rate=500.0))
+        market = Simulator(SimulatorOptions(name="binance", rate=500.0))
         url = await market.start()
         stop = asyncio.Event()
         watch = ClockWatch(lambda: time.time_ns() + ahead_ns)
@@ -282,7 +282,7 @@ def test_a_clock_that_leaps_is_recorded_and_shown(stream: Stream, tmp_path: Path
 
 def test_each_connection_s_records_go_to_one_partition_in_order(tmp_path: Path) -> None:
     async def scenario(stream: Stream) -> None:
-        market = Venue(VenueOptions(name="binance", rate=1000.0))
+        market = Simulator(SimulatorOptions(name="binance", rate=1000.0))
         url = await market.start()
         stop = asyncio.Event()
         running = asyncio.create_task(_ingest(stream, tmp_path, stop, url, url))

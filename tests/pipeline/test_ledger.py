@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from processes import VenueProcess
+    from processes import SimulatorProcess
 
 pytestmark = proof("crashes")
 
@@ -56,7 +56,7 @@ def missing(found: list[Interval]) -> set[int]:
     }
 
 
-def test_exactly_what_was_never_sent_is_missing_although_the_ledger_is_killed(home: Home, venue: Callable[..., VenueProcess]) -> None:
+def test_exactly_what_was_never_sent_is_missing_although_the_ledger_is_killed(home: Home, venue: Callable[..., SimulatorProcess]) -> None:
     market = venue("binance", "--rate", "600", "--limit", str(EVENTS), "--fault", "skip:0.08", "--fault", "duplicate:0.02", "--seed", "5")
     home.configure("repair = false\n" + block("binance", market.url, ["BTCUSDT", "ETHUSDT"], ["trade", "bookTicker"]), ledger=True)
     run = home.start("run", "--until-idle", "1.5")
@@ -88,7 +88,7 @@ def test_exactly_what_was_never_sent_is_missing_although_the_ledger_is_killed(ho
     assert told.stdout.splitlines()[1] == str(sum(len(missing(some)) for some in found.values())), told.stderr
 
 
-def test_gaps_fill_by_themselves_from_the_provider_s_history_whoever_dies(home: Home, venue: Callable[..., VenueProcess]) -> None:
+def test_gaps_fill_by_themselves_from_the_provider_s_history_whoever_dies(home: Home, venue: Callable[..., SimulatorProcess]) -> None:
     faults = [f"--fault={fault}" for fault in ("skip:0.02", "reset:2.5", "rest_429:1", "rest_error:2")]
     market = venue("binance", "--rate", "500", "--limit", str(EVENTS), "--seed", "9", *faults)
     home.configure(block("binance", market.url, ["BTCUSDT", "ETHUSDT"], ["trade", "aggTrade", "kline_1s"]), ledger=True)
@@ -129,7 +129,7 @@ def test_gaps_fill_by_themselves_from_the_provider_s_history_whoever_dies(home: 
 
 
 def test_what_alpaca_sent_while_nobody_listened_is_read_from_its_history_and_is_there_once(
-    home: Home, venue: Callable[..., VenueProcess]
+    home: Home, venue: Callable[..., SimulatorProcess]
 ) -> None:
     market = venue("alpaca", "--rate", "150", "--seed", "3")
     blocks = block("alpaca", market.url, ["AAPL"], ["trades", "quotes"], feed="iex")
@@ -177,7 +177,7 @@ def test_what_alpaca_sent_while_nobody_listened_is_read_from_its_history_and_is_
 
 
 def test_every_break_opens_a_gap_where_nothing_can_be_counted_and_the_commands_say_so(
-    home: Home, venue: Callable[..., VenueProcess]
+    home: Home, venue: Callable[..., SimulatorProcess]
 ) -> None:
     market = venue("alpaca", "--rate", "200", "--fault", "reset:3", "--seed", "3")
     home.env = {"TAPELINE_ALPACA_KEY": "k", "TAPELINE_ALPACA_SECRET": "s"}

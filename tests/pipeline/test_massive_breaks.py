@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from processes import VenueProcess
+    from processes import SimulatorProcess
 
 EVENTS = 3_000
 SYMBOLS = ["AAPL", "MSFT"]
@@ -104,7 +104,9 @@ def kept(home: Home) -> list[Event]:
     return [*trades, *quotes]
 
 
-def test_what_happened_between_connections_is_fetched_and_the_lake_is_what_happened(home: Home, venue: Callable[..., VenueProcess]) -> None:
+def test_what_happened_between_connections_is_fetched_and_the_lake_is_what_happened(
+    home: Home, venue: Callable[..., SimulatorProcess]
+) -> None:
     # The SIP's time is the one of the report; the venue's late reports carry an earlier one, which no span of a gap holds.
     market = venue("polygon", "--rate", "500", "--limit", str(EVENTS), "--seed", "7", "--fault", "late_report:1e-12", "--fault", "reset:3")
     home.env = {"TAPELINE_POLYGON_KEY": "k"}

@@ -21,7 +21,7 @@ from waiting import until
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from processes import VenueProcess
+    from processes import SimulatorProcess
 
     from tapeline.config import StreamConfig
 
@@ -55,7 +55,7 @@ def by_id(rows: list[dict[str, Any]]) -> dict[tuple[int, int, int], dict[str, An
 
 @pytest.mark.parametrize("kind", ["kafka", "redis"])
 def test_a_plain_client_gets_every_field_of_every_record(
-    kind: str, shared: Callable[..., StreamConfig], home: Home, venue: Callable[..., VenueProcess], generated: Path, tmp_path: Path
+    kind: str, shared: Callable[..., StreamConfig], home: Home, venue: Callable[..., SimulatorProcess], generated: Path, tmp_path: Path
 ) -> None:
     stream = shared(kind, partitions=3)
     market = venue("binance", "--rate", "500", "--limit", "2500")
@@ -88,7 +88,7 @@ def test_a_plain_client_gets_every_field_of_every_record(
 
 
 def test_the_commands_of_the_documentation_show_a_record(
-    own_kafka: Callable[..., Any], home: Home, venue: Callable[..., VenueProcess]
+    own_kafka: Callable[..., Any], home: Home, venue: Callable[..., SimulatorProcess]
 ) -> None:
     if shutil.which("kcat") is None:
         pytest.skip("kcat is not installed (apt-get install kcat)")

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from processes import Home, Quote, Trade, VenueProcess
+    from processes import Home, Quote, SimulatorProcess, Trade
 
 #: Counted apart from this project, in the README of the recordings.
 TRADES = {"BTC/USDT": 9_757, "ETH/USDT": 6_106}
@@ -22,7 +22,7 @@ TURNOVER = {"BTC/USDT": Decimal("13084074.1123886"), "ETH/USDT": Decimal("606648
 
 def test_the_lake_holds_exactly_what_was_recorded(
     home: Home,
-    venue: Callable[..., VenueProcess],
+    venue: Callable[..., SimulatorProcess],
     captures: list[Path],
     recordings: tuple[list[Trade], list[Quote]],
 ) -> None:

@@ -12,7 +12,7 @@ from waiting import until
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from processes import Home, VenueProcess
+    from processes import Home, SimulatorProcess
 
 MARK = "pk7MADE8UP9"
 COMMANDS = (
@@ -40,7 +40,7 @@ def everything_says_nothing(home: Home) -> None:
     ("provider", "fault"),
     [("polygon", "none"), ("polygon", "auth_refused"), ("alpaca", "none"), ("alpaca", "auth_refused"), ("alpaca", "error:409")],
 )
-def test_a_provider_s_keys(provider: str, fault: str, home: Home, venue: Callable[..., VenueProcess]) -> None:
+def test_a_provider_s_keys(provider: str, fault: str, home: Home, venue: Callable[..., SimulatorProcess]) -> None:
     market = venue(provider, "--rate", "200", *(() if fault == "none" else ("--fault", fault)))
     channels = ["T"] if provider == "polygon" else ["trades"]
     home.env = {f"TAPELINE_{provider.upper()}_KEY": MARK, "TAPELINE_ALPACA_SECRET": f"{MARK}-too"}

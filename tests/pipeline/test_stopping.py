@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from processes import Home, VenueProcess
+    from processes import Home, SimulatorProcess
 
 SYMBOLS = ["BTCUSDT", "ETHUSDT"]
 CHANNELS = ["trade", "bookTicker", "kline_1s"]
 
 
 def test_a_run_until_idle_ends_when_everything_has_come_even_through_an_ingest_that_died(
-    home: Home, venue: Callable[..., VenueProcess]
+    home: Home, venue: Callable[..., SimulatorProcess]
 ) -> None:
     market = venue("binance", "--rate", "500", "--fault", "rewind:all")
     home.configure(block("binance", market.url, SYMBOLS, CHANNELS), flush_seconds=0.05)
@@ -44,7 +44,7 @@ def test_a_run_until_idle_ends_when_everything_has_come_even_through_an_ingest_t
     assert (found.missing, found.extra, found.rejected) == ([], [], 0)
 
 
-def test_signals_stop_a_run_with_everything_kept_that_had_arrived(home: Home, venue: Callable[..., VenueProcess]) -> None:
+def test_signals_stop_a_run_with_everything_kept_that_had_arrived(home: Home, venue: Callable[..., SimulatorProcess]) -> None:
     market = venue("binance", "--rate", "1500", "--fault", "rewind:all")
     home.configure(block("binance", market.url, SYMBOLS, CHANNELS), flush_seconds=30.0)
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -106,10 +106,10 @@ def test_a_stage_that_only_a_person_can_help_is_not_started_again(status: int) -
 
 def test_looking_on_in_vain_does_not_stop_the_stages(monkeypatch: pytest.MonkeyPatch) -> None:
     from tapeline.app import supervisor
-    from tapeline.errors import DiskTrouble
+    from tapeline.errors import DiskProblem
 
     monkeypatch.setattr(supervisor, "_LOOK_AGAIN_S", 0.0)
-    answers: list[Any] = [DiskTrouble("the lake cannot be read"), Refused("the password is another one"), False, True]
+    answers: list[Any] = [DiskProblem("the lake cannot be read"), Refused("the password is another one"), False, True]
 
     def idle() -> bool:
         answer = answers.pop(0)

@@ -29,7 +29,7 @@ from waiting import until
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from processes import Home, VenueProcess
+    from processes import Home, SimulatorProcess
 
 pytestmark = proof("chaos")
 
@@ -75,7 +75,7 @@ def holes(home: Home) -> list[tuple[Key, Interval]]:
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_killing_or_stalling_either_line_at_any_moment_loses_nothing_and_opens_no_gap(
-    seed: int, home: Home, venue: Callable[..., VenueProcess]
+    seed: int, home: Home, venue: Callable[..., SimulatorProcess]
 ) -> None:
     random = Random(seed)
     market = venue("binance", "--rate", "500", "--seed", str(seed + 1))
@@ -158,7 +158,7 @@ def test_killing_or_stalling_either_line_at_any_moment_loses_nothing_and_opens_n
 
 
 def test_what_either_line_brings_is_kept_once_and_what_neither_brings_is_the_gap(
-    home: Home, venue: Callable[..., VenueProcess], captures: list[Path]
+    home: Home, venue: Callable[..., SimulatorProcess], captures: list[Path]
 ) -> None:
     options = (
         f"--capture={captures[0]}",
@@ -205,7 +205,9 @@ def test_what_either_line_brings_is_kept_once_and_what_neither_brings_is_the_gap
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_when_ingest_is_killed_no_later_copy_is_kept_without_the_first(seed: int, home: Home, venue: Callable[..., VenueProcess]) -> None:
+def test_when_ingest_is_killed_no_later_copy_is_kept_without_the_first(
+    seed: int, home: Home, venue: Callable[..., SimulatorProcess]
+) -> None:
     random = Random(seed)
     market = venue("binance", "--rate", "600", "--fault", "rewind:all")
     again = market.url.replace("127.0.0.1", "localhost")

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from processes import Process, Spawner, VenueProcess
+    from processes import Process, SimulatorProcess, Spawner
 
     from tapeline.streams import Member
 
@@ -42,13 +42,13 @@ def stream_settings(request: pytest.FixtureRequest, kind: str, partitions: int) 
     return stream_block(request.getfixturevalue("shared")(kind, partitions=partitions))
 
 
-def four_feeds(venues: list[VenueProcess], **more: Any) -> str:
+def four_feeds(venues: list[SimulatorProcess], **more: Any) -> str:
     """A connection, and so a partition, for each venue, each with a symbol of its own."""
     blocks = (block("binance", venue.url, [symbol], CHANNELS, **more) for venue, symbol in zip(venues, SYMBOLS, strict=False))
     return "".join(blocks)
 
 
-def exactly_once_and_in_order(home: Home, venues: list[VenueProcess]) -> None:
+def exactly_once_and_in_order(home: Home, venues: list[SimulatorProcess]) -> None:
     """In the normalized topic and in the lake."""
     for venue in venues:
         venue.stop()
@@ -76,7 +76,7 @@ def shares(home: Home, *workers: str) -> dict[str, list[int]]:
 
 @pytest.mark.parametrize("kind", ["embedded", "redis", "kafka"] if PROVE else ["redis", "kafka"])
 def test_three_workers_share_the_partitions_and_take_over_from_one_that_is_killed_and_one_that_hangs(
-    kind: str, request: pytest.FixtureRequest, home: Home, venue: Callable[..., VenueProcess]
+    kind: str, request: pytest.FixtureRequest, home: Home, venue: Callable[..., SimulatorProcess]
 ) -> None:
     venues = [venue("binance", "--rate", "150", "--symbols", symbol) for symbol in SYMBOLS]
     home.configure(stream_settings(request, kind, 4) + four_feeds(venues))
@@ -139,7 +139,7 @@ def test_a_worker_that_never_reached_the_stream_ends_quietly(tmp_path: Path) -> 
         Normalize(stream, {}, StatusFile(tmp_path, "normalize")).finish()
 
 
-def test_a_run_starts_as_many_workers_and_ingest_processes_as_the_config_says(home: Home, venue: Callable[..., VenueProcess]) -> None:
+def test_a_run_starts_as_many_workers_and_ingest_processes_as_the_config_says(home: Home, venue: Callable[..., SimulatorProcess]) -> None:
     venues = [venue("binance", "--rate", "300", "--symbols", symbol, "--limit", "600") for symbol in SYMBOLS[:3]]
     feeds = block("binance", venues[0].url, SYMBOLS[:1], CHANNELS)
     feeds += block("binance", venues[1].url, SYMBOLS[1:2], CHANNELS, process="one")
@@ -164,7 +164,7 @@ FEEDS = {"polygon": (["AAPL"], ["T"], "stocks"), "alpaca": (["BTC/USD"], ["trade
 
 @pytest.mark.parametrize(("kind", "provider"), [("redis", "polygon"), ("redis", "alpaca"), ("kafka", "polygon")])
 def test_a_second_process_for_the_one_connection_of_an_account_is_refused(
-    kind: str, provider: str, request: pytest.FixtureRequest, tmp_path: Path, spawn: Spawner, venue: Callable[..., VenueProcess]
+    kind: str, provider: str, request: pytest.FixtureRequest, tmp_path: Path, spawn: Spawner, venue: Callable[..., SimulatorProcess]
 ) -> None:
     market = venue(provider, "--rate", "50")
     settings = stream_settings(request, kind, 1)
@@ -199,7 +199,7 @@ def test_a_second_process_for_the_one_connection_of_an_account_is_refused(
 
 
 def test_a_process_that_hung_so_long_that_another_took_its_account_over_gives_up(
-    request: pytest.FixtureRequest, tmp_path: Path, spawn: Spawner, venue: Callable[..., VenueProcess]
+    request: pytest.FixtureRequest, tmp_path: Path, spawn: Spawner, venue: Callable[..., SimulatorProcess]
 ) -> None:
     market = venue("polygon", "--rate", "50")
     settings = stream_settings(request, "redis", 1)

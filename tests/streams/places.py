@@ -96,8 +96,8 @@ def everything(stream: Stream, topic: Topic, positions: Mapping[int, int] | None
     at = dict.fromkeys(range(stream.partitions), 0) | dict(positions or {})
     found: list[Chunk] = []
     deadline = time.monotonic() + PATIENCE_S
-    while any(stream.waiting(topic, at).values()):
-        assert time.monotonic() < deadline, f"something waits at {at} and is not read: {stream.waiting(topic, at)}"
+    while any(stream.lag(topic, at).values()):
+        assert time.monotonic() < deadline, f"something waits at {at} and is not read: {stream.lag(topic, at)}"
         chunk = stream.read(topic, at, max_rows)
         if chunk is None:
             continue
@@ -158,7 +158,7 @@ def leave_behind_all(stream: Stream, member: Member, group: str = "normalize") -
         if (chunk := member.poll(1_000)) is not None:
             with suppress(PartitionLost):
                 member.commit(chunk, nothing(), {})
-        return not any(stream.waiting(RAW_TOPIC, stream.positions(group, RAW_TOPIC)).values())
+        return not any(stream.lag(RAW_TOPIC, stream.positions(group, RAW_TOPIC)).values())
 
     until(behind_all, f"{group} is behind all of it")
     member.close()

@@ -58,7 +58,7 @@ def test_an_empty_stream_has_nothing_to_read_and_begins_at_zero(place: Place) ->
     zero = {0: 0, 1: 0, 2: 0}
     for topic in TOPICS.values():
         assert stream.read(topic, {}, 100) is None
-        assert stream.ends(topic) == stream.waiting(topic, {}) == stream.before_end(topic, 10) == zero
+        assert stream.ends(topic) == stream.lag(topic, {}) == stream.tail_positions(topic, 10) == zero
         assert stream.positions("normalize", topic) == zero
     assert stream.totals("normalize") == {}
     assert stream.partitions == 3
@@ -108,7 +108,7 @@ def test_behind_the_last_record_and_far_beyond_the_end_there_is_nothing(place: P
     assert everything(stream, TICKS_TOPIC, ends) == []
     assert stream.read(TICKS_TOPIC, ends, 10) is None
     beyond = {partition: end + (5 << 21) for partition, end in ends.items()}
-    assert stream.waiting(TICKS_TOPIC, beyond) == {0: 0, 1: 0, 2: 0}
+    assert stream.lag(TICKS_TOPIC, beyond) == {0: 0, 1: 0, 2: 0}
     if place.kind != "kafka":  # where only a topic that was made anew has such positions; it is read from its begin
         assert stream.read(TICKS_TOPIC, beyond, 10) is None
     assert len(column(stream, TICKS_TOPIC, "symbol")) == 20
@@ -123,14 +123,14 @@ def test_positions_ends_waiting_and_before_end_agree(place: Place) -> None:
     held = by_partition(chunks, "sequence")
     assert sum(map(len, held.values())) == 72
     last = {partition: position for chunk in chunks for partition, position in chunk.next.items()}
-    assert not any(stream.waiting(TICKS_TOPIC, last).values())
-    assert not any(stream.waiting(TICKS_TOPIC, stream.ends(TICKS_TOPIC)).values())
-    assert all(stream.waiting(TICKS_TOPIC, {})[partition] for partition in held)
+    assert not any(stream.lag(TICKS_TOPIC, last).values())
+    assert not any(stream.lag(TICKS_TOPIC, stream.ends(TICKS_TOPIC)).values())
+    assert all(stream.lag(TICKS_TOPIC, {})[partition] for partition in held)
     for rows in (1, 5, 20, 1_000):
-        left = by_partition(everything(stream, TICKS_TOPIC, stream.before_end(TICKS_TOPIC, rows)), "sequence")
+        left = by_partition(everything(stream, TICKS_TOPIC, stream.tail_positions(TICKS_TOPIC, rows)), "sequence")
         for partition, numbers in held.items():
             got = left.get(partition, [])
-            assert len(got) >= min(rows, len(numbers)), f"{len(got)} records lie behind before_end({rows})"
+            assert len(got) >= min(rows, len(numbers)), f"{len(got)} records lie behind tail_positions({rows})"
             assert got == numbers[len(numbers) - len(got) :]
 
 
@@ -139,9 +139,9 @@ def test_what_is_appended_is_waited_for_and_read_also_by_one_who_stood_at_the_en
     writing, reading = place.open(), place.open()
     position: dict[int, int] = {}
     for turn in range(15):
-        assert not any(reading.waiting(RAW_TOPIC, position).values())
+        assert not any(reading.lag(RAW_TOPIC, position).values())
         writing.append(RAW_TOPIC, raws(turn, 1), 1)
-        assert reading.waiting(RAW_TOPIC, position)[1] == 1
+        assert reading.lag(RAW_TOPIC, position)[1] == 1
         chunks = everything(reading, RAW_TOPIC, position)
         assert by_partition(chunks, "payload") == {1: [b"%d " % turn]}
         position = dict(chunks[-1].next)
@@ -153,11 +153,11 @@ def test_what_one_commit_after_the_other_writes_is_waited_for_at_once(place: Pla
     at: dict[int, int] = {}
     for turn in range(6):
         commit(place, writing, [(TICKS_TOPIC, ticks({"symbol": "X", "sequence": turn}))])
-        assert sum(reading.waiting(TICKS_TOPIC, at).values()) > 0, f"nothing waits after commit {turn}"
+        assert sum(reading.lag(TICKS_TOPIC, at).values()) > 0, f"nothing waits after commit {turn}"
         chunks = everything(reading, TICKS_TOPIC, at)
         assert [value for chunk in chunks for value in chunk.batch["sequence"].to_pylist()] == [turn]
         at = dict(chunks[-1].next)
-        assert not any(reading.waiting(TICKS_TOPIC, at).values())
+        assert not any(reading.lag(TICKS_TOPIC, at).values())
 
 
 @pytest.mark.parametrize("place", ["kafka-arrow", "kafka-protobuf"], indirect=True)
@@ -176,13 +176,13 @@ def test_after_an_aborted_transaction_nothing_waits_and_what_follows_is_read(pla
     assert chunk.batch["sequence"].to_pylist() == [1]
     behind = dict.fromkeys(range(3), 0) | dict(chunk.next)
     assert stream.read(TICKS_TOPIC, behind, 10) is None
-    assert any(stream.waiting(TICKS_TOPIC, behind).values()), "what is in the open transaction may come"
+    assert any(stream.lag(TICKS_TOPIC, behind).values()), "what is in the open transaction may come"
     dying.abort_transaction(20)
     assert column(stream, TICKS_TOPIC, "sequence") == [1]
     stream.append(TICKS_TOPIC, ticks({"symbol": "X", "sequence": 2}))
     assert column(stream, TICKS_TOPIC, "sequence") == [1, 2]
     assert [
-        n for c in everything(place.open(), TICKS_TOPIC, stream.before_end(TICKS_TOPIC, 2)) for n in c.batch["sequence"].to_pylist()
+        n for c in everything(place.open(), TICKS_TOPIC, stream.tail_positions(TICKS_TOPIC, 2)) for n in c.batch["sequence"].to_pylist()
     ] == [1, 2]
 
 
@@ -245,7 +245,7 @@ def test_librdkafka_s_murmur2_chooses_the_same_partitions(place: Place) -> None:
 
 
 @every
-def test_a_batch_of_nothing_is_no_record_and_no_trouble(place: Place) -> None:
+def test_a_batch_of_nothing_is_no_record_and_no_problem(place: Place) -> None:
     stream = place.open()
     for topic in TOPICS.values():
         empty = pa.RecordBatch.from_pylist([], topic.schema)
@@ -269,7 +269,7 @@ def test_a_commit_may_have_no_outputs_at_all(place: Place) -> None:
     stream = place.open()
     commit(place, stream, [], {"in": 1})
     assert stream.totals("normalize") == {"in": 1}
-    assert not any(stream.waiting(RAW_TOPIC, stream.positions("normalize", RAW_TOPIC)).values())
+    assert not any(stream.lag(RAW_TOPIC, stream.positions("normalize", RAW_TOPIC)).values())
 
 
 @each
@@ -460,7 +460,7 @@ def test_joining_and_leaving_again_and_again_loses_and_doubles_nothing(place: Pl
     for partition in range(3):  # what came from one raw partition kept its order: all of it has one key
         mine = [n for n in numbers if n // 3 % 3 == partition]
         assert mine == sorted(mine)
-    assert not any(stream.waiting(RAW_TOPIC, stream.positions("normalize", RAW_TOPIC)).values())
+    assert not any(stream.lag(RAW_TOPIC, stream.positions("normalize", RAW_TOPIC)).values())
 
 
 @each
@@ -518,7 +518,7 @@ def test_a_commit_is_outputs_positions_and_totals_together(place: Place) -> None
     commit(place, stream, [(TICKS_TOPIC, ticks({}, {})), *nothing()[1:]], {"binance/spot/ticks": 2, "binance/spot/bars": 0})
     commit(place, stream, [(TICKS_TOPIC, ticks({}))], {"binance/spot/ticks": 1, "名": 3})
     assert stream.totals("normalize") == {"binance/spot/ticks": 3, "名": 3}
-    assert not any(stream.waiting(RAW_TOPIC, stream.positions("normalize", RAW_TOPIC)).values())
+    assert not any(stream.lag(RAW_TOPIC, stream.positions("normalize", RAW_TOPIC)).values())
     assert len(column(stream, TICKS_TOPIC, "symbol")) == 3
     assert stream.positions("another", RAW_TOPIC) == {0: 0, 1: 0, 2: 0}
     assert stream.totals("another") == {}
@@ -592,11 +592,11 @@ def test_after_a_writer_was_killed_the_next_one_finds_out_what_arrived_and_doubl
         dying.wait(PATIENCE_S)
         assert dying.returncode == -signal.SIGKILL
         producer = place.open().producer(f"next/{death}")
-        arrived = producer.recovered(f"writer/{death}", since_ns)
+        arrived = producer.last_acknowledged(f"writer/{death}", since_ns)
         held = max((int(payload.split()[0]) for payload in column(stream, RAW_TOPIC, "payload")), default=0)
         numbers = {number for number in range(1, last + 1) if any(number in some for some in arrived.values())}
         assert max(numbers, default=0) == (held if held >= first else 0)
-        assert not any(1 in some for some in producer.recovered("nobody", since_ns).values())
+        assert not any(1 in some for some in producer.last_acknowledged("nobody", since_ns).values())
         for number in range(max(held + 1, first), last + 1):
             send_patiently(producer, number, number % 3, raws(number, 1))
         until(lambda: producer.settled() == last, "all of them are settled")  # noqa: B023
@@ -613,10 +613,10 @@ def test_what_a_dead_writer_had_sent_and_comes_only_after_the_next_one_asked_is_
     send_patiently(late, 1, 0, raws(1, 1))
     until(lambda: late.settled() == 1, "it is settled")
     following = place.open().producer("next")
-    assert [number in following.recovered("dead", 0)[0] for number in (1, 2)] == [True, False]
+    assert [number in following.last_acknowledged("dead", 0)[0] for number in (1, 2)] == [True, False]
     send_patiently(late, 2, 0, raws(2, 1))
     until(lambda: late.settled() == 2, "Redis has answered")
-    assert [number in following.recovered("dead", 0)[0] for number in (1, 2)] == [True, False]
+    assert [number in following.last_acknowledged("dead", 0)[0] for number in (1, 2)] == [True, False]
     send_patiently(following, 2, 0, raws(2, 1))
     until(lambda: following.settled() == 2, "it is settled")
     assert column(stream, RAW_TOPIC, "payload") == [b"1 ", b"2 "]
@@ -636,7 +636,7 @@ def test_what_a_dead_writer_had_sent_and_the_broker_takes_late_is_waited_for(pla
             until(lambda: late.settled() == number, "it is settled")
 
     following = RawProducer(stream._cluster, "next", sleep=meanwhile)  # type: ignore[attr-defined]  # of Kafka's stream
-    assert following.recovered("dead", time.time_ns()) == {0: {1, 2, 3}}
+    assert following.last_acknowledged("dead", time.time_ns()) == {0: {1, 2, 3}}
     late.close(1.0)
 
 

@@ -154,12 +154,12 @@ def test_of_a_topic_that_was_made_anew_while_nobody_read_everything_is_read(plac
     place.close()
     write(place.open(), 100, more, topic)
     again = Kept(place.open(), kept.positions, topic)
-    assert again.stream.waiting(topic, kept.positions)[0] == more
+    assert again.stream.lag(topic, kept.positions)[0] == more
     again.until(100 + more - 1)
     assert again.numbers == list(range(100, 100 + more))
     assert again.crossed == {0}
     assert not set(kept.offsets) & set(again.offsets), "no number is given twice"
-    assert not any(again.stream.waiting(topic, again.positions).values())
+    assert not any(again.stream.lag(topic, again.positions).values())
     assert again.stream.ends(topic)[0] == again.positions[0] > kept.positions[0]
 
 
@@ -307,7 +307,7 @@ def test_of_a_broker_that_is_restored_from_an_older_copy_everything_new_is_read_
     assert kept.crossed == {0}
     new = kept.offsets[-more:]
     assert min(new) > max(before)
-    assert not any(kept.stream.waiting(TICKS_TOPIC, kept.positions).values())
+    assert not any(kept.stream.lag(TICKS_TOPIC, kept.positions).values())
     place.close()
     again = Kept(place.open(), kept.positions)
     write(again.stream, 200, 2)

@@ -66,7 +66,7 @@ def interpreted(stream: Stream, folder: Path) -> None:
     def behind_all() -> bool:
         with suppress(Unavailable):
             stage.step()
-            return not any(stream.waiting(RAW_TOPIC, stream.positions("normalize", RAW_TOPIC)).values())
+            return not any(stream.lag(RAW_TOPIC, stream.positions("normalize", RAW_TOPIC)).values())
         return False
 
     try:

@@ -15,11 +15,11 @@ from deltalake import DeltaTable
 from places import Place, column, nothing, polled
 
 from made import raws, ticks
-from tapeline.errors import DiskTrouble
+from tapeline.errors import DiskProblem
 from tapeline.providers.registry import identity
 from tapeline.records import NS_PER_MS, NS_PER_S, RAW_TOPIC, TICKS_TOPIC, Chunk
 from tapeline.stages.normalize import NORMALIZE
-from tapeline.stages.store import KeepIn
+from tapeline.stages.store import StoreWriter
 from tapeline.stages.taken import Taken
 from tapeline.stores.lake import Lake
 from tapeline.streams.embedded import EmbeddedStream
@@ -150,7 +150,7 @@ def test_a_store_counts_nothing_of_before_though_the_stream_forgets_just_before_
     place, server = own_place(kind) if kind != "embedded" else (Place(kind, tmp_path / "own", {"partitions": 3}), None)
     stream = place.open()
     status, stop = StatusFile(tmp_path, "lake"), threading.Event()
-    keep = KeepIn(stream, Lake(tmp_path / "lake", identity), status, stop, group="lake", flush_rows=10_000, flush_s=0.0)
+    keep = StoreWriter(stream, Lake(tmp_path / "lake", identity), status, stop, group="lake", flush_rows=10_000, flush_s=0.0)
     acknowledge = stream.acknowledge
 
     def forgetting(*said: Any) -> bool:
@@ -178,22 +178,22 @@ def test_a_store_counts_what_it_has_written_once_though_its_word_has_no_answer(
     place = Place("embedded", tmp_path / "own", {"partitions": 3})
     stream = place.open()
     status, stop = StatusFile(tmp_path, "lake"), threading.Event()
-    keep = KeepIn(stream, Lake(tmp_path / "lake", identity), status, stop, group="lake", flush_rows=10_000, flush_s=0.0)
+    keep = StoreWriter(stream, Lake(tmp_path / "lake", identity), status, stop, group="lake", flush_rows=10_000, flush_s=0.0)
     acknowledge = stream.acknowledge
 
     def interrupted(*said: Any) -> bool:
         if heard:
             acknowledge(*said)
-        raise DiskTrouble("the disk is full")
+        raise DiskProblem("the disk is full")
 
     for number in range(3):
         stream.append(TICKS_TOPIC, ticks({"symbol": "A", "id": str(number)}), 0)
         if number == 1:
             with monkeypatch.context() as patch:
                 patch.setattr(stream, "acknowledge", interrupted)
-                with pytest.raises(DiskTrouble):
+                with pytest.raises(DiskProblem):
                     keep.step()
-                with suppress(DiskTrouble):
+                with suppress(DiskProblem):
                     keep.step()
         keep.step()
     assert stream.totals("lake")["ticks/read"] == 3
@@ -209,9 +209,9 @@ def test_a_stage_that_stands_behind_the_end_of_its_stream_says_so_and_a_right_cl
     def opened() -> EmbeddedStream:
         return EmbeddedStream(tmp_path / "stream", 1, born=birth, clock=lambda: now[0])
 
-    def stepped(stream: EmbeddedStream) -> KeepIn:
+    def stepped(stream: EmbeddedStream) -> StoreWriter:
         status, stop = StatusFile(tmp_path, "lake"), threading.Event()
-        keep = KeepIn(
+        keep = StoreWriter(
             stream, Lake(tmp_path / "lake", identity), status, stop, group="lake", flush_rows=10, flush_s=0.0, clock=lambda: now[0]
         )
         for _ in range(2):

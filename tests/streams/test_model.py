@@ -96,4 +96,4 @@ def test_any_sequence_of_steps_gives_what_a_list_gives(place: Place, seed: int) 
         assert [n for n in kept if n >= 0] == [n for n in numbers if n >= 0]
         assert sorted(kept) == sorted(numbers)
     assert stream.totals("normalize").get("in", 0) == model.totals
-    assert not any(stream.waiting(RAW_TOPIC, stream.positions("normalize", RAW_TOPIC)).values())
+    assert not any(stream.lag(RAW_TOPIC, stream.positions("normalize", RAW_TOPIC)).values())

@@ -258,7 +258,7 @@ def test_where_redis_has_trimmed_nothing_waits_for_one_who_reads_from_the_begin(
     client.xtrim("market-data.raw:0", maxlen=0)
     client.close()
     assert stream.read(RAW_TOPIC, {}, 10) is None
-    assert not any(stream.waiting(RAW_TOPIC, {}).values())
+    assert not any(stream.lag(RAW_TOPIC, {}).values())
 
 
 def test_a_redis_that_forgot_its_last_moments_never_gives_their_offsets_again(own_place: Any) -> None:
@@ -279,8 +279,8 @@ def test_a_redis_that_forgot_its_last_moments_never_gives_their_offsets_again(ow
     offsets = [offset for chunk in chunks for offset in chunk.offset.tolist()]
     assert [p for chunk in chunks for p in chunk.batch["payload"].to_pylist()] == [b"0 ", b"1 ", b"2 ", b"100 "]
     assert offsets[-1] >= seen
-    assert stream.waiting(RAW_TOPIC, {0: seen})[0] < 10, "as many as there are"
-    left = everything(stream, RAW_TOPIC, stream.before_end(RAW_TOPIC, 2))
+    assert stream.lag(RAW_TOPIC, {0: seen})[0] < 10, "as many as there are"
+    left = everything(stream, RAW_TOPIC, stream.tail_positions(RAW_TOPIC, 2))
     assert len(by_partition(left, "payload")[0]) >= 2
 
 
@@ -345,8 +345,8 @@ def calls(stream: Any) -> dict[str, Callable[[], Any]]:
         "positions": lambda: stream.positions("normalize", RAW_TOPIC),
         "totals": lambda: stream.totals("normalize"),
         "ends": lambda: stream.ends(RAW_TOPIC),
-        "before_end": lambda: stream.before_end(RAW_TOPIC, 10),
-        "waiting": lambda: stream.waiting(RAW_TOPIC, {}),
+        "tail_positions": lambda: stream.tail_positions(RAW_TOPIC, 10),
+        "waiting": lambda: stream.lag(RAW_TOPIC, {}),
         "hold": lambda: stream.hold("one"),
     }
 
@@ -632,11 +632,11 @@ def test_a_user_whose_right_to_write_is_taken_away_for_a_while_misses_nothing_an
     put(31, 60)
     turns_until(lambda: delivery.spooled == 30, "they are on disk")
     put(61, 90)
-    turns_until(lambda: "authorization failed" in delivery.trouble or "can't run this command" in delivery.trouble, "it says why")
+    turns_until(lambda: "authorization failed" in delivery.problem or "can't run this command" in delivery.problem, "it says why")
     assert delivery.failure is None
     giving()
     put(91, 120)
-    turns_until(lambda: not delivery.busy, f"all are in the stream: {delivery.trouble}")
+    turns_until(lambda: not delivery.busy, f"all are in the stream: {delivery.problem}")
     found = by_partition(everything(place.open(), RAW_TOPIC), "payload")
     wanted = {at: [b"%d " % number for number in range(1, 121) if number % 3 == at] for at in range(3)}
     assert {at: sorted(some, key=int) for at, some in found.items()} == wanted
@@ -664,7 +664,7 @@ def test_in_topics_with_kafka_s_usual_bound_one_frame_over_it_is_told_and_everyt
         send_patiently(producer, number, 0, pa.RecordBatch.from_arrays(columns, schema=RAW))
     until(lambda: producer.settled() == 4, "they are settled")
     assert set(producer.refused) == {2}
-    assert "max.message.bytes" in producer.trouble
+    assert "max.message.bytes" in producer.problem
     producer.close(1.0)
     assert column(stream, RAW_TOPIC, "payload") == [frames[0], frames[2], frames[3]]
     rows = [{**row, "payload": os.urandom(50_000), "connection": "c"} for row in rejects(100).to_pylist()]

@@ -61,7 +61,7 @@ class Flow:
     def done(self) -> bool:
         """Whether the group is behind all of it."""
         try:
-            return not any(self._stream.waiting(RAW_TOPIC, self._stream.positions("normalize", RAW_TOPIC)).values())
+            return not any(self._stream.lag(RAW_TOPIC, self._stream.positions("normalize", RAW_TOPIC)).values())
         except Unavailable:
             return False
 

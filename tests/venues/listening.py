@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
     from pathlib import Path
 
-    from tapeline.simulators import Venue
+    from tapeline.simulators import Simulator
 
 
 class Client(WSListener):
@@ -109,7 +109,7 @@ async def connect(
 
 
 @asynccontextmanager
-async def running(venue: Venue) -> AsyncIterator[str]:
+async def running(venue: Simulator) -> AsyncIterator[str]:
     """A started venue's url; it is stopped in the end."""
     url = await venue.start()
     try:

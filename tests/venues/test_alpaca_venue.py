@@ -14,7 +14,7 @@ import pytest
 from listening import Client, connect, fast_clock, running, told
 from picows import WSHandshakeError, WSMsgType
 
-from tapeline.simulators import Venue, VenueOptions
+from tapeline.simulators import Simulator, SimulatorOptions
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,8 +27,8 @@ HEADERS = {"APCA-API-KEY-ID": "demo", "APCA-API-SECRET-KEY": "secret"}
 OPTION = "SPY271217C00650000"
 
 
-def alpaca(**options: Any) -> Venue:
-    return Venue(VenueOptions(name="alpaca", **options))
+def alpaca(**options: Any) -> Simulator:
+    return Simulator(SimulatorOptions(name="alpaca", **options))
 
 
 def failed(code: int, message: str) -> list[dict[str, Any]]:
@@ -361,8 +361,8 @@ def test_too_many_upgrades_bring_http_429() -> None:
 
 def test_minute_bars_updates_and_daily_bars_come_from_the_trades_sent() -> None:
     async def scenario() -> None:
-        options = VenueOptions(name="alpaca", symbols=("AAPL",), rate=300.0, faults=("late_report:0.01",))
-        async with running(Venue(options, clock=fast_clock(90))) as url:
+        options = SimulatorOptions(name="alpaca", symbols=("AAPL",), rate=300.0, faults=("late_report:0.01",))
+        async with running(Simulator(options, clock=fast_clock(90))) as url:
             wanted = {name: ["AAPL"] for name in ("trades", "bars", "updatedBars", "dailyBars")}
             client = await logged_in(url + "/v2/sip", **wanted)
             await client.until(lambda: {event["T"] for event in events(client)} >= set("tbud"))
@@ -386,8 +386,8 @@ def test_minute_bars_updates_and_daily_bars_come_from_the_trades_sent() -> None:
 
 def test_crypto_bars_come_in_minutes_without_trades_too() -> None:
     async def scenario() -> None:
-        options = VenueOptions(name="alpaca", symbols=("BTC/USD",), rate=0.2)
-        async with running(Venue(options, clock=fast_clock(120))) as url:
+        options = SimulatorOptions(name="alpaca", symbols=("BTC/USD",), rate=0.2)
+        async with running(Simulator(options, clock=fast_clock(120))) as url:
             client = await logged_in(url + "/v1beta3/crypto/us", bars=["BTC/USD"])
             await client.until(lambda: len(events(client)) >= 4)
             starts = [event["t"] for event in events(client)]

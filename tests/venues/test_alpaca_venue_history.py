@@ -13,7 +13,7 @@ from urllib.parse import urlencode
 import pytest
 from listening import Client, connect, fast_clock, running, told
 
-from tapeline.simulators import Venue, VenueOptions
+from tapeline.simulators import Simulator, SimulatorOptions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,8 +23,8 @@ KEYS = {"APCA-API-KEY-ID": "demo", "APCA-API-SECRET-KEY": "secret"}
 EVER = {"start": "2020-01-01", "end": "2100-01-01T00:00:00Z", "limit": "10000"}
 
 
-def alpaca(**options: Any) -> Venue:
-    return Venue(VenueOptions(name="alpaca", **options))
+def alpaca(**options: Any) -> Simulator:
+    return Simulator(SimulatorOptions(name="alpaca", **options))
 
 
 async def ask(url: str, path: str, headers: Mapping[str, str] = KEYS, **query: str) -> tuple[int, dict[str, str], bytes]:
@@ -145,8 +145,8 @@ def test_a_trade_that_was_taken_back_stays_and_says_so() -> None:
 
 def test_bars_have_their_latest_values_and_those_that_nobody_heard_are_there() -> None:
     async def scenario() -> None:
-        options = VenueOptions(name="alpaca", symbols=("AAPL",), rate=300.0, faults=("late_report:0.02",))
-        async with running(Venue(options, clock=fast_clock(120))) as url:
+        options = SimulatorOptions(name="alpaca", symbols=("AAPL",), rate=300.0, faults=("late_report:0.02",))
+        async with running(Simulator(options, clock=fast_clock(120))) as url:
             client = await listening(url, "/v2/iex", trades=["AAPL"], bars=["AAPL"], updatedBars=["AAPL"], dailyBars=["AAPL"])
             await client.until(lambda: heard(client, "u") and heard(client, "d"))
             client.say({"action": "unsubscribe", "bars": ["AAPL"], "updatedBars": ["AAPL"]})
@@ -202,7 +202,7 @@ def test_a_query_that_means_nothing_is_refused(query: dict[str, str], said: str)
 def test_too_many_requests_are_refused_until_the_minute_is_over() -> None:
     async def scenario() -> None:
         clock = [1_800_000_000_500_000_000]
-        venue = Venue(VenueOptions(name="alpaca", faults=("rest_limit:2",)), clock=lambda: clock[0])
+        venue = Simulator(SimulatorOptions(name="alpaca", faults=("rest_limit:2",)), clock=lambda: clock[0])
         async with running(venue) as url:
             found = [await ask(url, "/v2/stocks/trades", symbols="AAPL") for _ in range(3)]
             assert [status for status, _, _ in found] == [200, 200, 429]

@@ -13,7 +13,7 @@ import pytest
 from listening import connect, running, told
 from picows import WSHandshakeError, WSMsgType
 
-from tapeline.simulators import Venue, VenueOptions
+from tapeline.simulators import Simulator, SimulatorOptions
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 SUBSCRIBED = {"result": None, "id": 1}
 
 
-def binance(**options: Any) -> Venue:
-    return Venue(VenueOptions(name="binance", **options))
+def binance(**options: Any) -> Simulator:
+    return Simulator(SimulatorOptions(name="binance", **options))
 
 
 def subscribe(*streams: Any, request_id: Any = 1) -> dict[str, Any]:

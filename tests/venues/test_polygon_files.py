@@ -17,7 +17,7 @@ import pytest
 from listening import connect, told
 
 from environments import python_of
-from tapeline.simulators import Venue, VenueOptions
+from tapeline.simulators import Simulator, SimulatorOptions
 from waiting import eventually
 
 if TYPE_CHECKING:
@@ -40,12 +40,12 @@ def asked(url: str, *arguments: str) -> dict[str, Any]:
 
 def served(journal: Path, faults: Sequence[str], *keys: str, limit: int = 600) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """What was sent to a socket, and what boto3 finds with each of some keys when all of it has been."""
-    options = VenueOptions(
+    options = SimulatorOptions(
         name="polygon", rate=2_000, symbols=("AAPL", "MSFT"), limit=limit, faults=tuple(faults), journal=journal, files_port=0
     )
 
     async def scenario() -> list[dict[str, Any]]:
-        venue = Venue(options)
+        venue = Simulator(options)
         url = await venue.start()
         try:
             client = await connect(url + "/stocks")
@@ -92,7 +92,7 @@ def test_who_may_not_is_refused_and_who_asks_too_often_or_meets_a_fault_comes_th
 
 def test_what_is_not_there_is_said_in_s3_s_words() -> None:
     async def scenario() -> list[tuple[int, bytes]]:
-        venue = Venue(VenueOptions(name="polygon", files_port=0, faults=("not_authorized:Q",)))
+        venue = Simulator(SimulatorOptions(name="polygon", files_port=0, faults=("not_authorized:Q",)))
         await venue.start()
         signed = {"Authorization": "AWS4-HMAC-SHA256 Credential=k/20240101/us-east-1/s3/aws4_request, Signature=x"}
 
@@ -128,4 +128,4 @@ def test_what_is_not_there_is_said_in_s3_s_words() -> None:
 
 def test_other_venues_have_no_such_files() -> None:
     with pytest.raises(ValueError, match="files_port is of polygon's flat files; binance has none"):
-        VenueOptions(name="binance", files_port=0)
+        SimulatorOptions(name="binance", files_port=0)

@@ -13,7 +13,7 @@ import pytest
 from listening import Client, connect, fast_clock, running, told
 from picows import WSHandshakeError
 
-from tapeline.simulators import Venue, VenueOptions
+from tapeline.simulators import Simulator, SimulatorOptions
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,8 +27,8 @@ TOO_MANY = {
 }
 
 
-def polygon(**options: Any) -> Venue:
-    return Venue(VenueOptions(name="polygon", **options))
+def polygon(**options: Any) -> Simulator:
+    return Simulator(SimulatorOptions(name="polygon", **options))
 
 
 def acknowledged(topic: str) -> dict[str, str]:
@@ -217,7 +217,7 @@ def test_sequence_numbers_can_be_told_to_repeat_and_to_go_back() -> None:
 
 def test_a_second_bar_is_built_from_the_very_trades_sent_and_leaves_two_seconds_late() -> None:
     async def scenario() -> None:
-        venue = Venue(VenueOptions(name="polygon", symbols=("AAPL",), rate=600.0, seed=3), clock=fast_clock(4))
+        venue = Simulator(SimulatorOptions(name="polygon", symbols=("AAPL",), rate=600.0, seed=3), clock=fast_clock(4))
         async with running(venue) as url:
             client = await logged_in(url + "/stocks", "T.AAPL,A.AAPL")
             await client.until(lambda: sum(event["ev"] == "A" for event in events(client)) >= 5)
@@ -240,8 +240,8 @@ def test_a_second_bar_is_built_from_the_very_trades_sent_and_leaves_two_seconds_
 
 def test_a_late_trade_sends_its_bar_again() -> None:
     async def scenario() -> None:
-        options = VenueOptions(name="polygon", symbols=("AAPL",), rate=500.0, faults=("late_report:0.05",))
-        async with running(Venue(options, clock=fast_clock(20))) as url:
+        options = SimulatorOptions(name="polygon", symbols=("AAPL",), rate=500.0, faults=("late_report:0.05",))
+        async with running(Simulator(options, clock=fast_clock(20))) as url:
             client = await logged_in(url + "/stocks", "T.AAPL,A.AAPL")
 
             def bars() -> dict[int, list[int]]:
@@ -392,7 +392,9 @@ def test_history_holds_what_was_sent_and_what_a_fault_kept_back_in_ns_the_latest
 
 def test_history_has_a_bar_once_as_it_was_told_last_and_none_has_no_results() -> None:
     async def scenario() -> None:
-        async with running(Venue(VenueOptions(name="polygon", rate=2_000, faults=("late_report:0.02",)), clock=fast_clock(30))) as url:
+        async with running(
+            Simulator(SimulatorOptions(name="polygon", rate=2_000, faults=("late_report:0.02",)), clock=fast_clock(30))
+        ) as url:
             client = await logged_in(url + "/stocks", "A.AAPL")
             await client.until(lambda: len(events(client)) > 40)
             _, page = await fetched(url, "/v2/aggs/ticker/AAPL/range/1/second/0/4000000000000?adjusted=false&limit=3")

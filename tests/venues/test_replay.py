@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from listening import connect, running, told
 
-from tapeline.simulators import Venue, VenueOptions
+from tapeline.simulators import Simulator, SimulatorOptions
 from waiting import eventually
 
 RECORDED = Path(__file__).resolve().parents[2].parent / "shared" / "captures" / "binance"
@@ -21,8 +21,8 @@ BTC, ETH = RECORDED / "spot_btcusdt_20240808.gz", RECORDED / "spot_ethusdt_20240
 recordings = pytest.mark.skipif(not BTC.exists(), reason="the recordings are not on this machine")
 
 
-def replay(*captures: Path, **options: Any) -> Venue:
-    return Venue(VenueOptions(name="binance", captures=captures, **options))
+def replay(*captures: Path, **options: Any) -> Simulator:
+    return Simulator(SimulatorOptions(name="binance", captures=captures, **options))
 
 
 def made(path: Path, count: int, symbol: str = "btcusdt") -> Path:
@@ -183,4 +183,4 @@ def test_a_recording_that_cannot_be_read_is_named_with_its_line(tmp_path: Path) 
 
 def test_only_binance_has_recordings(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="Binance's"):
-        Venue(VenueOptions(name="alpaca", captures=(tmp_path / "any.gz",)))
+        Simulator(SimulatorOptions(name="alpaca", captures=(tmp_path / "any.gz",)))

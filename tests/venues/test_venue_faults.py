@@ -13,7 +13,7 @@ import pytest
 from listening import Client, connect, running, told
 from picows import WSHandshakeError, WSMsgType
 
-from tapeline.simulators import FAULTS, Venue, VenueOptions
+from tapeline.simulators import FAULTS, Simulator, SimulatorOptions
 from waiting import eventually
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ async def listener(url: str, name: str, *, answers_closes: bool = True) -> Clien
 
 def test_an_unknown_fault_is_refused_and_the_nearest_is_named() -> None:
     with pytest.raises(ValueError, match="did you mean 'duplicate'"):
-        Venue(VenueOptions(name="binance", faults=("duplicates",)))
+        Simulator(SimulatorOptions(name="binance", faults=("duplicates",)))
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_an_unknown_fault_is_refused_and_the_nearest_is_named() -> None:
 )
 def test_a_fault_that_makes_no_sense_is_refused(name: str, fault: str, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
-        Venue(VenueOptions(name=name, faults=(fault,)))
+        Simulator(SimulatorOptions(name=name, faults=(fault,)))
 
 
 def test_every_fault_has_one_line_of_help() -> None:
@@ -65,7 +65,7 @@ def test_every_fault_has_one_line_of_help() -> None:
 @EVERYWHERE
 def test_close_is_clean_and_a_new_connection_gets_its_own_time(name: str) -> None:
     async def scenario() -> None:
-        async with running(Venue(VenueOptions(name=name, faults=("close:0.3",)))) as url:
+        async with running(Simulator(SimulatorOptions(name=name, faults=("close:0.3",)))) as url:
             for _ in range(2):
                 client = await listener(url, name)
                 began = time.monotonic()
@@ -80,7 +80,7 @@ def test_close_is_clean_and_a_new_connection_gets_its_own_time(name: str) -> Non
 @EVERYWHERE
 def test_reset_comes_in_the_middle_of_a_frame(name: str) -> None:
     async def scenario() -> None:
-        async with running(Venue(VenueOptions(name=name, faults=("reset:0.3",)))) as url:
+        async with running(Simulator(SimulatorOptions(name=name, faults=("reset:0.3",)))) as url:
             client = await listener(url, name)
             await client.until(lambda: client.gone)
             assert client.close_code is None
@@ -99,10 +99,10 @@ async def silence(client: Client) -> int:
 
 
 @EVERYWHERE
-def test_mute_ends_the_data_and_answers_pings(name: str, tmp_path: Path) -> None:
+def test_stale_ends_the_data_and_answers_pings(name: str, tmp_path: Path) -> None:
     async def scenario() -> None:
         journal = tmp_path / "journal.jsonl"
-        async with running(Venue(VenueOptions(name=name, faults=("mute:0.3",), journal=journal))) as url:
+        async with running(Simulator(SimulatorOptions(name=name, faults=("stale:0.3",), journal=journal))) as url:
             client = await listener(url, name)
             so_far = await silence(client)
             client.transport.send_ping(b"hello")
@@ -110,7 +110,7 @@ def test_mute_ends_the_data_and_answers_pings(name: str, tmp_path: Path) -> None
             await asyncio.sleep(0.3)
             assert len(client.messages) == so_far > 3
             assert not client.gone
-        assert told(journal)[-1]["event"] == _events(client)[-1], "the journal holds nothing that a mute socket missed"
+        assert told(journal)[-1]["event"] == _events(client)[-1], "the journal holds nothing that a stale socket missed"
 
     asyncio.run(scenario())
 
@@ -118,7 +118,7 @@ def test_mute_ends_the_data_and_answers_pings(name: str, tmp_path: Path) -> None
 @EVERYWHERE
 def test_half_open_answers_nothing_at_all(name: str) -> None:
     async def scenario() -> None:
-        async with running(Venue(VenueOptions(name=name, faults=("half_open:0.3",)))) as url:
+        async with running(Simulator(SimulatorOptions(name=name, faults=("half_open:0.3",)))) as url:
             client = await listener(url, name)
             so_far = await silence(client)
             client.transport.send_ping(b"hello")
@@ -147,8 +147,8 @@ def _events(client: Client) -> list[dict[str, Any]]:
 def test_malformed_events_come_extra_and_the_journal_tells_them_apart(name: str, fault: str, tmp_path: Path) -> None:
     async def scenario() -> None:
         journal = tmp_path / "journal.jsonl"
-        options = VenueOptions(name=name, limit=1500, rate=20_000.0, faults=(f"{fault}:0.5",), journal=journal)
-        venue = Venue(options)
+        options = SimulatorOptions(name=name, limit=1500, rate=20_000.0, faults=(f"{fault}:0.5",), journal=journal)
+        venue = Simulator(options)
         async with running(venue) as url:
             client = await listener(url, name)
             await eventually(lambda: sum(venue.sent.values()) >= 1500)
@@ -200,7 +200,7 @@ def _sorted_out(client: Client, good: list[dict[str, Any]]) -> tuple[list[dict[s
 def test_duplicate_sends_frames_twice(name: str, tmp_path: Path) -> None:
     async def scenario() -> None:
         journal = tmp_path / "journal.jsonl"
-        venue = Venue(VenueOptions(name=name, limit=2000, rate=5000.0, faults=("duplicate:0.2",), journal=journal))
+        venue = Simulator(SimulatorOptions(name=name, limit=2000, rate=5000.0, faults=("duplicate:0.2",), journal=journal))
         async with running(venue) as url:
             client = await listener(url, name)
             await eventually(lambda: sum(not line.get("repeat") for line in told(journal)) >= 2000)
@@ -218,8 +218,8 @@ def test_duplicate_sends_frames_twice(name: str, tmp_path: Path) -> None:
 
 def test_reorder_swaps_neighbors_and_loses_nothing() -> None:
     async def scenario() -> None:
-        options = VenueOptions(name="binance", limit=1000, rate=5000.0, faults=("reorder:0.1",))
-        async with running(Venue(options)) as url:
+        options = SimulatorOptions(name="binance", limit=1000, rate=5000.0, faults=("reorder:0.1",))
+        async with running(Simulator(options)) as url:
             client = await connect(url + "/ws/btcusdt@trade")
             ids = [event["t"] for event in await client.count(1000)]
             assert sorted(ids) == list(range(min(ids), min(ids) + 1000))
@@ -232,8 +232,8 @@ def test_reorder_swaps_neighbors_and_loses_nothing() -> None:
 def test_skip_makes_ids_jump_and_the_journal_names_what_was_skipped(tmp_path: Path) -> None:
     async def scenario() -> None:
         journal = tmp_path / "journal.jsonl"
-        options = VenueOptions(name="binance", limit=1000, rate=5000.0, faults=("skip:0.1",), journal=journal)
-        venue = Venue(options)
+        options = SimulatorOptions(name="binance", limit=1000, rate=5000.0, faults=("skip:0.1",), journal=journal)
+        venue = Simulator(options)
         async with running(venue) as url:
             client = await connect(url + "/ws/btcusdt@trade")
             await eventually(lambda: len(told(journal)) >= 1000)
@@ -250,7 +250,7 @@ def test_skip_makes_ids_jump_and_the_journal_names_what_was_skipped(tmp_path: Pa
 @EVERYWHERE
 def test_huge_is_one_frame_of_nine_megabytes_that_can_be_read(name: str) -> None:
     async def scenario() -> None:
-        async with running(Venue(VenueOptions(name=name, rate=200.0, faults=("huge:0.2",)))) as url:
+        async with running(Simulator(SimulatorOptions(name=name, rate=200.0, faults=("huge:0.2",)))) as url:
             client = await listener(url, name)
             await client.until(lambda: any(len(data) > 9_000_000 for _, data in client.messages))
             (big,) = [place for place, (_, data) in enumerate(client.messages) if len(data) > 9_000_000]
@@ -266,8 +266,8 @@ def test_huge_is_one_frame_of_nine_megabytes_that_can_be_read(name: str) -> None
 def test_split_frames_arrive_whole(name: str, tmp_path: Path) -> None:
     async def scenario() -> None:
         journal = tmp_path / "journal.jsonl"
-        options = VenueOptions(name=name, limit=1000, rate=3000.0, faults=("split:0.5",), journal=journal)
-        async with running(Venue(options)) as url:
+        options = SimulatorOptions(name=name, limit=1000, rate=3000.0, faults=("split:0.5",), journal=journal)
+        async with running(Simulator(options)) as url:
             client = await listener(url, name)
             await client.until(lambda: len(_events(client)) == 1000)
         assert [line["event"] for line in told(journal)] == _events(client)
@@ -277,7 +277,7 @@ def test_split_frames_arrive_whole(name: str, tmp_path: Path) -> None:
 
 def test_a_burst_brings_ten_thousand_events_at_once() -> None:
     async def scenario() -> None:
-        async with running(Venue(VenueOptions(name="binance", rate=100.0, faults=("burst:0.3",)))) as url:
+        async with running(Simulator(SimulatorOptions(name="binance", rate=100.0, faults=("burst:0.3",)))) as url:
             client = await connect(url + "/ws/btcusdt@trade")
             await client.count(10_000)
 
@@ -287,7 +287,7 @@ def test_a_burst_brings_ten_thousand_events_at_once() -> None:
 def test_clock_skew_shifts_event_times() -> None:
     async def scenario() -> None:
         began = time.time()
-        async with running(Venue(VenueOptions(name="binance", faults=("clock_skew:-5",)))) as url:
+        async with running(Simulator(SimulatorOptions(name="binance", faults=("clock_skew:-5",)))) as url:
             client = await connect(url + "/ws/btcusdt@trade")
             (first, *_) = await client.count(1)
             assert began - 5.1 < first["T"] / 1000 < time.time() - 4.9
@@ -297,8 +297,8 @@ def test_clock_skew_shifts_event_times() -> None:
 
 def test_late_reports_have_event_times_out_of_order() -> None:
     async def scenario() -> None:
-        options = VenueOptions(name="polygon", rate=5000.0, limit=1000, faults=("late_report:0.05",))
-        async with running(Venue(options)) as url:
+        options = SimulatorOptions(name="polygon", rate=5000.0, limit=1000, faults=("late_report:0.05",))
+        async with running(Simulator(options)) as url:
             client = await listener(url, "polygon")
             await client.until(lambda: len(_events(client)) == 1000)
             times = [event["t"] for event in _events(client) if event["ev"] == "T"]
@@ -308,7 +308,7 @@ def test_late_reports_have_event_times_out_of_order() -> None:
     asyncio.run(scenario())
 
 
-async def _stalled(venue: Venue) -> int:
+async def _stalled(venue: Simulator) -> int:
     """The number of events sent, once it has stood still for half a second: the buffers between are full then."""
     sent, still = -1, 0
     async with asyncio.timeout(30.0):
@@ -321,7 +321,7 @@ async def _stalled(venue: Venue) -> int:
 
 def test_a_slow_reader_slows_the_generator_and_loses_nothing() -> None:
     async def scenario() -> None:
-        venue = Venue(VenueOptions(name="binance", rate=200_000.0))
+        venue = Simulator(SimulatorOptions(name="binance", rate=200_000.0))
         async with running(venue) as url:
             client = await connect(url + "/ws/btcusdt@trade")
             await client.count(1)
@@ -339,7 +339,7 @@ def test_a_slow_reader_slows_the_generator_and_loses_nothing() -> None:
 @pytest.mark.parametrize(("name", "word"), [("polygon", b"slow_consumer"), ("alpaca", b'"code":407'), ("binance", None)])
 def test_a_slow_reader_can_be_dropped_instead(name: str, word: bytes | None) -> None:
     async def scenario() -> None:
-        venue = Venue(VenueOptions(name=name, rate=200_000.0, faults=("slow_consumer:0.3",)))
+        venue = Simulator(SimulatorOptions(name=name, rate=200_000.0, faults=("slow_consumer:0.3",)))
         async with running(venue) as url:
             client = await listener(url, name)
             await client.count(3)
@@ -357,7 +357,7 @@ def test_a_slow_reader_can_be_dropped_instead(name: str, word: bytes | None) -> 
 def test_refusals_come_as_often_as_asked_for() -> None:
     async def scenario() -> None:
         for fault, status in (("auth_refused:1", 403), ("connection_limit:1", 429)):
-            async with running(Venue(VenueOptions(name="binance", faults=(fault,)))) as url:
+            async with running(Simulator(SimulatorOptions(name="binance", faults=(fault,)))) as url:
                 with pytest.raises(WSHandshakeError) as caught:
                     await connect(url + "/ws")
                 assert caught.value.response is not None
@@ -369,7 +369,7 @@ def test_refusals_come_as_often_as_asked_for() -> None:
             ("alpaca", "auth_refused:1", b'"code":402'),
             ("alpaca", "connection_limit:1", b'"code":406'),
         ):
-            async with running(Venue(VenueOptions(name=name, faults=(fault,)))) as url:
+            async with running(Simulator(SimulatorOptions(name=name, faults=(fault,)))) as url:
                 refused = await listener(url, name)
                 await refused.until(lambda refused=refused: refused.gone)
                 assert word in refused.messages[-1][1]
@@ -382,7 +382,7 @@ def test_refusals_come_as_often_as_asked_for() -> None:
 @EVERYWHERE
 def test_the_end_of_the_day_closes_every_connection(name: str) -> None:
     async def scenario() -> None:
-        async with running(Venue(VenueOptions(name=name, faults=("day_end:0.5",)))) as url:
+        async with running(Simulator(SimulatorOptions(name=name, faults=("day_end:0.5",)))) as url:
             client = await listener(url, name)
             await client.until(lambda: client.gone)
             assert client.close_code == 1001
@@ -397,7 +397,7 @@ def test_the_end_of_the_day_closes_every_connection(name: str) -> None:
 def test_the_journal_holds_nothing_that_was_due_after_the_close(name: str, fault: str, tmp_path: Path) -> None:
     async def scenario() -> None:
         journal = tmp_path / "journal.jsonl"
-        async with running(Venue(VenueOptions(name=name, faults=(fault,), rate=2000.0, journal=journal))) as url:
+        async with running(Simulator(SimulatorOptions(name=name, faults=(fault,), rate=2000.0, journal=journal))) as url:
             client = await listener(url, name, answers_closes=False)
             await client.until(lambda: client.gone)
         assert [line["event"] for line in told(journal)] == _events(client)
@@ -409,8 +409,8 @@ def test_the_journal_holds_nothing_that_was_due_after_the_close(name: str, fault
 def test_rewind_sends_a_new_subscriber_what_went_before(keep: str, expected: int | None, tmp_path: Path) -> None:
     async def scenario() -> None:
         journal = tmp_path / "journal.jsonl"
-        options = VenueOptions(name="binance", faults=(f"rewind:{keep}",), journal=journal)
-        async with running(Venue(options)) as url:
+        options = SimulatorOptions(name="binance", faults=(f"rewind:{keep}",), journal=journal)
+        async with running(Simulator(options)) as url:
             first = await connect(url + "/ws/btcusdt@trade")
             await first.count(300)
             first.transport.disconnect(False)
@@ -431,7 +431,7 @@ def test_rewind_sends_a_new_subscriber_what_went_before(keep: str, expected: int
 
 def test_garbage_is_a_binary_frame() -> None:
     async def scenario() -> None:
-        async with running(Venue(VenueOptions(name="binance", faults=("garbage:1",)))) as url:
+        async with running(Simulator(SimulatorOptions(name="binance", faults=("garbage:1",)))) as url:
             client = await connect(url + "/ws/btcusdt@trade")
             await client.until(lambda: len(client.messages) >= 10)
             assert {kind for kind, _ in client.messages} == {WSMsgType.TEXT, WSMsgType.BINARY}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from listening import connect, running, told
 
-from tapeline.simulators import CERTIFICATE, Venue, VenueOptions
+from tapeline.simulators import CERTIFICATE, Simulator, SimulatorOptions
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 )
 def test_options_that_make_no_sense_are_refused(options: dict[str, Any], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
-        VenueOptions(**options)
+        SimulatorOptions(**options)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -38,8 +38,8 @@ def test_a_process_says_where_it_listens_and_in_the_end_what_it_sent(number: sig
     async def scenario() -> None:
         journal = tmp_path / "journal.jsonl"
         program = (
-            "import asyncio; from pathlib import Path; from tapeline.simulators import VenueOptions, serve; "
-            f"asyncio.run(serve(VenueOptions(name='binance', limit=50, journal=Path({str(journal)!r}))))"
+            "import asyncio; from pathlib import Path; from tapeline.simulators import SimulatorOptions, serve; "
+            f"asyncio.run(serve(SimulatorOptions(name='binance', limit=50, journal=Path({str(journal)!r}))))"
         )
         process = await asyncio.create_subprocess_exec(sys.executable, "-u", "-c", program, stdout=asyncio.subprocess.PIPE)
         assert process.stdout is not None
@@ -60,7 +60,7 @@ def test_a_process_says_where_it_listens_and_in_the_end_what_it_sent(number: sig
 
 def test_tls_is_trusted_by_whoever_trusts_the_test_certificate() -> None:
     async def scenario() -> None:
-        async with running(Venue(VenueOptions(name="binance", tls=True))) as url:
+        async with running(Simulator(SimulatorOptions(name="binance", tls=True))) as url:
             assert url.startswith("wss://127.0.0.1:")
             with pytest.raises(ssl.SSLCertVerificationError):
                 await connect(url + "/ws")
@@ -75,8 +75,8 @@ def test_the_same_seed_makes_the_same_market_at_any_pace() -> None:
     async def scenario() -> None:
         heard = []
         for seed, rate in ((7, 3000.0), (7, 50_000.0), (8, 50_000.0)):
-            options = VenueOptions(name="binance", seed=seed, rate=rate, limit=500)
-            async with running(Venue(options)) as url:
+            options = SimulatorOptions(name="binance", seed=seed, rate=rate, limit=500)
+            async with running(Simulator(options)) as url:
                 client = await connect(url + "/stream?streams=btcusdt@trade/ethusdt@bookTicker")
                 data = [message["data"] for message in await client.count(500)]
                 heard.append([{**event, "E": 0, "T": 0} for event in data])
@@ -88,7 +88,7 @@ def test_the_same_seed_makes_the_same_market_at_any_pace() -> None:
 
 def test_the_rate_is_the_average_over_everything_subscribed() -> None:
     async def scenario() -> None:
-        venue = Venue(VenueOptions(name="polygon", rate=4000.0))
+        venue = Simulator(SimulatorOptions(name="polygon", rate=4000.0))
         async with running(venue) as url:
             client = await connect(url + "/stocks")
             client.say({"action": "auth", "params": "demo"})
@@ -103,11 +103,11 @@ def test_the_rate_is_the_average_over_everything_subscribed() -> None:
 
 def test_a_port_can_be_chosen_and_is_free_again_afterwards() -> None:
     async def scenario() -> None:
-        async with running(Venue(VenueOptions(name="binance"))) as url:
+        async with running(Simulator(SimulatorOptions(name="binance"))) as url:
             port = int(url.rpartition(":")[2])
             with pytest.raises(OSError, match="in use"):
-                await Venue(VenueOptions(name="binance", port=port)).start()
-        async with running(Venue(VenueOptions(name="binance", port=port))) as url:
+                await Simulator(SimulatorOptions(name="binance", port=port)).start()
+        async with running(Simulator(SimulatorOptions(name="binance", port=port))) as url:
             assert url.endswith(f":{port}")
 
     asyncio.run(scenario())

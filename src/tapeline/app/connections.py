@@ -18,16 +18,16 @@ from tapeline.config import Config, ProviderConfig, options_of, secret
 from tapeline.errors import Busy, ConfigError, TapelineError, Unavailable
 from tapeline.net.listener import Recorder
 from tapeline.net.pace import Pace
-from tapeline.net.rate_limit import Quota
-from tapeline.net.staleness import Silence
+from tapeline.net.rate_limit import RateLimiter
+from tapeline.net.staleness import StalenessWatchdog
 from tapeline.net.tls import tls_context
-from tapeline.net.websocket import DIALS_A_MINUTE, CheckRequest, Line
+from tapeline.net.websocket import DIALS_A_MINUTE, CheckRequest, FeedConnection
 from tapeline.providers.provider import Provider
 from tapeline.providers.registry import CHANNELS, PROVIDERS
 from tapeline.providers.session import FeedSettings, Plan
 from tapeline.records import RAW_TOPIC
 from tapeline.retry.backoff import backoff
-from tapeline.stages.ingest.arbitration import Pair
+from tapeline.stages.ingest.arbitration import Arbitration
 from tapeline.streams import Lease, Stream
 
 log = logging.getLogger(__name__)
@@ -162,36 +162,36 @@ def plan_partitions(planned: Sequence[tuple[ProviderConfig, Plan]], number: int)
     return {plan.name: turns[plan.pair or plan.name] % number for _, plan in planned}
 
 
-def arbitrations(planned: Sequence[tuple[ProviderConfig, Plan]], recorder: Recorder, refused: Callable[[], int]) -> dict[str, Pair]:
-    """The recorder of each pair of lines, by the pair's name. `refused`: as in `Pair`."""
+def arbitrations(planned: Sequence[tuple[ProviderConfig, Plan]], recorder: Recorder, refused: Callable[[], int]) -> dict[str, Arbitration]:
+    """The recorder of each pair of lines, by the pair's name. `refused`: as in `Arbitration`."""
     names = dict.fromkeys(plan.pair for _, plan in planned if plan.pair)
-    return {name: Pair(recorder, [plan for _, plan in planned if plan.pair == name], refused) for name in names}
+    return {name: Arbitration(recorder, [plan for _, plan in planned if plan.pair == name], refused) for name in names}
 
 
 def feed_connections(
     planned: Sequence[tuple[ProviderConfig, Plan]],
     recorder: Recorder,
-    pairs: Mapping[str, Pair],
+    pairs: Mapping[str, Arbitration],
     clock: Callable[[], int],
     random: Random,
     root: Path | None = None,
-) -> list[Line]:
+) -> list[FeedConnection]:
     """A line for each plan, not dialed yet. `pairs`: the recorders of those that are two for the same. `root`: processes
     that have it in common share what one of them was told to wait; without it the lines of this one do."""
     paces: dict[str, Pace] = {}
 
-    def dials(place: str) -> Quota:
+    def dials(place: str) -> RateLimiter:
         digest = hashlib.sha256(place.encode()).hexdigest()[:16]
-        return Quota(DIALS_A_MINUTE, root / "quotas" / f"dials-{digest}.json" if root is not None else None)
+        return RateLimiter(DIALS_A_MINUTE, root / "quotas" / f"dials-{digest}.json" if root is not None else None)
 
     return [
-        Line(
+        FeedConnection(
             plan,
             pairs.get(plan.pair, recorder),
             clock,
             random,
             paces.setdefault(provider.name, Pace(shared=dials)),
-            Silence(provider.mute_after),
+            StalenessWatchdog(provider.stale_after),
             tls_context(provider.ca_file),
         )
         for provider, plan in planned

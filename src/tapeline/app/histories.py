@@ -15,7 +15,7 @@ from tapeline.jobs.backfill import fetching
 from tapeline.jobs.backfill.archive import Archive
 from tapeline.jobs.backfill.day_files import DayFiles
 from tapeline.net.http import Rest
-from tapeline.net.rate_limit import Quota
+from tapeline.net.rate_limit import RateLimiter
 from tapeline.net.tls import tls_context
 from tapeline.providers.history import History
 from tapeline.providers.registry import ARCHIVES, HISTORIES, PROVIDERS
@@ -65,9 +65,9 @@ def open_archives(
         url = some.files_url or _stand_in(some) or archived.url
         get: fetching.Get
         if archived.bucket:
-            from tapeline.net.s3 import Bucket
+            from tapeline.net.s3 import S3Reader
 
-            bucket = Bucket(url, archived.bucket, *files_secrets(some.name, environ), ca_file=some.ca_file, sleep=sleep)
+            bucket = S3Reader(url, archived.bucket, *files_secrets(some.name, environ), ca_file=some.ca_file, sleep=sleep)
             get = DayFiles(bucket, folder / some.name, _tickers(config, some.name, feed), archived.moment)
         else:
             get = Archive(_client(config, some, archived.history, url, {}, random, sleep), folder)
@@ -93,7 +93,7 @@ def _client(
 ) -> Rest:
     url = url.rstrip("/")
     digest = hashlib.sha256(" ".join((url, *headers.values())).encode()).hexdigest()[:16]
-    quota = Quota(history.weight_a_minute, config.root / "quotas" / f"{some.name}-{digest}.json")
+    quota = RateLimiter(history.weight_a_minute, config.root / "quotas" / f"{some.name}-{digest}.json")
     return Rest(url, tls_context(some.ca_file), random, quota, headers=headers, passing=PROVIDERS[some.name].passing, sleep=sleep)
 
 

@@ -14,7 +14,7 @@ from tapeline.app.connections import connection_plans
 from tapeline.app.stores import open_store, open_stores
 from tapeline.app.streams import open_stream
 from tapeline.config import Config
-from tapeline.errors import DiskTrouble, TapelineError, Unavailable
+from tapeline.errors import DiskProblem, TapelineError, Unavailable
 from tapeline.net import http as rest
 from tapeline.net.tls import tls_context
 from tapeline.net.websocket import reach
@@ -84,8 +84,8 @@ def _data_dir(root: Path) -> Result:
         probe.write_bytes(b"tapeline")
         probe.unlink()
     except OSError as error:
-        return Result(what, f"not writable: {error.strerror}. Make it writable or set another data_dir.", DiskTrouble.exit_status)
+        return Result(what, f"not writable: {error.strerror}. Make it writable or set another data_dir.", DiskProblem.exit_status)
     free = shutil.disk_usage(root).free
     if free < _LITTLE_DISK_BYTES:
-        return Result(what, f"only {free / 1024**2:,.0f} MiB are free. Free some, or set another data_dir.", DiskTrouble.exit_status)
+        return Result(what, f"only {free / 1024**2:,.0f} MiB are free. Free some, or set another data_dir.", DiskProblem.exit_status)
     return Result(what, f"writable, {free / 1024**3:,.0f} GiB free")

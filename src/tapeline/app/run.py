@@ -80,7 +80,7 @@ def run(settings: Config, config: Path | None, until_idle_s: float | None, stop:
             stream.close()
     lines = [line for name in ingests for line in read_status(settings.root).get(name, {}).get("lines", {}).values()]
     if until_idle_s is not None and lines and not any(line["connects"] for line in lines):
-        why = "; ".join(dict.fromkeys(line["trouble"] for line in lines if line["trouble"]))
+        why = "; ".join(dict.fromkeys(line["problem"] for line in lines if line["problem"]))
         raise Unavailable(f"No provider was ever connected, so nothing arrived{f': {why}' if why else ''}. `tapeline check` says more.")
 
 

@@ -12,7 +12,7 @@ from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from tapeline.errors import FATAL_STATUSES, DiskTrouble, Refused, TapelineError, Unavailable
+from tapeline.errors import FATAL_STATUSES, DiskProblem, Refused, TapelineError, Unavailable
 from tapeline.local.threads import beside
 
 log = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ _STOP_WITHIN_S: Final = 75.0
 _LOOK_AGAIN_S: Final = 2.0
 _ROUND_S: Final = 0.2
 #: How a stage ends that had more to do, and could not.
-_UNFINISHED: Final = frozenset({Unavailable.exit_status, DiskTrouble.exit_status, Refused.exit_status})
+_UNFINISHED: Final = frozenset({Unavailable.exit_status, DiskProblem.exit_status, Refused.exit_status})
 
 
 class StageFailed(TapelineError):
@@ -98,7 +98,7 @@ class Supervisor:
                         if looking.result():
                             return
                     except (Unavailable, Refused) as error:
-                        # Those who work meet the same trouble, and wait it out; looking on must not stop them.
+                        # Those who work meet the same problem, and wait it out; looking on must not stop them.
                         log.warning("%s The stages go on.", error)
                         look_at = self._clock() + _LOOK_AGAIN_S
                     looking = None

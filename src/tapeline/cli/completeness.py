@@ -169,7 +169,7 @@ def _keep_repairing(settings: Config) -> None:
     from tapeline.app.histories import open_histories
     from tapeline.app.ledgers import open_ledger
     from tapeline.app.streams import open_stream
-    from tapeline.jobs.repair import ASKED_FOR, KeepRepairing
+    from tapeline.jobs.repair import ASKED_FOR, GapRepairer
     from tapeline.ledger import read_intervals
     from tapeline.retry import loop
     from tapeline.retry.backoff import backoff
@@ -177,7 +177,7 @@ def _keep_repairing(settings: Config) -> None:
     stop, random = stop_on_signal(with_parent=True), Random()
     with own_stage(settings, "repair", stop):
         stream, ledger = open_stream(settings), open_ledger(settings)
-        stage = KeepRepairing(
+        stage = GapRepairer(
             stream,
             lambda: read_intervals(ledger.intervals(states=ASKED_FOR)),
             open_histories(settings, environment(), random, stop.wait),

@@ -152,7 +152,7 @@ def repair(
     with progress_bars("looking at") as told:
         for one in tasks.repair_lake(settings, told, drop=drop):
             echo(_as_json(one) if format is TableOrJson.json else _repaired(one))
-            whole, found = whole and not one.trouble and not one.lost, True
+            whole, found = whole and not one.problem and not one.lost, True
     if not found and format is not TableOrJson.json:
         echo("Nothing is damaged.")
     raise typer.Exit(0 if whole else 1)
@@ -188,8 +188,8 @@ def _checked(one: Checked) -> str:
 
 def _repaired(one: Repaired) -> str:
     what = f"{one.day} {one.table}: {', '.join(Path(file).name for file in one.files)}"
-    if one.trouble:
-        return f"{what}: not changed: {one.trouble}"
+    if one.problem:
+        return f"{what}: not changed: {one.problem}"
     return f"{what}: {one.found:,} rows made again" + (f", {one.lost:,} rows lost for good" if one.lost else "")
 
 

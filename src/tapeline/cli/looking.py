@@ -104,7 +104,7 @@ def tail(
     chosen = RAW_TOPIC if topic is TailTopic.raw else next(t for t in NORMALIZED_TOPICS if t.table == topic.value)
     if symbol and "symbol" not in chosen.schema.names:
         raise ConfigError(f"{topic.value} records carry no symbol; leave out --symbol.")
-    positions = stream.before_end(chosen, lines if symbol is None else 500_000)
+    positions = stream.tail_positions(chosen, lines if symbol is None else 500_000)
     latest: list[pa.RecordBatch] = []
     while not stop.is_set():
         chunk = stream.read(chosen, positions, 4096)
@@ -182,19 +182,19 @@ def status(
 
     settings = load_config(config)
     stream = stream_with_data(settings)
-    trouble: Unavailable | None = None
+    problem: Unavailable | None = None
     try:
         stages = stage_names(settings)
         found = snapshot(settings.root, stream, open_stores(settings), raw_consumer_groups(settings), stages=stages)
     except Unavailable as error:
-        trouble, found = error, snapshot(settings.root, None, {}, stages=stage_names(settings))
+        problem, found = error, snapshot(settings.root, None, {}, stages=stage_names(settings))
     stream.close()
     if format is TableOrJson.json:
         echo(json.dumps(found))
     else:
         Output().print(tables(found))
-    if trouble is not None:
-        raise trouble
+    if problem is not None:
+        raise problem
     raise typer.Exit(0 if all(entry["balanced"] for entry in found["equations"]) else 1)
 
 

@@ -141,7 +141,7 @@ def ledger(config: ConfigOption = None) -> None:
     from tapeline.app.streams import open_stream
     from tapeline.app.symbol_names import configured_names
     from tapeline.providers.registry import DECODERS
-    from tapeline.stages.ledger import KeepLedger, run_ledger
+    from tapeline.stages.ledger import LedgerWriter, run_ledger
 
     os.nice(_STORE_NICENESS)
     settings = load_config(config)
@@ -150,7 +150,9 @@ def ledger(config: ConfigOption = None) -> None:
         stream = open_stream(settings)
         stores = [store_name(some) for some in settings.stores]
         status, names = StatusFile(settings.root, "ledger"), configured_names(settings)
-        keep = KeepLedger(stream, open_ledger(settings), DECODERS, status, stop, stores=stores, names=names, keep_days=settings.ledger_days)
+        keep = LedgerWriter(
+            stream, open_ledger(settings), DECODERS, status, stop, stores=stores, names=names, keep_days=settings.ledger_days
+        )
         run_ledger(keep, stop, Random())
         stream.close()
 
@@ -164,7 +166,7 @@ def store(
     from tapeline.app.process_names import store_name
     from tapeline.app.stores import lake_retention, lake_upkeep, open_store
     from tapeline.app.streams import open_stream
-    from tapeline.stages.store import KeepIn, run_store
+    from tapeline.stages.store import StoreWriter, run_store
 
     os.nice(_STORE_NICENESS)
     settings = load_config(config)
@@ -175,7 +177,7 @@ def store(
         raise ConfigError(f"The config has no store {chosen!r}. It has: {', '.join(by_name) or 'none'}.")
     with own_stage(settings, chosen, stop):
         stream = open_stream(settings)
-        keep = KeepIn(
+        keep = StoreWriter(
             stream,
             open_store(settings, by_name[chosen]),
             StatusFile(settings.root, chosen),

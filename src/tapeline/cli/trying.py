@@ -57,14 +57,14 @@ def venue(
 
     Example: `tapeline venue binance --port 9101 --rate 5000 --fault reset:30`
     """
-    from tapeline.simulators import FAULTS, VenueOptions, serve
+    from tapeline.simulators import FAULTS, SimulatorOptions, serve
 
     if fault == ["list"]:
         for fault_name, text in FAULTS.items():
             echo(f"{fault_name:20} {text}")
         return
     try:
-        options = VenueOptions(
+        options = SimulatorOptions(
             name=name.value,
             port=port,
             files_port=files_port,

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
-from tapeline.errors import ConfigError, DiskTrouble
+from tapeline.errors import ConfigError, DiskProblem
 from tapeline.local.files import sync
 from tapeline.local.locks import own
 from tapeline.local.output import without_formulas
@@ -78,11 +78,11 @@ _WRITERS: Final[Mapping[Form, Callable[[pa.NativeFile, pa.Schema], _Writer]]] = 
 def export(schema: pa.Schema, batches: Iterable[pa.RecordBatch], folder: Path, name: str, form: Form, progress: Progress) -> Exported:
     """Write batches, which come in order of `ts_ns`, to `folder/date=YYYY-MM-DD/name.form`; the day is that of `ts_ns`, in UTC.
 
-    Raises ConfigError where the folder holds anything, Busy while another export writes to it, DiskTrouble, and what reading the batches
+    Raises ConfigError where the folder holds anything, Busy while another export writes to it, DiskProblem, and what reading the batches
     raises: then the folder is as it was."""
     folder = folder.expanduser().absolute()
     aside = folder.parent / f".{folder.name}.exporting"
-    with _disk_trouble(folder), own(aside / "lock", f"an export to {folder}"):
+    with _disk_problem(folder), own(aside / "lock", f"an export to {folder}"):
         try:
             if folder.exists() and not folder.is_dir():
                 raise ConfigError(f"{folder} is a file. Nothing was written. Name a folder that is new or empty.")
@@ -162,10 +162,10 @@ def _by_day(batch: pa.RecordBatch) -> Iterator[tuple[pa.RecordBatch, int]]:
 
 
 @contextmanager
-def _disk_trouble(folder: Path) -> Iterator[None]:
+def _disk_problem(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, pa.ArrowException) as error:
-        raise DiskTrouble(
+        raise DiskProblem(
             f"{folder} was not written: {error}. It is as it was, and so is the store. Free disk space or make the folder writable."
         ) from error

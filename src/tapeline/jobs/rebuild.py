@@ -42,14 +42,14 @@ class RawRecords:
 
     def _read(self, topic: Topic, wanted: Mapping[int, tuple[int, int]]) -> Iterator[Chunk]:
         """What there is of a topic between two offsets of each partition, both included."""
-        oldest, ends = self._stream.before_end(topic, 1 << 62), self._stream.ends(topic)
+        oldest, ends = self._stream.tail_positions(topic, 1 << 62), self._stream.ends(topic)
         until = {partition: min(last + 1, ends[partition]) for partition, (_, last) in wanted.items()}
         # Of the other partitions nothing is read, but for what comes meanwhile.
         at = dict(ends) | {partition: max(first, oldest.get(partition, 0)) for partition, (first, _) in wanted.items()}
         while left := [partition for partition, end in until.items() if at[partition] < end]:
             chunk = self._stream.read(topic, at, _CHUNK_ROWS)
             if chunk is None:
-                waiting = self._stream.waiting(topic, at)
+                waiting = self._stream.lag(topic, at)
                 if any(waiting.get(partition) for partition in left):
                     raise Unavailable(f"The stream did not give all that it holds of {topic.name}. Nothing was changed; try again.")
                 return

@@ -232,7 +232,7 @@ def _rows(stream: Stream, topic: Topic, table: Table) -> Iterator[Mapping[str, A
 
 
 def _read(stream: Stream, topic: Topic, positions: Mapping[int, int]) -> Iterator[Mapping[str, Any]]:
-    at = dict(positions) or stream.before_end(topic, 1 << 62)
+    at = dict(positions) or stream.tail_positions(topic, 1 << 62)
     ends = stream.ends(topic)
     while any(at.get(partition, 0) < end for partition, end in ends.items()):
         chunk = stream.read(topic, at, _READ_ROWS)

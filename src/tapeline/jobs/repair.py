@@ -136,7 +136,7 @@ def _name(key: Key, gap: Interval) -> _Name:
     return key, gap.end_ns, gap.last_id
 
 
-class KeepRepairing:
+class GapRepairer:
     """Asks for gaps as they open, each again only after a while: what was asked for takes its time to come through the stream."""
 
     def __init__(

@@ -6,7 +6,7 @@ the same when they come again. `intervals` says what the facts mean for one symb
 
 - Where ids have no holes at their source, a run of ids is `proven`, and what lies between two runs is `open`: so many events are missing.
 - Elsewhere, and where no id has come yet, nothing tells one lost event from a quiet market. While a connection was subscribed and heard it
-  is `unprovable`; between two connections, and where a socket was mute, it is `open`; behind the last one it is `open` and goes on.
+  is `unprovable`; between two connections, and where a socket was stale, it is `open`; behind the last one it is `open` and goes on.
 
 Nothing but evidence closes a gap: events with the ids that were missing, or a reading of the provider's own history. `answers` says it of
 a stretch of time, `folding` keeps the cost of it all flat, and `sqlite` and `postgres` keep it, behind the `Ledger` of this module.

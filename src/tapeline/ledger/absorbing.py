@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tapeline.ledger.facts import (
+    ConnectionRecord,
     Facts,
     Key,
-    Life,
     Run,
     channel_of,
     join,
@@ -64,7 +64,7 @@ def absorb(facts: Facts, chunk: Chunk, normalized: Normalized, *, taken: bool = 
         facts.touched_lives.add(name)
         if name not in facts.lives:
             partition, offset = int(chunk.partition[at]), int(chunk.offset[at])
-            life = Life(raw["provider"][at].as_py(), raw["feed"][at].as_py(), name.rpartition("-")[0])
+            life = ConnectionRecord(raw["provider"][at].as_py(), raw["feed"][at].as_py(), name.rpartition("-")[0])
             life.partition, life.first_offset, life.last_offset = partition, offset, offset
             facts.lives[name] = life
     for at, first in _extremes(code, chunk.offset, np.minimum):
@@ -146,6 +146,7 @@ def _absorb_notices(facts: Facts, notices: pa.RecordBatch, rejected: Mapping[tup
             life.subscribed_ns, life.missing = at_ns, [str(topic) for topic in told.get("missing", ())]
         elif row["kind"] == "closed":
             life.closed_ns, life.by, life.reason = at_ns, _text(told, "by"), _text(told, "reason")
+            life.stale = _text(told, "stale") if "stale" in told else None
         elif row["kind"] == "fetched":
             life.fetched = True
             place = (row["raw_partition"], row["raw_offset"])
@@ -171,7 +172,7 @@ def _absorb_beside(facts: Facts, told: dict[str, object], at_ns: int) -> None:
             facts.touched_lives.add(name)
 
 
-def _absorb_read(life: Life, line: str, *, spoiled: bool) -> None:
+def _absorb_read(life: ConnectionRecord, line: str, *, spoiled: bool) -> None:
     """One page more of a reading. `spoiled`: events of the page were rejected."""
     try:
         asked = asked_of(line)

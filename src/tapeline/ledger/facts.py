@@ -45,7 +45,7 @@ class Run(msgspec.Struct, array_like=True):
     last_ns: int
 
 
-class Life(msgspec.Struct):
+class ConnectionRecord(msgspec.Struct):
     """What is known of one socket, from its records; times are receive times, ns. 0: not so far."""
 
     provider: str
@@ -69,6 +69,8 @@ class Life(msgspec.Struct):
     closed_ns: int = 0
     by: str = ""  # who closed: provider, network, tapeline
     reason: str = ""
+    #: The channel for the sake of whose silence it was closed, empty for all data; None: it was closed for something else.
+    stale: str | None = None
     #: `channel symbol` to its first event.
     first: dict[str, int] = {}
     #: Channel to its last event.
@@ -126,7 +128,7 @@ class Facts:
     """Everything that is known; what is touched since it was last asked for."""
 
     runs: dict[Key, list[Run]] = field(default_factory=dict)
-    lives: dict[str, Life] = field(default_factory=dict)
+    lives: dict[str, ConnectionRecord] = field(default_factory=dict)
     pasts: dict[Key, Past] = field(default_factory=dict)
     touched_runs: set[Key] = field(default_factory=set)
     touched_lives: set[str] = field(default_factory=set)
@@ -143,7 +145,7 @@ class Facts:
     @staticmethod
     def of(
         runs: Mapping[Key, list[Run]],
-        lives: Mapping[str, Life],
+        lives: Mapping[str, ConnectionRecord],
         pasts: Mapping[Key, Past] = MappingProxyType({}),
         past_connections: Mapping[str, int] = MappingProxyType({}),
     ) -> Facts:
@@ -182,11 +184,11 @@ class Facts:
     def keys(self) -> set[Key]:
         return {*self.runs, *self._carriers, *self.pasts}
 
-    def carried(self, key: Key) -> list[Life]:
+    def carried(self, key: Key) -> list[ConnectionRecord]:
         """The connections of a key, by their beginning."""
         return sorted(self.carriers(key).values(), key=attrgetter("opened_ns", "heard_ns"))
 
-    def carriers(self, key: Key) -> dict[str, Life]:
+    def carriers(self, key: Key) -> dict[str, ConnectionRecord]:
         """The connections of a key, by name."""
         return {name: self.lives[name] for name in self._carriers.get(key, ())}
 
@@ -203,7 +205,7 @@ class Facts:
             done.clear()
 
 
-def keys_of(life: Life) -> Iterator[Key]:
+def keys_of(life: ConnectionRecord) -> Iterator[Key]:
     """What a connection was asked for, and what it brought."""
     provider = PROVIDERS.get(life.provider)
     for topic in life.topics:
@@ -298,7 +300,7 @@ def one_after_another(spans: Iterable[Span]) -> list[Span]:
     return joined
 
 
-def has_ended(life: Life, lives: Iterable[Life], past: Past = NO_PAST) -> bool:
+def has_ended(life: ConnectionRecord, lives: Iterable[ConnectionRecord], past: Past = NO_PAST) -> bool:
     """Whether a connection is closed, or has ended without a word: a later one of the key lives, or has outlived it."""
     if life.closed_ns:
         return True
@@ -307,12 +309,12 @@ def has_ended(life: Life, lives: Iterable[Life], past: Past = NO_PAST) -> bool:
     return any(opened_ns > life.opened_ns and closed_ns > known_ns for opened_ns, closed_ns in others)
 
 
-def place_of(life: Life) -> str:
+def place_of(life: ConnectionRecord) -> str:
     """The line of a connection, and the partition: there one follows another, and offsets say which."""
     return f"{life.partition} {life.line}"
 
 
-def begin_of(life: Life) -> int:
+def begin_of(life: ConnectionRecord) -> int:
     """When a connection was opened, as far as that is known."""
     return life.opened_ns or life.subscribed_ns or ONGOING
 

@@ -23,10 +23,10 @@ from tapeline.ledger.archiving import archive, reaches_back, recent_intervals, r
 from tapeline.ledger.facts import (
     NO_PAST,
     ONGOING,
+    ConnectionRecord,
     Facts,
     Interval,
     Key,
-    Life,
     Past,
     Piece,
     Span,
@@ -156,10 +156,10 @@ def condense(facts: Facts, closed_ns: int, silent_ns: int) -> None:
         del facts.past_connections[name]
 
 
-def _held_back(lives: Mapping[str, Life], over: Set[str]) -> set[str]:
+def _held_back(lives: Mapping[str, ConnectionRecord], over: Set[str]) -> set[str]:
     """Connections that followed one that stays, and began before its end: the clock was set back, and they say where that one ends."""
     found: set[str] = set()
-    staying: dict[str, list[Life]] = {}
+    staying: dict[str, list[ConnectionRecord]] = {}
     for name in sorted(lives, key=lambda name: lives[name].first_offset):
         life = lives[name]
         before = staying.setdefault(place_of(life), [])
@@ -181,12 +181,12 @@ def _is_over(facts: Facts, name: str, closed_ns: int, silent_ns: int) -> bool:
     return all(has_ended(life, facts.carried(key), facts.pasts.get(key, NO_PAST)) for key in facts.keys_of(name))
 
 
-def _last_of(life: Life) -> int:
+def _last_of(life: ConnectionRecord) -> int:
     spans = chain(life.refused, life.forgotten, life.leapt)
     return max(life.opened_ns, life.subscribed_ns, life.heard_ns, life.closed_ns, life.beside_ns, *(end_ns for _, end_ns in spans))
 
 
-def _past(key: Key, lives: Mapping[str, Life], names: Set[str], past: Past) -> Past:
+def _past(key: Key, lives: Mapping[str, ConnectionRecord], names: Set[str], past: Past) -> Past:
     """The past of a key with those of its connections that have these names."""
     condensed = [lives[name] for name in sorted(names)]
     sockets, read = [life for life in condensed if not life.fetched], [life for life in condensed if life.fetched]

@@ -12,10 +12,10 @@ from typing import Final
 from tapeline.ledger.facts import (
     NO_PAST,
     ONGOING,
+    ConnectionRecord,
     Facts,
     Interval,
     Key,
-    Life,
     Past,
     Run,
     Span,
@@ -46,7 +46,7 @@ def intervals(facts: Facts, key: Key) -> list[Interval]:
     return follow(key, facts.carried(key), facts.pasts.get(key, NO_PAST), facts.runs.get(key, ()))
 
 
-def follow(key: Key, lives: Sequence[Life], past: Past, runs: Sequence[Run]) -> list[Interval]:
+def follow(key: Key, lives: Sequence[ConnectionRecord], past: Past, runs: Sequence[Run]) -> list[Interval]:
     """What follows for a key from these facts, in order of time."""
     heard = list(_by_lives(key, [life for life in lives if not life.fetched], past))
     read = apart([*past.read, *(span for life in lives for span in spans_of(life.read, key))])
@@ -72,7 +72,7 @@ def follow(key: Key, lives: Sequence[Life], past: Past, runs: Sequence[Run]) -> 
     return list(_joined([*_between(around, -ONGOING, first_ns), *by_ids, *_between(around, last_ns, ONGOING)]))
 
 
-def has_come(key: Key, lives: Iterable[Life], past: Past) -> bool:
+def has_come(key: Key, lives: Iterable[ConnectionRecord], past: Past) -> bool:
     """Whether an event of a key has ever come."""
     return past.heard or any(f"{key.channel} {key.symbol}" in life.first for life in lives)
 
@@ -170,7 +170,7 @@ def _count(first: int, last: int, bars: bool) -> str:
     return counted if bars else f"ids {first} to {last}: {counted}"
 
 
-def _by_lives(key: Key, lives: Sequence[Life], past: Past) -> Iterator[Interval]:
+def _by_lives(key: Key, lives: Sequence[ConnectionRecord], past: Past) -> Iterator[Interval]:
     joined = one_after_another([*(span for _, span in parted(key, lives, past)), *chain(*spans_before(lives, past).values())])
     for at, span in enumerate(joined):
         if at:
@@ -186,11 +186,11 @@ def _by_lives(key: Key, lives: Sequence[Life], past: Past) -> Iterator[Interval]
 _BACK: Final = "the clock was set back: how long nobody listened is not known"
 
 
-def parted(key: Key, lives: Sequence[Life], past: Past) -> Iterator[tuple[Life, Span]]:
+def parted(key: Key, lives: Sequence[ConnectionRecord], past: Past) -> Iterator[tuple[ConnectionRecord, Span]]:
     """When connections listened, without what two that followed one another on a line both claim.
 
     That comes of a clock that was set back: then nobody knows how long nobody listened."""
-    lines: dict[str, list[Life]] = {}
+    lines: dict[str, list[ConnectionRecord]] = {}
     for life in lives:
         lines.setdefault(place_of(life), []).append(life)
     for place, line in lines.items():
@@ -208,7 +208,7 @@ def parted(key: Key, lives: Sequence[Life], past: Past) -> Iterator[tuple[Life, 
                     yield life, Span(start_ns, end_ns, span.ended if end_ns == span.end_ns else _BACK)
 
 
-def spans_before(lives: Iterable[Life], past: Past) -> dict[str, list[Span]]:
+def spans_before(lives: Iterable[ConnectionRecord], past: Past) -> dict[str, list[Span]]:
     """When the connections of the past listened, by line, without what those that follow them claim."""
     found: dict[str, list[Span]] = {}
     for place, spans in past.spans.items():
@@ -219,7 +219,7 @@ def spans_before(lives: Iterable[Life], past: Past) -> dict[str, list[Span]]:
     return found
 
 
-def _heard(key: Key, life: Life) -> Iterator[Span]:
+def _heard(key: Key, life: ConnectionRecord) -> Iterator[Span]:
     """When a connection listened to a key, without what was received and could not be kept."""
     confirmed = [life.subscribed_ns] if life.subscribed_ns and not _unconfirmed(key, life) else []
     first = life.first.get(f"{key.channel} {key.symbol}")
@@ -248,20 +248,28 @@ def _heard(key: Key, life: Life) -> Iterator[Span]:
         yield Span(start_ns, end_ns, ended)
 
 
-def _unconfirmed(key: Key, life: Life) -> bool:
+def _unconfirmed(key: Key, life: ConnectionRecord) -> bool:
     provider = PROVIDERS[life.provider]
     return any(provider.subscription(life.feed, topic, life.names) == (key.channel, key.symbol) for topic in life.missing)
 
 
-def end_of(key: Key, life: Life) -> tuple[int, str]:
+def _stale(life: ConnectionRecord) -> str | None:
+    """The channel for whose silence a connection was closed; empty: for that of all data; None: for something else.
+
+    Earlier versions wrote it into the reason alone."""
+    if life.stale is not None or not life.reason.startswith("mute: no "):
+        return life.stale
+    return life.reason.removeprefix("mute: no ").partition(" for ")[0].removeprefix("data").removeprefix("channel ")
+
+
+def end_of(key: Key, life: ConnectionRecord) -> tuple[int, str]:
     """Until when a connection's silence meant that nothing happened, and what ended it."""
     if not life.closed_ns:
         return max(life.heard_ns, life.beside_ns), "the connection ended without a word, as when the process was killed"
-    if life.reason.startswith("mute: no "):
-        channel = life.reason.removeprefix("mute: no ").partition(" for ")[0]
-        if channel == f"channel {key.channel}":
+    if (stale := _stale(life)) is not None:
+        if stale == key.channel:
             return life.last.get(key.channel, life.opened_ns), life.reason
-        # A socket that is mute in all is given up for the channel that is missed first: the others were heard as long as anything was.
+        # A socket that is stale in all is given up for the channel that is missed first: the others were heard as long as anything was.
         return max(life.last.values(), default=life.opened_ns), life.reason
     if life.by == "network":
         return life.heard_ns, life.reason  # what was on its way when it broke is lost

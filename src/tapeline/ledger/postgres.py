@@ -11,7 +11,7 @@ import pyarrow as pa
 from adbc_driver_manager import dbapi
 
 from tapeline.ledger import INTERVALS, Lives, pieces_of, rows_of
-from tapeline.ledger.facts import Facts, Key, Life, Past, Piece, Run, State
+from tapeline.ledger.facts import ConnectionRecord, Facts, Key, Past, Piece, Run, State
 from tapeline.ledger.folding import Changes
 from tapeline.stores.postgres.database import Database
 from tapeline.stores.postgres.schema import Schema
@@ -35,7 +35,7 @@ class PostgresLedger:
             if not self._there(cursor):
                 return Facts(), {}
             cursor.execute(self._sql.one("lives"))
-            lives = {name: msgspec.json.decode(body, type=Life) for name, body in cursor.fetchall()}
+            lives = {name: msgspec.json.decode(body, type=ConnectionRecord) for name, body in cursor.fetchall()}
             cursor.execute(self._sql.one("runs"))
             runs = {Key(*row[:4]): msgspec.json.decode(row[4], type=list[Run]) for row in cursor.fetchall()}
             pasts: dict[Key, Past] = {}

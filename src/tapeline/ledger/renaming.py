@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from tapeline.ledger.facts import NO_PAST, Facts, Key, Life, join, united, with_stretch
+from tapeline.ledger.facts import NO_PAST, ConnectionRecord, Facts, Key, join, united, with_stretch
 from tapeline.providers.registry import PROVIDERS
 
 
@@ -33,7 +33,7 @@ def renamed(facts: Facts, provider: str, feed: str, old: str, new: str) -> Facts
     return found
 
 
-def _life_renamed(life: Life, old: str, new: str) -> Life:
+def _life_renamed(life: ConnectionRecord, old: str, new: str) -> ConnectionRecord:
     """A connection whose records have a symbol under its new name."""
 
     def right(label: str) -> str:

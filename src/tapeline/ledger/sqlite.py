@@ -12,9 +12,9 @@ from typing import Final
 import msgspec
 import pyarrow as pa
 
-from tapeline.errors import DiskTrouble, NewerData
+from tapeline.errors import DiskProblem, NewerData
 from tapeline.ledger import INTERVALS, Lives, pieces_of, rows_of
-from tapeline.ledger.facts import Facts, Key, Life, Past, Piece, Run, State
+from tapeline.ledger.facts import ConnectionRecord, Facts, Key, Past, Piece, Run, State
 from tapeline.ledger.folding import Changes
 
 _FORMAT: Final = 3
@@ -65,7 +65,7 @@ class LedgerFile:
         with self._read() as db:
             if db is None:
                 return Facts(), {}
-            lives = {name: msgspec.json.decode(body, type=Life) for name, body in db.execute("SELECT name, body FROM lives")}
+            lives = {name: msgspec.json.decode(body, type=ConnectionRecord) for name, body in db.execute("SELECT name, body FROM lives")}
             runs = {Key(*row[:4]): msgspec.json.decode(row[4], type=list[Run]) for row in db.execute("SELECT * FROM runs")}
             pasts: dict[Key, Past] = {}
             past_connections: dict[str, int] = {}
@@ -155,7 +155,7 @@ class LedgerFile:
             with closing(sqlite3.connect(f"{self._path.absolute().as_uri()}?mode=ro", uri=True, timeout=_LOCK_WAIT_S)) as db, db:
                 yield db if self._version(db) else None
         except sqlite3.OperationalError as error:  # the disk, or another process: the file itself may be as good as ever
-            raise DiskTrouble(
+            raise DiskProblem(
                 f"The ledger {self._path} cannot be read for now: {error}. Nothing of it is lost. Leave it there: free disk space, or "
                 "make it readable. It is tried again."
             ) from error
@@ -176,13 +176,13 @@ class LedgerFile:
         except (sqlite3.Error, OSError) as error:
             if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError):
                 raise self._damaged(error) from error
-            raise DiskTrouble(
+            raise DiskProblem(
                 f"The ledger {self._path} took no write: {error}. The records stay in the stream. Free disk space, or make the folder "
                 "writable. It is tried again."
             ) from error
 
-    def _damaged(self, error: sqlite3.Error) -> DiskTrouble:
-        return DiskTrouble(
+    def _damaged(self, error: sqlite3.Error) -> DiskProblem:
+        return DiskProblem(
             f"The ledger {self._path} is damaged: {error}. Restore it from a backup. Without one, move it away: it is made again from "
             "the raw topic, as far as that reaches back; what was proven of earlier days is then unknown."
         )

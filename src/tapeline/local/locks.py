@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from tapeline.errors import Busy, DiskTrouble
+from tapeline.errors import Busy, DiskProblem
 
 log = logging.getLogger(__name__)
 
@@ -21,7 +21,7 @@ def own(path: Path, what: str, wait_s: float = 0.0, *, by: str = "", stop: threa
     """Hold `path` while the block runs, waiting up to `wait_s`, and not after `stop`, for another holder to end. `by`: who holds it,
     where that is not `what`.
 
-    Raises Busy that names the process which holds it, DiskTrouble where it cannot be made."""
+    Raises Busy that names the process which holds it, DiskProblem where it cannot be made."""
     file = _opened(path)
     try:
         stop = stop or threading.Event()
@@ -58,7 +58,7 @@ def _opened(path: Path) -> int:
         path.parent.mkdir(exist_ok=True)
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
-        raise DiskTrouble(f"{path} cannot be made: {error.strerror}. Make the folder writable, or set another data_dir.") from None
+        raise DiskProblem(f"{path} cannot be made: {error.strerror}. Make the folder writable, or set another data_dir.") from None
 
 
 def _is_there(path: Path, file: int) -> bool:

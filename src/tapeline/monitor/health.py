@@ -78,7 +78,7 @@ def into_normalize(stream: Stream) -> Equation | None:
     before, totals, at = stream.written(RAW_TOPIC), stream.totals("normalize"), stream.positions("normalize", RAW_TOPIC)
     found = {p: read_of(totals, p, life.since) for p, life in before.items() if at.get(p, 0) > life.since}
     read = {p: records for p, records in found.items() if records is not None}
-    waiting = stream.waiting(RAW_TOPIC, at)
+    waiting = stream.lag(RAW_TOPIC, at)
     after = stream.written(RAW_TOPIC)
     if not read or stream.totals("normalize") != totals or any(p not in after or after[p].since != before[p].since for p in read):
         return None  # nothing is counted, or it has gone on or begun anew in between: the next look will tell
@@ -100,7 +100,7 @@ def between(stream: Stream, stores: Iterable[str]) -> list[Equation]:
             if not read and not least:
                 continue
             read = read or 0
-            waiting = sum(stream.waiting(topic, stream.positions(name, topic)).values())
+            waiting = sum(stream.lag(topic, stream.positions(name, topic)).values())
             if stream.totals(name).get(f"{topic.table}/read", 0) != read:
                 continue  # it has gone on in between: the next look will tell
             most = written_to(stream, topic)
@@ -118,7 +118,7 @@ def backlogs(stream: Stream, stores: Mapping[str, Store], raw_groups: Sequence[s
     return [
         Backlog(group, topic.name, partition, waiting)
         for group, topic, read in positions
-        for partition, waiting in stream.waiting(topic, read).items()
+        for partition, waiting in stream.lag(topic, read).items()
     ]
 
 
@@ -214,5 +214,5 @@ def _provider(name: str, totals: Mapping[str, int], lines: Mapping[str, Any], pa
         "suspect": total("suspect"),
         "inexact": total("inexact"),
         "clock_off_s": max((pace["clock_off_s"] for pace in paces if pace.get("clock_off_s") is not None), key=abs, default=None),
-        "trouble": "; ".join(line["trouble"] for line in mine if line["trouble"]),
+        "problem": "; ".join(line["problem"] for line in mine if line["problem"]),
     }

@@ -67,7 +67,7 @@ def _elsewhere(snapshot: Mapping[str, Any]) -> list[Text]:
 
 def _troubles(snapshot: Mapping[str, Any]) -> list[Text]:
     """What a provider's connections complain of, on a line of its own: it may be long."""
-    found = [Text(printable(f"{name}: {p['trouble']}"), style="yellow") for name, p in snapshot["providers"].items() if p["trouble"]]
+    found = [Text(printable(f"{name}: {p['problem']}"), style="yellow") for name, p in snapshot["providers"].items() if p["problem"]]
     found += [
         Text(f"{name}: {p['inexact']:,} prices and sizes have more digits than float64 holds; the raw topic has all", style="yellow")
         for name, p in snapshot["providers"].items()

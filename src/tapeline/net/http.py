@@ -18,9 +18,9 @@ from pathlib import Path
 from random import Random
 from typing import BinaryIO, Final, TypeVar
 
-from tapeline.errors import Barred, DiskTrouble, Refused, Unavailable
+from tapeline.errors import Barred, DiskProblem, Refused, Unavailable
 from tapeline.local.threads import beside
-from tapeline.net.rate_limit import LONGEST_BAN_S, TOO_FAST, TOO_FAST_S, Quota
+from tapeline.net.rate_limit import LONGEST_BAN_S, TOO_FAST, TOO_FAST_S, RateLimiter
 from tapeline.providers.session import without
 from tapeline.retry.backoff import backoff
 from tapeline.secret import Secret
@@ -34,7 +34,7 @@ _HTTP_MAX_BYTES: Final = 64 * 1024 * 1024
 _ANSWER_WITHIN_S: Final = 120.0
 _LOOK_EVERY_S: Final = 0.25
 _DOWNLOAD_PIECE: Final = 1024 * 1024
-#: Trouble with an address is told so often.
+#: Problem with an address is told so often.
 _TELL_AGAIN_S: Final = 5.0
 _REST_TRIES: Final = 6
 #: A longer wait than this is for the caller to decide on.
@@ -80,24 +80,24 @@ async def get(url: str, tls: ssl.SSLContext | None = None) -> bytes:
 def _words_of(error: urllib.error.HTTPError) -> str:
     try:
         return error.read(1_000).decode("utf-8", "replace")
-    except (OSError, http.client.HTTPException) as trouble:
-        return f"(its text did not come: {trouble})"
+    except (OSError, http.client.HTTPException) as problem:
+        return f"(its text did not come: {problem})"
 
 
 @contextmanager
 def _kept(path: Path) -> Iterator[None]:
-    """Trouble with the disk is none of the network's."""
+    """Problem with the disk is none of the network's."""
     try:
         yield
     except OSError as error:
-        raise DiskTrouble(
+        raise DiskProblem(
             f"{path} cannot be written: {error.strerror}. Nothing of it was kept. Free disk space; it is tried again."
         ) from error
 
 
 @contextmanager
 def _written(path: Path) -> Iterator[BinaryIO]:
-    """A file to write; what it cannot take at its opening or its end is trouble with the disk too."""
+    """A file to write; what it cannot take at its opening or its end is problem with the disk too."""
     with _kept(path):
         file = path.open("wb")
     try:
@@ -144,7 +144,7 @@ class Rest:
         url: str,
         tls: ssl.SSLContext | None,
         random: Random,
-        quota: Quota,
+        quota: RateLimiter,
         *,
         headers: Mapping[str, str] | None = None,
         passing: Container[int] = (),
@@ -167,7 +167,7 @@ class Rest:
         return self._asked(path, weight, _whole, _ANSWER_WITHIN_S)
 
     def download(self, path: str, weight: int, to: Path) -> None:
-        """The body into a file, however large. Raises as `get`, and DiskTrouble for the file."""
+        """The body into a file, however large. Raises as `get`, and DiskProblem for the file."""
         with _written(to) as file:
 
             def copy(reply: http.client.HTTPResponse) -> None:
@@ -184,31 +184,31 @@ class Rest:
 
     def _asked(self, path: str, weight: int, read: Callable[[http.client.HTTPResponse], T], within_s: float) -> T:
         waits = backoff(self._random, cap_s=30.0)
-        trouble = ""
+        problem = ""
         for _ in range(_REST_TRIES):
             self._afford(weight)
             try:
                 return self._answer(f"{self._url}{path}", read, within_s)
             except _RefusedAnswer as error:
-                trouble, wait_s = f"HTTP {error.code}: {without(error.words, *self._secrets)}", next(waits)
+                problem, wait_s = f"HTTP {error.code}: {without(error.words, *self._secrets)}", next(waits)
                 if error.code in TOO_FAST:
                     wait_s = max(wait_s, self._pause_s(error.headers.get("Retry-After", ""), error.headers.get("X-RateLimit-Reset", "")))
                     self._quota.pause(wait_s)
-                    self._tell("%s%s: %s. Nothing is asked for %.1f s.", self._url, path, trouble, wait_s)
+                    self._tell("%s%s: %s. Nothing is asked for %.1f s.", self._url, path, problem, wait_s)
                     continue
                 if error.code in self._passing:
                     self._quota.pause(wait_s)  # whoever else asks this address is told the same
                 elif error.code < 500 and error.code not in _PASSING:
-                    remedy = next((some for words, some in _REMEDIES.items() if words in trouble), "Asking again cannot help.")
-                    kind = Barred if error.code in _OF_EVERYTHING and _RECENT not in trouble else Refused
-                    raise kind(f"{self._url}{path} was refused with {trouble}. {remedy}") from None
+                    remedy = next((some for words, some in _REMEDIES.items() if words in problem), "Asking again cannot help.")
+                    kind = Barred if error.code in _OF_EVERYTHING and _RECENT not in problem else Refused
+                    raise kind(f"{self._url}{path} was refused with {problem}. {remedy}") from None
             except (ValueError, http.client.InvalidURL) as error:
                 raise Refused(f"{self._url}{path} is no address to ask: {without(str(error), *self._secrets)}.") from None
             except (OSError, http.client.HTTPException) as error:
-                trouble, wait_s = without(str(error), *self._secrets) or type(error).__name__, next(waits)
-            self._tell("%s%s: %s. Next try in %.1f s.", self._url, path, trouble, wait_s)
+                problem, wait_s = without(str(error), *self._secrets) or type(error).__name__, next(waits)
+            self._tell("%s%s: %s. Next try in %.1f s.", self._url, path, problem, wait_s)
             self._wait(wait_s)
-        raise Unavailable(f"{self._url}{path}: {trouble}. It was tried {_REST_TRIES} times; try again later.")
+        raise Unavailable(f"{self._url}{path}: {problem}. It was tried {_REST_TRIES} times; try again later.")
 
     def _answer(self, url: str, read: Callable[[http.client.HTTPResponse], T], within_s: float) -> T:
         """What `read` makes of an answer, which comes beside: one that trickles in must not keep the caller from stopping."""
@@ -234,7 +234,7 @@ class Rest:
             del answer  # it holds the error, and the error this frame
 
     def _tell(self, text: str, *about: str | float) -> None:
-        """A warning; not again for a while, for all who ask this address meet the same trouble. What comes of it, whoever asked is told."""
+        """A warning; not again for a while, for all who ask this address meet the same problem. What comes of it, whoever asked is told."""
         now = self._wall_clock()
         again = 0 <= now - self._told_at < _TELL_AGAIN_S
         if not again:

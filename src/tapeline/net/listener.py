@@ -18,8 +18,8 @@ from picows import (
 )
 
 from tapeline.net.rate_limit import TOO_FAST_S
-from tapeline.net.staleness import Silence
-from tapeline.providers.session import Plan, Session, Trouble
+from tapeline.net.staleness import StalenessWatchdog
+from tapeline.providers.session import Plan, Problem, Session
 from tapeline.records import RawKind
 from tapeline.retry.backoff import backoff
 
@@ -44,7 +44,7 @@ class Limits:
 
     #: How often an open connection is looked after: silence, replacement, stop.
     look_every_s: float = 0.25
-    #: Silence on the wire for this long is met with a ping, and as long again without an answer with a close.
+    #: StalenessWatchdog on the wire for this long is met with a ping, and as long again without an answer with a close.
     ping_after_s: float = 10.0
     confirm_within_s: float = 10.0
     #: The new connection of a rotation takes over once it has data, or after this long.
@@ -67,14 +67,14 @@ USUAL_LIMITS: Final = Limits()
 
 
 @dataclass(slots=True)
-class LineState:
+class ConnectionState:
     """What a line has been through, for the status page."""
 
     connected: bool = False
     connects: int = 0
     frames: int = 0
     last_data_ns: int = 0
-    trouble: str = ""
+    problem: str = ""
     stopped: bool = False
 
 
@@ -84,8 +84,8 @@ class Owner(Protocol):
     plan: Plan
     recorder: Recorder
     limits: Limits
-    state: LineState
-    silence: Silence
+    state: ConnectionState
+    watchdog: StalenessWatchdog
     clock: Callable[[], int]
     paused: bool
 
@@ -107,7 +107,7 @@ class Listener(WSListener):
         self.parts: list[bytes] = []
         self.parts_size = 0
         self.close_reason: dict[str, Any] = {}
-        self.trouble: Trouble | None = None
+        self.problem: Problem | None = None
         self.got_data = False
         self.successor_asked = False
         self.outbox: asyncio.Queue[bytes] = asyncio.Queue(maxsize=4096)
@@ -158,7 +158,7 @@ class Listener(WSListener):
         line.state.frames += 1
         channel = self.session.channel(payload)
         if channel is not None:
-            line.silence.heard(channel, now_ns)
+            line.watchdog.heard(channel, now_ns)
             line.state.last_data_ns = now_ns
             if not self.got_data:
                 self.got_data = True
@@ -171,16 +171,16 @@ class Listener(WSListener):
             self.outbox.put_nowait(message)
         if reply.successor:
             self.successor_asked = True
-        if reply.trouble is not None:
-            self.handle(reply.trouble)
+        if reply.problem is not None:
+            self.handle(reply.problem)
 
-    def handle(self, trouble: Trouble) -> None:
-        if trouble.action == "warn":
-            log.warning("%s: %s", self.line.plan.name, trouble.message)
-            self.line.state.trouble = trouble.message
+    def handle(self, problem: Problem) -> None:
+        if problem.action == "warn":
+            log.warning("%s: %s", self.line.plan.name, problem.message)
+            self.line.state.problem = problem.message
             return
-        self.trouble = trouble
-        self.end({"by": "tapeline", "reason": trouble.message})
+        self.problem = problem
+        self.end({"by": "tapeline", "reason": problem.message})
 
     def end(self, reason: dict[str, Any]) -> None:
         if not self.close_reason:

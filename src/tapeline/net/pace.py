@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from random import Random
 from urllib.parse import urlsplit
 
-from tapeline.net.rate_limit import Quota
+from tapeline.net.rate_limit import RateLimiter
 
 log = logging.getLogger(__name__)
 
@@ -20,9 +20,9 @@ class Pace:
 
     every_s: float = 1.1
     #: What processes share of the dials to one place; none: each line goes by what it was told itself.
-    shared: Callable[[str], Quota] | None = None
+    shared: Callable[[str], RateLimiter] | None = None
     _next: float = 0.0
-    _quotas: dict[str, Quota] = field(default_factory=dict)
+    _quotas: dict[str, RateLimiter] = field(default_factory=dict)
 
     async def wait(self, url: str, random: Random) -> None:
         now = asyncio.get_running_loop().time()
@@ -41,7 +41,7 @@ class Pace:
         if quota is not None:
             quota.pause(seconds)
 
-    def _quota(self, url: str) -> Quota | None:
+    def _quota(self, url: str) -> RateLimiter | None:
         if self.shared is None:
             return None
         place = url.partition("?")[0]  # one limit holds for an address, whatever is asked of it

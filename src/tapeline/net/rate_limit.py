@@ -13,7 +13,7 @@ from typing import Final
 
 import msgspec
 
-from tapeline.errors import DiskTrouble
+from tapeline.errors import DiskProblem
 
 #: Attempts that came too fast (HTTP 429, 418) are repeated no sooner than this, later where Retry-After says so.
 TOO_FAST_S: Final = 30.0
@@ -33,7 +33,7 @@ class _Book(msgspec.Struct):
     not_before: float = 0.0
 
 
-class Quota:
+class RateLimiter:
     """So much weight a minute. Without a `path` the threads of this process share it, with one all processes that name the same file."""
 
     def __init__(self, weight_a_minute: int, path: Path | None = None, clock: Callable[[], float] = time.time) -> None:
@@ -42,7 +42,7 @@ class Quota:
         self._own = _Book()
 
     def take(self, weight: int) -> float:
-        """Take so much of the minute: 0.0, or the seconds to wait before asking again; then nothing was taken. Raises DiskTrouble."""
+        """Take so much of the minute: 0.0, or the seconds to wait before asking again; then nothing was taken. Raises DiskProblem."""
         with self._book() as book:
             now = self._clock()
             if book.paused_at <= now < book.not_before:  # a clock that was set back knows nothing of the pause
@@ -71,7 +71,7 @@ class Quota:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
                 file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             except OSError as error:
-                raise DiskTrouble(
+                raise DiskProblem(
                     f"{self._path}, which says what may be asked, cannot be made: {error.strerror}. Nothing was asked."
                 ) from None
             try:
@@ -82,7 +82,7 @@ class Quota:
                 os.pwrite(file, data, 0)
                 os.ftruncate(file, len(data))
             except OSError as error:
-                raise DiskTrouble(f"{self._path} (what may be asked): {error.strerror}. Nothing was asked. Free disk space.") from None
+                raise DiskProblem(f"{self._path} (what may be asked): {error.strerror}. Nothing was asked. Free disk space.") from None
             finally:
                 os.close(file)
 

@@ -39,7 +39,7 @@ _REFUSALS: Final = frozenset(
 )
 
 
-class Bucket:
+class S3Reader:
     """One bucket, by one key. Its methods raise Refused, Unavailable; a path begins with a slash."""
 
     def __init__(

@@ -8,10 +8,10 @@ from tapeline.records import NS_PER_S
 
 
 @dataclass(slots=True)
-class Silence:
+class StalenessWatchdog:
     """Learns how long each kind of data is usually silent, and tells when silence has lasted too long.
 
-    A kind is mute after `floor_s` or ten times its longest silence so far, whichever is longer, at most `cap_s`; a set limit replaces
+    A kind is stale after `floor_s` or ten times its longest silence so far, whichever is longer, at most `cap_s`; a set limit replaces
     that, and holds from the start of each connection. Each reconnect for silence of a kind that brought none of it doubles the wait
     for that kind, so that a closed market is not dialed all night, nor a thin channel for the sake of a busy one.
     """
@@ -42,7 +42,7 @@ class Silence:
         name = channel.encode()
         self._patience[name] = min(self._patience.get(name, 1.0) * 2, 256.0)
 
-    def mute(self, now_ns: int) -> tuple[str, float] | None:
+    def stale(self, now_ns: int) -> tuple[str, float] | None:
         """(kind of data, seconds of silence) where silence has lasted too long; "" is all data."""
         for channel, last in self._last.items():
             if channel not in self._longest and channel != b"" and not self._set_limit(channel):

@@ -1,7 +1,7 @@
 """Websockets: the only module that opens one.
 
-`Line` keeps one planned connection open for ever: dial, hold the provider's conversation, record every frame before anything looks
-at it, notice silence, and dial again with capped, jittered backoff that starts anew only once data has flowed.
+`FeedConnection` keeps one planned connection open for ever: dial, hold the provider's conversation, record every frame before anything
+looks at it, notice silence, and dial again with capped, jittered backoff that starts anew only once data has flowed.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from picows import (
     ws_connect,
 )
 
-from tapeline.errors import DiskTrouble, Unavailable
+from tapeline.errors import DiskProblem, Unavailable
 from tapeline.local.clock import Leap
-from tapeline.net.listener import USUAL_LIMITS, Limits, LineState, Listener, Recorder
+from tapeline.net.listener import USUAL_LIMITS, ConnectionState, Limits, Listener, Recorder
 from tapeline.net.pace import Pace
 from tapeline.net.rate_limit import LONGEST_BAN_S, TOO_FAST
-from tapeline.net.staleness import Silence
+from tapeline.net.staleness import StalenessWatchdog
 from tapeline.providers.session import Check, Plan
 from tapeline.records import NS_PER_S
 
@@ -45,7 +45,7 @@ DIALS_A_MINUTE: Final = 60
 _LONGEST_WORDS: Final = 300
 
 
-class Line:
+class FeedConnection:
     """One planned connection, kept open until it is stopped or the provider says that only a person can help."""
 
     def __init__(
@@ -55,7 +55,7 @@ class Line:
         clock: Callable[[], int],
         random: Random,
         pace: Pace,
-        silence: Silence,
+        watchdog: StalenessWatchdog,
         tls: ssl.SSLContext | None = None,
         limits: Limits = USUAL_LIMITS,
     ) -> None:
@@ -64,10 +64,10 @@ class Line:
         self.clock = clock
         self.random = random
         self.pace = pace
-        self.silence = silence
+        self.watchdog = watchdog
         self.tls = tls
         self.limits = limits
-        self.state = LineState()
+        self.state = ConnectionState()
         self.paused = False
         self._waits = limits.waits(random)
         self._least_wait_s = 0.0
@@ -75,9 +75,9 @@ class Line:
         self._stopping = asyncio.Event()
 
     def data_flows(self) -> None:
-        """Data has arrived: the next trouble is a new one."""
+        """Data has arrived: the next problem is a new one."""
         self._waits = self.limits.waits(self.random)
-        self.state.trouble = ""
+        self.state.problem = ""
 
     def stop(self) -> None:
         self._stopping.set()
@@ -129,16 +129,16 @@ class Line:
 
     def _after(self, listener: Listener) -> float:
         """Take note of why a connection ended; the least wait before the next."""
-        trouble = listener.trouble
-        if trouble is None:
+        problem = listener.problem
+        if problem is None:
             return 0.0
-        self.state.trouble = trouble.message
-        if trouble.action == "stop":
+        self.state.problem = problem.message
+        if problem.action == "stop":
             self.state.stopped = True
-            log.error("%s stopped: %s Nothing received was lost; the other feeds go on.", self.plan.name, trouble.message)
+            log.error("%s stopped: %s Nothing received was lost; the other feeds go on.", self.plan.name, problem.message)
         else:
-            log.warning("%s: %s", self.plan.name, trouble.message)
-        return trouble.wait_s
+            log.warning("%s: %s", self.plan.name, problem.message)
+        return problem.wait_s
 
     async def _rest(self, seconds: float) -> None:
         try:
@@ -171,8 +171,8 @@ class Line:
             self._no_address(error)
             return None
         except (OSError, TimeoutError, WSError) as error:  # before ValueError: a certificate that has lapsed is both
-            self.state.trouble = f"cannot connect to {self.plan.url}: {error or type(error).__name__}"
-            log.warning("%s: %s. It is tried again.", self.plan.name, self.state.trouble)
+            self.state.problem = f"cannot connect to {self.plan.url}: {error or type(error).__name__}"
+            log.warning("%s: %s. It is tried again.", self.plan.name, self.state.problem)
             return None
         except ValueError as error:
             self._no_address(error)
@@ -182,7 +182,7 @@ class Line:
     async def _wait_for_turn(self) -> None:
         try:
             await self.pace.wait(self.plan.url, self.random)
-        except DiskTrouble as error:  # recording counts more than politeness
+        except DiskProblem as error:  # recording counts more than politeness
             log.warning("%s: %s It is dialed all the same.", self.plan.name, error)
 
     def _told_to_wait(self, seconds: float) -> None:
@@ -190,7 +190,7 @@ class Line:
         self._least_wait_s = seconds
         try:
             self.pace.told_to_wait(self.plan.url, seconds)
-        except DiskTrouble as error:
+        except DiskProblem as error:
             log.warning("%s: %s Other processes of this address do not know that they are to wait.", self.plan.name, error)
 
     def opened(self, listener: Listener) -> None:
@@ -202,30 +202,30 @@ class Line:
         now_ns = self.clock()
         opened = {"url": self.plan.url, "topics": list(self.plan.topics)}
         self.recorder.record(self.plan, listener.connection, "opened", now_ns, msgspec.json.encode(opened))
-        self.silence.begin(now_ns)
+        self.watchdog.begin(now_ns)
         for message in listener.session.opened():
             listener.outbox.put_nowait(message)
 
     def _no_address(self, error: Exception) -> None:
-        self.state.trouble = f"{self.plan.url} is no address to connect to: {error}"
+        self.state.problem = f"{self.plan.url} is no address to connect to: {error}"
         self.state.stopped = True
-        log.error("%s stopped: %s", self.plan.name, self.state.trouble)
+        log.error("%s stopped: %s", self.plan.name, self.state.problem)
 
     def _refused(self, error: WSInvalidStatusError) -> None:
         """The upgrade was answered with another HTTP status than 101."""
         status = int(error.response.status) if error.response is not None else 0
-        trouble = self.plan.refusal(status, _words_of(error), self.state.connects > 0)
-        self.state.trouble = f"{self.plan.url} {trouble.message}"
+        problem = self.plan.refusal(status, _words_of(error), self.state.connects > 0)
+        self.state.problem = f"{self.plan.url} {problem.message}"
         if status in TOO_FAST:
             after = str(error.response.headers.get("Retry-After", "")) if error.response is not None else ""
             self._told_to_wait(max(self.limits.too_fast_s, min(float(after), LONGEST_BAN_S) if after.isdecimal() else 0.0))
-            log.warning("%s: %s Not before %.0f s.", self.plan.name, self.state.trouble, self._least_wait_s)
-        elif trouble.action == "stop":
+            log.warning("%s: %s Not before %.0f s.", self.plan.name, self.state.problem, self._least_wait_s)
+        elif problem.action == "stop":
             self.state.stopped = True
-            log.error("%s stopped: %s The other feeds go on.", self.plan.name, self.state.trouble)
+            log.error("%s stopped: %s The other feeds go on.", self.plan.name, self.state.problem)
         else:
-            self._least_wait_s = trouble.wait_s
-            log.warning("%s: %s", self.plan.name, self.state.trouble)
+            self._least_wait_s = problem.wait_s
+            log.warning("%s: %s", self.plan.name, self.state.problem)
 
     async def _live(self, listener: Listener) -> asyncio.Task[Listener | None] | None:
         """See a connection to its end. Returns the task that dials its successor, where it was replaced."""
@@ -244,11 +244,11 @@ class Line:
                     self._cut(listener)
                     break
                 if self.paused:  # nothing can be heard: neither silence nor a successor's data
-                    self.silence.begin(now_ns)
+                    self.watchdog.begin(now_ns)
                     continue
-                mute = self.silence.mute(now_ns)
-                if mute is not None:
-                    self._give_up_on_silence(listener, *mute)
+                stale = self.watchdog.stale(now_ns)
+                if stale is not None:
+                    self._give_up_on_silence(listener, *stale)
                     break
                 if listener.successor_asked:
                     listener.successor_asked, replace_ns = False, now_ns
@@ -278,11 +278,11 @@ class Line:
             listener.transport.underlying_transport.abort()
 
     def _give_up_on_silence(self, listener: Listener, channel: str, silent_s: float) -> None:
-        self.silence.doubt(channel)
+        self.watchdog.doubt(channel)
         what = f"channel {channel}" if channel else "data"
-        reason = f"mute: no {what} for {silent_s:.1f} s on an open socket"
+        reason = f"stale: no {what} for {silent_s:.1f} s on an open socket"
         log.warning("%s: %s; dialing again.", self.plan.name, reason)
-        listener.close_reason = {"by": "tapeline", "reason": reason}
+        listener.close_reason = {"by": "tapeline", "reason": reason, "stale": channel}
         if not channel or self.clock() - self.state.last_data_ns > NS_PER_S:  # there may be nobody to agree to an end
             listener.end(listener.close_reason)
 
@@ -303,8 +303,8 @@ class Line:
         await asyncio.gather(sender, return_exceptions=True)
         if new.gone and not old_gone.done():
             await self._close(new, "ended")
-            self.state.trouble = new.trouble.message if new.trouble is not None else self.state.trouble
-            self._least_wait_s = new.trouble.wait_s if new.trouble is not None else 0.0
+            self.state.problem = new.problem.message if new.problem is not None else self.state.problem
+            self._least_wait_s = new.problem.wait_s if new.problem is not None else 0.0
             log.warning("%s: the connection to replace the old one ended (%s); the old one goes on.", self.plan.name, new.close_reason)
             return None
         if not old.close_reason:
@@ -331,8 +331,8 @@ class Line:
         self.recorder.record(self.plan, listener.connection, "subscribed", self.clock(), msgspec.json.encode(asked))
         if missing:
             shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
-            self.state.trouble = f"not confirmed by {self.plan.provider}: {shown}"
-            log.warning("%s: %s. Check the names and the plan; the others go on.", self.plan.name, self.state.trouble)
+            self.state.problem = f"not confirmed by {self.plan.provider}: {shown}"
+            log.warning("%s: %s. Check the names and the plan; the others go on.", self.plan.name, self.state.problem)
 
     async def _close(self, listener: Listener, why: str) -> None:
         """Close the socket if it is open, and record the close."""

@@ -1,6 +1,6 @@
 """What a provider's session says to the network layer: sans-I/O, frames in, replies out.
 
-A session is made anew for each connection. It knows the handshake, the subscriptions and the provider's words for trouble; it knows
+A session is made anew for each connection. It knows the handshake, the subscriptions and the provider's words for problem; it knows
 no socket and no clock.
 """
 
@@ -17,7 +17,7 @@ from tapeline.secret import NO_SECRET, Secret
 
 
 @dataclass(frozen=True, slots=True)
-class Trouble:
+class Problem:
     """What the provider said no to, and what to do about it.
 
     `warn`: go on without what was refused. `reconnect`: try again after the usual backoff, at least `wait_s`.
@@ -29,23 +29,23 @@ class Trouble:
     wait_s: float = 0.0
 
 
-def gravest(troubles: Iterable[Trouble]) -> Trouble | None:
-    """Of several troubles the one to act on; the first of equally grave ones."""
-    return max(troubles, key=lambda trouble: ("warn", "reconnect", "stop").index(trouble.action), default=None)
+def gravest(problems: Iterable[Problem]) -> Problem | None:
+    """Of several problems the one to act on; the first of equally grave ones."""
+    return max(problems, key=lambda problem: ("warn", "reconnect", "stop").index(problem.action), default=None)
 
 
 #: What an upgrade is answered with where the address, the key or the plan is at fault, or the place that one asks from.
 _FOR_A_PERSON: Final = frozenset({*range(300, 400), 400, 401, 403, 404, 451})
 
 
-def refusal(status: int, words: str, worked: bool) -> Trouble:
+def refusal(status: int, words: str, worked: bool) -> Problem:
     """The meaning of an HTTP status other than 101 in answer to a websocket's upgrade. `words`: the provider's own, if any.
 
     Where a connection to that address has ever worked since the start, nothing that we say is wrong, so it may pass."""
     said = f"answered HTTP {status}{words and f': {words}'}."
     if status not in _FOR_A_PERSON or worked:
-        return Trouble(f"{said} It is tried again.", "reconnect")
-    return Trouble(f"{said} Check the url, the key, the feed and the plan.", "stop")
+        return Problem(f"{said} It is tried again.", "reconnect")
+    return Problem(f"{said} Check the url, the key, the feed and the plan.", "stop")
 
 
 _TICKER: Final = re.compile(r"[A-Z0-9][A-Za-z0-9.\-/]*")
@@ -75,7 +75,7 @@ class Reply:
     """What to do after a control frame."""
 
     send: Sequence[bytes] = ()
-    trouble: Trouble | None = None
+    problem: Problem | None = None
     #: Open the connection that replaces this one now: the provider is about to close it.
     successor: bool = False
 
@@ -123,7 +123,7 @@ class Plan:
     rotate_after_s: float = 0.0  # 0: the provider sets no limit to a connection's life
     check: Check | None = None
     #: What another answer to the upgrade than 101 means: status, the provider's words, whether a connection has ever worked.
-    refusal: Callable[[int, str, bool], Trouble] = refusal
+    refusal: Callable[[int, str, bool], Problem] = refusal
     account: str = ""  # names what may have one connection alone; empty: as many as one likes
     pair: str = ""  # the same name for two lines that carry the same; empty: a line by itself
     #: What of an event's frame is the same on every line; None for a frame that is no event. Never raises, whatever the bytes.

@@ -297,7 +297,7 @@ def connect(*, config: Settings = None) -> duckdb.DuckDBPyConnection:
     bar_revisions, notices, rejected; coverage and gaps of the ledger.
 
     They show the lake as it is now. A condition on `date`, the UTC day, and on `symbol` keeps files from being opened in vain. Times are in
-    UTC. Where the ledger is kept in PostgreSQL, its two views are left out while that is away. Raises ConfigError, DiskTrouble, NewerData.
+    UTC. Where the ledger is kept in PostgreSQL, its two views are left out while that is away. Raises ConfigError, DiskProblem, NewerData.
     """
     from tapeline.app.ledgers import ledger_rows
     from tapeline.app.stores import lake_folder
@@ -334,7 +334,7 @@ def open_source(source: str = "lake", *, verify: bool = False, config: Settings 
     """A store to be read often by one thread: `source=` of the other functions, which else open it anew for every call.
 
     Each call still sees the store as it is then. `verify`: each file of the lake is read whole once, and held against the checksum in its
-    name, before its rows are; a changed byte is DiskTrouble then, where it may else be another value. Raises WrongArgument for a name that
+    name, before its rows are; a changed byte is DiskProblem then, where it may else be another value. Raises WrongArgument for a name that
     no source has, ConfigError.
     """
     opened = _open(source, config)

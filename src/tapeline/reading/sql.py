@@ -12,7 +12,7 @@ import duckdb
 import pyarrow as pa
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
-from tapeline.errors import ConfigError, DiskTrouble
+from tapeline.errors import ConfigError, DiskProblem
 from tapeline.records import AMENDING, AMENDS, NORMALIZED_TOPICS, Topic
 from tapeline.stores.lake.engine import NO_DOWNLOADS
 from tapeline.stores.lake.files import check_format, for_duckdb, table_at, unreadable
@@ -133,7 +133,7 @@ def each(lake: Path, table: str, condition: str = "true", values: Sequence[Any] 
         raise _damaged(lake, error) from error
 
 
-def meaning(lake: Path, error: duckdb.Error) -> DiskTrouble | ConfigError:
+def meaning(lake: Path, error: duckdb.Error) -> DiskProblem | ConfigError:
     """What an error of a query that a person wrote means: a file of the lake that cannot be read, or the query."""
     # Of a file whose inside is damaged DuckDB says no name, and no kind of error.
     if type(error) is duckdb.Error or str(lake) in str(error):
@@ -141,8 +141,8 @@ def meaning(lake: Path, error: duckdb.Error) -> DiskTrouble | ConfigError:
     return ConfigError(f"DuckDB: {error}")
 
 
-def _damaged(lake: Path, error: Exception) -> DiskTrouble:
-    return DiskTrouble(
+def _damaged(lake: Path, error: Exception) -> DiskProblem:
+    return DiskProblem(
         f"The lake at {lake} cannot be read: {error}. Ask again if a file was removed meanwhile; else `tapeline lake check` names the "
         "file, and `tapeline lake repair` makes it again."
     )

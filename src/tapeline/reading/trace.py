@@ -91,7 +91,7 @@ def _raw(stream: Stream, partition: int, offset: int) -> dict[str, Any] | None:
 
 def _output(stream: Stream, topic: Topic, event: tuple[int, int, int]) -> tuple[int, int, dict[str, Any]] | None:
     """Where an event lies in an output topic: partition, offset, row."""
-    lows, highs = stream.before_end(topic, 1 << 62), stream.ends(topic)
+    lows, highs = stream.tail_positions(topic, 1 << 62), stream.ends(topic)
     for partition, high in highs.items():
         found = _search(stream, topic, partition, lows.get(partition, 0), high, event)
         if found is not None:

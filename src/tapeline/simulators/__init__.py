@@ -1,8 +1,8 @@
 """Local stand-ins for the three providers, on real sockets: for the demo, for tests, and for users' own CI."""
 
 from tapeline.simulators.faults import FAULTS
-from tapeline.simulators.options import VenueOptions
+from tapeline.simulators.options import SimulatorOptions
 from tapeline.simulators.serve import serve
-from tapeline.simulators.venue import CERTIFICATE, Venue
+from tapeline.simulators.venue import CERTIFICATE, Simulator
 
-__all__ = ["CERTIFICATE", "FAULTS", "Venue", "VenueOptions", "serve"]
+__all__ = ["CERTIFICATE", "FAULTS", "Simulator", "SimulatorOptions", "serve"]

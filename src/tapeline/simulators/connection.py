@@ -61,7 +61,7 @@ class Connection(WSListener):
         self.number = number
         self.mischief = mischief
         self.clean = False
-        self._mute = False  # no more data for this client
+        self._stale = False  # no more data for this client
         self.full_since: float | None = None  # when its buffer filled up (loop seconds)
         self.backlog: deque[Event] = deque()  # what it is to get again before anything new
         self.opened_s = 0.0
@@ -133,7 +133,7 @@ class Connection(WSListener):
     @property
     def listens(self) -> bool:
         """Whether this client is to get data."""
-        return not (self._mute or self._ending)
+        return not (self._stale or self._ending)
 
     @property
     def full(self) -> bool:
@@ -175,9 +175,9 @@ class Connection(WSListener):
         raw.get_extra_info("socket").setsockopt(SOL_SOCKET, SO_LINGER, _RST)
         asyncio.get_running_loop().call_later(0.02, raw.abort)
 
-    def mute(self) -> None:
+    def stale(self) -> None:
         """Send no more data; the rest of the conversation goes on."""
-        self._mute = True
+        self._stale = True
         self.venue.audience_changed()
 
     def play_dead(self) -> None:

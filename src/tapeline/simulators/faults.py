@@ -10,7 +10,7 @@ FAULTS: dict[str, str] = {
     # any venue: the connection
     "close": "S=5: a clean close (1001), S seconds after a connection opened",
     "reset": "S=5: part of a frame, then a TCP reset, S seconds after a connection opened",
-    "mute": "S=5: no more data S seconds after a connection opened; the socket stays open and pings are answered",
+    "stale": "S=5: no more data S seconds after a connection opened; the socket stays open and pings are answered",
     "half_open": "S=5: the socket goes dead without a FIN, S seconds after a connection opened; pings are not answered",
     "day_end": "S=5: the forced disconnect, S seconds after a connection opened (binance: serverShutdown first)",
     "slow_consumer": "S=2: a client that has not read for S seconds is dropped, with the provider's own word, if any",

@@ -10,7 +10,7 @@ _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class VenueOptions:
+class SimulatorOptions:
     """Everything a venue can be told. A ValueError says which value is wrong."""
 
     name: str  # binance | polygon | alpaca

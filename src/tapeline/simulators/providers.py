@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tapeline.simulators.faults import Faults
-    from tapeline.simulators.options import VenueOptions
+    from tapeline.simulators.options import SimulatorOptions
     from tapeline.simulators.session import Provider
 
 
-def provider_of(options: VenueOptions, faults: Faults, clock: Callable[[], int]) -> Provider:
+def provider_of(options: SimulatorOptions, faults: Faults, clock: Callable[[], int]) -> Provider:
     """The provider that the options name; ValueError when it cannot do what they ask for."""
     if options.captures and options.name != "binance":
         raise ValueError(f"recordings to replay are Binance's: {options.name} has none")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-class Quota:
+class RateLimiter:
     """A number of refusals left: infinite for all, none when the fault was not chosen."""
 
     def __init__(self, number: float | None) -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-    from tapeline.simulators.options import VenueOptions
+    from tapeline.simulators.options import SimulatorOptions
 
 SETTLE_S: Final = 0.3  # from the first subscription to the first frame, so that several requests count as one
 _IDS: Final = {"trade": "t", "aggTrade": "a"}
@@ -35,7 +35,7 @@ class Replay:
     At speed 0 the replay waits while nobody is subscribed; otherwise its clock runs on, as an exchange's does.
     """
 
-    def __init__(self, options: VenueOptions) -> None:
+    def __init__(self, options: SimulatorOptions) -> None:
         self.behind = False
         self._speed = options.speed
         self._left = options.limit

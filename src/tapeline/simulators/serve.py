@@ -8,17 +8,17 @@ import signal
 import sys
 from typing import TYPE_CHECKING
 
-from tapeline.simulators.venue import Venue
+from tapeline.simulators.venue import Simulator
 
 if TYPE_CHECKING:
-    from tapeline.simulators.options import VenueOptions
+    from tapeline.simulators.options import SimulatorOptions
 
 
-async def serve(options: VenueOptions) -> None:
+async def serve(options: SimulatorOptions) -> None:
     """Run a venue until SIGTERM or SIGINT: print a line with its url, one with its files', and in the end one of JSON with what it sent.
 
     SIGUSR1 closes the market: nothing happens any more, and connections stay."""
-    venue = Venue(options)
+    venue = Simulator(options)
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tapeline.simulators.events import Event, Topic
     from tapeline.simulators.faults import Faults
     from tapeline.simulators.market import Instrument
-    from tapeline.simulators.options import VenueOptions
+    from tapeline.simulators.options import SimulatorOptions
     from tapeline.simulators.tape import Tape
 
 BATCH: Final = 512  # events made at once, so that sockets are looked after in between
@@ -43,7 +43,7 @@ class Source(Protocol):
 class Generated:
     """The market's events at `rate` a second on average, in bursts, for the topics wanted."""
 
-    def __init__(self, options: VenueOptions, tape: Tape, faults: Faults, clock: Callable[[], int]) -> None:
+    def __init__(self, options: SimulatorOptions, tape: Tape, faults: Faults, clock: Callable[[], int]) -> None:
         self.behind = False
         self._tape = tape
         self._rate = options.rate

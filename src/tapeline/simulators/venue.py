@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from tapeline.simulators.events import Event, Frame, Topic
-    from tapeline.simulators.options import VenueOptions
+    from tapeline.simulators.options import SimulatorOptions
     from tapeline.simulators.source import Source
 
 _TICK_S: Final = 0.005  # the pace of a generator that keeps up
@@ -51,10 +51,10 @@ CERTIFICATE: Final = Path(__file__).with_name("loopback_test_only.crt")
 _KEY: Final = Path(__file__).with_name("loopback_test_only.key")
 
 
-class Venue:
+class Simulator:
     """A local stand-in for one provider. `clock` gives nanoseconds since the epoch."""
 
-    def __init__(self, options: VenueOptions, *, clock: Callable[[], int] = time.time_ns) -> None:
+    def __init__(self, options: SimulatorOptions, *, clock: Callable[[], int] = time.time_ns) -> None:
         self._options = options
         self._faults = Faults.parse(options.faults, options.name)
         self._provider = provider_of(options, self._faults, clock)
@@ -151,7 +151,7 @@ class Venue:
         """A websocket has opened."""
         self._connections.append(connection)
         self._deserted.clear()
-        for name in ("close", "reset", "mute", "half_open", "day_end", "huge"):
+        for name in ("close", "reset", "stale", "half_open", "day_end", "huge"):
             seconds = self._faults.number(name)
             if seconds is not None and not (name == "day_end" and self._options.name == "binance"):
                 self._due[connection, name] = connection.opened_s + seconds
@@ -311,8 +311,8 @@ class Venue:
             connection.close(1001, "")
         elif name == "reset":
             connection.reset()
-        elif name == "mute":
-            connection.mute()
+        elif name == "stale":
+            connection.stale()
         elif name == "half_open":
             connection.play_dead()
         else:

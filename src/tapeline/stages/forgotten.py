@@ -18,7 +18,7 @@ _LOOK_NS: Final = 60 * NS_PER_S
 _MOST_TOLD: Final = 16
 
 
-class Forgotten:
+class StreamLoss:
     """What a stage has to say where its stream has lost what the stage had not read."""
 
     def __init__(self, stream: Stream, group: str, clock: Callable[[], int]) -> None:

@@ -18,7 +18,7 @@ from tapeline.providers.events import Decode, Names
 from tapeline.records import NS_PER_S, RAW_TOPIC, Chunk
 from tapeline.retry import loop
 from tapeline.retry.backoff import backoff
-from tapeline.stages.forgotten import Forgotten
+from tapeline.stages.forgotten import StreamLoss
 from tapeline.stages.names import KnownNames
 from tapeline.stages.normalize import NORMALIZE, normalize_all
 from tapeline.stages.taken import Taken
@@ -40,7 +40,7 @@ _REST_S: Final = 0.25
 _FLUSH_NS: Final = NS_PER_S
 
 
-class KeepLedger:
+class LedgerWriter:
     """The raw topic into the ledger of what is complete, from the position that the ledger itself holds."""
 
     def __init__(
@@ -63,7 +63,7 @@ class KeepLedger:
         self._names = KnownNames(stream, names)
         self._stream, self._ledger, self._decoders, self._status, self._stop, self._clock = stream, ledger, decoders, status, stop, clock
         self._taken = Taken(stream, NORMALIZE, stores, clock)
-        self._forgotten = Forgotten(stream, LEDGER, clock)
+        self._forgotten = StreamLoss(stream, LEDGER, clock)
         self._account: Account | None = None
         self._positions: dict[int, int] = {}
         self._ahead: Chunk | None = None  # read, and not yet absorbed
@@ -153,6 +153,6 @@ class KeepLedger:
         self._status.write(self._report())
 
 
-def run_ledger(stage: KeepLedger, stop: threading.Event, random: Random) -> None:
+def run_ledger(stage: LedgerWriter, stop: threading.Event, random: Random) -> None:
     loop.run(stage.step, stop, rest_s=_REST_S, waits=lambda: backoff(random, cap_s=5.0), drain_s=60.0)
     stage.finish()

@@ -20,7 +20,7 @@ from tapeline.providers.normalizing import Count, Normalized, normalize
 from tapeline.records import NORMALIZED_TOPICS, NOTICES_TOPIC, NS_PER_S, RAW_TOPIC, REJECTED_TOPIC, TICKS_TOPIC, Chunk, Topic
 from tapeline.retry import loop
 from tapeline.retry.backoff import backoff
-from tapeline.stages.forgotten import Forgotten
+from tapeline.stages.forgotten import StreamLoss
 from tapeline.stages.names import KnownNames
 from tapeline.streams import Member, PartitionLost, Stream
 from tapeline.streams.lives import ReadOfLives
@@ -59,7 +59,7 @@ class Normalize:
         self._decoders = decoders
         self._status = status
         self._clock = clock
-        self._forgotten = Forgotten(stream, NORMALIZE, clock)
+        self._forgotten = StreamLoss(stream, NORMALIZE, clock)
         self._read = ReadOfLives(stream, NORMALIZE)
         self._latencies: dict[str, Latencies] = {}
         self._rates: dict[str, Rate] = {}

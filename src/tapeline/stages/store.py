@@ -13,7 +13,7 @@ from tapeline.errors import Busy, Unavailable
 from tapeline.records import NORMALIZED_TOPICS, NS_PER_S, Chunk, Topic
 from tapeline.retry import loop
 from tapeline.retry.backoff import backoff
-from tapeline.stages.forgotten import Forgotten
+from tapeline.stages.forgotten import StreamLoss
 from tapeline.stages.upkeep import Upkeep
 from tapeline.stores import Store
 from tapeline.streams import APPENDED, Stream
@@ -31,7 +31,7 @@ _TRIES_AT_REST: Final = 20
 _MORE_ROWS: Final = 1_000
 
 
-class KeepIn:
+class StoreWriter:
     """Normalized topics into one store, each from the position that the store itself holds."""
 
     def __init__(
@@ -62,7 +62,7 @@ class KeepIn:
         self._tried: dict[Topic, int] = {}  # and as it will be once it has heard the next word
         self._unsaid: dict[Topic, Chunk] = {}
         self._rate = Rate(clock)
-        self._forgotten = Forgotten(stream, group, clock)
+        self._forgotten = StreamLoss(stream, group, clock)
 
     def step(self) -> bool:
         if self._read:
@@ -170,14 +170,14 @@ def unsaid(stream: Stream, group: str, topic: Topic, positions: Mapping[int, int
     for _ in range(_TRIES_AT_REST):
         said = f"{topic.table}/read" in stream.totals(group)
         written = written_to(stream, topic)
-        rest = sum(stream.waiting(topic, positions).values())
-        open_ = sum(stream.waiting(topic, stream.positions(group, topic)).values()) if said else written
+        rest = sum(stream.lag(topic, positions).values())
+        open_ = sum(stream.lag(topic, stream.positions(group, topic)).values()) if said else written
         if written == written_to(stream, topic):  # nothing has come in between: the numbers are of one moment
             return max(0, open_ - rest)
     return 0
 
 
-def run_store(stage: KeepIn, stop: threading.Event, random: Random) -> None:
+def run_store(stage: StoreWriter, stop: threading.Event, random: Random) -> None:
     loop.run(stage.step, stop, rest_s=_REST_S, waits=lambda: backoff(random, cap_s=5.0), drain_s=60.0)
     stage.finish()
 

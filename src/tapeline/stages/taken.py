@@ -80,5 +80,5 @@ class Taken:
         short = [partition for (name, partition), end in ends.items() if name == topic.name and positions.get(partition, 0) < end]
         if not short:
             return True
-        waiting = self._stream.waiting(topic, positions)
+        waiting = self._stream.lag(topic, positions)
         return not any(waiting[partition] for partition in short)

@@ -87,10 +87,10 @@ class Stream(Protocol):
         """How many records were written to each partition in its present life. Left out: those whose count is not known from the life's
         first record on, as on Kafka, or in a topic of an earlier version."""
 
-    def before_end(self, topic: Topic, rows: int) -> dict[int, int]:
+    def tail_positions(self, topic: Topic, rows: int) -> dict[int, int]:
         """Positions from which about `rows` records, or a few more, are left to read in each partition."""
 
-    def waiting(self, topic: Topic, positions: Mapping[int, int]) -> dict[int, int]:
+    def lag(self, topic: Topic, positions: Mapping[int, int]) -> dict[int, int]:
         """For each partition, the entries at or after the position: zero exactly where a reader finds nothing, and nothing is on its way
         (on Kafka: in a transaction that is not ended)."""
 
@@ -150,10 +150,10 @@ class Producer(Protocol):
         """Numbers that settle though the stream will never take them: they are larger than it lets one be."""
 
     @property
-    def trouble(self) -> str:
+    def problem(self) -> str:
         """What the stream has answered last, where it was not good; empty where it was, and where nothing is known."""
 
-    def recovered(self, writer: str, since_ns: int) -> Mapping[int, Container[int]]:
+    def last_acknowledged(self, writer: str, since_ns: int) -> Mapping[int, Container[int]]:
         """The numbers of an earlier writer that have arrived, in each partition that has one; it spooled nothing before `since_ns`.
 
         It may take a minute, and may be called from another thread."""

@@ -52,7 +52,7 @@ class StatusFile:
             temporary.write_text(text)
             temporary.replace(self._path)
         except OSError as error:
-            # The page goes stale, and says so by its time; the data has its own path and reports its own trouble.
+            # The page goes stale, and says so by its time; the data has its own path and reports its own problem.
             if not self._failed:
                 log.warning(
                     "%s could not be written: %s. `tapeline status` shows what was said before. Free disk space, or make the folder "

@@ -9,7 +9,7 @@ from typing import Final, Literal
 import msgspec
 
 from tapeline.providers.events import NO_NAMES
-from tapeline.providers.session import FeedSettings, Plan, Reply, Trouble, refusal
+from tapeline.providers.session import FeedSettings, Plan, Problem, Reply, refusal
 from tapeline.secret import Secret
 from tapeline_meridian.normalize import CHANNELS
 from tapeline_meridian.wire import canonical
@@ -45,9 +45,9 @@ class MeridianSession:
             if word == "ok":
                 self._missing.pop(rest, None)
             elif word == "no":
-                return Reply(trouble=Trouble(f"meridian says no to {rest}. Check its name; the others go on.", "warn"))
+                return Reply(problem=Problem(f"meridian says no to {rest}. Check its name; the others go on.", "warn"))
             elif word == "locked":
-                return Reply(trouble=Trouble("meridian does not know the key. Check it.", "stop"))
+                return Reply(problem=Problem("meridian does not know the key. Check it.", "stop"))
         return Reply()
 
     def channel(self, frame: bytes) -> bytes | None:
@@ -75,9 +75,9 @@ def plans(settings: FeedSettings) -> list[Plan]:
     ]
 
 
-def _refusal(status: int, words: str, worked: bool) -> Trouble:
+def _refusal(status: int, words: str, worked: bool) -> Problem:
     if status == _COUNTING:
-        return Trouble(f"answered HTTP {status}: it counts its bars. It is tried again.", "reconnect")
+        return Problem(f"answered HTTP {status}: it counts its bars. It is tried again.", "reconnect")
     return refusal(status, words, worked)
 
 

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, Protocol
 
-from tapeline.errors import DiskTrouble
+from tapeline.errors import DiskProblem
 from tapeline.providers.history import Request, WrongPage
 
 #: A piece is a record of the stream.
@@ -36,7 +36,7 @@ class Archive:
         self._client, self._folder = client, folder
 
     def __call__(self, asked: Request) -> bytes:
-        """Raises WrongPage for a wrong checksum or no such zip, Unavailable, Refused, DiskTrouble."""
+        """Raises WrongPage for a wrong checksum or no such zip, Unavailable, Refused, DiskProblem."""
         try:
             table = self._folder / f"{Path(asked.path).stem}.csv"
             note = table.with_suffix(".sha256")
@@ -44,7 +44,7 @@ class Archive:
                 self._fetch(asked, table, note)
             return _piece(table, note, int(asked.after.partition(" ")[2] or 0))
         except OSError as error:
-            raise DiskTrouble(f"{self._folder}: {error}. Nothing of {asked.path} was kept. Free disk space; it is tried again.") from error
+            raise DiskProblem(f"{self._folder}: {error}. Nothing of {asked.path} was kept. Free disk space; it is tried again.") from error
 
     def _fetch(self, asked: Request, table: Path, note: Path) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)

@@ -108,7 +108,7 @@ class Backfill:
         """Fetch what is left, and say now and again how far it is; what it came to.
 
         A span that is refused or makes no sense is left out, and told. Raises Unavailable where the provider or the stream does not
-        answer, DiskTrouble: what has come is kept, and the same job goes on from there."""
+        answer, DiskProblem: what has come is kept, and the same job goes on from there."""
         self._log.open(self._job.spans())
         writer = f"backfill-{self._log.name}-{self._log.begin_writing()}"
         producer = self._stream.producer(writer)
@@ -139,7 +139,7 @@ class Backfill:
     def _recover(self, producer: Producer) -> None:
         """Find out which pages of an earlier process have arrived."""
         for writer, since_ns in self._log.writers().items():
-            arrived = producer.recovered(writer, since_ns)
+            arrived = producer.last_acknowledged(writer, since_ns)
             self._log.recover(writer, lambda span, number: number in arrived.get(partition_of(self._stream, span.symbol), ()))  # noqa: B023 used at once
 
     @contextmanager
@@ -249,7 +249,7 @@ class Backfill:
         while True:
             until = producer.settled()
             if producer.refused:
-                raise Refused(f"A page of history was not kept: {producer.trouble} The same job goes on from there.")
+                raise Refused(f"A page of history was not kept: {producer.problem} The same job goes on from there.")
             settled = list[int]()
             while self._on_the_way and self._on_the_way[0][0] <= until:
                 settled.append(self._on_the_way.popleft()[1])

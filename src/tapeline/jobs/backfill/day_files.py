@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from tapeline.errors import DiskTrouble
+from tapeline.errors import DiskProblem
 from tapeline.jobs.backfill.archive import piece_of
 from tapeline.providers.history import MISSING, Request, WrongPage
 
@@ -69,7 +69,7 @@ class DayFiles:
         self._wrong: dict[Path, str] = {}
 
     def __call__(self, asked: Request) -> bytes:
-        """Raises WrongPage for what is no such file, Unavailable, Refused, DiskTrouble."""
+        """Raises WrongPage for what is no such file, Unavailable, Refused, DiskProblem."""
         path, _, query = asked.path.partition("?")
         ticker, at = parse_qs(query)["ticker"][0], int(asked.after.partition(" ")[2] or 0)
         day = self._folder / path.strip("/").removesuffix(".csv.gz")
@@ -80,7 +80,7 @@ class DayFiles:
                 note = self._rows_of(path, day, ticker, begin=not at)
                 return self._piece(day, note, ticker, at) if note is not None else f"{MISSING} -1\n".encode()
         except OSError as error:
-            raise DiskTrouble(f"{day}: {error}. Nothing of {path} was kept. Free disk space; it is tried again.") from error
+            raise DiskProblem(f"{day}: {error}. Nothing of {path} was kept. Free disk space; it is tried again.") from error
 
     def _rows_of(self, path: str, day: Path, ticker: str, *, begin: bool) -> _Note | None:
         """Those on disk, or fetched: where none are, where they lack the ticker, where its first piece is asked for and they are old."""

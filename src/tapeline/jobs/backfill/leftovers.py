@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from tapeline.errors import Busy, DiskTrouble, NewerData
+from tapeline.errors import Busy, DiskProblem, NewerData
 from tapeline.jobs.backfill.page_log import PageLog
 from tapeline.local.locks import own
 
@@ -45,7 +45,7 @@ def remove_old_logs(root: Path, now_s: float, retain_s: float) -> list[str]:
             continue
         with _alone(root, path.stem) as alone:
             if alone and (age_s >= max(BEGUN_S, retain_s) or _is_done(PageLog(path))):
-                with suppress(DiskTrouble):  # it is tried again by the next backfill
+                with suppress(DiskProblem):  # it is tried again by the next backfill
                     PageLog(path).forget()
                     removed.append(path.stem)
     return removed
@@ -73,7 +73,7 @@ def _used_s(path: Path) -> float:
 def _is_done(log: PageLog) -> bool:
     try:
         return log.whole()
-    except (DiskTrouble, NewerData):
+    except (DiskProblem, NewerData):
         return False
     finally:
         log.close()
@@ -87,7 +87,7 @@ def _alone(root: Path, job: str) -> Iterator[bool]:
         try:
             for lock in (lock_of(root, "files"), lock_of(root, job)):
                 held.enter_context(own(lock, "this tapeline backfill", by="a tapeline backfill that looks for old logs"))
-        except (Busy, DiskTrouble):
+        except (Busy, DiskProblem):
             alone = False
         yield alone
         if alone:

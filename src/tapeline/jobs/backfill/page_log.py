@@ -18,7 +18,7 @@ from typing import Final
 
 import msgspec
 
-from tapeline.errors import DiskTrouble, NewerData
+from tapeline.errors import DiskProblem, NewerData
 from tapeline.providers.history import Request, Span
 
 _FORMAT: Final = 2
@@ -90,7 +90,7 @@ class Sent:
 
 
 class PageLog:
-    """One file for one backfill. Calls raise DiskTrouble: then nothing was noted."""
+    """One file for one backfill. Calls raise DiskProblem: then nothing was noted."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -222,7 +222,7 @@ class PageLog:
         try:
             yield
         except (sqlite3.Error, OSError) as error:
-            raise DiskTrouble(
+            raise DiskProblem(
                 f"{self.path}, which notes how far the backfill has come: {error}. What was sent is in the stream. Free disk space, or "
                 "make the folder writable, and start it again: it goes on where it was."
             ) from error

@@ -10,7 +10,7 @@ import msgspec
 
 from tapeline.providers.alpaca.normalize import CHANNELS
 from tapeline.providers.events import NO_NAMES, UNREADABLE
-from tapeline.providers.session import FeedSettings, Plan, Reply, Trouble, gravest, us_name_problem, without
+from tapeline.providers.session import FeedSettings, Plan, Problem, Reply, gravest, us_name_problem, without
 from tapeline.secret import Secret
 
 STREAM_URL: Final = "wss://stream.data.alpaca.markets"
@@ -94,7 +94,7 @@ class AlpacaSession:
         except UNREADABLE:
             return Reply()
         send: list[bytes] = []
-        troubles: list[Trouble] = []
+        problems: list[Problem] = []
         for control in controls:
             if control.T == "success" and control.msg == "connected":
                 send.append(self._encode({"action": "auth", "key": self._key.reveal(), "secret": self._secret.reveal()}))
@@ -107,8 +107,8 @@ class AlpacaSession:
             elif control.T == "error":
                 action, wait_s, advice = _ERRORS.get(control.code, ("reconnect", 0.0, ""))
                 said = without(control.msg, self._key, self._secret).rstrip(".")
-                troubles.append(Trouble(f"alpaca says {control.code}: {said}. {advice}".strip(), action, wait_s))
-        return Reply(send, gravest(troubles))
+                problems.append(Problem(f"alpaca says {control.code}: {said}. {advice}".strip(), action, wait_s))
+        return Reply(send, gravest(problems))
 
     def channel(self, frame: bytes) -> bytes | None:
         mark = frame.find(self._mark, 0, 24)

@@ -15,7 +15,7 @@ from tapeline.providers.events import (
     NO_NAMES,
     UNREADABLE,
 )
-from tapeline.providers.session import Check, FeedSettings, Plan, Reply, Trouble, refusal, rest_of
+from tapeline.providers.session import Check, FeedSettings, Plan, Problem, Reply, refusal, rest_of
 
 STREAM_URL: Final = "wss://data-stream.binance.vision"
 #: Another host, on the port that the first is on.
@@ -46,7 +46,7 @@ _ACK: Final = msgspec.json.Decoder(_Ack)
 PASSING: Final = frozenset({403})
 
 
-def _refusal(status: int, words: str, worked: bool) -> Trouble:
+def _refusal(status: int, words: str, worked: bool) -> Problem:
     return refusal(status, words, worked or status in {*PASSING, 404})
 
 
@@ -87,7 +87,7 @@ class BinanceSession:
         if len(streams) > 1:
             return Reply(send=[self._subscribe([stream]) for stream in streams])
         message = f"binance refused {streams[0]}: {refusal.get('msg')} (code {refusal.get('code')}). Check its name; the others go on."
-        return Reply(trouble=Trouble(message, "warn"))
+        return Reply(problem=Problem(message, "warn"))
 
     def channel(self, frame: bytes) -> bytes | None:
         if not frame.startswith(b'{"stream":"') or frame[11:12] == b"!":

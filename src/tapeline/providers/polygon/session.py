@@ -10,7 +10,7 @@ import msgspec
 
 from tapeline.providers.events import NO_NAMES, UNREADABLE
 from tapeline.providers.polygon.normalize import CHANNELS
-from tapeline.providers.session import FeedSettings, Plan, Reply, Trouble, gravest, us_name_problem, without
+from tapeline.providers.session import FeedSettings, Plan, Problem, Reply, gravest, us_name_problem, without
 from tapeline.secret import Secret
 
 STREAM_URL: Final = "wss://socket.massive.com"
@@ -56,7 +56,7 @@ class PolygonSession:
         except UNREADABLE:
             return Reply()
         send: list[bytes] = []
-        troubles: list[Trouble | None] = []
+        problems: list[Problem | None] = []
         for status in statuses:
             if status.status == "connected":
                 send.append(msgspec.json.encode({"action": "auth", "params": self._key.reveal()}))
@@ -65,28 +65,28 @@ class PolygonSession:
             elif status.status == "success":
                 self._missing.pop(status.message.removeprefix("subscribed to: "), None)
             else:
-                troubles.append(self._trouble(status))
-        return Reply(send, gravest(trouble for trouble in troubles if trouble is not None))
+                problems.append(self._problem(status))
+        return Reply(send, gravest(problem for problem in problems if problem is not None))
 
     def _subscribe(self) -> list[bytes]:
         size = _TOPICS_PER_MESSAGE
         groups = [self._topics[at : at + size] for at in range(0, len(self._topics), size)]
         return [msgspec.json.encode({"action": "subscribe", "params": ",".join(some)}) for some in groups]
 
-    def _trouble(self, status: _StatusFrame) -> Trouble | None:
+    def _problem(self, status: _StatusFrame) -> Problem | None:
         message = without(status.message.strip(), self._key).rstrip(".")
         said = f"polygon says {status.status}{': ' if message else ''}{message}."
         match status.status:
             case "auth_failed":
-                return Trouble(f"{said} Check the key (TAPELINE_POLYGON_KEY) and that the plan includes websockets.", "stop")
+                return Problem(f"{said} Check the key (TAPELINE_POLYGON_KEY) and that the plan includes websockets.", "stop")
             case "max_connections":
-                return Trouble(f"{said} Another process holds this key's connection; end it.", "reconnect", _COOL_DOWN_S)
+                return Problem(f"{said} Another process holds this key's connection; end it.", "reconnect", _COOL_DOWN_S)
             case "error" if "access real-time" in status.message:
-                return Trouble(f'{said} Set url = "wss://delayed.massive.com" for this provider.', "stop")
+                return Problem(f'{said} Set url = "wss://delayed.massive.com" for this provider.', "stop")
             case "error":
-                return Trouble(f"{said} Topics outside the plan are refused; the others go on.", "warn")
+                return Problem(f"{said} Topics outside the plan are refused; the others go on.", "warn")
             case "auth_timeout" | "slow_consumer" | "force_disconnect":
-                return Trouble(said, "reconnect")
+                return Problem(said, "reconnect")
         return None
 
     def channel(self, frame: bytes) -> bytes | None:

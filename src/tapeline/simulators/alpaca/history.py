@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import msgspec
 
 from tapeline.simulators.bars import DAY_NS, MINUTE_NS, SECOND_NS
-from tapeline.simulators.quota import Quota
+from tapeline.simulators.quota import RateLimiter
 from tapeline.simulators.session import Reply
 
 if TYPE_CHECKING:
@@ -62,10 +62,10 @@ class AlpacaHistory:
         self._rows: dict[tuple[str, str, str], list[_Row]] = {}
         self._clock = clock
         self._number = 0
-        self._busy = Quota(faults.number("rest_429"))
-        self._broken = Quota(faults.number("rest_error"))
-        self._cut = Quota(faults.number("rest_cut"))
-        self._repeat = Quota(faults.number("rest_repeat"))
+        self._busy = RateLimiter(faults.number("rest_429"))
+        self._broken = RateLimiter(faults.number("rest_error"))
+        self._cut = RateLimiter(faults.number("rest_cut"))
+        self._repeat = RateLimiter(faults.number("rest_repeat"))
         self._most = int(faults.number("rest_page") or _MOST_ROWS)
         self._limit = int(faults.number("rest_limit") or _REQUESTS_A_MINUTE)
         self._old_sip_only = "recent_sip" in faults

@@ -8,7 +8,7 @@ from tapeline.simulators.accounts import Accounts
 from tapeline.simulators.alpaca.history import AlpacaHistory
 from tapeline.simulators.alpaca.session import AlpacaSession, Rules
 from tapeline.simulators.alpaca.tape import CHANNELS, AlpacaTape
-from tapeline.simulators.quota import Quota
+from tapeline.simulators.quota import RateLimiter
 from tapeline.simulators.session import Reply
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from tapeline.simulators.events import Event, Topic
     from tapeline.simulators.faults import Faults
-    from tapeline.simulators.options import VenueOptions
+    from tapeline.simulators.options import SimulatorOptions
     from tapeline.simulators.session import Request, Session
 
 _PATHS: Final = {
@@ -35,7 +35,7 @@ _FOLLOWERS: Final = ("trades", "corrections", "cancelErrors")
 class Alpaca:
     """See session.Provider."""
 
-    def __init__(self, options: VenueOptions, faults: Faults, clock: Callable[[], int]) -> None:
+    def __init__(self, options: SimulatorOptions, faults: Faults, clock: Callable[[], int]) -> None:
         self.tape = AlpacaTape(options.symbols, options.seed)
         self._symbols: dict[str, list[str]] = {feed: [] for feed in CHANNELS}
         for one in self.tape.instruments():
@@ -43,15 +43,15 @@ class Alpaca:
         error, limit = faults.number("error"), faults.number("symbol_limit")
         self._rules = Rules(
             accounts=Accounts(options.max_connections),
-            refused_logins=Quota(faults.number("auth_refused")),
-            refused_connections=Quota(faults.number("connection_limit")),
+            refused_logins=RateLimiter(faults.number("auth_refused")),
+            refused_connections=RateLimiter(faults.number("connection_limit")),
             zombie_s=faults.number("zombie_slot"),
             symbol_limit=None if limit is None else int(limit),
             error=None if error is None else int(error),
             close_after_error="close_after_error" in faults,
             keep_after_error="keep_after_error" in faults,
         )
-        self._too_often = Quota(faults.number("http_429"))
+        self._too_often = RateLimiter(faults.number("http_429"))
         self.history = AlpacaHistory(faults, clock)
 
     def enter(self, request: Request) -> Session | Reply:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tapeline.simulators.accounts import Accounts
-    from tapeline.simulators.quota import Quota
+    from tapeline.simulators.quota import RateLimiter
     from tapeline.simulators.session import Link
 
 ERRORS: Final = {
@@ -50,8 +50,8 @@ class Rules:
     """What holds for every client of one venue."""
 
     accounts: Accounts[AlpacaSession]
-    refused_logins: Quota
-    refused_connections: Quota
+    refused_logins: RateLimiter
+    refused_connections: RateLimiter
     zombie_s: float | None  # how long a lost connection still counts
     symbol_limit: int | None
     error: int | None  # to be shown once to every client

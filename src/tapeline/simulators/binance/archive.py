@@ -9,7 +9,7 @@ import zipfile
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from tapeline.simulators.quota import Quota
+from tapeline.simulators.quota import RateLimiter
 from tapeline.simulators.session import Reply
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class BinanceArchive:
 
     def __init__(self, faults: Faults, rows: Rows) -> None:
         self._rows = rows
-        self._wrong = Quota(faults.number("archive_checksum"))
+        self._wrong = RateLimiter(faults.number("archive_checksum"))
 
     def get(self, path: str) -> Reply | None:
         """A zip or its checksum; None for a path of another kind."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from tapeline.simulators.quota import Quota
+from tapeline.simulators.quota import RateLimiter
 from tapeline.simulators.session import Reply
 
 if TYPE_CHECKING:
@@ -31,8 +31,8 @@ class BinanceHistory:
     def __init__(self, faults: Faults, clock: Callable[[], int], weight_a_minute: int) -> None:
         self._rows: dict[tuple[str, str], list[dict[str, Any]]] = {}  # channel, symbol
         self._clock, self._weight_a_minute = clock, weight_a_minute
-        self._busy = Quota(faults.number("rest_429"))
-        self._broken = Quota(faults.number("rest_error"))
+        self._busy = RateLimiter(faults.number("rest_429"))
+        self._broken = RateLimiter(faults.number("rest_error"))
         self._spent = 0
         self._minute_ns = clock()
 

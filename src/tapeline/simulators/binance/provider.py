@@ -11,7 +11,7 @@ from tapeline.simulators.binance.archive import BinanceArchive
 from tapeline.simulators.binance.history import BinanceHistory
 from tapeline.simulators.binance.session import MADE, BinanceSession
 from tapeline.simulators.binance.tape import BinanceTape, split_symbol
-from tapeline.simulators.quota import Quota
+from tapeline.simulators.quota import RateLimiter
 from tapeline.simulators.session import Reply
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tapeline.simulators.events import Event, Topic
     from tapeline.simulators.faults import Faults
     from tapeline.simulators.market import Instrument
-    from tapeline.simulators.options import VenueOptions
+    from tapeline.simulators.options import SimulatorOptions
     from tapeline.simulators.session import Request, Session
 
 _LONGEST_PATH: Final = 8_000
@@ -37,15 +37,15 @@ _LIMITS: Final = (
 class Binance:
     """See session.Provider."""
 
-    def __init__(self, options: VenueOptions, faults: Faults, clock: Callable[[], int]) -> None:
+    def __init__(self, options: SimulatorOptions, faults: Faults, clock: Callable[[], int]) -> None:
         self.tape = BinanceTape(options.symbols)
         self._listed = {one.symbol: one for one in self.tape.instruments()}
         self._everything = bool(options.captures)  # a recording may hold any symbol
         self._day_s = faults.number("day_end") or options.day_seconds
         self._ack_delay_s = faults.number("ack_after_data")
         self._reject_unknown = "unknown_symbol" in faults
-        self._forbidden = Quota(faults.number("auth_refused"))
-        self._too_many = Quota(faults.number("connection_limit"))
+        self._forbidden = RateLimiter(faults.number("auth_refused"))
+        self._too_many = RateLimiter(faults.number("connection_limit"))
         self._clock = clock
         self.history = BinanceHistory(faults, clock, _WEIGHT_A_MINUTE)
         self._archive = BinanceArchive(faults, self.history.rows)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from xml.sax.saxutils import escape
 from zoneinfo import ZoneInfo
 
-from tapeline.simulators.quota import Quota
+from tapeline.simulators.quota import RateLimiter
 from tapeline.simulators.session import Reply
 
 if TYPE_CHECKING:
@@ -57,8 +57,8 @@ class PolygonFiles:
 
     def __init__(self, faults: Faults, rows: Rows, edges: Edges) -> None:
         self._rows, self._edges = rows, edges
-        self._busy, self._broken = Quota(faults.number("rest_429")), Quota(faults.number("rest_error"))
-        self._cut = Quota(faults.number("rest_cut"))
+        self._busy, self._broken = RateLimiter(faults.number("rest_429")), RateLimiter(faults.number("rest_error"))
+        self._cut = RateLimiter(faults.number("rest_cut"))
         self._not_authorized = faults.text("not_authorized")
 
     def answer(self, request: Request) -> Reply:

@@ -16,7 +16,7 @@ import msgspec
 
 from tapeline.simulators.bars import DAY_NS
 from tapeline.simulators.events import Topic
-from tapeline.simulators.quota import Quota
+from tapeline.simulators.quota import RateLimiter
 from tapeline.simulators.session import Reply
 
 if TYPE_CHECKING:
@@ -64,8 +64,8 @@ class PolygonHistory:
         self._bars: dict[Topic, dict[int, dict[str, Any]]] = {}  # by the window's start
         self._numbers = count()
         self._clock = clock
-        self._busy, self._broken = Quota(faults.number("rest_429")), Quota(faults.number("rest_error"))
-        self._repeated, self._cut = Quota(faults.number("rest_repeat")), Quota(faults.number("rest_cut"))
+        self._busy, self._broken = RateLimiter(faults.number("rest_429")), RateLimiter(faults.number("rest_error"))
+        self._repeated, self._cut = RateLimiter(faults.number("rest_repeat")), RateLimiter(faults.number("rest_cut"))
         self._a_minute = faults.number("rest_limit")
         self._asked: deque[int] = deque()
         self._not_authorized = faults.text("not_authorized")

@@ -9,7 +9,7 @@ from tapeline.simulators.polygon.files import PolygonFiles
 from tapeline.simulators.polygon.history import PolygonHistory
 from tapeline.simulators.polygon.session import PolygonSession, Rules
 from tapeline.simulators.polygon.tape import CHANNELS, PolygonTape
-from tapeline.simulators.quota import Quota
+from tapeline.simulators.quota import RateLimiter
 from tapeline.simulators.session import Reply
 
 if TYPE_CHECKING:
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
     from tapeline.simulators.events import Event, Topic
     from tapeline.simulators.faults import Faults
-    from tapeline.simulators.options import VenueOptions
+    from tapeline.simulators.options import SimulatorOptions
     from tapeline.simulators.session import Request, Session
 
 
 class Polygon:
     """See session.Provider."""
 
-    def __init__(self, options: VenueOptions, faults: Faults, clock: Callable[[], int]) -> None:
+    def __init__(self, options: SimulatorOptions, faults: Faults, clock: Callable[[], int]) -> None:
         if "evict_oldest" in faults and "refuse_newcomer" in faults:
             raise ValueError("evict_oldest and refuse_newcomer contradict each other: choose one")
         self.tape = PolygonTape(options.symbols, options.seed, faults)
@@ -34,8 +34,8 @@ class Polygon:
         self._rules = Rules(
             accounts=Accounts(options.max_connections),
             evict_oldest="refuse_newcomer" not in faults,
-            refused_logins=Quota(faults.number("auth_refused")),
-            refused_connections=Quota(faults.number("connection_limit")),
+            refused_logins=RateLimiter(faults.number("auth_refused")),
+            refused_connections=RateLimiter(faults.number("connection_limit")),
             not_authorized=faults.text("not_authorized"),
             delayed_plan="delayed_plan" in faults,
         )

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tapeline.simulators.accounts import Accounts
-    from tapeline.simulators.quota import Quota
+    from tapeline.simulators.quota import RateLimiter
     from tapeline.simulators.session import Link
 
 #: Topic prefixes of each cluster; those that the tape does not know are acknowledged and silent.
@@ -39,8 +39,8 @@ class Rules:
 
     accounts: Accounts[PolygonSession]
     evict_oldest: bool
-    refused_logins: Quota
-    refused_connections: Quota
+    refused_logins: RateLimiter
+    refused_connections: RateLimiter
     not_authorized: str | None  # a topic prefix outside the plan
     delayed_plan: bool
 

@@ -55,7 +55,7 @@ class _Side:
             self.lags.clear()
 
 
-class Pair:
+class Arbitration:
     """The recorder of both lines of a pair, in front of the one that keeps."""
 
     def __init__(

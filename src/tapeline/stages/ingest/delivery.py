@@ -19,7 +19,7 @@ from typing import Final
 import msgspec
 import pyarrow as pa
 
-from tapeline.errors import DiskTrouble, Refused, Unavailable
+from tapeline.errors import DiskProblem, Refused, Unavailable
 from tapeline.local.threads import beside
 from tapeline.records import RAW
 from tapeline.stages.ingest.spool import Spool, SpoolDamaged
@@ -81,11 +81,11 @@ class Delivery:
         self._recover_at = 0.0
         self._since = 0.0
         self.refused = 0
-        self.trouble = ""
+        self.problem = ""
         self.failure: Exception | None = None
 
     def open(self) -> None:
-        """Take over what an earlier process has left in the spool. Raises DiskTrouble."""
+        """Take over what an earlier process has left in the spool. Raises DiskProblem."""
         if self._spool is not None:
             self._spool.open()
             self._number = self._spool.last
@@ -136,7 +136,7 @@ class Delivery:
             if self._spool is None:
                 return
             if not self._spooling and self._sent and self._slow():
-                self._spool_from_now(self._producer.trouble or "the stream is slow or away")
+                self._spool_from_now(self._producer.problem or "the stream is slow or away")
             if self._spooling:
                 self._drain(self._spool)
         except AWAY as error:
@@ -155,7 +155,7 @@ class Delivery:
             self._spool_from_now("the stream did not confirm them before the end")
         lost = self.unsettled
         if self._spool is not None:
-            with suppress(DiskTrouble):
+            with suppress(DiskProblem):
                 self._own_up(partial(self._spool.put, self._writer))
             if self._spool.records:
                 log.warning("%d records wait in %s; the next start sends them.", self._spool.records, self._spool.path)
@@ -177,7 +177,7 @@ class Delivery:
             self._to_drop = self._to_drop or sent.spooled
             if sent.number in self._producer.refused:
                 self._refuse(sent.partition, sent.batch, _LARGE)
-                self._complain("refused", f"{self._producer.trouble} {self.refused} received records could not be kept so far.")
+                self._complain("refused", f"{self._producer.problem} {self.refused} received records could not be kept so far.")
         if self._to_drop and self._spool is not None:
             self._spool.drop(until)
             self._to_drop = False
@@ -191,7 +191,7 @@ class Delivery:
         """What the producer has goes to disk as well: should this process die, the next one finds out what has arrived of it."""
         self._spooling = True
         self._since = self._clock()
-        self.trouble = why
+        self.problem = why
         log.error(
             "Received records go to disk from now: %s. None is lost; they follow in order when the stream takes them.", why.rstrip(".")
         )
@@ -207,7 +207,7 @@ class Delivery:
         assert self._spool is not None
         try:
             self._spool.put(self._writer, number, partition, batch)
-        except DiskTrouble as error:
+        except DiskProblem as error:
             if number > self._sent_to:
                 self._refuse(partition, batch, _FULL)
             self._complain(
@@ -233,8 +233,8 @@ class Delivery:
             log.error("The stream failed in a way that is not waited out: %s: %s", type(error).__name__, error)
 
     def _complain(self, what: str, text: str) -> None:
-        """Loudly, but each kind of trouble only now and again."""
-        self.trouble = text
+        """Loudly, but each kind of problem only now and again."""
+        self.problem = text
         if self._clock() >= self._say_at.get(what, 0.0):
             self._say_at[what] = self._clock() + _SAY_EVERY_S
             log.error("%s", text)
@@ -246,7 +246,9 @@ class Delivery:
                 return False
             writers = {name: since for name, since in spool.writers().items() if name != self._writer}
             self._recovery = beside(
-                lambda: [(name, *found) for name, since in writers.items() for found in self._producer.recovered(name, since).items()],
+                lambda: [
+                    (name, *found) for name, since in writers.items() for found in self._producer.last_acknowledged(name, since).items()
+                ],
                 "recovery",
             )
         if not self._recovery.done():
@@ -264,7 +266,7 @@ class Delivery:
     def _drain(self, spool: Spool) -> None:
         if self._recovering and not self._recovered(spool):
             return
-        with suppress(DiskTrouble):  # where there is no room for it, it follows what is there
+        with suppress(DiskProblem):  # where there is no room for it, it follows what is there
             self._own_up(partial(spool.put, self._writer))
         while self._sent_bytes < _DRAIN_BYTES:
             batches = list(spool.after(self._sent_to))
@@ -274,7 +276,7 @@ class Delivery:
                 if not (self._sent and self._slow()):
                     self._own_up(partial(self._send, spooled=False))
                     self._spooling = False
-                    self.trouble = ""
+                    self.problem = ""
                     log.warning("The stream takes records again after %.0f s; what was on disk is in it.", self._clock() - self._since)
                 return
 

@@ -14,7 +14,7 @@ from typing import Final
 
 import pyarrow as pa
 
-from tapeline.errors import DiskTrouble, TapelineError
+from tapeline.errors import DiskProblem, TapelineError
 from tapeline.records import RAW
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ CREATE TABLE IF NOT EXISTS batches (
 _WORTH_RETURNING: Final = 64 * 1024 * 1024
 
 
-class SpoolFull(DiskTrouble):
+class SpoolFull(DiskProblem):
     """The batch does not fit: it was not taken, what is held is kept."""
 
 
@@ -44,7 +44,7 @@ class SpoolDamaged(TapelineError):
 
     Otherwise its next records would follow a hole that nobody sees. A connection that ends without a close is a gap in the ledger."""
 
-    exit_status = DiskTrouble.exit_status
+    exit_status = DiskProblem.exit_status
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class Spool:
         self.bytes = self.records = self.last = 0
 
     def open(self) -> None:
-        """Find what an earlier process has left; what is damaged is set aside. Raises DiskTrouble."""
+        """Find what an earlier process has left; what is damaged is set aside. Raises DiskProblem."""
         try:
             self._open()
         except SpoolDamaged as error:
@@ -102,7 +102,7 @@ class Spool:
         return SpoolDamaged(self._damaged)
 
     def put(self, writer: str, number: int, partition: int, batch: pa.RecordBatch) -> None:
-        """Take a batch. Raises SpoolFull, DiskTrouble: then it was not taken."""
+        """Take a batch. Raises SpoolFull, DiskProblem: then it was not taken."""
         data = memoryview(batch.serialize())
         if self.bytes + len(data) > self._max_bytes:
             raise SpoolFull(
@@ -181,10 +181,10 @@ class Spool:
     @contextmanager
     def _errors(self) -> Iterator[None]:
         if self._damaged:
-            raise DiskTrouble(self._damaged)
+            raise DiskProblem(self._damaged)
         try:
             yield
         except (sqlite3.DatabaseError, OSError, EOFError, pa.ArrowException) as error:
             if not isinstance(error, (sqlite3.OperationalError, OSError)):
                 raise self._set_aside(error) from error
-            raise DiskTrouble(f"The spool {self.path}: {error}. Free disk space or make the folder writable; it is tried again.") from error
+            raise DiskProblem(f"The spool {self.path}: {error}. Free disk space or make the folder writable; it is tried again.") from error

@@ -18,12 +18,12 @@ from tapeline import times
 from tapeline.errors import Refused, TapelineError, Unavailable
 from tapeline.local.clock import ClockWatch, Leap
 from tapeline.net import http as rest
-from tapeline.net.websocket import CheckRequest, Line
+from tapeline.net.websocket import CheckRequest, FeedConnection
 from tapeline.providers.events import UNREADABLE
 from tapeline.providers.session import Plan
 from tapeline.records import RAW, RawKind
 from tapeline.retry.backoff import backoff
-from tapeline.stages.ingest.arbitration import Pair
+from tapeline.stages.ingest.arbitration import Arbitration
 from tapeline.stages.ingest.delivery import AWAY, Delivery
 from tapeline.streams import Lease
 from tapeline.telemetry.status import Rate, StatusFile
@@ -80,13 +80,13 @@ class StreamRecorder:
         self._pausers: list[Callable[[bool], None]] = []
         self._paused = False
         self._flushed_at = 0.0
-        self._trouble = ""
+        self._problem = ""
         self._failure: Exception | None = None
         self.records = 0
 
     @property
-    def trouble(self) -> str:
-        return self._trouble or self.delivery.trouble
+    def problem(self) -> str:
+        return self._problem or self.delivery.problem
 
     @property
     def failure(self) -> Exception | None:
@@ -122,7 +122,7 @@ class StreamRecorder:
             loop = asyncio.get_running_loop()
             early_s = self._flushed_at + _FLUSH_EVERY_S - loop.time()
             self._timer = loop.call_later(early_s, self._flush_or_wait) if early_s > 0 else loop.call_soon(self._flush_or_wait)
-        elif self._bytes > _BATCH_BYTES and not self._trouble:
+        elif self._bytes > _BATCH_BYTES and not self._problem:
             self._timer.cancel()
             self._flush_or_wait()
         elif self._bytes > _HOLD_BYTES and not self._paused:
@@ -134,7 +134,7 @@ class StreamRecorder:
             self.flush()
         except AWAY as error:
             delay = next(self._waits)
-            self._trouble = str(error)
+            self._problem = str(error)
             log.error("%s %d received records are held in memory, none is lost; next try in %.1f s.", error, self.held, delay)
             self._pause(True)
             self._timer = asyncio.get_running_loop().call_later(delay, self._flush_or_wait)
@@ -154,9 +154,9 @@ class StreamRecorder:
         self._bytes = 0
         loop = asyncio.get_running_loop()
         self._flushed_at = loop.time()
-        if self._trouble:
+        if self._problem:
             log.warning("The stream takes records again; what was held follows in order.")
-            self._trouble, self._waits = "", backoff(self._random, cap_s=5.0)
+            self._problem, self._waits = "", backoff(self._random, cap_s=5.0)
         if self._paused:
             self._pause(False)
         self.look_after()
@@ -178,13 +178,13 @@ class StreamRecorder:
 
 
 async def ingest(
-    lines: Sequence[Line],
+    lines: Sequence[FeedConnection],
     recorder: StreamRecorder,
     checks: Mapping[str, CheckRequest],
     status: StatusFile,
     stop: asyncio.Event,
     leases: Sequence[Lease] = (),
-    pairs: Sequence[Pair] = (),
+    pairs: Sequence[Arbitration] = (),
     watch: ClockWatch | None = None,
 ) -> None:
     """Keep every line open until `stop`, and the leases held. `pairs`: what measures lines that are two for the same.
@@ -239,7 +239,7 @@ async def ingest(
     for keeper in filter(_failed, keepers):
         keeper.result()
     if lines and all(line.state.stopped for line in lines):
-        raise Refused("Every provider has refused: " + "; ".join(f"{line.plan.name}: {line.state.trouble}" for line in lines))
+        raise Refused("Every provider has refused: " + "; ".join(f"{line.plan.name}: {line.state.problem}" for line in lines))
 
 
 def _keep(leases: Sequence[Lease]) -> None:
@@ -280,7 +280,7 @@ def _failed(keeper: asyncio.Task[None]) -> bool:
 async def _last_flush(recorder: StreamRecorder) -> None:
     """What is held while the stream takes nothing is tried for a while yet. Raises what the stream does, and counts what is lost."""
     deadline = time.monotonic() + _LAST_FLUSH_S
-    while recorder.trouble and recorder.held and recorder.failure is None and time.monotonic() < deadline:
+    while recorder.problem and recorder.held and recorder.failure is None and time.monotonic() < deadline:
         await asyncio.sleep(0.1)
     try:
         recorder.flush()
@@ -290,10 +290,10 @@ async def _last_flush(recorder: StreamRecorder) -> None:
         text = f"{error} {lost} records that were received just before the end could not be kept and are lost."
         raise (type(error) if isinstance(error, TapelineError) else RuntimeError)(text) from error
     if lost:
-        raise Unavailable(f"{lost} received records could not be kept: {recorder.trouble or 'the stream took none before the end'}.")
+        raise Unavailable(f"{lost} received records could not be kept: {recorder.problem or 'the stream took none before the end'}.")
 
 
-async def _check(name: str, request: CheckRequest, lines: Sequence[Line], recorder: StreamRecorder, once: asyncio.Event) -> None:
+async def _check(name: str, request: CheckRequest, lines: Sequence[FeedConnection], recorder: StreamRecorder, once: asyncio.Event) -> None:
     """Ask the provider whether what is configured exists; say what does not, and record how it splits it. Data flows whatever the answer.
 
     `once`: set when it has been asked for the first time."""
@@ -315,11 +315,11 @@ async def _check(name: str, request: CheckRequest, lines: Sequence[Line], record
         log.error("%s", problem)
     for line in lines:
         if problems and line.plan.name == name:
-            line.state.trouble = "; ".join(problems)
+            line.state.problem = "; ".join(problems)
 
 
 def _ingest_report(
-    lines: Sequence[Line], recorder: StreamRecorder, rate: Rate, pairs: Sequence[Pair], leaps: Iterable[Leap]
+    lines: Sequence[FeedConnection], recorder: StreamRecorder, rate: Rate, pairs: Sequence[Arbitration], leaps: Iterable[Leap]
 ) -> dict[str, Any]:
     measured = {name: {"pair": told} for pair in pairs for name, told in pair.report(time.time_ns()).items()}
     return {
@@ -329,7 +329,7 @@ def _ingest_report(
         "spooled": recorder.delivery.spooled,
         "spooled_bytes": recorder.delivery.spooled_bytes,
         "refused": recorder.delivery.refused,
-        "trouble": recorder.trouble,
+        "problem": recorder.problem,
         "leaps": [leap._asdict() for leap in leaps],
         "last_data_ns": max((line.state.last_data_ns for line in lines), default=0),
         "lines": {

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from deltalake import DeltaTable, Transaction
 from deltalake.exceptions import DeltaError
 
-from tapeline.errors import DiskTrouble
+from tapeline.errors import DiskProblem
 from tapeline.records import TICKS_TOPIC, Chunk, Identity, Topic
 from tapeline.stores import Totals, Written, with_dates
 from tapeline.stores.duplicates import Channel, HighestIds, IdentityRule, fresh_of
@@ -67,7 +67,7 @@ class Lake:
             self._commit(topic, fresh.sort_by(order) if order else fresh, transactions)
         except (OSError, DeltaError) as error:
             self._tables.pop(topic.table, None)
-            raise DiskTrouble(
+            raise DiskProblem(
                 f"The lake at {self.root} took no write: {lake_files.said(error)}. The {chunk.rows} records stay in the stream; free disk "
                 "space or make the folder writable. It is tried again."
             ) from error
@@ -155,7 +155,7 @@ class Lake:
         except (OSError, pa.ArrowException) as error:
             if isinstance(error, FileNotFoundError) and not self._names(topic, name):
                 raise _Replaced from error
-            raise DiskTrouble(
+            raise DiskProblem(
                 f"The lake's file {path} cannot be read: {error}. Nothing was written; the records stay in the stream. "
                 "`tapeline lake repair` makes it again from the raw topic. It is tried again."
             ) from error

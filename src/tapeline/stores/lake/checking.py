@@ -63,13 +63,13 @@ class Checked:
 def check(root: Path, rule: IdentityRule, day: date | None, progress: Progress) -> list[Checked]:
     """Check one UTC day of every table of the lake under `root`, or everything. Nothing is changed.
 
-    Raises Busy while another process replaces or removes files, DiskTrouble where a log cannot be read, NewerData.
+    Raises Busy while another process replaces or removes files, DiskProblem where a log cannot be read, NewerData.
     """
     found = []
     with lake_files.changing(root, "tapeline lake check"):
         for topic in NORMALIZED_TOPICS:
             folder = root / topic.table
-            with lake_files.disk_trouble(folder, "checked", _REMEDY, duckdb.Error):
+            with lake_files.disk_problem(folder, "checked", _REMEDY, duckdb.Error):
                 checked = _check(folder, topic, rule, day, progress)
             if checked is not None:
                 found.append(checked)

@@ -38,11 +38,11 @@ class Due:
 
 
 def due(root: Path, now: datetime) -> list[Due]:
-    """What there is to do, oldest days first. Raises DiskTrouble, NewerData."""
+    """What there is to do, oldest days first. Raises DiskProblem, NewerData."""
     found: set[Due] = set()
     for topic in NORMALIZED_TOPICS:
         folder = root / topic.table
-        with lake_files.disk_trouble(folder, "read", "It is tried again."):
+        with lake_files.disk_problem(folder, "read", "It is tried again."):
             table = lake_files.opened(folder)
             files = lake_files.files_of(table) if table is not None else None
         if (root / topic.table / ASIDE).exists():

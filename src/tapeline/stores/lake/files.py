@@ -25,7 +25,7 @@ from deltalake import CommitProperties, DeltaTable, PostCommitHookProperties, Tr
 from deltalake.exceptions import DeltaError, TableNotFoundError
 from deltalake.transaction import AddAction, RemoveAction
 
-from tapeline.errors import ConfigError, DiskTrouble, NewerData, TapelineError
+from tapeline.errors import ConfigError, DiskProblem, NewerData, TapelineError
 from tapeline.local.files import sync
 from tapeline.local.locks import own
 from tapeline.records import Topic
@@ -327,13 +327,13 @@ def remove_if_empty(partition: Path) -> None:
 
 
 @contextmanager
-def disk_trouble(folder: Path, what: str, remedy: str, *also: type[Exception]) -> Iterator[None]:
-    """What the disk, Delta, Arrow and `also` raise, as DiskTrouble that says what was not done."""
+def disk_problem(folder: Path, what: str, remedy: str, *also: type[Exception]) -> Iterator[None]:
+    """What the disk, Delta, Arrow and `also` raise, as DiskProblem that says what was not done."""
     try:
         yield
     except (OSError, DeltaError, pa.ArrowException, *also) as error:
         whole = f"Readers see what they saw before, whole; nothing was lost. {remedy}" if _readable(folder) else "Nothing was changed."
-        raise DiskTrouble(f"{folder} was not {what}: {said(error)}{damaged_entry(folder)}. {whole}") from error
+        raise DiskProblem(f"{folder} was not {what}: {said(error)}{damaged_entry(folder)}. {whole}") from error
 
 
 def _readable(folder: Path) -> bool:
@@ -361,9 +361,9 @@ def damaged_entry(folder: Path) -> str:
     return ""
 
 
-def unreadable(folder: Path, error: Exception) -> DiskTrouble:
+def unreadable(folder: Path, error: Exception) -> DiskProblem:
     """What an error in opening a table means."""
-    return DiskTrouble(f"The lake's table {folder} cannot be read: {said(error)}{damaged_entry(folder)}.")
+    return DiskProblem(f"The lake's table {folder} cannot be read: {said(error)}{damaged_entry(folder)}.")
 
 
 def names_of(topic: Topic) -> str:

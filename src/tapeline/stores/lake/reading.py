@@ -10,7 +10,7 @@ from typing import Final, Self, TypeVar
 import duckdb
 import pyarrow as pa
 
-from tapeline.errors import DiskTrouble
+from tapeline.errors import DiskProblem
 from tapeline.records import BARS_TOPIC, NOTICES_TOPIC, NS_PER_S, TICKS_TOPIC, Topic
 from tapeline.stores.lake.damage import checksum, named_checksum
 from tapeline.stores.lake.engine import Engine
@@ -67,7 +67,7 @@ class LakeSource:
         return again
 
     def verified(self) -> Self:
-        """Each file is read once more, whole, before its rows are, and held against the checksum in its name. Raises DiskTrouble then."""
+        """Each file is read once more, whole, before its rows are, and held against the checksum in its name. Raises DiskProblem then."""
         again = self.now()
         again._verify = True
         return again
@@ -153,7 +153,7 @@ class LakeSource:
     def _answer(self, topic: Topic, ask: Callable[[], _Found]) -> _Found:
         try:
             return ask()
-        except DiskTrouble:
+        except DiskProblem:
             if not self._renewed(topic):
                 raise
             return ask()
@@ -183,7 +183,7 @@ class LakeSource:
                     if fresh.num_rows:
                         yield fresh
                 return
-            except DiskTrouble:
+            except DiskProblem:
                 if not self._renewed(topic):
                     raise
 
@@ -204,9 +204,9 @@ class LakeSource:
             try:
                 found = checksum(Path(path))
             except OSError as error:
-                raise DiskTrouble(f"The lake's file {path} cannot be read: {error}. Ask again if it was removed meanwhile.") from error
+                raise DiskProblem(f"The lake's file {path} cannot be read: {error}. Ask again if it was removed meanwhile.") from error
             if found != expected:
-                raise DiskTrouble(
+                raise DiskProblem(
                     f"The lake's file {path} has the checksum {found:08x} where its name says {expected:08x}: bytes were changed. Nothing "
                     "of it was read. `tapeline lake repair` makes it again."
                 )
@@ -252,7 +252,7 @@ class LakeSource:
                 whole = pa.record_batch([batch[name].cast(schema.field(name).type) for name in schema.names], schema=schema)
                 yield from (whole.slice(at, _BATCH_ROWS) for at in range(0, whole.num_rows, _BATCH_ROWS))
         except (duckdb.Error, pa.ArrowException, OSError) as error:
-            raise DiskTrouble(
+            raise DiskProblem(
                 f"The lake at {self._root} cannot be read: {error}. Ask again if a file was removed meanwhile; "
                 "`tapeline lake repair` makes one that is damaged again."
             ) from error

@@ -73,7 +73,7 @@ class LakeRenaming:
 
     def positions(self, topic: Topic) -> Mapping[int, int]:
         folder = self._root / topic.table
-        with lake_files.disk_trouble(folder, "looked at", _REMEDY):
+        with lake_files.disk_problem(folder, "looked at", _REMEDY):
             table = lake_files.opened(folder)
             return totals_of(table, topic).positions if table is not None else {}
 
@@ -86,7 +86,7 @@ class LakeRenaming:
 
     def _of_table(self, topic: Topic, renaming: Renaming, progress: Progress, dry_run: bool) -> Iterator[Renamed]:
         folder = self._root / topic.table
-        with lake_files.disk_trouble(folder, "changed", _REMEDY, duckdb.Error):
+        with lake_files.disk_problem(folder, "changed", _REMEDY, duckdb.Error):
             table = lake_files.opened(folder)
             if table is None:
                 return
@@ -96,7 +96,7 @@ class LakeRenaming:
         total, done = sum(sum(files.values()) for files in days.values()), 0
         for day, files in sorted(days.items()):
             progress(f"{topic.table} in the lake", done, total)
-            with lake_files.disk_trouble(folder, "changed", _REMEDY, duckdb.Error):
+            with lake_files.disk_problem(folder, "changed", _REMEDY, duckdb.Error):
                 table = lake_files.opened(folder)
                 assert table is not None, "it was there"
                 found = _Day(folder, topic, table, day, files, self._rule, renaming).rename(dry_run=dry_run)

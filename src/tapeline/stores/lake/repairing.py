@@ -75,7 +75,7 @@ class Repaired:
     rows: int  # that the log says they held
     found: int  # of those, that could be made again
     lost: int  # that were given up
-    trouble: str = ""  # why nothing was changed
+    problem: str = ""  # why nothing was changed
 
 
 def repair(root: Path, rule: IdentityRule, origin: Origin, progress: Progress, *, drop: bool = False) -> Iterator[Repaired]:
@@ -87,14 +87,14 @@ def repair(root: Path, rule: IdentityRule, origin: Origin, progress: Progress, *
     with lake_files.changing(root, "tapeline lake repair"):
         for topic in NORMALIZED_TOPICS:
             folder = root / topic.table
-            with lake_files.disk_trouble(folder, "repaired", _REMEDY):
+            with lake_files.disk_problem(folder, "repaired", _REMEDY):
                 table = lake_files.opened(folder)
                 if table is None:
                     continue
                 removing.sweep(folder, table)
                 bad = damaged(folder, topic, lake_files.files_of(table), progress)
             for day in sorted({path.partition("/")[0].removeprefix("date=") for path in bad}):
-                with lake_files.disk_trouble(folder, "repaired", _REMEDY, duckdb.Error):
+                with lake_files.disk_problem(folder, "repaired", _REMEDY, duckdb.Error):
                     table = lake_files.opened(folder)
                     assert table is not None, "it was there"
                     yield _Day(folder, topic, table, date.fromisoformat(day), set(bad), rule, origin).repaired(drop)
@@ -122,13 +122,13 @@ class _Day:
             with connect(self._aside / "spilled") as db:
                 self._find(db)
                 ((found,),) = db.sql("SELECT count(*) FROM missing").fetchall()
-                trouble = ""
+                problem = ""
                 if found > rows:
-                    trouble = f"the raw records give {found:,} rows where {rows:,} were held: which of them were kept cannot be told"
+                    problem = f"the raw records give {found:,} rows where {rows:,} were held: which of them were kept cannot be told"
                 elif found < rows:
-                    trouble = f"the raw records of {rows - found:,} rows are gone; --drop gives those up and keeps the rest"
-                if trouble and not drop:
-                    return Repaired(self._topic.table, self._day, names, rows, min(found, rows), 0, trouble)
+                    problem = f"the raw records of {rows - found:,} rows are gone; --drop gives those up and keeps the rest"
+                if problem and not drop:
+                    return Repaired(self._topic.table, self._day, names, rows, min(found, rows), 0, problem)
                 found = found if found <= rows else 0
                 new = [self._write(db)] if found else []
             self._swap(new, rows - found)

@@ -58,7 +58,7 @@ class Vacuumed:
 def prune(root: Path, keep: Keep, today: date, *, dry_run: bool = False) -> list[Pruned]:
     """Remove the days that are not kept, of every table; `today` (in UTC) and later ones always are. `dry_run`: only say which.
 
-    Raises Busy while another process changes the lake's files, DiskTrouble, NewerData.
+    Raises Busy while another process changes the lake's files, DiskProblem, NewerData.
     """
     if dry_run:
         held = _held(root)
@@ -78,13 +78,13 @@ def prune(root: Path, keep: Keep, today: date, *, dry_run: bool = False) -> list
 def vacuum(root: Path) -> list[Vacuumed]:
     """Delete the files that the latest version of no table names, and what is old in their logs.
 
-    Raises Busy while another process changes the lake's files, DiskTrouble, NewerData.
+    Raises Busy while another process changes the lake's files, DiskProblem, NewerData.
     """
     found = []
     with lake_files.changing(root, "tapeline lake vacuum"):
         for topic in NORMALIZED_TOPICS:
             folder = root / topic.table
-            with lake_files.disk_trouble(folder, "vacuumed", "Vacuum again."):
+            with lake_files.disk_problem(folder, "vacuumed", "Vacuum again."):
                 table = lake_files.opened(folder)
                 if table is None:
                     continue
@@ -101,7 +101,7 @@ def _held(root: Path) -> list[Pruned]:
     found = []
     for topic in NORMALIZED_TOPICS:
         folder = root / topic.table
-        with lake_files.disk_trouble(folder, "pruned", _REMEDY):
+        with lake_files.disk_problem(folder, "pruned", _REMEDY):
             table = lake_files.opened(folder)
             if table is None:
                 continue
@@ -134,7 +134,7 @@ def _of(held: Iterable[Pruned], days: set[date]) -> list[Pruned]:
 
 def _remove(folder: Path, topic: Topic, days: set[date]) -> None:
     """One commit takes the days' files out of a table and counts their rows; then the files are deleted."""
-    with lake_files.disk_trouble(folder, "pruned", _REMEDY):
+    with lake_files.disk_problem(folder, "pruned", _REMEDY):
         table = lake_files.opened(folder)
         if table is None:
             return
@@ -147,14 +147,14 @@ def _remove(folder: Path, topic: Topic, days: set[date]) -> None:
 
 
 def _decide(root: Path, days: set[date]) -> None:
-    with lake_files.disk_trouble(root, "pruned", _REMEDY):
+    with lake_files.disk_problem(root, "pruned", _REMEDY):
         lake_files.note(root / _DECIDED, json.dumps(sorted(map(str, days))))
 
 
 def _decided(root: Path) -> set[date]:
     """What one that died had decided on."""
     path = root / _DECIDED
-    with lake_files.disk_trouble(root, "pruned", _REMEDY):
+    with lake_files.disk_problem(root, "pruned", _REMEDY):
         try:
             return {date.fromisoformat(day) for day in json.loads(path.read_text(encoding="utf-8"))}
         except FileNotFoundError:

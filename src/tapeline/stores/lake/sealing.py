@@ -28,7 +28,7 @@ from tapeline.stores.lake import removing
 from tapeline.stores.lake.damage import damage
 from tapeline.stores.lake.due import small
 from tapeline.stores.lake.engine import NO_DOWNLOADS
-from tapeline.stores.lake.files import ASIDE, GROUP_ROWS, IDS, MERGED, SEALED, disk_trouble, names_of
+from tapeline.stores.lake.files import ASIDE, GROUP_ROWS, IDS, MERGED, SEALED, disk_problem, names_of
 
 #: A file holds whole symbols, about so many rows of them: what sorting needs of memory, and how few files a reader of one symbol opens.
 _FILE_ROWS: Final = 4_000_000
@@ -84,7 +84,7 @@ def seal(root: Path, day: date, progress: Progress) -> list[Sealed]:
     """Seal one UTC day of every table of the lake under `root`; a day that is sealed, or has no rows any more, stays as it is.
 
     Raises SealFailed where what was written does not equal what was there, Busy while another process changes the lake's files,
-    DiskTrouble, NewerData.
+    DiskProblem, NewerData.
     """
     with lake_files.changing(root, "tapeline seal"):
         return [_seal(root / topic.table, topic, day, progress) for topic in NORMALIZED_TOPICS if (root / topic.table).exists()]
@@ -93,7 +93,7 @@ def seal(root: Path, day: date, progress: Progress) -> list[Sealed]:
 def merge(root: Path, topic: Topic, day: date, older_than_ms: int) -> Sealed:
     """Make one file, or a few, of those that the store has written for a day of one table before a moment. Raises as `seal` does."""
     folder = root / topic.table
-    with lake_files.changing(root, "tapeline lake tidy"), disk_trouble(folder, "merged", _REMEDY, duckdb.Error):
+    with lake_files.changing(root, "tapeline lake tidy"), disk_problem(folder, "merged", _REMEDY, duckdb.Error):
         table = lake_files.opened(folder)
         if table is None:
             return Sealed(topic.table, day, 0, 0, 0, 0, 0)
@@ -105,15 +105,15 @@ def merge(root: Path, topic: Topic, day: date, older_than_ms: int) -> Sealed:
 
 
 def sweep(root: Path, topic: Topic) -> None:
-    """Remove what one that died while it sealed or merged has left of a table. Raises Busy, DiskTrouble."""
+    """Remove what one that died while it sealed or merged has left of a table. Raises Busy, DiskProblem."""
     folder = root / topic.table
-    with lake_files.changing(root, "tapeline lake tidy"), disk_trouble(folder, "tidied", _REMEDY):
+    with lake_files.changing(root, "tapeline lake tidy"), disk_problem(folder, "tidied", _REMEDY):
         if (table := lake_files.opened(folder)) is not None:
             removing.sweep(folder, table)
 
 
 def _seal(folder: Path, topic: Topic, day: date, progress: Progress) -> Sealed:
-    with disk_trouble(folder, "sealed", _REMEDY, duckdb.Error):
+    with disk_problem(folder, "sealed", _REMEDY, duckdb.Error):
         table = lake_files.opened(folder)
         if table is None:
             return Sealed(topic.table, day, 0, 0, 0, 0, 0)

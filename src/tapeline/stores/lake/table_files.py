@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
-from tapeline.errors import DiskTrouble
+from tapeline.errors import DiskProblem
 from tapeline.stores.lake.engine import Engine
 from tapeline.stores.lake.files import PART, unreadable
 from tapeline.stores.selection import Selection
@@ -63,14 +63,14 @@ class TableFiles:
         return int(pc.sum(self._actions["num_records"], min_count=0).as_py())
 
     def rows_at_most(self, selection: Selection) -> int:
-        """The rows of those row groups that may hold some of a selection, by the files' footers. Raises DiskTrouble."""
+        """The rows of those row groups that may hold some of a selection, by the files' footers. Raises DiskProblem."""
         symbols = sorted(selection.symbols)
         rows = 0
         for path in self.paths:
             try:
                 footer = pq.read_metadata(path)
             except (OSError, pa.ArrowException) as error:
-                raise DiskTrouble(f"The lake's file {path} cannot be read: {error}") from error
+                raise DiskProblem(f"The lake's file {path} cannot be read: {error}") from error
             symbol_at, time_at = (footer.schema.names.index(name) for name in ("symbol", "ts_ns"))
             for number in range(footer.num_row_groups):
                 group = footer.row_group(number)

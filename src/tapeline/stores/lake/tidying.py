@@ -6,7 +6,7 @@ from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
-from tapeline.errors import DiskTrouble
+from tapeline.errors import DiskProblem
 from tapeline.stores.lake.due import Due, due, young_ms
 from tapeline.stores.lake.sealing import Sealed, SealFailed, merge, seal, sweep
 
@@ -14,19 +14,19 @@ from tapeline.stores.lake.sealing import Sealed, SealFailed, merge, seal, sweep
 def tidy(root: Path, now: datetime, told: Callable[[Sealed], None]) -> None:
     """Do what is due. A day that cannot be done does not keep the others from it; what went wrong first is raised at the end.
 
-    Raises Busy while another process changes the lake's files: that one may be doing the same. DiskTrouble, SealFailed, NewerData."""
-    trouble: DiskTrouble | SealFailed | None = None
+    Raises Busy while another process changes the lake's files: that one may be doing the same. DiskProblem, SealFailed, NewerData."""
+    problem: DiskProblem | SealFailed | None = None
     for one in due(root, now):
         try:
             done = _do(root, one, now)
-        except (DiskTrouble, SealFailed) as error:
-            trouble = trouble or error
+        except (DiskProblem, SealFailed) as error:
+            problem = problem or error
         else:
             for each in done:
                 if each.changed:
                     told(each)
-    if trouble is not None:
-        raise trouble
+    if problem is not None:
+        raise problem
 
 
 def _do(root: Path, one: Due, now: datetime) -> list[Sealed]:

@@ -13,7 +13,7 @@ from adbc_driver_manager import dbapi
 from adbc_driver_postgresql.dbapi import connect  # type: ignore[import-untyped]  # it carries no types
 
 from tapeline.config import without_password
-from tapeline.errors import DiskTrouble, Refused, Unavailable
+from tapeline.errors import DiskProblem, Refused, Unavailable
 from tapeline.secret import Secret
 from tapeline.stores.postgres.statements import load
 
@@ -84,7 +84,7 @@ class Database:
         if state.startswith(_DATA):
             return CannotHold(said)
         if state in _DISK:
-            return DiskTrouble(f"PostgreSQL at {self.shown} cannot write: {said}. The records stay in the stream. Free disk space there.")
+            return DiskProblem(f"PostgreSQL at {self.shown} cannot write: {said}. The records stay in the stream. Free disk space there.")
         return Unavailable(f"PostgreSQL at {self.shown}: {said}. Nothing was written; the records stay in the stream. It is tried again.")
 
 

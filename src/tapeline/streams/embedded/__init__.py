@@ -190,7 +190,7 @@ class EmbeddedStream:
         with file.errors():
             return {partition: end_of(file.db, topic.name, partition) for partition in range(self.partitions)}
 
-    def before_end(self, topic: Topic, rows: int) -> dict[int, int]:
+    def tail_positions(self, topic: Topic, rows: int) -> dict[int, int]:
         file = self._file(topic)
         found = {}
         with file.errors():
@@ -208,7 +208,7 @@ class EmbeddedStream:
                 found[partition] = position
         return found
 
-    def waiting(self, topic: Topic, positions: Mapping[int, int]) -> dict[int, int]:
+    def lag(self, topic: Topic, positions: Mapping[int, int]) -> dict[int, int]:
         file = self._file(topic)
         found = {}
         with file.errors():
@@ -357,10 +357,10 @@ class _Producer:
         return ()
 
     @property
-    def trouble(self) -> str:
+    def problem(self) -> str:
         return ""
 
-    def recovered(self, writer: str, since_ns: int) -> Mapping[int, Container[int]]:
+    def last_acknowledged(self, writer: str, since_ns: int) -> Mapping[int, Container[int]]:
         del since_ns
         return {partition: range(1, number + 1) for partition, number in self._stream.numbers(f"writer {writer}").items()}
 

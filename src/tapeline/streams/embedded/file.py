@@ -14,7 +14,7 @@ from typing import Final
 
 import pyarrow as pa
 
-from tapeline.errors import DiskTrouble, NewerData, Unavailable
+from tapeline.errors import DiskProblem, NewerData, Unavailable
 from tapeline.streams.embedded.tables import FORMAT, SCHEMA, end_of, floor_of
 
 #: How long a statement waits for another process.
@@ -150,7 +150,7 @@ class StreamFile:
             return  # removed meanwhile: the next call makes the file anew, and another of these
         trim_at = time.monotonic() + _TRIM_EVERY_S
         while not self._stop.wait(_WAL_CHECK_EVERY_S):
-            # The writer meets the same trouble with the disk on its own path and reports it there.
+            # The writer meets the same problem with the disk on its own path and reports it there.
             with suppress(sqlite3.OperationalError):
                 db.execute("PRAGMA wal_checkpoint(PASSIVE)")
             if time.monotonic() >= trim_at:
@@ -170,12 +170,12 @@ class StreamFile:
                 raise Unavailable(
                     f"{self.path} is locked by another process for over {_LOCK_WAIT_S:.0f} s. Nothing was written."
                 ) from error
-            raise DiskTrouble(
+            raise DiskProblem(
                 f"{self.path}: {text}. What was written before is safe, this write did not happen. "
                 "Free disk space or make the folder writable; it is tried again."
             ) from error
         except (sqlite3.DatabaseError, EOFError, pa.ArrowException) as error:
-            raise DiskTrouble(
+            raise DiskProblem(
                 f"{self.path} is damaged or no Tapeline stream: {error}. Restore it from a backup, or move it away: a new one is begun. "
                 "What no stage had read of it is then lost, and is a gap; the stores keep what they have."
             ) from error

@@ -127,7 +127,7 @@ class KafkaStream:
         del topic
         return {}
 
-    def before_end(self, topic: Topic, rows: int) -> dict[int, int]:
+    def tail_positions(self, topic: Topic, rows: int) -> dict[int, int]:
         return {partition: self._back(topic, partition, low, high, rows) for partition, (low, high) in self._watermarks(topic).items()}
 
     def _back(self, topic: Topic, partition: int, low: int, high: int, rows: int) -> int:
@@ -143,7 +143,7 @@ class KafkaStream:
             span *= 4
         return self._numbering.number_at(topic, partition, max(low, high - span))
 
-    def waiting(self, topic: Topic, positions: Mapping[int, int]) -> dict[int, int]:
+    def lag(self, topic: Topic, positions: Mapping[int, int]) -> dict[int, int]:
         found = {}
         suspects = {}
         marks = self._watermarks(topic)

@@ -99,7 +99,7 @@ class Cluster:
 
     @property
     def heard(self) -> int:
-        """How often a client of ours has met trouble: a broker may have been away, and may have come back with less."""
+        """How often a client of ours has met problem: a broker may have been away, and may have come back with less."""
         return self._errors.count
 
     def when_found(self, do: Callable[[], None]) -> None:
@@ -161,7 +161,7 @@ class Cluster:
         return self._errors.unanswered(what)
 
     @property
-    def trouble(self) -> str:
+    def problem(self) -> str:
         return self._errors.last
 
     def codec(self, topic: Topic) -> Codec:

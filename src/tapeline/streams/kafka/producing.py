@@ -62,11 +62,11 @@ class RawProducer:
         self._recover_at = 0.0
         self._waits = backoff(Random(), cap_s=_RECOVER_MOST_S)
         self.refused: set[int] = set()
-        self.trouble = ""
+        self.problem = ""
 
     def send(self, number: int, partition: int, batch: pa.RecordBatch) -> None:
         if self._failed is not None or self._again:
-            raise Unavailable(self.trouble or "What an earlier client of Kafka's has not got away is sent first.")
+            raise Unavailable(self.problem or "What an earlier client of Kafka's has not got away is sent first.")
         one = _Sent(number, partition, bytes(arrow.encode(batch)), time.time_ns())
         self._put(one)
         self._open.append(one)
@@ -80,7 +80,7 @@ class RawProducer:
             self._forgot = self._cluster.forgot
             if self._producer is not None and self._failed is None:
                 self._failed = KafkaError(KafkaError._FATAL, "it knows no broker any more, or the broker has forgotten what it held")
-                self.trouble = f"Kafka's client has given up: {self._failed.str()}. A new one sends what has not arrived."
+                self.problem = f"Kafka's client has given up: {self._failed.str()}. A new one sends what has not arrived."
         if self._failed is not None:
             self._begin_again(self._failed)
         with suppress(Unavailable):  # its queue is full: the rest follows
@@ -94,7 +94,7 @@ class RawProducer:
 
     def _put(self, one: _Sent) -> None:
         if not self._cluster.known():
-            raise Unavailable(f"Kafka's topics are not known yet{': ' + self._cluster.trouble if self._cluster.trouble else ''}.")
+            raise Unavailable(f"Kafka's topics are not known yet{': ' + self._cluster.problem if self._cluster.problem else ''}.")
         if self._producer is None:
             self._clients += 1
         producer, client = self._made(timeout_s=0.0), self._clients
@@ -102,7 +102,7 @@ class RawProducer:
         try:
             producer.produce(name, one.data, key, one.partition, lambda error, _: self._delivered(client, one, error))
         except BufferError:
-            raise Unavailable(f"Kafka takes no more for now{': ' + self._cluster.trouble if self._cluster.trouble else ''}.") from None
+            raise Unavailable(f"Kafka takes no more for now{': ' + self._cluster.problem if self._cluster.problem else ''}.") from None
         except KafkaException as error:
             self._delivered(client, one, error.args[0])
         producer.poll(0)
@@ -114,7 +114,7 @@ class RawProducer:
             self._arrived.add(one.number)
             self._waits = backoff(Random(), cap_s=_RECOVER_MOST_S)
         elif error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
-            self.trouble = (
+            self.problem = (
                 f"Kafka's topic {self._cluster.name(RAW_TOPIC)} takes no message of {len(one.data):,} bytes. Set its max.message.bytes to "
                 f"{MESSAGE_BYTES:,}."
             )
@@ -122,7 +122,7 @@ class RawProducer:
             self.refused.add(one.number)
         else:
             self._failed = error
-            self.trouble = f"Kafka's client has given up: {error.str()}. A new one sends what has not arrived."
+            self.problem = f"Kafka's client has given up: {error.str()}. A new one sends what has not arrived."
 
     def _begin_again(self, error: KafkaError) -> None:
         """Where the client has given up for good, as when a broker has lost what it had: a new one sends what has not arrived.
@@ -132,7 +132,7 @@ class RawProducer:
             if self._clock() < self._recover_at:
                 return
             self._recover_at = self._clock() + next(self._waits)
-            log.warning("%s", self.trouble)
+            log.warning("%s", self.problem)
             given_up, self._producer = self._producer, None
             self._clients += 1
             since_ns = self._open[0].sent_ns if self._open else time.time_ns()
@@ -141,17 +141,17 @@ class RawProducer:
             return
         recovery, self._recovery = self._recovery, None
         if (failed := recovery.exception()) is not None:
-            self.trouble = f"Kafka's client has given up: {error.str()}. What had arrived is not known yet: {failed}"
+            self.problem = f"Kafka's client has given up: {error.str()}. What had arrived is not known yet: {failed}"
             return
         arrived = recovery.result()
         self._arrived |= {one.number for one in self._open if one.number in arrived.get(one.partition, ())}
         self._again = deque(one for one in self._open if one.number not in self._arrived)
-        self._failed, self.trouble = None, ""
+        self._failed, self.problem = None, ""
 
     def _left_by(self, given_up: Producer | None, since_ns: int) -> Mapping[int, Container[int]]:
         if given_up is not None:
             given_up.purge()  # else it might go on sending, beside the new one
-        return self.recovered(self._writer, since_ns)
+        return self.last_acknowledged(self._writer, since_ns)
 
     def write(self, topic: Topic, parts: Sequence[tuple[int, pa.RecordBatch]]) -> None:
         """Write and wait. Raises Unavailable."""
@@ -177,7 +177,7 @@ class RawProducer:
             with self._cluster.told():
                 raise KafkaException(failed[0] if failed else KafkaError(KafkaError._TIMED_OUT))
 
-    def recovered(self, writer: str, since_ns: int) -> Mapping[int, Container[int]]:
+    def last_acknowledged(self, writer: str, since_ns: int) -> Mapping[int, Container[int]]:
         """Looks at the keys of what the raw topic was given since then, until nothing more comes.
 
         What a writer that was killed had sent may still wait in the broker's queue while later requests are answered already."""

@@ -85,7 +85,7 @@ class Reader:
             if messages is not None and len(self._ended) >= len(begin):
                 return None
             if time.monotonic() > deadline:
-                if self._cluster.trouble:
+                if self._cluster.problem:
                     with self._cluster.told():
                         raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
                 return None

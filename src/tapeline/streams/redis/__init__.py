@@ -218,10 +218,10 @@ class RedisStream:
             found = enumerate(pipe.execute())
         return {partition: Written(int(life), int(records)) for partition, (life, records) in found if life and records}
 
-    def before_end(self, topic: Topic, rows: int) -> dict[int, int]:
+    def tail_positions(self, topic: Topic, rows: int) -> dict[int, int]:
         return {partition: place.back(rows) for partition, (place, _) in enumerate(self._ends(topic, {}))}
 
-    def waiting(self, topic: Topic, positions: Mapping[int, int]) -> dict[int, int]:
+    def lag(self, topic: Topic, positions: Mapping[int, int]) -> dict[int, int]:
         return {
             partition: place.records(max(positions.get(partition, 0), first)) if first >= 0 else 0
             for partition, (place, first) in enumerate(self._ends(topic, positions))

@@ -36,7 +36,7 @@ class RedisProducer:
         self._before = 0  # the last number that this connection was given
         self._torn: set[int] = set()  # partitions in which something had settled that Redis has no more
         self._script = ""
-        self._trouble = ""
+        self._problem = ""
         self._again_at = 0.0
         self._waits = backoff(Random(), _RECONNECT_S, _RECONNECT_MOST_S)
         self._open: deque[tuple[int, int, int, bytes]] = deque()  # number, partition, records, data
@@ -58,12 +58,12 @@ class RedisProducer:
             try:
                 self._connect()
             except (Unavailable, Refused) as error:
-                self._trouble = str(error)
+                self._problem = str(error)
         try:
             while self._connection is not None and self._open and self._connection.can_read(0):
                 self._connection.read_response()
                 self._settled = self._open.popleft()[0]
-                self._trouble, self._waits = "", backoff(Random(), _RECONNECT_S, _RECONNECT_MOST_S)
+                self._problem, self._waits = "", backoff(Random(), _RECONNECT_S, _RECONNECT_MOST_S)
         except (redis.RedisError, OSError) as error:
             self._broken(error)
         return self._settled
@@ -73,10 +73,10 @@ class RedisProducer:
         return ()
 
     @property
-    def trouble(self) -> str:
-        return self._trouble
+    def problem(self) -> str:
+        return self._problem
 
-    def recovered(self, writer: str, since_ns: int) -> Mapping[int, Container[int]]:
+    def last_acknowledged(self, writer: str, since_ns: int) -> Mapping[int, Container[int]]:
         del since_ns
         with self._server.errors():
             bar = self._server.client.register_script(script("bar"))
@@ -95,7 +95,7 @@ class RedisProducer:
     def _connect(self) -> None:
         """A new connection, over which everything without an answer goes again; the writer's number keeps it from being doubled."""
         if time.monotonic() < self._again_at:
-            raise Unavailable(self._trouble or f"Redis at {self._server.shown} does not answer.")
+            raise Unavailable(self._problem or f"Redis at {self._server.shown} does not answer.")
         self._again_at = time.monotonic() + next(self._waits)
         self._server.begin(anew=True)
         with self._server.errors():
@@ -130,8 +130,8 @@ class RedisProducer:
             self._broken(error)
 
     def _broken(self, error: Exception) -> None:
-        self._trouble = f"Redis at {self._server.shown}: {without_point(error)}. What has no answer is sent again."
-        log.warning("%s", self._trouble)
+        self._problem = f"Redis at {self._server.shown}: {without_point(error)}. What has no answer is sent again."
+        log.warning("%s", self._problem)
         if self._connection is not None:
             self._connection.disconnect()
             self._connection = None
