@@ -27,7 +27,7 @@ $(READY): pyproject.toml uv.lock
 services: $(READY) ## Redis, PostgreSQL and Apache Kafka for the tests: fetch those that are missing
 	@$(BIN)/python -m services install
 
-demo: $(READY) ## the whole pipeline against three local venues, SECONDS=30
+demo: $(READY) ## the whole pipeline against three local simulators, SECONDS=30
 	@$(BIN)/tapeline demo --seconds $(SECONDS)
 
 test: services ## every test, or TESTS=tests/streams

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.machine import describe, pipeline, table, venue, write_config
+from bench.machine import describe, pipeline, simulator, table, write_config
 from tapeline.records import TICKS_TOPIC
 from tapeline.streams.embedded import EmbeddedStream
 
@@ -25,14 +25,15 @@ def run() -> str:
         p50, p99, p999 = np.percentile(waited, [50, 99, 99.9]) / 1e6
         rows.append([f"run {at + 1}", len(waited), f"{p50:.2f}", f"{p99:.2f}", f"{p999:.2f}"])
     return (
-        f"`tapeline venue binance --rate {_RATE}`, all stages and a reader that polls the normalized topic every 0.5 ms, {_SECONDS} s after"
+        f"`tapeline simulate binance --rate {_RATE}`, all stages and a reader that polls the normalized topic every 0.5 ms, {_SECONDS} s"
+        " after"
         f" {_WARM_UP_S} s of warm-up, the lake being written beside it.\n\n" + table(["", "ticks", "p50 ms", "p99 ms", "p99.9 ms"], rows)
     )
 
 
 def _once() -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     """Nanoseconds that each tick took."""
-    with tempfile.TemporaryDirectory() as folder, venue("binance", "--rate", str(_RATE)) as (url, _):
+    with tempfile.TemporaryDirectory() as folder, simulator("binance", "--rate", str(_RATE)) as (url, _):
         config = write_config(Path(folder), url)
         with pipeline(config):
             stream = EmbeddedStream(Path(folder) / "stream")

@@ -42,9 +42,9 @@ def recorded_frames() -> list[tuple[int, bytes]]:
 
 
 @contextmanager
-def venue(name: str, *arguments: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """A venue's process and its url."""
-    command = [sys.executable, "-m", "tapeline", "venue", name, *arguments]
+def simulator(name: str, *arguments: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """A simulator's process and its url."""
+    command = [sys.executable, "-m", "tapeline", "simulate", name, *arguments]
     process = subprocess.Popen(command, stdout=subprocess.PIPE)
     try:
         assert process.stdout is not None

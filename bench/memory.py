@@ -6,7 +6,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from bench.machine import describe, pipeline, table, venue, write_config
+from bench.machine import describe, pipeline, simulator, table, write_config
 from tapeline.records import TICKS_TOPIC
 from tapeline.streams.embedded import EmbeddedStream
 from tapeline.telemetry.status import read_status
@@ -16,7 +16,7 @@ _LOOKS = (1, 2, 4, 6, 8, 10)  # millions of ticks
 
 
 def run() -> str:
-    with tempfile.TemporaryDirectory() as folder, venue("binance", "--rate", "70000", "--limit", str(_TICKS)) as (url, _):
+    with tempfile.TemporaryDirectory() as folder, simulator("binance", "--rate", "70000", "--limit", str(_TICKS)) as (url, _):
         root = Path(folder)
         config = write_config(root, url)
         looks: dict[int, dict[str, float]] = {}

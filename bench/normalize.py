@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from bench.machine import CAPTURES, REPOSITORY, describe, pipeline, recorded_frames, table, venue
+from bench.machine import CAPTURES, REPOSITORY, describe, pipeline, recorded_frames, simulator, table
 from tapeline.providers.normalizing import normalize
 from tapeline.providers.registry import DECODERS
 from tapeline.records import RAW, RAW_TOPIC, TICKS_TOPIC, Chunk
@@ -82,7 +82,7 @@ def _seconds(raw: pa.RecordBatch) -> float:
 
 
 def _each_provider() -> str:
-    """The frames that the local venues send, as ingest recorded them."""
+    """The frames that the local simulators send, as ingest recorded them."""
     rows = []
     for name, feed, symbols, channels, extra in (
         ("binance", "spot", ["BTCUSDT", "ETHUSDT"], ["trade", "bookTicker"], ""),
@@ -92,16 +92,16 @@ def _each_provider() -> str:
         ("alpaca", "sip", ["AAPL", "SPY"], ["trades", "quotes"], ""),
         ("alpaca", "crypto", ["BTC/USD", "ETH/USD"], ["trades", "quotes"], 'options = { codec = "msgpack" }\n'),
     ):
-        raw, ticks = _recorded_from_venue(name, feed, symbols, channels, extra)
+        raw, ticks = _recorded_from_simulator(name, feed, symbols, channels, extra)
         seconds = statistics.median(_seconds(raw) for _ in range(5))
         codec = "msgpack" if extra else "JSON"
         rows.append([f"{name} {feed} {', '.join(channels)} ({codec})", raw.num_rows, ticks / raw.num_rows, ticks / seconds])
     lines = [[a, b, f"{c:.1f}", d] for a, b, c, d in rows]
-    return "Frames of the local venues:\n\n" + table(["shape", "frames", "events a frame", "events/s, median of 5"], lines)
+    return "Frames of the local simulators:\n\n" + table(["shape", "frames", "events a frame", "events/s, median of 5"], lines)
 
 
-def _recorded_from_venue(name: str, feed: str, symbols: list[str], channels: list[str], extra: str) -> tuple[pa.RecordBatch, int]:
-    with tempfile.TemporaryDirectory() as folder, venue(name, "--rate", "20000", "--limit", "60000") as (url, _):
+def _recorded_from_simulator(name: str, feed: str, symbols: list[str], channels: list[str], extra: str) -> tuple[pa.RecordBatch, int]:
+    with tempfile.TemporaryDirectory() as folder, simulator(name, "--rate", "20000", "--limit", "60000") as (url, _):
         root = Path(folder)
         config = root / "tapeline.toml"
         config.write_text(

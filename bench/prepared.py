@@ -1,6 +1,6 @@
-"""A venue whose frames were made beforehand, so that the load costs little beside what is measured.
+"""A simulator whose frames were made beforehand, so that the load costs little beside what is measured.
 
-`record` lets `tapeline venue binance` make its market once, and keeps the frames as they came over the socket. `python -m bench.prepared
+`record` lets `tapeline simulate binance` make its market once, and keeps the frames as they came over the socket. `python -m bench.prepared
 FILE` is then a process that acknowledges what is asked for, and sends them once, as fast as the client reads, or so many frames a second.
 """
 
@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 from picows import WSFrame, WSListener, WSMsgType, WSTransport, WSUpgradeRequest, ws_connect, ws_create_server
 
-from bench.machine import STREAMS, venue
+from bench.machine import STREAMS, simulator
 
 _PIECE = 128 * 1024
 _PACE_S = 0.001
@@ -57,7 +57,7 @@ async def _record(url: str, path: Path, events: int) -> None:
 
 def record(path: Path, events: int) -> Path:
     """So many events of a market, as frames."""
-    with venue("binance", "--rate", "500000", "--limit", str(events)) as (url, _):
+    with simulator("binance", "--rate", "500000", "--limit", str(events)) as (url, _):
         asyncio.run(_record(url, path, events))
     return path
 
@@ -143,7 +143,7 @@ async def _serve(recording: _Recording, rate: int) -> None:
         return _Server(recording, rate)
 
     server = await ws_create_server(enter, "127.0.0.1", 0)
-    print(f"prepared venue at ws://127.0.0.1:{server.sockets[0].getsockname()[1]}", flush=True)
+    print(f"prepared simulator at ws://127.0.0.1:{server.sockets[0].getsockname()[1]}", flush=True)
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     await stop.wait()

@@ -17,7 +17,7 @@ from services.kafka import KafkaBroker
 from services.process import Server
 from services.redis import RedisServer
 
-from bench.machine import KEYS, describe, table, venue
+from bench.machine import KEYS, describe, simulator, table
 from tapeline.app.streams import open_stream
 from tapeline.config import Config, load
 from tapeline.records import RAW_TOPIC
@@ -57,7 +57,7 @@ def _once(name: str, codec: str, workers: int) -> float:
 
 def _drained(folder: Path, stream: str, codec: str, workers: int) -> float:
     """Ticks a second."""
-    with venue("binance", "--rate", "500000", "--limit", str(_EVENTS)) as (url, _):
+    with simulator("binance", "--rate", "500000", "--limit", str(_EVENTS)) as (url, _):
         path = _config(folder, url, stream, codec)
         settings = load(path, os.environ)
         _fill(path, settings)
@@ -86,7 +86,7 @@ def _at_work(settings: Config) -> int:
 
 
 def _fill(path: Path, settings: Config) -> None:
-    """Ingest alone, until the venue has nothing more to send."""
+    """Ingest alone, until the simulator has nothing more to send."""
     ingest = _start(path, "ingest")
     watching = open_stream(settings)
     try:

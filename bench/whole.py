@@ -1,4 +1,4 @@
-"""Socket to lake, every stage and the venue on the same cores: throughput with the count of lost and doubled events."""
+"""Socket to lake, every stage and the simulator on the same cores: throughput with the count of lost and doubled events."""
 
 from __future__ import annotations
 
@@ -31,8 +31,9 @@ def run() -> str:
     rates = [row[1] for row in rows]
     lines = [[f"run {at}", *row] for at, row in enumerate(rows, 1)]
     return (
-        f"A venue sends {_EVENTS:,} frames, made beforehand by `tapeline venue binance`, as fast as the pipeline reads; ingest, normalize,"
-        " lake and ledger run as processes of their own, the venue as one more. From the first frame's receipt to the last row's commit."
+        f"A simulator sends {_EVENTS:,} frames, made beforehand by `tapeline simulate binance`, as fast as the pipeline reads; ingest,"
+        " normalize, lake and ledger run as processes of their own, the simulator as one more. From the first frame's receipt to the last"
+        " row's commit."
         f" Median **{statistics.median(rates):,.0f} ticks/s**.\n\n" + table(["", "sent", "ticks/s", "lost", "doubled"], lines)
     )
 

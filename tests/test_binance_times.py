@@ -22,8 +22,8 @@ def test_times_asked_for_in_microseconds_are_recorded_in_microseconds(tmp_path: 
     journal = tmp_path / "sent.jsonl"
 
     async def record() -> None:
-        venue = Simulator(SimulatorOptions(name="binance", rate=2000, limit=50, journal=journal))
-        url = await venue.start()
+        simulator = Simulator(SimulatorOptions(name="binance", rate=2000, limit=50, journal=journal))
+        url = await simulator.start()
         provider = ProviderConfig(name="binance", url=url, symbols=("BTCUSDT",), channels=("trade",), options={"time_unit": "us"})
         stream = EmbeddedStream(tmp_path / "stream")
         recorder = StreamRecorder(Delivery(stream.producer("w"), "w", None), {}, Random(1))
@@ -38,7 +38,7 @@ def test_times_asked_for_in_microseconds_are_recorded_in_microseconds(tmp_path: 
         await keeping
         recorder.flush()
         stream.close()
-        await venue.stop()
+        await simulator.stop()
 
     asyncio.run(record())
     stream = EmbeddedStream(tmp_path / "stream")

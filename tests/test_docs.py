@@ -141,7 +141,7 @@ def test_the_queries_in_the_docs_run_on_an_empty_lake(tmp_path: Path) -> None:
 
 def test_the_command_line_starts_quickly_and_speaks_of_itself() -> None:
     shown = subprocess.run([sys.executable, "-m", "tapeline", "--help"], capture_output=True, text=True, check=True).stdout
-    for command in ("run", "ingest", "normalize", "store", "demo", "venue", "sql", "tail", "status", "check"):
+    for command in ("run", "ingest", "normalize", "store", "demo", "simulate", "sql", "tail", "status", "check"):
         assert command in shown
 
 

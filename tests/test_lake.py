@@ -123,7 +123,7 @@ DIFFERENT: list[tuple[str, Row, Row]] = [
     ("binance: one number, another quote", {**BOOK, "sequence": 7}, {**BOOK, "sequence": 7, "bid_size": 4.0}),
     ("binance: another symbol", {"sequence": 7}, {"sequence": 7, "symbol": "ETH/USDT"}),
     ("binance: another channel", {"sequence": 7}, {"sequence": 7, "channel": "aggTrade"}),
-    ("polygon: another venue", {**POLYGON, "trade_id": "9"}, {**POLYGON, "trade_id": "9", "exchange": "XNYS"}),
+    ("polygon: another simulator", {**POLYGON, "trade_id": "9"}, {**POLYGON, "trade_id": "9", "exchange": "XNYS"}),
     ("polygon: another day", {**POLYGON, "trade_id": "9"}, {**POLYGON, "trade_id": "9", "ts_ns": NOON + DAY}),
     ("polygon: another feed", {**POLYGON, "trade_id": "9"}, {**POLYGON, "trade_id": "9", "feed": "options"}),
     ("another provider", {**POLYGON, "trade_id": "9"}, {**ALPACA, "trade_id": "9"}),

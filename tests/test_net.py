@@ -618,7 +618,7 @@ def test_binance_s_firewall_stops_nothing_also_before_anything_has_worked(status
             await (peer.refuse(status) if peer.number < 3 else peer.accept(frame(b"d1")))
 
         tape = Tape()
-        async with serving(script) as url, kept(line_of(replace(plan(url), refusal=venue_plan("binance", url).refusal), tape)):
+        async with serving(script) as url, kept(line_of(replace(plan(url), refusal=simulator_plan("binance", url).refusal), tape)):
             await eventually(lambda: tape.frames())
 
     run(test())
@@ -1009,10 +1009,10 @@ def test_messages_leave_in_order_and_no_faster_than_the_pace() -> None:
     run(test())
 
 
-# The real venues
+# The real simulators
 
 
-def venue_plan(provider: str, url: str, **more: Any) -> Plan:
+def simulator_plan(provider: str, url: str, **more: Any) -> Plan:
     feed, symbols, channels = {
         "binance": ("spot", ("BTCUSDT", "ETHUSDT"), ("trade", "bookTicker")),
         "polygon": ("stocks", ("AAPL", "MSFT"), ("T", "Q")),
@@ -1024,12 +1024,12 @@ def venue_plan(provider: str, url: str, **more: Any) -> Plan:
 
 
 @asynccontextmanager
-async def venue(provider: str, *faults: str, journal: Path | None = None, **more: Any) -> AsyncIterator[tuple[str, Simulator]]:
-    open_venue = Simulator(SimulatorOptions(name=provider, faults=faults, journal=journal, **more))
+async def simulator(provider: str, *faults: str, journal: Path | None = None, **more: Any) -> AsyncIterator[tuple[str, Simulator]]:
+    open_simulator = Simulator(SimulatorOptions(name=provider, faults=faults, journal=journal, **more))
     try:
-        yield await open_venue.start(), open_venue
+        yield await open_simulator.start(), open_simulator
     finally:
-        await open_venue.stop()
+        await open_simulator.stop()
 
 
 def market(provider: str, tape: Tape, frames: Sequence[bytes] | None = None) -> int:
@@ -1048,12 +1048,17 @@ def market(provider: str, tape: Tape, frames: Sequence[bytes] | None = None) -> 
     ("provider", "fault"),
     [("binance", "close:0.3"), ("polygon", "close:0.3"), ("alpaca", "close:0.3"), ("binance", "split:0.2"), ("polygon", "huge:0.2")],
 )
-def test_every_event_that_a_venue_sent_is_recorded_whatever_its_sockets_do(provider: str, fault: str) -> None:
+def test_every_event_that_a_simulator_sent_is_recorded_whatever_its_sockets_do(provider: str, fault: str) -> None:
     async def test() -> None:
         tape = Tape()
-        async with venue(provider, fault, rate=4_000.0, limit=3_000) as (url, open_venue), kept(line_of(venue_plan(provider, url), tape)):
-            await eventually(lambda: sum(open_venue.sent.values()) >= 3_000 and market(provider, tape) >= sum(open_venue.sent.values()))
-        assert market(provider, tape) == sum(open_venue.sent.values())
+        async with (
+            simulator(provider, fault, rate=4_000.0, limit=3_000) as (url, open_simulator),
+            kept(line_of(simulator_plan(provider, url), tape)),
+        ):
+            await eventually(
+                lambda: sum(open_simulator.sent.values()) >= 3_000 and market(provider, tape) >= sum(open_simulator.sent.values())
+            )
+        assert market(provider, tape) == sum(open_simulator.sent.values())
         if fault.startswith("close"):
             assert any(closed.get("code") == 1001 for closed in tape.details("closed"))
             assert tape.kinds()[:2] == [(1, "opened"), (1, "frame")]
@@ -1070,8 +1075,8 @@ def test_the_line_comes_back_from_a_reset_a_stale_and_a_dead_socket(provider: st
         tape = Tape()
         stale_after = 0.5 if fault.startswith("stale") else 0.0
         async with (
-            venue(provider, fault, rate=500.0, max_connections=3) as (url, _),
-            kept(line_of(venue_plan(provider, url), tape, stale_after, replace(SHORT, ping_after_s=0.4))),
+            simulator(provider, fault, rate=500.0, max_connections=3) as (url, _),
+            kept(line_of(simulator_plan(provider, url), tape, stale_after, replace(SHORT, ping_after_s=0.4))),
         ):
             await eventually(lambda: tape.details("closed"))
             before = market(provider, tape)
@@ -1084,7 +1089,7 @@ def test_the_line_comes_back_from_a_reset_a_stale_and_a_dead_socket(provider: st
 def test_binance_shutting_down_after_a_short_day_loses_no_trade() -> None:
     async def test() -> None:
         tape = Tape()
-        async with venue("binance", rate=800.0, day_seconds=2.5) as (url, _), kept(line_of(venue_plan("binance", url), tape)):
+        async with simulator("binance", rate=800.0, day_seconds=2.5) as (url, _), kept(line_of(simulator_plan("binance", url), tape)):
             await eventually(lambda: tape.details("closed"))
             count = len(tape.frames())
             await eventually(lambda: len(tape.frames()) > count + 100)
@@ -1109,10 +1114,10 @@ def test_binance_shutting_down_after_a_short_day_loses_no_trade() -> None:
         ("alpaca", "error:409", "409"),
     ],
 )
-def test_a_venue_that_refuses_for_good_stops_the_line(provider: str, fault: str, says: str) -> None:
+def test_a_simulator_that_refuses_for_good_stops_the_line(provider: str, fault: str, says: str) -> None:
     async def test() -> None:
-        async with venue(provider, fault) as (url, _):
-            line = line_of(venue_plan(provider, url), Tape())
+        async with simulator(provider, fault) as (url, _):
+            line = line_of(simulator_plan(provider, url), Tape())
             async with asyncio.timeout(PATIENCE_S):
                 await line.keep()
             assert line.state.stopped
@@ -1130,12 +1135,12 @@ def test_a_venue_that_refuses_for_good_stops_the_line(provider: str, fault: str,
         ("binance", "connection_limit:1", 0.5),
     ],
 )
-def test_a_venue_that_is_full_is_given_time(provider: str, fault: str, cool_s: float) -> None:
+def test_a_simulator_that_is_full_is_given_time(provider: str, fault: str, cool_s: float) -> None:
     async def test() -> None:
         tape = Tape()
         began = time.monotonic()
-        async with venue(provider, fault, rate=500.0) as (url, _):
-            open_plan = venue_plan(provider, url)
+        async with simulator(provider, fault, rate=500.0) as (url, _):
+            open_plan = simulator_plan(provider, url)
             session = open_plan.session
 
             def brisk() -> Any:
@@ -1171,7 +1176,7 @@ def test_two_hundred_streams_are_asked_of_binance_without_offending_it() -> None
     async def test() -> None:
         symbols = tuple(f"S{at}USDT" for at in range(500))
         tape = Tape()
-        async with venue("binance", symbols=symbols, rate=2_000.0) as (url, _):
+        async with simulator("binance", symbols=symbols, rate=2_000.0) as (url, _):
             (asked,) = PROVIDERS["binance"].plans(FeedSettings("spot", symbols, ("trade",), url=url))
             async with kept(line_of(asked, tape)):
                 await eventually(lambda: tape.details("subscribed"))
@@ -1181,11 +1186,11 @@ def test_two_hundred_streams_are_asked_of_binance_without_offending_it() -> None
     run(test())
 
 
-def test_a_venue_in_reach_is_reached_and_one_out_of_reach_is_unavailable() -> None:
+def test_a_simulator_in_reach_is_reached_and_one_out_of_reach_is_unavailable() -> None:
     async def test() -> None:
-        async with venue("polygon") as (url, _):
-            assert await reach(venue_plan("polygon", url), None) < 5
+        async with simulator("polygon") as (url, _):
+            assert await reach(simulator_plan("polygon", url), None) < 5
         with pytest.raises(Unavailable, match="cannot be reached"):
-            await reach(venue_plan("polygon", url), None)
+            await reach(simulator_plan("polygon", url), None)
 
     run(test())

@@ -310,13 +310,13 @@ def test_no_pause_is_longer_than_any_ban(server: str, after: str) -> None:
 
 def test_a_page_is_fetched_and_an_address_that_cannot_be_is_named() -> None:
     async def test() -> None:
-        venue = Simulator(SimulatorOptions(name="binance"))
-        url = (await venue.start()).replace("ws", "http", 1)
+        simulator = Simulator(SimulatorOptions(name="binance"))
+        url = (await simulator.start()).replace("ws", "http", 1)
         page = await get(f"{url}/api/v3/exchangeInfo")
         assert json.loads(page)["symbols"]
         with pytest.raises(Unavailable, match="nowhere"):
             await get(f"{url}/nowhere")
-        await venue.stop()
+        await simulator.stop()
         with pytest.raises(Unavailable, match=r"127\.0\.0\.1:1"):
             await get("http://127.0.0.1:1/")
         with pytest.raises(Unavailable, match="file:"):

@@ -1,6 +1,6 @@
-"""CPU time a frame in three websocket clients, each reading the same local venue; run in an environment that has them all.
+"""CPU time a frame in three websocket clients, each reading the same local simulator; run in an environment that has them all.
 
-python bench/peers/websocket_clients.py ws://127.0.0.1:9101   (of: tapeline venue binance --rate 500000)
+python bench/peers/websocket_clients.py ws://127.0.0.1:9101   (of: tapeline simulate binance --rate 500000)
 """
 
 from __future__ import annotations

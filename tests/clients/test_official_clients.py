@@ -1,6 +1,6 @@
-"""The providers' own Python clients, unmodified, each in an environment of its own, parse what a venue sends.
+"""The providers' own Python clients, unmodified, each in an environment of its own, parse what a simulator sends.
 
-What they print is compared with the venue's journal, field by field.
+What they print is compared with the simulator's journal, field by field.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ pytestmark = pytest.mark.timeout(600)  # the first run fetches the clients
 
 
 async def _printed(options: SimulatorOptions, client: str, arguments: list[str], enough: int) -> list[Any]:
-    """Run a client against a venue until it has printed `enough` lines, and return what it printed."""
-    venue = Simulator(options)
-    url = await venue.start()
+    """Run a client against a simulator until it has printed `enough` lines, and return what it printed."""
+    simulator = Simulator(options)
+    url = await simulator.start()
     place = url.partition("//")[2]
     filled = [argument.format(url=url, place=place) for argument in arguments]
     process = await asyncio.create_subprocess_exec(
@@ -42,7 +42,7 @@ async def _printed(options: SimulatorOptions, client: str, arguments: list[str],
     finally:
         process.kill()
         await process.communicate()
-        await venue.stop()
+        await simulator.stop()
     return lines
 
 
@@ -110,8 +110,8 @@ def test_massive_parses_every_event_as_sent(tmp_path: Path, market: str, topics:
 
 async def _listed(options: SimulatorOptions, arguments: list[str], tickers: list[str]) -> list[dict[str, Any]]:
     """What Massive's REST client lists of a market that its stream client listens to."""
-    venue, python, folder = Simulator(options), python_of(HERE / "massive"), HERE / "massive"
-    url = await venue.start()
+    simulator, python, folder = Simulator(options), python_of(HERE / "massive"), HERE / "massive"
+    url = await simulator.start()
     place = url.partition("//")[2]
     listening = await asyncio.create_subprocess_exec(python, str(folder / "client.py"), place, *arguments, stdout=asyncio.subprocess.PIPE)
     try:
@@ -126,7 +126,7 @@ async def _listed(options: SimulatorOptions, arguments: list[str], tickers: list
     finally:
         listening.kill()
         await listening.communicate()
-        await venue.stop()
+        await simulator.stop()
     return [json.loads(line) for line in printed.splitlines()]
 
 
@@ -214,11 +214,11 @@ def test_alpaca_py_parses_every_event_as_sent(tmp_path: Path, kind: str, path: s
 )
 def test_alpaca_py_reads_from_history_what_was_sent(tmp_path: Path, kind: str, path: str, symbols: str, types: set[str]) -> None:
     began = time.time_ns()
-    venue = Simulator(
+    simulator = Simulator(
         SimulatorOptions(name="alpaca", rate=300, limit=700, journal=tmp_path / "sent.jsonl", faults=("rest_page:90", "late_report:1e-9")),
         clock=lambda: began + (time.time_ns() - began) * 60,  # so that minutes end while the test waits
     )
-    printed = [json.loads(line) for line in asyncio.run(_history(venue, kind, path, symbols)).splitlines()]
+    printed = [json.loads(line) for line in asyncio.run(_history(simulator, kind, path, symbols)).splitlines()]
     events = [json.loads(line)["event"] for line in (tmp_path / "sent.jsonl").read_text().splitlines()]
     sent = [_as_alpaca_parses(event) for event in events if event["T"] in ALPACA_FIELDS]
     corrected = {event["ci"] for event in events if event["T"] == "c"}  # a row of its own, of which the stream told otherwise
@@ -227,15 +227,15 @@ def test_alpaca_py_reads_from_history_what_was_sent(tmp_path: Path, kind: str, p
     assert {event["type"] for event in got} == types
 
 
-async def _history(venue: Simulator, kind: str, path: str, symbols: str) -> bytes:
+async def _history(simulator: Simulator, kind: str, path: str, symbols: str) -> bytes:
     """What the client of history prints of everything that the client of the stream was sent."""
     python, folder = python_of(HERE / "alpaca"), HERE / "alpaca"
-    url = await venue.start()
+    url = await simulator.start()
     quiet = {"stdout": asyncio.subprocess.DEVNULL}
     stream = await asyncio.create_subprocess_exec(python, str(folder / "client.py"), kind, url + path, symbols, **quiet)
     try:
         async with asyncio.timeout(60):
-            while sum(venue.sent.values()) < 700:
+            while sum(simulator.sent.values()) < 700:
                 await asyncio.sleep(0.05)
             arguments = [str(folder / "history.py"), kind, url.replace("ws:", "http:"), symbols]
             history = await asyncio.create_subprocess_exec(python, *arguments, stdout=asyncio.subprocess.PIPE)
@@ -244,7 +244,7 @@ async def _history(venue: Simulator, kind: str, path: str, symbols: str) -> byte
     finally:
         stream.kill()
         await stream.communicate()
-        await venue.stop()
+        await simulator.stop()
 
 
 def _in_order(events: list[dict[str, Any]]) -> list[dict[str, Any]]:

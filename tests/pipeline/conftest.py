@@ -25,12 +25,12 @@ def home(tmp_path: Path, spawn: Spawner) -> Home:
 
 
 @pytest.fixture
-def venue(spawn: Spawner, tmp_path: Path) -> Callable[..., SimulatorProcess]:
-    """A venue process: `venue("binance", "--rate", "500")`."""
+def simulator(spawn: Spawner, tmp_path: Path) -> Callable[..., SimulatorProcess]:
+    """A simulator process: `simulator("binance", "--rate", "500")`."""
 
     def start(name: str, *options: str) -> SimulatorProcess:
         journal = tmp_path / f"sent-{len(spawn.started)}.jsonl"
-        process = spawn("venue", name, "--journal", str(journal), *options)
+        process = spawn("simulate", name, "--journal", str(journal), *options)
         said = process.says(" at ")
         return SimulatorProcess(process, said.splitlines()[0].rpartition(" at ")[2].strip(), journal)
 

@@ -1,4 +1,4 @@
-"""An endpoint of its own before a venue, as a process: TCP from one port to another. What it holds is lost when it is killed."""
+"""An endpoint of its own before a simulator, as a process: TCP from one port to another. What it holds is lost when it is killed."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ async def pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
 
 async def main(target: int, port: int) -> None:
     async def entered(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        from_venue, to_venue = await asyncio.open_connection("127.0.0.1", target)
-        await asyncio.gather(pipe(reader, to_venue), pipe(from_venue, writer))
+        from_simulator, to_simulator = await asyncio.open_connection("127.0.0.1", target)
+        await asyncio.gather(pipe(reader, to_simulator), pipe(from_simulator, writer))
 
     server = await asyncio.start_server(entered, "127.0.0.1", port)
     print(server.sockets[0].getsockname()[1], flush=True)

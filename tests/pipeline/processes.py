@@ -1,4 +1,4 @@
-"""Venues and the pipeline itself as processes, and what they leave behind: what the tests of the whole pipeline share."""
+"""Simulators and the pipeline itself as processes, and what they leave behind: what the tests of the whole pipeline share."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ class Spawner:
 
 @dataclass
 class SimulatorProcess:
-    """A venue that listens, and the journal of what it has sent."""
+    """A simulator that listens, and the journal of what it has sent."""
 
     process: Process
     url: str
@@ -356,7 +356,7 @@ def key(event: Mapping[str, Any]) -> tuple[str, str, int]:
 
 
 def sent(journal: Path) -> list[tuple[str, str, int]]:
-    """The keys of what Binance's venue has sent, in its order."""
+    """The keys of what Binance's simulator has sent, in its order."""
     return [key(json.loads(line)["event"]) for line in journal.read_text().splitlines()]
 
 

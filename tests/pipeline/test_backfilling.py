@@ -1,4 +1,4 @@
-"""`tapeline backfill` against a venue that has a past: all that happened in a stretch of time comes once, through faults and kills."""
+"""`tapeline backfill` against a simulator that has a past: all that happened in a stretch of time comes once, through faults and kills."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def happened(journal: list[dict[str, Any]], start_ns: int, end_ns: int) -> dict[
     return found
 
 
-def test_the_past_comes_once_and_whole_through_faults_and_kills(home: Home, venue: Callable[..., SimulatorProcess]) -> None:
-    market = venue("binance", "--rate", "4000", *FAULTS)
+def test_the_past_comes_once_and_whole_through_faults_and_kills(home: Home, simulator: Callable[..., SimulatorProcess]) -> None:
+    market = simulator("binance", "--rate", "4000", *FAULTS)
     home.configure(block("binance", market.url, ["BTCUSDT", "ETHUSDT"], CHANNELS))
     listening = home.start("ingest")
     until(lambda: market.journal.exists() and len(sent_events(market)) > 12_000, "nothing happens")
@@ -125,9 +125,14 @@ def sent_events(market: SimulatorProcess) -> list[dict[str, Any]]:
     ],
 )
 def test_trades_of_the_past_come_from_whoever_keeps_them_by_time(
-    provider: str, feed: str, symbol: str, told: Callable[[dict[str, Any]], str | None], home: Home, venue: Callable[..., SimulatorProcess]
+    provider: str,
+    feed: str,
+    symbol: str,
+    told: Callable[[dict[str, Any]], str | None],
+    home: Home,
+    simulator: Callable[..., SimulatorProcess],
 ) -> None:
-    market = venue(provider, "--rate", "2000", "--fault", "rest_error:1", "--fault", "late_report:1e-12")
+    market = simulator(provider, "--rate", "2000", "--fault", "rest_error:1", "--fault", "late_report:1e-12")
     home.env = {"TAPELINE_POLYGON_KEY": "k", "TAPELINE_ALPACA_KEY": "k", "TAPELINE_ALPACA_SECRET": "s"}
     home.configure(block(provider, market.url, [symbol], ["T" if provider == "polygon" else "trades"], feed=feed))
     listening = home.start("ingest")

@@ -49,9 +49,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk_stops_nothing_for_good_and_loses_nothing(
-    small_disk: Path, spawn: Spawner, venue: Callable[..., SimulatorProcess]
+    small_disk: Path, spawn: Spawner, simulator: Callable[..., SimulatorProcess]
 ) -> None:
-    market = venue("binance", "--rate", "400", "--limit", "2400", "--fault", "rewind:all")
+    market = simulator("binance", "--rate", "400", "--limit", "2400", "--fault", "rewind:all")
     home = Home(small_disk / "data", spawn)
     home.configure(block("binance", market.url, ["BTCUSDT", "ETHUSDT"], ["trade", "bookTicker"]))
     run = home.start("run", "--until-idle", "1.5")
@@ -131,9 +131,9 @@ def test_data_of_a_newer_version_is_refused_and_not_touched(make: Callable[[Home
 
 
 def test_a_wrong_key_ends_the_run_with_the_name_of_the_variable_and_never_the_key(
-    home: Home, venue: Callable[..., SimulatorProcess]
+    home: Home, simulator: Callable[..., SimulatorProcess]
 ) -> None:
-    polygon, alpaca = venue("polygon"), venue("alpaca")
+    polygon, alpaca = simulator("polygon"), simulator("alpaca")
     key, secret = f"bad-{SECRET}-key", f"bad-{SECRET}-secret"
     home.env = {"TAPELINE_POLYGON_KEY": key, "TAPELINE_ALPACA_KEY": key, "TAPELINE_ALPACA_SECRET": secret}
     feeds = block("polygon", polygon.url, ["AAPL"], ["T"]) + block("alpaca", alpaca.url, ["AAPL"], ["trades"])
@@ -157,9 +157,9 @@ def test_check_says_that_two_stores_are_of_one_kind(home: Home) -> None:
 
 
 def test_one_provider_that_refuses_does_not_stop_the_others_and_no_key_is_shown(
-    home: Home, venue: Callable[..., SimulatorProcess], tmp_path: Path
+    home: Home, simulator: Callable[..., SimulatorProcess], tmp_path: Path
 ) -> None:
-    polygon, alpaca = venue("polygon"), venue("alpaca", "--rate", "300", "--limit", "600")
+    polygon, alpaca = simulator("polygon"), simulator("alpaca", "--rate", "300", "--limit", "600")
     (tmp_path / "secret").write_text(f"{SECRET}-file\n")
     home.env = {"TAPELINE_POLYGON_KEY": f"bad-{SECRET}", "TAPELINE_ALPACA_KEY": SECRET}
     home.configure(
@@ -182,8 +182,8 @@ def test_a_missing_key_is_told_before_anything_starts(home: Home) -> None:
     assert not home.root.exists()
 
 
-def test_a_provider_that_is_away_is_tried_again_and_found_when_it_comes(home: Home, venue: Callable[..., SimulatorProcess]) -> None:
-    gone = venue("binance", "--rate", "300", "--limit", "300")
+def test_a_provider_that_is_away_is_tried_again_and_found_when_it_comes(home: Home, simulator: Callable[..., SimulatorProcess]) -> None:
+    gone = simulator("binance", "--rate", "300", "--limit", "300")
     gone.stop()
     home.configure(block("binance", gone.url, ["BTCUSDT"], ["trade", "bookTicker"]))
     checked = home.ask("check")
@@ -192,7 +192,7 @@ def test_a_provider_that_is_away_is_tried_again_and_found_when_it_comes(home: Ho
     run = home.start("run")
     until(lambda: run.said.count("It is tried again") >= 2, "it is not tried again")
     assert gone.url in home.status()["providers"]["binance"]["problem"]
-    back = venue("binance", "--rate", "300", "--limit", "300", "--port", gone.url.rpartition(":")[2])
+    back = simulator("binance", "--rate", "300", "--limit", "300", "--port", gone.url.rpartition(":")[2])
     until(lambda: home.rows("SELECT count(*) FROM ticks") == [(300,)], "its data does not come")
     run.send(signal.SIGTERM)
     assert run.ends() == 0

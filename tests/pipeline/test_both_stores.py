@@ -51,13 +51,13 @@ def counted(url: str) -> int:
 
 
 def test_both_hold_the_same_rows_digit_for_digit_whatever_is_killed(
-    own_postgres: Callable[..., PostgresServer], home: Home, venue: Callable[..., SimulatorProcess]
+    own_postgres: Callable[..., PostgresServer], home: Home, simulator: Callable[..., SimulatorProcess]
 ) -> None:
     server = own_postgres()
     markets = {
-        "binance": venue("binance", "--rate", "1500", "--limit", str(EVENTS), "--fault", "rewind:all"),
-        "polygon": venue("polygon", "--rate", "800", "--limit", str(EVENTS // 2), "--fault", "garbage:0.02"),
-        "alpaca": venue("alpaca", "--rate", "800", "--limit", str(EVENTS // 2)),
+        "binance": simulator("binance", "--rate", "1500", "--limit", str(EVENTS), "--fault", "rewind:all"),
+        "polygon": simulator("polygon", "--rate", "800", "--limit", str(EVENTS // 2), "--fault", "garbage:0.02"),
+        "alpaca": simulator("alpaca", "--rate", "800", "--limit", str(EVENTS // 2)),
     }
     feeds = (
         block("binance", markets["binance"].url, ["BTCUSDT", "ETHUSDT"], ["trade", "bookTicker", "kline_1m"])
@@ -99,10 +99,10 @@ def test_both_hold_the_same_rows_digit_for_digit_whatever_is_killed(
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="signals another user's process")
 def test_a_server_that_stands_still_holds_up_nothing_else(
-    own_postgres: Callable[..., PostgresServer], home: Home, venue: Callable[..., SimulatorProcess]
+    own_postgres: Callable[..., PostgresServer], home: Home, simulator: Callable[..., SimulatorProcess]
 ) -> None:
     server = own_postgres()
-    market = venue("binance", "--rate", "1000", "--limit", "8000")
+    market = simulator("binance", "--rate", "1000", "--limit", "8000")
     second = f'[[stores]]\nurl = "{server.url}"\nflush_seconds = 0.2\n'
     home.configure(block("binance", market.url, ["BTCUSDT"], ["trade"]) + second)
     run = home.start("run", "--until-idle", "1")
@@ -119,8 +119,8 @@ def test_a_server_that_stands_still_holds_up_nothing_else(
     assert len(wanted) == 8000
 
 
-def test_a_stop_is_heard_while_a_lock_is_held(database: str, home: Home, venue: Callable[..., SimulatorProcess]) -> None:
-    market = venue("binance", "--rate", "500")
+def test_a_stop_is_heard_while_a_lock_is_held(database: str, home: Home, simulator: Callable[..., SimulatorProcess]) -> None:
+    market = simulator("binance", "--rate", "500")
     home.configure(block("binance", market.url, ["BTCUSDT"], ["trade"]) + f'[[stores]]\nurl = "{database}"\nflush_seconds = 0.1\n')
     run = home.start("run")
     until(lambda: home.word("postgresql").get("tables", {}).get("ticks", {}).get("rows", 0) > 100, "PostgreSQL keeps nothing")

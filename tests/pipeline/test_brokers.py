@@ -43,15 +43,15 @@ def server(request: pytest.FixtureRequest) -> Any:
     return request.getfixturevalue(f"own_{request.param}")()
 
 
-def configured(home: Home, server: Any, venue: SimulatorProcess, settings: str = "", **more: Any) -> None:
+def configured(home: Home, server: Any, simulator: SimulatorProcess, settings: str = "", **more: Any) -> None:
     stream = f'[stream]\nurl = "{server.url}"\npartitions = 2\n{settings}\n'
-    home.configure(more.pop("top", "") + stream + block("binance", venue.url, SYMBOLS, CHANNELS, **more))
+    home.configure(more.pop("top", "") + stream + block("binance", simulator.url, SYMBOLS, CHANNELS, **more))
 
 
-def nothing_is_lost_or_doubled(home: Home, venue: SimulatorProcess, *, once: bool = False) -> None:
-    """In the raw topic, the normalized topic and the lake; `once`: the venue sent some again on a new connection."""
-    venue.stop()
-    journal = sent(venue.journal)
+def nothing_is_lost_or_doubled(home: Home, simulator: SimulatorProcess, *, once: bool = False) -> None:
+    """In the raw topic, the normalized topic and the lake; `once`: the simulator sent some again on a new connection."""
+    simulator.stop()
+    journal = sent(simulator.journal)
     with closing(home.stream()) as stream:
         raw = received(stream)
         ticks = records(stream, TICKS_TOPIC)
@@ -70,7 +70,7 @@ def nothing_is_lost_or_doubled(home: Home, venue: SimulatorProcess, *, once: boo
         of, place = (row["at"], row["raw_partition"], row["symbol"]), (row["raw_offset"], row["raw_index"])
         assert place > order.get(of, (-1, -1)), "not in order"
         order[of] = place
-    found = compare(home.lake, [venue.journal], once=once)
+    found = compare(home.lake, [simulator.journal], once=once)
     assert (found.missing, found.extra, found.rejected) == ([], [], 0)
     assert found.sent == found.kept == len(set(journal))
     assert all(entry["balanced"] for entry in home.status()["equations"])
@@ -93,8 +93,8 @@ def serves(server: Any) -> bool:
 
 
 @pytest.mark.parametrize("server", KINDS, indirect=True)
-def test_stages_and_broker_are_killed_and_paused_in_the_middle(server: Any, home: Home, venue: Callable[..., SimulatorProcess]) -> None:
-    market = venue("binance", "--rate", "600", "--fault", "rewind:all")
+def test_stages_and_broker_are_killed_and_paused_in_the_middle(server: Any, home: Home, simulator: Callable[..., SimulatorProcess]) -> None:
+    market = simulator("binance", "--rate", "600", "--fault", "rewind:all")
     configured(home, server, market)
     run = home.start("run", "--until-idle", "1")
     until(lambda: home.word("lake").get("tables", {}).get("ticks", {}).get("rows", 0) > 200, "nothing flows")
@@ -116,10 +116,10 @@ def test_stages_and_broker_are_killed_and_paused_in_the_middle(server: Any, home
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("server", KINDS, indirect=True)
-def test_the_broker_is_away_at_the_start_and_again_for_long(server: Any, home: Home, venue: Callable[..., SimulatorProcess]) -> None:
+def test_the_broker_is_away_at_the_start_and_again_for_long(server: Any, home: Home, simulator: Callable[..., SimulatorProcess]) -> None:
     rate, away_s = (5_000, 120.0) if PROVE else (2_000, 10.0)
     server.stop()
-    market = venue("binance", "--rate", str(rate))
+    market = simulator("binance", "--rate", str(rate))
     configured(home, server, market)
     run = home.start("run", "--until-idle", "1")
     until(lambda: home.word("ingest").get("spooled", 0) > rate / 2, "nothing is spooled")
@@ -158,9 +158,9 @@ def newest_in_spool(home: Home) -> tuple[str, tuple[str, str, int]]:
 
 @pytest.mark.parametrize("server", KINDS if PROVE else KINDS[:1], indirect=True)
 def test_ingest_is_killed_while_the_broker_is_away_and_while_the_spool_drains(
-    server: Any, home: Home, venue: Callable[..., SimulatorProcess]
+    server: Any, home: Home, simulator: Callable[..., SimulatorProcess]
 ) -> None:
-    market = venue("binance", "--rate", "1500", "--fault", "rewind:all")
+    market = simulator("binance", "--rate", "1500", "--fault", "rewind:all")
     configured(home, server, market)
     run = home.start("run", "--until-idle", "1")
     until(lambda: home.word("lake").get("tables", {}).get("ticks", {}).get("rows", 0) > 1_000, "nothing flows")
@@ -181,7 +181,7 @@ def test_ingest_is_killed_while_the_broker_is_away_and_while_the_spool_drains(
         raw = received(stream)
     for connection, newest in kept:
         assert newest in raw[connection], "what was in the spool has not arrived"
-    events = list(dict.fromkeys(sent(market.journal)))  # on each connection the venue began from the first
+    events = list(dict.fromkeys(sent(market.journal)))  # on each connection the simulator began from the first
     for frames in raw.values():
         assert frames == events[: len(frames)], "a hole, or out of order"
     nothing_is_lost_or_doubled(home, market, once=True)
@@ -189,9 +189,9 @@ def test_ingest_is_killed_while_the_broker_is_away_and_while_the_spool_drains(
 
 @pytest.mark.parametrize("server", KINDS if PROVE else KINDS[:1], indirect=True)
 def test_what_a_spool_that_is_too_small_refuses_is_counted_and_put_on_record(
-    server: Any, home: Home, venue: Callable[..., SimulatorProcess]
+    server: Any, home: Home, simulator: Callable[..., SimulatorProcess]
 ) -> None:
-    market = venue("binance", "--rate", "2000")
+    market = simulator("binance", "--rate", "2000")
     configured(home, server, market, "spool_mb = 1")
     run = home.start("run", "--until-idle", "1")
     until(lambda: home.word("lake").get("tables", {}).get("ticks", {}).get("rows", 0) > 1_000, "nothing flows")
@@ -219,12 +219,12 @@ def test_what_a_spool_that_is_too_small_refuses_is_counted_and_put_on_record(
 
 
 def test_redis_that_is_full_because_a_store_is_stopped_drops_nothing(
-    own_redis: Callable[..., Any], home: Home, venue: Callable[..., SimulatorProcess]
+    own_redis: Callable[..., Any], home: Home, simulator: Callable[..., SimulatorProcess]
 ) -> None:
     server = own_redis()
     limit = 30_000
     assert server.ask("SET", "ballast", "x" * 13_000_000) == "+OK"
-    market = venue("binance", "--rate", "3000", "--limit", str(limit))
+    market = simulator("binance", "--rate", "3000", "--limit", str(limit))
     configured(home, server, market, "memory_mb = 16")
     ingest, normalize = home.start("ingest"), home.start("normalize")
     until(lambda: home.word("ingest").get("spooled", 0) > 1_000, "ingest does not spool")
@@ -232,7 +232,7 @@ def test_redis_that_is_full_because_a_store_is_stopped_drops_nothing(
     assert normalize.running
     until(lambda: "spool" in home.ask("status").stdout, "the status says that ingest spools")
     store = home.start("store")
-    until(lambda: market.journal.read_text().count("\n") >= limit, "the venue has not sent everything")
+    until(lambda: market.journal.read_text().count("\n") >= limit, "the simulator has not sent everything")
     until(lambda: home.word("ingest")["spooled"] == home.word("ingest")["unsettled"] == 0, "the spool is not drained")
     until(lambda: home.rows("SELECT count(*) FROM ticks") == [(limit,)], "not everything is in the lake")
     assert "could not be kept" not in ingest.said
@@ -245,10 +245,10 @@ def test_redis_that_is_full_because_a_store_is_stopped_drops_nothing(
 
 
 def test_a_broker_that_refuses_for_a_while_stops_nothing(
-    own_redis: Callable[..., Any], home: Home, venue: Callable[..., SimulatorProcess]
+    own_redis: Callable[..., Any], home: Home, simulator: Callable[..., SimulatorProcess]
 ) -> None:
     server = own_redis()
-    market = venue("binance", "--rate", "600")
+    market = simulator("binance", "--rate", "600")
     configured(home, server, market)
     run = home.start("run", "--until-idle", "1")
     until(lambda: home.word("lake").get("tables", {}).get("ticks", {}).get("rows", 0) > 200, "nothing flows")

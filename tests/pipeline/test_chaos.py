@@ -1,7 +1,7 @@
 """Three providers at once, everything going wrong: at the end both stores are what happened, and the ledger claims nothing that is not so.
 
 Connections break, fall stale and are taken away, events are left out, REST answers with errors, and every process is killed, at random
-moments from a seed. The truth is the venues' own: what they sent to anybody, and what they left out. Another account listens beside, so
+moments from a seed. The truth is the simulators' own: what they sent to anybody, and what they left out. Another account listens beside, so
 that markets go on while ours is deaf.
 """
 
@@ -52,7 +52,7 @@ FEEDS = {
 STAGES = ["ingest", "normalize", "lake", "postgresql", "ledger", "repair"]
 #: Of whom the provider keeps no history: what is missing stays missing, and has to lie in a gap.
 LIVE_ONLY = "bookTicker"
-#: A venue's word is about this far from when it was heard.
+#: A simulator's word is about this far from when it was heard.
 _NEAR_NS = 1_500 * NS_PER_MS
 BARS = "kline_1s"
 #: The longest of what the providers' histories are given to settle.
@@ -63,7 +63,7 @@ Event = tuple[Any, ...]
 
 @dataclass(frozen=True)
 class Happened:
-    """One event by the venue: what tells it from others, about when it was, and whether the venue left it out on purpose."""
+    """One event by the simulator: what tells it from others, about when it was, and whether the simulator left it out on purpose."""
 
     event: Event
     near_ns: int
@@ -71,7 +71,7 @@ class Happened:
 
 
 def told_apart(provider: str, event: dict[str, Any]) -> tuple[Key, Event] | None:
-    """The key of an event of a venue, and what both stores know it by; None for what is neither tick nor final bar."""
+    """The key of an event of a simulator, and what both stores know it by; None for what is neither tick nor final bar."""
     if provider == "binance":
         symbol = f"{event['s'][:-4]}/USDT" if "s" in event else ""
         kind = event.get("e", "bookTicker")
@@ -146,7 +146,7 @@ def in_postgres(url: str, keys: Iterable[Key]) -> dict[Key, list[Event]]:
 
 
 def faults(random: Random) -> dict[str, list[str]]:
-    """What goes wrong at each venue besides the kills."""
+    """What goes wrong at each simulator besides the kills."""
 
     def some(*names: str) -> list[str]:
         return [f"--fault={name}:{random.uniform(4.0, 9.0):.1f}" for name in names]
@@ -162,12 +162,12 @@ def faults(random: Random) -> dict[str, list[str]]:
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("seed", SEEDS)
 def test_whatever_goes_wrong_the_stores_are_what_happened_and_the_ledger_says_what_is_missing(
-    seed: int, home: Home, venue: Callable[..., SimulatorProcess], own_postgres: Callable[..., PostgresServer]
+    seed: int, home: Home, simulator: Callable[..., SimulatorProcess], own_postgres: Callable[..., PostgresServer]
 ) -> None:
     random, server = Random(seed), own_postgres()
     wrong = faults(random)
     limit = str(SECONDS * RATE)
-    markets = {name: venue(name, "--rate", str(RATE), "--limit", limit, "--seed", str(seed), *wrong[name]) for name in FEEDS}
+    markets = {name: simulator(name, "--rate", str(RATE), "--limit", limit, "--seed", str(seed), *wrong[name]) for name in FEEDS}
     blocks = "".join(block(name, markets[name].url, *FEEDS[name], stale_after=2.0) for name in FEEDS)
     second = f'[[stores]]\nurl = "{server.url}"\nflush_seconds = 0.3\n'
     home.env = {"TAPELINE_POLYGON_KEY": "k", "TAPELINE_ALPACA_KEY": "k", "TAPELINE_ALPACA_SECRET": "s"}
@@ -260,7 +260,7 @@ async def kick(url: str) -> None:
 
 
 def grows(markets: dict[str, SimulatorProcess]) -> bool:
-    """Whether any venue still has something to tell."""
+    """Whether any simulator still has something to tell."""
     before = [market.journal.stat().st_size for market in markets.values()]
     time.sleep(2.5)
     return before != [market.journal.stat().st_size for market in markets.values()]

@@ -36,7 +36,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
     folder = tmp_path_factory.mktemp("done")
     spawn = Spawner(folder / "said")
     options = ("--rate", "500", "--limit", "1100", "--fault", "wrong_types:0.02")
-    url = spawn("venue", "binance", *options).says(" at ").rpartition(" at ")[2].strip()
+    url = spawn("simulate", "binance", *options).says(" at ").rpartition(" at ")[2].strip()
     home = Home(folder / "data", spawn)
     home.configure(block("binance", url, ["BTCUSDT", "ETHUSDT"], ["trade", "bookTicker", "kline_1s"]))
     text = home.config.read_text().replace('"lake:"', f'"lake:{folder}/elsewhere"')
@@ -218,10 +218,10 @@ def test_status_shows_the_accounts_and_check_what_is_reachable(done: Home) -> No
 
 
 def test_a_run_in_a_folder_of_any_name_can_be_asked_everything(
-    tmp_path: Path, spawn: Spawner, venue: Callable[..., SimulatorProcess]
+    tmp_path: Path, spawn: Spawner, simulator: Callable[..., SimulatorProcess]
 ) -> None:
     for name, symbol in (("one", "ETHUSDT"), ('a b#ä%?*"', "BTCUSDT")):
-        market = venue("binance", "--rate", "300", "--limit", "300")
+        market = simulator("binance", "--rate", "300", "--limit", "300")
         home = Home(tmp_path / name, spawn)
         home.configure(block("binance", market.url, [symbol], ["trade"]), ledger=True)
         assert home.run("--until-idle", "1") == 0
@@ -250,21 +250,21 @@ def test_a_command_without_data_says_so_and_makes_none(tmp_path: Path, spawn: Sp
     assert (empty.returncode, empty.stdout) == (0, '{"n": 0}\n')
 
 
-def test_the_help_of_a_venue_and_its_faults(tmp_path: Path) -> None:
-    help_text = ask("venue", "--help").stdout
+def test_the_help_of_a_simulator_and_its_faults(tmp_path: Path) -> None:
+    help_text = ask("simulate", "--help").stdout
     for option in ("--capture", "--speed", "--fault", "--journal", "--limit", "--port"):
         assert option in help_text
-    faults = ask("venue", "binance", "--fault", "list").stdout
+    faults = ask("simulate", "binance", "--fault", "list").stdout
     assert "rewind" in faults
-    wrong = ask("venue", "binance", "--fault", "garbagge")
+    wrong = ask("simulate", "binance", "--fault", "garbagge")
     assert wrong.returncode == 78
     assert "did you mean 'garbage'" in wrong.stderr
 
 
-def test_a_venue_says_that_its_port_is_taken(venue: Callable[..., SimulatorProcess]) -> None:
-    first = venue("binance")
+def test_a_simulator_says_that_its_port_is_taken(simulator: Callable[..., SimulatorProcess]) -> None:
+    first = simulator("binance")
     port = first.url.rpartition(":")[2]
-    second = ask("venue", "alpaca", "--port", port)
+    second = ask("simulate", "alpaca", "--port", port)
     assert second.returncode == 78
     assert f"port {port} cannot be opened" in second.stderr
     assert "Traceback" not in second.stderr

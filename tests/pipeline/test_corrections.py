@@ -1,4 +1,4 @@
-"""Corrections and cancels through the whole pipeline: what holds in the lake is what holds by the venue's own journal."""
+"""Corrections and cancels through the whole pipeline: what holds in the lake is what holds by the simulator's own journal."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ pytestmark = proof("crashes")
 EVENTS = 200_000 if PROVE else 40_000
 
 
-def test_the_trades_that_hold_are_those_that_hold_by_the_journal(home: Home, venue: Callable[..., SimulatorProcess]) -> None:
-    market = venue("alpaca", "--rate", "8000", "--limit", str(EVENTS), "--seed", "7")
+def test_the_trades_that_hold_are_those_that_hold_by_the_journal(home: Home, simulator: Callable[..., SimulatorProcess]) -> None:
+    market = simulator("alpaca", "--rate", "8000", "--limit", str(EVENTS), "--seed", "7")
     home.env = {"TAPELINE_ALPACA_KEY": "k", "TAPELINE_ALPACA_SECRET": "s"}
     home.configure("repair = false\n" + block("alpaca", market.url, ["AAPL", "MSFT"], ["trades"], feed="sip"))
     assert home.run("--until-idle", "1.5") == 0

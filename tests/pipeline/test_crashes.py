@@ -36,19 +36,19 @@ def test_killing_every_process_in_turn_changes_nothing_in_the_lake(
     seed: int,
     stages: tuple[str, ...],
     home: Home,
-    venue: Callable[..., SimulatorProcess],
+    simulator: Callable[..., SimulatorProcess],
     captures: list[Path],
     recordings: tuple[list[Trade], list[Quote]],
 ) -> None:
     random = Random(seed)
 
     def replay() -> str:
-        return venue("binance", *(f"--capture={path}" for path in captures), "--speed", "0", "--fault", "rewind:all").url
+        return simulator("binance", *(f"--capture={path}" for path in captures), "--speed", "0", "--fault", "rewind:all").url
 
     if len(stages) == 3:
         partitions, feeds = 1, block("binance", replay(), ["BTCUSDT", "ETHUSDT"], CHANNELS)
     else:
-        # A venue for each: one alone would pass over what the process that comes later has not yet subscribed to.
+        # A simulator for each: one alone would pass over what the process that comes later has not yet subscribed to.
         partitions, feeds = 3, block("binance", replay(), ["BTCUSDT"], CHANNELS, process="one")
         feeds += block("binance", replay(), ["ETHUSDT"], CHANNELS, process="two")
     workers = sum(stage.startswith("normalize") for stage in stages)

@@ -21,9 +21,9 @@ NAMES = 'names = { ADAEUR = "ADA/EUR", THETAEUR = "THETA/EUR" }\n'
 
 @pytest.mark.parametrize("by", ["the list", "a setting"])
 def test_every_event_is_kept_counted_and_proven_under_the_name_that_the_exchange_gives(
-    by: str, home: Home, venue: Callable[..., SimulatorProcess]
+    by: str, home: Home, simulator: Callable[..., SimulatorProcess]
 ) -> None:
-    market = venue("binance", "--rate", "300", "--limit", "900", "--symbols", ",".join(SYMBOLS))
+    market = simulator("binance", "--rate", "300", "--limit", "900", "--symbols", ",".join(SYMBOLS))
     settings = {"rest_url": "http://127.0.0.1:1"} if by == "a setting" else {}
     blocks = block("binance", market.url, SYMBOLS, ["trade", "kline_1m"], **settings) + (NAMES if by == "a setting" else "")
     home.configure("repair = false\n" + blocks, ledger=True, flush_seconds=0.2)
@@ -38,8 +38,10 @@ def test_every_event_is_kept_counted_and_proven_under_the_name_that_the_exchange
     assert bool(noticed) == (by == "the list")
 
 
-def test_what_is_asked_of_history_is_asked_and_kept_under_the_exchange_s_name(home: Home, venue: Callable[..., SimulatorProcess]) -> None:
-    market = venue("binance", "--rate", "200", "--limit", "300", "--symbols", ",".join(SYMBOLS))
+def test_what_is_asked_of_history_is_asked_and_kept_under_the_exchange_s_name(
+    home: Home, simulator: Callable[..., SimulatorProcess]
+) -> None:
+    market = simulator("binance", "--rate", "200", "--limit", "300", "--symbols", ",".join(SYMBOLS))
     home.configure("repair = false\n" + block("binance", market.url, SYMBOLS, ["trade"]), ledger=True, flush_seconds=0.2)
     run = home.start("run", "--until-idle", "2")
     assert run.ends() == 0, run.said[-3000:]

@@ -1,4 +1,4 @@
-"""Venues that misbehave, against the whole pipeline: the lake holds what they sent, and what nobody can read is rejected."""
+"""Simulators that misbehave, against the whole pipeline: the lake holds what they sent, and what nobody can read is rejected."""
 
 from __future__ import annotations
 
@@ -41,20 +41,22 @@ def lines(journal: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in journal.read_text().splitlines()]
 
 
-def test_faulty_data_harms_nothing_but_itself(home: Home, venue: Callable[..., SimulatorProcess]) -> None:
+def test_faulty_data_harms_nothing_but_itself(home: Home, simulator: Callable[..., SimulatorProcess]) -> None:
     # Of frames: on a busy machine a provider packs its events into few of them.
     faults = [f"--fault={name}:{0.3 if name == 'duplicate' else 0.03}" for name in DATA_FAULTS]
-    venues = [venue(name, "--rate", "600", "--limit", str(EVENTS), "--seed", "7", *faults) for name in ("binance", "polygon", "alpaca")]
+    simulators = [
+        simulator(name, "--rate", "600", "--limit", str(EVENTS), "--seed", "7", *faults) for name in ("binance", "polygon", "alpaca")
+    ]
     home.env = KEYS
-    home.configure(blocks(*(one.url for one in venues)))
+    home.configure(blocks(*(one.url for one in simulators)))
     assert home.run("--until-idle", "0.8") == 0
-    for one in venues:
+    for one in simulators:
         one.stop()
 
-    found = compare(home.lake, [one.journal for one in venues], once=True)
+    found = compare(home.lake, [one.journal for one in simulators], once=True)
     assert (found.missing, found.extra) == ([], [])
     assert found.sent == 3 * EVENTS
-    told = [line for one in venues for line in lines(one.journal)]
+    told = [line for one in simulators for line in lines(one.journal)]
     malformed = [line["text"].encode() if "text" in line else bytes.fromhex(line["hex"]) for line in told if line.get("raw")]
     rejects = home.rows("SELECT payload, reason, raw_offset, raw_index FROM rejected")
     payloads = [payload for payload, *_ in rejects]
@@ -75,13 +77,17 @@ def test_faulty_data_harms_nothing_but_itself(home: Home, venue: Callable[..., S
     assert found.exact
 
 
-def test_broken_connections_cost_nothing_that_the_provider_sends_again(home: Home, venue: Callable[..., SimulatorProcess]) -> None:
+def test_broken_connections_cost_nothing_that_the_provider_sends_again(home: Home, simulator: Callable[..., SimulatorProcess]) -> None:
     events = 500
     options = ("--rate", "250", "--limit", str(events), "--fault", "rewind:all", "--fault")
-    venues = [venue("binance", *options, "reset:1"), venue("polygon", *options, "close:1"), venue("alpaca", *options, "stale:1")]
-    journals = [one.journal for one in venues]
+    simulators = [
+        simulator("binance", *options, "reset:1"),
+        simulator("polygon", *options, "close:1"),
+        simulator("alpaca", *options, "stale:1"),
+    ]
+    journals = [one.journal for one in simulators]
     home.env = KEYS
-    home.configure(blocks(*(one.url for one in venues), stale_after=1.0))
+    home.configure(blocks(*(one.url for one in simulators), stale_after=1.0))
     run = home.start("run")
 
     def everything() -> bool:
@@ -97,7 +103,7 @@ def test_broken_connections_cost_nothing_that_the_provider_sends_again(home: Hom
         until(lambda query=query: home.rows(query) > [(0,)], f"no close of {provider}")  # type: ignore[misc]
     run.send(signal.SIGTERM)
     assert run.ends() == 0, run.said
-    for one in venues:
+    for one in simulators:
         one.stop()
     found = compare(home.lake, journals, once=True)
     assert (found.missing, found.extra, found.rejected) == ([], [], 0)
@@ -105,10 +111,12 @@ def test_broken_connections_cost_nothing_that_the_provider_sends_again(home: Hom
 
 
 @pytest.mark.parametrize("way", ["rotate_after", "day_end"])
-def test_connections_that_overlap_neither_double_nor_lose_an_event(way: str, home: Home, venue: Callable[..., SimulatorProcess]) -> None:
+def test_connections_that_overlap_neither_double_nor_lose_an_event(
+    way: str, home: Home, simulator: Callable[..., SimulatorProcess]
+) -> None:
     events = 1200
     options = ("--day-seconds", "2.5") if way == "day_end" else ()
-    market = venue("binance", "--rate", "300", "--limit", str(events), *options)
+    market = simulator("binance", "--rate", "300", "--limit", str(events), *options)
     more = {} if way == "day_end" else {"rotate_after": 1.5}
     home.configure(block("binance", market.url, ["BTCUSDT", "ETHUSDT"], ["trade", "bookTicker"], **more))
     assert home.run("--until-idle", "0.8") == 0

@@ -63,10 +63,12 @@ def test_flat_files_come_once_and_whole_though_it_was_killed_in_the_middle(home:
     assert (without.returncode, "Set TAPELINE_POLYGON_FILES_KEY" in without.stderr) == (78, True)
 
 
-def test_the_venue_s_files_are_what_its_sockets_were_sent_faults_included(home: Home, venue: Callable[..., SimulatorProcess]) -> None:
+def test_the_simulator_s_files_are_what_its_sockets_were_sent_faults_included(
+    home: Home, simulator: Callable[..., SimulatorProcess]
+) -> None:
     start_ns = time.time_ns()
     faults = ("--fault=rest_429:2", "--fault=rest_error:2", "--fault=rest_cut:1", "--fault=late_report:1e-12")
-    market = venue("polygon", "--files-port", "0", "--symbols", "AAPL,MSFT", "--rate", "1000", "--limit", "3000", *faults)
+    market = simulator("polygon", "--files-port", "0", "--symbols", "AAPL,MSFT", "--rate", "1000", "--limit", "3000", *faults)
     files = market.process.says("its files at ").rpartition("its files at ")[2].split()[0]
     home.env = {"TAPELINE_POLYGON_KEY": "k", "TAPELINE_POLYGON_FILES_KEY": "files", "TAPELINE_POLYGON_FILES_SECRET": "fileshidden"}
     home.configure(block("polygon", market.url, ["AAPL", "MSFT"], ["T", "Q"], files_url=files))

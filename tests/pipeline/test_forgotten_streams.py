@@ -100,9 +100,9 @@ REDIS = {
 
 
 @pytest.mark.parametrize("what", REDIS)
-def test_a_redis_that_forgets_under_load(what: str, home: Home, venue: Callable[..., SimulatorProcess], own_redis: Any) -> None:
+def test_a_redis_that_forgets_under_load(what: str, home: Home, simulator: Callable[..., SimulatorProcess], own_redis: Any) -> None:
     server = own_redis()
-    market = venue("binance", "--rate", "400", "--seed", "3")
+    market = simulator("binance", "--rate", "400", "--seed", "3")
     run = start(home, market, f'[stream]\nurl = "{server.url}"\npartitions = 1\n')
     for command in REDIS[what]:
         server.ask(*command)
@@ -125,10 +125,10 @@ def test_a_redis_that_forgets_under_load(what: str, home: Home, venue: Callable[
 
 
 def test_a_redis_that_comes_back_empty_while_everything_runs_and_once_more_after_everything_was_stopped(
-    home: Home, venue: Callable[..., SimulatorProcess], own_redis: Any
+    home: Home, simulator: Callable[..., SimulatorProcess], own_redis: Any
 ) -> None:
     server = own_redis(settings="appendonly no")
-    market = venue("binance", "--rate", "400", "--seed", "3")
+    market = simulator("binance", "--rate", "400", "--seed", "3")
     run = start(home, market, f'[stream]\nurl = "{server.url}"\npartitions = 1\n')
     server.kill()
     server.start()
@@ -169,10 +169,10 @@ FULL = proof("streams", quick=False)
     ],
 )
 def test_topics_of_kafka_that_are_removed(
-    what: str, running: bool, home: Home, venue: Callable[..., SimulatorProcess], own_kafka: Any
+    what: str, running: bool, home: Home, simulator: Callable[..., SimulatorProcess], own_kafka: Any
 ) -> None:
     server = own_kafka()
-    market = venue("binance", "--rate", "400", "--seed", "3")
+    market = simulator("binance", "--rate", "400", "--seed", "3")
     run = start(home, market, f'[stream]\nurl = "{server.url}"\npartitions = 1\n')
     if not running:
         run.popen.terminate()
@@ -195,10 +195,10 @@ def test_topics_of_kafka_that_are_removed(
 
 @pytest.mark.parametrize("running", [pytest.param(True, id="running"), pytest.param(False, id="stopped", marks=FULL)])
 def test_a_kafka_that_comes_back_from_an_older_copy(
-    running: bool, home: Home, venue: Callable[..., SimulatorProcess], own_kafka: Any
+    running: bool, home: Home, simulator: Callable[..., SimulatorProcess], own_kafka: Any
 ) -> None:
     server = own_kafka()
-    market = venue("binance", "--rate", "100", "--seed", "3")
+    market = simulator("binance", "--rate", "100", "--seed", "3")
     run = start(home, market, f'[stream]\nurl = "{server.url}"\npartitions = 1\n')
     run.popen.terminate()
     assert run.ends() == 0
@@ -231,8 +231,10 @@ FILES = {"everything": "*", "raw": "raw.sqlite*", "normalized": "normalized.sqli
 
 @pytest.mark.parametrize("what", FILES)
 @pytest.mark.parametrize("running", [True, False], ids=["running", "stopped"])
-def test_an_embedded_stream_whose_files_are_removed(what: str, running: bool, home: Home, venue: Callable[..., SimulatorProcess]) -> None:
-    market = venue("binance", "--rate", "400", "--seed", "3")
+def test_an_embedded_stream_whose_files_are_removed(
+    what: str, running: bool, home: Home, simulator: Callable[..., SimulatorProcess]
+) -> None:
+    market = simulator("binance", "--rate", "400", "--seed", "3")
     run = start(home, market, "")
     if not running:
         run.popen.terminate()

@@ -1,4 +1,4 @@
-"""The ledger beside the running pipeline: what the venue knows that it never sent is what the ledger says is missing, whoever dies."""
+"""The ledger beside the running pipeline: what the simulator knows that it never sent is what the ledger says is missing, whoever dies."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def settled() -> int:
 
 
 def lost_and_sent(journal: Path) -> tuple[dict[str, set[int]], dict[str, set[int]]]:
-    """The trade ids of each symbol that the venue never sent, and those that it did."""
+    """The trade ids of each symbol that the simulator never sent, and those that it did."""
     lost, sent = defaultdict(set), defaultdict(set)
     for line in map(json.loads, journal.read_text().splitlines()):
         event: dict[str, Any] = line["event"]
@@ -56,8 +56,12 @@ def missing(found: list[Interval]) -> set[int]:
     }
 
 
-def test_exactly_what_was_never_sent_is_missing_although_the_ledger_is_killed(home: Home, venue: Callable[..., SimulatorProcess]) -> None:
-    market = venue("binance", "--rate", "600", "--limit", str(EVENTS), "--fault", "skip:0.08", "--fault", "duplicate:0.02", "--seed", "5")
+def test_exactly_what_was_never_sent_is_missing_although_the_ledger_is_killed(
+    home: Home, simulator: Callable[..., SimulatorProcess]
+) -> None:
+    market = simulator(
+        "binance", "--rate", "600", "--limit", str(EVENTS), "--fault", "skip:0.08", "--fault", "duplicate:0.02", "--seed", "5"
+    )
     home.configure("repair = false\n" + block("binance", market.url, ["BTCUSDT", "ETHUSDT"], ["trade", "bookTicker"]), ledger=True)
     run = home.start("run", "--until-idle", "1.5")
     for _ in range(6 if PROVE else 2):
@@ -88,9 +92,9 @@ def test_exactly_what_was_never_sent_is_missing_although_the_ledger_is_killed(ho
     assert told.stdout.splitlines()[1] == str(sum(len(missing(some)) for some in found.values())), told.stderr
 
 
-def test_gaps_fill_by_themselves_from_the_provider_s_history_whoever_dies(home: Home, venue: Callable[..., SimulatorProcess]) -> None:
+def test_gaps_fill_by_themselves_from_the_provider_s_history_whoever_dies(home: Home, simulator: Callable[..., SimulatorProcess]) -> None:
     faults = [f"--fault={fault}" for fault in ("skip:0.02", "reset:2.5", "rest_429:1", "rest_error:2")]
-    market = venue("binance", "--rate", "500", "--limit", str(EVENTS), "--seed", "9", *faults)
+    market = simulator("binance", "--rate", "500", "--limit", str(EVENTS), "--seed", "9", *faults)
     home.configure(block("binance", market.url, ["BTCUSDT", "ETHUSDT"], ["trade", "aggTrade", "kline_1s"]), ledger=True)
     run = home.start("run")
     for stage in ("ledger", "repair", "normalize", "ingest", "lake") * (3 if PROVE else 1):
@@ -129,9 +133,9 @@ def test_gaps_fill_by_themselves_from_the_provider_s_history_whoever_dies(home: 
 
 
 def test_what_alpaca_sent_while_nobody_listened_is_read_from_its_history_and_is_there_once(
-    home: Home, venue: Callable[..., SimulatorProcess]
+    home: Home, simulator: Callable[..., SimulatorProcess]
 ) -> None:
-    market = venue("alpaca", "--rate", "150", "--seed", "3")
+    market = simulator("alpaca", "--rate", "150", "--seed", "3")
     blocks = block("alpaca", market.url, ["AAPL"], ["trades", "quotes"], feed="iex")
     blocks += block("alpaca", market.url, ["BTC/USD"], ["trades"], feed="crypto")
     home.env = {"TAPELINE_ALPACA_KEY": "k", "TAPELINE_ALPACA_SECRET": "s"}
@@ -177,9 +181,9 @@ def test_what_alpaca_sent_while_nobody_listened_is_read_from_its_history_and_is_
 
 
 def test_every_break_opens_a_gap_where_nothing_can_be_counted_and_the_commands_say_so(
-    home: Home, venue: Callable[..., SimulatorProcess]
+    home: Home, simulator: Callable[..., SimulatorProcess]
 ) -> None:
-    market = venue("alpaca", "--rate", "200", "--fault", "reset:3", "--seed", "3")
+    market = simulator("alpaca", "--rate", "200", "--fault", "reset:3", "--seed", "3")
     home.env = {"TAPELINE_ALPACA_KEY": "k", "TAPELINE_ALPACA_SECRET": "s"}
     home.configure("repair = false\n" + block("alpaca", market.url, ["BTC/USD"], ["quotes"], feed="crypto"), ledger=True)
     run = home.start("run")

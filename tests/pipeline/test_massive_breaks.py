@@ -83,7 +83,7 @@ def broken(home: Home) -> list[tuple[Key, Interval]]:
 
 
 def happened(journal: Path) -> set[Event]:
-    """Every event that the venue sent to anybody."""
+    """Every event that the simulator sent to anybody."""
     found = set()
     for line in journal.read_text().splitlines():
         event = json.loads(line)["event"] if line.endswith("}") else {}
@@ -105,10 +105,12 @@ def kept(home: Home) -> list[Event]:
 
 
 def test_what_happened_between_connections_is_fetched_and_the_lake_is_what_happened(
-    home: Home, venue: Callable[..., SimulatorProcess]
+    home: Home, simulator: Callable[..., SimulatorProcess]
 ) -> None:
-    # The SIP's time is the one of the report; the venue's late reports carry an earlier one, which no span of a gap holds.
-    market = venue("polygon", "--rate", "500", "--limit", str(EVENTS), "--seed", "7", "--fault", "late_report:1e-12", "--fault", "reset:3")
+    # The SIP's time is the one of the report; the simulator's late reports carry an earlier one, which no span of a gap holds.
+    market = simulator(
+        "polygon", "--rate", "500", "--limit", str(EVENTS), "--seed", "7", "--fault", "late_report:1e-12", "--fault", "reset:3"
+    )
     home.env = {"TAPELINE_POLYGON_KEY": "k"}
     home.configure("repair = false\n" + block("polygon", market.url, SYMBOLS, ["T", "Q"]), ledger=True)
     run = home.start("run")

@@ -55,10 +55,10 @@ def by_id(rows: list[dict[str, Any]]) -> dict[tuple[int, int, int], dict[str, An
 
 @pytest.mark.parametrize("kind", ["kafka", "redis"])
 def test_a_plain_client_gets_every_field_of_every_record(
-    kind: str, shared: Callable[..., StreamConfig], home: Home, venue: Callable[..., SimulatorProcess], generated: Path, tmp_path: Path
+    kind: str, shared: Callable[..., StreamConfig], home: Home, simulator: Callable[..., SimulatorProcess], generated: Path, tmp_path: Path
 ) -> None:
     stream = shared(kind, partitions=3)
-    market = venue("binance", "--rate", "500", "--limit", "2500")
+    market = simulator("binance", "--rate", "500", "--limit", "2500")
     feed = block("binance", market.url, ["BTCUSDT", "ETHUSDT", "SOLUSDT"], ["trade", "bookTicker", "kline_1s"])
     home.configure(stream_block(stream) + feed)
     run = home.start("run", "--until-idle", "1")
@@ -88,12 +88,12 @@ def test_a_plain_client_gets_every_field_of_every_record(
 
 
 def test_the_commands_of_the_documentation_show_a_record(
-    own_kafka: Callable[..., Any], home: Home, venue: Callable[..., SimulatorProcess]
+    own_kafka: Callable[..., Any], home: Home, simulator: Callable[..., SimulatorProcess]
 ) -> None:
     if shutil.which("kcat") is None:
         pytest.skip("kcat is not installed (apt-get install kcat)")
     server = own_kafka()
-    market = venue("binance", "--rate", "300", "--limit", "300")
+    market = simulator("binance", "--rate", "300", "--limit", "300")
     feed = block("binance", market.url, ["BTCUSDT"], ["trade"])
     home.configure(f'[stream]\nurl = "{server.url}"\npartitions = 1\n' + feed)
     assert home.run("--until-idle", "1") == 0

@@ -22,11 +22,11 @@ TURNOVER = {"BTC/USDT": Decimal("13084074.1123886"), "ETH/USDT": Decimal("606648
 
 def test_the_lake_holds_exactly_what_was_recorded(
     home: Home,
-    venue: Callable[..., SimulatorProcess],
+    simulator: Callable[..., SimulatorProcess],
     captures: list[Path],
     recordings: tuple[list[Trade], list[Quote]],
 ) -> None:
-    replay = venue("binance", *(f"--capture={path}" for path in captures), "--speed", "0")
+    replay = simulator("binance", *(f"--capture={path}" for path in captures), "--speed", "0")
     home.configure(block("binance", replay.url, ["BTCUSDT", "ETHUSDT"], ["trade", "bookTicker"]))
     assert home.run("--until-idle", "1") == 0
 

@@ -40,8 +40,8 @@ def everything_says_nothing(home: Home) -> None:
     ("provider", "fault"),
     [("polygon", "none"), ("polygon", "auth_refused"), ("alpaca", "none"), ("alpaca", "auth_refused"), ("alpaca", "error:409")],
 )
-def test_a_provider_s_keys(provider: str, fault: str, home: Home, venue: Callable[..., SimulatorProcess]) -> None:
-    market = venue(provider, "--rate", "200", *(() if fault == "none" else ("--fault", fault)))
+def test_a_provider_s_keys(provider: str, fault: str, home: Home, simulator: Callable[..., SimulatorProcess]) -> None:
+    market = simulator(provider, "--rate", "200", *(() if fault == "none" else ("--fault", fault)))
     channels = ["T"] if provider == "polygon" else ["trades"]
     home.env = {f"TAPELINE_{provider.upper()}_KEY": MARK, "TAPELINE_ALPACA_SECRET": f"{MARK}-too"}
     home.configure(block(provider, market.url, ["AAPL"], channels), ledger=True)

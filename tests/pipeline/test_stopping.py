@@ -28,9 +28,9 @@ CHANNELS = ["trade", "bookTicker", "kline_1s"]
 
 
 def test_a_run_until_idle_ends_when_everything_has_come_even_through_an_ingest_that_died(
-    home: Home, venue: Callable[..., SimulatorProcess]
+    home: Home, simulator: Callable[..., SimulatorProcess]
 ) -> None:
-    market = venue("binance", "--rate", "500", "--fault", "rewind:all")
+    market = simulator("binance", "--rate", "500", "--fault", "rewind:all")
     home.configure(block("binance", market.url, SYMBOLS, CHANNELS), flush_seconds=0.05)
     run = home.start("run", "--until-idle", "0.6")
     first = until(lambda: home.word("ingest").get("last_data_ns") and home.word("ingest")["pid"], "data flows")
@@ -44,8 +44,8 @@ def test_a_run_until_idle_ends_when_everything_has_come_even_through_an_ingest_t
     assert (found.missing, found.extra, found.rejected) == ([], [], 0)
 
 
-def test_signals_stop_a_run_with_everything_kept_that_had_arrived(home: Home, venue: Callable[..., SimulatorProcess]) -> None:
-    market = venue("binance", "--rate", "1500", "--fault", "rewind:all")
+def test_signals_stop_a_run_with_everything_kept_that_had_arrived(home: Home, simulator: Callable[..., SimulatorProcess]) -> None:
+    market = simulator("binance", "--rate", "1500", "--fault", "rewind:all")
     home.configure(block("binance", market.url, SYMBOLS, CHANNELS), flush_seconds=30.0)
     for number in (signal.SIGTERM, signal.SIGINT):
         run = home.start("run")

@@ -39,7 +39,7 @@ CHANNELS = ("trade", "bookTicker", "kline_1s")
 
 
 class Endpoint:
-    """A way to a venue that can be killed, stalled and had again at the same port."""
+    """A way to a simulator that can be killed, stalled and had again at the same port."""
 
     def __init__(self, target: str, stack: ExitStack) -> None:
         self._target, self._stack, self._port = target.rpartition(":")[2], stack, "0"
@@ -75,10 +75,10 @@ def holes(home: Home) -> list[tuple[Key, Interval]]:
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_killing_or_stalling_either_line_at_any_moment_loses_nothing_and_opens_no_gap(
-    seed: int, home: Home, venue: Callable[..., SimulatorProcess]
+    seed: int, home: Home, simulator: Callable[..., SimulatorProcess]
 ) -> None:
     random = Random(seed)
-    market = venue("binance", "--rate", "500", "--seed", str(seed + 1))
+    market = simulator("binance", "--rate", "500", "--seed", str(seed + 1))
     with ExitStack() as stack:
         ends = [Endpoint(market.url, stack) for _ in range(2)]
         home.configure(
@@ -133,7 +133,7 @@ def test_killing_or_stalling_either_line_at_any_moment_loses_nothing_and_opens_n
     stopped_ns = max(row["received_ns"] for row in records(home.stream(), RAW_TOPIC) if row["kind"] == "frame")
     found = compare(home.lake, [market.journal], once=True)
     assert found.extra == []
-    # What the venue said while the lines were closing reached nobody: it is behind everything that is kept.
+    # What the simulator said while the lines were closing reached nobody: it is behind everything that is kept.
     kept = home.rows("SELECT channel, replace(symbol, '/', ''), max(sequence) FROM ticks GROUP BY ALL")
     last = {(channel, symbol): number for channel, symbol, number in kept}
     assert len(last) == 4
@@ -158,7 +158,7 @@ def test_killing_or_stalling_either_line_at_any_moment_loses_nothing_and_opens_n
 
 
 def test_what_either_line_brings_is_kept_once_and_what_neither_brings_is_the_gap(
-    home: Home, venue: Callable[..., SimulatorProcess], captures: list[Path]
+    home: Home, simulator: Callable[..., SimulatorProcess], captures: list[Path]
 ) -> None:
     options = (
         f"--capture={captures[0]}",
@@ -173,7 +173,7 @@ def test_what_either_line_brings_is_kept_once_and_what_neither_brings_is_the_gap
         "--fault",
         "garbage:0.01",
     )
-    markets = [venue("binance", *options, "--seed", seed) for seed in ("1", "2")]
+    markets = [simulator("binance", *options, "--seed", seed) for seed in ("1", "2")]
     home.configure(
         "repair = false\n" + block("binance", markets[0].url, ["BTCUSDT"], ["trade", "bookTicker"], lines=2, second_url=markets[1].url),
         ledger=True,
@@ -206,10 +206,10 @@ def test_what_either_line_brings_is_kept_once_and_what_neither_brings_is_the_gap
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_when_ingest_is_killed_no_later_copy_is_kept_without_the_first(
-    seed: int, home: Home, venue: Callable[..., SimulatorProcess]
+    seed: int, home: Home, simulator: Callable[..., SimulatorProcess]
 ) -> None:
     random = Random(seed)
-    market = venue("binance", "--rate", "600", "--fault", "rewind:all")
+    market = simulator("binance", "--rate", "600", "--fault", "rewind:all")
     again = market.url.replace("127.0.0.1", "localhost")
     home.configure(block("binance", market.url, ["BTCUSDT", "ETHUSDT"], ["trade", "bookTicker"], lines=2, second_url=again))
     run = home.start("run", "--until-idle", "1.5")

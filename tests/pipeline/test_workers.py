@@ -42,17 +42,17 @@ def stream_settings(request: pytest.FixtureRequest, kind: str, partitions: int) 
     return stream_block(request.getfixturevalue("shared")(kind, partitions=partitions))
 
 
-def four_feeds(venues: list[SimulatorProcess], **more: Any) -> str:
-    """A connection, and so a partition, for each venue, each with a symbol of its own."""
-    blocks = (block("binance", venue.url, [symbol], CHANNELS, **more) for venue, symbol in zip(venues, SYMBOLS, strict=False))
+def four_feeds(simulators: list[SimulatorProcess], **more: Any) -> str:
+    """A connection, and so a partition, for each simulator, each with a symbol of its own."""
+    blocks = (block("binance", simulator.url, [symbol], CHANNELS, **more) for simulator, symbol in zip(simulators, SYMBOLS, strict=False))
     return "".join(blocks)
 
 
-def exactly_once_and_in_order(home: Home, venues: list[SimulatorProcess]) -> None:
+def exactly_once_and_in_order(home: Home, simulators: list[SimulatorProcess]) -> None:
     """In the normalized topic and in the lake."""
-    for venue in venues:
-        venue.stop()
-    expected = {symbol: sent(venue.journal) for venue, symbol in zip(venues, SYMBOLS, strict=False)}
+    for simulator in simulators:
+        simulator.stop()
+    expected = {symbol: sent(simulator.journal) for simulator, symbol in zip(simulators, SYMBOLS, strict=False)}
     with closing(home.stream()) as stream:
         raw = received(stream)
         ticks = records(stream, TICKS_TOPIC)
@@ -64,7 +64,7 @@ def exactly_once_and_in_order(home: Home, venues: list[SimulatorProcess]) -> Non
         repeats = [event for event, times in Counter(found[symbol]).items() if times > 1]
         assert repeats == [], f"{len(repeats)} ticks of {symbol} are doubled"
         assert found[symbol] == events, f"{symbol} is not in order, or not complete"
-    compared = compare(home.lake, [venue.journal for venue in venues])
+    compared = compare(home.lake, [simulator.journal for simulator in simulators])
     assert (compared.missing, compared.extra, compared.rejected) == ([], [], 0)
     assert all(entry["balanced"] for entry in home.status()["equations"])
 
@@ -76,10 +76,10 @@ def shares(home: Home, *workers: str) -> dict[str, list[int]]:
 
 @pytest.mark.parametrize("kind", ["embedded", "redis", "kafka"] if PROVE else ["redis", "kafka"])
 def test_three_workers_share_the_partitions_and_take_over_from_one_that_is_killed_and_one_that_hangs(
-    kind: str, request: pytest.FixtureRequest, home: Home, venue: Callable[..., SimulatorProcess]
+    kind: str, request: pytest.FixtureRequest, home: Home, simulator: Callable[..., SimulatorProcess]
 ) -> None:
-    venues = [venue("binance", "--rate", "150", "--symbols", symbol) for symbol in SYMBOLS]
-    home.configure(stream_settings(request, kind, 4) + four_feeds(venues))
+    simulators = [simulator("binance", "--rate", "150", "--symbols", symbol) for symbol in SYMBOLS]
+    home.configure(stream_settings(request, kind, 4) + four_feeds(simulators))
     names = ("normalize", "normalize-2", "normalize-3")
     ingest, store = home.start("ingest"), home.start("store")
     workers: dict[str, Process] = {}
@@ -98,7 +98,7 @@ def test_three_workers_share_the_partitions_and_take_over_from_one_that_is_kille
     time.sleep(10.0 if PROVE else 6.0)
     workers["normalize-2"].send(signal.SIGCONT)
     until(lambda: shared("normalize-2", "normalize-3"), "not shared after the pause")
-    for market in venues:
+    for market in simulators:
         market.halt()
     ingest.send(signal.SIGTERM)
     assert ingest.ends() == 0, ingest.said  # what it has received is in the stream
@@ -109,7 +109,7 @@ def test_three_workers_share_the_partitions_and_take_over_from_one_that_is_kille
         assert process.running, process.said
         process.send(signal.SIGTERM)
         assert process.ends() == 0, process.said
-    exactly_once_and_in_order(home, venues)
+    exactly_once_and_in_order(home, simulators)
 
 
 class AwayAtFirst(EmbeddedStream):
@@ -139,11 +139,13 @@ def test_a_worker_that_never_reached_the_stream_ends_quietly(tmp_path: Path) -> 
         Normalize(stream, {}, StatusFile(tmp_path, "normalize")).finish()
 
 
-def test_a_run_starts_as_many_workers_and_ingest_processes_as_the_config_says(home: Home, venue: Callable[..., SimulatorProcess]) -> None:
-    venues = [venue("binance", "--rate", "300", "--symbols", symbol, "--limit", "600") for symbol in SYMBOLS[:3]]
-    feeds = block("binance", venues[0].url, SYMBOLS[:1], CHANNELS)
-    feeds += block("binance", venues[1].url, SYMBOLS[1:2], CHANNELS, process="one")
-    feeds += block("binance", venues[2].url, SYMBOLS[2:3], CHANNELS, process="two")
+def test_a_run_starts_as_many_workers_and_ingest_processes_as_the_config_says(
+    home: Home, simulator: Callable[..., SimulatorProcess]
+) -> None:
+    simulators = [simulator("binance", "--rate", "300", "--symbols", symbol, "--limit", "600") for symbol in SYMBOLS[:3]]
+    feeds = block("binance", simulators[0].url, SYMBOLS[:1], CHANNELS)
+    feeds += block("binance", simulators[1].url, SYMBOLS[1:2], CHANNELS, process="one")
+    feeds += block("binance", simulators[2].url, SYMBOLS[2:3], CHANNELS, process="two")
     home.configure("normalize_workers = 2\n[stream]\npartitions = 3\n" + feeds)
     run = home.start("run", "--until-idle", "1")
     stages = ("ingest", "ingest-one", "ingest-two", "normalize", "normalize-2", "lake")
@@ -152,7 +154,7 @@ def test_a_run_starts_as_many_workers_and_ingest_processes_as_the_config_says(ho
     assert run.ends() == 0, run.said
     with closing(home.stream()) as stream:
         assert {row["at"] for row in records(stream, TICKS_TOPIC)} <= {0, 1, 2}
-    exactly_once_and_in_order(home, venues)
+    exactly_once_and_in_order(home, simulators)
 
 
 KEYS = {
@@ -164,9 +166,9 @@ FEEDS = {"polygon": (["AAPL"], ["T"], "stocks"), "alpaca": (["BTC/USD"], ["trade
 
 @pytest.mark.parametrize(("kind", "provider"), [("redis", "polygon"), ("redis", "alpaca"), ("kafka", "polygon")])
 def test_a_second_process_for_the_one_connection_of_an_account_is_refused(
-    kind: str, provider: str, request: pytest.FixtureRequest, tmp_path: Path, spawn: Spawner, venue: Callable[..., SimulatorProcess]
+    kind: str, provider: str, request: pytest.FixtureRequest, tmp_path: Path, spawn: Spawner, simulator: Callable[..., SimulatorProcess]
 ) -> None:
-    market = venue(provider, "--rate", "50")
+    market = simulator(provider, "--rate", "50")
     settings = stream_settings(request, kind, 1)
     symbols, channels, feed = FEEDS[provider]
     homes = [Home(tmp_path / name, spawn, KEYS[provider]) for name in ("first", "second")]
@@ -199,9 +201,9 @@ def test_a_second_process_for_the_one_connection_of_an_account_is_refused(
 
 
 def test_a_process_that_hung_so_long_that_another_took_its_account_over_gives_up(
-    request: pytest.FixtureRequest, tmp_path: Path, spawn: Spawner, venue: Callable[..., SimulatorProcess]
+    request: pytest.FixtureRequest, tmp_path: Path, spawn: Spawner, simulator: Callable[..., SimulatorProcess]
 ) -> None:
-    market = venue("polygon", "--rate", "50")
+    market = simulator("polygon", "--rate", "50")
     settings = stream_settings(request, "redis", 1)
     homes = [Home(tmp_path / name, spawn, KEYS["polygon"]) for name in ("first", "second")]
     for home in homes:

@@ -10,5 +10,5 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     help="Market data from the providers' sockets to a stream and a lake, every event accounted for.",
-    epilog="Try `tapeline demo`: the whole pipeline against local venues, nothing to set up.",
+    epilog="Try `tapeline demo`: the whole pipeline against local simulators, nothing to set up.",
 )

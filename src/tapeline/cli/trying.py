@@ -1,4 +1,4 @@
-"""The commands for trying things out: the demo, and the local stand-ins for the providers."""
+"""The commands for trying things out: the demo, and the simulators for the providers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tapeline.errors import ConfigError
 from tapeline.local.console import Output
 
 
-class VenueName(StrEnum):
+class SimulatorName(StrEnum):
     binance = "binance"
     polygon = "polygon"
     alpaca = "alpaca"
@@ -22,13 +22,13 @@ class VenueName(StrEnum):
 
 @app.command()
 def demo(
-    seconds: Annotated[float, typer.Option(help="How long the venues send.")] = 30.0,
-    rate: Annotated[float, typer.Option(help="Events a second of each venue.")] = 1000.0,
+    seconds: Annotated[float, typer.Option(help="How long the simulators send.")] = 30.0,
+    rate: Annotated[float, typer.Option(help="Events a second of each simulator.")] = 1000.0,
     data_dir: Annotated[Path, typer.Option(help="Where the demo's data goes; made anew.")] = Path("demo-data"),
 ) -> None:
-    """The whole pipeline against three local venues: nothing to set up, no network.
+    """The whole pipeline against three local simulators: nothing to set up, no network.
 
-    Ends with status 0 only if every event that the venues sent is in the lake exactly once, or rejected with a reason.
+    Ends with status 0 only if every event that the simulators sent is in the lake exactly once, or rejected with a reason.
     """
     from tapeline.demo.demo import Demo
 
@@ -38,8 +38,8 @@ def demo(
 
 
 @app.command()
-def venue(
-    name: Annotated[VenueName, typer.Argument(help="Which provider to stand in for.")],
+def simulate(
+    name: Annotated[SimulatorName, typer.Argument(help="Which provider to stand in for.")],
     port: Annotated[int, typer.Option(help="0 takes any free port.")] = 0,
     files_port: Annotated[int | None, typer.Option(help="polygon: serve its flat files too, on this port; 0 takes any.")] = None,
     rate: Annotated[float, typer.Option(help="Events a second.")] = 1000.0,
@@ -55,7 +55,7 @@ def venue(
 ) -> None:
     """A local stand-in for a provider, on real sockets, for tests and CI.
 
-    Example: `tapeline venue binance --port 9101 --rate 5000 --fault reset:30`
+    Example: `tapeline simulate binance --port 9101 --rate 5000 --fault reset:30`
     """
     from tapeline.simulators import FAULTS, SimulatorOptions, serve
 

@@ -1,4 +1,4 @@
-"""The demo: three local venues, the real pipeline against them, and at the end the proof that every event arrived."""
+"""The demo: three local simulators, the real pipeline against them, and at the end the proof that every event arrived."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ channels = ["trades", "quotes", "bars"]
 _SAMPLE: Final = """SELECT provider, symbol, count(*) AS ticks, round(min(last), 2) AS low, round(max(last), 2) AS high,
   round(sum(last * volume) / sum(volume), 2) AS vwap
 FROM ticks GROUP BY ALL ORDER BY ALL"""
-_VENUES: Final = ("binance", "polygon", "alpaca")
-#: The local venues take any key; a real one is never used here.
+_SIMULATORS: Final = ("binance", "polygon", "alpaca")
+#: The local simulators take any key; a real one is never used here.
 _KEYS: Final = {"TAPELINE_POLYGON_KEY": "demo", "TAPELINE_ALPACA_KEY": "demo", "TAPELINE_ALPACA_SECRET": "demo"}
 _QUIET_S: Final = 2.0
 
@@ -75,14 +75,14 @@ class Demo:
         self._config = root / "tapeline.toml"
 
     def run(self, stop: threading.Event) -> bool:
-        """Whether every event that the venues sent is in the lake exactly once, or rejected with a reason."""
+        """Whether every event that the simulators sent is in the lake exactly once, or rejected with a reason."""
         self._make_room()
-        with self._venues() as urls:
+        with self._simulators() as urls:
             self._config.write_text(
                 f'data_dir = "{self._root}"\n' + _FEEDS.format(**urls) + '\n[[stores]]\nurl = "lake:"\nflush_seconds = 2.0\n'
             )
             self._console.print(
-                f"Three venues send {self._rate:,.0f} events/s each for {self._seconds:,.0f} s; the pipeline runs against them."
+                f"Three simulators send {self._rate:,.0f} events/s each for {self._seconds:,.0f} s; the pipeline runs against them."
             )
             status = self._pipeline(stop)
         if stop.is_set():
@@ -101,16 +101,16 @@ class Demo:
         self._root.mkdir(parents=True, mode=0o700)
 
     @contextmanager
-    def _venues(self) -> Iterator[dict[str, str]]:
-        """The venues' processes, started together; their urls."""
+    def _simulators(self) -> Iterator[dict[str, str]]:
+        """The simulators' processes, started together; their urls."""
         with ExitStack() as stack:
-            processes = {name: stack.enter_context(self._venue(name)) for name in _VENUES}
+            processes = {name: stack.enter_context(self._simulator(name)) for name in _SIMULATORS}
             yield {name: self._url(name, process) for name, process in processes.items()}
 
     @contextmanager
-    def _venue(self, name: str) -> Iterator[subprocess.Popen[bytes]]:
+    def _simulator(self, name: str) -> Iterator[subprocess.Popen[bytes]]:
         limit = max(1, int(self._rate * self._seconds))
-        command = [sys.executable, "-m", "tapeline", "venue", name, "--rate", str(self._rate), "--limit", str(limit)]
+        command = [sys.executable, "-m", "tapeline", "simulate", name, "--rate", str(self._rate), "--limit", str(limit)]
         journal = self._root / f"{name}.sent.jsonl"
         with (self._root / f"{name}.log").open("wb") as log:
             process = subprocess.Popen(  # noqa: S603 our own command
@@ -125,7 +125,7 @@ class Demo:
     def _url(self, name: str, process: subprocess.Popen[bytes]) -> str:
         said = process.stdout.readline().decode() if process.stdout is not None else ""
         if " at " not in said:
-            raise Unavailable(f"The {name} venue did not start; see {self._root / f'{name}.log'}.")
+            raise Unavailable(f"The {name} simulator did not start; see {self._root / f'{name}.log'}.")
         return said.rpartition(" at ")[2].strip()
 
     def _pipeline(self, stop: threading.Event) -> int:
@@ -157,7 +157,7 @@ class Demo:
         stream = open_stream(settings)
         found = snapshot(self._root, stream, open_stores(settings))
         stream.close()
-        comparison = compare(self._root / "lake", [self._root / f"{name}.sent.jsonl" for name in _VENUES])
+        comparison = compare(self._root / "lake", [self._root / f"{name}.sent.jsonl" for name in _SIMULATORS])
         self._console.print("\n[bold]Accounting[/] (in = out + duplicates + rejected)")
         for entry in found["equations"]:
             self._console.print(f"  {entry['text']}", highlight=False, soft_wrap=True)

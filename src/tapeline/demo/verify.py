@@ -1,6 +1,6 @@
-"""The lake against what the venues say they sent, event by event: each there exactly once, or rejected with a reason.
+"""The lake against what the simulators say they sent, event by event: each there exactly once, or rejected with a reason.
 
-A venue's journal holds the wire event as sent. It is read here in SQL, apart from the normalizer, so that one's mistake does not
+A simulator's journal holds the wire event as sent. It is read here in SQL, apart from the normalizer, so that one's mistake does not
 hide the other's.
 """
 
@@ -112,7 +112,7 @@ class Comparison:
 
 
 def compare(lake: Path, journals: Sequence[Path], *, once: bool = False) -> Comparison:
-    """Compare as multisets. `once`: an event that a venue sent over several connections counts as one."""
+    """Compare as multisets. `once`: an event that a simulator sent over several connections counts as one."""
     db = connect(lake)
     db.execute(_SENT, {"journals": [str(path) for path in journals]}).fetchall()
     db.execute(_EMPTY_SIDES).fetchall()

@@ -3,6 +3,6 @@
 from tapeline.simulators.faults import FAULTS
 from tapeline.simulators.options import SimulatorOptions
 from tapeline.simulators.serve import serve
-from tapeline.simulators.venue import CERTIFICATE, Simulator
+from tapeline.simulators.simulator import CERTIFICATE, Simulator
 
 __all__ = ["CERTIFICATE", "FAULTS", "Simulator", "SimulatorOptions", "serve"]

@@ -1,4 +1,4 @@
-"""Bars built from the very trades a venue made: open, high, low, close and sums over a window of time."""
+"""Bars built from the very trades a simulator made: open, high, low, close and sums over a window of time."""
 
 from __future__ import annotations
 

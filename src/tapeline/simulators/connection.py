@@ -55,8 +55,8 @@ class Host(Protocol):
 class Connection(WSListener):
     """A websocket from its upgrade to its end."""
 
-    def __init__(self, venue: Host, session: Session, number: int, mischief: Mischief) -> None:
-        self.venue = venue
+    def __init__(self, simulator: Host, session: Session, number: int, mischief: Mischief) -> None:
+        self.simulator = simulator
         self.session = session
         self.number = number
         self.mischief = mischief
@@ -76,12 +76,12 @@ class Connection(WSListener):
     def on_ws_connected(self, transport: WSTransport) -> None:
         self._transport = transport
         transport.underlying_transport.set_write_buffer_limits(high=_HIGH_WATER, low=_HIGH_WATER // 4)
-        self.opened_s = self.venue.now()
-        self.venue.entered(self)
+        self.opened_s = self.simulator.now()
+        self.simulator.entered(self)
         self.session.opened(self, self.opened_s)
 
     def on_ws_frame(self, _transport: WSTransport, frame: WSFrame) -> None:
-        now = self.venue.now()
+        now = self.simulator.now()
         if frame.msg_type == WSMsgType.CLOSE:
             self._closed_by_client(frame.get_payload_as_bytes())
         if self._ending:
@@ -96,15 +96,15 @@ class Connection(WSListener):
 
     def on_ws_disconnected(self, _transport: WSTransport) -> None:
         self._listen_no_more()
-        self.session.left(self.venue.now())
-        self.venue.left(self)
+        self.session.left(self.simulator.now())
+        self.simulator.left(self)
 
     def pause_writing(self) -> None:
-        self.full_since = self.venue.now()
+        self.full_since = self.simulator.now()
 
     def resume_writing(self) -> None:
         self.full_since = None
-        self.venue.wake()
+        self.simulator.wake()
 
     # what sessions call
 
@@ -126,9 +126,9 @@ class Connection(WSListener):
             loop.call_later(seconds, self.say, payload, opcode)
 
     def subscribed(self, added: Sequence[Topic]) -> None:
-        self.venue.subscribed(self, added)
+        self.simulator.subscribed(self, added)
 
-    # what the venue calls
+    # what the simulator calls
 
     @property
     def listens(self) -> bool:
@@ -163,7 +163,7 @@ class Connection(WSListener):
             self._write_in_two(data)
         else:
             self._write(data)
-        self.venue.handed_over(self, frames, repeat=repeat)
+        self.simulator.handed_over(self, frames, repeat=repeat)
 
     def reset(self) -> None:
         """Send the beginning of a frame, then reset the TCP connection."""
@@ -178,7 +178,7 @@ class Connection(WSListener):
     def stale(self) -> None:
         """Send no more data; the rest of the conversation goes on."""
         self._stale = True
-        self.venue.audience_changed()
+        self.simulator.audience_changed()
 
     def play_dead(self) -> None:
         """Neither send nor read any more; the socket stays open."""
@@ -199,7 +199,7 @@ class Connection(WSListener):
         """From now on nothing is sent to this client, so nothing may be put in the journal for it either."""
         if not self._ending:
             self._ending = True
-            self.venue.audience_changed()
+            self.simulator.audience_changed()
 
     def _closed_by_client(self, payload: bytes) -> None:
         self.clean = True

@@ -1,4 +1,4 @@
-"""What a venue sends: an event of one channel and symbol, and the websocket frame that carries some of them."""
+"""What a simulator sends: an event of one channel and symbol, and the websocket frame that carries some of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The faults a venue can be told to show, each with its parameter, and what is wrong with a name nobody knows."""
+"""The faults a simulator can be told to show, each with its parameter, and what is wrong with a name nobody knows."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from difflib import get_close_matches
 
 #: name -> one line of help. P is a probability (0 to 1), S a time in seconds, N a count; a default follows the sign =.
 FAULTS: dict[str, str] = {
-    # any venue: the connection
+    # any simulator: the connection
     "close": "S=5: a clean close (1001), S seconds after a connection opened",
     "reset": "S=5: part of a frame, then a TCP reset, S seconds after a connection opened",
     "stale": "S=5: no more data S seconds after a connection opened; the socket stays open and pings are answered",
@@ -17,7 +17,7 @@ FAULTS: dict[str, str] = {
     "auth_refused": "N: refuse the first N logins (no N: all); binance, without logins, refuses upgrades with 403",
     "connection_limit": "N: refuse the first N connections as too many (no N: all); binance: 429 on the upgrade",
     "split": "P=0.01 a frame: the frame leaves in two TCP segments, 5 ms apart",
-    # any venue: the data
+    # any simulator: the data
     "garbage": "P=0.01 a frame: an extra frame of random bytes",
     "truncated": "P=0.01 a frame: an extra frame, the copy of one event cut off in the middle",
     "wrong_types": "P=0.01 an event: an extra copy of the event with a list where a number belongs",
@@ -28,9 +28,9 @@ FAULTS: dict[str, str] = {
     "skip": "P=0.01 an event: generated but never sent (sequence numbers jump); in the journal as skipped",
     "rewind": "N or all=all: a new subscriber first gets the last N events of the stream again (all: up to 500,000)",
     "burst": "S=5: 10,000 events at once, every S seconds (generated market)",
-    "clock_skew": "S=-1.27: the venue's event times run S seconds ahead of the clock (generated market)",
+    "clock_skew": "S=-1.27: the simulator's event times run S seconds ahead of the clock (generated market)",
     "late_report": "P=0.01 a trade: reported up to 90 s after its time; the bars it falls into are sent again",
-    # any venue: its history
+    # any simulator: its history
     "rest_429": "N: refuse the first N REST requests as too many (no N: all); binance: to come back in a second",
     "rest_error": "N: answer the first N REST requests with HTTP 500 (no N: all)",
     # binance
@@ -59,7 +59,7 @@ FAULTS: dict[str, str] = {
     "recent_sip": "history of the SIP feed within the last 15 minutes is refused, as on the free plan",
 }
 
-_SOME_VENUES: dict[tuple[str, ...], tuple[str, ...]] = {
+_SOME_SIMULATORS: dict[tuple[str, ...], tuple[str, ...]] = {
     ("binance",): ("unknown_symbol", "ack_after_data", "archive_checksum"),
     ("polygon", "alpaca"): ("rest_limit", "rest_cut", "rest_repeat"),
     ("polygon",): ("evict_oldest", "refuse_newcomer", "not_authorized", "delayed_plan", "duplicate_q", "regressing_q"),
@@ -72,12 +72,12 @@ _SOME_VENUES: dict[tuple[str, ...], tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class Faults:
-    """The faults of one venue: name -> parameter text, empty where none was given."""
+    """The faults of one simulator: name -> parameter text, empty where none was given."""
 
     chosen: dict[str, str]
 
     @classmethod
-    def parse(cls, texts: tuple[str, ...], venue: str) -> Faults:
+    def parse(cls, texts: tuple[str, ...], simulator: str) -> Faults:
         """Read `name` and `name:parameter`; ValueError for an unknown name or a parameter that is no number."""
         chosen: dict[str, str] = {}
         for text in texts:
@@ -85,9 +85,9 @@ class Faults:
             if name not in FAULTS:
                 near = get_close_matches(name, FAULTS, n=1, cutoff=0.0)
                 raise ValueError(f"no fault is called {name!r}: did you mean {near[0]!r}? ({FAULTS[near[0]]})")
-            for venues, names in _SOME_VENUES.items():
-                if name in names and venue not in venues:
-                    raise ValueError(f"the fault {name!r} is one of {' and '.join(venues)}'s, not of {venue}'s")
+            for simulators, names in _SOME_SIMULATORS.items():
+                if name in names and simulator not in simulators:
+                    raise ValueError(f"the fault {name!r} is one of {' and '.join(simulators)}'s, not of {simulator}'s")
             chosen[name] = _checked(name, parameter)
         return cls(chosen)
 

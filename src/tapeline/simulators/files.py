@@ -1,4 +1,4 @@
-"""A venue's files over plain HTTP: whole, by ranges, and their heads alone, on a port of their own.
+"""A simulator's files over plain HTTP: whole, by ranges, and their heads alone, on a port of their own.
 
 The sockets' port answers what begins as a websocket does, a GET; clients of object stores ask for heads too.
 """

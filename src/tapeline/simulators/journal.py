@@ -1,4 +1,4 @@
-"""The journal: an independent record of every event a venue handed to a socket, one JSON object a line."""
+"""The journal: an independent record of every event a simulator handed to a socket, one JSON object a line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a venue is told when it is made."""
+"""What a simulator is told when it is made."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SimulatorOptions:
-    """Everything a venue can be told. A ValueError says which value is wrong."""
+    """Everything a simulator can be told. A ValueError says which value is wrong."""
 
     name: str  # binance | polygon | alpaca
-    host: str = "127.0.0.1"  # a venue is for tests: it binds the loopback interface only
+    host: str = "127.0.0.1"  # a simulator is for tests: it binds the loopback interface only
     port: int = 0  # 0: any free port
     files_port: int | None = None  # polygon: where its flat files are served; 0: any free port
     rate: float = 1000.0  # events/s over all symbols and channels subscribed, generated market
@@ -31,9 +31,9 @@ class SimulatorOptions:
 
     def __post_init__(self) -> None:
         if self.name not in NAMES:
-            raise ValueError(f"no venue is called {self.name!r}: choose one of {', '.join(NAMES)}")
+            raise ValueError(f"no simulator is called {self.name!r}: choose one of {', '.join(NAMES)}")
         if self.host not in _LOOPBACK:
-            raise ValueError(f"a venue binds the loopback interface only ({', '.join(_LOOPBACK)}), not {self.host!r}")
+            raise ValueError(f"a simulator binds the loopback interface only ({', '.join(_LOOPBACK)}), not {self.host!r}")
         if self.files_port is not None and self.name != "polygon":
             raise ValueError(f"files_port is of polygon's flat files; {self.name} has none at an address of their own")
         if self.rate <= 0:

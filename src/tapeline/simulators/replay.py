@@ -1,4 +1,4 @@
-"""Replay of recorded frames, on one clock for the whole venue.
+"""Replay of recorded frames, on one clock for the whole simulator.
 
 A recording is gzip text (or plain), one frame a line: the receive time in nanoseconds, a blank, and the exact JSON of a
 combined-stream frame. Lines that are no stream's frame (REST snapshots among them) are passed over. A stream is

@@ -1,4 +1,4 @@
-"""A venue as a process of its own: it says where it listens, runs until told to stop, and says what it sent."""
+"""A simulator as a process of its own: it says where it listens, runs until told to stop, and says what it sent."""
 
 from __future__ import annotations
 
@@ -8,35 +8,35 @@ import signal
 import sys
 from typing import TYPE_CHECKING
 
-from tapeline.simulators.venue import Simulator
+from tapeline.simulators.simulator import Simulator
 
 if TYPE_CHECKING:
     from tapeline.simulators.options import SimulatorOptions
 
 
 async def serve(options: SimulatorOptions) -> None:
-    """Run a venue until SIGTERM or SIGINT: print a line with its url, one with its files', and in the end one of JSON with what it sent.
+    """Run a simulator until SIGTERM or SIGINT: print a line with its url, one with its files', and in the end a line of JSON.
 
     SIGUSR1 closes the market: nothing happens any more, and connections stay."""
-    venue = Simulator(options)
+    simulator = Simulator(options)
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
-    loop.add_signal_handler(signal.SIGUSR1, venue.halt)
-    url = await venue.start()
+    loop.add_signal_handler(signal.SIGUSR1, simulator.halt)
+    url = await simulator.start()
     _say(f"{options.name} at {url}")
-    if venue.files_url:
-        _say(f"its files at {venue.files_url}")
-    tasks = [loop.create_task(stopped.wait()), loop.create_task(venue.broken())]
+    if simulator.files_url:
+        _say(f"its files at {simulator.files_url}")
+    tasks = [loop.create_task(stopped.wait()), loop.create_task(simulator.broken())]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await venue.stop()
-        _say(json.dumps({"venue": options.name, "sent": venue.sent}))
+        await simulator.stop()
+        _say(json.dumps({"simulator": options.name, "sent": simulator.sent}))
 
 
 def _say(line: str) -> None:

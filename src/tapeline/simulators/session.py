@@ -102,7 +102,7 @@ class Provider(Protocol):
         """Answer an HTTP request; None when nothing is served there."""
 
     def happened(self, events: Sequence[Event], /) -> None:
-        """Note events for the provider's history, where the venue serves one, whether or not a socket is sent them."""
+        """Note events for the provider's history, where the simulator serves one, whether or not a socket is sent them."""
 
     def resolve(self, topic: Topic) -> list[Topic]:
         """The single symbols behind a topic, which may be a wildcard."""

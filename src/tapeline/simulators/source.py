@@ -1,4 +1,4 @@
-"""Where a venue's events come from at the pace asked for: the generated market here, or a recording (replay.py)."""
+"""Where a simulator's events come from at the pace asked for: the generated market here, or a recording (replay.py)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _NATURALLY_LATE: Final = {"binance": 0.0, "polygon": 0.0005, "alpaca": 0.0005}  
 
 
 class Source(Protocol):
-    """Events in the order in which a venue sends them."""
+    """Events in the order in which a simulator sends them."""
 
     behind: bool  # there is more to take at once
 

@@ -1,4 +1,4 @@
-"""Alpaca's REST history at the venue: what happened on its market, whether or not a socket was sent it; limits and faults included."""
+"""Alpaca's REST history at the simulator: what happened on its market, whether or not a socket was sent it; limits and faults included."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ _encode: Final = msgspec.msgpack.Encoder().encode
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """What holds for every client of one venue."""
+    """What holds for every client of one simulator."""
 
     accounts: Accounts[AlpacaSession]
     refused_logins: RateLimiter
@@ -97,7 +97,7 @@ class AlpacaSession:
         """No limit on inbound messages is documented."""
 
     def pong(self, _payload: bytes, _now: float) -> None:
-        """The venue sends no pings."""
+        """The simulator sends no pings."""
 
     def tick(self, now: float) -> None:
         if self._key is None and now >= self._login_by:

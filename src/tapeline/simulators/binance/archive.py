@@ -1,4 +1,4 @@
-"""Binance's public archive at the venue: a zip with one CSV for each day or month of what has happened so far, and its checksum."""
+"""Binance's public archive at the simulator: a zip with one CSV for each day or month of what has happened so far, and its checksum."""
 
 from __future__ import annotations
 

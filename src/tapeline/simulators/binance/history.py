@@ -1,4 +1,4 @@
-"""Binance's REST history at the venue: everything that happened, whether or not a socket was sent it; limits and faults included."""
+"""Binance's REST history at the simulator: everything that happened, whether or not a socket was sent it; limits and faults included."""
 
 from __future__ import annotations
 

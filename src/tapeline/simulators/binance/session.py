@@ -268,7 +268,7 @@ class BinanceSession:
 
 
 class _UnknownSymbolError(RequestError):
-    """A request for a symbol that is not listed, on a venue that closes for it."""
+    """A request for a symbol that is not listed, on a simulator that closes for it."""
 
 
 def _topics(params: list[Any]) -> list[Topic]:

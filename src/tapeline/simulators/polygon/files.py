@@ -1,4 +1,4 @@
-"""Massive's flat files at the venue: a bucket behind S3's protocol, with a gzip CSV of all tickers for each New York day so far.
+"""Massive's flat files at the simulator: a bucket behind S3's protocol, with a gzip CSV of all tickers for each New York day so far.
 
 Facts: Massive's documentation of flat files (paths and headers of trades, quotes and minute bars); Amazon's of S3 (heads and ranges of an
 object, listings, errors). Signatures are not checked, only which key signed: one that begins with "bad" is nobody's.

@@ -1,4 +1,4 @@
-"""Massive's REST history at the venue: everything that happened, whether or not a socket was sent it; keys, limits and faults included."""
+"""Massive's simulated REST history: everything that happened, whether or not a socket was sent it; keys, limits and faults included."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ class PolygonHistory:
         ticker, multiplier, width, low, high = found.groups()
         feed, symbol = _named(ticker)
         if multiplier != "1" or width not in ("minute", "second"):
-            raise ValueError(f"this venue keeps bars of 1 minute and 1 second, not of {multiplier} {width}")
+            raise ValueError(f"this simulator keeps bars of 1 minute and 1 second, not of {multiplier} {width}")
         channel = _CHANNELS[width][feed == "crypto"]
         asked = _from(request.query)
         if asked is None:

@@ -35,7 +35,7 @@ _TOO_MANY: Final = "Maximum number of websocket connections exceeded. "
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """What holds for every client of one venue."""
+    """What holds for every client of one simulator."""
 
     accounts: Accounts[PolygonSession]
     evict_oldest: bool
@@ -69,7 +69,7 @@ class PolygonSession:
         """No limit on inbound messages is documented."""
 
     def pong(self, _payload: bytes, _now: float) -> None:
-        """The venue sends no pings."""
+        """The simulator sends no pings."""
 
     def tick(self, now: float) -> None:
         if self._key is None and now >= self._login_by and self._link is not None:

@@ -217,8 +217,8 @@ def test_sequence_numbers_can_be_told_to_repeat_and_to_go_back() -> None:
 
 def test_a_second_bar_is_built_from_the_very_trades_sent_and_leaves_two_seconds_late() -> None:
     async def scenario() -> None:
-        venue = Simulator(SimulatorOptions(name="polygon", symbols=("AAPL",), rate=600.0, seed=3), clock=fast_clock(4))
-        async with running(venue) as url:
+        simulator = Simulator(SimulatorOptions(name="polygon", symbols=("AAPL",), rate=600.0, seed=3), clock=fast_clock(4))
+        async with running(simulator) as url:
             client = await logged_in(url + "/stocks", "T.AAPL,A.AAPL")
             await client.until(lambda: sum(event["ev"] == "A" for event in events(client)) >= 5)
             heard = events(client)
@@ -310,8 +310,8 @@ def test_pings_are_answered_and_unknown_paths_are_not() -> None:
 def test_the_journal_names_feed_channel_symbol_and_id(tmp_path: Path) -> None:
     async def scenario() -> None:
         journal = tmp_path / "journal.jsonl"
-        venue = polygon(limit=400, journal=journal)
-        async with running(venue) as url:
+        simulator = polygon(limit=400, journal=journal)
+        async with running(simulator) as url:
             stocks = await logged_in(url + "/stocks", "T.*,Q.*")
             await stocks.until(lambda: len(events(stocks)) == 400)
         lines = told(journal)
@@ -321,7 +321,7 @@ def test_the_journal_names_feed_channel_symbol_and_id(tmp_path: Path) -> None:
             assert (line["provider"], line["feed"]) == ("polygon", "stocks")
             assert (line["channel"], line["symbol"]) == (event["ev"], event["sym"])
             assert line["id"] == event["i" if event["ev"] == "T" else "q"]
-        assert sum(venue.sent.values()) == 400
+        assert sum(simulator.sent.values()) == 400
 
     asyncio.run(scenario())
 

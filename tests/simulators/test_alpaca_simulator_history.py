@@ -159,7 +159,7 @@ def test_bars_have_their_latest_values_and_those_that_nobody_heard_are_there() -
             revised = {event["t"]: event["n"] for event in heard(client, "u")}
             assert all(row["n"] >= revised[row["t"]] for row in later if row["t"] in revised)
             days = rows(await pages(url, "/v2/stocks/bars", symbols="AAPL", feed="iex", timeframe="1Day"), "bars")
-            assert sum(day["n"] for day in days) >= heard(client, "d")[0]["n"]  # two where the venue's hurried day ends meanwhile
+            assert sum(day["n"] for day in days) >= heard(client, "d")[0]["n"]  # two where the simulator's hurried day ends meanwhile
 
     asyncio.run(scenario())
 
@@ -202,8 +202,8 @@ def test_a_query_that_means_nothing_is_refused(query: dict[str, str], said: str)
 def test_too_many_requests_are_refused_until_the_minute_is_over() -> None:
     async def scenario() -> None:
         clock = [1_800_000_000_500_000_000]
-        venue = Simulator(SimulatorOptions(name="alpaca", faults=("rest_limit:2",)), clock=lambda: clock[0])
-        async with running(venue) as url:
+        simulator = Simulator(SimulatorOptions(name="alpaca", faults=("rest_limit:2",)), clock=lambda: clock[0])
+        async with running(simulator) as url:
             found = [await ask(url, "/v2/stocks/trades", symbols="AAPL") for _ in range(3)]
             assert [status for status, _, _ in found] == [200, 200, 429]
             assert [headers["X-RateLimit-Remaining"] for _, headers, _ in found] == ["1", "0", "0"]

@@ -60,14 +60,14 @@ def test_a_combined_socket_gets_the_recorded_bytes_of_its_streams_and_nothing_el
 def test_the_counts_and_sums_are_those_of_the_recordings(tmp_path: Path) -> None:
     async def scenario() -> None:
         journal = tmp_path / "journal.jsonl"
-        venue = replay(BTC, ETH, speed=0, journal=journal)
-        async with running(venue) as url:
+        simulator = replay(BTC, ETH, speed=0, journal=journal)
+        async with running(simulator) as url:
             client = await connect(url + "/stream")
             client.say({"method": "SUBSCRIBE", "params": ["btcusdt@trade"], "id": 1})
             await asyncio.sleep(0.1)  # a second request within the settling counts as well
             client.say({"method": "SUBSCRIBE", "params": ["ethusdt@trade", "ethusdt@depth@100ms"], "id": 2})
             await client.until(lambda: len(client.messages) >= 2 + 9_757 + 6_106 + 3_434)
-        assert venue.sent == {"trade": 9_757 + 6_106, "depth@100ms": 3_434}
+        assert simulator.sent == {"trade": 9_757 + 6_106, "depth@100ms": 3_434}
         value: dict[str, Decimal] = {"BTCUSDT": Decimal(), "ETHUSDT": Decimal()}
         ids: dict[str, list[int]] = {"BTCUSDT": [], "ETHUSDT": []}
         for line in told(journal):
@@ -155,8 +155,8 @@ def test_rewinding_to_the_beginning_makes_a_killed_client_whole(tmp_path: Path) 
 def test_rewinding_some_frames_overlaps_without_a_gap(tmp_path: Path) -> None:
     async def scenario() -> None:
         path = made(tmp_path / "many.gz", 20_000)
-        venue = replay(path, speed=0, faults=("rewind:5000",))
-        async with running(venue) as url:
+        simulator = replay(path, speed=0, faults=("rewind:5000",))
+        async with running(simulator) as url:
             first = await connect(url + "/ws/btcusdt@trade")
             await first.count(6_000)
             first.transport.disconnect(False)

@@ -393,8 +393,8 @@ def _refused(url: str) -> tuple[int, bytes]:
 def test_the_journal_holds_what_each_client_was_sent(tmp_path: Path) -> None:
     async def scenario() -> None:
         journal = tmp_path / "journal.jsonl"
-        venue = binance(limit=500, journal=journal)
-        async with running(venue) as url:
+        simulator = binance(limit=500, journal=journal)
+        async with running(simulator) as url:
             one = await connect(url + "/stream?streams=btcusdt@trade/btcusdt@bookTicker")
             other = await connect(url + "/ws/btcusdt@trade?timeUnit=microsecond")
             await one.count(400)
@@ -407,7 +407,7 @@ def test_the_journal_holds_what_each_client_was_sent(tmp_path: Path) -> None:
             assert (line["provider"], line["feed"], line["symbol"]) == ("binance", "spot", "BTCUSDT")
             assert line["id"] == line["event"]["t" if line["channel"] == "trade" else "u"]
         by_channel = {name: sum(line["channel"] == name for line in lines) for name in ("trade", "bookTicker")}
-        assert venue.sent == by_channel
+        assert simulator.sent == by_channel
 
     asyncio.run(scenario())
 

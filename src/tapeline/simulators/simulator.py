@@ -1,4 +1,4 @@
-"""The venue: one port, the clients on it, and the loop that hands the market's events to those who want them."""
+"""The simulator: one port, the clients on it, and the loop that hands the market's events to those who want them."""
 
 from __future__ import annotations
 
@@ -109,12 +109,12 @@ class Simulator:
         self._halted = True
 
     async def broken(self) -> None:
-        """Wait until the venue can no longer send, and raise the reason; for ever while all is well."""
-        assert self._pump is not None, "start the venue first"
+        """Wait until the simulator can no longer send, and raise the reason; for ever while all is well."""
+        assert self._pump is not None, "start the simulator first"
         await asyncio.shield(self._pump)
 
     async def stop(self) -> None:
-        """Close every connection and the port, complete the journal, and raise what broke the venue, if anything did."""
+        """Close every connection and the port, complete the journal, and raise what broke the simulator, if anything did."""
         if self._server is not None:
             self._server.close()
         if self._files is not None:

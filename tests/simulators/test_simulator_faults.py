@@ -148,10 +148,10 @@ def test_malformed_events_come_extra_and_the_journal_tells_them_apart(name: str,
     async def scenario() -> None:
         journal = tmp_path / "journal.jsonl"
         options = SimulatorOptions(name=name, limit=1500, rate=20_000.0, faults=(f"{fault}:0.5",), journal=journal)
-        venue = Simulator(options)
-        async with running(venue) as url:
+        simulator = Simulator(options)
+        async with running(simulator) as url:
             client = await listener(url, name)
-            await eventually(lambda: sum(venue.sent.values()) >= 1500)
+            await eventually(lambda: sum(simulator.sent.values()) >= 1500)
             await asyncio.sleep(0.3)
         lines = told(journal)
         good = [line["event"] for line in lines if not line.get("raw")]
@@ -159,7 +159,7 @@ def test_malformed_events_come_extra_and_the_journal_tells_them_apart(name: str,
         assert len(good) == 1500, "no good event was harmed"
         assert len(broken) >= 2
         assert all(line["event"] is None for line in broken)
-        assert sum(venue.sent.values()) == len(lines)
+        assert sum(simulator.sent.values()) == len(lines)
         heard, unreadable = _sorted_out(client, good)
         assert heard == good
         assert Counter(unreadable) == Counter(_bytes_of(line) for line in broken)
@@ -200,8 +200,8 @@ def _sorted_out(client: Client, good: list[dict[str, Any]]) -> tuple[list[dict[s
 def test_duplicate_sends_frames_twice(name: str, tmp_path: Path) -> None:
     async def scenario() -> None:
         journal = tmp_path / "journal.jsonl"
-        venue = Simulator(SimulatorOptions(name=name, limit=2000, rate=5000.0, faults=("duplicate:0.2",), journal=journal))
-        async with running(venue) as url:
+        simulator = Simulator(SimulatorOptions(name=name, limit=2000, rate=5000.0, faults=("duplicate:0.2",), journal=journal))
+        async with running(simulator) as url:
             client = await listener(url, name)
             await eventually(lambda: sum(not line.get("repeat") for line in told(journal)) >= 2000)
             await asyncio.sleep(0.1)
@@ -233,8 +233,8 @@ def test_skip_makes_ids_jump_and_the_journal_names_what_was_skipped(tmp_path: Pa
     async def scenario() -> None:
         journal = tmp_path / "journal.jsonl"
         options = SimulatorOptions(name="binance", limit=1000, rate=5000.0, faults=("skip:0.1",), journal=journal)
-        venue = Simulator(options)
-        async with running(venue) as url:
+        simulator = Simulator(options)
+        async with running(simulator) as url:
             client = await connect(url + "/ws/btcusdt@trade")
             await eventually(lambda: len(told(journal)) >= 1000)
         heard = [event["t"] for event in client.parsed()]
@@ -242,7 +242,7 @@ def test_skip_makes_ids_jump_and_the_journal_names_what_was_skipped(tmp_path: Pa
         skipped = [line["id"] for line in lines if line.get("skipped")]
         assert len(skipped) > 50
         assert sorted(heard + skipped) == list(range(min(heard + skipped), min(heard + skipped) + 1000))
-        assert venue.sent == {"trade": len(heard)}
+        assert simulator.sent == {"trade": len(heard)}
 
     asyncio.run(scenario())
 
@@ -308,27 +308,27 @@ def test_late_reports_have_event_times_out_of_order() -> None:
     asyncio.run(scenario())
 
 
-async def _stalled(venue: Simulator) -> int:
+async def _stalled(simulator: Simulator) -> int:
     """The number of events sent, once it has stood still for half a second: the buffers between are full then."""
     sent, still = -1, 0
     async with asyncio.timeout(30.0):
         while still < 10:
             await asyncio.sleep(0.05)
-            before, sent = sent, sum(venue.sent.values())
+            before, sent = sent, sum(simulator.sent.values())
             still = still + 1 if sent == before else 0
     return sent
 
 
 def test_a_slow_reader_slows_the_generator_and_loses_nothing() -> None:
     async def scenario() -> None:
-        venue = Simulator(SimulatorOptions(name="binance", rate=200_000.0))
-        async with running(venue) as url:
+        simulator = Simulator(SimulatorOptions(name="binance", rate=200_000.0))
+        async with running(simulator) as url:
             client = await connect(url + "/ws/btcusdt@trade")
             await client.count(1)
             client.transport.underlying_transport.pause_reading()  # type: ignore[attr-defined]
-            stalled = await _stalled(venue)
+            stalled = await _stalled(simulator)
             await asyncio.sleep(0.5)
-            assert sum(venue.sent.values()) == stalled, "nothing is generated that cannot be sent"
+            assert sum(simulator.sent.values()) == stalled, "nothing is generated that cannot be sent"
             client.transport.underlying_transport.resume_reading()  # type: ignore[attr-defined]
             ids = [event["t"] for event in (await client.count(stalled + 1000))]
             assert ids == list(range(ids[0], ids[0] + len(ids)))
@@ -339,12 +339,12 @@ def test_a_slow_reader_slows_the_generator_and_loses_nothing() -> None:
 @pytest.mark.parametrize(("name", "word"), [("polygon", b"slow_consumer"), ("alpaca", b'"code":407'), ("binance", None)])
 def test_a_slow_reader_can_be_dropped_instead(name: str, word: bytes | None) -> None:
     async def scenario() -> None:
-        venue = Simulator(SimulatorOptions(name=name, rate=200_000.0, faults=("slow_consumer:0.3",)))
-        async with running(venue) as url:
+        simulator = Simulator(SimulatorOptions(name=name, rate=200_000.0, faults=("slow_consumer:0.3",)))
+        async with running(simulator) as url:
             client = await listener(url, name)
             await client.count(3)
             client.transport.underlying_transport.pause_reading()  # type: ignore[attr-defined]
-            await _stalled(venue)
+            await _stalled(simulator)
             client.transport.underlying_transport.resume_reading()  # type: ignore[attr-defined]
             await client.until(lambda: client.gone)
             assert client.close_code is None

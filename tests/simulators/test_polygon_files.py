@@ -1,4 +1,4 @@
-"""Massive's flat files at the venue: the usual S3 client reads from them what the sockets were sent, and is refused as by the provider."""
+"""Massive's simulated flat files: the usual S3 client reads from them what the sockets were sent, and is refused as by the provider."""
 
 from __future__ import annotations
 
@@ -45,16 +45,16 @@ def served(journal: Path, faults: Sequence[str], *keys: str, limit: int = 600) -
     )
 
     async def scenario() -> list[dict[str, Any]]:
-        venue = Simulator(options)
-        url = await venue.start()
+        simulator = Simulator(options)
+        url = await simulator.start()
         try:
             client = await connect(url + "/stocks")
             client.say({"action": "auth", "params": "demo"})
             client.say({"action": "subscribe", "params": "T.*,Q.*"})
-            await eventually(lambda: sum(venue.sent.values()) >= limit)
-            return [await asyncio.to_thread(asked, venue.files_url, key, "secret") for key in keys]
+            await eventually(lambda: sum(simulator.sent.values()) >= limit)
+            return [await asyncio.to_thread(asked, simulator.files_url, key, "secret") for key in keys]
         finally:
-            await venue.stop()
+            await simulator.stop()
 
     found = asyncio.run(scenario())
     return told(journal), found
@@ -92,12 +92,12 @@ def test_who_may_not_is_refused_and_who_asks_too_often_or_meets_a_fault_comes_th
 
 def test_what_is_not_there_is_said_in_s3_s_words() -> None:
     async def scenario() -> list[tuple[int, bytes]]:
-        venue = Simulator(SimulatorOptions(name="polygon", files_port=0, faults=("not_authorized:Q",)))
-        await venue.start()
+        simulator = Simulator(SimulatorOptions(name="polygon", files_port=0, faults=("not_authorized:Q",)))
+        await simulator.start()
         signed = {"Authorization": "AWS4-HMAC-SHA256 Credential=k/20240101/us-east-1/s3/aws4_request, Signature=x"}
 
         def ask(path: str, headers: dict[str, str], method: str = "GET") -> tuple[int, bytes]:
-            request = urllib.request.Request(venue.files_url + path, headers=headers, method=method)
+            request = urllib.request.Request(simulator.files_url + path, headers=headers, method=method)
             try:
                 with urllib.request.urlopen(request, timeout=10) as got:
                     return got.status, got.read()
@@ -114,7 +114,7 @@ def test_what_is_not_there_is_said_in_s3_s_words() -> None:
             ("/flatfiles/", signed, "DELETE"),
         ]
         found = [await asyncio.to_thread(ask, *one) for one in asks]
-        await venue.stop()
+        await simulator.stop()
         return found
 
     found = asyncio.run(scenario())
@@ -126,6 +126,6 @@ def test_what_is_not_there_is_said_in_s3_s_words() -> None:
     assert b"<Code>NoSuchBucket</Code>" in found[4][1]
 
 
-def test_other_venues_have_no_such_files() -> None:
+def test_other_simulators_have_no_such_files() -> None:
     with pytest.raises(ValueError, match="files_port is of polygon's flat files; binance has none"):
         SimulatorOptions(name="binance", files_port=0)

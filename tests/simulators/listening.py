@@ -1,4 +1,4 @@
-"""A websocket client for tests of the venues: it keeps every frame, and answers pings and closes unless told not to."""
+"""A websocket client for tests of the simulators: it keeps every frame, and answers pings and closes unless told not to."""
 
 from __future__ import annotations
 
@@ -109,13 +109,13 @@ async def connect(
 
 
 @asynccontextmanager
-async def running(venue: Simulator) -> AsyncIterator[str]:
-    """A started venue's url; it is stopped in the end."""
-    url = await venue.start()
+async def running(simulator: Simulator) -> AsyncIterator[str]:
+    """A started simulator's url; it is stopped in the end."""
+    url = await simulator.start()
     try:
         yield url
     finally:
-        await venue.stop()
+        await simulator.stop()
 
 
 def told(journal: Path) -> list[dict[str, Any]]:

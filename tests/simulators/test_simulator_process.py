@@ -1,4 +1,4 @@
-"""A venue as a process, with TLS, and the options it refuses."""
+"""A simulator as a process, with TLS, and the options it refuses."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"name": "kraken"}, "no venue is called 'kraken'"),
+        ({"name": "kraken"}, "no simulator is called 'kraken'"),
         ({"name": "binance", "host": "0.0.0.0"}, "loopback"),
         ({"name": "binance", "rate": 0.0}, "rate"),
         ({"name": "binance", "speed": -1.0}, "speed"),
@@ -49,7 +49,7 @@ def test_a_process_says_where_it_listens_and_in_the_end_what_it_sent(number: sig
         events = await client.count(50)
         process.send_signal(number)
         rest, _ = await process.communicate()
-        assert json.loads(rest) == {"venue": "binance", "sent": {"trade": 50}}
+        assert json.loads(rest) == {"simulator": "binance", "sent": {"trade": 50}}
         assert process.returncode == 0
         await client.until(lambda: client.gone)
         assert client.close_code == 1001
@@ -88,15 +88,15 @@ def test_the_same_seed_makes_the_same_market_at_any_pace() -> None:
 
 def test_the_rate_is_the_average_over_everything_subscribed() -> None:
     async def scenario() -> None:
-        venue = Simulator(SimulatorOptions(name="polygon", rate=4000.0))
-        async with running(venue) as url:
+        simulator = Simulator(SimulatorOptions(name="polygon", rate=4000.0))
+        async with running(simulator) as url:
             client = await connect(url + "/stocks")
             client.say({"action": "auth", "params": "demo"})
             client.say({"action": "subscribe", "params": "T.*,Q.*"})
             await client.count(4)
-            before = sum(venue.sent.values())
+            before = sum(simulator.sent.values())
             await asyncio.sleep(2.0)
-            assert 5600 < sum(venue.sent.values()) - before < 10_400
+            assert 5600 < sum(simulator.sent.values()) - before < 10_400
 
     asyncio.run(scenario())
 
