@@ -22,8 +22,8 @@ from tapeline.providers.registry import identity
 from tapeline.records import NS_PER_S, TICKS_TOPIC, Chunk
 from tapeline.stores.lake import Lake
 from tapeline.stores.lake import files as lake_files
+from tapeline.stores.lake.compacting import merge
 from tapeline.stores.lake.due import small
-from tapeline.stores.lake.sealing import merge
 
 #: A flush every five seconds of one UTC day, as the store writes by default.
 _FLUSHES: Final = 17_280

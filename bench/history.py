@@ -1,4 +1,4 @@
-"""A lake as large as one in use: days of a made-up market of a few hundred symbols, by the product's own writer and sealing."""
+"""A lake as large as one in use: days of a made-up market of a few hundred symbols, by the product's own writer and compacting."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pyarrow as pa
 from tapeline.providers.registry import identity
 from tapeline.records import NS_PER_MS, NS_PER_S, TICKS, TICKS_TOPIC, Chunk
 from tapeline.stores.lake import Lake
-from tapeline.stores.lake.sealing import seal
+from tapeline.stores.lake.compacting import compact
 
 SYMBOLS: Final = tuple(f"{name}/USDT" for name in (f"C{number:03d}" for number in range(300)))
 FIRST_DAY: Final = date(2026, 1, 5)
@@ -29,7 +29,7 @@ def days(count: int) -> list[date]:
     return [FIRST_DAY + timedelta(days=at) for at in range(count)]
 
 
-def build(root: Path, rows: int, count: int, *, sealed: bool = True) -> None:
+def build(root: Path, rows: int, count: int, *, compacted: bool = True) -> None:
     """About `rows` ticks over `count` days."""
     lake = Lake(root, identity)
     market = Market(np.random.default_rng(7))
@@ -42,8 +42,8 @@ def build(root: Path, rows: int, count: int, *, sealed: bool = True) -> None:
             batch = market.ticks(rows // count // flushes, start_ns + at * width, width, offset)
             lake.write(Chunk.dense(TICKS_TOPIC, 0, offset, batch))
             offset += batch.num_rows
-        if sealed:
-            seal(root, day, lambda *_: None)
+        if compacted:
+            compact(root, day, lambda *_: None)
 
 
 class Market:

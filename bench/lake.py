@@ -146,9 +146,9 @@ def _build(folder: Path) -> str:
     facts = json.loads(note.read_text())
     return (
         f"{facts['rows']:,} ticks of {len(history.SYMBOLS)} symbols over {_DAYS} days, {facts['bytes'] / 1e9:.1f} GB of Parquet in"
-        f" {facts['files']} files, written by the lake's own writer and sealed. Each figure is the median of {_ROUNDS} new processes, after"
-        " their imports, the files in the system's cache. Beside it DuckDB alone on the same rows laid out by hand, sorted by symbol and"
-        " time: in a folder for each day, and in one for each day and symbol, with only the files named that hold the answer.\n\n"
+        f" {facts['files']} files, written by the lake's own writer and compacted. Each figure is the median of {_ROUNDS} new processes,"
+        " after their imports, the files in the system's cache. Beside it DuckDB alone on the same rows laid out by hand, sorted by symbol"
+        " and time: in a folder for each day, and in one for each day and symbol, with only the files named that hold the answer.\n\n"
     )
 
 

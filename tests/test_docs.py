@@ -163,7 +163,7 @@ _COMPOSED = {
     "normalize to lake: N ticks written ≠ ...": ["written"],
     "Another process holds the one connection of ...": ["Another process holds", "the one connection of"],
     "clock: ...'s times are N s ahead of this machine's": ["'s times are", "this machine's"],
-    "... was not sealed": ["was not", "sealed"],
+    "... was not compacted": ["was not", "compacted"],
     "lake: it ended with status N": ["it ended with status"],
     "was killed by ...": ["was killed by"],
     "tapeline lake tidy already runs here: ...": ["already runs here"],

@@ -44,11 +44,11 @@ from tapeline.stores import with_dates
 from tapeline.stores.lake import Lake
 from tapeline.stores.lake import files as lake_files
 from tapeline.stores.lake.checking import Checked, Finding, check
+from tapeline.stores.lake.compacting import compact
 from tapeline.stores.lake.damage import damage
 from tapeline.stores.lake.reading import LakeSource
 from tapeline.stores.lake.repairing import Repaired, repair
 from tapeline.stores.lake.retention import Keep, prune, vacuum
-from tapeline.stores.lake.sealing import seal
 from tapeline.stores.selection import Selection
 from tapeline.telemetry.status import StatusFile
 
@@ -195,11 +195,11 @@ def test_removed_rows_are_no_lost_rows_the_equation_holds_and_duplicates_are_kno
     assert checked(root)["ticks"].removed == 81
 
 
-def test_a_day_that_was_removed_is_not_sealed_back_into_being(root: Path) -> None:
+def test_a_day_that_was_removed_is_not_compacted_back_into_being(root: Path) -> None:
     prune(root, Keep(days=1), TODAY)
-    assert [(one.changed, one.files_after, one.rows) for one in seal(root, DAYS[0], silent)] == [(False, 0, 0)] * 2
+    assert [(one.changed, one.files_after, one.rows) for one in compact(root, DAYS[0], silent)] == [(False, 0, 0)] * 2
     assert days(root) == DAYS[2:]
-    seal(root, DAYS[2], silent)
+    compact(root, DAYS[2], silent)
     prune(root, Keep(days=0, gigabytes=1e-9), TODAY)
     assert days(root) == [TODAY]
     assert findings(root) == []
@@ -219,8 +219,8 @@ def test_a_reader_that_has_begun_in_a_day_that_is_removed_is_told_and_one_elsewh
     assert everything.now().ticks(Selection(SYMBOLS, 0, NOON + 9 * DAY, names)).read_all().num_rows == 80
 
 
-def test_nothing_is_removed_while_a_seal_runs(root: Path) -> None:
-    with lake_files.changing(root, "tapeline seal"), pytest.raises(Busy, match="tapeline seal, process"):
+def test_nothing_is_removed_while_a_compact_runs(root: Path) -> None:
+    with lake_files.changing(root, "tapeline compact"), pytest.raises(Busy, match="tapeline compact, process"):
         prune(root, Keep(days=1), TODAY)
     assert days(root) == DAYS
 
@@ -327,7 +327,7 @@ def test_the_store_stage_keeps_the_lake_to_its_days_by_itself_once_an_hour(tmp_p
     def counted() -> None:
         calls.append(now[0])
         if len(calls) == 1:
-            raise Busy("a seal runs")
+            raise Busy("a compaction runs")
         removes()
 
     stop = threading.Event()
@@ -366,7 +366,7 @@ def test_a_size_is_of_the_lake_alone() -> None:
 
 
 def test_vacuum_removes_what_no_log_names_and_not_what_a_store_may_be_about_to_commit(root: Path) -> None:
-    seal(root, DAYS[0], silent)
+    compact(root, DAYS[0], silent)
     before = logged(root)
     folder = root / "ticks" / f"date={DAYS[1]}"
     for name in ("part-old.parquet", ".part-old.aside", "sealed-0000-dead.parquet"):
@@ -423,13 +423,13 @@ def test_vacuum_removes_old_entries_of_the_log_and_positions_stay(root: Path) ->
     assert findings(root) == []
 
 
-# A sealed day without the log
+# A compacted day without the log
 
 
-def test_a_sealed_day_read_without_the_log_has_each_row_once(root: Path) -> None:
+def test_a_compacted_day_read_without_the_log_has_each_row_once(root: Path) -> None:
     expected = logged(root)
     for day in DAYS[:2]:
-        seal(root, day, silent)
+        compact(root, day, silent)
     with duckdb.connect() as db:
         names = f"read_parquet('{root}/ticks/date=*/**/*.parquet', hive_partitioning = true)"
         ((rows, distinct),) = db.sql(f"SELECT count(*), count(DISTINCT (raw_partition, raw_offset, raw_index)) FROM {names}").fetchall()
@@ -440,9 +440,9 @@ def test_a_sealed_day_read_without_the_log_has_each_row_once(root: Path) -> None
 # Check
 
 
-def test_a_lake_that_is_whole_gives_no_finding_sealed_or_not(root: Path) -> None:
+def test_a_lake_that_is_whole_gives_no_finding_compacted_or_not(root: Path) -> None:
     assert findings(root) == []
-    seal(root, DAYS[0], silent)
+    compact(root, DAYS[0], silent)
     assert findings(root) == []
     (one,) = [one for one in check(root, identity, DAYS[0], silent) if one.table == "ticks"]
     assert (one.files, one.rows) == (1, 40)
@@ -566,11 +566,11 @@ def test_statistics_that_do_not_hold_are_found(root: Path) -> None:
     assert "'SOL/USDT' where the log says 'SOL/USDC'" in found[0].detail
 
 
-def test_sealing_does_not_take_a_damaged_value_for_a_good_one(root: Path) -> None:
+def test_compacting_does_not_take_a_damaged_value_for_a_good_one(root: Path) -> None:
     path = files(root)[0]
     flipped(path)
     with pytest.raises(DiskProblem, match=f"{path.name}.*tapeline lake repair"):
-        seal(root, DAYS[0], silent)
+        compact(root, DAYS[0], silent)
 
 
 # Repair
@@ -656,7 +656,7 @@ def test_a_damaged_file_is_made_again_from_the_raw_topic_as_it_was(pipeline: Pip
 
 def test_everything_that_the_lake_holds_is_made_again_from_nothing_but_the_raw_topic(pipeline: Pipeline) -> None:
     root = pipeline.root
-    seal(root, DAYS[0], silent)
+    compact(root, DAYS[0], silent)
     before = {topic: logged(root, topic) for topic in NORMALIZED_TOPICS}
     assert len(before[TICKS_TOPIC]) == 200
     for topic in NORMALIZED_TOPICS:

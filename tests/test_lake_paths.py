@@ -18,7 +18,7 @@ from tapeline.reading import sql as query
 from tapeline.records import TICKS_TOPIC, Chunk
 from tapeline.stores.lake import Lake
 from tapeline.stores.lake.checking import check
-from tapeline.stores.lake.sealing import seal
+from tapeline.stores.lake.compacting import compact
 
 #: A folder, and one that it would mean too if it were a pattern.
 NAMES = [
@@ -72,8 +72,8 @@ def test_what_is_read_is_what_was_written_there_and_nothing_else(name: str, othe
     batches = tapeline.ticks("X", NOON - DAY, NOON + 9 * DAY, config=config).arrow()
     done = export(batches.schema, batches.to_batches(), tmp_path / f"{name} exported", "ticks", "parquet", lambda *_: None)
     assert done.rows == 2
-    sealed = list(seal(lake, date(2024, 3, 15), lambda *_: None))
-    assert [one.rows for one in sealed if one.table == "ticks"] == [1]
+    compacted = list(compact(lake, date(2024, 3, 15), lambda *_: None))
+    assert [one.rows for one in compacted if one.table == "ticks"] == [1]
     assert kept(config) == [1.0, 2.0]
     assert [finding for one in check(lake, identity, None, lambda *_: None) for finding in one.findings] == []
 

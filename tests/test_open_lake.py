@@ -23,7 +23,7 @@ from proving import proof
 from tapeline.providers.registry import identity
 from tapeline.records import BARS, BARS_TOPIC, TICKS, TICKS_TOPIC, Chunk, Topic
 from tapeline.stores.lake import Lake
-from tapeline.stores.lake.sealing import seal
+from tapeline.stores.lake.compacting import compact
 
 Row = dict[str, Any]
 
@@ -45,7 +45,7 @@ WINDOWS: list[Row] = [{**BAR, "ts_ns": NOON + at, "vwap": 1.5 if at else None, "
 DATES = {row["raw_offset"]: date(2024, 3, 15 + (row["ts_ns"] - NOON) // DAY) for row in TRADES}
 
 
-@pytest.fixture(scope="module", params=["as written", "with a sealed day"])
+@pytest.fixture(scope="module", params=["as written", "with a compacted day"])
 def lake(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
     root = tmp_path_factory.mktemp("open") / "lake"
     store = Lake(root, identity)
@@ -53,8 +53,8 @@ def lake(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReques
     for topic, rows in written:
         first = store.totals(topic).positions.get(0, 0)
         assert store.write(Chunk.dense(topic, 0, first, pa.RecordBatch.from_pylist(rows, topic.schema))).rows == len(rows)
-    if request.param == "with a sealed day":
-        seal(root, date(2024, 3, 15), lambda *_: None)
+    if request.param == "with a compacted day":
+        compact(root, date(2024, 3, 15), lambda *_: None)
     return root
 
 

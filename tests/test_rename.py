@@ -49,8 +49,8 @@ from tapeline.stores.lake import Lake, removing
 from tapeline.stores.lake import files as lake_files
 from tapeline.stores.lake import renaming as lake_renaming
 from tapeline.stores.lake.checking import check
+from tapeline.stores.lake.compacting import compact
 from tapeline.stores.lake.renaming import LakeRenaming
-from tapeline.stores.lake.sealing import seal
 from tapeline.stores.postgres import Postgres
 from tapeline.stores.postgres.database import Database
 from tapeline.stores.postgres.renaming import PostgresRenaming
@@ -258,10 +258,10 @@ def home(wrong: Path, tmp_path: Path) -> Home:
 # The whole way
 
 
-@pytest.mark.parametrize("sealed", ["sealed", "not sealed", "one day sealed"])
-def test_everything_is_as_if_the_name_had_always_been_right(sealed: str, home: Home, always_right: dict[str, list[str]]) -> None:
-    for day in {"sealed": [FIRST, SECOND], "one day sealed": [FIRST], "not sealed": []}[sealed]:
-        seal(home.root / "lake", day, silent)
+@pytest.mark.parametrize("compacted", ["compacted", "not compacted", "one day compacted"])
+def test_everything_is_as_if_the_name_had_always_been_right(compacted: str, home: Home, always_right: dict[str, list[str]]) -> None:
+    for day in {"compacted": [FIRST, SECOND], "one day compacted": [FIRST], "not compacted": []}[compacted]:
+        compact(home.root / "lake", day, silent)
     assert home.symbols() == {"AD/AEUR", "ADA/EUR", "BTC/USDT"}
     done = home.rename()
     assert home.kept() == always_right
@@ -275,7 +275,7 @@ def test_everything_is_as_if_the_name_had_always_been_right(sealed: str, home: H
         ("ledger", None, None),
     }
     assert sum(one["duplicates"] for one in done if one["store"] == "lake") == 11  # nine trades, a quote and a bar came twice
-    if sealed == "sealed":
+    if compacted == "compacted":
         names = [Path(uri) for uri in DeltaTable(str(home.root / "lake" / "ticks")).file_uris()]
         assert [name.name[:7] for name in names] == ["sealed-"] * 2
         for name in names:
@@ -286,13 +286,13 @@ def test_everything_is_as_if_the_name_had_always_been_right(sealed: str, home: H
 def test_a_second_call_changes_nothing(home: Home) -> None:
     home.rename()
     files = sorted(
-        (path, path.stat().st_mtime_ns) for path in (home.root / "lake").rglob("*") if path.is_file() and path.name != ".sealing"
+        (path, path.stat().st_mtime_ns) for path in (home.root / "lake").rglob("*") if path.is_file() and path.name != ".compacting"
     )
     ledger = (home.root / "ledger.sqlite").read_bytes()
     assert home.rename() == []
     assert home.ask("rename", ONE.old, ONE.new).stdout == "Nothing is kept under AD/AEUR.\n"
     again = sorted(
-        (path, path.stat().st_mtime_ns) for path in (home.root / "lake").rglob("*") if path.is_file() and path.name != ".sealing"
+        (path, path.stat().st_mtime_ns) for path in (home.root / "lake").rglob("*") if path.is_file() and path.name != ".compacting"
     )
     assert again == files
     assert (home.root / "ledger.sqlite").read_bytes() == ledger
@@ -391,8 +391,8 @@ def test_it_does_not_run_beside_what_writes(stage: str, home: Home) -> None:
 
 
 def test_it_takes_turns_with_what_changes_the_lake(home: Home) -> None:
-    with lake_files.changing(home.root / "lake", "tapeline seal"):
-        assert f"tapeline seal, process {os.getpid()}" in refused(home, ONE.old, ONE.new, status=75)
+    with lake_files.changing(home.root / "lake", "tapeline compact"):
+        assert f"tapeline compact, process {os.getpid()}" in refused(home, ONE.old, ONE.new, status=75)
 
 
 def test_ingest_and_normalize_may_run_and_what_still_waits_under_the_wrong_name_is_said(home: Home) -> None:
@@ -461,11 +461,11 @@ from tapeline.app.process_names import store_name
 from tapeline.config import load
 from tapeline.jobs import rename
 from tapeline.stores.postgres import database, renaming as postgres_renaming
-from tapeline.stores.lake import files as lake_files, removing, renaming as lake_renaming, sealing as lake_sealing
+from tapeline.stores.lake import files as lake_files, removing, renaming as lake_renaming, compacting as lake_compacting
 from tapeline.ledger import sqlite as ledger_file, postgres as postgres_ledger
 from tapeline.stores.renaming import Renaming
 left = int(sys.argv[2])
-parts = (database, lake_files, removing, lake_renaming, lake_sealing, ledger_file, postgres_ledger, postgres_renaming, rename)
+parts = (database, lake_files, removing, lake_renaming, lake_compacting, ledger_file, postgres_ledger, postgres_renaming, rename)
 where = {some.__file__ for some in parts}
 def passed(frame, event, argument):
     global left
@@ -489,7 +489,7 @@ def dying_after(home: Home, points: int) -> subprocess.CompletedProcess[str]:
 
 @proof("lake")
 def test_killed_at_any_point_the_next_call_ends_it(home: Home, wrong: Path, always_right: dict[str, list[str]]) -> None:
-    seal(home.root / "lake", FIRST, silent)
+    compact(home.root / "lake", FIRST, silent)
     shutil.copytree(home.root, copy := home.root.with_name("copy"))
     points = int(dying_after(home, 1_000_000).stdout)
     chosen = range(1, points) if PROVE else sorted(Random(7).sample(range(1, points), 8))
@@ -502,7 +502,7 @@ def test_killed_at_any_point_the_next_call_ends_it(home: Home, wrong: Path, alwa
         home.rename()
         assert home.kept() == always_right, f"killed at point {point}"
         home.whole()
-        assert not list((home.root / "lake").glob("*/.sealing"))
+        assert not list((home.root / "lake").glob("*/.compacting"))
 
 
 # One store alone
@@ -667,14 +667,14 @@ def test_files_without_a_row_of_it_stay(tmp_path: Path) -> None:
     assert before < set(tmp_path.glob("ticks/date=*/*.parquet"))
 
 
-def test_a_sealed_day_of_many_files_has_no_symbol_in_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tapeline.stores.lake import sealing as lake_sealing
+def test_a_compacted_day_of_many_files_has_no_symbol_in_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tapeline.stores.lake import compacting as lake_compacting
 
-    monkeypatch.setattr(lake_sealing, "_FILE_ROWS", 3)
+    monkeypatch.setattr(lake_compacting, "_FILE_ROWS", 3)
     names = ("A/EUR", "AD/AEUR", "AD/BEUR", "ADA/EUR", "ADB/EUR", "Z/EUR")
     rows = [{"symbol": symbol, "sequence": at, "raw_offset": 10 * number + at} for number, symbol in enumerate(names) for at in range(2)]
     write(tmp_path, TICKS_TOPIC, ticks(*[{**row, "sequence": 7 + row["sequence"]} if row["symbol"] == "ADA/EUR" else row for row in rows]))
-    seal(tmp_path, FIRST, silent)
+    compact(tmp_path, FIRST, silent)
     assert len(before := set(tmp_path.glob("ticks/date=*/*.parquet"))) == 6
     rename_in(tmp_path)
     after = {
@@ -683,7 +683,7 @@ def test_a_sealed_day_of_many_files_has_no_symbol_in_two(tmp_path: Path, monkeyp
     }
     assert sorted(symbol for some in after.values() for symbol in some) == ["A/EUR", "AD/BEUR", "ADA/EUR", "ADB/EUR", "Z/EUR"]
     assert len(before & set(after)) == 3, "the files around are as they were"
-    assert not any(one.changed for one in seal(tmp_path, FIRST, silent))
+    assert not any(one.changed for one in compact(tmp_path, FIRST, silent))
 
 
 def test_a_damaged_file_is_named_and_its_day_stays(tmp_path: Path) -> None:

@@ -87,13 +87,16 @@ def test_a_signal_is_heard_at_once_also_while_the_main_thread_is_in_a_library_s_
 
 def test_who_meets_another_command_is_told_to_wait_and_who_meets_its_own_to_stop_it(tmp_path: Path) -> None:
     lock = tmp_path / "locks" / "lake"
-    with own(lock, "tapeline seal"):
+    with own(lock, "tapeline compact"):
         with (
-            pytest.raises(Busy, match="tapeline lake prune cannot run now: tapeline seal, process") as met,
+            pytest.raises(Busy, match="tapeline lake prune cannot run now: tapeline compact, process") as met,
             own(lock, "tapeline lake prune"),
         ):
             pass
         assert str(met.value).endswith("Call it again when that one has ended.")
-        with pytest.raises(Busy, match="tapeline seal already runs here: tapeline seal, process") as met, own(lock, "tapeline seal"):
+        with (
+            pytest.raises(Busy, match="tapeline compact already runs here: tapeline compact, process") as met,
+            own(lock, "tapeline compact"),
+        ):
             pass
         assert str(met.value).endswith("Stop that one first, or set another data_dir.")

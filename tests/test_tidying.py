@@ -1,4 +1,4 @@
-"""The lake keeps itself: days that are over are sealed and running ones merged, whoever dies meanwhile, and a write costs what it did."""
+"""The lake keeps itself: days that are over are compacted, running ones merged, whoever dies, and a write costs what it did."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ from tapeline.stores.lake import Lake
 from tapeline.stores.lake import due as lake_due
 from tapeline.stores.lake import files as lake_files
 from tapeline.stores.lake.checking import check
+from tapeline.stores.lake.compacting import Compacted
 from tapeline.stores.lake.due import Due, due
 from tapeline.stores.lake.reading import LakeSource
-from tapeline.stores.lake.sealing import Sealed
 from tapeline.stores.lake.tidying import tidy
 from tapeline.stores.selection import Selection
 from tapeline.telemetry.status import StatusFile, read_status
+from test_compacting import SYMBOLS, fill, quietly
 from test_lake_life import globbed, logged, write
-from test_sealing import SYMBOLS, fill, quietly
 from waiting import until
 
 FIRST, SECOND = date(2024, 3, 15), date(2024, 3, 16)
@@ -88,8 +88,8 @@ def both(root: Path) -> dict[str, list[Any]]:
     return found
 
 
-def tidied(root: Path, now: datetime) -> list[Sealed]:
-    done: list[Sealed] = []
+def tidied(root: Path, now: datetime) -> list[Compacted]:
+    done: list[Compacted] = []
     tidy(root, now, done.append)
     return done
 
@@ -97,7 +97,7 @@ def tidied(root: Path, now: datetime) -> list[Sealed]:
 # When
 
 
-def test_a_day_is_sealed_an_hour_after_its_end_and_the_one_that_runs_is_left_alone(root: Path) -> None:
+def test_a_day_is_compacted_an_hour_after_its_end_and_the_one_that_runs_is_left_alone(root: Path) -> None:
     midnight = datetime(2024, 3, 17, tzinfo=UTC)
     assert due(root, midnight - timedelta(hours=2)) == [Due(FIRST)]
     assert due(root, midnight + timedelta(minutes=59)) == [Due(FIRST)]
@@ -120,7 +120,7 @@ def test_a_day_to_which_rows_still_come_waits_until_it_is_quiet(root: Path) -> N
     assert due(root, EVENING + timedelta(minutes=50)) == [Due(FIRST)]
 
 
-def test_what_comes_to_a_sealed_day_is_sealed_in_once_a_day_has_passed(root: Path) -> None:
+def test_what_comes_to_a_compacted_day_is_compacted_in_once_a_day_has_passed(root: Path) -> None:
     quietly(root, FIRST)
     fill_at(root, EVENING, 1, 6)
     assert due(root, EVENING + timedelta(hours=3)) == []
@@ -151,7 +151,7 @@ def test_the_flushes_of_a_running_day_are_merged_when_they_are_many_and_have_lai
     assert both(root) == before
 
 
-def test_a_day_that_cannot_be_sealed_keeps_no_other_from_it_and_is_named(root: Path) -> None:
+def test_a_day_that_cannot_be_compacted_keeps_no_other_from_it_and_is_named(root: Path) -> None:
     bad = next((root / "ticks" / f"date={FIRST}").iterdir())
     bad.write_bytes(b"no Parquet")
     with pytest.raises(DiskProblem, match=bad.name):
@@ -167,13 +167,13 @@ DYING = """
 import os, signal, sys
 from datetime import datetime
 from pathlib import Path
-from tapeline.stores.lake import due as lake_due, sealing as lake_sealing, tidying as lake_tidying
+from tapeline.stores.lake import due as lake_due, compacting as lake_compacting, tidying as lake_tidying
 import pathlib
 lake_due._FLUSHES = 3
 left = int(sys.argv[2])
 def passed(frame, event, argument):
     global left
-    if frame.f_code.co_filename in (lake_sealing.__file__, pathlib.__file__) and event in ("call", "return"):
+    if frame.f_code.co_filename in (lake_compacting.__file__, pathlib.__file__) and event in ("call", "return"):
         left -= 1
         if left == 0:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -192,7 +192,7 @@ def dying_after(root: Path, points: int, now: datetime) -> subprocess.CompletedP
 @proof("lake")
 def test_killed_at_any_point_nothing_is_lost_or_doubled_and_the_next_one_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lake_due, "_FLUSHES", 3)
-    # The first day is over and sealed, the second is merged.
+    # The first day is over and compacted, the second is merged.
     now = EVENING + timedelta(hours=1)
     fill_at(tmp_path / "counted", EVENING, 3)
     points = int(dying_after(tmp_path / "counted", 1_000_000, now).stdout)
@@ -213,7 +213,7 @@ def test_killed_at_any_point_nothing_is_lost_or_doubled_and_the_next_one_ends_it
         first += 3
 
 
-def test_old_files_that_one_could_not_delete_before_it_died_are_found_although_nothing_is_to_be_sealed(root: Path) -> None:
+def test_old_files_that_one_could_not_delete_before_it_died_are_found_although_nothing_is_to_be_compacted(root: Path) -> None:
     (day,) = [one for one in (root / "ticks").glob("date=*") if one.name.endswith(str(FIRST))]
     old = {path: path.read_bytes() for path in day.iterdir()}
     quietly(root, FIRST)
@@ -247,7 +247,7 @@ def test_of_several_at_once_one_does_it_and_every_row_is_there_once(root: Path) 
 
 
 def test_while_another_changes_the_lake_it_ends_with_the_status_that_says_so(root: Path) -> None:
-    with own(root / ".sealing", "tapeline lake check"):
+    with own(root / ".compacting", "tapeline lake check"):
         done = subprocess.run(command(root), capture_output=True, text=True, check=False)
     assert done.returncode == Busy.exit_status
     assert "tapeline lake check" in done.stderr
@@ -263,14 +263,14 @@ def test_a_write_that_meets_a_merge_begins_anew_and_knows_its_duplicates(root: P
     again = ticks(*({name: row[name] for name in TICKS_TOPIC.schema.names} for row in held))
     read, met = lake._read, list[str]()
 
-    def meets_a_seal(topic: Any, name: str, columns: list[str]) -> Any:
+    def meets_a_compact(topic: Any, name: str, columns: list[str]) -> Any:
         if not met:
             met.append(name)
             quietly(root, FIRST)
             quietly(root, SECOND)
         return read(topic, name, columns)
 
-    monkeypatch.setattr(lake, "_read", meets_a_seal)
+    monkeypatch.setattr(lake, "_read", meets_a_compact)
     written = lake.write(Chunk.dense(TICKS_TOPIC, 0, position, again))
     assert met
     assert (written.rows, written.duplicates) == (0, len(held))
@@ -334,12 +334,12 @@ def test_a_reader_whose_file_was_merged_with_later_ones_is_told_to_ask_again(roo
         reader.read_all()
 
 
-def test_the_store_seals_by_itself_what_is_over_says_so_and_ends_with_its_child(root: Path) -> None:
+def test_the_store_compacts_by_itself_what_is_over_says_so_and_ends_with_its_child(root: Path) -> None:
     before, home = both(root), root.parent
     arguments = [*command(root)[:3], "store", *command(root)[5:]]
     store = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
     try:
-        last = until(lambda: read_status(home).get("lake", {}).get("upkeep", {}).get("done"), "the days are sealed")
+        last = until(lambda: read_status(home).get("lake", {}).get("upkeep", {}).get("done"), "the days are compacted")
     finally:
         store.terminate()
     said = store.communicate()[1]
@@ -350,15 +350,15 @@ def test_the_store_seals_by_itself_what_is_over_says_so_and_ends_with_its_child(
     assert both(root) == before
 
 
-def test_a_store_that_is_not_to_seal_does_not() -> None:
-    assert lake_upkeep(Config(), StoreConfig(seal=False), None) is None
+def test_a_store_that_is_not_to_compact_does_not() -> None:
+    assert lake_upkeep(Config(), StoreConfig(compact=False), None) is None
     assert lake_upkeep(Config(), StoreConfig("postgresql://u@h/d"), None) is None
 
 
 def holder(root: Path) -> int | None:
     """Who changes the lake just now, by the lock's own words: to ask for the lock would keep others from it."""
     try:
-        found = re.search(r"process (\d+)", (root / ".sealing").read_text())
+        found = re.search(r"process (\d+)", (root / ".compacting").read_text())
     except FileNotFoundError:
         return None
     return int(found[1]) if found is not None and int(found[1]) != os.getpid() and lives(int(found[1])) else None
@@ -369,7 +369,7 @@ def test_a_store_and_its_child_that_are_killed_are_done_again_by_the_next(root: 
     arguments = [*command(root)[:3], "store", *command(root)[5:]]
     for _ in range(2):
         store = subprocess.Popen(arguments, stderr=subprocess.DEVNULL)
-        until(lambda: holder(root) or names(root, SECOND) == ["sealed"], "it seals")
+        until(lambda: holder(root) or names(root, SECOND) == ["sealed"], "it compacts")
         child = holder(root)
         store.kill()
         if child is not None:

@@ -103,7 +103,7 @@ class StoreConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     flush_rows: Annotated[int, msgspec.Meta(ge=1)] = 250_000
     keep_days: Annotated[int, msgspec.Meta(ge=0)] = 0  # earlier UTC days are removed (of PostgreSQL: ticks); 0: never
     keep_gb: NotNegative = 0.0  # the lake: the oldest days are removed where it is larger (10**9 bytes); 0: never
-    seal: bool = True  # the lake: seal the days that are over, and merge the small files of the others, while it is written
+    compact: bool = True  # the lake: compact the days that are over, and merge the small files of the others, while it is written
 
     @property
     def shown(self) -> str:

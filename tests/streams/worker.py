@@ -57,7 +57,7 @@ def arm(fate: Fate, kind: str) -> None:
         call = Script.__call__
 
         def calling(self: Any, *args: Any, **options: Any) -> Any:
-            committing = "HINCRBY" in str(self.script)
+            committing = "-- A stage's step" in str(self.script)
             if committing:
                 fate.at("within")
             done = call(self, *args, **options)
@@ -67,9 +67,9 @@ def arm(fate: Fate, kind: str) -> None:
 
         Script.__call__ = calling  # type: ignore[method-assign]
     else:
-        from tapeline.streams.kafka import group
+        from tapeline.streams.kafka import transactions
 
-        class Producer(group.Producer):  # type: ignore[misc, name-defined]
+        class Producer(transactions.Producer):  # type: ignore[misc, name-defined]
             def send_offsets_to_transaction(self, *args: Any) -> Any:
                 fate.at("within")
                 done = super().send_offsets_to_transaction(*args)
@@ -81,7 +81,7 @@ def arm(fate: Fate, kind: str) -> None:
                 fate.at("decided")
                 return done
 
-        group.Producer = Producer  # type: ignore[attr-defined]
+        transactions.Producer = Producer  # type: ignore[attr-defined]
 
 
 def transform(stream: Stream, told: dict[str, Any], fate: Fate) -> None:

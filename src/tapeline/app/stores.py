@@ -69,8 +69,8 @@ def lake_retention(config: Config, store: StoreConfig) -> Callable[[], None] | N
 
 
 def lake_upkeep(config: Config, store: StoreConfig, path: Path | None) -> Upkeep | None:
-    """What seals a lake's days while its store runs; None where the configuration, which is at `path`, does not want that."""
-    if store_name(store) != "lake" or not store.seal:
+    """What compacts a lake's days while its store runs; None where the configuration, which is at `path`, does not want that."""
+    if store_name(store) != "lake" or not store.compact:
         return None
     root = _lake_folder(config, store)
     command = [sys.executable, "-m", "tapeline", "lake", "tidy", *(["--config", str(path)] if path is not None else [])]

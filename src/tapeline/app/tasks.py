@@ -40,7 +40,7 @@ from tapeline.ledger.facts import Interval, Key
 from tapeline.local.locks import own
 from tapeline.providers.history import Span, WrongPage
 from tapeline.providers.registry import DECODERS, identity
-from tapeline.stores.lake import checking, repairing, retention, sealing, tidying
+from tapeline.stores.lake import checking, compacting, repairing, retention, tidying
 
 #: Another backfill may hold a lock for a moment, to look whether its job is long done.
 _LOCK_WAIT_S: Final = 2.0
@@ -171,13 +171,13 @@ def repair(config: Config, gaps: Sequence[Gap]) -> Iterator[Repaired | Failed]:
                 yield Failed(gap.key, error)
 
 
-def seal(config: Config, day: date, progress: Progress) -> list[sealing.Sealed]:
+def compact(config: Config, day: date, progress: Progress) -> list[compacting.Compacted]:
     """Merge a day's many small files in the lake into a few sorted ones; each row stays as it is."""
-    return sealing.seal(_lake(config), day, progress)
+    return compacting.compact(_lake(config), day, progress)
 
 
-def tidy(config: Config, now: datetime, told: Callable[[sealing.Sealed], None]) -> None:
-    """Seal the days that are over, and merge the many small files of those that are not."""
+def tidy(config: Config, now: datetime, told: Callable[[compacting.Compacted], None]) -> None:
+    """Compact the days that are over, and merge the many small files of those that are not."""
     tidying.tidy(_lake(config), now, told)
 
 

@@ -17,9 +17,9 @@ from tapeline.errors import ConfigError
 
 if TYPE_CHECKING:
     from tapeline.stores.lake.checking import Checked
+    from tapeline.stores.lake.compacting import Compacted
     from tapeline.stores.lake.repairing import Repaired
     from tapeline.stores.lake.retention import Pruned, Vacuumed
-    from tapeline.stores.lake.sealing import Sealed
 
 
 lake_app = typer.Typer(no_args_is_help=True, help="The lake's own life: what it keeps, whether it is whole, and making it whole.")
@@ -29,7 +29,7 @@ FormatOption = Annotated[TableOrJson, typer.Option(help="table, or json: an obje
 
 
 @app.command()
-def seal(
+def compact(
     days: Annotated[list[str], typer.Argument(help="UTC days, such as 2026-01-05.", metavar="DAY...")],
     config: ConfigOption = None,
     format: FormatOption = TableOrJson.table,  # noqa: A002
@@ -37,16 +37,16 @@ def seal(
     """Merge a day's many small files in the lake into a few sorted ones; each row stays as it is.
 
     What is written is compared with what was there before one commit swaps them: row count, a checksum of each column, of the ids and of
-    whole rows. Readers see the old files or the new ones; a seal that is killed changed nothing; a second one finds nothing to do.
+    whole rows. Readers see the old files or the new ones; a compaction that is killed changed nothing; a second one finds nothing to do.
 
-    Example: `tapeline seal 2026-01-05 2026-01-06`
+    Example: `tapeline compact 2026-01-05 2026-01-06`
     """
     from tapeline.app import tasks
 
     settings = load_config(config)
     for day in [_day(text) for text in days]:
-        with progress_bars(f"sealing {day}") as told:
-            done = tasks.seal(settings, day, told)
+        with progress_bars(f"compacting {day}") as told:
+            done = tasks.compact(settings, day, told)
         for one in done:
             echo(_as_json(one) if format is TableOrJson.json else _in_words(one))
         if not done:
@@ -81,16 +81,16 @@ def prune(
 
 @lake_app.command()
 def tidy(config: ConfigOption = None, format: FormatOption = TableOrJson.table) -> None:  # noqa: A002
-    """Seal the days that are over, and merge the many small files of those that are not.
+    """Compact the days that are over, and merge the many small files of those that are not.
 
     A day is over an hour after its midnight in UTC, when nothing of it has come for half an hour. `tapeline store` does the same by
-    itself, unless its [[stores]] has `seal = false`. Killed or called twice, it goes on with what is left.
+    itself, unless its [[stores]] has `compact = false`. Killed or called twice, it goes on with what is left.
 
     Example: `tapeline lake tidy`
     """
     from tapeline.app import tasks
 
-    def told(one: Sealed) -> None:
+    def told(one: Compacted) -> None:
         echo(_as_json(one) if format is TableOrJson.json else _in_words(one))
 
     tasks.tidy(load_config(config), datetime.now(UTC), told)
@@ -165,7 +165,7 @@ def _day(text: str) -> date:
         raise ConfigError(f"{text!r} is no day. Write it such as 2026-01-05.") from None
 
 
-def _as_json(one: Sealed | Pruned | Vacuumed | Checked | Repaired) -> str:
+def _as_json(one: Compacted | Pruned | Vacuumed | Checked | Repaired) -> str:
     found = asdict(one)
     return json.dumps({name: found[name] for name in sorted(found, key=lambda name: name != "day")}, default=str)
 
@@ -193,8 +193,8 @@ def _repaired(one: Repaired) -> str:
     return f"{what}: {one.found:,} rows made again" + (f", {one.lost:,} rows lost for good" if one.lost else "")
 
 
-def _in_words(one: Sealed) -> str:
+def _in_words(one: Compacted) -> str:
     if not one.changed:
-        return f"{one.day} {one.table}: sealed already" if one.files_after else f"{one.day} {one.table}: nothing there"
+        return f"{one.day} {one.table}: compacted already" if one.files_after else f"{one.day} {one.table}: nothing there"
     files = f"{one.files_before:,} files, {one.bytes_before / 1e6:,.1f} MB, are now {one.files_after:,}, {one.bytes_after / 1e6:,.1f} MB"
     return f"{one.day} {one.table}: {one.rows:,} rows in {files}"

@@ -24,7 +24,7 @@ from tapeline.stores.lake import files as lake_files
 
 #: What is counted of each topic, in the order of `Totals`.
 _COUNTS: Final = ("read", "rows", "duplicates")
-#: Files are merged or sealed at most a few times an hour: a write that meets that begins anew.
+#: Files are merged or compacted at most a few times an hour: a write that meets that begins anew.
 _TRIES: Final = 3
 
 
@@ -150,7 +150,7 @@ class Lake:
         path = self.root / topic.table / name
         try:
             found = pq.read_table(path, columns=names, partitioning=None, page_checksum_verification=True)
-            # Sealed files call every column nullable, the others do not: what is joined has one schema.
+            # Compacted files call every column nullable, the others do not: what is joined has one schema.
             return pa.table(found.columns, found.schema.names)
         except (OSError, pa.ArrowException) as error:
             if isinstance(error, FileNotFoundError) and not self._names(topic, name):

@@ -22,10 +22,10 @@ from tapeline.records import BARS_TOPIC, NORMALIZED_TOPICS, TICKS_TOPIC, Topic
 from tapeline.stores.duplicates import IdentityRule, in_sql
 from tapeline.stores.lake import files as lake_files
 from tapeline.stores.lake import removing, totals_of
+from tapeline.stores.lake.compacting import MEMORY, Progress
 from tapeline.stores.lake.damage import damage
 from tapeline.stores.lake.engine import NO_DOWNLOADS
 from tapeline.stores.lake.files import IDS, RANGED
-from tapeline.stores.lake.sealing import MEMORY, Progress
 
 _REMEDY: Final = "Check again."
 #: Files that are read together: what is asked of each is one query.

@@ -1,4 +1,4 @@
-"""What the lake needs done as time goes on: a day that is over is to be sealed, and the small files of a running day are to be merged.
+"""What the lake needs done as time goes on: a day that is over is to be compacted, and the small files of a running day are to be merged.
 
 It is read from the tables themselves, so nothing is noted and nothing is missed: who died on the way, or was never started, finds the same
 days again.
@@ -16,12 +16,12 @@ import pyarrow.compute as pc
 
 from tapeline.records import NORMALIZED_TOPICS, Topic
 from tapeline.stores.lake import files as lake_files
-from tapeline.stores.lake.files import ASIDE, PART, SEALED
+from tapeline.stores.lake.files import ASIDE, COMPACTED, PART
 
-#: A day is sealed when it has been over for so long, and nothing of it has come for a while: late data has its own pace.
+#: A day is compacted when it has been over for so long, and nothing of it has come for a while: late data has its own pace.
 _OVER_FOR: Final = timedelta(hours=1)
 _QUIET: Final = timedelta(minutes=30)
-#: Sealing copies the whole day: what comes to a sealed day waits until no more has come for so long.
+#: Compacting copies the whole day: what comes to a compacted day waits until no more has come for so long.
 _QUIET_AGAIN: Final = timedelta(days=1)
 #: So many flushes are merged: at the usual one in five seconds, an hour's.
 _FLUSHES: Final = 720
@@ -31,7 +31,7 @@ _YOUNG: Final = timedelta(minutes=10)
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """A day to seal, or (with a table) one whose small files are to be merged; without a day, a table to sweep."""
+    """A day to compact, or (with a table) one whose small files are to be merged; without a day, a table to sweep."""
 
     day: date | None
     topic: Topic | None = None
@@ -49,15 +49,15 @@ def due(root: Path, now: datetime) -> list[Due]:
             found.add(Due(None, topic))
         if files is not None:
             found |= {one for day in pc.unique(files["day"]).to_pylist() if (one := _due(topic, day, files, now)) is not None}
-    to_seal = {one.day for one in found if one.topic is None}
-    wanted = (one for one in found if one.topic is None or one.day not in to_seal)
+    to_compact = {one.day for one in found if one.topic is None}
+    wanted = (one for one in found if one.topic is None or one.day not in to_compact)
     return sorted(wanted, key=lambda one: (str(one.day or ""), one.topic.table if one.topic is not None else ""))
 
 
 def _due(topic: Topic, text: str, all_files: pa.Table, now: datetime) -> Due | None:
     day, files = date.fromisoformat(text), all_files.filter(pc.equal(all_files["day"], text))
-    sealed = pa.array([Path(path).name.startswith(SEALED) for path in files["path"].to_pylist()], pa.bool_())
-    loose = files.filter(pc.invert(sealed))
+    compacted = pa.array([Path(path).name.startswith(COMPACTED) for path in files["path"].to_pylist()], pa.bool_())
+    loose = files.filter(pc.invert(compacted))
     if not loose.num_rows:
         return None
     over = now - datetime(day.year, day.month, day.day, tzinfo=UTC) - timedelta(days=1)

@@ -43,13 +43,13 @@ _LOG: Final = {
     "delta.deletedFileRetentionDuration": "interval 1 days",
 }
 #: How the names of files begin: a flush of the store; many of those, merged; one made again, from the raw topic or with another name of a
-#: symbol; a sealed one. A day with no others is sealed.
+#: symbol; a compacted one. A day with no others is compacted.
 PART: Final = "part-"
 MERGED: Final = "merged-"
 MADE: Final = "made-"
-SEALED: Final = "sealed-"
+COMPACTED: Final = "sealed-"
 #: What is being written, inside a table's folder: the leading point hides it from readers of folders, and no name in it ends in .parquet.
-ASIDE: Final = ".sealing"
+ASIDE: Final = ".compacting"
 #: Rows that are read together: small enough to find an hour of a symbol, large enough to compress.
 GROUP_ROWS: Final = 65_536
 #: Rows of a flush are read together up to so many.

@@ -47,7 +47,7 @@ Value = str | int | list[str]
 class LakeSource:
     """The lake under `root` as it was when each table was first asked for: what is written meanwhile is not seen, by any read.
 
-    A day that is sealed meanwhile has other files with the same rows: reads go on in those where they were.
+    A day that is compacted meanwhile has other files with the same rows: reads go on in those where they were.
     """
 
     def __init__(self, root: Path) -> None:

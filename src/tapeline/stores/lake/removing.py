@@ -11,10 +11,10 @@ from typing import Final
 from deltalake import DeltaTable
 
 from tapeline.local.files import sync
-from tapeline.stores.lake.files import ASIDE, MADE, MERGED, SEALED, delete, files_of, remove_if_empty
+from tapeline.stores.lake.files import ASIDE, COMPACTED, MADE, MERGED, delete, files_of, remove_if_empty
 
 #: Files that only who changes the lake alone gives their names.
-_ALONE: Final = (MERGED, MADE, SEALED)
+_ALONE: Final = (MERGED, MADE, COMPACTED)
 #: No store takes so long between writing a file and committing it.
 _FORGOTTEN_AFTER_S: Final = 3_600.0
 
@@ -55,7 +55,7 @@ def delete_unnamed(folder: Path, table: DeltaTable) -> tuple[int, int]:
 def unnamed(folder: Path, named: set[str], day: date | None = None) -> list[Path]:
     """Files in the folders of days that are not among those named, and that no store is about to commit.
 
-    Only for who changes the lake alone: what others write aside or seal at the moment would be among them."""
+    Only for who changes the lake alone: what others write aside or compact at the moment would be among them."""
     found = []
     for path in folder.glob("date=*/*" if day is None else f"date={day}/*"):
         if path.name not in named:

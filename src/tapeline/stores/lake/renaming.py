@@ -1,8 +1,8 @@
 """Gives a symbol its right name in the lake: the files that hold rows under the wrong one are replaced, a day of a table in one commit.
 
 An event may be there under both names. Then the row that came first stays, as if both had come under one name. The other row counts as a
-duplicate from then on. Everything else of a row stays. What is written is read back and compared, as when a day is sealed. Who dies on the
-way leaves files that the log does not name, which the next one removes.
+duplicate from then on. Everything else of a row stays. What is written is read back and compared, as when a day is compacted. Who dies on
+the way leaves files that the log does not name, which the next one removes.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from tapeline.stores.duplicates import IdentityRule, in_sql
 from tapeline.stores.lake import count_id, removing, totals_of
 from tapeline.stores.lake import files as lake_files
 from tapeline.stores.lake.checking import connect
+from tapeline.stores.lake.compacting import Rows, sorted_copy
 from tapeline.stores.lake.damage import damage
-from tapeline.stores.lake.files import ASIDE, IDS, MADE, SEALED
-from tapeline.stores.lake.sealing import Rows, sorted_copy
+from tapeline.stores.lake.files import ASIDE, COMPACTED, IDS, MADE
 from tapeline.stores.renaming import NAMING, Progress, Renamed, Renaming
 
 _REMEDY: Final = "Rename again, it goes on where it was; `tapeline lake repair` makes a damaged file again."
@@ -189,9 +189,9 @@ class _Day:
             yield aside
 
     def _files(self, others: list[str]) -> pa.Table:
-        """The files that are replaced. Of a sealed day all from the one name to the other: no symbol is then in two files."""
+        """The files that are replaced. Of a compacted day all from the one name to the other: no symbol is then in two files."""
         files = lake_files.files_of(self.table, self.day)
-        if all(Path(path).name.startswith(SEALED) for path in files["path"].to_pylist()):
+        if all(Path(path).name.startswith(COMPACTED) for path in files["path"].to_pylist()):
             return _between(files, "symbol", *sorted((self.renaming.old, self.renaming.new)))
         return files.filter(pc.is_in(files["path"], pa.array([*self.holding, *others], pa.string())))
 
@@ -204,8 +204,8 @@ class _Day:
         text = _RENAMED.format(mine=_MINE, files=_READ.format("files"), again=_READ.format("again"), ids=_IDS)
         values = self._values(paths) | {"again": lake_files.for_duckdb([again.path])}
         new = sorted_copy(self.folder, self.topic, Rows(values, text), aside, lambda *_: None)
-        sealed = all(Path(path).name.startswith(SEALED) for path in paths)
-        added = lake_files.place(self.folder, self.day, new, SEALED if sealed else MADE)
+        compacted = all(Path(path).name.startswith(COMPACTED) for path in paths)
+        added = lake_files.place(self.folder, self.day, new, COMPACTED if compacted else MADE)
         totals, duplicates = totals_of(self.table, self.topic), again.old + again.new
         now = {"rows": totals.rows - duplicates, "duplicates": totals.duplicates + duplicates} if duplicates else {}
         counts = [Transaction(count_id(self.topic, name), count) for name, count in now.items()]

@@ -26,8 +26,8 @@ from tapeline.stores.duplicates import Channel, IdentityRule, in_sql, lacking_co
 from tapeline.stores.lake import count_id, removing, totals_of
 from tapeline.stores.lake import files as lake_files
 from tapeline.stores.lake.checking import connect, damaged
-from tapeline.stores.lake.files import ASIDE, GROUP_ROWS, IDS, MADE, RANGED, SEALED, names_of
-from tapeline.stores.lake.sealing import Progress, order_of
+from tapeline.stores.lake.compacting import Progress, order_of
+from tapeline.stores.lake.files import ASIDE, COMPACTED, GROUP_ROWS, IDS, MADE, RANGED, names_of
 
 _REMEDY: Final = "Repair again."
 _IDS: Final = ", ".join(IDS)
@@ -137,8 +137,8 @@ class _Day:
         return Repaired(self._topic.table, self._day, names, rows, found, rows - found)
 
     def _swap(self, new: list[Path], lost: int) -> None:
-        sealed = all(Path(path).name.startswith(SEALED) for path in self._bad["path"].to_pylist())
-        added = lake_files.place(self._folder, self._day, new, SEALED if sealed else MADE)
+        compacted = all(Path(path).name.startswith(COMPACTED) for path in self._bad["path"].to_pylist())
+        added = lake_files.place(self._folder, self._day, new, COMPACTED if compacted else MADE)
         counts = [Transaction(count_id(self._topic, "lost"), self._totals.lost + lost)] if lost else []
         lake_files.commit(self._folder, self._table, self._bad, added, counts, data_change=bool(lost))
         removing.delete_removed(self._folder, self._table, self._day)
@@ -225,7 +225,7 @@ class _Day:
         """Of each partition of the raw topic the first and the last offset that the damaged files can have rows of."""
         names = [f"{edge}.{name}" for name in ("raw_partition", "raw_offset") for edge in ("min", "max")]
         if any(name not in self._bad.schema.names or self._bad[name].null_count for name in names):
-            return None  # an earlier version's sealed file
+            return None  # an earlier version's compacted file
         found: dict[int, tuple[int, int]] = {}
         for first, last, low, high in zip(*(self._bad[name].to_pylist() for name in names), strict=True):
             for partition in range(first, last + 1):

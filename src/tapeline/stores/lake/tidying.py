@@ -1,4 +1,4 @@
-"""Does what the lake needs done: seals days that are over, merges the small files of those that are not, sweeps up after who died."""
+"""Does what the lake needs done: compacts days that are over, merges the small files of those that are not, sweeps up after who died."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from datetime import datetime
 from pathlib import Path
 
 from tapeline.errors import DiskProblem
+from tapeline.stores.lake.compacting import Compacted, CompactionFailed, compact, merge, sweep
 from tapeline.stores.lake.due import Due, due, young_ms
-from tapeline.stores.lake.sealing import Sealed, SealFailed, merge, seal, sweep
 
 
-def tidy(root: Path, now: datetime, told: Callable[[Sealed], None]) -> None:
+def tidy(root: Path, now: datetime, told: Callable[[Compacted], None]) -> None:
     """Do what is due. A day that cannot be done does not keep the others from it; what went wrong first is raised at the end.
 
-    Raises Busy while another process changes the lake's files: that one may be doing the same. DiskProblem, SealFailed, NewerData."""
-    problem: DiskProblem | SealFailed | None = None
+    Raises Busy while another process changes the lake's files: that one may be doing the same. DiskProblem, CompactionFailed, NewerData."""
+    problem: DiskProblem | CompactionFailed | None = None
     for one in due(root, now):
         try:
             done = _do(root, one, now)
-        except (DiskProblem, SealFailed) as error:
+        except (DiskProblem, CompactionFailed) as error:
             problem = problem or error
         else:
             for each in done:
@@ -29,9 +29,9 @@ def tidy(root: Path, now: datetime, told: Callable[[Sealed], None]) -> None:
         raise problem
 
 
-def _do(root: Path, one: Due, now: datetime) -> list[Sealed]:
+def _do(root: Path, one: Due, now: datetime) -> list[Compacted]:
     if one.topic is None and one.day is not None:
-        return seal(root, one.day, lambda *_: None)
+        return compact(root, one.day, lambda *_: None)
     if one.topic is not None and one.day is not None:
         return [merge(root, one.topic, one.day, young_ms(now))]
     if one.topic is not None:

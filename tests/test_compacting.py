@@ -1,4 +1,4 @@
-"""Sealing a day changes how its rows lie on disk, and never which rows there are, whoever dies or reads or writes meanwhile."""
+"""Compacting a day changes how its rows lie on disk, and never which rows there are, whoever dies or reads or writes meanwhile."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from tapeline.local.locks import own
 from tapeline.providers.registry import identity
 from tapeline.records import BARS_TOPIC, NORMALIZED_TOPICS, REJECTED_TOPIC, TICKS_TOPIC, Chunk, Topic
 from tapeline.stores.lake import Lake
-from tapeline.stores.lake import sealing as lake_sealing
+from tapeline.stores.lake import compacting as lake_compacting
+from tapeline.stores.lake.compacting import Compacted, CompactionFailed, Rows, compact
 from tapeline.stores.lake.reading import LakeSource
-from tapeline.stores.lake.sealing import Rows, Sealed, SealFailed, seal
 from tapeline.stores.selection import Selection
 
 TODAY, TOMORROW = date(2024, 3, 15), date(2024, 3, 16)
@@ -68,8 +68,8 @@ def fill(root: Path, flushes: int = 6, first: int = 0) -> None:
         write(root, REJECTED_TOPIC, rejects(3, first=3 * flush))
 
 
-def quietly(root: Path, day: date = TODAY) -> list[Sealed]:
-    return seal(root, day, lambda *_: None)
+def quietly(root: Path, day: date = TODAY) -> list[Compacted]:
+    return compact(root, day, lambda *_: None)
 
 
 def rows_of(files: list[str]) -> list[tuple[Any, ...]]:
@@ -98,7 +98,7 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "lake"
 
 
-def test_a_sealed_day_has_the_same_rows_in_one_sorted_file_and_the_other_day_is_left_alone(root: Path) -> None:
+def test_a_compacted_day_has_the_same_rows_in_one_sorted_file_and_the_other_day_is_left_alone(root: Path) -> None:
     before = {topic: logged(root, topic) for topic in NORMALIZED_TOPICS}
     others = sorted((root / "ticks" / f"date={TOMORROW}").iterdir())
     done = {one.table: one for one in quietly(root)}
@@ -114,7 +114,7 @@ def test_a_sealed_day_has_the_same_rows_in_one_sorted_file_and_the_other_day_is_
     assert [tuple(row.values()) for row in order] == sorted(tuple(row.values()) for row in order)
 
 
-def test_sealing_twice_is_harmless_and_late_rows_are_sealed_in(root: Path) -> None:
+def test_compacting_twice_is_harmless_and_late_rows_are_compacted_in(root: Path) -> None:
     quietly(root)
     version = DeltaTable(str(root / "ticks")).version()
     files = sorted((root / "ticks").rglob("*"))
@@ -146,7 +146,7 @@ def tapeline_rows(root: Path) -> list[dict[str, Any]]:
 
 
 def test_a_day_of_many_rows_becomes_files_of_whole_symbols(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lake_sealing, "_FILE_ROWS", 60)
+    monkeypatch.setattr(lake_compacting, "_FILE_ROWS", 60)
     before = logged(root, TICKS_TOPIC)
     quietly(root)
     found = [
@@ -163,9 +163,9 @@ def test_a_day_of_many_rows_becomes_files_of_whole_symbols(root: Path, monkeypat
 def test_a_copy_that_differs_is_not_swapped_in(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = logged(root, TICKS_TOPIC)
     files = sorted(path for path in root.rglob("date=*/*.parquet"))
-    real = lake_sealing._fingerprint
-    monkeypatch.setattr(lake_sealing, "_fingerprint", lambda db, topic, rows: real(db, topic, Rows({"files": rows.values["files"][:1]})))
-    with pytest.raises(SealFailed, match="the number of rows, column symbol"):
+    real = lake_compacting._fingerprint
+    monkeypatch.setattr(lake_compacting, "_fingerprint", lambda db, topic, rows: real(db, topic, Rows({"files": rows.values["files"][:1]})))
+    with pytest.raises(CompactionFailed, match="the number of rows, column symbol"):
         quietly(root)
     assert logged(root, TICKS_TOPIC) == before
     assert sorted(path for path in root.rglob("date=*/*.parquet")) == files
@@ -186,7 +186,7 @@ def test_every_way_to_spoil_a_copy_is_seen(tmp_path: Path) -> None:
             path = tmp_path / f"{name}.parquet"
             batch = ticks(*content)
             pq.write_table(pa.table(batch).append_column("ts", pa.array([0] * len(content), pa.timestamp("us", "UTC"))), path)
-            return lake_sealing._fingerprint(db, TICKS_TOPIC, Rows.of([path]))
+            return lake_compacting._fingerprint(db, TICKS_TOPIC, Rows.of([path]))
 
         fine = told("fine", rows)
         assert told("in another order", [{**row, "raw_offset": at} for at, row in reversed(list(enumerate(rows)))]) == fine
@@ -209,8 +209,8 @@ def test_old_files_that_the_log_has_forgotten_are_removed_and_young_ones_are_not
     assert not left & {path.name for path in list(old)[:3]}
 
 
-def test_two_seals_at_once_are_refused_and_say_who_is_at_it(root: Path) -> None:
-    with own(root / ".sealing", "tapeline seal"), pytest.raises(Busy, match=r"tapeline seal already runs here"):
+def test_two_compacts_at_once_are_refused_and_say_who_is_at_it(root: Path) -> None:
+    with own(root / ".compacting", "tapeline compact"), pytest.raises(Busy, match=r"tapeline compact already runs here"):
         quietly(root)
 
 
@@ -223,23 +223,23 @@ def test_a_damaged_file_is_named_and_nothing_is_changed(root: Path) -> None:
     assert DeltaTable(str(root / "ticks")).version() == version
 
 
-# While it is sealed
+# While it is compacted
 
 
 DYING = """
 import os, signal, sys
 from datetime import date
 from pathlib import Path
-from tapeline.stores.lake import sealing as lake_sealing
+from tapeline.stores.lake import compacting as lake_compacting
 left = int(sys.argv[2])
 def passed(frame, event, argument):
     global left
-    if frame.f_code.co_filename in (lake_sealing.__file__, {pathlib!r}) and event in ("call", "return"):
+    if frame.f_code.co_filename in (lake_compacting.__file__, {pathlib!r}) and event in ("call", "return"):
         left -= 1
         if left == 0:
             os.kill(os.getpid(), signal.SIGKILL)
 sys.setprofile(passed)
-lake_sealing.seal(Path(sys.argv[1]), date(2024, 3, 15), lambda *_: None)
+lake_compacting.compact(Path(sys.argv[1]), date(2024, 3, 15), lambda *_: None)
 sys.setprofile(None)
 print(int(sys.argv[2]) - left)
 """
@@ -253,7 +253,7 @@ def dying_after(root: Path, points: int) -> subprocess.CompletedProcess[str]:
 
 
 @proof("lake")
-def test_killed_at_any_point_it_is_as_if_it_never_ran_or_done_and_the_next_seal_ends_it(tmp_path: Path) -> None:
+def test_killed_at_any_point_it_is_as_if_it_never_ran_or_done_and_the_next_compact_ends_it(tmp_path: Path) -> None:
     fill(tmp_path / "counted", 3)
     points = int(dying_after(tmp_path / "counted", 1_000_000).stdout)
     rng = Random(None if PROVE else 4)
@@ -267,14 +267,14 @@ def test_killed_at_any_point_it_is_as_if_it_never_ran_or_done_and_the_next_seal_
         assert dying_after(root, point).returncode == -signal.SIGKILL
         assert {topic: logged(root, topic) for topic in NORMALIZED_TOPICS} == before, f"killed at point {point}"
         quietly(root)
-        assert {topic: logged(root, topic) for topic in NORMALIZED_TOPICS} == before, f"killed at point {point}, then sealed"
-        assert {topic: globbed(root, topic) for topic in NORMALIZED_TOPICS} == before, f"killed at point {point}, then sealed"
-        assert not list(root.glob("*/.sealing"))
+        assert {topic: logged(root, topic) for topic in NORMALIZED_TOPICS} == before, f"killed at point {point}, then compacted"
+        assert {topic: globbed(root, topic) for topic in NORMALIZED_TOPICS} == before, f"killed at point {point}, then compacted"
+        assert not list(root.glob("*/.compacting"))
         fill(root, 2, first)
         first += 2
 
 
-def test_a_reader_that_has_begun_goes_on_in_the_sealed_files(root: Path) -> None:
+def test_a_reader_that_has_begun_goes_on_in_the_compacted_files(root: Path) -> None:
     wanted = Selection(SYMBOLS, 0, NOON + 9 * DAY, tuple(TICKS_TOPIC.schema.names))
     expected = LakeSource(root).ticks(wanted).read_all().to_pylist()
     source = LakeSource(root)
@@ -346,20 +346,20 @@ def test_a_store_that_writes_meanwhile_loses_and_doubles_nothing(root: Path) -> 
     assert globbed(root, TICKS_TOPIC) == rows
 
 
-def test_the_command_seals_days_and_says_what_it_did(tmp_path: Path) -> None:
+def test_the_command_compacts_days_and_says_what_it_did(tmp_path: Path) -> None:
     fill(tmp_path / "lake")
     (tmp_path / "tapeline.toml").write_text(
         f'data_dir = "{tmp_path}"\n[[providers]]\nname = "binance"\nsymbols = ["BTCUSDT"]\nchannels = ["trade"]\n'
     )
 
     def asked(*words: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "tapeline", "seal", *words, "--config", str(tmp_path / "tapeline.toml")]
+        command = [sys.executable, "-m", "tapeline", "compact", *words, "--config", str(tmp_path / "tapeline.toml")]
         return subprocess.run(command, capture_output=True, text=True, check=False)
 
     done = asked(str(TODAY), str(TOMORROW), "--format", "json")
     assert done.returncode == 0, done.stderr
     assert '{"day": "2024-03-15", "table": "ticks", "rows": ' in done.stdout
     assert len(tapeline.ticks(SYMBOLS, NOON - DAY, NOON + 9 * DAY, config=tmp_path / "tapeline.toml").arrow()) == 240
-    assert "sealed already" in asked(str(TODAY)).stdout
+    assert "compacted already" in asked(str(TODAY)).stdout
     assert asked("2024-02-30").returncode == 78
     assert "2024-02-30" in asked("2024-02-30").stderr

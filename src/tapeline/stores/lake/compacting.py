@@ -1,10 +1,10 @@
-"""Seals a day of the lake: its many small files become a few sorted ones, verified against the old before one commit swaps them. The
+"""Compacts a day of the lake: its many small files become a few sorted ones, verified against the old before one commit swaps them. The
 files of a day that is still running are merged in the same way, those alone that have lain for a while.
 
 The new files are written aside, under names that no reader takes for Parquet. Row count, a checksum of each column, of the ids and of whole
 rows must equal those of the old files, read back from disk; then the files get their names, one Delta commit removes the old and adds the
-new, and the old are deleted. Whoever dies on the way leaves files that the log does not name, which the next seal removes: readers of the
-log see all of the old or all of the new.
+new, and the old are deleted. Whoever dies on the way leaves files that the log does not name, which the next compaction removes: readers of
+the log see all of the old or all of the new.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tapeline.stores.lake import removing
 from tapeline.stores.lake.damage import damage
 from tapeline.stores.lake.due import small
 from tapeline.stores.lake.engine import NO_DOWNLOADS
-from tapeline.stores.lake.files import ASIDE, GROUP_ROWS, IDS, MERGED, SEALED, disk_problem, names_of
+from tapeline.stores.lake.files import ASIDE, COMPACTED, GROUP_ROWS, IDS, MERGED, disk_problem, names_of
 
 #: A file holds whole symbols, about so many rows of them: what sorting needs of memory, and how few files a reader of one symbol opens.
 _FILE_ROWS: Final = 4_000_000
@@ -45,12 +45,12 @@ _REMEDY: Final = "Do it again; `tapeline lake repair` makes a damaged file again
 Progress = Callable[[str, int, int], None]
 
 
-class SealFailed(TapelineError):
+class CompactionFailed(TapelineError):
     """What was written is not what was there; nothing was changed."""
 
 
 @dataclass(frozen=True, slots=True)
-class Sealed:
+class Compacted:
     """What became of one table's day."""
 
     table: str
@@ -80,53 +80,53 @@ class Rows:
         return Rows({"files": lake_files.for_duckdb(files)})
 
 
-def seal(root: Path, day: date, progress: Progress) -> list[Sealed]:
-    """Seal one UTC day of every table of the lake under `root`; a day that is sealed, or has no rows any more, stays as it is.
+def compact(root: Path, day: date, progress: Progress) -> list[Compacted]:
+    """Compact one UTC day of every table of the lake under `root`; a day that is compacted, or has no rows any more, stays as it is.
 
-    Raises SealFailed where what was written does not equal what was there, Busy while another process changes the lake's files,
+    Raises CompactionFailed where what was written does not equal what was there, Busy while another process changes the lake's files,
     DiskProblem, NewerData.
     """
-    with lake_files.changing(root, "tapeline seal"):
-        return [_seal(root / topic.table, topic, day, progress) for topic in NORMALIZED_TOPICS if (root / topic.table).exists()]
+    with lake_files.changing(root, "tapeline compact"):
+        return [_compact(root / topic.table, topic, day, progress) for topic in NORMALIZED_TOPICS if (root / topic.table).exists()]
 
 
-def merge(root: Path, topic: Topic, day: date, older_than_ms: int) -> Sealed:
-    """Make one file, or a few, of those that the store has written for a day of one table before a moment. Raises as `seal` does."""
+def merge(root: Path, topic: Topic, day: date, older_than_ms: int) -> Compacted:
+    """Make one file, or a few, of those that the store has written for a day of one table before a moment. Raises as `compact` does."""
     folder = root / topic.table
     with lake_files.changing(root, "tapeline lake tidy"), disk_problem(folder, "merged", _REMEDY, duckdb.Error):
         table = lake_files.opened(folder)
         if table is None:
-            return Sealed(topic.table, day, 0, 0, 0, 0, 0)
+            return Compacted(topic.table, day, 0, 0, 0, 0, 0)
         removing.sweep(folder, table, day)
         old = small(lake_files.files_of(table, day), older_than_ms)
         if old.num_rows < _FEWEST:
-            return Sealed(topic.table, day, 0, 0, old.num_rows, 0, lake_files.total(old, "size_bytes"))
+            return Compacted(topic.table, day, 0, 0, old.num_rows, 0, lake_files.total(old, "size_bytes"))
         return _replace(folder, table, topic, day, old, MERGED, lambda *_: None)
 
 
 def sweep(root: Path, topic: Topic) -> None:
-    """Remove what one that died while it sealed or merged has left of a table. Raises Busy, DiskProblem."""
+    """Remove what one that died while it compacted or merged has left of a table. Raises Busy, DiskProblem."""
     folder = root / topic.table
     with lake_files.changing(root, "tapeline lake tidy"), disk_problem(folder, "tidied", _REMEDY):
         if (table := lake_files.opened(folder)) is not None:
             removing.sweep(folder, table)
 
 
-def _seal(folder: Path, topic: Topic, day: date, progress: Progress) -> Sealed:
-    with disk_problem(folder, "sealed", _REMEDY, duckdb.Error):
+def _compact(folder: Path, topic: Topic, day: date, progress: Progress) -> Compacted:
+    with disk_problem(folder, "compacted", _REMEDY, duckdb.Error):
         table = lake_files.opened(folder)
         if table is None:
-            return Sealed(topic.table, day, 0, 0, 0, 0, 0)
+            return Compacted(topic.table, day, 0, 0, 0, 0, 0)
         removing.sweep(folder, table, day)
         old = lake_files.files_of(table, day)
-        if all(Path(path).name.startswith(SEALED) for path in old["path"].to_pylist()):
-            return Sealed(topic.table, day, 0, 0, old.num_rows, 0, lake_files.total(old, "size_bytes"))
-        done = _replace(folder, table, topic, day, old, SEALED, progress)
+        if all(Path(path).name.startswith(COMPACTED) for path in old["path"].to_pylist()):
+            return Compacted(topic.table, day, 0, 0, old.num_rows, 0, lake_files.total(old, "size_bytes"))
+        done = _replace(folder, table, topic, day, old, COMPACTED, progress)
         table.create_checkpoint()  # who opens the table then reads one file of its log
         return done
 
 
-def _replace(folder: Path, table: DeltaTable, topic: Topic, day: date, old: pa.Table, prefix: str, progress: Progress) -> Sealed:
+def _replace(folder: Path, table: DeltaTable, topic: Topic, day: date, old: pa.Table, prefix: str, progress: Progress) -> Compacted:
     """Put a sorted copy of some files of a day in their place."""
     # Look for damage first: the copy gets a checksum of its own, which would hide it.
     for path, held, rows in zip(*(old[name].to_pylist() for name in ("path", "size_bytes", "num_records")), strict=True):
@@ -148,7 +148,7 @@ def _replace(folder: Path, table: DeltaTable, topic: Topic, day: date, old: pa.T
     finally:
         shutil.rmtree(aside, ignore_errors=True)  # last: where it stands, one has died on the way, and files may be left to delete
     sizes = sum(file.size for file in added)
-    return Sealed(
+    return Compacted(
         topic.table,
         day,
         lake_files.total(old, "num_records"),
@@ -160,7 +160,7 @@ def _replace(folder: Path, table: DeltaTable, topic: Topic, day: date, old: pa.T
 
 
 def sorted_copy(folder: Path, topic: Topic, rows: Rows, aside: Path, progress: Progress) -> list[Path]:
-    """The rows, sorted, in files aside, which were read back and compared. Raises SealFailed where they differ."""
+    """The rows, sorted, in files aside, which were read back and compared. Raises CompactionFailed where they differ."""
     settings = NO_DOWNLOADS | {"temp_directory": str(aside / "spilled"), "memory_limit": MEMORY, "preserve_insertion_order": True}
     names, order = names_of(topic), order_of(topic)
     new: list[Path] = []
@@ -172,20 +172,20 @@ def sorted_copy(folder: Path, topic: Topic, rows: Rows, aside: Path, progress: P
             path = aside / f"{len(new):04}.part"
             db.sql(text, params={**rows.values, **values}).write_parquet(str(path), compression="zstd", row_group_size=GROUP_ROWS)
             if (written := pq.read_metadata(path).num_rows) != count:
-                raise SealFailed(f"{path} holds {written} rows of {count}. Nothing was changed.")
+                raise CompactionFailed(f"{path} holds {written} rows of {count}. Nothing was changed.")
             new.append(path)
         if not new:
             return []
         was, now = _fingerprint(db, topic, rows), _fingerprint(db, topic, Rows.of(new))
     differing = [name for name in was if was[name] != now[name]]
     if differing:
-        raise SealFailed(f"{folder}: the sorted copy differs from what was there in {', '.join(differing)}. Nothing was changed.")
+        raise CompactionFailed(f"{folder}: the sorted copy differs from what was there in {', '.join(differing)}. Nothing was changed.")
     progress(topic.table, total, total)
     return new
 
 
 def order_of(topic: Topic) -> str:
-    """In which order a sealed file has its rows, for SQL."""
+    """In which order a compacted file has its rows, for SQL."""
     return ", ".join(name for name in _ORDER if name in topic.schema.names)
 
 
