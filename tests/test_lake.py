@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 from made import DAY, NOON, bars, rejects, ticks
 from tapeline.cli import app
 from tapeline.errors import ConfigError, DiskProblem, NewerData
+from tapeline.local import files as local_files
 from tapeline.providers.registry import identity
 from tapeline.reading.sql import connect, find
 from tapeline.records import BARS, BARS_TOPIC, NS_PER_S, REJECTED_TOPIC, TICKS, TICKS_TOPIC, Chunk, Topic
@@ -319,18 +320,18 @@ def test_the_files_of_a_failed_commit_are_removed_at_once_and_those_of_one_that_
 def test_a_flushed_file_is_on_disk_before_the_commit_that_names_it(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[str] = []
     named: list[str] = []
-    sync, commit = lake_files.sync, lake_files.commit
+    sync, commit = local_files.sync, lake_files.commit
 
     def noting(path: Path) -> None:
         synced.append(path.name)
         sync(path)
 
     def naming(folder: Path, table: Any, removed: Any, added: Any, *rest: Any, **more: Any) -> None:
-        assert all(f".{Path(one.path).stem}.aside" in synced and f"date={one.day}" in synced for one in added)
+        assert all(f".{Path(one.path).name}.aside" in synced and f"date={one.day}" in synced for one in added)
         named.extend(one.path for one in added)
         commit(folder, table, removed, added, *rest, **more)
 
-    monkeypatch.setattr(lake_files, "sync", noting)
+    monkeypatch.setattr(local_files, "sync", noting)
     monkeypatch.setattr(lake_files, "commit", naming)
     lake.write(tick(1))
     assert named

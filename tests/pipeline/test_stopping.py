@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -79,7 +80,7 @@ def _stage(script: str, *arguments: str) -> Stage:
 
 def _supervise(stage: Stage, ends: Callable[[], bool] = lambda: False) -> None:
     """Supervise one stage, without waits, until `ends`."""
-    Supervisor([stage], lambda: repeat(0.0), lambda _: None).run(threading.Event(), ends, lambda _: None)
+    Supervisor([stage], lambda: repeat(0.0), lambda _: None, os.environ).run(threading.Event(), ends, lambda _: None)
 
 
 def test_a_stage_that_dies_is_started_again(tmp_path: Path) -> None:
@@ -145,7 +146,7 @@ def _order_of_ends(journal: Path, *stages: tuple[str, int, float, int]) -> list[
         Stage(name, [sys.executable, "-c", _ENDS_SLOWLY, str(journal), name, str(seconds), str(status)], place)
         for name, place, seconds, status in stages
     ]
-    Supervisor(made, lambda: repeat(0.0), lambda _: None).run(
+    Supervisor(made, lambda: repeat(0.0), lambda _: None, os.environ).run(
         threading.Event(), lambda: journal.exists() and journal.read_text().count("runs") == len(stages), lambda _: None
     )
     return [line for line in journal.read_text().splitlines() if not line.endswith("runs")]
@@ -215,6 +216,6 @@ def test_while_a_look_at_the_stream_has_no_answer_the_dead_are_started_again_and
 
     other = threading.Thread(target=stopped_in_its_third_life)
     other.start()
-    Supervisor([stage], lambda: repeat(0.0), lambda _: None).run(stop, asks, lambda _: None)
+    Supervisor([stage], lambda: repeat(0.0), lambda _: None, os.environ).run(stop, asks, lambda _: None)
     other.join()
     assert (stage.restarts, lives.read_text(), answered.is_set()) == (2, "xxx", True)

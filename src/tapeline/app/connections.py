@@ -16,6 +16,7 @@ from random import Random
 from tapeline.app.feeds import feed_of
 from tapeline.config import Config, ProviderConfig, options_of, secret
 from tapeline.errors import Busy, ConfigError, TapelineError, Unavailable
+from tapeline.local.files import write
 from tapeline.net.listener import Recorder
 from tapeline.net.pace import Pace
 from tapeline.net.rate_limit import RateLimiter
@@ -150,7 +151,7 @@ def raw_partitions(config: Config, stream: Stream) -> int:
         return 1
     with suppress(OSError):  # it is asked again at the next start
         note.parent.mkdir(parents=True, exist_ok=True)
-        note.write_text(f"{count} {topics}", encoding="utf-8")
+        write(note, f"{count} {topics}".encode())
     return count
 
 

@@ -57,7 +57,6 @@ def run(settings: Config, config: Path | None, until_idle_s: float | None, stop:
             stages.append(Stage("ledger", [*command, "ledger", *arguments], place=3, needed=False))
         if settings.ledger and settings.repair and has_history(settings):
             stages.append(Stage("repair", [*command, "repair", "--follow", *arguments], place=3, needed=False))
-        os.environ["TAPELINE_LOG"] = f"supervised {os.getpid()}"
         status = StatusFile(settings.root, "run")
         log.info("Running %s; data in %s. Ctrl-C stops.", ", ".join(stage.name for stage in stages), settings.root)
         try:
@@ -67,7 +66,8 @@ def run(settings: Config, config: Path | None, until_idle_s: float | None, stop:
                     status.maybe(lambda: {"stages": report})
                     screen.tick()
 
-                supervisor = Supervisor(stages, lambda: backoff(Random(), 0.3, 15.0), screen.say)
+                marked = {**environment(), "TAPELINE_LOG": f"supervised {os.getpid()}"}
+                supervisor = Supervisor(stages, lambda: backoff(Random(), 0.3, 15.0), screen.say, marked)
                 supervisor.run(stop, _idle(settings, stream, stores, ingests, until_idle_s), look)
             try:
                 last = snapshot(settings.root, stream, stores, raw_consumer_groups(settings))

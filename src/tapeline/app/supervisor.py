@@ -7,7 +7,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -63,9 +63,11 @@ class Supervisor:
         stages: Sequence[Stage],
         waits: Callable[[], Iterator[float]],
         say: Callable[[str], None],
+        environment: Mapping[str, str],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`say` takes each line that a stage writes to its stderr."""
+        """`say` takes each line that a stage writes to its stderr. `environment`: the stages'."""
+        self._environment = environment
         self._stages = stages
         self._waits = waits
         self._say = say
@@ -113,7 +115,7 @@ class Supervisor:
     def _start(self, stage: Stage) -> None:
         # A session of its own: Ctrl-C in the terminal reaches the supervisor alone, which then stops the stages in order.
         stage.process = subprocess.Popen(  # noqa: S603 our own command
-            stage.command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
+            stage.command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True, env=self._environment
         )
         stage.started, stage.asked = self._clock(), None
         stage.listener = threading.Thread(target=self._listen, args=(stage.process,), name=f"listen to {stage.name}", daemon=True)

@@ -12,13 +12,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from tapeline import times
 from tapeline.cli.app import app
-from tapeline.cli.terminal import ConfigOption, TableOrJson, echo, load_config, midnight_ns, stop_on_signal
+from tapeline.cli.terminal import ConfigOption, TableOrJson, echo, load_config, midnight_ns, progress, stop_on_signal
 from tapeline.errors import ConfigError
 from tapeline.local.console import Output
 from tapeline.providers.registry import names
@@ -183,7 +182,7 @@ def _bar(format: TableOrJson, job: Job) -> Iterator[Callable[[State], None]]:  #
     """How far it is, on a terminal."""
     what = TextColumn(f"{job.provider} {job.feed} {{task.fields[events]:,}} events on {{task.fields[pages]:,}} pages")
     columns = (what, BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=format is TableOrJson.json) as bar:
+    with progress(*columns, shown=format is not TableOrJson.json) as bar:
         task = bar.add_task("", total=1.0, events=0, pages=0)
         yield lambda state: bar.update(task, completed=state.share, events=state.events, pages=state.pages)
 

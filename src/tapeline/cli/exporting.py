@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 
 from tapeline.cli.app import app
-from tapeline.cli.terminal import ConfigOption, echo, load_config
+from tapeline.cli.terminal import ConfigOption, echo, load_config, progress
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -87,7 +86,7 @@ def export(
 def _shown(what: str, start_ns: int, end_ns: int) -> Iterator[Told]:
     """A progress bar, on a terminal, by the time that has been reached: how many rows there are, nobody has counted."""
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[rows]:,} rows"), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with progress(*columns) as bar:
         task = bar.add_task(what, total=end_ns - start_ns, rows=0)
 
         def told(rows: int, ts_ns: int) -> None:

@@ -28,7 +28,8 @@ from tapeline.records import NS_PER_S
 from tapeline.secret import Guard
 
 if TYPE_CHECKING:
-    pass
+    from rich.progress import Progress, ProgressColumn
+
 
 ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="The configuration; tapeline.toml here if left out.")]
 
@@ -177,14 +178,21 @@ def own_stage(settings: Config, stage: str, stop: threading.Event | None = None)
     return own(settings.root / "locks" / stage, f"tapeline {stage}", wait_s=90.0 if supervisor() is not None else 0.0, stop=stop)
 
 
+def progress(*columns: str | ProgressColumn, shown: bool = True) -> Progress:
+    """A bar on the terminal that goes away when it is done; none where the log is no terminal."""
+    from rich.progress import Progress
+
+    return Progress(*columns, console=Console(stderr=True), transient=True, disable=not shown)
+
+
 @contextmanager
 def progress_bars(what: str) -> Iterator[Callable[[str, int, int], None]]:
     """A progress bar for each table that is worked on, on a terminal."""
-    from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
 
     rows = TextColumn("{task.completed:,} of {task.total:,} rows")
     columns = (TextColumn("{task.description}"), BarColumn(), rows, TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with progress(*columns) as bar:
         tasks: dict[str, TaskID] = {}
 
         def told(table: str, done: int, rows: int) -> None:

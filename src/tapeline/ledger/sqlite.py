@@ -12,10 +12,11 @@ from typing import Final
 import msgspec
 import pyarrow as pa
 
-from tapeline.errors import DiskProblem, NewerData
+from tapeline.errors import DiskProblem
 from tapeline.ledger import INTERVALS, Lives, pieces_of, rows_of
 from tapeline.ledger.facts import ConnectionRecord, Facts, Key, Past, Piece, Run, State
 from tapeline.ledger.folding import Changes
+from tapeline.local.sqlite import connect, format_of
 
 _FORMAT: Final = 3
 _SCHEMA: Final = f"""
@@ -69,7 +70,7 @@ class LedgerFile:
             runs = {Key(*row[:4]): msgspec.json.decode(row[4], type=list[Run]) for row in db.execute("SELECT * FROM runs")}
             pasts: dict[Key, Past] = {}
             past_connections: dict[str, int] = {}
-            if self._version(db) >= _WITH_PASTS:
+            if format_of(db, self._path, _FORMAT) >= _WITH_PASTS:
                 pasts = {Key(*row[:4]): msgspec.json.decode(row[4], type=Past) for row in db.execute("SELECT * FROM pasts")}
                 past_connections = {name: int(at_ns) for name, at_ns in db.execute("SELECT name, at_ns FROM past_connections")}
             positions = {int(part): int(following) for part, following in db.execute("SELECT part, next FROM positions")}
@@ -77,14 +78,14 @@ class LedgerFile:
 
     def pieces(self, key: Key) -> list[Piece]:
         with self._read() as db:
-            if db is None or self._version(db) < _WITH_PASTS:
+            if db is None or format_of(db, self._path, _FORMAT) < _WITH_PASTS:
                 return []
             rows = db.execute(f"SELECT body FROM pieces WHERE {_KEY} ORDER BY number", key)  # noqa: S608 our own columns
             return [msgspec.json.decode(body, type=Piece) for (body,) in rows]
 
     def lives(self) -> Lives | None:
         with self._read() as db:
-            if db is None or self._version(db) < _WITH_LIVES:
+            if db is None or format_of(db, self._path, _FORMAT) < _WITH_LIVES:
                 return None
             return {(topic, part): begun for topic, part, begun in db.execute("SELECT topic, part, begun FROM topics")} or None
 
@@ -152,8 +153,9 @@ class LedgerFile:
             if not self._path.exists():
                 yield None
                 return
-            with closing(sqlite3.connect(f"{self._path.absolute().as_uri()}?mode=ro", uri=True, timeout=_LOCK_WAIT_S)) as db, db:
-                yield db if self._version(db) else None
+            with closing(connect(self._path, "ro", wait_s=_LOCK_WAIT_S)) as db:
+                db.execute("BEGIN")
+                yield db if format_of(db, self._path, _FORMAT) else None
         except sqlite3.OperationalError as error:  # the disk, or another process: the file itself may be as good as ever
             raise DiskProblem(
                 f"The ledger {self._path} cannot be read for now: {error}. Nothing of it is lost. Leave it there: free disk space, or "
@@ -167,10 +169,11 @@ class LedgerFile:
         """A transaction that ends with the block."""
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            with closing(sqlite3.connect(self._path, timeout=_LOCK_WAIT_S)) as db:
-                if self._version(db) < _FORMAT:
+            with closing(connect(self._path, wait_s=_LOCK_WAIT_S)) as db:
+                if format_of(db, self._path, _FORMAT) < _FORMAT:
                     db.execute("PRAGMA journal_mode = WAL")
                     db.executescript(_SCHEMA)
+                db.execute("BEGIN")
                 with db:
                     yield db
         except (sqlite3.Error, OSError) as error:
@@ -186,9 +189,3 @@ class LedgerFile:
             f"The ledger {self._path} is damaged: {error}. Restore it from a backup. Without one, move it away: it is made again from "
             "the raw topic, as far as that reaches back; what was proven of earlier days is then unknown."
         )
-
-    def _version(self, db: sqlite3.Connection) -> int:
-        (version,) = db.execute("PRAGMA user_version").fetchone()
-        if version > _FORMAT:
-            raise NewerData(f"{self._path} was written by a newer Tapeline (format {version}). Nothing was touched. Upgrade Tapeline.")
-        return int(version)

@@ -13,6 +13,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from tapeline.local.files import write
 from tapeline.local.machine import process_space
 from tapeline.records import NS_PER_S
 
@@ -46,11 +47,9 @@ class StatusFile:
         now_ns = self._clock()
         self._due_ns = now_ns + _EVERY_NS
         text = json.dumps({**self._head, "updated_ns": now_ns, **report})
-        temporary = self._path.with_suffix(".tmp")
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(text)
-            temporary.replace(self._path)
+            write(self._path, text.encode(), durable=False)
         except OSError as error:
             # The page goes stale, and says so by its time; the data has its own path and reports its own problem.
             if not self._failed:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from tapeline.errors import DiskProblem
+from tapeline.local.files import write
 from tapeline.providers.history import Request, WrongPage
 
 #: A piece is a record of the stream.
@@ -60,7 +61,7 @@ class Archive:
                     "The provider replaces files now and then: try again later."
                 )
             _unpack(asked, packed, table)
-            note.write_text(digest, encoding="ascii")
+            write(note, digest.encode("ascii"))
         finally:
             packed.unlink(missing_ok=True)
 

@@ -19,6 +19,7 @@ from typing import Final
 import msgspec
 
 from tapeline.errors import DiskProblem, NewerData
+from tapeline.local.sqlite import connect, format_of, log_ahead
 from tapeline.providers.history import Request, Span
 
 _FORMAT: Final = 2
@@ -100,18 +101,14 @@ class PageLog:
         """Go on with what is there; begin with `spans` where nothing is."""
         with self._errors():
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            db = sqlite3.connect(self.path, isolation_level=None)
-            self._opened = db
-            (version,) = db.execute("PRAGMA user_version").fetchone()
-            if version > _FORMAT:
-                raise NewerData(f"{self.path} was written by a newer Tapeline (format {version}). Nothing was touched. Upgrade Tapeline.")
+            self._opened = db = connect(self.path)
+            version = format_of(db, self.path, _FORMAT)
+            # No more lasting than the embedded stream's own files: a power cut must not leave the log ahead of them.
+            log_ahead(db)
             if not version:
-                db.execute("PRAGMA journal_mode = WAL")
                 db.executescript(_SCHEMA)
             elif version < _FORMAT:
                 db.executescript(_MIGRATIONS[version])
-            # No more lasting than the embedded stream's own files: a power cut must not leave the log ahead of them.
-            db.execute("PRAGMA synchronous = NORMAL")
             db.execute("INSERT OR IGNORE INTO facts VALUES ('name', lower(hex(randomblob(8))))")
             if not db.execute("SELECT count(*) FROM spans").fetchone()[0]:
                 with self._transaction():
@@ -120,7 +117,7 @@ class PageLog:
     def whole(self) -> bool:
         """Whether everything of it has come; of a log that is not open, and that nothing is written to."""
         with self._errors():
-            self._opened = db = sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro", uri=True)
+            self._opened = db = connect(self.path, "ro")
             (version,) = db.execute("PRAGMA user_version").fetchone()
             if version != _FORMAT:
                 raise NewerData(f"{self.path} has another format ({version}) than this Tapeline's. Nothing was touched.")

@@ -15,6 +15,7 @@ from typing import Final
 import pyarrow as pa
 
 from tapeline.errors import DiskProblem, TapelineError
+from tapeline.local.sqlite import connect, log_ahead
 from tapeline.records import RAW
 
 log = logging.getLogger(__name__)
@@ -77,9 +78,8 @@ class Spool:
     def _open(self) -> None:
         with self._errors():
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            db = sqlite3.connect(self.path, isolation_level=None)
-            db.execute("PRAGMA journal_mode = WAL")
-            db.execute("PRAGMA synchronous = NORMAL")
+            db = connect(self.path)
+            log_ahead(db)
             db.executescript(_SCHEMA)
             row = db.execute("SELECT coalesce(sum(length(data)), 0), coalesce(sum(records), 0), coalesce(max(number), 0) FROM batches")
             self.bytes, self.records, last = row.fetchone()

@@ -27,6 +27,7 @@ from deltalake.transaction import AddAction, RemoveAction
 
 from tapeline.errors import ConfigError, DiskProblem, NewerData, TapelineError
 from tapeline.local.files import sync
+from tapeline.local.files import write as write_whole
 from tapeline.local.locks import own
 from tapeline.records import Topic
 from tapeline.stores.lake.damage import checksum
@@ -180,15 +181,7 @@ def write(folder: Path, day: date, rows: pa.Table) -> Added:
     content = sink.getvalue()
     path = folder / f"date={day}" / f"{PART}{uuid.uuid4().hex}-{zlib.crc32(content):08x}.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.stem}.aside")
-    try:
-        aside.write_bytes(content)
-        sync(aside)
-        aside.rename(path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
-    sync(path.parent)
+    write_whole(path, memoryview(content))
     return _added(folder, day, path)
 
 
@@ -213,15 +206,6 @@ def place(folder: Path, day: date, new: Sequence[Path], prefix: str) -> list[Add
         placed.append(path.rename(partition / f"{prefix}{at:04}-{run}-{checksum(path):08x}.parquet"))
     sync(partition)
     return [_added(folder, day, path) for path in placed]
-
-
-def note(path: Path, text: str) -> None:
-    """Write a small file, whole or not at all, on disk for good."""
-    aside = path.with_name(f"{path.name}.aside")
-    aside.write_text(text, encoding="utf-8")
-    sync(aside)
-    aside.rename(path)
-    sync(path.parent)
 
 
 def _added(folder: Path, day: date, path: Path) -> Added:

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake import Transaction
 
+from tapeline.local.files import write
 from tapeline.records import NORMALIZED_TOPICS, Topic
 from tapeline.stores.lake import count_id, removing, totals_of
 from tapeline.stores.lake import files as lake_files
@@ -148,7 +149,7 @@ def _remove(folder: Path, topic: Topic, days: set[date]) -> None:
 
 def _decide(root: Path, days: set[date]) -> None:
     with lake_files.disk_problem(root, "pruned", _REMEDY):
-        lake_files.note(root / _DECIDED, json.dumps(sorted(map(str, days))))
+        write(root / _DECIDED, json.dumps(sorted(map(str, days))).encode())
 
 
 def _decided(root: Path) -> set[date]:

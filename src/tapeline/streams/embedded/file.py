@@ -14,7 +14,8 @@ from typing import Final
 
 import pyarrow as pa
 
-from tapeline.errors import DiskProblem, NewerData, Unavailable
+from tapeline.errors import DiskProblem, Unavailable
+from tapeline.local.sqlite import connect, format_of
 from tapeline.streams.embedded.tables import FORMAT, SCHEMA, end_of, floor_of
 
 #: How long a statement waits for another process.
@@ -56,7 +57,7 @@ class StreamFile:
             path.parent.mkdir(parents=True, exist_ok=True)
             if not path.exists():
                 _make(path)
-            self.db = sqlite3.connect(path, isolation_level=None, timeout=_LOCK_WAIT_S, check_same_thread=False)
+            self.db = connect(path, wait_s=_LOCK_WAIT_S, threads=True)
             self._prepare(born)
             self._inode = _inode(path)
         self.writes = False
@@ -68,12 +69,7 @@ class StreamFile:
         return _inode(self.path) == self._inode
 
     def _prepare(self, born: int) -> None:
-        (version,) = self.db.execute("PRAGMA user_version").fetchone()
-        if version > FORMAT:
-            raise NewerData(
-                f"{self.path} was written by a newer Tapeline (format {version}, this one reads up to {FORMAT}). "
-                "Nothing was touched. Upgrade Tapeline, or set another data_dir."
-            )
+        version = format_of(self.db, self.path, FORMAT)
         self.db.execute("PRAGMA synchronous = NORMAL")
         self.db.execute("PRAGMA wal_autocheckpoint = 0")
         if version < FORMAT:
@@ -145,7 +141,7 @@ class StreamFile:
     def _fold(self, trim: Callable[[], None]) -> None:
         """Copy the log back into the file every second, so that a commit never waits for the disk to sync; trim now and then."""
         try:
-            db = sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=rw", uri=True, isolation_level=None, timeout=1.0)
+            db = connect(self.path, "rw", wait_s=1.0)
         except sqlite3.OperationalError:
             return  # removed meanwhile: the next call makes the file anew, and another of these
         trim_at = time.monotonic() + _TRIM_EVERY_S
