@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+import tomllib
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.request import Request, urlopen
 
+import msgspec
 import pytest
 
+from tapeline.config import Config
 from waiting import PATIENCE_S, until
 
 if TYPE_CHECKING:
@@ -157,3 +161,15 @@ def test_an_option_that_the_provider_does_not_have_is_named(installed: Installed
     refused = installed.tapeline("check")
     assert refused.returncode == 78
     assert "options of meridian: unknown key 'bock'. Did you mean 'book'?" in " ".join(refused.stderr.split())
+
+
+def test_every_block_of_code_on_the_page_about_providers_is_part_of_the_package() -> None:
+    page = (PACKAGE.parents[1] / "docs" / "add-a-provider.md").read_text()
+    whole = "\n".join(path.read_text() for path in sorted(PACKAGE.rglob("*.py"))) + (PACKAGE / "pyproject.toml").read_text()
+    blocks = re.findall(r"```(python|toml)[^\n]*\n(.*?)```", page, re.DOTALL)
+    assert len(blocks) > 10
+    for kind, block in blocks:
+        if kind == "python" or "entry-points" in block:
+            assert block in whole, block
+        else:
+            msgspec.convert(tomllib.loads(block), Config)
