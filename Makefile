@@ -10,7 +10,7 @@ READY := $(VENV)/.ready
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadgroup --durations 20
 
 .DEFAULT_GOAL := help
-.PHONY: help install services demo test lint bench prove clean
+.PHONY: help install services demo test lint docs bench prove clean
 
 help: ## list these commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -34,9 +34,15 @@ test: services ## every test, or TESTS=tests/streams
 	@$(PYTEST) $(TESTS)
 
 lint: $(READY) ## ruff and mypy --strict
-	@$(BIN)/ruff check src tests bench services examples
-	@$(BIN)/ruff format --check src tests bench services examples
+	@$(BIN)/ruff check src tests bench services examples docs
+	@$(BIN)/ruff format --check src tests bench services examples docs
 	@$(BIN)/mypy
+
+docs: $(READY) ## the documentation as a site, in .cache/site; a broken link fails
+	@UV_PROJECT_ENVIRONMENT=$(VENV) UV_PYTHON_DOWNLOADS=never UV_NATIVE_TLS=1 $(BIN)/uv sync --frozen --all-extras --group docs --quiet --inexact
+	@$(BIN)/python docs/generate.py
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo "Open .cache/site/index.html"
 
 bench: services ## the benchmarks behind docs/performance.md
 	@$(BIN)/python -m bench

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import re
 import shlex
 import subprocess
@@ -192,3 +193,18 @@ def test_the_messages_in_the_table_are_what_the_program_says() -> None:
         parts = _COMPOSED.get(message) or [part.strip() for part in re.split(r"\.\.\.|\b[NM]\b", message) if part.strip(" :,;")]
         unknown = [part for part in parts if not any(part in text for text in texts)]
         assert not unknown, f"{message!r} is said nowhere: {unknown}"
+
+
+def test_the_reference_pages_are_what_the_code_says() -> None:
+    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    generate = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(generate)
+    for page, text in generate.PAGES.items():
+        assert (ROOT / "docs" / "reference" / page).read_text() == text(), f"{page}: run `make docs`"
+
+
+def test_every_page_is_in_the_site_s_contents() -> None:
+    listed = set(re.findall(r"[\w/-]+\.md", (ROOT / "mkdocs.yml").read_text()))
+    assert listed == {str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md")}

@@ -77,18 +77,18 @@ class ProviderConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw
     name: str  # of an installed provider
     feed: str = ""  # the provider's usual one where left out
     url: str = ""  # the provider's own address where left out
-    rest_url: str = ""
+    rest_url: str = ""  # of its history over REST; the provider's own where left out
     files_url: str = ""  # of the files of its history
     lines: Annotated[int, msgspec.Meta(ge=1, le=2)] = 1  # 2: the same twice, to two addresses; of each event the first copy counts
     second_url: str = ""  # where the second line goes; another host of the provider's where left out
     connections: Annotated[int, msgspec.Meta(ge=1)] = 1  # how many the account may have to one endpoint
     process: Name = ""  # which ingest process opens it: `tapeline ingest --process NAME`
     symbols: tuple[str, ...] = ()  # the provider's own names
-    channels: tuple[str, ...] = ()
+    channels: tuple[str, ...] = ()  # the provider's own names
     names: dict[str, str] = {}  # of symbols that the exchange's list was never had for: ADAEUR = "ADA/EUR"
     options: dict[str, object] = {}  # of the provider's own
     key_file: str = ""  # a file holding the key, for those who keep secrets in files
-    secret_file: str = ""
+    secret_file: str = ""  # the same for the secret
     ca_file: str = ""  # trust this certificate authority for TLS, besides the system's
     stale_after: NotNegative | dict[str, NotNegative] = 0.0  # seconds without data, for all or by channel; 0: learned
     rotate_after: NotNegative = 0.0  # seconds after which a new connection replaces the old; 0: the provider's own limit
@@ -114,7 +114,7 @@ class StoreConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 class Config(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """Everything that can be set."""
 
-    data_dir: str = "./data"
+    data_dir: str = "./data"  # where everything is that is kept on this machine
     stream: StreamConfig = StreamConfig()
     providers: tuple[ProviderConfig, ...] = ()
     stores: tuple[StoreConfig, ...] = (StoreConfig(),)
