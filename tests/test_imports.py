@@ -43,7 +43,8 @@ WHO_KNOWS_CONCRETE: Final = {"tapeline.app", "tapeline.cli.lake", "tapeline.read
 OWNERS: Final = {
     "picows": {"tapeline.net.listener", "tapeline.net.websocket"},
     "urllib": {"tapeline.net.http"},
-    "http": {"tapeline.net.http"},
+    "urllib3": {"tapeline.net.http"},
+    "http": set[str](),
     "pyarrow.fs": {"tapeline.net.s3"},
     "socket": set[str](),
     "ssl": {"tapeline.net"},

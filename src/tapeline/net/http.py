@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import http.client
 import logging
 import math
 import ssl
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Container, Iterator, Mapping
 from concurrent.futures import wait
 from contextlib import contextmanager, suppress
-from email.message import Message
 from pathlib import Path
 from random import Random
 from typing import BinaryIO, Final, TypeVar
+from urllib.request import getproxies, proxy_bypass
+
+import urllib3
+from urllib3.exceptions import HTTPError, LocationValueError
 
 from tapeline.errors import Barred, DiskProblem, Refused, Unavailable
 from tapeline.local.threads import beside
@@ -29,12 +29,16 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 _HTTP_TIMEOUT_S: Final = 10.0
+#: From this status on it is no answer to what was asked.
+_NO_ANSWER: Final = 300
+#: So many threads may ask one address at a time.
+_KEPT_OPEN: Final = 32
 _HTTP_MAX_BYTES: Final = 64 * 1024 * 1024
 #: An answer that is whole in memory is waited for so long; while it is, one looks so often whether to stop.
 _ANSWER_WITHIN_S: Final = 120.0
 _LOOK_EVERY_S: Final = 0.25
 _DOWNLOAD_PIECE: Final = 1024 * 1024
-#: Problem with an address is told so often.
+#: A problem with an address is told so often.
 _TELL_AGAIN_S: Final = 5.0
 _REST_TRIES: Final = 6
 #: A longer wait than this is for the caller to decide on.
@@ -57,13 +61,10 @@ async def get(url: str, tls: ssl.SSLContext | None = None) -> bytes:
     """The body of an HTTP GET. Raises Unavailable that names the address and the status."""
 
     def fetch() -> bytes:
-        request = urllib.request.Request(url, headers={"User-Agent": "tapeline"})  # noqa: S310 scheme checked below
-        try:
-            with urllib.request.urlopen(request, timeout=_HTTP_TIMEOUT_S, context=tls) as reply:  # noqa: S310
-                return _whole(reply)
-        except urllib.error.HTTPError as error:
-            error.close()
-            raise
+        with _pool(url, tls) as pool, _opened(pool, url, {"User-Agent": "tapeline"}) as reply:
+            if reply.status >= _NO_ANSWER:
+                raise HTTPError(f"HTTP Error {reply.status}: {reply.reason}")
+            return _whole(reply)
 
     if not url.startswith(("http://", "https://")):
         raise Unavailable(f"{url} is no HTTP address.")
@@ -73,20 +74,50 @@ async def get(url: str, tls: ssl.SSLContext | None = None) -> bytes:
             return await asyncio.wrap_future(beside(fetch, "http"))
     except TimeoutError:
         raise Unavailable(f"{url} has not answered whole within {_ANSWER_WITHIN_S:.0f} s.") from None
-    except (urllib.error.URLError, OSError, http.client.HTTPException) as error:
+    except (OSError, HTTPError) as error:
         raise Unavailable(f"{url} cannot be read: {error}") from error
 
 
-def _words_of(error: urllib.error.HTTPError) -> str:
+def _pool(url: str, tls: ssl.SSLContext | None) -> urllib3.PoolManager:
+    """Connections that are kept open, by the proxy that the environment names for the address, if any."""
+    timeout = urllib3.Timeout(_HTTP_TIMEOUT_S)
+    scheme, _, host = url.partition("://")
+    proxy = getproxies().get(scheme)
+    if proxy and not proxy_bypass(host.partition("/")[0]):
+        return urllib3.ProxyManager(proxy, ssl_context=tls, retries=False, timeout=timeout, maxsize=_KEPT_OPEN)
+    return urllib3.PoolManager(ssl_context=tls, retries=False, timeout=timeout, maxsize=_KEPT_OPEN)
+
+
+@contextmanager
+def _opened(pool: urllib3.PoolManager, url: str, headers: Mapping[str, str]) -> Iterator[urllib3.BaseHTTPResponse]:
+    """An answer of which the body is still to be read. It follows nobody elsewhere: the keys are for the address that was asked.
+
+    Raises ValueError for what is no address, OSError, HTTPError."""
+    if any(letter <= " " or letter == "\x7f" for letter in url):
+        raise ValueError("it has a blank or a control character")
+    reply = pool.request("GET", url, headers=headers, redirect=False, preload_content=False)
+    whole = False
     try:
-        return error.read(1_000).decode("utf-8", "replace")
-    except (OSError, http.client.HTTPException) as problem:
+        yield reply
+        whole = True
+    finally:
+        if whole:
+            reply.drain_conn()
+            reply.release_conn()
+        else:
+            reply.close()  # something of it may still be to come
+
+
+def _words_of(reply: urllib3.BaseHTTPResponse) -> str:
+    try:
+        return reply.read(1_000).decode("utf-8", "replace")
+    except (OSError, HTTPError) as problem:
         return f"(its text did not come: {problem})"
 
 
 @contextmanager
 def _kept(path: Path) -> Iterator[None]:
-    """Problem with the disk is none of the network's."""
+    """A problem with the disk is none of the network's."""
     try:
         yield
     except OSError as error:
@@ -97,7 +128,7 @@ def _kept(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _written(path: Path) -> Iterator[BinaryIO]:
-    """A file to write; what it cannot take at its opening or its end is problem with the disk too."""
+    """A file to write; what it cannot take at its opening or its end is a problem with the disk too."""
     with _kept(path):
         file = path.open("wb")
     try:
@@ -113,22 +144,15 @@ def _written(path: Path) -> Iterator[BinaryIO]:
 class _RefusedAnswer(Exception):
     """HTTP status 4xx or 5xx."""
 
-    def __init__(self, code: int, words: str, headers: Message) -> None:
+    def __init__(self, code: int, words: str, headers: Mapping[str, str]) -> None:
         super().__init__(code)
         self.code, self.words, self.headers = code, words, headers
 
 
-class _Straight(urllib.request.HTTPRedirectHandler):
-    """Follows nobody elsewhere: the keys are for the address that was asked."""
-
-    def redirect_request(self, *_: object) -> None:
-        return None
-
-
-def _whole(reply: http.client.HTTPResponse) -> bytes:
-    body = bytes(reply.read(_HTTP_MAX_BYTES))
-    if reply.length:  # a bounded read does not say by itself that more was promised
-        raise http.client.IncompleteRead(body, reply.length)
+def _whole(reply: urllib3.BaseHTTPResponse) -> bytes:
+    body = reply.read(_HTTP_MAX_BYTES + 1)
+    if len(body) > _HTTP_MAX_BYTES:
+        raise HTTPError(f"the answer has more than {_HTTP_MAX_BYTES:,} bytes")
     return body
 
 
@@ -155,7 +179,7 @@ class Rest:
 
         `wall_clock`: seconds since 1970, as providers name times. `sleep` gives True where it was broken off."""
         self._url, self._random, self._quota, self._sleep = url, random, quota, sleep
-        self._opener = urllib.request.build_opener(urllib.request.HTTPSHandler(context=tls), _Straight())
+        self._pool = _pool(url, tls)
         self._headers = {"User-Agent": "tapeline", **(headers or {})}
         self._secrets = tuple(Secret(value.rpartition(" ")[2]) for value in (headers or {}).values())
         self._passing = passing
@@ -170,19 +194,17 @@ class Rest:
         """The body into a file, however large. Raises as `get`, and DiskProblem for the file."""
         with _written(to) as file:
 
-            def copy(reply: http.client.HTTPResponse) -> None:
+            def copy(reply: urllib3.BaseHTTPResponse) -> None:
                 with _kept(to):
                     file.seek(0)
                     file.truncate()
                 while piece := reply.read(_DOWNLOAD_PIECE):
                     with _kept(to):
                         file.write(piece)
-                if reply.length:
-                    raise http.client.IncompleteRead(b"", reply.length)
 
             self._asked(path, weight, copy, math.inf)
 
-    def _asked(self, path: str, weight: int, read: Callable[[http.client.HTTPResponse], T], within_s: float) -> T:
+    def _asked(self, path: str, weight: int, read: Callable[[urllib3.BaseHTTPResponse], T], within_s: float) -> T:
         waits = backoff(self._random, cap_s=30.0)
         problem = ""
         for _ in range(_REST_TRIES):
@@ -202,25 +224,22 @@ class Rest:
                     remedy = next((some for words, some in _REMEDIES.items() if words in problem), "Asking again cannot help.")
                     kind = Barred if error.code in _OF_EVERYTHING and _RECENT not in problem else Refused
                     raise kind(f"{self._url}{path} was refused with {problem}. {remedy}") from None
-            except (ValueError, http.client.InvalidURL) as error:
+            except (ValueError, LocationValueError) as error:
                 raise Refused(f"{self._url}{path} is no address to ask: {without(str(error), *self._secrets)}.") from None
-            except (OSError, http.client.HTTPException) as error:
+            except (OSError, HTTPError) as error:
                 problem, wait_s = without(str(error), *self._secrets) or type(error).__name__, next(waits)
             self._tell("%s%s: %s. Next try in %.1f s.", self._url, path, problem, wait_s)
             self._wait(wait_s)
         raise Unavailable(f"{self._url}{path}: {problem}. It was tried {_REST_TRIES} times; try again later.")
 
-    def _answer(self, url: str, read: Callable[[http.client.HTTPResponse], T], within_s: float) -> T:
+    def _answer(self, url: str, read: Callable[[urllib3.BaseHTTPResponse], T], within_s: float) -> T:
         """What `read` makes of an answer, which comes beside: one that trickles in must not keep the caller from stopping."""
 
         def ask() -> T:
-            request = urllib.request.Request(url, headers=self._headers)  # noqa: S310 scheme checked below
-            try:
-                with self._opener.open(request, timeout=_HTTP_TIMEOUT_S) as reply:
-                    return read(reply)
-            except urllib.error.HTTPError as error:
-                with error:
-                    raise _RefusedAnswer(error.code, _words_of(error), error.headers) from None
+            with _opened(self._pool, url, self._headers) as reply:
+                if reply.status >= _NO_ANSWER:
+                    raise _RefusedAnswer(reply.status, _words_of(reply), reply.headers)
+                return read(reply)
 
         answer, deadline = beside(ask, "http"), time.monotonic() + within_s
         while not wait([answer], _LOOK_EVERY_S).done:

@@ -1,6 +1,6 @@
 """What a provider's session says to the network layer: sans-I/O, frames in, replies out.
 
-A session is made anew for each connection. It knows the handshake, the subscriptions and the provider's words for problem; it knows
+A session is made anew for each connection. It knows the handshake, the subscriptions and the provider's words for a problem; it knows
 no socket and no clock.
 """
 
