@@ -160,6 +160,35 @@ def test_a_module_has_a_name_that_says_something_and_a_first_line_that_says_what
     assert [module for module, line in first.items() if len(line) <= 15] == []
 
 
+def test_files_and_functions_stay_small_enough_to_be_read_at_once() -> None:
+    assert {module: lines for module, path in MODULES.items() if (lines := len(path.read_text().splitlines())) > 400} == {}
+    long = {}
+    for module, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and (lines := (node.end_lineno or 0) - node.lineno + 1) > 50:
+                long[f"{module}.{node.name}"] = lines
+    assert long == {}
+
+
+def test_nobody_but_its_own_folder_names_a_provider() -> None:
+    names = ("alpaca", "binance", "massive", "polygon")
+    theirs = {f"tapeline.providers.{name}" for name in names}
+    # The simulators and the demo are made of the three that are stood in for.
+    outside = [module for module in PIPELINE if not inside(module, theirs) and room(module) != "demo"]
+    found = {}
+    for module in outside:
+        tree = ast.parse(MODULES[module].read_text())
+        texts = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}  # docstrings may give examples
+        named = [
+            node.value
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in texts and node.value.lower() in names
+        ]
+        if named:
+            found[module] = named
+    assert found == {}
+
+
 def test_no_command_loads_pandas_which_pyarrow_would_wherever_it_is_installed(tmp_path: Path) -> None:
     command = [sys.executable, "-X", "importtime", "-m", "tapeline", "sql", "SELECT 1"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, "TAPELINE_DATA_DIR": str(tmp_path)})

@@ -13,7 +13,7 @@ import typer
 from tapeline.cli.app import app
 from tapeline.cli.terminal import ConfigOption, TableOrJson, echo, load_config, progress_bars
 from tapeline.config import Config
-from tapeline.errors import Busy
+from tapeline.errors import Busy, ConfigError
 from tapeline.local.locks import own
 
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 def rename(
     old: Annotated[str, typer.Argument(help="The wrong name, such as AD/AEUR.")],
     new: Annotated[str, typer.Argument(help="The right one, such as ADA/EUR.")],
-    provider: Annotated[str, typer.Option(help="Whose symbol it is.")] = "binance",
-    feed: Annotated[str, typer.Option(help="Of which feed.")] = "spot",
+    provider: Annotated[str | None, typer.Option(help="Whose symbol it is; the one whose names have to be split if left out.")] = None,
+    feed: Annotated[str | None, typer.Option(help="Of which feed; the provider's usual one if left out.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be changed, and change nothing.")] = False,
     config: ConfigOption = None,
     format: Annotated[TableOrJson, typer.Option(help="table, or json: an object a line.")] = TableOrJson.table,  # noqa: A002
@@ -51,7 +51,7 @@ def rename(
     from tapeline.stores.renaming import Renaming
 
     settings = load_config(config)
-    one = Renaming(provider, feed, old, new)
+    one = Renaming(*_feed(provider, feed), old, new)
     stores = open_renames(settings)
     with ExitStack() as open_:
         stream = open_stream_with_data(settings)
@@ -71,6 +71,15 @@ def rename(
     if not (found or left) and format is not TableOrJson.json:
         echo(f"Nothing is kept under {old}.")
     raise typer.Exit(1 if left else 0)
+
+
+def _feed(provider: str | None, feed: str | None) -> tuple[str, str]:
+    from tapeline.providers.registry import PROVIDERS
+
+    whose = PROVIDERS.get(provider or next(name for name, some in PROVIDERS.items() if some.splits_names))
+    if whose is None:
+        raise ConfigError(f"{provider!r} is no provider. Installed are: {', '.join(PROVIDERS)}.")
+    return whose.name, feed or whose.default_feed
 
 
 @contextmanager

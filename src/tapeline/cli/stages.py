@@ -7,8 +7,6 @@ import logging
 import os
 import signal
 import threading
-import time
-import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from random import Random
@@ -61,28 +59,13 @@ def ingest(
 
     Example: `tapeline ingest --process crypto` opens what the config marks with `process = "crypto"`
     """
-    from tapeline.app.connections import (
-        arbitrations,
-        connection_checks,
-        connection_plans,
-        feed_connections,
-        leases_in_time,
-        plan_partitions,
-        raw_partitions,
-    )
+    from tapeline.app.connections import connection_plans
+    from tapeline.app.ingest import ingest_until
     from tapeline.app.process_names import ingest_name
-    from tapeline.app.streams import open_spool, open_stream
-    from tapeline.stages.ingest.delivery import Delivery
-    from tapeline.stages.ingest.stage import StreamRecorder
-    from tapeline.stages.ingest.stage import ingest as ingest_stage
 
     settings = load_config(config)
-    planned = connection_plans(settings, environment())
-    mine = [(provider, plan) for provider, plan in planned if provider.process == process]
-    if not mine:
+    if not any(provider.process == process for provider, _ in connection_plans(settings, environment())):
         raise ConfigError(f"The config has no [[providers]] with process = {process!r}. Name one that it has, or leave out --process.")
-    random = Random()
-    name = ingest_name(process)
 
     async def body() -> None:
         stop = asyncio.Event()
@@ -90,22 +73,12 @@ def ingest(
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
         orphan = asyncio.create_task(stop_with_parent(stop))
-        stream = open_stream(settings)
         try:
-            leases = await leases_in_time(mine, stream, random, stop, _LEASE_WAIT_S if supervisor() else 0.0)
-            writer = f"{name}-{uuid.uuid4().hex}"
-            delivery = Delivery(stream.producer(writer), writer, open_spool(settings, process))
-            delivery.open()
-            recorder = StreamRecorder(delivery, plan_partitions(planned, raw_partitions(settings, stream)), random)
-            pairs = arbitrations(mine, recorder, lambda: delivery.refused)
-            lines = feed_connections(mine, recorder, pairs, time.time_ns, random, settings.root)
-            status = StatusFile(settings.root, name)
-            await ingest_stage(lines, recorder, connection_checks(mine), status, stop, leases, list(pairs.values()))
+            await ingest_until(stop, settings, process, lease_wait_s=_LEASE_WAIT_S if supervisor() else 0.0)
         finally:
             orphan.cancel()
-            stream.close()
 
-    with own_stage(settings, name):
+    with own_stage(settings, ingest_name(process)):
         run_loop(body)
 
 

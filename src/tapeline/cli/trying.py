@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -12,12 +11,6 @@ from tapeline.cli.app import app
 from tapeline.cli.terminal import echo, run_loop, stop_on_signal
 from tapeline.errors import ConfigError
 from tapeline.local.console import Output
-
-
-class SimulatorName(StrEnum):
-    binance = "binance"
-    polygon = "polygon"
-    alpaca = "alpaca"
 
 
 @app.command()
@@ -39,7 +32,7 @@ def demo(
 
 @app.command()
 def simulate(
-    name: Annotated[SimulatorName, typer.Argument(help="Which provider to stand in for.")],
+    name: Annotated[str, typer.Argument(help="Which provider to stand in for; a name that is none lists them.", metavar="PROVIDER")],
     port: Annotated[int, typer.Option(help="0 takes any free port.")] = 0,
     files_port: Annotated[int | None, typer.Option(help="polygon: serve its flat files too, on this port; 0 takes any.")] = None,
     rate: Annotated[float, typer.Option(help="Events a second.")] = 1000.0,
@@ -65,7 +58,7 @@ def simulate(
         return
     try:
         options = SimulatorOptions(
-            name=name.value,
+            name=name,
             port=port,
             files_port=files_port,
             rate=rate,

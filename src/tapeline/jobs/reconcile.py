@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Final
+from typing import IO, Final
 
 import numpy as np
 import pyarrow as pa
@@ -82,22 +82,10 @@ def reconcile(
     """Of [start_ns, end_ns). Raises Unavailable, Refused, WrongPage: nothing is claimed then, and it can be done again."""
     span = Span(key.feed, key.channel, key.symbol, start_ns, end_ns)
     topic = BARS_TOPIC if CHANNELS[key.provider][key.feed][key.channel].kind == "bar" else TICKS_TOPIC
-    rule = _identity(key)
     with tempfile.TemporaryFile(prefix="tapeline-reconcile-") as spooled:  # a day's pages may be more than fits in memory beside its rows
-        pages: list[tuple[Fetched, int, int]] = []
-        parts: list[pa.Table] = []
-        unread: dict[int, int] = {}
-        for number, page in enumerate(fetch(source, span, clock, kept=_NO_READING)):
-            rows, refused = _rows(key, page, topic, names)
-            if refused:
-                unread[number] = refused
-            parts.append(rows.append_column("page", pa.array(np.full(rows.num_rows, number, np.int64))))
-            body = page.payload or b""
-            pages.append((replace(page, payload=None), spooled.tell(), len(body)))
-            spooled.write(body)
-        fetched = pa.concat_tables(parts)
+        pages, fetched, unread = _read(key, span, source, clock, topic, names, spooled)
         held = _stored(store, key, topic, start_ns - _EDGE_NS, end_ns + _EDGE_NS, fetched)
-        inside = _inside(_matched(held, fetched, rule), start_ns, end_ns)
+        inside = _inside(_matched(held, fetched, _identity(key)), start_ns, end_ns)
         missing = inside.filter(pc.equal(inside["held"], 0))
         lacking = sorted({*missing["page"].to_pylist(), *unread})
         for number in lacking:
@@ -130,6 +118,25 @@ def reconcile(
         differing,
         claimed,
     )
+
+
+def _read(
+    key: Key, span: Span, source: Source, clock: Callable[[], int], topic: Topic, names: Names, spooled: IO[bytes]
+) -> tuple[list[tuple[Fetched, int, int]], pa.Table, dict[int, int]]:
+    """The pages of a history, each with where its body lies in `spooled` and how long it is; their rows, with the column `page`; and how
+    many events of which page could not be read."""
+    pages: list[tuple[Fetched, int, int]] = []
+    parts: list[pa.Table] = []
+    unread: dict[int, int] = {}
+    for number, page in enumerate(fetch(source, span, clock, kept=_NO_READING)):
+        rows, refused = _rows(key, page, topic, names)
+        if refused:
+            unread[number] = refused
+        parts.append(rows.append_column("page", pa.array(np.full(rows.num_rows, number, np.int64))))
+        body = page.payload or b""
+        pages.append((replace(page, payload=None), spooled.tell(), len(body)))
+        spooled.write(body)
+    return pages, pa.concat_tables(parts), unread
 
 
 def _identity(key: Key) -> Identity:

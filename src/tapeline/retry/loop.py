@@ -43,12 +43,9 @@ def run(
             worked = step()
         except (Unavailable, Refused) as error:
             now = clock()
-            trouble_since = now if trouble_since is None else trouble_since
-            if isinstance(error, Refused):
-                away_since, fatal = None, not begun
-            else:
-                away_since = now if away_since is None else away_since
-                fatal = now - away_since > patience_s
+            trouble_since = trouble_since or now
+            away_since = None if isinstance(error, Refused) else away_since or now
+            fatal = not begun if away_since is None else now - away_since > patience_s
             if stop.is_set() or fatal:
                 raise
             delay = next(delays)

@@ -173,30 +173,32 @@ class Backfill:
             else:
                 put(progress, None)
 
-        def taken() -> Iterator[tuple[Progress, Fetched]]:
-            open_spans = len(left)
-            while open_spans and not self._stop.is_set():
-                try:
-                    progress, what = pages.get(timeout=_LOOK_EVERY_S)
-                except queue.Empty:
-                    continue
-                if isinstance(what, Fetched):
-                    yield progress, what
-                    continue
-                open_spans -= 1
-                if isinstance(what, (Refused, WrongPage)):
-                    self._failed.append((progress.span, what))
-                elif what is not None:
-                    raise what
-
         with ThreadPoolExecutor(self._workers, thread_name_prefix="backfill") as pool:
             try:
                 for progress in left:
                     pool.submit(work, progress)
-                yield taken()
+                yield self._taken(pages, len(left))
             finally:
                 ended.set()
                 pool.shutdown(cancel_futures=True)
+
+    def _taken(
+        self, pages: queue.Queue[tuple[Progress, Fetched | Exception | None]], open_spans: int
+    ) -> Iterator[tuple[Progress, Fetched]]:
+        """What workers have put there, until each span has ended. Raises what ended one, but where the provider refused it alone."""
+        while open_spans and not self._stop.is_set():
+            try:
+                progress, what = pages.get(timeout=_LOOK_EVERY_S)
+            except queue.Empty:
+                continue
+            if isinstance(what, Fetched):
+                yield progress, what
+                continue
+            open_spans -= 1
+            if isinstance(what, (Refused, WrongPage)):
+                self._failed.append((progress.span, what))
+            elif what is not None:
+                raise what
 
     def _send(self, pages: Iterable[tuple[Progress, Fetched]], producer: Producer, writer: str, told: Callable[[State], None]) -> None:
         number, tell_at = 0, 0.0

@@ -196,24 +196,17 @@ async def ingest(
     # How the exchange splits its symbols stands before their events, where it answers soon.
     await _unless_stopped(stop, asyncio.create_task(_all_set(asked)), _LIST_WITHIN_S)
     keepers = [asyncio.create_task(line.keep(), name=line.plan.name) for line in lines]
-    rate = Rate()
+    rate, leaps = Rate(), deque[Leap](maxlen=_MOST_LEAPS)
     counted = 0
-    watch, leaps = watch or ClockWatch(), deque[Leap](maxlen=_MOST_LEAPS)
+    watch = watch or ClockWatch()
     leases_due = time.monotonic() + _LEASE_EVERY_S
     recorder.look_after()
     try:
-        while (
-            not stop.is_set()
-            and recorder.failure is None
-            and not all(keeper.done() for keeper in keepers)
-            and not any(map(_failed, keepers))
-        ):
+        while not stop.is_set() and recorder.failure is None and _any_goes_on(keepers):
             await _until(stop, keepers, 0.5)
             if (leap := watch.look()) is not None:
-                log.error("At %s %s. What lies between is called a gap. Keep the clock by NTP.", times.text(leap.before_ns), leap)
                 leaps.append(leap)
-                for line in lines:
-                    line.clock_leapt(leap)
+                _tell_of(leap, lines)
             frames = sum(line.state.frames for line in lines)
             rate.add(frames - counted)
             counted = frames
@@ -222,14 +215,7 @@ async def ingest(
                 leases_due = time.monotonic() + _LEASE_EVERY_S
                 _keep(leases)
     finally:
-        for line in lines:
-            line.stop()
-        for checker in checkers:
-            checker.cancel()
-        await asyncio.wait(keepers, timeout=_CLOSE_WITHIN_S)
-        for keeper in keepers:
-            keeper.cancel()  # one that still dials: nobody answers there
-        await asyncio.gather(*keepers, return_exceptions=True)
+        await _close(lines, keepers, checkers)
         await _last_flush(recorder)
         for lease in leases:
             lease.drop()
@@ -240,6 +226,29 @@ async def ingest(
         keeper.result()
     if lines and all(line.state.stopped for line in lines):
         raise Refused("Every provider has refused: " + "; ".join(f"{line.plan.name}: {line.state.problem}" for line in lines))
+
+
+def _any_goes_on(keepers: Sequence[asyncio.Task[None]]) -> bool:
+    """Whether a connection is still kept, and none has failed."""
+    return not all(keeper.done() for keeper in keepers) and not any(map(_failed, keepers))
+
+
+def _tell_of(leap: Leap, lines: Sequence[FeedConnection]) -> None:
+    log.error("At %s %s. What lies between is called a gap. Keep the clock by NTP.", times.text(leap.before_ns), leap)
+    for line in lines:
+        line.clock_leapt(leap)
+
+
+async def _close(lines: Sequence[FeedConnection], keepers: Sequence[asyncio.Task[None]], checkers: Sequence[asyncio.Task[None]]) -> None:
+    """Let every connection end as the provider ends it, but not for ever."""
+    for line in lines:
+        line.stop()
+    for checker in checkers:
+        checker.cancel()
+    await asyncio.wait(keepers, timeout=_CLOSE_WITHIN_S)
+    for keeper in keepers:
+        keeper.cancel()  # one that still dials: nobody answers there
+    await asyncio.gather(*keepers, return_exceptions=True)
 
 
 def _keep(leases: Sequence[Lease]) -> None:

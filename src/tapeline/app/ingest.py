@@ -1,0 +1,44 @@
+"""The ingest stage, put together from the configuration: its connections, its leases, its way into the stream."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from contextlib import closing
+from random import Random
+
+from tapeline.app.connections import (
+    arbitrations,
+    connection_checks,
+    connection_plans,
+    feed_connections,
+    leases_in_time,
+    plan_partitions,
+    raw_partitions,
+)
+from tapeline.app.process_names import ingest_name
+from tapeline.app.streams import open_spool, open_stream
+from tapeline.config import Config, environment
+from tapeline.stages.ingest.delivery import Delivery
+from tapeline.stages.ingest.stage import StreamRecorder, ingest
+from tapeline.telemetry.status import StatusFile
+
+
+async def ingest_until(stop: asyncio.Event, config: Config, process: str, *, lease_wait_s: float) -> None:
+    """Record what the providers of one process send, until `stop`. `lease_wait_s`: how long a lease of a predecessor is waited for.
+
+    Raises ConfigError, and what `stages.ingest` raises."""
+    planned = connection_plans(config, environment())
+    mine = [(provider, plan) for provider, plan in planned if provider.process == process]
+    random, name = Random(), ingest_name(process)
+    with closing(open_stream(config)) as stream:
+        leases = await leases_in_time(mine, stream, random, stop, lease_wait_s)
+        writer = f"{name}-{uuid.uuid4().hex}"
+        delivery = Delivery(stream.producer(writer), writer, open_spool(config, process))
+        delivery.open()
+        recorder = StreamRecorder(delivery, plan_partitions(planned, raw_partitions(config, stream)), random)
+        pairs = arbitrations(mine, recorder, lambda: delivery.refused)
+        lines = feed_connections(mine, recorder, pairs, time.time_ns, random, config.root)
+        status = StatusFile(config.root, name)
+        await ingest(lines, recorder, connection_checks(mine), status, stop, leases, list(pairs.values()))
