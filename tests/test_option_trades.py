@@ -110,7 +110,7 @@ class Sources:
     def again(self, topic: Topic, places: Mapping[int, tuple[int, int]] | None) -> Iterator[pa.RecordBatch]:
         yield from self.batches if topic is TICKS_TOPIC else ()
 
-    def lag(self, topic: Topic, positions: Mapping[int, int]) -> Iterator[pa.RecordBatch]:
+    def waiting(self, topic: Topic, positions: Mapping[int, int]) -> Iterator[pa.RecordBatch]:
         return iter(())
 
 

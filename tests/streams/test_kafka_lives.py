@@ -122,8 +122,9 @@ def make(place: Place, *names: str) -> None:
 
     def made() -> bool:
         with suppress(KafkaException):  # it is there already, or not quite gone yet
-            for done in admin.create_topics([NewTopic(name, 3, 1) for name in names if name not in topics_of(place)]).values():
-                done.result()
+            new = [NewTopic(name, 3, 1) for name in names if name not in topics_of(place)]
+        for done in admin.create_topics(new).values() if new else ():
+            done.result()
         return set(names) <= topics_of(place)
 
     until(made, "the topics are there")
