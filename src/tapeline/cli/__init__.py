@@ -1,4 +1,4 @@
-"""The command line: `main` is what a shell calls. Each module here has the commands of one concern."""
+"""The command line. A shell calls `main`. Each module here has the commands of one concern."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from importlib.abc import MetaPathFinder
 
 from rich.console import Console
 
-# In the order in which --help lists the commands that each adds.
+# --help lists the commands in the order of these imports.
 # isort: off
 from tapeline.cli import stages, trying, looking, completeness, backfilling, rejected, lake, renaming, exporting
 
@@ -21,7 +21,7 @@ __all__ = ["app", "backfilling", "completeness", "exporting", "lake", "looking",
 
 
 class _WithoutPandas(MetaPathFinder):
-    """No command uses pandas; pyarrow would load it wherever it is installed, into every stage: 50 MB and a quarter of a second each."""
+    """Keeps pyarrow from loading pandas, which no command uses. It would cost every stage 50 MB and a quarter of a second."""
 
     def find_spec(self, fullname: str, path: object = None, target: object = None) -> None:
         del path, target
@@ -30,7 +30,7 @@ class _WithoutPandas(MetaPathFinder):
 
 
 def main() -> None:
-    """Entry point: errors become one message on stderr and an exit status that means something (docs/commands.md)."""
+    """Entry point. An error becomes one message on stderr and an exit status with a meaning (docs/commands.md)."""
     sys.meta_path.insert(0, _WithoutPandas())
     try:
         app(prog_name="tapeline")

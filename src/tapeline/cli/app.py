@@ -1,4 +1,4 @@
-"""The one command line that the commands belong to."""
+"""The command line application, to which every command is added."""
 
 from __future__ import annotations
 
@@ -9,6 +9,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
-    help="Market data from the providers' sockets to a stream and a lake, every event accounted for.",
+    help="Bring market data from the providers' sockets into a stream and a lake, and account for every event.",
     epilog="Try `tapeline demo`: the whole pipeline against local simulators, nothing to set up.",
 )

@@ -1,4 +1,4 @@
-"""The command that brings a provider's history in."""
+"""The commands that read a provider's history: `backfill` and `reconcile`."""
 
 from __future__ import annotations
 
@@ -40,26 +40,32 @@ class Origin(StrEnum):
 
 @app.command()
 def backfill(
-    start: Annotated[str, typer.Option(help="From this moment on: a date (its midnight in UTC), ISO 8601 with zone, or ns since 1970.")],
-    end: Annotated[str | None, typer.Option(help="Up to and without this moment; today's midnight in UTC if left out.")] = None,
-    provider: Annotated[str | None, typer.Option(help=f"{', '.join(names())}; each of the configuration's if left out.")] = None,
-    symbols: Annotated[str | None, typer.Option(help="Comma-separated, canonical or the provider's own; else the configured.")] = None,
+    start: Annotated[str, typer.Option(help="The first moment: a date (its midnight in UTC), ISO 8601 with zone, or ns since 1970.")],
+    end: Annotated[str | None, typer.Option(help="The first moment that is left out; the start of today (UTC) if not given.")] = None,
+    provider: Annotated[str | None, typer.Option(help=f"{', '.join(names())}; every provider of the configuration if left out.")] = None,
+    symbols: Annotated[
+        str | None, typer.Option(help="Comma-separated, canonical or the provider's own; the configured ones if left out.")
+    ] = None,
     channels: Annotated[
-        str | None, typer.Option(help="Comma-separated: trades, quotes, bars, or the provider's own names; the configured if left out.")
+        str | None,
+        typer.Option(help="Comma-separated: trades, quotes, bars, or the provider's own names; the configured ones if left out."),
     ] = None,
     origin: Annotated[
-        Origin, typer.Option("--from", help="rest, or files: the provider's files of whole days and months, for much of the past.")
+        Origin, typer.Option("--from", help="rest, or files: the provider's files of whole days and months, which suit long spans.")
     ] = Origin.rest,
-    workers: Annotated[int, typer.Option(min=1, max=32, help="Requests side by side, all within the provider's limits.")] = 4,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be asked for, and ask for nothing.")] = False,
-    again: Annotated[bool, typer.Option("--again", help="Fetch anew what an earlier call has fetched.")] = False,
+    workers: Annotated[
+        int, typer.Option(min=1, max=32, help="How many requests run at the same time. They keep to the provider's limits.")
+    ] = 4,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be requested, and request nothing.")] = False,
+    again: Annotated[bool, typer.Option("--again", help="Fetch again what an earlier call has already fetched.")] = False,
     config: ConfigOption = None,
-    format: Annotated[TableOrJson, typer.Option(help="table, or json: an object for each feed.")] = TableOrJson.table,  # noqa: A002
+    format: Annotated[TableOrJson, typer.Option(help="table, or json: one object for each feed.")] = TableOrJson.table,  # noqa: A002
 ) -> None:
-    """Bring a provider's history into the stream, from where it goes the way of everything: interpreted, stored, accounted for.
+    """Bring a provider's history into the stream. From there it is normalized, stored and accounted for like live data.
 
-    Killed or stopped, the same command goes on with the page at which it was: no page comes twice, none is missed. What is there already
-    is kept once. `tapeline run` (or the stages) has to run, or be started afterwards.
+    If the command is killed or stopped, call it again: it continues at the page where it was. No page comes twice, and none is missed.
+    An event that is already stored is kept once. `tapeline run` (or the stages) must be running, or be started afterwards. Status 1:
+    something could not be fetched. Status 130: the command was stopped.
 
     Example: `tapeline backfill --provider binance --symbols BTCUSDT,ETHUSDT --channels trades --start 2026-01-05 --end 2026-01-06`
     """
@@ -93,20 +99,23 @@ def _tell(done: Backfilled, format: TableOrJson) -> None:  # noqa: A002
 
 @app.command()
 def reconcile(
-    day: Annotated[str, typer.Argument(help="A UTC day, such as 2026-01-05.")],
-    provider: Annotated[str | None, typer.Option(help="Only this provider; else each of the configuration's.")] = None,
-    symbols: Annotated[str | None, typer.Option(help="Comma-separated, canonical or the provider's own; else the configured.")] = None,
+    day: Annotated[str, typer.Argument(help="The UTC day, such as 2026-01-05.")],
+    provider: Annotated[str | None, typer.Option(help="Only this provider; every provider of the configuration if left out.")] = None,
+    symbols: Annotated[
+        str | None, typer.Option(help="Comma-separated, canonical or the provider's own; the configured ones if left out.")
+    ] = None,
     channels: Annotated[
-        str | None, typer.Option(help="Comma-separated: trades, quotes, bars, or the provider's own names; else the configured.")
+        str | None,
+        typer.Option(help="Comma-separated: trades, quotes, bars, or the provider's own names; the configured ones if left out."),
     ] = None,
     source: Annotated[str, typer.Option(help="The store to compare: lake or postgresql.")] = "lake",
     config: ConfigOption = None,
-    format: Annotated[TableOrJson, typer.Option(help="table, or json: an object for each symbol and channel.")] = TableOrJson.table,  # noqa: A002
+    format: Annotated[TableOrJson, typer.Option(help="table, or json: one object for each symbol and channel.")] = TableOrJson.table,  # noqa: A002
 ) -> None:
-    """Compare a day in a store with the provider's history of it: counts, volume, event by event.
+    """Compare a day in a store with the provider's history of that day: counts, volume, and each event.
 
-    What the store lacks goes into the stream; the ledger then knows the day as `reconciled`. Status 0: equal; 1: they differed, or some
-    could not be compared. Of what is compared, one symbol and channel at a time has to fit in memory.
+    Events that the store lacks go into the stream. The ledger then records the day as `reconciled`. Status 0: they are equal. Status 1:
+    they differed, or something could not be compared. The command compares one symbol and channel at a time; its data must fit in memory.
 
     Example: `tapeline reconcile 2026-01-05 --channels trades`
     """
@@ -179,7 +188,7 @@ def _show(planned: Sequence[Planned], format: TableOrJson) -> None:  # noqa: A00
 
 @contextmanager
 def _bar(format: TableOrJson, job: Job) -> Iterator[Callable[[State], None]]:  # noqa: A002
-    """How far it is, on a terminal."""
+    """A progress bar on a terminal."""
     what = TextColumn(f"{job.provider} {job.feed} {{task.fields[events]:,}} events on {{task.fields[pages]:,}} pages")
     columns = (what, BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     with progress(*columns, shown=format is not TableOrJson.json) as bar:

@@ -1,4 +1,4 @@
-"""The commands that answer whether the data is complete."""
+"""The commands that tell whether the data is complete."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ if TYPE_CHECKING:
     from tapeline.ledger.answers import Answer
     from tapeline.ledger.facts import Interval, Key
 
-#: How often the ledger is looked at for gaps that have opened.
+#: How often `repair --follow` looks in the ledger for new gaps.
 _LOOK_EVERY_S: Final = 3.0
-#: What `complete` ends with.
+#: The exit statuses of `complete`.
 _STATUSES: Final = {"complete": 0, "incomplete": 1, "unprovable": 3}
 _MARKS: Final = {"complete": ("yes", "bold green"), "incomplete": ("no", "bold red"), "unprovable": ("cannot be proven", "bold yellow")}
 _DAY_NS: Final = 86_400 * NS_PER_S
-#: Evidence that is younger than this counts as the present.
+#: Evidence that is younger than this counts as current.
 _FRESH_NS: Final = 60 * NS_PER_S
 
 
@@ -49,15 +49,15 @@ _FRESH_NS: Final = 60 * NS_PER_S
 def gaps(
     symbol: Annotated[list[str] | None, typer.Option(help="Only this symbol (canonical, such as BTC/USDT); repeatable.")] = None,
     since: Annotated[
-        str | None, typer.Option(help="Only what reaches past this moment: ISO 8601 with zone, a date, or ns since 1970.")
+        str | None, typer.Option(help="Only gaps that end after this moment: ISO 8601 with zone, a date, or ns since 1970.")
     ] = None,
-    provider: Annotated[str | None, typer.Option(help="Only this provider's.")] = None,
+    provider: Annotated[str | None, typer.Option(help="Only this provider.")] = None,
     config: ConfigOption = None,
     format: Annotated[Format, typer.Option(help="table, csv, json or parquet.")] = Format.table,  # noqa: A002
 ) -> None:
-    """What is missing, as far as it is known: every stretch of time, of every symbol and channel, that nothing proves to be there.
+    """List all known gaps: for each symbol and channel, the spans of time whose data nothing proves to be there.
 
-    Status 0 where nothing is missing, 1 where something is.
+    Status 0: there are no gaps. Status 1: there are some.
 
     Example: `tapeline gaps --symbol BTC/USDT --since 2026-01-05`
     """
@@ -87,17 +87,18 @@ def gaps(
 
 @app.command()
 def complete(
-    symbol: Annotated[str, typer.Argument(help="Canonical, such as BTC/USDT or AAPL.")],
-    day: Annotated[str, typer.Argument(help="A UTC day, such as 2026-01-05.")],
+    symbol: Annotated[str, typer.Argument(help="The canonical symbol, such as BTC/USDT or AAPL.")],
+    day: Annotated[str, typer.Argument(help="The UTC day, such as 2026-01-05.")],
     channel: Annotated[str | None, typer.Option(help="Only this channel, such as trade.")] = None,
-    provider: Annotated[str | None, typer.Option(help="Only this provider's.")] = None,
+    provider: Annotated[str | None, typer.Option(help="Only this provider.")] = None,
     config: ConfigOption = None,
     format: Annotated[TableOrJson, typer.Option(help="table or json.")] = TableOrJson.table,  # noqa: A002
 ) -> None:
-    """Is a symbol's day complete? A yes with its evidence, or a no with the holes, for each channel that carries it.
+    """Tell whether a symbol's day is complete. For each channel of the symbol, the answer is yes with the evidence, or no with the gaps.
 
-    Status 0: yes. 1: no. 3: nothing is known to be missing, and the provider gives nothing to prove it by. Of a day that is not over the
-    answer is up to the last evidence, which is named; where that is a minute old, up to now.
+    Status 0: yes. Status 1: no. Status 3: no gap is known, but the provider gives nothing that can prove the day complete. If the day is
+    not over, the answer covers the time up to the last evidence, and names that time. If the last evidence is a minute old, the answer
+    covers the time up to now.
 
     Example: `tapeline complete BTC/USDT 2026-01-05`
     """
@@ -129,16 +130,17 @@ def complete(
 @app.command()
 def repair(
     symbol: Annotated[list[str] | None, typer.Option(help="Only this symbol (canonical, such as BTC/USDT); repeatable.")] = None,
-    provider: Annotated[str | None, typer.Option(help="Only this provider's.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be asked for, and ask for nothing.")] = False,
-    follow: Annotated[bool, typer.Option("--follow", help="Go on, and fill gaps as they open, as `tapeline run` does.")] = False,
+    provider: Annotated[str | None, typer.Option(help="Only this provider.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the gaps that would be filled, and request nothing.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", help="Keep running, and fill gaps as they open, as `tapeline run` does.")] = False,
     config: ConfigOption = None,
 ) -> None:
-    """Fill the gaps that the provider's history can fill: ask it for the numbers that are missing, and send the pages through the stream.
+    """Fill gaps from the provider's history. The command requests the missing numbers and sends the pages through the stream.
 
-    Of Binance: trade, aggTrade and klines; of Massive and Alpaca, by the time of a break: trades, quotes and bars. `tapeline normalize`,
-    the stores and the ledger have to run, or be started afterwards; numbers that the history does not hold either are then unrecoverable,
-    and said to be. Killed or called twice, it doubles nothing. Status 1: some could not be asked for, and is named; the others were.
+    Binance: trade, aggTrade and klines. Massive and Alpaca: trades, quotes and bars, by the time of the gap. `tapeline normalize`, the
+    stores and the ledger must be running, or be started afterwards. If the history does not hold a number either, the ledger then reports
+    it as unrecoverable. A call that is killed or repeated duplicates nothing. Status 1: some gaps could not be requested. They are named,
+    and all others were requested.
 
     Example: `tapeline repair --symbol BTC/USDT --dry-run`
     """
@@ -191,12 +193,12 @@ def _keep_repairing(settings: Config) -> None:
 
 
 def _so_far(found: Iterable[Interval], start_ns: int, now_ns: int) -> int:
-    """Of a day that is not over: how far evidence reaches, or now where it has not reached on for long, or something is missing there."""
+    """How far the answer reaches on a day that is not over: to the last evidence, or to now if that is old or is followed by a gap."""
     from tapeline.ledger.intervals import COVERED
 
     begun = [one for one in found if one.start_ns < now_ns]
     there = [one for one in begun if one.state in COVERED]
-    # Where events are counted, only the next number could tell what lies behind the last one.
+    # If events are numbered, only the next number can tell whether anything came after the last one.
     counted = any(one.state == "proven" for one in there)
     evidence = [one for one in there if not counted or one.state != "unprovable"]
     reached_ns = min(max((one.end_ns for one in evidence), default=start_ns), now_ns)
@@ -211,7 +213,7 @@ def _row(key: Key, one: Interval) -> dict[str, Any]:
 
 
 def _show_gaps(rows: list[dict[str, Any]]) -> None:
-    """Two lines each: when, how long and what; then how it came about."""
+    """Print two lines for each gap: its time, length and channel; then its evidence."""
     console = Output(highlight=False)
     for row in sorted(rows, key=lambda row: (row["start_ns"], row["symbol"], row["channel"])):
         length = "goes on" if row["end_ns"] is None else _length(row["end_ns"] - row["start_ns"])
@@ -221,7 +223,7 @@ def _show_gaps(rows: list[dict[str, Any]]) -> None:
 
 
 def _show(one: Answer, day: str, until_ns: int | None) -> None:
-    """`until_ns`: of a day that is not over, up to when."""
+    """`until_ns`: the time up to which the answer holds, if the day is not over."""
     word, style = _MARKS[one.verdict]
     console = Output(highlight=False)
     so_far = f" up to {text(until_ns)[11:]}" if until_ns is not None else ""

@@ -1,4 +1,4 @@
-"""The command that gives rows away as plain files."""
+"""The command that exports rows as plain files."""
 
 from __future__ import annotations
 
@@ -34,21 +34,21 @@ class Kind(StrEnum):
 
 @app.command()
 def export(
-    symbol: Annotated[str, typer.Argument(help="Canonical, such as BTC/USDT or AAPL.")],
+    symbol: Annotated[str, typer.Argument(help="The canonical symbol, such as BTC/USDT or AAPL.")],
     start: Annotated[str, typer.Option(help="The first moment: ISO 8601 with zone, a date, or ns since 1970.")],
     end: Annotated[str, typer.Option(help="The first moment that is left out.")],
-    to: Annotated[Path, typer.Option(help="A folder that is new or empty.")],
-    form: Annotated[Form, typer.Option("--as", help="How the files are written.")] = Form.parquet,
-    kind: Annotated[Kind | None, typer.Option(help="Only trades, or quotes; or the bars. Trades and quotes if left out.")] = None,
+    to: Annotated[Path, typer.Option(help="The folder for the files. It must be new or empty.")],
+    form: Annotated[Form, typer.Option("--as", help="The format of the files.")] = Form.parquet,
+    kind: Annotated[Kind | None, typer.Option(help="Only trades, only quotes, or bars. Trades and quotes if left out.")] = None,
     channel: Annotated[str | None, typer.Option(help="Only this channel, such as aggTrade.")] = None,
-    provider: Annotated[str | None, typer.Option(help="Only this provider's.")] = None,
-    source: Annotated[str, typer.Option(help="Which store to read.")] = "lake",
+    provider: Annotated[str | None, typer.Option(help="Only this provider.")] = None,
+    source: Annotated[str, typer.Option(help="The store to read.")] = "lake",
     config: ConfigOption = None,
 ) -> None:
-    """Write a symbol's ticks or bars to plain files, a folder for each UTC day: Parquet, CSV or Arrow, every time exact to the nanosecond.
+    """Write a symbol's ticks or bars to plain files (Parquet, CSV or Arrow), with one folder for each UTC day.
 
-    In bounded memory, whatever the range; each file of the lake is held against its checksum first. The folder is there when all of it
-    is; an export that is killed leaves none.
+    Every time is exact to the nanosecond. Memory stays bounded, however long the range. Each file of the lake is verified against its
+    checksum before it is read. The folder appears only when the export is complete: an export that is killed leaves no folder.
 
     Example: `tapeline export BTC/USDT --start 2026-01-05 --end 2026-01-12 --to btc --as csv`
     """
@@ -84,7 +84,7 @@ def export(
 
 @contextmanager
 def _shown(what: str, start_ns: int, end_ns: int) -> Iterator[Told]:
-    """A progress bar, on a terminal, by the time that has been reached: how many rows there are, nobody has counted."""
+    """A progress bar on a terminal. It shows the event time that was reached, because the number of rows is not known."""
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[rows]:,} rows"), TimeRemainingColumn())
     with progress(*columns) as bar:
         task = bar.add_task(what, total=end_ns - start_ns, rows=0)

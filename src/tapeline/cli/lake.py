@@ -1,4 +1,4 @@
-"""The commands for the lake's own life."""
+"""The commands that maintain the lake."""
 
 from __future__ import annotations
 
@@ -22,22 +22,23 @@ if TYPE_CHECKING:
     from tapeline.stores.lake.retention import Pruned, Vacuumed
 
 
-lake_app = typer.Typer(no_args_is_help=True, help="The lake's own life: what it keeps, whether it is whole, and making it whole.")
+lake_app = typer.Typer(no_args_is_help=True, help="Maintain the lake: compact, remove old days, check and repair.")
 app.add_typer(lake_app, name="lake")
 
-FormatOption = Annotated[TableOrJson, typer.Option(help="table, or json: an object a line.")]
+FormatOption = Annotated[TableOrJson, typer.Option(help="table, or json: one object a line.")]
 
 
 @app.command()
 def compact(
-    days: Annotated[list[str], typer.Argument(help="UTC days, such as 2026-01-05.", metavar="DAY...")],
+    days: Annotated[list[str], typer.Argument(help="The UTC days, such as 2026-01-05.", metavar="DAY...")],
     config: ConfigOption = None,
     format: FormatOption = TableOrJson.table,  # noqa: A002
 ) -> None:
-    """Merge a day's many small files in the lake into a few sorted ones; each row stays as it is.
+    """Merge the many small files of a UTC day in the lake into a few sorted ones. The rows do not change.
 
-    What is written is compared with what was there before one commit swaps them: row count, a checksum of each column, of the ids and of
-    whole rows. Readers see the old files or the new ones; a compaction that is killed changed nothing; a second one finds nothing to do.
+    Before one commit replaces the old files, the command compares the new files with them: the row count, and checksums of each column,
+    of the ids and of whole rows. Readers see either the old files or the new ones. A compaction that is killed changes nothing. A second
+    one finds nothing to do.
 
     Example: `tapeline compact 2026-01-05 2026-01-06`
     """
@@ -55,13 +56,13 @@ def compact(
 
 @lake_app.command()
 def prune(
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be removed, and remove nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be removed, and remove nothing.")] = False,
     config: ConfigOption = None,
     format: FormatOption = TableOrJson.table,  # noqa: A002
 ) -> None:
-    """Remove the days that the settings keep_days and keep_gb of the lake's [[stores]] no longer keep, oldest first; never today, in UTC.
+    """Remove the days beyond the limits `keep_days` and `keep_gb` of the lake's [[stores]], oldest first. Today (UTC) is never removed.
 
-    `tapeline store` does the same once an hour. Killed or called twice, it removes those days and no other.
+    `tapeline store` does the same once an hour. A call that is killed or repeated removes those days and no others.
 
     Example: `tapeline lake prune --dry-run`
     """
@@ -81,10 +82,10 @@ def prune(
 
 @lake_app.command()
 def tidy(config: ConfigOption = None, format: FormatOption = TableOrJson.table) -> None:  # noqa: A002
-    """Compact the days that are over, and merge the many small files of those that are not.
+    """Compact the days that are over, and merge the many small files of the other days.
 
-    A day is over an hour after its midnight in UTC, when nothing of it has come for half an hour. `tapeline store` does the same by
-    itself, unless its [[stores]] has `compact = false`. Killed or called twice, it goes on with what is left.
+    A day is over one hour after it ends in UTC, if nothing of it has arrived for half an hour. `tapeline store` does the same by itself,
+    unless its [[stores]] has `compact = false`. If the command is killed, call it again: it continues with the days that are left.
 
     Example: `tapeline lake tidy`
     """
@@ -98,9 +99,9 @@ def tidy(config: ConfigOption = None, format: FormatOption = TableOrJson.table) 
 
 @lake_app.command()
 def vacuum(config: ConfigOption = None, format: FormatOption = TableOrJson.table) -> None:  # noqa: A002
-    """Delete the files that the tables' logs no longer name, and what is old in the logs.
+    """Delete the files that the tables' logs no longer name, and the old entries of the logs.
 
-    What a killed process left behind is among them. Files that a store may be about to commit stay.
+    This includes the files that a killed process left behind. Files that a store may be about to commit stay.
 
     Example: `tapeline lake vacuum`
     """
@@ -112,13 +113,14 @@ def vacuum(config: ConfigOption = None, format: FormatOption = TableOrJson.table
 
 @lake_app.command()
 def check(
-    day: Annotated[str | None, typer.Argument(help="A UTC day, such as 2026-01-05; everything if left out.")] = None,
+    day: Annotated[str | None, typer.Argument(help="The UTC day, such as 2026-01-05; every day if left out.")] = None,
     config: ConfigOption = None,
     format: FormatOption = TableOrJson.table,  # noqa: A002
 ) -> None:
-    """Hold the lake against its own log: every file by its bytes, every row by its day, its id and its place in the raw topic.
+    """Check the lake against its own log: the bytes of every file, and the day, id and place in the raw topic of every row.
 
-    Changes nothing. Status 0: all is as it should be. 1: something is not, and is named; `tapeline lake repair` makes damaged files again.
+    The command changes nothing. Status 0: there are no problems. Status 1: problems were found, and are named. `tapeline lake repair`
+    rebuilds damaged files.
 
     Example: `tapeline lake check 2026-01-05`
     """
@@ -134,14 +136,14 @@ def check(
 
 @lake_app.command()
 def repair(
-    drop: Annotated[bool, typer.Option("--drop", help="Give up the rows whose raw records are gone; how many is said.")] = False,
+    drop: Annotated[bool, typer.Option("--drop", help="Give up the rows whose raw records are gone. The command prints how many.")] = False,
     config: ConfigOption = None,
     format: FormatOption = TableOrJson.table,  # noqa: A002
 ) -> None:
-    """Make damaged files again from the raw topic, as long as that has what they came from.
+    """Rebuild damaged files from the raw topic, as long as it still holds their records.
 
-    The rows are made by today's normalizer, counted against the log, and swapped in by one commit; what does not come out even is left as
-    it is. Status 0: nothing is damaged any more. 1: something is, or rows were given up.
+    The current normalizer makes the rows, their count is compared with the log, and one commit puts them in place. If the counts differ,
+    the file stays as it is. Status 0: nothing is damaged any more. Status 1: something is still damaged, or rows were given up.
 
     Example: `tapeline lake repair`
     """

@@ -1,4 +1,4 @@
-"""The commands that look at what there is, and at how it came there."""
+"""The commands that show the data, how it came there, and how the pipeline is."""
 
 from __future__ import annotations
 
@@ -41,16 +41,18 @@ class TailTopic(StrEnum):
 def sql(
     query: Annotated[
         str,
-        typer.Argument(help="Any DuckDB SELECT over ticks, trades, amendments, bars, bar_revisions, notices, rejected, coverage, gaps."),
+        typer.Argument(
+            help="A DuckDB SELECT over ticks, trades, amendments, bars, bar_revisions, suspects, notices, rejected, coverage, gaps."
+        ),
     ],
     config: ConfigOption = None,
-    format: Annotated[Format, typer.Option(help="json: an object a line. parquet: to --output or a pipe.")] = Format.table,  # noqa: A002
+    format: Annotated[Format, typer.Option(help="json: one object a line. parquet: to --output or a pipe.")] = Format.table,  # noqa: A002
     output: Annotated[Path | None, typer.Option(help="Write to this file instead of the screen.")] = None,
     allow_files: Annotated[
         bool, typer.Option("--allow-files", help="Let the query read and write other files too (read_csv, COPY, ATTACH).")
     ] = False,
 ) -> None:
-    """Query the lake with DuckDB. The query reads the lake and nothing else, unless you allow it.
+    """Query the lake with DuckDB. The query can read nothing but the lake, unless you give --allow-files.
 
     Example: `tapeline sql "SELECT symbol, count(*), max(last) FROM ticks GROUP BY symbol"`
     """
@@ -84,13 +86,13 @@ def sql(
 
 @app.command()
 def tail(
-    topic: Annotated[TailTopic, typer.Argument(help="Which topic of the stream.")],
+    topic: Annotated[TailTopic, typer.Argument(help="The topic of the stream.")],
     symbol: Annotated[str | None, typer.Option(help="Only this symbol (canonical, such as BTC/USDT).")] = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as records arrive, until Ctrl-C.")] = False,
-    lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="How many of the latest records.")] = 10,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Keep printing records as they arrive, until Ctrl-C.")] = False,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="How many of the latest records to print.")] = 10,
     config: ConfigOption = None,
 ) -> None:
-    """The latest records of a topic, one JSON object a line.
+    """Print the latest records of a topic, one JSON object a line.
 
     Example: `tapeline tail ticks --symbol BTC/USDT --follow`
     """
@@ -123,19 +125,22 @@ def tail(
 
 @app.command()
 def replay(
-    symbol: Annotated[list[str], typer.Option(help="Canonical, such as BTC/USDT; repeatable.")],
+    symbol: Annotated[list[str], typer.Option(help="The canonical symbol, such as BTC/USDT; repeatable.")],
     since: Annotated[str, typer.Option("--from", help="The first moment: ISO 8601 with zone, a date, or ns since 1970.")],
     until: Annotated[str, typer.Option("--to", help="The first moment that is left out.")],
-    into: Annotated[Path, typer.Option(help="The configuration whose stream gets the ticks; not the one that they came by.")],
-    speed: Annotated[float, typer.Option(help="1 as it happened, 10 ten times as fast, 0 as fast as the stream takes it.")] = 1.0,
-    provider: Annotated[str | None, typer.Option(help="Only this provider's.")] = None,
-    kind: Annotated[str | None, typer.Option(help="Only trade or quote.")] = None,
-    source: Annotated[str, typer.Option(help="Which store to read.")] = "lake",
+    into: Annotated[
+        Path,
+        typer.Option(help="The configuration whose stream receives the ticks. It must name another stream than the one they came from."),
+    ],
+    speed: Annotated[float, typer.Option(help="1: the original pace; 10: ten times as fast; 0: as fast as the stream accepts.")] = 1.0,
+    provider: Annotated[str | None, typer.Option(help="Only this provider.")] = None,
+    kind: Annotated[str | None, typer.Option(help="Only this kind of tick: trade or quote.")] = None,
+    source: Annotated[str, typer.Option(help="The store to read.")] = "lake",
     config: ConfigOption = None,
 ) -> None:
-    """Publish ticks that were kept into another stream, in event-time order, at the pace at which they happened.
+    """Publish stored ticks to another stream, in event-time order and at the original pace.
 
-    For a trading engine or a backtest that reads a stream; it finds them in `market-data.normalized`.
+    A trading engine or a backtest that reads a stream finds them in `market-data.normalized`. Status 130: the replay was stopped.
 
     Example: `tapeline replay --symbol BTC/USDT --from 2026-01-05 --to 2026-01-06 --speed 10 --into backtest.toml`
     """
@@ -161,7 +166,7 @@ def replay(
 
 
 def _addresses(settings: Config) -> set[str]:
-    """Where the configuration's stream is, whoever logs in to it."""
+    """The addresses of the configuration's stream, without the user."""
     if settings.stream.url == "embedded:":
         return {str(settings.root)}
     hosts, _, database = settings.stream.url.partition("://")[2].rpartition("@")[2].partition("/")
@@ -173,7 +178,10 @@ def status(
     config: ConfigOption = None,
     format: Annotated[TableOrJson, typer.Option(help="table or json.")] = TableOrJson.table,  # noqa: A002
 ) -> None:
-    """Uptime, rates, backlog, and the accounting equation. Status 1 if an equation does not balance, 69 if the stream is away."""
+    """Show uptime, rates, backlog and the accounting equations.
+
+    Status 1: an equation does not balance. Status 69: the stream cannot be reached.
+    """
     from tapeline.app.process_names import stage_names
     from tapeline.app.stores import open_stores
     from tapeline.app.streams import raw_consumer_groups, stream_with_data
@@ -200,13 +208,16 @@ def status(
 
 @app.command()
 def audit(
-    event: Annotated[str | None, typer.Argument(help="The tick's own id: raw_partition-raw_offset-raw_index.")] = None,
-    symbol: Annotated[str | None, typer.Option(help="Or its symbol (canonical) ...")] = None,
-    time_ns: Annotated[str | None, typer.Option("--time", help="... and time: ns since 1970, or ISO 8601 with zone.")] = None,
+    event: Annotated[str | None, typer.Argument(help="The event's id: raw_partition-raw_offset-raw_index.")] = None,
+    symbol: Annotated[str | None, typer.Option(help="Instead of an id: the canonical symbol, together with --time.")] = None,
+    time_ns: Annotated[
+        str | None,
+        typer.Option("--time", help="With --symbol: ns since 1970, or ISO 8601 with zone. The nearest tick at or before it is taken."),
+    ] = None,
     config: ConfigOption = None,
     format: Annotated[TableOrJson, typer.Option(help="table or json.")] = TableOrJson.table,  # noqa: A002
 ) -> None:
-    """Where a tick came from and where it went: the raw frame, its connection, its place in each topic and store.
+    """Trace one event: its raw frame, its connection, and its place in each topic and store.
 
     Example: `tapeline audit --symbol BTC/USDT --time 2026-01-05T14:30:00.123Z`
     """
@@ -247,7 +258,7 @@ def audit(
 
 @app.command()
 def check(config: ConfigOption = None) -> None:
-    """Is the config right, and is everything it names reachable? Status 0 if so."""
+    """Check that the configuration is valid, and that everything it names can be reached. Status 0 if so."""
     from tapeline.app.preflight import checkup
 
     settings = load_config(config)

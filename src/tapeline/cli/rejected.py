@@ -1,4 +1,4 @@
-"""The commands for what could not be read."""
+"""The commands for rejected events: those that could not be read."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from tapeline.errors import ConfigError
 if TYPE_CHECKING:
     from tapeline.jobs.rejects import Rejected, Table
 
-rejected_app = typer.Typer(no_args_is_help=True, help="What could not be read: look at it, and try it again.")
+rejected_app = typer.Typer(no_args_is_help=True, help="List, show and retry the events that could not be read.")
 
 
 app.add_typer(rejected_app, name="rejected")
 
 
-ProviderOption = Annotated[str | None, typer.Option(help="Only this provider's.")]
+ProviderOption = Annotated[str | None, typer.Option(help="Only events of this provider.")]
 
 
-ReasonOption = Annotated[str | None, typer.Option(help="Only those whose reason contains this text.")]
+ReasonOption = Annotated[str | None, typer.Option(help="Only events whose reason contains this text.")]
 
 
 @rejected_app.command("list")
 def rejected_list(
     provider: ProviderOption = None,
     reason: ReasonOption = None,
-    everything: Annotated[bool, typer.Option("--all", help="Also those that were retried.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="List retried events too.")] = False,
     config: ConfigOption = None,
     format: Annotated[Format, typer.Option(help="table, csv, json or parquet.")] = Format.table,  # noqa: A002
 ) -> None:
-    """Events that were rejected and not retried: id, when, from where, why.
+    """List the events that were rejected and not retried: id, time, source and reason.
 
     Example: `tapeline rejected list --reason price`
     """
@@ -77,7 +77,7 @@ def rejected_show(
     event: Annotated[str, typer.Argument(help="The id, as `rejected list` shows it.")],
     config: ConfigOption = None,
 ) -> None:
-    """One rejected event: the reason, and its bytes as they came."""
+    """Show one rejected event: the reason on stderr, and its original bytes on stdout."""
     from tapeline.app.streams import stream_with_data
     from tapeline.jobs.rejects import parse_id, rejected
 
@@ -95,13 +95,13 @@ def rejected_show(
 
 @rejected_app.command("retry")
 def rejected_retry(
-    events: Annotated[list[str] | None, typer.Argument(help="Ids; or choose by --provider, --reason or --all.")] = None,
+    events: Annotated[list[str] | None, typer.Argument(help="The ids. Without ids, choose with --provider, --reason or --all.")] = None,
     provider: ProviderOption = None,
     reason: ReasonOption = None,
-    everything: Annotated[bool, typer.Option("--all", help="Everything that was not retried yet.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Every event that was not retried yet.")] = False,
     config: ConfigOption = None,
 ) -> None:
-    """Send rejected events through today's normalizer again, each exactly once, however often this is called.
+    """Send rejected events through the current normalizer again. Each is sent exactly once, however often you call the command.
 
     Example: `tapeline rejected retry --reason "unknown channel"`
     """
@@ -126,7 +126,7 @@ def _wanted(one: Rejected, provider: str | None, reason: str | None) -> bool:
 
 
 def _lake_table(settings: Config) -> Table:
-    """The rows of the lake's tables, for what the stream no longer holds."""
+    """The rows of a lake's table, for events that the stream no longer holds."""
     from tapeline.app.stores import lake_folder
     from tapeline.reading import sql as query
 

@@ -1,4 +1,4 @@
-"""The command for a symbol that was kept under a wrong name."""
+"""The command that renames a symbol that was stored under a wrong name."""
 
 from __future__ import annotations
 
@@ -24,19 +24,21 @@ if TYPE_CHECKING:
 @app.command()
 def rename(
     old: Annotated[str, typer.Argument(help="The wrong name, such as AD/AEUR.")],
-    new: Annotated[str, typer.Argument(help="The right one, such as ADA/EUR.")],
-    provider: Annotated[str | None, typer.Option(help="Whose symbol it is; the one whose names have to be split if left out.")] = None,
-    feed: Annotated[str | None, typer.Option(help="Of which feed; the provider's usual one if left out.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be changed, and change nothing.")] = False,
+    new: Annotated[str, typer.Argument(help="The right name, such as ADA/EUR.")],
+    provider: Annotated[
+        str | None, typer.Option(help="The symbol's provider; the provider whose symbols must be split if left out.")
+    ] = None,
+    feed: Annotated[str | None, typer.Option(help="The symbol's feed; the provider's default feed if left out.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be changed, and change nothing.")] = False,
     config: ConfigOption = None,
-    format: Annotated[TableOrJson, typer.Option(help="table, or json: an object a line.")] = TableOrJson.table,  # noqa: A002
+    format: Annotated[TableOrJson, typer.Option(help="table, or json: one object a line.")] = TableOrJson.table,  # noqa: A002
 ) -> None:
-    """Correct what earlier versions kept under a wrongly split symbol: rows in every store, and what the ledger knows.
+    """Rename a symbol that an earlier version split wrongly: its rows in every store, and its records in the ledger.
 
-    Both names have to be one symbol of the exchange, and the new one has to be the name that its events get today. The stores and the
-    ledger must not run meanwhile; ingest and normalize may. An event that is there under both names is kept once: the row that came first.
-    Killed at any moment, it is called again and goes on; called twice, it changes nothing. Status 1: rows under the old name still wait in
-    the stream for a store.
+    Both names must stand for the same symbol of the exchange, and the new one must be the name that its events get today. The stores and
+    the ledger must not run meanwhile; ingest and normalize may. An event that is there under both names is kept once: the row that came
+    first. If the command is killed, call it again and it continues. A second call changes nothing. Status 1: rows under the old name
+    still wait in the stream for a store.
 
     Example: `tapeline rename AD/AEUR ADA/EUR --dry-run`
     """
@@ -84,7 +86,7 @@ def _feed(provider: str | None, feed: str | None) -> tuple[str, str]:
 
 @contextmanager
 def _alone(settings: Config) -> Iterator[None]:
-    """Hold the locks of everything that writes to the stores and the ledger. Raises Busy that says who has one."""
+    """Hold the locks of everything that writes to the stores and the ledger. Raises Busy, which names the holder of a lock."""
     from tapeline.app.process_names import store_name
 
     with ExitStack() as held:

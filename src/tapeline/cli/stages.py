@@ -1,4 +1,4 @@
-"""The commands that work: every stage the configuration names, or one alone."""
+"""The commands that run the stages: all of the configuration, or one alone."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from tapeline.telemetry.status import StatusFile, worker_name
 
 log = logging.getLogger("tapeline")
 
-#: A store writes in bursts; where cores are few, those wait for the stages whose delay is felt.
+#: A store writes in bursts. On few cores, the bursts wait for the stages that add latency.
 _STORE_NICENESS = 10
-#: An ingest that the supervisor has started again waits so long for the lease of the one that died.
+#: How long an ingest under a supervisor waits for the lease of the one before it.
 _LEASE_WAIT_S = 30.0
-#: Normalize workers on one machine.
+#: The most normalize workers on one machine.
 _MOST_WORKERS = 64
 
 
@@ -35,12 +35,16 @@ def run(
     config: ConfigOption = None,
     until_idle: Annotated[
         float | None,
-        typer.Option(help="End with status 0 when nothing has arrived for SECONDS and every backlog is zero.", metavar="SECONDS"),
+        typer.Option(
+            help="End with status 0 when nothing has arrived for SECONDS and every backlog is zero.",
+            metavar="SECONDS",
+        ),
     ] = None,
 ) -> None:
-    """Run every stage the config names, one process each, supervised.
+    """Run every stage of the configuration, supervised, each in its own process.
 
-    Without a config it streams a few symbols from Binance's public market data, which needs no key.
+    Without a configuration, Tapeline streams a few symbols from Binance's public market data, which needs no key. With
+    --until-idle, the status is 69 if no provider was ever connected.
 
     Example: `tapeline run --config tapeline.toml --until-idle 10`
     """
@@ -53,9 +57,11 @@ def run(
 @app.command()
 def ingest(
     config: ConfigOption = None,
-    process: Annotated[str, typer.Option(help="Open the [[providers]] that have this process; those without one if left out.")] = "",
+    process: Annotated[
+        str, typer.Option(help="Open the [[providers]] with this process name; those without a process name if left out.")
+    ] = "",
 ) -> None:
-    """The sockets alone: record every frame into the stream, byte for byte.
+    """Run only the sockets: record every frame into the stream, byte for byte.
 
     Example: `tapeline ingest --process crypto` opens what the config marks with `process = "crypto"`
     """
@@ -85,11 +91,14 @@ def ingest(
 @app.command()
 def normalize(
     config: ConfigOption = None,
-    worker: Annotated[int | None, typer.Option(help="Which of several; the first that does not run if left out.", min=1)] = None,
+    worker: Annotated[
+        int | None, typer.Option(help="The number of this worker on this machine; the first that is not running if left out.", min=1)
+    ] = None,
 ) -> None:
-    """The interpreter alone: raw records in; ticks, bars, notices and rejects out.
+    """Run only the normalizer: it reads raw records and writes ticks, bars, notices and rejected events.
 
-    Started several times, on one machine or many, the workers share the raw topic's partitions; the others take over from one that dies.
+    If you start it several times, on one machine or many, the workers share the raw topic's partitions. If one dies, the others take over
+    its partitions.
     """
     from tapeline.app.process_names import member_name
     from tapeline.app.streams import open_stream
@@ -108,7 +117,10 @@ def normalize(
 
 @app.command()
 def ledger(config: ConfigOption = None) -> None:
-    """The ledger alone: from the raw records, what is complete of each symbol and what is missing. `gaps` and `complete` show it."""
+    """Run only the ledger.
+
+    It finds out from the raw records which data of each symbol is complete and which is missing. `gaps` and `complete` show the result.
+    """
     from tapeline.app.ledgers import open_ledger
     from tapeline.app.process_names import store_name
     from tapeline.app.streams import open_stream
@@ -132,10 +144,10 @@ def ledger(config: ConfigOption = None) -> None:
 
 @app.command()
 def store(
-    name: Annotated[str | None, typer.Argument(help="Which of the config's stores; the first if left out.")] = None,
+    name: Annotated[str | None, typer.Argument(help="The name of a store of the configuration; the first store if left out.")] = None,
     config: ConfigOption = None,
 ) -> None:
-    """One store alone: keep what normalize wrote, from where the store itself says it is."""
+    """Run only one store: it stores what normalize wrote, and starts at the position that it recorded itself."""
     from tapeline.app.process_names import store_name
     from tapeline.app.stores import lake_retention, lake_upkeep, open_store
     from tapeline.app.streams import open_stream
@@ -175,7 +187,7 @@ async def stop_with_parent(stop: asyncio.Event) -> None:
 
 @contextmanager
 def _own_worker(settings: Config, number: int | None, stop: threading.Event) -> Iterator[str]:
-    """The lock of a normalize worker: the one asked for, or the first that is free. Gives the worker's name."""
+    """Hold the lock of a normalize worker: the one with this number, or the first that is free. Yields the worker's name."""
     numbers = [number] if number is not None else range(1, _MOST_WORKERS + 1)
     for some in numbers:
         name = worker_name(some)

@@ -1,4 +1,4 @@
-"""What every command does at its edges: its configuration, its log, its output, its end."""
+"""What every command shares: reading the configuration, the log, the output, and stopping."""
 
 from __future__ import annotations
 
@@ -31,7 +31,9 @@ if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn
 
 
-ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="The configuration; tapeline.toml here if left out.")]
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", "-c", help="The configuration file; tapeline.toml in the current folder if left out.")
+]
 
 
 class Format(StrEnum):
@@ -42,7 +44,7 @@ class Format(StrEnum):
 
 
 class TableOrJson(StrEnum):
-    """Of what is no table of rows."""
+    """The formats of a result that is not a table of rows."""
 
     table = "table"
     json = "json"
@@ -57,7 +59,7 @@ def load_config(path: Path | None) -> Config:
 
 
 def without_secrets(text: str) -> str:
-    """A text as it may be shown."""
+    """The text with every secret removed."""
     for guard in _guards():
         text = guard.cleaned(text)
     return text
@@ -69,7 +71,7 @@ def _guards() -> list[Guard]:
 
 @contextmanager
 def reader_may_leave() -> Iterator[None]:
-    """The reader of our output (head, less) may go before it has read all: that is no error."""
+    """The reader of our output (head, less) may close the pipe early. This is not an error."""
     try:
         yield
     except BrokenPipeError:
@@ -79,33 +81,33 @@ def reader_may_leave() -> Iterator[None]:
 
 def _log_to_stderr() -> None:
     supervised = "TAPELINE_LOG" in os.environ
-    logging.getLogger("picows").setLevel(logging.WARNING)  # each connection's socket options are no news
+    logging.getLogger("picows").setLevel(logging.WARNING)  # it logs the socket options of each connection
     if sys.stderr.isatty() and not supervised:
         logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[RichHandler(console=Console(stderr=True), show_path=False)])
     else:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     if not _guards():
-        guard = Guard(secrets_of(Config(), environment()))  # before the configuration is read: its own errors are guarded too
+        guard = Guard(secrets_of(Config(), environment()))  # before the configuration is read, so that its own errors are guarded too
         for handler in logging.getLogger().handlers:
             handler.addFilter(guard)
 
 
 def terminal() -> Console:
-    """Where the log goes, so that a live table and the log's lines do not write over each other: stderr."""
+    """The console of the log, on stderr. A live table that uses it does not collide with the log's lines."""
     consoles = [handler.console for handler in logging.getLogger().handlers if isinstance(handler, RichHandler)]
     return consoles[0] if consoles else Console(stderr=True)
 
 
 _STOPPING: Final = (signal.SIGTERM, signal.SIGINT)
-#: Where signals are written to: the end of a pipe.
+#: The pipe's end that signals are written to.
 _told: list[int] = []
 
 
 def stop_on_signal(*, with_parent: bool = False) -> threading.Event:
-    """An event that SIGTERM, SIGINT and, `with_parent`, the supervisor's death set."""
+    """An event that is set by SIGTERM, by SIGINT and, `with_parent`, by the supervisor's death."""
     stop = threading.Event()
     heard, told = os.pipe()
-    os.set_blocking(told, False)  # as a signal's write has to be
+    os.set_blocking(told, False)  # required of a signal's write
 
     def set_when_asked() -> None:
         while number := os.read(heard, 1):
@@ -113,14 +115,14 @@ def stop_on_signal(*, with_parent: bool = False) -> threading.Event:
                 stop.set()
         os.close(heard)
 
-    # A handler in Python runs late, once the main thread has come back from a library's call, and amid whatever that thread does: also
-    # where it holds the event's own lock. The system's own writes each signal's number at once.
+    # A handler in Python runs late: only when the main thread has come back from a library's call. It also interrupts that thread
+    # anywhere, even while it holds the event's own lock. Python's handler in C writes each signal's number at once.
     threading.Thread(target=set_when_asked, name="wait for a signal", daemon=True).start()
     for number in _STOPPING:
         signal.signal(number, lambda *_: None)
     signal.set_wakeup_fd(told, warn_on_full_buffer=False)
     while _told:
-        os.close(_told.pop())  # who listened until now ends
+        os.close(_told.pop())  # ends the thread that listened until now
     _told.append(told)
     if with_parent and supervisor() is not None:
         threading.Thread(target=_watch_parent, args=(stop,), name="watch supervisor", daemon=True).start()
@@ -128,20 +130,20 @@ def stop_on_signal(*, with_parent: bool = False) -> threading.Event:
 
 
 def supervisor() -> int | None:
-    """The supervisor's process id, for a stage that it started."""
+    """The supervisor's process id, if a supervisor started this stage."""
     word, _, pid = os.environ.get("TAPELINE_LOG", "").partition(" ")
     return int(pid) if word == "supervised" else None
 
 
 def _watch_parent(stop: threading.Event) -> None:
-    """A supervisor that was killed cannot stop its stages: they stop by themselves."""
+    """Stop when the supervisor is gone: one that was killed cannot stop its stages."""
     while os.getppid() == supervisor() and not stop.wait(0.5):
         pass
     stop.set()
 
 
 def midnight_ns(text: str) -> int:
-    """A UTC day's first moment, ns. Raises ConfigError for what is no day."""
+    """The first moment of a UTC day, in ns. Raises ConfigError if the text is not a day."""
     try:
         day = date.fromisoformat(text)
     except ValueError:
@@ -150,7 +152,7 @@ def midnight_ns(text: str) -> int:
 
 
 def run_loop(body: Any) -> None:
-    """Run a coroutine function on uvloop where there is one."""
+    """Run a coroutine function, on uvloop if it is installed."""
     try:
         import uvloop
     except ImportError:
@@ -161,7 +163,7 @@ def run_loop(body: Any) -> None:
 
 
 def echo(text: str, *, err: bool = False) -> None:
-    """One line of plain text, whatever it holds."""
+    """Print one line of plain text, whatever characters it contains."""
     typer.echo(printable(text), err=err)
 
 
@@ -172,14 +174,14 @@ def escape(text: str) -> str:
 
 
 def own_stage(settings: Config, stage: str, stop: threading.Event | None = None) -> Any:
-    """A stage's lock. Under a supervisor, a predecessor that is just ending is waited for: at most as long as it may finish its work, and
-    not after `stop`."""
-    gc.freeze()  # what start-up has made is never garbage: a collection that walks it all would be felt in the latency
+    """A stage's lock. Under a supervisor, wait for a predecessor that is just ending: at most as long as it may take to finish its work,
+    and not after `stop`."""
+    gc.freeze()  # objects from start-up are never garbage; a collection that walks them all would add latency
     return own(settings.root / "locks" / stage, f"tapeline {stage}", wait_s=90.0 if supervisor() is not None else 0.0, stop=stop)
 
 
 def progress(*columns: str | ProgressColumn, shown: bool = True) -> Progress:
-    """A bar on the terminal that goes away when it is done; none where the log is no terminal."""
+    """A progress bar that disappears when it is done. There is none if stderr is not a terminal."""
     from rich.progress import Progress
 
     return Progress(*columns, console=Console(stderr=True), transient=True, disable=not shown)
@@ -187,7 +189,7 @@ def progress(*columns: str | ProgressColumn, shown: bool = True) -> Progress:
 
 @contextmanager
 def progress_bars(what: str) -> Iterator[Callable[[str, int, int], None]]:
-    """A progress bar for each table that is worked on, on a terminal."""
+    """A progress bar on a terminal for each table that is processed."""
     from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
 
     rows = TextColumn("{task.completed:,} of {task.total:,} rows")

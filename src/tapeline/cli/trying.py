@@ -1,4 +1,4 @@
-"""The commands for trying things out: the demo, and the simulators for the providers."""
+"""The commands for trying Tapeline out: the demo, and the simulators of the providers."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ from tapeline.local.console import Output
 
 @app.command()
 def demo(
-    seconds: Annotated[float, typer.Option(help="How long the simulators send.")] = 30.0,
-    rate: Annotated[float, typer.Option(help="Events a second of each simulator.")] = 1000.0,
-    data_dir: Annotated[Path, typer.Option(help="Where the demo's data goes; made anew.")] = Path("demo-data"),
+    seconds: Annotated[float, typer.Option(help="How many seconds the simulators send.")] = 30.0,
+    rate: Annotated[float, typer.Option(help="Events a second from each simulator.")] = 1000.0,
+    data_dir: Annotated[Path, typer.Option(help="The folder for the demo's data. A folder of an earlier demo is replaced.")] = Path(
+        "demo-data"
+    ),
 ) -> None:
-    """The whole pipeline against three local simulators: nothing to set up, no network.
+    """Run the whole pipeline against three local simulators. There is nothing to set up, and no network is needed.
 
-    Ends with status 0 only if every event that the simulators sent is in the lake exactly once, or rejected with a reason.
+    Status 0: every event that the simulators sent is in the lake exactly once, or was rejected with a reason. Status 1: not so.
     """
     from tapeline.demo.demo import Demo
 
@@ -32,21 +34,25 @@ def demo(
 
 @app.command()
 def simulate(
-    name: Annotated[str, typer.Argument(help="Which provider to stand in for; a name that is none lists them.", metavar="PROVIDER")],
-    port: Annotated[int, typer.Option(help="0 takes any free port.")] = 0,
-    files_port: Annotated[int | None, typer.Option(help="polygon: serve its flat files too, on this port; 0 takes any.")] = None,
+    name: Annotated[str, typer.Argument(help="The provider to simulate. An unknown name lists the providers.", metavar="PROVIDER")],
+    port: Annotated[int, typer.Option(help="The port to listen on; 0 takes any free port.")] = 0,
+    files_port: Annotated[int | None, typer.Option(help="polygon: serve its flat files too, on this port; 0 takes any free port.")] = None,
     rate: Annotated[float, typer.Option(help="Events a second.")] = 1000.0,
-    symbols: Annotated[str, typer.Option(help="The provider's own names, with commas; a usual set if left out.")] = "",
-    capture: Annotated[list[Path] | None, typer.Option(help="Replay this recording instead of making a market; repeatable.")] = None,
-    speed: Annotated[float, typer.Option(help="Of a replay: 1 as recorded, 0 as fast as the client reads.")] = 1.0,
-    fault: Annotated[list[str] | None, typer.Option(help="name or name:parameter; repeatable. `--fault list` shows all.")] = None,
+    symbols: Annotated[str, typer.Option(help="Comma-separated, the provider's own names; a default set if left out.")] = "",
+    capture: Annotated[list[Path] | None, typer.Option(help="Replay this recording instead of generating a market; repeatable.")] = None,
+    speed: Annotated[float, typer.Option(help="The pace of a replay. 1: as recorded; 0: as fast as the client reads.")] = 1.0,
+    fault: Annotated[
+        list[str] | None, typer.Option(help="A fault, as name or name:parameter; repeatable. `--fault list` shows all.")
+    ] = None,
     tls: Annotated[bool, typer.Option("--tls", help="Serve wss with a test certificate for localhost.")] = False,
-    seed: Annotated[int, typer.Option(help="The same seed makes the same market.")] = 1,
-    journal: Annotated[Path | None, typer.Option(help="Write every event sent to this file, a JSON line each.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Stop sending after so many events.")] = None,
-    day_seconds: Annotated[float, typer.Option(help="The length of a day: Binance closes connections daily.")] = 86400.0,
+    seed: Annotated[int, typer.Option(help="The seed of the generated market. The same seed makes the same market.")] = 1,
+    journal: Annotated[Path | None, typer.Option(help="Record every event that was sent in this file, one JSON object a line.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Stop sending after this many events.")] = None,
+    day_seconds: Annotated[
+        float, typer.Option(help="The length of a day in seconds. Binance closes each connection after a day.")
+    ] = 86400.0,
 ) -> None:
-    """A local stand-in for a provider, on real sockets, for tests and CI.
+    """Run a local simulator of a provider, on real sockets, for tests and CI.
 
     Example: `tapeline simulate binance --port 9101 --rate 5000 --fault reset:30`
     """
