@@ -1,4 +1,4 @@
-"""The demo: three local simulators, the real pipeline against them, and at the end the proof that every event arrived."""
+"""The demo. It runs the real pipeline against three local simulators, and proves at the end that every event arrived."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ _QUIET_S: Final = 2.0
 
 
 def _environment() -> dict[str, str]:
-    """Ours, without the settings in it: the demo has its own, and touches nobody's stream or keys."""
+    """Our environment without Tapeline's settings. The demo has its own, and does not touch the user's stream or keys."""
     return {name: value for name, value in os.environ.items() if not name.startswith("TAPELINE_")} | _KEYS
 
 
@@ -75,7 +75,7 @@ class Demo:
         self._config = root / "tapeline.toml"
 
     def run(self, stop: threading.Event) -> bool:
-        """Whether every event that the simulators sent is in the lake exactly once, or rejected with a reason."""
+        """Run it. Returns whether every event that the simulators sent is in the lake exactly once, or was rejected with a reason."""
         self._make_room()
         with self._simulators() as urls:
             self._config.write_text(
@@ -94,7 +94,7 @@ class Demo:
         return self._verdict()
 
     def _make_room(self) -> None:
-        """An empty directory; only one that an earlier demo made is cleared."""
+        """Make an empty directory. A directory with files in it is cleared only if an earlier demo made it."""
         if self._root.exists() and any(self._root.iterdir()) and not self._config.exists():
             raise TapelineError(f"{self._root} holds something that is no demo's. Name another folder with --data-dir.")
         shutil.rmtree(self._root, ignore_errors=True)
@@ -102,7 +102,7 @@ class Demo:
 
     @contextmanager
     def _simulators(self) -> Iterator[dict[str, str]]:
-        """The simulators' processes, started together; their urls."""
+        """Start the simulators' processes together. Yields their urls by name."""
         with ExitStack() as stack:
             processes = {name: stack.enter_context(self._simulator(name)) for name in _SIMULATORS}
             yield {name: self._url(name, process) for name, process in processes.items()}
@@ -186,7 +186,7 @@ class Demo:
 
     def _next_steps(self) -> None:
         config = os.path.relpath(self._config)
-        me = "tapeline" if shutil.which("tapeline") else os.path.relpath(sys.argv[0])  # as it was called, where no shell would find it
+        me = "tapeline" if shutil.which("tapeline") else os.path.relpath(sys.argv[0])  # the path it was called by, if it is not on the PATH
         self._console.print("[bold]A query over the lake[/]")
         self._console.print(_SAMPLE, style="dim", highlight=False)
         sample = Table(box=None, pad_edge=False, header_style="bold")

@@ -1,7 +1,7 @@
-"""The lake against what the simulators say they sent, event by event: each there exactly once, or rejected with a reason.
+"""Compares the lake with the simulators' journals, event by event. Each event must be there exactly once, or rejected with a reason.
 
-A simulator's journal holds the wire event as sent. It is read here in SQL, apart from the normalizer, so that one's mistake does not
-hide the other's.
+A simulator's journal holds each event as it was sent. This module reads it in SQL and does not use the normalizer, so that a mistake in
+one of them does not hide a mistake in the other.
 """
 
 from __future__ import annotations
@@ -89,13 +89,13 @@ FROM (SELECT 'sent' AS side, * FROM sent UNION ALL SELECT 'kept', * FROM kept) G
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """`missing` were sent and are not in the lake; `extra` are in the lake and were not sent, or not so often."""
+    """`missing`: events that were sent and are not in the lake. `extra`: rows in the lake that were not sent, or not that often."""
 
     counts: Sequence[dict[str, Any]]  # provider, feed, kind, sent, kept
     missing: Sequence[dict[str, Any]]
     extra: Sequence[dict[str, Any]]
     rejected: int
-    malformed: int  # sent so that nobody can read them: each must be among the rejected
+    malformed: int  # sent unreadable on purpose: each must be rejected
 
     @property
     def sent(self) -> int:
@@ -107,12 +107,12 @@ class Comparison:
 
     @property
     def exact(self) -> bool:
-        """Every event once, but for those that are rejected with a reason; none that was not sent."""
+        """Whether every event is there once or was rejected with a reason, and nothing is there that was not sent."""
         return not self.extra and self.malformed + len(self.missing) == self.rejected
 
 
 def compare(lake: Path, journals: Sequence[Path], *, once: bool = False) -> Comparison:
-    """Compare as multisets. `once`: an event that a simulator sent over several connections counts as one."""
+    """Compare sent and stored events as multisets. `once`: an event that a simulator sent over several connections counts once."""
     db = connect(lake)
     db.execute(_SENT, {"journals": [str(path) for path in journals]}).fetchall()
     db.execute(_EMPTY_SIDES).fetchall()
