@@ -1,4 +1,4 @@
-"""Local stand-ins for the three providers, on real sockets: for the demo, for tests, and for users' own CI."""
+"""Local simulators of the three providers, on real sockets: for the demo, for tests, and for users' own CI."""
 
 from tapeline.simulators.faults import FAULTS
 from tapeline.simulators.options import SimulatorOptions

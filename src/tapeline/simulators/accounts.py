@@ -1,4 +1,4 @@
-"""Who is logged in where: so many connections at once for each key and endpoint."""
+"""Which clients are logged in, and the limit on the connections of each key and endpoint."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Member = TypeVar("Member")
 
 
 class Accounts(Generic[Member]):
-    """The members of each account, oldest first, and slots that are not free yet although their member is gone."""
+    """The members of each account, oldest first, and the slots that stay taken although their member is gone."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -23,7 +23,7 @@ class Accounts(Generic[Member]):
         self._members.setdefault(account, []).append(member)
 
     def leave(self, account: Hashable, member: Member, counted_until: float | None = None) -> None:
-        """Give the slot back, now or (a zombie) at a time."""
+        """Give the slot back: now, or at `counted_until` (a zombie slot)."""
         members = self._members.get(account, [])
         if member in members:
             members.remove(member)

@@ -1,4 +1,4 @@
-"""Bars built from the very trades a simulator made: open, high, low, close and sums over a window of time."""
+"""Bars built from the trades that a simulator made: open, high, low, close and sums over a window of time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DAY_NS = 86_400 * SECOND_NS
 
 @dataclass(slots=True)
 class Bar:
-    """One window [start_ns, end_ns): prices in ticks, volumes in lots, values in ticks times lots; exact."""
+    """The bar of one window [start_ns, end_ns). Prices are in ticks, volumes in lots, values in ticks times lots, so all are exact."""
 
     start_ns: int
     end_ns: int
@@ -62,15 +62,15 @@ class Bar:
 @dataclass(slots=True)
 class _Window:
     bar: Bar
-    due_ns: int | None  # when the bar is to leave; None: nothing new to tell
+    due_ns: int | None  # when the bar is due; None: nothing new to send
     sent: bool = False
 
 
 class Windows:
-    """Windows of equal width in which a bar leaves `delay_ns` after its end, and again `again_ns` after a late trade.
+    """Windows of equal width. A bar is sent `delay_ns` after its end, and again `again_ns` after a late trade.
 
-    Windows that ended more than `keep_ns` ago are forgotten, so that memory is bounded. Those that ended by `since_ns` are
-    not known: a late trade must not make a bar of its own in place of a fuller one.
+    Windows that ended more than `keep_ns` ago are forgotten, so that memory is bounded. Trades of windows that ended by `since_ns` are
+    ignored: otherwise a late trade would make a bar of its own in place of a fuller one.
     """
 
     def __init__(self, width_ns: int, delay_ns: int, again_ns: int, keep_ns: int, since_ns: int) -> None:
@@ -82,7 +82,7 @@ class Windows:
         self._windows: dict[int, _Window] = {}
 
     def add(self, trade: Trade, now_ns: int) -> None:
-        """Take in one trade; one older than what is kept comes too late for any bar."""
+        """Take in one trade. A trade that is older than the windows kept is ignored."""
         start = trade.ns - trade.ns % self._width
         window = self._windows.get(start)
         if window is None:
@@ -95,7 +95,7 @@ class Windows:
         window.bar.add(trade)
 
     def due(self, now_ns: int) -> Iterator[tuple[Bar, bool]]:
-        """The bars to send now, oldest first, each with whether it was sent before (it is then a revision)."""
+        """The bars to send now, oldest first. Each comes with a flag: true if it was sent before and is now a revision."""
         for start in sorted(self._windows):
             window = self._windows[start]
             if window.due_ns is not None and window.due_ns <= now_ns:

@@ -1,4 +1,4 @@
-"""One client's socket: whole messages in, many frames a write out, and the ways in which a socket can go wrong."""
+"""One client's socket. It reads whole messages, writes many frames at once, and can fail in the ways that the faults describe."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tapeline.simulators.mischief import Mischief
     from tapeline.simulators.session import Session
 
-_HIGH_WATER: Final = 256 * 1024  # unsent bytes at which the generator waits for this client
+_HIGH_WATER: Final = 256 * 1024  # with this many unsent bytes, the generator waits for this client
 _LONGEST_MESSAGE: Final = 1 << 20  # inbound
 _RST: Final = struct.pack("ii", 1, 0)
 _BETWEEN_HALVES_S: Final = 0.005
@@ -49,7 +49,7 @@ class Host(Protocol):
         """Frames were handed to a socket."""
 
     def audience_changed(self) -> None:
-        """Who listens to what has to be worked out anew."""
+        """The set of clients or their topics has changed; the audience must be computed again."""
 
 
 class Connection(WSListener):
@@ -61,14 +61,14 @@ class Connection(WSListener):
         self.number = number
         self.mischief = mischief
         self.clean = False
-        self._stale = False  # no more data for this client
+        self._stale = False  # this client gets no more data
         self.full_since: float | None = None  # when its buffer filled up (loop seconds)
-        self.backlog: deque[Event] = deque()  # what it is to get again before anything new
+        self.backlog: deque[Event] = deque()  # events that it must get again before any new ones
         self.opened_s = 0.0
         self._transport: WSTransport | None = None
         self._parts: list[bytes] = []
         self._compressed = False
-        self._held: bytearray | None = None  # what waits for the second half of a split frame
+        self._held: bytearray | None = None  # bytes to send after the second half of a split frame
         self._ending = False
 
     # what picows calls
@@ -132,7 +132,7 @@ class Connection(WSListener):
 
     @property
     def listens(self) -> bool:
-        """Whether this client is to get data."""
+        """Whether this client gets data."""
         return not (self._stale or self._ending)
 
     @property
@@ -141,7 +141,7 @@ class Connection(WSListener):
         return self.full_since is not None and self.listens
 
     def deliver(self, events: Sequence[Event], *, repeat: bool = False) -> None:
-        """Send events, with the faults asked for, and put each in the journal."""
+        """Send events, with the chosen faults, and write each to the journal."""
         session, mischief = self.session, self.mischief
         if mischief.active:
             packed = session.pack(mischief.events(events))
@@ -150,7 +150,7 @@ class Connection(WSListener):
             self.transmit(session.pack(events), repeat=repeat)
 
     def transmit(self, frames: Sequence[Frame], *, repeat: bool = False) -> None:
-        """Send frames and put their events in the journal."""
+        """Send frames, and write their events to the journal."""
         if not frames:
             return
         if self.session.deflate:
@@ -181,14 +181,14 @@ class Connection(WSListener):
         self.simulator.audience_changed()
 
     def play_dead(self) -> None:
-        """Neither send nor read any more; the socket stays open."""
+        """Stop sending and reading. The socket stays open."""
         if self._transport is not None and not self._ending:
             self._listen_no_more()
             raw = self._transport.underlying_transport
             raw.pause_reading()
 
     def drop(self) -> None:
-        """End at once, with nothing more said."""
+        """End the connection at once, without a close frame."""
         self._listen_no_more()
         if self._transport is not None:
             self._transport.underlying_transport.abort()
@@ -196,7 +196,7 @@ class Connection(WSListener):
     # inside
 
     def _listen_no_more(self) -> None:
-        """From now on nothing is sent to this client, so nothing may be put in the journal for it either."""
+        """Send nothing more to this client, and write nothing more to the journal for it."""
         if not self._ending:
             self._ending = True
             self.simulator.audience_changed()
@@ -235,7 +235,7 @@ class Connection(WSListener):
             self._transport.underlying_transport.write(data)
 
     def _write_in_two(self, data: bytes) -> None:
-        """Cut inside the last frame; what follows waits for the second half."""
+        """Cut inside the last frame. Later bytes wait until the second half has been sent."""
         cut = len(data) - min(len(data) // 2, 50)
         self._write(data[:cut])
         if self._held is None:
@@ -250,7 +250,7 @@ class Connection(WSListener):
             self._write(bytes(held))
 
     def _end(self, grace_s: float) -> None:
-        """Flush and close; whatever hangs longer than the grace is cut off."""
+        """Flush and close. If closing takes longer than the grace period, abort."""
         self._listen_no_more()
         if self._transport is None:
             return

@@ -1,4 +1,4 @@
-"""What the stock, option and crypto feeds of both US vendors list when nobody names symbols."""
+"""The default symbols of the stock, option and crypto feeds of both US vendors."""
 
 from __future__ import annotations
 
@@ -76,5 +76,5 @@ def crypto(feed: str, symbols: tuple[str, ...], separator: str) -> list[Instrume
 
 
 def number(units: int, decimals: int) -> float:
-    """A count of 10**-decimals as the float nearest to it, which prints back as the same decimal."""
+    """`units` times 10**-decimals, as the nearest float. It prints as the same decimal number."""
     return units / _POWERS[decimals]

@@ -1,4 +1,4 @@
-"""What a simulator sends: an event of one channel and symbol, and the websocket frame that carries some of them."""
+"""What a simulator sends: events of a channel and symbol, and the websocket frames that carry them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _encoder: Final = msgspec.json.Encoder()
 
 
 class Topic(NamedTuple):
-    """What one subscribes to: a channel of a symbol in a feed; the symbol `*` stands for every symbol."""
+    """What a client subscribes to: a channel of a symbol in a feed. The symbol `*` stands for every symbol."""
 
     feed: str
     channel: str
@@ -27,8 +27,8 @@ class Topic(NamedTuple):
 class Event:
     """One event of the market.
 
-    `id` is the provider's own id (None where it has none), `ns` the event time in nanoseconds since the epoch, `fields`
-    the wire's fields in the wire's order. `raw` marks an event that a fault made unreadable on purpose.
+    `id` is the provider's own id, or None if there is none. `ns` is the event time in nanoseconds since the epoch. `fields` holds the
+    fields as on the wire, in the same order. `raw` marks an event that a fault made unreadable on purpose.
     """
 
     __slots__ = ("_json", "fields", "id", "ns", "raw", "topic")
@@ -50,7 +50,7 @@ class Event:
         self.raw = raw
 
     def json(self) -> bytes:
-        """The event as JSON text, made once."""
+        """The event as JSON text. It is encoded once."""
         text = self._json
         if text is None:
             text = self._json = _encoder.encode(self.fields)

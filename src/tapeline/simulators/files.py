@@ -1,6 +1,6 @@
-"""A simulator's files over plain HTTP: whole, by ranges, and their heads alone, on a port of their own.
+"""Serves a simulator's files over plain HTTP on a port of their own: whole files, ranges, and HEAD requests.
 
-The sockets' port answers what begins as a websocket does, a GET; clients of object stores ask for heads too.
+The websocket port answers only GET requests, because a websocket begins with one. Clients of object stores send HEAD requests too.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class FileServer:
         return f"http://{shown}:{self._server.sockets[0].getsockname()[1]}"
 
     async def stop(self) -> None:
-        """Close the port and what is open on it."""
+        """Close the port and its connections."""
         if self._server is not None:
             self._server.close()
         for writer in list(self._open):
@@ -50,7 +50,7 @@ class FileServer:
                     if not await self._reply(head.decode("latin-1"), writer):
                         return
         except (asyncio.IncompleteReadError, asyncio.LimitOverrunError, ConnectionError, TimeoutError):
-            return  # the client has left, or is none
+            return  # the client has left, or does not speak HTTP
         finally:
             self._open.discard(writer)
             writer.transport.abort()
@@ -73,5 +73,5 @@ class FileServer:
         if method != "HEAD":
             writer.write(reply.body)
         await writer.drain()
-        # A body that breaks off ends with the connection.
+        # After a body that breaks off, the connection must end.
         return method == "HEAD" or told["Content-Length"] == str(len(reply.body))

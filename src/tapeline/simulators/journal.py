@@ -1,4 +1,4 @@
-"""The journal: an independent record of every event a simulator handed to a socket, one JSON object a line."""
+"""The journal: an independent record of every event that a simulator handed to a socket, one JSON object a line."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ _FLUSH_BYTES = 1 << 20
 class Journal:
     """Writes lines to a file, buffered; `flush` puts them on disk.
 
-    Keys: provider, feed, channel, symbol (the provider's own name), id, connection (counted from 1), event (the fields
-    as sent; null when deliberately malformed). Where it applies: `raw` true with `text` (or `hex`, when the bytes are
-    no text), `repeat` true for an event sent before, `skipped` true for an event generated and never sent.
+    Keys: provider, feed, channel, symbol (the provider's own name), id, connection (counted from 1), event (the fields as sent; null if
+    the event is malformed on purpose). Some lines have more keys: `raw` is true for a malformed event, with its bytes in `text` (or in
+    `hex`, if they are not text); `repeat` is true for an event that was sent before; `skipped` is true for an event that was generated
+    and never sent.
     """
 
     def __init__(self, path: Path | None, provider: str) -> None:
@@ -31,7 +32,7 @@ class Journal:
         self._heads: dict[Topic, bytes] = {}
 
     def open(self) -> None:
-        """Start a new file, when there is to be one."""
+        """Start a new file, if the journal has a path."""
         if self._path is not None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self._path.open("wb", buffering=0)

@@ -1,7 +1,7 @@
-"""A seeded market: instruments whose prices walk at random, traded at the bid or the ask in bursts.
+"""A seeded market: prices walk at random, and trades at the bid or the ask come in bursts.
 
-Prices are whole ticks and sizes whole lots, so that every provider can print them exactly. The n-th draw is the same
-for the same seed and the same demand, however fast it is asked for.
+Prices are whole ticks and sizes whole lots, so that every provider can print them exactly. With the same seed and the same demand, the
+n-th draw is the same, at any speed.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 _BLOCK = 4096
-_TRADES = 0.25  # of the draws for an instrument whose trades and quotes are both wanted
-_LATEST_NS = 90 * 1_000_000_000  # how late a late report is at most
+_TRADES = 0.25  # the share of trades, for an instrument whose trades and quotes are both wanted
+_LATEST_NS = 90 * 1_000_000_000  # the most that a late report can be late
 
 
 @dataclass(slots=True, eq=False)
 class Instrument:
-    """Something traded, with its state: a tick is 10**-price_decimals, a lot 10**-size_decimals."""
+    """An instrument and its state. A tick is 10**-price_decimals, and a lot is 10**-size_decimals."""
 
     feed: str
     symbol: str
@@ -30,7 +30,7 @@ class Instrument:
     size_decimals: int = 0
     lots: int = 100  # the typical size
     spread: int = 2  # ask - bid, in ticks
-    floor: int = field(init=False)  # the walk turns here
+    floor: int = field(init=False)  # the lowest price; the walk turns here
     taker: tuple[bool, int] | None = field(init=False, default=None)  # an unfinished order: buys, price
 
     def __post_init__(self) -> None:
@@ -38,7 +38,7 @@ class Instrument:
 
 
 class Trade(NamedTuple):
-    """A fill. `done` says that it is the last of its taker's order."""
+    """A fill. `done`: it is the last fill of its taker's order."""
 
     instrument: Instrument
     ns: int
@@ -61,7 +61,7 @@ class Quote(NamedTuple):
 
 
 class Demand(NamedTuple):
-    """An instrument somebody listens to, and for which kinds."""
+    """An instrument that some client listens to, and which kinds of event it wants."""
 
     instrument: Instrument
     trades: bool
@@ -85,7 +85,7 @@ class Market:
         span = max(end_ns - start_ns, count)
         for index in range(1, count + 1):
             drawn = next(self._draws, None) or self._refill()
-            # Squaring prefers the first: some instruments are busier than others.
+            # Squaring favors the first instruments, so that some are busier than others.
             chosen = demand[int(drawn[0] * drawn[0] * len(demand))]
             ns = start_ns + span * index // count
             if chosen.quotes and (drawn[1] >= _TRADES or not chosen.trades):
@@ -105,7 +105,7 @@ class Market:
             random.integers(1, 5, _BLOCK).tolist(),  # the spread
             np.exp(random.normal(0.0, 1.0, _BLOCK)).tolist(),  # a size
             np.exp(random.normal(0.0, 1.0, _BLOCK)).tolist(),  # another size
-            random.random(_BLOCK).tolist(),  # late, and how late
+            random.random(_BLOCK).tolist(),  # whether it is late, and how late
             strict=True,
         )
         return next(self._draws)

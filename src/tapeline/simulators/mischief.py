@@ -1,4 +1,4 @@
-"""The faults in one connection's data: extra frames nobody can read, frames twice, out of order, or in two pieces."""
+"""The faults in one connection's data: unreadable extra frames, and frames that are repeated, reordered or split in two."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from tapeline.simulators.faults import Faults
     from tapeline.simulators.session import Session
 
-_NUMBERS: Final = ("p", "bp", "b", "o", "k", "u", "cp")  # a field with a number (or the kline's object): the first there is
+_NUMBERS: Final = ("p", "bp", "b", "o", "k", "u", "cp")  # fields with a number (or the kline's object); the first that exists is used
 _HUGE: Final = 9_000_000
 
 
 class Mischief:
-    """Decides by chance, seeded, what goes wrong with each event and each frame."""
+    """Decides with a seeded random generator what goes wrong with each event and frame."""
 
     def __init__(self, faults: Faults, random: np.random.Generator, stranger: Callable[[Event], Event]) -> None:
         self._random = random
@@ -31,12 +31,12 @@ class Mischief:
         self._duplicate = faults.chance("duplicate")
         self._reorder = faults.chance("reorder")
         self._split = faults.chance("split")
-        self._waiting: Frame | None = None  # changes places with the next
+        self._waiting: Frame | None = None  # to change places with the next frame
         names = ("wrong_types", "unknown_event", "garbage", "truncated", "duplicate", "reorder")
         self.active = any(name in faults for name in names)
 
     def events(self, events: Sequence[Event]) -> list[Event]:
-        """The events, with unreadable ones in between."""
+        """The events, with unreadable ones among them."""
         if not (self._wrong_types or self._unknown):
             return list(events)
         mixed: list[Event] = []
@@ -49,7 +49,7 @@ class Mischief:
         return mixed
 
     def frames(self, session: Session, frames: Sequence[Frame]) -> list[Frame]:
-        """The frames, with broken ones in between, some twice, some late."""
+        """The frames, with broken ones among them, some repeated and some late."""
         mixed: list[Frame] = []
         for frame in frames:
             if self._waiting is not None:
@@ -72,7 +72,7 @@ class Mischief:
         return mixed
 
     def waits(self) -> bool:
-        """Whether a frame waits for the next to change places with."""
+        """Whether a frame waits to change places with the next one."""
         return self._waiting is not None
 
     def splits(self) -> bool:
@@ -103,7 +103,7 @@ def _with_wrong_type(event: Event) -> Event:
 def huge(session: Session, event: Event) -> Frame:
     """A frame of 9 MB that carries one good event and blanks."""
     frame = session.pack([event])[0]
-    if frame.opcode == BINARY:  # msgpack has no blanks: a map with one more key
+    if frame.opcode == BINARY:  # msgpack cannot be padded with blanks: add a key to the map
         padded = Event(event.topic, event.id, event.ns, event.fields | {"pad": " " * _HUGE})
         return Frame(session.pack([padded])[0].payload, BINARY, frame.entries, repeat=True)
     payload = frame.payload[:-1] + b" " * _HUGE + frame.payload[-1:]

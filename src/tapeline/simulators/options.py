@@ -1,4 +1,4 @@
-"""What a simulator is told when it is made."""
+"""The options of a simulator."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SimulatorOptions:
-    """Everything a simulator can be told. A ValueError says which value is wrong."""
+    """All options of a simulator. A ValueError names the value that is wrong."""
 
     name: str  # binance | polygon | alpaca
     host: str = "127.0.0.1"  # a simulator is for tests: it binds the loopback interface only
     port: int = 0  # 0: any free port
-    files_port: int | None = None  # polygon: where its flat files are served; 0: any free port
-    rate: float = 1000.0  # events/s over all symbols and channels subscribed, generated market
-    symbols: tuple[str, ...] = ()  # the provider's own names; empty: a believable set for each of its feeds
+    files_port: int | None = None  # polygon: the port for its flat files; 0: any free port
+    rate: float = 1000.0  # generated market: events/s over all subscribed symbols and channels
+    symbols: tuple[str, ...] = ()  # the provider's own names; empty: a default set for each of its feeds
     seed: int = 1
-    captures: tuple[Path, ...] = ()  # recordings to replay instead of a generated market
+    captures: tuple[Path, ...] = ()  # recordings to replay instead of generating a market
     speed: float = 1.0  # replay: 1 as recorded, 0 as fast as the client reads
     faults: tuple[str, ...] = ()  # "name" or "name:parameter", see FAULTS
     tls: bool = False  # with the package's loopback test certificate
-    journal: Path | None = None  # truth file: one JSON line for each event handed to a socket
+    journal: Path | None = None  # the journal file: one JSON line for each event handed to a socket
     limit: int | None = None  # stop generating after this many events; connections stay open
     day_seconds: float = 86400.0  # the length of a day for Binance's forced disconnect, in seconds
-    max_connections: int = 1  # at once for each account and endpoint (polygon, alpaca)
+    max_connections: int = 1  # at the same time, for each account and endpoint (polygon, alpaca)
 
     def __post_init__(self) -> None:
         if self.name not in NAMES:

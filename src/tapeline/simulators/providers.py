@@ -1,4 +1,4 @@
-"""Which provider a name means."""
+"""Finds the simulated provider by its name."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def provider_of(options: SimulatorOptions, faults: Faults, clock: Callable[[], int]) -> Provider:
-    """The provider that the options name; ValueError when it cannot do what they ask for."""
+    """The provider that the options name. ValueError if it cannot do what the options request."""
     if options.captures and options.name != "binance":
         raise ValueError(f"recordings to replay are Binance's: {options.name} has none")
     if options.name == "binance":

@@ -1,16 +1,16 @@
-"""How often a refusal is still to happen."""
+"""Counts the refusals that a fault still has to make."""
 
 from __future__ import annotations
 
 
 class RateLimiter:
-    """A number of refusals left: infinite for all, none when the fault was not chosen."""
+    """The number of refusals left: infinite if all requests are refused, 0 if the fault was not chosen."""
 
     def __init__(self, number: float | None) -> None:
         self._left = number or 0.0
 
     def take(self) -> bool:
-        """Whether to refuse this time."""
+        """Whether to refuse this request. If so, one refusal is used up."""
         if self._left < 1:
             return False
         self._left -= 1

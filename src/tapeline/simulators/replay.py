@@ -1,8 +1,7 @@
 """Replay of recorded frames, on one clock for the whole simulator.
 
-A recording is gzip text (or plain), one frame a line: the receive time in nanoseconds, a blank, and the exact JSON of a
-combined-stream frame. Lines that are no stream's frame (REST snapshots among them) are passed over. A stream is
-replayed only to those who subscribed to it.
+A recording is text, plain or gzip, with one frame a line: the receive time in nanoseconds, a blank, and the exact JSON of a
+combined-stream frame. Other lines, such as REST snapshots, are skipped. A stream is replayed only to the clients that subscribed to it.
 """
 
 from __future__ import annotations
@@ -23,16 +22,16 @@ if TYPE_CHECKING:
 
     from tapeline.simulators.options import SimulatorOptions
 
-SETTLE_S: Final = 0.3  # from the first subscription to the first frame, so that several requests count as one
+SETTLE_S: Final = 0.3  # from the first subscription to the first frame: several requests count as one
 _IDS: Final = {"trade": "t", "aggTrade": "a"}
 _HEAD: Final = b'{"stream":"'
 _DATA: Final = b'","data":'
 
 
 class Replay:
-    """Recorded events, at `speed` times the recorded pace or (0) as fast as the client reads.
+    """Recorded events, at `speed` times the recorded pace, or, at speed 0, as fast as the client reads.
 
-    At speed 0 the replay waits while nobody is subscribed; otherwise its clock runs on, as an exchange's does.
+    At speed 0, the replay waits while no client is subscribed. At other speeds, its clock keeps running, like an exchange's.
     """
 
     def __init__(self, options: SimulatorOptions) -> None:
@@ -43,11 +42,11 @@ class Replay:
         self._records = _merged(options.captures, self._files)
         self._next: tuple[int, Event] | None = None
         self._wanted: frozenset[Topic] = frozenset()
-        self._ready_s: float | None = None  # when the settling is over
-        self._start: tuple[float, int] | None = None  # loop seconds and receive time of the beginning
+        self._ready_s: float | None = None  # when the first frame may be sent
+        self._start: tuple[float, int] | None = None  # the start, in loop seconds and as a receive time
 
     def open(self) -> None:
-        """Read up to the first frame. OSError or ValueError when a recording cannot be read."""
+        """Read up to the first frame. OSError or ValueError if a recording cannot be read."""
         try:
             self._next = next(self._records, None)
         except (OSError, ValueError):

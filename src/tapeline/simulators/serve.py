@@ -1,4 +1,4 @@
-"""A simulator as a process of its own: it says where it listens, runs until told to stop, and says what it sent."""
+"""Runs a simulator as a process of its own. It prints its address, runs until it is stopped, and prints what it sent."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 
 
 async def serve(options: SimulatorOptions) -> None:
-    """Run a simulator until SIGTERM or SIGINT: print a line with its url, one with its files', and in the end a line of JSON.
+    """Run a simulator until SIGTERM or SIGINT. It prints a line with its url, a line with the url of its files if it serves any, and at
+    the end a line of JSON.
 
-    SIGUSR1 closes the market: nothing happens any more, and connections stay."""
+    SIGUSR1 closes the market: no more events happen, and the connections stay open."""
     simulator = Simulator(options)
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()

@@ -1,4 +1,4 @@
-"""What differs between providers: how a client is let in, what it may ask for, how events are packed into frames."""
+"""The interfaces for what differs between providers: how clients connect, what they may request, how events are packed into frames."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """An HTTP request without a body: the path percent-decoded and without its query, header names in lower case."""
+    """An HTTP request without a body. The path is percent-decoded and has no query; header names are in lower case."""
 
     path: str
     query: Mapping[str, str]
@@ -24,7 +24,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """An HTTP reply that is no upgrade."""
+    """An HTTP reply that is not an upgrade."""
 
     status: int
     body: bytes = b""
@@ -34,8 +34,8 @@ class Reply:
 class Link(Protocol):
     """A session's way to its client."""
 
-    number: int  # of the connection, counted from 1
-    clean: bool  # the client said good-bye with a close frame
+    number: int  # the connection's number, counted from 1
+    clean: bool  # the client has sent a close frame
 
     def say(self, payload: bytes, opcode: int) -> None:
         """Send a control message or a ping."""
@@ -44,7 +44,7 @@ class Link(Protocol):
         """Send a close frame, then hang up."""
 
     def hang_up(self) -> None:
-        """Hang up after what was said, without a close frame."""
+        """Send what is still waiting, then hang up without a close frame."""
 
     def later(self, seconds: float, then: Sequence[bytes], opcode: int) -> None:
         """Send control messages after some seconds."""
@@ -54,7 +54,7 @@ class Link(Protocol):
 
 
 class Session(Protocol):
-    """One client's conversation. `topics` is what it subscribed to; times are loop seconds."""
+    """One client's conversation. `topics` holds its subscriptions. Times are loop seconds."""
 
     feed: str
     topics: set[Topic]
@@ -64,7 +64,7 @@ class Session(Protocol):
         """The socket is open."""
 
     def heard(self, now: float, /) -> None:
-        """Any frame has arrived, pings and pongs included."""
+        """A frame has arrived. Pings and pongs count too."""
 
     def message(self, data: bytes, now: float, /) -> None:
         """A whole message has arrived."""
@@ -73,13 +73,13 @@ class Session(Protocol):
         """A pong has arrived."""
 
     def tick(self, now: float, /) -> None:
-        """Time has passed: called several times a second."""
+        """Do what is due at this time. Called several times a second."""
 
     def pack(self, events: Sequence[Event]) -> list[Frame]:
         """Frames that carry these events."""
 
     def slow(self) -> None:
-        """The client is too slow: say so, if the provider has a word for it, before it is dropped."""
+        """Tell a client that it is too slow, before it is dropped, if the provider has a message for this."""
 
     def day_end(self) -> None:
         """The provider's forced disconnect."""
@@ -93,16 +93,16 @@ class Provider(Protocol):
 
     @property
     def tape(self) -> Tape:
-        """What tells the market."""
+        """Turns the market into this provider's events."""
 
     def enter(self, request: Request) -> Session | Reply:
         """Let a websocket client in, or refuse the upgrade."""
 
     def get(self, request: Request, /) -> Reply | None:
-        """Answer an HTTP request; None when nothing is served there."""
+        """Answer an HTTP request. None if nothing is served at the path."""
 
     def happened(self, events: Sequence[Event], /) -> None:
-        """Note events for the provider's history, where the simulator serves one, whether or not a socket is sent them."""
+        """Note events for the provider's history, if the simulator serves one, even if they are sent to no socket."""
 
     def resolve(self, topic: Topic) -> list[Topic]:
         """The single symbols behind a topic, which may be a wildcard."""

@@ -1,4 +1,4 @@
-"""The simulator: one port, the clients on it, and the loop that hands the market's events to those who want them."""
+"""The simulator: one port, its clients, and the loop that hands the market's events to the clients that want them."""
 
 from __future__ import annotations
 
@@ -40,19 +40,19 @@ if TYPE_CHECKING:
     from tapeline.simulators.options import SimulatorOptions
     from tapeline.simulators.source import Source
 
-_TICK_S: Final = 0.005  # the pace of a generator that keeps up
+_TICK_S: Final = 0.005  # between two turns of a generator that keeps up
 _IDLE_S: Final = 0.02
-_CHORES_S: Final = 0.05  # how often sockets are looked after
+_CHORES_S: Final = 0.05  # how often the sockets' timers are checked
 _FLUSH_S: Final = 0.5
-_FAREWELL_S: Final = 2.0  # for clients to answer a close
+_FAREWELL_S: Final = 2.0  # the time that clients have to answer a close
 _MOST_KEPT: Final = 500_000  # events of a stream kept for `rewind:all`
-#: Good for the loopback interface only, published with its key: for tests that want TLS.
+#: A certificate for tests with TLS. It is valid for the loopback interface only, because its key is published too.
 CERTIFICATE: Final = Path(__file__).with_name("loopback_test_only.crt")
 _KEY: Final = Path(__file__).with_name("loopback_test_only.key")
 
 
 class Simulator:
-    """A local stand-in for one provider. `clock` gives nanoseconds since the epoch."""
+    """A local simulator of one provider. `clock` gives nanoseconds since the epoch."""
 
     def __init__(self, options: SimulatorOptions, *, clock: Callable[[], int] = time.time_ns) -> None:
         self._options = options
@@ -73,7 +73,7 @@ class Simulator:
         self._sent: Counter[str] = Counter()
         self._server: asyncio.Server | None = None
         self._files = FileServer(self._provider.files) if isinstance(self._provider, Polygon) else None
-        #: Where the provider's files are served; empty where they are not.
+        #: The url of the provider's files; empty if none are served.
         self.files_url = ""
         self._pump: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
@@ -83,11 +83,11 @@ class Simulator:
 
     @property
     def sent(self) -> dict[str, int]:
-        """Events handed to sockets so far, by channel, deliberately malformed and repeated ones included."""
+        """The number of events handed to sockets so far, by channel. It includes events that are malformed on purpose or repeated."""
         return dict(self._sent)
 
     async def start(self) -> str:
-        """Listen and return the base url. OSError when the port is taken or a recording cannot be read."""
+        """Listen and return the base url. OSError if the port is taken or a recording cannot be read."""
         options = self._options
         context = _server_context() if options.tls else None
         self._source = source = self._opened_source()
@@ -105,16 +105,16 @@ class Simulator:
         return f"{'wss' if options.tls else 'ws'}://{host}:{self._server.sockets[0].getsockname()[1]}"
 
     def halt(self) -> None:
-        """Close the market: nothing happens any more; connections and histories stay."""
+        """Close the market: no more events happen. Connections and histories stay."""
         self._halted = True
 
     async def broken(self) -> None:
-        """Wait until the simulator can no longer send, and raise the reason; for ever while all is well."""
+        """Wait until the simulator can no longer send, and raise the reason. Without a failure, this waits for ever."""
         assert self._pump is not None, "start the simulator first"
         await asyncio.shield(self._pump)
 
     async def stop(self) -> None:
-        """Close every connection and the port, complete the journal, and raise what broke the simulator, if anything did."""
+        """Close every connection and the port, and complete the journal. If the simulator had failed, raise the reason."""
         if self._server is not None:
             self._server.close()
         if self._files is not None:
@@ -240,7 +240,7 @@ class Simulator:
             await asyncio.sleep(_TICK_S if self._audience else _IDLE_S)
 
     def _repeat_backlogs(self) -> bool:
-        """Send a part of what is due again; whether there was any."""
+        """Send the next part of the events that are to be repeated. Returns whether there were any."""
         waiting = [one for one in self._connections if one.backlog and one.listens]
         for connection in waiting:
             backlog = connection.backlog
@@ -270,7 +270,7 @@ class Simulator:
                 connection.deliver([])
 
     def audience_changed(self) -> None:
-        """Work out anew who listens to what."""
+        """Compute again which connections listen to which topics."""
         assert self._source is not None
         audience: dict[Topic, list[Connection]] = {}
         for connection in self._connections:
@@ -300,7 +300,7 @@ class Simulator:
             connection.hang_up()
 
     def _strike(self, connection: Connection, name: str) -> bool:
-        """Let a timed fault happen; False when it must wait for data."""
+        """Make a timed fault happen. False if it must wait for data."""
         if name == "huge":
             event = next((kept for kept in self._latest if connection in self._audience.get(kept.topic, ())), None)
             if event is None or connection.full:

@@ -1,4 +1,4 @@
-"""Where a simulator's events come from at the pace asked for: the generated market here, or a recording (replay.py)."""
+"""The source of a simulator's events, at the chosen pace: the generated market (here) or a recording (replay.py)."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from tapeline.simulators.options import SimulatorOptions
     from tapeline.simulators.tape import Tape
 
-BATCH: Final = 512  # events made at once, so that sockets are looked after in between
-_DEBT_S: Final = 0.25  # a generator that was held up makes up for so many seconds at most
+BATCH: Final = 512  # the most events made at once, so that the sockets are served in between
+_DEBT_S: Final = 0.25  # a delayed generator catches up at most this many seconds
 _BURST: Final = 10_000
 _CALM, _BUSY, _BUSY_SHARE = 0.8, 4.0, 1 / 16  # intensities with a mean of one
 _NATURALLY_LATE: Final = {"binance": 0.0, "polygon": 0.0005, "alpaca": 0.0005}  # the share of trades
@@ -28,20 +28,20 @@ _NATURALLY_LATE: Final = {"binance": 0.0, "polygon": 0.0005, "alpaca": 0.0005}  
 class Source(Protocol):
     """Events in the order in which a simulator sends them."""
 
-    behind: bool  # there is more to take at once
+    behind: bool  # more events are due already
 
     def heard(self, wanted: frozenset[Topic], now_s: float) -> None:
-        """Somebody listens to these topics from now on (loop seconds); none: nobody listens."""
+        """From now on (loop seconds), clients listen to these topics. Empty: no client listens."""
 
     def take(self, now_s: float) -> list[Event]:
-        """The events due by now (loop seconds), at most some hundreds."""
+        """The events that are due now (loop seconds), at most some hundreds."""
 
     def close(self) -> None:
-        """Let go of files, if any."""
+        """Close the files, if any are open."""
 
 
 class Generated:
-    """The market's events at `rate` a second on average, in bursts, for the topics wanted."""
+    """The market's events for the wanted topics, in bursts, at `rate` a second on average."""
 
     def __init__(self, options: SimulatorOptions, tape: Tape, faults: Faults, clock: Callable[[], int]) -> None:
         self.behind = False
@@ -61,7 +61,7 @@ class Generated:
         self._last_ns = 0
 
     def heard(self, wanted: frozenset[Topic], now_s: float) -> None:
-        if not self._demand:  # nothing was generated while nobody listened, and nothing is made up for
+        if not self._demand:  # while no client listened, nothing was generated, and it is not made up for
             self._last_s, self._owed = now_s, 0.0
             self._last_ns = max(self._now_ns(), self._last_ns)
             self._next_burst_s = now_s + (self._burst_s or 0.0)
@@ -77,7 +77,7 @@ class Generated:
         self._owe(now_s)
         now_ns = self._now_ns()
         made: list[Event] = []
-        # Everything up to the last tick has been told: a bar that ended by then holds all its trades.
+        # Every trade up to the last tick is out, so a bar that ended by then holds all its trades.
         self._tape.due(self._last_ns, made)
         timed = len(made)
         quota = int(min(self._owed, BATCH))
@@ -88,7 +88,7 @@ class Generated:
             for tick in ticks:
                 self._tape.tell(tick, self._plan[tick.instrument], made)
             self._owed -= max(len(made) - had, 1)
-            if len(made) == had:  # bars only: trades happen, and nobody hears of them one by one
+            if len(made) == had:  # bars only: the trades happen, but are not sent one by one
                 self._owed -= len(ticks) - 1
                 break
         self._last_ns = max(self._last_ns, now_ns)
@@ -96,7 +96,7 @@ class Generated:
         return self._within_limit(made)
 
     def close(self) -> None:
-        """A generated market holds no files."""
+        """Nothing to do: a generated market has no files."""
 
     def _owe(self, now_s: float) -> None:
         intensity = _BUSY if self._random.random() < _BUSY_SHARE else _CALM

@@ -1,4 +1,4 @@
-"""The tape: turns the market's trades and quotes into one provider's events, and the passing of time into bars."""
+"""The tape: it turns the market's trades and quotes into one provider's events, and makes bars as time passes."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ if TYPE_CHECKING:
 
 
 class Tape(Protocol):
-    """One provider's way to tell the market."""
+    """One provider's form of the market's events."""
 
     def instruments(self) -> list[Instrument]:
-        """Everything that trades here, in every feed."""
+        """All instruments, of every feed."""
 
     def kinds(self, channels: frozenset[str]) -> tuple[bool, bool]:
-        """Whether these channels tell of trades, and of quotes."""
+        """Whether these channels need trades, and whether they need quotes."""
 
     def tell(self, tick: Trade | Quote, channels: frozenset[str], out: list[Event]) -> None:
-        """Append the events of one trade or quote that the channels wanted tell of."""
+        """Append the events that one trade or quote causes on these channels."""
 
     def listen(self, plan: Mapping[Instrument, frozenset[str]], now_ns: int) -> None:
         """From now on these channels of these instruments are wanted."""
 
     def due(self, now_ns: int, out: list[Event]) -> None:
-        """Append the events that time brings: bars."""
+        """Append the events that are due by the clock: bars."""
 
     def stranger(self, like: Event) -> Event:
-        """An event of a type that nobody knows, in the place of a usual one."""
+        """An event of an unknown type, modeled on a usual one."""

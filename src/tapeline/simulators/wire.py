@@ -1,4 +1,4 @@
-"""Websocket frames as bytes, so that many leave in one write; and permessage-deflate without context takeover."""
+"""Websocket frames as bytes, so that one write can send many, and permessage-deflate without context takeover."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from functools import lru_cache
 
 from tapeline.simulators.events import CLOSE
 
-#: What a server answers to a client that offers compression: no state is kept between messages, in either direction.
+#: The server's answer to a client that offers compression. No state is kept between messages, in either direction.
 DEFLATE_REPLY = "permessage-deflate; server_no_context_takeover; client_no_context_takeover"
-_TAIL = b"\x00\x00\xff\xff"  # RFC 7692: cut from the end of each message, to be put back before inflating
+_TAIL = b"\x00\x00\xff\xff"  # RFC 7692: removed from the end of each message, and put back before inflating
 
 
 @lru_cache(maxsize=4096)
@@ -41,7 +41,7 @@ def deflated_frame(payload: bytes, opcode: int) -> bytes:
 
 
 def inflate(payload: bytes, most: int) -> bytes:
-    """The message behind a compressed payload; ValueError when it is broken or holds more than `most` bytes."""
+    """The message in a compressed payload. ValueError if it is broken or longer than `most` bytes."""
     expand = zlib.decompressobj(wbits=-zlib.MAX_WBITS)
     try:
         message = expand.decompress(payload + _TAIL, most + 1)

@@ -1,4 +1,4 @@
-"""Alpaca's REST history at the simulator: what happened on its market, whether or not a socket was sent it; limits and faults included."""
+"""The simulator's REST history of Alpaca: all events of its market, even those sent to no socket, with limits and faults."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tapeline.simulators.faults import Faults
     from tapeline.simulators.session import Request
 
-#: Events of a kind and a symbol that are kept; the oldest go first.
+#: How many events of a kind and a symbol are kept. The oldest are removed first.
 _MOST_KEPT: Final = 500_000
 _MOST_ROWS: Final = 10_000
 _USUAL_ROWS: Final = 1_000
@@ -33,14 +33,14 @@ _OTHERS: Final = re.compile(r"/(?:v1beta1/(options)/(trades|bars)|v1beta3/(crypt
 _SYMBOL: Final = re.compile(r"[A-Z0-9./]{1,24}")
 _TIME: Final = re.compile(r"(\d{4}-\d\d-\d\d)(?:[T ](\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(Z|[+-]\d\d:\d\d)?)?")
 _BARS: Final = {"1Min": "bars", "1Day": "dailyBars"}
-#: Which feed's events an endpoint tells of: of two, those of the first that anybody listens to.
+#: The feeds whose events an endpoint serves. If there are two, the first that has events is used.
 _FEEDS: Final = {"sip": ("sip", "delayed_sip"), "iex": ("iex",), "options": ("opra", "indicative"), "crypto": ("crypto",)}
 _JSON: Final = {"Content-Type": "application/json; charset=UTF-8"}
 _MARKS: Final = {"corrections": "incorrect", "cancelErrors": "canceled"}
 
 
 class _Row(NamedTuple):
-    """An event in its place: by time, and of one time as they came."""
+    """An event in its order: by time, and at the same time by arrival."""
 
     ns: int
     number: int
@@ -48,7 +48,7 @@ class _Row(NamedTuple):
 
 
 class _RefusedError(Exception):
-    """A request that is not answered, with the status."""
+    """A refused request, with the HTTP status."""
 
     def __init__(self, message: str, status: int = 400) -> None:
         super().__init__(message)
@@ -69,10 +69,10 @@ class AlpacaHistory:
         self._most = int(faults.number("rest_page") or _MOST_ROWS)
         self._limit = int(faults.number("rest_limit") or _REQUESTS_A_MINUTE)
         self._old_sip_only = "recent_sip" in faults
-        self._spent: dict[str, tuple[int, int]] = {}  # account: since when (ns), and how many
+        self._spent: dict[str, tuple[int, int]] = {}  # account: the minute's start (ns), and the requests in it
 
     def keep(self, event: Event) -> None:
-        """Note what happened."""
+        """Note an event that happened."""
         feed, channel, symbol = event.topic
         if channel in _MARKS:
             self._mark(feed, symbol, event)
@@ -81,7 +81,7 @@ class AlpacaHistory:
         elif channel in ("bars", "updatedBars", "dailyBars"):
             rows = self._of(feed, "dailyBars" if channel == "dailyBars" else "bars", symbol)
             at = bisect_left(rows, (event.ns,))
-            if at < len(rows) and rows[at].ns == event.ns:  # a bar has its latest values
+            if at < len(rows) and rows[at].ns == event.ns:  # a revision replaces the bar
                 rows[at] = rows[at]._replace(fields=event.fields)
             else:
                 self._add(rows, event.ns, event.fields)
@@ -92,7 +92,7 @@ class AlpacaHistory:
     def _add(self, rows: list[_Row], ns: int, fields: dict[str, Any]) -> None:
         self._number += 1
         row = _Row(ns, self._number, fields)
-        if rows and ns < rows[-1].ns:  # a late report belongs before others
+        if rows and ns < rows[-1].ns:  # a late report goes before others
             insort(rows, row)
         else:
             rows.append(row)
@@ -100,7 +100,7 @@ class AlpacaHistory:
             del rows[:_MOST_KEPT]
 
     def _mark(self, feed: str, symbol: str, event: Event) -> None:
-        """A trade that was canceled or corrected stays, marked; what it was corrected to is a row of its own."""
+        """Mark a trade that was canceled or corrected. It stays, and the corrected trade becomes a row of its own."""
         rows, about = self._of(feed, "trades", symbol), event.fields
         for at in range(len(rows) - 1, -1, -1):
             row = rows[at]
@@ -112,7 +112,7 @@ class AlpacaHistory:
                 return
 
     def answer(self, request: Request) -> Reply | None:
-        """The reply to a request; None where nothing is served."""
+        """The reply to a request. None if nothing is served at the path."""
         stocks, other = _STOCKS.fullmatch(request.path), _OTHERS.fullmatch(request.path)
         if stocks is not None:
             symbol, kind = stocks.groups()
@@ -137,7 +137,7 @@ class AlpacaHistory:
             return _json({"message": str(refusal)}, refusal.status, limits)
 
     def _limits(self, key: str) -> tuple[dict[str, str], bool]:
-        """An account's limit as headers, this request counted, and whether it is within it."""
+        """Count this request. Returns the account's limit as headers, and whether the request is within it."""
         now_ns = self._clock()
         since_ns, spent = self._spent.get(key, (now_ns, 0))
         if now_ns - since_ns >= MINUTE_NS:
@@ -181,7 +181,7 @@ class AlpacaHistory:
     def _found(
         self, endpoint: str, channel: str, symbols: list[str], span: tuple[int, int], after: tuple[str, int, int], limit: int
     ) -> tuple[dict[str, list[dict[str, Any]]], str | None]:
-        """The rows of a page by symbol, and the token of the next one: sorted by symbol, then by time."""
+        """The rows of a page, by symbol and then by time, and the token of the next page."""
         found: dict[str, list[dict[str, Any]]] = {}
         for symbol in symbols:
             if symbol < after[0]:

@@ -1,4 +1,4 @@
-"""Alpaca as a provider: a path for each feed, the codec by header, accounts that may hold so many connections, and its history."""
+"""Alpaca as a provider: a path for each feed, the codec by header, accounts with a limit on connections, and its history."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _PATHS: Final = {
     "/v1beta1/indicative": "indicative",
     "/v1beta3/crypto/us": "crypto",
 }
-#: Who follows the trades of a stock hears of their corrections and cancels too.
+#: A subscription to a stock's trades brings their corrections and cancels too.
 _FOLLOWERS: Final = ("trades", "corrections", "cancelErrors")
 
 

@@ -35,7 +35,7 @@ ERRORS: Final = {
     413: "star subscription is not allowed for option quotes",
     500: "internal error",
 }
-_CLOSES: Final = (402, 404, 406, 407, 409, 412, 500)  # unless told otherwise; after the others a client may go on
+_CLOSES: Final = (402, 404, 406, 407, 409, 412, 500)  # unless a fault says otherwise; after other errors a client may continue
 _AT_LOGIN: Final = (402, 404, 406, 409)
 _AT_SUBSCRIPTION: Final = (400, 401, 405, 410, 413)
 _LOGIN_WITHIN_S: Final = 10.0
@@ -47,14 +47,14 @@ _encode: Final = msgspec.msgpack.Encoder().encode
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """What holds for every client of one simulator."""
+    """The rules for every client of one simulator."""
 
     accounts: Accounts[AlpacaSession]
     refused_logins: RateLimiter
     refused_connections: RateLimiter
     zombie_s: float | None  # how long a lost connection still counts
     symbol_limit: int | None
-    error: int | None  # to be shown once to every client
+    error: int | None  # sent once to every client
     close_after_error: bool
     keep_after_error: bool
 
@@ -68,7 +68,7 @@ class _RefusedError(Exception):
 
 
 class AlpacaSession:
-    """See session.Session. `key` and `secret` are those of the upgrade's headers, if any."""
+    """See session.Session. `key` and `secret` come from the upgrade's headers, if they were sent."""
 
     def __init__(self, feed: str, rules: Rules, *, msgpack: bool, deflate: bool, key: str | None, secret: str | None) -> None:
         self.feed = feed
@@ -208,7 +208,7 @@ class AlpacaSession:
                 raise _RefusedError(405)
 
     def _state(self) -> dict[str, Any]:
-        """The full list of what is subscribed to, as every acknowledgement carries it."""
+        """The full list of subscriptions, which every acknowledgement carries."""
         state: dict[str, Any] = {"T": "subscription"}
         for channel in CHANNELS[self.feed]:
             state[channel] = sorted(topic.symbol for topic in self.topics if topic.channel == channel)
@@ -232,7 +232,7 @@ class AlpacaSession:
 
 
 def timestamp(ns: int) -> msgspec.msgpack.Ext:
-    """A msgpack timestamp (extension -1) of nanoseconds since the epoch, in the shortest of its forms."""
+    """A msgpack timestamp (extension -1) of nanoseconds since the epoch, in its shortest form."""
     seconds, rest = divmod(ns, SECOND_NS)
     if not rest and 0 <= seconds < 1 << 32:
         return msgspec.msgpack.Ext(-1, struct.pack(">I", seconds))

@@ -1,4 +1,4 @@
-"""Alpaca's events: trades, quotes and bars of stocks, options and crypto, with what corrects or interrupts them."""
+"""Alpaca's events: trades, quotes and bars of stocks, options and crypto, with corrections, cancels and halts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from tapeline.simulators.market import Instrument, Quote
 
-#: feed -> the channels one can subscribe to, in the order in which they are acknowledged
+#: feed -> the channels that a client can subscribe to, in the order in which they are acknowledged
 _STOCK_CHANNELS: Final = ("trades", "quotes", "bars", "updatedBars", "dailyBars", "statuses", "lulds", "imbalances")
 CHANNELS: Final[dict[str, tuple[str, ...]]] = {
     **dict.fromkeys(("iex", "sip", "delayed_sip", "test"), _STOCK_CHANNELS),
@@ -33,14 +33,14 @@ OPTION_FEEDS: Final = ("opra", "indicative")
 OCC: Final = re.compile(r"[A-Z]{1,6}\d{6}[CP]\d{8}")
 _BAR_CHANNELS: Final = frozenset(("bars", "updatedBars", "dailyBars"))
 _NEWS: Final = ("statuses", "lulds", "imbalances")
-_DELAY_NS: Final = 15 * MINUTE_NS  # of the delayed_sip feed
+_DELAY_NS: Final = 15 * MINUTE_NS  # the delay of the delayed_sip feed
 _BLOCK: Final = 4096
-_BETWEEN_NS: Final = 50_000_000  # how often bars are looked after
-_RARE: Final = 2_000  # one trade in so many is corrected or canceled; as often a halt, a band or an imbalance is told
+_BETWEEN_NS: Final = 50_000_000  # how often due bars are looked for
+_RARE: Final = 2_000  # one trade in this many is corrected or canceled; a halt, a band or an imbalance is as frequent
 
 
 def listed(symbols: tuple[str, ...]) -> list[Instrument]:
-    """The instruments traded: those named, in every feed that their form belongs to, or the default set."""
+    """The instruments that trade: the named ones, in every feed that fits their form, or the default set."""
     chosen = symbols or (
         *(symbol for symbol, *_ in equities.STOCKS),
         *(symbol for symbol, *_ in equities.OPTIONS),
@@ -57,7 +57,7 @@ def listed(symbols: tuple[str, ...]) -> list[Instrument]:
 
 @dataclass(slots=True)
 class _Book:
-    """What is counted for one symbol of one feed."""
+    """The counters of one symbol of one feed."""
 
     trades: int
     topics: dict[str, Topic]
@@ -69,7 +69,7 @@ class _Book:
 
 
 class AlpacaTape:
-    """Trades and quotes as Alpaca tells them; fields hold times as text, which a msgpack socket sends as timestamps."""
+    """Trades and quotes in Alpaca's form. Fields hold times as text; a msgpack socket sends them as timestamps."""
 
     def __init__(self, symbols: tuple[str, ...], seed: int) -> None:
         self._instruments = listed(symbols)
@@ -78,7 +78,7 @@ class AlpacaTape:
         self._plan: Mapping[Instrument, frozenset[str]] = {}
         self._now_ns = 0
         self._next_due_ns = 0
-        #: Bars that nobody listened to when they ended: history has them.
+        #: Bars that no client listened to when they ended. The history gets them.
         self.unheard: list[Event] = []
         self._books = {
             one: _Book(52_983_525_027_000 + 1_000 * n, {name: Topic(one.feed, name, one.symbol) for name in CHANNELS[one.feed]})
@@ -132,7 +132,7 @@ class AlpacaTape:
 
     def listen(self, plan: Mapping[Instrument, frozenset[str]], now_ns: int) -> None:
         self._plan, self._now_ns = plan, now_ns
-        # Bars wanted once go on when nobody listens, so that none is told in part.
+        # A bar channel that was once wanted goes on without listeners, so that no bar is sent in part.
         for instrument, wanted in plan.items():
             book, now_ns = self._books[instrument], self._clock(instrument)
             if book.minutes is None and not wanted.isdisjoint(_BAR_CHANNELS):
@@ -140,7 +140,7 @@ class AlpacaTape:
                 book.quoted, book.day_due_ns = now_ns // MINUTE_NS, (now_ns // MINUTE_NS + 1) * MINUTE_NS
 
     def _clock(self, instrument: Instrument) -> int:
-        """The time of a feed: the delayed one lives in the past."""
+        """The current time of a feed. The delayed feed is behind."""
         return self._now_ns - (_DELAY_NS if instrument.feed == "delayed_sip" else 0)
 
     def _die(self) -> int:
@@ -157,7 +157,7 @@ class AlpacaTape:
             (out if channel in wanted else self.unheard).append(self._bar(instrument, book, channel, kind, bar))
         minute = (now_ns - 50_000_000) // MINUTE_NS
         if instrument.feed == "crypto" and minute > book.quoted:
-            # Crypto bars come in minutes without trades too: their prices are the middle of the market.
+            # Crypto has a bar in every minute, even without trades. Its prices are then the middle of the market.
             for quiet in range(book.quoted, minute):
                 if quiet not in traded:
                     bar = Bar.flat(quiet * MINUTE_NS, (quiet + 1) * MINUTE_NS, instrument.price)
@@ -205,7 +205,7 @@ class AlpacaTape:
         return Event(book.topics["quotes"], None, quote.ns, fields)
 
     def _aftermath(self, trade: Trade, book: _Book, channels: frozenset[str], out: list[Event]) -> None:
-        """Now and then a trade is corrected or canceled, or a stock halts, gets new bands or an imbalance."""
+        """Sometimes correct or cancel a trade, or send a halt, new price bands or an imbalance of a stock."""
         instrument, die, last = trade.instrument, self._die(), book.last
         symbol, feed, time, tape = instrument.symbol, instrument.feed, rfc3339(trade.ns), _tape(instrument.symbol)
         if last is not None and "trades" in channels:
@@ -266,7 +266,7 @@ def _tape(symbol: str) -> str:
 
 
 def rfc3339(ns: int) -> str:
-    """A time in nanoseconds since the epoch as RFC 3339 text, UTC, trailing zeros trimmed."""
+    """A time in nanoseconds since the epoch as RFC 3339 text, in UTC, without trailing zeros."""
     seconds, rest = divmod(ns, SECOND_NS)
     return f"{_second(seconds)}.{rest:09d}".rstrip("0") + "Z" if rest else _second(seconds) + "Z"
 

@@ -1,4 +1,4 @@
-"""Binance's public archive at the simulator: a zip with one CSV for each day or month of what has happened so far, and its checksum."""
+"""The simulator's public archive of Binance: for each day or month so far, a zip with one CSV, and its checksum."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from tapeline.simulators.faults import Faults
 
-    #: Channel and symbol to the fields of what happened, in order.
+    #: From channel and symbol to the fields of the events, in order.
     Rows = Callable[[str, str], Iterable[dict[str, Any]]]
 
 _PATH: Final = re.compile(
@@ -25,20 +25,20 @@ _PATH: Final = re.compile(
     r"(?P=symbol)-(?P<what>\w+)-(?P<date>\d{4}-\d\d(?:-\d\d)?)\.zip(?P<sum>\.CHECKSUM)?"
 )
 _ZIP: Final = {"Content-Type": "application/zip"}
-#: From here on times are in microseconds.
+#: From this time on, times are in microseconds.
 _MICROSECONDS_FROM_MS: Final = 1_735_689_600_000  # 2025-01-01
 _EPOCH: Final = (1980, 1, 1, 0, 0, 0)
 
 
 class BinanceArchive:
-    """Files by path. Two of one day that is not over differ: as where the exchange replaces one."""
+    """Files by path. The file of a day that is not over changes from request to request, as if the exchange had replaced it."""
 
     def __init__(self, faults: Faults, rows: Rows) -> None:
         self._rows = rows
         self._wrong = RateLimiter(faults.number("archive_checksum"))
 
     def get(self, path: str) -> Reply | None:
-        """A zip or its checksum; None for a path of another kind."""
+        """A zip or its checksum. None for any other path."""
         found = _PATH.fullmatch(path)
         if found is None:
             return None

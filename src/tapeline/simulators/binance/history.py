@@ -1,4 +1,4 @@
-"""Binance's REST history at the simulator: everything that happened, whether or not a socket was sent it; limits and faults included."""
+"""The simulator's REST history of Binance: all events, even those sent to no socket, with limits and faults."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tapeline.simulators.faults import Faults
     from tapeline.simulators.session import Request
 
-#: Events of a stream that are kept; the oldest go first, as at the exchange.
+#: How many events of a stream are kept. The oldest are removed first, as at the exchange.
 _MOST_KEPT: Final = 500_000
 _MOST_ROWS: Final = 1_000
 _USUAL_ROWS: Final = 500
@@ -26,7 +26,7 @@ _JSON: Final = {"Content-Type": "application/json;charset=UTF-8"}
 
 
 class BinanceHistory:
-    """Trades, aggregated trades and closed klines by symbol, as REST gives them."""
+    """Trades, aggregated trades and closed klines by symbol, in REST's form."""
 
     def __init__(self, faults: Faults, clock: Callable[[], int], weight_a_minute: int) -> None:
         self._rows: dict[tuple[str, str], list[dict[str, Any]]] = {}  # channel, symbol
@@ -37,7 +37,7 @@ class BinanceHistory:
         self._minute_ns = clock()
 
     def keep(self, event: Event) -> None:
-        """Note what happened."""
+        """Note an event that happened."""
         fields = event.fields
         if event.topic.channel.startswith("kline_") and not fields["k"]["x"]:
             return
@@ -47,11 +47,11 @@ class BinanceHistory:
             del rows[:_MOST_KEPT]
 
     def rows(self, channel: str, symbol: str) -> list[dict[str, Any]]:
-        """The fields of what happened, in order."""
+        """The fields of the events, in order."""
         return self._rows.get((channel, symbol), [])
 
     def refused(self, weight: int) -> Reply | None:
-        """What stands in the way of a request of this weight, if anything does."""
+        """The refusal of a request of this weight; None if it is allowed."""
         if self._broken.take():
             return _json({"code": -1000, "msg": "An unknown error occurred while processing the request."}, 500)
         if self._clock() - self._minute_ns > _MINUTE_NS:
@@ -64,7 +64,7 @@ class BinanceHistory:
 
     @property
     def spent(self) -> int:
-        """Weight in this minute."""
+        """The weight used in this minute."""
         return self._spent
 
     def trades(self, request: Request) -> Reply:
@@ -77,7 +77,7 @@ class BinanceHistory:
         return _json([_trade(row) for row in rows[at : at + limit]])
 
     def agg_trades(self, request: Request) -> Reply:
-        """`aggTrades`: by id, from a time on, up to a time (both bounds inclusive), or the latest."""
+        """`aggTrades`: by id, from a time on, up to a time (both bounds are included), or the latest."""
         query, rows = request.query, self._of("aggTrade", request.query)
         if rows is None:
             return _invalid_symbol()
@@ -92,7 +92,7 @@ class BinanceHistory:
         return _json([{name: row[name] for name in "apqflTmM"} for row in rows[at : at + limit] if row["T"] <= last])
 
     def klines(self, request: Request) -> Reply:
-        """`klines`: closed ones by the time at which they open, or the latest."""
+        """`klines`: closed klines by their open time, or the latest."""
         query = request.query
         rows = self._of(f"kline_{query.get('interval', '')}", query)
         if rows is None:

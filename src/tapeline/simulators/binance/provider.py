@@ -1,4 +1,4 @@
-"""Binance spot as a provider: which paths lead to a websocket, and the small HTTP requests the port answers."""
+"""Binance spot as a provider: the paths of its websockets, and the HTTP requests that the same port answers."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Binance:
         self._clock = clock
         self.history = BinanceHistory(faults, clock, _WEIGHT_A_MINUTE)
         self._archive = BinanceArchive(faults, self.history.rows)
-        self._routes: dict[str, tuple[int, Callable[[Request], Reply]]] = {  # path -> weight, what answers
+        self._routes: dict[str, tuple[int, Callable[[Request], Reply]]] = {  # path -> weight and handler
             "/api/v3/aggTrades": (4, self.history.agg_trades),
             "/api/v3/historicalTrades": (25, self.history.trades),
             "/api/v3/trades": (25, self.history.trades),

@@ -1,4 +1,4 @@
-"""One client of Binance spot: streams by URL and by request, nested errors, pings to be echoed, the 24 hour limit."""
+"""One client of Binance spot: streams by URL and by request, nested errors, pings that it must echo, the 24 hour limit."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 METHODS: Final = ("SUBSCRIBE", "UNSUBSCRIBE", "LIST_SUBSCRIPTIONS", "SET_PROPERTY", "GET_PROPERTY")
 MOST_STREAMS: Final = 1024
-_MOST_INBOUND: Final = 5  # messages in any second, pings and pongs among them
+_MOST_INBOUND: Final = 5  # messages in any second, including pings and pongs
 _PING_S: Final = 20.0
 _DAY_S: Final = 86_400.0
 _LEAST_PING_S: Final = 0.2
@@ -27,13 +27,13 @@ _KINDS: Final = re.compile(
     r"|depth(5|10|20)?(@100ms|@1000ms)?"
     rf"|kline_({'|'.join(INTERVALS)})(@[+-]\d\d:\d\d)?)"
 )
-#: What the simulated market makes; a replay has whatever was recorded.
+#: The channels of the generated market. A replay has the channels that were recorded.
 MADE: Final = re.compile(r"trade|aggTrade|bookTicker|kline_.*")
 _ALL_MARKET: Final = re.compile(r"!(miniTicker|ticker_(1h|4h|1d))@arr")
 
 
 class RequestError(Exception):
-    """A request that is refused, with the code and text that the client gets."""
+    """A refused request, with the code and text that the client gets."""
 
     def __init__(self, code: int, message: str) -> None:
         super().__init__(message)
@@ -41,7 +41,7 @@ class RequestError(Exception):
 
 
 def topic_of(stream: str) -> Topic:
-    """The topic behind a stream name such as `btcusdt@kline_1m`; RequestError for a name that is none."""
+    """The topic of a stream name such as `btcusdt@kline_1m`. RequestError if it is not a stream name."""
     if _ALL_MARKET.fullmatch(stream):
         return Topic(FEED, stream, "!")
     symbol, _, channel = stream.partition("@")
@@ -56,9 +56,10 @@ def stream_of(topic: Topic) -> str:
 
 
 class BinanceSession:
-    """See session.Session. `streams` are those of the URL; `knows`: whether a symbol is listed; `serves`: whether a channel is made here.
+    """See session.Session. `streams`: those of the URL; `knows`: whether a symbol is listed; `serves`: whether a channel is simulated.
 
-    The exchange has more channels than are made here: a stream of one that is not gets an error, where the exchange would send it."""
+    The exchange has more channels than the simulator. A stream of a channel that is not simulated gets an error; the exchange would send
+    it."""
 
     feed = FEED
     deflate = False
@@ -103,7 +104,7 @@ class BinanceSession:
             try:
                 topic = topic_of(stream)
             except RequestError:
-                continue  # a wrong name in the URL is silence
+                continue  # a wrong name in the URL gets no answer
             try:
                 self._check_served([topic])
             except RequestError as error:
@@ -124,7 +125,7 @@ class BinanceSession:
             return
         for older in [sent for sent in self._unanswered if sent < payload]:
             del self._unanswered[older]
-        if self._ping_s < 1.0:  # pings sped up for a test: their echoes must not use up the real limit of 5 a second
+        if self._ping_s < 1.0:  # a test made pings frequent: their echoes must not use up the limit of 5 a second
             self._inbound.pop()
 
     def tick(self, now: float) -> None:
@@ -153,7 +154,7 @@ class BinanceSession:
         return frames
 
     def slow(self) -> None:
-        """Binance has no word for it."""
+        """Binance has no message for it."""
 
     def day_end(self) -> None:
         self._close(1001, "")
@@ -268,7 +269,7 @@ class BinanceSession:
 
 
 class _UnknownSymbolError(RequestError):
-    """A request for a symbol that is not listed, on a simulator that closes for it."""
+    """A request for an unlisted symbol, on a simulator that closes the connection for it."""
 
 
 def _topics(params: list[Any]) -> list[Topic]:

@@ -1,4 +1,4 @@
-"""Binance's events: trade, aggTrade, bookTicker and klines, ids contiguous where the exchange's are."""
+"""Binance's events: trade, aggTrade, bookTicker and klines. Their ids are contiguous where the exchange's are."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 FEED: Final = "spot"
 _HOUR_NS: Final = 60 * MINUTE_NS
-#: Klines of a fixed width, and where their grid starts after the epoch (that was a Thursday; weeks start on Monday).
+#: The width of each fixed kline, and its grid's offset from the epoch (the epoch was a Thursday, and weeks start on Monday).
 _WIDTHS: Final[dict[str, tuple[int, int]]] = {
     "1s": (SECOND_NS, 0),
     **{f"{n}m": (n * MINUTE_NS, 0) for n in (1, 3, 5, 15, 30)},
@@ -28,8 +28,8 @@ _WIDTHS: Final[dict[str, tuple[int, int]]] = {
 }
 INTERVALS: Final = (*_WIDTHS, "1M")
 _MOST_UNHEARD_NS: Final = _HOUR_NS
-_LAG_NS: Final = 300_000  # from the trade to its event
-#: symbol, price, price decimals, size decimals (together at most 8: so 8 decimals hold their product), typical lots
+_LAG_NS: Final = 300_000  # the delay from the trade to its event
+#: symbol, price, price decimals, size decimals (together at most 8, so that 8 decimals hold their product), typical lots
 _LISTED: Final = (
     ("BTCUSDT", 61_837.63, 2, 5, 2_000),
     ("ETHUSDT", 2_683.78, 2, 4, 3_000),
@@ -44,7 +44,7 @@ _QUOTE_ASSETS: Final = ("FDUSD", "USDT", "USDC", "TUSD", "BTC", "ETH", "BNB", "E
 
 
 def listed(symbols: tuple[str, ...]) -> list[Instrument]:
-    """The instruments traded: those named, or the default set."""
+    """The instruments that trade: the named ones, or the default set."""
     known = {name: row for name, *row in _LISTED}
     made = []
     for symbol in symbols or tuple(known):
@@ -89,7 +89,7 @@ class _Kline:
 
 @dataclass(slots=True)
 class _Book:
-    """What is counted for one symbol."""
+    """The counters of one symbol."""
 
     trade_id: int
     aggregate_id: int
@@ -101,7 +101,7 @@ class _Book:
 
 
 class BinanceTape:
-    """Trades and quotes as Binance spot tells them, one symbol's ids independent of another's."""
+    """Trades and quotes in Binance spot's form. Each symbol has ids of its own."""
 
     def __init__(self, symbols: tuple[str, ...]) -> None:
         self._instruments = listed(tuple(symbol.upper() for symbol in symbols))
@@ -109,7 +109,7 @@ class BinanceTape:
             one: _Book(3_735_683_259 + 7_919 * n, 2_961_000_000 + 5_003 * n, 50_093_239_000 + 104_729 * n, one.price, {})
             for n, one in enumerate(self._instruments)
         }
-        #: Trades, single and aggregated, that nobody asked for, and klines that closed while nobody listened: history has them.
+        #: Trades and aggregated trades that no client wanted, and klines that closed without a listener. The history gets them.
         self.unheard: list[Event] = []
         self._scales = {one: (10 ** (8 - one.price_decimals), 10 ** (8 - one.size_decimals)) for one in self._instruments}
 
@@ -140,7 +140,7 @@ class BinanceTape:
         return Event(topic, None, like.ns, {"e": "premonition", "E": like.ns // 1_000_000, "s": topic.symbol}, raw=True)
 
     def listen(self, plan: Mapping[Instrument, frozenset[str]], now_ns: int) -> None:
-        # Klines wanted once go on when nobody listens, so that none is told in part.
+        # A kline channel that was once wanted goes on without listeners, so that no kline is sent in part.
         for instrument, book in self._books.items():
             channels = plan.get(instrument, frozenset())
             for name, kline in book.klines.items():
@@ -181,7 +181,7 @@ class BinanceTape:
             kline.bar.add(trade, book.trade_id)
 
     def _aggregate(self, instrument: Instrument, book: _Book, channels: frozenset[str], out: list[Event]) -> None:
-        """One taker's order is one aggregate: all its fills have the same price and side."""
+        """Add the aggregate of one taker's order: all its fills have the same price and side."""
         book.aggregate_id += 1
         fills, last = book.order, book.order[-1]
         fields = {
@@ -203,7 +203,7 @@ class BinanceTape:
     def _quote(self, quote: Quote, out: list[Event]) -> None:
         instrument = quote.instrument
         book = self._books[instrument]
-        # Most updates of a book do not move its top: the ids of those that do are not contiguous.
+        # Most updates of a book do not change its top, so the ids of those that do are not contiguous.
         book.update_id += 1 + quote.bid_size % 7
         price, size = self._scales[instrument]
         fields = {
@@ -221,10 +221,10 @@ class BinanceTape:
         return {"p": decimal(price * price_scale), "q": decimal(size * size_scale)}
 
     def _advance(self, instrument: Instrument, book: _Book, kline: _Kline, ns: int, out: list[Event]) -> None:
-        """Close every window that `ns` has left behind: the grid has no holes while a symbol trades."""
+        """Close every window that ended by `ns`. The grid has no holes while a symbol trades."""
         while ns >= kline.bar.end_ns:
             (out if kline.wanted else self.unheard).append(self._kline(instrument, kline, ns, final=True))
-            # Of windows that passed while nobody listened for long, not even history is made up.
+            # After a long time without listeners, the windows in between are skipped, in the history too.
             close = kline.wanted or ns - kline.bar.end_ns < _MOST_UNHEARD_NS
             start, end = window(kline.interval, kline.bar.end_ns if close else ns, kline.offset_ns)
             kline.bar = Bar.flat(start, end, kline.bar.close or book.last)
@@ -268,7 +268,7 @@ def _opened(topic: Topic, last: int, now_ns: int) -> _Kline:
 
 
 def decimal(e8: int) -> str:
-    """A number given in units of 10**-8, with 8 decimals, as Binance prints it."""
+    """A number of units of 10**-8 as text with 8 decimals, as Binance prints it."""
     return f"{e8 // 100_000_000}.{e8 % 100_000_000:08d}"
 
 

@@ -1,7 +1,7 @@
-"""Massive's flat files at the simulator: a bucket behind S3's protocol, with a gzip CSV of all tickers for each New York day so far.
+"""The simulator's flat files of Massive: a bucket with S3's protocol. It has a gzip CSV of all tickers for each New York day so far.
 
-Facts: Massive's documentation of flat files (paths and headers of trades, quotes and minute bars); Amazon's of S3 (heads and ranges of an
-object, listings, errors). Signatures are not checked, only which key signed: one that begins with "bad" is nobody's.
+Sources: Massive's documentation of flat files (paths and headers of trades, quotes and minute bars), and Amazon's documentation of S3 (HEAD
+requests and ranges of an object, listings, errors). Signatures are not checked. Only the key is: a key that begins with "bad" is refused.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from tapeline.simulators.faults import Faults
     from tapeline.simulators.session import Request
 
-    #: Feed, channel, and from and to (ns): ticker and row of each event, the tickers in order, each one's rows by time.
+    #: From feed, channel, start and end (ns) to the ticker and row of each event, by ticker and then by time.
     Rows = Callable[[str, str, int, int], Iterable[tuple[str, Mapping[str, Any]]]]
-    #: The first and the last time (ns) of a feed's channel; None where there is nothing.
+    #: The first and the last time (ns) of a feed's channel; None if it has no events.
     Edges = Callable[[str, str], tuple[int, int] | None]
 
 BUCKET: Final = "flatfiles"
@@ -53,7 +53,7 @@ _MOST_LISTED: Final = 1_000
 
 
 class PolygonFiles:
-    """Files by path. One of a day that goes on differs each time: as where the provider publishes it again."""
+    """Files by path. The file of a day that is not over changes from request to request, as if the provider had published it again."""
 
     def __init__(self, faults: Faults, rows: Rows, edges: Edges) -> None:
         self._rows, self._edges = rows, edges
@@ -62,7 +62,7 @@ class PolygonFiles:
         self._not_authorized = faults.text("not_authorized")
 
     def answer(self, request: Request) -> Reply:
-        """An object, a part of one, or a listing. Of an object that breaks off (fault `rest_cut`) the length is that of all of it."""
+        """An object, a part of one, or a listing. If an object breaks off (fault `rest_cut`), its length header is that of the whole."""
         bucket, _, key = request.path.removeprefix("/").partition("/")
         refused = self._refused(request, key)
         if refused is not None:
@@ -152,7 +152,7 @@ class PolygonFiles:
 
 
 def _new_york(day: date) -> tuple[int, int]:
-    """From and to (ns) of a day there."""
+    """The start and the end (ns) of a day in New York."""
     zone = ZoneInfo("America/New_York")
     begin, end = (datetime(some.year, some.month, some.day, tzinfo=zone) for some in (day, day + timedelta(days=1)))
     return int(begin.timestamp()) * _NS_PER_S, int(end.timestamp()) * _NS_PER_S

@@ -1,4 +1,4 @@
-"""Massive's simulated REST history: everything that happened, whether or not a socket was sent it; keys, limits and faults included."""
+"""The simulator's REST history of Massive: all events, even those sent to no socket, with keys, limits and faults."""
 
 from __future__ import annotations
 
@@ -26,19 +26,24 @@ if TYPE_CHECKING:
     from tapeline.simulators.faults import Faults
     from tapeline.simulators.session import Request
 
-#: Events of a stream that are kept; the oldest go first.
+#: How many events of a stream are kept. The oldest are removed first.
 _MOST_KEPT: Final = 500_000
 _MOST_ROWS: Final = 50_000
 _USUAL_TICKS, _USUAL_BARS = 1_000, 5_000
 _MINUTE_NS: Final = 60 * 1_000_000_000
 _NS_PER_MS: Final = 1_000_000
-#: Pages follow one another at the provider's own host, whoever was asked.
+#: The link to the next page names the provider's own host, whichever host was asked.
 _HOST: Final = "https://api.massive.com"
 _JSON: Final = {"Content-Type": "application/json"}
 _TICKS: Final = re.compile(r"/v3/(trades|quotes)/([^/]+)")
 _BARS: Final = re.compile(r"/v2/aggs/ticker/([^/]+)/range/(\d+)/(\w+)/([\d-]+)/([\d-]+)")
-_CHANNELS: Final = {"trades": ("T", "XT"), "quotes": ("Q", ""), "minute": ("AM", "XA"), "second": ("A", "XAS")}  # the second: crypto's
-#: Channels of bars.
+_CHANNELS: Final = {
+    "trades": ("T", "XT"),
+    "quotes": ("Q", ""),
+    "minute": ("AM", "XA"),
+    "second": ("A", "XAS"),
+}  # the second name is crypto's
+#: The channels of bars.
 _WINDOWS: Final = frozenset({"AM", "A", "XA", "XAS"})
 _LATEST: Final = 1 << 62
 
@@ -47,7 +52,7 @@ _Kept = TypeVar("_Kept")
 
 
 class _Cursor(msgspec.Struct):
-    """Where a page goes on: behind `after` (time and number; of bars, the window's start), in the order of the first page."""
+    """Where the next page starts: behind `after` (time and number; for bars, the window's start), in the order of the first page."""
 
     low: int
     high: int
@@ -57,7 +62,7 @@ class _Cursor(msgspec.Struct):
 
 
 class PolygonHistory:
-    """Trades, quotes and bars by ticker, as REST gives them."""
+    """Trades, quotes and bars by ticker, in REST's form."""
 
     def __init__(self, faults: Faults, clock: Callable[[], int]) -> None:
         self._ticks: dict[Topic, list[tuple[int, int, Event]]] = {}  # in order of time and number
@@ -85,14 +90,14 @@ class PolygonHistory:
             del rows[:_MOST_KEPT]
 
     def keep_bar(self, topic: Topic, row: dict[str, Any]) -> None:
-        """Note a bar as it is now; it replaces the one of the same window."""
+        """Note the current values of a bar. They replace earlier ones of the same window."""
         bars = self._bars.setdefault(topic, {})
         bars[row["t"]] = row
         if len(bars) > _MOST_KEPT:
             del bars[next(iter(bars))]
 
     def rows(self, feed: str, channel: str, start_ns: int, end_ns: int) -> Iterator[tuple[str, dict[str, Any]]]:
-        """What files have of [start_ns, end_ns): the ticker and the row of each event, the tickers in order, each one's rows by time."""
+        """The rows of [start_ns, end_ns) for files: the ticker and the row of each event, by ticker and then by time."""
         if channel in _WINDOWS:
             for topic, bars in sorted(self._bars.items()):
                 if topic[:2] == (feed, channel):
@@ -107,7 +112,7 @@ class PolygonHistory:
                     yield topic.symbol, _ROWS[channel](event)
 
     def edges(self, feed: str, channel: str) -> tuple[int, int] | None:
-        """The first and the last time (ns) of anything of a feed's channel; None where there is nothing."""
+        """The first and the last time (ns) of a feed's channel. None if it has no events."""
         if channel in _WINDOWS:
             starts = [ms * _NS_PER_MS for topic, bars in self._bars.items() if topic[:2] == (feed, channel) for ms in bars]
             return (min(starts), max(starts)) if starts else None
@@ -115,7 +120,7 @@ class PolygonHistory:
         return (min(ticks[0][0] for ticks in found), max(ticks[-1][0] for ticks in found)) if found else None
 
     def answer(self, request: Request) -> Reply | None:
-        """A page; None for another path."""
+        """A page. None for any other path."""
         ticks, bars = _TICKS.fullmatch(request.path), _BARS.fullmatch(request.path)
         try:
             if ticks is not None:
@@ -135,7 +140,7 @@ class PolygonHistory:
         return None
 
     def _affords(self) -> bool:
-        """Whether another request is within the limit a minute, if there is one; it counts then."""
+        """Whether another request is within the limit per minute, if there is one. If so, it is counted."""
         if self._a_minute is None:
             return True
         now_ns = self._clock()
@@ -197,14 +202,14 @@ class PolygonHistory:
             if self._repeated.take():
                 query = dict(request.query)
             body["next_url"] = f"{_HOST}{quote(request.path, safe='/:')}?{urlencode(query)}"
-        if some or not more:  # bars that there are none of have no `results`
+        if some or not more:  # a page without bars has no `results`
             body["results"] = [told(row) for _, _, row in some]
         text = msgspec.json.encode(body)
         return Reply(200, text[: len(text) // 2] if self._cut.take() else text, _JSON)
 
 
 def _named(ticker: str) -> tuple[str, str]:
-    """The feed of a ticker, and its symbol there; a pair may come without its dash."""
+    """The feed of a ticker, and its symbol in that feed. A pair may come without its dash."""
     if ticker.startswith("X:"):
         pair = ticker[2:].replace("-", "")
         return "crypto", f"{pair[:-3]}-{pair[-3:]}"
@@ -235,7 +240,7 @@ def _asked_for_ticks(query: Mapping[str, str]) -> _Cursor:
 
 
 def _day_or(text: str, unit_ns: int) -> tuple[int, int]:
-    """From and to (ns) of a date, or of one count of a unit since 1970."""
+    """The start and the end (ns) of a date, or of one unit, counted since 1970."""
     if "-" in text:
         day = date.fromisoformat(text)
         begin = int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp()) * 1_000_000_000
@@ -270,7 +275,7 @@ def _quote(event: Event) -> dict[str, Any]:
 
 
 def _filed_bar(row: dict[str, Any]) -> dict[str, Any]:
-    """A bar by the names that files have."""
+    """A bar with the column names of files."""
     names = {"volume": "v", "open": "o", "close": "c", "high": "h", "low": "l", "transactions": "n"}
     return {name: row[short] for name, short in names.items()} | {"window_start": row["t"] * _NS_PER_MS}
 

@@ -1,4 +1,4 @@
-"""Massive (Polygon.io) as a provider: three clusters, and accounts that may hold so many connections at once."""
+"""Massive (Polygon.io) as a provider: three clusters, and accounts with a limit on connections."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tapeline.simulators.quota import RateLimiter
     from tapeline.simulators.session import Link
 
-#: Topic prefixes of each cluster; those that the tape does not know are acknowledged and silent.
+#: The topic prefixes of each cluster. A prefix that the tape does not know is acknowledged, and brings no data.
 PREFIXES: Final[dict[str, tuple[str, ...]]] = {
     "stocks": ("T", "Q", "A", "AM", "LULD", "NOI", "FMV"),
     "options": ("T", "Q", "A", "AM", "FMV"),
@@ -35,7 +35,7 @@ _TOO_MANY: Final = "Maximum number of websocket connections exceeded. "
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """What holds for every client of one simulator."""
+    """The rules for every client of one simulator."""
 
     accounts: Accounts[PolygonSession]
     evict_oldest: bool
@@ -56,8 +56,8 @@ class PolygonSession:
         self._rules = rules
         self._link: Link | None = None
         self._key: str | None = None
-        self._doomed = False  # one connection too many: to be refused after its first subscription
-        self._early: list[dict[str, Any]] = []  # asked for before the login
+        self._doomed = False  # one connection too many: refused after its first subscription
+        self._early: list[dict[str, Any]] = []  # requests that came before the login
         self._login_by = float("inf")
 
     def opened(self, link: Link, now: float) -> None:
@@ -111,7 +111,7 @@ class PolygonSession:
         self._link = None
 
     def evicted(self) -> None:
-        """One connection too many, and this is the one that goes."""
+        """Close this connection: the account has one too many."""
         self._status("max_connections", _TOO_MANY)
         if self._link is not None:
             self._link.close(1008, "")
@@ -160,7 +160,7 @@ class PolygonSession:
         self._link.subscribed(sorted(self.topics - before))
 
     def _topic(self, name: str) -> Topic | None:
-        """The topic of `T.AAPL`; None for a prefix that nobody knows, about which nothing is said."""
+        """The topic of a name such as `T.AAPL`. None for an unknown prefix, which gets no answer."""
         prefix, _, symbol = name.partition(".")
         return Topic(self.feed, prefix, symbol) if symbol and prefix in PREFIXES[self.feed] else None
 

@@ -38,11 +38,11 @@ _VENUES: Final = {"stocks": (4, 8, 10, 11, 12, 15, 19, 21), "options": (302, 308
 _FINRA: Final = 4  # trades off exchange carry the reporting facility's id and time
 _CONDITIONS: Final = ((), (), (37,), (14, 41), (12, 37), (10, 41))
 _BLOCK: Final = 4096
-_BETWEEN_NS: Final = 50_000_000  # how often bars are looked after
+_BETWEEN_NS: Final = 50_000_000  # how often due bars are looked for
 
 
 def listed(symbols: tuple[str, ...]) -> list[Instrument]:
-    """The instruments traded: those named, each in the feed its form belongs to, or each feed's default set."""
+    """The instruments that trade: the named ones, each in the feed that fits its form, or each feed's default set."""
     chosen = symbols or (
         *(symbol for symbol, *_ in equities.STOCKS),
         *(f"O:{symbol}" for symbol, *_ in equities.OPTIONS),
@@ -60,7 +60,7 @@ def listed(symbols: tuple[str, ...]) -> list[Instrument]:
 
 @dataclass(slots=True)
 class _Book:
-    """What is counted for one ticker."""
+    """The counters of one ticker."""
 
     sequence: int
     trades: int
@@ -70,7 +70,7 @@ class _Book:
 
 
 class PolygonTape:
-    """Trades and quotes as Massive tells them: `q` increases for each ticker, unless a fault breaks that."""
+    """Trades and quotes in Massive's form. `q` increases for each ticker, unless a fault breaks that."""
 
     def __init__(self, symbols: tuple[str, ...], seed: int, faults: Faults) -> None:
         self._instruments = listed(symbols)
@@ -78,7 +78,7 @@ class PolygonTape:
         self._same, self._lower = faults.chance("duplicate_q"), faults.chance("regressing_q")
         self._dice: list[int] = []
         self._plan: Mapping[Instrument, frozenset[str]] = {}
-        #: Bars as they came due, whether or not somebody listened: history has them.
+        #: Bars in the order in which they came due, with or without a listener. The history gets them.
         self.ended: list[tuple[Topic, dict[str, Any]]] = []
         self._now_ns = 0
         self._next_due_ns = 0
@@ -131,7 +131,7 @@ class PolygonTape:
 
     def listen(self, plan: Mapping[Instrument, frozenset[str]], now_ns: int) -> None:
         self._plan = plan
-        # Bars wanted once go on when nobody listens, so that none is told in part.
+        # A bar channel that was once wanted goes on without listeners, so that no bar is sent in part.
         for instrument, wanted in plan.items():
             windows = self._books[instrument].windows
             for name, shape in _BARS.items():
@@ -144,7 +144,7 @@ class PolygonTape:
         return self._dice.pop()
 
     def _next(self, book: _Book) -> int:
-        """The ticker's next sequence number: higher than the last, not always by one."""
+        """The ticker's next sequence number. It is higher than the last, but not always by one."""
         if self._same and self._random.random() < self._same:
             return book.sequence
         if self._lower and self._random.random() < self._lower:
@@ -250,7 +250,7 @@ class PolygonTape:
 
 
 def _past(instrument: Instrument, bar: Bar) -> dict[str, Any]:
-    """A bar as history tells it."""
+    """A bar in the history's form."""
     decimals = instrument.price_decimals
     return {
         "c": number(bar.close, decimals),
