@@ -41,7 +41,7 @@ class Origin(StrEnum):
 @app.command()
 def backfill(
     start: Annotated[str, typer.Option(help="The first moment: a date (its midnight in UTC), ISO 8601 with zone, or ns since 1970.")],
-    end: Annotated[str | None, typer.Option(help="The first moment that is left out; the start of today (UTC) if not given.")] = None,
+    end: Annotated[str | None, typer.Option(help="The end, not included; the start of today (UTC) if left out.")] = None,
     provider: Annotated[str | None, typer.Option(help=f"{', '.join(names())}; every provider of the configuration if left out.")] = None,
     symbols: Annotated[
         str | None, typer.Option(help="Comma-separated, canonical or the provider's own; the configured ones if left out.")

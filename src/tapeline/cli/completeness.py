@@ -97,8 +97,8 @@ def complete(
     """Tell whether a symbol's day is complete. For each channel of the symbol, the answer is yes with the evidence, or no with the gaps.
 
     Status 0: yes. Status 1: no. Status 3: no gap is known, but the provider gives nothing that can prove the day complete. If the day is
-    not over, the answer covers the time up to the last evidence, and names that time. If the last evidence is a minute old, the answer
-    covers the time up to now.
+    not over, the answer covers the time up to the last evidence, and names that time. If the last evidence is older than a minute, the
+    answer covers the time up to now.
 
     Example: `tapeline complete BTC/USDT 2026-01-05`
     """

@@ -36,7 +36,7 @@ class Kind(StrEnum):
 def export(
     symbol: Annotated[str, typer.Argument(help="The canonical symbol, such as BTC/USDT or AAPL.")],
     start: Annotated[str, typer.Option(help="The first moment: ISO 8601 with zone, a date, or ns since 1970.")],
-    end: Annotated[str, typer.Option(help="The first moment that is left out.")],
+    end: Annotated[str, typer.Option(help="The end, not included.")],
     to: Annotated[Path, typer.Option(help="The folder for the files. It must be new or empty.")],
     form: Annotated[Form, typer.Option("--as", help="The format of the files.")] = Form.parquet,
     kind: Annotated[Kind | None, typer.Option(help="Only trades, only quotes, or bars. Trades and quotes if left out.")] = None,

@@ -127,7 +127,7 @@ def tail(
 def replay(
     symbol: Annotated[list[str], typer.Option(help="The canonical symbol, such as BTC/USDT; repeatable.")],
     since: Annotated[str, typer.Option("--from", help="The first moment: ISO 8601 with zone, a date, or ns since 1970.")],
-    until: Annotated[str, typer.Option("--to", help="The first moment that is left out.")],
+    until: Annotated[str, typer.Option("--to", help="The end, not included.")],
     into: Annotated[
         Path,
         typer.Option(help="The configuration whose stream receives the ticks. It must name another stream than the one they came from."),

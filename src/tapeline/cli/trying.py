@@ -23,7 +23,7 @@ def demo(
 ) -> None:
     """Run the whole pipeline against three local simulators. There is nothing to set up, and no network is needed.
 
-    Status 0: every event that the simulators sent is in the lake exactly once, or was rejected with a reason. Status 1: not so.
+    The status is 0 only if every event that the simulators sent is in the lake exactly once, or was rejected with a reason.
     """
     from tapeline.demo.demo import Demo
 
@@ -46,7 +46,9 @@ def simulate(
     ] = None,
     tls: Annotated[bool, typer.Option("--tls", help="Serve wss with a test certificate for localhost.")] = False,
     seed: Annotated[int, typer.Option(help="The seed of the generated market. The same seed makes the same market.")] = 1,
-    journal: Annotated[Path | None, typer.Option(help="Record every event that was sent in this file, one JSON object a line.")] = None,
+    journal: Annotated[
+        Path | None, typer.Option(help="Write each event that is sent to a client into this file, one JSON object a line.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="Stop sending after this many events.")] = None,
     day_seconds: Annotated[
         float, typer.Option(help="The length of a day in seconds. Binance closes each connection after a day.")
