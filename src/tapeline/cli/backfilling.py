@@ -114,8 +114,9 @@ def reconcile(
 ) -> None:
     """Compare a day in a store with the provider's history of that day: counts, volume, and each event.
 
-    Events that the store lacks go into the stream. The ledger then records the day as `reconciled`. Status 0: they are equal. Status 1:
-    they differed, or something could not be compared. The command compares one symbol and channel at a time; its data must fit in memory.
+    Events that the store lacks go into the stream. The ledger then records the day as `reconciled`, unless the history lacks stored events,
+    contradicts them or could not be read. Status 0: they are equal. Status 1: they differed, or something could not be compared. The
+    command compares one symbol and channel at a time; the rows of one must fit in memory.
 
     Example: `tapeline reconcile 2026-01-05 --channels trades`
     """

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tapeline.stores.lake.retention import Pruned, Vacuumed
 
 
-lake_app = typer.Typer(no_args_is_help=True, help="Maintain the lake: compact, remove old days, check and repair.")
+lake_app = typer.Typer(no_args_is_help=True, help="Maintain the lake: merge its files, remove old days and unused files, check it and repair it.")
 app.add_typer(lake_app, name="lake")
 
 FormatOption = Annotated[TableOrJson, typer.Option(help="table, or json: one object a line.")]

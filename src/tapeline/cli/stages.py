@@ -117,9 +117,9 @@ def normalize(
 
 @app.command()
 def ledger(config: ConfigOption = None) -> None:
-    """Run only the ledger.
+    """Run only the ledger: it finds out from the raw records which data of each symbol is complete and which is missing.
 
-    It finds out from the raw records which data of each symbol is complete and which is missing. `gaps` and `complete` show the result.
+    `tapeline gaps` and `tapeline complete` show the result.
     """
     from tapeline.app.ledgers import open_ledger
     from tapeline.app.process_names import store_name

@@ -37,12 +37,7 @@ _HOST: Final = "https://api.massive.com"
 _JSON: Final = {"Content-Type": "application/json"}
 _TICKS: Final = re.compile(r"/v3/(trades|quotes)/([^/]+)")
 _BARS: Final = re.compile(r"/v2/aggs/ticker/([^/]+)/range/(\d+)/(\w+)/([\d-]+)/([\d-]+)")
-_CHANNELS: Final = {
-    "trades": ("T", "XT"),
-    "quotes": ("Q", ""),
-    "minute": ("AM", "XA"),
-    "second": ("A", "XAS"),
-}  # the second name is crypto's
+_CHANNELS: Final = {"trades": ("T", "XT"), "quotes": ("Q", ""), "minute": ("AM", "XA"), "second": ("A", "XAS")}  # second: crypto's name
 #: The channels of bars.
 _WINDOWS: Final = frozenset({"AM", "A", "XA", "XAS"})
 _LATEST: Final = 1 << 62
