@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tapeline.stores.lake.retention import Pruned, Vacuumed
 
 
-lake_app = typer.Typer(no_args_is_help=True, help="Maintain the lake: merge its files, remove old days and unused files, check it and repair it.")
+lake_app = typer.Typer(no_args_is_help=True, help="Maintain the lake: merge files, remove old days and unused files, check and repair.")
 app.add_typer(lake_app, name="lake")
 
 FormatOption = Annotated[TableOrJson, typer.Option(help="table, or json: one object a line.")]
