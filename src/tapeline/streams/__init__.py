@@ -1,8 +1,10 @@
-"""The streaming layer: topics of Arrow batches in partitions, read by position or shared by a group, behind one small interface.
+"""The streaming layer: topics of Arrow batches, split into partitions, behind one small interface.
 
-A position is where to read a partition next; a record's offset is the position at which it is found. Both only grow, also where a stream
-has forgotten what it held and begins anew (lives.py). They are the stream's own numbers: on the embedded stream and on Redis they count
-records from where the partition's life began, on Kafka they hold the message's offset and the row in it.
+Readers either keep positions of their own or share a topic's partitions as a group.
+
+A position says where to read a partition next. A record's offset is the position at which the record is found. Both only grow, even
+when a stream loses its data and starts again (lives.py). The numbers are the stream's own. On the embedded stream and on Redis they
+count records from where the partition's life began; on Kafka they hold the message's offset and the row in the message.
 """
 
 from __future__ import annotations
@@ -16,157 +18,181 @@ import pyarrow as pa
 from tapeline.errors import TapelineError
 from tapeline.records import Chunk, Topic
 
-#: How records of a topic are written: `arrow`, a batch an entry; `protobuf`, a message of proto/market_data.proto a record.
+#: How a topic's records are encoded. `arrow`: one entry holds a batch. `protobuf`: one message of proto/market_data.proto holds one
+#: record.
 Codec = Literal["arrow", "protobuf"]
-#: The group whose totals (by table) count what was appended to the normalized topics by nobody's step, as by a replay; where the stream
-#: counts records.
+#: The group whose totals, keyed by table, count the records that were appended to the normalized topics outside any stage's commit, for
+#: example by a replay. Only streams that count records keep these totals.
 APPENDED: Final = "appended"
-#: Running totals that are committed with the outputs they count: name of the total to what to add.
+#: Running totals that are committed with the outputs they count. Maps a total's name to the amount to add.
 Totals = Mapping[str, int]
-#: Batches that are written together, each spread over its topic's partitions by the topic's key.
+#: Batches that are written together. The topic's key decides which partition each record goes to.
 Outputs = Sequence[tuple[Topic, pa.RecordBatch]]
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What was written to a partition in one life of it."""
+    """How much was written to a partition in one of its lives."""
 
-    #: The offset of the life's first record: with the partition it names the life.
+    #: The offset of the life's first record. Together with the partition it identifies the life.
     since: int
     records: int
 
 
 class PartitionLost(TapelineError):
-    """Another member of the group has taken over what was read here; nothing was written, and it reads the same records."""
+    """Another member of the group has taken over the partition that was read here.
+
+    Nothing was written. The other member reads the same records.
+    """
 
 
 class Stream(Protocol):
-    """What every stream offers. Calls raise `Unavailable` (try again, nothing was done) and never half succeed."""
+    """The interface of every stream. Calls raise `Unavailable` when nothing was done and the caller may try again; no call half
+    succeeds.
+    """
 
     @property
     def partitions(self) -> int:
-        """Of the raw topic; while the stream is away, as many as are configured."""
+        """The number of partitions of the raw topic. While the stream is away, the configured number."""
 
     @property
     def counts_records(self) -> bool:
-        """Whether it counts in records what waits and what groups have read; else in messages, which hold some."""
+        """Whether the stream counts lag and progress in records. If not, it counts in messages, each of which holds some records."""
 
     def append(self, topic: Topic, batch: pa.RecordBatch, partition: int | None = None) -> None:
-        """Write a batch, to one partition or to that of each record's key; when this returns, no crash of a process loses it."""
+        """Write a batch to one partition, or each record to the partition of its key.
+
+        Once the call returns, no process crash loses the batch.
+        """
 
     def read(self, topic: Topic, positions: Mapping[int, int], max_rows: int) -> Chunk | None:
-        """The next records at or after each partition's position (0 where none is given), about `max_rows` at most; None: none yet."""
+        """Return the next records at or after each partition's position, about `max_rows` at most, or None if there are none yet.
+
+        A partition without a position is read from 0.
+        """
 
     def producer(self, writer: str) -> Producer:
-        """For a writer that cannot wait. `writer` names it for as long as it lives, and no other one ever."""
+        """Return a producer for a writer that cannot wait. `writer` must identify this one writer for as long as it lives, and must
+        never be reused.
+        """
 
     def join(self, group: str, topic: Topic, name: str = "") -> Member:
-        """Share the topic's partitions with the other members of the group. A Kafka that goes away is waited for: `poll` gives nothing.
+        """Join the group that shares the topic's partitions. If Kafka goes away, the member waits for it: `poll` returns None.
 
-        `name`: one that no other process has at the same time. Who comes back under it has at once what its predecessor left open."""
+        `name` must be one that no other process has at the same time. A process that comes back under its old name gets at once what
+        its predecessor left open."""
 
     def acknowledge(self, group: str, topic: Topic, positions: Mapping[int, int], counted: tuple[int | None, int] | None = None) -> bool:
-        """Say how far a group that keeps its own positions has come: retention spares what it has still to read.
+        """Record how far a group that keeps its own positions has come. Retention keeps what the group has still to read.
 
-        `counted`, where the stream counts records: the group's total `<table>/read` as the caller last saw it (None: there was none), and
-        the records to add to it. Where the total is another by now, because the stream has lost it, nothing is done, and it is False."""
+        `counted` applies where the stream counts records. It holds the group's total `<table>/read` as the caller last saw it (None:
+        there was no total), and the number of records to add to it. If the total has another value by now, because the stream lost it,
+        nothing is done and the call returns False."""
 
     def positions(self, group: str, topic: Topic) -> dict[int, int]:
-        """Where `group` reads each partition next."""
+        """Return where `group` reads each partition next."""
 
     def totals(self, group: str) -> dict[str, int]:
-        """The totals that `group` has committed."""
+        """Return the totals that `group` has committed."""
 
     def ends(self, topic: Topic) -> dict[int, int]:
-        """For each partition of the topic, the position after its last record."""
+        """Return the position after the last record of each partition of the topic."""
 
     def lives(self, topic: Topic) -> dict[int, int]:
-        """For each partition, where its present life begins: what lay before and was not read is gone. 0: it has had no other."""
+        """Return where each partition's present life begins. Records before that position that were not read are gone. 0: the
+        partition has had no other life.
+        """
 
     def written(self, topic: Topic) -> dict[int, Written]:
-        """How many records were written to each partition in its present life. Left out: those whose count is not known from the life's
-        first record on, as on Kafka, or in a topic of an earlier version."""
+        """Return how many records were written to each partition in its present life.
+
+        A partition is left out if its records were not counted from the life's first record on. That is so on Kafka and in a topic of
+        an earlier version."""
 
     def tail_positions(self, topic: Topic, rows: int) -> dict[int, int]:
-        """Positions from which about `rows` records, or a few more, are left to read in each partition."""
+        """Return positions from which about `rows` records, or a few more, remain to be read in each partition."""
 
     def lag(self, topic: Topic, positions: Mapping[int, int]) -> dict[int, int]:
-        """For each partition, the entries at or after the position: zero exactly where a reader finds nothing, and nothing is on its way
-        (on Kafka: in a transaction that is not ended)."""
+        """Return the number of entries at or after the position, for each partition.
+
+        The number is zero exactly when a reader finds nothing and nothing is on its way (on Kafka: in an open transaction)."""
 
     def hold(self, name: str) -> Lease:
-        """Be the only process that holds `name`. Raises `Busy` while another one does."""
+        """Become the only process that holds `name`. Raises `Busy` while another process holds it."""
 
     def note(self, name: str, text: str) -> None:
-        """Keep a short text (3 kB) beside the records, in place of an earlier one, for who reads from the middle of them."""
+        """Store a short text (3 kB) with the records, for readers that start in the middle of them. It replaces an earlier text of
+        this name.
+        """
 
     def noted(self, name: str) -> str:
-        """The text; empty where there is none."""
+        """Return the stored text, or an empty string if there is none."""
 
     def largest(self, topic: Topic) -> int:
-        """How many bytes a message of the topic may have, as the server says at the moment; a larger one is never taken.
+        """Return the largest message, in bytes, that the topic takes according to the server now. The server never takes a larger one.
 
-        Records of `shortening.TAKEN_EVERYWHERE` bytes are taken by every stream: nobody has to ask for them."""
+        Every stream takes records of up to `shortening.TAKEN_EVERYWHERE` bytes, so nobody has to ask for those."""
 
     def risks(self) -> list[str]:
-        """What in the server's settings may lose records, each with what to do; for who sets it up."""
+        """Return the server settings that may lose records, each with its remedy, for the person who sets up the server."""
 
     def close(self) -> None:
-        """Release files and connections; idempotent."""
+        """Release files and connections. Idempotent."""
 
 
 class Member(Protocol):
-    """One process of a group: reads the partitions that are its own at the moment, and commits what it made of them."""
+    """One process of a group. It reads the partitions it owns at the moment and commits what it made of them."""
 
     @property
     def partitions(self) -> Sequence[int]:
-        """Which partitions are this member's, as of its last `poll`."""
+        """The partitions that this member owned at its last `poll`."""
 
     def poll(self, max_rows: int) -> Chunk | None:
-        """The next records of its partitions that no member has committed; None when there are none for the moment.
+        """Return the next records of this member's partitions that no member has committed, or None if there are none at the moment.
 
-        What it gave before and this member has not committed, it gives again."""
+        Records that an earlier call returned and this member has not committed are returned again."""
 
     def commit(self, chunk: Chunk, outputs: Outputs, totals: Totals) -> None:
-        """In one atomic step: write the outputs, add to the totals, and move the group behind `chunk`.
+        """Write the outputs, add to the totals and move the group past `chunk`, all in one atomic step.
 
-        Raises PartitionLost where part of it is another member's by now; Unavailable: the next `poll` gives the same records again."""
+        Raises PartitionLost if another member owns part of the chunk by now. Raises Unavailable if the step failed; the next `poll`
+        then returns the same records again."""
 
     def close(self) -> None:
-        """Leave the group: the others take over at once."""
+        """Leave the group. The other members take over at once."""
 
 
 class Producer(Protocol):
-    """Appends raw batches without waiting. What it was handed, it delivers once and in order, however long the stream is away."""
+    """Appends raw batches without waiting. It delivers every batch handed to it once and in order, however long the stream is away."""
 
     def send(self, number: int, partition: int, batch: pa.RecordBatch) -> None:
-        """Hand over a batch; numbers only grow. Raises Unavailable: then it was not handed over."""
+        """Hand over a batch. Numbers must grow from call to call. Raises Unavailable if the batch was not handed over."""
 
     def settled(self) -> int:
-        """The number up to which everything is in the stream, where no crash of a process loses it."""
+        """Return the number up to which every batch is in the stream, where no process crash loses it."""
 
     @property
     def refused(self) -> Collection[int]:
-        """Numbers that settle though the stream will never take them: they are larger than it lets one be."""
+        """The numbers that count as settled although the stream will never take their batches, which are larger than it allows."""
 
     @property
     def problem(self) -> str:
-        """What the stream has answered last, where it was not good; empty where it was, and where nothing is known."""
+        """The stream's last answer if it was an error. Empty if the last answer was good or there was none."""
 
     def last_acknowledged(self, writer: str, since_ns: int) -> Mapping[int, Container[int]]:
-        """The numbers of an earlier writer that have arrived, in each partition that has one; it spooled nothing before `since_ns`.
+        """Return the numbers of an earlier writer that have arrived, for each partition that has any.
 
-        It may take a minute, and may be called from another thread."""
+        That writer spooled nothing before `since_ns` (ns, UTC). The call may take a minute and may come from another thread."""
 
     def close(self, wait_s: float) -> None:
-        """Wait so long for what is not settled; then let it go."""
+        """Wait up to `wait_s` seconds for what is not settled, then give it up."""
 
 
 class Lease(Protocol):
-    """The right to be the only one, for as long as it is kept up; a process that dies loses it within seconds."""
+    """The right to be the only process that does something, for as long as it is renewed. A process that dies loses it within seconds."""
 
     def keep(self) -> None:
-        """To be called about once a second. Raises Busy when it was lost, Unavailable when that cannot be known."""
+        """Renew the lease; call it about once a second. Raises Busy if the lease was lost, Unavailable if that cannot be known."""
 
     def drop(self) -> None:
-        """Let the next one have it at once."""
+        """Release the lease, so that the next process can have it at once."""

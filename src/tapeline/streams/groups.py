@@ -1,7 +1,7 @@
-"""Who reads which partition: members of a group hold each partition by a lease, take a fair share, and take over from the dead.
+"""Partition assignment by leases: members of a group take a fair share of the partitions and take over from members that died.
 
-For streams that have no groups of their own which assign partitions. A lease says who works; what keeps a commit from being done
-twice is that it moves the group's position from where the chunk began, or does nothing.
+It serves streams that have no consumer groups to assign partitions. A lease only decides which member works on a partition. A lease
+does not prevent a double commit; the commit itself does: it moves the group's position from where the chunk began, or does nothing.
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ from tapeline.errors import Busy, Unavailable
 from tapeline.records import Chunk, Topic
 from tapeline.streams import Outputs, PartitionLost, Totals
 
-#: A lease that is not renewed for so long is free.
+#: A lease that is not renewed for this long is free.
 LEASE_S: Final = 3.0
 _RENEW_EVERY_S: Final = LEASE_S / 4
 
 
 class LeaseBook(Protocol):
-    """Where leases are written down; each call is one atomic step."""
+    """Where leases are stored. Each call is one atomic step."""
 
     def take(self, name: str, token: str, seconds: float) -> bool:
-        """Take a free lease, or renew one's own; False where another token holds it."""
+        """Take a free lease or renew one's own. Returns False if another token holds it."""
 
     def drop(self, name: str, token: str) -> None:
-        """Free the lease, if `token` holds it."""
+        """Release the lease if `token` holds it."""
 
     def taken(self, prefix: str) -> dict[str, str]:
-        """The leases that are held now: name to token."""
+        """Return the leases that are held now, as a mapping of name to token."""
 
 
 class BookLease:
-    """One lease, kept up by its holder."""
+    """One lease, which its holder keeps renewing."""
 
     def __init__(self, book: LeaseBook, name: str, what: str) -> None:
         self._book, self._name, self._what = book, name, what
@@ -63,7 +63,7 @@ class Shares:
         self._due = 0.0
 
     def now(self) -> Sequence[int]:
-        """This member's partitions. Asks the book only as often as leases need."""
+        """Return this member's partitions. Consults the lease book only as often as leases need it."""
         now = self._clock()
         if now >= self._due:
             self._due = now + _RENEW_EVERY_S
@@ -71,7 +71,7 @@ class Shares:
         return self._mine
 
     def lost(self) -> None:
-        """Another member has taken over some: look at the book at the next call."""
+        """Note that another member has taken over some partitions. The next call of `now` consults the lease book."""
         self._due = 0.0
 
     def _settle(self) -> list[int]:
@@ -80,7 +80,7 @@ class Shares:
         members = sorted(self._book.taken(self._members).values())
         if self._token not in members:
             return mine
-        # The first members in the order of their tokens take one more where the partitions do not divide evenly.
+        # If the partitions do not divide evenly, the first members in the order of their tokens take one more.
         share = self._count // len(members) + (members.index(self._token) < self._count % len(members))
         for partition in mine[share:]:
             self._book.drop(f"{self._prefix}{partition}", self._token)
@@ -100,22 +100,22 @@ class Shares:
 
 
 class Groups(Protocol):
-    """What a stream keeps of its groups."""
+    """What a stream stores about its groups."""
 
     def positions(self, group: str, topic: Topic) -> dict[int, int]:
-        """Where `group` reads each partition next."""
+        """Return where `group` reads each partition next."""
 
     def commit(self, group: str, chunk: Chunk, outputs: Outputs, totals: Totals) -> None:
-        """As `Member.commit`; raises PartitionLost where the group is not where the chunk begins."""
+        """As `Member.commit`. Raises PartitionLost if the group's position is not where the chunk begins."""
 
 
 class SharedMember:
-    """A member of a group that works on the partitions which its leases give it."""
+    """A member of a group that works on the partitions whose leases it holds."""
 
     def __init__(
         self, stream: Groups, group: str, topic: Topic, shares: Shares, read: Callable[[Topic, Mapping[int, int], int], Chunk | None]
     ) -> None:
-        """`read`: the next records of the topic from positions on, about so many."""
+        """`read` returns the next records of a topic from the given positions on, up to about the given number of rows."""
         self._stream, self._group, self._topic, self._shares, self._read = stream, group, topic, shares, read
         self._positions: dict[int, int] = {}
 
@@ -138,7 +138,7 @@ class SharedMember:
             self._shares.lost()
             raise
         except Unavailable:
-            # It may have been committed although no answer came: the group's own place tells.
+            # The commit may have succeeded although no answer came. The group's own position shows which.
             self._positions = {}
             raise
         self._positions |= chunk.next

@@ -1,9 +1,9 @@
-"""Lives of a stream: one that was begun anew, because what it held is gone, gives no number that was ever given before.
+"""Lives of a stream: a stream that starts again after losing its data never reuses an offset.
 
-A Redis that comes back empty and a removed folder forget where their offsets were; stores, groups and the ledger still hold positions
-of before. So each life of a partition begins at a number that follows from its first moment: it lies above every number of an earlier
-life, and a position says by itself which life it is of. A reader whose position lies before the present life goes on with what is
-there, and knows that what it had not read yet is forgotten.
+A Redis that comes back empty, or a stream folder that was removed, has forgotten where its offsets were. Stores, groups and the ledger
+still hold the earlier positions. So each life of a partition begins at a number derived from the time of its start. That number is
+above every number of an earlier life, so a position alone shows which life it belongs to. A reader whose position lies before the
+present life continues with what is there, and knows that what it had not read yet is lost.
 """
 
 from __future__ import annotations
@@ -16,20 +16,22 @@ import numpy as np
 from tapeline.records import NS_PER_MS, Chunk, Topic
 from tapeline.streams import Stream, Totals
 
-#: A life may give so many numbers for each millisecond that it lasts before the next one could meet them.
+#: A life may give this many numbers for each millisecond that it lasts. At a higher rate its numbers could meet those of the next life.
 _PER_MS: Final = 1 << 10
 _NOT_YET: Final = 1 << 62
 
 
 def birth(now_ns: int) -> int:
-    """The first offset of a life that begins now. Below 2^53 until the year 2248: Redis' scripts count in float64."""
+    """Return the first offset of a life that begins now. It stays below 2^53 until the year 2248, because Redis' scripts count in
+    float64.
+    """
     return now_ns // NS_PER_MS * _PER_MS
 
 
 def crossed(chunk: Chunk, lives: Callable[[Topic], Mapping[int, int]]) -> list[int]:
-    """The partitions in which a chunk goes on in a later life than that of the position it was read from.
+    """Return the partitions in which the chunk continues in a later life than that of the position it was read from.
 
-    `lives`: as `Stream.lives`; asked only where offsets jump, which is seldom."""
+    `lives` works as `Stream.lives`. It is called only where offsets jump, which is rare."""
     leaps = [p for p, position in chunk.begin.items() if 0 < position < chunk.next[p] and not _dense(chunk, p)]
     if not leaps:
         return []
@@ -38,15 +40,18 @@ def crossed(chunk: Chunk, lives: Callable[[Topic], Mapping[int, int]]) -> list[i
 
 
 def rows_of(chunk: Chunk, lives: Mapping[int, int]) -> int:
-    """How many records of a chunk are of the present lives: what was read in an earlier one is not in their counts.
+    """Return how many records of a chunk belong to the present lives. The counts of a present life do not include records read in an
+    earlier life.
 
-    Of a partition to which nothing has been written since (0) there are none."""
+    A partition whose life is 0 has had nothing written since, so none of its records count."""
     begun = np.array([lives.get(partition, 0) or _NOT_YET for partition in range(max(chunk.next, default=0) + 1)], np.int64)
     return int(np.count_nonzero(chunk.offset >= begun[chunk.partition]))
 
 
 def read_of(totals: Totals, partition: int, since: int) -> int | None:
-    """How many records a group has read of the life of a partition that begins at the offset `since`; None: it has not counted them all."""
+    """Return how many records a group has read of the partition's life that begins at offset `since`, or None if the group has not
+    counted all of them.
+    """
     return totals.get(_read(partition, since), 0) if totals.get(_from_first(partition, since)) == 1 else None
 
 
@@ -55,25 +60,29 @@ def _read(partition: int, since: int) -> str:
 
 
 def _from_first(partition: int, since: int) -> str:
-    """The total that is 1 where the life is counted from its first record on: totals that were lost in the midst of it are told by that."""
+    """Return the name of the total that is 1 if the life is counted from its first record on.
+
+    If totals were lost in the middle of a life, this one is missing, which shows the loss.
+    """
     return f"from-first@{partition}@{since}"
 
 
 class ReadOfLives:
-    """Counts what a group reads of each partition's present life, to be held against what was written to it (`Stream.written`).
+    """Counts what a group reads of each partition's present life, for comparison with what was written to it (`Stream.written`).
 
-    A life is counted from its first record on, or not at all. A group whose place was lost counts again from the first record, where
-    that is still there."""
+    A life is counted from its first record on, or not at all. A group that lost its position counts again from the first record, if
+    that record is still there."""
 
     def __init__(self, stream: Stream, group: str) -> None:
         self._stream, self._group = stream, group
         self._at: dict[int, int] = {}
-        #: The life that is counted, by its first offset; None: not this one.
+        #: The first offset of the life that is counted. None: the partition's life is not counted.
         self._since: dict[int, int | None] = {}
 
     def of(self, chunk: Chunk) -> Totals:
-        """What is to be added to the group's totals when it commits the chunk. The stream is asked only where a life may have begun, or
-        another member may have read in between."""
+        """Return what to add to the group's totals when it commits the chunk.
+
+        The stream is asked only if a life may have begun or another member may have read in between."""
         doubtful = [p for p, begin in chunk.begin.items() if begin != self._at.get(p) or not _dense(chunk, p)]
         written = self._stream.written(chunk.topic) if doubtful else {}
         totals = self._stream.totals(self._group) if written else {}
@@ -90,10 +99,10 @@ class ReadOfLives:
         return found
 
     def _begin(self, chunk: Chunk, partition: int, since: int, totals: Totals) -> Totals:
-        """Decide whether a life is counted. What is to be added so that its total is right before the chunk is counted."""
+        """Decide whether a life is counted, and return what to add so that its total is right before the chunk is counted."""
         read, whole = _read(partition, since), _from_first(partition, since)
         if chunk.next[partition] <= since:
-            return {}  # it has not come yet
+            return {}  # the chunk has not reached this life yet
         if chunk.begin[partition] > since:
             self._since[partition] = since if read_of(totals, partition, since) is not None else None
             return {}
@@ -109,5 +118,5 @@ def _offsets(chunk: Chunk, partition: int) -> np.ndarray:
 
 
 def _dense(chunk: Chunk, partition: int) -> bool:
-    """Whether a chunk has each offset from its begin to its end."""
+    """Return whether a chunk holds every offset from its begin to its end."""
     return len(_offsets(chunk, partition)) == chunk.next[partition] - chunk.begin[partition]

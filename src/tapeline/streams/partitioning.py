@@ -1,4 +1,4 @@
-"""Which partition a key goes to: the same on every stream, and the same as Kafka's own clients choose."""
+"""The mapping of keys to partitions: the same on every stream, and the same as in Kafka's own clients."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _SEED: Final = 0x9747B28C
 
 @lru_cache(maxsize=65_536)
 def partition_of(key: str, partitions: int) -> int:
-    """Kafka's default partitioner: murmur2 of the key's UTF-8 bytes, its sign dropped, modulo the partitions
-    (org.apache.kafka.common.utils.Utils.murmur2; librdkafka's `murmur2_random`)."""
+    """Return the partition of a key, as Kafka's default partitioner computes it: murmur2 of the key's UTF-8 bytes, sign bit cleared,
+    modulo the number of partitions (org.apache.kafka.common.utils.Utils.murmur2; librdkafka's `murmur2_random`)."""
     data = key.encode()
     length = len(data)
     h = _SEED ^ length
@@ -36,7 +36,7 @@ def partition_of(key: str, partitions: int) -> int:
 
 
 def partitions_of(topic: Topic, batch: pa.RecordBatch, partitions: int) -> npt.NDArray[np.int32]:
-    """The partition of each record."""
+    """Return the partition of each record."""
     if partitions == 1:
         return np.zeros(batch.num_rows, np.int32)
     coded = batch[topic.key].dictionary_encode()
@@ -46,7 +46,7 @@ def partitions_of(topic: Topic, batch: pa.RecordBatch, partitions: int) -> npt.N
 
 
 def split(topic: Topic, batch: pa.RecordBatch, partitions: int) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """The batch by partition, each part in the batch's order."""
+    """Yield the batch by partition. Each part keeps the batch's order."""
     if not batch.num_rows:
         return
     where = partitions_of(topic, batch, partitions)

@@ -1,4 +1,7 @@
-"""Entries of either codec as one batch: a topic may hold both, and what nobody can read stops nothing that comes after it."""
+"""Decoding of entries in either codec into one batch.
+
+A topic may hold both codecs. An entry that cannot be decoded does not block the entries after it.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +18,10 @@ log = logging.getLogger(__name__)
 
 
 def decode(topic: Topic, entries: Sequence[bytes], name: Callable[[int], str]) -> tuple[pa.RecordBatch, list[int]]:
-    """The records of all entries, and how many each entry holds. `name` says where the entry at a place was found.
+    """Return the records of all entries, and how many records each entry holds. `name` describes the entry at a given index.
 
-    An entry that is no record of the topic is told. Of raw, it becomes a record that normalize will reject, with its bytes; else none.
+    An entry that is not a record of the topic is logged. In the raw topic it becomes a record with the entry's bytes, which normalize
+    will reject. In other topics it is dropped.
     """
     try:
         return _decoded(topic, entries)

@@ -1,4 +1,4 @@
-"""The Arrow codec: one batch as the bytes of one entry, compressed where that pays."""
+"""The Arrow codec: one batch is the bytes of one entry, compressed where that pays."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import pyarrow as pa
 
 from tapeline.streams.shortening import TAKEN_EVERYWHERE
 
-#: Batches over this size are compressed: below it the call costs more than the bytes saved.
+#: Batches over this size are compressed. Below it, compression costs more than the bytes it saves.
 _COMPRESS_FROM: Final = 32 * 1024
 _LZ4: Final = pa.ipc.IpcWriteOptions(compression="lz4")
-#: How an Arrow message begins (its continuation marker); no protobuf message begins so.
+#: The first bytes of an Arrow message (its continuation marker). No protobuf message begins with them.
 MARKER: Final = b"\xff\xff\xff\xff"
 
 
 def encode(batch: pa.RecordBatch) -> memoryview:
-    """A bare record batch message, or where it is compressed a whole IPC stream."""
+    """Return a bare record batch message, or a whole IPC stream if it is compressed."""
     if batch.nbytes < _COMPRESS_FROM:
         return memoryview(batch.serialize())
     sink = pa.BufferOutputStream()
@@ -26,7 +26,9 @@ def encode(batch: pa.RecordBatch) -> memoryview:
 
 
 def pieces(batch: pa.RecordBatch, most: int = TAKEN_EVERYWHERE) -> list[pa.RecordBatch]:
-    """A batch in parts of at most so many bytes, as any topic takes them. One row that is larger itself stays whole."""
+    """Split a batch into parts of at most `most` bytes; any topic takes parts of the default size. A single row that is larger stays
+    whole.
+    """
     if batch.num_rows < 2 or batch.nbytes <= most:
         return [batch]
     half = batch.num_rows // 2
@@ -34,7 +36,7 @@ def pieces(batch: pa.RecordBatch, most: int = TAKEN_EVERYWHERE) -> list[pa.Recor
 
 
 def decode(data: bytes, schema: pa.Schema) -> pa.RecordBatch:
-    """What `encode` wrote. Raises pa.ArrowException or EOFError for anything else."""
+    """Return the batch that `encode` wrote. Raises pa.ArrowException or EOFError for anything else."""
     buffer = pa.py_buffer(data)
     message = pa.ipc.read_message(buffer)
     if message.type == "record batch":

@@ -1,12 +1,14 @@
-"""Batches as protobuf messages and back, a column at a time: every field of all messages is placed at once, at its own offset in each.
+"""The protobuf codec: encodes and decodes whole columns at a time, not one message after another.
 
-A message is its fields one after the other, in the order of their numbers; fields that are null are absent. So writing is joining, row
-by row, one column's pieces (tag and value) to the next one's, which Arrow does for whole columns. Reading is a cursor for each message,
-and all cursors move together: is the tag under the cursor this field's? Then note where the value is, and step over it. All writers of
-note order fields by their numbers, and a later version's new ones come last; a message that does otherwise (or repeats a field, or holds
-longer numbers than need be, all of which is legal) is first rewritten by itself, the slow way. Only then are values read.
+A message consists of its fields in the order of their numbers; null fields are absent. Encoding joins, row by row, one column's pieces
+(tag and value) to the next column's. Arrow does this for whole columns.
 
-`proto/market_data.proto` describes the same messages to other languages; tests hold the two together.
+Decoding keeps a cursor for each message, and all cursors move together. For each field, it checks whether the tag under the cursor is
+that field's. If so, it notes where the value is and steps over it. All common writers order fields by their numbers, and a later
+version's new fields come last. A message may legally do otherwise: use another order, repeat a field, or hold longer numbers than
+necessary. Such a message is first rewritten by itself, the slow way. Values are read only after that.
+
+`proto/market_data.proto` describes the same messages to other languages. Tests keep the two in agreement.
 """
 
 from __future__ import annotations
@@ -26,31 +28,31 @@ from tapeline.streams.codecs.protobuf_wire import LENGTH, VARINT, Field, fields,
 Ints: TypeAlias = npt.NDArray[np.int64]
 Mask: TypeAlias = npt.NDArray[np.bool_]
 
-#: What an absent field means where the column knows no null.
+#: The value of an absent field in a column that is not nullable.
 _DEFAULTS: Final = {kind: pa.scalar(0, kind) for kind in (pa.float64(), pa.int64(), pa.int32())} | {
     pa.bool_(): pa.scalar(False),
     pa.string(): pa.scalar(""),
     pa.binary(): pa.scalar(b""),
 }
 
-#: By wire type: can a value be skipped without reading into it, and its width where that is fixed.
+#: By wire type: whether a value can be skipped without reading into it, and its width in bytes if that is fixed.
 _SKIPPED: Final = np.array([True, True, True, False, False, True, False, False])
 _WIDTHS: Final = np.array([0, 8, 0, 0, 0, 4, 0, 0])
-#: So many fields of a later version are skipped in all messages at once, more than these in each by itself.
+#: Up to this many fields of a later version are skipped in all messages at once. Beyond that, each message is handled by itself.
 _MOST_NEWER: Final = 32
-#: How a value of fixed width is written.
+#: How a value of fixed width is encoded.
 _FORMATS: Final = {"double": "<f8", "sfixed64": "<i8", "sfixed32": "<i4", "bool": "u1"}
-#: A length in this many bytes is read with all others of its column: under 256 MiB.
+#: A length of this many bytes (under 256 MiB) is read together with all others of its column.
 _LENGTH_BYTES: Final = 4
 _MOST_BYTES: Final = (1 << 31) - (1 << 20)
 _NOTHING: Final = pa.scalar(b"")
 
 
-# ---- writing
+# ---- encoding
 
 
 def encode(topic: Topic, batch: pa.RecordBatch) -> list[bytes]:
-    """One message a row."""
+    """Return one message for each row."""
     n = batch.num_rows
     if not n:
         return []
@@ -60,9 +62,12 @@ def encode(topic: Topic, batch: pa.RecordBatch) -> list[bytes]:
 
 
 def _pieces(topic: Topic, batch: pa.RecordBatch, n: int) -> Iterator[pa.Array]:
-    """What each row's message is joined from; neighbours that are as wide in each row, and null in the same rows, are one piece."""
-    run: list[tuple[str, Any]] = []  # how a part is written, and its values
-    where: bytes | None = None  # the run's rows that are not null
+    """Yield the arrays from which each row's message is joined.
+
+    Neighbouring parts are one array if they have the same width in every row and are null in the same rows.
+    """
+    run: list[tuple[str, Any]] = []  # each part's numpy type and its values
+    where: bytes | None = None  # bitmap of the run's rows that are not null
     for field in fields(topic):
         column = batch.column(field.column)
         nulls = column.null_count
@@ -96,7 +101,7 @@ def _pieces(topic: Topic, batch: pa.RecordBatch, n: int) -> Iterator[pa.Array]:
 
 
 def _fixed(run: Sequence[tuple[str, Any]], n: int, valid: bytes | None) -> pa.Array:
-    """The parts side by side, as many bytes in each row; null where not valid."""
+    """Return the parts side by side, with the same number of bytes in each row, null where not valid."""
     layout = _layout(tuple([kind for kind, _ in run]))
     table = np.empty(n, layout)
     for name, (_, values) in zip(layout.names or (), run, strict=True):
@@ -126,17 +131,17 @@ def _texts(offsets: npt.NDArray[np.int32], data: npt.NDArray[Any], valid: bytes 
 
 
 def _values(column: pa.Array, field: Field) -> npt.NDArray[Any]:
-    """The numbers of a column, anything where it is null."""
+    """Return the numbers of a column. They are arbitrary where the column is null."""
     return _held(column.cast(pa.uint8()) if field.kind == "bool" else column, np.dtype(_FORMATS[field.kind]), len(column))
 
 
 def _held(column: pa.Array, kind: np.dtype[Any], count: int) -> npt.NDArray[Any]:
-    """The numbers or offsets that a column's own memory holds."""
+    """Return the numbers or offsets in a column's own memory, without a copy."""
     return np.frombuffer(column.buffers()[1], kind, count, column.offset * kind.itemsize)
 
 
 def _validity(column: pa.Array) -> bytes:
-    """A column's bitmap, from its own first row on."""
+    """Return a column's validity bitmap, starting at its own first row."""
     held = np.frombuffer(column.buffers()[0], np.uint8)
     if not column.offset:
         return held[: (len(column) + 7) // 8].tobytes()
@@ -147,11 +152,11 @@ def _bitmap(valid: npt.NDArray[Any]) -> bytes:
     return np.packbits(valid, bitorder="little").tobytes()
 
 
-# ---- reading
+# ---- decoding
 
 
 def decode(topic: Topic, messages: Sequence[bytes]) -> pa.RecordBatch:
-    """One row a message, of the topic's schema; a ValueError says which message is none, and why."""
+    """Return one row for each message, with the topic's schema. Raises ValueError that says which message is invalid, and why."""
     if not len(messages):
         return pa.RecordBatch.from_pylist([], topic.schema)
     reading = _Reading(topic, messages)
@@ -179,21 +184,25 @@ def _told(topic: Topic, at: int, message: bytes) -> bytes:
 
 
 class _Reading:
-    """A cursor for each message, moved over every field in the order of their numbers; one that does not reach its end read nothing."""
+    """A cursor for each message, moved over all fields in the order of their numbers.
+
+    If a cursor does not reach its message's end, nothing read from that message counts.
+    """
 
     def __init__(self, topic: Topic, messages: Sequence[bytes]) -> None:
         self._schema = topic.schema
         self._fields = fields(topic)
         n = len(messages)
         lengths = np.fromiter(map(len, messages), np.int64, n)
-        # Between two messages stands a zero: no tag, so no cursor reads on. The end leaves room to run past it.
+        # A zero byte stands between two messages. It is no tag, so no cursor reads past it. The zeros at the end leave room to run past
+        # it.
         self._bytes = b"\0".join([*messages, bytes(160 * (len(self._fields) + 1))])
         if len(self._bytes) > _MOST_BYTES:
             raise ValueError(f"{len(self._bytes):,} bytes are too many at once")
-        self._views: dict[str, npt.NDArray[Any]] = {}  # the bytes as numbers that may start at any byte
+        self._views: dict[str, npt.NDArray[Any]] = {}  # the bytes seen as numbers that may start at any byte
         self.ends: Ints = np.cumsum(lengths + 1) - 1
         self.where: Ints = self.ends - lengths
-        self._out = int(self.ends[-1]) + 1  # a place that no message ends at
+        self._out = int(self.ends[-1]) + 1  # an index at which no message ends
         self._every_second = pa.array(np.arange(0, 2 * n, 2))
         self._values: dict[str, tuple[Field, Mask, Any, Any]] = {}
         for field in self._fields:
@@ -205,7 +214,7 @@ class _Reading:
             self._skip_newer()
 
     def _at(self, kind: str, where: Ints) -> npt.NDArray[Any]:
-        """The values that stand at these bytes."""
+        """Return the values at these byte indexes."""
         view = self._views.get(kind)
         if view is None:
             size = len(self._bytes) - int(kind[-1]) + 1
@@ -231,7 +240,7 @@ class _Reading:
         self.where = np.minimum(end, self._out)
 
     def _varints(self, start: Ints, some: Mask, most: int) -> tuple[Ints, Ints, Mask]:
-        """The numbers that start here, of some rows, the places after them, and which of them end within so many bytes."""
+        """Return the varints that start here in the rows `some`, the indexes after them, and which of them end within `most` bytes."""
         value = self._at("u1", start).astype(np.int64)
         after = start + 1
         more = some & (value > 127)
@@ -246,7 +255,7 @@ class _Reading:
         return value, after, ~more
 
     def _skip_newer(self) -> None:
-        """Fields with higher numbers than the known ones: a later version writes them after those."""
+        """Skip fields with higher numbers than the known ones. A later version writes them last."""
         for _ in range(_MOST_NEWER):
             rows = np.flatnonzero(self.where < self.ends)
             start = self.where[rows]
@@ -262,7 +271,7 @@ class _Reading:
             self.where[rows] = np.where(fine, np.minimum(end, self._out), start)
 
     def batch(self) -> pa.RecordBatch:
-        """The values, once every cursor has reached its end."""
+        """Return the values as a batch. Call it once every cursor has reached its end."""
         return pa.RecordBatch.from_arrays([self._column(column) for column in self._schema], schema=self._schema)
 
     def _column(self, column: pa.Field) -> pa.Array:
@@ -279,7 +288,9 @@ class _Reading:
         return pa.Array.from_buffers(column.type, n, [valid, data])
 
     def _texts(self, column: pa.Field, start: Ints, end: Ints, valid: pa.Buffer | None) -> pa.Array:
-        """The bytes from starts to ends: every second one of the pieces that all these places cut the whole into."""
+        """Return the bytes from each start to its end. All starts and ends cut the bytes into pieces, and every second piece is a
+        text.
+        """
         n = len(start)
         cuts = np.empty(2 * n, np.int32)
         cuts[0::2], cuts[1::2] = start, end

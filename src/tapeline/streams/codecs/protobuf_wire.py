@@ -1,4 +1,4 @@
-"""One message of a topic by itself: its fields and tags, and a message of another program as ours would stand."""
+"""The wire format of one message: its fields and tags, and the rewriting of another program's message into our field order."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from tapeline.records import BARS_TOPIC, NOTICES_TOPIC, REJECTED_TOPIC, TICKS_TOPIC, Topic
 
-#: Message and columns of each topic: a column's place, from 1, is its field's number. Only ever add at an end.
+#: The message and columns of each topic. A column's place, counted from 1, is its field's number. Only ever add columns at an end.
 MESSAGES: Final[dict[Topic, tuple[str, tuple[str, ...]]]] = {
     topic: (message, tuple(columns.split()))
     for topic, message, columns in (
@@ -30,9 +30,9 @@ MESSAGES: Final[dict[Topic, tuple[str, tuple[str, ...]]]] = {
         (REJECTED_TOPIC, "Rejected", "reason payload provider feed connection received_ns raw_partition raw_offset raw_index"),
     )
 }
-#: Columns whose fields are named otherwise.
+#: Columns whose fields have another name.
 NAMES: Final = {"ts_ns": "timestamp_ns", "last": "last_price"}
-#: The .proto's type of a column's type.
+#: The .proto type for each column type.
 TYPES: Final = {
     pa.float64(): "double",
     pa.int64(): "sfixed64",
@@ -50,19 +50,19 @@ _MOST_NESTED: Final = 100
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One column and its place on the wire."""
+    """One column and how it appears on the wire."""
 
     column: str
     name: str
     number: int
-    kind: str  # the .proto's type
+    kind: str  # the .proto type
     wire: int
     tag: bytes
 
 
 @lru_cache
 def fields(topic: Topic) -> tuple[Field, ...]:
-    """The fields of a topic's messages, by their numbers."""
+    """Return the fields of a topic's messages, in the order of their numbers."""
     found = []
     for number, column in enumerate(MESSAGES[topic][1], 1):
         kind = TYPES[topic.schema.field(column).type]
@@ -71,7 +71,10 @@ def fields(topic: Topic) -> tuple[Field, ...]:
 
 
 def rewritten(topic: Topic, message: bytes) -> bytes:
-    """The message with only the known fields, each once, in the order of their numbers; a ValueError says why it is none."""
+    """Return the message with only the known fields, each once, in the order of their numbers.
+
+    Raises ValueError that says why the bytes are not a valid message.
+    """
     known = {field.number: field for field in fields(topic)}
     last: dict[int, bytes] = {}
     at = 0
@@ -100,7 +103,7 @@ def check_text(field: Field, value: bytes) -> None:
 
 
 def read_tag(message: bytes, at: int) -> tuple[int, int, int]:
-    """Number, wire type, and the place after the tag."""
+    """Return the field number, the wire type and the index after the tag."""
     tag, start = read_varint(message, at, 5)
     number, wire = tag >> 3, tag & 7
     if not 0 < number < 1 << 29 or wire > FIXED32:
@@ -109,7 +112,7 @@ def read_tag(message: bytes, at: int) -> tuple[int, int, int]:
 
 
 def value_of(message: bytes, number: int, wire: int, at: int, depth: int = 0) -> tuple[int, int]:
-    """Where the value that follows a tag begins and ends."""
+    """Return where the value that follows a tag begins and ends."""
     if wire == VARINT:
         return at, read_varint(message, at)[1]
     if wire == LENGTH:

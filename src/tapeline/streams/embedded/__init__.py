@@ -1,11 +1,15 @@
-"""The embedded stream: topics in two SQLite files, nothing to install, many processes on one machine.
+"""The embedded stream: topics in two SQLite files, with nothing to install, for many processes on one machine.
 
-`raw.sqlite` is written by ingest, `normalized.sqlite` by normalize: so neither waits for the other, and each commit of a stage
-(outputs, position, totals) is one SQLite transaction in one file. Write-ahead logging lets readers in other processes go on while a
-writer commits. `synchronous=NORMAL`: a killed process loses nothing; a power cut may cost the last moments before it, never
-consistency (https://www.sqlite.org/pragma.html#pragma_synchronous). Offsets that a power cut took back are never given again: the
-first write after the machine started skips far ahead of them, so that no store passes over a new record as one it has. A file that
-was removed is made anew by whoever looks for it next, also by a process that had it open, and begins a new life (lives.py).
+Ingest writes `raw.sqlite` and normalize writes `normalized.sqlite`, so neither waits for the other. Each commit of a stage (outputs,
+position, totals) is one SQLite transaction in one file. Write-ahead logging lets readers in other processes continue while a writer
+commits.
+
+With `synchronous=NORMAL` a killed process loses nothing. A power cut may lose the last moments before it, but never consistency
+(https://www.sqlite.org/pragma.html#pragma_synchronous). Offsets that a power cut took back are never given again: the first write after
+the machine started skips far ahead of them, so no store mistakes a new record for one it already has.
+
+If a file was removed, the next process that looks for it makes it anew, even a process that had it open. The new file begins a new
+life (lives.py).
 """
 
 from __future__ import annotations
@@ -32,13 +36,13 @@ from tapeline.streams.partitioning import split
 
 log = logging.getLogger(__name__)
 
-#: A chunk ends after this many stored bytes, however few records they are.
+#: A chunk ends after this many stored bytes, however few records they hold.
 _CHUNK_BYTES: Final = 32 * 1024 * 1024
 _TRIM_BATCHES: Final = 500
 
 
 class EmbeddedStream:
-    """Topics under `directory`. One object per process and thread; open read-only for looking on."""
+    """Topics under `directory`. Use one object per process and thread."""
 
     def __init__(
         self,
@@ -51,9 +55,9 @@ class EmbeddedStream:
         clock: Callable[[], int] = time.time_ns,
         born: Callable[[int], int] = lambda _now_ns: 0,
     ) -> None:
-        """`groups`: who reads which topics; what one of them has not acknowledged is kept however old it is.
+        """`groups` maps each group to the topics it reads. Records that a group has not acknowledged are kept however old they are.
 
-        `born`: from the time in ns, the least offset of what is written from then on (`lives.birth`)."""
+        `born` maps the current time (ns, UTC) to the least offset of what is written from then on (`lives.birth`)."""
         self.directory = directory
         self._asked_partitions = partitions
         self._groups = groups or {}
@@ -66,7 +70,7 @@ class EmbeddedStream:
 
     @property
     def partitions(self) -> int:
-        """As many as the stream was made with: a later setting changes no stream that exists."""
+        """The number of partitions the stream was made with. A later setting does not change an existing stream."""
         if not self._count:
             file = self._file(RAW_TOPIC)
             with file.errors():
@@ -88,13 +92,13 @@ class EmbeddedStream:
             add_totals(db, APPENDED, {topic.table: batch.num_rows} if topic.table else {})
 
     def append_as(self, writer: str, number: int, partition: int, batch: pa.RecordBatch) -> None:
-        """Write a raw batch, and in the same step that the writer has come to this number."""
+        """Write a raw batch and, in the same transaction, record that the writer has come to this number."""
         with self._writing(RAW_TOPIC).transaction() as db:
             self._append(db, RAW_TOPIC, batch, partition)
             move(db, writer, RAW_TOPIC, partition, number)
 
     def numbers(self, writer: str) -> dict[int, int]:
-        """The highest number of a writer in each partition that has one."""
+        """Return a writer's highest number in each partition that has one."""
         file = self._file(RAW_TOPIC)
         with file.errors():
             rows = file.db.execute("SELECT part, next FROM positions WHERE consumer = ? AND topic = ?", (writer, RAW_TOPIC.name))
@@ -104,7 +108,7 @@ class EmbeddedStream:
         return self.read_some(topic, {partition: positions.get(partition, 0) for partition in range(self.partitions)}, max_rows)
 
     def read_some(self, topic: Topic, positions: Mapping[int, int], max_rows: int) -> Chunk | None:
-        """As `read`, of the partitions given alone."""
+        """As `read`, but only from the given partitions."""
         share = -(-max_rows // max(1, len(positions)))  # so that no partition keeps the others waiting
         found = [self._read(topic, partition, position, share) for partition, position in positions.items()]
         chunks = [chunk for chunk in found if chunk is not None]
@@ -142,7 +146,7 @@ class EmbeddedStream:
         return BookLease(self._leases(), f"hold/{name}", name)
 
     def commit(self, group: str, chunk: Chunk, outputs: Outputs, totals: Totals) -> None:
-        """As `Member.commit`. Whoever else has moved the group since the chunk was read makes it raise PartitionLost."""
+        """As `Member.commit`. Raises PartitionLost if anyone else has moved the group since the chunk was read."""
         file = self._writing(outputs[0][0] if outputs else NORMALIZED_TOPICS[0])
         with file.transaction() as db:
             for partition, position in chunk.next.items():
@@ -199,7 +203,7 @@ class EmbeddedStream:
                 cursor = file.db.execute(
                     "SELECT first, next FROM batches WHERE topic = ? AND part = ? ORDER BY next DESC", (topic.name, partition)
                 )
-                for first, end in cursor:  # offsets may jump: records are counted, not offsets
+                for first, end in cursor:  # offsets may jump, so this counts records
                     position = max(first, end - left)
                     left -= end - position
                     if not left:
@@ -271,10 +275,10 @@ class EmbeddedStream:
         return self._open(file_of(topic))
 
     def _writing(self, topic: Topic) -> StreamFile:
-        """The topic's file, made ready to be written: offsets that a power cut took back are skipped, old batches trimmed."""
+        """Return the topic's file, ready to be written: offsets that a power cut took back are skipped, and old batches are trimmed."""
         file = self._file(topic)
         if not file.writes:
-            self.partitions  # noqa: B018 known before the transaction that asks for it
+            self.partitions  # noqa: B018 it must be known before the transaction that needs it
             places = [
                 (topic.name, part) for topic in TOPICS.values() if file_of(topic) == file.path.name for part in range(self.partitions)
             ]
@@ -303,7 +307,10 @@ class EmbeddedStream:
         return EmbeddedLeases(lambda: self._open("normalized.sqlite"), self._clock)
 
     def _trim(self, file: StreamFile) -> None:
-        """Remove what is older than retention and acknowledged by every group; runs beside the writer, on connections of its own."""
+        """Remove batches that are older than the retention and that every group has acknowledged.
+
+        It runs concurrently with the writer, on connections of its own.
+        """
         if self._retain_s == float("inf"):
             return
         with EmbeddedStream(self.directory, clock=self._clock, born=self._born)._closing() as own:
@@ -314,11 +321,13 @@ class EmbeddedStream:
                 for partition in range(own.partitions):
                     until = min((positions[partition] for positions in readers), default=1 << 62)
                     before_ns = self._clock() - int(self._retain_s * NS_PER_S)
-                    while own._trim_some(topic, partition, until, before_ns) and not file.closing(0.01):  # the writer goes between
+                    while own._trim_some(topic, partition, until, before_ns) and not file.closing(0.01):  # lets the writer in
                         pass
 
     def _trim_some(self, topic: Topic, partition: int, until: int, before_ns: int) -> bool:
-        """Remove some batches; the last one stays, for it says where the offsets are. Whether there may be more."""
+        """Remove some batches, and return whether there may be more. The last batch stays, because it shows where the offsets
+        continue.
+        """
         file = self._file(topic)
         with file.errors():
             file.db.execute("PRAGMA busy_timeout = 1000")
@@ -339,7 +348,7 @@ class EmbeddedStream:
 
 
 class _Producer:
-    """Each batch is in the file when `send` returns."""
+    """A producer whose batch is in the file when `send` returns."""
 
     def __init__(self, stream: EmbeddedStream, writer: str) -> None:
         self._stream, self._writer = stream, f"writer {writer}"
@@ -365,4 +374,4 @@ class _Producer:
         return {partition: range(1, number + 1) for partition, number in self._stream.numbers(f"writer {writer}").items()}
 
     def close(self, wait_s: float) -> None:
-        """Nothing is on its way."""
+        """Do nothing: no batch is in flight."""

@@ -1,4 +1,4 @@
-"""One SQLite file: its connection, its transactions, and the folding back of its write-ahead log off the writer's path."""
+"""One SQLite file: its connection, its transactions, and the checkpoints of its write-ahead log, which run outside the writer's path."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tapeline.streams.embedded.tables import FORMAT, SCHEMA, end_of, floor_of
 #: How long a statement waits for another process.
 _LOCK_WAIT_S: Final = 30.0
 _WAL_CHECK_EVERY_S: Final = 1.0
-#: A write-ahead log over this size is folded back by the writer itself, which then waits for readers.
+#: If the write-ahead log is larger than this, the writer itself checkpoints it, and then waits for readers.
 _WAL_BOUND: Final = 256 * 1024 * 1024
 #: More offsets than a power cut can take back.
 _SKIP: Final = 1 << 30
@@ -29,7 +29,7 @@ _TRIM_EVERY_S: Final = 10.0
 
 
 def _make(path: Path) -> None:
-    """An empty file, without what one that was removed has left of its log: SQLite would take that for its own."""
+    """Make an empty file and remove what is left of a removed file's log. SQLite would take that log for the new file's own."""
     with path.with_suffix(".making").open("w") as one_at_a_time:
         fcntl.flock(one_at_a_time, fcntl.LOCK_EX)
         if not path.exists():
@@ -39,7 +39,7 @@ def _make(path: Path) -> None:
 
 
 def _inode(path: Path) -> tuple[int, int] | None:
-    """Which file a path leads to; None: to none."""
+    """Return the device and inode that a path leads to, or None if it leads to no file."""
     try:
         found = os.stat(path)
     except FileNotFoundError:
@@ -48,10 +48,12 @@ def _inode(path: Path) -> tuple[int, int] | None:
 
 
 class StreamFile:
-    """One SQLite file: its connection, its transactions, and the folding back of its write-ahead log off the writer's path."""
+    """One SQLite file: its connection, its transactions, and the checkpoints of its write-ahead log, which run outside the writer's
+    path.
+    """
 
     def __init__(self, path: Path, born: int) -> None:
-        """`born`: the first offset, if the file has to be made."""
+        """`born` is the first offset if the file has to be made."""
         self.path = path
         with self.errors():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -65,7 +67,7 @@ class StreamFile:
         self._stop = threading.Event()
 
     def there(self) -> bool:
-        """Whether the path still leads to the file that is open."""
+        """Return whether the path still leads to the open file."""
         return _inode(self.path) == self._inode
 
     def _prepare(self, born: int) -> None:
@@ -80,7 +82,9 @@ class StreamFile:
             self.db.execute("COMMIT")
 
     def _begin_log(self) -> None:
-        """Turn write-ahead logging on. SQLite does not wait here for another process that does the same just now."""
+        """Turn write-ahead logging on. Retry, because SQLite itself does not wait here for another process that does the same at this
+        moment.
+        """
         deadline = time.monotonic() + _LOCK_WAIT_S
         while True:
             try:
@@ -92,10 +96,10 @@ class StreamFile:
                 time.sleep(0.005)
 
     def begin_writing(self, boot: str, born: int, places: Sequence[tuple[str, int]], trim: Callable[[], None]) -> None:
-        """Before the first write of this process. Offsets go on from `born`, if they lie below: the file may be an older copy of itself.
+        """Prepare the file for the first write of this process. `places` lists the file's topics and partitions.
 
-        Where the machine has started since the last write, they begin far ahead of the end. `places`: the topics and partitions of this
-        file. What is noted here is on the disk before the first offset is given out."""
+        Offsets that lie below `born` continue from `born`, because the file may be an older copy of itself. If the machine has started
+        since the last write, offsets begin far ahead of the end. The new floors are on disk before the first offset is given out."""
         with self.errors():
             self.db.execute("PRAGMA synchronous = FULL")
         with self.transaction() as db:
@@ -114,7 +118,7 @@ class StreamFile:
         self._folder.start()
 
     def closing(self, wait_s: float) -> bool:
-        """Whether the file is about to be closed, by so many seconds from now."""
+        """Wait up to `wait_s` seconds, and return whether the file is about to be closed."""
         return self._stop.wait(wait_s)
 
     @contextmanager
@@ -139,14 +143,14 @@ class StreamFile:
             self.db.execute("PRAGMA wal_checkpoint(RESTART)")
 
     def _fold(self, trim: Callable[[], None]) -> None:
-        """Copy the log back into the file every second, so that a commit never waits for the disk to sync; trim now and then."""
+        """Checkpoint the log into the file every second, so that a commit never waits for the disk to sync. Trim every few seconds."""
         try:
             db = connect(self.path, "rw", wait_s=1.0)
         except sqlite3.OperationalError:
-            return  # removed meanwhile: the next call makes the file anew, and another of these
+            return  # the file was removed: the next call makes a new file, which starts its own thread
         trim_at = time.monotonic() + _TRIM_EVERY_S
         while not self._stop.wait(_WAL_CHECK_EVERY_S):
-            # The writer meets the same problem with the disk on its own path and reports it there.
+            # The writer meets the same disk problem on its own path and reports it there.
             with suppress(sqlite3.OperationalError):
                 db.execute("PRAGMA wal_checkpoint(PASSIVE)")
             if time.monotonic() >= trim_at:
@@ -157,7 +161,7 @@ class StreamFile:
 
     @contextmanager
     def errors(self) -> Iterator[None]:
-        """Say what happened, what was not lost, and what to do."""
+        """Translate errors into messages that say what happened, what was not lost, and what to do."""
         try:
             yield
         except (sqlite3.OperationalError, OSError) as error:

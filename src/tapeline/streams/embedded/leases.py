@@ -9,10 +9,10 @@ from tapeline.streams.embedded.file import StreamFile
 
 
 class EmbeddedLeases:
-    """The lease book in `normalized.sqlite`. All its users share one machine, and so one clock."""
+    """The lease book in `normalized.sqlite`. All its users share one machine and therefore one clock."""
 
     def __init__(self, file: Callable[[], StreamFile], clock: Callable[[], int]) -> None:
-        """`file`: the one that is there now; it may have been removed and made anew."""
+        """`file` returns the file that is there now. It may have been removed and made anew."""
         self._file, self._clock = file, clock
 
     def take(self, name: str, token: str, seconds: float) -> bool:

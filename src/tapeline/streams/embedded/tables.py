@@ -1,4 +1,4 @@
-"""The tables of the two files: batches, positions, totals, leases, and where offsets go on."""
+"""The tables of the two files: batches, positions, totals, leases, and where offsets continue."""
 
 from __future__ import annotations
 
@@ -55,13 +55,16 @@ def floor_of(db: sqlite3.Connection, topic: str, partition: int) -> int:
 
 
 def born_of(db: sqlite3.Connection) -> int:
-    """Where the file's life begins; 0 for one of a version that had no lives."""
+    """Return where the file's life begins, or 0 for a file of a version without lives."""
     row = db.execute("SELECT value FROM facts WHERE name = 'born'").fetchone()
     return int(row[0]) if row else 0
 
 
 def count_written(db: sqlite3.Connection, topic: str, partition: int, begins: int | None, records: int) -> None:
-    """Count what is written. `begins`: the offset, where these are the partition's first records; what began uncounted stays so."""
+    """Count records that are written. `begins` is the offset of the partition's first records, if these are the first.
+
+    A life that began uncounted stays uncounted.
+    """
     if begins is not None:
         db.execute("REPLACE INTO written VALUES (?, ?, ?, 0)", (topic, partition, begins))
     db.execute("UPDATE written SET records = records + ? WHERE topic = ? AND part = ?", (records, topic, partition))

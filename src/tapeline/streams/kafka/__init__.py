@@ -1,10 +1,12 @@
-"""The stream on Apache Kafka: topics in partitions over many machines, each step of a stage one transaction.
+"""The stream on Apache Kafka: topics in partitions over many machines, and each step of a stage in a transaction.
 
-A position is a message's number times 2^16 plus the row in it, since a message holds a batch (Arrow) or one record (protobuf). The number
-is the message's offset plus what its stretch adds (numbering.py): no two lives of a topic give the same.
-Normalize commits outputs, offsets and totals in one transaction; its totals travel as the offsets' metadata. Outputs are handed over
-as soon as they are made, and a transaction ends every `stream.commit_ms`, in a thread of its own beside the next one: a reader of
-committed records waits for that, one that reads uncommitted does not (docs/streams.md says what it has to do for it).
+A position is a message's number times 2^16 plus the row in the message, because a message holds a batch (Arrow) or one record (protobuf).
+The number is the message's offset plus what its stretch adds (numbering.py), so no two lives of a topic give the same number.
+
+Normalize commits outputs, offsets and totals in one transaction. Its totals travel as the offsets' metadata. Outputs are handed over
+as soon as they are made. A transaction ends every `stream.commit_ms`, in a thread of its own, while the next one is already open. A
+reader of committed records waits for that end. A reader of uncommitted records does not; docs/streams.md says what it has to do
+instead.
 """
 
 from __future__ import annotations
@@ -32,19 +34,19 @@ from tapeline.streams.kafka.producing import RawProducer
 from tapeline.streams.kafka.reading import Reader
 from tapeline.streams.partitioning import split
 
-#: An end that lies at most so far ahead may be nothing but the marks that transactions leave: it is looked at.
+#: If the end lies at most this far ahead, there may be nothing but the markers that transactions leave. A read then checks.
 _MARKS: Final = 10_000
-#: Who only looks waits so long for a broker: ingest opens no socket before it knows the partitions, or that nobody will tell.
+#: Calls that only look wait this long (s) for a broker. Ingest opens no socket before it knows the partitions, or that nobody answers.
 _GLANCE_S: Final = 3.0
-#: Up to so many records before the end are counted.
+#: Up to this many records before the end are counted exactly.
 _COUNTED: Final = 10_000
 
 
 class KafkaStream:
-    """Topics on the brokers that a `kafka://` or `kafkas://` (TLS) address names. Nothing is connected before the first call."""
+    """Topics on the brokers that a `kafka://` or `kafkas://` (TLS) address names. Connects at the first call."""
 
     def __init__(self, config: StreamConfig, password: Secret = NO_SECRET) -> None:
-        """Raises ConfigError for an address that cannot be one."""
+        """Raises ConfigError if the address is invalid."""
         self._cluster = Cluster(config, password)
         self._numbering = Numbering(self._cluster)
         self._version = (0, 0)
@@ -131,7 +133,10 @@ class KafkaStream:
         return {partition: self._back(topic, partition, low, high, rows) for partition, (low, high) in self._watermarks(topic).items()}
 
     def _back(self, topic: Topic, partition: int, low: int, high: int, rows: int) -> int:
-        """So many records before the end. The marks of transactions take offsets too, so what is there is counted, unless it is much."""
+        """Return the position `rows` records before the end.
+
+        Transaction markers take offsets too, so the records are counted, unless there are too many of them.
+        """
         span = 2 * rows
         while 0 < rows <= _COUNTED and high - span > low:
             reader, found = self._reader(topic, "look").anew(), np.zeros(0, np.int64)
@@ -152,7 +157,7 @@ class KafkaStream:
         for partition, (low, high) in marks.items():
             position = max(where[partition].offset, low)
             found[partition] = max(0, high - position)
-            stands = self._asked_at.get((topic, partition)) == position  # who moves on finds something
+            stands = self._asked_at.get((topic, partition)) == position  # a reader that moves finds something
             self._asked_at[topic, partition] = position
             if found[partition] and (stands or found[partition] <= _MARKS):
                 if self._nothing_at.get((topic, partition)) == (position, high):
@@ -161,7 +166,7 @@ class KafkaStream:
                     suspects[partition] = (position, high)
         for partition, (position, high) in suspects.items():
             if self._reader(topic, "look").anew().read({partition: positions.get(partition, 0)}, 1, {partition: position}) is None:
-                # Behind what is stable lies a transaction that is not ended: what is in it may come.
+                # If the end lies after the last stable offset, a transaction is still open and its records may come.
                 _, stable = self._cluster.watermarks(self._looker("stable", "read_committed"), topic, partition)
                 if stable >= high:
                     self._nothing_at[topic, partition] = (position, high)
@@ -169,7 +174,8 @@ class KafkaStream:
         return found
 
     def note(self, name: str, text: str) -> None:
-        # With the offset of a group that reads nothing: Kafka keeps it as long as such groups are kept (a week without a new one).
+        # The text is the offset metadata of a group that reads nothing. Kafka keeps it as long as it keeps such groups (a week without a
+        # new commit).
         self._cluster.count(RAW_TOPIC)
         self._cluster.move(f"note-{name}", [TopicPartition(self._cluster.name(RAW_TOPIC), 0, 0, packed(text))])
 
@@ -204,10 +210,10 @@ class KafkaStream:
         return self._cluster.committed(self._looker(group), topic, range(self._cluster.count(topic)))
 
     def _looker(self, group: str, isolation: str = "read_uncommitted") -> Consumer:
-        """Asks and says how far a group is, without being one of it."""
+        """Return a consumer that can ask and set a group's position without being a member of the group."""
         version = (self._numbering.version, self._cluster.unanswered)
         if self._version != version:
-            # A client believes in no leader of an epoch below one that it has seen, or knows no broker any more.
+            # A client rejects any leader whose epoch is below one that it has seen. It may also know no broker any more.
             for old in self._lookers.values():
                 beside(old.close, "close")
             self._version, self._lookers, self._nothing_at = version, {}, {}

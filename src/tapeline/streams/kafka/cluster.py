@@ -1,4 +1,4 @@
-"""A Kafka cluster as all clients of one stream see it: its address and settings, its topics, and what its errors mean."""
+"""A Kafka cluster as all clients of one stream see it: its address and settings, its topics, and the meaning of its errors."""
 
 from __future__ import annotations
 
@@ -29,35 +29,35 @@ log = logging.getLogger(__name__)
 _Answer = TypeVar("_Answer")
 
 _PARTITIONS: Final = 4
-#: A topic of one partition: who is given it holds a lease.
+#: A topic of one partition. The member that is assigned the partition holds a lease.
 _LEASES: Final = "market-data.leases"
-#: Where it is written how messages are numbered (numbering.py): kept for ever.
+#: The topic that records how messages are numbered (numbering.py). It is kept for ever.
 _LIVES: Final = "market-data.lives"
-#: The longest message: a frame may be 64 MiB, and a batch is closed before a second one of that size.
+#: The largest message in bytes. A frame may be 64 MiB, and a batch is closed before a second frame of that size.
 MESSAGE_BYTES: Final = 80 * 1024 * 1024
-#: The same of what is made of raw records: a rejected event has its own columns beside the bytes of such a message.
+#: The same for normalized topics. A rejected event has its own columns in addition to the bytes of such a message.
 OUTPUT_BYTES: Final = MESSAGE_BYTES + 1024 * 1024
-#: Of a topic that nobody gave another bound.
+#: The limit in bytes of a topic for which nobody set another.
 _USUAL_BYTES: Final = 1024 * 1024
-#: How long an answer is waited for.
+#: How long to wait for an answer.
 ASK_S: Final = 10.0
 _LOOK_AGAIN_S: Final = 1.0
 _ASK_METADATA_S: Final = 1.0
-#: A client says so often which brokers it knows.
+#: How often a client reports which brokers it knows.
 _BROKERS_EVERY_S: Final = 5.0
-#: How it names those that it can ask.
+#: How that report marks brokers that the client can ask.
 _BROKERS: Final = ('"source":"learned"', '"source":"configured"')
 
 
-#: Takes librdkafka's own lines: what they tell comes as an error as well, and is said in our words.
+#: Swallows librdkafka's own log lines. What they report also arrives as an error, and Tapeline reports it in its own words.
 _UNHEARD: Final = logging.Logger("librdkafka", logging.CRITICAL + 1)
 
 
 class Cluster:
-    """The brokers that a `kafka://` or `kafkas://` (TLS) address names. Nothing is connected before the first call."""
+    """The brokers that a `kafka://` or `kafkas://` (TLS) address names. Connects at the first call."""
 
     def __init__(self, config: StreamConfig, password: Secret) -> None:
-        """Raises ConfigError for an address that cannot be one."""
+        """Raises ConfigError if the address is invalid."""
         self._config = config
         self._errors = ClusterErrors(config.shown)
         self._settings = settings_of(config, password) | {
@@ -71,55 +71,55 @@ class Cluster:
         self._admin: AdminClient | None = None
         self._asking = threading.Lock()
         self._movers: dict[str, Mover] = {}
-        #: Counts the times at which clients were found to be of no use: brokers know less than before, or a client knows no broker.
+        #: Counts how often clients were found useless: the brokers know less than before, or a client knows no broker.
         self.forgot = 0
-        #: Counts the questions that nobody has answered: the client that was asked may know no broker any more.
+        #: Counts the requests that got no answer. The client that sent one may know no broker any more.
         self.unanswered = 0
-        #: Looks for that, beside the caller, if it is due.
+        #: Checks for that in a background thread, if a check is due.
         self.glance: Callable[[], None] = lambda: None
 
     @property
     def usual_partitions(self) -> int:
-        """Of a topic that is made anew."""
+        """The number of partitions of a new topic."""
         return self._config.partitions or _PARTITIONS
 
     def name(self, topic: Topic) -> str:
-        """The topic's name on the brokers."""
+        """Return the topic's name on the brokers."""
         return self._config.topic_prefix + topic.name
 
     @property
     def leases(self) -> str:
-        """The name of the topic whose one partition is handed out as a lease."""
+        """The name of the topic whose single partition is assigned as a lease."""
         return self._config.topic_prefix + _LEASES
 
     @property
     def lives(self) -> str:
-        """The name of the topic that says how messages are numbered."""
+        """The name of the topic that records how messages are numbered."""
         return self._config.topic_prefix + _LIVES
 
     @property
     def heard(self) -> int:
-        """How often a client of ours has met problem: a broker may have been away, and may have come back with less."""
+        """How often one of our clients has met a problem. A broker may have been away and may have come back with less data."""
         return self._errors.count
 
     def when_found(self, do: Callable[[], None]) -> None:
-        """What is to be done before anything is read from topics or written to them."""
+        """Set what is to be done before topics are read or written."""
         self._when_found = do
 
     def owned(self, name: str) -> str:
-        """The name of a consumer group or transaction of ours on the brokers."""
+        """Return the name on the brokers of one of our consumer groups or transactions."""
         return f"{self._config.topic_prefix}tapeline-{name}"
 
     def client(self, **settings: object) -> dict[str, Any]:
-        """The settings of any client, and these; a name's underscores stand for dots."""
+        """Return the settings that every client shares, plus these. Underscores in a name stand for dots."""
         watched = {"stats_cb": self._watched(), "statistics.interval.ms": int(_BROKERS_EVERY_S * 1000)}
         return self._settings | watched | {name.replace("_", "."): value for name, value in settings.items()}
 
     def _watched(self) -> Callable[[str], None]:
-        """Hears from one client what it knows.
+        """Return a callback that hears from one client which brokers it knows.
 
-        A broker that goes down tells who asks that there is no broker at all. Then librdkafka (2.10 to 2.16) may forget every
-        address, its first ones too, and stands still for good."""
+        A broker that goes down tells its clients that there is no broker at all. librdkafka (2.10 to 2.16) may then forget every
+        address, including its first ones, and stand still for good."""
         said = False
 
         def heard(statistics: str) -> None:
@@ -132,7 +132,7 @@ class Cluster:
         return heard
 
     def _silence(self, error: KafkaException) -> None:
-        """An administrator's client that got no answer is not asked again."""
+        """Discard an admin client that got no answer."""
         if error.args[0].code() in NO_ANSWER:
             self._admin, self.unanswered = None, self.unanswered + 1
 
@@ -153,11 +153,11 @@ class Cluster:
         )
 
     def told(self) -> AbstractContextManager[None]:
-        """Turn what a client raises into what it means."""
+        """Translate what a client raises into Tapeline's errors."""
         return self._errors.told()
 
     def silent(self, what: str) -> Unavailable:
-        """The error for a question without any answer; `what`: the question, and how long was waited."""
+        """Return the error for a request without any answer. `what` names the request and how long it waited."""
         return self._errors.unanswered(what)
 
     @property
@@ -175,38 +175,44 @@ class Cluster:
         return int(found[0]), int(found[1])
 
     def committed(self, consumer: Consumer, topic: Topic, partitions: Sequence[int], timeout_s: float = ASK_S) -> list[TopicPartition]:
-        """Where the consumer's group is in each partition: an offset, below zero where it has none yet, and its metadata."""
+        """Return where the consumer's group is in each partition: an offset (below zero if it has none yet) and its metadata."""
 
         def ask() -> list[TopicPartition]:
             asked = [TopicPartition(self.name(topic), some) for some in partitions]
             found: list[TopicPartition] = consumer.committed(asked, timeout=timeout_s)
             for one in found:
-                if one.error is not None:  # its offset is below zero too, and means nothing
+                if one.error is not None:  # its offset is also below zero, but means nothing
                     raise KafkaException(one.error)
             return found
 
         return self.asked(ask)
 
     def holders(self, group: str) -> set[str]:
-        """The ids of those members of a group that have a partition; none while it hands them out. Raises Unavailable."""
+        """Return the ids of the group's members that have a partition. The set is empty while the group assigns partitions. Raises
+        Unavailable.
+        """
         name = self.owned(group)
 
         def ask() -> Any:
-            admin = self._asker()  # kept until it has answered, though another one may take its place
+            admin = self._asker()  # keep the reference until it has answered, because another client may replace it
             return admin.describe_consumer_groups([name], request_timeout=ASK_S)[name].result()
 
         found = self.asked(ask)
         return {member.member_id for member in found.members if member.assignment and member.assignment.topic_partitions}
 
     def _look_anew(self, consumer: Consumer, topic: Topic) -> None:
-        """A client that looked while a broker was starting remembers a topic without partitions, and asks again only after minutes."""
-        with suppress(KafkaException):  # the question itself is asked again, and says why it has no answer
+        """Refresh the client's view of a topic.
+
+        A client that looked while a broker was starting remembers a topic without partitions, and asks again only after minutes.
+        """
+        with suppress(KafkaException):  # the request itself is repeated, and reports why it has no answer
             consumer.list_topics(self.name(topic), timeout=_ASK_METADATA_S)
 
     def asked(self, question: Callable[[], _Answer], between: Callable[[], object] = lambda: None, patience_s: float = ASK_S) -> _Answer:
-        """The answer to what is asked of a partition's leader or a group's coordinator, once there is one.
+        """Return the answer of a partition's leader or a group's coordinator, once there is one. Raises Unavailable after `patience_s`
+        seconds.
 
-        `between`: done before it is asked again."""
+        `between` is called before each retry."""
         deadline = time.monotonic() + patience_s
         while True:
             try:
@@ -223,7 +229,10 @@ class Cluster:
                 time.sleep(0.1)
 
     def count(self, topic: Topic, patience_s: float = ASK_S) -> int:
-        """How many partitions a topic has; topics that are not there yet are made. Raises Unavailable after so long without a broker."""
+        """Return how many partitions a topic has. Creates topics that do not exist yet.
+
+        Raises Unavailable after `patience_s` seconds without a broker.
+        """
         if topic not in self._counts:
             self.find_topics(patience_s)
             try:
@@ -234,11 +243,11 @@ class Cluster:
         return self._counts[topic]
 
     def counted(self, topic: Topic) -> int:
-        """As `count`, of topics that have been found."""
+        """As `count`, for topics that have been found already."""
         return self._counts[topic]
 
     def find_topics(self, patience_s: float = ASK_S) -> None:
-        """See which topics there are; those that are not are made. Raises Unavailable."""
+        """Find out which topics exist and create the missing ones. Raises Unavailable."""
         admin = self._asker()
         with self._errors.told():
             there = self._listed(admin, patience_s)
@@ -249,7 +258,7 @@ class Cluster:
         self._counts = {some: len(there[self.name(some)].partitions) for some in TOPICS.values()}
 
     def ids(self, names: Sequence[str], patience_s: float) -> dict[str, str]:
-        """Of those topics that are there, what tells each from an earlier one of its name. Raises Unavailable."""
+        """Return the id of each topic that exists. The id tells a topic from an earlier one of the same name. Raises Unavailable."""
         found, admin = {}, self._asker()
         for name, described in admin.describe_topics(TopicCollection(list(names)), request_timeout=patience_s).items():
             try:
@@ -261,13 +270,13 @@ class Cluster:
         return found
 
     def latest(self, places: Sequence[tuple[str, int]], patience_s: float = ASK_S) -> dict[tuple[str, int], tuple[int, int]]:
-        """Where partitions end, and the epoch of the leader that says so. Raises Unavailable."""
+        """Return where each partition ends, and the epoch of the leader that says so. Raises Unavailable."""
         newest = OffsetSpec.latest()  # type: ignore[no-untyped-call]
         asked = {TopicPartition(name, partition): newest for name, partition in places}
 
         def ask() -> dict[tuple[str, int], tuple[int, int]]:
             found = {}
-            admin = self._asker()  # kept until all have answered, though another one may take its place
+            admin = self._asker()  # keep the reference until all have answered, because another client may replace it
             for place, answer in admin.list_offsets(asked, request_timeout=patience_s).items():
                 end = _answered(answer, patience_s)
                 found[place.topic, place.partition] = (end.offset, -1 if end.leader_epoch is None else end.leader_epoch)
@@ -276,15 +285,15 @@ class Cluster:
         return self.asked(ask)
 
     def move(self, group: str, places: Sequence[TopicPartition]) -> None:
-        """Write down where a group is that has no members. Raises Unavailable.
+        """Record the position of a group that has no members. Raises Unavailable.
 
-        A consumer's own waiting for that has no end while there is no broker, and an administrator's request may end the process."""
+        A consumer's own synchronous commit never returns while there is no broker, and an admin client's request may end the process."""
         mover = self._movers[group] = self._movers.get(group) or Mover(self.client(group_id=self.owned(group), enable_auto_commit=False))
         try:
             self.asked(lambda: mover.move(places), patience_s=TELL_S)
         except BaseException:
             del self._movers[group]
-            beside(mover.close, "close")  # it waits for the answer, for half a minute
+            beside(mover.close, "close")  # closing waits for the answer, for half a minute
             raise
 
     def close(self) -> None:
@@ -296,12 +305,12 @@ class Cluster:
         try:
             return admin.list_topics(timeout=patience_s).topics
         except KafkaException as error:
-            admin.poll(0.2)  # hear why
+            admin.poll(0.2)  # learn why
             self._silence(error)
             raise
 
     def known(self) -> bool:
-        """Whether the topics are there. While they are not, they are seen to beside the caller."""
+        """Return whether the topics are known. While they are not, a background thread looks for them."""
         if not self._counts and (self._looking is None or self._looking.done()):
             self._looking = beside(self._look, "topics")
         return bool(self._counts)
@@ -311,13 +320,14 @@ class Cluster:
             self.count(RAW_TOPIC)
             if told := self.too_small():
                 log.warning("%s", told)
-        except Exception as error:  # noqa: BLE001 whatever it is: it is said wherever the topics are missed, and looked for again
+        except Exception as error:  # noqa: BLE001 any error is reported wherever the topics are missed, and the search is repeated
             self._errors.last = str(error)
             time.sleep(_LOOK_AGAIN_S)
 
     def too_small(self) -> str:
-        """Where the raw topic takes no message as large as a frame may be, what that means and what to do; empty where it does, and
-        where the user may not ask. Somebody else has made it then."""
+        """Return a warning with its remedy if the raw topic does not take messages as large as a frame may be.
+
+        Empty if it does, or if the user may not ask. In the latter case somebody else has made the topic."""
         most = None
         with suppress(KafkaException):
             most = self._most_bytes(RAW_TOPIC)
@@ -329,16 +339,16 @@ class Cluster:
         )
 
     def largest(self, topic: Topic) -> int:
-        """How many bytes a message of the topic may have. Raises Unavailable.
+        """Return how many bytes a message of the topic may have. Raises Unavailable.
 
-        Who may not ask has to take it for Kafka's usual bound: what is larger would stop the worker."""
+        If the user may not ask, the answer is Kafka's usual limit, because a larger message would stop the worker."""
         self.count(topic)
         with self.told():
             most = self._most_bytes(topic)
         return min(_USUAL_BYTES if most is None else most, MESSAGE_BYTES if topic is RAW_TOPIC else OUTPUT_BYTES)
 
     def _most_bytes(self, topic: Topic) -> int | None:
-        """The topic's own bound; None where the user may not ask. Raises KafkaException."""
+        """Return the topic's own limit in bytes, or None if the user may not ask. Raises KafkaException."""
         resource, admin = ConfigResource(ConfigResource.Type.TOPIC, self.name(topic)), self._asker()
         try:
             found = admin.describe_configs([resource], request_timeout=ASK_S)[resource].result()
@@ -349,7 +359,7 @@ class Cluster:
         return int(found["max.message.bytes"].value)
 
     def _asker(self) -> AdminClient:
-        with self._asking:  # a second one would take with it what the first was asked
+        with self._asking:  # replacing a client would lose the requests that the first one was sent
             self._admin = self._admin or AdminClient(self._settings)
         return self._admin
 
@@ -374,7 +384,7 @@ class Cluster:
                     raise self._errors.meaning(error, f"topic {name} cannot be made") from error
 
     def _settled(self, admin: AdminClient, names: Sequence[str]) -> Mapping[str, Any]:
-        """The topics, once each new one has all its partitions' leaders."""
+        """Return the topics, once every partition of each new topic has a leader."""
         deadline = time.monotonic() + ASK_S
         while True:
             with self._errors.told():
@@ -389,7 +399,7 @@ class Cluster:
 
 
 def _answered(answer: Future[Any], patience_s: float) -> Any:
-    """What the brokers have answered. Raises KafkaException, also where the client has forgotten that it was asked."""
+    """Return the brokers' answer. Raises KafkaException, also if the client has forgotten the request."""
     try:
         return answer.result(patience_s + 1.0)
     except TimeoutError:

@@ -1,4 +1,4 @@
-"""What Kafka's errors mean, in words that name the broker and say what to do."""
+"""The meaning of Kafka's errors, in messages that name the broker and say what to do."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from confluent_kafka import KafkaError, KafkaException
 
 from tapeline.errors import Refused, Unavailable
 
-#: Nobody has answered.
+#: No broker has answered.
 NO_ANSWER: Final = frozenset({KafkaError._TRANSPORT, KafkaError._TIMED_OUT, KafkaError._ALL_BROKERS_DOWN})
 
 
 class ClusterErrors:
-    """What goes wrong, in words that name the broker and say what to do."""
+    """Translates Kafka's errors into messages that name the broker and say what to do."""
 
     _NO: Final = frozenset(
         {
@@ -35,10 +35,10 @@ class ClusterErrors:
         self._refused = False
 
     def heard(self, error: KafkaError) -> None:
-        """What a client's own threads met."""
+        """Note an error that a client's own threads met."""
         self.count += 1
         if error.code() == KafkaError._ALL_BROKERS_DOWN and self.last:
-            return  # why has been said before
+            return  # the reason was reported before
         self.last = str(error.str())
         self._refused = error.code() in self._NO
 
@@ -68,7 +68,7 @@ class ClusterErrors:
             raise self.meaning(error, "a request failed") from error
 
 
-#: A partition is between two leaders, a group between two coordinators, or an offset in a transaction that is not ended.
+#: A partition is between two leaders, a group is between two coordinators, or an offset belongs to an open transaction.
 NO_LEADER: Final = frozenset(
     {
         KafkaError.NOT_LEADER_FOR_PARTITION,
@@ -81,6 +81,6 @@ NO_LEADER: Final = frozenset(
         KafkaError.UNSTABLE_OFFSET_COMMIT,
     }
 )
-#: A client believes in no leader of an epoch below one that it has seen: where a broker came back from an older copy, only a new one helps.
-#: An administrator's client says of such leaders that there are none (_NOENT), for as long as it keeps what it has seen.
+#: A client rejects any leader whose epoch is below one that it has seen. If a broker came back from an older copy, only a new client
+#: helps. An admin client reports that such leaders do not exist (_NOENT), for as long as it keeps what it has seen.
 OTHER_EPOCH: Final = frozenset({KafkaError.UNKNOWN_LEADER_EPOCH, KafkaError.FENCED_LEADER_EPOCH})

@@ -1,4 +1,4 @@
-"""One process of a consumer group: Kafka assigns its partitions, and outputs and offsets are committed in transactions."""
+"""One process of a consumer group: Kafka assigns its partitions, and it commits outputs and offsets in transactions."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from tapeline.streams.kafka.transactions import Transactions
 
 log = logging.getLogger(__name__)
 
-#: So long one waits for the end of another's transaction before looking at one's own.
+#: How long (s) a member waits for another's transaction to end before it checks its own.
 _PENDING_S: Final = 15.0
 SESSION_S: Final = 6.0
 _POLL_S: Final = 0.05
-#: What a broker says to a member that the group has gone on without.
+#: What a broker answers to a member that the group has left behind.
 _GONE_ON: Final = frozenset(
     {
         KafkaError.ILLEGAL_GENERATION,
@@ -35,17 +35,20 @@ _GONE_ON: Final = frozenset(
 
 
 class GroupMember:
-    """One of a consumer group: Kafka assigns its partitions, and its commits carry the group's generation, so a dead one's are void."""
+    """One member of a consumer group. Kafka assigns its partitions.
+
+    Its commits carry the group's generation, so the commits of a dead member are void.
+    """
 
     def __init__(self, cluster: Cluster, numbering: Numbering, group: str, topic: Topic, name: str, commit_every_s: float) -> None:
         self._cluster, self._numbering, self._group, self._topic = cluster, numbering, group, topic
         self._mine: dict[int, int] = {}
-        self._offsets: dict[int, int] = {}  # Kafka's, of what lies at the positions, and behind what was given out
+        self._offsets: dict[int, int] = {}  # Kafka's offsets of the positions, and after what was given out
         self._version = numbering.version
         self._totals: dict[int, dict[str, int]] = {}
         self._rewind_due = self._given = False
         self._rows_each = 1.0
-        self._before: dict[int, int] = {}  # where it was in a life that is gone
+        self._before: dict[int, int] = {}  # its positions in a life that is gone
         self._name, self._commit_every_s = cluster.owned(f"{group}-{name}"), commit_every_s
         self._consumer, self._transactions = self._joined()
 
@@ -62,7 +65,10 @@ class GroupMember:
         return consumer, Transactions(self._cluster, consumer, self._name, self._commit_every_s)
 
     def _join_again(self) -> None:
-        """After Kafka has forgotten something. A client believes in no leader of an epoch below one that it has seen."""
+        """Join again with new clients after Kafka has forgotten something.
+
+        A client rejects any leader whose epoch is below one that it has seen.
+        """
         self._before |= self._mine
         self._transactions.leave()
         with self._cluster.told():
@@ -76,7 +82,7 @@ class GroupMember:
         return sorted(self._mine)
 
     def poll(self, max_rows: int) -> Chunk | None:
-        if self._given:  # and not committed: something went wrong with it in between, so it is read again
+        if self._given:  # given out but not committed: something failed in between, so read it again
             self._rewind_due, self._given = True, False
         try:
             messages = self._messages(max_rows)
@@ -84,7 +90,7 @@ class GroupMember:
             log.info("%s It goes on from what is committed.", lost)
             return None
         except Exception:
-            self._rewind_due = True  # what had come before the error is not lost with it: it is read again
+            self._rewind_due = True  # what came before the error is not lost with it, but read again
             raise
         if not messages:
             return None
@@ -100,7 +106,7 @@ class GroupMember:
         return chunk
 
     def _messages(self, max_rows: int) -> list[Message]:
-        """What has come of the member's own partitions, from where it is in each."""
+        """Return the messages that have come from the member's own partitions, from its position in each."""
         if self._version != self._numbering.version:
             self._join_again()
         self._watch()
@@ -109,7 +115,7 @@ class GroupMember:
             most = max(1, min(MOST_MESSAGES, int(max_rows / self._rows_each)))
             came = [first, *self._consumer.consume(most, 0.0)] if first is not None else []
         if self._watch():
-            return []  # what came lies behind what is to be read again
+            return []  # what came lies after what has to be read again
         messages = []
         for message in came:
             error = message.error()
@@ -127,14 +133,14 @@ class GroupMember:
             self._numbering.fresh()
         else:
             self._numbering.glance()
-        # Else it is of a life that is gone, or lies behind what is still to be read.
+        # If the version has changed, the messages are from a life that is gone, or lie after what has still to be read.
         return messages if self._version == self._numbering.version else []
 
     def commit(self, chunk: Chunk, outputs: Outputs, totals: Totals) -> None:
         self._given = False
         if self._watch() or any(self._mine.get(partition) != position for partition, position in chunk.begin.items()):
             raise self._taken_over()
-        counted = self._totals.setdefault(min(chunk.next), {})  # any of them: what is asked for is the sum
+        counted = self._totals.setdefault(min(chunk.next), {})  # any partition will do: only the sum is ever asked for
         for name, value in totals.items():
             if value:
                 counted[name] = counted.get(name, 0) + value
@@ -166,7 +172,7 @@ class GroupMember:
                 self._consumer.close()
 
     def _watch(self) -> bool:
-        """Meet what has failed meanwhile. Whether it is all read again from what is committed."""
+        """Handle what has failed meanwhile. Return whether everything is read again from what is committed."""
         if not self._rewind_due:
             try:
                 self._transactions.check()
@@ -178,7 +184,7 @@ class GroupMember:
         return False
 
     def _failed(self, error: KafkaException) -> None:
-        """The open transactions are undone, and at the next call it is read on from what was committed. Raises what the error means."""
+        """Undo the open transactions, so that the next call continues from what was committed. Raises what the error means."""
         self._rewind_due = True
         inner: KafkaError = error.args[0]
         if inner.code() in _GONE_ON:
@@ -199,11 +205,11 @@ class GroupMember:
         if partitions:
             self._load(partitions)
             if not all(self._sought(partition) for partition in partitions):
-                return  # the client is between two assignments: it has to be polled, to hear what the group says, before this can be done
+                return  # the client is between two assignments: this works only after a poll has told it what the group says
         self._rewind_due = False
 
     def _sought(self, partition: int) -> bool:
-        """Whether the client reads a partition on from where the group is; not while it has stopped fetching."""
+        """Move the client to the group's position in a partition. Return False while the client has stopped fetching."""
         try:
             self._consumer.seek(TopicPartition(self._cluster.name(self._topic), partition, self._offsets[partition]))
         except KafkaException as error:
@@ -214,7 +220,7 @@ class GroupMember:
         return True
 
     def _again_at(self, partition: int) -> None:
-        """Where the log is not as it was: a partition in that state cannot be sought in, and has to be taken up again."""
+        """Take a partition up again after its log has changed. A seek is impossible in a partition in that state."""
         if partition not in self._mine:
             return
         where = self._numbering.find(self._topic, {partition: self._mine[partition]}, reading=True)[partition].offset
@@ -229,14 +235,14 @@ class GroupMember:
         return Transactions(self._cluster, self._consumer, self._name, self._commit_every_s)
 
     def _renew(self) -> None:
-        """Whatever became of the transactions so far, it is settled after this."""
+        """Replace the transactions. Afterwards the outcome of all earlier ones is settled."""
         self._transactions.leave()
         self._transactions = self._anew()
         with self._cluster.told():
             self._transactions.start()
 
     def _load(self, partitions: Sequence[int]) -> None:
-        """Where the group is, and what it has counted."""
+        """Load the group's positions and totals."""
         if not partitions:
             return
         try:
@@ -250,7 +256,7 @@ class GroupMember:
         begun = self._numbering.begun(self._topic)
         for one in found:
             before, position = self._before.get(one.partition, 0), position_beside(one.metadata)
-            if one.offset < 0:  # a group forgets its place in a topic that is removed
+            if one.offset < 0:  # a group forgets its position in a topic that is removed
                 position = before if before < begun[one.partition] else 0
             elif position is None:
                 position = self._numbering.number_at(self._topic, one.partition, one.offset)
@@ -266,7 +272,7 @@ class GroupMember:
                 self._renew()
             self._load(new)
         except TapelineError as error:
-            # They are ours all the same: where to read is asked again before anything of them is.
+            # The partitions are ours all the same. Where to read is determined again before anything of them is read.
             log.warning("%s", error)
             self._rewind_due = True
         consumer.incremental_assign([TopicPartition(self._cluster.name(self._topic), p, self._offsets.get(p, OFFSET_STORED)) for p in new])
@@ -274,7 +280,7 @@ class GroupMember:
             self._mine.setdefault(partition, 0)
 
     def _revoked(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        """Commit what was made of them before another member reads on."""
+        """Commit what was made of these partitions before another member reads on."""
         try:
             self._transactions.finish()
         except KafkaException as error:
@@ -283,7 +289,7 @@ class GroupMember:
         self._let_go(consumer, partitions)
 
     def _lost_all(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        """Another member has them already."""
+        """Drop everything: another member has the partitions already."""
         self._transactions.leave()
         self._rewind_due = True
         self._let_go(consumer, partitions)

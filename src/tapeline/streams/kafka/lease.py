@@ -1,4 +1,4 @@
-"""A lease by Kafka's own means: a group whose one partition only one of its members can have."""
+"""A lease by Kafka's own means: a group with one partition, which only one member can have."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from tapeline.errors import Busy
 from tapeline.streams.kafka.cluster import Cluster
 from tapeline.streams.kafka.group import SESSION_S
 
-#: Who has a lease is asked so often at first, then less and less.
+#: The first interval between two requests for the holder of a lease. It doubles up to the longest one.
 _FIRST_REST_S: Final = 0.1
 _LONGEST_REST_S: Final = 1.0
 
 
 class GroupLease:
-    """A lease by Kafka's own means: a group whose one partition only one of its members can have."""
+    """A lease by Kafka's own means: a group with one partition, which only one member can have."""
 
     def __init__(self, cluster: Cluster, name: str) -> None:
         self._cluster, self._name = cluster, name
@@ -34,11 +34,11 @@ class GroupLease:
         try:
             self._ask(name)
         except BaseException:
-            self.drop()  # a member that is left behind could be given the lease, and nobody would have it
+            self.drop()  # a member left behind could be given the lease, and then nobody would have it
             raise
 
     def _ask(self, name: str) -> None:
-        """Wait for the group's answer. Raises Busy, Unavailable, Refused."""
+        """Wait for the group's answer. Raises Busy, Unavailable or Refused."""
         cluster = self._cluster
         with cluster.told():
             self._consumer.subscribe([cluster.leases], on_assign=self._assigned, on_revoke=self._gone, on_lost=self._gone)
@@ -46,7 +46,8 @@ class GroupLease:
             elsewhere, due, rest_s = False, 0.0, _FIRST_REST_S
             while not self._have and not elsewhere and (now := time.monotonic()) < deadline:
                 self._consumer.poll(_FIRST_REST_S)
-                # A group that has only just heard of the topic hands out nothing at first: that is not yet another's lease.
+                # A group that has only just learned of the topic assigns nothing at first. That does not mean that another member has the
+                # lease.
                 if self._answered and not self._have and now >= due:
                     elsewhere = self._held_elsewhere()
                     due, rest_s = now + rest_s, min(2 * rest_s, _LONGEST_REST_S)
@@ -55,7 +56,7 @@ class GroupLease:
         self.keep()
 
     def _held_elsewhere(self) -> bool:
-        """Whether the group says of another member that it has the partition."""
+        """Return whether the group says that another member has the partition."""
         held = self._cluster.holders(self._group)
         return bool(held - {self._consumer.memberid()})
 

@@ -1,4 +1,4 @@
-"""Batches as Kafka messages, and messages as chunks: what a position is, and what each codec makes of a batch."""
+"""Batches as Kafka messages and messages as chunks: the meaning of a position, and what each codec makes of a batch."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from tapeline.streams.partitioning import partitions_of, split
 
 log = logging.getLogger(__name__)
 
-#: The name beside an offset that is none of a total.
+#: The one name in an offset's metadata that is not a total: the position.
 _AT: Final = "at"
-#: Texts of more bytes are compressed: a broker takes 4 KiB of metadata with an offset.
+#: Longer texts are compressed: a broker takes 4 KiB of metadata with an offset.
 _METADATA_BYTES: Final = 3_500
 
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """Messages of a partition that are numbered alike: from behind the stretch before it up to a leader's epoch (numbering.py)."""
+    """Messages of a partition that are numbered alike. A stretch reaches from the one before it up to a leader's epoch (numbering.py)."""
 
     epoch: int
     base: int
     bits: int
-    #: Where the partition ended when the stretch was written down: it begins there or before.
+    #: Where the partition ended when the stretch was recorded. The stretch begins there or before.
     end: int
 
     def position(self, offset: int) -> int:
@@ -46,12 +46,12 @@ class Stretch:
         return (position - self.base) >> self.bits
 
 
-#: The stretch of a topic's partition and leader's epoch.
+#: Returns the stretch for a topic, a partition and a leader's epoch.
 Numbers = Callable[[Topic, int, int | None], Stretch]
 
 
 def place(message: Message) -> tuple[int, int]:
-    """Partition and offset of a message that has come from a broker."""
+    """Return the partition and offset of a message that has come from a broker."""
     partition, offset = message.partition(), message.offset()
     assert partition is not None, "a message that came has a place"
     assert offset is not None
@@ -59,7 +59,10 @@ def place(message: Message) -> tuple[int, int]:
 
 
 def chunk_of(topic: Topic, messages: Sequence[Message], begin: Mapping[int, int], numbers: Numbers) -> tuple[Chunk, dict[int, int]]:
-    """Messages as one chunk, those of each partition in order; and for each partition Kafka's offset behind the last one."""
+    """Return the messages as one chunk, and for each partition Kafka's offset after its last message.
+
+    The messages of each partition must be in order.
+    """
     places = [place(message) for message in messages]
     values = [message.value() or b"" for message in messages]
     batch, counts = codecs.decode(topic, values, lambda at: f"The message at offset {places[at][1]} of partition {places[at][0]}")
@@ -70,7 +73,7 @@ def chunk_of(topic: Topic, messages: Sequence[Message], begin: Mapping[int, int]
     for partition in np.unique(where).tolist():
         mine = np.flatnonzero(where == partition)
         behind[partition] = int(offsets[mine[-1]]) + 1
-        # Between two messages of one leader's epoch all are of it.
+        # All messages between two messages of one leader's epoch belong to that epoch.
         epoch = messages[mine[-1]].leader_epoch()
         stretch = numbers(topic, partition, epoch)
         ends[partition] = stretch.position(behind[partition])
@@ -79,13 +82,13 @@ def chunk_of(topic: Topic, messages: Sequence[Message], begin: Mapping[int, int]
         else:
             first[mine] = [numbers(topic, partition, messages[at].leader_epoch()).position(places[at][1]) for at in mine.tolist()]
     rows = np.array(counts, np.int64)
-    begins = np.repeat(np.cumsum(rows) - rows, rows)  # of each row's message
+    begins = np.repeat(np.cumsum(rows) - rows, rows)  # where each row's message begins
     offset = np.repeat(first, counts) + np.arange(len(begins), dtype=np.int64) - begins
     return Chunk(topic, batch, np.repeat(where, counts), offset, dict(begin), ends), behind
 
 
 def produce(producer: Producer, topic: Topic, batch: pa.RecordBatch, cluster: Cluster) -> None:
-    """One batch to its topic, by its codec: a message for each record, or for each partition."""
+    """Send one batch to its topic, in the topic's codec: one message for each record, or for each partition."""
     count = cluster.count(topic)
     if cluster.codec(topic) == "arrow":
         for partition, part in split(topic, batch, count):
@@ -100,7 +103,7 @@ def produce(producer: Producer, topic: Topic, batch: pa.RecordBatch, cluster: Cl
 
 
 def _put(producer: Producer, topic: str, messages: list[dict[str, bytes]], partition: int) -> None:
-    """Raises KafkaException for a message that is too large, and where the client's queue stays full."""
+    """Raises KafkaException if a message is too large or the client's queue stays full."""
     deadline = time.monotonic() + ASK_S
     given: list[dict[str, Any]] = [*messages]
     while producer.produce_batch(topic, given, partition) < len(given):
@@ -109,18 +112,21 @@ def _put(producer: Producer, topic: str, messages: list[dict[str, bytes]], parti
             if error.code() != KafkaError._QUEUE_FULL or time.monotonic() > deadline:
                 raise KafkaException(error)
         given = [{name: message[name] for name in ("value", "key") if name in message} for message in left]
-        producer.poll(0.01)  # the queue empties as the broker takes what is in it
+        producer.poll(0.01)  # the queue empties as the broker takes messages from it
 
 
 def write_beside(position: int, totals: Mapping[str, int] | None = None) -> str:
-    """What stands beside a group's offset: the position, since the offset does not say of which life it is, and what was counted."""
+    """Return the metadata to store with a group's offset: the position and the totals.
+
+    The position is needed because an offset does not say which life it belongs to.
+    """
     return packed(json.dumps({_AT: position, **(totals or {})}, separators=(",", ":")))
 
 
 def _read_beside(text: str | None) -> dict[str, int]:
     try:
         found = json.loads(unpacked(text) or "{}")
-    except (ValueError, zlib.error):  # of another program
+    except (ValueError, zlib.error):  # written by another program
         return {}
     return found if isinstance(found, dict) else {}
 
@@ -130,12 +136,12 @@ def read_totals(text: str | None) -> dict[str, int]:
 
 
 def position_beside(text: str | None) -> int | None:
-    """None where an offset was written before there were stretches, or by another program."""
+    """Return the position, or None if the offset was written before stretches existed or by another program."""
     return _read_beside(text).get(_AT)
 
 
 def packed(text: str) -> str:
-    """A JSON text as it fits beside an offset."""
+    """Return a JSON text in a form that fits in an offset's metadata."""
     return text if len(text) < _METADATA_BYTES else "z" + b85encode(zlib.compress(text.encode())).decode()
 
 

@@ -1,4 +1,4 @@
-"""A client that writes down where a group is, and waits for the answer with a bound."""
+"""A client that records a group's position and waits a limited time for the answer."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from typing import Any, Final
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
-#: How long a group's new place may take to be written down: who stops waits for it.
+#: How long recording a group's new position may take. A process that stops waits for it.
 TELL_S: Final = 5.0
 
 
 class Mover:
-    """A client that writes down where a group is, and waits for the answer with a bound."""
+    """A client that records a group's position and waits a limited time for the answer."""
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
-        """`settings`: of a client of the group that commits nothing by itself."""
+        """`settings` belong to a client of the group that commits nothing by itself."""
         self._answers: list[tuple[KafkaError | None, list[TopicPartition]]] = []
         self._consumer = Consumer({**settings, "on_commit": lambda error, places: self._answers.append((error, places))})
 
     def move(self, places: Sequence[TopicPartition]) -> None:
-        """Raises KafkaException."""
+        """Record the positions. Raises KafkaException if they were refused or no answer came in time."""
         self._answers.clear()
         self._consumer.commit(offsets=list(places), asynchronous=True)
         deadline = time.monotonic() + TELL_S

@@ -1,10 +1,12 @@
-"""The numbers of Kafka's messages: no two lives of a topic share one.
+"""The numbers of Kafka's messages: no two lives of a topic share a number.
 
-Kafka's offsets begin at 0 again in a topic that is made anew, and go back where the end of a log is lost. Stores, groups and the ledger
-still hold positions of before. So a position is not an offset alone: it lies in a stretch, which says what to add. A new stretch begins
-with each new leader of a partition, since only then can a log have lost its end, and its numbers follow from the clock, so they lie above
-all that an earlier one gave. The stretches are written into a topic of their own before anybody uses them. Who restores an older broker
-restores that topic with it: it knows nothing of the stretches since, and new ones begin above them.
+Kafka's offsets start at 0 again in a topic that is made anew, and go back if the end of a log is lost. Stores, groups and the ledger
+still hold the earlier positions. So a position is more than an offset: it lies in a stretch, which says what to add.
+
+A new stretch begins with each new leader of a partition, because only then can a log have lost its end. Its numbers follow from the
+clock, so they lie above all that an earlier stretch gave. The stretches are written to a topic of their own before anybody uses them.
+Restoring an older broker restores that topic with it. The topic then knows nothing of the later stretches, and new ones begin above
+them.
 """
 
 from __future__ import annotations
@@ -30,10 +32,10 @@ from tapeline.streams.kafka.stretches import BITS, Found, Lost, StretchRow, Writ
 log = logging.getLogger(__name__)
 
 _BITS_BEFORE: Final = 20
-#: What is read is given out only where a look that began so long ago at most has found the same lives.
+#: Records are given out only if a look that began at most this long ago (s) has found the same lives.
 _SURE_S: Final = 3.0
 _LOOK_EVERY_S: Final = 1.0
-#: No broker goes away and comes back in less. One of several that stays away is met again and again.
+#: No broker goes away and comes back in less time (s). If one of several brokers stays away, clients meet errors again and again.
 _BACK_S: Final = 0.5
 _LOOK_S: Final = 5.0
 _READS: Final[dict[str, object]] = {"isolation_level": "read_uncommitted", "fetch_wait_max_ms": 10}
@@ -43,7 +45,7 @@ _Place = tuple[str, int]
 
 
 class Numbering:
-    """The stretches of all topics, kept up to date; and where a position is found in Kafka."""
+    """The stretches of all topics, kept up to date, and the place in Kafka of each position."""
 
     def __init__(self, cluster: Cluster, clock: Callable[[], int] = time.time_ns) -> None:
         self._cluster, self._clock = cluster, clock
@@ -56,21 +58,22 @@ class Numbering:
         self._records: list[WrittenDown] | None = None
         self._read_to = 0
         self._stretches: dict[_Place, list[Stretch]] = {}
-        self._known: dict[_Place, tuple[int, int]] = {}  # a position that is certain, and its offset
+        self._known: dict[_Place, tuple[int, int]] = {}  # a position that is certain, with its offset
         self._heard = -1
         self._looked_s = float("-inf")
         self._looking: Future[None] | None = None
 
     @property
     def version(self) -> int:
-        """Counts the times at which something that was known was gone, or a client was of no use any more: who reads has to find its place
-        again, by a new client."""
+        """Counts how often something known was gone, or a client had become useless.
+
+        After a change, a reader has to find its place again with a new client."""
         return self._cluster.forgot
 
-    # ---- what is known
+    # ---- lookups
 
     def stretch(self, topic: Topic, partition: int, epoch: int | None) -> Stretch:
-        """The one that numbers the messages of a leader's epoch. Raises Unavailable."""
+        """Return the stretch that numbers the messages of a leader's epoch. Raises Unavailable."""
         epoch = -1 if epoch is None else epoch
         found = self._all_of(topic, partition)
         if epoch > found[-1].epoch:
@@ -81,7 +84,7 @@ class Numbering:
         return found[bisect_left(found, epoch, key=lambda one: one.epoch)]
 
     def _all_of(self, topic: Topic, partition: int) -> list[Stretch]:
-        """Those of a topic that may have been made anew a moment ago. Raises Unavailable."""
+        """Return the stretches of a topic that may have been made anew a moment ago. Raises Unavailable."""
         found = self._of(topic, partition)
         if not found:
             self.look()
@@ -94,11 +97,13 @@ class Numbering:
         return self._stretches.get((topic.name, partition), [])
 
     def remember(self, topic: Topic, partition: int, position: int, offset: int) -> None:
-        """What was just read says where a position is."""
+        """Store the offset of a position that was just read."""
         self._known[topic.name, partition] = (position, offset)
 
     def about(self, topic: Topic, partition: int, position: int) -> int:
-        """The offset of a position, for who looks at lags with Kafka's own tools; where it is not certain, about."""
+        """Return the offset of a position, for people who check lags with Kafka's own tools. It is approximate if the offset is not
+        certain.
+        """
         if (known := self._known.get((topic.name, partition))) is not None and known[0] == position:
             return known[1]
         found = self._of(topic, partition)
@@ -109,7 +114,7 @@ class Numbering:
         return 0
 
     def begun(self, topic: Topic) -> dict[int, int]:
-        """For each partition, where its present life begins; as `Stream.lives`. Raises Unavailable."""
+        """Return where each partition's present life begins, as `Stream.lives`. Raises Unavailable."""
         self.fresh()
         with self._lock:
             lives = {p: max(0, found[0].base) if found else 0 for p in range(self._cluster.count(topic)) for found in [self._of(topic, p)]}
@@ -120,14 +125,14 @@ class Numbering:
             return lives
 
     def ends(self, topic: Topic) -> dict[int, int]:
-        """For each partition, the position of what comes next; 0 where nothing has ever come. Raises Unavailable."""
+        """Return the position of each partition's next record; 0 if nothing has ever come. Raises Unavailable."""
         found = self._cluster.latest([(self._cluster.name(topic), p) for p in range(self._cluster.count(topic))])
         return {p: self.stretch(topic, p, epoch).position(offset) if offset else 0 for (_, p), (offset, epoch) in found.items()}
 
     # ---- keeping it up to date
 
     def fresh(self) -> None:
-        """See to it that what is known is not older than `_SURE_S`. Raises Unavailable."""
+        """Make sure that what is known is not older than `_SURE_S`. Raises Unavailable."""
         age = time.monotonic() - self._looked_s
         if age > _SURE_S or (age > _BACK_S and self._heard != self._cluster.heard):
             self.look()
@@ -135,7 +140,7 @@ class Numbering:
             self.glance()
 
     def glance(self) -> None:
-        """Look beside the caller, if that is due."""
+        """Look in a background thread, if that is due."""
         if time.monotonic() - self._looked_s > _LOOK_EVERY_S and (self._looking is None or self._looking.done()):
             self._looking = beside(self._look_beside, "lives")
 
@@ -143,11 +148,11 @@ class Numbering:
         try:
             self.look()
         except TapelineError as error:
-            log.debug("%s", error)  # who needs it looks again, and says so
+            log.debug("%s", error)  # a caller that needs it looks again and reports the error
             time.sleep(_LOOK_EVERY_S)
 
     def look(self) -> None:
-        """Ask which lives the topics have now, and write down the stretches that nobody has. Raises Unavailable."""
+        """Ask which lives the topics have now, and write down the stretches that are missing. Raises Unavailable."""
         with self._lock:
             heard, began = self._cluster.heard, time.monotonic()
             ids, latest = self._asked()
@@ -161,7 +166,7 @@ class Numbering:
             ):
                 remade = self._ids.get(lives, ids[lives]) != ids[lives]
                 kept = [row for rows in self._rows(ids).values() for row in rows] if remade else []
-                if kept:  # somebody has removed the topic with the stretches alone
+                if kept:  # somebody has removed only the topic with the stretches
                     self._write(WrittenDown(stretches=tuple(kept)))
                 self._reload(ids)
                 rows = self._new(ids, latest)
@@ -171,7 +176,7 @@ class Numbering:
             self._heard, self._looked_s = heard, began
 
     def _asked(self) -> tuple[dict[str, str], dict[_Place, tuple[int, int]]]:
-        """The topics' ids by their names (without the prefix), and each partition's end with its leader's epoch."""
+        """Return the topics' ids by name (without the prefix), and each partition's end with its leader's epoch."""
         cluster = self._cluster
         names = {topic.name: cluster.name(topic) for topic in TOPICS.values()} | {cluster.lives: cluster.lives}
         ids = cluster.ids(list(names.values()), _LOOK_S)
@@ -190,7 +195,7 @@ class Numbering:
         return not found or epoch > found[-1].epoch
 
     def _new(self, ids: Mapping[str, str], latest: Mapping[_Place, tuple[int, int]]) -> list[StretchRow]:
-        """The stretches that are to be begun now."""
+        """Return the stretches that have to begin now."""
         rows = []
         upgraded = not self._records and not self._marked()
         for (name, partition), (end, epoch) in latest.items():
@@ -198,14 +203,16 @@ class Numbering:
                 continue
             found = self._stretches.get((name, partition))
             if not found and upgraded and end:
-                # Written before there were stretches: positions in stores and groups stay what they are.
+                # These records were written before stretches existed. Positions in stores and groups keep their meaning.
                 rows.append(StretchRow(name, ids[name], partition, epoch, 0, _BITS_BEFORE, end))
                 continue
             rows.append(StretchRow(name, ids[name], partition, epoch, number_of(self._clock()) - (end << BITS), BITS, end))
         return rows
 
     def _marked(self) -> bool:
-        """Whether a group has a position that came of a stretch: then the topic with the stretches is new, and the others are not."""
+        """Return whether a group has a position that came from a stretch. If so, the topic with the stretches is new and the other
+        topics are not.
+        """
         found = self._cluster.committed(self._consumer("normalize"), RAW_TOPIC, range(self._cluster.counted(RAW_TOPIC)), _LOOK_S)
         return any(position_beside(one.metadata) is not None for one in found)
 
@@ -234,7 +241,7 @@ class Numbering:
                 self._records, self._read_to = self._read_all()
 
     def _read_all(self) -> tuple[list[WrittenDown], int]:
-        """By a client of its own, which knows nothing of before: it is done seldom."""
+        """Read the whole topic with a new client, which knows nothing of earlier states. This happens rarely."""
         records = []
         consumer = self._cluster.consumer("lives", **_READS)
         try:
@@ -250,7 +257,7 @@ class Numbering:
         return records, int(cast("int", message.offset()))
 
     def _write(self, record: WrittenDown) -> None:
-        """By a client of its own too: one that a broker has forgotten may refuse for good. Raises Unavailable."""
+        """Write a record with a new client, because one that a broker has forgotten may refuse for good. Raises Unavailable."""
         producer = Producer(self._cluster.client(acks="all", linger_ms=0, message_timeout_ms=int(_LOOK_S * 1000)))
         failed: list[KafkaError] = []
         with self._cluster.told():
@@ -264,10 +271,13 @@ class Numbering:
             if failed or left:
                 raise KafkaException(failed[0] if failed else KafkaError(KafkaError._TIMED_OUT))
 
-    # ---- where a position is
+    # ---- finding a position
 
     def find(self, topic: Topic, positions: Mapping[int, int], *, reading: bool = False) -> dict[int, Found]:
-        """The offsets at which to read on. `reading`: who asks has read up to there, and what is lost is lost to it. Raises Unavailable."""
+        """Return the offsets at which to continue reading. Raises Unavailable.
+
+        `reading`: the caller has read up to these positions, so what is lost is lost to the caller.
+        """
         found = {}
         for partition, position in positions.items():
             known = self._known.get((topic.name, partition))
@@ -277,7 +287,7 @@ class Numbering:
                 found[partition] = Found(known[1])
             else:
                 found[partition] = self._found(topic, partition, position)
-                if not (found[partition].lost or found[partition].removed):  # that is to be said to who reads
+                if not (found[partition].lost or found[partition].removed):  # a reader has to be told of that
                     self.remember(topic, partition, position, found[partition].offset)
         if reading:
             self._tell(topic, {p: positions[p] for p, one in found.items() if one.lost})
@@ -318,7 +328,7 @@ class Numbering:
         return self._searched(topic, partition, position, low, high)
 
     def _is_of(self, topic: Topic, partition: int, one: Stretch, offset: int, low: int) -> bool:
-        """Whether it was this stretch that gave the position at an offset: what lies before it has lower numbers."""
+        """Return whether this stretch gave the position at an offset. Messages before the stretch have lower numbers."""
         if offset <= low:
             first = self._message_at(topic, partition, low)
             return first is None or first[1].epoch >= one.epoch
@@ -331,7 +341,7 @@ class Numbering:
         return before is None or before[1] == one
 
     def _searched(self, topic: Topic, partition: int, position: int, low: int, high: int) -> Found:
-        """Numbers rise with the offsets: so by halving."""
+        """Find a position by binary search, because numbers rise with the offsets."""
         least, most, before, following = low, high, None, high
         while least < most:
             middle = (least + most) // 2
@@ -345,7 +355,7 @@ class Numbering:
         return Found(least, lost=not gave and position >= begun, removed=False)
 
     def number_at(self, topic: Topic, partition: int, offset: int) -> int:
-        """The position of an offset. Raises Unavailable."""
+        """Return the position of an offset. Raises Unavailable."""
         if offset <= 0:
             return 0
         last = self._all_of(topic, partition)[-1]
@@ -355,11 +365,11 @@ class Numbering:
         return last.position(offset) if first is None else first[1].position(offset)
 
     def least_at(self, topic: Topic, partition: int, offset: int) -> int:
-        """A position that lies before all that is found at an offset or behind it."""
+        """Return a position at or before everything found at an offset or after it."""
         return max(0, self._all_of(topic, partition)[0].position(offset))
 
     def _message_at(self, topic: Topic, partition: int, offset: int) -> tuple[int, Stretch] | None:
-        """The first message at or after an offset, with its stretch; None where there is none."""
+        """Return the first message at or after an offset, with its stretch, or None if there is none."""
         name, consumer = self._cluster.name(topic), self._consumer("look")
         with self._lock, self._cluster.told():
             consumer.assign([TopicPartition(name, partition, offset)])
@@ -370,7 +380,7 @@ class Numbering:
         return int(cast("int", message.offset())), self.stretch(topic, partition, message.leader_epoch())
 
     def _next(self, consumer: Consumer, name: str) -> Message:
-        """The next message, or the one that says that there is none. Raises KafkaException."""
+        """Return the next message, or the one that reports the end of the partition. Raises KafkaException."""
         deadline = time.monotonic() + ASK_S
         while time.monotonic() < deadline:
             message = consumer.poll(0.1)
@@ -386,7 +396,7 @@ class Numbering:
     def _consumer(self, purpose: str) -> Consumer:
         made = (self._cluster.forgot, self._cluster.unanswered)
         if made != self._made:
-            self._made, self._consumers = made, {}  # who is using one goes on with it, so none is closed here
+            self._made, self._consumers = made, {}  # a caller that uses one continues with it, so none is closed here
         if purpose not in self._consumers:
             self._consumers[purpose] = self._cluster.consumer(purpose, **_READS)
         return self._consumers[purpose]

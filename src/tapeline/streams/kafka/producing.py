@@ -1,4 +1,4 @@
-"""Raw batches by an idempotent producer: librdkafka keeps their order, and tries for ever without doubling."""
+"""The raw producer on Kafka: idempotent, so librdkafka keeps the order of batches and retries for ever without duplicates."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from tapeline.streams.kafka.messages import place
 
 log = logging.getLogger(__name__)
 
-#: A batch may have been sent so long before it was spooled.
+#: A batch may have been sent this long before it was spooled.
 _SENT_BEFORE_MS = 120_000
-#: A broker that answers has seen to what reached it so long before.
+#: A broker that answers has processed what reached it this long before.
 _SETTLES_S = 1.0
-#: Of a broker that is asked what has arrived and says nothing for so long, no more is expected.
+#: If a broker is asked what has arrived and says nothing for this long, no more is expected.
 _SILENT_S = 60.0
 _RECOVER_MOST_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
 class _Sent:
-    """A batch that a client was given."""
+    """A batch that was handed to a client."""
 
     number: int
     partition: int
@@ -44,7 +44,7 @@ class _Sent:
 
 
 class RawProducer:
-    """Raw batches by an idempotent producer: librdkafka keeps their order, and tries for ever without doubling."""
+    """Sends raw batches with an idempotent producer: librdkafka keeps their order and retries for ever without duplicates."""
 
     def __init__(
         self, cluster: Cluster, writer: str, sleep: Callable[[float], object] = time.sleep, clock: Callable[[], float] = time.monotonic
@@ -53,7 +53,7 @@ class RawProducer:
         self._producer: Producer | None = None
         self._clients = 0
         self._open: deque[_Sent] = deque()
-        self._again: deque[_Sent] = deque()  # what the client before this one has not got away
+        self._again: deque[_Sent] = deque()  # what the previous client has not delivered
         self._arrived: set[int] = set()
         self._settled = 0
         self._failed: KafkaError | None = None
@@ -76,14 +76,14 @@ class RawProducer:
             self._producer.poll(0)
         self._cluster.glance()
         if self._forgot != self._cluster.forgot:
-            # A client believes in no leader of an epoch below one that it has seen, and would wait for ever.
+            # A client rejects any leader whose epoch is below one that it has seen, and would wait for ever.
             self._forgot = self._cluster.forgot
             if self._producer is not None and self._failed is None:
                 self._failed = KafkaError(KafkaError._FATAL, "it knows no broker any more, or the broker has forgotten what it held")
                 self.problem = f"Kafka's client has given up: {self._failed.str()}. A new one sends what has not arrived."
         if self._failed is not None:
             self._begin_again(self._failed)
-        with suppress(Unavailable):  # its queue is full: the rest follows
+        with suppress(Unavailable):  # its queue is full: the rest follows later
             while self._failed is None and self._again:
                 self._put(self._again[0])
                 self._again.popleft()
@@ -109,7 +109,7 @@ class RawProducer:
 
     def _delivered(self, client: int, one: _Sent, error: KafkaError | None) -> None:
         if client != self._clients or (self._failed is not None and error is not None):
-            return  # of a client that is given up: what has become of its messages is asked
+            return  # from a client that was given up: what became of its messages is asked separately
         if error is None:
             self._arrived.add(one.number)
             self._waits = backoff(Random(), cap_s=_RECOVER_MOST_S)
@@ -125,9 +125,9 @@ class RawProducer:
             self.problem = f"Kafka's client has given up: {error.str()}. A new one sends what has not arrived."
 
     def _begin_again(self, error: KafkaError) -> None:
-        """Where the client has given up for good, as when a broker has lost what it had: a new one sends what has not arrived.
+        """Replace a client that has given up for good, for example because a broker lost data. A new client sends what has not arrived.
 
-        What has is asked on another thread: that may take a minute, and the caller has sockets to read."""
+        Another thread asks what has arrived. That may take a minute, and the caller has sockets to read."""
         if self._recovery is None:
             if self._clock() < self._recover_at:
                 return
@@ -150,11 +150,11 @@ class RawProducer:
 
     def _left_by(self, given_up: Producer | None, since_ns: int) -> Mapping[int, Container[int]]:
         if given_up is not None:
-            given_up.purge()  # else it might go on sending, beside the new one
+            given_up.purge()  # else it might go on sending alongside the new one
         return self.last_acknowledged(self._writer, since_ns)
 
     def write(self, topic: Topic, parts: Sequence[tuple[int, pa.RecordBatch]]) -> None:
-        """Write and wait. Raises Unavailable."""
+        """Write and wait for delivery. Raises Unavailable."""
         if self._forgot != self._cluster.forgot:
             self._forgot, self._producer = self._cluster.forgot, None
         producer = self._made(timeout_s=30.0)
@@ -178,9 +178,9 @@ class RawProducer:
                 raise KafkaException(failed[0] if failed else KafkaError(KafkaError._TIMED_OUT))
 
     def last_acknowledged(self, writer: str, since_ns: int) -> Mapping[int, Container[int]]:
-        """Looks at the keys of what the raw topic was given since then, until nothing more comes.
+        """Read the keys of everything written to the raw topic since `since_ns` (ns, UTC), until nothing more comes.
 
-        What a writer that was killed had sent may still wait in the broker's queue while later requests are answered already."""
+        Messages of a writer that was killed may still wait in the broker's queue while later requests are answered already."""
         found = self._found(writer, since_ns)
         while True:
             self._sleep(_SETTLES_S)
@@ -189,7 +189,7 @@ class RawProducer:
                 return found
 
     def _found(self, writer: str, since_ns: int) -> dict[int, set[int]]:
-        """The numbers of the writer in each partition that has one, now."""
+        """Return the numbers of the writer that are there now, for each partition that has any."""
         consumer = self._cluster.consumer("recovery", isolation_level="read_uncommitted")
         numbers: dict[int, set[int]] = {}
         try:
@@ -226,7 +226,7 @@ class RawProducer:
             self._producer = None
 
     def _made(self, timeout_s: float) -> Producer:
-        """The producer. `timeout_s`: after so long a message is given up; 0: never."""
+        """Return the producer. After `timeout_s` seconds it gives a message up; 0: never."""
         if self._producer is None:
             self._producer = Producer(
                 self._cluster.client(

@@ -10,14 +10,14 @@ from tapeline.config import StreamConfig
 from tapeline.errors import ConfigError
 from tapeline.secret import Secret
 
-#: A client asks at least so often which partitions there are and who leads them.
+#: A client asks at least this often which partitions exist and which brokers lead them.
 _REFRESH_S: Final = 10.0
-#: A broker that is back is found so soon.
+#: A broker that is back is found within this time.
 _RECONNECT_S: Final = 2.0
 
 
 def settings_of(config: StreamConfig, password: Secret) -> dict[str, Any]:
-    """librdkafka's settings for an address."""
+    """Return librdkafka's settings for an address. Raises ConfigError if the address is invalid or the password is missing."""
     parts = re.fullmatch(r"(?P<scheme>kafkas?)://(?:(?P<user>[^:/@]+)(?::(?P<password>[^@/]*))?@)?(?P<hosts>[^/@]+)/?", config.url)
     if parts is None:
         raise ConfigError(f'stream.url = "{config.shown}" is no address. Write kafka://[user@]host:9092[,host:9092], kafkas:// for TLS.')

@@ -1,4 +1,4 @@
-"""Stretches of a partition: between two of them Kafka forgot what it held, and each gives numbers of its own."""
+"""Stretches of a partition: each has numbers of its own, and between two of them Kafka may have forgotten what it held."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ import msgspec
 
 from tapeline.streams.kafka.messages import Stretch
 
-#: Numbers are counted from the year 2000 on, and each second has so many (2^31): 32,768 messages. They fit 63 bits until 2136.
+#: Numbers are counted from the year 2000. Each second has 2^31 of them, which is 32,768 messages. They fit in 63 bits until 2136.
 _SINCE_NS: Final = 946_684_800 * 10**9
-#: Rows in a message are counted in so many bits of a position; and in so many before there were stretches.
+#: The number of bits of a position that count the rows in a message.
 BITS: Final = 16
 _SECOND_BITS: Final = 31
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Where to read on from a position."""
+    """Where to continue reading from a position."""
 
     offset: int
-    #: Nothing that is there has given this position: it is one of a life that is gone.
+    #: No existing stretch gave this position: it belongs to a life that is gone.
     lost: bool = False
-    #: Retention has removed what lay there.
+    #: Retention has removed the records at this position.
     removed: bool = False
 
 
 class StretchRow(msgspec.Struct, frozen=True, array_like=True):
-    """A stretch as it is written down."""
+    """A stretch as it is stored."""
 
     topic: str
     topic_id: str
@@ -41,7 +41,7 @@ class StretchRow(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Lost(msgspec.Struct, frozen=True, array_like=True):
-    """A position of which somebody found that what had given it is gone."""
+    """A position whose stretch somebody found to be gone."""
 
     topic: str
     topic_id: str
@@ -50,12 +50,14 @@ class Lost(msgspec.Struct, frozen=True, array_like=True):
 
 
 def number_of(now_ns: int) -> int:
-    """The position that a stretch gives to what comes next when it begins now."""
+    """Return the position that a stretch gives to its next message if the stretch begins now."""
     return ((now_ns - _SINCE_NS) << _SECOND_BITS) // 10**9 >> BITS << BITS
 
 
 def stretches_of(rows: Sequence[StretchRow]) -> list[Stretch]:
-    """The stretches of a partition as they were written down, by whomever. The first word about an epoch holds, and none goes back."""
+    """Return a partition's stretches from the stored rows, whoever wrote them. The first row for an epoch counts, and epochs never go
+    back.
+    """
     found: list[Stretch] = []
     for row in rows:
         if not found:

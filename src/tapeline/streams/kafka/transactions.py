@@ -1,4 +1,4 @@
-"""Outputs and offsets, some chunks to a transaction, over two producers in turn."""
+"""Transactions over two producers in turn: each commits the outputs and offsets of some chunks."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from tapeline.streams import Outputs
 from tapeline.streams.kafka.cluster import ASK_S, OUTPUT_BYTES, Cluster
 from tapeline.streams.kafka.messages import produce
 
-#: A transaction whose process has died holds back readers of committed records for so long, unless its worker comes back before.
+#: If its process has died, a transaction holds back readers of committed records for this long, unless its worker comes back before.
 _TRANSACTION_TIMEOUT_S: Final = 10.0
 
 
 class Transactions:
-    """Outputs and offsets, some chunks to a transaction, over two producers in turn, committed by a thread of its own.
+    """Outputs and offsets of some chunks in each transaction, over two producers in turn, committed by a thread of its own.
 
-    While one producer's transaction is being committed, the outputs of the next chunks go out by the other, so that a reader of
-    uncommitted records never waits for a commit. The second is committed only after the first: offsets never overtake outputs. An
-    open transaction is committed when it is due, whether or not anybody polls: Kafka ends by itself what stays open for too long.
+    While one producer's transaction is being committed, the other producer sends the outputs of the next chunks. So a reader of
+    uncommitted records never waits for a commit. The second transaction is committed only after the first, so offsets never overtake
+    outputs. An open transaction is committed when it is due, whether or not anybody polls, because Kafka ends by itself what stays
+    open for too long.
     """
 
     def __init__(self, cluster: Cluster, consumer: Consumer, name: str, every_s: float) -> None:
@@ -40,10 +41,10 @@ class Transactions:
         return bool(self._producers)
 
     def start(self) -> None:
-        """Undo what transactions of this name have left open, or see it through. Raises KafkaException: then these cannot be used.
+        """Undo or complete what transactions of this name have left open. Raises KafkaException; these transactions are then unusable.
 
-        A new producer of the same name waits for the end of a commit that the broker has begun, aborts what its predecessor, or the
-        same worker in an earlier life, has left open, and bars what may still be on its way: after this, the group's offsets hold.
+        A new producer of the same name waits for the end of a commit that the broker has begun. It aborts what its predecessor, or the
+        same worker in an earlier life, has left open, and bars what may still be in flight. After this, the group's offsets are final.
         """
         producers = [
             Producer(
@@ -65,13 +66,13 @@ class Transactions:
         threading.Thread(target=self._run, name="commit", daemon=True).start()
 
     def add(self, outputs: Outputs, offsets: Sequence[TopicPartition]) -> None:
-        """Hand over outputs under the open transaction. Raises KafkaException: then others have to go on."""
+        """Hand over outputs in the open transaction. Raises KafkaException; a new `Transactions` must then continue."""
         group = self._consumer.consumer_group_metadata()
         if not self._consumer.memberid():
-            # Kafka would take offsets from nobody in particular, and another may have gone on from the old ones.
+            # Kafka would accept offsets from no particular member, and another member may have continued from the old ones.
             raise KafkaException(KafkaError(KafkaError.UNKNOWN_MEMBER_ID))
         with self._changed:
-            # So that each partition keeps the order.
+            # This wait keeps the order in each partition.
             flushed = self._changed.wait_for(lambda: self._open is not None or not self._flushing, 2 * _TRANSACTION_TIMEOUT_S)
             self._raise()
             if not flushed:
@@ -85,19 +86,19 @@ class Transactions:
                     if batch.num_rows:
                         produce(producer, topic, batch, self._cluster)
             except BaseException:
-                self._open = None  # half of the outputs is not to be committed
+                self._open = None  # a half of the outputs must not be committed
                 raise
             self._open.group = group
             self._open.offsets |= {offset.partition: offset for offset in offsets}
             self._changed.notify_all()
 
     def check(self) -> None:
-        """Raises KafkaException when a transaction has failed since: then others have to go on."""
+        """Raises KafkaException if a transaction has failed since; a new `Transactions` must then continue."""
         with self._changed:
             self._raise()
 
     def finish(self) -> None:
-        """Commit everything, now. Raises KafkaException: then others have to go on."""
+        """Commit everything now. Raises KafkaException; a new `Transactions` must then continue."""
         with self._changed:
             if self._open is not None:
                 self._open.due = 0.0
@@ -110,7 +111,7 @@ class Transactions:
             raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
 
     def leave(self) -> None:
-        """Commit nothing that is not being committed already. Waits for nothing: librdkafka may block while a broker is away."""
+        """Commit nothing that is not being committed already. Does not wait, because librdkafka may block while a broker is away."""
         with self._changed:
             self._open, self._left = None, True
             self._changed.notify_all()
@@ -118,12 +119,13 @@ class Transactions:
             producer.purge()
 
     def sweep(self, topic: Topic, partitions: Sequence[int]) -> None:
-        """End for good what the broker believes to have ended. Raises KafkaException.
+        """End for good what the broker wrongly believes to have ended. Raises KafkaException.
 
-        A broker that goes down alone, or comes up, calls a transaction ended though its marks were not written where partitions had
-        no leader at that moment (Kafka 4.3.1: seen in the logs of a single node). Its outputs then stay invisible, all behind them
-        too, and the group's offsets cannot be read. Only a mark of the same producer helps: a transaction that touches everything
-        the hanging one can have touched, and is aborted, undoes it as a whole. The records that touch have no value.
+        A broker that goes down alone, or comes up, may call a transaction ended although it could not write the transaction's markers
+        in partitions without a leader at that moment (Kafka 4.3.1: seen in the logs of a single node). The outputs of that transaction
+        then stay invisible, with everything after them, and the group's offsets cannot be read. Only a marker of the same producer
+        helps. So this begins a transaction that touches everything the hanging one can have touched, and aborts it. That undoes the
+        hanging one as a whole. The records written for this have no value.
         """
         offsets = [TopicPartition(self._cluster.name(topic), partition, 0) for partition in partitions]
         outputs = [some for some in TOPICS.values() if some is not topic]
@@ -149,16 +151,16 @@ class Transactions:
                     self._changed.notify_all()
                 due.producer.send_offsets_to_transaction(list(due.offsets.values()), due.group, _TRANSACTION_TIMEOUT_S)
                 due.producer.commit_transaction(_TRANSACTION_TIMEOUT_S)
-            except Exception as error:  # noqa: BLE001 it is raised where the member works; a thread that died of it would be waited for
+            except Exception as error:  # noqa: BLE001 it is raised where the member works; else the member would wait for a dead thread
                 self._error = error
             with self._changed:
                 if self._error is not None:
-                    self._open = None  # what came after is undone with it
+                    self._open = None  # what came after it is undone too
                 self._flushing = self._committing = False
                 self._changed.notify_all()
 
     def _due(self) -> _Open | None:
-        """The open transaction, when its time has come; none once it is left."""
+        """Return the open transaction when it is due, or None once the transactions are left."""
         with self._changed:
             while not self._left:
                 if self._open is None or self._error is not None:
@@ -174,7 +176,7 @@ class Transactions:
 
 
 class _Open:
-    """A transaction that is not ended, and what belongs to its end."""
+    """An open transaction and what its end needs."""
 
     def __init__(self, producer: Producer, due: float) -> None:
         self.producer, self.due = producer, due

@@ -1,8 +1,9 @@
-"""The stream on Redis: each partition of a topic is a Redis Stream, each step of a stage one script, which Redis runs whole.
+"""The stream on Redis: each partition of a topic is a Redis Stream, and each step of a stage is one script, which Redis runs whole.
 
-An entry's id is `<offset after it>-<records in it>`, so a position counts records and an id gives it. Who works on which partition is
-a lease (sharing.py); the group's place is a Redis consumer group, moved in the step that writes the outputs, so that Redis' own tools
-show each group's lag. Entries that every group has behind it are trimmed; where Redis holds more than its bound, writing waits.
+An entry's id is `<offset after it>-<records in it>`. So a position counts records, and an id contains it. A lease decides which member
+works on which partition (groups.py). A group's position is a Redis consumer group, moved in the step that writes the outputs, so
+Redis' own tools show each group's lag. Entries that every group has read are trimmed. While Redis holds more than its bound, writes
+wait.
 """
 
 from __future__ import annotations
@@ -35,13 +36,13 @@ log = logging.getLogger(__name__)
 
 _TIMEOUT_S: Final = 5.0
 _QUICK_S: Final = 0.5
-#: Entries that are asked for at once: so many, or as many as make so many bytes if each is as large as the largest of late.
+#: The most entries in one request. Fewer are requested if entries as large as the recent largest would exceed the byte limit.
 _ENTRIES: Final = 1_024
 _CHUNK_BYTES: Final = 32 * 1024 * 1024
 _FIRST_GUESS: Final = 256 * 1024
-#: Makes of a position the id behind every entry that ends there.
+#: Turns a position into the id behind every entry that ends there.
 _AFTER: Final = 2**63
-#: How large a value may be where nobody has set another bound.
+#: The largest value where no other bound is set.
 _USUAL_BYTES: Final = 512 * 1024 * 1024
 _POLL_MS: Final = 50
 _FIELD: Final = b"d"
@@ -49,7 +50,7 @@ _Entry = tuple[bytes, Mapping[bytes, bytes]]
 
 
 class RedisStream:
-    """Topics in one Redis server, version 7 or later. Nothing is connected before the first call."""
+    """Topics in one Redis server, version 7 or later. Connects at the first call."""
 
     def __init__(
         self,
@@ -58,7 +59,10 @@ class RedisStream:
         groups: Mapping[str, tuple[Topic, ...]] | None = None,
         timeout_s: float = _TIMEOUT_S,
     ) -> None:
-        """`groups`: who reads which topics; what one of them has not acknowledged is never trimmed. Raises ConfigError."""
+        """`groups` maps each group to the topics it reads. Entries that a group has not acknowledged are never trimmed.
+
+        Raises ConfigError if the address is invalid.
+        """
         self._groups = groups or {}
         self._password = password
         self._server = RedisServer(config, password, self._groups, timeout_s)
@@ -70,11 +74,11 @@ class RedisStream:
         self._first = register(script("first"))
         self._place = register(script("place"))
         self._acknowledge = register(script("acknowledge"))
-        self._largest: dict[Topic, int] = {}  # bytes of an entry, of late
+        self._largest: dict[Topic, int] = {}  # bytes of the largest recent entry
 
     @property
     def partitions(self) -> int:
-        """As many as the stream was made with: a later setting changes no stream that exists."""
+        """The number of partitions the stream was made with. A later setting does not change an existing stream."""
         return self._server.partitions
 
     @property
@@ -95,7 +99,7 @@ class RedisStream:
         return self.read_some(topic, {partition: positions.get(partition, 0) for partition in range(self.partitions)}, max_rows)
 
     def read_some(self, topic: Topic, positions: Mapping[int, int], max_rows: int, wait_ms: int | None = None) -> Chunk | None:
-        """As `read`, of the partitions given alone, in one round trip; it may wait so long for the first record."""
+        """As `read`, but only from the given partitions, in one round trip. It may wait up to `wait_ms` for the first record."""
         share = max(1, -(-max_rows // max(1, len(positions))))
         most = min(share, _ENTRIES, max(1, int(_CHUNK_BYTES / self._largest.get(topic, _FIRST_GUESS))))
         places = {self._keys.stream(topic, partition): f"{position}-{_AFTER}" for partition, position in positions.items()}
@@ -115,7 +119,7 @@ class RedisStream:
         largest = max(map(len, data))
         self._largest[topic] = max(largest, int(0.9 * self._largest.get(topic, largest)), 1)
         batch, rows = codecs.decode(topic, data, lambda at: f"The entry {entries[at][0].decode()} of {self._keys.stream(topic, partition)}")
-        counts = np.array(rows, np.int64)  # as the ids say, but for those of other programs
+        counts = np.array(rows, np.int64)  # as the ids say, except for entries of other programs
         first = np.array([int(entry.partition(b"-")[0]) for entry, _ in entries], np.int64) - counts
         offset = np.repeat(first - (np.cumsum(counts) - counts), counts) + np.arange(batch.num_rows, dtype=np.int64)
         after = int(entries[-1][0].partition(b"-")[0])
@@ -124,7 +128,7 @@ class RedisStream:
         return Chunk(topic, batch, where, offset, {partition: begin}, {partition: after}).after({partition: position})
 
     def _placed(self, topic: Topic, partition: int, position: int, entries: Sequence[_Entry]) -> Sequence[_Entry]:
-        """Without what another program has put so close behind an entry that no position lies between."""
+        """Drop entries that another program wrote so close behind an entry that no position lies between."""
         found = []
         for entry, fields in entries:
             after = int(entry.partition(b"-")[0])
@@ -138,7 +142,7 @@ class RedisStream:
         return found or entries[-1:]
 
     def producer(self, writer: str) -> Producer:
-        # Its caller has sockets to read: it must not wait long for one answer.
+        # The caller has sockets to read, so it must not wait long for one answer.
         server = RedisServer(self._server.config, self._password, self._groups, _QUICK_S)
         return RedisProducer(server, Room(server), writer)
 
@@ -152,7 +156,7 @@ class RedisStream:
         return BookLease(RedisLeases(self._server), f"hold/{name}", name)
 
     def commit(self, group: str, chunk: Chunk, outputs: Outputs, totals: Totals) -> None:
-        """As `Member.commit`. Whoever else has moved the group since the chunk was read makes it raise PartitionLost."""
+        """As `Member.commit`. Raises PartitionLost if anyone else has moved the group since the chunk was read."""
         self._server.begin()
         self._room.make(TICKS_TOPIC, sum(batch.nbytes for _, batch in outputs))
         written = [(topic, *part) for topic, batch in outputs for part in self._entries(topic, batch, None)]
@@ -228,7 +232,9 @@ class RedisStream:
         }
 
     def _ends(self, topic: Topic, positions: Mapping[int, int]) -> list[tuple[End, int]]:
-        """Of each partition its end, and the offset of the first entry with something at or after a position; -1: there is none."""
+        """Return each partition's end, and the offset of the first entry that holds something at or after the position (-1: there is
+        none).
+        """
         self._server.begin()
         with self._server.errors():
             pipe = self._server.client.pipeline(transaction=True)
@@ -258,7 +264,7 @@ class RedisStream:
         with self._server.errors():
             try:
                 return int(self._server.client.config_get("proto-max-bulk-len")["proto-max-bulk-len"])
-            except (redis.ResponseError, KeyError):  # not everybody may ask
+            except (redis.ResponseError, KeyError):  # the user may lack the right to ask
                 return _USUAL_BYTES
 
     def risks(self) -> list[str]:
@@ -280,7 +286,7 @@ class RedisStream:
             self._append(keys=[self._keys.end(topic, at), self._keys.stream(topic, at)], args=[self._server.run, *entries], client=pipe)
 
     def _entries(self, topic: Topic, batch: pa.RecordBatch, partition: int | None) -> Iterator[tuple[int, list[Any]]]:
-        """By partition: records and data of each entry, one after the other."""
+        """Yield each partition with the record count and data of its entries, one after the other."""
         if not batch.num_rows:
             return
         if self._codec(topic) == "arrow":

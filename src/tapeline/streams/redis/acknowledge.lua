@@ -1,5 +1,5 @@
--- KEYS: the group's totals, the streams; ARGV: group, the total that is counted on and its value so far (both empty: none), what to add,
--- and an id for each stream.
+-- KEYS: the group's totals, the streams.
+-- ARGV: group; the name of the total to add to and its value so far (both empty: none); what to add; and an id for each stream.
 if ARGV[2] ~= '' then
   if (redis.call('HGET', KEYS[1], ARGV[2]) or '') ~= ARGV[3] then return 0 end
   redis.call('HINCRBY', KEYS[1], ARGV[2], ARGV[4])

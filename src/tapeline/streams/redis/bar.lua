@@ -1,5 +1,5 @@
--- How far a writer has come, which it does not go beyond any more: what it had sent before it died may still wait in a socket.
--- KEYS writer, its end.
+-- Return how far a writer has come, and bar it from going further: what it sent before it died may still wait in a socket.
+-- KEYS: writer, its end.
 local ended = redis.call('GET', KEYS[2])
 if ended then return tonumber(ended) end
 local had = redis.call('GET', KEYS[1]) or '0'

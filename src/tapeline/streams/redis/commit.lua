@@ -1,7 +1,7 @@
--- A stage's step, all of it or, where the group is not where the records were read, nothing.
+-- One step of a stage. If the group is not where the records were read, the script does nothing; otherwise it does all of the step.
 -- KEYS: the streams of the partitions read, end and stream of each partition written, the totals.
--- ARGV: run id, group, partitions read; begin and id of each; partitions written; of each its entries, and their records and data;
--- names and values of totals.
+-- ARGV: run id, group, number of partitions read; begin and id of each; number of partitions written; for each the number of its entries,
+-- and their record counts and data; names and values of totals.
 local read = tonumber(ARGV[3])
 for i = 1, read do
   if place(KEYS[i], ARGV[2]) ~= ARGV[2 + 2 * i] then return 0 end

@@ -1,3 +1,3 @@
--- Give one's own lease away: KEYS lease; ARGV token.
+-- Release one's own lease. KEYS: lease. ARGV: token.
 if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end
 return 0

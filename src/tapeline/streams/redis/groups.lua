@@ -1,4 +1,4 @@
--- Functions for where a group is: to ask for it, and to say so, also of a group that nobody configured.
+-- Functions that read and set a group's position, even for a group that nobody configured.
 local function place(key, group)
   local groups = redis.pcall('XINFO', 'GROUPS', key)
   for _, facts in ipairs(groups) do

@@ -1,4 +1,4 @@
-"""The keys in Redis, and what an end says: where a partition ends, and its last jump."""
+"""The keys in Redis, and the end of a partition with its last jump."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from tapeline.records import Topic
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """The names of all keys, each behind the same prefix."""
+    """The names of all keys, each with the same prefix."""
 
     prefix: str
 
     def stream(self, topic: Topic, partition: int) -> str:
-        """The Redis Stream of one partition."""
+        """Return the key of one partition's Redis Stream."""
         return f"{self.prefix}{topic.name}:{partition}"
 
     def end(self, topic: Topic, partition: int) -> str:
@@ -42,23 +42,23 @@ class Keys:
 
 
 class End(NamedTuple):
-    """Where a partition ends, and its last jump: behind `before` came `since`."""
+    """Where a partition ends, and its last jump: offset `since` followed directly after `before`."""
 
     next: int
     before: int
     since: int
 
     def records(self, position: int) -> int:
-        """From a position on, where there is at least one."""
+        """Return the number of records from a position on. There must be at least one."""
         jumped = self.since - max(self.before, position)
         return max(1, self.next - position - max(0, jumped))
 
     def back(self, rows: int) -> int:
-        """The position with so many records behind it."""
+        """Return the position that has `rows` records after it."""
         position = self.next - rows
         return max(0, position if position >= self.since else position - (self.since - self.before))
 
 
 def literal(text: str) -> str:
-    """A text as a pattern that matches it alone."""
+    """Return a pattern that matches only this text."""
     return "".join(f"\\{letter}" if letter in "*?[]\\^" else letter for letter in text)

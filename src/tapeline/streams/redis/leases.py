@@ -1,4 +1,4 @@
-"""The book of leases as keys that expire."""
+"""The lease book on Redis: each lease is a key that expires."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tapeline.streams.redis.server import RedisServer
 
 
 class RedisLeases:
-    """The lease book as keys that expire."""
+    """The lease book on Redis: each lease is a key that expires."""
 
     def __init__(self, server: RedisServer) -> None:
         self._server = server

@@ -1,2 +1,2 @@
--- Where a group is. KEYS stream; ARGV group.
+-- Return a group's position. KEYS: stream. ARGV: group.
 return place(KEYS[1], ARGV[1])

@@ -1,4 +1,7 @@
-"""Raw batches on a connection of their own: sent without waiting for the answers, and again where it broke before one came."""
+"""The Redis producer: sends raw batches on a connection of its own without waiting for answers.
+
+If the connection breaks, it sends the batches without an answer again.
+"""
 
 from __future__ import annotations
 
@@ -28,13 +31,13 @@ _MOST_UNSETTLED: Final = 256
 
 
 class RedisProducer:
-    """Sends without waiting for the answers, on a connection of its own, and sends again what has none after it broke."""
+    """Sends without waiting for answers, on a connection of its own. If that breaks, sends what has no answer again."""
 
     def __init__(self, server: RedisServer, room: Room, writer: str) -> None:
         self._server, self._room, self._writer = server, room, writer
         self._connection: Any = None
-        self._before = 0  # the last number that this connection was given
-        self._torn: set[int] = set()  # partitions in which something had settled that Redis has no more
+        self._before = 0  # the last number sent on this connection
+        self._torn: set[int] = set()  # partitions in which Redis has lost something that had settled
         self._script = ""
         self._problem = ""
         self._again_at = 0.0
@@ -81,7 +84,7 @@ class RedisProducer:
         with self._server.errors():
             bar = self._server.client.register_script(script("bar"))
             number = int(bar(keys=[self._server.keys.writer(writer), self._server.keys.writer_end(writer)]))
-        return dict.fromkeys(range(self._server.partitions), range(1, number + 1))  # one connection carries all partitions, in order
+        return dict.fromkeys(range(self._server.partitions), range(1, number + 1))  # one connection carries all partitions in order
 
     def close(self, wait_s: float) -> None:
         deadline = time.monotonic() + wait_s
@@ -93,7 +96,7 @@ class RedisProducer:
         self._server.client.close()
 
     def _connect(self) -> None:
-        """A new connection, over which everything without an answer goes again; the writer's number keeps it from being doubled."""
+        """Open a new connection and send everything without an answer again. The writer's number prevents duplicates."""
         if time.monotonic() < self._again_at:
             raise Unavailable(self._problem or f"Redis at {self._server.shown} does not answer.")
         self._again_at = time.monotonic() + next(self._waits)

@@ -1,4 +1,4 @@
-"""Room in Redis: entries that every group has behind it are trimmed, and where Redis holds more than its bound, writing waits."""
+"""Memory in Redis: entries that every group has read are trimmed, and writes wait while Redis holds more than its bound."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from tapeline.records import NORMALIZED_TOPICS, RAW_TOPIC, TOPICS, Topic
 from tapeline.streams.redis.server import RedisServer
 
 _LOOK_EVERY_S: Final = 1.0
-#: Or when so much of what Redis may hold has been written since.
+#: Also look when this share of the memory bound has been written since the last look.
 _LOOK_EVERY_SHARE: Final = 1 / 16
 
 
 class Room:
-    """Looks at the server's memory before something is written, about once a second."""
+    """Checks the server's memory before a write, about once a second."""
 
     def __init__(self, server: RedisServer) -> None:
         self._server = server
@@ -28,9 +28,10 @@ class Room:
         self._made_full = False
 
     def make(self, topic: Topic, size: int) -> None:
-        """For so many bytes: trim where memory asks for it. Raises Unavailable while Redis is full and nothing can be trimmed.
+        """Make room for `size` bytes: trim if memory requires it. Raises Unavailable while Redis is full and nothing can be trimmed.
 
-        Who writes what was made of raw records makes room among those: that waits only for the readers of what was made."""
+        A writer of normalized records waits only if the normalized topics themselves hold too much. It then waits only for the readers
+        of those topics."""
         now = time.monotonic()
         bound = self._server.config.memory_mb * 1024 * 1024
         self._unlooked += size
@@ -56,7 +57,7 @@ class Room:
         return int(self._server.client.info("memory")["used_memory"])
 
     def _held(self, topics: Sequence[Topic]) -> int:
-        """Bytes of memory that topics take."""
+        """Return the bytes of memory that the topics take."""
         with self._server.errors():
             pipe = self._server.client.pipeline(transaction=False)
             for topic in topics:
@@ -65,7 +66,7 @@ class Room:
             return sum(size or 0 for size in pipe.execute())
 
     def _trim(self, *, everything: bool) -> None:
-        """Remove of what every group has behind it, also those of other programs, the older half, or everything."""
+        """Remove entries that every group has read, other programs' groups included: the older half, or all of them."""
         keys = [self._server.keys.stream(topic, partition) for topic in TOPICS.values() for partition in range(self._server.count)]
         pipe = self._server.client.pipeline(transaction=False)
         for key in keys:
@@ -74,7 +75,7 @@ class Room:
         answers = pipe.execute(raise_on_error=False)
         for key, groups, oldest in zip(keys, answers[::2], answers[1::2], strict=True):
             if isinstance(groups, redis.ResponseError) or not groups or not oldest:
-                continue  # nobody has written there, or nobody is known to have read
+                continue  # nothing was written there, or no group is known
             until = min(_read_up_to(self._server.client, key, group) for group in groups)
             first = int(oldest[0][0].partition(b"-")[0])
             if until >= first:
@@ -84,9 +85,9 @@ class Room:
 
 
 def _read_up_to(client: Any, key: str, group: Mapping[str, Any]) -> int:
-    """The position up to which a group has read and acknowledged everything."""
+    """Return the position up to which a group has read and acknowledged everything."""
     delivered = int(group["last-delivered-id"].partition(b"-")[0])
-    if group["pending"]:  # of a program that reads with XREADGROUP
+    if group["pending"]:  # set by a program that reads with XREADGROUP
         oldest, count = client.xpending(key, group["name"])["min"].split(b"-")
         return min(delivered, int(oldest) - int(count))
     return delivered

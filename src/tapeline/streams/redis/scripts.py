@@ -1,11 +1,11 @@
-"""The scripts that Redis runs, each of them whole or not at all: the files of Lua in this folder."""
+"""The Lua scripts in this folder. Redis runs each one whole or not at all."""
 
 from __future__ import annotations
 
 from importlib.resources import files
 from typing import Final
 
-#: Files with the functions that a script calls.
+#: The files with the functions that each script calls.
 _CALLED: Final = {
     "append": ("entries",),
     "send": ("entries",),
@@ -16,5 +16,5 @@ _CALLED: Final = {
 
 
 def script(name: str) -> str:
-    """The text of a script, the functions that it calls before it."""
+    """Return the text of a script, preceded by the functions that it calls."""
     return "\n".join(files(__package__).joinpath(f"{part}.lua").read_text("utf-8") for part in (*_CALLED.get(name, ()), name))

@@ -1,5 +1,6 @@
--- Write an entry for a writer that sends again what it has no answer to: KEYS end, stream, writer; ARGV number, run id, records, data,
--- and the number that went before it on this connection: if that was refused, so is this; and whether something had settled that is gone.
+-- Write an entry for a writer that sends again whatever has no answer. KEYS: end, stream, writer.
+-- ARGV: number, run id, record count, data; the number sent before it on this connection (if that was refused, so is this); and whether
+-- something that had settled is gone.
 local had = tonumber(redis.call('GET', KEYS[3]) or 0)
 if had >= tonumber(ARGV[1]) then return 0 end
 if had < tonumber(ARGV[5]) then return redis.error_reply('ERR what went before has not arrived') end

@@ -1,4 +1,4 @@
-"""One Redis server as all parts of the stream see it: its connections, which start of it this is, and what its errors mean."""
+"""One Redis server as all parts of the stream see it: its connections, its run id, and the meaning of its errors."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ _FORMAT: Final = b"1"
 
 
 class RedisServer:
-    """Nothing is connected before the first call."""
+    """One Redis server. Connects at the first call."""
 
     def __init__(self, config: StreamConfig, password: Secret, groups: Mapping[str, tuple[Topic, ...]], timeout_s: float) -> None:
-        """`groups`: who reads which topics. Raises ConfigError."""
+        """`groups` maps each group to the topics it reads. Raises ConfigError if the address is invalid."""
         self.config = config
         self.keys = Keys(config.topic_prefix)
         self._groups = groups
-        #: The connections, of redis-py, whose commands have no useful types.
+        #: The redis-py client with its connections. Its commands have no useful types.
         self.client: Any = _client(config, password, timeout_s, self._met)
-        #: Which start of the server it is; empty: not known.
+        #: The server's run id, which changes each time the server starts. Empty: not known.
         self.run = ""
-        #: How many partitions the stream was made with; known once `begin` has been called.
+        #: The number of partitions the stream was made with. Known once `begin` has been called.
         self.count = 0
 
     @property
     def shown(self) -> str:
-        """The address, without what nobody should see."""
+        """The address without its secret parts."""
         return self.config.shown
 
     @property
     def partitions(self) -> int:
-        """As many as the stream was made with; those of the configuration while the server is away."""
+        """The number of partitions the stream was made with. While the server is away, the configured number."""
         try:
             self.begin()
         except Unavailable:
@@ -51,9 +51,9 @@ class RedisServer:
         return self.count
 
     def begin(self, *, anew: bool = False) -> None:
-        """Once a connection: what the stream was made with, which start of the server this is, and its groups.
+        """Learn, once for each connection, what the stream was made with and the server's run id, and make sure that the groups exist.
 
-        `anew`: also where that is known, for the server may have started again."""
+        `anew`: do so even if the run id is known, because the server may have started again."""
         if self.run and not anew:
             return
         self.run = ""
@@ -72,17 +72,17 @@ class RedisServer:
             for group, topics in self._groups.items():
                 for topic in topics:
                     for partition in range(self.count):
-                        with suppress(redis.ResponseError):  # BUSYGROUP: it is there
+                        with suppress(redis.ResponseError):  # BUSYGROUP: it exists already
                             self.client.xgroup_create(self.keys.stream(topic, partition), group, "0", mkstream=True)
         self.run = run
 
     def _known(self) -> int:
-        """How many partitions there are where Redis has lost the number alone; 0: none."""
+        """Return how many partitions exist if Redis has lost only their number; 0 if there are none."""
         ends = self.client.scan_iter(match=f"{literal(self.keys.end(RAW_TOPIC, 0)[:-1])}*", count=1000)
         return max((int(key.rpartition(b":")[2]) + 1 for key in ends), default=0)
 
     def _met(self, connection: Any) -> None:
-        """Of each new connection, also of those that the client makes by itself where it finds one broken."""
+        """Check each new connection, including those that the client opens by itself after one broke."""
         connection.on_connect()
         if self.run:
             connection.send_command("INFO", "server")
@@ -92,7 +92,7 @@ class RedisServer:
 
     @contextmanager
     def errors(self) -> Iterator[None]:
-        """What goes wrong, in words that name the server and say what to do."""
+        """Translate errors into messages that name the server and say what to do."""
         try:
             yield
         except (redis.AuthenticationError, redis.exceptions.NoPermissionError) as error:
@@ -109,7 +109,7 @@ class RedisServer:
 
 
 def without_point(error: Exception) -> str:
-    """Without a point at its end: some of redis-py's have one."""
+    """Return the error's text without a final full stop, which some redis-py messages have."""
     return str(error).rstrip(".")
 
 
@@ -135,6 +135,6 @@ def _client(config: StreamConfig, password: Secret, timeout_s: float, met: Calla
         password=unquote(parts.password) if parts.password else password.reveal() or None,
         socket_timeout=timeout_s,
         socket_connect_timeout=timeout_s,
-        retry=Retry(NoBackoff(), 0),  # a script that was sent may have run: who retries knows whether it may
+        retry=Retry(NoBackoff(), 0),  # a script that was sent may have run: only the caller knows whether to retry
         **{"redis_connect_func": met, **tls},
     )
