@@ -16,49 +16,51 @@ _DAY_NS: Final = 86_400 * NS_PER_S
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What became of the records of one write: read = rows + duplicates + refused."""
+    """What became of the records of one write. The number of records read equals rows + duplicates + refused."""
 
     rows: int
     duplicates: int
-    #: What the store cannot hold, such as a text with a zero character in PostgreSQL; each is reported.
+    #: Records the store cannot hold, for example a text with a zero character in PostgreSQL. Each one is reported.
     refused: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """What a store has kept of a topic, until one moment: read = rows + duplicates + refused."""
+    """What a store has kept of a topic up to one moment. read = rows + duplicates + refused."""
 
-    #: Where to read each partition of the stream next; 0 for those that are not named.
+    #: Where to read each partition of the stream next; 0 for partitions that are not listed.
     positions: dict[int, int]
     read: int
     rows: int
     duplicates: int
     refused: int = 0
-    #: Of the rows, those that the store's own retention has taken out again, and those that were given up with a damaged file: both were
-    #: kept once, and stay among the rows.
+    #: Rows that were kept once and still count in `rows`: `removed` ones were deleted by the store's own retention, `lost` ones were
+    #: given up with a damaged file.
     removed: int = 0
     lost: int = 0
 
     @property
     def parts(self) -> dict[str, int]:
-        """What became of what was read."""
+        """The counts of what became of the records that were read."""
         return {"rows": self.rows, "duplicates": self.duplicates, **({"rejected": self.refused} if self.refused else {})}
 
 
 class Store(Protocol):
-    """Rows and the positions in the stream are written in one transaction of the store: a crash loses and doubles nothing."""
+    """Writes rows and the positions in the stream in one transaction of the store, so a crash loses and duplicates nothing."""
 
     def write(self, chunk: Chunk) -> Written:
-        """Keep the records that are not kept yet, and move on behind them. Raises `Unavailable`: then nothing was written."""
+        """Keep the records that are not kept yet, and move the position past them. Raises `Unavailable` if nothing was written."""
 
     def totals(self, topic: Topic) -> Totals:
-        """Positions and counts of all writes so far, from one commit, also while another process writes.
+        """Return the positions and counts of all writes so far, from one commit, even while another process writes.
 
-        Raises `Unavailable`, `NewerData`."""
+        Raises `Unavailable` or `NewerData`."""
 
 
 def with_dates(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """The columns of every store: the schema's own, with the UTC `date` and `ts` (microseconds, for people and pruning)."""
+    """Add the columns that every store has in addition to the schema's own: the UTC `date`, and `ts` (UTC, microseconds), which serve
+    people and pruning.
+    """
     ts_ns = (batch["ts_ns"] if "ts_ns" in batch.schema.names else batch["received_ns"]).to_numpy()
     ts = pc.cast(pa.array(np.floor_divide(ts_ns, NS_PER_US)), pa.timestamp("us", "UTC"))
     days = pc.cast(pc.cast(pa.array(np.floor_divide(ts_ns, _DAY_NS)), pa.int32()), pa.date32())

@@ -1,4 +1,7 @@
-"""Which events of a batch a store does not hold yet: by the columns that make two events of a channel the same, never by time."""
+"""Duplicate detection: which events of a batch a store does not hold yet.
+
+Two events of a channel are the same if the channel's identity columns are equal. Time alone never decides.
+"""
 
 from __future__ import annotations
 
@@ -16,18 +19,18 @@ from tapeline.records import BARS_TOPIC, NS_PER_MS, TICKS_TOPIC, Identity, Topic
 _NO_MS: Final = pa.scalar(None, pa.int64())
 #: Provider, feed, channel.
 Channel = tuple[str, str, str]
-#: (provider, feed, channel) to what makes two of its events the same.
+#: Maps (provider, feed, channel) to the rule that makes two of its events the same.
 IdentityRule = Callable[[str, str, str], Identity]
-#: What a store holds of one channel (or, for records that are of none, of all) that may equal some of the records given: a table with at
-#: least the identity's columns, and ts_ns where the identity goes by it.
+#: Returns the rows a store holds that may equal some of the given records, of one channel, or of all for records without a channel. The
+#: table has at least the identity's columns, and ts_ns if the identity uses it.
 Held = Callable[[Topic, pa.RecordBatch, Identity, Channel | None], pa.Table | None]
-#: What tells apart records that no provider has numbered: where in the raw topic they come from. They come twice where normalize's own
-#: place was lost.
+#: The identity of records that no provider has numbered: their place in the raw topic. Such records arrive twice if normalize lost its
+#: own position.
 BY_RAW: Final = Identity(("raw_partition", "raw_offset", "raw_index"))
 
 
 def fresh_of(batch: pa.RecordBatch, topic: Topic, rule: IdentityRule, held: Held) -> pa.RecordBatch:
-    """The records whose events neither the store nor an earlier record of the batch holds."""
+    """Return the records whose events neither the store nor an earlier record of the batch holds."""
     if not batch.num_rows:
         return batch
     if topic not in (TICKS_TOPIC, BARS_TOPIC):
@@ -44,7 +47,9 @@ def fresh_of(batch: pa.RecordBatch, topic: Topic, rule: IdentityRule, held: Held
 
 
 def _first_seen(some: pa.RecordBatch, identity: Identity, held: pa.Table | None) -> npt.NDArray[np.bool_]:
-    """Which records are the first of their event: group what the store holds (-1) and what is new (row) by identity."""
+    """Return which records are the first of their event. Rows the store holds (origin -1) and new rows (origin: row number) are
+    grouped by identity.
+    """
     if identity.counted and (some[identity.id].null_count or (held is not None and held[identity.id].null_count)):
         return _first_counted(some, identity, held)
     new = told_by(pa.table(some), identity)
@@ -62,17 +67,18 @@ def _first_seen(some: pa.RecordBatch, identity: Identity, held: pa.Table | None)
 
 
 def _all_apart(rows: pa.Table, identity: Identity) -> bool:
-    """Whether the columns alone tell all rows apart, as nearly always."""
+    """Return whether the columns alone distinguish all rows, as they nearly always do."""
     return bool(
         rows.select(list(identity.columns)).group_by(list(identity.columns), use_threads=False).aggregate([]).num_rows == rows.num_rows
     )
 
 
 def _first_counted(some: pa.RecordBatch, identity: Identity, held: pa.Table | None) -> npt.NDArray[np.bool_]:
-    """As `_first_seen`, where some have the id and others do not.
+    """As `_first_seen`, for channels in which some events have the id and others do not.
 
-    Events with the id are told by it. One without it is a copy while there are others, equal but for the id, that it could be a copy of:
-    each raw record brings its first, second, third equal one, and the store holds as many of them as it holds rows."""
+    The id identifies events that have one. An event without an id counts as a copy as long as there are other events, equal except for
+    the id, that it could be a copy of. Each raw record brings its first, second and third equal event, and the store holds as many of
+    them as it holds rows."""
     of_number, of_ms, ids = _as_numbers(some, identity, held)
     new = len(of_ms) - some.num_rows
     numbered, held_row = ids.is_valid().to_numpy(zero_copy_only=False), np.arange(len(of_ms)) < new
@@ -92,9 +98,10 @@ def _first_counted(some: pa.RecordBatch, identity: Identity, held: pa.Table | No
 
 
 def lacking_counted(came: pa.RecordBatch, identity: Identity, held: pa.RecordBatch) -> npt.NDArray[np.bool_]:
-    """Which of the records that came, and are not among those that a store holds, it had: as it kept them, by when they came.
+    """Return which of the records that came the store once held and has lost. It replays the store's rule in the order of arrival.
 
-    Both have the raw positions and `received_ns` beside the identity's columns."""
+    None of the records that came is among those the store still holds. Both batches have the raw positions and `received_ns` in
+    addition to the identity's columns."""
     both = pa.Table.from_batches([held, came.select(held.schema.names).cast(held.schema)])
     (batch,) = both.combine_chunks().to_batches()
     of_number, of_ms, ids = _as_numbers(batch, identity, None)
@@ -121,24 +128,24 @@ def lacking_counted(came: pa.RecordBatch, identity: Identity, held: pa.RecordBat
 
 @dataclass(slots=True)
 class _Equal:
-    """Equal events of a millisecond, as they came."""
+    """Equal events of one millisecond, in the order in which they came."""
 
     numbered: int = 0
     bare: int = 0
-    matched: int = 0  # of the bare ones: a number came for it
-    record: int = -1  # that brings bare ones just now, which one of it is next, and how many there were before it
+    matched: int = 0  # bare events whose number has come since
+    record: int = -1  # the record that now brings bare events; below, the index of its next one and how many events there were before it
     next: int = 0
     before: int = 0
 
     def take_numbered(self, *, held: bool) -> bool:
-        """Whether one more, of another number, is a new event."""
+        """Count one more event with another number. Return whether it is a new event."""
         new = held or self.matched == self.bare
         self.numbered += new
         self.matched += not new
         return new
 
     def take_bare(self, record: int, *, held: bool) -> bool:
-        """Whether one more without a number is a new event."""
+        """Count one more event without a number. Return whether it is a new event."""
         if record != self.record:
             self.record, self.next, self.before = record, 0, self.numbered + self.bare
         new = held or self.next >= self.before
@@ -150,8 +157,10 @@ class _Equal:
 def _as_numbers(
     some: pa.RecordBatch, identity: Identity, held: pa.Table | None
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], pa.ChunkedArray]:
-    """Of the rows that a store holds, and then of those given: a number for what is equal but for the id; one that goes by the millisecond
-    too; the id."""
+    """Return three arrays over the rows a store holds, followed by the given rows.
+
+    They are a group number for rows that are equal except for the id, a group number that also distinguishes the millisecond, and the
+    ids."""
     rows = told_bare(pa.table(some), identity).append_column(identity.id, some[identity.id])
     if held is not None:
         before = told_bare(held, identity).append_column(identity.id, held[identity.id]).cast(rows.schema)
@@ -161,7 +170,7 @@ def _as_numbers(
 
 
 def groups(rows: pa.Table) -> npt.NDArray[np.int64]:
-    """The same number for rows that are equal."""
+    """Return the same number for rows that are equal."""
     numbered = rows.append_column("row", pa.array(np.arange(rows.num_rows)))
     lists = numbered.group_by(rows.schema.names, use_threads=False).aggregate([("row", "list")])["row_list"].combine_chunks()
     found = np.empty(rows.num_rows, np.int64)
@@ -170,18 +179,18 @@ def groups(rows: pa.Table) -> npt.NDArray[np.int64]:
 
 
 def _counts(groups: npt.NDArray[np.int64], chosen: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
-    """How many of the chosen rows each group has."""
+    """Return how many of the chosen rows each group has."""
     return np.bincount(groups[chosen], minlength=int(groups.max(initial=-1)) + 1)
 
 
 def _firsts(*columns: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """The first row of each that are equal in these columns."""
+    """Return the first row of each group of rows that are equal in these columns."""
     return np.flatnonzero(ranks(*columns) == 0)
 
 
 def ranks(*columns: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Of rows that are equal in these columns the first is 0, the next 1, and so on."""
-    order = np.lexsort(columns)  # stable: equal rows stay in their order
+    """Return each row's rank among the rows that are equal in these columns: 0 for the first, 1 for the next, and so on."""
+    order = np.lexsort(columns)  # stable: equal rows keep their order
     begins = np.ones(len(order), bool)
     begins[1:] = np.any([np.diff(column[order]) != 0 for column in columns], axis=0)
     begin = np.maximum.accumulate(np.where(begins, np.arange(len(order)), 0))
@@ -191,13 +200,13 @@ def ranks(*columns: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
 
 
 def told_bare(rows: pa.Table, identity: Identity) -> pa.Table:
-    """The columns that tell events apart where some have no id: all but the id, and the millisecond."""
+    """Return the columns that identify events in a channel where some have no id: every column but the id, plus the millisecond."""
     found = rows.select([name for name in identity.told if name != identity.id])
     return found.append_column("ms", pc.divide(rows["ts_ns"], NS_PER_MS))
 
 
 def told_by(rows: pa.Table, identity: Identity) -> pa.Table:
-    """The columns that tell events apart; of those without the id, where so asked, the millisecond too."""
+    """Return the columns that identify events. If the identity says so, rows without the id get the millisecond as well."""
     found = rows.select(list(identity.told))
     if not identity.else_by_ms:
         return found
@@ -206,7 +215,7 @@ def told_by(rows: pa.Table, identity: Identity) -> pa.Table:
 
 
 def by_channel(batch: pa.RecordBatch) -> Iterator[tuple[Channel, npt.NDArray[np.int64]]]:
-    """The channels of a batch, each with its rows."""
+    """Yield the channels of a batch, each with its row indexes."""
     codes = [batch[key].dictionary_encode() for key in ("provider", "feed", "channel")]
     combined = np.zeros(batch.num_rows, np.int64)
     for code in codes:
@@ -218,7 +227,11 @@ def by_channel(batch: pa.RecordBatch) -> Iterator[tuple[Channel, npt.NDArray[np.
 
 
 def in_sql(identity: Identity) -> tuple[list[str], str]:
-    """The same rule for SQL over a table: what is equal, or null in both, for two copies of an event; and of which rows it holds."""
+    """Return the same rule as SQL over a table.
+
+    The first item lists the expressions that are equal, or null in both, for two copies of an event. The second is the condition for
+    the rows to which the rule applies.
+    """
     columns = ["ts_ns // 86400000000000" if name == "date" else f'"{name}"' for name in identity.told]
     if identity.else_by_ms:
         return [*columns, f'CASE WHEN "{identity.id}" IS NULL THEN ts_ns // {NS_PER_MS} END'], "true"
@@ -226,7 +239,7 @@ def in_sql(identity: Identity) -> tuple[list[str], str]:
 
 
 class HighestIds:
-    """The highest id of each symbol, of the channels whose ids only grow at their source: above it, every event is new."""
+    """The highest id of each symbol in channels whose ids only grow at their source. Every event above it is new."""
 
     def __init__(self) -> None:
         self._highest: dict[tuple[Channel, str], int] = {}
@@ -235,14 +248,14 @@ class HighestIds:
         self._highest.clear()
 
     def above(self, some: pa.RecordBatch, identity: Identity, channel: Channel) -> npt.NDArray[np.bool_]:
-        """Which records of one channel lie above what is known."""
+        """Return which records of one channel have an id above the highest known one."""
         coded = some["symbol"].dictionary_encode()
         highest = np.array([self._highest.get((channel, symbol), -1) for symbol in coded.dictionary.to_pylist()], np.int64)
         above: npt.NDArray[np.bool_] = some[identity.id].to_numpy() > highest[coded.indices.to_numpy()]
         return above
 
     def note(self, kept: pa.RecordBatch, rule: IdentityRule) -> None:
-        """Records that the store holds now."""
+        """Take note of records that the store now holds."""
         for channel, rows in by_channel(kept):
             identity = rule(*channel)
             if identity.rising:
@@ -251,7 +264,7 @@ class HighestIds:
                 self.put(channel, dict(zip(top["symbol"].to_pylist(), top[f"{identity.id}_max"].to_pylist(), strict=True)))
 
     def put(self, channel: Channel, highest: dict[str, int | None]) -> None:
-        """The highest id of some symbols; none where a symbol has none."""
+        """Set the highest id of some symbols. None: the symbol has no id yet."""
         for symbol, value in highest.items():
             if value is not None:
                 self._highest[channel, symbol] = max(value, self._highest.get((channel, symbol), -1))

@@ -1,4 +1,4 @@
-"""A symbol that was kept under a wrong name gets its right one: what every store does of it, and what it says of that."""
+"""Correcting a symbol that was kept under a wrong name: the interface of every store, and its results."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from tapeline.records import NORMALIZED_TOPICS, Topic
 
 #: The topics whose records name a symbol.
 NAMING: Final = tuple(topic for topic in NORMALIZED_TOPICS if "symbol" in topic.schema.names)
-#: Told what is worked on, the rows done and the rows there are.
+#: Called with what is being worked on, the rows done and the rows in total.
 Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Renaming:
-    """Which records are meant, and the name that they get."""
+    """Which records to rename, and their new name."""
 
     provider: str
     feed: str
@@ -27,26 +27,31 @@ class Renaming:
 
 @dataclass(frozen=True, slots=True)
 class Renamed:
-    """What became of one UTC day of one table, or would."""
+    """What became, or would become, of one UTC day of one table."""
 
     store: str
     table: str
     day: date
-    rows: int  # that have the new name now
-    duplicates: int  # rows under either name that were removed: their event came earlier under the other one
+    rows: int  # rows that have the new name now
+    # rows under either name that were removed, because their event came earlier under the other name
+    duplicates: int
 
 
 class Renames(Protocol):
-    """A store that can do it, a day of a table at a time: who is killed in between has done the days before, and is called again."""
+    """A store that can rename a symbol, one day of a table at a time. After a crash the finished days stay done, and the call is
+    repeated.
+    """
 
     @property
     def name(self) -> str:
-        """The store's name, as in commands."""
+        """The store's name, as used in commands."""
 
     def positions(self, topic: Topic) -> Mapping[int, int]:
-        """Where the store reads each partition of a topic next; 0 for those that are not named. Raises Unavailable, NewerData."""
+        """Return where the store reads each partition of a topic next; 0 for partitions that are not listed. Raises Unavailable or
+        NewerData.
+        """
 
     def rename(self, renaming: Renaming, progress: Progress, *, dry_run: bool) -> Iterator[Renamed]:
-        """Each day with rows under the old name. `dry_run`: nothing is changed. The store must not write meanwhile.
+        """Rename each UTC day that has rows under the old name, and yield its result. `dry_run`: nothing is changed.
 
-        Raises Busy, Unavailable, NewerData: what came before is done."""
+        The store must not write meanwhile. Raises Busy, Unavailable or NewerData; the days yielded before are done."""

@@ -1,8 +1,8 @@
-"""The lake: one Delta table a topic, Parquet files by UTC date, opened as it is by DuckDB, Spark, Polars and pandas.
+"""The lake: one Delta table for each topic, with Parquet files by UTC date. DuckDB, Spark, Polars and pandas open it as it is.
 
-A write is one Delta commit of the rows, the stream position and the running count of duplicates (Delta's application transactions),
-so a crash at any instruction leaves either all of it or none of it. Duplicates are found against the lake itself: the files whose
-times overlap the batch are read back, by the columns that make two events of a channel the same.
+A write is one Delta commit of the rows, the stream position and the running counts (Delta's application transactions). So a crash at
+any instruction leaves either all of it or none of it. Duplicates are found in the lake itself: the files whose times overlap the batch
+are read back, with the columns that make two events of a channel the same.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from tapeline.stores import Totals, Written, with_dates
 from tapeline.stores.duplicates import Channel, HighestIds, IdentityRule, fresh_of
 from tapeline.stores.lake import files as lake_files
 
-#: What is counted of each topic, in the order of `Totals`.
+#: The counts of each topic, in the order of `Totals`.
 _COUNTS: Final = ("read", "rows", "duplicates")
-#: Files are merged or compacted at most a few times an hour: a write that meets that begins anew.
+#: Files are merged or compacted at most a few times an hour. A write that meets such a change starts again.
 _TRIES: Final = 3
 
 
@@ -46,13 +46,13 @@ class Lake:
             try:
                 return self._write(chunk)
             except _Replaced:
-                continue  # by one with the same rows, since the table was looked at
+                continue  # since the table was opened, a file was replaced by one with the same rows
         return self._write(chunk)
 
     def _write(self, chunk: Chunk) -> Written:
         topic = chunk.topic
         before = self.totals(topic)
-        # An earlier try may have been committed although it raised, as when only Delta's checkpoint after the commit failed.
+        # An earlier try may have been committed although it raised, for example if only Delta's checkpoint after the commit failed.
         chunk = chunk.after(before.positions)
         if not chunk.rows:
             return Written(0, 0)
@@ -84,17 +84,17 @@ class Lake:
         whole = pa.table(rows)
         added: list[lake_files.Added] = []
         try:
-            added.extend(  # one by one: what is written before an error is known
+            added.extend(  # one by one, so that files written before an error are known
                 lake_files.write(folder, day, whole.filter(pc.equal(whole["date"], day)).drop_columns(["date"]))
                 for day in sorted(rows["date"].unique().to_pylist())
             )
             lake_files.commit(folder, table, None, added, transactions, data_change=True)
         except Exception:
-            lake_files.discard(folder, added)  # at once: where the disk is full, each try would fill it further
+            lake_files.discard(folder, added)  # at once: on a full disk, each try would fill it further
             raise
 
     def _table(self, topic: Topic) -> DeltaTable | None:
-        """The topic's table as it now is; None while it does not exist."""
+        """Return the topic's table as it is now, or None while it does not exist."""
         table = self._tables.get(topic.table)
         try:
             if table is not None:
@@ -108,9 +108,10 @@ class Lake:
         return table
 
     def _held(self, topic: Topic, some: pa.RecordBatch, identity: Identity, channel: Channel | None) -> pa.Table | None:
-        """The identities that the lake holds of one channel, or of all, around the times of a batch.
+        """Return the identities the lake holds around the times of a batch, for one channel or for all.
 
-        Of the commit that the write began from: looking for a later one lists the log, which costs more than all else here."""
+        It uses the commit that the write began from. Looking for a later one lists the log, which costs more than everything else
+        here."""
         table = self._tables.get(topic.table)
         if table is None:
             return None
@@ -140,7 +141,7 @@ class Lake:
         return pa.concat_tables(parts) if parts else None
 
     def _note(self, kept: pa.RecordBatch) -> None:
-        """Remember the highest ids of what has been committed."""
+        """Remember the highest ids of the committed rows."""
         table = self._tables.get(TICKS_TOPIC.table)
         if table is None or not self._own.committed(table):
             return
@@ -150,7 +151,7 @@ class Lake:
         path = self.root / topic.table / name
         try:
             found = pq.read_table(path, columns=names, partitioning=None, page_checksum_verification=True)
-            # Compacted files call every column nullable, the others do not: what is joined has one schema.
+            # In compacted files every column is nullable, in the others not. Tables must have one schema to be joined.
             return pa.table(found.columns, found.schema.names)
         except (OSError, pa.ArrowException) as error:
             if isinstance(error, FileNotFoundError) and not self._names(topic, name):
@@ -161,18 +162,18 @@ class Lake:
             ) from error
 
     def _names(self, topic: Topic, name: str) -> bool:
-        """Whether the log as it is now still names a file."""
+        """Return whether the log as it is now still names a file."""
         table = self._table(topic)
         return table is not None and name in lake_files.files_of(table)["path"].to_pylist()
 
 
 class _Replaced(Exception):
-    """A file that was to be read is another one by now."""
+    """Raised if a file that was to be read has been replaced by another one."""
 
 
 def totals_of(table: DeltaTable, topic: Topic) -> Totals:
-    """Positions and counts, of the commit that a table stands at."""
-    # Delta lists no application transactions: which partitions there are is one of them.
+    """Return the positions and counts at the commit that the table object stands at."""
+    # Delta cannot list application transactions, so the number of partitions is stored as one of them.
     partitions = range(int(table.transaction_version(count_id(topic, "partitions")) or 1))
     numbers = {partition: table.transaction_version(_position_id(topic, partition)) for partition in partitions}
     positions = {partition: int(number) for partition, number in numbers.items() if number is not None}
@@ -183,7 +184,7 @@ def totals_of(table: DeltaTable, topic: Topic) -> Totals:
 
 
 def _overlapping(actions: pa.Table, ts_ns: pa.Array, drift_ns: int, by: str = "ts_ns") -> set[tuple[str, Any]]:
-    """(path, date) of the files that may hold times within `drift_ns` of those given, by the statistics in the log of a column."""
+    """Return (path, date) of the files that may hold times within `drift_ns` of the given ones, by the column's statistics in the log."""
     if not actions.num_rows or not len(ts_ns):
         return set()
     low, high = pc.min(ts_ns).as_py() - drift_ns, pc.max(ts_ns).as_py() + drift_ns
@@ -197,10 +198,10 @@ def _overlapping(actions: pa.Table, ts_ns: pa.Array, drift_ns: int, by: str = "t
 
 
 class _OwnWrites:
-    """What this process itself has added to the ticks since it began, as far as nobody else has.
+    """What this process itself has added to the ticks since it began, as long as nobody else has added any.
 
-    An event above its symbol's highest id is in none of the process's own files, however many they are; then only the files from
-    before have to be asked.
+    An event above its symbol's highest id is in none of the process's own files, however many there are. Then only the files from
+    before have to be read.
     """
 
     def __init__(self) -> None:
@@ -209,14 +210,14 @@ class _OwnWrites:
         self._version = -1
 
     def begin(self, table: DeltaTable) -> None:
-        """Where others have committed since the last time, begin anew."""
+        """Start again if others have committed since the last call."""
         if table.version() != self._version:
             self._version = table.version()
             self.before = pa.table(table.get_add_actions(flatten=True))
             self.highest.clear()
 
     def committed(self, table: DeltaTable) -> bool:
-        """Count a commit of our own; False where another one came between."""
+        """Count a commit of our own. Return False if another commit came in between."""
         alone = self._version >= 0 and table.version() == self._version + 1
         if alone:
             self._version += 1
@@ -228,5 +229,5 @@ def _position_id(topic: Topic, partition: int) -> str:
 
 
 def count_id(topic: Topic, name: str) -> str:
-    """The application transaction that holds one of a topic's numbers."""
+    """Return the name of the application transaction that holds one of a topic's counts."""
     return f"tapeline/{topic.name}/{name}"

@@ -1,8 +1,9 @@
-"""Checks that the lake holds what its log says: every file by its bytes, every row by its day, its id and its place in the raw topic.
+"""Checks that the lake holds what its log says.
 
-A file is held against its size, the checksum in its name and its footer; its rows against the ranges in the log. Within a day no place of
-the raw topic may have come twice, nor an event, by the rule that the store itself keeps duplicates out by. All rows together are those that
-the store has counted, without those that were removed.
+A file is compared with its size, the checksum in its name and its footer. Its rows are compared with the ranges in the log and with
+the day of its folder. Within a day, no place of the raw topic may occur twice. No event may occur twice either, by the rule with which
+the store itself keeps duplicates out. The number of all rows must equal what the store has counted, minus the rows that were removed
+or lost.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ from tapeline.stores.lake.engine import NO_DOWNLOADS
 from tapeline.stores.lake.files import IDS, RANGED
 
 _REMEDY: Final = "Check again."
-#: Files that are read together: what is asked of each is one query.
+#: The most files that one query reads together.
 _FILES: Final = 2_000
-#: Of what came twice, so many of a day and a channel are named.
+#: At most this many duplicates of a day and a channel are listed.
 _SHOWN: Final = 10
 
 Problem = Literal["damaged", "statistics", "date", "position twice", "event twice", "unnamed", "totals"]
@@ -44,26 +45,26 @@ class Finding:
     problem: Problem
     detail: str
     day: date | None = None
-    file: str | None = None  # within the table's folder
+    file: str | None = None  # path within the table's folder
 
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """What one table holds, by its log, and what is wrong with it."""
+    """What one table holds according to its log, and what is wrong with it."""
 
     table: str
     files: int
     rows: int
     bytes: int
-    removed: int  # rows that retention has taken out, since the table was made
+    removed: int  # rows that retention has removed since the table was made
     lost: int  # rows that were given up with a damaged file
     findings: list[Finding] = field(default_factory=list)
 
 
 def check(root: Path, rule: IdentityRule, day: date | None, progress: Progress) -> list[Checked]:
-    """Check one UTC day of every table of the lake under `root`, or everything. Nothing is changed.
+    """Check one UTC day of every table of the lake under `root`, or all days. Nothing is changed.
 
-    Raises Busy while another process replaces or removes files, DiskProblem where a log cannot be read, NewerData.
+    Raises Busy while another process replaces or removes files, DiskProblem if a log cannot be read, and NewerData.
     """
     found = []
     with lake_files.changing(root, "tapeline lake check"):
@@ -77,7 +78,7 @@ def check(root: Path, rule: IdentityRule, day: date | None, progress: Progress) 
 
 
 def damaged(folder: Path, topic: Topic, files: pa.Table, progress: Progress) -> dict[str, str]:
-    """Those of some files that do not hold what was written: path to what is wrong."""
+    """Return the files that do not hold what was written, as a mapping of path to problem."""
     found: dict[str, str] = {}
     rows, done = lake_files.total(files, "num_records"), 0
     for path, size, held in zip(*(files[name].to_pylist() for name in ("path", "size_bytes", "num_records")), strict=True):
@@ -96,7 +97,8 @@ def _check(folder: Path, topic: Topic, rule: IdentityRule, day: date | None, pro
     files, totals = lake_files.files_of(table, day), totals_of(table, topic)
     rows = lake_files.total(files, "num_records")
     checked = Checked(topic.table, files.num_rows, rows, lake_files.total(files, "size_bytes"), totals.removed, totals.lost)
-    # Before anything that takes its time: what a store writes meanwhile is young, and in no log that was read before.
+    # This comes before anything slow: files that a store writes meanwhile are too young to count, and the log read earlier does not name
+    # them.
     left = removing.unnamed(folder, {Path(path).name for path in files["path"].to_pylist()}, day)
     bad = damaged(folder, topic, files, progress)
     for path, wrong in bad.items():
@@ -117,7 +119,7 @@ def _check(folder: Path, topic: Topic, rule: IdentityRule, day: date | None, pro
 
 
 def _without_log(folder: Path, topic: Topic) -> Checked | None:
-    """A table of which there is no log: nothing, unless files lie there."""
+    """Return the result for a table without a log: None, unless files lie in its folder."""
     left = list(folder.glob("date=*/*.parquet"))
     if not left:
         return None
@@ -130,7 +132,7 @@ def _without_log(folder: Path, topic: Topic) -> Checked | None:
 
 
 def connect(spilled: Path) -> duckdb.DuckDBPyConnection:
-    """DuckDB in bounded memory; what does not fit goes to a folder."""
+    """Return DuckDB with bounded memory. What does not fit is written to the folder."""
     return duckdb.connect(config=NO_DOWNLOADS | {"temp_directory": str(spilled), "memory_limit": MEMORY})
 
 
@@ -159,7 +161,7 @@ def _of_day(db: duckdb.DuckDBPyConnection, folder: Path, topic: Topic, rule: Ide
 
 
 def _ranges(db: duckdb.DuckDBPyConnection, folder: Path, topic: Topic, day: date, files: pa.Table) -> Iterator[Finding]:
-    """Files whose rows are not what the log, or the folder's name, says of them."""
+    """Yield a finding for each file whose rows differ from what the log or the folder's name says."""
     names = [name for name in RANGED if name in topic.schema.names]
     edges = ", ".join(f'min("{name}"), max("{name}")' for name in names)
     days = f"{'ts_ns' if 'ts_ns' in topic.schema.names else 'received_ns'} // 86400000000000"
@@ -181,7 +183,7 @@ def _ranges(db: duckdb.DuckDBPyConnection, folder: Path, topic: Topic, day: date
 
 
 def _query(db: duckdb.DuckDBPyConnection, text: str, files: Sequence[str], **values: str) -> list[tuple[Any, ...]]:
-    """`text` with {rows} for the rows of some files; $provider and so on are values."""
+    """Run `text`, with {rows} replaced by the rows of the files. $provider and so on are parameters."""
     rows = "read_parquet($files, hive_partitioning = false, filename = true)"
     found: list[tuple[Any, ...]] = db.sql(text.format(rows=rows), params={"files": lake_files.for_duckdb(files), **values}).fetchall()
     return found

@@ -1,10 +1,12 @@
-"""Compacts a day of the lake: its many small files become a few sorted ones, verified against the old before one commit swaps them. The
-files of a day that is still running are merged in the same way, those alone that have lain for a while.
+"""Compacts a day of the lake: a few sorted files replace its many small ones.
 
-The new files are written aside, under names that no reader takes for Parquet. Row count, a checksum of each column, of the ids and of whole
-rows must equal those of the old files, read back from disk; then the files get their names, one Delta commit removes the old and adds the
-new, and the old are deleted. Whoever dies on the way leaves files that the log does not name, which the next compaction removes: readers of
-the log see all of the old or all of the new.
+The new files are verified against the old ones before one commit swaps them. The small files of a day that is still running are merged in
+the same way, once they have lain for a while.
+
+New files are written aside, under names that no reader takes for Parquet. They are read back from disk, and their row count and the
+checksums of each column, of the ids and of whole rows must equal those of the old files. Then the files get their names, one Delta
+commit removes the old ones and adds the new ones, and the old files are deleted. A process that dies on the way leaves files that the
+log does not name; the next compaction removes them. Readers of the log see either all of the old files or all of the new ones.
 """
 
 from __future__ import annotations
@@ -30,23 +32,24 @@ from tapeline.stores.lake.due import small
 from tapeline.stores.lake.engine import NO_DOWNLOADS
 from tapeline.stores.lake.files import ASIDE, COMPACTED, GROUP_ROWS, IDS, MERGED, disk_problem, names_of
 
-#: A file holds whole symbols, about so many rows of them: what sorting needs of memory, and how few files a reader of one symbol opens.
+#: A file holds whole symbols, about this many rows of them. The number bounds the memory for sorting and how few files a reader of one
+#: symbol opens.
 _FILE_ROWS: Final = 4_000_000
-#: What sorting and comparing may take; the rest is spilled to disk.
+#: The memory for sorting and comparing; the rest is spilled to disk.
 MEMORY: Final = "2GB"
-#: Rows stand in this order, as far as a table has the columns.
+#: The order of rows, as far as a table has the columns.
 _ORDER: Final = ("symbol", "ts_ns", "received_ns", "raw_partition", "raw_offset", "raw_index")
 
-#: Fewer files than this are not worth a merge.
+#: Fewer files are not worth a merge.
 _FEWEST: Final = 2
 _REMEDY: Final = "Do it again; `tapeline lake repair` makes a damaged file again."
 
-#: Told the table, the rows done and the rows there are, as it goes on.
+#: Called repeatedly with the table, the rows done and the rows in total.
 Progress = Callable[[str, int, int], None]
 
 
 class CompactionFailed(TapelineError):
-    """What was written is not what was there; nothing was changed."""
+    """What was written does not equal what was there. Nothing was changed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +72,9 @@ class Compacted:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """The rows that a sorted copy is to have: those of files as they are, or as a query makes them."""
+    """The rows that a sorted copy has to hold: those of some files as they are, or as a query makes them."""
 
-    #: Parameters of the query: `files`, and what else it needs.
+    #: The parameters of the query: `files`, and whatever else it needs.
     values: Mapping[str, str | list[str]]
     text: str = "SELECT * FROM read_parquet($files, hive_partitioning = false)"
 
@@ -81,17 +84,21 @@ class Rows:
 
 
 def compact(root: Path, day: date, progress: Progress) -> list[Compacted]:
-    """Compact one UTC day of every table of the lake under `root`; a day that is compacted, or has no rows any more, stays as it is.
+    """Compact one UTC day of every table of the lake under `root`. A day that is compacted already, or has no rows any more, stays as it
+    is.
 
-    Raises CompactionFailed where what was written does not equal what was there, Busy while another process changes the lake's files,
-    DiskProblem, NewerData.
+    Raises CompactionFailed if what was written does not equal what was there, Busy while another process changes the lake's files,
+    DiskProblem and NewerData.
     """
     with lake_files.changing(root, "tapeline compact"):
         return [_compact(root / topic.table, topic, day, progress) for topic in NORMALIZED_TOPICS if (root / topic.table).exists()]
 
 
 def merge(root: Path, topic: Topic, day: date, older_than_ms: int) -> Compacted:
-    """Make one file, or a few, of those that the store has written for a day of one table before a moment. Raises as `compact` does."""
+    """Merge the files that the store wrote for one day of one table before a moment (ms since 1970) into one file or a few.
+
+    Raises as `compact` does.
+    """
     folder = root / topic.table
     with lake_files.changing(root, "tapeline lake tidy"), disk_problem(folder, "merged", _REMEDY, duckdb.Error):
         table = lake_files.opened(folder)
@@ -105,7 +112,7 @@ def merge(root: Path, topic: Topic, day: date, older_than_ms: int) -> Compacted:
 
 
 def sweep(root: Path, topic: Topic) -> None:
-    """Remove what one that died while it compacted or merged has left of a table. Raises Busy, DiskProblem."""
+    """Remove what a compaction or merge that died has left in a table. Raises Busy or DiskProblem."""
     folder = root / topic.table
     with lake_files.changing(root, "tapeline lake tidy"), disk_problem(folder, "tidied", _REMEDY):
         if (table := lake_files.opened(folder)) is not None:
@@ -122,13 +129,13 @@ def _compact(folder: Path, topic: Topic, day: date, progress: Progress) -> Compa
         if all(Path(path).name.startswith(COMPACTED) for path in old["path"].to_pylist()):
             return Compacted(topic.table, day, 0, 0, old.num_rows, 0, lake_files.total(old, "size_bytes"))
         done = _replace(folder, table, topic, day, old, COMPACTED, progress)
-        table.create_checkpoint()  # who opens the table then reads one file of its log
+        table.create_checkpoint()  # whoever opens the table then reads one file of its log
         return done
 
 
 def _replace(folder: Path, table: DeltaTable, topic: Topic, day: date, old: pa.Table, prefix: str, progress: Progress) -> Compacted:
-    """Put a sorted copy of some files of a day in their place."""
-    # Look for damage first: the copy gets a checksum of its own, which would hide it.
+    """Replace some files of a day with a sorted copy."""
+    # Look for damage first: the copy gets a checksum of its own, which would hide the damage.
     for path, held, rows in zip(*(old[name].to_pylist() for name in ("path", "size_bytes", "num_records")), strict=True):
         if (wrong := damage(folder, path, held, rows)) is not None:
             raise OSError(f"{folder / path} {wrong}")
@@ -146,7 +153,8 @@ def _replace(folder: Path, table: DeltaTable, topic: Topic, day: date, old: pa.T
         lake_files.discard(folder, added)
         raise
     finally:
-        shutil.rmtree(aside, ignore_errors=True)  # last: where it stands, one has died on the way, and files may be left to delete
+        # This comes last: a folder that still exists shows that a process died on the way, and files may remain to be deleted.
+        shutil.rmtree(aside, ignore_errors=True)
     sizes = sum(file.size for file in added)
     return Compacted(
         topic.table,
@@ -160,7 +168,9 @@ def _replace(folder: Path, table: DeltaTable, topic: Topic, day: date, old: pa.T
 
 
 def sorted_copy(folder: Path, topic: Topic, rows: Rows, aside: Path, progress: Progress) -> list[Path]:
-    """The rows, sorted, in files aside, which were read back and compared. Raises CompactionFailed where they differ."""
+    """Return files, written aside, that hold the rows sorted. They were read back and compared. Raises CompactionFailed if they
+    differ.
+    """
     settings = NO_DOWNLOADS | {"temp_directory": str(aside / "spilled"), "memory_limit": MEMORY, "preserve_insertion_order": True}
     names, order = names_of(topic), order_of(topic)
     new: list[Path] = []
@@ -185,12 +195,14 @@ def sorted_copy(folder: Path, topic: Topic, rows: Rows, aside: Path, progress: P
 
 
 def order_of(topic: Topic) -> str:
-    """In which order a compacted file has its rows, for SQL."""
+    """Return the order of the rows in a compacted file, for SQL."""
     return ", ".join(name for name in _ORDER if name in topic.schema.names)
 
 
 def _parts(db: duckdb.DuckDBPyConnection, topic: Topic, rows: Rows, total: int) -> Iterator[tuple[str, dict[str, Any], int]]:
-    """(condition, its parameters, rows) of each file that is to be: neighbouring symbols together, none in two files."""
+    """Yield (condition, its parameters, number of rows) for each new file. A file holds neighbouring symbols, and no symbol is in two
+    files.
+    """
     if topic.schema.names[0] != "symbol":
         if total:
             yield "true", {}, total
@@ -207,7 +219,9 @@ def _parts(db: duckdb.DuckDBPyConnection, topic: Topic, rows: Rows, total: int) 
 
 
 def _fingerprint(db: duckdb.DuckDBPyConnection, topic: Topic, rows: Rows) -> dict[str, int]:
-    """What equal rows in any order have in common: their number, and sums of hashes of each column, of the ids and of whole rows."""
+    """Return values that are the same for equal rows in any order: the row count, and sums of hashes of each column, of the ids and of
+    whole rows.
+    """
     columns = [f'"{name}"' for name in (*topic.schema.names, "ts")]
     sums = [f"sum(hash({name}))" for name in columns]
     sums += [f"sum(hash({', '.join(IDS)}))", f"sum(hash({', '.join(columns)}))"]

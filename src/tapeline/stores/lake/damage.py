@@ -1,4 +1,4 @@
-"""What is wrong with a file of the lake: its size, the checksum in its name, its footer."""
+"""Damage to a file of the lake, found by its size, the checksum in its name and its footer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _READ_BYTES: Final = 1 << 20
 
 
 def checksum(path: Path) -> int:
-    """The CRC-32 of a file's bytes."""
+    """Return the CRC-32 of a file's bytes."""
     found = 0
     with path.open("rb") as file:
         while piece := file.read(_READ_BYTES):
@@ -24,15 +24,16 @@ def checksum(path: Path) -> int:
 
 
 def named_checksum(name: str) -> int | None:
-    """The checksum in a file's name; None in the names that earlier versions gave."""
+    """Return the checksum in a file's name, or None for names that earlier versions gave."""
     found = _CHECKSUM.search(name)
     return int(found[1], 16) if found else None
 
 
 def damage(folder: Path, path: str, size: int, rows: int) -> str | None:
-    """What is wrong with a file of the log, by its size, the checksum in its name and its footer; None: nothing.
+    """Return what is wrong with a file of the log, by its size, the checksum in its name and its footer. None: nothing.
 
-    A file of an earlier version, whose name holds no checksum, is read whole instead: what still reads there may yet be another value."""
+    A file of an earlier version has no checksum in its name and is read whole instead. A value that still reads may nevertheless have
+    been changed."""
     file = folder / path
     try:
         held = file.stat().st_size

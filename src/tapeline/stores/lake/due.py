@@ -1,7 +1,7 @@
-"""What the lake needs done as time goes on: a day that is over is to be compacted, and the small files of a running day are to be merged.
+"""Which lake maintenance is due: finished days to compact, and small files of a running day to merge.
 
-It is read from the tables themselves, so nothing is noted and nothing is missed: who died on the way, or was never started, finds the same
-days again.
+The tables themselves show what is due. Nothing is noted, so nothing can be missed: after a crash, or if no run was ever started, the
+next run finds the same days again.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from tapeline.records import NORMALIZED_TOPICS, Topic
 from tapeline.stores.lake import files as lake_files
 from tapeline.stores.lake.files import ASIDE, COMPACTED, PART
 
-#: A day is compacted when it has been over for so long, and nothing of it has come for a while: late data has its own pace.
+#: A day is compacted when it has been over for this long and nothing has come for it for a while, because late data has its own pace.
 _OVER_FOR: Final = timedelta(hours=1)
 _QUIET: Final = timedelta(minutes=30)
-#: Compacting copies the whole day: what comes to a compacted day waits until no more has come for so long.
+#: Compacting copies the whole day. So data that comes to a compacted day waits until no more has come for this long.
 _QUIET_AGAIN: Final = timedelta(days=1)
-#: So many flushes are merged: at the usual one in five seconds, an hour's.
+#: The number of flushes that are merged. At the usual flush every five seconds, this is one hour.
 _FLUSHES: Final = 720
-#: Files as young as this stay: whoever has begun to read them has that long to finish.
+#: Younger files stay, so whoever has begun to read them has this long to finish.
 _YOUNG: Final = timedelta(minutes=10)
 
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """A day to compact, or (with a table) one whose small files are to be merged; without a day, a table to sweep."""
+    """A day to compact; with a table, a day whose small files are to be merged; without a day, a table to sweep."""
 
     day: date | None
     topic: Topic | None = None
 
 
 def due(root: Path, now: datetime) -> list[Due]:
-    """What there is to do, oldest days first. Raises DiskProblem, NewerData."""
+    """Return what there is to do, oldest days first. Raises DiskProblem or NewerData."""
     found: set[Due] = set()
     for topic in NORMALIZED_TOPICS:
         folder = root / topic.table
@@ -68,11 +68,11 @@ def _due(topic: Topic, text: str, all_files: pa.Table, now: datetime) -> Due | N
 
 
 def small(files: pa.Table, older_than_ms: int) -> pa.Table:
-    """Those of some files that are single flushes of the store, written before a moment (ms since 1970)."""
+    """Return the files that are single flushes of the store, written before a moment (ms since 1970)."""
     flushes = pa.array([Path(path).name.startswith(PART) for path in files["path"].to_pylist()], pa.bool_())
     return files.filter(pc.and_(flushes, pc.less(files["modification_time"], older_than_ms)))
 
 
 def young_ms(now: datetime) -> int:
-    """Since when (ms since 1970) a file has to be written to be young."""
+    """Return the moment (ms since 1970) since which a file must have been written to be young."""
     return int((now - _YOUNG).timestamp() * 1_000)

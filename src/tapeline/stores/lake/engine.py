@@ -1,4 +1,4 @@
-"""What was dear to open, and serves every answer of a source: DuckDB, and the tables' logs."""
+"""The parts of a lake source that are expensive to open and serve all its answers: DuckDB and the tables' logs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from deltalake import DeltaTable
 
 from tapeline.stores.lake.files import check_format, table_at
 
-#: Of a connection: what DuckDB is asked for here is all built in.
+#: Settings of a connection. Everything used here is built into DuckDB.
 NO_DOWNLOADS: Final[dict[str, str | bool | int | float | list[str]]] = {
     "autoinstall_known_extensions": False,
     "autoload_known_extensions": False,
@@ -20,14 +20,14 @@ NO_DOWNLOADS: Final[dict[str, str | bool | int | float | list[str]]] = {
 
 
 class Engine:
-    """What was dear to open, and serves every answer of a source: DuckDB, and the tables' logs as far as they have been read."""
+    """DuckDB and the tables' logs as far as they have been read. They are expensive to open and serve all answers of a source."""
 
     def __init__(self) -> None:
         self._starting: Future[duckdb.DuckDBPyConnection] | None = None
         self._logs: dict[Path, DeltaTable] = {}
 
     def start(self) -> None:
-        """Have DuckDB start, which takes as long as reading a log does, beside the caller."""
+        """Start DuckDB in a background thread, because that takes as long as reading a log."""
         if self._starting is None:
             starter = ThreadPoolExecutor(1, "start DuckDB")
             self._starting = starter.submit(_connect)
@@ -40,7 +40,7 @@ class Engine:
         return self._starting.result()
 
     def log(self, folder: Path) -> DeltaTable:
-        """A table's log as it is now. Raises what Delta does."""
+        """Return a table's log as it is now. Raises Delta's errors."""
         known = self._logs.get(folder)
         if known is not None:
             known.update_incremental()

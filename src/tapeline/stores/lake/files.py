@@ -1,7 +1,8 @@
-"""The lake's files: each under a name that holds its own checksum, put into Delta's log and taken out of it in one commit.
+"""The lake's files: each name holds the file's checksum, and one commit puts files into Delta's log or takes them out.
 
-A file is written aside, under a name that no reader takes for Parquet, and gets its name when it is whole. What a commit takes out of the
-log is deleted after the commit. Who dies on the way leaves files that the log does not name, which the next change or a vacuum removes.
+A file is written aside, under a name that no reader takes for Parquet, and gets its own name when it is whole. Files that a commit
+takes out of the log are deleted after the commit. A process that dies on the way leaves files that the log does not name. The next
+change or a vacuum removes them.
 """
 
 from __future__ import annotations
@@ -32,30 +33,32 @@ from tapeline.local.locks import own
 from tapeline.records import Topic
 from tapeline.stores.lake.damage import checksum
 
-#: The lake's own format, kept in each table's description; a newer one is refused.
+#: The lake's own format, stored in each table's description. A newer format is refused.
 _FORMAT: Final = 1
 _DESCRIPTION: Final = "Tapeline lake, format "
 _CHECKPOINT: Final = 20
-#: A flush every few seconds makes a long log. Each write lists the log's folder, so old entries go after an hour: a checkpoint holds what
-#: they said. Files that were removed stay named for a day, for the next change to find what one that died did not delete.
+#: A flush every few seconds makes a long log, and each write lists the log's folder. So old entries are removed after an hour; a
+#: checkpoint holds their content. Removed files stay named for a day, so that the next change finds what a process that died did not
+#: delete.
 _LOG: Final = {
     "delta.checkpointInterval": str(_CHECKPOINT),
     "delta.logRetentionDuration": "interval 1 hours",
     "delta.deletedFileRetentionDuration": "interval 1 days",
 }
-#: How the names of files begin: a flush of the store; many of those, merged; one made again, from the raw topic or with another name of a
-#: symbol; a compacted one. A day with no others is compacted.
+#: Prefixes of file names: a flush of the store; several flushes, merged; a file made again from the raw topic or with another name of a
+#: symbol; a compacted file. A day that has other than compacted files is due for compaction.
 PART: Final = "part-"
 MERGED: Final = "merged-"
 MADE: Final = "made-"
 COMPACTED: Final = "sealed-"
-#: What is being written, inside a table's folder: the leading point hides it from readers of folders, and no name in it ends in .parquet.
+#: The folder inside a table's folder for files being written. The leading dot hides it from readers of folders, and no name in it ends in
+#: .parquet.
 ASIDE: Final = ".compacting"
-#: Rows that are read together: small enough to find an hour of a symbol, large enough to compress.
+#: Rows in a row group: small enough to find an hour of a symbol, large enough to compress.
 GROUP_ROWS: Final = 65_536
-#: Rows of a flush are read together up to so many.
+#: The most rows in a row group of a flush.
 _PART_GROUP_ROWS: Final = 128 * 1024
-#: Columns whose range within a file stands in the log, for readers to choose files by, and to know what a file held that is lost.
+#: Columns whose range within a file is in the log. Readers choose files by it, and it shows what a lost file held.
 RANGED: Final = (
     *("symbol", "ts_ns", "kind", "interval", "exchange", "provider", "feed", "channel", "received_ns", "ts"),
     *("raw_partition", "raw_offset"),
@@ -65,8 +68,9 @@ IDS: Final = ("raw_partition", "raw_offset", "raw_index")
 
 
 def said(error: Exception) -> str:
-    """What an error of delta-rs says, without the colors, the calls and the Rust structures that it prints; where it is a hole in the log,
-    what to do."""
+    """Return the message of a delta-rs error without the colors, call traces and Rust structures it prints.
+
+    If the error is a hole in the log, the message says what to do."""
     text = _COLOR.sub("", _CALLS.split(str(error))[0])
     text = " ".join(text.split()).replace(" \N{DOWNWARDS ARROW WITH TIP RIGHTWARDS} ", ": ")
     if gap := _HOLE.search(text):
@@ -78,7 +82,7 @@ def said(error: Exception) -> str:
     return _RUST.sub("...", text)[:_LONGEST_WORDS]
 
 
-#: As delta-rs tells a hole, and the paths of the log that it names.
+#: How delta-rs reports a hole, and the log paths that it names.
 _HOLE: Final = re.compile(r"Expected contiguous commit files.*")
 _LOGGED: Final = re.compile(r'path: "([^"]+)"')
 _RUST: Final = re.compile(r"\w+ \{.*\}")
@@ -91,7 +95,7 @@ _LONGEST_WORDS: Final = 300
 class Added:
     """A file that has its name and is in no commit yet."""
 
-    path: str  # within the table's folder, as the log names it
+    path: str  # path within the table's folder, as the log names it
     day: date
     size: int
     stats: str
@@ -101,14 +105,14 @@ _NOT_ADDRESSED: Final = re.compile(r"[\[\]\\\x00-\x1f\x7f]|%[0-9A-Fa-f]{2}")
 
 
 def table_at(folder: Path) -> DeltaTable:
-    """The table's log. Raises what Delta does."""
+    """Return the table's log. Raises Delta's errors."""
     return DeltaTable(_uri(folder))
 
 
 def _uri(folder: Path) -> str:
-    """A folder as Delta takes it: it reads text as an address, in which `#`, `?` and `%` mean something else.
+    """Return a folder as a URI. Delta reads text as an address, in which `#`, `?` and `%` mean something else.
 
-    Raises ConfigError for the few names that it cannot address at all (delta-rs 1.6)."""
+    Raises ConfigError for the few names that Delta cannot address at all (delta-rs 1.6)."""
     if wrong := _NOT_ADDRESSED.search(str(folder.absolute())):
         raise ConfigError(
             f"A lake cannot lie in {str(folder)!r}: its name holds {wrong[0]!r}, which Delta cannot address. Set another data_dir."
@@ -117,26 +121,26 @@ def _uri(folder: Path) -> str:
 
 
 def for_duckdb(paths: Iterable[Path | str]) -> list[str]:
-    """Files as DuckDB takes them: it reads text as a pattern, in which `*`, `?` and `[` stand for other files too."""
+    """Return paths escaped for DuckDB, which reads text as a pattern in which `*`, `?` and `[` match other files too."""
     return [re.sub(r"[*?\[]", r"[\g<0>]", str(path)) for path in paths]
 
 
 def create(folder: Path, schema: pa.Schema) -> DeltaTable:
-    """A table without rows; the one that is there, if another has just made it."""
+    """Return a new table without rows, or the existing one if another process has just made it."""
     return DeltaTable.create(
         _uri(folder), schema, mode="ignore", partition_by=["date"], description=f"{_DESCRIPTION}{_FORMAT}", configuration=_LOG
     )
 
 
 def keep_log_short(table: DeltaTable) -> None:
-    """Have a table that an earlier version made keep its log as those of today do. For the store alone: it is a commit."""
+    """Give a table that an earlier version made today's log settings. Only the store may call this, because it is a commit."""
     if any(table.metadata().configuration.get(name) != value for name, value in _LOG.items()):
         table.alter.set_table_properties(dict(_LOG))
         table.update_incremental()
 
 
 def check_format(table: DeltaTable, path: Path) -> None:
-    """Raises NewerData where a newer Tapeline wrote the table, ConfigError where none did."""
+    """Raises NewerData if a newer Tapeline wrote the table, ConfigError if Tapeline did not write it."""
     description = table.metadata().description or ""
     version = description.removeprefix(_DESCRIPTION)
     if not (description.startswith(_DESCRIPTION) and version.isdigit()):
@@ -149,7 +153,7 @@ def check_format(table: DeltaTable, path: Path) -> None:
 
 
 def opened(folder: Path) -> DeltaTable | None:
-    """The table as it now is; None where there is none. Raises NewerData, ConfigError, and what Delta does."""
+    """Return the table as it is now, or None if there is none. Raises NewerData, ConfigError and Delta's errors."""
     if not folder.exists():
         return None
     try:
@@ -161,7 +165,7 @@ def opened(folder: Path) -> DeltaTable | None:
 
 
 def files_of(table: DeltaTable, day: date | None = None) -> pa.Table:
-    """The files in the log, of one day or all, with what the log says of each; `day` is a text."""
+    """Return the files in the log, of one day or all, with what the log says about each. The column `day` is text."""
     actions = pa.table(table.get_add_actions(flatten=True))
     actions = actions.append_column("day", actions["partition.date"].cast(pa.string()))
     return actions if day is None else actions.filter(pc.equal(actions["day"], str(day)))
@@ -175,7 +179,7 @@ def total(files: pa.Table, name: str) -> int:
 
 
 def write(folder: Path, day: date, rows: pa.Table) -> Added:
-    """Write a file of a day's rows, without the column `date`; it is on disk for good when this returns."""
+    """Write a file of a day's rows, without the column `date`. The file is durable on disk when this returns."""
     sink = pa.BufferOutputStream()
     pq.write_table(rows, sink, compression="zstd", compression_level=1, row_group_size=_PART_GROUP_ROWS, write_page_checksum=True)
     content = sink.getvalue()
@@ -186,17 +190,17 @@ def write(folder: Path, day: date, rows: pa.Table) -> Added:
 
 
 def discard(folder: Path, added: Sequence[Added]) -> None:
-    """Delete files whose commit has failed, but for those that the log names all the same; where it cannot be read, none."""
+    """Delete files whose commit has failed, except those that the log names nevertheless. If the log cannot be read, delete none."""
     try:
         table = opened(folder)
         named = {Path(path).name for path in files_of(table)["path"].to_pylist()} if table is not None else set()
     except (OSError, DeltaError, TapelineError):
-        return  # they are removed once they are old
+        return  # a later change removes them once they are old
     delete([folder / one.path for one in added if Path(one.path).name not in named])
 
 
 def place(folder: Path, day: date, new: Sequence[Path], prefix: str) -> list[Added]:
-    """Give files that were written aside their names, on disk for good."""
+    """Give files that were written aside their names. They are durable on disk when this returns."""
     partition = folder / f"date={day}"
     partition.mkdir(exist_ok=True)
     run = uuid.uuid4().hex[:12]
@@ -213,7 +217,7 @@ def _added(folder: Path, day: date, path: Path) -> Added:
 
 
 def _stats(path: Path) -> str:
-    """What Delta's log says of a file: the number of rows, and the ranges of what readers choose files by."""
+    """Return what Delta's log says about a file: its row count, and the ranges of the columns that readers choose files by."""
     metadata = pq.read_metadata(path)
     least: dict[str, Any] = {}
     most: dict[str, Any] = {}
@@ -227,7 +231,7 @@ def _stats(path: Path) -> str:
 
 
 def _in_the_log(edge: object) -> object:
-    """A time as Delta's statistics have it; anything else as it is."""
+    """Return a time in the form of Delta's statistics, and any other value unchanged."""
     return edge.isoformat().replace("+00:00", "Z") if isinstance(edge, datetime) else edge
 
 
@@ -236,7 +240,7 @@ def _in_the_log(edge: object) -> object:
 
 @contextmanager
 def changing(root: Path, what: str) -> Iterator[None]:
-    """Be the only one that replaces or removes files of the lake; the store may add some meanwhile. Raises Busy."""
+    """Be the only process that replaces or removes files of the lake. The store may add files meanwhile. Raises Busy."""
     with own(root / ASIDE, what):
         yield
 
@@ -250,11 +254,11 @@ def commit(
     *,
     data_change: bool,
 ) -> None:
-    """One commit: these files out, those in, and these numbers; `table` is then as it left it.
+    """Make one commit that takes out `removed`, puts in `added` and sets the counts. Afterwards `table` stands at that commit.
 
-    It fails where another has removed one of the files since, or set one of the numbers, and lets others' additions stand. And where one of
-    those that go in is gone: a process that stood still for an hour finds its file forgotten, and removed.
-    `data_change`: whether there are other rows than before."""
+    `data_change`: whether the rows differ from before. The commit fails if another process has removed one of the files or set one of
+    the counts since. It tolerates files that others added. It also fails if an added file is gone: if a process stood still for an
+    hour, its file counts as forgotten and was removed."""
     for one in added:
         if not (folder / one.path).exists():
             raise FileNotFoundError(f"{one.path} was removed before it was in the log: it had lain there for too long")
@@ -271,8 +275,8 @@ def commit(
         schema=table.schema(),
         partition_by=["date"],
         commit_properties=CommitProperties(app_transactions=list(transactions)),
-        # Old entries of the log are the store's to remove: of two that do so at once, one would find them gone, and fail. And not with
-        # each commit, for looking for them lists the log.
+        # Only the store removes old entries of the log. If two processes did so at once, one would find them gone and fail. It does not
+        # happen at each commit, because finding old entries lists the log.
         post_commithook_properties=PostCommitHookProperties(
             create_checkpoint=removed is None, cleanup_expired_logs=removed is None and (table.version() + 1) % _CHECKPOINT == 0
         ),
@@ -281,8 +285,10 @@ def commit(
 
 
 def move_on(table: DeltaTable, removed: pa.Table) -> None:
-    """Have a table stand at the latest commit before files are taken out that took long to copy: what was committed since the table was
-    opened may be in its log no more. Only for who changes the lake alone. Raises OSError where one of the files is out already."""
+    """Bring a table to the latest commit before files that took long to copy are taken out.
+
+    What was committed since the table was opened may no longer be in its log. Only a process that changes the lake alone may call
+    this. Raises OSError if one of the files is out already."""
     table.update_incremental()
     named = set(files_of(table)["path"].to_pylist())
     if gone := [path for path in removed["path"].to_pylist() if path not in named]:
@@ -306,13 +312,13 @@ def delete(paths: Sequence[Path]) -> tuple[int, int]:
 def remove_if_empty(partition: Path) -> None:
     try:
         partition.rmdir()
-    except OSError:  # it is gone, or holds something: a store may have come back to it
+    except OSError:  # it is gone, or holds something: a store may have written to it again
         return
 
 
 @contextmanager
 def disk_problem(folder: Path, what: str, remedy: str, *also: type[Exception]) -> Iterator[None]:
-    """What the disk, Delta, Arrow and `also` raise, as DiskProblem that says what was not done."""
+    """Turn errors of the disk, Delta, Arrow and `also` into a DiskProblem that says what was not done."""
     try:
         yield
     except (OSError, DeltaError, pa.ArrowException, *also) as error:
@@ -321,7 +327,7 @@ def disk_problem(folder: Path, what: str, remedy: str, *also: type[Exception]) -
 
 
 def _readable(folder: Path) -> bool:
-    """Whether readers find the table's files, as far as its log goes."""
+    """Return whether readers find the table's files, as far as the log shows."""
     try:
         table_at(folder)
     except TableNotFoundError:
@@ -332,7 +338,9 @@ def _readable(folder: Path) -> bool:
 
 
 def damaged_entry(folder: Path) -> str:
-    """Which entry of a table's log is damaged, and what to do, to stand behind what Delta says of it; empty where each can be read."""
+    """Return which entry of a table's log is damaged and what to do, as an addition to Delta's message. Empty if every entry can be
+    read.
+    """
     for entry in sorted((folder / "_delta_log").glob("*.json")):
         try:
             for line in entry.read_bytes().splitlines():
@@ -346,10 +354,10 @@ def damaged_entry(folder: Path) -> str:
 
 
 def unreadable(folder: Path, error: Exception) -> DiskProblem:
-    """What an error in opening a table means."""
+    """Return the DiskProblem for an error while opening a table."""
     return DiskProblem(f"The lake's table {folder} cannot be read: {said(error)}{damaged_entry(folder)}.")
 
 
 def names_of(topic: Topic) -> str:
-    """The columns of a topic's files, in their order, for SQL."""
+    """Return the columns of a topic's files, in their order, for SQL."""
     return ", ".join(f'"{name}"' for name in (*topic.schema.names, "ts"))

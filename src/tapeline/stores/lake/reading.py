@@ -1,4 +1,4 @@
-"""Reads the lake for programs: only the files that can match by the statistics in Delta's log, a bounded number of rows at a time."""
+"""Reads the lake for programs: only files that can match by the statistics in Delta's log, and a bounded number of rows at a time."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from tapeline.stores.lake.files import for_duckdb
 from tapeline.stores.lake.table_files import TableFiles
 from tapeline.stores.selection import ORDER, Selection, alike, amended_by, notices_about
 
-#: So many rows are sorted at once: what a read needs of memory, whatever its range.
+#: The most rows sorted at once. This is the memory that a read needs, whatever its range.
 _WINDOW_ROWS: Final = 500_000
-#: Files of so few rows are sorted at once without counting first how many of the rows are wanted.
+#: Files with at most this many rows are sorted at once, without first counting the rows that match.
 _UNCOUNTED_ROWS: Final = 1_000_000
-#: Of so few files their footers are asked how many rows there can be at most, which costs less than counting.
+#: If there are at most this many files, their footers give an upper bound of the rows, which costs less than counting.
 _FEW_FILES: Final = 8
 _BATCH_ROWS: Final = 65_536
-#: Into how many parts of equal length a range is counted.
+#: The number of parts of equal length in which the rows of a range are counted.
 _PARTS: Final = 1_024
-#: How far back the last tick is looked for first, and how many times as far after each time that it was not there.
+#: How far back the search for the last tick starts, and by what factor it grows after each search without a result.
 _FIRST_LOOK_NS: Final = 60 * NS_PER_S
 _LOOK_GROWTH: Final = 16
-#: How many of the newest files are asked for symbols that look like an unknown one.
+#: The number of newest files that are searched for symbols similar to an unknown one.
 _LIKENESS_FILES: Final = 20
 _MOST: Final = (1 << 63) - 1
 
@@ -40,14 +40,14 @@ _REVISION: Final = "received_ns DESC, raw_partition DESC, raw_offset DESC, raw_i
 
 
 _Found = TypeVar("_Found")
-#: The value of a parameter of a query.
+#: The value of a query parameter.
 Value = str | int | list[str]
 
 
 class LakeSource:
-    """The lake under `root` as it was when each table was first asked for: what is written meanwhile is not seen, by any read.
+    """The lake under `root` as it was when each table was first used. No read sees what is written after that.
 
-    A day that is compacted meanwhile has other files with the same rows: reads go on in those where they were.
+    If a day is compacted meanwhile, other files hold the same rows, and reads continue in those at the point they had reached.
     """
 
     def __init__(self, root: Path) -> None:
@@ -67,7 +67,11 @@ class LakeSource:
         return again
 
     def verified(self) -> Self:
-        """Each file is read once more, whole, before its rows are, and held against the checksum in its name. Raises DiskProblem then."""
+        """Return the same lake with checks: each file is read once more as a whole, before its rows are, and compared with the checksum
+        in its name.
+
+        The reads raise DiskProblem if it differs.
+        """
         again = self.now()
         again._verify = True
         return again
@@ -86,7 +90,8 @@ class LakeSource:
         found = _schema(TICKS_TOPIC, inner).empty_table()
         rest, length_ns = selection, _FIRST_LOOK_NS
         order = ", ".join(f"{name} DESC" for name in ORDER if name != "symbol")
-        # From the end backwards, each part longer than the one before: what it holds of a symbol is later than all that is left.
+        # The search goes backwards from the end, and each part is longer than the one before. What a part holds of a symbol is later than
+        # everything that is left.
         while rest.symbols and (files := self._files(TICKS_TOPIC).matching(rest)).count:
             end_ns = min(rest.end_ns, files.newest_ns + 1)
             part = replace(rest, start_ns=max(rest.start_ns, end_ns - length_ns), end_ns=end_ns)
@@ -125,7 +130,7 @@ class LakeSource:
 
     def _unknown(self, topic: Topic, symbols: tuple[str, ...]) -> Mapping[str, list[str]]:
         files = self._files(topic)
-        # The first and the last symbol of each file are in the log.
+        # The log names the first and the last symbol of each file.
         missing = sorted(set(symbols) - files.named)
         at, step = 0, 1
         candidates = files.of_any("symbol", missing)
@@ -139,10 +144,10 @@ class LakeSource:
         return {symbol: alike(symbol, known) for symbol in missing}
 
     def _symbols(self, topic: Topic, files: TableFiles, among: Sequence[str] | None) -> list[str]:
-        """The symbols in some files, of those asked for; None: all."""
+        """Return which of the given symbols occur in the files; None: return all symbols."""
         names = {f"symbol{at}": symbol for at, symbol in enumerate(among or ())}
         condition = f"WHERE symbol IN ({', '.join(f'${name}' for name in names)})" if names else ""
-        # One symbol is there or not: the first row tells.
+        # For one symbol, the first row settles whether it is there.
         one = among is not None and len(among) == 1
         condition, distinct = (f"{condition} LIMIT 1", "") if one else (condition, "DISTINCT")
         text = f"SELECT {distinct} symbol FROM read_parquet($files, hive_partitioning = false) {condition}"  # noqa: S608 no text of a user's
@@ -159,7 +164,7 @@ class LakeSource:
             return ask()
 
     def _renewed(self, topic: Topic) -> bool:
-        """Whether files that could not be read were replaced by others with the same rows, which are read from now on."""
+        """Return whether other files with the same rows have replaced files that could not be read. If so, they are read from now on."""
         files = self._files(topic).renewed(TableFiles.listed(self._root / topic.table, self._engine))
         if files is not None:
             self._tables[topic.table] = files
@@ -171,10 +176,10 @@ class LakeSource:
         return pa.RecordBatchReader.from_batches(schema, self._batches(topic, selection, qualify, schema))
 
     def _batches(self, topic: Topic, selection: Selection, qualify: str, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-        """The rows in their order, each once, also where files are replaced on the way."""
+        """Yield the rows in their order, each once, even if files are replaced on the way."""
         given = 0
         while True:
-            skip = given  # the order is total, so the rows that were given are the first ones again
+            skip = given  # the order is total, so the rows already given come first again
             try:
                 for batch in self._ordered(self._files(topic).matching(selection), selection, qualify, schema):
                     fresh = batch.slice(min(skip, batch.num_rows))
@@ -188,7 +193,7 @@ class LakeSource:
                     raise
 
     def _ordered(self, files: TableFiles, selection: Selection, qualify: str, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-        """One window of time after the other: their rows joined are in order, for the time orders first."""
+        """Yield the rows of one window of time after another. They are in order, because time is the first sort key."""
         for start_ns, end_ns in self._windows(files, selection):
             window = replace(selection, start_ns=start_ns, end_ns=end_ns)
             some = files.matching(window)
@@ -213,7 +218,7 @@ class LakeSource:
             self._whole.add(path)
 
     def _windows(self, files: TableFiles, selection: Selection) -> Iterator[tuple[int, int]]:
-        """Parts of the range with about as many rows as may be sorted at once, or a single nanosecond."""
+        """Split the range into parts with at most about as many rows as may be sorted at once, or of a single nanosecond."""
         start_ns, end_ns = max(selection.start_ns, files.oldest_ns), min(selection.end_ns, files.newest_ns + 1)
         if start_ns >= end_ns:
             return
@@ -240,12 +245,13 @@ class LakeSource:
             yield since, end_ns
 
     def _run(self, text: str, values: Mapping[str, Value], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-        """The answer of a query of the files that `values` names."""
+        """Yield the result of a query over the files that `values` names. Raises DiskProblem if they cannot be read."""
         files = values["files"]
         assert isinstance(files, list), "which files a query reads is told as `files`"
         self._hold_against_checksums(files)
         try:
-            # Of its own, for several readers of one source may be open; and held, for it closes when nothing does.
+            # Each query has a cursor of its own, because several readers of one source may be open. It is held in a variable, because it
+            # closes when nothing refers to it.
             cursor = self._engine.connection.cursor()
             found = cursor.sql(text, params={**values, "files": for_duckdb(files)})
             for batch in pa.RecordBatchReader.from_stream(found):
@@ -269,7 +275,7 @@ def _schema(topic: Topic, columns: Sequence[str]) -> pa.Schema:
 
 
 def _select(columns: Sequence[str], selection: Selection, files: list[str]) -> tuple[str, dict[str, Value]]:
-    """A query without order, and its parameters. `columns` are the schema's own names, which the caller has checked."""
+    """Return a query without an order, and its parameters. `columns` are the schema's own names, which the caller has checked."""
     symbols = {f"symbol{at}": symbol for at, symbol in enumerate(selection.symbols)}
     conditions = ["ts_ns >= $start_ns", "ts_ns < $end_ns", f"symbol IN ({', '.join(f'${name}' for name in symbols)})"]
     values: dict[str, Value] = {"files": files, "start_ns": selection.start_ns, "end_ns": selection.end_ns, **symbols}
@@ -279,5 +285,5 @@ def _select(columns: Sequence[str], selection: Selection, files: list[str]) -> t
             conditions.append(f'"{name}" = ${name}')
             values[name] = value
     names = ", ".join(f'"{name}"' for name in columns) or "ts_ns"
-    # The partition's date is not asked for: what matches was chosen by the log, which knows more.
+    # The query does not filter by the partition's date: the log, which knows more, has already chosen the files.
     return f"SELECT {names} FROM read_parquet($files, hive_partitioning = false) WHERE {' AND '.join(conditions)}", values  # noqa: S608

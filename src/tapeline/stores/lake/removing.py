@@ -1,4 +1,4 @@
-"""Files that leave the lake: those that the log calls removed, and those that it does not name."""
+"""Deleting files from the lake: those the log calls removed, and those it does not name."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from deltalake import DeltaTable
 from tapeline.local.files import sync
 from tapeline.stores.lake.files import ASIDE, COMPACTED, MADE, MERGED, delete, files_of, remove_if_empty
 
-#: Files that only who changes the lake alone gives their names.
+#: Prefixes of files that only a process that changes the lake alone can create.
 _ALONE: Final = (MERGED, MADE, COMPACTED)
-#: No store takes so long between writing a file and committing it.
+#: No store takes this long (s) between writing a file and committing it.
 _FORGOTTEN_AFTER_S: Final = 3_600.0
 
 
 def delete_removed(folder: Path, table: DeltaTable, day: date | None = None) -> tuple[int, int]:
-    """Delete the files that the log calls removed, of one day or all: (files, bytes). Empty folders go too.
+    """Delete the files that the log calls removed, of one day or all, and empty folders. Return (files, bytes).
 
-    One that the log does not know yet may be a store's, just before its commit: it stays."""
+    A file the log does not know yet stays: a store may be about to commit it."""
     log = folder / "_delta_log"
     for path in (log / f"{table.version():020}.json", log):
         if path.exists():
@@ -34,16 +34,16 @@ def delete_removed(folder: Path, table: DeltaTable, day: date | None = None) -> 
 
 
 def sweep(folder: Path, table: DeltaTable, day: date | None = None) -> None:
-    """Remove what a change that died has left, of one day or all: what it wrote aside, and files on either side of its commit."""
+    """Remove what a change that died has left, of one day or all: files written aside, and files from before or after its commit."""
     shutil.rmtree(folder / ASIDE, ignore_errors=True)
     named = {Path(path).name for path in files_of(table, day)["path"].to_pylist()}
-    # What a store has written and not committed yet is young; the log forgets what it called removed after a day.
+    # Files that a store has written and not committed yet are young. The log forgets after a day which files it called removed.
     delete(unnamed(folder, named, day))
     delete_removed(folder, table, day)
 
 
 def delete_unnamed(folder: Path, table: DeltaTable) -> tuple[int, int]:
-    """Delete every file that the log does not name, but for those that a store may be about to commit: (files, bytes)."""
+    """Delete every file that the log does not name, except those that a store may be about to commit. Return (files, bytes)."""
     shutil.rmtree(folder / ASIDE, ignore_errors=True)
     removed = delete_removed(folder, table)
     left = delete(unnamed(folder, {Path(path).name for path in files_of(table)["path"].to_pylist()}))
@@ -53,9 +53,10 @@ def delete_unnamed(folder: Path, table: DeltaTable) -> tuple[int, int]:
 
 
 def unnamed(folder: Path, named: set[str], day: date | None = None) -> list[Path]:
-    """Files in the folders of days that are not among those named, and that no store is about to commit.
+    """Return the files in the day folders that are not in `named` and that no store is about to commit.
 
-    Only for who changes the lake alone: what others write aside or compact at the moment would be among them."""
+    Only a process that changes the lake alone may call this. Otherwise the result would include files that others write aside or
+    compact now."""
     found = []
     for path in folder.glob("date=*/*" if day is None else f"date={day}/*"):
         if path.name not in named:

@@ -1,8 +1,8 @@
-"""Gives a symbol its right name in the lake: the files that hold rows under the wrong one are replaced, a day of a table in one commit.
+"""Renames a symbol in the lake: the files with rows under the wrong name are replaced, each day of a table in one commit.
 
-An event may be there under both names. Then the row that came first stays, as if both had come under one name. The other row counts as a
-duplicate from then on. Everything else of a row stays. What is written is read back and compared, as when a day is compacted. Who dies on
-the way leaves files that the log does not name, which the next one removes.
+An event may exist under both names. Then the row that came first stays, as if both had come under one name. From then on, the other
+row counts as a duplicate. Everything else of a row stays. The new files are read back and compared, as when a day is compacted. A
+process that dies on the way leaves files that the log does not name; the next change removes them.
 """
 
 from __future__ import annotations
@@ -32,17 +32,18 @@ from tapeline.stores.lake.files import ASIDE, COMPACTED, IDS, MADE
 from tapeline.stores.renaming import NAMING, Progress, Renamed, Renaming
 
 _REMEDY: Final = "Rename again, it goes on where it was; `tapeline lake repair` makes a damaged file again."
-#: Files whose rows are counted by one query.
+#: The most files whose rows one query counts.
 _FILES: Final = 2_000
 _IDS: Final = ", ".join(IDS)
 _MINE: Final = "(provider = $provider AND feed = $feed AND symbol = $old)"
-#: What is asked of DuckDB; names in braces are columns and queries of this module's own, values and files are parameters.
+#: The queries for DuckDB. Names in braces are this module's own columns and queries; values and files are parameters.
 _READ: Final = "read_parquet(${}, hive_partitioning = false)"
 _HOLDING: Final = (
     "SELECT filename, count(*) FROM read_parquet($files, hive_partitioning = false, filename = true) WHERE {mine} GROUP BY filename"
 )
 _NEAR: Final = "read_parquet($near, hive_partitioning = false, filename = true)"
-#: Events that are there under both names. Of two rows of different days the one under the new name stays: one day is changed at a time.
+#: Events that exist under both names. If their rows are on different days, the one under the new name stays, because only one day is
+#: changed at a time.
 _BOTH: Final = """
 CREATE OR REPLACE TEMP TABLE twice AS
 SELECT {old_ids}, {new_ids}, n.filename,
@@ -54,7 +55,7 @@ JOIN (SELECT {ids}, received_ns, ts_ns, filename, {keyed} FROM {near}
 _AGAIN: Final = "CREATE TEMP TABLE again (symbol VARCHAR, raw_partition INTEGER, raw_offset BIGINT, raw_index INTEGER, filename VARCHAR)"
 _EARLIER: Final = "INSERT INTO again SELECT DISTINCT $old, {ids}, NULL FROM twice WHERE stays"
 _LATER: Final = "INSERT INTO again SELECT DISTINCT $new, {ids}, filename FROM twice WHERE NOT stays"
-#: A notice may have no symbol: what is not said to be again is not.
+#: A notice may have no symbol. The comparison is then null, which counts as not being a copy.
 _RENAMED: Final = """
 SELECT * REPLACE (CASE WHEN {mine} THEN $new ELSE symbol END AS symbol) FROM {files}
 WHERE coalesce((symbol, {ids}) NOT IN (SELECT (symbol, {ids}) FROM {again}), true)
@@ -106,7 +107,7 @@ class LakeRenaming:
 
 
 def _holding(folder: Path, table: DeltaTable, renaming: Renaming) -> dict[date, dict[str, int]]:
-    """The files that hold rows under the old name, by day, each with their number."""
+    """Return, for each day, the files that hold rows under the old name, with the number of those rows."""
     candidates = _between(lake_files.files_of(table), "symbol", renaming.old, renaming.old)["path"].to_pylist()
     found: dict[date, dict[str, int]] = {}
     with tempfile.TemporaryDirectory(prefix="tapeline-rename-") as spilled, connect(Path(spilled)) as db:
@@ -120,7 +121,7 @@ def _holding(folder: Path, table: DeltaTable, renaming: Renaming) -> dict[date, 
 
 
 def _between(files: pa.Table, name: str, low: object, high: object) -> pa.Table:
-    """The files that may hold values of a column from `low` to `high`, by what the log says of them."""
+    """Return the files that may hold values of a column from `low` to `high`, by what the log says."""
     if f"min.{name}" not in files.schema.names:
         return files
     inside = pc.and_(pc.less_equal(files[f"min.{name}"], high), pc.greater_equal(files[f"max.{name}"], low))
@@ -128,7 +129,7 @@ def _between(files: pa.Table, name: str, low: object, high: object) -> pa.Table:
 
 
 def _both(columns: Sequence[str], known: str) -> str:
-    """The query for events that are there under both names: rows with `known` that are equal in some columns."""
+    """Return the query for events that exist under both names: rows that match `known` and are equal in the given columns."""
     keys = [f"k{at}" for at in range(len(columns))]
     return _BOTH.format(
         old_ids=", ".join(f"o.{name} AS old_{name}" for name in IDS),
@@ -147,12 +148,12 @@ def _both(columns: Sequence[str], known: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Again:
-    """The rows of a day that are left out, for their event is there under the other name."""
+    """The rows of a day to leave out, because their event exists under the other name."""
 
-    path: Path  # a file with their symbols and ids
-    old: int  # under the old name
-    new: int  # under the new one
-    files: list[str]  # that hold those under the new name
+    path: Path  # a file with these rows' symbols and ids
+    old: int  # number of rows under the old name
+    new: int  # number of rows under the new name
+    files: list[str]  # the files that hold the rows under the new name
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +164,7 @@ class _Day:
     topic: Topic
     table: DeltaTable
     day: date
-    holding: Mapping[str, int]  # files with rows under the old name: their number
+    holding: Mapping[str, int]  # files with rows under the old name, and the number of those rows
     rule: IdentityRule
     renaming: Renaming
 
@@ -177,7 +178,7 @@ class _Day:
 
     @contextmanager
     def _aside(self, dry_run: bool) -> Iterator[Path]:
-        """A folder for what is written before it has its name."""
+        """Yield a folder for files that do not have their final name yet."""
         with ExitStack() as cleared:
             if dry_run:
                 yield Path(cleared.enter_context(tempfile.TemporaryDirectory(prefix="tapeline-rename-")))
@@ -189,14 +190,16 @@ class _Day:
             yield aside
 
     def _files(self, others: list[str]) -> pa.Table:
-        """The files that are replaced. Of a compacted day all from the one name to the other: no symbol is then in two files."""
+        """Return the files to replace. In a compacted day these are all files between the two names, so that no symbol ends up in two
+        files.
+        """
         files = lake_files.files_of(self.table, self.day)
         if all(Path(path).name.startswith(COMPACTED) for path in files["path"].to_pylist()):
             return _between(files, "symbol", *sorted((self.renaming.old, self.renaming.new)))
         return files.filter(pc.is_in(files["path"], pa.array([*self.holding, *others], pa.string())))
 
     def _swap(self, old: pa.Table, again: _Again, aside: Path) -> None:
-        # Look for damage first: the copy gets a checksum of its own, which would hide it.
+        # Look for damage first: the copy gets a checksum of its own, which would hide the damage.
         for path, held, rows in zip(*(old[name].to_pylist() for name in ("path", "size_bytes", "num_records")), strict=True):
             if (wrong := damage(self.folder, path, held, rows)) is not None:
                 raise OSError(f"{self.folder / path} {wrong}")
@@ -213,7 +216,7 @@ class _Day:
         removing.delete_removed(self.folder, self.table, self.day)
 
     def _again(self, aside: Path) -> _Again:
-        """Which rows are left out."""
+        """Find the rows to leave out."""
         path = aside / "again.part"
         with connect(aside / "spilled") as db:
             db.execute(_AGAIN).fetchall()
@@ -230,7 +233,9 @@ class _Day:
         return _Again(path, int(old), int(new), [str(Path(name).relative_to(self.folder)) for (name,) in names])
 
     def _identities(self, db: duckdb.DuckDBPyConnection) -> Iterator[tuple[str, list[str], int, dict[str, str]]]:
-        """What makes two of the rows' events the same, of each channel: (which rows, equal in what, how far apart, parameters)."""
+        """Yield, for each channel, what makes two of the rows' events the same: (condition for the rows, equal columns, largest
+        distance in ns, parameters).
+        """
         if self.topic not in (TICKS_TOPIC, BARS_TOPIC):
             yield "true", list(IDS), 0, {}
             return
@@ -244,7 +249,7 @@ class _Day:
                 yield f"channel = $channel AND {known}", columns, identity.drift_ns, {"channel": channel}
 
     def _near(self, drift_ns: int) -> list[str]:
-        """The files, of any day, that may hold the same events under the new name."""
+        """Return the files, of any day, that may hold the same events under the new name."""
         files = lake_files.files_of(self.table)
         mine = files.filter(pc.is_in(files["path"], pa.array(list(self.holding), pa.string())))
         if drift_ns and "min.ts_ns" in files.schema.names and not mine["min.ts_ns"].null_count:
@@ -254,7 +259,7 @@ class _Day:
         return [str(self.folder / path) for path in _between(files, "symbol", self.renaming.new, self.renaming.new)["path"].to_pylist()]
 
     def _values(self, paths: list[str]) -> dict[str, str | list[str]]:
-        """The parameters of every query."""
+        """Return the parameters of every query."""
         files = lake_files.for_duckdb([self.folder / path for path in paths])
         one = self.renaming
         return {"files": files, "provider": one.provider, "feed": one.feed, "old": one.old, "new": one.new}

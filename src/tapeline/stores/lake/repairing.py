@@ -1,8 +1,9 @@
-"""Makes damaged files of the lake again, from the raw records that their rows came from.
+"""Rebuilds damaged files of the lake from the raw records that their rows came from.
 
-The log still says which places of the raw topic a file's rows had, and which ranges its columns. What the raw records give there, by
-today's normalizer, without what the whole files hold, without what the store has still to read, and each event once, are the rows that are
-missing. They are as many as the log says, or nothing is changed. One commit takes the damaged files out and puts the new one in.
+The log still says which places of the raw topic a file's rows had, and the ranges of its columns. Today's normalizer produces the rows
+of these raw records again. Rows that the undamaged files hold, rows that the store has still to read, and repeated events are taken
+out; what remains are the missing rows. Their number must equal what the log says, or nothing is changed. One commit takes the damaged
+files out and puts the new one in.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from tapeline.stores.lake.files import ASIDE, COMPACTED, GROUP_ROWS, IDS, MADE, 
 
 _REMEDY: Final = "Repair again."
 _IDS: Final = ", ".join(IDS)
-#: What is asked of DuckDB; names in braces are columns and other queries of this module's own, values and files are parameters.
+#: The queries for DuckDB. Names in braces are this module's own columns and queries; values and files are parameters.
 _FILES: Final = "read_parquet(${}, hive_partitioning = false)"
 _INSIDE: Final = """(d."min.{0}" IS NULL OR g."{0}" IS NULL OR (g."{0}" >= d."min.{0}" AND g."{0}" <= d."max.{0}"))"""
 _MISSING: Final = """
@@ -42,7 +43,7 @@ _OF_CHANNEL: Final = "provider = $provider AND feed = $feed AND channel = $chann
 _DATE: Final = "CAST(make_timestamp_ns(ts_ns) AS DATE) AS date"
 _MINE: Final = "CREATE OR REPLACE TEMP TABLE mine AS SELECT {ids}, received_ns, ts_ns, {keyed} FROM missing WHERE {of_channel}"
 _HELD: Final = "CREATE OR REPLACE TEMP TABLE held AS SELECT {keyed} FROM {near} WHERE {of_channel}"
-#: Within a partition the one that came first was kept; between partitions, that was the one received first.
+#: The store kept the copy that came first within a partition, and between partitions the one received first.
 _AGAIN: Final = """
 CREATE OR REPLACE TEMP TABLE again AS SELECT {ids} FROM mine ANTI JOIN (
     SELECT * FROM (
@@ -56,13 +57,15 @@ _WRITTEN: Final = "SELECT {names} FROM missing ORDER BY {order}"
 
 
 class Origin(Protocol):
-    """The stream that the lake's rows came by."""
+    """The stream from which the lake's rows came."""
 
     def again(self, topic: Topic, places: Mapping[int, tuple[int, int]] | None) -> Iterator[pa.RecordBatch]:
-        """What the raw records in these places (partition to first and last offset; None: all there are) give of a topic."""
+        """Yield a topic's records made from the raw records in these places (partition to first and last offset; None: all raw records
+        there are).
+        """
 
     def waiting(self, topic: Topic, positions: Mapping[int, int]) -> Iterator[pa.RecordBatch]:
-        """The records of a topic from these positions on."""
+        """Yield the records of a topic from these positions on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,17 +75,18 @@ class Repaired:
     table: str
     day: date
     files: tuple[str, ...]
-    rows: int  # that the log says they held
-    found: int  # of those, that could be made again
-    lost: int  # that were given up
-    problem: str = ""  # why nothing was changed
+    rows: int  # rows the log says they held
+    found: int  # of these, the rows that could be made again
+    lost: int  # rows that were given up
+    problem: str = ""  # why nothing was changed; empty if the repair was done
 
 
 def repair(root: Path, rule: IdentityRule, origin: Origin, progress: Progress, *, drop: bool = False) -> Iterator[Repaired]:
-    """Make every damaged file of the lake under `root` again, a day of a table after the other.
+    """Rebuild every damaged file of the lake under `root`, one day of a table after another, and yield each result.
 
-    Where the raw records are gone the files stay in the log, and readers fail on them; `drop`: they are taken out with what is lost.
-    Raises Busy while another process changes the lake's files, Unavailable, NewerData: what came before is done.
+    If the raw records are gone, the files stay in the log and readers fail on them. `drop`: take such files out, and give up the rows
+    that are lost. Raises Busy while another process changes the lake's files, Unavailable and NewerData; what was yielded before is
+    done.
     """
     with lake_files.changing(root, "tapeline lake repair"):
         for topic in NORMALIZED_TOPICS:
@@ -101,7 +105,7 @@ def repair(root: Path, rule: IdentityRule, origin: Origin, progress: Progress, *
 
 
 class _Day:
-    """One day of a table, as of one commit: the damaged files and the whole ones, and the store's place in the stream."""
+    """One day of a table, as of one commit: the damaged and the undamaged files, and the store's position in the stream."""
 
     def __init__(self, folder: Path, topic: Topic, table: DeltaTable, day: date, bad: set[str], rule: IdentityRule, origin: Origin) -> None:
         self._folder, self._topic, self._table, self._day, self._rule, self._origin = folder, topic, table, day, rule, origin
@@ -149,10 +153,10 @@ class _Day:
         db.sql(text).write_parquet(str(path), compression="zstd", row_group_size=GROUP_ROWS)
         return path
 
-    # Which rows are missing.
+    # Finding the missing rows.
 
     def _find(self, db: duckdb.DuckDBPyConnection) -> None:
-        """Have them in a table `missing`."""
+        """Create the table `missing` with the missing rows."""
         files = {
             "given": [str(self._aside_file("given", self._origin.again(self._topic, self._places())))],
             "waiting": [str(self._aside_file("waiting", self._origin.waiting(self._topic, self._totals.positions)))],
@@ -173,7 +177,7 @@ class _Day:
                 self._each_counted(db, (provider, feed, channel), files["given"])
 
     def _each_once(self, db: duckdb.DuckDBPyConnection, channel: Channel) -> None:
-        """Without the events of a channel that a whole file holds; and of one that came again, only the first."""
+        """Delete a channel's events that an undamaged file holds, and all but the first copy of each event."""
         identity = self._rule(*channel)
         columns, known = in_sql(identity)
         if not columns:
@@ -196,7 +200,7 @@ class _Day:
         db.execute(_DELETE.format(ids=_IDS, again="again")).fetchall()
 
     def _each_counted(self, db: duckdb.DuckDBPyConnection, channel: Channel, given: Sequence[str]) -> None:
-        """The same for those without an id, where others of the channel have one. `given`: the files of all that came."""
+        """Do the same for events without an id in a channel where others have one. `given`: the files with all records that came."""
         identity = self._rule(*channel)
         if not identity.counted:
             return
@@ -222,10 +226,12 @@ class _Day:
         db.unregister("copies")
 
     def _places(self) -> dict[int, tuple[int, int]] | None:
-        """Of each partition of the raw topic the first and the last offset that the damaged files can have rows of."""
+        """Return, for each partition of the raw topic, the first and last offset that the damaged files may have rows of. None: not
+        known.
+        """
         names = [f"{edge}.{name}" for name in ("raw_partition", "raw_offset") for edge in ("min", "max")]
         if any(name not in self._bad.schema.names or self._bad[name].null_count for name in names):
-            return None  # an earlier version's compacted file
+            return None  # a compacted file of an earlier version
         found: dict[int, tuple[int, int]] = {}
         for first, last, low, high in zip(*(self._bad[name].to_pylist() for name in names), strict=True):
             for partition in range(first, last + 1):
@@ -234,7 +240,7 @@ class _Day:
         return found
 
     def _aside_file(self, name: str, batches: Iterable[pa.RecordBatch]) -> Path:
-        """The day's rows among some, in a file aside."""
+        """Write those records that belong to the day to a file aside."""
         path = self._aside / f"{name}.part"
         schema = with_dates(pa.RecordBatch.from_pylist([], self._topic.schema)).schema
         with pq.ParquetWriter(path, schema, compression="zstd") as writer:
@@ -244,7 +250,7 @@ class _Day:
         return path
 
     def _near(self, low_ns: int, high_ns: int) -> list[str]:
-        """The whole files that may hold times within a range."""
+        """Return the undamaged files that may hold times within a range."""
         files = self._whole
         if "min.ts_ns" not in files.schema.names:
             return self._paths(files)

@@ -1,7 +1,7 @@
-"""Keeps the lake to its days and its size, the oldest whole UTC days first, and clears away what no reader of the log needs.
+"""Keeps the lake within its days and its size: removes the oldest whole UTC days first, and whatever no reader of the log needs.
 
-Which days go is written down before the first table is changed, and forgotten after the last: who dies in between has decided, and the next
-one that comes finishes it. The rows of a day that was removed stay counted as kept, and are counted as removed beside that.
+The decision which days go is written to a file before the first table is changed, and deleted after the last. If the process dies in
+between, the next one finishes what was decided. The rows of a removed day stay counted as kept, and count as removed as well.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from tapeline.records import NORMALIZED_TOPICS, Topic
 from tapeline.stores.lake import count_id, removing, totals_of
 from tapeline.stores.lake import files as lake_files
 
-#: The days that have been decided on, beside the tables, from before the first commit until after the last.
+#: A file next to the tables with the days to remove. It exists from before the first commit until after the last.
 _DECIDED: Final = ".pruning"
 _REMEDY: Final = "Prune again."
 
 
 @dataclass(frozen=True, slots=True)
 class Keep:
-    """How much stays; 0: everything."""
+    """How much stays. 0: everything."""
 
-    days: int = 0  # before today, in UTC
-    gigabytes: float = 0.0  # of all tables together, in 10**9 bytes
+    days: int = 0  # days before today (UTC)
+    gigabytes: float = 0.0  # of all tables together, in units of 10**9 bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Pruned:
 
 @dataclass(frozen=True, slots=True)
 class Vacuumed:
-    """What was cleared away of one table."""
+    """What was deleted in one table."""
 
     table: str
     files: int
@@ -57,9 +57,10 @@ class Vacuumed:
 
 
 def prune(root: Path, keep: Keep, today: date, *, dry_run: bool = False) -> list[Pruned]:
-    """Remove the days that are not kept, of every table; `today` (in UTC) and later ones always are. `dry_run`: only say which.
+    """Remove the days that are not kept, from every table. `today` (UTC) and later days are always kept. `dry_run`: only return which
+    days would go.
 
-    Raises Busy while another process changes the lake's files, DiskProblem, NewerData.
+    Raises Busy while another process changes the lake's files, DiskProblem and NewerData.
     """
     if dry_run:
         held = _held(root)
@@ -77,9 +78,9 @@ def prune(root: Path, keep: Keep, today: date, *, dry_run: bool = False) -> list
 
 
 def vacuum(root: Path) -> list[Vacuumed]:
-    """Delete the files that the latest version of no table names, and what is old in their logs.
+    """Delete the files that the latest version of their table does not name, and old entries of the tables' logs.
 
-    Raises Busy while another process changes the lake's files, DiskProblem, NewerData.
+    Raises Busy while another process changes the lake's files, DiskProblem and NewerData.
     """
     found = []
     with lake_files.changing(root, "tapeline lake vacuum"):
@@ -98,7 +99,7 @@ def vacuum(root: Path) -> list[Vacuumed]:
 
 
 def _held(root: Path) -> list[Pruned]:
-    """Every day of every table, with what it holds."""
+    """Return every day of every table, with what it holds."""
     found = []
     for topic in NORMALIZED_TOPICS:
         folder = root / topic.table
@@ -114,7 +115,7 @@ def _held(root: Path) -> list[Pruned]:
 
 
 def _doomed(held: Iterable[Pruned], keep: Keep, today: date) -> set[date]:
-    """The days that are too old, and of the others the oldest ones that are too many bytes."""
+    """Return the days that are too old, and then the oldest other days until the rest fits the size limit."""
     sizes: dict[date, int] = {}
     for one in held:
         sizes[one.day] = sizes.get(one.day, 0) + one.bytes
@@ -134,7 +135,7 @@ def _of(held: Iterable[Pruned], days: set[date]) -> list[Pruned]:
 
 
 def _remove(folder: Path, topic: Topic, days: set[date]) -> None:
-    """One commit takes the days' files out of a table and counts their rows; then the files are deleted."""
+    """Take the days' files out of a table and count their rows, in one commit. Then delete the files."""
     with lake_files.disk_problem(folder, "pruned", _REMEDY):
         table = lake_files.opened(folder)
         if table is None:
@@ -153,7 +154,7 @@ def _decide(root: Path, days: set[date]) -> None:
 
 
 def _decided(root: Path) -> set[date]:
-    """What one that died had decided on."""
+    """Return the days that a process that died had decided to remove."""
     path = root / _DECIDED
     with lake_files.disk_problem(root, "pruned", _REMEDY):
         try:

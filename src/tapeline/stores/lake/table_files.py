@@ -1,4 +1,4 @@
-"""Files of a table, newest first, with what Delta's log says is in them."""
+"""Files of a table, newest first, with what Delta's log says about their content."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ _NEWEST_FIRST: Final = [("max.ts_ns", "descending"), ("path", "ascending")]
 
 
 class TableFiles:
-    """Files of a table, newest first, with what Delta's log says is in them. What the log does not say may be anything."""
+    """Files of a table, newest first, with what Delta's log says about their content. If the log is silent about a value, it may be
+    anything.
+    """
 
     def __init__(self, folder: Path, actions: pa.Table) -> None:
         self._folder = folder
@@ -31,7 +33,7 @@ class TableFiles:
 
     @staticmethod
     def listed(folder: Path, engine: Engine) -> TableFiles:
-        """Those of the table's latest commit."""
+        """Return the files of the table's latest commit."""
         wanted = {
             "path": pa.string(),
             "num_records": pa.int64(),
@@ -63,7 +65,7 @@ class TableFiles:
         return int(pc.sum(self._actions["num_records"], min_count=0).as_py())
 
     def rows_at_most(self, selection: Selection) -> int:
-        """The rows of those row groups that may hold some of a selection, by the files' footers. Raises DiskProblem."""
+        """Return the rows of all row groups that may hold rows of the selection, by the files' footers. Raises DiskProblem."""
         symbols = sorted(selection.symbols)
         rows = 0
         for path in self.paths:
@@ -92,13 +94,14 @@ class TableFiles:
 
     @property
     def named(self) -> set[str]:
-        """Symbols that the log itself names: the first and the last of each file."""
+        """The symbols that the log itself names: the first and the last of each file."""
         return {*self._actions["min.symbol"].to_pylist(), *self._actions["max.symbol"].to_pylist()}
 
     def renewed(self, now: TableFiles) -> TableFiles | None:
-        """These files with those that are gone replaced by the ones that have their rows now; None where nothing is, or rows are gone.
+        """Return these files with the missing ones replaced by the files that hold their rows now.
 
-        What the store has written since stays unseen; where it was put into one file with what was there before, nobody can tell."""
+        Return None if no file is missing, or if rows are gone. Rows that the store has written since stay unseen. If they were merged
+        with earlier rows into one file, the two cannot be told apart, and the result is None."""
         here, there = self._by_day(), now._by_day()
         gone: set[str] = set()
         instead: set[str] = set()
@@ -119,7 +122,7 @@ class TableFiles:
         return TableFiles(self._folder, pa.concat_tables(parts).sort_by(_NEWEST_FIRST))
 
     def _by_day(self) -> dict[str, dict[str, int]]:
-        """Of each day the files, with their rows."""
+        """Return the files of each day, with their row counts."""
         found: dict[str, dict[str, int]] = {}
         for path, rows in zip(self._actions["path"].to_pylist(), self._actions["num_records"].to_pylist(), strict=True):
             found.setdefault(_day(path), {})[path] = rows
@@ -129,7 +132,7 @@ class TableFiles:
         return TableFiles(self._folder, self._actions.slice(first, count))
 
     def between(self, start_ns: int, end_ns: int) -> TableFiles:
-        """Those that may hold times in [start_ns, end_ns)."""
+        """Return the files that may hold times in [start_ns, end_ns)."""
         return self._where(
             pc.and_(
                 pc.fill_null(pc.greater_equal(self._actions["max.ts_ns"], start_ns), True),
@@ -138,13 +141,13 @@ class TableFiles:
         )
 
     def of_any(self, name: str, values: Sequence[str]) -> TableFiles:
-        """Those that may hold one of these values in a column of text."""
-        ordered = sorted(values)  # by code point, which is the order of UTF-8's bytes and so of the log's edges
+        """Return the files that may hold one of these values in a text column."""
+        ordered = sorted(values)  # sorted by code point, which is the order of UTF-8's bytes and so of the log's ranges
         edges = zip(self._actions[f"min.{name}"].to_pylist(), self._actions[f"max.{name}"].to_pylist(), strict=True)
         return self._where(pa.array([_any_between(ordered, low, high) for low, high in edges], pa.bool_()))
 
     def matching(self, selection: Selection) -> TableFiles:
-        """Those that may hold rows of a selection."""
+        """Return the files that may hold rows of a selection."""
         found = self.between(selection.start_ns, selection.end_ns).of_any("symbol", selection.symbols)
         wanted = {"provider": selection.provider, "feed": selection.feed, "kind": selection.kind, "interval": selection.interval}
         for name, value in wanted.items():
@@ -163,7 +166,7 @@ class TableFiles:
 
 
 def _day(path: str) -> str:
-    """The partition of a file, from its name in the log."""
+    """Return a file's partition, from its name in the log."""
     return path.partition("/")[0]
 
 

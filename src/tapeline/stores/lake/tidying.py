@@ -1,4 +1,4 @@
-"""Does what the lake needs done: compacts days that are over, merges the small files of those that are not, sweeps up after who died."""
+"""Lake maintenance: compacts finished days, merges the small files of running days, and cleans up after processes that died."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from tapeline.stores.lake.due import Due, due, young_ms
 
 
 def tidy(root: Path, now: datetime, told: Callable[[Compacted], None]) -> None:
-    """Do what is due. A day that cannot be done does not keep the others from it; what went wrong first is raised at the end.
+    """Do what is due. If one day fails, the others are still done, and the first error is raised at the end.
 
-    Raises Busy while another process changes the lake's files: that one may be doing the same. DiskProblem, CompactionFailed, NewerData."""
+    Raises Busy while another process changes the lake's files (it may be doing the same), DiskProblem, CompactionFailed or NewerData."""
     problem: DiskProblem | CompactionFailed | None = None
     for one in due(root, now):
         try:

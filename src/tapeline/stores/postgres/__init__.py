@@ -1,7 +1,7 @@
-"""PostgreSQL, with TimescaleDB where a database has it: rows, positions and counts in one transaction, rows by binary COPY.
+"""The PostgreSQL store, with TimescaleDB if the database has it: rows, positions and counts in one transaction, rows by binary COPY.
 
-Duplicates are removed before the write, by the same rule as in the lake; what the database holds around a batch's times is asked only
-for records whose id does not lie above all that is known. So no index has to be unique, and a COPY goes straight into the table.
+Duplicates are removed before the write, by the same rule as in the lake. The store queries the database around a batch's times only
+for records whose id is not above all known ids. So no index has to be unique, and a COPY goes straight into the table.
 """
 
 from __future__ import annotations
@@ -28,19 +28,21 @@ from tapeline.stores.postgres.statements import Statements, load
 
 log = logging.getLogger(__name__)
 
-#: Bars are kept with all their revisions; the table `bars` has the last of each.
+#: Bars are kept with all their revisions in this table. The table `bars` has the last revision of each.
 _TABLES: Final = {"bars": "bar_revisions"}
-#: Rows that are encoded at once: the server works on some while the next ones are made.
+#: Rows that are encoded at once. The server works on some while the next ones are encoded.
 _PIECE_ROWS: Final = 16_384
-#: Tables that are divided by day; the others by month.
+#: Tables that are partitioned by day. The others are partitioned by month.
 _BY_DAY: Final = frozenset({"ticks"})
 
 
 class Postgres:
-    """Tables in the database that a `postgresql://` address names. Nothing is connected before the first call."""
+    """Tables in the database that a `postgresql://` address names. Connects at the first call."""
 
     def __init__(self, url: str, password: Secret, identity: IdentityRule, keep_days: int = 0, lock_wait_s: float = 10.0) -> None:
-        """`keep_days`: ticks of earlier days are removed; 0: never. `lock_wait_s`: so long a lock of others is waited for at a time."""
+        """`keep_days`: ticks of earlier days are removed; 0: never. `lock_wait_s`: how long (s) a statement waits for a lock of
+        others.
+        """
         self._database = Database(url, password, lock_wait_s)
         self._schema = Schema(self._database.shown)
         self._identity, self._keep_days = identity, keep_days
@@ -76,15 +78,15 @@ class Postgres:
         return self._write(chunk, bad)
 
     def _write(self, chunk: Chunk, bad: Mapping[str, str]) -> Written:
-        """`bad`: the ids of records that cannot be held, with the reason."""
+        """`bad` maps the ids of records that cannot be held to the reason."""
         topic = chunk.topic
         with self._transaction() as cursor:
             cursor.execute(self._sql.one("alone"))
             self._migrate(cursor)
             before = self._totals(cursor, topic)
             if before.read != self._read.get(topic):
-                self._forget()  # another has written since, or this one has just begun
-            # An earlier try may have been committed although the answer did not come back.
+                self._forget()  # another process has written since, or this one has just begun
+            # An earlier try may have been committed although its answer did not come back.
             chunk = chunk.after(before.positions)
             if not chunk.rows:
                 return Written(0, 0)
@@ -116,7 +118,7 @@ class Postgres:
     # Writing.
 
     def _keep(self, cursor: dbapi.Cursor, topic: Topic, rows: pa.RecordBatch) -> None:
-        """Copy rows, in the order of symbols and times, to where they belong."""
+        """Copy rows to their tables, ordered by symbol and time."""
         if not rows.num_rows:
             return
         order = [(name, "ascending") for name in ("symbol", "ts_ns") if name in rows.schema.names and not rows[name].null_count]
@@ -132,7 +134,7 @@ class Postgres:
             cursor.execute(self._sql.one("replace_bars"))
 
     def _remove_old(self) -> None:
-        """Ticks that are older than they are kept, by whole parts. TimescaleDB does it by itself, once told."""
+        """Remove ticks older than `keep_days`, by whole partitions. TimescaleDB does this by itself once it is configured."""
         with self._transaction() as cursor:
             if self._timescale:
                 for statement in self._sql.each("old_chunks" if self._keep_days else "keep_chunks", days=str(self._keep_days)):
@@ -146,7 +148,7 @@ class Postgres:
         self._looked_for_old = True
 
     def _cannot_hold(self, topic: Topic, rows: pa.RecordBatch, error: CannotHold) -> dict[str, str]:
-        """Which of some rows, that are not taken together, are not taken alone, found by halving: their ids, with the reason."""
+        """Find, by halving, the rows that the database does not take. Return their ids with the reason."""
         if rows.num_rows == 1:
             return {rows["id"][0].as_py(): error.reason}
         found: dict[str, str] = {}
@@ -162,7 +164,7 @@ class Postgres:
         return found
 
     def _divide(self, cursor: dbapi.Cursor, table: str, rows: pa.RecordBatch) -> None:
-        """Make the parts of a table that rows fall into."""
+        """Create the partitions of a table that the rows need."""
         for day in rows["date"].unique().to_pylist():
             begin, end = _part(table, day)
             part = f"{table}_{begin:%Y%m%d}"
@@ -177,12 +179,12 @@ class Postgres:
             else:
                 self._parts |= known
 
-    # What is there.
+    # What the database holds.
 
     def _held(
         self, cursor: dbapi.Cursor, topic: Topic, some: pa.RecordBatch, identity: Identity, channel: Channel | None
     ) -> pa.Table | None:
-        """The identities that the database holds of one channel, or of all, around the times of a batch."""
+        """Return the identities the database holds around the times of a batch, for one channel or for all."""
         if channel is None:
             columns = ", ".join(f'"{name}"' for name in identity.told)
             times = pc.min_max(some["ts"]).as_py()
@@ -201,7 +203,9 @@ class Postgres:
         return _with_day(found) if "date" in identity.columns else found
 
     def _learn(self, cursor: dbapi.Cursor, some: pa.RecordBatch, identity: Identity, channel: Channel) -> None:
-        """Ask for the highest id of each symbol that is not known from so far back: a copy of an event is at most the drift older."""
+        """Query the highest id of each symbol for which it is not known that far back. A copy of an event is older by at most the
+        drift.
+        """
         earliest = pa.table(some.select(["symbol", "ts_ns"])).group_by("symbol").aggregate([("ts_ns", "min")])
         since = dict(zip(earliest["symbol"].to_pylist(), earliest["ts_ns_min"].to_pylist(), strict=True))
         unknown = {symbol: ts for symbol, ts in since.items() if ts < self._since.get((channel, symbol), ts + 1)}
@@ -232,7 +236,9 @@ class Postgres:
 
     @contextmanager
     def _transaction(self) -> Iterator[dbapi.Cursor]:
-        """Commits at the end. Raises Unavailable and its like with what PostgreSQL said: then nothing was written."""
+        """A transaction that commits at the end. If it raises Unavailable or a like error, with PostgreSQL's message, nothing was
+        written.
+        """
         try:
             if self._connection is None:
                 self._connection = self._database.connect()
@@ -247,7 +253,7 @@ class Postgres:
             raise
 
     def _leave(self) -> None:
-        """Roll back, by leaving the connection: whatever state it is in, the next call begins on a new one."""
+        """Roll back by closing the connection. Whatever its state, the next call starts on a new one."""
         connection, self._connection = self._connection, None
         self._newest = False
         self._parts.clear()
@@ -260,12 +266,12 @@ class Postgres:
 
 
 def table_of(topic: Topic) -> str:
-    """The table that all records of a topic go to."""
+    """Return the table to which all records of a topic go."""
     return _TABLES.get(topic.table, topic.table)
 
 
 def _with_ids(rows: pa.RecordBatch) -> pa.RecordBatch:
-    """With `id`, the event's own: its raw position, as `tapeline audit` takes it."""
+    """Add the column `id`, the event's own id: its raw position, in the form that `tapeline audit` takes."""
     parts = [pc.cast(rows[name], pa.string()) for name in ("raw_partition", "raw_offset", "raw_index")]
     return rows.append_column("id", pc.binary_join_element_wise(*parts, "-"))
 
@@ -275,13 +281,13 @@ def _in_pieces(rows: pa.RecordBatch) -> pa.RecordBatchReader:
 
 
 def _with_day(found: pa.Table) -> pa.Table:
-    """With the UTC date that is part of some identities."""
+    """Add the UTC date, which is part of some identities."""
     days = pc.cast(pc.cast(pc.divide(found["ts_ns"], 86_400_000_000_000), pa.int32()), pa.date32())
     return found.append_column("date", days)
 
 
 def _part(table: str, day: date) -> tuple[date, date]:
-    """First day of the part of a table that a day belongs to, and of the next one."""
+    """Return the first day of the partition of a table that a day belongs to, and of the next partition."""
     if table in _BY_DAY:
         return day, day + timedelta(days=1)
     first = day.replace(day=1)

@@ -1,4 +1,4 @@
-"""A PostgreSQL database by its address: connections with our settings, and what its errors mean."""
+"""A PostgreSQL database by its address: connections with our settings, and the meaning of its errors."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from tapeline.errors import DiskProblem, Refused, Unavailable
 from tapeline.secret import Secret
 from tapeline.stores.postgres.statements import load
 
-#: Classes of SQLSTATE.
+#: SQLSTATE classes and codes.
 _DATA: Final = ("22", "23")  # this record cannot be kept
 _DISK: Final = ("53100", "58030")  # disk_full, io_error
 _NO: Final = ("28", "42501", "3D")  # login, rights, no such database
 
 
 class CannotHold(Unavailable):
-    """Among the rows is one that PostgreSQL cannot hold. Nothing was written."""
+    """PostgreSQL cannot hold one of the rows. Nothing was written."""
 
     def __init__(self, said: str) -> None:
         super().__init__(said)
@@ -32,16 +32,16 @@ class CannotHold(Unavailable):
 
 
 class Database:
-    """A database by its `postgresql://` address: connections, and what their errors mean."""
+    """A database by its `postgresql://` address: connections, and the meaning of their errors."""
 
     def __init__(self, url: str, password: Secret, lock_wait_s: float = 10.0) -> None:
-        """`lock_wait_s`: a statement that waits longer for a lock of others fails."""
+        """`lock_wait_s`: a statement that waits longer than this (s) for a lock of others fails."""
         self._url, self._password, self._lock_wait_s = url, password, lock_wait_s
         self.shown: Final = without_password(url)
         self._sql: Final = load("postgres.sql")
 
     def connect(self) -> dbapi.Connection:
-        """A connection with our settings. Raises ADBC's errors."""
+        """Return a connection with our settings. Raises ADBC's errors."""
         connection: dbapi.Connection = connect(_with_password(self._url, self._password.reveal()))
         with connection.cursor() as cursor:
             for statement in self._sql.each("settings"):
@@ -52,7 +52,7 @@ class Database:
 
     @contextmanager
     def connected(self) -> Iterator[dbapi.Connection]:
-        """A connection for a while. Raises ADBC's errors."""
+        """A connection that is closed at the end. Raises ADBC's errors."""
         connection = self.connect()
         try:
             yield connection
@@ -61,9 +61,9 @@ class Database:
 
     @contextmanager
     def transaction(self) -> Iterator[dbapi.Cursor]:
-        """One on a connection of its own, which commits at the end: for what is seldom.
+        """A transaction on a connection of its own, which commits at the end. It is meant for rare operations.
 
-        Raises Unavailable and its like with what PostgreSQL said: then nothing was written."""
+        If it raises Unavailable or a like error, with PostgreSQL's message, nothing was written."""
         try:
             with self.connected() as connection:
                 with connection.cursor() as cursor:
@@ -73,7 +73,7 @@ class Database:
             raise self.meaning(error) from error
 
     def meaning(self, error: Exception) -> Unavailable | Refused:
-        """What a failure of ADBC's means."""
+        """Return the Tapeline error for an error of ADBC."""
         state = (error.sqlstate if isinstance(error, adbc.Error) else "") or ""
         # libpq repeats an address that it cannot read.
         said = self._password.taken_out(without_password(" ".join(str(error).split())))[:300]
@@ -89,6 +89,6 @@ class Database:
 
 
 def _with_password(url: str, password: str) -> str:
-    """The address with a password that came from elsewhere."""
+    """Return the address with a password that came from elsewhere."""
     parts = re.fullmatch(r"(?P<head>\w+://[^:/@]+)(?P<tail>@.*)", url)
     return f"{parts['head']}:{quote(password, safe='')}{parts['tail']}" if password and parts else url

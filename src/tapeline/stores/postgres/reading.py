@@ -1,4 +1,4 @@
-"""Reads PostgreSQL for programs: the same rows in the same order as the lake gives, streamed by COPY."""
+"""Reads PostgreSQL for programs: the same rows in the same order as the lake, streamed by COPY."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _EQUAL: Final = ("provider", "feed", "kind", "interval")
 
 
 class PostgresSource:
-    """The tables in the database that a `postgresql://` address names. Every read has a connection of its own while it lasts."""
+    """The tables in the database that a `postgresql://` address names. Every read has its own connection while it lasts."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -32,7 +32,7 @@ class PostgresSource:
         return self
 
     def verified(self) -> Self:
-        return self  # the server's own pages have checksums, where it was made with them
+        return self  # the server's own pages have checksums, if it was set up with them
 
     def ticks(self, selection: Selection) -> pa.RecordBatchReader:
         return self._reader(TICKS_TOPIC, selection)
@@ -73,7 +73,9 @@ class PostgresSource:
         return [value for batch in self._rows(text, chosen, schema) for value in batch[0].to_pylist()]
 
     def _rows(self, text: str, chosen: Mapping[str, object], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-        """Raises Unavailable and its like, also while it is read; nothing where no store has written yet."""
+        """Yield the result. Yields nothing if no store has written yet. Raises Unavailable and like errors, also while it is being
+        read.
+        """
         try:
             with self._database.connected() as connection, connection.cursor() as cursor:
                 cursor.execute(self._sql.one("has_version"))
@@ -106,5 +108,5 @@ def _schema(topic: Topic, columns: Sequence[str]) -> pa.Schema:
 
 
 def _names(columns: Sequence[str]) -> str:
-    """The schema's own names, which the caller has checked."""
+    """Return the columns for SQL. They are the schema's own names, which the caller has checked."""
     return ", ".join(f'"{name}"' for name in columns)

@@ -1,7 +1,7 @@
-"""Gives a symbol its right name in PostgreSQL, a UTC day of a table in one transaction.
+"""Renames a symbol in PostgreSQL, each UTC day of a table in one transaction.
 
-An event may be there under both names. Then the row that came first stays, as if both had come under one name. The other row counts as a
-duplicate from then on. Everything else of a row stays.
+An event may exist under both names. Then the row that came first stays, as if both had come under one name. From then on, the other
+row counts as a duplicate. Everything else of a row stays.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _Values = tuple[str | datetime, ...]
 
 
 class PostgresRenaming:
-    """The tables in a database. Nothing is connected before the first call."""
+    """The tables in a database. Connects at the first call."""
 
     def __init__(self, database: Database, rule: IdentityRule) -> None:
         self._database, self._rule = database, rule
@@ -62,7 +62,7 @@ class PostgresRenaming:
                 self._warn_of_sums(renaming, min(days), max(days))
 
     def _days(self, topic: Topic, renaming: Renaming) -> dict[date, int]:
-        """The days with rows under the old name, each with their number."""
+        """Return the UTC days that have rows under the old name, with the number of those rows."""
         with self._database.transaction() as cursor:
             if self._schema.version(cursor) is None:
                 return {}
@@ -70,7 +70,7 @@ class PostgresRenaming:
             return dict(cursor.fetchall())
 
     def _of_day(self, cursor: dbapi.Cursor, topic: Topic, renaming: Renaming, day: date, rows: int, *, dry_run: bool) -> Renamed:
-        """`rows`: that the day had under the old name when it was asked."""
+        """`rows`: how many rows the day had under the old name when it was queried."""
         one = (renaming.provider, renaming.feed, renaming.old, renaming.new)
         begin = datetime(day.year, day.month, day.day, tzinfo=UTC)
         end = begin + timedelta(days=1)
@@ -92,7 +92,9 @@ class PostgresRenaming:
         return Renamed("postgresql", topic.table, day, rows - old, old + new)
 
     def _copies(self, cursor: dbapi.Cursor, topic: Topic, same: str, day: _Values, near: _Values, channel: _Values) -> tuple[int, int]:
-        """How many rows under the old name, and under the new one, are of an event that is kept under the other."""
+        """Return how many rows under the old name, and how many under the new name, are copies of an event that is kept under the
+        other name.
+        """
         same += " AND n.channel = $9 AND o.channel = $9" if channel else ""
         cursor.execute(self._sql.one("copies", table=table_of(topic), same=same), (*day, *near, *channel))
         ((old, new),) = cursor.fetchall()
@@ -101,7 +103,7 @@ class PostgresRenaming:
     def _without_copies(
         self, cursor: dbapi.Cursor, topic: Topic, same: str, day: _Values, near: _Values, channel: _Values
     ) -> tuple[int, int]:
-        """As `_copies`, and those are deleted."""
+        """As `_copies`, and delete those rows."""
         named = " AND n.channel = $7 AND o.channel = $7" if channel else ""
         cursor.execute(self._sql.one("remove_later", table=table_of(topic), same=same + named), (*day, *channel))
         new = _number(cursor)
@@ -112,7 +114,9 @@ class PostgresRenaming:
     def _identities(
         self, cursor: dbapi.Cursor, topic: Topic, renaming: Renaming, begin: datetime, end: datetime
     ) -> Iterator[tuple[str, int, _Values]]:
-        """What makes two of a day's events the same, of each channel: a condition for SQL, how far apart they may be (ns), the channel."""
+        """Yield, for each channel, what makes two of a day's events the same: a condition for SQL, their largest distance (ns), and
+        the channel.
+        """
         if topic not in (TICKS_TOPIC, BARS_TOPIC):
             yield _same(topic, BY_RAW), 0, ()
             return
@@ -137,13 +141,13 @@ class PostgresRenaming:
 
 
 def _same(topic: Topic, identity: Identity) -> str:
-    """When a row `n` is the same event as a row `o` of another symbol, for SQL."""
+    """Return the SQL condition that a row `n` is the same event as a row `o` of another symbol."""
     found = []
     for name in identity.told:
         if name == "date":
             found.append("(n.ts AT TIME ZONE 'UTC')::date = (o.ts AT TIME ZONE 'UTC')::date")
         elif name != "symbol":
-            # Only what is equal in the plain sense lets PostgreSQL find the other row without looking at all.
+            # PostgreSQL can use an index to find the other row only with plain equality.
             plain = not topic.schema.field(name).nullable or (name == identity.id and not identity.else_by_ms)
             found.append(f'n."{name}" {"=" if plain else "IS NOT DISTINCT FROM"} o."{name}"')
     if identity.else_by_ms:

@@ -1,4 +1,4 @@
-"""The tables of a PostgreSQL database, brought forward one version after the other, never back."""
+"""The tables of a PostgreSQL database, migrated forward one version at a time, never back."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _AGGREGATES: Final = (
 
 
 class Schema:
-    """The versions of the tables in one database; `shown` names it in messages."""
+    """The versions of the tables in one database. `shown` names the database in messages."""
 
     def __init__(self, shown: str) -> None:
         self._shown = shown
         self._sql: Final[Statements] = load("postgres.sql")
 
     def version(self, cursor: dbapi.Cursor) -> int | None:
-        """The version of the tables; None where there are none. Raises NewerData."""
+        """Return the version of the tables, or None if there are none. Raises NewerData."""
         cursor.execute(self._sql.one("has_version"))
         if not _only(cursor):
             return None
@@ -43,14 +43,14 @@ class Schema:
         return found
 
     def migrate(self, cursor: dbapi.Cursor) -> bool:
-        """Bring the tables to this version, in the caller's transaction. Whether TimescaleDB divides them by time."""
+        """Bring the tables to this version, in the caller's transaction. Return whether TimescaleDB partitions them by time."""
         cursor.execute(self._sql.one("has_timescale"))
         timescale = bool(_only(cursor))
         steps = migrations(by_time="" if timescale else "PARTITION BY RANGE (ts)")
         if self.version(cursor) == len(steps):
             return timescale
         cursor.execute(self._sql.one("alone"))
-        version = self.version(cursor) or 0  # who held the lock may have done it
+        version = self.version(cursor) or 0  # the process that held the lock may have done it
         for step in steps[version:]:
             for statement in step:
                 cursor.execute(statement)

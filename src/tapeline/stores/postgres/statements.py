@@ -1,4 +1,4 @@
-"""SQL kept in files: named blocks (`-- name: positions`), each one statement or several that end with a semicolon."""
+"""SQL kept in files as named blocks (`-- name: positions`), each of one or more statements that end with a semicolon."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ class Statements:
         self._blocks = {name: _split(block) for name, block in zip(parts[1::2], parts[2::2], strict=True)}
 
     def one(self, name: str, /, **names: str) -> str:
-        """A block of a single statement. `names` replace what stands in braces; they are the program's own, never a user's."""
+        """Return a block of a single statement. `names` replace the placeholders in braces. They are the program's own names, never a
+        user's.
+        """
         (found,) = self.each(name, **names)
         return found
 
     def each(self, name: str, /, **names: str) -> Sequence[str]:
-        """The statements of a block, in order."""
+        """Return the statements of a block, in order."""
         return [_filled(statement, names) for statement in self._blocks[name]]
 
 
@@ -31,7 +33,7 @@ def load(file: str) -> Statements:
 
 
 def migrations(**names: str) -> list[Sequence[str]]:
-    """The statements that make each version out of the one before: the first makes version 1 of an empty database."""
+    """Return, for each version, the statements that make it out of the one before. The first makes version 1 of an empty database."""
     found = sorted((files("tapeline.stores") / "sql" / "migrations").iterdir(), key=lambda path: path.name)
     return [
         [_filled(statement, names) for statement in _split(path.read_text(encoding="utf-8"))] for path in found if path.name[:4].isdecimal()
