@@ -1,15 +1,18 @@
-"""Is this data complete? The ledger of what raw records and their events prove of it, and what they leave open.
+"""The ledger of completeness: what the raw records and their events prove about the data, and what they leave open.
 
-`absorbing` takes chunks of the raw topic with what the normalizer made of them and keeps *facts*: which runs of ids have been seen of a
-symbol, and how long each connection lived and was heard. Facts only ever join, so it is the same in which chunks the records come, and
-the same when they come again. `intervals` says what the facts mean for one symbol of one channel:
+`absorbing` takes chunks of the raw topic, with what the normalizer made of them, and keeps *facts*: which runs of ids have been seen for
+a symbol, how long each connection lived, and when it was heard. Facts only ever join. So the result does not depend on how records are
+divided into chunks, or on whether they come again. `intervals` says what the facts mean for one symbol of one channel:
 
-- Where ids have no holes at their source, a run of ids is `proven`, and what lies between two runs is `open`: so many events are missing.
-- Elsewhere, and where no id has come yet, nothing tells one lost event from a quiet market. While a connection was subscribed and heard it
-  is `unprovable`; between two connections, and where a socket was stale, it is `open`; behind the last one it is `open` and goes on.
+- Where ids have no holes at their source, a run of ids is `proven`. The span between two runs is `open`: a known number of events is
+  missing.
+- Elsewhere, and where no id has come yet, nothing distinguishes one lost event from a quiet market. The time while a connection was
+  subscribed and heard is `unprovable`. The time between two connections, and the time when a socket was stale, is `open`. The time
+  after the last connection is `open` and ongoing.
 
-Nothing but evidence closes a gap: events with the ids that were missing, or a reading of the provider's own history. `answers` says it of
-a stretch of time, `folding` keeps the cost of it all flat, and `sqlite` and `postgres` keep it, behind the `Ledger` of this module.
+Only evidence closes a gap: events with the missing ids, or a read of the provider's own history. `answers` decides whether a stretch
+of time is complete, `folding` keeps the cost of the ledger flat, and `sqlite` and `postgres` store it behind the `Ledger` of this
+module.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ import pyarrow as pa
 from tapeline.ledger.facts import ONGOING, Facts, Interval, Key, Piece, State
 from tapeline.ledger.folding import Changes
 
-#: The rows of the views `coverage` and `gaps`; `end_ns` is null where an interval goes on.
+#: The rows of the views `coverage` and `gaps`. `end_ns` is null if an interval is ongoing.
 INTERVALS: Final = pa.schema(
     [
         *(pa.field(name, pa.string(), nullable=False) for name in Key._fields),
@@ -36,44 +39,52 @@ INTERVALS: Final = pa.schema(
     ]
 )
 _ROWS_AT_ONCE: Final = 50_000
-#: Topic's name and partition to where its life began.
+#: Maps a topic's name and partition to where its life began.
 Lives = Mapping[tuple[str, int], int]
 
 
 class Ledger(Protocol):
-    """Where facts and what follows from them are kept."""
+    """Where facts, and the intervals that follow from them, are stored."""
 
     def load(self) -> tuple[Facts, dict[int, int]]:
-        """The facts but for what was archived, and where to read each partition of the raw topic next. Raises Unavailable, NewerData."""
+        """Return the facts except those that were archived, and where to read each partition of the raw topic next.
+
+        Raises Unavailable or NewerData.
+        """
 
     def pieces(self, key: Key) -> list[Piece]:
-        """What was archived of a key. Raises Unavailable, NewerData."""
+        """Return what was archived of a key. Raises Unavailable or NewerData."""
 
     def lives(self) -> Lives | None:
-        """Where the life of each partition of the topics began, as last saved; None: never. Raises Unavailable, NewerData."""
+        """Return where the life of each partition of the topics began, as last saved, or None if it was never saved.
+
+        Raises Unavailable or NewerData.
+        """
 
     def save(self, facts: Facts, changes: Changes, positions: Mapping[int, int], lives: Lives | None = None) -> None:
-        """Keep the facts that were touched, the intervals that changed, the positions and the lives, in one transaction.
-
-        Raises Unavailable."""
+        """Store the touched facts, the changed intervals, the positions and the lives, in one transaction. Raises Unavailable."""
 
     def prune(self, archived: Mapping[Key, int], before_ns: int) -> dict[Key, Counter[State]]:
-        """Remove the intervals that ended before a time, of those of each key that are archived, and the pieces: which states they had.
+        """Remove archived intervals that ended before `before_ns` (ns, UTC), and archived pieces from before it.
 
-        `archived`: how many intervals of a key that are. Raises Unavailable."""
+        Return the states of the removed intervals, by key. `archived`: how many intervals of each key are archived. Raises
+        Unavailable."""
 
     def forget(self, keys: Iterable[Key]) -> None:
-        """Remove the facts of keys, but for connections; of those that have none, nothing. Raises Unavailable."""
+        """Remove the facts of these keys, except connections. Keys without facts are ignored. Raises Unavailable."""
 
     def keys(self) -> list[Key]:
-        """Those of which an interval is known; in order. Raises Unavailable, NewerData."""
+        """Return the keys that have an interval, in order. Raises Unavailable or NewerData."""
 
     def intervals(self, symbols: Collection[str] = (), states: Collection[State] = ()) -> pa.Table:
-        """Intervals by key and time, as `INTERVALS`: of some symbols, or all; in some states, or all. Raises Unavailable, NewerData."""
+        """Return intervals by key and time, with the schema `INTERVALS`. An empty collection means all symbols, or all states.
+
+        Raises Unavailable or NewerData.
+        """
 
 
 def read_intervals(table: pa.Table) -> dict[Key, list[Interval]]:
-    """The intervals of each key, from a table as `Ledger.intervals` gives it."""
+    """Return the intervals of each key, from a table that `Ledger.intervals` returned."""
     found: dict[Key, list[Interval]] = {}
     for batch in table.to_batches(_ROWS_AT_ONCE):
         for row in batch.to_pylist():
@@ -84,7 +95,7 @@ def read_intervals(table: pa.Table) -> dict[Key, list[Interval]]:
 
 
 def rows_of(changes: Changes) -> Iterable[tuple[str | int | None, ...]]:
-    """The rows to write: key, number, and the interval's own."""
+    """Yield the rows to write: the key, the interval's number and the interval itself."""
     for key, (same, found) in changes.items():
         for number, one in enumerate(found, same):
             end_ns = None if one.end_ns == ONGOING else one.end_ns
@@ -92,7 +103,7 @@ def rows_of(changes: Changes) -> Iterable[tuple[str | int | None, ...]]:
 
 
 def pieces_of(facts: Facts) -> Iterable[tuple[Key, int, Piece]]:
-    """The pieces to write: key, number, and what was archived."""
+    """Yield the pieces to write: the key, the piece's number and the piece."""
     for key, pieces in facts.archived.items():
         edge = facts.pasts[key].edge
         for number, piece in enumerate(pieces, (edge.pieces if edge is not None else 0) - len(pieces)):

@@ -1,4 +1,4 @@
-"""From raw records and their events to facts of the ledger. Pure: records in, facts changed."""
+"""Turns raw records and their events into facts of the ledger. Pure: it takes records and changes facts."""
 
 from __future__ import annotations
 
@@ -29,20 +29,22 @@ from tapeline.providers.normalizing import Normalized
 from tapeline.providers.registry import HISTORIES
 from tapeline.records import BARS_TOPIC, NOTICES_TOPIC, NS_PER_MS, NS_PER_S, REJECTED_TOPIC, TICKS_TOPIC, Chunk
 
-#: Notices that tell of a connection.
+#: Notices about a connection.
 _TELLING: Final = frozenset({"opened", "subscribed", "closed", "refused", "fetched", "leapt"})
-#: The connection of records that no connection brought: an exchange's list of its symbols.
+#: The connection name of records that no connection brought, such as an exchange's list of its symbols.
 _OF_NONE: Final = ""
 _DAY_S: Final = 86_400
-#: A live event whose own time differs by more than this from its receipt says nothing of when it was.
+#: A live event's own time is ignored if it differs from the receive time by more than this (ns).
 _DRIFT_NS: Final = _DAY_S * NS_PER_S
-#: Longer names, and such with a zero character, are no symbols, and no database keeps them.
+#: Longer names, and names with a zero character, are not symbols, and no database keeps them.
 _LONGEST_SYMBOL: Final = 200
 _LONGEST_REASON: Final = 300
 
 
 def forget(facts: Facts, partitions: Iterable[int]) -> None:
-    """The stream lost records of these partitions of the raw topic: of open connections, nobody knows which."""
+    """Note that the stream lost records of these partitions of the raw topic. Which records of open connections were lost is not
+    known.
+    """
     lost = set(partitions)
     for name, life in facts.lives.items():
         if life.partition in lost and not life.fetched and not life.closed_ns and not life.forgotten_since_ns:
@@ -51,9 +53,9 @@ def forget(facts: Facts, partitions: Iterable[int]) -> None:
 
 
 def absorb(facts: Facts, chunk: Chunk, normalized: Normalized, *, taken: bool = True, names: Names = MappingProxyType({})) -> None:
-    """Add what a chunk of raw records, and the events that were made of it with these names, prove.
+    """Add to the facts what a chunk of raw records proves, together with the events that were made of it with these names.
 
-    `taken`: whether every store has the events. Otherwise the records tell of their connections alone, and that something was lost."""
+    `taken`: whether every store has the events. If not, the records only tell about their connections, and that something was lost."""
     raw = chunk.batch
     received = raw["received_ns"].to_numpy()
     connections = raw["connection"].dictionary_encode()
@@ -92,13 +94,13 @@ def absorb(facts: Facts, chunk: Chunk, normalized: Normalized, *, taken: bool = 
             batch = normalized.batches[topic]
             if batch.num_rows:
                 _absorb_events(facts, batch, code[place.rows(batch)], known)
-    # Copies: what a connection that is in the past was, is known.
+    # These records are copies: everything about a connection in the past is known already.
     for name in facts.past_connections.keys() & set(known):
         facts.forget_life(name)
 
 
 class _Places:
-    """Which row of a chunk an event came from."""
+    """Finds the row of a chunk that an event came from."""
 
     def __init__(self, chunk: Chunk) -> None:
         order = np.lexsort((chunk.offset, chunk.partition))
@@ -116,7 +118,10 @@ class _Places:
 
 
 def _rejected(rejected: pa.RecordBatch) -> dict[tuple[int, int], bool]:
-    """The places of records of which something was rejected: whether it was a whole page that could not be read, of which nothing came."""
+    """Return the places of records from which something was rejected.
+
+    The value is whether a whole page was unreadable, so that nothing of it came.
+    """
     found: dict[tuple[int, int], bool] = {}
     for row in rejected.select(["reason", "raw_partition", "raw_offset"]).to_pylist() if rejected.num_rows else ():
         place = (row["raw_partition"], row["raw_offset"])
@@ -165,7 +170,7 @@ def _absorb_notices(facts: Facts, notices: pa.RecordBatch, rejected: Mapping[tup
 def _absorb_beside(facts: Facts, told: dict[str, object], at_ns: int) -> None:
     names = told.get("beside")
     for name in names if isinstance(names, list) else ():
-        # Named after its own opening: both lines write into one partition.
+        # The named connection has opened already, because both lines write into one partition.
         if isinstance(name, str) and name in facts.lives:
             life = facts.lives[name]
             life.beside_ns = max(life.beside_ns, at_ns)
@@ -173,7 +178,7 @@ def _absorb_beside(facts: Facts, told: dict[str, object], at_ns: int) -> None:
 
 
 def _absorb_read(life: ConnectionRecord, line: str, *, spoiled: bool) -> None:
-    """One page more of a reading. `spoiled`: events of the page were rejected."""
+    """Add one more page of a read of history. `spoiled`: events of the page were rejected."""
     try:
         asked = asked_of(line)
     except UNREADABLE:
@@ -183,7 +188,7 @@ def _absorb_read(life: ConnectionRecord, line: str, *, spoiled: bool) -> None:
     wanted = (label, asked.first or 0, asked.last or 0) if by_id else (label, asked.start_ns, asked.end_ns)
     begun = life.asking if by_id else life.reading
     if asked.page != next((entry[3] for entry in begun if entry[:3] == wanted), 0) + 1:
-        return  # it has been here before, or one before it is missing
+        return  # this page was counted before, or an earlier page is missing
     others = [entry for entry in begun if entry[:3] != wanted]
     begun = others if asked.done else sorted([*others, (*wanted, asked.page)])
     if by_id:
@@ -200,7 +205,7 @@ def _absorb_read(life: ConnectionRecord, line: str, *, spoiled: bool) -> None:
         life.asked = sorted({*life.asked, wanted})
         life.rejected = sorted({entry for entry in life.rejected if entry != wanted} | ({wanted} if spoiled else set()))
         return
-    # Of what happened after it was asked, or so shortly before that it may not have been there yet, a page says nothing.
+    # A page proves nothing about events after the request, or shortly before it, because they may not have been in the history yet.
     end_ns = min(asked.end_ns, asked.time_ms * NS_PER_MS - history.settled_ns(asked.channel))
     if spoiled:
         life.rejected = sorted({*life.rejected, (label, asked.start_ns, end_ns)})
@@ -209,7 +214,7 @@ def _absorb_read(life: ConnectionRecord, line: str, *, spoiled: bool) -> None:
 
 
 def _text(told: dict[str, object], name: str) -> str:
-    """A word of a notice's, as any store keeps it."""
+    """Return a notice's text in a form that every store keeps."""
     return str(told.get(name, "")).replace("\0", "")[:_LONGEST_REASON]
 
 
@@ -246,13 +251,13 @@ def _absorb_events(facts: Facts, batch: pa.RecordBatch, connection: npt.NDArray[
 def _absorb_ages(
     facts: Facts, age: npt.NDArray[np.int64], received: npt.NDArray[np.int64], connection: npt.NDArray[np.int32], names: list[str]
 ) -> None:
-    # Where an event has no time of its own, its receipt stands in: that says nothing.
+    # An event without a time of its own has the receive time instead. Its age says nothing.
     telling = (age != 0) & (np.abs(age) < _DRIFT_NS)
     age, received, connection = age[telling], received[telling], connection[telling]
     for at, least in _extremes(connection, age, np.minimum):
         life = facts.lives[names[at]]
         life.least_age_ns = least if life.least_age_ns is None else min(life.least_age_ns, least)
-    # Of those received last the youngest: one alone may have been reported late.
+    # Of the ticks received last, take the youngest: a single one may have been reported late.
     order = np.lexsort((age, -received, connection))
     some = connection[order]
     for at in order[np.flatnonzero(np.diff(some, prepend=-1))].tolist():
@@ -262,7 +267,7 @@ def _absorb_ages(
 
 
 def _keys(batch: pa.RecordBatch) -> tuple[list[Key], npt.NDArray[np.int64]]:
-    """The keys of a batch, and of each row which one."""
+    """Return the keys of a batch, and the index of each row's key."""
     code = np.zeros(batch.num_rows, np.int64)
     columns = [batch[name].dictionary_encode() for name in Key._fields]
     for column in columns:
@@ -280,7 +285,9 @@ def _contiguous(key: Key) -> bool:
 
 
 def _numbered(batch: pa.RecordBatch) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Of each event its number, -1 where it has none, and the time that it stands for: a bar's is its whole window."""
+    """Return each event's number (-1: it has none), and the start and end of the time it stands for. For a bar that is its whole
+    window.
+    """
     ts_ns = batch["ts_ns"].to_numpy()
     if "sequence" in batch.schema.names:
         ids = batch["sequence"].fill_null(-1).to_numpy()
@@ -288,7 +295,7 @@ def _numbered(batch: pa.RecordBatch) -> tuple[npt.NDArray[np.int64], npt.NDArray
     ids, end_ns = np.full(len(ts_ns), -1, np.int64), ts_ns.copy()
     columns = (batch[name].to_pylist() for name in ("channel", "interval", "final", "ts_ns"))
     for row, (channel, interval, final, start) in enumerate(zip(*columns, strict=True)):
-        # A bar of another interval than its channel's would count on a grid of its own.
+        # A bar of another interval than its channel's would count on a different grid.
         if final and channel.endswith(f"_{interval}") and (window := window_of(interval, start)) is not None:
             ids[row], end_ns[row] = window
     return ids, ts_ns, end_ns
@@ -297,7 +304,7 @@ def _numbered(batch: pa.RecordBatch) -> tuple[npt.NDArray[np.int64], npt.NDArray
 def _extremes(
     code: npt.NDArray[np.int64] | npt.NDArray[np.int32], values: npt.NDArray[np.int64], choose: np.ufunc
 ) -> Iterator[tuple[int, int]]:
-    """Of each code the least or the greatest of its values."""
+    """Yield each code with the least or the greatest of its values."""
     if not len(code):
         return
     order = np.argsort(code, kind="stable")
@@ -309,9 +316,10 @@ def _extremes(
 def _runs(
     code: npt.NDArray[np.int64], ids: npt.NDArray[np.int64], start_ns: npt.NDArray[np.int64], end_ns: npt.NDArray[np.int64]
 ) -> Iterator[tuple[int, Run]]:
-    """Neighbouring ids of each code as one run."""
+    """Yield the neighbouring ids of each code as one run."""
     order = np.lexsort((start_ns, ids, code))
-    # Of copies of one event that tell different times the earliest holds, here as where runs join: whatever chunks they came in.
+    # If copies of one event have different times, the earliest holds, as it does where runs join. So the division into chunks does not
+    # matter.
     order = order[np.concatenate([[True], (np.diff(code[order]) != 0) | (np.diff(ids[order]) != 0)])]
     code, ids, start_ns, end_ns = code[order], ids[order], start_ns[order], end_ns[order]
     begin = np.flatnonzero(np.concatenate([[True], (code[1:] != code[:-1]) | (ids[1:] - ids[:-1] > 1)]))

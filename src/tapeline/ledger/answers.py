@@ -1,4 +1,4 @@
-"""Is this stretch of time complete? Intervals in, one answer out."""
+"""Decides whether a stretch of time is complete: takes intervals and returns one answer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Answer:
 
     key: Key
     verdict: Literal["complete", "incomplete", "unprovable"]
-    #: What is there, and what is not, within the stretch; in order.
+    #: What is there and what is missing within the stretch, in order of time.
     intervals: tuple[Interval, ...]
 
     @property
@@ -29,8 +29,10 @@ class Answer:
 
 
 def answer(key: Key, found: Iterable[Interval], start_ns: int, end_ns: int) -> Answer:
-    """What intervals of a key say of [start_ns, end_ns). What lies before the first and after the last is a hole too."""
-    # A hole keeps its ids, whatever part of it is asked for: which of them lie inside, nobody knows.
+    """Return what the intervals of a key say about [start_ns, end_ns). The time before the first and after the last interval is a hole
+    too.
+    """
+    # A hole keeps its ids, whatever part of it is requested, because nobody knows which of them lie inside that part.
     known = [
         replace(one, start_ns=max(one.start_ns, start_ns), end_ns=min(one.end_ns, end_ns)) for one in found if _in(one, start_ns, end_ns)
     ]
@@ -50,5 +52,5 @@ def answer(key: Key, found: Iterable[Interval], start_ns: int, end_ns: int) -> A
 
 
 def _in(one: Interval, start_ns: int, end_ns: int) -> bool:
-    """Whether some of an interval lies in [start_ns, end_ns); one without length where it stands."""
+    """Return whether an interval overlaps [start_ns, end_ns). An interval without length counts if it lies at the start."""
     return one.start_ns < end_ns and (one.end_ns > start_ns or one.start_ns == one.end_ns == start_ns)

@@ -1,4 +1,4 @@
-"""Cuts off a part of a key's past that only intervals of long ago follow from, and puts it back when evidence reaches there."""
+"""Archives the part of a key's past from which only old intervals follow, and restores it when evidence reaches back that far."""
 
 from __future__ import annotations
 
@@ -25,16 +25,17 @@ from tapeline.ledger.intervals import COVERED, follow, has_come, intervals, span
 from tapeline.providers.registry import CHANNELS
 from tapeline.records import NS_PER_MS
 
-#: So many intervals, runs or spans have to go for the work and the row in the ledger to be worth it.
+#: At least this many runs or spans must go for the work, and the row in the ledger, to be worth it.
 _WORTH: Final = 8
-#: A number from here on is a time in ns (of 1970), one below an id or a time in ms (until the year 300000).
+#: A number from here on is a time in ns (since 1970). A smaller one is an id, or a time in ms (until the year 300000).
 _TIMES_FROM: Final = 10**16
 
 
 def archive(facts: Facts, key: Key, before_ns: int, found: Sequence[Interval]) -> int:
-    """Archive what only intervals before this time follow from. `found`: the recent intervals. Returns how many of them that were.
+    """Archive the facts from which only intervals before `before_ns` (ns, UTC) follow. `found`: the recent intervals.
 
-    Evidence that is not in the past yet keeps what lies behind its beginning."""
+    Return how many of the recent intervals were archived. Evidence that is not in the past yet prevents archiving what lies after its
+    beginning."""
     past, runs = facts.pasts.get(key), facts.runs.get(key, [])
     if past is None:
         return 0
@@ -70,7 +71,7 @@ def archive(facts: Facts, key: Key, before_ns: int, found: Sequence[Interval]) -
 
 
 def recent_intervals(facts: Facts, key: Key) -> list[Interval] | None:
-    """The intervals behind the edge; None where evidence from before it has come: then it has to be restored first."""
+    """Return the intervals after the edge, or None if evidence from before the edge has come. In that case `restore` has to run first."""
     past = facts.pasts.get(key)
     if past is None or (edge := past.edge) is None:
         return intervals(facts, key)
@@ -83,7 +84,7 @@ def recent_intervals(facts: Facts, key: Key) -> list[Interval] | None:
 
 
 def reaches_back(facts: Facts, key: Key) -> bool:
-    """Whether there is evidence, that is not in the past yet, from before a key's edge."""
+    """Return whether evidence that is not in the past yet comes from before a key's edge."""
     past, runs = facts.pasts.get(key), facts.runs.get(key, [])
     if past is None or (edge := past.edge) is None:
         return False
@@ -122,7 +123,7 @@ def restore(facts: Facts, key: Key, pieces: Iterable[Piece]) -> None:
 
 
 def _begin(facts: Facts, key: Key, before_ns: int) -> tuple[int, int | None]:
-    """Where evidence that is not in the past begins, as a time, `before_ns` at most, and as an id."""
+    """Return where evidence that is not in the past begins: as a time (ns), at most `before_ns`, and as an id."""
     runs = facts.runs.get(key)
     times: list[int] = [before_ns]
     ids: list[int] = []
@@ -141,7 +142,7 @@ def _begin(facts: Facts, key: Key, before_ns: int) -> tuple[int, int | None]:
 
 
 def _time(key: Key, number: int) -> int | None:
-    """The time (ns) that an edge of what was asked for is; None: it is an id. Bars are asked for by ms."""
+    """Return the time (ns) that an edge of a requested span stands for, or None if it is an id. Bars are requested by time in ms."""
     if number >= _TIMES_FROM:
         return number
     channel = CHANNELS.get(key.provider, {}).get(key.feed, {}).get(key.channel)
@@ -149,7 +150,7 @@ def _time(key: Key, number: int) -> int | None:
 
 
 def _divided(key: Key, past: Past, runs: Sequence[Run], at_ns: int, first_id: int | None) -> tuple[Piece, list[Run], Past]:
-    """What lies before a time, but for the last of each, and what stays."""
+    """Return a piece with what lies before a time, except the last item of each kind, and the runs and the past that stay."""
     keep = 0
     while keep + 1 < len(runs) and _lies_before(runs[keep], runs[keep + 1], at_ns, first_id):
         keep += 1
@@ -184,7 +185,10 @@ def _lies_before(run: Run, following: Run, at_ns: int, first_id: int | None) -> 
 
 
 def _split(some: Sequence[T], ends_ns: Sequence[int], at_ns: int) -> tuple[list[T], list[T]]:
-    """What ends before a time, and the rest with the last of those before it: what follows it says what it follows."""
+    """Return what ends before a time, and the rest.
+
+    The rest includes the last item that ends before it, because that item shows what its successor follows.
+    """
     gone = max(0, sum(end_ns < at_ns for end_ns in ends_ns) - 1)
     return list(some[:gone]), list(some[gone:])
 

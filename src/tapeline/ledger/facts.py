@@ -1,4 +1,4 @@
-"""What the ledger knows: connections and what they heard, runs of ids, pages of history. Plain values that are written down."""
+"""The ledger's facts: connections and what they heard, runs of ids, and pages of history. They are plain values that are stored."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tapeline.providers.registry import CHANNELS, PROVIDERS
 from tapeline.records import NS_PER_S
 
 State = Literal["proven", "reconciled", "open", "repairing", "unrecoverable", "unprovable"]
-#: The end of what goes on.
+#: The end of an ongoing interval.
 ONGOING: Final = (1 << 63) - 1
 _DAY_S: Final = 86_400
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3_600, "d": _DAY_S, "w": 7 * _DAY_S}
@@ -28,7 +28,7 @@ _MONDAY_NS: Final = 4 * _DAY_S * NS_PER_S
 
 
 class Key(NamedTuple):
-    """One symbol of one channel: what a gap is a gap of."""
+    """One symbol of one channel. Every gap belongs to one key."""
 
     provider: str
     feed: str
@@ -37,7 +37,7 @@ class Key(NamedTuple):
 
 
 class Run(msgspec.Struct, array_like=True):
-    """Ids from `first` to `last`, all of them seen, with the event times (ns) of the two."""
+    """The ids from `first` to `last`, all of them seen, with the event times (ns, UTC) of these two."""
 
     first: int
     last: int
@@ -46,56 +46,59 @@ class Run(msgspec.Struct, array_like=True):
 
 
 class ConnectionRecord(msgspec.Struct):
-    """What is known of one socket, from its records; times are receive times, ns. 0: not so far."""
+    """What is known about one socket from its records. Times are receive times (ns, UTC). 0: not yet."""
 
     provider: str
     feed: str
-    line: str = ""  # the planned connection that it was of
+    line: str = ""  # the planned connection it belonged to
     topics: list[str] = []
-    missing: list[str] = []  # asked for and never confirmed
-    names: dict[str, str] = {}  # the provider's own, which its table splits otherwise than the exchange
+    missing: list[str] = []  # requested and never confirmed
+    names: dict[str, str] = {}  # the provider's own names, which its table splits differently from the exchange
     opened_ns: int = 0
     subscribed_ns: int = 0
-    heard_ns: int = 0  # the last record but the close
-    #: Where in the raw topic its records lie: the order in which things happened, whatever the clock said.
+    heard_ns: int = 0  # the last record other than the close
+    #: Where its records lie in the raw topic. That gives the order of events, whatever the clock said.
     partition: int = 0
     first_offset: int = 0
     last_offset: int = 0
-    beside_ns: int = 0  # it was open when a socket of its pair's other line opened, was confirmed or closed
-    #: How old a tick was when it was received: at the least, and the last one (received at). By the two clocks, which may differ.
+    # It was still open at this time, when a socket of the other line of its arbitration opened, was confirmed or closed.
+    beside_ns: int = 0
+    #: How old a tick was when it was received: the least age, the age of the last tick, and when that one was received. The ages compare
+    #: two clocks, which may differ.
     least_age_ns: int | None = None
     last_age_ns: int = 0
     last_tick_ns: int = 0
     closed_ns: int = 0
-    by: str = ""  # who closed: provider, network, tapeline
+    by: str = ""  # who closed it: provider, network or tapeline
     reason: str = ""
-    #: The channel for the sake of whose silence it was closed, empty for all data; None: it was closed for something else.
+    #: The channel whose silence made us close it; empty for the silence of all data; None if it was closed for another reason.
     stale: str | None = None
-    #: `channel symbol` to its first event.
+    #: Maps `channel symbol` to the receive time of its first event.
     first: dict[str, int] = {}
-    #: Channel to its last event.
+    #: Maps a channel to the receive time of its last event.
     last: dict[str, int] = {}
     #: From and to (ns) of records that were received and could not be kept.
     refused: list[tuple[int, int]] = []
-    #: From and to (ns) of records that were in the stream and that it lost before every store had them; and since when (ns) that goes on.
+    #: From and to (ns) of records that the stream lost before every store had them, and since when (ns) an ongoing loss lasts.
     forgotten: list[tuple[int, int]] = []
     forgotten_since_ns: int = 0
-    #: From and to (ns) where the machine's clock leapt ahead.
+    #: From and to (ns) where the machine's clock jumped ahead.
     leapt: list[tuple[int, int]] = []
-    #: Not a socket but pages of history, read to the end: `channel symbol`, and the first and last number, or from and to (ns).
+    #: True if this is not a socket but pages of history. `asked` and `read` list what was read to the end: `channel symbol`, with the
+    #: first and last number, or with from and to (ns).
     fetched: bool = False
     asked: list[tuple[str, int, int]] = []
     read: list[tuple[str, int, int]] = []
-    #: Those of which events were rejected: they were read, and what they hold is not all there.
+    #: Spans that were read to the end but had events rejected, so not all of their events are there.
     rejected: list[tuple[str, int, int]] = []
-    #: The same of which some pages have come, and not the last one; with how many.
+    #: Spans of which some pages have come, but not the last one, with the number of pages.
     asking: list[tuple[str, int, int, int]] = []
     reading: list[tuple[str, int, int, int]] = []
     rejecting: list[tuple[str, int, int]] = []
 
 
 class Span(msgspec.Struct, array_like=True, frozen=True):
-    """A key was listened to, from and to (ns); why that ended."""
+    """A stretch of time (ns, UTC) in which a key was listened to, and why it ended."""
 
     start_ns: int
     end_ns: int
@@ -103,19 +106,19 @@ class Span(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Past(msgspec.Struct):
-    """What connections that ended long ago leave behind of a key. Lines by `place_of`, times in ns."""
+    """What connections that ended long ago leave behind for a key. Lines are named by `place_of`; times are in ns (UTC)."""
 
-    opened_ns: int = 0  # the first of them; 0: none was opened for it
-    heard: bool = False  # an event of it came
+    opened_ns: int = 0  # when the first of them was opened; 0: none was opened for it
+    heard: bool = False  # an event of the key came
     spans: dict[str, list[Span]] = {}
-    #: The last offset of connections of a line, and until when they were heard.
+    #: For each line, the last offset of its connections and until when they were heard.
     ended: dict[str, list[tuple[int, int]]] = {}
-    #: When connections were opened and closed: those that no other outdoes in both.
+    #: When connections were opened and closed, leaving out those that another one exceeds in both times.
     outlived: list[tuple[int, int]] = []
     read: list[tuple[int, int]] = []
     asked: list[tuple[int, int]] = []
     rejected: list[tuple[int, int]] = []
-    #: Where what is not archived begins; None: nothing is archived.
+    #: Where the part that is not archived begins. None: nothing is archived.
     edge: Edge | None = None
 
 
@@ -125,7 +128,7 @@ NO_PAST: Final = Past()
 
 @dataclass(slots=True)
 class Facts:
-    """Everything that is known; what is touched since it was last asked for."""
+    """Everything that is known, and what was touched since the last save."""
 
     runs: dict[Key, list[Run]] = field(default_factory=dict)
     lives: dict[str, ConnectionRecord] = field(default_factory=dict)
@@ -133,7 +136,7 @@ class Facts:
     touched_runs: set[Key] = field(default_factory=set)
     touched_lives: set[str] = field(default_factory=set)
     touched_pasts: set[Key] = field(default_factory=set)
-    #: Connections that are in the past of their keys, and when (ns) each was last heard: copies of their records may still come.
+    #: Connections that are in the past of their keys, and when (ns) each was last heard. Copies of their records may still come.
     past_connections: dict[str, int] = field(default_factory=dict)
     condensed_lives: set[str] = field(default_factory=set)
     #: Pieces that were archived since the last save, and the keys whose pieces were all restored.
@@ -149,7 +152,7 @@ class Facts:
         pasts: Mapping[Key, Past] = MappingProxyType({}),
         past_connections: Mapping[str, int] = MappingProxyType({}),
     ) -> Facts:
-        """Facts that were kept."""
+        """Return the facts from what was stored."""
         facts = Facts(dict(runs), dict(lives), dict(pasts), past_connections=dict(past_connections))
         for name, life in lives.items():
             for key in keys_of(life):
@@ -157,17 +160,17 @@ class Facts:
         return facts
 
     def carries(self, name: str, key: Key) -> None:
-        """Note that a connection was asked for a key, or brought it."""
+        """Note that a connection was asked for a key, or brought events of it."""
         self._carriers.setdefault(key, set()).add(name)
         self._carried.setdefault(name, set()).add(key)
 
     def keys_of(self, name: str) -> Set[Key]:
-        """The keys of a connection."""
+        """Return the keys of a connection."""
         return self._carried.get(name, set())
 
     def condensed(self, name: str, at_ns: int) -> None:
-        """A connection that was last heard then is in the past of its keys."""
-        if not self.lives[name].fetched:  # a repair goes on under its name
+        """Note that a connection, last heard at `at_ns`, is in the past of its keys."""
+        if not self.lives[name].fetched:  # a repair may continue under the same name
             self.past_connections[name] = at_ns
         self.forget_life(name)
         self.condensed_lives.add(name)
@@ -185,28 +188,28 @@ class Facts:
         return {*self.runs, *self._carriers, *self.pasts}
 
     def carried(self, key: Key) -> list[ConnectionRecord]:
-        """The connections of a key, by their beginning."""
+        """Return the connections of a key, ordered by their beginning."""
         return sorted(self.carriers(key).values(), key=attrgetter("opened_ns", "heard_ns"))
 
     def carriers(self, key: Key) -> dict[str, ConnectionRecord]:
-        """The connections of a key, by name."""
+        """Return the connections of a key, by name."""
         return {name: self.lives[name] for name in self._carriers.get(key, ())}
 
     def touched(self) -> set[Key]:
-        """The keys whose intervals may be others than when this was last asked."""
+        """Return the keys whose intervals may have changed since the last save."""
         found = self.touched_runs | self.touched_pasts
         for name in self.touched_lives:
             found |= self.keys_of(name)
         return found
 
     def settled(self) -> None:
-        """What was touched is kept."""
+        """Note that everything touched has been saved."""
         for done in (self.touched_runs, self.touched_lives, self.touched_pasts, self.condensed_lives, self.archived, self.restored):
             done.clear()
 
 
 def keys_of(life: ConnectionRecord) -> Iterator[Key]:
-    """What a connection was asked for, and what it brought."""
+    """Yield the keys that a connection was asked for, and those it brought."""
     provider = PROVIDERS.get(life.provider)
     for topic in life.topics:
         found = provider.subscription(life.feed, topic, life.names) if provider is not None else None
@@ -219,9 +222,9 @@ def keys_of(life: ConnectionRecord) -> Iterator[Key]:
 
 
 class Piece(msgspec.Struct):
-    """Facts of a key that were archived. Only intervals before its edge follow from them."""
+    """Archived facts of a key. Only intervals before the key's edge follow from them."""
 
-    before_ns: int = 0  # they all lie before that time
+    before_ns: int = 0  # all of them lie before this time
     runs: list[Run] = []
     spans: dict[str, list[Span]] = {}
     read: list[tuple[int, int]] = []
@@ -230,21 +233,21 @@ class Piece(msgspec.Struct):
 
 
 class Edge(msgspec.Struct):
-    """Where what is archived of a key ends. Evidence from before it restores everything."""
+    """Where the archived part of a key ends. Evidence from before it restores everything."""
 
-    number: int  # so many intervals lie before
-    states: dict[State, int]  # of them, where something is not there
+    number: int  # number of intervals before the edge
+    states: dict[State, int]  # of these, how many are in each state in which something is missing
     pieces: int
     at_ns: int
-    first_id: int | None  # of the first run that is not archived
+    first_id: int | None  # first id of the first run that is not archived
     heard: bool
-    #: What follows, before the edge, from what is not archived; and when the first interval behind it begins.
+    #: The intervals before the edge that follow from what is not archived, and when the first interval after the edge begins.
     before: list[Interval]
     start_ns: int
 
 
 def window_of(interval: str, start_ns: int) -> tuple[int, int] | None:
-    """The number of a bar's window and the time at which it ends; None for an interval without a grid of its own."""
+    """Return the number of a bar's window and the time (ns) at which it ends, or None for an interval without a grid of its own."""
     if len(interval) > _LONGEST_INTERVAL:
         return None
     if interval.endswith("M"):
@@ -258,7 +261,7 @@ def window_of(interval: str, start_ns: int) -> tuple[int, int] | None:
 
 
 def join(runs: list[Run], new: Run) -> None:
-    """Put a run among those that are known, sorted and apart; what touches becomes one."""
+    """Insert a run into the known runs, which are sorted and apart. Runs that touch become one."""
     at = bisect_right(runs, new.first, key=attrgetter("first"))
     low = at - 1 if at and runs[at - 1].last >= new.first - 1 else at
     high = at
@@ -266,7 +269,7 @@ def join(runs: list[Run], new: Run) -> None:
         high += 1
     if low < high:
         old = runs[low:high]
-        # Of two copies of one event that tell different times, the earlier holds, whichever came first.
+        # If two copies of one event have different times, the earlier holds, whichever came first.
         edges = sorted([(run.first, run.first_ns) for run in (*old, new)])
         ends = sorted([(-run.last, run.last_ns) for run in (*old, new)])
         new = Run(edges[0][0], -ends[0][0], edges[0][1], ends[0][1])
@@ -274,7 +277,7 @@ def join(runs: list[Run], new: Run) -> None:
 
 
 def united(one: Past, other: Past) -> Past:
-    """Two pasts as one. Of neither is anything archived."""
+    """Return two pasts as one. Neither may have an archived part."""
     places = {*one.ended, *other.ended}
     return Past(
         opened_ns=min((past.opened_ns for past in (one, other) if past.opened_ns), default=0),
@@ -289,7 +292,7 @@ def united(one: Past, other: Past) -> Past:
 
 
 def one_after_another(spans: Iterable[Span]) -> list[Span]:
-    """In order; what touches is one, and ended as the last of it."""
+    """Return the spans in order. Spans that touch become one, which ended as its last part did."""
     joined: list[Span] = []
     for span in sorted(spans, key=attrgetter("start_ns")):
         if joined and span.start_ns <= joined[-1].end_ns:
@@ -301,7 +304,10 @@ def one_after_another(spans: Iterable[Span]) -> list[Span]:
 
 
 def has_ended(life: ConnectionRecord, lives: Iterable[ConnectionRecord], past: Past = NO_PAST) -> bool:
-    """Whether a connection is closed, or has ended without a word: a later one of the key lives, or has outlived it."""
+    """Return whether a connection has closed, or has ended without a close record.
+
+    The latter holds if a later connection of the key is open, or has outlived it.
+    """
     if life.closed_ns:
         return True
     known_ns = max(life.heard_ns, life.beside_ns)
@@ -310,29 +316,29 @@ def has_ended(life: ConnectionRecord, lives: Iterable[ConnectionRecord], past: P
 
 
 def place_of(life: ConnectionRecord) -> str:
-    """The line of a connection, and the partition: there one follows another, and offsets say which."""
+    """Return a connection's partition and line. Within one such place connections follow one another, and offsets give their order."""
     return f"{life.partition} {life.line}"
 
 
 def begin_of(life: ConnectionRecord) -> int:
-    """When a connection was opened, as far as that is known."""
+    """Return when a connection was opened, as far as that is known."""
     return life.opened_ns or life.subscribed_ns or ONGOING
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A stretch of time of one key in one state; times in ns, [start, end); `ONGOING`: it has no end yet."""
+    """A stretch of time of one key in one state, [start, end) in ns (UTC). `ONGOING`: it has no end yet."""
 
     start_ns: int
     end_ns: int
     state: State
     evidence: str
-    first_id: int | None = None  # of what is there, or of what is missing
+    first_id: int | None = None  # first id of what is there, or of what is missing
     last_id: int | None = None
 
 
 def apart(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Stretches of time that have a length, in order; what touches is one."""
+    """Return the stretches of time that have a length, in order. Stretches that touch become one."""
     joined: list[tuple[int, int]] = []
     for start_ns, end_ns in sorted(span for span in spans if span[0] < span[1]):
         if joined and start_ns <= joined[-1][1]:
@@ -343,7 +349,7 @@ def apart(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def with_stretch(read: list[tuple[str, int, int]], new: tuple[str, int, int]) -> list[tuple[str, int, int]]:
-    """One stretch more among those of all labels; what touches becomes one."""
+    """Add a stretch to those of all labels. Stretches of one label that touch become one."""
     label, start_ns, end_ns = new
     if start_ns >= end_ns:
         return read

@@ -1,13 +1,14 @@
-"""Keeps the cost of the ledger flat: facts of long ago are condensed, then archived, and restored when evidence reaches back.
+"""Keeps the cost of the ledger flat: old facts are condensed, then archived, and restored when evidence reaches back.
 
-Two steps, both pure:
+There are two steps, both pure:
 
-- `condense` puts connections that ended long ago into the past of each of their keys: when they listened, and what was read of history.
-- `archive` cuts off a part of a key's past, and of the runs of its ids: what only intervals of long ago follow from goes to the ledger
-  as a `Piece`, and those intervals are not computed again. It checks that the other intervals stay as they are; else it does nothing.
+- `condense` moves connections that ended long ago into the past of each of their keys: when they listened, and what was read of history.
+- `archive` (archiving.py) cuts off a part of a key's past and of its runs of ids, from which only old intervals follow. That part goes to
+  the ledger as a `Piece`, and those intervals are not computed again. It checks that the other intervals stay as they are; if they do not,
+  it does nothing.
 
-`recent_intervals` gives the intervals behind the edge. Where evidence has come that reaches before it, `restore` puts the pieces back.
-Whatever is folded when, a key's intervals are the same as if nothing ever was. `Account` does it all in turn.
+`recent_intervals` returns the intervals after the edge. If evidence has come that reaches before the edge, `restore` puts the pieces
+back. Whatever is folded, and when, a key's intervals are the same as without folding. `Account` runs all of this in turn.
 """
 
 from __future__ import annotations
@@ -40,26 +41,27 @@ from tapeline.ledger.facts import (
 from tapeline.ledger.intervals import COVERED, end_of, has_come, intervals, parted, spans_before, spans_of
 from tapeline.records import NS_PER_S
 
-#: A connection that was closed goes into the past of its keys after this time of others; one that ended without a word may still speak.
+#: A closed connection moves into the past of its keys once others have been heard for this long after it. One that ended without a close
+#: record may still speak, so it waits longer.
 _CLOSED_NS: Final = 60 * NS_PER_S
 _SILENT_NS: Final = 24 * 3_600 * NS_PER_S
-#: After it has gone into the past a connection is remembered by name for this time: copies of its records are none of another one.
+#: A connection in the past is remembered by name for this long, so that copies of its records are not taken for a new connection's.
 _REMEMBERED_NS: Final = 7 * 24 * 3_600 * NS_PER_S
-#: Evidence is archived when it is this old: most repairs are done by then.
+#: Evidence is archived when it is this old, because most repairs are done by then.
 _ARCHIVED_NS: Final = 3_600 * NS_PER_S
 _ARCHIVE_EVERY_NS: Final = 600 * NS_PER_S
 
-#: Key to how many of its intervals are as they were, and those behind them.
+#: Maps a key to the number of its unchanged intervals, and the intervals after those.
 Changes = Mapping[Key, tuple[int, list[Interval]]]
 
 
 class Account:
-    """Facts, and the intervals of them that the ledger keeps."""
+    """Facts, and the intervals that follow from them as the ledger keeps them."""
 
     def __init__(self, facts: Facts, pieces: Callable[[Key], Iterable[Piece]]) -> None:
-        """`facts`: as the ledger gave them. `pieces`: what it archived of a key; may raise Unavailable."""
+        """`facts`: as the ledger loaded them. `pieces`: returns what the ledger archived of a key; may raise Unavailable."""
         self.facts, self._pieces = facts, pieces
-        #: The recent intervals, and the number of the first.
+        #: The recent intervals of each key, with the number of the first one.
         self._kept: dict[Key, tuple[int, list[Interval]]] = {}
         self._archived_ns = 0
         for key in facts.keys():  # noqa: SIM118 no mapping: a set of its own
@@ -70,8 +72,10 @@ class Account:
                 restore(facts, key, pieces(key))
 
     def changes(self, now_ns: int) -> Changes:
-        """The intervals that are others than the ledger has, with all that was absorbed. May raise Unavailable: call it again."""
-        # First: what is in the past no longer says that it came from behind the edge.
+        """Return the intervals that differ from the ledger's, after everything that was absorbed. If it raises Unavailable, call it
+        again.
+        """
+        # This comes first: once evidence is in the past, it no longer shows that it came from before the edge.
         touched = self.facts.touched()
         for key in touched:
             if reaches_back(self.facts, key):
@@ -97,7 +101,7 @@ class Account:
         self._kept.pop(key, None)
 
     def saved(self, changes: Changes, now_ns: int) -> None:
-        """The ledger has these changes, and the facts."""
+        """Note that the ledger has these changes and the facts. Archive old evidence from time to time."""
         self.facts.settled()
         for key, (same, found) in changes.items():
             first = _number(self.facts, key)
@@ -111,14 +115,14 @@ class Account:
             self._kept[key] = (number + gone, kept[gone:])
 
     def prune(self, remove: Callable[[Mapping[Key, int], int], Mapping[Key, Counter[State]]], before_ns: int) -> None:
-        """Remove what was archived and ended before this time. `remove`: as `Ledger.prune`; may raise Unavailable."""
+        """Remove what was archived and ended before this time (ns, UTC). `remove` works as `Ledger.prune`; it may raise Unavailable."""
         edges = {key: past.edge for key, past in self.facts.pasts.items() if past.edge is not None}
         for key, gone in remove({key: edge.number for key, edge in edges.items()}, before_ns).items():
             edges[key].states = dict(Counter(edges[key].states) - gone)
             self.facts.touched_pasts.add(key)
 
     def states(self) -> Counter[State]:
-        """How many intervals are in each of the states in which something is not there."""
+        """Return the number of intervals in each state in which something is missing."""
         found = Counter(one.state for _, kept in self._kept.values() for one in kept if one.state not in COVERED)
         for past in self.facts.pasts.values():
             found.update(past.edge.states if past.edge is not None else {})
@@ -130,17 +134,19 @@ class Account:
 
 
 def _number(facts: Facts, key: Key) -> int:
-    """The number of a key's first recent interval."""
+    """Return the number of a key's first recent interval."""
     past = facts.pasts.get(key)
     return past.edge.number if past is not None and past.edge is not None else 0
 
 
-# ---- connections into the past
+# ---- moving connections into the past
 
 
 def condense(facts: Facts, closed_ns: int, silent_ns: int) -> None:
-    """Put connections into the past of their keys: those that were closed, and pages of history that were read to their end, before the
-    one time, and those that ended without a word before the other."""
+    """Move connections into the past of their keys.
+
+    Closed connections and pages of history that were read to the end move if they ended before `closed_ns`. Connections that ended
+    without a close record move if they were last heard before `silent_ns`."""
     over = {name for name in facts.lives if _is_over(facts, name, closed_ns, silent_ns)}
     over -= _held_back(facts.lives, over)
     condensed: dict[Key, set[str]] = {}
@@ -157,7 +163,10 @@ def condense(facts: Facts, closed_ns: int, silent_ns: int) -> None:
 
 
 def _held_back(lives: Mapping[str, ConnectionRecord], over: Set[str]) -> set[str]:
-    """Connections that followed one that stays, and began before its end: the clock was set back, and they say where that one ends."""
+    """Return connections that follow one that stays, and began before its end.
+
+    That happens when the clock was set back. They show where the connection that stays ends, so they have to stay too.
+    """
     found: set[str] = set()
     staying: dict[str, list[ConnectionRecord]] = {}
     for name in sorted(lives, key=lambda name: lives[name].first_offset):
@@ -187,7 +196,7 @@ def _last_of(life: ConnectionRecord) -> int:
 
 
 def _past(key: Key, lives: Mapping[str, ConnectionRecord], names: Set[str], past: Past) -> Past:
-    """The past of a key with those of its connections that have these names."""
+    """Return the past of a key, extended by those of its connections that have these names."""
     condensed = [lives[name] for name in sorted(names)]
     sockets, read = [life for life in condensed if not life.fetched], [life for life in condensed if life.fetched]
     listening = {name: life for name, life in lives.items() if not life.fetched}
@@ -214,19 +223,16 @@ def _past(key: Key, lives: Mapping[str, ConnectionRecord], names: Set[str], past
 
 
 def _ends_before(ends: Sequence[tuple[int, int]], first: int | None) -> list[tuple[int, int]]:
-    """Of ends that lie before all that is still open on a line, the last is enough."""
+    """Reduce the ends that lie before everything still open on a line to one, because the last of them is enough."""
     before = [end for end in ends if first is None or end[0] < first]
     together = [(max(offset for offset, _ in before), max(end_ns for _, end_ns in before))] if before else []
     return [*together, *ends[len(before) :]]
 
 
 def _unmatched(outlived: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Those that no other outdoes in both."""
+    """Leave out each pair that another one exceeds in both values."""
     found: list[tuple[int, int]] = []
     for one in sorted(set(outlived), reverse=True):
         if not found or one[1] > found[-1][1]:
             found.append(one)
     return found
-
-
-# ---- the past away, and back

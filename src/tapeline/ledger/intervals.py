@@ -1,4 +1,4 @@
-"""From facts to intervals: what is proven, what is open, and why."""
+"""Derives intervals from facts: what is proven, what is open, and why."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from tapeline.ledger.facts import (
 from tapeline.providers.registry import PROVIDERS
 from tapeline.records import NS_PER_MS, NS_PER_S
 
-#: What is there, and what is not.
+#: The states in which data is there, and those in which it is missing.
 COVERED: Final[frozenset[State]] = frozenset({"proven", "reconciled", "unprovable"})
 MISSING: Final[frozenset[State]] = frozenset({"open", "repairing", "unrecoverable"})
-#: A connection whose ticks come later than at their best by more than this was read too slowly, or its machine stood still.
+#: If a connection's ticks come later than at their best by more than this, it was read too slowly, or its machine stood still.
 _LATE_NS: Final = NS_PER_S
 _NEVER: Final = (
     "the provider's history was read to its end and holds nothing, and no event of this symbol has ever come: is its name right?"
@@ -42,12 +42,12 @@ _REJECTED: Final = "the provider's history was read to its end, and events of it
 
 
 def intervals(facts: Facts, key: Key) -> list[Interval]:
-    """The intervals of a key in order of time, without those that are archived."""
+    """Return the intervals of a key in order of time, without those that are archived."""
     return follow(key, facts.carried(key), facts.pasts.get(key, NO_PAST), facts.runs.get(key, ()))
 
 
 def follow(key: Key, lives: Sequence[ConnectionRecord], past: Past, runs: Sequence[Run]) -> list[Interval]:
-    """What follows for a key from these facts, in order of time."""
+    """Return the intervals of a key that follow from these facts, in order of time."""
     heard = list(_by_lives(key, [life for life in lives if not life.fetched], past))
     read = apart([*past.read, *(span for life in lives for span in spans_of(life.read, key))])
     reading = [span for life in lives for span in spans_of((entry[:3] for entry in life.reading), key)]
@@ -59,7 +59,7 @@ def follow(key: Key, lives: Sequence[ConnectionRecord], past: Past, runs: Sequen
         return list(_joined(_being_filled(_refused(found, rejected), reading)))
     # Numbers and times may differ in order.
     first_ns, last_ns = min(runs[0].first_ns, runs[0].last_ns), max(runs[-1].first_ns, runs[-1].last_ns)
-    # Before the first number and after the last, only the next one could tell.
+    # Before the first number and after the last, only the next number could tell whether anything is missing.
     heard = [
         replace(one, evidence="subscribed and heard; the next event's number will tell") if one.state in COVERED else one
         for one in heard
@@ -73,12 +73,12 @@ def follow(key: Key, lives: Sequence[ConnectionRecord], past: Past, runs: Sequen
 
 
 def has_come(key: Key, lives: Iterable[ConnectionRecord], past: Past) -> bool:
-    """Whether an event of a key has ever come."""
+    """Return whether an event of a key has ever come."""
     return past.heard or any(f"{key.channel} {key.symbol}" in life.first for life in lives)
 
 
 def _reconciled(found: Sequence[Interval], read: Sequence[tuple[int, int]]) -> Iterator[Interval]:
-    """What was read of the provider's history, and of `found` what lies outside of it."""
+    """Yield what was read of the provider's history, and the parts of `found` outside of it."""
     edges = [-ONGOING, *(edge for both in read for edge in both), ONGOING]
     outside = [_between(found, start_ns, end_ns) for start_ns, end_ns in zip(edges[::2], edges[1::2], strict=True)]
     evidence = "the provider's history was read to its end: what it holds is there"
@@ -87,7 +87,7 @@ def _reconciled(found: Sequence[Interval], read: Sequence[tuple[int, int]]) -> I
 
 
 def _refused(found: Iterable[Interval], rejected: Sequence[tuple[int, int]]) -> Iterator[Interval]:
-    """Gaps that lie in what was read, and of which events were rejected, stay: asking again brings the same."""
+    """Mark gaps inside a history read with rejected events as unrecoverable, because asking again brings the same events."""
     for one in found:
         if one.state == "open" and any(start_ns <= one.start_ns and one.end_ns <= end_ns for start_ns, end_ns in rejected):
             yield replace(one, state="unrecoverable", evidence=f"{one.evidence}; {_REJECTED}")
@@ -96,7 +96,9 @@ def _refused(found: Iterable[Interval], rejected: Sequence[tuple[int, int]]) -> 
 
 
 def _joined(found: Iterable[Interval]) -> Iterator[Interval]:
-    """One after the other without a hole: of what lies between two, nothing is known."""
+    """Yield the intervals without holes between them. The time between two of them becomes an open interval, because nothing is known
+    about it.
+    """
     at_ns: int | None = None
     for one in found:
         if at_ns is not None and one.start_ns > at_ns:
@@ -106,7 +108,7 @@ def _joined(found: Iterable[Interval]) -> Iterator[Interval]:
 
 
 def _between(found: Iterable[Interval], start_ns: int, end_ns: int) -> Iterator[Interval]:
-    """The parts of intervals inside a stretch of time."""
+    """Yield the parts of intervals inside a stretch of time."""
     for one in found:
         if one.start_ns < end_ns and one.end_ns > start_ns:
             whole = start_ns <= one.start_ns and one.end_ns <= end_ns
@@ -114,12 +116,12 @@ def _between(found: Iterable[Interval], start_ns: int, end_ns: int) -> Iterator[
 
 
 def spans_of(known: Iterable[tuple[str, int, int]], key: Key) -> Iterator[tuple[int, int]]:
-    """Those of a key: from and to."""
+    """Yield the spans that belong to a key, as from and to."""
     return ((first, last) for label, first, last in known if label == f"{key.channel} {key.symbol}")
 
 
 def _being_filled(found: Iterable[Interval], reading: Sequence[tuple[int, int]]) -> Iterator[Interval]:
-    """Gaps that lie in what is being read are being repaired."""
+    """Mark gaps inside a span that is being read as being repaired."""
     for one in found:
         if one.state == "open" and any(start_ns <= one.start_ns and one.end_ns <= end_ns for start_ns, end_ns in reading):
             yield replace(one, state="repairing", evidence=f"{one.evidence}; being fetched")
@@ -136,18 +138,18 @@ def _by_ids(
     rejected: Sequence[tuple[int, int]],
 ) -> Iterator[Interval]:
     channel = channel_of(key)
-    bars = channel is not None and channel.kind == "bar"  # a bar's number is its window's: its time says the same
+    bars = channel is not None and channel.kind == "bar"  # a bar's number is that of its window, so its time says the same
     before: Run | None = None
     for run in runs:
         if before is not None:
-            # Ids and times may differ in order: a hole reaches over both its edges, and one wrong time moves no other interval.
+            # Ids and times may differ in order. So a hole reaches over both its edges, and one wrong time moves no other interval.
             start_ns, end_ns = sorted((before.last_ns, run.first_ns))
             first, last = before.last + 1, run.first - 1
-            # History is asked for ids, and for bars by the times of their windows.
+            # History is requested by id, and for bars by the times of their windows.
             low, high = (start_ns // NS_PER_MS, end_ns // NS_PER_MS - 1) if bars else (first, last)
             gone = any(some <= low and high <= other for some, other in asked)
             gone = gone or any(some <= start_ns and end_ns <= other for some, other in read)
-            # Numbers are no times: a pair of the ones lies in no pair of the others.
+            # Numbers and times cannot be confused: a pair of one kind never lies inside a pair of the other.
             spoiled = any(some <= least and most <= other for some, other in rejected for least, most in ((low, high), (start_ns, end_ns)))
             state: State = "open"
             what = f"{_count(first, last, bars)} missing"
@@ -187,14 +189,14 @@ _BACK: Final = "the clock was set back: how long nobody listened is not known"
 
 
 def parted(key: Key, lives: Sequence[ConnectionRecord], past: Past) -> Iterator[tuple[ConnectionRecord, Span]]:
-    """When connections listened, without what two that followed one another on a line both claim.
+    """Yield when connections listened, without the time that two successive connections of a line both claim.
 
-    That comes of a clock that was set back: then nobody knows how long nobody listened."""
+    Such an overlap means that the clock was set back. How long nobody listened is then not known."""
     lines: dict[str, list[ConnectionRecord]] = {}
     for life in lives:
         lines.setdefault(place_of(life), []).append(life)
     for place, line in lines.items():
-        # One that takes over opens before the old one ends: those did not follow one another.
+        # A connection that takes over opens before the old one ends; these two do not follow one another.
         ended = sorted([*past.ended.get(place, ()), *((life.last_offset, end_of(key, life)[0]) for life in line)])
         begun = sorted((life.first_offset, begin_of(life)) for life in line)
         latest_ns = list(accumulate((end_ns for _, end_ns in ended), max, initial=0))
@@ -209,7 +211,7 @@ def parted(key: Key, lives: Sequence[ConnectionRecord], past: Past) -> Iterator[
 
 
 def spans_before(lives: Iterable[ConnectionRecord], past: Past) -> dict[str, list[Span]]:
-    """When the connections of the past listened, by line, without what those that follow them claim."""
+    """Return, by line, when the connections of the past listened, without what the connections after them claim."""
     found: dict[str, list[Span]] = {}
     for place, spans in past.spans.items():
         after = past.ended[place][-1][0]
@@ -220,7 +222,7 @@ def spans_before(lives: Iterable[ConnectionRecord], past: Past) -> dict[str, lis
 
 
 def _heard(key: Key, life: ConnectionRecord) -> Iterator[Span]:
-    """When a connection listened to a key, without what was received and could not be kept."""
+    """Yield when a connection listened to a key, without the time of what was received and could not be kept."""
     confirmed = [life.subscribed_ns] if life.subscribed_ns and not _unconfirmed(key, life) else []
     first = life.first.get(f"{key.channel} {key.symbol}")
     starts = confirmed + ([first] if first is not None else [])
@@ -230,10 +232,10 @@ def _heard(key: Key, life: ConnectionRecord) -> Iterator[Span]:
     forgotten = [*life.forgotten, (life.forgotten_since_ns, ONGOING)] if life.forgotten_since_ns else life.forgotten
     for hole_from, hole_to in forgotten:
         if hole_from <= start_ns <= hole_to + 1:
-            start_ns = hole_from  # what was lost may be of this key: it is a gap, not a time of which nothing is known
+            start_ns = hole_from  # what was lost may belong to this key, so the time counts as a gap, not as unknown
     end_ns, ended = end_of(key, life)
     if (late_ns := life.last_age_ns - (life.least_age_ns or 0)) > _LATE_NS:
-        # We read behind: what lay between went down with the connection.
+        # Reading lagged behind: what lay in between was lost with the connection.
         end_ns, ended = max(start_ns, end_ns - late_ns), f"{ended}; what came last was {late_ns / NS_PER_S:,.1f} s late"
     holes = [(*span, "received, and could not be kept: stream and spool were full") for span in life.refused]
     holes += [(*span, "received, and lost by the stream before every store had it") for span in forgotten]
@@ -243,7 +245,7 @@ def _heard(key: Key, life: ConnectionRecord) -> Iterator[Span]:
             continue
         if hole_from >= start_ns:
             yield Span(start_ns, hole_from, why)
-        start_ns = hole_to + 1  # a hole of at least a nanosecond, so that nothing joins what it parts
+        start_ns = hole_to + 1  # the hole is at least a nanosecond, so that nothing joins the spans it separates
     if start_ns <= end_ns:
         yield Span(start_ns, end_ns, ended)
 
@@ -254,23 +256,24 @@ def _unconfirmed(key: Key, life: ConnectionRecord) -> bool:
 
 
 def _stale(life: ConnectionRecord) -> str | None:
-    """The channel for whose silence a connection was closed; empty: for that of all data; None: for something else.
+    """Return the channel whose silence made us close the connection; empty for all data; None if it was closed for another reason.
 
-    Earlier versions wrote it into the reason alone."""
+    Earlier versions wrote this only into the reason."""
     if life.stale is not None or not life.reason.startswith("mute: no "):
         return life.stale
     return life.reason.removeprefix("mute: no ").partition(" for ")[0].removeprefix("data").removeprefix("channel ")
 
 
 def end_of(key: Key, life: ConnectionRecord) -> tuple[int, str]:
-    """Until when a connection's silence meant that nothing happened, and what ended it."""
+    """Return until when a connection's silence meant that nothing happened, and what ended it."""
     if not life.closed_ns:
         return max(life.heard_ns, life.beside_ns), "the connection ended without a word, as when the process was killed"
     if (stale := _stale(life)) is not None:
         if stale == key.channel:
             return life.last.get(key.channel, life.opened_ns), life.reason
-        # A socket that is stale in all is given up for the channel that is missed first: the others were heard as long as anything was.
+        # A socket that is stale altogether is given up for the channel that is missed first. The others were heard as long as anything
+        # was.
         return max(life.last.values(), default=life.opened_ns), life.reason
     if life.by == "network":
-        return life.heard_ns, life.reason  # what was on its way when it broke is lost
+        return life.heard_ns, life.reason  # what was in transit when it broke is lost
     return life.closed_ns, f"closed by {life.by}: {life.reason or 'no reason given'}"

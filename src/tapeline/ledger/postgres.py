@@ -1,4 +1,4 @@
-"""The ledger of what is complete in PostgreSQL, where that is a store: the same facts, and views that anybody's SQL reads."""
+"""The ledger in PostgreSQL, if PostgreSQL is one of the stores: the same facts, and views that any SQL client can read."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from tapeline.stores.postgres.database import Database
 from tapeline.stores.postgres.schema import Schema
 from tapeline.stores.postgres.statements import Statements, load
 
-#: The versions of the tables that brought the lives of topics, and the past of keys.
+#: The table versions that introduced the lives of topics, and the past of keys.
 _WITH_LIVES: Final = 4
 _WITH_PASTS: Final = 6
 
 
 class PostgresLedger:
-    """The ledger in the database that a `postgresql://` address names. Nothing is connected before the first call."""
+    """The ledger in the database that a `postgresql://` address names. Connects at the first call."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -123,7 +123,7 @@ class PostgresLedger:
             return pa.table([found[name].cast(INTERVALS.field(name).type) for name in INTERVALS.names], schema=INTERVALS)
 
     def _there(self, cursor: dbapi.Cursor) -> bool:
-        """Whether the tables are of a version that has a ledger."""
+        """Return whether the tables are of a version that has a ledger."""
         return (self._schema.version(cursor) or 0) >= 2
 
     def _with_pasts(self, cursor: dbapi.Cursor) -> bool:

@@ -1,4 +1,4 @@
-"""Facts of a symbol that was kept under a wrong name, under its right one."""
+"""Moves the facts of a symbol that was kept under a wrong name to its right name."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from tapeline.providers.registry import PROVIDERS
 
 
 def renamed(facts: Facts, provider: str, feed: str, old: str, new: str) -> Facts:
-    """The facts as they would be had a symbol always had its new name. What differs is touched; the facts given stay as they are.
+    """Return the facts as if the symbol had always had its new name. What differs is touched; the given facts stay as they are.
 
-    Of both names nothing is archived."""
+    Neither name may have archived facts."""
     runs = {key: list(found) for key, found in facts.runs.items()}
     touched: set[Key] = set()
     for key in [key for key in runs if (key.provider, key.feed, key.symbol) == (provider, feed, old)]:
@@ -34,7 +34,7 @@ def renamed(facts: Facts, provider: str, feed: str, old: str, new: str) -> Facts
 
 
 def _life_renamed(life: ConnectionRecord, old: str, new: str) -> ConnectionRecord:
-    """A connection whose records have a symbol under its new name."""
+    """Return a connection whose records have the symbol under its new name."""
 
     def right(label: str) -> str:
         channel, _, symbol = label.partition(" ")

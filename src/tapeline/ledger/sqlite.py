@@ -1,4 +1,4 @@
-"""The ledger in one SQLite file beside the data: nothing to install."""
+"""The ledger in one SQLite file next to the data, with nothing to install."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ CREATE TABLE IF NOT EXISTS intervals (
 PRAGMA user_version = {_FORMAT};
 COMMIT;
 """
-#: The formats that brought the lives of topics, and the past of keys.
+#: The formats that introduced the lives of topics, and the past of keys.
 _WITH_LIVES: Final = 2
 _WITH_PASTS: Final = 3
 _KEY: Final = "provider = ? AND feed = ? AND channel = ? AND symbol = ?"
@@ -57,7 +57,7 @@ _ROWS_AT_ONCE: Final = 10_000
 
 
 class LedgerFile:
-    """The ledger in one SQLite file. Nothing is opened before the first call."""
+    """The ledger in one SQLite file. It is opened at the first call."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -148,7 +148,7 @@ class LedgerFile:
 
     @contextmanager
     def _read(self) -> Iterator[sqlite3.Connection | None]:
-        """A connection for reading; None where nothing was kept yet."""
+        """A connection for reading, or None if nothing has been stored yet."""
         try:
             if not self._path.exists():
                 yield None
@@ -156,7 +156,7 @@ class LedgerFile:
             with closing(connect(self._path, "ro", wait_s=_LOCK_WAIT_S)) as db:
                 db.execute("BEGIN")
                 yield db if format_of(db, self._path, _FORMAT) else None
-        except sqlite3.OperationalError as error:  # the disk, or another process: the file itself may be as good as ever
+        except sqlite3.OperationalError as error:  # the disk or another process is the cause: the file itself may be intact
             raise DiskProblem(
                 f"The ledger {self._path} cannot be read for now: {error}. Nothing of it is lost. Leave it there: free disk space, or "
                 "make it readable. It is tried again."

@@ -298,6 +298,3 @@ class _Reading:
         texts = pieces.take(self._every_second)
         texts.validate(full=True)
         return texts if valid is None else pa.Array.from_buffers(column.type, n, [valid, *texts.buffers()[1:]])
-
-
-# ---- one message by itself
