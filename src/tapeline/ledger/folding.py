@@ -64,7 +64,7 @@ class Account:
         #: The recent intervals of each key, with the number of the first one.
         self._kept: dict[Key, tuple[int, list[Interval]]] = {}
         self._archived_ns = 0
-        for key in facts.keys():  # noqa: SIM118 no mapping: a set of its own
+        for key in facts.keys():  # noqa: SIM118 `Facts` is not a mapping; this method returns a set
             found = recent_intervals(facts, key)
             if found is not None:
                 self._kept[key] = (_number(facts, key), found)

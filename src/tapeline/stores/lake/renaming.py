@@ -63,7 +63,7 @@ WHERE coalesce((symbol, {ids}) NOT IN (SELECT (symbol, {ids}) FROM {again}), tru
 
 
 class LakeRenaming:
-    """The lake under `root`. Nothing is opened before the first call."""
+    """The lake under `root`. It is opened at the first call."""
 
     def __init__(self, root: Path, rule: IdentityRule) -> None:
         self._root, self._rule = root, rule

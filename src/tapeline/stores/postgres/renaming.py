@@ -147,7 +147,7 @@ def _same(topic: Topic, identity: Identity) -> str:
         if name == "date":
             found.append("(n.ts AT TIME ZONE 'UTC')::date = (o.ts AT TIME ZONE 'UTC')::date")
         elif name != "symbol":
-            # PostgreSQL can use an index to find the other row only with plain equality.
+            # Only plain equality lets PostgreSQL find the other row without comparing all rows.
             plain = not topic.schema.field(name).nullable or (name == identity.id and not identity.else_by_ms)
             found.append(f'n."{name}" {"=" if plain else "IS NOT DISTINCT FROM"} o."{name}"')
     if identity.else_by_ms:

@@ -143,7 +143,7 @@ class StreamFile:
             self.db.execute("PRAGMA wal_checkpoint(RESTART)")
 
     def _fold(self, trim: Callable[[], None]) -> None:
-        """Checkpoint the log into the file every second, so that a commit never waits for the disk to sync. Trim every few seconds."""
+        """Checkpoint the log into the file every second, so that a commit never waits for the disk to sync. Trim every ten seconds."""
         try:
             db = connect(self.path, "rw", wait_s=1.0)
         except sqlite3.OperationalError:

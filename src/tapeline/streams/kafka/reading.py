@@ -1,4 +1,4 @@
-"""Reading a topic from positions that the caller keeps, and going on where retention or a broker stood in the way."""
+"""Reads a topic from positions that the caller keeps, and continues where retention or a broker stood in the way."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from tapeline.streams.kafka.cluster import Cluster
 from tapeline.streams.kafka.messages import chunk_of, place
 from tapeline.streams.kafka.numbering import Numbering
 
-#: A store is in no hurry: the broker gathers so much for each answer, or what comes in a tenth of a second.
+#: A store is in no hurry: the broker gathers this many bytes for each answer, or whatever comes within a tenth of a second.
 _MUCH: Final = {"fetch_min_bytes": 256 * 1024, "fetch_wait_max_ms": 100}
-#: Who only looks whether there is something wants to know at once.
+#: A caller that only checks whether there is something wants the answer at once.
 _AT_ONCE: Final = {"fetch_min_bytes": 1, "fetch_wait_max_ms": 10}
-#: Messages that are taken from the client at once.
+#: The most messages taken from the client at once.
 MOST_MESSAGES: Final = 10_000
-#: What comes in the place of records where a log does not go on as a client knew it.
+#: Errors that come in place of records if a log does not continue as a client knew it.
 MOVED: Final = frozenset(
     {
         KafkaError._AUTO_OFFSET_RESET,
@@ -33,7 +33,7 @@ MOVED: Final = frozenset(
     }
 )
 _TRIES_EVERY_S: Final = 0.05
-#: How long an answer is waited for: who is told to stop waits for it.
+#: How long to wait for an answer. A process that is told to stop waits for it.
 _WAIT_S: Final = 5.0
 
 
@@ -47,20 +47,23 @@ class Reader:
         self._at: dict[int, int] = {}
         self._version = 0
         self._ended: set[int] = set()
-        self._uncut: set[int] = set()  # partitions of which nothing has come yet: a position may lie amid a message
+        self._uncut: set[int] = set()  # partitions from which nothing has come yet: a position may lie inside a message
         self._rows_each = 1.0
 
     def anew(self) -> Reader:
-        """Forget what the client knows of ends: the next read asks the broker."""
+        """Forget what the client knows about ends, so that the next read asks the broker."""
         self._at = {}
         return self
 
     def read(self, positions: Mapping[int, int], max_rows: int, offsets: Mapping[int, int] | None = None) -> Chunk | None:
-        """`offsets`: where the positions are, for who knows that already."""
+        """Return the next records at or after the positions, about `max_rows`, or None if there are none. Raises Unavailable.
+
+        `offsets`: Kafka's offsets of the positions, if the caller knows them already.
+        """
         try:
             return self._read(positions, max_rows, offsets)
         except Exception:
-            self._at = {}  # what had come before the error is not lost with it: the client begins again where the caller is
+            self._at = {}  # what came before the error is not lost with it: the client starts again from the caller's positions
             raise
 
     def _read(self, positions: Mapping[int, int], max_rows: int, offsets: Mapping[int, int] | None) -> Chunk | None:
@@ -79,7 +82,7 @@ class Reader:
                 else:
                     self._numbering.glance()
                 if self._version != self._numbering.version:
-                    continue  # what came is of a life that is gone, or lies behind what is still to be read
+                    continue  # what came is from a life that is gone, or lies after what has still to be read
             if messages:
                 break
             if messages is not None and len(self._ended) >= len(begin):
@@ -111,9 +114,9 @@ class Reader:
 
     def _assign(self, begin: dict[int, int], offsets: Mapping[int, int] | None) -> None:
         self._numbering.fresh()
-        version = self._numbering.version  # read once: a look beside this may change it at any moment
+        version = self._numbering.version  # read once: a look in another thread may change it at any moment
         if self._version != version and self._consumer is not None:
-            # A client believes in no leader of an epoch below one that it has seen.
+            # A client rejects any leader whose epoch is below one that it has seen.
             beside(self._consumer.close, "close")
             self._consumer = None
         self._version = version
@@ -124,7 +127,7 @@ class Reader:
         self._at, self._ended, self._uncut = begin, set(), set(begin)
 
     def _sorted_out(self, messages: Sequence[Message]) -> list[Message] | None:
-        """The records among what came; None where the log is not as it was: what came has to be found again."""
+        """Return the records among what came, or None if the log has changed and the positions have to be found again."""
         records = []
         for message in messages:
             error = message.error()
@@ -148,7 +151,7 @@ class Reader:
 
 
 def go_on_after(cluster: Cluster, error: KafkaError) -> None:
-    """Meet an error that came in the place of a record. Raises what it means, unless it is one to go on after."""
+    """Handle an error that came in place of a record. Raises what it means, unless reading can continue after it."""
     if not error.retriable() and error.code() not in (KafkaError._ALL_BROKERS_DOWN, KafkaError._TRANSPORT):
         with cluster.told():
             raise KafkaException(error)
