@@ -42,8 +42,9 @@ _LONGEST_REASON: Final = 300
 
 
 def forget(facts: Facts, partitions: Iterable[int]) -> None:
-    """Note that the stream lost records of these partitions of the raw topic. Which records of open connections were lost is not
-    known.
+    """Note that the stream lost records of these partitions of the raw topic.
+
+    Which records of open connections were lost is not known.
     """
     lost = set(partitions)
     for name, life in facts.lives.items():
@@ -285,8 +286,9 @@ def _contiguous(key: Key) -> bool:
 
 
 def _numbered(batch: pa.RecordBatch) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Return each event's number (-1: it has none), and the start and end of the time it stands for. For a bar that is its whole
-    window.
+    """Return each event's number (-1: it has none), and the start and end of the time it stands for.
+
+    For a bar that is its whole window.
     """
     ts_ns = batch["ts_ns"].to_numpy()
     if "sequence" in batch.schema.names:

@@ -29,8 +29,9 @@ class Answer:
 
 
 def answer(key: Key, found: Iterable[Interval], start_ns: int, end_ns: int) -> Answer:
-    """Return what the intervals of a key say about [start_ns, end_ns). The time before the first and after the last interval is a hole
-    too.
+    """Return what the intervals of a key say about [start_ns, end_ns).
+
+    The time before the first and after the last interval is a hole too.
     """
     # A hole keeps its ids, whatever part of it is requested, because nobody knows which of them lie inside that part.
     known = [

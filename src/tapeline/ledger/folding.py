@@ -72,8 +72,9 @@ class Account:
                 restore(facts, key, pieces(key))
 
     def changes(self, now_ns: int) -> Changes:
-        """Return the intervals that differ from the ledger's, after everything that was absorbed. If it raises Unavailable, call it
-        again.
+        """Return the intervals that differ from the ledger's, after everything that was absorbed.
+
+        If it raises Unavailable, call it again.
         """
         # This comes first: once evidence is in the past, it no longer shows that it came from before the edge.
         touched = self.facts.touched()

@@ -96,8 +96,9 @@ def _refused(found: Iterable[Interval], rejected: Sequence[tuple[int, int]]) -> 
 
 
 def _joined(found: Iterable[Interval]) -> Iterator[Interval]:
-    """Yield the intervals without holes between them. The time between two of them becomes an open interval, because nothing is known
-    about it.
+    """Yield the intervals without holes between them.
+
+    The time between two of them becomes an open interval, because nothing is known about it.
     """
     at_ns: int | None = None
     for one in found:

@@ -58,8 +58,9 @@ class Store(Protocol):
 
 
 def with_dates(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Add the columns that every store has in addition to the schema's own: the UTC `date`, and `ts` (UTC, microseconds), which serve
-    people and pruning.
+    """Add the columns that every store has in addition to the schema's own: the UTC `date`, and `ts` (UTC, microseconds).
+
+    They serve people and pruning.
     """
     ts_ns = (batch["ts_ns"] if "ts_ns" in batch.schema.names else batch["received_ns"]).to_numpy()
     ts = pc.cast(pa.array(np.floor_divide(ts_ns, NS_PER_US)), pa.timestamp("us", "UTC"))

@@ -47,8 +47,9 @@ def fresh_of(batch: pa.RecordBatch, topic: Topic, rule: IdentityRule, held: Held
 
 
 def _first_seen(some: pa.RecordBatch, identity: Identity, held: pa.Table | None) -> npt.NDArray[np.bool_]:
-    """Return which records are the first of their event. Rows the store holds (origin -1) and new rows (origin: row number) are
-    grouped by identity.
+    """Return which records are the first of their event.
+
+    Rows the store holds (origin -1) and new rows (origin: row number) are grouped by identity.
     """
     if identity.counted and (some[identity.id].null_count or (held is not None and held[identity.id].null_count)):
         return _first_counted(some, identity, held)

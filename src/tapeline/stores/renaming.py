@@ -38,8 +38,9 @@ class Renamed:
 
 
 class Renames(Protocol):
-    """A store that can rename a symbol, one day of a table at a time. After a crash the finished days stay done, and the call is
-    repeated.
+    """A store that can rename a symbol, one day of a table at a time.
+
+    After a crash the finished days stay done, and the call is repeated.
     """
 
     @property
@@ -47,8 +48,9 @@ class Renames(Protocol):
         """The store's name, as used in commands."""
 
     def positions(self, topic: Topic) -> Mapping[int, int]:
-        """Return where the store reads each partition of a topic next; 0 for partitions that are not listed. Raises Unavailable or
-        NewerData.
+        """Return where the store reads each partition of a topic next; 0 for partitions that are not listed.
+
+        Raises Unavailable or NewerData.
         """
 
     def rename(self, renaming: Renaming, progress: Progress, *, dry_run: bool) -> Iterator[Renamed]:

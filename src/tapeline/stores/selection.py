@@ -43,8 +43,9 @@ class Selection:
 
 @runtime_checkable
 class Source(Protocol):
-    """A store that can be read, by one thread. Every call may raise `Unavailable` or `NewerData`; so may a reader while it is being
-    read.
+    """A store that can be read, by one thread.
+
+    Every call may raise `Unavailable` or `NewerData`; so may a reader while it is being read.
     """
 
     @property
@@ -67,8 +68,9 @@ class Source(Protocol):
         """Return each symbol's last tick of the selection by `ORDER`. A symbol without ticks has no row. The rows are unordered."""
 
     def amended(self, selection: Selection) -> pa.Table:
-        """Return the trades that notices take back on the selection's symbols and UTC days, as `AMENDED`. Unordered; some appear more
-        than once.
+        """Return the trades that notices take back on the selection's symbols and UTC days, as `AMENDED`.
+
+        Unordered; some appear more than once.
         """
 
     def newest_ns(self) -> int | None:

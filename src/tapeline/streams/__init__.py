@@ -47,8 +47,9 @@ class PartitionLost(TapelineError):
 
 
 class Stream(Protocol):
-    """The interface of every stream. Calls raise `Unavailable` when nothing was done and the caller may try again; no call half
-    succeeds.
+    """The interface of every stream.
+
+    Calls raise `Unavailable` when nothing was done and the caller may try again; no call half succeeds.
     """
 
     @property
@@ -72,8 +73,9 @@ class Stream(Protocol):
         """
 
     def producer(self, writer: str) -> Producer:
-        """Return a producer for a writer that cannot wait. `writer` must identify this one writer for as long as it lives, and must
-        never be reused.
+        """Return a producer for a writer that cannot wait.
+
+        `writer` must identify this one writer for as long as it lives, and must never be reused.
         """
 
     def join(self, group: str, topic: Topic, name: str = "") -> Member:
@@ -99,8 +101,9 @@ class Stream(Protocol):
         """Return the position after the last record of each partition of the topic."""
 
     def lives(self, topic: Topic) -> dict[int, int]:
-        """Return where each partition's present life begins. Records before that position that were not read are gone. 0: the
-        partition has had no other life.
+        """Return where each partition's present life begins.
+
+        Records before that position that were not read are gone. 0: the partition has had no other life.
         """
 
     def written(self, topic: Topic) -> dict[int, Written]:
@@ -121,8 +124,9 @@ class Stream(Protocol):
         """Become the only process that holds `name`. Raises `Busy` while another process holds it."""
 
     def note(self, name: str, text: str) -> None:
-        """Store a short text (3 kB) with the records, for readers that start in the middle of them. It replaces an earlier text of
-        this name.
+        """Store a short text (3 kB) with the records, for readers that start in the middle of them.
+
+        It replaces an earlier text of this name.
         """
 
     def noted(self, name: str) -> str:

@@ -22,8 +22,9 @@ _NOT_YET: Final = 1 << 62
 
 
 def birth(now_ns: int) -> int:
-    """Return the first offset of a life that begins now. It stays below 2^53 until the year 2248, because Redis' scripts count in
-    float64.
+    """Return the first offset of a life that begins now.
+
+    It stays below 2^53 until the year 2248, because Redis' scripts count in float64.
     """
     return now_ns // NS_PER_MS * _PER_MS
 
@@ -40,8 +41,9 @@ def crossed(chunk: Chunk, lives: Callable[[Topic], Mapping[int, int]]) -> list[i
 
 
 def rows_of(chunk: Chunk, lives: Mapping[int, int]) -> int:
-    """Return how many records of a chunk belong to the present lives. The counts of a present life do not include records read in an
-    earlier life.
+    """Return how many records of a chunk belong to the present lives.
+
+    The counts of a present life do not include records read in an earlier life.
 
     A partition whose life is 0 has had nothing written since, so none of its records count."""
     begun = np.array([lives.get(partition, 0) or _NOT_YET for partition in range(max(chunk.next, default=0) + 1)], np.int64)
@@ -49,8 +51,9 @@ def rows_of(chunk: Chunk, lives: Mapping[int, int]) -> int:
 
 
 def read_of(totals: Totals, partition: int, since: int) -> int | None:
-    """Return how many records a group has read of the partition's life that begins at offset `since`, or None if the group has not
-    counted all of them.
+    """Return how many records a group has read of the partition's life that begins at offset `since`.
+
+    None: the group has not counted all of them.
     """
     return totals.get(_read(partition, since), 0) if totals.get(_from_first(partition, since)) == 1 else None
 

@@ -19,8 +19,10 @@ _SEED: Final = 0x9747B28C
 
 @lru_cache(maxsize=65_536)
 def partition_of(key: str, partitions: int) -> int:
-    """Return the partition of a key, as Kafka's default partitioner computes it: murmur2 of the key's UTF-8 bytes, sign bit cleared,
-    modulo the number of partitions (org.apache.kafka.common.utils.Utils.murmur2; librdkafka's `murmur2_random`)."""
+    """Return the partition of a key, as Kafka's default partitioner computes it.
+
+    It is murmur2 of the key's UTF-8 bytes, sign bit cleared, modulo the number of partitions
+    (org.apache.kafka.common.utils.Utils.murmur2; librdkafka's `murmur2_random`)."""
     data = key.encode()
     length = len(data)
     h = _SEED ^ length

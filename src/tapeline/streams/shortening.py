@@ -55,8 +55,9 @@ def larger(topic: Topic, batch: pa.RecordBatch, most: int) -> npt.NDArray[np.int
 
 
 def shortened(topic: Topic, batch: pa.RecordBatch, most: int) -> pa.RecordBatch:
-    """Return rejects or notices shortened so that a stream whose largest message has `most` bytes takes them. Small rows stay as they
-    are.
+    """Return rejects or notices shortened so that a stream whose largest message has `most` bytes takes them.
+
+    Small rows stay as they are.
     """
     room = max(0, most - _BESIDE - most // _LONGER)
     pieces, at = [], 0

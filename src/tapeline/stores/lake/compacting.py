@@ -84,8 +84,9 @@ class Rows:
 
 
 def compact(root: Path, day: date, progress: Progress) -> list[Compacted]:
-    """Compact one UTC day of every table of the lake under `root`. A day that is compacted already, or has no rows any more, stays as it
-    is.
+    """Compact one UTC day of every table of the lake under `root`.
+
+    A day that is compacted already, or has no rows any more, stays as it is.
 
     Raises CompactionFailed if what was written does not equal what was there, Busy while another process changes the lake's files,
     DiskProblem and NewerData.
@@ -168,8 +169,9 @@ def _replace(folder: Path, table: DeltaTable, topic: Topic, day: date, old: pa.T
 
 
 def sorted_copy(folder: Path, topic: Topic, rows: Rows, aside: Path, progress: Progress) -> list[Path]:
-    """Return files, written aside, that hold the rows sorted. They were read back and compared. Raises CompactionFailed if they
-    differ.
+    """Return files, written aside, that hold the rows sorted.
+
+    They were read back and compared. Raises CompactionFailed if they differ.
     """
     settings = NO_DOWNLOADS | {"temp_directory": str(aside / "spilled"), "memory_limit": MEMORY, "preserve_insertion_order": True}
     names, order = names_of(topic), order_of(topic)
@@ -200,8 +202,9 @@ def order_of(topic: Topic) -> str:
 
 
 def _parts(db: duckdb.DuckDBPyConnection, topic: Topic, rows: Rows, total: int) -> Iterator[tuple[str, dict[str, Any], int]]:
-    """Yield (condition, its parameters, number of rows) for each new file. A file holds neighbouring symbols, and no symbol is in two
-    files.
+    """Yield (condition, its parameters, number of rows) for each new file.
+
+    A file holds neighbouring symbols, and no symbol is in two files.
     """
     if topic.schema.names[0] != "symbol":
         if total:
@@ -219,8 +222,9 @@ def _parts(db: duckdb.DuckDBPyConnection, topic: Topic, rows: Rows, total: int) 
 
 
 def _fingerprint(db: duckdb.DuckDBPyConnection, topic: Topic, rows: Rows) -> dict[str, int]:
-    """Return values that are the same for equal rows in any order: the row count, and sums of hashes of each column, of the ids and of
-    whole rows.
+    """Return values that are the same for equal rows in any order.
+
+    They are the row count, and sums of hashes of each column, of the ids and of whole rows.
     """
     columns = [f'"{name}"' for name in (*topic.schema.names, "ts")]
     sums = [f"sum(hash({name}))" for name in columns]

@@ -338,8 +338,9 @@ def _readable(folder: Path) -> bool:
 
 
 def damaged_entry(folder: Path) -> str:
-    """Return which entry of a table's log is damaged and what to do, as an addition to Delta's message. Empty if every entry can be
-    read.
+    """Return which entry of a table's log is damaged and what to do, as an addition to Delta's message.
+
+    Empty if every entry can be read.
     """
     for entry in sorted((folder / "_delta_log").glob("*.json")):
         try:

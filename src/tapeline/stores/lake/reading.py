@@ -67,10 +67,10 @@ class LakeSource:
         return again
 
     def verified(self) -> Self:
-        """Return the same lake with checks: each file is read once more as a whole, before its rows are, and compared with the checksum
-        in its name.
+        """Return the same lake with checks of every file that is read.
 
-        The reads raise DiskProblem if it differs.
+        Each file is read once more as a whole, before its rows are, and compared with the checksum in its name. The reads raise
+        DiskProblem if it differs.
         """
         again = self.now()
         again._verify = True

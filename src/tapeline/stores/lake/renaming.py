@@ -190,8 +190,9 @@ class _Day:
             yield aside
 
     def _files(self, others: list[str]) -> pa.Table:
-        """Return the files to replace. In a compacted day these are all files between the two names, so that no symbol ends up in two
-        files.
+        """Return the files to replace.
+
+        In a compacted day these are all files between the two names, so that no symbol ends up in two files.
         """
         files = lake_files.files_of(self.table, self.day)
         if all(Path(path).name.startswith(COMPACTED) for path in files["path"].to_pylist()):
@@ -233,8 +234,9 @@ class _Day:
         return _Again(path, int(old), int(new), [str(Path(name).relative_to(self.folder)) for (name,) in names])
 
     def _identities(self, db: duckdb.DuckDBPyConnection) -> Iterator[tuple[str, list[str], int, dict[str, str]]]:
-        """Yield, for each channel, what makes two of the rows' events the same: (condition for the rows, equal columns, largest
-        distance in ns, parameters).
+        """Yield, for each channel, what makes two of the rows' events the same.
+
+        An item holds a condition for the rows, the equal columns, the largest distance in ns, and parameters.
         """
         if self.topic not in (TICKS_TOPIC, BARS_TOPIC):
             yield "true", list(IDS), 0, {}

@@ -60,8 +60,9 @@ class Origin(Protocol):
     """The stream from which the lake's rows came."""
 
     def again(self, topic: Topic, places: Mapping[int, tuple[int, int]] | None) -> Iterator[pa.RecordBatch]:
-        """Yield a topic's records made from the raw records in these places (partition to first and last offset; None: all raw records
-        there are).
+        """Yield a topic's records, made from the raw records in these places.
+
+        `places` maps a partition to its first and last offset; None: all raw records there are.
         """
 
     def waiting(self, topic: Topic, positions: Mapping[int, int]) -> Iterator[pa.RecordBatch]:
@@ -226,8 +227,9 @@ class _Day:
         db.unregister("copies")
 
     def _places(self) -> dict[int, tuple[int, int]] | None:
-        """Return, for each partition of the raw topic, the first and last offset that the damaged files may have rows of. None: not
-        known.
+        """Return, for each partition of the raw topic, the first and last offset that the damaged files may have rows of.
+
+        None: not known.
         """
         names = [f"{edge}.{name}" for name in ("raw_partition", "raw_offset") for edge in ("min", "max")]
         if any(name not in self._bad.schema.names or self._bad[name].null_count for name in names):

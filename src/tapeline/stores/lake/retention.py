@@ -57,8 +57,9 @@ class Vacuumed:
 
 
 def prune(root: Path, keep: Keep, today: date, *, dry_run: bool = False) -> list[Pruned]:
-    """Remove the days that are not kept, from every table. `today` (UTC) and later days are always kept. `dry_run`: only return which
-    days would go.
+    """Remove the days that are not kept, from every table.
+
+    `today` (UTC) and later days are always kept. `dry_run`: only return which days would go.
 
     Raises Busy while another process changes the lake's files, DiskProblem and NewerData.
     """

@@ -23,8 +23,9 @@ _NEWEST_FIRST: Final = [("max.ts_ns", "descending"), ("path", "ascending")]
 
 
 class TableFiles:
-    """Files of a table, newest first, with what Delta's log says about their content. If the log is silent about a value, it may be
-    anything.
+    """Files of a table, newest first, with what Delta's log says about their content.
+
+    If the log is silent about a value, it may be anything.
     """
 
     def __init__(self, folder: Path, actions: pa.Table) -> None:

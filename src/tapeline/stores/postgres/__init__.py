@@ -40,8 +40,9 @@ class Postgres:
     """Tables in the database that a `postgresql://` address names. Connects at the first call."""
 
     def __init__(self, url: str, password: Secret, identity: IdentityRule, keep_days: int = 0, lock_wait_s: float = 10.0) -> None:
-        """`keep_days`: ticks of earlier days are removed; 0: never. `lock_wait_s`: how long (s) a statement waits for a lock of
-        others.
+        """`keep_days`: ticks of earlier days are removed; 0: never.
+
+        `lock_wait_s`: how long (s) a statement waits for a lock of others.
         """
         self._database = Database(url, password, lock_wait_s)
         self._schema = Schema(self._database.shown)
@@ -203,8 +204,9 @@ class Postgres:
         return _with_day(found) if "date" in identity.columns else found
 
     def _learn(self, cursor: dbapi.Cursor, some: pa.RecordBatch, identity: Identity, channel: Channel) -> None:
-        """Query the highest id of each symbol for which it is not known that far back. A copy of an event is older by at most the
-        drift.
+        """Query the highest id of each symbol for which it is not known that far back.
+
+        A copy of an event is older by at most the drift.
         """
         earliest = pa.table(some.select(["symbol", "ts_ns"])).group_by("symbol").aggregate([("ts_ns", "min")])
         since = dict(zip(earliest["symbol"].to_pylist(), earliest["ts_ns_min"].to_pylist(), strict=True))
@@ -236,8 +238,9 @@ class Postgres:
 
     @contextmanager
     def _transaction(self) -> Iterator[dbapi.Cursor]:
-        """A transaction that commits at the end. If it raises Unavailable or a like error, with PostgreSQL's message, nothing was
-        written.
+        """A transaction that commits at the end.
+
+        If it raises Unavailable or a like error, with PostgreSQL's message, nothing was written.
         """
         try:
             if self._connection is None:

@@ -73,8 +73,9 @@ class PostgresSource:
         return [value for batch in self._rows(text, chosen, schema) for value in batch[0].to_pylist()]
 
     def _rows(self, text: str, chosen: Mapping[str, object], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-        """Yield the result. Yields nothing if no store has written yet. Raises Unavailable and like errors, also while it is being
-        read.
+        """Yield the result.
+
+        Yields nothing if no store has written yet. Raises Unavailable and like errors, also while it is being read.
         """
         try:
             with self._database.connected() as connection, connection.cursor() as cursor:

@@ -92,9 +92,7 @@ class PostgresRenaming:
         return Renamed("postgresql", topic.table, day, rows - old, old + new)
 
     def _copies(self, cursor: dbapi.Cursor, topic: Topic, same: str, day: _Values, near: _Values, channel: _Values) -> tuple[int, int]:
-        """Return how many rows under the old name, and how many under the new name, are copies of an event that is kept under the
-        other name.
-        """
+        """Return how many rows under the old name, and how many under the new one, are copies of an event kept under the other name."""
         same += " AND n.channel = $9 AND o.channel = $9" if channel else ""
         cursor.execute(self._sql.one("copies", table=table_of(topic), same=same), (*day, *near, *channel))
         ((old, new),) = cursor.fetchall()
@@ -114,8 +112,9 @@ class PostgresRenaming:
     def _identities(
         self, cursor: dbapi.Cursor, topic: Topic, renaming: Renaming, begin: datetime, end: datetime
     ) -> Iterator[tuple[str, int, _Values]]:
-        """Yield, for each channel, what makes two of a day's events the same: a condition for SQL, their largest distance (ns), and
-        the channel.
+        """Yield, for each channel, what makes two of a day's events the same.
+
+        An item holds a condition for SQL, the largest distance of the two events (ns), and the channel.
         """
         if topic not in (TICKS_TOPIC, BARS_TOPIC):
             yield _same(topic, BY_RAW), 0, ()

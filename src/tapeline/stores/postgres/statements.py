@@ -17,8 +17,9 @@ class Statements:
         self._blocks = {name: _split(block) for name, block in zip(parts[1::2], parts[2::2], strict=True)}
 
     def one(self, name: str, /, **names: str) -> str:
-        """Return a block of a single statement. `names` replace the placeholders in braces. They are the program's own names, never a
-        user's.
+        """Return a block of a single statement.
+
+        `names` replace the placeholders in braces. They are the program's own names, never a user's.
         """
         (found,) = self.each(name, **names)
         return found

@@ -26,8 +26,9 @@ def encode(batch: pa.RecordBatch) -> memoryview:
 
 
 def pieces(batch: pa.RecordBatch, most: int = TAKEN_EVERYWHERE) -> list[pa.RecordBatch]:
-    """Split a batch into parts of at most `most` bytes; any topic takes parts of the default size. A single row that is larger stays
-    whole.
+    """Split a batch into parts of at most `most` bytes; any topic takes parts of the default size.
+
+    A single row that is larger stays whole.
     """
     if batch.num_rows < 2 or batch.nbytes <= most:
         return [batch]

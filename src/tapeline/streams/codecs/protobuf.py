@@ -288,8 +288,9 @@ class _Reading:
         return pa.Array.from_buffers(column.type, n, [valid, data])
 
     def _texts(self, column: pa.Field, start: Ints, end: Ints, valid: pa.Buffer | None) -> pa.Array:
-        """Return the bytes from each start to its end. All starts and ends cut the bytes into pieces, and every second piece is a
-        text.
+        """Return the bytes from each start to its end.
+
+        All starts and ends cut the bytes into pieces, and every second piece is a text.
         """
         n = len(start)
         cuts = np.empty(2 * n, np.int32)

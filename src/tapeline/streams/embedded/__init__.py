@@ -325,8 +325,9 @@ class EmbeddedStream:
                         pass
 
     def _trim_some(self, topic: Topic, partition: int, until: int, before_ns: int) -> bool:
-        """Remove some batches, and return whether there may be more. The last batch stays, because it shows where the offsets
-        continue.
+        """Remove some batches, and return whether there may be more.
+
+        The last batch stays, because it shows where the offsets continue.
         """
         file = self._file(topic)
         with file.errors():

@@ -48,8 +48,9 @@ def _inode(path: Path) -> tuple[int, int] | None:
 
 
 class StreamFile:
-    """One SQLite file: its connection, its transactions, and the checkpoints of its write-ahead log, which run outside the writer's
-    path.
+    """One SQLite file: its connection, its transactions and the checkpoints of its write-ahead log.
+
+    A thread of its own checkpoints the log, so the writer does not wait for that.
     """
 
     def __init__(self, path: Path, born: int) -> None:
@@ -82,8 +83,9 @@ class StreamFile:
             self.db.execute("COMMIT")
 
     def _begin_log(self) -> None:
-        """Turn write-ahead logging on. Retry, because SQLite itself does not wait here for another process that does the same at this
-        moment.
+        """Turn write-ahead logging on.
+
+        Retry, because SQLite itself does not wait here for another process that does the same at this moment.
         """
         deadline = time.monotonic() + _LOCK_WAIT_S
         while True:

@@ -188,8 +188,9 @@ class Cluster:
         return self.asked(ask)
 
     def holders(self, group: str) -> set[str]:
-        """Return the ids of the group's members that have a partition. The set is empty while the group assigns partitions. Raises
-        Unavailable.
+        """Return the ids of the group's members that have a partition.
+
+        The set is empty while the group assigns partitions. Raises Unavailable.
         """
         name = self.owned(group)
 
@@ -209,8 +210,9 @@ class Cluster:
             consumer.list_topics(self.name(topic), timeout=_ASK_METADATA_S)
 
     def asked(self, question: Callable[[], _Answer], between: Callable[[], object] = lambda: None, patience_s: float = ASK_S) -> _Answer:
-        """Return the answer of a partition's leader or a group's coordinator, once there is one. Raises Unavailable after `patience_s`
-        seconds.
+        """Return the answer of a partition's leader or a group's coordinator, once there is one.
+
+        Raises Unavailable after `patience_s` seconds.
 
         `between` is called before each retry."""
         deadline = time.monotonic() + patience_s

@@ -101,8 +101,9 @@ class Numbering:
         self._known[topic.name, partition] = (position, offset)
 
     def about(self, topic: Topic, partition: int, position: int) -> int:
-        """Return the offset of a position, for people who check lags with Kafka's own tools. It is approximate if the offset is not
-        certain.
+        """Return the offset of a position, for people who check lags with Kafka's own tools.
+
+        It is approximate if the offset is not certain.
         """
         if (known := self._known.get((topic.name, partition))) is not None and known[0] == position:
             return known[1]
@@ -210,8 +211,9 @@ class Numbering:
         return rows
 
     def _marked(self) -> bool:
-        """Return whether a group has a position that came from a stretch. If so, the topic with the stretches is new and the other
-        topics are not.
+        """Return whether a group has a position that came from a stretch.
+
+        If so, the topic with the stretches is new and the other topics are not.
         """
         found = self._cluster.committed(self._consumer("normalize"), RAW_TOPIC, range(self._cluster.counted(RAW_TOPIC)), _LOOK_S)
         return any(position_beside(one.metadata) is not None for one in found)

@@ -55,8 +55,9 @@ def number_of(now_ns: int) -> int:
 
 
 def stretches_of(rows: Sequence[StretchRow]) -> list[Stretch]:
-    """Return a partition's stretches from the stored rows, whoever wrote them. The first row for an epoch counts, and epochs never go
-    back.
+    """Return a partition's stretches from the stored rows, whoever wrote them.
+
+    The first row for an epoch counts, and epochs never go back.
     """
     found: list[Stretch] = []
     for row in rows:

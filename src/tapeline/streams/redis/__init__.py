@@ -232,9 +232,7 @@ class RedisStream:
         }
 
     def _ends(self, topic: Topic, positions: Mapping[int, int]) -> list[tuple[End, int]]:
-        """Return each partition's end, and the offset of the first entry that holds something at or after the position (-1: there is
-        none).
-        """
+        """Return each partition's end, and the offset of the first entry with something at or after the position (-1: none)."""
         self._server.begin()
         with self._server.errors():
             pipe = self._server.client.pipeline(transaction=True)
