@@ -1,4 +1,4 @@
--- The named statements of the ledger in PostgreSQL. Values are parameters.
+-- What the ledger in PostgreSQL asks and says, by name. Values are parameters.
 
 -- name: positions
 SELECT partition, position FROM tapeline_ledger_positions

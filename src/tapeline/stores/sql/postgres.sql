@@ -1,4 +1,4 @@
--- The named statements of the PostgreSQL store. Values are parameters. Braces hold the program's own names.
+-- What the PostgreSQL store asks and says, by name. Values are parameters; what stands in braces is a name of this program's own.
 
 -- name: settings
 SET timezone = 'UTC';
@@ -8,7 +8,7 @@ SET client_min_messages = 'warning'
 SELECT set_config('lock_timeout', $1, false)
 
 -- name: alone
--- This lock makes several stores of one database write one after another.
+-- Several stores of one database write one after another.
 SELECT pg_advisory_xact_lock(5283001)
 
 -- name: version
@@ -48,7 +48,7 @@ INSERT INTO tapeline_refused (topic, id, reason, record) VALUES ($1, $2, $3, $4)
 SELECT inhrelid::regclass::text FROM pg_inherits WHERE inhparent = '{table}'::regclass
 
 -- name: new_part
--- ATTACH does not lock out readers and writers of the other partitions. PARTITION OF would.
+-- Attaching locks out no reader and no writer of the other parts, as PARTITION OF would.
 CREATE TABLE {part} (LIKE {table} INCLUDING DEFAULTS INCLUDING CONSTRAINTS);
 ALTER TABLE {table} ATTACH PARTITION {part} FOR VALUES FROM ('{begin}+00') TO ('{end}+00')
 
@@ -115,7 +115,7 @@ SELECT add_continuous_aggregate_policy('trade_bars_{name}',
     start_offset => INTERVAL '{back}', end_offset => INTERVAL '{width}', schedule_interval => INTERVAL '{every}')
 
 -- name: choose
--- Sets the selection as JSON for the statements below, because a COPY takes no parameters.
+-- What is asked for, as JSON, for the statements below: a COPY takes no parameters.
 SELECT set_config('tapeline.selection', $1, false)
 
 -- name: chosen
@@ -145,7 +145,7 @@ LATERAL (
 AND "{column}" = (SELECT current_setting('tapeline.selection')::jsonb ->> '{column}')
 
 -- name: symbols
--- Steps from one symbol to the next through the index, without reading the rows in between.
+-- From one symbol to the next by the index, without reading what lies between.
 WITH RECURSIVE known (symbol) AS (
     (SELECT symbol FROM {table} ORDER BY symbol LIMIT 1)
     UNION ALL

@@ -1,5 +1,5 @@
--- The named statements of a renaming. Values are parameters: $1 provider, $2 feed, $3 the old name, and then those that each block lists.
--- Braces hold the program's own names, or conditions on its own columns.
+-- What a renaming asks and says, by name. Values are parameters: $1 provider, $2 feed, $3 the old name, then what each block says.
+-- What stands in braces is a name of this program's own, or equal columns of its own.
 
 -- name: days
 SELECT (ts AT TIME ZONE 'UTC')::date AS day, count(*) FROM {table}
@@ -10,8 +10,8 @@ WHERE provider = $1 AND feed = $2 AND symbol = $3 GROUP BY day ORDER BY day
 SELECT DISTINCT channel FROM {table} WHERE provider = $1 AND feed = $2 AND symbol = $3 AND ts >= $4 AND ts < $5 ORDER BY channel
 
 -- name: copies
--- Counts the rows under the old name, and those under the new one, whose event is kept under the other name. $4 the new name,
--- $5 to $6 the day, $7 to $8 the times that the same event may have under the new name, $9 the channel, if `same` uses it.
+-- How many rows under the old name, and how many under the new one, are of an event that is kept under the other. $4 the new name,
+-- $5 to $6 the day, $7 to $8 the times at which the same event may stand under the new name, $9 the channel, where `same` asks for it.
 SELECT count(DISTINCT id) FILTER (WHERE stays), count(DISTINCT other) FILTER (WHERE NOT stays) FROM (
     SELECT o.id AS id, n.id AS other, n.ts < $5 OR n.ts >= $6
         OR (n.received_ns, n.raw_partition, n.raw_offset, n.raw_index) <= (o.received_ns, o.raw_partition, o.raw_offset, o.raw_index) AS stays
@@ -20,8 +20,7 @@ SELECT count(DISTINCT id) FILTER (WHERE stays), count(DISTINCT other) FILTER (WH
         AND n.provider = $1 AND n.feed = $2 AND n.symbol = $4 AND n.ts >= $7 AND n.ts < $8) AS both_names
 
 -- name: remove_later
--- Deletes rows under the new name whose event came earlier under the old name, on the same day.
--- $4 the new name, $5 to $6 the day, $7 the channel, if `same` uses it.
+-- Rows under the new name whose event came earlier under the old one, on the same day. $4 the new name, $5 to $6 the day, $7 the channel.
 WITH gone AS (DELETE FROM {table} AS n
     WHERE n.provider = $1 AND n.feed = $2 AND n.symbol = $4 AND n.ts >= $5 AND n.ts < $6 AND EXISTS (
         SELECT FROM {table} AS o
@@ -31,7 +30,7 @@ WITH gone AS (DELETE FROM {table} AS n
 SELECT count(*) FROM gone
 
 -- name: remove_copies
--- Deletes rows under the old name whose event still exists under the new name. Parameters as in `copies`.
+-- Rows under the old name whose event is still there under the new one. As `copies`.
 WITH gone AS (DELETE FROM {table} AS o
     WHERE o.provider = $1 AND o.feed = $2 AND o.symbol = $3 AND o.ts >= $5 AND o.ts < $6 AND EXISTS (
         SELECT FROM {table} AS n
@@ -44,7 +43,7 @@ SELECT count(*) FROM gone
 UPDATE {table} SET symbol = $4 WHERE provider = $1 AND feed = $2 AND symbol = $3 AND ts >= $5 AND ts < $6
 
 -- name: forget_bars
--- Deletes bars, because `last_bars` finds the last revision of each again among all revisions. $4 the new name, $5 to $6 the day.
+-- $4 the new name, $5 to $6 the day. The last revision of each bar is found anew among all revisions.
 DELETE FROM bars WHERE provider = $1 AND feed = $2 AND symbol IN ($3, $4) AND ts >= $5 AND ts < $6
 
 -- name: last_bars
@@ -55,5 +54,5 @@ WHERE provider = $1 AND feed = $2 AND symbol = $3 AND ts >= $4 AND ts < $5
 ORDER BY symbol, ts, provider, feed, "interval", received_ns DESC, raw_partition DESC, raw_offset DESC, raw_index DESC
 
 -- name: more_duplicates
--- $1 the topic, $2 the number of rows that were copies.
+-- $1 the topic, $2 so many rows were copies.
 UPDATE tapeline_counts SET rows = rows - $2, duplicates = duplicates + $2 WHERE topic = $1

@@ -1,4 +1,4 @@
--- The tables of records, and of how far each topic has been read. {by_time} is empty if TimescaleDB partitions the tables by time.
+-- The tables of records and of how far each topic has been read. {by_time} is empty where TimescaleDB divides the tables by time.
 
 CREATE TABLE ticks (
     id            text             NOT NULL,
@@ -101,7 +101,7 @@ CREATE TABLE tapeline_positions (
     PRIMARY KEY (topic, partition)
 );
 
--- The counts of the records that were read: read = rows + duplicates + refused.
+-- What became of what was read: read = rows + duplicates + refused.
 CREATE TABLE tapeline_counts (
     topic         text             PRIMARY KEY,
     read          bigint           NOT NULL,
@@ -110,7 +110,7 @@ CREATE TABLE tapeline_counts (
     refused       bigint           NOT NULL
 );
 
--- Records that PostgreSQL cannot hold, with the reason.
+-- Records that PostgreSQL cannot hold, with its reason.
 CREATE TABLE tapeline_refused (
     topic         text             NOT NULL,
     id            text             NOT NULL,

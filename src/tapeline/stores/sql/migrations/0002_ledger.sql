@@ -1,4 +1,4 @@
--- The ledger: facts about completeness, the intervals that follow from them, and how far the raw topic has been read.
+-- The ledger: facts of completeness, what follows from them, and how far the raw topic has been read.
 
 CREATE TABLE tapeline_ledger_positions (
     partition integer NOT NULL PRIMARY KEY,
@@ -34,8 +34,7 @@ CREATE TABLE tapeline_ledger_intervals (
     PRIMARY KEY (provider, feed, channel, symbol, number)
 );
 
--- Views of what is there and what is missing. A null end: the interval is ongoing. If the database already has an object of a view's
--- name, that object stays.
+-- What is there and what is not; an end that is null: it goes on. Where the database has something of that name already, that stays.
 DO $$ BEGIN IF to_regclass('coverage') IS NULL THEN CREATE VIEW coverage AS SELECT provider, feed, channel, symbol, start_ns, end_ns, state,
     timestamptz 'epoch' + start_ns / 1000 * interval '1 microsecond' AS "start",
     timestamptz 'epoch' + end_ns / 1000 * interval '1 microsecond' AS "end",

@@ -1,6 +1,6 @@
--- Views of the notices that take back trades, and of the trades that nothing took back. docs/records.md says how a notice names its trade.
+-- What took back a trade, and the trades that nothing took back; docs/records.md says how a notice names its trade.
 
--- If the database already has an object of a view's name, that object stays. `trades` is created only on top of our own `amendments`.
+-- Where the database has something of that name already, that stays; `trades` is made of our own `amendments` alone.
 DO $$ BEGIN IF to_regclass('amendments') IS NULL THEN
     CREATE VIEW amendments AS SELECT provider, feed, symbol, day AS date, amends[1] AS exchange, amends[2] AS trade_id, kind, ts_ns, detail
     FROM (SELECT provider, feed, symbol, (ts AT TIME ZONE 'UTC')::date AS day, kind, ts_ns, detail,

@@ -1,4 +1,4 @@
--- Bars that no market can have produced, kept as they came. If the database already has an object of the view's name, that object stays.
+-- Bars that no market has had, kept as they came. Where the database has something of that name already, that stays.
 
 DO $$ BEGIN IF to_regclass('suspects') IS NULL THEN
     CREATE VIEW suspects AS SELECT * FROM bar_revisions

@@ -1,5 +1,5 @@
--- For each key, what connections that ended long ago leave behind, and the archived pieces of it.
--- The names of those connections are kept for a week.
+-- What connections that ended long ago leave behind of each key, and the pieces of it that are archived.
+-- And the names of those connections, for a week.
 
 CREATE TABLE tapeline_ledger_pasts (
     provider text NOT NULL,
