@@ -1,4 +1,4 @@
-"""What a stage says where its stream has lost what the stage had not read."""
+"""Reports that a stream has lost records before a stage read them."""
 
 from __future__ import annotations
 
@@ -12,27 +12,28 @@ from tapeline.streams.lives import crossed
 
 log = logging.getLogger(__name__)
 
-#: So often a stage that finds nothing looks whether the stream ends before its place.
+#: How often a stage that finds nothing to read checks whether the stream ends before the stage's position.
 _LOOK_NS: Final = 60 * NS_PER_S
-#: Of lives that began anew, so many are shown.
+#: The status shows this many of the latest losses.
 _MOST_TOLD: Final = 16
 
 
 class StreamLoss:
-    """What a stage has to say where its stream has lost what the stage had not read."""
+    """Detects, logs and collects the losses of one stage. A loss is a partition that began anew before the stage had read all of it."""
 
     def __init__(self, stream: Stream, group: str, clock: Callable[[], int]) -> None:
         self._stream, self._group, self._clock = stream, group, clock
-        #: Topic, partition and when (ns) it was noticed, of each time; the last ones.
+        #: The latest losses, for the status: topic, partition, and when it was noticed (`noticed_ns`, UTC).
         self.told: list[dict[str, Any]] = []
-        #: Topics and partitions in which the stage stands behind the end.
+        #: (topic name, partition) pairs whose end lies before the stage's position.
         self.ahead: list[tuple[str, int]] = []
         self._due_ns: dict[Topic, int] = {}
 
     def look(self, topic: Topic, positions: Mapping[int, int]) -> None:
-        """Once a minute, where a stage finds nothing to read: it may stand behind the end of a stream that began anew below it.
+        """Log each partition that ends before the stage's position. Call it when the stage finds nothing to read; it works once a minute.
 
-        An end of 0 says nothing: retention has removed everything, or nothing has been written yet."""
+        Such a partition began anew at lower offsets, or is an older copy. `positions` maps partition to the next offset to read. An end
+        of 0 proves nothing: retention has removed everything, or nothing has been written yet."""
         if self._clock() < self._due_ns.get(topic, 0):
             return
         self._due_ns[topic] = self._clock() + _LOOK_NS
@@ -50,7 +51,7 @@ class StreamLoss:
         self.ahead = [*(place for place in self.ahead if place[0] != topic.name), *ahead]
 
     def met(self, chunk: Chunk) -> list[int]:
-        """Look at a chunk before it is used. The partitions that go on in another life than they were read in until now."""
+        """Check a chunk before it is used. Logs and returns the partitions that began anew since the stage last read them."""
         found = crossed(chunk, self._stream.lives)
         for partition in found:
             log.error(

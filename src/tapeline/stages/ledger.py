@@ -1,4 +1,4 @@
-"""The stage that reads raw records into the ledger of what is complete."""
+"""The ledger stage reads raw records and keeps the ledger of which data is complete."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ from tapeline.telemetry.status import StatusFile
 
 log = logging.getLogger(__name__)
 
-#: The group of the ledger, which reads the raw topic as normalize does.
+#: The consumer group of the ledger stage. It reads the raw topic, as normalize does.
 LEDGER: Final = "ledger"
 _CHUNK_ROWS: Final = 24_576
-#: Where so many records came at once there are probably more: no rest before the next look.
+#: After a read of this many records the stage does not rest: more records are probably waiting.
 _MORE_ROWS: Final = 1_000
-#: How often facts that are older than they are kept are looked for.
+#: How often the ledger removes facts that are older than `keep_days`.
 _PRUNE_EVERY_NS: Final = 3_600 * NS_PER_S
 _DAY_NS: Final = 86_400 * NS_PER_S
-#: The ledger is in no hurry: the more comes together, the less it costs.
+#: Long on purpose: the ledger need not be quick, and large batches cost less.
 _REST_S: Final = 0.25
 _FLUSH_NS: Final = NS_PER_S
 
 
 class LedgerWriter:
-    """The raw topic into the ledger of what is complete, from the position that the ledger itself holds."""
+    """Reads the raw topic into the ledger. It starts at the position that is stored in the ledger itself."""
 
     def __init__(
         self,
@@ -56,9 +56,9 @@ class LedgerWriter:
         names: Names = MappingProxyType({}),
         keep_days: int = 0,
     ) -> None:
-        """`stores`: the groups of those that have to have an event before it is called there. `names`: the configured ones.
+        """`stores`: the consumer groups of the stores. The ledger counts an event as present only when all of them have it.
 
-        `keep_days`: for how long what is known is kept; 0: for ever."""
+        `names`: the configured symbol names. `keep_days`: how long facts are kept; 0 keeps them for ever. `clock`: UTC, ns."""
         self._keep_ns, self._prune_due_ns = keep_days * _DAY_NS, 0
         self._names = KnownNames(stream, names)
         self._stream, self._ledger, self._decoders, self._status, self._stop, self._clock = stream, ledger, decoders, status, stop, clock
@@ -81,7 +81,7 @@ class LedgerWriter:
             self._account = Account(facts, self._ledger.pieces)
         account = self._account
         self._status.maybe(self._report)
-        # What follows may have to ask a stream that is away: then the same chunk is taken up again.
+        # The stream may be away and raise below. `_at_hand` keeps the chunk, so the next step processes the same one.
         chunk = self._at_hand = self._at_hand or self._next(account.facts)
         if chunk is not None:
             reach = self._taken.reach()
@@ -95,10 +95,10 @@ class LedgerWriter:
             self._since = self._clock() if self._since is None else self._since
         if self._since is not None and (self._clock() - self._since >= self._every_ns or (chunk is None and self._stop.is_set())):
             self._flush(account)
-        return chunk is not None and (chunk.rows >= _MORE_ROWS or self._stop.is_set())  # at the end, until nothing comes
+        return chunk is not None and (chunk.rows >= _MORE_ROWS or self._stop.is_set())  # when stopping: until nothing is left
 
     def _next(self, facts: Facts) -> Chunk | None:
-        """The next records, as far as every store has what was made of them."""
+        """The next raw records whose events every store has already; None if there are none yet."""
         reach = self._taken.reach(now=self._stop.is_set())
         if self._ahead is None:
             self._ahead = self._stream.read(RAW_TOPIC, self._read, _CHUNK_ROWS)
@@ -112,9 +112,9 @@ class LedgerWriter:
         return ready if ready.next != ready.begin else None
 
     def _absorb(self, facts: Facts, chunk: Chunk, names: Names, *, taken: bool) -> None:
-        """As `absorb`; a record that makes it fail is found by halving, and passed over. What is absorbed twice changes nothing.
+        """Call `absorb`. If it fails, split the chunk in halves until the bad record is found, log it and skip it.
 
-        A later copy of an event is evidence too: it says that its line heard."""
+        Absorbing a record twice changes nothing. Copies are included (`copies=True`): a later copy proves that its line was receiving."""
         try:
             absorb(facts, chunk, normalize_all(chunk, self._decoders, copies=True, names=names), taken=taken, names=names)
         except MemoryError:
@@ -137,7 +137,7 @@ class LedgerWriter:
             account.prune(self._ledger.prune, began_ns - self._keep_ns)
         self._since = None
         self._stream.acknowledge(LEDGER, RAW_TOPIC, self._positions)
-        # With much to look through, more seldom: a twentieth of the time at most.
+        # A flush of a large ledger takes long. Flushing uses at most a twentieth of the time.
         self._every_ns = max(_FLUSH_NS, 20 * (self._clock() - began_ns))
 
     def _report(self) -> dict[str, Any]:

@@ -1,7 +1,8 @@
-"""How an exchange itself splits its symbols into base and quote: as the configuration says, else as its own list does, a raw record.
+"""Splits an exchange's symbols into base and quote: by the configuration first, then by the exchange's own symbol list.
 
-A provider's table splits most of them right; what is kept here is the rest. The list is a record in every partition that has the
-exchange's frames, before them, so a replay needs no network. Who meets it notes it beside the stream, for who reads on from there.
+The provider's built-in table splits most symbols correctly; this module keeps only the exceptions. The symbol list is a raw record. It lies
+before the exchange's frames in every partition that has them, so a replay needs no network. The stage that reads the list stores it as a
+note beside the stream, for readers that start behind the record.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from tapeline.providers.registry import PROVIDERS
 from tapeline.records import Chunk
 from tapeline.streams import Stream
 
-#: The kind of raw record that holds a list, and under which name it is noted.
+#: The kind of the raw records that hold a symbol list, and the name of the note in the stream.
 LISTED: Final = "listed"
 _KIND: Final = pa.scalar(LISTED)
 
 
 class KnownNames:
-    """What is known at the moment. Nothing is asked before the first chunk."""
+    """The symbol names that are known so far. It does not query the stream before the first chunk."""
 
     def __init__(self, stream: Stream, configured: Names) -> None:
         self._stream, self._configured = stream, configured
@@ -32,9 +33,11 @@ class KnownNames:
         self._next: dict[int, int] = {}
 
     def of(self, chunk: Chunk) -> Names:
-        """The names in force for a chunk of raw records: a list in it counts for all of it. Raises Unavailable."""
+        """The names that apply to a chunk of raw records. A list inside the chunk applies to the whole chunk.
+
+        Raises Unavailable when the stream's note cannot be read or written."""
         if any(self._next.get(partition) != position for partition, position in chunk.begin.items()):
-            self._listed = noted(self._stream)  # another has read in between, and may have met a list there
+            self._listed = noted(self._stream)  # another process has read in between and may have found a list
         self._next |= chunk.next
         if pc.any(pc.equal(chunk.batch["kind"], _KIND)).as_py():
             self._learn(chunk.batch.filter(pc.equal(chunk.batch["kind"], _KIND)))
@@ -46,7 +49,7 @@ class KnownNames:
             try:
                 told = msgspec.json.decode(payload, type=_List).names
             except UNREADABLE:
-                continue  # the normalizer keeps it as a notice, for people to see
+                continue  # the normalizer reports it as a notice
             known = PROVIDERS.get(provider)
             if known is not None:
                 found = self._listed.setdefault((provider, feed), {})
@@ -58,19 +61,21 @@ class KnownNames:
 
 
 class _List(msgspec.Struct):
-    #: The exchange's own name of each configured symbol to the canonical one.
+    #: The exchange's name of each configured symbol -> its canonical name.
     names: dict[str, str] = {}
 
 
 def noted(stream: Stream) -> dict[tuple[str, str], dict[str, str]]:
-    """What lists so far have said, as far as the provider's table says otherwise. Raises Unavailable."""
+    """The names from the lists so far, where they differ from the provider's table: (provider, feed) -> {exchange name: canonical name}.
+
+    Raises Unavailable when the stream's note cannot be read."""
     text = stream.noted(LISTED)
     found = msgspec.json.decode(text, type=dict[str, dict[str, str]]) if text else {}
     return {(key.partition(" ")[0], key.partition(" ")[2]): names for key, names in found.items()}
 
 
 def merged(listed: Names, configured: Names) -> Names:
-    """What a person has configured counts before what a list says."""
+    """Both sets of names in one mapping. A configured name overrides a listed one."""
     return {feed: {**listed.get(feed, {}), **configured.get(feed, {})} for feed in {*listed, *configured}}
 
 

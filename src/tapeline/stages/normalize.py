@@ -1,4 +1,4 @@
-"""The stage that reads raw records and writes ticks, bars, notices and rejects, with its place, in one commit."""
+"""The normalize stage reads raw records and commits ticks, bars, notices, rejects and its position in one step."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ log = logging.getLogger(__name__)
 NORMALIZE: Final = "normalize"
 _REST_S: Final = 0.0005
 _CHUNK_ROWS: Final = 24_576
-#: By more than this the youngest tick tells of a wrong clock; from the other on, of data that is meant to be late.
+#: The age of the newest tick shows a wrong clock above the first value. From the second value on, the data is late by design.
 _CLOCK_OFF_NS: Final = NS_PER_S
 _OF_HISTORY_NS: Final = 600 * NS_PER_S
 
 
 class Normalize:
-    """Raw records in; ticks, bars, notices and rejects out, with the position, in one commit."""
+    """Reads raw records and writes ticks, bars, notices and rejects. The rows, the counts and the position are one commit."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class Normalize:
         name: str = "",
         names: Names = MappingProxyType({}),
     ) -> None:
-        """`name`: the worker's, as in `Stream.join`. `names`: the configured ones."""
+        """`name`: the worker's name, as in `Stream.join`. `names`: the configured symbol names. `clock`: UTC, ns."""
         self._stream = stream
         self._names = KnownNames(stream, names)
         self._join: Callable[[], Member] = lambda: stream.join(NORMALIZE, RAW_TOPIC, name)
@@ -63,11 +63,11 @@ class Normalize:
         self._read = ReadOfLives(stream, NORMALIZE)
         self._latencies: dict[str, Latencies] = {}
         self._rates: dict[str, Rate] = {}
-        self._ages: dict[str, int] = {}  # of the youngest tick of each provider since the last report
+        self._ages: dict[str, int] = {}  # provider -> age (ns) of its newest tick since the last report
 
     def step(self) -> bool:
         self._status.maybe(self._report)
-        if self._member is None:  # here, not at the start: a stream that is away is waited for as at any other time
+        if self._member is None:  # join here, not in __init__: `loop.run` then waits for a stream that is away
             self._member = self._join()
         chunk = self._member.poll(_CHUNK_ROWS)
         if chunk is None:
@@ -122,7 +122,9 @@ class Normalize:
 
 
 def _fitting(stream: Stream, topic: Topic, batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Rows that the stream takes. It is asked for its bound where a row may be too large alone, and each time: the bound may be changed."""
+    """The batch, with rows shortened that are too large for the stream.
+
+    The stream is asked for its limit only if a row may exceed it, and asked every time, because an operator can change the limit."""
     if topic not in (NOTICES_TOPIC, REJECTED_TOPIC) or not len(larger(topic, batch, TAKEN_EVERYWHERE)):
         return batch
     found = shortened(topic, batch, stream.largest(topic))
@@ -136,19 +138,19 @@ def _fitting(stream: Stream, topic: Topic, batch: pa.RecordBatch) -> pa.RecordBa
 
 
 def _off_s(age_ns: int | None) -> float | None:
-    """How far the clock that received a tick is ahead of the provider's; None where that cannot be told, or is what a network takes.
+    """How many seconds the receiving clock is ahead of the provider's clock; negative if it is behind.
 
-    A feed that is late by its plan, or a page of history, is older than any clock is wrong."""
+    None if the age is within network latency, or so large that the data is late by design: a delayed feed or a page of history."""
     return age_ns / NS_PER_S if age_ns is not None and _CLOCK_OFF_NS < abs(age_ns) < _OF_HISTORY_NS else None
 
 
 def normalize_all(chunk: Chunk, decoders: Mapping[str, Decode], *, copies: bool = False, names: Names = MappingProxyType({})) -> Normalized:
-    """As `normalize`; but a record that makes a decoder fail is found by halving, and rejected alone."""
+    """Call `normalize`. If a decoder fails, split the chunk in halves until the bad record is found, and reject only that record."""
     try:
         return normalize(chunk, decoders, copies=copies, names=names)
     except MemoryError:
-        raise  # it says nothing of the records
-    except Exception as error:  # noqa: BLE001 whatever a decoder raises: one record must not stop all that come after it
+        raise  # running out of memory is no fault of a record
+    except Exception as error:  # noqa: BLE001 a decoder may raise anything; one record must not stop those behind it
         if chunk.rows == 1:
             reason = f"the decoder failed: {type(error).__name__}: {error}"
             log.error("Raw record %d of partition %d is rejected: %s", chunk.offset[0], chunk.partition[0], reason)
@@ -173,7 +175,7 @@ def _refuse(reason: str) -> Decode:
 
 
 def totals_of(counts: Mapping[tuple[str, str], Count]) -> dict[str, int]:
-    """`binance/spot/ticks` and so on: the accounting as the stream keeps it."""
+    """The counts as the stream stores them: {"binance/spot/ticks": 12, ...}."""
     return {
         f"{provider}/{feed}/{part.name}": getattr(count, part.name) for (provider, feed), count in counts.items() for part in fields(Count)
     }

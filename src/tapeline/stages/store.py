@@ -1,4 +1,4 @@
-"""The stage that writes the normalized topics into one store, each from the place that the store itself holds."""
+"""The store stage writes the normalized topics into one store. It starts at the positions that are stored in the store itself."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from tapeline.telemetry.status import Rate, StatusFile
 log = logging.getLogger(__name__)
 
 _REST_S: Final = 0.05
-#: How often a store is kept to its days and its size.
+#: How often old data is removed, by keep_days and keep_gb.
 _TIDY_NS: Final = 3_600 * NS_PER_S
-#: So often a moment is waited for in which nothing is written.
+#: How many times `unsaid` looks for a moment in which nothing is written.
 _TRIES_AT_REST: Final = 20
-#: Where so many records came at once there are probably more: no rest before the next look.
+#: After a read of this many records the stage does not rest: more records are probably waiting.
 _MORE_ROWS: Final = 1_000
 
 
 class StoreWriter:
-    """Normalized topics into one store, each from the position that the store itself holds."""
+    """Writes the normalized topics into one store. It starts at the positions that are stored in the store itself."""
 
     def __init__(
         self,
@@ -48,8 +48,10 @@ class StoreWriter:
         upkeep: Upkeep | None = None,
         clock: Callable[[], int] = time.time_ns,
     ) -> None:
-        """`tidy`: what the store wants done once an hour, between two writes; what it raises is tried again an hour later. `upkeep`: what
-        is done beside the writes."""
+        """`group`: the store's consumer group. A topic is written when `flush_rows` rows are held, or after `flush_s` seconds.
+
+        `tidy`: called once an hour between two writes; if it raises Busy or Unavailable, it is called again an hour later. `upkeep`:
+        a child process that works in parallel with the writes."""
         self._upkeep = upkeep
         self._tidy, self._tidy_due_ns = tidy, clock()
         self._stream, self._store, self._status, self._stop, self._clock = stream, store, status, stop, clock
@@ -58,8 +60,8 @@ class StoreWriter:
         self._read: dict[Topic, dict[int, int]] = {}
         self._held: dict[Topic, list[Chunk]] = {topic: [] for topic in NORMALIZED_TOPICS}
         self._since: dict[Topic, int] = {}
-        self._said: dict[Topic, int] = {}  # the total of what was read, as the stream should have it
-        self._tried: dict[Topic, int] = {}  # and as it will be once it has heard the next word
+        self._said: dict[Topic, int] = {}  # the total of records read, as the stream has last confirmed it
+        self._tried: dict[Topic, int] = {}  # the same total after the acknowledgement that is being sent
         self._unsaid: dict[Topic, Chunk] = {}
         self._rate = Rate(clock)
         self._forgotten = StreamLoss(stream, group, clock)
@@ -68,9 +70,9 @@ class StoreWriter:
         if self._read:
             self._status.maybe(self._report)
         worked = False
-        for topic in list(self._unsaid):  # the disk was full, or the server away, just after the store had written
+        for topic in list(self._unsaid):  # written, but the acknowledgement failed: the disk was full or the server away
             self._tell(topic)
-        if not self._read:  # here, not at the start: a store that is away is waited for as at any other time
+        if not self._read:  # here, not in __init__: `loop.run` then waits for a store that is away
             self._read = {topic: self._begin(topic) for topic in NORMALIZED_TOPICS}
         for topic in NORMALIZED_TOPICS:
             held = self._held[topic]
@@ -84,7 +86,7 @@ class StoreWriter:
                 held.append(chunk)
                 self._read[topic] |= chunk.next
                 rows += chunk.rows
-                worked = worked or chunk.rows >= _MORE_ROWS or self._stop.is_set()  # at the end, until nothing comes
+                worked = worked or chunk.rows >= _MORE_ROWS or self._stop.is_set()  # when stopping: until nothing is left
             full = rows >= self._flush_rows
             old = held and self._clock() - self._since[topic] >= self._flush_ns
             if full or old or (held and self._stop.is_set() and chunk is None):
@@ -94,13 +96,13 @@ class StoreWriter:
         return worked
 
     def _tidy_up(self) -> None:
-        """What is done now and again, while nothing has to be written at once."""
+        """Start or check the upkeep and run `tidy` when it is due. Does nothing while the stage stops."""
         if self._stop.is_set():
             return
         if self._upkeep is not None:
             self._upkeep.look()
             if self._upkeep.running:
-                return  # one after the other: both change the store's files
+                return  # never both at once: both change the store's files
         if self._tidy is not None and self._clock() >= self._tidy_due_ns:
             self._tidy_due_ns = self._clock() + _TIDY_NS
             try:
@@ -109,7 +111,7 @@ class StoreWriter:
                 log.warning("%s It is tried again in an hour.", error)
 
     def _begin(self, topic: Topic) -> dict[int, int]:
-        """Where the store is. It may have been killed between a write and its word, and others wait to hear how far it is."""
+        """The store's positions. They are acknowledged at once: the stage may have been killed between a write and its acknowledgement."""
         positions = self._store.totals(topic).positions
         self._say(topic, positions, lambda _: unsaid(self._stream, self._group, topic, positions))
         return positions
@@ -124,15 +126,16 @@ class StoreWriter:
         self._tell(topic)
 
     def _tell(self, topic: Topic) -> None:
-        """Say what the store has written. Of a stream that has lost its counts, only what was written since belongs to the new ones."""
+        """Acknowledge what the store has written. If the stream lost its counts, only records of its present life are counted."""
         chunk = self._unsaid[topic]
         self._say(topic, chunk.next, lambda lost: rows_of(chunk, self._stream.lives(topic)) if lost else chunk.rows)
         del self._unsaid[topic]
 
     def _say(self, topic: Topic, positions: Mapping[int, int], rows: Callable[[bool], int]) -> None:
-        """Tell the stream how far it is and, where it counts records, how many more there are; `rows` hears whether the count is lost.
+        """Acknowledge the positions and, if the stream counts records, add the number of new ones. `rows(lost)` gives that number.
 
-        The stream may lose it between the look and the word, or take the word and not be heard: so the look is repeated."""
+        `lost` is True if the stream has lost its total. The total is read again in each round: the stream may lose it before the
+        acknowledgement, or apply the acknowledgement although the reply was lost."""
         if not self._stream.counts_records:
             self._stream.acknowledge(self._group, topic, positions)
             return
@@ -164,15 +167,16 @@ class StoreWriter:
 
 
 def unsaid(stream: Stream, group: str, topic: Topic, positions: Mapping[int, int]) -> int:
-    """How many records a store has read up to positions of its own without having said so to the stream.
+    """How many records a store has read up to `positions` and not yet acknowledged to the stream.
 
-    A store that has never said anything counts as having read all that does not wait for it."""
+    For a store that has never acknowledged anything, these are all written records that it no longer has to read. Returns 0 if records
+    are written during every attempt to count."""
     for _ in range(_TRIES_AT_REST):
         said = f"{topic.table}/read" in stream.totals(group)
         written = written_to(stream, topic)
         rest = sum(stream.lag(topic, positions).values())
         open_ = sum(stream.lag(topic, stream.positions(group, topic)).values()) if said else written
-        if written == written_to(stream, topic):  # nothing has come in between: the numbers are of one moment
+        if written == written_to(stream, topic):  # nothing was written in between, so the numbers belong to one moment
             return max(0, open_ - rest)
     return 0
 
@@ -183,6 +187,6 @@ def run_store(stage: StoreWriter, stop: threading.Event, random: Random) -> None
 
 
 def written_to(stream: Stream, topic: Topic) -> int:
-    """Records that were written to a normalized topic, in the present life of its counts."""
+    """How many records were written to a normalized topic since its counts last began."""
     made = sum(count for name, count in stream.totals("normalize").items() if name.rpartition("/")[2] == topic.table)
     return made + stream.totals(APPENDED).get(topic.table, 0)

@@ -1,4 +1,4 @@
-"""What a stage has done beside its own work, now and then, by a child process: slow, hungry for memory, and free to die."""
+"""Runs a stage's maintenance in a child process, because it is slow, needs much memory and may fail without harm."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tapeline.local.threads import beside
 
 log = logging.getLogger(__name__)
 
-#: So often it is looked whether there is something to do, and, where it went wrong, whether it goes by now.
+#: How often `due` is asked; and how long to wait after another process was busy with the work, and after a failure.
 _LOOK_EVERY_S: Final = 60.0
 _AFTER_BUSY_S: Final = 600.0
 _AFTER_TROUBLE_S: Final = 3_600.0
@@ -23,10 +23,12 @@ _STOP_WITHIN_S: Final = 5.0
 
 
 class Upkeep:
-    """Starts a command while something is due, one at a time, and says what came of it. Whoever dies amid it: the next one finds it due."""
+    """Starts a command when work is due, one at a time, and reports the result. If the command or its stage dies, the work is still due."""
 
     def __init__(self, what: str, command: Sequence[str], due: Callable[[], bool], clock: Callable[[], float] = time.monotonic) -> None:
-        """`what`: how the log and the status page call it. `command`: prints what it has done, a line each."""
+        """`what`: its name in the log and on the status page. `command`: prints one line for each thing that it has done.
+
+        `due`: whether there is work. `clock`: monotonic, in seconds."""
         self._what, self._command, self._due, self._clock = what, command, due, clock
         self._look_at = clock()
         self._process: subprocess.Popen[str] | None = None
@@ -39,7 +41,9 @@ class Upkeep:
         return self._process is not None
 
     def look(self) -> None:
-        """To be called often; takes no time but once a minute. Never raises what went wrong with the upkeep: it waits."""
+        """Start the command if work is due, or collect its result. Call it often: `due` is asked at most once a minute.
+
+        Errors of `due` and of the command are not raised: they are logged, and the work is tried again in an hour."""
         if self._process is not None:
             if self._printed is not None and self._printed.done():
                 self._ended(self._process, self._printed)
@@ -61,7 +65,7 @@ class Upkeep:
         self._process = self._printed = None
         status = process.returncode
         if status == Busy.exit_status:
-            self._look_at = self._clock() + _AFTER_BUSY_S  # another one is at it; what is left then is found again
+            self._look_at = self._clock() + _AFTER_BUSY_S  # another process does the work; `due` then finds what is left
             return
         lines = printed.result()[0].splitlines()
         if lines:
@@ -78,11 +82,11 @@ class Upkeep:
         log.error("%s: %s What was to be done waits; it is tried again in an hour.", self._what, why)
 
     def report(self) -> dict[str, Any]:
-        """For the status page: since when it runs, and what came of the last one."""
+        """For the status page: `since_ns` (UTC), when the running command started, or None; and the result of the last one."""
         return {**self._last, "since_ns": self._since_ns if self.running else None}
 
     def stop(self) -> None:
-        """End the one that runs: it is done again at the next start."""
+        """End the running command. Its work is done at the next start."""
         if self._process is None:
             return
         self._process.terminate()

@@ -1,1 +1,1 @@
-"""The stage with the sockets, and what carries its frames to the stream."""
+"""The ingest stage reads the sockets and delivers their frames to the stream."""

@@ -1,8 +1,8 @@
-"""Two lines that carry the same events: the first copy of each is a frame, a later one is marked, and both lines are measured.
+"""Merges two lines that carry the same events: the first copy stays a frame, a later copy is marked, and both lines are measured.
 
-Here both sockets meet, and what has been seen is kept for exactly as long as the sockets live. So a crash takes nothing that would be
-needed after it: whoever comes next has new sockets, and on them every event is new. Both lines write into one partition, in one order:
-wherever that ends, no later copy is there without the first.
+One process reads both sockets, and the memory of seen events lives as long as the sockets. So a crash loses nothing that is needed later:
+the next process has new sockets, and every event on them is new. Both lines write into one partition, in one order. Wherever that order is
+cut off, no later copy is stored without the first.
 """
 
 from __future__ import annotations
@@ -20,27 +20,28 @@ from tapeline.providers.session import Plan
 from tapeline.records import NS_PER_S, RawKind
 from tapeline.telemetry.status import Latencies
 
-#: What a line has not brought so long after the other one, it has missed; and past so many events the oldest is not waited for.
+#: A line has missed an event if it does not bring it within this time after the other line. At most `_MOST` events wait: past that, the
+#: oldest is counted early.
 _WINDOW_S: Final = 30.0
 _MOST: Final = 131_072
-#: Lags that are gathered before they are handed on together.
+#: Lags are added to the statistics in batches of this size.
 _LAGS: Final = 4_096
-#: The records that say what has become of a socket.
+#: The kinds of record that report a change of a socket's state.
 _TURNS: Final = frozenset({"opened", "subscribed", "closed"})
 
 
 @dataclass(slots=True)
 class _Side:
-    """One of the two lines, by what it has brought."""
+    """The counts and lags of one of the two lines."""
 
     bit: int
     events: int = 0
     first: int = 0
     missed: int = 0
-    #: By how much (ns) each of its events came behind the first copy: 0 where it brought that itself.
+    #: For each event, how long (ns) after the first copy this line brought it; 0 if this line was first.
     lags: list[int] = field(default_factory=list)
     latencies: Latencies = field(default_factory=Latencies)
-    #: Its sockets that are open.
+    #: The names of its open connections.
     open: list[str] = field(default_factory=list)
 
     def brought(self, lag_ns: int) -> None:
@@ -56,19 +57,21 @@ class _Side:
 
 
 class Arbitration:
-    """The recorder of both lines of a pair, in front of the one that keeps."""
+    """A recorder for both lines of a pair. It marks later copies and passes every record on to `recorder`."""
 
     def __init__(
         self, recorder: Recorder, plans: Sequence[Plan], refused: Callable[[], int], window_s: float = _WINDOW_S, most: int = _MOST
     ) -> None:
-        """`refused`: how many records could not be kept so far, as `Delivery.refused`."""
+        """`refused`: how many records could not be kept so far, as `Delivery.refused`. `plans`: the two lines.
+
+        A line has missed an event if it does not bring it within `window_s` seconds. At most `most` events wait at a time."""
         self._recorder = recorder
         self._refused = refused
         self._refused_before = refused()
         self._window_ns = int(window_s * NS_PER_S)
         self._most = most
         self._sides = {plan.name: _Side(1 << at) for at, plan in enumerate(plans)}
-        #: What an event is by, to when it came first (ns) << 2 | who has brought it.
+        #: An event's content -> time of its first copy (ns) << 2 | bits of the lines that have brought it.
         self._seen: dict[bytes, int] = {}
         self._order: deque[bytes] = deque()
 
@@ -83,8 +86,9 @@ class Arbitration:
         self._recorder.record(plan, connection, kind, received_ns, payload)
 
     def report(self, now_ns: int) -> dict[str, dict[str, Any]]:
-        """Of each line, by its name: the events that it has brought, with how many it was the first, how many it has missed, and by how
-        much (ms) it was behind the first, over the last seconds."""
+        """The counts of each line, by its name: `events`, `first` and `missed`; and its lag behind the first copy over the last seconds.
+
+        The lags are `lag_p50_ms` and `lag_p99_ms`. `now_ns`: UTC."""
         self._settle(now_ns)
         found = {}
         for name, side in self._sides.items():
@@ -97,7 +101,7 @@ class Arbitration:
         content = plan.content(payload) if plan.content is not None else None
         if content is None:
             return "frame"
-        if self._refused() != self._refused_before:  # first copies may be among what was not kept: no later one is passed over for them
+        if self._refused() != self._refused_before:  # a refused record may be a first copy: its later copy must not be marked
             self._refused_before = self._refused()
             self._seen.clear()
             self._order.clear()
@@ -116,7 +120,7 @@ class Arbitration:
         return "repeated"
 
     def _settle(self, now_ns: int) -> None:
-        """Forget what is older than the window; a line that has not brought it by then has missed it."""
+        """Forget events older than the window. A line that has not brought such an event has missed it."""
         seen, order = self._seen, self._order
         while order and (len(order) > self._most or seen[order[0]] >> 2 < now_ns - self._window_ns):
             had = seen.pop(order.popleft())
@@ -124,7 +128,7 @@ class Arbitration:
                 side.missed += not had & side.bit
 
     def _turned(self, plan: Plan, connection: str, kind: RawKind, payload: bytes) -> bytes:
-        """Say in the record of a socket's turn which of the other line's were open at that moment: nobody was deaf then."""
+        """Add to a state record which connections of the other line were open then: events were still received on those."""
         mine = self._sides[plan.name]
         if kind == "opened":
             mine.open.append(connection)

@@ -1,7 +1,7 @@
-"""Raw batches on their way into the stream: handed over at once while it takes them, through the spool on disk while it does not.
+"""Delivers raw batches to the stream: directly while the stream takes them, through a spool on disk while it does not.
 
-An exchange cannot be slowed down. So whatever the stream does, what has been received is handed over in its order, each batch once:
-a batch is either with the producer, which delivers it however long that takes, or in the spool, which outlives the process.
+An exchange cannot be slowed down. So every batch is delivered once and in order, whatever the stream does. A batch is with the producer,
+which delivers it however long that takes, or in the spool, which survives the process.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from tapeline.streams import Producer
 
 log = logging.getLogger(__name__)
 
-#: What the stream has not confirmed after so long, or so many bytes of it, is put on disk.
+#: Batches go to disk if the stream has not confirmed one within this time, or if this many bytes are unconfirmed.
 _SLOW_S: Final = 1.0
 _MOST_UNSETTLED_BYTES: Final = 32 * 1024 * 1024
-#: So much of the spool is on its way to the stream at a time.
+#: At most about this much of the spool is on its way to the stream at a time.
 _DRAIN_BYTES: Final = 8 * 1024 * 1024
 _SAY_EVERY_S: Final = 10.0
 _RECOVER_AGAIN_S: Final = 2.0
-#: What an exchange's data waits out: a stream that is away, and one that refuses, until somebody gives it back its password or rights.
+#: Errors that ingest waits out. A stream that is away comes back; one that refuses does so until somebody corrects its password or rights.
 AWAY: Final = (Unavailable, Refused)
 _FULL: Final = "the spool was full"
 _LARGE: Final = "the stream takes no message as large"
@@ -42,7 +42,7 @@ _LARGE: Final = "the stream takes no message as large"
 
 @dataclass(frozen=True, slots=True)
 class _Sent:
-    """A batch that the producer has and the stream has not confirmed."""
+    """A batch that was handed to the producer and is not confirmed by the stream."""
 
     number: int
     partition: int
@@ -63,17 +63,17 @@ class _Refused:
 
 
 class Delivery:
-    """The way from the sockets into the raw topic. Without a spool, `put` raises what the stream does, and the caller waits.
+    """Delivers batches to the raw topic. Without a spool, `put` raises the stream's errors, and the caller has to wait.
 
-    An error that nothing will end (`failure`: the stream is a newer Tapeline's, or there is a mistake in the code) is for the caller to
-    stop at; with a spool, what is received until then is in it."""
+    `failure` is an error that waiting cannot end: a newer Tapeline wrote the stream, or the code has a bug. The caller must stop then.
+    With a spool, everything received until then is in the spool."""
 
     def __init__(self, producer: Producer, writer: str, spool: Spool | None, clock: Callable[[], float] = time.monotonic) -> None:
         self._producer, self._writer, self._spool, self._clock = producer, writer, spool, clock
         self._number = 0
         self._sent: deque[_Sent] = deque()
         self._sent_bytes = 0
-        self._sent_to = 0  # the highest number that the producer has
+        self._sent_to = 0  # the highest number handed to the producer
         self._spooling = self._recovering = self._to_drop = False
         self._refused: dict[tuple[str, str, str], _Refused] = {}
         self._recovery: Future[list[tuple[str, int, Container[int]]]] | None = None
@@ -85,7 +85,7 @@ class Delivery:
         self.failure: Exception | None = None
 
     def open(self) -> None:
-        """Take over what an earlier process has left in the spool. Raises DiskProblem."""
+        """Take over what an earlier process left in the spool. Raises DiskProblem when the spool cannot be opened."""
         if self._spool is not None:
             self._spool.open()
             self._number = self._spool.last
@@ -96,12 +96,12 @@ class Delivery:
 
     @property
     def unsettled(self) -> int:
-        """Records that are handed over and that the stream has not confirmed."""
+        """Records that were handed to the producer, are not confirmed by the stream and are not in the spool."""
         return sum(sent.batch.num_rows for sent in self._sent if not sent.spooled)
 
     @property
     def spooled(self) -> int:
-        """Records that wait on disk."""
+        """Records that wait in the spool on disk."""
         return self._spool.records if self._spool is not None else 0
 
     @property
@@ -110,11 +110,13 @@ class Delivery:
 
     @property
     def busy(self) -> bool:
-        """Whether `turn` has something to see to."""
+        """Whether `turn` has work to do."""
         return bool(self._sent or self._spooling or self._refused or self.spooled)
 
     def put(self, partition: int, batch: pa.RecordBatch) -> None:
-        """Hand a batch on. Raises only without a spool: then nothing was taken."""
+        """Take one batch, of the schema `RAW`, for a partition of the raw topic.
+
+        Without a spool it raises the stream's errors, and the batch was not taken. With a spool it raises only SpoolDamaged."""
         number = self._number + 1
         if not self._spooling:
             try:
@@ -130,7 +132,7 @@ class Delivery:
         self._keep(number, partition, batch)
 
     def turn(self) -> None:
-        """See what has arrived, and drain the spool as far as the stream takes it."""
+        """Process the stream's confirmations, and send from the spool as much as the stream takes. Errors go to `problem` and `failure`."""
         try:
             self._settle()
             if self._spool is None:
@@ -141,15 +143,17 @@ class Delivery:
                 self._drain(self._spool)
         except AWAY as error:
             self._complain("away", str(error))
-        except Exception as error:  # noqa: BLE001 it is noted, and raised by the caller
+        except Exception as error:  # noqa: BLE001 kept in `failure`; the caller raises it
             self._note(error)
 
     def close(self, wait_s: float) -> int:
-        """Wait so long for what is on its way; keep the rest in the spool. Records that are lost for want of one."""
+        """Wait up to `wait_s` seconds for confirmations (with a spool at most 1 s), and put the rest into the spool.
+
+        Returns how many records are lost: those refused so far, and those that are neither confirmed nor in the spool."""
         deadline = self._clock() + (wait_s if self._spool is None else min(wait_s, _SLOW_S))
         while self.unsettled and self._clock() < deadline:
             time.sleep(0.005)
-            with suppress(*AWAY):  # what cannot be dropped now is found to have arrived at the next start
+            with suppress(*AWAY):  # what cannot be dropped from the spool now is recognized as arrived at the next start
                 self._settle()
         if self._sent and self._spool is not None and not self._spooling:
             self._spool_from_now("the stream did not confirm them before the end")
@@ -188,7 +192,9 @@ class Delivery:
         return self._clock() - self._sent[0].at > _SLOW_S or self._sent_bytes > _MOST_UNSETTLED_BYTES
 
     def _spool_from_now(self, why: str) -> None:
-        """What the producer has goes to disk as well: should this process die, the next one finds out what has arrived of it."""
+        """Send all further batches through the spool. Unconfirmed batches are copied to it too.
+
+        If this process dies, the next one asks the stream which of those have arrived."""
         self._spooling = True
         self._since = self._clock()
         self.problem = why
@@ -203,7 +209,7 @@ class Delivery:
         self._sent.extend(kept)
 
     def _keep(self, number: int, partition: int, batch: pa.RecordBatch) -> bool:
-        """Put a batch on disk, if that takes it; what the producer has not got either is then refused."""
+        """Put a batch into the spool; return whether that worked. If it failed and the producer does not have the batch, it is refused."""
         assert self._spool is not None
         try:
             self._spool.put(self._writer, number, partition, batch)
@@ -233,14 +239,16 @@ class Delivery:
             log.error("The stream failed in a way that is not waited out: %s: %s", type(error).__name__, error)
 
     def _complain(self, what: str, text: str) -> None:
-        """Loudly, but each kind of problem only now and again."""
+        """Log a problem as an error, each kind at most every 10 s."""
         self.problem = text
         if self._clock() >= self._say_at.get(what, 0.0):
             self._say_at[what] = self._clock() + _SAY_EVERY_S
             log.error("%s", text)
 
     def _recovered(self, spool: Spool) -> bool:
-        """Drop what has arrived of the batches of earlier processes; whether that is known by now. Asking takes time: a thread does."""
+        """Drop the batches of earlier processes that have arrived. Returns whether that is done.
+
+        A thread asks the stream, because the answer may take a minute. Raises Unavailable when the stream does not answer."""
         if self._recovery is None:
             if self._clock() < self._recover_at:
                 return False
@@ -254,7 +262,7 @@ class Delivery:
         if not self._recovery.done():
             return False
         recovery, self._recovery = self._recovery, None
-        if (error := recovery.exception()) is not None:  # that nothing was heard does not mean that nothing has arrived
+        if (error := recovery.exception()) is not None:  # no answer does not mean that nothing has arrived
             self._recover_at = self._clock() + _RECOVER_AGAIN_S
             raise Unavailable(f"What has arrived of an earlier run is not known yet: {error}") from error
         for writer, partition, numbers in recovery.result():
@@ -266,7 +274,7 @@ class Delivery:
     def _drain(self, spool: Spool) -> None:
         if self._recovering and not self._recovered(spool):
             return
-        with suppress(DiskProblem):  # where there is no room for it, it follows what is there
+        with suppress(DiskProblem):  # if the spool has no room, it is sent when the spool is drained
             self._own_up(partial(spool.put, self._writer))
         while self._sent_bytes < _DRAIN_BYTES:
             batches = list(spool.after(self._sent_to))
@@ -281,7 +289,7 @@ class Delivery:
                 return
 
     def _own_up(self, take: Callable[[int, int, pa.RecordBatch], None]) -> None:
-        """Put on record, on each connection, how many of its records were refused: a gap that can be seen."""
+        """Write a record for each connection that says how many of its records were refused, so that the gap is visible."""
         for (provider, feed, connection), refused in list(self._refused.items()):
             detail = {"records": refused.records, "from_ns": refused.from_ns, "to_ns": refused.to_ns, "reason": refused.reason}
             row = (provider, feed, connection, "refused", refused.to_ns, msgspec.json.encode(detail))

@@ -1,4 +1,4 @@
-"""What waits on local disk while the stream is away: raw batches in order, in one SQLite file, up to a bound."""
+"""The spool keeps raw batches on local disk while the stream is away: in order, in one SQLite file, up to a size limit."""
 
 from __future__ import annotations
 
@@ -32,25 +32,26 @@ CREATE TABLE IF NOT EXISTS batches (
 """
 
 
-#: An empty spool's file over this size is made anew.
+#: If the spool is empty and its file is larger than this, the file is recreated.
 _WORTH_RETURNING: Final = 64 * 1024 * 1024
 
 
 class SpoolFull(DiskProblem):
-    """The batch does not fit: it was not taken, what is held is kept."""
+    """The batch does not fit and was not taken. The batches in the spool are kept."""
 
 
 class SpoolDamaged(TapelineError):
-    """The file is damaged and was set aside. A process that has put records there must end.
+    """The spool file is damaged and was renamed. A process that has put records into it must end.
 
-    Otherwise its next records would follow a hole that nobody sees. A connection that ends without a close is a gap in the ledger."""
+    If it went on, its next records would follow a gap that nobody sees. When it ends, its connections end without a close record, and the
+    ledger counts that as a gap."""
 
     exit_status = DiskProblem.exit_status
 
 
 @dataclass(frozen=True, slots=True)
 class Spooled:
-    """One batch that waits."""
+    """One batch in the spool."""
 
     number: int
     partition: int
@@ -58,7 +59,7 @@ class Spooled:
 
 
 class Spool:
-    """Raw batches that are not in the stream yet. A batch that was taken outlives the process."""
+    """Raw batches that are not in the stream yet. A batch that was taken survives the process."""
 
     def __init__(self, path: Path, max_bytes: int, clock: Callable[[], int] = time.time_ns) -> None:
         self.path, self._max_bytes, self._clock = path, max_bytes, clock
@@ -67,7 +68,7 @@ class Spool:
         self.bytes = self.records = self.last = 0
 
     def open(self) -> None:
-        """Find what an earlier process has left; what is damaged is set aside. Raises DiskProblem."""
+        """Open the file and count what an earlier process left. A damaged file is renamed, and a new one is begun. Raises DiskProblem."""
         try:
             self._open()
         except SpoolDamaged as error:
@@ -87,7 +88,7 @@ class Spool:
             self._opened = db
 
     def _set_aside(self, error: Exception) -> SpoolDamaged:
-        """Keep a damaged file under another name, for a person to look at."""
+        """Rename a damaged file, so that a person can examine it."""
         if self._opened is not None:
             self._opened.close()
         aside = self.path.with_name(f"{self.path.name}.damaged-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}")
@@ -102,7 +103,9 @@ class Spool:
         return SpoolDamaged(self._damaged)
 
     def put(self, writer: str, number: int, partition: int, batch: pa.RecordBatch) -> None:
-        """Take a batch. Raises SpoolFull, DiskProblem: then it was not taken."""
+        """Take a batch, to be sent under the name `writer`; `number` must be above all earlier numbers.
+
+        Raises SpoolFull, DiskProblem and SpoolDamaged; then the batch was not taken."""
         data = memoryview(batch.serialize())
         if self.bytes + len(data) > self._max_bytes:
             raise SpoolFull(
@@ -117,7 +120,7 @@ class Spool:
         self.last = number
 
     def after(self, number: int) -> Iterator[Spooled]:
-        """The batches behind a number, in order."""
+        """The batches with a number above `number`, in order, at most 64. Raises DiskProblem and SpoolDamaged."""
         with self._errors():
             for found, partition, data in self._db.execute(
                 "SELECT number, part, data FROM batches WHERE number > ? ORDER BY number LIMIT 64", (number,)
@@ -125,7 +128,7 @@ class Spool:
                 yield Spooled(found, partition, pa.ipc.read_record_batch(pa.py_buffer(data), RAW))
 
     def drop(self, until: int) -> None:
-        """Forget what is in the stream by now: all batches up to a number."""
+        """Remove all batches with a number up to `until`: they are in the stream."""
         with self._errors():
             (size, records) = self._db.execute(
                 "SELECT coalesce(sum(length(data)), 0), coalesce(sum(records), 0) FROM batches WHERE number <= ?", (until,)
@@ -138,7 +141,7 @@ class Spool:
                 self._begin_anew()
 
     def drop_of(self, writer: str, partition: int, numbers: Container[int]) -> None:
-        """Forget what is in the stream by now: of one writer in one partition, the batches of these numbers."""
+        """Remove one writer's batches with these numbers in one partition: they are in the stream."""
         with self._errors():
             rows = self._db.execute(
                 "SELECT number, records, length(data) FROM batches WHERE writer = ? AND part = ?", (writer, partition)
@@ -150,17 +153,17 @@ class Spool:
             self.bytes -= sum(size for _, _, size in gone)
 
     def writers(self) -> dict[str, int]:
-        """Under whose names the batches were sent, each with the time (ns) of its first."""
+        """The writers under whose names the batches are sent: name -> time of its first batch (ns, UTC)."""
         with self._errors():
             return dict(self._db.execute("SELECT writer, min(spooled_ns) FROM batches GROUP BY writer").fetchall())
 
     def inherit(self, writer: str) -> None:
-        """From now on everything is sent under this name."""
+        """Assign all batches to `writer`. They are sent under that name from now on."""
         with self._errors():
             self._db.execute("UPDATE batches SET writer = ?", (writer,))
 
     def _begin_anew(self) -> None:
-        """Give the disk space of an empty spool back: quicker than SQLite's vacuum, for which the sockets would have to wait."""
+        """Recreate the file of an empty spool to free its disk space. SQLite's vacuum is slower, and the sockets would wait for it."""
         self.close()
         for end in ("-wal", "-shm", ""):
             Path(f"{self.path}{end}").unlink(missing_ok=True)

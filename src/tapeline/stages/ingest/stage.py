@@ -1,4 +1,4 @@
-"""The stage with the sockets: every frame into the stream as it came, whatever the stream does."""
+"""The ingest stage reads the sockets and writes every frame to the stream as it came, whatever state the stream is in."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ from tapeline.telemetry.status import Rate, StatusFile
 
 log = logging.getLogger(__name__)
 
-#: Batches are at least this far apart: frames that come faster share one, a frame after a pause waits for nothing.
+#: The least time between two batches. Frames that come faster share a batch. A frame after a pause is written at once.
 _FLUSH_EVERY_S: Final = 0.001
-#: How often what is on its way is looked after.
+#: How often `Delivery.turn` is called while records are on their way.
 _TURN_EVERY_S: Final = 0.01
-#: A batch is closed at this size, so that only a frame that is larger itself makes a message over Kafka's usual bound of 1 MiB.
+#: A batch is closed at this size. So only a single frame above it makes a message larger than Kafka's usual limit of 1 MiB.
 _BATCH_BYTES: Final = 900 * 1024
-#: What a record takes in it beside its payload.
+#: The estimated size of a record in a batch without its payload.
 _RECORD_BYTES: Final = 128
-#: Frames held in memory while the stream takes none and there is no spool; past it the sockets are not read.
+#: How much is held in memory while the stream takes nothing and there is no spool. Above it, the sockets are not read.
 _HOLD_BYTES: Final = 64 * 1024 * 1024
 _LEASE_EVERY_S: Final = 1.0
-#: So long the exchange's list of symbols is waited for.
+#: At the start, ingest waits at most this long for the exchange's list of symbols.
 _LIST_WITHIN_S: Final = 3.0
-#: Leaps of the clock that the status shows.
+#: The status shows this many of the latest clock leaps.
 _MOST_LEAPS: Final = 5
-#: At the end: so long for the sockets to close, and so long for a stream that takes nothing to take what is held.
+#: At the end, ingest waits this long for the sockets to close, and this long for the stream to take the held records.
 _CLOSE_WITHIN_S: Final = 4.0
 _LAST_FLUSH_S: Final = 5.0
 
@@ -54,21 +54,21 @@ _Columns: TypeAlias = "tuple[list[str], list[str], list[str], list[str], list[in
 
 @dataclass(slots=True)
 class _Gathered:
-    """Records that make one batch."""
+    """The records of one batch, as columns."""
 
     columns: _Columns = field(default_factory=lambda: ([], [], [], [], [], []))
     bytes: int = 0
 
 
 class StreamRecorder:
-    """Gathers the raw records of a millisecond and hands them on, on the event loop itself.
+    """Collects the raw records of each millisecond into batches and gives them to `delivery`. It runs on the event loop.
 
-    While they cannot be handed on (the embedded stream's disk is full), reading pauses and what has been received is held, in order,
-    and tried again.
+    If `delivery` cannot take a batch, because the embedded stream's disk is full, the sockets are not read. The received records stay in
+    memory, in order, and are tried again.
     """
 
     def __init__(self, delivery: Delivery, partitions: Mapping[str, int], random: Random) -> None:
-        """`partitions`: plan name to the partition that its records go to; 0 for others."""
+        """`partitions`: plan name -> partition of its records. The records of other plans go to partition 0."""
         self.delivery = delivery
         self._partitions = partitions
         self._random = random
@@ -90,12 +90,12 @@ class StreamRecorder:
 
     @property
     def failure(self) -> Exception | None:
-        """An error that no waiting ends: for the stage to stop at."""
+        """An error that waiting cannot end; the stage must stop. None if there is none."""
         return self._failure or self.delivery.failure
 
     @property
     def held(self) -> int:
-        """Records that are received and not handed on yet."""
+        """Records that were received and not yet given to `delivery`."""
         return sum(len(one.columns[0]) for gathered in self._gathered.values() for one in gathered)
 
     def on_pause(self, pause: Callable[[bool], None]) -> None:
@@ -138,12 +138,12 @@ class StreamRecorder:
             log.error("%s %d received records are held in memory, none is lost; next try in %.1f s.", error, self.held, delay)
             self._pause(True)
             self._timer = asyncio.get_running_loop().call_later(delay, self._flush_or_wait)
-        except Exception as error:  # noqa: BLE001 the loop would only log it: the stage stops at it
+        except Exception as error:  # noqa: BLE001 the event loop would only log it; the stage must stop
             self._failure = error
             self._pause(True)
 
     def flush(self) -> None:
-        """Hand on what has been gathered. Raises what the stream does: then what was not handed on is still held."""
+        """Give the collected records to `delivery`. Raises the errors of `Delivery.put`; records that were not taken are still held."""
         for partition, gathered in self._gathered.items():
             while gathered:
                 columns = gathered[0].columns
@@ -162,7 +162,7 @@ class StreamRecorder:
         self.look_after()
 
     def look_after(self) -> None:
-        """See to what is on its way, now and again until nothing is."""
+        """Call `Delivery.turn` every 10 ms until nothing is on its way."""
         if self._turner is None and self.delivery.busy:
             self._turner = asyncio.get_running_loop().call_later(_TURN_EVERY_S, self._turn)
 
@@ -187,13 +187,13 @@ async def ingest(
     pairs: Sequence[Arbitration] = (),
     watch: ClockWatch | None = None,
 ) -> None:
-    """Keep every line open until `stop`, and the leases held. `pairs`: what measures lines that are two for the same.
+    """Keep every line open and every lease held until `stop` is set. `pairs`: the arbitrations of the lines that carry the same events.
 
-    Raises Refused when every provider has said no for good, Busy when another process has taken over a lease, and what the stream
-    raised where waiting ends nothing (`StreamRecorder.failure`)."""
+    Raises Refused when every provider has refused for good, Busy when another process has taken over a lease, `StreamRecorder.failure`
+    when waiting cannot end it, and Unavailable when records are lost at the end."""
     asked = [asyncio.Event() for _ in checks]
     checkers = [asyncio.create_task(_check(*check, lines, recorder, once)) for check, once in zip(checks.items(), asked, strict=True)]
-    # How the exchange splits its symbols stands before their events, where it answers soon.
+    # The exchange's symbol list should lie before its events in the stream. Do not wait long for a slow answer.
     await _unless_stopped(stop, asyncio.create_task(_all_set(asked)), _LIST_WITHIN_S)
     keepers = [asyncio.create_task(line.keep(), name=line.plan.name) for line in lines]
     rate, leaps = Rate(), deque[Leap](maxlen=_MOST_LEAPS)
@@ -229,7 +229,7 @@ async def ingest(
 
 
 def _any_goes_on(keepers: Sequence[asyncio.Task[None]]) -> bool:
-    """Whether a connection is still kept, and none has failed."""
+    """Whether at least one connection is still kept open, and none has failed."""
     return not all(keeper.done() for keeper in keepers) and not any(map(_failed, keepers))
 
 
@@ -240,14 +240,14 @@ def _tell_of(leap: Leap, lines: Sequence[FeedConnection]) -> None:
 
 
 async def _close(lines: Sequence[FeedConnection], keepers: Sequence[asyncio.Task[None]], checkers: Sequence[asyncio.Task[None]]) -> None:
-    """Let every connection end as the provider ends it, but not for ever."""
+    """Close every connection by the provider's protocol. Cancel those that take longer than 4 s."""
     for line in lines:
         line.stop()
     for checker in checkers:
         checker.cancel()
     await asyncio.wait(keepers, timeout=_CLOSE_WITHIN_S)
     for keeper in keepers:
-        keeper.cancel()  # one that still dials: nobody answers there
+        keeper.cancel()  # it may still be dialing an address that does not answer
     await asyncio.gather(*keepers, return_exceptions=True)
 
 
@@ -256,7 +256,7 @@ def _keep(leases: Sequence[Lease]) -> None:
         try:
             lease.keep()
         except AWAY as error:
-            # Whoever else wants it cannot ask the stream either.
+            # No other process can take the lease meanwhile: it cannot ask the stream either.
             log.warning("A lease could not be renewed: %s", error)
 
 
@@ -273,7 +273,7 @@ async def _all_set(events: Iterable[asyncio.Event]) -> None:
 
 
 async def _unless_stopped(stop: asyncio.Event, waiting: asyncio.Task[None], seconds: float) -> None:
-    """Wait for `waiting`, for so long at most, and not after `stop`. It is cancelled then."""
+    """Wait for `waiting` until it ends, `stop` is set or `seconds` have passed. Then cancel it."""
     stopping = asyncio.create_task(stop.wait())
     try:
         await asyncio.wait({waiting, stopping}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
@@ -287,7 +287,10 @@ def _failed(keeper: asyncio.Task[None]) -> bool:
 
 
 async def _last_flush(recorder: StreamRecorder) -> None:
-    """What is held while the stream takes nothing is tried for a while yet. Raises what the stream does, and counts what is lost."""
+    """Try for up to 5 s to give the held records to the stream.
+
+    Raises Unavailable when records are lost, and the flush's own error when it fails (RuntimeError in place of errors that are not
+    Tapeline's). The message says how many records are lost."""
     deadline = time.monotonic() + _LAST_FLUSH_S
     while recorder.problem and recorder.held and recorder.failure is None and time.monotonic() < deadline:
         await asyncio.sleep(0.1)
@@ -303,9 +306,9 @@ async def _last_flush(recorder: StreamRecorder) -> None:
 
 
 async def _check(name: str, request: CheckRequest, lines: Sequence[FeedConnection], recorder: StreamRecorder, once: asyncio.Event) -> None:
-    """Ask the provider whether what is configured exists; say what does not, and record how it splits it. Data flows whatever the answer.
+    """Ask the provider whether the configured symbols exist. Log those that do not, and record how the provider splits the others.
 
-    `once`: set when it has been asked for the first time."""
+    Events are recorded whatever the answer is. `once` is set after the first answer or failure."""
     for delay in backoff(Random(), first_s=5.0, cap_s=600.0):
         try:
             body = await rest.get(request.check.url, request.tls)
@@ -317,7 +320,7 @@ async def _check(name: str, request: CheckRequest, lines: Sequence[FeedConnectio
         await asyncio.sleep(delay)
     of = next(line.plan for line in lines if line.plan.name == name)
     for line in lines:
-        if (line.plan.provider, line.plan.feed) == (of.provider, of.feed):  # each may write into a partition of its own
+        if (line.plan.provider, line.plan.feed) == (of.provider, of.feed):  # a record per line: lines may have different partitions
             recorder.record(line.plan, "", "listed", time.time_ns(), msgspec.json.encode({"url": request.check.url, "names": names}))
     once.set()
     for problem in problems:
