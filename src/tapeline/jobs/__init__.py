@@ -1,1 +1,1 @@
-"""What is done now and again rather than all the time: plain functions, for a person, a timer or a scheduler to call."""
+"""Jobs that run from time to time rather than all the time: plain functions that a person, a timer or a scheduler calls."""

@@ -1,7 +1,7 @@
-"""Writes rows to plain files for other programs: a folder for each UTC day, all of the export under its name at once, or nothing.
+"""Exports rows to plain files for other programs: one folder for each UTC day, and either the whole export or nothing.
 
-The files are written in a hidden folder beside the one asked for, which takes its name when all of them are whole and on disk: who is
-killed leaves no half file, and the next export to the same folder begins anew.
+The files are written to a hidden folder beside the target. When all of them are complete and on disk, the folder is renamed to the target's
+name. So a killed export leaves no partial file in the target, and the next export to the same folder begins anew.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from tapeline.local.output import without_formulas
 from tapeline.records import NS_PER_S
 
 Form = Literal["parquet", "csv", "arrow"]
-#: Told the rows that are written, and the time of the last, ns since 1970.
+#: Called with the number of rows written so far and the time of the last one (ns, UTC).
 Progress = Callable[[int, int], None]
 
-#: Rows that lie together in a file: what is in memory at once.
+#: How many rows are written as one group. This bounds the memory that is used.
 _GROUP_ROWS: Final = 131_072
 _DAY_NS: Final = 86_400 * NS_PER_S
 
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """What was written."""
+    """The result of an export: its folder, and how many files, rows and bytes were written."""
 
     folder: Path
     files: int
@@ -55,7 +55,7 @@ def _parquet(file: pa.NativeFile, schema: pa.Schema) -> _Writer:
 
 
 class _Csv:
-    """CSV that a spreadsheet may open."""
+    """Writes CSV that is safe to open in a spreadsheet: no cell is a formula."""
 
     def __init__(self, file: pa.NativeFile, schema: pa.Schema) -> None:
         self._writer = pa_csv.CSVWriter(file, schema)
@@ -76,10 +76,10 @@ _WRITERS: Final[Mapping[Form, Callable[[pa.NativeFile, pa.Schema], _Writer]]] = 
 
 
 def export(schema: pa.Schema, batches: Iterable[pa.RecordBatch], folder: Path, name: str, form: Form, progress: Progress) -> Exported:
-    """Write batches, which come in order of `ts_ns`, to `folder/date=YYYY-MM-DD/name.form`; the day is that of `ts_ns`, in UTC.
+    """Write batches, which are in order of `ts_ns`, to `folder/date=YYYY-MM-DD/name.form`. The date is the UTC day of `ts_ns`.
 
-    Raises ConfigError where the folder holds anything, Busy while another export writes to it, DiskProblem, and what reading the batches
-    raises: then the folder is as it was."""
+    Raises ConfigError when the folder is a file or not empty, Busy while another export writes to it, DiskProblem when writing fails, and
+    what reading the batches raises. Then the folder is as it was."""
     folder = folder.expanduser().absolute()
     aside = folder.parent / f".{folder.name}.exporting"
     with _disk_problem(folder), own(aside / "lock", f"an export to {folder}"):
@@ -125,7 +125,7 @@ def _write(
 
 
 def _end(path: Path, writer: _Writer | None, sink: pa.NativeFile | None) -> int:
-    """Close a file, have it on disk, and give its size."""
+    """Close a file, sync it to disk and return its size in bytes; 0 if none is open."""
     if writer is None or sink is None:
         return 0
     writer.close()
@@ -136,7 +136,7 @@ def _end(path: Path, writer: _Writer | None, sink: pa.NativeFile | None) -> int:
 
 
 def _groups(schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[pa.Table, int]]:
-    """Rows of one day each, as many as lie together in a file, with the day."""
+    """Tables of one UTC day each, written as one group, with the day as a number of days since 1970."""
     held: list[pa.RecordBatch] = []
     count, day = 0, 0
     for batch in batches:
@@ -152,7 +152,7 @@ def _groups(schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> Iterator[tu
 
 
 def _by_day(batch: pa.RecordBatch) -> Iterator[tuple[pa.RecordBatch, int]]:
-    """Parts of a batch, which is in order of time, with their days since 1970."""
+    """Split a batch, which is in order of time, by UTC day: (rows, days since 1970)."""
     at = 0
     while at < batch.num_rows:
         day = batch["ts_ns"][at].as_py() // _DAY_NS

@@ -1,4 +1,4 @@
-"""What the lake's rows came from: the raw records that the stream still has, through today's normalizer again."""
+"""Rebuilds the lake's rows: reads the raw records that the stream still has and normalizes them again with the current code."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _LAST: Final = (1 << 63) - 2
 
 
 class RawRecords:
-    """A stream, as what repairs the lake asks it. Calls raise Unavailable."""
+    """Reads a stream for the repair of the lake. Its methods raise Unavailable when the stream does not answer or gives too little."""
 
     def __init__(self, stream: Stream, decoders: Mapping[str, Decode], configured: Names = MappingProxyType({})) -> None:
-        """`configured`: names, as in the configuration."""
+        """`configured`: the symbol names from the configuration."""
         self._stream, self._decoders, self._names = stream, decoders, KnownNames(stream, configured)
 
     def again(self, topic: Topic, places: Mapping[int, tuple[int, int]] | None) -> Iterator[pa.RecordBatch]:
-        """What the raw records in these places (partition to first and last offset; None: all there are) give of a topic."""
+        """Normalize raw records again and yield the rows for one topic. `places`: partition -> (first, last offset); None: all records."""
         ends = self._stream.ends(RAW_TOPIC)
         everywhere = dict.fromkeys(ends, (0, _LAST))
         wanted = everywhere if places is None else {partition: place for partition, place in places.items() if partition in ends}
@@ -36,15 +36,15 @@ class RawRecords:
             yield normalize_all(chunk, self._decoders, names=self._names.of(chunk)).batches[topic]
 
     def waiting(self, topic: Topic, positions: Mapping[int, int]) -> Iterator[pa.RecordBatch]:
-        """The records of a topic from these positions on (0 where none is given), as many as there are at the moment."""
+        """The records of a topic from these positions (0 for a partition that is not given) up to the current ends."""
         for chunk in self._read(topic, {partition: (positions.get(partition, 0), _LAST) for partition in self._stream.ends(topic)}):
             yield chunk.batch
 
     def _read(self, topic: Topic, wanted: Mapping[int, tuple[int, int]]) -> Iterator[Chunk]:
-        """What there is of a topic between two offsets of each partition, both included."""
+        """The records of a topic between two offsets of each wanted partition, both included."""
         oldest, ends = self._stream.tail_positions(topic, 1 << 62), self._stream.ends(topic)
         until = {partition: min(last + 1, ends[partition]) for partition, (_, last) in wanted.items()}
-        # Of the other partitions nothing is read, but for what comes meanwhile.
+        # The other partitions start at their ends: only records that arrive meanwhile are read, and they are filtered out.
         at = dict(ends) | {partition: max(first, oldest.get(partition, 0)) for partition, (first, _) in wanted.items()}
         while left := [partition for partition, end in until.items() if at[partition] < end]:
             chunk = self._stream.read(topic, at, _CHUNK_ROWS)

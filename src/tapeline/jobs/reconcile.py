@@ -1,8 +1,8 @@
-"""Compares what a store holds of a stretch of time with the provider's history of it, and sends what the store lacks.
+"""Compares a store's rows of a time range with the provider's history, and sends what the store lacks to the stream.
 
-The store's rows and the history's are matched by what makes two events the same. Pages that hold an event which the store has not go into
-the stream, like those of a backfill; and, where the history has everything that was seen, a word that it was read to its end, which is the
-ledger's evidence.
+Rows of both sides are matched by the identity of their events. A page with an event that the store lacks goes into the stream, like a page
+of a backfill. If the history has every event that the store has, a final record says that the history was read to its end. The ledger
+uses that record as evidence.
 """
 
 from __future__ import annotations
@@ -30,37 +30,37 @@ from tapeline.stores.selection import Selection
 from tapeline.stores.selection import Source as Store
 from tapeline.streams import Stream
 
-#: The pages that are sent are no whole reading: the word behind them is one by itself.
+#: A start number far below zero: the pages that are sent do not count as a complete reading. Only the final record does.
 _NO_READING: Final = -(1 << 20)
-#: What two copies of a bar have in common, besides their time: a revision differs in one of them.
+#: Two copies of a bar agree in all of these. A revision differs in at least one.
 _OF_BARS: Final = Identity(("symbol", "interval", "ts_ns", "open", "high", "low", "close", "volume"))
-#: A bar that was revised is another bar of the same window.
+#: A bar and its revisions agree in these: they are bars of the same window.
 _BY_WINDOW: Final = Identity(("symbol", "interval", "ts_ns"))
-#: What two copies of one event say alike, where both say it.
+#: Two copies of one event agree in each of these that both carry.
 _VALUES: Final = ("last", "volume", "bid", "ask", "bid_size", "ask_size", "side")
-#: Two copies of one event may differ in time by this, and so lie on both sides of an edge.
+#: The times of two copies of one event may differ by up to this. So one copy may lie inside the range and the other outside.
 _EDGE_NS: Final = 2 * NS_PER_S
 
 
 @dataclass(frozen=True, slots=True)
 class Reconciled:
-    """One symbol of one channel: events of the stretch of time, and their volume (of trades and bars)."""
+    """The result for one symbol of one channel: how many events each side has in the time range, and their volume (trades and bars)."""
 
     key: Key
     stored: int
     in_history: int
-    #: Events that one has and the other has not; those that only the history had are in the stream now.
+    #: Events that only one side has. Those that only the history had were sent to the stream.
     only_stored: int
     only_in_history: int
     stored_volume: float | None
     history_volume: float | None
     pages: int
-    #: Events of the history that the normalizer could not read; their pages are in the stream, and so are they among its rejects.
+    #: Events of the history that the normalizer could not read. Their pages were sent to the stream, so its rejects include the events.
     rejected: int = 0
-    #: Events that both have, and that differ in price, size or side.
+    #: Events that both sides have, but that differ in price, size or side.
     differing: int = 0
-    #: Whether the reading is evidence: not where some of it could not be read, or it lacks some of what was seen (but a revised bar), or
-    #: says something else of it.
+    #: Whether the reading counts as evidence for the ledger. False if an event of the history could not be read, if an event differs, or if
+    #: the history lacks an event that the store has. A bar that was revised does not count as lacking.
     claimed: bool = True
 
     @property
@@ -79,10 +79,10 @@ def reconcile(
     connection: str,
     names: Names = MappingProxyType({}),
 ) -> Reconciled:
-    """Of [start_ns, end_ns). Raises Unavailable, Refused, WrongPage: nothing is claimed then, and it can be done again."""
+    """Compare [start_ns, end_ns), UTC. Raises Unavailable, Refused, WrongPage; then nothing is claimed, and the call can be repeated."""
     span = Span(key.feed, key.channel, key.symbol, start_ns, end_ns)
     topic = BARS_TOPIC if CHANNELS[key.provider][key.feed][key.channel].kind == "bar" else TICKS_TOPIC
-    with tempfile.TemporaryFile(prefix="tapeline-reconcile-") as spooled:  # a day's pages may be more than fits in memory beside its rows
+    with tempfile.TemporaryFile(prefix="tapeline-reconcile-") as spooled:  # a day's pages may not fit in memory together with its rows
         pages, fetched, unread = _read(key, span, source, clock, topic, names, spooled)
         held = _stored(store, key, topic, start_ns - _EDGE_NS, end_ns + _EDGE_NS, fetched)
         inside = _inside(_matched(held, fetched, _identity(key)), start_ns, end_ns)
@@ -96,12 +96,12 @@ def reconcile(
     here = _inside(held, start_ns, end_ns)
     there = _inside(fetched, start_ns, end_ns)
     only_stored = _alone(inside)
-    # A history that lacks an event that was seen may lack others, that were not.
+    # A history that lacks an event that was seen may also lack events that nobody has seen.
     lacks = _alone(_inside(_matched(held, fetched, _BY_WINDOW), start_ns, end_ns)) if topic is BARS_TOPIC else only_stored
     differing = inside.filter(inside["differs"]).num_rows
     claimed = not lacks and not unread and not differing
     if claimed:
-        # What the history did not hold yet when the first page came, a later one may have passed by.
+        # The reading ends at the time of the first page: an event that was added to the history later may have been missed.
         read_ns = pages[0][0].fetched_ns
         last = Fetched(ending(span, read_ns), read_ns, 0, 0, None)
         stream.append(RAW_TOPIC, raw_record(key.provider, key.feed, connection, last), partition_of(stream, key.symbol))
@@ -123,8 +123,10 @@ def reconcile(
 def _read(
     key: Key, span: Span, source: Source, clock: Callable[[], int], topic: Topic, names: Names, spooled: IO[bytes]
 ) -> tuple[list[tuple[Fetched, int, int]], pa.Table, dict[int, int]]:
-    """The pages of a history, each with where its body lies in `spooled` and how long it is; their rows, with the column `page`; and how
-    many events of which page could not be read."""
+    """Read the history: (pages, rows, unread).
+
+    Each page comes with the offset and length of its body in `spooled`. The rows have a column `page`. `unread` maps a page's number to
+    how many of its events could not be read."""
     pages: list[tuple[Fetched, int, int]] = []
     parts: list[pa.Table] = []
     unread: dict[int, int] = {}
@@ -147,7 +149,9 @@ def _identity(key: Key) -> Identity:
 
 
 def _stored(store: Store, key: Key, topic: Topic, start_ns: int, end_ns: int, fetched: pa.Table) -> pa.Table:
-    """What a store holds of the key; of bars the last revision, whichever channel brought it: what the history calls an interval is one."""
+    """The store's rows for the key in [start_ns, end_ns).
+
+    For bars, these are the last revisions of the intervals in `fetched`, whichever channel brought them."""
     selection = Selection((key.symbol,), start_ns, end_ns, tuple(topic.schema.names), provider=key.provider, feed=key.feed)
     if topic is BARS_TOPIC:
         intervals, reader = pc.unique(fetched["interval"]), store.bars(selection)
@@ -163,7 +167,7 @@ def _stored(store: Store, key: Key, topic: Topic, start_ns: int, end_ns: int, fe
 
 
 def _rows(key: Key, page: Fetched, topic: Topic, names: Names) -> tuple[pa.Table, int]:
-    """The events of a page as the store would keep them, and how many could not be read."""
+    """The rows that the store would keep of a page, and how many events could not be read."""
     if page.payload is None:
         return pa.table(with_dates(_nothing(topic))), 0
     chunk = Chunk.dense(RAW_TOPIC, 0, 0, raw_record(key.provider, key.feed, "", page))
@@ -177,8 +181,10 @@ def _nothing(topic: Topic) -> pa.RecordBatch:
 
 
 def _matched(held: pa.Table, fetched: pa.Table, rule: Identity) -> pa.Table:
-    """Each event once: in how many rows of either it is (`held`, `fetched`), its time (`ts_ns`), the page that brought it, and whether its
-    rows differ in a value that they carry (`differs`)."""
+    """One row for each event, matched by `rule`.
+
+    `held` and `fetched`: how many rows each side has of it. `ts_ns`: its time. `page`: the page that brought it. `differs`: whether its
+    rows differ in one of `_VALUES`."""
     sides = []
     bare = rule.counted and bool(held[rule.id].null_count + fetched[rule.id].null_count)
     for side, table in enumerate((held, fetched)):
@@ -217,7 +223,7 @@ def _matched(held: pa.Table, fetched: pa.Table, rule: Identity) -> pa.Table:
 
 
 def _of_one_number(matched: pa.Table, numbers: pa.Table) -> pa.Table:
-    """Events of one number together: where each side has some that the other has not, they are the same event, and differ."""
+    """Merge the events that have the same number. If each side has one that the other lacks, they are one event, and it differs."""
     names = numbers.schema.names
     held, fetched = matched["held"].to_numpy(), matched["fetched"].to_numpy()
     told = {
@@ -246,7 +252,7 @@ def _of_one_number(matched: pa.Table, numbers: pa.Table) -> pa.Table:
 
 
 def _alone(matched: pa.Table) -> int:
-    """How many events only the store has."""
+    """How many events only the store has, of the rows of `_matched`."""
     return int(matched.filter(pc.equal(matched["fetched"], 0)).num_rows)
 
 

@@ -1,4 +1,4 @@
-"""What was rejected, with its bytes, and sending it through today's normalizer again: each event once, however often it is asked for."""
+"""Lists rejected events with their bytes and sends them through the current normalizer again, each event only once."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ from tapeline.streams.shortening import TAKEN_EVERYWHERE, length_before
 
 log = logging.getLogger(__name__)
 
-#: An event's own id: partition, offset and index in the raw topic.
+#: An event's id: partition and offset of its record in the raw topic, and its index in that record.
 Id = tuple[int, int, int]
-#: The rows of one of the lake's tables; none where there is no lake.
+#: Given the name of one of the lake's tables, returns its rows; none if there is no lake.
 Table = Callable[[str], Iterable[Mapping[str, Any]]]
 
 _LEASE: Final = "the right to retry what was rejected"
-#: What the reasons of rejected frames begin with that were not split into events.
+#: The reasons of frames that were rejected as a whole, before they were split into events, begin with one of these.
 _WHOLE: Final = ("not an array of events ", "the decoder failed: ")
 _ID_BELOW: Final = (1 << 31, 1 << 63, 1 << 31)
 _READ_ROWS: Final = 5_000
-#: So many are sent together, or as many as have so many bytes.
+#: A batch is sent when it has this many events, or more than this many bytes.
 _BATCH_ROWS: Final = 1_000
 _BATCH_BYTES: Final = 8 * 1024 * 1024
-#: What a message has beside its value.
+#: The allowance for what a message holds besides its value.
 _BESIDE_BYTES: Final = 256
 
 
 class _Retried(msgspec.Struct):
-    """The line before an event that is tried again: its name."""
+    """The first line of a retried raw record. It names the event."""
 
     of: str
 
@@ -50,7 +50,7 @@ _RETRIED: Final = msgspec.json.Decoder(_Retried)
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """One rejected event."""
+    """One rejected event. `received_ns`: ns since 1970, UTC. `retried`: whether it was sent again already."""
 
     id: Id
     provider: str
@@ -63,12 +63,12 @@ class Rejected:
 
     @property
     def name(self) -> str:
-        """`partition-offset-index`, as commands take it."""
+        """The id as text, as commands take it: `partition-offset-index`."""
         return "-".join(map(str, self.id))
 
 
 def parse_id(text: str) -> Id:
-    """Raises ConfigError that says what an id looks like."""
+    """Parse `partition-offset-index`. Raises ConfigError for any other text; its message says what an id looks like."""
     parts = text.split("-")
     if len(parts) != 3 or not all(part.isdecimal() and len(part) < 20 for part in parts):
         raise ConfigError(f"{text!r} is no id. An id is partition-offset-index, as `tapeline rejected list` shows it.")
@@ -79,7 +79,7 @@ def parse_id(text: str) -> Id:
 
 
 def rejected(stream: Stream, table: Table) -> Iterator[Rejected]:
-    """Every rejected event that the stream or the lake still holds, each once, a few in memory at a time."""
+    """Every rejected event that the stream or the lake still has, each once. Only a few are in memory at a time."""
     done = _retried(stream, table)
     told: set[Id] = set()
     for row in _rows(stream, REJECTED_TOPIC, table):
@@ -92,11 +92,11 @@ def rejected(stream: Stream, table: Table) -> Iterator[Rejected]:
 
 
 def retry(stream: Stream, table: Table, chosen: Callable[[Rejected], bool], ids: Collection[Id] = ()) -> Iterator[str]:
-    """Send those chosen through the normalizer again, as raw records of their own; those that were sent before are left out.
+    """Send the chosen events to the raw topic again and yield their names. Events that were sent before are skipped.
 
-    One whose bytes were cut is read from the raw topic. Where that does not have them, or does not take them, a warning says so.
-    The names of those that are sent, in batches. `ids`: of these alone; raises ConfigError where there is no such event. Raises Busy
-    where another process does the same just now, Unavailable; then no event of the batch at hand was sent."""
+    The bytes of a shortened event are read from its raw record. If they are gone, or too large for the raw topic, a warning says so, and
+    the event is skipped. `ids`: consider only these. Raises ConfigError for an unknown id, Busy while another process retries events, and
+    Unavailable. Then no event of the current batch was sent; earlier batches were."""
     lease = stream.hold(_LEASE)
     try:
         missing = sorted(set(ids) - {one.id for one in rejected(stream, table)}) if ids else []
@@ -110,7 +110,7 @@ def retry(stream: Stream, table: Table, chosen: Callable[[Rejected], bool], ids:
                 lease.keep()
             partition, offset, _ = one.id
             if (ids and one.id not in ids) or one.retried or not chosen(one) or offset >= ends.get(partition, offset + 1):
-                continue  # the last: what is sent here may be rejected again before the end is read
+                continue  # an offset at or past `ends` was sent by this call and has been rejected again already
             whole = _sendable(stream, one)
             if whole is None:
                 continue
@@ -125,7 +125,7 @@ def retry(stream: Stream, table: Table, chosen: Callable[[Rejected], bool], ids:
 
 
 def _sendable(stream: Stream, one: Rejected) -> Rejected | None:
-    """The event with all its bytes; None, with a warning, where they cannot be had or are too many for the raw topic."""
+    """The event with all its bytes. None, with a warning, if they are gone or too large for the raw topic."""
     length = length_before(one.reason)
     if length is not None:
         payload = _whole(stream, one, length)
@@ -147,7 +147,7 @@ def _sendable(stream: Stream, one: Rejected) -> Rejected | None:
 
 
 def _whole(stream: Stream, one: Rejected, length: int) -> bytes | None:
-    """The bytes of an event that was cut, from its raw record: the whole frame, or one event of it. None: it is not there."""
+    """The full bytes of a shortened event, from its raw record: the whole frame, or one event of it. None if they are not there."""
     partition, offset, index = one.id
     record = _raw(stream, partition, offset)
     if record is None:
@@ -161,8 +161,8 @@ def _whole(stream: Stream, one: Rejected, length: int) -> bytes | None:
 
 
 def _raw(stream: Stream, partition: int, offset: int) -> Mapping[str, Any] | None:
-    """The raw record at a place; None where there is none any more."""
-    at = dict(stream.ends(RAW_TOPIC))  # of the other partitions nothing is read, but for what comes meanwhile
+    """The raw record at an offset of a partition; None if it is gone."""
+    at = dict(stream.ends(RAW_TOPIC))  # the other partitions start at their ends: only records that arrive meanwhile are read
     if not offset < at.get(partition, 0):
         return None
     at[partition] = offset
@@ -175,7 +175,7 @@ def _raw(stream: Stream, partition: int, offset: int) -> Mapping[str, Any] | Non
 
 
 def _send(stream: Stream, lease: Lease, events: Sequence[Rejected]) -> Iterator[str]:
-    """Rejected events of one partition, in one step."""
+    """Append rejected events of one partition to the raw topic in one step, and yield their names."""
     lease.keep()
     partition = events[0].id[0]
     stream.append(RAW_TOPIC, _again(events), partition if partition < stream.partitions else 0)
@@ -199,7 +199,7 @@ def _again(events: Sequence[Rejected]) -> pa.RecordBatch:
 
 
 def _as_frame(event: Rejected) -> bytes:
-    """An event's own bytes as a frame: providers that send arrays of events get it back as an array of one."""
+    """An event's bytes as a frame. If the provider sends arrays of events, the frame is an array with this one event."""
     payload = event.payload
     provider = PROVIDERS.get(event.provider)
     if provider is None or not provider.arrays or not payload or event.reason.startswith(_WHOLE):
@@ -211,22 +211,22 @@ def _as_frame(event: Rejected) -> bytes:
 
 
 def _retried(stream: Stream, table: Table) -> set[Id]:
-    """The events that were sent again: by what normalize has still to read, and by the notices of it.
+    """The ids of the events that were sent again: from raw records that normalize has still to read, and from its notices.
 
-    In this order: normalize may run meanwhile, and what it reads then has its notice by the time that those are looked at."""
+    The raw records are read first. If normalize reads one meanwhile, its notice is there when the notices are read."""
     positions = stream.positions("normalize", RAW_TOPIC)
     waiting = (row["payload"] for row in _read(stream, RAW_TOPIC, positions) if row["kind"] == "retried")
     details = [payload.partition(b"\n")[0].decode("utf-8", "replace") for payload in waiting]
     details += [row["detail"] for row in _rows(stream, NOTICES_TOPIC, table) if row["kind"] == "retried"]
     found: set[Id] = set()
     for detail in details:
-        with suppress(*UNREADABLE, ConfigError):  # another program's, or one that was cut, names no event
+        with suppress(*UNREADABLE, ConfigError):  # a record of another program, or a shortened one, names no event
             found.add(parse_id(_RETRIED.decode(detail).of))
     return found
 
 
 def _rows(stream: Stream, topic: Topic, table: Table) -> Iterator[Mapping[str, Any]]:
-    """A topic's records, from the stream and then from the lake, which has what the stream has let go; some come twice."""
+    """A topic's records from the stream, then those of the lake, which has records that the stream no longer has. Some come twice."""
     yield from _read(stream, topic, {})
     yield from table(topic.table)
 

@@ -1,7 +1,7 @@
-"""Gives a symbol that was kept under a wrong name its right one: in each store, a day at a time, and in the ledger at the end.
+"""Renames a symbol that was stored under a wrong name: in each store, one day at a time, and in the ledger at the end.
 
-Each step is done or not done, and what is done has no rows under the old name any more. So who is killed is called again and goes on, and
-a second call finds nothing to do. Raw records and what is on the topics stay as they are.
+Each step is atomic, and leaves no rows under the old name. After a crash, the same call continues. A second call finds nothing to do. Raw
+records and records on the other topics are not changed.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from tapeline.stores.renaming import NAMING, Progress, Renamed, Renames, Renamin
 
 @dataclass(frozen=True, slots=True)
 class RenamedFacts:
-    """What became of the ledger, or would."""
+    """The channels whose facts the ledger renamed, or would rename in a dry run."""
 
     channels: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """Records under the old name that a store has still to take from the stream: it will keep them under that name."""
+    """Records with the old name that a store has still to read from the stream. The store will keep them under the old name."""
 
     store: str
     table: str
@@ -40,7 +40,7 @@ class Waiting:
 
 
 def check(renaming: Renaming, names: Names) -> None:
-    """Whether the new name is the right one, by today's `names`, and the old one is not. Raises WrongArgument that says why not."""
+    """Check by the current `names` that the new name is right and the old one is wrong. Raises WrongArgument with the reason if not."""
     one = renaming
     feed = f"{one.provider} {one.feed}"
     if one.feed not in CHANNELS.get(one.provider, {}):
@@ -68,9 +68,9 @@ def check(renaming: Renaming, names: Names) -> None:
 def rename(
     renaming: Renaming, stores: Iterable[Renames], ledger: Ledger, progress: Progress, *, dry_run: bool = False
 ) -> Iterator[Renamed | RenamedFacts]:
-    """Do it in each store and in the ledger; nothing may write to them meanwhile. `dry_run`: only say what would be done.
+    """Rename in each store and then in the ledger, and yield each result. Nothing else may write to them meanwhile.
 
-    Raises Busy, Unavailable, NewerData: what came before is done."""
+    `dry_run`: change nothing, and yield what would be done. Raises Busy, Unavailable, NewerData; the results yielded before are done."""
     for store in stores:
         yield from store.rename(renaming, progress, dry_run=dry_run)
     facts = _facts(renaming, ledger, dry_run=dry_run)
@@ -79,7 +79,7 @@ def rename(
 
 
 def waiting(renaming: Renaming, stores: Iterable[Renames], stream: RawRecords) -> Iterator[Waiting]:
-    """What the stores have still to take under the old name. Raises Unavailable."""
+    """The records with the old name that each store has still to read, by table. Raises Unavailable."""
     for store in stores:
         for topic in NAMING:
             rows = 0
@@ -92,7 +92,7 @@ def waiting(renaming: Renaming, stores: Iterable[Renames], stream: RawRecords) -
 
 
 def _facts(renaming: Renaming, ledger: Ledger, *, dry_run: bool) -> RenamedFacts | None:
-    """Move the facts of the old name to the new one, and compute the intervals of both again."""
+    """Move the facts of the old name to the new one, and recompute the intervals of both. None if the ledger has no such facts."""
     before, _ = ledger.load()
     gone = {key for key in before.keys() if (key.provider, key.feed, key.symbol) == (renaming.provider, renaming.feed, renaming.old)}  # noqa: SIM118 no mapping
     if not gone:
@@ -105,6 +105,6 @@ def _facts(renaming: Renaming, ledger: Ledger, *, dry_run: bool) -> RenamedFacts
         changes: dict[Key, tuple[int, list[Interval]]] = dict.fromkeys(gone, (0, []))
         changes |= {key: (0, intervals(after, key)) for key in {*after.touched(), *(key._replace(symbol=renaming.new) for key in gone)}}
         ledger.save(after, changes, {})
-        # Only now: who is killed in between finds them again, and nothing is lost.
+        # Forget last: after a crash in between, the next call finds the old facts again, and nothing is lost.
         ledger.forget(gone)
     return RenamedFacts(tuple(sorted(key.channel for key in gone)))

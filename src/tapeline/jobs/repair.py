@@ -1,7 +1,8 @@
-"""Fills gaps: asks the provider's history for the numbers that the ledger misses, and hands the pages to the stream as raw records.
+"""Fills gaps: requests missing events from the provider's history and writes the pages to the stream as raw records.
 
-From there they go the way of everything: the same normalizer interprets them, stores keep an event that came by two ways once, and the
-ledger closes the gap when exactly what was missing has come. What a history that was read to the end does not hold is unrecoverable.
+The pages are processed like all raw records: the same normalizer reads them, and stores keep an event only once, even if it arrives twice.
+The ledger closes a gap when exactly the missing events have arrived. If a history was read to its end and lacks an event, that event is
+unrecoverable.
 """
 
 from __future__ import annotations
@@ -24,24 +25,24 @@ from tapeline.times import text
 
 log = logging.getLogger(__name__)
 
-#: After so long a provider begins no further gap until the others had their turn: nobody starves by another's quota or ban.
+#: After this time, a provider starts no further gap until the others had a turn. So no provider's quota or ban holds up the others.
 _TURN_NS: Final = 5 * NS_PER_S
-#: A gap again only after so long, and so a provider that is away; one whose page was wrong, or was refused, later.
+#: A gap, or a provider that is away, is asked again after the first time. A gap whose page was wrong or refused is asked after the second.
 _AGAIN_NS: Final = 60 * NS_PER_S
 _LATER_NS: Final = 600 * NS_PER_S
 _MINUTE_NS: Final = 60 * NS_PER_S
-#: A gap that is known by its numbers is left alone for so long: what comes late by itself need not be asked for.
+#: A gap that is known by its ids is asked for only after this time: events that come late by themselves need no request.
 _SETTLED_NS: Final = 5 * NS_PER_S
 T = TypeVar("T")
-#: The page at which a span was broken off, and how many records came before it.
+#: The page at which a span was interrupted, and how many of its records came before it.
 Begun = tuple[Request | None, int]
-#: What happened while nobody listened is asked for with so much on both sides: the provider's clock is not ours.
+#: A gap known only by time is requested with this margin on both sides, because the provider's clock differs from ours.
 _MARGIN_NS: Final = 2 * NS_PER_S
 
 
 @dataclass(frozen=True, slots=True)
 class Repaired:
-    """One gap that was asked for to its end."""
+    """One gap whose history was read to its end: how many pages and events came."""
 
     key: Key
     span: Span
@@ -55,16 +56,18 @@ class Repaired:
 
 
 def span_of(key: Key, gap: Interval) -> Span | None:
-    """What to ask for to fill a gap; None where the provider keeps nothing to fill it with, or the gap has no end yet."""
+    """The span to request in order to fill a gap.
+
+    None if the provider keeps no history for the channel, if the gap has no end yet, or if its ids are not known yet."""
     history = HISTORIES.get(key.provider)
     if history is None or key.channel not in history.channels.get(key.feed, {}) or gap.end_ns == ONGOING:
         return None
     if not CHANNELS[key.provider][key.feed][key.channel].contiguous:
         return Span(key.feed, key.channel, key.symbol, gap.start_ns - _MARGIN_NS, gap.end_ns + _MARGIN_NS)
     if gap.first_id is None or gap.last_id is None:
-        return None  # the next number will tell
+        return None  # the next event's id will show which are missing
     first, last = gap.first_id, gap.last_id
-    if _of_bars(key):  # the window behind the gap too, which is known: so no page is empty
+    if _of_bars(key):  # include the window after the gap, which is known, so that no page is empty
         first, last = gap.start_ns // NS_PER_MS, gap.end_ns // NS_PER_MS
     return Span(key.feed, key.channel, key.symbol, gap.start_ns, gap.end_ns, first, last)
 
@@ -78,7 +81,9 @@ ASKED_FOR: Final[frozenset[State]] = frozenset({"open", "repairing"})
 
 
 def wanted(known: Mapping[Key, Sequence[Interval]], sources: Container[tuple[str, str]], now_ns: int) -> list[tuple[Key, Interval, Span]]:
-    """The gaps that `sources` (provider, feed) can be asked for, and that are no longer on the move; the latest first."""
+    """The gaps that can be requested from `sources`, (provider, feed) pairs; the latest first. `now_ns`: UTC.
+
+    A gap is left out while its events may still arrive by themselves."""
     found = [
         (key, one, span)
         for key, intervals in known.items()
@@ -91,7 +96,7 @@ def wanted(known: Mapping[Key, Sequence[Interval]], sources: Container[tuple[str
 
 
 def from_both_ends(gaps: Sequence[T]) -> Iterator[T]:
-    """The first, the last, the second, and so on: however fast new gaps come, old ones are asked for too."""
+    """Yield the first, the last, the second, the last but one and so on. So old gaps are requested too, however fast new ones come."""
     for at in range((len(gaps) + 1) // 2):
         yield gaps[at]
         if at != len(gaps) - 1 - at:
@@ -108,10 +113,10 @@ def repair(
     begun: dict[Span, Begun] | None = None,
     more: Callable[[], bool] = lambda: True,
 ) -> Repaired | None:
-    """Ask for a gap to its end; None: broken off behind a page, since `more` said so. Raises Unavailable, Refused, WrongPage: what came
-    before is kept.
+    """Read the history of a gap to its end, page by page. Returns None if `more` returned False after a page.
 
-    `connection`: by which name the pages are kept. `begun`: where spans that were broken off under that name go on."""
+    `connection`: the name under which the pages are kept. `begun`: where the interrupted spans of that name continue; it is updated. Raises
+    Unavailable, Refused, WrongPage; the pages that came before are kept."""
     begun = {} if begun is None else begun
     at, kept = begun.get(span, (None, 0))
     pages = events = 0
@@ -128,7 +133,7 @@ def repair(
     return Repaired(key, span, pages, events)
 
 
-#: What tells a gap from others, also while it is filled from its beginning on: several gaps of numbers may end within one moment.
+#: Identifies a gap, even while it shrinks as it is filled from its start. The last id is included: several gaps may end at the same time.
 _Name = tuple[Key, int, int | None]
 
 
@@ -137,7 +142,7 @@ def _name(key: Key, gap: Interval) -> _Name:
 
 
 class GapRepairer:
-    """Asks for gaps as they open, each again only after a while: what was asked for takes its time to come through the stream."""
+    """Requests gaps as they open. A gap is requested again only after a minute, because pages take time to pass through the stream."""
 
     def __init__(
         self,
@@ -148,26 +153,26 @@ class GapRepairer:
         stop: threading.Event,
         clock: Callable[[], int],
     ) -> None:
-        """`known`: the ledger as it is now. `sources`: by provider and feed."""
+        """`known`: returns the ledger's current intervals. `sources`: (provider, feed) -> its history. `clock`: UTC, ns."""
         self._stream, self._known, self._sources, self._status, self._stop, self._clock = stream, known, sources, status, stop, clock
         self._connection = f"repair-{clock()}"
         self._due_ns = 0
         self._not_before: dict[_Name, int] = {}
         self._away: dict[tuple[str, str], int] = {}
-        self._barred: dict[tuple[str, str, str], int] = {}  # provider, feed and channel of which nothing is given
+        self._barred: dict[tuple[str, str, str], int] = {}  # (provider, feed, channel) that the provider refuses as a whole -> until when
         self._begun: dict[Span, Begun] = {}
         self._broken_off: dict[tuple[str, str], _Name] = {}
         self._filled = 0
 
     def step(self) -> bool:
-        """Never raises what the provider or the network did: gaps wait."""
+        """Give each provider one turn. Always returns False. Errors of a provider or the network are logged, and the gaps wait."""
         now_ns = self._clock()
         if now_ns < self._due_ns:
             return False
         self._not_before = {gap: due_ns for gap, due_ns in self._not_before.items() if due_ns > now_ns}
         gaps = wanted(self._known(), self._sources, now_ns)
         self._begun = {span: self._begun[span] for _, _, span in gaps if span in self._begun}
-        # Looking takes the longer the more there is: a twentieth of the time at most.
+        # A large ledger takes long to read. Reading it uses at most a twentieth of the time.
         self._due_ns = now_ns + 20 * (self._clock() - now_ns)
         for source in self._sources:
             if now_ns >= self._away.get(source, 0):
@@ -176,7 +181,7 @@ class GapRepairer:
         return False
 
     def _turn(self, source: tuple[str, str], gaps: Sequence[tuple[Key, Interval, Span]]) -> None:
-        """Ask one provider for as many of its gaps as there is time for."""
+        """Request gaps from one provider until its time is over."""
         began_ns = self._clock()
         late = self._broken_off.pop(source, None)
         gaps = [gap for gap in gaps if _name(*gap[:2]) != late] or gaps
@@ -193,7 +198,7 @@ class GapRepairer:
             before = self._begun.get(span)
             try:
                 done = repair(key, span, self._sources[source], self._stream, self._clock, self._connection, self._begun, more)
-                if done is None:  # a long one: it goes on when the others, if there are any, have had a turn
+                if done is None:  # a long gap: it continues after the provider's other gaps had a turn
                     self._broken_off[source] = _name(key, gap)
                     del self._not_before[_name(key, gap)]
                     return
@@ -204,7 +209,7 @@ class GapRepairer:
                 log.error("%s No gap of %s %s %s is asked for before %.0f min.", error, *key[:3], _LATER_NS / _MINUTE_NS)
             except (WrongPage, Refused) as error:
                 self._not_before[_name(key, gap)] = self._clock() + _LATER_NS
-                if self._begun.get(span) == before:  # what is refused may be the cursor itself, which providers do not keep for ever
+                if self._begun.get(span) == before:  # the saved cursor may have expired: begin the span anew next time
                     self._begun.pop(span, None)
                 log.error("%s %s: %s It is asked for again in %.0f min.", key.symbol, key.channel, error, _LATER_NS / _MINUTE_NS)
             except Unavailable as error:

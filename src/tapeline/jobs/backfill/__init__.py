@@ -1,1 +1,1 @@
-"""Brings a provider's history into the stream as raw records."""
+"""Backfill loads a provider's history into the stream as raw records."""

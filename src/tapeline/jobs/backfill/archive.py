@@ -1,4 +1,4 @@
-"""A provider's archive on local disk, for as long as it is read: a zip is fetched, compared with its checksum, and read piece by piece."""
+"""Reads a provider's zip archives: downloads a zip, compares it with its checksum, unpacks it on local disk and reads it in pieces."""
 
 from __future__ import annotations
 
@@ -14,30 +14,32 @@ from tapeline.errors import DiskProblem
 from tapeline.local.files import write
 from tapeline.providers.history import Request, WrongPage
 
-#: A piece is a record of the stream.
+#: The size of a piece. Each piece becomes one record of the stream.
 _PIECE_BYTES: Final = 512 * 1024
 _BLOCK: Final = 1024 * 1024
 
 
 class Client(Protocol):
-    """Requests to the archive's address; raise Unavailable, Refused."""
+    """Sends requests to the archive's address. Both methods raise Unavailable and Refused. `weight` counts against the provider's limit."""
 
     def get(self, path: str, weight: int) -> bytes:
-        """A small body."""
+        """Return a small body."""
 
     def download(self, path: str, weight: int, to: Path) -> None:
-        """A large one, into a file."""
+        """Write a large body to the file `to`."""
 
 
 class Archive:
-    """Pieces of the CSV inside a zip, behind a line with the zip's SHA-256 and the place where the next piece begins (-1: none does)."""
+    """Returns a zip's CSV in pieces. Before each piece is a line with the zip's SHA-256 and the offset of the next piece (-1: no more)."""
 
     def __init__(self, client: Client, folder: Path) -> None:
-        """`folder`: where files are kept while they are read."""
+        """`folder`: where unpacked files are kept while they are read."""
         self._client, self._folder = client, folder
 
     def __call__(self, asked: Request) -> bytes:
-        """Raises WrongPage for a wrong checksum or no such zip, Unavailable, Refused, DiskProblem."""
+        """Return the piece that `asked` names.
+
+        Raises WrongPage for a wrong checksum or a file that is no such zip, DiskProblem, and Unavailable and Refused from the client."""
         try:
             table = self._folder / f"{Path(asked.path).stem}.csv"
             note = table.with_suffix(".sha256")
@@ -82,7 +84,7 @@ def _unpack(asked: Request, packed: Path, table: Path) -> None:
 
 
 def _piece(table: Path, note: Path, at: int) -> bytes:
-    """From `at` up to the end of a line."""
+    """The piece of a file that begins at offset `at`, with its first line. The file is deleted after its last piece."""
     digest = note.read_text(encoding="ascii")
     piece, following = piece_of(table, at)
     if following < 0:
@@ -93,9 +95,9 @@ def _piece(table: Path, note: Path, at: int) -> bytes:
 
 
 def piece_of(table: Path, at: int, moment: Callable[[bytes], str] | None = None) -> tuple[bytes, int]:
-    """The lines of a file from a place on, as many as a piece holds, and where the next piece begins (-1: none does).
+    """The whole lines of one piece, from offset `at` of a file, and the offset of the next piece (-1: no more).
 
-    `moment`: lines that follow one another with the same one stay in one piece."""
+    `moment`: returns a line's moment. Consecutive lines of the same moment stay in one piece."""
     with table.open("rb") as file:
         file.seek(at)
         piece = file.read(_PIECE_BYTES)

@@ -1,7 +1,7 @@
-"""Brings a provider's history into the stream: many spans at once, within the provider's limits, page by page, each page once.
+"""Loads a provider's history into the stream: several spans in parallel, within the provider's limits, each page exactly once.
 
-Several workers ask; one writer sends what comes, notes each page before it is sent (page_log.py), and knows what has arrived. A backfill
-that is killed goes on with the page at which it was.
+Several workers request pages, and one writer sends them. The writer logs each page before it sends it (page_log.py), and checks which pages
+have arrived. After a crash, the backfill continues at the page where it was.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ from tapeline.retry.backoff import backoff
 from tapeline.streams import Producer, Stream
 
 _DAY_NS: Final = 86_400 * NS_PER_S
-#: So many pages are fetched and not sent yet, or sent and not known to have arrived, at a time.
+#: At most this many pages are fetched and not yet sent, and at most this many are sent and not yet confirmed.
 _MOST_WAITING: Final = 8
 _LOOK_EVERY_S: Final = 0.1
 _TELL_EVERY_S: Final = 0.25
-#: A stream that is away is waited for so long in a row.
+#: How long to wait for a stream that is away.
 _PATIENCE_S: Final = 300.0
-#: So many pages wait for normalize at a time; one that has not moved for so long does not work.
+#: At most this many pages wait for normalize. If its positions have not moved for `_AT_REST_S`, normalize is not running.
 _MOST_UNREAD: Final = 4
 _AT_REST_S: Final = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What is to be fetched of one feed."""
+    """The history to load from one feed: channels and symbols in [start_ns, end_ns), ns since 1970, UTC."""
 
     provider: str
     feed: str
@@ -52,19 +52,19 @@ class Job:
     symbols: tuple[str, ...]  # canonical
     start_ns: int
     end_ns: int
-    #: From the provider's files, not from its REST.
+    #: Read the provider's files instead of its REST API.
     files: bool = False
 
     @property
     def name(self) -> str:
-        """The same for the same job."""
+        """A hash of all fields. Equal jobs have equal names, whatever the order of channels and symbols."""
         parts = (self.provider, self.feed, sorted(self.channels), sorted(self.symbols), self.start_ns, self.end_ns, self.files)
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
     def spans(self) -> list[Span]:
-        """One for each channel, symbol and UTC day, the earliest days first: parts that can be fetched side by side.
+        """One span for each channel, symbol and UTC day, the earliest days first. Spans can be fetched in parallel.
 
-        Of files: for the time of each, whole, that is touched."""
+        With `files`, there is one for each file that overlaps the range, and it covers the whole time of the file."""
         parts_of = ARCHIVES[self.provider].history.parts if self.files else _days
         parts = parts_of(self.start_ns, self.end_ns)
         return [Span(self.feed, channel, symbol, *part) for part in parts for symbol in self.symbols for channel in self.channels]
@@ -72,20 +72,20 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """How far a backfill has come."""
+    """The progress of a backfill."""
 
     spans: int
     spans_done: int
     pages: int
     events: int
-    #: Of the time that was asked for, the share (0 to 1) that has come.
+    #: The share (0 to 1) of the requested time that has arrived.
     share: float
-    #: What could not be fetched, with the reason; the rest went on.
+    #: The spans that could not be fetched, with the error of each. The other spans continued.
     failed: tuple[tuple[Span, TapelineError], ...] = ()
 
 
 class Backfill:
-    """One job on one stream."""
+    """Runs one job on one stream."""
 
     def __init__(
         self,
@@ -101,14 +101,15 @@ class Backfill:
         self._job, self._source, self._stream, self._log, self._random = job, source, stream, log, random
         self._stop, self._workers, self._clock = stop, workers, clock
         self._failed: list[tuple[Span, TapelineError]] = []
-        self._on_the_way: deque[tuple[int, int]] = deque()  # number and partition
-        self._unread: deque[tuple[int, int]] = deque()  # partition, and a position behind the page there
+        self._on_the_way: deque[tuple[int, int]] = deque()  # (page number, partition): sent, not yet confirmed
+        self._unread: deque[tuple[int, int]] = deque()  # (partition, position after the page): normalize may not have read it
 
     def run(self, told: Callable[[State], None]) -> State:
-        """Fetch what is left, and say now and again how far it is; what it came to.
+        """Fetch the pages that are missing, call `told` with the progress from time to time, and return the final state.
 
-        A span that is refused or makes no sense is left out, and told. Raises Unavailable where the provider or the stream does not
-        answer, DiskProblem: what has come is kept, and the same job goes on from there."""
+        A span that the provider refuses, or whose page is wrong, is listed in `State.failed`. Raises Unavailable when the provider or the
+        stream does not answer, Refused when the stream refuses a page, and DiskProblem. Then the pages so far are kept, and the same job
+        continues from there."""
         self._log.open(self._job.spans())
         writer = f"backfill-{self._log.name}-{self._log.begin_writing()}"
         producer = self._stream.producer(writer)
@@ -123,7 +124,7 @@ class Backfill:
             producer.close(0.0)
 
     def state(self) -> State:
-        """As it is noted."""
+        """The progress as the page log has it."""
         found = self._log.spans()
         whole = sum(one.span.end_ns - one.span.start_ns for one in found)
         come = sum(_come(one) for one in found)
@@ -137,14 +138,14 @@ class Backfill:
         )
 
     def _recover(self, producer: Producer) -> None:
-        """Find out which pages of an earlier process have arrived."""
+        """Find out which pages of earlier processes have arrived, and log that."""
         for writer, since_ns in self._log.writers().items():
             arrived = producer.last_acknowledged(writer, since_ns)
             self._log.recover(writer, lambda span, number: number in arrived.get(partition_of(self._stream, span.symbol), ()))  # noqa: B023 used at once
 
     @contextmanager
     def _fetched(self, left: Sequence[Progress]) -> Iterator[Iterator[tuple[Progress, Fetched]]]:
-        """The pages of all spans as they come, those of a span in order; workers end with the block."""
+        """The pages of all spans as they arrive; the pages of one span are in order. The workers end with the `with` block."""
         pages: queue.Queue[tuple[Progress, Fetched | Exception | None]] = queue.Queue(_MOST_WAITING)
         ended = threading.Event()
 
@@ -161,12 +162,12 @@ class Backfill:
 
         def work(progress: Progress) -> None:
             try:
-                if progress.span.channel in barred:  # the next span of it would be told the same
+                if progress.span.channel in barred:  # the next span of this channel would be refused too
                     raise barred[progress.span.channel]
                 for page in fetch(self._source, progress.span, self._clock, progress.following, progress.pages):
                     if not put(progress, page):
                         return
-            except Exception as error:  # noqa: BLE001 raised again by who takes it
+            except Exception as error:  # noqa: BLE001 `_taken` handles it
                 if isinstance(error, Barred):
                     barred[progress.span.channel] = error
                 put(progress, error)
@@ -185,7 +186,9 @@ class Backfill:
     def _taken(
         self, pages: queue.Queue[tuple[Progress, Fetched | Exception | None]], open_spans: int
     ) -> Iterator[tuple[Progress, Fetched]]:
-        """What workers have put there, until each span has ended. Raises what ended one, but where the provider refused it alone."""
+        """The pages from the queue, until every span has ended.
+
+        Refused and WrongPage go to `_failed`, and the other spans continue. Any other error of a worker is raised."""
         while open_spans and not self._stop.is_set():
             try:
                 progress, what = pages.get(timeout=_LOOK_EVERY_S)
@@ -212,28 +215,28 @@ class Backfill:
             self._settle(producer, number, _MOST_WAITING)
             if (began := time.monotonic()) >= tell_at:
                 told(self.state())
-                # Of many spans, looking takes a while: a twentieth of the time at most.
+                # With many spans, `state` takes long. It uses at most a twentieth of the time.
                 tell_at = time.monotonic() + max(_TELL_EVERY_S, 20 * (time.monotonic() - began))
         self._settle(producer, number, 0)
 
     def _let_pass(self) -> None:
-        """Wait until few pages wait for normalize, as long as that works: what is live queues behind them."""
+        """Wait until few pages wait for normalize, because live records queue behind them. Do not wait if normalize is not running."""
         before, since = dict[int, int](), time.monotonic()
         while len(self._unread) > _MOST_UNREAD:
             try:
                 reached = self._stream.positions("normalize", RAW_TOPIC)
             except Unavailable:
-                return  # what is handed over next is waited for with patience
+                return  # `_hand_over` waits for the stream
             self._unread = deque((partition, end) for partition, end in self._unread if reached.get(partition, 0) < end)
             if reached != before:
                 before, since = reached, time.monotonic()
             elif time.monotonic() - since > _AT_REST_S:
-                self._unread = deque(maxlen=0)  # nobody normalizes, so nothing live waits either: none is counted from now on
+                self._unread = deque(maxlen=0)  # normalize is not running, so no live records wait: stop counting for good
             if len(self._unread) <= _MOST_UNREAD or self._stop.wait(_LOOK_EVERY_S / 5):
                 return
 
     def _hand_over(self, producer: Producer, number: int, span: Span, page: Fetched) -> int:
-        """Returns the partition that a page goes to."""
+        """Send a page and return its partition. Waits up to 300 s for a stream that is away, then raises Unavailable."""
         batch = raw_record(self._job.provider, self._job.feed, f"backfill-{self._log.name}", page)
         began, delays = time.monotonic(), backoff(self._random, cap_s=5.0)
         while True:
@@ -246,7 +249,9 @@ class Backfill:
                     raise
 
     def _settle(self, producer: Producer, last: int, waiting: int) -> None:
-        """Note what has arrived, waiting until at most so many pages are on their way."""
+        """Log the pages that have arrived, and wait until at most `waiting` pages are on their way.
+
+        Raises Refused when the stream refuses a page, and Unavailable when it confirms none for 300 s."""
         began = time.monotonic()
         while True:
             until = producer.settled()
@@ -255,11 +260,11 @@ class Backfill:
             settled = list[int]()
             while self._on_the_way and self._on_the_way[0][0] <= until:
                 settled.append(self._on_the_way.popleft()[1])
-            with suppress(Unavailable):  # those are not counted as waiting then
+            with suppress(Unavailable):  # then these pages are not counted as waiting for normalize
                 ends = self._stream.ends(RAW_TOPIC) if settled else {}
                 self._unread.extend((partition, ends[partition]) for partition in settled)
             if self._stop.is_set() and self._on_the_way:
-                return  # what is on its way is found to have arrived, or not, at the next start
+                return  # the next start finds out whether the pages on their way have arrived
             if len(self._on_the_way) <= waiting:
                 self._log.settle(self._on_the_way[0][0] - 1 if self._on_the_way else last)
                 return
@@ -276,13 +281,14 @@ def _days(start_ns: int, end_ns: int) -> list[tuple[int, int]]:
 
 
 def _come(one: Progress) -> int:
-    """How much of a span's time has come."""
+    """How much of a span's time (ns) has arrived."""
     whole = one.span.end_ns - one.span.start_ns
     return whole if one.done else min(max(one.reached_ns - one.span.start_ns, 0), whole)
 
 
 def dry_run(job: Job, source: Source) -> list[dict[str, str | int]]:
-    """What would be asked for: a row for each channel and symbol, with its days and its first request."""
+    """What a backfill would request, without a request: for each channel and symbol, its range (ns, UTC), its number of spans (`parts`)
+    and its first request."""
     found: dict[tuple[str, str], list[Span]] = {}
     for span in job.spans():
         found.setdefault((span.symbol, span.channel), []).append(span)
@@ -300,7 +306,7 @@ def dry_run(job: Job, source: Source) -> list[dict[str, str | int]]:
 
 
 def encoded(state: State) -> bytes:
-    """For machines."""
+    """The state as JSON, for programs."""
     failed = [{**msgspec.structs.asdict(span), "why": str(error)} for span, error in state.failed]
     return msgspec.json.encode(
         {**{name: getattr(state, name) for name in ("spans", "spans_done", "pages", "events", "share")}, "failed": failed}

@@ -1,4 +1,4 @@
-"""Files that hold a day of all tickers: each is fetched once, and the rows of the wanted tickers are on local disk while they are read."""
+"""Reads files that hold one day of all tickers: each file is downloaded once, and the wanted tickers' rows are kept on local disk."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tapeline.errors import DiskProblem
 from tapeline.jobs.backfill.archive import piece_of
 from tapeline.providers.history import MISSING, Request, WrongPage
 
-#: So much is unpacked at a time.
+#: How many bytes are unpacked at a time.
 _BLOCK: Final = 1024 * 1024
 _LONGEST_LINE: Final = 64 * 1024
 _GZIP: Final = 31
@@ -32,17 +32,17 @@ _NOTE: Final = "note.json"
 
 
 class Client(Protocol):
-    """A bucket of the provider's; raises Unavailable, Refused."""
+    """Reads one bucket of the provider. Both methods raise Unavailable and Refused."""
 
     def version(self, path: str) -> str | None:
-        """What changes when the file is replaced; None where there is none."""
+        """A value that changes when the file is replaced; None if there is no such file."""
 
     def blocks(self, path: str) -> Iterator[bytes]:
-        """A file from beginning to end."""
+        """The bytes of a file from beginning to end, in blocks."""
 
 
 class _Note(msgspec.Struct):
-    """What the rows of a day's file on disk are."""
+    """Describes the rows of a day's file on disk: the file's version, its header and the tickers."""
 
     version: str
     header: str
@@ -50,26 +50,31 @@ class _Note(msgspec.Struct):
 
 
 class DayFiles:
-    """Pieces of a ticker's rows: a line with the file's version and the place of the next piece (-1: none), the header, the rows.
+    """Returns a ticker's rows in pieces.
 
-    The rows of a day stay until those of all wanted tickers were read to their end: who is killed meanwhile goes on with them. Many
-    threads may ask; of one day one fetches, and the others wait."""
+    A piece is a line with the file's version and the offset of the next piece (-1: no more), then the header, then the rows.
+
+    A day's rows stay on disk until all wanted tickers were read to their end, so a killed job continues with them. It is safe to call from
+    several threads: one thread downloads a day, and the others wait."""
 
     def __init__(
         self, client: Client, folder: Path, wanted: Collection[str], moment: Callable[[str, bytes], str], column: str = "ticker"
     ) -> None:
-        """`folder`: where rows are kept. `wanted`: the tickers, by the provider's own names, that will be asked for. `moment`: as in
-        `Files`."""
+        """`folder`: where rows are kept. `wanted`: the tickers that will be requested, by the provider's own names.
+
+        `moment(header, line)`: a line's moment; consecutive lines of the same moment stay in one piece. `column`: the ticker's column."""
         self._moment = moment
         self._client, self._wanted, self._column = client, frozenset(wanted), column
-        self._folder = folder / _digest(" ".join(sorted(wanted)))  # apart from those of a job of other tickers, which may run beside
+        self._folder = folder / _digest(" ".join(sorted(wanted)))  # a job for other tickers may run at the same time
         self._lock = threading.Lock()
         self._locks: dict[Path, threading.Lock] = {}
-        #: What came of files that are no such files: they are not fetched for each ticker again.
+        #: The errors of files that could not be read, so that they are not downloaded again for each ticker.
         self._wrong: dict[Path, str] = {}
 
     def __call__(self, asked: Request) -> bytes:
-        """Raises WrongPage for what is no such file, Unavailable, Refused, DiskProblem."""
+        """Return the piece that `asked` names; a piece without rows, marked as missing, if there is no file for the day.
+
+        Raises WrongPage for a file that cannot be read or was replaced meanwhile, DiskProblem, and the client's Unavailable and Refused."""
         path, _, query = asked.path.partition("?")
         ticker, at = parse_qs(query)["ticker"][0], int(asked.after.partition(" ")[2] or 0)
         day = self._folder / path.strip("/").removesuffix(".csv.gz")
@@ -83,7 +88,10 @@ class DayFiles:
             raise DiskProblem(f"{day}: {error}. Nothing of {path} was kept. Free disk space; it is tried again.") from error
 
     def _rows_of(self, path: str, day: Path, ticker: str, *, begin: bool) -> _Note | None:
-        """Those on disk, or fetched: where none are, where they lack the ticker, where its first piece is asked for and they are old."""
+        """The note of the day's rows on disk; None if the provider has no file for the day.
+
+        The file is downloaded if no rows are on disk, if they lack the ticker, or if the ticker's first piece is requested (`begin`) and
+        the provider has a newer version."""
         if day in self._wrong:
             raise WrongPage(self._wrong[day])
         note = _noted(day)
@@ -109,7 +117,7 @@ class DayFiles:
             try:
                 header = _sort(path, _unpacked(path, self._client.blocks(path)), self._column, tickers, aside)
             except WrongPage:
-                self._unchanged(path, version)  # what cannot be read may be parts of two files
+                self._unchanged(path, version)  # a file replaced during the download gives parts of two files
                 raise
             self._unchanged(path, version)
             note = _Note(version, header, sorted(tickers))
@@ -145,7 +153,7 @@ def _noted(day: Path) -> _Note | None:
 
 
 def _table(day: Path, ticker: str) -> Path:
-    """Tickers differ in case alone, and hold what no file's name may."""
+    """The file of a ticker's rows. Its name is a digest: tickers may differ only in case, or have characters that file names may not."""
     return day / f"{_digest(ticker)}.csv"
 
 
@@ -154,7 +162,7 @@ def _digest(text: str) -> str:
 
 
 def _unpacked(path: str, blocks: Iterable[bytes]) -> Iterator[bytes]:
-    """What is in a gzip file, which may have several members, in blocks of bounded size. Raises WrongPage."""
+    """The unpacked content of a gzip file, which may have several members, in blocks of bounded size. Raises WrongPage if it is damaged."""
     unpacking = zlib.decompressobj(_GZIP)
     begun = False
     try:
@@ -174,7 +182,7 @@ def _unpacked(path: str, blocks: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def _sort(path: str, blocks: Iterable[bytes], column: str, tickers: frozenset[str], to: Path) -> str:
-    """Write each wanted ticker's lines to its file, as they came; the header. Raises WrongPage."""
+    """Write each wanted ticker's lines to its file, in their order, and return the header. Raises WrongPage for an unexpected file."""
     wanted = sorted(ticker.encode() for ticker in tickers)
     names, tables = np.array(wanted), [_table(to, name.decode()) for name in wanted]
     header, place = "", 0
@@ -208,7 +216,7 @@ def _sort(path: str, blocks: Iterable[bytes], column: str, tickers: frozenset[st
 
 
 def _first_cells(text: bytes, starts: npt.NDArray[np.int64], width: int) -> npt.NDArray[np.bytes_]:
-    """The first cell of each line, cut off behind `width` + 1: a day may have a thousand million lines."""
+    """The first cell of each line, cut after `width` + 1 bytes. It works on the whole array, because a day may have a billion lines."""
     padded = np.frombuffer(text + bytes(width + 1), np.uint8)
     cells = padded[starts[:, None] + np.arange(width + 1)]
     behind = np.logical_or.accumulate(cells == _COMMA, axis=1)
@@ -218,13 +226,13 @@ def _first_cells(text: bytes, starts: npt.NDArray[np.int64], width: int) -> npt.
 
 
 def _cells(text: bytes, place: int) -> npt.NDArray[np.bytes_]:
-    """The cell at a place of each line."""
+    """The cell number `place` (from 0) of each line; empty if a line has fewer cells."""
     rows = (next(csv.reader([line]), []) for line in text.decode("utf-8", "replace").split("\n")[:-1])
     return np.array([row[place].encode() if place < len(row) else b"" for row in rows])
 
 
 def _whole_lines(path: str, blocks: Iterable[bytes]) -> Iterator[bytes]:
-    """Blocks that end with a line."""
+    """The same bytes in blocks that end at the end of a line. Raises WrongPage for a line of more than 64 KiB."""
     rest = b""
     for block in blocks:
         lines, newline, more = block.rpartition(b"\n")

@@ -1,4 +1,4 @@
-"""A provider's history as raw records: page after page, each checked before it is kept."""
+"""Fetches a provider's history page by page, checks each page and turns it into a raw record."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from tapeline.streams import Stream
 
 log = logging.getLogger(__name__)
 
-#: Of events that cannot be read, so many of a page are named.
+#: A warning names at most this many of a page's unreadable events.
 _SHOWN: Final = 3
-#: The body of a GET of a path with its query; it waits as the provider asks. Raises Unavailable, Refused.
+#: Sends a GET request and returns the body. It waits as the provider's limits demand. Raises Unavailable, Refused.
 Get = Callable[[Request], bytes]
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where the history of a provider's feed is, and how it is asked."""
+    """The history of one feed, and the function that sends its requests."""
 
     history: History
     get: Get
@@ -33,22 +33,22 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """One page."""
+    """One page of a history. `fetched_ns`: when it came (UTC). `rows`: its number of events."""
 
-    #: What becomes a raw record; None: it only told where to go on.
+    #: The payload of its raw record; None for a lookup page, which carries no events.
     payload: bytes | None
     fetched_ns: int
     rows: int
-    #: The time that its last event stands for; 0: it has none.
+    #: The time of its last event (ns, UTC); 0 if it has no events.
     reached_ns: int
-    #: What comes next; None: this was everything.
+    #: The request for the next page; None if this is the last page.
     following: Request | None
 
 
 def fetch(source: Source, span: Span, clock: Callable[[], int], begin: Request | None = None, kept: int = 0) -> Iterator[Fetched]:
-    """The pages of a span, from the first or from `begin` on, before which `kept` records came.
+    """Yield the pages of a span, from the first one or from `begin`. `kept`: how many records came before `begin`.
 
-    Raises WrongPage, Unavailable, Refused: what came before is good."""
+    Raises WrongPage, Unavailable, Refused; the pages yielded before are valid."""
     asked = begin or source.history.first(span)
     met = {asked}
     while True:
@@ -80,13 +80,13 @@ def fetch(source: Source, span: Span, clock: Callable[[], int], begin: Request |
 
 
 def partition_of(stream: Stream, symbol: str) -> int:
-    """Of the raw topic, for pages of a symbol: the same for whoever sends them, so that they keep their order.
+    """The raw partition for the pages of a symbol. All processes use the same one, so the pages keep their order.
 
-    Raises Unavailable while the stream cannot say how many it has: a page in one that does not exist would be read by nobody."""
+    Raises Unavailable while the number of partitions is unknown: nobody would read a page in a partition that does not exist."""
     return zlib.crc32(symbol.encode()) % len(stream.ends(RAW_TOPIC))
 
 
 def raw_record(provider: str, feed: str, connection: str, page: Fetched) -> pa.RecordBatch:
-    """The record that a page becomes. `connection`: by which name the pages of one job are kept."""
+    """The raw record of a page: one row of the schema `RAW`. `connection`: the name under which the pages of one job are kept."""
     row = (provider, feed, connection, "fetched", page.fetched_ns, page.payload)
     return pa.RecordBatch.from_arrays([pa.array([value], field.type) for value, field in zip(row, RAW, strict=True)], schema=RAW)

@@ -1,7 +1,7 @@
-"""Removes what backfills of long ago have left on disk: how far they had come, their locks, and the rows of files that nobody reads on.
+"""Removes what old backfills left on disk: their page logs, their locks, and rows of files that were not read to the end.
 
-A log is what keeps a page from being fetched, and put into the stream, twice. So it stays for as long as the stream may hold the pages, and
-one that is not done for much longer: its job may be taken up again.
+A page log prevents that a page is fetched and put into the stream twice. So it is kept for as long as the stream may hold the pages. The
+log of an unfinished job is kept much longer, because the job may be continued.
 """
 
 from __future__ import annotations
@@ -16,28 +16,28 @@ from tapeline.jobs.backfill.page_log import PageLog
 from tapeline.local.locks import own
 
 _DAY_S: Final = 86_400.0
-#: So long after its last page a backfill that is done is forgotten; then the same command fetches all of it again.
+#: The log of a finished backfill is removed this long after its last page. After that, the same command fetches everything again.
 DONE_S: Final = 30 * _DAY_S
-#: And one that was never finished.
+#: The log of an unfinished backfill is removed this long after its last page.
 BEGUN_S: Final = 365 * _DAY_S
-#: The rows of files that a killed backfill has left are fetched again after so long.
+#: Rows of files that a killed backfill left are removed after this time.
 FILES_S: Final = 30 * _DAY_S
 
 
 def log_of(root: Path, job: str) -> PageLog:
-    """How far a job has come."""
+    """The page log of a job; it is not opened yet. `job`: the job's name."""
     return PageLog(root / "backfill" / f"{job}.sqlite")
 
 
 def lock_of(root: Path, job: str) -> Path:
-    """Held while a job runs."""
+    """The path of the lock that is held while a job runs."""
     return root / "locks" / f"backfill-{job}"
 
 
 def remove_old_logs(root: Path, now_s: float, retain_s: float) -> list[str]:
-    """Forget the jobs that ended long ago, and longer than the stream keeps its records (`retain_s`); returns their names.
+    """Remove the logs of jobs that ended long ago, and longer ago than the stream keeps records (`retain_s`, seconds). Returns their names.
 
-    One that runs is left alone, as is one that cannot be read: it may be a newer Tapeline's."""
+    A job that runs is left alone. So is a log that cannot be read, until it is `BEGUN_S` old: it may belong to a newer Tapeline."""
     removed = []
     for path in sorted((root / "backfill").glob("*.sqlite")):
         age_s = now_s - _used_s(path)
@@ -52,9 +52,9 @@ def remove_old_logs(root: Path, now_s: float, retain_s: float) -> list[str]:
 
 
 def remove_old_files(folder: Path, now_s: float) -> None:
-    """Of the folder in which files are read; for who holds its lock."""
+    """Remove old rows of files from `folder`, the folder in which files are read. The caller must hold the folder's lock."""
     for path in sorted(folder.rglob("*"), key=lambda path: -len(path.parts)):
-        with suppress(OSError):  # what holds something younger
+        with suppress(OSError):  # a folder that holds a newer file stays
             if path.is_dir():
                 path.rmdir()
             elif now_s - path.stat().st_mtime >= FILES_S:
@@ -62,7 +62,7 @@ def remove_old_files(folder: Path, now_s: float) -> None:
 
 
 def _used_s(path: Path) -> float:
-    """When a log was last written to."""
+    """When a log was last written to, in seconds since 1970; 0 if the file is gone."""
     times = [0.0]
     for end in ("", "-wal"):
         with suppress(OSError):
@@ -81,7 +81,9 @@ def _is_done(log: PageLog) -> bool:
 
 @contextmanager
 def _alone(root: Path, job: str) -> Iterator[bool]:
-    """Hold a job's lock, if it does not run; a job of files runs under the lock of all those. The job's own lock is gone afterwards."""
+    """Take a job's lock. Yields False if the job runs.
+
+    Jobs that read files share the lock `files`, so that one is taken too. The job's own lock file is deleted afterwards."""
     with ExitStack() as held:
         alone = True
         try:

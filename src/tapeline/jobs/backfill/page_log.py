@@ -1,7 +1,7 @@
-"""How far a backfill has come, on disk: which spans it is made of, and which page of each is next.
+"""The page log keeps a backfill's progress on disk: its spans, and the next page of each.
 
-A page is noted before it is sent. Who is killed in between finds out from the stream, under the name that the page was sent by, whether it
-arrived: so no page is in the stream twice, and none is missing.
+A page is logged before it is sent. After a crash in between, the next process asks the stream by the name of the writer whether the page
+arrived. So no page is in the stream twice, and none is missing.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ COMMIT;
 """
 
 
-#: From each format before: format 1 noted also what only told where to go on, and so stood at questions whose answers had changed.
+#: The upgrade from each earlier format. Format 1 also logged lookup pages, so it could continue at a request whose answer had changed.
 _MIGRATIONS: Final = {
     1: """
 BEGIN;
@@ -65,45 +65,47 @@ COMMIT;
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a span has come."""
+    """The progress of one span."""
 
     number: int
     span: Span
-    #: The page to ask for; None: the first.
+    #: The request for the next page; None: the first page.
     following: Request | None
     done: bool
     pages: int
     events: int
-    #: The time of its last event; 0: none has come.
+    #: The time of its last event (ns, UTC); 0 if none has arrived.
     reached_ns: int
 
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """A page that was handed to the stream, or is about to be. What only told where to go on is none: who is killed asks it again."""
+    """A page that was handed to the stream, or is about to be.
+
+    Lookup pages carry no events and are not logged; after a crash they are requested again."""
 
     number: int
     span: int
-    #: What comes next in its span; None: nothing.
+    #: The request for the next page of its span; None if it is the last page.
     following: Request | None
     events: int
     reached_ns: int
 
 
 class PageLog:
-    """One file for one backfill. Calls raise DiskProblem: then nothing was noted."""
+    """The log file of one backfill. All methods raise DiskProblem; then nothing was logged."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._opened: sqlite3.Connection | None = None
 
     def open(self, spans: Sequence[Span]) -> None:
-        """Go on with what is there; begin with `spans` where nothing is."""
+        """Open the log. `spans` is stored if the log is new; otherwise the log's own spans stay."""
         with self._errors():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._opened = db = connect(self.path)
             version = format_of(db, self.path, _FORMAT)
-            # No more lasting than the embedded stream's own files: a power cut must not leave the log ahead of them.
+            # Not more durable than the embedded stream's files: after a power cut, the log must not be ahead of them.
             log_ahead(db)
             if not version:
                 db.executescript(_SCHEMA)
@@ -115,7 +117,9 @@ class PageLog:
                     db.executemany("INSERT INTO spans (span) VALUES (?)", [(msgspec.json.encode(span),) for span in spans])
 
     def whole(self) -> bool:
-        """Whether everything of it has come; of a log that is not open, and that nothing is written to."""
+        """Whether all spans are done and all pages have arrived. Call it only if the log is not open and no process writes to it.
+
+        Raises NewerData if the log has another format, older or newer."""
         with self._errors():
             self._opened = db = connect(self.path, "ro")
             (version,) = db.execute("PRAGMA user_version").fetchone()
@@ -125,7 +129,7 @@ class PageLog:
             return not open_
 
     def forget(self) -> None:
-        """Begin anew; only while it is not open."""
+        """Delete the log, so that the job begins anew. Call it only if the log is not open."""
         with self._errors():
             for end in ("-wal", "-shm", ""):
                 Path(f"{self.path}{end}").unlink(missing_ok=True)
@@ -137,7 +141,7 @@ class PageLog:
 
     @property
     def name(self) -> str:
-        """What no other log is called, also one of the same job that was begun anew."""
+        """A random name that no other log has. A log of the same job that was begun anew has another name."""
         with self._errors():
             return str(self._db.execute("SELECT value FROM facts WHERE name = 'name'").fetchone()[0])
 
@@ -150,29 +154,31 @@ class PageLog:
         ]
 
     def begin_writing(self) -> int:
-        """A number for this process, that no other one has had or will have."""
+        """A number for this process. No other process of this log has it, now or later."""
         with self._errors(), self._transaction():
             return int(self._db.execute("INSERT INTO writers DEFAULT VALUES RETURNING number").fetchone()[0])
 
     def note(self, writer: str, at_ns: int, page: Sent) -> None:
-        """It is about to be sent, under the name `writer`."""
+        """Log a page that is about to be sent under the name `writer`. `at_ns`: now (UTC)."""
         following = None if page.following is None else msgspec.json.encode(page.following)
         row = (page.number, writer, at_ns, page.span, following, page.events, page.reached_ns)
         with self._errors():
             self._db.execute("INSERT INTO sent VALUES (?, ?, ?, ?, ?, ?, ?)", row)
 
     def settle(self, until: int) -> None:
-        """The pages up to a number have arrived: their spans are past them."""
+        """Log that all pages with a number up to `until` have arrived. Their spans move past them."""
         with self._errors(), self._transaction():
             self._settle("number <= ?", (until,))
 
     def writers(self) -> dict[str, int]:
-        """Under whose names pages were sent of which nobody knows whether they arrived, each with the time (ns) of its first."""
+        """The writers with pages that may or may not have arrived: name -> time of the first such page (ns, UTC)."""
         with self._errors():
             return dict(self._db.execute("SELECT writer, min(at_ns) FROM sent GROUP BY writer").fetchall())
 
     def recover(self, writer: str, arrived: Callable[[Span, int], bool]) -> None:
-        """Of each span's pages that an earlier process sent, those before the first that has not arrived are past; the rest is asked."""
+        """Settle the pages that an earlier process sent under the name `writer`. `arrived(span, number)`: whether a page is in the stream.
+
+        In each span, the pages before the first one that has not arrived are done. The others are requested again."""
         with self._errors(), self._transaction():
             rows = self._db.execute(
                 "SELECT sent.number, sent.span, spans.span FROM sent JOIN spans ON spans.number = sent.span WHERE writer = ?"
@@ -188,7 +194,7 @@ class PageLog:
             self._db.execute("DELETE FROM sent WHERE writer = ?", (writer,))
 
     def _settle(self, where: str, key: tuple[int | str, ...]) -> None:
-        # `where` is one of the two texts above.
+        # `where` is one of the two constant texts in `settle` and `recover`, so the SQL is safe.
         rows = self._db.execute(
             f"SELECT next, next IS NULL, events, reached_ns, span FROM sent WHERE {where} ORDER BY number",  # noqa: S608
             key,
