@@ -1,1 +1,1 @@
-"""The only place that knows concrete classes: opens streams, stores and histories by the configuration, and starts the stages."""
+"""Opens the streams, stores and histories that the configuration names, and starts the stages. No other package knows concrete classes."""

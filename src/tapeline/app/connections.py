@@ -1,4 +1,4 @@
-"""From the configuration to the connections of ingest: what each asks for, its line, its lease, its partition."""
+"""Turns the configuration into the connections of ingest: the plan, the line, the lease and the partition of each."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 
 def connection_plans(config: Config, environ: Mapping[str, str]) -> list[tuple[ProviderConfig, Plan]]:
-    """The connections that the configuration asks for. Raises ConfigError that names the feed, channel or secret at fault."""
+    """The plans of all configured connections, each with its block. Raises ConfigError that names the wrong feed, channel or secret."""
     found: list[tuple[ProviderConfig, Plan]] = []
     for provider in config.providers:
         module = PROVIDERS[provider.name]
@@ -75,7 +75,9 @@ def connection_plans(config: Config, environ: Mapping[str, str]) -> list[tuple[P
 
 
 def _second_url(provider: ProviderConfig, module: Provider) -> str:
-    """Where the second line of a block goes; empty where it has one line. Raises ConfigError where two cannot be had, or would be one."""
+    """The address of a block's second line; empty if it has one line.
+
+    Raises ConfigError if two lines are not possible, or if both would use the same address."""
     block, feed = f"{provider.name} {feed_of(provider)}", module.feeds[feed_of(provider)]
     if provider.lines == 1:
         if provider.second_url:
@@ -104,7 +106,9 @@ def _of_two_lines() -> list[str]:
 
 
 def _account(module: Provider, plan: Plan, settings: FeedSettings) -> str:
-    """What may have one connection alone, by a name that gives no key away; empty where the provider sets no such limit."""
+    """The name of an account that may have only one connection to an endpoint; empty if the provider has no such limit.
+
+    The name has a digest of the key, so it does not reveal the key."""
     if not module.one_connection:
         return ""
     digest = hashlib.sha256(f"{plan.url} {settings.key.reveal()}".encode()).hexdigest()[:12]
@@ -116,7 +120,9 @@ def _unused(name: str, used: Sequence[str]) -> str:
 
 
 def account_leases(planned: Sequence[tuple[ProviderConfig, Plan]], stream: Stream) -> list[Lease]:
-    """Hold the right to each account that may have few connections. Raises Busy that names the account, Unavailable."""
+    """Take a lease for each connection to an account with a limited number of connections.
+
+    Raises Busy, which names the account, and Unavailable; then no lease is held."""
     held: list[Lease] = []
     try:
         held += [_first_free(plan.account, provider.connections, stream) for provider, plan in planned if plan.account]
@@ -135,9 +141,9 @@ def _first_free(account: str, connections: int, stream: Stream) -> Lease:
 
 
 def raw_partitions(config: Config, stream: Stream) -> int:
-    """How many the raw topic has. Of a stream that is away: as many as when it was last seen; never seen: the one that each has.
+    """The number of partitions of the raw topic. If the stream is away, it is the number last seen, or 1 if the stream was never seen.
 
-    A record for a partition that turns out not to exist would be read by nobody."""
+    The number must not be too large: nobody would read a record in a partition that does not exist. Every topic has at least one."""
     if config.stream.url == "embedded:":
         return stream.partitions
     note = config.root / "spool" / "partitions"
@@ -149,22 +155,22 @@ def raw_partitions(config: Config, stream: Stream) -> int:
             known, of = note.read_text(encoding="utf-8").split(" ", 1)
             return int(known) if of == topics else 1
         return 1
-    with suppress(OSError):  # it is asked again at the next start
+    with suppress(OSError):  # the note is only needed while the stream is away, and the next start writes it again
         note.parent.mkdir(parents=True, exist_ok=True)
         write(note, f"{count} {topics}".encode())
     return count
 
 
 def plan_partitions(planned: Sequence[tuple[ProviderConfig, Plan]], number: int) -> dict[str, int]:
-    """The raw partition of each plan: in turn, so that they share the load evenly, the same for every process of one configuration.
+    """Plan name -> raw partition. Plans are assigned in turn, so the load is even, and all processes of a configuration agree.
 
-    Two lines of a pair have one: no later copy of an event is then kept without the first."""
+    Both lines of a pair have the same partition, so that no later copy of an event is kept without the first. `number`: of partitions."""
     turns = {name: at for at, name in enumerate(dict.fromkeys(plan.pair or plan.name for _, plan in planned))}
     return {plan.name: turns[plan.pair or plan.name] % number for _, plan in planned}
 
 
 def arbitrations(planned: Sequence[tuple[ProviderConfig, Plan]], recorder: Recorder, refused: Callable[[], int]) -> dict[str, Arbitration]:
-    """The recorder of each pair of lines, by the pair's name. `refused`: as in `Arbitration`."""
+    """The arbitration of each pair of lines, by the pair's name. `refused`: as in `Arbitration`."""
     names = dict.fromkeys(plan.pair for _, plan in planned if plan.pair)
     return {name: Arbitration(recorder, [plan for _, plan in planned if plan.pair == name], refused) for name in names}
 
@@ -177,8 +183,10 @@ def feed_connections(
     random: Random,
     root: Path | None = None,
 ) -> list[FeedConnection]:
-    """A line for each plan, not dialed yet. `pairs`: the recorders of those that are two for the same. `root`: processes
-    that have it in common share what one of them was told to wait; without it the lines of this one do."""
+    """A connection for each plan, not dialed yet. `pairs`: the recorders of lines that carry the same events, by the pair's name.
+
+    If a provider tells one connection to wait, all connections of the processes with the same `root` wait. Without `root`, those of this
+    process do. `clock`: UTC, ns."""
     paces: dict[str, Pace] = {}
 
     def dials(place: str) -> RateLimiter:
@@ -206,9 +214,10 @@ def connection_checks(planned: Sequence[tuple[ProviderConfig, Plan]]) -> dict[st
 async def leases_in_time(
     planned: Sequence[tuple[ProviderConfig, Plan]], stream: Stream, random: Random, stop: asyncio.Event, busy_s: float
 ) -> list[Lease]:
-    """As `leases`, waiting for a stream that is away: without it nobody knows whether another process has the connection.
+    """As `account_leases`, but wait for a stream that is away, because only the stream knows who holds a lease.
 
-    Who holds a lease may be a predecessor that was killed: its lease ends by itself, and is waited for as long as `busy_s`."""
+    A lease may belong to a predecessor that was killed. Such a lease expires, so a held lease is waited for up to `busy_s` seconds; then
+    Busy is raised. Returns no leases if `stop` is set first."""
     deadline: float | None = None
     for delay in backoff(random, cap_s=5.0):
         try:

@@ -7,7 +7,7 @@ from tapeline.providers.registry import PROVIDERS
 
 
 def configured_feeds(config: Config) -> set[tuple[str, str]]:
-    """The configuration's feeds, by provider and feed."""
+    """The configured feeds, as (provider, feed)."""
     return {(some.name, feed_of(some)) for some in config.providers}
 
 

@@ -1,4 +1,4 @@
-"""From the configuration to the providers' histories: over REST, and as files."""
+"""Opens the histories of the configured providers: over REST, and as files."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from tapeline.secret import NO_SECRET
 
 
 def has_history(config: Config) -> bool:
-    """Whether any of the configuration's feeds keeps a history that gaps can be filled from."""
+    """Whether a configured feed has a history that can fill gaps."""
     return any(feed_of(some) in HISTORIES[some.name].channels for some in config.providers if some.name in HISTORIES)
 
 
 def open_histories(
     config: Config, environ: Mapping[str, str], random: Random, sleep: Callable[[float], object] = time.sleep
 ) -> dict[tuple[str, str], fetching.Source]:
-    """The histories of the configuration's feeds, by provider and feed; each is asked by the first of the blocks for it.
+    """The REST histories of the configured feeds: (provider, feed) -> source. If several blocks configure a feed, the first one is used.
 
-    `sleep` gives True where it was broken off. Raises ConfigError that names a missing key."""
+    `sleep` takes seconds and returns True if it was interrupted. Raises ConfigError that names a missing key."""
     found: dict[tuple[str, str], fetching.Source] = {}
-    clients: dict[tuple[str, ...], Rest] = {}  # an account has its limits, whichever feed is asked for
+    clients: dict[tuple[str, ...], Rest] = {}  # limits are per account, whichever feed is requested
     for some in config.providers:
         provider, feed = PROVIDERS[some.name], feed_of(some)
         history = provider.history
@@ -54,9 +54,9 @@ def open_histories(
 def open_archives(
     config: Config, environ: Mapping[str, str], folder: Path, random: Random, sleep: Callable[[float], object] = time.sleep
 ) -> dict[tuple[str, str], fetching.Source]:
-    """As `histories`, from the files that providers keep of whole days and months; `folder`: where those are kept while they are read.
+    """As `open_histories`, but from the providers' files of whole days and months. `folder`: where files are kept while they are read.
 
-    Of files that hold all symbols only the configuration's are kept."""
+    From files that hold all symbols, only the configured symbols are kept."""
     found: dict[tuple[str, str], fetching.Source] = {}
     for some in config.providers:
         archived, feed = ARCHIVES.get(some.name), feed_of(some)
@@ -76,7 +76,7 @@ def open_archives(
 
 
 def _tickers(config: Config, provider: str, feed: str) -> set[str]:
-    """By which names a provider's files have the configuration's symbols."""
+    """The configured symbols of a feed, by the names that the provider's files use."""
     written = {symbol for some in config.providers if (some.name, feed_of(some)) == (provider, feed) for symbol in some.symbols}
     known = {PROVIDERS[provider].symbol_of(feed, symbol) for symbol in written}
     return {ARCHIVES[provider].ticker(feed, symbol) for symbol in known if symbol is not None}
@@ -98,7 +98,7 @@ def _client(
 
 
 def _stand_in(some: ProviderConfig) -> str:
-    """The HTTP address of a stand-in that the configuration names; empty where it names the provider itself."""
+    """The HTTP address of a stand-in server that the configuration names; empty if it names the provider itself."""
     feed = PROVIDERS[some.name].feeds[feed_of(some)]
     other = some.url and _owner(some.url) not in (_owner(feed.history_url), _owner(feed.stream_url))
     return rest_of(some.url) if other else ""
@@ -109,5 +109,5 @@ def _getter(client: Rest) -> fetching.Get:
 
 
 def _owner(url: str) -> str:
-    """The domain that an address belongs to: its last two names."""
+    """The domain of an address: the last two labels of its host name."""
     return ".".join((urlsplit(url).hostname or "").split(".")[-2:])

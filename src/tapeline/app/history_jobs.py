@@ -1,4 +1,4 @@
-"""From what is asked for to the jobs of history: which feeds, channels and symbols, and where each is asked."""
+"""Turns a request for history into jobs: which feeds, channels and symbols, and the source of each."""
 
 from __future__ import annotations
 
@@ -22,23 +22,25 @@ from tapeline.providers.history import History
 from tapeline.providers.provider import Listed
 from tapeline.providers.registry import ARCHIVES, HISTORIES, PROVIDERS
 
-#: What a channel may be called by whatever the provider's own name is.
+#: The common names of channels, which work for every provider, and the kind of each.
 _KINDS: Final = {"trades": "trade", "quotes": "quote", "bars": "bar"}
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Which history is meant; what is left out is as configured."""
+    """Which history is requested. A field that is left out is taken from the configuration."""
 
     provider: str | None = None
     symbols: tuple[str, ...] = ()  # canonical, or the provider's own
     channels: tuple[str, ...] = ()  # trades, quotes, bars, or the provider's own names
-    #: From the provider's files of whole days and months, not from its REST.
+    #: Read the provider's files of whole days and months instead of its REST API.
     files: bool = False
 
 
 def history_jobs(config: Config, wanted: Wanted, start_ns: int, end_ns: int, stop: threading.Event) -> list[tuple[Job, Source]]:
-    """One for each feed that is configured, or that was asked for, and has a history. Raises ConfigError that says what there is."""
+    """One job, with its source, for each feed that is configured or requested and has a history. The range is [start_ns, end_ns), UTC.
+
+    Raises ConfigError for an unknown provider, channel or symbol, and if nothing is left to fetch; its message lists what there is."""
     if wanted.provider is not None and wanted.provider not in HISTORIES:
         raise ConfigError(f"{wanted.provider!r} is no provider with a history. There are: {', '.join(HISTORIES)}.")
     blocks = [some for some in config.providers if wanted.provider in (None, some.name) and some.name in HISTORIES]
@@ -73,7 +75,7 @@ def _sources(config: Config, wanted: Wanted, blocks: Sequence[ProviderConfig], s
 
 
 def _symbols(name: str, feed: str, asked: Sequence[str], split: Listed) -> tuple[str, ...]:
-    """Canonical, each once."""
+    """The requested symbols by their canonical names, each once. Raises ConfigError for an unknown symbol."""
     provider = PROVIDERS[name]
     canonical = [provider.symbol_of(feed, symbol, split) for symbol in asked]
     unknown = [symbol for symbol, known in zip(asked, canonical, strict=True) if known is None]
@@ -87,7 +89,9 @@ def _symbols(name: str, feed: str, asked: Sequence[str], split: Listed) -> tuple
 
 
 def _channels(name: str, feed: str, history: History, configured: Iterable[str], asked: Sequence[str]) -> tuple[str, ...]:
-    """The provider's own names of what is asked for; of what is configured where nothing is, as far as there is a history of it."""
+    """The requested channels by the provider's own names. If none are requested, the configured channels that have a history.
+
+    Raises ConfigError for a channel without a history."""
     known = history.channels[feed]
     if not asked:
         return tuple(channel for channel in configured if channel in known)

@@ -1,4 +1,4 @@
-"""The ingest stage, put together from the configuration: its connections, its leases, its way into the stream."""
+"""Builds the ingest stage from the configuration and runs it: its connections, its leases and its delivery to the stream."""
 
 from __future__ import annotations
 
@@ -26,9 +26,10 @@ from tapeline.telemetry.status import StatusFile
 
 
 async def ingest_until(stop: asyncio.Event, config: Config, process: str, *, lease_wait_s: float) -> None:
-    """Record what the providers of one process send, until `stop`. `lease_wait_s`: how long a lease of a predecessor is waited for.
+    """Record what the providers of one process send, until `stop` is set. `process`: its name; empty for the unnamed process.
 
-    Raises ConfigError, and what `stages.ingest` raises."""
+    `lease_wait_s`: how long to wait, in seconds, for a lease that a killed predecessor may still hold. Raises ConfigError, Busy when the
+    wait is over, DiskProblem when the spool cannot be opened, and what `stages.ingest.stage.ingest` raises."""
     planned = connection_plans(config, environment())
     mine = [(provider, plan) for provider, plan in planned if provider.process == process]
     random, name = Random(), ingest_name(process)

@@ -1,4 +1,4 @@
-"""From the configuration to the ledger, and what it knows of some symbols."""
+"""Opens the ledger that the configuration names, and reads its intervals."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ log = logging.getLogger(__name__)
 def known_intervals(
     config: Config, symbols: Collection[str], provider: str | None, states: Collection[State] = ()
 ) -> dict[Key, list[Interval]]:
-    """The intervals of some symbols, or all, and of a provider, or all. Raises ConfigError for one that the ledger does not know."""
+    """The ledger's intervals by key. An empty `symbols` or `states`, or None as `provider`, selects all.
+
+    Raises ConfigError if there is no ledger yet, and for a symbol or a provider that the ledger does not know."""
     ledger = open_ledger(config)
     keys = ledger.keys()
     if not keys:
@@ -41,9 +43,9 @@ def known_intervals(
 
 
 def open_ledger(config: Config, environ: Mapping[str, str] | None = None) -> Ledger:
-    """The configured ledger: in PostgreSQL where that is a store, else a file beside the data; nothing is opened yet.
+    """The configured ledger: in PostgreSQL if that is a store, otherwise a file in the data folder. It is not connected yet.
 
-    Raises ConfigError."""
+    Raises ConfigError if the package for PostgreSQL is not installed or the password is missing."""
     store = postgres_store(config)
     if store is None:
         return LedgerFile(config.root / "ledger.sqlite")
@@ -56,7 +58,7 @@ def open_ledger(config: Config, environ: Mapping[str, str] | None = None) -> Led
 
 
 def ledger_rows(config: Config) -> pa.Table | None:
-    """What the ledger says, for SQL over the lake; None, and a warning, while it is away: the lake can be read all the same."""
+    """The ledger's rows for SQL over the lake. None, with a warning, while the ledger is away: the lake can still be read."""
     try:
         return open_ledger(config).intervals()
     except Unavailable as error:

@@ -1,4 +1,4 @@
-"""Is the configuration right, and is everything that it names reachable? Asked before anything runs."""
+"""Checks before a run that the configuration is right and that everything it names is reachable."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _LITTLE_DISK_BYTES: Final = 2 * 1024**3
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One thing looked at: what was found, and the exit status that it asks for (0: it is well)."""
+    """The result of one check: what was checked, what was found, and the exit status for it (0: no problem)."""
 
     what: str
     found: str
@@ -33,7 +33,8 @@ class Result:
 
 
 def checkup(config: Config, environ: Mapping[str, str]) -> Iterator[Result]:
-    """Look at each thing in turn; none stops the ones after it."""
+    """Yield the result of each check in turn. A failed check does not stop the later ones, except that no connection can be checked if
+    the providers' configuration is wrong."""
     yield _data_dir(config.root)
     try:
         stream = open_stream(config, environ)

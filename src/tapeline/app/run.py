@@ -1,4 +1,4 @@
-"""Every stage that the configuration names, one process each: what `tapeline run` does."""
+"""Runs every stage of the configuration as a process: the work of `tapeline run`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _LINE_EVERY_S: Final = 5.0
 
 
 def run(settings: Config, config: Path | None, until_idle_s: float | None, stop: threading.Event, console: Console) -> None:
-    """Until stopped, or idle for so long. Raises ConfigError and Busy before anything starts, StageFailed after."""
+    """Run until stopped, or idle for `until_idle_s`. Raises ConfigError and Busy before a start; later StageFailed, Unavailable."""
     connection_plans(settings, environment())
     stream, stores = open_stream(settings), open_stores(settings)
     with own(settings.root / "locks" / "run", "tapeline run"):
@@ -85,7 +85,7 @@ def run(settings: Config, config: Path | None, until_idle_s: float | None, stop:
 
 
 def left(last: Mapping[str, Any]) -> str:
-    """What a snapshot that was taken at the end says of everything that was received."""
+    """A sentence about the records that are not in the stores yet, or are lost, from the last snapshot."""
     waiting = sum(entry["records"] for entry in last["backlog"])
     spool = last["spool"]
     found = [
@@ -101,7 +101,7 @@ def left(last: Mapping[str, Any]) -> str:
 def _idle(
     settings: Config, stream: Stream, stores: Mapping[str, Store], ingests: Sequence[str], seconds: float | None
 ) -> Callable[[], bool]:
-    """Whether nothing has arrived for `seconds` and nothing waits; never without `seconds`."""
+    """A function that tells whether nothing has arrived for `seconds` and no records wait. It is always False if `seconds` is None."""
     started_ns = time.time_ns()
     raw_groups = raw_consumer_groups(settings)
 
@@ -111,8 +111,8 @@ def _idle(
         words = read_status(settings.root)
         for word in (words.get(name, {}) for name in ingests):
             if word.get("started_ns", 0) < started_ns:
-                return False  # it has not spoken since this run began
-            # By its own last word: a word that is old, or of an ingest that has died since, says nothing of now.
+                return False  # this ingest process has not reported since the run began
+            # Measured up to its last report, not up to now: an old report, or that of a dead process, says nothing about now.
             quiet_ns = word["updated_ns"] - max(word.get("last_data_ns", 0), word["started_ns"])
             if quiet_ns < seconds * 1e9 or word.get("unsettled") or word.get("spooled"):
                 return False

@@ -1,4 +1,4 @@
-"""From the configuration to the stores and the ledger: opened, kept to their size, renamed."""
+"""Opens the stores that the configuration names: to write, to read, to prune, to compact and to rename symbols in."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ def postgres_store(config: Config) -> StoreConfig | None:
 
 
 def open_store(config: Config, store: StoreConfig, environ: Mapping[str, str] | None = None) -> Store:
-    """The configured store; nothing is connected yet. Raises ConfigError for an address that no store has."""
+    """A configured store. It is not connected yet.
+
+    Raises ConfigError for an address of no known kind, a package that is not installed, and a setting that the store does not have."""
     if store.url == "lake:" or store.url.startswith("lake:/"):
         return Lake(_lake_folder(config, store), identity)
     if store_name(store) == "postgresql":
@@ -47,12 +49,14 @@ def open_store(config: Config, store: StoreConfig, environ: Mapping[str, str] | 
 
 
 def lake_keep(config: Config) -> Keep:
-    """How much the configuration's lake keeps."""
+    """How much the configured lake keeps, in days and in GB. Without a lake, the default, which keeps everything."""
     return next((Keep(some.keep_days, some.keep_gb) for some in config.stores if store_name(some) == "lake"), Keep())
 
 
 def lake_retention(config: Config, store: StoreConfig) -> Callable[[], None] | None:
-    """What keeps a store to its days and its size, to be called now and again; None where it does so by itself, or keeps everything."""
+    """A function that removes old data by keep_days and keep_gb; call it from time to time.
+
+    None if the store removes old data by itself, or keeps everything."""
     keep = Keep(store.keep_days, store.keep_gb)
     if store_name(store) != "lake" or keep == Keep():
         return None
@@ -69,7 +73,9 @@ def lake_retention(config: Config, store: StoreConfig) -> Callable[[], None] | N
 
 
 def lake_upkeep(config: Config, store: StoreConfig, path: Path | None) -> Upkeep | None:
-    """What compacts a lake's days while its store runs; None where the configuration, which is at `path`, does not want that."""
+    """The upkeep that compacts a lake's days while its store runs. None if the store is no lake or `compact` is off.
+
+    `path`: the configuration's file; it is passed to the child process."""
     if store_name(store) != "lake" or not store.compact:
         return None
     root = _lake_folder(config, store)
@@ -78,7 +84,7 @@ def lake_upkeep(config: Config, store: StoreConfig, path: Path | None) -> Upkeep
 
 
 def postgres_source(config: Config, environ: Mapping[str, str] | None = None) -> Source:
-    """The configuration's database, to be read. Raises ConfigError where it has none."""
+    """The configured PostgreSQL database, for reading. Raises ConfigError if none is configured or its package is not installed."""
     store = postgres_store(config)
     if store is None:
         raise ConfigError(
@@ -97,7 +103,7 @@ def needs_package(store: StoreConfig, error: ModuleNotFoundError) -> ConfigError
 
 
 def lake_folder(config: Config) -> Path:
-    """Where the configuration's lake is; the usual place where it has none."""
+    """The folder of the configured lake; `lake` in the data folder if no lake is configured."""
     return next((_lake_folder(config, store) for store in config.stores if store_name(store) == "lake"), config.root / "lake")
 
 
@@ -113,8 +119,8 @@ def open_stores(config: Config) -> dict[str, Store]:
 
 
 def open_renames(config: Config, environ: Mapping[str, str] | None = None) -> list[Renames]:
-    """What gives a symbol another name in each of the configured stores; nothing is connected yet. Raises ConfigError."""
-    open_stores(config)  # an address that no store has and a package that is missing are named there
+    """The renaming of symbols in each configured store. Nothing is connected yet. Raises ConfigError as `open_store`."""
+    open_stores(config)  # raises ConfigError for an unknown address or a missing package
     found: list[Renames] = []
     for store in config.stores:
         if store_name(store) == "lake":
@@ -130,7 +136,7 @@ def open_renames(config: Config, environ: Mapping[str, str] | None = None) -> li
     return found
 
 
-#: Each store that can be read, by the name that `source` has; the one place to add one.
+#: The stores that can be read: the name for `source` -> a function that opens it. A new source is added here and nowhere else.
 SOURCES: Final[Mapping[str, Callable[[Config], Source]]] = {
     "lake": lambda config: LakeSource(lake_folder(config)),
     "postgresql": postgres_source,
@@ -138,7 +144,7 @@ SOURCES: Final[Mapping[str, Callable[[Config], Source]]] = {
 
 
 def open_source(config: Config, name: str) -> Source:
-    """A store to be read. Raises WrongArgument for a name that no source has, ConfigError where its package is not installed."""
+    """Open a store for reading. Raises WrongArgument for an unknown name, and ConfigError if the store's package is not installed."""
     if name not in SOURCES:
         raise WrongArgument(f"source = {name!r} is no source. Use one of: {', '.join(SOURCES)}.")
     return SOURCES[name](config)

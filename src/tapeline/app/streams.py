@@ -1,4 +1,4 @@
-"""From the configuration to the stream, and who reads which topics of it."""
+"""Opens the stream that the configuration names, and says which consumer groups read which topics."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from tapeline.streams.lives import birth
 
 
 def open_stream(config: Config, environ: Mapping[str, str] | None = None) -> Stream:
-    """The configured stream; nothing is connected yet. Raises ConfigError for an address that no stream has."""
+    """The configured stream. It is not connected yet.
+
+    Raises ConfigError for an address of no known kind and for a package that is not installed."""
     stream = config.stream
     secrets = environment() if environ is None else environ
     scheme = stream.url.partition(":")[0]
@@ -41,29 +43,29 @@ def open_stream(config: Config, environ: Mapping[str, str] | None = None) -> Str
 
 
 def consumer_groups(config: Config) -> dict[str, tuple[Topic, ...]]:
-    """Who reads which topics, by the configuration."""
+    """The consumer groups of the configuration, each with the topics that it reads."""
     return dict.fromkeys(raw_consumer_groups(config), (RAW_TOPIC,)) | {store_name(store): NORMALIZED_TOPICS for store in config.stores}
 
 
 def raw_consumer_groups(config: Config) -> tuple[str, ...]:
-    """Who reads the raw topic."""
+    """The consumer groups that read the raw topic."""
     return (NORMALIZE, LEDGER) if config.ledger else (NORMALIZE,)
 
 
 def open_spool(config: Config, process: str) -> Spool | None:
-    """Where ingest keeps what the stream does not take; none for the embedded stream, whose disk is the same one."""
+    """The spool for records that the stream does not take. None for the embedded stream, which is on the same disk."""
     if config.stream.url == "embedded:":
         return None
     return Spool(config.root / "spool" / f"{ingest_name(process)}.sqlite", config.stream.spool_mb * 1_000_000)
 
 
 def open_stream_with_data(config: Config) -> Stream | None:
-    """The stream of a run that was; None where there was none: looking on makes none."""
+    """The stream of an earlier run; None if there was none. A reader must not create a stream."""
     return None if config.stream.url == "embedded:" and not (config.root / "stream").exists() else open_stream(config)
 
 
 def stream_with_data(config: Config) -> Stream:
-    """The stream of a run that was; looking on makes none."""
+    """The stream of an earlier run. Raises ConfigError if there was none: a reader must not create a stream."""
     if config.stream.url == "embedded:" and not (config.root / "stream").exists():
         raise ConfigError(f"There is no data in {config.root} yet. Start with `tapeline run`, or name another --config.")
     return open_stream(config)

@@ -1,4 +1,4 @@
-"""One process a stage: start them, start again what dies, give up loudly, and stop all in the order of the flow."""
+"""Runs each stage as a process: starts them, restarts those that die, gives up with an error, and stops all in the order of the flow."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from tapeline.local.threads import beside
 
 log = logging.getLogger(__name__)
 
-#: A stage that lived this long was well: its next death is a new one.
+#: After living this long, a stage counts as healthy, and its earlier deaths no longer count.
 _WELL_AFTER_S: Final = 30.0
 _DEATHS_IN_A_ROW: Final = 8
-#: A stage that the others can do without is left alone for so long where it cannot go on.
+#: When a stage that the others do not need cannot continue, it is started again after this time.
 _MUCH_LATER_S: Final = 600.0
 _STOP_WITHIN_S: Final = 75.0
 _LOOK_AGAIN_S: Final = 2.0
 _ROUND_S: Final = 0.2
-#: How a stage ends that had more to do, and could not.
+#: The exit statuses of a stage that had more to do and could not do it.
 _UNFINISHED: Final = frozenset({Unavailable.exit_status, DiskProblem.exit_status, Refused.exit_status})
 
 
 class StageFailed(TapelineError):
-    """A stage ended for good; carries its own exit status."""
+    """A stage ended for good. `status`: the exit status to end with."""
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
@@ -39,12 +39,12 @@ class StageFailed(TapelineError):
 
 @dataclass(slots=True)
 class Stage:
-    """A stage's process and what became of those before it."""
+    """A stage's process, and the history of its earlier processes. `started`, `again_at` and `asked` are monotonic seconds."""
 
     name: str
     command: Sequence[str]
-    place: int  # in the flow: those of one place end together, after all of the places before
-    needed: bool = True  # the others do not go on without it
+    place: int  # in the flow: stages of one place are stopped together, after all earlier places
+    needed: bool = True  # whether all stages stop when it fails for good
     process: subprocess.Popen[bytes] | None = None
     started: float = 0.0
     deaths: int = 0  # in a row
@@ -52,11 +52,11 @@ class Stage:
     again_at: float = 0.0
     waits: Iterator[float] | None = field(default=None, repr=False)
     listener: threading.Thread | None = field(default=None, repr=False)
-    asked: float | None = None  # when its process was asked to end
+    asked: float | None = None  # when its process was told to end
 
 
 class Supervisor:
-    """Runs the stages, which are given in the order in which they start."""
+    """Runs the stages. They start in the order in which they are given."""
 
     def __init__(
         self,
@@ -66,7 +66,9 @@ class Supervisor:
         environment: Mapping[str, str],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`say` takes each line that a stage writes to its stderr. `environment`: the stages'."""
+        """`waits`: the delays before restarts, in seconds. `say`: called with each line that a stage writes to stderr.
+
+        `environment`: the environment variables of the stages. `clock`: monotonic, in seconds."""
         self._environment = environment
         self._stages = stages
         self._waits = waits
@@ -74,9 +76,11 @@ class Supervisor:
         self._clock = clock
 
     def run(self, stop: threading.Event, idle: Callable[[], bool], tick: Callable[[dict[str, Any]], None]) -> None:
-        """Until `stop` is set or `idle` says so. Raises StageFailed when a stage cannot go on; the others are stopped first.
+        """Run the stages until `stop` is set or `idle` returns True. Raises StageFailed when a stage cannot continue; the others are
+        stopped first.
 
-        `idle`, `tick`: may ask a server that is away, so they are called on a thread of their own; not any more when this returns."""
+        `idle` and `tick` may have to wait for a server that is away, so a separate thread calls them. They are not called after this
+        returns, unless one hangs for more than 75 s. `tick` gets the report."""
 
         def look() -> bool:
             if idle():
@@ -100,7 +104,7 @@ class Supervisor:
                         if looking.result():
                             return
                     except (Unavailable, Refused) as error:
-                        # Those who work meet the same problem, and wait it out; looking on must not stop them.
+                        # The stages have the same problem and wait it out. Monitoring must not stop them.
                         log.warning("%s The stages go on.", error)
                         look_at = self._clock() + _LOOK_AGAIN_S
                     looking = None
@@ -113,7 +117,7 @@ class Supervisor:
         return {stage.name: {"pid": stage.process.pid if stage.process else None, "restarts": stage.restarts} for stage in self._stages}
 
     def _start(self, stage: Stage) -> None:
-        # A session of its own: Ctrl-C in the terminal reaches the supervisor alone, which then stops the stages in order.
+        # A new session: so Ctrl-C in the terminal reaches only the supervisor, which then stops the stages in order.
         stage.process = subprocess.Popen(  # noqa: S603 our own command
             stage.command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True, env=self._environment
         )
@@ -141,7 +145,7 @@ class Supervisor:
             return
         stage.process = None
         if stage.listener is not None:
-            stage.listener.join(1.0)  # its last words come before ours
+            stage.listener.join(1.0)  # so that its last messages come before ours
         if not stage.needed and (status in FATAL_STATUSES or stage.deaths >= _DEATHS_IN_A_ROW):
             stage.deaths, stage.waits, stage.again_at = 0, None, now + _MUCH_LATER_S
             log.error(
@@ -166,7 +170,8 @@ class Supervisor:
         log.warning("%s %s; started again in %.1f s. It goes on where it had got to.", stage.name, how, delay)
 
     def _stop_all(self) -> None:
-        """Each stage finishes what those before it left, then ends. Where one cannot, no later one waits: there is nothing to wait for."""
+        """Stop the stages place by place: each finishes what the places before it left. If one cannot finish, all others are stopped at
+        once, because no more input comes."""
         unfinished = False
         for place in sorted({stage.place for stage in self._stages}):
             for stage in self._stages:
@@ -182,7 +187,7 @@ class Supervisor:
             stage.process.terminate()
 
     def _ended(self, stage: Stage) -> bool:
-        """Wait for a stage's end; whether it has finished. One that does not end in time is killed."""
+        """Wait for a stage to end; return whether it finished its work. A stage that does not end within 75 s is killed."""
         if stage.process is None or stage.asked is None:
             return True
         try:

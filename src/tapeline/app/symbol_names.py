@@ -1,4 +1,4 @@
-"""Under which names symbols are kept: as the configuration says, else as the exchange's own list in the stream does."""
+"""Finds the names under which symbols are stored: from the configuration first, then from the exchange's list in the stream."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from tapeline.streams import Stream
 
 
 def configured_names(config: Config) -> Names:
-    """How symbols are split, as a person has configured it. Raises ConfigError for what cannot be."""
+    """The configured splits of symbols: (provider, feed) -> {exchange name: canonical name}.
+
+    Raises ConfigError for a split that is not possible."""
     found: dict[tuple[str, str], dict[str, str]] = {}
     for some in config.providers:
         for name, symbol in some.names.items():
@@ -24,7 +26,9 @@ def configured_names(config: Config) -> Names:
 
 
 def known_names(config: Config) -> Names:
-    """As configured, and as the exchange's lists in the stream say; where that is away or not begun, as configured."""
+    """The configured names and those of the exchange's lists in the stream. Only the configured names if the stream is away or not begun.
+
+    Raises ConfigError as `configured_names`."""
     configured = configured_names(config)
     stream = open_stream_with_data(config)
     if stream is None:
@@ -38,5 +42,7 @@ def known_names(config: Config) -> Names:
 
 
 def names_in_force(config: Config, stream: Stream | None) -> Names:
-    """As configured, and as the exchange's lists in the stream say. Raises Unavailable."""
+    """The configured names and those of the exchange's lists in the stream. Without a stream, only the configured names.
+
+    Raises Unavailable when the stream is away, and ConfigError as `configured_names`."""
     return merged(noted(stream), configured_names(config)) if stream is not None else configured_names(config)

@@ -1,8 +1,7 @@
-"""What is done once and again, for a person, a timer or a scheduler to call: each task opens what it needs, works, closes, and says what
-was done, as dataclasses.
+"""Tasks that a person, a timer or a scheduler calls: each opens what it needs, works, closes it, and returns dataclasses.
 
-What a task writes goes through the stream, or is one commit of a store: who is killed calls it again. Tasks that take long yield what is
-done as it is done. They print nothing and end nothing: that is for whoever calls them.
+A task writes through the stream, or with one commit of a store. So after a crash, it is safe to call it again. Long tasks yield each result
+as soon as it is done. Tasks do not print and do not end the process: the caller does that.
 """
 
 from __future__ import annotations
@@ -42,17 +41,17 @@ from tapeline.providers.history import Span, WrongPage
 from tapeline.providers.registry import DECODERS, identity
 from tapeline.stores.lake import checking, compacting, repairing, retention, tidying
 
-#: Another backfill may hold a lock for a moment, to look whether its job is long done.
+#: Another backfill may hold a lock for a moment, while it checks whether the job's log is old.
 _LOCK_WAIT_S: Final = 2.0
-#: Told the table, and how many of its rows are done, of how many.
+#: Called with a table's name, how many of its rows are done, and how many there are.
 Progress = Callable[[str, int, int], None]
-#: Around a job, a place that is told how far it is.
+#: A context manager around each job. It gives a function that is called with the job's progress.
 Watch = Callable[[Job], AbstractContextManager[Callable[[State], None]]]
 
 
 @dataclass(frozen=True, slots=True)
 class Backfilled:
-    """One job, and how far it has come: to its end, or to where it was stopped."""
+    """One job, and its state at its end or where it was stopped."""
 
     job: Job
     state: State
@@ -60,7 +59,7 @@ class Backfilled:
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """One job, with what would be asked for first of each of its parts."""
+    """One job, with one row for each channel and symbol that says what would be requested (see `jobs.backfill.backfill.dry_run`)."""
 
     job: Job
     requests: Sequence[dict[str, str | int]]
@@ -68,7 +67,7 @@ class Planned:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """What could not be done of one symbol and channel, and why; the others went on."""
+    """The error of one symbol and channel. The others continued."""
 
     key: Key
     error: TapelineError
@@ -76,7 +75,7 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """What is missing, and can be asked for."""
+    """A gap that a provider's history may fill: its key, its interval, and the span to request."""
 
     key: Key
     interval: Interval
@@ -84,7 +83,7 @@ class Gap:
 
 
 def plan_backfill(config: Config, asked: Wanted, start_ns: int, end_ns: int) -> list[Planned]:
-    """What `backfill` would ask for; nothing is asked. Raises ConfigError."""
+    """What `backfill` would request, without a request. The range is [start_ns, end_ns), UTC. Raises ConfigError as `history_jobs`."""
     jobs = history_jobs(config, asked, start_ns, end_ns, threading.Event())
     return [Planned(job, requests_of(job, source)) for job, source in jobs]
 
@@ -99,13 +98,14 @@ def backfill(
     again: bool = False,
     watch: Watch = lambda _: nullcontext(lambda _: None),
 ) -> Iterator[Backfilled]:
-    """Bring history of [start, end) into the stream. Killed or stopped, the same call goes on with the page at which it was.
+    """Load the history of `span_ns`, [start, end) in ns, UTC, into the stream. After a stop or a crash, the same call continues.
 
-    `again`: fetch anew what an earlier call has fetched. Raises ConfigError, Busy, Unavailable, Refused."""
+    `again`: fetch everything again, even if an earlier call fetched it. Raises ConfigError, Busy while the same job runs, Unavailable,
+    Refused, DiskProblem."""
     jobs = history_jobs(config, asked, *span_ns, stop)
     leftovers.remove_old_logs(config.root, time.time(), config.stream.retain_hours * 3_600)
     for job, source in jobs:
-        # Files are unpacked into one folder.
+        # All jobs that read files unpack them into one folder, so they share a lock.
         lock = leftovers.lock_of(config.root, "files" if job.files else job.name)
         what = "a tapeline backfill from files" if job.files else "this tapeline backfill"
         with own(lock, what, _LOCK_WAIT_S), closing(leftovers.log_of(config.root, job.name)) as log, closing(open_stream(config)) as stream:
@@ -123,9 +123,9 @@ def backfill(
 def reconcile(
     config: Config, asked: Wanted, span_ns: tuple[int, int], stop: threading.Event, store: str = "lake"
 ) -> Iterator[Reconciled | Failed]:
-    """Compare what a store holds of [start, end) with the providers' history of it, and send what the store lacks.
+    """Compare a store's rows of `span_ns`, [start, end) in ns, UTC, with the providers' history, and send what the store lacks.
 
-    Raises ConfigError, Unavailable: what was yielded before is done."""
+    Raises ConfigError, Unavailable; the results yielded before are done."""
     start_ns, end_ns = span_ns
     jobs = history_jobs(config, asked, start_ns, end_ns, stop)
     source, connection, names = open_source(config, store), f"reconcile-{time.time_ns()}", known_names(config)
@@ -140,18 +140,20 @@ def reconcile(
 
 
 def gaps_to_repair(config: Config, symbols: Collection[str] = (), provider: str | None = None) -> list[Gap]:
-    """The gaps that a provider's history may fill, and that are no longer on the move; the latest first. Raises ConfigError."""
+    """The gaps that a provider's history may fill, the latest first. A gap whose events may still arrive by themselves is left out.
+
+    Raises ConfigError as `known_intervals`."""
     known = known_intervals(config, symbols, provider, ASKED_FOR)
     return [Gap(*found) for found in wanted(known, configured_feeds(config), time.time_ns())]
 
 
 def repair(config: Config, gaps: Sequence[Gap]) -> Iterator[Repaired | Failed]:
-    """Ask the providers' history for what is missing, and send the pages through the stream. Called twice, it doubles nothing.
+    """Request the missing events from the providers' history, and send the pages through the stream. A second call adds no duplicates.
 
-    Of a provider that is away, the first gap is `Failed`, and no other is asked for. Raises ConfigError for a key that is missing."""
+    If a provider is away, its first gap is `Failed`, and its other gaps are skipped. Raises ConfigError for a missing key."""
     if not gaps:
         return
-    # Who has no gap needs no key.
+    # A provider without gaps needs no key.
     providers = {gap.key.provider for gap in gaps}
     narrowed = replace(config, providers=tuple(some for some in config.providers if some.name in providers))
     sources = open_histories(narrowed, environment(), Random())
@@ -172,32 +174,34 @@ def repair(config: Config, gaps: Sequence[Gap]) -> Iterator[Repaired | Failed]:
 
 
 def compact(config: Config, day: date, progress: Progress) -> list[compacting.Compacted]:
-    """Merge a day's many small files in the lake into a few sorted ones; each row stays as it is."""
+    """Merge a UTC day's many small files in the lake into a few sorted ones. No row changes. Raises ConfigError if there is no lake."""
     return compacting.compact(_lake(config), day, progress)
 
 
 def tidy(config: Config, now: datetime, told: Callable[[compacting.Compacted], None]) -> None:
-    """Compact the days that are over, and merge the many small files of those that are not."""
+    """Compact the days that are over, and merge the small files of the other days. Raises ConfigError if there is no lake."""
     tidying.tidy(_lake(config), now, told)
 
 
 def prune(config: Config, today: date, *, dry_run: bool = False) -> list[retention.Pruned]:
-    """Remove the days that the lake's settings no longer keep; `dry_run`: say which those are."""
+    """Remove the days that keep_days and keep_gb no longer keep. `dry_run`: only list them. Raises ConfigError if there is no lake."""
     return retention.prune(_lake(config), lake_keep(config), today, dry_run=dry_run)
 
 
 def vacuum(config: Config) -> list[retention.Vacuumed]:
-    """Delete the files that the tables' logs no longer name."""
+    """Delete the files that the tables' logs no longer name. Raises ConfigError if there is no lake."""
     return list(retention.vacuum(_lake(config)))
 
 
 def check_lake(config: Config, day: date | None, progress: Progress) -> list[checking.Checked]:
-    """Hold the lake, or a day of it, against its own log. Nothing is changed."""
+    """Compare the lake, or one UTC day of it, with its own log. Nothing is changed. Raises ConfigError if there is no lake."""
     return checking.check(_lake(config), identity, day, progress)
 
 
 def repair_lake(config: Config, progress: Progress, *, drop: bool = False) -> Iterator[repairing.Repaired]:
-    """Make damaged files again from the raw topic. `drop`: give up the rows whose raw records are gone."""
+    """Rebuild damaged files from the raw topic. `drop`: give up rows whose raw records are gone.
+
+    Raises ConfigError if there is no lake or no stream."""
     with closing(stream_with_data(config)) as stream:
         origin = RawRecords(stream, DECODERS, configured_names(config))
         yield from repairing.repair(_lake(config), identity, origin, progress, drop=drop)
