@@ -1,4 +1,4 @@
-"""The reading API: ticks and bars out of a store, typed, in order of time, exact to the nanosecond, as whichever table a program likes.
+"""The reading API returns ticks and bars from a store: typed, in order of time, exact to the nanosecond, as a table of any common library.
 
 `import tapeline` has these functions: `tapeline.ticks(...)`, `bars`, `latest`, `quotes_at_trades`, `replay`, and `connect` for SQL.
 docs/reading.md shows them.
@@ -48,15 +48,15 @@ if TYPE_CHECKING:
 
 __all__ = ["Result", "Tick", "bars", "connect", "latest", "open_source", "quotes_at_trades", "replay", "ticks"]
 
-#: A configuration: as loaded, or the file that holds it; None: tapeline.toml here, or the environment, as for the commands.
+#: A configuration: loaded, or the path of its file. None: found as the commands find it, from tapeline.toml here or the environment.
 Settings = config.Config | str | Path | None
 
 _DAY_NS: Final = 86_400 * NS_PER_S
 _LEAST: Final = -(1 << 63)
-#: The columns of a tick by which an amended one is known.
+#: The columns of a tick that identify an amended trade.
 _KNOWN_BY: Final = (*AMENDED.names[:-1], "ts_ns")
 
-#: What `latest` gives of a trade and of a quote: its own name to that of the tick's column.
+#: The columns that `latest` takes from the last trade and the last quote: its own name -> name of the tick's column.
 _LAST_TRADE: Final = {
     "trade_ts_ns": "ts_ns",
     "last": "last",
@@ -85,7 +85,7 @@ _LATEST: Final = pa.schema(
 
 
 class Tick(NamedTuple):
-    """A trade or a quote, as `replay` gives it; docs/records.md says what each column holds."""
+    """A trade or a quote, as `replay` yields it. docs/records.md explains each column."""
 
     symbol: str
     ts_ns: int  # event time, ns since 1970, UTC
@@ -125,14 +125,14 @@ def ticks(
 ) -> Result:
     """Trades and quotes with start <= ts_ns < end, in the order (ts_ns, symbol, raw_partition, raw_offset, raw_index).
 
-    `symbols`: one canonical name or several. `start`, `end`: a datetime with a zone, ISO 8601 text with one, a date (midnight in UTC), or
-    ns since 1970. `provider`, `kind` ("trade", "quote"): only those. `columns`: those of docs/records.md and `ts`, the timestamp; all if
-    left out. `corrected`: without the trades that a correction or a cancel took back; else everything as it was sent. `source`: the name of
-    a store, or what `open_source` gave. `config`: the configuration or its file, as the commands find it if left out; of no use to a source
-    that is open.
+    `symbols`: one canonical name or several. `start`, `end`: a datetime with a zone, ISO 8601 text with a zone, a date (midnight UTC), or
+    ns since 1970, UTC. `provider`, `kind` ("trade" or "quote"): only these. `columns`: columns of docs/records.md, and `ts`, the timestamp;
+    all if left out. `corrected`: leave out trades that a correction or a cancel took back; without it, everything is returned as sent.
+    `source`: the name of a store, or an open source from `open_source`. `config`: the configuration or its file; if left out, it is found
+    as the commands find it. An open source needs none.
 
-    Raises WrongArgument, a ValueError, for arguments that cannot be meant, also for a symbol of which the source holds nothing at any time;
-    ConfigError, Unavailable, NewerData.
+    Raises WrongArgument, a ValueError, for a wrong argument and for a symbol that the source has at no time; ConfigError, Unavailable,
+    NewerData.
     """
     names = checked_columns(columns, TICKS)
     selection = selected(symbols, start, end, TICKS_TOPIC, names, provider=provider, kind=checked_kind(kind))
@@ -161,7 +161,7 @@ def bars(
 ) -> Result:
     """The last revision of each bar whose window begins in [start, end), in the order of `ticks`.
 
-    `interval`: only this one, as the providers spell it ("1s", "1m", "1d"); the other arguments and what is raised are those of `ticks`.
+    `interval`: only this one, in the providers' spelling ("1s", "1m", "1d"). The other arguments and the errors are as for `ticks`.
     """
     names = checked_columns(columns, BARS_TOPIC.schema)
     selection = selected(symbols, start, end, BARS_TOPIC, names, provider=provider, interval=checked_interval(interval))
@@ -180,11 +180,11 @@ def latest(
     source: str | Source = "lake",
     config: Settings = None,
 ) -> Result:
-    """One row for each symbol, in the order given: its last trade and the quote in force, with their times, providers and feeds.
+    """One row for each symbol, in the order given: its last trade and its last quote, with their times, providers and feeds.
 
-    Of all providers and feeds the one whose tick is last by the order of `ticks`. `before`: as it was just before that moment; the newest
-    there is if left out. What is older than `days` days before that, or before the newest tick of the source, is not looked for: then the
-    columns are null. Raises as `ticks`.
+    The last tick is chosen over all providers and feeds, by the order of `ticks`. `before`: only ticks before this time; if left out, the
+    newest ticks. The search goes back `days` days from `before`, or from the newest tick of the source. If nothing is found, the columns
+    are null. The errors are as for `ticks`.
     """
     names = checked_symbols(symbols)
     back_ns = days_of(days) * _DAY_NS
@@ -221,10 +221,10 @@ def quotes_at_trades(
 ) -> Result:
     """Each trade in [start, end) with the quote in force: the last of its symbol, provider and feed at or before the trade's nanosecond.
 
-    A quote of exactly the trade's time is in force, whichever of the two came first; of several the last by the order of `ticks`. Quotes
-    before `start` count, up to `days` days before it. Columns: a trade's, with bid, ask, bid_size, ask_size of the quote, and
-    `quote_ts_ns`, `quote_ts`, its time; null where no quote is in force. A quote whose side was empty leaves that side null. Arguments
-    and what is raised as for `ticks`.
+    A quote of exactly the trade's time is in force, whichever of the two came first. Of several such quotes, the last by the order of
+    `ticks` is in force. Quotes up to `days` days before `start` count. Columns: those of a trade, with bid, ask, bid_size and ask_size of
+    the quote, and its time as `quote_ts_ns` and `quote_ts`. They are null if no quote is in force. If one side of the quote was empty, that
+    side is null. The arguments and the errors are as for `ticks`.
     """
     names = checked_columns(columns, asof.QUOTED, ("ts", "quote_ts"))
     plain = stored_columns(names)
@@ -258,10 +258,11 @@ def replay(
     sleep: Callable[[float], object] = time.sleep,
     clock: Callable[[], int] = time.monotonic_ns,
 ) -> Iterator[Tick]:
-    """The ticks of all symbols one after another in the order of `ticks`, each when it is due, in bounded memory.
+    """Yield the ticks of all symbols in the order of `ticks`, each when it is due, in bounded memory. The first is due at once.
 
-    The first comes at once. `speed`: 1 as it happened, 10 ten times as fast, 0 or None as fast as they are taken. `sleep` takes seconds,
-    `clock` gives nanoseconds. The other arguments and what is raised as for `ticks`: at the call, not at the first tick.
+    `speed`: 1 is the original pace, 10 is ten times as fast, 0 or None is as fast as the caller takes them. `sleep` takes seconds; `clock`
+    returns monotonic nanoseconds. The other arguments and the errors are as for `ticks`. Arguments are checked at the call, not at the
+    first tick.
     """
     batches = replay_batches(
         symbols, start, end, speed, provider=provider, kind=kind, source=source, config=config, sleep=sleep, clock=clock
@@ -282,7 +283,9 @@ def replay_batches(
     sleep: Callable[[float], object] = time.sleep,
     clock: Callable[[], int] = time.monotonic_ns,
 ) -> Iterator[pa.RecordBatch]:
-    """As `replay`, with the ticks that are due together as one batch of the schema `TICKS`."""
+    """As `replay`, but yield the ticks that are due together as one batch of the schema `TICKS`, of at most 8,192 rows.
+
+    Raises WrongArgument for a wrong `speed`, and otherwise as `ticks`."""
     pace = speed if speed is not None else 0.0
     if isinstance(pace, bool) or not isinstance(pace, (int, float)) or not math.isfinite(pace) or pace < 0:
         raise WrongArgument(
@@ -293,11 +296,12 @@ def replay_batches(
 
 
 def connect(*, config: Settings = None) -> duckdb.DuckDBPyConnection:
-    """A DuckDB in memory with views: ticks, trades (those that hold), amendments (what took back the others), bars (last revisions),
-    bar_revisions, notices, rejected; coverage and gaps of the ledger.
+    """An in-memory DuckDB with views of the lake as it is now, and of the ledger. Times are in UTC.
 
-    They show the lake as it is now. A condition on `date`, the UTC day, and on `symbol` keeps files from being opened in vain. Times are in
-    UTC. Where the ledger is kept in PostgreSQL, its two views are left out while that is away. Raises ConfigError, DiskProblem, NewerData.
+    The views are ticks, trades (those that were not taken back), amendments (the notices that took back the others), bars (last revisions),
+    bar_revisions, suspects, notices and rejected; and coverage and gaps of the ledger. A condition on `date` (the UTC day) and `symbol`
+    avoids opening files without matching rows. If the ledger is in PostgreSQL and that is away, its two views are missing. Raises
+    ConfigError, DiskProblem, NewerData.
     """
     from tapeline.app.ledgers import ledger_rows
     from tapeline.app.stores import lake_folder
@@ -314,14 +318,14 @@ def _answered(settings: Settings, selection: Selection, kinds: frozenset[str]) -
     for symbol in selection.symbols:
         keys = [key for key in sorted(known) if key.symbol == symbol and selection.provider in (None, key.provider)]
         keys = [key for key in keys if _may_give(key, kinds, selection.interval)]
-        # Of what nobody ever asked for, nothing is known.
+        # A symbol that was never recorded has no key. A key without a channel gives an answer that proves nothing.
         keys = keys or [Key(selection.provider or "", "", "", symbol)]
         found += [answer(key, known.get(key, ()), selection.start_ns, selection.end_ns) for key in keys]
     return found
 
 
 def _may_give(key: Key, kinds: frozenset[str], interval: str | None) -> bool:
-    """Whether a channel's events are among the rows; of bars, of the interval asked for as far as the channel's name tells."""
+    """Whether a channel's events may be among the rows. For bars, the interval must match if the channel's name contains one."""
     channel = CHANNELS.get(key.provider, {}).get(key.feed, {}).get(key.channel)
     named = key.channel.partition("_")[2]
     return channel is not None and channel.kind in kinds and (interval is None or not named or named == interval)
@@ -331,11 +335,11 @@ def _may_give(key: Key, kinds: frozenset[str], interval: str | None) -> bool:
 
 
 def open_source(source: str = "lake", *, verify: bool = False, config: Settings = None) -> Source:
-    """A store to be read often by one thread: `source=` of the other functions, which else open it anew for every call.
+    """Open a store for many reads by one thread. Pass it as `source=` to the other functions, which otherwise open the store at each call.
 
-    Each call still sees the store as it is then. `verify`: each file of the lake is read whole once, and held against the checksum in its
-    name, before its rows are; a changed byte is DiskProblem then, where it may else be another value. Raises WrongArgument for a name that
-    no source has, ConfigError.
+    Each call still sees the store as it is at that time. `verify`: before the rows of a lake file are used, the whole file is read once and
+    compared with the checksum in its name. A changed byte then raises DiskProblem; without `verify`, it may give a wrong value. Raises
+    WrongArgument for an unknown name, and ConfigError.
     """
     opened = _open(source, config)
     return opened.verified() if verify else opened
@@ -355,24 +359,18 @@ def _loaded(settings: Settings) -> config.Config:
     return config.load(Path(settings) if settings is not None else None, config.environment())
 
 
-# Arguments
-
-
 # Amended trades
 
 
 def without_amended(batches: Iterator[pa.RecordBatch], amended: pa.Table) -> Iterator[pa.RecordBatch]:
-    """The ticks but the trades that were amended, in the same order."""
+    """The ticks without the trades in `amended`, in the same order. `amended` has the columns `AMENDED`."""
     gone = set(zip(*(column.to_pylist() for column in amended.columns), strict=True))
     ids = amended["trade_id"].combine_chunks()
     for batch in batches:
-        # Ids repeat from day to day and between exchanges: of the few with one of these, the rest of the key tells.
+        # Trade ids repeat between days and exchanges. So only the few ticks with a matching id are compared by the whole key.
         some = np.flatnonzero(pc.is_in(batch["trade_id"], ids).to_numpy(zero_copy_only=False))
         keys = [batch[name].take(pa.array(some)).to_pylist() for name in _KNOWN_BY[:-1]]
         days = (batch["ts_ns"].to_numpy()[some] // _DAY_NS).tolist()
         keep = np.ones(batch.num_rows, bool)
         keep[[at for at, key in zip(some.tolist(), zip(*keys, days, strict=True), strict=True) if key in gone]] = False
         yield batch if keep.all() else batch.filter(pa.array(keep))
-
-
-# Columns of time

@@ -1,4 +1,4 @@
-"""What callers of the reading API may ask for: checked, and named where it is wrong."""
+"""Checks the arguments of the reading API. A wrong one raises WrongArgument, and the message names it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _MOST_DAYS: Final = 100_000
 
 
-#: Of ticks.
+#: The kinds of tick.
 KINDS: Final = ("trade", "quote")
 
 

@@ -1,4 +1,4 @@
-"""The quote in force at each trade: an as-of join of a tick stream with itself, batch by batch, in bounded memory."""
+"""Finds the quote in force at each trade: an as-of join of the ticks with themselves, batch by batch, in bounded memory."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ import pyarrow.compute as pc
 
 from tapeline.records import TICKS
 
-#: Whose quotes are in force for whose trades.
+#: A quote is in force only for trades that agree with it in these columns.
 KEY: Final = ("symbol", "provider", "feed")
-#: What is taken from the quote; `quote_ts_ns` is its time.
+#: The columns taken from the quote. Its time is `quote_ts_ns`.
 QUOTE: Final = ("bid", "ask", "bid_size", "ask_size")
-#: The columns that `quotes_at_trades` reads of the ticks, whatever it is asked for.
+#: The columns of the ticks that `quotes_at_trades` always needs.
 NEEDED: Final = (*KEY, "ts_ns", "kind", *QUOTE)
-#: A trade's columns, with the quote in force in the place of its own, empty ones.
+#: A trade's columns. The columns of `QUOTE`, which are empty for a trade, hold the quote in force.
 QUOTED: Final = pa.schema([*(field for field in TICKS if field.name != "kind"), pa.field("quote_ts_ns", pa.int64())])
 
 _QUOTES: Final = pa.schema([TICKS.field(name) for name in (*KEY, "ts_ns", *QUOTE)])
 
-#: (provider, feed, symbols) to the last quote of each symbol before the stream begins; columns as of the ticks.
+#: Given (provider, feed, symbols), returns the last quote of each symbol before the first tick. The columns are those of the ticks.
 Before = Callable[[str, str, tuple[str, ...]], pa.Table]
 
 
 def quotes_at_trades(ticks: Iterator[pa.RecordBatch], before: Before, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    """Each trade with the latest quote of its symbol, provider and feed whose time is at or before the trade's.
+    """Each trade with the latest quote of its symbol, provider and feed whose `ts_ns` is at or before the trade's.
 
-    Of several quotes of one nanosecond the last is in force. `ticks` has trades and quotes, in order of time; `schema` is of columns of
-    `QUOTED`. `before` is asked once for each key whose first trade comes before its first quote.
+    If several quotes have the same nanosecond, the last one is in force. `ticks`: trades and quotes in order of time. `schema`: the
+    result's columns, out of `QUOTED`. `before` is called once for each key whose first trade comes before its first quote.
     """
     force = _InForce(before)
     for batch in _whole_moments(ticks):
@@ -41,7 +41,7 @@ def quotes_at_trades(ticks: Iterator[pa.RecordBatch], before: Before, schema: pa
 
 
 def _whole_moments(ticks: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """The same rows in batches that split no nanosecond: a quote after a trade in the order may be of the trade's own moment."""
+    """The same rows, in batches that do not split a nanosecond: a quote that follows a trade may have the trade's time, and is in force."""
     held: list[pa.RecordBatch] = []
     for batch in ticks:
         if not batch.num_rows:
@@ -57,7 +57,7 @@ def _whole_moments(ticks: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
 
 
 class _InForce:
-    """The last quote of each key so far."""
+    """Keeps the last quote of each key so far."""
 
     def __init__(self, before: Before) -> None:
         self._before = before
@@ -65,7 +65,7 @@ class _InForce:
         self._asked: set[tuple[str, ...]] = set()
 
     def at_trades(self, batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
-        """The trades of a batch with their quotes; the quotes of it are in force for what follows."""
+        """The trades of a batch with their quotes. The batch's quotes are kept for the next batches."""
         chosen, quotes, trades = self._matched(batch)
         unquoted = batch.filter(pa.array(trades & (chosen < 0))).select(list(KEY))
         if self._ask({tuple(row.values()) for row in pa.table(unquoted).group_by(list(KEY)).aggregate([]).to_pylist()}):
@@ -82,14 +82,15 @@ class _InForce:
         return pa.record_batch(columns, schema=schema)
 
     def _matched(self, batch: pa.RecordBatch) -> tuple[npt.NDArray[np.int64], pa.RecordBatch, npt.NDArray[np.bool_]]:
-        """For each row of the batch the row of the quote in force, -1 where there is none; those quotes; which rows are trades."""
+        """(index, quotes, trades): for each row of the batch, the index into `quotes` of the quote in force (-1: none), and whether it is a
+        trade."""
         is_quote = pc.equal(batch["kind"], "quote").to_numpy(zero_copy_only=False)
         quotes = pa.concat_batches([self._last, batch.filter(pa.array(is_quote)).select(_QUOTES.names).cast(_QUOTES)])
         key = _codes(pa.concat_batches([quotes.select(list(KEY)), batch.select(list(KEY)).cast(pa.schema(list(_QUOTES)[: len(KEY)]))]))
         ts = np.concatenate([quotes["ts_ns"].to_numpy(), batch["ts_ns"].to_numpy()])
         count = quotes.num_rows
         place = np.arange(len(ts))
-        # Quotes before trades of the same moment; among quotes the later place wins.
+        # Quotes are sorted before trades of the same time. Among quotes of the same time, the later one wins.
         order = np.lexsort((place, place >= count, ts, key))
         in_force = np.maximum.accumulate(np.where(order < count, np.arange(len(order)), -1))
         quote = np.where(in_force >= 0, order[in_force], -1)
@@ -99,7 +100,7 @@ class _InForce:
         return found[count:], quotes, ~is_quote
 
     def _ask(self, keys: set[tuple[str, ...]]) -> bool:
-        """Whether quotes from before the stream were found for keys that have none."""
+        """Look up the earlier quotes of keys that have none yet. Returns whether a key was looked up for the first time."""
         new = sorted(keys - self._asked)
         self._asked |= keys
         for provider, feed in sorted({(provider, feed) for _, provider, feed in new}):
@@ -109,13 +110,13 @@ class _InForce:
         return bool(new)
 
     def _latest(self, quotes: pa.RecordBatch) -> pa.RecordBatch:
-        """The last row of each key: the rows of a key are in order of time, those carried over first."""
+        """The last row of each key. The rows of a key are in order of time, because those from earlier batches come first."""
         rows = {code: row for row, code in enumerate(_codes(quotes.select(list(KEY))).tolist())}
         return quotes.take(pa.array(rows.values(), pa.int64()))
 
 
 def _codes(keys: pa.RecordBatch) -> npt.NDArray[np.int64]:
-    """A number for each row, equal where the key is."""
+    """A number for each row. Rows with equal keys have equal numbers."""
     combined = np.zeros(keys.num_rows, np.int64)
     for name in keys.schema.names:
         coded = keys[name].dictionary_encode()

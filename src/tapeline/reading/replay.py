@@ -1,4 +1,4 @@
-"""Events at the pace at which they happened, or another: what is due now, in slices, and sleep until the next is."""
+"""Replays events at their original pace or another: yields those that are due in slices, and sleeps until the next is due."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from tapeline.retry import loop
 from tapeline.retry.backoff import backoff
 from tapeline.streams import Stream
 
-#: So many events at most are handed on together, however many are due.
+#: A slice has at most this many events, however many are due.
 _SLICE_ROWS = 8_192
 
 
 def paced(
     batches: Iterator[pa.RecordBatch], speed: float, *, sleep: Callable[[float], object], clock: Callable[[], int]
 ) -> Iterator[pa.RecordBatch]:
-    """The rows of `batches`, which have `ts_ns` and are in its order, each no earlier than it is due.
+    """Yield the rows of `batches`, none before it is due. The batches must have the column `ts_ns` and be in its order.
 
-    The first is due at once; a later one when the time between the two, divided by `speed`, has passed. `speed` 0: all at once. `clock`
-    gives nanoseconds that only grow, `sleep` takes seconds; where it returns True, as the `wait` of an event that is set does, the replay
-    ends. Who takes the rows more slowly than they are due is given what is overdue without a pause until he has caught up.
+    The first row is due at once. A later row is due when the time between it and the first row, divided by `speed`, has passed. With
+    `speed` 0, all rows are due at once. `clock` returns monotonic nanoseconds. `sleep` takes seconds; the replay ends if it returns True,
+    as `Event.wait` does when the event is set. A consumer that is too slow gets the overdue rows without a pause until it has caught up.
     """
     first, begun = None, 0
     for batch in batches:
@@ -35,7 +35,7 @@ def paced(
         ts = batch["ts_ns"].to_numpy()
         if first is None:
             first, begun = int(ts[0]), clock()
-        # Times as float seconds would be some hundred ns off; differences as float nanoseconds are not, for 100 days.
+        # Times as float seconds would be wrong by some hundred ns. Differences as float nanoseconds are exact for 100 days.
         due = (ts - first) / speed if speed else np.zeros(len(ts))
         at = 0
         while at < len(ts):
@@ -50,10 +50,10 @@ def paced(
 
 
 def publish(batches: Iterator[pa.RecordBatch], stream: Stream, stop: threading.Event, random: Random) -> int:
-    """Append batches of ticks to the stream's normalized topic until there are no more or `stop` is set; how many ticks it took.
+    """Append batches of ticks to the stream's normalized topic until there are no more, or `stop` is set. Returns the number of ticks.
 
-    While the stream is away it is tried again, for five minutes; then Unavailable is raised, as at once where `batches` raises it. Each
-    tick is appended once, unless this process is killed and started again.
+    While the stream is away, it tries again for five minutes, then raises Unavailable. If `batches` raises Unavailable, it is raised at
+    once. Each tick is appended once, unless this process is killed and started again.
     """
     published = 0
     held: list[pa.RecordBatch] = []
@@ -63,7 +63,7 @@ def publish(batches: Iterator[pa.RecordBatch], stream: Stream, stop: threading.E
     def taken() -> pa.RecordBatch | None:
         try:
             return next(batches, None)
-        except Unavailable as error:  # an iterator that has raised has ended: to go on would be to leave out the rest
+        except Unavailable as error:  # an iterator that has raised is at its end: a retry would silently skip the rest
             unread.append(error)
             return None
 
@@ -73,7 +73,7 @@ def publish(batches: Iterator[pa.RecordBatch], stream: Stream, stop: threading.E
         if batch is None:
             done.set()
             return False
-        held.append(batch)  # until the stream has it
+        held.append(batch)  # kept until the stream has it, so that a retry sends the same batch
         stream.append(TICKS_TOPIC, batch)
         published += held.pop().num_rows
         return True

@@ -1,4 +1,4 @@
-"""Rows that were asked for, not yet read, and the tables that they can become."""
+"""The result of a reading function: a query that is run by the method that returns its rows as a table of some library."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ if TYPE_CHECKING:
     import pandas as pd
     import polars as pl
 
-#: Columns of timestamps and the exact nanoseconds that each is made of.
+#: Each timestamp column -> the column of exact nanoseconds from which it is made.
 _TIMES: Final = {"ts": "ts_ns", "quote_ts": "quote_ts_ns", "trade_ts": "trade_ts_ns"}
 _TS: Final = pa.timestamp("ns", "UTC")
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Result:
-    """Rows that were asked for, not yet read: each method reads them, as a table of its library, the same rows in the same order."""
+    """The rows of a query, not read yet. Each method reads them and returns a table of its library: the same rows in the same order."""
 
     schema: pa.Schema
     _read: Callable[[], Iterator[pa.RecordBatch]]
     _answers: Callable[[], list[Answer]] | None = None
 
     def batches(self) -> pa.RecordBatchReader:
-        """The rows as they are read, a bounded number at a time: for what does not fit in memory. Raises Unavailable while it is read."""
+        """The rows as an Arrow stream of bounded batches, for results that do not fit in memory. Reading it may raise Unavailable."""
         return pa.RecordBatchReader.from_batches(self.schema, self._read())
 
     def arrow(self) -> pa.Table:
@@ -41,42 +41,44 @@ class Result:
         return self.batches().read_all()
 
     def pandas(self) -> pd.DataFrame:
-        """A DataFrame: times as datetime64[ns, UTC], integers that may be missing as Int64, never as floats.
+        """A pandas DataFrame. Times are datetime64[ns, UTC]. Integer columns that may have nulls are Int64 or Int32, never floats.
 
-        Raises ConfigError where pandas is not installed, Unavailable."""
+        Raises ConfigError if pandas is not installed, and Unavailable."""
         pandas = library("pandas")
         integers = {pa.int64(): pandas.Int64Dtype(), pa.int32(): pandas.Int32Dtype()}
         table = self.arrow()
         frame = table.to_pandas()
         for field in self.schema:
             if field.nullable and field.type in integers:
-                # By way of Arrow: as floats, which pandas takes for integers with holes, they would be rounded.
+                # Convert from Arrow: `to_pandas` makes floats of integers with nulls, and floats round large integers.
                 frame[field.name] = integers[field.type].__from_arrow__(table[field.name])
         found: pd.DataFrame = frame
         return found
 
     def polars(self) -> pl.DataFrame:
-        """A polars DataFrame: times as Datetime("ns", "UTC"). Raises ConfigError where polars is not installed, Unavailable."""
+        """A polars DataFrame. Times are Datetime("ns", "UTC"). Raises ConfigError if polars is not installed, and Unavailable."""
         found: pl.DataFrame = library("polars").from_arrow(self.arrow())
         return found
 
     def duckdb(self, connection: duckdb.DuckDBPyConnection | None = None) -> duckdb.DuckDBPyRelation:
-        """A DuckDB relation over the rows in memory: of `connection`, or of the one that `duckdb.sql` uses, which then finds it by name.
+        """A DuckDB relation over the rows in memory. It belongs to `connection`, or to the connection of `duckdb.sql`.
 
-        Times are TIMESTAMP_NS, in UTC without saying so. Raises Unavailable."""
+        In the second case, `duckdb.sql` finds it by the name of its Python variable.
+
+        Times are TIMESTAMP_NS in UTC; the type has no zone. Raises Unavailable."""
         return query.relation(self.arrow(), connection)
 
     def completeness(self) -> list[Answer]:
-        """What the ledger knows of the range that was asked for: an answer for each symbol and channel that the rows may be of.
+        """What the ledger knows about the requested range: an answer for each symbol and channel that the rows may come from.
 
-        `verdict` is "complete", "incomplete" or "unprovable"; `holes` what is missing, as far as is known. Of `ticks` and `bars`.
-        Raises WrongArgument for a result of another function, Unavailable, NewerData."""
+        `verdict` is "complete", "incomplete" or "unprovable". `holes` lists what is known to be missing. Only results of `ticks` and `bars`
+        have answers. Raises WrongArgument for a result of another function, and Unavailable, NewerData."""
         if self._answers is None:
             raise WrongArgument("completeness() is of what ticks() and bars() give. Ask it of the ticks that this result was made of.")
         return self._answers()
 
     def __arrow_c_stream__(self, requested_schema: object = None) -> object:
-        """For every library that takes Arrow streams."""
+        """The Arrow stream interface, for every library that reads Arrow streams."""
         return self.batches().__arrow_c_stream__(requested_schema)
 
     def __repr__(self) -> str:
@@ -84,19 +86,19 @@ class Result:
 
 
 def stored_columns(names: Sequence[str]) -> tuple[str, ...]:
-    """The columns that those asked for are made of."""
+    """The stored columns that are needed for the columns `names`."""
     return tuple(dict.fromkeys(_TIMES.get(name, name) for name in names))
 
 
 def with_times(schema: pa.Schema, names: Sequence[str]) -> pa.Schema:
-    """The schema of some columns, timestamps among them."""
+    """The schema of the columns `names`. They may include timestamps, which are ns, UTC."""
     return pa.schema(
         [pa.field(name, _TS, nullable=schema.field(_TIMES[name]).nullable) if name in _TIMES else schema.field(name) for name in names]
     )
 
 
 def timed(batches: Iterator[pa.RecordBatch], schema: pa.Schema, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    """The columns asked for, the timestamps made of the exact times beside them."""
+    """The batches with the columns `names`. Timestamps are made from the columns of exact nanoseconds."""
     wanted = with_times(schema, names)
     for batch in batches:
         columns = [batch[_TIMES[name]].cast(_TS) if name in _TIMES else batch[name] for name in names]

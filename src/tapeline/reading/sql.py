@@ -1,4 +1,4 @@
-"""SQL over the lake: DuckDB views of its tables, each the latest committed state."""
+"""Gives SQL access to the lake: DuckDB views that show the latest committed state of its tables."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from tapeline.records import AMENDING, AMENDS, NORMALIZED_TOPICS, Topic
 from tapeline.stores.lake.engine import NO_DOWNLOADS
 from tapeline.stores.lake.files import check_format, for_duckdb, table_at, unreadable
 
-#: The last revision of each bar; `bar_revisions` has them all.
+#: How many rows `each` reads at a time.
 _ROWS_AT_ONCE: Final = 5_000
+#: `bars` has the last revision of each bar; `bar_revisions` has all revisions.
 _BARS: Final = """
 CREATE VIEW bars AS SELECT * FROM bar_revisions
 QUALIFY row_number() OVER (
@@ -26,7 +27,7 @@ QUALIFY row_number() OVER (
 ) = 1
 """
 
-#: The notices that take back a trade, and the trades that none takes back.
+#: `amendments` has the notices that take back a trade. `trades` has the trades that were not taken back.
 _AMENDMENTS: Final = f"""
 CREATE VIEW amendments AS SELECT provider, feed, symbol, date, amends.exchange AS exchange, amends.trade_id AS trade_id, kind, ts_ns, detail
 FROM (SELECT *, regexp_extract(detail, '{AMENDS}', ['exchange', 'trade_id']) AS amends FROM notices WHERE kind IN {AMENDING})
@@ -40,12 +41,12 @@ ANTI JOIN amendments USING (provider, feed, symbol, date, exchange, trade_id)
 _READING: Final = frozenset(
     {duckdb.StatementType.SELECT, duckdb.StatementType.MULTI, duckdb.StatementType.PRAGMA, duckdb.StatementType.CALL}
 )
-#: Bars that no market has had, kept as they came: the same rule as normalize counts by.
+#: Bars with impossible values, kept as they came. The rule is the same as that of normalize's count.
 _SUSPECTS: Final = """
 CREATE VIEW suspects AS SELECT * FROM bar_revisions
 WHERE "open" < low OR "open" > high OR "close" < low OR "close" > high OR trades < 0
 """
-#: What is there, and what is not; times for people beside the exact ones. An end that is null: it goes on.
+#: The intervals of the ledger, with readable times beside the exact ones. A null end means that the interval continues.
 _COVERAGE: Final = """
 CREATE VIEW coverage AS
 SELECT * EXCLUDE (evidence, first_id, last_id), make_timestamp_ns(start_ns) AS "start", make_timestamp_ns(end_ns) AS "end",
@@ -58,11 +59,10 @@ _GAPS: Final = "CREATE VIEW gaps AS SELECT * FROM coverage WHERE state IN ('open
 def connect(lake: Path, ledger: pa.Table | None = None) -> duckdb.DuckDBPyConnection:
     """An in-memory DuckDB with the views ticks, trades, amendments, bars, bar_revisions, suspects, notices and rejected.
 
-    Nothing is downloaded.
-
-    `ledger`: the rows of the views `coverage` and `gaps`, as `Ledger.intervals` gives them; without it there are no such views."""
+    `ledger`: the rows for the views `coverage` and `gaps`, as `Ledger.intervals` returns them; without it, these views do not exist.
+    Nothing is downloaded. Raises DiskProblem when the lake cannot be read, and NewerData when a newer Tapeline wrote it."""
     with ThreadPoolExecutor(1) as starter:
-        starting = starter.submit(_started)  # DuckDB takes as long to start as the logs to be read
+        starting = starter.submit(_started)  # in parallel: starting DuckDB takes as long as reading the tables' logs
         files = {topic: _files(lake / topic.table) for topic in NORMALIZED_TOPICS}
         db = starting.result()
     for topic in NORMALIZED_TOPICS:
@@ -81,8 +81,8 @@ def connect(lake: Path, ledger: pa.Table | None = None) -> duckdb.DuckDBPyConnec
 
 
 def fence(db: duckdb.DuckDBPyConnection, lake: Path) -> None:
-    """From now on, and for good, the connection reaches no file but the lake's, and nothing over a network."""
-    # As a path, and as what `connect` makes of it.
+    """Restrict the connection for good: it can read no files except the lake's, and use no network."""
+    # Both as a plain path and in the form that `connect` uses.
     folders = sorted({f"{lake}/", *for_duckdb([f"{lake}/"])})
     listed = ", ".join("'" + folder.replace("'", "''") + "'" for folder in folders)
     db.execute(f"SET allowed_directories = [{listed}]").fetchall()
@@ -90,7 +90,7 @@ def fence(db: duckdb.DuckDBPyConnection, lake: Path) -> None:
 
 
 def only_reads(db: duckdb.DuckDBPyConnection, statement: str) -> bool:
-    """Whether a statement can write nothing: a SELECT in any of its forms, or what explains one."""
+    """Whether a statement cannot write: any form of SELECT, or an EXPLAIN of one."""
     explained = re.match(r"\s*explain(\s+analyze)?\b", statement, re.IGNORECASE)
     if explained is not None:
         return only_reads(db, statement[explained.end() :])
@@ -104,9 +104,9 @@ def _started() -> duckdb.DuckDBPyConnection:
 
 
 def relation(table: pa.Table, connection: duckdb.DuckDBPyConnection | None) -> duckdb.DuckDBPyRelation:
-    """A table in memory as a relation of a connection; None: of DuckDB's own default one. Nothing is downloaded for it.
+    """A table in memory as a relation of `connection`; None means DuckDB's default connection. Nothing is downloaded.
 
-    Its timestamps are TIMESTAMP_NS in UTC: DuckDB has a type of nanoseconds with a zone, but few of its functions take that.
+    Timestamps become TIMESTAMP_NS in UTC. DuckDB also has a type for nanoseconds with a zone, but few of its functions accept it.
     """
     zoned = {field.name for field in table.schema if pa.types.is_timestamp(field.type)}
     plain = [field.with_type(pa.timestamp("ns")) if field.name in zoned else field for field in table.schema]
@@ -114,12 +114,14 @@ def relation(table: pa.Table, connection: duckdb.DuckDBPyConnection | None) -> d
 
 
 def find(lake: Path, table: str, condition: str, values: list[Any]) -> list[dict[str, Any]]:
-    """Rows of a table with the name of the file that holds each. `condition` is SQL of the caller's own, `values` its parameters."""
+    """The rows of a lake table that match a condition, each with the column `filename`; none if the table does not exist.
+
+    `condition` is SQL and must not contain text from a user; `values` are its parameters. Raises DiskProblem and NewerData."""
     return list(each(lake, table, condition, values))
 
 
 def each(lake: Path, table: str, condition: str = "true", values: Sequence[Any] = ()) -> Iterator[dict[str, Any]]:
-    """As `find`, a few rows in memory at a time."""
+    """As `find`, but with only a few rows in memory at a time."""
     files = _files(lake / ("bars" if table == "bar_revisions" else table))
     if not files:
         return
@@ -134,8 +136,8 @@ def each(lake: Path, table: str, condition: str = "true", values: Sequence[Any] 
 
 
 def meaning(lake: Path, error: duckdb.Error) -> DiskProblem | ConfigError:
-    """What an error of a query that a person wrote means: a file of the lake that cannot be read, or the query."""
-    # Of a file whose inside is damaged DuckDB says no name, and no kind of error.
+    """The cause of an error in a user's query: DiskProblem if a file of the lake cannot be read, ConfigError if the query is wrong."""
+    # If the content of a file is damaged, DuckDB's error has no specific type and does not name the file.
     if type(error) is duckdb.Error or str(lake) in str(error):
         return _damaged(lake, error)
     return ConfigError(f"DuckDB: {error}")

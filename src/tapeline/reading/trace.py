@@ -1,4 +1,4 @@
-"""The way of one tick: the raw frame it came from, its connection, and where it lies in each topic and store."""
+"""Traces one tick: the raw frame it came from, its connection, and its place in each topic and store."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tapeline.records import BARS_TOPIC, NOTICES_TOPIC, RAW_TOPIC, REJECTED_TOPI
 from tapeline.stores import Store
 from tapeline.streams import Stream
 
-#: Rows of a query over the lake: table, condition and its values to rows; none where there is no lake.
+#: Queries the lake: given a table, a condition and the condition's values, returns the rows; none if there is no lake.
 Find = Callable[[str, str, list[Any]], list[dict[str, Any]]]
 
 _BY_ID: Final = "raw_partition = ? AND raw_offset = ? AND raw_index = ?"
@@ -29,7 +29,7 @@ _OUTPUTS: Final = (TICKS_TOPIC, BARS_TOPIC, REJECTED_TOPIC, NOTICES_TOPIC)
 
 @dataclass(slots=True)
 class Step:
-    """One place on the way."""
+    """One place on the way of a tick: where it is, what was found there, and details by name."""
 
     where: str
     found: str
@@ -37,14 +37,16 @@ class Step:
 
 
 def by_symbol(find: Find, symbol: str, ts_ns: int) -> list[tuple[int, int, int]]:
-    """The ids of the symbol's events at a time, or else of those nearest before it."""
+    """The ids (raw partition, offset, index) of a symbol's ticks at `ts_ns` (UTC), or at the last earlier time that has any; at most 20."""
     rows = find("ticks", "symbol = ? AND ts_ns <= ? ORDER BY ts_ns DESC, raw_offset DESC, raw_index DESC LIMIT 20", [symbol, ts_ns])
     nearest = max((row["ts_ns"] for row in rows), default=0)
     return [(row["raw_partition"], row["raw_offset"], row["raw_index"]) for row in rows if row["ts_ns"] == nearest]
 
 
 def trace(stream: Stream, stores: Mapping[str, Store], find: Find, event: tuple[int, int, int]) -> Iterator[Step]:
-    """Each place in turn, whether the event is there or not."""
+    """Yield a step for each place that an event passes, and say whether it is there. `event`: raw partition, offset and index.
+
+    Raises Unavailable while the stream is away."""
     partition, offset, _ = event
     raw = _raw(stream, partition, offset)
     if raw is None:
@@ -90,7 +92,7 @@ def _raw(stream: Stream, partition: int, offset: int) -> dict[str, Any] | None:
 
 
 def _output(stream: Stream, topic: Topic, event: tuple[int, int, int]) -> tuple[int, int, dict[str, Any]] | None:
-    """Where an event lies in an output topic: partition, offset, row."""
+    """Where an event is in an output topic: (partition, offset, row); None if it is not there."""
     lows, highs = stream.tail_positions(topic, 1 << 62), stream.ends(topic)
     for partition, high in highs.items():
         found = _search(stream, topic, partition, lows.get(partition, 0), high, event)
@@ -102,7 +104,9 @@ def _output(stream: Stream, topic: Topic, event: tuple[int, int, int]) -> tuple[
 def _search(
     stream: Stream, topic: Topic, partition: int, low: int, high: int, event: tuple[int, int, int]
 ) -> tuple[int, dict[str, Any]] | None:
-    """What came of one raw partition lies in raw order in each partition of a topic, so the place is found by halving."""
+    """Find an event's (offset, row) in one partition by binary search.
+
+    In each partition of a topic, the events of one raw partition are in the order of their raw records."""
     while (found := _at(stream, topic, partition, low, _LOOK_ROWS)) is not None:
         offsets, batch = found
         here = _of(batch, event[0]) & (batch["raw_offset"].to_numpy() == event[1]) & (batch["raw_index"].to_numpy() == event[2])
@@ -122,7 +126,7 @@ def _search(
 
 
 def _first_of(stream: Stream, topic: Topic, partition: int, position: int, end: int, raw_partition: int) -> tuple[int, int, int] | None:
-    """The first record between two positions that came of a raw partition: its place, raw offset and raw index."""
+    """The first record in [position, end) that came from a raw partition: (offset, raw offset, raw index); None if there is none."""
     while position < end and (found := _at(stream, topic, partition, position, _SCAN_ROWS)) is not None:
         offsets, batch = found
         rows = np.flatnonzero(_of(batch, raw_partition))
@@ -138,7 +142,7 @@ def _of(batch: pa.RecordBatch, raw_partition: int) -> Any:
 
 
 def _at(stream: Stream, topic: Topic, partition: int, position: int, rows: int) -> tuple[Any, pa.RecordBatch] | None:
-    """Offsets and records of one partition from a position on."""
+    """The offsets and records of one partition from a position on, at most `rows`; None if there are none."""
     at = dict(stream.ends(topic))
     if position >= at.get(partition, 0):
         return None
@@ -147,12 +151,12 @@ def _at(stream: Stream, topic: Topic, partition: int, position: int, rows: int) 
         mine = np.flatnonzero(chunk.partition == partition)[:rows]
         if len(mine):
             return chunk.offset[mine], chunk.batch.take(pa.array(mine))
-        at |= chunk.next  # it was all of other partitions, where records arrive meanwhile
+        at |= chunk.next  # all of it was from other partitions, where records arrive meanwhile
     return None
 
 
 def picture(event: tuple[int, int, int], steps: list[Step]) -> RenderableType:
-    """The way as a tree, top to bottom."""
+    """The steps of a trace as a tree, from top to bottom."""
     tree = Tree(Text("-".join(map(str, event)), style="bold"))
     for step in steps:
         branch = tree.add(Text.assemble((step.where, "cyan"), "  ", step.found))
