@@ -1,1 +1,1 @@
-"""What the stages say of themselves, and how it is shown."""
+"""Collects what the stages report about themselves, and shows it."""

@@ -1,4 +1,4 @@
-"""The whole pipeline at a glance: who runs, how fast, what waits where, and whether every event is accounted for."""
+"""Takes a snapshot of the whole pipeline: what runs, how fast, what waits where, and whether every event is accounted for."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from tapeline.streams import Stream
 from tapeline.streams.lives import read_of
 from tapeline.telemetry.status import read_status
 
-#: A process elsewhere that has said nothing for so long does not run: each speaks about once a second.
+#: A process in another container or on another machine counts as dead after this long without a report. Each reports once a second or so.
 _SILENT_NS = 15 * NS_PER_S
 _PARTS = ("ticks", "bars", "notices", "rejected", "duplicates")
 
 
 @dataclass(frozen=True, slots=True)
 class Equation:
-    """in = out + duplicates + rejected, for one stage and what it read."""
+    """in = out + duplicates + rejected, for one stage and one kind of input. `read` is the left side, `parts` the terms of the right."""
 
     stage: str
     what: str
@@ -42,7 +42,7 @@ class Equation:
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """What a group has still to read of a partition: records, or on Kafka the messages that hold them."""
+    """How much a group has still to read of a partition. The unit is records; on Kafka it is messages, which hold several records."""
 
     group: str
     topic: str
@@ -51,7 +51,9 @@ class Backlog:
 
 
 def equations(stream: Stream, stores: Mapping[str, Store]) -> list[Equation]:
-    """Each from what one transaction committed, so each holds at every moment, also while the pipeline runs."""
+    """The equations of normalize, for each feed, and of each store, for each table.
+
+    One transaction commits all numbers of an equation, so it holds at every moment, even while the pipeline runs."""
     found = []
     totals = of_feeds(stream)
     feeds = sorted({name.rpartition("/")[0] for name in totals})
@@ -67,21 +69,22 @@ def equations(stream: Stream, stores: Mapping[str, Store]) -> list[Equation]:
 
 
 def of_feeds(stream: Stream) -> dict[str, int]:
-    """What normalize has made of each feed's events, by `provider/feed/part`."""
+    """The counts of normalize by feed: `provider/feed/part` -> count."""
     return {name: total for name, total in stream.totals("normalize").items() if "/" in name}
 
 
 def into_normalize(stream: Stream) -> Equation | None:
-    """What was written to the raw topic against what normalize has read of it, in the present lives. None where that is not counted.
+    """Compares how much was written to the raw topic with how much normalize has read, in the partitions' present lives.
 
-    As in `between`, the writing is asked before and after."""
+    None if the stream does not count it, or if normalize read more during the query. As in `between`, the written count is read before and
+    after."""
     before, totals, at = stream.written(RAW_TOPIC), stream.totals("normalize"), stream.positions("normalize", RAW_TOPIC)
     found = {p: read_of(totals, p, life.since) for p, life in before.items() if at.get(p, 0) > life.since}
     read = {p: records for p, records in found.items() if records is not None}
     waiting = stream.lag(RAW_TOPIC, at)
     after = stream.written(RAW_TOPIC)
     if not read or stream.totals("normalize") != totals or any(p not in after or after[p].since != before[p].since for p in read):
-        return None  # nothing is counted, or it has gone on or begun anew in between: the next look will tell
+        return None  # nothing is counted, or normalize went on, or the topic began anew, in between: try at the next snapshot
     least, most = (sum(written[p].records for p in read) for written in (before, after))
     taken, on_the_way = sum(read.values()), sum(waiting[p] for p in read)
     written = min(max(taken + on_the_way, least), most)
@@ -89,9 +92,10 @@ def into_normalize(stream: Stream) -> Equation | None:
 
 
 def between(stream: Stream, stores: Iterable[str]) -> list[Equation]:
-    """What each stage wrote against what the next has read: here a stream that lost something shows. None where it counts messages.
+    """Compares how much each stage wrote with how much the next has read. A difference shows that the stream lost records.
 
-    Nothing commits both sides together, so the writing is asked before and after the reading, and has to lie around it."""
+    A stream that counts messages instead of records gives no equations for the stores. The two sides are not committed together. So the
+    written count is read before and after the read count, and the sum of taken and waiting records must lie between the two."""
     found = [equation] if (equation := into_normalize(stream)) is not None else []
     for name in stores if stream.counts_records else ():
         for topic in NORMALIZED_TOPICS:
@@ -102,7 +106,7 @@ def between(stream: Stream, stores: Iterable[str]) -> list[Equation]:
             read = read or 0
             waiting = sum(stream.lag(topic, stream.positions(name, topic)).values())
             if stream.totals(name).get(f"{topic.table}/read", 0) != read:
-                continue  # it has gone on in between: the next look will tell
+                continue  # the store went on in between: try at the next snapshot
             most = written_to(stream, topic)
             written = min(max(read + waiting, least), most)
             found.append(Equation(f"normalize to {name}", f"{topic.table} written", written, {"taken": read, "on the way": waiting}))
@@ -110,9 +114,9 @@ def between(stream: Stream, stores: Iterable[str]) -> list[Equation]:
 
 
 def backlogs(stream: Stream, stores: Mapping[str, Store], raw_groups: Sequence[str]) -> list[Backlog]:
-    """Of the groups that read the raw topic, and of the stores.
+    """The backlogs of the groups that read the raw topic, and of the stores, by partition.
 
-    Positions are read before the ends that they run after, so that none is below zero while the pipeline runs."""
+    Positions are read before the ends, so no backlog is negative while the pipeline runs."""
     positions = [(group, RAW_TOPIC, stream.positions(group, RAW_TOPIC)) for group in raw_groups]
     positions += [(name, topic, store.totals(topic).positions) for name, store in stores.items() for topic in NORMALIZED_TOPICS]
     return [
@@ -123,7 +127,9 @@ def backlogs(stream: Stream, stores: Mapping[str, Store], raw_groups: Sequence[s
 
 
 def alive(status: Mapping[str, Any], now_ns: int) -> bool:
-    """Whether the process that wrote a status still runs: here by its id, in another container or on another machine by its last word."""
+    """Whether the process that wrote a status still runs.
+
+    On this machine, its process id is checked. In another container or on another machine, the time of its last report decides."""
     if status.get("space", process_space()) != process_space():
         return now_ns - int(status.get("updated_ns", 0)) < _SILENT_NS
     try:
@@ -143,9 +149,9 @@ def snapshot(
     clock_ns: int | None = None,
     stages: Container[str] | None = None,
 ) -> dict[str, Any]:
-    """Everything that `tapeline status` shows, as plain values. Without a stream: what the stages say by themselves.
+    """Everything that `tapeline status` shows, as plain values. Without a stream, only what the stages report about themselves.
 
-    `stages`: those of the configuration; of others only what runs is shown."""
+    `stages`: the configured stages; a stage that is not among them is shown only while it runs. `clock_ns`: now (UTC)."""
     now_ns = clock_ns if clock_ns is not None else time.time_ns()
     words = {name: word for name, word in read_status(root).items() if stages is None or name in stages or alive(word, now_ns)}
     shown = {
@@ -175,7 +181,7 @@ def snapshot(
         "leaps": [leap for word in ingests for leap in word.get("leaps", [])],
         "passed_over": words.get("ledger", {}).get("passed_over", 0),
         "upkeep": {name: word["upkeep"] for name, word in words.items() if "upkeep" in word},
-        "gaps": words.get("ledger", {}).get("states"),  # by state; null where no ledger is kept
+        "gaps": words.get("ledger", {}).get("states"),  # the number of gaps by state; None if no ledger is kept
         "spool": {part: sum(word.get(part, 0) for word in ingests) for part in ("spooled", "spooled_bytes", "refused")},
         "equations": [
             {"stage": e.stage, "what": e.what, "read": e.read, **e.parts, "balanced": e.balanced, "text": str(e)}
@@ -185,13 +191,14 @@ def snapshot(
 
 
 def _elsewhere(workers: Sequence[Mapping[str, Any]], partitions: int) -> dict[str, int] | None:
-    """How many partitions of the raw topic no worker of this run has: those of another run on the same stream have them."""
+    """How many partitions of the raw topic no worker of this run reads: another run on the same stream does. None if there are none, or
+    if no worker runs."""
     mine = {partition for word in workers for partition in word.get("partitions", [])}
     return {"partitions": partitions - len(mine), "of": partitions} if workers and len(mine) < partitions else None
 
 
 def _line(line: Mapping[str, Any]) -> dict[str, Any]:
-    """One of two lines that carry the same, beside the other."""
+    """The values of one of two lines that carry the same events."""
     return {"connected": line["connected"], "reconnects": max(0, line["connects"] - 1), **line["pair"]}
 
 
@@ -206,7 +213,7 @@ def _provider(name: str, totals: Mapping[str, int], lines: Mapping[str, Any], pa
         "lines": len(mine),
         "reconnects": sum(max(0, line["connects"] - 1) for line in mine),
         "ticks_per_s": sum(pace["ticks_per_s"] for pace in paces),
-        "p50_ms": max((pace["p50_ms"] for pace in paces if pace["p50_ms"] is not None), default=None),  # the slowest worker's
+        "p50_ms": max((pace["p50_ms"] for pace in paces if pace["p50_ms"] is not None), default=None),  # of the slowest worker
         "p99_ms": max((pace["p99_ms"] for pace in paces if pace["p99_ms"] is not None), default=None),
         "ticks": total("ticks"),
         "bars": total("bars"),

@@ -1,4 +1,4 @@
-"""The pipeline's health as it goes: a live table on a terminal, a plain line every few seconds elsewhere."""
+"""Shows the pipeline's health while it runs: a live table on a terminal, otherwise a plain line every few seconds."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ _LEAST_COLUMNS: Final = 60
 
 
 class Screen:
-    """Shows what `look` gives, when `tick` is called often. Other messages go above the table through `say`."""
+    """Shows the snapshots that `look` returns. Call `tick` often; it updates the display when that is due. `say` prints other messages
+    above the table. On a terminal, the display is updated every 0.5 s, otherwise every `line_every_s` seconds."""
 
     def __init__(self, console: Console, look: Callable[[], Mapping[str, Any]], line_every_s: float) -> None:
         self._console = console

@@ -1,4 +1,4 @@
-"""The pipeline's health as tables for a terminal, and as one plain line for a log."""
+"""Formats the pipeline's health as tables for a terminal, and as one plain line for a log."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from tapeline.local.clock import Leap
 from tapeline.local.console import printable
 from tapeline.records import NS_PER_S
 
-#: Each stage says something about once a second: after so long it waits for somebody, or its status cannot be written.
+#: Each stage reports about once a second. After this long without a report, it waits for something, or cannot write its status.
 _LONG_S: Final = 15.0
 
 
 def tables(snapshot: Mapping[str, Any]) -> RenderableType:
-    """Providers, stages and the accounting, one under the other."""
+    """The snapshot as tables, one below the other: providers, stages, backlog, problems, and the accounting at the end."""
     return Group(
         _providers(snapshot),
         *_elsewhere(snapshot),
@@ -57,7 +57,7 @@ def _providers(snapshot: Mapping[str, Any]) -> Table:
 
 
 def _elsewhere(snapshot: Mapping[str, Any]) -> list[Text]:
-    """Partitions that no worker of this run reads: the rates above are without them."""
+    """A note about partitions that no worker of this run reads. The rates in the table above do not include them."""
     one = snapshot["elsewhere"]
     if one is None:
         return []
@@ -66,7 +66,7 @@ def _elsewhere(snapshot: Mapping[str, Any]) -> list[Text]:
 
 
 def _troubles(snapshot: Mapping[str, Any]) -> list[Text]:
-    """What a provider's connections complain of, on a line of its own: it may be long."""
+    """The problems of each provider, each on its own line, because the text may be long."""
     found = [Text(printable(f"{name}: {p['problem']}"), style="yellow") for name, p in snapshot["providers"].items() if p["problem"]]
     found += [
         Text(f"{name}: {p['inexact']:,} prices and sizes have more digits than float64 holds; the raw topic has all", style="yellow")
@@ -81,7 +81,7 @@ def _troubles(snapshot: Mapping[str, Any]) -> list[Text]:
 
 
 def _lines(snapshot: Mapping[str, Any]) -> list[Table]:
-    """Two lines that carry the same, one beside the other; nothing where each is by itself."""
+    """A table that compares the lines that carry the same events; nothing if there are no such lines."""
     if not snapshot["lines"]:
         return []
     table = Table(title="\nlines that carry the same", title_justify="left", box=None, pad_edge=False, header_style="bold")
@@ -112,7 +112,7 @@ def _stages(snapshot: Mapping[str, Any]) -> Table:
 
 
 def _backlog(snapshot: Mapping[str, Any]) -> Table:
-    """What each group has still to read of each topic, the partitions side by side."""
+    """A table of the backlog of each group and topic, with the count of each partition."""
     table = Table(title="\nbacklog", title_justify="left", box=None, pad_edge=False, header_style="bold")
     for name in ("group", "topic", "records", "by partition"):
         table.add_column(name, justify="right" if name == "records" else "left", no_wrap=name != "by partition")
@@ -125,7 +125,7 @@ def _backlog(snapshot: Mapping[str, Any]) -> Table:
 
 
 def _spool(snapshot: Mapping[str, Any]) -> list[Text]:
-    """What ingest keeps on disk until the stream takes it, and what it had to refuse."""
+    """How many records wait in ingest's spool on disk, and how many were refused."""
     spool = snapshot["spool"]
     lines = []
     if spool["spooled"]:
@@ -136,7 +136,7 @@ def _spool(snapshot: Mapping[str, Any]) -> list[Text]:
 
 
 def _forgotten(snapshot: Mapping[str, Any]) -> list[Text]:
-    """Where the stream has lost what a stage had not read, since the stage was started."""
+    """Where the stream lost records before a stage read them, since the stage was started."""
     return [
         Text(
             f"\nforgotten: {one['topic']} {one['partition']} began anew before {one['stage']} had read all of it, "
@@ -151,7 +151,7 @@ def _forgotten(snapshot: Mapping[str, Any]) -> list[Text]:
 
 
 def _clock(snapshot: Mapping[str, Any]) -> list[Text]:
-    """Where this machine's clock leapt since ingest was started, and where it is not that of a provider."""
+    """The leaps of this machine's clock since ingest was started, and its offset from a provider's clock."""
     lines = [Text(f"\nclock: at {_moment(one['before_ns'])} {Leap(**one)} (tapeline gaps)", style="bold red") for one in snapshot["leaps"]]
     for name, provider in snapshot["providers"].items():
         if (off_s := provider["clock_off_s"]) is not None:
@@ -165,7 +165,7 @@ def _moment(ns: int) -> str:
 
 
 def _upkeep(snapshot: Mapping[str, Any]) -> list[Text]:
-    """What a store has done beside its writes: what it does now, and what came of the last time."""
+    """The upkeep of each store: whether it runs, or the result of the last run."""
     found = []
     for name, one in snapshot["upkeep"].items():
         ended = _moment(one["ended_ns"]) if "ended_ns" in one else ""
@@ -179,7 +179,7 @@ def _upkeep(snapshot: Mapping[str, Any]) -> list[Text]:
 
 
 def _gaps(snapshot: Mapping[str, Any]) -> list[Text]:
-    """What is known to be missing, where a ledger is kept."""
+    """The number of known gaps by state; nothing if no ledger is kept."""
     if snapshot["gaps"] is None:
         return []
     if snapshot["passed_over"]:
@@ -199,7 +199,7 @@ def _ms(value: float | None) -> str:
 
 
 def line(snapshot: Mapping[str, Any]) -> str:
-    """One line for a log: what each provider does and what waits."""
+    """The snapshot as one line for a log: the rates and counts of each provider, the backlog, and whether the accounting balances."""
     parts = [
         f"{name} {p['ticks_per_s']:,.0f}/s p99 {_ms(p['p99_ms']) or '-'} ms ({p['ticks']:,} ticks, {p['rejected']:,} rejects,"
         f" {p['reconnects']} reconnects)"
