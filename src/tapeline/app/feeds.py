@@ -1,4 +1,4 @@
-"""Which feeds the configuration names."""
+"""Lists the feeds that the configuration names."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def known_intervals(
 def open_ledger(config: Config, environ: Mapping[str, str] | None = None) -> Ledger:
     """The configured ledger: in PostgreSQL if that is a store, otherwise a file in the data folder. It is not connected yet.
 
-    Raises ConfigError if the package for PostgreSQL is not installed or the password is missing."""
+    Raises ConfigError if the package for PostgreSQL is not installed or the password cannot be read."""
     store = postgres_store(config)
     if store is None:
         return LedgerFile(config.root / "ledger.sqlite")

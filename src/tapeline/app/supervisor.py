@@ -47,7 +47,7 @@ class Stage:
     needed: bool = True  # whether all stages stop when it fails for good
     process: subprocess.Popen[bytes] | None = None
     started: float = 0.0
-    deaths: int = 0  # in a row
+    deaths: int = 0  # consecutive, since it was last healthy
     restarts: int = 0
     again_at: float = 0.0
     waits: Iterator[float] | None = field(default=None, repr=False)

@@ -183,7 +183,7 @@ def _send(stream: Stream, lease: Lease, events: Sequence[Rejected]) -> Iterator[
 
 
 def _again(events: Sequence[Rejected]) -> pa.RecordBatch:
-    """Rejected events as raw records."""
+    """Rejected events as raw records of the kind `retried`: one row of the schema `RAW` for each."""
     rows = [
         {
             "provider": one.provider,

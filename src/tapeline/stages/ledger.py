@@ -66,10 +66,10 @@ class LedgerWriter:
         self._forgotten = StreamLoss(stream, LEDGER, clock)
         self._account: Account | None = None
         self._positions: dict[int, int] = {}
-        self._ahead: Chunk | None = None  # read, and not yet absorbed
-        self._at_hand: Chunk | None = None  # being absorbed
+        self._ahead: Chunk | None = None  # a chunk that was read and is not absorbed yet
+        self._at_hand: Chunk | None = None  # the chunk that is being absorbed
         self._read: dict[int, int] = {}
-        self._passed_over = 0  # records, since the start
+        self._passed_over = 0  # records that were skipped since the start
         self._since: int | None = None
         self._every_ns = _FLUSH_NS
 
