@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import pyarrow as pa
 
@@ -14,9 +14,6 @@ from tapeline.reading.result import stored_columns
 from tapeline.records import Topic
 from tapeline.stores.selection import Selection, Source
 from tapeline.times import Moment
-
-if TYPE_CHECKING:
-    pass
 
 _MOST_DAYS: Final = 100_000
 
