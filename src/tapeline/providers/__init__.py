@@ -1,1 +1,1 @@
-"""Providers: what each one sends, and how it is asked. Pure: no I/O, no clock, no logging."""
+"""Providers: what each one sends, and how to request it. Pure: no I/O, no clock, no logging."""

@@ -1,4 +1,4 @@
-"""The pieces that channels build their columns from."""
+"""Functions that turn the values of wire events into Arrow columns. Every provider's channels are built from them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tapeline.records import (
     NS_PER_US,
 )
 
-# Scalars are made once: pyarrow looks for an optional module at each one that it makes from a Python value, 0.1 ms a time.
+# These scalars are made once. Each time pyarrow makes a scalar from a Python value it looks for an optional module, which takes 0.1 ms.
 _ZERO: Final = pa.scalar(0.0)
 _NO_FLOAT: Final = pa.scalar(None, pa.float64())
 _NO_TIME: Final = pa.scalar(None, pa.int64())
@@ -48,17 +48,17 @@ def ratio(amount: pa.Array, by: pa.Array) -> pa.Array:
 
 
 def but_zero(values: pa.Array) -> pa.Array:
-    """Null where a value is zero: an average price of nothing, which some bars of few shares carry."""
+    """`values` with null in place of zero. Some bars of few shares carry an average price of zero, which means that there is none."""
     return pc.if_else(pc.equal(values, _ZERO), _NO_FLOAT, values)
 
 
 def decimals(values: Iterable[str]) -> pa.Array:
-    """Decimal texts as the nearest float64; a text that is no number becomes NaN, which the checks reject."""
+    """Decimal texts as the nearest float64. A text that is not a number becomes NaN, which the checks reject."""
     return _nearest(pa.array(list(values), pa.string()))
 
 
 def counted_decimals(values: Iterable[str]) -> tuple[pa.Array, int]:
-    """The same, and for how many the nearest float64 is not what is written."""
+    """As `decimals`, and the number of texts that float64 does not hold exactly."""
     written = pa.array(list(values), pa.string())
     return _nearest(written), in_texts(written)
 
@@ -68,14 +68,18 @@ def _nearest(written: pa.Array) -> pa.Array:
 
 
 def rfc3339(values: Iterable[str]) -> pa.Array:
-    """RFC 3339 times (up to nine digits of a second, with zone) as ns; null where unreadable or outside 1990 to 2100."""
+    """RFC 3339 times as ns since 1970, UTC. A time needs a zone and may have up to nine digits after the second.
+
+    A time that cannot be read, or lies outside 1990 to 2100, becomes null."""
     written = pa.array(list(values), pa.string())
     ns = _each(written, lambda some: pc.cast(pc.cast(some, pa.timestamp("ns", "UTC")), pa.int64()), _NO_TIME)
     return in_range(ns)
 
 
 def epoch_ns(values: pa.Array) -> pa.Array:
-    """Epoch milliseconds or microseconds (told apart by size) as ns; null outside 1990 to 2100."""
+    """Counts of milliseconds or microseconds since 1970 as ns; null outside 1990 to 2100.
+
+    The size of a count decides its unit: see `MICROSECONDS_FROM`."""
     count = values.to_numpy()
     unit = np.where(count >= MICROSECONDS_FROM, NS_PER_US, NS_PER_MS)
     readable = (count > _EARLIEST_NS // unit) & (count < _LATEST_NS // unit)
@@ -83,13 +87,13 @@ def epoch_ns(values: pa.Array) -> pa.Array:
 
 
 def in_range(ns: pa.Array) -> pa.Array:
-    """Times in ns, null where outside 1990 to 2100."""
+    """Times in ns since 1970; null in place of those outside 1990 to 2100."""
     inside = pc.and_(pc.greater(ns, _EARLIEST), pc.less(ns, _LATEST))
     return ns if pc.all(inside).as_py() and inside.null_count == 0 else pc.if_else(inside, ns, _NO_TIME)
 
 
 def side_of(price: pa.Array, size: pa.Array) -> tuple[pa.Array, pa.Array]:
-    """Price and size of one side of a quote; both null where the price is zero or absent: that side is empty."""
+    """Price and size of one side of a quote. If the price is zero or absent, that side is empty and both become null."""
     here = pc.not_equal(price, _ZERO)
     if here.null_count == 0 and pc.all(here).as_py() is not False:
         return price, size
@@ -97,12 +101,12 @@ def side_of(price: pa.Array, size: pa.Array) -> tuple[pa.Array, pa.Array]:
 
 
 def joined(codes: Iterable[Sequence[object] | None]) -> pa.Array:
-    """Condition codes, comma-joined; null where there are none."""
+    """Condition codes joined by commas; null if there are none."""
     return pa.array([",".join(map(str, some)) if some else None for some in codes], pa.string())
 
 
 def _each(values: pa.Array, convert: Callable[[pa.Array], pa.Array], otherwise: pa.Scalar) -> pa.Array:
-    """Convert all at once; where that fails, one by one, with `otherwise` for those that cannot be converted."""
+    """Convert all values at once. If that fails, convert them one by one, and use `otherwise` for those that cannot be converted."""
     try:
         return convert(values)
     except pa.ArrowInvalid:
@@ -115,5 +119,5 @@ def _each(values: pa.Array, convert: Callable[[pa.Array], pa.Array], otherwise: 
         return pa.array(one_by_one, otherwise.type)
 
 
-#: A count of this size or more since 1970 is in microseconds, a smaller one in milliseconds (PROVIDERS: Binance archives).
+#: A count since 1970 of this size or more is in microseconds; a smaller one is in milliseconds (PROVIDERS: Binance archives).
 MICROSECONDS_FROM: Final = 10**14

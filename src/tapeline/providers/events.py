@@ -1,4 +1,4 @@
-"""What a decoder sorts frames into: events of a channel, notices and rejects; and what a channel is."""
+"""The types that decoders work with: channels, and the events, notices and rejects that a decoder sorts frames into."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ from tapeline.records import (
     Topic,
 )
 
-#: What decoding bytes may raise: msgspec raises ValueError for bad UTF-8 and RecursionError where brackets nest too deep.
+#: The errors that decoding bytes may raise. msgspec also raises ValueError for bad UTF-8 and RecursionError if brackets nest too deep.
 UNREADABLE: Final = (msgspec.MsgspecError, ValueError, RecursionError)
 #: Integers on the wire must fit the columns they go to.
 Int64: TypeAlias = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 Kind: TypeAlias = Literal["trade", "quote", "bar"]
-#: Column name to an array, or to a text that holds for every row. `inexact`: how many values of them float64 does not hold as written.
+#: Column name to an array, or to a text that applies to every row. The key `inexact` holds the number of values that float64 does not
+#: hold exactly.
 Columns: TypeAlias = Mapping[str, "pa.Array | str | int"]
 _ORIGIN: Final = ("received_ns", "raw_partition", "raw_offset", "raw_index")
 
@@ -35,36 +36,37 @@ def _content(topic: Topic) -> Identity:
     return Identity(tuple(name for name in topic.schema.names if name not in (*_ORIGIN, "latency_ns")))
 
 
-#: Two events with the same content are one event: for channels without an id, where repeating a state says nothing new.
+#: For channels without an id: two events with the same content are the same event. Repeating a state there adds no information.
 SAME_CONTENT: Final[dict[Kind, Identity]] = {
     "trade": _content(TICKS_TOPIC),
     "quote": _content(TICKS_TOPIC),
     "bar": _content(BARS_TOPIC),
 }
-#: Ids that start anew each day and on each venue.
+#: For ids that start again each day on each venue.
 DAILY_ID: Final = Identity(("date", "symbol", "exchange", "trade_id"), id="trade_id", drift_ns=2 * NS_PER_S)
-#: Numbers that a symbol's events carry once and for ever. Some of the channels have no time: the receive time stands in, and drifts.
-#: One aggregate id of Binance's has been given to two trades (ZILBTC, 12027555, on both sides of 2021-03-01T00:00Z).
+#: For numbers that are never reused within a symbol. Some of these channels have no event time. Their rows carry the receive time, which
+#: differs between copies. `values` is needed because Binance gave one aggregate id to two trades (ZILBTC, 12027555, before and after
+#: 2021-03-01T00:00Z).
 SEQUENCE: Final = Identity(("symbol", "sequence"), id="sequence", rising=True, drift_ns=120 * NS_PER_S, values=("last", "volume"))
 QUOTE_SEQUENCE: Final = replace(SEQUENCE, values=("bid", "bid_size", "ask", "ask_size"))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Channel:
-    """How the events of one of a provider's channels become rows."""
+    """One channel of a provider: how its events become rows, and when two of them are the same event."""
 
     name: str
     kind: Kind
-    #: Wire events to the columns that they carry; what is left out is null.
+    #: Turns wire events into columns. A column that it leaves out is null.
     columns: Callable[[Sequence[Any]], Columns]
     identity: Identity
-    #: Whether the numbers of a symbol's events (of final bars: their windows) have no hole at their source: a jump proves a loss.
+    #: Whether the provider numbers a symbol's events (for final bars: their windows) without holes. If so, a jump proves a loss.
     contiguous: bool = False
 
 
 @dataclass(slots=True)
 class Rows:
-    """Events of one channel: the wire structs, each with its row in the raw batch and its index within the frame."""
+    """Events of one kind, as wire structs, each with its row in the raw batch and its index within the frame."""
 
     events: list[Any] = field(default_factory=list)
     row: list[int] = field(default_factory=list)
@@ -78,7 +80,9 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """A message about the session or about earlier events. `ts_ns` None: it carries no time, the receive time stands in."""
+    """A message about the session or about earlier events.
+
+    `ts_ns` is None if the message carries no time; the receive time is then used."""
 
     kind: str
     detail: str
@@ -88,7 +92,9 @@ class Notice:
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """An event that cannot be read, with the reason and its own bytes. What differs between events of one reason is in round brackets."""
+    """An event that cannot be read: the reason and the event's own bytes.
+
+    Round brackets in the reason enclose the part that differs between events with the same reason."""
 
     reason: str
     payload: bytes
@@ -96,12 +102,12 @@ class Reject:
 
 @dataclass(frozen=True, slots=True)
 class Frames:
-    """The frames of one feed in a raw batch, as they lie in memory; iterating gives (row, bytes)."""
+    """The frames of one feed in a raw batch, without copying them. Iterating gives (row, bytes)."""
 
     payload: pa.BinaryArray
-    #: Which rows of `payload`; None: all.
+    #: The rows of `payload` that belong to the feed; None means all.
     rows: npt.NDArray[np.int64] | None = None
-    #: Rows that are pages of the provider's history, with the JSON line that says what was asked for.
+    #: The rows that are pages of the provider's history, each with the JSON line that says what was requested.
     pages: Mapping[int, bytes] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -113,7 +119,7 @@ class Frames:
         return zip(self.rows.tolist(), self._chosen().to_pylist(), strict=True)
 
     def inexact(self, numbers: JsonNumbers) -> int:
-        """How many of the numbers float64 does not hold as they are written."""
+        """The number of prices and sizes that float64 does not hold exactly."""
         return numbers.inexact(self.payload if len(self) == len(self.payload) else self._chosen())
 
     def _chosen(self) -> pa.BinaryArray:
@@ -122,7 +128,7 @@ class Frames:
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """Events of one channel that are columns already, one event a frame."""
+    """Events of one channel that were decoded straight into columns, one event a frame."""
 
     channel: Channel
     row: npt.NDArray[np.int64]
@@ -137,13 +143,13 @@ class Events:
     reads: list[Read] = field(default_factory=list)
     notices: Rows = field(default_factory=Rows)
     rejects: Rows = field(default_factory=Rows)
-    #: Events seen on the wire, counted by the decoder apart from where they go: the left side of the accounting equation.
+    #: Events seen on the wire: the left side of the accounting equation. The decoder counts them independently of where they go.
     seen: int = 0
-    #: Bars that no market has had. They are kept, and counted here.
+    #: Bars that are impossible in a market (see `rules.suspect`). They are kept, and counted here.
     suspect: int = 0
-    #: Prices and sizes that float64 does not hold as they were written. The nearest one is kept, and they are counted here.
+    #: Prices and sizes that float64 does not hold exactly. The nearest float64 is kept, and they are counted here.
     inexact: int = 0
-    #: The provider's own names of symbols that its table splits wrongly or not at all, each with the canonical one.
+    #: The provider's own names of symbols that its table splits wrongly or not at all, each with the canonical symbol.
     names: Mapping[str, str] = field(default_factory=dict)
 
     def rows(self, channel: Channel) -> Rows:
@@ -153,16 +159,16 @@ class Events:
         return found
 
 
-#: Provider and feed to what `Events.names` is.
+#: (provider, feed) to the mapping that `Events.names` holds.
 Names: TypeAlias = Mapping[tuple[str, str], Mapping[str, str]]
-#: Where no symbol is known to be split otherwise than by the provider's table.
+#: No exceptions: every symbol is split by the provider's table.
 NO_NAMES: Final[Mapping[str, str]] = MappingProxyType({})
 #: Sorts the frames of one feed into events.
 Decode: TypeAlias = Callable[[str, Frames, Events], None]
 
 
 def elements(frame: bytes) -> Sequence[msgspec.Raw | bytes]:
-    """The elements of an array, else the frame itself."""
+    """The elements of a frame that is a JSON or MessagePack array; for any other frame, a list of the frame itself."""
     for decode in (msgspec.json.decode, msgspec.msgpack.decode):
         try:
             found: list[msgspec.Raw] = decode(frame, type=list[msgspec.Raw])

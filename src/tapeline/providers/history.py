@@ -1,4 +1,4 @@
-"""A provider's history: what is asked for, page by page, and what a page brings. Pure: requests and pages in, nothing sent."""
+"""A provider's history: which pages to request, and which events a page holds. Pure: this module sends nothing."""
 
 from __future__ import annotations
 
@@ -15,108 +15,111 @@ from tapeline.records import NS_PER_MS
 from tapeline.secret import Secret
 
 _Row = TypeVar("_Row")
-#: Bytes of an event that are shown.
+#: The most bytes of an event that a message shows.
 _LONGEST_TEXT: Final = 200
 
 
 class WrongPage(TapelineError):
-    """What the provider sent is not what was asked for. Nothing of it is kept, and it can be asked for again."""
+    """The provider sent something other than what was requested. Nothing of the page is kept, and it can be requested again."""
 
 
 class Span(msgspec.Struct, frozen=True):
-    """What is wanted of one symbol of one channel: the events of [start_ns, end_ns), or where numbers are given, those with the numbers."""
+    """The events to fetch for one symbol of one channel.
+
+    They are those of the time [start_ns, end_ns) in ns since 1970, UTC, or, if `first` and `last` are given, those with these numbers."""
 
     feed: str
-    channel: str  # the live channel, whose events these are
+    channel: str  # the name of the live channel
     symbol: str  # canonical
     start_ns: int
     end_ns: int
-    first: int | None = None  # both inclusive
+    first: int | None = None  # first and last are both inclusive
     last: int | None = None
 
 
 class Request(msgspec.Struct, frozen=True):
-    """One page."""
+    """The request for one page."""
 
     path: str  # below the provider's REST address, with its query
-    weight: int = 1  # of the provider's limit a minute
-    #: How far the pages before this one have come, in the provider's own terms.
+    weight: int = 1  # what it costs of the provider's limit for a minute
+    #: How far the earlier pages have come, in the provider's own terms.
     after: str = ""
 
 
 class Asked(msgspec.Struct):
-    """The line before a page in the raw topic: what was asked for, and whether everything of it has come with this page."""
+    """The line before a page in the raw topic: what was requested, and whether this page completes it."""
 
     channel: str
     symbol: str  # canonical
     path: str
-    time_ms: Annotated[int, msgspec.Meta(ge=0, le=2**53)]  # when it was fetched: a bar whose window had ended by then is final
+    time_ms: Annotated[int, msgspec.Meta(ge=0, le=2**53)]  # when it was fetched; it decides whether a bar is final
     start_ns: Int64
     end_ns: Int64
     first: Int64 | None = None
     last: Int64 | None = None
     done: bool = False
-    #: Which record of its reading it is, from 1 on: the last one says that all is there only where those before it are. 0: none of one.
+    #: The number of this record within its read, from 1. `done` on the last record proves completeness only if the earlier records are
+    #: there too. 0: the record is not part of a numbered read.
     page: int = 0
 
 
 def ending(span: Span, now_ns: int) -> bytes:
-    """A record without events: the span's history was read to its end by then."""
+    """A record without events, which says that the span's history was read to its end at `now_ns` (ns since 1970)."""
     asked = Asked(span.channel, span.symbol, "", now_ns // NS_PER_MS, span.start_ns, span.end_ns, span.first, span.last, True, 1)
     return msgspec.json.encode(asked) + b"\n"
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """What a page says of itself."""
+    """The result of checking a page."""
 
     rows: int
-    #: The time that its last event stands for; 0 where it has none.
+    #: The time (ns) up to which its last event reaches; 0 if it has none.
     reached_ns: int
-    #: What to ask for next; None: everything has come.
+    #: The next request; None if everything has come.
     following: Request | None
-    #: Whether the page holds events of the channel; else it only told where they begin.
+    #: Whether the page holds events of the channel. If not, it was a lookup page, for example one that says where the events begin.
     keep: bool = True
-    #: Of each event that cannot be read: where it stands, why, and its text.
+    #: One text for each event that cannot be read: its position, the reason and its own text.
     unreadable: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class History:
-    """How a provider's history is asked for. Pure: requests and pages, nothing is sent."""
+    """How to read a provider's history. Pure: it makes requests and checks pages, and sends nothing."""
 
-    #: How much a minute may weigh.
+    #: The total weight of requests that a minute may have.
     weight_a_minute: int
-    #: By feed: the channels that can be asked for, each with what its events are; the first of a kind is the usual one.
+    #: By feed: the channels that the history has, each with its kind. The first channel of a kind is the default for that kind.
     channels: Mapping[str, Mapping[str, Kind]]
-    #: What each request carries, of the key and the secret: whoever asks proves who he is.
+    #: Key and secret to the HTTP headers that authenticate each request.
     headers: Callable[[Secret, Secret], Mapping[str, str]]
-    #: How long after an event of a channel, or after the beginning of a bar's window (ns), the history can be taken to hold it, for good.
+    #: Channel to a delay in ns. This long after an event, or after the start of a bar's window, the history holds the final version of it.
     settled_ns: Callable[[str], int]
-    #: Where to begin.
+    #: The first request for a span.
     first: Callable[[Span], Request]
-    #: Check a page before anything of it is kept; the last is the time in ms. Raises WrongPage that says what is wrong with it.
+    #: Checks a page before anything of it is kept. The last argument is the time in ms. Raises WrongPage that says what is wrong.
     page: Callable[[Span, Request, bytes, int], Page]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileHistory(History):
-    """A history that comes as files, each of which holds a stretch of time."""
+    """A history that comes as files, each of which holds a range of time."""
 
-    #: Of two times (ns), the stretches (ns, without their ends) of the files that hold what lies between, whole.
+    #: Start and end (ns) to the ranges (ns, end exclusive) of the files that together hold everything between them.
     parts: Callable[[int, int], list[tuple[int, int]]]
 
 
-#: The version of a file that is not there.
+#: The version of a file that does not exist.
 MISSING: Final = "missing"
-#: Raises what decoding bytes may raise.
+#: Decodes the line before a page. Raises the errors in UNREADABLE.
 asked_of: Final = msgspec.json.Decoder(Asked).decode
 
 
 def each_row(elements: Sequence[msgspec.Raw], one: Callable[[bytes], _Row]) -> list[_Row | Reject]:
-    """The rows of a page that cannot be read as a whole: those that cannot be read by themselves are rejected, each with its reason.
+    """Decode the rows of a page one by one. A row that cannot be read becomes a reject with its reason.
 
-    Raises ValueError where none can be read: then it is the page that is wrong."""
+    Use it for a page that cannot be decoded as a whole. Raises ValueError if no row can be read: then the page itself is wrong."""
     found: list[_Row | Reject] = []
     for element in elements:
         text = bytes(element)
@@ -130,12 +133,12 @@ def each_row(elements: Sequence[msgspec.Raw], one: Callable[[bytes], _Row]) -> l
 
 
 def readable(rows: Iterable[_Row | Reject]) -> list[_Row]:
-    """Without the rows that were rejected."""
+    """The rows that were not rejected."""
     return [row for row in rows if not isinstance(row, Reject)]
 
 
 def unreadable(rows: Sequence[object], begin: int = 1, what: str = "row") -> tuple[str, ...]:
-    """Of each row that was rejected its number, the reason and its text. `begin`: the first row's number."""
+    """One text for each rejected row: its number, the reason and the row's own text. `begin` is the first row's number."""
     return tuple(
         f"{what} {at}: {row.reason}: {row.payload[:_LONGEST_TEXT].decode('utf-8', 'replace')}"
         for at, row in enumerate(rows, begin)
@@ -149,10 +152,10 @@ def decode_pages(
     channels: Mapping[str, Channel],
     events_of: Callable[[Asked, bytes], Sequence[Any]],
 ) -> Frames:
-    """Sort the events of the pages among frames of one feed; the frames that are none are left.
+    """Sort the events of the pages among the frames of one feed. Returns the frames that are not pages.
 
-    `events_of`: what the page holds, as the stream would have sent it; a notice among it is about the event before it, a reject stands for
-    one that cannot be read. May raise what decoding bytes may raise, and KeyError."""
+    `events_of` gives the events of a page as the stream would have sent them. A notice among them is about the event before it. A reject
+    stands for an event that cannot be read. If `events_of` raises KeyError or an error in UNREADABLE, the whole page becomes a reject."""
     if not frames.pages:
         return frames
     rest = []

@@ -1,8 +1,8 @@
-"""From decoded events to columns: what every provider's normalizer shares. Pure: no clock, no socket, no state.
+"""Turns raw records into ticks, bars, notices and rejects, with each provider's decoder. Pure: no clock, no socket, no state.
 
-A provider's decoder walks the frames of one raw batch and sorts what it finds into `Events`: market events by channel, notices and
-rejects. Each channel then turns its events into columns, the columns are checked, and what fails a check moves to the rejects.
-The order of the output is the order of the raw records, whatever the batch size, so that a replay gives the same bytes.
+A provider's decoder walks the frames of one raw batch and sorts them into `Events`: market events by channel, notices and rejects.
+Each channel then turns its events into columns. The columns are checked, and an event that fails a check becomes a reject.
+The output has the order of the raw records, whatever the batch size, so a replay gives the same bytes.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ _REPEATED: Final = pa.scalar("repeated")
 _LONGEST_REASON: Final = 1_000
 
 
-#: Kinds of raw records that say what became of a connection, rather than what it carried.
+#: Kinds of raw records that Tapeline itself wrote about a connection or a list. Each becomes one notice.
 _OWN_NOTICES: Final = frozenset({"opened", "subscribed", "closed", "refused", "listed", "leapt"})
 
-#: Kinds of raw records that begin with a JSON line, which becomes a notice of its own.
+#: Kinds of raw records that begin with a JSON line. The line becomes a notice of its own.
 HEADED: Final = frozenset({"retried", "fetched"})
-#: The index of that notice: behind every event that the bytes after the line may hold.
+#: The index of that notice. It comes after every event in the bytes behind the line.
 _BEHIND_ALL: Final = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True)
 class Count:
-    """The accounting of one feed: seen = ticks + bars + notices + rejected + duplicates."""
+    """The accounting of one feed. The equation is seen = ticks + bars + notices + rejected + duplicates."""
 
     records: int = 0
     seen: int = 0
@@ -58,9 +58,9 @@ class Count:
     bars: int = 0
     notices: int = 0
     rejected: int = 0
-    duplicates: int = 0  # records that ingest marked as later copies, an event each
-    suspect: int = 0  # of the bars, those that no market has had: kept as they came, and no term of the equation
-    inexact: int = 0  # prices and sizes whose float64 is not what was written, no term of it either
+    duplicates: int = 0  # records that ingest marked as later copies; each holds one event
+    suspect: int = 0  # impossible bars; they are kept as they came, are included in `bars`, and are not a term of the equation
+    inexact: int = 0  # prices and sizes that float64 does not hold exactly; not a term of the equation either
 
     def __add__(self, other: Count) -> Count:
         return Count(*(getattr(self, name) + getattr(other, name) for name in self.__slots__))
@@ -77,7 +77,8 @@ class Normalized:
 def normalize(chunk: Chunk, decoders: Mapping[str, Decode], *, copies: bool = False, names: Names = MappingProxyType({})) -> Normalized:
     """Turn raw records into ticks, bars, notices and rejects, in raw order.
 
-    A later copy of an event (`repeated`) is counted and nothing else; with `copies` it is interpreted as if it were the only one."""
+    A later copy of an event (kind `repeated`) is only counted. With `copies`, it is decoded like any other frame. `names` holds the
+    symbols that a provider's table splits wrongly or not at all."""
     repeated: dict[tuple[str, str], Count] = {}
     special = _other_than_frames(chunk)
     if special:
@@ -112,14 +113,14 @@ def _other_than_frames(chunk: Chunk) -> bool:
 
 
 def _as_frames(chunk: Chunk) -> Chunk:
-    """Later copies as frames like any other."""
+    """The chunk with later copies marked as ordinary frames."""
     raw = chunk.batch
     kind = pc.if_else(pc.equal(raw["kind"], _REPEATED), _FRAME, raw["kind"])
     return replace(chunk, batch=raw.set_column(raw.schema.get_field_index("kind"), raw.schema.field("kind"), kind))
 
 
 def _without_copies(chunk: Chunk) -> tuple[Chunk, dict[tuple[str, str], Count]]:
-    """The records but the later copies; and of those how many there are of each feed."""
+    """The records without the later copies, and the count of these copies by feed."""
     raw = chunk.batch
     copy = pc.equal(raw["kind"], _REPEATED)
     here = copy.to_numpy(zero_copy_only=False)
@@ -133,7 +134,7 @@ def _without_copies(chunk: Chunk) -> tuple[Chunk, dict[tuple[str, str], Count]]:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """Columns of one topic with their places in the raw batch: row << 32 | index. A text or a bool holds for every row."""
+    """Columns of one topic, and the place of each row in the raw batch: row << 32 | index. A plain value applies to every row."""
 
     columns: Columns
     place: npt.NDArray[np.int64]
@@ -144,10 +145,10 @@ def _count(parts: list[_Part]) -> int:
 
 
 class _Source:
-    """The raw batch, as columns that are read by row."""
+    """The raw batch, with access to the payload and origin of each row."""
 
     def __init__(self, chunk: Chunk, special: bool) -> None:
-        """`special`: whether some of the records are no frames."""
+        """`special`: whether some of the records are not frames."""
         raw = self._raw = chunk.batch
         self._partition = chunk.partition
         self._offset = chunk.offset
@@ -164,11 +165,11 @@ class _Source:
         if headed:
             frames = enumerate(self.payload.to_pylist())
             self.payload = pa.array([f.partition(b"\n")[2] if row in self._head else f for row, f in frames], pa.binary())
-        #: Whether a frame is long enough to hold a text that is too long.
+        #: Whether any frame is long enough to hold a text over the limit. If not, that check can be skipped.
         self.long = bool(lengths(self.payload).max(initial=0) > LONGEST_TEXT)
 
     def by_feed(self) -> list[tuple[tuple[str, str], list[int] | None]]:
-        """(provider, feed) with the rows that carry it; in the usual case one feed has them all, which None says."""
+        """Each (provider, feed) with its rows. None in place of the rows means all rows, which is the usual case."""
         if not self._raw.num_rows:
             return []
         names = [self._raw["provider"], self._raw["feed"]]
@@ -182,7 +183,7 @@ class _Source:
         return [((provider.dictionary[p].as_py(), feed.dictionary[f].as_py()), rows) for (p, f), rows in groups.items()]
 
     def frames(self, rows: list[int] | None, events: Events) -> Frames:
-        """The frames among `rows`; Tapeline's own records (opened, subscribed, closed) become notices on the way."""
+        """The frames among `rows`. Tapeline's own records (such as opened, subscribed, closed) are added to `events` as notices."""
         if not self._special:
             return Frames(self.payload, None if rows is None else np.array(rows, np.int64))
         frames: list[int] = []
@@ -206,8 +207,8 @@ class _Source:
         return Frames(self.payload, np.array(frames, np.int64), pages)
 
     def event(self, row: int, index: int) -> bytes:
-        """The bytes of one event: its element where the frame is an array, else the frame itself."""
-        if self._split[0] != row:  # each frame is split once, however many of its events are asked for
+        """The bytes of one event: its element if the frame is an array, else the whole frame."""
+        if self._split[0] != row:  # a frame is split only once, even if several of its events are wanted
             self._split = (row, elements(self.payload[row].as_py()))
         return bytes(self._split[1][index])
 
@@ -236,7 +237,7 @@ def _to_parts(source: _Source, provider: str, feed: str, frames: Frames, events:
         events.suspect += suspect(part.columns) if channel.kind == "bar" else 0
         for at, reason in bad:
             row, index = int(place[at] >> 32), int(place[at] & 0xFFFFFFFF)
-            # A page's event is told as the stream would have sent it: so it can be tried again.
+            # An event of a page is kept in the form that the stream would have sent. Only so can it be retried.
             payload = msgspec.json.encode(wire[at]) if wire is not None and row in frames.pages else source.event(row, index)
             events.rejects.add(Reject(reason, payload), row, index)
     for topic, found in ((NOTICES_TOPIC, events.notices), (REJECTED_TOPIC, events.rejects)):
@@ -263,7 +264,7 @@ def _places(found: Rows) -> npt.NDArray[np.int64]:
 def _market_part(
     source: _Source, channel: Channel, place: npt.NDArray[np.int64], columns: dict[str, Any], wire: Sequence[object] | None
 ) -> tuple[_Part, list[tuple[int, str]]]:
-    """The good rows of a channel, and (position, reason) of the bad ones."""
+    """The rows of a channel that keep all rules, and (position, reason) of each row that does not."""
     columns["channel"] = channel.name
     received = pa.array(source.received[place >> 32])
     if channel.kind != "bar":
@@ -302,7 +303,7 @@ def _in_raw_order(topic: Topic, source: _Source, parts: list[_Part]) -> pa.Recor
         values = [part.columns.get(column.name) for part in parts]
         first = values[0]
         if not isinstance(first, pa.Array) and all(isinstance(value, type(first)) and value == first for value in values):
-            columns[column.name] = _filled(first, column.type, len(place))  # one value for all rows needs no ordering
+            columns[column.name] = _filled(first, column.type, len(place))  # the same value in all rows needs no sorting
             continue
         pieces = [
             value if isinstance(value, pa.Array) else _filled(value, column.type, len(part.place))
@@ -328,6 +329,3 @@ def _filled(value: str | int | None, kind: pa.DataType, n: int) -> pa.Array:
 @lru_cache(maxsize=1_024)
 def _scalar(value: str | int, kind: pa.DataType) -> pa.Scalar:
     return pa.scalar(value, kind)
-
-
-# The pieces that channels build their columns from.

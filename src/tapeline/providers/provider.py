@@ -1,4 +1,4 @@
-"""What a provider is: one object that says what it sends, how it is asked, and what it keeps."""
+"""The definition of a provider: one object that says what it sends, how to connect to it, and which history it keeps."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from tapeline.providers.events import Channel, Decode
 from tapeline.providers.history import FileHistory, History
 from tapeline.providers.session import FeedSettings, Plan
 
-#: By the provider's own name of a symbol, the canonical one: how the exchange itself splits it.
+#: The provider's own name of a symbol to the canonical symbol, split as the exchange itself splits it.
 Listed = Mapping[str, str]
 
 
 class NoOptions(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """The options of a provider that has none."""
+    """The options type of a provider that has no options."""
 
 
 class Subscription(Protocol):
-    """The channel and the canonical symbol that a topic of a plan asks for; None for a topic that no plan has."""
+    """Returns the channel and the canonical symbol that a plan's topic subscribes to; None if no plan has such a topic."""
 
     def __call__(self, feed: str, topic: str, names: Listed = ...) -> tuple[str, str] | None: ...
 
 
 class NameProblem(Protocol):
-    """Why events of a canonical symbol would not be kept under that name; empty: they are."""
+    """Returns the reason why events of a canonical symbol would not be kept under that name; empty if they would."""
 
     def __call__(self, feed: str, symbol: str, names: Listed = ...) -> str: ...
 
 
 class SymbolOf(Protocol):
-    """The canonical symbol, of itself or of the provider's own name for it; None where that cannot be one."""
+    """Returns the canonical symbol for a canonical symbol or for the provider's own name; None if the text cannot be either."""
 
     def __call__(self, feed: str, symbol: str, names: Listed = ...) -> str | None: ...
 
@@ -42,38 +42,38 @@ class SymbolOf(Protocol):
 class Feed:
     """One market of a provider, with its addresses."""
 
-    #: By the provider's own names.
+    #: Channels by the provider's own names.
     channels: Mapping[str, Channel]
-    #: Where a websocket is opened: `wss://host`.
+    #: The address of its websockets: `wss://host`.
     stream_url: str
-    #: Where the second of two lines goes; empty where there is no second address.
+    #: The address for the second of two lines; empty if there is none.
     second_url: str = ""
-    #: Where its history is asked for; empty where it has none.
+    #: The address of its history over REST; empty if it has none.
     history_url: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Files:
-    """Where the files are that a provider keeps of past days or months, and how they are read."""
+    """A provider's files of past days or months: where they are and how to read them."""
 
     url: str
     history: FileHistory
-    #: Of S3's protocol, with keys of its own; empty: plain HTTP without a key.
+    #: The name of the S3 bucket, which has keys of its own. Empty: the files come over plain HTTP without a key.
     bucket: str = ""
-    #: Where the access key and its secret are looked for in the environment.
+    #: The environment variables of the access key and of its secret.
     secrets: tuple[str, str] = ("", "")
-    #: Feed and canonical symbol to the name by which a bucket's files, which are of all symbols, have it.
+    #: (feed, canonical symbol) to the symbol's name in a bucket's files, each of which holds all symbols.
     ticker: Callable[[str, str], str] = lambda _, symbol: symbol
-    #: Of a line of such a file, under its header: rows of one such moment are never parted.
+    #: (header, line) to the moment of a line in such a file. Lines with the same moment always stay in one piece.
     moment: Callable[[str, bytes], str] = lambda _header, _line: ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Provider:
-    """A provider, found by the entry point `tapeline.providers` of the package that brings it."""
+    """Everything that Tapeline knows about a provider. The package that defines it registers it as an entry point `tapeline.providers`."""
 
     name: str
-    #: The first is the usual one.
+    #: Feeds by name. The first is the default.
     feeds: Mapping[str, Feed]
     #: Sorts the frames of one feed into events.
     decode: Decode
@@ -82,26 +82,26 @@ class Provider:
     subscription: Subscription
     name_problem: NameProblem
     symbol_of: SymbolOf
-    #: Which secrets it needs, `key` or `secret`, and where each is looked for in the environment, ours first.
+    #: The secrets that it needs (`key`, `secret`), each with the environment variables that may hold it. The first is Tapeline's own.
     secrets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    #: What can be set in `options` of its blocks.
+    #: The type of the `options` setting of its blocks.
     options: type[msgspec.Struct] = NoOptions
-    #: Whether an account may have one connection to an endpoint alone, or a few.
+    #: Whether the provider limits an account to one connection, or a few, to an endpoint.
     one_connection: bool = False
     #: Whether each frame is an array of events.
     arrays: bool = False
-    #: Whether its names do not show where base and quote meet, so that `names` may have to say it.
+    #: Whether its symbols do not show where the base ends and the quote begins, so that the setting `names` may be needed.
     splits_names: bool = False
-    #: HTTP statuses by which a moment's firewall answers, and which say nothing of what was asked.
+    #: HTTP statuses that come from a firewall for a short time and say nothing about the request.
     passing: frozenset[int] = frozenset()
-    #: How long the windows of its bars are.
+    #: The lengths of its bars' windows, such as `1m`.
     intervals: Sequence[str] = ()
     history: History | None = None
     files: Files | None = None
-    #: Symbols and channels that anybody may have without a key, for who has no configuration yet.
+    #: Symbols and channels that need no key. They are used when there is no configuration. None: everything needs a key.
     sample: tuple[tuple[str, ...], tuple[str, ...]] | None = None
 
     @property
     def default_feed(self) -> str:
-        """The feed of a block that names none."""
+        """The feed of a configuration block that names none."""
         return next(iter(self.feeds))

@@ -1,4 +1,4 @@
-"""The providers that are installed, found by the entry points `tapeline.providers`; our own are three of them."""
+"""Finds the installed providers through the entry-point group `tapeline.providers`. Tapeline's own three are found the same way."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from functools import cache
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Final, TypeVar
 
-if TYPE_CHECKING:  # who asks only for names waits for none of it
+if TYPE_CHECKING:  # reading only the names must not wait for these imports
     from tapeline.providers.events import Channel, Decode
     from tapeline.providers.history import History
     from tapeline.providers.provider import Files, Provider
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 @cache
 def names() -> tuple[str, ...]:
-    """Of the installed providers, in order; none of them is imported for it."""
+    """The names of the installed providers, sorted. No provider is imported for this."""
     return tuple(sorted({point.name for point in entry_points(group=_GROUP)}))
 
 
@@ -37,7 +37,7 @@ def _installed() -> dict[str, Provider]:
 
 
 class _Each(Mapping[str, T]):
-    """A part of each provider, by its name, of those that have it. They are imported when the first is asked for."""
+    """Provider name to one part of that provider. Providers without the part are left out. The first access imports all providers."""
 
     def __init__(self, part: Callable[[Provider], T | None]) -> None:
         self._part = part
@@ -78,16 +78,16 @@ def _files(provider: Provider) -> Files | None:
 PROVIDERS: Final[Mapping[str, Provider]] = _Each(lambda provider: provider)
 #: Provider to the function that sorts its frames into events.
 DECODERS: Final[Mapping[str, Decode]] = _Each(_decode)
-#: Provider, feed, channel name to channel.
+#: Provider, then feed, then channel name, to the channel.
 CHANNELS: Final[Mapping[str, Mapping[str, Mapping[str, Channel]]]] = _Each(_channels)
-#: Whose history can be asked for.
+#: Provider to its history over REST. Providers without one are left out.
 HISTORIES: Final[Mapping[str, History]] = _Each(_history)
-#: Whose history can be had as files, a day or a month each.
+#: Provider to its history as files, each of a day or a month. Providers without files are left out.
 ARCHIVES: Final[Mapping[str, Files]] = _Each(_files)
 
 
 def identity(provider: str, feed: str, channel: str) -> Identity:
-    """What makes two events of this channel the same event."""
+    """The rule by which two events of this channel are the same event. For an unknown channel, no two events ever are."""
     from tapeline.records import Identity
 
     known = CHANNELS.get(provider, {}).get(feed, {}).get(channel)

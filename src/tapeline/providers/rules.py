@@ -1,4 +1,4 @@
-"""The rules that hold for all providers' events, checked on their columns: what breaks one is rejected, what no market has is suspect."""
+"""The rules for all providers' events, checked on columns. An event that breaks a rule is rejected; an impossible bar is only counted."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ import pyarrow.compute as pc
 from tapeline.providers.decoding.inexact import lengths
 from tapeline.providers.events import Columns, Kind
 
-#: A column, which rows keep the rule (None: all of them), and what the rule says.
+#: A column, the rows that keep the rule (None: all rows), and the text of a broken rule.
 _Rule: TypeAlias = tuple[str, "npt.NDArray[np.bool_] | None", str]
 _ZERO_TRADES: Final = pa.scalar(0)
-#: A text of a tick or bar has at most so many bytes: a longer one may be too large for a stream's message or a store's index.
+#: The most bytes that a text of a tick or bar may have. A longer one may be too large for a stream's message or a store's index.
 LONGEST_TEXT: Final = 1_024
 
 
 def suspect(bars: Columns) -> int:
-    """How many bars have an open or close outside of their low and high, or a count of trades below zero."""
+    """The number of impossible bars: the open or close lies outside low to high, or the count of trades is below zero."""
     prices = {name: bars[name] for name in ("open", "high", "low", "close")}
     low, high = prices["low"], prices["high"]
     strange = pc.or_(pc.less(prices["open"], low), pc.greater(prices["open"], high))
@@ -33,7 +33,9 @@ def suspect(bars: Columns) -> int:
 
 
 def problems(columns: Mapping[str, Any], rules: Iterable[_Rule], wire: Sequence[object] | None) -> list[tuple[int, str]]:
-    """(row, reason) for each row that breaks a rule, the first broken rule naming the reason."""
+    """(row, reason) for each row that breaks a rule. The first broken rule gives the reason.
+
+    `wire` holds the rows' wire events, from which the reason quotes the original text; None if there are none."""
     reasons: dict[int, str] = {}
     for name, fine, rule in rules:
         if fine is None or fine.all():
@@ -41,23 +43,23 @@ def problems(columns: Mapping[str, Any], rules: Iterable[_Rule], wire: Sequence[
         for at in np.flatnonzero(~fine).tolist():
             if at not in reasons:
                 value = columns[name][at].as_py()
-                if (value is None or value != value) and wire is not None:  # it was written, and means nothing
+                if (value is None or value != value) and wire is not None:  # the event may have a text that could not be converted
                     value = _written(wire[at], name)
                 reasons[at] = f"{_SPOKEN.get(name, name)} {rule} ({value})"
     return sorted(reasons.items())
 
 
 def _written(event: object, column: str) -> str:
-    """What a wire event has in the place of a column that could not be made of it; empty where it has nothing."""
+    """The text in a wire event that could not be converted into a column; empty if the event has none."""
     inner = event if column == "symbol" else getattr(event, "k", event)
     found = next((getattr(inner, name) for name in _WIRE_NAMES.get(column, ()) if hasattr(inner, name)), None)
     return "" if found is None else repr(_ADDRESS.sub("", str(found))[:_LONGEST_WRITTEN])
 
 
-#: What Python says of an object that has no words: where in memory it lies, which is another place each time.
+#: The memory address in Python's default text of an object. It differs each time, so it is removed.
 _ADDRESS: Final = re.compile(r" at 0x[0-9a-fA-F]+")
 _LONGEST_WRITTEN: Final = 60
-#: Where a wire event may have what a column is made of; the first that it has. (Binance's `t` is an id: its times are `T`.)
+#: Column to the wire fields that it may come from; the first that the event has counts. (Binance's `t` is an id, and its times are `T`.)
 _WIRE_NAMES: Final = {
     "symbol": ("sym", "pair", "S", "s"),
     "ts_ns": ("T", "t", "s"),
@@ -73,7 +75,7 @@ _WIRE_NAMES: Final = {
     "close": ("c",),
     "vwap": ("vw",),
 }
-#: What a column is called in a reject's reason.
+#: Column to its name in a reject's reason.
 _SPOKEN: Final = {
     "last": "price",
     "bid": "bid price",
@@ -86,7 +88,7 @@ _SPOKEN: Final = {
 
 
 def rules_of(kind: Kind, columns: Mapping[str, Any]) -> Iterator[_Rule]:
-    """What every event of a kind has to keep."""
+    """The rules for every event of a kind, checked on these columns."""
     yield "symbol", _present(columns["symbol"]), "is empty, or ends in no known quote asset"
     yield "ts_ns", _present(columns["ts_ns"]), "cannot be read, or lies outside 1990 to 2100"
     above, from_zero = "is not a finite number above zero", "is not a finite number of zero or more"
@@ -104,7 +106,7 @@ def rules_of(kind: Kind, columns: Mapping[str, Any]) -> Iterator[_Rule]:
 
 
 def short(columns: Mapping[str, Any]) -> Iterator[_Rule]:
-    """That no text is longer than streams and stores are made for."""
+    """The rules that no text column has a text longer than `LONGEST_TEXT` bytes."""
     for name, column in columns.items():
         if isinstance(column, pa.Array) and pa.types.is_string(column.type):
             yield name, lengths(column) <= LONGEST_TEXT, f"has more than {LONGEST_TEXT} bytes"
@@ -115,8 +117,8 @@ def _present(values: pa.Array) -> npt.NDArray[np.bool_] | None:
 
 
 def _finite(values: pa.Array, *, from_zero: bool, or_null: bool = False) -> npt.NDArray[np.bool_]:
-    """Which are numbers above zero (or from zero on) and below infinity; a null only where `or_null`."""
-    number: npt.NDArray[np.float64] = values.to_numpy(zero_copy_only=False)  # a null becomes NaN, which no comparison holds for
+    """Which values are finite and above zero, or with `from_zero` zero or more. A null is allowed only with `or_null`."""
+    number: npt.NDArray[np.float64] = values.to_numpy(zero_copy_only=False)  # a null becomes NaN, for which every comparison is false
     fine: npt.NDArray[np.bool_] = ((number >= 0) if from_zero else (number > 0)) & (number < np.inf)
     if or_null and values.null_count:
         fine |= values.is_null().to_numpy(zero_copy_only=False)

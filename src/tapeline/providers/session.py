@@ -1,7 +1,7 @@
-"""What a provider's session says to the network layer: sans-I/O, frames in, replies out.
+"""The interface between a provider's session and the network layer: frames in, replies out, no I/O.
 
-A session is made anew for each connection. It knows the handshake, the subscriptions and the provider's words for a problem; it knows
-no socket and no clock.
+Each connection gets a new session. A session knows the handshake, the subscriptions and the provider's error messages. It knows no
+socket and no clock.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from tapeline.secret import NO_SECRET, Secret
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """What the provider said no to, and what to do about it.
+    """A problem that the provider reported, and what to do about it.
 
-    `warn`: go on without what was refused. `reconnect`: try again after the usual backoff, at least `wait_s`.
-    `stop`: only a person can help; this provider ends, the others go on.
+    `warn`: go on without what was refused. `reconnect`: try again after the usual backoff, but not before `wait_s` seconds.
+    `stop`: only a person can help. This connection ends; the others go on.
     """
 
     message: str
@@ -30,18 +30,19 @@ class Problem:
 
 
 def gravest(problems: Iterable[Problem]) -> Problem | None:
-    """Of several problems the one to act on; the first of equally grave ones."""
+    """The most serious of several problems; the first one if several are equally serious. None if there is no problem."""
     return max(problems, key=lambda problem: ("warn", "reconnect", "stop").index(problem.action), default=None)
 
 
-#: What an upgrade is answered with where the address, the key or the plan is at fault, or the place that one asks from.
+#: HTTP statuses that mean that the address, the key, the plan or this machine's location is wrong. A person must fix these.
 _FOR_A_PERSON: Final = frozenset({*range(300, 400), 400, 401, 403, 404, 451})
 
 
 def refusal(status: int, words: str, worked: bool) -> Problem:
-    """The meaning of an HTTP status other than 101 in answer to a websocket's upgrade. `words`: the provider's own, if any.
+    """The problem behind an HTTP status other than 101 in answer to a websocket upgrade. `words`: the provider's own text, if any.
 
-    Where a connection to that address has ever worked since the start, nothing that we say is wrong, so it may pass."""
+    `worked`: whether a connection to this address has worked since the process started. If so, the configuration is right and the
+    problem may pass, so the connection is tried again."""
     said = f"answered HTTP {status}{words and f': {words}'}."
     if status not in _FOR_A_PERSON or worked:
         return Problem(f"{said} It is tried again.", "reconnect")
@@ -50,12 +51,12 @@ def refusal(status: int, words: str, worked: bool) -> Problem:
 
 _TICKER: Final = re.compile(r"[A-Z0-9][A-Za-z0-9.\-/]*")
 _PAIR: Final = re.compile(r"[A-Z0-9.]+/[A-Z0-9.]+")
-#: Root, YYMMDD, call or put, strike in thousandths: as the Options Clearing Corporation writes it.
+#: Root, YYMMDD, C (call) or P (put), and the strike in thousandths: the notation of the Options Clearing Corporation.
 _OPTION: Final = re.compile(r"[A-Z0-9.]{1,6}\d{6}[CP]\d{8}")
 
 
 def us_name_problem(feed: str, symbol: str) -> str:
-    """Why a name can be no stock, option or pair of coins at a US provider's; empty: it can."""
+    """Why a name cannot be a stock, an option or a crypto pair of a US provider; empty if it can."""
     if feed == "crypto":
         return "" if _PAIR.fullmatch(symbol) else "a pair is written such as BTC/USD"
     if feed in ("options", "opra", "indicative"):
@@ -64,7 +65,7 @@ def us_name_problem(feed: str, symbol: str) -> str:
 
 
 def without(text: str, *secrets: Secret) -> str:
-    """A provider's words, with any secret that it quotes back left out."""
+    """A provider's text with every secret that it quotes replaced by asterisks."""
     for secret in secrets:
         text = secret.taken_out(text)
     return text
@@ -76,7 +77,7 @@ class Reply:
 
     send: Sequence[bytes] = ()
     problem: Problem | None = None
-    #: Open the connection that replaces this one now: the provider is about to close it.
+    #: Open the connection that replaces this one now, because the provider is about to close it.
     successor: bool = False
 
 
@@ -84,23 +85,24 @@ class Session(Protocol):
     """One connection's conversation."""
 
     def opened(self) -> Sequence[bytes]:
-        """What to send as soon as the socket is open."""
+        """The messages to send as soon as the socket is open."""
 
     def received(self, frame: bytes) -> Reply | None:
         """The answer to a control frame; None for market data. Never raises, whatever the bytes."""
 
     def channel(self, frame: bytes) -> bytes | None:
-        """A name for the kind of data a frame carries, for the watchdog; None for a control frame."""
+        """The name of the channel that a frame belongs to, for the watchdog; None for a control frame."""
 
     def missing(self) -> Sequence[str]:
-        """What was asked for and is not confirmed."""
+        """The topics that were requested and are not yet confirmed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """A request that tells whether what is configured exists: GET `url`, then `problems(body)` in words.
+    """A request that checks whether the configured symbols exist: GET `url`, then pass the body to `problems` and `names`.
 
-    `names(body)`: the canonical symbol of each configured one, by its own name, as the exchange itself splits it."""
+    `problems(body)` gives a text for each problem. `names(body)` maps the provider's own name of each configured symbol to the canonical
+    symbol, split as the exchange itself splits it."""
 
     url: str
     problems: Callable[[bytes], Sequence[str]]
@@ -119,27 +121,27 @@ class Plan:
     session: Callable[[], Session] = field(repr=False)  # may hold secrets
     binary: bool = False  # send binary frames rather than text
     headers: Mapping[str, str] = field(default_factory=dict)
-    pace_s: float = 0.0  # least time between messages sent
-    rotate_after_s: float = 0.0  # 0: the provider sets no limit to a connection's life
+    pace_s: float = 0.0  # least time between two sent messages
+    rotate_after_s: float = 0.0  # when to replace the connection; 0: the provider sets no limit
     check: Check | None = None
-    #: What another answer to the upgrade than 101 means: status, the provider's words, whether a connection has ever worked.
+    #: The meaning of an HTTP status other than 101. Arguments: status, the provider's text, whether a connection has ever worked.
     refusal: Callable[[int, str, bool], Problem] = refusal
-    account: str = ""  # names what may have one connection alone; empty: as many as one likes
-    pair: str = ""  # the same name for two lines that carry the same; empty: a line by itself
-    #: What of an event's frame is the same on every line; None for a frame that is no event. Never raises, whatever the bytes.
+    account: str = ""  # names the account and endpoint whose connections are limited; empty: no limit
+    pair: str = ""  # the same name on two lines that carry the same events; empty: a single line
+    #: The part of an event's frame that is the same on every line; None for a frame without an event. Never raises, whatever the bytes.
     content: Callable[[bytes], bytes | None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class FeedSettings:
-    """What the configuration says of one feed, with its secrets."""
+    """The settings of one feed, with its secrets."""
 
     feed: str
     symbols: Sequence[str]
     channels: Sequence[str]
     url: str = ""
     rest_url: str = ""
-    #: The provider's own, of the type that its `Provider.options` names; None: as they are usually.
+    #: The provider's own options, of the type `Provider.options`; None: the defaults.
     options: msgspec.Struct | None = None
     key: Secret = NO_SECRET
     secret: Secret = NO_SECRET
@@ -147,5 +149,5 @@ class FeedSettings:
 
 
 def rest_of(url: str) -> str:
-    """The HTTP address beside a websocket address: the stand-ins serve both on one port."""
+    """The HTTP address for a websocket address. The simulators serve both on one port."""
     return url.replace("ws://", "http://", 1).replace("wss://", "https://", 1)

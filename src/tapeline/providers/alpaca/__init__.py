@@ -1,4 +1,4 @@
-"""Alpaca: its wire, what its events mean, its session and its history."""
+"""The provider `alpaca`: its wire format, its events, its session and its history."""
 
 from __future__ import annotations
 

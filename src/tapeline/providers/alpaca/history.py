@@ -1,8 +1,12 @@
-"""Alpaca's history over REST: what to ask for, and which events a page holds. Pure: requests and pages in, nothing sent.
+"""Alpaca's history over REST: which pages to request, and which events a page holds. Pure: this module sends nothing.
 
-Facts: Alpaca's market data API documentation, "Historical" of stocks, options and crypto: one endpoint for each kind, `start` and `end`
-both inclusive, at most 10,000 rows a page, rows by time, and a `next_page_token` that goes with the same query until it is null: a page
-may be shorter than the limit. A symbol without rows is missing from the map. Of options there are no quotes of the past.
+Facts: Alpaca's market data API documentation, "Historical" of stocks, options and crypto.
+
+- Each kind of event has one endpoint. `start` and `end` are both inclusive.
+- A page has at most 10,000 rows, sorted by time. It may have fewer rows although more pages follow.
+- The next page has the same query and the `next_page_token` of the page before. The last page's token is null.
+- A symbol without rows is missing from the map.
+- There is no history of option quotes.
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ from tapeline.providers.history import Page, Request, Span, WrongPage, each_row,
 from tapeline.records import NS_PER_MS, NS_PER_S, amending
 from tapeline.secret import Secret
 
-#: Half of what the smallest plan may ask: a minute of ours can lie across two of the provider's.
+#: Half of the smallest plan's limit, because one minute of ours can overlap two minutes of the provider.
 WEIGHT_A_MINUTE: Final = 100
 SETTLED_NS: Final = 20 * NS_PER_S
 _ALL: Final[dict[str, Kind]] = {"trades": "trade", "quotes": "quote", "bars": "bar", "dailyBars": "bar"}
@@ -37,38 +41,40 @@ CHANNELS: Final[dict[str, dict[str, Kind]]] = {
     "crypto": _ALL,
 }
 Event: TypeAlias = "Trade | Quote | Bar | Notice | Reject"
-#: What the ticks of a feed call an exchange, by the letter of a row.
+#: Turns the exchange letter of a row into the name of the exchange in the feed's ticks.
 Exchange: TypeAlias = Callable[[str | None], str]
 PAGE_ROWS: Final = 10_000
 _PATHS: Final = {"opra": "/v1beta1/options", "indicative": "/v1beta1/options", "crypto": "/v1beta3/crypto/us"}
 _STOCKS: Final = "/v2/stocks"
-#: What of each channel is asked for: the path's last part, which is also where a page has its rows.
+#: Channel to the last part of its path, which is also the key of the rows in a page.
 _NAMES: Final = {"trades": "trades", "quotes": "quotes", "bars": "bars", "dailyBars": "bars"}
-#: Bars: the interval, and how long a window lasts at most. (Days are New York's, and one of the year has 25 hours.)
+#: Channel of bars to its interval, and the longest length of a window in ns. (Days are New York's, and one day of the year has 25 hours.)
 _WINDOWS: Final = {"bars": ("1Min", 60 * NS_PER_S), "dailyBars": ("1Day", 25 * 3_600 * NS_PER_S)}
-#: So long after its window a bar is revised no more: revisions come half a minute after it.
+#: A bar is not revised later than this after the end of its window. Revisions come half a minute after the end.
 _REVISED_NS: Final = 120 * NS_PER_S
-#: What the delayed feed sends is so old. Its history is that of the whole tape.
+#: The age of the events that the delayed feed sends. Its history is the history of `sip`.
 _DELAY_NS: Final = 15 * 60 * NS_PER_S
 
 
 def headers(key: Secret, secret: Secret) -> Mapping[str, str]:
-    """The account's keys."""
+    """The headers with the account's key and secret."""
     return {"APCA-API-KEY-ID": key.reveal(), "APCA-API-SECRET-KEY": secret.reveal()}
 
 
 def settled_ns(channel: str) -> int:
-    """Of bars until they are revised no more."""
+    """The delay (ns) until the history is final. For bars it includes the window and the time in which they are revised."""
     return SETTLED_NS + (_WINDOWS[channel][1] + _REVISED_NS if channel in _WINDOWS else 0)
 
 
 def first(span: Span) -> Request:
-    """The first page."""
+    """The request for the first page of a span."""
     return Request(_path(span))
 
 
 def page(span: Span, asked: Request, body: bytes, time_ms: int) -> Page:
-    """Check that the rows are those of the symbol and that their times rise from what was asked for."""
+    """Check a page and find the next request. Raises WrongPage.
+
+    The rows must be of the requested symbol, and their times must rise from the requested start or from the page before."""
     del time_ms
     try:
         everything, token = _rows(span.channel, span.symbol, body)
@@ -108,7 +114,9 @@ def _path(span: Span, token: str = "") -> str:
 
 
 def _start_ns(span: Span) -> int:
-    """From when on is asked: of bars the window that holds the start too; of the delayed feed what it sent at the start."""
+    """The start of the requested time. Bars begin one window earlier, so that the window which contains the start is included.
+
+    The delayed feed begins 15 minutes earlier, with the events that it sent at the start."""
     earlier = _WINDOWS[span.channel][1] if span.channel in _WINDOWS else 0
     return span.start_ns - earlier - (_DELAY_NS if span.feed == "delayed_sip" else 0)
 
@@ -118,14 +126,15 @@ def _text(ns: int) -> str:
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{rest:09d}Z"
 
 
-#: Marks of a trade that does not hold.
+#: The values of `u` for a trade that was taken back.
 _TAKEN_BACK: Final = ("canceled", "incorrect")
 
 
 class _Trade(msgspec.Struct):
-    """`{"t":"2022-01-03T09:00:00.086175744Z","x":"P","p":178.26,"s":246,"c":["@","T"],"i":1,"z":"C"}`; `u`: canceled, incorrect or
-    corrected; options: `c` is one text, no `i`; crypto: `{"t":"2022-05-18T12:01:00.537052Z","p":29791,"s":0.0016,"tks":"S","i":31455289}`
-    """
+    """`{"t":"2022-01-03T09:00:00.086175744Z","x":"P","p":178.26,"s":246,"c":["@","T"],"i":1,"z":"C"}`.
+
+    `u` is canceled, incorrect or corrected. Options: `c` is one text, and there is no `i`.
+    Crypto: `{"t":"2022-05-18T12:01:00.537052Z","p":29791,"s":0.0016,"tks":"S","i":31455289}`."""
 
     t: str
     p: float
@@ -164,14 +173,14 @@ class _Bar(msgspec.Struct):
 
 
 def _page_of(name: str, row: Any) -> Callable[[bytes], Any]:
-    """Decodes `{"<name>":{"AAPL":[<row>,...]},"next_page_token":"QUFQTHwy..."}`; null in place of the map is an empty one."""
+    """A function that decodes `{"<name>":{"AAPL":[<row>,...]},"next_page_token":"QUFQTHwy..."}`. The map may be null, which means empty."""
     fields = [("symbols", dict[str, list[row]] | None), ("next_page_token", str | None)]
     page_of = msgspec.defstruct(f"PageOf{name.title()}", fields, rename={"symbols": name})
     return whole_numbers.reading(msgspec.json.Decoder(page_of).decode)
 
 
 def _pages(name: str, row: Any) -> Callable[[bytes], Any]:
-    """The same; a row that cannot be read is rejected alone."""
+    """As `_page_of`, but a row that cannot be read becomes a reject, and the others are kept."""
     one: Callable[[bytes], Any] = whole_numbers.reading(msgspec.json.Decoder(row).decode)
     whole, raw = _page_of(name, row), _page_of(name, msgspec.Raw)
 
@@ -191,9 +200,9 @@ _RAW_PAGES: Final = {name: _page_of(name, msgspec.Raw) for name in _PAGES}
 
 
 def _rows(channel: str, symbol: str, body: bytes, pages: Mapping[str, Callable[[bytes], Any]] = _PAGES) -> tuple[list[Any], str]:
-    """The rows of a page, rejects among them, and the token of the next one.
+    """The rows of a page, rejects among them, and the token of the next page (empty if there is none).
 
-    Raises what decoding may, ValueError for another symbol's rows too."""
+    Raises the errors in UNREADABLE; among them ValueError if the page has another symbol's rows."""
     found = pages[_NAMES[channel]](body)
     strange = [name for name in found.symbols or () if name != symbol]
     if strange:
@@ -202,9 +211,10 @@ def _rows(channel: str, symbol: str, body: bytes, pages: Mapping[str, Callable[[
 
 
 def events_of(channel: str, symbol: str, time_ms: int, body: bytes, exchange: Exchange) -> Sequence[Event]:
-    """The events of a page as the stream would have sent them; behind a trade that was canceled or corrected a notice that says so.
+    """The events of a page as the stream would have sent them. A notice behind a trade says that it was canceled or corrected.
 
-    Raises what decoding bytes may raise, KeyError for another channel."""
+    `symbol` is canonical. `time_ms` is the time of the fetch. Raises the errors in UNREADABLE if the page cannot be read, and KeyError
+    for an unknown channel."""
     if not body:
         return []
     rows, _ = _rows(channel, symbol, body)
@@ -223,7 +233,7 @@ def _trades(symbol: str, rows: Sequence[_Trade | Reject], body: bytes, exchange:
     times = rfc3339([row.t for row in marked.values()]).to_pylist()
     for (at, row), ns in zip(reversed(marked.items()), reversed(times), strict=True):
         text = bytes(texts[at]).decode("utf-8", "replace")
-        if row.u in _TAKEN_BACK and row.i is not None:  # one that is `corrected` is the right one, in place of another
+        if row.u in _TAKEN_BACK and row.i is not None:  # a trade marked `corrected` is the valid one that replaces another
             text = amending(text, exchange(row.x), str(row.i))
         found.insert(at + 1, Notice("cancel" if row.u == "canceled" else "correction", text, symbol, ns))
     return found
@@ -236,7 +246,7 @@ def _quotes(symbol: str, rows: Sequence[_Quote | Reject]) -> Sequence[Event]:
 
 
 def _bars(channel: str, symbol: str, time_ms: int, rows: Sequence[_Bar | Reject]) -> Sequence[Event]:
-    """A bar whose window had ended long enough when it was fetched is final, as a revised one of the stream is."""
+    """The bars of a page. A bar is final if it was fetched late enough after its window; it is then an `UpdatedBar`, as on the stream."""
     settled_ns = time_ms * NS_PER_MS - _WINDOWS[channel][1] - _REVISED_NS
 
     def bar(row: _Bar, ns: int | None) -> Bar:

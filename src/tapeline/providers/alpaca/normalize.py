@@ -1,7 +1,7 @@
-"""Alpaca: what the wire's events of stocks, options and crypto mean, and the session that asks for them.
+"""Turns Alpaca's events into columns and notices, for stocks, options and crypto.
 
 Facts: Alpaca's real-time data documentation. Every frame is an array of mixed events; the tag is `T`. The same structs read both
-codecs, JSON and msgpack.
+codecs, JSON and MessagePack.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _TIMESTAMP: Final = -1
 
 
 class _About(Event):
-    """An event about a symbol that is neither trade, quote nor bar."""
+    """The base of events about a symbol that are not trades, quotes or bars."""
 
     S: str = ""
     t: Time = ""
@@ -45,7 +45,8 @@ class _About(Event):
 
 class Correction(_About, tag="c"):
     """`{"T":"c","S":"EEM","x":"M","oi":52983525033527,"op":39.1582,"os":440000,"oc":[" ","7"],"ci":52983525034326,"cp":39.1809,
-    "cs":440000,"cc":[" ","7"],"z":"B","t":"2023-04-06T14:25:06.542305024Z"}`: `o` what was sent, `c` what is right"""
+    "cs":440000,"cc":[" ","7"],"z":"B","t":"2023-04-06T14:25:06.542305024Z"}`. Keys with `o` describe the original trade, keys with `c`
+    the corrected one."""
 
     x: str | None = None
     oi: int | None = None
@@ -88,7 +89,7 @@ class Error(Event, tag="error"):
 
 
 def _timestamp(ext: Ext) -> int:
-    """Nanoseconds of a msgpack Timestamp (32, 64 or 96 bits); ValueError where it is none."""
+    """Nanoseconds since 1970 of a MessagePack Timestamp (32, 64 or 96 bits). Raises ValueError if the extension is not a Timestamp."""
     data = bytes(ext.data)
     if ext.code != _TIMESTAMP or len(data) not in (4, 8, 12):
         raise ValueError(f"extension {ext.code} of {len(data)} bytes is no Timestamp")
@@ -103,7 +104,7 @@ def _timestamp(ext: Ext) -> int:
 
 
 def _times(values: Sequence[Time]) -> pa.Array:
-    """Event times in ns; null where unreadable or out of range."""
+    """Event times in ns since 1970; null for a time that cannot be read or lies outside 1990 to 2100."""
     if not any(isinstance(value, Ext) for value in values):
         return rfc3339(values)  # type: ignore[arg-type]  # no Ext among them
     found: list[int | None] = []
@@ -207,7 +208,7 @@ _MARKETS: Final = {
     "indicative": {event: _OPTIONS[event] for event in (Trade, Quote)},
     "crypto": _CRYPTO,
 }
-#: What the letters of exchanges mean on each feed; crypto has none.
+#: Feed to the table of its exchange letters. Crypto has no letters.
 _EXCHANGES: Final[dict[str, dict[str, str] | None]] = {
     **dict.fromkeys(("iex", "sip", "delayed_sip", "test"), STOCK_EXCHANGES),
     **dict.fromkeys(("opra", "indicative"), OPTION_EXCHANGES),
@@ -229,7 +230,7 @@ def _about(kind: str) -> Any:
 
 
 def _amends(kind: str, feed: str) -> Any:
-    """A notice that takes back a trade, and names it as the feed's ticks do."""
+    """A function that makes a notice of a correction or cancel. The notice names the trade that it takes back as the feed's ticks do."""
     plain = _about(kind)
 
     def notice(event: Correction | Cancel, text: str) -> Notice:
@@ -241,7 +242,7 @@ def _amends(kind: str, feed: str) -> Any:
 
 
 def _corrected(event: Correction) -> Trade | None:
-    """The trade as it should have been, where the correction says it."""
+    """The corrected trade; None if the correction lacks any part of it."""
     if event.ci is None or event.cp is None or event.cs is None or not event.S or not event.t:
         return None
     return Trade(event.S, event.t, event.cp, event.cs, event.x, event.ci, event.cc)
@@ -262,12 +263,14 @@ def _notices(feed: str) -> dict[Any, Any]:
 
 _MSGPACK_FIELDS: Final = msgspec.msgpack.Decoder(dict[str, msgspec.Raw])
 _MSGPACK_TIME: Final = msgspec.msgpack.Decoder(Ext)
-#: First bytes of msgpack's extension types: fixext 4, fixext 8, ext 8.
+#: First bytes of MessagePack's extension types that a Timestamp may have: fixext 4, fixext 8, ext 8.
 _EXT_BYTES: Final = (b"\xd6", b"\xd7", b"\xc7")
 
 
 def _as_json(payload: bytes) -> str:
-    """A msgpack event as JSON text, its times in RFC 3339 with all nine digits. Raises ValueError where JSON has no words for it."""
+    """A MessagePack event as JSON text, with times in RFC 3339 with all nine digits.
+
+    Raises ValueError if the event has a value that JSON cannot express."""
     event: dict[str, object] = {}
     for name, raw in _MSGPACK_FIELDS.decode(payload).items():
         value = bytes(raw)
@@ -286,7 +289,7 @@ def _time_text(ext: Ext) -> str:
         return f"unreadable time {bytes(ext.data).hex()}"
 
 
-#: The keys of prices and sizes, live and over REST; `cp` and `cs` are those of a correction's right trade.
+#: The keys of prices and sizes, live and over REST. `cp` and `cs` are the price and size of the corrected trade in a correction.
 _NUMBERS: Final = JsonNumbers("p s bp bs ap as o h l c v vw cp cs".split())
 _DECODERS: Final = {
     feed: ArrayDecoder("T", market, _notices(feed), _as_json, {Correction: _corrected}) for feed, market in _MARKETS.items()
@@ -294,7 +297,7 @@ _DECODERS: Final = {
 
 
 def decode(feed: str, frames: Frames, events: Events) -> None:
-    """Sort the events of the array frames of one feed, whichever codec each frame is in, and of its pages of history."""
+    """Sort the events of one feed. They come in array frames, each in JSON or MessagePack, and in pages of the history."""
     decoder = _DECODERS.get(feed)
     if decoder is not None:
         events.inexact += frames.inexact(_NUMBERS)

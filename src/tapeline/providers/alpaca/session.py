@@ -1,4 +1,4 @@
-"""The session that asks Alpaca for its channels, and reads what is not market data."""
+"""Alpaca's websocket session: it authenticates, subscribes to channels and reads the control messages."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _PATHS: Final = {
     "crypto": "v1beta3/crypto/us",
 }
 _MSGPACK_ONLY: Final = frozenset({"opra", "indicative"})
-#: A session that ended without a close still counts against the account for some 90 s.
+#: How long to wait for the account's connection to become free. A session that ended without a close counts for about 90 s more.
 _COOL_DOWN_S: Final = 30.0
 _FIX: Final = "Fix the configuration of this provider."
-#: Error code to what to do, least wait in seconds, and advice. Codes that are not listed are met with a reconnect.
+#: Error code to the action, the least wait in seconds, and advice. For any other code the action is to reconnect.
 _ERRORS: Final[dict[int, tuple[Literal["warn", "reconnect", "stop"], float, str]]] = {
     400: ("stop", 0.0, _FIX),
     401: ("reconnect", 0.0, ""),
@@ -45,7 +45,7 @@ _ERRORS: Final[dict[int, tuple[Literal["warn", "reconnect", "stop"], float, str]
     413: ("stop", 0.0, "Name the contracts instead of a star."),
     500: ("reconnect", 0.0, ""),
 }
-#: The tags of market data, and what the configuration calls each.
+#: The tag of each kind of market data, to the channel's name in the configuration.
 _DATA: Final = {b"t": b"trades", b"q": b"quotes", b"b": b"bars", b"u": b"updatedBars", b"d": b"dailyBars"}
 
 
@@ -61,13 +61,15 @@ class _Control(msgspec.Struct):
 
 
 class Options(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """What can be set for Alpaca."""
+    """The options of an Alpaca block."""
 
-    codec: Literal["json", "msgpack"] = "json"  # of stocks and crypto; its options are always msgpack
+    codec: Literal["json", "msgpack"] = "json"  # the wire format for stocks and crypto; option feeds always use msgpack
 
 
 class AlpacaSession:
-    """Greeting, auth, subscribe; the acknowledgement is the full state, compared with what was asked."""
+    """The conversation with Alpaca: greeting, auth, subscribe.
+
+    The acknowledgement lists all subscriptions of the connection. The session compares it with what was requested."""
 
     def __init__(self, key: Secret, secret: Secret, codec: Literal["json", "msgpack"], wanted: Mapping[str, Sequence[str]]) -> None:
         self._key, self._secret, self._wanted = key, secret, wanted
@@ -121,26 +123,26 @@ class AlpacaSession:
 
 
 def name_problem(feed: str, symbol: str, names: Mapping[str, str] = NO_NAMES) -> str:
-    """Why events of a canonical symbol would not be kept under that name; empty: they are."""
+    """Why events of a canonical symbol would not be kept under that name; empty if they would."""
     del names
     return us_name_problem(feed, symbol)
 
 
 def symbol_of(feed: str, symbol: str, names: Mapping[str, str] = NO_NAMES) -> str:
-    """The canonical symbol: Alpaca's own names are."""
+    """The symbol unchanged, because Alpaca's own names are canonical."""
     del feed, names
     return symbol
 
 
 def subscription(feed: str, topic: str, names: Mapping[str, str] = NO_NAMES) -> tuple[str, str] | None:
-    """The channel and the symbol of a topic (`trades.AAPL`); None for one that has none."""
+    """The channel and the symbol of a topic (`trades.AAPL`); None for any other text."""
     del names
     channel, _, symbol = topic.partition(".")
     return (channel, symbol) if channel in CHANNELS.get(feed, {}) and symbol else None
 
 
 def plans(settings: FeedSettings) -> list[Plan]:
-    """One connection: an account usually has one for each endpoint."""
+    """A plan for one connection, because an account usually may have one connection to each endpoint."""
     options = settings.options if isinstance(settings.options, Options) else Options()
     codec = "msgpack" if settings.feed in _MSGPACK_ONLY else options.codec
     wanted = {channel: list(settings.symbols) for channel in settings.channels}

@@ -1,6 +1,7 @@
-"""Alpaca's market events as they stand on the wire, in JSON and msgpack alike: a time is RFC 3339 text or a Timestamp extension.
+"""Alpaca's market events as they are on the wire. The same structs read JSON and MessagePack.
 
-Facts: Alpaca's real-time data documentation. Every event carries its type in `T`.
+Facts: Alpaca's real-time data documentation. Every event carries its type in `T`. A time is RFC 3339 text in JSON, and a Timestamp
+extension in MessagePack.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ Time = str | Ext
 
 
 class Event(msgspec.Struct, tag_field="T", gc=False):
-    """Every event carries its type in `T`."""
+    """The base of all events. Every event carries its type in `T`."""
 
 
 class Trade(Event, tag="t"):
-    """`{"T":"t","S":"AAPL","i":96921,"x":"D","p":126.55,"s":1,"c":["@","I"],"t":"2021-02-22T15:51:44.208Z","z":"C"}`; options: `c` is
-    one text, no `i`; crypto: `tks` is the taker's side, no `x`"""
+    """`{"T":"t","S":"AAPL","i":96921,"x":"D","p":126.55,"s":1,"c":["@","I"],"t":"2021-02-22T15:51:44.208Z","z":"C"}`.
+
+    Options: `c` is one text, and there is no `i`. Crypto: `tks` is the taker's side, and there is no `x`."""
 
     S: str
     t: Time
@@ -64,4 +66,4 @@ class UpdatedBar(Bar, tag="u"):
 
 
 class DailyBar(Bar, tag="d"):
-    """The day so far."""
+    """A bar of the current day up to now."""

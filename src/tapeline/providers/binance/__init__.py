@@ -1,4 +1,4 @@
-"""Binance spot: its wire, what its events mean, its session, its history and its files. No key is needed."""
+"""The provider `binance` (spot): its wire format, its events, its session, its history and its files. It needs no key."""
 
 from __future__ import annotations
 

@@ -1,10 +1,14 @@
-"""Binance spot's public archive of past days and months: which file holds a span, and which events a piece of it. Pure.
+"""Binance spot's public archive of past days and months: which file holds a span, and which events a piece of a file holds. Pure.
 
-Facts: data.binance.vision and the README of binance-public-data. A zip holds one CSV without a header (other markets' have one), beside it
-`.CHECKSUM` with the SHA-256. A day's file comes the next day, a month's in the first days of the next month; files are replaced now and
-then. Times are milliseconds, from 2025 on microseconds. The folder of the interval `1M` is `1mo`.
+Facts: data.binance.vision and the README of binance-public-data.
 
-A piece is a line with the file's SHA-256 and the place behind the piece (-1: the end), and whole lines of the CSV.
+- A zip holds one CSV without a header (files of other markets have one). A file `.CHECKSUM` next to it holds the SHA-256.
+- The file of a day is published on the next day, the file of a month in the first days of the next month. Files are sometimes replaced.
+- Times are in milliseconds, and from 2025 on in microseconds.
+- The folder of the interval `1M` is `1mo`.
+
+A piece begins with a line that holds the file's SHA-256 and the position behind the piece (-1: the end of the file). After it come whole
+lines of the CSV.
 """
 
 from __future__ import annotations
@@ -26,17 +30,17 @@ from tapeline.records import NS_PER_S
 
 __all__ = ["CHANNELS", "WEIGHT_A_MINUTE", "events_of", "first", "headers", "page", "parts", "settled_ns"]
 
-#: Files are asked for one by one: no limit is published, and ten a second are no burden.
+#: Each file has a weight of 1. Binance publishes no limit, and ten files a second are no burden.
 WEIGHT_A_MINUTE: Final = 600
 _DAY_NS: Final = 86_400 * NS_PER_S
 _FOLDERS: Final = {"trade": "trades", "aggTrade": "aggTrades"}
 _SIDES: Final = {"True": True, "true": True, "False": False, "false": False}
-#: How many cells a row of each kind has.
+#: The least and the most cells that a row of each kind may have.
 _CELLS: Final = {"trade": (6, 7), "aggTrade": (7, 8), "kline": (9, 12)}
 
 
 def parts(start_ns: int, end_ns: int) -> list[tuple[int, int]]:
-    """Whole UTC days, and in their place whole months where all days of one are asked for."""
+    """The UTC days and months (ns, end exclusive) that cover the range. A month replaces its days if all of them are in the range."""
     first, last = (np.datetime64(day, "D") for day in (start_ns // _DAY_NS, -(-end_ns // _DAY_NS)))
     found, at = [], first
     while at < last:
@@ -49,7 +53,7 @@ def parts(start_ns: int, end_ns: int) -> list[tuple[int, int]]:
 
 
 def first(span: Span) -> Request:
-    """The file of a whole UTC month, or of the day in which the span begins."""
+    """The request for the span's file: the file of a month if the span is whole UTC months, else of the day in which it begins."""
     begin, end = (datetime.fromtimestamp(ns // NS_PER_S, UTC) for ns in (span.start_ns, span.end_ns))
     month = begin.day == end.day == 1 and span.start_ns % _DAY_NS == span.end_ns % _DAY_NS == 0
     symbol = quote(provider_symbol(span.symbol), safe="")
@@ -65,7 +69,9 @@ def first(span: Span) -> Request:
 
 
 def page(span: Span, asked: Request, body: bytes, time_ms: int) -> Page:
-    """Read a piece through. Raises WrongPage for a file that is not the one whose first pieces have come, or is no such CSV."""
+    """Check a piece and find the next request.
+
+    Raises WrongPage if the file was replaced since its first piece was read, or is not such a CSV."""
     try:
         digest, following, _ = _taken_apart(body)
         found = events_of(span.channel, span.symbol, time_ms, body)
@@ -84,9 +90,10 @@ def page(span: Span, asked: Request, body: bytes, time_ms: int) -> Page:
 
 
 def events_of(channel: str, symbol: str, time_ms: int, body: bytes) -> list[Event | Reject]:
-    """The events of a piece as the stream would have sent them; a reject for each line that cannot be read.
+    """The events of a piece as the stream would have sent them. A line that cannot be read becomes a reject.
 
-    Raises ValueError for what is no such CSV: where no line can be read."""
+    `symbol` is canonical. `time_ms` is the time of the fetch. Raises ValueError if no line can be read: the file is then not such a
+    CSV."""
     symbol = provider_symbol(symbol)
     found: list[Event | Reject] = []
     interval = channel.removeprefix("kline_")
@@ -113,20 +120,20 @@ def _event(channel: str, interval: str, symbol: str, time_ms: int, r: Sequence[s
 
 
 def _side(text: str) -> bool:
-    """Whether the buyer was the maker."""
+    """Whether the buyer was the maker. Raises ValueError if the text says neither."""
     if text not in _SIDES:
         raise ValueError(f"isBuyerMaker is {text!r}, neither True nor False")
     return _SIDES[text]
 
 
 def _taken_apart(body: bytes) -> tuple[str, int, bytes]:
-    """SHA-256, the place behind, lines."""
+    """The parts of a piece: the file's SHA-256, the position behind the piece (-1: the end), and the lines."""
     head, _, lines = body.partition(b"\n")
     digest, _, following = head.decode("ascii", "replace").partition(" ")
     return digest, int(following), lines
 
 
 def _lines(body: bytes) -> list[str]:
-    """Without a header, which begins with no digit. Raises ValueError."""
+    """The lines of a piece without the header. A first line that does not begin with a digit is a header. Raises ValueError."""
     lines = [line for line in _taken_apart(body)[2].decode("utf-8").splitlines() if line]
     return lines if lines and lines[0].lstrip("-")[:1].isdecimal() else lines[1:]

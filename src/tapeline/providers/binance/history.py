@@ -1,8 +1,11 @@
-"""Binance spot's history over REST: what to ask for, and which events a page holds. Pure: requests and pages in, nothing sent.
+"""Binance spot's history over REST: which pages to request, and which events a page holds. Pure: this module sends nothing.
 
-Facts: Binance's public spot API documentation, "Market Data endpoints": `aggTrades` (weight 4) by id or from a time on,
-`historicalTrades` (25) by id alone, `klines` (2) by time, at most 1,000 rows a page, no key, 6,000 of weight a minute for an address;
-without an id or a time, the latest. Of single trades of long ago nothing is there: a page begins with a later id then.
+Facts: Binance's public spot API documentation, "Market Data endpoints".
+
+- `aggTrades` (weight 4) takes an id or a start time; `historicalTrades` (weight 25) takes an id only; `klines` (weight 2) takes times.
+  Without an id or a time, each gives the latest rows.
+- A page has at most 1,000 rows. No key is needed. An address may use a weight of 6,000 a minute.
+- Old single trades are not available. If an old id is requested, the page begins with a later id.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from tapeline.providers.history import Page, Request, Span, WrongPage, each_row,
 from tapeline.records import NS_PER_MS, NS_PER_S, NS_PER_US
 from tapeline.secret import Secret
 
-#: Half of what an address has: others behind it ask too.
+#: Half of the limit for an address, because other programs behind the same address may use it too.
 WEIGHT_A_MINUTE: Final = 3_000
 CHANNELS: Final[dict[str, dict[str, Kind]]] = {
     "spot": {"trade": "trade", "aggTrade": "trade", "kline_1m": "bar", **{f"kline_{interval}": "bar" for interval in INTERVALS}}
@@ -32,36 +35,40 @@ _SECONDS: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 7 * 86_400, "M
 Event: TypeAlias = "Trade | AggTrade | Kline"
 _Row = TypeVar("_Row")
 _PATHS: Final = {"trade": ("/api/v3/historicalTrades", 25), "aggTrade": ("/api/v3/aggTrades", 4)}
-#: What a page is asked for (`Request.after`: one of these, a colon, and the number that was asked for, if any). Events from a number on;
-#: the same, of which an aggregated trade says that it is there; and once more, since a page was empty and later events are known.
+#: The purposes of a request. `Request.after` holds the purpose, a colon, and the requested number if there is one.
+#:
+#: `_FROM`: events from a number on. `_NAMED`: the same, and an aggregated trade says that an event with this number exists. `_AGAIN`: the
+#: same request once more, because a page was empty although later events are known.
 _FROM, _NAMED, _AGAIN = "from", "named", "again"
-#: With which id the trades of a time begin. Aggregated trades can be asked for by time, and name theirs: the last one before the start, or
-#: where there is none, the first one after.
+#: Lookups of the first trade id of a time. Single trades cannot be requested by time, but aggregated trades can, and they name the ids of
+#: their single trades. `_BEFORE`: the last aggregated trade before the start. `_AFTER`: if there is none, the first one after the start.
 _BEFORE, _AFTER = "before", "after"
-#: Whether an empty page was the end: the latest event there is.
+#: A lookup of the latest event, which shows whether an empty page was the end.
 _LATEST: Final = "latest"
 _NOTHING_KEPT: Final = "Nothing of it was kept."
 
 
 def headers(key: Secret, secret: Secret) -> Mapping[str, str]:
-    """None: its history is open to everybody."""
+    """No headers, because the history needs no key."""
     del key, secret
     return {}
 
 
 def settled_ns(channel: str) -> int:
-    """Of bars until after the end of the window."""
+    """The delay (ns) until the history is final. For bars it includes the window."""
     return SETTLED_NS + (_width_ns(channel) if channel.startswith("kline_") else 0)
 
 
 def _width_ns(channel: str) -> int:
-    """How long a window of a channel of bars lasts at most."""
+    """The longest length (ns) of a window of a bar channel."""
     interval = channel.removeprefix("kline_")
     return int(interval[:-1]) * _SECONDS[interval[-1]] * NS_PER_S
 
 
 def first(span: Span) -> Request:
-    """Where to begin: at the first number, or at the first event from the start on; of bars with the window that the start lies in."""
+    """The first request of a span: from its first number, or else from its start. Bars begin with the window that contains the start.
+
+    For single trades by time, the first request only looks up the first trade's id."""
     if span.channel.startswith("kline_"):
         return _bars(span, (span.start_ns - _width_ns(span.channel)) // NS_PER_MS + 1 if span.first is None else span.first)
     if span.first is not None:
@@ -72,7 +79,9 @@ def first(span: Span) -> Request:
 
 
 def page(span: Span, asked: Request, body: bytes, time_ms: int) -> Page:
-    """Check that the numbers rise from what was asked for, and see whether more is to come."""
+    """Check a page and find the next request. Raises WrongPage.
+
+    The numbers must rise from the requested one. An empty page is an error if later events are known."""
     why, _, number = asked.after.partition(":")
     try:
         if why in (_BEFORE, _AFTER):
@@ -88,7 +97,7 @@ def page(span: Span, asked: Request, body: bytes, time_ms: int) -> Page:
         raise WrongPage(f"{asked.path} gave numbers {numbers[:1]} to {numbers[-1:]} that do not rise from {least}. {_NOTHING_KEPT}")
     if not numbers:
         if span.last is not None or why in (_NAMED, _AGAIN):
-            # Behind a gap there are events, or it would be none: what is asked for reaches up to them.
+            # A gap lies between known events. So the requested numbers exist, and an empty page cannot be right.
             raise WrongPage(f"{asked.path} is empty, although later events are known. The gap stays open.")
         return Page(0, 0, _latest(span, number), keep=False)
     if why == _NAMED and numbers[0] != least:
@@ -112,7 +121,7 @@ def _beginning(span: Span, why: str, found: Sequence[_AggTrade]) -> Page:
 
 
 def _end(span: Span, number: str, latest: Sequence[Event]) -> Page:
-    """Whether a page that was empty was the end: an answer that was cut to nothing looks the same."""
+    """Decide, from the latest event, whether an empty page was the end. An answer that lost all its rows looks the same."""
     if number:
         later = any(number_of(event) >= int(number) for event in latest)
         return Page(0, 0, _from(span, int(number), _AGAIN) if later else None, keep=False)
@@ -127,7 +136,7 @@ def _end(span: Span, number: str, latest: Sequence[Event]) -> Page:
 
 
 def _latest(span: Span, number: str) -> Request:
-    """The latest event, or of bars the last one of the time."""
+    """The request for the latest event; for bars, for the last bar of the span's time."""
     symbol, after = _symbol(span), f"{_LATEST}:{number}"
     if span.channel.startswith("kline_"):
         window = f"interval={span.channel.removeprefix('kline_')}&endTime={(span.end_ns - 1) // NS_PER_MS}"
@@ -137,7 +146,7 @@ def _latest(span: Span, number: str) -> Request:
 
 
 def _start_ms(span: Span) -> int:
-    """The first whole millisecond."""
+    """The span's start, rounded up to a whole millisecond."""
     return -(-span.start_ns // NS_PER_MS)
 
 
@@ -212,7 +221,7 @@ _ELEMENTS: Final = msgspec.json.Decoder(list[msgspec.Raw])
 
 
 def _rows_of(row: type[_Row]) -> Callable[[bytes], list[_Row | Reject]]:
-    """Decodes a page of such rows; one that cannot be read is rejected alone."""
+    """A function that decodes a page of such rows. A row that cannot be read becomes a reject; the others are kept."""
     one = whole_numbers.reading(msgspec.json.Decoder(row).decode)
     many: Callable[[bytes], list[_Row]] = whole_numbers.reading(msgspec.json.Decoder(list[row]).decode)  # type: ignore[valid-type]  # a class
 
@@ -231,9 +240,10 @@ _BAR_ROWS: Final = _rows_of(_Bar)
 
 
 def events_of(channel: str, symbol: str, time_ms: int, body: bytes) -> list[Event | Reject]:
-    """The events of a page as the stream would have sent them; a reject for each that cannot be read. `symbol`: canonical.
+    """The events of a page as the stream would have sent them. A row that cannot be read becomes a reject.
 
-    Raises what decoding bytes may raise, KeyError for another channel."""
+    `symbol` is canonical. `time_ms` is the time of the fetch. Raises the errors in UNREADABLE if the page cannot be read, and KeyError
+    for an unknown channel."""
     symbol = provider_symbol(symbol)
     if channel == "trade":
         return [_trade(symbol, row) if isinstance(row, _Trade) else row for row in _TRADE_ROWS(body)]
@@ -261,7 +271,9 @@ def _bar(symbol: str, interval: str, time_ms: int, row: _Bar) -> Kline:
 def bar_of(
     symbol: str, interval: str, time_ms: int, open_time: int, prices: Sequence[str], close_time: int, quote_volume: str, trades: int
 ) -> Kline:
-    """A bar as the stream would have told it at `time_ms`. `prices`: open, high, low, close and the volume."""
+    """A bar as the stream would have sent it at `time_ms`. It is final if its window had ended by then.
+
+    `prices` holds open, high, low, close and the volume. `open_time` and `close_time` are in ms or µs."""
     open_, high, low, close, volume = prices
     ended = _ns(close_time) < time_ms * NS_PER_MS
     body = KlineBody(open_time, interval, open_, close, high, low, volume, quote_volume, trades, ended)
@@ -276,10 +288,10 @@ def number_of(event: Event) -> int:
 
 
 def time_of(event: Event) -> int:
-    """Of a trade its time, of a bar the end of its window."""
+    """The time (ns since 1970) of a trade, or the end of a bar's window."""
     return _ns(event.E if isinstance(event, Kline) else event.T)
 
 
 def _ns(count: int) -> int:
-    """Milliseconds, or where they are too many, microseconds, as nanoseconds."""
+    """A count of milliseconds or microseconds as nanoseconds. Its size decides the unit: see `MICROSECONDS_FROM`."""
     return count * NS_PER_MS if count < MICROSECONDS_FROM else count * NS_PER_US

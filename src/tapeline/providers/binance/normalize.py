@@ -1,4 +1,4 @@
-"""Binance spot: what the wire's events mean, and the session that asks for them.
+"""Turns Binance spot's events into columns.
 
 Facts: Binance's public spot API documentation, "WebSocket Streams" and "General endpoints". No key is needed.
 """
@@ -42,12 +42,12 @@ _BUY: Final = pa.scalar("buy")
 
 
 def _symbols(written: pa.DictionaryArray, names: Mapping[str, str]) -> pa.Array:
-    """Canonical symbols; null where no known quote asset ends a name."""
+    """Canonical symbols; null for a name that ends in no known quote asset."""
     return texts([canonical(name, names) for name in written.dictionary.to_pylist()]).take(written.indices)
 
 
 def _trade_columns(fields: Fields) -> Columns:
-    """From the canonical symbol, T, p, q, m and the number (t or a)."""
+    """The columns of a trade. `fields` has the canonical symbol, T, p, q, m and the number (t or a)."""
     return {
         "symbol": fields["symbol"],
         "ts_ns": epoch_ns(fields["T"]),
@@ -75,7 +75,9 @@ def _quote_columns(fields: Fields) -> Columns:
 
 
 def _decimal_columns(events: Sequence[Any], *names: str) -> tuple[Fields, int]:
-    """The named texts as numbers, all in one conversion: for a few events the calls are what costs. And how many are inexact."""
+    """The named texts of the events as numbers, and the count of those that float64 does not hold exactly.
+
+    All are converted in one call, because for a few events the calls take most of the time."""
     n = len(events)
     numbers, inexact = counted_decimals([getattr(event, name) for name in names for event in events])
     return {name: numbers.slice(at * n, n) for at, name in enumerate(names)}, inexact
@@ -111,7 +113,7 @@ def _bars(events: Sequence[Kline]) -> Columns:
         counted_decimals([event.k.v for event in events]),
     ]
     opened, high, low, close, volume = (numbers for numbers, _ in written)
-    quoted = decimals([event.k.q for event in events])  # goes into a ratio: it is no value that is kept, and is not counted
+    quoted = decimals([event.k.q for event in events])  # only used for `vwap` and not stored, so inexact values are not counted
     return {
         "symbol": texts([canonical(event.s) for event in events]),
         "ts_ns": epoch_ns(integers([event.k.t for event in events])),
@@ -133,7 +135,7 @@ def _bars(events: Sequence[Kline]) -> Columns:
 TRADE: Final = Channel("trade", "trade", _trades("t"), SEQUENCE, contiguous=True)
 AGG_TRADE: Final = Channel("aggTrade", "trade", _trades("a"), SEQUENCE, contiguous=True)
 BOOK_TICKER: Final = Channel("bookTicker", "quote", _quotes, QUOTE_SEQUENCE)
-#: Every window exists while a symbol trades, also one without trades.
+#: Contiguous, because every window exists while a symbol trades, even a window without trades.
 KLINES: Final = {
     f"kline_{interval}": Channel(f"kline_{interval}", "bar", _bars, SAME_CONTENT["bar"], contiguous=True) for interval in INTERVALS
 }
@@ -142,7 +144,7 @@ CHANNELS: Final = {"spot": _SPOT}
 
 
 def _combined(event: type[msgspec.Struct]) -> Callable[[bytes], Any]:
-    """Decodes `{"stream":"...","data":<event>}` and nothing beside it."""
+    """A function that decodes `{"stream":"...","data":<event>}`. Any other key is an error."""
     fields = [("stream", str), ("data", event)]
     combined = msgspec.defstruct(f"Combined{event.__name__}", fields, gc=False, forbid_unknown_fields=True)
     return whole_numbers.reading(msgspec.json.Decoder(combined).decode)
@@ -161,7 +163,7 @@ _ABSENT: Final = msgspec.Raw(b"")
 
 
 class _Probe(msgspec.Struct):
-    """Any message at all, as far as needed to tell what it is. An absent key is empty bytes."""
+    """The keys that tell what kind of message a frame is. A raw key that is absent has empty bytes."""
 
     stream: str = ""
     data: msgspec.Raw = _ABSENT
@@ -178,7 +180,7 @@ class _Probe(msgspec.Struct):
 _PROBE: Final = whole_numbers.reading(msgspec.json.Decoder(_Probe).decode)
 _KLINE_INTERVAL: Final = msgspec.json.Decoder(_Interval)
 
-#: The texts that Binance sends, from the channel's name on; a frame of any other text is decoded as JSON.
+#: The frames that Binance sends, from the channel's name on. A frame with any other text is decoded as JSON.
 _SHAPES: Final = CombinedShapes(
     {
         "trade": 'trade","data":{"e":"trade","E":<int:E>,"s":"<text:s>","t":<int:number>,"p":"<decimal:p>","q":"<decimal:q>",'
@@ -189,13 +191,13 @@ _SHAPES: Final = CombinedShapes(
         '"A":"<decimal:A>"}}',
     }
 )
-#: Below this many frames the fixed cost of reading by shape is more than it saves.
+#: With fewer frames than this, the fixed cost of reading by shape is more than it saves.
 _SHAPES_FROM: Final = 1_000
 _SHAPE_COLUMNS: Final = {"trade": _trade_columns, "aggTrade": _trade_columns, "bookTicker": _quote_columns}
 
 
 def decode(feed: str, frames: Frames, events: Events) -> None:
-    """Sort the frames of spot, the only feed: those of a known text as columns, the others one by one as JSON."""
+    """Sort the frames of spot, the only feed. Frames of a known shape become columns at once; the others are decoded as JSON one by one."""
     del feed
     _decode(frames, events)
     for rows in events.channels.values() if events.names else ():
@@ -215,7 +217,7 @@ def _decode(frames: Frames, events: Events) -> None:
         known = pc.is_valid(columns["symbol"])
         if "ts_ns" in columns:
             known = pc.and_(known, pc.is_valid(columns["ts_ns"]))
-        if not pc.all(known).as_py():  # what is wrong with a symbol or a time is worded by the ordinary way, which has its text
+        if not pc.all(known).as_py():  # bad symbols and times go through the JSON decoder, which can quote their text in the reason
             fine = known.to_numpy(zero_copy_only=False)
             others, rows = np.concatenate([others, rows[~fine]]), rows[fine]
             columns = {key: some.filter(known) if isinstance(some, pa.Array) else some for key, some in columns.items()}
@@ -238,7 +240,7 @@ def _decode_json(frames: Frames, events: Events) -> None:
             try:
                 combined = to_event(frame)
             except UNREADABLE:
-                combined = None  # the long way words the reason, the same wherever in a batch the frame stands
+                combined = None  # `_route` gives the reason, so that it does not depend on the frame's place in the batch
             if combined is not None and combined.stream == stream:
                 found.add(combined.data, row, 0)
                 continue
@@ -249,7 +251,7 @@ def _decode_json(frames: Frames, events: Events) -> None:
 
 
 def _route(frame: bytes, row: int, events: Events, routes: dict[bytes, tuple[str, Callable[[bytes], Any], Rows]]) -> None:
-    """Decode a frame whose stream has not been met in this batch, and remember where its like go."""
+    """Decode a frame of a stream that is new in this batch, and remember the route for later frames of that stream."""
     probe = _PROBE(frame)
     if probe.stream and bytes(probe.data):
         symbol, _, suffix = probe.stream.partition("@")

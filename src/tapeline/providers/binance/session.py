@@ -1,4 +1,4 @@
-"""The session that asks Binance for its streams, and reads what is not market data."""
+"""Binance's websocket session: it subscribes to streams and reads the acknowledgements."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from tapeline.providers.events import (
 from tapeline.providers.session import Check, FeedSettings, Plan, Problem, Reply, refusal, rest_of
 
 STREAM_URL: Final = "wss://data-stream.binance.vision"
-#: Another host, on the port that the first is on.
+#: The second line's host. It differs from the first one; the port is the same.
 SECOND_URL: Final = "wss://stream.binance.com:443"
 REST_URL: Final = "https://data-api.binance.vision"
-#: The host above has no historicalTrades.
 ARCHIVE_URL: Final = "https://data.binance.vision"
+#: Not the host of REST_URL, which has no historicalTrades.
 HISTORY_URL: Final = "https://api.binance.com"
 _STREAMS_PER_CONNECTION: Final = 1024
 _STREAMS_PER_MESSAGE: Final = 100
-#: A connection counts five inbound messages a second, pings and pongs among them.
+#: Binance allows five messages a second from us on a connection, and counts pings and pongs too.
 _PACE_S: Final = 0.25
-#: A connection is closed after 24 hours: replace it ten minutes before.
+#: Binance closes a connection after 24 hours, so it is replaced ten minutes earlier.
 _ROTATE_AFTER_S: Final = 24 * 3600.0 - 600.0
 
 
@@ -42,7 +42,8 @@ class _Ack(msgspec.Struct):
 
 
 _ACK: Final = msgspec.json.Decoder(_Ack)
-#: It asks for no key and has no plans: a firewall before it says 403 or 404 now and then, and takes the next upgrade.
+#: Binance has no keys and no plans, so a 403 says nothing about us. Its firewall answers 403 or 404 now and then, and accepts the next
+#: attempt.
 PASSING: Final = frozenset({403})
 
 
@@ -51,13 +52,15 @@ def _refusal(status: int, words: str, worked: bool) -> Problem:
 
 
 class Options(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """What can be set for Binance."""
+    """The options of a Binance block."""
 
-    time_unit: Literal["ms", "us"] = "ms"  # of its times
+    time_unit: Literal["ms", "us"] = "ms"  # the unit of the times that Binance sends: milliseconds or microseconds
 
 
 class BinanceSession:
-    """SUBSCRIBE in batches; a batch that is refused is asked for again one stream at a time, to name the one at fault."""
+    """The conversation with Binance: SUBSCRIBE in batches.
+
+    If Binance refuses a batch, its streams are requested again one by one, to find the stream at fault."""
 
     def __init__(self, streams: Sequence[str]) -> None:
         self._streams = streams
@@ -106,7 +109,9 @@ class BinanceSession:
 
 
 def content(frame: bytes) -> bytes | None:
-    """An event's frame without the time at which it was sent (`E`), which every connection may have its own of; None: no event."""
+    """An event's frame without the time at which it was sent (`E`), because that may differ between connections.
+
+    None if the frame is not an event."""
     if not frame.startswith(b'{"stream":"') or frame[11:12] == b"!":
         return None
     at = frame.find(b',"E":')
@@ -115,14 +120,14 @@ def content(frame: bytes) -> bytes | None:
 
 
 def subscription(feed: str, topic: str, names: Mapping[str, str] = NO_NAMES) -> tuple[str, str] | None:
-    """The channel and the canonical symbol of a topic (`btcusdt@trade`); None for one that has none."""
+    """The channel and the canonical symbol of a topic (`btcusdt@trade`); None for any other text."""
     symbol, _, channel = topic.partition("@")
     name = canonical(symbol.upper(), names)
     return (channel, name) if channel in CHANNELS.get(feed, {}) and name is not None else None
 
 
 def plans(settings: FeedSettings) -> list[Plan]:
-    """A connection for each 1,024 streams."""
+    """One plan for each 1,024 streams, which is the most that a connection may have."""
     streams = [f"{symbol.lower()}@{channel}" for symbol in settings.symbols for channel in settings.channels]
     url = settings.url or STREAM_URL
     options = settings.options if isinstance(settings.options, Options) else Options()
@@ -162,7 +167,7 @@ class _ExchangeInfo(msgspec.Struct):
 
 
 def _symbol_problems(symbols: Sequence[str], body: bytes) -> list[str]:
-    """Which of the configured symbols the exchange does not list, or does not trade."""
+    """A text for each configured symbol that the exchange does not list or does not trade now. `body` is that of exchangeInfo."""
     listed = {entry.symbol: entry for entry in msgspec.json.decode(body, type=_ExchangeInfo).symbols}
     found = []
     for symbol in symbols:
@@ -177,7 +182,7 @@ def _symbol_problems(symbols: Sequence[str], body: bytes) -> list[str]:
 
 
 def _listed(symbols: Sequence[str], body: bytes) -> dict[str, str]:
-    """How the exchange splits the configured symbols."""
+    """The configured symbols to their canonical symbols, split as the exchange splits them. `body` is that of exchangeInfo."""
     wanted = set(symbols)
     listed = msgspec.json.decode(body, type=_ExchangeInfo).symbols
     return {one.symbol: f"{one.baseAsset}/{one.quoteAsset}" for one in listed if one.symbol in wanted and one.baseAsset and one.quoteAsset}

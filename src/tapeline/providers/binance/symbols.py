@@ -1,4 +1,4 @@
-"""Binance's symbols: how one splits into base and quote, and which names stand for themselves."""
+"""Splits Binance's symbols into base and quote, and checks canonical names."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from tapeline.providers.events import (
     NO_NAMES,
 )
 
-#: Assets that Binance quotes prices in: where its own list (exchangeInfo) was never had, the longest that ends a symbol splits it.
+#: The assets that Binance quotes prices in. They split a symbol if Binance's own list (exchangeInfo) was never received: the longest asset
+#: at the symbol's end is the quote.
 QUOTE_ASSETS: Final = frozenset(
     "AEUR ARS AUD BIDR BKRW BNB BRL BTC BUSD BVND COP CZK DAI DOGE DOT ETH EUR EURI FDUSD GBP GYEN IDR IDRT JPY MXN NGN PAX PLN"
     " RLUSD RON RUB SOL TRX TRY TUSD U UAH USD1 USDC USDE USDP USDS USDT UST VAI XRP XUSD ZAR".split()
@@ -21,7 +22,9 @@ _PAIR: Final = re.compile(r"[^\s/a-z]+/[^\s/a-z]+")
 
 
 def canonical(symbol: str, names: Mapping[str, str] = NO_NAMES) -> str | None:
-    """`BTCUSDT` to `BTC/USDT`: as `names` has it, else by the table; None where no known quote asset ends it. A canonical one is itself."""
+    """The canonical symbol: `BTCUSDT` becomes `BTC/USDT`. `names` has priority over the table of quote assets.
+
+    A canonical symbol stays as it is. None if the symbol ends in no known quote asset."""
     return symbol if "/" in symbol else names.get(symbol) or _by_table(symbol)
 
 
@@ -34,13 +37,13 @@ def _by_table(symbol: str) -> str | None:
 
 
 def symbol_of(feed: str, symbol: str, names: Mapping[str, str] = NO_NAMES) -> str | None:
-    """The canonical symbol, of itself or of the provider's own name for it; None where no known quote asset ends the name."""
+    """The canonical symbol for a canonical symbol or for the provider's own name; None if the name ends in no known quote asset."""
     del feed
     return symbol if "/" in symbol else canonical(symbol.upper(), names)
 
 
 def name_problem(feed: str, symbol: str, names: Mapping[str, str] = NO_NAMES) -> str:
-    """Why events of a canonical symbol would not be kept under that name; empty: they are."""
+    """Why events of a canonical symbol would not be kept under that name; empty if they would."""
     del feed
     if not _PAIR.fullmatch(symbol):
         return "a pair is written such as BTC/USDT"

@@ -1,6 +1,7 @@
-"""Binance spot's events as they stand on the wire; prices and sizes are decimal texts, times milliseconds or microseconds.
+"""Binance spot's market events as they are on the wire.
 
-Facts: Binance's public spot API documentation, "WebSocket Streams".
+Facts: Binance's public spot API documentation, "WebSocket Streams". Prices and sizes are decimal texts. Times are counts of milliseconds
+or microseconds since 1970.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import msgspec
 
 from tapeline.providers.events import Int64
 
-#: Of bars, as the names of the channels end in them.
+#: The intervals of bars. The name of a bar channel ends in its interval.
 INTERVALS: Final = "1s 1m 3m 5m 15m 30m 1h 2h 4h 6h 8h 12h 1d 3d 1w 1M".split()
 
 
@@ -40,7 +41,7 @@ class AggTrade(msgspec.Struct, gc=False):
 
 
 class BookTicker(msgspec.Struct, gc=False):
-    """`{"u":400900217,"s":"BNBUSDT","b":"25.35190000","B":"31.21000000","a":"25.36520000","A":"40.66000000"}`: no time, no `e`."""
+    """`{"u":400900217,"s":"BNBUSDT","b":"25.35190000","B":"31.21000000","a":"25.36520000","A":"40.66000000"}`. No time and no `e`."""
 
     u: Int64
     s: str

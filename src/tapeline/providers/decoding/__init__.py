@@ -1,1 +1,1 @@
-"""How frames become columns: shapes that all providers' decoders share."""
+"""Decoding of frames: the parts that the decoders of several providers share."""

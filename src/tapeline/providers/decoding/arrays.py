@@ -1,7 +1,7 @@
-"""Frames that hold an array of events of mixed kinds, told apart by a tag: how Massive and Alpaca send.
+"""Decodes frames that are arrays of events of mixed types, each type with its tag. Massive and Alpaca send such frames.
 
-The whole array is decoded at once into tagged structs. Where that fails, each element is decoded alone, so that one bad event becomes
-one reject and its neighbors are unharmed.
+The whole array is decoded at once into tagged structs. If that fails, each element is decoded alone. So one bad event becomes one reject,
+and the other events of the frame are not affected.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _ELEMENTS: Final[dict[str, Any]] = {
 }
 #: Turns a control event (the struct, its bytes as JSON text) into a notice.
 ToNotice = Callable[[Any, str], Notice]
-#: The market event that a control event brings beside its notice; None: it brings none.
+#: Gives the market event that a control event brings in addition to its notice; None if it brings none.
 ToMarket = Callable[[Any], msgspec.Struct | None]
 
 
@@ -33,8 +33,11 @@ class _Codec:
 
 
 class ArrayDecoder:
-    """Sorts the events of array frames: `market` gives each struct type its channel, `control` those that become notices, `beside` what
-    some of these bring beside their notice."""
+    """Sorts the events of array frames into channels and notices.
+
+    `market` maps each struct type of a market event to its channel. `control` maps the other struct types to the function that makes the
+    notice. `beside` maps some of these to the function that gives the market event which they bring in addition. `binary_text` turns a
+    MessagePack event into JSON text."""
 
     def __init__(
         self,
@@ -103,7 +106,7 @@ class ArrayDecoder:
                 events.rows(channel).add(event, row, index)
 
     def _reason(self, codec: _Codec, payload: bytes, error: Exception) -> str:
-        """Name the unknown type where that is what is wrong."""
+        """The reason for a reject. It names the event type if the type is unknown."""
         decode = msgspec.msgpack.decode if codec is self._msgpack else msgspec.json.decode
         try:
             tag = decode(payload, type=self._tag_of).tag
@@ -116,7 +119,7 @@ class ArrayDecoder:
     def _notice(self, codec: _Codec, event: Any, row: int, index: int, payload: bytes, events: Events) -> None:
         try:
             text = payload.decode() if codec is self._json else self._binary_text(payload)
-        except UNREADABLE as error:  # a field that the struct does not name
+        except UNREADABLE as error:  # the unreadable field is one that the struct does not have, so the struct was decoded
             events.rejects.add(Reject(f"{codec.name}: {error}", payload), row, index)
             return
         events.notices.add(self._control[type(event)](event, text), row, index)

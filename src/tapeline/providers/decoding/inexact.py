@@ -1,8 +1,8 @@
-"""Prices and sizes of which float64 is not the number that was written: found by their texts, and counted.
+"""Counts the prices and sizes that float64 does not hold exactly.
 
-A number of at most 15 significant digits comes back from float64 as it was written, so only texts of 16 characters or more are looked
-at. Where a decoder makes a number of JSON its text is gone by then, so the frames are searched for digits that stand together, many at a
-time, and what is found is read by its key.
+Float64 gives back a number of at most 15 significant digits as it was written. So only texts of 16 characters or more are examined.
+When a decoder turns a JSON number into a float, its text is lost. So the frames themselves are searched for long runs of digits, many
+bytes at a time. A frame with such a run is then searched by key.
 """
 
 from __future__ import annotations
@@ -19,56 +19,56 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 Marks: TypeAlias = npt.NDArray[np.bool_]
-#: So many characters have at most 15 digits if there is a point among them, and a text that is shorter has in any case.
+#: The fewest characters that are examined. A shorter text has at most 15 digits, and so has a text of this length with a point in it.
 LONG: Final = 16
-#: Searched at once.
+#: The number of bytes that are searched at once.
 _PIECE: Final = 120_000
 _PAIR: Final = np.uint16(0x0101)
 _NONE: Final = np.zeros(1, np.int32)
 _FIRST: Final = np.uint8(ord("."))
 _SPAN: Final = np.uint8(ord("9") - ord("."))
-#: How the keys of times in nanoseconds end: `sip_timestamp` and the like, 19 digits in every row of a page.
+#: The end of the keys of times in nanoseconds, such as `sip_timestamp`. Every row of a page has such a time, with 19 digits.
 _TIME_KEY: Final = np.uint32(int.from_bytes(b'mp":', "little"))
-#: First bytes from here on begin MessagePack, whose numbers are float64 already.
+#: A frame whose first byte is this or more is MessagePack. Its numbers are float64 already.
 _BINARY: Final = 0x80
 
 
 def is_inexact(text: str) -> bool:
-    """Whether the shortest decimal that stands for the nearest float64 is another number than this one."""
+    """Whether float64 changes the number: the shortest decimal text of the nearest float64 is a different number."""
     try:
         number, near = Decimal(text), float(text)
     except (InvalidOperation, ValueError):
-        return False  # no number at all: its event is rejected
+        return False  # it is not a number, so its event is rejected
     return math.isfinite(near) and number.is_finite() and Decimal(repr(near)) != number
 
 
 def in_texts(written: pa.Array) -> int:
-    """How many of some decimal texts, none of them null, are inexact."""
+    """The number of decimal texts that are inexact. None of `written` may be null."""
     length = lengths(written)
     if not len(length) or length.max() < LONG:
         return 0
     long = written.filter(pa.array(length >= LONG))
     points = pc.match_substring(long, ".").to_numpy(zero_copy_only=False)
     long = long.filter(pa.array(lengths(long) - points >= LONG))
-    digits = pc.ascii_ltrim(pc.ascii_rtrim(long, "0"), "0.")  # many have zeros around them
+    digits = pc.ascii_ltrim(pc.ascii_rtrim(long, "0"), "0.")  # zeros at the ends are no significant digits, and are common
     return sum(map(is_inexact, long.filter(pa.array(lengths(digits) >= LONG)).to_pylist()))
 
 
 def lengths(values: pa.Array) -> npt.NDArray[np.int32]:
-    """The bytes of each of some texts, as their offsets have them: faster than to ask for them."""
+    """The length of each text or binary value in bytes. It is computed from the array's offsets, which is faster than Arrow's kernel."""
     offsets = np.frombuffer(values.buffers()[1], np.int32)[values.offset : values.offset + len(values) + 1] if len(values) else _NONE
     return np.diff(offsets)
 
 
 class JsonNumbers:
-    """Numbers under certain keys of JSON."""
+    """Finds the inexact numbers under certain keys of JSON."""
 
     def __init__(self, keys: Iterable[str]) -> None:
         names = "|".join(map(re.escape, keys)).encode()
         self._long = re.compile(rb'"(?:' + names + rb')"\s*:\s*"?(-?[0-9.]{%d,}(?:[eE][+-]?[0-9]+)?)' % LONG)
 
     def inexact(self, payload: pa.BinaryArray) -> int:
-        """How many of them are inexact, in all frames and pages. A number in quotation marks is one too."""
+        """The number of inexact values in all frames and pages. A number in quotation marks counts too."""
         data = payload.buffers()[2]
         if data is None or not len(payload):
             return 0
@@ -84,13 +84,13 @@ class JsonNumbers:
 
 
 def _long_numbers(data: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
-    """Where digits (and a point) begin that are at least `LONG` together; not those of times in nanoseconds."""
+    """The places where runs of at least `LONG` digits and points begin, without those of times in nanoseconds."""
     held = _sevens(data)
     if not len(held):
         return held
     edge = np.flatnonzero(held[1:] - held[:-1] > 2)
     starts, ends = held[np.append(0, edge + 1)], held[np.append(edge, len(held) - 1)] + 14
-    # A run may have one byte more at either end.
+    # Runs were found in pairs of bytes, so a run may have one more byte at either end.
     starts = starts - (_marked(data[np.maximum(starts - 1, 0)]) & (starts > 0))
     ends = ends + (_marked(data[np.minimum(ends, len(data) - 1)]) & (ends < len(data)))
     starts = starts[ends - starts >= LONG]
@@ -99,10 +99,10 @@ def _long_numbers(data: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
 
 
 def _sevens(data: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
-    """At which even places seven pairs of bytes begin that are all digits or points.
+    """The even places where seven pairs of bytes begin that are all digits or points.
 
-    Every run that is long enough has such, wherever it begins; the milliseconds of a time have six at most. Piece by piece, each small
-    enough to stay in the processor's cache."""
+    Every run that is long enough contains seven such pairs, wherever it begins. A time in milliseconds contains at most six. The data is
+    searched piece by piece, and each piece is small enough for the processor's cache."""
     above = np.empty(min(len(data), _PIECE + 14), np.uint8)
     found = []
     for begin in range(0, len(data), _PIECE):
@@ -123,7 +123,7 @@ def _marked(some: npt.NDArray[np.uint8]) -> Marks:
 
 
 def _after_time_key(data: npt.NDArray[np.uint8], starts: npt.NDArray[np.int64]) -> Marks:
-    """Which of the places lie behind the key of a time in nanoseconds."""
+    """Which of the places directly follow the key of a time in nanoseconds."""
     words = np.ndarray((len(data) - 3,), np.dtype("<u4"), data, strides=(1,))
     found: Marks = (words[np.maximum(starts - 4, 0)] == _TIME_KEY) & (starts >= 4)
     return found

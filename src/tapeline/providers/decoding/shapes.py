@@ -1,16 +1,16 @@
-"""Frames whose text is the same but for a few values, read as columns: no Python object for a frame.
+"""Reads frames that differ only in a few values straight into columns, without a Python object for each frame.
 
-A `Shape` is such a text, with `<kind:name>` where values stand. Reading checks every byte of many frames at once, eight bytes to a
-machine word: a fixed piece must be equal, a value must be written as its kind says. A frame that departs in any byte is not read here
-but by the ordinary decoder, so this is only ever a faster way to the same result.
+A `Shape` is the text of such a frame, with `<kind:name>` in place of each value. Reading checks every byte of many frames at once, eight
+bytes to a machine word. A fixed part must be equal, and a value must be written as its kind says. If any byte of a frame differs, the
+ordinary decoder reads the frame instead. So this is only a faster way to the same result.
 
     <text:s>     up to 16 characters of [A-Za-z0-9], before a quotation mark
     <int:t>      an integer from 0, at most 16 digits, before a comma
     <decimal:p>  one to seven digits, a point, exactly eight digits, before a quotation mark
     <bool:m>     true or false
 
-A decimal becomes the nearest float64: its fifteen digits are an exact integer, and one division by 10^8 rounds once.
-The arithmetic on eight digits at a time is the well-known one of three multiplications.
+A decimal becomes the nearest float64: its digits, at most fifteen, are an exact integer, and the one division by 10^8 rounds once.
+Eight digits at a time become a number by the well-known method of three multiplications.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import pyarrow as pa
 Ints: TypeAlias = npt.NDArray[np.int64]
 Words: TypeAlias = npt.NDArray[np.uint64]
 Mask: TypeAlias = npt.NDArray[np.bool_]
-#: Values by the names in the shape.
+#: The values of many frames, by the names in the shape.
 Fields: TypeAlias = Mapping[str, pa.Array]
 
 _U: Final = np.uint64
@@ -37,13 +37,13 @@ _OVER_NINE: Final = _U(0x7676767676767676)
 _ALL: Final = _U(0xFFFFFFFFFFFFFFFF)
 _POWERS: Final = 10 ** np.arange(9, dtype=np.uint64)
 _PIECE: Final = re.compile(r"<(text|int|decimal|bool):(\w+)>")
-#: No shape is longer; reading may run this far past a frame that is shorter than its shape.
+#: No shape is longer than this. Reading may run this far past the end of a frame that is shorter than its shape.
 _PAD: Final = 1024
 _PLAIN: Final = re.compile(rb"[A-Za-z0-9]+")
 
 
 class Text:
-    """The bytes of many frames, one after the other, as words that may start at any byte."""
+    """The bytes of many frames, one after the other. They can be read as 8-byte words that start at any byte."""
 
     def __init__(self, payload: pa.BinaryArray) -> None:
         n = len(payload)
@@ -62,7 +62,7 @@ class Text:
 
 
 class Shape:
-    """One frame's text with its values' places; `read` turns frames into columns."""
+    """The text of a frame with the places of its values. `read` turns many such frames into columns."""
 
     def __init__(self, template: str) -> None:
         self._steps: list[Callable[[_Reading], None]] = []
@@ -78,7 +78,9 @@ class Shape:
             self._steps.append(_literal(text.encode()))
 
     def read(self, text: Text, where: Ints, ends: Ints) -> tuple[Mask, Callable[[Mask], Fields]]:
-        """Which frames have this shape from `where` to `ends`, and what gives the values of some of those."""
+        """Check which frames have this shape between the bytes `where` and `ends`.
+
+        Returns a mask of these frames, and a function from a mask of frames to their values."""
         reading = _Reading(text, where.copy())
         for step in self._steps:
             step(reading)
@@ -87,7 +89,7 @@ class Shape:
 
 
 class _Reading:
-    """How far each frame has been read, which are still fine, and the values so far."""
+    """The state of reading: how far each frame has been read, which frames still match, and the values so far."""
 
     def __init__(self, text: Text, where: Ints) -> None:
         self.text = text
@@ -97,7 +99,7 @@ class _Reading:
 
 
 def _literal(expected: bytes) -> Callable[[_Reading], None]:
-    """The fixed bytes, a word at a time, the last word in part."""
+    """A step that compares fixed bytes, one word at a time. Of the last word it compares only the bytes that are left."""
     parts: list[tuple[int, np.uint64, np.uint64]] = []
     for at in range(0, len(expected), 8):
         some = expected[at : at + 8]
@@ -114,7 +116,7 @@ def _literal(expected: bytes) -> Callable[[_Reading], None]:
 
 
 def _find(word: Words, byte: int) -> Ints:
-    """The place (0 to 7) of the first such byte in each word; 8 where there is none."""
+    """The place (0 to 7) of the first such byte in each word; 8 if there is none."""
     other = word ^ (_ONES * _U(byte))
     hit = (other - _ONES) & ~other & _HIGHS
     place: Ints = (np.bitwise_count(hit ^ (hit - _U(1))) >> 3).astype(np.int64) - (hit != 0)
@@ -122,13 +124,13 @@ def _find(word: Words, byte: int) -> Ints:
 
 
 def _leading(word: Words, count: Ints) -> Words:
-    """The first `count` (1 to 8) characters, moved to the end of the word, zeros written before them."""
+    """The first `count` (1 to 8) characters, moved to the end of the word, with the character "0" before them."""
     shift = ((8 - count) << 3).astype(np.uint64)
     return (word << shift) | (_DIGITS & ~(_ALL << shift))
 
 
 def _number(word: Words) -> tuple[Words, Mask]:
-    """The value of eight digits, and whether they all are digits."""
+    """The value of each word's eight digits, and a mask of the words whose eight characters are all digits."""
     digit = word ^ _DIGITS
     fine = ((digit + _OVER_NINE) | digit) & _HIGHS == 0
     digit = (digit * _U(2561)) >> _U(8)
@@ -146,7 +148,7 @@ def _int(name: str) -> Callable[[_Reading], None]:
         rest = np.where(long, _find(second, comma), 0)
         high, high_fine = _number(_leading(first, np.maximum(length, 1)))
         low, low_fine = _number(np.where(rest > 0, _leading(second, np.maximum(rest, 1)), _DIGITS))
-        padded = (first & _U(0xFF) == zero) & (length > 1)  # JSON writes no zeros before a number
+        padded = (first & _U(0xFF) == zero) & (length > 1)  # JSON does not allow leading zeros
         reading.fine &= high_fine & low_fine & (length > 0) & (rest < 8) & ~padded
         value = (high * _POWERS[rest] + low).astype(np.int64)
         reading.values[name] = lambda keep: pa.array(value[keep])
@@ -206,13 +208,13 @@ def _text(name: str, end: int = ord('"')) -> Callable[[_Reading], None]:
 
 
 def _upto(word: Words, count: Ints) -> Words:
-    """The first `count` (0 to 8) characters, zeros after them."""
+    """The first `count` (0 to 8) characters, with zero bytes after them."""
     kept: Words = np.where(count > 0, word & (_ALL >> ((8 - np.maximum(count, 1)) << 3).astype(np.uint64)), 0)
     return kept
 
 
 def _encode(first: Words, second: Words | None) -> tuple[npt.NDArray[np.int64], list[str | None]]:
-    """Each pair of words as a number, and what the numbers stand for; None where it is not plain letters and digits."""
+    """A code for each pair of words, and the text of each code; None for a text that is not plain letters and digits."""
     low = pa.array(first).dictionary_encode()
     if second is not None and second.any():
         high = pa.array(second).dictionary_encode()
@@ -240,10 +242,10 @@ _STREAM_SYMBOL: Final = _text("symbol", ord("@"))
 
 
 class CombinedShapes:
-    """Shapes of `{"stream":"<symbol>@<channel>","data":{...}}`, told apart by the channel's name."""
+    """Shapes of `{"stream":"<symbol>@<channel>","data":{...}}`. The channel's name decides which shape a frame is checked against."""
 
     def __init__(self, shapes: Mapping[str, str]) -> None:
-        """`shapes`: channel to what stands from its name on: `trade","data":{...}}`."""
+        """`shapes`: channel to the rest of the frame's text from the channel's name on: `trade","data":{...}}`."""
         self._shapes = {f"@{channel}": Shape(f"@{template}") for channel, template in shapes.items()}
         self._heads = {
             name: (_U((1 << (8 * min(8, len(name)))) - 1) if len(name) < 8 else _ALL, _U(int.from_bytes(name.encode()[:8], "little")))
@@ -251,7 +253,7 @@ class CombinedShapes:
         }
 
     def read(self, payload: pa.BinaryArray, rows: Ints | None) -> tuple[list[tuple[str, Ints, Fields]], Ints]:
-        """(channel, rows, values) for the frames that have a shape, and the rows of the others. `rows` None: all of them."""
+        """(channel, rows, values) for the frames that have a shape, and the rows of all other frames. `rows` None means all rows."""
         text = Text(payload)
         some = np.arange(len(payload)) if rows is None else rows
         head = _Reading(text, text.starts[some])

@@ -1,7 +1,7 @@
-"""Whole numbers as providers write them: `65.0` and `8.13548e+8` are whole too, and exact however long they are.
+"""Reads whole numbers in every notation that providers use, such as `65.0` and `8.13548e+8`, and keeps every digit.
 
-JSON has one kind of number. A decoder that wants an integer takes digits alone, so a text that it refuses is tried once more with every
-number that has no fraction written as digits.
+JSON has only one type of number, but a decoder for an integer accepts digits only. If it refuses a text, the text is decoded once more
+with every number that has no fraction rewritten as digits.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from typing import Final, TypeVar
 import msgspec
 
 _T = TypeVar("_T")
-#: Texts, which stay as they are, and numbers.
+#: JSON strings, which stay as they are, and numbers.
 _TOKENS: Final = re.compile(rb'"(?:[^"\\]|\\.)*"|-?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?', re.DOTALL)
 _NUMBER: Final = re.compile(rb"-?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]{1,3})?")
-#: More digits than 64 bits hold.
+#: A number of more digits than this does not fit 64 bits.
 _MOST_DIGITS: Final = 20
 
 
 def reading(decode: Callable[[bytes], _T]) -> Callable[[bytes], _T]:
-    """A decoder of JSON that takes whole numbers however they are written. Raises what `decode` raises."""
+    """Wrap a JSON decoder so that it accepts whole numbers in every notation. The wrapped decoder raises what `decode` raises."""
 
     def read(text: bytes) -> _T:
         try:
@@ -37,7 +37,7 @@ def reading(decode: Callable[[bytes], _T]) -> Callable[[bytes], _T]:
 
 
 def in_digits(token: bytes) -> bytes:
-    """A number without a fraction in digits alone; anything else as it is."""
+    """A number without a fraction, rewritten as digits only; any other token unchanged."""
     if token.isdigit() or not _NUMBER.fullmatch(token):
         return token
     value = Decimal(token.decode())
@@ -47,7 +47,7 @@ def in_digits(token: bytes) -> bytes:
 
 
 def whole(text: str) -> int:
-    """The whole number that a text means. Raises ValueError for what is none, or does not fit 64 bits."""
+    """The whole number that a text stands for. Raises ValueError if the text is not a whole number or does not fit 64 bits."""
     number = int(in_digits(text.encode()))
     if not -(2**63) <= number < 2**63:
         raise ValueError(f"{text} does not fit 64 bits")

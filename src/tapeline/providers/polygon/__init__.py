@@ -1,4 +1,4 @@
-"""Polygon.io (now Massive): its wire, what its events mean, its session, its history and its files."""
+"""The provider `polygon` (Polygon.io, now Massive): its wire format, its events, its session, its history and its files."""
 
 from __future__ import annotations
 

@@ -1,15 +1,19 @@
-"""Massive's flat files of past days: which file holds a span, and which events a piece of one holds. Pure.
+"""Massive's flat files of past days: which file holds a span, and which events a piece of a file holds. Pure: this module sends nothing.
 
-Facts: Massive's documentation of flat files. `us_stocks_sip/trades_v1/2024/03/2024-03-15.csv.gz` holds a day of all tickers, with a header;
-times are ns, `conditions` a quoted list. Trades of options have seven columns: `ticker,conditions,correction,exchange,price,sip_timestamp,
-size`, and no number (polygon-io/issues#308). It comes at about 11:00 in New York the day after, and may be published again. Offered are the
-kinds of files whose header is documented.
+Facts: Massive's documentation of flat files.
 
-That a day is New York's is taken from the hour at which files come; a time outside of it is refused, so a day that is cut elsewhere
-cannot pass for whole.
+- `us_stocks_sip/trades_v1/2024/03/2024-03-15.csv.gz` holds one day of all tickers, with a header.
+- Times are in ns. `conditions` is a quoted list.
+- Option trades have seven columns: `ticker,conditions,correction,exchange,price,sip_timestamp,size`. They have no sequence number
+  (polygon-io/issues#308).
+- A file is published at about 11:00 in New York on the next day, and may be published again.
+- Tapeline supports the kinds of files whose header is documented.
 
-A piece is a line with the file's version (`missing`: there is no such file) and the place behind the piece (-1: the end), the file's
-header, and whole lines of one ticker.
+The documentation does not say in which time zone a day begins. The hour of publication suggests New York. A time outside the New York day
+is refused, so a file that is cut at other hours cannot pass for a whole day.
+
+A piece begins with a line that holds the file's version (`missing`: the file does not exist) and the position behind the piece (-1: the
+end of the file). After it come the file's header and whole lines of one ticker.
 """
 
 from __future__ import annotations
@@ -51,20 +55,20 @@ CHANNELS: Final[dict[str, dict[str, Kind]]] = {
 }
 _MARKETS: Final = {"stocks": "us_stocks_sip", "options": "us_options_opra"}
 _FOLDERS: Final = {"T": "trades_v1", "Q": "quotes_v1", "AM": "minute_aggs_v1"}
-#: Without these an event could not be told from its copy that came live. Trades of options have no number in files.
+#: The column without which a file's event could not be matched with its live copy. Option trades have no such column in files.
 _TOLD_APART_BY: Final = {("stocks", "T"): "id", ("stocks", "Q"): "sequence_number"}
 _SATURDAY: Final = 5
 _NOTHING_KEPT: Final = "Nothing of this part was kept."
 
 
 def headers(key: Secret, secret: Secret) -> Mapping[str, str]:
-    """None: requests are signed."""
+    """No headers, because requests are signed."""
     del key, secret
     return {}
 
 
 def parts(start_ns: int, end_ns: int) -> list[tuple[int, int]]:
-    """Whole days of New York. Raises ConfigError where the system knows no time zones."""
+    """The whole New York days (ns, end exclusive) that cover the range. Raises ConfigError if the system has no time zone data."""
     try:
         zone = ZoneInfo("America/New_York")
     except ZoneInfoNotFoundError as error:
@@ -82,30 +86,34 @@ def parts(start_ns: int, end_ns: int) -> list[tuple[int, int]]:
 
 
 def first(span: Span) -> Request:
-    """The file of the day in which the span begins, and which ticker of it."""
+    """The request for the file of the day in which the span begins, and for the span's ticker in it."""
     path = f"/{_MARKETS[span.feed]}/{_FOLDERS[span.channel]}/{_day(span):%Y/%m/%Y-%m-%d}.csv.gz"
     return Request(f"{path}?ticker={quote(ticker(span.feed, span.symbol), safe=':')}")
 
 
 def ticker(feed: str, symbol: str) -> str:
-    """By which name the files have a canonical symbol."""
+    """The name of a canonical symbol in the files."""
     return f"O:{symbol}" if feed == "options" else symbol
 
 
 def is_file(path: str) -> bool:
-    """Whether a page is a piece of a file."""
+    """Whether a page with this path is a piece of a file."""
     return path.partition("?")[0].endswith(".csv.gz")
 
 
 def moment(header: str, line: bytes) -> str:
-    """The millisecond of a line of a file with this header, as it is written. Of trades without a number, how many equal ones a
-    millisecond has is all that tells them apart: a piece has all of them."""
+    """The millisecond of a line, as the text before the last six digits of its time. `header` is the file's header.
+
+    Trades without a number are matched by the count of equal trades in a millisecond. So one piece must hold all lines of a millisecond."""
     cells = next(csv.reader([line.decode("utf-8", "replace")]), [])
     return dict(zip(header.split(","), cells, strict=False)).get("sip_timestamp", "")[:-6]
 
 
 def page(span: Span, asked: Request, body: bytes, time_ms: int) -> Page:
-    """Read a piece through. Raises WrongPage for a file that is not there, is not the one whose first pieces came, or no such CSV."""
+    """Check a piece and find the next request.
+
+    Raises WrongPage if the file does not exist, was published again since its first piece, holds times outside its day, or is not such
+    a CSV. A missing file on a Saturday or Sunday is no error."""
     del time_ms
     path = asked.path.partition("?")[0]
     try:
@@ -138,14 +146,14 @@ def page(span: Span, asked: Request, body: bytes, time_ms: int) -> Page:
 
 
 def events_of(channel: str, symbol: str, time_ms: int, body: bytes) -> Sequence[Event | Notice | Reject]:
-    """The events of a piece, the same as those of a page of REST; a reject for each line that cannot be read.
+    """The events of a piece, in the same form as those of a REST page. A line that cannot be read becomes a reject.
 
-    Raises what decoding bytes may raise, KeyError for another channel."""
+    Raises the errors in UNREADABLE if the piece cannot be read, and KeyError for an unknown channel."""
     return counted_events_of(channel, symbol, time_ms, body)[0]
 
 
 def counted_events_of(channel: str, symbol: str, time_ms: int, body: bytes) -> tuple[Sequence[Event | Notice | Reject], int]:
-    """The same, and how many prices and sizes float64 does not hold as they are written."""
+    """As `events_of`, and the number of prices and sizes that float64 does not hold exactly."""
     found = _rows(channel, _taken_apart(body)[2])
     rows = [row for row, _ in found]
     events = as_events(channel, symbol, time_ms, rows)
@@ -157,12 +165,12 @@ def counted_events_of(channel: str, symbol: str, time_ms: int, body: bytes) -> t
 
 
 def _day(span: Span) -> date:
-    """New York's midnight is UTC's same day, some hours later."""
+    """The New York date of the span. It equals the UTC date of the start, because midnight in New York is 4 or 5 hours after UTC's."""
     return datetime.fromtimestamp(span.start_ns // NS_PER_S, UTC).date()
 
 
 def _taken_apart(body: bytes) -> tuple[str, int, bytes]:
-    """Version, the place behind, lines."""
+    """The parts of a piece: the file's version, the position behind the piece (-1: the end), and the lines."""
     head, _, lines = body.partition(b"\n")
     version, _, following = head.decode("ascii", "replace").partition(" ")
     return version, int(following), lines
@@ -177,14 +185,14 @@ _NUMBERS: Final = {
     "Q": ("bid_price", "bid_size", "ask_price", "ask_size"),
     "AM": ("open", "high", "low", "close", "volume"),
 }
-#: What a bar's columns are called over REST.
+#: A bar's column in a file to its name over REST.
 _BAR_NAMES: Final = {"open": "o", "high": "h", "low": "l", "close": "c", "volume": "v", "transactions": "n"}
 
 
 def _rows(channel: str, lines: bytes, told_apart_by: str = "") -> list[tuple[Any, dict[str, str]]]:
-    """The rows as REST has them, or a reject for each that is none, with its cells; empty cells are absent.
+    """Each row as REST has it, or a reject, together with the row's cells. Empty cells are left out.
 
-    Raises ValueError for what is no such CSV: where no line can be read."""
+    Raises ValueError if the text is not such a CSV: no line can be read, or the column `told_apart_by` is missing."""
     struct = _STRUCTS[channel]
     try:
         table = [row for row in csv.reader(lines.decode("utf-8").split("\n")) if row]
@@ -210,7 +218,7 @@ def _rows(channel: str, lines: bytes, told_apart_by: str = "") -> list[tuple[Any
 
 
 def _row(channel: str, cells: dict[str, str], struct: Any) -> Any:
-    """Raises MsgspecError, ValueError."""
+    """One row as REST has it. Raises MsgspecError or ValueError if it cannot be read."""
     told = _as_rest(channel, cells)
     try:
         return msgspec.convert(told, struct, strict=False)
@@ -224,7 +232,7 @@ def _numeric(name: str, value: object) -> bool:
 
 
 def _as_rest(channel: str, cells: dict[str, str]) -> dict[str, Any]:
-    """Cells by the names that REST gives them."""
+    """The cells under the names that REST gives them. Raises ValueError if a bar's time is not a whole millisecond."""
     if channel == "AM":
         start_ns = whole(cells.get("window_start", ""))
         if start_ns % NS_PER_MS:

@@ -1,9 +1,12 @@
-"""Massive's history over REST: what to ask for, and which events a page holds. Pure: requests and pages in, nothing sent.
+"""Massive's history over REST: which pages to request, and which events a page holds. Pure: this module sends nothing.
 
-Facts: Massive's REST documentation: `/v3/trades/{ticker}` and `/v3/quotes/{ticker}` by time in ns, the latest first unless told otherwise;
-`/v2/aggs/ticker/{ticker}/range/...` by ms, adjusted for splits unless told otherwise: the stream's bars are not. A page names the one that
-follows it (`next_url`, on the provider's own host); one that names none is the last. Of quotes of crypto there is nothing. A key may ask
-for 5 pages a minute, or as often as it likes below 100 a second.
+Facts: Massive's REST documentation.
+
+- `/v3/trades/{ticker}` and `/v3/quotes/{ticker}` take times in ns. By default the latest row comes first.
+- `/v2/aggs/ticker/{ticker}/range/...` takes times in ms. By default bars are adjusted for splits; the stream's bars are not.
+- A page names the next page (`next_url`, on the provider's own host). A page without `next_url` is the last one.
+- There is no history of crypto quotes.
+- Depending on the plan, a key may request 5 pages a minute, or any number below 100 a second.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from tapeline.providers.polygon.wire import CryptoTrade, PastBar, Quote, Trade
 from tapeline.records import NS_PER_MS, NS_PER_S
 from tapeline.secret import Secret
 
-#: Half of what is asked for politeness. Who may ask less is told so (429) and waits.
+#: Half of the rate that the provider asks its users to stay below. A plan with a lower limit answers 429, and the client then waits.
 WEIGHT_A_MINUTE: Final = 3_000
 SETTLED_NS: Final = 20 * NS_PER_S
 _SHARES: Final[dict[str, Kind]] = {"T": "trade", "Q": "quote", "AM": "bar", "A": "bar"}
@@ -32,36 +35,36 @@ CHANNELS: Final[dict[str, dict[str, Kind]]] = {
     "options": _SHARES,
     "crypto": {"XT": "trade", "XA": "bar", "XAS": "bar"},
 }
-#: A page is one record of the raw topic: of at most some 4 MB.
+#: A page is one record of the raw topic. With this many rows it has at most about 4 MB.
 PAGE_ROWS: Final = 10_000
-#: What each bar is of: the provider's word, and how long it is.
+#: Channel of bars to the window's name in the path, and its length in ns.
 _WINDOWS: Final = {
     "AM": ("minute", 60 * NS_PER_S),
     "XA": ("minute", 60 * NS_PER_S),
     "A": ("second", NS_PER_S),
     "XAS": ("second", NS_PER_S),
 }
-#: Late trades revise a bar for some 15 minutes.
+#: Late trades revise a bar for about 15 minutes. This is a little more.
 _REVISED_NS: Final = 20 * 60 * NS_PER_S
-#: DELAYED: on a plan that gives everything 15 minutes late.
+#: The statuses of a good page. DELAYED comes on a plan that gives everything 15 minutes late.
 _GOOD: Final = frozenset({"OK", "DELAYED"})
 _DELAYED_NS: Final = 16 * 60 * NS_PER_S
 Event: TypeAlias = "Trade | Quote | CryptoTrade | PastBar"
 
 
 def headers(key: Secret, secret: Secret) -> Mapping[str, str]:
-    """The key."""
+    """The header with the API key. There is no secret."""
     del secret
     return {"Authorization": f"Bearer {key.reveal()}"}
 
 
 def settled_ns(channel: str) -> int:
-    """Of bars until they are revised no more."""
+    """The delay (ns) until the history is final. For bars it includes the window and the time in which late trades revise them."""
     return SETTLED_NS + (_WINDOWS[channel][1] + _REVISED_NS if channel in _WINDOWS else 0)
 
 
 def first(span: Span) -> Request:
-    """Where to begin: at the start; of bars with the window that it lies in, whose bar comes after it."""
+    """The first request of a span: from its start. Bars begin with the window that contains the start, because its bar comes later."""
     ticker = quote(_ticker(span), safe=":")
     if span.channel in _WINDOWS:
         name, width_ns = _WINDOWS[span.channel]
@@ -74,7 +77,9 @@ def first(span: Span) -> Request:
 
 
 def page(span: Span, asked: Request, body: bytes, time_ms: int) -> Page:
-    """Check that the page is of what was asked for, with times that rise from where the one before it ended, and what follows it."""
+    """Check a page and find the next request. Raises WrongPage.
+
+    The page must be for the requested ticker and time, and its times must rise from where the page before it ended."""
     try:
         answer = _ANSWERS[span.channel](body)
         following = None if answer.next_url is None else _path(answer.next_url)
@@ -108,7 +113,9 @@ _NOTHING_KEPT: Final = "Nothing of it was kept."
 
 
 def _path(url: str) -> str:
-    """Path and query of the page that follows. Its host is the provider's own, whoever was asked. Raises ValueError."""
+    """Path and query of the next page. The host is dropped, because it is the provider's own whichever address was asked.
+
+    Raises ValueError if the text is not such an address."""
     parts = urlsplit(url)
     path = f"{parts.path}?{parts.query}"
     if not parts.path.startswith("/") or not path.isascii() or not path.isprintable() or " " in path:
@@ -117,7 +124,7 @@ def _path(url: str) -> str:
 
 
 def _ticker(span: Span) -> str:
-    """The provider's own spelling of a canonical symbol; of pairs it has two."""
+    """The provider's own spelling of a canonical symbol. Crypto pairs have two spellings: `X:BTCUSD` for bars, `X:BTC-USD` otherwise."""
     if span.feed == "crypto":
         return "X:" + span.symbol.replace("/", "" if span.channel in _WINDOWS else "-")
     return f"O:{span.symbol}" if span.feed == "options" else span.symbol
@@ -125,13 +132,13 @@ def _ticker(span: Span) -> str:
 
 class TradeRow(msgspec.Struct):
     """`{"conditions":[12,41],"correction":0,"decimal_size":"100.0","exchange":11,"id":"1","participant_timestamp":1517562000015577000,
-    "price":171.55,"sequence_number":1063,"sip_timestamp":1517562000016036600,"size":100,"tape":3,"trf_id":201,...}`;
-    options have no `id`"""
+    "price":171.55,"sequence_number":1063,"sip_timestamp":1517562000016036600,"size":100,"tape":3,"trf_id":201,...}`. Times are in ns.
+    Options have no `id`."""
 
     exchange: int
     price: float
     size: float
-    sip_timestamp: Int64  # the stream's `t`
+    sip_timestamp: Int64  # the same time as the stream's `t`
     sequence_number: Int64 | None = None
     id: str | None = None
     decimal_size: str | None = None
@@ -146,7 +153,7 @@ class TradeRow(msgspec.Struct):
 
 class QuoteRow(msgspec.Struct):
     """`{"ask_exchange":11,"ask_price":171.6,"ask_size":100,"bid_exchange":12,"bid_price":171.5,"bid_size":200,"conditions":[1],
-    "indicators":[604],"participant_timestamp":...,"sequence_number":1063,"sip_timestamp":...,"tape":3}`; either side may be absent"""
+    "indicators":[604],"participant_timestamp":...,"sequence_number":1063,"sip_timestamp":...,"tape":3}`. Either side may be absent."""
 
     sip_timestamp: Int64
     ask_exchange: int | None = None
@@ -170,7 +177,7 @@ class _CryptoTrade(msgspec.Struct):
     exchange: int
     price: float
     size: float
-    participant_timestamp: Int64  # the stream's `t`
+    participant_timestamp: Int64  # the same time as the stream's `t`
     id: str | None = None
     conditions: list[int] | None = None
     correction: int | None = None
@@ -181,7 +188,8 @@ class _CryptoTrade(msgspec.Struct):
 
 
 class PastBarRow(msgspec.Struct):
-    """`{"c":75.0875,"h":75.15,"l":73.7975,"n":1,"o":74.06,"t":1577941200000,"v":135647456,"vw":74.6099}`; `t` is the window's start"""
+    """`{"c":75.0875,"h":75.15,"l":73.7975,"n":1,"o":74.06,"t":1577941200000,"v":135647456,"vw":74.6099}`. `t` is the window's start
+    in ms."""
 
     t: Int64
     o: float
@@ -201,8 +209,8 @@ _Row = TypeVar("_Row")
 
 
 class _Answer(msgspec.Struct, Generic[_Row]):
-    """`{"status":"OK","request_id":"a47d..","next_url":"https://api.massive.com/v3/trades/AAPL?cursor=YWN0...","results":[...]}`; bars
-    name their `ticker`, and have no `results` where there are none"""
+    """`{"status":"OK","request_id":"a47d..","next_url":"https://api.massive.com/v3/trades/AAPL?cursor=YWN0...","results":[...]}`. A page
+    of bars names its `ticker`. If there are no bars, it has no `results`."""
 
     status: str = ""
     results: list[_Row] = []
@@ -216,7 +224,7 @@ _RAW_ROWS: Final = whole_numbers.reading(msgspec.json.Decoder(_Answer[msgspec.Ra
 
 
 def _answers(row: Any) -> Callable[[bytes], _Answer[Any]]:
-    """Decodes a page of such rows; one that cannot be read is rejected alone."""
+    """A function that decodes a page of such rows. A row that cannot be read becomes a reject; the others are kept."""
     whole = whole_numbers.reading(msgspec.json.Decoder(_Answer[row]).decode)
     one: Callable[[bytes], Any] = whole_numbers.reading(msgspec.json.Decoder(row).decode)
 
@@ -240,10 +248,12 @@ _ANSWERS: Final[dict[str, Callable[[bytes], _Answer[Any]]]] = {
 
 
 def events_of(channel: str, symbol: str, time_ms: int, body: bytes) -> Sequence[Event | Notice | Reject]:
-    """The events of a page as the stream would have sent them, with their times in ns. `symbol`: canonical.
+    """The events of a page as the stream would have sent them, but with trades' and quotes' times in ns.
 
-    A notice is about the trade before it: that was corrected since. A reject stands for one that cannot be read. Raises what decoding bytes
-    may raise, KeyError for another channel."""
+    `symbol` is canonical. `time_ms` is the time of the fetch.
+
+    A notice says that the trade before it has been corrected since. A reject stands for an event that cannot be read. Raises the errors
+    in UNREADABLE if the page cannot be read, and KeyError for an unknown channel."""
     rows = _ANSWERS[channel](body).results
     found = as_events(channel, symbol, time_ms, rows)
     if not any(row.correction for row in readable(rows) if hasattr(row, "correction")):
@@ -252,7 +262,9 @@ def events_of(channel: str, symbol: str, time_ms: int, body: bytes) -> Sequence[
 
 
 def as_events(channel: str, symbol: str, time_ms: int, rows: Sequence[Any]) -> list[Event | Reject]:
-    """The events of rows, which may have been rejected. Bars that late trades no longer revised when they were fetched (ms) are final."""
+    """The events of rows; a rejected row stays a reject. `time_ms` is the time of the fetch.
+
+    A bar is final if, at that time, late trades could no longer revise it."""
     if channel in _WINDOWS:
         revised_ns = time_ms * NS_PER_MS - _REVISED_NS - _WINDOWS[channel][1]
         return [row if isinstance(row, Reject) else _past_bar(symbol, row, revised_ns) for row in rows]
@@ -299,9 +311,9 @@ def _quote(symbol: str, row: QuoteRow) -> Quote:
 
 
 def marked(symbol: str, found: Sequence[Event | Reject], rows: Sequence[Any], texts: Sequence[str]) -> list[Event | Notice | Reject]:
-    """With a notice behind each trade whose `correction` says that it is not as it was reported at first.
+    """The events with a notice behind each trade that was corrected, as the row's `correction` says.
 
-    `texts`: the rows as they came."""
+    `texts` holds the rows as they came; a notice quotes its row."""
     times = in_range(integers([None if isinstance(row, Reject) else row.time_ns for row in rows])).to_pylist()
     marked: list[Event | Notice | Reject] = []
     for event, row, ns, text in zip(found, rows, times, texts, strict=True):

@@ -1,4 +1,4 @@
-"""Massive, formerly Polygon.io: what the wire's events of stocks, options and crypto mean, and the session that asks for them.
+"""Turns the events of Massive (formerly Polygon.io) into columns, for stocks, options and crypto.
 
 Facts: Massive's WebSocket documentation. Every frame is a JSON array of mixed events; the tag is `ev`.
 """
@@ -37,13 +37,13 @@ STOCK_EXCHANGES: Final = {
     1: "XASE", 2: "XBOS", 3: "XCIS", 4: "FINR", 6: "XISE", 7: "EDGA", 8: "EDGX", 9: "XCHI", 10: "XNYS", 11: "ARCX", 12: "XNAS",
     14: "LTSE", 15: "IEXG", 16: "CBSX", 17: "XPHL", 18: "BATY", 19: "BATS", 20: "EPRL", 21: "MEMX", 23: "TXSE", 62: "OOTC",
 }  # fmt: skip
-#: FINRA's trade reporting facilities, which a trade off exchange names beside exchange 4.
+#: FINRA's trade reporting facilities. An off-exchange trade has exchange 4, and names its facility too.
 TRADE_REPORTING_FACILITIES: Final = {201: "FINY", 202: "FINN", 203: "FINC"}
 OPTION_EXCHANGES: Final = {302: "XCBO", 308: "XISX"}
 CRYPTO_EXCHANGES: Final = {1: "coinbase", 2: "bitfinex", 6: "bitstamp", 10: "binance", 23: "kraken"}
 
 
-#: Makes ns of the counts that events have for times.
+#: Turns the times in events, which are counts since 1970, into ns.
 Times: TypeAlias = Callable[[pa.Array], pa.Array]
 
 
@@ -59,7 +59,9 @@ def _venue(table: dict[int, str], code: int | None) -> str:
 
 
 def _size(plain: float, exact: str | None) -> float:
-    """The size with its fraction where the event has one; NaN, which the checks reject, where that is no number."""
+    """The size with its fraction if the event has one, else the plain size.
+
+    If the text with the fraction is not a number, the size is NaN, which the checks reject."""
     if exact is None:
         return plain
     try:
@@ -69,7 +71,7 @@ def _size(plain: float, exact: str | None) -> float:
 
 
 def _sequence(events: Sequence[Trade] | Sequence[Quote]) -> pa.Array:
-    """The provider's order numbers. 0 is none: old trades of options have it."""
+    """The provider's sequence numbers. 0 becomes null: old option trades have it, and it means that there is no number."""
     return integers([event.q or None for event in events])
 
 
@@ -124,7 +126,7 @@ def _bars(interval: str) -> Any:
             "close": floats([event.c for event in events]),
             "volume": floats([_size(event.v, event.dv) for event in events]),
             "vwap": but_zero(floats([event.vw for event in events])),
-            "final": False,  # late trades may revise a bar for some 15 minutes
+            "final": False,  # late trades may revise a bar for about 15 minutes
             "exchange": "composite",
         }
 
@@ -171,11 +173,12 @@ def _control(_: Status, text: str) -> Notice:
     return Notice("control", text)
 
 
-#: Sequence numbers repeat and go back, so a number alone tells no two events apart; the times of history are finer than the stream's.
+#: Sequence numbers repeat and go back, so a number alone does not identify a quote. Times from the history are in ns, while those of the
+#: stream are in ms, so two copies of a quote may differ in time.
 _QUOTE: Final = Identity(
     ("date", "symbol", "exchange", "sequence", "bid", "ask", "bid_size", "ask_size"), "sequence", drift_ns=2 * NS_PER_S, else_by_ms=True
 )
-#: Option trades have no number in the provider's files, and an older row's is 0.
+#: Option trades have no sequence number in the provider's files. In older rows of the history it is 0.
 _OPTION_TRADE: Final = Identity(
     ("date", "symbol", "exchange", "sequence", "last", "volume"), "sequence", drift_ns=2 * NS_PER_S, counted=True
 )
@@ -202,7 +205,7 @@ CHANNELS: Final = {feed: {channel.name: channel for channel in market.values()} 
 
 
 def _past(market: dict[Any, Channel], trades: Any, quotes: Any = None) -> dict[str, Channel]:
-    """The channels of a market for what a page of its history holds: its times are ns, and of bars it says more."""
+    """The channels of a market for the events of its history. There, trades and quotes have times in ns, and bars have `n` and `final`."""
     columns = {
         "T": trades,
         "XT": trades,
@@ -218,13 +221,13 @@ _PAST: Final = {
     "options": _past(_OPTIONS, _trades(OPTION_EXCHANGES, in_range), _quotes(OPTION_EXCHANGES, in_range)),
     "crypto": _past(_CRYPTO, partial(_crypto_trades, times=in_range)),
 }
-#: The keys of prices and sizes, live and over REST. (`s` of a bar is a time in ms.)
+#: The keys of prices and sizes, live and over REST. (The `s` of a bar is a time in ms, which is too short to be inexact.)
 _NUMBERS: Final = JsonNumbers("p s ds bp bs ap as o h l c v dv vw price size decimal_size bid_price bid_size ask_price ask_size".split())
 _DECODERS: Final = {feed: ArrayDecoder("ev", market, {Status: _control}) for feed, market in _MARKETS.items()}
 
 
 def decode(feed: str, frames: Frames, events: Events) -> None:
-    """Sort the events of one feed (`stocks`, `options`, `crypto`): of array frames, and of pages of its history."""
+    """Sort the events of one feed (`stocks`, `options`, `crypto`). They come in array frames and in pages of the history."""
     decoder = _DECODERS.get(feed)
     if decoder is not None:
         events.inexact += frames.inexact(_NUMBERS)

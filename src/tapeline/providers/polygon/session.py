@@ -1,4 +1,4 @@
-"""The session that asks Massive for its topics, and reads what is not market data."""
+"""Massive's websocket session: it authenticates, subscribes to topics and reads the status messages."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from tapeline.secret import Secret
 
 STREAM_URL: Final = "wss://socket.massive.com"
 HISTORY_URL: Final = "https://api.massive.com"
-#: Of S3's protocol.
+#: The server of the flat files. It speaks the S3 protocol.
 FILES_URL: Final = "https://files.massive.com"
 FILES_BUCKET: Final = "flatfiles"
-#: Well under the megabyte that the provider's own clients allow a message.
+#: Keeps a subscribe message well under the megabyte that the provider's own clients allow.
 _TOPICS_PER_MESSAGE: Final = 500
 _COOL_DOWN_S: Final = 60.0
 
@@ -38,7 +38,9 @@ def _compact(frame: bytes) -> bytes:
 
 
 class PolygonSession:
-    """Greeting, auth, subscribe; each topic is acknowledged by name, an unknown one not at all."""
+    """The conversation with Massive: greeting, auth, subscribe.
+
+    The provider acknowledges each topic by name. It does not answer for an unknown topic, which so stays among the missing."""
 
     def __init__(self, key: Secret, topics: Sequence[str]) -> None:
         self._key = key
@@ -100,26 +102,26 @@ class PolygonSession:
 
 
 def name_problem(feed: str, symbol: str, names: Mapping[str, str] = NO_NAMES) -> str:
-    """Why events of a canonical symbol would not be kept under that name; empty: they are."""
+    """Why events of a canonical symbol would not be kept under that name; empty if they would."""
     del names
     return us_name_problem(feed, symbol)
 
 
 def symbol_of(feed: str, symbol: str, names: Mapping[str, str] = NO_NAMES) -> str:
-    """The canonical symbol, of itself or of the provider's own name for it (`BTC-USD`, `O:SPY251219C00650000`)."""
+    """The canonical symbol for a canonical symbol or for the provider's own name (`BTC-USD`, `O:SPY251219C00650000`)."""
     del names
     return symbol.removeprefix("X:").replace("-", "/") if feed == "crypto" else symbol.removeprefix("O:")
 
 
 def subscription(feed: str, topic: str, names: Mapping[str, str] = NO_NAMES) -> tuple[str, str] | None:
-    """The channel and the canonical symbol of a topic (`T.AAPL`, `T.O:SPY251219C00650000`, `XT.BTC-USD`); None for one that has none."""
+    """The channel and the canonical symbol of a topic (`T.AAPL`, `T.O:SPY251219C00650000`, `XT.BTC-USD`); None for any other text."""
     del names
     channel, _, symbol = topic.partition(".")
     return (channel, symbol_of(feed, symbol)) if channel in CHANNELS.get(feed, {}) and symbol else None
 
 
 def plans(settings: FeedSettings) -> list[Plan]:
-    """One connection: an account has one for each market."""
+    """A plan for one connection, because an account may have one connection for each market."""
     topics = [f"{channel}.{symbol}" for channel in settings.channels for symbol in settings.symbols]
     return [
         Plan(

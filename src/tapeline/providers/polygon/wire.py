@@ -1,4 +1,4 @@
-"""Massive's events as they come over the wire: stocks, options and crypto.
+"""Massive's market and status events as they are on the wire, for stocks, options and crypto.
 
 Facts: Massive's WebSocket documentation.
 """
@@ -11,7 +11,7 @@ from tapeline.providers.events import Int64
 
 
 class Event(msgspec.Struct, tag_field="ev", gc=False):
-    """Every event carries its type in `ev`."""
+    """The base of all events. Every event carries its type in `ev`."""
 
 
 class Status(Event, tag="status"):
@@ -23,7 +23,7 @@ class Status(Event, tag="status"):
 
 class Trade(Event, tag="T"):
     """`{"ev":"T","sym":"MSFT","x":4,"i":"12345","z":3,"p":114.125,"s":100,"ds":"100.0","c":[0,12],"t":1536036818784,"q":3681328,
-    "trfi":201,"trft":1536036818780}`; options have no `i` and no `z`"""
+    "trfi":201,"trft":1536036818780}`. `t` is in ms. Options have no `i` and no `z`."""
 
     sym: str
     x: int
@@ -32,14 +32,14 @@ class Trade(Event, tag="T"):
     t: Int64
     q: Int64 | None = None
     i: str | None = None
-    ds: str | None = None  # the size with its fraction, which `s` lacks
+    ds: str | None = None  # the size with its fraction; `s` has no fraction
     c: list[int] | None = None
     trfi: int | None = None
 
 
 class Quote(Event, tag="Q"):
     """`{"ev":"Q","sym":"MSFT","bx":4,"bp":114.125,"bs":100,"ax":7,"ap":114.128,"as":160,"c":0,"i":[604],"t":1536036818784,
-    "q":50385480,"z":3}`; sizes in shares"""
+    "q":50385480,"z":3}`. Sizes are in shares, `t` is in ms."""
 
     sym: str
     t: Int64
@@ -55,7 +55,7 @@ class Quote(Event, tag="Q"):
 
 class Bar(Event, tag="AM"):
     """`{"ev":"AM","sym":"GTE","v":4110,"vw":0.4488,"o":0.4488,"c":0.4486,"h":0.4489,"l":0.4486,"z":685,"s":1610144640000,
-    "e":1610144700000}`; `s` is the window's start"""
+    "e":1610144700000}`. `s` is the window's start and `e` its end, in ms."""
 
     sym: str
     s: Int64
@@ -73,7 +73,7 @@ class SecondBar(Bar, tag="A"):
 
 
 class PastBar(Bar, tag="past"):
-    """A bar of the provider's history, which no socket sends: it counts its trades, and tells when it is no longer revised."""
+    """A bar of the provider's history, which no socket sends. It has the count of trades, and says whether it is final."""
 
     n: int | None = None
     final: bool = False
