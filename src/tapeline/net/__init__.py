@@ -1,1 +1,1 @@
-"""The network: websockets, HTTP, S3, and how often a provider may be asked."""
+"""The network: websockets, HTTP, S3 and the rate limits of providers."""

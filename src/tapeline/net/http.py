@@ -1,4 +1,4 @@
-"""HTTP: the only module that sends a request; a provider's pages and files are asked for within its limits."""
+"""HTTP: the only module that sends a request. It requests a provider's pages and files within the provider's limits."""
 
 from __future__ import annotations
 
@@ -29,26 +29,27 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 _HTTP_TIMEOUT_S: Final = 10.0
-#: From this status on it is no answer to what was asked.
+#: An answer with this status or a higher one does not hold what was requested.
 _NO_ANSWER: Final = 300
-#: So many threads may ask one address at a time.
+#: The most connections to one address that are kept open, one for each thread that sends requests at the same time.
 _KEPT_OPEN: Final = 32
 _HTTP_MAX_BYTES: Final = 64 * 1024 * 1024
-#: An answer that is whole in memory is waited for so long; while it is, one looks so often whether to stop.
+#: The longest time to wait for an answer that is read into memory.
 _ANSWER_WITHIN_S: Final = 120.0
+#: How often a waiting caller checks whether it should stop.
 _LOOK_EVERY_S: Final = 0.25
 _DOWNLOAD_PIECE: Final = 1024 * 1024
-#: A problem with an address is told so often.
+#: Warn about an address at most once in this time.
 _TELL_AGAIN_S: Final = 5.0
 _REST_TRIES: Final = 6
-#: A longer wait than this is for the caller to decide on.
+#: If a wait would be longer than this, the caller decides what to do.
 _LONGEST_WAIT_S: Final = 300.0
-#: Of 4xx those that say nothing of what was asked: it took too long, or came too early.
+#: The 4xx statuses that say nothing about the request itself: it took too long, or came too early.
 _PASSING: Final = frozenset({408, 425})
-#: What refuses the key, the plan or the place that one asks from, whatever is asked.
+#: The statuses that refuse the key, the plan or this machine's location. Every other request would be refused too.
 _OF_EVERYTHING: Final = frozenset({401, 403, 451})
 _RECENT: Final = "recent SIP data"
-#: Words of a refusal (HTTP 4xx) to what to do about it.
+#: Part of a refusal's text (HTTP 4xx) to the advice about it.
 _REMEDIES: Final = {
     _RECENT: 'The plan has SIP data from 15 minutes ago on: set feed = "iex", or ask again 15 minutes later.',
     "HTTP 401": "Check the key.",
@@ -58,7 +59,7 @@ _REMEDIES: Final = {
 
 
 async def get(url: str, tls: ssl.SSLContext | None = None) -> bytes:
-    """The body of an HTTP GET. Raises Unavailable that names the address and the status."""
+    """The body of an HTTP GET. Raises Unavailable, which names the address and the problem (such as the status), after at most 120 s."""
 
     def fetch() -> bytes:
         with _pool(url, tls) as pool, _opened(pool, url, {"User-Agent": "tapeline"}) as reply:
@@ -69,7 +70,7 @@ async def get(url: str, tls: ssl.SSLContext | None = None) -> bytes:
     if not url.startswith(("http://", "https://")):
         raise Unavailable(f"{url} is no HTTP address.")
     try:
-        # Not on the loop's own threads, whose end the end of the process would wait for.
+        # It does not run on the event loop's own threads, because the process could not exit before they end.
         async with asyncio.timeout(_ANSWER_WITHIN_S):
             return await asyncio.wrap_future(beside(fetch, "http"))
     except TimeoutError:
@@ -79,7 +80,7 @@ async def get(url: str, tls: ssl.SSLContext | None = None) -> bytes:
 
 
 def _pool(url: str, tls: ssl.SSLContext | None) -> urllib3.PoolManager:
-    """Connections that are kept open, by the proxy that the environment names for the address, if any."""
+    """A pool of connections that are kept open. They go through the proxy that the environment names for the address, if any."""
     timeout = urllib3.Timeout(_HTTP_TIMEOUT_S)
     scheme, _, host = url.partition("://")
     proxy = getproxies().get(scheme)
@@ -90,9 +91,9 @@ def _pool(url: str, tls: ssl.SSLContext | None) -> urllib3.PoolManager:
 
 @contextmanager
 def _opened(pool: urllib3.PoolManager, url: str, headers: Mapping[str, str]) -> Iterator[urllib3.BaseHTTPResponse]:
-    """An answer of which the body is still to be read. It follows nobody elsewhere: the keys are for the address that was asked.
+    """Send a GET and give the answer; the caller reads the body. Redirects are not followed, because the keys are for this address only.
 
-    Raises ValueError for what is no address, OSError, HTTPError."""
+    Raises ValueError if `url` is not an address, and OSError or HTTPError if the request fails."""
     if any(letter <= " " or letter == "\x7f" for letter in url):
         raise ValueError("it has a blank or a control character")
     reply = pool.request("GET", url, headers=headers, redirect=False, preload_content=False)
@@ -105,7 +106,7 @@ def _opened(pool: urllib3.PoolManager, url: str, headers: Mapping[str, str]) -> 
             reply.drain_conn()
             reply.release_conn()
         else:
-            reply.close()  # something of it may still be to come
+            reply.close()  # the rest of the body may still arrive, so the connection cannot be used again
 
 
 def _words_of(reply: urllib3.BaseHTTPResponse) -> str:
@@ -117,7 +118,7 @@ def _words_of(reply: urllib3.BaseHTTPResponse) -> str:
 
 @contextmanager
 def _kept(path: Path) -> Iterator[None]:
-    """A problem with the disk is none of the network's."""
+    """Turn an OSError of the disk into DiskProblem, so that it is not taken for a network problem."""
     try:
         yield
     except OSError as error:
@@ -128,13 +129,13 @@ def _kept(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _written(path: Path) -> Iterator[BinaryIO]:
-    """A file to write; what it cannot take at its opening or its end is a problem with the disk too."""
+    """A file to write. Raises DiskProblem if opening or closing fails."""
     with _kept(path):
         file = path.open("wb")
     try:
         yield file
     except BaseException:
-        with suppress(OSError):  # what went wrong before is what matters
+        with suppress(OSError):  # the first error is the one to report
             file.close()
         raise
     with _kept(path):
@@ -142,7 +143,7 @@ def _written(path: Path) -> Iterator[BinaryIO]:
 
 
 class _RefusedAnswer(Exception):
-    """HTTP status 4xx or 5xx."""
+    """An answer with an HTTP status of 300 or more."""
 
     def __init__(self, code: int, words: str, headers: Mapping[str, str]) -> None:
         super().__init__(code)
@@ -157,10 +158,10 @@ def _whole(reply: urllib3.BaseHTTPResponse) -> bytes:
 
 
 class Rest:
-    """A provider's REST requests, by any number of threads: within a budget of weight a minute, tried again where that may help.
+    """Sends a provider's REST requests within a weight a minute, and retries them if that may help. Any number of threads may use it.
 
-    HTTP 429 and 418 (a ban) are waited out as `Retry-After` or `X-RateLimit-Reset` says, whoever asks next; 5xx and broken connections
-    are tried again with capped, jittered waits.
+    After HTTP 429 or 418 (a ban) nobody sends a request until the time that `Retry-After` or `X-RateLimit-Reset` names. After 5xx or a
+    broken connection the request is retried with capped, jittered waits.
     """
 
     def __init__(
@@ -175,9 +176,10 @@ class Rest:
         wall_clock: Callable[[], float] = time.time,
         sleep: Callable[[float], object] = time.sleep,
     ) -> None:
-        """`url`: scheme and host, to which each path is appended. `passing`: statuses that are a moment's firewall there.
+        """`url` is scheme and host; each path is appended to it. `quota` may be shared with other processes.
 
-        `wall_clock`: seconds since 1970, as providers name times. `sleep` gives True where it was broken off."""
+        `passing` holds the statuses that come from a firewall for a short time. `wall_clock` gives seconds since 1970, like the times in
+        providers' headers. `sleep` returns True if it was interrupted because the caller should stop."""
         self._url, self._random, self._quota, self._sleep = url, random, quota, sleep
         self._pool = _pool(url, tls)
         self._headers = {"User-Agent": "tapeline", **(headers or {})}
@@ -187,11 +189,14 @@ class Rest:
         self._told_at = -math.inf
 
     def get(self, path: str, weight: int) -> bytes:
-        """The body. Raises Refused where the request itself is wrong, Unavailable where trying again has not helped."""
+        """The body of an answer. `weight` is the request's cost in the limit for a minute.
+
+        Raises Refused if the request itself is wrong (Barred if every request would be refused), and Unavailable if retries did not help
+        or the wait was interrupted."""
         return self._asked(path, weight, _whole, _ANSWER_WITHIN_S)
 
     def download(self, path: str, weight: int, to: Path) -> None:
-        """The body into a file, however large. Raises as `get`, and DiskProblem for the file."""
+        """Write the body into the file `to`, however large it is. Raises as `get`, and DiskProblem if the file cannot be written."""
         with _written(to) as file:
 
             def copy(reply: urllib3.BaseHTTPResponse) -> None:
@@ -219,7 +224,7 @@ class Rest:
                     self._tell("%s%s: %s. Nothing is asked for %.1f s.", self._url, path, problem, wait_s)
                     continue
                 if error.code in self._passing:
-                    self._quota.pause(wait_s)  # whoever else asks this address is told the same
+                    self._quota.pause(wait_s)  # every other request to this address would get the same answer
                 elif error.code < 500 and error.code not in _PASSING:
                     remedy = next((some for words, some in _REMEDIES.items() if words in problem), "Asking again cannot help.")
                     kind = Barred if error.code in _OF_EVERYTHING and _RECENT not in problem else Refused
@@ -233,7 +238,9 @@ class Rest:
         raise Unavailable(f"{self._url}{path}: {problem}. It was tried {_REST_TRIES} times; try again later.")
 
     def _answer(self, url: str, read: Callable[[urllib3.BaseHTTPResponse], T], within_s: float) -> T:
-        """What `read` makes of an answer, which comes beside: one that trickles in must not keep the caller from stopping."""
+        """The result of `read` on an answer. It runs on another thread, so that the caller can stop while an answer arrives slowly.
+
+        Raises TimeoutError after `within_s`, and Unavailable if the caller should stop."""
 
         def ask() -> T:
             with _opened(self._pool, url, self._headers) as reply:
@@ -250,10 +257,11 @@ class Rest:
         try:
             return answer.result()
         finally:
-            del answer  # it holds the error, and the error this frame
+            del answer  # breaks a reference cycle: the future holds the error, and the error holds this frame
 
     def _tell(self, text: str, *about: str | float) -> None:
-        """A warning; not again for a while, for all who ask this address meet the same problem. What comes of it, whoever asked is told."""
+        """Warn about a problem, at most every 5 s, because all requests to this address have the same problem. Every caller still gets
+        the error."""
         now = self._wall_clock()
         again = 0 <= now - self._told_at < _TELL_AGAIN_S
         if not again:
@@ -261,21 +269,21 @@ class Rest:
         log.log(logging.DEBUG if again else logging.WARNING, text, *about)
 
     def _pause_s(self, after: str, reset: str) -> float:
-        """For how long a provider that was asked too often wants to be left alone, by its headers."""
+        """The seconds to pause after too many requests, from the provider's headers `Retry-After` and `X-RateLimit-Reset`."""
         if after.isdecimal():
             return min(float(after), LONGEST_BAN_S)
-        if reset.isdecimal():  # a time by the provider's clock, which may not be ours; and others wait for it too
+        if reset.isdecimal():  # capped, because the provider's clock may differ from ours; random, because others wait for the same time
             return min(float(reset) - self._wall_clock(), _LONGEST_WAIT_S - 1) + self._random.random()
         return TOO_FAST_S
 
     def _afford(self, weight: int) -> None:
-        """Wait until the provider lets us ask. Raises Unavailable where that is too long to wait for."""
+        """Wait until the rate limit allows a request of this weight. Raises Unavailable if that takes too long."""
         while (early_s := self._quota.take(weight)) > 0:
             if early_s > _LONGEST_WAIT_S:
                 raise Unavailable(f"{self._url} has asked for a pause: {early_s:.0f} s are left of it. Nothing is asked until then.")
             self._wait(early_s)
 
     def _wait(self, seconds: float) -> None:
-        """Raises Unavailable where the sleep was broken off, as one on an event that is set is."""
+        """Sleep. Raises Unavailable if the sleep was interrupted because the caller should stop."""
         if seconds > 0 and self._sleep(seconds) is True:
             raise Unavailable(f"{self._url}: stopped while it waited.")

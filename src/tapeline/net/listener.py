@@ -1,4 +1,4 @@
-"""One socket: frames go to the recorder first, then to the session."""
+"""One open websocket: it records every frame first, and then passes it to the provider's session."""
 
 from __future__ import annotations
 
@@ -25,37 +25,38 @@ from tapeline.retry.backoff import backoff
 
 log = logging.getLogger(__name__)
 
-#: A message comes in at most so many parts.
+#: The most parts that one message may have.
 _MOST_PARTS: Final = 65_536
 
 
 class Recorder(Protocol):
-    """Takes raw records; durable soon after. `full` says that no more can be taken for now: stop reading."""
+    """Takes raw records and makes them durable soon after. It can ask its callers to stop reading while it is full."""
 
     def record(self, plan: Plan, connection: str, kind: RawKind, received_ns: int, payload: bytes) -> None: ...
 
     def on_pause(self, pause: Callable[[bool], None]) -> None:
-        """Register a callback that is told to stop (True) and to go on (False) reading."""
+        """Register a callback. It is called with True to stop reading, and with False to go on."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How long a line waits for what, in seconds, and how much it takes in one piece."""
+    """The waits of a connection, in seconds, and the largest message that it accepts."""
 
-    #: How often an open connection is looked after: silence, replacement, stop.
+    #: How often an open connection is checked for silence, replacement and stop.
     look_every_s: float = 0.25
-    #: StalenessWatchdog on the wire for this long is met with a ping, and as long again without an answer with a close.
+    #: After this long without any frame a ping is sent. After the same time without an answer the connection is closed.
     ping_after_s: float = 10.0
     confirm_within_s: float = 10.0
-    #: The new connection of a rotation takes over once it has data, or after this long.
+    #: When a connection is replaced, the new one takes over as soon as it has data, or after this long.
     overlap_s: float = 15.0
-    #: A replacement that could not be dialed is tried again after this long, while the old connection lives.
+    #: If the replacement cannot be opened, the next attempt comes after this long. The old connection goes on meanwhile.
     replace_again_s: float = 5.0
+    #: The least wait after an attempt that the provider rejected as too early (HTTP 429, 418).
     too_fast_s: float = TOO_FAST_S
-    #: The waits between attempts begin with the first and double up to the second.
+    #: The waits between attempts begin with `first_wait_s` and double up to `longest_wait_s`.
     first_wait_s: float = 0.5
     longest_wait_s: float = 60.0
-    #: Frames over this size end the connection, which the record of its close then says.
+    #: A larger frame or message (bytes) ends the connection. The record of the close gives this reason.
     frame_bytes: int = 64 * 1024 * 1024
 
     def waits(self, random: Random) -> Iterator[float]:
@@ -68,7 +69,7 @@ USUAL_LIMITS: Final = Limits()
 
 @dataclass(slots=True)
 class ConnectionState:
-    """What a line has been through, for the status page."""
+    """The state of a planned connection, for the status page."""
 
     connected: bool = False
     connects: int = 0
@@ -79,7 +80,7 @@ class ConnectionState:
 
 
 class Owner(Protocol):
-    """The line that a socket is of, as the socket sees it."""
+    """The keeper of a planned connection, as its sockets see it."""
 
     plan: Plan
     recorder: Recorder
@@ -90,14 +91,14 @@ class Owner(Protocol):
     paused: bool
 
     def opened(self, listener: Listener) -> None:
-        """The socket is open, and nothing has been read from it yet."""
+        """Called when the socket is open, before anything is read from it."""
 
     def data_flows(self) -> None:
-        """Market data came, for the first time over this socket."""
+        """Called when market data comes over this socket for the first time."""
 
 
 class Listener(WSListener):
-    """One socket: frames go to the recorder first, then to the session."""
+    """One open websocket. It records every frame first, and then passes it to the provider's session."""
 
     def __init__(self, line: Owner, connection: str) -> None:
         self.line = line
@@ -113,12 +114,12 @@ class Listener(WSListener):
         self.outbox: asyncio.Queue[bytes] = asyncio.Queue(maxsize=4096)
 
     def on_ws_connected(self, transport: WSTransport) -> None:
-        """Before any frame is taken: a greeting may arrive together with the upgrade's answer."""
+        """Report the open socket before any frame is read. A greeting may arrive together with the answer to the upgrade."""
         self.transport = transport
         self.line.opened(self)
 
     def send_user_specific_ping(self, transport: WSTransport) -> None:
-        if self.line.paused:  # its answer would not be read: do not wait for one
+        if self.line.paused:  # reading is paused, so the pong could not be seen: do not wait for it
             asyncio.get_running_loop().call_soon(transport.notify_user_specific_pong_received)
         else:
             transport.send_ping()
@@ -139,7 +140,7 @@ class Listener(WSListener):
                 whole, self.parts, self.parts_size = b"".join(self.parts), [], 0
                 self.take(whole, now_ns)
         elif kind == WSMsgType.CLOSE:
-            if self.close_reason:  # the answer to our own
+            if self.close_reason:  # this is the answer to our own close
                 transport.disconnect()
                 return
             code = frame.get_close_code()
@@ -190,7 +191,7 @@ class Listener(WSListener):
             self.transport.disconnect()
 
     def finish(self, reason: dict[str, Any]) -> None:
-        """Ask for the end, and read on until the provider agrees: what it has sent before that is kept."""
+        """Send a close, and read on until the provider answers it. Frames that it sent before its answer are kept."""
         if self.transport is not None and not self.line.paused:
             self.close_reason = self.close_reason or reason
             self.transport.send_close()
@@ -199,7 +200,7 @@ class Listener(WSListener):
 
     @property
     def unsent(self) -> int:
-        """Bytes that wait for the peer to read."""
+        """The bytes that the peer has not read yet and that wait in our send buffer."""
         return self.transport.underlying_transport.get_write_buffer_size() if self.transport is not None and not self.gone else 0
 
     @property

@@ -1,4 +1,4 @@
-"""Keeps dials of one provider apart, however many lines it has."""
+"""Spaces out the connection attempts (dials) to one provider, however many connections it has."""
 
 from __future__ import annotations
 
@@ -16,10 +16,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Pace:
-    """Keeps dials of one provider apart, however many lines it has, and heeds what any process of this address was told to wait."""
+    """Spaces out the connection attempts to one provider, and keeps the pauses that the provider has asked for.
+
+    `wait` returns when a url may be dialed. If a limiter is shared, it also waits for the pauses that other processes were told, and
+    raises DiskProblem if the limiter's file cannot be read or written."""
 
     every_s: float = 1.1
-    #: What processes share of the dials to one place; none: each line goes by what it was told itself.
+    #: Url (without its query) to the rate limiter that all processes of this machine share for it. None: processes share nothing.
     shared: Callable[[str], RateLimiter] | None = None
     _next: float = 0.0
     _quotas: dict[str, RateLimiter] = field(default_factory=dict)
@@ -33,10 +36,10 @@ class Pace:
         while quota is not None and (early_s := quota.take(1)) > 0:
             why = "the provider has asked this address for a pause, or it has dialed often enough for a minute"
             log.info("%s is not dialed for %.0f s: %s.", urlsplit(url).hostname, early_s, why)
-            await asyncio.sleep(early_s + random.uniform(0.0, self.every_s))  # so that all do not come at once
+            await asyncio.sleep(early_s + random.uniform(0.0, self.every_s))  # random, so that not all processes dial at once
 
     def told_to_wait(self, url: str, seconds: float) -> None:
-        """The other side wants nobody of this address for so long."""
+        """Record that the provider accepts no connection from this machine's address for so many seconds. Raises DiskProblem."""
         quota = self._quota(url)
         if quota is not None:
             quota.pause(seconds)
@@ -44,7 +47,7 @@ class Pace:
     def _quota(self, url: str) -> RateLimiter | None:
         if self.shared is None:
             return None
-        place = url.partition("?")[0]  # one limit holds for an address, whatever is asked of it
+        place = url.partition("?")[0]  # the limit is for the address, whatever the query
         if place not in self._quotas:
             self._quotas[place] = self.shared(place)
         return self._quotas[place]

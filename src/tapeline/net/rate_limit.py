@@ -1,4 +1,4 @@
-"""What a provider lets one address ask in a minute, and until when nothing: shared by threads, and in a file by processes."""
+"""A limit on the requests in a minute, with pauses. Threads share it in memory, processes share it in a file."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ import msgspec
 
 from tapeline.errors import DiskProblem
 
-#: Attempts that came too fast (HTTP 429, 418) are repeated no sooner than this, later where Retry-After says so.
+#: The least wait (s) after an attempt that came too early (HTTP 429, 418). If Retry-After names a longer wait, that one counts.
 TOO_FAST_S: Final = 30.0
 TOO_FAST: Final = frozenset({418, 429})
-#: No provider bans an address for longer (Binance: three days): what says so is a mistake.
+#: No provider bans an address for longer than this (Binance: three days). A longer time in an answer is a mistake and is cut to this.
 LONGEST_BAN_S: Final = 4 * 86_400.0
 _MINUTE_S: Final = 60.0
 _MOST_BYTES: Final = 4096
 
 
 class _Book(msgspec.Struct):
-    """Times are of the wall clock, which processes share; s."""
+    """The state of a limiter. Times are seconds of the wall clock, because processes share that clock."""
 
     minute: float = 0.0  # when the minute began
     spent: int = 0
@@ -34,7 +34,9 @@ class _Book(msgspec.Struct):
 
 
 class RateLimiter:
-    """So much weight a minute. Without a `path` the threads of this process share it, with one all processes that name the same file."""
+    """Allows so much weight a minute.
+
+    Without a `path`, the threads of this process share the limit. With a `path`, all processes that name the same file share it."""
 
     def __init__(self, weight_a_minute: int, path: Path | None = None, clock: Callable[[], float] = time.time) -> None:
         self._weight, self._path, self._clock = weight_a_minute, path, clock
@@ -42,12 +44,14 @@ class RateLimiter:
         self._own = _Book()
 
     def take(self, weight: int) -> float:
-        """Take so much of the minute: 0.0, or the seconds to wait before asking again; then nothing was taken. Raises DiskProblem."""
+        """Take `weight` from the minute and return 0.0. If it is not available, take nothing and return the seconds to wait.
+
+        Raises DiskProblem if the shared file cannot be read or written."""
         with self._book() as book:
             now = self._clock()
-            if book.paused_at <= now < book.not_before:  # a clock that was set back knows nothing of the pause
+            if book.paused_at <= now < book.not_before:  # if the clock was set back to before the pause, the pause is ignored
                 return book.not_before - now
-            if not 0 <= now - book.minute < _MINUTE_S:  # a clock that was set back begins anew
+            if not 0 <= now - book.minute < _MINUTE_S:  # a new minute, also if the clock was set back
                 book.minute, book.spent = now, 0
             if book.spent and book.spent + weight > self._weight:
                 return book.minute + _MINUTE_S - now
@@ -55,7 +59,7 @@ class RateLimiter:
             return 0.0
 
     def pause(self, seconds: float) -> None:
-        """The provider wants nobody to ask for so long."""
+        """Allow no request for so many seconds, because the provider said so. A longer pause stays. Raises DiskProblem."""
         with self._book() as book:
             now = self._clock()
             if now + seconds > book.not_before or now < book.paused_at:
@@ -88,7 +92,7 @@ class RateLimiter:
 
 
 def _read(file: int) -> _Book:
-    """Of a file that was torn, or is no such file, nothing is known: the minute begins anew."""
+    """The state in a file. A damaged file, or a file of another kind, counts as empty, so a new minute begins."""
     try:
         return msgspec.json.decode(os.pread(file, _MOST_BYTES, 0), type=_Book)
     except (msgspec.MsgspecError, ValueError):

@@ -1,7 +1,7 @@
-"""A bucket of objects behind S3's protocol, to be read: blocks of an object, and a refusal in the server's own words.
+"""Reads objects from an S3 bucket in blocks. An error quotes the server's own text.
 
-Facts: pyarrow.fs.S3FileSystem, with the AWS SDK below it: it tries each request again by itself, with growing jittered waits; a
-connection on which nothing comes is given up after `request_timeout`, on Linux too.
+Facts: pyarrow.fs.S3FileSystem and the AWS SDK below it. The SDK retries each request by itself, with growing, jittered waits. It gives up
+a connection on which nothing arrives for `request_timeout`, on Linux too.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from tapeline.errors import Refused, Unavailable
 from tapeline.providers.session import without
 from tapeline.secret import Secret
 
-#: One request each.
+#: The bytes of one request.
 _BLOCK: Final = 8 * 1024 * 1024
 _TIMEOUT_S: Final = 10.0
 _TRIES: Final = 6
-#: The SDK's words for what asking again cannot change.
+#: The SDK's codes for errors that a retry cannot change.
 _REFUSALS: Final = frozenset(
     {
         "ACCESS_DENIED",
@@ -40,7 +40,9 @@ _REFUSALS: Final = frozenset(
 
 
 class S3Reader:
-    """One bucket, by one key. Its methods raise Refused, Unavailable; a path begins with a slash."""
+    """Reads one bucket with one key. A path begins with a slash.
+
+    Its methods raise Refused if a retry cannot help, and Unavailable for any other failure."""
 
     def __init__(
         self,
@@ -54,12 +56,14 @@ class S3Reader:
         timeout_s: float = _TIMEOUT_S,
         tries: int = _TRIES,
     ) -> None:
-        """`url`: scheme and host of the server. `ca_file`: in place of the system's. `sleep` gives True where everything is to end."""
+        """`url` is scheme and host of the server, `name` the bucket. `ca_file` replaces the system's certificate authorities.
+
+        `sleep` returns True if everything should stop."""
         self._url, self._name, self._secrets, self._sleep = url.rstrip("/"), name, (key, secret), sleep
         self._objects = fs.S3FileSystem(
             access_key=key.reveal(),
             secret_key=secret.reveal(),
-            region="us-east-1",  # without one the SDK would go and look for it
+            region="us-east-1",  # without a region the SDK would send requests to find one
             endpoint_override=self._url,
             connect_timeout=timeout_s,
             request_timeout=timeout_s,
@@ -68,13 +72,13 @@ class S3Reader:
         )
 
     def version(self, path: str) -> str | None:
-        """What changes when the object is replaced; None where there is none."""
+        """A text that changes when the object is replaced; None if the object does not exist."""
         with self._told(path), suppress(FileNotFoundError), self._objects.open_input_file(f"{self._name}{path}") as found:
             return _version(found.metadata())
         return None
 
     def blocks(self, path: str) -> Iterator[bytes]:
-        """An object from beginning to end."""
+        """The blocks of an object, from its beginning to its end. Also raises Unavailable if `sleep` says to stop."""
         with self._told(path):
             found = self._objects.open_input_file(f"{self._name}{path}")
         with found:
@@ -91,7 +95,7 @@ class S3Reader:
 
     @contextmanager
     def _told(self, path: str) -> Iterator[None]:
-        """Errors of the SDK as ours."""
+        """Turn an error of the SDK into Refused or Unavailable."""
         try:
             yield
         except OSError as error:
@@ -101,7 +105,9 @@ class S3Reader:
             raise Refused(f"{self._url}{path} was refused: {self._in_words(path) or said}. Asking again cannot help.") from None
 
     def _in_words(self, path: str) -> str:
-        """Why something was refused for whose refusal there are no words (those for a head have none); empty where that stays untold."""
+        """The server's own text for a refusal; empty if it gives none.
+
+        The answer to a HEAD request has no text. So this lists the object's folder, and returns the text of that refusal."""
         folder = path.rpartition("/")[0]
         try:
             self._objects.get_file_info(fs.FileSelector(f"{self._name}{folder}"))
@@ -118,7 +124,7 @@ def _code(said: str) -> str:
 
 
 def _version(metadata: dict[bytes | str, bytes]) -> str:
-    """The ETag, or the time of publishing and the size, without what is no letter or digit."""
+    """The ETag, or if there is none the time of publishing and the size. Only letters, digits and hyphens are kept."""
     told = {str(name): value.decode("ascii", "replace") for name, value in metadata.items()}
     text = told.get("ETag") or f"{told.get('Last-Modified', '')}-{told.get('Content-Length', '')}"
     return re.sub(r"[^0-9A-Za-z-]", "", text) or "unknown"

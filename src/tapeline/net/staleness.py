@@ -1,4 +1,4 @@
-"""Learns how long each kind of data is usually silent, and tells when silence has lasted too long."""
+"""Detects an open connection that has gone silent. It learns how long each channel is usually silent."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from tapeline.records import NS_PER_S
 
 @dataclass(slots=True)
 class StalenessWatchdog:
-    """Learns how long each kind of data is usually silent, and tells when silence has lasted too long.
+    """Learns how long each channel is usually silent, and reports a channel whose silence has lasted too long.
 
-    A kind is stale after `floor_s` or ten times its longest silence so far, whichever is longer, at most `cap_s`; a set limit replaces
-    that, and holds from the start of each connection. Each reconnect for silence of a kind that brought none of it doubles the wait
-    for that kind, so that a closed market is not dialed all night, nor a thin channel for the sake of a busy one.
+    A channel is stale after `floor_s` or ten times its longest silence so far, whichever is longer, but at most `cap_s`. A limit that is
+    set in `limits` (seconds) replaces this, and applies from the start of each connection. If a reconnect brings no data on a channel,
+    that channel's limit doubles. So a closed market is not dialed all night, and a quiet channel does not interrupt busy ones for ever.
     """
 
     limits: float | dict[str, float] = 0.0
@@ -24,7 +24,7 @@ class StalenessWatchdog:
     _patience: dict[bytes, float] = field(default_factory=dict)
 
     def begin(self, now_ns: int) -> None:
-        """A connection has opened: what was heard before does not count as silence."""
+        """A connection has opened (ns since 1970): silence counts from now on."""
         named = (name.encode() for name in self.limits) if isinstance(self.limits, dict) else ()
         self._last = dict.fromkeys((b"", *named, *self._last), now_ns)
 
@@ -38,22 +38,22 @@ class StalenessWatchdog:
             self._patience.pop(b"", None)
 
     def doubt(self, channel: str) -> None:
-        """A reconnect for the sake of this kind of data is under way: wait twice as long for it the next time."""
+        """A reconnect because of this channel has begun. The channel's limit doubles until it has data again, up to 256 times."""
         name = channel.encode()
         self._patience[name] = min(self._patience.get(name, 1.0) * 2, 256.0)
 
     def stale(self, now_ns: int) -> tuple[str, float] | None:
-        """(kind of data, seconds of silence) where silence has lasted too long; "" is all data."""
+        """(channel, seconds of silence) of a channel that is stale; None if there is none. The channel "" stands for all data."""
         for channel, last in self._last.items():
             if channel not in self._longest and channel != b"" and not self._set_limit(channel):
-                continue  # heard once: nothing to learn from yet
+                continue  # the channel had data only once, so its usual silence is not known yet
             silent_s = (now_ns - last) / NS_PER_S
             if silent_s > self._limit(channel) * self._patience.get(channel, 1.0):
                 return channel.decode("utf-8", "replace"), silent_s
         return None
 
     def _set_limit(self, channel: bytes) -> float:
-        """What the configuration says; 0: nothing."""
+        """The configured limit in seconds; 0 if there is none."""
         if isinstance(self.limits, dict):
             return self.limits.get(channel.decode("utf-8", "replace"), 0.0)
         return self.limits

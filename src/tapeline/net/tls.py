@@ -1,4 +1,4 @@
-"""Whom a TLS connection trusts: the system's certificate authorities, and one of a file."""
+"""The certificate authorities that TLS connections trust: the system's, and one from a file."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import ssl
 
 
 def tls_context(ca_file: str = "") -> ssl.SSLContext:
-    """The system's certificate authorities, and `ca_file` where given."""
+    """A TLS context that trusts the system's certificate authorities, and also those in `ca_file` if it is given."""
     context = ssl.create_default_context()
     if ca_file:
         context.load_verify_locations(ca_file)

@@ -1,7 +1,7 @@
-"""Websockets: the only module that opens one.
+"""Opens websockets and keeps them open. This is the only module that opens one.
 
-`FeedConnection` keeps one planned connection open for ever: dial, hold the provider's conversation, record every frame before anything
-looks at it, notice silence, and dial again with capped, jittered backoff that starts anew only once data has flowed.
+`FeedConnection` keeps one planned connection open for ever. It dials, runs the provider's session, records every frame before anything
+else uses it, and detects silence. It dials again with capped, jittered backoff. The backoff starts again only after data has arrived.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from tapeline.records import NS_PER_S
 
 log = logging.getLogger(__name__)
 
-#: So much may wait for a peer to read it: pongs, and what is asked of it.
+#: The most bytes (pongs and requests) that may wait in the send buffer. A peer that reads nothing exceeds it, and is cut off.
 _MOST_UNSENT_BYTES: Final = 4 * 1024 * 1024
 _HANDSHAKE_TIMEOUT_S: Final = 10.0
-#: Binance takes 300 connections in five minutes from one address (PROVIDERS); the others say nothing of it.
+#: Binance accepts 300 connections in five minutes from one address (PROVIDERS). The other providers publish no limit.
 DIALS_A_MINUTE: Final = 60
-#: Bytes of a refusal's text that are shown.
+#: The most bytes of a refusal's text that a message shows.
 _LONGEST_WORDS: Final = 300
 
 
@@ -75,7 +75,7 @@ class FeedConnection:
         self._stopping = asyncio.Event()
 
     def data_flows(self) -> None:
-        """Data has arrived: the next problem is a new one."""
+        """Data has arrived, so the next problem is a new one: the backoff starts again."""
         self._waits = self.limits.waits(self.random)
         self.state.problem = ""
 
@@ -83,7 +83,10 @@ class FeedConnection:
         self._stopping.set()
 
     def clock_leapt(self, leap: Leap) -> None:
-        """Put on record that the times of a stretch mean nothing; where they come once more, each connection is replaced by a new one."""
+        """React to a jump of the machine's clock.
+
+        After a jump ahead, a record says that nothing is known about the skipped time. If the clock was set back, times occur twice, so
+        each open connection ends and a new one replaces it."""
         for listener in list(self._open):
             if leap.by_ns < 0:
                 listener.end({"by": "tapeline", "reason": str(leap)})
@@ -97,7 +100,7 @@ class FeedConnection:
             listener.pause(pause)
 
     async def keep(self) -> None:
-        """Dial, and dial again, until stopped. Returns when stopped, by the user or for good by the provider."""
+        """Keep the connection open. Returns after `stop`, or when the provider reports a problem that only a person can fix."""
         self.recorder.on_pause(self._pause)
         successor: asyncio.Task[Listener | None] | None = None
         while not self._stopping.is_set():
@@ -117,7 +120,7 @@ class FeedConnection:
             await self._close(last, "stopped")
 
     async def _unless_stopped(self, dialing: asyncio.Task[Listener | None]) -> Listener | None:
-        """The connection that is being dialed, once it is open; None where the line is stopped before."""
+        """Wait for a connection that is being dialed, and return it. None if dialing failed, or `stop` was called before it was open."""
         stopping = asyncio.create_task(self._stopping.wait())
         await asyncio.wait({dialing, stopping}, return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
@@ -128,7 +131,7 @@ class FeedConnection:
         return dialing.result()
 
     def _after(self, listener: Listener) -> float:
-        """Take note of why a connection ended; the least wait before the next."""
+        """Report why a connection ended. Returns the least wait (s) before the next attempt."""
         problem = listener.problem
         if problem is None:
             return 0.0
@@ -162,7 +165,7 @@ class FeedConnection:
                 auto_ping_idle_timeout=self.limits.ping_after_s,
                 auto_ping_reply_timeout=self.limits.ping_after_s,
                 max_frame_size=self.limits.frame_bytes,
-                max_redirects=0,  # a key goes to no host that was not configured
+                max_redirects=0,  # the key must not go to a host that was not configured
             )
         except WSInvalidStatusError as error:
             self._refused(error)
@@ -170,7 +173,7 @@ class FeedConnection:
         except WSInvalidURL as error:
             self._no_address(error)
             return None
-        except (OSError, TimeoutError, WSError) as error:  # before ValueError: a certificate that has lapsed is both
+        except (OSError, TimeoutError, WSError) as error:  # must come before ValueError: the error of an expired certificate is both
             self.state.problem = f"cannot connect to {self.plan.url}: {error or type(error).__name__}"
             log.warning("%s: %s. It is tried again.", self.plan.name, self.state.problem)
             return None
@@ -182,11 +185,11 @@ class FeedConnection:
     async def _wait_for_turn(self) -> None:
         try:
             await self.pace.wait(self.plan.url, self.random)
-        except DiskProblem as error:  # recording counts more than politeness
+        except DiskProblem as error:  # recording data is more important than keeping the dials apart
             log.warning("%s: %s It is dialed all the same.", self.plan.name, error)
 
     def _told_to_wait(self, seconds: float) -> None:
-        """The other side wants nothing of this address for so long; other processes hear of it."""
+        """Make the next attempt wait so many seconds, and share the pause with other processes of this machine."""
         self._least_wait_s = seconds
         try:
             self.pace.told_to_wait(self.plan.url, seconds)
@@ -194,7 +197,7 @@ class FeedConnection:
             log.warning("%s: %s Other processes of this address do not know that they are to wait.", self.plan.name, error)
 
     def opened(self, listener: Listener) -> None:
-        """A socket is open: record it, and hand over what the session says first."""
+        """Record that a socket is open, and queue the session's first messages."""
         self.state.connects += 1
         self.state.connected = True
         self._open.add(listener)
@@ -212,7 +215,7 @@ class FeedConnection:
         log.error("%s stopped: %s", self.plan.name, self.state.problem)
 
     def _refused(self, error: WSInvalidStatusError) -> None:
-        """The upgrade was answered with another HTTP status than 101."""
+        """React to an HTTP status other than 101 in answer to the upgrade."""
         status = int(error.response.status) if error.response is not None else 0
         problem = self.plan.refusal(status, _words_of(error), self.state.connects > 0)
         self.state.problem = f"{self.plan.url} {problem.message}"
@@ -228,7 +231,7 @@ class FeedConnection:
             log.warning("%s: %s", self.plan.name, self.state.problem)
 
     async def _live(self, listener: Listener) -> asyncio.Task[Listener | None] | None:
-        """See a connection to its end. Returns the task that dials its successor, where it was replaced."""
+        """Look after an open connection until it ends. Returns the task that opened its successor, or None if it was not replaced."""
         sender = asyncio.create_task(self._send(listener))
         confirmer = asyncio.create_task(self._confirm(listener))
         gone = asyncio.create_task(listener.transport.wait_disconnected()) if listener.transport is not None else None
@@ -243,7 +246,7 @@ class FeedConnection:
                 if listener.unsent > _MOST_UNSENT_BYTES:
                     self._cut(listener)
                     break
-                if self.paused:  # nothing can be heard: neither silence nor a successor's data
+                if self.paused:  # nothing is read, so neither silence nor a successor's data can be noticed
                     self.watchdog.begin(now_ns)
                     continue
                 stale = self.watchdog.stale(now_ns)
@@ -270,7 +273,7 @@ class FeedConnection:
         return successor
 
     def _cut(self, listener: Listener) -> None:
-        """Of a peer that asks and never reads, at once: a close would wait behind the answers."""
+        """End the connection to a peer that sends but does not read. It ends at once, because a close would wait in the send buffer."""
         reason = f"the peer reads nothing: {listener.unsent:,} bytes of answers to it wait"
         log.warning("%s: %s; dialing again.", self.plan.name, reason)
         listener.close_reason = {"by": "tapeline", "reason": reason}
@@ -283,11 +286,13 @@ class FeedConnection:
         reason = f"stale: no {what} for {silent_s:.1f} s on an open socket"
         log.warning("%s: %s; dialing again.", self.plan.name, reason)
         listener.close_reason = {"by": "tapeline", "reason": reason, "stale": channel}
-        if not channel or self.clock() - self.state.last_data_ns > NS_PER_S:  # there may be nobody to agree to an end
+        if not channel or self.clock() - self.state.last_data_ns > NS_PER_S:  # the peer may be gone and never answer a close
             listener.end(listener.close_reason)
 
     async def _replace(self, old: Listener, old_gone: asyncio.Task[None]) -> Listener | None:
-        """Open the next connection while the old one still delivers, and wait until the new one has data."""
+        """Open the next connection while the old one still delivers, and wait until the new one has data.
+
+        Returns None if the new connection failed while the old one is still open."""
         new = await self._dial()
         if new is None:
             return None
@@ -321,7 +326,7 @@ class FeedConnection:
             await asyncio.sleep(self.plan.pace_s)
 
     async def _confirm(self, listener: Listener) -> None:
-        """Record what was asked for, and say what of it the provider never confirmed."""
+        """Record the requested topics, and warn about those that the provider did not confirm in time."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self.limits.confirm_within_s + self.plan.pace_s * len(self.plan.topics)
         while listener.session.missing() and loop.time() < deadline:
@@ -351,7 +356,7 @@ class FeedConnection:
 
 
 def _words_of(error: WSInvalidStatusError) -> str:
-    """What a refusal says, as far as it is text for a person; of a redirect where it leads, which is not followed."""
+    """The printable text of a refusal. For a redirect, which is not followed, it is the host that the redirect leads to."""
     where = str(error.response.headers.get("Location", "")) if error.response is not None else ""
     if where:
         parts = urlsplit(where)
@@ -362,14 +367,14 @@ def _words_of(error: WSInvalidStatusError) -> str:
 
 @dataclass(frozen=True, slots=True)
 class CheckRequest:
-    """A provider's check with the TLS it needs."""
+    """A provider's check of its symbols, with the TLS context that the request needs."""
 
     check: Check
     tls: ssl.SSLContext | None = None
 
 
 async def reach(plan: Plan, tls: ssl.SSLContext | None) -> float:
-    """Open the plan's websocket and close it again; seconds that took. Raises Unavailable that says what stood in the way."""
+    """Open the plan's websocket, close it again, and return the seconds that opening took. Raises Unavailable with the reason."""
     loop = asyncio.get_running_loop()
     began = loop.time()
     try:
