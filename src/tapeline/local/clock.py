@@ -1,4 +1,4 @@
-"""The machine's wall clock against the time that really passes: where it leapt, what it says of that stretch means nothing."""
+"""Detects jumps of the machine's wall clock by comparing it with a steady clock. Times around a jump cannot be trusted."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Final, NamedTuple
 
 from tapeline.records import NS_PER_S
 
-#: Smaller differences are those of a clock that is being slewed, and of a machine that is busy.
+#: Smaller differences also come from a clock that is slewed, or from a busy machine. They do not count as jumps.
 _LEAST_NS: Final = NS_PER_S
 
 
 class Leap(NamedTuple):
-    """What the wall clock said, ns since 1970: at the last look before it leapt, and at the first one after."""
+    """One jump of the wall clock: its time (ns since 1970) at the last look before the jump, and at the first look after it."""
 
     before_ns: int
     after_ns: int
-    #: How much further than time itself it went; below zero: it was set back.
+    #: How much more time passed on the wall clock than in reality (ns). Below zero: the clock was set back.
     by_ns: int
 
     def __str__(self) -> str:
@@ -26,7 +26,9 @@ class Leap(NamedTuple):
 
 
 class ClockWatch:
-    """Looked at often, it tells each leap once. A machine that slept is one too: nothing was heard meanwhile."""
+    """Reports each jump of the wall clock once. `look` must be called often.
+
+    A machine that slept counts as a jump too, because nothing was received meanwhile."""
 
     def __init__(self, wall: Callable[[], int] = time.time_ns, steady: Callable[[], int] = time.monotonic_ns) -> None:
         self._wall, self._steady = wall, steady

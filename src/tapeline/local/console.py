@@ -1,4 +1,4 @@
-"""What reaches a terminal: the standard output, for people who may stop reading before the end, and texts that cannot command it."""
+"""Output to a terminal: texts without control characters, and a standard output that its reader may close early."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from rich.console import Console
 
 
 def printable(text: str) -> str:
-    """A text from elsewhere with its control characters written out: an escape sequence in a symbol moves no cursor."""
+    """A text with its control characters written out, except line ends and tabs.
+
+    So an escape sequence in a provider's text cannot move the cursor."""
     if text.isprintable():
         return text
     return "".join(letter if letter.isprintable() or letter in "\n\t" else _written(letter) for letter in text)
@@ -20,9 +22,9 @@ def _written(letter: str) -> str:
 
 
 class Output(Console):
-    """The standard output. Its reader (head, less) may go before it has read all: that is no error."""
+    """The standard output. It is no error if its reader (head, less) closes it before the end."""
 
     def on_broken_pipe(self) -> None:
-        """What rich calls where nobody reads any more. Raises SystemExit with status 0."""
+        """Called by rich when the reader has closed the output. Raises SystemExit with status 0."""
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0)

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and are on disk before anything is built on them."""
+"""Writes files so that they exist whole or not at all, and are on disk before anything depends on them."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from pathlib import Path
 
 
 def write(path: Path, content: bytes | memoryview, *, durable: bool = True, aside: str = ".{}.aside") -> None:
-    """Write a file aside, and give it its name. `durable`: it is on disk for good when this returns. Raises OSError: nothing has changed.
+    """Write a file under a temporary name and then rename it to `path`.
 
-    `aside`: what it is called meanwhile, with the file's name in it; of several writers each needs another one."""
+    With `durable`, the file is on disk when this returns. `aside` is the pattern of the temporary name; `{}` stands for the file's name.
+    If several writers may write the same file, each needs its own pattern. Raises OSError; if it comes from the writing or the rename,
+    an existing file is unchanged."""
     part = path.with_name(aside.format(path.name))
     try:
         part.write_bytes(content)
@@ -24,7 +26,7 @@ def write(path: Path, content: bytes | memoryview, *, durable: bool = True, asid
 
 
 def sync(path: Path) -> None:
-    """Have a file's bytes, or a folder's names, on disk. Raises OSError."""
+    """Force a file's bytes, or a folder's entries, to disk. Raises OSError."""
     file = os.open(path, os.O_RDONLY)
     try:
         os.fsync(file)

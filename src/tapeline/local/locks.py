@@ -1,4 +1,4 @@
-"""One owner at a time: a lock file that names its holder and is freed by the system when the holder dies."""
+"""Lock files with one owner at a time. A lock file names its holder, and the system frees it when the holder dies."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def own(path: Path, what: str, wait_s: float = 0.0, *, by: str = "", stop: threading.Event | None = None) -> Iterator[None]:
-    """Hold `path` while the block runs, waiting up to `wait_s`, and not after `stop`, for another holder to end. `by`: who holds it,
-    where that is not `what`.
+    """Hold the lock file `path` while the block runs.
 
-    Raises Busy that names the process which holds it, DiskProblem where it cannot be made."""
+    If another process holds it, wait up to `wait_s` seconds, but not after `stop` is set. `what` names the caller in messages. `by` is the
+    holder's name in the file if it differs from `what`. Raises Busy, which names the process that holds the lock, and DiskProblem if the
+    file cannot be created."""
     file = _opened(path)
     try:
         stop = stop or threading.Event()
         deadline, said = time.monotonic() + wait_s, False
         while not (taken := _take(file)) or not _is_there(path, file):
-            if taken:  # its last holder has removed it: another one may hold the next file of that name
+            if taken:  # its last holder removed the file: another process may hold a new file of the same name
                 os.close(file)
                 file = -1
                 file = _opened(path)
@@ -43,7 +44,7 @@ def own(path: Path, what: str, wait_s: float = 0.0, *, by: str = "", stop: threa
                 log.info("%s waits for the end of %s, which holds %s.", what, holder, path)
                 said = True
             stop.wait(0.1)
-        with suppress(OSError):  # a full disk: the lock holds without its holder's name
+        with suppress(OSError):  # on a full disk the lock still works, only without its holder's name
             os.ftruncate(file, 0)
             os.pwrite(file, f"{by or what}, process {os.getpid()}, since {time.strftime('%Y-%m-%d %H:%M:%S %z')}\n".encode(), 0)
         yield
@@ -54,7 +55,7 @@ def own(path: Path, what: str, wait_s: float = 0.0, *, by: str = "", stop: threa
 
 def _opened(path: Path) -> int:
     try:
-        path.parent.parent.mkdir(parents=True, exist_ok=True, mode=0o700)  # the data folder, if it has to be made: it is nobody else's
+        path.parent.parent.mkdir(parents=True, exist_ok=True, mode=0o700)  # a new data directory is not readable by other users
         path.parent.mkdir(exist_ok=True)
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
@@ -62,7 +63,7 @@ def _opened(path: Path) -> int:
 
 
 def _is_there(path: Path, file: int) -> bool:
-    """Whether an open file is still the one of that name."""
+    """Whether `path` still names the open file `file`."""
     try:
         return os.path.samestat(path.stat(), os.fstat(file))
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Which start of which machine this is, and whose process ids: a number in a file means something only there."""
+"""Identifies the current boot of the machine and the current space of process ids. A process id in a file is valid only there."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _PROCESS_SPACE: Final = "/proc/self/ns/pid"
 
 
 def boot_id() -> str:
-    """Which start of this machine it is; empty where the system does not say."""
+    """The id of the current boot of this machine; empty if the system does not give one."""
     try:
         return _BOOT_ID.read_text().strip()
     except OSError:
@@ -19,7 +19,7 @@ def boot_id() -> str:
 
 
 def process_space() -> str:
-    """Where process ids mean what they mean here: containers have their own, and each start of a machine begins anew."""
+    """A text that names the space in which this process's ids are valid. Each container and each boot has its own space."""
     try:
         return f"{boot_id()} {os.readlink(_PROCESS_SPACE)}"
     except OSError:

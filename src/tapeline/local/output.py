@@ -1,4 +1,4 @@
-"""Tables to the screen, a file or a pipe, in the format asked for."""
+"""Writes tables to the screen, a file or a pipe, in the requested format."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from rich.text import Text
 
 from tapeline.local.console import Output, printable
 
-#: What a spreadsheet would calculate instead of showing it.
+#: Texts that a spreadsheet would calculate as a formula.
 _FORMULA: Final = r"^[=+\-@\t\r]"
 _NUMBER: Final = r"^[+\-]?(\d+\.?\d*|\.\d+)([eE][+\-]?\d+)?$"
-#: More rows than this do not fit a screen; the other formats give them all.
+#: The most rows that the format `table` shows. The other formats give all rows.
 _SHOWN_ROWS: Final = 40
 
 
 def write(table: pa.Table, form: str, output: Path | None) -> None:
-    """`form` is table, csv, json (an object a line) or parquet."""
+    """Write a table to `output`, or to the standard output if it is None. `form` is table, csv, json (one object a line) or parquet."""
     if form in ("table", "json"):
         table = _with_readable_times(table)
     if form == "table":
@@ -52,7 +52,7 @@ def write(table: pa.Table, form: str, output: Path | None) -> None:
 
 
 def without_formulas(table: pa.Table) -> pa.Table:
-    """The same with an apostrophe before each text that a spreadsheet would take for a formula; numbers written as text stay."""
+    """The table with an apostrophe before each text that a spreadsheet would take for a formula. Numbers written as text stay unchanged."""
     for at, field in enumerate(table.schema):
         if pa.types.is_string(field.type) or pa.types.is_large_string(field.type):
             column = table[at]
@@ -64,7 +64,7 @@ def without_formulas(table: pa.Table) -> pa.Table:
 
 
 def _with_readable_times(table: pa.Table) -> pa.Table:
-    """Times of nanoseconds as text: Python's own have microseconds."""
+    """The table with its nanosecond times as text, because Python's own times have only microseconds."""
     for at, field in enumerate(table.schema):
         if pa.types.is_timestamp(field.type) and field.type.unit == "ns":
             text = pc.replace_substring(table[at].cast(pa.timestamp("ns")).cast(pa.string()), " ", "T")
@@ -73,14 +73,14 @@ def _with_readable_times(table: pa.Table) -> pa.Table:
 
 
 def json_lines(table: pa.Table) -> Iterator[str]:
-    """Each row as a JSON object; bytes as text where they are text, else as base64."""
+    """Each row as a JSON object. Bytes become text if they are UTF-8, else base64."""
     for batch in table.to_batches(max_chunksize=8192):
         for row in batch.to_pylist():
             yield json.dumps({name: plain(value) for name, value in row.items()})
 
 
 def plain(value: object) -> object:
-    """A value as JSON has it: bytes as text where they are text, else as base64."""
+    """A value as JSON can hold it. Bytes become text if they are UTF-8, else base64. NaN and infinity become null."""
     if isinstance(value, bytes):
         try:
             return value.decode()
@@ -98,7 +98,7 @@ def plain(value: object) -> object:
 
 
 def _show(table: pa.Table, console: Console) -> None:
-    """As a table where it fits the screen, else each row as a block of its own, nothing cut off."""
+    """Print a table if it fits the screen. Otherwise print each row as a block of lines, so that nothing is cut off."""
     shown_rows = table.slice(0, _SHOWN_ROWS).to_pylist()
     rows = [["" if value is None else printable(str(plain(value))) for value in row.values()] for row in shown_rows]
     names = table.schema.names

@@ -1,4 +1,4 @@
-"""SQLite files: opened in one way, made ready for several processes, and left alone where a newer version wrote them."""
+"""Opens SQLite files in one way, for use by several processes, and refuses files that a newer Tapeline wrote."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from typing import Literal
 
 from tapeline.errors import NewerData
 
-#: Read and made if it is not there; read and written; only read.
+#: rwc: read, write, and create the file if it does not exist. rw: read and write. ro: only read.
 Mode = Literal["rwc", "rw", "ro"]
 
 
 def connect(path: Path, mode: Mode = "rwc", *, wait_s: float = 5.0, threads: bool = False) -> sqlite3.Connection:
-    """Every statement commits by itself, but within BEGIN and COMMIT. Raises sqlite3.Error.
+    """Open a SQLite file. Each statement commits by itself, except between BEGIN and COMMIT. Raises sqlite3.Error.
 
-    `wait_s`: how long another process's lock is waited for. `threads`: threads take turns with it."""
+    `wait_s` is how long to wait for another process's lock. Set `threads` if several threads use the connection, one at a time."""
     uri = f"{path.absolute().as_uri()}?mode={mode}"
     return sqlite3.connect(uri, uri=True, isolation_level=None, timeout=wait_s, check_same_thread=not threads)
 
 
 def format_of(db: sqlite3.Connection, path: Path, newest: int) -> int:
-    """The format that a file was written in; 0: nothing was written yet. Raises NewerData where it is above `newest`."""
+    """The number of the format that a file was written in; 0 if nothing was written yet. Raises NewerData if it is above `newest`."""
     (version,) = db.execute("PRAGMA user_version").fetchone()
     if version > newest:
         raise NewerData(
@@ -32,6 +32,8 @@ def format_of(db: sqlite3.Connection, path: Path, newest: int) -> int:
 
 
 def log_ahead(db: sqlite3.Connection) -> None:
-    """Write-ahead logging: readers go on while another process writes. A power cut may cost the last moments, never consistency."""
+    """Turn on write-ahead logging, so that readers go on while another process writes.
+
+    A power cut may lose the last moments, but never makes the file inconsistent."""
     db.execute("PRAGMA journal_mode = WAL")
     db.execute("PRAGMA synchronous = NORMAL")

@@ -1,4 +1,4 @@
-"""A question that takes long, asked on a thread of its own: who asks looks now and again whether there is an answer."""
+"""Runs a slow call on its own thread, so that the caller can check for the result now and then."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ _Answer = TypeVar("_Answer")
 
 
 def beside(question: Callable[[], _Answer], name: str) -> Future[_Answer]:
-    """The answer, or what was raised instead of one. The thread is a daemon: an end of the process does not wait for it."""
+    """Call `question` on a new thread. Returns a future that gets its result or its exception.
+
+    The thread is a daemon, so the process can exit without waiting for it."""
     answer: Future[_Answer] = Future()
 
     def ask() -> None:
-        answer.set_running_or_notify_cancel()  # who does not wait any more cannot take it back
+        answer.set_running_or_notify_cancel()  # from now on the future cannot be cancelled
         try:
             found = question()
-        except BaseException as error:  # noqa: BLE001 whatever it is: who asked has to hear it
+        except BaseException as error:  # noqa: BLE001 the caller must get every error
             answer.set_exception(error)
         else:
             answer.set_result(found)

@@ -1,1 +1,1 @@
-"""The one backoff and the one loop that retries."""
+"""Retrying: the only backoff and the only retry loop in Tapeline."""

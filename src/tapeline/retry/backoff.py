@@ -1,4 +1,4 @@
-"""How long to wait before the next attempt: longer each time, up to a cap, and never two processes alike."""
+"""The waits between attempts. They grow up to a cap, and are random, so that processes do not retry at the same moment."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from random import Random
 
 
 def backoff(random: Random, first_s: float = 0.5, cap_s: float = 60.0) -> Iterator[float]:
-    """Seconds to wait before each attempt: doubling to the cap, each drawn between half of it and all of it."""
+    """Seconds to wait before each attempt, without end.
+
+    The ceiling starts at `first_s` and doubles up to `cap_s`. Each wait is random between half the ceiling and the ceiling."""
     ceiling = first_s
     while True:
         yield ceiling * (0.5 + random.random() / 2)

@@ -1,4 +1,4 @@
-"""The one loop of a stage that reads and commits: step while there is work, rest while there is none, retry what may pass."""
+"""The loop of every stage that reads and commits: step while there is work, rest while there is none, retry after a temporary error."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ def run(
     drain_s: float = 10.0,
     clock: Callable[[], float] = time.monotonic,
 ) -> None:
-    """Call `step` until `stop` is set and it has no more work; it says whether it did something.
+    """Call `step` until `stop` is set and there is no more work. `step` returns whether it did something.
 
-    `Unavailable` is met with the waits given, for `patience_s` in a row; then it is raised, for the supervisor to deal with. `Refused` is
-    raised where the stage has never worked. Later it is waited out without bound: a password or a right that is taken away for a while
-    must not stop the other stages. After `stop`, work that is already there is finished, within `drain_s`.
+    After `Unavailable`, the step is retried with the given waits. If the error lasts for `patience_s` seconds, it is raised, and the
+    supervisor handles it. `Refused` is raised if the stage has never worked. Otherwise it is retried without a time limit, because a
+    password or a right that is missing for a while must not stop the other stages. After `stop`, work that is already there is finished
+    within `drain_s` seconds; an error is then raised at once. `rest_s` is the pause when there is no work.
     """
     begun = False
     trouble_since: float | None = None

@@ -1,1 +1,1 @@
-"""What every process says of itself. Below everything that reports."""
+"""The status that every process reports about itself. Modules that report import this package; it imports none of them."""

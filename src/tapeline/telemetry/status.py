@@ -1,4 +1,4 @@
-"""Each stage's own word on how it is: one small JSON file a stage, replaced about once a second."""
+"""The status of each stage: one small JSON file for each stage, replaced about once a second."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from tapeline.records import NS_PER_S
 log = logging.getLogger(__name__)
 
 _EVERY_NS: Final = NS_PER_S
-#: Latency buckets grow by 5 %: percentiles are right to that.
+#: Each latency bucket is 5 % wider than the one before, so percentiles are accurate to 5 %.
 _GROWTH: Final = float(np.log(1.05))
 _BUCKETS: Final = 600
-#: Latencies that are kept as they are before they are sorted into buckets.
+#: The most latencies that are kept before they are sorted into buckets.
 _FRESH: Final = 65_536
 
 
 class StatusFile:
-    """Writes `<root>/status/<stage>.json`: who runs since when, and what `report` adds."""
+    """Writes `<root>/status/<stage>.json`: the stage, its process, its start (ns since 1970), and the keys that a report adds."""
 
     def __init__(self, root: Path, stage: str, clock: Callable[[], int] = time.time_ns) -> None:
         self._path = root / "status" / f"{stage}.json"
@@ -38,7 +38,7 @@ class StatusFile:
         self._failed = False
 
     def maybe(self, report: Callable[[], Mapping[str, Any]]) -> None:
-        """Write what `report` gives, when a second has passed since the last time."""
+        """Call `report` and write its result if a second has passed since the last write. A failure is only logged."""
         now_ns = self._clock()
         if now_ns >= self._due_ns:
             self.write(report())
@@ -51,7 +51,7 @@ class StatusFile:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             write(self._path, text.encode(), durable=False)
         except OSError as error:
-            # The page goes stale, and says so by its time; the data has its own path and reports its own problem.
+            # Not fatal: readers see from `updated_ns` that the status is old, and data is written elsewhere and reports its own problems.
             if not self._failed:
                 log.warning(
                     "%s could not be written: %s. `tapeline status` shows what was said before. Free disk space, or make the folder "
@@ -67,12 +67,12 @@ class StatusFile:
 
 
 def worker_name(number: int) -> str:
-    """A normalize worker's name: `normalize`, `normalize-2`, ..."""
+    """The name of a normalize worker: `normalize` for 1, `normalize-2` for 2, and so on."""
     return "normalize" if number == 1 else f"normalize-{number}"
 
 
 def read_status(root: Path) -> dict[str, dict[str, Any]]:
-    """Stage to its last word. A file that cannot be read is left out."""
+    """Stage to its last status. A file that cannot be read is left out, with a warning."""
     found: dict[str, dict[str, Any]] = {}
     for path in sorted((root / "status").glob("*.json")):
         try:
@@ -83,7 +83,7 @@ def read_status(root: Path) -> dict[str, dict[str, Any]]:
 
 
 class Latencies:
-    """Percentiles over the last five to ten seconds, in bounded memory."""
+    """Percentiles of latencies over the last five to ten seconds, in bounded memory."""
 
     def __init__(self, clock: Callable[[], int] = time.time_ns) -> None:
         self._clock = clock
@@ -100,7 +100,7 @@ class Latencies:
             self._sort()
 
     def _sort(self) -> None:
-        """Put what has come since into buckets."""
+        """Sort the new latencies into buckets. Every 5 s, the current buckets become the previous ones."""
         if self._clock() >= self._turn_ns:
             self._before, self._now = self._now, np.zeros(_BUCKETS, np.int64)
             self._turn_ns = self._clock() + 5 * NS_PER_S
@@ -110,7 +110,7 @@ class Latencies:
         self._fresh, self._fresh_count = [], 0
 
     def ms(self, quantile: float) -> float | None:
-        """The latency in milliseconds that `quantile` of the events stayed under; None without events."""
+        """The latency in ms that the fraction `quantile` (0 to 1) of the events did not exceed; None without events."""
         self._sort()
         both = self._now + self._before
         total = int(both.sum())
@@ -121,7 +121,7 @@ class Latencies:
 
 
 class Rate:
-    """Events a second since the last look."""
+    """The number of events a second since the last `take`."""
 
     def __init__(self, clock: Callable[[], int] = time.time_ns) -> None:
         self._clock = clock
