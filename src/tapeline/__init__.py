@@ -12,7 +12,7 @@ __all__ = ["Result", "Tick", "bars", "connect", "latest", "open_source", "quotes
 
 
 def __getattr__(name: str) -> object:
-    """The reading API, imported when it is first used: a stage has no need of it, and starts without."""
+    """Import the reading API when it is first used. The stages do not need it, and so start faster."""
     if name not in __all__:
         raise AttributeError(f"module 'tapeline' has no attribute {name!r}")
     from tapeline.reading import api as reading

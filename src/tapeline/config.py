@@ -1,6 +1,6 @@
-"""The one configuration: a small TOML file, overridden by TAPELINE_... environment variables, checked strictly at the edge.
+"""The configuration: a small TOML file that TAPELINE_... environment variables override. It is checked strictly when it is read.
 
-Secrets never stand in the file: a key comes from the environment, or from a file that the configuration names.
+The file never holds secrets. A key comes from the environment, or from a file that the configuration names.
 """
 
 from __future__ import annotations
@@ -23,25 +23,27 @@ from tapeline.providers.registry import ARCHIVES, PROVIDERS
 from tapeline.secret import Secret, checked
 
 PREFIX: Final = "TAPELINE_"
-#: Variables of this prefix that are not settings.
+#: Variables with this prefix that are not settings.
 _NOT_SETTINGS: Final = frozenset(
     {"TAPELINE_CONFIG", "TAPELINE_PROVE", "TAPELINE_LOG", "TAPELINE_CACHE", "TAPELINE_STREAM_PASSWORD", "TAPELINE_STORE_PASSWORD"}
 )
-#: How a secret may be called, be it of a provider that is not installed or misspelt: none of them is shown.
+#: Names of variables that may hold a secret, also of a provider that is not installed or whose name is misspelt. Their values are never
+#: shown.
 _SECRET: Final = re.compile(r"TAPELINE_(?!.*__).*_(KEY|SECRET|PASSWORD)")
 
-#: A number of seconds, say, that means something: neither below zero nor endless.
+#: A number that is not negative and not infinite, such as a number of seconds.
 NotNegative = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
-#: A part of a file's name and of a lock's.
+#: A name that becomes part of a file's name.
 Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._-]{0,60}\Z")]
-#: What Kafka allows in a topic's name (https://kafka.apache.org/documentation/#brokerconfigs), with room for the names behind it.
+#: The characters that Kafka allows in a topic's name (https://kafka.apache.org/documentation/#brokerconfigs). The length leaves room for
+#: the rest of the name.
 TopicPrefix = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._-]{0,100}\Z")]
 
 CodecName = Literal["arrow", "protobuf"]
 
 
 class CodecsConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """How the normalized topics are written on Kafka and Redis; raw is always Arrow."""
+    """The format of the normalized topics on Kafka and Redis. The raw topic is always Arrow."""
 
     normalized: CodecName = "protobuf"
     bars: CodecName = "protobuf"
@@ -50,20 +52,20 @@ class CodecsConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class StreamConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
-    """Where records flow between the stages."""
+    """The stream that carries the records between the stages."""
 
     url: str = "embedded:"  # embedded: | redis://host:6379/0 | rediss://... | kafka://host:9092,host2:9092 | kafkas://...
-    password_file: str = ""  # for the user in the url; or TAPELINE_STREAM_PASSWORD
-    sasl: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "SCRAM-SHA-512"  # how that user logs in to Kafka
-    ca_file: str = ""  # trust this certificate authority for TLS, besides the system's
-    topic_prefix: TopicPrefix = ""  # stands before the name of every topic, key, group and transaction on Kafka and Redis
-    partitions: Annotated[int, msgspec.Meta(ge=0, le=1024)] = 0  # of topics made anew; 0: 1 embedded, else 4
-    replication: Annotated[int, msgspec.Meta(ge=1, le=9)] = 1  # of Kafka topics made anew
+    password_file: str = ""  # a file with the password of the user in the url, instead of TAPELINE_STREAM_PASSWORD
+    sasl: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "SCRAM-SHA-512"  # Kafka: how the user in the url logs in
+    ca_file: str = ""  # a certificate authority to trust for TLS, besides the system's
+    topic_prefix: TopicPrefix = ""  # a prefix for the name of every topic, key, group and transaction on Kafka and Redis
+    partitions: Annotated[int, msgspec.Meta(ge=0, le=1024)] = 0  # the number of partitions of new topics; 0: 1 if embedded, else 4
+    replication: Annotated[int, msgspec.Meta(ge=1, le=9)] = 1  # the replication factor of new Kafka topics
     codecs: CodecsConfig = CodecsConfig()
-    commit_ms: NotNegative = 100.0  # Kafka: how long normalize gathers outputs for one transaction
-    retain_hours: Annotated[float, msgspec.Meta(gt=0, le=1e9)] = 72.0  # what every group has acknowledged is removed after so long
-    memory_mb: Annotated[int, msgspec.Meta(ge=16)] = 2048  # Redis: the writer slows down rather than let it hold more
-    spool_mb: Annotated[int, msgspec.Meta(ge=1)] = 8192  # what ingest keeps on disk while Kafka or Redis is away
+    commit_ms: NotNegative = 100.0  # Kafka: how many ms normalize collects outputs for one transaction
+    retain_hours: Annotated[float, msgspec.Meta(gt=0, le=1e9)] = 72.0  # older records are removed (embedded: if acknowledged; Redis: never)
+    memory_mb: Annotated[int, msgspec.Meta(ge=16)] = 2048  # Redis: the most memory of the stream; writers slow down before it is exceeded
+    spool_mb: Annotated[int, msgspec.Meta(ge=1)] = 8192  # the most that ingest keeps on its disk while it cannot reach Kafka or Redis
 
     @property
     def shown(self) -> str:
@@ -74,36 +76,36 @@ class StreamConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_o
 class ProviderConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     """One feed of one provider."""
 
-    name: str  # of an installed provider
-    feed: str = ""  # the provider's usual one where left out
-    url: str = ""  # the provider's own address where left out
-    rest_url: str = ""  # of its history over REST; the provider's own where left out
-    files_url: str = ""  # of the files of its history
-    lines: Annotated[int, msgspec.Meta(ge=1, le=2)] = 1  # 2: the same twice, to two addresses; of each event the first copy counts
-    second_url: str = ""  # where the second line goes; another host of the provider's where left out
-    connections: Annotated[int, msgspec.Meta(ge=1)] = 1  # how many the account may have to one endpoint
-    process: Name = ""  # which ingest process opens it: `tapeline ingest --process NAME`
-    symbols: tuple[str, ...] = ()  # the provider's own names
-    channels: tuple[str, ...] = ()  # the provider's own names
-    names: dict[str, str] = {}  # of symbols that the exchange's list was never had for: ADAEUR = "ADA/EUR"
-    options: dict[str, object] = {}  # of the provider's own
-    key_file: str = ""  # a file holding the key, for those who keep secrets in files
-    secret_file: str = ""  # the same for the secret
-    ca_file: str = ""  # trust this certificate authority for TLS, besides the system's
-    stale_after: NotNegative | dict[str, NotNegative] = 0.0  # seconds without data, for all or by channel; 0: learned
-    rotate_after: NotNegative = 0.0  # seconds after which a new connection replaces the old; 0: the provider's own limit
+    name: str  # the name of an installed provider
+    feed: str = ""  # the feed; if left out, the provider's default feed
+    url: str = ""  # the address of the stream; if left out, the provider's own
+    rest_url: str = ""  # the address of the history over REST; if left out, the provider's own
+    files_url: str = ""  # the address of the history's files; if left out, the provider's own
+    lines: Annotated[int, msgspec.Meta(ge=1, le=2)] = 1  # 2: every connection twice, to two addresses; the first copy of each event counts
+    second_url: str = ""  # the address of the second line; if left out, another host of the provider
+    connections: Annotated[int, msgspec.Meta(ge=1)] = 1  # how many connections the account may have to one endpoint
+    process: Name = ""  # the name of the ingest process that opens it: `tapeline ingest --process NAME`
+    symbols: tuple[str, ...] = ()  # the symbols, by the provider's own names
+    channels: tuple[str, ...] = ()  # the channels, by the provider's own names
+    names: dict[str, str] = {}  # how to split symbols that are not known from the exchange's list: ADAEUR = "ADA/EUR"
+    options: dict[str, object] = {}  # the provider's own options
+    key_file: str = ""  # a file with the key, instead of the environment
+    secret_file: str = ""  # a file with the secret, instead of the environment
+    ca_file: str = ""  # a certificate authority to trust for TLS, besides the system's
+    stale_after: NotNegative | dict[str, NotNegative] = 0.0  # seconds without data before a reconnect, for all or by channel; 0: learned
+    rotate_after: NotNegative = 0.0  # seconds after which a new connection replaces the old one; 0: the provider's own limit
 
 
 class StoreConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """Where records are kept."""
+    """A store that keeps the records."""
 
     url: str = "lake:"  # lake:, lake:/a/folder, postgresql://user@host:5432/database
-    password_file: str = ""  # PostgreSQL's; or the environment's TAPELINE_STORE_PASSWORD
-    flush_seconds: NotNegative = 5.0
-    flush_rows: Annotated[int, msgspec.Meta(ge=1)] = 250_000
-    keep_days: Annotated[int, msgspec.Meta(ge=0)] = 0  # earlier UTC days are removed (of PostgreSQL: ticks); 0: never
-    keep_gb: NotNegative = 0.0  # the lake: the oldest days are removed where it is larger (10**9 bytes); 0: never
-    compact: bool = True  # the lake: compact the days that are over, and merge the small files of the others, while it is written
+    password_file: str = ""  # PostgreSQL: a file with the user's password, instead of TAPELINE_STORE_PASSWORD
+    flush_seconds: NotNegative = 5.0  # how long the store collects records for one commit
+    flush_rows: Annotated[int, msgspec.Meta(ge=1)] = 250_000  # the most rows that the store collects for one commit
+    keep_days: Annotated[int, msgspec.Meta(ge=0)] = 0  # the number of UTC days to keep (in PostgreSQL, only ticks are removed); 0: all
+    keep_gb: NotNegative = 0.0  # the lake: if it is larger than this (10**9 bytes), the oldest days are removed; 0: never
+    compact: bool = True  # the lake: compact the days that are over, and merge the small files of other days, while it is written
 
     @property
     def shown(self) -> str:
@@ -112,16 +114,16 @@ class StoreConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class Config(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """Everything that can be set."""
+    """All settings."""
 
-    data_dir: str = "./data"  # where everything is that is kept on this machine
+    data_dir: str = "./data"  # the folder of everything that Tapeline keeps on this machine
     stream: StreamConfig = StreamConfig()
     providers: tuple[ProviderConfig, ...] = ()
     stores: tuple[StoreConfig, ...] = (StoreConfig(),)
-    normalize_workers: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1  # processes that share the raw topic's partitions
-    ledger: bool = True  # keep account of what is complete
-    ledger_days: Annotated[int, msgspec.Meta(ge=0)] = 0  # how long the ledger keeps what it knows; 0: for ever
-    repair: bool = True  # ask the providers' history for what the ledger misses, as far as they keep one
+    normalize_workers: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1  # the number of normalize processes; they share the partitions
+    ledger: bool = True  # record what is complete
+    ledger_days: Annotated[int, msgspec.Meta(ge=0)] = 0  # how many days the ledger keeps its records; 0: for ever
+    repair: bool = True  # fill gaps from the providers' histories, if a provider keeps one
 
     @property
     def root(self) -> Path:
@@ -130,22 +132,23 @@ class Config(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 @cache
 def default() -> Config:
-    """With no configuration at all: what a provider gives to anybody without a key."""
+    """The configuration when nothing is configured: the sample of the first provider that needs no key."""
     samples = {name: provider.sample for name, provider in PROVIDERS.items()}
     blocks = (ProviderConfig(name=name, symbols=some[0], channels=some[1]) for name, some in samples.items() if some is not None)
     return Config(providers=tuple(blocks)[:1])
 
 
 def load(path: Path | None, environ: Mapping[str, str]) -> Config:
-    """The configuration of `path` (None: `tapeline.toml` here if there is one, else the defaults) and the environment.
+    """Read the configuration from `path` and from the environment, which has priority.
 
-    Raises ConfigError that names the key, the file and the nearest valid key.
+    If `path` is None, it reads `tapeline.toml` in the current folder if that exists, and else uses the defaults. Raises ConfigError, which
+    names the key, the file and the nearest valid key.
     """
     found = path or (Path("tapeline.toml") if Path("tapeline.toml").exists() else None)
     settings: dict[str, Any] = {}
     if found is not None:
         try:
-            settings = tomllib.loads(found.read_text(encoding="utf-8-sig"))  # some editors of Windows begin with a mark
+            settings = tomllib.loads(found.read_text(encoding="utf-8-sig"))  # some Windows editors write a byte order mark
         except FileNotFoundError:
             raise ConfigError(f"There is no configuration file {found}. Name one that exists.") from None
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
@@ -185,7 +188,7 @@ def _check_providers(config: Config, source: str) -> None:
 
 
 def options_of(provider: ProviderConfig) -> msgspec.Struct:
-    """The options of a provider's own, of the type that it names. Raises ConfigError that names the key and the nearest valid one."""
+    """The provider's own options, as the type `Provider.options`. Raises ConfigError, which names the key and the nearest valid key."""
     kind = PROVIDERS[provider.name].options
     try:
         return msgspec.convert(provider.options, kind, strict=True)
@@ -199,13 +202,13 @@ def _more_than_an_address(url: str) -> bool:
 
 @cache
 def _secret_names() -> frozenset[str]:
-    """The variables in which the installed providers' secrets are looked for."""
+    """The environment variables that may hold secrets of the installed providers."""
     found = {name for provider in PROVIDERS.values() for names in provider.secrets.values() for name in names}
     return frozenset(found | {name for files in ARCHIVES.values() for name in files.secrets if name})
 
 
 def _override(settings: dict[str, Any], environ: Mapping[str, str]) -> bool:
-    """Put TAPELINE_STREAM__URL, TAPELINE_PROVIDERS__0__SYMBOLS and the like in their places."""
+    """Put variables such as TAPELINE_STREAM__URL and TAPELINE_PROVIDERS__0__SYMBOLS into `settings`. Returns whether there were any."""
     found = False
     secrets = _secret_names() if any(name.startswith(PREFIX) for name in environ) else frozenset[str]()
     for name, text in sorted(environ.items(), key=_in_order):
@@ -222,7 +225,7 @@ def _override(settings: dict[str, Any], environ: Mapping[str, str]) -> bool:
 
 
 def _in_order(variable: tuple[str, str]) -> list[tuple[int, str]]:
-    """Variables by name, list positions by number."""
+    """The sort key of a variable. Names sort as text, and list positions as numbers, so that position 10 comes after 9."""
     return [(int(step), "") if step.isdecimal() else (-1, step) for step in variable[0].split("__")]
 
 
@@ -254,7 +257,7 @@ def _index(place: list[Any], step: str, name: str) -> int:
 
 
 def _value(text: str) -> Any:
-    """As TOML would read it; plain text where it would not."""
+    """The value that TOML reads from `text`; the text itself if it is not a TOML value."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
@@ -262,7 +265,9 @@ def _value(text: str) -> Any:
 
 
 def _explain(problem: str, top: type[msgspec.Struct] | None = None) -> str:
-    """msgspec's words, with the nearest valid key where one is unknown. `top`: what was read; the configuration if left out."""
+    """msgspec's message in plainer words. For an unknown key it names the nearest valid key.
+
+    `top` is the type that was read; None means `Config`."""
     unknown = re.match(r"Object contains unknown field `(?P<key>[^`]*)`(?: - at `\$(?P<where>[^`]*)`)?", problem)
     if unknown is None:
         return problem.replace("$.", "").replace("`$`", "the top level")
@@ -280,7 +285,9 @@ def _explain(problem: str, top: type[msgspec.Struct] | None = None) -> str:
 
 
 def secret(provider: ProviderConfig, kind: str, environ: Mapping[str, str]) -> Secret:
-    """The provider's `key` or `secret`. Raises ConfigError that says where it was looked for, never what was found."""
+    """The provider's secret of one kind, `key` or `secret`, from its file or the environment.
+
+    Raises ConfigError if it is missing or malformed. The error says where the secret is expected, and never shows it."""
     path = provider.key_file if kind == "key" else provider.secret_file
     if path:
         return _from_file(f"{provider.name}: {kind}_file", path, key=True)
@@ -295,7 +302,7 @@ def secret(provider: ProviderConfig, kind: str, environ: Mapping[str, str]) -> S
 
 
 def files_secrets(provider: str, environ: Mapping[str, str]) -> tuple[Secret, Secret]:
-    """Access key and secret of the provider's files. Raises ConfigError that names the variable that is not set."""
+    """The access key and the secret for the provider's files. Raises ConfigError, which names the variable that is not set."""
     names = ARCHIVES[provider].secrets
     for name in names:
         if not environ.get(name):
@@ -305,26 +312,26 @@ def files_secrets(provider: str, environ: Mapping[str, str]) -> tuple[Secret, Se
 
 
 def stream_password(stream: StreamConfig, environ: Mapping[str, str]) -> Secret:
-    """The password of the user in the stream's url, from its file or the environment; empty where neither has one."""
+    """The password of the user in the stream's url, from its file or the environment; empty if there is none. Raises ConfigError."""
     if stream.password_file:
         return _from_file("stream.password_file", stream.password_file, key=False)
     return checked("TAPELINE_STREAM_PASSWORD", environ.get("TAPELINE_STREAM_PASSWORD", ""), key=False)
 
 
 def store_password(store: StoreConfig, environ: Mapping[str, str]) -> Secret:
-    """As `stream_password`, of a store."""
+    """The password of the user in the store's url, as `stream_password`."""
     if store.password_file:
         return _from_file("stores.password_file", store.password_file, key=False)
     return checked("TAPELINE_STORE_PASSWORD", environ.get("TAPELINE_STORE_PASSWORD", ""), key=False)
 
 
 def secrets_of(config: Config, environ: Mapping[str, str]) -> list[Secret]:
-    """Everything secret that the configuration and the environment hold, as far as it can be read."""
+    """All secrets in the environment, in the configuration's urls and in the files that it names. A file that cannot be read is skipped."""
     found = [text for name, text in environ.items() if name in _secret_names() or _SECRET.fullmatch(name)]
     files = [config.stream.password_file, *(store.password_file for store in config.stores)]
     files += [path for provider in config.providers for path in (provider.key_file, provider.secret_file)]
     for path in files:
-        with suppress(OSError, UnicodeDecodeError):  # whoever needs it says so
+        with suppress(OSError, UnicodeDecodeError):  # the code that needs the file reports the error
             found += Path(path).expanduser().read_text(encoding="utf-8").splitlines() if path else []
     for url in (config.stream.url, *(store.url for store in config.stores)):
         found += [unquote(part) for group in (_USERINFO, _PASSWORD_FIELD) for part in group.findall(url)]
@@ -332,7 +339,7 @@ def secrets_of(config: Config, environ: Mapping[str, str]) -> list[Secret]:
 
 
 def without_password(url: str) -> str:
-    """An address as it may be shown."""
+    """An address without its password, as it may be shown."""
     return _PASSWORD_FIELD.sub(lambda found: found[0].replace(found[1], "***"), re.sub(r"(://[^:/@]*):.*@", r"\1@", url))
 
 
@@ -354,5 +361,5 @@ def _from_file(what: str, path: str, *, key: bool) -> Secret:
 
 
 def environment() -> Mapping[str, str]:
-    """The process environment; the one place that reads it."""
+    """The environment of the process. Settings and secrets are read from it only through this function."""
     return os.environ

@@ -1,16 +1,16 @@
-"""What can go wrong, as instructions: try again later, give up and tell a person, or set this record aside.
+"""Tapeline's errors. Each class says what the caller should do: try again later, or give up and tell a person.
 
 TapelineError
 ├── ConfigError      the configuration is wrong: nothing runs until a person changes it
-│   └── WrongArgument   what a call or a command was asked for cannot be meant: also a ValueError
-├── Refused          a provider or service said no (key, plan, rights): retrying cannot help
-│   └── Barred          it says so to everything that is asked of it, not to this alone
+│   └── WrongArgument   an argument of a call or a command is impossible: also a ValueError
+├── Refused          a provider or service rejected the request (key, plan, rights): a retry cannot help
+│   └── Barred          it would reject every other request too, not only this one
 ├── Busy             another Tapeline process owns this: wait for it or stop it
 ├── NewerData        the data was written by a newer Tapeline: upgrade
-└── Unavailable      not now (network, server, disk): what was accepted is kept, try again
+└── Unavailable      a temporary problem (network, server, disk): accepted data is kept, try again
     └── DiskProblem  the disk is full, read-only or broken
 
-Each carries the exit status that a command ends with (the codes of BSD's sysexits.h).
+Each class has the exit status that a command ends with (the codes of BSD's sysexits.h).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import ClassVar
 
 
 class TapelineError(Exception):
-    """Base of all; its text names the thing, the value and the remedy."""
+    """The base of all errors. The text of an error names the thing, the value and the remedy."""
 
     exit_status: ClassVar[int] = 70
 
@@ -56,5 +56,5 @@ class DiskProblem(Unavailable):
     exit_status = 74
 
 
-#: A stage that ends with one of these is not started again: only a person can change the cause.
+#: A stage that ends with one of these exit statuses is not started again, because only a person can fix the cause.
 FATAL_STATUSES = frozenset({ConfigError.exit_status, Refused.exit_status, Busy.exit_status, NewerData.exit_status})

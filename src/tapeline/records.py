@@ -1,7 +1,7 @@
-"""The vocabulary: the schemas of every batch inside Tapeline, the topics they travel on, and what makes two events the same.
+"""The schemas of every batch inside Tapeline, their topics, and the rules by which two events are the same.
 
 All times are int64 nanoseconds since the Unix epoch, UTC. Prices are in the quote currency; sizes in shares, contracts or
-coins. docs/records.md says how each provider's fields map onto these columns.
+coins. docs/records.md says how each provider's fields map to these columns.
 """
 
 from __future__ import annotations
@@ -19,9 +19,14 @@ NS_PER_US: Final = 1_000
 NS_PER_MS: Final = 1_000_000
 NS_PER_S: Final = 1_000_000_000
 
-#: A raw record is a websocket frame, one whose event had come by another line before (`repeated`), a moment in a socket's life, a word on
-#: what could not be kept; or behind a JSON line that says what it is, a page that was fetched, or an event that was rejected and is tried
-#: again.
+#: The kinds of raw records.
+#:
+#: - `frame`: a websocket frame. `repeated`: a frame whose event had already come over the other line.
+#: - `opened`, `subscribed`, `closed`: an event of a connection. `refused`: what could not be kept.
+#: - `fetched`: a JSON line that says what was requested, and then a page of a history.
+#: - `retried`: a JSON line, and then an event that was rejected and is tried again.
+#: - `listed`: how the exchange itself splits the configured symbols.
+#: - `leapt`: a jump of the machine's clock.
 RawKind = Literal["opened", "subscribed", "frame", "repeated", "closed", "fetched", "refused", "retried", "listed", "leapt"]
 
 
@@ -29,7 +34,7 @@ def _field(name: str, kind: pa.DataType) -> pa.Field:
     return pa.field(name, kind, nullable=False)
 
 
-#: Where in the raw topic an event came from: the audit trail, and the event's own id.
+#: The place in the raw topic that an event came from. It is the audit trail, and identifies the event.
 _ORIGIN: Final = [
     _field("raw_partition", pa.int32()),
     _field("raw_offset", pa.int64()),
@@ -40,7 +45,7 @@ RAW: Final = pa.schema(
     [
         _field("provider", pa.string()),
         _field("feed", pa.string()),
-        _field("connection", pa.string()),  # one socket's lifetime
+        _field("connection", pa.string()),  # names one socket, from its opening to its end
         _field("kind", pa.string()),  # RawKind
         _field("received_ns", pa.int64()),
         _field("payload", pa.binary()),  # the exact bytes; JSON text for opened, subscribed, closed, refused
@@ -50,7 +55,7 @@ RAW: Final = pa.schema(
 TICKS: Final = pa.schema(
     [
         _field("symbol", pa.string()),  # canonical: AAPL, BRK.B, BTC/USDT, SPY251219C00650000
-        _field("ts_ns", pa.int64()),  # event time by the provider's clock
+        _field("ts_ns", pa.int64()),  # the event's time by the provider's clock; the receive time if the channel has no time
         _field("kind", pa.string()),  # trade | quote
         pa.field("bid", pa.float64()),
         pa.field("ask", pa.float64()),
@@ -58,16 +63,16 @@ TICKS: Final = pa.schema(
         pa.field("ask_size", pa.float64()),
         pa.field("last", pa.float64()),
         pa.field("volume", pa.float64()),
-        pa.field("side", pa.string()),  # the aggressor: buy | sell
-        _field("exchange", pa.string()),  # ISO 10383 MIC, or the venue's name for crypto
+        pa.field("side", pa.string()),  # the side of the aggressor: buy | sell
+        _field("exchange", pa.string()),  # ISO 10383 MIC; for crypto, the venue's name
         _field("provider", pa.string()),
         _field("feed", pa.string()),
         _field("channel", pa.string()),
-        pa.field("sequence", pa.int64()),  # the provider's own order number
+        pa.field("sequence", pa.int64()),  # the provider's own sequence number
         pa.field("trade_id", pa.string()),
-        pa.field("conditions", pa.string()),  # the provider's codes, comma-joined
+        pa.field("conditions", pa.string()),  # the provider's codes, joined by commas
         _field("received_ns", pa.int64()),
-        pa.field("latency_ns", pa.int64()),  # received_ns - ts_ns; negative under clock skew
+        pa.field("latency_ns", pa.int64()),  # received_ns - ts_ns; negative if the clocks differ
         *_ORIGIN,
     ]
 )
@@ -75,8 +80,8 @@ TICKS: Final = pa.schema(
 BARS: Final = pa.schema(
     [
         _field("symbol", pa.string()),
-        _field("ts_ns", pa.int64()),  # the window's start
-        _field("interval", pa.string()),  # 1s, 1m, 1d, ... as the provider spells it
+        _field("ts_ns", pa.int64()),  # the start of the bar's window
+        _field("interval", pa.string()),  # the window's length as the provider writes it: 1s, 1m, 1d, ...
         _field("open", pa.float64()),
         _field("high", pa.float64()),
         _field("low", pa.float64()),
@@ -84,7 +89,7 @@ BARS: Final = pa.schema(
         _field("volume", pa.float64()),
         pa.field("vwap", pa.float64()),
         pa.field("trades", pa.int64()),
-        _field("final", pa.bool_()),  # false while the provider may still revise it
+        _field("final", pa.bool_()),  # false if the provider may still revise the bar
         _field("exchange", pa.string()),
         _field("provider", pa.string()),
         _field("feed", pa.string()),
@@ -109,16 +114,18 @@ NOTICES: Final = pa.schema(
     ]
 )
 
-#: Kinds of notices that may take back a trade.
+#: The kinds of notices that may take back a trade.
 AMENDING: Final = ("correction", "cancel")
-#: How the detail of one that does ends, see `amending`. For Arrow and DuckDB; PostgreSQL's views have it without the groups' names.
+#: Matches the end of `detail` in a notice that takes back a trade (see `amending`). The pattern is for Arrow and DuckDB. PostgreSQL's views
+#: use it without the names of the groups.
 AMENDS: Final = r'"amends":[{]"exchange":"(?P<exchange>[^"\\]*)","trade_id":"(?P<trade_id>[^"\\]+)"[}][}]$'
 
 
 def amending(detail: str, exchange: str, trade_id: str) -> str:
-    """The JSON object `detail` with one more key at its end, which names the trade that it takes back as the trade's tick does.
+    """Add the key `amends` at the end of the JSON object `detail`. It names the trade that is taken back, as the trade's tick does.
 
-    The trade is of the notice's provider, feed, symbol and UTC day. A name that JSON has to escape is there and amends nothing."""
+    The trade has the notice's provider, feed, symbol and UTC day. If JSON must escape a name, the key is added, but it does not match
+    `AMENDS`, so the notice takes back nothing."""
     named = json.dumps({"exchange": exchange, "trade_id": trade_id}, separators=(",", ":"), ensure_ascii=False)
     return f'{detail[: detail.rindex("}")]},"amends":{named}}}'
 
@@ -129,7 +136,7 @@ REJECTED: Final = pa.schema(
         _field("feed", pa.string()),
         _field("connection", pa.string()),
         _field("reason", pa.string()),
-        _field("payload", pa.binary()),  # the event's own bytes, or the whole frame where it cannot be split
+        _field("payload", pa.binary()),  # the event's own bytes; the whole frame if it cannot be split into events
         _field("received_ns", pa.int64()),
         *_ORIGIN,
     ]
@@ -138,38 +145,40 @@ REJECTED: Final = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What makes two events of a channel the same event: equal values in `columns` and `values`; no columns: no two events ever are."""
+    """The rule by which two events of a channel are the same event: equal values in `columns` and `values`.
+
+    Without columns, no two events are ever the same."""
 
     columns: tuple[str, ...] = ()
-    #: The provider's id among them, if there is one: an event without it is the same as no other.
+    #: The column of the provider's id, if there is one. An event without an id equals no other event.
     id: str = ""
-    #: Whether the ids of a symbol only grow at their source: one above all that were kept is new.
+    #: Whether the provider's ids of a symbol only grow. If so, an event with an id above all stored ids is new.
     rising: bool = False
-    #: Two copies of one event differ in time by at most this (where the time is not among the columns).
+    #: The most that two copies of one event differ in time (ns). It matters only if the time is not one of the columns.
     drift_ns: int = 0
-    #: Whether an event without the id is the same as another one without it whose other columns are equal, in the same millisecond.
+    #: Whether two events without an id are the same if all other columns and the millisecond are equal.
     else_by_ms: bool = False
-    #: Whether some sources send the same events without the id. Then copies are told by the other columns and the millisecond, and of
-    #: equal ones there are as many as one raw record brings: two fills can share all of it.
+    #: Whether some sources send the same events without the id. Copies are then matched by the other columns and the millisecond. Equal
+    #: events within one raw record are different events, because two fills can have equal values.
     counted: bool = False
-    #: Beside the columns, which tell nearly all events apart: two that share a number and differ here are two all the same.
+    #: More columns to compare. `columns` alone tells nearly all events apart; two events that differ only in `values` are different events.
     values: tuple[str, ...] = ()
 
     @property
     def told(self) -> tuple[str, ...]:
-        """All columns that it goes by."""
+        """All columns that are compared."""
         return (*self.columns, *self.values)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Topic:
-    """One stream of batches of one schema."""
+    """A topic of the stream. All its batches have one schema."""
 
     name: str
     schema: pa.Schema
-    #: The column that decides the partition: records with the same value stay in order.
+    #: The column that decides the partition. Records with the same value stay in order.
     key: str
-    #: The lake's table and SQL view of the same records; empty for raw, which only the stream keeps.
+    #: The name of the lake's table and SQL view with the same records. It is empty for raw, which only the stream keeps.
     table: str = ""
 
 
@@ -179,27 +188,27 @@ BARS_TOPIC: Final = Topic("market-data.bars", BARS, "symbol", "bars")
 NOTICES_TOPIC: Final = Topic("market-data.notices", NOTICES, "connection", "notices")
 REJECTED_TOPIC: Final = Topic("market-data.rejected", REJECTED, "connection", "rejected")
 
-#: What normalize writes, in the order of its accounting.
+#: The topics that normalize writes, in the order of its accounting.
 NORMALIZED_TOPICS: Final = (TICKS_TOPIC, BARS_TOPIC, NOTICES_TOPIC, REJECTED_TOPIC)
 TOPICS: Final = {topic.name: topic for topic in (RAW_TOPIC, *NORMALIZED_TOPICS)}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Chunk:
-    """Records of a topic that were read together: those of each partition in order and without a hole."""
+    """Records of a topic that were read together. The records of each partition are in order and complete."""
 
     topic: Topic
     batch: pa.RecordBatch
-    #: Of each record: its partition, and its offset there. Offsets rise, with or without jumps.
+    #: The partition and the offset of each record. Within a partition, offsets rise, but may have gaps.
     partition: npt.NDArray[np.int32]
     offset: npt.NDArray[np.int64]
-    #: For each partition: the position that was read from, and the one to read on from.
+    #: Partition to the position where reading began, and partition to the position where the next read begins.
     begin: Mapping[int, int]
     next: Mapping[int, int]
 
     @staticmethod
     def dense(topic: Topic, partition: int, first: int, batch: pa.RecordBatch) -> Chunk:
-        """Consecutive offsets of one partition."""
+        """A chunk of one partition whose offsets are consecutive from `first`."""
         rows = batch.num_rows
         return Chunk(
             topic,
@@ -212,7 +221,7 @@ class Chunk:
 
     @staticmethod
     def join(chunks: Sequence[Chunk]) -> Chunk:
-        """Chunks that were read one after the other, as one."""
+        """Join chunks of one topic that were read one after the other. There must be at least one."""
         if len(chunks) == 1:
             return chunks[0]
         begin: dict[int, int] = {}
@@ -232,12 +241,12 @@ class Chunk:
         return int(self.batch.num_rows)
 
     def slice(self, first: int, end: int) -> Chunk:
-        """The records from row `first` to before row `end`; the positions stay those of the whole."""
+        """The records from row `first` up to, but not including, row `end`. `begin` and `next` stay those of the whole chunk."""
         part = slice(first, end)
         return Chunk(self.topic, self.batch.slice(first, end - first), self.partition[part], self.offset[part], self.begin, self.next)
 
     def before(self, positions: Mapping[int, int]) -> Chunk:
-        """The records that lie before `positions`; of a partition that is not named, none."""
+        """The records before `positions`. A partition that is not in `positions` keeps no records."""
         if all(position <= positions.get(partition, 0) for partition, position in self.next.items()):
             return self
         ceiling = np.zeros(max(self.next) + 1, np.int64)
@@ -249,7 +258,7 @@ class Chunk:
         return Chunk(self.topic, self.batch.filter(pa.array(keep)), self.partition[keep], self.offset[keep], self.begin, ends)
 
     def after(self, positions: Mapping[int, int]) -> Chunk:
-        """Without the records that lie before `positions`."""
+        """The records at or after `positions`. A partition that is not in `positions` keeps all its records."""
         if all(positions.get(partition, 0) <= begin for partition, begin in self.begin.items()):
             return self
         floor = np.zeros(max(self.next) + 1, np.int64)

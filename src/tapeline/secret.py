@@ -1,4 +1,4 @@
-"""A secret: checked where it comes in, revealed where it is used, and shown nowhere else."""
+"""Secrets: a secret is checked when it is read, revealed only where it is used, and never shown."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from tapeline.errors import ConfigError
 from tapeline.local.console import printable
 
 _HIDDEN: Final = "***"
-#: A shorter text stands in many that hold no secret.
+#: `Guard` ignores shorter secrets, because such a short text also occurs in texts without a secret.
 _SHORTEST: Final = 4
-#: As a line of an environment file has it.
+#: The form of a line in an environment file, such as `export NAME=value`.
 _ASSIGNMENT: Final = re.compile(r"(export\s+)?[A-Z][A-Z0-9_]*\s*=")
 
 
 class Secret:
-    """A text that does not print itself: `str`, `repr` and f-strings of it give asterisks."""
+    """A text that is never printed: `str`, `repr` and f-strings show asterisks in its place."""
 
     __slots__ = ("_text",)
 
@@ -28,11 +28,11 @@ class Secret:
         self._text = text
 
     def reveal(self) -> str:
-        """The text, for the one who has to be told it."""
+        """The secret text. Call this only where the text is sent or used."""
         return self._text
 
     def taken_out(self, text: str) -> str:
-        """A text without the secret, in whatever form an address, JSON or Python would have it there."""
+        """`text` with the secret replaced by asterisks. It is also found in the forms that it has in an address or in JSON."""
         if not self._text:
             return text
         for form in sorted(
@@ -61,14 +61,15 @@ class Secret:
         return format(repr(self), spec)
 
 
-#: Where there is none.
+#: The empty secret: there is none.
 NO_SECRET: Final = Secret()
 
 
 def checked(what: str, text: str, *, key: bool) -> Secret:
-    """A secret without the blanks around it. `what` names where it comes from; `key`: it goes into a header, so it is plain ASCII.
+    """Check a secret and remove the blanks around it.
 
-    Raises ConfigError that says what is wrong with it, and never what it is."""
+    `what` names the secret's source in messages. With `key`, the secret goes into a header, so it must be plain ASCII without blanks,
+    quotation marks around it or `NAME=` before it. Raises ConfigError, which says what is wrong but never shows the text."""
     text = text.strip()
     problem = ""
     if "\ufeff" in text:
@@ -89,9 +90,9 @@ def checked(what: str, text: str, *, key: bool) -> Secret:
 
 
 class Guard(logging.Filter):
-    """Takes every known secret out of what goes through it: log lines, with what libraries say in them, and errors.
+    """A log filter that replaces every known secret by asterisks, in log lines (those of libraries too) and in errors.
 
-    Control characters are written out: what a provider says moves no cursor."""
+    It also writes out control characters, so that a provider's text cannot move the cursor."""
 
     def __init__(self, secrets: Iterable[Secret] = ()) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Moments as people write them, to exact nanoseconds: never through a float, never by a guess at the zone."""
+"""Converts times as people write them into exact nanoseconds. It never uses a float and never guesses a time zone."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from typing import Final, SupportsIndex
 from tapeline.errors import WrongArgument
 from tapeline.records import NS_PER_MS, NS_PER_S, NS_PER_US
 
-#: What a moment may be given as: see `parse`.
+#: The types in which a time can be given: see `parse`.
 Moment = str | date | SupportsIndex
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _US: Final = timedelta(microseconds=1)
 _BELOW: Final = 1 << 63
-#: An ISO 8601 date and time; the fraction of the second is read apart, for datetime holds six digits of it.
+#: An ISO 8601 date and time. The fraction of the second is parsed separately, because datetime holds only six digits.
 _ISO: Final = re.compile(r"(?P<whole>\d{4}-\d\d-\d\d[T ]\d\d:\d\d(?::\d\d)?)(?:[.,](?P<fraction>\d+))?\s?(?P<zone>Z|z|[+-]\d\d:?\d\d)?")
 _DATE: Final = re.compile(r"\d{4}-\d\d-\d\d|\d{8}")
-#: A smaller number of nanoseconds lies before March 1973. Seconds, milliseconds and microseconds of our days are all smaller.
+#: The least number that is accepted as nanoseconds; it lies in March 1973. Current times in seconds, ms or µs are all smaller numbers, so
+#: a wrong unit is detected.
 _LEAST_NS: Final = 10**17
 _FORMS: Final = (
     "Write 2026-01-05T14:30:00.123Z, an offset such as -05:00 for the Z, a date alone (2026-01-05 or 20260105) for its midnight in UTC, "
@@ -28,11 +29,13 @@ _FORMS: Final = (
 
 
 def parse(moment: Moment, name: str) -> int:
-    """Nanoseconds since 1970, UTC, of a datetime with a zone, ISO 8601 text with one, or an integer of nanoseconds.
+    """Convert a time to nanoseconds since 1970, UTC.
 
-    A date alone is its midnight in UTC: a `date`, 2026-01-05, or eight digits such as 20260105, as text or as an integer. pandas's
-    Timestamp keeps its nanoseconds. Raises WrongArgument, which calls the argument `name`, for a time without a zone, one that is no time,
-    a number that is too small to be nanoseconds of any market, and one that int64 nanoseconds do not reach.
+    `moment` is a datetime with a zone, ISO 8601 text with a zone, or an integer of nanoseconds. A date alone means its midnight in UTC: a
+    `date`, the text 2026-01-05, or eight digits such as 20260105, as text or as an integer. A pandas Timestamp keeps its nanoseconds.
+
+    Raises WrongArgument, which names the argument as `name`, for a time without a zone, for a value that is not a time, for a number that
+    is too small to be nanoseconds of any market, and for a time outside the range of int64 nanoseconds (the years 1678 to 2262).
     """
     if isinstance(moment, datetime):
         found = _from_datetime(moment, name)
@@ -48,7 +51,7 @@ def parse(moment: Moment, name: str) -> int:
 
 
 def text(ns: int) -> str:
-    """A moment in UTC for people, to the millisecond."""
+    """A time (ns since 1970) as text in UTC, to the millisecond: `2026-01-05 14:30:00.123`."""
     return f"{datetime.fromtimestamp(ns // NS_PER_S, UTC):%Y-%m-%d %H:%M:%S}.{ns % NS_PER_S // NS_PER_MS:03}"
 
 
@@ -57,7 +60,7 @@ def _from_datetime(moment: datetime, name: str) -> int:
         raise WrongArgument(
             f"{name} = {moment!r} has no zone, and could mean any of many moments. Give it one: moment.replace(tzinfo=datetime.UTC)."
         )
-    # As a plain datetime: the difference of pandas's Timestamp, which has nanoseconds of its own, is no timedelta.
+    # A plain datetime is needed, because the difference of two pandas Timestamps is not a timedelta.
     plain = datetime.combine(datetime.date(moment), datetime.timetz(moment))
     return (plain - _EPOCH) // _US * NS_PER_US + int(getattr(moment, "nanosecond", 0))
 

@@ -281,7 +281,7 @@ def bar_of(
 
 
 def number_of(event: Event) -> int:
-    """The number by which pages are asked for: the id, or the time (ms) of a bar's window."""
+    """The number by which pages are requested: the id of a trade, or the start (ms since 1970) of a bar's window."""
     if isinstance(event, Kline):
         return _ns(event.k.t) // NS_PER_MS
     return event.t if isinstance(event, Trade) else event.a
