@@ -150,7 +150,7 @@ class Identity:
     Without columns, no two events are ever the same."""
 
     columns: tuple[str, ...] = ()
-    #: The column of the provider's id, if there is one. An event without an id equals no other event.
+    #: The column of the provider's id, if there is one. An event without an id equals no other event (but see `else_by_ms` and `counted`).
     id: str = ""
     #: Whether the provider's ids of a symbol only grow. If so, an event with an id above all stored ids is new.
     rising: bool = False

@@ -1,1 +1,1 @@
-"""What one machine offers: locks, files, its clock, its terminal, threads."""
+"""The services of the local machine: locks, files, SQLite, the clock, the terminal and threads."""
