@@ -29,7 +29,7 @@ from tapeline.providers.registry import DECODERS
 from tapeline.records import NOTICES_TOPIC, RAW_TOPIC, REJECTED_TOPIC, TICKS_TOPIC, TOPICS, Topic
 from tapeline.stages.normalize import Normalize
 from tapeline.streams.codecs import arrow
-from tapeline.streams.kafka.cluster import MESSAGE_BYTES, OUTPUT_BYTES
+from tapeline.streams.kafka.settings import MESSAGE_BYTES, OUTPUT_BYTES
 from tapeline.streams.shortening import length_before
 from tapeline.telemetry.status import StatusFile
 from waiting import until

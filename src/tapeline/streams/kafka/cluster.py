@@ -20,9 +20,9 @@ from tapeline.local.threads import beside
 from tapeline.records import RAW_TOPIC, TOPICS, Topic
 from tapeline.secret import Secret
 from tapeline.streams import Codec
-from tapeline.streams.kafka.errors import NO_ANSWER, NO_LEADER, OTHER_EPOCH, ClusterErrors
+from tapeline.streams.kafka.errors import NO_ANSWER, NO_LEADER, OTHER_EPOCH, ClusterErrors, answered
 from tapeline.streams.kafka.moving import TELL_S, Mover
-from tapeline.streams.kafka.settings import settings_of
+from tapeline.streams.kafka.settings import MESSAGE_BYTES, OUTPUT_BYTES, settings_of
 
 log = logging.getLogger(__name__)
 
@@ -33,10 +33,6 @@ _PARTITIONS: Final = 4
 _LEASES: Final = "market-data.leases"
 #: The topic that records how messages are numbered (numbering.py). It is kept for ever.
 _LIVES: Final = "market-data.lives"
-#: The largest message in bytes. A frame may be 64 MiB, and a batch is closed before a second frame of that size.
-MESSAGE_BYTES: Final = 80 * 1024 * 1024
-#: The same for normalized topics. A rejected event has its own columns in addition to the bytes of such a message.
-OUTPUT_BYTES: Final = MESSAGE_BYTES + 1024 * 1024
 #: The limit in bytes of a topic for which nobody set another.
 _USUAL_BYTES: Final = 1024 * 1024
 #: How long to wait for an answer.
@@ -264,7 +260,7 @@ class Cluster:
         found, admin = {}, self._asker()
         for name, described in admin.describe_topics(TopicCollection(list(names)), request_timeout=patience_s).items():
             try:
-                found[name] = str(_answered(described, patience_s).topic_id)
+                found[name] = str(answered(described, patience_s).topic_id)
             except KafkaException as error:
                 if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
                     self._silence(error)
@@ -280,7 +276,7 @@ class Cluster:
             found = {}
             admin = self._asker()  # keep the reference until all have answered, because another client may replace it
             for place, answer in admin.list_offsets(asked, request_timeout=patience_s).items():
-                end = _answered(answer, patience_s)
+                end = answered(answer, patience_s)
                 found[place.topic, place.partition] = (end.offset, -1 if end.leader_epoch is None else end.leader_epoch)
             return found
 
@@ -398,11 +394,3 @@ class Cluster:
             if time.monotonic() > deadline:
                 raise Unavailable(f"Kafka at {self._config.shown} has made the topics {', '.join(names)}, and no broker leads them yet.")
             time.sleep(0.05)
-
-
-def _answered(answer: Future[Any], patience_s: float) -> Any:
-    """Return the brokers' answer. Raises KafkaException, also if the client has forgotten the request."""
-    try:
-        return answer.result(patience_s + 1.0)
-    except TimeoutError:
-        raise KafkaException(KafkaError(KafkaError._TIMED_OUT)) from None

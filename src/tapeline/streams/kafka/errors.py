@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
-from typing import Final
+from typing import Any, Final
 
 from confluent_kafka import KafkaError, KafkaException
 
@@ -84,3 +85,11 @@ NO_LEADER: Final = frozenset(
 #: A client rejects any leader whose epoch is below one that it has seen. If a broker came back from an older copy, only a new client
 #: helps. An admin client reports that such leaders do not exist (_NOENT), for as long as it keeps what it has seen.
 OTHER_EPOCH: Final = frozenset({KafkaError.UNKNOWN_LEADER_EPOCH, KafkaError.FENCED_LEADER_EPOCH})
+
+
+def answered(answer: Future[Any], patience_s: float) -> Any:
+    """Return the brokers' answer. Raises KafkaException, also if the client has forgotten the request."""
+    try:
+        return answer.result(patience_s + 1.0)
+    except TimeoutError:
+        raise KafkaException(KafkaError(KafkaError._TIMED_OUT)) from None

@@ -23,7 +23,7 @@ class GroupLease:
     def __init__(self, cluster: Cluster, name: str) -> None:
         self._cluster, self._name = cluster, name
         self._group = f"lease-{re.sub(r'[^A-Za-z0-9._-]+', '-', name)}"
-        self._answered = self._have = False
+        self.answered = self._have = False
         self._consumer = cluster.consumer(
             self._group,
             partition_assignment_strategy="cooperative-sticky",
@@ -48,7 +48,7 @@ class GroupLease:
                 self._consumer.poll(_FIRST_REST_S)
                 # A group that has only just learned of the topic assigns nothing at first. That does not mean that another member has the
                 # lease.
-                if self._answered and not self._have and now >= due:
+                if self.answered and not self._have and now >= due:
                     elsewhere = self._held_elsewhere()
                     due, rest_s = now + rest_s, min(2 * rest_s, _LONGEST_REST_S)
         if not self._have and not elsewhere:
@@ -61,7 +61,7 @@ class GroupLease:
         return bool(held - {self._consumer.memberid()})
 
     def _assigned(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        self._answered, self._have = True, self._have or bool(partitions)
+        self.answered, self._have = True, self._have or bool(partitions)
         consumer.incremental_assign([TopicPartition(some.topic, some.partition, OFFSET_BEGINNING) for some in partitions])
 
     def _gone(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:

@@ -1,12 +1,8 @@
 """The numbers of Kafka's messages: no two lives of a topic share a number.
 
-Kafka's offsets start at 0 again in a topic that is made anew, and go back if the end of a log is lost. Stores, groups and the ledger
-still hold the earlier positions. So a position is more than an offset: it lies in a stretch, which says what to add.
-
-A new stretch begins with each new leader of a partition, because only then can a log have lost its end. Its numbers follow from the
-clock, so they lie above all that an earlier stretch gave. The stretches are written to a topic of their own before anybody uses them.
-Restoring an older broker restores that topic with it. The topic then knows nothing of the later stretches, and new ones begin above
-them.
+A position lies in a stretch of a partition, which says what to add to an offset (stretches.py). A new stretch begins with each new leader,
+because only then can a log have lost its end. Stretches are written to a topic of their own before anybody uses them. Restoring an older
+broker restores that topic too: it then knows nothing of the later stretches, and new ones begin above them.
 """
 
 from __future__ import annotations
@@ -35,12 +31,10 @@ _BITS_BEFORE: Final = 20
 #: Records are given out only if a look that began at most this long ago (s) has found the same lives.
 _SURE_S: Final = 3.0
 _LOOK_EVERY_S: Final = 1.0
-#: No broker goes away and comes back in less time (s). If one of several brokers stays away, clients meet errors again and again.
+#: No broker goes away and comes back in less time (s).
 _BACK_S: Final = 0.5
 _LOOK_S: Final = 5.0
 _READS: Final[dict[str, object]] = {"isolation_level": "read_uncommitted", "fetch_wait_max_ms": 10}
-
-
 _Place = tuple[str, int]
 
 
@@ -65,9 +59,7 @@ class Numbering:
 
     @property
     def version(self) -> int:
-        """Counts how often something known was gone, or a client had become useless.
-
-        After a change, a reader has to find its place again with a new client."""
+        """Counts what was found gone or useless. After a change, a reader has to find its place again with a new client."""
         return self._cluster.forgot
 
     # ---- lookups
@@ -211,10 +203,7 @@ class Numbering:
         return rows
 
     def _marked(self) -> bool:
-        """Return whether a group has a position that came from a stretch.
-
-        If so, the topic with the stretches is new and the other topics are not.
-        """
+        """Return whether a group has a position that came from a stretch: then only the topic with the stretches is new."""
         found = self._cluster.committed(self._consumer("normalize"), RAW_TOPIC, range(self._cluster.counted(RAW_TOPIC)), _LOOK_S)
         return any(position_beside(one.metadata) is not None for one in found)
 

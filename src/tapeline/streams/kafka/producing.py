@@ -19,8 +19,9 @@ from tapeline.local.threads import beside
 from tapeline.records import RAW_TOPIC, Topic
 from tapeline.retry.backoff import backoff
 from tapeline.streams.codecs import arrow, protobuf
-from tapeline.streams.kafka.cluster import ASK_S, MESSAGE_BYTES, Cluster
+from tapeline.streams.kafka.cluster import ASK_S, Cluster
 from tapeline.streams.kafka.messages import place
+from tapeline.streams.kafka.settings import MESSAGE_BYTES
 
 log = logging.getLogger(__name__)
 

@@ -36,3 +36,9 @@ def settings_of(config: StreamConfig, password: Secret) -> dict[str, Any]:
         settings |= {"sasl.mechanism": config.sasl, "sasl.username": unquote(parts["user"]), "sasl.password": secret}
         settings["security.protocol"] = "SASL_SSL" if tls else "SASL_PLAINTEXT"
     return settings
+
+
+#: The largest message in bytes. A frame may be 64 MiB, and a batch is closed before a second frame of that size.
+MESSAGE_BYTES: Final = 80 * 1024 * 1024
+#: The same for normalized topics. A rejected event has its own columns in addition to the bytes of such a message.
+OUTPUT_BYTES: Final = MESSAGE_BYTES + 1024 * 1024

@@ -11,8 +11,9 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, Topi
 
 from tapeline.records import TOPICS, Topic
 from tapeline.streams import Outputs
-from tapeline.streams.kafka.cluster import ASK_S, OUTPUT_BYTES, Cluster
+from tapeline.streams.kafka.cluster import ASK_S, Cluster
 from tapeline.streams.kafka.messages import produce
+from tapeline.streams.kafka.settings import OUTPUT_BYTES
 
 #: If its process has died, a transaction holds back readers of committed records for this long, unless its worker comes back before.
 _TRANSACTION_TIMEOUT_S: Final = 10.0
