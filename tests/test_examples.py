@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 NOTEBOOK = Path(__file__).parent.parent / "examples" / "from_demo_to_plot.ipynb"
+PICTURE = NOTEBOOK.parents[1] / "docs" / "images" / "from_demo_to_plot.png"
 LENGTH, SHORTER = "SECONDS, RATE = 30, 100", "SECONDS, RATE = 3, 250"
 TABLES = ("quotes", "trades", "volume")
 #: Put behind the last cell: what was drawn, as files.
@@ -173,7 +174,7 @@ def test_the_committed_notebook_shows_a_whole_run_of_this_code_and_nothing_of_th
     assert all(cell.outputs for cell in code)
     assert "error" not in {output.output_type for output in outputs(notebook)}
     assert "Every one of the 9,000 events sent is in the lake exactly once." in said(notebook)
-    assert shown(notebook) == NOTEBOOK.with_suffix(".png").read_bytes()
+    assert shown(notebook) == PICTURE.read_bytes()
     texts = [said(notebook)]
     texts += [text for output in outputs(notebook) for kind, text in output.get("data", {}).items() if kind.startswith("text/")]
     for text in (*texts, *(cell.source for cell in notebook.cells)):

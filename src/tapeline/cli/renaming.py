@@ -25,9 +25,7 @@ if TYPE_CHECKING:
 def rename(
     old: Annotated[str, typer.Argument(help="The wrong name, such as AD/AEUR.")],
     new: Annotated[str, typer.Argument(help="The right name, such as ADA/EUR.")],
-    provider: Annotated[
-        str | None, typer.Option(help="The symbol's provider; the provider whose symbols must be split if left out.")
-    ] = None,
+    provider: Annotated[str | None, typer.Option(help="The symbol's provider; the one whose symbols must be split if left out.")] = None,
     feed: Annotated[str | None, typer.Option(help="The symbol's feed; the provider's default feed if left out.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be changed, and change nothing.")] = False,
     config: ConfigOption = None,

@@ -41,14 +41,10 @@ def simulate(
     symbols: Annotated[str, typer.Option(help="Comma-separated, the provider's own names; a default set if left out.")] = "",
     capture: Annotated[list[Path] | None, typer.Option(help="Replay this recording instead of generating a market; repeatable.")] = None,
     speed: Annotated[float, typer.Option(help="The pace of a replay. 1: as recorded; 0: as fast as the client reads.")] = 1.0,
-    fault: Annotated[
-        list[str] | None, typer.Option(help="A fault, as name or name:parameter; repeatable. `--fault list` shows all.")
-    ] = None,
+    fault: Annotated[list[str] | None, typer.Option(help="A fault: name or name:parameter; repeatable. `--fault list` shows all.")] = None,
     tls: Annotated[bool, typer.Option("--tls", help="Serve wss with a test certificate for localhost.")] = False,
     seed: Annotated[int, typer.Option(help="The seed of the generated market. The same seed makes the same market.")] = 1,
-    journal: Annotated[
-        Path | None, typer.Option(help="Write each event that is sent to a client into this file, one JSON object a line.")
-    ] = None,
+    journal: Annotated[Path | None, typer.Option(help="Write each event that is sent into this file, one JSON object a line.")] = None,
     limit: Annotated[int | None, typer.Option(help="Stop sending after this many events.")] = None,
     day_seconds: Annotated[
         float, typer.Option(help="The length of a day in seconds. Binance closes each connection after a day.")
