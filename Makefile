@@ -41,7 +41,7 @@ lint: $(READY) ## ruff and mypy --strict
 docs: $(READY) ## the documentation as a site, in .cache/site; a broken link fails
 	@UV_PROJECT_ENVIRONMENT=$(VENV) UV_PYTHON_DOWNLOADS=never UV_NATIVE_TLS=1 $(BIN)/uv sync --frozen --all-extras --group docs --quiet --inexact
 	@$(BIN)/python docs/generate.py
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 	@echo "Open .cache/site/index.html"
 
 bench: services ## the benchmarks behind docs/performance.md

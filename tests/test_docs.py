@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 import tomllib
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -208,3 +209,22 @@ def test_the_reference_pages_are_what_the_code_says() -> None:
 def test_every_page_is_in_the_site_s_contents() -> None:
     listed = set(re.findall(r"[\w/-]+\.md", (ROOT / "mkdocs.yml").read_text()))
     assert listed == {str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md")}
+
+
+def slug(heading: str) -> str:
+    """The anchor of a heading, as the site makes it."""
+    plain = unicodedata.normalize("NFKD", re.sub(r"[`*]|\\", "", heading)).encode("ascii", "ignore").decode()
+    return re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", plain).strip().lower())
+
+
+def test_every_link_within_the_documentation_leads_to_a_page_and_a_heading() -> None:
+    pages = {page: page.read_text() for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]}
+    prose = {page: re.sub(r"```.*?```", "", text, flags=re.DOTALL) for page, text in pages.items()}
+    anchors = {page: {slug(line.lstrip("#")) for line in text.splitlines() if line.startswith("#")} for page, text in prose.items()}
+    links = [(page, link) for page, text in prose.items() for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
+    assert len(links) > 100
+    for page, link in links:
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), f"{page.name}: {link}"
+        assert not anchor or anchor in anchors[target], f"{page.name}: {link}"
