@@ -127,13 +127,13 @@ def test_binance_announcing_its_shutdown_asks_for_a_successor_and_nothing_else(n
 def test_a_binance_connection_carries_at_most_1024_streams(streams: int, connections: list[int]) -> None:
     symbols = tuple(f"S{n}USDT" for n in range(streams))
     plans = PROVIDERS["binance"].plans(settings("spot", symbols, ("trade",)))
-    assert [len(plan.topics) for plan in plans] == connections
-    assert [topic for plan in plans for topic in plan.topics] == [f"s{n}usdt@trade" for n in range(streams)]
+    assert [len(plan.subscriptions) for plan in plans] == connections
+    assert [topic for plan in plans for topic in plan.subscriptions] == [f"s{n}usdt@trade" for n in range(streams)]
     assert len({plan.name for plan in plans}) == len(plans)
     assert [plan.check is not None for plan in plans] == [True] + [False] * (len(plans) - 1)
     for plan in plans:
         asked = [stream for message in plan.session().opened() for stream in json.loads(message)["params"]]
-        assert asked == plan.topics
+        assert asked == plan.subscriptions
         assert plan.pace_s >= 0.25
         assert 0 < plan.rotate_after_s < 24 * 3600
 
@@ -378,7 +378,7 @@ def test_no_bytes_make_a_session_raise_or_say_a_secret(provider: str, feed: str,
             shown = repr(reply.problem)
             assert KEY not in shown
             assert SECRET not in shown
-    assert set(session.missing()) <= set(plan.topics)
+    assert set(session.missing()) <= set(plan.subscriptions)
 
 
 @pytest.mark.parametrize(("provider", "feed"), VOICES)
@@ -405,7 +405,7 @@ def test_secrets_show_in_no_repr(provider: str, feed: str) -> None:
     symbols = ("BTCUSDT",) if provider == "binance" else ("AAPL",)
     asked = settings(feed, symbols, tuple(CHANNELS[provider][feed])[:1])
     plan = any_plan(provider, feed)
-    for shown in (repr(asked), repr(plan), str(plan), repr(plan.session()), repr(plan.topics), plan.url, repr(plan.headers)):
+    for shown in (repr(asked), repr(plan), str(plan), repr(plan.session()), repr(plan.subscriptions), plan.url, repr(plan.headers)):
         assert KEY not in shown
         assert SECRET not in shown
 
@@ -433,5 +433,5 @@ def test_every_session_is_a_new_conversation() -> None:
         first = plan.session()
         first.opened()
         first.received(b'{"result":null,"id":1}')
-        first.received(status(*(("success", f"subscribed to: {topic}") for topic in plan.topics)))
-        assert plan.session().missing() == list(plan.topics)
+        first.received(status(*(("success", f"subscribed to: {topic}") for topic in plan.subscriptions)))
+        assert plan.session().missing() == list(plan.subscriptions)

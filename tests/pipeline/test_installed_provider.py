@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 PACKAGE = Path(__file__).parents[2] / "examples" / "meridian"
 KEY = "gold"
+#: The market's websocket leaves out deals up to this number, and none after it.
+LOSES = 500
 READER = """
 import json, sys, tapeline
 ticks = tapeline.ticks(*sys.argv[1:4], provider="meridian", kind="trade")
@@ -81,7 +83,7 @@ def installed(tmp_path: Path) -> Installed:
 
 @pytest.fixture
 def market(installed: Installed, tmp_path: Path) -> Iterator[Mapping[str, str]]:
-    with installed.started("-m", "tapeline_meridian.simulator", "--rate", "100", "--lose", "20") as process:
+    with installed.started("-m", "tapeline_meridian.simulator", "--rate", "100", "--lose", "20", "--of", str(LOSES)) as process:
         assert process.stdout is not None
         addresses: dict[str, str] = json.loads(process.stdout.readline())
         (tmp_path / "tapeline.toml").write_text(
@@ -131,7 +133,7 @@ def test_a_provider_of_another_package_goes_the_whole_way(installed: Installed, 
         return installed.tapeline("complete", "XAU/CHF", day, "--channel", "deal")
 
     with installed.started("-m", "tapeline", "run") as run:
-        until(lambda: rows(counting + " HAVING count(*) > 200"), "deals are in the lake")
+        until(lambda: rows(f"{counting} HAVING max(sequence) > {LOSES}"), "deals from after the losses are in the lake")
         assert complete().returncode == 1, "what came before is not there yet"
         now = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
         fetched = installed.tapeline("backfill", "--channels", "trades", "--start", f"{day}T00:00:00Z", "--end", now)
@@ -173,3 +175,27 @@ def test_every_block_of_code_on_the_page_about_providers_is_part_of_the_package(
             assert block in whole, block
         else:
             msgspec.convert(tomllib.loads(block), Config)
+
+
+@pytest.mark.parametrize(
+    ("module", "why"),
+    [
+        ("import nowhere_to_be_found", "cannot be imported (ModuleNotFoundError: No module named 'nowhere_to_be_found')."),
+        ("provider = 3", "names no Provider whose name is 'broken'."),
+    ],
+)
+def test_a_package_with_a_broken_provider_is_named_with_its_error_and_the_remedy(module: str, why: str, tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    described = site / "broken_provider-1.0.dist-info"
+    described.mkdir(parents=True)
+    (described / "METADATA").write_text("Metadata-Version: 2.1\nName: broken-provider\nVersion: 1.0\n")
+    (described / "entry_points.txt").write_text("[tapeline.providers]\nbroken = broken_provider:provider\n")
+    (site / "broken_provider.py").write_text(module)
+    command = [sys.executable, "-m", "tapeline", "check"]
+    environment = {**os.environ, "PYTHONPATH": str(site)}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment, timeout=PATIENCE_S)
+    assert done.returncode == 78, done.stdout + done.stderr
+    said = " ".join(done.stderr.split())
+    assert "Traceback" not in said
+    assert f"broken-provider offers the provider broken, but broken_provider:provider {why}" in said
+    assert said.endswith("Update the package, or remove it.")

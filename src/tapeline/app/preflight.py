@@ -65,7 +65,7 @@ def checkup(config: Config, environ: Mapping[str, str]) -> Iterator[Result]:
         tls = tls_context(provider.ca_file)
         try:
             seconds = asyncio.run(reach(plan, tls))
-            yield Result(f"{plan.name} {plan.url}", f"reachable in {seconds * 1000:.0f} ms, {len(plan.topics)} topics")
+            yield Result(f"{plan.name} {plan.url}", f"reachable in {seconds * 1000:.0f} ms, {len(plan.subscriptions)} subscriptions")
         except Unavailable as error:
             yield Result(f"{plan.name} {plan.url}", str(error), error.exit_status)
             continue

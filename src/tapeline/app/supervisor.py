@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from tapeline.errors import FATAL_STATUSES, DiskProblem, Refused, TapelineError, Unavailable
-from tapeline.local.threads import beside
+from tapeline.local.threads import concurrently
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ class Supervisor:
                 for stage in self._stages:
                     self._watch(stage)
                 if looking is None and self._clock() >= look_at:
-                    looking = beside(look, "look on")
+                    looking = concurrently(look, "look on")
                     wait([looking], _ROUND_S)
                 if looking is not None and looking.done():
                     try:

@@ -82,9 +82,9 @@ class Gap:
     span: Span
 
 
-def plan_backfill(config: Config, asked: Wanted, start_ns: int, end_ns: int) -> list[Planned]:
-    """What `backfill` would request, without a request. The range is [start_ns, end_ns), UTC. Raises ConfigError as `history_jobs`."""
-    jobs = history_jobs(config, asked, start_ns, end_ns, threading.Event())
+def plan_backfill(config: Config, asked: Wanted, span_ns: tuple[int, int]) -> list[Planned]:
+    """What `backfill` would request, without a request. `span_ns`: [start, end) in ns, UTC. Raises ConfigError as `history_jobs`."""
+    jobs = history_jobs(config, asked, *span_ns, threading.Event())
     return [Planned(job, requests_of(job, source)) for job, source in jobs]
 
 

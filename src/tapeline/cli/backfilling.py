@@ -76,7 +76,7 @@ def backfill(
     begin_ns, end_ns = _moments(start, end)
     asked = Wanted(provider, _listed(symbols), _listed(channels), files=origin is Origin.files)
     if dry_run:
-        _show(tasks.plan_backfill(settings, asked, begin_ns, end_ns), format)
+        _show(tasks.plan_backfill(settings, asked, (begin_ns, end_ns)), format)
         return
     failed = False
     bar = partial(_bar, format)

@@ -16,7 +16,7 @@ import typer
 
 from tapeline.cli.app import app
 from tapeline.cli.terminal import ConfigOption, load_config, own_stage, run_loop, stop_on_signal, supervisor, terminal
-from tapeline.config import Config, environment
+from tapeline.config import Config
 from tapeline.errors import Busy, ConfigError
 from tapeline.telemetry.status import StatusFile, worker_name
 
@@ -65,12 +65,11 @@ def ingest(
 
     Example: `tapeline ingest --process crypto` opens what the config marks with `process = "crypto"`
     """
-    from tapeline.app.connections import connection_plans
     from tapeline.app.ingest import ingest_until
     from tapeline.app.process_names import ingest_name
 
     settings = load_config(config)
-    if not any(provider.process == process for provider, _ in connection_plans(settings, environment())):
+    if not any(provider.process == process for provider in settings.providers):
         raise ConfigError(f"The config has no [[providers]] with process = {process!r}. Name one that it has, or leave out --process.")
 
     async def body() -> None:

@@ -142,7 +142,7 @@ def _absorb_notices(facts: Facts, notices: pa.RecordBatch, rejected: Mapping[tup
         if not isinstance(told, dict):
             continue
         at_ns = row["received_ns"]
-        _absorb_beside(facts, told, at_ns)
+        _absorb_other_line(facts, told, at_ns)
         if row["kind"] == "opened":
             life.opened_ns, life.topics = at_ns, [str(topic) for topic in told.get("topics", ())]
             life.names = dict(names.get((life.provider, life.feed), {}))
@@ -168,7 +168,7 @@ def _absorb_notices(facts: Facts, notices: pa.RecordBatch, rejected: Mapping[tup
                 life.refused = sorted({*life.refused, span})
 
 
-def _absorb_beside(facts: Facts, told: dict[str, object], at_ns: int) -> None:
+def _absorb_other_line(facts: Facts, told: dict[str, object], at_ns: int) -> None:
     names = told.get("beside")
     for name in names if isinstance(names, list) else ():
         # The named connection has opened already, because both lines write into one partition.

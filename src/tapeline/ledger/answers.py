@@ -20,7 +20,7 @@ class Answer:
 
     key: Key
     verdict: Literal["complete", "incomplete", "unprovable"]
-    #: What is there and what is missing within the stretch, in order of time.
+    #: The covered intervals and the gaps within the range that was asked for, in order of time.
     intervals: tuple[Interval, ...]
 
     @property

@@ -46,7 +46,7 @@ class Run(msgspec.Struct, array_like=True):
 
 
 class ConnectionRecord(msgspec.Struct):
-    """What is known about one socket from its records. Times are receive times (ns, UTC). 0: not yet."""
+    """The facts about one socket that follow from its records. A time is a receive time (ns, UTC), or 0 if the event has not happened."""
 
     provider: str
     feed: str
@@ -209,7 +209,7 @@ class Facts:
 
 
 def keys_of(life: ConnectionRecord) -> Iterator[Key]:
-    """Yield the keys that a connection was asked for, and those it brought."""
+    """Yield the keys that a connection subscribed to, and the keys of which it received events."""
     provider = PROVIDERS.get(life.provider)
     for topic in life.topics:
         found = provider.subscription(life.feed, topic, life.names) if provider is not None else None

@@ -6,13 +6,12 @@ import os
 from pathlib import Path
 
 
-def write(path: Path, content: bytes | memoryview, *, durable: bool = True, aside: str = ".{}.aside") -> None:
+def write(path: Path, content: bytes | memoryview, *, durable: bool = True) -> None:
     """Write a file under a temporary name and then rename it to `path`.
 
-    With `durable`, the file is on disk when this returns. `aside` is the pattern of the temporary name; `{}` stands for the file's name.
-    If several writers may write the same file, each needs its own pattern. Raises OSError; if it comes from the writing or the rename,
-    an existing file is unchanged."""
-    part = path.with_name(aside.format(path.name))
+    With `durable`, the file is on disk when this returns. One writer at a time. Raises OSError; if it comes from the writing or the
+    rename, an existing file is unchanged."""
+    part = path.with_name(f".{path.name}.aside")
     try:
         part.write_bytes(content)
         if durable:

@@ -10,7 +10,7 @@ from typing import TypeVar
 _Answer = TypeVar("_Answer")
 
 
-def beside(question: Callable[[], _Answer], name: str) -> Future[_Answer]:
+def concurrently(question: Callable[[], _Answer], name: str) -> Future[_Answer]:
     """Call `question` on a new thread. Returns a future that gets its result or its exception.
 
     The thread is a daemon, so the process can exit without waiting for it."""

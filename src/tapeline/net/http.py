@@ -19,7 +19,7 @@ import urllib3
 from urllib3.exceptions import HTTPError, LocationValueError
 
 from tapeline.errors import Barred, DiskProblem, Refused, Unavailable
-from tapeline.local.threads import beside
+from tapeline.local.threads import concurrently
 from tapeline.net.rate_limit import LONGEST_BAN_S, TOO_FAST, TOO_FAST_S, RateLimiter
 from tapeline.providers.session import without
 from tapeline.retry.backoff import backoff
@@ -72,7 +72,7 @@ async def get(url: str, tls: ssl.SSLContext | None = None) -> bytes:
     try:
         # It does not run on the event loop's own threads, because the process could not exit before they end.
         async with asyncio.timeout(_ANSWER_WITHIN_S):
-            return await asyncio.wrap_future(beside(fetch, "http"))
+            return await asyncio.wrap_future(concurrently(fetch, "http"))
     except TimeoutError:
         raise Unavailable(f"{url} has not answered whole within {_ANSWER_WITHIN_S:.0f} s.") from None
     except (OSError, HTTPError) as error:
@@ -248,7 +248,7 @@ class Rest:
                     raise _RefusedAnswer(reply.status, _words_of(reply), reply.headers)
                 return read(reply)
 
-        answer, deadline = beside(ask, "http"), time.monotonic() + within_s
+        answer, deadline = concurrently(ask, "http"), time.monotonic() + within_s
         while not wait([answer], _LOOK_EVERY_S).done:
             if self._sleep(0.0) is True:
                 raise Unavailable(f"{self._url}: stopped while it waited.")

@@ -18,8 +18,8 @@ log = logging.getLogger(__name__)
 class Pace:
     """Spaces out the connection attempts to one provider, and keeps the pauses that the provider has asked for.
 
-    `wait` returns when a url may be dialed. If a limiter is shared, it also waits for the pauses that other processes were told, and
-    raises DiskProblem if the limiter's file cannot be read or written."""
+    `wait` returns when a url may be dialed. If a limiter is shared, it also waits for the pauses that a provider asked other processes
+    for, and raises DiskProblem if the limiter's file cannot be read or written."""
 
     every_s: float = 1.1
     #: Url (without its query) to the rate limiter that all processes of this machine share for it. None: processes share nothing.

@@ -203,7 +203,7 @@ class FeedConnection:
         self._open.add(listener)
         listener.pause(self.paused)
         now_ns = self.clock()
-        opened = {"url": self.plan.url, "topics": list(self.plan.topics)}
+        opened = {"url": self.plan.url, "topics": list(self.plan.subscriptions)}
         self.recorder.record(self.plan, listener.connection, "opened", now_ns, msgspec.json.encode(opened))
         self.watchdog.begin(now_ns)
         for message in listener.session.opened():
@@ -326,13 +326,13 @@ class FeedConnection:
             await asyncio.sleep(self.plan.pace_s)
 
     async def _confirm(self, listener: Listener) -> None:
-        """Record the requested topics, and warn about those that the provider did not confirm in time."""
+        """Record the requested subscriptions, and warn about those that the provider did not confirm in time."""
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + self.limits.confirm_within_s + self.plan.pace_s * len(self.plan.topics)
+        deadline = loop.time() + self.limits.confirm_within_s + self.plan.pace_s * len(self.plan.subscriptions)
         while listener.session.missing() and loop.time() < deadline:
             await asyncio.sleep(0.05)
         missing: Sequence[str] = listener.session.missing()
-        asked = {"asked": list(self.plan.topics), "missing": list(missing)}
+        asked = {"asked": list(self.plan.subscriptions), "missing": list(missing)}
         self.recorder.record(self.plan, listener.connection, "subscribed", self.clock(), msgspec.json.encode(asked))
         if missing:
             shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")

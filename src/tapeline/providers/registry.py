@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Final, TypeVar
+
+from tapeline.errors import ConfigError
 
 if TYPE_CHECKING:  # reading only the names must not wait for these imports
     from tapeline.providers.events import Channel, Decode
@@ -29,11 +31,21 @@ def _installed() -> dict[str, Provider]:
 
     found: dict[str, Provider] = {}
     for point in sorted(entry_points(group=_GROUP), key=lambda point: point.name):
-        provider = point.load()
+        try:
+            provider = point.load()
+        except Exception as error:  # importing a package runs its code, which may raise anything
+            raise _broken(point, f"cannot be imported ({type(error).__name__}: {error}).") from error
         if not isinstance(provider, Provider) or provider.name != point.name:
-            raise TypeError(f"The entry point {_GROUP} {point.name} = {point.value} is no Provider of that name.")
+            raise _broken(point, f"names no Provider whose name is {point.name!r}.")
         found[point.name] = provider
     return found
+
+
+def _broken(point: EntryPoint, why: str) -> ConfigError:
+    package = point.dist.name if point.dist is not None else "unknown"
+    return ConfigError(
+        f"The installed package {package} offers the provider {point.name}, but {point.value} {why} Update the package, or remove it."
+    )
 
 
 class _Each(Mapping[str, T]):

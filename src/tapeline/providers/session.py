@@ -94,7 +94,7 @@ class Session(Protocol):
         """The name of the channel that a frame belongs to, for the watchdog; None for a control frame."""
 
     def missing(self) -> Sequence[str]:
-        """The topics that were requested and are not yet confirmed."""
+        """The subscriptions that were requested and are not yet confirmed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +117,7 @@ class Plan:
     feed: str
     name: str
     url: str
-    topics: Sequence[str]
+    subscriptions: Sequence[str]
     session: Callable[[], Session] = field(repr=False)  # may hold secrets
     binary: bool = False  # send binary frames rather than text
     headers: Mapping[str, str] = field(default_factory=dict)

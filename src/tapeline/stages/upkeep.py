@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from typing import Any, Final
 
 from tapeline.errors import Busy, TapelineError
-from tapeline.local.threads import beside
+from tapeline.local.threads import concurrently
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class Upkeep:
                 self._process = subprocess.Popen(  # noqa: S603 our own command
                     self._command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
                 )
-                self._printed = beside(self._process.communicate, self._what)
+                self._printed = concurrently(self._process.communicate, self._what)
                 self._since_ns = time.time_ns()
         except (OSError, TapelineError) as error:
             self._failed(str(error))

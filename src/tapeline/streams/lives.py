@@ -32,8 +32,9 @@ def birth(now_ns: int) -> int:
 def crossed(chunk: Chunk, lives: Callable[[Topic], Mapping[int, int]]) -> list[int]:
     """Return the partitions in which the chunk continues in a later life than that of the position it was read from.
 
-    `lives` works as `Stream.lives`. It is called only where offsets jump, which is rare."""
-    leaps = [p for p, position in chunk.begin.items() if 0 < position < chunk.next[p] and not _dense(chunk, p)]
+    `lives` works as `Stream.lives`. It is called only if offsets jump: rarely, except on Kafka, where they jump from message to message
+    and `lives` answers from memory."""
+    leaps = [p for p in _jumping(chunk) if 0 < chunk.begin[p] < chunk.next[p]]
     if not leaps:
         return []
     begun = lives(chunk.topic)
@@ -86,7 +87,8 @@ class ReadOfLives:
         """Return what to add to the group's totals when it commits the chunk.
 
         The stream is asked only if a life may have begun or another member may have read in between."""
-        doubtful = [p for p, begin in chunk.begin.items() if begin != self._at.get(p) or not _dense(chunk, p)]
+        jumping = set(_jumping(chunk))
+        doubtful = [p for p, begin in chunk.begin.items() if begin != self._at.get(p) or p in jumping]
         written = self._stream.written(chunk.topic) if doubtful else {}
         totals = self._stream.totals(self._group) if written else {}
         found: dict[str, int] = {}
@@ -120,6 +122,7 @@ def _offsets(chunk: Chunk, partition: int) -> np.ndarray:
     return found
 
 
-def _dense(chunk: Chunk, partition: int) -> bool:
-    """Return whether a chunk holds every offset from its begin to its end."""
-    return len(_offsets(chunk, partition)) == chunk.next[partition] - chunk.begin[partition]
+def _jumping(chunk: Chunk) -> list[int]:
+    """Return the partitions of which the chunk does not hold every offset from its begin to its end."""
+    counts = np.bincount(chunk.partition, minlength=max(chunk.begin, default=0) + 1)
+    return [p for p, begin in chunk.begin.items() if counts[p] != chunk.next[p] - begin]

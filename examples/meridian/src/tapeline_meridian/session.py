@@ -29,12 +29,12 @@ class Options(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 class MeridianSession:
     """No socket and no clock: frames in, lines to send out."""
 
-    def __init__(self, key: Secret, topics: Sequence[str], book: str) -> None:
-        self._key, self._topics, self._book = key, topics, book
-        self._missing = dict.fromkeys(topics)
+    def __init__(self, key: Secret, subscriptions: Sequence[str], book: str) -> None:
+        self._key, self._subscriptions, self._book = key, subscriptions, book
+        self._missing = dict.fromkeys(subscriptions)
 
     def opened(self) -> Sequence[bytes]:
-        wants = [f"want;{topic}" for topic in self._topics]
+        wants = [f"want;{topic}" for topic in self._subscriptions]
         return [f"key;{self._key.reveal()};{self._book}".encode(), "\n".join(wants).encode()]
 
     def received(self, frame: bytes) -> Reply | None:
@@ -60,15 +60,15 @@ class MeridianSession:
 def plans(settings: FeedSettings) -> list[Plan]:
     """One connection for everything."""
     options = settings.options if isinstance(settings.options, Options) else Options()
-    topics = [f"{channel};{symbol}" for channel in settings.channels for symbol in settings.symbols]
+    subscriptions = [f"{channel};{symbol}" for channel in settings.channels for symbol in settings.symbols]
     return [
         Plan(
             provider="meridian",
             feed=settings.feed,
             name=f"meridian-{settings.feed}",
             url=f"{settings.url or STREAM_URL}/metals",
-            topics=topics,
-            session=partial(MeridianSession, settings.key, topics, options.book),
+            subscriptions=subscriptions,
+            session=partial(MeridianSession, settings.key, subscriptions, options.book),
             rotate_after_s=settings.rotate_after_s,
             refusal=_refusal,
         )

@@ -152,7 +152,7 @@ def plans(settings: FeedSettings) -> list[Plan]:
             feed=settings.feed,
             name=f"alpaca-{settings.feed}",
             url=f"{settings.url or STREAM_URL}/{_PATHS[settings.feed]}",
-            topics=[f"{channel}.{symbol}" for channel in settings.channels for symbol in settings.symbols],
+            subscriptions=[f"{channel}.{symbol}" for channel in settings.channels for symbol in settings.symbols],
             session=partial(AlpacaSession, settings.key, settings.secret, codec, wanted),
             binary=codec == "msgpack",
             headers={"Content-Type": "application/msgpack" if codec == "msgpack" else "application/json"},

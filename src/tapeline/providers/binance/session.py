@@ -141,7 +141,7 @@ def plans(settings: FeedSettings) -> list[Plan]:
                 feed=settings.feed,
                 name=f"binance-{settings.feed}-{at // _STREAMS_PER_CONNECTION}",
                 url=f"{url}/stream" + ("?timeUnit=MICROSECOND" if options.time_unit == "us" else ""),
-                topics=some,
+                subscriptions=some,
                 session=partial(BinanceSession, some),
                 pace_s=_PACE_S,
                 rotate_after_s=settings.rotate_after_s or _ROTATE_AFTER_S,

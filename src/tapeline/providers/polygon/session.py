@@ -1,4 +1,4 @@
-"""Massive's websocket session: it authenticates, subscribes to topics and reads the status messages."""
+"""Massive's websocket session: it authenticates, subscribes and reads the status messages."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ class PolygonSession:
 
     The provider acknowledges each topic by name. It does not answer for an unknown topic, which so stays among the missing."""
 
-    def __init__(self, key: Secret, topics: Sequence[str]) -> None:
+    def __init__(self, key: Secret, subscriptions: Sequence[str]) -> None:
         self._key = key
-        self._topics = topics
-        self._missing = dict.fromkeys(topics)
+        self._subscriptions = subscriptions
+        self._missing = dict.fromkeys(subscriptions)
 
     def opened(self) -> Sequence[bytes]:
         return ()
@@ -72,7 +72,7 @@ class PolygonSession:
 
     def _subscribe(self) -> list[bytes]:
         size = _TOPICS_PER_MESSAGE
-        groups = [self._topics[at : at + size] for at in range(0, len(self._topics), size)]
+        groups = [self._subscriptions[at : at + size] for at in range(0, len(self._subscriptions), size)]
         return [msgspec.json.encode({"action": "subscribe", "params": ",".join(some)}) for some in groups]
 
     def _problem(self, status: _StatusFrame) -> Problem | None:
@@ -122,15 +122,15 @@ def subscription(feed: str, topic: str, names: Mapping[str, str] = NO_NAMES) -> 
 
 def plans(settings: FeedSettings) -> list[Plan]:
     """A plan for one connection, because an account may have one connection for each market."""
-    topics = [f"{channel}.{symbol}" for channel in settings.channels for symbol in settings.symbols]
+    subscriptions = [f"{channel}.{symbol}" for channel in settings.channels for symbol in settings.symbols]
     return [
         Plan(
             provider="polygon",
             feed=settings.feed,
             name=f"polygon-{settings.feed}",
             url=f"{settings.url or STREAM_URL}/{settings.feed}",
-            topics=topics,
-            session=partial(PolygonSession, settings.key, topics),
+            subscriptions=subscriptions,
+            session=partial(PolygonSession, settings.key, subscriptions),
             rotate_after_s=settings.rotate_after_s,
         )
     ]

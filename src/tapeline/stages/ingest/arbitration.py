@@ -1,8 +1,8 @@
 """Merges two lines that carry the same events: the first copy stays a frame, a later copy is marked, and both lines are measured.
 
 One process reads both sockets, and the memory of seen events lives as long as the sockets. So a crash loses nothing that is needed later:
-the next process has new sockets, and every event on them is new. Both lines write into one partition, in one order. Wherever that order is
-cut off, no later copy is stored without the first.
+the next process has new sockets, and every event on them is new. Both lines write into one partition, so the first copy of an event is
+always before the later copy. If a crash cuts off the end of the partition, no later copy remains without its first copy.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ import msgspec
 import pyarrow as pa
 
 from tapeline.errors import DiskProblem, Refused, Unavailable
-from tapeline.local.threads import beside
+from tapeline.local.threads import concurrently
 from tapeline.records import RAW
 from tapeline.stages.ingest.spool import Spool, SpoolDamaged
 from tapeline.streams import Producer
@@ -253,7 +253,7 @@ class Delivery:
             if self._clock() < self._recover_at:
                 return False
             writers = {name: since for name, since in spool.writers().items() if name != self._writer}
-            self._recovery = beside(
+            self._recovery = concurrently(
                 lambda: [
                     (name, *found) for name, since in writers.items() for found in self._producer.last_acknowledged(name, since).items()
                 ],

@@ -49,7 +49,7 @@ Progress = Callable[[str, int, int], None]
 
 
 class CompactionFailed(TapelineError):
-    """What was written does not equal what was there. Nothing was changed."""
+    """The new files do not hold the same rows as the old files. The table was not changed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +88,8 @@ def compact(root: Path, day: date, progress: Progress) -> list[Compacted]:
 
     A day that is compacted already, or has no rows any more, stays as it is.
 
-    Raises CompactionFailed if what was written does not equal what was there, Busy while another process changes the lake's files,
-    DiskProblem and NewerData.
+    Raises CompactionFailed if the new files do not hold the same rows as the old files, Busy while another process changes the lake's
+    files, DiskProblem and NewerData.
     """
     with lake_files.changing(root, "tapeline compact"):
         return [_compact(root / topic.table, topic, day, progress) for topic in NORMALIZED_TOPICS if (root / topic.table).exists()]

@@ -287,8 +287,8 @@ def commit(
 def move_on(table: DeltaTable, removed: pa.Table) -> None:
     """Bring a table to the latest commit before files that took long to copy are taken out.
 
-    What was committed since the table was opened may no longer be in its log. Only a process that changes the lake alone may call
-    this. Raises OSError if one of the files is out already."""
+    Delta compares a commit with all commits since the table was opened, and the store may have removed those from the log. The caller
+    must be the only process that changes the lake. Raises OSError if another process has taken one of the files out of the table."""
     table.update_incremental()
     named = set(files_of(table)["path"].to_pylist())
     if gone := [path for path in removed["path"].to_pylist() if path not in named]:

@@ -48,7 +48,7 @@ class Pruned:
 
 @dataclass(frozen=True, slots=True)
 class Vacuumed:
-    """What was deleted in one table."""
+    """How many files and bytes were deleted in one table, and how many old entries of its log."""
 
     table: str
     files: int

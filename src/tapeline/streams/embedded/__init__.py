@@ -292,8 +292,8 @@ class EmbeddedStream:
         file = self._files.get(name)
         if file is not None and not file.there():
             log.error(
-                "%s was removed or replaced while it was in use. What it held that was not read yet is gone; what comes from now on is "
-                "kept. `tapeline gaps` shows what is missing.",
+                "%s was removed or replaced while it was in use. The records in it that no stage had read are lost. New records are kept. "
+                "`tapeline gaps` shows what is missing.",
                 file.path,
             )
             file.close()

@@ -21,14 +21,14 @@ from confluent_kafka import Consumer, TopicPartition
 
 from tapeline.config import StreamConfig
 from tapeline.errors import Unavailable
-from tapeline.local.threads import beside
+from tapeline.local.threads import concurrently
 from tapeline.records import RAW_TOPIC, Chunk, Topic
 from tapeline.secret import NO_SECRET, Secret
 from tapeline.streams import Lease, Member, Producer, Written
 from tapeline.streams.kafka.cluster import Cluster
 from tapeline.streams.kafka.group import GroupMember
 from tapeline.streams.kafka.lease import GroupLease
-from tapeline.streams.kafka.messages import packed, position_beside, read_totals, unpacked, write_beside
+from tapeline.streams.kafka.messages import packed, read_position, read_totals, unpacked, write_metadata
 from tapeline.streams.kafka.numbering import Numbering
 from tapeline.streams.kafka.producing import RawProducer
 from tapeline.streams.kafka.reading import Reader
@@ -95,7 +95,9 @@ class KafkaStream:
             return True
         self._cluster.count(topic)
         places = [
-            TopicPartition(self._cluster.name(topic), partition, self._numbering.about(topic, partition, position), write_beside(position))
+            TopicPartition(
+                self._cluster.name(topic), partition, self._numbering.about(topic, partition, position), write_metadata(position)
+            )
             for partition, position in positions.items()
         ]
         self._cluster.move(group, places)
@@ -104,7 +106,7 @@ class KafkaStream:
     def positions(self, group: str, topic: Topic) -> dict[int, int]:
         found = {}
         for one in self._committed(group, topic):
-            position = position_beside(one.metadata)
+            position = read_position(one.metadata)
             if position is None:
                 position = 0 if one.offset <= 0 else self._numbering.number_at(topic, one.partition, one.offset)
             found[one.partition] = position
@@ -215,7 +217,7 @@ class KafkaStream:
         if self._version != version:
             # A client rejects any leader whose epoch is below one that it has seen. It may also know no broker any more.
             for old in self._lookers.values():
-                beside(old.close, "close")
+                concurrently(old.close, "close")
             self._version, self._lookers, self._nothing_at = version, {}, {}
         looker = self._lookers.get(group)
         if looker is None:

@@ -16,7 +16,7 @@ from confluent_kafka.cimpl import NewTopic
 
 from tapeline.config import StreamConfig
 from tapeline.errors import Unavailable
-from tapeline.local.threads import beside
+from tapeline.local.threads import concurrently
 from tapeline.records import RAW_TOPIC, TOPICS, Topic
 from tapeline.secret import Secret
 from tapeline.streams import Codec
@@ -291,7 +291,7 @@ class Cluster:
             self.asked(lambda: mover.move(places), patience_s=TELL_S)
         except BaseException:
             del self._movers[group]
-            beside(mover.close, "close")  # closing waits for the answer, for half a minute
+            concurrently(mover.close, "close")  # closing waits for the answer, for half a minute
             raise
 
     def close(self) -> None:
@@ -310,7 +310,7 @@ class Cluster:
     def known(self) -> bool:
         """Return whether the topics are known. While they are not, a background thread looks for them."""
         if not self._counts and (self._looking is None or self._looking.done()):
-            self._looking = beside(self._look, "topics")
+            self._looking = concurrently(self._look, "topics")
         return bool(self._counts)
 
     def _look(self) -> None:

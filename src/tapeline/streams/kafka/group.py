@@ -12,7 +12,7 @@ from tapeline.errors import TapelineError, Unavailable
 from tapeline.records import Chunk, Topic
 from tapeline.streams import Outputs, PartitionLost, Totals
 from tapeline.streams.kafka.cluster import Cluster
-from tapeline.streams.kafka.messages import chunk_of, place, position_beside, read_totals, write_beside
+from tapeline.streams.kafka.messages import chunk_of, place, read_position, read_totals, write_metadata
 from tapeline.streams.kafka.numbering import Numbering
 from tapeline.streams.kafka.reading import MOST_MESSAGES, MOVED, go_on_after
 from tapeline.streams.kafka.transactions import Transactions
@@ -150,7 +150,7 @@ class GroupMember:
                 self._cluster.name(self._topic),
                 partition,
                 self._offsets[partition],
-                write_beside(position, self._totals.get(partition, {})),
+                write_metadata(position, self._totals.get(partition, {})),
             )
             for partition, position in chunk.next.items()
         ]
@@ -255,7 +255,7 @@ class GroupMember:
         self._numbering.fresh()
         begun = self._numbering.begun(self._topic)
         for one in found:
-            before, position = self._before.get(one.partition, 0), position_beside(one.metadata)
+            before, position = self._before.get(one.partition, 0), read_position(one.metadata)
             if one.offset < 0:  # a group forgets its position in a topic that is removed
                 position = before if before < begun[one.partition] else 0
             elif position is None:

@@ -115,7 +115,7 @@ def _put(producer: Producer, topic: str, messages: list[dict[str, bytes]], parti
         producer.poll(0.01)  # the queue empties as the broker takes messages from it
 
 
-def write_beside(position: int, totals: Mapping[str, int] | None = None) -> str:
+def write_metadata(position: int, totals: Mapping[str, int] | None = None) -> str:
     """Return the metadata to store with a group's offset: the position and the totals.
 
     The position is needed because an offset does not say which life it belongs to.
@@ -123,7 +123,7 @@ def write_beside(position: int, totals: Mapping[str, int] | None = None) -> str:
     return packed(json.dumps({_AT: position, **(totals or {})}, separators=(",", ":")))
 
 
-def _read_beside(text: str | None) -> dict[str, int]:
+def _metadata(text: str | None) -> dict[str, int]:
     try:
         found = json.loads(unpacked(text) or "{}")
     except (ValueError, zlib.error):  # written by another program
@@ -132,12 +132,12 @@ def _read_beside(text: str | None) -> dict[str, int]:
 
 
 def read_totals(text: str | None) -> dict[str, int]:
-    return {name: value for name, value in _read_beside(text).items() if name != _AT}
+    return {name: value for name, value in _metadata(text).items() if name != _AT}
 
 
-def position_beside(text: str | None) -> int | None:
+def read_position(text: str | None) -> int | None:
     """Return the position, or None if the offset was written before stretches existed or by another program."""
-    return _read_beside(text).get(_AT)
+    return _metadata(text).get(_AT)
 
 
 def packed(text: str) -> str:

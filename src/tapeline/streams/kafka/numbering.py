@@ -19,10 +19,10 @@ import msgspec
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
 from tapeline.errors import TapelineError, Unavailable
-from tapeline.local.threads import beside
+from tapeline.local.threads import concurrently
 from tapeline.records import RAW_TOPIC, TOPICS, Topic
 from tapeline.streams.kafka.cluster import ASK_S, Cluster
-from tapeline.streams.kafka.messages import Stretch, position_beside
+from tapeline.streams.kafka.messages import Stretch, read_position
 from tapeline.streams.kafka.stretches import BITS, Found, Lost, StretchRow, WrittenDown, number_of, stretches_of
 
 log = logging.getLogger(__name__)
@@ -135,9 +135,9 @@ class Numbering:
     def glance(self) -> None:
         """Look in a background thread, if that is due."""
         if time.monotonic() - self._looked_s > _LOOK_EVERY_S and (self._looking is None or self._looking.done()):
-            self._looking = beside(self._look_beside, "lives")
+            self._looking = concurrently(self._look_quietly, "lives")
 
-    def _look_beside(self) -> None:
+    def _look_quietly(self) -> None:
         try:
             self.look()
         except TapelineError as error:
@@ -205,7 +205,7 @@ class Numbering:
     def _marked(self) -> bool:
         """Return whether a group has a position that came from a stretch: then only the topic with the stretches is new."""
         found = self._cluster.committed(self._consumer("normalize"), RAW_TOPIC, range(self._cluster.counted(RAW_TOPIC)), _LOOK_S)
-        return any(position_beside(one.metadata) is not None for one in found)
+        return any(read_position(one.metadata) is not None for one in found)
 
     def _rows(self, ids: Mapping[str, str]) -> dict[_Place, list[StretchRow]]:
         rows: dict[_Place, list[StretchRow]] = {}

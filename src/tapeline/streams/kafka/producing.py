@@ -15,7 +15,7 @@ import pyarrow as pa
 from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
 
 from tapeline.errors import Unavailable
-from tapeline.local.threads import beside
+from tapeline.local.threads import concurrently
 from tapeline.records import RAW_TOPIC, Topic
 from tapeline.retry.backoff import backoff
 from tapeline.streams.codecs import arrow, protobuf
@@ -137,7 +137,7 @@ class RawProducer:
             given_up, self._producer = self._producer, None
             self._clients += 1
             since_ns = self._open[0].sent_ns if self._open else time.time_ns()
-            self._recovery = beside(lambda: self._left_by(given_up, since_ns), "recovery")
+            self._recovery = concurrently(lambda: self._left_by(given_up, since_ns), "recovery")
         if not self._recovery.done():
             return
         recovery, self._recovery = self._recovery, None

@@ -8,7 +8,7 @@ from typing import Final
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
-from tapeline.local.threads import beside
+from tapeline.local.threads import concurrently
 from tapeline.records import Chunk, Topic
 from tapeline.streams.kafka.cluster import Cluster
 from tapeline.streams.kafka.messages import chunk_of, place
@@ -117,7 +117,7 @@ class Reader:
         version = self._numbering.version  # read once: a look in another thread may change it at any moment
         if self._version != version and self._consumer is not None:
             # A client rejects any leader whose epoch is below one that it has seen.
-            beside(self._consumer.close, "close")
+            concurrently(self._consumer.close, "close")
             self._consumer = None
         self._version = version
         found = offsets or {p: one.offset for p, one in self._numbering.find(self._topic, begin, reading=not self._looks).items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib.resources import files
 from typing import Final
 
@@ -15,6 +16,7 @@ _CALLED: Final = {
 }
 
 
+@cache
 def script(name: str) -> str:
     """Return the text of a script, preceded by the functions that it calls."""
     return "\n".join(files(__package__).joinpath(f"{part}.lua").read_text("utf-8") for part in (*_CALLED.get(name, ()), name))
