@@ -53,6 +53,9 @@ class Workers:
         return "".join(path.read_text() for path in sorted(self._folder.glob("worker-*.log")))
 
     def end(self) -> None:
+        """End what still runs, and print the ends of the logs: pytest shows them beside a failure."""
+        for path in sorted(self._folder.glob("worker-*.log")):
+            print(f"{path.name}: ...{path.read_text()[-4000:]}")
         for process in self.started:
             if process.poll() is None:
                 process.send_signal(signal.SIGCONT)

@@ -14,6 +14,8 @@ from tapeline.records import BARS_TOPIC, RAW_TOPIC, REJECTED_TOPIC, TICKS_TOPIC,
 from waiting import until
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from tapeline.streams import Outputs, Stream, Totals
 
 
@@ -44,6 +46,7 @@ class Flow:
 
     def __init__(self, stream: Stream) -> None:
         self._stream, self.count = stream, 0
+        self._behind: Mapping[int, int] | Unavailable = {}
 
     def write(self, count: int, in_batches_of: int = 10) -> None:
         """Some more, over all partitions."""
@@ -61,12 +64,18 @@ class Flow:
     def done(self) -> bool:
         """Whether the group is behind all of it."""
         try:
-            return not any(self._stream.lag(RAW_TOPIC, self._stream.positions("normalize", RAW_TOPIC)).values())
-        except Unavailable:
+            lag = self._stream.lag(RAW_TOPIC, self._stream.positions("normalize", RAW_TOPIC))
+        except Unavailable as error:
+            self._behind = error
             return False
+        self._behind = lag
+        return not any(lag.values())
 
     def settle(self) -> None:
-        until(self.done, "the group comes to the end of the raw topic")
+        try:
+            until(self.done, "the group comes to the end of the raw topic")
+        except AssertionError as late:
+            raise AssertionError(f"{late}: {self._behind}") from None
 
     def check(self) -> list[tuple[int, int, int]]:
         """Outputs, totals and positions are those of every record, once; the ticks as partition, offset and number."""
