@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import shutil
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 from places import Place, column, nothing, polled
 
@@ -17,7 +18,9 @@ from proving import proof
 from tapeline.errors import Unavailable
 from tapeline.records import RAW_TOPIC, TICKS_TOPIC, TOPICS
 from tapeline.streams import PartitionLost
+from tapeline.streams.kafka import group, transactions
 from tapeline.streams.kafka.cluster import Cluster
+from tapeline.streams.kafka.group import GroupMember
 from tapeline.streams.kafka.messages import Stretch
 from tapeline.streams.kafka.stretches import StretchRow, number_of, stretches_of
 from tapeline.streams.lives import crossed
@@ -249,6 +252,60 @@ def test_a_member_of_a_group_reads_everything_of_a_raw_topic_that_was_made_anew(
     assert place.open().positions("normalize", RAW_TOPIC)[0] > before
     if running:
         assert working.crossed == {0}
+
+
+@kafka
+def test_an_error_of_one_partition_takes_nothing_from_the_others(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broker that comes up may say for a moment that it does not know a partition. It cannot be made to say so: the answer is put in."""
+    stream = place.open()
+    assert stream.partitions == 3
+    consume, given = Consumer.consume, []
+
+    class Answering(Consumer):
+        def consume(self, *args: Any) -> list[Message]:
+            came = consume(self, *args)
+            if came and not given:
+                given.extend(message.partition() for message in came)
+                unknown = KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART)
+                came.insert(1, Message(topic=place.name(RAW_TOPIC), partition=0, offset=0, error=unknown))
+            return came
+
+    monkeypatch.setattr("tapeline.streams.kafka.cluster.Consumer", Answering)
+    working = Working(place.open())
+    for partition in range(3):
+        write(stream, 10 * partition, 10, RAW_TOPIC, partition)
+    working.until(29)
+    working.until(*range(30))
+    assert given, "the error came among records"
+    assert sorted(working.numbers) == list(range(30))
+    working.member.close()
+    assert not any(stream.lag(RAW_TOPIC, stream.positions("normalize", RAW_TOPIC)).values())
+
+
+def test_a_broker_killed_while_it_assigns_partitions_costs_time_alone(broker: tuple[Place, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    place, server = broker
+    stream = place.open()
+    for partition in range(3):
+        write(stream, 10 * partition, 10, RAW_TOPIC, partition)
+    assigned, again = GroupMember._assigned, concurrent.futures.ThreadPoolExecutor(1)
+    killed = []
+
+    def killing(self: GroupMember, *args: Any) -> None:
+        with monkeypatch.context() as impatient:
+            if not killed:
+                server.kill()
+                impatient.setattr(transactions, "ASK_S", 0.5)  # so that the broker is back while the member asks a second time
+            assigned(self, *args)
+        if not killed:
+            killed.append(again.submit(server.start))
+
+    monkeypatch.setattr(GroupMember, "_assigned", killing)
+    monkeypatch.setattr(group, "SESSION_S", 60.0)  # else the group may give the partitions once more, which mends everything
+    working = Working(place.open())
+    working.until(*range(30))
+    killed[0].result()
+    working.member.close()
+    assert sorted(working.numbers) == sorted(column(place.open(), TICKS_TOPIC, "sequence")) == list(range(30))
 
 
 @kafka

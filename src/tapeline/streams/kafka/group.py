@@ -87,7 +87,7 @@ class GroupMember:
         try:
             messages = self._messages(max_rows)
         except PartitionLost as lost:
-            log.info("%s It goes on from what is committed.", lost)
+            log.info("%s This worker continues from the last commit.", lost)
             return None
         except Exception:
             self._rewind_due = True  # what came before the error is not lost with it, but read again
@@ -125,7 +125,7 @@ class GroupMember:
                     messages.append(message)
             elif error.code() in MOVED:
                 self._numbering.look()
-                self._again_at(place(message)[0])
+                self._take_up_again()
                 return []
             elif error.code() != KafkaError._PARTITION_EOF:
                 go_on_after(self._cluster, error)
@@ -166,7 +166,7 @@ class GroupMember:
             except KafkaException as error:
                 if error.args[0].code() not in {*_GONE_ON, KafkaError._FENCED}:
                     raise
-                log.info("What was not committed is made again by the next member: %s", error)
+                log.info("The next worker repeats what was not committed: %s", error)
             finally:
                 self._transactions.leave()
                 self._consumer.close()
@@ -197,39 +197,31 @@ class GroupMember:
             raise error
 
     def _taken_over(self) -> PartitionLost:
-        return PartitionLost(f"Kafka has given part of {self._cluster.name(self._topic)} to another member of {self._group}.")
+        return PartitionLost(f"Kafka has assigned partitions of {self._cluster.name(self._topic)} to another worker of {self._group}.")
 
     def _rewind(self) -> None:
         self._renew()
-        partitions = sorted(self._mine)
-        if partitions:
-            self._load(partitions)
-            if not all(self._sought(partition) for partition in partitions):
-                return  # the client is between two assignments: this works only after a poll has told it what the group says
+        self._load(sorted(self._mine))
+        self._place()
         self._rewind_due = False
 
-    def _sought(self, partition: int) -> bool:
-        """Move the client to the group's position in a partition. Return False while the client has stopped fetching."""
-        try:
-            self._consumer.seek(TopicPartition(self._cluster.name(self._topic), partition, self._offsets[partition]))
-        except KafkaException as error:
-            if error.args[0].code() == KafkaError._STATE:
-                return False
-            with self._cluster.told():
-                raise
-        return True
+    def _take_up_again(self) -> None:
+        """Go to the positions again after a log has changed."""
+        for partition, one in self._numbering.find(self._topic, self._mine, reading=True).items():
+            self._offsets[partition] = one.offset
+        self._place()
 
-    def _again_at(self, partition: int) -> None:
-        """Take a partition up again after its log has changed. A seek is impossible in a partition in that state."""
-        if partition not in self._mine:
-            return
-        where = self._numbering.find(self._topic, {partition: self._mine[partition]}, reading=True)[partition].offset
+    def _place(self) -> None:
+        """Move the client to the position of every partition. Raises Unavailable.
+
+        The partitions are assigned anew: a seek is impossible in one that the client does not fetch, be it because its log has changed,
+        or because no broker answered when it asked for the group's position. No partition is left out: what came from it together with
+        another's error was not given out, so it has to come again.
+        """
         name = self._cluster.name(self._topic)
-        if where >= 0:
-            self._offsets[partition] = where
         with self._cluster.told():
-            self._consumer.incremental_unassign([TopicPartition(name, partition)])
-            self._consumer.incremental_assign([TopicPartition(name, partition, where)])
+            self._consumer.incremental_unassign(self._consumer.assignment())
+            self._consumer.incremental_assign([TopicPartition(name, partition, self._offsets[partition]) for partition in self._mine])
 
     def _anew(self) -> Transactions:
         return Transactions(self._cluster, self._consumer, self._name, self._commit_every_s)
@@ -250,7 +242,7 @@ class GroupMember:
         except Unavailable as error:
             with self._cluster.told():
                 self._transactions.sweep(self._topic, partitions)
-            log.warning("%s Transactions of this worker that the broker had not ended are undone now, and made again.", error)
+            log.warning("%s Tapeline has aborted this worker's transactions that the broker had left open, and repeats them.", error)
             found = self._cluster.committed(self._consumer, self._topic, partitions, _PENDING_S)
         self._numbering.fresh()
         begun = self._numbering.begun(self._topic)
@@ -284,7 +276,7 @@ class GroupMember:
         try:
             self._transactions.finish()
         except KafkaException as error:
-            log.info("What was not committed is made again by the next member: %s", error)
+            log.info("The next worker repeats what was not committed: %s", error)
             self._rewind_due = True
         self._let_go(consumer, partitions)
 
