@@ -17,8 +17,7 @@ import pyarrow as pa
 
 from bench.machine import REPOSITORY, describe, table
 from tapeline.records import NS_PER_S, TICKS, TICKS_TOPIC
-from tapeline.streams.codecs.protobuf import decode, encode
-from tapeline.streams.codecs.protobuf_wire import fields
+from tapeline.streams.codecs.protobuf import decode, encode, fields
 
 _SIZES = (50, 1_000, 20_000)
 _ROUNDS = 7

@@ -39,7 +39,7 @@ def _decoded(topic: Topic, entries: Sequence[bytes]) -> tuple[pa.RecordBatch, li
             batches += [arrow.decode(entry, topic.schema) for entry in some]
             counts += [batch.num_rows for batch in batches[-len(some) :]]
         elif topic is RAW_TOPIC:
-            raise ValueError("raw records are Arrow batches")
+            raise ValueError("raw records must be Arrow batches")
         elif not all(some):
             raise ValueError("it is empty")
         else:
@@ -52,6 +52,6 @@ def _alone(topic: Topic, entry: bytes, name: Callable[[int], str], at: int) -> p
     try:
         return _decoded(topic, [entry])[0]
     except (ValueError, EOFError, pa.ArrowException) as error:
-        log.error("%s is no record of %s and is passed over: %s", name(at), topic.name, error)
+        log.error("%s is not a record of %s: %s. Tapeline continues with the next one.", name(at), topic.name, error)
         unknown = [("unknown", "", "", "frame", 0, entry)] if topic is RAW_TOPIC else []
         return pa.RecordBatch.from_pylist([dict(zip(RAW.names, row, strict=True)) for row in unknown], topic.schema)
