@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 
-from bench import brokers, latency, ledger, memory, normalize, pairs, postgres, protobuf, scaling, whole
+from bench import asof, brokers, latency, ledger, memory, normalize, pairs, postgres, protobuf, scaling, whole
 from bench.machine import REPOSITORY, describe
 
 _SECTIONS = {
@@ -17,6 +17,7 @@ _SECTIONS = {
     "brokers": ("Through Kafka and Redis", "python -m bench.brokers", brokers.run),
     "postgres": ("Into PostgreSQL, beside psql's COPY", "python -m bench.postgres", postgres.run),
     "scaling": ("One and two workers", "python -m bench.scaling", scaling.run),
+    "asof": ("Quotes at trades, beside DuckDB's ASOF JOIN", "python -m bench.asof", asof.run),
     "ledger": ("The ledger over a year", "python -m bench.ledger", ledger.run),
     "memory": ("Memory over ten million ticks", "python -m bench.memory", memory.run),
 }

@@ -37,7 +37,7 @@ def run() -> str:
 
 def _beside_cryptofeed() -> str:
     if not CAPTURES:
-        return "The recorded frames are not here; nothing was measured beside cryptofeed."
+        return "The recorded frames are missing. cryptofeed was not measured."
     frames = recorded_frames()
     raw = _batch("binance", "spot", [frame for _, frame in frames], [received for received, _ in frames])
     peer = _peer_python()

@@ -38,7 +38,7 @@ class _Last:
 def run() -> str:
     """The section of the report. One core for all that is measured."""
     if not CAPTURES:
-        return "The recorded frames are not here; nothing was measured."
+        return "The recorded frames are missing. Nothing was measured."
     os.sched_setaffinity(0, {0})
     pa.set_cpu_count(1)
     try:

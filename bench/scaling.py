@@ -71,7 +71,7 @@ def _drained(folder: Path, stream: str, codec: str, workers: int) -> float:
             if done and not begun_at and _at_work(settings) == workers:
                 begun_at, begun = time.monotonic(), done
             if done and not left:
-                assert begun_at, "it was over before all workers had their partitions: send more"
+                assert begun_at, "the run ended before all workers had partitions: send more events"
                 return (done - begun) / (time.monotonic() - begun_at)
             time.sleep(0.1)
     finally:

@@ -125,7 +125,7 @@ def install_symbols(instruments: Sequence[str]) -> list[str]:
     for instrument in instruments:
         quote = next((q for q in QUOTE_ASSETS if instrument.endswith(q) and instrument != q), None)
         if quote is None:
-            raise ValueError(f"no known quote asset ends {instrument!r}")
+            raise ValueError(f"{instrument!r} ends in no known quote asset")
         base = instrument.removesuffix(quote)
         exchange_names[Symbol(base, quote, type=SPOT).normalized] = instrument
     kinds = dict.fromkeys(exchange_names, SPOT)
