@@ -189,7 +189,7 @@ WHOLE = body(TRADES, TRADE, token="x")
         (b'{"message":"forbidden."}', "cannot be read"),
         (b'{"trades":{}}', "next_page_token"),
         (body(QUOTES, QUOTE), "trades"),
-        (body(TRADES, TRADE, symbol="MSFT"), "rows of 'MSFT' in place of 'AAPL'"),
+        (body(TRADES, TRADE, symbol="MSFT"), "rows of 'MSFT' instead of 'AAPL'"),
         (body(TRADES, {**TRADE, "p": None}), "cannot be read"),
         (body(TRADES, {**TRADE, "t": "yesterday"}), "the time 'yesterday'"),
         (body(TRADES, {**TRADE, "t": "2606-01-01T00:00:00Z"}), "the time '2606"),

@@ -88,7 +88,7 @@ def test_what_is_known_to_be_missing_or_has_gone_silent_is_no_part_of_a_yes(ask:
     assert ask("complete", "BTC/USDT", today(), trades=[there, down]).exit_code == 1
     silent = ask("complete", "BTC/USDT", today(), trades=[proven(90)])
     assert silent.exit_code == 1
-    assert "nothing is known of it" in silent.output
+    assert "nothing is known about this time" in silent.output
     quiet = Interval(proven(90).end_ns, time.time_ns(), "unprovable", "the next event's number will tell")
     assert ask("complete", "BTC/USDT", today(), trades=[proven(90), quiet]).exit_code in (1, 3)
 
@@ -96,9 +96,9 @@ def test_what_is_known_to_be_missing_or_has_gone_silent_is_no_part_of_a_yes(ask:
 def test_a_name_that_the_ledger_does_not_know_is_no_good_news(ask: Callable[..., Result]) -> None:
     for words in (("gaps",), ("repair", "--dry-run")):
         wrong = ask(*words, "--symbol", "APPL")
-        assert "The ledger knows nothing of 'APPL'. Did you mean 'AAPL'?" in str(wrong.exception)
+        assert "The ledger does not know the symbol 'APPL'. Did you mean 'AAPL'?" in str(wrong.exception)
         wrong = ask(*words, "--provider", "nope")
-        assert "The ledger knows nothing of 'nope'. It knows: polygon." in str(wrong.exception)
+        assert "The ledger does not know the provider 'nope'. It knows: polygon." in str(wrong.exception)
     assert ask("gaps", "--symbol", "AAPL", "--provider", "polygon").exit_code == 1
     assert ask("gaps", "--symbol", "BTC/USDT", trades=[proven(1)]).exit_code == 0
 
@@ -113,7 +113,7 @@ def test_what_would_be_asked_for_needs_no_key(ask: Callable[..., Result]) -> Non
 def test_a_day_that_has_not_begun_has_no_answer(ask: Callable[..., Result]) -> None:
     for command in ("complete", "reconcile"):
         done = ask(command, *(["AAPL"] if command == "complete" else []), "2099-01-01")
-        assert "2099-01-01 has not begun." in str(done.exception)
+        assert "2099-01-01 (UTC) has not begun." in str(done.exception)
 
 
 def test_a_format_that_a_command_does_not_have_is_a_wrong_command_line(ask: Callable[..., Result]) -> None:

@@ -75,7 +75,7 @@ def test_each_place_on_the_way_of_each_event_is_named(pipeline: Pipeline) -> Non
                 assert kept.found == f"kept in {again[0]['filename']}"
                 assert Path(again[0]["filename"]).exists()
             else:
-                assert kept.found == "read, and not kept: an equal event was there before it"
+                assert kept.found == "read, but not kept: the store already had an equal event"
             looked += bool(again)
     assert looked > 12
 
@@ -107,7 +107,7 @@ def test_an_equal_event_that_the_store_dropped_is_said_to_have_been_there_before
     pipeline.keep()
     first, again = sorted(ids(pipeline.records(TICKS_TOPIC)))
     assert [step.found for step in way(pipeline, again) if step.where == "lake ticks"] == [
-        "read, and not kept: an equal event was there before it"
+        "read, but not kept: the store already had an equal event"
     ]
     assert next(step.found for step in way(pipeline, first) if step.where == "lake ticks").startswith("kept in ")
 
@@ -258,7 +258,7 @@ def test_an_event_that_the_frame_does_not_hold_is_said_to_be_in_no_topic(pipelin
     pipeline.received(trade(1))
     pipeline.normalize()
     steps = way(pipeline, nth(pipeline, 0, 5))
-    assert "no event 5" in steps[-1].found
+    assert "no topic has event 5" in steps[-1].found
     pipeline.received(trade(2))
     steps = way(pipeline, nth(pipeline, 1))
     assert "not yet read" in steps[-1].found

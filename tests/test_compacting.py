@@ -360,6 +360,6 @@ def test_the_command_compacts_days_and_says_what_it_did(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert '{"day": "2024-03-15", "table": "ticks", "rows": ' in done.stdout
     assert len(tapeline.ticks(SYMBOLS, NOON - DAY, NOON + 9 * DAY, config=tmp_path / "tapeline.toml").arrow()) == 240
-    assert "compacted already" in asked(str(TODAY)).stdout
+    assert "already compacted" in asked(str(TODAY)).stdout
     assert asked("2024-02-30").returncode == 78
     assert "2024-02-30" in asked("2024-02-30").stderr

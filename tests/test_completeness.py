@@ -485,7 +485,7 @@ def test_a_day_is_complete_only_where_evidence_covers_all_of_it() -> None:
     early, late = ask(-1, 10, proven), ask(5, 12, proven)
     assert [(one.start_ns, one.end_ns) for one in early.holes] == [(ns(-1), ns(0))]
     assert [(one.start_ns, one.end_ns) for one in late.holes] == [(ns(10), ns(12))]
-    assert ask(0, 1).holes == (Interval(ns(0), ns(1), "open", "nothing is known of it"),)
+    assert ask(0, 1).holes == (Interval(ns(0), ns(1), "open", "nothing is known about this time"),)
     assert ask(0, 20, proven, Interval(ns(10), ns(20), "unprovable", "")).verdict == "unprovable"
     assert ask(0, 20, proven, Interval(ns(10), ONGOING, "open", "")).verdict == "incomplete"
     assert ask(0, 20, Interval(ns(-5), ns(5), "reconciled", ""), Interval(ns(5), ns(25), "proven", "")).verdict == "complete"

@@ -170,8 +170,8 @@ _COMPOSED = {
     "was killed by ...": ["was killed by"],
     "tapeline lake tidy already runs here: ...": ["already runs here"],
     "... was not pruned": ["was not", "pruned"],
-    "normalize was killed by SIGKILL; started again": ["was killed by", "; started again in"],
-    "... ended with status N; started again": ["ended with status", "; started again in"],
+    "normalize was killed by SIGKILL. Tapeline restarts it": ["was killed by", "Tapeline restarts it in"],
+    "... ended with status N. Tapeline restarts it": ["ended with status", "Tapeline restarts it in"],
     "silent for N s": ["silent for"],
 }
 

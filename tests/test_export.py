@@ -165,7 +165,7 @@ def test_a_range_without_rows_is_an_empty_folder_and_says_so(config: Path, tmp_p
 def test_a_channel_that_no_provider_has_is_refused(config: Path, tmp_path: Path) -> None:
     done = asked(config, tmp_path / "out", "--channel", "trdae")
     assert isinstance(done.exception, ConfigError)
-    assert "'trdae' is no channel of any provider. There are: A, AM," in str(done.exception)
+    assert "'trdae' is not a channel of any provider. Channels: A, AM," in str(done.exception)
     assert not (tmp_path / "out").exists()
 
 

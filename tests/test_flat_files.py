@@ -198,7 +198,7 @@ def test_a_trade_that_was_corrected_has_a_notice_beside_it() -> None:
         ("stocks", table("T", {"AAPL": [past("stocks", "T", 1) | {"price": "dear"}]}), "cannot be read"),
         ("stocks", table("T", {"AAPL": [past("stocks", "T", 1) | {"price": ""}]}), "missing required field `price`"),
         ("stocks", table("T", {"AAPL": [past("stocks", "T", 1) | {"sip_timestamp": 2**64}]}), "cannot be read"),
-        ("stocks", table("T", {"AAPL": [past("stocks", "T", 1) | {"sip_timestamp": END}]}), "not those of its day in New York"),
+        ("stocks", table("T", {"AAPL": [past("stocks", "T", 1) | {"sip_timestamp": END}]}), "but its day in New York is"),
         ("stocks", b"\xff\xfe\n1\n", "cannot be read"),
     ],
 )
@@ -394,12 +394,12 @@ def test_a_file_that_is_published_again_is_named_and_its_rows_are_not_mixed(
     source = DayFiles(Counted(s3_url), tmp_path / "one", ["AAPL"], moment)
     first = next(fetch(Source(HISTORY, source), span(), lambda: FETCHED_NS))
     server(gzip.compress(a_day({"AAPL": LONG + 1})))
-    with pytest.raises(WrongPage, match="has been published again since its first part was read"):
+    with pytest.raises(WrongPage, match="was published again after its first part was read"):
         pages_of(DayFiles(Counted(s3_url), tmp_path / "two", ["AAPL"], moment), span(), first.following)
     assert len(ids(pages_of(source, span()))) == LONG + 1  # who begins anew has the new one
 
     meanwhile = Counted(s3_url, during=lambda: server(gzip.compress(a_day({"AAPL": 1}))))
-    with pytest.raises(WrongPage, match=r"was published again while it was read\. Nothing of it was kept"):
+    with pytest.raises(WrongPage, match=r"was published again while it was read\. None of it was kept"):
         pages_of(DayFiles(meanwhile, tmp_path / "three", ["AAPL"], moment), span())
     assert [path for path in (tmp_path / "three").rglob("*") if path.is_file()] == []
 
@@ -409,9 +409,9 @@ def test_a_file_that_is_published_again_is_named_and_its_rows_are_not_mixed(
     [
         (gzip.compress(a_day({"AAPL": 99}))[:-9], "ends in the middle of its gzip data"),
         (b"", "ends in the middle of its gzip data"),
-        (b"no gzip", "is no gzip file that can be read"),
+        (b"no gzip", "is not a readable gzip file"),
         (gzip.compress(b""), "is empty"),
-        (gzip.compress(b"symbol,price\n"), "names no column ticker"),
+        (gzip.compress(b"symbol,price\n"), "has no column ticker"),
         (gzip.compress(b"x" * 100_000), "has a line of more than 65536 bytes"),
     ],
     ids=["cut short", "nothing at all", "no gzip", "empty", "another file's columns", "one long line"],
@@ -442,7 +442,7 @@ def test_a_weekend_has_no_file_and_no_events_and_any_other_day_without_one_is_na
     source = DayFiles(Counted(s3_url), tmp_path, ["AAPL"], moment)
     for days in (1, 2):
         assert [(page.rows, page.following) for page in pages_of(source, span(days=days))] == [(0, None)]
-    with pytest.raises(WrongPage, match=r"There is no /us_stocks_sip/trades_v1/2024/03/2024-03-18.csv.gz. A day's file comes"):
+    with pytest.raises(WrongPage, match=r"/us_stocks_sip/trades_v1/2024/03/2024-03-18.csv.gz does not exist. A day's file comes"):
         pages_of(source, span(days=3))
 
 
@@ -491,7 +491,7 @@ def test_a_server_that_is_away_or_stale_is_given_up_after_a_few_tries(tmp_path: 
 def test_a_fetch_ends_where_everything_is_to_end(s3_url: str, server: Callable[[bytes], None], tmp_path: Path) -> None:
     server(gzip.compress(a_day(DAY_ROWS)))
     bucket = S3Reader(s3_url, "flatfiles", Secret("accesskey"), Secret("hiddensecret"), sleep=lambda _: True)
-    with pytest.raises(Unavailable, match="stopped while it was read"):
+    with pytest.raises(Unavailable, match="stopped while it read"):
         pages_of(DayFiles(bucket, tmp_path, ["AAPL"], moment), span())
 
 

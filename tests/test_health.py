@@ -106,7 +106,7 @@ def test_a_clock_that_leapt_or_is_not_the_provider_s_is_told(tmp_path: Path) -> 
     speak(tmp_path, "normalize-2", **own, providers={"binance": {**pace, "clock_off_s": -3.25}})
     said = shown(tmp_path)
     assert "clock: at 2027-01-15 08:00:00 UTC the clock leapt ahead by 7,200.0 s (tapeline gaps)" in said
-    assert "clock: binance's times are 3.2 s ahead of this machine's: keep the clock by NTP" in said
+    assert "clock: binance's times are 3.2 s ahead of this machine's: synchronize the clock with NTP" in said
 
 
 def test_partitions_that_another_run_reads_are_told_beside_the_rates_that_lack_them(tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_partitions_that_another_run_reads_are_told_beside_the_rates_that_lack_t
 
     speak(tmp_path, "normalize", **own, partitions=[0, 2])
     table, text = told()
-    assert "2 of 4 partitions are not read by this run: another run on the same stream has them" in table
+    assert "2 of 4 partitions are not read by this run: another run on the same stream reads them" in table
     assert "2 of 4 partitions not read here" in text
     speak(tmp_path, "normalize-2", **own, partitions=[1, 3])
     assert "partitions" not in "".join(told()).replace("by partition", "")

@@ -492,7 +492,7 @@ def test_a_hole_in_the_log_is_told_in_words_with_what_to_do(lake: Lake) -> None:
         with pytest.raises(DiskProblem) as problem:
             ask()
         said = str(problem.value)
-        assert "its log has a hole: between 00000000000000000001.json and 00000000000000000003.json" in said
+        assert "_delta_log lacks an entry between 00000000000000000001.json and 00000000000000000003.json" in said
         assert "Restore" in said
         assert "{" not in said
 
@@ -510,7 +510,7 @@ def test_of_a_lake_that_nobody_can_read_it_is_not_said_that_readers_see_it_whole
     for number in range(4):
         kept(lake, ticks({"sequence": number + 1, "raw_offset": number}))
     (lake.root / "ticks" / "_delta_log" / f"{2:020}.json").unlink()
-    with pytest.raises(DiskProblem, match="was not checked: its log has a hole") as problem:
+    with pytest.raises(DiskProblem, match="was not checked: its log is incomplete") as problem:
         checked(lake)
     assert "Readers see" not in str(problem.value)
     assert "Nothing was changed" in str(problem.value)

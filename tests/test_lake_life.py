@@ -213,7 +213,7 @@ def test_a_reader_that_has_begun_in_a_day_that_is_removed_is_told_and_one_elsewh
         later.ticks(Selection(SYMBOLS, NOON + 2 * DAY, NOON + 9 * DAY, names)),
     ]
     prune(root, Keep(days=1), TODAY)
-    with pytest.raises(DiskProblem, match="Ask again"):
+    with pytest.raises(DiskProblem, match="Try again"):
         readers[0].read_all()
     assert readers[1].read_all().num_rows == 80
     assert everything.now().ticks(Selection(SYMBOLS, 0, NOON + 9 * DAY, names)).read_all().num_rows == 80
@@ -352,13 +352,13 @@ def test_the_store_stage_keeps_the_lake_to_its_days_by_itself_once_an_hour(tmp_p
 
 def test_a_decision_that_cannot_be_read_is_named_and_nothing_is_removed(root: Path) -> None:
     (root / ".pruning").write_text('["2024-03-1')
-    with pytest.raises(DiskProblem, match=r"\.pruning is damaged .* remove it"):
+    with pytest.raises(DiskProblem, match=r"\.pruning is damaged .* Delete it"):
         prune(root, Keep(days=1), TODAY)
     assert days(root) == DAYS
 
 
 def test_a_size_is_of_the_lake_alone() -> None:
-    with pytest.raises(ConfigError, match="keep_gb is a setting of the lake alone"):
+    with pytest.raises(ConfigError, match="keep_gb works only for the lake"):
         open_store(Config(), StoreConfig("postgresql://u@h/d", keep_gb=3.0))
 
 
@@ -399,7 +399,7 @@ def test_a_store_that_stood_still_for_hours_before_its_commit_names_no_file_that
     monkeypatch.setattr(lake_files, "commit", late)
     store, before = Lake(root, identity), len(rows_of([str(path) for path in files(root)]))
     chunk = Chunk.dense(TICKS_TOPIC, 0, 900_000, ticks({"ts_ns": NOON, "sequence": 900_000, "raw_offset": 900_000}))
-    with pytest.raises(DiskProblem, match="was removed before it was in the log"):
+    with pytest.raises(DiskProblem, match="was deleted before it was committed"):
         store.write(chunk)
     assert len(rows_of([str(path) for path in files(root)])) == before
     assert store.write(chunk).rows == 1, "it is tried again"
@@ -541,17 +541,14 @@ def test_what_no_store_writes_is_found(root: Path) -> None:
     assert set(found) == {("event twice", DAYS[0]), ("position twice", DAYS[1]), ("date", DAYS[2]), ("unnamed", DAYS[3]), ("totals", None)}
     assert "BTC/USDT" in found["event twice", DAYS[0]]
     assert "0-20000-0" in found["position twice", DAYS[1]]
-    assert "163 rows where the store has counted 160" in found["totals", None]
+    assert "163 rows, but the store counted 160" in found["totals", None]
 
 
 def test_files_whose_log_is_gone_are_found(root: Path) -> None:
     shutil.rmtree(root / "ticks" / "_delta_log")
     (finding,) = findings(root)
     assert (finding.table, finding.problem, finding.day) == ("ticks", "unnamed", None)
-    assert (
-        f"{len(list((root / 'ticks').rglob('*.parquet')))} files lie here, and the log (_delta_log) that names them is gone"
-        in finding.detail
-    )
+    assert f"has {len(list((root / 'ticks').rglob('*.parquet')))} files, but the log (_delta_log) that names them is gone" in finding.detail
 
 
 def test_statistics_that_do_not_hold_are_found(root: Path) -> None:
@@ -563,7 +560,7 @@ def test_statistics_that_do_not_hold_are_found(root: Path) -> None:
     lake_files.commit(root / "ticks", table, None, [lie], [], data_change=True)
     found = [one for one in findings(root) if one.problem == "statistics"]
     assert [one.file for one in found] == [good.path] * 2
-    assert "'SOL/USDT' where the log says 'SOL/USDC'" in found[0].detail
+    assert "'SOL/USDT', but the log says 'SOL/USDC'" in found[0].detail
 
 
 def test_compacting_does_not_take_a_damaged_value_for_a_good_one(root: Path) -> None:
@@ -724,7 +721,7 @@ def test_where_the_raw_records_are_gone_it_says_so_and_gives_up_only_what_it_is_
     bare = Pipeline(root.parent / "other", partitions=2)  # a stream that has let everything go
     origin = RawRecords(bare.stream, DECODERS)
     (said,) = repair(root, identity, origin, silent)
-    assert said.problem == f"the raw records of {len(gone)} rows are gone; --drop gives those up and keeps the rest"
+    assert said.problem == f"the raw records of {len(gone)} rows are gone. Use --drop to give up those rows and keep the rest"
     assert path in files(root)
     assert [one.problem for one in findings(root)] == ["damaged"]
     (done,) = repair(root, identity, origin, silent, drop=True)
@@ -784,7 +781,7 @@ def test_the_commands_say_what_they_find_and_do(pipeline: Pipeline) -> None:
     made = asked(folder, "lake", "repair")
     assert made.exit_code == 0, made.stderr
     assert f"{path.name}: " in made.stdout
-    assert "rows made again" in made.stdout
+    assert "rows rebuilt" in made.stdout
     assert asked(folder, "lake", "check").exit_code == 0
     kept = asked(folder, "lake", "prune")
     assert (kept.exit_code, kept.stdout) == (0, "Nothing to remove.\n")

@@ -80,5 +80,5 @@ def test_what_is_read_is_what_was_written_there_and_nothing_else(name: str, othe
 
 @pytest.mark.parametrize("name", ["a[1]", "]", "back\\slash", "new\nline", "p%20q", "bell\x07"])
 def test_a_folder_that_delta_cannot_address_is_refused_by_name_before_anything_is_written(name: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"A lake cannot lie in .* Set another data_dir"):
+    with pytest.raises(ConfigError, match=r"The lake cannot be stored in .* Set another data_dir"):
         filled(tmp_path / name, [1.0])

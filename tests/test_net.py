@@ -557,8 +557,8 @@ def test_a_book_of_dials_that_cannot_be_written_keeps_nobody_from_recording(tmp_
             await eventually(lambda: tape.frames())
 
     run(test())
-    assert "It is dialed all the same." in caplog.text
-    assert "do not know that they are to wait" in caplog.text
+    assert "Tapeline connects anyway." in caplog.text
+    assert "do not know that they must wait" in caplog.text
 
 
 def test_a_server_in_trouble_is_dialed_again_soon() -> None:

@@ -399,7 +399,7 @@ def test_two_lines_go_to_two_hosts_and_ask_for_the_same() -> None:
     assert (first.name, second.name, first.pair, second.pair) == ("binance-spot-0", "binance-spot-0-second", first.name, first.name)
     assert first.url == "wss://data-stream.binance.vision/stream?timeUnit=MICROSECOND"
     assert second.url == "wss://stream.binance.com:443/stream?timeUnit=MICROSECOND"
-    assert first.topics == second.topics
+    assert first.subscriptions == second.subscriptions
     assert (first.check is None, second.check is None) == (False, True)  # the symbols are looked up once
     assert [plan.url for plan in planned(lines=2, url="ws://x:1/", second_url="ws://y:1/")] == ["ws://x:1/stream", "ws://y:1/stream"]
     assert [plan.pair for plan in planned()] == [""]
@@ -423,15 +423,15 @@ def test_more_streams_than_a_connection_takes_are_two_lines_each_and_each_pair_h
 @pytest.mark.parametrize(
     ("block", "says"),
     [
-        ({"name": "polygon", "lines": 2}, "polygon stocks cannot have lines = 2: an account of polygon may have one connection"),
+        ({"name": "polygon", "lines": 2}, "polygon stocks cannot have lines = 2. An account of polygon may have one connection"),
         (
             {"name": "alpaca", "lines": 2, "connections": 3},
-            "alpaca iex cannot have lines = 2: an account of alpaca may have one connection",
+            "alpaca iex cannot have lines = 2. An account of alpaca may have one connection",
         ),
-        ({"lines": 2, "url": "ws://x"}, r"nobody says where the second line goes. Set second_url to another"),
-        ({"lines": 2, "url": "ws://x", "second_url": "ws://x/"}, "both go to ws://x: what ends one would end the other"),
-        ({"lines": 2, "second_url": "wss://data-stream.binance.vision"}, "both go to wss://data-stream.binance.vision"),
-        ({"second_url": "ws://x"}, "has a second_url and one line. Set lines = 2"),
+        ({"lines": 2, "url": "ws://x"}, "but no second_url. Set second_url to another"),
+        ({"lines": 2, "url": "ws://x", "second_url": "ws://x/"}, "both lines go to ws://x. A failure there would end both"),
+        ({"lines": 2, "second_url": "wss://data-stream.binance.vision"}, "both lines go to wss://data-stream.binance.vision"),
+        ({"second_url": "ws://x"}, "has a second_url but only one line. Set lines = 2"),
     ],
 )
 def test_two_lines_that_cannot_be_had_are_refused_with_the_reason(block: dict[str, object], says: str) -> None:

@@ -393,7 +393,7 @@ def test_an_event_that_was_cut_is_retried_whole_or_not_at_all(pipeline: Pipeline
     assert sorted((row["symbol"], row["sequence"]) for row in ticks) == [("AAPL", 3681328)] * 2 + [("BTC/USDT", 7)]
     assert [row["payload"] for row in pipeline.records(RAW_TOPIC) if row["provider"] == "binance"][-1].endswith(frame)
     assert all(one.retried for one in pipeline.rejected())
-    assert not caplog.messages or all("is not sent" not in said for said in caplog.messages)
+    assert not caplog.messages or all("was not sent" not in said for said in caplog.messages)
 
 
 def test_an_event_that_was_cut_and_is_gone_from_the_raw_topic_is_not_sent_and_that_is_said(
@@ -408,7 +408,7 @@ def test_an_event_that_was_cut_and_is_gone_from_the_raw_topic_is_not_sent_and_th
     file: Any = pipeline.stream._file(RAW_TOPIC)  # type: ignore[attr-defined]  # of the embedded stream
     file.db.execute("DELETE FROM batches WHERE topic = ? AND first = ?", (RAW_TOPIC.name, one.id[1]))
     assert pipeline.retry() == []
-    assert f"{one.name} is not sent" in caplog.text
+    assert f"{one.name} was not sent" in caplog.text
     pipeline.normalize()
     assert pipeline.sequences() == [8]
     assert [some.retried for some in pipeline.rejected()] == [False]
@@ -422,7 +422,7 @@ def test_an_event_that_is_whole_and_too_large_to_be_sent_again_is_told_and_the_o
     large, small = sorted(pipeline.rejected(), key=lambda one: len(one.payload), reverse=True)
     narrow(pipeline.stream, RAW_TOPIC)
     assert pipeline.retry() == [small.name]
-    assert f"{large.name} is not sent" in caplog.text
+    assert f"{large.name} was not sent" in caplog.text
 
 
 def test_a_notice_whose_text_is_larger_than_the_stream_takes_does_not_stop_the_worker(pipeline: Pipeline) -> None:
@@ -547,7 +547,7 @@ def test_what_is_asked_for_wrongly_is_refused_with_a_word_on_it(pipeline: Pipeli
 def test_that_nothing_was_rejected_is_said_in_every_form(pipeline: Pipeline) -> None:
     pipeline.received(trade(1))
     pipeline.normalize()
-    assert b"Nothing was rejected" in asked(pipeline, "rejected", "list").stdout
+    assert b"No rejected events" in asked(pipeline, "rejected", "list").stdout
     for form in ("json", "csv"):
         found = asked(pipeline, "rejected", "list", "--format", form)
         assert (found.returncode, b"Traceback" in found.stderr) == (0, False)

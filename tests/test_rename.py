@@ -290,7 +290,7 @@ def test_a_second_call_changes_nothing(home: Home) -> None:
     )
     ledger = (home.root / "ledger.sqlite").read_bytes()
     assert home.rename() == []
-    assert home.ask("rename", ONE.old, ONE.new).stdout == "Nothing is kept under AD/AEUR.\n"
+    assert home.ask("rename", ONE.old, ONE.new).stdout == "Nothing is stored under AD/AEUR.\n"
     again = sorted(
         (path, path.stat().st_mtime_ns) for path in (home.root / "lake").rglob("*") if path.is_file() and path.name != ".compacting"
     )
@@ -305,8 +305,8 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(home: Home) -> None:
     shown = home.ask("rename", ONE.old, ONE.new, "--dry-run")
     assert home.kept() == before
     assert home.rename() == would
-    assert "2024-03-15 lake ticks: 113 rows would become ADA/EUR" in shown.stdout
-    assert "ledger: bookTicker, kline_1m, trade would become ADA/EUR" in shown.stdout
+    assert "2024-03-15 lake ticks: 113 rows would be renamed to ADA/EUR" in shown.stdout
+    assert "ledger: bookTicker, kline_1m, trade would be renamed to ADA/EUR" in shown.stdout
 
 
 def test_complete_answers_for_the_right_name_and_knows_nothing_of_the_wrong_one(home: Home) -> None:
@@ -316,7 +316,7 @@ def test_complete_answers_for_the_right_name_and_knows_nothing_of_the_wrong_one(
     assert states[:3] == [("proven", 1, 18), ("open", 19, 19), ("proven", 20, 28)], "9 was fetched, by the wrong name"
     assert home.ask("gaps", "--symbol", "AD/AEUR").exit_code != 0
     wrong = home.ask("complete", "AD/AEUR", "2024-03-15")
-    assert "knows nothing of 'AD/AEUR'" in str(wrong.exception)
+    assert "does not know the symbol 'AD/AEUR'" in str(wrong.exception)
 
 
 def test_what_comes_afterwards_goes_on_where_it_was(home: Home, tmp_path: Path) -> None:
@@ -363,16 +363,16 @@ def test_names_of_two_symbols_are_refused(home: Home) -> None:
 
 def test_a_name_that_is_right_today_stays(home: Home) -> None:
     said = refused(home, "ADA/EUR", "AD/AEUR")
-    assert "events of ADAEUR are kept as ADA/EUR" in said
+    assert "Tapeline stores events of ADAEUR as ADA/EUR" in said
     assert 'names = { ADAEUR = "AD/AEUR" }' in said
-    assert "one name" in refused(home, "ADA/EUR", "ADA/EUR")
+    assert "the same name" in refused(home, "ADA/EUR", "ADA/EUR")
     assert "There is no feed binance future" in refused(home, "AD/AEUR", "ADA/EUR", "--feed", "future")
-    assert "nothing tells" in refused(home, "BT/CUSD", "BTC/USD", "--provider", "polygon", "--feed", "crypto")
+    assert "Nothing shows" in refused(home, "BT/CUSD", "BTC/USD", "--provider", "polygon", "--feed", "crypto")
 
 
 def test_without_a_name_that_says_so_the_table_is_right(home: Home) -> None:
     home.path.write_text(home.path.read_text().replace('names = { ADAEUR = "ADA/EUR" }\n', ""))
-    assert "events of ADAEUR are kept as AD/AEUR" in refused(home, "AD/AEUR", "ADA/EUR")
+    assert "Tapeline stores events of ADAEUR as AD/AEUR" in refused(home, "AD/AEUR", "ADA/EUR")
 
 
 def test_the_exchange_s_own_list_says_what_is_right(home: Home) -> None:
@@ -387,7 +387,7 @@ def test_it_does_not_run_beside_what_writes(stage: str, home: Home) -> None:
     with own(home.root / "locks" / stage, f"tapeline {stage}"):
         said = refused(home, ONE.old, ONE.new, status=75)
     assert f"tapeline {stage}, process {os.getpid()}" in said
-    assert "must not run meanwhile" in said
+    assert "Stop the stores and the ledger first" in said
 
 
 def test_it_takes_turns_with_what_changes_the_lake(home: Home) -> None:
@@ -400,14 +400,14 @@ def test_ingest_and_normalize_may_run_and_what_still_waits_under_the_wrong_name_
     with own(home.root / "locks" / "normalize-1", "tapeline normalize"), own(home.root / "locks" / "ingest", "tapeline ingest"):
         done = home.ask("rename", ONE.old, ONE.new)
     assert done.exit_code == 1
-    assert "lake ticks: 1 rows under AD/AEUR still wait in the stream. Let the store take them (`tapeline store lake`)" in done.stdout
+    assert "lake ticks: 1 rows under AD/AEUR still wait in the stream. Run the store (`tapeline store lake`)" in done.stdout
     home.receive([("x", "frame", START, b"{}")], RIGHT)
     assert [one["rows"] for one in home.rename() if one["store"] == "lake"] == [1]
 
 
 def test_where_nothing_was_ever_kept_there_is_nothing_to_do(tmp_path: Path) -> None:
     home = Home(tmp_path / "empty")
-    assert home.ask("rename", ONE.old, ONE.new).stdout == "Nothing is kept under AD/AEUR.\n"
+    assert home.ask("rename", ONE.old, ONE.new).stdout == "Nothing is stored under AD/AEUR.\n"
     assert not (home.root / "lake").exists()
     assert not (home.root / "ledger.sqlite").exists()
 

@@ -147,7 +147,7 @@ def test_binance_names_what_its_list_of_symbols_does_not_hold() -> None:
     problems = check.problems(msgspec.json.encode(body))
     assert len(problems) == 2
     assert "BTCUSDTT" in problems[0]
-    assert "nearest is BTCUSDT" in problems[0]
+    assert "did you mean BTCUSDT" in problems[0]
     assert "BREAK" in problems[1]
     assert check.names(msgspec.json.encode(body)) == {"BTCUSDT": "BTC/USDT", "ETHBTC": "ETHB/TC", "HALTUSDT": "HALT/USDT"}
 

@@ -93,10 +93,10 @@ def test_who_meets_another_command_is_told_to_wait_and_who_meets_its_own_to_stop
             own(lock, "tapeline lake prune"),
         ):
             pass
-        assert str(met.value).endswith("Call it again when that one has ended.")
+        assert str(met.value).endswith("Run it again when that process has ended.")
         with (
             pytest.raises(Busy, match="tapeline compact already runs here: tapeline compact, process") as met,
             own(lock, "tapeline compact"),
         ):
             pass
-        assert str(met.value).endswith("Stop that one first, or set another data_dir.")
+        assert str(met.value).endswith("Stop that process first, or set another data_dir.")

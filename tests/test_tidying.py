@@ -330,7 +330,7 @@ def test_a_reader_whose_file_was_merged_with_later_ones_is_told_to_ask_again(roo
     reader = LakeSource(root).ticks(EVERYTHING)
     fill_at(root, EVENING, 2, 6)
     tidied(root, EVENING + timedelta(minutes=11))
-    with pytest.raises(DiskProblem, match="Ask again"):
+    with pytest.raises(DiskProblem, match="Try again"):
         reader.read_all()
 
 

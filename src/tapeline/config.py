@@ -173,8 +173,8 @@ def _check_providers(config: Config, source: str) -> None:
     for provider in config.providers:
         if provider.name not in PROVIDERS:
             near = difflib.get_close_matches(provider.name, PROVIDERS, n=1)
-            hint = f"Did you mean {near[0]!r}?" if near else f"Installed are: {', '.join(PROVIDERS)}."
-            raise ConfigError(f"{source}: {provider.name!r} is no provider. {hint}")
+            hint = f"Did you mean {near[0]!r}?" if near else f"The installed providers are: {', '.join(PROVIDERS)}."
+            raise ConfigError(f"{source}: {provider.name!r} is not a provider. {hint}")
         try:
             options_of(provider)
         except ConfigError as error:
@@ -182,8 +182,8 @@ def _check_providers(config: Config, source: str) -> None:
         for name in ("url", "rest_url", "second_url", "files_url"):
             if _more_than_an_address(getattr(provider, name)):
                 raise ConfigError(
-                    f"{source}: {name} of {provider.name} has a user, a password or a query in it, which would stand in logs and data. "
-                    "Write the address alone: keys come from the environment or from a key_file."
+                    f"{source}: {name} of {provider.name} contains a user, a password or a query, which would appear in logs and data. "
+                    "Write only the address. Tapeline takes keys from the environment or from a key_file."
                 )
 
 
@@ -236,7 +236,7 @@ def _enter(place: Any, step: str, empty: Any, name: str) -> Any:
             place.append(empty)
         return place[at]
     if not isinstance(place, dict):
-        raise ConfigError(f"{name}: {step!r} would go into a plain value, which has no keys.")
+        raise ConfigError(f"{name}: {step!r} is set inside a plain value, which has no keys. Correct the variable's name.")
     return place.setdefault(step, empty)
 
 
@@ -247,12 +247,12 @@ def _put(place: Any, last: str, value: Any, name: str) -> None:
     elif isinstance(place, dict):
         place[last] = value
     else:
-        raise ConfigError(f"{name}: {last!r} would go into a plain value, which has no keys.")
+        raise ConfigError(f"{name}: {last!r} is set inside a plain value, which has no keys. Correct the variable's name.")
 
 
 def _index(place: list[Any], step: str, name: str) -> int:
     if not step.isdecimal() or int(step) > len(place):
-        raise ConfigError(f"{name}: {step!r} is no position in a list of {len(place)}; use 0 to {len(place)}.")
+        raise ConfigError(f"{name}: {step!r} is not a position in a list of {len(place)} entries. Use 0 to {len(place)}.")
     return int(step)
 
 
@@ -279,7 +279,7 @@ def _explain(problem: str, top: type[msgspec.Struct] | None = None) -> str:
     valid = [field.encode_name for field in msgspec.structs.fields(struct)]
     near = difflib.get_close_matches(unknown["key"], valid, n=1, cutoff=0.4)
     at = f" in [{where.lstrip('.').replace('[...]', '')}]" if where else ""
-    known = f"Valid keys: {', '.join(valid)}." if valid else "It has none."
+    known = f"Valid keys: {', '.join(valid)}." if valid else "This provider has no options."
     hint = f"Did you mean {near[0]!r}?" if near else known
     return f"unknown key {unknown['key']!r}{at}. {hint}"
 
@@ -306,7 +306,7 @@ def files_secrets(provider: str, environ: Mapping[str, str]) -> tuple[Secret, Se
     names = ARCHIVES[provider].secrets
     for name in names:
         if not environ.get(name):
-            raise ConfigError(f"The files of {provider} need an S3 access key and its secret, which are not its API key. Set {name}.")
+            raise ConfigError(f"The files of {provider} need an S3 access key and its secret. The API key does not work here. Set {name}.")
     key, secret_ = (checked(name, environ[name], key=True) for name in names)
     return key, secret_
 
@@ -354,7 +354,7 @@ def _from_file(what: str, path: str, *, key: bool) -> Secret:
     except OSError as error:
         raise ConfigError(f"{what} {path} cannot be read: {error.strerror}.") from None
     except UnicodeDecodeError:
-        raise ConfigError(f"{what} {path} holds no text.") from None
+        raise ConfigError(f"{what} {path} is not UTF-8 text. Save it as UTF-8.") from None
     if not text:
         raise ConfigError(f"{what} {path} is empty.")
     return checked(f"{what} {path}", text, key=key)

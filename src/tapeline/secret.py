@@ -73,17 +73,17 @@ def checked(what: str, text: str, *, key: bool) -> Secret:
     text = text.strip()
     problem = ""
     if "\ufeff" in text:
-        problem = "has a byte order mark in it: save it without one"
+        problem = "contains a byte order mark. Save it without one"
     elif any(ord(letter) < 32 or ord(letter) == 127 for letter in text):
-        problem = "has a line end or another control character in its middle: it is one line"
+        problem = "contains a line end or another control character. Write it on one line"
     elif key and not text.isascii():
-        problem = "has letters that are not ASCII"
+        problem = "contains characters that are not ASCII"
     elif key and " " in text:
-        problem = "has a blank in its middle"
+        problem = "contains a space"
     elif key and len(text) > 1 and text[0] == text[-1] and text[0] in "\"'`":
-        problem = "stands in quotation marks: leave them out"
+        problem = "is in quotation marks. Remove them"
     elif key and _ASSIGNMENT.match(text):
-        problem = "has the form NAME=value: leave out the name"
+        problem = "has the form NAME=value. Write only the value"
     if problem:
         raise ConfigError(f"{what} {problem}. Its text is not shown here.")
     return Secret(text)

@@ -23,8 +23,8 @@ _DATE: Final = re.compile(r"\d{4}-\d\d-\d\d|\d{8}")
 #: a wrong unit is detected.
 _LEAST_NS: Final = 10**17
 _FORMS: Final = (
-    "Write 2026-01-05T14:30:00.123Z, an offset such as -05:00 for the Z, a date alone (2026-01-05 or 20260105) for its midnight in UTC, "
-    "or ns since 1970."
+    "Write 2026-01-05T14:30:00.123Z (or an offset such as -05:00 instead of Z), a date for its midnight in UTC (2026-01-05 or 20260105), "
+    "or nanoseconds since 1970."
 )
 
 
@@ -46,7 +46,7 @@ def parse(moment: Moment, name: str) -> int:
     else:
         found = _from_number(moment, name)
     if not -_BELOW <= found < _BELOW:
-        raise WrongArgument(f"{name} = {moment!r} is out of reach: nanoseconds since 1970 as 64 bits hold the years 1678 to 2262.")
+        raise WrongArgument(f"{name} = {moment!r} is out of range: 64-bit nanoseconds since 1970 cover the years 1678 to 2262.")
     return found
 
 
@@ -57,9 +57,7 @@ def text(ns: int) -> str:
 
 def _from_datetime(moment: datetime, name: str) -> int:
     if moment.utcoffset() is None:
-        raise WrongArgument(
-            f"{name} = {moment!r} has no zone, and could mean any of many moments. Give it one: moment.replace(tzinfo=datetime.UTC)."
-        )
+        raise WrongArgument(f"{name} = {moment!r} has no time zone, so it is ambiguous. Add one: moment.replace(tzinfo=datetime.UTC).")
     # A plain datetime is needed, because the difference of two pandas Timestamps is not a timedelta.
     plain = datetime.combine(datetime.date(moment), datetime.timetz(moment))
     return (plain - _EPOCH) // _US * NS_PER_US + int(getattr(moment, "nanosecond", 0))
@@ -74,16 +72,14 @@ def _from_text(text: str, name: str) -> int:
         found = _ISO.fullmatch(text)
         moment = datetime.fromisoformat(found["whole"] + (found["zone"] or "").upper()) if found else None
     except ValueError as error:
-        raise WrongArgument(f"{name} = {text!r} is no time: {error}. {_FORMS}") from None
+        raise WrongArgument(f"{name} = {text!r} is not a time: {error}. {_FORMS}") from None
     if found is None or moment is None:
-        raise WrongArgument(f"{name} = {text!r} is no time. {_FORMS}")
+        raise WrongArgument(f"{name} = {text!r} is not a time. {_FORMS}")
     if moment.tzinfo is None:
-        raise WrongArgument(
-            f"{name} = {text!r} has no zone, and could mean any of many moments. Add Z for UTC, or an offset such as -05:00."
-        )
+        raise WrongArgument(f"{name} = {text!r} has no time zone, so it is ambiguous. Add Z for UTC, or an offset such as -05:00.")
     fraction = found["fraction"] or ""
     if fraction[9:].strip("0"):
-        raise WrongArgument(f"{name} = {text!r} is finer than a nanosecond. Write nine digits after the point, or fewer.")
+        raise WrongArgument(f"{name} = {text!r} is finer than a nanosecond. Write at most nine digits after the point.")
     return (moment - _EPOCH) // timedelta(seconds=1) * NS_PER_S + int(fraction[:9].ljust(9, "0"))
 
 
@@ -91,13 +87,13 @@ def _from_number(moment: object, name: str) -> int:
     if isinstance(moment, SupportsIndex) and not isinstance(moment, bool):
         found = index(moment)
         return _from_text(str(found), name) if _DATE.fullmatch(str(found)) else _from_whole(found, name)
-    raise WrongArgument(f"{name} = {moment!r} is no time that is exact to the nanosecond. {_FORMS}")
+    raise WrongArgument(f"{name} = {moment!r} is not a time that is exact to the nanosecond. {_FORMS}")
 
 
 def _from_whole(found: int, name: str) -> int:
     if abs(found) < _LEAST_NS:
         raise WrongArgument(
-            f"{name} = {found} cannot be nanoseconds since 1970: no market's event is so old. Seconds take nine zeros more, "
-            f"milliseconds six, microseconds three. {_FORMS}"
+            f"{name} = {found} cannot be nanoseconds since 1970: no market event is that old. Add nine zeros to seconds, "
+            f"six to milliseconds, three to microseconds. {_FORMS}"
         )
     return found

@@ -76,7 +76,7 @@ def test_a_full_disk_stops_nothing_for_good_and_loses_nothing(
     ballast.unlink()
 
     assert run.ends() == 0, run.said
-    assert "The stream takes records again; what was held follows in order." in run.said
+    assert "The stream accepts records again. The held records follow in order." in run.said
     assert "Traceback" not in run.said
     assert "\\x1b" not in run.said
     assert run.said.count("could not be written") <= 4, "each stage says it once"
@@ -153,7 +153,7 @@ def test_check_says_that_two_stores_are_of_one_kind(home: Home) -> None:
     home.configure(BINANCE + '[[stores]]\nurl = "lake:"\n')
     checked = home.ask("check")
     assert checked.returncode == 78
-    assert "Two [[stores]] are of one kind" in checked.stdout
+    assert "Two [[stores]] are of the same kind" in checked.stdout
 
 
 def test_one_provider_that_refuses_does_not_stop_the_others_and_no_key_is_shown(
@@ -190,7 +190,7 @@ def test_a_provider_that_is_away_is_tried_again_and_found_when_it_comes(home: Ho
     assert checked.returncode == 69, checked.stdout
     assert gone.url in checked.stdout
     run = home.start("run")
-    until(lambda: run.said.count("It is tried again") >= 2, "it is not tried again")
+    until(lambda: run.said.count("Tapeline retries.") >= 2, "it is not tried again")
     assert gone.url in home.status()["providers"]["binance"]["problem"]
     back = simulator("binance", "--rate", "300", "--limit", "300", "--port", gone.url.rpartition(":")[2])
     until(lambda: home.rows("SELECT count(*) FROM ticks") == [(300,)], "its data does not come")
@@ -208,8 +208,8 @@ def test_a_provider_that_is_away_is_tried_again_and_found_when_it_comes(home: Ho
         ("[[stores]]\nurl = 'lake:'\nflush_second = 1.0", "Did you mean 'flush_seconds'?"),
         ("[[providers]]\nname = 'binanc'", "binanc"),
         ("[[providers]]\nname = 'binance'\nsymbols = ['BTCUSDT']\nchannels = ['trades']", "binance spot has no channel 'trades'"),
-        ("[[stores]]\nurl = 'pond:'", 'stores.url = "pond:" is no store'),
-        ("[stream]\nurl = 'kafkaa:'", 'stream.url = "kafkaa:" is no stream'),
+        ("[[stores]]\nurl = 'pond:'", 'stores.url = "pond:" is not a store'),
+        ("[stream]\nurl = 'kafkaa:'", 'stream.url = "kafkaa:" is not a stream'),
         ("data_dir = ", "tapeline.toml cannot be read"),
     ],
 )

@@ -262,7 +262,7 @@ def test_a_broker_that_refuses_for_a_while_stops_nothing(
     until(lambda: home.word("ingest").get("spooled") == 0, "the spool is not drained")
     market.halt()
     ended(run)
-    assert "started again" not in run.said
+    assert "Tapeline restarts it" not in run.said
     nothing_is_lost_or_doubled(home, market)
 
 

@@ -258,7 +258,7 @@ def test_the_help_of_a_simulator_and_its_faults(tmp_path: Path) -> None:
     assert "rewind" in faults
     wrong = ask("simulate", "binance", "--fault", "garbagge")
     assert wrong.returncode == 78
-    assert "did you mean 'garbage'" in wrong.stderr
+    assert "Did you mean 'garbage'" in wrong.stderr
 
 
 def test_a_simulator_says_that_its_port_is_taken(simulator: Callable[..., SimulatorProcess]) -> None:

@@ -181,7 +181,7 @@ def test_every_block_of_code_on_the_page_about_providers_is_part_of_the_package(
     ("module", "why"),
     [
         ("import nowhere_to_be_found", "cannot be imported (ModuleNotFoundError: No module named 'nowhere_to_be_found')."),
-        ("provider = 3", "names no Provider whose name is 'broken'."),
+        ("provider = 3", "is not a Provider with the name 'broken'."),
     ],
 )
 def test_a_package_with_a_broken_provider_is_named_with_its_error_and_the_remedy(module: str, why: str, tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def test_a_stage_that_dies_is_started_again(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("script", "status"), [("raise SystemExit(3)", 3), ("import os; os.kill(os.getpid(), 9)", 70)])
 def test_a_stage_that_always_dies_is_given_up_with_its_status(script: str, status: int) -> None:
-    with pytest.raises(StageFailed, match="9 times in a row; giving up") as failure:
+    with pytest.raises(StageFailed, match=r"9 times in a row\. Tapeline gives up") as failure:
         _supervise(_stage(script))
     assert failure.value.status == status
 

@@ -127,5 +127,5 @@ def test_what_is_not_there_is_said_in_s3_s_words() -> None:
 
 
 def test_other_simulators_have_no_such_files() -> None:
-    with pytest.raises(ValueError, match="files_port is of polygon's flat files; binance has none"):
+    with pytest.raises(ValueError, match=r"files_port is for polygon's flat files\. binance needs no such port"):
         SimulatorOptions(name="binance", files_port=0)

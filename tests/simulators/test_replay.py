@@ -182,5 +182,5 @@ def test_a_recording_that_cannot_be_read_is_named_with_its_line(tmp_path: Path) 
 
 
 def test_only_binance_has_recordings(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="Binance's"):
+    with pytest.raises(ValueError, match="Only binance"):
         Simulator(SimulatorOptions(name="alpaca", captures=(tmp_path / "any.gz",)))

@@ -40,7 +40,7 @@ async def listener(url: str, name: str, *, answers_closes: bool = True) -> Clien
 
 
 def test_an_unknown_fault_is_refused_and_the_nearest_is_named() -> None:
-    with pytest.raises(ValueError, match="did you mean 'duplicate'"):
+    with pytest.raises(ValueError, match="Did you mean 'duplicate'"):
         Simulator(SimulatorOptions(name="binance", faults=("duplicates",)))
 
 
@@ -49,8 +49,8 @@ def test_an_unknown_fault_is_refused_and_the_nearest_is_named() -> None:
     [
         ("binance", "garbage:often", "must be a number"),
         ("binance", "garbage:2", "between 0 and 1"),
-        ("binance", "duplicate_q", "one of polygon's"),
-        ("polygon", "http_429", "one of alpaca's"),
+        ("binance", "duplicate_q", "works for polygon, not for binance"),
+        ("polygon", "http_429", "works for alpaca, not for polygon"),
     ],
 )
 def test_a_fault_that_makes_no_sense_is_refused(name: str, fault: str, reason: str) -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"name": "kraken"}, "no simulator is called 'kraken'"),
+        ({"name": "kraken"}, "There is no simulator 'kraken'"),
         ({"name": "binance", "host": "0.0.0.0"}, "loopback"),
         ({"name": "binance", "rate": 0.0}, "rate"),
         ({"name": "binance", "speed": -1.0}, "speed"),

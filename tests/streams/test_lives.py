@@ -232,7 +232,7 @@ def test_a_stage_that_stands_behind_the_end_of_its_stream_says_so_and_a_right_cl
     with closing(opened()) as stream:
         stream.append(TICKS_TOPIC, ticks({"symbol": "A", "sequence": 2}), 0)
         assert stepped(stream)._forgotten.ahead == [(TICKS_TOPIC.name, 0)]
-        assert "ends before the place of lake" in caplog.text
+        assert "ends before the position of lake" in caplog.text
     now[0] = right
     with closing(opened()) as stream:
         stream.append(TICKS_TOPIC, ticks({"symbol": "A", "sequence": 3}), 0)

@@ -78,7 +78,7 @@ def test_what_a_foreign_client_puts_into_a_topic_stops_nothing(place: Place, cap
     assert [row["payload"] for row in rows if row["provider"] == "binance"] == [b"0 ", b"1 ", b"2 ", b"3 "]
     assert [row["payload"] for row in rows if row["provider"] == "unknown"] == garbage
     assert column(place.open(), TICKS_TOPIC, "sequence") == [1, 2]
-    assert "is no record of market-data.normalized" in caplog.text
+    assert "is not a record of market-data.normalized" in caplog.text
     member = stream.join("normalize", RAW_TOPIC)
     assert [payload for payload in drained(member, 10) if payload not in garbage] == [b"0 ", b"1 ", b"2 ", b"3 "]
     leave_behind_all(stream, member)
@@ -324,11 +324,11 @@ def test_a_reader_whose_records_kafka_has_removed_says_so_and_goes_on(place: Pla
         done.result()
     fresh = place.open()
     assert [n for c in everything(fresh, TICKS_TOPIC, position) for n in c.batch["sequence"].to_pylist()] == list(range(12, 20))
-    assert "retention has removed it" in caplog.text
+    assert "retention has removed the next records" in caplog.text
     caplog.clear()
     member = fresh.join("normalize", RAW_TOPIC)
     assert drained(member, 8) == [b"%d " % n for n in range(12, 20)]
-    assert "retention has removed it" in caplog.text
+    assert "retention has removed the next records" in caplog.text
     member.close()
 
 
@@ -655,7 +655,7 @@ def test_in_topics_with_kafka_s_usual_bound_one_frame_over_it_is_told_and_everyt
     settled_all(admin.create_topics([NewTopic(place.name(topic), 3, 1) for topic in TOPICS.values()]))
     stream = place.open()
     (risk,) = stream.risks()
-    assert f"{place.name(RAW_TOPIC)} takes messages of up to 1,048,588 bytes" in risk
+    assert f"{place.name(RAW_TOPIC)} accepts messages of up to 1,048,588 bytes" in risk
     producer = stream.producer("writer")
     frames = [os.urandom(size) for size in (100, 3_000_000, 100, 800_000)]
     for number, frame in enumerate(frames, 1):

@@ -47,7 +47,7 @@ def connection_plans(config: Config, environ: Mapping[str, str]) -> list[tuple[P
         if wrong:
             raise ConfigError(f"{provider.name} {feed} has no channel {wrong[0]!r}. It has: {', '.join(feeds[feed])}.")
         if not provider.symbols or not provider.channels:
-            raise ConfigError(f"{provider.name} {feed} needs symbols and channels: nothing would arrive without.")
+            raise ConfigError(f"{provider.name} {feed} needs symbols and channels. Set both in its [[providers]] block.")
         for what, names in (("symbol", provider.symbols), ("channel", provider.channels)):
             if twice := [name for name, times in Counter(names).items() if times > 1]:
                 raise ConfigError(f"{provider.name} {feed} names the {what} {twice[0]!r} more than once. Name it once.")
@@ -81,22 +81,22 @@ def _second_url(provider: ProviderConfig, module: Provider) -> str:
     block, feed = f"{provider.name} {feed_of(provider)}", module.feeds[feed_of(provider)]
     if provider.lines == 1:
         if provider.second_url:
-            raise ConfigError(f"{block} has a second_url and one line. Set lines = 2, or leave out second_url.")
+            raise ConfigError(f"{block} has a second_url but only one line. Set lines = 2, or remove second_url.")
         return ""
     if module.one_connection:
         raise ConfigError(
-            f"{block} cannot have lines = 2: an account of {provider.name} may have one connection to an endpoint, so a second line "
-            f"would be refused, or would end the first. Leave out lines; two lines are for {', '.join(_of_two_lines())}."
+            f"{block} cannot have lines = 2. An account of {provider.name} may have one connection to an endpoint: the provider would "
+            f"refuse the second line, or close the first. Remove lines. Two lines work with {', '.join(_of_two_lines())}."
         )
     if provider.url and not provider.second_url:
         raise ConfigError(
-            f'{block} has lines = 2 and url = "{provider.url}", and nobody says where the second line goes. Set second_url to another '
-            f"address of the same market, or leave out url: then the lines go to {feed.stream_url} and {feed.second_url}."
+            f'{block} has lines = 2 and url = "{provider.url}", but no second_url. Set second_url to another address of the same '
+            f"market. Or remove url: the lines then go to {feed.stream_url} and {feed.second_url}."
         )
     first, second = ((provider.url or feed.stream_url).rstrip("/"), (provider.second_url or feed.second_url).rstrip("/"))
     if first == second:
         raise ConfigError(
-            f"{block} has lines = 2, and both go to {first}: what ends one would end the other. Set second_url to another address."
+            f"{block} has lines = 2, but both lines go to {first}. A failure there would end both. Set second_url to another address."
         )
     return second
 
@@ -223,13 +223,13 @@ async def leases_in_time(
         try:
             return account_leases(planned, stream)
         except Unavailable as error:
-            log.warning("%s No account with a limit of connections is dialed before the stream is back. Next try in %.1f s.", error, delay)
+            log.warning("%s Accounts with a connection limit wait until the stream is back. Next attempt in %.1f s.", error, delay)
         except Busy as error:
             now = asyncio.get_running_loop().time()
             deadline = now + busy_s if deadline is None else deadline
             if now >= deadline:
                 raise
-            log.warning("%s It is asked for again in %.1f s.", error, delay)
+            log.warning("%s Tapeline requests the lease again in %.1f s.", error, delay)
         with suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), delay)
         if stop.is_set():

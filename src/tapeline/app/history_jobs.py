@@ -42,7 +42,7 @@ def history_jobs(config: Config, wanted: Wanted, start_ns: int, end_ns: int, sto
 
     Raises ConfigError for an unknown provider, channel or symbol, and if nothing is left to fetch; its message lists what there is."""
     if wanted.provider is not None and wanted.provider not in HISTORIES:
-        raise ConfigError(f"{wanted.provider!r} is no provider with a history. There are: {', '.join(HISTORIES)}.")
+        raise ConfigError(f"{wanted.provider!r} is not a provider with a history. Providers with a history: {', '.join(HISTORIES)}.")
     blocks = [some for some in config.providers if wanted.provider in (None, some.name) and some.name in HISTORIES]
     if not blocks and wanted.provider is not None:
         blocks = [ProviderConfig(name=wanted.provider)]
@@ -58,8 +58,7 @@ def history_jobs(config: Config, wanted: Wanted, start_ns: int, end_ns: int, sto
             found.append((Job(name, feed, channels, symbols, start_ns, end_ns, wanted.files), source))
     if not found:
         raise ConfigError(
-            "Nothing to fetch: no configured feed has symbols and channels of which a history is kept. Name --provider, --symbols and "
-            "--channels."
+            "Nothing to fetch: no configured feed has symbols and channels with a history. Set --provider, --symbols and --channels."
         )
     return found
 
@@ -70,7 +69,7 @@ def _sources(config: Config, wanted: Wanted, blocks: Sequence[ProviderConfig], s
     narrowed = replace(config, providers=tuple(replace(some, symbols=wanted.symbols or some.symbols) for some in blocks))
     found = open_archives(narrowed, environment(), config.root / "backfill" / "files", Random(), stop.wait)
     if not found:
-        raise ConfigError(f"No such provider keeps files of its history. These do: {', '.join(ARCHIVES)}. Leave --from files out.")
+        raise ConfigError(f"None of the chosen feeds has history files. Providers with files: {', '.join(ARCHIVES)}. Remove --from files.")
     return found
 
 
@@ -80,11 +79,13 @@ def _symbols(name: str, feed: str, asked: Sequence[str], split: Listed) -> tuple
     canonical = [provider.symbol_of(feed, symbol, split) for symbol in asked]
     unknown = [symbol for symbol, known in zip(asked, canonical, strict=True) if known is None]
     if unknown:
-        raise ConfigError(f"{unknown[0]!r} is no symbol of {name} {feed}: write it as the provider does, or canonical such as BTC/USDT.")
+        raise ConfigError(
+            f"{unknown[0]!r} is not a symbol of {name} {feed}. Use the provider's own name, or a canonical one like BTC/USDT."
+        )
     unique = tuple(dict.fromkeys(symbol for symbol in canonical if symbol is not None))
     for symbol in unique:
         if problem := provider.name_problem(feed, symbol, split):
-            raise ConfigError(f"{symbol!r} is no symbol under which {name} {feed} is kept: {problem}. Nothing was fetched.")
+            raise ConfigError(f"{symbol!r} is not a name under which Tapeline stores {name} {feed}: {problem}. Nothing was fetched.")
     return unique
 
 
@@ -103,5 +104,5 @@ def _channels(name: str, feed: str, history: History, configured: Iterable[str],
         elif of_kind:
             found += [channel for channel in configured if channel in of_kind] or of_kind[:1]
         else:
-            raise ConfigError(f"{name} keeps no history of {word!r} on {feed}. It keeps: {', '.join(known)}.")
+            raise ConfigError(f"{name} has no history of {word!r} for {feed}. It has: {', '.join(known)}.")
     return tuple(dict.fromkeys(found))

@@ -27,17 +27,17 @@ def known_intervals(
     ledger = open_ledger(config)
     keys = ledger.keys()
     if not keys:
-        why = "`ledger = false` is set" if not config.ledger else "start with `tapeline run` (or `tapeline ledger`)"
-        raise ConfigError(f"There is no ledger in {config.root} yet: {why}, or name another --config.")
+        why = "Remove `ledger = false`" if not config.ledger else "Start `tapeline run` (or `tapeline ledger`)"
+        raise ConfigError(f"There is no ledger in {config.root} yet. {why}, or use another --config.")
     there = sorted({key.symbol for key in keys})
     for symbol in symbols:
         if symbol not in there:
             near = alike(symbol, there)
             remedy = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
-            raise ConfigError(f"The ledger knows nothing of {symbol!r}.{remedy}")
+            raise ConfigError(f"The ledger does not know the symbol {symbol!r}.{remedy}")
     names = sorted({key.provider for key in keys})
     if provider is not None and provider not in names:
-        raise ConfigError(f"The ledger knows nothing of {provider!r}. It knows: {', '.join(names)}.")
+        raise ConfigError(f"The ledger does not know the provider {provider!r}. It knows: {', '.join(names)}.")
     found = read_intervals(ledger.intervals(symbols, states))
     return {key: some for key, some in found.items() if provider in (None, key.provider)}
 
@@ -62,5 +62,5 @@ def ledger_rows(config: Config) -> pa.Table | None:
     try:
         return open_ledger(config).intervals()
     except Unavailable as error:
-        log.warning("%s coverage and gaps are left out.", error)
+        log.warning("%s This query runs without the tables coverage and gaps.", error)
         return None

@@ -88,5 +88,5 @@ def _data_dir(root: Path) -> Result:
         return Result(what, f"not writable: {error.strerror}. Make it writable or set another data_dir.", DiskProblem.exit_status)
     free = shutil.disk_usage(root).free
     if free < _LITTLE_DISK_BYTES:
-        return Result(what, f"only {free / 1024**2:,.0f} MiB are free. Free some, or set another data_dir.", DiskProblem.exit_status)
+        return Result(what, f"only {free / 1024**2:,.0f} MiB are free. Free disk space, or set another data_dir.", DiskProblem.exit_status)
     return Result(what, f"writable, {free / 1024**3:,.0f} GiB free")

@@ -58,7 +58,7 @@ def run(settings: Config, config: Path | None, until_idle_s: float | None, stop:
         if settings.ledger and settings.repair and has_history(settings):
             stages.append(Stage("repair", [*command, "repair", "--follow", *arguments], place=3, needed=False))
         status = StatusFile(settings.root, "run")
-        log.info("Running %s; data in %s. Ctrl-C stops.", ", ".join(stage.name for stage in stages), settings.root)
+        log.info("Running %s. The data folder is %s. Press Ctrl-C to stop.", ", ".join(stage.name for stage in stages), settings.root)
         try:
             with Screen(console, lambda: snapshot(settings.root, stream, stores, raw_consumer_groups(settings)), _LINE_EVERY_S) as screen:
 
@@ -73,15 +73,15 @@ def run(settings: Config, config: Path | None, until_idle_s: float | None, stop:
                 last = snapshot(settings.root, stream, stores, raw_consumer_groups(settings))
                 for entry in last["equations"]:
                     log.info("%s", entry["text"])
-                log.info("Stopped; %s", left(last))
+                log.info("Stopped: %s", left(last))
             except (Unavailable, Refused) as error:
-                log.warning("%s Stopped; the accounting was not looked at.", error)
+                log.warning("%s Stopped. The accounting was not checked.", error)
         finally:
             stream.close()
     lines = [line for name in ingests for line in read_status(settings.root).get(name, {}).get("lines", {}).values()]
     if until_idle_s is not None and lines and not any(line["connects"] for line in lines):
-        why = "; ".join(dict.fromkeys(line["problem"] for line in lines if line["problem"]))
-        raise Unavailable(f"No provider was ever connected, so nothing arrived{f': {why}' if why else ''}. `tapeline check` says more.")
+        why = "; ".join(dict.fromkeys(line["problem"].rstrip(".") for line in lines if line["problem"]))
+        raise Unavailable(f"No provider was ever connected, so nothing arrived{f': {why}' if why else ''}. Run `tapeline check`.")
 
 
 def left(last: Mapping[str, Any]) -> str:
@@ -89,13 +89,13 @@ def left(last: Mapping[str, Any]) -> str:
     waiting = sum(entry["records"] for entry in last["backlog"])
     spool = last["spool"]
     found = [
-        f"{waiting:,} records wait in the stream for a stage that has not read them; the next start goes on with them" if waiting else "",
-        f"{spool['spooled']:,} records wait on disk for the stream; the next start hands them over" if spool["spooled"] else "",
-        f"{spool['refused']:,} records found the spool full and are lost" if spool["refused"] else "",
-        "the stream has lost what was not read yet: `tapeline gaps` shows it" if last["forgotten"] else "",
+        f"{waiting:,} records wait in the stream for a stage that has not read them; the next start continues with them" if waiting else "",
+        f"{spool['spooled']:,} records wait on disk for the stream; the next start sends them" if spool["spooled"] else "",
+        f"{spool['refused']:,} records are lost because the spool was full" if spool["refused"] else "",
+        "the stream lost records before a stage read them: `tapeline gaps` shows them" if last["forgotten"] else "",
         "" if all(entry["balanced"] for entry in last["equations"]) else "the accounting does not balance: `tapeline status` shows where",
     ]
-    return "; ".join(part for part in found if part) + "." if any(found) else "everything that was received is in the stores."
+    return "; ".join(part for part in found if part) + "." if any(found) else "everything received is in the stores."
 
 
 def _idle(

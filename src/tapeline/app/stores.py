@@ -37,14 +37,14 @@ def open_store(config: Config, store: StoreConfig, environ: Mapping[str, str] | 
         return Lake(_lake_folder(config, store), identity)
     if store_name(store) == "postgresql":
         if store.keep_gb:
-            raise ConfigError("keep_gb is a setting of the lake alone. Set keep_days for PostgreSQL.")
+            raise ConfigError("keep_gb works only for the lake. Set keep_days for PostgreSQL.")
         try:
             from tapeline.stores.postgres import Postgres
         except ModuleNotFoundError as error:
             raise needs_package(store, error) from None
         return Postgres(store.url, store_password(store, environment() if environ is None else environ), identity, store.keep_days)
     raise ConfigError(
-        f'stores.url = "{store.shown}" is no store that this version has. Use "lake:", "lake:/a/folder" or "postgresql://user@host/database".'
+        f'stores.url = "{store.shown}" is not a store of this version. Use "lake:", "lake:/a/folder" or "postgresql://user@host/database".'
     )
 
 
@@ -65,9 +65,7 @@ def lake_retention(config: Config, store: StoreConfig) -> Callable[[], None] | N
     def prune_lake() -> None:
         if root.exists():
             for one in prune(root, keep, datetime.now(UTC).date()):
-                log.info(
-                    "The lake's %s of %s are removed: %d rows, %d bytes (keep_days, keep_gb).", one.table, one.day, one.rows, one.bytes
-                )
+                log.info("Removed %s of %s from the lake: %d rows, %d bytes (keep_days, keep_gb).", one.table, one.day, one.rows, one.bytes)
 
     return prune_lake
 
@@ -114,7 +112,7 @@ def _lake_folder(config: Config, store: StoreConfig) -> Path:
 def open_stores(config: Config) -> dict[str, Store]:
     stores = {store_name(store): open_store(config, store) for store in config.stores}
     if len(stores) < len(config.stores):
-        raise ConfigError("Two [[stores]] are of one kind; each kind can be used once.")
+        raise ConfigError("Two [[stores]] are of the same kind. Remove one: each kind can be used once.")
     return stores
 
 
@@ -146,5 +144,5 @@ SOURCES: Final[Mapping[str, Callable[[Config], Source]]] = {
 def open_source(config: Config, name: str) -> Source:
     """Open a store for reading. Raises WrongArgument for an unknown name, and ConfigError if the store's package is not installed."""
     if name not in SOURCES:
-        raise WrongArgument(f"source = {name!r} is no source. Use one of: {', '.join(SOURCES)}.")
+        raise WrongArgument(f"source = {name!r} is not a source. Use one of: {', '.join(SOURCES)}.")
     return SOURCES[name](config)

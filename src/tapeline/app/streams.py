@@ -39,7 +39,7 @@ def open_stream(config: Config, environ: Mapping[str, str] | None = None) -> Str
     except ModuleNotFoundError as error:
         extra = scheme.removesuffix("s") if scheme != "redis" else scheme
         raise ConfigError(f"{stream.shown} needs the package {error.name}. Install it: pip install 'tapeline[{extra}]'.") from None
-    raise ConfigError(f'stream.url = "{stream.shown}" is no stream. Use "embedded:", "redis://host:6379/0" or "kafka://host:9092".')
+    raise ConfigError(f'stream.url = "{stream.shown}" is not a stream. Use "embedded:", "redis://host:6379/0" or "kafka://host:9092".')
 
 
 def consumer_groups(config: Config) -> dict[str, tuple[Topic, ...]]:
@@ -67,5 +67,5 @@ def open_stream_with_data(config: Config) -> Stream | None:
 def stream_with_data(config: Config) -> Stream:
     """The stream of an earlier run. Raises ConfigError if there was none: a reader must not create a stream."""
     if config.stream.url == "embedded:" and not (config.root / "stream").exists():
-        raise ConfigError(f"There is no data in {config.root} yet. Start with `tapeline run`, or name another --config.")
+        raise ConfigError(f"There is no data in {config.root} yet. Start `tapeline run`, or use another --config.")
     return open_stream(config)

@@ -105,7 +105,7 @@ class Supervisor:
                             return
                     except (Unavailable, Refused) as error:
                         # The stages have the same problem and wait it out. Monitoring must not stop them.
-                        log.warning("%s The stages go on.", error)
+                        log.warning("%s The stages keep running.", error)
                         look_at = self._clock() + _LOOK_AGAIN_S
                     looking = None
                 stop.wait(_ROUND_S)
@@ -149,25 +149,25 @@ class Supervisor:
         if not stage.needed and (status in FATAL_STATUSES or stage.deaths >= _DEATHS_IN_A_ROW):
             stage.deaths, stage.waits, stage.again_at = 0, None, now + _MUCH_LATER_S
             log.error(
-                "%s cannot go on for now (status %d); the others do. It is started again in %.0f min.",
+                "%s cannot continue (status %d). The other stages keep running. Tapeline restarts it in %.0f min.",
                 stage.name,
                 status,
                 _MUCH_LATER_S / 60,
             )
             return
         if status in FATAL_STATUSES:
-            raise StageFailed(f"{stage.name} cannot go on (its message is above); the other stages were stopped.", status)
+            raise StageFailed(f"{stage.name} cannot continue. Its message is above. Tapeline stopped the other stages.", status)
         stage.deaths += 1
         how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
         if stage.deaths > _DEATHS_IN_A_ROW:
             raise StageFailed(
-                f"{stage.name} {how}, {stage.deaths} times in a row; giving up. What is in the stream and the stores stays there.",
+                f"{stage.name} {how}, {stage.deaths} times in a row. Tapeline gives up. Nothing in the stream and the stores was lost.",
                 status if status > 0 else 70,
             )
         stage.waits = stage.waits or self._waits()
         delay = next(stage.waits)
         stage.again_at = now + delay
-        log.warning("%s %s; started again in %.1f s. It goes on where it had got to.", stage.name, how, delay)
+        log.warning("%s %s. Tapeline restarts it in %.1f s. It continues where it stopped.", stage.name, how, delay)
 
     def _stop_all(self) -> None:
         """Stop the stages place by place: each finishes what the places before it left. If one cannot finish, all others are stopped at
@@ -194,7 +194,7 @@ class Supervisor:
             status = stage.process.wait(max(0.0, stage.asked + _STOP_WITHIN_S - self._clock()))
         except subprocess.TimeoutExpired:
             log.error(
-                "%s did not stop within %.0f s and is killed; what it had not committed is done again.",
+                "%s did not stop within %.0f s. Tapeline kills it. The next start redoes what it had not committed.",
                 stage.name,
                 _STOP_WITHIN_S,
             )

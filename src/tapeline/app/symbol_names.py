@@ -20,7 +20,9 @@ def configured_names(config: Config) -> Names:
     for some in config.providers:
         for name, symbol in some.names.items():
             if not PROVIDERS[some.name].splits_names or symbol.replace("/", "") != name or symbol.count("/") != 1:
-                raise ConfigError(f'[[providers]] names: {name} = "{symbol}" splits no symbol of {some.name}. Write ADAEUR = "ADA/EUR".')
+                raise ConfigError(
+                    f'[[providers]] names: {name} = "{symbol}" does not split a symbol of {some.name}. Write it like ADAEUR = "ADA/EUR".'
+                )
             found.setdefault((some.name, feed_of(some)), {})[name] = symbol
     return found
 

@@ -210,5 +210,5 @@ def repair_lake(config: Config, progress: Progress, *, drop: bool = False) -> It
 def _lake(config: Config) -> Path:
     root = lake_folder(config)
     if not root.exists():
-        raise ConfigError(f"There is no lake at {root} yet. Start with `tapeline run`, or name another --config.")
+        raise ConfigError(f"There is no lake at {root} yet. Start `tapeline run`, or use another --config.")
     return root

@@ -84,7 +84,7 @@ def backfill(
         failed = failed or bool(done.state.failed)
         _tell(done, format)
     if stop.is_set():
-        echo("Stopped. What has come is in the stream; the same command goes on from there.", err=True)
+        echo("Stopped. What was fetched is in the stream. Run the same command again to continue.", err=True)
         raise typer.Exit(130)
     raise typer.Exit(1 if failed else 0)
 
@@ -127,7 +127,7 @@ def reconcile(
     start_ns = midnight_ns(day)
     end_ns = min(start_ns + _DAY_NS, time.time_ns())
     if end_ns <= start_ns:
-        raise ConfigError(f"{day} has not begun.")
+        raise ConfigError(f"{day} (UTC) has not begun. Use an earlier day.")
     differ = False
     asked = Wanted(provider, _listed(symbols), _listed(channels))
     for found in tasks.reconcile(settings, asked, (start_ns, end_ns), stop, source):
@@ -145,14 +145,14 @@ def _numbers(found: Reconciled) -> dict[str, int | float | None]:
 
 
 def _compared(found: Reconciled) -> str:
-    what = f"{found.key.symbol} {found.key.channel}: {found.stored:,} here, {found.in_history:,} in the history"
+    what = f"{found.key.symbol} {found.key.channel}: {found.stored:,} stored, {found.in_history:,} in the history"
     if found.equal:
         return f"{what}: equal"
-    extra = f"; {found.only_stored:,} are here alone" if found.only_stored else ""
-    missed = f"; {found.only_in_history:,} were missing and are on their way through the stream" if found.only_in_history else ""
+    extra = f"; {found.only_stored:,} are only in the store" if found.only_stored else ""
+    missed = f"; {found.only_in_history:,} were missing and were sent through the stream" if found.only_in_history else ""
     unread = f"; {found.rejected:,} could not be read: see `tapeline rejected list`" if found.rejected else ""
     differ = f"; {found.differing:,} differ in price, size or side" if found.differing else ""
-    doubt = "" if found.claimed else "; so this history is no evidence, and the ledger does not take it for one"
+    doubt = "" if found.claimed else "; the ledger does not use this history as evidence"
     return f"{what}{missed}{extra}{differ}{unread}{doubt}"
 
 
@@ -161,9 +161,11 @@ def _moments(start: str, end: str | None) -> tuple[int, int]:
     start_ns = times.parse(start, "--start")
     end_ns = now_ns - now_ns % _DAY_NS if end is None else times.parse(end, "--end")
     if end_ns > now_ns:
-        raise ConfigError(f"--end {end} has not come yet: what a history holds of today is still growing. Name a moment that is past.")
+        raise ConfigError(f"--end {end} is in the future: the history up to then is not complete yet. Use a moment in the past.")
     if start_ns >= end_ns:
-        raise ConfigError(f"--start {times.text(start_ns)} is not before --end {times.text(end_ns)} (UTC): nothing lies between them.")
+        raise ConfigError(
+            f"--start {times.text(start_ns)} is not before --end {times.text(end_ns)} (UTC). Use an earlier --start or a later --end."
+        )
     return start_ns, end_ns
 
 

@@ -78,7 +78,7 @@ def gaps(
         if rows:
             _show_gaps(rows)
         else:
-            echo("No gap is known." if not (symbol or since or provider) else "No gap of the kind is known.")
+            echo("No known gaps." if not (symbol or since or provider) else "No matching gaps.")
     else:
         with reader_may_leave():
             write(pa.Table.from_pylist(rows, INTERVALS), format.value, None)
@@ -109,12 +109,12 @@ def complete(
     start_ns = midnight_ns(day)
     end_ns = min(start_ns + _DAY_NS, max(start_ns, time.time_ns()))
     if end_ns == start_ns:
-        raise ConfigError(f"{day} has not begun.")
+        raise ConfigError(f"{day} (UTC) has not begun. Use an earlier day.")
     of_symbol = known_intervals(settings, (symbol,), None)
     chosen = {k: f for k, f in of_symbol.items() if channel in (None, k.channel) and provider in (None, k.provider)}
     if not chosen:
         there = ", ".join(sorted({f"{key.provider} {key.feed} {key.channel}" for key in of_symbol}))
-        raise ConfigError(f"The ledger has no such channel of {symbol}. It has: {there}.")
+        raise ConfigError(f"The ledger has no such channel for {symbol}. It has: {there}.")
     answers = []
     for key, found in sorted(chosen.items()):
         until_ns = _so_far(found, start_ns, end_ns) if end_ns < start_ns + _DAY_NS else end_ns
@@ -137,7 +137,7 @@ def repair(
 ) -> None:
     """Fill gaps from the provider's history. The command requests the missing numbers and sends the pages through the stream.
 
-    Binance: trade, aggTrade and klines. Massive and Alpaca: trades, quotes and bars, by the time of the gap. `tapeline normalize`, the
+    Binance: trade, aggTrade and klines. Polygon and Alpaca: trades, quotes and bars, by the time of the gap. `tapeline normalize`, the
     stores and the ledger must be running, or be started afterwards. If the history does not hold a number either, the ledger then reports
     it as unrecoverable. A call that is killed or repeated duplicates nothing. Status 1: some gaps could not be requested. They are named,
     and all others were requested.
@@ -152,7 +152,7 @@ def repair(
         return
     gaps = tasks.gaps_to_repair(settings, symbol or (), provider)
     if not gaps:
-        echo("No gap is known that a provider's history could fill.")
+        echo("No known gap can be filled from a provider's history.")
         return
     if dry_run:
         _show_gaps([_row(gap.key, gap.interval) for gap in gaps])
@@ -216,7 +216,7 @@ def _show_gaps(rows: list[dict[str, Any]]) -> None:
     """Print two lines for each gap: its time, length and channel; then its evidence."""
     console = Output(highlight=False)
     for row in sorted(rows, key=lambda row: (row["start_ns"], row["symbol"], row["channel"])):
-        length = "goes on" if row["end_ns"] is None else _length(row["end_ns"] - row["start_ns"])
+        length = "ongoing" if row["end_ns"] is None else _length(row["end_ns"] - row["start_ns"])
         what = f"{row['symbol']}, {row['provider']} {row['feed']} {row['channel']}"
         console.print(Text.assemble(f"{text(row['start_ns'])}  {length:>10}  ", (row["state"], "bold red"), f"  {what}"), soft_wrap=True)
         console.print(Text(f"    {row['evidence']}", "dim"), soft_wrap=True)

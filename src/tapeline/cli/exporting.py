@@ -64,7 +64,7 @@ def export(
     if channel is not None:
         names = sorted({name for feeds in CHANNELS.values() for channels in feeds.values() for name in channels})
         if channel not in names:
-            raise ConfigError(f"{channel!r} is no channel of any provider. There are: {', '.join(names)}.")
+            raise ConfigError(f"{channel!r} is not a channel of any provider. Channels: {', '.join(names)}.")
     opened = reading.open_source(source, verify=True, config=settings)
     start_ns, end_ns = times.parse(start, "--start"), times.parse(end, "--end")
     if kind is Kind.bar:

@@ -51,7 +51,7 @@ def compact(
         for one in done:
             echo(_as_json(one) if format is TableOrJson.json else _in_words(one))
         if not done:
-            echo(f"{day}: the lake holds nothing of it.", err=True)
+            echo(f"{day}: the lake has no data of this day.", err=True)
 
 
 @lake_app.command()
@@ -151,7 +151,7 @@ def repair(
 
     settings = load_config(config)
     whole, found = True, False
-    with progress_bars("looking at") as told:
+    with progress_bars("checking") as told:
         for one in tasks.repair_lake(settings, told, drop=drop):
             echo(_as_json(one) if format is TableOrJson.json else _repaired(one))
             whole, found = whole and not one.problem and not one.lost, True
@@ -164,7 +164,7 @@ def _day(text: str) -> date:
     try:
         return date.fromisoformat(text)
     except ValueError:
-        raise ConfigError(f"{text!r} is no day. Write it such as 2026-01-05.") from None
+        raise ConfigError(f"{text!r} is not a day. Write it like 2026-01-05.") from None
 
 
 def _as_json(one: Compacted | Pruned | Vacuumed | Checked | Repaired) -> str:
@@ -184,7 +184,7 @@ def _vacuumed(one: Vacuumed) -> str:
 def _checked(one: Checked) -> str:
     gone = [f"{count:,} {what}" for count, what in ((one.removed, "removed by retention"), (one.lost, "given up")) if count]
     rows = f"{one.rows:,} rows in {one.files:,} files, {one.bytes / 1e6:,.1f} MB" + (f" ({', '.join(gone)})" if gone else "")
-    found: Sequence[str] = [f"{one.table}: {rows}: {'fine' if not one.findings else f'{len(one.findings)} findings'}"]
+    found: Sequence[str] = [f"{one.table}: {rows}: {'no problems' if not one.findings else f'{len(one.findings)} problems'}"]
     return "\n".join([*found, *(f"  {each.problem}: {each.file or each.day or one.table} {each.detail}" for each in one.findings)])
 
 
@@ -192,11 +192,11 @@ def _repaired(one: Repaired) -> str:
     what = f"{one.day} {one.table}: {', '.join(Path(file).name for file in one.files)}"
     if one.problem:
         return f"{what}: not changed: {one.problem}"
-    return f"{what}: {one.found:,} rows made again" + (f", {one.lost:,} rows lost for good" if one.lost else "")
+    return f"{what}: {one.found:,} rows rebuilt" + (f", {one.lost:,} rows lost for good" if one.lost else "")
 
 
 def _in_words(one: Compacted) -> str:
     if not one.changed:
-        return f"{one.day} {one.table}: compacted already" if one.files_after else f"{one.day} {one.table}: nothing there"
+        return f"{one.day} {one.table}: already compacted" if one.files_after else f"{one.day} {one.table}: no data"
     files = f"{one.files_before:,} files, {one.bytes_before / 1e6:,.1f} MB, are now {one.files_after:,}, {one.bytes_after / 1e6:,.1f} MB"
     return f"{one.day} {one.table}: {one.rows:,} rows in {files}"

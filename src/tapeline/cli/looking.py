@@ -68,7 +68,7 @@ def sql(
     try:
         db = connect(lake, ledger_rows(settings))
         if len(db.extract_statements(query)) > 1:
-            raise ConfigError("That is more than one statement, and one table can be shown. Give one.")
+            raise ConfigError("The query has more than one statement. Give one statement.")
         if not allow_files:
             if not only_reads(db, query):
                 raise ConfigError("`tapeline sql` only reads. Add --allow-files for a statement that writes.")
@@ -76,7 +76,7 @@ def sql(
         result = db.sql(query)
         table = result.to_arrow_table() if result is not None else None
     except duckdb.PermissionException as error:
-        raise ConfigError(f"{error}. `tapeline sql` reads the lake alone; add --allow-files for a query of other files.") from error
+        raise ConfigError(f"{error}. `tapeline sql` reads only the lake. Add --allow-files to read other files.") from error
     except duckdb.Error as error:
         raise meaning(lake, error) from error
     if table is not None:
@@ -105,7 +105,7 @@ def tail(
     stream = stream_with_data(settings)
     chosen = RAW_TOPIC if topic is TailTopic.raw else next(t for t in NORMALIZED_TOPICS if t.table == topic.value)
     if symbol and "symbol" not in chosen.schema.names:
-        raise ConfigError(f"{topic.value} records carry no symbol; leave out --symbol.")
+        raise ConfigError(f"{topic.value} records have no symbol. Leave out --symbol.")
     positions = stream.tail_positions(chosen, lines if symbol is None else 500_000)
     latest: list[pa.RecordBatch] = []
     while not stop.is_set():
@@ -151,8 +151,8 @@ def replay(
     settings, target = load_config(config), load(into, environment())
     if _addresses(settings) & _addresses(target):
         raise ConfigError(
-            f"--into {into} names the stream that the ticks came by ({target.stream.shown}). Its readers would take them for new ones. "
-            "Name a configuration with another stream; an embedded one has its own data_dir."
+            f"--into {into} names the stream that the ticks came from ({target.stream.shown}). Its readers would take them as new ticks. "
+            "Use a configuration with another stream. An embedded stream needs another data_dir."
         )
     stop = stop_on_signal()
     batches = replay_batches(symbol, since, until, speed, provider=provider, kind=kind, source=source, config=settings, sleep=stop.wait)
@@ -240,14 +240,14 @@ def audit(
     elif symbol and time_ns:
         ids = way.by_symbol(find, symbol, times.parse(time_ns, "--time"))
     else:
-        raise ConfigError("Name the tick: its id, or --symbol and --time.")
+        raise ConfigError("Name the event: give its id, or --symbol and --time.")
     if not ids:
-        raise ConfigError(f"The lake holds no tick of {symbol} at or before {time_ns}.")
+        raise ConfigError(f"The lake has no tick of {symbol} at or before {time_ns}. Use a later --time.")
     stream, stores = stream_with_data(settings), open_stores(settings)
     for one in ids:
         steps = list(way.trace(stream, stores, find, one))
         if not any(step.details for step in steps):
-            raise ConfigError(f"Nothing is known of {'-'.join(map(str, one))}: neither the stream nor the lake holds it.")
+            raise ConfigError(f"The event {'-'.join(map(str, one))} is neither in the stream nor in the lake. Check the id.")
         if format is TableOrJson.json:
             shown = [{"where": step.where, "found": step.found, "record": plain(step.details)} for step in steps]
             echo(json.dumps({"id": "-".join(map(str, one)), "steps": shown}))

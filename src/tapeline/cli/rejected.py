@@ -66,7 +66,7 @@ def rejected_list(
         for one in found
     ]
     if not rows and format is Format.table:
-        echo("Nothing was rejected." if provider is None and reason is None else "Nothing of the kind was rejected.")
+        echo("No rejected events." if provider is None and reason is None else "No matching rejected events.")
         return
     with reader_may_leave():
         write(pa.Table.from_pylist(rows, schema), format.value, None)
@@ -87,7 +87,7 @@ def rejected_show(
     found = next((one for one in rejected(stream, _lake_table(settings)) if one.id == wanted), None)
     stream.close()
     if found is None:
-        raise ConfigError(f"No rejected event has the id {event}. `tapeline rejected list --all` shows those there are.")
+        raise ConfigError(f"No rejected event has the id {event}. `tapeline rejected list --all` lists them.")
     echo(f"{found.provider}/{found.feed}, connection {found.connection}, received_ns {found.received_ns}", err=True)
     echo(f"reason: {found.reason}{' (retried)' if found.retried else ''}", err=True)
     sys.stdout.buffer.write(found.payload + b"\n")
@@ -111,14 +111,14 @@ def rejected_retry(
     settings = load_config(config)
     ids = {parse_id(event) for event in events or ()}
     if not (ids or provider or reason or everything):
-        raise ConfigError("Say which: ids, --provider, --reason, or --all.")
+        raise ConfigError("Choose the events: give ids, --provider, --reason or --all.")
     stream = stream_with_data(settings)
     sent = 0
     for name in retry(stream, _lake_table(settings), lambda one: _wanted(one, provider, reason), ids):
         echo(name)
         sent += 1
     stream.close()
-    echo(f"{sent} events go through the normalizer again; `tapeline audit ID` shows what became of one.", err=True)
+    echo(f"{sent} events go through the normalizer again. `tapeline audit ID` shows the result for one event.", err=True)
 
 
 def _wanted(one: Rejected, provider: str | None, reason: str | None) -> bool:

@@ -61,7 +61,7 @@ def rename(
         if not dry_run:
             open_.enter_context(_alone(settings))
         found = False
-        with progress_bars("looking at" if dry_run else "renaming") as told:
+        with progress_bars("checking" if dry_run else "renaming") as told:
             for done in rename_symbol(one, stores, open_ledger(settings), told, dry_run=dry_run):
                 found = True
                 echo(_as_json(done) if format is TableOrJson.json else _in_words(done, one, dry_run=dry_run))
@@ -69,7 +69,7 @@ def rename(
         for some in left:
             echo(_as_json(some) if format is TableOrJson.json else _in_words(some, one, dry_run=dry_run))
     if not (found or left) and format is not TableOrJson.json:
-        echo(f"Nothing is kept under {old}.")
+        echo(f"Nothing is stored under {old}.")
     raise typer.Exit(1 if left else 0)
 
 
@@ -78,7 +78,7 @@ def _feed(provider: str | None, feed: str | None) -> tuple[str, str]:
 
     whose = PROVIDERS.get(provider or next(name for name, some in PROVIDERS.items() if some.splits_names))
     if whose is None:
-        raise ConfigError(f"{provider!r} is no provider. Installed are: {', '.join(PROVIDERS)}.")
+        raise ConfigError(f"{provider!r} is not an installed provider. Installed: {', '.join(PROVIDERS)}.")
     return whose.name, feed or whose.default_feed
 
 
@@ -92,7 +92,7 @@ def _alone(settings: Config) -> Iterator[None]:
             for stage in ("run", *map(store_name, settings.stores), "ledger"):
                 held.enter_context(own(settings.root / "locks" / stage, f"tapeline {stage}", by="tapeline rename"))
         except Busy as error:
-            raise Busy(f"Nothing was renamed: the stores and the ledger must not run meanwhile. {error}") from None
+            raise Busy(f"Nothing was renamed. Stop the stores and the ledger first. {error}") from None
         yield
 
 
@@ -109,14 +109,14 @@ def _as_json(one: Renamed | RenamedFacts | Waiting) -> str:
 def _in_words(one: Renamed | RenamedFacts | Waiting, renaming: Renaming, *, dry_run: bool) -> str:
     from tapeline.jobs.rename import RenamedFacts, Waiting
 
-    become = f"would become {renaming.new}" if dry_run else f"are {renaming.new} now"
+    become = f"would be renamed to {renaming.new}" if dry_run else f"renamed to {renaming.new}"
     if isinstance(one, Waiting):
         return (
-            f"{one.store} {one.table}: {one.rows:,} rows under {renaming.old} still wait in the stream. Let the store take them "
-            f"(`tapeline store {one.store}`), and rename again."
+            f"{one.store} {one.table}: {one.rows:,} rows under {renaming.old} still wait in the stream. Run the store "
+            f"(`tapeline store {one.store}`), then rename again."
         )
     if isinstance(one, RenamedFacts):
         return f"ledger: {', '.join(one.channels)} {become}"
-    what = "event that is there under both names" if one.duplicates == 1 else "events that are there under both names"
+    what = "event is stored under both names" if one.duplicates == 1 else "events are stored under both names"
     there = f"; {one.duplicates:,} {what}: the later row {'would be' if dry_run else 'is'} removed"
     return f"{one.day} {one.store} {one.table}: {one.rows:,} rows {become}{there if one.duplicates else ''}"

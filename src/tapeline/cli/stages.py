@@ -70,7 +70,9 @@ def ingest(
 
     settings = load_config(config)
     if not any(provider.process == process for provider in settings.providers):
-        raise ConfigError(f"The config has no [[providers]] with process = {process!r}. Name one that it has, or leave out --process.")
+        raise ConfigError(
+            f"The configuration has no [[providers]] with process = {process!r}. Use one that it has, or leave out --process."
+        )
 
     async def body() -> None:
         stop = asyncio.Event()
@@ -158,7 +160,7 @@ def store(
     by_name = {store_name(some): some for some in settings.stores}
     chosen = name or next(iter(by_name), "")
     if chosen not in by_name:
-        raise ConfigError(f"The config has no store {chosen!r}. It has: {', '.join(by_name) or 'none'}.")
+        raise ConfigError(f"The configuration has no store {chosen!r}. It has: {', '.join(by_name) or 'none'}.")
     with own_stage(settings, chosen, stop):
         stream = open_stream(settings)
         keep = StoreWriter(

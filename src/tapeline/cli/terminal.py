@@ -147,7 +147,7 @@ def midnight_ns(text: str) -> int:
     try:
         day = date.fromisoformat(text)
     except ValueError:
-        raise ConfigError(f"{text!r} is no day. Write it such as 2026-01-05.") from None
+        raise ConfigError(f"{text!r} is not a day. Write it like 2026-01-05.") from None
     return int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp()) * NS_PER_S
 
 

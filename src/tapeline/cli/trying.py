@@ -81,4 +81,4 @@ def simulate(
         raise ConfigError(str(error)) from error
     except OSError as error:
         ports = f"port {port}" if files_port is None else f"port {port} or {files_port}"
-        raise ConfigError(f"{ports} cannot be opened: {error.strerror or error}. Choose another --port, or 0 for any.") from error
+        raise ConfigError(f"{ports} cannot be opened: {error.strerror or error}. Choose another --port, or 0 for any free port.") from error

@@ -86,17 +86,17 @@ class Demo:
             )
             status = self._pipeline(stop)
         if stop.is_set():
-            self._console.print(f"Stopped before the end: nothing was compared. What arrived is in {os.path.relpath(self._root)}.")
+            self._console.print(f"Stopped before the end. Nothing was compared. The data is in {os.path.relpath(self._root)}.")
             return False
         if status != 0:
-            self._console.print(f"[red]The pipeline ended with status {status}; its log is {self._root / 'run.log'}.[/]")
+            self._console.print(f"[red]The pipeline ended with status {status}. Its log is {self._root / 'run.log'}.[/]")
             return False
         return self._verdict()
 
     def _make_room(self) -> None:
         """Make an empty directory. A directory with files in it is cleared only if an earlier demo made it."""
         if self._root.exists() and any(self._root.iterdir()) and not self._config.exists():
-            raise TapelineError(f"{self._root} holds something that is no demo's. Name another folder with --data-dir.")
+            raise TapelineError(f"{self._root} has files that no demo made. Name another folder with --data-dir.")
         shutil.rmtree(self._root, ignore_errors=True)
         self._root.mkdir(parents=True, mode=0o700)
 
@@ -125,7 +125,7 @@ class Demo:
     def _url(self, name: str, process: subprocess.Popen[bytes]) -> str:
         said = process.stdout.readline().decode() if process.stdout is not None else ""
         if " at " not in said:
-            raise Unavailable(f"The {name} simulator did not start; see {self._root / f'{name}.log'}.")
+            raise Unavailable(f"The {name} simulator did not start. See {self._root / f'{name}.log'}.")
         return said.rpartition(" at ")[2].strip()
 
     def _pipeline(self, stop: threading.Event) -> int:

@@ -167,5 +167,5 @@ def _disk_problem(folder: Path) -> Iterator[None]:
         yield
     except (OSError, pa.ArrowException) as error:
         raise DiskProblem(
-            f"{folder} was not written: {error}. It is as it was, and so is the store. Free disk space or make the folder writable."
+            f"{folder} was not written: {error}. The folder and the store are unchanged. Free disk space or make the folder writable."
         ) from error

@@ -51,7 +51,7 @@ class RawRecords:
             if chunk is None:
                 waiting = self._stream.lag(topic, at)
                 if any(waiting.get(partition) for partition in left):
-                    raise Unavailable(f"The stream did not give all that it holds of {topic.name}. Nothing was changed; try again.")
+                    raise Unavailable(f"The stream did not return all its records of {topic.name}. Nothing was changed. Try again.")
                 return
             at |= chunk.next
             inside = np.zeros(chunk.rows, bool)

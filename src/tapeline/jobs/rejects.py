@@ -71,9 +71,9 @@ def parse_id(text: str) -> Id:
     """Parse `partition-offset-index`. Raises ConfigError for any other text; its message says what an id looks like."""
     parts = text.split("-")
     if len(parts) != 3 or not all(part.isdecimal() and len(part) < 20 for part in parts):
-        raise ConfigError(f"{text!r} is no id. An id is partition-offset-index, as `tapeline rejected list` shows it.")
+        raise ConfigError(f"{text!r} is not an event id. An id is partition-offset-index, as `tapeline rejected list` shows it.")
     if not all(int(part) < most for part, most in zip(parts, _ID_BELOW, strict=True)):
-        raise ConfigError(f"{text!r} is no id. An id is partition-offset-index, as `tapeline rejected list` shows it.")
+        raise ConfigError(f"{text!r} is not an event id. An id is partition-offset-index, as `tapeline rejected list` shows it.")
     partition, offset, index = map(int, parts)
     return partition, offset, index
 
@@ -102,7 +102,7 @@ def retry(stream: Stream, table: Table, chosen: Callable[[Rejected], bool], ids:
         missing = sorted(set(ids) - {one.id for one in rejected(stream, table)}) if ids else []
         if missing:
             name = "-".join(map(str, missing[0]))
-            raise ConfigError(f"No rejected event has the id {name}. `tapeline rejected list --all` shows those there are.")
+            raise ConfigError(f"No rejected event has the id {name}. `tapeline rejected list --all` lists all of them.")
         batches: dict[int, list[Rejected]] = {}
         ends = stream.ends(RAW_TOPIC)
         for number, one in enumerate(rejected(stream, table)):
@@ -131,8 +131,8 @@ def _sendable(stream: Stream, one: Rejected) -> Rejected | None:
         payload = _whole(stream, one, length)
         if payload is None:
             log.warning(
-                "%s is not sent: %d of its bytes were cut, and the raw topic does not give them back. Retention has removed the record, or "
-                "it is a row of a page.",
+                "%s was not sent: %d of its bytes were cut off, and Tapeline cannot read them from the raw topic. Retention removed the "
+                "record, or the event is a row of a page.",
                 one.name,
                 length - len(one.payload),
             )
@@ -141,7 +141,7 @@ def _sendable(stream: Stream, one: Rejected) -> Rejected | None:
     if len(one.payload) > TAKEN_EVERYWHERE // 2:
         size, most = len(arrow.encode(_again([one]))), stream.largest(RAW_TOPIC) - _BESIDE_BYTES
         if size > most:
-            log.warning("%s is not sent: it makes a message of %d bytes, and the raw topic takes %d.", one.name, size, most)
+            log.warning("%s was not sent: its message has %d bytes, and the raw topic takes at most %d.", one.name, size, most)
             return None
     return one
 

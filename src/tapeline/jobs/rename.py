@@ -45,23 +45,23 @@ def check(renaming: Renaming, names: Names) -> None:
     feed = f"{one.provider} {one.feed}"
     if one.feed not in CHANNELS.get(one.provider, {}):
         known = ", ".join(f"{provider} {feed}" for provider, feeds in CHANNELS.items() for feed in feeds)
-        raise WrongArgument(f"There is no feed {feed}. There are: {known}.")
+        raise WrongArgument(f"There is no feed {feed}. The feeds are: {known}.")
     own, other = one.old.replace("/", ""), one.new.replace("/", "")
     if own != other:
         raise WrongArgument(
-            f"{one.old} and {one.new} are two symbols of the exchange, {own} and {other}: the rows of the one are not those of the other. "
-            "Name two ways to split one symbol, such as AD/AEUR and ADA/EUR."
+            f"{one.old} and {one.new} are different symbols of the exchange, {own} and {other}. Their rows do not belong together. "
+            "Give two ways to split the same symbol, such as AD/AEUR and ADA/EUR."
         )
     provider, known_names = PROVIDERS[one.provider], names.get((one.provider, one.feed), {})
     if not (problem := provider.name_problem(one.feed, one.new, known_names)) and one.old != one.new:
         if provider.name_problem(one.feed, one.old, known_names):
             return
-        raise WrongArgument(f"{one.old} is a right name of {feed} as {one.new} is: nothing tells that its rows are the other's.")
+        raise WrongArgument(f"{one.old} is a correct name of {feed}, and so is {one.new}. Nothing shows that they are one symbol.")
     if one.old == one.new:
-        raise WrongArgument(f"{one.old} and {one.new} are one name. Name the wrong one first, then the right one.")
+        raise WrongArgument(f"{one.old} and {one.new} are the same name. Give the wrong name first, then the right one.")
     raise WrongArgument(
-        f"{one.new} is not a name that {feed} has today: {problem}. If it is the right one, set "
-        f'names = {{ {other} = "{one.new}" }} in the [[providers]] of {feed} first, and rename then.'
+        f"{one.new} is not a current name of {feed}: {problem}. If it is the right name, first set "
+        f'names = {{ {other} = "{one.new}" }} in the [[providers]] of {feed}, then rename.'
     )
 
 

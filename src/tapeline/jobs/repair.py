@@ -203,17 +203,17 @@ class GapRepairer:
                     del self._not_before[_name(key, gap)]
                     return
                 self._filled += done.events
-                log.info("Asked for %s", done)
+                log.info("Requested a gap: %s", done)
             except Barred as error:
                 self._barred[key[:3]] = self._clock() + _LATER_NS
-                log.error("%s No gap of %s %s %s is asked for before %.0f min.", error, *key[:3], _LATER_NS / _MINUTE_NS)
+                log.error("%s Tapeline requests no gap of %s %s %s for the next %.0f min.", error, *key[:3], _LATER_NS / _MINUTE_NS)
             except (WrongPage, Refused) as error:
                 self._not_before[_name(key, gap)] = self._clock() + _LATER_NS
                 if self._begun.get(span) == before:  # the saved cursor may have expired: begin the span anew next time
                     self._begun.pop(span, None)
-                log.error("%s %s: %s It is asked for again in %.0f min.", key.symbol, key.channel, error, _LATER_NS / _MINUTE_NS)
+                log.error("%s %s: %s Tapeline requests this gap again in %.0f min.", key.symbol, key.channel, error, _LATER_NS / _MINUTE_NS)
             except Unavailable as error:
-                log.warning("%s The gaps wait; next try in %.0f min.", error, _AGAIN_NS / _MINUTE_NS)
+                log.warning("%s The gaps stay open. Next attempt in %.0f min.", error, _AGAIN_NS / _MINUTE_NS)
                 self._away[source] = self._clock() + _AGAIN_NS
                 return
 

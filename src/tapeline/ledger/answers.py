@@ -41,11 +41,11 @@ def answer(key: Key, found: Iterable[Interval], start_ns: int, end_ns: int) -> A
     at_ns = start_ns
     for one in sorted(known, key=attrgetter("start_ns", "end_ns")):
         if one.start_ns > at_ns:
-            inside.append(Interval(at_ns, one.start_ns, "open", "nothing is known of it"))
+            inside.append(Interval(at_ns, one.start_ns, "open", "nothing is known about this time"))
         inside.append(one)
         at_ns = max(at_ns, one.end_ns)
     if at_ns < end_ns:
-        inside.append(Interval(at_ns, end_ns, "open", "nothing is known of it"))
+        inside.append(Interval(at_ns, end_ns, "open", "nothing is known about this time"))
     states = {one.state for one in inside}
     verdict: Literal["complete", "incomplete", "unprovable"]
     verdict = "incomplete" if states - COVERED else "unprovable" if "unprovable" in states else "complete"

@@ -158,8 +158,8 @@ class LedgerFile:
                 yield db if format_of(db, self._path, _FORMAT) else None
         except sqlite3.OperationalError as error:  # the disk or another process is the cause: the file itself may be intact
             raise DiskProblem(
-                f"The ledger {self._path} cannot be read for now: {error}. Nothing of it is lost. Leave it there: free disk space, or "
-                "make it readable. It is tried again."
+                f"The ledger {self._path} cannot be read for now: {error}. Nothing of it is lost. Leave it there. Free disk space, or make "
+                "it readable. A running stage retries."
             ) from error
         except sqlite3.Error as error:
             raise self._damaged(error) from error
@@ -180,12 +180,12 @@ class LedgerFile:
             if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError):
                 raise self._damaged(error) from error
             raise DiskProblem(
-                f"The ledger {self._path} took no write: {error}. The records stay in the stream. Free disk space, or make the folder "
-                "writable. It is tried again."
+                f"The ledger {self._path} cannot be written: {error}. The records stay in the stream. Free disk space, or make the folder "
+                "writable. A running stage retries."
             ) from error
 
     def _damaged(self, error: sqlite3.Error) -> DiskProblem:
         return DiskProblem(
-            f"The ledger {self._path} is damaged: {error}. Restore it from a backup. Without one, move it away: it is made again from "
-            "the raw topic, as far as that reaches back; what was proven of earlier days is then unknown."
+            f"The ledger {self._path} is damaged: {error}. Restore it from a backup. If you have none, move it away. Tapeline then "
+            "rebuilds it from the raw topic, as far as that reaches back. The proof for earlier days is lost."
         )

@@ -35,11 +35,12 @@ def own(path: Path, what: str, wait_s: float = 0.0, *, by: str = "", stop: threa
                 continue
             holder = os.pread(file, 200, 0).decode("utf-8", "replace").strip() or "another process"
             if stop.is_set():
-                raise Busy(f"{what} was stopped while it waited for the end of {holder}, which holds {path}.") from None
+                raise Busy(f"{what} was stopped while it waited for {holder}, which holds {path}.") from None
             if time.monotonic() >= deadline:
                 if holder.startswith(f"{what},"):
-                    raise Busy(f"{what} already runs here: {holder} holds {path}. Stop that one first, or set another data_dir.") from None
-                raise Busy(f"{what} cannot run now: {holder} holds {path}. Call it again when that one has ended.") from None
+                    text = f"{what} already runs here: {holder} holds {path}. Stop that process first, or set another data_dir."
+                    raise Busy(text) from None
+                raise Busy(f"{what} cannot run now: {holder} holds {path}. Run it again when that process has ended.") from None
             if not said:
                 log.info("%s waits for the end of %s, which holds %s.", what, holder, path)
                 said = True
@@ -59,7 +60,7 @@ def _opened(path: Path) -> int:
         path.parent.mkdir(exist_ok=True)
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
-        raise DiskProblem(f"{path} cannot be made: {error.strerror}. Make the folder writable, or set another data_dir.") from None
+        raise DiskProblem(f"{path} cannot be created: {error.strerror}. Make the folder writable, or set another data_dir.") from None
 
 
 def _is_there(path: Path, file: int) -> bool:

@@ -118,4 +118,4 @@ def _show(table: pa.Table, console: Console) -> None:
             for name, value in zip(names, row, strict=True):
                 console.print(Text.assemble((name.ljust(pad), "bold"), f"  {value}"), soft_wrap=True)
     if table.num_rows > _SHOWN_ROWS:
-        console.print(f"{table.num_rows - _SHOWN_ROWS:,} more rows; --format csv, json or parquet gives them all.", style="dim")
+        console.print(f"{table.num_rows - _SHOWN_ROWS:,} more rows. Use --format csv, json or parquet to get them all.", style="dim")

@@ -26,7 +26,7 @@ def format_of(db: sqlite3.Connection, path: Path, newest: int) -> int:
     if version > newest:
         raise NewerData(
             f"{path} was written by a newer Tapeline (format {version}, this one reads up to {newest}). "
-            "Nothing was touched. Upgrade Tapeline, or set another data_dir."
+            "Nothing was changed. Upgrade Tapeline, or set another data_dir."
         )
     return int(version)
 

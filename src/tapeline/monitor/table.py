@@ -61,20 +61,20 @@ def _elsewhere(snapshot: Mapping[str, Any]) -> list[Text]:
     one = snapshot["elsewhere"]
     if one is None:
         return []
-    text = f"{one['partitions']} of {one['of']} partitions are not read by this run: another run on the same stream has them, or they are "
-    return [Text(f"{text}being handed over. ticks/s and the latencies are without theirs; the counts are of all", style="yellow")]
+    text = f"{one['partitions']} of {one['of']} partitions are not read by this run: another run on the same stream reads them, or a "
+    return [Text(f"{text}rebalance is under way. ticks/s and latencies leave them out; the counts include them", style="yellow")]
 
 
 def _troubles(snapshot: Mapping[str, Any]) -> list[Text]:
     """The problems of each provider, each on its own line, because the text may be long."""
     found = [Text(printable(f"{name}: {p['problem']}"), style="yellow") for name, p in snapshot["providers"].items() if p["problem"]]
     found += [
-        Text(f"{name}: {p['inexact']:,} prices and sizes have more digits than float64 holds; the raw topic has all", style="yellow")
+        Text(f"{name}: {p['inexact']:,} prices and sizes have more digits than float64 holds; the raw topic keeps them all", style="yellow")
         for name, p in snapshot["providers"].items()
         if p["inexact"]
     ]
     return found + [
-        Text(f"{name}: {p['suspect']:,} bars that no market has had are kept as they came (the view `suspects`)", style="yellow")
+        Text(f"{name}: {p['suspect']:,} impossible bars are stored as they came (see the view `suspects`)", style="yellow")
         for name, p in snapshot["providers"].items()
         if p["suspect"]
     ]
@@ -84,7 +84,7 @@ def _lines(snapshot: Mapping[str, Any]) -> list[Table]:
     """A table that compares the lines that carry the same events; nothing if there are no such lines."""
     if not snapshot["lines"]:
         return []
-    table = Table(title="\nlines that carry the same", title_justify="left", box=None, pad_edge=False, header_style="bold")
+    table = Table(title="\nlines that carry the same events", title_justify="left", box=None, pad_edge=False, header_style="bold")
     for name in ("line", "up", "events", "first", "missed", "lag p50 ms", "lag p99 ms", "reconnects"):
         table.add_column(name, justify="left" if name == "line" else "right", no_wrap=True)
     for name, one in snapshot["lines"].items():
@@ -129,9 +129,14 @@ def _spool(snapshot: Mapping[str, Any]) -> list[Text]:
     spool = snapshot["spool"]
     lines = []
     if spool["spooled"]:
-        lines.append(Text(f"\nspool: {spool['spooled']:,} records ({spool['spooled_bytes'] / 1e6:,.1f} MB) wait on disk", style="yellow"))
+        lines.append(
+            Text(
+                f"\nspool: {spool['spooled']:,} records ({spool['spooled_bytes'] / 1e6:,.1f} MB) wait on disk for the stream",
+                style="yellow",
+            )
+        )
     if spool["refused"]:
-        lines.append(Text(f"\nrefused: {spool['refused']:,} records found the spool full and are lost", style="bold red"))
+        lines.append(Text(f"\nrefused: {spool['refused']:,} records are lost because the spool was full", style="bold red"))
     return lines
 
 
@@ -140,12 +145,14 @@ def _forgotten(snapshot: Mapping[str, Any]) -> list[Text]:
     return [
         Text(
             f"\nforgotten: {one['topic']} {one['partition']} began anew before {one['stage']} had read all of it, "
-            f"noticed at {_moment(one['noticed_ns'])} (tapeline gaps)",
+            f"noticed at {_moment(one['noticed_ns'])} (see `tapeline gaps`)",
             style="bold red",
         )
         for one in snapshot["forgotten"]
     ] + [
-        Text(f"\nforgotten: {topic} {partition} ends before the place of {stage}: set the clock right, start again", style="bold red")
+        Text(
+            f"\nforgotten: {topic} {partition} ends before the position of {stage}: set the clock right, then start again", style="bold red"
+        )
         for stage, topic, partition in snapshot["ahead"]
     ]
 
@@ -156,7 +163,7 @@ def _clock(snapshot: Mapping[str, Any]) -> list[Text]:
     for name, provider in snapshot["providers"].items():
         if (off_s := provider["clock_off_s"]) is not None:
             text = f"clock: {name}'s times are {abs(off_s):,.1f} s {'behind' if off_s > 0 else 'ahead of'} this machine's"
-            lines.append(Text(f"\n{text}: keep the clock by NTP", style="yellow"))
+            lines.append(Text(f"\n{text}: synchronize the clock with NTP", style="yellow"))
     return lines
 
 
@@ -183,7 +190,7 @@ def _gaps(snapshot: Mapping[str, Any]) -> list[Text]:
     if snapshot["gaps"] is None:
         return []
     if snapshot["passed_over"]:
-        return [Text(f"\ngaps: not known: the ledger could not take {snapshot['passed_over']:,} records (see its log)", style="bold red")]
+        return [Text(f"\ngaps: unknown: the ledger could not process {snapshot['passed_over']:,} records (see its log)", style="bold red")]
     counted = ", ".join(f"{count:,} {state}" for state, count in snapshot["gaps"].items())
     return [Text(f"\ngaps: {counted} (tapeline gaps)", style="yellow") if counted else Text("\ngaps: none known", style="green")]
 

@@ -51,10 +51,10 @@ _OF_EVERYTHING: Final = frozenset({401, 403, 451})
 _RECENT: Final = "recent SIP data"
 #: Part of a refusal's text (HTTP 4xx) to the advice about it.
 _REMEDIES: Final = {
-    _RECENT: 'The plan has SIP data from 15 minutes ago on: set feed = "iex", or ask again 15 minutes later.',
+    _RECENT: 'The plan includes SIP data only after 15 minutes. Set feed = "iex", or try again 15 minutes later.',
     "HTTP 401": "Check the key.",
-    "HTTP 403": "Check the key, and what its plan includes.",
-    "HTTP 451": "The provider serves nobody from where this machine is.",
+    "HTTP 403": "Check the key and what its plan includes.",
+    "HTTP 451": "The provider does not serve this machine's location.",
 }
 
 
@@ -68,15 +68,15 @@ async def get(url: str, tls: ssl.SSLContext | None = None) -> bytes:
             return _whole(reply)
 
     if not url.startswith(("http://", "https://")):
-        raise Unavailable(f"{url} is no HTTP address.")
+        raise Unavailable(f"{url} is not an HTTP address. It must begin with http:// or https://.")
     try:
         # It does not run on the event loop's own threads, because the process could not exit before they end.
         async with asyncio.timeout(_ANSWER_WITHIN_S):
             return await asyncio.wrap_future(concurrently(fetch, "http"))
     except TimeoutError:
-        raise Unavailable(f"{url} has not answered whole within {_ANSWER_WITHIN_S:.0f} s.") from None
+        raise Unavailable(f"{url} did not send its whole answer within {_ANSWER_WITHIN_S:.0f} s.") from None
     except (OSError, HTTPError) as error:
-        raise Unavailable(f"{url} cannot be read: {error}") from error
+        raise Unavailable(f"{url} cannot be read: {error}.") from error
 
 
 def _pool(url: str, tls: ssl.SSLContext | None) -> urllib3.PoolManager:
@@ -95,7 +95,7 @@ def _opened(pool: urllib3.PoolManager, url: str, headers: Mapping[str, str]) -> 
 
     Raises ValueError if `url` is not an address, and OSError or HTTPError if the request fails."""
     if any(letter <= " " or letter == "\x7f" for letter in url):
-        raise ValueError("it has a blank or a control character")
+        raise ValueError("it contains a space or a control character")
     reply = pool.request("GET", url, headers=headers, redirect=False, preload_content=False)
     whole = False
     try:
@@ -113,7 +113,7 @@ def _words_of(reply: urllib3.BaseHTTPResponse) -> str:
     try:
         return reply.read(1_000).decode("utf-8", "replace")
     except (OSError, HTTPError) as problem:
-        return f"(its text did not come: {problem})"
+        return f"(the text of the answer did not arrive: {problem})"
 
 
 @contextmanager
@@ -123,7 +123,7 @@ def _kept(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise DiskProblem(
-            f"{path} cannot be written: {error.strerror}. Nothing of it was kept. Free disk space; it is tried again."
+            f"{path} cannot be written: {error.strerror}. None of it was kept. Free disk space. The next attempt downloads it again."
         ) from error
 
 
@@ -221,21 +221,21 @@ class Rest:
                 if error.code in TOO_FAST:
                     wait_s = max(wait_s, self._pause_s(error.headers.get("Retry-After", ""), error.headers.get("X-RateLimit-Reset", "")))
                     self._quota.pause(wait_s)
-                    self._tell("%s%s: %s. Nothing is asked for %.1f s.", self._url, path, problem, wait_s)
+                    self._tell("%s%s: %s. Tapeline sends no request for %.1f s.", self._url, path, problem, wait_s)
                     continue
                 if error.code in self._passing:
                     self._quota.pause(wait_s)  # every other request to this address would get the same answer
                 elif error.code < 500 and error.code not in _PASSING:
-                    remedy = next((some for words, some in _REMEDIES.items() if words in problem), "Asking again cannot help.")
+                    remedy = next((some for words, some in _REMEDIES.items() if words in problem), "A retry cannot help.")
                     kind = Barred if error.code in _OF_EVERYTHING and _RECENT not in problem else Refused
-                    raise kind(f"{self._url}{path} was refused with {problem}. {remedy}") from None
+                    raise kind(f"The provider refused {self._url}{path} with {problem}. {remedy}") from None
             except (ValueError, LocationValueError) as error:
-                raise Refused(f"{self._url}{path} is no address to ask: {without(str(error), *self._secrets)}.") from None
+                raise Refused(f"{self._url}{path} is not a valid address: {without(str(error), *self._secrets)}.") from None
             except (OSError, HTTPError) as error:
                 problem, wait_s = without(str(error), *self._secrets) or type(error).__name__, next(waits)
-            self._tell("%s%s: %s. Next try in %.1f s.", self._url, path, problem, wait_s)
+            self._tell("%s%s: %s. Next attempt in %.1f s.", self._url, path, problem, wait_s)
             self._wait(wait_s)
-        raise Unavailable(f"{self._url}{path}: {problem}. It was tried {_REST_TRIES} times; try again later.")
+        raise Unavailable(f"{self._url}{path}: {problem}. Tapeline tried {_REST_TRIES} times. Try again later.")
 
     def _answer(self, url: str, read: Callable[[urllib3.BaseHTTPResponse], T], within_s: float) -> T:
         """The result of `read` on an answer. It runs on another thread, so that the caller can stop while an answer arrives slowly.
@@ -251,9 +251,9 @@ class Rest:
         answer, deadline = concurrently(ask, "http"), time.monotonic() + within_s
         while not wait([answer], _LOOK_EVERY_S).done:
             if self._sleep(0.0) is True:
-                raise Unavailable(f"{self._url}: stopped while it waited.")
+                raise Unavailable(f"Tapeline stopped while it waited for {self._url}.")
             if time.monotonic() > deadline:
-                raise TimeoutError(f"the answer is not whole after {within_s:.0f} s")
+                raise TimeoutError(f"the answer is still incomplete after {within_s:.0f} s")
         try:
             return answer.result()
         finally:
@@ -280,10 +280,10 @@ class Rest:
         """Wait until the rate limit allows a request of this weight. Raises Unavailable if that takes too long."""
         while (early_s := self._quota.take(weight)) > 0:
             if early_s > _LONGEST_WAIT_S:
-                raise Unavailable(f"{self._url} has asked for a pause: {early_s:.0f} s are left of it. Nothing is asked until then.")
+                raise Unavailable(f"{self._url} asked for a pause: {early_s:.0f} s are left. Tapeline sends no request until then.")
             self._wait(early_s)
 
     def _wait(self, seconds: float) -> None:
         """Sleep. Raises Unavailable if the sleep was interrupted because the caller should stop."""
         if seconds > 0 and self._sleep(seconds) is True:
-            raise Unavailable(f"{self._url}: stopped while it waited.")
+            raise Unavailable(f"Tapeline stopped while it waited for {self._url}.")

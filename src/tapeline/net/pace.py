@@ -34,8 +34,8 @@ class Pace:
         await asyncio.sleep(at - now)
         quota = self._quota(url)
         while quota is not None and (early_s := quota.take(1)) > 0:
-            why = "the provider has asked this address for a pause, or it has dialed often enough for a minute"
-            log.info("%s is not dialed for %.0f s: %s.", urlsplit(url).hostname, early_s, why)
+            why = "the provider asked for a pause, or Tapeline reached its limit of connection attempts per minute"
+            log.info("Waiting %.0f s before connecting to %s: %s.", early_s, urlsplit(url).hostname, why)
             await asyncio.sleep(early_s + random.uniform(0.0, self.every_s))  # random, so that not all processes dial at once
 
     def told_to_wait(self, url: str, seconds: float) -> None:

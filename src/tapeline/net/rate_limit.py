@@ -76,7 +76,7 @@ class RateLimiter:
                 file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             except OSError as error:
                 raise DiskProblem(
-                    f"{self._path}, which says what may be asked, cannot be made: {error.strerror}. Nothing was asked."
+                    f"The rate limit file {self._path} cannot be created: {error.strerror}. No request was sent. Make its folder writable."
                 ) from None
             try:
                 fcntl.flock(file, fcntl.LOCK_EX)
@@ -86,7 +86,7 @@ class RateLimiter:
                 os.pwrite(file, data, 0)
                 os.ftruncate(file, len(data))
             except OSError as error:
-                raise DiskProblem(f"{self._path} (what may be asked): {error.strerror}. Nothing was asked. Free disk space.") from None
+                raise DiskProblem(f"The rate limit file {self._path}: {error.strerror}. No request was sent. Free disk space.") from None
             finally:
                 os.close(file)
 

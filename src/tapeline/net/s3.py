@@ -85,11 +85,11 @@ class S3Reader:
             left = found.size()
             while left:
                 if self._sleep(0.0) is True:
-                    raise Unavailable(f"{self._url}{path}: stopped while it was read.")
+                    raise Unavailable(f"Tapeline stopped while it read {self._url}{path}.")
                 with self._told(path):
                     block = found.read(_BLOCK)
                 if not block:
-                    raise Unavailable(f"{self._url}{path} ends {left} bytes before its end. Try again later.")
+                    raise Unavailable(f"{self._url}{path} ended {left} bytes too early. Try again later.")
                 left -= len(block)
                 yield block
 
@@ -101,8 +101,8 @@ class S3Reader:
         except OSError as error:
             said = without(str(error), *self._secrets)
             if _code(said) not in _REFUSALS:
-                raise Unavailable(f"{self._url}{path}: {said}. It was tried again and again; try later.") from None
-            raise Refused(f"{self._url}{path} was refused: {self._in_words(path) or said}. Asking again cannot help.") from None
+                raise Unavailable(f"{self._url}{path}: {said}. Tapeline tried several times. Try again later.") from None
+            raise Refused(f"The provider refused {self._url}{path}: {self._in_words(path) or said}. A retry cannot help.") from None
 
     def _in_words(self, path: str) -> str:
         """The server's own text for a refusal; empty if it gives none.

@@ -138,7 +138,7 @@ class FeedConnection:
         self.state.problem = problem.message
         if problem.action == "stop":
             self.state.stopped = True
-            log.error("%s stopped: %s Nothing received was lost; the other feeds go on.", self.plan.name, problem.message)
+            log.error("%s stopped: %s Nothing received was lost. The other feeds keep running.", self.plan.name, problem.message)
         else:
             log.warning("%s: %s", self.plan.name, problem.message)
         return problem.wait_s
@@ -175,7 +175,7 @@ class FeedConnection:
             return None
         except (OSError, TimeoutError, WSError) as error:  # must come before ValueError: the error of an expired certificate is both
             self.state.problem = f"cannot connect to {self.plan.url}: {error or type(error).__name__}"
-            log.warning("%s: %s. It is tried again.", self.plan.name, self.state.problem)
+            log.warning("%s: %s. Tapeline retries.", self.plan.name, self.state.problem)
             return None
         except ValueError as error:
             self._no_address(error)
@@ -186,7 +186,7 @@ class FeedConnection:
         try:
             await self.pace.wait(self.plan.url, self.random)
         except DiskProblem as error:  # recording data is more important than keeping the dials apart
-            log.warning("%s: %s It is dialed all the same.", self.plan.name, error)
+            log.warning("%s: %s Tapeline connects anyway.", self.plan.name, error)
 
     def _told_to_wait(self, seconds: float) -> None:
         """Make the next attempt wait so many seconds, and share the pause with other processes of this machine."""
@@ -194,7 +194,7 @@ class FeedConnection:
         try:
             self.pace.told_to_wait(self.plan.url, seconds)
         except DiskProblem as error:
-            log.warning("%s: %s Other processes of this address do not know that they are to wait.", self.plan.name, error)
+            log.warning("%s: %s Other processes on this machine do not know that they must wait.", self.plan.name, error)
 
     def opened(self, listener: Listener) -> None:
         """Record that a socket is open, and queue the session's first messages."""
@@ -210,9 +210,9 @@ class FeedConnection:
             listener.outbox.put_nowait(message)
 
     def _no_address(self, error: Exception) -> None:
-        self.state.problem = f"{self.plan.url} is no address to connect to: {error}"
+        self.state.problem = f"{self.plan.url} is not a valid websocket address: {error}"
         self.state.stopped = True
-        log.error("%s stopped: %s", self.plan.name, self.state.problem)
+        log.error("%s stopped: %s. Correct its url.", self.plan.name, self.state.problem)
 
     def _refused(self, error: WSInvalidStatusError) -> None:
         """React to an HTTP status other than 101 in answer to the upgrade."""
@@ -222,10 +222,10 @@ class FeedConnection:
         if status in TOO_FAST:
             after = str(error.response.headers.get("Retry-After", "")) if error.response is not None else ""
             self._told_to_wait(max(self.limits.too_fast_s, min(float(after), LONGEST_BAN_S) if after.isdecimal() else 0.0))
-            log.warning("%s: %s Not before %.0f s.", self.plan.name, self.state.problem, self._least_wait_s)
+            log.warning("%s: %s Next attempt in %.0f s or later.", self.plan.name, self.state.problem, self._least_wait_s)
         elif problem.action == "stop":
             self.state.stopped = True
-            log.error("%s stopped: %s The other feeds go on.", self.plan.name, self.state.problem)
+            log.error("%s stopped: %s The other feeds keep running.", self.plan.name, self.state.problem)
         else:
             self._least_wait_s = problem.wait_s
             log.warning("%s: %s", self.plan.name, self.state.problem)
@@ -275,7 +275,7 @@ class FeedConnection:
     def _cut(self, listener: Listener) -> None:
         """End the connection to a peer that sends but does not read. It ends at once, because a close would wait in the send buffer."""
         reason = f"the peer reads nothing: {listener.unsent:,} bytes of answers to it wait"
-        log.warning("%s: %s; dialing again.", self.plan.name, reason)
+        log.warning("%s: %s. Reconnecting.", self.plan.name, reason)
         listener.close_reason = {"by": "tapeline", "reason": reason}
         if listener.transport is not None:
             listener.transport.underlying_transport.abort()
@@ -284,7 +284,7 @@ class FeedConnection:
         self.watchdog.doubt(channel)
         what = f"channel {channel}" if channel else "data"
         reason = f"stale: no {what} for {silent_s:.1f} s on an open socket"
-        log.warning("%s: %s; dialing again.", self.plan.name, reason)
+        log.warning("%s: %s. Reconnecting.", self.plan.name, reason)
         listener.close_reason = {"by": "tapeline", "reason": reason, "stale": channel}
         if not channel or self.clock() - self.state.last_data_ns > NS_PER_S:  # the peer may be gone and never answer a close
             listener.end(listener.close_reason)
@@ -310,7 +310,11 @@ class FeedConnection:
             await self._close(new, "ended")
             self.state.problem = new.problem.message if new.problem is not None else self.state.problem
             self._least_wait_s = new.problem.wait_s if new.problem is not None else 0.0
-            log.warning("%s: the connection to replace the old one ended (%s); the old one goes on.", self.plan.name, new.close_reason)
+            log.warning(
+                "%s: the new connection ended before it replaced the old one (%s). The old one stays open.",
+                self.plan.name,
+                new.close_reason,
+            )
             return None
         if not old.close_reason:
             old.close_reason = {"by": "tapeline", "reason": f"replaced by {new.connection}"}
@@ -337,7 +341,7 @@ class FeedConnection:
         if missing:
             shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
             self.state.problem = f"not confirmed by {self.plan.provider}: {shown}"
-            log.warning("%s: %s. Check the names and the plan; the others go on.", self.plan.name, self.state.problem)
+            log.warning("%s: %s. Check the names and the plan. The other subscriptions keep running.", self.plan.name, self.state.problem)
 
     async def _close(self, listener: Listener, why: str) -> None:
         """Close the socket if it is open, and record the close."""
@@ -360,7 +364,7 @@ def _words_of(error: WSInvalidStatusError) -> str:
     where = str(error.response.headers.get("Location", "")) if error.response is not None else ""
     if where:
         parts = urlsplit(where)
-        return f"a redirect to {parts.scheme}://{parts.hostname}, which was not asked: nothing goes there"
+        return f"a redirect to {parts.scheme}://{parts.hostname}, which Tapeline does not follow"
     body = bytes(getattr(error, "raw_body", None) or b"")[:_LONGEST_WORDS].decode("utf-8", "replace")
     return " ".join("".join(letter if letter.isprintable() else " " for letter in body).split())
 

@@ -36,7 +36,7 @@ def _installed() -> dict[str, Provider]:
         except Exception as error:  # importing a package runs its code, which may raise anything
             raise _broken(point, f"cannot be imported ({type(error).__name__}: {error}).") from error
         if not isinstance(provider, Provider) or provider.name != point.name:
-            raise _broken(point, f"names no Provider whose name is {point.name!r}.")
+            raise _broken(point, f"is not a Provider with the name {point.name!r}.")
         found[point.name] = provider
     return found
 

@@ -45,7 +45,7 @@ def refusal(status: int, words: str, worked: bool) -> Problem:
     problem may pass, so the connection is tried again."""
     said = f"answered HTTP {status}{words and f': {words}'}."
     if status not in _FOR_A_PERSON or worked:
-        return Problem(f"{said} It is tried again.", "reconnect")
+        return Problem(f"{said} Tapeline retries.", "reconnect")
     return Problem(f"{said} Check the url, the key, the feed and the plan.", "stop")
 
 
@@ -58,10 +58,10 @@ _OPTION: Final = re.compile(r"[A-Z0-9.]{1,6}\d{6}[CP]\d{8}")
 def us_name_problem(feed: str, symbol: str) -> str:
     """Why a name cannot be a stock, an option or a crypto pair of a US provider; empty if it can."""
     if feed == "crypto":
-        return "" if _PAIR.fullmatch(symbol) else "a pair is written such as BTC/USD"
+        return "" if _PAIR.fullmatch(symbol) else "a pair is written like BTC/USD"
     if feed in ("options", "opra", "indicative"):
-        return "" if _OPTION.fullmatch(symbol) else "an option is written such as SPY251219C00650000"
-    return "" if _TICKER.fullmatch(symbol) else "a stock is written such as AAPL or BRK.B, in capitals"
+        return "" if _OPTION.fullmatch(symbol) else "an option is written like SPY251219C00650000"
+    return "" if _TICKER.fullmatch(symbol) else "a stock is written like AAPL or BRK.B, in capitals"
 
 
 def without(text: str, *secrets: Secret) -> str:

@@ -289,7 +289,7 @@ def replay_batches(
     pace = speed if speed is not None else 0.0
     if isinstance(pace, bool) or not isinstance(pace, (int, float)) or not math.isfinite(pace) or pace < 0:
         raise WrongArgument(
-            f"speed = {speed!r} is no speed. Give 1 for as it happened, 10 for ten times as fast, 0 for as fast as possible."
+            f"speed = {speed!r} is not a speed. Use 1 for the original pace, 10 for ten times as fast, 0 for as fast as possible."
         )
     result = ticks(symbols, start, end, provider=provider, kind=kind, columns=TICKS.names, source=source, config=config)
     return paced(iter(result.batches()), float(pace), sleep=sleep, clock=clock)

@@ -27,8 +27,8 @@ def known_name(opened: Source, topic: Topic, symbols: tuple[str, ...]) -> None:
     if not unknown:
         return
     symbol, near = next(iter(unknown.items()))
-    others = f", nor of {len(unknown) - 1} others" if len(unknown) > 1 else ""
-    remedy = f"Did you mean {' or '.join(map(repr, near))}?" if near else "Is it the configuration and the data that you mean?"
+    others = f", nor of {len(unknown) - 1} more" if len(unknown) > 1 else ""
+    remedy = f"Did you mean {' or '.join(map(repr, near))}?" if near else "Check the symbol, and that this is the right configuration."
     raise WrongArgument(f"The {opened.place} has no {topic.table} of {symbol!r} at any time{others}. {remedy}")
 
 
@@ -46,7 +46,7 @@ def selected(
     names = checked_symbols(symbols)
     start_ns, end_ns = times.parse(start, "start"), times.parse(end, "end")
     if start_ns > end_ns:
-        raise WrongArgument(f"start = {start!r} is after end = {end!r}. Exchange them: the range is start <= time < end.")
+        raise WrongArgument(f"start = {start!r} is after end = {end!r}. Swap them: the range is start <= time < end.")
     plain = tuple(name for name in stored_columns(columns) if name in topic.schema.names)
     return Selection(names, start_ns, end_ns, plain, provider=checked_provider(provider), kind=kind, interval=interval)
 
@@ -56,7 +56,7 @@ def checked_symbols(symbols: str | Sequence[str]) -> tuple[str, ...]:
     if not found:
         raise WrongArgument("symbols is empty. Name at least one, such as ['BTC/USDT'].")
     if not all(found):
-        raise WrongArgument("symbols has an empty name. Canonical names are such as AAPL and BTC/USDT.")
+        raise WrongArgument("symbols has an empty name. Use canonical names, such as AAPL and BTC/USDT.")
     return tuple(dict.fromkeys(found))
 
 
@@ -67,7 +67,7 @@ def checked_texts(values: Sequence[str], name: str, example: str) -> tuple[str, 
         raise WrongArgument(f"{name} = {values!r} is neither text nor a list of texts. Write {example}.") from None
     wrong = next((value for value in found if not isinstance(value, str)), None)
     if wrong is not None or None in found:
-        raise WrongArgument(f"{name} has {wrong!r}, which is no text. Write {example}.")
+        raise WrongArgument(f"{name} has {wrong!r}, which is not text. Write {example}.")
     return found
 
 
@@ -78,7 +78,7 @@ def checked_columns(columns: str | Sequence[str] | None, schema: pa.Schema, also
     found = (columns,) if isinstance(columns, str) else checked_texts(columns, "columns", "['ts', 'symbol', 'last']")
     for at, name in enumerate(found):
         if name not in known:
-            raise WrongArgument(f"columns has {name!r}, which is no column. There are: {', '.join(known)}.")
+            raise WrongArgument(f"columns has {name!r}, which is not a column. The columns are: {', '.join(known)}.")
         if name in found[:at]:
             raise WrongArgument(f"columns has {name!r} twice. Name it once.")
     if not found:
@@ -88,24 +88,24 @@ def checked_columns(columns: str | Sequence[str] | None, schema: pa.Schema, also
 
 def days_of(days: int) -> int:
     if isinstance(days, bool) or not isinstance(days, int) or not 0 <= days <= _MOST_DAYS:
-        raise WrongArgument(f"days = {days!r} is no number of days to look back. Give a whole number from 0 to {_MOST_DAYS}.")
+        raise WrongArgument(f"days = {days!r} is not a number of days to look back. Use a whole number from 0 to {_MOST_DAYS}.")
     return days
 
 
 def checked_provider(provider: str | None) -> str | None:
     if provider is not None and provider not in PROVIDERS:
-        raise WrongArgument(f"provider = {provider!r} is no provider. Use one of: {', '.join(PROVIDERS)}.")
+        raise WrongArgument(f"provider = {provider!r} is not a provider. Use one of: {', '.join(PROVIDERS)}.")
     return provider
 
 
 def checked_kind(kind: str | None) -> str | None:
     if kind is not None and kind not in KINDS:
-        raise WrongArgument(f"kind = {kind!r} is no kind of tick. Use one of: {', '.join(KINDS)}.")
+        raise WrongArgument(f"kind = {kind!r} is not a kind of tick. Use one of: {', '.join(KINDS)}.")
     return kind
 
 
 def checked_interval(interval: str | None) -> str | None:
     known = list(dict.fromkeys(window for some in PROVIDERS.values() for window in some.intervals))
     if interval is not None and interval not in known:
-        raise WrongArgument(f"interval = {interval!r} is no interval of a bar. Use one of: {', '.join(known)}.")
+        raise WrongArgument(f"interval = {interval!r} is not a bar interval. Use one of: {', '.join(known)}.")
     return interval

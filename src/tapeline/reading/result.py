@@ -74,7 +74,7 @@ class Result:
         `verdict` is "complete", "incomplete" or "unprovable". `holes` lists what is known to be missing. Only results of `ticks` and `bars`
         have answers. Raises WrongArgument for a result of another function, and Unavailable, NewerData."""
         if self._answers is None:
-            raise WrongArgument("completeness() is of what ticks() and bars() give. Ask it of the ticks that this result was made of.")
+            raise WrongArgument("completeness() works only on a result of ticks() or bars(). Call it on the ticks behind this result.")
         return self._answers()
 
     def __arrow_c_stream__(self, requested_schema: object = None) -> object:

@@ -140,13 +140,13 @@ def meaning(lake: Path, error: duckdb.Error) -> DiskProblem | ConfigError:
     # If the content of a file is damaged, DuckDB's error has no specific type and does not name the file.
     if type(error) is duckdb.Error or str(lake) in str(error):
         return _damaged(lake, error)
-    return ConfigError(f"DuckDB: {error}")
+    return ConfigError(f"DuckDB cannot run the query: {error}")
 
 
 def _damaged(lake: Path, error: Exception) -> DiskProblem:
     return DiskProblem(
-        f"The lake at {lake} cannot be read: {error}. Ask again if a file was removed meanwhile; else `tapeline lake check` names the "
-        "file, and `tapeline lake repair` makes it again."
+        f"The lake at {lake} cannot be read: {error}. Try again if a file was removed meanwhile. Otherwise run `tapeline lake check` to "
+        "find the file, and `tapeline lake repair` to rebuild it."
     )
 
 

@@ -50,7 +50,7 @@ def trace(stream: Stream, stores: Mapping[str, Store], find: Find, event: tuple[
     partition, offset, _ = event
     raw = _raw(stream, partition, offset)
     if raw is None:
-        yield Step(f"{RAW_TOPIC.name} {partition} @ {offset}", "no longer in the stream: retention has removed it, or it never was")
+        yield Step(f"{RAW_TOPIC.name} {partition} @ {offset}", "not in the stream: retention has removed it, or it never existed")
     else:
         yield Step(f"{RAW_TOPIC.name} {partition} @ {offset}", f"{raw['kind']} of connection {raw['connection']}", raw)
     known = False
@@ -69,13 +69,13 @@ def trace(stream: Stream, stores: Mapping[str, Store], find: Find, event: tuple[
             yield Step(f"lake {topic.table}", _kept("lake", rows), rows[0])
     if raw is not None and not known:
         read = stream.positions("normalize", RAW_TOPIC).get(partition, 0) > offset
-        yield Step("normalize", f"no event {event[2]} of it is in any topic" if read else "not yet read: it waits in the stream")
+        yield Step("normalize", f"no topic has event {event[2]} of this record" if read else "not yet read: it waits in the stream")
 
 
 def _kept(store: str, rows: list[dict[str, Any]]) -> str:
     if store != "lake":
         return "read"
-    return f"kept in {rows[0]['filename']}" if rows else "read, and not kept: an equal event was there before it"
+    return f"kept in {rows[0]['filename']}" if rows else "read, but not kept: the store already had an equal event"
 
 
 def _raw(stream: Stream, partition: int, offset: int) -> dict[str, Any] | None:

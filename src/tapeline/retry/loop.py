@@ -38,7 +38,7 @@ def run(
         if stop.is_set():
             stopping_since = stopping_since or clock()
             if clock() - stopping_since > drain_s:
-                log.warning("Stopped with work left after %.0f s; it is kept in the stream and goes on at the next start.", drain_s)
+                log.warning("Stopped with work left after %.0f s. The stream keeps it, and the next start continues with it.", drain_s)
                 return
         try:
             worked = step()
@@ -50,7 +50,7 @@ def run(
             if stop.is_set() or fatal:
                 raise
             delay = next(delays)
-            log.warning("%s Next try in %.1f s.", error, delay)
+            log.warning("%s Next attempt in %.1f s.", error, delay)
             stop.wait(delay)
             continue
         begun = True

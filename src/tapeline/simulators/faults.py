@@ -21,7 +21,7 @@ FAULTS: dict[str, str] = {
     "garbage": "P=0.01 a frame: an extra frame of random bytes",
     "truncated": "P=0.01 a frame: an extra frame, the copy of one event cut off in the middle",
     "wrong_types": "P=0.01 an event: an extra copy of the event with a list where a number belongs",
-    "unknown_event": "P=0.01 an event: an extra event of a type nobody knows",
+    "unknown_event": "P=0.01 an event: an extra event of an unknown type",
     "huge": "S=1: one frame of 9 MB, S seconds after a connection opened: an event padded with blanks",
     "duplicate": "P=0.01 a frame: the frame is sent twice",
     "reorder": "P=0.01 a frame: the frame changes places with the next",
@@ -38,9 +38,9 @@ FAULTS: dict[str, str] = {
     "ack_after_data": "S=0.2: acknowledgements come S seconds after the request, behind the first data",
     "archive_checksum": "N: give the first N files of the archive a wrong checksum (no N: all)",
     # polygon, alpaca: the history
-    "rest_limit": "N: so many REST requests of an account in a minute; those beyond are refused with HTTP 429 (polygon: 5, alpaca: 200)",
+    "rest_limit": "N: an account may send N REST requests a minute; further ones get HTTP 429 (polygon: 5, alpaca: 200)",
     "rest_cut": "N: the first N pages of history break off in the middle (no N: all)",
-    "rest_repeat": "N: the first N pages that have a next one name themselves as it (no N: all)",
+    "rest_repeat": "N: the first N pages that have a next page name themselves as it (no N: all)",
     # polygon
     "evict_oldest": "one connection too many: the oldest is closed (polygon's default)",
     "refuse_newcomer": "one connection too many: the newcomer is acknowledged, then closed",
@@ -55,7 +55,7 @@ FAULTS: dict[str, str] = {
     "symbol_limit": "N=30: more symbols in trades or quotes bring error 405, and the subscription stays as it was",
     "zombie_slot": "S=90: a connection lost without a close still counts against the account for S seconds",
     "http_429": "N: refuse the first N upgrades with HTTP 429 (no N: all)",
-    "rest_page": "N=100: a page of history has at most N rows, whatever was asked for",
+    "rest_page": "N=100: a page of history has at most N rows, whatever was requested",
     "recent_sip": "history of the SIP feed within the last 15 minutes is refused, as on the free plan",
 }
 
@@ -84,10 +84,10 @@ class Faults:
             name, _, parameter = text.partition(":")
             if name not in FAULTS:
                 near = get_close_matches(name, FAULTS, n=1, cutoff=0.0)
-                raise ValueError(f"no fault is called {name!r}: did you mean {near[0]!r}? ({FAULTS[near[0]]})")
+                raise ValueError(f"There is no fault {name!r}. Did you mean {near[0]!r}? ({FAULTS[near[0]]})")
             for simulators, names in _SOME_SIMULATORS.items():
                 if name in names and simulator not in simulators:
-                    raise ValueError(f"the fault {name!r} is one of {' and '.join(simulators)}'s, not of {simulator}'s")
+                    raise ValueError(f"The fault {name!r} works for {' and '.join(simulators)}, not for {simulator}.")
             chosen[name] = _checked(name, parameter)
         return cls(chosen)
 

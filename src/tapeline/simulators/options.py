@@ -31,11 +31,11 @@ class SimulatorOptions:
 
     def __post_init__(self) -> None:
         if self.name not in NAMES:
-            raise ValueError(f"no simulator is called {self.name!r}: choose one of {', '.join(NAMES)}")
+            raise ValueError(f"There is no simulator {self.name!r}. Choose one of: {', '.join(NAMES)}.")
         if self.host not in _LOOPBACK:
             raise ValueError(f"a simulator binds the loopback interface only ({', '.join(_LOOPBACK)}), not {self.host!r}")
         if self.files_port is not None and self.name != "polygon":
-            raise ValueError(f"files_port is of polygon's flat files; {self.name} has none at an address of their own")
+            raise ValueError(f"files_port is for polygon's flat files. {self.name} needs no such port. Leave out files_port.")
         if self.rate <= 0:
             raise ValueError(f"rate is events per second and must be above 0, not {self.rate}")
         if self.speed < 0:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def provider_of(options: SimulatorOptions, faults: Faults, clock: Callable[[], int]) -> Provider:
     """The provider that the options name. ValueError if it cannot do what the options request."""
     if options.captures and options.name != "binance":
-        raise ValueError(f"recordings to replay are Binance's: {options.name} has none")
+        raise ValueError(f"Only binance can replay recordings. {options.name} cannot.")
     if options.name == "binance":
         return Binance(options, faults, clock)
     return Polygon(options, faults, clock) if options.name == "polygon" else Alpaca(options, faults, clock)

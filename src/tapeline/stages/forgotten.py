@@ -41,9 +41,9 @@ class StreamLoss:
         ahead = [(topic.name, partition) for partition, position in sorted(positions.items()) if 0 < ends.get(partition, 0) < position]
         for name, partition in ahead:
             log.error(
-                "%s %d ends before the place of %s: it began anew while the clock was set back, or it is an older copy. New records are "
-                "skipped until its numbers are above that place. Set the clock right, then start Tapeline again: what comes from then on "
-                "is kept. `tapeline gaps` shows what is missing.",
+                "%s %d ends before the position of %s. It began anew while the clock was set back, or it is an older copy. Tapeline skips "
+                "new records until their offsets are above that position. Set the clock right, then start Tapeline again: it keeps what "
+                "comes after that. `tapeline gaps` shows what is missing.",
                 name,
                 partition,
                 self._group,
@@ -55,9 +55,9 @@ class StreamLoss:
         found = crossed(chunk, self._stream.lives)
         for partition in found:
             log.error(
-                "%s %d: the stream has begun anew: what it held is gone, and of that what %s had not read yet is lost. It goes on with "
-                "what has come since; everything from now on is kept. `tapeline gaps` shows what is missing, and repair fills what a "
-                "provider still has.",
+                "%s %d: the stream has begun anew. Its old records are gone, and those that %s had not read yet are lost. Tapeline "
+                "continues with the records that came since, and keeps everything from now on. `tapeline gaps` shows what is missing. "
+                "Repair fetches what a provider still has.",
                 chunk.topic.name,
                 partition,
                 self._group,

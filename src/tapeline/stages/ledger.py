@@ -122,7 +122,11 @@ class LedgerWriter:
         except Exception:
             if chunk.rows == 1:
                 self._passed_over += 1
-                log.exception("Raw record %d of partition %d is passed over by the ledger.", chunk.offset[0], chunk.partition[0])
+                log.exception(
+                    "Raw record %d of partition %d cannot be processed. The ledger skips it. Report this error.",
+                    chunk.offset[0],
+                    chunk.partition[0],
+                )
                 return
             for part in (chunk.slice(0, chunk.rows // 2), chunk.slice(chunk.rows // 2, chunk.rows)):
                 self._absorb(facts, part, names, taken=taken)

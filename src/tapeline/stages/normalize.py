@@ -78,7 +78,7 @@ class Normalize:
         try:
             self._member.commit(chunk, outputs, {**totals_of(normalized.counts), **self._read.of(chunk)})
         except PartitionLost as lost:
-            log.info("%s Nothing was written here; they go on from the same records.", lost)
+            log.info("%s Nothing was written here. The group continues from the same records.", lost)
             return True
         self._observe(normalized)
         return True
@@ -130,7 +130,7 @@ def _fitting(stream: Stream, topic: Topic, batch: pa.RecordBatch) -> pa.RecordBa
     found = shortened(topic, batch, stream.largest(topic))
     if (left := batch.nbytes - found.nbytes) > 0:
         log.warning(
-            "%s takes no row of the size of some that were made: %d bytes are left out of them. Each says how many and where it is whole.",
+            "Some rows are too large for %s. Tapeline cut %d bytes. Each cut row says how many, and where the whole is.",
             topic.name,
             left,
         )

@@ -108,7 +108,7 @@ class StoreWriter:
             try:
                 self._tidy()
             except (Busy, Unavailable) as error:
-                log.warning("%s It is tried again in an hour.", error)
+                log.warning("%s Tapeline retries in an hour.", error)
 
     def _begin(self, topic: Topic) -> dict[int, int]:
         """The store's positions. They are acknowledged at once: the stage may have been killed between a write and its acknowledgement."""

@@ -79,7 +79,7 @@ class Upkeep:
     def _failed(self, why: str) -> None:
         self._look_at = self._clock() + _AFTER_TROUBLE_S
         self._last = {"failed": why, "ended_ns": time.time_ns()}
-        log.error("%s: %s What was to be done waits; it is tried again in an hour.", self._what, why)
+        log.error("%s: %s The work waits. Tapeline retries in an hour.", self._what, why)
 
     def report(self) -> dict[str, Any]:
         """For the status page: `since_ns` (UTC), when the running command started, or None; and the result of the last one."""

@@ -43,7 +43,7 @@ class BookLease:
 
     def keep(self) -> None:
         if not self._book.take(self._name, self._token, LEASE_S):
-            raise Busy(f"Another process holds {self._what}. Stop that one; if it has died, this can start in {LEASE_S:.0f} s.")
+            raise Busy(f"Another process holds {self._what}. Stop that process. If it has died, this one can start in {LEASE_S:.0f} s.")
 
     def drop(self) -> None:
         self._book.drop(self._name, self._token)

@@ -54,8 +54,8 @@ class StatusFile:
             # Not fatal: readers see from `updated_ns` that the status is old, and data is written elsewhere and reports its own problems.
             if not self._failed:
                 log.warning(
-                    "%s could not be written: %s. `tapeline status` shows what was said before. Free disk space, or make the folder "
-                    "writable; it is tried again.",
+                    "%s could not be written: %s. `tapeline status` shows the previous state. Free disk space, or make the folder "
+                    "writable. Tapeline retries.",
                     self._path,
                     error.strerror,
                 )

@@ -39,11 +39,11 @@ def page(span: Span, asked: Request, body: bytes, time_ms: int) -> Page:
     try:
         found = deals(body)
     except UNREADABLE as error:
-        raise WrongPage(f"{asked.path} cannot be read: {error}. Nothing of it was kept.") from error
+        raise WrongPage(f"{asked.path} cannot be read: {error}. None of it was kept.") from error
     numbers = [deal.number for deal in found]
     begin = int(asked.after) if asked.after else (numbers[0] if numbers else 0)
     if numbers != list(range(begin, begin + len(numbers))):
-        raise WrongPage(f"{asked.path} gave numbers that do not follow one another from {begin} on. Nothing of it was kept.")
+        raise WrongPage(f"{asked.path} gave numbers that do not follow one another from {begin} on. None of it was kept.")
     if not found:
         if span.last is not None:
             raise WrongPage(f"{asked.path} is empty, although later deals are known. The gap stays open.")

@@ -45,7 +45,7 @@ class MeridianSession:
             if word == "ok":
                 self._missing.pop(rest, None)
             elif word == "no":
-                return Reply(problem=Problem(f"meridian says no to {rest}. Check its name; the others go on.", "warn"))
+                return Reply(problem=Problem(f"meridian refused {rest}. Check its name. The other subscriptions keep running.", "warn"))
             elif word == "locked":
                 return Reply(problem=Problem("meridian does not know the key. Check it.", "stop"))
         return Reply()
@@ -77,7 +77,7 @@ def plans(settings: FeedSettings) -> list[Plan]:
 
 def _refusal(status: int, words: str, worked: bool) -> Problem:
     if status == _COUNTING:
-        return Problem(f"answered HTTP {status}: it counts its bars. It is tried again.", "reconnect")
+        return Problem(f"answered HTTP {status}: it counts its bars. Tapeline retries.", "reconnect")
     return refusal(status, words, worked)
 
 
@@ -98,4 +98,4 @@ def symbol_of(feed: str, symbol: str, names: Mapping[str, str] = NO_NAMES) -> st
 def name_problem(feed: str, symbol: str, names: Mapping[str, str] = NO_NAMES) -> str:
     """Why no event is kept under a canonical symbol; empty: they are."""
     del feed, names
-    return "" if symbol.count("/") == 1 and symbol.isupper() else "a metal is written such as XAU/CHF"
+    return "" if symbol.count("/") == 1 and symbol.isupper() else "a metal is written like XAU/CHF"

@@ -47,7 +47,10 @@ class Archive:
                 self._fetch(asked, table, note)
             return _piece(table, note, int(asked.after.partition(" ")[2] or 0))
         except OSError as error:
-            raise DiskProblem(f"{self._folder}: {error}. Nothing of {asked.path} was kept. Free disk space; it is tried again.") from error
+            raise DiskProblem(
+                f"The backfill cannot use {self._folder}: {error}. This part of {asked.path} was not kept. Free disk space, then start the "
+                "same command again."
+            ) from error
 
     def _fetch(self, asked: Request, table: Path, note: Path) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -59,8 +62,8 @@ class Archive:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
             if not told or told[0].lower() != digest:
                 raise WrongPage(
-                    f"{asked.path} has SHA-256 {digest}, but its CHECKSUM says {' '.join(told)[:80] or 'nothing'}. Nothing of it was kept. "
-                    "The provider replaces files now and then: try again later."
+                    f"{asked.path} has SHA-256 {digest}, but its CHECKSUM says {' '.join(told)[:80] or 'nothing'}. None of it was kept. "
+                    "The provider sometimes replaces files: try again later."
                 )
             _unpack(asked, packed, table)
             write(note, digest.encode("ascii"))
@@ -74,12 +77,12 @@ def _unpack(asked: Request, packed: Path, table: Path) -> None:
         with zipfile.ZipFile(packed) as found, aside.open("wb") as to:
             names = found.namelist()
             if len(names) != 1:
-                raise WrongPage(f"{asked.path} holds {len(names)} files, where one is expected. Nothing of it was kept.")
+                raise WrongPage(f"{asked.path} holds {len(names)} files, but one is expected. None of it was kept.")
             with found.open(names[0]) as lines:
                 while block := lines.read(_BLOCK):
                     to.write(block)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        raise WrongPage(f"{asked.path} is no zip that can be read: {error}. Nothing of it was kept.") from error
+        raise WrongPage(f"{asked.path} is not a readable zip file: {error}. None of it was kept.") from error
     aside.rename(table)
 
 

@@ -256,7 +256,7 @@ class Backfill:
         while True:
             until = producer.settled()
             if producer.refused:
-                raise Refused(f"A page of history was not kept: {producer.problem} The same job goes on from there.")
+                raise Refused(f"The stream refused a page of history: {producer.problem} Start the same command again to continue there.")
             settled = list[int]()
             while self._on_the_way and self._on_the_way[0][0] <= until:
                 settled.append(self._on_the_way.popleft()[1])
@@ -270,7 +270,8 @@ class Backfill:
                 return
             if time.monotonic() - began > _PATIENCE_S:
                 raise Unavailable(
-                    f"The stream has not confirmed a page for {_PATIENCE_S:.0f} s. Start it again once the stream is well: it goes on."
+                    f"The stream has not confirmed a page for {_PATIENCE_S:.0f} s. Check the stream, then start the same command again: it "
+                    "continues where it stopped."
                 )
             time.sleep(0.002)
 

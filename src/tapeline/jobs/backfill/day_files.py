@@ -85,7 +85,10 @@ class DayFiles:
                 note = self._rows_of(path, day, ticker, begin=not at)
                 return self._piece(day, note, ticker, at) if note is not None else f"{MISSING} -1\n".encode()
         except OSError as error:
-            raise DiskProblem(f"{day}: {error}. Nothing of {path} was kept. Free disk space; it is tried again.") from error
+            raise DiskProblem(
+                f"The backfill cannot use {day}: {error}. This part of {path} was not kept. Free disk space, then start the same command "
+                "again."
+            ) from error
 
     def _rows_of(self, path: str, day: Path, ticker: str, *, begin: bool) -> _Note | None:
         """The note of the day's rows on disk; None if the provider has no file for the day.
@@ -130,7 +133,7 @@ class DayFiles:
 
     def _unchanged(self, path: str, version: str) -> None:
         if self._client.version(path) != version:
-            raise WrongPage(f"{path} was published again while it was read. Nothing of it was kept. Start the same command again.")
+            raise WrongPage(f"{path} was published again while it was read. None of it was kept. Start the same command again.")
 
     def _piece(self, day: Path, note: _Note, ticker: str, at: int) -> bytes:
         table = _table(day, ticker)
@@ -176,9 +179,9 @@ def _unpacked(path: str, blocks: Iterable[bytes]) -> Iterator[bytes]:
         while not unpacking.eof and (more := unpacking.decompress(b"", _BLOCK)):
             yield more
     except zlib.error as error:
-        raise WrongPage(f"{path} is no gzip file that can be read: {error}. Nothing of it was kept.") from error
+        raise WrongPage(f"{path} is not a readable gzip file: {error}. None of it was kept.") from error
     if not (begun and unpacking.eof):
-        raise WrongPage(f"{path} ends in the middle of its gzip data. Nothing of it was kept. Try again later.")
+        raise WrongPage(f"{path} ends in the middle of its gzip data. None of it was kept. Try again later.")
 
 
 def _sort(path: str, blocks: Iterable[bytes], column: str, tickers: frozenset[str], to: Path) -> str:
@@ -192,7 +195,7 @@ def _sort(path: str, blocks: Iterable[bytes], column: str, tickers: frozenset[st
             first, _, text = lines.partition(b"\n")
             header = first.decode("utf-8", "replace").strip()
             if column not in header.split(","):
-                raise WrongPage(f"{path} begins with {header[:80]!r}, which names no column {column}. Nothing of it was kept.")
+                raise WrongPage(f"{path} begins with {header[:80]!r}, which has no column {column}. None of it was kept.")
             place = header.split(",").index(column)
         ends = np.flatnonzero(np.frombuffer(text, np.uint8) == _NEWLINE) + 1
         if not len(ends):
@@ -211,7 +214,7 @@ def _sort(path: str, blocks: Iterable[bytes], column: str, tickers: frozenset[st
             with tables[at].open("ab") as file:
                 file.writelines(some)
     if not header:
-        raise WrongPage(f"{path} is empty. Nothing of it was kept.")
+        raise WrongPage(f"{path} is empty. None of it was kept.")
     return header
 
 
@@ -242,6 +245,6 @@ def _whole_lines(path: str, blocks: Iterable[bytes]) -> Iterator[bytes]:
         else:
             rest += more
         if len(rest) > _LONGEST_LINE:
-            raise WrongPage(f"{path} has a line of more than {_LONGEST_LINE} bytes, so it is no such CSV. Nothing of it was kept.")
+            raise WrongPage(f"{path} has a line of more than {_LONGEST_LINE} bytes, so it is not the expected CSV. None of it was kept.")
     if rest:
         yield rest + b"\n"

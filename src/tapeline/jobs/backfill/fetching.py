@@ -56,10 +56,10 @@ def fetch(source: Source, span: Span, clock: Callable[[], int], begin: Request |
         now_ns = clock()
         page = source.history.page(span, asked, body, now_ns // NS_PER_MS)
         if page.following in met:
-            raise WrongPage(f"{asked.path} leads back to {page.following.path}: the provider repeats its cursor. What came before is kept.")
+            raise WrongPage(f"{asked.path} leads back to {page.following.path}: the provider repeats its cursor. Earlier pages are kept.")
         if page.unreadable:
             log.warning(
-                "%s: %d of %d events cannot be read and are rejected; the others are kept, and the time is not called complete. %s",
+                "%s: %d of %d events cannot be read and are rejected. The others are kept. The time does not count as complete. %s",
                 asked.path,
                 len(page.unreadable),
                 page.rows,

@@ -124,7 +124,7 @@ class PageLog:
             self._opened = db = connect(self.path, "ro")
             (version,) = db.execute("PRAGMA user_version").fetchone()
             if version != _FORMAT:
-                raise NewerData(f"{self.path} has another format ({version}) than this Tapeline's. Nothing was touched.")
+                raise NewerData(f"{self.path} has a format ({version}) that this Tapeline does not use. Nothing was changed.")
             (open_,) = db.execute("SELECT (SELECT count(*) FROM spans WHERE NOT done) + (SELECT count(*) FROM sent)").fetchone()
             return not open_
 
@@ -226,8 +226,8 @@ class PageLog:
             yield
         except (sqlite3.Error, OSError) as error:
             raise DiskProblem(
-                f"{self.path}, which notes how far the backfill has come: {error}. What was sent is in the stream. Free disk space, or "
-                "make the folder writable, and start it again: it goes on where it was."
+                f"The page log {self.path} of the backfill failed: {error}. The pages that were sent are in the stream. Free disk space or "
+                "make the folder writable. Then start the same command again: it continues where it stopped."
             ) from error
 
 

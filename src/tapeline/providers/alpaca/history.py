@@ -81,20 +81,18 @@ def page(span: Span, asked: Request, body: bytes, time_ms: int) -> Page:
         rows = readable(everything)
         times = rfc3339([row.t for row in rows])
     except UNREADABLE as error:
-        raise WrongPage(f"{asked.path} cannot be read: {error}. Nothing of it was kept.") from error
+        raise WrongPage(f"{asked.path} cannot be read: {error}. None of it was kept.") from error
     if times.null_count:
         wrong = next(row.t for row, known in zip(rows, times.is_valid().to_pylist(), strict=True) if not known)
-        raise WrongPage(f"{asked.path} gave the time {wrong!r}, which cannot be read. Nothing of it was kept.")
+        raise WrongPage(f"{asked.path} gave the time {wrong!r}, which cannot be read. None of it was kept.")
     ns = times.to_numpy()
     least = int(asked.after or _start_ns(span))
     if len(ns) and (ns[0] < least or np.any(ns[1:] < ns[:-1])):
-        raise WrongPage(
-            f"{asked.path} gave times {rows[0].t} to {rows[-1].t} that do not rise from {_text(least)}. Nothing of it was kept."
-        )
+        raise WrongPage(f"{asked.path} gave times {rows[0].t} to {rows[-1].t} that do not rise from {_text(least)}. None of it was kept.")
     last = int(ns[-1]) if len(ns) else 0
     following = Request(_path(span, token), after=str(last or least)) if token else None
     if following is not None and following.path == asked.path:
-        raise WrongPage(f"{asked.path} names itself as the next page: the provider repeats its cursor. What came before is kept.")
+        raise WrongPage(f"{asked.path} names itself as the next page: the provider repeats its cursor. The pages before it are kept.")
     width = _WINDOWS[span.channel][1] if span.channel in _WINDOWS and last else 0
     return Page(len(everything), last + width, following, unreadable=unreadable(everything))
 
@@ -206,7 +204,7 @@ def _rows(channel: str, symbol: str, body: bytes, pages: Mapping[str, Callable[[
     found = pages[_NAMES[channel]](body)
     strange = [name for name in found.symbols or () if name != symbol]
     if strange:
-        raise ValueError(f"it holds rows of {strange[0]!r} in place of {symbol!r}")
+        raise ValueError(f"it holds rows of {strange[0]!r} instead of {symbol!r}")
     return (found.symbols or {}).get(symbol, []), found.next_page_token or ""
 
 

@@ -76,12 +76,12 @@ def page(span: Span, asked: Request, body: bytes, time_ms: int) -> Page:
         digest, following, _ = _taken_apart(body)
         found = events_of(span.channel, span.symbol, time_ms, body)
     except ValueError as error:
-        raise WrongPage(f"{asked.path} cannot be read: {error}. Nothing of this part was kept.") from error
+        raise WrongPage(f"{asked.path} cannot be read: {error}. None of this part was kept.") from error
     before, _, _ = asked.after.partition(" ")
     if before and before != digest:
         raise WrongPage(
-            f"{asked.path} has been replaced since its first part was read: it was {before[:12]}..., and is {digest[:12]}... now. What has "
-            "come is kept; fetch it anew with --again."
+            f"{asked.path} was replaced after its first part was read: it was {before[:12]}..., and is {digest[:12]}... now. What was "
+            "read is kept. Fetch the file again with --again."
         )
     events: Sequence[Event] = readable(found)
     reached_ns = time_of(events[-1]) if events else 0

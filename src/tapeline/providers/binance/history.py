@@ -45,7 +45,7 @@ _FROM, _NAMED, _AGAIN = "from", "named", "again"
 _BEFORE, _AFTER = "before", "after"
 #: A lookup of the latest event, which shows whether an empty page was the end.
 _LATEST: Final = "latest"
-_NOTHING_KEPT: Final = "Nothing of it was kept."
+_NOTHING_KEPT: Final = "None of it was kept."
 
 
 def headers(key: Secret, secret: Secret) -> Mapping[str, str]:
@@ -102,8 +102,8 @@ def page(span: Span, asked: Request, body: bytes, time_ms: int) -> Page:
         return Page(0, 0, _latest(span, number), keep=False)
     if why == _NAMED and numbers[0] != least:
         raise WrongPage(
-            f"{asked.path} begins with {numbers[0]}: single trades that are older are not at this address any more, and {least} is the "
-            "first of the time that was asked for. Nothing of it was kept. Take the provider's files (--from files), or begin later."
+            f"{asked.path} begins with trade {numbers[0]}, because this address has no older trades. The requested time begins with "
+            f"trade {least}. None of it was kept. Use the provider's files (--from files), or a later start."
         )
     following, reached_ns = numbers[-1] + 1, time_of(events[-1])
     bars = span.channel.startswith("kline_")
@@ -129,7 +129,7 @@ def _end(span: Span, number: str, latest: Sequence[Event]) -> Page:
         return Page(0, 0, None, keep=False)
     if span.channel == "trade":
         raise WrongPage(
-            f"Aggregated trades name no trade of {span.symbol} from the start on, although single ones are there. {_NOTHING_KEPT}"
+            f"Binance's aggTrades have no trade of {span.symbol} from the requested start on, but single trades exist. {_NOTHING_KEPT}"
         )
     begin = first(span)
     return Page(0, 0, Request(begin.path, begin.weight, f"{_AGAIN}:"), keep=False)

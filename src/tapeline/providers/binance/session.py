@@ -89,8 +89,8 @@ class BinanceSession:
             return Reply()
         if len(streams) > 1:
             return Reply(send=[self._subscribe([stream]) for stream in streams])
-        message = f"binance refused {streams[0]}: {refusal.get('msg')} (code {refusal.get('code')}). Check its name; the others go on."
-        return Reply(problem=Problem(message, "warn"))
+        message = f"binance refused {streams[0]}: {refusal.get('msg')} (code {refusal.get('code')}). Check its name."
+        return Reply(problem=Problem(f"{message} The other subscriptions keep running.", "warn"))
 
     def channel(self, frame: bytes) -> bytes | None:
         if not frame.startswith(b'{"stream":"') or frame[11:12] == b"!":
@@ -174,7 +174,7 @@ def _symbol_problems(symbols: Sequence[str], body: bytes) -> list[str]:
         entry = listed.get(symbol)
         if entry is None:
             near = difflib.get_close_matches(symbol, listed, n=1)
-            hint = f"; the nearest is {near[0]}" if near else ""
+            hint = f" (did you mean {near[0]}?)" if near else ""
             found.append(f"binance lists no symbol {symbol!r}{hint}: it will never send data")
         elif entry.status not in ("", "TRADING"):
             found.append(f"binance does not trade {symbol} now (status {entry.status})")

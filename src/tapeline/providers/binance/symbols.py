@@ -46,9 +46,9 @@ def name_problem(feed: str, symbol: str, names: Mapping[str, str] = NO_NAMES) ->
     """Why events of a canonical symbol would not be kept under that name; empty if they would."""
     del feed
     if not _PAIR.fullmatch(symbol):
-        return "a pair is written such as BTC/USDT"
+        return "a pair is written like BTC/USDT"
     name = symbol.replace("/", "")
     again = canonical(name, names)
     if again is None:
-        return "no known quote asset ends it"
-    return "" if again == symbol else f"events of {name} are kept as {again}"
+        return "it ends in no known quote asset"
+    return "" if again == symbol else f"Tapeline stores events of {name} as {again}"

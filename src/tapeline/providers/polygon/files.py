@@ -58,7 +58,7 @@ _FOLDERS: Final = {"T": "trades_v1", "Q": "quotes_v1", "AM": "minute_aggs_v1"}
 #: The column without which a file's event could not be matched with its live copy. Option trades have no such column in files.
 _TOLD_APART_BY: Final = {("stocks", "T"): "id", ("stocks", "Q"): "sequence_number"}
 _SATURDAY: Final = 5
-_NOTHING_KEPT: Final = "Nothing of this part was kept."
+_NOTHING_KEPT: Final = "None of this part was kept."
 
 
 def headers(key: Secret, secret: Secret) -> Mapping[str, str]:
@@ -72,7 +72,7 @@ def parts(start_ns: int, end_ns: int) -> list[tuple[int, int]]:
     try:
         zone = ZoneInfo("America/New_York")
     except ZoneInfoNotFoundError as error:
-        raise ConfigError(f"Massive's files are of New York's days, and this system does not know them: {error}. Install tzdata.") from None
+        raise ConfigError(f"Polygon's files hold New York days, and this system lacks that time zone: {error}. Install tzdata.") from None
 
     def midnight_ns(day: date) -> int:
         return int(datetime(day.year, day.month, day.day, tzinfo=zone).timestamp()) * NS_PER_S
@@ -123,13 +123,13 @@ def page(span: Span, asked: Request, body: bytes, time_ms: int) -> Page:
     before, _, _ = asked.after.partition(" ")
     if before and before != version:
         raise WrongPage(
-            f"{path} has been published again since its first part was read: it was {before[:40]}, and is {version[:40]} now. What has "
-            "come is kept; fetch it anew with --again."
+            f"{path} was published again after its first part was read: it was {before[:40]}, and is {version[:40]} now. What was "
+            "read is kept. Fetch the file again with --again."
         )
     if version == MISSING:
         if _day(span).weekday() >= _SATURDAY:  # the markets are shut
             return Page(0, 0, None, keep=False)
-        raise WrongPage(f"There is no {path}. A day's file comes at about 11:00 in New York the day after; a holiday has none.")
+        raise WrongPage(f"{path} does not exist. A day's file comes at about 11:00 in New York the day after. A holiday has no file.")
     try:
         rows = [row for row, _ in _rows(span.channel, lines, _TOLD_APART_BY.get((span.feed, span.channel), ""))]
         times = [row.time_ns for row in readable(rows)]
@@ -137,8 +137,8 @@ def page(span: Span, asked: Request, body: bytes, time_ms: int) -> Page:
         raise WrongPage(f"{asked.path} cannot be read: {error}. {_NOTHING_KEPT}") from error
     if times and not span.start_ns <= min(times) <= max(times) < span.end_ns:
         raise WrongPage(
-            f"{asked.path} holds times from {min(times)} to {max(times)} ns, not those of its day in New York, {span.start_ns} to "
-            f"{span.end_ns}. {_NOTHING_KEPT}"
+            f"{asked.path} has times from {min(times)} to {max(times)} ns, but its day in New York is {span.start_ns} to {span.end_ns}. "
+            f"{_NOTHING_KEPT}"
         )
     reached_ns = max(times, default=0)
     rest = None if following < 0 else Request(asked.path, 0, f"{version} {following}")
@@ -202,7 +202,7 @@ def _rows(channel: str, lines: bytes, told_apart_by: str = "") -> list[tuple[Any
         return []
     names = table[0]
     if told_apart_by and told_apart_by not in names:
-        raise ValueError(f"it has no column {told_apart_by}, without which its events cannot be told from those that came live")
+        raise ValueError(f"it has no column {told_apart_by}, which Tapeline needs to match its events with live events")
     found: list[tuple[Any, dict[str, str]]] = []
     for row in table[1:]:
         cells = {name: cell for name, cell in zip(names, row, strict=False) if cell}

@@ -89,19 +89,19 @@ def page(span: Span, asked: Request, body: bytes, time_ms: int) -> Page:
         said = answer.error or answer.message
         raise WrongPage(f"{asked.path} came with status {answer.status!r}{said and f' ({said})'}. {_NOTHING_KEPT}")
     if answer.ticker not in ("", _ticker(span)):
-        raise WrongPage(f"{asked.path} is of {answer.ticker}, not of {_ticker(span)}. {_NOTHING_KEPT}")
+        raise WrongPage(f"{asked.path} has rows of {answer.ticker}, not of {_ticker(span)}. {_NOTHING_KEPT}")
     times, least_ns = [row.time_ns for row in readable(answer.results)], int(asked.after)
     bars = span.channel in _WINDOWS
     if any(b < a + bars for a, b in pairwise((least_ns - bars, *times))):
         raise WrongPage(f"{asked.path} gave times {times[0]} to {times[-1]} that do not rise from {least_ns}. {_NOTHING_KEPT}")
     if times and times[-1] >= span.end_ns:
-        raise WrongPage(f"{asked.path} gave times up to {times[-1]}, and was asked for those before {span.end_ns}. {_NOTHING_KEPT}")
+        raise WrongPage(f"{asked.path} gave times up to {times[-1]}, but only times before {span.end_ns} were requested. {_NOTHING_KEPT}")
     if answer.status == "DELAYED" and span.end_ns > time_ms * NS_PER_MS - _DELAYED_NS:
-        raise WrongPage(f"{asked.path} is of a plan that gives the last 15 minutes late. Ask again when they have come.")
+        raise WrongPage(f"{asked.path} covers the last 15 minutes, which this plan sends late. Request it again in 15 minutes.")
     if following is not None and following.partition("?")[0] != asked.path.partition("?")[0]:
-        raise WrongPage(f"{asked.path} names {following} as its next page, which is of something else. {_NOTHING_KEPT}")
+        raise WrongPage(f"{asked.path} names {following} as its next page, which belongs to another request. {_NOTHING_KEPT}")
     if following == asked.path:
-        raise WrongPage(f"{asked.path} leads back to itself: the provider repeats its cursor. {_NOTHING_KEPT}")
+        raise WrongPage(f"{asked.path} names itself as the next page: the provider repeats its cursor. {_NOTHING_KEPT}")
     width_ns = _WINDOWS[span.channel][1] if bars else 0
     reached_ns = times[-1] + width_ns if times else 0
     after = times[-1] + bars if times else least_ns
@@ -109,7 +109,7 @@ def page(span: Span, asked: Request, body: bytes, time_ms: int) -> Page:
     return Page(len(answer.results), reached_ns, rest, unreadable=unreadable(answer.results))
 
 
-_NOTHING_KEPT: Final = "Nothing of it was kept."
+_NOTHING_KEPT: Final = "None of it was kept."
 
 
 def _path(url: str) -> str:
@@ -119,7 +119,7 @@ def _path(url: str) -> str:
     parts = urlsplit(url)
     path = f"{parts.path}?{parts.query}"
     if not parts.path.startswith("/") or not path.isascii() or not path.isprintable() or " " in path:
-        raise ValueError(f"next_url {url!r} leads nowhere")
+        raise ValueError(f"next_url {url!r} is not a valid address")
     return path
 
 

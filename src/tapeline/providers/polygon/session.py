@@ -82,11 +82,11 @@ class PolygonSession:
             case "auth_failed":
                 return Problem(f"{said} Check the key (TAPELINE_POLYGON_KEY) and that the plan includes websockets.", "stop")
             case "max_connections":
-                return Problem(f"{said} Another process holds this key's connection; end it.", "reconnect", _COOL_DOWN_S)
+                return Problem(f"{said} Another process uses this key's connection. Stop it.", "reconnect", _COOL_DOWN_S)
             case "error" if "access real-time" in status.message:
                 return Problem(f'{said} Set url = "wss://delayed.massive.com" for this provider.', "stop")
             case "error":
-                return Problem(f"{said} Topics outside the plan are refused; the others go on.", "warn")
+                return Problem(f"{said} Polygon refuses topics outside the plan. The other subscriptions keep running.", "warn")
             case "auth_timeout" | "slow_consumer" | "force_disconnect":
                 return Problem(said, "reconnect")
         return None

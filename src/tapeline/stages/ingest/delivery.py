@@ -90,9 +90,9 @@ class Delivery:
             self._spool.open()
             self._number = self._spool.last
             if self._spool.records:
-                log.warning("%d records of an earlier run wait in %s; they go to the stream first.", self._spool.records, self._spool.path)
+                log.warning("%d records of an earlier run wait in %s. They go to the stream first.", self._spool.records, self._spool.path)
                 self._recovering = True
-                self._spool_from_now("records of an earlier run wait there")
+                self._spool_from_now("records of an earlier run wait in the spool")
 
     @property
     def unsettled(self) -> int:
@@ -138,7 +138,7 @@ class Delivery:
             if self._spool is None:
                 return
             if not self._spooling and self._sent and self._slow():
-                self._spool_from_now(self._producer.problem or "the stream is slow or away")
+                self._spool_from_now(self._producer.problem or "the stream is slow or unavailable")
             if self._spooling:
                 self._drain(self._spool)
         except AWAY as error:
@@ -156,13 +156,13 @@ class Delivery:
             with suppress(*AWAY):  # what cannot be dropped from the spool now is recognized as arrived at the next start
                 self._settle()
         if self._sent and self._spool is not None and not self._spooling:
-            self._spool_from_now("the stream did not confirm them before the end")
+            self._spool_from_now("the stream did not confirm them before ingest stopped")
         lost = self.unsettled
         if self._spool is not None:
             with suppress(DiskProblem):
                 self._own_up(partial(self._spool.put, self._writer))
             if self._spool.records:
-                log.warning("%d records wait in %s; the next start sends them.", self._spool.records, self._spool.path)
+                log.warning("%d records wait in %s. The next start sends them.", self._spool.records, self._spool.path)
             self._spool.close()
         self._producer.close(0.0)
         return lost + self.refused
@@ -199,7 +199,8 @@ class Delivery:
         self._since = self._clock()
         self.problem = why
         log.error(
-            "Received records go to disk from now: %s. None is lost; they follow in order when the stream takes them.", why.rstrip(".")
+            "Received records go to disk from now on: %s. Nothing is lost. They follow in order when the stream accepts them.",
+            why.rstrip("."),
         )
         kept = []
         while self._sent:
@@ -217,7 +218,7 @@ class Delivery:
             if number > self._sent_to:
                 self._refuse(partition, batch, _FULL)
             self._complain(
-                "refused", f"{error} {self.refused} received records could not be kept so far. Make room, or bring the stream back."
+                "refused", f"{error} {self.refused} received records could not be kept so far. Make room, or restore the stream."
             )
             return False
         return True
@@ -236,7 +237,7 @@ class Delivery:
             if isinstance(error, SpoolDamaged):
                 log.error("%s", error)
                 return
-            log.error("The stream failed in a way that is not waited out: %s: %s", type(error).__name__, error)
+            log.error("The stream failed, and waiting cannot help. Ingest stops: %s: %s", type(error).__name__, error)
 
     def _complain(self, what: str, text: str) -> None:
         """Log a problem as an error, each kind at most every 10 s."""
@@ -264,7 +265,7 @@ class Delivery:
         recovery, self._recovery = self._recovery, None
         if (error := recovery.exception()) is not None:  # no answer does not mean that nothing has arrived
             self._recover_at = self._clock() + _RECOVER_AGAIN_S
-            raise Unavailable(f"What has arrived of an earlier run is not known yet: {error}") from error
+            raise Unavailable(f"Tapeline does not know yet which records of an earlier run have arrived: {error}") from error
         for writer, partition, numbers in recovery.result():
             spool.drop_of(writer, partition, numbers)
         spool.inherit(self._writer)
@@ -285,7 +286,9 @@ class Delivery:
                     self._own_up(partial(self._send, spooled=False))
                     self._spooling = False
                     self.problem = ""
-                    log.warning("The stream takes records again after %.0f s; what was on disk is in it.", self._clock() - self._since)
+                    log.warning(
+                        "The stream accepts records again after %.0f s. It has everything that was on disk.", self._clock() - self._since
+                    )
                 return
 
     def _own_up(self, take: Callable[[int, int, pa.RecordBatch], None]) -> None:

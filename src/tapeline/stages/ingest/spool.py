@@ -96,8 +96,8 @@ class Spool:
             with suppress(OSError):
                 Path(f"{self.path}{end}").rename(f"{aside}{end}")
         self._damaged = (
-            f"The spool {self.path} is damaged: {error}. It is {aside} now. What waited in it and had not reached the stream is lost, and "
-            "is a gap; ingest goes on with a new one."
+            f"The spool {self.path} is damaged: {error}. Tapeline renamed it to {aside}. The records in it that had not reached the stream "
+            "are lost and become a gap. Ingest continues with a new spool. Check the disk."
         )
         self._opened, self.bytes, self.records = None, 0, 0
         return SpoolDamaged(self._damaged)
@@ -190,4 +190,4 @@ class Spool:
         except (sqlite3.DatabaseError, OSError, EOFError, pa.ArrowException) as error:
             if not isinstance(error, (sqlite3.OperationalError, OSError)):
                 raise self._set_aside(error) from error
-            raise DiskProblem(f"The spool {self.path}: {error}. Free disk space or make the folder writable; it is tried again.") from error
+            raise DiskProblem(f"The spool {self.path}: {error}. Free disk space or make the folder writable. Tapeline retries.") from error

@@ -135,7 +135,7 @@ class StreamRecorder:
         except AWAY as error:
             delay = next(self._waits)
             self._problem = str(error)
-            log.error("%s %d received records are held in memory, none is lost; next try in %.1f s.", error, self.held, delay)
+            log.error("%s %d received records are held in memory. Nothing is lost. Next attempt in %.1f s.", error, self.held, delay)
             self._pause(True)
             self._timer = asyncio.get_running_loop().call_later(delay, self._flush_or_wait)
         except Exception as error:  # noqa: BLE001 the event loop would only log it; the stage must stop
@@ -155,7 +155,7 @@ class StreamRecorder:
         loop = asyncio.get_running_loop()
         self._flushed_at = loop.time()
         if self._problem:
-            log.warning("The stream takes records again; what was held follows in order.")
+            log.warning("The stream accepts records again. The held records follow in order.")
             self._problem, self._waits = "", backoff(self._random, cap_s=5.0)
         if self._paused:
             self._pause(False)
@@ -225,7 +225,7 @@ async def ingest(
     for keeper in filter(_failed, keepers):
         keeper.result()
     if lines and all(line.state.stopped for line in lines):
-        raise Refused("Every provider has refused: " + "; ".join(f"{line.plan.name}: {line.state.problem}" for line in lines))
+        raise Refused("Every provider refused: " + "; ".join(f"{line.plan.name}: {line.state.problem}" for line in lines))
 
 
 def _any_goes_on(keepers: Sequence[asyncio.Task[None]]) -> bool:
@@ -234,7 +234,7 @@ def _any_goes_on(keepers: Sequence[asyncio.Task[None]]) -> bool:
 
 
 def _tell_of(leap: Leap, lines: Sequence[FeedConnection]) -> None:
-    log.error("At %s %s. What lies between is called a gap. Keep the clock by NTP.", times.text(leap.before_ns), leap)
+    log.error("At %s %s. The time in between counts as a gap. Synchronize the clock with NTP.", times.text(leap.before_ns), leap)
     for line in lines:
         line.clock_leapt(leap)
 
@@ -302,7 +302,8 @@ async def _last_flush(recorder: StreamRecorder) -> None:
         text = f"{error} {lost} records that were received just before the end could not be kept and are lost."
         raise (type(error) if isinstance(error, TapelineError) else RuntimeError)(text) from error
     if lost:
-        raise Unavailable(f"{lost} received records could not be kept: {recorder.problem or 'the stream took none before the end'}.")
+        why = recorder.problem.rstrip(".") or "the stream accepted none before ingest stopped"
+        raise Unavailable(f"{lost} received records could not be kept: {why}.")
 
 
 async def _check(name: str, request: CheckRequest, lines: Sequence[FeedConnection], recorder: StreamRecorder, once: asyncio.Event) -> None:
@@ -315,7 +316,8 @@ async def _check(name: str, request: CheckRequest, lines: Sequence[FeedConnectio
             problems, names = list(request.check.problems(body)), dict(request.check.names(body))
             break
         except (Unavailable, *UNREADABLE) as error:
-            log.warning("%s: the symbols could not be checked: %s It is asked again in %.0f s.", name, error, delay)
+            text = "%s: the symbols could not be checked: %s. Data flows meanwhile. Tapeline checks them again in %.0f s."
+            log.warning(text, name, str(error).rstrip("."), delay)
             once.set()
         await asyncio.sleep(delay)
     of = next(line.plan for line in lines if line.plan.name == name)

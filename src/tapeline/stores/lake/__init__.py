@@ -68,8 +68,8 @@ class Lake:
         except (OSError, DeltaError) as error:
             self._tables.pop(topic.table, None)
             raise DiskProblem(
-                f"The lake at {self.root} took no write: {lake_files.said(error)}. The {chunk.rows} records stay in the stream; free disk "
-                "space or make the folder writable. It is tried again."
+                f"A write to the lake at {self.root} failed: {lake_files.said(error)}. The {chunk.rows} records stay in the stream. "
+                "Free disk space or make the folder writable. A running stage retries."
             ) from error
         if topic is TICKS_TOPIC:
             self._note(fresh)
@@ -157,8 +157,8 @@ class Lake:
             if isinstance(error, FileNotFoundError) and not self._names(topic, name):
                 raise _Replaced from error
             raise DiskProblem(
-                f"The lake's file {path} cannot be read: {error}. Nothing was written; the records stay in the stream. "
-                "`tapeline lake repair` makes it again from the raw topic. It is tried again."
+                f"The lake file {path} cannot be read: {error}. Nothing was written. The records stay in the stream. "
+                "Run `tapeline lake repair` to rebuild the file from the raw topic. A running stage retries."
             ) from error
 
     def _names(self, topic: Topic, name: str) -> bool:

@@ -28,7 +28,7 @@ from tapeline.stores.lake.damage import damage
 from tapeline.stores.lake.engine import NO_DOWNLOADS
 from tapeline.stores.lake.files import IDS, RANGED
 
-_REMEDY: Final = "Check again."
+_REMEDY: Final = "Run `tapeline lake check` again."
 #: The most files that one query reads together.
 _FILES: Final = 2_000
 #: At most this many duplicates of a day and a channel are listed.
@@ -108,12 +108,12 @@ def _check(folder: Path, topic: Topic, rule: IdentityRule, day: date | None, pro
         some = whole.filter(pc.equal(whole["day"], each))
         with tempfile.TemporaryDirectory(prefix="tapeline-check-") as spilled, connect(Path(spilled)) as db:
             checked.findings.extend(_of_day(db, folder, topic, rule, date.fromisoformat(each), some))
-    text = "is not in the log: readers of the folder see it, readers of the log do not"
+    text = "is not in the log: programs that read the folder see it, programs that read the log do not"
     for path in (str(one.relative_to(folder)) for one in left):
         checked.findings.append(Finding(topic.table, "unnamed", text, _day(path), path))
     kept = totals.rows - totals.removed - totals.lost
     if day is None and rows != kept:
-        text = f"the log's files hold {rows:,} rows where the store has counted {kept:,} ({totals.rows:,} kept, {totals.removed:,} removed)"
+        text = f"the files in the log hold {rows:,} rows, but the store counted {kept:,} ({totals.rows:,} kept, {totals.removed:,} removed)"
         checked.findings.append(Finding(topic.table, "totals", text))
     return checked
 
@@ -125,8 +125,8 @@ def _without_log(folder: Path, topic: Topic) -> Checked | None:
         return None
     size = sum(path.stat().st_size for path in left)
     text = (
-        f"{len(left):,} files lie here, and the log (_delta_log) that names them is gone: readers see none of them. Put it back from a "
-        "copy; or stop the lake's store and move the folder away, and it keeps anew what the stream still has"
+        f"has {len(left):,} files, but the log (_delta_log) that names them is gone, so readers see none of them. Restore the log from a "
+        "backup. Or stop the lake's store and move the folder away: the store then writes again what the stream still has"
     )
     return Checked(topic.table, 0, 0, size, 0, 0, [Finding(topic.table, "unnamed", text)])
 
@@ -156,7 +156,7 @@ def _of_day(db: duckdb.DuckDBPyConnection, folder: Path, topic: Topic, rule: Ide
         again += f" HAVING copies > 1 ORDER BY ALL LIMIT {_SHOWN}"
         for symbol, ts_ns, copies in _query(db, again, paths, provider=provider, feed=feed, channel=channel):
             yield Finding(
-                topic.table, "event twice", f"{copies} rows are one event of {provider} {feed} {channel}: {symbol} at {ts_ns}", day
+                topic.table, "event twice", f"{copies} rows hold the same event of {provider} {feed} {channel}: {symbol} at {ts_ns}", day
             )
 
 
@@ -171,14 +171,14 @@ def _ranges(db: duckdb.DuckDBPyConnection, folder: Path, topic: Topic, day: date
     for name, rows, first, last, *found in _query(db, text, list(by_path)):
         said = by_path[name]
         if first != number or last != number:
-            yield Finding(topic.table, "date", f"holds rows of other days than {day}", day, said["path"])
+            yield Finding(topic.table, "date", f"holds rows of days other than {day}", day, said["path"])
         if rows != said["num_records"]:
-            yield Finding(topic.table, "statistics", f"holds {rows:,} rows where the log says {said['num_records']:,}", day, said["path"])
+            yield Finding(topic.table, "statistics", f"holds {rows:,} rows, but the log says {said['num_records']:,}", day, said["path"])
         for at, column in enumerate(names):
             for edge, value in (("min", found[2 * at]), ("max", found[2 * at + 1])):
                 logged = said.get(f"{edge}.{column}")
                 if logged is not None and logged != value:
-                    text = f"{edge} of {column} is {value!r} where the log says {logged!r}"
+                    text = f"{edge} of {column} is {value!r}, but the log says {logged!r}"
                     yield Finding(topic.table, "statistics", text, day, said["path"])
 
 

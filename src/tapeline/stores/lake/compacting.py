@@ -42,7 +42,7 @@ _ORDER: Final = ("symbol", "ts_ns", "received_ns", "raw_partition", "raw_offset"
 
 #: Fewer files are not worth a merge.
 _FEWEST: Final = 2
-_REMEDY: Final = "Do it again; `tapeline lake repair` makes a damaged file again."
+_REMEDY: Final = "Try again. If a file is damaged, run `tapeline lake repair`."
 
 #: Called repeatedly with the table, the rows done and the rows in total.
 Progress = Callable[[str, int, int], None]
@@ -184,14 +184,14 @@ def sorted_copy(folder: Path, topic: Topic, rows: Rows, aside: Path, progress: P
             path = aside / f"{len(new):04}.part"
             db.sql(text, params={**rows.values, **values}).write_parquet(str(path), compression="zstd", row_group_size=GROUP_ROWS)
             if (written := pq.read_metadata(path).num_rows) != count:
-                raise CompactionFailed(f"{path} holds {written} rows of {count}. Nothing was changed.")
+                raise CompactionFailed(f"{path} holds {written} of {count} rows. Nothing was changed.")
             new.append(path)
         if not new:
             return []
         was, now = _fingerprint(db, topic, rows), _fingerprint(db, topic, Rows.of(new))
     differing = [name for name in was if was[name] != now[name]]
     if differing:
-        raise CompactionFailed(f"{folder}: the sorted copy differs from what was there in {', '.join(differing)}. Nothing was changed.")
+        raise CompactionFailed(f"The sorted copy of {folder} differs from the original in {', '.join(differing)}. Nothing was changed.")
     progress(topic.table, total, total)
     return new
 

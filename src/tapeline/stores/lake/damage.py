@@ -38,13 +38,13 @@ def damage(folder: Path, path: str, size: int, rows: int) -> str | None:
     try:
         held = file.stat().st_size
         if held != size:
-            return f"holds {held:,} bytes where the log says {size:,}"
+            return f"holds {held:,} bytes, but the log says {size:,}"
         expected = named_checksum(file.name)
         if expected is not None and (found := checksum(file)) != expected:
-            return f"has the checksum {found:08x} where its name says {expected:08x}: bytes were changed"
+            return f"has the checksum {found:08x}, but its name says {expected:08x}: bytes were changed"
         footer = pq.ParquetFile(file, page_checksum_verification=True)
         if footer.metadata.num_rows != rows:
-            return f"holds {footer.metadata.num_rows:,} rows where the log says {rows:,}"
+            return f"holds {footer.metadata.num_rows:,} rows, but the log says {rows:,}"
         if expected is None:
             for _ in footer.iter_batches():
                 pass

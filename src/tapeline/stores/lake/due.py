@@ -42,7 +42,7 @@ def due(root: Path, now: datetime) -> list[Due]:
     found: set[Due] = set()
     for topic in NORMALIZED_TOPICS:
         folder = root / topic.table
-        with lake_files.disk_problem(folder, "read", "It is tried again."):
+        with lake_files.disk_problem(folder, "read", "A running stage retries."):
             table = lake_files.opened(folder)
             files = lake_files.files_of(table) if table is not None else None
         if (root / topic.table / ASIDE).exists():

@@ -76,8 +76,8 @@ def said(error: Exception) -> str:
     if gap := _HOLE.search(text):
         first, second = (path.rpartition("/")[2] for path in _LOGGED.findall(gap[0])[:2] or ("", ""))
         return (
-            f"its log has a hole: between {first} and {second} an entry is missing from _delta_log. Restore it from a backup; the rows are "
-            "in the other files, and nothing is written until then"
+            f"its log is incomplete: _delta_log lacks an entry between {first} and {second}. Restore it from a backup. The rows are "
+            "in the other files. Nothing is written until then"
         )
     return _RUST.sub("...", text)[:_LONGEST_WORDS]
 
@@ -115,7 +115,7 @@ def _uri(folder: Path) -> str:
     Raises ConfigError for the few names that Delta cannot address at all (delta-rs 1.6)."""
     if wrong := _NOT_ADDRESSED.search(str(folder.absolute())):
         raise ConfigError(
-            f"A lake cannot lie in {str(folder)!r}: its name holds {wrong[0]!r}, which Delta cannot address. Set another data_dir."
+            f"The lake cannot be stored in {str(folder)!r}: the path has {wrong[0]!r}, which Delta cannot address. Set another data_dir."
         )
     return folder.absolute().as_uri()
 
@@ -144,11 +144,11 @@ def check_format(table: DeltaTable, path: Path) -> None:
     description = table.metadata().description or ""
     version = description.removeprefix(_DESCRIPTION)
     if not (description.startswith(_DESCRIPTION) and version.isdigit()):
-        raise ConfigError(f"{path} is a Delta table that Tapeline did not make. Move it away, or set another data_dir.")
+        raise ConfigError(f"{path} is a Delta table that Tapeline did not create. Move it away, or set another data_dir.")
     if int(version) > _FORMAT:
         raise NewerData(
             f"{path} was written by a newer Tapeline (format {version}, this one knows {_FORMAT}). "
-            "Nothing was touched. Upgrade Tapeline, or set another data_dir."
+            "Nothing was changed. Upgrade Tapeline, or set another data_dir."
         )
 
 
@@ -261,7 +261,7 @@ def commit(
     hour, its file counts as forgotten and was removed."""
     for one in added:
         if not (folder / one.path).exists():
-            raise FileNotFoundError(f"{one.path} was removed before it was in the log: it had lain there for too long")
+            raise FileNotFoundError(f"{one.path} was deleted before it was committed, because it had waited too long")
     now_ms = time.time_ns() // 1_000_000
     actions: list[AddAction | RemoveAction] = []
     if removed is not None:
@@ -292,7 +292,7 @@ def move_on(table: DeltaTable, removed: pa.Table) -> None:
     table.update_incremental()
     named = set(files_of(table)["path"].to_pylist())
     if gone := [path for path in removed["path"].to_pylist() if path not in named]:
-        raise OSError(f"{gone[0]} was taken out of the log meanwhile")
+        raise OSError(f"{gone[0]} was removed from the log by another process meanwhile")
 
 
 def delete(paths: Sequence[Path]) -> tuple[int, int]:
@@ -322,7 +322,7 @@ def disk_problem(folder: Path, what: str, remedy: str, *also: type[Exception]) -
     try:
         yield
     except (OSError, DeltaError, pa.ArrowException, *also) as error:
-        whole = f"Readers see what they saw before, whole; nothing was lost. {remedy}" if _readable(folder) else "Nothing was changed."
+        whole = f"Nothing was lost. Readers see the same rows as before. {remedy}" if _readable(folder) else "Nothing was changed."
         raise DiskProblem(f"{folder} was not {what}: {said(error)}{damaged_entry(folder)}. {whole}") from error
 
 
@@ -348,15 +348,15 @@ def damaged_entry(folder: Path) -> str:
                 json.loads(line)
         except (OSError, ValueError):
             return (
-                f": {entry.name} of its _delta_log is damaged. Restore it from a backup; the rows are in the other files, and nothing is "
-                "written until then"
+                f": the entry {entry.name} of its _delta_log is damaged. Restore it from a backup. The rows are in the other files. "
+                "Nothing is written until then"
             )
     return ""
 
 
 def unreadable(folder: Path, error: Exception) -> DiskProblem:
     """Return the DiskProblem for an error while opening a table."""
-    return DiskProblem(f"The lake's table {folder} cannot be read: {said(error)}{damaged_entry(folder)}.")
+    return DiskProblem(f"The lake table {folder} cannot be read: {said(error)}{damaged_entry(folder)}.")
 
 
 def names_of(topic: Topic) -> str:

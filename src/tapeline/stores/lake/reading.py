@@ -209,11 +209,11 @@ class LakeSource:
             try:
                 found = checksum(Path(path))
             except OSError as error:
-                raise DiskProblem(f"The lake's file {path} cannot be read: {error}. Ask again if it was removed meanwhile.") from error
+                raise DiskProblem(f"The lake file {path} cannot be read: {error}. Try again if it was removed meanwhile.") from error
             if found != expected:
                 raise DiskProblem(
-                    f"The lake's file {path} has the checksum {found:08x} where its name says {expected:08x}: bytes were changed. Nothing "
-                    "of it was read. `tapeline lake repair` makes it again."
+                    f"The lake file {path} has the checksum {found:08x}, but its name says {expected:08x}: bytes were changed. "
+                    "None of its rows were read. Run `tapeline lake repair` to rebuild it."
                 )
             self._whole.add(path)
 
@@ -247,7 +247,7 @@ class LakeSource:
     def _run(self, text: str, values: Mapping[str, Value], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
         """Yield the result of a query over the files that `values` names. Raises DiskProblem if they cannot be read."""
         files = values["files"]
-        assert isinstance(files, list), "which files a query reads is told as `files`"
+        assert isinstance(files, list), "`files` must list the files that the query reads"
         self._hold_against_checksums(files)
         try:
             # Each query has a cursor of its own, because several readers of one source may be open. It is held in a variable, because it
@@ -259,8 +259,8 @@ class LakeSource:
                 yield from (whole.slice(at, _BATCH_ROWS) for at in range(0, whole.num_rows, _BATCH_ROWS))
         except (duckdb.Error, pa.ArrowException, OSError) as error:
             raise DiskProblem(
-                f"The lake at {self._root} cannot be read: {error}. Ask again if a file was removed meanwhile; "
-                "`tapeline lake repair` makes one that is damaged again."
+                f"The lake at {self._root} cannot be read: {error}. Try again if a file was removed meanwhile. "
+                "Run `tapeline lake repair` if a file is damaged."
             ) from error
 
     def _files(self, topic: Topic) -> TableFiles:

@@ -31,7 +31,7 @@ from tapeline.stores.lake.damage import damage
 from tapeline.stores.lake.files import ASIDE, COMPACTED, IDS, MADE
 from tapeline.stores.renaming import NAMING, Progress, Renamed, Renaming
 
-_REMEDY: Final = "Rename again, it goes on where it was; `tapeline lake repair` makes a damaged file again."
+_REMEDY: Final = "Run `tapeline rename` again: it continues where it stopped. If a file is damaged, run `tapeline lake repair`."
 #: The most files whose rows one query counts.
 _FILES: Final = 2_000
 _IDS: Final = ", ".join(IDS)
@@ -74,7 +74,7 @@ class LakeRenaming:
 
     def positions(self, topic: Topic) -> Mapping[int, int]:
         folder = self._root / topic.table
-        with lake_files.disk_problem(folder, "looked at", _REMEDY):
+        with lake_files.disk_problem(folder, "read", _REMEDY):
             table = lake_files.opened(folder)
             return totals_of(table, topic).positions if table is not None else {}
 

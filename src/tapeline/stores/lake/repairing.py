@@ -30,7 +30,7 @@ from tapeline.stores.lake.checking import connect, damaged
 from tapeline.stores.lake.compacting import Progress, order_of
 from tapeline.stores.lake.files import ASIDE, COMPACTED, GROUP_ROWS, IDS, MADE, RANGED, names_of
 
-_REMEDY: Final = "Repair again."
+_REMEDY: Final = "Run `tapeline lake repair` again."
 _IDS: Final = ", ".join(IDS)
 #: The queries for DuckDB. Names in braces are this module's own columns and queries; values and files are parameters.
 _FILES: Final = "read_parquet(${}, hive_partitioning = false)"
@@ -129,9 +129,9 @@ class _Day:
                 ((found,),) = db.sql("SELECT count(*) FROM missing").fetchall()
                 problem = ""
                 if found > rows:
-                    problem = f"the raw records give {found:,} rows where {rows:,} were held: which of them were kept cannot be told"
+                    problem = f"the raw records give {found:,} rows, but the files held {rows:,}. Tapeline cannot tell which ones they held"
                 elif found < rows:
-                    problem = f"the raw records of {rows - found:,} rows are gone; --drop gives those up and keeps the rest"
+                    problem = f"the raw records of {rows - found:,} rows are gone. Use --drop to give up those rows and keep the rest"
                 if problem and not drop:
                     return Repaired(self._topic.table, self._day, names, rows, min(found, rows), 0, problem)
                 found = found if found <= rows else 0

@@ -24,7 +24,7 @@ from tapeline.stores.lake import files as lake_files
 
 #: A file next to the tables with the days to remove. It exists from before the first commit until after the last.
 _DECIDED: Final = ".pruning"
-_REMEDY: Final = "Prune again."
+_REMEDY: Final = "Run `tapeline lake prune` again."
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ def vacuum(root: Path) -> list[Vacuumed]:
     with lake_files.changing(root, "tapeline lake vacuum"):
         for topic in NORMALIZED_TOPICS:
             folder = root / topic.table
-            with lake_files.disk_problem(folder, "vacuumed", "Vacuum again."):
+            with lake_files.disk_problem(folder, "vacuumed", "Run `tapeline lake vacuum` again."):
                 table = lake_files.opened(folder)
                 if table is None:
                     continue
@@ -163,7 +163,7 @@ def _decided(root: Path) -> set[date]:
         except FileNotFoundError:
             return set()
         except ValueError as error:
-            raise OSError(f"{path} is damaged ({error}); remove it, and days that are too old are found anew") from error
+            raise OSError(f"{path} is damaged ({error}). Delete it: Tapeline then finds the days to remove again") from error
 
 
 def _entries(folder: Path) -> set[str]:

@@ -73,7 +73,10 @@ class TableFiles:
             try:
                 footer = pq.read_metadata(path)
             except (OSError, pa.ArrowException) as error:
-                raise DiskProblem(f"The lake's file {path} cannot be read: {error}") from error
+                raise DiskProblem(
+                    f"The lake file {path} cannot be read: {error}. Try again if it was removed meanwhile. "
+                    "Run `tapeline lake repair` if it is damaged."
+                ) from error
             symbol_at, time_at = (footer.schema.names.index(name) for name in ("symbol", "ts_ns"))
             for number in range(footer.num_row_groups):
                 group = footer.row_group(number)

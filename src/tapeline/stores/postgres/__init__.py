@@ -70,7 +70,7 @@ class Postgres:
             bad = self._cannot_hold(chunk.topic, _with_ids(with_dates(chunk.batch)), error)
         for name, reason in bad.items():
             log.error(
-                "%s does not take the record %s of %s: %s. It is in tapeline_refused, and in the other stores; all others are kept.",
+                "%s cannot store the record %s of %s: %s. It is in tapeline_refused and in the other stores. Tapeline stores all others.",
                 self._database.shown,
                 name,
                 chunk.topic.name,
@@ -145,7 +145,7 @@ class Postgres:
                 self._parts.clear()
                 for (part,) in cursor.fetchall():
                     cursor.execute(self._sql.one("drop_part", part=part))
-                    log.info("%s: %s is removed: ticks are kept for %d days (keep_days).", self._database.shown, part, self._keep_days)
+                    log.info("%s: Removed %s. Tapeline keeps ticks for %d days (keep_days).", self._database.shown, part, self._keep_days)
         self._looked_for_old = True
 
     def _cannot_hold(self, topic: Topic, rows: pa.RecordBatch, error: CannotHold) -> dict[str, str]:

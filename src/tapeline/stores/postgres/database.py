@@ -79,13 +79,13 @@ class Database:
         said = self._password.taken_out(without_password(" ".join(str(error).split())))[:300]
         if state.startswith(_NO) or "password authentication failed" in said or ("does not exist" in said and not state):
             return Refused(
-                f"PostgreSQL at {self.shown} has refused: {said}. Check the user, the password (password_file) and the database."
+                f"PostgreSQL at {self.shown} has refused access: {said}. Check the user, the password (password_file) and the database."
             )
         if state.startswith(_DATA):
             return CannotHold(said)
         if state in _DISK:
             return DiskProblem(f"PostgreSQL at {self.shown} cannot write: {said}. The records stay in the stream. Free disk space there.")
-        return Unavailable(f"PostgreSQL at {self.shown}: {said}. Nothing was written; the records stay in the stream. It is tried again.")
+        return Unavailable(f"PostgreSQL at {self.shown} failed: {said}. What was not written stays in the stream. A running stage retries.")
 
 
 def _with_password(url: str, password: str) -> str:

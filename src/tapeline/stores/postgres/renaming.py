@@ -131,7 +131,7 @@ class PostgresRenaming:
             cursor.execute(self._general.one("has_timescale"))
             if _number(cursor):
                 log.warning(
-                    "%s: trade_bars_1s, _1m and _1h of %s to %s still have the sums of %s. docs/postgres.md says how to refresh them.",
+                    "%s: trade_bars_1s, _1m and _1h from %s to %s still hold the sums of %s. Refresh them as docs/postgres.md shows.",
                     self._database.shown,
                     first,
                     last,

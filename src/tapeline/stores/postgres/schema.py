@@ -37,8 +37,8 @@ class Schema:
         known = len(migrations())
         if found > known:
             raise NewerData(
-                f"The tables in {self._shown} are of a newer Tapeline (version {found}; this one knows {known}). "
-                "Nothing was touched. Upgrade Tapeline, or name another database."
+                f"The tables in {self._shown} were written by a newer Tapeline (version {found}, this one knows {known}). "
+                "Nothing was changed. Upgrade Tapeline, or set another database."
             )
         return found
 
@@ -69,5 +69,5 @@ class Schema:
 
 def _only(cursor: dbapi.Cursor) -> Any:
     row: Sequence[Any] | None = cursor.fetchone()
-    assert row is not None, "this question has one answer"
+    assert row is not None, "this query returns one row"
     return row[0]

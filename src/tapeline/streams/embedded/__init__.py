@@ -154,7 +154,7 @@ class EmbeddedStream:
                     "SELECT next FROM positions WHERE consumer = ? AND topic = ? AND part = ?", (group, chunk.topic.name, partition)
                 ).fetchone()
                 if (row[0] if row else 0) != chunk.begin[partition]:
-                    raise PartitionLost(f"{group} has moved on in {chunk.topic.name} {partition} without this process.")
+                    raise PartitionLost(f"Another process has changed the position of {group} in {chunk.topic.name} {partition}.")
                 move(db, group, chunk.topic, partition, position)
             for topic, batch in outputs:
                 self._append(db, topic, batch, None)

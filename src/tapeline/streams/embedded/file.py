@@ -170,16 +170,16 @@ class StreamFile:
             text = str(error)
             if "locked" in text or "busy" in text:
                 raise Unavailable(
-                    f"{self.path} is locked by another process for over {_LOCK_WAIT_S:.0f} s. Nothing was written."
+                    f"Another process has locked {self.path} for over {_LOCK_WAIT_S:.0f} s. Wait until it is done, or stop it."
                 ) from error
             raise DiskProblem(
-                f"{self.path}: {text}. What was written before is safe, this write did not happen. "
-                "Free disk space or make the folder writable; it is tried again."
+                f"{self.path}: {text}. Records that were written before are safe. "
+                "Free disk space or make the folder writable. A running stage retries."
             ) from error
         except (sqlite3.DatabaseError, EOFError, pa.ArrowException) as error:
             raise DiskProblem(
-                f"{self.path} is damaged or no Tapeline stream: {error}. Restore it from a backup, or move it away: a new one is begun. "
-                "What no stage had read of it is then lost, and is a gap; the stores keep what they have."
+                f"{self.path} is damaged or not a Tapeline stream: {error}. Restore it from a backup. Or move it away: Tapeline then "
+                "creates a new one, and the records that no stage had read are lost (a gap). The stores keep what they have."
             ) from error
 
     def close(self) -> None:

@@ -123,7 +123,7 @@ class Cluster:
             if not said and not any(one in statistics for one in _BROKERS):
                 said = True
                 self.forgot += 1
-                log.info("A client of Kafka at %s knows no broker any more: new clients take the place of all.", self._config.shown)
+                log.info("A client of Kafka at %s no longer knows any broker. Tapeline replaces all its clients.", self._config.shown)
 
         return heard
 
@@ -319,7 +319,8 @@ class Cluster:
             if told := self.too_small():
                 log.warning("%s", told)
         except Exception as error:  # noqa: BLE001 any error is reported wherever the topics are missed, and the search is repeated
-            self._errors.last = str(error)
+            if not isinstance(error, Unavailable):  # such an error says what the client has reported already
+                self._errors.last = str(error)
             time.sleep(_LOOK_AGAIN_S)
 
     def too_small(self) -> str:
@@ -332,7 +333,7 @@ class Cluster:
         if most is None or most >= MESSAGE_BYTES:
             return ""
         return (
-            f"{self.name(RAW_TOPIC)} takes messages of up to {most:,} bytes: a larger frame is not kept, and is a gap. "
+            f"{self.name(RAW_TOPIC)} accepts messages of up to {most:,} bytes. A larger frame is not kept and becomes a gap. "
             f"Set the topic's max.message.bytes to {MESSAGE_BYTES}."
         )
 
@@ -379,7 +380,7 @@ class Cluster:
                 done.result()
             except KafkaException as error:
                 if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
-                    raise self._errors.meaning(error, f"topic {name} cannot be made") from error
+                    raise self._errors.meaning(error, f"topic {name} cannot be created") from error
 
     def _settled(self, admin: AdminClient, names: Sequence[str]) -> Mapping[str, Any]:
         """Return the topics, once every partition of each new topic has a leader."""
@@ -392,5 +393,5 @@ class Cluster:
             ):
                 return there
             if time.monotonic() > deadline:
-                raise Unavailable(f"Kafka at {self._config.shown} has made the topics {', '.join(names)}, and no broker leads them yet.")
+                raise Unavailable(f"Kafka at {self._config.shown} has created the topics {', '.join(names)}, but no broker leads them yet.")
             time.sleep(0.05)

@@ -13,6 +13,7 @@ from tapeline.errors import Refused, Unavailable
 
 #: No broker has answered.
 NO_ANSWER: Final = frozenset({KafkaError._TRANSPORT, KafkaError._TIMED_OUT, KafkaError._ALL_BROKERS_DOWN})
+_CHECK: Final = "Check that the broker is running and that stream.url is correct."
 
 
 class ClusterErrors:
@@ -45,21 +46,21 @@ class ClusterErrors:
 
     def away(self) -> Unavailable | Refused:
         if self._refused:
-            return Refused(f"Kafka at {self._shown} has refused: {self.last}. Check the user, the password and stream.sasl.")
+            return Refused(f"Kafka at {self._shown} has refused access: {self.last}. Check the user, the password and stream.sasl.")
         why = f": {self.last}" if self.last else ""
-        return Unavailable(f"Kafka at {self._shown} does not answer{why}. Nothing was written. Is the broker up, and stream.url right?")
+        return Unavailable(f"Kafka at {self._shown} does not answer{why}. {_CHECK}")
 
     def unanswered(self, what: str) -> Unavailable:
         why = f" ({self.last})" if self.last else ""
-        return Unavailable(f"Kafka at {self._shown} does not answer: {what}{why}. Is the broker up, and stream.url right?")
+        return Unavailable(f"Kafka at {self._shown} does not answer: {what}{why}. {_CHECK}")
 
     def meaning(self, error: KafkaException, what: str) -> Unavailable | Refused:
         inner: KafkaError = error.args[0]
         if inner.code() in self._NO:
-            return Refused(f"Kafka at {self._shown} has refused ({what}): {inner.str()}. Check the user and its rights.")
+            return Refused(f"Kafka at {self._shown} has refused access ({what}): {inner.str()}. Check the user and its rights.")
         if inner.code() in NO_ANSWER:
             return self.away()
-        return Unavailable(f"Kafka at {self._shown}: {what}: {inner.str()} ({inner.name()}). It is tried again.")
+        return Unavailable(f"Kafka at {self._shown}: {what}: {inner.str()} ({inner.name()}). A running stage retries.")
 
     @contextmanager
     def told(self) -> Iterator[None]:

@@ -52,7 +52,7 @@ class GroupLease:
                     elsewhere = self._held_elsewhere()
                     due, rest_s = now + rest_s, min(2 * rest_s, _LONGEST_REST_S)
         if not self._have and not elsewhere:
-            raise cluster.silent(f"who holds {name} was not said within {3 * SESSION_S:.0f} s")
+            raise cluster.silent(f"the holder of {name} was not reported within {3 * SESSION_S:.0f} s")
         self.keep()
 
     def _held_elsewhere(self) -> bool:
@@ -73,7 +73,7 @@ class GroupLease:
             self._consumer.poll(0)
         if not self._have:
             self.drop()
-            raise Busy(f"Another process holds {self._name}. Stop that one; if it has died, this can start in {SESSION_S:.0f} s.")
+            raise Busy(f"Another process holds {self._name}. Stop that process. If it has died, this one can start in {SESSION_S:.0f} s.")
 
     def drop(self) -> None:
         self._consumer.close()

@@ -72,7 +72,7 @@ class Numbering:
             self.look()
             found = self._all_of(topic, partition)
             if epoch > found[-1].epoch:
-                raise Unavailable(f"{self._cluster.name(topic)} {partition} has a new leader, and nobody has written down its numbers yet.")
+                raise Unavailable(f"{self._cluster.name(topic)} {partition} has a new leader, and its numbering is not recorded yet.")
         return found[bisect_left(found, epoch, key=lambda one: one.epoch)]
 
     def _all_of(self, topic: Topic, partition: int) -> list[Stretch]:
@@ -82,7 +82,7 @@ class Numbering:
             self.look()
             found = self._of(topic, partition)
         if not found:
-            raise Unavailable(f"{self._cluster.name(topic)} {partition} has a new leader, and nobody has written down its numbers yet.")
+            raise Unavailable(f"{self._cluster.name(topic)} {partition} has a new leader, and its numbering is not recorded yet.")
         return found
 
     def _of(self, topic: Topic, partition: int) -> list[Stretch]:
@@ -177,7 +177,7 @@ class Numbering:
             cluster.find_topics(_LOOK_S)
             ids = cluster.ids(list(names.values()), _LOOK_S)
         if missing := [name for name in names.values() if name not in ids]:
-            raise Unavailable(f"Kafka does not know of {', '.join(missing)} yet.")
+            raise Unavailable(f"Kafka does not know these topics yet: {', '.join(missing)}.")
         short = {name: key for key, name in names.items()}
         places = [(cluster.name(topic), p) for topic in TOPICS.values() for p in range(cluster.counted(topic))]
         found = cluster.latest([*places, (cluster.lives, 0)], _LOOK_S)
@@ -225,7 +225,8 @@ class Numbering:
         if gone:
             self._cluster.forgot += 1
             self._known = {}
-            log.warning("Kafka has forgotten what it held: %s.", ", ".join(f"{name} {partition}" for name, partition in sorted(gone)))
+            names = ", ".join(f"{name} {partition}" for name, partition in sorted(gone))
+            log.warning("Kafka has lost data that it held: %s. `tapeline gaps` shows what is missing.", names)
             lost = [Lost(name, ids[name], p, found[-1].position(found[-1].end) + 1) for (name, p), found in gone.items() if name in same]
             if lost:
                 self._write(WrittenDown(lost=tuple(lost)))
@@ -242,7 +243,8 @@ class Numbering:
                     try:
                         records.append(msgspec.json.decode(message.value() or b"", type=WrittenDown))
                     except msgspec.MsgspecError:
-                        log.warning("%s holds something that is not ours at offset %s.", self._cluster.lives, message.offset())
+                        text = "%s holds a message at offset %s that Tapeline did not write. Tapeline ignores it."
+                        log.warning(text, self._cluster.lives, message.offset())
         finally:
             consumer.close()
         return records, int(cast("int", message.offset()))
@@ -285,8 +287,8 @@ class Numbering:
             for partition, one in found.items():
                 if one.removed:
                     log.error(
-                        "%s %d: what was to be read next is gone: the topic's retention has removed it. It goes on at offset %d; what lay "
-                        "before and was not read is lost to this stage. Keep more (retention.ms), or read faster.",
+                        "%s %d: the topic's retention has removed the next records before they were read. Reading continues at offset %d. "
+                        "The unread records before it are lost to this stage. Raise the topic's retention.ms, or read faster.",
                         self._cluster.name(topic),
                         partition,
                         one.offset,

@@ -67,7 +67,7 @@ class RawProducer:
 
     def send(self, number: int, partition: int, batch: pa.RecordBatch) -> None:
         if self._failed is not None or self._again:
-            raise Unavailable(self.problem or "What an earlier client of Kafka's has not got away is sent first.")
+            raise Unavailable(self.problem or "Tapeline first sends the batches that an earlier Kafka client did not deliver.")
         one = _Sent(number, partition, bytes(arrow.encode(batch)), time.time_ns())
         self._put(one)
         self._open.append(one)
@@ -80,8 +80,8 @@ class RawProducer:
             # A client rejects any leader whose epoch is below one that it has seen, and would wait for ever.
             self._forgot = self._cluster.forgot
             if self._producer is not None and self._failed is None:
-                self._failed = KafkaError(KafkaError._FATAL, "it knows no broker any more, or the broker has forgotten what it held")
-                self.problem = f"Kafka's client has given up: {self._failed.str()}. A new one sends what has not arrived."
+                self._failed = KafkaError(KafkaError._FATAL, "it no longer knows any broker, or the broker has lost data")
+                self.problem = f"Kafka's client has given up: {self._failed.str()}. A new client sends the batches that have not arrived."
         if self._failed is not None:
             self._begin_again(self._failed)
         with suppress(Unavailable):  # its queue is full: the rest follows later
@@ -95,7 +95,7 @@ class RawProducer:
 
     def _put(self, one: _Sent) -> None:
         if not self._cluster.known():
-            raise Unavailable(f"Kafka's topics are not known yet{': ' + self._cluster.problem if self._cluster.problem else ''}.")
+            raise Unavailable(f"Tapeline does not know Kafka's topics yet{': ' + self._cluster.problem if self._cluster.problem else ''}.")
         if self._producer is None:
             self._clients += 1
         producer, client = self._made(timeout_s=0.0), self._clients
@@ -103,7 +103,8 @@ class RawProducer:
         try:
             producer.produce(name, one.data, key, one.partition, lambda error, _: self._delivered(client, one, error))
         except BufferError:
-            raise Unavailable(f"Kafka takes no more for now{': ' + self._cluster.problem if self._cluster.problem else ''}.") from None
+            why = f": {self._cluster.problem}" if self._cluster.problem else ""
+            raise Unavailable(f"Kafka's client accepts no more for now{why}.") from None
         except KafkaException as error:
             self._delivered(client, one, error.args[0])
         producer.poll(0)
@@ -116,14 +117,14 @@ class RawProducer:
             self._waits = backoff(Random(), cap_s=_RECOVER_MOST_S)
         elif error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
             self.problem = (
-                f"Kafka's topic {self._cluster.name(RAW_TOPIC)} takes no message of {len(one.data):,} bytes. Set its max.message.bytes to "
-                f"{MESSAGE_BYTES:,}."
+                f"Kafka's topic {self._cluster.name(RAW_TOPIC)} does not accept a message of {len(one.data):,} bytes. "
+                f"Set its max.message.bytes to {MESSAGE_BYTES:,}."
             )
             self._arrived.add(one.number)
             self.refused.add(one.number)
         else:
             self._failed = error
-            self.problem = f"Kafka's client has given up: {error.str()}. A new one sends what has not arrived."
+            self.problem = f"Kafka's client has given up: {error.str()}. A new client sends the batches that have not arrived."
 
     def _begin_again(self, error: KafkaError) -> None:
         """Replace a client that has given up for good, for example because a broker lost data. A new client sends what has not arrived.
@@ -142,7 +143,7 @@ class RawProducer:
             return
         recovery, self._recovery = self._recovery, None
         if (failed := recovery.exception()) is not None:
-            self.problem = f"Kafka's client has given up: {error.str()}. What had arrived is not known yet: {failed}"
+            self.problem = f"Kafka's client has given up: {error.str()}. Tapeline does not know yet which batches have arrived: {failed}"
             return
         arrived = recovery.result()
         self._arrived |= {one.number for one in self._open if one.number in arrived.get(one.partition, ())}

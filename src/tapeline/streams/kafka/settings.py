@@ -20,7 +20,9 @@ def settings_of(config: StreamConfig, password: Secret) -> dict[str, Any]:
     """Return librdkafka's settings for an address. Raises ConfigError if the address is invalid or the password is missing."""
     parts = re.fullmatch(r"(?P<scheme>kafkas?)://(?:(?P<user>[^:/@]+)(?::(?P<password>[^@/]*))?@)?(?P<hosts>[^/@]+)/?", config.url)
     if parts is None:
-        raise ConfigError(f'stream.url = "{config.shown}" is no address. Write kafka://[user@]host:9092[,host:9092], kafkas:// for TLS.')
+        raise ConfigError(
+            f'stream.url = "{config.shown}" is not a valid address. Write kafka://[user@]host:9092[,host:9092] (kafkas:// for TLS).'
+        )
     tls = parts["scheme"] == "kafkas"
     settings: dict[str, Any] = {"bootstrap.servers": parts["hosts"], "security.protocol": "SSL" if tls else "PLAINTEXT"}
     settings["topic.metadata.refresh.interval.ms"] = int(_REFRESH_S * 1000)
@@ -31,7 +33,7 @@ def settings_of(config: StreamConfig, password: Secret) -> dict[str, Any]:
         secret = unquote(parts["password"] or "") or password.reveal()
         if not secret:
             raise ConfigError(
-                f"{config.shown} names the user {parts['user']}, and no password was found. Set TAPELINE_STREAM_PASSWORD or password_file."
+                f"{config.shown} names the user {parts['user']}, but there is no password. Set TAPELINE_STREAM_PASSWORD or password_file."
             )
         settings |= {"sasl.mechanism": config.sasl, "sasl.username": unquote(parts["user"]), "sasl.password": secret}
         settings["security.protocol"] = "SASL_SSL" if tls else "SASL_PLAINTEXT"

@@ -136,7 +136,9 @@ class RedisStream:
                 found.append((entry, fields))
             else:
                 log.error(
-                    "The entry %s of %s has no place of its own and is passed over.", entry.decode(), self._keys.stream(topic, partition)
+                    "Another program wrote the entry %s of %s, which has no position of its own. Tapeline skips it.",
+                    entry.decode(),
+                    self._keys.stream(topic, partition),
                 )
             position = max(after, position)
         return found or entries[-1:]
@@ -172,7 +174,7 @@ class RedisStream:
         with self._server.errors():
             done = self._commit(keys=[*keys, self._keys.totals(group)], args=arguments)
         if not done:
-            raise PartitionLost(f"{group} has moved on in {chunk.topic.name} without this process.")
+            raise PartitionLost(f"Another process has changed the position of {group} in {chunk.topic.name}.")
 
     def acknowledge(self, group: str, topic: Topic, positions: Mapping[int, int], counted: tuple[int | None, int] | None = None) -> bool:
         self._server.begin()
@@ -271,9 +273,9 @@ class RedisStream:
             disk, memory = self._server.client.info("persistence"), self._server.client.info("memory")
         found = []
         if not int(disk["aof_enabled"]):
-            found.append("WARNING: it forgets what it holds when it ends (set appendonly yes)")
+            found.append("WARNING: Redis loses its data when it stops (set appendonly yes)")
         if memory["maxmemory_policy"] != "noeviction":
-            found.append(f"WARNING: it removes keys when it is full (maxmemory-policy is {memory['maxmemory_policy']}: set noeviction)")
+            found.append(f"WARNING: Redis removes keys when it is full (maxmemory-policy is {memory['maxmemory_policy']}: set noeviction)")
         return found
 
     def close(self) -> None:

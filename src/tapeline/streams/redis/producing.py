@@ -49,7 +49,7 @@ class RedisProducer:
         if len(self._open) >= _MOST_UNSETTLED:
             self.settled()
             if len(self._open) >= _MOST_UNSETTLED:
-                raise Unavailable(f"Redis at {self._server.shown} is behind: {len(self._open)} batches have no answer yet.")
+                raise Unavailable(f"Redis at {self._server.shown} is behind: {len(self._open)} batches are not confirmed yet.")
         if self._connection is None:
             self._connect()
         self._room.make(RAW_TOPIC, batch.nbytes)
@@ -108,7 +108,7 @@ class RedisProducer:
             had = int(self._server.client.get(self._server.keys.writer(self._writer)) or 0)
         if had < self._settled:
             log.error(
-                "Redis at %s has lost what it had confirmed. What no stage had read yet is gone; what comes from now on is kept. "
+                "Redis at %s has lost records that it had confirmed. The ones that no stage had read are lost. New records are kept. "
                 "`tapeline gaps` shows what is missing. Set appendonly yes.",
                 self._server.shown,
             )
@@ -133,7 +133,7 @@ class RedisProducer:
             self._broken(error)
 
     def _broken(self, error: Exception) -> None:
-        self._problem = f"Redis at {self._server.shown}: {without_point(error)}. What has no answer is sent again."
+        self._problem = f"Redis at {self._server.shown}: {without_point(error)}. Tapeline sends the unconfirmed batches again."
         log.warning("%s", self._problem)
         if self._connection is not None:
             self._connection.disconnect()

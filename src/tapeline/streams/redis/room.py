@@ -47,8 +47,8 @@ class Room:
                 self._made_full = self._held(NORMALIZED_TOPICS) > bound / 2
                 self._full = (
                     f"Redis at {self._server.shown} holds {memory / 1e6:,.0f} MB, more than stream.memory_mb = "
-                    f"{self._server.config.memory_mb} allows, and some group has still to read what it holds "
-                    "(see `tapeline status`). Nothing is dropped: writing waits."
+                    f"{self._server.config.memory_mb} allows. A group has not read all of it yet "
+                    "(see `tapeline status`). Nothing is dropped: Tapeline waits. Start the reader that is behind, or raise memory_mb."
                 )
         if self._full and (topic is RAW_TOPIC or self._made_full):
             raise Unavailable(self._full)

@@ -3,7 +3,7 @@
 -- something that had settled is gone.
 local had = tonumber(redis.call('GET', KEYS[3]) or 0)
 if had >= tonumber(ARGV[1]) then return 0 end
-if had < tonumber(ARGV[5]) then return redis.error_reply('ERR what went before has not arrived') end
+if had < tonumber(ARGV[5]) then return redis.error_reply('ERR an earlier batch has not arrived') end
 extend(KEYS[1], KEYS[2], ARGV[2], 3, 4, ARGV[6] == '1')
 redis.call('SET', KEYS[3], ARGV[1], 'EX', 2592000)
 return 1

@@ -19,6 +19,7 @@ from tapeline.streams.redis.keys import Keys, literal
 
 _PARTITIONS: Final = 4
 _FORMAT: Final = b"1"
+_CHECK: Final = "Check that the server is running and that stream.url is correct."
 
 
 class RedisServer:
@@ -66,7 +67,8 @@ class RedisServer:
             form, count = self.client.hmget(facts, ["format", "partitions"])
             if form != _FORMAT:
                 raise NewerData(
-                    f"{self.shown} holds streams of a newer Tapeline (format {form.decode()}). Nothing was touched. Upgrade Tapeline."
+                    f"{self.shown} holds streams that a newer Tapeline wrote (format {form.decode()}). "
+                    "Nothing was changed. Upgrade Tapeline."
                 )
             self.count = int(count)
             for group, topics in self._groups.items():
@@ -88,7 +90,7 @@ class RedisServer:
             connection.send_command("INFO", "server")
             if self.run.encode() not in connection.read_response():
                 self.run = ""
-                raise redis.ConnectionError("it has started anew")
+                raise redis.ConnectionError("the server has restarted")
 
     @contextmanager
     def errors(self) -> Iterator[None]:
@@ -96,16 +98,17 @@ class RedisServer:
         try:
             yield
         except (redis.AuthenticationError, redis.exceptions.NoPermissionError) as error:
-            raise Refused(f"Redis at {self.shown} has refused: {without_point(error)}. Check the user and the password.") from error
+            raise Refused(f"Redis at {self.shown} has refused access: {without_point(error)}. Check the user and the password.") from error
         except (redis.ConnectionError, redis.TimeoutError, redis.BusyLoadingError) as error:
             self.run = ""
-            raise Unavailable(f"Redis at {self.shown} does not answer: {without_point(error)}. It is tried again.") from error
+            text = f"Redis at {self.shown} does not answer: {without_point(error)}. A running stage retries. {_CHECK}"
+            raise Unavailable(text) from error
         except redis.OutOfMemoryError as error:
-            text = f"Redis at {self.shown} is full: {without_point(error)}. Nothing is dropped: writing waits. Raise its maxmemory."
+            text = f"Redis at {self.shown} is full: {without_point(error)}. Nothing is dropped: Tapeline waits. Raise its maxmemory."
             raise Unavailable(text) from error
         except redis.ResponseError as error:
             self.run = ""
-            raise Unavailable(f"Redis at {self.shown}: {without_point(error)}. It is tried again.") from error
+            raise Unavailable(f"Redis at {self.shown}: {without_point(error)}. A running stage retries.") from error
 
 
 def without_point(error: Exception) -> str:
@@ -125,7 +128,7 @@ def _client(config: StreamConfig, password: Secret, timeout_s: float, met: Calla
         or not parts.hostname
         or (not parts.path.strip("/").isdecimal() and parts.path.strip("/"))
     ):
-        raise ConfigError(f'stream.url = "{config.shown}" is no address. Write redis://[user@]host:6379/0, rediss:// for TLS.')
+        raise ConfigError(f'stream.url = "{config.shown}" is not a valid address. Write redis://[user@]host:6379/0 (rediss:// for TLS).')
     tls: dict[str, Any] = {"ssl": True, "ssl_ca_certs": config.ca_file or None} if parts.scheme == "rediss" else {}
     return redis.Redis(
         host=parts.hostname,
