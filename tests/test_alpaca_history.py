@@ -157,7 +157,7 @@ def pages_of(span: Span, *bodies: bytes) -> tuple[list[str], list[bytes | None]]
         tokens.append(asked(request)[1].get("page_token", ""))
         return waiting.pop(0)
 
-    kept = [page.payload for page in fetch(Source(HISTORIES["alpaca"], get), span, lambda: NOON + 100 * MINUTE)]
+    kept = [page.payload for page in fetch(Source(HISTORIES["alpaca"], get, lambda: NOON + 100 * MINUTE), span)]
     return tokens, kept
 
 
@@ -218,9 +218,9 @@ def test_tokens_that_go_in_a_circle_end_in_an_error(tokens: str, moving: bool) -
         before: body(TRADES, *row[at : at + 1] if moving else [], token=token)
         for at, (before, token) in enumerate(zip(["", *tokens], tokens, strict=False))
     }
-    source = Source(HISTORIES["alpaca"], lambda request: by_token[asked(request)[1].get("page_token", "")])
+    source = Source(HISTORIES["alpaca"], lambda request: by_token[asked(request)[1].get("page_token", "")], lambda: NOON + 100 * MINUTE)
     with pytest.raises(WrongPage, match=r"repeats its cursor|do not rise"):
-        for _ in fetch(source, TRADES, lambda: NOON + 100 * MINUTE):
+        for _ in fetch(source, TRADES):
             pass
 
 

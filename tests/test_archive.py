@@ -65,8 +65,8 @@ class Files:
 
 def read(files: Files, folder: Path, begin: Request | None = None) -> list[bytes]:
     """The payloads of the raw records."""
-    source = Source(ARCHIVES["binance"].history, Archive(files, folder))
-    return [page.payload for page in fetch(source, TRADES, lambda: NOON + DAY, begin, int(begin is not None)) if page.payload is not None]
+    source = Source(ARCHIVES["binance"].history, Archive(files, folder), lambda: NOON + DAY)
+    return [page.payload for page in fetch(source, TRADES, begin, int(begin is not None)) if page.payload is not None]
 
 
 def ticks(payloads: list[bytes]) -> list[tuple[object, ...]]:
@@ -95,15 +95,15 @@ def test_a_file_is_read_in_pieces_whatever_its_unit_and_with_or_without_a_header
 def test_who_was_killed_in_the_middle_fetches_the_file_again_and_goes_on_where_it_was(tmp_path: Path) -> None:
     files = Files(zip=packed(trades(30_000)))
     whole = read(files, tmp_path / "one")
-    source = Source(ARCHIVES["binance"].history, Archive(files, tmp_path / "two"))
-    first = next(iter(fetch(source, TRADES, lambda: NOON + DAY)))
+    source = Source(ARCHIVES["binance"].history, Archive(files, tmp_path / "two"), lambda: NOON + DAY)
+    first = next(iter(fetch(source, TRADES)))
     assert first.payload == whole[0]
     assert read(files, tmp_path / "elsewhere", first.following) == whole[1:]
 
 
 def test_a_file_that_was_replaced_in_between_is_named_and_nothing_of_it_is_mixed_in(tmp_path: Path) -> None:
-    old = Source(ARCHIVES["binance"].history, Archive(Files(zip=packed(trades(30_000))), tmp_path / "one"))
-    following = next(iter(fetch(old, TRADES, lambda: NOON + DAY))).following
+    old = Source(ARCHIVES["binance"].history, Archive(Files(zip=packed(trades(30_000))), tmp_path / "one"), lambda: NOON + DAY)
+    following = next(iter(fetch(old, TRADES))).following
     with pytest.raises(WrongPage, match="was replaced after its first part was read"):
         read(Files(zip=packed(trades(30_001))), tmp_path / "two", following)
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 def source(get: Get) -> Source:
-    return Source(HISTORIES["binance"], get)
+    return Source(HISTORIES["binance"], get, lambda: NOON + DAY)
 
 
 @given(
@@ -52,7 +52,7 @@ def test_whatever_pages_are_cut_to_every_trade_of_the_time_comes_once_and_in_ord
     exchange = Exchange(count, every_ms, rows=lambda most: min(most, cuts[len(exchange.asked) % len(cuts)]))
     start_ns = NOON + start_ms * NS_PER_MS + data.draw(st.integers(0, NS_PER_MS - 1))
     span = Span("spot", data.draw(st.sampled_from(["trade", "aggTrade"])), "BTC/USDT", start_ns, start_ns + length_ms * NS_PER_MS)
-    pages = list(fetch(source(exchange), span, lambda: NOON + DAY))
+    pages = list(fetch(source(exchange), span))
     bodies = [page.payload.partition(b"\n") for page in pages if page.payload is not None]
     rows = [row for _, _, body in bodies if body for row in msgspec.json.decode(body)]
     ids = [row.get("id", row.get("a")) for row in rows]
@@ -81,16 +81,16 @@ def cut_to_nothing(exchange: Exchange, which: str, times: int) -> Get:
 @pytest.mark.parametrize(("channel", "which"), [("trade", "fromId=1001&"), ("aggTrade", "fromId=1001&"), ("aggTrade", "startTime=")])
 def test_a_page_that_was_cut_to_nothing_is_not_taken_for_the_end(channel: str, which: str) -> None:
     exchange, span = Exchange(9_000), Span("spot", channel, "BTC/USDT", NOON, NOON + 850 * NS_PER_S)
-    whole = sum(page.rows for page in fetch(source(exchange), span, lambda: NOON + DAY))
-    assert sum(page.rows for page in fetch(source(cut_to_nothing(exchange, which, 1)), span, lambda: NOON + DAY)) == whole
+    whole = sum(page.rows for page in fetch(source(exchange), span))
+    assert sum(page.rows for page in fetch(source(cut_to_nothing(exchange, which, 1)), span)) == whole
     with pytest.raises(WrongPage, match="is empty, although later events are known"):
-        list(fetch(source(cut_to_nothing(exchange, which, 2)), span, lambda: NOON + DAY))
+        list(fetch(source(cut_to_nothing(exchange, which, 2)), span))
 
 
 def test_the_trade_that_an_aggregated_one_names_has_to_come() -> None:
     span = Span("spot", "trade", "BTC/USDT", NOON, NOON + 850 * NS_PER_S)
     with pytest.raises(WrongPage, match="is empty, although later events are known"):
-        list(fetch(source(cut_to_nothing(Exchange(9_000), "fromId=1&", 1)), span, lambda: NOON + DAY))
+        list(fetch(source(cut_to_nothing(Exchange(9_000), "fromId=1&", 1)), span))
 
 
 def test_single_trades_that_are_no_longer_kept_are_named_and_not_left_out() -> None:
@@ -104,14 +104,14 @@ def test_single_trades_that_are_no_longer_kept_are_named_and_not_left_out() -> N
 
     span = Span("spot", "trade", "BTC/USDT", NOON, NOON + 200 * NS_PER_S)
     with pytest.raises(WrongPage, match=r"begins with trade 1500.*has no older trades.*begins with trade 1\..*--from files"):
-        list(fetch(source(get), span, lambda: NOON + DAY))
+        list(fetch(source(get), span))
 
 
 def test_a_history_that_names_no_trades_while_there_are_some_is_not_taken_at_its_word() -> None:
     exchange = Exchange(300)
     span = Span("spot", "trade", "BTC/USDT", NOON, NOON + 200 * NS_PER_S)
     with pytest.raises(WrongPage, match="Binance's aggTrades have no trade of BTC/USDT"):
-        list(fetch(source(lambda asked: b"[]" if "aggTrades" in asked.path else exchange(asked)), span, lambda: NOON + DAY))
+        list(fetch(source(lambda asked: b"[]" if "aggTrades" in asked.path else exchange(asked)), span))
 
 
 def test_a_job_is_cut_into_days_which_meet_without_a_hole() -> None:
@@ -136,7 +136,7 @@ def test_a_history_that_repeats_its_cursor_is_named() -> None:
         def page(self, span: Span, asked: Request, body: bytes, time_ms: int) -> Page:
             return Page(1, NOON, Request(f"/{int(asked.path[1:]) % 3 + 1}"))
 
-    found = fetch(Source(cast("History", Circling()), lambda asked: b""), Span("f", "c", "s", 0, 1), lambda: NOON)
+    found = fetch(Source(cast("History", Circling()), lambda asked: b"", lambda: NOON), Span("f", "c", "s", 0, 1))
     assert [next(found).rows for _ in range(2)] == [1, 1]
     with pytest.raises(WrongPage, match="/3 leads back to /1: the provider repeats its cursor"):
         next(found)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tapeline.cli.terminal import echo
 from tapeline.local import output
 from tapeline.local.console import Output, printable
-from tapeline.monitor.table import tables
+from tapeline.monitor.terminal import tables
 from tapeline.secret import Guard
 
 ESCAPE = "\x1b[2J\x1b]0;owned\x07\r"

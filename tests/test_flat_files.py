@@ -31,7 +31,7 @@ from tapeline.errors import ConfigError, Refused, Unavailable
 from tapeline.jobs.backfill.backfill import Job
 from tapeline.jobs.backfill.day_files import DayFiles
 from tapeline.jobs.backfill.fetching import Fetched, Source, fetch, raw_record
-from tapeline.net.s3 import S3Reader
+from tapeline.net.s3 import Bucket, S3Reader
 from tapeline.providers.events import UNREADABLE
 from tapeline.providers.history import Request, Span, WrongPage
 from tapeline.providers.normalizing import Normalized, normalize
@@ -114,7 +114,7 @@ def piece(csv_text: bytes, version: str = "v1", following: int = -1) -> bytes:
 
 
 def from_file(wanted: Span, csv_text: bytes) -> list[Fetched]:
-    return list(fetch(Source(HISTORY, lambda _: piece(csv_text)), wanted, lambda: FETCHED_NS))
+    return list(fetch(Source(HISTORY, lambda _: piece(csv_text), lambda: FETCHED_NS), wanted))
 
 
 # What a row becomes
@@ -127,7 +127,7 @@ def test_the_rows_of_a_file_are_those_of_the_page_of_rest(feed: str, channel: st
     ticker = ("O:" if feed == "options" else "") + SYMBOLS[feed]
     header = OPTION_TRADES if (feed, channel) == ("options", "T") else ""
     file = made_of(feed, from_file(wanted, table(channel, {ticker: some}, header)))
-    asked = list(fetch(Source(HISTORIES["polygon"], lambda _: rest_page(channel, some)), wanted, lambda: FETCHED_NS))
+    asked = list(fetch(Source(HISTORIES["polygon"], lambda _: rest_page(channel, some), lambda: FETCHED_NS), wanted))
     rest = made_of(feed, asked, first_offset=200)
     name = "bars" if channel == "AM" else "ticks"
     own = {"raw_offset", "raw_index"} | ({"sequence"} if header else set())
@@ -301,7 +301,7 @@ class Counted:
     """A bucket that counts how often a file is fetched."""
 
     def __init__(self, url: str, during: Callable[[], object] = lambda: None) -> None:
-        self.bucket = S3Reader(url, "flatfiles", Secret("accesskey"), Secret("hiddensecret"), sleep=lambda _: None)
+        self.bucket = S3Reader(Bucket(url, "flatfiles", Secret("accesskey"), Secret("hiddensecret")), sleep=lambda _: None)
         self.fetched = 0
         self.during = during
 
@@ -320,7 +320,7 @@ def ids(pages: Sequence[Fetched]) -> list[str]:
 
 
 def pages_of(source: DayFiles, wanted: Span, begin: Request | None = None) -> list[Fetched]:
-    return list(fetch(Source(HISTORY, source), wanted, lambda: FETCHED_NS, begin, int(begin is not None)))
+    return list(fetch(Source(HISTORY, source, lambda: FETCHED_NS), wanted, begin, int(begin is not None)))
 
 
 def test_a_day_is_fetched_once_for_all_its_tickers_and_nothing_of_it_stays(
@@ -342,7 +342,7 @@ def test_a_day_is_fetched_once_for_all_its_tickers_and_nothing_of_it_stays(
 
 def test_the_disk_holds_the_rows_of_the_wanted_tickers_alone(s3_url: str, server: Callable[[bytes], None], tmp_path: Path) -> None:
     server(gzip.compress(a_day(DAY_ROWS)))
-    next(fetch(Source(HISTORY, DayFiles(Counted(s3_url), tmp_path, ["MSFT", "AAPL"], moment)), span(), lambda: FETCHED_NS))
+    next(fetch(Source(HISTORY, DayFiles(Counted(s3_url), tmp_path, ["MSFT", "AAPL"], moment), lambda: FETCHED_NS), span()))
     kept = b"".join(path.read_bytes() for path in tmp_path.rglob("*.csv"))
     assert {line.partition(b",")[0] for line in kept.splitlines()} == {b"MSFT", b"AAPL"}
 
@@ -352,7 +352,7 @@ def test_who_was_killed_in_the_middle_goes_on_with_what_is_on_disk_and_without_i
 ) -> None:
     server(gzip.compress(a_day(DAY_ROWS)))
     whole = pages_of(DayFiles(Counted(s3_url), tmp_path / "whole", ["AAPL"], moment), span())
-    first = next(fetch(Source(HISTORY, DayFiles(Counted(s3_url), tmp_path / "here", ["AAPL"], moment)), span(), lambda: FETCHED_NS))
+    first = next(fetch(Source(HISTORY, DayFiles(Counted(s3_url), tmp_path / "here", ["AAPL"], moment), lambda: FETCHED_NS), span()))
     assert first == whole[0]
     for folder, fetched in (("here", 0), ("elsewhere", 1)):
         client = Counted(s3_url)
@@ -367,7 +367,7 @@ def test_the_rows_of_a_ticker_that_is_read_again_stay_until_it_is_through(
     client = Counted(s3_url)
     source = DayFiles(client, tmp_path, ["AAPL", "MSFT"], moment)
     whole = pages_of(source, span())
-    again = fetch(Source(HISTORY, source), span(), lambda: FETCHED_NS)
+    again = fetch(Source(HISTORY, source, lambda: FETCHED_NS), span())
     first = next(again)
     pages_of(source, span(symbol="MSFT"))
     assert [first, *again] == whole
@@ -380,7 +380,7 @@ def test_jobs_of_other_tickers_side_by_side_leave_each_other_their_rows(
 ) -> None:
     server(gzip.compress(a_day(DAY_ROWS)))
     client = Counted(s3_url)
-    one = fetch(Source(HISTORY, DayFiles(client, tmp_path, ["AAPL"], moment)), span(), lambda: FETCHED_NS)
+    one = fetch(Source(HISTORY, DayFiles(client, tmp_path, ["AAPL"], moment), lambda: FETCHED_NS), span())
     first = next(one)
     assert ids(pages_of(DayFiles(Counted(s3_url), tmp_path, ["MSFT"], moment), span(symbol="MSFT"))) == [str(at) for at in range(5)]
     assert ids([first, *one]) == [str(at) for at in range(LONG)]
@@ -392,7 +392,7 @@ def test_a_file_that_is_published_again_is_named_and_its_rows_are_not_mixed(
 ) -> None:
     server(gzip.compress(a_day(DAY_ROWS)))
     source = DayFiles(Counted(s3_url), tmp_path / "one", ["AAPL"], moment)
-    first = next(fetch(Source(HISTORY, source), span(), lambda: FETCHED_NS))
+    first = next(fetch(Source(HISTORY, source, lambda: FETCHED_NS), span()))
     server(gzip.compress(a_day({"AAPL": LONG + 1})))
     with pytest.raises(WrongPage, match="was published again after its first part was read"):
         pages_of(DayFiles(Counted(s3_url), tmp_path / "two", ["AAPL"], moment), span(), first.following)
@@ -465,7 +465,7 @@ def test_a_wrong_key_is_refused_in_the_providers_words_and_is_not_told(
     s3_url: str, server: Callable[[bytes], None], tmp_path: Path
 ) -> None:
     server(gzip.compress(a_day(DAY_ROWS)))
-    bucket = S3Reader(s3_url, "flatfiles", Secret("accesskey"), Secret("hiddensecret"), sleep=lambda _: None)
+    bucket = S3Reader(Bucket(s3_url, "flatfiles", Secret("accesskey"), Secret("hiddensecret")), sleep=lambda _: None)
     with keys_checked(s3_url), pytest.raises(Refused, match="The AWS Access Key Id you provided does not exist") as refused:
         pages_of(DayFiles(bucket, tmp_path, ["AAPL"], moment), span())
     assert not {Secret("accesskey"), Secret("hiddensecret")} & set(str(refused.value).replace("'", " ").split())
@@ -475,22 +475,15 @@ def test_a_wrong_key_is_refused_in_the_providers_words_and_is_not_told(
 def test_a_server_that_is_away_or_stale_is_given_up_after_a_few_tries(tmp_path: Path) -> None:
     with closing(socket.create_server(("127.0.0.1", 0), backlog=8)) as stale:
         for port, said in ((1, "Could not connect"), (stale.getsockname()[1], "Timeout was reached")):
-            bucket = S3Reader(
-                f"http://127.0.0.1:{port}",
-                "flatfiles",
-                Secret("accesskey"),
-                Secret("hiddensecret"),
-                sleep=lambda _: None,
-                timeout_s=1.0,
-                tries=1,
-            )
+            place = Bucket(f"http://127.0.0.1:{port}", "flatfiles", Secret("accesskey"), Secret("hiddensecret"))
+            bucket = S3Reader(place, sleep=lambda _: None, timeout_s=1.0, tries=1)
             with pytest.raises(Unavailable, match=said):
                 pages_of(DayFiles(bucket, tmp_path, ["AAPL"], moment), span())
 
 
 def test_a_fetch_ends_where_everything_is_to_end(s3_url: str, server: Callable[[bytes], None], tmp_path: Path) -> None:
     server(gzip.compress(a_day(DAY_ROWS)))
-    bucket = S3Reader(s3_url, "flatfiles", Secret("accesskey"), Secret("hiddensecret"), sleep=lambda _: True)
+    bucket = S3Reader(Bucket(s3_url, "flatfiles", Secret("accesskey"), Secret("hiddensecret")), sleep=lambda _: True)
     with pytest.raises(Unavailable, match="stopped while it read"):
         pages_of(DayFiles(bucket, tmp_path, ["AAPL"], moment), span())
 
@@ -515,4 +508,4 @@ def test_the_keys_of_the_files_are_their_own_and_the_one_that_is_missing_is_name
     assert archives(tmp_path, {}, ProviderConfig(name="polygon", feed="crypto")) == {}
     server(gzip.compress(a_day({"AAPL": 3})))
     source = archives(tmp_path, environ | {"TAPELINE_POLYGON_FILES_SECRET": "s"}, block)["polygon", "stocks"]
-    assert ids(list(fetch(source, span(), lambda: FETCHED_NS))) == ["0", "1", "2"]
+    assert ids(list(fetch(source, span()))) == ["0", "1", "2"]

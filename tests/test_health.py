@@ -16,7 +16,7 @@ from tapeline.app.process_names import stage_names
 from tapeline.config import Config, ProviderConfig, StoreConfig
 from tapeline.local.machine import process_space
 from tapeline.monitor.health import snapshot
-from tapeline.monitor.table import line, tables
+from tapeline.monitor.terminal import line, tables
 from tapeline.records import NS_PER_S
 from tapeline.streams.embedded import EmbeddedStream
 from tapeline.telemetry.status import StatusFile

@@ -170,6 +170,45 @@ def test_files_and_functions_stay_small_enough_to_be_read_at_once() -> None:
     assert long == {}
 
 
+#: Here a parameter is an option of a command, or an argument that a user types by its name.
+TYPED_BY_USERS: Final = ("tapeline.cli.", "tapeline.reading.api")
+
+
+def test_a_function_has_at_most_seven_parameters() -> None:
+    many = {}
+    for module, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not module.startswith(TYPED_BY_USERS):
+                names = [some.arg for some in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+                if len(set(names) - {"self", "cls"}) > 7:
+                    many[f"{module}.{node.name}"] = names
+    assert many == {}, "a dataclass says what belongs together"
+
+
+def test_what_is_public_says_what_it_does() -> None:
+    trees = {module: ast.parse(path.read_text()) for module, path in MODULES.items()}
+    classes = [node for tree in trees.values() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    # A method that a protocol or a class above has described needs no words of its own.
+    described = {
+        member.name
+        for node in classes
+        for member in node.body
+        if isinstance(member, ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(member)
+    }
+    silent = [f"{module}.{name}" for module, tree in trees.items() for name in _silent(tree.body, described)]
+    assert silent == []
+
+
+def _silent(body: list[ast.stmt], described: set[str], inside: str = "") -> Iterator[str]:
+    """The public functions, classes and methods without a docstring."""
+    for node in body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            if not ast.get_docstring(node) and not (inside and node.name in described):
+                yield f"{inside}{node.name}"
+            if isinstance(node, ast.ClassDef):
+                yield from _silent(node.body, described, f"{inside}{node.name}.")
+
+
 def test_nobody_but_its_own_folder_names_a_provider() -> None:
     names = ("alpaca", "binance", "massive", "polygon")
     theirs = {f"tapeline.providers.{name}" for name in names}

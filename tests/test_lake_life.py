@@ -39,7 +39,7 @@ from tapeline.monitor.health import equations
 from tapeline.providers.registry import DECODERS, identity
 from tapeline.records import NORMALIZED_TOPICS, RAW_TOPIC, REJECTED_TOPIC, TICKS_TOPIC, Chunk, Topic
 from tapeline.stages.normalize import Normalize, run_normalize
-from tapeline.stages.store import StoreWriter, run_store
+from tapeline.stages.store import Maintenance, StoreWriter, Writing, run_store
 from tapeline.stores import with_dates
 from tapeline.stores.lake import Lake
 from tapeline.stores.lake import files as lake_files
@@ -334,12 +334,10 @@ def test_the_store_stage_keeps_the_lake_to_its_days_by_itself_once_an_hour(tmp_p
     stage = StoreWriter(
         open_stream(config, {}),
         Lake(tmp_path / "lake", identity),
+        Writing("lake", 10, 0.0),
         StatusFile(tmp_path, "lake"),
         stop,
-        group="lake",
-        flush_rows=10,
-        flush_s=0.0,
-        tidy=counted,
+        Maintenance(counted),
         clock=lambda: now[0],
     )
     for minutes in (0, 10, 50, 61, 70):
@@ -598,7 +596,7 @@ class Pipeline:
         stop = threading.Event()
         stop.set()
         status = StatusFile(self.folder, "lake")
-        run_store(StoreWriter(self.stream, self.lake, status, stop, group="lake", flush_rows=10_000, flush_s=0.0), stop, Random(1))
+        run_store(StoreWriter(self.stream, self.lake, Writing("lake", 10_000, 0.0), status, stop), stop, Random(1))
 
     def repaired(self, *, drop: bool = False) -> list[Repaired]:
         return list(repair(self.root, identity, RawRecords(self.stream, DECODERS), silent, drop=drop))

@@ -103,8 +103,8 @@ class Provider:
 
 def fetched(wanted: Span, *pages: bytes, at_ns: int = FETCHED_NS, get: Provider | None = None) -> Normalized:
     """What the pages of a span become."""
-    source = Source(HISTORY, get or Provider(*pages))
-    records = [raw_record("polygon", wanted.feed, "repair-1", one) for one in fetch(source, wanted, lambda: at_ns)]
+    source = Source(HISTORY, get or Provider(*pages), lambda: at_ns)
+    records = [raw_record("polygon", wanted.feed, "repair-1", one) for one in fetch(source, wanted)]
     return normalize(Chunk.dense(RAW_TOPIC, 0, 100, pa.concat_batches(records)), DECODERS)
 
 

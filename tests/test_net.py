@@ -24,7 +24,7 @@ from tapeline.net.listener import Limits
 from tapeline.net.pace import Pace
 from tapeline.net.rate_limit import RateLimiter
 from tapeline.net.staleness import StalenessWatchdog
-from tapeline.net.websocket import FeedConnection, reach
+from tapeline.net.websocket import Dialing, FeedConnection, reach
 from tapeline.providers.registry import PROVIDERS
 from tapeline.providers.session import FeedSettings, Plan, Problem, Reply
 from tapeline.records import NS_PER_S, RawKind
@@ -106,7 +106,7 @@ def plan(url: str, hello: Sequence[bytes] = (), **more: Any) -> Plan:
 
 
 def line_of(plan: Plan, tape: Tape, stale_after: float | dict[str, float] = 0.0, limits: Limits = SHORT) -> FeedConnection:
-    return FeedConnection(plan, tape, time.time_ns, Random(1), Pace(0.0), StalenessWatchdog(stale_after), limits=limits)
+    return FeedConnection(plan, tape, time.time_ns, StalenessWatchdog(stale_after), Dialing(Pace(0.0), Random(1), limits=limits))
 
 
 @asynccontextmanager
@@ -529,7 +529,9 @@ def test_what_one_process_was_told_to_wait_every_process_of_its_address_waits(tm
         tapes = [Tape(), Tape()]
         async with serving(script) as url:
             first, second = (
-                FeedConnection(plan(f"{url}?streams={number}"), tape, time.time_ns, Random(1), pace(), StalenessWatchdog(), limits=SHORT)
+                FeedConnection(
+                    plan(f"{url}?streams={number}"), tape, time.time_ns, StalenessWatchdog(), Dialing(pace(), Random(1), limits=SHORT)
+                )
                 for number, tape in enumerate(tapes)
             )
             async with kept(first):
@@ -552,7 +554,7 @@ def test_a_book_of_dials_that_cannot_be_written_keeps_nobody_from_recording(tmp_
         tape, pace = Tape(), Pace(0.0, lambda _: RateLimiter(60, tmp_path / "quotas" / "dials.json"))
         async with (
             serving(script) as url,
-            kept(FeedConnection(plan(url), tape, time.time_ns, Random(1), pace, StalenessWatchdog(), limits=SHORT)),
+            kept(FeedConnection(plan(url), tape, time.time_ns, StalenessWatchdog(), Dialing(pace, Random(1), limits=SHORT))),
         ):
             await eventually(lambda: tape.frames())
 
@@ -805,7 +807,10 @@ def test_dials_of_one_provider_keep_their_distance_however_many_lines_there_are(
 
         async with serving(script) as url:
             pace, began = Pace(0.1), asyncio.get_running_loop().time()
-            lines = [FeedConnection(plan(url), Tape(), time.time_ns, Random(1), pace, StalenessWatchdog(), limits=SHORT) for _ in range(5)]
+            lines = [
+                FeedConnection(plan(url), Tape(), time.time_ns, StalenessWatchdog(), Dialing(pace, Random(1), limits=SHORT))
+                for _ in range(5)
+            ]
             keepers = [asyncio.create_task(line.keep()) for line in lines]
             await eventually(lambda: len(dialed) == 5)
             for line in lines:
@@ -946,7 +951,7 @@ def test_a_full_recorder_stops_the_reading_and_nothing_is_lost_or_given_up(stale
         watchdog = StalenessWatchdog(stale_after) if stale_after else StalenessWatchdog(floor_s=0.3)
         async with serving(script) as url:
             limits = replace(SHORT, ping_after_s=0.2)
-            line = FeedConnection(plan(url, rotate_after_s=0.4), tape, time.time_ns, Random(1), Pace(0.0), watchdog, limits=limits)
+            line = FeedConnection(plan(url, rotate_after_s=0.4), tape, time.time_ns, watchdog, Dialing(Pace(0.0), Random(1), limits=limits))
             async with kept(line):
                 await eventually(lambda: len(tape.frames()) == 2)
                 tape.full(True)

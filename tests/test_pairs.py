@@ -26,7 +26,7 @@ from tapeline.ledger.facts import ONGOING, Facts, Key
 from tapeline.ledger.intervals import COVERED, intervals
 from tapeline.net.pace import Pace
 from tapeline.net.staleness import StalenessWatchdog
-from tapeline.net.websocket import FeedConnection
+from tapeline.net.websocket import Dialing, FeedConnection
 from tapeline.providers.binance.session import content
 from tapeline.providers.normalizing import normalize
 from tapeline.providers.registry import DECODERS, PROVIDERS
@@ -351,7 +351,7 @@ def test_one_line_is_reset_then_the_other_goes_stale_on_real_sockets_and_every_e
         async with serving(listening("first")) as first, serving(listening("second")) as second, asyncio.timeout(30):
             planned = plans(first, second)
             both = Arbitration(tape, planned, lambda: 0)
-            lines = [FeedConnection(plan, both, time.time_ns, Random(1), Pace(0.0), StalenessWatchdog(0.5)) for plan in planned]
+            lines = [FeedConnection(plan, both, time.time_ns, StalenessWatchdog(0.5), Dialing(Pace(0.0), Random(1))) for plan in planned]
             keepers = [asyncio.create_task(line.keep()) for line in lines]
             number = start = await publish(1, lambda: len(audience) == 2)
             number = await publish(number, lambda: min(line.state.frames for line in lines) > 20)

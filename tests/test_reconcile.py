@@ -72,7 +72,7 @@ def lake(tmp_path: Path) -> Callable[[list[int]], None]:
 def compared(tmp_path: Path, stream: EmbeddedStream) -> Callable[[], Reconciled]:
     def run(get: Callable[[Request], bytes] = EXCHANGE) -> Reconciled:
         store = open_source("lake", config=Config(data_dir=str(tmp_path)))
-        return reconcile(TRADES, START, END, Source(HISTORIES["binance"], get), store, stream, lambda: NOON + DAY, "reconcile-1")
+        return reconcile(TRADES, (START, END), Source(HISTORIES["binance"], get, lambda: NOON + DAY), store, stream, "reconcile-1")
 
     return run
 
@@ -132,9 +132,11 @@ def test_of_a_running_day_no_more_is_claimed_than_was_there_when_it_was_read(str
     Lake(tmp_path / "lake", identity).write(Chunk.dense(TICKS_TOPIC, 0, 0, ticks({"ts_ns": NOON - DAY})))
     now = iter(range(end_ns, end_ns + DAY, 60 * NS_PER_S))
     rows = [{"t": f"2024-03-15T12:00:{second:02}Z", "bp": 1.0, "bs": 1, "ap": 2.0, "as": 1, "bx": "V", "ax": "V"} for second in range(45)]
-    source = Source(HISTORIES["alpaca"], lambda asked: msgspec.json.encode({"quotes": {"AAPL": rows}, "next_page_token": None}))
+    source = Source(
+        HISTORIES["alpaca"], lambda asked: msgspec.json.encode({"quotes": {"AAPL": rows}, "next_page_token": None}), lambda: next(now)
+    )
     store = open_source("lake", config=Config(data_dir=str(tmp_path)))
-    assert reconcile(key, NOON, end_ns, source, store, stream, lambda: next(now), "reconcile-1").in_history == 45
+    assert reconcile(key, (NOON, end_ns), source, store, stream, "reconcile-1").in_history == 45
     chunk, facts = stream.read(RAW_TOPIC, {}, 10), Facts()
     assert chunk is not None
     absorb(facts, chunk, normalize(chunk, DECODERS))
@@ -199,11 +201,13 @@ def test_a_history_that_has_nothing_of_what_was_seen_is_no_evidence(stream: Embe
     seen = {"ts_ns": START + 1, "provider": "alpaca", "feed": "iex", "channel": "trades", "symbol": "AAPL", "trade_id": "7"}
     Lake(tmp_path / "lake", identity).write(Chunk.dense(TICKS_TOPIC, 0, 0, ticks(seen)))
     store = open_source("lake", config=Config(data_dir=str(tmp_path)))
-    nothing = Source(HISTORIES["alpaca"], lambda asked: msgspec.json.encode({"trades": {}, "next_page_token": None}))
-    found = reconcile(key, START, END, nothing, store, stream, lambda: NOON + DAY, "reconcile-1")
+    nothing = Source(
+        HISTORIES["alpaca"], lambda asked: msgspec.json.encode({"trades": {}, "next_page_token": None}), lambda: NOON + 2 * DAY
+    )
+    found = reconcile(key, (START, END), nothing, store, stream, "reconcile-1")
     assert (found.stored, found.in_history, found.only_stored, found.claimed) == (1, 0, 1, False)
     assert sent(stream) == []
-    elsewhen = reconcile(key, START + DAY, END + DAY, nothing, store, stream, lambda: NOON + 2 * DAY, "reconcile-1")
+    elsewhen = reconcile(key, (START + DAY, END + DAY), nothing, store, stream, "reconcile-1")
     assert (elsewhen.equal, elsewhen.claimed) == (True, True)
     assert sent(stream) == [[]]
 
@@ -221,8 +225,8 @@ def test_a_history_without_any_bars_where_some_were_seen_is_no_evidence(stream: 
     seen = {"ts_ns": START, "provider": "alpaca", "feed": "iex", "channel": "bars", "exchange": "IEXG"}
     Lake(tmp_path / "lake", identity).write(Chunk.dense(BARS_TOPIC, 0, 0, bars(seen)))
     store = open_source("lake", config=Config(data_dir=str(tmp_path)))
-    nothing = Source(HISTORIES["alpaca"], lambda asked: msgspec.json.encode({"bars": {}, "next_page_token": None}))
-    found = reconcile(key, START, END, nothing, store, stream, lambda: NOON + DAY, "reconcile-1")
+    nothing = Source(HISTORIES["alpaca"], lambda asked: msgspec.json.encode({"bars": {}, "next_page_token": None}), lambda: NOON + DAY)
+    found = reconcile(key, (START, END), nothing, store, stream, "reconcile-1")
     assert (found.stored, found.in_history, found.only_stored, found.claimed) == (1, 0, 1, False)
     assert sent(stream) == []
 
@@ -258,8 +262,8 @@ def test_bars_are_compared_by_their_last_revision_whichever_channel_brought_it(s
     ]
     body = msgspec.json.encode({"bars": {"AAPL": told}, "next_page_token": None})
     store = open_source("lake", config=Config(data_dir=str(tmp_path)))
-    source = Source(HISTORIES["alpaca"], lambda asked: body)
-    found = reconcile(key, START, START + 3 * minute, source, store, stream, lambda: NOON + DAY, "reconcile-1")
+    source = Source(HISTORIES["alpaca"], lambda asked: body, lambda: NOON + DAY)
+    found = reconcile(key, (START, START + 3 * minute), source, store, stream, "reconcile-1")
     assert (found.stored, found.in_history, found.only_stored, found.only_in_history) == (2, 3, 0, 1)
 
 

@@ -32,7 +32,7 @@ from tapeline.providers.registry import DECODERS, identity
 from tapeline.reading import sql as query
 from tapeline.records import NOTICES_TOPIC, RAW_TOPIC, REJECTED_TOPIC, TICKS_TOPIC, TOPICS, Topic
 from tapeline.stages.normalize import Normalize, run_normalize
-from tapeline.stages.store import StoreWriter, run_store
+from tapeline.stages.store import StoreWriter, Writing, run_store
 from tapeline.stores.lake import Lake
 from tapeline.streams.codecs import arrow
 from tapeline.streams.shortening import length_before
@@ -96,7 +96,7 @@ class Pipeline:
         stop = threading.Event()
         stop.set()
         status = StatusFile(self.root, "lake")
-        run_store(StoreWriter(self.stream, self.lake, status, stop, group="lake", flush_rows=10_000, flush_s=0.0), stop, Random(1))
+        run_store(StoreWriter(self.stream, self.lake, Writing("lake", 10_000, 0.0), status, stop), stop, Random(1))
 
     def table(self, name: str) -> list[dict[str, Any]]:
         return query.find(self.root / "lake", name, "true", [])

@@ -42,9 +42,9 @@ from tapeline.providers.registry import DECODERS, identity
 from tapeline.reading import sql as query
 from tapeline.records import BARS_TOPIC, NORMALIZED_TOPICS, NOTICES, NOTICES_TOPIC, NS_PER_MS, NS_PER_S, RAW, RAW_TOPIC, TICKS_TOPIC, Chunk
 from tapeline.secret import NO_SECRET
-from tapeline.stages.ledger import LedgerWriter, run_ledger
+from tapeline.stages.ledger import LedgerWriter, Scope, run_ledger
 from tapeline.stages.normalize import Normalize, run_normalize
-from tapeline.stages.store import StoreWriter, run_store
+from tapeline.stages.store import StoreWriter, Writing, run_store
 from tapeline.stores.lake import Lake, removing
 from tapeline.stores.lake import files as lake_files
 from tapeline.stores.lake import renaming as lake_renaming
@@ -179,13 +179,13 @@ class Home:
             run_normalize(Normalize(stream, DECODERS, StatusFile(self.root, "normalize"), name="test", names=names), stop, Random(1))
             for name, store in open_stores(config).items() if kept else ():
                 status = StatusFile(self.root, name)
-                run_store(StoreWriter(stream, store, status, stop, group=name, flush_rows=60, flush_s=0.0), stop, Random(1))
+                run_store(StoreWriter(stream, store, Writing(name, 60, 0.0), status, stop), stop, Random(1))
                 if isinstance(store, Postgres):
                     store.close()
             if kept:
                 stores = [store_name(one) for one in config.stores]
                 status = StatusFile(self.root, "ledger")
-                run_ledger(LedgerWriter(stream, open_ledger(config), DECODERS, status, stop, stores=stores, names=names), stop, Random(1))
+                run_ledger(LedgerWriter(stream, open_ledger(config), DECODERS, status, stop, Scope(stores, names)), stop, Random(1))
 
     def ask(self, *words: str) -> Result:
         return CliRunner().invoke(app, [*words, "--config", str(self.path)], catch_exceptions=True)

@@ -70,7 +70,7 @@ def filled(stream: EmbeddedStream, gap: tuple[Key, Interval], get: Get) -> tuple
     """The pages and events that came."""
     key, span = gap[0], span_of(*gap)
     assert span is not None
-    done = repair(key, span, Source(HISTORIES["binance"], get), stream, lambda: NOON + 100 * NS_PER_S, "repair-1")
+    done = repair(key, span, Source(HISTORIES["binance"], get, lambda: NOON + 100 * NS_PER_S), stream, "repair-1")
     assert done is not None
     return done.pages, done.events
 
@@ -267,10 +267,10 @@ def test_a_gap_that_was_broken_off_goes_on_with_the_page_at_which_it_was(stream:
     _, span = TRADES, Span("spot", "trade", "BTC/USDT", NOON, NOON + NS_PER_S, 1, 2_500)
     begun: dict[Span, Any] = {}
     provider = Provider(page(1, 1000), b"<html>busy</html>", page(1001, 2000), page(2001, 2500))
-    source = Source(HISTORIES["binance"], provider)
+    source = Source(HISTORIES["binance"], provider, lambda: NOON + DAY)
     with pytest.raises(WrongPage):
-        repair(TRADES, span, source, stream, lambda: NOON + DAY, "repair-1", begun)
-    done = repair(TRADES, span, source, stream, lambda: NOON + DAY, "repair-1", begun)
+        repair(TRADES, span, source, stream, "repair-1", begun)
+    done = repair(TRADES, span, source, stream, "repair-1", begun)
     assert done is not None
     assert done.pages == 2
     assert fetched(stream) == [page(1, 1000), page(1001, 2000), page(2001, 2500)]

@@ -18,7 +18,7 @@ from typing import ClassVar
 import pytest
 
 from tapeline.errors import Barred, Refused, Unavailable
-from tapeline.net.http import Rest, get
+from tapeline.net.http import Endpoint, Rest, get
 from tapeline.net.rate_limit import RateLimiter
 from tapeline.simulators import Simulator, SimulatorOptions
 
@@ -65,7 +65,7 @@ class Time:
 
 
 def client(server: str, time: Time, weight: int = 100) -> Rest:
-    return Rest(server, None, Random(1), RateLimiter(weight, clock=lambda: time.now), sleep=time.sleep)
+    return Rest(Endpoint(server), Random(1), RateLimiter(weight, clock=lambda: time.now), sleep=time.sleep)
 
 
 def test_too_many_requests_are_waited_out_as_long_as_the_provider_says(server: str) -> None:
@@ -112,7 +112,7 @@ def test_an_answer_that_trickles_in_keeps_nobody_from_stopping(
     trickling: Callable[[bytes, bytes], str], tmp_path: Path, whole: bytes, slow: bytes, *, to_file: bool
 ) -> None:
     stop = threading.Event()
-    rest = Rest(trickling(whole, slow), None, Random(1), RateLimiter(100), sleep=stop.wait)
+    rest = Rest(Endpoint(trickling(whole, slow)), Random(1), RateLimiter(100), sleep=stop.wait)
     threading.Timer(0.3, stop.set).start()
     with pytest.raises(Unavailable, match="stopped while it waited"):
         rest.download("/x", 1, tmp_path / "x") if to_file else rest.get("/x", 1)
@@ -144,7 +144,7 @@ def test_without_retry_after_the_provider_s_reset_is_waited_for_within_bounds(re
     Replies.replies = [(429, {"X-RateLimit-Reset": reset}, b"too many requests."), (200, {}, b"ok")]
     clock = Time()
     quota = RateLimiter(100, clock=lambda: clock.now)
-    rest = Rest(server, None, Random(1), quota, wall_clock=lambda: 1.7e9, sleep=clock.sleep)
+    rest = Rest(Endpoint(server), Random(1), quota, wall_clock=lambda: 1.7e9, sleep=clock.sleep)
     assert rest.get("/x", 1) == b"ok"
     assert least <= sum(clock.slept) <= most
 
@@ -160,7 +160,7 @@ def test_without_retry_after_the_provider_s_reset_is_waited_for_within_bounds(re
 )
 def test_a_refusal_says_what_to_do_and_never_a_key(status: int, words: bytes, said: str, server: str) -> None:
     Replies.replies = [(status, {}, words)]
-    rest = Rest(server, None, Random(1), RateLimiter(100), headers={"Authorization": "Bearer sesame"})
+    rest = Rest(Endpoint(server, headers={"Authorization": "Bearer sesame"}), Random(1), RateLimiter(100))
     with pytest.raises(Refused, match=said) as refused:
         rest.get("/x", 1)
     assert "sesame" not in str(refused.value)
@@ -182,7 +182,7 @@ def test_a_moment_s_firewall_is_waited_out_by_all_who_ask_that_address(server: s
         paused.append(quota.take(1) > 0)
         clock.sleep(seconds)
 
-    rest = Rest(server, None, Random(1), quota, passing={403}, sleep=lambda seconds: sleep(seconds) if seconds else None)
+    rest = Rest(Endpoint(server, passing={403}), Random(1), quota, sleep=lambda seconds: sleep(seconds) if seconds else None)
     assert rest.get("/x", 1) == b"ok"
     assert all(paused)
     assert clock.slept[0] < clock.slept[-1] <= 30.0
@@ -217,7 +217,7 @@ def test_a_fault_of_the_provider_is_tried_again_so_many_times_and_no_more(server
 
 def test_the_same_trouble_is_told_now_and_again_and_not_by_everybody_who_meets_it(server: str, caplog: pytest.LogCaptureFixture) -> None:
     now = Time()
-    rest = Rest(server, None, Random(1), RateLimiter(100, clock=lambda: now.now), wall_clock=lambda: now.now, sleep=lambda _: None)
+    rest = Rest(Endpoint(server), Random(1), RateLimiter(100, clock=lambda: now.now), wall_clock=lambda: now.now, sleep=lambda _: None)
     for _ in range(4):
         Replies.replies = [(500, {}, b"oops"), (200, {}, b"ok")]
         rest.get("/x", 1)
@@ -242,7 +242,7 @@ def test_a_ban_is_remembered_and_nothing_is_asked_until_it_is_over(server: str) 
 
 def test_who_is_stopped_while_he_waits_asks_no_more(server: str) -> None:
     Replies.replies = [(429, {"Retry-After": "100"}, b"slow down"), (200, {}, b"ok")]
-    rest = Rest(server, None, Random(1), RateLimiter(100), sleep=lambda _: True)
+    rest = Rest(Endpoint(server), Random(1), RateLimiter(100), sleep=lambda _: True)
     with pytest.raises(Unavailable, match="stopped"):
         rest.get("/x", 1)
     assert len(Replies.replies) == 1
@@ -264,7 +264,7 @@ def test_who_says_only_that_it_was_too_fast_is_left_alone_for_a_while(server: st
 
 def test_a_key_that_is_refused_is_said_in_the_provider_s_words_without_the_key(server: str) -> None:
     Replies.replies = [(401, {}, b'{"error":"Unknown API Key k3y-of-a-test"}'), (403, {}, b'{"message":"You are not entitled"}')]
-    rest = Rest(server, None, Random(1), RateLimiter(9), headers={"Authorization": "Bearer k3y-of-a-test"}, sleep=Time().sleep)
+    rest = Rest(Endpoint(server, headers={"Authorization": "Bearer k3y-of-a-test"}), Random(1), RateLimiter(9), sleep=Time().sleep)
     with pytest.raises(Refused, match=r"HTTP 401: .*Unknown API Key \*\*\*"):
         rest.get("/x", 1)
     with pytest.raises(Refused, match="You are not entitled"):

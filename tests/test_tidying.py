@@ -27,7 +27,7 @@ from tapeline.config import Config, StoreConfig
 from tapeline.errors import Busy, DiskProblem
 from tapeline.local.locks import own
 from tapeline.monitor.health import snapshot
-from tapeline.monitor.table import tables
+from tapeline.monitor.terminal import tables
 from tapeline.providers.registry import identity
 from tapeline.records import NORMALIZED_TOPICS, TICKS_TOPIC, Chunk
 from tapeline.stages.upkeep import Upkeep

@@ -127,6 +127,7 @@ class Config(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
     @property
     def root(self) -> Path:
+        """The data folder as an absolute path, with `~` and symbolic links resolved. It may not exist yet."""
         return Path(self.data_dir).expanduser().resolve()
 
 

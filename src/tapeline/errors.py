@@ -25,34 +25,46 @@ class TapelineError(Exception):
 
 
 class ConfigError(TapelineError):
+    """The configuration is wrong. Nothing runs until a person changes it."""
+
     exit_status = 78
 
 
 class WrongArgument(ConfigError, ValueError):
-    pass
+    """An argument of a call or a command is impossible."""
 
 
 class Refused(TapelineError):
+    """A provider or service rejected the request: its key, its plan or its rights. A retry cannot help."""
+
     exit_status = 77
 
 
 class Barred(Refused):
-    pass
+    """The provider would reject every other request too, so the caller must not go on to the next one."""
 
 
 class Busy(TapelineError):
+    """Another Tapeline process owns this. Wait for it, or stop it."""
+
     exit_status = 75
 
 
 class NewerData(TapelineError):
+    """A newer Tapeline wrote the data. Nothing was changed. Upgrade to read it."""
+
     exit_status = 65
 
 
 class Unavailable(TapelineError):
+    """A temporary problem of the network, a server or a disk. Accepted data is kept. Try again."""
+
     exit_status = 69
 
 
 class DiskProblem(Unavailable):
+    """The disk is full, read-only or broken, or a file on it is damaged."""
+
     exit_status = 74
 
 

@@ -238,6 +238,7 @@ class Chunk:
 
     @property
     def rows(self) -> int:
+        """The number of records."""
         return int(self.batch.num_rows)
 
     def slice(self, first: int, end: int) -> Chunk:

@@ -100,14 +100,17 @@ class Guard(logging.Filter):
         self.learn(secrets)
 
     def learn(self, secrets: Iterable[Secret]) -> None:
+        """Hide these secrets too from now on. Secrets of fewer than four characters are ignored."""
         self._secrets += [secret for secret in secrets if len(secret.reveal()) >= _SHORTEST]
 
     def cleaned(self, text: str) -> str:
+        """Return the text with every known secret replaced by asterisks. Control characters stay as they are."""
         for secret in self._secrets:
             text = secret.taken_out(text)
         return text
 
     def filter(self, record: logging.LogRecord) -> bool:
+        """Clean the record's message and traceback in place. Return True always: no record is dropped."""
         said = record.getMessage()
         clean = printable(self.cleaned(said))
         if clean != said:

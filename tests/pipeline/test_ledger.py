@@ -6,6 +6,7 @@ import json
 import signal
 import time
 from collections import defaultdict
+from dataclasses import replace
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -159,7 +160,7 @@ def test_what_alpaca_sent_while_nobody_listened_is_read_from_its_history_and_is_
     gaps = wanted(ledger(home), sources, settled())
     assert {key for key, _, _ in gaps} == set(keys)
     for key, _, span in gaps:
-        assert repair(key, span, sources[key[:2]], stream, settled, "repair-1").events
+        assert repair(key, span, replace(sources[key[:2]], clock=settled), stream, "repair-1").events
     stream.close()
     until(lambda: states() == [{"unprovable", "reconciled"}] * 3, "each gap is reconciled")
     assert wanted(ledger(home), sources, settled()) == []

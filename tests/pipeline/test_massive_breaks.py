@@ -8,6 +8,7 @@ import json
 import signal
 import threading
 import time
+from dataclasses import replace
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -122,11 +123,11 @@ def test_what_happened_between_connections_is_fetched_and_the_lake_is_what_happe
     assert happened(market.journal) - set(kept(home))
 
     sources = open_histories(load(home.config, {}), home.env, Random(1))
-    stream = home.stream()
+    source, stream = replace(sources["polygon", "stocks"], clock=settled), home.stream()
 
     def filled() -> bool:
         for key, _, span in wanted(ledger(home), sources, settled()):  # it has settled: nothing more happens
-            repair(key, span, sources["polygon", "stocks"], stream, settled, "repair-1")
+            repair(key, span, source, stream, "repair-1")
         time.sleep(0.3)
         return happened(market.journal) <= set(kept(home))
 

@@ -17,7 +17,7 @@ from tapeline.providers.events import Reject
 from tapeline.providers.registry import DECODERS, identity
 from tapeline.records import NORMALIZED_TOPICS, NS_PER_S, RAW, RAW_TOPIC, REJECTED_TOPIC, TICKS_TOPIC
 from tapeline.stages.normalize import Normalize, run_normalize
-from tapeline.stages.store import StoreWriter, run_store
+from tapeline.stages.store import StoreWriter, Writing, run_store
 from tapeline.stores.lake import Lake
 from tapeline.streams.embedded import EmbeddedStream
 from tapeline.telemetry.status import StatusFile
@@ -115,7 +115,7 @@ def test_a_commit_that_went_through_without_an_answer_is_not_done_again(tmp_path
         stream.append(RAW_TOPIC, raw([trade(1), b"?", trade(2), b"!"]))
         interpreted(stream, tmp_path)
         stop = threading.Event()
-        keep = StoreWriter(stream, lake, StatusFile(tmp_path, "lake"), stop, group="lake", flush_rows=1000, flush_s=0.0)
+        keep = StoreWriter(stream, lake, Writing("lake", 1000, 0.0), StatusFile(tmp_path, "lake"), stop)
         lake.failures = 1
         with pytest.raises(Unavailable):
             keep.step()

@@ -19,7 +19,7 @@ from tapeline.errors import DiskProblem
 from tapeline.providers.registry import identity
 from tapeline.records import NS_PER_MS, NS_PER_S, RAW_TOPIC, TICKS_TOPIC, Chunk
 from tapeline.stages.normalize import NORMALIZE
-from tapeline.stages.store import StoreWriter
+from tapeline.stages.store import StoreWriter, Writing
 from tapeline.stages.taken import Taken
 from tapeline.stores.lake import Lake
 from tapeline.streams.embedded import EmbeddedStream
@@ -150,7 +150,7 @@ def test_a_store_counts_nothing_of_before_though_the_stream_forgets_just_before_
     place, server = own_place(kind) if kind != "embedded" else (Place(kind, tmp_path / "own", {"partitions": 3}), None)
     stream = place.open()
     status, stop = StatusFile(tmp_path, "lake"), threading.Event()
-    keep = StoreWriter(stream, Lake(tmp_path / "lake", identity), status, stop, group="lake", flush_rows=10_000, flush_s=0.0)
+    keep = StoreWriter(stream, Lake(tmp_path / "lake", identity), Writing("lake", 10_000, 0.0), status, stop)
     acknowledge = stream.acknowledge
 
     def forgetting(*said: Any) -> bool:
@@ -178,7 +178,7 @@ def test_a_store_counts_what_it_has_written_once_though_its_word_has_no_answer(
     place = Place("embedded", tmp_path / "own", {"partitions": 3})
     stream = place.open()
     status, stop = StatusFile(tmp_path, "lake"), threading.Event()
-    keep = StoreWriter(stream, Lake(tmp_path / "lake", identity), status, stop, group="lake", flush_rows=10_000, flush_s=0.0)
+    keep = StoreWriter(stream, Lake(tmp_path / "lake", identity), Writing("lake", 10_000, 0.0), status, stop)
     acknowledge = stream.acknowledge
 
     def interrupted(*said: Any) -> bool:
@@ -211,9 +211,8 @@ def test_a_stage_that_stands_behind_the_end_of_its_stream_says_so_and_a_right_cl
 
     def stepped(stream: EmbeddedStream) -> StoreWriter:
         status, stop = StatusFile(tmp_path, "lake"), threading.Event()
-        keep = StoreWriter(
-            stream, Lake(tmp_path / "lake", identity), status, stop, group="lake", flush_rows=10, flush_s=0.0, clock=lambda: now[0]
-        )
+        lake = Lake(tmp_path / "lake", identity)
+        keep = StoreWriter(stream, lake, Writing("lake", 10, 0.0), status, stop, clock=lambda: now[0])
         for _ in range(2):
             keep.step()
         return keep

@@ -17,12 +17,13 @@ from tapeline.app.feeds import feed_of
 from tapeline.config import Config, ProviderConfig, options_of, secret
 from tapeline.errors import Busy, ConfigError, TapelineError, Unavailable
 from tapeline.local.files import write
+from tapeline.net.http import CheckRequest
 from tapeline.net.listener import Recorder
 from tapeline.net.pace import Pace
 from tapeline.net.rate_limit import RateLimiter
 from tapeline.net.staleness import StalenessWatchdog
 from tapeline.net.tls import tls_context
-from tapeline.net.websocket import DIALS_A_MINUTE, CheckRequest, FeedConnection
+from tapeline.net.websocket import DIALS_A_MINUTE, Dialing, FeedConnection
 from tapeline.providers.provider import Provider
 from tapeline.providers.registry import CHANNELS, PROVIDERS
 from tapeline.providers.session import FeedSettings, Plan
@@ -198,16 +199,15 @@ def feed_connections(
             plan,
             pairs.get(plan.pair, recorder),
             clock,
-            random,
-            paces.setdefault(provider.name, Pace(shared=dials)),
             StalenessWatchdog(provider.stale_after),
-            tls_context(provider.ca_file),
+            Dialing(paces.setdefault(provider.name, Pace(shared=dials)), random, tls_context(provider.ca_file)),
         )
         for provider, plan in planned
     ]
 
 
 def connection_checks(planned: Sequence[tuple[ProviderConfig, Plan]]) -> dict[str, CheckRequest]:
+    """Return the symbol check of each plan that has one, by the plan's name, with the TLS context for its request."""
     return {plan.name: CheckRequest(plan.check, tls_context(provider.ca_file)) for provider, plan in planned if plan.check is not None}
 
 

@@ -12,4 +12,5 @@ def configured_feeds(config: Config) -> set[tuple[str, str]]:
 
 
 def feed_of(some: ProviderConfig) -> str:
+    """Return the feed of a [[providers]] block, or the provider's default feed if the block names none."""
     return some.feed or PROVIDERS[some.name].default_feed

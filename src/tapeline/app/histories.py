@@ -14,7 +14,7 @@ from tapeline.config import Config, ProviderConfig, files_secrets, secret
 from tapeline.jobs.backfill import fetching
 from tapeline.jobs.backfill.archive import Archive
 from tapeline.jobs.backfill.day_files import DayFiles
-from tapeline.net.http import Rest
+from tapeline.net.http import Endpoint, Rest
 from tapeline.net.rate_limit import RateLimiter
 from tapeline.net.tls import tls_context
 from tapeline.providers.history import History
@@ -65,10 +65,10 @@ def open_archives(
         url = some.files_url or _stand_in(some) or archived.url
         get: fetching.Get
         if archived.bucket:
-            from tapeline.net.s3 import S3Reader
+            from tapeline.net.s3 import Bucket, S3Reader
 
-            bucket = S3Reader(url, archived.bucket, *files_secrets(some.name, environ), ca_file=some.ca_file, sleep=sleep)
-            get = DayFiles(bucket, folder / some.name, _tickers(config, some.name, feed), archived.moment)
+            bucket = Bucket(url, archived.bucket, *files_secrets(some.name, environ), some.ca_file)
+            get = DayFiles(S3Reader(bucket, sleep=sleep), folder / some.name, _tickers(config, some.name, feed), archived.moment)
         else:
             get = Archive(_client(config, some, archived.history, url, {}, random, sleep), folder)
         found[some.name, feed] = fetching.Source(archived.history, get)
@@ -94,7 +94,8 @@ def _client(
     url = url.rstrip("/")
     digest = hashlib.sha256(" ".join((url, *headers.values())).encode()).hexdigest()[:16]
     quota = RateLimiter(history.weight_a_minute, config.root / "quotas" / f"{some.name}-{digest}.json")
-    return Rest(url, tls_context(some.ca_file), random, quota, headers=headers, passing=PROVIDERS[some.name].passing, sleep=sleep)
+    endpoint = Endpoint(url, tls_context(some.ca_file), headers, PROVIDERS[some.name].passing)
+    return Rest(endpoint, random, quota, sleep=sleep)
 
 
 def _stand_in(some: ProviderConfig) -> str:

@@ -21,7 +21,7 @@ from tapeline.app.process_names import ingest_name
 from tapeline.app.streams import open_spool, open_stream
 from tapeline.config import Config, environment
 from tapeline.stages.ingest.delivery import Delivery
-from tapeline.stages.ingest.stage import StreamRecorder, ingest
+from tapeline.stages.ingest.stage import Share, StreamRecorder, ingest
 from tapeline.telemetry.status import StatusFile
 
 
@@ -42,4 +42,5 @@ async def ingest_until(stop: asyncio.Event, config: Config, process: str, *, lea
         pairs = arbitrations(mine, recorder, lambda: delivery.refused)
         lines = feed_connections(mine, recorder, pairs, time.time_ns, random, config.root)
         status = StatusFile(config.root, name)
-        await ingest(lines, recorder, connection_checks(mine), status, stop, leases, list(pairs.values()))
+        share = Share(lines, connection_checks(mine), leases, list(pairs.values()))
+        await ingest(share, recorder, status, stop)

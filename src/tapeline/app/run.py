@@ -24,7 +24,7 @@ from tapeline.config import Config, environment
 from tapeline.errors import Refused, Unavailable
 from tapeline.local.locks import own
 from tapeline.monitor.health import backlogs, snapshot
-from tapeline.monitor.live import Screen
+from tapeline.monitor.terminal import Screen
 from tapeline.retry.backoff import backoff
 from tapeline.stores import Store
 from tapeline.streams import Stream

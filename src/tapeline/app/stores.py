@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 
 def postgres_store(config: Config) -> StoreConfig | None:
+    """Return the configuration of the PostgreSQL store, or None if none is configured."""
     return next((some for some in config.stores if store_name(some) == "postgresql"), None)
 
 
@@ -97,6 +98,7 @@ def postgres_source(config: Config, environ: Mapping[str, str] | None = None) ->
 
 
 def needs_package(store: StoreConfig, error: ModuleNotFoundError) -> ConfigError:
+    """Return the error that says which package the store lacks and how to install it. The caller raises it."""
     return ConfigError(f"{store.shown} needs the package {error.name}. Install it: pip install 'tapeline[postgres]'.")
 
 
@@ -110,6 +112,10 @@ def _lake_folder(config: Config, store: StoreConfig) -> Path:
 
 
 def open_stores(config: Config) -> dict[str, Store]:
+    """Return every configured store by its name, such as `lake`. No store is connected yet.
+
+    Raises ConfigError as `open_store`, and if two stores are of the same kind.
+    """
     stores = {store_name(store): open_store(config, store) for store in config.stores}
     if len(stores) < len(config.stores):
         raise ConfigError("Two [[stores]] are of the same kind. Remove one: each kind can be used once.")

@@ -114,6 +114,7 @@ class Supervisor:
             wait([looking] if looking is not None else [], _STOP_WITHIN_S)
 
     def report(self) -> dict[str, Any]:
+        """Return the `pid` and the number of `restarts` of each stage. `pid` is None while a stage waits for its restart."""
         return {stage.name: {"pid": stage.process.pid if stage.process else None, "restarts": stage.restarts} for stage in self._stages}
 
     def _start(self, stage: Stage) -> None:

@@ -126,15 +126,14 @@ def reconcile(
     """Compare a store's rows of `span_ns`, [start, end) in ns, UTC, with the providers' history, and send what the store lacks.
 
     Raises ConfigError, Unavailable; the results yielded before are done."""
-    start_ns, end_ns = span_ns
-    jobs = history_jobs(config, asked, start_ns, end_ns, stop)
+    jobs = history_jobs(config, asked, *span_ns, stop)
     source, connection, names = open_source(config, store), f"reconcile-{time.time_ns()}", known_names(config)
     with closing(open_stream(config)) as stream:
         for job, history in jobs:
             for span in job.spans():
                 key = Key(job.provider, job.feed, span.channel, span.symbol)
                 try:
-                    yield compare(key, start_ns, end_ns, history, source.now(), stream, time.time_ns, connection, names)
+                    yield compare(key, span_ns, history, source.now(), stream, connection, names)
                 except (Refused, WrongPage) as error:
                     yield Failed(key, error)
 
@@ -164,7 +163,7 @@ def repair(config: Config, gaps: Sequence[Gap]) -> Iterator[Repaired | Failed]:
             if gap.key.provider in away:
                 continue
             try:
-                done = fill(gap.key, gap.span, sources[gap.key.provider, gap.key.feed], stream, time.time_ns, connection)
+                done = fill(gap.key, gap.span, sources[gap.key.provider, gap.key.feed], stream, connection)
                 if done is not None:
                     yield done
             except (Refused, WrongPage, Unavailable) as error:

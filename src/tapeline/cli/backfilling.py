@@ -34,6 +34,8 @@ _DAY_NS = 86_400 * NS_PER_S
 
 
 class Origin(StrEnum):
+    """Where a backfill reads the history: over REST, or from the provider's files of whole days and months."""
+
     rest = "rest"
     files = "files"
 

@@ -21,12 +21,16 @@ if TYPE_CHECKING:
 
 
 class Form(StrEnum):
+    """The formats of exported files."""
+
     parquet = "parquet"
     csv = "csv"
     arrow = "arrow"
 
 
 class Kind(StrEnum):
+    """What is exported: trades and quotes are rows of `ticks`, bars are rows of `bars`."""
+
     trade = "trade"
     quote = "quote"
     bar = "bar"

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 
 class TailTopic(StrEnum):
+    """The topics that `tapeline tail` prints. All but `raw` have the name of their table."""
+
     raw = "raw"
     ticks = "ticks"
     bars = "bars"
@@ -186,7 +188,7 @@ def status(
     from tapeline.app.stores import open_stores
     from tapeline.app.streams import raw_consumer_groups, stream_with_data
     from tapeline.monitor.health import snapshot
-    from tapeline.monitor.table import tables
+    from tapeline.monitor.terminal import tables
 
     settings = load_config(config)
     stream = stream_with_data(settings)

@@ -127,7 +127,7 @@ def ledger(config: ConfigOption = None) -> None:
     from tapeline.app.streams import open_stream
     from tapeline.app.symbol_names import configured_names
     from tapeline.providers.registry import DECODERS
-    from tapeline.stages.ledger import LedgerWriter, run_ledger
+    from tapeline.stages.ledger import LedgerWriter, Scope, run_ledger
 
     os.nice(_STORE_NICENESS)
     settings = load_config(config)
@@ -136,9 +136,8 @@ def ledger(config: ConfigOption = None) -> None:
         stream = open_stream(settings)
         stores = [store_name(some) for some in settings.stores]
         status, names = StatusFile(settings.root, "ledger"), configured_names(settings)
-        keep = LedgerWriter(
-            stream, open_ledger(settings), DECODERS, status, stop, stores=stores, names=names, keep_days=settings.ledger_days
-        )
+        scope = Scope(stores, names, settings.ledger_days)
+        keep = LedgerWriter(stream, open_ledger(settings), DECODERS, status, stop, scope)
         run_ledger(keep, stop, Random())
         stream.close()
 
@@ -152,7 +151,7 @@ def store(
     from tapeline.app.process_names import store_name
     from tapeline.app.stores import lake_retention, lake_upkeep, open_store
     from tapeline.app.streams import open_stream
-    from tapeline.stages.store import StoreWriter, run_store
+    from tapeline.stages.store import Maintenance, StoreWriter, Writing, run_store
 
     os.nice(_STORE_NICENESS)
     settings = load_config(config)
@@ -163,22 +162,16 @@ def store(
         raise ConfigError(f"The configuration has no store {chosen!r}. It has: {', '.join(by_name) or 'none'}.")
     with own_stage(settings, chosen, stop):
         stream = open_stream(settings)
-        keep = StoreWriter(
-            stream,
-            open_store(settings, by_name[chosen]),
-            StatusFile(settings.root, chosen),
-            stop,
-            group=chosen,
-            flush_rows=by_name[chosen].flush_rows,
-            flush_s=by_name[chosen].flush_seconds,
-            tidy=lake_retention(settings, by_name[chosen]),
-            upkeep=lake_upkeep(settings, by_name[chosen], config),
-        )
+        some = by_name[chosen]
+        writing = Writing(chosen, some.flush_rows, some.flush_seconds)
+        maintenance = Maintenance(lake_retention(settings, some), lake_upkeep(settings, some, config))
+        keep = StoreWriter(stream, open_store(settings, some), writing, StatusFile(settings.root, chosen), stop, maintenance)
         run_store(keep, stop, Random())
         stream.close()
 
 
 async def stop_with_parent(stop: asyncio.Event) -> None:
+    """Set `stop` about 0.5 s after the supervisor that started this stage has died. Return at once if no supervisor started it."""
     if supervisor() is None:
         return
     while os.getppid() == supervisor():

@@ -37,6 +37,8 @@ ConfigOption = Annotated[
 
 
 class Format(StrEnum):
+    """The formats in which a query's rows are printed or written to a file."""
+
     table = "table"
     csv = "csv"
     json = "json"
@@ -51,6 +53,10 @@ class TableOrJson(StrEnum):
 
 
 def load_config(path: Path | None) -> Config:
+    """Start logging to stderr, read the configuration, and keep its secrets out of the log and of errors. Raises ConfigError.
+
+    `path`: as in `config.load`.
+    """
     _log_to_stderr()
     config = load(path, environment())
     for guard in _guards():
@@ -168,6 +174,7 @@ def echo(text: str, *, err: bool = False) -> None:
 
 
 def escape(text: str) -> str:
+    """Return the text so that rich prints its square brackets as they are."""
     from rich.markup import escape
 
     return escape(text)

@@ -21,7 +21,7 @@ from tapeline.config import load
 from tapeline.demo.verify import Comparison, compare
 from tapeline.errors import TapelineError, Unavailable
 from tapeline.monitor.health import snapshot
-from tapeline.monitor.live import Screen
+from tapeline.monitor.terminal import Screen
 from tapeline.reading.sql import connect
 
 _FEEDS: Final = """

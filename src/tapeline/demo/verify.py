@@ -99,10 +99,15 @@ class Comparison:
 
     @property
     def sent(self) -> int:
+        """Return the number of readable events that the simulators sent. Repeats count, unless `compare` was called with `once`.
+
+        Malformed and skipped events do not count. A correction counts twice: as a notice and as the corrected trade.
+        """
         return sum(row["sent"] for row in self.counts)
 
     @property
     def kept(self) -> int:
+        """Return the number of rows in the lake: ticks, bar revisions and notices about trading. Rejected events do not count."""
         return sum(row["kept"] for row in self.counts)
 
     @property

@@ -8,7 +8,6 @@ uses that record as evidence.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import IO, Final
@@ -65,27 +64,28 @@ class Reconciled:
 
     @property
     def equal(self) -> bool:
+        """Whether both sides have the same events, with the same values."""
         return not (self.only_stored or self.only_in_history or self.rejected or self.differing)
 
 
 def reconcile(
     key: Key,
-    start_ns: int,
-    end_ns: int,
+    span_ns: tuple[int, int],
     source: Source,
     store: Store,
     stream: Stream,
-    clock: Callable[[], int],
     connection: str,
     names: Names = MappingProxyType({}),
 ) -> Reconciled:
-    """Compare [start_ns, end_ns), UTC. Raises Unavailable, Refused, WrongPage; then nothing is claimed, and the call can be repeated."""
-    span = Span(key.feed, key.channel, key.symbol, start_ns, end_ns)
+    """Compare `span_ns`, [start, end) in ns, UTC.
+
+    Raises Unavailable, Refused, WrongPage; then nothing is claimed, and the call can be repeated."""
+    span = Span(key.feed, key.channel, key.symbol, *span_ns)
     topic = BARS_TOPIC if CHANNELS[key.provider][key.feed][key.channel].kind == "bar" else TICKS_TOPIC
     with tempfile.TemporaryFile(prefix="tapeline-reconcile-") as spooled:  # a day's pages may not fit in memory together with its rows
-        pages, fetched, unread = _read(key, span, source, clock, topic, names, spooled)
-        held = _stored(store, key, topic, start_ns - _EDGE_NS, end_ns + _EDGE_NS, fetched)
-        inside = _inside(_matched(held, fetched, _identity(key)), start_ns, end_ns)
+        pages, fetched, unread = _read(key, span, source, topic, names, spooled)
+        held = _stored(store, key, topic, span_ns[0] - _EDGE_NS, span_ns[1] + _EDGE_NS, fetched)
+        inside = _inside(_matched(held, fetched, _identity(key)), *span_ns)
         missing = inside.filter(pc.equal(inside["held"], 0))
         lacking = sorted({*missing["page"].to_pylist(), *unread})
         for number in lacking:
@@ -93,11 +93,11 @@ def reconcile(
             spooled.seek(at)
             record = raw_record(key.provider, key.feed, connection, replace(page, payload=spooled.read(length)))
             stream.append(RAW_TOPIC, record, partition_of(stream, key.symbol))
-    here = _inside(held, start_ns, end_ns)
-    there = _inside(fetched, start_ns, end_ns)
+    here = _inside(held, *span_ns)
+    there = _inside(fetched, *span_ns)
     only_stored = _alone(inside)
     # A history that lacks an event that was seen may also lack events that nobody has seen.
-    lacks = _alone(_inside(_matched(held, fetched, _BY_WINDOW), start_ns, end_ns)) if topic is BARS_TOPIC else only_stored
+    lacks = _alone(_inside(_matched(held, fetched, _BY_WINDOW), *span_ns)) if topic is BARS_TOPIC else only_stored
     differing = inside.filter(inside["differs"]).num_rows
     claimed = not lacks and not unread and not differing
     if claimed:
@@ -121,7 +121,7 @@ def reconcile(
 
 
 def _read(
-    key: Key, span: Span, source: Source, clock: Callable[[], int], topic: Topic, names: Names, spooled: IO[bytes]
+    key: Key, span: Span, source: Source, topic: Topic, names: Names, spooled: IO[bytes]
 ) -> tuple[list[tuple[Fetched, int, int]], pa.Table, dict[int, int]]:
     """Read the history: (pages, rows, unread).
 
@@ -130,7 +130,7 @@ def _read(
     pages: list[tuple[Fetched, int, int]] = []
     parts: list[pa.Table] = []
     unread: dict[int, int] = {}
-    for number, page in enumerate(fetch(source, span, clock, kept=_NO_READING)):
+    for number, page in enumerate(fetch(source, span, kept=_NO_READING)):
         rows, refused = _rows(key, page, topic, names)
         if refused:
             unread[number] = refused

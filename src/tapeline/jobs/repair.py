@@ -108,7 +108,6 @@ def repair(
     span: Span,
     source: Source,
     stream: Stream,
-    clock: Callable[[], int],
     connection: str,
     begun: dict[Span, Begun] | None = None,
     more: Callable[[], bool] = lambda: True,
@@ -120,7 +119,7 @@ def repair(
     begun = {} if begun is None else begun
     at, kept = begun.get(span, (None, 0))
     pages = events = 0
-    for page in fetch(source, span, clock, at, kept):
+    for page in fetch(source, span, at, kept):
         if page.payload is not None:
             stream.append(RAW_TOPIC, raw_record(key.provider, key.feed, connection, page), partition_of(stream, key.symbol))
             kept += 1
@@ -197,7 +196,7 @@ class GapRepairer:
             self._not_before[_name(key, gap)] = self._clock() + _AGAIN_NS
             before = self._begun.get(span)
             try:
-                done = repair(key, span, self._sources[source], self._stream, self._clock, self._connection, self._begun, more)
+                done = repair(key, span, self._sources[source], self._stream, self._connection, self._begun, more)
                 if done is None:  # a long gap: it continues after the provider's other gaps had a turn
                     self._broken_off[source] = _name(key, gap)
                     del self._not_before[_name(key, gap)]

@@ -25,6 +25,7 @@ class Answer:
 
     @property
     def holes(self) -> tuple[Interval, ...]:
+        """The intervals in which something is missing, in order of time. Time that is only `unprovable` is not one of them."""
         return tuple(one for one in self.intervals if one.state not in COVERED)
 
 

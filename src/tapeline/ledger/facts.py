@@ -176,6 +176,7 @@ class Facts:
         self.condensed_lives.add(name)
 
     def forget_life(self, name: str) -> None:
+        """Remove a connection from these facts. What the ledger has stored of it stays there. An unknown name is ignored."""
         self.lives.pop(name, None)
         for key in self._carried.pop(name, ()):
             carriers = self._carriers.get(key, set())
@@ -185,6 +186,7 @@ class Facts:
         self.touched_lives.discard(name)
 
     def keys(self) -> set[Key]:
+        """Return every key that has a run of ids, a connection or a past."""
         return {*self.runs, *self._carriers, *self.pasts}
 
     def carried(self, key: Key) -> list[ConnectionRecord]:
@@ -363,4 +365,5 @@ def with_stretch(read: list[tuple[str, int, int]], new: tuple[str, int, int]) ->
 
 
 def channel_of(key: Key) -> Channel | None:
+    """Return the channel of a key, or None if no installed provider has that feed and channel."""
     return CHANNELS.get(key.provider, {}).get(key.feed, {}).get(key.channel)

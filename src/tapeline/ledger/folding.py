@@ -131,6 +131,7 @@ class Account:
 
     @property
     def keys(self) -> int:
+        """The number of keys that have intervals."""
         return len(self._kept)
 
 

@@ -35,6 +35,7 @@ class ClockWatch:
         self._last = (wall(), steady())
 
     def look(self) -> Leap | None:
+        """Return the jump since the last look, or None if both clocks moved on by the same time, to within 1 s."""
         (wall, steady), self._last = self._last, (self._wall(), self._steady())
         by_ns = self._last[0] - wall - (self._last[1] - steady)
         return Leap(wall, self._last[0], by_ns) if abs(by_ns) > _LEAST_NS else None

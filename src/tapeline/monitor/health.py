@@ -33,6 +33,7 @@ class Equation:
 
     @property
     def balanced(self) -> bool:
+        """Whether every record that was read is accounted for."""
         return self.read == sum(self.parts.values())
 
     def __str__(self) -> str:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Container, Iterator, Mapping
 from concurrent.futures import wait
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from typing import BinaryIO, Final, TypeVar
@@ -21,7 +22,7 @@ from urllib3.exceptions import HTTPError, LocationValueError
 from tapeline.errors import Barred, DiskProblem, Refused, Unavailable
 from tapeline.local.threads import concurrently
 from tapeline.net.rate_limit import LONGEST_BAN_S, TOO_FAST, TOO_FAST_S, RateLimiter
-from tapeline.providers.session import without
+from tapeline.providers.session import Check, without
 from tapeline.retry.backoff import backoff
 from tapeline.secret import Secret
 
@@ -157,6 +158,26 @@ def _whole(reply: urllib3.BaseHTTPResponse) -> bytes:
     return body
 
 
+@dataclass(frozen=True, slots=True)
+class CheckRequest:
+    """A provider's check of its symbols, with the TLS context that the request needs."""
+
+    check: Check
+    tls: ssl.SSLContext | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A provider's REST address: scheme and host, to which each path is appended."""
+
+    url: str
+    tls: ssl.SSLContext | None = None
+    #: Sent with each request. Their values are secrets.
+    headers: Mapping[str, str] = field(default_factory=dict)
+    #: Statuses that come from a firewall for a short time.
+    passing: Container[int] = ()
+
+
 class Rest:
     """Sends a provider's REST requests within a weight a minute, and retries them if that may help. Any number of threads may use it.
 
@@ -166,25 +187,20 @@ class Rest:
 
     def __init__(
         self,
-        url: str,
-        tls: ssl.SSLContext | None,
+        endpoint: Endpoint,
         random: Random,
         quota: RateLimiter,
         *,
-        headers: Mapping[str, str] | None = None,
-        passing: Container[int] = (),
         wall_clock: Callable[[], float] = time.time,
         sleep: Callable[[float], object] = time.sleep,
     ) -> None:
-        """`url` is scheme and host; each path is appended to it. `quota` may be shared with other processes.
-
-        `passing` holds the statuses that come from a firewall for a short time. `wall_clock` gives seconds since 1970, like the times in
+        """`quota` may be shared with other processes. `wall_clock` gives seconds since 1970, like the times in
         providers' headers. `sleep` returns True if it was interrupted because the caller should stop."""
-        self._url, self._random, self._quota, self._sleep = url, random, quota, sleep
-        self._pool = _pool(url, tls)
-        self._headers = {"User-Agent": "tapeline", **(headers or {})}
-        self._secrets = tuple(Secret(value.rpartition(" ")[2]) for value in (headers or {}).values())
-        self._passing = passing
+        self._url, self._random, self._quota, self._sleep = endpoint.url, random, quota, sleep
+        self._pool = _pool(endpoint.url, endpoint.tls)
+        self._headers = {"User-Agent": "tapeline", **endpoint.headers}
+        self._secrets = tuple(Secret(value.rpartition(" ")[2]) for value in endpoint.headers.values())
+        self._passing = endpoint.passing
         self._wall_clock = wall_clock
         self._told_at = -math.inf
 

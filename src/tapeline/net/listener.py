@@ -32,7 +32,8 @@ _MOST_PARTS: Final = 65_536
 class Recorder(Protocol):
     """Takes raw records and makes them durable soon after. It can ask its callers to stop reading while it is full."""
 
-    def record(self, plan: Plan, connection: str, kind: RawKind, received_ns: int, payload: bytes) -> None: ...
+    def record(self, plan: Plan, connection: str, kind: RawKind, received_ns: int, payload: bytes) -> None:
+        """Take one raw record of a connection. `received_ns`: UTC, when the bytes were in hand."""
 
     def on_pause(self, pause: Callable[[bool], None]) -> None:
         """Register a callback. It is called with True to stop reading, and with False to go on."""
@@ -119,6 +120,7 @@ class Listener(WSListener):
         self.line.opened(self)
 
     def send_user_specific_ping(self, transport: WSTransport) -> None:
+        """Send a ping, unless reading is paused. picows calls this."""
         if self.line.paused:  # reading is paused, so the pong could not be seen: do not wait for it
             asyncio.get_running_loop().call_soon(transport.notify_user_specific_pong_received)
         else:
@@ -176,6 +178,7 @@ class Listener(WSListener):
             self.handle(reply.problem)
 
     def handle(self, problem: Problem) -> None:
+        """Log a problem that is only a warning. End the connection for any other."""
         if problem.action == "warn":
             log.warning("%s: %s", self.line.plan.name, problem.message)
             self.line.state.problem = problem.message
@@ -205,6 +208,7 @@ class Listener(WSListener):
 
     @property
     def gone(self) -> bool:
+        """Whether the connection is not open yet, or no more."""
         return self.transport is None or self.transport.is_disconnected
 
     def pause(self, pause: bool) -> None:

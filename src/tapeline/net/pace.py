@@ -28,6 +28,7 @@ class Pace:
     _quotas: dict[str, RateLimiter] = field(default_factory=dict)
 
     async def wait(self, url: str, random: Random) -> None:
+        """Return when a connection to this address may be dialed."""
         now = asyncio.get_running_loop().time()
         at = max(now, self._next)
         self._next = at + self.every_s

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Final
 
 import pyarrow.fs as fs
@@ -39,36 +40,44 @@ _REFUSALS: Final = frozenset(
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """A bucket of a server, and the key that may read it."""
+
+    #: Scheme and host of the server.
+    url: str
+    name: str
+    key: Secret
+    secret: Secret
+    #: Replaces the system's certificate authorities.
+    ca_file: str = ""
+
+
 class S3Reader:
-    """Reads one bucket with one key. A path begins with a slash.
+    """Reads one bucket. A path begins with a slash.
 
     Its methods raise Refused if a retry cannot help, and Unavailable for any other failure."""
 
     def __init__(
         self,
-        url: str,
-        name: str,
-        key: Secret,
-        secret: Secret,
+        bucket: Bucket,
         *,
-        ca_file: str = "",
         sleep: Callable[[float], object],
         timeout_s: float = _TIMEOUT_S,
         tries: int = _TRIES,
     ) -> None:
-        """`url` is scheme and host of the server, `name` the bucket. `ca_file` replaces the system's certificate authorities.
-
-        `sleep` returns True if everything should stop."""
-        self._url, self._name, self._secrets, self._sleep = url.rstrip("/"), name, (key, secret), sleep
+        """`sleep` returns True if everything should stop."""
+        self._url, self._name, self._sleep = bucket.url.rstrip("/"), bucket.name, sleep
+        self._secrets = (bucket.key, bucket.secret)
         self._objects = fs.S3FileSystem(
-            access_key=key.reveal(),
-            secret_key=secret.reveal(),
+            access_key=bucket.key.reveal(),
+            secret_key=bucket.secret.reveal(),
             region="us-east-1",  # without a region the SDK would send requests to find one
             endpoint_override=self._url,
             connect_timeout=timeout_s,
             request_timeout=timeout_s,
             retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=tries),
-            tls_ca_file_path=ca_file or None,
+            tls_ca_file_path=bucket.ca_file or None,
         )
 
     def version(self, path: str) -> str | None:

@@ -31,7 +31,7 @@ from tapeline.net.listener import USUAL_LIMITS, ConnectionState, Limits, Listene
 from tapeline.net.pace import Pace
 from tapeline.net.rate_limit import LONGEST_BAN_S, TOO_FAST
 from tapeline.net.staleness import StalenessWatchdog
-from tapeline.providers.session import Check, Plan
+from tapeline.providers.session import Plan
 from tapeline.records import NS_PER_S
 
 log = logging.getLogger(__name__)
@@ -45,6 +45,16 @@ DIALS_A_MINUTE: Final = 60
 _LONGEST_WORDS: Final = 300
 
 
+@dataclass(frozen=True, slots=True)
+class Dialing:
+    """How connections are made, and made again: how many in what time, with what TLS, limits and jitter."""
+
+    pace: Pace
+    random: Random
+    tls: ssl.SSLContext | None = None
+    limits: Limits = USUAL_LIMITS
+
+
 class FeedConnection:
     """One planned connection, kept open until it is stopped or the provider says that only a person can help."""
 
@@ -53,23 +63,17 @@ class FeedConnection:
         plan: Plan,
         recorder: Recorder,
         clock: Callable[[], int],
-        random: Random,
-        pace: Pace,
         watchdog: StalenessWatchdog,
-        tls: ssl.SSLContext | None = None,
-        limits: Limits = USUAL_LIMITS,
+        dialing: Dialing,
     ) -> None:
         self.plan = plan
         self.recorder = recorder
         self.clock = clock
-        self.random = random
-        self.pace = pace
         self.watchdog = watchdog
-        self.tls = tls
-        self.limits = limits
+        self.random, self.pace, self.tls, self.limits = dialing.random, dialing.pace, dialing.tls, dialing.limits
         self.state = ConnectionState()
         self.paused = False
-        self._waits = limits.waits(random)
+        self._waits = self.limits.waits(self.random)
         self._least_wait_s = 0.0
         self._open: set[Listener] = set()
         self._stopping = asyncio.Event()
@@ -367,14 +371,6 @@ def _words_of(error: WSInvalidStatusError) -> str:
         return f"a redirect to {parts.scheme}://{parts.hostname}, which Tapeline does not follow"
     body = bytes(getattr(error, "raw_body", None) or b"")[:_LONGEST_WORDS].decode("utf-8", "replace")
     return " ".join("".join(letter if letter.isprintable() else " " for letter in body).split())
-
-
-@dataclass(frozen=True, slots=True)
-class CheckRequest:
-    """A provider's check of its symbols, with the TLS context that the request needs."""
-
-    check: Check
-    tls: ssl.SSLContext | None = None
 
 
 async def reach(plan: Plan, tls: ssl.SSLContext | None) -> float:

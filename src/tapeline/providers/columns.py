@@ -27,18 +27,22 @@ _LATEST: Final = pa.scalar(_LATEST_NS)
 
 
 def texts(values: Iterable[str | None]) -> pa.Array:
+    """Return a string column. None becomes null."""
     return pa.array(list(values), pa.string())
 
 
 def integers(values: Iterable[int | None]) -> pa.Array:
+    """Return an int64 column. None becomes null. Raises OverflowError for a number that does not fit."""
     return pa.array(list(values), pa.int64())
 
 
 def floats(values: Iterable[float | None]) -> pa.Array:
+    """Return a float64 column. None becomes null."""
     return pa.array(list(values), pa.float64())
 
 
 def flags(values: Iterable[bool]) -> pa.Array:
+    """Return a boolean column."""
     return pa.array(list(values), pa.bool_())
 
 

@@ -73,6 +73,7 @@ class Rows:
     index: list[int] = field(default_factory=list)
 
     def add(self, event: object, row: int, index: int) -> None:
+        """Append an event, a notice or a reject. `row` is its row in the raw batch, and `index` its place within the frame."""
         self.events.append(event)
         self.row.append(row)
         self.index.append(index)
@@ -153,6 +154,7 @@ class Events:
     names: Mapping[str, str] = field(default_factory=dict)
 
     def rows(self, channel: Channel) -> Rows:
+        """Return the rows of a channel, to which the decoder adds its events. The first call for a channel makes them, empty."""
         found = self.channels.get(channel)
         if found is None:
             found = self.channels[channel] = Rows()

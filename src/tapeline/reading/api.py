@@ -135,7 +135,7 @@ def ticks(
     NewerData.
     """
     names = checked_columns(columns, TICKS)
-    selection = selected(symbols, start, end, TICKS_TOPIC, names, provider=provider, kind=checked_kind(kind))
+    selection = selected(symbols, (start, end), TICKS_TOPIC, names, provider=provider, kind=checked_kind(kind))
     opened = _open(source, config)
     known_name(opened, TICKS_TOPIC, selection.symbols)
     kinds = frozenset(KINDS) if kind is None else frozenset({kind})
@@ -164,7 +164,7 @@ def bars(
     `interval`: only this one, in the providers' spelling ("1s", "1m", "1d"). The other arguments and the errors are as for `ticks`.
     """
     names = checked_columns(columns, BARS_TOPIC.schema)
-    selection = selected(symbols, start, end, BARS_TOPIC, names, provider=provider, interval=checked_interval(interval))
+    selection = selected(symbols, (start, end), BARS_TOPIC, names, provider=provider, interval=checked_interval(interval))
     opened = _open(source, config)
     known_name(opened, BARS_TOPIC, selection.symbols)
     answers = partial(_answered, config, selection, frozenset({"bar"}))
@@ -229,7 +229,7 @@ def quotes_at_trades(
     names = checked_columns(columns, asof.QUOTED, ("ts", "quote_ts"))
     plain = stored_columns(names)
     read = tuple(name for name in TICKS.names if name in {*asof.NEEDED, *plain})
-    selection = selected(symbols, start, end, TICKS_TOPIC, read, provider=provider)
+    selection = selected(symbols, (start, end), TICKS_TOPIC, read, provider=provider)
     back_ns = days_of(days) * _DAY_NS
     opened = _open(source, config)
     known_name(opened, TICKS_TOPIC, selection.symbols)

@@ -23,6 +23,10 @@ KINDS: Final = ("trade", "quote")
 
 
 def known_name(opened: Source, topic: Topic, symbols: tuple[str, ...]) -> None:
+    """Raise WrongArgument if the source has never held one of the symbols in the topic. The message suggests similar symbols.
+
+    Raises Unavailable and NewerData as the source does.
+    """
     unknown = opened.unknown(topic, symbols)
     if not unknown:
         return
@@ -34,8 +38,7 @@ def known_name(opened: Source, topic: Topic, symbols: tuple[str, ...]) -> None:
 
 def selected(
     symbols: str | Sequence[str],
-    start: Moment,
-    end: Moment,
+    span: tuple[Moment, Moment],
     topic: Topic,
     columns: Sequence[str],
     *,
@@ -43,7 +46,13 @@ def selected(
     kind: str | None = None,
     interval: str | None = None,
 ) -> Selection:
+    """Return the selection for the arguments of a reading function. Raises WrongArgument, which names the wrong argument.
+
+    `span` is start and end; the end is outside. `columns` are checked already and may include timestamps, such as `ts`. The selection has
+    the stored columns behind them; columns that the topic does not have are left out. `kind` and `interval` are not checked here.
+    """
     names = checked_symbols(symbols)
+    start, end = span
     start_ns, end_ns = times.parse(start, "start"), times.parse(end, "end")
     if start_ns > end_ns:
         raise WrongArgument(f"start = {start!r} is after end = {end!r}. Swap them: the range is start <= time < end.")
@@ -52,6 +61,10 @@ def selected(
 
 
 def checked_symbols(symbols: str | Sequence[str]) -> tuple[str, ...]:
+    """Return the symbols in the order given, each once. One text is one symbol.
+
+    Raises WrongArgument if there are none, or if one is empty or not text. Whether a store knows them is not checked: see `known_name`.
+    """
     found = (symbols,) if isinstance(symbols, str) else checked_texts(symbols, "symbols", "['BTC/USDT', 'ETH/USDT']")
     if not found:
         raise WrongArgument("symbols is empty. Name at least one, such as ['BTC/USDT'].")
@@ -61,6 +74,10 @@ def checked_symbols(symbols: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def checked_texts(values: Sequence[str], name: str, example: str) -> tuple[str, ...]:
+    """Return the values as a tuple. Raises WrongArgument if they are not a list of texts.
+
+    `name` is the argument and `example` a right value, both for the message. A single text is not recognized: it becomes its letters.
+    """
     try:
         found = tuple(values)
     except TypeError:
@@ -72,6 +89,10 @@ def checked_texts(values: Sequence[str], name: str, example: str) -> tuple[str, 
 
 
 def checked_columns(columns: str | Sequence[str] | None, schema: pa.Schema, also: tuple[str, ...] = ("ts",)) -> tuple[str, ...]:
+    """Return the columns in the order given. None: all columns of `schema`, then those of `also`.
+
+    Raises WrongArgument if there are none, or if one is unknown, given twice or not text.
+    """
     known = (*schema.names, *also)
     if columns is None:
         return known
@@ -87,24 +108,28 @@ def checked_columns(columns: str | Sequence[str] | None, schema: pa.Schema, also
 
 
 def days_of(days: int) -> int:
+    """Return `days` if it is a whole number from 0 to 100,000. Raises WrongArgument otherwise."""
     if isinstance(days, bool) or not isinstance(days, int) or not 0 <= days <= _MOST_DAYS:
         raise WrongArgument(f"days = {days!r} is not a number of days to look back. Use a whole number from 0 to {_MOST_DAYS}.")
     return days
 
 
 def checked_provider(provider: str | None) -> str | None:
+    """Return the name of an installed provider, or None for any provider. Raises WrongArgument for any other name."""
     if provider is not None and provider not in PROVIDERS:
         raise WrongArgument(f"provider = {provider!r} is not a provider. Use one of: {', '.join(PROVIDERS)}.")
     return provider
 
 
 def checked_kind(kind: str | None) -> str | None:
+    """Return "trade" or "quote", or None for both. Raises WrongArgument for anything else."""
     if kind is not None and kind not in KINDS:
         raise WrongArgument(f"kind = {kind!r} is not a kind of tick. Use one of: {', '.join(KINDS)}.")
     return kind
 
 
 def checked_interval(interval: str | None) -> str | None:
+    """Return a bar interval that an installed provider has, or None for any interval. Raises WrongArgument for anything else."""
     known = list(dict.fromkeys(window for some in PROVIDERS.values() for window in some.intervals))
     if interval is not None and interval not in known:
         raise WrongArgument(f"interval = {interval!r} is not a bar interval. Use one of: {', '.join(known)}.")

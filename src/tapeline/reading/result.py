@@ -106,6 +106,7 @@ def timed(batches: Iterator[pa.RecordBatch], schema: pa.Schema, names: Sequence[
 
 
 def library(name: str) -> ModuleType:
+    """Import and return an optional package. Raises ConfigError if it is not installed."""
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError:

@@ -74,6 +74,7 @@ class Connection(WSListener):
     # what picows calls
 
     def on_ws_connected(self, transport: WSTransport) -> None:
+        """Report the client to the simulator and to its session, and limit the send buffer to 256 KiB."""
         self._transport = transport
         transport.underlying_transport.set_write_buffer_limits(high=_HIGH_WATER, low=_HIGH_WATER // 4)
         self.opened_s = self.simulator.now()
@@ -81,6 +82,10 @@ class Connection(WSListener):
         self.session.opened(self, self.opened_s)
 
     def on_ws_frame(self, _transport: WSTransport, frame: WSFrame) -> None:
+        """Answer a ping or a close, and pass a whole message on to the session. After the connection has begun to end, only a close counts.
+
+        A message of more than 1 MiB brings a close with 1009, and broken compression one with 1007.
+        """
         now = self.simulator.now()
         if frame.msg_type == WSMsgType.CLOSE:
             self._closed_by_client(frame.get_payload_as_bytes())
@@ -95,23 +100,28 @@ class Connection(WSListener):
             self._assemble(frame, now)
 
     def on_ws_disconnected(self, _transport: WSTransport) -> None:
+        """Report the end of the socket to the session and to the simulator, whoever ended it."""
         self._listen_no_more()
         self.session.left(self.simulator.now())
         self.simulator.left(self)
 
     def pause_writing(self) -> None:
+        """Note since when more than 256 KiB wait to be sent. While a client is `full`, the simulator makes no events for anyone."""
         self.full_since = self.simulator.now()
 
     def resume_writing(self) -> None:
+        """Let the simulator go on, because at most 64 KiB still wait to be sent."""
         self.full_since = None
         self.simulator.wake()
 
     # what sessions call
 
     def say(self, payload: bytes, opcode: int) -> None:
+        """Send a message at once, compressed if the session compresses. Nothing is sent after the connection has begun to end."""
         self._write(wire.deflated_frame(payload, opcode) if self._deflates(opcode) else wire.frame(payload, opcode))
 
     def close(self, code: int, reason: str = "") -> None:
+        """Send a close frame, and give the client up to 1 s to send its own. Returns at once. A second call does nothing."""
         if not self._ending:
             self._write(wire.close_frame(code, reason))
             self._end(_GRACE_S if not self.clean else 0.0)

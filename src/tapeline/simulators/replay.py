@@ -54,11 +54,19 @@ class Replay:
             raise
 
     def heard(self, wanted: frozenset[Topic], now_s: float) -> None:
+        """Change the wanted topics. The recording's clock starts 0.3 s after the first of them, so that several requests count as one.
+
+        At speed 0, the replay also waits 0.3 s each time that clients come back.
+        """
         if wanted and not self._wanted and (self._start is None or self._speed == 0):
             self._ready_s = now_s + SETTLE_S
         self._wanted = wanted
 
     def take(self, now_s: float) -> list[Event]:
+        """Return the recorded events that are due, at most 512. Events that no client wants are skipped, and do not count for the limit.
+
+        Raises OSError, EOFError, zlib.error or ValueError if a recording cannot be read any further.
+        """
         self.behind = False
         if self._ready_s is None or now_s < self._ready_s or (self._speed == 0 and not self._wanted):
             return []

@@ -61,6 +61,7 @@ class Generated:
         self._last_ns = 0
 
     def heard(self, wanted: frozenset[Topic], now_s: float) -> None:
+        """Change the demand. While no client listens, the market stands still, and nothing is made up for later."""
         if not self._demand:  # while no client listened, nothing was generated, and it is not made up for
             self._last_s, self._owed = now_s, 0.0
             self._last_ns = max(self._now_ns(), self._last_ns)
@@ -71,6 +72,10 @@ class Generated:
         self._demand = [Demand(one, *wants) for one, wants in kinds.items() if any(wants)]
 
     def take(self, now_s: float) -> list[Event]:
+        """Return the bars that are due, then at most about 512 trades and quotes. After `limit` events, return nothing.
+
+        If the loop was held up, events of at most 0.25 s are made up for (but always up to 512).
+        """
         if not self._demand or self._left == 0:
             self.behind = False
             return []

@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from random import Random
 from types import MappingProxyType
 from typing import Any, Final
@@ -40,6 +41,21 @@ _REST_S: Final = 0.25
 _FLUSH_NS: Final = NS_PER_S
 
 
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """What the ledger has to know of the pipeline around it."""
+
+    #: The consumer groups of the stores. The ledger counts an event as present only when all of them have it.
+    stores: Sequence[str] = ()
+    #: The configured symbol names.
+    names: Names = field(default_factory=lambda: MappingProxyType({}))
+    #: For how many days facts are kept; 0 keeps them for ever.
+    keep_days: int = 0
+
+
+ALONE: Final = Scope()
+
+
 class LedgerWriter:
     """Reads the raw topic into the ledger. It starts at the position that is stored in the ledger itself."""
 
@@ -50,19 +66,14 @@ class LedgerWriter:
         decoders: Mapping[str, Decode],
         status: StatusFile,
         stop: threading.Event,
+        scope: Scope = ALONE,
         clock: Callable[[], int] = time.time_ns,
-        *,
-        stores: Sequence[str] = (),
-        names: Names = MappingProxyType({}),
-        keep_days: int = 0,
     ) -> None:
-        """`stores`: the consumer groups of the stores. The ledger counts an event as present only when all of them have it.
-
-        `names`: the configured symbol names. `keep_days`: how long facts are kept; 0 keeps them for ever. `clock`: UTC, ns."""
-        self._keep_ns, self._prune_due_ns = keep_days * _DAY_NS, 0
-        self._names = KnownNames(stream, names)
+        """`clock`: UTC, ns."""
+        self._keep_ns, self._prune_due_ns = scope.keep_days * _DAY_NS, 0
+        self._names = KnownNames(stream, scope.names)
         self._stream, self._ledger, self._decoders, self._status, self._stop, self._clock = stream, ledger, decoders, status, stop, clock
-        self._taken = Taken(stream, NORMALIZE, stores, clock)
+        self._taken = Taken(stream, NORMALIZE, scope.stores, clock)
         self._forgotten = StreamLoss(stream, LEDGER, clock)
         self._account: Account | None = None
         self._positions: dict[int, int] = {}
@@ -158,5 +169,6 @@ class LedgerWriter:
 
 
 def run_ledger(stage: LedgerWriter, stop: threading.Event, random: Random) -> None:
+    """Run the stage until `stop` is set. The stream and the ledger may be away for any time. Raises what waiting cannot end."""
     loop.run(stage.step, stop, rest_s=_REST_S, waits=lambda: backoff(random, cap_s=5.0), drain_s=60.0)
     stage.finish()

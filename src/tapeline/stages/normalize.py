@@ -66,6 +66,11 @@ class Normalize:
         self._ages: dict[str, int] = {}  # provider -> age (ns) of its newest tick since the last report
 
     def step(self) -> bool:
+        """Read some raw records and commit what they become. Return False if there were none at the moment.
+
+        The first call joins the group. About once a second, a call also writes the status. If another member has taken over a partition
+        meanwhile, nothing is committed here, and the result is True. Raises Unavailable; the next call then reads the same records again.
+        """
         self._status.maybe(self._report)
         if self._member is None:  # join here, not in __init__: `loop.run` then waits for a stream that is away
             self._member = self._join()
@@ -116,6 +121,7 @@ class Normalize:
         }
 
     def finish(self) -> None:
+        """Write the last status and leave the group, so that the other workers take over at once."""
         self._status.write(self._report())
         if self._member is not None:
             self._member.close()
@@ -182,5 +188,9 @@ def totals_of(counts: Mapping[tuple[str, str], Count]) -> dict[str, int]:
 
 
 def run_normalize(stage: Normalize, stop: threading.Event, random: Random) -> None:
+    """Run the stage until `stop` is set and the records that are already there are committed, for which it has 10 s. Then finish it.
+
+    Errors are retried and raised as `loop.run` says; the stage is then not finished. `random` spreads the waits before retries.
+    """
     loop.run(stage.step, stop, rest_s=_REST_S, waits=lambda: backoff(random, cap_s=5.0))
     stage.finish()

@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from random import Random
 from typing import Any, Final
 
@@ -31,6 +32,29 @@ _TRIES_AT_REST: Final = 20
 _MORE_ROWS: Final = 1_000
 
 
+@dataclass(frozen=True, slots=True)
+class Writing:
+    """The store's consumer group, and when its rows are written: when `flush_rows` of a topic are held, or after `flush_s` seconds."""
+
+    group: str
+    flush_rows: int
+    flush_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Maintenance:
+    """What a store's stage does beside its writes, never both at once.
+
+    `tidy` is called once an hour between two writes; if it raises Busy or Unavailable, it is called again an hour later. `upkeep` is a
+    child process that works in parallel with the writes."""
+
+    tidy: Callable[[], None] | None = None
+    upkeep: Upkeep | None = None
+
+
+NO_MAINTENANCE: Final = Maintenance()
+
+
 class StoreWriter:
     """Writes the normalized topics into one store. It starts at the positions that are stored in the store itself."""
 
@@ -38,25 +62,18 @@ class StoreWriter:
         self,
         stream: Stream,
         store: Store,
+        writing: Writing,
         status: StatusFile,
         stop: threading.Event,
-        *,
-        group: str,
-        flush_rows: int,
-        flush_s: float,
-        tidy: Callable[[], None] | None = None,
-        upkeep: Upkeep | None = None,
+        maintenance: Maintenance = NO_MAINTENANCE,
         clock: Callable[[], int] = time.time_ns,
     ) -> None:
-        """`group`: the store's consumer group. A topic is written when `flush_rows` rows are held, or after `flush_s` seconds.
-
-        `tidy`: called once an hour between two writes; if it raises Busy or Unavailable, it is called again an hour later. `upkeep`:
-        a child process that works in parallel with the writes."""
-        self._upkeep = upkeep
-        self._tidy, self._tidy_due_ns = tidy, clock()
+        """`clock`: UTC, ns."""
+        self._upkeep = maintenance.upkeep
+        self._tidy, self._tidy_due_ns = maintenance.tidy, clock()
         self._stream, self._store, self._status, self._stop, self._clock = stream, store, status, stop, clock
-        self._group = group
-        self._flush_rows, self._flush_ns = flush_rows, int(flush_s * NS_PER_S)
+        self._group = writing.group
+        self._flush_rows, self._flush_ns = writing.flush_rows, int(writing.flush_s * NS_PER_S)
         self._read: dict[Topic, dict[int, int]] = {}
         self._held: dict[Topic, list[Chunk]] = {topic: [] for topic in NORMALIZED_TOPICS}
         self._since: dict[Topic, int] = {}
@@ -64,7 +81,7 @@ class StoreWriter:
         self._tried: dict[Topic, int] = {}  # the same total after the acknowledgement that is being sent
         self._unsaid: dict[Topic, Chunk] = {}
         self._rate = Rate(clock)
-        self._forgotten = StreamLoss(stream, group, clock)
+        self._forgotten = StreamLoss(stream, writing.group, clock)
 
     def step(self) -> bool:
         if self._read:
@@ -182,6 +199,7 @@ def unsaid(stream: Stream, group: str, topic: Topic, positions: Mapping[int, int
 
 
 def run_store(stage: StoreWriter, stop: threading.Event, random: Random) -> None:
+    """Run the stage until `stop` is set. The stream and the store may be away for any time. Raises what waiting cannot end."""
     loop.run(stage.step, stop, rest_s=_REST_S, waits=lambda: backoff(random, cap_s=5.0), drain_s=60.0)
     stage.finish()
 

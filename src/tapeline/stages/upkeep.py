@@ -38,6 +38,7 @@ class Upkeep:
 
     @property
     def running(self) -> bool:
+        """Whether a command was started and `look` or `stop` has not yet dealt with its end."""
         return self._process is not None
 
     def look(self) -> None:

@@ -246,6 +246,7 @@ class HighestIds:
         self._highest: dict[tuple[Channel, str], int] = {}
 
     def clear(self) -> None:
+        """Forget all ids. Until `put` or `note` brings a symbol's id, every record of it counts as above."""
         self._highest.clear()
 
     def above(self, some: pa.RecordBatch, identity: Identity, channel: Channel) -> npt.NDArray[np.bool_]:

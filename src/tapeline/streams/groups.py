@@ -42,6 +42,7 @@ class BookLease:
         self.keep()
 
     def keep(self) -> None:
+        """As `Lease.keep`, but a lease that has expired is taken again if nobody else holds it."""
         if not self._book.take(self._name, self._token, LEASE_S):
             raise Busy(f"Another process holds {self._what}. Stop that process. If it has died, this one can start in {LEASE_S:.0f} s.")
 
@@ -93,6 +94,7 @@ class Shares:
         return sorted(mine)
 
     def close(self) -> None:
+        """Release all leases of this member. Raises Unavailable; what was not released expires within `LEASE_S`."""
         for partition in self._mine:
             self._book.drop(f"{self._prefix}{partition}", self._token)
         self._book.drop(self._members + self._token, self._token)

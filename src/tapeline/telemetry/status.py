@@ -44,6 +44,7 @@ class StatusFile:
             self.write(report())
 
     def write(self, report: Mapping[str, Any]) -> None:
+        """Write the status now. `maybe` then waits a second. A failure is only logged, once until a write succeeds."""
         now_ns = self._clock()
         self._due_ns = now_ns + _EVERY_NS
         text = json.dumps({**self._head, "updated_ns": now_ns, **report})
@@ -94,6 +95,7 @@ class Latencies:
         self._turn_ns = clock() + 5 * NS_PER_S
 
     def add(self, ns: npt.NDArray[np.int64]) -> None:
+        """Count latencies (ns). Values below 1 ns count as 1 ns. The array is kept, so do not change it afterwards."""
         self._fresh.append(ns)
         self._fresh_count += len(ns)
         if self._fresh_count > _FRESH:
@@ -129,9 +131,11 @@ class Rate:
         self._since_ns = clock()
 
     def add(self, count: int) -> None:
+        """Count some more events."""
         self._count += count
 
     def take(self) -> float:
+        """Return the events per second since the last call, to one decimal, and start again. A span below 0.5 s counts as 0.5 s."""
         now_ns = self._clock()
         per_s = self._count * NS_PER_S / max(_EVERY_NS // 2, now_ns - self._since_ns)
         self._count, self._since_ns = 0, now_ns

@@ -34,10 +34,12 @@ class MeridianSession:
         self._missing = dict.fromkeys(subscriptions)
 
     def opened(self) -> Sequence[bytes]:
+        """Return the login with the wanted kind of book, then one message with a line for each topic."""
         wants = [f"want;{topic}" for topic in self._subscriptions]
         return [f"key;{self._key.reveal()};{self._book}".encode(), "\n".join(wants).encode()]
 
     def received(self, frame: bytes) -> Reply | None:
+        """Read the answers. `ok` confirms a topic, `no` is a warning, and `locked` stops the connection until a person fixes the key."""
         if frame.startswith((b"deal;", b"book;")):
             return None
         for line in frame.decode(errors="replace").splitlines():
@@ -51,6 +53,7 @@ class MeridianSession:
         return Reply()
 
     def channel(self, frame: bytes) -> bytes | None:
+        """Return `deal` or `book`, which is the channel of the frame's first line. None for any other frame."""
         return frame[:4] if frame.startswith((b"deal;", b"book;")) else None
 
     def missing(self) -> Sequence[str]:

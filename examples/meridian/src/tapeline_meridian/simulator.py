@@ -60,9 +60,11 @@ class Client(WSListener):
         self.wants: set[tuple[str, str]] = set()
 
     def on_ws_connected(self, transport: WSTransport) -> None:
+        """Keep the transport for `say`. The client gets data after its first accepted `want`."""
         self._transport = transport
 
     def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
+        """Handle each line of a text frame, and disconnect at a close frame."""
         if frame.msg_type == WSMsgType.CLOSE:
             transport.disconnect()
         elif frame.msg_type == WSMsgType.TEXT:
@@ -70,6 +72,7 @@ class Client(WSListener):
                 self._heard(line)
 
     def on_ws_disconnected(self, transport: WSTransport) -> None:  # noqa: ARG002 the library gives it
+        """Send this client nothing more."""
         self._clients.discard(self)
 
     def _heard(self, line: str) -> None:
@@ -85,6 +88,7 @@ class Client(WSListener):
         self.say(f"{'ok' if symbol in SYMBOLS else 'no'};{channel};{symbol}")
 
     def say(self, text: str) -> None:
+        """Send a text frame. Before the socket is open, nothing is sent."""
         if self._transport is not None:
             self._transport.send(WSMsgType.TEXT, text.encode())
 

@@ -96,10 +96,9 @@ class Backfill:
         random: Random,
         stop: threading.Event,
         workers: int = 4,
-        clock: Callable[[], int] = time.time_ns,
     ) -> None:
         self._job, self._source, self._stream, self._log, self._random = job, source, stream, log, random
-        self._stop, self._workers, self._clock = stop, workers, clock
+        self._stop, self._workers = stop, workers
         self._failed: list[tuple[Span, TapelineError]] = []
         self._on_the_way: deque[tuple[int, int]] = deque()  # (page number, partition): sent, not yet confirmed
         self._unread: deque[tuple[int, int]] = deque()  # (partition, position after the page): normalize may not have read it
@@ -164,7 +163,7 @@ class Backfill:
             try:
                 if progress.span.channel in barred:  # the next span of this channel would be refused too
                     raise barred[progress.span.channel]
-                for page in fetch(self._source, progress.span, self._clock, progress.following, progress.pages):
+                for page in fetch(self._source, progress.span, progress.following, progress.pages):
                     if not put(progress, page):
                         return
             except Exception as error:  # noqa: BLE001 `_taken` handles it
@@ -209,7 +208,7 @@ class Backfill:
             if page.payload is None:
                 continue
             number += 1
-            self._log.note(writer, self._clock(), Sent(number, progress.number, page.following, page.rows, page.reached_ns))
+            self._log.note(writer, self._source.clock(), Sent(number, progress.number, page.following, page.rows, page.reached_ns))
             self._let_pass()
             self._on_the_way.append((number, self._hand_over(producer, number, progress.span, page)))
             self._settle(producer, number, _MOST_WAITING)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,10 +26,11 @@ Get = Callable[[Request], bytes]
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """The history of one feed, and the function that sends its requests."""
+    """The history of one feed, the function that sends its requests, and the clock (ns, UTC) that says when an answer has come."""
 
     history: History
     get: Get
+    clock: Callable[[], int] = time.time_ns
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,7 @@ class Fetched:
     following: Request | None
 
 
-def fetch(source: Source, span: Span, clock: Callable[[], int], begin: Request | None = None, kept: int = 0) -> Iterator[Fetched]:
+def fetch(source: Source, span: Span, begin: Request | None = None, kept: int = 0) -> Iterator[Fetched]:
     """Yield the pages of a span, from the first one or from `begin`. `kept`: how many records came before `begin`.
 
     Raises WrongPage, Unavailable, Refused; the pages yielded before are valid."""
@@ -53,7 +55,7 @@ def fetch(source: Source, span: Span, clock: Callable[[], int], begin: Request |
     met = {asked}
     while True:
         body = source.get(asked)
-        now_ns = clock()
+        now_ns = source.clock()
         page = source.history.page(span, asked, body, now_ns // NS_PER_MS)
         if page.following in met:
             raise WrongPage(f"{asked.path} leads back to {page.following.path}: the provider repeats its cursor. Earlier pages are kept.")

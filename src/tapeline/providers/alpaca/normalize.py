@@ -64,26 +64,30 @@ class Cancel(_About, tag="x"):
 
 
 class TradingStatus(_About, tag="s"):
-    pass
+    """`{"T":"s","S":"AAPL","sc":"H","sm":"Trading Halt","rc":"T12","rm":"Trading Halted","t":..,"z":"C"}`: a halt or a resumption."""
 
 
 class Luld(_About, tag="l"):
-    pass
+    """`{"T":"l","S":"AAPL","u":251.76,"d":205.98,"i":"B","t":..,"z":"C"}`: the limits up (`u`) and down (`d`) of a stock's price."""
 
 
 class Imbalance(_About, tag="i"):
-    pass
+    """`{"T":"i","S":"AAPL","p":228.87,"t":..,"z":"C"}`: an imbalance of a stock's orders."""
 
 
 class Success(Event, tag="success"):
+    """`{"T":"success","msg":"connected"}`. After the login, `msg` is `authenticated`."""
+
     msg: str = ""
 
 
 class Subscription(Event, tag="subscription"):
-    pass
+    """`{"T":"subscription","trades":["AAPL"],"quotes":[],..}`: all subscriptions of the connection, not only the new ones."""
 
 
 class Error(Event, tag="error"):
+    """`{"T":"error","code":406,"msg":"connection limit exceeded"}`"""
+
     code: int = 0
     msg: str = ""
 

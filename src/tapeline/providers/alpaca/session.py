@@ -86,9 +86,14 @@ class AlpacaSession:
             self._mark, self._end = b"\xa1T\xa1", b""
 
     def opened(self) -> Sequence[bytes]:
+        """Return nothing, because Alpaca greets first. `received` answers the greeting with the login."""
         return ()
 
     def received(self, frame: bytes) -> Reply | None:
+        """Answer the greeting with the login, and the login's success with the subscriptions.
+
+        An error becomes a problem, without the key and the secret in its text. If a frame has several errors, the gravest is returned.
+        """
         if not (frame.startswith(self._heads) if self._end else frame[2:].startswith(self._heads)):
             return None
         try:
@@ -113,6 +118,10 @@ class AlpacaSession:
         return Reply(send, gravest(problems))
 
     def channel(self, frame: bytes) -> bytes | None:
+        """Return the configuration's name (`trades`) of the first event's channel, although a frame may hold events of several.
+
+        None for a control frame, and for a frame that begins with a correction, a cancel or another notice.
+        """
         mark = frame.find(self._mark, 0, 24)
         at = mark + len(self._mark)
         closed = frame[at + 1 : at + 1 + len(self._end)] == self._end

@@ -116,7 +116,7 @@ def _event(channel: str, interval: str, symbol: str, time_ms: int, r: Sequence[s
         return Trade("trade", symbol, whole(r[0]), r[1], r[2], whole(r[4]), _side(r[5]))
     if channel == "aggTrade":
         return AggTrade("aggTrade", symbol, whole(r[0]), r[1], r[2], whole(r[5]), _side(r[6]))
-    return bar_of(symbol, interval, time_ms, whole(r[0]), r[1:6], whole(r[6]), r[7], whole(r[8]))
+    return bar_of(symbol, interval, time_ms, (whole(r[0]), whole(r[6])), r[1:6], r[7], whole(r[8]))
 
 
 def _side(text: str) -> bool:

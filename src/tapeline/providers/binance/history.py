@@ -265,16 +265,17 @@ def _agg_trade(symbol: str, row: _AggTrade) -> AggTrade:
 
 def _bar(symbol: str, interval: str, time_ms: int, row: _Bar) -> Kline:
     prices = (row.open, row.high, row.low, row.close, row.volume)
-    return bar_of(symbol, interval, time_ms, row.open_ms, prices, row.close_ms, row.quote_volume, row.trades)
+    return bar_of(symbol, interval, time_ms, (row.open_ms, row.close_ms), prices, row.quote_volume, row.trades)
 
 
 def bar_of(
-    symbol: str, interval: str, time_ms: int, open_time: int, prices: Sequence[str], close_time: int, quote_volume: str, trades: int
+    symbol: str, interval: str, time_ms: int, window: tuple[int, int], prices: Sequence[str], quote_volume: str, trades: int
 ) -> Kline:
     """A bar as the stream would have sent it at `time_ms`. It is final if its window had ended by then.
 
-    `prices` holds open, high, low, close and the volume. `open_time` and `close_time` are in ms or µs."""
+    `window` holds its open time and close time, in ms or µs. `prices` holds open, high, low, close and the volume."""
     open_, high, low, close, volume = prices
+    open_time, close_time = window
     ended = _ns(close_time) < time_ms * NS_PER_MS
     body = KlineBody(open_time, interval, open_, close, high, low, volume, quote_volume, trades, ended)
     return Kline("kline", close_time, symbol, body)

@@ -69,10 +69,15 @@ class BinanceSession:
         self._next_id = 1
 
     def opened(self) -> Sequence[bytes]:
+        """Return the SUBSCRIBE requests, each with at most 100 streams."""
         size = _STREAMS_PER_MESSAGE
         return [self._subscribe(self._streams[at : at + size]) for at in range(0, len(self._streams), size)]
 
     def received(self, frame: bytes) -> Reply | None:
+        """Read an acknowledgement. After a refused batch, its streams are requested again one by one. A stream refused alone is a warning.
+
+        `serverShutdown` asks for the successor. An error that names no known request is ignored, and its streams stay missing.
+        """
         if frame.startswith(b'{"stream":"') and frame[11:12] != b"!":
             return None
         if b'"serverShutdown"' in frame:
@@ -93,6 +98,7 @@ class BinanceSession:
         return Reply(problem=Problem(f"{message} The other subscriptions keep running.", "warn"))
 
     def channel(self, frame: bytes) -> bytes | None:
+        """Return the part of the stream's name after `@` (`trade`, `kline_1m`). None for anything but a symbol's stream."""
         if not frame.startswith(b'{"stream":"') or frame[11:12] == b"!":
             return None
         end = frame.find(b'"', 11)

@@ -52,6 +52,11 @@ class BookTicker(msgspec.Struct, gc=False):
 
 
 class KlineBody(msgspec.Struct, gc=False):
+    """`{"t":1672515780000,"T":..,"s":"BNBBTC","i":"1m",..,"o":"0.0010","c":"0.0020",..,"v":"1000","n":100,"x":false,"q":"1.0000",..}`
+
+    `t` is the start of the window. `v` is the volume in the base asset and `q` in the quote asset. `x`: the window is over.
+    """
+
     t: Int64
     i: str
     o: str

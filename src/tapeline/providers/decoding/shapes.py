@@ -57,6 +57,10 @@ class Text:
         self._words: Words = np.ndarray((len(padded) - 7,), np.dtype("<u8"), padded, strides=(1,))
 
     def at(self, where: Ints) -> Words:
+        """Return the little-endian 8-byte words that start at the byte offsets `where`. A word may run on into the next frame.
+
+        An offset may lie up to 1,016 bytes behind the last frame. The bytes there are zero.
+        """
         found: Words = self._words[where]
         return found
 

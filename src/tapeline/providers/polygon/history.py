@@ -148,6 +148,7 @@ class TradeRow(msgspec.Struct):
 
     @property
     def time_ns(self) -> int:
+        """Return the time at which the SIP got the trade, in ns since 1970. Pages are sorted by it."""
         return self.sip_timestamp
 
 
@@ -167,6 +168,7 @@ class QuoteRow(msgspec.Struct):
 
     @property
     def time_ns(self) -> int:
+        """Return the time at which the SIP got the quote, in ns since 1970. Pages are sorted by it."""
         return self.sip_timestamp
 
 
@@ -202,6 +204,7 @@ class PastBarRow(msgspec.Struct):
 
     @property
     def time_ns(self) -> int:
+        """Return the start of the bar's window in ns since 1970. Pages are sorted by it."""
         return self.t * NS_PER_MS
 
 

@@ -48,9 +48,14 @@ class PolygonSession:
         self._missing = dict.fromkeys(subscriptions)
 
     def opened(self) -> Sequence[bytes]:
+        """Return nothing, because Massive greets first. `received` answers the greeting with the login."""
         return ()
 
     def received(self, frame: bytes) -> Reply | None:
+        """Answer the greeting with the login, and the login's success with the subscriptions, at most 500 topics in a message.
+
+        An error becomes a problem, without the key in its text. If a frame has several errors, the gravest is returned.
+        """
         if not _compact(frame).startswith(b'[{"ev":"status"'):
             return None
         try:
@@ -92,6 +97,10 @@ class PolygonSession:
         return None
 
     def channel(self, frame: bytes) -> bytes | None:
+        """Return the type (`T`, `AM`) of the frame's first event, although a frame may hold events of several types.
+
+        None for a status frame, and for a frame that does not begin like an array of events.
+        """
         head = _compact(frame)
         if not head.startswith(b'[{"ev":"') or head.startswith(b'[{"ev":"status"'):
             return None

@@ -69,7 +69,7 @@ class Bar(Event, tag="AM"):
 
 
 class SecondBar(Bar, tag="A"):
-    pass
+    """`{"ev":"A",..}` with the fields of `Bar`. The window is one second."""
 
 
 class PastBar(Bar, tag="past"):
@@ -118,4 +118,4 @@ class CryptoBar(Event, tag="XA"):
 
 
 class CryptoSecondBar(CryptoBar, tag="XAS"):
-    pass
+    """`{"ev":"XAS",..}` with the fields of `CryptoBar`. The window is one second."""

@@ -55,6 +55,11 @@ class Alpaca:
         self.history = AlpacaHistory(faults, clock)
 
     def enter(self, request: Request) -> Session | Reply:
+        """Let a client in on the path of a feed. Any other path gets 404, and the fault `http_429` brings 429.
+
+        As at Alpaca, the header Content-Type chooses MessagePack or JSON, and the key may come in headers. Data is compressed if the client
+        offers permessage-deflate.
+        """
         feed = _PATHS.get(request.path.rstrip("/"))
         if feed is None:
             return Reply(404, b"404 Not Found")
@@ -73,11 +78,13 @@ class Alpaca:
         return self.history.answer(request)
 
     def happened(self, events: Sequence[Event]) -> None:
+        """Note the events for the history, and before them the bars that no client listened to."""
         for event in (*self.tape.unheard, *events):
             self.history.keep(event)
         self.tape.unheard.clear()
 
     def resolve(self, topic: Topic) -> list[Topic]:
+        """Return every symbol of the feed for `*`. As at Alpaca, a stock's trades bring their corrections and cancels too."""
         feed, channel, symbol = topic
         symbols = self._symbols[feed] if symbol == "*" else [symbol]
         stocks = "statuses" in CHANNELS[feed]

@@ -82,6 +82,10 @@ class AlpacaSession:
         self._login_by = self._error_at = float("inf")
 
     def opened(self, link: Link, now: float) -> None:
+        """Send the greeting, and log in at once if the upgrade's headers had a key.
+
+        As at Alpaca, an option feed without MessagePack brings error 412 instead.
+        """
         self._link = link
         if self.feed in OPTION_FEEDS and not self._msgpack:
             self._error(412)
@@ -100,6 +104,10 @@ class AlpacaSession:
         """The simulator sends no pings."""
 
     def tick(self, now: float) -> None:
+        """Send error 404 if no login has come within 10 s.
+
+        The fault `error` comes 1 s after the opening, unless its code is one of a login or of a subscription.
+        """
         if self._key is None and now >= self._login_by:
             self._login_by = float("inf")
             self._error(404)
@@ -108,6 +116,7 @@ class AlpacaSession:
             self._error(self._rules.error)
 
     def message(self, data: bytes, now: float) -> None:
+        """Handle `auth`, `subscribe` and `unsubscribe`. Anything else brings error 400, and a subscription before the login 401."""
         try:
             request = msgspec.msgpack.decode(data) if self._msgpack else msgspec.json.decode(data)
         except (msgspec.DecodeError, UnicodeDecodeError):
@@ -123,6 +132,7 @@ class AlpacaSession:
             self._change(request, action)
 
     def pack(self, events: Sequence[Event]) -> list[Frame]:
+        """Return arrays of at most 100 events, in the client's codec. In MessagePack, `t` is a Timestamp, as Alpaca sends it."""
         frames = []
         for start in range(0, len(events), _MOST_EVENTS):
             entries = [(event, event.json()) for event in events[start : start + _MOST_EVENTS]]
@@ -134,6 +144,7 @@ class AlpacaSession:
         return frames
 
     def slow(self) -> None:
+        """Send error 407. The simulator then hangs up."""
         self._send({"T": "error", "code": 407, "msg": ERRORS[407]})
 
     def day_end(self) -> None:
@@ -141,6 +152,10 @@ class AlpacaSession:
             self._link.close(1001, "")
 
     def left(self, now: float) -> None:
+        """Free the account's connection. With the fault `zombie_slot`, one that the client did not close counts for some seconds more.
+
+        Alpaca does the same: a second connection gets error 406 until then.
+        """
         if self._key is not None and self._link is not None:
             zombie_s = self._rules.zombie_s
             until = now + zombie_s if zombie_s is not None and not self._link.clean else None

@@ -9,7 +9,7 @@ import msgspec
 
 from tapeline.simulators.binance.archive import BinanceArchive
 from tapeline.simulators.binance.history import BinanceHistory
-from tapeline.simulators.binance.session import MADE, BinanceSession
+from tapeline.simulators.binance.session import MADE, BinanceSession, Terms
 from tapeline.simulators.binance.tape import BinanceTape, split_symbol
 from tapeline.simulators.quota import RateLimiter
 from tapeline.simulators.session import Reply
@@ -60,6 +60,11 @@ class Binance:
         }
 
     def enter(self, request: Request) -> Session | Reply:
+        """Let a client in on `/ws/..` or `/stream?streams=..`. `timeUnit` chooses milliseconds (the default) or microseconds.
+
+        Other paths get 404, stream names of more than 8,000 characters 414, and another `timeUnit` 400. Faults bring 403 or 429, because
+        Binance has no logins and so refuses at the upgrade.
+        """
         combined = request.path == "/stream"
         raw = _RAW.fullmatch(request.path)
         if not (combined or raw):
@@ -76,17 +81,17 @@ class Binance:
             return Reply(400, b"400 Bad Request")
         return BinanceSession(
             [name for name in names.split("/") if name],
-            combined=combined,
-            microseconds=_UNITS[unit],
-            day_s=self._day_s,
-            ack_delay_s=self._ack_delay_s,
-            reject_unknown=self._reject_unknown,
+            Terms(combined, _UNITS[unit], self._day_s, self._ack_delay_s, self._reject_unknown),
             knows=lambda symbol: self._everything or symbol in self._listed,
             serves=lambda channel: self._everything or MADE.fullmatch(channel) is not None,
             clock=self._clock,
         )
 
     def get(self, request: Request) -> Reply | None:
+        """Answer a REST request, or one for a file of the archive.
+
+        As at Binance, each REST reply names the weight used in this minute (`X-MBX-USED-WEIGHT-1M`), and too much of it brings 429.
+        """
         route = self._routes.get(request.path)
         if route is None:
             return self._archive.get(request.path)
@@ -98,12 +103,14 @@ class Binance:
         return Reply(reply.status, reply.body, {**reply.headers, "X-MBX-USED-WEIGHT-1M": str(self.history.spent)})
 
     def happened(self, events: Sequence[Event]) -> None:
+        """Note the events for the history and the archive. `bookTicker` is left out, because Binance has no history of it."""
         for event in (*self.tape.unheard, *events):
             if event.topic.channel != "bookTicker":
                 self.history.keep(event)
         self.tape.unheard.clear()
 
     def resolve(self, topic: Topic) -> list[Topic]:
+        """Return the topic itself, because Binance has no wildcards."""
         return [topic]
 
     def _exchange_info(self, request: Request) -> Reply:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -55,6 +56,20 @@ def stream_of(topic: Topic) -> str:
     return topic.channel if topic.symbol == "!" else f"{topic.symbol.lower()}@{topic.channel}"
 
 
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """How the exchange treats a connection."""
+
+    #: Whether each message names its stream.
+    combined: bool
+    microseconds: bool
+    #: How long (s) a connection lasts; the exchange ends it after a day.
+    day_s: float
+    #: How long (s) an acknowledgement takes; None: at once.
+    ack_delay_s: float | None
+    reject_unknown: bool
+
+
 class BinanceSession:
     """See session.Session. `streams`: those of the URL; `knows`: whether a symbol is listed; `serves`: whether a channel is simulated.
 
@@ -67,24 +82,20 @@ class BinanceSession:
     def __init__(
         self,
         streams: Sequence[str],
+        terms: Terms,
         *,
-        combined: bool,
-        microseconds: bool,
-        day_s: float,
-        ack_delay_s: float | None,
-        reject_unknown: bool,
         knows: Callable[[str], bool],
         serves: Callable[[str], bool],
         clock: Callable[[], int],
     ) -> None:
         self.topics: set[Topic] = set()
         self._streams = streams
-        self._combined = combined
-        self._microseconds = microseconds
-        self._day_s = day_s
-        self._ping_s = max(_PING_S * min(day_s / _DAY_S, 1.0), _LEAST_PING_S)
-        self._ack_delay_s = ack_delay_s
-        self._reject_unknown = reject_unknown
+        self._combined = terms.combined
+        self._microseconds = terms.microseconds
+        self._day_s = terms.day_s
+        self._ping_s = max(_PING_S * min(terms.day_s / _DAY_S, 1.0), _LEAST_PING_S)
+        self._ack_delay_s = terms.ack_delay_s
+        self._reject_unknown = terms.reject_unknown
         self._knows = knows
         self._serves = serves
         self._clock = clock
@@ -95,6 +106,10 @@ class BinanceSession:
         self._heads: dict[Topic, bytes] = {}
 
     def opened(self, link: Link, now: float) -> None:
+        """Subscribe to the first 1,024 streams of the URL.
+
+        As at Binance, they get no acknowledgement, and a wrong name gets no error. A channel that is not simulated gets one.
+        """
         self._link = link
         self._next_ping = now + self._ping_s
         self._end_at = now + self._day_s
@@ -116,11 +131,13 @@ class BinanceSession:
             link.subscribed(added)
 
     def heard(self, now: float) -> None:
+        """Close with 1008 at the sixth frame within a second. As at Binance, pings and pongs count too."""
         if len(self._inbound) == _MOST_INBOUND and now - self._inbound[0] < 1.0:
             self._close(1008, "Too many requests")
         self._inbound.append(now)
 
     def pong(self, payload: bytes, _now: float) -> None:
+        """Note that a ping and those before it are answered. A pong that echoes no ping has no effect."""
         if self._unanswered.pop(payload, None) is None:
             return
         for older in [sent for sent in self._unanswered if sent < payload]:
@@ -129,6 +146,11 @@ class BinanceSession:
             self._inbound.pop()
 
     def tick(self, now: float) -> None:
+        """Ping every 20 s, and close with 1008 if a ping is not answered within three such intervals.
+
+        Send `serverShutdown` 10 s before the day ends (or a tenth of the day, if that is shorter), and close with 1001 when it ends. A day
+        of less than 24 h has more frequent pings.
+        """
         if self._link is None:
             return
         if any(now - sent > 3 * self._ping_s for sent in self._unanswered.values()):
@@ -146,6 +168,7 @@ class BinanceSession:
             self._close(1001, "")
 
     def pack(self, events: Sequence[Event]) -> list[Frame]:
+        """Return a frame for each event, as Binance does: combined or raw, with times in the connection's unit."""
         frames = []
         for event in events:
             text = self._text(event)
@@ -163,6 +186,10 @@ class BinanceSession:
         self._link = None
 
     def message(self, data: bytes, _now: float) -> None:
+        """Answer a request in the exchange's form: a result, or a nested error with code and text.
+
+        With the fault `unknown_symbol`, the error for an unlisted symbol is followed by a close with 1008.
+        """
         request_id: object = None
         has_id = False
         try:

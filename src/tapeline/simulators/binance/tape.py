@@ -121,12 +121,21 @@ class BinanceTape:
         return trades, "bookTicker" in channels
 
     def tell(self, tick: Trade | Quote, channels: frozenset[str], out: list[Event]) -> None:
+        """Append a trade, its order's aggregate at the last fill, and the final klines of windows that end before it; or a quote.
+
+        Trades and aggregates of channels without a listener go to `unheard`, so that the history has every id.
+        """
         if isinstance(tick, Trade):
             self._trade(tick, channels, out)
         elif "bookTicker" in channels:
             self._quote(tick, out)
 
     def due(self, now_ns: int, out: list[Event]) -> None:
+        """Append the final klines of windows that have ended, and updates of open ones: every second for `kline_1s`, else every 2 s.
+
+        A window without trades has a kline too. Final klines without a listener go to `unheard`. A channel has no klines until a client
+        first subscribes to it.
+        """
         for instrument, book in self._books.items():
             for kline in book.klines.values():
                 self._advance(instrument, book, kline, now_ns, out)

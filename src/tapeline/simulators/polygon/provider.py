@@ -43,6 +43,7 @@ class Polygon:
         self.files = PolygonFiles(faults, self._history.rows, self._history.edges).answer
 
     def enter(self, request: Request) -> Session | Reply:
+        """Let a client in on the path of a cluster (`/stocks`, `/options`, `/crypto`). Any other path gets 404."""
         feed = request.path.strip("/")
         return PolygonSession(feed, self._rules) if feed in CHANNELS else Reply(404, b"404 Not Found")
 
@@ -50,6 +51,10 @@ class Polygon:
         return self._history.answer(request)
 
     def happened(self, events: Sequence[Event]) -> None:
+        """Note trades and quotes for the history. Crypto quotes are left out, because Massive has no history of them.
+
+        Bars come from the tape, which also has those that no client listened to.
+        """
         for event in events:
             self._history.keep(event)
         for topic, row in self.tape.ended:

@@ -61,6 +61,7 @@ class PolygonSession:
         self._login_by = float("inf")
 
     def opened(self, link: Link, now: float) -> None:
+        """Send the greeting. The client has 10 s to log in."""
         self._link = link
         self._login_by = now + _LOGIN_WITHIN_S
         self._status("connected", "Connected Successfully")
@@ -72,12 +73,14 @@ class PolygonSession:
         """The simulator sends no pings."""
 
     def tick(self, now: float) -> None:
+        """Send `auth_timeout` and close with 1008 if no login has come within 10 s."""
         if self._key is None and now >= self._login_by and self._link is not None:
             self._login_by = float("inf")
             self._status("auth_timeout", "No authentication request received.")
             self._link.close(1008, "")
 
     def message(self, data: bytes, _now: float) -> None:
+        """Handle a login or a change of topics. A change before the login waits for it. A message that cannot be read gets no answer."""
         try:
             request = msgspec.json.decode(data)
         except msgspec.DecodeError:
@@ -92,6 +95,7 @@ class PolygonSession:
             self._change(request)
 
     def pack(self, events: Sequence[Event]) -> list[Frame]:
+        """Return JSON arrays of at most 200 events."""
         frames = []
         for start in range(0, len(events), _MOST_EVENTS):
             entries = [(event, event.json()) for event in events[start : start + _MOST_EVENTS]]
@@ -99,6 +103,7 @@ class PolygonSession:
         return frames
 
     def slow(self) -> None:
+        """Send the status `slow_consumer`. The simulator then hangs up."""
         self._status("slow_consumer", "")
 
     def day_end(self) -> None:

@@ -98,6 +98,7 @@ class PolygonTape:
         return bool(channels - set(_QUOTES)), not channels.isdisjoint(_QUOTES)
 
     def tell(self, tick: Trade | Quote, channels: frozenset[str], out: list[Event]) -> None:
+        """Append a trade or a quote; those of stocks and options carry the ticker's next `q`. A trade also enters the ticker's bars."""
         book = self._books[tick.instrument]
         crypto = tick.instrument.feed == "crypto"
         if isinstance(tick, Trade):
@@ -111,6 +112,10 @@ class PolygonTape:
             out.append(self._crypto_quote(tick, book) if crypto else self._quote(tick, book))
 
     def due(self, now_ns: int, out: list[Event]) -> None:
+        """Append second bars 2 s after their end and minute bars 1 s after it. After a late trade a bar is sent again, 5 s or 10 s later.
+
+        Every bar also goes to `ended`, with or without a listener. A ticker has no bars of a channel until a client first subscribes to it.
+        """
         self._now_ns = now_ns
         if now_ns < self._next_due_ns:
             return

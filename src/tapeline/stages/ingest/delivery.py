@@ -106,6 +106,7 @@ class Delivery:
 
     @property
     def spooled_bytes(self) -> int:
+        """How many bytes wait on disk for the stream."""
         return self._spool.bytes if self._spool is not None else 0
 
     @property

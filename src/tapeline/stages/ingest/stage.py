@@ -18,7 +18,8 @@ from tapeline import times
 from tapeline.errors import Refused, TapelineError, Unavailable
 from tapeline.local.clock import ClockWatch, Leap
 from tapeline.net import http as rest
-from tapeline.net.websocket import CheckRequest, FeedConnection
+from tapeline.net.http import CheckRequest
+from tapeline.net.websocket import FeedConnection
 from tapeline.providers.events import UNREADABLE
 from tapeline.providers.session import Plan
 from tapeline.records import RAW, RawKind
@@ -177,20 +178,25 @@ class StreamRecorder:
             pauser(pause)
 
 
-async def ingest(
-    lines: Sequence[FeedConnection],
-    recorder: StreamRecorder,
-    checks: Mapping[str, CheckRequest],
-    status: StatusFile,
-    stop: asyncio.Event,
-    leases: Sequence[Lease] = (),
-    pairs: Sequence[Arbitration] = (),
-    watch: ClockWatch | None = None,
-) -> None:
-    """Keep every line open and every lease held until `stop` is set. `pairs`: the arbitrations of the lines that carry the same events.
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What one process of ingest has to keep up."""
+
+    lines: Sequence[FeedConnection]
+    #: The requests that check a feed's symbols, by the feed.
+    checks: Mapping[str, CheckRequest]
+    #: The rights to the only connection of an account.
+    leases: Sequence[Lease] = ()
+    #: The arbitrations of lines that carry the same events.
+    pairs: Sequence[Arbitration] = ()
+
+
+async def ingest(share: Share, recorder: StreamRecorder, status: StatusFile, stop: asyncio.Event, watch: ClockWatch | None = None) -> None:
+    """Keep every line open and every lease held until `stop` is set.
 
     Raises Refused when every provider has refused for good, Busy when another process has taken over a lease, `StreamRecorder.failure`
     when waiting cannot end it, and Unavailable when records are lost at the end."""
+    lines, checks = share.lines, share.checks
     asked = [asyncio.Event() for _ in checks]
     checkers = [asyncio.create_task(_check(*check, lines, recorder, once)) for check, once in zip(checks.items(), asked, strict=True)]
     # The exchange's symbol list should lie before its events in the stream. Do not wait long for a slow answer.
@@ -210,16 +216,16 @@ async def ingest(
             frames = sum(line.state.frames for line in lines)
             rate.add(frames - counted)
             counted = frames
-            status.maybe(lambda: _ingest_report(lines, recorder, rate, pairs, leaps))
+            status.maybe(lambda: _ingest_report(lines, recorder, rate, share.pairs, leaps))
             if time.monotonic() >= leases_due:
                 leases_due = time.monotonic() + _LEASE_EVERY_S
-                _keep(leases)
+                _keep(share.leases)
     finally:
         await _close(lines, keepers, checkers)
         await _last_flush(recorder)
-        for lease in leases:
+        for lease in share.leases:
             lease.drop()
-        status.write(_ingest_report(lines, recorder, rate, pairs, leaps))
+        status.write(_ingest_report(lines, recorder, rate, share.pairs, leaps))
     if recorder.failure is not None:
         raise recorder.failure
     for keeper in filter(_failed, keepers):

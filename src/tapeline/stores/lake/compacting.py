@@ -80,6 +80,7 @@ class Rows:
 
     @staticmethod
     def of(files: Sequence[str | Path]) -> Rows:
+        """Return the rows of some files as they are."""
         return Rows({"files": lake_files.for_duckdb(files)})
 
 

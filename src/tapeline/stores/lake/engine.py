@@ -35,6 +35,7 @@ class Engine:
 
     @property
     def connection(self) -> duckdb.DuckDBPyConnection:
+        """The connection to DuckDB. It waits until DuckDB has started. Each query needs a cursor of its own."""
         self.start()
         assert self._starting is not None
         return self._starting.result()

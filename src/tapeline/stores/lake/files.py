@@ -172,6 +172,7 @@ def files_of(table: DeltaTable, day: date | None = None) -> pa.Table:
 
 
 def total(files: pa.Table, name: str) -> int:
+    """Return the sum of one of the number columns of `files_of`, such as `num_records` or `size_bytes`. No files: 0."""
     return int(pc.sum(files[name]).as_py() or 0)
 
 
@@ -296,6 +297,10 @@ def move_on(table: DeltaTable, removed: pa.Table) -> None:
 
 
 def delete(paths: Sequence[Path]) -> tuple[int, int]:
+    """Delete files, and their folders if these are empty then. Return (files, bytes); a file that is already gone does not count.
+
+    Raises OSError if a file cannot be deleted; the files before it are gone then.
+    """
     files = size = 0
     for path in paths:
         try:
@@ -310,6 +315,7 @@ def delete(paths: Sequence[Path]) -> tuple[int, int]:
 
 
 def remove_if_empty(partition: Path) -> None:
+    """Remove a day's folder. If it is gone, holds something or cannot be removed, do nothing."""
     try:
         partition.rmdir()
     except OSError:  # it is gone, or holds something: a store may have written to it again

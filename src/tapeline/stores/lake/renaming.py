@@ -79,6 +79,7 @@ class LakeRenaming:
             return totals_of(table, topic).positions if table is not None else {}
 
     def rename(self, renaming: Renaming, progress: Progress, *, dry_run: bool) -> Iterator[Renamed]:
+        """Rename as `Renames.rename` says. Raises CompactionFailed too, if the new files of a day do not hold the same rows."""
         if not self._root.exists():
             return
         with nullcontext() if dry_run else lake_files.changing(self._root, "tapeline rename"):

@@ -55,14 +55,17 @@ class TableFiles:
 
     @property
     def count(self) -> int:
+        """The number of files."""
         return int(self._actions.num_rows)
 
     @property
     def paths(self) -> list[str]:
+        """The files' paths, newest first, each with the table's folder."""
         return [str(self._folder / path) for path in self._actions["path"].to_pylist()]
 
     @property
     def rows(self) -> int:
+        """The number of rows in all files, by the log."""
         return int(pc.sum(self._actions["num_records"], min_count=0).as_py())
 
     def rows_at_most(self, selection: Selection) -> int:
@@ -90,10 +93,18 @@ class TableFiles:
 
     @property
     def oldest_ns(self) -> int:
+        """The earliest time in the files (ns, UTC).
+
+        The least int64 if the log does not say it of every file; the greatest int64 if there are no files.
+        """
         return self._edge("min", unknown=_LEAST, empty=_MOST)
 
     @property
     def newest_ns(self) -> int:
+        """The latest time in the files (ns, UTC).
+
+        The greatest int64 if the log does not say it of every file; the least int64 if there are no files.
+        """
         return self._edge("max", unknown=_MOST, empty=_LEAST)
 
     @property
@@ -133,6 +144,7 @@ class TableFiles:
         return found
 
     def slice(self, first: int, count: int) -> TableFiles:
+        """Return at most `count` of the files, from position `first` on. Position 0 is the newest file."""
         return TableFiles(self._folder, self._actions.slice(first, count))
 
     def between(self, start_ns: int, end_ns: int) -> TableFiles:

@@ -112,6 +112,7 @@ class Postgres:
         return written
 
     def close(self) -> None:
+        """Close the connection. Idempotent. A later call of another method connects again."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None

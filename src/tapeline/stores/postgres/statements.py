@@ -30,6 +30,7 @@ class Statements:
 
 
 def load(file: str) -> Statements:
+    """Return the blocks of a file in `tapeline/stores/sql`, such as `postgres.sql`."""
     return Statements((files("tapeline.stores") / "sql" / file).read_text(encoding="utf-8"))
 
 

@@ -125,6 +125,11 @@ class StreamFile:
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
+        """Run the block in one write transaction. It commits at the end of the block, and rolls back if the block raises.
+
+        Raises Unavailable if another process holds the lock for 30 s, and DiskProblem for other problems with the file. If the log has
+        grown too large, a checkpoint follows the commit. If that checkpoint fails, the error is raised although the commit succeeded.
+        """
         with self.errors():
             self.db.execute("BEGIN IMMEDIATE")
             try:
@@ -183,6 +188,7 @@ class StreamFile:
             ) from error
 
     def close(self) -> None:
+        """Stop the thread that checkpoints and trims, wait for its end, and close the connection."""
         self._stop.set()
         if self._folder is not None:
             self._folder.join()

@@ -41,15 +41,18 @@ PRAGMA user_version = {FORMAT};
 
 
 def file_of(topic: Topic) -> str:
+    """Return the name of the file that holds a topic. Only the raw topic has a file of its own."""
     return "raw.sqlite" if topic is RAW_TOPIC else "normalized.sqlite"
 
 
 def end_of(db: sqlite3.Connection, topic: str, partition: int) -> int:
+    """Return the offset after the partition's last record, or 0 if it holds none."""
     (end,) = db.execute("SELECT max(next) FROM batches WHERE topic = ? AND part = ?", (topic, partition)).fetchone()
     return int(end or 0)
 
 
 def floor_of(db: sqlite3.Connection, topic: str, partition: int) -> int:
+    """Return the offset below which no new record may lie. Without a floor of the partition, it is where the file's life begins."""
     row = db.execute("SELECT floor FROM floors WHERE topic = ? AND part = ?", (topic, partition)).fetchone()
     return int(row[0]) if row else born_of(db)
 
@@ -71,6 +74,7 @@ def count_written(db: sqlite3.Connection, topic: str, partition: int, begins: in
 
 
 def add_totals(db: sqlite3.Connection, group: str, totals: Totals) -> None:
+    """Add the amounts to the group's totals, which begin at 0. Call it inside a transaction."""
     db.executemany(
         "INSERT INTO totals VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET value = value + excluded.value",
         [(group, name, value) for name, value in totals.items()],
@@ -78,6 +82,10 @@ def add_totals(db: sqlite3.Connection, group: str, totals: Totals) -> None:
 
 
 def move(db: sqlite3.Connection, group: str, topic: Topic, partition: int, position: int) -> None:
+    """Set the group's position, forwards or back. Call it inside a transaction.
+
+    `group` may also be a producer's name. Its position is then the number of its last batch.
+    """
     db.execute(
         "INSERT INTO positions VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET next = excluded.next",
         (group, topic.name, partition, position),

@@ -69,6 +69,7 @@ class KafkaStream:
         return False
 
     def append(self, topic: Topic, batch: pa.RecordBatch, partition: int | None = None) -> None:
+        """As `Stream.append`. It waits up to 40 s for delivery. If it raises Unavailable, some of the records may have been written."""
         if self._producer is None:
             self._producer = RawProducer(self._cluster, "")
         count = self._cluster.count(topic)
@@ -76,6 +77,10 @@ class KafkaStream:
         self._producer.write(topic, list(parts))
 
     def read(self, topic: Topic, positions: Mapping[int, int], max_rows: int) -> Chunk | None:
+        """As `Stream.read`. It waits until records have come or every partition has reported its end.
+
+        If neither happens within 5 s, it raises Unavailable or Refused if a client has met an error before. Otherwise it returns None.
+        """
         return self._reader(topic, "read").read({p: positions.get(p, 0) for p in range(self._cluster.count(topic))}, max_rows)
 
     def producer(self, writer: str) -> Producer:
@@ -86,6 +91,7 @@ class KafkaStream:
         return GroupMember(self._cluster, self._numbering, group, topic, name or uuid.uuid4().hex, self._commit_every_s)
 
     def hold(self, name: str) -> Lease:
+        """As `Stream.hold`. Raises Unavailable if it is not known after 18 s who holds `name`."""
         self._cluster.count(RAW_TOPIC)
         return GroupLease(self._cluster, name)
 

@@ -133,6 +133,11 @@ class Cluster:
             self._admin, self.unanswered = None, self.unanswered + 1
 
     def consumer(self, group: str, **settings: object) -> Consumer:
+        """Return a new consumer of one of our groups, which the caller closes. Underscores in a setting's name stand for dots.
+
+        Unless `settings` say otherwise, it reads committed records only, commits nothing by itself, needs an offset to start from, and
+        reports the end of a partition as an error (`_PARTITION_EOF`).
+        """
         return Consumer(
             self.client(
                 group_id=self.owned(group),
@@ -158,12 +163,18 @@ class Cluster:
 
     @property
     def problem(self) -> str:
+        """The last error that was met in the background, or an empty string. It stays when the brokers answer again."""
         return self._errors.last
 
     def codec(self, topic: Topic) -> Codec:
+        """Return how the topic's records are encoded. The raw topic is always Arrow."""
         return "arrow" if topic is RAW_TOPIC else getattr(self._config.codecs, topic.name.rpartition(".")[2])
 
     def watermarks(self, consumer: Consumer, topic: Topic, partition: int) -> tuple[int, int]:
+        """Return Kafka's first offset of a partition and the offset after its last one. Raises Unavailable or Refused.
+
+        For a consumer of committed records, the end is where the first open transaction begins.
+        """
         asked = TopicPartition(self.name(topic), partition)
         found = self.asked(lambda: consumer.get_watermark_offsets(asked, timeout=ASK_S), lambda: self._look_anew(consumer, topic))
         if found is None:
@@ -184,10 +195,7 @@ class Cluster:
         return self.asked(ask)
 
     def holders(self, group: str) -> set[str]:
-        """Return the ids of the group's members that have a partition.
-
-        The set is empty while the group assigns partitions. Raises Unavailable.
-        """
+        """Return the ids of the group's members that have a partition: none while it assigns them. Raises Unavailable."""
         name = self.owned(group)
 
         def ask() -> Any:
@@ -206,9 +214,7 @@ class Cluster:
             consumer.list_topics(self.name(topic), timeout=_ASK_METADATA_S)
 
     def asked(self, question: Callable[[], _Answer], between: Callable[[], object] = lambda: None, patience_s: float = ASK_S) -> _Answer:
-        """Return the answer of a partition's leader or a group's coordinator, once there is one.
-
-        Raises Unavailable after `patience_s` seconds.
+        """Return the answer of a partition's leader or a group's coordinator. Raises Unavailable after `patience_s` seconds without one.
 
         `between` is called before each retry."""
         deadline = time.monotonic() + patience_s
@@ -227,10 +233,7 @@ class Cluster:
                 time.sleep(0.1)
 
     def count(self, topic: Topic, patience_s: float = ASK_S) -> int:
-        """Return how many partitions a topic has. Creates topics that do not exist yet.
-
-        Raises Unavailable after `patience_s` seconds without a broker.
-        """
+        """Return how many partitions a topic has. Create missing topics. Raises Unavailable after `patience_s` seconds without a broker."""
         if topic not in self._counts:
             self.find_topics(patience_s)
             try:
@@ -283,9 +286,8 @@ class Cluster:
         return self.asked(ask)
 
     def move(self, group: str, places: Sequence[TopicPartition]) -> None:
-        """Record the position of a group that has no members. Raises Unavailable.
-
-        A consumer's own synchronous commit never returns while there is no broker, and an admin client's request may end the process."""
+        """Record the position of a group that has no members. Raises Unavailable."""
+        # A consumer's own synchronous commit never returns while there is no broker, and an admin client's request may end the process.
         mover = self._movers[group] = self._movers.get(group) or Mover(self.client(group_id=self.owned(group), enable_auto_commit=False))
         try:
             self.asked(lambda: mover.move(places), patience_s=TELL_S)
@@ -295,6 +297,7 @@ class Cluster:
             raise
 
     def close(self) -> None:
+        """Close the clients that record positions. Consumers from `consumer` belong to their callers."""
         for mover in self._movers.values():
             mover.close()
         self._movers = {}

@@ -45,16 +45,22 @@ class ClusterErrors:
         self._refused = error.code() in self._NO
 
     def away(self) -> Unavailable | Refused:
+        """Return the error to raise if no broker answers. It is Refused if the last error that a client met was a refusal."""
         if self._refused:
             return Refused(f"Kafka at {self._shown} has refused access: {self.last}. Check the user, the password and stream.sasl.")
         why = f": {self.last}" if self.last else ""
         return Unavailable(f"Kafka at {self._shown} does not answer{why}. {_CHECK}")
 
     def unanswered(self, what: str) -> Unavailable:
+        """Return the error for a request without any answer. `what` names the request and how long it waited."""
         why = f" ({self.last})" if self.last else ""
         return Unavailable(f"Kafka at {self._shown} does not answer: {what}{why}. {_CHECK}")
 
     def meaning(self, error: KafkaException, what: str) -> Unavailable | Refused:
+        """Return the error to raise in place of a client's: Refused if access was refused, else Unavailable.
+
+        `what` says what failed. It is left out if no broker answers.
+        """
         inner: KafkaError = error.args[0]
         if inner.code() in self._NO:
             return Refused(f"Kafka at {self._shown} has refused access ({what}): {inner.str()}. Check the user and its rights.")
@@ -64,6 +70,7 @@ class ClusterErrors:
 
     @contextmanager
     def told(self) -> Iterator[None]:
+        """Translate a KafkaException of the block into Unavailable or Refused. Other errors pass unchanged."""
         try:
             yield
         except KafkaException as error:

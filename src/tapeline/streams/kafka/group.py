@@ -137,6 +137,11 @@ class GroupMember:
         return messages if self._version == self._numbering.version else []
 
     def commit(self, chunk: Chunk, outputs: Outputs, totals: Totals) -> None:
+        """As `Member.commit`, but the transaction ends later, in a thread of its own, every `stream.commit_ms`.
+
+        If it fails there, a later call handles that: `poll` returns None or raises, or `commit` raises. Then everything since the last
+        transaction that succeeded is read again.
+        """
         self._given = False
         if self._watch() or any(self._mine.get(partition) != position for partition, position in chunk.begin.items()):
             raise self._taken_over()
@@ -160,6 +165,10 @@ class GroupMember:
             self._failed(error)
 
     def close(self) -> None:
+        """Commit what is open, waiting up to 20 s, and leave the group. The next worker repeats what was not committed.
+
+        Raises Unavailable or Refused if the commit failed. The group is left all the same.
+        """
         with self._cluster.told():
             try:
                 self._transactions.finish()

@@ -69,6 +69,7 @@ class GroupLease:
         consumer.incremental_unassign(partitions)
 
     def keep(self) -> None:
+        """As `Lease.keep`. If the lease was lost, this also drops it, and must not be called again."""
         with self._cluster.told():
             self._consumer.poll(0)
         if not self._have:

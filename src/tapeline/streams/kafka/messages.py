@@ -40,9 +40,11 @@ class Stretch:
     end: int
 
     def position(self, offset: int) -> int:
+        """Return the position of the first row in the message at Kafka's `offset`."""
         return self.base + (offset << self.bits)
 
     def offset(self, position: int) -> int:
+        """Return Kafka's offset of the message that holds `position`. It means nothing if another stretch gave the position."""
         return (position - self.base) >> self.bits
 
 
@@ -132,6 +134,7 @@ def _metadata(text: str | None) -> dict[str, int]:
 
 
 def read_totals(text: str | None) -> dict[str, int]:
+    """Return the totals in an offset's metadata; none if there is no metadata or another program wrote it."""
     return {name: value for name, value in _metadata(text).items() if name != _AT}
 
 
@@ -146,6 +149,10 @@ def packed(text: str) -> str:
 
 
 def unpacked(text: str | None) -> str:
+    """Return the text that `packed` made fit, or an empty string for none.
+
+    Raises ValueError or zlib.error if another program wrote a text that begins with "z".
+    """
     if not text:
         return ""
     return zlib.decompress(b85decode(text[1:])).decode() if text.startswith("z") else text

@@ -35,4 +35,5 @@ class Mover:
                 raise KafkaException(one)
 
     def close(self) -> None:
+        """Close the client. If a request has no answer yet, this waits for it for up to half a minute."""
         self._consumer.close()

@@ -93,10 +93,7 @@ class Numbering:
         self._known[topic.name, partition] = (position, offset)
 
     def about(self, topic: Topic, partition: int, position: int) -> int:
-        """Return the offset of a position, for people who check lags with Kafka's own tools.
-
-        It is approximate if the offset is not certain.
-        """
+        """Return the offset of a position, for people who check lags with Kafka's own tools. It is approximate if it is not certain."""
         if (known := self._known.get((topic.name, partition))) is not None and known[0] == position:
             return known[1]
         found = self._of(topic, partition)
@@ -395,6 +392,7 @@ class Numbering:
         return self._consumers[purpose]
 
     def close(self) -> None:
+        """Close the clients, after a look in another thread has ended. A later call opens new ones."""
         with self._lock:
             for consumer in self._consumers.values():
                 consumer.close()

@@ -145,6 +145,7 @@ class Reader:
         return records
 
     def close(self) -> None:
+        """Close the client. A later `read` opens a new one."""
         if self._consumer is not None:
             self._consumer.close()
             self._consumer = None

@@ -70,5 +70,7 @@ def stretches_of(rows: Sequence[StretchRow]) -> list[Stretch]:
 
 
 class WrittenDown(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One message of the topic `Cluster.lives`: stretches that began, and positions that were found lost."""
+
     stretches: tuple[StretchRow, ...] = ()
     lost: tuple[Lost, ...] = ()

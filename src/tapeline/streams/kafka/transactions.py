@@ -39,6 +39,7 @@ class Transactions:
 
     @property
     def started(self) -> bool:
+        """Whether `start` has succeeded. This stays true after `leave`."""
         return bool(self._producers)
 
     def start(self) -> None:

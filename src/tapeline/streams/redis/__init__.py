@@ -86,6 +86,7 @@ class RedisStream:
         return True
 
     def append(self, topic: Topic, batch: pa.RecordBatch, partition: int | None = None) -> None:
+        """As `Stream.append`. If the connection breaks before the answer, it raises Unavailable, but the batch may have been written."""
         self._server.begin()
         self._room.make(topic, batch.nbytes)
         with self._server.errors():
@@ -259,6 +260,7 @@ class RedisStream:
             return (self._server.client.hget(self._keys.facts, f"note {name}") or b"").decode()
 
     def largest(self, topic: Topic) -> int:
+        """Return Redis' `proto-max-bulk-len` in bytes, the same for every topic, or 512 MiB if the user may not ask for it."""
         del topic
         self._server.begin()
         with self._server.errors():

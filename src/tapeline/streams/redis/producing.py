@@ -80,6 +80,11 @@ class RedisProducer:
         return self._problem
 
     def last_acknowledged(self, writer: str, since_ns: int) -> Mapping[int, Container[int]]:
+        """As `Producer.last_acknowledged`. It also bars the earlier writer, which must be dead.
+
+        Redis confirms what still comes from that writer, but stores none of it. Redis forgets a writer 30 days after its last batch, or 30
+        days after it was barred. After that, nothing of it counts as arrived.
+        """
         del since_ns
         with self._server.errors():
             bar = self._server.client.register_script(script("bar"))

@@ -1,12 +1,15 @@
-"""Formats the pipeline's health as tables for a terminal, and as one plain line for a log."""
+"""Shows the pipeline's health on a terminal as live tables, and elsewhere as a plain line every few seconds."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import Any, Final
+from types import TracebackType
+from typing import Any, Final, Self
 
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
@@ -14,8 +17,53 @@ from tapeline.local.clock import Leap
 from tapeline.local.console import printable
 from tapeline.records import NS_PER_S
 
+_REFRESH_S: Final = 0.5
+#: A narrower terminal cannot hold the table.
+_LEAST_COLUMNS: Final = 60
 #: Each stage reports about once a second. After this long without a report, it waits for something, or cannot write its status.
 _LONG_S: Final = 15.0
+
+
+class Screen:
+    """Shows the snapshots that `look` returns: every 0.5 s as tables on a terminal, otherwise every `line_every_s` seconds as a line."""
+
+    def __init__(self, console: Console, look: Callable[[], Mapping[str, Any]], line_every_s: float) -> None:
+        self._console = console
+        self._look = look
+        self._every_s = line_every_s
+        self._due = time.monotonic() + min(2.0, line_every_s)
+        self._live: Live | None = None
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal and self._console.width >= _LEAST_COLUMNS:
+            self._due, self._every_s = 0.0, _REFRESH_S
+            self._live = Live(console=self._console, auto_refresh=False)
+            self._live.start()
+        return self
+
+    def tick(self) -> None:
+        """Update the display if that is due. Call it often."""
+        now = time.monotonic()
+        if now >= self._due:
+            self._due = now + self._every_s
+            self._show()
+
+    def say(self, text: str) -> None:
+        """Print another message, above the tables."""
+        self._console.print(Text(text), soft_wrap=True)
+
+    def _show(self) -> None:
+        seen = self._look()
+        if self._live is not None:
+            self._live.update(tables(seen), refresh=True)
+        else:
+            self.say(line(seen))
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._live is not None:
+            if kind is None:
+                self._show()
+            self._live.stop()
 
 
 def tables(snapshot: Mapping[str, Any]) -> RenderableType:
