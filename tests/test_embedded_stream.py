@@ -267,6 +267,35 @@ def test_the_write_ahead_log_stays_within_its_bound(tmp_path: Path, monkeypatch:
     stream.close()
 
 
+def test_a_log_that_cannot_be_folded_does_not_make_a_done_write_look_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who is told that a write failed writes again. No real disk fails for the checkpoint alone, so the connection says so."""
+    monkeypatch.setattr(file, "_WAL_BOUND", 0)
+    with closing(EmbeddedStream(tmp_path)) as stream:
+        stream.append(RAW_TOPIC, raws(0, 1))
+        opened = stream._file(RAW_TOPIC)
+        done: list[str] = []
+
+        class Full:
+            """The file's connection, on a disk that has no room for a checkpoint."""
+
+            def __init__(self, db: sqlite3.Connection) -> None:
+                self._db = db
+
+            def __getattr__(self, name: str) -> object:
+                return getattr(self._db, name)
+
+            def execute(self, sql: str, *values: object) -> sqlite3.Cursor:
+                if "wal_checkpoint" in sql:
+                    done.append(sql)
+                    raise sqlite3.OperationalError("database or disk is full")
+                return self._db.execute(sql, *values)
+
+        monkeypatch.setattr(opened, "db", Full(opened.db))
+        stream.append(RAW_TOPIC, raws(1, 1))
+        assert done
+        assert [payload.split()[0] for payload in everything(stream)] == [b"0", b"1"]
+
+
 @pytest.mark.parametrize("name", ["raw.sqlite", "normalized.sqlite"])
 def test_a_file_of_a_newer_format_is_refused_untouched(tmp_path: Path, name: str) -> None:
     first = EmbeddedStream(tmp_path)

@@ -107,6 +107,16 @@ def test_a_worker_that_takes_over_a_partition_hears_what_the_one_before_has_met_
     assert other.of(chunk(b"{}", partition=0, first=2))[SPOT] == SPLIT
 
 
+def test_a_list_that_says_nothing_new_is_noted_again_because_kafka_forgets_a_note_after_a_week(stream: Stream) -> None:
+    names = KnownNames(stream, {})
+    names.of(chunk(listing(ADAEUR="ADA/EUR"), kind=LISTED))
+    kept = stream.noted("listed")
+    assert kept
+    stream.note("listed", "")
+    names.of(chunk(listing(ADAEUR="ADA/EUR"), kind=LISTED, first=1))
+    assert stream.noted("listed") == kept
+
+
 @pytest.mark.parametrize("payload", [b"", b"[]", b'{"names":[1]}', b'{"names":{"ADAEUR":"BTC/USDT"}}', b'{"names":{"ADAEUR":7}}'])
 def test_a_list_that_makes_no_sense_changes_nothing(stream: Stream, payload: bytes) -> None:
     names = KnownNames(stream, {})

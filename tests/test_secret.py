@@ -129,3 +129,21 @@ def test_a_log_line_passes_through_a_guard_with_what_libraries_say_in_it(capsys:
     assert "MADE" not in said
     assert "It failed with x." in said
     assert "Invalid header value b'Bearer ***'" in said
+
+
+@pytest.mark.parametrize("order", [("abcd", "abcdefgh"), ("abcdefgh", "abcd")])
+def test_of_a_secret_that_begins_as_another_nothing_stays(order: tuple[str, str]) -> None:
+    assert Guard([Secret(text) for text in order]).cleaned("key=abcdefgh, abcd") == "key=***, ***"
+
+
+def test_a_traceback_that_another_handler_has_written_and_the_callers_of_a_line_pass_through_too() -> None:
+    record = logging.LogRecord("a library", logging.ERROR, "file.py", 1, "It failed.", None, None, sinfo="Stack: of MADE UP")
+    record.exc_text = "ValueError: MADE UP"
+    assert Guard([Secret("MADE UP")]).filter(record)
+    assert (record.exc_text, record.stack_info) == ("ValueError: ***", "Stack: of ***")
+
+
+def test_a_log_line_with_arguments_that_do_not_fit_ends_nothing_and_shows_no_secret() -> None:
+    record = logging.LogRecord("a library", logging.ERROR, "file.py", 1, "%d of %d", ("MADE UP",), None)
+    assert Guard([Secret("MADE UP")]).filter(record)
+    assert record.getMessage() == "%d of %d ('***',)"

@@ -102,6 +102,7 @@ class Guard(logging.Filter):
     def learn(self, secrets: Iterable[Secret]) -> None:
         """Hide these secrets too from now on. Secrets of fewer than four characters are ignored."""
         self._secrets += [secret for secret in secrets if len(secret.reveal()) >= _SHORTEST]
+        self._secrets.sort(key=lambda secret: -len(secret.reveal()))  # one may be the beginning of another
 
     def cleaned(self, text: str) -> str:
         """Return the text with every known secret replaced by asterisks. Control characters stay as they are."""
@@ -111,10 +112,18 @@ class Guard(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Clean the record's message and traceback in place. Return True always: no record is dropped."""
-        said = record.getMessage()
+        try:
+            said = record.getMessage()
+        except (TypeError, ValueError, KeyError):  # a library logs with arguments that do not fit its text: that must not end the caller
+            said, record.args = f"{record.msg} {record.args!r}", None
+            record.msg = printable(self.cleaned(said))
         clean = printable(self.cleaned(said))
         if clean != said:
             record.msg, record.args = clean, None
         if record.exc_info and not record.exc_text:
-            record.exc_text = self.cleaned(logging.Formatter().formatException(record.exc_info))
+            record.exc_text = logging.Formatter().formatException(record.exc_info)
+        if record.exc_text:  # another handler may have written it
+            record.exc_text = self.cleaned(record.exc_text)
+        if record.stack_info:
+            record.stack_info = self.cleaned(record.stack_info)
         return True

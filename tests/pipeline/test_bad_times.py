@@ -149,6 +149,21 @@ def test_a_wrong_key_ends_the_run_with_the_name_of_the_variable_and_never_the_ke
     home.says_nothing_of(SECRET)
 
 
+@pytest.mark.parametrize(("written", "why"), [(None, "No such file or directory"), ("no certificate", "it holds no certificate")])
+def test_a_wrong_ca_file_is_named_by_check_and_by_run(home: Home, written: str | None, why: str) -> None:
+    ca_file = home.root.parent / "ca.pem"
+    if written is not None:
+        ca_file.write_text(written)
+    home.configure(block("binance", "ws://127.0.0.1:1", ["BTCUSDT"], ["trade"]) + f'ca_file = "{ca_file}"\n')
+    checked = home.ask("check")
+    assert checked.returncode == 78, checked.stdout
+    assert f"{why}. Name a file of certificates in PEM format." in " ".join(checked.stdout.split())
+    ran = home.ask("ingest")
+    assert ran.returncode == 78, ran.stderr
+    assert "Traceback" not in ran.stderr
+    assert f"ca_file = '{ca_file}' cannot be used: {why}." in " ".join(ran.stderr.split())
+
+
 def test_check_says_that_two_stores_are_of_one_kind(home: Home) -> None:
     home.configure(BINANCE + '[[stores]]\nurl = "lake:"\n')
     checked = home.ask("check")

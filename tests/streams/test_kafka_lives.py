@@ -15,11 +15,12 @@ from places import Place, column, nothing, polled
 
 from made import raws, ticks
 from proving import proof
-from tapeline.errors import Unavailable
+from tapeline.errors import Refused, Unavailable
 from tapeline.records import RAW_TOPIC, TICKS_TOPIC, TOPICS
 from tapeline.streams import PartitionLost
 from tapeline.streams.kafka import group, transactions
 from tapeline.streams.kafka.cluster import Cluster
+from tapeline.streams.kafka.errors import ClusterErrors
 from tapeline.streams.kafka.group import GroupMember
 from tapeline.streams.kafka.messages import Stretch
 from tapeline.streams.kafka.stretches import StretchRow, number_of, stretches_of
@@ -60,6 +61,16 @@ def test_the_first_word_about_an_epoch_holds_and_none_goes_back() -> None:
     found = stretches_of(said)
     assert [(one.epoch, one.base) for one in found] == [(3, 0), (5, 1 << 60), (6, 1 << 60)]
     assert found[-1] == Stretch(6, 1 << 60, 16, 50)
+
+
+def test_what_a_broker_refused_before_it_answered_does_not_explain_a_later_silence() -> None:
+    errors = ClusterErrors("kafka://127.0.0.1:1")
+    errors.heard(KafkaError(KafkaError._AUTHENTICATION, "wrong password"))
+    assert isinstance(errors.away(), Refused)
+    errors.forget()
+    errors.heard(KafkaError(KafkaError._ALL_BROKERS_DOWN, "1/1 brokers are down"))
+    assert isinstance(errors.away(), Unavailable)
+    assert "wrong password" not in str(errors.away())
 
 
 # What a reader that keeps its own positions, as a store does, makes of it.

@@ -14,7 +14,7 @@ from tapeline.app.connections import connection_plans
 from tapeline.app.stores import open_store, open_stores
 from tapeline.app.streams import open_stream
 from tapeline.config import Config
-from tapeline.errors import DiskProblem, TapelineError, Unavailable
+from tapeline.errors import ConfigError, DiskProblem, TapelineError, Unavailable
 from tapeline.net import http as rest
 from tapeline.net.tls import tls_context
 from tapeline.net.websocket import reach
@@ -62,11 +62,11 @@ def checkup(config: Config, environ: Mapping[str, str]) -> Iterator[Result]:
         yield Result("providers", str(error), error.exit_status)
         return
     for provider, plan in planned:
-        tls = tls_context(provider.ca_file)
         try:
+            tls = tls_context(provider.ca_file)
             seconds = asyncio.run(reach(plan, tls))
             yield Result(f"{plan.name} {plan.url}", f"reachable in {seconds * 1000:.0f} ms, {len(plan.subscriptions)} subscriptions")
-        except Unavailable as error:
+        except (Unavailable, ConfigError) as error:
             yield Result(f"{plan.name} {plan.url}", str(error), error.exit_status)
             continue
         if plan.check is not None:

@@ -115,7 +115,8 @@ class Supervisor:
 
     def report(self) -> dict[str, Any]:
         """Return the `pid` and the number of `restarts` of each stage. `pid` is None while a stage waits for its restart."""
-        return {stage.name: {"pid": stage.process.pid if stage.process else None, "restarts": stage.restarts} for stage in self._stages}
+        now = [(stage, stage.process) for stage in self._stages]  # another thread may end a process meanwhile
+        return {stage.name: {"pid": process.pid if process else None, "restarts": stage.restarts} for stage, process in now}
 
     def _start(self, stage: Stage) -> None:
         # A new session: so Ctrl-C in the terminal reaches only the supervisor, which then stops the stages in order.

@@ -44,7 +44,6 @@ class KnownNames:
         return merged(self._listed, self._configured)
 
     def _learn(self, records: pa.RecordBatch) -> None:
-        before = msgspec.json.encode(_texts(self._listed))
         for provider, feed, payload in zip(*(records[name].to_pylist() for name in ("provider", "feed", "payload")), strict=True):
             try:
                 told = msgspec.json.decode(payload, type=_List).names
@@ -55,9 +54,8 @@ class KnownNames:
                 found = self._listed.setdefault((provider, feed), {})
                 found |= {name: symbol for name, symbol in told.items() if symbol.replace("/", "") == name}
                 self._listed[provider, feed] = {name: symbol for name, symbol in found.items() if known.symbol_of(feed, name) != symbol}
-        now = msgspec.json.encode(_texts(self._listed))
-        if now != before:
-            self._stream.note(LISTED, now.decode())
+        # Also where nothing is new: Kafka forgets a note after a week, so each start of ingest renews it.
+        self._stream.note(LISTED, msgspec.json.encode(_texts(self._listed)).decode())
 
 
 class _List(msgspec.Struct):

@@ -127,8 +127,8 @@ class StreamFile:
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """Run the block in one write transaction. It commits at the end of the block, and rolls back if the block raises.
 
-        Raises Unavailable if another process holds the lock for 30 s, and DiskProblem for other problems with the file. If the log has
-        grown too large, a checkpoint follows the commit. If that checkpoint fails, the error is raised although the commit succeeded.
+        Raises Unavailable if another process holds the lock for 30 s, and DiskProblem for other problems with the file. A raised
+        error means that nothing was committed.
         """
         with self.errors():
             self.db.execute("BEGIN IMMEDIATE")
@@ -147,7 +147,10 @@ class StreamFile:
         except FileNotFoundError:
             return
         if size > _WAL_BOUND:
-            self.db.execute("PRAGMA wal_checkpoint(RESTART)")
+            # The transaction is committed, so nothing may be raised: the caller would write the same once more. If the disk is the
+            # problem, the next transaction meets it.
+            with suppress(sqlite3.OperationalError):
+                self.db.execute("PRAGMA wal_checkpoint(RESTART)")
 
     def _fold(self, trim: Callable[[], None]) -> None:
         """Checkpoint the log into the file every second, so that a commit never waits for the disk to sync. Trim every ten seconds."""

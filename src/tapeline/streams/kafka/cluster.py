@@ -206,10 +206,7 @@ class Cluster:
         return {member.member_id for member in found.members if member.assignment and member.assignment.topic_partitions}
 
     def _look_anew(self, consumer: Consumer, topic: Topic) -> None:
-        """Refresh the client's view of a topic.
-
-        A client that looked while a broker was starting remembers a topic without partitions, and asks again only after minutes.
-        """
+        """Refresh the view of a client that looked while a broker was starting: it asks again only after minutes."""
         with suppress(KafkaException):  # the request itself is repeated, and reports why it has no answer
             consumer.list_topics(self.name(topic), timeout=_ASK_METADATA_S)
 
@@ -220,7 +217,9 @@ class Cluster:
         deadline = time.monotonic() + patience_s
         while True:
             try:
-                return question()
+                answer = question()
+                self._errors.forget()
+                return answer
             except KafkaException as error:
                 code = error.args[0].code()
                 if code in OTHER_EPOCH:

@@ -44,6 +44,10 @@ class ClusterErrors:
         self.last = str(error.str())
         self._refused = error.code() in self._NO
 
+    def forget(self) -> None:
+        """A broker has answered, so what was heard before is over: a later problem is not to be explained by it."""
+        self.last, self._refused = "", False
+
     def away(self) -> Unavailable | Refused:
         """Return the error to raise if no broker answers. It is Refused if the last error that a client met was a refusal."""
         if self._refused:
