@@ -181,6 +181,32 @@ def test_a_recording_that_cannot_be_read_is_named_with_its_line(tmp_path: Path) 
     asyncio.run(scenario())
 
 
+def test_a_recording_that_ends_amid_its_compression_is_an_error_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "cut.gz"
+    path.write_bytes(gzip.compress(b'1 {"stream":"btcusdt@trade","data":{"e":"trade","t":1}}\n')[:-12])
+
+    async def scenario() -> None:
+        with pytest.raises(ValueError, match=r"cut.gz: .*damaged or was cut off"):
+            await replay(path).start()
+
+    asyncio.run(scenario())
+
+
+def test_a_frame_of_the_whole_market_stops_no_replay(tmp_path: Path) -> None:
+    path = tmp_path / "all"
+    path.write_bytes(
+        b'1 {"stream":"!miniTicker@arr","data":[{"e":"24hrMiniTicker"}]}\n2 {"stream":"btcusdt@trade","data":{"e":"trade","t":7}}\n'
+    )
+
+    async def scenario() -> None:
+        async with running(replay(path)) as url:
+            client = await connect(url + "/ws/btcusdt@trade")
+            (first,) = await client.count(1)
+            assert first["t"] == 7
+
+    asyncio.run(scenario())
+
+
 def test_only_binance_has_recordings(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="Only binance"):
         Simulator(SimulatorOptions(name="alpaca", captures=(tmp_path / "any.gz",)))

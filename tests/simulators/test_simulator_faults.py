@@ -14,6 +14,7 @@ from listening import Client, connect, running, told
 from picows import WSHandshakeError, WSMsgType
 
 from tapeline.simulators import FAULTS, Simulator, SimulatorOptions
+from tapeline.simulators.events import Topic
 from waiting import eventually
 
 if TYPE_CHECKING:
@@ -273,6 +274,17 @@ def test_split_frames_arrive_whole(name: str, tmp_path: Path) -> None:
         assert [line["event"] for line in told(journal)] == _events(client)
 
     asyncio.run(scenario())
+
+
+def test_a_burst_is_ten_thousand_events_whatever_the_rate() -> None:
+    source = Simulator(SimulatorOptions(name="binance", rate=1.0, faults=("burst:5",)))._opened_source()
+    source.heard(frozenset({Topic("spot", "trade", "BTCUSDT")}), 0.0)
+    assert len(source.take(0.1)) < 512
+    made = len(source.take(5.1))
+    for at in range(100):
+        made += len(source.take(5.1 + at / 100))
+    assert 10_000 <= made < 10_100
+    assert not source.behind
 
 
 def test_a_burst_brings_ten_thousand_events_at_once() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import heapq
+import zlib
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Final
 
@@ -46,10 +47,10 @@ class Replay:
         self._start: tuple[float, int] | None = None  # the start, in loop seconds and as a receive time
 
     def open(self) -> None:
-        """Read up to the first frame. OSError or ValueError if a recording cannot be read."""
+        """Read up to the first frame. Raises OSError or ValueError if a recording cannot be read."""
         try:
             self._next = next(self._records, None)
-        except (OSError, ValueError):
+        except BaseException:
             self.close()
             raise
 
@@ -65,7 +66,7 @@ class Replay:
     def take(self, now_s: float) -> list[Event]:
         """Return the recorded events that are due, at most 512. Events that no client wants are skipped, and do not count for the limit.
 
-        Raises OSError, EOFError, zlib.error or ValueError if a recording cannot be read any further.
+        Raises OSError or ValueError if a recording cannot be read any further.
         """
         self.behind = False
         if self._ready_s is None or now_s < self._ready_s or (self._speed == 0 and not self._wanted):
@@ -105,7 +106,7 @@ def _records(path: Path, files: ExitStack) -> Iterator[tuple[int, Event]]:
     file = files.enter_context(path.open("rb"))
     lines: Iterable[bytes] = files.enter_context(gzip.GzipFile(fileobj=file)) if path.suffix == ".gz" else file
     topics: dict[bytes, Topic] = {}
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(_whole(path, lines), 1):
         received, _, text = line.rstrip().partition(b" ")
         stream, found, data = text.removeprefix(_HEAD).partition(_DATA)
         if not (found and text.startswith(_HEAD) and received.isdigit()):
@@ -120,8 +121,17 @@ def _records(path: Path, files: ExitStack) -> Iterator[tuple[int, Event]]:
             raise ValueError(f"{path}, line {number}: {error}") from None
 
 
+def _whole(path: Path, lines: Iterable[bytes]) -> Iterator[bytes]:
+    """The same lines. Raises ValueError if the file's compression ends too early or is damaged."""
+    try:
+        yield from lines
+    except (EOFError, zlib.error) as error:
+        raise ValueError(f"{path}: {error}. The recording is damaged or was cut off.") from error
+
+
 def _event(topic: Topic, received_ns: int, data: bytes) -> Event:
-    fields: dict[str, Any] = msgspec.json.decode(data)
+    found = msgspec.json.decode(data)
+    fields: dict[str, Any] = found if isinstance(found, dict) else {}  # a stream of the whole market sends an array
     key = "u" if topic.channel == "bookTicker" else _IDS.get(topic.channel)
     ns = fields["T"] * 1_000_000 if isinstance(fields.get("T"), int) else received_ns
     return Event(topic, fields.get(key) if key else None, ns, fields, data)

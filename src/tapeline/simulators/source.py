@@ -57,13 +57,14 @@ class Generated:
         self._plan: dict[Instrument, frozenset[str]] = {}
         self._demand: list[Demand] = []
         self._owed = 0.0
+        self._burst = 0.0  # how much of what is owed is a burst's
         self._last_s = 0.0
         self._last_ns = 0
 
     def heard(self, wanted: frozenset[Topic], now_s: float) -> None:
         """Change the demand. While no client listens, the market stands still, and nothing is made up for later."""
         if not self._demand:  # while no client listened, nothing was generated, and it is not made up for
-            self._last_s, self._owed = now_s, 0.0
+            self._last_s, self._owed, self._burst = now_s, 0.0, 0.0
             self._last_ns = max(self._now_ns(), self._last_ns)
             self._next_burst_s = now_s + (self._burst_s or 0.0)
         self._plan = _plan(self._tape.instruments(), wanted)
@@ -96,6 +97,7 @@ class Generated:
             if len(made) == had:  # bars only: the trades happen, but are not sent one by one
                 self._owed -= len(ticks) - 1
                 break
+        self._burst = max(0.0, min(self._burst - (len(made) - timed), self._owed))
         self._last_ns = max(self._last_ns, now_ns)
         self.behind = self._owed >= 1
         return self._within_limit(made)
@@ -107,10 +109,11 @@ class Generated:
         intensity = _BUSY if self._random.random() < _BUSY_SHARE else _CALM
         elapsed, self._last_s = now_s - self._last_s, now_s
         self._owed += float(self._random.poisson(min(self._rate * elapsed * intensity, 1e9)))
-        self._owed = min(self._owed, max(self._rate * _DEBT_S, BATCH))
+        self._owed = min(self._owed, max(self._rate * _DEBT_S, BATCH) + self._burst)
         if self._burst_s is not None and now_s >= self._next_burst_s:
             self._next_burst_s = now_s + self._burst_s
             self._owed += _BURST
+            self._burst += _BURST
 
     def _within_limit(self, made: list[Event]) -> list[Event]:
         if self._left is None:

@@ -42,15 +42,16 @@ class MeridianSession:
         """Read the answers. `ok` confirms a topic, `no` is a warning, and `locked` stops the connection until a person fixes the key."""
         if frame.startswith((b"deal;", b"book;")):
             return None
+        reply = Reply()
         for line in frame.decode(errors="replace").splitlines():
             word, _, rest = line.partition(";")
             if word == "ok":
                 self._missing.pop(rest, None)
             elif word == "no":
-                return Reply(problem=Problem(f"meridian refused {rest}. Check its name. The other subscriptions keep running.", "warn"))
+                reply = Reply(problem=Problem(f"meridian refused {rest}. Check its name. The other subscriptions keep running.", "warn"))
             elif word == "locked":
                 return Reply(problem=Problem("meridian does not know the key. Check it.", "stop"))
-        return Reply()
+        return reply
 
     def channel(self, frame: bytes) -> bytes | None:
         """Return `deal` or `book`, which is the channel of the frame's first line. None for any other frame."""
