@@ -86,8 +86,8 @@ def test_a_lock_that_its_holder_removes_is_held_by_one_at_a_time_all_the_same(tm
                     inside.append(1)
                     most.append(len(inside))
                     time.sleep(0.0005)
-                    path.unlink()
                     inside.pop()
+                    path.unlink()  # the last that a holder does: whoever comes then has the lock
             except Busy:
                 continue
 
