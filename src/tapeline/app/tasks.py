@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from datetime import date, datetime
 from pathlib import Path
 from random import Random
-from typing import Final
+from typing import Final, Literal
 
+import pyarrow as pa
+import pyarrow.compute as pc
 from msgspec.structs import replace
 
 from tapeline.app.feeds import configured_feeds
@@ -26,10 +28,12 @@ from tapeline.app.stores import lake_folder, lake_keep, open_source
 from tapeline.app.streams import open_stream, stream_with_data
 from tapeline.app.symbol_names import configured_names, known_names
 from tapeline.config import Config, environment
-from tapeline.errors import ConfigError, Refused, TapelineError, Unavailable
+from tapeline.errors import ConfigError, Refused, TapelineError, Unavailable, WrongArgument
+from tapeline.jobs import export as exporting
 from tapeline.jobs.backfill import leftovers
 from tapeline.jobs.backfill.backfill import Backfill, Job, State
 from tapeline.jobs.backfill.backfill import dry_run as requests_of
+from tapeline.jobs.export import Form
 from tapeline.jobs.rebuild import RawRecords
 from tapeline.jobs.reconcile import Reconciled
 from tapeline.jobs.reconcile import reconcile as compare
@@ -38,8 +42,10 @@ from tapeline.jobs.repair import repair as fill
 from tapeline.ledger.facts import Interval, Key
 from tapeline.local.locks import own
 from tapeline.providers.history import Span, WrongPage
-from tapeline.providers.registry import DECODERS, identity
+from tapeline.providers.registry import CHANNELS, DECODERS, PROVIDERS, identity
+from tapeline.records import BARS_TOPIC, TICKS_TOPIC
 from tapeline.stores.lake import checking, compacting, repairing, retention, tidying
+from tapeline.stores.selection import Selection, known_name
 
 #: Another backfill may hold a lock for a moment, while it checks whether the job's log is old.
 _LOCK_WAIT_S: Final = 2.0
@@ -170,6 +176,43 @@ def repair(config: Config, gaps: Sequence[Gap]) -> Iterator[Repaired | Failed]:
                 if isinstance(error, Unavailable):
                     away.add(gap.key.provider)
                 yield Failed(gap.key, error)
+
+
+@dataclass(frozen=True, slots=True)
+class ExportRequest:
+    """The rows that an export holds: one symbol's in [start, end), ns, UTC. None: any value."""
+
+    symbol: str
+    span_ns: tuple[int, int]
+    kind: Literal["trade", "quote", "bar"] | None = None  # None: trades and quotes
+    channel: str | None = None
+    provider: str | None = None
+    source: str = "lake"
+
+
+def export(config: Config, request: ExportRequest, folder: Path, form: Form, progress: exporting.Progress) -> exporting.Exported:
+    """Write a symbol's rows to plain files in `folder`, which must be new or empty. Each file of the lake is verified before it is read.
+
+    A killed export leaves no folder. Raises WrongArgument for an unknown source, provider, channel or symbol, ConfigError, Busy,
+    Unavailable, DiskProblem."""
+    if request.provider is not None and request.provider not in PROVIDERS:
+        raise WrongArgument(f"provider = {request.provider!r} is not a provider. Use one of: {', '.join(PROVIDERS)}.")
+    channels = sorted({name for feeds in CHANNELS.values() for channels in feeds.values() for name in channels})
+    if request.channel is not None and request.channel not in channels:
+        raise WrongArgument(f"{request.channel!r} is not a channel of any provider. Channels: {', '.join(channels)}.")
+    topic = BARS_TOPIC if request.kind == "bar" else TICKS_TOPIC
+    source = open_source(config, request.source).verified()
+    known_name(source, topic, (request.symbol,))
+    kind = None if request.kind == "bar" else request.kind
+    selection = Selection((request.symbol,), *request.span_ns, tuple(topic.schema.names), provider=request.provider, kind=kind)
+    moment = pa.field("ts", pa.timestamp("ns", "UTC"), nullable=False)
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        for batch in source.bars(selection) if topic is BARS_TOPIC else source.ticks(selection):
+            some = batch if request.channel is None else batch.filter(pc.equal(batch["channel"], request.channel))
+            yield some.append_column(moment, some["ts_ns"].cast(moment.type))
+
+    return exporting.export(topic.schema.append(moment), batches(), folder, topic.table, form, progress)
 
 
 def compact(config: Config, day: date, progress: Progress) -> list[compacting.Compacted]:

@@ -15,8 +15,6 @@ from tapeline.cli.app import app
 from tapeline.cli.terminal import ConfigOption, echo, load_config, progress
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from tapeline.jobs.export import Progress as Told
 
 
@@ -56,33 +54,16 @@ def export(
 
     Example: `tapeline export BTC/USDT --start 2026-01-05 --end 2026-01-12 --to btc --as csv`
     """
-    import pyarrow.compute as pc
-
     from tapeline import times
-    from tapeline.errors import ConfigError
-    from tapeline.jobs.export import export as export_rows
-    from tapeline.providers.registry import CHANNELS
-    from tapeline.reading import api as reading
+    from tapeline.app import tasks
+    from tapeline.errors import WrongArgument
 
-    settings = load_config(config)
-    if channel is not None:
-        names = sorted({name for feeds in CHANNELS.values() for channels in feeds.values() for name in channels})
-        if channel not in names:
-            raise ConfigError(f"{channel!r} is not a channel of any provider. Channels: {', '.join(names)}.")
-    opened = reading.open_source(source, verify=True, config=settings)
     start_ns, end_ns = times.parse(start, "--start"), times.parse(end, "--end")
-    if kind is Kind.bar:
-        name, result = "bars", reading.bars(symbol, start, end, provider=provider, source=opened, config=settings)
-    else:
-        wanted = kind.value if kind is not None else None
-        name, result = "ticks", reading.ticks(symbol, start, end, provider=provider, kind=wanted, source=opened, config=settings)
-
-    def batches() -> Iterator[pa.RecordBatch]:
-        for batch in result.batches():
-            yield batch if channel is None else batch.filter(pc.equal(batch["channel"], channel))
-
+    if start_ns > end_ns:
+        raise WrongArgument(f"--start {start} is after --end {end}. Swap them: the range is start <= time < end.")
+    request = tasks.ExportRequest(symbol, (start_ns, end_ns), kind.value if kind is not None else None, channel, provider, source)
     with _shown(f"exporting {symbol}", start_ns, end_ns) as told:
-        done = export_rows(result.schema, batches(), to, name, form.value, told)
+        done = tasks.export(load_config(config), request, to, form.value, told)
     echo(f"{done.rows:,} rows in {done.files:,} files, {done.bytes / 1e6:,.1f} MB: {done.folder}", err=True)
 
 

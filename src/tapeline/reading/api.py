@@ -34,13 +34,12 @@ from tapeline.reading.arguments import (
     checked_provider,
     checked_symbols,
     days_of,
-    known_name,
     selected,
 )
 from tapeline.reading.replay import paced
 from tapeline.reading.result import Result, stored_columns, timed, with_times
 from tapeline.records import BARS_TOPIC, NS_PER_S, TICKS, TICKS_TOPIC
-from tapeline.stores.selection import AMENDED, Selection, Source
+from tapeline.stores.selection import AMENDED, Selection, Source, known_name
 from tapeline.times import Moment
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from tapeline.errors import WrongArgument
 from tapeline.providers.registry import PROVIDERS
 from tapeline.reading.result import stored_columns
 from tapeline.records import Topic
-from tapeline.stores.selection import Selection, Source
+from tapeline.stores.selection import Selection
 from tapeline.times import Moment
 
 _MOST_DAYS: Final = 100_000
@@ -20,20 +20,6 @@ _MOST_DAYS: Final = 100_000
 
 #: The kinds of tick.
 KINDS: Final = ("trade", "quote")
-
-
-def known_name(opened: Source, topic: Topic, symbols: tuple[str, ...]) -> None:
-    """Raise WrongArgument if the source has never held one of the symbols in the topic. The message suggests similar symbols.
-
-    Raises Unavailable and NewerData as the source does.
-    """
-    unknown = opened.unknown(topic, symbols)
-    if not unknown:
-        return
-    symbol, near = next(iter(unknown.items()))
-    others = f", nor of {len(unknown) - 1} more" if len(unknown) > 1 else ""
-    remedy = f"Did you mean {' or '.join(map(repr, near))}?" if near else "Check the symbol, and that this is the right configuration."
-    raise WrongArgument(f"The {opened.place} has no {topic.table} of {symbol!r} at any time{others}. {remedy}")
 
 
 def selected(

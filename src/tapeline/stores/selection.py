@@ -10,6 +10,7 @@ from typing import Final, Protocol, Self, runtime_checkable
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tapeline.errors import WrongArgument
 from tapeline.records import AMENDING, AMENDS, NS_PER_S, TICKS, Topic
 
 _NEAR: Final = 3
@@ -78,6 +79,20 @@ class Source(Protocol):
 
     def unknown(self, topic: Topic, symbols: tuple[str, ...]) -> Mapping[str, list[str]]:
         """Return the symbols of which the topic has never held anything, each with some similar symbols that it does hold."""
+
+
+def known_name(opened: Source, topic: Topic, symbols: tuple[str, ...]) -> None:
+    """Raise WrongArgument if the source has never held one of the symbols in the topic. The message suggests similar symbols.
+
+    Raises Unavailable and NewerData as the source does.
+    """
+    unknown = opened.unknown(topic, symbols)
+    if not unknown:
+        return
+    symbol, near = next(iter(unknown.items()))
+    others = f", nor of {len(unknown) - 1} more" if len(unknown) > 1 else ""
+    remedy = f"Did you mean {' or '.join(map(repr, near))}?" if near else "Check the symbol, and that this is the right configuration."
+    raise WrongArgument(f"The {opened.place} has no {topic.table} of {symbol!r} at any time{others}. {remedy}")
 
 
 def notices_about(selection: Selection) -> Selection:
