@@ -1,48 +1,50 @@
-"""`make bench`: run every benchmark and write docs/performance.md."""
+"""`make bench`: run every benchmark, and write each one's section of docs/performance.md as it ends. `python -m bench NAME`: only that."""
 
 from __future__ import annotations
 
 import sys
 import time
 
-from bench import asof, brokers, latency, ledger, memory, normalize, pairs, postgres, protobuf, scaling, whole
+from bench import asof, brokers, flushes, lake, latency, ledger, memory, normalize, pairs, postgres, protobuf, scaling, whole
 from bench.machine import REPOSITORY, describe
+from bench.page import replaced
 
+_PAGE = REPOSITORY / "docs" / "performance.md"
 _SECTIONS = {
-    "normalize": ("Normalizing on one core", "python -m bench.normalize", normalize.run),
-    "pairs": ("A second line", "python -m bench pairs", pairs.run),
-    "protobuf": ("The wire format, beside protobuf's own library", "python -m bench.protobuf", protobuf.run),
-    "whole": ("Socket to lake, all stages on two cores", "python -m bench.whole", whole.run),
-    "latency": ("From receipt to readable, at 10,000 ticks/s", "python -m bench.latency", latency.run),
-    "brokers": ("Through Kafka and Redis", "python -m bench.brokers", brokers.run),
-    "postgres": ("Into PostgreSQL, beside psql's COPY", "python -m bench.postgres", postgres.run),
-    "scaling": ("One and two workers", "python -m bench.scaling", scaling.run),
-    "asof": ("Quotes at trades, beside DuckDB's ASOF JOIN", "python -m bench.asof", asof.run),
-    "ledger": ("The ledger over a year", "python -m bench.ledger", ledger.run),
-    "memory": ("Memory over ten million ticks", "python -m bench.memory", memory.run),
+    "normalize": ("Normalizing on one core", normalize.run),
+    "pairs": ("A second line", pairs.run),
+    "protobuf": ("The wire format, beside protobuf's own library", protobuf.run),
+    "asof": ("Quotes at trades, beside DuckDB's ASOF JOIN", asof.run),
+    "whole": ("Socket to lake, all stages on two cores", whole.run),
+    "ledger-cost": ("What the ledger costs", whole.without_ledger),
+    "latency": ("From receipt to readable, at 10,000 ticks/s", latency.run),
+    "brokers": ("Through Kafka and Redis", brokers.throughput),
+    "engine": ("From receipt to a consumer of Kafka and Redis", brokers.latency),
+    "both-stores": ("Into both stores at once", brokers.both_stores),
+    "scaling": ("One and two workers", scaling.run),
+    "postgres": ("Into PostgreSQL, beside psql's COPY", postgres.run),
+    "ledger": ("The ledger over a year", ledger.run),
+    "memory": ("Memory over ten million ticks", memory.run),
+    "lake": ("Reading 105 million ticks", lake.run),
+    "flushes": ("A day of flushes into the lake", flushes.run),
 }
 
 
-def main() -> None:
-    """All sections, or those named on the command line; only a whole run writes the page."""
+def main() -> int:
+    """All benchmarks, or those named on the command line."""
     chosen = sys.argv[1:] or list(_SECTIONS)
-    pages = []
+    if unknown := sorted({*chosen} - {*_SECTIONS}):
+        print(f"There is no benchmark {unknown[0]!r}. There are: {', '.join(_SECTIONS)}.", file=sys.stderr)
+        return 2
+    titles = [title for title, _ in _SECTIONS.values()]
     for name in chosen:
-        title, command, run = _SECTIONS[name]
+        title, run = _SECTIONS[name]
         print(f"{title} ...", file=sys.stderr, flush=True)
-        pages.append(f"## {title}\n\n`{command}`\n\n{run()}\n")
-        print(pages[-1], flush=True)
-    if chosen != list(_SECTIONS):
-        return
-    head = (
-        "# Performance\n\nWritten by `make bench`, which runs everything on this page."
-        f" The machine: {describe()}, shared and noisy: ratios of one run say more than figures."
-        f" {time.strftime('%Y-%m-%d')}.\n\n"
-        "The medians of the runs are what counts: p99 of the receipt-to-readable time lies close to its bound of 10 ms, and single runs of"
-        " a noisy minute pass it.\n\n"
-    )
-    (REPOSITORY / "docs" / "performance.md").write_text(head + "\n".join(pages))
+        text = f"`python -m bench {name}`, {time.strftime('%Y-%m-%d')}, {describe()}.\n\n{run()}"
+        print(f"## {title}\n\n{text}\n", flush=True)
+        _PAGE.write_text(replaced(_PAGE.read_text(), titles, title, text))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

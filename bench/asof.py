@@ -10,7 +10,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from bench.machine import describe, table
+from bench.machine import table
 from tapeline.reading.asof import NEEDED, QUOTED, quotes_at_trades
 from tapeline.records import NS_PER_S, TICKS
 
@@ -52,13 +52,13 @@ def run() -> str:
             "DuckDB, the last quote of a nanosecond, in order": lambda ticks=ticks: _duckdb(ticks, _AS_PROMISED),
         }
         taken: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
-        found = {}
+        results = {}
         for _ in range(_ROUNDS):
             for way, work in ways.items():
                 wall, processor = time.perf_counter(), time.process_time()
-                found[way] = work()
+                results[way] = work()
                 taken[way].append((time.perf_counter() - wall, time.process_time() - processor))
-        ours, _, promised = found.values()
+        ours, _, promised = results.values()
         assert ours.equals(promised.cast(ours.schema)), "both find the same quotes"
         for way, pairs in taken.items():
             wall, processor = (statistics.median(some) for some in zip(*pairs, strict=True))
@@ -97,7 +97,3 @@ def _duckdb(ticks: pa.Table, sql: str) -> pa.Table:
     with duckdb.connect() as connection:
         connection.register("ticks", ticks)
         return connection.sql(sql).to_arrow_table()
-
-
-if __name__ == "__main__":
-    print(describe(), run(), sep="\n\n")

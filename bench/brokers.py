@@ -26,7 +26,7 @@ from services.process import Server
 from services.redis import RedisServer
 
 from bench import whole
-from bench.machine import REPOSITORY, describe, pipeline, table, write_config
+from bench.machine import REPOSITORY, pipeline, table, write_config
 from bench.prepared import record, serving
 
 _EVENTS = 1_500_000
@@ -40,12 +40,8 @@ _SERVERS: dict[str, type[Server]] = {"kafka": KafkaBroker, "redis": RedisServer}
 _RECORD_BYTES = 140
 
 
-def run() -> str:
-    """All parts, each broker anew for each run."""
-    return "\n\n".join([_throughput(), both_stores(), _latency()])
-
-
-def _throughput() -> str:
+def throughput() -> str:
+    """Socket to lake through each broker with each codec, beside the broker's own tool. Each broker is anew for each codec."""
     rows: list[Sequence[Any]] = []
     for name in _SERVERS:
         ceiling = statistics.median(_ceiling(name) for _ in range(_ROUNDS))
@@ -60,10 +56,10 @@ def _throughput() -> str:
             lost, doubled = sum(run[2] for run in runs), sum(run[3] for run in runs)
             rows.append([name, codec, statistics.median(rates), f"{min(rates):,.0f} to {max(rates):,.0f}", lost, doubled, ceiling])
     return (
-        f"Simulator (its frames made beforehand), broker, ingest, normalize, lake and ledger on the same two cores, {_EVENTS:,} events"
-        f" a run, {_ROUNDS} runs each on a broker that has had one before. The ceiling is"
-        f" the broker's own tool on the idle machine, with records of {_RECORD_BYTES} bytes: `kafka-producer-perf-test`, and"
-        " `redis-benchmark` with XADD, 64 in a pipeline.\n\n"
+        "The simulator (it sends recorded frames), the broker, ingest, normalize, the lake and the ledger share two cores. A run has"
+        f" {_EVENTS:,} events. Each row shows {_ROUNDS} runs; one run before them warms the broker up. The ceiling is what the broker's own"
+        f" tool writes on the idle machine with records of {_RECORD_BYTES} bytes: `kafka-producer-perf-test`, and `redis-benchmark` with"
+        " XADD, 64 in a pipeline.\n\n"
         + table(["broker", "codec", "ticks/s, median", "range", "lost", "doubled", "ceiling, records/s"], rows)
     )
 
@@ -101,9 +97,9 @@ def both_stores() -> str:
                 url = database.url.rpartition("/")[0] + "/bench"
                 rows.append([f"run {at + 1}", *whole.once(frames, _EVENTS, _url(server), "arrow", url, flush_s=5.0)])
     return (
-        f"Through Kafka into both stores, the lake and PostgreSQL {postgres.find().version}, until the slower one has all: {_EVENTS:,}"
-        " events, Arrow on the wire between the stages, flushes as shipped, everything on the same two cores. Lost and doubled are of the"
-        " store that has more of them.\n\n" + table(["", "sent", "ticks/s", "lost", "doubled"], rows)
+        f"Through Kafka into the lake and PostgreSQL {postgres.find().version}, until the slower store has all {_EVENTS:,} events. The"
+        " stages exchange Arrow, flushes are as shipped, and everything shares two cores. Lost and doubled are those of the worse"
+        " store.\n\n" + table(["", "sent", "ticks/s", "lost", "doubled"], rows)
     )
 
 
@@ -111,16 +107,17 @@ def _ceiling(name: str) -> float:
     with _server(name) as server:
         if isinstance(server, KafkaBroker):
             server.create_topic("ceiling", 4)
-            said = server.producer_perf_test("ceiling", records=2_000_000, size=_RECORD_BYTES, acks="all", compression_type="lz4")
-            return float(re.findall(r"([\d.]+) records/sec", said)[-1])
+            output = server.producer_perf_test("ceiling", records=2_000_000, size=_RECORD_BYTES, acks="all", compression_type="lz4")
+            return float(re.findall(r"([\d.]+) records/sec", output)[-1])
         command = ["redis-benchmark", "-p", str(server.port), "-n", "500000", "-P", "64", "-c", "4", "-q", "--csv"]
-        said = subprocess.run(
+        output = subprocess.run(
             [*command, "XADD", "ceiling", "*", "d", "x" * _RECORD_BYTES], capture_output=True, text=True, check=True
         ).stdout
-        return float(said.strip().splitlines()[-1].split(",")[1].strip('"'))
+        return float(output.strip().splitlines()[-1].split(",")[1].strip('"'))
 
 
-def _latency() -> str:
+def latency() -> str:
+    """From a frame's receipt to a plain consumer that has parsed the message."""
     rows: list[Sequence[Any]] = []
     for name, isolation in (("kafka", "read_uncommitted"), ("kafka", "read_committed"), ("redis", "")):
         for at in range(_ROUNDS):
@@ -128,9 +125,9 @@ def _latency() -> str:
             p50, p99, p999 = np.percentile(waited, [50, 99, 99.9]) / 1e6
             rows.append([f"{name} {isolation}".strip(), f"run {at + 1}", len(waited), f"{p50:.2f}", f"{p99:.2f}", f"{p999:.2f}"])
     return (
-        f"At an even {_RATE:,} ticks/s (frames made beforehand), from a frame's receipt to a plain consumer (no code of Tapeline's but the"
-        f" `.proto`) that has parsed the protobuf message, {_SECONDS} s after {_WARM_UP_S} s of warm-up, all stages and the lake running"
-        " beside it.\n\n" + table(["reader", "", "ticks", "p50 ms", "p99 ms", "p99.9 ms"], rows)
+        f"Recorded frames at an even {_RATE:,} ticks/s. The time is from a frame's receipt to a plain consumer that has parsed the protobuf"
+        f" message; it uses only the `.proto`, no code of Tapeline. Measured for {_SECONDS} s after {_WARM_UP_S} s of warm-up, while all"
+        " stages and the lake run on the same cores.\n\n" + table(["reader", "", "ticks", "p50 ms", "p99 ms", "p99.9 ms"], rows)
     )
 
 
@@ -143,12 +140,12 @@ def _waited(name: str, isolation: str) -> np.ndarray[tuple[int], np.dtype[np.int
             time.sleep(_WARM_UP_S)
             messages = _from_kafka(server, isolation) if name == "kafka" else _from_redis(server)
             deadline = time.monotonic() + _SECONDS
-            found = []
+            delays = []
             for value in messages:
-                found.append(time.time_ns() - market_data.FromString(value).received_ns)
+                delays.append(time.time_ns() - market_data.FromString(value).received_ns)
                 if time.monotonic() > deadline:
                     break
-    return np.array(found)
+    return np.array(delays)
 
 
 def _from_kafka(server: Server, isolation: str) -> Iterator[bytes]:
@@ -188,8 +185,8 @@ def _market_data(folder: Path) -> type[Message]:
     command = [sys.executable, "-m", "grpc_tools.protoc", f"-I{REPOSITORY / 'proto'}", f"--python_out={folder}", "market_data.proto"]
     subprocess.run(command, check=True)
     sys.path.insert(0, str(folder))
-    found: type[Message] = importlib.import_module("market_data_pb2").MarketData
-    return found
+    message_class: type[Message] = importlib.import_module("market_data_pb2").MarketData
+    return message_class
 
 
 @contextmanager
@@ -200,7 +197,3 @@ def _server(name: str) -> Iterator[Server]:
 
 def _url(server: Server) -> str:
     return str(getattr(server, "url"))  # noqa: B009 each server has one, of its own making
-
-
-if __name__ == "__main__":
-    print(describe(), run(), sep="\n\n")

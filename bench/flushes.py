@@ -30,7 +30,7 @@ _FLUSHES: Final = 17_280
 _FLUSH_NS: Final = 5 * NS_PER_S
 _ROWS: Final = 1_000
 #: After so many flushes it is looked at what they cost: the median and the slowest of the last ones.
-_LOOKS: Final = (100, 1_000, 5_000, _FLUSHES)
+_LOOKS: Final = (100, 1_000, 3_000, 10_000, _FLUSHES)
 _LAST: Final = 100
 #: After so many flushes their files are merged by a process of its own, as under `tapeline store`; young files stay.
 _MERGED: Final = 720
@@ -66,35 +66,35 @@ def _measured(folder: Path, looks: tuple[int, ...]) -> str:
     config.write_text(f'data_dir = "{folder}"\n[[providers]]\nname = "binance"\nsymbols = ["BTCUSDT"]\nchannels = ["trade"]\n')
     # A process of its own: what it holds of memory is the store's.
     command = [sys.executable, "-m", "bench.flushes", "write", str(folder), str(looks[-1])]
-    found: list[list[str]] = []
+    rows: list[list[str]] = []
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as writer:
         assert writer.stdin is not None
         assert writer.stdout is not None
         for look in looks:
             writer.stdin.write(f"{look}\n")
             writer.stdin.flush()
-            told = json.loads(writer.stdout.readline())
-            opened, asked = _read(config, look * _ROWS)
+            report = json.loads(writer.stdout.readline())
+            opened, queried = _read(config, look * _ROWS)
             numbers = [
-                told["median_ms"],
-                told["cpu_ms"],
-                told["slowest_ms"],
-                told["mib"],
-                told["files"],
-                told["log_entries"],
+                report["median_ms"],
+                report["cpu_ms"],
+                report["slowest_ms"],
+                report["mib"],
+                report["files"],
+                report["log_entries"],
                 opened,
-                asked,
+                queried,
             ]
-            found.append([f"{look:,}", *(f"{number:,.0f}" for number in numbers)])
-            print(found[-1], file=sys.stderr, flush=True)
+            rows.append([f"{look:,}", *(f"{number:,.0f}" for number in numbers)])
+            print(rows[-1], file=sys.stderr, flush=True)
     columns = ["flushes", "ms a flush, median", "processor ms", "slowest", "store's MiB", "files", "log's files"]
     columns += ["open, ms", "a symbol's newest, ms"]
     return (
-        f"One UTC day, a flush of {_ROWS:,} ticks of {len(history.SYMBOLS)} symbols every {_FLUSH_NS // NS_PER_S} s of it, written one "
-        f"after the other through the lake's writer; with each {_MERGED} flushes a process of its own merges them. Of the last {_LAST} "
-        "flushes before each row: the median, of the time and of the processor's, and the slowest. Then a new process opens the lake "
-        "(`tapeline.connect` and a count of all rows), and asks for the newest time of a symbol; the median of "
-        f"{_READERS}.\n\n" + table(columns, found)
+        f"One UTC day has a flush of {_ROWS:,} ticks of {len(history.SYMBOLS)} symbols every {_FLUSH_NS // NS_PER_S} s. The lake's writer"
+        f" writes them one after the other. After each {_MERGED} flushes, another process merges their files. Each row shows the last"
+        f" {_LAST} flushes: the median time, the median processor time, and the slowest. Then a new process opens the lake"
+        " (`tapeline.connect` and a count of all rows) and asks for the newest time of a symbol: medians of"
+        f" {_READERS}.\n\n" + table(columns, rows)
     )
 
 
@@ -122,7 +122,7 @@ def _write(folder: Path, flushes: int) -> None:
             if done >= _MERGED + _YOUNG and (done - _YOUNG) % _MERGED == 0:
                 assert merging is None or merging.wait() == 0
                 merging = subprocess.Popen([sys.executable, "-m", "bench.flushes", "merge", str(folder)])
-        told = {
+        report = {
             "median_ms": statistics.median(times[-_LAST:]) * 1e3,
             "cpu_ms": statistics.median(worked[-_LAST:]) * 1e3,
             "slowest_ms": max(times[-_LAST:]) * 1e3,
@@ -130,7 +130,7 @@ def _write(folder: Path, flushes: int) -> None:
             "files": sum(1 for _ in log.parent.glob("date=*/*.parquet")),
             "log_entries": sum(1 for _ in log.iterdir()),
         }
-        print(json.dumps(told), flush=True)
+        print(json.dumps(report), flush=True)
 
 
 def _age(log: Path, version: int) -> None:
@@ -167,15 +167,15 @@ def _resident_mib() -> float:
 
 def _read(config: Path, rows: int) -> tuple[float, float]:
     """Milliseconds until a new process has counted all rows, and those of one answer more."""
-    opened, asked = [], []
+    opened, queried = [], []
     for _ in range(_READERS):
         code = _READER.format(config=config, symbol=history.SYMBOLS[20])
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         first, second, counted = done.stdout.split()
         assert int(counted) == rows, (counted, rows)
         opened.append(float(first) * 1e3)
-        asked.append(float(second) * 1e3)
-    return statistics.median(opened), statistics.median(asked)
+        queried.append(float(second) * 1e3)
+    return statistics.median(opened), statistics.median(queried)
 
 
 if __name__ == "__main__":

@@ -110,18 +110,18 @@ def _measured(folder: Path) -> str:
     config = folder / "tapeline.toml"
     config.write_text(f'data_dir = "{folder}"\n[[providers]]\nname = "binance"\nsymbols = ["BTCUSDT"]\nchannels = ["trade"]\n')
     rows, again = [], []
-    for name, asked in _AGAIN.items():
-        opening = _OPENED if "source=lake" in asked else _CONNECTED
-        programs = {"Tapeline": _OUR_PROCESS.format(config=config, what=opening + asked, again=asked)}
+    for name, query in _AGAIN.items():
+        opening = _OPENED if "source=lake" in query else _CONNECTED
+        programs = {"Tapeline": _OUR_PROCESS.format(config=config, what=opening + query, again=query)}
         for layout in ("by day", "by day and symbol"):
             theirs = _theirs(layout)[name].format(hand=folder / layout.replace(" ", "-"))
             programs[layout] = _THEIR_PROCESS.format(what=theirs, again=theirs.rpartition("; ")[2] if name == "open" else theirs)
-        found: dict[str, list[tuple[float, float]]] = {program: [] for program in programs}
+        timings: dict[str, list[tuple[float, float]]] = {program: [] for program in programs}
         for _ in range(_ROUNDS + 1):
             for program, code in programs.items():
-                found[program].append(_timed(code))
+                timings[program].append(_timed(code))
         for at, lines in enumerate((rows, again)):
-            ms = {program: statistics.median(times[at] for times in runs[1:]) * 1e3 for program, runs in found.items()}
+            ms = {program: statistics.median(times[at] for times in runs[1:]) * 1e3 for program, runs in timings.items()}
             best = min(ms["by day"], ms["by day and symbol"])
             lines.append([name, *(f"{value:.1f}" for value in ms.values()), f"{ms['Tapeline'] / best:.2f}"])
     columns = ["ms, median", "Tapeline", "DuckDB, by day", "DuckDB, by day and symbol", "Tapeline / the better one"]

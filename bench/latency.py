@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.machine import describe, pipeline, simulator, table, write_config
+from bench.machine import pipeline, simulator, table, write_config
 from tapeline.records import TICKS_TOPIC
 from tapeline.streams.embedded import EmbeddedStream
 
@@ -40,7 +40,7 @@ def _once() -> np.ndarray[tuple[int], np.dtype[np.int64]]:
             while (chunk := stream.read(TICKS_TOPIC, {}, 1)) is None:
                 time.sleep(0.05)
             positions = dict(chunk.next)
-            found = []
+            delays = []
             begin = time.monotonic() + _WARM_UP_S
             while time.monotonic() < begin + _SECONDS:
                 chunk = stream.read(TICKS_TOPIC, positions, 32_768)
@@ -50,10 +50,6 @@ def _once() -> np.ndarray[tuple[int], np.dtype[np.int64]]:
                 positions |= chunk.next
                 waited = time.time_ns() - chunk.batch["received_ns"].to_numpy()  # always: the first time pyarrow loads pandas
                 if time.monotonic() >= begin:
-                    found.append(waited)
+                    delays.append(waited)
             stream.close()
-    return np.concatenate(found)
-
-
-if __name__ == "__main__":
-    print(describe(), run(), sep="\n\n")
+    return np.concatenate(delays)

@@ -79,18 +79,18 @@ def _connection(number: int) -> list[tuple[list[Record], int]]:
     """The records of one connection, by flush, and when each is."""
     name, begin_ns = f"spot-{number}", _BEGIN_NS + number * _BETWEEN_NS
     topics = [f"{symbol.lower()}@{channel}" for symbol in SYMBOLS for channel in _CHANNELS]
-    told = [("opened", {"url": "wss://x", "topics": topics}), ("subscribed", {"asked": topics, "missing": []})]
-    found: list[tuple[list[Record], int]] = []
+    first_events = [("opened", {"url": "wss://x", "topics": topics}), ("subscribed", {"asked": topics, "missing": []})]
+    flushes: list[tuple[list[Record], int]] = []
     for at in range(_FLUSHES):
         now_ns = begin_ns + at * 7_000 * NS_PER_S
-        records = [(name, kind, now_ns, json.dumps(detail).encode()) for kind, detail in told] if at == 0 else []
+        records = [(name, kind, now_ns, json.dumps(detail).encode()) for kind, detail in first_events] if at == 0 else []
         frames = (frame for symbol in SYMBOLS for frame in _frames(symbol, number * 100 + at, now_ns // NS_PER_MS))
         records += [(name, "frame", now_ns + NS_PER_S, json.dumps(frame, separators=(",", ":")).encode()) for frame in frames]
         if at == 0:
             closed = json.dumps({"by": "network", "reason": "reset"}).encode()
             records.append((f"spot-{number - 1}", "closed", begin_ns - NS_PER_S, closed))
-        found.append((records, now_ns + 2 * NS_PER_S))
-    return found
+        flushes.append((records, now_ns + 2 * NS_PER_S))
+    return flushes
 
 
 def _frames(symbol: str, number: int, at_ms: int) -> list[dict[str, object]]:

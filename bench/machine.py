@@ -31,14 +31,14 @@ def describe() -> str:
 
 def recorded_frames() -> list[tuple[int, bytes]]:
     """(receive time in ns, frame) of the recorded trades and best quotes."""
-    found = []
+    frames = []
     for path in CAPTURES:
         with gzip.open(path, "rb") as lines:
             for line in lines:
                 received, _, frame = line.rstrip(b"\n").partition(b" ")
                 if b"@trade" in frame[:40] or b"@bookTicker" in frame[:40]:
-                    found.append((int(received), frame))
-    return found
+                    frames.append((int(received), frame))
+    return frames
 
 
 @contextmanager

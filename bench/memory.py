@@ -6,7 +6,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from bench.machine import describe, pipeline, simulator, table, write_config
+from bench.machine import pipeline, simulator, table, write_config
 from tapeline.records import TICKS_TOPIC
 from tapeline.streams.embedded import EmbeddedStream
 from tapeline.telemetry.status import read_status
@@ -35,15 +35,11 @@ def run() -> str:
 
 
 def _resident(root: Path) -> dict[str, float]:
-    found = {}
-    for stage, word in read_status(root).items():
+    resident = {}
+    for stage, status in read_status(root).items():
         try:
-            text = Path(f"/proc/{word['pid']}/status").read_text()
+            text = Path(f"/proc/{status['pid']}/status").read_text()
         except (FileNotFoundError, ProcessLookupError):
             continue
-        found[stage] = next(int(line.split()[1]) for line in text.splitlines() if line.startswith("VmRSS")) / 1024
-    return found
-
-
-if __name__ == "__main__":
-    print(describe(), run(), sep="\n\n")
+        resident[stage] = next(int(line.split()[1]) for line in text.splitlines() if line.startswith("VmRSS")) / 1024
+    return resident

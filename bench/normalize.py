@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from bench.machine import CAPTURES, REPOSITORY, describe, pipeline, recorded_frames, simulator, table
+from bench.machine import CAPTURES, REPOSITORY, pipeline, recorded_frames, simulator, table
 from tapeline.providers.normalizing import normalize
 from tapeline.providers.registry import DECODERS
 from tapeline.records import RAW, RAW_TOPIC, TICKS_TOPIC, Chunk
@@ -30,12 +30,12 @@ def run() -> str:
     os.sched_setaffinity(0, {0})
     pa.set_cpu_count(1)
     try:
-        return "\n\n".join([_beside_cryptofeed(), _each_provider()])
+        return "\n\n".join([_against_cryptofeed(), _each_provider()])
     finally:
         os.sched_setaffinity(0, range(os.cpu_count() or 1))
 
 
-def _beside_cryptofeed() -> str:
+def _against_cryptofeed() -> str:
     if not CAPTURES:
         return "The recorded frames are missing. cryptofeed was not measured."
     frames = recorded_frames()
@@ -48,8 +48,8 @@ def _beside_cryptofeed() -> str:
         ours.append((statistics.median(passes), min(passes)))
         if peer is not None:
             command = [str(peer), str(_PEER / "cryptofeed_normalize.py"), "--repeats", "5", *map(str, CAPTURES)]
-            said = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
-            theirs.append((said["seconds_median"], said["seconds_best"]))
+            result = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+            theirs.append((result["seconds_median"], result["seconds_best"]))
     n = len(frames)
     rows = [_row("Tapeline", n, ours)]
     if theirs:
@@ -141,7 +141,3 @@ def _peer_python() -> Path | None:
             return None
     mark.write_text(digest)
     return python
-
-
-if __name__ == "__main__":
-    print(describe(), run(), sep="\n\n")

@@ -44,9 +44,10 @@ def run() -> str:
                 server.ask(f"ALTER SYSTEM SET {setting}")
             server.stop()
             server.start()
-            found = {name: [_round(server, folder, extra, trades) for _ in range(_ROUNDS)] for trades, name, extra in _cases()}
+            results = {name: [_round(server, folder, extra, trades) for _ in range(_ROUNDS)] for trades, name, extra in _cases()}
     rows = [
-        [name, *(f"{statistics.median(r[part] for r in rounds):,.0f}" for part in (0, 1)), _share(rounds)] for name, rounds in found.items()
+        [name, *(f"{statistics.median(r[part] for r in rounds):,.0f}" for part in (0, 1)), _share(rounds)]
+        for name, rounds in results.items()
     ]
     return (
         f"{_ROWS:,} ticks of {_SYMBOLS} symbols in flushes of {_FLUSH:,}, {_ROUNDS} rounds; PostgreSQL {postgres.installed().version},"
@@ -120,9 +121,9 @@ def _ticks(first: int, trades: bool) -> pa.RecordBatch:
     texts = {"kind": "trade", "side": "buy", "exchange": "binance", "provider": "binance", "feed": "spot", "channel": "trade"}
     if not trades:
         texts |= {"kind": "quote", "side": "", "exchange": "XNAS", "provider": "polygon", "feed": "stocks", "channel": "Q"}
-    found = {name: pa.array([text or None]).take(pa.array(np.zeros(count, np.int32))) for name, text in texts.items()}
-    found["conditions"] = pa.nulls(count, pa.string())
-    return pa.RecordBatch.from_arrays([(columns | found)[name].cast(TICKS.field(name).type) for name in TICKS.names], schema=TICKS)
+    constants = {name: pa.array([text or None]).take(pa.array(np.zeros(count, np.int32))) for name, text in texts.items()}
+    constants["conditions"] = pa.nulls(count, pa.string())
+    return pa.RecordBatch.from_arrays([(columns | constants)[name].cast(TICKS.field(name).type) for name in TICKS.names], schema=TICKS)
 
 
 def _psql(url: str, *commands: str) -> None:

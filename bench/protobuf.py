@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from bench.machine import REPOSITORY, describe, table
+from bench.machine import REPOSITORY, table
 from tapeline.records import NS_PER_S, TICKS, TICKS_TOPIC
 from tapeline.streams.codecs.protobuf import decode, encode, fields
 
@@ -127,7 +127,3 @@ def _module(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-if __name__ == "__main__":
-    print(describe(), run(), sep="\n\n")

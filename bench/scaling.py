@@ -17,7 +17,7 @@ from services.kafka import KafkaBroker
 from services.process import Server
 from services.redis import RedisServer
 
-from bench.machine import KEYS, describe, simulator, table
+from bench.machine import KEYS, simulator, table
 from tapeline.app.streams import open_stream
 from tapeline.config import Config, load
 from tapeline.records import RAW_TOPIC
@@ -36,8 +36,8 @@ def run() -> str:
         for codec in ("protobuf", "arrow"):
             if name == "embedded" and codec == "protobuf":
                 continue  # it has one codec
-            found = {workers: [_once(name, codec, workers) for _ in range(_ROUNDS)] for workers in (1, 2)}
-            one, two = (statistics.median(found[workers]) for workers in (1, 2))
+            rates = {workers: [_once(name, codec, workers) for _ in range(_ROUNDS)] for workers in (1, 2)}
+            one, two = (statistics.median(rates[workers]) for workers in (1, 2))
             rows.append([name, codec, one, two, f"{two / one:.2f}"])
     return (
         f"{_EVENTS:,} frames of four connections wait in four raw partitions; then the workers start. Nothing else runs but the broker, on"
@@ -82,7 +82,7 @@ def _drained(folder: Path, stream: str, codec: str, workers: int) -> float:
 
 def _at_work(settings: Config) -> int:
     """Workers that have partitions of their own."""
-    return sum(bool(word.get("partitions")) for name, word in read_status(settings.root).items() if name.startswith("normalize"))
+    return sum(bool(status.get("partitions")) for name, status in read_status(settings.root).items() if name.startswith("normalize"))
 
 
 def _fill(path: Path, settings: Config) -> None:
@@ -122,7 +122,3 @@ def _config(folder: Path, url: str, stream: str, codec: str) -> Path:
         f'data_dir = "{folder / "data"}"\nstores = []\n[stream]\nurl = "{stream}"\npartitions = 4\ncodecs = {{ {codecs} }}\n{providers}'
     )
     return path
-
-
-if __name__ == "__main__":
-    print(describe(), run(), sep="\n\n")

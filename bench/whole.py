@@ -8,7 +8,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from bench.machine import describe, pipeline, table, write_config
+from bench.machine import pipeline, table, write_config
 from bench.prepared import record, serving
 from tapeline.reading.sql import connect
 
@@ -31,22 +31,43 @@ def run() -> str:
     rates = [row[1] for row in rows]
     lines = [[f"run {at}", *row] for at, row in enumerate(rows, 1)]
     return (
-        f"A simulator sends {_EVENTS:,} frames, made beforehand by `tapeline simulate binance`, as fast as the pipeline reads; ingest,"
-        " normalize, lake and ledger run as processes of their own, the simulator as one more. From the first frame's receipt to the last"
-        " row's commit."
+        f"A simulator sends {_EVENTS:,} frames that `tapeline simulate binance` recorded, as fast as the pipeline reads them. Ingest,"
+        " normalize, the lake, the ledger and the simulator are processes of their own. The time is from the first frame's receipt to the"
+        " last row's commit."
         f" Median **{statistics.median(rates):,.0f} ticks/s**.\n\n" + table(["", "sent", "ticks/s", "lost", "doubled"], lines)
     )
 
 
+def without_ledger() -> str:
+    """The same with and without the ledger, in turns."""
+    with tempfile.TemporaryDirectory() as folder:
+        frames = record(Path(folder) / "frames", _EVENTS)
+        runs = [[once(frames, _EVENTS, extra=extra) for extra in ("", "ledger = false\n")] for _ in range(_ROUNDS)]
+    rates = [statistics.median(pair[at][1] for pair in runs) for at in (0, 1)]
+    bad = [sum(pair[at][2] + pair[at][3] for pair in runs) for at in (0, 1)]
+    rows = [[name, rate, wrong] for name, rate, wrong in zip(("with the ledger, as shipped", "`ledger = false`"), rates, bad, strict=True)]
+    return (
+        f"Socket to lake as above, with and without the ledger and the repair stage, {_ROUNDS} rounds in turns. With / without:"
+        f" **{rates[0] / rates[1]:.2f}**.\n\n" + table(["", "ticks/s, median", "lost or doubled"], rows)
+    )
+
+
 def once(
-    frames: Path, events_to_send: int, stream: str = "embedded:", codec: str = "protobuf", postgres: str = "", flush_s: float = 1.0
+    frames: Path,
+    events_to_send: int,
+    stream: str = "embedded:",
+    codec: str = "protobuf",
+    postgres: str = "",
+    flush_s: float = 1.0,
+    extra: str = "",
 ) -> tuple[int, float, int, int]:
     """sent, ticks/s, lost, doubled; with `postgres`, until both stores have all, and of the one that has lost or doubled more.
 
-    `frames`: a recording of so many events."""
+    `frames`: a recording of so many events. `extra`: more lines for the configuration."""
     with tempfile.TemporaryDirectory() as folder, serving(frames) as url:
         root = Path(folder)
         config = write_config(root, url, flush_s, stream, codec, postgres)
+        config.write_text(extra + config.read_text())
         with pipeline(config, "--until-idle", "3") as running:
             done_ns = 0
             log = root / "lake" / "ticks" / "_delta_log"
@@ -78,7 +99,3 @@ def _in_postgres(url: str) -> tuple[tuple[int, int], int]:
     command = [server.find().where / "psql", "-X", "-q", "-A", "-t", "-F", " ", "-d", url, "-c", counted, "-c", last]
     rows, events, last_ns = map(int, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
     return (rows, events), last_ns
-
-
-if __name__ == "__main__":
-    print(describe(), run(), sep="\n\n")

@@ -19,7 +19,7 @@ from made import NOON
 from tapeline.jobs.backfill.fetching import Source, fetch
 from tapeline.providers.alpaca import history as alpaca_history
 from tapeline.providers.alpaca.history import SETTLED_NS, WEIGHT_A_MINUTE
-from tapeline.providers.history import Asked, Page, Request, Span, WrongPage
+from tapeline.providers.history import Page, PageHeader, Request, Span, WrongPage
 from tapeline.providers.normalizing import Normalized, normalize
 from tapeline.providers.registry import DECODERS, HISTORIES, identity
 from tapeline.records import BARS_TOPIC, NS_PER_MS, NS_PER_S, RAW_TOPIC, TICKS_TOPIC, Chunk
@@ -59,7 +59,7 @@ def body(span: Span, *found: dict[str, Any], token: str | None = None, symbol: s
 
 def fetched(span: Span, page: bytes, time_ns: int = NOON + 100 * MINUTE) -> Normalized:
     """What normalize makes of a page."""
-    head = Asked(span.channel, span.symbol, "/x", time_ns // NS_PER_MS, span.start_ns, span.end_ns, done=True)
+    head = PageHeader(span.channel, span.symbol, "/x", time_ns // NS_PER_MS, span.start_ns, span.end_ns, done=True)
     record = msgspec.json.encode(head) + b"\n" + page
     return normalize(Chunk.dense(RAW_TOPIC, 0, 0, raw_batch("alpaca", span.feed, [record], "fetched", time_ns)), DECODERS)
 

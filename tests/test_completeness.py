@@ -251,8 +251,8 @@ def test_bars_of_another_interval_than_their_channel_s_count_for_nothing() -> No
 
 def test_names_that_no_database_keeps_are_left_out() -> None:
     facts = known([told("closed", 2, by="provider", reason="a\0b" * 999), trade(1, 1)])
-    assert "\0" not in facts.lives["line-1"].reason
-    assert len(facts.lives["line-1"].reason) <= 300
+    assert "\0" not in facts.connections["line-1"].reason
+    assert len(facts.connections["line-1"].reason) <= 300
     assert known([trade(1, 1, symbol="A\0USDT"), trade(1, 1, symbol="B" * 999 + "USDT")]).keys() == set()
 
 
@@ -439,7 +439,7 @@ def test_it_is_the_same_in_whatever_chunks_and_when_it_all_comes_again(case: str
     in_parts = [records[a:b] for a, b in pairwise(edges)]
     whole, parts, again = known(records), known(*in_parts), known(*in_parts)
     absorb(again, chunk(records), normalize(chunk(records), DECODERS))
-    assert whole.lives == parts.lives == again.lives
+    assert whole.connections == parts.connections == again.connections
     assert whole.runs == parts.runs == again.runs
     for key in whole.keys():  # noqa: SIM118 no mapping: a set of its own
         assert intervals(whole, key) == intervals(parts, key) == intervals(again, key)
@@ -466,9 +466,9 @@ def test_partitions_that_are_read_in_turn_do_not_mix_up_whose_event_it_was() -> 
     facts = Facts()
     some = Chunk.join([chunk([trade(1, 1, "a-1"), trade(3, 3, "a-1")], 10, 0), chunk([*opened(0, "b-1"), trade(2, 2, "b-1")], 4, 1)])
     absorb(facts, some, normalize(some, DECODERS))
-    assert facts.lives["a-1"].first == {"trade BTC/USDT": ns(1)}
-    assert facts.lives["b-1"].first == {"trade BTC/USDT": ns(2)}
-    assert facts.lives["a-1"].last == {"trade": ns(3)}
+    assert facts.connections["a-1"].first == {"trade BTC/USDT": ns(1)}
+    assert facts.connections["b-1"].first == {"trade BTC/USDT": ns(2)}
+    assert facts.connections["a-1"].last == {"trade": ns(3)}
 
 
 # Answers

@@ -23,7 +23,7 @@ from tapeline.ledger.facts import Facts
 from tapeline.ledger.folding import Account
 from tapeline.ledger.intervals import intervals
 from tapeline.ledger.sqlite import LedgerFile
-from tapeline.providers.history import Asked
+from tapeline.providers.history import PageHeader
 from tapeline.providers.normalizing import normalize
 from tapeline.providers.registry import DECODERS
 from tapeline.records import NS_PER_MS
@@ -47,7 +47,7 @@ HOUR = 3_600.0
 Write = Callable[[float, list[Record]], None]
 
 
-def page(asked: Asked, *trades: tuple[int, float]) -> Record:
+def page(asked: PageHeader, *trades: tuple[int, float]) -> Record:
     """A page of single trades, by number and second, as the log of a repair has it."""
     row = {"price": "1.5", "qty": "2", "quoteQty": "3", "isBuyerMaker": True, "isBestMatch": True}
     rows = [{"id": number, **row, "time": ns(at) // NS_PER_MS} for number, at in trades]
@@ -136,15 +136,15 @@ class Market:
             return [(f"late-{self.connections}", "frame", ns(self.t), trade(number, at)[3])]
         elif kind == "fetch" and self.lost:
             number, at = self.lost.pop(int(amount) % len(self.lost))
-            asked = Asked("trade", "BTC/USDT", "", ns(self.t) // NS_PER_MS, 0, 0, number, number, True, 1)
+            asked = PageHeader("trade", "BTC/USDT", "", ns(self.t) // NS_PER_MS, 0, 0, number, number, True, 1)
             return [page(asked, *([(number, at)] if amount < HOUR else []))]
         elif kind == "fetch bars":
             start_ms = T0 + 1000 * math.floor(self.t - amount)
             end_ms = start_ms + 1000 * int(amount / 2) - 1
-            return [page(Asked("kline_1s", "BTC/USDT", "", ns(self.t) // NS_PER_MS, 0, 0, start_ms, end_ms, True, 1))]
+            return [page(PageHeader("kline_1s", "BTC/USDT", "", ns(self.t) // NS_PER_MS, 0, 0, start_ms, end_ms, True, 1))]
         elif kind in ("read", "begin"):
             channel = "trade" if line == "a" else "bookTicker"
-            asked = Asked(channel, "BTC/USDT", "", ns(self.t) // NS_PER_MS, ns(self.t - 2 * amount), ns(self.t - amount))
+            asked = PageHeader(channel, "BTC/USDT", "", ns(self.t) // NS_PER_MS, ns(self.t - 2 * amount), ns(self.t - amount))
             asked.done, asked.page = kind == "read", 1
             return [page(asked)]
         return []
@@ -202,7 +202,7 @@ def both(request: pytest.FixtureRequest, tmp_path: Path) -> Two:
 def test_memory_holds_what_is_open_and_what_was_archived_comes_back_when_it_is_needed(both: Two) -> None:
     now = broken(both, 1, 60)
     facts = both.account.facts
-    assert (len(facts.lives), len(facts.runs[TRADES]), len(facts.pasts[QUOTES].spans)) == (1, len(facts.runs[TRADES]), 1)
+    assert (len(facts.connections), len(facts.runs[TRADES]), len(facts.pasts[QUOTES].spans)) == (1, len(facts.runs[TRADES]), 1)
     assert max(len(facts.runs[TRADES]), len(facts.pasts[QUOTES].spans["0 line"])) < 20
     archived = [run.first for piece in both.ledger.pieces(TRADES) for run in piece.runs]
     assert [*archived, *(run.first for run in facts.runs[TRADES])] == [2 * number for number in range(1, 60)]
@@ -225,10 +225,10 @@ def test_a_ledger_of_before_is_condensed_and_says_the_same(tmp_path: Path) -> No
         db.executescript("DROP TABLE pasts; DROP TABLE pieces; DROP TABLE past_connections; PRAGMA user_version = 2;")
     kept = read_intervals(LedgerFile(path).intervals())
     both = Two(LedgerFile(path))
-    assert both.account.facts.lives.keys() == before.lives.keys()
+    assert both.account.facts.connections.keys() == before.connections.keys()
     for _ in range(2):  # first the facts are condensed, then what is behind the edges is archived
         both.flush(100 * HOUR)
-    assert (len(both.account.facts.lives), read_intervals(both.ledger.intervals())) == (1, kept)
+    assert (len(both.account.facts.connections), read_intervals(both.ledger.intervals())) == (1, kept)
     assert len(LedgerFile(path).load()[0].runs[TRADES]) < len(before.runs[TRADES])
 
 

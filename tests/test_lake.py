@@ -544,5 +544,5 @@ _WITH_CALLS = "Kernel error: Encountered unexpected 'x'\n   0: <unknown>\n   1: 
 
 def test_what_delta_says_is_shown_without_colors_and_calls() -> None:
     plain = "Generic LocalFileSystem error: Unable to copy data to file: No space left (os error 28)"
-    assert lake_files.said(DeltaError(_COLORED)) == plain
-    assert lake_files.said(DeltaError(_WITH_CALLS)) == "Kernel error: Encountered unexpected 'x'"
+    assert lake_files.message_of(DeltaError(_COLORED)) == plain
+    assert lake_files.message_of(DeltaError(_WITH_CALLS)) == "Kernel error: Encountered unexpected 'x'"

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from frames import anything, raw_batch, rows, spoiled
 from made import NOON
 from tapeline.jobs.backfill.fetching import Source, fetch, raw_record
-from tapeline.providers.history import Asked, Page, Request, Span, WrongPage
+from tapeline.providers.history import Page, PageHeader, Request, Span, WrongPage
 from tapeline.providers.normalizing import Normalized, normalize
 from tapeline.providers.polygon.history import PAGE_ROWS, headers
 from tapeline.providers.registry import DECODERS, HISTORIES, identity
@@ -350,7 +350,7 @@ def test_any_bytes_are_a_page_or_a_wrong_one(feed: str, channel: str, data: st.D
 @given(data=st.data())
 def test_any_bytes_as_a_page_are_accounted_for(feed: str, channel: str, data: st.DataObject) -> None:
     some = data.draw(st.lists(spoiled(PAGES[feed, channel]) | anything(), min_size=1, max_size=3), "pages")
-    asked = Asked(channel, data.draw(st.sampled_from([SYMBOLS[feed], ""])), "/x", T0, 0, 0)
+    asked = PageHeader(channel, data.draw(st.sampled_from([SYMBOLS[feed], ""])), "/x", T0, 0, 0)
     result = normalize(Chunk.dense(RAW_TOPIC, 0, 0, raw_batch("polygon", feed, [head(asked) + one for one in some], "fetched")), DECODERS)
     found = rows(result)
     (count,) = result.counts.values()
@@ -359,5 +359,5 @@ def test_any_bytes_as_a_page_are_accounted_for(feed: str, channel: str, data: st
         assert reject["reason"].startswith("page: ") is (reject["payload"] == some[reject["raw_offset"]])
 
 
-def head(asked: Asked) -> bytes:
+def head(asked: PageHeader) -> bytes:
     return json.dumps({name: getattr(asked, name) for name in asked.__struct_fields__}).encode() + b"\n"

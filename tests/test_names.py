@@ -156,8 +156,8 @@ def test_the_ledger_knows_what_was_asked_for_by_the_exchange_s_names() -> None:
     assert {(key.channel, key.symbol) for key in facts.keys()} == {("trade", "ADA/EUR"), ("bookTicker", "ADA/EUR")}  # noqa: SIM118 no mapping
     (key,) = [key for key in facts.keys() if key.channel == "trade"]  # noqa: SIM118 no mapping
     assert next(one.state for one in intervals(facts, key)) == "proven"
-    assert set(facts.lives) == {"c1"}
-    kept = Facts.of(facts.runs, facts.lives)
+    assert set(facts.connections) == {"c1"}
+    kept = Facts.of(facts.runs, facts.connections)
     assert kept.keys() == facts.keys()
 
 

@@ -37,7 +37,7 @@ from tapeline.ledger.facts import ConnectionRecord, Facts, Key, Run
 from tapeline.ledger.renaming import renamed
 from tapeline.ledger.sqlite import LedgerFile
 from tapeline.local.locks import own
-from tapeline.providers.history import Asked
+from tapeline.providers.history import PageHeader
 from tapeline.providers.registry import DECODERS, identity
 from tapeline.reading import sql as query
 from tapeline.records import BARS_TOPIC, NORMALIZED_TOPICS, NOTICES, NOTICES_TOPIC, NS_PER_MS, NS_PER_S, RAW, RAW_TOPIC, TICKS_TOPIC, Chunk
@@ -107,7 +107,7 @@ def kline(window: int, volume: str = "1", *, final: bool = True) -> bytes:
 
 def page(first: int, last: int, symbol: str) -> bytes:
     """A page of history that an earlier version asked for by its own name."""
-    asked = Asked("trade", symbol, "/there", (START + 900 * NS_PER_S) // NS_PER_MS, 0, 0, first, last, True, 1)
+    asked = PageHeader("trade", symbol, "/there", (START + 900 * NS_PER_S) // NS_PER_MS, 0, 0, first, last, True, 1)
     rows = [
         {"id": number, "price": "0.95", "qty": str(number), "time": (START + number * NS_PER_S) // NS_PER_MS, "isBuyerMaker": True}
         for number in range(first, last + 1)
@@ -207,7 +207,7 @@ class Home:
         return {
             **found,
             "runs": sorted(f"{key}: {some}" for key, some in facts.runs.items()),
-            "lives": sorted(repr(life) for life in facts.lives.values()),
+            "connections": sorted(repr(one) for one in facts.connections.values()),
         }
 
     def symbols(self) -> set[str]:
@@ -800,7 +800,7 @@ def test_a_database_that_is_away_is_said_to_be(home: Home) -> None:
 def test_facts_of_both_names_become_one() -> None:
     old, new, other = (Key("binance", "spot", "trade", symbol) for symbol in ("AD/AEUR", "ADA/EUR", "BTC/USDT"))
     runs = {old: [Run(1, 5, 10, 50), Run(9, 9, 90, 90)], new: [Run(4, 6, 40, 60), Run(20, 21, 1, 2)], other: [Run(1, 1, 1, 1)]}
-    life = ConnectionRecord(
+    connection = ConnectionRecord(
         "binance",
         "spot",
         topics=["adaeur@trade", "btcusdt@trade"],
@@ -813,11 +813,11 @@ def test_facts_of_both_names_become_one() -> None:
         rejecting=[("trade AD/AEUR", 1, 5)],
     )
     before = Facts.of(
-        runs, {"c": life, "d": ConnectionRecord("binance", "spot", topics=["btcusdt@trade"]), "e": ConnectionRecord("alpaca", "iex")}
+        runs, {"c": connection, "d": ConnectionRecord("binance", "spot", topics=["btcusdt@trade"]), "e": ConnectionRecord("alpaca", "iex")}
     )
     after = renamed(before, "binance", "spot", "AD/AEUR", "ADA/EUR")
     assert after.runs == {new: [Run(1, 6, 10, 60), Run(9, 9, 90, 90), Run(20, 21, 1, 2)], other: [Run(1, 1, 1, 1)]}
-    found = after.lives["c"]
+    found = after.connections["c"]
     assert found.first == {"trade ADA/EUR": 5, "trade BTC/USDT": 1}
     assert found.asked == [("trade ADA/EUR", 1, 2), ("trade ADA/EUR", 5, 6)]
     assert found.read == [("trade ADA/EUR", 1, 9), ("trade BTC/USDT", 1, 2)]
@@ -826,8 +826,8 @@ def test_facts_of_both_names_become_one() -> None:
     assert found.reading == [("bookTicker ADA/EUR", 1, 5, 2)]
     assert found.names == {"ADAEUR": "ADA/EUR"}
     assert {key.symbol for key in after.keys()} == {"ADA/EUR", "BTC/USDT"}  # noqa: SIM118 no mapping
-    assert (after.touched_runs, after.touched_lives) == ({new}, {"c"})
+    assert (after.touched_runs, after.touched_connections) == ({new}, {"c"})
     assert before.runs == runs
-    assert before.lives["c"] == life
+    assert before.connections["c"] == connection
     assert not before.touched()
     assert renamed(after, "binance", "spot", "AD/AEUR", "ADA/EUR").touched() == set()

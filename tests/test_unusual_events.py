@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from frames import RECEIVED_NS, normalized, raw_batch, rows
 from tapeline.providers.decoding.whole_numbers import in_digits, reading, whole
-from tapeline.providers.history import Asked, Request, Span, WrongPage
+from tapeline.providers.history import PageHeader, Request, Span, WrongPage
 from tapeline.providers.normalizing import normalize
 from tapeline.providers.registry import ARCHIVES, DECODERS, HISTORIES
 from tapeline.records import NS_PER_MS, RAW_TOPIC, Chunk
@@ -184,7 +184,7 @@ def test_an_event_of_a_page_that_cannot_be_read_costs_itself_alone(of: str) -> N
     page = history.page(span, Request(path, after=after), body, (START_NS + 2 * DAY_NS) // NS_PER_MS)
     assert len(page.unreadable) == len(bad)
     assert all(text.decode() in told for text, told in zip(bad, page.unreadable, strict=True)), page.unreadable
-    asked = Asked(channel, symbol, path, T, span.start_ns, span.end_ns, done=True, page=1)
+    asked = PageHeader(channel, symbol, path, T, span.start_ns, span.end_ns, done=True, page=1)
     batch = raw_batch(provider, feed, [msgspec.json.encode(asked) + b"\n" + body], "fetched")
     result = normalize(Chunk.dense(RAW_TOPIC, 0, 0, batch), DECODERS)
     found = rows(result)

@@ -57,7 +57,7 @@ class StreamConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_o
     url: str = "embedded:"  # embedded: | redis://host:6379/0 | rediss://... | kafka://host:9092,host2:9092 | kafkas://...
     password_file: str = ""  # a file with the password of the user in the url, instead of TAPELINE_STREAM_PASSWORD
     sasl: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "SCRAM-SHA-512"  # Kafka: how the user in the url logs in
-    ca_file: str = ""  # a certificate authority to trust for TLS, besides the system's
+    ca_file: str = ""  # a certificate authority to trust for TLS (Kafka: instead of the system's)
     topic_prefix: TopicPrefix = ""  # a prefix for the name of every topic, key, group and transaction on Kafka and Redis
     partitions: Annotated[int, msgspec.Meta(ge=0, le=1024)] = 0  # the number of partitions of new topics; 0: 1 if embedded, else 4
     replication: Annotated[int, msgspec.Meta(ge=1, le=9)] = 1  # the replication factor of new Kafka topics
@@ -84,7 +84,7 @@ class ProviderConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw
     lines: Annotated[int, msgspec.Meta(ge=1, le=2)] = 1  # 2: every connection twice, to two addresses; the first copy of each event counts
     second_url: str = ""  # the address of the second line; if left out, another host of the provider
     connections: Annotated[int, msgspec.Meta(ge=1)] = 1  # how many connections the account may have to one endpoint
-    process: Name = ""  # the name of the ingest process that opens it: `tapeline ingest --process NAME`
+    process: Name = ""  # the ingest process that opens these connections: `tapeline ingest --process NAME`
     symbols: tuple[str, ...] = ()  # the symbols, by the provider's own names
     channels: tuple[str, ...] = ()  # the channels, by the provider's own names
     names: dict[str, str] = {}  # how to split symbols that are not known from the exchange's list: ADAEUR = "ADA/EUR"
@@ -121,7 +121,7 @@ class Config(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     providers: tuple[ProviderConfig, ...] = ()
     stores: tuple[StoreConfig, ...] = (StoreConfig(),)
     normalize_workers: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1  # the number of normalize processes; they share the partitions
-    ledger: bool = True  # record what is complete
+    ledger: bool = True  # record which data is complete
     ledger_days: Annotated[int, msgspec.Meta(ge=0)] = 0  # how many days the ledger keeps its records; 0: for ever
     repair: bool = True  # fill gaps from the providers' histories, if a provider keeps one
 
@@ -145,18 +145,18 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Config:
     If `path` is None, it reads `tapeline.toml` in the current folder if that exists, and else uses the defaults. Raises ConfigError, which
     names the key, the file and the nearest valid key.
     """
-    found = path or (Path("tapeline.toml") if Path("tapeline.toml").exists() else None)
+    file = path or (Path("tapeline.toml") if Path("tapeline.toml").exists() else None)
     settings: dict[str, Any] = {}
-    if found is not None:
+    if file is not None:
         try:
-            settings = tomllib.loads(found.read_text(encoding="utf-8-sig"))  # some Windows editors write a byte order mark
+            settings = tomllib.loads(file.read_text(encoding="utf-8-sig"))  # some Windows editors write a byte order mark
         except FileNotFoundError:
-            raise ConfigError(f"There is no configuration file {found}. Name one that exists.") from None
+            raise ConfigError(f"There is no configuration file {file}. Name one that exists.") from None
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise ConfigError(f"{found} cannot be read: {error}") from None
+            raise ConfigError(f"{file} cannot be read: {error}") from None
     if any(name.startswith(f"{PREFIX}PROVIDERS__") for name in environ):
         settings.setdefault("providers", msgspec.json.decode(msgspec.json.encode(default().providers)))
-    source = str(found) if found is not None else "the environment"
+    source = str(file) if file is not None else "the environment"
     overridden = _override(settings, environ)
     if not settings and not overridden:
         return default()
@@ -204,25 +204,25 @@ def _more_than_an_address(url: str) -> bool:
 @cache
 def _secret_names() -> frozenset[str]:
     """The environment variables that may hold secrets of the installed providers."""
-    found = {name for provider in PROVIDERS.values() for names in provider.secrets.values() for name in names}
-    return frozenset(found | {name for files in ARCHIVES.values() for name in files.secrets if name})
+    variables = {name for provider in PROVIDERS.values() for names in provider.secrets.values() for name in names}
+    return frozenset(variables | {name for files in ARCHIVES.values() for name in files.secrets if name})
 
 
 def _override(settings: dict[str, Any], environ: Mapping[str, str]) -> bool:
     """Put variables such as TAPELINE_STREAM__URL and TAPELINE_PROVIDERS__0__SYMBOLS into `settings`. Returns whether there were any."""
-    found = False
+    overridden = False
     secrets = _secret_names() if any(name.startswith(PREFIX) for name in environ) else frozenset[str]()
     for name, text in sorted(environ.items(), key=_in_order):
         if not name.startswith(PREFIX) or name in _NOT_SETTINGS or name in secrets:
             continue
-        found = True
+        overridden = True
         place: Any = settings
         *path, last = name.removeprefix(PREFIX).lower().split("__")
         for step, following in zip(path, [*path, last][1:], strict=True):
             empty: Any = [] if following.isdecimal() else {}
             place = _enter(place, step, empty, name)
         _put(place, last, _value(text), name)
-    return found
+    return overridden
 
 
 def _in_order(variable: tuple[str, str]) -> list[tuple[int, str]]:
@@ -328,20 +328,20 @@ def store_password(store: StoreConfig, environ: Mapping[str, str]) -> Secret:
 
 def secrets_of(config: Config, environ: Mapping[str, str]) -> list[Secret]:
     """All secrets in the environment, in the configuration's urls and in the files that it names. A file that cannot be read is skipped."""
-    found = [text for name, text in environ.items() if name in _secret_names() or _SECRET.fullmatch(name)]
+    texts = [text for name, text in environ.items() if name in _secret_names() or _SECRET.fullmatch(name)]
     files = [config.stream.password_file, *(store.password_file for store in config.stores)]
     files += [path for provider in config.providers for path in (provider.key_file, provider.secret_file)]
     for path in files:
         with suppress(OSError, UnicodeDecodeError):  # the code that needs the file reports the error
-            found += Path(path).expanduser().read_text(encoding="utf-8").splitlines() if path else []
+            texts += Path(path).expanduser().read_text(encoding="utf-8").splitlines() if path else []
     for url in (config.stream.url, *(store.url for store in config.stores)):
-        found += [unquote(part) for group in (_USERINFO, _PASSWORD_FIELD) for part in group.findall(url)]
-    return [Secret(text.strip()) for text in found if text.strip()]
+        texts += [unquote(part) for group in (_USERINFO, _PASSWORD_FIELD) for part in group.findall(url)]
+    return [Secret(text.strip()) for text in texts if text.strip()]
 
 
 def without_password(url: str) -> str:
     """An address without its password, as it may be shown."""
-    return _PASSWORD_FIELD.sub(lambda found: found[0].replace(found[1], "***"), re.sub(r"(://[^:/@]*):.*@", r"\1@", url))
+    return _PASSWORD_FIELD.sub(lambda match: match[0].replace(match[1], "***"), re.sub(r"(://[^:/@]*):.*@", r"\1@", url))
 
 
 #: The password in `://user:password@host`, and in `?password=...`.

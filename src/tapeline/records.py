@@ -165,7 +165,7 @@ class Identity:
     values: tuple[str, ...] = ()
 
     @property
-    def told(self) -> tuple[str, ...]:
+    def compared(self) -> tuple[str, ...]:
         """All columns that are compared."""
         return (*self.columns, *self.values)
 

@@ -113,12 +113,12 @@ class Guard(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         """Clean the record's message and traceback in place. Return True always: no record is dropped."""
         try:
-            said = record.getMessage()
+            message = record.getMessage()
         except (TypeError, ValueError, KeyError):  # a library logs with arguments that do not fit its text: that must not end the caller
-            said, record.args = f"{record.msg} {record.args!r}", None
-            record.msg = printable(self.cleaned(said))
-        clean = printable(self.cleaned(said))
-        if clean != said:
+            message, record.args = f"{record.msg} {record.args!r}", None
+            record.msg = printable(self.cleaned(message))
+        clean = printable(self.cleaned(message))
+        if clean != message:
             record.msg, record.args = clean, None
         if record.exc_info and not record.exc_text:
             record.exc_text = logging.Formatter().formatException(record.exc_info)

@@ -38,16 +38,16 @@ def parse(moment: Moment, name: str) -> int:
     is too small to be nanoseconds of any market, and for a time outside the range of int64 nanoseconds (the years 1678 to 2262).
     """
     if isinstance(moment, datetime):
-        found = _from_datetime(moment, name)
+        ns = _from_datetime(moment, name)
     elif isinstance(moment, date):
-        found = _from_datetime(datetime(moment.year, moment.month, moment.day, tzinfo=UTC), name)
+        ns = _from_datetime(datetime(moment.year, moment.month, moment.day, tzinfo=UTC), name)
     elif isinstance(moment, str):
-        found = _from_text(moment.strip(), name)
+        ns = _from_text(moment.strip(), name)
     else:
-        found = _from_number(moment, name)
-    if not -_BELOW <= found < _BELOW:
+        ns = _from_number(moment, name)
+    if not -_BELOW <= ns < _BELOW:
         raise WrongArgument(f"{name} = {moment!r} is out of range: 64-bit nanoseconds since 1970 cover the years 1678 to 2262.")
-    return found
+    return ns
 
 
 def text(ns: int) -> str:
@@ -69,15 +69,15 @@ def _from_text(text: str, name: str) -> int:
     try:
         if _DATE.fullmatch(text):
             return _from_datetime(datetime.fromisoformat(text).replace(tzinfo=UTC), name)
-        found = _ISO.fullmatch(text)
-        moment = datetime.fromisoformat(found["whole"] + (found["zone"] or "").upper()) if found else None
+        match = _ISO.fullmatch(text)
+        moment = datetime.fromisoformat(match["whole"] + (match["zone"] or "").upper()) if match else None
     except ValueError as error:
         raise WrongArgument(f"{name} = {text!r} is not a time: {error}. {_FORMS}") from None
-    if found is None or moment is None:
+    if match is None or moment is None:
         raise WrongArgument(f"{name} = {text!r} is not a time. {_FORMS}")
     if moment.tzinfo is None:
         raise WrongArgument(f"{name} = {text!r} has no time zone, so it is ambiguous. Add Z for UTC, or an offset such as -05:00.")
-    fraction = found["fraction"] or ""
+    fraction = match["fraction"] or ""
     if fraction[9:].strip("0"):
         raise WrongArgument(f"{name} = {text!r} is finer than a nanosecond. Write at most nine digits after the point.")
     return (moment - _EPOCH) // timedelta(seconds=1) * NS_PER_S + int(fraction[:9].ljust(9, "0"))
@@ -85,15 +85,15 @@ def _from_text(text: str, name: str) -> int:
 
 def _from_number(moment: object, name: str) -> int:
     if isinstance(moment, SupportsIndex) and not isinstance(moment, bool):
-        found = index(moment)
-        return _from_text(str(found), name) if _DATE.fullmatch(str(found)) else _from_whole(found, name)
+        number = index(moment)
+        return _from_text(str(number), name) if _DATE.fullmatch(str(number)) else _from_whole(number, name)
     raise WrongArgument(f"{name} = {moment!r} is not a time that is exact to the nanosecond. {_FORMS}")
 
 
-def _from_whole(found: int, name: str) -> int:
-    if abs(found) < _LEAST_NS:
+def _from_whole(number: int, name: str) -> int:
+    if abs(number) < _LEAST_NS:
         raise WrongArgument(
-            f"{name} = {found} cannot be nanoseconds since 1970: no market event is that old. Add nine zeros to seconds, "
+            f"{name} = {number} cannot be nanoseconds since 1970: no market event is that old. Add nine zeros to seconds, "
             f"six to milliseconds, three to microseconds. {_FORMS}"
         )
-    return found
+    return number

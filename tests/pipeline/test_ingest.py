@@ -72,7 +72,7 @@ async def _ingest(
     recorder = ingest.StreamRecorder(delivery, plan_partitions(planned, stream.partitions), random)
     lines = feed_connections(planned, recorder, {}, time.time_ns, random)
     checks = connection_checks(planned) if rest_url else {}
-    await ingest.ingest(lines, recorder, checks, StatusFile(root, "ingest"), stop, watch=watch)
+    await ingest.ingest(ingest.Share(lines, checks), recorder, StatusFile(root, "ingest"), stop, watch)
     return recorder
 
 

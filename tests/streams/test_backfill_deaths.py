@@ -12,7 +12,7 @@ from places import EACH, Place, column
 from made import NOON
 from made_history import Exchange
 from proving import proof
-from tapeline.providers.history import Asked
+from tapeline.providers.history import PageHeader
 from tapeline.records import NS_PER_S, RAW_TOPIC
 from waiting import PATIENCE_S
 
@@ -48,7 +48,7 @@ def test_a_backfill_that_is_killed_again_and_again_sends_each_page_once(place: P
     done: list[str] = []
     for payload in column(stream, RAW_TOPIC, "payload"):
         head, _, body = payload.partition(b"\n")
-        asked = msgspec.json.decode(head, type=Asked)
+        asked = msgspec.json.decode(head, type=PageHeader)
         ids.setdefault(asked.symbol, []).extend(row["id"] for row in msgspec.json.decode(body))
         done += [asked.symbol] * asked.done
     assert sorted(done) == ["BTC/USDT", "ETH/USDT"]

@@ -462,7 +462,7 @@ def test_a_client_that_believes_in_no_leader_of_a_lower_epoch_is_asked_once(plac
             raise KafkaException(KafkaError(KafkaError._NOENT, "No leaders found"))
         return 7
 
-    assert cluster.asked(ask) == 7
+    assert cluster.request(ask) == 7
     assert asked[0] is not asked[1]
 
 

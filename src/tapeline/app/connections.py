@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 def connection_plans(config: Config, environ: Mapping[str, str]) -> list[tuple[ProviderConfig, Plan]]:
     """The plans of all configured connections, each with its block. Raises ConfigError that names the wrong feed, channel or secret."""
-    found: list[tuple[ProviderConfig, Plan]] = []
+    plans: list[tuple[ProviderConfig, Plan]] = []
     for provider in config.providers:
         module = PROVIDERS[provider.name]
         feeds = CHANNELS[provider.name]
@@ -68,11 +68,11 @@ def connection_plans(config: Config, environ: Mapping[str, str]) -> list[tuple[P
         again = module.plans(replace(settings, url=second_url)) if second_url else [None] * len(planned)
         for plan, second in zip(planned, again, strict=True):
             account = _account(module, plan, settings)
-            name = _unused(plan.name, [known.name for _, known in found])
-            found.append((provider, replace(plan, name=name, account=account, pair=name if second is not None else "")))
+            name = _unused(plan.name, [known.name for _, known in plans])
+            plans.append((provider, replace(plan, name=name, account=account, pair=name if second is not None else "")))
             if second is not None:
-                found.append((provider, replace(second, name=f"{name}-second", pair=name, check=None)))
-    return found
+                plans.append((provider, replace(second, name=f"{name}-second", pair=name, check=None)))
+    return plans
 
 
 def _second_url(provider: ProviderConfig, module: Provider) -> str:

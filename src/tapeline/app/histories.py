@@ -34,12 +34,12 @@ def open_histories(
     """The REST histories of the configured feeds: (provider, feed) -> source. If several blocks configure a feed, the first one is used.
 
     `sleep` takes seconds and returns True if it was interrupted. Raises ConfigError that names a missing key."""
-    found: dict[tuple[str, str], fetching.Source] = {}
+    sources: dict[tuple[str, str], fetching.Source] = {}
     clients: dict[tuple[str, ...], Rest] = {}  # limits are per account, whichever feed is requested
     for some in config.providers:
         provider, feed = PROVIDERS[some.name], feed_of(some)
         history = provider.history
-        if history is None or feed not in history.channels or (some.name, feed) in found:
+        if history is None or feed not in history.channels or (some.name, feed) in sources:
             continue
         secrets = {kind: secret(some, kind, environ) for kind in provider.secrets}
         headers = history.headers(secrets.get("key", NO_SECRET), secrets.get("secret", NO_SECRET))
@@ -47,8 +47,8 @@ def open_histories(
         account = (url, *headers.values())
         if account not in clients:
             clients[account] = _client(config, some, history, url, headers, random, sleep)
-        found[some.name, feed] = fetching.Source(history, _getter(clients[account]))
-    return found
+        sources[some.name, feed] = fetching.Source(history, _getter(clients[account]))
+    return sources
 
 
 def open_archives(
@@ -57,10 +57,10 @@ def open_archives(
     """As `open_histories`, but from the providers' files of whole days and months. `folder`: where files are kept while they are read.
 
     From files that hold all symbols, only the configured symbols are kept."""
-    found: dict[tuple[str, str], fetching.Source] = {}
+    sources: dict[tuple[str, str], fetching.Source] = {}
     for some in config.providers:
         archived, feed = ARCHIVES.get(some.name), feed_of(some)
-        if archived is None or feed not in archived.history.channels or (some.name, feed) in found:
+        if archived is None or feed not in archived.history.channels or (some.name, feed) in sources:
             continue
         url = some.files_url or _stand_in(some) or archived.url
         get: fetching.Get
@@ -71,8 +71,8 @@ def open_archives(
             get = DayFiles(S3Reader(bucket, sleep=sleep), folder / some.name, _tickers(config, some.name, feed), archived.moment)
         else:
             get = Archive(_client(config, some, archived.history, url, {}, random, sleep), folder)
-        found[some.name, feed] = fetching.Source(archived.history, get)
-    return found
+        sources[some.name, feed] = fetching.Source(archived.history, get)
+    return sources
 
 
 def _tickers(config: Config, provider: str, feed: str) -> set[str]:
@@ -106,7 +106,7 @@ def _stand_in(some: ProviderConfig) -> str:
 
 
 def _getter(client: Rest) -> fetching.Get:
-    return lambda asked: client.get(asked.path, asked.weight)
+    return lambda request: client.get(request.path, request.weight)
 
 
 def _owner(url: str) -> str:

@@ -46,38 +46,38 @@ def history_jobs(config: Config, wanted: Wanted, start_ns: int, end_ns: int, sto
     blocks = [some for some in config.providers if wanted.provider in (None, some.name) and some.name in HISTORIES]
     if not blocks and wanted.provider is not None:
         blocks = [ProviderConfig(name=wanted.provider)]
-    found = []
+    jobs = []
     names = known_names(config)
     for (name, feed), source in _sources(config, wanted, blocks, stop).items():
         mine = [some for some in blocks if some.name == name and feed_of(some) == feed]
-        asked = wanted.symbols or tuple(dict.fromkeys(symbol for some in mine for symbol in some.symbols))
+        requested = wanted.symbols or tuple(dict.fromkeys(symbol for some in mine for symbol in some.symbols))
         configured = tuple(dict.fromkeys(channel for some in mine for channel in some.channels))
         channels = _channels(name, feed, source.history, configured, wanted.channels)
-        symbols = _symbols(name, feed, asked, names.get((name, feed), NO_NAMES))
+        symbols = _symbols(name, feed, requested, names.get((name, feed), NO_NAMES))
         if symbols and channels:
-            found.append((Job(name, feed, channels, symbols, start_ns, end_ns, wanted.files), source))
-    if not found:
+            jobs.append((Job(name, feed, channels, symbols, start_ns, end_ns, wanted.files), source))
+    if not jobs:
         raise ConfigError(
             "Nothing to fetch: no configured feed has symbols and channels with a history. Set --provider, --symbols and --channels."
         )
-    return found
+    return jobs
 
 
 def _sources(config: Config, wanted: Wanted, blocks: Sequence[ProviderConfig], stop: threading.Event) -> dict[tuple[str, str], Source]:
     if not wanted.files:
         return open_histories(replace(config, providers=tuple(blocks)), environment(), Random(), stop.wait)
     narrowed = replace(config, providers=tuple(replace(some, symbols=wanted.symbols or some.symbols) for some in blocks))
-    found = open_archives(narrowed, environment(), config.root / "backfill" / "files", Random(), stop.wait)
-    if not found:
+    sources = open_archives(narrowed, environment(), config.root / "backfill" / "files", Random(), stop.wait)
+    if not sources:
         raise ConfigError(f"None of the chosen feeds has history files. Providers with files: {', '.join(ARCHIVES)}. Remove --from files.")
-    return found
+    return sources
 
 
-def _symbols(name: str, feed: str, asked: Sequence[str], split: Listed) -> tuple[str, ...]:
+def _symbols(name: str, feed: str, requested: Sequence[str], split: Listed) -> tuple[str, ...]:
     """The requested symbols by their canonical names, each once. Raises ConfigError for an unknown symbol."""
     provider = PROVIDERS[name]
-    canonical = [provider.symbol_of(feed, symbol, split) for symbol in asked]
-    unknown = [symbol for symbol, known in zip(asked, canonical, strict=True) if known is None]
+    canonical = [provider.symbol_of(feed, symbol, split) for symbol in requested]
+    unknown = [symbol for symbol, known in zip(requested, canonical, strict=True) if known is None]
     if unknown:
         raise ConfigError(
             f"{unknown[0]!r} is not a symbol of {name} {feed}. Use the provider's own name, or a canonical one like BTC/USDT."
@@ -89,20 +89,20 @@ def _symbols(name: str, feed: str, asked: Sequence[str], split: Listed) -> tuple
     return unique
 
 
-def _channels(name: str, feed: str, history: History, configured: Iterable[str], asked: Sequence[str]) -> tuple[str, ...]:
+def _channels(name: str, feed: str, history: History, configured: Iterable[str], requested: Sequence[str]) -> tuple[str, ...]:
     """The requested channels by the provider's own names. If none are requested, the configured channels that have a history.
 
     Raises ConfigError for a channel without a history."""
     known = history.channels[feed]
-    if not asked:
+    if not requested:
         return tuple(channel for channel in configured if channel in known)
-    found: list[str] = []
-    for word in asked:
-        of_kind = [channel for channel, kind in known.items() if kind == _KINDS.get(word)]
-        if word in known:
-            found.append(word)
+    channels: list[str] = []
+    for choice in requested:
+        of_kind = [channel for channel, kind in known.items() if kind == _KINDS.get(choice)]
+        if choice in known:
+            channels.append(choice)
         elif of_kind:
-            found += [channel for channel in configured if channel in of_kind] or of_kind[:1]
+            channels += [channel for channel in configured if channel in of_kind] or of_kind[:1]
         else:
-            raise ConfigError(f"{name} has no history of {word!r} for {feed}. It has: {', '.join(known)}.")
-    return tuple(dict.fromkeys(found))
+            raise ConfigError(f"{name} has no history of {choice!r} for {feed}. It has: {', '.join(known)}.")
+    return tuple(dict.fromkeys(channels))

@@ -38,8 +38,8 @@ def known_intervals(
     names = sorted({key.provider for key in keys})
     if provider is not None and provider not in names:
         raise ConfigError(f"The ledger does not know the provider {provider!r}. It knows: {', '.join(names)}.")
-    found = read_intervals(ledger.intervals(symbols, states))
-    return {key: some for key, some in found.items() if provider in (None, key.provider)}
+    intervals = read_intervals(ledger.intervals(symbols, states))
+    return {key: some for key, some in intervals.items() if provider in (None, key.provider)}
 
 
 def open_ledger(config: Config, environ: Mapping[str, str] | None = None) -> Ledger:

@@ -40,8 +40,8 @@ def checkup(config: Config, environ: Mapping[str, str]) -> Iterator[Result]:
         stream = open_stream(config, environ)
         ends = stream.ends(RAW_TOPIC)
         risks = stream.risks()
-        found = f"reachable, {len(ends)} partitions of {config.stream.topic_prefix}{RAW_TOPIC.name}"
-        yield Result(f"stream {config.stream.shown}", "; ".join([found, *risks]))
+        summary = f"reachable, {len(ends)} partitions of {config.stream.topic_prefix}{RAW_TOPIC.name}"
+        yield Result(f"stream {config.stream.shown}", "; ".join([summary, *risks]))
         stream.close()
     except TapelineError as error:
         yield Result(f"stream {config.stream.shown}", str(error), error.exit_status)

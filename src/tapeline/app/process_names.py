@@ -12,9 +12,9 @@ from tapeline.telemetry.status import worker_name
 
 def stage_names(config: Config) -> set[str]:
     """The names of all configured stages, as the status page shows them."""
-    found = {"run", "repair", *(worker_name(number) for number in range(1, config.normalize_workers + 1))}
-    found |= {ingest_name(provider.process) for provider in config.providers} | {store_name(store) for store in config.stores}
-    return found | ({LEDGER} if config.ledger else set())
+    names = {"run", "repair", *(worker_name(number) for number in range(1, config.normalize_workers + 1))}
+    names |= {ingest_name(provider.process) for provider in config.providers} | {store_name(store) for store in config.stores}
+    return names | ({LEDGER} if config.ledger else set())
 
 
 def member_name(config: Config, worker: str) -> str:

@@ -88,14 +88,14 @@ def left(last: Mapping[str, Any]) -> str:
     """A sentence about the records that are not in the stores yet, or are lost, from the last snapshot."""
     waiting = sum(entry["records"] for entry in last["backlog"])
     spool = last["spool"]
-    found = [
+    parts = [
         f"{waiting:,} records wait in the stream for a stage that has not read them; the next start continues with them" if waiting else "",
         f"{spool['spooled']:,} records wait on disk for the stream; the next start sends them" if spool["spooled"] else "",
         f"{spool['refused']:,} records are lost because the spool was full" if spool["refused"] else "",
         "the stream lost records before a stage read them: `tapeline gaps` shows them" if last["forgotten"] else "",
         "" if all(entry["balanced"] for entry in last["equations"]) else "the accounting does not balance: `tapeline status` shows where",
     ]
-    return "; ".join(part for part in found if part) + "." if any(found) else "everything received is in the stores."
+    return "; ".join(part for part in parts if part) + "." if any(parts) else "everything received is in the stores."
 
 
 def _idle(
@@ -108,13 +108,13 @@ def _idle(
     def idle() -> bool:
         if seconds is None:
             return False
-        words = read_status(settings.root)
-        for word in (words.get(name, {}) for name in ingests):
-            if word.get("started_ns", 0) < started_ns:
+        statuses = read_status(settings.root)
+        for status in (statuses.get(name, {}) for name in ingests):
+            if status.get("started_ns", 0) < started_ns:
                 return False  # this ingest process has not reported since the run began
             # Measured up to its last report, not up to now: an old report, or that of a dead process, says nothing about now.
-            quiet_ns = word["updated_ns"] - max(word.get("last_data_ns", 0), word["started_ns"])
-            if quiet_ns < seconds * 1e9 or word.get("unsettled") or word.get("spooled"):
+            quiet_ns = status["updated_ns"] - max(status.get("last_data_ns", 0), status["started_ns"])
+            if quiet_ns < seconds * 1e9 or status.get("unsettled") or status.get("spooled"):
                 return False
         return not any(backlog.records for backlog in backlogs(stream, stores, raw_groups))
 

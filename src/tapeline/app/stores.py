@@ -125,19 +125,19 @@ def open_stores(config: Config) -> dict[str, Store]:
 def open_renames(config: Config, environ: Mapping[str, str] | None = None) -> list[Renames]:
     """The renaming of symbols in each configured store. Nothing is connected yet. Raises ConfigError as `open_store`."""
     open_stores(config)  # raises ConfigError for an unknown address or a missing package
-    found: list[Renames] = []
+    renames: list[Renames] = []
     for store in config.stores:
         if store_name(store) == "lake":
             from tapeline.stores.lake.renaming import LakeRenaming
 
-            found.append(LakeRenaming(_lake_folder(config, store), identity))
+            renames.append(LakeRenaming(_lake_folder(config, store), identity))
         else:
             from tapeline.stores.postgres.database import Database
             from tapeline.stores.postgres.renaming import PostgresRenaming
 
             password = store_password(store, environment() if environ is None else environ)
-            found.append(PostgresRenaming(Database(store.url, password), identity))
-    return found
+            renames.append(PostgresRenaming(Database(store.url, password), identity))
+    return renames
 
 
 #: The stores that can be read: the name for `source` -> a function that opens it. A new source is added here and nowhere else.

@@ -39,7 +39,7 @@ class StageFailed(TapelineError):
 
 @dataclass(slots=True)
 class Stage:
-    """A stage's process, and the history of its earlier processes. `started`, `again_at` and `asked` are monotonic seconds."""
+    """A stage's process, and the history of its earlier processes. `started`, `again_at` and `stopping_since` are monotonic seconds."""
 
     name: str
     command: Sequence[str]
@@ -52,7 +52,7 @@ class Stage:
     again_at: float = 0.0
     waits: Iterator[float] | None = field(default=None, repr=False)
     listener: threading.Thread | None = field(default=None, repr=False)
-    asked: float | None = None  # when its process was told to end
+    stopping_since: float | None = None  # when its process was told to end
 
 
 class Supervisor:
@@ -123,7 +123,7 @@ class Supervisor:
         stage.process = subprocess.Popen(  # noqa: S603 our own command
             stage.command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True, env=self._environment
         )
-        stage.started, stage.asked = self._clock(), None
+        stage.started, stage.stopping_since = self._clock(), None
         stage.listener = threading.Thread(target=self._listen, args=(stage.process,), name=f"listen to {stage.name}", daemon=True)
         stage.listener.start()
 
@@ -184,16 +184,16 @@ class Supervisor:
                     unfinished = True
 
     def _ask_to_end(self, stage: Stage) -> None:
-        if stage.process is not None and stage.asked is None:
-            stage.asked = self._clock()
+        if stage.process is not None and stage.stopping_since is None:
+            stage.stopping_since = self._clock()
             stage.process.terminate()
 
     def _ended(self, stage: Stage) -> bool:
         """Wait for a stage to end; return whether it finished its work. A stage that does not end within 75 s is killed."""
-        if stage.process is None or stage.asked is None:
+        if stage.process is None or stage.stopping_since is None:
             return True
         try:
-            status = stage.process.wait(max(0.0, stage.asked + _STOP_WITHIN_S - self._clock()))
+            status = stage.process.wait(max(0.0, stage.stopping_since + _STOP_WITHIN_S - self._clock()))
         except subprocess.TimeoutExpired:
             log.error(
                 "%s did not stop within %.0f s. Tapeline kills it. The next start redoes what it had not committed.",

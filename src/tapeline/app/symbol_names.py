@@ -16,15 +16,15 @@ def configured_names(config: Config) -> Names:
     """The configured splits of symbols: (provider, feed) -> {exchange name: canonical name}.
 
     Raises ConfigError for a split that is not possible."""
-    found: dict[tuple[str, str], dict[str, str]] = {}
+    splits: dict[tuple[str, str], dict[str, str]] = {}
     for some in config.providers:
         for name, symbol in some.names.items():
             if not PROVIDERS[some.name].splits_names or symbol.replace("/", "") != name or symbol.count("/") != 1:
                 raise ConfigError(
                     f'[[providers]] names: {name} = "{symbol}" does not split a symbol of {some.name}. Write it like ADAEUR = "ADA/EUR".'
                 )
-            found.setdefault((some.name, feed_of(some)), {})[name] = symbol
-    return found
+            splits.setdefault((some.name, feed_of(some)), {})[name] = symbol
+    return splits
 
 
 def known_names(config: Config) -> Names:

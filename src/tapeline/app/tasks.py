@@ -37,7 +37,7 @@ from tapeline.jobs.export import Form
 from tapeline.jobs.rebuild import RawRecords
 from tapeline.jobs.reconcile import Reconciled
 from tapeline.jobs.reconcile import reconcile as compare
-from tapeline.jobs.repair import ASKED_FOR, Repaired, wanted
+from tapeline.jobs.repair import REQUESTED_STATES, Repaired, wanted
 from tapeline.jobs.repair import repair as fill
 from tapeline.ledger.facts import Interval, Key
 from tapeline.local.locks import own
@@ -88,15 +88,15 @@ class Gap:
     span: Span
 
 
-def plan_backfill(config: Config, asked: Wanted, span_ns: tuple[int, int]) -> list[Planned]:
+def plan_backfill(config: Config, request: Wanted, span_ns: tuple[int, int]) -> list[Planned]:
     """What `backfill` would request, without a request. `span_ns`: [start, end) in ns, UTC. Raises ConfigError as `history_jobs`."""
-    jobs = history_jobs(config, asked, *span_ns, threading.Event())
+    jobs = history_jobs(config, request, *span_ns, threading.Event())
     return [Planned(job, requests_of(job, source)) for job, source in jobs]
 
 
 def backfill(
     config: Config,
-    asked: Wanted,
+    request: Wanted,
     span_ns: tuple[int, int],
     stop: threading.Event,
     *,
@@ -108,7 +108,7 @@ def backfill(
 
     `again`: fetch everything again, even if an earlier call fetched it. Raises ConfigError, Busy while the same job runs, Unavailable,
     Refused, DiskProblem."""
-    jobs = history_jobs(config, asked, *span_ns, stop)
+    jobs = history_jobs(config, request, *span_ns, stop)
     leftovers.remove_old_logs(config.root, time.time(), config.stream.retain_hours * 3_600)
     for job, source in jobs:
         # All jobs that read files unpack them into one folder, so they share a lock.
@@ -119,20 +119,20 @@ def backfill(
                 leftovers.remove_old_files(config.root / "backfill" / "files", time.time())
             if again:
                 log.forget()
-            with watch(job) as told:
-                state = Backfill(job, source, stream, log, Random(), stop, workers).run(told)
+            with watch(job) as progress:
+                state = Backfill(job, source, stream, log, Random(), stop, workers).run(progress)
         yield Backfilled(job, state)
         if stop.is_set():
             return
 
 
 def reconcile(
-    config: Config, asked: Wanted, span_ns: tuple[int, int], stop: threading.Event, store: str = "lake"
+    config: Config, request: Wanted, span_ns: tuple[int, int], stop: threading.Event, store: str = "lake"
 ) -> Iterator[Reconciled | Failed]:
     """Compare a store's rows of `span_ns`, [start, end) in ns, UTC, with the providers' history, and send what the store lacks.
 
     Raises ConfigError, Unavailable; the results yielded before are done."""
-    jobs = history_jobs(config, asked, *span_ns, stop)
+    jobs = history_jobs(config, request, *span_ns, stop)
     source, connection, names = open_source(config, store), f"reconcile-{time.time_ns()}", known_names(config)
     with closing(open_stream(config)) as stream:
         for job, history in jobs:
@@ -148,8 +148,8 @@ def gaps_to_repair(config: Config, symbols: Collection[str] = (), provider: str 
     """The gaps that a provider's history may fill, the latest first. A gap whose events may still arrive by themselves is left out.
 
     Raises ConfigError as `known_intervals`."""
-    known = known_intervals(config, symbols, provider, ASKED_FOR)
-    return [Gap(*found) for found in wanted(known, configured_feeds(config), time.time_ns())]
+    known = known_intervals(config, symbols, provider, REQUESTED_STATES)
+    return [Gap(*gap) for gap in wanted(known, configured_feeds(config), time.time_ns())]
 
 
 def repair(config: Config, gaps: Sequence[Gap]) -> Iterator[Repaired | Failed]:
@@ -220,9 +220,9 @@ def compact(config: Config, day: date, progress: Progress) -> list[compacting.Co
     return compacting.compact(_lake(config), day, progress)
 
 
-def tidy(config: Config, now: datetime, told: Callable[[compacting.Compacted], None]) -> None:
+def tidy(config: Config, now: datetime, report: Callable[[compacting.Compacted], None]) -> None:
     """Compact the days that are over, and merge the small files of the other days. Raises ConfigError if there is no lake."""
-    tidying.tidy(_lake(config), now, told)
+    tidying.tidy(_lake(config), now, report)
 
 
 def prune(config: Config, today: date, *, dry_run: bool = False) -> list[retention.Pruned]:

@@ -76,25 +76,25 @@ def backfill(
 
     settings, stop = load_config(config), stop_on_signal()
     begin_ns, end_ns = _moments(start, end)
-    asked = Wanted(provider, _listed(symbols), _listed(channels), files=origin is Origin.files)
+    request = Wanted(provider, _listed(symbols), _listed(channels), files=origin is Origin.files)
     if dry_run:
-        _show(tasks.plan_backfill(settings, asked, (begin_ns, end_ns)), format)
+        _show(tasks.plan_backfill(settings, request, (begin_ns, end_ns)), format)
         return
     failed = False
     bar = partial(_bar, format)
-    for done in tasks.backfill(settings, asked, (begin_ns, end_ns), stop, workers=workers, again=again, watch=bar):
+    for done in tasks.backfill(settings, request, (begin_ns, end_ns), stop, workers=workers, again=again, watch=bar):
         failed = failed or bool(done.state.failed)
-        _tell(done, format)
+        _report(done, format)
     if stop.is_set():
         echo("Stopped. What was fetched is in the stream. Run the same command again to continue.", err=True)
         raise typer.Exit(130)
     raise typer.Exit(1 if failed else 0)
 
 
-def _tell(done: Backfilled, format: TableOrJson) -> None:  # noqa: A002
+def _report(done: Backfilled, format: TableOrJson) -> None:  # noqa: A002
     from tapeline.jobs.backfill.backfill import encoded
 
-    echo(encoded(done.state).decode() if format is TableOrJson.json else _in_words(done.job, done.state))
+    echo(encoded(done.state).decode() if format is TableOrJson.json else _summary(done.job, done.state))
     for span, error in done.state.failed:
         echo(f"{span.symbol} {span.channel} from {times.text(span.start_ns)}: {error}", err=True)
 
@@ -131,30 +131,30 @@ def reconcile(
     if end_ns <= start_ns:
         raise ConfigError(f"{day} (UTC) has not begun. Use an earlier day.")
     differ = False
-    asked = Wanted(provider, _listed(symbols), _listed(channels))
-    for found in tasks.reconcile(settings, asked, (start_ns, end_ns), stop, source):
-        if isinstance(found, tasks.Failed):
+    request = Wanted(provider, _listed(symbols), _listed(channels))
+    for result in tasks.reconcile(settings, request, (start_ns, end_ns), stop, source):
+        if isinstance(result, tasks.Failed):
             differ = True
-            echo(f"{found.key.symbol} {found.key.channel}: {found.error}", err=True)
+            echo(f"{result.key.symbol} {result.key.channel}: {result.error}", err=True)
             continue
-        differ = differ or not found.equal
-        echo(json.dumps({**found.key._asdict(), **_numbers(found)}) if format is TableOrJson.json else _compared(found))
+        differ = differ or not result.equal
+        echo(json.dumps({**result.key._asdict(), **_numbers(result)}) if format is TableOrJson.json else _compared(result))
     raise typer.Exit(1 if differ else 0)
 
 
-def _numbers(found: Reconciled) -> dict[str, int | float | None]:
-    return {name: value for name, value in asdict(found).items() if name != "key"}
+def _numbers(result: Reconciled) -> dict[str, int | float | None]:
+    return {name: value for name, value in asdict(result).items() if name != "key"}
 
 
-def _compared(found: Reconciled) -> str:
-    what = f"{found.key.symbol} {found.key.channel}: {found.stored:,} stored, {found.in_history:,} in the history"
-    if found.equal:
+def _compared(result: Reconciled) -> str:
+    what = f"{result.key.symbol} {result.key.channel}: {result.stored:,} stored, {result.in_history:,} in the history"
+    if result.equal:
         return f"{what}: equal"
-    extra = f"; {found.only_stored:,} are only in the store" if found.only_stored else ""
-    missed = f"; {found.only_in_history:,} were missing and were sent through the stream" if found.only_in_history else ""
-    unread = f"; {found.rejected:,} could not be read: see `tapeline rejected list`" if found.rejected else ""
-    differ = f"; {found.differing:,} differ in price, size or side" if found.differing else ""
-    doubt = "" if found.claimed else "; the ledger does not use this history as evidence"
+    extra = f"; {result.only_stored:,} are only in the store" if result.only_stored else ""
+    missed = f"; {result.only_in_history:,} were missing and were sent through the stream" if result.only_in_history else ""
+    unread = f"; {result.rejected:,} could not be read: see `tapeline rejected list`" if result.rejected else ""
+    differ = f"; {result.differing:,} differ in price, size or side" if result.differing else ""
+    doubt = "" if result.claimed else "; the ledger does not use this history as evidence"
     return f"{what}{missed}{extra}{differ}{unread}{doubt}"
 
 
@@ -201,7 +201,7 @@ def _bar(format: TableOrJson, job: Job) -> Iterator[Callable[[State], None]]:  #
         yield lambda state: bar.update(task, completed=state.share, events=state.events, pages=state.pages)
 
 
-def _in_words(job: Job, state: State) -> str:
+def _summary(job: Job, state: State) -> str:
     left = state.spans - state.spans_done
     what = f"{job.provider} {job.feed}: {state.events:,} events on {state.pages:,} pages are in the stream"
     return f"{what}; {left} of {state.spans} parts are left." if left else f"{what}; all {state.spans} parts are fetched."

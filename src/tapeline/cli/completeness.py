@@ -55,7 +55,7 @@ def gaps(
     config: ConfigOption = None,
     format: Annotated[Format, typer.Option(help="table, csv, json or parquet.")] = Format.table,  # noqa: A002
 ) -> None:
-    """List all known gaps: for each symbol and channel, the spans of time whose data nothing proves to be there.
+    """List all known gaps: for each symbol and channel, the periods in which data is missing or may be missing.
 
     Status 0: there are no gaps. Status 1: there are some.
 
@@ -72,8 +72,8 @@ def gaps(
     settings = load_config(config)
     since_ns = times.parse(since, "--since") if since is not None else None
     rows: list[dict[str, Any]] = []
-    for key, found in known_intervals(settings, symbol or (), provider, MISSING).items():
-        rows += [_row(key, one) for one in found if since_ns is None or one.end_ns > since_ns]
+    for key, intervals in known_intervals(settings, symbol or (), provider, MISSING).items():
+        rows += [_row(key, one) for one in intervals if since_ns is None or one.end_ns > since_ns]
     if format is Format.table:
         if rows:
             _show_gaps(rows)
@@ -116,9 +116,9 @@ def complete(
         there = ", ".join(sorted({f"{key.provider} {key.feed} {key.channel}" for key in of_symbol}))
         raise ConfigError(f"The ledger has no such channel for {symbol}. It has: {there}.")
     answers = []
-    for key, found in sorted(chosen.items()):
-        until_ns = _so_far(found, start_ns, end_ns) if end_ns < start_ns + _DAY_NS else end_ns
-        answers.append(answer(key, found, start_ns, until_ns))
+    for key, intervals in sorted(chosen.items()):
+        until_ns = _so_far(intervals, start_ns, end_ns) if end_ns < start_ns + _DAY_NS else end_ns
+        answers.append(answer(key, intervals, start_ns, until_ns))
         if format is TableOrJson.json:
             echo(json.dumps(_as_json(answers[-1], day, until_ns)))
         else:
@@ -135,11 +135,11 @@ def repair(
     follow: Annotated[bool, typer.Option("--follow", help="Keep running, and fill gaps as they open, as `tapeline run` does.")] = False,
     config: ConfigOption = None,
 ) -> None:
-    """Fill gaps from the provider's history. The command requests the missing numbers and sends the pages through the stream.
+    """Fill gaps from the provider's history. The command requests the missing events and sends the pages through the stream.
 
     Binance: trade, aggTrade and klines. Polygon and Alpaca: trades, quotes and bars, by the time of the gap. `tapeline normalize`, the
-    stores and the ledger must be running, or be started afterwards. If the history does not hold a number either, the ledger then reports
-    it as unrecoverable. A call that is killed or repeated duplicates nothing. Status 1: some gaps could not be requested. They are named,
+    stores and the ledger must be running, or be started afterwards. If the history lacks an event too, the ledger then reports the gap
+    as unrecoverable. A call that is killed or repeated duplicates nothing. Status 1: some gaps could not be requested. They are named,
     and all others were requested.
 
     Example: `tapeline repair --symbol BTC/USDT --dry-run`
@@ -171,7 +171,7 @@ def _keep_repairing(settings: Config) -> None:
     from tapeline.app.histories import open_histories
     from tapeline.app.ledgers import open_ledger
     from tapeline.app.streams import open_stream
-    from tapeline.jobs.repair import ASKED_FOR, GapRepairer
+    from tapeline.jobs.repair import REQUESTED_STATES, GapRepairer
     from tapeline.ledger import read_intervals
     from tapeline.retry import loop
     from tapeline.retry.backoff import backoff
@@ -181,7 +181,7 @@ def _keep_repairing(settings: Config) -> None:
         stream, ledger = open_stream(settings), open_ledger(settings)
         stage = GapRepairer(
             stream,
-            lambda: read_intervals(ledger.intervals(states=ASKED_FOR)),
+            lambda: read_intervals(ledger.intervals(states=REQUESTED_STATES)),
             open_histories(settings, environment(), random, stop.wait),
             StatusFile(settings.root, "repair"),
             stop,
@@ -192,11 +192,11 @@ def _keep_repairing(settings: Config) -> None:
         stream.close()
 
 
-def _so_far(found: Iterable[Interval], start_ns: int, now_ns: int) -> int:
+def _so_far(intervals: Iterable[Interval], start_ns: int, now_ns: int) -> int:
     """How far the answer reaches on a day that is not over: to the last evidence, or to now if that is old or is followed by a gap."""
     from tapeline.ledger.intervals import COVERED
 
-    begun = [one for one in found if one.start_ns < now_ns]
+    begun = [one for one in intervals if one.start_ns < now_ns]
     there = [one for one in begun if one.state in COVERED]
     # If events are numbered, only the next number can tell whether anything came after the last one.
     counted = any(one.state == "proven" for one in there)
@@ -224,11 +224,11 @@ def _show_gaps(rows: list[dict[str, Any]]) -> None:
 
 def _show(one: Answer, day: str, until_ns: int | None) -> None:
     """`until_ns`: the time up to which the answer holds, if the day is not over."""
-    word, style = _MARKS[one.verdict]
+    mark, style = _MARKS[one.verdict]
     console = Output(highlight=False)
     so_far = f" up to {text(until_ns)[11:]}" if until_ns is not None else ""
     what = f"{one.key.symbol} {day}, {one.key.provider} {one.key.feed} {one.key.channel}, complete{so_far}: "
-    console.print(Text.assemble(what, (word, style)), soft_wrap=True)
+    console.print(Text.assemble(what, (mark, style)), soft_wrap=True)
     for interval in one.holes or one.intervals:
         line = f"  {text(interval.start_ns)} to {text(interval.end_ns)}  {interval.state}: {interval.evidence}"
         console.print(Text(line), soft_wrap=True)

@@ -15,7 +15,7 @@ from tapeline.cli.app import app
 from tapeline.cli.terminal import ConfigOption, echo, load_config, progress
 
 if TYPE_CHECKING:
-    from tapeline.jobs.export import Progress as Told
+    from tapeline.jobs.export import Progress
 
 
 class Form(StrEnum):
@@ -62,19 +62,19 @@ def export(
     if start_ns > end_ns:
         raise WrongArgument(f"--start {start} is after --end {end}. Swap them: the range is start <= time < end.")
     request = tasks.ExportRequest(symbol, (start_ns, end_ns), kind.value if kind is not None else None, channel, provider, source)
-    with _shown(f"exporting {symbol}", start_ns, end_ns) as told:
-        done = tasks.export(load_config(config), request, to, form.value, told)
+    with _shown(f"exporting {symbol}", start_ns, end_ns) as report:
+        done = tasks.export(load_config(config), request, to, form.value, report)
     echo(f"{done.rows:,} rows in {done.files:,} files, {done.bytes / 1e6:,.1f} MB: {done.folder}", err=True)
 
 
 @contextmanager
-def _shown(what: str, start_ns: int, end_ns: int) -> Iterator[Told]:
+def _shown(what: str, start_ns: int, end_ns: int) -> Iterator[Progress]:
     """A progress bar on a terminal. It shows the event time that was reached, because the number of rows is not known."""
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[rows]:,} rows"), TimeRemainingColumn())
     with progress(*columns) as bar:
         task = bar.add_task(what, total=end_ns - start_ns, rows=0)
 
-        def told(rows: int, ts_ns: int) -> None:
+        def report(rows: int, ts_ns: int) -> None:
             bar.update(task, completed=ts_ns - start_ns, rows=rows)
 
-        yield told
+        yield report

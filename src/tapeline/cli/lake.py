@@ -46,10 +46,10 @@ def compact(
 
     settings = load_config(config)
     for day in [_day(text) for text in days]:
-        with progress_bars(f"compacting {day}") as told:
-            done = tasks.compact(settings, day, told)
+        with progress_bars(f"compacting {day}") as progress:
+            done = tasks.compact(settings, day, progress)
         for one in done:
-            echo(_as_json(one) if format is TableOrJson.json else _in_words(one))
+            echo(_as_json(one) if format is TableOrJson.json else _compacted(one))
         if not done:
             echo(f"{day}: the lake has no data of this day.", err=True)
 
@@ -91,10 +91,10 @@ def tidy(config: ConfigOption = None, format: FormatOption = TableOrJson.table) 
     """
     from tapeline.app import tasks
 
-    def told(one: Compacted) -> None:
-        echo(_as_json(one) if format is TableOrJson.json else _in_words(one))
+    def report(one: Compacted) -> None:
+        echo(_as_json(one) if format is TableOrJson.json else _compacted(one))
 
-    tasks.tidy(load_config(config), datetime.now(UTC), told)
+    tasks.tidy(load_config(config), datetime.now(UTC), report)
 
 
 @lake_app.command()
@@ -127,8 +127,8 @@ def check(
     from tapeline.app import tasks
 
     settings, chosen = load_config(config), _day(day) if day is not None else None
-    with progress_bars("checking") as told:
-        done = tasks.check_lake(settings, chosen, told)
+    with progress_bars("checking") as progress:
+        done = tasks.check_lake(settings, chosen, progress)
     for one in done:
         echo(_as_json(one) if format is TableOrJson.json else _checked(one))
     raise typer.Exit(1 if any(one.findings for one in done) else 0)
@@ -150,12 +150,12 @@ def repair(
     from tapeline.app import tasks
 
     settings = load_config(config)
-    whole, found = True, False
-    with progress_bars("checking") as told:
-        for one in tasks.repair_lake(settings, told, drop=drop):
+    whole, damaged = True, False
+    with progress_bars("checking") as progress:
+        for one in tasks.repair_lake(settings, progress, drop=drop):
             echo(_as_json(one) if format is TableOrJson.json else _repaired(one))
-            whole, found = whole and not one.problem and not one.lost, True
-    if not found and format is not TableOrJson.json:
+            whole, damaged = whole and not one.problem and not one.lost, True
+    if not damaged and format is not TableOrJson.json:
         echo("Nothing is damaged.")
     raise typer.Exit(0 if whole else 1)
 
@@ -168,8 +168,8 @@ def _day(text: str) -> date:
 
 
 def _as_json(one: Compacted | Pruned | Vacuumed | Checked | Repaired) -> str:
-    found = asdict(one)
-    return json.dumps({name: found[name] for name in sorted(found, key=lambda name: name != "day")}, default=str)
+    fields = asdict(one)
+    return json.dumps({name: fields[name] for name in sorted(fields, key=lambda name: name != "day")}, default=str)
 
 
 def _pruned(one: Pruned, dry_run: bool) -> str:
@@ -184,8 +184,8 @@ def _vacuumed(one: Vacuumed) -> str:
 def _checked(one: Checked) -> str:
     gone = [f"{count:,} {what}" for count, what in ((one.removed, "removed by retention"), (one.lost, "given up")) if count]
     rows = f"{one.rows:,} rows in {one.files:,} files, {one.bytes / 1e6:,.1f} MB" + (f" ({', '.join(gone)})" if gone else "")
-    found: Sequence[str] = [f"{one.table}: {rows}: {'no problems' if not one.findings else f'{len(one.findings)} problems'}"]
-    return "\n".join([*found, *(f"  {each.problem}: {each.file or each.day or one.table} {each.detail}" for each in one.findings)])
+    lines: Sequence[str] = [f"{one.table}: {rows}: {'no problems' if not one.findings else f'{len(one.findings)} problems'}"]
+    return "\n".join([*lines, *(f"  {each.problem}: {each.file or each.day or one.table} {each.detail}" for each in one.findings)])
 
 
 def _repaired(one: Repaired) -> str:
@@ -195,7 +195,7 @@ def _repaired(one: Repaired) -> str:
     return f"{what}: {one.found:,} rows rebuilt" + (f", {one.lost:,} rows lost for good" if one.lost else "")
 
 
-def _in_words(one: Compacted) -> str:
+def _compacted(one: Compacted) -> str:
     if not one.changed:
         return f"{one.day} {one.table}: already compacted" if one.files_after else f"{one.day} {one.table}: no data"
     files = f"{one.files_before:,} files, {one.bytes_before / 1e6:,.1f} MB, are now {one.files_after:,}, {one.bytes_after / 1e6:,.1f} MB"

@@ -88,7 +88,7 @@ def sql(
 
 @app.command()
 def tail(
-    topic: Annotated[TailTopic, typer.Argument(help="The topic of the stream.")],
+    topic: Annotated[TailTopic, typer.Argument(help="The topic of the stream: raw, ticks, bars, notices or rejected.")],
     symbol: Annotated[str | None, typer.Option(help="Only this symbol (canonical, such as BTC/USDT).")] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Keep printing records as they arrive, until Ctrl-C.")] = False,
     lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="How many of the latest records to print.")] = 10,
@@ -195,17 +195,17 @@ def status(
     problem: Unavailable | None = None
     try:
         stages = stage_names(settings)
-        found = snapshot(settings.root, stream, open_stores(settings), raw_consumer_groups(settings), stages=stages)
+        state = snapshot(settings.root, stream, open_stores(settings), raw_consumer_groups(settings), stages=stages)
     except Unavailable as error:
-        problem, found = error, snapshot(settings.root, None, {}, stages=stage_names(settings))
+        problem, state = error, snapshot(settings.root, None, {}, stages=stage_names(settings))
     stream.close()
     if format is TableOrJson.json:
-        echo(json.dumps(found))
+        echo(json.dumps(state))
     else:
-        Output().print(tables(found))
+        Output().print(tables(state))
     if problem is not None:
         raise problem
-    raise typer.Exit(0 if all(entry["balanced"] for entry in found["equations"]) else 1)
+    raise typer.Exit(0 if all(entry["balanced"] for entry in state["equations"]) else 1)
 
 
 @app.command()
@@ -214,7 +214,7 @@ def audit(
     symbol: Annotated[str | None, typer.Option(help="Instead of an id: the canonical symbol, together with --time.")] = None,
     time_ns: Annotated[
         str | None,
-        typer.Option("--time", help="With --symbol: ns since 1970, or ISO 8601 with zone. The nearest tick at or before it is taken."),
+        typer.Option("--time", help="With --symbol: ns since 1970, or ISO 8601 with zone. Takes the nearest tick at or before it."),
     ] = None,
     config: ConfigOption = None,
     format: Annotated[TableOrJson, typer.Option(help="table or json.")] = TableOrJson.table,  # noqa: A002

@@ -51,7 +51,7 @@ def rejected_list(
     settings = load_config(config)
     stream = stream_with_data(settings)
     wanted = (one for one in rejected(stream, _lake_table(settings)) if _wanted(one, provider, reason) and (everything or not one.retried))
-    found = sorted((replace(one, payload=b"") for one in wanted), key=lambda one: (one.received_ns, one.id))
+    events = sorted((replace(one, payload=b"") for one in wanted), key=lambda one: (one.received_ns, one.id))
     stream.close()
     names = ["id", "received", "feed", "reason", *(["retried"] if everything else [])]
     schema = pa.schema([(name, pa.bool_() if name == "retried" else pa.string()) for name in names])
@@ -63,7 +63,7 @@ def rejected_list(
             "reason": one.reason,
             "retried": one.retried,
         }
-        for one in found
+        for one in events
     ]
     if not rows and format is Format.table:
         echo("No rejected events." if provider is None and reason is None else "No matching rejected events.")
@@ -84,13 +84,13 @@ def rejected_show(
     settings = load_config(config)
     wanted = parse_id(event)
     stream = stream_with_data(settings)
-    found = next((one for one in rejected(stream, _lake_table(settings)) if one.id == wanted), None)
+    reject = next((one for one in rejected(stream, _lake_table(settings)) if one.id == wanted), None)
     stream.close()
-    if found is None:
+    if reject is None:
         raise ConfigError(f"No rejected event has the id {event}. `tapeline rejected list --all` lists them.")
-    echo(f"{found.provider}/{found.feed}, connection {found.connection}, received_ns {found.received_ns}", err=True)
-    echo(f"reason: {found.reason}{' (retried)' if found.retried else ''}", err=True)
-    sys.stdout.buffer.write(found.payload + b"\n")
+    echo(f"{reject.provider}/{reject.feed}, connection {reject.connection}, received_ns {reject.received_ns}", err=True)
+    echo(f"reason: {reject.reason}{' (retried)' if reject.retried else ''}", err=True)
+    sys.stdout.buffer.write(reject.payload + b"\n")
 
 
 @rejected_app.command("retry")

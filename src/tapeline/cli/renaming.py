@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def rename(
     old: Annotated[str, typer.Argument(help="The wrong name, such as AD/AEUR.")],
     new: Annotated[str, typer.Argument(help="The right name, such as ADA/EUR.")],
-    provider: Annotated[str | None, typer.Option(help="The symbol's provider; the one whose symbols must be split if left out.")] = None,
+    provider: Annotated[str | None, typer.Option(help="The symbol's provider; if left out, the one whose symbols Tapeline splits.")] = None,
     feed: Annotated[str | None, typer.Option(help="The symbol's feed; the provider's default feed if left out.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be changed, and change nothing.")] = False,
     config: ConfigOption = None,
@@ -60,15 +60,15 @@ def rename(
         check(one, names_in_force(settings, stream))
         if not dry_run:
             open_.enter_context(_alone(settings))
-        found = False
-        with progress_bars("checking" if dry_run else "renaming") as told:
-            for done in rename_symbol(one, stores, open_ledger(settings), told, dry_run=dry_run):
-                found = True
-                echo(_as_json(done) if format is TableOrJson.json else _in_words(done, one, dry_run=dry_run))
+        renamed = False
+        with progress_bars("checking" if dry_run else "renaming") as progress:
+            for done in rename_symbol(one, stores, open_ledger(settings), progress, dry_run=dry_run):
+                renamed = True
+                echo(_as_json(done) if format is TableOrJson.json else _summary(done, one, dry_run=dry_run))
         left = list(waiting(one, stores, RawRecords(stream, DECODERS))) if stream is not None else []
         for some in left:
-            echo(_as_json(some) if format is TableOrJson.json else _in_words(some, one, dry_run=dry_run))
-    if not (found or left) and format is not TableOrJson.json:
+            echo(_as_json(some) if format is TableOrJson.json else _summary(some, one, dry_run=dry_run))
+    if not (renamed or left) and format is not TableOrJson.json:
         echo(f"Nothing is stored under {old}.")
     raise typer.Exit(1 if left else 0)
 
@@ -100,13 +100,13 @@ def _as_json(one: Renamed | RenamedFacts | Waiting) -> str:
     from tapeline.jobs.rename import RenamedFacts, Waiting
 
     extra = {"store": "ledger"} if isinstance(one, RenamedFacts) else {}
-    found = asdict(one)
+    fields = asdict(one)
     if isinstance(one, Waiting):
-        found["waiting"] = found.pop("rows")
-    return json.dumps(extra | found, default=str)
+        fields["waiting"] = fields.pop("rows")
+    return json.dumps(extra | fields, default=str)
 
 
-def _in_words(one: Renamed | RenamedFacts | Waiting, renaming: Renaming, *, dry_run: bool) -> str:
+def _summary(one: Renamed | RenamedFacts | Waiting, renaming: Renaming, *, dry_run: bool) -> str:
     from tapeline.jobs.rename import RenamedFacts, Waiting
 
     become = f"would be renamed to {renaming.new}" if dry_run else f"renamed to {renaming.new}"

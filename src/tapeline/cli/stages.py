@@ -61,7 +61,7 @@ def ingest(
         str, typer.Option(help="Open the [[providers]] with this process name; those without a process name if left out.")
     ] = "",
 ) -> None:
-    """Run only the sockets: record every frame into the stream, byte for byte.
+    """Run only ingest: open the connections and record every frame into the stream, byte for byte.
 
     Example: `tapeline ingest --process crypto` opens what the config marks with `process = "crypto"`
     """
@@ -144,7 +144,7 @@ def ledger(config: ConfigOption = None) -> None:
 
 @app.command()
 def store(
-    name: Annotated[str | None, typer.Argument(help="The name of a store of the configuration; the first store if left out.")] = None,
+    name: Annotated[str | None, typer.Argument(help="The store: lake or postgresql; the configuration's first if left out.")] = None,
     config: ConfigOption = None,
 ) -> None:
     """Run only one store: it stores what normalize wrote, and starts at the position that it recorded itself."""

@@ -106,30 +106,30 @@ def terminal() -> Console:
 
 _STOPPING: Final = (signal.SIGTERM, signal.SIGINT)
 #: The pipe's end that signals are written to.
-_told: list[int] = []
+_wakeup_fds: list[int] = []
 
 
 def stop_on_signal(*, with_parent: bool = False) -> threading.Event:
     """An event that is set by SIGTERM, by SIGINT and, `with_parent`, by the supervisor's death."""
     stop = threading.Event()
-    heard, told = os.pipe()
-    os.set_blocking(told, False)  # required of a signal's write
+    read_fd, write_fd = os.pipe()
+    os.set_blocking(write_fd, False)  # required of a signal's write
 
-    def set_when_asked() -> None:
-        while number := os.read(heard, 1):
+    def set_on_signal() -> None:
+        while number := os.read(read_fd, 1):
             if number[0] in _STOPPING:
                 stop.set()
-        os.close(heard)
+        os.close(read_fd)
 
     # A handler in Python runs late: only when the main thread has come back from a library's call. It also interrupts that thread
     # anywhere, even while it holds the event's own lock. Python's handler in C writes each signal's number at once.
-    threading.Thread(target=set_when_asked, name="wait for a signal", daemon=True).start()
+    threading.Thread(target=set_on_signal, name="wait for a signal", daemon=True).start()
     for number in _STOPPING:
         signal.signal(number, lambda *_: None)
-    signal.set_wakeup_fd(told, warn_on_full_buffer=False)
-    while _told:
-        os.close(_told.pop())  # ends the thread that listened until now
-    _told.append(told)
+    signal.set_wakeup_fd(write_fd, warn_on_full_buffer=False)
+    while _wakeup_fds:
+        os.close(_wakeup_fds.pop())  # ends the thread that listened until now
+    _wakeup_fds.append(write_fd)
     if with_parent and supervisor() is not None:
         threading.Thread(target=_watch_parent, args=(stop,), name="watch supervisor", daemon=True).start()
     return stop
@@ -137,8 +137,8 @@ def stop_on_signal(*, with_parent: bool = False) -> threading.Event:
 
 def supervisor() -> int | None:
     """The supervisor's process id, if a supervisor started this stage."""
-    word, _, pid = os.environ.get("TAPELINE_LOG", "").partition(" ")
-    return int(pid) if word == "supervised" else None
+    mode, _, pid = os.environ.get("TAPELINE_LOG", "").partition(" ")
+    return int(pid) if mode == "supervised" else None
 
 
 def _watch_parent(stop: threading.Event) -> None:
@@ -204,9 +204,9 @@ def progress_bars(what: str) -> Iterator[Callable[[str, int, int], None]]:
     with progress(*columns) as bar:
         tasks: dict[str, TaskID] = {}
 
-        def told(table: str, done: int, rows: int) -> None:
+        def report(table: str, done: int, rows: int) -> None:
             if table not in tasks:
                 tasks[table] = bar.add_task(f"{what} {table}", total=rows)
             bar.update(tasks[table], completed=done)
 
-        yield told
+        yield report

@@ -123,10 +123,10 @@ class Demo:
                 process.wait(10)
 
     def _url(self, name: str, process: subprocess.Popen[bytes]) -> str:
-        said = process.stdout.readline().decode() if process.stdout is not None else ""
-        if " at " not in said:
+        line = process.stdout.readline().decode() if process.stdout is not None else ""
+        if " at " not in line:
             raise Unavailable(f"The {name} simulator did not start. See {self._root / f'{name}.log'}.")
-        return said.rpartition(" at ")[2].strip()
+        return line.rpartition(" at ")[2].strip()
 
     def _pipeline(self, stop: threading.Event) -> int:
         command = [sys.executable, "-m", "tapeline", "run", "--config", str(self._config), "--until-idle", str(_QUIET_S)]
@@ -155,14 +155,14 @@ class Demo:
     def _verdict(self) -> bool:
         settings = load(self._config, {})
         stream = open_stream(settings)
-        found = snapshot(self._root, stream, open_stores(settings))
+        state = snapshot(self._root, stream, open_stores(settings))
         stream.close()
         comparison = compare(self._root / "lake", [self._root / f"{name}.sent.jsonl" for name in _SIMULATORS])
         self._console.print("\n[bold]Accounting[/] (in = out + duplicates + rejected)")
-        for entry in found["equations"]:
+        for entry in state["equations"]:
             self._console.print(f"  {entry['text']}", highlight=False, soft_wrap=True)
         self._console.print(self._sent_and_kept(comparison))
-        balanced = all(entry["balanced"] for entry in found["equations"])
+        balanced = all(entry["balanced"] for entry in state["equations"])
         if comparison.exact and balanced and comparison.sent:
             self._console.print(f"[green]Every one of the {comparison.sent:,} events sent is in the lake exactly once.[/]\n")
         else:

@@ -136,5 +136,5 @@ def compare(lake: Path, journals: Sequence[Path], *, once: bool = False) -> Comp
 
 
 def _rows(db: duckdb.DuckDBPyConnection, query: str) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = db.sql(query).to_arrow_table().to_pylist()
-    return found
+    rows: list[dict[str, Any]] = db.sql(query).to_arrow_table().to_pylist()
+    return rows

@@ -88,11 +88,11 @@ def export(schema: pa.Schema, batches: Iterable[pa.RecordBatch], folder: Path, n
                 raise ConfigError(f"{folder} is a file. Nothing was written. Name a folder that is new or empty.")
             if folder.exists() and any(folder.iterdir()):
                 raise ConfigError(f"{folder} is not empty. Nothing was written. Name a folder that is new or empty.")
-            found = aside / "rows"
-            shutil.rmtree(found, ignore_errors=True)
-            found.mkdir()
-            done = _write(schema, batches, found, f"{name}.{form}", form, progress)
-            found.rename(folder)
+            draft = aside / "rows"
+            shutil.rmtree(draft, ignore_errors=True)
+            draft.mkdir()
+            done = _write(schema, batches, draft, f"{name}.{form}", form, progress)
+            draft.rename(folder)
             sync(folder.parent)
             return Exported(folder, *done)
         finally:

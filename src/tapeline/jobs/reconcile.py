@@ -24,7 +24,7 @@ from tapeline.providers.normalizing import normalize
 from tapeline.providers.registry import CHANNELS, DECODERS
 from tapeline.records import BARS_TOPIC, NS_PER_S, RAW_TOPIC, REJECTED_TOPIC, TICKS_TOPIC, Chunk, Identity, Topic
 from tapeline.stores import with_dates
-from tapeline.stores.duplicates import groups, ranks, told_bare, told_by
+from tapeline.stores.duplicates import bare_identity_columns, groups, identity_columns, ranks
 from tapeline.stores.selection import Selection
 from tapeline.stores.selection import Source as Store
 from tapeline.streams import Stream
@@ -188,45 +188,45 @@ def _matched(held: pa.Table, fetched: pa.Table, rule: Identity) -> pa.Table:
     sides = []
     bare = rule.counted and bool(held[rule.id].null_count + fetched[rule.id].null_count)
     for side, table in enumerate((held, fetched)):
-        told = told_bare(table, rule) if bare else told_by(table, rule)
+        columns = bare_identity_columns(table, rule) if bare else identity_columns(table, rule)
         if bare:
-            told = told.append_column("equal", pa.array(ranks(groups(told))))
-        names = told.schema.names
+            columns = columns.append_column("equal", pa.array(ranks(groups(columns))))
+        names = columns.schema.names
         values = [name for name in _VALUES if name in table.schema.names and name not in names]
         for name in values:
-            told = told.append_column(name, table[name])
+            columns = columns.append_column(name, table[name])
         for name, column in (
             ("at", table["ts_ns"]),
             ("in_held", pa.array(np.full(table.num_rows, int(side == 0)))),
             ("in_fetched", pa.array(np.full(table.num_rows, int(side == 1)))),
             ("on_page", table["page"] if side else pa.nulls(table.num_rows, pa.int64())),
         ):
-            told = told.append_column(name, column)
-        sides.append(told)
+            columns = columns.append_column(name, column)
+        sides.append(columns)
     both = pa.concat_tables([sides[0].cast(sides[1].schema), sides[1]])
-    found = both.group_by(names, use_threads=False).aggregate(
+    events = both.group_by(names, use_threads=False).aggregate(
         [("at", "max"), ("in_held", "sum"), ("in_fetched", "sum"), ("on_page", "min"), *((name, "count_distinct") for name in values)]
     )
-    differs = np.zeros(found.num_rows, bool)
+    differs = np.zeros(events.num_rows, bool)
     for name in values:
-        differs |= found[f"{name}_count_distinct"].to_numpy() > 1
+        differs |= events[f"{name}_count_distinct"].to_numpy() > 1
     matched = pa.table(
         {
-            "ts_ns": found["at_max"],
-            "held": found["in_held_sum"],
-            "fetched": found["in_fetched_sum"],
-            "page": found["on_page_min"],
+            "ts_ns": events["at_max"],
+            "held": events["in_held_sum"],
+            "fetched": events["in_fetched_sum"],
+            "page": events["on_page_min"],
             "differs": pa.array(differs),
         }
     )
-    return _of_one_number(matched, found.select(list(rule.columns))) if rule.values else matched
+    return _of_one_number(matched, events.select(list(rule.columns))) if rule.values else matched
 
 
 def _of_one_number(matched: pa.Table, numbers: pa.Table) -> pa.Table:
     """Merge the events that have the same number. If each side has one that the other lacks, they are one event, and it differs."""
     names = numbers.schema.names
     held, fetched = matched["held"].to_numpy(), matched["fetched"].to_numpy()
-    told = {
+    columns = {
         "at": matched["ts_ns"],
         "in_held": matched["held"],
         "in_fetched": matched["fetched"],
@@ -235,18 +235,18 @@ def _of_one_number(matched: pa.Table, numbers: pa.Table) -> pa.Table:
         "fetched_alone": pa.array((held == 0).astype(np.int64)),
         "on_page": pc.if_else(pa.array(held == 0), matched["page"], pa.scalar(None, pa.int64())),
     }
-    for name, column in told.items():
+    for name, column in columns.items():
         numbers = numbers.append_column(name, column)
     sums = [(name, "sum") for name in ("in_held", "in_fetched", "differing", "held_alone", "fetched_alone")]
-    found = numbers.group_by(names, use_threads=False).aggregate([("at", "max"), ("on_page", "min"), *sums])
-    held_alone, fetched_alone = found["held_alone_sum"].to_numpy() > 0, found["fetched_alone_sum"].to_numpy() > 0
+    events = numbers.group_by(names, use_threads=False).aggregate([("at", "max"), ("on_page", "min"), *sums])
+    held_alone, fetched_alone = events["held_alone_sum"].to_numpy() > 0, events["fetched_alone_sum"].to_numpy() > 0
     return pa.table(
         {
-            "ts_ns": found["at_max"],
-            "held": pa.array(np.where(fetched_alone & ~held_alone, 0, found["in_held_sum"].to_numpy())),
-            "fetched": pa.array(np.where(held_alone & ~fetched_alone, 0, found["in_fetched_sum"].to_numpy())),
-            "page": found["on_page_min"],
-            "differs": pa.array((found["differing_sum"].to_numpy() > 0) | (held_alone & fetched_alone)),
+            "ts_ns": events["at_max"],
+            "held": pa.array(np.where(fetched_alone & ~held_alone, 0, events["in_held_sum"].to_numpy())),
+            "fetched": pa.array(np.where(held_alone & ~fetched_alone, 0, events["in_fetched_sum"].to_numpy())),
+            "page": events["on_page_min"],
+            "differs": pa.array((events["differing_sum"].to_numpy() > 0) | (held_alone & fetched_alone)),
         }
     )
 
@@ -261,5 +261,5 @@ def _inside(table: pa.Table, start_ns: int, end_ns: int) -> pa.Table:
 
 
 def _volume(table: pa.Table) -> float | None:
-    found: float | None = pc.sum(table["volume"]).as_py()
-    return found
+    volume: float | None = pc.sum(table["volume"]).as_py()
+    return volume

@@ -36,7 +36,7 @@ _READ_ROWS: Final = 5_000
 _BATCH_ROWS: Final = 1_000
 _BATCH_BYTES: Final = 8 * 1024 * 1024
 #: The allowance for what a message holds besides its value.
-_BESIDE_BYTES: Final = 256
+_OVERHEAD_BYTES: Final = 256
 
 
 class _Retried(msgspec.Struct):
@@ -81,11 +81,11 @@ def parse_id(text: str) -> Id:
 def rejected(stream: Stream, table: Table) -> Iterator[Rejected]:
     """Every rejected event that the stream or the lake still has, each once. Only a few are in memory at a time."""
     done = _retried(stream, table)
-    told: set[Id] = set()
+    yielded: set[Id] = set()
     for row in _rows(stream, REJECTED_TOPIC, table):
         key = _id(row)
-        if key not in told:
-            told.add(key)
+        if key not in yielded:
+            yielded.add(key)
             yield Rejected(
                 key, row["provider"], row["feed"], row["connection"], row["reason"], row["payload"], row["received_ns"], key in done
             )
@@ -139,7 +139,7 @@ def _sendable(stream: Stream, one: Rejected) -> Rejected | None:
             return None
         one = replace(one, payload=payload)
     if len(one.payload) > TAKEN_EVERYWHERE // 2:
-        size, most = len(arrow.encode(_again([one]))), stream.largest(RAW_TOPIC) - _BESIDE_BYTES
+        size, most = len(arrow.encode(_again([one]))), stream.largest(RAW_TOPIC) - _OVERHEAD_BYTES
         if size > most:
             log.warning("%s was not sent: its message has %d bytes, and the raw topic takes at most %d.", one.name, size, most)
             return None
@@ -154,9 +154,9 @@ def _whole(stream: Stream, one: Rejected, length: int) -> bytes | None:
         return None
     frame = record["payload"].partition(b"\n")[2] if record["kind"] in HEADED else record["payload"]
     split = elements(frame)
-    for found in (frame, bytes(split[index]) if index < len(split) else b""):
-        if len(found) == length and found.startswith(one.payload):
-            return bytes(found)
+    for candidate in (frame, bytes(split[index]) if index < len(split) else b""):
+        if len(candidate) == length and candidate.startswith(one.payload):
+            return bytes(candidate)
     return None
 
 
@@ -167,9 +167,9 @@ def _raw(stream: Stream, partition: int, offset: int) -> Mapping[str, Any] | Non
         return None
     at[partition] = offset
     while (chunk := stream.read(RAW_TOPIC, at, 1)) is not None:
-        for row, (where, found) in enumerate(zip(chunk.partition.tolist(), chunk.offset.tolist(), strict=True)):
-            if where == partition:
-                return chunk.batch.slice(row, 1).to_pylist()[0] if found == offset else None
+        for row, (of_partition, at_offset) in enumerate(zip(chunk.partition.tolist(), chunk.offset.tolist(), strict=True)):
+            if of_partition == partition:
+                return chunk.batch.slice(row, 1).to_pylist()[0] if at_offset == offset else None
         at |= chunk.next
     return None
 
@@ -218,11 +218,11 @@ def _retried(stream: Stream, table: Table) -> set[Id]:
     waiting = (row["payload"] for row in _read(stream, RAW_TOPIC, positions) if row["kind"] == "retried")
     details = [payload.partition(b"\n")[0].decode("utf-8", "replace") for payload in waiting]
     details += [row["detail"] for row in _rows(stream, NOTICES_TOPIC, table) if row["kind"] == "retried"]
-    found: set[Id] = set()
+    ids: set[Id] = set()
     for detail in details:
         with suppress(*UNREADABLE, ConfigError):  # a record of another program, or a shortened one, names no event
-            found.add(parse_id(_RETRIED.decode(detail).of))
-    return found
+            ids.add(parse_id(_RETRIED.decode(detail).of))
+    return ids
 
 
 def _rows(stream: Stream, topic: Topic, table: Table) -> Iterator[Mapping[str, Any]]:

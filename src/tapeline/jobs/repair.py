@@ -77,22 +77,22 @@ def _of_bars(key: Key) -> bool:
 
 
 #: Repair asks the provider for gaps in these states.
-ASKED_FOR: Final[frozenset[State]] = frozenset({"open", "repairing"})
+REQUESTED_STATES: Final[frozenset[State]] = frozenset({"open", "repairing"})
 
 
 def wanted(known: Mapping[Key, Sequence[Interval]], sources: Container[tuple[str, str]], now_ns: int) -> list[tuple[Key, Interval, Span]]:
     """The gaps that can be requested from `sources`, (provider, feed) pairs; the latest first. `now_ns`: UTC.
 
     A gap is left out while its events may still arrive by themselves."""
-    found = [
+    gaps = [
         (key, one, span)
         for key, intervals in known.items()
         if key[:2] in sources
         for one in intervals
-        if one.state in ASKED_FOR and (span := span_of(key, one)) is not None
+        if one.state in REQUESTED_STATES and (span := span_of(key, one)) is not None
         if span.end_ns + (_SETTLED_NS if span.first is not None else HISTORIES[key.provider].settled_ns(key.channel)) < now_ns
     ]
-    return sorted(found, key=lambda gap: -gap[1].start_ns)
+    return sorted(gaps, key=lambda gap: -gap[1].start_ns)
 
 
 def from_both_ends(gaps: Sequence[T]) -> Iterator[T]:

@@ -85,19 +85,19 @@ class Ledger(Protocol):
 
 def read_intervals(table: pa.Table) -> dict[Key, list[Interval]]:
     """Return the intervals of each key, from a table that `Ledger.intervals` returned."""
-    found: dict[Key, list[Interval]] = {}
+    by_key: dict[Key, list[Interval]] = {}
     for batch in table.to_batches(_ROWS_AT_ONCE):
         for row in batch.to_pylist():
             end_ns = ONGOING if row["end_ns"] is None else row["end_ns"]
             one = Interval(row["start_ns"], end_ns, row["state"], row["evidence"], row["first_id"], row["last_id"])
-            found.setdefault(Key(*(row[name] for name in Key._fields)), []).append(one)
-    return found
+            by_key.setdefault(Key(*(row[name] for name in Key._fields)), []).append(one)
+    return by_key
 
 
 def rows_of(changes: Changes) -> Iterable[tuple[str | int | None, ...]]:
     """Yield the rows to write: the key, the interval's number and the interval itself."""
-    for key, (same, found) in changes.items():
-        for number, one in enumerate(found, same):
+    for key, (same, changed) in changes.items():
+        for number, one in enumerate(changed, same):
             end_ns = None if one.end_ns == ONGOING else one.end_ns
             yield (*key, number, one.start_ns, end_ns, one.state, one.evidence, one.first_id, one.last_id)
 

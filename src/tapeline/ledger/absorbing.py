@@ -24,13 +24,13 @@ from tapeline.ledger.facts import (
     with_stretch,
 )
 from tapeline.providers.events import UNREADABLE, Names
-from tapeline.providers.history import asked_of
+from tapeline.providers.history import decode_page_header
 from tapeline.providers.normalizing import Normalized
 from tapeline.providers.registry import HISTORIES
 from tapeline.records import BARS_TOPIC, NOTICES_TOPIC, NS_PER_MS, NS_PER_S, REJECTED_TOPIC, TICKS_TOPIC, Chunk
 
 #: Notices about a connection.
-_TELLING: Final = frozenset({"opened", "subscribed", "closed", "refused", "fetched", "leapt"})
+_ABOUT_CONNECTIONS: Final = frozenset({"opened", "subscribed", "closed", "refused", "fetched", "leapt"})
 #: The connection name of records that no connection brought, such as an exchange's list of its symbols.
 _OF_NONE: Final = ""
 _DAY_S: Final = 86_400
@@ -47,10 +47,10 @@ def forget(facts: Facts, partitions: Iterable[int]) -> None:
     Which records of open connections were lost is not known.
     """
     lost = set(partitions)
-    for name, life in facts.lives.items():
-        if life.partition in lost and not life.fetched and not life.closed_ns and not life.forgotten_since_ns:
-            life.forgotten_since_ns = life.heard_ns
-            facts.touched_lives.add(name)
+    for name, connection in facts.connections.items():
+        if connection.partition in lost and not connection.fetched and not connection.closed_ns and not connection.forgotten_since_ns:
+            connection.forgotten_since_ns = connection.heard_ns
+            facts.touched_connections.add(name)
 
 
 def absorb(facts: Facts, chunk: Chunk, normalized: Normalized, *, taken: bool = True, names: Names = MappingProxyType({})) -> None:
@@ -59,36 +59,37 @@ def absorb(facts: Facts, chunk: Chunk, normalized: Normalized, *, taken: bool = 
     `taken`: whether every store has the events. If not, the records only tell about their connections, and that something was lost."""
     raw = chunk.batch
     received = raw["received_ns"].to_numpy()
-    connections = raw["connection"].dictionary_encode()
-    code = connections.indices.to_numpy()
-    known = connections.dictionary.to_pylist()
+    encoded = raw["connection"].dictionary_encode()
+    code = encoded.indices.to_numpy()
+    known = encoded.dictionary.to_pylist()
     for at in np.unique(code, return_index=True)[1].tolist():
         name = known[code[at]]
-        facts.touched_lives.add(name)
-        if name not in facts.lives:
+        facts.touched_connections.add(name)
+        if name not in facts.connections:
             partition, offset = int(chunk.partition[at]), int(chunk.offset[at])
-            life = ConnectionRecord(raw["provider"][at].as_py(), raw["feed"][at].as_py(), name.rpartition("-")[0])
-            life.partition, life.first_offset, life.last_offset = partition, offset, offset
-            facts.lives[name] = life
+            connection = ConnectionRecord(raw["provider"][at].as_py(), raw["feed"][at].as_py(), name.rpartition("-")[0])
+            connection.partition, connection.first_offset, connection.last_offset = partition, offset, offset
+            facts.connections[name] = connection
     for at, first in _extremes(code, chunk.offset, np.minimum):
-        life = facts.lives[known[at]]
-        life.first_offset = min(life.first_offset, first)
+        connection = facts.connections[known[at]]
+        connection.first_offset = min(connection.first_offset, first)
     for at, last in _extremes(code, chunk.offset, np.maximum):
-        life = facts.lives[known[at]]
-        life.last_offset = max(life.last_offset, last)
+        connection = facts.connections[known[at]]
+        connection.last_offset = max(connection.last_offset, last)
     for at, first_ns in _extremes(code, received, np.minimum):
-        life = facts.lives[known[at]]
+        connection = facts.connections[known[at]]
         if not taken:
-            life.forgotten_since_ns = life.forgotten_since_ns or life.heard_ns or first_ns
-        elif life.forgotten_since_ns:
-            life.forgotten = sorted([*life.forgotten, (life.forgotten_since_ns, max(life.forgotten_since_ns, first_ns - 1))])
-            life.forgotten_since_ns = 0
+            connection.forgotten_since_ns = connection.forgotten_since_ns or connection.heard_ns or first_ns
+        elif connection.forgotten_since_ns:
+            span = (connection.forgotten_since_ns, max(connection.forgotten_since_ns, first_ns - 1))
+            connection.forgotten = sorted([*connection.forgotten, span])
+            connection.forgotten_since_ns = 0
     heard = pc.not_equal(raw["kind"], "closed").to_numpy(zero_copy_only=False)
     for at, last_ns in _extremes(code[heard], received[heard], np.maximum):
-        life = facts.lives[known[at]]
-        life.heard_ns = max(life.heard_ns, last_ns)
+        connection = facts.connections[known[at]]
+        connection.heard_ns = max(connection.heard_ns, last_ns)
     _absorb_notices(facts, normalized.batches[NOTICES_TOPIC], _rejected(normalized.batches[REJECTED_TOPIC]), names, taken=taken)
-    facts.forget_life(_OF_NONE)
+    facts.forget_connection(_OF_NONE)
     if taken:
         place = _Places(chunk)
         for topic in (TICKS_TOPIC, BARS_TOPIC):
@@ -97,7 +98,7 @@ def absorb(facts: Facts, chunk: Chunk, normalized: Normalized, *, taken: bool = 
                 _absorb_events(facts, batch, code[place.rows(batch)], known)
     # These records are copies: everything about a connection in the past is known already.
     for name in facts.past_connections.keys() & set(known):
-        facts.forget_life(name)
+        facts.forget_connection(name)
 
 
 class _Places:
@@ -110,12 +111,12 @@ class _Places:
 
     def rows(self, batch: pa.RecordBatch) -> npt.NDArray[np.int64]:
         partition, offset = batch["raw_partition"].to_numpy(), batch["raw_offset"].to_numpy()
-        found = np.empty(len(offset), np.int64)
+        rows = np.empty(len(offset), np.int64)
         for some in np.unique(partition).tolist():
             mine = partition == some
             low, high = np.searchsorted(self._partition, [some, some + 1])
-            found[mine] = self._order[low + np.searchsorted(self._offset[low:high], offset[mine])]
-        return found
+            rows[mine] = self._order[low + np.searchsorted(self._offset[low:high], offset[mine])]
+        return rows
 
 
 def _rejected(rejected: pa.RecordBatch) -> dict[tuple[int, int], bool]:
@@ -123,123 +124,123 @@ def _rejected(rejected: pa.RecordBatch) -> dict[tuple[int, int], bool]:
 
     The value is whether a whole page was unreadable, so that nothing of it came.
     """
-    found: dict[tuple[int, int], bool] = {}
+    places: dict[tuple[int, int], bool] = {}
     for row in rejected.select(["reason", "raw_partition", "raw_offset"]).to_pylist() if rejected.num_rows else ():
         place = (row["raw_partition"], row["raw_offset"])
-        found[place] = found.get(place, False) or row["reason"].startswith("page: ")
-    return found
+        places[place] = places.get(place, False) or row["reason"].startswith("page: ")
+    return places
 
 
 def _absorb_notices(facts: Facts, notices: pa.RecordBatch, rejected: Mapping[tuple[int, int], bool], names: Names, *, taken: bool) -> None:
     if not notices.num_rows:
         return
     for row in notices.select(["connection", "kind", "detail", "received_ns", "raw_partition", "raw_offset"]).to_pylist():
-        life = facts.lives[row["connection"]]
+        connection = facts.connections[row["connection"]]
         try:
-            told = msgspec.json.decode(row["detail"]) if row["kind"] in _TELLING else None
+            detail = msgspec.json.decode(row["detail"]) if row["kind"] in _ABOUT_CONNECTIONS else None
         except UNREADABLE:
-            told = None
-        if not isinstance(told, dict):
+            detail = None
+        if not isinstance(detail, dict):
             continue
         at_ns = row["received_ns"]
-        _absorb_other_line(facts, told, at_ns)
+        _absorb_other_line(facts, detail, at_ns)
         if row["kind"] == "opened":
-            life.opened_ns, life.topics = at_ns, [str(topic) for topic in told.get("topics", ())]
-            life.names = dict(names.get((life.provider, life.feed), {}))
-            for key in keys_of(life):
+            connection.opened_ns, connection.topics = at_ns, [str(topic) for topic in detail.get("topics", ())]
+            connection.names = dict(names.get((connection.provider, connection.feed), {}))
+            for key in keys_of(connection):
                 facts.carries(row["connection"], key)
         elif row["kind"] == "subscribed":
-            life.subscribed_ns, life.missing = at_ns, [str(topic) for topic in told.get("missing", ())]
+            connection.subscribed_ns, connection.missing = at_ns, [str(topic) for topic in detail.get("missing", ())]
         elif row["kind"] == "closed":
-            life.closed_ns, life.by, life.reason = at_ns, _text(told, "by"), _text(told, "reason")
-            life.stale = _text(told, "stale") if "stale" in told else None
+            connection.closed_ns, connection.by, connection.reason = at_ns, _text(detail, "by"), _text(detail, "reason")
+            connection.stale = _text(detail, "stale") if "stale" in detail else None
         elif row["kind"] == "fetched":
-            life.fetched = True
+            connection.fetched = True
             place = (row["raw_partition"], row["raw_offset"])
             if taken and not rejected.get(place, False):
-                _absorb_read(life, row["detail"], spoiled=place in rejected)
-            for key in keys_of(life):
+                _absorb_read(connection, row["detail"], spoiled=place in rejected)
+            for key in keys_of(connection):
                 facts.carries(row["connection"], key)
         else:
-            span = (int(told.get("from_ns", at_ns)), int(told.get("to_ns", at_ns)))
+            span = (int(detail.get("from_ns", at_ns)), int(detail.get("to_ns", at_ns)))
             if row["kind"] == "leapt":
-                life.leapt = sorted({*life.leapt, span})
+                connection.leapt = sorted({*connection.leapt, span})
             else:
-                life.refused = sorted({*life.refused, span})
+                connection.refused = sorted({*connection.refused, span})
 
 
-def _absorb_other_line(facts: Facts, told: dict[str, object], at_ns: int) -> None:
-    names = told.get("beside")
+def _absorb_other_line(facts: Facts, detail: dict[str, object], at_ns: int) -> None:
+    names = detail.get("beside")
     for name in names if isinstance(names, list) else ():
         # The named connection has opened already, because both lines write into one partition.
-        if isinstance(name, str) and name in facts.lives:
-            life = facts.lives[name]
-            life.beside_ns = max(life.beside_ns, at_ns)
-            facts.touched_lives.add(name)
+        if isinstance(name, str) and name in facts.connections:
+            connection = facts.connections[name]
+            connection.beside_ns = max(connection.beside_ns, at_ns)
+            facts.touched_connections.add(name)
 
 
-def _absorb_read(life: ConnectionRecord, line: str, *, spoiled: bool) -> None:
+def _absorb_read(connection: ConnectionRecord, line: str, *, spoiled: bool) -> None:
     """Add one more page of a read of history. `spoiled`: events of the page were rejected."""
     try:
-        asked = asked_of(line)
+        request = decode_page_header(line)
     except UNREADABLE:
         return
-    label = f"{asked.channel} {asked.symbol}".replace("\0", "")[:_LONGEST_REASON]
-    by_id = asked.first is not None and asked.last is not None
-    wanted = (label, asked.first or 0, asked.last or 0) if by_id else (label, asked.start_ns, asked.end_ns)
-    begun = life.asking if by_id else life.reading
-    if asked.page != next((entry[3] for entry in begun if entry[:3] == wanted), 0) + 1:
+    label = f"{request.channel} {request.symbol}".replace("\0", "")[:_LONGEST_REASON]
+    by_id = request.first is not None and request.last is not None
+    wanted = (label, request.first or 0, request.last or 0) if by_id else (label, request.start_ns, request.end_ns)
+    begun = connection.asking if by_id else connection.reading
+    if request.page != next((entry[3] for entry in begun if entry[:3] == wanted), 0) + 1:
         return  # this page was counted before, or an earlier page is missing
     others = [entry for entry in begun if entry[:3] != wanted]
-    begun = others if asked.done else sorted([*others, (*wanted, asked.page)])
+    begun = others if request.done else sorted([*others, (*wanted, request.page)])
     if by_id:
-        life.asking = begun
+        connection.asking = begun
     else:
-        life.reading = begun
-    spoiled = spoiled or (asked.page > 1 and wanted in life.rejecting)
-    rejecting = {entry for entry in life.rejecting if entry != wanted}
-    life.rejecting = sorted(rejecting | {wanted} if spoiled and not asked.done else rejecting)
-    history = HISTORIES.get(life.provider)
-    if not asked.done or history is None:
+        connection.reading = begun
+    spoiled = spoiled or (request.page > 1 and wanted in connection.rejecting)
+    rejecting = {entry for entry in connection.rejecting if entry != wanted}
+    connection.rejecting = sorted(rejecting | {wanted} if spoiled and not request.done else rejecting)
+    history = HISTORIES.get(connection.provider)
+    if not request.done or history is None:
         return
     if by_id:
-        life.asked = sorted({*life.asked, wanted})
-        life.rejected = sorted({entry for entry in life.rejected if entry != wanted} | ({wanted} if spoiled else set()))
+        connection.asked = sorted({*connection.asked, wanted})
+        connection.rejected = sorted({entry for entry in connection.rejected if entry != wanted} | ({wanted} if spoiled else set()))
         return
     # A page proves nothing about events after the request, or shortly before it, because they may not have been in the history yet.
-    end_ns = min(asked.end_ns, asked.time_ms * NS_PER_MS - history.settled_ns(asked.channel))
+    end_ns = min(request.end_ns, request.time_ms * NS_PER_MS - history.settled_ns(request.channel))
     if spoiled:
-        life.rejected = sorted({*life.rejected, (label, asked.start_ns, end_ns)})
+        connection.rejected = sorted({*connection.rejected, (label, request.start_ns, end_ns)})
     else:
-        life.read = with_stretch(life.read, (label, asked.start_ns, end_ns))
+        connection.read = with_stretch(connection.read, (label, request.start_ns, end_ns))
 
 
-def _text(told: dict[str, object], name: str) -> str:
+def _text(detail: dict[str, object], name: str) -> str:
     """Return a notice's text in a form that every store keeps."""
-    return str(told.get(name, "")).replace("\0", "")[:_LONGEST_REASON]
+    return str(detail.get(name, "")).replace("\0", "")[:_LONGEST_REASON]
 
 
-def _absorb_events(facts: Facts, batch: pa.RecordBatch, connection: npt.NDArray[np.int32], names: list[str]) -> None:
+def _absorb_events(facts: Facts, batch: pa.RecordBatch, connection_index: npt.NDArray[np.int32], names: list[str]) -> None:
     keys, code = _keys(batch)
     named = np.array([len(key.symbol) <= _LONGEST_SYMBOL and "\0" not in key.symbol for key in keys])[code]
     if not named.all():
-        batch, connection, code = batch.filter(pa.array(named)), connection[named], code[named]
+        batch, connection_index, code = batch.filter(pa.array(named)), connection_index[named], code[named]
     received = batch["received_ns"].to_numpy()
-    both = connection.astype(np.int64) * len(keys) + code
+    both = connection_index.astype(np.int64) * len(keys) + code
     for at, first in _extremes(both, received, np.minimum):
         name, key = names[at // len(keys)], keys[at % len(keys)]
-        life = facts.lives[name]
+        connection = facts.connections[name]
         label = f"{key.channel} {key.symbol}"
-        if label not in life.first:
+        if label not in connection.first:
             facts.carries(name, key)
-        life.first[label] = min(first, life.first.get(label, first))
+        connection.first[label] = min(first, connection.first.get(label, first))
     for at, last in _extremes(both, received, np.maximum):
-        life, channel = facts.lives[names[at // len(keys)]], keys[at % len(keys)].channel
-        life.last[channel] = max(last, life.last.get(channel, last))
+        connection, channel = facts.connections[names[at // len(keys)]], keys[at % len(keys)].channel
+        connection.last[channel] = max(last, connection.last.get(channel, last))
     if "sequence" in batch.schema.names:
-        _absorb_ages(facts, received - batch["ts_ns"].to_numpy(), received, connection, names)
+        _absorb_ages(facts, received - batch["ts_ns"].to_numpy(), received, connection_index, names)
     ids, start_ns, end_ns = _numbered(batch)
-    live = np.array([not facts.lives[name].fetched for name in names])[connection]
+    live = np.array([not facts.connections[name].fetched for name in names])[connection_index]
     strange = live & (np.abs(start_ns - received) > _DRIFT_NS)
     start_ns, end_ns = np.where(strange, received, start_ns), np.where(strange, received, end_ns)
     counted = np.array([_contiguous(key) for key in keys])[code] & (ids >= 0)
@@ -250,21 +251,21 @@ def _absorb_events(facts: Facts, batch: pa.RecordBatch, connection: npt.NDArray[
 
 
 def _absorb_ages(
-    facts: Facts, age: npt.NDArray[np.int64], received: npt.NDArray[np.int64], connection: npt.NDArray[np.int32], names: list[str]
+    facts: Facts, age: npt.NDArray[np.int64], received: npt.NDArray[np.int64], connection_index: npt.NDArray[np.int32], names: list[str]
 ) -> None:
     # An event without a time of its own has the receive time instead. Its age says nothing.
-    telling = (age != 0) & (np.abs(age) < _DRIFT_NS)
-    age, received, connection = age[telling], received[telling], connection[telling]
-    for at, least in _extremes(connection, age, np.minimum):
-        life = facts.lives[names[at]]
-        life.least_age_ns = least if life.least_age_ns is None else min(life.least_age_ns, least)
+    valid = (age != 0) & (np.abs(age) < _DRIFT_NS)
+    age, received, connection_index = age[valid], received[valid], connection_index[valid]
+    for at, least in _extremes(connection_index, age, np.minimum):
+        connection = facts.connections[names[at]]
+        connection.least_age_ns = least if connection.least_age_ns is None else min(connection.least_age_ns, least)
     # Of the ticks received last, take the youngest: a single one may have been reported late.
-    order = np.lexsort((age, -received, connection))
-    some = connection[order]
+    order = np.lexsort((age, -received, connection_index))
+    some = connection_index[order]
     for at in order[np.flatnonzero(np.diff(some, prepend=-1))].tolist():
-        life, last = facts.lives[names[connection[at]]], (int(received[at]), -int(age[at]))
-        if last > (life.last_tick_ns, -life.last_age_ns):
-            life.last_tick_ns, life.last_age_ns = last[0], -last[1]
+        connection, last = facts.connections[names[connection_index[at]]], (int(received[at]), -int(age[at]))
+        if last > (connection.last_tick_ns, -connection.last_age_ns):
+            connection.last_tick_ns, connection.last_age_ns = last[0], -last[1]
 
 
 def _keys(batch: pa.RecordBatch) -> tuple[list[Key], npt.NDArray[np.int64]]:

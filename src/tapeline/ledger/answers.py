@@ -29,14 +29,16 @@ class Answer:
         return tuple(one for one in self.intervals if one.state not in COVERED)
 
 
-def answer(key: Key, found: Iterable[Interval], start_ns: int, end_ns: int) -> Answer:
+def answer(key: Key, intervals: Iterable[Interval], start_ns: int, end_ns: int) -> Answer:
     """Return what the intervals of a key say about [start_ns, end_ns).
 
     The time before the first and after the last interval is a hole too.
     """
     # A hole keeps its ids, whatever part of it is requested, because nobody knows which of them lie inside that part.
     known = [
-        replace(one, start_ns=max(one.start_ns, start_ns), end_ns=min(one.end_ns, end_ns)) for one in found if _in(one, start_ns, end_ns)
+        replace(one, start_ns=max(one.start_ns, start_ns), end_ns=min(one.end_ns, end_ns))
+        for one in intervals
+        if _in(one, start_ns, end_ns)
     ]
     inside: list[Interval] = []
     at_ns = start_ns

@@ -31,8 +31,8 @@ _WORTH: Final = 8
 _TIMES_FROM: Final = 10**16
 
 
-def archive(facts: Facts, key: Key, before_ns: int, found: Sequence[Interval]) -> int:
-    """Archive the facts from which only intervals before `before_ns` (ns, UTC) follow. `found`: the recent intervals.
+def archive(facts: Facts, key: Key, before_ns: int, recent: Sequence[Interval]) -> int:
+    """Archive the facts from which only intervals before `before_ns` (ns, UTC) follow. `recent`: the recent intervals.
 
     Return how many of the recent intervals were archived. Evidence that is not in the past yet prevents archiving what lies after its
     beginning."""
@@ -44,12 +44,12 @@ def archive(facts: Facts, key: Key, before_ns: int, found: Sequence[Interval]) -
     if len(piece.runs) + sum(map(len, piece.spans.values())) + len(piece.read) + len(piece.asked) < _WORTH:
         return 0
     follows = follow(key, facts.carried(key), rest_past, rest_runs)
-    same = _same_at_the_end(found, follows)
-    gone, before = len(found) - same, follows[: len(follows) - same]
-    if not same or any(one.end_ns > at_ns for one in (*found[:gone], *before)):
+    same = _same_at_the_end(recent, follows)
+    gone, before = len(recent) - same, follows[: len(follows) - same]
+    if not same or any(one.end_ns > at_ns for one in (*recent[:gone], *before)):
         return 0
     old = past.edge
-    states = Counter(old.states if old is not None else {}) + Counter(one.state for one in found[:gone] if one.state not in COVERED)
+    states = Counter(old.states if old is not None else {}) + Counter(one.state for one in recent[:gone] if one.state not in COVERED)
     rest_past.edge = Edge(
         number=gone + (old.number if old is not None else 0),
         states=dict(states),
@@ -58,7 +58,7 @@ def archive(facts: Facts, key: Key, before_ns: int, found: Sequence[Interval]) -
         first_id=rest_runs[0].first if rest_runs else None,
         heard=has_come(key, facts.carried(key), past),
         before=before,
-        start_ns=found[gone].start_ns,
+        start_ns=recent[gone].start_ns,
     )
     facts.pasts[key] = rest_past
     facts.touched_pasts.add(key)
@@ -77,10 +77,10 @@ def recent_intervals(facts: Facts, key: Key) -> list[Interval] | None:
         return intervals(facts, key)
     if reaches_back(facts, key):
         return None
-    found, skipped = intervals(facts, key), len(edge.before)
-    if found[:skipped] != edge.before or len(found) == skipped or found[skipped].start_ns != edge.start_ns:
+    remaining, skipped = intervals(facts, key), len(edge.before)
+    if remaining[:skipped] != edge.before or len(remaining) == skipped or remaining[skipped].start_ns != edge.start_ns:
         return None
-    return found[skipped:]
+    return remaining[skipped:]
 
 
 def reaches_back(facts: Facts, key: Key) -> bool:
@@ -129,15 +129,15 @@ def _begin(facts: Facts, key: Key, before_ns: int) -> tuple[int, int | None]:
     ids: list[int] = []
     if runs:
         times.append(max(runs[-1].first_ns, runs[-1].last_ns))
-    for life in facts.carried(key):
-        if life.fetched:
-            begun = chain(life.asked, life.read, life.rejected, (entry[:3] for entry in (*life.asking, *life.reading)), life.rejecting)
-            for first, _ in spans_of(begun, key):
+    for connection in facts.carried(key):
+        if connection.fetched:
+            ended, begun = (connection.asked, connection.read, connection.rejected), (*connection.asking, *connection.reading)
+            for first, _ in spans_of(chain(*ended, (entry[:3] for entry in begun), connection.rejecting), key):
                 at_ns = _time(key, first)
                 (ids if at_ns is None else times).append(first if at_ns is None else at_ns)
         else:
-            first_ns = life.first.get(f"{key.channel} {key.symbol}", 0)
-            times += [at_ns for at_ns in (life.opened_ns, life.subscribed_ns, first_ns) if at_ns]
+            first_ns = connection.first.get(f"{key.channel} {key.symbol}", 0)
+            times += [at_ns for at_ns in (connection.opened_ns, connection.subscribed_ns, first_ns) if at_ns]
     return min(times), min(ids, default=None)
 
 

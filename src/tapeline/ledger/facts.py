@@ -131,14 +131,14 @@ class Facts:
     """Everything that is known, and what was touched since the last save."""
 
     runs: dict[Key, list[Run]] = field(default_factory=dict)
-    lives: dict[str, ConnectionRecord] = field(default_factory=dict)
+    connections: dict[str, ConnectionRecord] = field(default_factory=dict)
     pasts: dict[Key, Past] = field(default_factory=dict)
     touched_runs: set[Key] = field(default_factory=set)
-    touched_lives: set[str] = field(default_factory=set)
+    touched_connections: set[str] = field(default_factory=set)
     touched_pasts: set[Key] = field(default_factory=set)
     #: Connections that are in the past of their keys, and when (ns) each was last heard. Copies of their records may still come.
     past_connections: dict[str, int] = field(default_factory=dict)
-    condensed_lives: set[str] = field(default_factory=set)
+    condensed_connections: set[str] = field(default_factory=set)
     #: Pieces that were archived since the last save, and the keys whose pieces were all restored.
     archived: dict[Key, list[Piece]] = field(default_factory=dict)
     restored: set[Key] = field(default_factory=set)
@@ -148,14 +148,14 @@ class Facts:
     @staticmethod
     def of(
         runs: Mapping[Key, list[Run]],
-        lives: Mapping[str, ConnectionRecord],
+        connections: Mapping[str, ConnectionRecord],
         pasts: Mapping[Key, Past] = MappingProxyType({}),
         past_connections: Mapping[str, int] = MappingProxyType({}),
     ) -> Facts:
         """Return the facts from what was stored."""
-        facts = Facts(dict(runs), dict(lives), dict(pasts), past_connections=dict(past_connections))
-        for name, life in lives.items():
-            for key in keys_of(life):
+        facts = Facts(dict(runs), dict(connections), dict(pasts), past_connections=dict(past_connections))
+        for name, connection in connections.items():
+            for key in keys_of(connection):
                 facts.carries(name, key)
         return facts
 
@@ -170,20 +170,20 @@ class Facts:
 
     def condensed(self, name: str, at_ns: int) -> None:
         """Note that a connection, last heard at `at_ns`, is in the past of its keys."""
-        if not self.lives[name].fetched:  # a repair may continue under the same name
+        if not self.connections[name].fetched:  # a repair may continue under the same name
             self.past_connections[name] = at_ns
-        self.forget_life(name)
-        self.condensed_lives.add(name)
+        self.forget_connection(name)
+        self.condensed_connections.add(name)
 
-    def forget_life(self, name: str) -> None:
+    def forget_connection(self, name: str) -> None:
         """Remove a connection from these facts. What the ledger has stored of it stays there. An unknown name is ignored."""
-        self.lives.pop(name, None)
+        self.connections.pop(name, None)
         for key in self._carried.pop(name, ()):
             carriers = self._carriers.get(key, set())
             carriers.discard(name)
             if not carriers:
                 self._carriers.pop(key, None)
-        self.touched_lives.discard(name)
+        self.touched_connections.discard(name)
 
     def keys(self) -> set[Key]:
         """Return every key that has a run of ids, a connection or a past."""
@@ -195,32 +195,39 @@ class Facts:
 
     def carriers(self, key: Key) -> dict[str, ConnectionRecord]:
         """Return the connections of a key, by name."""
-        return {name: self.lives[name] for name in self._carriers.get(key, ())}
+        return {name: self.connections[name] for name in self._carriers.get(key, ())}
 
     def touched(self) -> set[Key]:
         """Return the keys whose intervals may have changed since the last save."""
-        found = self.touched_runs | self.touched_pasts
-        for name in self.touched_lives:
-            found |= self.keys_of(name)
-        return found
+        touched = self.touched_runs | self.touched_pasts
+        for name in self.touched_connections:
+            touched |= self.keys_of(name)
+        return touched
 
     def settled(self) -> None:
         """Note that everything touched has been saved."""
-        for done in (self.touched_runs, self.touched_lives, self.touched_pasts, self.condensed_lives, self.archived, self.restored):
+        for done in (
+            self.touched_runs,
+            self.touched_connections,
+            self.touched_pasts,
+            self.condensed_connections,
+            self.archived,
+            self.restored,
+        ):
             done.clear()
 
 
-def keys_of(life: ConnectionRecord) -> Iterator[Key]:
+def keys_of(connection: ConnectionRecord) -> Iterator[Key]:
     """Yield the keys that a connection subscribed to, and the keys of which it received events."""
-    provider = PROVIDERS.get(life.provider)
-    for topic in life.topics:
-        found = provider.subscription(life.feed, topic, life.names) if provider is not None else None
-        if found is not None:
-            yield Key(life.provider, life.feed, *found)
-    ended, begun = (*life.asked, *life.read), (*life.asking, *life.reading)
-    for both in {*life.first, *(entry[0] for entry in ended), *(entry[0] for entry in begun)}:
+    provider = PROVIDERS.get(connection.provider)
+    for topic in connection.topics:
+        subscription = provider.subscription(connection.feed, topic, connection.names) if provider is not None else None
+        if subscription is not None:
+            yield Key(connection.provider, connection.feed, *subscription)
+    ended, begun = (*connection.asked, *connection.read), (*connection.asking, *connection.reading)
+    for both in {*connection.first, *(entry[0] for entry in ended), *(entry[0] for entry in begun)}:
         channel, _, symbol = both.partition(" ")
-        yield Key(life.provider, life.feed, channel, symbol)
+        yield Key(connection.provider, connection.feed, channel, symbol)
 
 
 class Piece(msgspec.Struct):
@@ -305,26 +312,26 @@ def one_after_another(spans: Iterable[Span]) -> list[Span]:
     return joined
 
 
-def has_ended(life: ConnectionRecord, lives: Iterable[ConnectionRecord], past: Past = NO_PAST) -> bool:
+def has_ended(connection: ConnectionRecord, connections: Iterable[ConnectionRecord], past: Past = NO_PAST) -> bool:
     """Return whether a connection has closed, or has ended without a close record.
 
     The latter holds if a later connection of the key is open, or has outlived it.
     """
-    if life.closed_ns:
+    if connection.closed_ns:
         return True
-    known_ns = max(life.heard_ns, life.beside_ns)
-    others = chain(((other.opened_ns, other.closed_ns or ONGOING) for other in lives), past.outlived)
-    return any(opened_ns > life.opened_ns and closed_ns > known_ns for opened_ns, closed_ns in others)
+    known_ns = max(connection.heard_ns, connection.beside_ns)
+    others = chain(((other.opened_ns, other.closed_ns or ONGOING) for other in connections), past.outlived)
+    return any(opened_ns > connection.opened_ns and closed_ns > known_ns for opened_ns, closed_ns in others)
 
 
-def place_of(life: ConnectionRecord) -> str:
+def place_of(connection: ConnectionRecord) -> str:
     """Return a connection's partition and line. Within one such place connections follow one another, and offsets give their order."""
-    return f"{life.partition} {life.line}"
+    return f"{connection.partition} {connection.line}"
 
 
-def begin_of(life: ConnectionRecord) -> int:
+def begin_of(connection: ConnectionRecord) -> int:
     """Return when a connection was opened, as far as that is known."""
-    return life.opened_ns or life.subscribed_ns or ONGOING
+    return connection.opened_ns or connection.subscribed_ns or ONGOING
 
 
 @dataclass(frozen=True, slots=True)

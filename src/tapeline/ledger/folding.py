@@ -65,9 +65,9 @@ class Account:
         self._kept: dict[Key, tuple[int, list[Interval]]] = {}
         self._archived_ns = 0
         for key in facts.keys():  # noqa: SIM118 `Facts` is not a mapping; this method returns a set
-            found = recent_intervals(facts, key)
-            if found is not None:
-                self._kept[key] = (_number(facts, key), found)
+            recent = recent_intervals(facts, key)
+            if recent is not None:
+                self._kept[key] = (_number(facts, key), recent)
             else:
                 restore(facts, key, pieces(key))
 
@@ -81,20 +81,22 @@ class Account:
         for key in touched:
             if reaches_back(self.facts, key):
                 self._restore(key)
-        heard_ns = max((life.heard_ns for life in self.facts.lives.values()), default=0)
+        heard_ns = max((connection.heard_ns for connection in self.facts.connections.values()), default=0)
         condense(self.facts, min(heard_ns, now_ns) - _CLOSED_NS, min(heard_ns, now_ns) - _SILENT_NS)
         changes: dict[Key, tuple[int, list[Interval]]] = {}
         for key in self.facts.touched():
-            found = recent_intervals(self.facts, key)
-            if found is None:
+            current = recent_intervals(self.facts, key)
+            if current is None:
                 self._restore(key)
-                found = intervals(self.facts, key)
+                current = intervals(self.facts, key)
             first = _number(self.facts, key)
             number, kept = self._kept.get(key, (first, []))
             kept = kept[first - number :]
-            same = next((at for at, (one, other) in enumerate(zip(found, kept, strict=False)) if one != other), min(len(found), len(kept)))
-            if same < max(len(found), len(kept)) or key not in self._kept:
-                changes[key] = (first + same, found[same:])
+            same = next(
+                (at for at, (one, other) in enumerate(zip(current, kept, strict=False)) if one != other), min(len(current), len(kept))
+            )
+            if same < max(len(current), len(kept)) or key not in self._kept:
+                changes[key] = (first + same, current[same:])
         return changes
 
     def _restore(self, key: Key) -> None:
@@ -104,10 +106,10 @@ class Account:
     def saved(self, changes: Changes, now_ns: int) -> None:
         """Note that the ledger has these changes and the facts. Archive old evidence from time to time."""
         self.facts.settled()
-        for key, (same, found) in changes.items():
+        for key, (same, changed) in changes.items():
             first = _number(self.facts, key)
             number, kept = self._kept.get(key, (first, []))
-            self._kept[key] = (first, [*kept[first - number : same - number], *found])
+            self._kept[key] = (first, [*kept[first - number : same - number], *changed])
         if now_ns - self._archived_ns < _ARCHIVE_EVERY_NS:
             return
         self._archived_ns = now_ns
@@ -124,10 +126,10 @@ class Account:
 
     def states(self) -> Counter[State]:
         """Return the number of intervals in each state in which something is missing."""
-        found = Counter(one.state for _, kept in self._kept.values() for one in kept if one.state not in COVERED)
+        counts = Counter(one.state for _, kept in self._kept.values() for one in kept if one.state not in COVERED)
         for past in self.facts.pasts.values():
-            found.update(past.edge.states if past.edge is not None else {})
-        return found
+            counts.update(past.edge.states if past.edge is not None else {})
+        return counts
 
     @property
     def keys(self) -> int:
@@ -149,8 +151,8 @@ def condense(facts: Facts, closed_ns: int, silent_ns: int) -> None:
 
     Closed connections and pages of history that were read to the end move if they ended before `closed_ns`. Connections that ended
     without a close record move if they were last heard before `silent_ns`."""
-    over = {name for name in facts.lives if _is_over(facts, name, closed_ns, silent_ns)}
-    over -= _held_back(facts.lives, over)
+    over = {name for name in facts.connections if _is_over(facts, name, closed_ns, silent_ns)}
+    over -= _held_back(facts.connections, over)
     condensed: dict[Key, set[str]] = {}
     for name in over:
         for key in facts.keys_of(name):
@@ -159,66 +161,67 @@ def condense(facts: Facts, closed_ns: int, silent_ns: int) -> None:
         facts.pasts[key] = _past(key, facts.carriers(key), names, facts.pasts.get(key, NO_PAST))
         facts.touched_pasts.add(key)
     for name in over:
-        facts.condensed(name, _last_of(facts.lives[name]))
+        facts.condensed(name, _last_of(facts.connections[name]))
     for name in [name for name, at_ns in facts.past_connections.items() if at_ns < silent_ns - _REMEMBERED_NS]:
         del facts.past_connections[name]
 
 
-def _held_back(lives: Mapping[str, ConnectionRecord], over: Set[str]) -> set[str]:
+def _held_back(connections: Mapping[str, ConnectionRecord], over: Set[str]) -> set[str]:
     """Return connections that follow one that stays, and began before its end.
 
     That happens when the clock was set back. They show where the connection that stays ends, so they have to stay too.
     """
-    found: set[str] = set()
+    held: set[str] = set()
     staying: dict[str, list[ConnectionRecord]] = {}
-    for name in sorted(lives, key=lambda name: lives[name].first_offset):
-        life = lives[name]
-        before = staying.setdefault(place_of(life), [])
-        if name in over and any(other.last_offset < life.first_offset and _last_of(other) > begin_of(life) for other in before):
-            found.add(name)
-        if (name not in over or name in found) and not life.fetched:
-            before.append(life)
-    return found
+    for name in sorted(connections, key=lambda name: connections[name].first_offset):
+        connection = connections[name]
+        before = staying.setdefault(place_of(connection), [])
+        if name in over and any(other.last_offset < connection.first_offset and _last_of(other) > begin_of(connection) for other in before):
+            held.add(name)
+        if (name not in over or name in held) and not connection.fetched:
+            before.append(connection)
+    return held
 
 
 def _is_over(facts: Facts, name: str, closed_ns: int, silent_ns: int) -> bool:
-    life = facts.lives[name]
-    if life.asking or life.reading or life.rejecting:
+    connection = facts.connections[name]
+    if connection.asking or connection.reading or connection.rejecting:
         return False
-    if life.fetched or life.closed_ns:
-        return _last_of(life) < closed_ns
-    if _last_of(life) >= silent_ns:
+    if connection.fetched or connection.closed_ns:
+        return _last_of(connection) < closed_ns
+    if _last_of(connection) >= silent_ns:
         return False
-    return all(has_ended(life, facts.carried(key), facts.pasts.get(key, NO_PAST)) for key in facts.keys_of(name))
+    return all(has_ended(connection, facts.carried(key), facts.pasts.get(key, NO_PAST)) for key in facts.keys_of(name))
 
 
-def _last_of(life: ConnectionRecord) -> int:
-    spans = chain(life.refused, life.forgotten, life.leapt)
-    return max(life.opened_ns, life.subscribed_ns, life.heard_ns, life.closed_ns, life.beside_ns, *(end_ns for _, end_ns in spans))
+def _last_of(connection: ConnectionRecord) -> int:
+    spans = chain(connection.refused, connection.forgotten, connection.leapt)
+    times = (connection.opened_ns, connection.subscribed_ns, connection.heard_ns, connection.closed_ns, connection.beside_ns)
+    return max(*times, *(end_ns for _, end_ns in spans))
 
 
-def _past(key: Key, lives: Mapping[str, ConnectionRecord], names: Set[str], past: Past) -> Past:
+def _past(key: Key, connections: Mapping[str, ConnectionRecord], names: Set[str], past: Past) -> Past:
     """Return the past of a key, extended by those of its connections that have these names."""
-    condensed = [lives[name] for name in sorted(names)]
-    sockets, read = [life for life in condensed if not life.fetched], [life for life in condensed if life.fetched]
-    listening = {name: life for name, life in lives.items() if not life.fetched}
+    condensed = [connections[name] for name in sorted(names)]
+    sockets, read = [one for one in condensed if not one.fetched], [one for one in condensed if one.fetched]
+    listening = {name: connection for name, connection in connections.items() if not connection.fetched}
     spans, ended = spans_before(listening.values(), past), dict(past.ended)
     heard: dict[int, list[Span]] = {}
-    for life, span in parted(key, list(listening.values()), past):
-        heard.setdefault(id(life), []).append(span)
-    for place in {place_of(life) for life in sockets}:
-        mine = [life for life in sockets if place_of(life) == place]
-        spans[place] = one_after_another([*spans.get(place, ()), *(span for life in mine for span in heard.get(id(life), ()))])
-        staying = (life.first_offset for name, life in listening.items() if name not in names and place_of(life) == place)
-        ends = sorted([*ended.get(place, ()), *((life.last_offset, end_of(key, life)[0]) for life in mine)])
+    for connection, span in parted(key, list(listening.values()), past):
+        heard.setdefault(id(connection), []).append(span)
+    for place in {place_of(connection) for connection in sockets}:
+        mine = [connection for connection in sockets if place_of(connection) == place]
+        spans[place] = one_after_another([*spans.get(place, ()), *(span for connection in mine for span in heard.get(id(connection), ()))])
+        staying = (connection.first_offset for name, connection in listening.items() if name not in names and place_of(connection) == place)
+        ends = sorted([*ended.get(place, ()), *((connection.last_offset, end_of(key, connection)[0]) for connection in mine)])
         ended[place] = _ends_before(ends, min(staying, default=None))
     new = Past(
-        opened_ns=min((life.opened_ns for life in sockets if life.opened_ns), default=0),
+        opened_ns=min((connection.opened_ns for connection in sockets if connection.opened_ns), default=0),
         heard=has_come(key, condensed, NO_PAST),
-        outlived=[(life.opened_ns, life.closed_ns or ONGOING) for life in sockets],
-        read=[span for life in read for span in spans_of(life.read, key)],
-        asked=[span for life in read for span in spans_of(life.asked, key)],
-        rejected=[span for life in read for span in spans_of(life.rejected, key)],
+        outlived=[(connection.opened_ns, connection.closed_ns or ONGOING) for connection in sockets],
+        read=[span for connection in read for span in spans_of(connection.read, key)],
+        asked=[span for connection in read for span in spans_of(connection.asked, key)],
+        rejected=[span for connection in read for span in spans_of(connection.rejected, key)],
     )
     both = united(past, new)
     return msgspec.structs.replace(both, spans=spans, ended=ended, outlived=_unmatched(both.outlived), edge=past.edge)
@@ -233,8 +236,8 @@ def _ends_before(ends: Sequence[tuple[int, int]], first: int | None) -> list[tup
 
 def _unmatched(outlived: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
     """Leave out each pair that another one exceeds in both values."""
-    found: list[tuple[int, int]] = []
+    kept: list[tuple[int, int]] = []
     for one in sorted(set(outlived), reverse=True):
-        if not found or one[1] > found[-1][1]:
-            found.append(one)
-    return found
+        if not kept or one[1] > kept[-1][1]:
+            kept.append(one)
+    return kept

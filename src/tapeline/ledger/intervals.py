@@ -46,17 +46,17 @@ def intervals(facts: Facts, key: Key) -> list[Interval]:
     return follow(key, facts.carried(key), facts.pasts.get(key, NO_PAST), facts.runs.get(key, ()))
 
 
-def follow(key: Key, lives: Sequence[ConnectionRecord], past: Past, runs: Sequence[Run]) -> list[Interval]:
+def follow(key: Key, connections: Sequence[ConnectionRecord], past: Past, runs: Sequence[Run]) -> list[Interval]:
     """Return the intervals of a key that follow from these facts, in order of time."""
-    heard = list(_by_lives(key, [life for life in lives if not life.fetched], past))
-    read = apart([*past.read, *(span for life in lives for span in spans_of(life.read, key))])
-    reading = [span for life in lives for span in spans_of((entry[:3] for entry in life.reading), key)]
-    rejected = [*past.rejected, *(span for life in lives for span in spans_of(life.rejected, key))]
+    heard = list(_by_connections(key, [connection for connection in connections if not connection.fetched], past))
+    read = apart([*past.read, *(span for connection in connections for span in spans_of(connection.read, key))])
+    reading = [span for connection in connections for span in spans_of((entry[:3] for entry in connection.reading), key)]
+    rejected = [*past.rejected, *(span for connection in connections for span in spans_of(connection.rejected, key))]
     if not runs:
-        found: Iterable[Interval] = _reconciled(heard, read)
-        if not has_come(key, lives, past):
-            found = (replace(one, state="unprovable", evidence=_NEVER) if one.state == "reconciled" else one for one in found)
-        return list(_joined(_being_filled(_refused(found, rejected), reading)))
+        timeline: Iterable[Interval] = _reconciled(heard, read)
+        if not has_come(key, connections, past):
+            timeline = (replace(one, state="unprovable", evidence=_NEVER) if one.state == "reconciled" else one for one in timeline)
+        return list(_joined(_being_filled(_refused(timeline, rejected), reading)))
     # Numbers and times may differ in order.
     first_ns, last_ns = min(runs[0].first_ns, runs[0].last_ns), max(runs[-1].first_ns, runs[-1].last_ns)
     # Before the first number and after the last, only the next number could tell whether anything is missing.
@@ -66,51 +66,51 @@ def follow(key: Key, lives: Sequence[ConnectionRecord], past: Past, runs: Sequen
         if one.start_ns < first_ns or one.end_ns > last_ns
     ]
     around = list(_refused(_reconciled(heard, read), rejected))
-    asked = [*past.asked, *(span for life in lives for span in spans_of(life.asked, key))]
-    asking = [span for life in lives for span in spans_of((entry[:3] for entry in life.asking), key)]
+    asked = [*past.asked, *(span for connection in connections for span in spans_of(connection.asked, key))]
+    asking = [span for connection in connections for span in spans_of((entry[:3] for entry in connection.asking), key)]
     by_ids = _being_filled(_by_ids(key, runs, asked, read, asking, rejected), reading)
     return list(_joined([*_between(around, -ONGOING, first_ns), *by_ids, *_between(around, last_ns, ONGOING)]))
 
 
-def has_come(key: Key, lives: Iterable[ConnectionRecord], past: Past) -> bool:
+def has_come(key: Key, connections: Iterable[ConnectionRecord], past: Past) -> bool:
     """Return whether an event of a key has ever come."""
-    return past.heard or any(f"{key.channel} {key.symbol}" in life.first for life in lives)
+    return past.heard or any(f"{key.channel} {key.symbol}" in connection.first for connection in connections)
 
 
-def _reconciled(found: Sequence[Interval], read: Sequence[tuple[int, int]]) -> Iterator[Interval]:
-    """Yield what was read of the provider's history, and the parts of `found` outside of it."""
+def _reconciled(timeline: Sequence[Interval], read: Sequence[tuple[int, int]]) -> Iterator[Interval]:
+    """Yield what was read of the provider's history, and the parts of `timeline` outside of it."""
     edges = [-ONGOING, *(edge for both in read for edge in both), ONGOING]
-    outside = [_between(found, start_ns, end_ns) for start_ns, end_ns in zip(edges[::2], edges[1::2], strict=True)]
+    outside = [_between(timeline, start_ns, end_ns) for start_ns, end_ns in zip(edges[::2], edges[1::2], strict=True)]
     evidence = "the provider's history was read to its end: what it holds is there"
     inside = (Interval(start_ns, end_ns, "reconciled", evidence) for start_ns, end_ns in read)
     yield from sorted(chain(*outside, inside), key=attrgetter("start_ns", "end_ns"))
 
 
-def _refused(found: Iterable[Interval], rejected: Sequence[tuple[int, int]]) -> Iterator[Interval]:
+def _refused(timeline: Iterable[Interval], rejected: Sequence[tuple[int, int]]) -> Iterator[Interval]:
     """Mark gaps inside a history read with rejected events as unrecoverable, because asking again brings the same events."""
-    for one in found:
+    for one in timeline:
         if one.state == "open" and any(start_ns <= one.start_ns and one.end_ns <= end_ns for start_ns, end_ns in rejected):
             yield replace(one, state="unrecoverable", evidence=f"{one.evidence}; {_REJECTED}")
         else:
             yield one
 
 
-def _joined(found: Iterable[Interval]) -> Iterator[Interval]:
+def _joined(timeline: Iterable[Interval]) -> Iterator[Interval]:
     """Yield the intervals without holes between them.
 
     The time between two of them becomes an open interval, because nothing is known about it.
     """
     at_ns: int | None = None
-    for one in found:
+    for one in timeline:
         if at_ns is not None and one.start_ns > at_ns:
             yield Interval(at_ns, one.start_ns, "open", "no connection listened")
         yield one
         at_ns = one.end_ns
 
 
-def _between(found: Iterable[Interval], start_ns: int, end_ns: int) -> Iterator[Interval]:
+def _between(timeline: Iterable[Interval], start_ns: int, end_ns: int) -> Iterator[Interval]:
     """Yield the parts of intervals inside a stretch of time."""
-    for one in found:
+    for one in timeline:
         if one.start_ns < end_ns and one.end_ns > start_ns:
             whole = start_ns <= one.start_ns and one.end_ns <= end_ns
             yield one if whole else replace(one, start_ns=max(one.start_ns, start_ns), end_ns=min(one.end_ns, end_ns))
@@ -121,9 +121,9 @@ def spans_of(known: Iterable[tuple[str, int, int]], key: Key) -> Iterator[tuple[
     return ((first, last) for label, first, last in known if label == f"{key.channel} {key.symbol}")
 
 
-def _being_filled(found: Iterable[Interval], reading: Sequence[tuple[int, int]]) -> Iterator[Interval]:
+def _being_filled(timeline: Iterable[Interval], reading: Sequence[tuple[int, int]]) -> Iterator[Interval]:
     """Mark gaps inside a span that is being read as being repaired."""
-    for one in found:
+    for one in timeline:
         if one.state == "open" and any(start_ns <= one.start_ns and one.end_ns <= end_ns for start_ns, end_ns in reading):
             yield replace(one, state="repairing", evidence=f"{one.evidence}; being fetched")
         else:
@@ -173,74 +173,75 @@ def _count(first: int, last: int, bars: bool) -> str:
     return counted if bars else f"ids {first} to {last}: {counted}"
 
 
-def _by_lives(key: Key, lives: Sequence[ConnectionRecord], past: Past) -> Iterator[Interval]:
-    joined = one_after_another([*(span for _, span in parted(key, lives, past)), *chain(*spans_before(lives, past).values())])
+def _by_connections(key: Key, connections: Sequence[ConnectionRecord], past: Past) -> Iterator[Interval]:
+    joined = one_after_another([*(span for _, span in parted(key, connections, past)), *chain(*spans_before(connections, past).values())])
     for at, span in enumerate(joined):
         if at:
             yield Interval(joined[at - 1].end_ns, span.start_ns, "open", joined[at - 1].ended)
         yield Interval(span.start_ns, span.end_ns, "unprovable", "subscribed and heard: nothing to count by")
-    opened = [opened_ns for opened_ns in (past.opened_ns, *(life.opened_ns for life in lives)) if opened_ns]
+    opened = [opened_ns for opened_ns in (past.opened_ns, *(connection.opened_ns for connection in connections)) if opened_ns]
     if not joined and opened:
         yield Interval(min(opened), ONGOING, "open", "asked for, and neither confirmed nor heard")
-    if joined and all(has_ended(life, lives, past) for life in lives):
+    if joined and all(has_ended(connection, connections, past) for connection in connections):
         yield Interval(joined[-1].end_ns, ONGOING, "open", joined[-1].ended)
 
 
 _BACK: Final = "the clock was set back: how long nobody listened is not known"
 
 
-def parted(key: Key, lives: Sequence[ConnectionRecord], past: Past) -> Iterator[tuple[ConnectionRecord, Span]]:
+def parted(key: Key, connections: Sequence[ConnectionRecord], past: Past) -> Iterator[tuple[ConnectionRecord, Span]]:
     """Yield when connections listened, without the time that two successive connections of a line both claim.
 
     Such an overlap means that the clock was set back. How long nobody listened is then not known."""
     lines: dict[str, list[ConnectionRecord]] = {}
-    for life in lives:
-        lines.setdefault(place_of(life), []).append(life)
+    for connection in connections:
+        lines.setdefault(place_of(connection), []).append(connection)
     for place, line in lines.items():
         # A connection that takes over opens before the old one ends; these two do not follow one another.
-        ended = sorted([*past.ended.get(place, ()), *((life.last_offset, end_of(key, life)[0]) for life in line)])
-        begun = sorted((life.first_offset, begin_of(life)) for life in line)
+        ended = sorted([*past.ended.get(place, ()), *((connection.last_offset, end_of(key, connection)[0]) for connection in line)])
+        begun = sorted((connection.first_offset, begin_of(connection)) for connection in line)
         latest_ns = list(accumulate((end_ns for _, end_ns in ended), max, initial=0))
         earliest_ns = list(accumulate((start_ns for _, start_ns in reversed(begun)), min, initial=ONGOING))[::-1]
-        for life in line:
-            not_before_ns = latest_ns[bisect_left(ended, (life.first_offset,))]
-            until_ns = earliest_ns[bisect_left(begun, (life.last_offset + 1,))]
-            for span in _heard(key, life):
+        for connection in line:
+            not_before_ns = latest_ns[bisect_left(ended, (connection.first_offset,))]
+            until_ns = earliest_ns[bisect_left(begun, (connection.last_offset + 1,))]
+            for span in _heard(key, connection):
                 start_ns, end_ns = max(span.start_ns, not_before_ns), min(span.end_ns, until_ns)
                 if start_ns <= end_ns:
-                    yield life, Span(start_ns, end_ns, span.ended if end_ns == span.end_ns else _BACK)
+                    yield connection, Span(start_ns, end_ns, span.ended if end_ns == span.end_ns else _BACK)
 
 
-def spans_before(lives: Iterable[ConnectionRecord], past: Past) -> dict[str, list[Span]]:
+def spans_before(connections: Iterable[ConnectionRecord], past: Past) -> dict[str, list[Span]]:
     """Return, by line, when the connections of the past listened, without what the connections after them claim."""
-    found: dict[str, list[Span]] = {}
+    remaining: dict[str, list[Span]] = {}
     for place, spans in past.spans.items():
         after = past.ended[place][-1][0]
-        until_ns = min((begin_of(life) for life in lives if place_of(life) == place and life.first_offset > after), default=ONGOING)
+        later = (one for one in connections if place_of(one) == place and one.first_offset > after)
+        until_ns = min(map(begin_of, later), default=ONGOING)
         cut = (span if span.end_ns <= until_ns else Span(span.start_ns, until_ns, _BACK) for span in spans if span.start_ns <= until_ns)
-        found[place] = list(cut)
-    return found
+        remaining[place] = list(cut)
+    return remaining
 
 
-def _heard(key: Key, life: ConnectionRecord) -> Iterator[Span]:
+def _heard(key: Key, connection: ConnectionRecord) -> Iterator[Span]:
     """Yield when a connection listened to a key, without the time of what was received and could not be kept."""
-    confirmed = [life.subscribed_ns] if life.subscribed_ns and not _unconfirmed(key, life) else []
-    first = life.first.get(f"{key.channel} {key.symbol}")
+    confirmed = [connection.subscribed_ns] if connection.subscribed_ns and not _unconfirmed(key, connection) else []
+    first = connection.first.get(f"{key.channel} {key.symbol}")
     starts = confirmed + ([first] if first is not None else [])
     if not starts:
         return
     start_ns = min(starts)
-    forgotten = [*life.forgotten, (life.forgotten_since_ns, ONGOING)] if life.forgotten_since_ns else life.forgotten
+    forgotten = [*connection.forgotten, (connection.forgotten_since_ns, ONGOING)] if connection.forgotten_since_ns else connection.forgotten
     for hole_from, hole_to in forgotten:
         if hole_from <= start_ns <= hole_to + 1:
             start_ns = hole_from  # what was lost may belong to this key, so the time counts as a gap, not as unknown
-    end_ns, ended = end_of(key, life)
-    if (late_ns := life.last_age_ns - (life.least_age_ns or 0)) > _LATE_NS:
+    end_ns, ended = end_of(key, connection)
+    if (late_ns := connection.last_age_ns - (connection.least_age_ns or 0)) > _LATE_NS:
         # Reading lagged behind: what lay in between was lost with the connection.
         end_ns, ended = max(start_ns, end_ns - late_ns), f"{ended}; what came last was {late_ns / NS_PER_S:,.1f} s late"
-    holes = [(*span, "received, and could not be kept: stream and spool were full") for span in life.refused]
+    holes = [(*span, "received, and could not be kept: stream and spool were full") for span in connection.refused]
     holes += [(*span, "received, and lost by the stream before every store had it") for span in forgotten]
-    holes += [(*span, "the clock leapt ahead: of this time nothing is known") for span in life.leapt]
+    holes += [(*span, "the clock leapt ahead: of this time nothing is known") for span in connection.leapt]
     for hole_from, hole_to, why in sorted(holes):
         if hole_to < start_ns or hole_from > end_ns:
             continue
@@ -251,30 +252,30 @@ def _heard(key: Key, life: ConnectionRecord) -> Iterator[Span]:
         yield Span(start_ns, end_ns, ended)
 
 
-def _unconfirmed(key: Key, life: ConnectionRecord) -> bool:
-    provider = PROVIDERS[life.provider]
-    return any(provider.subscription(life.feed, topic, life.names) == (key.channel, key.symbol) for topic in life.missing)
+def _unconfirmed(key: Key, connection: ConnectionRecord) -> bool:
+    provider = PROVIDERS[connection.provider]
+    return any(provider.subscription(connection.feed, topic, connection.names) == (key.channel, key.symbol) for topic in connection.missing)
 
 
-def _stale(life: ConnectionRecord) -> str | None:
+def _stale(connection: ConnectionRecord) -> str | None:
     """Return the channel whose silence made us close the connection; empty for all data; None if it was closed for another reason.
 
     Earlier versions wrote this only into the reason."""
-    if life.stale is not None or not life.reason.startswith("mute: no "):
-        return life.stale
-    return life.reason.removeprefix("mute: no ").partition(" for ")[0].removeprefix("data").removeprefix("channel ")
+    if connection.stale is not None or not connection.reason.startswith("mute: no "):
+        return connection.stale
+    return connection.reason.removeprefix("mute: no ").partition(" for ")[0].removeprefix("data").removeprefix("channel ")
 
 
-def end_of(key: Key, life: ConnectionRecord) -> tuple[int, str]:
+def end_of(key: Key, connection: ConnectionRecord) -> tuple[int, str]:
     """Return until when a connection's silence meant that nothing happened, and what ended it."""
-    if not life.closed_ns:
-        return max(life.heard_ns, life.beside_ns), "the connection ended without a word, as when the process was killed"
-    if (stale := _stale(life)) is not None:
+    if not connection.closed_ns:
+        return max(connection.heard_ns, connection.beside_ns), "the connection ended without a word, as when the process was killed"
+    if (stale := _stale(connection)) is not None:
         if stale == key.channel:
-            return life.last.get(key.channel, life.opened_ns), life.reason
+            return connection.last.get(key.channel, connection.opened_ns), connection.reason
         # A socket that is stale altogether is given up for the channel that is missed first. The others were heard as long as anything
         # was.
-        return max(life.last.values(), default=life.opened_ns), life.reason
-    if life.by == "network":
-        return life.heard_ns, life.reason  # what was in transit when it broke is lost
-    return life.closed_ns, f"closed by {life.by}: {life.reason or 'no reason given'}"
+        return max(connection.last.values(), default=connection.opened_ns), connection.reason
+    if connection.by == "network":
+        return connection.heard_ns, connection.reason  # what was in transit when it broke is lost
+    return connection.closed_ns, f"closed by {connection.by}: {connection.reason or 'no reason given'}"

@@ -35,7 +35,7 @@ class PostgresLedger:
             if not self._there(cursor):
                 return Facts(), {}
             cursor.execute(self._sql.one("lives"))
-            lives = {name: msgspec.json.decode(body, type=ConnectionRecord) for name, body in cursor.fetchall()}
+            connections = {name: msgspec.json.decode(body, type=ConnectionRecord) for name, body in cursor.fetchall()}
             cursor.execute(self._sql.one("runs"))
             runs = {Key(*row[:4]): msgspec.json.decode(row[4], type=list[Run]) for row in cursor.fetchall()}
             pasts: dict[Key, Past] = {}
@@ -47,7 +47,7 @@ class PostgresLedger:
                 past_connections = {str(name): int(at_ns) for name, at_ns in cursor.fetchall()}
             cursor.execute(self._sql.one("positions"))
             positions = {int(partition): int(position) for partition, position in cursor.fetchall()}
-        return Facts.of(runs, lives, pasts, past_connections), positions
+        return Facts.of(runs, connections, pasts, past_connections), positions
 
     def pieces(self, key: Key) -> list[Piece]:
         with self._database.transaction() as cursor:
@@ -64,14 +64,14 @@ class PostgresLedger:
             return {(str(topic), int(partition)): int(begun) for topic, partition, begun in cursor.fetchall()} or None
 
     def save(self, facts: Facts, changes: Changes, positions: Mapping[int, int], lives: Lives | None = None) -> None:
-        condensed = [(name, facts.past_connections[name]) for name in facts.condensed_lives if name in facts.past_connections]
+        condensed = [(name, facts.past_connections[name]) for name in facts.condensed_connections if name in facts.past_connections]
         with self._database.transaction() as cursor:
             self._schema.migrate(cursor)
             written = {
-                "forget_life": [(name,) for name in facts.condensed_lives],
+                "forget_life": [(name,) for name in facts.condensed_connections],
                 "add_past_connection": condensed,
                 "forget_past_connections": [(min(facts.past_connections.values()),)] if condensed else [],
-                "set_life": [(name, msgspec.json.encode(facts.lives[name]).decode()) for name in facts.touched_lives],
+                "set_life": [(name, msgspec.json.encode(facts.connections[name]).decode()) for name in facts.touched_connections],
                 "set_runs": [(*key, msgspec.json.encode(facts.runs[key]).decode()) for key in facts.touched_runs],
                 "set_past": [(*key, msgspec.json.encode(facts.pasts[key]).decode()) for key in facts.touched_pasts],
                 "forget_pieces": list(facts.restored),
@@ -88,16 +88,16 @@ class PostgresLedger:
                     cursor.executemany(self._sql.one(name), rows)
 
     def prune(self, archived: Mapping[Key, int], before_ns: int) -> dict[Key, Counter[State]]:
-        found: dict[Key, Counter[State]] = {}
+        removed: dict[Key, Counter[State]] = {}
         with self._database.transaction() as cursor:
             for key, number in archived.items():
                 old = (*key, number, before_ns)
                 cursor.execute(self._sql.one("old_states"), old)
                 if gone := Counter[State](dict(cursor.fetchall())):
-                    found[key] = gone
+                    removed[key] = gone
                     cursor.execute(self._sql.one("prune_intervals"), old)
                 cursor.execute(self._sql.one("prune_pieces"), (*key, before_ns))
-        return found
+        return removed
 
     def forget(self, keys: Iterable[Key]) -> None:
         with self._database.transaction() as cursor:
@@ -119,8 +119,8 @@ class PostgresLedger:
             if not self._there(cursor):
                 return INTERVALS.empty_table()
             cursor.execute(self._sql.one("intervals"), [msgspec.json.encode(list(some)).decode() for some in (symbols, states)])
-            found = cursor.fetch_arrow_table()
-            return pa.table([found[name].cast(INTERVALS.field(name).type) for name in INTERVALS.names], schema=INTERVALS)
+            table = cursor.fetch_arrow_table()
+            return pa.table([table[name].cast(INTERVALS.field(name).type) for name in INTERVALS.names], schema=INTERVALS)
 
     def _there(self, cursor: dbapi.Cursor) -> bool:
         """Return whether the tables are of a version that has a ledger."""

@@ -14,7 +14,7 @@ def renamed(facts: Facts, provider: str, feed: str, old: str, new: str) -> Facts
     """Return the facts as if the symbol had always had its new name. What differs is touched; the given facts stay as they are.
 
     Neither name may have archived facts."""
-    runs = {key: list(found) for key, found in facts.runs.items()}
+    runs = {key: list(of_key) for key, of_key in facts.runs.items()}
     touched: set[Key] = set()
     for key in [key for key in runs if (key.provider, key.feed, key.symbol) == (provider, feed, old)]:
         right = key._replace(symbol=new)
@@ -26,14 +26,16 @@ def renamed(facts: Facts, provider: str, feed: str, old: str, new: str) -> Facts
         right = key._replace(symbol=new)
         pasts[right] = united(pasts.pop(key), pasts.get(right, NO_PAST))
         moved.add(right)
-    mine = {name: life for name, life in facts.lives.items() if (life.provider, life.feed) == (provider, feed)}
-    changed = {name: other for name, life in mine.items() if (other := _life_renamed(life, old, new)) != life}
-    found = Facts.of(runs, {**facts.lives, **changed}, pasts, facts.past_connections)
-    found.touched_runs, found.touched_lives, found.touched_pasts = touched, set(changed), moved
-    return found
+    mine = {
+        name: connection for name, connection in facts.connections.items() if (connection.provider, connection.feed) == (provider, feed)
+    }
+    changed = {name: other for name, connection in mine.items() if (other := _renamed_connection(connection, old, new)) != connection}
+    result = Facts.of(runs, {**facts.connections, **changed}, pasts, facts.past_connections)
+    result.touched_runs, result.touched_connections, result.touched_pasts = touched, set(changed), moved
+    return result
 
 
-def _life_renamed(life: ConnectionRecord, old: str, new: str) -> ConnectionRecord:
+def _renamed_connection(connection: ConnectionRecord, old: str, new: str) -> ConnectionRecord:
     """Return a connection whose records have the symbol under its new name."""
 
     def right(label: str) -> str:
@@ -51,21 +53,21 @@ def _life_renamed(life: ConnectionRecord, old: str, new: str) -> ConnectionRecor
         return sorted((*wanted, count) for wanted, count in pages.items())
 
     first: dict[str, int] = {}
-    for label, at_ns in life.first.items():
+    for label, at_ns in connection.first.items():
         first[right(label)] = min(at_ns, first.get(right(label), at_ns))
     read: list[tuple[str, int, int]] = []
-    for entry in spans(life.read):
+    for entry in spans(connection.read):
         read = with_stretch(read, entry)
-    subscriptions = [PROVIDERS[life.provider].subscription(life.feed, topic, life.names) for topic in life.topics]
-    asked_for = any(found is not None and found[1] == old for found in subscriptions)
+    subscriptions = [PROVIDERS[connection.provider].subscription(connection.feed, topic, connection.names) for topic in connection.topics]
+    subscribed = any(one is not None and one[1] == old for one in subscriptions)
     return msgspec.structs.replace(
-        life,
-        names={**life.names, new.replace("/", ""): new} if asked_for else life.names,
+        connection,
+        names={**connection.names, new.replace("/", ""): new} if subscribed else connection.names,
         first=first,
-        asked=spans(life.asked),
+        asked=spans(connection.asked),
         read=read,
-        rejected=spans(life.rejected),
-        asking=begun(life.asking),
-        reading=begun(life.reading),
-        rejecting=spans(life.rejecting),
+        rejected=spans(connection.rejected),
+        asking=begun(connection.asking),
+        reading=begun(connection.reading),
+        rejecting=spans(connection.rejecting),
     )

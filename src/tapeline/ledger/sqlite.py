@@ -66,7 +66,9 @@ class LedgerFile:
         with self._read() as db:
             if db is None:
                 return Facts(), {}
-            lives = {name: msgspec.json.decode(body, type=ConnectionRecord) for name, body in db.execute("SELECT name, body FROM lives")}
+            connections = {
+                name: msgspec.json.decode(body, type=ConnectionRecord) for name, body in db.execute("SELECT name, body FROM lives")
+            }
             runs = {Key(*row[:4]): msgspec.json.decode(row[4], type=list[Run]) for row in db.execute("SELECT * FROM runs")}
             pasts: dict[Key, Past] = {}
             past_connections: dict[str, int] = {}
@@ -74,7 +76,7 @@ class LedgerFile:
                 pasts = {Key(*row[:4]): msgspec.json.decode(row[4], type=Past) for row in db.execute("SELECT * FROM pasts")}
                 past_connections = {name: int(at_ns) for name, at_ns in db.execute("SELECT name, at_ns FROM past_connections")}
             positions = {int(part): int(following) for part, following in db.execute("SELECT part, next FROM positions")}
-        return Facts.of(runs, lives, pasts, past_connections), positions
+        return Facts.of(runs, connections, pasts, past_connections), positions
 
     def pieces(self, key: Key) -> list[Piece]:
         with self._read() as db:
@@ -92,12 +94,12 @@ class LedgerFile:
     def save(self, facts: Facts, changes: Changes, positions: Mapping[int, int], lives: Lives | None = None) -> None:
         with self._written() as db:
             db.executemany("INSERT OR REPLACE INTO topics VALUES (?, ?, ?)", [(*place, begun) for place, begun in (lives or {}).items()])
-            db.executemany("DELETE FROM lives WHERE name = ?", [(name,) for name in facts.condensed_lives])
-            condensed = [(name, facts.past_connections[name]) for name in facts.condensed_lives if name in facts.past_connections]
+            db.executemany("DELETE FROM lives WHERE name = ?", [(name,) for name in facts.condensed_connections])
+            condensed = [(name, facts.past_connections[name]) for name in facts.condensed_connections if name in facts.past_connections]
             db.executemany("INSERT OR REPLACE INTO past_connections VALUES (?, ?)", condensed)
             if condensed:
                 db.execute("DELETE FROM past_connections WHERE at_ns < ?", (min(facts.past_connections.values()),))
-            sockets = [(name, msgspec.json.encode(facts.lives[name])) for name in facts.touched_lives]
+            sockets = [(name, msgspec.json.encode(facts.connections[name])) for name in facts.touched_connections]
             db.executemany("INSERT OR REPLACE INTO lives VALUES (?, ?)", sockets)
             runs = [(*key, msgspec.json.encode(facts.runs[key])) for key in facts.touched_runs]
             db.executemany("INSERT OR REPLACE INTO runs VALUES (?, ?, ?, ?, ?)", runs)
@@ -111,16 +113,16 @@ class LedgerFile:
             db.executemany("INSERT OR REPLACE INTO positions VALUES (?, ?)", list(positions.items()))
 
     def prune(self, archived: Mapping[Key, int], before_ns: int) -> dict[Key, Counter[State]]:
-        found: dict[Key, Counter[State]] = {}
+        removed: dict[Key, Counter[State]] = {}
         with self._written() as db:
             for key, number in archived.items():
                 old = (*key, number, before_ns)
                 states = db.execute(f"SELECT state, count(*) FROM intervals WHERE {_KEY} AND number < ? AND end_ns < ? GROUP BY state", old)  # noqa: S608
                 if gone := Counter[State](dict(states.fetchall())):
-                    found[key] = gone
+                    removed[key] = gone
                     db.execute(f"DELETE FROM intervals WHERE {_KEY} AND number < ? AND end_ns < ?", old)  # noqa: S608
                 db.execute(f"DELETE FROM pieces WHERE {_KEY} AND before_ns < ?", (*key, before_ns))  # noqa: S608
-        return found
+        return removed
 
     def forget(self, keys: Iterable[Key]) -> None:
         gone = list(keys)

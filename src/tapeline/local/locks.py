@@ -26,7 +26,7 @@ def own(path: Path, what: str, wait_s: float = 0.0, *, by: str = "", stop: threa
     file = _opened(path)
     try:
         stop = stop or threading.Event()
-        deadline, said = time.monotonic() + wait_s, False
+        deadline, reported = time.monotonic() + wait_s, False
         while not (taken := _take(file)) or not _is_there(path, file):
             if taken:  # its last holder removed the file: another process may hold a new file of the same name
                 os.close(file)
@@ -41,9 +41,9 @@ def own(path: Path, what: str, wait_s: float = 0.0, *, by: str = "", stop: threa
                     text = f"{what} already runs here: {holder} holds {path}. Stop that process first, or set another data_dir."
                     raise Busy(text) from None
                 raise Busy(f"{what} cannot run now: {holder} holds {path}. Run it again when that process has ended.") from None
-            if not said:
+            if not reported:
                 log.info("%s waits for the end of %s, which holds %s.", what, holder, path)
-                said = True
+                reported = True
             stop.wait(0.1)
         with suppress(OSError):  # on a full disk the lock still works, only without its holder's name
             os.ftruncate(file, 0)

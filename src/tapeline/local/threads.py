@@ -19,11 +19,11 @@ def concurrently(question: Callable[[], _Answer], name: str) -> Future[_Answer]:
     def ask() -> None:
         answer.set_running_or_notify_cancel()  # from now on the future cannot be cancelled
         try:
-            found = question()
+            result = question()
         except BaseException as error:  # noqa: BLE001 the caller must get every error
             answer.set_exception(error)
         else:
-            answer.set_result(found)
+            answer.set_result(result)
 
     threading.Thread(target=ask, name=name, daemon=True).start()
     return answer

@@ -55,18 +55,18 @@ def equations(stream: Stream, stores: Mapping[str, Store]) -> list[Equation]:
     """The equations of normalize, for each feed, and of each store, for each table.
 
     One transaction commits all numbers of an equation, so it holds at every moment, even while the pipeline runs."""
-    found = []
+    result = []
     totals = of_feeds(stream)
     feeds = sorted({name.rpartition("/")[0] for name in totals})
     for feed in feeds:
         parts = {part: totals.get(f"{feed}/{part}", 0) for part in _PARTS}
-        found.append(Equation("normalize", f"events of {feed}", totals.get(f"{feed}/seen", 0), parts))
+        result.append(Equation("normalize", f"events of {feed}", totals.get(f"{feed}/seen", 0), parts))
     for name, store in stores.items():
         for topic in NORMALIZED_TOPICS:
             kept = store.totals(topic)
             if kept.read:
-                found.append(Equation(name, topic.table, kept.read, kept.parts))
-    return found
+                result.append(Equation(name, topic.table, kept.read, kept.parts))
+    return result
 
 
 def of_feeds(stream: Stream) -> dict[str, int]:
@@ -80,8 +80,8 @@ def into_normalize(stream: Stream) -> Equation | None:
     None if the stream does not count it, or if normalize read more during the query. As in `between`, the written count is read before and
     after."""
     before, totals, at = stream.written(RAW_TOPIC), stream.totals("normalize"), stream.positions("normalize", RAW_TOPIC)
-    found = {p: read_of(totals, p, life.since) for p, life in before.items() if at.get(p, 0) > life.since}
-    read = {p: records for p, records in found.items() if records is not None}
+    counted = {p: read_of(totals, p, life.since) for p, life in before.items() if at.get(p, 0) > life.since}
+    read = {p: records for p, records in counted.items() if records is not None}
     waiting = stream.lag(RAW_TOPIC, at)
     after = stream.written(RAW_TOPIC)
     if not read or stream.totals("normalize") != totals or any(p not in after or after[p].since != before[p].since for p in read):
@@ -97,7 +97,7 @@ def between(stream: Stream, stores: Iterable[str]) -> list[Equation]:
 
     A stream that counts messages instead of records gives no equations for the stores. The two sides are not committed together. So the
     written count is read before and after the read count, and the sum of taken and waiting records must lie between the two."""
-    found = [equation] if (equation := into_normalize(stream)) is not None else []
+    result = [equation] if (equation := into_normalize(stream)) is not None else []
     for name in stores if stream.counts_records else ():
         for topic in NORMALIZED_TOPICS:
             least = written_to(stream, topic)
@@ -110,8 +110,8 @@ def between(stream: Stream, stores: Iterable[str]) -> list[Equation]:
                 continue  # the store went on in between: try at the next snapshot
             most = written_to(stream, topic)
             written = min(max(read + waiting, least), most)
-            found.append(Equation(f"normalize to {name}", f"{topic.table} written", written, {"taken": read, "on the way": waiting}))
-    return found
+            result.append(Equation(f"normalize to {name}", f"{topic.table} written", written, {"taken": read, "on the way": waiting}))
+    return result
 
 
 def backlogs(stream: Stream, stores: Mapping[str, Store], raw_groups: Sequence[str]) -> list[Backlog]:
@@ -154,21 +154,21 @@ def snapshot(
 
     `stages`: the configured stages; a stage that is not among them is shown only while it runs. `clock_ns`: now (UTC)."""
     now_ns = clock_ns if clock_ns is not None else time.time_ns()
-    words = {name: word for name, word in read_status(root).items() if stages is None or name in stages or alive(word, now_ns)}
+    statuses = {name: status for name, status in read_status(root).items() if stages is None or name in stages or alive(status, now_ns)}
     shown = {
         name: {
-            "running": alive(word, now_ns),
-            "pid": word.get("pid"),
-            "uptime_s": round((now_ns - word.get("started_ns", now_ns)) / NS_PER_S, 1),
-            "silent_s": round((now_ns - word.get("updated_ns", now_ns)) / NS_PER_S, 1),
+            "running": alive(status, now_ns),
+            "pid": status.get("pid"),
+            "uptime_s": round((now_ns - status.get("started_ns", now_ns)) / NS_PER_S, 1),
+            "silent_s": round((now_ns - status.get("updated_ns", now_ns)) / NS_PER_S, 1),
         }
-        for name, word in words.items()
+        for name, status in statuses.items()
     }
     totals = of_feeds(stream) if stream is not None else {}
-    ingests = [word for name, word in words.items() if name.partition("-")[0] == "ingest"]
-    lines = {name: line for word in ingests for name, line in word.get("lines", {}).items()}
-    workers = [word for name, word in words.items() if name.partition("-")[0] == "normalize" and alive(word, now_ns)]
-    paces = [word.get("providers", {}) for word in workers]
+    ingests = [status for name, status in statuses.items() if name.partition("-")[0] == "ingest"]
+    lines = {name: line for status in ingests for name, line in status.get("lines", {}).items()}
+    workers = [status for name, status in statuses.items() if name.partition("-")[0] == "normalize" and alive(status, now_ns)]
+    paces = [status.get("providers", {}) for status in workers]
     names = sorted({name.partition("/")[0] for name in totals} | {line["provider"] for line in lines.values()})
     providers = {name: _provider(name, totals, lines, [pace[name] for pace in paces if name in pace]) for name in names}
     return {
@@ -177,13 +177,13 @@ def snapshot(
         "elsewhere": _elsewhere(workers, stream.partitions) if stream is not None else None,
         "lines": {name: _line(line) for name, line in lines.items() if "pair" in line},
         "backlog": [asdict(backlog) for backlog in backlogs(stream, stores, raw_groups)] if stream is not None else [],
-        "forgotten": [{"stage": name, **entry} for name, word in words.items() for entry in word.get("forgotten", [])],
-        "ahead": [[name, *place] for name, word in words.items() for place in word.get("ahead", [])],
-        "leaps": [leap for word in ingests for leap in word.get("leaps", [])],
-        "passed_over": words.get("ledger", {}).get("passed_over", 0),
-        "upkeep": {name: word["upkeep"] for name, word in words.items() if "upkeep" in word},
-        "gaps": words.get("ledger", {}).get("states"),  # the number of gaps by state; None if no ledger is kept
-        "spool": {part: sum(word.get(part, 0) for word in ingests) for part in ("spooled", "spooled_bytes", "refused")},
+        "forgotten": [{"stage": name, **entry} for name, status in statuses.items() for entry in status.get("forgotten", [])],
+        "ahead": [[name, *place] for name, status in statuses.items() for place in status.get("ahead", [])],
+        "leaps": [leap for status in ingests for leap in status.get("leaps", [])],
+        "passed_over": statuses.get("ledger", {}).get("passed_over", 0),
+        "upkeep": {name: status["upkeep"] for name, status in statuses.items() if "upkeep" in status},
+        "gaps": statuses.get("ledger", {}).get("states"),  # the number of gaps by state; None if no ledger is kept
+        "spool": {part: sum(status.get(part, 0) for status in ingests) for part in ("spooled", "spooled_bytes", "refused")},
         "equations": [
             {"stage": e.stage, "what": e.what, "read": e.read, **e.parts, "balanced": e.balanced, "text": str(e)}
             for e in ([*equations(stream, stores), *between(stream, stores)] if stream is not None else [])
@@ -194,7 +194,7 @@ def snapshot(
 def _elsewhere(workers: Sequence[Mapping[str, Any]], partitions: int) -> dict[str, int] | None:
     """How many partitions of the raw topic no worker of this run reads: another run on the same stream does. None if there are none, or
     if no worker runs."""
-    mine = {partition for word in workers for partition in word.get("partitions", [])}
+    mine = {partition for worker in workers for partition in worker.get("partitions", [])}
     return {"partitions": partitions - len(mine), "of": partitions} if workers and len(mine) < partitions else None
 
 

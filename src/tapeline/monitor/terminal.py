@@ -71,7 +71,7 @@ def tables(snapshot: Mapping[str, Any]) -> RenderableType:
     return Group(
         _providers(snapshot),
         *_elsewhere(snapshot),
-        *_troubles(snapshot),
+        *_problems(snapshot),
         *_lines(snapshot),
         _stages(snapshot),
         _backlog(snapshot),
@@ -113,15 +113,15 @@ def _elsewhere(snapshot: Mapping[str, Any]) -> list[Text]:
     return [Text(f"{text}rebalance is under way. ticks/s and latencies leave them out; the counts include them", style="yellow")]
 
 
-def _troubles(snapshot: Mapping[str, Any]) -> list[Text]:
+def _problems(snapshot: Mapping[str, Any]) -> list[Text]:
     """The problems of each provider, each on its own line, because the text may be long."""
-    found = [Text(printable(f"{name}: {p['problem']}"), style="yellow") for name, p in snapshot["providers"].items() if p["problem"]]
-    found += [
+    problems = [Text(printable(f"{name}: {p['problem']}"), style="yellow") for name, p in snapshot["providers"].items() if p["problem"]]
+    problems += [
         Text(f"{name}: {p['inexact']:,} prices and sizes have more digits than float64 holds; the raw topic keeps them all", style="yellow")
         for name, p in snapshot["providers"].items()
         if p["inexact"]
     ]
-    return found + [
+    return problems + [
         Text(f"{name}: {p['suspect']:,} impossible bars are stored as they came (see the view `suspects`)", style="yellow")
         for name, p in snapshot["providers"].items()
         if p["suspect"]
@@ -221,16 +221,16 @@ def _moment(ns: int) -> str:
 
 def _upkeep(snapshot: Mapping[str, Any]) -> list[Text]:
     """The upkeep of each store: whether it runs, or the result of the last run."""
-    found = []
+    texts = []
     for name, one in snapshot["upkeep"].items():
         ended = _moment(one["ended_ns"]) if "ended_ns" in one else ""
         if one["since_ns"] is not None and snapshot["stages"][name]["running"]:
-            found.append(Text(f"\n{name}: being tidied since {_moment(one['since_ns'])}", style="green"))
+            texts.append(Text(f"\n{name}: being tidied since {_moment(one['since_ns'])}", style="green"))
         elif "failed" in one:
-            found.append(Text(printable(f"\n{name}: could not be tidied: {one['failed']} ({ended})"), style="yellow"))
+            texts.append(Text(printable(f"\n{name}: could not be tidied: {one['failed']} ({ended})"), style="yellow"))
         elif "done" in one:
-            found.append(Text(printable(f"\n{name}: {one['done']} ({ended})"), style="green"))
-    return found
+            texts.append(Text(printable(f"\n{name}: {one['done']} ({ended})"), style="green"))
+    return texts
 
 
 def _gaps(snapshot: Mapping[str, Any]) -> list[Text]:

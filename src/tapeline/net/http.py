@@ -41,7 +41,7 @@ _ANSWER_WITHIN_S: Final = 120.0
 _LOOK_EVERY_S: Final = 0.25
 _DOWNLOAD_PIECE: Final = 1024 * 1024
 #: Warn about an address at most once in this time.
-_TELL_AGAIN_S: Final = 5.0
+_WARN_AGAIN_S: Final = 5.0
 _REST_TRIES: Final = 6
 #: If a wait would be longer than this, the caller decides what to do.
 _LONGEST_WAIT_S: Final = 300.0
@@ -110,7 +110,7 @@ def _opened(pool: urllib3.PoolManager, url: str, headers: Mapping[str, str]) -> 
             reply.close()  # the rest of the body may still arrive, so the connection cannot be used again
 
 
-def _words_of(reply: urllib3.BaseHTTPResponse) -> str:
+def _text_of(reply: urllib3.BaseHTTPResponse) -> str:
     try:
         return reply.read(1_000).decode("utf-8", "replace")
     except (OSError, HTTPError) as problem:
@@ -146,9 +146,9 @@ def _written(path: Path) -> Iterator[BinaryIO]:
 class _RefusedAnswer(Exception):
     """An answer with an HTTP status of 300 or more."""
 
-    def __init__(self, code: int, words: str, headers: Mapping[str, str]) -> None:
+    def __init__(self, code: int, text: str, headers: Mapping[str, str]) -> None:
         super().__init__(code)
-        self.code, self.words, self.headers = code, words, headers
+        self.code, self.text, self.headers = code, text, headers
 
 
 def _whole(reply: urllib3.BaseHTTPResponse) -> bytes:
@@ -202,14 +202,14 @@ class Rest:
         self._secrets = tuple(Secret(value.rpartition(" ")[2]) for value in endpoint.headers.values())
         self._passing = endpoint.passing
         self._wall_clock = wall_clock
-        self._told_at = -math.inf
+        self._warned_at = -math.inf
 
     def get(self, path: str, weight: int) -> bytes:
         """The body of an answer. `weight` is the request's cost in the limit for a minute.
 
         Raises Refused if the request itself is wrong (Barred if every request would be refused), and Unavailable if retries did not help
         or the wait was interrupted."""
-        return self._asked(path, weight, _whole, _ANSWER_WITHIN_S)
+        return self._request(path, weight, _whole, _ANSWER_WITHIN_S)
 
     def download(self, path: str, weight: int, to: Path) -> None:
         """Write the body into the file `to`, however large it is. Raises as `get`, and DiskProblem if the file cannot be written."""
@@ -223,9 +223,9 @@ class Rest:
                     with _kept(to):
                         file.write(piece)
 
-            self._asked(path, weight, copy, math.inf)
+            self._request(path, weight, copy, math.inf)
 
-    def _asked(self, path: str, weight: int, read: Callable[[urllib3.BaseHTTPResponse], T], within_s: float) -> T:
+    def _request(self, path: str, weight: int, read: Callable[[urllib3.BaseHTTPResponse], T], within_s: float) -> T:
         waits = backoff(self._random, cap_s=30.0)
         problem = ""
         for _ in range(_REST_TRIES):
@@ -233,23 +233,23 @@ class Rest:
             try:
                 return self._answer(f"{self._url}{path}", read, within_s)
             except _RefusedAnswer as error:
-                problem, wait_s = f"HTTP {error.code}: {without(error.words, *self._secrets)}", next(waits)
+                problem, wait_s = f"HTTP {error.code}: {without(error.text, *self._secrets)}", next(waits)
                 if error.code in TOO_FAST:
                     wait_s = max(wait_s, self._pause_s(error.headers.get("Retry-After", ""), error.headers.get("X-RateLimit-Reset", "")))
                     self._quota.pause(wait_s)
-                    self._tell("%s%s: %s. Tapeline sends no request for %.1f s.", self._url, path, problem, wait_s)
+                    self._warn("%s%s: %s. Tapeline sends no request for %.1f s.", self._url, path, problem, wait_s)
                     continue
                 if error.code in self._passing:
                     self._quota.pause(wait_s)  # every other request to this address would get the same answer
                 elif error.code < 500 and error.code not in _PASSING:
-                    remedy = next((some for words, some in _REMEDIES.items() if words in problem), "A retry cannot help.")
+                    remedy = next((remedy for text, remedy in _REMEDIES.items() if text in problem), "A retry cannot help.")
                     kind = Barred if error.code in _OF_EVERYTHING and _RECENT not in problem else Refused
                     raise kind(f"The provider refused {self._url}{path} with {problem}. {remedy}") from None
             except (ValueError, LocationValueError) as error:
                 raise Refused(f"{self._url}{path} is not a valid address: {without(str(error), *self._secrets)}.") from None
             except (OSError, HTTPError) as error:
                 problem, wait_s = without(str(error), *self._secrets) or type(error).__name__, next(waits)
-            self._tell("%s%s: %s. Next attempt in %.1f s.", self._url, path, problem, wait_s)
+            self._warn("%s%s: %s. Next attempt in %.1f s.", self._url, path, problem, wait_s)
             self._wait(wait_s)
         raise Unavailable(f"{self._url}{path}: {problem}. Tapeline tried {_REST_TRIES} times. Try again later.")
 
@@ -261,7 +261,7 @@ class Rest:
         def ask() -> T:
             with _opened(self._pool, url, self._headers) as reply:
                 if reply.status >= _NO_ANSWER:
-                    raise _RefusedAnswer(reply.status, _words_of(reply), reply.headers)
+                    raise _RefusedAnswer(reply.status, _text_of(reply), reply.headers)
                 return read(reply)
 
         answer, deadline = concurrently(ask, "http"), time.monotonic() + within_s
@@ -275,13 +275,13 @@ class Rest:
         finally:
             del answer  # breaks a reference cycle: the future holds the error, and the error holds this frame
 
-    def _tell(self, text: str, *about: str | float) -> None:
+    def _warn(self, text: str, *about: str | float) -> None:
         """Warn about a problem, at most every 5 s, because all requests to this address have the same problem. Every caller still gets
         the error."""
         now = self._wall_clock()
-        again = 0 <= now - self._told_at < _TELL_AGAIN_S
+        again = 0 <= now - self._warned_at < _WARN_AGAIN_S
         if not again:
-            self._told_at = now
+            self._warned_at = now
         log.log(logging.DEBUG if again else logging.WARNING, text, *about)
 
     def _pause_s(self, after: str, reset: str) -> float:

@@ -111,7 +111,7 @@ class Listener(WSListener):
         self.close_reason: dict[str, Any] = {}
         self.problem: Problem | None = None
         self.got_data = False
-        self.successor_asked = False
+        self.successor_requested = False
         self.outbox: asyncio.Queue[bytes] = asyncio.Queue(maxsize=4096)
 
     def on_ws_connected(self, transport: WSTransport) -> None:
@@ -173,7 +173,7 @@ class Listener(WSListener):
         for message in reply.send:
             self.outbox.put_nowait(message)
         if reply.successor:
-            self.successor_asked = True
+            self.successor_requested = True
         if reply.problem is not None:
             self.handle(reply.problem)
 

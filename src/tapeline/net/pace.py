@@ -39,7 +39,7 @@ class Pace:
             log.info("Waiting %.0f s before connecting to %s: %s.", early_s, urlsplit(url).hostname, why)
             await asyncio.sleep(early_s + random.uniform(0.0, self.every_s))  # random, so that not all processes dial at once
 
-    def told_to_wait(self, url: str, seconds: float) -> None:
+    def pause(self, url: str, seconds: float) -> None:
         """Record that the provider accepts no connection from this machine's address for so many seconds. Raises DiskProblem."""
         quota = self._quota(url)
         if quota is not None:

@@ -82,38 +82,38 @@ class S3Reader:
 
     def version(self, path: str) -> str | None:
         """A text that changes when the object is replaced; None if the object does not exist."""
-        with self._told(path), suppress(FileNotFoundError), self._objects.open_input_file(f"{self._name}{path}") as found:
-            return _version(found.metadata())
+        with self._errors(path), suppress(FileNotFoundError), self._objects.open_input_file(f"{self._name}{path}") as file:
+            return _version(file.metadata())
         return None
 
     def blocks(self, path: str) -> Iterator[bytes]:
         """The blocks of an object, from its beginning to its end. Also raises Unavailable if `sleep` says to stop."""
-        with self._told(path):
-            found = self._objects.open_input_file(f"{self._name}{path}")
-        with found:
-            left = found.size()
+        with self._errors(path):
+            file = self._objects.open_input_file(f"{self._name}{path}")
+        with file:
+            left = file.size()
             while left:
                 if self._sleep(0.0) is True:
                     raise Unavailable(f"Tapeline stopped while it read {self._url}{path}.")
-                with self._told(path):
-                    block = found.read(_BLOCK)
+                with self._errors(path):
+                    block = file.read(_BLOCK)
                 if not block:
                     raise Unavailable(f"{self._url}{path} ended {left} bytes too early. Try again later.")
                 left -= len(block)
                 yield block
 
     @contextmanager
-    def _told(self, path: str) -> Iterator[None]:
+    def _errors(self, path: str) -> Iterator[None]:
         """Turn an error of the SDK into Refused or Unavailable."""
         try:
             yield
         except OSError as error:
-            said = without(str(error), *self._secrets)
-            if _code(said) not in _REFUSALS:
-                raise Unavailable(f"{self._url}{path}: {said}. Tapeline tried several times. Try again later.") from None
-            raise Refused(f"The provider refused {self._url}{path}: {self._in_words(path) or said}. A retry cannot help.") from None
+            message = without(str(error), *self._secrets)
+            if _code(message) not in _REFUSALS:
+                raise Unavailable(f"{self._url}{path}: {message}. Tapeline tried several times. Try again later.") from None
+            raise Refused(f"The provider refused {self._url}{path}: {self._refusal_text(path) or message}. A retry cannot help.") from None
 
-    def _in_words(self, path: str) -> str:
+    def _refusal_text(self, path: str) -> str:
         """The server's own text for a refusal; empty if it gives none.
 
         The answer to a HEAD request has no text. So this lists the object's folder, and returns the text of that refusal."""
@@ -127,13 +127,13 @@ class S3Reader:
         return ""
 
 
-def _code(said: str) -> str:
-    found = re.search(r"AWS Error ([A-Z_]+)", said)
-    return found[1] if found else ""
+def _code(message: str) -> str:
+    match = re.search(r"AWS Error ([A-Z_]+)", message)
+    return match[1] if match else ""
 
 
 def _version(metadata: dict[bytes | str, bytes]) -> str:
     """The ETag, or if there is none the time of publishing and the size. Only letters, digits and hyphens are kept."""
-    told = {str(name): value.decode("ascii", "replace") for name, value in metadata.items()}
-    text = told.get("ETag") or f"{told.get('Last-Modified', '')}-{told.get('Content-Length', '')}"
+    values = {str(name): value.decode("ascii", "replace") for name, value in metadata.items()}
+    text = values.get("ETag") or f"{values.get('Last-Modified', '')}-{values.get('Content-Length', '')}"
     return re.sub(r"[^0-9A-Za-z-]", "", text) or "unknown"

@@ -42,7 +42,7 @@ _HANDSHAKE_TIMEOUT_S: Final = 10.0
 #: Binance accepts 300 connections in five minutes from one address (PROVIDERS). The other providers publish no limit.
 DIALS_A_MINUTE: Final = 60
 #: The most bytes of a refusal's text that a message shows.
-_LONGEST_WORDS: Final = 300
+_LONGEST_TEXT: Final = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +95,8 @@ class FeedConnection:
             if leap.by_ns < 0:
                 listener.end({"by": "tapeline", "reason": str(leap)})
             else:
-                told = {"from_ns": leap.before_ns, "to_ns": leap.after_ns, "reason": str(leap)}
-                self.recorder.record(self.plan, listener.connection, "leapt", leap.after_ns, msgspec.json.encode(told))
+                detail = {"from_ns": leap.before_ns, "to_ns": leap.after_ns, "reason": str(leap)}
+                self.recorder.record(self.plan, listener.connection, "leapt", leap.after_ns, msgspec.json.encode(detail))
 
     def _pause(self, pause: bool) -> None:
         self.paused = pause
@@ -192,11 +192,11 @@ class FeedConnection:
         except DiskProblem as error:  # recording data is more important than keeping the dials apart
             log.warning("%s: %s Tapeline connects anyway.", self.plan.name, error)
 
-    def _told_to_wait(self, seconds: float) -> None:
+    def _postpone(self, seconds: float) -> None:
         """Make the next attempt wait so many seconds, and share the pause with other processes of this machine."""
         self._least_wait_s = seconds
         try:
-            self.pace.told_to_wait(self.plan.url, seconds)
+            self.pace.pause(self.plan.url, seconds)
         except DiskProblem as error:
             log.warning("%s: %s Other processes on this machine do not know that they must wait.", self.plan.name, error)
 
@@ -221,11 +221,11 @@ class FeedConnection:
     def _refused(self, error: WSInvalidStatusError) -> None:
         """React to an HTTP status other than 101 in answer to the upgrade."""
         status = int(error.response.status) if error.response is not None else 0
-        problem = self.plan.refusal(status, _words_of(error), self.state.connects > 0)
+        problem = self.plan.refusal(status, _text_of(error), self.state.connects > 0)
         self.state.problem = f"{self.plan.url} {problem.message}"
         if status in TOO_FAST:
             after = str(error.response.headers.get("Retry-After", "")) if error.response is not None else ""
-            self._told_to_wait(max(self.limits.too_fast_s, min(float(after), LONGEST_BAN_S) if after.isdecimal() else 0.0))
+            self._postpone(max(self.limits.too_fast_s, min(float(after), LONGEST_BAN_S) if after.isdecimal() else 0.0))
             log.warning("%s: %s Next attempt in %.0f s or later.", self.plan.name, self.state.problem, self._least_wait_s)
         elif problem.action == "stop":
             self.state.stopped = True
@@ -257,8 +257,8 @@ class FeedConnection:
                 if stale is not None:
                     self._give_up_on_silence(listener, *stale)
                     break
-                if listener.successor_asked:
-                    listener.successor_asked, replace_ns = False, now_ns
+                if listener.successor_requested:
+                    listener.successor_requested, replace_ns = False, now_ns
                 if replace_ns and now_ns >= replace_ns:
                     successor = asyncio.create_task(self._replace(listener, gone))
                     if await successor is not None:
@@ -340,8 +340,8 @@ class FeedConnection:
         while listener.session.missing() and loop.time() < deadline:
             await asyncio.sleep(0.05)
         missing: Sequence[str] = listener.session.missing()
-        asked = {"asked": list(self.plan.subscriptions), "missing": list(missing)}
-        self.recorder.record(self.plan, listener.connection, "subscribed", self.clock(), msgspec.json.encode(asked))
+        detail = {"asked": list(self.plan.subscriptions), "missing": list(missing)}
+        self.recorder.record(self.plan, listener.connection, "subscribed", self.clock(), msgspec.json.encode(detail))
         if missing:
             shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
             self.state.problem = f"not confirmed by {self.plan.provider}: {shown}"
@@ -363,13 +363,13 @@ class FeedConnection:
         self.state.connected = bool(self._open)
 
 
-def _words_of(error: WSInvalidStatusError) -> str:
+def _text_of(error: WSInvalidStatusError) -> str:
     """The printable text of a refusal. For a redirect, which is not followed, it is the host that the redirect leads to."""
     where = str(error.response.headers.get("Location", "")) if error.response is not None else ""
     if where:
         parts = urlsplit(where)
         return f"a redirect to {parts.scheme}://{parts.hostname}, which Tapeline does not follow"
-    body = bytes(getattr(error, "raw_body", None) or b"")[:_LONGEST_WORDS].decode("utf-8", "replace")
+    body = bytes(getattr(error, "raw_body", None) or b"")[:_LONGEST_TEXT].decode("utf-8", "replace")
     return " ".join("".join(letter if letter.isprintable() else " " for letter in body).split())
 
 

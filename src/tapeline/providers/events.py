@@ -155,10 +155,10 @@ class Events:
 
     def rows(self, channel: Channel) -> Rows:
         """Return the rows of a channel, to which the decoder adds its events. The first call for a channel makes them, empty."""
-        found = self.channels.get(channel)
-        if found is None:
-            found = self.channels[channel] = Rows()
-        return found
+        rows = self.channels.get(channel)
+        if rows is None:
+            rows = self.channels[channel] = Rows()
+        return rows
 
 
 #: (provider, feed) to the mapping that `Events.names` holds.
@@ -173,8 +173,8 @@ def elements(frame: bytes) -> Sequence[msgspec.Raw | bytes]:
     """The elements of a frame that is a JSON or MessagePack array; for any other frame, a list of the frame itself."""
     for decode in (msgspec.json.decode, msgspec.msgpack.decode):
         try:
-            found: list[msgspec.Raw] = decode(frame, type=list[msgspec.Raw])
+            parts: list[msgspec.Raw] = decode(frame, type=list[msgspec.Raw])
         except UNREADABLE:
             continue
-        return found
+        return parts
     return [frame]

@@ -46,7 +46,7 @@ class Request(msgspec.Struct, frozen=True):
     after: str = ""
 
 
-class Asked(msgspec.Struct):
+class PageHeader(msgspec.Struct):
     """The line before a page in the raw topic: what was requested, and whether this page completes it."""
 
     channel: str
@@ -65,8 +65,8 @@ class Asked(msgspec.Struct):
 
 def ending(span: Span, now_ns: int) -> bytes:
     """A record without events, which says that the span's history was read to its end at `now_ns` (ns since 1970)."""
-    asked = Asked(span.channel, span.symbol, "", now_ns // NS_PER_MS, span.start_ns, span.end_ns, span.first, span.last, True, 1)
-    return msgspec.json.encode(asked) + b"\n"
+    header = PageHeader(span.channel, span.symbol, "", now_ns // NS_PER_MS, span.start_ns, span.end_ns, span.first, span.last, True, 1)
+    return msgspec.json.encode(header) + b"\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,23 +113,23 @@ class FileHistory(History):
 #: The version of a file that does not exist.
 MISSING: Final = "missing"
 #: Decodes the line before a page. Raises the errors in UNREADABLE.
-asked_of: Final = msgspec.json.Decoder(Asked).decode
+decode_page_header: Final = msgspec.json.Decoder(PageHeader).decode
 
 
 def each_row(elements: Sequence[msgspec.Raw], one: Callable[[bytes], _Row]) -> list[_Row | Reject]:
     """Decode the rows of a page one by one. A row that cannot be read becomes a reject with its reason.
 
     Use it for a page that cannot be decoded as a whole. Raises ValueError if no row can be read: then the page itself is wrong."""
-    found: list[_Row | Reject] = []
+    rows: list[_Row | Reject] = []
     for element in elements:
         text = bytes(element)
         try:
-            found.append(one(text))
+            rows.append(one(text))
         except UNREADABLE as error:
-            found.append(Reject(f"row of a page: {error}", text))
-    if found and not readable(found):
-        raise ValueError(unreadable(found)[0])
-    return found
+            rows.append(Reject(f"row of a page: {error}", text))
+    if rows and not readable(rows):
+        raise ValueError(unreadable(rows)[0])
+    return rows
 
 
 def readable(rows: Iterable[_Row | Reject]) -> list[_Row]:
@@ -150,7 +150,7 @@ def decode_pages(
     frames: Frames,
     events: Events,
     channels: Mapping[str, Channel],
-    events_of: Callable[[Asked, bytes], Sequence[Any]],
+    events_of: Callable[[PageHeader, bytes], Sequence[Any]],
 ) -> Frames:
     """Sort the events of the pages among the frames of one feed. Returns the frames that are not pages.
 
@@ -165,15 +165,15 @@ def decode_pages(
             rest.append(row)
             continue
         try:
-            asked = asked_of(head)
-            channel, found = channels[asked.channel], events_of(asked, body) if body else ()
+            header = decode_page_header(head)
+            channel, decoded = channels[header.channel], events_of(header, body) if body else ()
         except (KeyError, *UNREADABLE) as error:
             events.seen += 1
             events.rejects.add(Reject(f"page: {error}", body), row, 0)
             continue
-        events.seen += len(found)
+        events.seen += len(decoded)
         rows, index = events.rows(channel), -1
-        for event in found:
+        for event in decoded:
             if isinstance(event, Notice):
                 events.notices.add(event, row, index)
                 continue

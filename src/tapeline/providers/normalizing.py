@@ -127,9 +127,9 @@ def _without_copies(chunk: Chunk) -> tuple[Chunk, dict[tuple[str, str], Count]]:
     if not here.any():
         return chunk, {}
     by_feed = pa.table(raw.select(["provider", "feed"]).filter(copy)).group_by(["provider", "feed"]).aggregate([([], "count_all")])
-    found = {(row["provider"], row["feed"]): row["count_all"] for row in by_feed.to_pylist()}
+    copies = {(row["provider"], row["feed"]): row["count_all"] for row in by_feed.to_pylist()}
     rest = replace(chunk, batch=raw.filter(pc.invert(copy)), partition=chunk.partition[~here], offset=chunk.offset[~here])
-    return rest, {feed: Count(records=count, seen=count, duplicates=count) for feed, count in found.items()}
+    return rest, {feed: Count(records=count, seen=count, duplicates=count) for feed, count in copies.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,8 +227,8 @@ def _to_parts(source: _Source, provider: str, feed: str, frames: Frames, events:
     own: dict[str, Any]
     reads: list[tuple[Channel, npt.NDArray[np.int64], Columns, Sequence[object] | None]]
     reads = [(read.channel, read.row << 32, read.columns, None) for read in events.reads]
-    for channel, found in events.channels.items():
-        reads.append((channel, _places(found), channel.columns(found.events), found.events))
+    for channel, rows in events.channels.items():
+        reads.append((channel, _places(rows), channel.columns(rows.events), rows.events))
     for channel, place, columns, wire in reads:
         own = dict(columns) | {"provider": provider, "feed": feed}
         events.inexact += own.pop("inexact", 0)
@@ -240,25 +240,25 @@ def _to_parts(source: _Source, provider: str, feed: str, frames: Frames, events:
             # An event of a page is kept in the form that the stream would have sent. Only so can it be retried.
             payload = msgspec.json.encode(wire[at]) if wire is not None and row in frames.pages else source.event(row, index)
             events.rejects.add(Reject(reason, payload), row, index)
-    for topic, found in ((NOTICES_TOPIC, events.notices), (REJECTED_TOPIC, events.rejects)):
-        if not found.events:
+    for topic, rows in ((NOTICES_TOPIC, events.notices), (REJECTED_TOPIC, events.rejects)):
+        if not rows.events:
             continue
-        place = _places(found)
+        place = _places(rows)
         own = {"provider": provider, "feed": feed, "connection": source.connection.take(pa.array(place >> 32))}
         names: tuple[str, ...] = ("payload",)
         if topic is REJECTED_TOPIC:
-            own["reason"] = texts([reject.reason[:_LONGEST_REASON] for reject in found.events])
+            own["reason"] = texts([reject.reason[:_LONGEST_REASON] for reject in rows.events])
         else:
-            times = pa.array([notice.ts_ns for notice in found.events], pa.int64())
+            times = pa.array([notice.ts_ns for notice in rows.events], pa.int64())
             own["ts_ns"] = pc.coalesce(times, pa.array(source.received[place >> 32]))
             names = ("kind", "symbol", "detail")
         for name in names:
-            own[name] = pa.array([getattr(event, name) for event in found.events], topic.schema.field(name).type)
+            own[name] = pa.array([getattr(event, name) for event in rows.events], topic.schema.field(name).type)
         parts[topic].append(_Part(own, place))
 
 
-def _places(found: Rows) -> npt.NDArray[np.int64]:
-    return np.array(found.row, np.int64) << 32 | np.array(found.index, np.int64)
+def _places(rows: Rows) -> npt.NDArray[np.int64]:
+    return np.array(rows.row, np.int64) << 32 | np.array(rows.index, np.int64)
 
 
 def _market_part(

@@ -29,7 +29,7 @@ def names() -> tuple[str, ...]:
 def _installed() -> dict[str, Provider]:
     from tapeline.providers.provider import Provider
 
-    found: dict[str, Provider] = {}
+    providers: dict[str, Provider] = {}
     for point in sorted(entry_points(group=_GROUP), key=lambda point: point.name):
         try:
             provider = point.load()
@@ -37,8 +37,8 @@ def _installed() -> dict[str, Provider]:
             raise _broken(point, f"cannot be imported ({type(error).__name__}: {error}).") from error
         if not isinstance(provider, Provider) or provider.name != point.name:
             raise _broken(point, f"is not a Provider with the name {point.name!r}.")
-        found[point.name] = provider
-    return found
+        providers[point.name] = provider
+    return providers
 
 
 def _broken(point: EntryPoint, why: str) -> ConfigError:
@@ -53,13 +53,13 @@ class _Each(Mapping[str, T]):
 
     def __init__(self, part: Callable[[Provider], T | None]) -> None:
         self._part = part
-        self._found: dict[str, T] | None = None
+        self._cached: dict[str, T] | None = None
 
     def _parts(self) -> dict[str, T]:
-        if self._found is None:
+        if self._cached is None:
             parts = {name: self._part(provider) for name, provider in _installed().items()}
-            self._found = {name: part for name, part in parts.items() if part is not None}
-        return self._found
+            self._cached = {name: part for name, part in parts.items() if part is not None}
+        return self._cached
 
     def __getitem__(self, name: str) -> T:
         return self._parts()[name]

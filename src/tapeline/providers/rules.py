@@ -52,8 +52,8 @@ def problems(columns: Mapping[str, Any], rules: Iterable[_Rule], wire: Sequence[
 def _written(event: object, column: str) -> str:
     """The text in a wire event that could not be converted into a column; empty if the event has none."""
     inner = event if column == "symbol" else getattr(event, "k", event)
-    found = next((getattr(inner, name) for name in _WIRE_NAMES.get(column, ()) if hasattr(inner, name)), None)
-    return "" if found is None else repr(_ADDRESS.sub("", str(found))[:_LONGEST_WRITTEN])
+    value = next((getattr(inner, name) for name in _WIRE_NAMES.get(column, ()) if hasattr(inner, name)), None)
+    return "" if value is None else repr(_ADDRESS.sub("", str(value))[:_LONGEST_WRITTEN])
 
 
 #: The memory address in Python's default text of an object. It differs each time, so it is removed.

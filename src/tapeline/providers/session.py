@@ -38,15 +38,15 @@ def gravest(problems: Iterable[Problem]) -> Problem | None:
 _FOR_A_PERSON: Final = frozenset({*range(300, 400), 400, 401, 403, 404, 451})
 
 
-def refusal(status: int, words: str, worked: bool) -> Problem:
-    """The problem behind an HTTP status other than 101 in answer to a websocket upgrade. `words`: the provider's own text, if any.
+def refusal(status: int, text: str, worked: bool) -> Problem:
+    """The problem behind an HTTP status other than 101 in answer to a websocket upgrade. `text`: the provider's own text, if any.
 
     `worked`: whether a connection to this address has worked since the process started. If so, the configuration is right and the
     problem may pass, so the connection is tried again."""
-    said = f"answered HTTP {status}{words and f': {words}'}."
+    message = f"answered HTTP {status}{text and f': {text}'}."
     if status not in _FOR_A_PERSON or worked:
-        return Problem(f"{said} Tapeline retries.", "reconnect")
-    return Problem(f"{said} Check the url, the key, the feed and the plan.", "stop")
+        return Problem(f"{message} Tapeline retries.", "reconnect")
+    return Problem(f"{message} Check the url, the key, the feed and the plan.", "stop")
 
 
 _TICKER: Final = re.compile(r"[A-Z0-9][A-Za-z0-9.\-/]*")

@@ -198,8 +198,8 @@ def latest(
         rows: dict[str, dict[str, object]] = {symbol: {"symbol": symbol} for symbol in names}
         for kind, taken in (("trade", _LAST_TRADE), ("quote", _LAST_QUOTE)):
             wanted = tuple(dict.fromkeys(("symbol", *taken.values())))
-            found = opened.last(Selection(names, max(until - back_ns, _LEAST), until, wanted, provider=provider, kind=kind))
-            for row in found.to_pylist():
+            last_ticks = opened.last(Selection(names, max(until - back_ns, _LEAST), until, wanted, provider=provider, kind=kind))
+            for row in last_ticks.to_pylist():
                 rows[row["symbol"]] |= {name: row[of] for name, of in taken.items()}
         yield pa.RecordBatch.from_pylist(list(rows.values()), _LATEST)
 
@@ -313,14 +313,14 @@ def _answered(settings: Settings, selection: Selection, kinds: frozenset[str]) -
     from tapeline.app.ledgers import open_ledger
 
     known = read_intervals(open_ledger(_loaded(settings)).intervals(selection.symbols))
-    found = []
+    answers = []
     for symbol in selection.symbols:
         keys = [key for key in sorted(known) if key.symbol == symbol and selection.provider in (None, key.provider)]
         keys = [key for key in keys if _may_give(key, kinds, selection.interval)]
         # A symbol that was never recorded has no key. A key without a channel gives an answer that proves nothing.
         keys = keys or [Key(selection.provider or "", "", "", symbol)]
-        found += [answer(key, known.get(key, ()), selection.start_ns, selection.end_ns) for key in keys]
-    return found
+        answers += [answer(key, known.get(key, ()), selection.start_ns, selection.end_ns) for key in keys]
+    return answers
 
 
 def _may_give(key: Key, kinds: frozenset[str], interval: str | None) -> bool:

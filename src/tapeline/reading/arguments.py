@@ -51,12 +51,12 @@ def checked_symbols(symbols: str | Sequence[str]) -> tuple[str, ...]:
 
     Raises WrongArgument if there are none, or if one is empty or not text. Whether a store knows them is not checked: see `known_name`.
     """
-    found = (symbols,) if isinstance(symbols, str) else checked_texts(symbols, "symbols", "['BTC/USDT', 'ETH/USDT']")
-    if not found:
+    names = (symbols,) if isinstance(symbols, str) else checked_texts(symbols, "symbols", "['BTC/USDT', 'ETH/USDT']")
+    if not names:
         raise WrongArgument("symbols is empty. Name at least one, such as ['BTC/USDT'].")
-    if not all(found):
+    if not all(names):
         raise WrongArgument("symbols has an empty name. Use canonical names, such as AAPL and BTC/USDT.")
-    return tuple(dict.fromkeys(found))
+    return tuple(dict.fromkeys(names))
 
 
 def checked_texts(values: Sequence[str], name: str, example: str) -> tuple[str, ...]:
@@ -65,13 +65,13 @@ def checked_texts(values: Sequence[str], name: str, example: str) -> tuple[str, 
     `name` is the argument and `example` a right value, both for the message. A single text is not recognized: it becomes its letters.
     """
     try:
-        found = tuple(values)
+        texts = tuple(values)
     except TypeError:
         raise WrongArgument(f"{name} = {values!r} is neither text nor a list of texts. Write {example}.") from None
-    wrong = next((value for value in found if not isinstance(value, str)), None)
-    if wrong is not None or None in found:
+    wrong = next((value for value in texts if not isinstance(value, str)), None)
+    if wrong is not None or None in texts:
         raise WrongArgument(f"{name} has {wrong!r}, which is not text. Write {example}.")
-    return found
+    return texts
 
 
 def checked_columns(columns: str | Sequence[str] | None, schema: pa.Schema, also: tuple[str, ...] = ("ts",)) -> tuple[str, ...]:
@@ -82,15 +82,15 @@ def checked_columns(columns: str | Sequence[str] | None, schema: pa.Schema, also
     known = (*schema.names, *also)
     if columns is None:
         return known
-    found = (columns,) if isinstance(columns, str) else checked_texts(columns, "columns", "['ts', 'symbol', 'last']")
-    for at, name in enumerate(found):
+    chosen = (columns,) if isinstance(columns, str) else checked_texts(columns, "columns", "['ts', 'symbol', 'last']")
+    for at, name in enumerate(chosen):
         if name not in known:
             raise WrongArgument(f"columns has {name!r}, which is not a column. The columns are: {', '.join(known)}.")
-        if name in found[:at]:
+        if name in chosen[:at]:
             raise WrongArgument(f"columns has {name!r} twice. Name it once.")
-    if not found:
+    if not chosen:
         raise WrongArgument("columns is empty. Name at least one, or leave it out for all.")
-    return found
+    return chosen
 
 
 def days_of(days: int) -> int:

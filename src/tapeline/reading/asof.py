@@ -35,9 +35,9 @@ def quotes_at_trades(ticks: Iterator[pa.RecordBatch], before: Before, schema: pa
     """
     force = _InForce(before)
     for batch in _whole_moments(ticks):
-        found = force.at_trades(batch, schema)
-        if found.num_rows:
-            yield found
+        trades = force.at_trades(batch, schema)
+        if trades.num_rows:
+            yield trades
 
 
 def _whole_moments(ticks: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -62,13 +62,13 @@ class _InForce:
     def __init__(self, before: Before) -> None:
         self._before = before
         self._last = pa.RecordBatch.from_pylist([], _QUOTES)
-        self._asked: set[tuple[str, ...]] = set()
+        self._looked_up: set[tuple[str, ...]] = set()
 
     def at_trades(self, batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
         """The trades of a batch with their quotes. The batch's quotes are kept for the next batches."""
         chosen, quotes, trades = self._matched(batch)
         unquoted = batch.filter(pa.array(trades & (chosen < 0))).select(list(KEY))
-        if self._ask({tuple(row.values()) for row in pa.table(unquoted).group_by(list(KEY)).aggregate([]).to_pylist()}):
+        if self._look_up({tuple(row.values()) for row in pa.table(unquoted).group_by(list(KEY)).aggregate([]).to_pylist()}):
             chosen, quotes, trades = self._matched(batch)
         rows = pa.array(np.where(trades)[0])
         at = pa.array(chosen[trades], mask=chosen[trades] < 0)
@@ -95,18 +95,18 @@ class _InForce:
         in_force = np.maximum.accumulate(np.where(order < count, np.arange(len(order)), -1))
         quote = np.where(in_force >= 0, order[in_force], -1)
         quote[(in_force >= 0) & (key[quote] != key[order])] = -1
-        found = np.empty(len(ts), np.int64)
-        found[order] = quote
-        return found[count:], quotes, ~is_quote
+        indices = np.empty(len(ts), np.int64)
+        indices[order] = quote
+        return indices[count:], quotes, ~is_quote
 
-    def _ask(self, keys: set[tuple[str, ...]]) -> bool:
+    def _look_up(self, keys: set[tuple[str, ...]]) -> bool:
         """Look up the earlier quotes of keys that have none yet. Returns whether a key was looked up for the first time."""
-        new = sorted(keys - self._asked)
-        self._asked |= keys
+        new = sorted(keys - self._looked_up)
+        self._looked_up |= keys
         for provider, feed in sorted({(provider, feed) for _, provider, feed in new}):
             symbols = tuple(symbol for symbol, *rest in new if rest == [provider, feed])
-            found = self._before(provider, feed, symbols).select(_QUOTES.names).cast(_QUOTES)
-            self._last = pa.concat_batches([self._last, *found.to_batches()])
+            quotes = self._before(provider, feed, symbols).select(_QUOTES.names).cast(_QUOTES)
+            self._last = pa.concat_batches([self._last, *quotes.to_batches()])
         return bool(new)
 
     def _latest(self, quotes: pa.RecordBatch) -> pa.RecordBatch:

@@ -52,13 +52,13 @@ class Result:
             if field.nullable and field.type in integers:
                 # Convert from Arrow: `to_pandas` makes floats of integers with nulls, and floats round large integers.
                 frame[field.name] = integers[field.type].__from_arrow__(table[field.name])
-        found: pd.DataFrame = frame
-        return found
+        result: pd.DataFrame = frame
+        return result
 
     def polars(self) -> pl.DataFrame:
         """A polars DataFrame. Times are Datetime("ns", "UTC"). Raises ConfigError if polars is not installed, and Unavailable."""
-        found: pl.DataFrame = library("polars").from_arrow(self.arrow())
-        return found
+        frame: pl.DataFrame = library("polars").from_arrow(self.arrow())
+        return frame
 
     def duckdb(self, connection: duckdb.DuckDBPyConnection | None = None) -> duckdb.DuckDBPyRelation:
         """A DuckDB relation over the rows in memory. It belongs to `connection`, or to the connection of `duckdb.sql`.

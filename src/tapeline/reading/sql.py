@@ -152,13 +152,13 @@ def _damaged(lake: Path, error: Exception) -> DiskProblem:
 
 def _files(table: Path) -> list[str]:
     try:
-        found = table_at(table)
+        delta_table = table_at(table)
     except TableNotFoundError:
         return []
     except (OSError, DeltaError) as error:
         raise unreadable(table, error) from error
-    check_format(found, table)
-    names = pa.table(found.get_add_actions(flatten=True))["path"].to_pylist()
+    check_format(delta_table, table)
+    names = pa.table(delta_table.get_add_actions(flatten=True))["path"].to_pylist()
     return for_duckdb(table / name for name in names)
 
 

@@ -59,10 +59,10 @@ def trace(stream: Stream, stores: Mapping[str, Store], find: Find, event: tuple[
         place = _output(stream, topic, event)
         known = known or place is not None or bool(rows)
         if place is not None:
-            at, found, row = place
-            yield Step(f"{topic.name} {at} @ {found}", "in the stream", row)
+            at, position, row = place
+            yield Step(f"{topic.name} {at} @ {position}", "in the stream", row)
             for name, store in stores.items():
-                read = store.totals(topic).positions.get(at, 0) > found
+                read = store.totals(topic).positions.get(at, 0) > position
                 yield Step(f"{name} {topic.table}", _kept(name, rows) if read else "not yet read: it waits in the stream")
         elif rows:
             yield Step(topic.name, "no longer in the stream")
@@ -79,10 +79,10 @@ def _kept(store: str, rows: list[dict[str, Any]]) -> str:
 
 
 def _raw(stream: Stream, partition: int, offset: int) -> dict[str, Any] | None:
-    found = _at(stream, RAW_TOPIC, partition, offset, 1)
-    if found is None or found[0][0] != offset:
+    records = _at(stream, RAW_TOPIC, partition, offset, 1)
+    if records is None or records[0][0] != offset:
         return None
-    row: dict[str, Any] = found[1].slice(0, 1).to_pylist()[0]
+    row: dict[str, Any] = records[1].slice(0, 1).to_pylist()[0]
     payload = row["payload"]
     try:
         row["payload"] = payload.decode()
@@ -95,9 +95,9 @@ def _output(stream: Stream, topic: Topic, event: tuple[int, int, int]) -> tuple[
     """Where an event is in an output topic: (partition, offset, row); None if it is not there."""
     lows, highs = stream.tail_positions(topic, 1 << 62), stream.ends(topic)
     for partition, high in highs.items():
-        found = _search(stream, topic, partition, lows.get(partition, 0), high, event)
-        if found is not None:
-            return partition, *found
+        match = _search(stream, topic, partition, lows.get(partition, 0), high, event)
+        if match is not None:
+            return partition, *match
     return None
 
 
@@ -107,8 +107,8 @@ def _search(
     """Find an event's (offset, row) in one partition by binary search.
 
     In each partition of a topic, the events of one raw partition are in the order of their raw records."""
-    while (found := _at(stream, topic, partition, low, _LOOK_ROWS)) is not None:
-        offsets, batch = found
+    while (records := _at(stream, topic, partition, low, _LOOK_ROWS)) is not None:
+        offsets, batch = records
         here = _of(batch, event[0]) & (batch["raw_offset"].to_numpy() == event[1]) & (batch["raw_index"].to_numpy() == event[2])
         if here.any():
             row = int(np.flatnonzero(here)[0])
@@ -127,8 +127,8 @@ def _search(
 
 def _first_of(stream: Stream, topic: Topic, partition: int, position: int, end: int, raw_partition: int) -> tuple[int, int, int] | None:
     """The first record in [position, end) that came from a raw partition: (offset, raw offset, raw index); None if there is none."""
-    while position < end and (found := _at(stream, topic, partition, position, _SCAN_ROWS)) is not None:
-        offsets, batch = found
+    while position < end and (records := _at(stream, topic, partition, position, _SCAN_ROWS)) is not None:
+        offsets, batch = records
         rows = np.flatnonzero(_of(batch, raw_partition))
         if len(rows):
             row = int(rows[0])

@@ -30,7 +30,7 @@ def run(
     within `drain_s` seconds; an error is then raised at once. `rest_s` is the pause when there is no work.
     """
     begun = False
-    trouble_since: float | None = None
+    failing_since: float | None = None
     away_since: float | None = None
     delays = waits()
     stopping_since: float | None = None
@@ -44,7 +44,7 @@ def run(
             worked = step()
         except (Unavailable, Refused) as error:
             now = clock()
-            trouble_since = trouble_since or now
+            failing_since = failing_since or now
             away_since = None if isinstance(error, Refused) else away_since or now
             fatal = not begun if away_since is None else now - away_since > patience_s
             if stop.is_set() or fatal:
@@ -54,9 +54,9 @@ def run(
             stop.wait(delay)
             continue
         begun = True
-        if trouble_since is not None:
-            log.warning("Recovered after %.1f s.", clock() - trouble_since)
-            trouble_since, away_since, delays = None, None, waits()
+        if failing_since is not None:
+            log.warning("Recovered after %.1f s.", clock() - failing_since)
+            failing_since, away_since, delays = None, None, waits()
         if not worked:
             if stopping_since is not None:
                 return

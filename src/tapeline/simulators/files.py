@@ -67,11 +67,11 @@ class FileServer:
             reply = self._answer(Request(unquote(path), fields, headers, method))
         else:
             reply = Reply(405, b"405 Method Not Allowed")
-        told = {"Content-Length": str(len(reply.body)), **reply.headers}
+        reply_headers = {"Content-Length": str(len(reply.body)), **reply.headers}
         text = f"HTTP/1.1 {reply.status} {HTTPStatus(reply.status).phrase}\r\n"
-        writer.write((text + "".join(f"{name}: {value}\r\n" for name, value in told.items()) + "\r\n").encode("latin-1"))
+        writer.write((text + "".join(f"{name}: {value}\r\n" for name, value in reply_headers.items()) + "\r\n").encode("latin-1"))
         if method != "HEAD":
             writer.write(reply.body)
         await writer.drain()
         # After a body that breaks off, the connection must end.
-        return method == "HEAD" or told["Content-Length"] == str(len(reply.body))
+        return method == "HEAD" or reply_headers["Content-Length"] == str(len(reply.body))

@@ -108,8 +108,8 @@ def _records(path: Path, files: ExitStack) -> Iterator[tuple[int, Event]]:
     topics: dict[bytes, Topic] = {}
     for number, line in enumerate(_whole(path, lines), 1):
         received, _, text = line.rstrip().partition(b" ")
-        stream, found, data = text.removeprefix(_HEAD).partition(_DATA)
-        if not (found and text.startswith(_HEAD) and received.isdigit()):
+        stream, mark, data = text.removeprefix(_HEAD).partition(_DATA)
+        if not (mark and text.startswith(_HEAD) and received.isdigit()):
             continue
         topic = topics.get(stream)
         if topic is None:
@@ -130,8 +130,8 @@ def _whole(path: Path, lines: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def _event(topic: Topic, received_ns: int, data: bytes) -> Event:
-    found = msgspec.json.decode(data)
-    fields: dict[str, Any] = found if isinstance(found, dict) else {}  # a stream of the whole market sends an array
+    decoded = msgspec.json.decode(data)
+    fields: dict[str, Any] = decoded if isinstance(decoded, dict) else {}  # a stream of the whole market sends an array
     key = "u" if topic.channel == "bookTicker" else _IDS.get(topic.channel)
     ns = fields["T"] * 1_000_000 if isinstance(fields.get("T"), int) else received_ns
     return Event(topic, fields.get(key) if key else None, ns, fields, data)

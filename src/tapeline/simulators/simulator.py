@@ -192,10 +192,10 @@ class Simulator:
 
     # HTTP
 
-    def _enter(self, asked: WSUpgradeRequest) -> WSListener | WSUpgradeResponseWithListener:
-        path, _, query = asked.path.decode("latin-1").partition("?")
+    def _enter(self, upgrade: WSUpgradeRequest) -> WSListener | WSUpgradeResponseWithListener:
+        path, _, query = upgrade.path.decode("latin-1").partition("?")
         fields = {key: values[-1] for key, values in parse_qs(query, keep_blank_values=True).items()}
-        headers = {name.lower(): value for name, value in asked.headers.items()}
+        headers = {name.lower(): value for name, value in upgrade.headers.items()}
         request = Request(unquote(path), fields, headers)
         if headers.get("upgrade", "").lower() != "websocket":
             return _http(self._provider.get(request) or Reply(404, b"404 Not Found"))

@@ -92,7 +92,7 @@ class Generated:
             ticks = self._market.draw(quota - (had - timed), self._demand, self._last_ns, now_ns)
             self._last_ns = max(now_ns, ticks[-1].ns)
             for tick in ticks:
-                self._tape.tell(tick, self._plan[tick.instrument], made)
+                self._tape.add_events(tick, self._plan[tick.instrument], made)
             self._owed -= max(len(made) - had, 1)
             if len(made) == had:  # bars only: the trades happen, but are not sent one by one
                 self._owed -= len(ticks) - 1

@@ -20,7 +20,7 @@ class Tape(Protocol):
     def kinds(self, channels: frozenset[str]) -> tuple[bool, bool]:
         """Whether these channels need trades, and whether they need quotes."""
 
-    def tell(self, tick: Trade | Quote, channels: frozenset[str], out: list[Event]) -> None:
+    def add_events(self, tick: Trade | Quote, channels: frozenset[str], out: list[Event]) -> None:
         """Append the events that one trade or quote causes on these channels."""
 
     def listen(self, plan: Mapping[Instrument, frozenset[str]], now_ns: int) -> None:

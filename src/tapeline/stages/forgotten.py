@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 #: How often a stage that finds nothing to read checks whether the stream ends before the stage's position.
 _LOOK_NS: Final = 60 * NS_PER_S
 #: The status shows this many of the latest losses.
-_MOST_TOLD: Final = 16
+_MOST_SHOWN: Final = 16
 
 
 class StreamLoss:
@@ -24,7 +24,7 @@ class StreamLoss:
     def __init__(self, stream: Stream, group: str, clock: Callable[[], int]) -> None:
         self._stream, self._group, self._clock = stream, group, clock
         #: The latest losses, for the status: topic, partition, and when it was noticed (`noticed_ns`, UTC).
-        self.told: list[dict[str, Any]] = []
+        self.losses: list[dict[str, Any]] = []
         #: (topic name, partition) pairs whose end lies before the stage's position.
         self.ahead: list[tuple[str, int]] = []
         self._due_ns: dict[Topic, int] = {}
@@ -52,8 +52,8 @@ class StreamLoss:
 
     def met(self, chunk: Chunk) -> list[int]:
         """Check a chunk before it is used. Logs and returns the partitions that began anew since the stage last read them."""
-        found = crossed(chunk, self._stream.lives)
-        for partition in found:
+        partitions = crossed(chunk, self._stream.lives)
+        for partition in partitions:
             log.error(
                 "%s %d: the stream has begun anew. Its old records are gone, and those that %s had not read yet are lost. Tapeline "
                 "continues with the records that came since, and keeps everything from now on. `tapeline gaps` shows what is missing. "
@@ -62,5 +62,5 @@ class StreamLoss:
                 partition,
                 self._group,
             )
-            self.told = [*self.told, {"topic": chunk.topic.name, "partition": partition, "noticed_ns": self._clock()}][-_MOST_TOLD:]
-        return found
+            self.losses = [*self.losses, {"topic": chunk.topic.name, "partition": partition, "noticed_ns": self._clock()}][-_MOST_SHOWN:]
+        return partitions

@@ -159,7 +159,7 @@ class LedgerWriter:
         return {
             "keys": self._account.keys if self._account is not None else 0,
             "states": dict(self._account.states()) if self._account is not None else {},
-            "forgotten": self._forgotten.told,
+            "forgotten": self._forgotten.losses,
             "ahead": self._forgotten.ahead,
             "passed_over": self._passed_over,
         }

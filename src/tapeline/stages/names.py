@@ -46,14 +46,14 @@ class KnownNames:
     def _learn(self, records: pa.RecordBatch) -> None:
         for provider, feed, payload in zip(*(records[name].to_pylist() for name in ("provider", "feed", "payload")), strict=True):
             try:
-                told = msgspec.json.decode(payload, type=_List).names
+                listed = msgspec.json.decode(payload, type=_List).names
             except UNREADABLE:
                 continue  # the normalizer reports it as a notice
             known = PROVIDERS.get(provider)
             if known is not None:
-                found = self._listed.setdefault((provider, feed), {})
-                found |= {name: symbol for name, symbol in told.items() if symbol.replace("/", "") == name}
-                self._listed[provider, feed] = {name: symbol for name, symbol in found.items() if known.symbol_of(feed, name) != symbol}
+                names = self._listed.setdefault((provider, feed), {})
+                names |= {name: symbol for name, symbol in listed.items() if symbol.replace("/", "") == name}
+                self._listed[provider, feed] = {name: symbol for name, symbol in names.items() if known.symbol_of(feed, name) != symbol}
         # Also where nothing is new: Kafka forgets a note after a week, so each start of ingest renews it.
         self._stream.note(LISTED, msgspec.json.encode(_texts(self._listed)).decode())
 
@@ -68,8 +68,8 @@ def noted(stream: Stream) -> dict[tuple[str, str], dict[str, str]]:
 
     Raises Unavailable when the stream's note cannot be read."""
     text = stream.noted(LISTED)
-    found = msgspec.json.decode(text, type=dict[str, dict[str, str]]) if text else {}
-    return {(key.partition(" ")[0], key.partition(" ")[2]): names for key, names in found.items()}
+    by_feed = msgspec.json.decode(text, type=dict[str, dict[str, str]]) if text else {}
+    return {(key.partition(" ")[0], key.partition(" ")[2]): names for key, names in by_feed.items()}
 
 
 def merged(listed: Names, configured: Names) -> Names:

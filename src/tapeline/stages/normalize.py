@@ -110,13 +110,13 @@ class Normalize:
             "providers": {
                 name: {
                     "ticks_per_s": self._rates[name].take(),
-                    "p50_ms": (found := self._latencies.get(name)) and found.ms(0.50),
-                    "p99_ms": found and found.ms(0.99),
+                    "p50_ms": (latencies := self._latencies.get(name)) and latencies.ms(0.50),
+                    "p99_ms": latencies and latencies.ms(0.99),
                     "clock_off_s": _off_s(self._ages.pop(name, None)),
                 }
                 for name in self._rates
             },
-            "forgotten": self._forgotten.told,
+            "forgotten": self._forgotten.losses,
             "ahead": self._forgotten.ahead,
         }
 
@@ -133,14 +133,14 @@ def _fitting(stream: Stream, topic: Topic, batch: pa.RecordBatch) -> pa.RecordBa
     The stream is asked for its limit only if a row may exceed it, and asked every time, because an operator can change the limit."""
     if topic not in (NOTICES_TOPIC, REJECTED_TOPIC) or not len(larger(topic, batch, TAKEN_EVERYWHERE)):
         return batch
-    found = shortened(topic, batch, stream.largest(topic))
-    if (left := batch.nbytes - found.nbytes) > 0:
+    fitting = shortened(topic, batch, stream.largest(topic))
+    if (left := batch.nbytes - fitting.nbytes) > 0:
         log.warning(
             "Some rows are too large for %s. Tapeline cut %d bytes. Each cut row says how many, and where the whole is.",
             topic.name,
             left,
         )
-    return found
+    return fitting
 
 
 def _off_s(age_ns: int | None) -> float | None:

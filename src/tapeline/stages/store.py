@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 _REST_S: Final = 0.05
 #: How often old data is removed, by keep_days and keep_gb.
 _TIDY_NS: Final = 3_600 * NS_PER_S
-#: How many times `unsaid` looks for a moment in which nothing is written.
+#: How many times `unacknowledged` looks for a moment in which nothing is written.
 _TRIES_AT_REST: Final = 20
 #: After a read of this many records the stage does not rest: more records are probably waiting.
 _MORE_ROWS: Final = 1_000
@@ -77,9 +77,9 @@ class StoreWriter:
         self._read: dict[Topic, dict[int, int]] = {}
         self._held: dict[Topic, list[Chunk]] = {topic: [] for topic in NORMALIZED_TOPICS}
         self._since: dict[Topic, int] = {}
-        self._said: dict[Topic, int] = {}  # the total of records read, as the stream has last confirmed it
+        self._confirmed: dict[Topic, int] = {}  # the total of records read, as the stream has last confirmed it
         self._tried: dict[Topic, int] = {}  # the same total after the acknowledgement that is being sent
-        self._unsaid: dict[Topic, Chunk] = {}
+        self._unacknowledged: dict[Topic, Chunk] = {}
         self._rate = Rate(clock)
         self._forgotten = StreamLoss(stream, writing.group, clock)
 
@@ -87,8 +87,8 @@ class StoreWriter:
         if self._read:
             self._status.maybe(self._report)
         worked = False
-        for topic in list(self._unsaid):  # written, but the acknowledgement failed: the disk was full or the server away
-            self._tell(topic)
+        for topic in list(self._unacknowledged):  # written, but the acknowledgement failed: the disk was full or the server away
+            self._acknowledge_written(topic)
         if not self._read:  # here, not in __init__: `loop.run` then waits for a store that is away
             self._read = {topic: self._begin(topic) for topic in NORMALIZED_TOPICS}
         for topic in NORMALIZED_TOPICS:
@@ -130,7 +130,7 @@ class StoreWriter:
     def _begin(self, topic: Topic) -> dict[int, int]:
         """The store's positions. They are acknowledged at once: the stage may have been killed between a write and its acknowledgement."""
         positions = self._store.totals(topic).positions
-        self._say(topic, positions, lambda _: unsaid(self._stream, self._group, topic, positions))
+        self._acknowledge(topic, positions, lambda _: unacknowledged(self._stream, self._group, topic, positions))
         return positions
 
     def _flush(self, topic: Topic) -> None:
@@ -139,16 +139,16 @@ class StoreWriter:
         self._rate.add(written.rows)
         self._held[topic].clear()
         del self._since[topic]
-        self._unsaid[topic] = chunk
-        self._tell(topic)
+        self._unacknowledged[topic] = chunk
+        self._acknowledge_written(topic)
 
-    def _tell(self, topic: Topic) -> None:
+    def _acknowledge_written(self, topic: Topic) -> None:
         """Acknowledge what the store has written. If the stream lost its counts, only records of its present life are counted."""
-        chunk = self._unsaid[topic]
-        self._say(topic, chunk.next, lambda lost: rows_of(chunk, self._stream.lives(topic)) if lost else chunk.rows)
-        del self._unsaid[topic]
+        chunk = self._unacknowledged[topic]
+        self._acknowledge(topic, chunk.next, lambda lost: rows_of(chunk, self._stream.lives(topic)) if lost else chunk.rows)
+        del self._unacknowledged[topic]
 
-    def _say(self, topic: Topic, positions: Mapping[int, int], rows: Callable[[bool], int]) -> None:
+    def _acknowledge(self, topic: Topic, positions: Mapping[int, int], rows: Callable[[bool], int]) -> None:
         """Acknowledge the positions and, if the stream counts records, add the number of new ones. `rows(lost)` gives that number.
 
         `lost` is True if the stream has lost its total. The total is read again in each round: the stream may lose it before the
@@ -156,23 +156,23 @@ class StoreWriter:
         if not self._stream.counts_records:
             self._stream.acknowledge(self._group, topic, positions)
             return
-        said = False
-        while not said:
+        done = False
+        while not done:
             has = self._stream.totals(self._group).get(f"{topic.table}/read")
-            if has is not None and self._said.get(topic, 0) < has == self._tried.get(topic):
-                said = True
+            if has is not None and self._confirmed.get(topic, 0) < has == self._tried.get(topic):
+                done = True
             else:
-                more = rows(has is None or has < self._said.get(topic, 0))
+                more = rows(has is None or has < self._confirmed.get(topic, 0))
                 self._tried[topic] = (has or 0) + more
-                said = self._stream.acknowledge(self._group, topic, positions, (has, more))
-        self._said[topic] = self._tried.pop(topic)
+                done = self._stream.acknowledge(self._group, topic, positions, (has, more))
+        self._confirmed[topic] = self._tried.pop(topic)
 
     def _report(self) -> dict[str, Any]:
         kept = {topic.table: self._store.totals(topic) for topic in NORMALIZED_TOPICS}
         return {
             "rows_per_s": self._rate.take(),
             "tables": {table: totals.parts for table, totals in kept.items()},
-            "forgotten": self._forgotten.told,
+            "forgotten": self._forgotten.losses,
             "ahead": self._forgotten.ahead,
             **({"upkeep": self._upkeep.report()} if self._upkeep is not None else {}),
         }
@@ -183,16 +183,16 @@ class StoreWriter:
         self._status.write(self._report())
 
 
-def unsaid(stream: Stream, group: str, topic: Topic, positions: Mapping[int, int]) -> int:
+def unacknowledged(stream: Stream, group: str, topic: Topic, positions: Mapping[int, int]) -> int:
     """How many records a store has read up to `positions` and not yet acknowledged to the stream.
 
     For a store that has never acknowledged anything, these are all written records that it no longer has to read. Returns 0 if records
     are written during every attempt to count."""
     for _ in range(_TRIES_AT_REST):
-        said = f"{topic.table}/read" in stream.totals(group)
+        acknowledged = f"{topic.table}/read" in stream.totals(group)
         written = written_to(stream, topic)
         rest = sum(stream.lag(topic, positions).values())
-        open_ = sum(stream.lag(topic, stream.positions(group, topic)).values()) if said else written
+        open_ = sum(stream.lag(topic, stream.positions(group, topic)).values()) if acknowledged else written
         if written == written_to(stream, topic):  # nothing was written in between, so the numbers belong to one moment
             return max(0, open_ - rest)
     return 0

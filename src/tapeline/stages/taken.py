@@ -59,7 +59,7 @@ class Taken:
         if self._open is None:
             # Position first, ends second: then the events of all records before the position lie before the ends.
             at = self._stream.positions(self._normalize, RAW_TOPIC)
-            self._open = (at, self._asked(self._stream.ends))
+            self._open = (at, self._by_place(self._stream.ends))
         reached, ends = self._open
         # A topic may have begun anew since `begun` was read. Then the position of normalize says nothing about the life before.
         if all(self._has(store, topic, ends) for store in self._stores for topic in NORMALIZED_TOPICS) and self._lives() == begun:
@@ -69,10 +69,10 @@ class Taken:
     def _lives(self) -> Places:
         """The lives of the normalized topics and of the raw topic. Raw records may be lost before normalize reads them."""
         raw = {(RAW_TOPIC.name, partition): life for partition, life in self._stream.lives(RAW_TOPIC).items()}
-        return {**self._asked(self._stream.lives), **raw}
+        return {**self._by_place(self._stream.lives), **raw}
 
-    def _asked(self, question: Callable[[Topic], Mapping[int, int]]) -> Places:
-        return {(topic.name, partition): found for topic in NORMALIZED_TOPICS for partition, found in question(topic).items()}
+    def _by_place(self, query: Callable[[Topic], Mapping[int, int]]) -> Places:
+        return {(topic.name, partition): offset for topic in NORMALIZED_TOPICS for partition, offset in query(topic).items()}
 
     def _has(self, store: str, topic: Topic, ends: Places) -> bool:
         """Whether a store has read all of a topic up to `ends`.

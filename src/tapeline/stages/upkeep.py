@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 #: How often `due` is asked; and how long to wait after another process was busy with the work, and after a failure.
 _LOOK_EVERY_S: Final = 60.0
 _AFTER_BUSY_S: Final = 600.0
-_AFTER_TROUBLE_S: Final = 3_600.0
+_AFTER_FAILURE_S: Final = 3_600.0
 _STOP_WITHIN_S: Final = 5.0
 
 
@@ -78,7 +78,7 @@ class Upkeep:
             self._failed(ended)
 
     def _failed(self, why: str) -> None:
-        self._look_at = self._clock() + _AFTER_TROUBLE_S
+        self._look_at = self._clock() + _AFTER_FAILURE_S
         self._last = {"failed": why, "ended_ns": time.time_ns()}
         log.error("%s: %s The work waits. Tapeline retries in an hour.", self._what, why)
 

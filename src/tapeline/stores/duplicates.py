@@ -53,13 +53,13 @@ def _first_seen(some: pa.RecordBatch, identity: Identity, held: pa.Table | None)
     """
     if identity.counted and (some[identity.id].null_count or (held is not None and held[identity.id].null_count)):
         return _first_counted(some, identity, held)
-    new = told_by(pa.table(some), identity)
+    new = identity_columns(pa.table(some), identity)
     if identity.values and (held is None or not held.num_rows) and _all_apart(new, identity):
         return np.ones(some.num_rows, bool)
     columns = new.schema.names
     everything = new.append_column("origin", pa.array(np.arange(some.num_rows)))
     if held is not None and held.num_rows:
-        held = told_by(held, identity).cast(new.schema).append_column("origin", pa.array(np.full(held.num_rows, -1)))
+        held = identity_columns(held, identity).cast(new.schema).append_column("origin", pa.array(np.full(held.num_rows, -1)))
         everything = pa.concat_tables([held, everything])
     first = everything.group_by(columns, use_threads=False).aggregate([("origin", "min")])["origin_min"].to_numpy()
     keep = np.zeros(some.num_rows, bool)
@@ -94,8 +94,8 @@ def _first_counted(some: pa.RecordBatch, identity: Identity, held: pa.Table | No
     rank = ranks(of_ms[others], *(some[name].to_numpy()[at] for name in ("raw_partition", "raw_offset")))
     more = np.flatnonzero(rank >= there[of_ms[others]])
     fresh[others[more[_firsts(of_ms[others[more]], rank[more])]]] = True
-    found: npt.NDArray[np.bool_] = fresh[new:]
-    return found
+    keep: npt.NDArray[np.bool_] = fresh[new:]
+    return keep
 
 
 def lacking_counted(came: pa.RecordBatch, identity: Identity, held: pa.RecordBatch) -> npt.NDArray[np.bool_]:
@@ -112,7 +112,7 @@ def lacking_counted(came: pa.RecordBatch, identity: Identity, held: pa.RecordBat
     numbers = list(zip(of_number.tolist(), ids.to_pylist(), strict=True))
     seen = {number for number in numbers[: held.num_rows] if number[1] is not None}
     known: dict[int, _Equal] = {}
-    found = np.zeros(came.num_rows, bool)
+    lacking = np.zeros(came.num_rows, bool)
     for row in order:
         one, mine = known.setdefault(int(of_ms[row]), _Equal()), row < held.num_rows
         if numbers[row][1] is None:
@@ -123,8 +123,8 @@ def lacking_counted(came: pa.RecordBatch, identity: Identity, held: pa.RecordBat
         else:
             new = False
         if new and not mine:
-            found[row - held.num_rows] = True
-    return found
+            lacking[row - held.num_rows] = True
+    return lacking
 
 
 @dataclass(slots=True)
@@ -162,9 +162,9 @@ def _as_numbers(
 
     They are a group number for rows that are equal except for the id, a group number that also distinguishes the millisecond, and the
     ids."""
-    rows = told_bare(pa.table(some), identity).append_column(identity.id, some[identity.id])
+    rows = bare_identity_columns(pa.table(some), identity).append_column(identity.id, some[identity.id])
     if held is not None:
-        before = told_bare(held, identity).append_column(identity.id, held[identity.id]).cast(rows.schema)
+        before = bare_identity_columns(held, identity).append_column(identity.id, held[identity.id]).cast(rows.schema)
         rows = pa.concat_tables([before, rows])
     names = [name for name in rows.schema.names if name not in ("ms", identity.id)]
     return groups(rows.select(names)), groups(rows.select([*names, "ms"])), rows[identity.id]
@@ -174,9 +174,9 @@ def groups(rows: pa.Table) -> npt.NDArray[np.int64]:
     """Return the same number for rows that are equal."""
     numbered = rows.append_column("row", pa.array(np.arange(rows.num_rows)))
     lists = numbered.group_by(rows.schema.names, use_threads=False).aggregate([("row", "list")])["row_list"].combine_chunks()
-    found = np.empty(rows.num_rows, np.int64)
-    found[pc.list_flatten(lists).to_numpy()] = pc.list_parent_indices(lists).to_numpy()
-    return found
+    numbers = np.empty(rows.num_rows, np.int64)
+    numbers[pc.list_flatten(lists).to_numpy()] = pc.list_parent_indices(lists).to_numpy()
+    return numbers
 
 
 def _counts(groups: npt.NDArray[np.int64], chosen: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
@@ -195,24 +195,24 @@ def ranks(*columns: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     begins = np.ones(len(order), bool)
     begins[1:] = np.any([np.diff(column[order]) != 0 for column in columns], axis=0)
     begin = np.maximum.accumulate(np.where(begins, np.arange(len(order)), 0))
-    found = np.empty(len(order), np.int64)
-    found[order] = np.arange(len(order)) - begin
-    return found
+    result = np.empty(len(order), np.int64)
+    result[order] = np.arange(len(order)) - begin
+    return result
 
 
-def told_bare(rows: pa.Table, identity: Identity) -> pa.Table:
+def bare_identity_columns(rows: pa.Table, identity: Identity) -> pa.Table:
     """Return the columns that identify events in a channel where some have no id: every column but the id, plus the millisecond."""
-    found = rows.select([name for name in identity.told if name != identity.id])
-    return found.append_column("ms", pc.divide(rows["ts_ns"], NS_PER_MS))
+    compared = rows.select([name for name in identity.compared if name != identity.id])
+    return compared.append_column("ms", pc.divide(rows["ts_ns"], NS_PER_MS))
 
 
-def told_by(rows: pa.Table, identity: Identity) -> pa.Table:
+def identity_columns(rows: pa.Table, identity: Identity) -> pa.Table:
     """Return the columns that identify events. If the identity says so, rows without the id get the millisecond as well."""
-    found = rows.select(list(identity.told))
+    compared = rows.select(list(identity.compared))
     if not identity.else_by_ms:
-        return found
+        return compared
     ms = pc.if_else(pc.is_valid(rows[identity.id]), _NO_MS, pc.divide(rows["ts_ns"], NS_PER_MS))
-    return found.append_column("ms", ms)
+    return compared.append_column("ms", ms)
 
 
 def by_channel(batch: pa.RecordBatch) -> Iterator[tuple[Channel, npt.NDArray[np.int64]]]:
@@ -233,7 +233,7 @@ def in_sql(identity: Identity) -> tuple[list[str], str]:
     The first item lists the expressions that are equal, or null in both, for two copies of an event. The second is the condition for
     the rows to which the rule applies.
     """
-    columns = ["ts_ns // 86400000000000" if name == "date" else f'"{name}"' for name in identity.told]
+    columns = ["ts_ns // 86400000000000" if name == "date" else f'"{name}"' for name in identity.compared]
     if identity.else_by_ms:
         return [*columns, f'CASE WHEN "{identity.id}" IS NULL THEN ts_ns // {NS_PER_MS} END'], "true"
     return columns, f'"{identity.id}" IS NOT NULL' if identity.id else "true"

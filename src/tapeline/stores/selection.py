@@ -104,12 +104,12 @@ def notices_about(selection: Selection) -> Selection:
 
 def amended_by(notices: pa.Table) -> pa.Table:
     """Return the trades that the notices take back, as `AMENDED`."""
-    found = notices.filter(pc.is_in(notices["kind"], pa.array(AMENDING)))
-    named = pc.extract_regex(found["detail"], AMENDS)
-    found = found.append_column("day", pa.array(found["ts_ns"].to_numpy() // _DAY_NS))
+    rows = notices.filter(pc.is_in(notices["kind"], pa.array(AMENDING)))
+    named = pc.extract_regex(rows["detail"], AMENDS)
+    rows = rows.append_column("day", pa.array(rows["ts_ns"].to_numpy() // _DAY_NS))
     for name in ("exchange", "trade_id"):
-        found = found.append_column(name, pc.struct_field(named, name))
-    return found.filter(pc.is_valid(named)).select(AMENDED.names).cast(AMENDED)
+        rows = rows.append_column(name, pc.struct_field(named, name))
+    return rows.filter(pc.is_valid(named)).select(AMENDED.names).cast(AMENDED)
 
 
 def alike(symbol: str, known: Sequence[str]) -> list[str]:

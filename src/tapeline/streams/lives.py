@@ -91,17 +91,17 @@ class ReadOfLives:
         doubtful = [p for p, begin in chunk.begin.items() if begin != self._at.get(p) or p in jumping]
         written = self._stream.written(chunk.topic) if doubtful else {}
         totals = self._stream.totals(self._group) if written else {}
-        found: dict[str, int] = {}
+        more: dict[str, int] = {}
         for partition in doubtful:
             self._since[partition] = None
             if partition in written:
-                found |= self._begin(chunk, partition, written[partition].since, totals)
+                more |= self._begin(chunk, partition, written[partition].since, totals)
         for partition, since in self._since.items():
             if since is not None and partition in chunk.begin:
                 name = _read(partition, since)
-                found[name] = found.get(name, 0) + int(np.count_nonzero(_offsets(chunk, partition) >= since))
+                more[name] = more.get(name, 0) + int(np.count_nonzero(_offsets(chunk, partition) >= since))
         self._at |= chunk.next
-        return found
+        return more
 
     def _begin(self, chunk: Chunk, partition: int, since: int, totals: Totals) -> Totals:
         """Decide whether a life is counted, and return what to add so that its total is right before the chunk is counted."""
@@ -118,8 +118,8 @@ class ReadOfLives:
 
 
 def _offsets(chunk: Chunk, partition: int) -> np.ndarray:
-    found: np.ndarray = chunk.offset[chunk.partition == partition]
-    return found
+    offsets: np.ndarray = chunk.offset[chunk.partition == partition]
+    return offsets
 
 
 def _jumping(chunk: Chunk) -> list[int]:

@@ -43,8 +43,8 @@ def partitions_of(topic: Topic, batch: pa.RecordBatch, partitions: int) -> npt.N
         return np.zeros(batch.num_rows, np.int32)
     coded = batch[topic.key].dictionary_encode()
     where = np.array([partition_of(key, partitions) for key in coded.dictionary.to_pylist()], np.int32)
-    found: npt.NDArray[np.int32] = where[coded.indices.to_numpy()]
-    return found
+    of_rows: npt.NDArray[np.int32] = where[coded.indices.to_numpy()]
+    return of_rows
 
 
 def split(topic: Topic, batch: pa.RecordBatch, partitions: int) -> Iterator[tuple[int, pa.RecordBatch]]:

@@ -21,7 +21,7 @@ from tapeline.records import AMENDS, REJECTED_TOPIC, Topic
 #: Every stream takes a record of this many bytes. A broker's usual limit is 1 MiB, and a message holds more than the record.
 TAKEN_EVERYWHERE: Final = 900 * 1024
 #: The bytes a message may hold in addition to a record's texts, and the divisor for the part by which compression may lengthen it.
-_BESIDE: Final = 2 * 1024
+_OVERHEAD: Final = 2 * 1024
 _LONGER: Final = 4_096
 #: A number or another value of fixed size takes at most this many bytes of a row.
 _FIXED: Final = 16
@@ -39,12 +39,12 @@ _CUT: Final = re.compile(
 
 def sizes(topic: Topic, batch: pa.RecordBatch) -> npt.NDArray[np.int64]:
     """Return the bytes of each row. The key counts twice, because a message also holds it outside the record."""
-    found = np.full(batch.num_rows, _FIXED * batch.num_columns, np.int64)
+    totals = np.full(batch.num_rows, _FIXED * batch.num_columns, np.int64)
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
         if pa.types.is_string(column.type) or pa.types.is_binary(column.type):
             length = pc.fill_null(pc.binary_length(column), 0).to_numpy(zero_copy_only=False).astype(np.int64)
-            found += length * (2 if name == topic.key else 1)
-    return found
+            totals += length * (2 if name == topic.key else 1)
+    return totals
 
 
 def larger(topic: Topic, batch: pa.RecordBatch, most: int) -> npt.NDArray[np.int64]:
@@ -59,7 +59,7 @@ def shortened(topic: Topic, batch: pa.RecordBatch, most: int) -> pa.RecordBatch:
 
     Small rows stay as they are.
     """
-    room = max(0, most - _BESIDE - most // _LONGER)
+    room = max(0, most - _OVERHEAD - most // _LONGER)
     pieces, at = [], 0
     for row in larger(topic, batch, room).tolist():
         cut = _cut(topic, batch.slice(row, 1).to_pylist()[0], room)
@@ -70,8 +70,8 @@ def shortened(topic: Topic, batch: pa.RecordBatch, most: int) -> pa.RecordBatch:
 
 def length_before(reason: str) -> int | None:
     """Return how many bytes a rejected event had before it was cut, read from its reason. None: it was not cut."""
-    found = _CUT.search(reason)
-    return int(found[2]) if found else None
+    match = _CUT.search(reason)
+    return int(match[2]) if match else None
 
 
 def _cut(topic: Topic, row: dict[str, Any], room: int) -> dict[str, Any]:
@@ -107,6 +107,6 @@ def _begin(row: dict[str, Any], room: int) -> str:
     detail: str = row["detail"]
     cut = {"bytes": len(detail.encode()), "partition": row["raw_partition"], "offset": row["raw_offset"]}
     begin = detail[: min(_BEGIN_CHARS, room // (2 * _JSON_BYTES))]
-    found = re.search(AMENDS, detail)
-    ending = f",{found[0]}" if found and len(found[0]) <= 4 * _LONGEST_NAME else "}"  # a longer match is not a trade's name
+    amends = re.search(AMENDS, detail)
+    ending = f",{amends[0]}" if amends and len(amends[0]) <= 4 * _LONGEST_NAME else "}"  # a longer match is not a trade's name
     return msgspec.json.encode({"cut": cut, "begin": begin}).decode()[:-1] + ending

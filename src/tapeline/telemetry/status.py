@@ -74,13 +74,13 @@ def worker_name(number: int) -> str:
 
 def read_status(root: Path) -> dict[str, dict[str, Any]]:
     """Stage to its last status. A file that cannot be read is left out, with a warning."""
-    found: dict[str, dict[str, Any]] = {}
+    statuses: dict[str, dict[str, Any]] = {}
     for path in sorted((root / "status").glob("*.json")):
         try:
-            found[path.stem] = json.loads(path.read_text())
+            statuses[path.stem] = json.loads(path.read_text())
         except (OSError, ValueError) as error:
             log.warning("%s cannot be read: %s", path, error)
-    return found
+    return statuses
 
 
 class Latencies:

@@ -33,23 +33,23 @@ def first(span: Span) -> Request:
     return _by_number(span, span.first) if span.first is not None else Request(f"{_path(span)}&since={written(span.start_ns)}")
 
 
-def page(span: Span, asked: Request, body: bytes, time_ms: int) -> Page:
+def page(span: Span, request: Request, body: bytes, time_ms: int) -> Page:
     """Its numbers have to follow one another, and those of the page before."""
     del time_ms
     try:
-        found = deals(body)
+        rows = deals(body)
     except UNREADABLE as error:
-        raise WrongPage(f"{asked.path} cannot be read: {error}. None of it was kept.") from error
-    numbers = [deal.number for deal in found]
-    begin = int(asked.after) if asked.after else (numbers[0] if numbers else 0)
+        raise WrongPage(f"{request.path} cannot be read: {error}. None of it was kept.") from error
+    numbers = [deal.number for deal in rows]
+    begin = int(request.after) if request.after else (numbers[0] if numbers else 0)
     if numbers != list(range(begin, begin + len(numbers))):
-        raise WrongPage(f"{asked.path} gave numbers that do not follow one another from {begin} on. None of it was kept.")
-    if not found:
+        raise WrongPage(f"{request.path} gave numbers that do not follow one another from {begin} on. None of it was kept.")
+    if not rows:
         if span.last is not None:
-            raise WrongPage(f"{asked.path} is empty, although later deals are known. The gap stays open.")
+            raise WrongPage(f"{request.path} is empty, although later deals are known. The gap stays open.")
         return Page(0, 0, None, keep=False)
-    done = numbers[-1] >= span.last if span.last is not None else len(found) < PAGE_ROWS or found[-1].ts_ns >= span.end_ns
-    return Page(len(found), found[-1].ts_ns, None if done else _by_number(span, numbers[-1] + 1))
+    done = numbers[-1] >= span.last if span.last is not None else len(rows) < PAGE_ROWS or rows[-1].ts_ns >= span.end_ns
+    return Page(len(rows), rows[-1].ts_ns, None if done else _by_number(span, numbers[-1] + 1))
 
 
 def _by_number(span: Span, number: int) -> Request:

@@ -7,7 +7,7 @@ from typing import Final
 
 from tapeline.providers.columns import floats, integers, texts
 from tapeline.providers.events import QUOTE_SEQUENCE, SEQUENCE, UNREADABLE, Channel, Columns, Events, Frames, Notice, Reject
-from tapeline.providers.history import Asked, decode_pages
+from tapeline.providers.history import PageHeader, decode_pages
 from tapeline_meridian.wire import Book, Deal, read
 
 
@@ -64,14 +64,14 @@ def decode(feed: str, frames: Frames, events: Events) -> None:
                 events.rows(DEAL if isinstance(event, Deal) else BOOK).add(event, row, index)
 
 
-def _page_events(asked: Asked, body: bytes) -> Sequence[Deal]:
-    del asked
+def _page_events(header: PageHeader, body: bytes) -> Sequence[Deal]:
+    del header
     return deals(body)
 
 
 def deals(body: bytes) -> list[Deal]:
     """The deals of a page. Raises ValueError for what is no page of deals."""
-    found = [read(line) for line in body.decode().splitlines()]
-    if not all(isinstance(one, Deal) for one in found):
+    rows = [read(line) for line in body.decode().splitlines()]
+    if not all(isinstance(one, Deal) for one in rows):
         raise ValueError("it holds something other than deals")
-    return [one for one in found if isinstance(one, Deal)]
+    return [one for one in rows if isinstance(one, Deal)]

@@ -44,12 +44,12 @@ class MeridianSession:
             return None
         reply = Reply()
         for line in frame.decode(errors="replace").splitlines():
-            word, _, rest = line.partition(";")
-            if word == "ok":
+            status, _, rest = line.partition(";")
+            if status == "ok":
                 self._missing.pop(rest, None)
-            elif word == "no":
+            elif status == "no":
                 reply = Reply(problem=Problem(f"meridian refused {rest}. Check its name. The other subscriptions keep running.", "warn"))
-            elif word == "locked":
+            elif status == "locked":
                 return Reply(problem=Problem("meridian does not know the key. Check it.", "stop"))
         return reply
 
@@ -79,10 +79,10 @@ def plans(settings: FeedSettings) -> list[Plan]:
     ]
 
 
-def _refusal(status: int, words: str, worked: bool) -> Problem:
+def _refusal(status: int, text: str, worked: bool) -> Problem:
     if status == _COUNTING:
         return Problem(f"answered HTTP {status}: it counts its bars. Tapeline retries.", "reconnect")
-    return refusal(status, words, worked)
+    return refusal(status, text, worked)
 
 
 def subscription(feed: str, topic: str, names: Mapping[str, str] = NO_NAMES) -> tuple[str, str] | None:

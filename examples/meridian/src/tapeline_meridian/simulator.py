@@ -76,8 +76,8 @@ class Client(WSListener):
         self._clients.discard(self)
 
     def _heard(self, line: str) -> None:
-        word, *rest = line.split(";")
-        if word == "key":
+        command, *rest = line.split(";")
+        if command == "key":
             if rest[0] != _KEY:
                 self.say("locked")
             return
@@ -100,13 +100,13 @@ def history_of(market: Market) -> type[BaseHTTPRequestHandler]:
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
-            asked = {name: values[0] for name, values in parse_qs(urlsplit(self.path).query).items()}
-            known = market.deals.get(asked.get("symbol", ""), [])
+            query = {name: values[0] for name, values in parse_qs(urlsplit(self.path).query).items()}
+            known = market.deals.get(query.get("symbol", ""), [])
             if self.headers.get("X-Meridian-Key") != _KEY:
                 self._answer(401, "locked")
                 return
-            begin = int(asked["from"], 36) - 1 if "from" in asked else bisect_left([ns(at) for at, _ in known], ns(asked["since"]))
-            end = int(asked["to"], 36) if "to" in asked else len(known)
+            begin = int(query["from"], 36) - 1 if "from" in query else bisect_left([ns(at) for at, _ in known], ns(query["since"]))
+            end = int(query["to"], 36) if "to" in query else len(known)
             self._answer(200, "\n".join(line for _, line in known[begin : min(end, begin + PAGE_ROWS)]))
 
         def _answer(self, status: int, text: str) -> None:

@@ -36,53 +36,53 @@ class Archive:
         """`folder`: where unpacked files are kept while they are read."""
         self._client, self._folder = client, folder
 
-    def __call__(self, asked: Request) -> bytes:
-        """Return the piece that `asked` names.
+    def __call__(self, request: Request) -> bytes:
+        """Return the piece that `request` names.
 
         Raises WrongPage for a wrong checksum or a file that is no such zip, DiskProblem, and Unavailable and Refused from the client."""
         try:
-            table = self._folder / f"{Path(asked.path).stem}.csv"
+            table = self._folder / f"{Path(request.path).stem}.csv"
             note = table.with_suffix(".sha256")
             if not (table.exists() and note.exists()):
-                self._fetch(asked, table, note)
-            return _piece(table, note, int(asked.after.partition(" ")[2] or 0))
+                self._fetch(request, table, note)
+            return _piece(table, note, int(request.after.partition(" ")[2] or 0))
         except OSError as error:
             raise DiskProblem(
-                f"The backfill cannot use {self._folder}: {error}. This part of {asked.path} was not kept. Free disk space, then start the "
-                "same command again."
+                f"The backfill cannot use {self._folder}: {error}. This part of {request.path} was not kept. Free disk space, then start "
+                "the same command again."
             ) from error
 
-    def _fetch(self, asked: Request, table: Path, note: Path) -> None:
+    def _fetch(self, request: Request, table: Path, note: Path) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
-        told = self._client.get(f"{asked.path}.CHECKSUM", asked.weight).decode("ascii", "replace").split()
+        checksum = self._client.get(f"{request.path}.CHECKSUM", request.weight).decode("ascii", "replace").split()
         packed = table.with_suffix(".zip")
         try:
-            self._client.download(asked.path, asked.weight, packed)
+            self._client.download(request.path, request.weight, packed)
             with packed.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
-            if not told or told[0].lower() != digest:
+            if not checksum or checksum[0].lower() != digest:
                 raise WrongPage(
-                    f"{asked.path} has SHA-256 {digest}, but its CHECKSUM says {' '.join(told)[:80] or 'nothing'}. None of it was kept. "
-                    "The provider sometimes replaces files: try again later."
+                    f"{request.path} has SHA-256 {digest}, but its CHECKSUM says {' '.join(checksum)[:80] or 'nothing'}. None of it was "
+                    "kept. The provider sometimes replaces files: try again later."
                 )
-            _unpack(asked, packed, table)
+            _unpack(request, packed, table)
             write(note, digest.encode("ascii"))
         finally:
             packed.unlink(missing_ok=True)
 
 
-def _unpack(asked: Request, packed: Path, table: Path) -> None:
+def _unpack(request: Request, packed: Path, table: Path) -> None:
     aside = table.with_suffix(".part")
     try:
-        with zipfile.ZipFile(packed) as found, aside.open("wb") as to:
-            names = found.namelist()
+        with zipfile.ZipFile(packed) as zipped, aside.open("wb") as to:
+            names = zipped.namelist()
             if len(names) != 1:
-                raise WrongPage(f"{asked.path} holds {len(names)} files, but one is expected. None of it was kept.")
-            with found.open(names[0]) as lines:
+                raise WrongPage(f"{request.path} holds {len(names)} files, but one is expected. None of it was kept.")
+            with zipped.open(names[0]) as lines:
                 while block := lines.read(_BLOCK):
                     to.write(block)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        raise WrongPage(f"{asked.path} is not a readable zip file: {error}. None of it was kept.") from error
+        raise WrongPage(f"{request.path} is not a readable zip file: {error}. None of it was kept.") from error
     aside.rename(table)
 
 

@@ -34,7 +34,7 @@ _DAY_NS: Final = 86_400 * NS_PER_S
 #: At most this many pages are fetched and not yet sent, and at most this many are sent and not yet confirmed.
 _MOST_WAITING: Final = 8
 _LOOK_EVERY_S: Final = 0.1
-_TELL_EVERY_S: Final = 0.25
+_REPORT_EVERY_S: Final = 0.25
 #: How long to wait for a stream that is away.
 _PATIENCE_S: Final = 300.0
 #: At most this many pages wait for normalize. If its positions have not moved for `_AT_REST_S`, normalize is not running.
@@ -103,8 +103,8 @@ class Backfill:
         self._on_the_way: deque[tuple[int, int]] = deque()  # (page number, partition): sent, not yet confirmed
         self._unread: deque[tuple[int, int]] = deque()  # (partition, position after the page): normalize may not have read it
 
-    def run(self, told: Callable[[State], None]) -> State:
-        """Fetch the pages that are missing, call `told` with the progress from time to time, and return the final state.
+    def run(self, report: Callable[[State], None]) -> State:
+        """Fetch the pages that are missing, call `report` with the progress from time to time, and return the final state.
 
         A span that the provider refuses, or whose page is wrong, is listed in `State.failed`. Raises Unavailable when the provider or the
         stream does not answer, Refused when the stream refuses a page, and DiskProblem. Then the pages so far are kept, and the same job
@@ -115,23 +115,23 @@ class Backfill:
         try:
             self._recover(producer)
             left = [progress for progress in self._log.spans() if not progress.done]
-            told(self.state())
+            report(self.state())
             with self._fetched(left) as pages:
-                self._send(pages, producer, writer, told)
+                self._send(pages, producer, writer, report)
             return self.state()
         finally:
             producer.close(0.0)
 
     def state(self) -> State:
         """The progress as the page log has it."""
-        found = self._log.spans()
-        whole = sum(one.span.end_ns - one.span.start_ns for one in found)
-        come = sum(_come(one) for one in found)
+        spans = self._log.spans()
+        whole = sum(one.span.end_ns - one.span.start_ns for one in spans)
+        come = sum(_come(one) for one in spans)
         return State(
-            len(found),
-            sum(one.done for one in found),
-            sum(one.pages for one in found),
-            sum(one.events for one in found),
+            len(spans),
+            sum(one.done for one in spans),
+            sum(one.pages for one in spans),
+            sum(one.events for one in spans),
             come / whole if whole else 1.0,
             tuple(self._failed),
         )
@@ -202,8 +202,8 @@ class Backfill:
             elif what is not None:
                 raise what
 
-    def _send(self, pages: Iterable[tuple[Progress, Fetched]], producer: Producer, writer: str, told: Callable[[State], None]) -> None:
-        number, tell_at = 0, 0.0
+    def _send(self, pages: Iterable[tuple[Progress, Fetched]], producer: Producer, writer: str, report: Callable[[State], None]) -> None:
+        number, report_at = 0, 0.0
         for progress, page in pages:
             if page.payload is None:
                 continue
@@ -212,10 +212,10 @@ class Backfill:
             self._let_pass()
             self._on_the_way.append((number, self._hand_over(producer, number, progress.span, page)))
             self._settle(producer, number, _MOST_WAITING)
-            if (began := time.monotonic()) >= tell_at:
-                told(self.state())
+            if (began := time.monotonic()) >= report_at:
+                report(self.state())
                 # With many spans, `state` takes long. It uses at most a twentieth of the time.
-                tell_at = time.monotonic() + max(_TELL_EVERY_S, 20 * (time.monotonic() - began))
+                report_at = time.monotonic() + max(_REPORT_EVERY_S, 20 * (time.monotonic() - began))
         self._settle(producer, number, 0)
 
     def _let_pass(self) -> None:
@@ -289,9 +289,9 @@ def _come(one: Progress) -> int:
 def dry_run(job: Job, source: Source) -> list[dict[str, str | int]]:
     """What a backfill would request, without a request: for each channel and symbol, its range (ns, UTC), its number of spans (`parts`)
     and its first request."""
-    found: dict[tuple[str, str], list[Span]] = {}
+    by_key: dict[tuple[str, str], list[Span]] = {}
     for span in job.spans():
-        found.setdefault((span.symbol, span.channel), []).append(span)
+        by_key.setdefault((span.symbol, span.channel), []).append(span)
     return [
         {
             "symbol": symbol,
@@ -301,7 +301,7 @@ def dry_run(job: Job, source: Source) -> list[dict[str, str | int]]:
             "parts": len(spans),
             "first_request": source.history.first(spans[0]).path,
         }
-        for (symbol, channel), spans in found.items()
+        for (symbol, channel), spans in by_key.items()
     ]
 
 

@@ -71,12 +71,12 @@ class DayFiles:
         #: The errors of files that could not be read, so that they are not downloaded again for each ticker.
         self._wrong: dict[Path, str] = {}
 
-    def __call__(self, asked: Request) -> bytes:
-        """Return the piece that `asked` names; a piece without rows, marked as missing, if there is no file for the day.
+    def __call__(self, request: Request) -> bytes:
+        """Return the piece that `request` names; a piece without rows, marked as missing, if there is no file for the day.
 
         Raises WrongPage for a file that cannot be read or was replaced meanwhile, DiskProblem, and the client's Unavailable and Refused."""
-        path, _, query = asked.path.partition("?")
-        ticker, at = parse_qs(query)["ticker"][0], int(asked.after.partition(" ")[2] or 0)
+        path, _, query = request.path.partition("?")
+        ticker, at = parse_qs(query)["ticker"][0], int(request.after.partition(" ")[2] or 0)
         day = self._folder / path.strip("/").removesuffix(".csv.gz")
         with self._lock:
             lock = self._locks.setdefault(day, threading.Lock())
@@ -202,9 +202,9 @@ def _sort(path: str, blocks: Iterable[bytes], column: str, tickers: frozenset[st
             continue
         starts = np.concatenate([[0], ends[:-1]])
         quoted = bool((np.frombuffer(text, np.uint8)[starts] == _QUOTE).any())
-        found = _cells(text, place) if place or quoted else _first_cells(text, starts, names.itemsize)
-        which = np.minimum(np.searchsorted(names, found), len(names) - 1)
-        hits = np.flatnonzero(names[which] == found)
+        cells = _cells(text, place) if place or quoted else _first_cells(text, starts, names.itemsize)
+        which = np.minimum(np.searchsorted(names, cells), len(names) - 1)
+        hits = np.flatnonzero(names[which] == cells)
         if not len(hits):
             continue
         runs: dict[int, list[bytes]] = {}
@@ -224,8 +224,8 @@ def _first_cells(text: bytes, starts: npt.NDArray[np.int64], width: int) -> npt.
     cells = padded[starts[:, None] + np.arange(width + 1)]
     behind = np.logical_or.accumulate(cells == _COMMA, axis=1)
     cells[behind] = 0
-    found: npt.NDArray[np.bytes_] = cells.view(f"S{width + 1}").ravel()
-    return found
+    first: npt.NDArray[np.bytes_] = cells.view(f"S{width + 1}").ravel()
+    return first
 
 
 def _cells(text: bytes, place: int) -> npt.NDArray[np.bytes_]:

@@ -12,7 +12,7 @@ from typing import Final
 import msgspec
 import pyarrow as pa
 
-from tapeline.providers.history import Asked, History, Request, Span, WrongPage
+from tapeline.providers.history import History, PageHeader, Request, Span, WrongPage
 from tapeline.records import NS_PER_MS, RAW, RAW_TOPIC
 from tapeline.streams import Stream
 
@@ -51,18 +51,18 @@ def fetch(source: Source, span: Span, begin: Request | None = None, kept: int = 
     """Yield the pages of a span, from the first one or from `begin`. `kept`: how many records came before `begin`.
 
     Raises WrongPage, Unavailable, Refused; the pages yielded before are valid."""
-    asked = begin or source.history.first(span)
-    met = {asked}
+    request = begin or source.history.first(span)
+    met = {request}
     while True:
-        body = source.get(asked)
+        body = source.get(request)
         now_ns = source.clock()
-        page = source.history.page(span, asked, body, now_ns // NS_PER_MS)
+        page = source.history.page(span, request, body, now_ns // NS_PER_MS)
         if page.following in met:
-            raise WrongPage(f"{asked.path} leads back to {page.following.path}: the provider repeats its cursor. Earlier pages are kept.")
+            raise WrongPage(f"{request.path} leads back to {page.following.path}: the provider repeats its cursor. Earlier pages are kept.")
         if page.unreadable:
             log.warning(
                 "%s: %d of %d events cannot be read and are rejected. The others are kept. The time does not count as complete. %s",
-                asked.path,
+                request.path,
                 len(page.unreadable),
                 page.rows,
                 "; ".join(page.unreadable[:_SHOWN]),
@@ -72,13 +72,13 @@ def fetch(source: Source, span: Span, begin: Request | None = None, kept: int = 
         if page.keep or done:
             kept += 1
             edges = (span.start_ns, span.end_ns, span.first, span.last)
-            line = Asked(span.channel, span.symbol, asked.path, now_ns // NS_PER_MS, *edges, done, kept)
+            line = PageHeader(span.channel, span.symbol, request.path, now_ns // NS_PER_MS, *edges, done, kept)
             payload = msgspec.json.encode(line) + b"\n" + (body if page.keep else b"")
         yield Fetched(payload, now_ns, page.rows, page.reached_ns, page.following)
         if page.following is None:
             return
-        asked = page.following
-        met.add(asked)
+        request = page.following
+        met.add(request)
 
 
 def partition_of(stream: Stream, symbol: str) -> int:

@@ -71,7 +71,7 @@ def first(span: Span) -> Request:
     return Request(_path(span))
 
 
-def page(span: Span, asked: Request, body: bytes, time_ms: int) -> Page:
+def page(span: Span, request: Request, body: bytes, time_ms: int) -> Page:
     """Check a page and find the next request. Raises WrongPage.
 
     The rows must be of the requested symbol, and their times must rise from the requested start or from the page before."""
@@ -81,18 +81,18 @@ def page(span: Span, asked: Request, body: bytes, time_ms: int) -> Page:
         rows = readable(everything)
         times = rfc3339([row.t for row in rows])
     except UNREADABLE as error:
-        raise WrongPage(f"{asked.path} cannot be read: {error}. None of it was kept.") from error
+        raise WrongPage(f"{request.path} cannot be read: {error}. None of it was kept.") from error
     if times.null_count:
         wrong = next(row.t for row, known in zip(rows, times.is_valid().to_pylist(), strict=True) if not known)
-        raise WrongPage(f"{asked.path} gave the time {wrong!r}, which cannot be read. None of it was kept.")
+        raise WrongPage(f"{request.path} gave the time {wrong!r}, which cannot be read. None of it was kept.")
     ns = times.to_numpy()
-    least = int(asked.after or _start_ns(span))
+    least = int(request.after or _start_ns(span))
     if len(ns) and (ns[0] < least or np.any(ns[1:] < ns[:-1])):
-        raise WrongPage(f"{asked.path} gave times {rows[0].t} to {rows[-1].t} that do not rise from {_text(least)}. None of it was kept.")
+        raise WrongPage(f"{request.path} gave times {rows[0].t} to {rows[-1].t} that do not rise from {_text(least)}. None of it was kept.")
     last = int(ns[-1]) if len(ns) else 0
     following = Request(_path(span, token), after=str(last or least)) if token else None
-    if following is not None and following.path == asked.path:
-        raise WrongPage(f"{asked.path} names itself as the next page: the provider repeats its cursor. The pages before it are kept.")
+    if following is not None and following.path == request.path:
+        raise WrongPage(f"{request.path} names itself as the next page: the provider repeats its cursor. The pages before it are kept.")
     width = _WINDOWS[span.channel][1] if span.channel in _WINDOWS and last else 0
     return Page(len(everything), last + width, following, unreadable=unreadable(everything))
 
@@ -186,9 +186,9 @@ def _pages(name: str, row: Any) -> Callable[[bytes], Any]:
         try:
             return whole(body)
         except msgspec.ValidationError:
-            found = raw(body)
-            found.symbols = {symbol: each_row(rows, one) for symbol, rows in (found.symbols or {}).items()}
-            return found
+            page_with_rejects = raw(body)
+            page_with_rejects.symbols = {symbol: each_row(rows, one) for symbol, rows in (page_with_rejects.symbols or {}).items()}
+            return page_with_rejects
 
     return page_of
 
@@ -201,11 +201,11 @@ def _rows(channel: str, symbol: str, body: bytes, pages: Mapping[str, Callable[[
     """The rows of a page, rejects among them, and the token of the next page (empty if there is none).
 
     Raises the errors in UNREADABLE; among them ValueError if the page has another symbol's rows."""
-    found = pages[_NAMES[channel]](body)
-    strange = [name for name in found.symbols or () if name != symbol]
+    decoded = pages[_NAMES[channel]](body)
+    strange = [name for name in decoded.symbols or () if name != symbol]
     if strange:
         raise ValueError(f"it holds rows of {strange[0]!r} instead of {symbol!r}")
-    return (found.symbols or {}).get(symbol, []), found.next_page_token or ""
+    return (decoded.symbols or {}).get(symbol, []), decoded.next_page_token or ""
 
 
 def events_of(channel: str, symbol: str, time_ms: int, body: bytes, exchange: Exchange) -> Sequence[Event]:
@@ -226,15 +226,15 @@ def _trades(symbol: str, rows: Sequence[_Trade | Reject], body: bytes, exchange:
     marked = {at: row for at, row in enumerate(rows) if not isinstance(row, Reject) and row.u}
     if not marked:
         return trades
-    found: list[Event] = list(trades)
+    events: list[Event] = list(trades)
     texts, _ = _rows("trades", symbol, body, _RAW_PAGES)
     times = rfc3339([row.t for row in marked.values()]).to_pylist()
     for (at, row), ns in zip(reversed(marked.items()), reversed(times), strict=True):
         text = bytes(texts[at]).decode("utf-8", "replace")
         if row.u in _TAKEN_BACK and row.i is not None:  # a trade marked `corrected` is the valid one that replaces another
             text = amending(text, exchange(row.x), str(row.i))
-        found.insert(at + 1, Notice("cancel" if row.u == "canceled" else "correction", text, symbol, ns))
-    return found
+        events.insert(at + 1, Notice("cancel" if row.u == "canceled" else "correction", text, symbol, ns))
+    return events
 
 
 def _quotes(symbol: str, rows: Sequence[_Quote | Reject]) -> Sequence[Event]:

@@ -22,7 +22,7 @@ from tapeline.providers.columns import but_zero, flags, floats, in_range, intege
 from tapeline.providers.decoding.arrays import ArrayDecoder
 from tapeline.providers.decoding.inexact import JsonNumbers
 from tapeline.providers.events import DAILY_ID, SAME_CONTENT, Channel, Columns, Events, Frames, Notice, Reject
-from tapeline.providers.history import Asked, decode_pages
+from tapeline.providers.history import PageHeader, decode_pages
 from tapeline.records import NS_PER_S, amending
 
 STOCK_EXCHANGES: Final = {
@@ -111,14 +111,14 @@ def _times(values: Sequence[Time]) -> pa.Array:
     """Event times in ns since 1970; null for a time that cannot be read or lies outside 1990 to 2100."""
     if not any(isinstance(value, Ext) for value in values):
         return rfc3339(values)  # type: ignore[arg-type]  # no Ext among them
-    found: list[int | None] = []
+    times: list[int | None] = []
     for value in values:
         try:
             ns = _timestamp(value) if isinstance(value, Ext) else rfc3339([value])[0].as_py()
         except ValueError:
             ns = None
-        found.append(ns if ns is not None and abs(ns) < 2**63 else None)
-    return in_range(pa.array(found, pa.int64()))
+        times.append(ns if ns is not None and abs(ns) < 2**63 else None)
+    return in_range(pa.array(times, pa.int64()))
 
 
 def _venue(table: dict[str, str] | None, code: str | None) -> str:
@@ -239,8 +239,8 @@ def _amends(kind: str, feed: str) -> Any:
 
     def notice(event: Correction | Cancel, text: str) -> Notice:
         original = event.oi if isinstance(event, Correction) else event.i
-        found: Notice = plain(event, text if original is None else amending(text, _venue(_EXCHANGES[feed], event.x), str(original)))
-        return found
+        amended: Notice = plain(event, text if original is None else amending(text, _venue(_EXCHANGES[feed], event.x), str(original)))
+        return amended
 
     return notice
 
@@ -312,5 +312,5 @@ def decode(feed: str, frames: Frames, events: Events) -> None:
         events.rejects.add(Reject(f"unknown alpaca feed ({feed!r})", frame), row, 0)
 
 
-def _page_events(feed: str, asked: Asked, body: bytes) -> Sequence[Any]:
-    return alpaca_history.events_of(asked.channel, asked.symbol, asked.time_ms, body, partial(_venue, _EXCHANGES[feed]))
+def _page_events(feed: str, header: PageHeader, body: bytes) -> Sequence[Any]:
+    return alpaca_history.events_of(header.channel, header.symbol, header.time_ms, body, partial(_venue, _EXCHANGES[feed]))

@@ -109,12 +109,12 @@ class AlpacaSession:
                 send.append(self._encode({"action": "subscribe", **self._wanted}))
             elif control.T == "subscription":
                 has = {channel: set(getattr(control, channel)) for channel in self._wanted}
-                asked = ((channel, symbol) for channel, symbols in self._wanted.items() for symbol in symbols)
-                self._missing = [f"{channel}.{symbol}" for channel, symbol in asked if symbol not in has[channel]]
+                requested = ((channel, symbol) for channel, symbols in self._wanted.items() for symbol in symbols)
+                self._missing = [f"{channel}.{symbol}" for channel, symbol in requested if symbol not in has[channel]]
             elif control.T == "error":
                 action, wait_s, advice = _ERRORS.get(control.code, ("reconnect", 0.0, ""))
-                said = without(control.msg, self._key, self._secret).rstrip(".")
-                problems.append(Problem(f"alpaca says {control.code}: {said}. {advice}".strip(), action, wait_s))
+                message = without(control.msg, self._key, self._secret).rstrip(".")
+                problems.append(Problem(f"alpaca says {control.code}: {message}. {advice}".strip(), action, wait_s))
         return Reply(send, gravest(problems))
 
     def channel(self, frame: bytes) -> bytes | None:

@@ -42,14 +42,14 @@ _CELLS: Final = {"trade": (6, 7), "aggTrade": (7, 8), "kline": (9, 12)}
 def parts(start_ns: int, end_ns: int) -> list[tuple[int, int]]:
     """The UTC days and months (ns, end exclusive) that cover the range. A month replaces its days if all of them are in the range."""
     first, last = (np.datetime64(day, "D") for day in (start_ns // _DAY_NS, -(-end_ns // _DAY_NS)))
-    found, at = [], first
+    ranges, at = [], first
     while at < last:
         month = at.astype("datetime64[M]")
         whole = at == month.astype("datetime64[D]") and (month + 1).astype("datetime64[D]") <= last
         until = (month + 1).astype("datetime64[D]") if whole else at + 1
-        found.append((int(at.astype(np.int64)) * _DAY_NS, int(until.astype(np.int64)) * _DAY_NS))
+        ranges.append((int(at.astype(np.int64)) * _DAY_NS, int(until.astype(np.int64)) * _DAY_NS))
         at = until
-    return found
+    return ranges
 
 
 def first(span: Span) -> Request:
@@ -68,25 +68,25 @@ def first(span: Span) -> Request:
     return Request(f"/data/spot/{'monthly' if month else 'daily'}/{folder}/{symbol}-{what}-{date}.zip")
 
 
-def page(span: Span, asked: Request, body: bytes, time_ms: int) -> Page:
+def page(span: Span, request: Request, body: bytes, time_ms: int) -> Page:
     """Check a piece and find the next request.
 
     Raises WrongPage if the file was replaced since its first piece was read, or is not such a CSV."""
     try:
         digest, following, _ = _taken_apart(body)
-        found = events_of(span.channel, span.symbol, time_ms, body)
+        rows = events_of(span.channel, span.symbol, time_ms, body)
     except ValueError as error:
-        raise WrongPage(f"{asked.path} cannot be read: {error}. None of this part was kept.") from error
-    before, _, _ = asked.after.partition(" ")
+        raise WrongPage(f"{request.path} cannot be read: {error}. None of this part was kept.") from error
+    before, _, _ = request.after.partition(" ")
     if before and before != digest:
         raise WrongPage(
-            f"{asked.path} was replaced after its first part was read: it was {before[:12]}..., and is {digest[:12]}... now. What was "
+            f"{request.path} was replaced after its first part was read: it was {before[:12]}..., and is {digest[:12]}... now. What was "
             "read is kept. Fetch the file again with --again."
         )
-    events: Sequence[Event] = readable(found)
+    events: Sequence[Event] = readable(rows)
     reached_ns = time_of(events[-1]) if events else 0
-    rest = None if following < 0 else Request(asked.path, 0, f"{digest} {following}")
-    return Page(len(found), reached_ns, rest, unreadable=unreadable(found, what="line"))
+    rest = None if following < 0 else Request(request.path, 0, f"{digest} {following}")
+    return Page(len(rows), reached_ns, rest, unreadable=unreadable(rows, what="line"))
 
 
 def events_of(channel: str, symbol: str, time_ms: int, body: bytes) -> list[Event | Reject]:
@@ -95,7 +95,7 @@ def events_of(channel: str, symbol: str, time_ms: int, body: bytes) -> list[Even
     `symbol` is canonical. `time_ms` is the time of the fetch. Raises ValueError if no line can be read: the file is then not such a
     CSV."""
     symbol = provider_symbol(symbol)
-    found: list[Event | Reject] = []
+    events: list[Event | Reject] = []
     interval = channel.removeprefix("kline_")
     least, most = _CELLS[channel if channel in _FOLDERS else "kline"]
     for line in _lines(body):
@@ -103,12 +103,12 @@ def events_of(channel: str, symbol: str, time_ms: int, body: bytes) -> list[Even
         try:
             if not least <= len(row) <= most:
                 raise ValueError(f"it has {len(row)} cells, not {least} to {most}")
-            found.append(_event(channel, interval, symbol, time_ms, row))
+            events.append(_event(channel, interval, symbol, time_ms, row))
         except ValueError as error:
-            found.append(Reject(f"line of a file: {error}", line.encode()))
-    if found and not readable(found):
-        raise ValueError(unreadable(found, what="line")[0])
-    return found
+            events.append(Reject(f"line of a file: {error}", line.encode()))
+    if events and not readable(events):
+        raise ValueError(unreadable(events, what="line")[0])
+    return events
 
 
 def _event(channel: str, interval: str, symbol: str, time_ms: int, r: Sequence[str]) -> Event:

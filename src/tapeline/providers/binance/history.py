@@ -78,43 +78,43 @@ def first(span: Span) -> Request:
     return _aggregated(span, f"startTime={_start_ms(span)}&limit={PAGE_ROWS}", _FROM)
 
 
-def page(span: Span, asked: Request, body: bytes, time_ms: int) -> Page:
+def page(span: Span, request: Request, body: bytes, time_ms: int) -> Page:
     """Check a page and find the next request. Raises WrongPage.
 
     The numbers must rise from the requested one. An empty page is an error if later events are known."""
-    why, _, number = asked.after.partition(":")
+    why, _, number = request.after.partition(":")
     try:
         if why in (_BEFORE, _AFTER):
             return _beginning(span, why, _AGG_TRADES(body))
-        found = events_of(span.channel, span.symbol, time_ms, body)
+        rows = events_of(span.channel, span.symbol, time_ms, body)
     except UNREADABLE as error:
-        raise WrongPage(f"{asked.path} cannot be read: {error}. {_NOTHING_KEPT}") from error
-    events: Sequence[Event] = readable(found)
+        raise WrongPage(f"{request.path} cannot be read: {error}. {_NOTHING_KEPT}") from error
+    events: Sequence[Event] = readable(rows)
     if why == _LATEST:
         return _end(span, number, events)
     numbers, least = [number_of(event) for event in events], int(number or -1)
     if any(number < least for number in numbers) or sorted(set(numbers)) != numbers:
-        raise WrongPage(f"{asked.path} gave numbers {numbers[:1]} to {numbers[-1:]} that do not rise from {least}. {_NOTHING_KEPT}")
+        raise WrongPage(f"{request.path} gave numbers {numbers[:1]} to {numbers[-1:]} that do not rise from {least}. {_NOTHING_KEPT}")
     if not numbers:
         if span.last is not None or why in (_NAMED, _AGAIN):
             # A gap lies between known events. So the requested numbers exist, and an empty page cannot be right.
-            raise WrongPage(f"{asked.path} is empty, although later events are known. The gap stays open.")
+            raise WrongPage(f"{request.path} is empty, although later events are known. The gap stays open.")
         return Page(0, 0, _latest(span, number), keep=False)
     if why == _NAMED and numbers[0] != least:
         raise WrongPage(
-            f"{asked.path} begins with trade {numbers[0]}, because this address has no older trades. The requested time begins with "
+            f"{request.path} begins with trade {numbers[0]}, because this address has no older trades. The requested time begins with "
             f"trade {least}. None of it was kept. Use the provider's files (--from files), or a later start."
         )
     following, reached_ns = numbers[-1] + 1, time_of(events[-1])
     bars = span.channel.startswith("kline_")
     done = following > span.last if span.last is not None else reached_ns >= span.end_ns - (NS_PER_MS if bars else 0)
-    return Page(len(found), reached_ns, None if done else _from(span, following), unreadable=unreadable(found))
+    return Page(len(rows), reached_ns, None if done else _from(span, following), unreadable=unreadable(rows))
 
 
-def _beginning(span: Span, why: str, found: Sequence[_AggTrade]) -> Page:
-    if found and (why == _BEFORE or _ns(found[0].T) < span.end_ns):
-        return Page(0, 0, _by_id(span, found[0].f, _NAMED), keep=False)
-    if found:
+def _beginning(span: Span, why: str, trades: Sequence[_AggTrade]) -> Page:
+    if trades and (why == _BEFORE or _ns(trades[0].T) < span.end_ns):
+        return Page(0, 0, _by_id(span, trades[0].f, _NAMED), keep=False)
+    if trades:
         return Page(0, 0, None, keep=False)  # the first one comes after the end
     after = _aggregated(span, f"startTime={_start_ms(span)}&limit=1", _AFTER)
     return Page(0, 0, after if why == _BEFORE else _latest(span, ""), keep=False)

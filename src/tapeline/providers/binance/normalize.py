@@ -35,7 +35,7 @@ from tapeline.providers.events import (
     Reject,
     Rows,
 )
-from tapeline.providers.history import Asked, decode_pages
+from tapeline.providers.history import PageHeader, decode_pages
 
 _SELL: Final = pa.scalar("sell")
 _BUY: Final = pa.scalar("buy")
@@ -211,8 +211,8 @@ def _decode(frames: Frames, events: Events) -> None:
     if len(frames) < _SHAPES_FROM:
         _decode_json(frames, events)
         return
-    found, others = _SHAPES.read(frames.payload, frames.rows)
-    for name, rows, fields in found:
+    shaped, others = _SHAPES.read(frames.payload, frames.rows)
+    for name, rows, fields in shaped:
         columns = _SHAPE_COLUMNS[name]({**fields, "symbol": _symbols(fields["s"], events.names)})
         known = pc.is_valid(columns["symbol"])
         if "ts_ns" in columns:
@@ -226,9 +226,9 @@ def _decode(frames: Frames, events: Events) -> None:
         _decode_json(Frames(frames.payload, others), events)
 
 
-def _page_events(asked: Asked, body: bytes) -> Sequence[Any]:
-    events_of = binance_archive.events_of if asked.path.endswith(".zip") else binance_history.events_of
-    return events_of(asked.channel, asked.symbol, asked.time_ms, body)
+def _page_events(header: PageHeader, body: bytes) -> Sequence[Any]:
+    events_of = binance_archive.events_of if header.path.endswith(".zip") else binance_history.events_of
+    return events_of(header.channel, header.symbol, header.time_ms, body)
 
 
 def _decode_json(frames: Frames, events: Events) -> None:
@@ -236,13 +236,13 @@ def _decode_json(frames: Frames, events: Events) -> None:
     for row, frame in frames:
         route = routes.get(frame[11 : frame.find(b'"', 11)])
         if route is not None:
-            stream, to_event, found = route
+            stream, to_event, rows = route
             try:
                 combined = to_event(frame)
             except UNREADABLE:
                 combined = None  # `_route` gives the reason, so that it does not depend on the frame's place in the batch
             if combined is not None and combined.stream == stream:
-                found.add(combined.data, row, 0)
+                rows.add(combined.data, row, 0)
                 continue
         try:
             _route(frame, row, events, routes)
@@ -258,9 +258,9 @@ def _route(frame: bytes, row: int, events: Events, routes: dict[bytes, tuple[str
         channel = _SPOT.get(suffix)
         if channel is not None:
             kind = suffix.partition("_")[0]
-            found = events.rows(channel)
-            found.add(_BARE[kind](probe.data), row, 0)
-            routes[probe.stream.encode()] = (probe.stream, _COMBINED[kind], found)
+            rows = events.rows(channel)
+            rows.add(_BARE[kind](probe.data), row, 0)
+            routes[probe.stream.encode()] = (probe.stream, _COMBINED[kind], rows)
             return
         probe = _PROBE(probe.data)
         if probe.e != "serverShutdown":

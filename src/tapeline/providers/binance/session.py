@@ -47,8 +47,8 @@ _ACK: Final = msgspec.json.Decoder(_Ack)
 PASSING: Final = frozenset({403})
 
 
-def _refusal(status: int, words: str, worked: bool) -> Problem:
-    return refusal(status, words, worked or status in {*PASSING, 404})
+def _refusal(status: int, text: str, worked: bool) -> Problem:
+    return refusal(status, text, worked or status in {*PASSING, 404})
 
 
 class Options(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -64,7 +64,7 @@ class BinanceSession:
 
     def __init__(self, streams: Sequence[str]) -> None:
         self._streams = streams
-        self._asked: dict[int, Sequence[str]] = {}
+        self._requests: dict[int, Sequence[str]] = {}
         self._missing = dict.fromkeys(streams)
         self._next_id = 1
 
@@ -86,7 +86,7 @@ class BinanceSession:
             ack = _ACK.decode(frame)
         except UNREADABLE:
             return Reply()
-        streams = self._asked.pop(ack.id, None) if isinstance(ack.id, int) else None
+        streams = self._requests.pop(ack.id, None) if isinstance(ack.id, int) else None
         refusal = {"code": ack.code, "msg": ack.msg} if ack.error is None and ack.code is not None else ack.error
         if streams is None or refusal is None:
             for stream in streams or ():
@@ -110,7 +110,7 @@ class BinanceSession:
     def _subscribe(self, streams: Sequence[str]) -> bytes:
         number = self._next_id
         self._next_id += 1
-        self._asked[number] = streams
+        self._requests[number] = streams
         return msgspec.json.encode({"method": "SUBSCRIBE", "params": list(streams), "id": number})
 
 
@@ -138,10 +138,10 @@ def plans(settings: FeedSettings) -> list[Plan]:
     url = settings.url or STREAM_URL
     options = settings.options if isinstance(settings.options, Options) else Options()
     rest = settings.rest_url or (rest_of(settings.url) if settings.url else REST_URL)
-    found = []
+    connections = []
     for at in range(0, len(streams), _STREAMS_PER_CONNECTION):
         some = streams[at : at + _STREAMS_PER_CONNECTION]
-        found.append(
+        connections.append(
             Plan(
                 provider="binance",
                 feed=settings.feed,
@@ -158,7 +158,7 @@ def plans(settings: FeedSettings) -> list[Plan]:
                 else None,
             )
         )
-    return found
+    return connections
 
 
 class _Listed(msgspec.Struct):
@@ -175,16 +175,16 @@ class _ExchangeInfo(msgspec.Struct):
 def _symbol_problems(symbols: Sequence[str], body: bytes) -> list[str]:
     """A text for each configured symbol that the exchange does not list or does not trade now. `body` is that of exchangeInfo."""
     listed = {entry.symbol: entry for entry in msgspec.json.decode(body, type=_ExchangeInfo).symbols}
-    found = []
+    problems = []
     for symbol in symbols:
         entry = listed.get(symbol)
         if entry is None:
             near = difflib.get_close_matches(symbol, listed, n=1)
             hint = f" (did you mean {near[0]}?)" if near else ""
-            found.append(f"binance lists no symbol {symbol!r}{hint}: it will never send data")
+            problems.append(f"binance lists no symbol {symbol!r}{hint}: it will never send data")
         elif entry.status not in ("", "TRADING"):
-            found.append(f"binance does not trade {symbol} now (status {entry.status})")
-    return found
+            problems.append(f"binance does not trade {symbol} now (status {entry.status})")
+    return problems
 
 
 def _listed(symbols: Sequence[str], body: bytes) -> dict[str, str]:

@@ -36,7 +36,7 @@ class ArrayDecoder:
     """Sorts the events of array frames into channels and notices.
 
     `market` maps each struct type of a market event to its channel. `control` maps the other struct types to the function that makes the
-    notice. `beside` maps some of these to the function that gives the market event which they bring in addition. `binary_text` turns a
+    notice. `additional` maps some of these to the function that gives the market event which they bring in addition. `binary_text` turns a
     MessagePack event into JSON text."""
 
     def __init__(
@@ -45,13 +45,13 @@ class ArrayDecoder:
         market: Mapping[type[msgspec.Struct], Channel],
         control: Mapping[type[msgspec.Struct], ToNotice],
         binary_text: Callable[[bytes], str] = bytes.decode,
-        beside: Mapping[type[msgspec.Struct], ToMarket] | None = None,
+        additional: Mapping[type[msgspec.Struct], ToMarket] | None = None,
     ) -> None:
         self._tag = tag
         self._market = dict(market)
         self._control = dict(control)
         self._binary_text = binary_text
-        self._beside = dict(beside or {})
+        self._additional = dict(additional or {})
         union: Any = None
         for event in (*market, *control):
             union = event if union is None else union | event
@@ -65,13 +65,13 @@ class ArrayDecoder:
         for row, frame in frames:
             codec = self._msgpack if frame[:1] > b"\x7f" else self._json
             try:
-                found = codec.many(frame)
+                decoded = codec.many(frame)
             except UNREADABLE:
                 self._one_by_one(codec, row, frame, events)
                 continue
-            events.seen += len(found)
+            events.seen += len(decoded)
             elements: list[msgspec.Raw] = []
-            for index, event in enumerate(found):
+            for index, event in enumerate(decoded):
                 place = rows.get(type(event))
                 if place is None:
                     elements = elements or _ELEMENTS[codec.name].decode(frame)
@@ -123,7 +123,7 @@ class ArrayDecoder:
             events.rejects.add(Reject(f"{codec.name}: {error}", payload), row, index)
             return
         events.notices.add(self._control[type(event)](event, text), row, index)
-        to_market = self._beside.get(type(event))
+        to_market = self._additional.get(type(event))
         brought = to_market(event) if to_market is not None else None
         if brought is not None:
             events.seen += 1

@@ -73,14 +73,14 @@ class JsonNumbers:
         if data is None or not len(payload):
             return 0
         offsets = np.frombuffer(payload.buffers()[1], np.int32)[payload.offset : payload.offset + len(payload) + 1]
-        found = _long_numbers(np.frombuffer(data, np.uint8)[offsets[0] : offsets[-1]])
-        rows = np.unique(np.searchsorted(offsets, found + offsets[0], "right") - 1) if len(found) else found
+        places = _long_numbers(np.frombuffer(data, np.uint8)[offsets[0] : offsets[-1]])
+        rows = np.unique(np.searchsorted(offsets, places + offsets[0], "right") - 1) if len(places) else places
         return sum(self._in(payload[row].as_py()) for row in rows.tolist())
 
     def _in(self, frame: bytes) -> int:
         if frame[0] >= _BINARY:
             return 0
-        return sum(is_inexact(found[1].decode()) for found in self._long.finditer(frame))
+        return sum(is_inexact(match[1].decode()) for match in self._long.finditer(frame))
 
 
 def _long_numbers(data: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
@@ -94,8 +94,8 @@ def _long_numbers(data: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
     starts = starts - (_marked(data[np.maximum(starts - 1, 0)]) & (starts > 0))
     ends = ends + (_marked(data[np.minimum(ends, len(data) - 1)]) & (ends < len(data)))
     starts = starts[ends - starts >= LONG]
-    found: npt.NDArray[np.int64] = starts[~_after_time_key(data, starts)]
-    return found
+    outside_times: npt.NDArray[np.int64] = starts[~_after_time_key(data, starts)]
+    return outside_times
 
 
 def _sevens(data: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
@@ -104,7 +104,7 @@ def _sevens(data: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
     Every run that is long enough contains seven such pairs, wherever it begins. A time in milliseconds contains at most six. The data is
     searched piece by piece, and each piece is small enough for the processor's cache."""
     above = np.empty(min(len(data), _PIECE + 14), np.uint8)
-    found = []
+    places = []
     for begin in range(0, len(data), _PIECE):
         some = data[begin : begin + _PIECE + 14]
         some = some[: len(some) // 2 * 2]
@@ -114,8 +114,8 @@ def _sevens(data: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
         pairs = pairs[:-2] & pairs[2:]
         pairs = pairs[:-3] & pairs[3:]
         if pairs.any():
-            found.append(2 * np.flatnonzero(pairs) + begin)
-    return np.concatenate(found) if found else np.zeros(0, np.int64)
+            places.append(2 * np.flatnonzero(pairs) + begin)
+    return np.concatenate(places) if places else np.zeros(0, np.int64)
 
 
 def _marked(some: npt.NDArray[np.uint8]) -> Marks:
@@ -125,5 +125,5 @@ def _marked(some: npt.NDArray[np.uint8]) -> Marks:
 def _after_time_key(data: npt.NDArray[np.uint8], starts: npt.NDArray[np.int64]) -> Marks:
     """Which of the places directly follow the key of a time in nanoseconds."""
     words = np.ndarray((len(data) - 3,), np.dtype("<u4"), data, strides=(1,))
-    found: Marks = (words[np.maximum(starts - 4, 0)] == _TIME_KEY) & (starts >= 4)
-    return found
+    follows: Marks = (words[np.maximum(starts - 4, 0)] == _TIME_KEY) & (starts >= 4)
+    return follows

@@ -61,8 +61,8 @@ class Text:
 
         An offset may lie up to 1,016 bytes behind the last frame. The bytes there are zero.
         """
-        found: Words = self._words[where]
-        return found
+        words: Words = self._words[where]
+        return words
 
 
 class Shape:
@@ -265,7 +265,7 @@ class CombinedShapes:
         _STREAM_SYMBOL(head)
         name = text.at(head.where)
         left: Mask = np.ones(len(some), bool)
-        found: list[tuple[str, Ints, Fields]] = []
+        shaped: list[tuple[str, Ints, Fields]] = []
         for channel, shape in self._shapes.items():
             mask, value = self._heads[channel]
             mine = np.flatnonzero(head.fine & (name & mask == value))
@@ -275,5 +275,5 @@ class CombinedShapes:
             if fine.any():
                 chosen = mine[fine]
                 left[chosen] = False
-                found.append((channel[1:], some[chosen], values(fine)))
-        return found, some[left]
+                shaped.append((channel[1:], some[chosen], values(fine)))
+        return shaped, some[left]

@@ -28,7 +28,7 @@ def reading(decode: Callable[[bytes], _T]) -> Callable[[bytes], _T]:
         try:
             return decode(text)
         except msgspec.ValidationError:
-            written = _TOKENS.sub(lambda found: in_digits(found[0]), bytes(text))
+            written = _TOKENS.sub(lambda match: in_digits(match[0]), bytes(text))
             if written == bytes(text):
                 raise
         return decode(written)

@@ -56,7 +56,7 @@ CHANNELS: Final[dict[str, dict[str, Kind]]] = {
 _MARKETS: Final = {"stocks": "us_stocks_sip", "options": "us_options_opra"}
 _FOLDERS: Final = {"T": "trades_v1", "Q": "quotes_v1", "AM": "minute_aggs_v1"}
 #: The column without which a file's event could not be matched with its live copy. Option trades have no such column in files.
-_TOLD_APART_BY: Final = {("stocks", "T"): "id", ("stocks", "Q"): "sequence_number"}
+_MATCHED_BY: Final = {("stocks", "T"): "id", ("stocks", "Q"): "sequence_number"}
 _SATURDAY: Final = 5
 _NOTHING_KEPT: Final = "None of this part was kept."
 
@@ -78,11 +78,11 @@ def parts(start_ns: int, end_ns: int) -> list[tuple[int, int]]:
         return int(datetime(day.year, day.month, day.day, tzinfo=zone).timestamp()) * NS_PER_S
 
     day, last = (datetime.fromtimestamp(ns // NS_PER_S, zone).date() for ns in (start_ns, end_ns - 1))
-    found = []
+    ranges = []
     while day <= last:
-        found.append((midnight_ns(day), midnight_ns(day + timedelta(days=1))))
+        ranges.append((midnight_ns(day), midnight_ns(day + timedelta(days=1))))
         day += timedelta(days=1)
-    return found
+    return ranges
 
 
 def first(span: Span) -> Request:
@@ -109,18 +109,18 @@ def moment(header: str, line: bytes) -> str:
     return dict(zip(header.split(","), cells, strict=False)).get("sip_timestamp", "")[:-6]
 
 
-def page(span: Span, asked: Request, body: bytes, time_ms: int) -> Page:
+def page(span: Span, request: Request, body: bytes, time_ms: int) -> Page:
     """Check a piece and find the next request.
 
     Raises WrongPage if the file does not exist, was published again since its first piece, holds times outside its day, or is not such
     a CSV. A missing file on a Saturday or Sunday is no error."""
     del time_ms
-    path = asked.path.partition("?")[0]
+    path = request.path.partition("?")[0]
     try:
         version, following, lines = _taken_apart(body)
     except ValueError as error:
-        raise WrongPage(f"{asked.path} cannot be read: {error}. {_NOTHING_KEPT}") from error
-    before, _, _ = asked.after.partition(" ")
+        raise WrongPage(f"{request.path} cannot be read: {error}. {_NOTHING_KEPT}") from error
+    before, _, _ = request.after.partition(" ")
     if before and before != version:
         raise WrongPage(
             f"{path} was published again after its first part was read: it was {before[:40]}, and is {version[:40]} now. What was "
@@ -131,17 +131,17 @@ def page(span: Span, asked: Request, body: bytes, time_ms: int) -> Page:
             return Page(0, 0, None, keep=False)
         raise WrongPage(f"{path} does not exist. A day's file comes at about 11:00 in New York the day after. A holiday has no file.")
     try:
-        rows = [row for row, _ in _rows(span.channel, lines, _TOLD_APART_BY.get((span.feed, span.channel), ""))]
+        rows = [row for row, _ in _rows(span.channel, lines, _MATCHED_BY.get((span.feed, span.channel), ""))]
         times = [row.time_ns for row in readable(rows)]
     except UNREADABLE as error:
-        raise WrongPage(f"{asked.path} cannot be read: {error}. {_NOTHING_KEPT}") from error
+        raise WrongPage(f"{request.path} cannot be read: {error}. {_NOTHING_KEPT}") from error
     if times and not span.start_ns <= min(times) <= max(times) < span.end_ns:
         raise WrongPage(
-            f"{asked.path} has times from {min(times)} to {max(times)} ns, but its day in New York is {span.start_ns} to {span.end_ns}. "
+            f"{request.path} has times from {min(times)} to {max(times)} ns, but its day in New York is {span.start_ns} to {span.end_ns}. "
             f"{_NOTHING_KEPT}"
         )
     reached_ns = max(times, default=0)
-    rest = None if following < 0 else Request(asked.path, 0, f"{version} {following}")
+    rest = None if following < 0 else Request(request.path, 0, f"{version} {following}")
     return Page(len(rows), reached_ns, rest, keep=bool(rows), unreadable=unreadable(rows, 2, "line"))
 
 
@@ -154,14 +154,14 @@ def events_of(channel: str, symbol: str, time_ms: int, body: bytes) -> Sequence[
 
 def counted_events_of(channel: str, symbol: str, time_ms: int, body: bytes) -> tuple[Sequence[Event | Notice | Reject], int]:
     """As `events_of`, and the number of prices and sizes that float64 does not hold exactly."""
-    found = _rows(channel, _taken_apart(body)[2])
-    rows = [row for row, _ in found]
+    pairs = _rows(channel, _taken_apart(body)[2])
+    rows = [row for row, _ in pairs]
     events = as_events(channel, symbol, time_ms, rows)
     names = _NUMBERS[channel]
-    inexact = sum(len(text := cells.get(name, "")) >= LONG and is_inexact(text) for _, cells in found for name in names)
+    inexact = sum(len(text := cells.get(name, "")) >= LONG and is_inexact(text) for _, cells in pairs for name in names)
     if channel != "T" or not any(row.correction for row in readable(rows)):
         return events, inexact
-    return marked(symbol, events, rows, [msgspec.json.encode(cells).decode() for _, cells in found]), inexact
+    return marked(symbol, events, rows, [msgspec.json.encode(cells).decode() for _, cells in pairs]), inexact
 
 
 def _day(span: Span) -> date:
@@ -189,10 +189,10 @@ _NUMBERS: Final = {
 _BAR_NAMES: Final = {"open": "o", "high": "h", "low": "l", "close": "c", "volume": "v", "transactions": "n"}
 
 
-def _rows(channel: str, lines: bytes, told_apart_by: str = "") -> list[tuple[Any, dict[str, str]]]:
+def _rows(channel: str, lines: bytes, matched_by: str = "") -> list[tuple[Any, dict[str, str]]]:
     """Each row as REST has it, or a reject, together with the row's cells. Empty cells are left out.
 
-    Raises ValueError if the text is not such a CSV: no line can be read, or the column `told_apart_by` is missing."""
+    Raises ValueError if the text is not such a CSV: no line can be read, or the column `matched_by` is missing."""
     struct = _STRUCTS[channel]
     try:
         table = [row for row in csv.reader(lines.decode("utf-8").split("\n")) if row]
@@ -201,29 +201,29 @@ def _rows(channel: str, lines: bytes, told_apart_by: str = "") -> list[tuple[Any
     if not table:
         return []
     names = table[0]
-    if told_apart_by and told_apart_by not in names:
-        raise ValueError(f"it has no column {told_apart_by}, which Tapeline needs to match its events with live events")
-    found: list[tuple[Any, dict[str, str]]] = []
+    if matched_by and matched_by not in names:
+        raise ValueError(f"it has no column {matched_by}, which Tapeline needs to match its events with live events")
+    rows: list[tuple[Any, dict[str, str]]] = []
     for row in table[1:]:
         cells = {name: cell for name, cell in zip(names, row, strict=False) if cell}
         try:
             if len(row) != len(names):
                 raise ValueError(f"it has {len(row)} cells, not {len(names)}")
-            found.append((_row(channel, cells, struct), cells))
+            rows.append((_row(channel, cells, struct), cells))
         except (ValueError, msgspec.MsgspecError) as error:
-            found.append((Reject(f"line of a file: {error}", ",".join(row).encode()), cells))
-    if found and not readable([row for row, _ in found]):
-        raise ValueError(unreadable([row for row, _ in found], 2, "line")[0])
-    return found
+            rows.append((Reject(f"line of a file: {error}", ",".join(row).encode()), cells))
+    if rows and not readable([row for row, _ in rows]):
+        raise ValueError(unreadable([row for row, _ in rows], 2, "line")[0])
+    return rows
 
 
 def _row(channel: str, cells: dict[str, str], struct: Any) -> Any:
     """One row as REST has it. Raises MsgspecError or ValueError if it cannot be read."""
-    told = _as_rest(channel, cells)
+    fields = _as_rest(channel, cells)
     try:
-        return msgspec.convert(told, struct, strict=False)
+        return msgspec.convert(fields, struct, strict=False)
     except msgspec.ValidationError:
-        plain = {name: in_digits(value.encode()).decode() if _numeric(name, value) else value for name, value in told.items()}
+        plain = {name: in_digits(value.encode()).decode() if _numeric(name, value) else value for name, value in fields.items()}
         return msgspec.convert(plain, struct, strict=False)
 
 

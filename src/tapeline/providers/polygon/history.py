@@ -76,7 +76,7 @@ def first(span: Span) -> Request:
     return Request(f"/v3/{what}/{ticker}?{window}&order=asc&sort=timestamp&limit={PAGE_ROWS}", after=str(span.start_ns))
 
 
-def page(span: Span, asked: Request, body: bytes, time_ms: int) -> Page:
+def page(span: Span, request: Request, body: bytes, time_ms: int) -> Page:
     """Check a page and find the next request. Raises WrongPage.
 
     The page must be for the requested ticker and time, and its times must rise from where the page before it ended."""
@@ -84,24 +84,24 @@ def page(span: Span, asked: Request, body: bytes, time_ms: int) -> Page:
         answer = _ANSWERS[span.channel](body)
         following = None if answer.next_url is None else _path(answer.next_url)
     except UNREADABLE as error:
-        raise WrongPage(f"{asked.path} cannot be read: {error}. {_NOTHING_KEPT}") from error
+        raise WrongPage(f"{request.path} cannot be read: {error}. {_NOTHING_KEPT}") from error
     if answer.status not in _GOOD:
-        said = answer.error or answer.message
-        raise WrongPage(f"{asked.path} came with status {answer.status!r}{said and f' ({said})'}. {_NOTHING_KEPT}")
+        message = answer.error or answer.message
+        raise WrongPage(f"{request.path} came with status {answer.status!r}{message and f' ({message})'}. {_NOTHING_KEPT}")
     if answer.ticker not in ("", _ticker(span)):
-        raise WrongPage(f"{asked.path} has rows of {answer.ticker}, not of {_ticker(span)}. {_NOTHING_KEPT}")
-    times, least_ns = [row.time_ns for row in readable(answer.results)], int(asked.after)
+        raise WrongPage(f"{request.path} has rows of {answer.ticker}, not of {_ticker(span)}. {_NOTHING_KEPT}")
+    times, least_ns = [row.time_ns for row in readable(answer.results)], int(request.after)
     bars = span.channel in _WINDOWS
     if any(b < a + bars for a, b in pairwise((least_ns - bars, *times))):
-        raise WrongPage(f"{asked.path} gave times {times[0]} to {times[-1]} that do not rise from {least_ns}. {_NOTHING_KEPT}")
+        raise WrongPage(f"{request.path} gave times {times[0]} to {times[-1]} that do not rise from {least_ns}. {_NOTHING_KEPT}")
     if times and times[-1] >= span.end_ns:
-        raise WrongPage(f"{asked.path} gave times up to {times[-1]}, but only times before {span.end_ns} were requested. {_NOTHING_KEPT}")
+        raise WrongPage(f"{request.path} gave times up to {times[-1]}, but only times before {span.end_ns} were requested. {_NOTHING_KEPT}")
     if answer.status == "DELAYED" and span.end_ns > time_ms * NS_PER_MS - _DELAYED_NS:
-        raise WrongPage(f"{asked.path} covers the last 15 minutes, which this plan sends late. Request it again in 15 minutes.")
-    if following is not None and following.partition("?")[0] != asked.path.partition("?")[0]:
-        raise WrongPage(f"{asked.path} names {following} as its next page, which belongs to another request. {_NOTHING_KEPT}")
-    if following == asked.path:
-        raise WrongPage(f"{asked.path} names itself as the next page: the provider repeats its cursor. {_NOTHING_KEPT}")
+        raise WrongPage(f"{request.path} covers the last 15 minutes, which this plan sends late. Request it again in 15 minutes.")
+    if following is not None and following.partition("?")[0] != request.path.partition("?")[0]:
+        raise WrongPage(f"{request.path} names {following} as its next page, which belongs to another request. {_NOTHING_KEPT}")
+    if following == request.path:
+        raise WrongPage(f"{request.path} names itself as the next page: the provider repeats its cursor. {_NOTHING_KEPT}")
     width_ns = _WINDOWS[span.channel][1] if bars else 0
     reached_ns = times[-1] + width_ns if times else 0
     after = times[-1] + bars if times else least_ns
@@ -235,9 +235,9 @@ def _answers(row: Any) -> Callable[[bytes], _Answer[Any]]:
         try:
             return whole(body)
         except msgspec.ValidationError:
-            found: _Answer[Any] = _RAW_ROWS(body)
-            found.results = each_row(found.results, one)
-            return found
+            decoded: _Answer[Any] = _RAW_ROWS(body)
+            decoded.results = each_row(decoded.results, one)
+            return decoded
 
     return answer
 
@@ -258,10 +258,10 @@ def events_of(channel: str, symbol: str, time_ms: int, body: bytes) -> Sequence[
     A notice says that the trade before it has been corrected since. A reject stands for an event that cannot be read. Raises the errors
     in UNREADABLE if the page cannot be read, and KeyError for an unknown channel."""
     rows = _ANSWERS[channel](body).results
-    found = as_events(channel, symbol, time_ms, rows)
+    events = as_events(channel, symbol, time_ms, rows)
     if not any(row.correction for row in readable(rows) if hasattr(row, "correction")):
-        return found
-    return marked(symbol, found, rows, [bytes(text).decode("utf-8", "replace") for text in _RAW_ROWS(body).results])
+        return events
+    return marked(symbol, events, rows, [bytes(text).decode("utf-8", "replace") for text in _RAW_ROWS(body).results])
 
 
 def as_events(channel: str, symbol: str, time_ms: int, rows: Sequence[Any]) -> list[Event | Reject]:
@@ -313,13 +313,13 @@ def _quote(symbol: str, row: QuoteRow) -> Quote:
     )
 
 
-def marked(symbol: str, found: Sequence[Event | Reject], rows: Sequence[Any], texts: Sequence[str]) -> list[Event | Notice | Reject]:
+def marked(symbol: str, events: Sequence[Event | Reject], rows: Sequence[Any], texts: Sequence[str]) -> list[Event | Notice | Reject]:
     """The events with a notice behind each trade that was corrected, as the row's `correction` says.
 
     `texts` holds the rows as they came; a notice quotes its row."""
     times = in_range(integers([None if isinstance(row, Reject) else row.time_ns for row in rows])).to_pylist()
     marked: list[Event | Notice | Reject] = []
-    for event, row, ns, text in zip(found, rows, times, texts, strict=True):
+    for event, row, ns, text in zip(events, rows, times, texts, strict=True):
         marked.append(event)
         if not isinstance(row, Reject) and row.correction:
             marked.append(Notice("correction", text, symbol or None, ns))

@@ -16,7 +16,7 @@ from tapeline.providers.columns import but_zero, epoch_ns, flags, floats, in_ran
 from tapeline.providers.decoding.arrays import ArrayDecoder
 from tapeline.providers.decoding.inexact import JsonNumbers
 from tapeline.providers.events import DAILY_ID, SAME_CONTENT, Channel, Columns, Events, Frames, Notice, Reject
-from tapeline.providers.history import Asked, decode_pages
+from tapeline.providers.history import PageHeader, decode_pages
 from tapeline.providers.polygon import files as polygon_files
 from tapeline.providers.polygon import history as polygon_history
 from tapeline.providers.polygon.wire import (
@@ -238,9 +238,9 @@ def decode(feed: str, frames: Frames, events: Events) -> None:
         events.rejects.add(Reject(f"unknown polygon feed ({feed!r})", frame), row, 0)
 
 
-def _page_events(events: Events, asked: Asked, body: bytes) -> Sequence[polygon_history.Event | Notice | Reject]:
-    if not polygon_files.is_file(asked.path):
-        return polygon_history.events_of(asked.channel, asked.symbol, asked.time_ms, body)
-    found, inexact = polygon_files.counted_events_of(asked.channel, asked.symbol, asked.time_ms, body)
+def _page_events(events: Events, header: PageHeader, body: bytes) -> Sequence[polygon_history.Event | Notice | Reject]:
+    if not polygon_files.is_file(header.path):
+        return polygon_history.events_of(header.channel, header.symbol, header.time_ms, body)
+    decoded, inexact = polygon_files.counted_events_of(header.channel, header.symbol, header.time_ms, body)
     events.inexact += inexact
-    return found
+    return decoded

@@ -82,18 +82,18 @@ class PolygonSession:
 
     def _problem(self, status: _StatusFrame) -> Problem | None:
         message = without(status.message.strip(), self._key).rstrip(".")
-        said = f"polygon says {status.status}{': ' if message else ''}{message}."
+        text = f"polygon says {status.status}{': ' if message else ''}{message}."
         match status.status:
             case "auth_failed":
-                return Problem(f"{said} Check the key (TAPELINE_POLYGON_KEY) and that the plan includes websockets.", "stop")
+                return Problem(f"{text} Check the key (TAPELINE_POLYGON_KEY) and that the plan includes websockets.", "stop")
             case "max_connections":
-                return Problem(f"{said} Another process uses this key's connection. Stop it.", "reconnect", _COOL_DOWN_S)
+                return Problem(f"{text} Another process uses this key's connection. Stop it.", "reconnect", _COOL_DOWN_S)
             case "error" if "access real-time" in status.message:
-                return Problem(f'{said} Set url = "wss://delayed.massive.com" for this provider.', "stop")
+                return Problem(f'{text} Set url = "wss://delayed.massive.com" for this provider.', "stop")
             case "error":
-                return Problem(f"{said} Polygon refuses topics outside the plan. The other subscriptions keep running.", "warn")
+                return Problem(f"{text} Polygon refuses topics outside the plan. The other subscriptions keep running.", "warn")
             case "auth_timeout" | "slow_consumer" | "force_disconnect":
-                return Problem(said, "reconnect")
+                return Problem(text, "reconnect")
         return None
 
     def channel(self, frame: bytes) -> bytes | None:

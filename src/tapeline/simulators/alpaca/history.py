@@ -147,8 +147,8 @@ class AlpacaHistory:
         busy = self._busy.take()
         reset_ns = now_ns if busy else since_ns + MINUTE_NS
         left = 0 if busy else max(0, self._limit - spent)
-        told = {"Limit": self._limit, "Remaining": left, "Reset": reset_ns // SECOND_NS + 1}
-        return {f"X-RateLimit-{name}": str(value) for name, value in told.items()}, not busy and spent <= self._limit
+        numbers = {"Limit": self._limit, "Remaining": left, "Reset": reset_ns // SECOND_NS + 1}
+        return {f"X-RateLimit-{name}": str(value) for name, value in numbers.items()}, not busy and spent <= self._limit
 
     def _page(self, endpoint: str, kind: str, symbol: str, query: Mapping[str, str]) -> bytes:
         if endpoint not in _FEEDS:
@@ -171,18 +171,18 @@ class AlpacaHistory:
         if not limit.isdecimal() or not 0 < int(limit) <= _MOST_ROWS:
             raise _RefusedError(f"invalid limit: {limit}")
         after = _place(query["page_token"]) if "page_token" in query else ("", 0, 0)
-        found, following = self._found(endpoint, channel, symbols, (start_ns, end_ns), after, min(int(limit), self._most))
+        by_symbol, following = self._page_rows(endpoint, channel, symbols, (start_ns, end_ns), after, min(int(limit), self._most))
         if following and "page_token" in query and self._repeat.take():
             following = query["page_token"]
-        rows: Any = found.get(symbol, []) if symbol else found
+        rows: Any = by_symbol.get(symbol, []) if symbol else by_symbol
         body = msgspec.json.encode({kind: rows, **({"symbol": symbol} if symbol else {}), "next_page_token": following})
         return body[: len(body) // 2] if self._cut.take() else body
 
-    def _found(
+    def _page_rows(
         self, endpoint: str, channel: str, symbols: list[str], span: tuple[int, int], after: tuple[str, int, int], limit: int
     ) -> tuple[dict[str, list[dict[str, Any]]], str | None]:
         """The rows of a page, by symbol and then by time, and the token of the next page."""
-        found: dict[str, list[dict[str, Any]]] = {}
+        by_symbol: dict[str, list[dict[str, Any]]] = {}
         for symbol in symbols:
             if symbol < after[0]:
                 continue
@@ -191,12 +191,12 @@ class AlpacaHistory:
             end = bisect_right(rows, span[1], key=_when)
             taken = rows[begin : min(end, begin + limit)]
             if taken:
-                found[symbol] = [{name: value for name, value in row.fields.items() if name not in ("T", "S")} for row in taken]
+                by_symbol[symbol] = [{name: value for name, value in row.fields.items() if name not in ("T", "S")} for row in taken]
                 limit -= len(taken)
                 last = _token(symbol, taken[-1])
             if begin + len(taken) < end:
-                return found, last
-        return found, None
+                return by_symbol, last
+        return by_symbol, None
 
 
 def _when(row: _Row) -> int:

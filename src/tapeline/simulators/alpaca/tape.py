@@ -91,7 +91,7 @@ class AlpacaTape:
     def kinds(self, channels: frozenset[str]) -> tuple[bool, bool]:
         return bool(channels - {"quotes", "orderbooks"}), "quotes" in channels
 
-    def tell(self, tick: Trade | Quote, channels: frozenset[str], out: list[Event]) -> None:
+    def add_events(self, tick: Trade | Quote, channels: frozenset[str], out: list[Event]) -> None:
         """Append a trade or a quote. On `delayed_sip`, its time is 15 minutes ago.
 
         About one stock trade in 2,000 has a sequel: it is corrected or canceled, and a halt, price limits or an imbalance may follow.

@@ -39,19 +39,19 @@ class BinanceArchive:
 
     def get(self, path: str) -> Reply | None:
         """A zip or its checksum. None for any other path."""
-        found = _PATH.fullmatch(path)
-        if found is None:
+        match = _PATH.fullmatch(path)
+        if match is None:
             return None
-        kind, interval = found["kind"], found["interval"]
-        if (interval is None) == (kind == "klines") or found["what"] != (interval or kind):
+        kind, interval = match["kind"], match["interval"]
+        if (interval is None) == (kind == "klines") or match["what"] != (interval or kind):
             return Reply(404, b"404 Not Found")
         channel = {"trades": "trade", "aggTrades": "aggTrade"}.get(kind) or f"kline_{'1M' if interval == '1mo' else interval}"
-        rows = [row for row in self._rows(channel, found["symbol"]) if _date(_time(row)).startswith(found["date"])]
+        rows = [row for row in self._rows(channel, match["symbol"]) if _date(_time(row)).startswith(match["date"])]
         if not rows:
             return Reply(404, b"404 Not Found")
         name = path.rpartition("/")[2].removesuffix(".CHECKSUM")
         packed = _zip(name.replace(".zip", ".csv"), "".join(f"{','.join(_cells(row))}\n" for row in rows))
-        if found["sum"] is None:
+        if match["sum"] is None:
             return Reply(200, packed, _ZIP)
         digest = "0" * 64 if self._wrong.take() else hashlib.sha256(packed).hexdigest()
         return Reply(200, f"{digest}  {name}\n".encode(), {"Content-Type": "text/plain"})

@@ -98,14 +98,14 @@ class BinanceHistory:
         if rows is None:
             return _invalid_symbol()
         first, last = int(query.get("startTime", 0)), int(query.get("endTime", 1 << 62))
-        found = [row["k"] for row in rows if first <= row["k"]["t"] <= last]
+        bars = [row["k"] for row in rows if first <= row["k"]["t"] <= last]
         limit = _limit(query)
-        return _json([_kline(k) for k in (found[:limit] if "startTime" in query else found[-limit:])])
+        return _json([_kline(k) for k in (bars[:limit] if "startTime" in query else bars[-limit:])])
 
     def _of(self, channel: str, query: Mapping[str, str]) -> list[dict[str, Any]] | None:
         symbol = query.get("symbol", "")
-        found = self._rows.get((channel, symbol))
-        return found if found is not None else [] if any(known == symbol for _, known in self._rows) else None
+        rows = self._rows.get((channel, symbol))
+        return rows if rows is not None else [] if any(known == symbol for _, known in self._rows) else None
 
 
 def _limit(query: Mapping[str, str]) -> int:

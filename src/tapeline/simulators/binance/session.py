@@ -230,12 +230,12 @@ class BinanceSession:
         return self._property(method, params)
 
     def _subscribe(self, params: list[Any]) -> None:
-        asked = _topics(params)
-        self._check_served(asked)
-        unknown = [topic for topic in asked if topic.symbol != "!" and not self._knows(topic.symbol)]
+        requested = _topics(params)
+        self._check_served(requested)
+        unknown = [topic for topic in requested if topic.symbol != "!" and not self._knows(topic.symbol)]
         if unknown and self._reject_unknown:
             raise _UnknownSymbolError(2, "Invalid request: invalid stream")
-        added = [topic for topic in asked if topic not in self.topics]
+        added = [topic for topic in requested if topic not in self.topics]
         if len(self.topics) + len(set(added)) > MOST_STREAMS:
             raise RequestError(4, "Too many subscriptions")
         self.topics.update(added)
@@ -307,6 +307,6 @@ def _topics(params: list[Any]) -> list[Topic]:
 
 def _check_id(value: object) -> None:
     whole = isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
-    word = isinstance(value, str) and len(value) <= 36
-    if not (whole or word or value is None):
+    text = isinstance(value, str) and len(value) <= 36
+    if not (whole or text or value is None):
         raise RequestError(2, "Invalid request: request ID must be an unsigned integer")

@@ -120,7 +120,7 @@ class BinanceTape:
         trades = any(name in ("trade", "aggTrade") or name.startswith("kline_") for name in channels)
         return trades, "bookTicker" in channels
 
-    def tell(self, tick: Trade | Quote, channels: frozenset[str], out: list[Event]) -> None:
+    def add_events(self, tick: Trade | Quote, channels: frozenset[str], out: list[Event]) -> None:
         """Append a trade, its order's aggregate at the last fill, and the final klines of windows that end before it; or a quote.
 
         Trades and aggregates of channels without a listener go to `unheard`, so that the history has every id.

@@ -71,8 +71,8 @@ class PolygonFiles:
             return _error(404, "NoSuchBucket", "The specified bucket does not exist")
         if not key:
             return self._listing(request.query)
-        found = self._object(key)
-        return _error(404, "NoSuchKey", "The specified key does not exist.") if found is None else self._part(found, request)
+        data = self._object(key)
+        return _error(404, "NoSuchKey", "The specified key does not exist.") if data is None else self._part(data, request)
 
     def _refused(self, request: Request, key: str) -> Reply | None:
         if self._broken.take():
@@ -90,18 +90,18 @@ class PolygonFiles:
         return None
 
     def _object(self, key: str) -> bytes | None:
-        asked = _KEY.fullmatch(key)
-        if asked is None or asked["market"] not in _MARKETS or asked["kind"] not in _KINDS:
+        match = _KEY.fullmatch(key)
+        if match is None or match["market"] not in _MARKETS or match["kind"] not in _KINDS:
             return None
         try:
-            day = date.fromisoformat(asked["day"])
+            day = date.fromisoformat(match["day"])
         except ValueError:
             return None
-        channel, header = _KINDS[asked["kind"]]
-        if asked["market"] == "us_options_opra" and channel == "T":
+        channel, header = _KINDS[match["kind"]]
+        if match["market"] == "us_options_opra" and channel == "T":
             header = _OPTION_TRADES
-        found = list(self._rows(_MARKETS[asked["market"]], channel, *_new_york(day)))
-        return _packed(header, found) if found and f"{day:%Y/%m}" == asked["month"] else None
+        rows = list(self._rows(_MARKETS[match["market"]], channel, *_new_york(day)))
+        return _packed(header, rows) if rows and f"{day:%Y/%m}" == match["month"] else None
 
     def _part(self, whole: bytes, request: Request) -> Reply:
         headers = {
@@ -110,10 +110,10 @@ class PolygonFiles:
             "Last-Modified": format_datetime(datetime(2024, 1, 1, tzinfo=UTC), usegmt=True),
             "Accept-Ranges": "bytes",
         }
-        asked = _RANGE.fullmatch(request.headers.get("range", ""))
+        match = _RANGE.fullmatch(request.headers.get("range", ""))
         status, body = 200, whole
-        if asked is not None:
-            first, last = int(asked[1]), min(int(asked[2] or len(whole)), len(whole) - 1)
+        if match is not None:
+            first, last = int(match[1]), min(int(match[2] or len(whole)), len(whole) - 1)
             if first > last:
                 return _error(416, "InvalidRange", "The requested range is not satisfiable")
             status, body = 206, whole[first : last + 1]
@@ -134,7 +134,7 @@ class PolygonFiles:
                 folders.add(f"{prefix}{name}{cut}")
             else:
                 keys.append(key)
-        body = "".join(_entry(key, found) for key in keys[:_MOST_LISTED] if (found := self._object(key)) is not None)
+        body = "".join(_entry(key, data) for key in keys[:_MOST_LISTED] if (data := self._object(key)) is not None)
         body += "".join(f"<CommonPrefixes><Prefix>{escape(folder)}</Prefix></CommonPrefixes>" for folder in sorted(folders))
         count = len(keys) + len(folders)
         head = f"<Name>{BUCKET}</Name><Prefix>{escape(prefix)}</Prefix><KeyCount>{count}</KeyCount><MaxKeys>{_MOST_LISTED}</MaxKeys>"
@@ -167,16 +167,16 @@ def _packed(header: tuple[str, ...], rows: Iterable[tuple[str, Mapping[str, Any]
     writer = csv.DictWriter(made, header, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     for ticker, row in rows:
-        told = {name: ",".join(map(str, value)) if isinstance(value, (list, tuple)) else value for name, value in row.items()}
-        writer.writerow({"ticker": ticker, **told})
+        cells = {name: ",".join(map(str, value)) if isinstance(value, (list, tuple)) else value for name, value in row.items()}
+        writer.writerow({"ticker": ticker, **cells})
     return gzip.compress(made.getvalue().encode(), 6, mtime=0)  # the same bytes each time
 
 
-def _entry(key: str, found: bytes) -> str:
-    etag = hashlib.md5(found, usedforsecurity=False).hexdigest()
-    told = f"<Key>{escape(key)}</Key><LastModified>2024-01-01T00:00:00.000Z</LastModified><ETag>&quot;{etag}&quot;</ETag>"
-    return f"<Contents>{told}<Size>{len(found)}</Size><StorageClass>STANDARD</StorageClass></Contents>"
+def _entry(key: str, data: bytes) -> str:
+    etag = hashlib.md5(data, usedforsecurity=False).hexdigest()
+    details = f"<Key>{escape(key)}</Key><LastModified>2024-01-01T00:00:00.000Z</LastModified><ETag>&quot;{etag}&quot;</ETag>"
+    return f"<Contents>{details}<Size>{len(data)}</Size><StorageClass>STANDARD</StorageClass></Contents>"
 
 
-def _error(status: int, code: str, said: str) -> Reply:
-    return Reply(status, f"<Error><Code>{code}</Code><Message>{said}</Message><RequestId>0</RequestId></Error>".encode(), _XML)
+def _error(status: int, code: str, message: str) -> Reply:
+    return Reply(status, f"<Error><Code>{code}</Code><Message>{message}</Message><RequestId>0</RequestId></Error>".encode(), _XML)

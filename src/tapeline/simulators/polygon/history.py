@@ -67,7 +67,7 @@ class PolygonHistory:
         self._busy, self._broken = RateLimiter(faults.number("rest_429")), RateLimiter(faults.number("rest_error"))
         self._repeated, self._cut = RateLimiter(faults.number("rest_repeat")), RateLimiter(faults.number("rest_cut"))
         self._a_minute = faults.number("rest_limit")
-        self._asked: deque[int] = deque()
+        self._request_times: deque[int] = deque()
         self._not_authorized = faults.text("not_authorized")
         self._status = "DELAYED" if "delayed_plan" in faults else "OK"
 
@@ -111,8 +111,8 @@ class PolygonHistory:
         if channel in _WINDOWS:
             starts = [ms * _NS_PER_MS for topic, bars in self._bars.items() if topic[:2] == (feed, channel) for ms in bars]
             return (min(starts), max(starts)) if starts else None
-        found = [ticks for topic, ticks in self._ticks.items() if topic[:2] == (feed, channel) and ticks]
-        return (min(ticks[0][0] for ticks in found), max(ticks[-1][0] for ticks in found)) if found else None
+        series = [ticks for topic, ticks in self._ticks.items() if topic[:2] == (feed, channel) and ticks]
+        return (min(ticks[0][0] for ticks in series), max(ticks[-1][0] for ticks in series)) if series else None
 
     def answer(self, request: Request) -> Reply | None:
         """A page. None for any other path."""
@@ -139,11 +139,11 @@ class PolygonHistory:
         if self._a_minute is None:
             return True
         now_ns = self._clock()
-        while self._asked and self._asked[0] <= now_ns - _MINUTE_NS:
-            self._asked.popleft()
-        if len(self._asked) >= self._a_minute:
+        while self._request_times and self._request_times[0] <= now_ns - _MINUTE_NS:
+            self._request_times.popleft()
+        if len(self._request_times) >= self._a_minute:
             return False
-        self._asked.append(now_ns)
+        self._request_times.append(now_ns)
         return True
 
     def _page_of_ticks(self, request: Request, what: str, ticker: str) -> Reply:
@@ -156,49 +156,49 @@ class PolygonHistory:
                 "message": "You are not entitled to this data. Please upgrade your plan.",
             }
             return Reply(403, msgspec.json.encode(body), _JSON)
-        asked = _from(request.query) or _asked_for_ticks(request.query)
+        cursor = _from(request.query) or _cursor_for_ticks(request.query)
         rows = self._ticks.get(Topic(feed, channel, symbol), [])
-        return self._page(request, asked, rows, _ROWS.get(channel, _quote), {})
+        return self._page(request, cursor, rows, _ROWS.get(channel, _quote), {})
 
-    def _page_of_bars(self, request: Request, found: re.Match[str]) -> Reply:
-        ticker, multiplier, width, low, high = found.groups()
+    def _page_of_bars(self, request: Request, match: re.Match[str]) -> Reply:
+        ticker, multiplier, width, low, high = match.groups()
         feed, symbol = _named(ticker)
         if multiplier != "1" or width not in ("minute", "second"):
             raise ValueError(f"this simulator keeps bars of 1 minute and 1 second, not of {multiplier} {width}")
         channel = _CHANNELS[width][feed == "crypto"]
-        asked = _from(request.query)
-        if asked is None:
+        cursor = _from(request.query)
+        if cursor is None:
             bounds = _day_or(low, _NS_PER_MS)[0] // _NS_PER_MS, _day_or(high, _NS_PER_MS)[1] // _NS_PER_MS
-            asked = _Cursor(*bounds, _limit(request.query, _USUAL_BARS), request.query.get("sort") == "desc")
+            cursor = _Cursor(*bounds, _limit(request.query, _USUAL_BARS), request.query.get("sort") == "desc")
         bars = self._bars.get(Topic(feed, channel, symbol), {})
         rows = [(start, 0, bars[start]) for start in sorted(bars)]
-        return self._page(request, asked, rows, dict, {"ticker": ticker, "adjusted": request.query.get("adjusted") != "false"})
+        return self._page(request, cursor, rows, dict, {"ticker": ticker, "adjusted": request.query.get("adjusted") != "false"})
 
     def _page(
         self,
         request: Request,
-        asked: _Cursor,
+        cursor: _Cursor,
         rows: list[tuple[int, int, _Kept]],
-        told: Callable[[_Kept], dict[str, Any]],
+        as_json: Callable[[_Kept], dict[str, Any]],
         more: dict[str, Any],
     ) -> Reply:
-        first = bisect_left(rows, asked.low, key=itemgetter(0))
-        end = bisect_left(rows, asked.high, key=itemgetter(0))
-        if asked.after is not None and asked.descending:
-            end = min(end, bisect_left(rows, asked.after, key=itemgetter(0, 1)))
-        elif asked.after is not None:
-            first = max(first, bisect_right(rows, asked.after, key=itemgetter(0, 1)))
-        some = rows[max(first, end - asked.limit) : end][::-1] if asked.descending else rows[first : min(end, first + asked.limit)]
+        first = bisect_left(rows, cursor.low, key=itemgetter(0))
+        end = bisect_left(rows, cursor.high, key=itemgetter(0))
+        if cursor.after is not None and cursor.descending:
+            end = min(end, bisect_left(rows, cursor.after, key=itemgetter(0, 1)))
+        elif cursor.after is not None:
+            first = max(first, bisect_right(rows, cursor.after, key=itemgetter(0, 1)))
+        some = rows[max(first, end - cursor.limit) : end][::-1] if cursor.descending else rows[first : min(end, first + cursor.limit)]
         body: dict[str, Any] = {**more, "status": self._status, "request_id": f"{next(self._numbers):032x}"}
         if more:
             body |= {"queryCount": len(some), "resultsCount": len(some)}
-        if end - first > asked.limit:
-            query = {"cursor": urlsafe_b64encode(msgspec.json.encode(msgspec.structs.replace(asked, after=some[-1][:2]))).decode()}
+        if end - first > cursor.limit:
+            query = {"cursor": urlsafe_b64encode(msgspec.json.encode(msgspec.structs.replace(cursor, after=some[-1][:2]))).decode()}
             if self._repeated.take():
                 query = dict(request.query)
             body["next_url"] = f"{_HOST}{quote(request.path, safe='/:')}?{urlencode(query)}"
         if some or not more:  # a page without bars has no `results`
-            body["results"] = [told(row) for _, _, row in some]
+            body["results"] = [as_json(row) for _, _, row in some]
         text = msgspec.json.encode(body)
         return Reply(200, text[: len(text) // 2] if self._cut.take() else text, _JSON)
 
@@ -215,7 +215,7 @@ def _from(query: Mapping[str, str]) -> _Cursor | None:
     return msgspec.json.decode(urlsafe_b64decode(query["cursor"]), type=_Cursor) if "cursor" in query else None
 
 
-def _asked_for_ticks(query: Mapping[str, str]) -> _Cursor:
+def _cursor_for_ticks(query: Mapping[str, str]) -> _Cursor:
     low, high = 0, _LATEST
     for name, value in query.items():
         if name == "timestamp" or name.startswith("timestamp."):
@@ -284,5 +284,5 @@ def _crypto_trade(event: Event) -> dict[str, Any]:
 _ROWS: Final[dict[str, Callable[[Event], dict[str, Any]]]] = {"T": _trade, "Q": _quote, "XT": _crypto_trade}
 
 
-def _error(status: int, said: str) -> Reply:
-    return Reply(status, msgspec.json.encode({"status": "ERROR", "request_id": "0", "error": said}), _JSON)
+def _error(status: int, message: str) -> Reply:
+    return Reply(status, msgspec.json.encode({"status": "ERROR", "request_id": "0", "error": message}), _JSON)

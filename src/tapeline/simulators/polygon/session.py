@@ -174,18 +174,18 @@ class PolygonSession:
         if topic is None:
             return []
         if self._rules.delayed_plan:
-            return [_told("error", _DELAYED)]
+            return [_status_message("error", _DELAYED)]
         if topic.channel == self._rules.not_authorized or self._too_many_quotes(topic):
-            return [_told("error", "not authorized")]
+            return [_status_message("error", "not authorized")]
         self.topics.add(topic)
-        return [_told("success", f"subscribed to: {name}")]
+        return [_status_message("success", f"subscribed to: {name}")]
 
     def _remove(self, name: str) -> list[dict[str, str]]:
         topic = self._topic(name)
         if topic is None:
             return []
         self.topics.discard(topic)
-        return [_told("success", f"unsubscribed to: {name}")]
+        return [_status_message("success", f"unsubscribed to: {name}")]
 
     def _too_many_quotes(self, topic: Topic) -> bool:
         if self.feed != "options" or topic.channel != "Q":
@@ -193,12 +193,12 @@ class PolygonSession:
         return topic.symbol == "*" or sum(one.channel == "Q" for one in self.topics) >= _MOST_OPTION_QUOTES
 
     def _status(self, status: str, message: str) -> None:
-        self._send([_told(status, message)])
+        self._send([_status_message(status, message)])
 
     def _send(self, messages: list[dict[str, str]]) -> None:
         if self._link is not None:
             self._link.say(msgspec.json.encode(messages), TEXT)
 
 
-def _told(status: str, message: str) -> dict[str, str]:
+def _status_message(status: str, message: str) -> dict[str, str]:
     return {"ev": "status", "status": status, "message": message}

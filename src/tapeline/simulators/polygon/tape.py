@@ -97,7 +97,7 @@ class PolygonTape:
     def kinds(self, channels: frozenset[str]) -> tuple[bool, bool]:
         return bool(channels - set(_QUOTES)), not channels.isdisjoint(_QUOTES)
 
-    def tell(self, tick: Trade | Quote, channels: frozenset[str], out: list[Event]) -> None:
+    def add_events(self, tick: Trade | Quote, channels: frozenset[str], out: list[Event]) -> None:
         """Append a trade or a quote; those of stocks and options carry the ticker's next `q`. A trade also enters the ticker's bars."""
         book = self._books[tick.instrument]
         crypto = tick.instrument.feed == "crypto"

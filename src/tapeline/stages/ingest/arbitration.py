@@ -90,12 +90,12 @@ class Arbitration:
 
         The lags are `lag_p50_ms` and `lag_p99_ms`. `now_ns`: UTC."""
         self._settle(now_ns)
-        found = {}
+        counts = {}
         for name, side in self._sides.items():
             side.hand_on()
             lag = {"lag_p50_ms": side.latencies.ms(0.50), "lag_p99_ms": side.latencies.ms(0.99)}
-            found[name] = {"events": side.events, "first": side.first, "missed": side.missed, **lag}
-        return found
+            counts[name] = {"events": side.events, "first": side.first, "missed": side.missed, **lag}
+        return counts
 
     def _arrived(self, plan: Plan, received_ns: int, payload: bytes) -> RawKind:
         content = plan.content(payload) if plan.content is not None else None
@@ -134,5 +134,5 @@ class Arbitration:
             mine.open.append(connection)
         elif kind == "closed" and connection in mine.open:
             mine.open.remove(connection)
-        beside = [name for side in self._sides.values() if side is not mine for name in side.open]
-        return msgspec.json.encode({**msgspec.json.decode(payload), "beside": beside}) if beside else payload
+        concurrent = [name for side in self._sides.values() if side is not mine for name in side.open]
+        return msgspec.json.encode({**msgspec.json.decode(payload), "beside": concurrent}) if concurrent else payload

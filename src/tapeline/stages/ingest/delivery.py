@@ -32,7 +32,7 @@ _SLOW_S: Final = 1.0
 _MOST_UNSETTLED_BYTES: Final = 32 * 1024 * 1024
 #: At most about this much of the spool is on its way to the stream at a time.
 _DRAIN_BYTES: Final = 8 * 1024 * 1024
-_SAY_EVERY_S: Final = 10.0
+_LOG_EVERY_S: Final = 10.0
 _RECOVER_AGAIN_S: Final = 2.0
 #: Errors that ingest waits out. A stream that is away comes back; one that refuses does so until somebody corrects its password or rights.
 AWAY: Final = (Unavailable, Refused)
@@ -77,7 +77,7 @@ class Delivery:
         self._spooling = self._recovering = self._to_drop = False
         self._refused: dict[tuple[str, str, str], _Refused] = {}
         self._recovery: Future[list[tuple[str, int, Container[int]]]] | None = None
-        self._say_at: dict[str, float] = {}
+        self._log_at: dict[str, float] = {}
         self._recover_at = 0.0
         self._since = 0.0
         self.refused = 0
@@ -228,9 +228,9 @@ class Delivery:
         self.refused += batch.num_rows
         keys = zip(*(batch[name].to_pylist() for name in ("provider", "feed", "connection", "received_ns")), strict=True)
         for provider, feed, connection, received_ns in keys:
-            found = self._refused.setdefault((provider, feed, connection), _Refused(reason, 0, received_ns, received_ns, partition))
-            found.records += 1
-            found.to_ns = received_ns
+            entry = self._refused.setdefault((provider, feed, connection), _Refused(reason, 0, received_ns, received_ns, partition))
+            entry.records += 1
+            entry.to_ns = received_ns
 
     def _note(self, error: Exception) -> None:
         if not isinstance(error, AWAY) and self.failure is None:
@@ -243,8 +243,8 @@ class Delivery:
     def _complain(self, what: str, text: str) -> None:
         """Log a problem as an error, each kind at most every 10 s."""
         self.problem = text
-        if self._clock() >= self._say_at.get(what, 0.0):
-            self._say_at[what] = self._clock() + _SAY_EVERY_S
+        if self._clock() >= self._log_at.get(what, 0.0):
+            self._log_at[what] = self._clock() + _LOG_EVERY_S
             log.error("%s", text)
 
     def _recovered(self, spool: Spool) -> bool:
@@ -257,7 +257,9 @@ class Delivery:
             writers = {name: since for name, since in spool.writers().items() if name != self._writer}
             self._recovery = concurrently(
                 lambda: [
-                    (name, *found) for name, since in writers.items() for found in self._producer.last_acknowledged(name, since).items()
+                    (name, partition, numbers)
+                    for name, since in writers.items()
+                    for partition, numbers in self._producer.last_acknowledged(name, since).items()
                 ],
                 "recovery",
             )

@@ -122,10 +122,10 @@ class Spool:
     def after(self, number: int) -> Iterator[Spooled]:
         """The batches with a number above `number`, in order, at most 64. Raises DiskProblem and SpoolDamaged."""
         with self._errors():
-            for found, partition, data in self._db.execute(
+            for batch_number, partition, data in self._db.execute(
                 "SELECT number, part, data FROM batches WHERE number > ? ORDER BY number LIMIT 64", (number,)
             ).fetchall():
-                yield Spooled(found, partition, pa.ipc.read_record_batch(pa.py_buffer(data), RAW))
+                yield Spooled(batch_number, partition, pa.ipc.read_record_batch(pa.py_buffer(data), RAW))
 
     def drop(self, until: int) -> None:
         """Remove all batches with a number up to `until`: they are in the stream."""

@@ -197,10 +197,10 @@ async def ingest(share: Share, recorder: StreamRecorder, status: StatusFile, sto
     Raises Refused when every provider has refused for good, Busy when another process has taken over a lease, `StreamRecorder.failure`
     when waiting cannot end it, and Unavailable when records are lost at the end."""
     lines, checks = share.lines, share.checks
-    asked = [asyncio.Event() for _ in checks]
-    checkers = [asyncio.create_task(_check(*check, lines, recorder, once)) for check, once in zip(checks.items(), asked, strict=True)]
+    checked = [asyncio.Event() for _ in checks]
+    checkers = [asyncio.create_task(_check(*check, lines, recorder, once)) for check, once in zip(checks.items(), checked, strict=True)]
     # The exchange's symbol list should lie before its events in the stream. Do not wait long for a slow answer.
-    await _unless_stopped(stop, asyncio.create_task(_all_set(asked)), _LIST_WITHIN_S)
+    await _unless_stopped(stop, asyncio.create_task(_all_set(checked)), _LIST_WITHIN_S)
     keepers = [asyncio.create_task(line.keep(), name=line.plan.name) for line in lines]
     rate, leaps = Rate(), deque[Leap](maxlen=_MOST_LEAPS)
     counted = 0
@@ -212,7 +212,7 @@ async def ingest(share: Share, recorder: StreamRecorder, status: StatusFile, sto
             await _until(stop, keepers, 0.5)
             if (leap := watch.look()) is not None:
                 leaps.append(leap)
-                _tell_of(leap, lines)
+                _report_leap(leap, lines)
             frames = sum(line.state.frames for line in lines)
             rate.add(frames - counted)
             counted = frames
@@ -239,7 +239,7 @@ def _any_goes_on(keepers: Sequence[asyncio.Task[None]]) -> bool:
     return not all(keeper.done() for keeper in keepers) and not any(map(_failed, keepers))
 
 
-def _tell_of(leap: Leap, lines: Sequence[FeedConnection]) -> None:
+def _report_leap(leap: Leap, lines: Sequence[FeedConnection]) -> None:
     log.error("At %s %s. The time in between counts as a gap. Synchronize the clock with NTP.", times.text(leap.before_ns), leap)
     for line in lines:
         line.clock_leapt(leap)
@@ -341,7 +341,7 @@ async def _check(name: str, request: CheckRequest, lines: Sequence[FeedConnectio
 def _ingest_report(
     lines: Sequence[FeedConnection], recorder: StreamRecorder, rate: Rate, pairs: Sequence[Arbitration], leaps: Iterable[Leap]
 ) -> dict[str, Any]:
-    measured = {name: {"pair": told} for pair in pairs for name, told in pair.report(time.time_ns()).items()}
+    measured = {name: {"pair": counts} for pair in pairs for name, counts in pair.report(time.time_ns()).items()}
     return {
         "records": recorder.records,
         "frames_per_s": rate.take(),

@@ -68,7 +68,7 @@ class Lake:
         except (OSError, DeltaError) as error:
             self._tables.pop(topic.table, None)
             raise DiskProblem(
-                f"A write to the lake at {self.root} failed: {lake_files.said(error)}. The {chunk.rows} records stay in the stream. "
+                f"A write to the lake at {self.root} failed: {lake_files.message_of(error)}. The {chunk.rows} records stay in the stream. "
                 "Free disk space or make the folder writable. A running stage retries."
             ) from error
         if topic is TICKS_TOPIC:
@@ -118,7 +118,7 @@ class Lake:
         files: set[tuple[str, Any]] = set()
         if channel is None:
             files = _overlapping(pa.table(table.get_add_actions(flatten=True)), some["received_ns"], 0, by="received_ns")
-            parts = [self._read(topic, path, list(identity.told)) for path, _ in sorted(files, key=str)]
+            parts = [self._read(topic, path, list(identity.compared)) for path, _ in sorted(files, key=str)]
             return pa.concat_tables(parts) if parts else None
         if identity.rising:
             self._own.begin(table)
@@ -128,7 +128,7 @@ class Lake:
         if some.num_rows:
             files |= _overlapping(pa.table(table.get_add_actions(flatten=True)), some["ts_ns"], identity.drift_ns)
         times = ("ts_ns",) if identity.else_by_ms or identity.counted else ()
-        names = [name for name in dict.fromkeys((*identity.told, *times, "provider", "feed", "channel")) if name != "date"]
+        names = [name for name in dict.fromkeys((*identity.compared, *times, "provider", "feed", "channel")) if name != "date"]
         parts = []
         for path, date in sorted(files, key=str):
             part = self._read(topic, path, names)
@@ -150,9 +150,9 @@ class Lake:
     def _read(self, topic: Topic, name: str, names: list[str]) -> pa.Table:
         path = self.root / topic.table / name
         try:
-            found = pq.read_table(path, columns=names, partitioning=None, page_checksum_verification=True)
+            table = pq.read_table(path, columns=names, partitioning=None, page_checksum_verification=True)
             # In compacted files every column is nullable, in the others not. Tables must have one schema to be joined.
-            return pa.table(found.columns, found.schema.names)
+            return pa.table(table.columns, table.schema.names)
         except (OSError, pa.ArrowException) as error:
             if isinstance(error, FileNotFoundError) and not self._names(topic, name):
                 raise _Replaced from error

@@ -66,28 +66,28 @@ def check(root: Path, rule: IdentityRule, day: date | None, progress: Progress) 
 
     Raises Busy while another process replaces or removes files, DiskProblem if a log cannot be read, and NewerData.
     """
-    found = []
+    results = []
     with lake_files.changing(root, "tapeline lake check"):
         for topic in NORMALIZED_TOPICS:
             folder = root / topic.table
             with lake_files.disk_problem(folder, "checked", _REMEDY, duckdb.Error):
                 checked = _check(folder, topic, rule, day, progress)
             if checked is not None:
-                found.append(checked)
-    return found
+                results.append(checked)
+    return results
 
 
 def damaged(folder: Path, topic: Topic, files: pa.Table, progress: Progress) -> dict[str, str]:
     """Return the files that do not hold what was written, as a mapping of path to problem."""
-    found: dict[str, str] = {}
+    problems: dict[str, str] = {}
     rows, done = lake_files.total(files, "num_records"), 0
     for path, size, held in zip(*(files[name].to_pylist() for name in ("path", "size_bytes", "num_records")), strict=True):
         progress(topic.table, done, rows)
         if (wrong := damage(folder, path, size, held)) is not None:
-            found[path] = wrong
+            problems[path] = wrong
         done += held
     progress(topic.table, rows, rows)
-    return found
+    return problems
 
 
 def _check(folder: Path, topic: Topic, rule: IdentityRule, day: date | None, progress: Progress) -> Checked | None:
@@ -168,25 +168,25 @@ def _ranges(db: duckdb.DuckDBPyConnection, folder: Path, topic: Topic, day: date
     text = f"SELECT filename, count(*), min({days}), max({days}), {edges} FROM {{rows}} GROUP BY filename"  # noqa: S608
     by_path = {str(folder / row["path"]): row for row in files.to_pylist()}
     number = (day - date(1970, 1, 1)).days
-    for name, rows, first, last, *found in _query(db, text, list(by_path)):
-        said = by_path[name]
+    for name, rows, first, last, *ranges in _query(db, text, list(by_path)):
+        entry = by_path[name]
         if first != number or last != number:
-            yield Finding(topic.table, "date", f"holds rows of days other than {day}", day, said["path"])
-        if rows != said["num_records"]:
-            yield Finding(topic.table, "statistics", f"holds {rows:,} rows, but the log says {said['num_records']:,}", day, said["path"])
+            yield Finding(topic.table, "date", f"holds rows of days other than {day}", day, entry["path"])
+        if rows != entry["num_records"]:
+            yield Finding(topic.table, "statistics", f"holds {rows:,} rows, but the log says {entry['num_records']:,}", day, entry["path"])
         for at, column in enumerate(names):
-            for edge, value in (("min", found[2 * at]), ("max", found[2 * at + 1])):
-                logged = said.get(f"{edge}.{column}")
+            for edge, value in (("min", ranges[2 * at]), ("max", ranges[2 * at + 1])):
+                logged = entry.get(f"{edge}.{column}")
                 if logged is not None and logged != value:
                     text = f"{edge} of {column} is {value!r}, but the log says {logged!r}"
-                    yield Finding(topic.table, "statistics", text, day, said["path"])
+                    yield Finding(topic.table, "statistics", text, day, entry["path"])
 
 
 def _query(db: duckdb.DuckDBPyConnection, text: str, files: Sequence[str], **values: str) -> list[tuple[Any, ...]]:
     """Run `text`, with {rows} replaced by the rows of the files. $provider and so on are parameters."""
     rows = "read_parquet($files, hive_partitioning = false, filename = true)"
-    found: list[tuple[Any, ...]] = db.sql(text.format(rows=rows), params={"files": lake_files.for_duckdb(files), **values}).fetchall()
-    return found
+    result: list[tuple[Any, ...]] = db.sql(text.format(rows=rows), params={"files": lake_files.for_duckdb(files), **values}).fetchall()
+    return result
 
 
 def _day(path: str) -> date:

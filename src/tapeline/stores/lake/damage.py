@@ -16,17 +16,17 @@ _READ_BYTES: Final = 1 << 20
 
 def checksum(path: Path) -> int:
     """Return the CRC-32 of a file's bytes."""
-    found = 0
+    crc = 0
     with path.open("rb") as file:
         while piece := file.read(_READ_BYTES):
-            found = zlib.crc32(piece, found)
-    return found
+            crc = zlib.crc32(piece, crc)
+    return crc
 
 
 def named_checksum(name: str) -> int | None:
     """Return the checksum in a file's name, or None for names that earlier versions gave."""
-    found = _CHECKSUM.search(name)
-    return int(found[1], 16) if found else None
+    match = _CHECKSUM.search(name)
+    return int(match[1], 16) if match else None
 
 
 def damage(folder: Path, path: str, size: int, rows: int) -> str | None:

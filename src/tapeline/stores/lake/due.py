@@ -39,18 +39,18 @@ class Due:
 
 def due(root: Path, now: datetime) -> list[Due]:
     """Return what there is to do, oldest days first. Raises DiskProblem or NewerData."""
-    found: set[Due] = set()
+    dues: set[Due] = set()
     for topic in NORMALIZED_TOPICS:
         folder = root / topic.table
         with lake_files.disk_problem(folder, "read", "A running stage retries."):
             table = lake_files.opened(folder)
             files = lake_files.files_of(table) if table is not None else None
         if (root / topic.table / ASIDE).exists():
-            found.add(Due(None, topic))
+            dues.add(Due(None, topic))
         if files is not None:
-            found |= {one for day in pc.unique(files["day"]).to_pylist() if (one := _due(topic, day, files, now)) is not None}
-    to_compact = {one.day for one in found if one.topic is None}
-    wanted = (one for one in found if one.topic is None or one.day not in to_compact)
+            dues |= {one for day in pc.unique(files["day"]).to_pylist() if (one := _due(topic, day, files, now)) is not None}
+    to_compact = {one.day for one in dues if one.topic is None}
+    wanted = (one for one in dues if one.topic is None or one.day not in to_compact)
     return sorted(wanted, key=lambda one: (str(one.day or ""), one.topic.table if one.topic is not None else ""))
 
 

@@ -67,7 +67,7 @@ RANGED: Final = (
 IDS: Final = ("raw_partition", "raw_offset", "raw_index")
 
 
-def said(error: Exception) -> str:
+def message_of(error: Exception) -> str:
     """Return the message of a delta-rs error without the colors, call traces and Rust structures it prints.
 
     If the error is a hole in the log, the message says what to do."""
@@ -79,7 +79,7 @@ def said(error: Exception) -> str:
             f"its log is incomplete: _delta_log lacks an entry between {first} and {second}. Restore it from a backup. The rows are "
             "in the other files. Nothing is written until then"
         )
-    return _RUST.sub("...", text)[:_LONGEST_WORDS]
+    return _RUST.sub("...", text)[:_LONGEST_MESSAGE]
 
 
 #: How delta-rs reports a hole, and the log paths that it names.
@@ -88,7 +88,7 @@ _LOGGED: Final = re.compile(r'path: "([^"]+)"')
 _RUST: Final = re.compile(r"\w+ \{.*\}")
 _COLOR: Final = re.compile(r"\x1b\[[0-9;]*m")
 _CALLS: Final = re.compile(r"\n\s*0: ")
-_LONGEST_WORDS: Final = 300
+_LONGEST_MESSAGE: Final = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,7 +329,7 @@ def disk_problem(folder: Path, what: str, remedy: str, *also: type[Exception]) -
         yield
     except (OSError, DeltaError, pa.ArrowException, *also) as error:
         whole = f"Nothing was lost. Readers see the same rows as before. {remedy}" if _readable(folder) else "Nothing was changed."
-        raise DiskProblem(f"{folder} was not {what}: {said(error)}{damaged_entry(folder)}. {whole}") from error
+        raise DiskProblem(f"{folder} was not {what}: {message_of(error)}{damaged_entry(folder)}. {whole}") from error
 
 
 def _readable(folder: Path) -> bool:
@@ -362,7 +362,7 @@ def damaged_entry(folder: Path) -> str:
 
 def unreadable(folder: Path, error: Exception) -> DiskProblem:
     """Return the DiskProblem for an error while opening a table."""
-    return DiskProblem(f"The lake table {folder} cannot be read: {said(error)}{damaged_entry(folder)}.")
+    return DiskProblem(f"The lake table {folder} cannot be read: {message_of(error)}{damaged_entry(folder)}.")
 
 
 def names_of(topic: Topic) -> str:

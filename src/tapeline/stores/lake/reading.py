@@ -39,7 +39,7 @@ _IDENTITY: Final = 'provider, feed, symbol, "interval", ts_ns'
 _REVISION: Final = "received_ns DESC, raw_partition DESC, raw_offset DESC, raw_index DESC"
 
 
-_Found = TypeVar("_Found")
+_Result = TypeVar("_Result")
 #: The value of a query parameter.
 Value = str | int | list[str]
 
@@ -87,7 +87,7 @@ class LakeSource:
 
     def _last(self, selection: Selection) -> pa.Table:
         inner = tuple(dict.fromkeys((*selection.columns, *ORDER)))
-        found = _schema(TICKS_TOPIC, inner).empty_table()
+        rows = _schema(TICKS_TOPIC, inner).empty_table()
         rest, length_ns = selection, _FIRST_LOOK_NS
         order = ", ".join(f"{name} DESC" for name in ORDER if name != "symbol")
         # The search goes backwards from the end, and each part is longer than the one before. What a part holds of a symbol is later than
@@ -97,13 +97,13 @@ class LakeSource:
             part = replace(rest, start_ns=max(rest.start_ns, end_ns - length_ns), end_ns=end_ns)
             text, values = _select(inner, part, files.matching(part).paths)
             text += f" QUALIFY row_number() OVER (PARTITION BY symbol ORDER BY {order}) = 1"
-            found = pa.concat_tables([found, pa.Table.from_batches(self._run(text, values, found.schema), found.schema)])
+            rows = pa.concat_tables([rows, pa.Table.from_batches(self._run(text, values, rows.schema), rows.schema)])
             if part.start_ns == rest.start_ns:
                 break
-            settled = set(found["symbol"].to_pylist())
+            settled = set(rows["symbol"].to_pylist())
             missing = tuple(symbol for symbol in rest.symbols if symbol not in settled)
             rest, length_ns = replace(rest, symbols=missing, end_ns=part.start_ns), length_ns * _LOOK_GROWTH
-        return found.select(list(selection.columns))
+        return rows.select(list(selection.columns))
 
     def amended(self, selection: Selection) -> pa.Table:
         return self._answer(NOTICES_TOPIC, lambda: self._amended(notices_about(selection)))
@@ -111,8 +111,8 @@ class LakeSource:
     def _amended(self, notices: Selection) -> pa.Table:
         files = self._files(NOTICES_TOPIC).matching(notices)
         schema = _schema(NOTICES_TOPIC, notices.columns)
-        found = self._run(*_select(notices.columns, notices, files.paths), schema) if files.count else ()
-        return amended_by(pa.Table.from_batches(found, schema))
+        batches = self._run(*_select(notices.columns, notices, files.paths), schema) if files.count else ()
+        return amended_by(pa.Table.from_batches(batches, schema))
 
     def newest_ns(self) -> int | None:
         return self._answer(TICKS_TOPIC, self._newest_ns)
@@ -155,7 +155,7 @@ class LakeSource:
         batches = self._run(text, values, _schema(topic, ("symbol",))) if files.count else ()
         return [symbol for batch in batches for symbol in batch["symbol"].to_pylist()]
 
-    def _answer(self, topic: Topic, ask: Callable[[], _Found]) -> _Found:
+    def _answer(self, topic: Topic, ask: Callable[[], _Result]) -> _Result:
         try:
             return ask()
         except DiskProblem:
@@ -253,8 +253,8 @@ class LakeSource:
             # Each query has a cursor of its own, because several readers of one source may be open. It is held in a variable, because it
             # closes when nothing refers to it.
             cursor = self._engine.connection.cursor()
-            found = cursor.sql(text, params={**values, "files": for_duckdb(files)})
-            for batch in pa.RecordBatchReader.from_stream(found):
+            result = cursor.sql(text, params={**values, "files": for_duckdb(files)})
+            for batch in pa.RecordBatchReader.from_stream(result):
                 whole = pa.record_batch([batch[name].cast(schema.field(name).type) for name in schema.names], schema=schema)
                 yield from (whole.slice(at, _BATCH_ROWS) for at in range(0, whole.num_rows, _BATCH_ROWS))
         except (duckdb.Error, pa.ArrowException, OSError) as error:

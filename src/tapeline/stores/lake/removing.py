@@ -29,8 +29,8 @@ def delete_removed(folder: Path, table: DeltaTable, day: date | None = None) -> 
             sync(path)
     begins = "date=" if day is None else f"date={day}/"
     names = table.vacuum(retention_hours=0, dry_run=True, enforce_retention_duration=False)
-    found = [folder / name for name in names if name.startswith(begins)]
-    return delete(found)
+    paths = [folder / name for name in names if name.startswith(begins)]
+    return delete(paths)
 
 
 def sweep(folder: Path, table: DeltaTable, day: date | None = None) -> None:
@@ -57,7 +57,7 @@ def unnamed(folder: Path, named: set[str], day: date | None = None) -> list[Path
 
     Only a process that changes the lake alone may call this. Otherwise the result would include files that others write aside or
     compact now."""
-    found = []
+    paths = []
     for path in folder.glob("date=*/*" if day is None else f"date={day}/*"):
         if path.name not in named:
             try:
@@ -65,5 +65,5 @@ def unnamed(folder: Path, named: set[str], day: date | None = None) -> list[Path
             except FileNotFoundError:
                 continue
             if old or path.name.startswith(_ALONE):
-                found.append(path)
-    return sorted(found)
+                paths.append(path)
+    return sorted(paths)

@@ -101,24 +101,24 @@ class LakeRenaming:
             with lake_files.disk_problem(folder, "changed", _REMEDY, duckdb.Error):
                 table = lake_files.opened(folder)
                 assert table is not None, "it was there"
-                found = _Day(folder, topic, table, day, files, self._rule, renaming).rename(dry_run=dry_run)
+                renamed = _Day(folder, topic, table, day, files, self._rule, renaming).rename(dry_run=dry_run)
             done += sum(files.values())
             progress(f"{topic.table} in the lake", done, total)
-            yield found
+            yield renamed
 
 
 def _holding(folder: Path, table: DeltaTable, renaming: Renaming) -> dict[date, dict[str, int]]:
     """Return, for each day, the files that hold rows under the old name, with the number of those rows."""
     candidates = _between(lake_files.files_of(table), "symbol", renaming.old, renaming.old)["path"].to_pylist()
-    found: dict[date, dict[str, int]] = {}
+    holding: dict[date, dict[str, int]] = {}
     with tempfile.TemporaryDirectory(prefix="tapeline-rename-") as spilled, connect(Path(spilled)) as db:
         for at in range(0, len(candidates), _FILES):
             some = {str(folder / path): path for path in candidates[at : at + _FILES]}
             values = {"files": lake_files.for_duckdb(some), "provider": renaming.provider, "feed": renaming.feed, "old": renaming.old}
             for name, rows in db.execute(_HOLDING.format(mine=_MINE), values).fetchall():
                 day = date.fromisoformat(some[name].partition("/")[0].removeprefix("date="))
-                found.setdefault(day, {})[some[name]] = rows
-    return found
+                holding.setdefault(day, {})[some[name]] = rows
+    return holding
 
 
 def _between(files: pa.Table, name: str, low: object, high: object) -> pa.Table:

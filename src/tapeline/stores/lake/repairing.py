@@ -126,20 +126,22 @@ class _Day:
         try:
             with connect(self._aside / "spilled") as db:
                 self._find(db)
-                ((found,),) = db.sql("SELECT count(*) FROM missing").fetchall()
+                ((rebuilt,),) = db.sql("SELECT count(*) FROM missing").fetchall()
                 problem = ""
-                if found > rows:
-                    problem = f"the raw records give {found:,} rows, but the files held {rows:,}. Tapeline cannot tell which ones they held"
-                elif found < rows:
-                    problem = f"the raw records of {rows - found:,} rows are gone. Use --drop to give up those rows and keep the rest"
+                if rebuilt > rows:
+                    problem = (
+                        f"the raw records give {rebuilt:,} rows, but the files held {rows:,}. Tapeline cannot tell which ones they held"
+                    )
+                elif rebuilt < rows:
+                    problem = f"the raw records of {rows - rebuilt:,} rows are gone. Use --drop to give up those rows and keep the rest"
                 if problem and not drop:
-                    return Repaired(self._topic.table, self._day, names, rows, min(found, rows), 0, problem)
-                found = found if found <= rows else 0
-                new = [self._write(db)] if found else []
-            self._swap(new, rows - found)
+                    return Repaired(self._topic.table, self._day, names, rows, min(rebuilt, rows), 0, problem)
+                rebuilt = rebuilt if rebuilt <= rows else 0
+                new = [self._write(db)] if rebuilt else []
+            self._swap(new, rows - rebuilt)
         finally:
             shutil.rmtree(self._aside, ignore_errors=True)
-        return Repaired(self._topic.table, self._day, names, rows, found, rows - found)
+        return Repaired(self._topic.table, self._day, names, rows, rebuilt, rows - rebuilt)
 
     def _swap(self, new: list[Path], lost: int) -> None:
         compacted = all(Path(path).name.startswith(COMPACTED) for path in self._bad["path"].to_pylist())
@@ -207,7 +209,7 @@ class _Day:
             return
         values = dict(zip(("provider", "feed", "channel"), channel, strict=True))
         names = ", ".join(
-            f'"{name}"' if name != "date" else _DATE for name in dict.fromkeys((*identity.told, "ts_ns", "received_ns", *IDS))
+            f'"{name}"' if name != "date" else _DATE for name in dict.fromkeys((*identity.compared, "ts_ns", "received_ns", *IDS))
         )
         text = f"SELECT {names} FROM {{}} WHERE {_OF_CHANNEL}"  # noqa: S608
         came = db.sql(text.format(_FILES.format("given")), params={"given": list(given), **values}).to_arrow_table()
@@ -234,12 +236,12 @@ class _Day:
         names = [f"{edge}.{name}" for name in ("raw_partition", "raw_offset") for edge in ("min", "max")]
         if any(name not in self._bad.schema.names or self._bad[name].null_count for name in names):
             return None  # a compacted file of an earlier version
-        found: dict[int, tuple[int, int]] = {}
+        places: dict[int, tuple[int, int]] = {}
         for first, last, low, high in zip(*(self._bad[name].to_pylist() for name in names), strict=True):
             for partition in range(first, last + 1):
-                least, most = found.get(partition, (low, high))
-                found[partition] = min(least, low), max(most, high)
-        return found
+                least, most = places.get(partition, (low, high))
+                places[partition] = min(least, low), max(most, high)
+        return places
 
     def _aside_file(self, name: str, batches: Iterable[pa.RecordBatch]) -> Path:
         """Write those records that belong to the day to a file aside."""

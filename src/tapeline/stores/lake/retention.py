@@ -83,7 +83,7 @@ def vacuum(root: Path) -> list[Vacuumed]:
 
     Raises Busy while another process changes the lake's files, DiskProblem and NewerData.
     """
-    found = []
+    results = []
     with lake_files.changing(root, "tapeline lake vacuum"):
         for topic in NORMALIZED_TOPICS:
             folder = root / topic.table
@@ -95,13 +95,13 @@ def vacuum(root: Path) -> list[Vacuumed]:
                 before = _entries(folder)
                 table.create_checkpoint()
                 table.cleanup_metadata()
-                found.append(Vacuumed(topic.table, files, size, len(before - _entries(folder))))
-    return found
+                results.append(Vacuumed(topic.table, files, size, len(before - _entries(folder))))
+    return results
 
 
 def _held(root: Path) -> list[Pruned]:
     """Return every day of every table, with what it holds."""
-    found = []
+    held = []
     for topic in NORMALIZED_TOPICS:
         folder = root / topic.table
         with lake_files.disk_problem(folder, "pruned", _REMEDY):
@@ -111,8 +111,8 @@ def _held(root: Path) -> list[Pruned]:
             days = lake_files.files_of(table).group_by("day").aggregate([("num_records", "sum"), ("path", "count"), ("size_bytes", "sum")])
             for row in days.to_pylist():
                 day = date.fromisoformat(row["day"])
-                found.append(Pruned(topic.table, day, row["num_records_sum"], row["path_count"], row["size_bytes_sum"]))
-    return found
+                held.append(Pruned(topic.table, day, row["num_records_sum"], row["path_count"], row["size_bytes_sum"]))
+    return held
 
 
 def _doomed(held: Iterable[Pruned], keep: Keep, today: date) -> set[date]:

@@ -138,10 +138,10 @@ class TableFiles:
 
     def _by_day(self) -> dict[str, dict[str, int]]:
         """Return the files of each day, with their row counts."""
-        found: dict[str, dict[str, int]] = {}
+        by_day: dict[str, dict[str, int]] = {}
         for path, rows in zip(self._actions["path"].to_pylist(), self._actions["num_records"].to_pylist(), strict=True):
-            found.setdefault(_day(path), {})[path] = rows
-        return found
+            by_day.setdefault(_day(path), {})[path] = rows
+        return by_day
 
     def slice(self, first: int, count: int) -> TableFiles:
         """Return at most `count` of the files, from position `first` on. Position 0 is the newest file."""
@@ -164,12 +164,12 @@ class TableFiles:
 
     def matching(self, selection: Selection) -> TableFiles:
         """Return the files that may hold rows of a selection."""
-        found = self.between(selection.start_ns, selection.end_ns).of_any("symbol", selection.symbols)
+        files = self.between(selection.start_ns, selection.end_ns).of_any("symbol", selection.symbols)
         wanted = {"provider": selection.provider, "feed": selection.feed, "kind": selection.kind, "interval": selection.interval}
         for name, value in wanted.items():
             if value is not None:
-                found = found.of_any(name, [value])
-        return found
+                files = files.of_any(name, [value])
+        return files
 
     def _where(self, mask: pa.Array | pa.ChunkedArray) -> TableFiles:
         return TableFiles(self._folder, self._actions.filter(mask))

@@ -11,7 +11,7 @@ from tapeline.stores.lake.compacting import Compacted, CompactionFailed, compact
 from tapeline.stores.lake.due import Due, due, young_ms
 
 
-def tidy(root: Path, now: datetime, told: Callable[[Compacted], None]) -> None:
+def tidy(root: Path, now: datetime, report: Callable[[Compacted], None]) -> None:
     """Do what is due. If one day fails, the others are still done, and the first error is raised at the end.
 
     Raises Busy while another process changes the lake's files (it may be doing the same), DiskProblem, CompactionFailed or NewerData."""
@@ -24,7 +24,7 @@ def tidy(root: Path, now: datetime, told: Callable[[Compacted], None]) -> None:
         else:
             for each in done:
                 if each.changed:
-                    told(each)
+                    report(each)
     if problem is not None:
         raise problem
 

@@ -91,7 +91,7 @@ class Postgres:
             chunk = chunk.after(before.positions)
             if not chunk.rows:
                 return Written(0, 0)
-            fresh = fresh_of(_with_ids(with_dates(chunk.batch)), topic, self._identity, lambda *asked: self._held(cursor, *asked))
+            fresh = fresh_of(_with_ids(with_dates(chunk.batch)), topic, self._identity, lambda *request: self._held(cursor, *request))
             good = fresh.filter(pc.invert(pc.is_in(fresh["id"], pa.array(list(bad), pa.string())))) if bad else fresh
             self._keep(cursor, topic, good)
             written = Written(good.num_rows, chunk.rows - fresh.num_rows, fresh.num_rows - good.num_rows)
@@ -153,7 +153,7 @@ class Postgres:
         """Find, by halving, the rows that the database does not take. Return their ids with the reason."""
         if rows.num_rows == 1:
             return {rows["id"][0].as_py(): error.reason}
-        found: dict[str, str] = {}
+        reasons: dict[str, str] = {}
         half = rows.num_rows // 2
         for part in (rows.slice(0, half), rows.slice(half)):
             try:
@@ -162,8 +162,8 @@ class Postgres:
                     cursor.execute(self._sql.one("copy_of", name="tried", table=table_of(topic)))
                     cursor.adbc_ingest("tried", part.drop_columns(["date"]), mode="append", temporary=True)
             except CannotHold as again:
-                found |= self._cannot_hold(topic, part, again)
-        return found
+                reasons |= self._cannot_hold(topic, part, again)
+        return reasons
 
     def _divide(self, cursor: dbapi.Cursor, table: str, rows: pa.RecordBatch) -> None:
         """Create the partitions of a table that the rows need."""
@@ -188,7 +188,7 @@ class Postgres:
     ) -> pa.Table | None:
         """Return the identities the database holds around the times of a batch, for one channel or for all."""
         if channel is None:
-            columns = ", ".join(f'"{name}"' for name in identity.told)
+            columns = ", ".join(f'"{name}"' for name in identity.compared)
             times = pc.min_max(some["ts"]).as_py()
             cursor.execute(self._sql.one("held_of_all", columns=columns, table=table_of(topic)), (times["min"], times["max"]))
             return cursor.fetch_arrow_table()
@@ -198,11 +198,11 @@ class Postgres:
         if not some.num_rows:
             return None
         low, high = pc.min(some["ts_ns"]).as_py() - identity.drift_ns, pc.max(some["ts_ns"]).as_py() + identity.drift_ns
-        names = [name for name in dict.fromkeys((*identity.told, "ts_ns")) if name != "date"]
+        names = [name for name in dict.fromkeys((*identity.compared, "ts_ns")) if name != "date"]
         question = self._sql.one("held", columns=", ".join(f'"{name}"' for name in names), table=table_of(topic))
         cursor.execute(question, (*channel, _time(low), _time(high + NS_PER_US)))
-        found = cursor.fetch_arrow_table()
-        return _with_day(found) if "date" in identity.columns else found
+        rows = cursor.fetch_arrow_table()
+        return _with_day(rows) if "date" in identity.columns else rows
 
     def _learn(self, cursor: dbapi.Cursor, some: pa.RecordBatch, identity: Identity, channel: Channel) -> None:
         """Query the highest id of each symbol for which it is not known that far back.
@@ -284,10 +284,10 @@ def _in_pieces(rows: pa.RecordBatch) -> pa.RecordBatchReader:
     return pa.RecordBatchReader.from_batches(rows.schema, (rows.slice(at, _PIECE_ROWS) for at in range(0, rows.num_rows, _PIECE_ROWS)))
 
 
-def _with_day(found: pa.Table) -> pa.Table:
+def _with_day(rows: pa.Table) -> pa.Table:
     """Add the UTC date, which is part of some identities."""
-    days = pc.cast(pc.cast(pc.divide(found["ts_ns"], 86_400_000_000_000), pa.int32()), pa.date32())
-    return found.append_column("date", days)
+    days = pc.cast(pc.cast(pc.divide(rows["ts_ns"], 86_400_000_000_000), pa.int32()), pa.date32())
+    return rows.append_column("date", days)
 
 
 def _part(table: str, day: date) -> tuple[date, date]:

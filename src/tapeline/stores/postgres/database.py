@@ -26,9 +26,9 @@ _NO: Final = ("28", "42501", "3D")  # login, rights, no such database
 class CannotHold(Unavailable):
     """PostgreSQL cannot hold one of the rows. Nothing was written."""
 
-    def __init__(self, said: str) -> None:
-        super().__init__(said)
-        self.reason = (re.search(r"ERROR:\s*(.*?)(?: CONTEXT:| DETAIL:|$)", said) or (said, said))[1]
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.reason = (re.search(r"ERROR:\s*(.*?)(?: CONTEXT:| DETAIL:|$)", message) or (message, message))[1]
 
 
 class Database:
@@ -76,16 +76,20 @@ class Database:
         """Return the Tapeline error for an error of ADBC."""
         state = (error.sqlstate if isinstance(error, adbc.Error) else "") or ""
         # libpq repeats an address that it cannot read.
-        said = self._password.taken_out(without_password(" ".join(str(error).split())))[:300]
-        if state.startswith(_NO) or "password authentication failed" in said or ("does not exist" in said and not state):
+        message = self._password.taken_out(without_password(" ".join(str(error).split())))[:300]
+        if state.startswith(_NO) or "password authentication failed" in message or ("does not exist" in message and not state):
             return Refused(
-                f"PostgreSQL at {self.shown} has refused access: {said}. Check the user, the password (password_file) and the database."
+                f"PostgreSQL at {self.shown} has refused access: {message}. Check the user, the password (password_file) and the database."
             )
         if state.startswith(_DATA):
-            return CannotHold(said)
+            return CannotHold(message)
         if state in _DISK:
-            return DiskProblem(f"PostgreSQL at {self.shown} cannot write: {said}. The records stay in the stream. Free disk space there.")
-        return Unavailable(f"PostgreSQL at {self.shown} failed: {said}. What was not written stays in the stream. A running stage retries.")
+            return DiskProblem(
+                f"PostgreSQL at {self.shown} cannot write: {message}. The records stay in the stream. Free disk space there."
+            )
+        return Unavailable(
+            f"PostgreSQL at {self.shown} failed: {message}. What was not written stays in the stream. A running stage retries."
+        )
 
 
 def _with_password(url: str, password: str) -> str:

@@ -49,8 +49,8 @@ class PostgresSource:
         return amended_by(self._reader(NOTICES_TOPIC, notices_about(selection)).read_all())
 
     def newest_ns(self) -> int | None:
-        (found,) = self._column(self._sql.one("newest"), {}, pa.int64()) or [None]
-        return int(found) if isinstance(found, int) else None
+        (newest,) = self._column(self._sql.one("newest"), {}, pa.int64()) or [None]
+        return int(newest) if isinstance(newest, int) else None
 
     def unknown(self, topic: Topic, symbols: tuple[str, ...]) -> Mapping[str, list[str]]:
         if not self._column(self._sql.one("has_version"), {}, pa.bool_()):
@@ -65,8 +65,8 @@ class PostgresSource:
         return pa.RecordBatchReader.from_batches(schema, self._rows(text, _chosen(selection), schema))
 
     def _where(self, selection: Selection) -> str:
-        asked = [name for name in _EQUAL if getattr(selection, name) is not None]
-        return " ".join(self._sql.one("equals", column=name) for name in asked)
+        names = [name for name in _EQUAL if getattr(selection, name) is not None]
+        return " ".join(self._sql.one("equals", column=name) for name in names)
 
     def _column(self, text: str, chosen: Mapping[str, object], kind: pa.DataType) -> Sequence[object]:
         schema = pa.schema([("found", kind)])

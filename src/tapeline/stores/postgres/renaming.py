@@ -54,10 +54,10 @@ class PostgresRenaming:
             for day, rows in days.items():
                 progress(f"{topic.table} in postgresql", done, total)
                 with self._database.transaction() as cursor:
-                    found = self._of_day(cursor, topic, renaming, day, rows, dry_run=dry_run)
+                    renamed = self._of_day(cursor, topic, renaming, day, rows, dry_run=dry_run)
                 done += rows
                 progress(f"{topic.table} in postgresql", done, total)
-                yield found
+                yield renamed
             if days and not dry_run and topic is TICKS_TOPIC:
                 self._warn_of_sums(renaming, min(days), max(days))
 
@@ -141,20 +141,20 @@ class PostgresRenaming:
 
 def _same(topic: Topic, identity: Identity) -> str:
     """Return the SQL condition that a row `n` is the same event as a row `o` of another symbol."""
-    found = []
-    for name in identity.told:
+    conditions = []
+    for name in identity.compared:
         if name == "date":
-            found.append("(n.ts AT TIME ZONE 'UTC')::date = (o.ts AT TIME ZONE 'UTC')::date")
+            conditions.append("(n.ts AT TIME ZONE 'UTC')::date = (o.ts AT TIME ZONE 'UTC')::date")
         elif name != "symbol":
             # Only plain equality lets PostgreSQL find the other row without comparing all rows.
             plain = not topic.schema.field(name).nullable or (name == identity.id and not identity.else_by_ms)
-            found.append(f'n."{name}" {"=" if plain else "IS NOT DISTINCT FROM"} o."{name}"')
+            conditions.append(f'n."{name}" {"=" if plain else "IS NOT DISTINCT FROM"} o."{name}"')
     if identity.else_by_ms:
         both = [f'CASE WHEN {row}."{identity.id}" IS NULL THEN {row}.ts_ns / {NS_PER_MS} END' for row in ("n", "o")]
-        found.append(" IS NOT DISTINCT FROM ".join(both))
-    return " AND ".join(found)
+        conditions.append(" IS NOT DISTINCT FROM ".join(both))
+    return " AND ".join(conditions)
 
 
 def _number(cursor: dbapi.Cursor) -> int:
-    ((found,),) = cursor.fetchall()
-    return int(found)
+    ((number,),) = cursor.fetchall()
+    return int(number)

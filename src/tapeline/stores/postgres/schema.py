@@ -33,14 +33,14 @@ class Schema:
         if not _only(cursor):
             return None
         cursor.execute(self._sql.one("version"))
-        found = int(_only(cursor))
+        version = int(_only(cursor))
         known = len(migrations())
-        if found > known:
+        if version > known:
             raise NewerData(
-                f"The tables in {self._shown} were written by a newer Tapeline (version {found}, this one knows {known}). "
+                f"The tables in {self._shown} were written by a newer Tapeline (version {version}, this one knows {known}). "
                 "Nothing was changed. Upgrade Tapeline, or set another database."
             )
-        return found
+        return version
 
     def migrate(self, cursor: dbapi.Cursor) -> bool:
         """Bring the tables to this version, in the caller's transaction. Return whether TimescaleDB partitions them by time."""

@@ -21,8 +21,8 @@ class Statements:
 
         `names` replace the placeholders in braces. They are the program's own names, never a user's.
         """
-        (found,) = self.each(name, **names)
-        return found
+        (statement,) = self.each(name, **names)
+        return statement
 
     def each(self, name: str, /, **names: str) -> Sequence[str]:
         """Return the statements of a block, in order."""
@@ -36,9 +36,9 @@ def load(file: str) -> Statements:
 
 def migrations(**names: str) -> list[Sequence[str]]:
     """Return, for each version, the statements that make it out of the one before. The first makes version 1 of an empty database."""
-    found = sorted((files("tapeline.stores") / "sql" / "migrations").iterdir(), key=lambda path: path.name)
+    paths = sorted((files("tapeline.stores") / "sql" / "migrations").iterdir(), key=lambda path: path.name)
     return [
-        [_filled(statement, names) for statement in _split(path.read_text(encoding="utf-8"))] for path in found if path.name[:4].isdecimal()
+        [_filled(statement, names) for statement in _split(path.read_text(encoding="utf-8"))] for path in paths if path.name[:4].isdecimal()
     ]
 
 

@@ -61,11 +61,11 @@ class Field:
 @lru_cache
 def fields(topic: Topic) -> tuple[Field, ...]:
     """Return the fields of a topic's messages, in the order of their numbers."""
-    found = []
+    result = []
     for number, name in enumerate(MESSAGES[topic][1], 1):
         column = topic.schema.field(name)
-        found.append(Field(name, NAMES.get(name, name), number, TYPES[column.type], column.nullable))
-    return tuple(found)
+        result.append(Field(name, NAMES.get(name, name), number, TYPES[column.type], column.nullable))
+    return tuple(result)
 
 
 class _Handler(Protocol):

@@ -59,7 +59,7 @@ class EmbeddedStream:
 
         `born` maps the current time (ns, UTC) to the least offset of what is written from then on (`lives.birth`)."""
         self.directory = directory
-        self._asked_partitions = partitions
+        self._wanted_partitions = partitions
         self._groups = groups or {}
         self._retain_s = retain_s
         self._boot = boot
@@ -76,7 +76,7 @@ class EmbeddedStream:
             with file.errors():
                 row = file.db.execute("SELECT value FROM facts WHERE name = 'partitions'").fetchone()
                 if row is None:
-                    file.db.execute("INSERT OR IGNORE INTO facts VALUES ('partitions', ?)", (str(self._asked_partitions),))
+                    file.db.execute("INSERT OR IGNORE INTO facts VALUES ('partitions', ?)", (str(self._wanted_partitions),))
                     row = file.db.execute("SELECT value FROM facts WHERE name = 'partitions'").fetchone()
             self._count = int(row[0])
         return self._count
@@ -110,13 +110,13 @@ class EmbeddedStream:
     def read_some(self, topic: Topic, positions: Mapping[int, int], max_rows: int) -> Chunk | None:
         """As `read`, but only from the given partitions."""
         share = -(-max_rows // max(1, len(positions)))  # so that no partition keeps the others waiting
-        found = [self._read(topic, partition, position, share) for partition, position in positions.items()]
-        chunks = [chunk for chunk in found if chunk is not None]
+        parts = [self._read(topic, partition, position, share) for partition, position in positions.items()]
+        chunks = [chunk for chunk in parts if chunk is not None]
         return Chunk.join(chunks) if chunks else None
 
     def _read(self, topic: Topic, partition: int, position: int, max_rows: int) -> Chunk | None:
         file = self._file(topic)
-        found: list[Chunk] = []
+        chunks: list[Chunk] = []
         rows = size = 0
         with file.errors():
             cursor = file.db.execute(
@@ -125,15 +125,15 @@ class EmbeddedStream:
             )
             for first, data in cursor:
                 chunk = Chunk.dense(topic, partition, first, decode(data, topic.schema)).after({partition: position})
-                found.append(chunk)
+                chunks.append(chunk)
                 rows += chunk.rows
                 size += len(data)
                 if rows >= max_rows or size >= _CHUNK_BYTES:
                     break
             cursor.close()
-        if not found:
+        if not chunks:
             return None
-        joined = Chunk.join(found)
+        joined = Chunk.join(chunks)
         return Chunk(topic, joined.batch, joined.partition, joined.offset, {partition: position}, joined.next)
 
     def producer(self, writer: str) -> Producer:
@@ -174,20 +174,20 @@ class EmbeddedStream:
         return True
 
     def positions(self, group: str, topic: Topic) -> dict[int, int]:
-        found = dict.fromkeys(range(self.partitions), 0)
+        positions = dict.fromkeys(range(self.partitions), 0)
         for file in self._both():
             with file.errors():
-                found |= dict(
+                positions |= dict(
                     file.db.execute("SELECT part, next FROM positions WHERE consumer = ? AND topic = ?", (group, topic.name)).fetchall()
                 )
-        return found
+        return positions
 
     def totals(self, group: str) -> dict[str, int]:
-        found: dict[str, int] = {}
+        totals: dict[str, int] = {}
         for file in self._both():
             with file.errors():
-                found |= dict(file.db.execute("SELECT name, value FROM totals WHERE consumer = ?", (group,)).fetchall())
-        return found
+                totals |= dict(file.db.execute("SELECT name, value FROM totals WHERE consumer = ?", (group,)).fetchall())
+        return totals
 
     def ends(self, topic: Topic) -> dict[int, int]:
         file = self._file(topic)
@@ -196,7 +196,7 @@ class EmbeddedStream:
 
     def tail_positions(self, topic: Topic, rows: int) -> dict[int, int]:
         file = self._file(topic)
-        found = {}
+        tails = {}
         with file.errors():
             for partition in range(self.partitions):
                 left, position = rows, 0
@@ -209,12 +209,12 @@ class EmbeddedStream:
                     if not left:
                         break
                 cursor.close()
-                found[partition] = position
-        return found
+                tails[partition] = position
+        return tails
 
     def lag(self, topic: Topic, positions: Mapping[int, int]) -> dict[int, int]:
         file = self._file(topic)
-        found = {}
+        lags = {}
         with file.errors():
             for partition in range(self.partitions):
                 position = positions.get(partition, 0)
@@ -222,8 +222,8 @@ class EmbeddedStream:
                     "SELECT coalesce(sum(next - max(first, ?)), 0) FROM batches WHERE topic = ? AND part = ? AND next > ?",
                     (position, topic.name, partition, position),
                 ).fetchone()
-                found[partition] = int(count)
-        return found
+                lags[partition] = int(count)
+        return lags
 
     def lives(self, topic: Topic) -> dict[int, int]:
         file = self._file(topic)

@@ -41,10 +41,10 @@ def _make(path: Path) -> None:
 def _inode(path: Path) -> tuple[int, int] | None:
     """Return the device and inode that a path leads to, or None if it leads to no file."""
     try:
-        found = os.stat(path)
+        status = os.stat(path)
     except FileNotFoundError:
         return None
-    return found.st_dev, found.st_ino
+    return status.st_dev, status.st_ino
 
 
 class StreamFile:

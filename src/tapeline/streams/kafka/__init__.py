@@ -55,7 +55,7 @@ class KafkaStream:
         self._readers: dict[tuple[Topic, str], Reader] = {}
         self._lookers: dict[str, Consumer] = {}
         self._nothing_at: dict[tuple[Topic, int], tuple[int, int]] = {}
-        self._asked_at: dict[tuple[Topic, int], int] = {}
+        self._last_lag_at: dict[tuple[Topic, int], int] = {}
 
     @property
     def partitions(self) -> int:
@@ -110,20 +110,20 @@ class KafkaStream:
         return True
 
     def positions(self, group: str, topic: Topic) -> dict[int, int]:
-        found = {}
+        positions = {}
         for one in self._committed(group, topic):
             position = read_position(one.metadata)
             if position is None:
                 position = 0 if one.offset <= 0 else self._numbering.number_at(topic, one.partition, one.offset)
-            found[one.partition] = position
-        return found
+            positions[one.partition] = position
+        return positions
 
     def totals(self, group: str) -> dict[str, int]:
-        found: dict[str, int] = {}
+        totals: dict[str, int] = {}
         for offset in self._committed(group, RAW_TOPIC):
             for name, value in read_totals(offset.metadata).items():
-                found[name] = found.get(name, 0) + value
-        return found
+                totals[name] = totals.get(name, 0) + value
+        return totals
 
     def ends(self, topic: Topic) -> dict[int, int]:
         self._cluster.count(topic, _GLANCE_S)
@@ -147,29 +147,29 @@ class KafkaStream:
         """
         span = 2 * rows
         while 0 < rows <= _COUNTED and high - span > low:
-            reader, found = self._reader(topic, "look").anew(), np.zeros(0, np.int64)
+            reader, offsets = self._reader(topic, "look").anew(), np.zeros(0, np.int64)
             position = self._numbering.least_at(topic, partition, high - span)
             while (chunk := reader.read({partition: position}, rows, {partition: high - span})) is not None:
-                position, found = chunk.next[partition], np.concatenate([found, chunk.offset])[-rows:]
-            if len(found) == rows:
-                return int(found[0])
+                position, offsets = chunk.next[partition], np.concatenate([offsets, chunk.offset])[-rows:]
+            if len(offsets) == rows:
+                return int(offsets[0])
             span *= 4
         return self._numbering.number_at(topic, partition, max(low, high - span))
 
     def lag(self, topic: Topic, positions: Mapping[int, int]) -> dict[int, int]:
-        found = {}
+        lags = {}
         suspects = {}
         marks = self._watermarks(topic)
         self._numbering.fresh()
         where = self._numbering.find(topic, {partition: positions.get(partition, 0) for partition in marks})
         for partition, (low, high) in marks.items():
             position = max(where[partition].offset, low)
-            found[partition] = max(0, high - position)
-            stands = self._asked_at.get((topic, partition)) == position  # a reader that moves finds something
-            self._asked_at[topic, partition] = position
-            if found[partition] and (stands or found[partition] <= _MARKS):
+            lags[partition] = max(0, high - position)
+            stands = self._last_lag_at.get((topic, partition)) == position  # a reader that moves finds something
+            self._last_lag_at[topic, partition] = position
+            if lags[partition] and (stands or lags[partition] <= _MARKS):
                 if self._nothing_at.get((topic, partition)) == (position, high):
-                    found[partition] = 0
+                    lags[partition] = 0
                 else:
                     suspects[partition] = (position, high)
         for partition, (position, high) in suspects.items():
@@ -178,8 +178,8 @@ class KafkaStream:
                 _, stable = self._cluster.watermarks(self._looker("stable", "read_committed"), topic, partition)
                 if stable >= high:
                     self._nothing_at[topic, partition] = (position, high)
-                    found[partition] = 0
-        return found
+                    lags[partition] = 0
+        return lags
 
     def note(self, name: str, text: str) -> None:
         # The text is the offset metadata of a group that reads nothing. Kafka keeps it as long as it keeps such groups (a week without a
@@ -196,7 +196,7 @@ class KafkaStream:
         return self._cluster.largest(topic)
 
     def risks(self) -> list[str]:
-        return [f"WARNING: {told}"] if (told := self._cluster.too_small()) else []
+        return [f"WARNING: {warning}"] if (warning := self._cluster.too_small()) else []
 
     def close(self) -> None:
         for reader in self._readers.values():

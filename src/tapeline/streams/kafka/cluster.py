@@ -21,7 +21,7 @@ from tapeline.records import RAW_TOPIC, TOPICS, Topic
 from tapeline.secret import Secret
 from tapeline.streams import Codec
 from tapeline.streams.kafka.errors import NO_ANSWER, NO_LEADER, OTHER_EPOCH, ClusterErrors, answered
-from tapeline.streams.kafka.moving import TELL_S, Mover
+from tapeline.streams.kafka.moving import MOVE_S, Mover
 from tapeline.streams.kafka.settings import MESSAGE_BYTES, OUTPUT_BYTES, settings_of
 
 log = logging.getLogger(__name__)
@@ -116,12 +116,12 @@ class Cluster:
 
         A broker that goes down tells its clients that there is no broker at all. librdkafka (2.10 to 2.16) may then forget every
         address, including its first ones, and stand still for good."""
-        said = False
+        reported = False
 
         def heard(statistics: str) -> None:
-            nonlocal said
-            if not said and not any(one in statistics for one in _BROKERS):
-                said = True
+            nonlocal reported
+            if not reported and not any(one in statistics for one in _BROKERS):
+                reported = True
                 self.forgot += 1
                 log.info("A client of Kafka at %s no longer knows any broker. Tapeline replaces all its clients.", self._config.shown)
 
@@ -153,9 +153,9 @@ class Cluster:
             | {name.replace("_", "."): value for name, value in settings.items()}
         )
 
-    def told(self) -> AbstractContextManager[None]:
+    def errors(self) -> AbstractContextManager[None]:
         """Translate what a client raises into Tapeline's errors."""
-        return self._errors.told()
+        return self._errors.translated()
 
     def silent(self, what: str) -> Unavailable:
         """Return the error for a request without any answer. `what` names the request and how long it waited."""
@@ -175,24 +175,24 @@ class Cluster:
 
         For a consumer of committed records, the end is where the first open transaction begins.
         """
-        asked = TopicPartition(self.name(topic), partition)
-        found = self.asked(lambda: consumer.get_watermark_offsets(asked, timeout=ASK_S), lambda: self._look_anew(consumer, topic))
-        if found is None:
+        place = TopicPartition(self.name(topic), partition)
+        marks = self.request(lambda: consumer.get_watermark_offsets(place, timeout=ASK_S), lambda: self._look_anew(consumer, topic))
+        if marks is None:
             raise self._errors.away()
-        return int(found[0]), int(found[1])
+        return int(marks[0]), int(marks[1])
 
     def committed(self, consumer: Consumer, topic: Topic, partitions: Sequence[int], timeout_s: float = ASK_S) -> list[TopicPartition]:
         """Return where the consumer's group is in each partition: an offset (below zero if it has none yet) and its metadata."""
 
         def ask() -> list[TopicPartition]:
-            asked = [TopicPartition(self.name(topic), some) for some in partitions]
-            found: list[TopicPartition] = consumer.committed(asked, timeout=timeout_s)
-            for one in found:
+            places = [TopicPartition(self.name(topic), some) for some in partitions]
+            offsets: list[TopicPartition] = consumer.committed(places, timeout=timeout_s)
+            for one in offsets:
                 if one.error is not None:  # its offset is also below zero, but means nothing
                     raise KafkaException(one.error)
-            return found
+            return offsets
 
-        return self.asked(ask)
+        return self.request(ask)
 
     def holders(self, group: str) -> set[str]:
         """Return the ids of the group's members that have a partition: none while it assigns them. Raises Unavailable."""
@@ -202,15 +202,15 @@ class Cluster:
             admin = self._asker()  # keep the reference until it has answered, because another client may replace it
             return admin.describe_consumer_groups([name], request_timeout=ASK_S)[name].result()
 
-        found = self.asked(ask)
-        return {member.member_id for member in found.members if member.assignment and member.assignment.topic_partitions}
+        description = self.request(ask)
+        return {member.member_id for member in description.members if member.assignment and member.assignment.topic_partitions}
 
     def _look_anew(self, consumer: Consumer, topic: Topic) -> None:
         """Refresh the view of a client that looked while a broker was starting: it asks again only after minutes."""
         with suppress(KafkaException):  # the request itself is repeated, and reports why it has no answer
             consumer.list_topics(self.name(topic), timeout=_ASK_METADATA_S)
 
-    def asked(self, question: Callable[[], _Answer], between: Callable[[], object] = lambda: None, patience_s: float = ASK_S) -> _Answer:
+    def request(self, question: Callable[[], _Answer], between: Callable[[], object] = lambda: None, patience_s: float = ASK_S) -> _Answer:
         """Return the answer of a partition's leader or a group's coordinator. Raises Unavailable after `patience_s` seconds without one.
 
         `between` is called before each retry."""
@@ -249,7 +249,7 @@ class Cluster:
     def find_topics(self, patience_s: float = ASK_S) -> None:
         """Find out which topics exist and create the missing ones. Raises Unavailable."""
         admin = self._asker()
-        with self._errors.told():
+        with self._errors.translated():
             there = self._listed(admin, patience_s)
         missing = [name for name in (*map(self.name, TOPICS.values()), self.leases, self.lives) if name not in there]
         if missing:
@@ -259,37 +259,37 @@ class Cluster:
 
     def ids(self, names: Sequence[str], patience_s: float) -> dict[str, str]:
         """Return the id of each topic that exists. The id tells a topic from an earlier one of the same name. Raises Unavailable."""
-        found, admin = {}, self._asker()
+        ids, admin = {}, self._asker()
         for name, described in admin.describe_topics(TopicCollection(list(names)), request_timeout=patience_s).items():
             try:
-                found[name] = str(answered(described, patience_s).topic_id)
+                ids[name] = str(answered(described, patience_s).topic_id)
             except KafkaException as error:
                 if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
                     self._silence(error)
                     raise self._errors.meaning(error, f"topic {name} cannot be described") from error
-        return found
+        return ids
 
     def latest(self, places: Sequence[tuple[str, int]], patience_s: float = ASK_S) -> dict[tuple[str, int], tuple[int, int]]:
         """Return where each partition ends, and the epoch of the leader that says so. Raises Unavailable."""
         newest = OffsetSpec.latest()  # type: ignore[no-untyped-call]
-        asked = {TopicPartition(name, partition): newest for name, partition in places}
+        wanted = {TopicPartition(name, partition): newest for name, partition in places}
 
         def ask() -> dict[tuple[str, int], tuple[int, int]]:
-            found = {}
+            ends = {}
             admin = self._asker()  # keep the reference until all have answered, because another client may replace it
-            for place, answer in admin.list_offsets(asked, request_timeout=patience_s).items():
+            for place, answer in admin.list_offsets(wanted, request_timeout=patience_s).items():
                 end = answered(answer, patience_s)
-                found[place.topic, place.partition] = (end.offset, -1 if end.leader_epoch is None else end.leader_epoch)
-            return found
+                ends[place.topic, place.partition] = (end.offset, -1 if end.leader_epoch is None else end.leader_epoch)
+            return ends
 
-        return self.asked(ask)
+        return self.request(ask)
 
     def move(self, group: str, places: Sequence[TopicPartition]) -> None:
         """Record the position of a group that has no members. Raises Unavailable."""
         # A consumer's own synchronous commit never returns while there is no broker, and an admin client's request may end the process.
         mover = self._movers[group] = self._movers.get(group) or Mover(self.client(group_id=self.owned(group), enable_auto_commit=False))
         try:
-            self.asked(lambda: mover.move(places), patience_s=TELL_S)
+            self.request(lambda: mover.move(places), patience_s=MOVE_S)
         except BaseException:
             del self._movers[group]
             concurrently(mover.close, "close")  # closing waits for the answer, for half a minute
@@ -318,8 +318,8 @@ class Cluster:
     def _look(self) -> None:
         try:
             self.count(RAW_TOPIC)
-            if told := self.too_small():
-                log.warning("%s", told)
+            if warning := self.too_small():
+                log.warning("%s", warning)
         except Exception as error:  # noqa: BLE001 any error is reported wherever the topics are missed, and the search is repeated
             if not isinstance(error, Unavailable):  # such an error says what the client has reported already
                 self._errors.last = str(error)
@@ -344,7 +344,7 @@ class Cluster:
 
         If the user may not ask, the answer is Kafka's usual limit, because a larger message would stop the worker."""
         self.count(topic)
-        with self.told():
+        with self.errors():
             most = self._most_bytes(topic)
         return min(_USUAL_BYTES if most is None else most, MESSAGE_BYTES if topic is RAW_TOPIC else OUTPUT_BYTES)
 
@@ -352,12 +352,12 @@ class Cluster:
         """Return the topic's own limit in bytes, or None if the user may not ask. Raises KafkaException."""
         resource, admin = ConfigResource(ConfigResource.Type.TOPIC, self.name(topic)), self._asker()
         try:
-            found = admin.describe_configs([resource], request_timeout=ASK_S)[resource].result()
+            settings = admin.describe_configs([resource], request_timeout=ASK_S)[resource].result()
         except KafkaException as error:
             if error.args[0].code() in (KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.CLUSTER_AUTHORIZATION_FAILED):
                 return None
             raise
-        return int(found["max.message.bytes"].value)
+        return int(settings["max.message.bytes"].value)
 
     def _asker(self) -> AdminClient:
         with self._asking:  # replacing a client would lose the requests that the first one was sent
@@ -388,7 +388,7 @@ class Cluster:
         """Return the topics, once every partition of each new topic has a leader."""
         deadline = time.monotonic() + ASK_S
         while True:
-            with self._errors.told():
+            with self._errors.translated():
                 there: Mapping[str, Any] = admin.list_topics(timeout=ASK_S).topics
             if all(
                 name in there and there[name].partitions and all(p.leader >= 0 for p in there[name].partitions.values()) for name in names

@@ -73,7 +73,7 @@ class ClusterErrors:
         return Unavailable(f"Kafka at {self._shown}: {what}: {inner.str()} ({inner.name()}). A running stage retries.")
 
     @contextmanager
-    def told(self) -> Iterator[None]:
+    def translated(self) -> Iterator[None]:
         """Translate a KafkaException of the block into Unavailable or Refused. Other errors pass unchanged."""
         try:
             yield

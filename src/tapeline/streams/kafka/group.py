@@ -60,7 +60,7 @@ class GroupMember:
             heartbeat_interval_ms=int(SESSION_S * 1000 / 3),
             max_poll_interval_ms=300_000,
         )
-        with self._cluster.told():
+        with self._cluster.errors():
             consumer.subscribe([self._cluster.name(self._topic)], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost_all)
         return consumer, Transactions(self._cluster, consumer, self._name, self._commit_every_s)
 
@@ -71,7 +71,7 @@ class GroupMember:
         """
         self._before |= self._mine
         self._transactions.leave()
-        with self._cluster.told():
+        with self._cluster.errors():
             self._consumer.close()
         self._mine, self._offsets, self._totals = {}, {}, {}
         self._version, self._rewind_due, self._given = self._numbering.version, False, False
@@ -110,7 +110,7 @@ class GroupMember:
         if self._version != self._numbering.version:
             self._join_again()
         self._watch()
-        with self._cluster.told():
+        with self._cluster.errors():
             first = self._consumer.poll(_POLL_S)
             most = max(1, min(MOST_MESSAGES, int(max_rows / self._rows_each)))
             came = [first, *self._consumer.consume(most, 0.0)] if first is not None else []
@@ -169,7 +169,7 @@ class GroupMember:
 
         Raises Unavailable or Refused if the commit failed. The group is left all the same.
         """
-        with self._cluster.told():
+        with self._cluster.errors():
             try:
                 self._transactions.finish()
             except KafkaException as error:
@@ -202,7 +202,7 @@ class GroupMember:
             raise PartitionLost(
                 f"Kafka has ended a transaction of {self._group}: it was open for too long, or another worker has the same name."
             ) from error
-        with self._cluster.told():
+        with self._cluster.errors():
             raise error
 
     def _taken_over(self) -> PartitionLost:
@@ -228,7 +228,7 @@ class GroupMember:
         another's error was not given out, so it has to come again.
         """
         name = self._cluster.name(self._topic)
-        with self._cluster.told():
+        with self._cluster.errors():
             self._consumer.incremental_unassign(self._consumer.assignment())
             self._consumer.incremental_assign([TopicPartition(name, partition, self._offsets[partition]) for partition in self._mine])
 
@@ -239,7 +239,7 @@ class GroupMember:
         """Replace the transactions. Afterwards the outcome of all earlier ones is settled."""
         self._transactions.leave()
         self._transactions = self._anew()
-        with self._cluster.told():
+        with self._cluster.errors():
             self._transactions.start()
 
     def _load(self, partitions: Sequence[int]) -> None:
@@ -247,15 +247,15 @@ class GroupMember:
         if not partitions:
             return
         try:
-            found = self._cluster.committed(self._consumer, self._topic, partitions, _PENDING_S)
+            committed = self._cluster.committed(self._consumer, self._topic, partitions, _PENDING_S)
         except Unavailable as error:
-            with self._cluster.told():
+            with self._cluster.errors():
                 self._transactions.sweep(self._topic, partitions)
             log.warning("%s Tapeline has aborted this worker's transactions that the broker had left open, and repeats them.", error)
-            found = self._cluster.committed(self._consumer, self._topic, partitions, _PENDING_S)
+            committed = self._cluster.committed(self._consumer, self._topic, partitions, _PENDING_S)
         self._numbering.fresh()
         begun = self._numbering.begun(self._topic)
-        for one in found:
+        for one in committed:
             before, position = self._before.get(one.partition, 0), read_position(one.metadata)
             if one.offset < 0:  # a group forgets its position in a topic that is removed
                 position = before if before < begun[one.partition] else 0

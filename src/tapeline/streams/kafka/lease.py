@@ -40,7 +40,7 @@ class GroupLease:
     def _ask(self, name: str) -> None:
         """Wait for the group's answer. Raises Busy, Unavailable or Refused."""
         cluster = self._cluster
-        with cluster.told():
+        with cluster.errors():
             self._consumer.subscribe([cluster.leases], on_assign=self._assigned, on_revoke=self._gone, on_lost=self._gone)
             deadline = time.monotonic() + 3 * SESSION_S
             elsewhere, due, rest_s = False, 0.0, _FIRST_REST_S
@@ -70,7 +70,7 @@ class GroupLease:
 
     def keep(self) -> None:
         """As `Lease.keep`. If the lease was lost, this also drops it, and must not be called again."""
-        with self._cluster.told():
+        with self._cluster.errors():
             self._consumer.poll(0)
         if not self._have:
             self.drop()

@@ -127,10 +127,10 @@ def write_metadata(position: int, totals: Mapping[str, int] | None = None) -> st
 
 def _metadata(text: str | None) -> dict[str, int]:
     try:
-        found = json.loads(unpacked(text) or "{}")
+        values = json.loads(unpacked(text) or "{}")
     except (ValueError, zlib.error):  # written by another program
         return {}
-    return found if isinstance(found, dict) else {}
+    return values if isinstance(values, dict) else {}
 
 
 def read_totals(text: str | None) -> dict[str, int]:

@@ -9,7 +9,7 @@ from typing import Any, Final
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 #: How long recording a group's new position may take. A process that stops waits for it.
-TELL_S: Final = 5.0
+MOVE_S: Final = 5.0
 
 
 class Mover:
@@ -24,7 +24,7 @@ class Mover:
         """Record the positions. Raises KafkaException if they were refused or no answer came in time."""
         self._answers.clear()
         self._consumer.commit(offsets=list(places), asynchronous=True)
-        deadline = time.monotonic() + TELL_S
+        deadline = time.monotonic() + MOVE_S
         while not self._answers:
             if time.monotonic() > deadline:
                 raise KafkaException(KafkaError(KafkaError._TIMED_OUT))

@@ -67,23 +67,23 @@ class Numbering:
     def stretch(self, topic: Topic, partition: int, epoch: int | None) -> Stretch:
         """Return the stretch that numbers the messages of a leader's epoch. Raises Unavailable."""
         epoch = -1 if epoch is None else epoch
-        found = self._all_of(topic, partition)
-        if epoch > found[-1].epoch:
+        stretches = self._all_of(topic, partition)
+        if epoch > stretches[-1].epoch:
             self.look()
-            found = self._all_of(topic, partition)
-            if epoch > found[-1].epoch:
+            stretches = self._all_of(topic, partition)
+            if epoch > stretches[-1].epoch:
                 raise Unavailable(f"{self._cluster.name(topic)} {partition} has a new leader, and its numbering is not recorded yet.")
-        return found[bisect_left(found, epoch, key=lambda one: one.epoch)]
+        return stretches[bisect_left(stretches, epoch, key=lambda one: one.epoch)]
 
     def _all_of(self, topic: Topic, partition: int) -> list[Stretch]:
         """Return the stretches of a topic that may have been made anew a moment ago. Raises Unavailable."""
-        found = self._of(topic, partition)
-        if not found:
+        stretches = self._of(topic, partition)
+        if not stretches:
             self.look()
-            found = self._of(topic, partition)
-        if not found:
+            stretches = self._of(topic, partition)
+        if not stretches:
             raise Unavailable(f"{self._cluster.name(topic)} {partition} has a new leader, and its numbering is not recorded yet.")
-        return found
+        return stretches
 
     def _of(self, topic: Topic, partition: int) -> list[Stretch]:
         return self._stretches.get((topic.name, partition), [])
@@ -96,8 +96,8 @@ class Numbering:
         """Return the offset of a position, for people who check lags with Kafka's own tools. It is approximate if it is not certain."""
         if (known := self._known.get((topic.name, partition))) is not None and known[0] == position:
             return known[1]
-        found = self._of(topic, partition)
-        for one, following in zip(found, [*found[1:], None], strict=True):
+        stretches = self._of(topic, partition)
+        for one, following in zip(stretches, [*stretches[1:], None], strict=True):
             offset = one.offset(position)
             if following is None or offset <= following.end:
                 return max(0, offset)
@@ -107,7 +107,7 @@ class Numbering:
         """Return where each partition's present life begins, as `Stream.lives`. Raises Unavailable."""
         self.fresh()
         with self._lock:
-            lives = {p: max(0, found[0].base) if found else 0 for p in range(self._cluster.count(topic)) for found in [self._of(topic, p)]}
+            lives = {p: max(0, some[0].base) if some else 0 for p in range(self._cluster.count(topic)) for some in [self._of(topic, p)]}
             for record in self._records or ():
                 for one in record.lost:
                     if one.topic == topic.name and one.topic_id == self._ids.get(one.topic) and one.partition in lives:
@@ -116,8 +116,8 @@ class Numbering:
 
     def ends(self, topic: Topic) -> dict[int, int]:
         """Return the position of each partition's next record; 0 if nothing has ever come. Raises Unavailable."""
-        found = self._cluster.latest([(self._cluster.name(topic), p) for p in range(self._cluster.count(topic))])
-        return {p: self.stretch(topic, p, epoch).position(offset) if offset else 0 for (_, p), (offset, epoch) in found.items()}
+        latest = self._cluster.latest([(self._cluster.name(topic), p) for p in range(self._cluster.count(topic))])
+        return {p: self.stretch(topic, p, epoch).position(offset) if offset else 0 for (_, p), (offset, epoch) in latest.items()}
 
     # ---- keeping it up to date
 
@@ -145,7 +145,7 @@ class Numbering:
         """Ask which lives the topics have now, and write down the stretches that are missing. Raises Unavailable."""
         with self._lock:
             heard, began = self._cluster.heard, time.monotonic()
-            ids, latest = self._asked()
+            ids, latest = self._ids_and_ends()
             lives = self._cluster.lives
             if (
                 self._records is None
@@ -165,7 +165,7 @@ class Numbering:
                     self._reload(ids)
             self._heard, self._looked_s = heard, began
 
-    def _asked(self) -> tuple[dict[str, str], dict[_Place, tuple[int, int]]]:
+    def _ids_and_ends(self) -> tuple[dict[str, str], dict[_Place, tuple[int, int]]]:
         """Return the topics' ids by name (without the prefix), and each partition's end with its leader's epoch."""
         cluster = self._cluster
         names = {topic.name: cluster.name(topic) for topic in TOPICS.values()} | {cluster.lives: cluster.lives}
@@ -177,12 +177,12 @@ class Numbering:
             raise Unavailable(f"Kafka does not know these topics yet: {', '.join(missing)}.")
         short = {name: key for key, name in names.items()}
         places = [(cluster.name(topic), p) for topic in TOPICS.values() for p in range(cluster.counted(topic))]
-        found = cluster.latest([*places, (cluster.lives, 0)], _LOOK_S)
-        return {key: ids[name] for key, name in names.items()}, {(short[name], p): end for (name, p), end in found.items()}
+        latest = cluster.latest([*places, (cluster.lives, 0)], _LOOK_S)
+        return {key: ids[name] for key, name in names.items()}, {(short[name], p): end for (name, p), end in latest.items()}
 
     def _lacks(self, place: _Place, epoch: int) -> bool:
-        found = self._stretches.get(place)
-        return not found or epoch > found[-1].epoch
+        stretches = self._stretches.get(place)
+        return not stretches or epoch > stretches[-1].epoch
 
     def _new(self, ids: Mapping[str, str], latest: Mapping[_Place, tuple[int, int]]) -> list[StretchRow]:
         """Return the stretches that have to begin now."""
@@ -191,8 +191,8 @@ class Numbering:
         for (name, partition), (end, epoch) in latest.items():
             if name == self._cluster.lives or not self._lacks((name, partition), epoch):
                 continue
-            found = self._stretches.get((name, partition))
-            if not found and upgraded and end:
+            stretches = self._stretches.get((name, partition))
+            if not stretches and upgraded and end:
                 # These records were written before stretches existed. Positions in stores and groups keep their meaning.
                 rows.append(StretchRow(name, ids[name], partition, epoch, 0, _BITS_BEFORE, end))
                 continue
@@ -201,8 +201,8 @@ class Numbering:
 
     def _marked(self) -> bool:
         """Return whether a group has a position that came from a stretch: then only the topic with the stretches is new."""
-        found = self._cluster.committed(self._consumer("normalize"), RAW_TOPIC, range(self._cluster.counted(RAW_TOPIC)), _LOOK_S)
-        return any(read_position(one.metadata) is not None for one in found)
+        committed = self._cluster.committed(self._consumer("normalize"), RAW_TOPIC, range(self._cluster.counted(RAW_TOPIC)), _LOOK_S)
+        return any(read_position(one.metadata) is not None for one in committed)
 
     def _rows(self, ids: Mapping[str, str]) -> dict[_Place, list[StretchRow]]:
         rows: dict[_Place, list[StretchRow]] = {}
@@ -217,14 +217,14 @@ class Numbering:
         before, same = self._stretches, {name for name, one in ids.items() if self._ids.get(name) == one}
         self._stretches = {place: stretches_of(rows) for place, rows in self._rows(ids).items()}
         self._ids = dict(ids)
-        gone = {place: [one for one in found if one not in self._stretches.get(place, [])] for place, found in before.items()}
-        gone = {place: found for place, found in gone.items() if found}
+        gone = {place: [one for one in old if one not in self._stretches.get(place, [])] for place, old in before.items()}
+        gone = {place: old for place, old in gone.items() if old}
         if gone:
             self._cluster.forgot += 1
             self._known = {}
             names = ", ".join(f"{name} {partition}" for name, partition in sorted(gone))
             log.warning("Kafka has lost data that it held: %s. `tapeline gaps` shows what is missing.", names)
-            lost = [Lost(name, ids[name], p, found[-1].position(found[-1].end) + 1) for (name, p), found in gone.items() if name in same]
+            lost = [Lost(name, ids[name], p, old[-1].position(old[-1].end) + 1) for (name, p), old in gone.items() if name in same]
             if lost:
                 self._write(WrittenDown(lost=tuple(lost)))
                 self._records, self._read_to = self._read_all()
@@ -234,7 +234,7 @@ class Numbering:
         records = []
         consumer = self._cluster.consumer("lives", **_READS)
         try:
-            with self._cluster.told():
+            with self._cluster.errors():
                 consumer.assign([TopicPartition(self._cluster.lives, 0, OFFSET_BEGINNING)])
                 while (message := self._next(consumer, self._cluster.lives)).error() is None:
                     try:
@@ -250,7 +250,7 @@ class Numbering:
         """Write a record with a new client, because one that a broker has forgotten may refuse for good. Raises Unavailable."""
         producer = Producer(self._cluster.client(acks="all", linger_ms=0, message_timeout_ms=int(_LOOK_S * 1000)))
         failed: list[KafkaError] = []
-        with self._cluster.told():
+        with self._cluster.errors():
             producer.produce(
                 self._cluster.lives,
                 msgspec.json.encode(record),
@@ -276,11 +276,11 @@ class Numbering:
             elif known is not None and known[0] == position:
                 found[partition] = Found(known[1])
             else:
-                found[partition] = self._found(topic, partition, position)
+                found[partition] = self._locate(topic, partition, position)
                 if not (found[partition].lost or found[partition].removed):  # a reader has to be told of that
                     self.remember(topic, partition, position, found[partition].offset)
         if reading:
-            self._tell(topic, {p: positions[p] for p, one in found.items() if one.lost})
+            self._record_lost(topic, {p: positions[p] for p, one in found.items() if one.lost})
             for partition, one in found.items():
                 if one.removed:
                     log.error(
@@ -292,7 +292,7 @@ class Numbering:
                     )
         return found
 
-    def _tell(self, topic: Topic, positions: Mapping[int, int]) -> None:
+    def _record_lost(self, topic: Topic, positions: Mapping[int, int]) -> None:
         lost = tuple(
             Lost(topic.name, self._ids[topic.name], partition, position + 1)
             for partition, position in positions.items()
@@ -303,7 +303,7 @@ class Numbering:
                 self._write(WrittenDown(lost=lost))
                 self._records, self._read_to = self._read_all()
 
-    def _found(self, topic: Topic, partition: int, position: int) -> Found:
+    def _locate(self, topic: Topic, partition: int, position: int) -> Found:
         low, high = self._cluster.watermarks(self._consumer("look"), topic, partition)
         stretches = self._all_of(topic, partition)
         last = stretches[-1]
@@ -361,7 +361,7 @@ class Numbering:
     def _message_at(self, topic: Topic, partition: int, offset: int) -> tuple[int, Stretch] | None:
         """Return the first message at or after an offset, with its stretch, or None if there is none."""
         name, consumer = self._cluster.name(topic), self._consumer("look")
-        with self._lock, self._cluster.told():
+        with self._lock, self._cluster.errors():
             consumer.assign([TopicPartition(name, partition, offset)])
             message = self._next(consumer, name)
             consumer.unassign()

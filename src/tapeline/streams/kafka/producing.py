@@ -176,30 +176,30 @@ class RawProducer:
                     producer.produce(self._cluster.name(topic), value, key.encode(), partition, heard)
         left = producer.flush(ASK_S + 30.0)
         if failed or left:
-            with self._cluster.told():
+            with self._cluster.errors():
                 raise KafkaException(failed[0] if failed else KafkaError(KafkaError._TIMED_OUT))
 
     def last_acknowledged(self, writer: str, since_ns: int) -> Mapping[int, Container[int]]:
         """Read the keys of everything written to the raw topic since `since_ns` (ns, UTC), until nothing more comes.
 
         Messages of a writer that was killed may still wait in the broker's queue while later requests are answered already."""
-        found = self._found(writer, since_ns)
+        numbers = self._numbers_of(writer, since_ns)
         while True:
             self._sleep(_SETTLES_S)
-            before, found = found, self._found(writer, since_ns)
-            if found == before:
-                return found
+            before, numbers = numbers, self._numbers_of(writer, since_ns)
+            if numbers == before:
+                return numbers
 
-    def _found(self, writer: str, since_ns: int) -> dict[int, set[int]]:
+    def _numbers_of(self, writer: str, since_ns: int) -> dict[int, set[int]]:
         """Return the numbers of the writer that are there now, for each partition that has any."""
         consumer = self._cluster.consumer("recovery", isolation_level="read_uncommitted")
         numbers: dict[int, set[int]] = {}
         try:
             since_ms = since_ns // 1_000_000 - _SENT_BEFORE_MS
-            asked = [TopicPartition(self._cluster.name(RAW_TOPIC), p, since_ms) for p in range(self._cluster.count(RAW_TOPIC))]
-            found = self._cluster.asked(lambda: consumer.offsets_for_times(asked, timeout=ASK_S))
-            with self._cluster.told():
-                starts = [some for some in found if some.offset >= 0]
+            times = [TopicPartition(self._cluster.name(RAW_TOPIC), p, since_ms) for p in range(self._cluster.count(RAW_TOPIC))]
+            offsets = self._cluster.request(lambda: consumer.offsets_for_times(times, timeout=ASK_S))
+            with self._cluster.errors():
+                starts = [some for some in offsets if some.offset >= 0]
                 consumer.assign(starts)
                 ended: set[int] = set()
                 deadline = time.monotonic() + _SILENT_S

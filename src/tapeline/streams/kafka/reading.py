@@ -74,7 +74,7 @@ class Reader:
             if self._consumer is None or begin != self._at or self._version != self._numbering.version:
                 self._assign(begin, offsets)
             most = max(1, min(MOST_MESSAGES, int(max_rows / self._rows_each)))
-            with self._cluster.told():
+            with self._cluster.errors():
                 messages = self._sorted_out(self._client().consume(most, wait_s))
             if messages is not None:
                 if messages:
@@ -89,7 +89,7 @@ class Reader:
                 return None
             if time.monotonic() > deadline:
                 if self._cluster.problem:
-                    with self._cluster.told():
+                    with self._cluster.errors():
                         raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
                 return None
             if messages is None:
@@ -120,10 +120,10 @@ class Reader:
             concurrently(self._consumer.close, "close")
             self._consumer = None
         self._version = version
-        found = offsets or {p: one.offset for p, one in self._numbering.find(self._topic, begin, reading=not self._looks).items()}
+        starts = offsets or {p: one.offset for p, one in self._numbering.find(self._topic, begin, reading=not self._looks).items()}
         name = self._cluster.name(self._topic)
-        with self._cluster.told():
-            self._client().assign([TopicPartition(name, partition, offset) for partition, offset in found.items()])
+        with self._cluster.errors():
+            self._client().assign([TopicPartition(name, partition, offset) for partition, offset in starts.items()])
         self._at, self._ended, self._uncut = begin, set(), set(begin)
 
     def _sorted_out(self, messages: Sequence[Message]) -> list[Message] | None:
@@ -154,5 +154,5 @@ class Reader:
 def go_on_after(cluster: Cluster, error: KafkaError) -> None:
     """Handle an error that came in place of a record. Raises what it means, unless reading can continue after it."""
     if not error.retriable() and error.code() not in (KafkaError._ALL_BROKERS_DOWN, KafkaError._TRANSPORT):
-        with cluster.told():
+        with cluster.errors():
             raise KafkaException(error)

@@ -59,14 +59,14 @@ def stretches_of(rows: Sequence[StretchRow]) -> list[Stretch]:
 
     The first row for an epoch counts, and epochs never go back.
     """
-    found: list[Stretch] = []
+    stretches: list[Stretch] = []
     for row in rows:
-        if not found:
-            found.append(Stretch(row.epoch, row.base, row.bits, row.end))
-        elif row.epoch > found[-1].epoch:
-            base = max(row.base, found[-1].position(row.end) - (row.end << row.bits))
-            found.append(Stretch(row.epoch, base, row.bits, row.end))
-    return found
+        if not stretches:
+            stretches.append(Stretch(row.epoch, row.base, row.bits, row.end))
+        elif row.epoch > stretches[-1].epoch:
+            base = max(row.base, stretches[-1].position(row.end) - (row.end << row.bits))
+            stretches.append(Stretch(row.epoch, base, row.bits, row.end))
+    return stretches
 
 
 class WrittenDown(msgspec.Struct, frozen=True, omit_defaults=True):

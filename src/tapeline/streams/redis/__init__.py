@@ -106,11 +106,11 @@ class RedisStream:
         places = {self._keys.stream(topic, partition): f"{position}-{_AFTER}" for partition, position in positions.items()}
         with self._server.errors():
             answer = self._server.client.xread(places, count=most, block=wait_ms)
-        found = {key.decode(): entries for key, entries in answer}
+        by_key = {key.decode(): entries for key, entries in answer}
         chunks = [
-            self._chunk_of(topic, partition, position, found[self._keys.stream(topic, partition)])
+            self._chunk_of(topic, partition, position, by_key[self._keys.stream(topic, partition)])
             for partition, position in positions.items()
-            if self._keys.stream(topic, partition) in found
+            if self._keys.stream(topic, partition) in by_key
         ]
         return Chunk.join(chunks) if chunks else None
 
@@ -130,11 +130,11 @@ class RedisStream:
 
     def _placed(self, topic: Topic, partition: int, position: int, entries: Sequence[_Entry]) -> Sequence[_Entry]:
         """Drop entries that another program wrote so close behind an entry that no position lies between."""
-        found = []
+        placed = []
         for entry, fields in entries:
             after = int(entry.partition(b"-")[0])
             if after > position:
-                found.append((entry, fields))
+                placed.append((entry, fields))
             else:
                 log.error(
                     "Another program wrote the entry %s of %s, which has no position of its own. Tapeline skips it.",
@@ -142,7 +142,7 @@ class RedisStream:
                     self._keys.stream(topic, partition),
                 )
             position = max(after, position)
-        return found or entries[-1:]
+        return placed or entries[-1:]
 
     def producer(self, writer: str) -> Producer:
         # The caller has sockets to read, so it must not wait long for one answer.
@@ -222,8 +222,8 @@ class RedisStream:
             pipe = self._server.client.pipeline(transaction=False)
             for partition in range(self._server.count):
                 pipe.hmget(self._keys.end(topic, partition), "life", "records")
-            found = enumerate(pipe.execute())
-        return {partition: Written(int(life), int(records)) for partition, (life, records) in found if life and records}
+            answers = enumerate(pipe.execute())
+        return {partition: Written(int(life), int(records)) for partition, (life, records) in answers if life and records}
 
     def tail_positions(self, topic: Topic, rows: int) -> dict[int, int]:
         return {partition: place.back(rows) for partition, (place, _) in enumerate(self._ends(topic, {}))}
@@ -243,11 +243,11 @@ class RedisStream:
                 pipe.hmget(self._keys.end(topic, partition), ["next", "before", "since"])
                 self._first(keys=[self._keys.stream(topic, partition)], args=[f"{positions.get(partition, 0)}-{_AFTER}"], client=pipe)
             answers = pipe.execute()
-        found = []
+        ends = []
         for numbers, entry in zip(answers[::2], answers[1::2], strict=True):
             after, _, count = entry.partition(b"-") if entry else (b"-1", b"", b"0")
-            found.append((End(*(int(number or 0) for number in numbers)), max(0, int(after) - int(count)) if entry else -1))
-        return found
+            ends.append((End(*(int(number or 0) for number in numbers)), max(0, int(after) - int(count)) if entry else -1))
+        return ends
 
     def note(self, name: str, text: str) -> None:
         self._server.begin()
@@ -273,12 +273,14 @@ class RedisStream:
         self._server.begin()
         with self._server.errors():
             disk, memory = self._server.client.info("persistence"), self._server.client.info("memory")
-        found = []
+        warnings = []
         if not int(disk["aof_enabled"]):
-            found.append("WARNING: Redis loses its data when it stops (set appendonly yes)")
+            warnings.append("WARNING: Redis loses its data when it stops (set appendonly yes)")
         if memory["maxmemory_policy"] != "noeviction":
-            found.append(f"WARNING: Redis removes keys when it is full (maxmemory-policy is {memory['maxmemory_policy']}: set noeviction)")
-        return found
+            warnings.append(
+                f"WARNING: Redis removes keys when it is full (maxmemory-policy is {memory['maxmemory_policy']}: set noeviction)"
+            )
+        return warnings
 
     def close(self) -> None:
         self._server.client.close()
@@ -302,5 +304,5 @@ class RedisStream:
             yield at, [part for row in np.flatnonzero(where == at).tolist() for part in (1, values[row])]
 
     def _codec(self, topic: Topic) -> Codec:
-        found: Codec = "arrow" if topic is RAW_TOPIC else getattr(self._server.config.codecs, topic.name.rpartition(".")[2])
-        return found
+        codec: Codec = "arrow" if topic is RAW_TOPIC else getattr(self._server.config.codecs, topic.name.rpartition(".")[2])
+        return codec
