@@ -58,7 +58,8 @@ def _row(parameter: object) -> str:
 
 def settings() -> str:
     """Every key of the configuration, with the comment that stands beside it."""
-    found = [NOTE, "# Settings\n", "One file, `tapeline.toml`. Each key can be set in the environment too: `TAPELINE_STREAM__URL`.\n"]
+    about = "The settings are in one file, `tapeline.toml`. You can also set a key in the environment, such as `TAPELINE_STREAM__URL`.\n"
+    found = [NOTE, "# Settings\n", about]
     parts = (
         ("", config.Config),
         ("[stream]", config.StreamConfig),
@@ -96,7 +97,8 @@ def columns() -> str:
     source = inspect.getsource(records)
     for title, name in (("ticks", "TICKS"), ("bars", "BARS"), ("notices", "NOTICES"), ("rejected", "REJECTED")):
         block = source[source.index(f"{name}: Final = pa.schema(") :]
-        comments = dict(re.findall(r"(?:_field|pa\.field)\(\"(\w+)\"[^\n]*?\),?  # ([^\n]*)", block[: block.index("\n)")]))
+        origin = source[source.index("_ORIGIN: Final = [") : source.index("RAW: Final")]  # the last columns of every table
+        comments = dict(re.findall(r"(?:_field|pa\.field)\(\"(\w+)\"[^\n]*?\),?  # ([^\n]*)", origin + block[: block.index("\n)")]))
         told = {field.name: comments.get(field.name, "").replace("|", " or ") for field in getattr(records, name)}
         rows = [f"| `{one.name}` | {one.type} | {'yes' if one.nullable else 'no'} | {told[one.name]} |" for one in getattr(records, name)]
         found.append(f"## `{title}`\n\n" + "\n".join(["| column | type | null | what |", "| --- | --- | --- | --- |", *rows]) + "\n")

@@ -45,10 +45,10 @@ CodecName = Literal["arrow", "protobuf"]
 class CodecsConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """The format of the normalized topics on Kafka and Redis. The raw topic is always Arrow."""
 
-    normalized: CodecName = "protobuf"
-    bars: CodecName = "protobuf"
-    notices: CodecName = "protobuf"
-    rejected: CodecName = "protobuf"
+    normalized: CodecName = "protobuf"  # ticks: protobuf or arrow
+    bars: CodecName = "protobuf"  # bars: the same
+    notices: CodecName = "protobuf"  # notices: the same
+    rejected: CodecName = "protobuf"  # rejected events: the same
 
 
 class StreamConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
@@ -114,11 +114,11 @@ class StoreConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class Config(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """All settings."""
+    """The settings that belong to no block."""
 
     data_dir: str = "./data"  # the folder of everything that Tapeline keeps on this machine
     stream: StreamConfig = StreamConfig()
-    providers: tuple[ProviderConfig, ...] = ()
+    providers: tuple[ProviderConfig, ...] = ()  # the [[providers]] blocks (below); if left out, a few symbols of a public feed
     stores: tuple[StoreConfig, ...] = (StoreConfig(),)
     normalize_workers: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1  # the number of normalize processes; they share the partitions
     ledger: bool = True  # record which data is complete

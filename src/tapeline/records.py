@@ -36,9 +36,9 @@ def _field(name: str, kind: pa.DataType) -> pa.Field:
 
 #: The place in the raw topic that an event came from. It is the audit trail, and identifies the event.
 _ORIGIN: Final = [
-    _field("raw_partition", pa.int32()),
-    _field("raw_offset", pa.int64()),
-    _field("raw_index", pa.int32()),
+    _field("raw_partition", pa.int32()),  # the partition of market-data.raw that holds the raw record
+    _field("raw_offset", pa.int64()),  # the raw record's offset in that partition
+    _field("raw_index", pa.int32()),  # the event's number in the raw record, from 0
 ]
 
 RAW: Final = pa.schema(
@@ -57,21 +57,21 @@ TICKS: Final = pa.schema(
         _field("symbol", pa.string()),  # canonical: AAPL, BRK.B, BTC/USDT, SPY251219C00650000
         _field("ts_ns", pa.int64()),  # the event's time by the provider's clock; the receive time if the channel has no time
         _field("kind", pa.string()),  # trade | quote
-        pa.field("bid", pa.float64()),
-        pa.field("ask", pa.float64()),
-        pa.field("bid_size", pa.float64()),
-        pa.field("ask_size", pa.float64()),
-        pa.field("last", pa.float64()),
-        pa.field("volume", pa.float64()),
-        pa.field("side", pa.string()),  # the side of the aggressor: buy | sell
+        pa.field("bid", pa.float64()),  # quotes: the best bid price; null if there is no bid
+        pa.field("ask", pa.float64()),  # quotes: the best ask price; null if there is no ask
+        pa.field("bid_size", pa.float64()),  # quotes: the size at the best bid
+        pa.field("ask_size", pa.float64()),  # quotes: the size at the best ask
+        pa.field("last", pa.float64()),  # trades: the price
+        pa.field("volume", pa.float64()),  # trades: the size, in shares, contracts or coins
+        pa.field("side", pa.string()),  # trades: the side of the aggressor: buy | sell
         _field("exchange", pa.string()),  # ISO 10383 MIC; for crypto, the venue's name
-        _field("provider", pa.string()),
-        _field("feed", pa.string()),
-        _field("channel", pa.string()),
+        _field("provider", pa.string()),  # who sent the data: binance, polygon, alpaca, ...
+        _field("feed", pa.string()),  # the provider's data product: spot, stocks, sip, ...
+        _field("channel", pa.string()),  # the provider's name for this kind of message: trade, T, ...
         pa.field("sequence", pa.int64()),  # the provider's own sequence number
-        pa.field("trade_id", pa.string()),
+        pa.field("trade_id", pa.string()),  # trades: the provider's own id of the trade
         pa.field("conditions", pa.string()),  # the provider's codes, joined by commas
-        _field("received_ns", pa.int64()),
+        _field("received_ns", pa.int64()),  # when Tapeline received it
         pa.field("latency_ns", pa.int64()),  # received_ns - ts_ns; negative if the clocks differ
         *_ORIGIN,
     ]
@@ -79,37 +79,37 @@ TICKS: Final = pa.schema(
 
 BARS: Final = pa.schema(
     [
-        _field("symbol", pa.string()),
+        _field("symbol", pa.string()),  # canonical
         _field("ts_ns", pa.int64()),  # the start of the bar's window
         _field("interval", pa.string()),  # the window's length as the provider writes it: 1s, 1m, 1d, ...
-        _field("open", pa.float64()),
-        _field("high", pa.float64()),
-        _field("low", pa.float64()),
-        _field("close", pa.float64()),
-        _field("volume", pa.float64()),
-        pa.field("vwap", pa.float64()),
-        pa.field("trades", pa.int64()),
+        _field("open", pa.float64()),  # the first price of the window
+        _field("high", pa.float64()),  # the highest price
+        _field("low", pa.float64()),  # the lowest price
+        _field("close", pa.float64()),  # the last price
+        _field("volume", pa.float64()),  # the sum of the sizes, in shares, contracts or coins
+        pa.field("vwap", pa.float64()),  # the average price, weighted by size; null if it is not known
+        pa.field("trades", pa.int64()),  # the number of trades; null if it is not known
         _field("final", pa.bool_()),  # false if the provider may still revise the bar
-        _field("exchange", pa.string()),
-        _field("provider", pa.string()),
-        _field("feed", pa.string()),
-        _field("channel", pa.string()),
-        _field("received_ns", pa.int64()),
-        pa.field("latency_ns", pa.int64()),
+        _field("exchange", pa.string()),  # ISO 10383 MIC; for crypto, the venue's name; composite if there is no single venue
+        _field("provider", pa.string()),  # who sent the data: binance, polygon, alpaca, ...
+        _field("feed", pa.string()),  # the provider's data product: spot, stocks, sip, ...
+        _field("channel", pa.string()),  # the provider's name for this kind of message: trade, T, ...
+        _field("received_ns", pa.int64()),  # when Tapeline received it
+        pa.field("latency_ns", pa.int64()),  # received_ns minus the time when the provider sent it; null if that is not known
         *_ORIGIN,
     ]
 )
 
 NOTICES: Final = pa.schema(
     [
-        _field("provider", pa.string()),
-        _field("feed", pa.string()),
-        _field("connection", pa.string()),
+        _field("provider", pa.string()),  # who sent the data: binance, polygon, alpaca, ...
+        _field("feed", pa.string()),  # the provider's data product: spot, stocks, sip, ...
+        _field("connection", pa.string()),  # the name of the socket, or of the job that fetched it
         _field("kind", pa.string()),  # opened, subscribed, closed, control, shutdown, correction, cancel, ...
-        pa.field("symbol", pa.string()),
-        _field("ts_ns", pa.int64()),
-        _field("detail", pa.string()),  # JSON text
-        _field("received_ns", pa.int64()),
+        pa.field("symbol", pa.string()),  # canonical; null if the message names none
+        _field("ts_ns", pa.int64()),  # the time in the message; the receive time if it has none
+        _field("detail", pa.string()),  # the message as JSON text
+        _field("received_ns", pa.int64()),  # when Tapeline received it
         *_ORIGIN,
     ]
 )
@@ -132,12 +132,12 @@ def amending(detail: str, exchange: str, trade_id: str) -> str:
 
 REJECTED: Final = pa.schema(
     [
-        _field("provider", pa.string()),
-        _field("feed", pa.string()),
-        _field("connection", pa.string()),
-        _field("reason", pa.string()),
+        _field("provider", pa.string()),  # who sent the data: binance, polygon, alpaca, ...
+        _field("feed", pa.string()),  # the provider's data product: spot, stocks, sip, ...
+        _field("connection", pa.string()),  # the name of the socket, or of the job that fetched it
+        _field("reason", pa.string()),  # why the event was rejected
         _field("payload", pa.binary()),  # the event's own bytes; the whole frame if it cannot be split into events
-        _field("received_ns", pa.int64()),
+        _field("received_ns", pa.int64()),  # when Tapeline received it
         *_ORIGIN,
     ]
 )

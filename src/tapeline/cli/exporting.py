@@ -41,10 +41,10 @@ def export(
     end: Annotated[str, typer.Option(help="The end, not included.")],
     to: Annotated[Path, typer.Option(help="The folder for the files. It must be new or empty.")],
     form: Annotated[Form, typer.Option("--as", help="The format of the files.")] = Form.parquet,
-    kind: Annotated[Kind | None, typer.Option(help="Only trades, only quotes, or bars. Trades and quotes if left out.")] = None,
+    kind: Annotated[Kind | None, typer.Option(help="trade, quote or bar; trades and quotes if left out.")] = None,
     channel: Annotated[str | None, typer.Option(help="Only this channel, such as aggTrade.")] = None,
     provider: Annotated[str | None, typer.Option(help="Only this provider.")] = None,
-    source: Annotated[str, typer.Option(help="The store to read.")] = "lake",
+    source: Annotated[str, typer.Option(help="The store to read: lake or postgresql.")] = "lake",
     config: ConfigOption = None,
 ) -> None:
     """Write a symbol's ticks or bars to plain files (Parquet, CSV or Arrow), with one folder for each UTC day.

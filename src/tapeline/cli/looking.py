@@ -48,7 +48,7 @@ def sql(
         ),
     ],
     config: ConfigOption = None,
-    format: Annotated[Format, typer.Option(help="json: one object a line. parquet: to --output or a pipe.")] = Format.table,  # noqa: A002
+    format: Annotated[Format, typer.Option(help="table, csv, json (one object a line) or parquet (to --output or a pipe).")] = Format.table,  # noqa: A002
     output: Annotated[Path | None, typer.Option(help="Write to this file instead of the screen.")] = None,
     allow_files: Annotated[
         bool, typer.Option("--allow-files", help="Let the query read and write other files too (read_csv, COPY, ATTACH).")
@@ -137,7 +137,7 @@ def replay(
     speed: Annotated[float, typer.Option(help="1: the original pace; 10: ten times as fast; 0: as fast as the stream accepts.")] = 1.0,
     provider: Annotated[str | None, typer.Option(help="Only this provider.")] = None,
     kind: Annotated[str | None, typer.Option(help="Only this kind of tick: trade or quote.")] = None,
-    source: Annotated[str, typer.Option(help="The store to read.")] = "lake",
+    source: Annotated[str, typer.Option(help="The store to read: lake or postgresql.")] = "lake",
     config: ConfigOption = None,
 ) -> None:
     """Publish stored ticks to another stream, in event-time order and at the original pace.
@@ -260,7 +260,7 @@ def audit(
 
 @app.command()
 def check(config: ConfigOption = None) -> None:
-    """Check that the configuration is valid, and that everything it names can be reached. Status 0 if so."""
+    """Check that the configuration is valid, and that everything it names can be reached. Status 0: both are true."""
     from tapeline.app.preflight import checkup
 
     settings = load_config(config)

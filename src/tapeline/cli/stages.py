@@ -63,7 +63,7 @@ def ingest(
 ) -> None:
     """Run only ingest: open the connections and record every frame into the stream, byte for byte.
 
-    Example: `tapeline ingest --process crypto` opens what the config marks with `process = "crypto"`
+    Example: `tapeline ingest --process crypto` opens the connections of the [[providers]] blocks with `process = "crypto"`
     """
     from tapeline.app.ingest import ingest_until
     from tapeline.app.process_names import ingest_name
@@ -147,7 +147,7 @@ def store(
     name: Annotated[str | None, typer.Argument(help="The store: lake or postgresql; the configuration's first if left out.")] = None,
     config: ConfigOption = None,
 ) -> None:
-    """Run only one store: it stores what normalize wrote, and starts at the position that it recorded itself."""
+    """Run only one store. It stores what normalize wrote, and continues at the position that it recorded with its last write."""
     from tapeline.app.process_names import store_name
     from tapeline.app.stores import lake_retention, lake_upkeep, open_store
     from tapeline.app.streams import open_stream
