@@ -8,7 +8,9 @@ import json
 import re
 import signal
 import subprocess
+import sys
 from contextlib import closing
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -19,11 +21,10 @@ from processes import COMMAND, Home, Spawner, ask, block, environment, rows
 from tapeline.local.output import json_lines
 from tapeline.records import NORMALIZED_TOPICS, RAW_TOPIC, TICKS_TOPIC, Topic
 from tapeline.streams.embedded import EmbeddedStream
-from waiting import until
+from waiting import PATIENCE_S, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from processes import SimulatorProcess
 
@@ -95,6 +96,27 @@ def test_a_reader_that_goes_before_it_has_read_all_is_no_error(form: str, tmp_pa
         process.stdout.read(10)
         process.stdout.close()
         assert (process.stderr.read(), process.wait()) == (b"", 0)
+
+
+@pytest.mark.parametrize("words", [("--help",), ("sql", "SELECT 1 AS a"), ("sql", "SELECT 1 AS a", "--format", "json")])
+def test_output_that_cannot_be_written_is_an_error_in_one_line(words: tuple[str, ...], tmp_path: Path) -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [*COMMAND, *words], stdout=full, stderr=subprocess.PIPE, text=True, env=environment(), cwd=tmp_path, check=False
+        )
+    assert done.returncode == 74
+    assert done.stderr == "error: The output could not be written: No space left on device. Free disk space, or write it elsewhere.\n"
+
+
+def test_a_command_that_is_done_does_not_wait_for_what_libraries_do_at_the_end(tmp_path: Path) -> None:
+    """A client of Kafka whose broker is away takes a minute to be destroyed. Here something takes for ever."""
+    program = (
+        "import atexit, sys, time; atexit.register(time.sleep, 1e6); from tapeline.cli import main; sys.argv = ['x', *sys.argv[1:]]; main()"
+    )
+    command = [sys.executable, "-c", program, "sql", "SELECT range AS n FROM range(20000)", "--format", "csv"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), cwd=tmp_path, timeout=PATIENCE_S, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == ['"n"', *map(str, range(20_000))], "all of the output is out"
 
 
 def test_csv_holds_no_formula_that_a_spreadsheet_would_calculate(tmp_path: Path) -> None:

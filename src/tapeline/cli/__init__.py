@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
+from contextlib import suppress
 from importlib.abc import MetaPathFinder
+from typing import NoReturn
 
 from rich.console import Console
 
@@ -14,7 +18,7 @@ from tapeline.cli import stages, trying, looking, completeness, backfilling, rej
 # isort: on
 from tapeline.cli.app import app
 from tapeline.cli.terminal import escape, without_secrets
-from tapeline.errors import TapelineError
+from tapeline.errors import DiskProblem, TapelineError
 from tapeline.local.console import printable
 
 __all__ = ["app", "backfilling", "completeness", "exporting", "lake", "looking", "main", "rejected", "renaming", "stages", "trying"]
@@ -29,13 +33,43 @@ class _WithoutPandas(MetaPathFinder):
             raise ModuleNotFoundError(fullname, name=fullname)
 
 
-def main() -> None:
+def main() -> NoReturn:
     """Entry point. An error becomes one message on stderr and an exit status with a meaning (docs/commands.md)."""
     sys.meta_path.insert(0, _WithoutPandas())
     try:
         app(prog_name="tapeline")
+        status = 0
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
     except TapelineError as error:
         Console(stderr=True).print(f"[bold red]error:[/] {escape(printable(without_secrets(str(error))))}", highlight=False, soft_wrap=True)
-        sys.exit(getattr(error, "status", error.exit_status))
+        status = getattr(error, "status", error.exit_status)
+    except OSError as error:  # all other files have errors of their own
+        status = _not_written(error)
     except KeyboardInterrupt:
-        sys.exit(130)
+        status = 130
+    _end(status)
+
+
+def _not_written(error: OSError) -> int:
+    """Say that the output could not be written, and return the status. The reader of a pipe may leave: that is no error."""
+    if isinstance(error, BrokenPipeError):
+        return 0
+    with suppress(OSError):
+        sys.stderr.write(f"error: The output could not be written: {error.strerror}. Free disk space, or write it elsewhere.\n")
+    return DiskProblem.exit_status
+
+
+def _end(status: int) -> NoReturn:
+    """End the process now. Every command has closed what it opened.
+
+    The interpreter would first destroy the clients of libraries that are still in memory. librdkafka waits there for a broker that is away,
+    for more than a minute (2.16), and DuckDB's bindings print what they have leaked."""
+    logging.shutdown()
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        status = status or _not_written(error)
+    with suppress(OSError):
+        sys.stderr.flush()
+    os._exit(status)
