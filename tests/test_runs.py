@@ -1,0 +1,153 @@
+"""The record of runs: two runs of one job never overlap, a killed one is seen and taken up, and every process sees the same."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tapeline.errors import DiskProblem, NewerData
+from tapeline.orchestration.runs import CLAIM_NS, Claim, Runs
+from tapeline.records import NS_PER_S
+
+NOON = 1_764_417_600 * NS_PER_S
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.ns = NOON
+
+    def __call__(self) -> int:
+        return self.ns
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def runs(tmp_path: Path, clock: Clock) -> Runs:
+    return Runs(tmp_path / "data" / "runs.sqlite", clock)
+
+
+def claim(job: str = "reconcile", thing: str = "2026-11-28", **more: Any) -> Claim:
+    return Claim(job=job, thing=thing, **{"arguments": {"day": thing}, "origin": "schedule", "process": "a host, process 7", **more})
+
+
+def test_a_run_is_recorded_from_its_beginning_to_its_end(runs: Runs, clock: Clock) -> None:
+    run = runs.claim(claim(due_ns=NOON - 5, attempt=2, origin="prefect", origin_id="x1", origin_url="http://127.0.0.1:4200/x1"))
+    assert run is not None
+    clock.ns += NS_PER_S
+    assert runs.renew(run, {"pages": 3})
+    (seen,) = runs.of("reconcile")
+    assert (seen.state, seen.progress, seen.ended_ns) == ("running", {"pages": 3}, None)
+    clock.ns += NS_PER_S
+    assert runs.end(run, "failed", exit_status=75, result={"rows": 9}, error="The provider is away.", retry_ns=NOON + 60)
+    (seen,) = runs.of()
+    assert (seen.job, seen.thing, seen.due_ns, seen.arguments) == ("reconcile", "2026-11-28", NOON - 5, {"day": "2026-11-28"})
+    assert (seen.origin, seen.origin_id, seen.origin_url, seen.attempt) == ("prefect", "x1", "http://127.0.0.1:4200/x1", 2)
+    assert (seen.started_ns, seen.ended_ns, seen.state, seen.exit_status) == (NOON, NOON + 2 * NS_PER_S, "failed", 75)
+    assert (seen.result, seen.error, seen.retry_ns) == ({"rows": 9}, "The provider is away.", NOON + 60)
+    assert not runs.end(run, "succeeded", exit_status=0, result={}), "an end is final"
+
+
+def test_two_runs_of_the_same_thing_never_overlap_and_of_others_do(runs: Runs) -> None:
+    first = runs.claim(claim())
+    assert first is not None
+    assert runs.claim(claim(origin="person")) is None
+    assert runs.claim(claim(thing="2026-11-27")) is not None
+    assert runs.claim(claim(job="compact")) is not None
+    runs.end(first, "succeeded", exit_status=0, result={})
+    assert runs.claim(claim()) is not None
+
+
+def test_a_run_that_stops_renewing_was_killed_and_its_thing_is_free(runs: Runs, clock: Clock) -> None:
+    first = runs.claim(claim())
+    assert first is not None
+    clock.ns += CLAIM_NS
+    assert runs.claim(claim()) is None, "not a moment too early"
+    assert runs.renew(first, {})
+    clock.ns += CLAIM_NS + 1
+    (seen,) = runs.of()
+    assert (seen.state, seen.ended_ns, seen.error) == ("killed", NOON + CLAIM_NS, "The process of this run was killed.")
+    assert not runs.renew(first, {}), "who wakes up again is told to stop"
+    assert not runs.end(first, "succeeded", exit_status=0, result={})
+    assert runs.claim(claim(attempt=2)) is not None
+
+
+def test_of_many_processes_that_claim_at_once_one_gets_it(runs: Runs, tmp_path: Path) -> None:
+    program = (
+        "import sys, time; from pathlib import Path; from tapeline.orchestration.runs import Claim, Runs; "
+        "runs = Runs(Path(sys.argv[1]), time.time_ns); "
+        "print(runs.claim(Claim(job='repair', thing='', arguments={}, origin='schedule', process='p')) is not None)"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "new" / "runs.sqlite")]
+    with ThreadPoolExecutor(8) as pool:
+        said = list(pool.map(lambda _: subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip(), range(8)))
+    assert sorted(said) == ["False"] * 7 + ["True"]
+
+
+def test_a_process_that_is_killed_amid_a_claim_leaves_no_half_of_it(tmp_path: Path) -> None:
+    program = (
+        "import os, sys, time; from pathlib import Path; from tapeline.orchestration import runs as module; "
+        "runs = module.Runs(Path(sys.argv[1]), time.time_ns)\n"
+        "with runs._transaction() as db:\n"
+        "    db.execute(\"INSERT INTO jobs VALUES ('half', 1, 1)\")\n"
+        "    print('in', flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    path = tmp_path / "runs.sqlite"
+    with subprocess.Popen([sys.executable, "-c", program, str(path)], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "in\n"
+        process.send_signal(signal.SIGKILL)
+    found = Runs(path, lambda: NOON)
+    assert found.paused() == set()
+    assert found.claim(claim()) is not None
+
+
+def test_a_job_is_known_from_the_moment_it_was_first_met_and_may_be_paused(runs: Runs, clock: Clock) -> None:
+    assert runs.since("compact") == NOON
+    clock.ns += 5
+    assert runs.since("compact") == NOON
+    runs.pause("compact", paused=True)
+    runs.pause("prune", paused=True)
+    assert runs.paused() == {"compact", "prune"}
+    runs.pause("prune", paused=False)
+    assert runs.paused() == {"compact"}
+    assert runs.since("compact") == NOON
+
+
+def test_the_last_look_of_any_scheduler_is_known(runs: Runs, clock: Clock) -> None:
+    assert runs.last_look_ns() is None
+    runs.looked("one")
+    clock.ns += 7
+    runs.looked("two")
+    assert runs.last_look_ns() == NOON + 7
+
+
+def test_who_only_reads_makes_no_file(runs: Runs, tmp_path: Path) -> None:
+    assert (runs.of(), runs.paused(), runs.last_look_ns()) == ([], set(), None)
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_file_of_a_newer_tapeline_and_a_damaged_one_are_named(tmp_path: Path, runs: Runs) -> None:
+    import sqlite3
+
+    runs.since("compact")
+    path = tmp_path / "data" / "runs.sqlite"
+    with sqlite3.connect(path) as db:
+        db.execute("PRAGMA user_version = 9")
+    db.close()
+    with pytest.raises(NewerData, match="newer Tapeline"):
+        runs.claim(claim())
+    path.write_bytes(b"no database at all, but long enough to be read as the head of one" * 20)
+    (tmp_path / "data" / "runs.sqlite-wal").unlink(missing_ok=True)
+    with pytest.raises(DiskProblem, match=r"runs.sqlite: .*not changed"):
+        runs.claim(claim())
