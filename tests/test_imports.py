@@ -26,7 +26,7 @@ MODULES = {
 LAYERS: Final = [
     *("errors", "records", "local", "secret", "times", "retry", "telemetry"),
     *("providers", "config", "net", "streams", "stores", "ledger", "stages", "jobs"),
-    *("monitor", "app", "reading", "simulators", "demo", "cli", "__main__"),
+    *("monitor", "app", "orchestration", "reading", "simulators", "demo", "cli", "__main__"),
 ]
 #: Streams, stores and ledgers of one kind: only `app` names them (and reading opens the lake's own files, past any store).
 CONCRETE: Final = {

@@ -113,6 +113,21 @@ class StoreConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
         return without_password(self.url)
 
 
+class JobConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """One job: what runs, when, and how often it is tried. What is left out is the job's own usual value."""
+
+    job: str  # backfill, reconcile, repair, compact, prune, vacuum, check_lake or export
+    name: Name = ""  # its name, if there are several of one job; if left out, the job
+    schedule: str = ""  # a cron expression: minute, hour, day, month, weekday
+    every: str = ""  # a period instead of a schedule: 30s, 5m, 1h
+    timezone: str = "UTC"  # the time zone of schedule and deadline, and of the day that a job works on
+    retries: Annotated[int, msgspec.Meta(ge=0, le=100)] = 5  # how often a run that failed is tried again; the waits grow
+    timeout: str = "2h"  # a run that takes longer is stopped
+    deadline: str = ""  # HH:MM: the run of the day must have succeeded by then
+    catch_up: Literal["all", "latest", "none"] = "latest"  # which runs that were missed are made up for
+    arguments: dict[str, object] = {}  # the job's own arguments
+
+
 class Config(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """The settings that belong to no block."""
 
@@ -124,6 +139,8 @@ class Config(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     ledger: bool = True  # record which data is complete
     ledger_days: Annotated[int, msgspec.Meta(ge=0)] = 0  # how many days the ledger keeps its records; 0: for ever
     repair: bool = True  # fill gaps from the providers' histories, if a provider keeps one
+    scheduler: Literal["embedded", "prefect", "airflow", "none"] = "embedded"  # who starts the jobs
+    jobs: tuple[JobConfig, ...] = ()  # jobs that differ from the usual ones, and further ones
 
     @property
     def root(self) -> Path:
@@ -274,7 +291,14 @@ def _explain(problem: str, top: type[msgspec.Struct] | None = None) -> str:
         return problem.replace("$.", "").replace("`$`", "the top level")
     where = unknown["where"] or ""
     struct = top or Config
-    for part, kind in (("stream", StreamConfig), ("stream.codecs", CodecsConfig), ("providers", ProviderConfig), ("stores", StoreConfig)):
+    parts: dict[str, type[msgspec.Struct]] = {
+        "stream": StreamConfig,
+        "stream.codecs": CodecsConfig,
+        "providers": ProviderConfig,
+        "stores": StoreConfig,
+        "jobs": JobConfig,
+    }
+    for part, kind in parts.items():
         if where.startswith(f".{part}"):
             struct = kind
     valid = [field.encode_name for field in msgspec.structs.fields(struct)]

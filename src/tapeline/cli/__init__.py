@@ -13,7 +13,7 @@ from rich.console import Console
 
 # --help lists the commands in the order of these imports.
 # isort: off
-from tapeline.cli import stages, trying, looking, completeness, backfilling, rejected, lake, renaming, exporting
+from tapeline.cli import stages, trying, looking, completeness, backfilling, rejected, lake, renaming, exporting, jobs
 
 # isort: on
 from tapeline.cli.app import app
@@ -21,7 +21,7 @@ from tapeline.cli.terminal import escape, without_secrets
 from tapeline.errors import DiskProblem, TapelineError
 from tapeline.local.console import printable
 
-__all__ = ["app", "backfilling", "completeness", "exporting", "lake", "looking", "main", "rejected", "renaming", "stages", "trying"]
+__all__ = ["app", "backfilling", "completeness", "exporting", "jobs", "lake", "looking", "main", "rejected", "renaming", "stages", "trying"]
 
 
 class _WithoutPandas(MetaPathFinder):

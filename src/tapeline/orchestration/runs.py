@@ -52,6 +52,7 @@ CREATE TABLE runs (
     error TEXT NOT NULL
 );
 CREATE UNIQUE INDEX one_at_a_time ON runs (job, thing) WHERE state = 'running';
+CREATE UNIQUE INDEX one_attempt ON runs (job, thing, due_ns, attempt) WHERE due_ns IS NOT NULL;
 CREATE INDEX by_job ON runs (job, started_ns);
 CREATE TABLE jobs (job TEXT PRIMARY KEY, since_ns INTEGER NOT NULL, paused INTEGER NOT NULL);
 CREATE TABLE looks (scheduler TEXT PRIMARY KEY, at_ns INTEGER NOT NULL);
@@ -113,9 +114,10 @@ class Runs:
         self._path, self._clock = path, clock
 
     def claim(self, claim: Claim) -> int | None:
-        """Record the beginning of a run and return its id. Return None if a run of the same job and thing is under way.
+        """Record the beginning of a run and return its id.
 
-        An earlier run that has stopped renewing its claim ends as `killed`."""
+        Return None if a run of the same job and thing is under way, or if this attempt for the moment `due_ns` was made already: then
+        another scheduler was faster. An earlier run that has stopped renewing its claim ends as `killed`."""
         now_ns = self._clock()
         with self._transaction() as db:
             self._end_killed(db, now_ns)

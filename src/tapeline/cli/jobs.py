@@ -1,0 +1,249 @@
+"""The commands for jobs: list them, run one, see its runs, pause it. And the scheduler's own stage."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import date
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tapeline.cli.app import app
+from tapeline.cli.terminal import ConfigOption, Format, TableOrJson, echo, load_config, own_stage, reader_may_leave, stop_on_signal
+from tapeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tapeline.config import Config
+    from tapeline.orchestration.catalog import Job
+    from tapeline.orchestration.runs import Runs
+
+jobs_app = typer.Typer(no_args_is_help=True, help="List the jobs, run one, see its runs, pause or resume it.")
+
+app.add_typer(jobs_app, name="jobs")
+
+FormatOption = Annotated[Format, typer.Option("--format", help="table, csv, json or parquet.")]
+
+
+class By(StrEnum):
+    """Who starts a run."""
+
+    person = "person"
+    schedule = "schedule"
+    prefect = "prefect"
+    airflow = "airflow"
+
+
+@jobs_app.command("list")
+def jobs_list(config: ConfigOption = None, format: FormatOption = Format.table) -> None:  # noqa: A002
+    """List the jobs: their schedule, their last run and its result, their next run, and whether they are late.
+
+    Example: `tapeline jobs list`
+    """
+    import pyarrow as pa
+
+    from tapeline import times
+    from tapeline.local.output import write
+    from tapeline.orchestration.scheduler import due
+
+    settings = load_config(config)
+    now_ns = time.time_ns()
+    rows = []
+    with _opened(settings) as (known, runs):
+        paused = runs.paused()
+        for name, job in known.items():
+            mine = runs.of(name, 2_000)
+            last = mine[0] if mine else None
+            coming = next(iter(job.schedule.after(now_ns)), None)
+            late = bool(due(job, mine, runs.since(name), 0, now_ns)) if mine else False
+            rows.append(
+                {
+                    "job": name,
+                    "schedule": job.schedule.cron or _period(job.schedule.period_ns),
+                    "timezone": job.schedule.timezone,
+                    "last run": times.text(last.started_ns)[:19] if last else "",
+                    "result": _result(last.state, last.error) if last else "never ran",
+                    "next run": "paused" if name in paused else times.text(coming)[:19] if coming is not None else "",
+                    "late": "yes" if late else "",
+                    "does": job.kind.does,
+                }
+            )
+    schema = pa.schema([(name, pa.string()) for name in rows[0]])
+    with reader_may_leave():
+        write(pa.Table.from_pylist(rows, schema), format.value, None)
+
+
+@jobs_app.command("run")
+def jobs_run(
+    name: Annotated[str, typer.Argument(help="The job: `tapeline jobs list` lists them.")],
+    day: Annotated[str | None, typer.Option(help="The UTC day to work on, as 2026-01-05, instead of the day that is over.")] = None,
+    by: Annotated[By, typer.Option(help="Who starts it; for schedulers.", hidden=True)] = By.person,
+    by_id: Annotated[str, typer.Option(help="The scheduler's own id of the run.", hidden=True)] = "",
+    by_url: Annotated[str, typer.Option(help="The address of the run's page.", hidden=True)] = "",
+    due_ns: Annotated[int | None, typer.Option(help="The moment of the schedule, ns since 1970.", hidden=True)] = None,
+    attempt: Annotated[int, typer.Option(help="Which attempt it is.", min=1, hidden=True)] = 1,
+    config: ConfigOption = None,
+    format: Annotated[TableOrJson, typer.Option(help="table, or json: one object at the end.")] = TableOrJson.table,  # noqa: A002
+) -> None:
+    """Run a job now, and record the run. Ctrl-C stops it; the same command continues it.
+
+    Status 75 or 69: try again later. Status 77 or 78: a retry cannot help.
+
+    Example: `tapeline jobs run reconcile --day 2026-01-05`
+    """
+    from random import Random
+
+    from tapeline.orchestration.catalog import with_arguments
+    from tapeline.orchestration.running import Request, run
+
+    settings = load_config(config)
+    stop = stop_on_signal(with_parent=by is By.schedule)
+    with _opened(settings) as (known, runs):
+        job = _job(known, name)
+        if day is not None:
+            job = with_arguments(job, {"day": str(_day(day))})
+        request = Request(by.value, by_id, by_url, due_ns, attempt)
+        outcome = run(settings, job, request, runs, stop, time.time_ns, Random())
+    if format is TableOrJson.json:
+        echo(json.dumps({**asdict(outcome), "job": name}, default=str))
+    else:
+        echo(f"{name}: {outcome.state}. {_in_one_line(outcome.result)}")
+        if outcome.error:
+            echo(outcome.error, err=True)
+    raise typer.Exit(outcome.exit_status)
+
+
+@jobs_app.command("history")
+def jobs_history(
+    name: Annotated[str | None, typer.Argument(help="Only the runs of this job.")] = None,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="How many of the latest runs.")] = 20,
+    config: ConfigOption = None,
+    format: FormatOption = Format.table,  # noqa: A002
+) -> None:
+    """List the latest runs, whoever started them: what each worked on, how it ended and what it did.
+
+    Example: `tapeline jobs history reconcile`
+    """
+    import pyarrow as pa
+
+    from tapeline import times
+    from tapeline.local.output import write
+
+    settings = load_config(config)
+    columns = ("run", "job", "of", "by", "attempt", "started", "seconds", "state", "did", "error")
+    rows = []
+    with _opened(settings) as (known, runs):
+        if name is not None:
+            _job(known, name)
+        for one in runs.of(name, lines):
+            end_ns = one.ended_ns if one.ended_ns is not None else time.time_ns()
+            values = (
+                one.id,
+                one.job,
+                one.thing,
+                one.origin,
+                one.attempt,
+                times.text(one.started_ns)[:19],
+                f"{(end_ns - one.started_ns) / 1e9:.1f}",
+                one.state,
+                _in_one_line(one.result or one.progress),
+                one.error,
+            )
+            rows.append(dict(zip(columns, map(str, values), strict=True)))
+    with reader_may_leave():
+        write(pa.Table.from_pylist(rows, pa.schema([(column, pa.string()) for column in columns])), format.value, None)
+
+
+@jobs_app.command("pause")
+def jobs_pause(name: Annotated[str, typer.Argument(help="The job.")], config: ConfigOption = None) -> None:
+    """Pause a job's schedule, also across restarts. `tapeline jobs run` still runs it."""
+    with _opened(load_config(config)) as (known, runs):
+        runs.pause(_job(known, name).name, paused=True)
+    echo(f"{name} is paused. `tapeline jobs resume {name}` resumes it.")
+
+
+@jobs_app.command("resume")
+def jobs_resume(name: Annotated[str, typer.Argument(help="The job.")], config: ConfigOption = None) -> None:
+    """Resume a job's schedule."""
+    with _opened(load_config(config)) as (known, runs):
+        runs.pause(_job(known, name).name, paused=False)
+    echo(f"{name} is resumed.")
+
+
+@app.command()
+def schedule(config: ConfigOption = None) -> None:
+    """Run only the scheduler: it starts the jobs of the configuration when they are due.
+
+    Any number of schedulers may run on the same data: none runs a job twice.
+    """
+    import os
+    import socket
+    import sys
+    from random import Random
+
+    from tapeline.orchestration.scheduler import Scheduler
+    from tapeline.retry import loop
+    from tapeline.retry.backoff import backoff
+    from tapeline.telemetry.status import StatusFile
+
+    settings = load_config(config)
+    stop = stop_on_signal(with_parent=True)
+    arguments = ["--config", str(config)] if config else []
+    start = [sys.executable, "-m", "tapeline", "jobs", "run", "--by", "schedule", *arguments]
+    with own_stage(settings, "schedule", stop), _opened(settings) as (known, runs):
+        status = StatusFile(settings.root, "schedule")
+        scheduler = Scheduler(
+            known,
+            runs,
+            lambda name, due_ns, attempt: [*start, "--due-ns", str(due_ns), "--attempt", str(attempt), name],
+            time.time_ns,
+            f"{socket.gethostname()}, process {os.getpid()}",
+        )
+
+        def step() -> bool:
+            scheduler.step()
+            status.maybe(scheduler.status)
+            return False
+
+        try:
+            loop.run(step, stop, rest_s=1.0, waits=lambda: backoff(Random(), cap_s=5.0), drain_s=0.0)
+        finally:
+            scheduler.finish()
+
+
+@contextmanager
+def _opened(settings: Config) -> Iterator[tuple[dict[str, Job], Runs]]:
+    """The jobs of the configuration, and the record of the runs."""
+    from tapeline.orchestration.catalog import jobs_of
+    from tapeline.orchestration.runs import Runs
+
+    yield jobs_of(settings), Runs(settings.root / "runs.sqlite", time.time_ns)
+
+
+def _job(known: dict[str, Job], name: str) -> Job:
+    if name not in known:
+        raise ConfigError(f"There is no job {name!r}. The jobs are: {', '.join(known)}.")
+    return known[name]
+
+
+def _day(text: str) -> date:
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        raise ConfigError(f"--day {text!r} is not a day. Write it like 2026-01-05.") from None
+
+
+def _period(ns: int) -> str:
+    return f"every {ns / 1e9:g} s" if ns else "by hand"
+
+
+def _result(state: str, error: str) -> str:
+    return f"{state}: {error}" if error else state
+
+
+def _in_one_line(values: dict[str, Any] | Any) -> str:
+    return ", ".join(f"{name} {len(value) if isinstance(value, list) else value}" for name, value in values.items())

@@ -1,0 +1,146 @@
+"""The one way in which a job runs, whoever starts it: claim, work, renew the claim meanwhile, and record the end.
+
+The exit status of an error decides about a retry: what may pass is tried again with growing waits, and what cannot pass is not.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from random import Random
+from typing import Any, Final
+
+from tapeline.config import Config
+from tapeline.errors import FATAL_STATUSES, Busy, TapelineError, Unavailable
+from tapeline.orchestration.catalog import Job, Work
+from tapeline.orchestration.runs import RENEW_S, Claim, Origin, Runs, State
+from tapeline.records import NS_PER_S
+from tapeline.retry.backoff import backoff
+
+log = logging.getLogger(__name__)
+
+_FIRST_WAIT_S: Final = 30.0
+_LONGEST_WAIT_S: Final = 3_600.0
+#: A run that is told to stop and goes on for so long is ended by force.
+GRACE_S: Final = 30.0
+#: An error text names at most so many of the things that failed.
+_SHOWN: Final = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Who asks for a run, and for which moment of the schedule (ns, UTC; None: for now)."""
+
+    origin: Origin = "person"
+    origin_id: str = ""
+    origin_url: str = ""
+    due_ns: int | None = None
+    attempt: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The end of a run, as it was recorded."""
+
+    run: int
+    state: State
+    exit_status: int
+    result: Mapping[str, Any]
+    error: str
+    retry_ns: int | None
+
+
+def run(config: Config, job: Job, request: Request, runs: Runs, stop: threading.Event, clock: Callable[[], int], random: Random) -> Outcome:
+    """Run a job to its end and record it. Raises Busy if the same is running already, and what the record raises.
+
+    A run that takes longer than its timeout is told to stop. If it does not, this ends the process after 30 s: only a process that does
+    nothing else may call this."""
+    due_ns = clock() if request.due_ns is None else request.due_ns
+    thing, process = job.thing(due_ns), f"{socket.gethostname()}, process {os.getpid()}"
+    claim = Claim(
+        job=job.name,
+        thing=thing,
+        due_ns=request.due_ns,
+        arguments=job.settings.arguments,
+        origin=request.origin,
+        origin_id=request.origin_id,
+        origin_url=request.origin_url,
+        attempt=request.attempt,
+        process=process,
+    )
+    number = runs.claim(claim)
+    if number is None:
+        raise Busy(f"{job.name}{f' of {thing}' if thing else ''} runs already, or has run. `tapeline jobs history {job.name}` shows it.")
+    keeper = _Keeper(runs, number, job.timeout_ns / NS_PER_S, stop)
+    keeper.start()
+    status, error, result = 0, "", dict[str, Any]()
+    try:
+        result = job.kind.run(Work(config, job.day(due_ns), stop, keeper.progress.update), job.arguments)
+        if failed := result.get("failed"):
+            more = f" And {len(failed) - _SHOWN} more." if len(failed) > _SHOWN else ""
+            status, error = Unavailable.exit_status, " ".join(failed[:_SHOWN]) + more
+        elif stop.is_set():
+            status, error = Busy.exit_status, keeper.why or "The run was stopped. The next attempt continues where it was."
+    except TapelineError as problem:
+        status, error = problem.exit_status, keeper.why or str(problem)
+    except Exception as problem:
+        log.exception("%s failed in a way that is not foreseen.", job.name)
+        status, error = TapelineError.exit_status, f"{type(problem).__name__}: {problem}. Report this error."
+    finally:
+        keeper.finish()
+    retry_ns = None
+    if status and status not in FATAL_STATUSES - {Busy.exit_status} and request.attempt <= job.settings.retries:
+        retry_ns = clock() + int(wait_s(request.attempt, random) * NS_PER_S)
+    state: State = "failed" if status else "succeeded"
+    runs.end(number, state, exit_status=status, result=result, error=error, retry_ns=retry_ns)
+    return Outcome(number, state, status, result, error, retry_ns)
+
+
+def wait_s(attempt: int, random: Random) -> float:
+    """Return how long to wait after a failed attempt (the first is 1), in seconds: growing, with jitter, an hour at most."""
+    waits = backoff(random, _FIRST_WAIT_S, _LONGEST_WAIT_S)
+    return next(islice(waits, attempt - 1, None))
+
+
+class _Keeper(threading.Thread):
+    """Renews the claim while the job works, and tells it to stop when its time is over or its claim is lost."""
+
+    def __init__(self, runs: Runs, run: int, timeout_s: float, stop: threading.Event) -> None:
+        super().__init__(name="claim", daemon=True)
+        self.progress: dict[str, Any] = {}
+        #: Why the job was told to stop; empty if it was not, or not by this.
+        self.why = ""
+        self._runs, self._run, self._timeout_s, self._stop_job = runs, run, timeout_s, stop
+        self._done = threading.Event()
+
+    def run(self) -> None:
+        left_s = self._timeout_s
+        while not self._done.wait(min(RENEW_S, max(left_s, 0.0))):
+            left_s -= RENEW_S
+            try:
+                if not self._runs.renew(self._run, dict(self.progress)):
+                    self.why = "Another process has taken this run over, because its claim was not renewed in time."
+            except TapelineError as error:
+                log.warning("%s The run goes on. Its claim is renewed in %.0f s.", error, RENEW_S)
+            if left_s <= 0:
+                self.why = f"The run took longer than its timeout of {self._timeout_s:,.0f} s. The next attempt continues where it was."
+            if self.why:
+                self._end()
+                return
+
+    def finish(self) -> None:
+        """End the thread. The job has ended."""
+        self._done.set()
+        self.join()
+
+    def _end(self) -> None:
+        log.warning("%s", self.why)
+        self._stop_job.set()
+        if not self._done.wait(GRACE_S):
+            self._runs.end(self._run, "failed", exit_status=Busy.exit_status, result={}, error=self.why, retry_ns=0)
+            os._exit(Busy.exit_status)

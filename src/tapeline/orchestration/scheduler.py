@@ -1,0 +1,142 @@
+"""The embedded scheduler: it asks what is due, and starts each due run as a child process with a time limit.
+
+It is level-triggered: only the schedule and the record of the runs decide. So a scheduler that was killed, a clock that jumped and a second
+scheduler change nothing. A run that was missed is due at the next look.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import subprocess
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from tapeline.orchestration.catalog import Job
+from tapeline.orchestration.running import GRACE_S
+from tapeline.orchestration.runs import Run, Runs
+from tapeline.records import NS_PER_S
+
+log = logging.getLogger(__name__)
+
+#: The most missed moments of one job that are made up for.
+_MOST_MISSED: Final = 400
+#: How many of a job's latest runs are looked at.
+_LOOKED_AT: Final = 2_000
+#: A child that is over its job's timeout by so much is killed. It ends by itself before, unless it hangs.
+_OVERDUE_NS: Final = int((GRACE_S + 30.0) * NS_PER_S)
+
+
+def due(job: Job, runs: Sequence[Run], since_ns: int, started_ns: int, now_ns: int) -> list[tuple[int, int]]:
+    """Return the runs that a job needs now: (moment of the schedule, attempt), the earliest first. Pure.
+
+    `runs`: the job's runs so far. `since_ns`: when the job was first met. `started_ns`: when this scheduler started. All ns, UTC."""
+    attempts: dict[int, Run] = {}
+    for run in runs:
+        if run.due_ns is not None and (run.due_ns not in attempts or run.attempt > attempts[run.due_ns].attempt):
+            attempts[run.due_ns] = run
+    found = []
+    for moment in _moments(job, since_ns, started_ns, now_ns):
+        last = attempts.get(moment)
+        if last is None:
+            found.append((moment, 1))
+        elif (
+            last.state in ("failed", "killed")
+            and last.retry_ns is not None
+            and last.retry_ns <= now_ns
+            and last.attempt <= job.settings.retries
+        ):
+            found.append((moment, last.attempt + 1))
+    return found
+
+
+def _moments(job: Job, since_ns: int, started_ns: int, now_ns: int) -> Sequence[int]:
+    """The moments of the schedule for which the job should have run by now."""
+    latest = job.schedule.due(now_ns)
+    if latest is None or latest < since_ns:
+        return ()
+    if job.settings.catch_up == "none":
+        return (latest,) if latest >= started_ns else ()
+    if job.settings.catch_up == "latest":
+        return (latest,)
+    moments: deque[int] = deque(maxlen=_MOST_MISSED)
+    for moment in job.schedule.after(since_ns - 1):
+        if moment > now_ns:
+            break
+        moments.append(moment)
+    return moments
+
+
+@dataclass(slots=True)
+class _Child:
+    job: Job
+    due_ns: int
+    process: subprocess.Popen[bytes]
+    #: When it is killed (ns, UTC).
+    until_ns: int
+
+
+@dataclass(slots=True)
+class Scheduler:
+    """One scheduler. Any number of them may look at the same runs."""
+
+    jobs: Mapping[str, Job]
+    runs: Runs
+    #: Returns the command of a run, for a job's name, a moment of its schedule and an attempt.
+    command: Callable[[str, int, int], Sequence[str]]
+    clock: Callable[[], int]
+    #: Its name, so that a dead scheduler is seen.
+    name: str
+    #: The most children at once.
+    at_once: int = 2
+    _children: dict[str, _Child] = field(default_factory=dict)
+    _started_ns: int = 0
+
+    def step(self) -> bool:
+        """Look once: collect the children that have ended, and start what is due. Return False always: the loop rests after each look."""
+        now_ns = self.clock()
+        self._started_ns = self._started_ns or now_ns
+        self.runs.looked(self.name)
+        self._collect(now_ns)
+        paused = self.runs.paused()
+        for name, job in self.jobs.items():
+            since_ns = self.runs.since(name)
+            if len(self._children) >= self.at_once or name in self._children or name in paused:
+                continue
+            for moment, attempt in due(job, self.runs.of(name, _LOOKED_AT), since_ns, self._started_ns, now_ns)[:1]:
+                self._start(job, moment, attempt, now_ns)
+        return False
+
+    def status(self) -> dict[str, Any]:
+        """Return what `tapeline status` shows: the running children."""
+        return {"running": {name: child.process.pid for name, child in self._children.items()}}
+
+    def finish(self, wait_s: float = GRACE_S) -> None:
+        """Tell the children to stop, and kill those that have not after `wait_s` seconds. The next start takes their runs up."""
+        for child in self._children.values():
+            child.process.send_signal(signal.SIGTERM)
+        for child in self._children.values():
+            try:
+                child.process.wait(wait_s)
+            except subprocess.TimeoutExpired:
+                log.warning("%s did not stop within %.0f s. Tapeline kills it. The next start continues it.", child.job.name, wait_s)
+                child.process.kill()
+                child.process.wait()
+
+    def _start(self, job: Job, moment: int, attempt: int, now_ns: int) -> None:
+        process = subprocess.Popen(  # noqa: S603 our own command
+            self.command(job.name, moment, attempt), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        )
+        self._children[job.name] = _Child(job, moment, process, now_ns + job.timeout_ns + _OVERDUE_NS)
+        log.info("Started %s (attempt %d), process %d.", job.name, attempt, process.pid)
+
+    def _collect(self, now_ns: int) -> None:
+        for name, child in list(self._children.items()):
+            if child.process.poll() is None and now_ns > child.until_ns:
+                log.error("%s goes on long after its timeout, process %d. Tapeline kills it.", name, child.process.pid)
+                child.process.kill()
+                child.process.wait()
+            if child.process.poll() is not None:
+                del self._children[name]

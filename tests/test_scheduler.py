@@ -1,0 +1,359 @@
+"""The scheduler: whatever is killed, whatever the clock does, each moment of a schedule has one run that succeeds, and no two overlap."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from made import NOON, ticks
+from tapeline.config import Config, JobConfig
+from tapeline.errors import Busy, ConfigError, Unavailable
+from tapeline.orchestration import running
+from tapeline.orchestration.catalog import KINDS, Job, jobs_of, with_arguments
+from tapeline.orchestration.running import Request, run, wait_s
+from tapeline.orchestration.runs import CLAIM_NS, Claim, Runs
+from tapeline.orchestration.scheduler import Scheduler, due
+from tapeline.providers.registry import identity
+from tapeline.records import NS_PER_S, TICKS_TOPIC, Chunk
+from tapeline.stores.lake import Lake
+from waiting import until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MINUTE_NS = 60 * NS_PER_S
+HOUR_NS = 60 * MINUTE_NS
+
+
+class Clock:
+    def __init__(self, ns: int = NOON) -> None:
+        self.ns = ns
+
+    def __call__(self) -> int:
+        return self.ns
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def runs(tmp_path: Path, clock: Clock) -> Runs:
+    return Runs(tmp_path / "data" / "runs.sqlite", clock)
+
+
+def job(**settings: Any) -> Job:
+    return next(iter(jobs_of(Config(jobs=(JobConfig(**{"job": "vacuum", "schedule": "", "every": "1h", **settings}),))).values()))
+
+
+def ns(text: str) -> int:
+    return int(datetime.fromisoformat(text).timestamp()) * NS_PER_S
+
+
+def ended(runs: Runs, one: Job, moment: int, attempt: int, state: Any = "succeeded", retry_ns: int | None = None) -> None:
+    claim = Claim(job=one.name, thing=one.thing(moment), due_ns=moment, arguments={}, origin="schedule", attempt=attempt, process="p")
+    number = runs.claim(claim)
+    assert number is not None
+    assert runs.end(number, state, exit_status=0, result={}, retry_ns=retry_ns)
+
+
+def needed(runs: Runs, one: Job, clock: Clock, started_ns: int = 0) -> list[tuple[int, int]]:
+    return due(one, runs.of(one.name, 1_000), runs.since(one.name), started_ns, clock.ns)
+
+
+# What is due.
+
+
+def test_a_job_is_due_for_no_moment_before_it_was_first_met(runs: Runs, clock: Clock) -> None:
+    clock.ns = NOON + 1
+    one = job()
+    assert needed(runs, one, clock) == []
+    clock.ns = NOON + HOUR_NS
+    assert needed(runs, one, clock) == [(NOON + HOUR_NS, 1)]
+
+
+def test_after_three_missed_days_all_are_made_up_for_or_the_latest_or_none(runs: Runs, clock: Clock) -> None:
+    days = [NOON + day * 24 * HOUR_NS for day in (1, 2, 3)]
+    every, latest, never = (job(name=name, catch_up=name, every="", schedule="0 12 * * *") for name in ("all", "latest", "none"))
+    for one in (every, latest, never):
+        ended(runs, one, NOON, 1) if runs.since(one.name) else None
+    clock.ns = days[-1] + 5
+    assert needed(runs, every, clock) == [(day, 1) for day in days]
+    assert needed(runs, latest, clock) == [(days[-1], 1)]
+    assert needed(runs, never, clock, started_ns=clock.ns) == []
+    assert needed(runs, never, clock, started_ns=days[-1]) == [(days[-1], 1)]
+
+
+def test_a_failed_run_is_tried_again_when_its_wait_is_over_and_not_for_ever(runs: Runs, clock: Clock) -> None:
+    one = job(retries=2)
+    runs.since(one.name)
+    ended(runs, one, NOON, 1, "failed", NOON + 30)
+    clock.ns = NOON + 29
+    assert needed(runs, one, clock) == []
+    clock.ns = NOON + 30
+    assert needed(runs, one, clock) == [(NOON, 2)]
+    ended(runs, one, NOON, 2, "failed", NOON + 40)
+    clock.ns = NOON + 40
+    ended(runs, one, NOON, 3, "failed", NOON + 50)
+    clock.ns = NOON + HOUR_NS - 1
+    assert needed(runs, one, clock) == []
+
+
+def test_what_cannot_succeed_is_not_tried_again(runs: Runs, clock: Clock) -> None:
+    one = job()
+    runs.since(one.name)
+    ended(runs, one, NOON, 1, "failed", None)
+    clock.ns = NOON + HOUR_NS - 1
+    assert needed(runs, one, clock) == []
+
+
+@pytest.mark.parametrize("night", ["2026-03-07T20:00:00-05:00", "2026-10-31T20:00:00-04:00"])
+@pytest.mark.parametrize("cron", ["30 1 * * *", "30 2 * * *", "0 * * * *"])
+def test_through_both_nights_of_daylight_saving_each_moment_has_one_run(runs: Runs, clock: Clock, night: str, cron: str) -> None:
+    one = job(every="", schedule=cron, timezone="America/New_York", catch_up="all")
+    clock.ns = ns(night) + 1
+    runs.since(one.name)
+    met: list[int] = []
+    for _ in range(24 * 12):
+        clock.ns += 5 * MINUTE_NS
+        for moment, attempt in needed(runs, one, clock):
+            ended(runs, one, moment, attempt)
+            met.append(moment)
+    assert len(met) == len(set(met)) == (24 if cron == "0 * * * *" else 1)
+
+
+def test_a_clock_that_goes_back_and_forth_runs_nothing_twice(runs: Runs, clock: Clock) -> None:
+    one = job(catch_up="all")
+    runs.since(one.name)
+    met = []
+    for at in (0, 3, 1, 5, 2, 4, 6, 0, 6):
+        clock.ns = NOON + at * HOUR_NS
+        for moment, attempt in needed(runs, one, clock):
+            ended(runs, one, moment, attempt)
+            met.append(moment)
+    assert sorted(met) == [NOON + at * HOUR_NS for at in range(7)]
+
+
+# A run.
+
+
+@pytest.fixture
+def configured(tmp_path: Path) -> Config:
+    """A lake with one day, so that there is something to do."""
+    Lake(tmp_path / "data" / "lake", identity).write(
+        Chunk.dense(TICKS_TOPIC, 0, 0, ticks({"ts_ns": NOON}, {"ts_ns": NOON + 1, "sequence": 2}))
+    )
+    (tmp_path / "tapeline.toml").write_text(f'data_dir = "{tmp_path / "data"}"\n[[jobs]]\njob = "vacuum"\nevery = "1h"\n')
+    return Config(data_dir=str(tmp_path / "data"), jobs=(JobConfig(job="vacuum", every="1h"),))
+
+
+def test_a_run_records_what_it_did(configured: Config, runs: Runs, clock: Clock) -> None:
+    one = jobs_of(configured)["vacuum"]
+    outcome = run(configured, one, Request("airflow", "dag-7", "http://127.0.0.1:8080/7"), runs, threading.Event(), clock, Random(1))
+    assert (outcome.state, outcome.exit_status, outcome.error) == ("succeeded", 0, "")
+    (seen,) = runs.of("vacuum")
+    assert (seen.state, seen.origin, seen.origin_id, seen.origin_url) == ("succeeded", "airflow", "dag-7", "http://127.0.0.1:8080/7")
+    assert seen.result == outcome.result
+    assert {table["table"] for table in seen.result["tables"]} >= {"ticks"}
+
+
+def test_a_run_that_fails_says_whether_it_is_tried_again(tmp_path: Path, runs: Runs, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = Config(data_dir=str(tmp_path / "data"), jobs=(JobConfig(job="vacuum", retries=1),))
+    one = jobs_of(config)["vacuum"]
+    outcome = run(config, one, Request(), runs, threading.Event(), clock, Random(1))
+    assert (outcome.state, outcome.exit_status, outcome.retry_ns) == ("failed", 78, None), "there is no lake"
+    assert "There is no lake" in outcome.error
+
+    def away(*_: object) -> dict[str, Any]:
+        raise Unavailable("The provider is away.")
+
+    monkeypatch.setitem(
+        KINDS, "vacuum", KINDS["vacuum"].__class__("", KINDS["vacuum"].usual, KINDS["vacuum"].arguments, away, of_a_day=False)
+    )
+    one = jobs_of(config)["vacuum"]
+    first = run(config, one, Request(), runs, threading.Event(), clock, Random(1))
+    assert (first.exit_status, first.error) == (69, "The provider is away.")
+    assert first.retry_ns is not None
+    assert 15 * NS_PER_S <= first.retry_ns - NOON <= 30 * NS_PER_S
+    again = run(config, one, Request(attempt=2), runs, threading.Event(), clock, Random(1))
+    assert again.retry_ns is None, "the attempts are used up"
+
+
+def test_the_waits_grow_up_to_an_hour_and_differ() -> None:
+    waits = [[wait_s(attempt, Random(seed)) for attempt in range(1, 12)] for seed in range(20)]
+    assert all(15 <= some[0] <= 30 for some in waits)
+    assert all(1_800 <= some[-1] <= 3_600 for some in waits)
+    assert len({some[3] for some in waits}) == 20
+
+
+def test_the_same_never_runs_twice_at_once(configured: Config, runs: Runs, clock: Clock) -> None:
+    one = jobs_of(configured)["vacuum"]
+    assert runs.claim(Claim(job="vacuum", thing="", arguments={}, origin="person", process="another")) is not None
+    with pytest.raises(Busy, match="runs already"):
+        run(configured, one, Request(), runs, threading.Event(), clock, Random(1))
+
+
+def test_a_run_that_takes_too_long_is_told_to_stop_and_continues_later(
+    tmp_path: Path, runs: Runs, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def endless(work: Any, _: object) -> dict[str, Any]:
+        work.progress({"pages": 3})
+        assert work.stop.wait(60)
+        return {"pages": 3}
+
+    monkeypatch.setitem(KINDS, "vacuum", replace(KINDS["vacuum"], run=endless))
+    config = Config(data_dir=str(tmp_path), jobs=(JobConfig(job="vacuum", timeout="200ms"),))
+    outcome = run(config, jobs_of(config)["vacuum"], Request(), runs, threading.Event(), clock, Random(1))
+    assert (outcome.state, outcome.exit_status) == ("failed", 75)
+    assert "longer than its timeout" in outcome.error
+    assert outcome.retry_ns is not None
+    assert runs.of()[0].result == {"pages": 3}
+
+
+# Real children.
+
+
+@pytest.fixture
+def scheduler(configured: Config, tmp_path: Path, runs: Runs, clock: Clock) -> Iterator[Scheduler]:
+    found = scheduler_of(configured, tmp_path, runs, clock)
+    yield found
+    found.finish(5.0)
+
+
+def scheduler_of(config: Config, tmp_path: Path, runs: Runs, clock: Clock, first: str = "") -> Scheduler:
+    start = [sys.executable, *(["-c", first] if first else ["-m", "tapeline"])]
+    arguments = ["jobs", "run", "--by", "schedule", "--config", str(tmp_path / "tapeline.toml")]
+    known = {"vacuum": jobs_of(config)["vacuum"]}
+    command = [*start, *arguments]
+    return Scheduler(known, runs, lambda name, at, attempt: [*command, "--due-ns", str(at), "--attempt", str(attempt), name], clock, "test")
+
+
+def test_what_is_due_is_run_by_a_child_once(scheduler: Scheduler, runs: Runs, clock: Clock) -> None:
+    def step_until(count: int) -> None:
+        until(lambda: scheduler.step() or sum(one.state == "succeeded" for one in runs.of()) >= count, f"{count} runs")
+
+    step_until(1)
+    for _ in range(20):
+        scheduler.step()
+    clock.ns += HOUR_NS
+    step_until(2)
+    assert [(one.due_ns, one.attempt, one.state) for one in reversed(runs.of())] == [
+        (NOON, 1, "succeeded"),
+        (NOON + HOUR_NS, 1, "succeeded"),
+    ]
+
+
+def test_two_schedulers_at_once_run_each_moment_once(configured: Config, tmp_path: Path, clock: Clock) -> None:
+    both = []
+    for _ in range(2):
+        own = Runs(tmp_path / "data" / "runs.sqlite", clock)
+        both.append((scheduler_of(configured, tmp_path, own, clock), own))
+    runs = both[0][1]
+    for hour in range(3):
+        clock.ns = NOON + hour * HOUR_NS
+
+        def done(hour: int = hour) -> bool:
+            for one, _ in both:
+                one.step()
+            return sum(one.state == "succeeded" for one in runs.of()) > hour
+
+        until(done, f"hour {hour}")
+    for one, _ in both:
+        one.finish(30.0)
+    assert [(one.due_ns, one.attempt, one.state) for one in reversed(runs.of())] == [
+        (NOON + at * HOUR_NS, 1, "succeeded") for at in range(3)
+    ]
+
+
+#: A child that claims and is then killed amid its work.
+_DIES = """
+import os, signal, sys
+from tapeline.orchestration import catalog
+def die(work, told):
+    os.kill(os.getpid(), signal.SIGKILL)
+import dataclasses
+catalog.KINDS["vacuum"] = dataclasses.replace(catalog.KINDS["vacuum"], run=die)
+sys.argv[0] = "tapeline"
+from tapeline.cli import main
+main()
+"""
+
+
+def test_a_run_that_is_killed_is_seen_and_taken_up_again(configured: Config, tmp_path: Path, runs: Runs, clock: Clock) -> None:
+    """The child's claim is of the real clock, so the scheduler's is too, and leaps over the time in which a claim is renewed."""
+    import time
+
+    clock.ns = time.time_ns()
+    dying = scheduler_of(configured, tmp_path, runs, clock, _DIES)
+    runs._clock = lambda: 0  # type: ignore[method-assign]  # the job has been known for long
+    runs.since("vacuum")
+    runs._clock = clock
+    until(lambda: dying.step() or [one.state for one in runs.of()] == ["running"], "it runs")
+    until(lambda: dying.step() or not dying.status()["running"], "it is killed")
+    living = scheduler_of(configured, tmp_path, runs, clock)
+    for _ in range(5):
+        living.step()
+    assert [one.state for one in runs.of()] == ["running"], "its claim may still be renewed"
+    clock.ns = time.time_ns() + CLAIM_NS + NS_PER_S
+    until(lambda: living.step() or [one.state for one in runs.of()] == ["succeeded", "killed"], "it is taken up")
+    living.finish(5.0)
+    first, second = reversed(runs.of())
+    assert (first.attempt, second.attempt) == (1, 2)
+    assert first.due_ns == second.due_ns
+
+
+def test_the_children_stop_with_the_scheduler(configured: Config, tmp_path: Path, runs: Runs, clock: Clock) -> None:
+    sleeps = "import signal, time; signal.signal(signal.SIGTERM, lambda *_: exit(0)); print('up', flush=True); time.sleep(60)"
+    one = scheduler_of(configured, tmp_path, runs, clock, sleeps)
+    one.step()
+    (process,) = one.status()["running"].values()
+    one.finish(10.0)
+    with pytest.raises(ProcessLookupError):
+        os.kill(process, signal.SIGCONT)
+
+
+# The configuration.
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"job": "compress"}, r'job = "compress" is not a job. The jobs are: backfill, '),
+        ({"job": "vacuum", "arguments": {"day": "2026-01-05"}}, "The arguments of vacuum are: none"),
+        ({"job": "reconcile", "arguments": {"day": "yesterday"}}, "The arguments of reconcile are: provider, symbols, channels, day"),
+        ({"job": "export"}, "arguments: Object missing required field `symbol`"),
+        ({"job": "vacuum", "timeout": "soon"}, 'timeout = "soon" is not a duration'),
+    ],
+)
+def test_a_wrong_job_is_named_with_the_remedy(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        jobs_of(Config(jobs=(JobConfig(**settings),)))
+
+
+def test_two_jobs_of_one_name_are_refused() -> None:
+    with pytest.raises(ConfigError, match="two jobs 'vacuum'"):
+        jobs_of(Config(jobs=(JobConfig(job="vacuum"), JobConfig(job="vacuum"))))
+    assert list(jobs_of(Config(jobs=(JobConfig(job="vacuum"), JobConfig(job="vacuum", name="second"))))) == [
+        "vacuum",
+        "second",
+        "reconcile",
+        "check_lake",
+    ]
+
+
+def test_a_job_of_a_day_works_on_the_day_that_is_over_in_its_time_zone() -> None:
+    one = job(job="reconcile", schedule="30 6 * * *", every="", timezone="America/New_York")
+    assert one.thing(ns("2026-11-29T06:30:00-05:00")) == "2026-11-28"
+    assert one.thing(ns("2026-11-29T23:30:00-05:00")) == "2026-11-28"
+    assert with_arguments(one, {"day": "2026-01-05"}).thing(NOON) == "2026-01-05"
+    assert running.GRACE_S > 0
