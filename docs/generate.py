@@ -66,6 +66,7 @@ def settings() -> str:
         ("[stream.codecs]", config.CodecsConfig),
         ("[[providers]]", config.ProviderConfig),
         ("[[stores]]", config.StoreConfig),
+        ("[[jobs]]", config.JobConfig),
     )
     for title, struct in parts:
         found.append(f"## {'At the top' if not title else f'`{title}`'}\n\n{inspect.getdoc(struct)}\n\n{_table(struct)}\n")

@@ -50,10 +50,13 @@ def test_a_stage_of_this_machine_runs_while_its_process_does(tmp_path: Path) -> 
 
 def test_a_stage_that_the_configuration_has_no_more_is_shown_only_while_it_runs(tmp_path: Path) -> None:
     config = Config(
-        providers=(ProviderConfig(name="binance", process="crypto"),), stores=(StoreConfig(),), ledger=False, normalize_workers=2
+        providers=(ProviderConfig(name="binance", process="crypto"),),
+        stores=(StoreConfig(),),
+        ledger=False,
+        normalize_workers=2,
     )
     known = stage_names(config)
-    assert known == {"run", "repair", "normalize", "normalize-2", "ingest-crypto", "lake"}
+    assert known == {"run", "repair", "schedule", "normalize", "normalize-2", "ingest-crypto", "lake"}
     for stage in (*known, "postgresql"):
         speak(tmp_path, stage, pid=2**22 + 1, space=process_space())
     speak(tmp_path, "ledger", pid=os.getpid(), space=process_space())

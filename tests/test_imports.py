@@ -54,6 +54,7 @@ OWNERS: Final = {
         "tapeline.stages.ingest.spool",
         "tapeline.ledger.sqlite",
         "tapeline.jobs.backfill.page_log",
+        "tapeline.orchestration.runs",
     },
     "confluent_kafka": {"tapeline.streams.kafka"},
     "redis": {"tapeline.streams.redis"},

@@ -57,6 +57,18 @@ def test_a_run_is_recorded_from_its_beginning_to_its_end(runs: Runs, clock: Cloc
     assert not runs.end(run, "succeeded", exit_status=0, result={}), "an end is final"
 
 
+def test_the_oldest_runs_go(runs: Runs, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tapeline.orchestration.runs.KEPT", 3)
+    for due_ns in range(6):
+        clock.ns += 1
+        run = runs.claim(claim(due_ns=due_ns))
+        assert run is not None
+        runs.end(run, "succeeded", exit_status=0, result={})
+    runs.claim(claim(job="compact"))
+    assert [seen.due_ns for seen in runs.of("reconcile")] == [5, 4, 3, 2]
+    assert len(runs.of("compact")) == 1
+
+
 def test_two_runs_of_the_same_thing_never_overlap_and_of_others_do(runs: Runs) -> None:
     first = runs.claim(claim())
     assert first is not None

@@ -68,7 +68,7 @@ def ended(runs: Runs, one: Job, moment: int, attempt: int, state: Any = "succeed
 
 
 def needed(runs: Runs, one: Job, clock: Clock, started_ns: int = 0) -> list[tuple[int, int]]:
-    return due(one, runs.of(one.name, 1_000), runs.since(one.name), started_ns, clock.ns)
+    return due(one, runs.of(one.name, 1_000), runs.since(one.name), started_ns, clock.ns)[0]
 
 
 # What is due.
@@ -115,6 +115,26 @@ def test_what_cannot_succeed_is_not_tried_again(runs: Runs, clock: Clock) -> Non
     ended(runs, one, NOON, 1, "failed", None)
     clock.ns = NOON + HOUR_NS - 1
     assert needed(runs, one, clock) == []
+
+
+def test_what_is_over_is_not_looked_at_again_and_what_is_not_is(runs: Runs, clock: Clock) -> None:
+    one = job(catch_up="all")
+    runs.since(one.name)
+    clock.ns = NOON + 4 * HOUR_NS + 7
+
+    def look() -> tuple[list[tuple[int, int]], int]:
+        return due(one, runs.of(one.name), NOON, 0, clock.ns)
+
+    assert look() == ([(NOON + hour * HOUR_NS, 1) for hour in range(5)], NOON)
+    ended(runs, one, NOON, 1)
+    ended(runs, one, NOON + HOUR_NS, 1, "failed", clock.ns + 5)
+    ended(runs, one, NOON + 2 * HOUR_NS, 1)
+    assert look() == ([(NOON + 3 * HOUR_NS, 1), (NOON + 4 * HOUR_NS, 1)], NOON + HOUR_NS)
+    clock.ns += 5
+    ended(runs, one, NOON + HOUR_NS, 2)
+    ended(runs, one, NOON + 3 * HOUR_NS, 1)
+    ended(runs, one, NOON + 4 * HOUR_NS, 1, "failed", None)
+    assert look() == ([], clock.ns)
 
 
 @pytest.mark.parametrize("night", ["2026-03-07T20:00:00-05:00", "2026-10-31T20:00:00-04:00"])
@@ -294,6 +314,7 @@ def test_a_run_that_is_killed_is_seen_and_taken_up_again(configured: Config, tmp
     import time
 
     clock.ns = time.time_ns()
+    configured = Config(data_dir=configured.data_dir, jobs=(JobConfig(job="vacuum", every="20000d"),))  # one moment for all of the test
     dying = scheduler_of(configured, tmp_path, runs, clock, _DIES)
     runs._clock = lambda: 0  # type: ignore[method-assign]  # the job has been known for long
     runs.since("vacuum")

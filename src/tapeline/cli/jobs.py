@@ -59,7 +59,7 @@ def jobs_list(config: ConfigOption = None, format: FormatOption = Format.table) 
             mine = runs.of(name, 2_000)
             last = mine[0] if mine else None
             coming = next(iter(job.schedule.after(now_ns)), None)
-            late = bool(due(job, mine, runs.since(name), 0, now_ns)) if mine else False
+            late = bool(due(job, mine, runs.since(name), 0, now_ns)[0]) if mine else False
             rows.append(
                 {
                     "job": name,
@@ -181,7 +181,7 @@ def schedule(config: ConfigOption = None) -> None:
     Any number of schedulers may run on the same data: none runs a job twice.
     """
     import os
-    import socket
+    import platform
     import sys
     from random import Random
 
@@ -201,7 +201,7 @@ def schedule(config: ConfigOption = None) -> None:
             runs,
             lambda name, due_ns, attempt: [*start, "--due-ns", str(due_ns), "--attempt", str(attempt), name],
             time.time_ns,
-            f"{socket.gethostname()}, process {os.getpid()}",
+            f"{platform.node()}, process {os.getpid()}",
         )
 
         def step() -> bool:
@@ -210,7 +210,7 @@ def schedule(config: ConfigOption = None) -> None:
             return False
 
         try:
-            loop.run(step, stop, rest_s=1.0, waits=lambda: backoff(Random(), cap_s=5.0), drain_s=0.0)
+            loop.run(step, stop, rest_s=2.0, waits=lambda: backoff(Random(), cap_s=5.0), drain_s=0.0)
         finally:
             scheduler.finish()
 

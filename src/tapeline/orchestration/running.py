@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
+import platform
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -61,7 +61,7 @@ def run(config: Config, job: Job, request: Request, runs: Runs, stop: threading.
     A run that takes longer than its timeout is told to stop. If it does not, this ends the process after 30 s: only a process that does
     nothing else may call this."""
     due_ns = clock() if request.due_ns is None else request.due_ns
-    thing, process = job.thing(due_ns), f"{socket.gethostname()}, process {os.getpid()}"
+    thing, process = job.thing(due_ns), f"{platform.node()}, process {os.getpid()}"
     claim = Claim(
         job=job.name,
         thing=thing,

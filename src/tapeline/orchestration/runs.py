@@ -26,6 +26,8 @@ Origin = Literal["schedule", "person", "prefect", "airflow"]
 
 #: A run that has not renewed its claim for so long was killed.
 CLAIM_NS: Final = 30 * NS_PER_S
+#: How many of a job's latest runs are kept.
+KEPT: Final = 5_000
 #: How often a run renews its claim.
 RENEW_S: Final = 5.0
 _FORMAT: Final = 1
@@ -130,6 +132,11 @@ class Runs:
                 )
             except sqlite3.IntegrityError:
                 return None
+            db.execute(
+                "DELETE FROM runs WHERE job = ? AND started_ns < (SELECT started_ns FROM runs WHERE job = ? ORDER BY started_ns DESC"
+                " LIMIT 1 OFFSET ?) AND state != 'running'",
+                (claim.job, claim.job, KEPT),
+            )
             return cast("int", cursor.lastrowid)
 
     def renew(self, run: int, progress: Mapping[str, Any]) -> bool:

@@ -29,27 +29,27 @@ _LOOKED_AT: Final = 2_000
 _OVERDUE_NS: Final = int((GRACE_S + 30.0) * NS_PER_S)
 
 
-def due(job: Job, runs: Sequence[Run], since_ns: int, started_ns: int, now_ns: int) -> list[tuple[int, int]]:
-    """Return the runs that a job needs now: (moment of the schedule, attempt), the earliest first. Pure.
+def due(job: Job, runs: Sequence[Run], since_ns: int, started_ns: int, now_ns: int) -> tuple[list[tuple[int, int]], int]:
+    """Return the runs that a job needs now, (moment of the schedule, attempt), the earliest first; and the moment before which no run is
+    needed any more. Pure.
 
-    `runs`: the job's runs so far. `since_ns`: when the job was first met. `started_ns`: when this scheduler started. All ns, UTC."""
-    attempts: dict[int, Run] = {}
+    `runs`: the job's runs so far. `since_ns`: no run is needed for an earlier moment. `started_ns`: when this scheduler started. All ns,
+    UTC."""
+    last: dict[int, Run] = {}
     for run in runs:
-        if run.due_ns is not None and (run.due_ns not in attempts or run.attempt > attempts[run.due_ns].attempt):
-            attempts[run.due_ns] = run
-    found = []
+        if run.due_ns is not None and (run.due_ns not in last or run.attempt > last[run.due_ns].attempt):
+            last[run.due_ns] = run
+    needed, settled_ns = [], None
     for moment in _moments(job, since_ns, started_ns, now_ns):
-        last = attempts.get(moment)
-        if last is None:
-            found.append((moment, 1))
-        elif (
-            last.state in ("failed", "killed")
-            and last.retry_ns is not None
-            and last.retry_ns <= now_ns
-            and last.attempt <= job.settings.retries
-        ):
-            found.append((moment, last.attempt + 1))
-    return found
+        attempt = last.get(moment)
+        open_ = attempt is None or attempt.state == "running" or (attempt.retry_ns is not None and attempt.attempt <= job.settings.retries)
+        if open_ and settled_ns is None:
+            settled_ns = moment
+        if attempt is None:
+            needed.append((moment, 1))
+        elif open_ and attempt.state != "running" and attempt.retry_ns is not None and attempt.retry_ns <= now_ns:
+            needed.append((moment, attempt.attempt + 1))
+    return needed, max(since_ns, now_ns if settled_ns is None else settled_ns)
 
 
 def _moments(job: Job, since_ns: int, started_ns: int, now_ns: int) -> Sequence[int]:
@@ -92,6 +92,7 @@ class Scheduler:
     #: The most children at once.
     at_once: int = 2
     _children: dict[str, _Child] = field(default_factory=dict)
+    _since_ns: dict[str, int] = field(default_factory=dict)
     _started_ns: int = 0
 
     def step(self) -> bool:
@@ -102,10 +103,11 @@ class Scheduler:
         self._collect(now_ns)
         paused = self.runs.paused()
         for name, job in self.jobs.items():
-            since_ns = self.runs.since(name)
+            since_ns = self._since_ns[name] if name in self._since_ns else self.runs.since(name)
             if len(self._children) >= self.at_once or name in self._children or name in paused:
                 continue
-            for moment, attempt in due(job, self.runs.of(name, _LOOKED_AT), since_ns, self._started_ns, now_ns)[:1]:
+            needed, self._since_ns[name] = due(job, self.runs.of(name, _LOOKED_AT), since_ns, self._started_ns, now_ns)
+            for moment, attempt in needed[:1]:
                 self._start(job, moment, attempt, now_ns)
         return False
 

@@ -1,0 +1,99 @@
+"""`tapeline jobs`: a person lists the jobs, runs one, sees what it did, and pauses it; a scheduler alone runs what is due."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from made import NOON, ticks
+from tapeline.cli import app
+from tapeline.errors import ConfigError
+from tapeline.orchestration.runs import Runs
+from tapeline.providers.registry import identity
+from tapeline.records import TICKS_TOPIC, Chunk
+from tapeline.stores.lake import Lake
+from waiting import until
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A configuration with a lake of one tick, and a job that is due every second. No address of a provider answers."""
+    Lake(tmp_path / "data" / "lake", identity).write(Chunk.dense(TICKS_TOPIC, 0, 0, ticks({"ts_ns": NOON})))
+    jobs = '[[jobs]]\njob = "vacuum"\nevery = "1s"\n[[jobs]]\njob = "compact"\ntimezone = "America/New_York"\n'
+    provider = '[[providers]]\nname = "binance"\nsymbols = ["BTCUSDT"]\nchannels = ["trade"]\nrest_url = "http:/nowhere"\n'
+    (tmp_path / "tapeline.toml").write_text(f'data_dir = "{tmp_path / "data"}"\n{jobs}{provider}')
+    return tmp_path
+
+
+def ask(folder: Path, *words: str) -> Any:
+    return CliRunner().invoke(app, ["jobs", *words, "--config", str(folder / "tapeline.toml")])
+
+
+def lines(folder: Path, *words: str) -> list[dict[str, Any]]:
+    answer = ask(folder, *words, "--format", "json")
+    assert answer.exit_code == 0, answer.output
+    return [json.loads(line) for line in answer.stdout.splitlines()]
+
+
+def test_the_jobs_are_listed_with_their_schedule_and_their_last_run(folder: Path) -> None:
+    listed = {row["job"]: row for row in lines(folder, "list")}
+    assert list(listed) == ["vacuum", "compact", "reconcile", "check_lake"]
+    assert (listed["vacuum"]["schedule"], listed["vacuum"]["result"]) == ("every 1 s", "never ran")
+    assert (listed["compact"]["schedule"], listed["compact"]["timezone"]) == ("10 1 * * *", "America/New_York")
+    assert ask(folder, "run", "vacuum").exit_code == 0
+    assert {row["job"]: row["result"] for row in lines(folder, "list")}["vacuum"] == "succeeded"
+    assert ask(folder, "list").exit_code == 0
+
+
+def test_a_run_says_what_it_did_and_is_in_the_history(folder: Path) -> None:
+    done = json.loads(ask(folder, "run", "compact", "--day", "2026-01-05", "--format", "json").stdout)
+    assert (done["job"], done["state"], done["exit_status"], done["result"]["day"]) == ("compact", "succeeded", 0, "2026-01-05")
+    (seen,) = lines(folder, "history")
+    assert (seen["job"], seen["of"], seen["by"], seen["attempt"], seen["state"]) == ("compact", "2026-01-05", "person", "1", "succeeded")
+    assert lines(folder, "history", "vacuum") == []
+
+
+def test_a_run_that_fails_ends_with_the_status_of_its_error_and_says_why(folder: Path) -> None:
+    failed = ask(folder, "run", "reconcile", "--day", "2026-01-05", "--by", "airflow", "--by-id", "dag-7")
+    assert failed.exit_code in (69, 77, 78), failed.output
+    (seen,) = lines(folder, "history", "reconcile")
+    assert (seen["state"], seen["by"]) == ("failed", "airflow")
+    assert seen["error"]
+
+
+@pytest.mark.parametrize("words", [("run", "vacum"), ("pause", "vacum"), ("history", "vacum"), ("run", "compact", "--day", "monday")])
+def test_a_wrong_name_or_day_is_named(folder: Path, words: tuple[str, ...]) -> None:
+    wrong = ask(folder, *words)
+    assert isinstance(wrong.exception, ConfigError)
+    assert "The jobs are: vacuum, compact, reconcile, check_lake." in str(wrong.exception) or "'monday'" in str(wrong.exception)
+
+
+def test_the_scheduler_runs_what_is_due_and_rests_while_it_is_paused(folder: Path) -> None:
+    runs = Runs(folder / "data" / "runs.sqlite", time.time_ns)
+    command = [sys.executable, "-m", "tapeline", "schedule", "--config", str(folder / "tapeline.toml")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        until(lambda: sum(one.state == "succeeded" for one in runs.of("vacuum")) >= 2, "it ran twice")
+        assert {one.origin for one in runs.of("vacuum")} == {"schedule"}
+        assert ask(folder, "pause", "vacuum").exit_code == 0
+        until(lambda: all(one.state != "running" for one in runs.of("vacuum")), "the last one ends")
+        looked_ns = time.time_ns()
+        until(lambda: (runs.last_look_ns() or 0) > looked_ns, "it looks once more")
+        until(lambda: all(one.state != "running" for one in runs.of("vacuum")), "what it started before ends")
+        count = len(runs.of("vacuum", 1_000))
+        looked_ns = time.time_ns() + 5 * 10**9
+        until(lambda: (runs.last_look_ns() or 0) > looked_ns, "it looks for five seconds more")
+        assert len(runs.of("vacuum", 1_000)) == count
+        assert {row["job"]: row["next run"] for row in lines(folder, "list")}["vacuum"] == "paused"
+        assert ask(folder, "resume", "vacuum").exit_code == 0
+        until(lambda: len(runs.of("vacuum", 1_000)) > count, "it goes on")
+        process.send_signal(signal.SIGTERM)
+        said = process.communicate(timeout=60)[1]
+    assert process.returncode == 0, said
