@@ -9,7 +9,6 @@ import sys
 import threading
 import time
 from contextlib import closing
-from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from random import Random
@@ -20,11 +19,11 @@ import pytest
 from made import NOON, ticks
 from tapeline.config import Config, JobConfig
 from tapeline.errors import Busy, ConfigError, Unavailable
-from tapeline.orchestration import running
-from tapeline.orchestration.catalog import KINDS, Job, jobs_of, with_arguments
+from tapeline.orchestration.catalog import Job, jobs_of, with_arguments
 from tapeline.orchestration.running import Request, run, wait_s
 from tapeline.orchestration.runs import CLAIM_NS, Claim, Runs
 from tapeline.orchestration.scheduler import Scheduler, due
+from tapeline.orchestration.work import WORK
 from tapeline.providers.registry import identity
 from tapeline.records import NS_PER_S, TICKS_TOPIC, Chunk
 from tapeline.stores.lake import Lake
@@ -200,9 +199,7 @@ def test_a_run_that_fails_says_whether_it_is_tried_again(tmp_path: Path, runs: R
     def away(*_: object) -> dict[str, Any]:
         raise Unavailable("The provider is away.")
 
-    monkeypatch.setitem(
-        KINDS, "vacuum", KINDS["vacuum"].__class__("", KINDS["vacuum"].usual, KINDS["vacuum"].arguments, away, of_a_day=False)
-    )
+    monkeypatch.setitem(WORK, "vacuum", away)
     one = jobs_of(config)["vacuum"]
     first = run(config, one, Request(), runs, threading.Event(), clock, Random(1))
     assert (first.exit_status, first.error) == (69, "The provider is away.")
@@ -234,7 +231,7 @@ def test_a_run_that_takes_too_long_is_told_to_stop_and_continues_later(
         assert work.stop.wait(60)
         return {"pages": 3}
 
-    monkeypatch.setitem(KINDS, "vacuum", replace(KINDS["vacuum"], run=endless))
+    monkeypatch.setitem(WORK, "vacuum", endless)
     config = Config(data_dir=str(tmp_path), jobs=(JobConfig(job="vacuum", timeout="200ms"),))
     outcome = run(config, jobs_of(config)["vacuum"], Request(), runs, threading.Event(), clock, Random(1))
     assert (outcome.state, outcome.exit_status) == ("failed", 75)
@@ -301,11 +298,10 @@ def test_two_schedulers_at_once_run_each_moment_once(configured: Config, tmp_pat
 #: A child that claims and is then killed amid its work.
 _DIES = """
 import os, signal, sys
-from tapeline.orchestration import catalog
+from tapeline.orchestration.work import WORK
 def die(work, told):
     os.kill(os.getpid(), signal.SIGKILL)
-import dataclasses
-catalog.KINDS["vacuum"] = dataclasses.replace(catalog.KINDS["vacuum"], run=die)
+WORK["vacuum"] = die
 sys.argv[0] = "tapeline"
 from tapeline.cli import main
 main()
@@ -364,6 +360,15 @@ def test_a_wrong_job_is_named_with_the_remedy(settings: dict[str, Any], said: st
         jobs_of(Config(jobs=(JobConfig(**settings),)))
 
 
+def test_what_a_block_leaves_out_is_the_job_s_usual_value() -> None:
+    found = jobs_of(
+        Config(jobs=(JobConfig(job="reconcile", retries=1), JobConfig(job="check_lake", catch_up="none"), JobConfig(job="repair")))
+    )
+    assert (found["reconcile"].schedule.cron, found["reconcile"].settings.catch_up) == ("30 6 * * *", "all")
+    assert (found["check_lake"].settings.timeout, found["check_lake"].settings.catch_up) == ("12h", "none")
+    assert (found["repair"].schedule.period_ns, found["repair"].settings.timeout) == (5 * MINUTE_NS, "2h")
+
+
 def test_two_jobs_of_one_name_are_refused() -> None:
     with pytest.raises(ConfigError, match="two jobs 'vacuum'"):
         jobs_of(Config(jobs=(JobConfig(job="vacuum"), JobConfig(job="vacuum"))))
@@ -380,4 +385,3 @@ def test_a_job_of_a_day_works_on_the_day_that_is_over_in_its_time_zone() -> None
     assert one.thing(ns("2026-11-29T06:30:00-05:00")) == "2026-11-28"
     assert one.thing(ns("2026-11-29T23:30:00-05:00")) == "2026-11-28"
     assert with_arguments(one, {"day": "2026-01-05"}).thing(NOON) == "2026-01-05"
-    assert running.GRACE_S > 0

@@ -122,9 +122,9 @@ class JobConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only
     every: str = ""  # a period instead of a schedule: 30s, 5m, 1h
     timezone: str = "UTC"  # the time zone of schedule and deadline, and of the day that a job works on
     retries: Annotated[int, msgspec.Meta(ge=0, le=100)] = 5  # how often a run that failed is tried again; the waits grow
-    timeout: str = "2h"  # a run that takes longer is stopped
+    timeout: str = ""  # a run that takes longer is stopped: 30m, 2h
     deadline: str = ""  # HH:MM: the run of the day must have succeeded by then
-    catch_up: Literal["all", "latest", "none"] = "latest"  # which runs that were missed are made up for
+    catch_up: Literal["", "all", "latest", "none"] = ""  # which runs that were missed are made up for
     arguments: dict[str, object] = {}  # the job's own arguments
 
 

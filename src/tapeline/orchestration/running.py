@@ -17,8 +17,9 @@ from typing import Any, Final
 
 from tapeline.config import Config
 from tapeline.errors import FATAL_STATUSES, Busy, TapelineError, Unavailable
-from tapeline.orchestration.catalog import Job, Work
-from tapeline.orchestration.runs import RENEW_S, Claim, Origin, Runs, State
+from tapeline.orchestration.catalog import Job
+from tapeline.orchestration.runs import GRACE_S, RENEW_S, Claim, Origin, Runs, State
+from tapeline.orchestration.work import WORK, Work
 from tapeline.records import NS_PER_S
 from tapeline.retry.backoff import backoff
 
@@ -26,8 +27,6 @@ log = logging.getLogger(__name__)
 
 _FIRST_WAIT_S: Final = 30.0
 _LONGEST_WAIT_S: Final = 3_600.0
-#: A run that is told to stop and goes on for so long is ended by force.
-GRACE_S: Final = 30.0
 #: An error text names at most so many of the things that failed.
 _SHOWN: Final = 3
 
@@ -80,7 +79,7 @@ def run(config: Config, job: Job, request: Request, runs: Runs, stop: threading.
     keeper.start()
     status, error, result = 0, "", dict[str, Any]()
     try:
-        result = job.kind.run(Work(config, job.day(due_ns), stop, keeper.progress.update), job.arguments)
+        result = WORK[job.settings.job](Work(config, job.day(due_ns), stop, keeper.progress.update), job.arguments)
         if failed := result.get("failed"):
             more = f" And {len(failed) - _SHOWN} more." if len(failed) > _SHOWN else ""
             status, error = Unavailable.exit_status, " ".join(failed[:_SHOWN]) + more

@@ -26,6 +26,8 @@ Origin = Literal["schedule", "person", "prefect", "airflow"]
 
 #: A run that has not renewed its claim for so long was killed.
 CLAIM_NS: Final = 30 * NS_PER_S
+#: A run that is told to stop and goes on for so long is ended by force.
+GRACE_S: Final = 30.0
 #: How many of a job's latest runs are kept.
 KEPT: Final = 5_000
 #: How often a run renews its claim.

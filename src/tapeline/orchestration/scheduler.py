@@ -15,8 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from tapeline.orchestration.catalog import Job
-from tapeline.orchestration.running import GRACE_S
-from tapeline.orchestration.runs import Run, Runs
+from tapeline.orchestration.runs import GRACE_S, Run, Runs
 from tapeline.records import NS_PER_S
 
 log = logging.getLogger(__name__)
