@@ -79,7 +79,7 @@ def test_a_wrong_name_or_day_is_named(folder: Path, words: tuple[str, ...]) -> N
 def test_the_scheduler_runs_what_is_due_and_rests_while_it_is_paused(folder: Path) -> None:
     runs = Runs(folder / "data" / "runs.sqlite", time.time_ns)
     command = [sys.executable, "-m", "tapeline", "schedule", "--config", str(folder / "tapeline.toml")]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command) as second, subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         until(lambda: sum(one.state == "succeeded" for one in runs.of("vacuum")) >= 2, "it ran twice")
         assert {one.origin for one in runs.of("vacuum")} == {"schedule"}
         assert ask(folder, "pause", "vacuum").exit_code == 0
@@ -94,6 +94,10 @@ def test_the_scheduler_runs_what_is_due_and_rests_while_it_is_paused(folder: Pat
         assert {row["job"]: row["next run"] for row in lines(folder, "list")}["vacuum"] == "paused"
         assert ask(folder, "resume", "vacuum").exit_code == 0
         until(lambda: len(runs.of("vacuum", 1_000)) > count, "it goes on")
-        process.send_signal(signal.SIGTERM)
+        for one in (second, process):
+            one.send_signal(signal.SIGTERM)
         said = process.communicate(timeout=60)[1]
+        assert second.wait(60) == 0
     assert process.returncode == 0, said
+    moments = [one.due_ns for one in runs.of("vacuum", 1_000) if one.state == "succeeded"]
+    assert len(moments) == len(set(moments)), "two schedulers ran no moment twice"

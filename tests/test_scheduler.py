@@ -111,6 +111,18 @@ def test_a_failed_run_is_tried_again_when_its_wait_is_over_and_not_for_ever(runs
     assert needed(runs, one, clock) == []
 
 
+def test_a_run_that_was_stopped_continues_however_often(runs: Runs, clock: Clock) -> None:
+    one = job(retries=1)
+    runs.since(one.name)
+    for attempt in range(1, 6):
+        assert needed(runs, one, clock) == [(NOON, attempt)]
+        ended(runs, one, NOON, attempt, "stopped", NOON)
+    ended(runs, one, NOON, 6, "failed", NOON)
+    assert needed(runs, one, clock) == [(NOON, 7)]
+    ended(runs, one, NOON, 7, "killed", NOON)
+    assert needed(runs, one, clock) == []
+
+
 def test_what_cannot_succeed_is_not_tried_again(runs: Runs, clock: Clock) -> None:
     one = job()
     runs.since(one.name)
@@ -205,8 +217,6 @@ def test_a_run_that_fails_says_whether_it_is_tried_again(tmp_path: Path, runs: R
     assert (first.exit_status, first.error) == (69, "The provider is away.")
     assert first.retry_ns is not None
     assert 15 * NS_PER_S <= first.retry_ns - NOON <= 30 * NS_PER_S
-    again = run(config, one, Request(attempt=2), runs, threading.Event(), clock, Random(1))
-    assert again.retry_ns is None, "the attempts are used up"
 
 
 def test_the_waits_grow_up_to_an_hour_and_differ() -> None:
@@ -221,6 +231,20 @@ def test_the_same_never_runs_twice_at_once(configured: Config, runs: Runs, clock
     assert runs.claim(Claim(job="vacuum", thing="", arguments={}, origin="person", process="another")) is not None
     with pytest.raises(Busy, match="runs already"):
         run(configured, one, Request(), runs, threading.Event(), clock, Random(1))
+
+
+def test_a_run_that_is_stopped_says_so(tmp_path: Path, runs: Runs, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    stop = threading.Event()
+
+    def stopped(work: Any, _: object) -> dict[str, Any]:
+        stop.set()
+        assert work.stop.is_set()
+        return {"pages": 1}
+
+    monkeypatch.setitem(WORK, "vacuum", stopped)
+    config = Config(data_dir=str(tmp_path), jobs=(JobConfig(job="vacuum"),))
+    outcome = run(config, jobs_of(config)["vacuum"], Request(), runs, stop, clock, Random(1))
+    assert (outcome.state, outcome.exit_status, outcome.retry_ns) == ("stopped", 75, NOON)
 
 
 def test_a_run_that_takes_too_long_is_told_to_stop_and_continues_later(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tapeline.cli.app import app
-from tapeline.cli.terminal import ConfigOption, Format, TableOrJson, echo, load_config, own_stage, reader_may_leave, stop_on_signal
+from tapeline.cli.terminal import ConfigOption, Format, TableOrJson, echo, load_config, reader_may_leave, stop_on_signal
 from tapeline.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -194,7 +194,7 @@ def schedule(config: ConfigOption = None) -> None:
     stop = stop_on_signal(with_parent=True)
     arguments = ["--config", str(config)] if config else []
     start = [sys.executable, "-m", "tapeline", "jobs", "run", "--by", "schedule", *arguments]
-    with own_stage(settings, "schedule", stop), _opened(settings) as (known, runs):
+    with _opened(settings) as (known, runs):
         status = StatusFile(settings.root, "schedule")
         scheduler = Scheduler(
             known,

@@ -78,13 +78,15 @@ def run(config: Config, job: Job, request: Request, runs: Runs, stop: threading.
     keeper = _Keeper(runs, number, job.timeout_ns / NS_PER_S, stop)
     keeper.start()
     status, error, result = 0, "", dict[str, Any]()
+    state: State | None = None
     try:
         result = WORK[job.settings.job](Work(config, job.day(due_ns), stop, keeper.progress.update), job.arguments)
         if failed := result.get("failed"):
             more = f" And {len(failed) - _SHOWN} more." if len(failed) > _SHOWN else ""
             status, error = Unavailable.exit_status, " ".join(failed[:_SHOWN]) + more
         elif stop.is_set():
-            status, error = Busy.exit_status, keeper.why or "The run was stopped. The next attempt continues where it was."
+            status, error = Busy.exit_status, keeper.why
+            state = "failed" if error else "stopped"
     except TapelineError as problem:
         status, error = problem.exit_status, keeper.why or str(problem)
     except Exception as problem:
@@ -93,9 +95,11 @@ def run(config: Config, job: Job, request: Request, runs: Runs, stop: threading.
     finally:
         keeper.finish()
     retry_ns = None
-    if status and status not in FATAL_STATUSES - {Busy.exit_status} and request.attempt <= job.settings.retries:
+    if state == "stopped":
+        retry_ns = clock()
+    elif status and status not in FATAL_STATUSES - {Busy.exit_status}:
         retry_ns = clock() + int(wait_s(request.attempt, random) * NS_PER_S)
-    state: State = "failed" if status else "succeeded"
+    state = state or ("failed" if status else "succeeded")
     runs.end(number, state, exit_status=status, result=result, error=error, retry_ns=retry_ns)
     return Outcome(number, state, status, result, error, retry_ns)
 

@@ -20,7 +20,8 @@ from tapeline.errors import DiskProblem, Unavailable
 from tapeline.local.sqlite import connect, format_of, log_ahead
 from tapeline.records import NS_PER_S
 
-State = Literal["running", "succeeded", "failed", "killed"]
+#: `stopped`: by a person or with the scheduler, before it was done. `killed`: its process ended without a word.
+State = Literal["running", "succeeded", "failed", "stopped", "killed"]
 #: Who started a run.
 Origin = Literal["schedule", "person", "prefect", "airflow"]
 
@@ -104,7 +105,7 @@ class Run:
     ended_ns: int | None
     state: State
     exit_status: int | None
-    #: When a failed run is due again; None if a retry cannot help, or if the attempts are used up.
+    #: When the run is due again, if its job has retries left; None if a retry cannot help.
     retry_ns: int | None
     progress: dict[str, Any]
     result: dict[str, Any]

@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import signal
 import subprocess
-from collections import deque
+import time
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -24,6 +25,8 @@ log = logging.getLogger(__name__)
 _MOST_MISSED: Final = 400
 #: How many of a job's latest runs are looked at.
 _LOOKED_AT: Final = 2_000
+#: How long a stop waits for the children.
+_STOP_WITHIN_S: Final = 10.0
 #: A child that is over its job's timeout by so much is killed. It ends by itself before, unless it hangs.
 _OVERDUE_NS: Final = int((GRACE_S + 30.0) * NS_PER_S)
 
@@ -35,13 +38,14 @@ def due(job: Job, runs: Sequence[Run], since_ns: int, started_ns: int, now_ns: i
     `runs`: the job's runs so far. `since_ns`: no run is needed for an earlier moment. `started_ns`: when this scheduler started. All ns,
     UTC."""
     last: dict[int, Run] = {}
+    failures = Counter(run.due_ns for run in runs if run.state in ("failed", "killed"))
     for run in runs:
         if run.due_ns is not None and (run.due_ns not in last or run.attempt > last[run.due_ns].attempt):
             last[run.due_ns] = run
     needed, settled_ns = [], None
     for moment in _moments(job, since_ns, started_ns, now_ns):
         attempt = last.get(moment)
-        open_ = attempt is None or attempt.state == "running" or (attempt.retry_ns is not None and attempt.attempt <= job.settings.retries)
+        open_ = attempt is None or attempt.state == "running" or (attempt.retry_ns is not None and failures[moment] <= job.settings.retries)
         if open_ and settled_ns is None:
             settled_ns = moment
         if attempt is None:
@@ -114,13 +118,14 @@ class Scheduler:
         """Return what `tapeline status` shows: the running children."""
         return {"running": {name: child.process.pid for name, child in self._children.items()}}
 
-    def finish(self, wait_s: float = GRACE_S) -> None:
-        """Tell the children to stop, and kill those that have not after `wait_s` seconds. The next start takes their runs up."""
+    def finish(self, wait_s: float = _STOP_WITHIN_S) -> None:
+        """Tell the children to stop, and kill those that have not after `wait_s` seconds in all. The next start takes their runs up."""
         for child in self._children.values():
             child.process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + wait_s
         for child in self._children.values():
             try:
-                child.process.wait(wait_s)
+                child.process.wait(max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
                 log.warning("%s did not stop within %.0f s. Tapeline kills it. The next start continues it.", child.job.name, wait_s)
                 child.process.kill()
