@@ -323,7 +323,7 @@ def test_two_schedulers_at_once_run_each_moment_once(configured: Config, tmp_pat
 _DIES = """
 import os, signal, sys
 from tapeline.orchestration.work import WORK
-def die(work, told):
+def die(work, arguments):
     os.kill(os.getpid(), signal.SIGKILL)
 WORK["vacuum"] = die
 sys.argv[0] = "tapeline"

@@ -38,9 +38,9 @@ class Work:
     progress: Progress
 
 
-def _backfill(work: Work, told: BackfillArguments) -> dict[str, Any]:
-    wanted = Wanted(told.provider, told.symbols, told.channels, told.files)
-    first = told.history_from or work.day
+def _backfill(work: Work, arguments: BackfillArguments) -> dict[str, Any]:
+    wanted = Wanted(arguments.provider, arguments.symbols, arguments.channels, arguments.files)
+    first = arguments.history_from or work.day
     days = events = pages = 0
     failed: list[str] = []
     for back in range((work.day - first).days + 1):  # the newest day first: it is the one that is asked for
@@ -54,12 +54,12 @@ def _backfill(work: Work, told: BackfillArguments) -> dict[str, Any]:
     return {"days": days, "pages": pages, "events": events, "failed": failed}
 
 
-def _reconcile(work: Work, told: HistoryArguments) -> dict[str, Any]:
+def _reconcile(work: Work, arguments: HistoryArguments) -> dict[str, Any]:
     compared = equal = filled = 0
     failed: list[str] = []
     different: list[str] = []
-    wanted = Wanted(told.provider, told.symbols, told.channels)
-    for one in tasks.reconcile(work.config, wanted, _span(told.day or work.day), work.stop):
+    wanted = Wanted(arguments.provider, arguments.symbols, arguments.channels)
+    for one in tasks.reconcile(work.config, wanted, _span(arguments.day or work.day), work.stop):
         if isinstance(one, tasks.Failed):
             failed.append(f"{one.key.symbol} {one.key.channel}: {one.error}")
             continue
@@ -68,7 +68,7 @@ def _reconcile(work: Work, told: HistoryArguments) -> dict[str, Any]:
             different.append(f"{one.key.symbol} {one.key.channel}")
         work.progress({"compared": compared, "equal": equal})
     return {
-        "day": str(told.day or work.day),
+        "day": str(arguments.day or work.day),
         "compared": compared,
         "equal": equal,
         "filled": filled,
@@ -77,8 +77,8 @@ def _reconcile(work: Work, told: HistoryArguments) -> dict[str, Any]:
     }
 
 
-def _repair(work: Work, told: RepairArguments) -> dict[str, Any]:
-    gaps = tasks.gaps_to_repair(work.config, told.symbols, told.provider)
+def _repair(work: Work, arguments: RepairArguments) -> dict[str, Any]:
+    gaps = tasks.gaps_to_repair(work.config, arguments.symbols, arguments.provider)
     closed = events = 0
     failed: list[str] = []
     for one in tasks.repair(work.config, gaps):
@@ -92,34 +92,34 @@ def _repair(work: Work, told: RepairArguments) -> dict[str, Any]:
     return {"gaps": len(gaps), "requested": closed, "events": events, "failed": failed}
 
 
-def _compact(work: Work, told: DayArguments) -> dict[str, Any]:
-    done = tasks.compact(work.config, told.day or work.day, _of_table(work))
-    return {"day": str(told.day or work.day), "tables": [_plain(asdict(one)) for one in done]}
+def _compact(work: Work, arguments: DayArguments) -> dict[str, Any]:
+    done = tasks.compact(work.config, arguments.day or work.day, _of_table(work))
+    return {"day": str(arguments.day or work.day), "tables": [_plain(asdict(one)) for one in done]}
 
 
-def _prune(work: Work, told: NoArguments) -> dict[str, Any]:
-    del told
+def _prune(work: Work, arguments: NoArguments) -> dict[str, Any]:
+    del arguments
     return {"removed": [_plain(asdict(one)) for one in tasks.prune(work.config, work.day + timedelta(1))]}
 
 
-def _vacuum(work: Work, told: NoArguments) -> dict[str, Any]:
-    del told
+def _vacuum(work: Work, arguments: NoArguments) -> dict[str, Any]:
+    del arguments
     return {"tables": [_plain(asdict(one)) for one in tasks.vacuum(work.config)]}
 
 
-def _check_lake(work: Work, told: CheckArguments) -> dict[str, Any]:
-    checked = tasks.check_lake(work.config, told.day, _of_table(work))
+def _check_lake(work: Work, arguments: CheckArguments) -> dict[str, Any]:
+    checked = tasks.check_lake(work.config, arguments.day, _of_table(work))
     problems = [f"{one.table}: {finding}" for one in checked for finding in one.findings]
     return {"tables": len(checked), "problems": problems, "failed": problems}
 
 
-def _export(work: Work, told: ExportArguments) -> dict[str, Any]:
-    day = told.day or work.day
-    request = tasks.ExportRequest(told.symbol, _span(day), told.kind, told.channel, told.provider)
-    folder = Path(told.to).expanduser() / f"{told.symbol.replace('/', '-')}-{day}"
+def _export(work: Work, arguments: ExportArguments) -> dict[str, Any]:
+    day = arguments.day or work.day
+    request = tasks.ExportRequest(arguments.symbol, _span(day), arguments.kind, arguments.channel, arguments.provider)
+    folder = Path(arguments.to).expanduser() / f"{arguments.symbol.replace('/', '-')}-{day}"
     if (folder / f"date={day}").exists():
         return {"folder": str(folder), "rows": 0, "files": 0, "bytes": 0, "note": "it is there already"}
-    done = tasks.export(work.config, request, folder, told.form, lambda rows, ns: work.progress({"rows": rows, "reached_ns": ns}))
+    done = tasks.export(work.config, request, folder, arguments.form, lambda rows, ns: work.progress({"rows": rows, "reached_ns": ns}))
     return {"folder": str(done.folder), "rows": done.rows, "files": done.files, "bytes": done.bytes}
 
 
