@@ -268,7 +268,7 @@ def test_the_write_ahead_log_stays_within_its_bound(tmp_path: Path, monkeypatch:
 
 
 def test_a_log_that_cannot_be_folded_does_not_make_a_done_write_look_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who is told that a write failed writes again. No real disk fails for the checkpoint alone, so the connection says so."""
+    """A caller that is told of a failed write writes again. No real disk fails for the checkpoint alone, so the connection says so."""
     monkeypatch.setattr(file, "_WAL_BOUND", 0)
     with closing(EmbeddedStream(tmp_path)) as stream:
         stream.append(RAW_TOPIC, raws(0, 1))

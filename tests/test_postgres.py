@@ -256,7 +256,7 @@ def test_tables_of_each_version_before_are_brought_to_this_one(database: str, ve
 
 def test_an_address_that_does_not_answer_or_refuses_says_so_without_the_password(database: str) -> None:
     away = Postgres("postgresql://me:secret@127.0.0.1:1/x", NO_SECRET, identity)
-    with pytest.raises(Unavailable, match="What was not written stays in the stream") as said:
+    with pytest.raises(Unavailable, match="Unwritten records stay in the stream") as said:
         away.totals(TICKS_TOPIC)
     assert "secret" not in str(said.value)
     with pytest.raises(Refused, match="does not exist"):

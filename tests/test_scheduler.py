@@ -399,7 +399,6 @@ def test_two_jobs_of_one_name_are_refused() -> None:
     assert list(jobs_of(Config(jobs=(JobConfig(job="vacuum"), JobConfig(job="vacuum", name="second"))))) == [
         "vacuum",
         "second",
-        "reconcile",
         "check_lake",
     ]
 

@@ -114,16 +114,15 @@ class StoreConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class JobConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
-    """One job: what runs, when, and how often it is tried. What is left out is the job's own usual value."""
+    """One job: what runs, when, and how often it is tried. A key that is left out has the job's usual value."""
 
     job: str  # backfill, reconcile, repair, compact, prune, vacuum, check_lake or export
     name: Name = ""  # its name, if there are several of one job; if left out, the job
     schedule: str = ""  # a cron expression: minute, hour, day, month, weekday
     every: str = ""  # a period instead of a schedule: 30s, 5m, 1h
-    timezone: str = "UTC"  # the time zone of schedule and deadline, and of the day that a job works on
+    timezone: str = "UTC"  # the time zone of schedule, and of the day that a job works on
     retries: Annotated[int, msgspec.Meta(ge=0, le=100)] = 5  # how often a run that failed is tried again; the waits grow
     timeout: str = ""  # a run that takes longer is stopped: 30m, 2h
-    deadline: str = ""  # HH:MM: the run of the day must have succeeded by then
     catch_up: Literal["", "all", "latest", "none"] = ""  # which runs that were missed are made up for
     arguments: dict[str, object] = {}  # the job's own arguments
 
@@ -139,7 +138,7 @@ class Config(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     ledger: bool = True  # record which data is complete
     ledger_days: Annotated[int, msgspec.Meta(ge=0)] = 0  # how many days the ledger keeps its records; 0: for ever
     repair: bool = True  # fill gaps from the providers' histories, if a provider keeps one
-    scheduler: Literal["embedded", "prefect", "airflow", "none"] = "embedded"  # who starts the jobs
+    scheduler: Literal["embedded", "none"] = "embedded"  # who starts the jobs: the scheduler of tapeline run, or nobody
     jobs: tuple[JobConfig, ...] = ()  # jobs that differ from the usual ones, and further ones
 
     @property

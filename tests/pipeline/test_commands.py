@@ -108,6 +108,15 @@ def test_output_that_cannot_be_written_is_an_error_in_one_line(words: tuple[str,
     assert done.stderr == "error: The output could not be written: No space left on device. Free disk space, or write it elsewhere.\n"
 
 
+def test_an_error_of_the_system_that_is_not_the_output_s_is_not_taken_for_it(tmp_path: Path) -> None:
+    program = "from tapeline.cli import app, main\n@app.command()\ndef breaks() -> None:\n    raise ConnectionResetError(104, 'x')\nmain()"
+    command = [sys.executable, "-c", program, "breaks"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), cwd=tmp_path, check=False)
+    assert done.returncode == 1
+    assert "ConnectionResetError" in done.stderr
+    assert "could not be written" not in done.stderr
+
+
 def test_a_command_that_is_done_does_not_wait_for_what_libraries_do_at_the_end(tmp_path: Path) -> None:
     """A client of Kafka whose broker is away takes a minute to be destroyed. Here something takes for ever."""
     program = (

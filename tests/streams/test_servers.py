@@ -770,3 +770,37 @@ def test_a_member_whose_client_fetches_nothing_is_placed_anew_and_reads_everythi
     member._rewind_due = True
     assert drained(member, 30) == [b"%d " % number for number in range(30)]
     leave_behind_all(stream, member)
+
+
+@pytest.mark.parametrize("place", ["kafka-arrow"], indirect=True)
+def test_a_member_that_cannot_rewind_is_polled_all_the_same(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client whose group has forgotten it joins anew only when it is polled, and until then no rewind succeeds."""
+    stream = place.open()
+    stream.append(RAW_TOPIC, raws(0, 30), 1)
+    member: Any = stream.join("normalize", RAW_TOPIC, "one")
+    polled(member, 10)
+    consumer, rewind, polls, seen = member._consumer, member._rewind, [0], []
+
+    class Counting:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(consumer, name)
+
+        def poll(self, *arguments: Any) -> Any:
+            polls[0] += 1
+            return consumer.poll(*arguments)
+
+    def forgotten() -> None:
+        seen.append(polls[0])
+        if len(seen) < 4:
+            raise Unavailable("The group does not know this member.")
+        rewind()
+
+    monkeypatch.setattr(member, "_consumer", Counting())
+    monkeypatch.setattr(member, "_rewind", forgotten)
+    member._rewind_due = True
+    for _ in range(3):
+        with pytest.raises(Unavailable):
+            member.poll(10)
+    assert drained(member, 30) == [b"%d " % number for number in range(30)]
+    assert sorted(set(seen)) == seen, "it was polled before each rewind"
+    leave_behind_all(stream, member)

@@ -44,11 +44,22 @@ def main() -> NoReturn:
     except TapelineError as error:
         Console(stderr=True).print(f"[bold red]error:[/] {escape(printable(without_secrets(str(error))))}", highlight=False, soft_wrap=True)
         status = getattr(error, "status", error.exit_status)
-    except OSError as error:  # all other files have errors of their own
-        status = _not_written(error)
+    except OSError:
+        if (failed := _output_error()) is None:
+            raise  # of something else: it must not look like an end without an error
+        status = _not_written(failed)
     except KeyboardInterrupt:
         status = 130
     _end(status)
+
+
+def _output_error() -> OSError | None:
+    """Write out what is left of the output. Return the error if that is impossible."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        return error
+    return None
 
 
 def _not_written(error: OSError) -> int:
@@ -66,10 +77,8 @@ def _end(status: int) -> NoReturn:
     The interpreter would first destroy the clients of libraries that are still in memory. librdkafka waits there for a broker that is away,
     for more than a minute (2.16), and DuckDB's bindings print what they have leaked."""
     logging.shutdown()
-    try:
-        sys.stdout.flush()
-    except OSError as error:
-        status = status or _not_written(error)
+    if (failed := _output_error()) is not None:
+        status = status or _not_written(failed)
     with suppress(OSError):
         sys.stderr.flush()
     os._exit(status)

@@ -86,7 +86,7 @@ def backfill(
         failed = failed or bool(done.state.failed)
         _report(done, format)
     if stop.is_set():
-        echo("Stopped. What was fetched is in the stream. Run the same command again to continue.", err=True)
+        echo("Stopped. The fetched data is in the stream. Run the same command again to continue.", err=True)
         raise typer.Exit(130)
     raise typer.Exit(1 if failed else 0)
 

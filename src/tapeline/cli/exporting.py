@@ -27,7 +27,7 @@ class Form(StrEnum):
 
 
 class Kind(StrEnum):
-    """What is exported: trades and quotes are rows of `ticks`, bars are rows of `bars`."""
+    """The kind of rows to export. Trades and quotes are rows of `ticks`, bars are rows of `bars`."""
 
     trade = "trade"
     quote = "quote"

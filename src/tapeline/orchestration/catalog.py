@@ -5,7 +5,7 @@ The scheduler needs this module and not `work.py`, which loads the stores' libra
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from typing import Final, Literal
@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from tapeline.config import Config, JobConfig
 from tapeline.errors import ConfigError
 from tapeline.orchestration.schedule import Schedule, duration_ns, parse
+from tapeline.providers.registry import HISTORIES
 from tapeline.records import NS_PER_S
 
 
@@ -118,8 +119,8 @@ KINDS: Final[dict[str, Kind]] = {
         ),
     )
 }
-#: Jobs that run without any configuration. The others need arguments, or do nothing where stages already do it.
-USUAL: Final = ("reconcile", "check_lake", "vacuum")
+#: Jobs that run without any configuration, where there is a lake. The others need arguments, or stages do their work already.
+_OF_EVERY_LAKE: Final = ("check_lake", "vacuum")
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +147,7 @@ class Job:
 def jobs_of(config: Config) -> dict[str, Job]:
     """Return the configured jobs and the usual ones, by their names. Raises ConfigError, which names the block and the remedy."""
     found: dict[str, Job] = {}
-    for settings in (*config.jobs, *(KINDS[name].usual for name in USUAL if name not in {some.job for some in config.jobs})):
+    for settings in (*config.jobs, *_usual(config)):
         if settings.job not in KINDS:
             raise ConfigError(f'[[jobs]]: job = "{settings.job}" is not a job. The jobs are: {", ".join(KINDS)}.')
         job = _job(settings)
@@ -154,6 +155,14 @@ def jobs_of(config: Config) -> dict[str, Job]:
             raise ConfigError(f'[[jobs]]: there are two jobs {job.name!r}. Give one of them another name = "...".')
         found[job.name] = job
     return found
+
+
+def _usual(config: Config) -> Sequence[JobConfig]:
+    """The jobs that run although no block names them."""
+    lake = any(store.url.startswith("lake:") for store in config.stores)
+    names = ["reconcile"] if lake and any(some.name in HISTORIES for some in config.providers) else []
+    names += _OF_EVERY_LAKE if lake else ()
+    return [KINDS[name].usual for name in names if name not in {some.job for some in config.jobs}]
 
 
 def with_arguments(job: Job, arguments: Mapping[str, object]) -> Job:

@@ -33,7 +33,7 @@ _SHOWN: Final = 3
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Who asks for a run, and for which moment of the schedule (ns, UTC; None: for now)."""
+    """Who starts a run. `due_ns` is the moment of the schedule (ns, UTC) that it is for; None: now."""
 
     origin: Origin = "person"
     origin_id: str = ""
@@ -81,14 +81,16 @@ def run(config: Config, job: Job, request: Request, runs: Runs, stop: threading.
     state: State | None = None
     try:
         result = WORK[job.settings.job](Work(config, job.day(due_ns), stop, keeper.progress.update), job.arguments)
-        if failed := result.get("failed"):
-            more = f" And {len(failed) - _SHOWN} more." if len(failed) > _SHOWN else ""
-            status, error = Unavailable.exit_status, " ".join(failed[:_SHOWN]) + more
-        elif stop.is_set():
+        if stop.is_set():
             status, error = Busy.exit_status, keeper.why
             state = "failed" if error else "stopped"
+        elif failed := result.get("failed"):
+            more = f" And {len(failed) - _SHOWN} more." if len(failed) > _SHOWN else ""
+            status, error = Unavailable.exit_status, " ".join(failed[:_SHOWN]) + more
     except TapelineError as problem:
         status, error = problem.exit_status, keeper.why or str(problem)
+        if stop.is_set() and not keeper.why and isinstance(problem, (Busy, Unavailable)):
+            state = "stopped"  # the error says no more than that it was stopped while it waited
     except Exception as problem:
         log.exception("%s failed in a way that is not foreseen.", job.name)
         status, error = TapelineError.exit_status, f"{type(problem).__name__}: {problem}. Report this error."
@@ -145,5 +147,7 @@ class _Keeper(threading.Thread):
         log.warning("%s", self.why)
         self._stop_job.set()
         if not self._done.wait(GRACE_S):
-            self._runs.end(self._run, "failed", exit_status=Busy.exit_status, result={}, error=self.why, retry_ns=0)
-            os._exit(Busy.exit_status)
+            try:
+                self._runs.end(self._run, "failed", exit_status=Busy.exit_status, result={}, error=self.why, retry_ns=0)
+            finally:
+                os._exit(Busy.exit_status)

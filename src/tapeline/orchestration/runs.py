@@ -2,7 +2,7 @@
 
 A run claims its job and the thing that it works on. While it runs, it renews its claim every few seconds. If a claim is not renewed, its
 process was killed: the next claim ends that run as `killed` and takes its place. All changes are single transactions, so any number of
-processes may use the file.
+processes of one machine may use the file.
 """
 
 from __future__ import annotations

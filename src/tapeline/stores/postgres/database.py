@@ -87,9 +87,7 @@ class Database:
             return DiskProblem(
                 f"PostgreSQL at {self.shown} cannot write: {message}. The records stay in the stream. Free disk space there."
             )
-        return Unavailable(
-            f"PostgreSQL at {self.shown} failed: {message}. What was not written stays in the stream. A running stage retries."
-        )
+        return Unavailable(f"PostgreSQL at {self.shown} failed: {message}. Unwritten records stay in the stream. A running stage retries.")
 
 
 def _with_password(url: str, password: str) -> str:

@@ -188,7 +188,7 @@ class GroupMember:
             except KafkaException as error:
                 self._failed(error)
         else:
-            # A client that its group has forgotten joins anew only when it is polled. What comes is read again after the rewind.
+            # A client joins its group anew only when it is polled. The rewind reads the dropped message again.
             with self._cluster.errors():
                 self._consumer.poll(0.0)
             self._rewind()
