@@ -37,8 +37,9 @@ CONCRETE: Final = {
     "tapeline.stores.postgres",
     "tapeline.ledger.sqlite",
     "tapeline.ledger.postgres",
+    "tapeline.orchestration.postgres",
 }
-WHO_KNOWS_CONCRETE: Final = {"tapeline.app", "tapeline.cli.lake", "tapeline.reading"}
+WHO_KNOWS_CONCRETE: Final = {"tapeline.app", "tapeline.orchestration.opening", "tapeline.cli.lake", "tapeline.reading"}
 #: Library to who may import it, simulators aside; of a package, all its modules.
 OWNERS: Final = {
     "picows": {"tapeline.net.listener", "tapeline.net.websocket"},
@@ -54,13 +55,13 @@ OWNERS: Final = {
         "tapeline.stages.ingest.spool",
         "tapeline.ledger.sqlite",
         "tapeline.jobs.backfill.page_log",
-        "tapeline.orchestration.runs",
+        "tapeline.orchestration.database",
     },
     "confluent_kafka": {"tapeline.streams.kafka"},
     "redis": {"tapeline.streams.redis"},
     "deltalake": {"tapeline.stores.lake", "tapeline.reading.sql"},
     "duckdb": {"tapeline.stores.lake", "tapeline.reading", "tapeline.demo.verify", "tapeline.cli"},
-    "adbc_driver_manager": {"tapeline.stores.postgres", "tapeline.ledger.postgres"},
+    "adbc_driver_manager": {"tapeline.stores.postgres", "tapeline.ledger.postgres", "tapeline.orchestration.postgres"},
     "adbc_driver_postgresql": {"tapeline.stores.postgres.database"},
     "typer": {"tapeline.cli"},
 }

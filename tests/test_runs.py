@@ -3,44 +3,51 @@
 from __future__ import annotations
 
 import signal
+import sqlite3
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from made import NOON
+from set_clock import SetClock
 from tapeline.errors import DiskProblem, NewerData
+from tapeline.orchestration.database import VERSIONS, Database, SqliteDatabase
+from tapeline.orchestration.postgres import PostgresDatabase
 from tapeline.orchestration.runs import CLAIM_NS, Claim, Runs
 from tapeline.records import NS_PER_S
-
-NOON = 1_764_417_600 * NS_PER_S
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.ns = NOON
-
-    def __call__(self) -> int:
-        return self.ns
+from tapeline.secret import NO_SECRET
+from tapeline.stores.postgres.database import Database as Postgres
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
+def clock() -> SetClock:
+    return SetClock()
+
+
+@pytest.fixture(params=["file", "postgresql"])
+def kept(request: pytest.FixtureRequest, tmp_path: Path, clock: SetClock) -> Database:
+    """Where the runs are kept."""
+    if request.param == "file":
+        return SqliteDatabase(tmp_path / "data" / "runs.sqlite", clock)
+    return PostgresDatabase(Postgres(request.getfixturevalue("database"), NO_SECRET), clock)
 
 
 @pytest.fixture
-def runs(tmp_path: Path, clock: Clock) -> Runs:
-    return Runs(tmp_path / "data" / "runs.sqlite", clock)
+def runs(kept: Database) -> Runs:
+    return Runs(kept)
 
 
 def claim(job: str = "reconcile", thing: str = "2026-11-28", **more: Any) -> Claim:
     return Claim(job=job, thing=thing, **{"arguments": {"day": thing}, "origin": "schedule", "process": "a host, process 7", **more})
 
 
-def test_a_run_is_recorded_from_its_beginning_to_its_end(runs: Runs, clock: Clock) -> None:
+def test_a_run_is_recorded_from_its_beginning_to_its_end(runs: Runs, clock: SetClock) -> None:
     run = runs.claim(claim(due_ns=NOON - 5, attempt=2, origin="prefect", origin_id="x1", origin_url="http://127.0.0.1:4200/x1"))
     assert run is not None
     clock.ns += NS_PER_S
@@ -57,7 +64,7 @@ def test_a_run_is_recorded_from_its_beginning_to_its_end(runs: Runs, clock: Cloc
     assert not runs.end(run, "succeeded", exit_status=0, result={}), "an end is final"
 
 
-def test_the_oldest_runs_go(runs: Runs, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_oldest_runs_go(runs: Runs, clock: SetClock, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tapeline.orchestration.runs.KEPT", 3)
     for due_ns in range(6):
         clock.ns += 1
@@ -79,7 +86,7 @@ def test_two_runs_of_the_same_thing_never_overlap_and_of_others_do(runs: Runs) -
     assert runs.claim(claim()) is not None
 
 
-def test_a_run_that_stops_renewing_was_killed_and_its_thing_is_free(runs: Runs, clock: Clock) -> None:
+def test_a_run_that_stops_renewing_was_killed_and_its_thing_is_free(runs: Runs, clock: SetClock) -> None:
     first = runs.claim(claim())
     assert first is not None
     clock.ns += CLAIM_NS
@@ -93,38 +100,76 @@ def test_a_run_that_stops_renewing_was_killed_and_its_thing_is_free(runs: Runs, 
     assert runs.claim(claim(attempt=2)) is not None
 
 
-def test_of_many_processes_that_claim_at_once_one_gets_it(runs: Runs, tmp_path: Path) -> None:
-    program = (
-        "import sys, time; from pathlib import Path; from tapeline.orchestration.runs import Claim, Runs; "
-        "runs = Runs(Path(sys.argv[1]), time.time_ns); "
-        "print(runs.claim(Claim(job='repair', thing='', arguments={}, origin='schedule', process='p')) is not None)"
-    )
-    command = [sys.executable, "-c", program, str(tmp_path / "new" / "runs.sqlite")]
+#: The database that the arguments name, in a process of its own.
+_OPEN = """
+import sys, time
+from pathlib import Path
+from tapeline.orchestration.database import SqliteDatabase
+from tapeline.orchestration.postgres import PostgresDatabase
+from tapeline.orchestration.runs import Claim, Runs
+from tapeline.secret import NO_SECRET
+from tapeline.stores.postgres.database import Database
+kind, place = sys.argv[1:]
+database = SqliteDatabase(Path(place), time.time_ns) if kind == "file" else PostgresDatabase(Database(place, NO_SECRET))
+"""
+
+
+@pytest.fixture(params=["file", "postgresql"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, str]:
+    """The arguments that name a database to another process."""
+    return request.param, str(tmp_path / "runs.sqlite") if request.param == "file" else request.getfixturevalue("database")
+
+
+def test_of_many_processes_that_claim_at_once_one_gets_it(place: tuple[str, str]) -> None:
+    claims = "print(Runs(database).claim(Claim(job='repair', thing='', arguments={}, origin='schedule', process='p')) is not None)"
+    command = [sys.executable, "-c", _OPEN + claims, *place]
     with ThreadPoolExecutor(8) as pool:
-        said = list(pool.map(lambda _: subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip(), range(8)))
+        said = list(pool.map(lambda _: subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.strip(), range(8)))
     assert sorted(said) == ["False"] * 7 + ["True"]
 
 
-def test_a_process_that_is_killed_amid_a_claim_leaves_no_half_of_it(tmp_path: Path) -> None:
+def test_a_process_that_is_killed_amid_a_claim_leaves_no_half_of_it(place: tuple[str, str]) -> None:
     program = (
-        "import os, sys, time; from pathlib import Path; from tapeline.orchestration import runs as module; "
-        "runs = module.Runs(Path(sys.argv[1]), time.time_ns)\n"
-        "with runs._transaction() as db:\n"
-        "    db.execute(\"INSERT INTO jobs VALUES ('half', 1, 1)\")\n"
+        "with database.transaction() as kept:\n"
+        "    kept.rows('INSERT INTO tapeline_jobs (job, since_ns, paused) VALUES (?, ?, ?)', ('half', 1, 1))\n"
         "    print('in', flush=True)\n"
         "    time.sleep(60)\n"
     )
-    path = tmp_path / "runs.sqlite"
-    with subprocess.Popen([sys.executable, "-c", program, str(path)], stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen([sys.executable, "-c", _OPEN + program, *place], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "in\n"
         process.send_signal(signal.SIGKILL)
-    found = Runs(path, lambda: NOON)
+    kind, where = place
+    found = Runs(SqliteDatabase(Path(where), SetClock()) if kind == "file" else PostgresDatabase(Postgres(where, NO_SECRET)))
     assert found.paused() == set()
     assert found.claim(claim()) is not None
 
 
-def test_a_job_is_known_from_the_moment_it_was_first_met_and_may_be_paused(runs: Runs, clock: Clock) -> None:
+def test_machines_whose_clocks_differ_share_the_clock_of_postgresql(database: str) -> None:
+    before_ns = time.time_ns()
+    run = Runs(PostgresDatabase(Postgres(database, NO_SECRET))).claim(claim())
+    (seen,) = Runs(PostgresDatabase(Postgres(database, NO_SECRET))).of()
+    assert seen.id == run
+    assert before_ns - NS_PER_S < seen.started_ns < time.time_ns() + NS_PER_S  # the server of the test runs on this machine
+
+
+def test_a_file_of_the_version_before_is_read(tmp_path: Path, clock: SetClock) -> None:
+    path = tmp_path / "runs.sqlite"
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.executescript(VERSIONS[0])
+        db.execute("PRAGMA user_version = 1")
+        db.execute(
+            "INSERT INTO runs VALUES (7, 'compact', '2026-11-28', NULL, '{}', 'person', '', '', 1, 'p', 5, 5, 6, 'succeeded', 0, NULL, '{}',"
+            " '{\"rows\": 3}', '')"
+        )
+        db.execute("INSERT INTO jobs VALUES ('compact', 5, 1)")
+    runs = Runs(SqliteDatabase(path, clock))
+    (seen,) = runs.of()
+    assert (seen.id, seen.job, seen.result, runs.paused()) == (7, "compact", {"rows": 3}, {"compact"})
+    assert runs.claim(claim()) == 8
+
+
+def test_a_job_is_known_from_the_moment_it_was_first_met_and_may_be_paused(runs: Runs, clock: SetClock) -> None:
     assert runs.since("compact") == NOON
     clock.ns += 5
     assert runs.since("compact") == NOON
@@ -136,22 +181,23 @@ def test_a_job_is_known_from_the_moment_it_was_first_met_and_may_be_paused(runs:
     assert runs.since("compact") == NOON
 
 
-def test_the_last_look_of_any_scheduler_is_known(runs: Runs, clock: Clock) -> None:
-    assert runs.last_look_ns() is None
+def test_the_last_look_of_any_scheduler_is_known(runs: Runs, clock: SetClock) -> None:
+    assert runs.last_look_age_ns() is None
     runs.looked("one")
     clock.ns += 7
     runs.looked("two")
-    assert runs.last_look_ns() == NOON + 7
+    clock.ns += 4
+    assert runs.last_look_age_ns() == 4
 
 
-def test_who_only_reads_makes_no_file(runs: Runs, tmp_path: Path) -> None:
-    assert (runs.of(), runs.paused(), runs.last_look_ns()) == ([], set(), None)
+def test_who_only_reads_makes_nothing(runs: Runs, kept: Database, tmp_path: Path) -> None:
+    assert (runs.of(), runs.paused(), runs.last_look_age_ns()) == ([], set(), None)
+    assert not kept.exists()
     assert not (tmp_path / "data").exists()
 
 
-def test_a_file_of_a_newer_tapeline_and_a_damaged_one_are_named(tmp_path: Path, runs: Runs) -> None:
-    import sqlite3
-
+def test_a_file_of_a_newer_tapeline_and_a_damaged_one_are_named(tmp_path: Path, clock: SetClock) -> None:
+    runs = Runs(SqliteDatabase(tmp_path / "data" / "runs.sqlite", clock))
     runs.since("compact")
     path = tmp_path / "data" / "runs.sqlite"
     with sqlite3.connect(path) as db:

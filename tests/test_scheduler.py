@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from made import NOON, ticks
+from set_clock import SetClock
 from tapeline.config import Config, JobConfig
 from tapeline.errors import Busy, ConfigError, Unavailable
 from tapeline.orchestration.catalog import Job, jobs_of, with_arguments
+from tapeline.orchestration.database import SqliteDatabase
 from tapeline.orchestration.running import Request, run, wait_s
 from tapeline.orchestration.runs import CLAIM_NS, Claim, Runs
 from tapeline.orchestration.scheduler import Scheduler, due
@@ -36,22 +38,14 @@ MINUTE_NS = 60 * NS_PER_S
 HOUR_NS = 60 * MINUTE_NS
 
 
-class Clock:
-    def __init__(self, ns: int = NOON) -> None:
-        self.ns = ns
-
-    def __call__(self) -> int:
-        return self.ns
+@pytest.fixture
+def clock() -> SetClock:
+    return SetClock()
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def runs(tmp_path: Path, clock: Clock) -> Runs:
-    return Runs(tmp_path / "data" / "runs.sqlite", clock)
+def runs(tmp_path: Path, clock: SetClock) -> Runs:
+    return Runs(SqliteDatabase(tmp_path / "data" / "runs.sqlite", clock))
 
 
 def job(**settings: Any) -> Job:
@@ -69,14 +63,14 @@ def ended(runs: Runs, one: Job, moment: int, attempt: int, state: Any = "succeed
     assert runs.end(number, state, exit_status=0, result={}, retry_ns=retry_ns)
 
 
-def needed(runs: Runs, one: Job, clock: Clock, started_ns: int = 0) -> list[tuple[int, int]]:
+def needed(runs: Runs, one: Job, clock: SetClock, started_ns: int = 0) -> list[tuple[int, int]]:
     return due(one, runs.of(one.name, 1_000), runs.since(one.name), started_ns, clock.ns)[0]
 
 
 # What is due.
 
 
-def test_a_job_is_due_for_no_moment_before_it_was_first_met(runs: Runs, clock: Clock) -> None:
+def test_a_job_is_due_for_no_moment_before_it_was_first_met(runs: Runs, clock: SetClock) -> None:
     clock.ns = NOON + 1
     one = job()
     assert needed(runs, one, clock) == []
@@ -84,7 +78,7 @@ def test_a_job_is_due_for_no_moment_before_it_was_first_met(runs: Runs, clock: C
     assert needed(runs, one, clock) == [(NOON + HOUR_NS, 1)]
 
 
-def test_after_three_missed_days_all_are_made_up_for_or_the_latest_or_none(runs: Runs, clock: Clock) -> None:
+def test_after_three_missed_days_all_are_made_up_for_or_the_latest_or_none(runs: Runs, clock: SetClock) -> None:
     days = [NOON + day * 24 * HOUR_NS for day in (1, 2, 3)]
     every, latest, never = (job(name=name, catch_up=name, every="", schedule="0 12 * * *") for name in ("all", "latest", "none"))
     for one in (every, latest, never):
@@ -96,7 +90,7 @@ def test_after_three_missed_days_all_are_made_up_for_or_the_latest_or_none(runs:
     assert needed(runs, never, clock, started_ns=days[-1]) == [(days[-1], 1)]
 
 
-def test_a_failed_run_is_tried_again_when_its_wait_is_over_and_not_for_ever(runs: Runs, clock: Clock) -> None:
+def test_a_failed_run_is_tried_again_when_its_wait_is_over_and_not_for_ever(runs: Runs, clock: SetClock) -> None:
     one = job(retries=2)
     runs.since(one.name)
     ended(runs, one, NOON, 1, "failed", NOON + 30)
@@ -111,7 +105,7 @@ def test_a_failed_run_is_tried_again_when_its_wait_is_over_and_not_for_ever(runs
     assert needed(runs, one, clock) == []
 
 
-def test_a_run_that_was_stopped_continues_however_often(runs: Runs, clock: Clock) -> None:
+def test_a_run_that_was_stopped_continues_however_often(runs: Runs, clock: SetClock) -> None:
     one = job(retries=1)
     runs.since(one.name)
     for attempt in range(1, 6):
@@ -123,7 +117,7 @@ def test_a_run_that_was_stopped_continues_however_often(runs: Runs, clock: Clock
     assert needed(runs, one, clock) == []
 
 
-def test_what_cannot_succeed_is_not_tried_again(runs: Runs, clock: Clock) -> None:
+def test_what_cannot_succeed_is_not_tried_again(runs: Runs, clock: SetClock) -> None:
     one = job()
     runs.since(one.name)
     ended(runs, one, NOON, 1, "failed", None)
@@ -131,7 +125,7 @@ def test_what_cannot_succeed_is_not_tried_again(runs: Runs, clock: Clock) -> Non
     assert needed(runs, one, clock) == []
 
 
-def test_what_is_over_is_not_looked_at_again_and_what_is_not_is(runs: Runs, clock: Clock) -> None:
+def test_what_is_over_is_not_looked_at_again_and_what_is_not_is(runs: Runs, clock: SetClock) -> None:
     one = job(catch_up="all")
     runs.since(one.name)
     clock.ns = NOON + 4 * HOUR_NS + 7
@@ -153,7 +147,7 @@ def test_what_is_over_is_not_looked_at_again_and_what_is_not_is(runs: Runs, cloc
 
 @pytest.mark.parametrize("night", ["2026-03-07T20:00:00-05:00", "2026-10-31T20:00:00-04:00"])
 @pytest.mark.parametrize("cron", ["30 1 * * *", "30 2 * * *", "0 * * * *"])
-def test_through_both_nights_of_daylight_saving_each_moment_has_one_run(runs: Runs, clock: Clock, night: str, cron: str) -> None:
+def test_through_both_nights_of_daylight_saving_each_moment_has_one_run(runs: Runs, clock: SetClock, night: str, cron: str) -> None:
     one = job(every="", schedule=cron, timezone="America/New_York", catch_up="all")
     clock.ns = ns(night) + 1
     runs.since(one.name)
@@ -166,7 +160,7 @@ def test_through_both_nights_of_daylight_saving_each_moment_has_one_run(runs: Ru
     assert len(met) == len(set(met)) == (24 if cron == "0 * * * *" else 1)
 
 
-def test_a_clock_that_goes_back_and_forth_runs_nothing_twice(runs: Runs, clock: Clock) -> None:
+def test_a_clock_that_goes_back_and_forth_runs_nothing_twice(runs: Runs, clock: SetClock) -> None:
     one = job(catch_up="all")
     runs.since(one.name)
     met = []
@@ -191,7 +185,7 @@ def configured(tmp_path: Path) -> Config:
     return Config(data_dir=str(tmp_path / "data"), jobs=(JobConfig(job="vacuum", every="1h"),))
 
 
-def test_a_run_records_what_it_did(configured: Config, runs: Runs, clock: Clock) -> None:
+def test_a_run_records_what_it_did(configured: Config, runs: Runs, clock: SetClock) -> None:
     one = jobs_of(configured)["vacuum"]
     outcome = run(configured, one, Request("airflow", "dag-7", "http://127.0.0.1:8080/7"), runs, threading.Event(), clock, Random(1))
     assert (outcome.state, outcome.exit_status, outcome.error) == ("succeeded", 0, "")
@@ -201,7 +195,9 @@ def test_a_run_records_what_it_did(configured: Config, runs: Runs, clock: Clock)
     assert {table["table"] for table in seen.result["tables"]} >= {"ticks"}
 
 
-def test_a_run_that_fails_says_whether_it_is_tried_again(tmp_path: Path, runs: Runs, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_fails_says_whether_it_is_tried_again(
+    tmp_path: Path, runs: Runs, clock: SetClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = Config(data_dir=str(tmp_path / "data"), jobs=(JobConfig(job="vacuum", retries=1),))
     one = jobs_of(config)["vacuum"]
     outcome = run(config, one, Request(), runs, threading.Event(), clock, Random(1))
@@ -226,14 +222,14 @@ def test_the_waits_grow_up_to_an_hour_and_differ() -> None:
     assert len({some[3] for some in waits}) == 20
 
 
-def test_the_same_never_runs_twice_at_once(configured: Config, runs: Runs, clock: Clock) -> None:
+def test_the_same_never_runs_twice_at_once(configured: Config, runs: Runs, clock: SetClock) -> None:
     one = jobs_of(configured)["vacuum"]
     assert runs.claim(Claim(job="vacuum", thing="", arguments={}, origin="person", process="another")) is not None
     with pytest.raises(Busy, match="runs already"):
         run(configured, one, Request(), runs, threading.Event(), clock, Random(1))
 
 
-def test_a_run_that_is_stopped_says_so(tmp_path: Path, runs: Runs, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_is_stopped_says_so(tmp_path: Path, runs: Runs, clock: SetClock, monkeypatch: pytest.MonkeyPatch) -> None:
     stop = threading.Event()
 
     def stopped(work: Any, _: object) -> dict[str, Any]:
@@ -248,7 +244,7 @@ def test_a_run_that_is_stopped_says_so(tmp_path: Path, runs: Runs, clock: Clock,
 
 
 def test_a_run_that_takes_too_long_is_told_to_stop_and_continues_later(
-    tmp_path: Path, runs: Runs, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, runs: Runs, clock: SetClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def endless(work: Any, _: object) -> dict[str, Any]:
         work.progress({"pages": 3})
@@ -268,7 +264,7 @@ def test_a_run_that_takes_too_long_is_told_to_stop_and_continues_later(
 
 
 @pytest.fixture
-def scheduler(configured: Config, tmp_path: Path, runs: Runs, clock: Clock) -> Iterator[Scheduler]:
+def scheduler(configured: Config, tmp_path: Path, runs: Runs, clock: SetClock) -> Iterator[Scheduler]:
     found = scheduler_of(configured, tmp_path, runs, clock)
     yield found
     found.finish(5.0)
@@ -282,7 +278,7 @@ def scheduler_of(config: Config, tmp_path: Path, runs: Runs, clock: Callable[[],
     return Scheduler(known, runs, lambda name, at, attempt: [*command, "--due-ns", str(at), "--attempt", str(attempt), name], clock, "test")
 
 
-def test_what_is_due_is_run_by_a_child_once(scheduler: Scheduler, runs: Runs, clock: Clock) -> None:
+def test_what_is_due_is_run_by_a_child_once(scheduler: Scheduler, runs: Runs, clock: SetClock) -> None:
     def step_until(count: int) -> None:
         until(lambda: scheduler.step() or sum(one.state == "succeeded" for one in runs.of()) >= count, f"{count} runs")
 
@@ -297,10 +293,10 @@ def test_what_is_due_is_run_by_a_child_once(scheduler: Scheduler, runs: Runs, cl
     ]
 
 
-def test_two_schedulers_at_once_run_each_moment_once(configured: Config, tmp_path: Path, clock: Clock) -> None:
+def test_two_schedulers_at_once_run_each_moment_once(configured: Config, tmp_path: Path, clock: SetClock) -> None:
     both = []
     for _ in range(2):
-        own = Runs(tmp_path / "data" / "runs.sqlite", clock)
+        own = Runs(SqliteDatabase(tmp_path / "data" / "runs.sqlite", clock))
         both.append((scheduler_of(configured, tmp_path, own, clock), own))
     runs = both[0][1]
     for hour in range(3):
@@ -332,23 +328,21 @@ main()
 """
 
 
-def test_a_run_that_is_killed_is_seen_and_taken_up_again(configured: Config, tmp_path: Path, runs: Runs, clock: Clock) -> None:
+def test_a_run_that_is_killed_is_seen_and_taken_up_again(configured: Config, tmp_path: Path, runs: Runs, clock: SetClock) -> None:
     """The child's clock is the real one, so the scheduler's is too. The claim is made older instead of waiting for half a minute."""
     clock.ns = time.time_ns()
     configured = Config(data_dir=configured.data_dir, jobs=(JobConfig(job="vacuum", every="20000d"),))  # one moment for all of the test
     dying = scheduler_of(configured, tmp_path, runs, clock, _DIES)
-    runs._clock = lambda: 0  # type: ignore[method-assign]  # the job has been known for long
-    runs.since("vacuum")
-    runs._clock = clock
+    Runs(SqliteDatabase(tmp_path / "data" / "runs.sqlite", lambda: 0)).since("vacuum")  # the job has been known for long
     until(lambda: dying.step() or [one.state for one in runs.of()] == ["running"], "it runs")
     until(lambda: dying.step() or not dying.status()["running"], "it is killed")
-    runs._clock = time.time_ns
+    runs = Runs(SqliteDatabase(tmp_path / "data" / "runs.sqlite", time.time_ns))
     living = scheduler_of(configured, tmp_path, runs, time.time_ns)
     for _ in range(5):
         living.step()
     assert [one.state for one in runs.of()] == ["running"], "its claim may still be renewed"
     with closing(sqlite3.connect(tmp_path / "data" / "runs.sqlite", isolation_level=None)) as db:
-        db.execute("UPDATE runs SET renewed_ns = renewed_ns - ?", (CLAIM_NS,))
+        db.execute("UPDATE tapeline_runs SET renewed_ns = renewed_ns - ?", (CLAIM_NS,))
     until(lambda: living.step() or [one.state for one in runs.of()] == ["succeeded", "killed"], "it is taken up")
     living.finish(5.0)
     first, second = reversed(runs.of())
@@ -356,7 +350,7 @@ def test_a_run_that_is_killed_is_seen_and_taken_up_again(configured: Config, tmp
     assert first.due_ns == second.due_ns
 
 
-def test_the_children_stop_with_the_scheduler(configured: Config, tmp_path: Path, runs: Runs, clock: Clock) -> None:
+def test_the_children_stop_with_the_scheduler(configured: Config, tmp_path: Path, runs: Runs, clock: SetClock) -> None:
     sleeps = "import signal, time; signal.signal(signal.SIGTERM, lambda *_: exit(0)); print('up', flush=True); time.sleep(60)"
     one = scheduler_of(configured, tmp_path, runs, clock, sleeps)
     one.step()

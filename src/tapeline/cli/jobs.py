@@ -219,9 +219,10 @@ def schedule(config: ConfigOption = None) -> None:
 def _opened(settings: Config) -> Iterator[tuple[dict[str, Job], Runs]]:
     """The jobs of the configuration, and the record of the runs."""
     from tapeline.orchestration.catalog import jobs_of
+    from tapeline.orchestration.opening import open_database
     from tapeline.orchestration.runs import Runs
 
-    yield jobs_of(settings), Runs(settings.root / "runs.sqlite", time.time_ns)
+    yield jobs_of(settings), Runs(open_database(settings))
 
 
 def _job(known: dict[str, Job], name: str) -> Job:

@@ -15,7 +15,8 @@ SELECT pg_advisory_xact_lock(5283001)
 SELECT version FROM tapeline_schema
 
 -- name: has_version
-SELECT to_regclass('tapeline_schema') IS NOT NULL
+-- to_regclass would remember for the whole transaction that there was no such table, also after waiting for the process that makes it.
+SELECT EXISTS (SELECT FROM pg_class WHERE relname = 'tapeline_schema' AND pg_table_is_visible(oid))
 
 -- name: begin_version
 CREATE TABLE IF NOT EXISTS tapeline_schema (version integer NOT NULL)
