@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ import numpy as np
 import redis
 from confluent_kafka import Consumer
 from confluent_kafka.admin import AdminClient
-from google.protobuf.message import Message
+from redis.typing import KeyT, StreamIdT
 from services import postgres
 from services.kafka import KafkaBroker
 from services.postgres import PostgresServer
@@ -26,7 +24,8 @@ from services.process import Server
 from services.redis import RedisServer
 
 from bench import whole
-from bench.machine import REPOSITORY, pipeline, table, write_config
+from bench.machine import pipeline, table, write_config
+from bench.market_data import message_class
 from bench.prepared import record, serving
 
 _EVENTS = 1_500_000
@@ -97,7 +96,7 @@ def both_stores() -> str:
                 url = database.url.rpartition("/")[0] + "/bench"
                 rows.append([f"run {at + 1}", *whole.once(frames, _EVENTS, _url(server), "arrow", url, flush_s=5.0)])
     return (
-        f"Through Kafka into the lake and PostgreSQL {postgres.find().version}, until the slower store has all {_EVENTS:,} events. The"
+        f"Through Kafka into the lake and PostgreSQL {postgres.installed().version}, until the slower store has all {_EVENTS:,} events. The"
         " stages exchange Arrow, flushes are as shipped, and everything shares two cores. Lost and doubled are those of the worse"
         " store.\n\n" + table(["", "sent", "ticks/s", "lost", "doubled"], rows)
     )
@@ -134,7 +133,7 @@ def latency() -> str:
 def _waited(name: str, isolation: str) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     """Nanoseconds that each tick took."""
     with _recording() as frames, _server(name) as server, tempfile.TemporaryDirectory() as folder, serving(frames, _RATE) as url:
-        market_data = _market_data(Path(folder))
+        market_data = message_class()
         config = write_config(Path(folder), url, 5.0, _url(server))
         with pipeline(config):
             time.sleep(_WARM_UP_S)
@@ -164,29 +163,24 @@ def _from_kafka(server: Server, isolation: str) -> Iterator[bytes]:
         while True:
             message = consumer.poll(1.0)
             if message is not None and message.error() is None and time.monotonic() > settled:
-                yield message.value()
+                value = message.value()
+                assert value is not None, "normalize writes no empty record"
+                yield value
     finally:
         consumer.close()
 
 
 def _from_redis(server: Server) -> Iterator[bytes]:
-    with redis.Redis(port=server.port) as client:
+    with closing(redis.Redis(port=server.port)) as client:
         keys = [f"{_TOPIC}:{partition}" for partition in range(4)]
-        last: dict[Any, Any] = {key: client.xinfo_stream(key)["last-generated-id"] for key in keys}
+        last: dict[KeyT, StreamIdT] = {key: client.xinfo_stream(key)["last-generated-id"] for key in keys}
         while True:
-            for key, entries in client.xread(last, count=1000, block=1000):
+            answer = client.xread(last, count=1000, block=1000)
+            assert isinstance(answer, list), "a client with the usual settings returns lists"
+            for key, entries in answer:
                 last[key.decode()] = entries[-1][0]
                 for _, fields in entries:
                     yield fields[b"d"]
-
-
-def _market_data(folder: Path) -> type[Message]:
-    """The class that protoc makes of the .proto."""
-    command = [sys.executable, "-m", "grpc_tools.protoc", f"-I{REPOSITORY / 'proto'}", f"--python_out={folder}", "market_data.proto"]
-    subprocess.run(command, check=True)
-    sys.path.insert(0, str(folder))
-    message_class: type[Message] = importlib.import_module("market_data_pb2").MarketData
-    return message_class
 
 
 @contextmanager
