@@ -109,7 +109,8 @@ def _measured(folder: Path) -> str:
     built = _build(folder)
     config = folder / "tapeline.toml"
     config.write_text(f'data_dir = "{folder}"\n[[providers]]\nname = "binance"\nsymbols = ["BTCUSDT"]\nchannels = ["trade"]\n')
-    rows, again = [], []
+    rows: list[list[str]] = []
+    again: list[list[str]] = []
     for name, query in _AGAIN.items():
         opening = _OPENED if "source=lake" in query else _CONNECTED
         programs = {"Tapeline": _OUR_PROCESS.format(config=config, what=opening + query, again=query)}

@@ -51,8 +51,9 @@ class _Recorder(WSListener):
 
 
 async def _record(url: str, path: Path, events: int) -> None:
-    _, listener = await ws_connect(lambda: _Recorder(path, events), f"{url}/stream")
-    await listener.whole.wait()
+    recorder = _Recorder(path, events)
+    await ws_connect(lambda: recorder, f"{url}/stream")
+    await recorder.whole.wait()
 
 
 def record(path: Path, events: int) -> Path:

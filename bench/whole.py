@@ -8,6 +8,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from services.postgres import installed
+
 from bench.machine import pipeline, table, write_config
 from bench.prepared import record, serving
 from tapeline.reading.sql import connect
@@ -88,14 +90,12 @@ def once(
 
 def _in_postgres(url: str) -> tuple[tuple[int, int], int]:
     """Rows and events, and when the last of them was committed."""
-    from services import postgres as server
-
     counted = "SELECT count(*), count(DISTINCT (symbol, channel, sequence)) FROM ticks"
     # The server's own time of the last change of the row that every write changes.
     last = (
         "SELECT (extract(epoch FROM pg_xact_commit_timestamp(xmin)) * 1e9)::bigint FROM tapeline_counts"
         " WHERE topic = 'market-data.normalized'"
     )
-    command = [server.find().where / "psql", "-X", "-q", "-A", "-t", "-F", " ", "-d", url, "-c", counted, "-c", last]
+    command = [str(installed().where / "psql"), "-X", "-q", "-A", "-t", "-F", " ", "-d", url, "-c", counted, "-c", last]
     rows, events, last_ns = map(int, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
     return (rows, events), last_ns
