@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import duckdb
 import numpy as np
@@ -47,9 +48,9 @@ def run() -> str:
     for symbols, trades in ((100, 0.1), (2_000, 0.3)):
         ticks = _ticks(symbols, trades)
         ways: dict[str, Callable[[], pa.Table]] = {
-            "Tapeline": lambda ticks=ticks: _ours(ticks),
-            "DuckDB, any quote of a nanosecond, in any order": lambda ticks=ticks: _duckdb(ticks, _AS_WRITTEN),
-            "DuckDB, the last quote of a nanosecond, in order": lambda ticks=ticks: _duckdb(ticks, _AS_PROMISED),
+            "Tapeline": partial(_ours, ticks),
+            "DuckDB, any quote of a nanosecond, in any order": partial(_duckdb, ticks, _AS_WRITTEN),
+            "DuckDB, the last quote of a nanosecond, in order": partial(_duckdb, ticks, _AS_PROMISED),
         }
         taken: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
         results = {}

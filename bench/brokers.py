@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import redis
 from confluent_kafka import Consumer
 from confluent_kafka.admin import AdminClient
-from google.protobuf.message import Message
+from redis.typing import KeyT, StreamIdT
 from services import postgres
 from services.kafka import KafkaBroker
 from services.postgres import PostgresServer
@@ -26,7 +24,9 @@ from services.process import Server
 from services.redis import RedisServer
 
 from bench import whole
-from bench.machine import REPOSITORY, pipeline, table, write_config
+from bench.latency import COLUMNS, cells
+from bench.machine import pipeline, scratch, table, write_config
+from bench.market_data import message_class
 from bench.prepared import record, serving
 
 _EVENTS = 1_500_000
@@ -42,18 +42,18 @@ _RECORD_BYTES = 140
 
 def throughput() -> str:
     """Socket to lake through each broker with each codec, beside the broker's own tool. Each broker is anew for each codec."""
-    rows: list[Sequence[Any]] = []
+    rows: list[Sequence[object]] = []
     for name in _SERVERS:
         ceiling = statistics.median(_ceiling(name) for _ in range(_ROUNDS))
         for codec in ("protobuf", "arrow"):
             with _recording() as frames, _server(name) as server:
                 runs = []
                 for _ in range(_ROUNDS + 1):
-                    runs.append(whole.once(frames, _EVENTS, _url(server), codec))
+                    runs.append(whole.once(frames, _EVENTS, server.url, codec))
                     _empty(server)
                 del runs[0]  # a broker in use has been up for days: its just-in-time compiler is done
-            rates = [run[1] for run in runs]
-            lost, doubled = sum(run[2] for run in runs), sum(run[3] for run in runs)
+            rates = [run.rate for run in runs]
+            lost, doubled = sum(run.lost for run in runs), sum(run.doubled for run in runs)
             rows.append([name, codec, statistics.median(rates), f"{min(rates):,.0f} to {max(rates):,.0f}", lost, doubled, ceiling])
     return (
         "The simulator (it sends recorded frames), the broker, ingest, normalize, the lake and the ledger share two cores. A run has"
@@ -87,17 +87,14 @@ def both_stores() -> str:
     """Through Kafka into the lake and PostgreSQL at once."""
     rows = []
     for at in range(_ROUNDS):
-        scratch_folder = tempfile.TemporaryDirectory(prefix="tapeline-bench-", dir="/var/tmp")
-        with _server("kafka") as server, _recording() as frames, scratch_folder as scratch:
-            Path(scratch).chmod(0o755)
-            with PostgresServer(Path(scratch) / "server") as database:
-                database.ask("ALTER SYSTEM SET track_commit_timestamp = 'on'")
-                database.restart()
-                database.ask("CREATE DATABASE bench")
-                url = database.url.rpartition("/")[0] + "/bench"
-                rows.append([f"run {at + 1}", *whole.once(frames, _EVENTS, _url(server), "arrow", url, flush_s=5.0)])
+        with _server("kafka") as server, _recording() as frames, scratch() as folder, PostgresServer(folder / "server") as database:
+            database.ask("ALTER SYSTEM SET track_commit_timestamp = 'on'")
+            database.restart()
+            database.ask("CREATE DATABASE bench")
+            url = database.url.rpartition("/")[0] + "/bench"
+            rows.append([f"run {at + 1}", *whole.once(frames, _EVENTS, server.url, "arrow", url, flush_s=5.0)])
     return (
-        f"Through Kafka into the lake and PostgreSQL {postgres.find().version}, until the slower store has all {_EVENTS:,} events. The"
+        f"Through Kafka into the lake and PostgreSQL {postgres.installed().version}, until the slower store has all {_EVENTS:,} events. The"
         " stages exchange Arrow, flushes are as shipped, and everything shares two cores. Lost and doubled are those of the worse"
         " store.\n\n" + table(["", "sent", "ticks/s", "lost", "doubled"], rows)
     )
@@ -118,29 +115,28 @@ def _ceiling(name: str) -> float:
 
 def latency() -> str:
     """From a frame's receipt to a plain consumer that has parsed the message."""
-    rows: list[Sequence[Any]] = []
-    for name, isolation in (("kafka", "read_uncommitted"), ("kafka", "read_committed"), ("redis", "")):
-        for at in range(_ROUNDS):
-            waited = _waited(name, isolation)
-            p50, p99, p999 = np.percentile(waited, [50, 99, 99.9]) / 1e6
-            rows.append([f"{name} {isolation}".strip(), f"run {at + 1}", len(waited), f"{p50:.2f}", f"{p99:.2f}", f"{p999:.2f}"])
+    rows = [
+        [f"{name} {isolation}".strip(), f"run {at + 1}", *cells(_waited(name, isolation))]
+        for name, isolation in (("kafka", "read_uncommitted"), ("kafka", "read_committed"), ("redis", ""))
+        for at in range(_ROUNDS)
+    ]
     return (
         f"Recorded frames at an even {_RATE:,} ticks/s. The time is from a frame's receipt to a plain consumer that has parsed the protobuf"
         f" message; it uses only the `.proto`, no code of Tapeline. Measured for {_SECONDS} s after {_WARM_UP_S} s of warm-up, while all"
-        " stages and the lake run on the same cores.\n\n" + table(["reader", "", "ticks", "p50 ms", "p99 ms", "p99.9 ms"], rows)
+        " stages and the lake run on the same cores.\n\n" + table(["reader", "", *COLUMNS], rows)
     )
 
 
-def _waited(name: str, isolation: str) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+def _waited(name: str, isolation: str) -> npt.NDArray[np.int64]:
     """Nanoseconds that each tick took."""
     with _recording() as frames, _server(name) as server, tempfile.TemporaryDirectory() as folder, serving(frames, _RATE) as url:
-        market_data = _market_data(Path(folder))
-        config = write_config(Path(folder), url, 5.0, _url(server))
+        market_data = message_class()
+        config = write_config(Path(folder), url, 5.0, server.url)
         with pipeline(config):
             time.sleep(_WARM_UP_S)
             messages = _from_kafka(server, isolation) if name == "kafka" else _from_redis(server)
             deadline = time.monotonic() + _SECONDS
-            delays = []
+            delays: list[int] = []
             for value in messages:
                 delays.append(time.time_ns() - market_data.FromString(value).received_ns)
                 if time.monotonic() > deadline:
@@ -164,36 +160,27 @@ def _from_kafka(server: Server, isolation: str) -> Iterator[bytes]:
         while True:
             message = consumer.poll(1.0)
             if message is not None and message.error() is None and time.monotonic() > settled:
-                yield message.value()
+                value = message.value()
+                assert value is not None, "normalize writes no empty record"
+                yield value
     finally:
         consumer.close()
 
 
 def _from_redis(server: Server) -> Iterator[bytes]:
-    with redis.Redis(port=server.port) as client:
+    with closing(redis.Redis(port=server.port)) as client:
         keys = [f"{_TOPIC}:{partition}" for partition in range(4)]
-        last: dict[Any, Any] = {key: client.xinfo_stream(key)["last-generated-id"] for key in keys}
+        last: dict[KeyT, StreamIdT] = {key: client.xinfo_stream(key)["last-generated-id"] for key in keys}
         while True:
-            for key, entries in client.xread(last, count=1000, block=1000):
+            answer = client.xread(last, count=1000, block=1000)
+            assert isinstance(answer, list), "a client with the usual settings returns lists"
+            for key, entries in answer:
                 last[key.decode()] = entries[-1][0]
                 for _, fields in entries:
                     yield fields[b"d"]
-
-
-def _market_data(folder: Path) -> type[Message]:
-    """The class that protoc makes of the .proto."""
-    command = [sys.executable, "-m", "grpc_tools.protoc", f"-I{REPOSITORY / 'proto'}", f"--python_out={folder}", "market_data.proto"]
-    subprocess.run(command, check=True)
-    sys.path.insert(0, str(folder))
-    message_class: type[Message] = importlib.import_module("market_data_pb2").MarketData
-    return message_class
 
 
 @contextmanager
 def _server(name: str) -> Iterator[Server]:
     with tempfile.TemporaryDirectory() as folder, _SERVERS[name](Path(folder)) as server:
         yield server
-
-
-def _url(server: Server) -> str:
-    return str(getattr(server, "url"))  # noqa: B009 each server has one, of its own making

@@ -7,9 +7,7 @@ import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
@@ -17,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from bench import history
-from bench.machine import describe, table
+from bench.machine import describe, resident_mib, scratch, table, write_reading_config
 from tapeline.providers.registry import identity
 from tapeline.records import NS_PER_S, TICKS_TOPIC, Chunk
 from tapeline.stores.lake import Lake
@@ -57,13 +55,12 @@ print(opened - began, time.perf_counter() - opened, rows)
 
 def run(looks: tuple[int, ...] = _LOOKS) -> str:
     """The section of the report."""
-    with tempfile.TemporaryDirectory(prefix="tapeline-bench-", dir="/var/tmp") as scratch:
-        return _measured(Path(scratch), looks)
+    with scratch() as folder:
+        return _measured(folder, looks)
 
 
 def _measured(folder: Path, looks: tuple[int, ...]) -> str:
-    config = folder / "tapeline.toml"
-    config.write_text(f'data_dir = "{folder}"\n[[providers]]\nname = "binance"\nsymbols = ["BTCUSDT"]\nchannels = ["trade"]\n')
+    config = write_reading_config(folder)
     # A process of its own: what it holds of memory is the store's.
     command = [sys.executable, "-m", "bench.flushes", "write", str(folder), str(looks[-1])]
     rows: list[list[str]] = []
@@ -102,8 +99,8 @@ def _write(folder: Path, flushes: int) -> None:
     """Write up to the number of flushes that stdin names, and say what the last ones took."""
     lake = Lake(folder / "lake", identity)
     market = history.Market(np.random.default_rng(7))
-    day, log = history.FIRST_DAY, folder / "lake" / "ticks" / "_delta_log"
-    start_ns = int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp()) * NS_PER_S
+    log = folder / "lake" / "ticks" / "_delta_log"
+    start_ns = history.midnight_ns(history.FIRST_DAY)
     done = 0
     times: list[float] = []
     worked: list[float] = []
@@ -126,7 +123,7 @@ def _write(folder: Path, flushes: int) -> None:
             "median_ms": statistics.median(times[-_LAST:]) * 1e3,
             "cpu_ms": statistics.median(worked[-_LAST:]) * 1e3,
             "slowest_ms": max(times[-_LAST:]) * 1e3,
-            "mib": _resident_mib(),
+            "mib": resident_mib("self"),
             "files": sum(1 for _ in log.parent.glob("date=*/*.parquet")),
             "log_entries": sum(1 for _ in log.iterdir()),
         }
@@ -142,9 +139,9 @@ def _age(log: Path, version: int) -> None:
 
 def _merge(folder: Path) -> None:
     os.nice(10)
-    table = lake_files.opened(folder / "lake" / "ticks")
-    assert table is not None
-    times = sorted(small(lake_files.files_of(table), time.time_ns())["modification_time"].to_pylist())
+    ticks = lake_files.opened(folder / "lake" / "ticks")
+    assert ticks is not None
+    times = sorted(small(lake_files.files_of(ticks), time.time_ns())["modification_time"].to_pylist())
     done = merge(folder / "lake", TICKS_TOPIC, history.FIRST_DAY, times[-_YOUNG])
     print(f"merged {done.files_before} files into {done.files_after}", file=sys.stderr)
 
@@ -158,11 +155,6 @@ def _of_two(batch: pa.RecordBatch) -> pa.RecordBatch:
         batch = batch.set_column(batch.schema.get_field_index(name), batch.schema.field(name), column)
     quotes = pa.array(np.where(other & ~trade, "quotes", np.array(batch["channel"].to_pylist())))
     return batch.set_column(batch.schema.get_field_index("channel"), batch.schema.field("channel"), quotes)
-
-
-def _resident_mib() -> float:
-    text = Path("/proc/self/status").read_text()
-    return next(int(line.split()[1]) for line in text.splitlines() if line.startswith("VmRSS")) / 1024
 
 
 def _read(config: Path, rows: int) -> tuple[float, float]:

@@ -29,13 +29,18 @@ def days(count: int) -> list[date]:
     return [FIRST_DAY + timedelta(days=at) for at in range(count)]
 
 
+def midnight_ns(day: date) -> int:
+    """When a day begins, in UTC."""
+    return int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp()) * NS_PER_S
+
+
 def build(root: Path, rows: int, count: int, *, compacted: bool = True) -> None:
     """About `rows` ticks over `count` days."""
     lake = Lake(root, identity)
     market = Market(np.random.default_rng(7))
     offset = 0
     for day in days(count):
-        start_ns = int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp()) * NS_PER_S
+        start_ns = midnight_ns(day)
         flushes = max(1, rows // count // _FLUSH)
         for at in range(flushes):
             width = _DAY_NS // flushes

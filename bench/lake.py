@@ -6,17 +6,16 @@ import json
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import duckdb
 
 from bench import history
-from bench.machine import describe, table
+from bench.machine import describe, scratch, table, write_reading_config
 
 _ROWS: Final = 105_000_000
 _DAYS: Final = 5
@@ -49,25 +48,22 @@ _HOUR: Final = f"SELECT * FROM {{one}} WHERE symbol = '{_SYMBOL}' AND ts >= '{_N
 
 def _theirs(layout: str) -> dict[str, str]:
     """The same by hand: only the files that hold the answer are named."""
-    last_day, that_day = history.days(_DAYS)[-1], _DAY
-    symbol = f"symbol={_SYMBOL.replace('/', '%2F')}" if layout == "by day and symbol" else "*"
-    everything = f"read_parquet('{{hand}}/*/{'*/' if layout == 'by day and symbol' else ''}*.parquet', hive_partitioning=true)"
+    by_symbol = layout == "by day and symbol"
+    one_symbol = f"symbol={_SYMBOL.replace('/', '%2F')}/" if by_symbol else ""
+    each_symbol = "*/" if by_symbol else ""
 
-    def one(day: Any) -> str:
-        inner = f"{symbol}/*.parquet" if layout == "by day and symbol" else "*.parquet"
-        return f"read_parquet('{{hand}}/date={day}/{inner}', hive_partitioning=true)"
+    def files(days: str, symbols: str) -> str:
+        return f"read_parquet('{{hand}}/{days}/{symbols}*.parquet', hive_partitioning=true)"
 
-    def day(day: Any) -> str:
-        inner = "*/*.parquet" if layout == "by day and symbol" else "*.parquet"
-        return f"read_parquet('{{hand}}/date={day}/{inner}', hive_partitioning=true)"
-
-    last = [_LAST.format(kind=kind, symbol=_SYMBOL).format(one=one(last_day)) for kind in ("trade", "quote")]
+    everything, that_day = files("*", each_symbol), files(f"date={_DAY}", each_symbol)
+    one, newest = files(f"date={_DAY}", one_symbol), files(f"date={history.days(_DAYS)[-1]}", one_symbol)
+    last = [_LAST.format(kind=kind, symbol=_SYMBOL).format(one=newest) for kind in ("trade", "quote")]
     return {
         "open": f"duckdb.sql(\"CREATE VIEW ticks AS FROM {everything}\"); duckdb.sql('SELECT symbol FROM ticks LIMIT 0').fetchall()",
         "last price of a symbol": "; ".join(f'duckdb.sql("{text}").to_arrow_table()' for text in last),
-        "an hour of a symbol's ticks": f'duckdb.sql("{_HOUR.format(one=one(that_day))}").to_arrow_table()',
-        "a day of a symbol to 1 minute bars": f'duckdb.sql("{_BARS.format(ticks=one(that_day))}").to_arrow_table()',
-        "ticks by symbol, one day": f'duckdb.sql("{_COUNT.format(ticks=day(that_day))}").to_arrow_table()',
+        "an hour of a symbol's ticks": f'duckdb.sql("{_HOUR.format(one=one)}").to_arrow_table()',
+        "a day of a symbol to 1 minute bars": f'duckdb.sql("{_BARS.format(ticks=one)}").to_arrow_table()',
+        "ticks by symbol, one day": f'duckdb.sql("{_COUNT.format(ticks=that_day)}").to_arrow_table()',
     }
 
 
@@ -101,15 +97,15 @@ def run(folder: Path | None = None) -> str:
     """The section of the report; `folder` keeps what is built for another time."""
     if folder is not None:
         return _measured(folder)
-    with tempfile.TemporaryDirectory(prefix="tapeline-bench-", dir="/var/tmp") as scratch:
-        return _measured(Path(scratch))
+    with scratch() as new:
+        return _measured(new)
 
 
 def _measured(folder: Path) -> str:
     built = _build(folder)
-    config = folder / "tapeline.toml"
-    config.write_text(f'data_dir = "{folder}"\n[[providers]]\nname = "binance"\nsymbols = ["BTCUSDT"]\nchannels = ["trade"]\n')
-    rows, again = [], []
+    config = write_reading_config(folder)
+    rows: list[list[str]] = []
+    again: list[list[str]] = []
     for name, query in _AGAIN.items():
         opening = _OPENED if "source=lake" in query else _CONNECTED
         programs = {"Tapeline": _OUR_PROCESS.format(config=config, what=opening + query, again=query)}

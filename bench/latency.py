@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from bench.machine import pipeline, simulator, table, write_config
 from tapeline.records import TICKS_TOPIC
@@ -16,22 +17,25 @@ _RATE = 10_000
 _SECONDS = 30
 _WARM_UP_S = 5
 _ROUNDS = 3
+COLUMNS = ("ticks", "p50 ms", "p99 ms", "p99.9 ms")
 
 
 def run() -> str:
-    rows = []
-    for at in range(_ROUNDS):
-        waited = _once()
-        p50, p99, p999 = np.percentile(waited, [50, 99, 99.9]) / 1e6
-        rows.append([f"run {at + 1}", len(waited), f"{p50:.2f}", f"{p99:.2f}", f"{p999:.2f}"])
+    """The section of the report."""
+    rows = [[f"run {at + 1}", *cells(_once())] for at in range(_ROUNDS)]
     return (
         f"`tapeline simulate binance --rate {_RATE}`, all stages and a reader that polls the normalized topic every 0.5 ms, {_SECONDS} s"
         " after"
-        f" {_WARM_UP_S} s of warm-up, the lake being written beside it.\n\n" + table(["", "ticks", "p50 ms", "p99 ms", "p99.9 ms"], rows)
+        f" {_WARM_UP_S} s of warm-up, the lake being written beside it.\n\n" + table(["", *COLUMNS], rows)
     )
 
 
-def _once() -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+def cells(waited_ns: npt.NDArray[np.int64]) -> list[object]:
+    """What a row of a table says of the times of its ticks, under COLUMNS."""
+    return [len(waited_ns), *(f"{ns / 1e6:.2f}" for ns in np.percentile(waited_ns, [50, 99, 99.9]))]
+
+
+def _once() -> npt.NDArray[np.int64]:
     """Nanoseconds that each tick took."""
     with tempfile.TemporaryDirectory() as folder, simulator("binance", "--rate", str(_RATE)) as (url, _):
         config = write_config(Path(folder), url)
@@ -40,7 +44,7 @@ def _once() -> np.ndarray[tuple[int], np.dtype[np.int64]]:
             while (chunk := stream.read(TICKS_TOPIC, {}, 1)) is None:
                 time.sleep(0.05)
             positions = dict(chunk.next)
-            delays = []
+            delays: list[npt.NDArray[np.int64]] = []
             begin = time.monotonic() + _WARM_UP_S
             while time.monotonic() < begin + _SECONDS:
                 chunk = stream.read(TICKS_TOPIC, positions, 32_768)

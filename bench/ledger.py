@@ -36,6 +36,7 @@ Record = tuple[str, str, int, bytes]
 
 
 def run() -> str:
+    """The section of the report."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "ledger.sqlite"
         ledger = LedgerFile(path)

@@ -6,7 +6,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from bench.machine import pipeline, simulator, table, write_config
+from bench.machine import pipeline, resident_mib, simulator, table, write_config
 from tapeline.records import TICKS_TOPIC
 from tapeline.streams.embedded import EmbeddedStream
 from tapeline.telemetry.status import read_status
@@ -16,6 +16,7 @@ _LOOKS = (1, 2, 4, 6, 8, 10)  # millions of ticks
 
 
 def run() -> str:
+    """The section of the report."""
     with tempfile.TemporaryDirectory() as folder, simulator("binance", "--rate", "70000", "--limit", str(_TICKS)) as (url, _):
         root = Path(folder)
         config = write_config(root, url)
@@ -38,8 +39,7 @@ def _resident(root: Path) -> dict[str, float]:
     resident = {}
     for stage, status in read_status(root).items():
         try:
-            text = Path(f"/proc/{status['pid']}/status").read_text()
+            resident[stage] = resident_mib(status["pid"])
         except (FileNotFoundError, ProcessLookupError):
             continue
-        resident[stage] = next(int(line.split()[1]) for line in text.splitlines() if line.startswith("VmRSS")) / 1024
     return resident

@@ -10,6 +10,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
@@ -27,10 +29,17 @@ _PEER = REPOSITORY / "bench" / "peers"
 
 def run() -> str:
     """The section of the report. One core for all that is measured."""
+    with one_core():
+        return "\n\n".join([_against_cryptofeed(), _each_provider()])
+
+
+@contextmanager
+def one_core() -> Iterator[None]:
+    """This process, and each that it starts meanwhile, has one core."""
     os.sched_setaffinity(0, {0})
     pa.set_cpu_count(1)
     try:
-        return "\n\n".join([_against_cryptofeed(), _each_provider()])
+        yield
     finally:
         os.sched_setaffinity(0, range(os.cpu_count() or 1))
 
@@ -44,7 +53,7 @@ def _against_cryptofeed() -> str:
     ours: list[tuple[float, float]] = []  # median and best of each round
     theirs: list[tuple[float, float]] = []
     for _ in range(_ROUNDS):
-        passes = [_seconds(raw) for _ in range(5)]
+        passes = [seconds(raw) for _ in range(5)]
         ours.append((statistics.median(passes), min(passes)))
         if peer is not None:
             command = [str(peer), str(_PEER / "cryptofeed_normalize.py"), "--repeats", "5", *map(str, CAPTURES)]
@@ -74,11 +83,12 @@ def _batch(provider: str, feed: str, frames: list[bytes], received: list[int]) -
     return pa.record_batch([*texts, pa.array(received), pa.array(frames, pa.binary())], schema=RAW)
 
 
-def _seconds(raw: pa.RecordBatch) -> float:
-    began = time.perf_counter()
+def seconds(raw: pa.RecordBatch, clock: Callable[[], float] = time.perf_counter) -> float:
+    """How long normalizing takes, in chunks as the stage reads them."""
+    began = clock()
     for at in range(0, raw.num_rows, _CHUNK):
         normalize(Chunk.dense(RAW_TOPIC, 0, at, raw.slice(at, _CHUNK)), DECODERS)
-    return time.perf_counter() - began
+    return clock() - began
 
 
 def _each_provider() -> str:
@@ -93,9 +103,9 @@ def _each_provider() -> str:
         ("alpaca", "crypto", ["BTC/USD", "ETH/USD"], ["trades", "quotes"], 'options = { codec = "msgpack" }\n'),
     ):
         raw, ticks = _recorded_from_simulator(name, feed, symbols, channels, extra)
-        seconds = statistics.median(_seconds(raw) for _ in range(5))
+        taken = statistics.median(seconds(raw) for _ in range(5))
         codec = "msgpack" if extra else "JSON"
-        rows.append([f"{name} {feed} {', '.join(channels)} ({codec})", raw.num_rows, ticks / raw.num_rows, ticks / seconds])
+        rows.append([f"{name} {feed} {', '.join(channels)} ({codec})", raw.num_rows, ticks / raw.num_rows, ticks / taken])
     lines = [[a, b, f"{c:.1f}", d] for a, b, c, d in rows]
     return "Frames of the local simulators:\n\n" + table(["shape", "frames", "events a frame", "events/s, median of 5"], lines)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
 from dataclasses import replace
@@ -10,15 +9,14 @@ from dataclasses import replace
 import pyarrow as pa
 
 from bench.machine import CAPTURES, recorded_frames, table
+from bench.normalize import one_core, seconds
 from tapeline.net.listener import Recorder
-from tapeline.providers.normalizing import normalize
-from tapeline.providers.registry import DECODERS, PROVIDERS
+from tapeline.providers.registry import PROVIDERS
 from tapeline.providers.session import FeedSettings, Plan
-from tapeline.records import RAW, RAW_TOPIC, Chunk, RawKind
+from tapeline.records import RAW, RawKind
 from tapeline.stages.ingest.arbitration import Arbitration
 
 _ROUNDS = 7
-_CHUNK = 24_576
 _FRAMES = 100_000
 
 
@@ -39,12 +37,8 @@ def run() -> str:
     """The section of the report. One core for all that is measured."""
     if not CAPTURES:
         return "The recorded frames are missing. Nothing was measured."
-    os.sched_setaffinity(0, {0})
-    pa.set_cpu_count(1)
-    try:
+    with one_core():
         return _measured([frame for _, frame in recorded_frames()[:_FRAMES]])
-    finally:
-        os.sched_setaffinity(0, range(os.cpu_count() or 1))
 
 
 def _measured(frames: list[bytes]) -> str:
@@ -53,14 +47,14 @@ def _measured(frames: list[bytes]) -> str:
     arrivals = [(some, at * 100_000, frame) for at, frame in enumerate(frames) for some in (one, other)]
     alone, paired = [], []
     for _ in range(_ROUNDS):
-        alone.append(_seconds(_Last(), arrivals))
-        paired.append(_seconds(Arbitration(_Last(), (one, other), lambda: 0), arrivals))
+        alone.append(_recorded(_Last(), arrivals))
+        paired.append(_recorded(Arbitration(_Last(), (one, other), lambda: 0), arrivals))
     before_us, with_us = (statistics.median(some) / len(arrivals) * 1e6 for some in (alone, paired))
     single, marked, both = _batch(arrivals[::2], "frame"), _batch(arrivals, "repeated"), _batch(arrivals, "frame")
     rows = []
     for name, raw in (("one line", single), ("two lines, later copies marked", marked), ("two lines, every copy interpreted", both)):
-        seconds = statistics.median(_normalized(raw) for _ in range(_ROUNDS))
-        rows.append([name, raw.num_rows, seconds / len(frames) * 1e6])
+        taken = statistics.median(seconds(raw, time.process_time) for _ in range(_ROUNDS))
+        rows.append([name, raw.num_rows, taken / len(frames) * 1e6])
     return (
         f"Recorded Binance frames, {len(frames):,}, each once or from two lines in turns; {_ROUNDS} rounds, processor time. At the sockets"
         f" a frame of a pair takes {with_us - before_us:.2f} µs more; one of a line by itself does not pass there. In normalizing:\n\n"
@@ -68,7 +62,7 @@ def _measured(frames: list[bytes]) -> str:
     )
 
 
-def _seconds(recorder: Recorder, arrivals: list[tuple[Plan, int, bytes]]) -> float:
+def _recorded(recorder: Recorder, arrivals: list[tuple[Plan, int, bytes]]) -> float:
     began = time.process_time()
     for plan, received_ns, frame in arrivals:
         recorder.record(plan, "c", "frame", received_ns, frame)
@@ -81,10 +75,3 @@ def _batch(arrivals: list[tuple[Plan, int, bytes]], second: RawKind) -> pa.Recor
     texts = [pa.array(["binance"] * n), pa.array(["spot"] * n), pa.array([plan.name for plan, _, _ in arrivals]), pa.array(kinds)]
     times, payloads = pa.array([at for _, at, _ in arrivals]), pa.array([frame for _, _, frame in arrivals], pa.binary())
     return pa.record_batch([*texts, times, payloads], schema=RAW)
-
-
-def _normalized(raw: pa.RecordBatch) -> float:
-    began = time.process_time()
-    for at in range(0, raw.num_rows, _CHUNK):
-        normalize(Chunk.dense(RAW_TOPIC, 0, at, raw.slice(at, _CHUNK)), DECODERS)
-    return time.process_time() - began

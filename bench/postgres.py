@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -15,7 +14,7 @@ import pyarrow as pa
 from services import postgres
 from services.postgres import PostgresServer
 
-from bench.machine import table
+from bench.machine import scratch, table
 from tapeline.providers.registry import identity
 from tapeline.records import NS_PER_MS, NS_PER_S, TICKS, TICKS_TOPIC, Chunk
 from tapeline.secret import NO_SECRET
@@ -36,15 +35,11 @@ _UNIQUE = {
 
 def run() -> str:
     """The section of the report."""
-    with tempfile.TemporaryDirectory(prefix="tapeline-bench-", dir="/var/tmp") as scratch:
-        folder = Path(scratch)
-        folder.chmod(0o755)
-        with PostgresServer(folder / "server") as server:
-            for setting in _SETTINGS:
-                server.ask(f"ALTER SYSTEM SET {setting}")
-            server.stop()
-            server.start()
-            results = {name: [_round(server, folder, extra, trades) for _ in range(_ROUNDS)] for trades, name, extra in _cases()}
+    with scratch() as folder, PostgresServer(folder / "server") as server:
+        for setting in _SETTINGS:
+            server.ask(f"ALTER SYSTEM SET {setting}")
+        server.restart()
+        results = {name: [_round(server, folder, extra, trades) for _ in range(_ROUNDS)] for trades, name, extra in _cases()}
     rows = [
         [name, *(f"{statistics.median(r[part] for r in rounds):,.0f}" for part in (0, 1)), _share(rounds)]
         for name, rounds in results.items()

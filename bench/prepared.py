@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from pathlib import Path
 import msgspec
 from picows import WSFrame, WSListener, WSMsgType, WSTransport, WSUpgradeRequest, ws_connect, ws_create_server
 
-from bench.machine import STREAMS, simulator
+from bench.machine import STREAMS, listening, simulator
 
 _PIECE = 128 * 1024
 _PACE_S = 0.001
@@ -51,8 +50,9 @@ class _Recorder(WSListener):
 
 
 async def _record(url: str, path: Path, events: int) -> None:
-    _, listener = await ws_connect(lambda: _Recorder(path, events), f"{url}/stream")
-    await listener.whole.wait()
+    recorder = _Recorder(path, events)
+    await ws_connect(lambda: recorder, f"{url}/stream")
+    await recorder.whole.wait()
 
 
 def record(path: Path, events: int) -> Path:
@@ -152,13 +152,8 @@ async def _serve(recording: _Recording, rate: int) -> None:
 @contextmanager
 def serving(path: Path, rate: int = 0) -> Iterator[str]:
     """A process that sends a recording, at an even pace where a rate is given; its url."""
-    process = subprocess.Popen([sys.executable, "-m", "bench.prepared", str(path), str(rate)], stdout=subprocess.PIPE)
-    try:
-        assert process.stdout is not None
-        yield process.stdout.readline().decode().rpartition(" at ")[2].strip()
-    finally:
-        process.terminate()
-        process.wait()
+    with listening("bench.prepared", str(path), str(rate)) as (url, _):
+        yield url
 
 
 if __name__ == "__main__":

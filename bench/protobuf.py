@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
-from types import ModuleType
-from typing import Any
+from functools import partial
 
 import pyarrow as pa
 
-from bench.machine import REPOSITORY, table
+from bench.machine import table
+from bench.market_data import Message, MessageClass, message_class
 from tapeline.records import NS_PER_S, TICKS, TICKS_TOPIC
 from tapeline.streams.codecs.protobuf import decode, encode, fields
 
@@ -23,7 +18,7 @@ _SIZES = (50, 1_000, 20_000)
 _ROUNDS = 7
 _SYMBOLS = ("BTC/USDT", "ETH/USDT", "BNB/USDT", "SOL/USDT")
 _NOON = 1_710_504_000 * NS_PER_S
-_TICK: dict[str, Any] = {
+_TICK: dict[str, object] = {
     **dict.fromkeys(TICKS.names),
     "exchange": "binance",
     "provider": "binance",
@@ -35,21 +30,21 @@ _TICK: dict[str, Any] = {
 
 def run() -> str:
     """The section of the report: microseconds for each message, the median of rounds in turns."""
-    library = _library()
+    library = message_class()
     rows = []
     for size in _SIZES:
         batch = pa.RecordBatch.from_pylist([_tick(at) for at in range(size)], TICKS)
         messages = encode(TICKS_TOPIC, batch)
-        parsed = [library.FromString(message) for message in messages]
+        parsed = _parsed(library, messages)
         assert decode(TICKS_TOPIC, messages).equals(batch)
         assert _to_batch(library, messages).equals(batch)
         ways: dict[str, Callable[[], object]] = {
-            "Tapeline, batch to messages": lambda batch=batch: encode(TICKS_TOPIC, batch),
-            "library, batch to messages": lambda batch=batch: _from_batch(library, batch),
-            "library, only serialize": lambda parsed=parsed: [message.SerializeToString() for message in parsed],
-            "Tapeline, messages to batch": lambda messages=messages: decode(TICKS_TOPIC, messages),
-            "library, messages to batch": lambda messages=messages: _to_batch(library, messages),
-            "library, only parse": lambda messages=messages: [library.FromString(message) for message in messages],
+            "Tapeline, batch to messages": partial(encode, TICKS_TOPIC, batch),
+            "library, batch to messages": partial(_from_batch, library, batch),
+            "library, only serialize": partial(_serialized, parsed),
+            "Tapeline, messages to batch": partial(decode, TICKS_TOPIC, messages),
+            "library, messages to batch": partial(_to_batch, library, messages),
+            "library, only parse": partial(_parsed, library, messages),
         }
         taken: dict[str, list[float]] = {way: [] for way in ways}
         for _ in range(_ROUNDS):
@@ -63,7 +58,7 @@ def run() -> str:
     )
 
 
-def _tick(at: int) -> dict[str, Any]:
+def _tick(at: int) -> dict[str, object]:
     time_ns = _NOON + at * 1_000_000
     tick = {
         **_TICK,
@@ -94,36 +89,26 @@ def _seconds(work: Callable[[], object], times: int) -> float:
     return (time.perf_counter() - began) / times
 
 
-def _from_batch(library: Any, batch: pa.RecordBatch) -> list[bytes]:
+def _parsed(library: MessageClass, messages: list[bytes]) -> list[Message]:
+    return [library.FromString(message) for message in messages]
+
+
+def _serialized(messages: list[Message]) -> list[bytes]:
+    return [message.SerializeToString() for message in messages]
+
+
+def _from_batch(library: MessageClass, batch: pa.RecordBatch) -> list[bytes]:
     """As one writes it with the library: a message's constructor for each row."""
     names = [field.name for field in fields(TICKS_TOPIC)]
     columns = [batch.column(field.column).to_pylist() for field in fields(TICKS_TOPIC)]
     return [library(**dict(zip(names, row, strict=True))).SerializeToString() for row in zip(*columns, strict=True)]
 
 
-def _to_batch(library: Any, messages: list[bytes]) -> pa.RecordBatch:
-    parsed = [library.FromString(message) for message in messages]
+def _to_batch(library: MessageClass, messages: list[bytes]) -> pa.RecordBatch:
+    parsed = _parsed(library, messages)
     columns = {}
     for field in fields(TICKS_TOPIC):
         column, name = TICKS.field(field.column), field.name
         values = [getattr(message, name) if not column.nullable or message.HasField(name) else None for message in parsed]
         columns[column.name] = pa.array(values, column.type)
     return pa.record_batch(columns, schema=TICKS)
-
-
-def _library() -> Any:
-    """The class that protoc makes of proto/market_data.proto."""
-    with tempfile.TemporaryDirectory() as folder:
-        proto = REPOSITORY / "proto"
-        command = [sys.executable, "-m", "grpc_tools.protoc", f"-I{proto}", f"--python_out={folder}", str(proto / "market_data.proto")]
-        subprocess.run(command, check=True)
-        return _module(Path(folder) / "market_data_pb2.py").MarketData
-
-
-def _module(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

@@ -11,13 +11,12 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from services.kafka import KafkaBroker
 from services.process import Server
 from services.redis import RedisServer
 
-from bench.machine import KEYS, simulator, table
+from bench.machine import KEYS, SYMBOLS, codecs, simulator, table
 from tapeline.app.streams import open_stream
 from tapeline.config import Config, load
 from tapeline.records import RAW_TOPIC
@@ -26,12 +25,12 @@ from tapeline.telemetry.status import read_status
 
 _EVENTS = 2_000_000
 _ROUNDS = 2
-_SYMBOLS = ("BTCUSDT", "ETHUSDT", "BNBUSDT", "SOLUSDT")
 _SERVERS: dict[str, type[Server] | None] = {"embedded": None, "redis": RedisServer, "kafka": KafkaBroker}
 
 
 def run() -> str:
-    rows: list[Sequence[Any]] = []
+    """The section of the report."""
+    rows: list[Sequence[object]] = []
     for name in _SERVERS:
         for codec in ("protobuf", "arrow"):
             if name == "embedded" and codec == "protobuf":
@@ -52,7 +51,7 @@ def _once(name: str, codec: str, workers: int) -> float:
         if kind is None:
             return _drained(Path(folder), "embedded:", codec, workers)
         with kind(Path(folder) / "server") as server:
-            return _drained(Path(folder), str(getattr(server, "url")), codec, workers)  # noqa: B009 each server has one, of its own making
+            return _drained(Path(folder), server.url, codec, workers)
 
 
 def _drained(folder: Path, stream: str, codec: str, workers: int) -> float:
@@ -113,12 +112,11 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 def _config(folder: Path, url: str, stream: str, codec: str) -> Path:
     path = folder / "tapeline.toml"
-    codecs = ", ".join(f'{topic} = "{codec}"' for topic in ("normalized", "bars", "notices", "rejected"))
     providers = "".join(
         f'[[providers]]\nname = "binance"\nurl = "{url}"\nsymbols = ["{symbol}"]\nchannels = ["trade", "bookTicker"]\n'
-        for symbol in _SYMBOLS
+        for symbol in SYMBOLS
     )
     path.write_text(
-        f'data_dir = "{folder / "data"}"\nstores = []\n[stream]\nurl = "{stream}"\npartitions = 4\ncodecs = {{ {codecs} }}\n{providers}'
+        f'data_dir = "{folder / "data"}"\nstores = []\n[stream]\nurl = "{stream}"\npartitions = 4\n{codecs(codec)}\n{providers}'
     )
     return path

@@ -7,6 +7,9 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
+
+from services.postgres import installed
 
 from bench.machine import pipeline, table, write_config
 from bench.prepared import record, serving
@@ -24,17 +27,27 @@ FROM ticks LEFT JOIN (
 """
 
 
+class Run(NamedTuple):
+    """Events sent, ticks/s, and events lost and doubled."""
+
+    sent: int
+    rate: float
+    lost: int
+    doubled: int
+
+
 def run() -> str:
+    """The section of the report."""
     with tempfile.TemporaryDirectory() as folder:
         frames = record(Path(folder) / "frames", _EVENTS)
-        rows = [once(frames, _EVENTS) for _ in range(_ROUNDS)]
-    rates = [row[1] for row in rows]
-    lines = [[f"run {at}", *row] for at, row in enumerate(rows, 1)]
+        runs = [once(frames, _EVENTS) for _ in range(_ROUNDS)]
+    lines = [[f"run {at}", *one] for at, one in enumerate(runs, 1)]
     return (
         f"A simulator sends {_EVENTS:,} frames that `tapeline simulate binance` recorded, as fast as the pipeline reads them. Ingest,"
         " normalize, the lake, the ledger and the simulator are processes of their own. The time is from the first frame's receipt to the"
         " last row's commit."
-        f" Median **{statistics.median(rates):,.0f} ticks/s**.\n\n" + table(["", "sent", "ticks/s", "lost", "doubled"], lines)
+        f" Median **{statistics.median(one.rate for one in runs):,.0f} ticks/s**.\n\n"
+        + table(["", "sent", "ticks/s", "lost", "doubled"], lines)
     )
 
 
@@ -43,8 +56,8 @@ def without_ledger() -> str:
     with tempfile.TemporaryDirectory() as folder:
         frames = record(Path(folder) / "frames", _EVENTS)
         runs = [[once(frames, _EVENTS, extra=extra) for extra in ("", "ledger = false\n")] for _ in range(_ROUNDS)]
-    rates = [statistics.median(pair[at][1] for pair in runs) for at in (0, 1)]
-    bad = [sum(pair[at][2] + pair[at][3] for pair in runs) for at in (0, 1)]
+    rates = [statistics.median(pair[at].rate for pair in runs) for at in (0, 1)]
+    bad = [sum(pair[at].lost + pair[at].doubled for pair in runs) for at in (0, 1)]
     rows = [[name, rate, wrong] for name, rate, wrong in zip(("with the ledger, as shipped", "`ledger = false`"), rates, bad, strict=True)]
     return (
         f"Socket to lake as above, with and without the ledger and the repair stage, {_ROUNDS} rounds in turns. With / without:"
@@ -60,10 +73,11 @@ def once(
     postgres: str = "",
     flush_s: float = 1.0,
     extra: str = "",
-) -> tuple[int, float, int, int]:
-    """sent, ticks/s, lost, doubled; with `postgres`, until both stores have all, and of the one that has lost or doubled more.
+) -> Run:
+    """Send a recording of so many events through the pipeline. `extra`: more lines for the configuration.
 
-    `frames`: a recording of so many events. `extra`: more lines for the configuration."""
+    With `postgres`, the run lasts until both stores have everything. Lost and doubled are those of the worse store.
+    """
     with tempfile.TemporaryDirectory() as folder, serving(frames) as url:
         root = Path(folder)
         config = write_config(root, url, flush_s, stream, codec, postgres)
@@ -83,19 +97,17 @@ def once(
             there, last_ns = _in_postgres(postgres)
             done_ns = max(done_ns, last_ns)
             events, rows = min(events, there[1]), max(rows, there[0])
-    return events_to_send, events / ((done_ns - first_ns) / 1e9), events_to_send - events, rows - events
+    return Run(events_to_send, events / ((done_ns - first_ns) / 1e9), events_to_send - events, rows - events)
 
 
 def _in_postgres(url: str) -> tuple[tuple[int, int], int]:
     """Rows and events, and when the last of them was committed."""
-    from services import postgres as server
-
     counted = "SELECT count(*), count(DISTINCT (symbol, channel, sequence)) FROM ticks"
     # The server's own time of the last change of the row that every write changes.
     last = (
         "SELECT (extract(epoch FROM pg_xact_commit_timestamp(xmin)) * 1e9)::bigint FROM tapeline_counts"
         " WHERE topic = 'market-data.normalized'"
     )
-    command = [server.find().where / "psql", "-X", "-q", "-A", "-t", "-F", " ", "-d", url, "-c", counted, "-c", last]
+    command = [str(installed().where / "psql"), "-X", "-q", "-A", "-t", "-F", " ", "-d", url, "-c", counted, "-c", last]
     rows, events, last_ns = map(int, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
     return (rows, events), last_ns

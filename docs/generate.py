@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import msgspec
-import typer
+from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 from typer.main import get_command
 
 from tapeline import config, records
@@ -23,36 +23,29 @@ def commands() -> str:
     import tapeline.cli  # noqa: F401 the commands register themselves
 
     found = [NOTE, "# Commands\n"]
-    top = typer.Context(get_command(app), info_name="tapeline")
-    for name, command in _leaves(top.command, "tapeline"):
+    for name, command in _leaves(get_command(app), "tapeline"):
         help_text = inspect.cleandoc(command.help or "").replace("<", "&lt;")
         found.append(f"## `{name}`\n\n{help_text}\n")
-        rows = [_row(parameter) for parameter in command.params if parameter.name != "help"]
+        shown = [parameter for parameter in command.params if isinstance(parameter, TyperOption | TyperArgument)]
+        rows = [_row(parameter) for parameter in shown if parameter.name != "help"]
         if rows:
             found.append("| option | what | if left out |\n| --- | --- | --- |\n" + "\n".join(rows) + "\n")
     return "\n".join(found)
 
 
-def _leaves(command: object, name: str) -> list[tuple[str, typer.core.TyperCommand]]:
-    inner = getattr(command, "commands", None)
-    if inner is None:
-        return [(name, command)]  # type: ignore[list-item]  # a group has commands
-    return [leaf for word in sorted(inner) for leaf in _leaves(inner[word], f"{name} {word}")]
+def _leaves(command: object, name: str) -> list[tuple[str, TyperCommand]]:
+    if isinstance(command, TyperGroup):
+        return [leaf for word, inner in sorted(command.commands.items()) for leaf in _leaves(inner, f"{name} {word}")]
+    assert isinstance(command, TyperCommand), f"{name} is neither a command nor a group of commands"
+    return [(name, command)]
 
 
-def _row(parameter: object) -> str:
-    names = " ".join(f"`{one}`" for one in getattr(parameter, "opts", []))
-    if getattr(parameter, "param_type_name", "") == "argument":
-        names = f"`{str(getattr(parameter, 'name', '')).upper()}`"
-    what = " ".join(str(getattr(parameter, "help", "") or "").split()).replace("|", "\\|")
-    default = getattr(parameter, "default", None)
-    needed = (
-        "must be given"
-        if getattr(parameter, "required", False)
-        else ""
-        if default in (None, False) or callable(default)
-        else f"`{default}`"
-    )
+def _row(parameter: TyperOption | TyperArgument) -> str:
+    is_argument = isinstance(parameter, TyperArgument)
+    names = f"`{str(parameter.name).upper()}`" if is_argument else " ".join(f"`{one}`" for one in parameter.opts)
+    what = " ".join((parameter.help or "").split()).replace("|", "\\|")
+    default = parameter.default
+    needed = "must be given" if parameter.required else "" if default in (None, False) or callable(default) else f"`{default}`"
     return f"| {names} | {what} | {needed} |"
 
 

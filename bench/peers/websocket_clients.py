@@ -9,12 +9,14 @@ import asyncio
 import json
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 
 import aiohttp
 import picows
 import uvloop
 import websockets
+
+Client = Callable[[str], Coroutine[None, None, None]]
 
 FRAMES = 200_000
 SUBSCRIBE = json.dumps({"method": "SUBSCRIBE", "params": ["btcusdt@trade", "btcusdt@bookTicker"], "id": 1})
@@ -23,7 +25,7 @@ SUBSCRIBE = json.dumps({"method": "SUBSCRIBE", "params": ["btcusdt@trade", "btcu
 async def by_picows(url: str) -> None:
     done = asyncio.Event()
 
-    class Listener(picows.WSListener):  # type: ignore[misc]
+    class Listener(picows.WSListener):
         seen = 0
 
         def on_ws_connected(self, transport: picows.WSTransport) -> None:
@@ -56,7 +58,7 @@ async def by_aiohttp(url: str) -> None:
 
 def main() -> None:
     url = f"{sys.argv[1]}/stream"
-    clients: dict[str, Callable[[str], Awaitable[None]]] = {"picows": by_picows, "websockets": by_websockets, "aiohttp": by_aiohttp}
+    clients: dict[str, Client] = {"picows": by_picows, "websockets": by_websockets, "aiohttp": by_aiohttp}
     for _ in range(3):
         for name, client in clients.items():
             before = time.process_time()
