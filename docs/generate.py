@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from pathlib import Path
+from typing import Literal, get_args, get_origin
 
 import msgspec
 import typer
@@ -12,17 +13,49 @@ from typer.main import get_command
 
 from tapeline import config, records
 from tapeline.cli.app import app
-from tapeline.providers.registry import PROVIDERS
+from tapeline.providers.registry import ARCHIVES, PROVIDERS
 
 HERE = Path(__file__).parent
 NOTE = "<!-- Written by docs/generate.py. Change the code, then run `make docs`. -->\n"
+
+#: Command or block of the settings to the pages that say more about it.
+MORE = {
+    "tapeline backfill": ["[Backfill history](../history.md)"],
+    "tapeline compact": ["[Compacting](../lake.md#compacting)"],
+    "tapeline complete": ["[Is this data complete?](../completeness.md)"],
+    "tapeline export": ["[Giving some of it away](../lake.md#giving-some-of-it-away)"],
+    "tapeline gaps": ["[Is this data complete?](../completeness.md)"],
+    "tapeline jobs run": ["[Run jobs on a schedule](../jobs.md)"],
+    "tapeline lake check": ["[Is it whole?](../lake.md#is-it-whole)"],
+    "tapeline lake prune": ["[Keeping so many days, or so many gigabytes](../lake.md#keeping-so-many-days-or-so-many-gigabytes)"],
+    "tapeline lake repair": ["[Repair damaged files](../lake.md#repair-damaged-files)"],
+    "tapeline lake tidy": ["[What the lake does by itself](../lake.md#what-the-lake-does-by-itself)"],
+    "tapeline ledger": ["[Is this data complete?](../completeness.md)"],
+    "tapeline normalize": ["[Scale out](../scaling.md)"],
+    "tapeline reconcile": ["[Reconciling a day](../history.md#reconciling-a-day)"],
+    "tapeline rename": ["[A symbol that was split wrongly](../operations.md#a-symbol-that-was-split-wrongly)"],
+    "tapeline repair": ["[Filling gaps](../completeness.md#filling-gaps)"],
+    "tapeline replay": ["[Replay](../reading.md#replay)"],
+    "tapeline schedule": ["[Run jobs on a schedule](../jobs.md)"],
+    "tapeline simulate": ["[Simulate a provider](../simulators.md)"],
+    "tapeline sql": ["[Views](views.md)", "[Columns](columns.md)"],
+    "tapeline status": ["[Operate it](../operations.md)"],
+    "[stream]": ["[Streams](../streams.md)", "[A server that others use too](../streams.md#a-server-that-others-use-too)"],
+    "[[providers]]": [
+        "[Fields of each provider](../records.md)",
+        "[Two lines](../completeness.md#two-lines)",
+        "[Backfill history](../history.md)",
+    ],
+    "[[stores]]": ["[The lake](../lake.md)", "[PostgreSQL](../postgres.md)"],
+    "[[jobs]]": ["[Run jobs on a schedule](../jobs.md)"],
+}
 
 
 def commands() -> str:
     """Every command, with what its help says."""
     import tapeline.cli  # noqa: F401 the commands register themselves
 
-    found = [NOTE, "# Commands\n"]
+    found = [NOTE, "# Commands\n", "[Exit statuses](exit-statuses.md) lists the statuses with which a command may end.\n"]
     top = typer.Context(get_command(app), info_name="tapeline")
     for name, command in _leaves(top.command, "tapeline"):
         help_text = inspect.cleandoc(command.help or "").replace("<", "&lt;")
@@ -30,7 +63,12 @@ def commands() -> str:
         rows = [_row(parameter) for parameter in command.params if parameter.name != "help"]
         if rows:
             found.append("| option | what | if left out |\n| --- | --- | --- |\n" + "\n".join(rows) + "\n")
+        found += _more(name)
     return "\n".join(found)
+
+
+def _more(name: str) -> list[str]:
+    return [f"More: {', '.join(MORE[name])}.\n"] if name in MORE else []
 
 
 def _leaves(command: object, name: str) -> list[tuple[str, typer.core.TyperCommand]]:
@@ -58,8 +96,7 @@ def _row(parameter: object) -> str:
 
 def settings() -> str:
     """Every key of the configuration, with the comment that stands beside it."""
-    about = "The settings are in one file, `tapeline.toml`. You can also set a key in the environment, such as `TAPELINE_STREAM__URL`.\n"
-    found = [NOTE, "# Settings\n", about]
+    found = [NOTE, "# Settings\n", SETTINGS]
     parts = (
         ("", config.Config),
         ("[stream]", config.StreamConfig),
@@ -70,14 +107,59 @@ def settings() -> str:
     )
     for title, struct in parts:
         found.append(f"## {'At the top' if not title else f'`{title}`'}\n\n{inspect.getdoc(struct)}\n\n{_table(struct)}\n")
+        found += _more(title)
+    found.append(_of_providers())
     for name, provider in PROVIDERS.items():
         if msgspec.structs.fields(provider.options):
             found.append(f"## `options` of {name}\n\n{_table(provider.options)}\n")
+    found.append(_secrets())
     return "\n".join(found)
 
 
+SETTINGS = """\
+Tapeline reads `tapeline.toml` in the current folder, or the file that you name with `--config FILE`. If there is neither, it uses a few
+symbols of a public feed. An unknown key is an error, and the message names the nearest valid key.
+
+Environment variables override the file. The name of a variable is `TAPELINE_` and the path of the setting, with two underscores between
+levels: `TAPELINE_STREAM__URL=embedded:`, `TAPELINE_PROVIDERS__0__FEED=sip`. Write lists as in TOML. The file holds no secrets
+([Secrets](#secrets)).
+"""
+
+
+def _of_providers() -> str:
+    """What a key of [[providers]] is for each provider, if it is left out."""
+    rows = ["| provider | key | if left out |", "| --- | --- | --- |"]
+    for name, provider in PROVIDERS.items():
+        others = [f"`{feed}`" for feed in provider.feeds if feed != provider.default_feed]
+        values = {"feed": f"`{provider.default_feed}`" + (f" (others: {', '.join(others)})" if others else "")}
+        feed = provider.feeds[provider.default_feed]
+        urls = {"url": feed.stream_url, "second_url": feed.second_url, "rest_url": feed.history_url}
+        if name in ARCHIVES:
+            urls["files_url"] = ARCHIVES[name].url
+        values |= {key: f"`{url}`" for key, url in urls.items() if url}
+        rows += [f"| {name} | `{key}` | {value} |" for key, value in values.items()]
+    return "## Feeds and addresses of each provider\n\n" + "\n".join(rows) + "\n"
+
+
+def _secrets() -> str:
+    """Where each secret is taken from."""
+    rows = ["| secret | environment variable | or the file that this key names |", "| --- | --- | --- |"]
+    for name, provider in PROVIDERS.items():
+        for kind, variables in provider.secrets.items():
+            rows.append(f"| {kind} of {name} | {' or '.join(f'`{one}`' for one in variables)} | `{kind}_file` in `[[providers]]` |")
+        variables = ARCHIVES[name].secrets if name in ARCHIVES else ("", "")
+        rows += [f"| {kind} of the files of {name} | `{one}` | |" for kind, one in zip(("key", "secret"), variables, strict=True) if one]
+    rows.append("| password of the user in `stream.url` | `TAPELINE_STREAM_PASSWORD` | `password_file` in `[stream]` |")
+    rows.append("| password of the user in `stores[].url` | `TAPELINE_STORE_PASSWORD` | `password_file` in `[[stores]]` |")
+    return "## Secrets\n\nIf a key names a file, Tapeline does not read that secret from the environment.\n\n" + "\n".join(rows) + "\n"
+
+
+#: A field of a settings block: the lines `#:` above it, its name, and the comment beside it.
+FIELD = re.compile(r"((?:^    #: [^\n]*\n)*)^    (\w+): [^\n]*?  # ([^\n]*)$", re.MULTILINE)
+
+
 def _table(struct: type[msgspec.Struct]) -> str:
-    comments = dict(re.findall(r"^    (\w+): [^\n]*?  # ([^\n]*)$", inspect.getsource(struct), re.MULTILINE))
+    comments = {name: _sentences(beside, above) for above, name, beside in FIELD.findall(inspect.getsource(struct))}
     rows = ["| key | default | what |", "| --- | --- | --- |"]
     for field in msgspec.structs.fields(struct):
         if isinstance(field.default, msgspec.Struct) or (
@@ -87,8 +169,19 @@ def _table(struct: type[msgspec.Struct]) -> str:
         default = (
             "" if field.required else "`{}`" if field.default is msgspec.NODEFAULT else f"`{msgspec.json.encode(field.default).decode()}`"
         )
-        rows.append(f"| `{field.encode_name}` | {default} | {comments.get(field.name, '').replace('|', ' or ')} |")
+        rows.append(f"| `{field.encode_name}` | {default} | {comments.get(field.name, '').replace('|', ' or ')}{_choices(field.type)} |")
     return "\n".join(rows)
+
+
+def _sentences(beside: str, above: str) -> str:
+    further = " ".join(re.findall(r"#: (.*)", above)).removesuffix(".")
+    return f"{beside}. {further}" if further else beside
+
+
+def _choices(kind: object) -> str:
+    """The values that a setting can have, if they are few."""
+    values = [f"`{value}`" for value in get_args(kind) if value] if get_origin(kind) is Literal else []
+    return f" ({', '.join(values[:-1])} or {values[-1]})" if values else ""
 
 
 def columns() -> str:
