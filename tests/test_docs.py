@@ -225,7 +225,26 @@ _COMPOSED = {
 }
 
 
-def test_the_messages_in_the_table_are_what_the_program_says() -> None:
+def groups_of_messages() -> dict[str, list[str]]:
+    """The messages of docs/operations.md by the heading of their group."""
+    page = (ROOT / "docs" / "operations.md").read_text()
+    groups = {}
+    for heading, body in re.findall(r"^## ([^\n]+)\n(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL):
+        _head, _rule, *rows = [line for line in body.splitlines() if line.startswith("|")]
+        assert all(re.findall(r"`([^`]+)`", row.split(" | ")[0]) for row in rows), heading
+        groups[heading] = [message for row in rows for message in re.findall(r"`([^`]+)`", row.split(" | ")[0])]
+    return groups
+
+
+def test_the_page_of_messages_begins_with_a_link_to_each_group_and_has_each_message_once() -> None:
+    page = (ROOT / "docs" / "operations.md").read_text()
+    groups = groups_of_messages()
+    assert re.findall(r"^- \[(.+)\]\(#(.+)\)$", page, re.MULTILINE) == [(heading, slug(heading)) for heading in groups]
+    messages = [message for group in groups.values() for message in group if message != "status"]
+    assert len(messages) == len(set(messages))
+
+
+def test_the_messages_in_the_tables_are_what_the_program_says() -> None:
     texts = []
     for path in sorted((ROOT / "src" / "tapeline").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -233,10 +252,7 @@ def test_the_messages_in_the_table_are_what_the_program_says() -> None:
                 texts.append(node.value)
             elif isinstance(node, ast.JoinedStr):
                 texts.append("".join(str(part.value) if isinstance(part, ast.Constant) else "\0" for part in node.values))
-    page = (ROOT / "docs" / "operations.md").read_text()
-    table = page[page.index("| you see |") : page.index("`tapeline status` shows the equation")]
-    cells = [line.split(" | ")[0] for line in table.splitlines()[2:] if line.startswith("|")]
-    messages = [message for cell in cells for message in re.findall(r"`([^`]+)`", cell)]
+    messages = [message for group in groups_of_messages().values() for message in group]
     assert len(messages) > 60
     assert set(_COMPOSED) <= set(messages)
     for message in messages:
