@@ -11,7 +11,7 @@ import sys
 import tomllib
 import unicodedata
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import pytest
@@ -25,6 +25,7 @@ from tapeline.ledger import INTERVALS
 from tapeline.providers.registry import ARCHIVES, CHANNELS, PROVIDERS
 from tapeline.reading.sql import connect
 from tapeline.simulators import FAULTS
+from tapeline.stores.lake.checking import Problem
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -242,6 +243,7 @@ def test_the_page_of_messages_begins_with_a_link_to_each_group_and_has_each_mess
     assert re.findall(r"^- \[(.+)\]\(#(.+)\)$", page, re.MULTILINE) == [(heading, slug(heading)) for heading in groups]
     messages = [message for group in groups.values() for message in group if message != "status"]
     assert len(messages) == len(set(messages))
+    assert set(groups["Findings of `tapeline lake check`"]) == set(get_args(Problem))
 
 
 def test_the_messages_in_the_tables_are_what_the_program_says() -> None:
@@ -275,6 +277,22 @@ def test_the_reference_pages_are_what_the_code_says() -> None:
 def test_every_page_is_in_the_site_s_contents() -> None:
     listed = set(re.findall(r"[\w/-]+\.md", (ROOT / "mkdocs.yml").read_text()))
     assert listed == {str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md")}
+
+
+def pages_of(kind: str) -> list[Path]:
+    """The pages of one kind in the site's contents, without the decisions."""
+    contents = (ROOT / "mkdocs.yml").read_text().partition("\nnav:\n")[2]
+    (listed,) = re.findall(rf"^  - {kind}:\n((?:      .*\n)+)", contents, re.MULTILINE)
+    return [ROOT / "docs" / page for page in re.findall(r"^      - [^\n]*: ([\w/-]+\.md)$", listed, re.MULTILINE)]
+
+
+def test_a_how_to_has_something_to_do_and_an_explanation_has_not() -> None:
+    for page in [*pages_of("Tutorial"), *pages_of("How to")]:
+        assert re.search(r"^ *```(sh|bash|toml|python)|^1\. ", page.read_text(), re.MULTILINE), page
+    for page in pages_of("Explanation"):
+        assert not re.search(r"^ *```(sh|bash|toml|python)", page.read_text(), re.MULTILINE), page
+    assert len(pages_of("Explanation")) > 5
+    assert len(pages_of("How to")) > 10
 
 
 def slug(heading: str) -> str:
