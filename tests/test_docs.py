@@ -11,7 +11,7 @@ import sys
 import tomllib
 import unicodedata
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import pytest
@@ -20,11 +20,12 @@ from typer.testing import CliRunner
 from tapeline import errors
 from tapeline.app.connections import connection_plans
 from tapeline.cli import app
-from tapeline.config import Config, ProviderConfig, StoreConfig, StreamConfig, load
+from tapeline.config import CodecsConfig, Config, JobConfig, ProviderConfig, StoreConfig, StreamConfig, load
 from tapeline.ledger import INTERVALS
-from tapeline.providers.registry import CHANNELS
+from tapeline.providers.registry import ARCHIVES, CHANNELS, PROVIDERS
 from tapeline.reading.sql import connect
 from tapeline.simulators import FAULTS
+from tapeline.stores.lake.checking import Problem
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -75,25 +76,74 @@ def test_the_configurations_in_the_docs_are_right(tmp_path: Path) -> None:
         assert connection_plans(load(path, {}), KEYS)
 
 
-def test_the_table_of_settings_names_every_setting_and_no_other() -> None:
-    page = (ROOT / "docs" / "commands.md").read_text()
-    table = page[page.index("## Settings") : page.index("Secrets:")]
-    named = set()
-    for cell in re.findall(r"^\| (`.+?`) \|", table, re.MULTILINE):
-        names = re.findall(r"`([^`]+)`", cell)
-        prefix = names[0].rpartition(".")[0]
-        named |= {name if "." in name or not prefix else f"{prefix}.{name}" for name in names}
-    lists: dict[str, Any] = {"stream": StreamConfig, "providers[]": ProviderConfig, "stores[]": StoreConfig}
-    wanted = {f"{name}.{field.encode_name}" for name, struct in lists.items() for field in msgspec.structs.fields(struct)}
-    wanted |= {field.encode_name for field in msgspec.structs.fields(Config)} - {"stream", "providers", "stores"}
-    assert named == wanted
+def sections(page: str) -> dict[str, str]:
+    """The sections of a page of the reference, by their headings."""
+    text = (ROOT / "docs" / "reference" / page).read_text()
+    return {name.replace("`", ""): body for name, body in re.findall(r"^## ([^\n]+)\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)}
 
 
-def test_the_table_of_exit_statuses_holds_every_error() -> None:
-    page = (ROOT / "docs" / "commands.md").read_text()
-    told = {int(status) for status in re.findall(r"^\| (\d+) \|", page, re.MULTILINE)}
+def test_the_page_of_settings_explains_every_setting_and_no_other() -> None:
+    blocks: dict[str, Any] = {"At the top": Config, "[stream]": StreamConfig, "[stream.codecs]": CodecsConfig}
+    blocks |= {"[[providers]]": ProviderConfig, "[[stores]]": StoreConfig, "[[jobs]]": JobConfig}
+    for name, provider in PROVIDERS.items():
+        if msgspec.structs.fields(provider.options):
+            blocks[f"options of {name}"] = provider.options
+    found = sections("settings.md")
+    assert {name for name in found if name.startswith(("[", "options of"))} == set(blocks) - {"At the top"}
+    for name, struct in blocks.items():
+        rows = [line.split(" | ") for line in found[name].splitlines() if line.startswith("| `")]
+        assert all(row[-1].strip(" |") for row in rows), name
+        wanted = {field.encode_name for field in msgspec.structs.fields(struct)}
+        own_blocks = {"At the top": {"stream", "stores"}, "[stream]": {"codecs"}}.get(name, set())
+        assert [row[0].strip("| `") for row in rows] == [key for key in struct.__struct_encode_fields__ if key not in own_blocks]
+        assert own_blocks <= wanted
+
+
+def test_the_page_of_settings_names_every_variable_that_holds_a_secret() -> None:
+    secrets = set(re.findall(r"`([A-Z_]+)`", sections("settings.md")["Secrets"]))
+    wanted = {name for provider in PROVIDERS.values() for names in provider.secrets.values() for name in names}
+    wanted |= {name for files in ARCHIVES.values() for name in files.secrets if name}
+    assert secrets == wanted | {"TAPELINE_STREAM_PASSWORD", "TAPELINE_STORE_PASSWORD"}
+
+
+def test_the_page_of_commands_explains_every_option() -> None:
+    found = sections("commands.md")
+    assert len(found) > 25
+    for name, body in found.items():
+        rows = [line.split(" | ") for line in body.splitlines() if line.startswith("| `")]
+        assert all(len(row) == 3 and row[1].strip() for row in rows), name
+
+
+def test_the_page_of_exit_statuses_holds_every_error() -> None:
+    page = (ROOT / "docs" / "reference" / "exit-statuses.md").read_text()
+    table = page[: page.index("## ")]
+    told = {int(status) for status in re.findall(r"^\| (\d+) \|", table, re.MULTILINE)}
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.TapelineError)]
     assert {kind.exit_status for kind in kinds} <= told
+
+
+def test_every_status_in_the_help_of_a_command_is_on_the_page_of_exit_statuses() -> None:
+    page = (ROOT / "docs" / "reference" / "exit-statuses.md").read_text()
+    table, rest = page.split("## Status 1\n")
+    ones, busy = rest.split("## Status 75\n")
+    helps = {name.removeprefix("tapeline "): body for name, body in sections("commands.md").items()}
+    said = {name: set(re.findall(r"\b[Ss]tatus (?:is )?(\d+)(?: or (\d+))?", body)) for name, body in helps.items()}
+    of = {name: {int(one) for pair in pairs for one in pair if one} for name, pairs in said.items()}
+    assert set().union(*of.values()) <= {int(status) for status in re.findall(r"^\| (\d+) \|", table, re.MULTILINE)}
+    assert set(re.findall(r"\[`([a-z ]+)`\]", ones)) == {name for name, statuses in of.items() if 1 in statuses}
+    named = set(re.findall(r"`([a-z ]+)`", "".join(line.split(" | ")[0] for line in busy.splitlines())))
+    assert {name for name, statuses in of.items() if 75 in statuses} <= named <= set(helps)
+
+
+def test_the_page_of_views_names_every_view(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "reference" / "views.md").read_text()
+    db = connect(tmp_path, INTERVALS.empty_table())
+    views = {str(name) for (name,) in db.execute("SELECT view_name FROM duckdb_views() WHERE NOT internal").fetchall()}
+    assert set(re.findall(r"^\| `(\w+)`", page, re.MULTILINE)) == views - {"ledger"}
+    for view in ("amendments", "coverage"):
+        (cell,) = re.findall(rf"^\| `{view}` \|(.*)$", page, re.MULTILINE)
+        columns = [str(name) for (name,) in db.execute(f"SELECT column_name FROM (DESCRIBE {view})").fetchall()]
+        assert re.findall(r"\w+", " ".join(re.findall(r"`([^`]+)`", cell))) == columns
 
 
 def test_the_readme_names_every_provider_feed_and_channel() -> None:
@@ -176,7 +226,27 @@ _COMPOSED = {
 }
 
 
-def test_the_messages_in_the_table_are_what_the_program_says() -> None:
+def groups_of_messages() -> dict[str, list[str]]:
+    """The messages of docs/operations.md by the heading of their group."""
+    page = (ROOT / "docs" / "operations.md").read_text()
+    groups = {}
+    for heading, body in re.findall(r"^## ([^\n]+)\n(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL):
+        _head, _rule, *rows = [line for line in body.splitlines() if line.startswith("|")]
+        assert all(re.findall(r"`([^`]+)`", row.split(" | ")[0]) for row in rows), heading
+        groups[heading] = [message for row in rows for message in re.findall(r"`([^`]+)`", row.split(" | ")[0])]
+    return groups
+
+
+def test_the_page_of_messages_begins_with_a_link_to_each_group_and_has_each_message_once() -> None:
+    page = (ROOT / "docs" / "operations.md").read_text()
+    groups = groups_of_messages()
+    assert re.findall(r"^- \[(.+)\]\(#(.+)\)$", page, re.MULTILINE) == [(heading, slug(heading)) for heading in groups]
+    messages = [message for group in groups.values() for message in group if message != "status"]
+    assert len(messages) == len(set(messages))
+    assert set(groups["Findings of `tapeline lake check`"]) == set(get_args(Problem))
+
+
+def test_the_messages_in_the_tables_are_what_the_program_says() -> None:
     texts = []
     for path in sorted((ROOT / "src" / "tapeline").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -184,10 +254,7 @@ def test_the_messages_in_the_table_are_what_the_program_says() -> None:
                 texts.append(node.value)
             elif isinstance(node, ast.JoinedStr):
                 texts.append("".join(str(part.value) if isinstance(part, ast.Constant) else "\0" for part in node.values))
-    page = (ROOT / "docs" / "operations.md").read_text()
-    table = page[page.index("| you see |") : page.index("`tapeline status` shows the equation")]
-    cells = [line.split(" | ")[0] for line in table.splitlines()[2:] if line.startswith("|")]
-    messages = [message for cell in cells for message in re.findall(r"`([^`]+)`", cell)]
+    messages = [message for group in groups_of_messages().values() for message in group]
     assert len(messages) > 60
     assert set(_COMPOSED) <= set(messages)
     for message in messages:
@@ -204,11 +271,28 @@ def test_the_reference_pages_are_what_the_code_says() -> None:
     spec.loader.exec_module(generate)
     for page, text in generate.PAGES.items():
         assert (ROOT / "docs" / "reference" / page).read_text() == text(), f"{page}: run `make docs`"
+    assert set(generate.MORE) <= {*sections("commands.md"), *sections("settings.md")}
 
 
 def test_every_page_is_in_the_site_s_contents() -> None:
     listed = set(re.findall(r"[\w/-]+\.md", (ROOT / "mkdocs.yml").read_text()))
     assert listed == {str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md")}
+
+
+def pages_of(kind: str) -> list[Path]:
+    """The pages of one kind in the site's contents, without the decisions."""
+    contents = (ROOT / "mkdocs.yml").read_text().partition("\nnav:\n")[2]
+    (listed,) = re.findall(rf"^  - {kind}:\n((?:      .*\n)+)", contents, re.MULTILINE)
+    return [ROOT / "docs" / page for page in re.findall(r"^      - [^\n]*: ([\w/-]+\.md)$", listed, re.MULTILINE)]
+
+
+def test_a_how_to_has_something_to_do_and_an_explanation_has_not() -> None:
+    for page in [*pages_of("Tutorial"), *pages_of("How to")]:
+        assert re.search(r"^ *```(sh|bash|toml|python)|^1\. ", page.read_text(), re.MULTILINE), page
+    for page in pages_of("Explanation"):
+        assert not re.search(r"^ *```(sh|bash|toml|python)", page.read_text(), re.MULTILINE), page
+    assert len(pages_of("Explanation")) > 5
+    assert len(pages_of("How to")) > 10
 
 
 def slug(heading: str) -> str:

@@ -264,13 +264,14 @@ def test_an_address_that_does_not_answer_or_refuses_says_so_without_the_password
 
 
 def test_the_statements_of_the_documentation_run(store: Postgres, database: str) -> None:
-    page = (Path(__file__).parent.parent / "docs" / "postgres.md").read_text()
+    docs = Path(__file__).parent.parent / "docs"
     begin = 1_767_621_600 * NS_PER_S  # 2026-01-05 14:00 UTC
     write(store, TICKS_TOPIC, ticks({"ts_ns": begin - 1}, {"ts_ns": begin + 1, "sequence": 2, "last": 7.0}))
-    (statement,) = re.findall(r"```sql\n(.*?)```", page, re.DOTALL)
+    (statement,) = re.findall(r"```sql\n(.*?)```", (docs / "postgres.md").read_text(), re.DOTALL)
     assert asked(database, statement.strip().removesuffix(";"))["last"].to_pylist() == [7.0]
     tables = asked(database, "SELECT tablename FROM pg_tables WHERE schemaname = 'public'")["tablename"].to_pylist()
-    assert all(table in page for table in tables if not re.search(r"_\d{8}$|_schema$", table))
+    page = (docs / "reference" / "storage.md").read_text()
+    assert all(f"`{table}`" in page for table in tables if not re.search(r"_\d{8}$|_schema$", table))
 
 
 @pytest.mark.parametrize(

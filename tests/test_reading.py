@@ -776,9 +776,10 @@ def test_importing_tapeline_is_cheap() -> None:
         tapeline.tocks  # noqa: B018
 
 
-def test_the_page_on_reading_runs_as_it_is(desk: Path, lake: Lake) -> None:
-    page = (Path(__file__).parent.parent / "docs" / "reading.md").read_text()
-    code = "\n".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL))
+def test_the_pages_on_reading_run_as_they_are(desk: Path, lake: Lake) -> None:
+    docs = Path(__file__).parent.parent / "docs"
+    pages = (docs / "read-data.md").read_text() + (docs / "reading.md").read_text()
+    code = "\n".join(re.findall(r"```python\n(.*?)```", pages, re.DOTALL))
     begin = times.parse("2026-01-05T14:00:00Z", "start")
     rows = [quote("BTC/USDT", begin + SECOND, 9.0, 11.0), quote("ETH/USDT", begin, 1.0, None)]
     rows += [trade("BTC/USDT", begin + (at + 2) * SECOND, 10.0 + at, volume=2.0) for at in range(3)]

@@ -159,8 +159,8 @@ def test_a_file_of_the_version_before_is_read(tmp_path: Path, clock: SetClock) -
         db.executescript(VERSIONS[0])
         db.execute("PRAGMA user_version = 1")
         db.execute(
-            "INSERT INTO runs VALUES (7, 'compact', '2026-11-28', NULL, '{}', 'person', '', '', 1, 'p', 5, 5, 6, 'succeeded', 0, NULL, '{}',"
-            " '{\"rows\": 3}', '')"
+            "INSERT INTO runs VALUES (7, 'compact', '2026-11-28', NULL, '{}', 'person', '', '', 1, 'p', 5, 5, 6, 'succeeded', 0, NULL,"
+            " '{}', '{\"rows\": 3}', '')"
         )
         db.execute("INSERT INTO jobs VALUES ('compact', 5, 1)")
     runs = Runs(SqliteDatabase(path, clock))

@@ -1,4 +1,4 @@
-"""The suite's own tools do what docs/development.md says: forks are processes, waiting waits, proofs are counted."""
+"""The suite's own tools do what docs/test-suite.md says: forks are processes, waiting waits, proofs are counted."""
 
 from __future__ import annotations
 

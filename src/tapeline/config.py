@@ -45,10 +45,10 @@ CodecName = Literal["arrow", "protobuf"]
 class CodecsConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """The format of the normalized topics on Kafka and Redis. The raw topic is always Arrow."""
 
-    normalized: CodecName = "protobuf"  # ticks: protobuf or arrow
-    bars: CodecName = "protobuf"  # bars: the same
-    notices: CodecName = "protobuf"  # notices: the same
-    rejected: CodecName = "protobuf"  # rejected events: the same
+    normalized: CodecName = "protobuf"  # ticks
+    bars: CodecName = "protobuf"  # bars
+    notices: CodecName = "protobuf"  # notices
+    rejected: CodecName = "protobuf"  # rejected events
 
 
 class StreamConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
@@ -63,7 +63,8 @@ class StreamConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_o
     replication: Annotated[int, msgspec.Meta(ge=1, le=9)] = 1  # the replication factor of new Kafka topics
     codecs: CodecsConfig = CodecsConfig()
     commit_ms: NotNegative = 100.0  # Kafka: how many ms normalize collects outputs for one transaction
-    retain_hours: Annotated[float, msgspec.Meta(gt=0, le=1e9)] = 72.0  # older records are removed (embedded: if acknowledged; Redis: never)
+    #: Embedded: only after every group has acknowledged them. Redis keeps as much as it has room for.
+    retain_hours: Annotated[float, msgspec.Meta(gt=0, le=1e9)] = 72.0  # embedded and Kafka: older records are removed
     memory_mb: Annotated[int, msgspec.Meta(ge=16)] = 2048  # Redis: the most memory of the stream; writers slow down before it is exceeded
     spool_mb: Annotated[int, msgspec.Meta(ge=1)] = 8192  # the most that ingest keeps on its disk while it cannot reach Kafka or Redis
 
@@ -82,16 +83,20 @@ class ProviderConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw
     rest_url: str = ""  # the address of the history over REST; if left out, the provider's own
     files_url: str = ""  # the address of the history's files; if left out, the provider's own
     lines: Annotated[int, msgspec.Meta(ge=1, le=2)] = 1  # 2: every connection twice, to two addresses; the first copy of each event counts
+    #: Must be set if there are two lines and `url` is set.
     second_url: str = ""  # the address of the second line; if left out, another host of the provider
+    #: All processes together.
     connections: Annotated[int, msgspec.Meta(ge=1)] = 1  # how many connections the account may have to one endpoint
     process: Name = ""  # the ingest process that opens these connections: `tapeline ingest --process NAME`
     symbols: tuple[str, ...] = ()  # the symbols, by the provider's own names
     channels: tuple[str, ...] = ()  # the channels, by the provider's own names
+    #: This setting has priority over that list.
     names: dict[str, str] = {}  # how to split symbols that are not known from the exchange's list: ADAEUR = "ADA/EUR"
     options: dict[str, object] = {}  # the provider's own options
     key_file: str = ""  # a file with the key, instead of the environment
     secret_file: str = ""  # a file with the secret, instead of the environment
     ca_file: str = ""  # a certificate authority to trust for TLS, besides the system's
+    #: By channel it is a table, such as `{ trade = 30.0 }`.
     stale_after: NotNegative | dict[str, NotNegative] = 0.0  # seconds without data before a reconnect, for all or by channel; 0: learned
     rotate_after: NotNegative = 0.0  # seconds after which a new connection replaces the old one; 0: the provider's own limit
 
@@ -134,11 +139,13 @@ class Config(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     stream: StreamConfig = StreamConfig()
     providers: tuple[ProviderConfig, ...] = ()  # the [[providers]] blocks (below); if left out, a few symbols of a public feed
     stores: tuple[StoreConfig, ...] = (StoreConfig(),)
+    #: More processes than partitions do not help.
     normalize_workers: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1  # the number of normalize processes; they share the partitions
-    ledger: bool = True  # record which data is complete
+    ledger: bool = True  # record which data is complete; false: only normalize reads the raw topic
+    #: For earlier days, `tapeline complete` answers that nothing is known.
     ledger_days: Annotated[int, msgspec.Meta(ge=0)] = 0  # how many days the ledger keeps its records; 0: for ever
     repair: bool = True  # fill gaps from the providers' histories, if a provider keeps one
-    scheduler: Literal["embedded", "none"] = "embedded"  # who starts the jobs: the scheduler of tapeline run, or nobody
+    scheduler: Literal["embedded", "none"] = "embedded"  # who starts the jobs: the scheduler of `tapeline run`, or nobody
     jobs: tuple[JobConfig, ...] = ()  # jobs that differ from the usual ones, and further ones
 
     @property

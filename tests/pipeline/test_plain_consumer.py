@@ -97,7 +97,7 @@ def test_the_commands_of_the_documentation_show_a_record(
     feed = block("binance", market.url, ["BTCUSDT"], ["trade"])
     home.configure(f'[stream]\nurl = "{server.url}"\npartitions = 1\n' + feed)
     assert home.run("--until-idle", "1") == 0
-    text = (ROOT / "docs" / "protobuf.md").read_text()
+    text = (ROOT / "docs" / "engine.md").read_text()
     decode, keys = (part.partition("```")[0] for part in text.split("```bash\n")[1:3])
     assert decode.startswith("kcat")
     assert keys.startswith("kcat")

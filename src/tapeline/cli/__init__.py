@@ -34,7 +34,7 @@ class _WithoutPandas(MetaPathFinder):
 
 
 def main() -> NoReturn:
-    """Entry point. An error becomes one message on stderr and an exit status with a meaning (docs/commands.md)."""
+    """Entry point. An error becomes one message on stderr and an exit status with a meaning (docs/reference/exit-statuses.md)."""
     sys.meta_path.insert(0, _WithoutPandas())
     try:
         app(prog_name="tapeline")

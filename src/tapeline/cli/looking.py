@@ -182,7 +182,7 @@ def status(
 ) -> None:
     """Show uptime, rates, backlog and the accounting equations.
 
-    Status 1: an equation does not balance. Status 69: the stream cannot be reached.
+    Status 1: an equation does not balance. Status 69: the stream cannot be reached. The stages and the spool are shown all the same.
     """
     from tapeline.app.process_names import stage_names
     from tapeline.app.stores import open_stores

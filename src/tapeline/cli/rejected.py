@@ -103,6 +103,8 @@ def rejected_retry(
 ) -> None:
     """Send rejected events through the current normalizer again. Each is sent exactly once, however often you call the command.
 
+    An event that is rejected again becomes a new entry. Status 75: another retry runs.
+
     Example: `tapeline rejected retry --reason "unknown channel"`
     """
     from tapeline.app.streams import stream_with_data

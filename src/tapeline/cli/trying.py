@@ -17,13 +17,13 @@ from tapeline.local.console import Output
 def demo(
     seconds: Annotated[float, typer.Option(help="How many seconds the simulators send.")] = 30.0,
     rate: Annotated[float, typer.Option(help="Events a second from each simulator.")] = 1000.0,
-    data_dir: Annotated[Path, typer.Option(help="The folder for the demo's data. A folder of an earlier demo is replaced.")] = Path(
-        "demo-data"
-    ),
+    data_dir: Annotated[
+        Path, typer.Option(help="The folder for the demo's data and a tapeline.toml to read it. A folder of an earlier demo is replaced.")
+    ] = Path("demo-data"),
 ) -> None:
     """Run the whole pipeline against three local simulators. There is nothing to set up, and no network is needed.
 
-    The status is 0 only if every event that the simulators sent is in the lake exactly once, or was rejected with a reason.
+    Status 0: every event that the simulators sent is in the lake exactly once, or was rejected with a reason. Status 1: some event is not.
     """
     from tapeline.demo.demo import Demo
 
