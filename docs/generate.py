@@ -103,6 +103,8 @@ def settings() -> str:
         ("[[providers]]", config.ProviderConfig),
         ("[[stores]]", config.StoreConfig),
         ("[[jobs]]", config.JobConfig),
+        ("[[sla]]", config.SlaConfig),
+        ("[[notify]]", config.NotifyConfig),
     )
     for title, struct in parts:
         found.append(f"## {'At the top' if not title else f'`{title}`'}\n\n{inspect.getdoc(struct)}\n\n{_table(struct)}\n")

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from tapeline import errors
 from tapeline.app.connections import connection_plans
 from tapeline.cli import app
-from tapeline.config import CodecsConfig, Config, JobConfig, ProviderConfig, StoreConfig, StreamConfig, load
+from tapeline.config import CodecsConfig, Config, JobConfig, NotifyConfig, ProviderConfig, SlaConfig, StoreConfig, StreamConfig, load
 from tapeline.ledger import INTERVALS
 from tapeline.providers.registry import ARCHIVES, CHANNELS, PROVIDERS
 from tapeline.reading.sql import connect
@@ -84,7 +84,13 @@ def sections(page: str) -> dict[str, str]:
 
 def test_the_page_of_settings_explains_every_setting_and_no_other() -> None:
     blocks: dict[str, Any] = {"At the top": Config, "[stream]": StreamConfig, "[stream.codecs]": CodecsConfig}
-    blocks |= {"[[providers]]": ProviderConfig, "[[stores]]": StoreConfig, "[[jobs]]": JobConfig}
+    blocks |= {
+        "[[providers]]": ProviderConfig,
+        "[[stores]]": StoreConfig,
+        "[[jobs]]": JobConfig,
+        "[[sla]]": SlaConfig,
+        "[[notify]]": NotifyConfig,
+    }
     for name, provider in PROVIDERS.items():
         if msgspec.structs.fields(provider.options):
             blocks[f"options of {name}"] = provider.options

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tapeline.config import Config, ProviderConfig, StoreConfig, StreamConfig, load, secret, secrets_of, store_password, without_password
+from tapeline.config import Config, ProviderConfig, StoreConfig, StreamConfig, load, secret, secrets_of, store_password
 from tapeline.errors import ConfigError
-from tapeline.secret import Guard, Secret, checked
+from tapeline.secret import Guard, Secret, checked, without_password
 
 TEXT = "pk_MADE_UP"
 WRONG = {

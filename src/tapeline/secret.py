@@ -7,7 +7,7 @@ import logging
 import re
 from collections.abc import Iterable
 from typing import Final
-from urllib.parse import quote, quote_plus
+from urllib.parse import quote, quote_plus, unquote
 
 from tapeline.errors import ConfigError
 from tapeline.local.console import printable
@@ -17,6 +17,21 @@ _HIDDEN: Final = "***"
 _SHORTEST: Final = 4
 #: The form of a line in an environment file, such as `export NAME=value`.
 _ASSIGNMENT: Final = re.compile(r"(export\s+)?[A-Z][A-Z0-9_]*\s*=")
+
+
+#: The password in `://user:password@host`, and in `?password=...`.
+_USERINFO: Final = re.compile(r"://[^:/@]*:(.*)@")
+_PASSWORD_FIELD: Final = re.compile(r"[?&;\s](?:ssl)?(?:password|passwd|pwd|secret|token|api_?key)=([^&;\s]+)", re.IGNORECASE)
+
+
+def without_password(url: str) -> str:
+    """An address without its password, as it may be shown."""
+    return _PASSWORD_FIELD.sub(lambda match: match[0].replace(match[1], "***"), re.sub(r"(://[^:/@]*):.*@", r"\1@", url))
+
+
+def passwords_in(url: str) -> list[str]:
+    """The passwords that an address holds, as they are used."""
+    return [unquote(part) for group in (_USERINFO, _PASSWORD_FIELD) for part in group.findall(url)]
 
 
 class Secret:

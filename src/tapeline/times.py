@@ -1,13 +1,14 @@
-"""Converts times as people write them into exact nanoseconds. It never uses a float and never guesses a time zone."""
+"""Converts times and durations as people write them into exact nanoseconds. It never guesses a time zone."""
 
 from __future__ import annotations
 
 import re
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from operator import index
 from typing import Final, SupportsIndex
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from tapeline.errors import WrongArgument
+from tapeline.errors import ConfigError, WrongArgument
 from tapeline.records import NS_PER_MS, NS_PER_S, NS_PER_US
 
 #: The types in which a time can be given: see `parse`.
@@ -22,6 +23,7 @@ _DATE: Final = re.compile(r"\d{4}-\d\d-\d\d|\d{8}")
 #: The least number that is accepted as nanoseconds; it lies in March 1973. Current times in seconds, ms or µs are all smaller numbers, so
 #: a wrong unit is detected.
 _LEAST_NS: Final = 10**17
+_UNITS: Final = {"ms": NS_PER_MS, "s": NS_PER_S, "m": 60 * NS_PER_S, "h": 3_600 * NS_PER_S, "d": 86_400 * NS_PER_S}
 _FORMS: Final = (
     "Write 2026-01-05T14:30:00.123Z (or an offset such as -05:00 instead of Z), a date for its midnight in UTC (2026-01-05 or 20260105), "
     "or nanoseconds since 1970."
@@ -53,6 +55,42 @@ def parse(moment: Moment, name: str) -> int:
 def text(ns: int) -> str:
     """A time (ns since 1970) as text in UTC, to the millisecond: `2026-01-05 14:30:00.123`."""
     return f"{datetime.fromtimestamp(ns // NS_PER_S, UTC):%Y-%m-%d %H:%M:%S}.{ns % NS_PER_S // NS_PER_MS:03}"
+
+
+def duration_ns(text: str, name: str) -> int:
+    """Read "500ms", "10s", "1m", "2h" or "1d" as ns. `name`: the key, for the message. Raises ConfigError."""
+    number = text.rstrip("abcdefghijklmnopqrstuvwxyz")
+    unit = text[len(number) :]
+    try:
+        ns = round(float(number) * _UNITS[unit])
+    except (ValueError, KeyError, OverflowError):
+        ns = 0
+    if ns < NS_PER_MS:
+        raise ConfigError(
+            f'{name} = "{text}" is not a duration of a millisecond or more. Write it like "500ms", "10s", "5m", "2h" or "1d".'
+        )
+    return ns
+
+
+def time_of_day(text: str, name: str) -> time:
+    """Read "08:00" as a time of the day. `name`: the key, for the message. Raises ConfigError."""
+    try:
+        return datetime.strptime(text, "%H:%M").time()  # noqa: DTZ007 a time of the day has no zone
+    except ValueError:
+        raise ConfigError(f'{name} = "{text}" is not a time of the day. Write hours and minutes, like "08:00".') from None
+
+
+def zone_of(name: str) -> ZoneInfo:
+    """Return a time zone. Raises ConfigError for an unknown name."""
+    try:
+        return ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise ConfigError(f'timezone = "{name}" is not known. Write it like "UTC" or "America/New_York".') from None
+
+
+def ns_of(moment: datetime) -> int:
+    """Return a moment with a zone as ns since 1970, UTC."""
+    return _from_datetime(moment, "moment")
 
 
 def _from_datetime(moment: datetime, name: str) -> int:

@@ -16,9 +16,10 @@ from msgspec.structs import replace
 
 from tapeline.config import Config, JobConfig
 from tapeline.errors import ConfigError
-from tapeline.orchestration.schedule import Schedule, duration_ns, parse
+from tapeline.orchestration.schedule import Schedule, parse
 from tapeline.providers.registry import HISTORIES
 from tapeline.records import NS_PER_S
+from tapeline.times import duration_ns, ns_of, time_of_day, zone_of
 
 
 class HistoryArguments(msgspec.Struct, forbid_unknown_fields=True, frozen=True):

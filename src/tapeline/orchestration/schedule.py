@@ -10,18 +10,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+from zoneinfo import ZoneInfo
 
 from cronsim import CronSim, CronSimError
 
 from tapeline.errors import ConfigError
 from tapeline.records import NS_PER_S
+from tapeline.times import duration_ns, zone_of
 
 #: How far back `due` looks for a moment. No useful schedule has a longer pause: a day in a leap year comes every eight years at most.
 _LONGEST_PAUSE: Final = timedelta(days=8 * 366 + 1)
-_LEAST_PERIOD_NS: Final = NS_PER_S // 1_000
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_UNITS: Final = {"ms": NS_PER_S // 1_000, "s": NS_PER_S, "m": 60 * NS_PER_S, "h": 3_600 * NS_PER_S, "d": 86_400 * NS_PER_S}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +76,7 @@ def parse(cron: str, every: str, timezone: str) -> Schedule:
     """Read a schedule from the configuration. Raises ConfigError, which says what is wrong and shows a right one."""
     if cron and every:
         raise ConfigError(f'schedule = "{cron}" and every = "{every}" exclude each other. Keep one of them.')
-    try:
-        ZoneInfo(timezone)
-    except (ZoneInfoNotFoundError, ValueError, OSError):
-        raise ConfigError(f'timezone = "{timezone}" is not known. Write it like "UTC" or "America/New_York".') from None
+    zone_of(timezone)
     if cron:
         try:
             CronSim(cron, _EPOCH)
@@ -91,21 +87,6 @@ def parse(cron: str, every: str, timezone: str) -> Schedule:
         if len(cron.split()) != 5:
             raise ConfigError(f'schedule = "{cron}" has {len(cron.split())} fields. Write five, like "30 6 * * *". For seconds, use every.')
     return Schedule(cron, duration_ns(every, "every") if every else 0, timezone)
-
-
-def duration_ns(text: str, name: str) -> int:
-    """Read "500ms", "10s", "1m", "2h" or "1d" as ns. `name`: the key, for the message. Raises ConfigError."""
-    number = text.rstrip("abcdefghijklmnopqrstuvwxyz")
-    unit = text[len(number) :]
-    try:
-        ns = round(float(number) * _UNITS[unit])
-    except (ValueError, KeyError, OverflowError):
-        ns = 0
-    if ns < _LEAST_PERIOD_NS:
-        raise ConfigError(
-            f'{name} = "{text}" is not a duration of a millisecond or more. Write it like "500ms", "10s", "5m", "2h" or "1d".'
-        )
-    return ns
 
 
 def _moment(ns: int) -> datetime:

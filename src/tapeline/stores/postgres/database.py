@@ -12,9 +12,8 @@ import adbc_driver_manager as adbc
 from adbc_driver_manager import dbapi
 from adbc_driver_postgresql.dbapi import connect  # type: ignore[import-untyped]  # it carries no types
 
-from tapeline.config import without_password
 from tapeline.errors import DiskProblem, Refused, Unavailable
-from tapeline.secret import Secret
+from tapeline.secret import Secret, without_password
 from tapeline.stores.postgres.statements import load
 
 #: SQLSTATE classes and codes.
