@@ -9,15 +9,19 @@ import time
 from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING
 
+import pyarrow as pa
 import pytest
 from typer.testing import CliRunner
 
+import tapeline
 from tapeline.cli import app
 from tapeline.ledger.answers import Answer
 from tapeline.ledger.facts import ONGOING, Facts, Interval, Key
 from tapeline.ledger.sessions import session_answer, sessions_answer
 from tapeline.ledger.sqlite import LedgerFile
-from tapeline.records import NS_PER_S
+from tapeline.providers.registry import identity
+from tapeline.records import NS_PER_S, TICKS, TICKS_TOPIC, Chunk
+from tapeline.stores.lake import Lake
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -280,6 +284,25 @@ def test_the_sessions_within_a_range_are_answered_together() -> None:
     auction = at("2026-01-02T21:05"), at("2026-01-03T00:00")
     assert sessions_answer(QUOTES, [], *auction).holes[0].end_ns == at("2026-01-02T21:15"), "a range that begins after the close"
     assert sessions_answer(TRADES, whole, *weekend).verdict == "incomplete", "a market that never closes is open at the weekend"
+
+
+def test_a_result_of_python_is_answered_for_its_range_or_for_the_sessions_within_it(ask: Callable[..., Result], tmp_path: Path) -> None:
+    ask("gaps", quotes=[read("2026-01-05T14:00", "2026-01-05T22:00")])  # writes the ledger
+    row = dict.fromkeys(TICKS.names) | {"symbol": "AAPL", "ts_ns": at("2026-01-05T15:00"), "kind": "quote", "bid": 1.0, "exchange": "XNAS"}
+    row |= {"provider": "polygon", "feed": "stocks", "channel": "Q", "received_ns": at("2026-01-05T15:00")}
+    row |= dict.fromkeys(("raw_partition", "raw_offset", "raw_index"), 0)
+    Lake(tmp_path / "lake", identity).write(Chunk.dense(TICKS_TOPIC, 0, 0, pa.RecordBatch.from_pylist([row], TICKS)))
+    config = tmp_path / "tapeline.toml"
+
+    def verdicts(start: str, end: str) -> tuple[str, str]:
+        result = tapeline.ticks("AAPL", start, end, config=config)
+        (whole,), (of_session,) = result.completeness(), result.completeness(session=True)
+        assert whole.key == of_session.key == QUOTES
+        return whole.verdict, of_session.verdict
+
+    assert verdicts("2026-01-05", "2026-01-06") == ("incomplete", "complete")
+    assert verdicts("2026-01-05", "2026-01-07") == ("incomplete", "incomplete")
+    assert verdicts("2026-01-03", "2026-01-05") == ("incomplete", "closed")
 
 
 WITHOUT = """

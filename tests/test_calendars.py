@@ -9,6 +9,8 @@ from itertools import pairwise
 from zoneinfo import ZoneInfo
 
 import pytest
+from exchange_calendars import deregister_calendar, register_calendar_type
+from exchange_calendars.always_open import AlwaysOpenCalendar
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -159,6 +161,24 @@ def test_a_time_that_the_package_does_not_know_is_no_closed_market() -> None:
     with pytest.raises(ConfigError, match="XSHG are known from 1990-12-03 to "):
         sessions("XSHG", *utc_day("2049-01-04"))
     assert session_on("XSHG", date(2026, 1, 5)), "the days before are known"
+
+
+def test_a_calendar_that_the_package_cannot_build_is_named_with_the_remedy_and_one_that_another_package_registers_is_known() -> None:
+    class Broken(AlwaysOpenCalendar):
+        def __init__(self, *_: object, **__: object) -> None:
+            raise NotImplementedError
+
+    register_calendar_type("TAPELINE_BROKEN", Broken)
+    register_calendar_type("TAPELINE_OWN", AlwaysOpenCalendar)
+    try:
+        with pytest.raises(
+            ConfigError, match=r"cannot build the calendar TAPELINE_BROKEN \(NotImplementedError\)\. Update it: pip install"
+        ):
+            should_tick("TAPELINE_BROKEN", FIRST_NS)
+        assert should_tick("TAPELINE_OWN", FIRST_NS)
+    finally:
+        deregister_calendar("TAPELINE_BROKEN")
+        deregister_calendar("TAPELINE_OWN")
 
 
 @pytest.mark.parametrize("missing", ["exchange_calendars", "pandas"])

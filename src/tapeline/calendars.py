@@ -132,7 +132,7 @@ def _hours(name: str) -> _Hours:
         except Exception as error:  # some calendars fail with some versions of pandas
             raise ConfigError(
                 f"exchange_calendars {package.__version__} cannot build the calendar {name} ({type(error).__name__}). "
-                "Update it: pip install --upgrade exchange_calendars"
+                "Update it (pip install --upgrade exchange_calendars), or use another version of pandas."
             ) from error
     by_day: dict[date, list[Period]] = {}
     columns = [_ns(calendar.schedule[column]) for column in ("open", "break_start", "break_end", "close")]
