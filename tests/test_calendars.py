@@ -147,6 +147,12 @@ def test_every_session_belongs_to_one_day(day: date, calendar: str) -> None:
     ]
 
 
+def test_a_session_on_a_saturday_is_known() -> None:
+    """With pandas 3.1, exchange_calendars 4.13 leaves these sessions out without an error, so the extra excludes that pandas."""
+    assert session_on("XBOM", date(2024, 1, 20)), "a Saturday on which Bombay traded"
+    assert not session_on("XBOM", date(2024, 1, 27))
+
+
 def test_an_unknown_calendar_is_named_with_one_like_it() -> None:
     with pytest.raises(ConfigError, match=r"no calendar 'XNYC'\. Did you mean 'XNYS'\? Use the MIC of an exchange"):
         should_tick("XNYC", LAST_NS)
@@ -172,7 +178,7 @@ def test_a_calendar_that_the_package_cannot_build_is_named_with_the_remedy_and_o
     register_calendar_type("TAPELINE_OWN", AlwaysOpenCalendar)
     try:
         with pytest.raises(
-            ConfigError, match=r"cannot build the calendar TAPELINE_BROKEN \(NotImplementedError\)\. Update it: pip install"
+            ConfigError, match=r"cannot build the calendar TAPELINE_BROKEN \(NotImplementedError\)\. Update it \(pip install"
         ):
             should_tick("TAPELINE_BROKEN", FIRST_NS)
         assert should_tick("TAPELINE_OWN", FIRST_NS)
