@@ -24,7 +24,7 @@ MODULES = {
 
 #: The rooms from the bottom up: a module imports from its own room and from those above it in this list.
 LAYERS: Final = [
-    *("errors", "records", "local", "secret", "times", "retry", "telemetry"),
+    *("errors", "records", "local", "secret", "times", "calendars", "retry", "telemetry"),
     *("providers", "config", "net", "streams", "stores", "ledger", "stages", "jobs"),
     *("monitor", "app", "orchestration", "reading", "simulators", "demo", "cli", "__main__"),
 ]
@@ -64,6 +64,7 @@ OWNERS: Final = {
     "adbc_driver_manager": {"tapeline.stores.postgres", "tapeline.ledger.postgres", "tapeline.orchestration.postgres"},
     "adbc_driver_postgresql": {"tapeline.stores.postgres.database"},
     "typer": {"tapeline.cli"},
+    "exchange_calendars": {"tapeline.calendars"},
 }
 #: Takes addresses apart and opens none.
 ANYBODY_S = {"urllib.parse"}

@@ -20,6 +20,8 @@ import msgspec
 import pytest
 
 from tapeline.config import Config
+from tapeline.ledger.facts import Facts, Interval, Key
+from tapeline.ledger.sqlite import LedgerFile
 from waiting import PATIENCE_S, until
 
 if TYPE_CHECKING:
@@ -177,6 +179,40 @@ def test_every_block_of_code_on_the_page_about_providers_is_part_of_the_package(
             msgspec.convert(tomllib.loads(block), Config)
 
 
+def offer(site: Path, name: str, module: str) -> dict[str, str]:
+    """Put a package with a provider into a folder. Return the environment in which it is installed."""
+    described = site / f"{name}_provider-1.0.dist-info"
+    described.mkdir(parents=True)
+    (described / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}-provider\nVersion: 1.0\n")
+    (described / "entry_points.txt").write_text(f"[tapeline.providers]\n{name} = {name}_provider:provider\n")
+    (site / f"{name}_provider.py").write_text(module)
+    return {**os.environ, "PYTHONPATH": str(site)}
+
+
+TOKYO = """
+from dataclasses import replace
+from tapeline.providers.binance import PROVIDER
+from tapeline.providers.provider import Feed
+
+provider = replace(PROVIDER, name="tokyo", feeds={"stocks": replace(PROVIDER.feeds["spot"], calendar="XTKS")})
+"""
+
+
+def test_a_package_names_the_calendar_of_its_market_and_the_lunch_break_is_no_gap(tmp_path: Path) -> None:
+    environment = offer(tmp_path / "site", "tokyo", TOKYO)
+    (tmp_path / "tapeline.toml").write_text(f'data_dir = "{tmp_path}"\n[[providers]]\nname = "tokyo"\nsymbols = ["TMUSDT"]\n')
+    hours = [
+        int(datetime(2026, 1, 5, hour, minute, tzinfo=UTC).timestamp()) * 10**9 for hour, minute in ((0, 0), (2, 45), (3, 30), (6, 45))
+    ]
+    heard = [Interval(hours[at], hours[at + 1], "reconciled", "read") for at in (0, 2)]
+    for there, status in ((heard, 0), (heard[:1], 1)):
+        LedgerFile(tmp_path / "ledger.sqlite").save(Facts(), {Key("tokyo", "stocks", "trade", "TM/USDT"): (0, there)}, {0: 1})
+        command = [sys.executable, "-m", "tapeline", "complete", "TM/USDT", "2026-01-05", "--session"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment, timeout=PATIENCE_S)
+        assert done.returncode == status, done.stdout + done.stderr
+        assert "session (00:00 to 02:30 and 03:30 to 06:30 UTC), tokyo stocks trade" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("module", "why"),
     [
@@ -185,14 +221,8 @@ def test_every_block_of_code_on_the_page_about_providers_is_part_of_the_package(
     ],
 )
 def test_a_package_with_a_broken_provider_is_named_with_its_error_and_the_remedy(module: str, why: str, tmp_path: Path) -> None:
-    site = tmp_path / "site"
-    described = site / "broken_provider-1.0.dist-info"
-    described.mkdir(parents=True)
-    (described / "METADATA").write_text("Metadata-Version: 2.1\nName: broken-provider\nVersion: 1.0\n")
-    (described / "entry_points.txt").write_text("[tapeline.providers]\nbroken = broken_provider:provider\n")
-    (site / "broken_provider.py").write_text(module)
+    environment = offer(tmp_path / "site", "broken", module)
     command = [sys.executable, "-m", "tapeline", "check"]
-    environment = {**os.environ, "PYTHONPATH": str(site)}
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment, timeout=PATIENCE_S)
     assert done.returncode == 78, done.stdout + done.stderr
     said = " ".join(done.stderr.split())

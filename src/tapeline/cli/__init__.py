@@ -6,7 +6,6 @@ import logging
 import os
 import sys
 from contextlib import suppress
-from importlib.abc import MetaPathFinder
 from typing import NoReturn
 
 from rich.console import Console
@@ -19,23 +18,15 @@ from tapeline.cli import stages, trying, looking, completeness, backfilling, rej
 from tapeline.cli.app import app
 from tapeline.cli.terminal import escape, without_secrets
 from tapeline.errors import DiskProblem, TapelineError
+from tapeline.local import without_pandas
 from tapeline.local.console import printable
 
 __all__ = ["app", "backfilling", "completeness", "exporting", "jobs", "lake", "looking", "main", "rejected", "renaming", "stages", "trying"]
 
 
-class _WithoutPandas(MetaPathFinder):
-    """Keeps pyarrow from loading pandas, which no command uses. It would cost every stage 50 MB and a quarter of a second."""
-
-    def find_spec(self, fullname: str, path: object = None, target: object = None) -> None:
-        del path, target
-        if fullname == "pandas":
-            raise ModuleNotFoundError(fullname, name=fullname)
-
-
 def main() -> NoReturn:
     """Entry point. An error becomes one message on stderr and an exit status with a meaning (docs/reference/exit-statuses.md)."""
-    sys.meta_path.insert(0, _WithoutPandas())
+    without_pandas.keep_out()  # no command uses what pyarrow would do with it
     try:
         app(prog_name="tapeline")
         status = 0

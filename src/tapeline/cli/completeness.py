@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import asdict
+from datetime import date
 from random import Random
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -32,17 +33,20 @@ from tapeline.telemetry.status import StatusFile
 from tapeline.times import text
 
 if TYPE_CHECKING:
-    from tapeline.ledger.answers import Answer
+    from tapeline.ledger.answers import Answer, Verdict
     from tapeline.ledger.facts import Interval, Key
+    from tapeline.ledger.sessions import SessionAnswer
 
 #: How often `repair --follow` looks in the ledger for new gaps.
 _LOOK_EVERY_S: Final = 3.0
-#: The exit statuses of `complete`.
-_STATUSES: Final = {"complete": 0, "incomplete": 1, "unprovable": 3}
-_MARKS: Final = {"complete": ("yes", "bold green"), "incomplete": ("no", "bold red"), "unprovable": ("cannot be proven", "bold yellow")}
+#: The exit statuses of `complete`. The first verdict that any channel has decides.
+_STATUSES: Final[dict[Verdict, int]] = {"incomplete": 1, "unprovable": 3, "complete": 0, "closed": 0}
+_MARKS: Final[dict[Verdict, tuple[str, str]]] = {
+    "complete": ("yes", "bold green"),
+    "incomplete": ("no", "bold red"),
+    "unprovable": ("cannot be proven", "bold yellow"),
+}
 _DAY_NS: Final = 86_400 * NS_PER_S
-#: Evidence that is younger than this counts as current.
-_FRESH_NS: Final = 60 * NS_PER_S
 
 
 @app.command()
@@ -88,9 +92,12 @@ def gaps(
 @app.command()
 def complete(
     symbol: Annotated[str, typer.Argument(help="The canonical symbol, such as BTC/USDT or AAPL.")],
-    day: Annotated[str, typer.Argument(help="The UTC day, such as 2026-01-05.")],
+    day: Annotated[str, typer.Argument(help="The UTC day, such as 2026-01-05. With --session, the date of the session at its exchange.")],
     channel: Annotated[str | None, typer.Option(help="Only this channel, such as trade.")] = None,
     provider: Annotated[str | None, typer.Option(help="Only this provider.")] = None,
+    session: Annotated[
+        bool, typer.Option("--session", help="Answer for the regular session of the market on that day, not for the UTC day.")
+    ] = False,
     config: ConfigOption = None,
     format: Annotated[TableOrJson, typer.Option(help="table or json.")] = TableOrJson.table,  # noqa: A002
 ) -> None:
@@ -100,31 +107,25 @@ def complete(
     not over, the answer covers the time up to the last evidence, and names that time. If the last evidence is older than a minute, the
     answer covers the time up to now.
 
-    Example: `tapeline complete BTC/USDT 2026-01-05`
+    With --session, the answer covers the session and the quarter of an hour after its close. On a day on which the market is closed, the
+    answer says so, and the status is 0. Without it, a line tells if all gaps of the day are outside the session.
+
+    Example: `tapeline complete AAPL 2026-01-05 --session`
     """
     from tapeline.app.ledgers import known_intervals
-    from tapeline.ledger.answers import answer
 
     settings = load_config(config)
-    start_ns = midnight_ns(day)
-    end_ns = min(start_ns + _DAY_NS, max(start_ns, time.time_ns()))
-    if end_ns == start_ns:
+    now_ns = time.time_ns()
+    if midnight_ns(day) >= now_ns and not session:
         raise ConfigError(f"{day} (UTC) has not begun. Use an earlier day.")
     of_symbol = known_intervals(settings, (symbol,), None)
     chosen = {k: f for k, f in of_symbol.items() if channel in (None, k.channel) and provider in (None, k.provider)}
     if not chosen:
         there = ", ".join(sorted({f"{key.provider} {key.feed} {key.channel}" for key in of_symbol}))
         raise ConfigError(f"The ledger has no such channel for {symbol}. It has: {there}.")
-    answers = []
-    for key, intervals in sorted(chosen.items()):
-        until_ns = _so_far(intervals, start_ns, end_ns) if end_ns < start_ns + _DAY_NS else end_ns
-        answers.append(answer(key, intervals, start_ns, until_ns))
-        if format is TableOrJson.json:
-            echo(json.dumps(_as_json(answers[-1], day, until_ns)))
-        else:
-            _show(answers[-1], day, until_ns if until_ns < start_ns + _DAY_NS else None)
-    verdicts = {one.verdict for one in answers}
-    raise typer.Exit(_STATUSES[next(some for some in ("incomplete", "unprovable", "complete") if some in verdicts)])
+    show = _show_session if session else _show_day
+    verdicts = {show(key, intervals, day, now_ns, format) for key, intervals in sorted(chosen.items())}
+    raise typer.Exit(next(status for verdict, status in _STATUSES.items() if verdict in verdicts))
 
 
 @app.command()
@@ -192,20 +193,6 @@ def _keep_repairing(settings: Config) -> None:
         stream.close()
 
 
-def _so_far(intervals: Iterable[Interval], start_ns: int, now_ns: int) -> int:
-    """How far the answer reaches on a day that is not over: to the last evidence, or to now if that is old or is followed by a gap."""
-    from tapeline.ledger.intervals import COVERED
-
-    begun = [one for one in intervals if one.start_ns < now_ns]
-    there = [one for one in begun if one.state in COVERED]
-    # If events are numbered, only the next number can tell whether anything came after the last one.
-    counted = any(one.state == "proven" for one in there)
-    evidence = [one for one in there if not counted or one.state != "unprovable"]
-    reached_ns = min(max((one.end_ns for one in evidence), default=start_ns), now_ns)
-    missing = any(one.state not in COVERED and one.end_ns > reached_ns for one in begun)
-    return reached_ns if reached_ns > max(start_ns, now_ns - _FRESH_NS) and not missing else now_ns
-
-
 def _row(key: Key, one: Interval) -> dict[str, Any]:
     from tapeline.ledger.facts import ONGOING
 
@@ -222,24 +209,95 @@ def _show_gaps(rows: list[dict[str, Any]]) -> None:
         console.print(Text(f"    {row['evidence']}", "dim"), soft_wrap=True)
 
 
-def _show(one: Answer, day: str, until_ns: int | None) -> None:
-    """`until_ns`: the time up to which the answer holds, if the day is not over."""
+def _show_day(key: Key, intervals: Sequence[Interval], day: str, now_ns: int, format: TableOrJson) -> Verdict:  # noqa: A002
+    """Print whether the UTC day is complete, and return the verdict."""
+    from tapeline.ledger.answers import answer, reached
+    from tapeline.ledger.sessions import calendar_of, session_answer
+
+    start_ns = midnight_ns(day)
+    over = start_ns + _DAY_NS <= now_ns
+    until_ns = start_ns + _DAY_NS if over else reached(intervals, start_ns, now_ns)
+    of_day = answer(key, intervals, start_ns, until_ns)
+    session: SessionAnswer | str | None = None
+    if calendar_of(key) and (format is TableOrJson.json or of_day.verdict == "incomplete"):
+        try:
+            session = session_answer(key, intervals, date.fromisoformat(day), now_ns)
+        except ConfigError as error:  # the answer for the day is no worse without it
+            session = str(error)
+    if format is TableOrJson.json:
+        echo(json.dumps(_as_json(of_day, day, until_ns, session)))
+    else:
+        _show(of_day, day, "" if over else f" up to {text(until_ns)[11:]}", _about_session(session, day))
+    return of_day.verdict
+
+
+def _show_session(key: Key, intervals: Sequence[Interval], day: str, now_ns: int, format: TableOrJson) -> Verdict:  # noqa: A002
+    """Print whether the session of the day is complete, and return the verdict."""
+    from tapeline.ledger.sessions import session_answer
+
+    session = session_answer(key, intervals, date.fromisoformat(day), now_ns)
+    if format is TableOrJson.json:
+        echo(json.dumps(_as_json(session.answer, day, session.until_ns, session)))
+        return session.answer.verdict
+    if session.until_ns is None:
+        echo(f"{key.symbol} {day}, {key.provider} {key.feed} {key.channel}: {_closed(session)}")
+        return session.answer.verdict
+    so_far = "" if session.over else f" up to {text(session.until_ns)[11:]}"
+    hours = _hours(session, day) if session.calendar else "the whole UTC day, because this market never closes"
+    _show(session.answer, f"{day} session ({hours})", so_far)
+    return session.answer.verdict
+
+
+def _about_session(session: SessionAnswer | str | None, day: str) -> str:
+    """Return a line about the session of a day that has gaps. It is empty if the session has gaps too."""
+    if session is None or isinstance(session, str):
+        return f"Whether the session of this day is complete is not known: {session}" if session else ""
+    said = {
+        "closed": f"{_closed(session)}: all gaps are outside its sessions.",
+        "complete": f"The session ({_hours(session, day)}) is complete: all gaps are outside it.",
+        "unprovable": f"The session ({_hours(session, day)}) has no known gap, but cannot be proven complete: all gaps are outside it.",
+    }
+    return said.get(session.answer.verdict, "")
+
+
+def _closed(session: SessionAnswer) -> str:
+    return f"The market was closed ({session.calendar} has no session on this date)"
+
+
+def _hours(session: SessionAnswer, day: str) -> str:
+    """When the market is open, such as `14:30 to 21:00 UTC`. A time of another UTC day has its date."""
+    shown = [tuple(moment[11:16] if (moment := text(at)).startswith(day) else moment[:16] for at in period) for period in session.periods]
+    return f"{' and '.join(f'{start} to {end}' for start, end in shown)} UTC"
+
+
+def _show(one: Answer, day: str, so_far: str, note: str = "") -> None:
+    """`so_far`: the time up to which the answer holds, if the day is not over. `note`: a line below the verdict."""
     mark, style = _MARKS[one.verdict]
     console = Output(highlight=False)
-    so_far = f" up to {text(until_ns)[11:]}" if until_ns is not None else ""
     what = f"{one.key.symbol} {day}, {one.key.provider} {one.key.feed} {one.key.channel}, complete{so_far}: "
     console.print(Text.assemble(what, (mark, style)), soft_wrap=True)
+    if note:
+        console.print(Text(f"  {note}"), soft_wrap=True)
     for interval in one.holes or one.intervals:
         line = f"  {text(interval.start_ns)} to {text(interval.end_ns)}  {interval.state}: {interval.evidence}"
         console.print(Text(line), soft_wrap=True)
 
 
-def _as_json(one: Answer, day: str, until_ns: int) -> dict[str, Any]:
+def _as_json(one: Answer, day: str, until_ns: int | None, session: SessionAnswer | str | None) -> dict[str, Any]:
+    """`session`: null if the market never closes; the reason if nothing is known of the session."""
+    from tapeline.ledger.sessions import calendar_of
+
+    about: dict[str, Any] | None = None
+    if isinstance(session, str):
+        about = {"calendar": calendar_of(one.key), "periods": [], "verdict": "unknown", "reason": session}
+    elif session is not None and session.calendar:
+        about = {"calendar": session.calendar, "periods": session.periods, "verdict": session.answer.verdict}
     return one.key._asdict() | {
         "day": day,
         "until_ns": until_ns,
         "verdict": one.verdict,
         "intervals": [asdict(interval) for interval in one.intervals],
+        "session": about,
     }
 
 

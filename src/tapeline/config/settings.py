@@ -153,8 +153,12 @@ class Config(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     #: For earlier days, `tapeline complete` answers that nothing is known.
     ledger_days: Annotated[int, msgspec.Meta(ge=0)] = 0  # how many days the ledger keeps its records; 0: for ever
     repair: bool = True  # fill gaps from the providers' histories, if a provider keeps one
-    scheduler: Literal["embedded", "none"] = "embedded"  # who starts the jobs: the scheduler of `tapeline run`, or nobody
+    history_from: str = ""  # the first UTC day, such as 2026-01-01, that the job `backfill` loads; if left out, yesterday
+    #: With `prefect` and `airflow`, the scheduler of `tapeline run` starts only the jobs that repeat within a minute.
+    scheduler: Literal["embedded", "prefect", "airflow", "none"] = "embedded"  # who starts the jobs
     jobs: tuple[JobConfig, ...] = ()  # jobs that differ from the usual ones, and further ones
+    sla: tuple[SlaConfig, ...] = ()  # promises that are checked all the time
+    notify: tuple[NotifyConfig, ...] = ()  # who is told of broken promises
 
     @property
     def root(self) -> Path:

@@ -19,7 +19,7 @@ from tapeline.errors import ConfigError
 from tapeline.orchestration.schedule import Schedule, parse
 from tapeline.providers.registry import HISTORIES
 from tapeline.records import NS_PER_S
-from tapeline.times import duration_ns, ns_of, time_of_day, zone_of
+from tapeline.times import duration_ns
 
 
 class HistoryArguments(msgspec.Struct, forbid_unknown_fields=True, frozen=True):

@@ -50,6 +50,11 @@ class Feed:
     second_url: str = ""
     #: The address of its history over REST; empty if it has none.
     history_url: str = ""
+    #: The calendar of its market: the MIC of an exchange that the package exchange_calendars knows, such as `XNYS`. In the regular
+    #: sessions of this calendar the feed should bring data. Empty: the market never closes.
+    calendar: str = ""
+    #: The age of its events when it sends them, in ns: 15 minutes for a delayed feed.
+    delay_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,6 +23,7 @@ from tapeline.errors import WrongArgument
 from tapeline.ledger import read_intervals
 from tapeline.ledger.answers import Answer, answer
 from tapeline.ledger.facts import Key
+from tapeline.ledger.sessions import sessions_answer
 from tapeline.providers.registry import CHANNELS
 from tapeline.reading import asof
 from tapeline.reading import sql as query
@@ -309,7 +310,7 @@ def connect(*, config: Settings = None) -> duckdb.DuckDBPyConnection:
     return query.connect(lake_folder(settings), ledger_rows(settings))
 
 
-def _answered(settings: Settings, selection: Selection, kinds: frozenset[str]) -> list[Answer]:
+def _answered(settings: Settings, selection: Selection, kinds: frozenset[str], session: bool) -> list[Answer]:
     from tapeline.app.ledgers import open_ledger
 
     known = read_intervals(open_ledger(_loaded(settings)).intervals(selection.symbols))
@@ -319,7 +320,8 @@ def _answered(settings: Settings, selection: Selection, kinds: frozenset[str]) -
         keys = [key for key in keys if _may_give(key, kinds, selection.interval)]
         # A symbol that was never recorded has no key. A key without a channel gives an answer that proves nothing.
         keys = keys or [Key(selection.provider or "", "", "", symbol)]
-        answers += [answer(key, known.get(key, ()), selection.start_ns, selection.end_ns) for key in keys]
+        decide = sessions_answer if session else answer
+        answers += [decide(key, known.get(key, ()), selection.start_ns, selection.end_ns) for key in keys]
     return answers
 
 

@@ -30,7 +30,7 @@ class Result:
 
     schema: pa.Schema
     _read: Callable[[], Iterator[pa.RecordBatch]]
-    _answers: Callable[[], list[Answer]] | None = None
+    _answers: Callable[[bool], list[Answer]] | None = None
 
     def batches(self) -> pa.RecordBatchReader:
         """The rows as an Arrow stream of bounded batches, for results that do not fit in memory. Reading it may raise Unavailable."""
@@ -68,14 +68,18 @@ class Result:
         Times are TIMESTAMP_NS in UTC; the type has no zone. Raises Unavailable."""
         return query.relation(self.arrow(), connection)
 
-    def completeness(self) -> list[Answer]:
+    def completeness(self, *, session: bool = False) -> list[Answer]:
         """What the ledger knows about the requested range: an answer for each symbol and channel that the rows may come from.
 
         `verdict` is "complete", "incomplete" or "unprovable". `holes` lists what is known to be missing. Only results of `ticks` and `bars`
-        have answers. Raises WrongArgument for a result of another function, and Unavailable, NewerData."""
+        have answers. `session`: answer only for the regular sessions of the market within the range, each up to a quarter of an hour after
+        its close. If there are none, `verdict` is "closed".
+
+        Raises WrongArgument for a result of another function, and Unavailable, NewerData. With `session`, raises ConfigError if
+        exchange_calendars is not installed or does not know these sessions."""
         if self._answers is None:
             raise WrongArgument("completeness() works only on a result of ticks() or bars(). Call it on the ticks behind this result.")
-        return self._answers()
+        return self._answers(session)
 
     def __arrow_c_stream__(self, requested_schema: object = None) -> object:
         """The Arrow stream interface, for every library that reads Arrow streams."""

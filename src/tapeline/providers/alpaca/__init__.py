@@ -9,10 +9,20 @@ from tapeline.providers.alpaca.normalize import CHANNELS, decode
 from tapeline.providers.history import History
 from tapeline.providers.provider import Feed, Provider
 
+#: The feeds that bring data at all times. All others are of US stocks and options, which share the holidays and half days of New York.
+_NEVER_CLOSED: Final = frozenset({"test", "crypto"})
+
 PROVIDER: Final = Provider(
     name="alpaca",
     feeds={
-        feed: Feed(channels=channels, stream_url=session.STREAM_URL, history_url=session.HISTORY_URL) for feed, channels in CHANNELS.items()
+        feed: Feed(
+            channels=channels,
+            stream_url=session.STREAM_URL,
+            history_url=session.HISTORY_URL,
+            calendar="" if feed in _NEVER_CLOSED else "XNYS",
+            delay_ns=history.DELAY_NS if feed == "delayed_sip" else 0,
+        )
+        for feed, channels in CHANNELS.items()
     },
     decode=decode,
     plans=session.plans,

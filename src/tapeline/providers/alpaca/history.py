@@ -53,7 +53,7 @@ _WINDOWS: Final = {"bars": ("1Min", 60 * NS_PER_S), "dailyBars": ("1Day", 25 * 3
 #: A bar is not revised later than this after the end of its window. Revisions come half a minute after the end.
 _REVISED_NS: Final = 120 * NS_PER_S
 #: The age of the events that the delayed feed sends. Its history is the history of `sip`.
-_DELAY_NS: Final = 15 * 60 * NS_PER_S
+DELAY_NS: Final = 15 * 60 * NS_PER_S
 
 
 def headers(key: Secret, secret: Secret) -> Mapping[str, str]:
@@ -116,7 +116,7 @@ def _start_ns(span: Span) -> int:
 
     The delayed feed begins 15 minutes earlier, with the events that it sent at the start."""
     earlier = _WINDOWS[span.channel][1] if span.channel in _WINDOWS else 0
-    return span.start_ns - earlier - (_DELAY_NS if span.feed == "delayed_sip" else 0)
+    return span.start_ns - earlier - (DELAY_NS if span.feed == "delayed_sip" else 0)
 
 
 def _text(ns: int) -> str:

@@ -12,7 +12,14 @@ from tapeline.providers.provider import Feed, Files, Provider
 PROVIDER: Final = Provider(
     name="polygon",
     feeds={
-        feed: Feed(channels=channels, stream_url=session.STREAM_URL, history_url=session.HISTORY_URL) for feed, channels in CHANNELS.items()
+        feed: Feed(
+            channels=channels,
+            stream_url=session.STREAM_URL,
+            history_url=session.HISTORY_URL,
+            # US stocks and options share the holidays and half days of New York.
+            calendar="" if feed == "crypto" else "XNYS",
+        )
+        for feed, channels in CHANNELS.items()
     },
     decode=decode,
     plans=session.plans,
