@@ -57,7 +57,7 @@ def run(settings: Config, config: Path | None, until_idle_s: float | None, stop:
             stages.append(Stage("ledger", [*command, "ledger", *arguments], place=3, needed=False))
         if settings.ledger and settings.repair and has_history(settings):
             stages.append(Stage("repair", [*command, "repair", "--follow", *arguments], place=3, needed=False))
-        if settings.scheduler == "embedded":
+        if settings.scheduler != "none":
             stages.append(Stage("schedule", [*command, "schedule", *arguments], place=3, needed=False))
         status = StatusFile(settings.root, "run")
         log.info("Running %s. The data folder is %s. Press Ctrl-C to stop.", ", ".join(stage.name for stage in stages), settings.root)

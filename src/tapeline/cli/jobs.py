@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import date
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from tapeline.cli.app import app
 from tapeline.cli.terminal import ConfigOption, Format, TableOrJson, echo, load_config, reader_may_leave, stop_on_signal
 from tapeline.errors import ConfigError
+from tapeline.records import NS_PER_S
 
 if TYPE_CHECKING:
     from tapeline.config import Config
     from tapeline.orchestration.catalog import Job
-    from tapeline.orchestration.runs import Runs
+    from tapeline.orchestration.runs import Run, Runs
 
 jobs_app = typer.Typer(no_args_is_help=True, help="List the jobs, run one, see its runs, pause or resume it.")
 
@@ -39,15 +40,14 @@ class By(StrEnum):
 
 
 @jobs_app.command("list")
-def jobs_list(config: ConfigOption = None, format: FormatOption = Format.table) -> None:  # noqa: A002
+def jobs_list(
+    config: ConfigOption = None,
+    format: Annotated[TableOrJson, typer.Option(help="table, or json: one object a line, with all settings.")] = TableOrJson.table,  # noqa: A002
+) -> None:
     """List the jobs: their schedule, their last run and its result, their next run, and whether they are late.
 
     Example: `tapeline jobs list`
     """
-    import pyarrow as pa
-
-    from tapeline import times
-    from tapeline.local.output import write
     from tapeline.orchestration.scheduler import due
 
     settings = load_config(config)
@@ -58,23 +58,47 @@ def jobs_list(config: ConfigOption = None, format: FormatOption = Format.table) 
         for name, job in known.items():
             mine = runs.of(name, 2_000)
             last = mine[0] if mine else None
-            coming = next(iter(job.schedule.after(now_ns)), None)
-            late = bool(due(job, mine, runs.since(name), 0, now_ns)[0]) if mine else False
-            rows.append(
-                {
-                    "job": name,
-                    "schedule": job.schedule.cron or _period(job.schedule.period_ns),
-                    "timezone": job.schedule.timezone,
-                    "last run": times.text(last.started_ns)[:19] if last else "",
-                    "result": _result(last.state, last.error) if last else "never ran",
-                    "next run": "paused" if name in paused else times.text(coming)[:19] if coming is not None else "",
-                    "late": "yes" if late else "",
-                    "does": job.kind.does,
-                }
-            )
-    schema = pa.schema([(name, pa.string()) for name in rows[0]])
+            coming = None if job.continuous else next(iter(job.schedule.after(now_ns)), None)
+            late = bool(due(job, mine, runs.since(name), 0, now_ns)[0]) if mine and not job.continuous else False
+            rows.append(_listed(job, last, coming, paused=name in paused, late=late))
+    if format is TableOrJson.json:
+        for row in rows:
+            echo(json.dumps(row))
+        return
     with reader_may_leave():
-        write(pa.Table.from_pylist(rows, schema), format.value, None)
+        _show([{name: _cell(row[name]) for name in _LISTED} for row in rows])
+
+
+#: What the table of the jobs shows.
+_LISTED: Final = ("job", "schedule", "timezone", "last run", "result", "next run", "late", "does")
+
+
+def _listed(job: Job, last: Run | None, coming: int | None, *, paused: bool, late: bool) -> dict[str, Any]:
+    """A job as a person and another scheduler want to see it."""
+    from tapeline import times
+
+    settings = job.settings
+    return {
+        "job": job.name,
+        "schedule": job.schedule.cron or _period(job.schedule.period_ns),
+        "timezone": job.schedule.timezone,
+        "last run": times.text(last.started_ns)[:19] if last else None,
+        "result": _result(last.state, last.error) if last else "never ran",
+        "next run": "paused" if paused else times.text(coming)[:19] if coming is not None else None,
+        "late": late,
+        "does": job.kind.does,
+        "kind": settings.job,
+        "cron": job.schedule.cron or None,
+        "every_s": job.schedule.period_ns / NS_PER_S or None,
+        "continuous": job.continuous,
+        "retries": settings.retries,
+        "timeout_s": job.timeout_ns / NS_PER_S,
+        "deadline": settings.deadline or None,
+        "catch_up": settings.catch_up,
+        "of_a_day": job.kind.of_a_day,
+        "arguments": settings.arguments,
+        "paused": paused,
+    }
 
 
 @jobs_app.command("run")
@@ -87,7 +111,7 @@ def jobs_run(
     due_ns: Annotated[int | None, typer.Option(help="The moment of the schedule, ns since 1970.", hidden=True)] = None,
     attempt: Annotated[int, typer.Option(help="Which attempt it is.", min=1, hidden=True)] = 1,
     config: ConfigOption = None,
-    format: Annotated[TableOrJson, typer.Option(help="table, or json: one object at the end.")] = TableOrJson.table,  # noqa: A002
+    format: Annotated[TableOrJson, typer.Option(help="table; or json: how far it is, and one object at the end.")] = TableOrJson.table,  # noqa: A002
 ) -> None:
     """Run a job now, and record the run. Ctrl-C stops it; the same command continues it.
 
@@ -107,7 +131,8 @@ def jobs_run(
         if day is not None:
             job = with_arguments(job, {"day": str(_day(day))})
         request = Request(by.value, by_id, by_url, due_ns, attempt)
-        outcome = run(settings, job, request, runs, stop, time.time_ns, Random())
+        report = _report if format is TableOrJson.json else lambda _: None
+        outcome = run(settings, job, request, runs, stop, time.time_ns, Random(), report)
     if format is TableOrJson.json:
         echo(json.dumps({**asdict(outcome), "job": name}, default=str))
     else:
@@ -178,7 +203,8 @@ def jobs_resume(name: Annotated[str, typer.Argument(help="The job.")], config: C
 def schedule(config: ConfigOption = None) -> None:
     """Run only the scheduler: it starts the jobs of the configuration when they are due.
 
-    Any number of schedulers may run on the same data: none runs a job twice.
+    Any number of schedulers may run on the same data: none runs a job twice. With `scheduler = "prefect"` or `"airflow"`, it starts only
+    the jobs that repeat within a minute.
     """
     import os
     import platform
@@ -196,8 +222,9 @@ def schedule(config: ConfigOption = None) -> None:
     start = [sys.executable, "-m", "tapeline", "jobs", "run", "--by", "schedule", *arguments]
     with _opened(settings) as (known, runs):
         status = StatusFile(settings.root, "schedule")
+        mine = {name: job for name, job in known.items() if settings.scheduler in ("embedded", "none") or job.continuous}
         scheduler = Scheduler(
-            known,
+            mine,
             runs,
             lambda name, due_ns, attempt: [*start, "--due-ns", str(due_ns), "--attempt", str(attempt), name],
             time.time_ns,
@@ -223,6 +250,23 @@ def _opened(settings: Config) -> Iterator[tuple[dict[str, Job], Runs]]:
     from tapeline.orchestration.runs import Runs
 
     yield jobs_of(settings), Runs(open_database(settings))
+
+
+def _report(progress: Mapping[str, Any]) -> None:
+    if progress:
+        echo(json.dumps({"progress": progress}, default=str))
+
+
+def _show(rows: Sequence[Mapping[str, str]]) -> None:
+    import pyarrow as pa
+
+    from tapeline.local.output import write
+
+    write(pa.Table.from_pylist(list(rows), pa.schema([(name, pa.string()) for name in _LISTED])), "table", None)
+
+
+def _cell(value: object) -> str:
+    return "yes" if value is True else "" if value in (None, False) else str(value)
 
 
 def _job(known: dict[str, Job], name: str) -> Job:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta
+from datetime import date, datetime, time, timedelta
 from typing import Final, Literal
 from zoneinfo import ZoneInfo
 
@@ -19,7 +19,7 @@ from tapeline.errors import ConfigError
 from tapeline.orchestration.schedule import Schedule, parse
 from tapeline.providers.registry import HISTORIES
 from tapeline.records import NS_PER_S
-from tapeline.times import duration_ns
+from tapeline.times import duration_ns, time_of_day
 
 
 class HistoryArguments(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -124,6 +124,9 @@ KINDS: Final[dict[str, Kind]] = {
 _OF_EVERY_LAKE: Final = ("check_lake", "vacuum")
 
 
+_MINUTE_NS: Final = 60 * NS_PER_S
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
     """A configured job."""
@@ -134,6 +137,13 @@ class Job:
     schedule: Schedule
     timeout_ns: int
     arguments: msgspec.Struct
+    #: The time of the day, in the job's time zone, by which the run that was due before must have succeeded; None: there is none.
+    deadline: time | None = None
+
+    @property
+    def continuous(self) -> bool:
+        """Whether it repeats within a minute: then one run goes on and on, and does the work again and again."""
+        return 0 < self.schedule.period_ns < _MINUTE_NS
 
     def thing(self, due_ns: int) -> str:
         """Return what a run for this moment works on. No two runs work on the same thing at once."""
@@ -154,6 +164,8 @@ def jobs_of(config: Config) -> dict[str, Job]:
         job = _job(settings)
         if job.name in found:
             raise ConfigError(f'[[jobs]]: there are two jobs {job.name!r}. Give one of them another name = "...".')
+        if unknown := [some for some in settings.notify if some not in {one.name for one in config.notify}]:
+            raise ConfigError(f"[[jobs]] {job.name}: there is no [[notify]] block {unknown[0]!r}. Add one, or remove the name.")
         found[job.name] = job
     return found
 
@@ -181,10 +193,11 @@ def _job(settings: JobConfig) -> Job:
         if not (settings.schedule or settings.every):
             schedule = parse(kind.usual.schedule, kind.usual.every, settings.timezone)
         timeout_ns = duration_ns(settings.timeout, "timeout")
+        deadline = time_of_day(settings.deadline, "deadline") if settings.deadline else None
         arguments = msgspec.convert(settings.arguments, kind.arguments, strict=False)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
     except msgspec.ValidationError as error:
         valid = ", ".join(field.encode_name for field in msgspec.structs.fields(kind.arguments)) or "none"
         raise ConfigError(f"{where}: arguments: {str(error).replace('$.', '')}. The arguments of {settings.job} are: {valid}.") from None
-    return Job(name, kind, settings, schedule, timeout_ns, arguments)
+    return Job(name, kind, settings, schedule, timeout_ns, arguments, deadline)

@@ -9,9 +9,13 @@ import logging
 import os
 import platform
 import threading
+import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
+from math import inf
 from random import Random
 from typing import Any, Final
 
@@ -19,7 +23,7 @@ from tapeline.config import Config
 from tapeline.errors import FATAL_STATUSES, Busy, TapelineError, Unavailable
 from tapeline.orchestration.catalog import Job
 from tapeline.orchestration.runs import GRACE_S, RENEW_S, Claim, Origin, Runs, State
-from tapeline.orchestration.work import WORK, Work
+from tapeline.orchestration.work import REPEATED, WORK, Work
 from tapeline.records import NS_PER_S
 from tapeline.retry.backoff import backoff
 
@@ -54,11 +58,21 @@ class Outcome:
     retry_ns: int | None
 
 
-def run(config: Config, job: Job, request: Request, runs: Runs, stop: threading.Event, clock: Callable[[], int], random: Random) -> Outcome:
+def run(
+    config: Config,
+    job: Job,
+    request: Request,
+    runs: Runs,
+    stop: threading.Event,
+    clock: Callable[[], int],
+    random: Random,
+    report: Callable[[Mapping[str, Any]], None] = lambda _: None,
+) -> Outcome:
     """Run a job to its end and record it. Raises Busy if the same is running already, and what the record raises.
 
-    A run that takes longer than its timeout is told to stop. If it does not, this ends the process after 30 s: only a process that does
-    nothing else may call this."""
+    `report` is called with how far it is, every few seconds. A job that repeats within a minute goes on until it is stopped. Any other run
+    that takes longer than its timeout is told to stop. If it does not, this ends the process after 30 s: only a process that
+    does nothing else may call this."""
     due_ns = clock() if request.due_ns is None else request.due_ns
     thing, process = job.thing(due_ns), f"{platform.node()}, process {os.getpid()}"
     claim = Claim(
@@ -75,12 +89,13 @@ def run(config: Config, job: Job, request: Request, runs: Runs, stop: threading.
     number = runs.claim(claim)
     if number is None:
         raise Busy(f"{job.name}{f' of {thing}' if thing else ''} runs already, or has run. `tapeline jobs history {job.name}` shows it.")
-    keeper = _Keeper(runs, number, job.timeout_ns / NS_PER_S, stop)
+    keeper = _Keeper(runs, number, inf if job.continuous else job.timeout_ns / NS_PER_S, stop, report)
     keeper.start()
     status, error, result = 0, "", dict[str, Any]()
     state: State | None = None
     try:
-        result = WORK[job.settings.job](Work(config, job.day(due_ns), stop, keeper.progress.update), job.arguments)
+        work = Work(config, job.day(due_ns), stop, keeper.progress.update, runs)
+        result = _again_and_again(job, work, random) if job.continuous else _once(job, work)
         if stop.is_set():
             status, error = Busy.exit_status, keeper.why
             state = "failed" if error else "stopped"
@@ -106,6 +121,37 @@ def run(config: Config, job: Job, request: Request, runs: Runs, stop: threading.
     return Outcome(number, state, status, result, error, retry_ns)
 
 
+def _once(job: Job, work: Work) -> dict[str, Any]:
+    name = job.settings.job
+    if name not in REPEATED:
+        return WORK[name](work, job.arguments)
+    with REPEATED[name](work, job.arguments) as step:
+        return step()
+
+
+def _again_and_again(job: Job, work: Work, random: Random) -> dict[str, Any]:
+    """Do the work once in each period until told to stop. What may pass is tried again with growing waits; other errors are raised."""
+    looks = failures = 0
+    with ExitStack() as opened:
+        name = job.settings.job
+        step = opened.enter_context(REPEATED[name](work, job.arguments)) if name in REPEATED else partial(WORK[name], work, job.arguments)
+        while not work.stop.is_set():
+            began = time.monotonic()
+            try:
+                done = step()
+            except Unavailable as error:
+                failures += 1
+                pause_s = next(islice(backoff(random, 1.0, 60.0), min(failures, 10) - 1, None))
+                log.warning("%s %s tries again in %.1f s.", error, job.name, pause_s)
+                work.progress({"error": str(error)})
+                work.stop.wait(pause_s)
+                continue
+            looks, failures = looks + 1, 0
+            work.progress({"times": looks, "error": "", **done})
+            work.stop.wait(max(0.0, job.schedule.period_ns / NS_PER_S - (time.monotonic() - began)))
+    return {"times": looks}
+
+
 def wait_s(attempt: int, random: Random) -> float:
     """Return how long to wait after a failed attempt (the first is 1), in seconds: growing, with jitter, an hour at most."""
     waits = backoff(random, _FIRST_WAIT_S, _LONGEST_WAIT_S)
@@ -115,19 +161,20 @@ def wait_s(attempt: int, random: Random) -> float:
 class _Keeper(threading.Thread):
     """Renews the claim while the job works, and tells it to stop when its time is over or its claim is lost."""
 
-    def __init__(self, runs: Runs, run: int, timeout_s: float, stop: threading.Event) -> None:
+    def __init__(self, runs: Runs, run: int, timeout_s: float, stop: threading.Event, report: Callable[[Mapping[str, Any]], None]) -> None:
         super().__init__(name="claim", daemon=True)
         self.progress: dict[str, Any] = {}
         #: Why the job was told to stop; empty if it was not, or not by this.
         self.why = ""
         self._runs, self._run, self._timeout_s, self._stop_job = runs, run, timeout_s, stop
-        self._done = threading.Event()
+        self._done, self._report = threading.Event(), report
 
     def run(self) -> None:
         left_s = self._timeout_s
         while not self._done.wait(min(RENEW_S, max(left_s, 0.0))):
             left_s -= RENEW_S
             try:
+                self._report(dict(self.progress))
                 if not self._runs.renew(self._run, dict(self.progress)):
                     self.why = "Another process has taken this run over, because its claim was not renewed in time."
             except TapelineError as error:

@@ -30,6 +30,10 @@ _STOP_WITHIN_S: Final = 10.0
 #: A child that is over its job's timeout by so much is killed. It ends by itself before, unless it hangs.
 _OVERDUE_NS: Final = int((GRACE_S + 30.0) * NS_PER_S)
 
+#: A run that lasted for so long before it failed was good: the next one is a first attempt.
+_GOOD_RUN_NS: Final = 600 * NS_PER_S
+_NEVER_NS: Final = (1 << 63) - 1
+
 
 def due(job: Job, runs: Sequence[Run], since_ns: int, started_ns: int, now_ns: int) -> tuple[list[tuple[int, int]], int]:
     """Return the runs that a job needs now, (moment of the schedule, attempt), the earliest first; and the moment before which no run is
@@ -92,7 +96,7 @@ class Scheduler:
     clock: Callable[[], int]
     #: Its name, so that a dead scheduler is seen.
     name: str
-    #: The most children at once.
+    #: The most children at once, besides those that never end.
     at_once: int = 2
     _children: dict[str, _Child] = field(default_factory=dict)
     _since_ns: dict[str, int] = field(default_factory=dict)
@@ -107,9 +111,13 @@ class Scheduler:
         paused = self.runs.paused()
         for name, job in self.jobs.items():
             since_ns = self._since_ns[name] if name in self._since_ns else self.runs.since(name)
-            if len(self._children) >= self.at_once or name in self._children or name in paused:
+            busy = not job.continuous and sum(not child.job.continuous for child in self._children.values()) >= self.at_once
+            if busy or name in self._children or name in paused:
                 continue
-            needed, self._since_ns[name] = due(job, self.runs.of(name, _LOOKED_AT), since_ns, self._started_ns, now_ns)
+            if job.continuous:
+                needed = self._to_continue(name, now_ns)
+            else:
+                needed, self._since_ns[name] = due(job, self.runs.of(name, _LOOKED_AT), since_ns, self._started_ns, now_ns)
             for moment, attempt in needed[:1]:
                 self._start(job, moment, attempt, now_ns)
         return False
@@ -131,11 +139,24 @@ class Scheduler:
                 child.process.kill()
                 child.process.wait()
 
+    def _to_continue(self, name: str, now_ns: int) -> list[tuple[int, int]]:
+        """The run that a job needs which always runs: none while one is under way, or after an error that a retry cannot help.
+
+        After that error, it is started again by the next scheduler, because a person may have mended the cause."""
+        last = next(iter(self.runs.of(name, 1)), None)
+        if last is None or last.state in ("stopped", "succeeded"):
+            return [(now_ns, 1)]
+        if last.state == "running" or (last.retry_ns or 0) > now_ns or (last.retry_ns is None and last.started_ns >= self._started_ns):
+            return []
+        lasted_ns = (last.ended_ns or now_ns) - last.started_ns
+        return [(now_ns, 1 if lasted_ns > _GOOD_RUN_NS else last.attempt + 1)]
+
     def _start(self, job: Job, moment: int, attempt: int, now_ns: int) -> None:
         process = subprocess.Popen(  # noqa: S603 our own command
             self.command(job.name, moment, attempt), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
         )
-        self._children[job.name] = _Child(job, moment, process, now_ns + job.timeout_ns + _OVERDUE_NS)
+        until_ns = _NEVER_NS if job.continuous else now_ns + job.timeout_ns + _OVERDUE_NS
+        self._children[job.name] = _Child(job, moment, process, until_ns)
         log.info("Started %s (attempt %d), process %d.", job.name, attempt, process.pid)
 
     def _collect(self, now_ns: int) -> None:

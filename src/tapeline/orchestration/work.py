@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -21,6 +22,7 @@ from tapeline.orchestration.catalog import (
     NoArguments,
     RepairArguments,
 )
+from tapeline.orchestration.runs import Runs
 from tapeline.records import NS_PER_S
 
 #: Called with numbers that say how far a run is.
@@ -36,6 +38,8 @@ class Work:
     day: date
     stop: threading.Event
     progress: Progress
+    #: The record of the runs.
+    runs: Runs
 
 
 def _backfill(work: Work, arguments: BackfillArguments) -> dict[str, Any]:
@@ -136,7 +140,7 @@ def _plain(values: dict[str, Any]) -> dict[str, Any]:
     return {name: value if isinstance(value, (int, float, str, bool, type(None))) else str(value) for name, value in values.items()}
 
 
-#: What each job does, by its name.
+#: What each job does, by its name. Jobs that are usually repeated within a minute are in REPEATED.
 WORK: Final[dict[str, Callable[[Work, Any], dict[str, Any]]]] = {
     "backfill": _backfill,
     "reconcile": _reconcile,
@@ -147,3 +151,5 @@ WORK: Final[dict[str, Callable[[Work, Any], dict[str, Any]]]] = {
     "check_lake": _check_lake,
     "export": _export,
 }
+#: Jobs that keep things open between the times that they work: a context manager gives the function that does the work once.
+REPEATED: Final[dict[str, Callable[[Work, Any], AbstractContextManager[Callable[[], dict[str, Any]]]]]] = {}
