@@ -336,9 +336,13 @@ def test_without_the_package_the_answer_for_the_day_stays_and_the_session_is_not
     assert reason in session.stderr
 
 
-def test_the_command_loads_pandas_when_it_asks_about_a_session(ask: Callable[..., Result], tmp_path: Path) -> None:
-    ask("gaps", quotes=[read("2026-01-05T14:00", "2026-01-05T22:00")])  # writes the ledger
-    command = [sys.executable, "-m", "tapeline", "complete", "AAPL", "2026-01-05", "--session", "--config", str(tmp_path / "tapeline.toml")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "complete: yes" in done.stdout
+def test_a_new_process_loads_pandas_only_when_it_asks_about_a_session(ask: Callable[..., Result], tmp_path: Path) -> None:
+    ask("gaps", quotes=[read("2026-01-05T00:00", "2026-01-06T00:00")])  # writes the ledger
+    asked = ["complete", "AAPL", "2026-01-05", "--config", str(tmp_path / "tapeline.toml")]
+    for words, loaded in ((asked, False), ([*asked, "--session"], True)):
+        command = [sys.executable, "-X", "importtime", "-m", "tapeline", *words]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        modules = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+        assert done.returncode == 0, done.stderr[-1_000:]
+        assert "complete: yes" in done.stdout
+        assert ("pandas.core.frame" in modules, "exchange_calendars" in modules) == (loaded, loaded)

@@ -7,7 +7,7 @@ the reasons.
 
 All times are ns since 1970, UTC. Every function here raises ConfigError if the package is not installed, if it does not know the
 calendar, or if it does not know the calendar's sessions at a requested time. The package is loaded at the first question about a market
-that closes. That takes about two seconds and 70 MB.
+that closes. That takes about a second and 70 MB.
 """
 
 from __future__ import annotations
