@@ -130,9 +130,9 @@ def jobs_run(
         job = _job(known, name)
         if day is not None:
             job = with_arguments(job, {"day": str(_day(day))})
-        request = Request(by.value, by_id, by_url, due_ns, attempt)
         report = _report if format is TableOrJson.json else lambda _: None
-        outcome = run(settings, job, request, runs, stop, time.time_ns, Random(), report)
+        request = Request(by.value, by_id, by_url, due_ns, attempt, report)
+        outcome = run(settings, job, request, runs, stop, time.time_ns, Random())
     if format is TableOrJson.json:
         echo(json.dumps({**asdict(outcome), "job": name}, default=str))
     else:

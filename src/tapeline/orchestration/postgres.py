@@ -16,7 +16,7 @@ from tapeline.stores.postgres.database import Database
 from tapeline.stores.postgres.schema import Schema
 
 #: The version of the tables that introduced these ones.
-_WITH_RUNS: Final = 7
+_WITH_RUNS: Final = 8
 _NOW: Final = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint * 1000"
 
 

@@ -44,6 +44,8 @@ class Request:
     origin_url: str = ""
     due_ns: int | None = None
     attempt: int = 1
+    #: Called with how far the run is, every few seconds.
+    report: Callable[[Mapping[str, Any]], None] = lambda _: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,20 +60,10 @@ class Outcome:
     retry_ns: int | None
 
 
-def run(
-    config: Config,
-    job: Job,
-    request: Request,
-    runs: Runs,
-    stop: threading.Event,
-    clock: Callable[[], int],
-    random: Random,
-    report: Callable[[Mapping[str, Any]], None] = lambda _: None,
-) -> Outcome:
+def run(config: Config, job: Job, request: Request, runs: Runs, stop: threading.Event, clock: Callable[[], int], random: Random) -> Outcome:
     """Run a job to its end and record it. Raises Busy if the same is running already, and what the record raises.
 
-    `report` is called with how far it is, every few seconds. A job that repeats within a minute goes on until it is stopped. Any other run
-    that takes longer than its timeout is told to stop. If it does not, this ends the process after 30 s: only a process that
+    A job that repeats within a minute goes on until it is stopped. Any other run that takes longer than its timeout is told to stop. If it does not, this ends the process after 30 s: only a process that
     does nothing else may call this."""
     due_ns = clock() if request.due_ns is None else request.due_ns
     thing, process = job.thing(due_ns), f"{platform.node()}, process {os.getpid()}"
@@ -89,7 +81,7 @@ def run(
     number = runs.claim(claim)
     if number is None:
         raise Busy(f"{job.name}{f' of {thing}' if thing else ''} runs already, or has run. `tapeline jobs history {job.name}` shows it.")
-    keeper = _Keeper(runs, number, inf if job.continuous else job.timeout_ns / NS_PER_S, stop, report)
+    keeper = _Keeper(runs, number, inf if job.continuous else job.timeout_ns / NS_PER_S, stop, request.report)
     keeper.start()
     status, error, result = 0, "", dict[str, Any]()
     state: State | None = None
@@ -111,11 +103,9 @@ def run(
         status, error = TapelineError.exit_status, f"{type(problem).__name__}: {problem}. Report this error."
     finally:
         keeper.finish()
-    retry_ns = None
-    if state == "stopped":
-        retry_ns = clock()
-    elif status and status not in FATAL_STATUSES - {Busy.exit_status}:
-        retry_ns = clock() + int(wait_s(request.attempt, random) * NS_PER_S)
+    may_pass = status and status not in FATAL_STATUSES - {Busy.exit_status}
+    wait_ns = 0 if state == "stopped" else int(wait_s(request.attempt, random) * NS_PER_S)
+    retry_ns = clock() + wait_ns if may_pass else None
     state = state or ("failed" if status else "succeeded")
     runs.end(number, state, exit_status=status, result=result, error=error, retry_ns=retry_ns)
     return Outcome(number, state, status, result, error, retry_ns)
