@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from contextlib import closing
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,12 +15,16 @@ from tapeline.ledger import read_intervals
 from tapeline.ledger.facts import Facts
 from tapeline.ledger.intervals import intervals
 from tapeline.ledger.sqlite import LedgerFile
+from tapeline.stores.lake import compacting
+from tapeline.stores.lake.due import Due, due
+from test_compacting import quietly
 from test_completeness import QUOTES, Place, brief, known, ns, opened, opened_at, place, quote, told
+from test_tidying import EVENING, FIRST, SECOND, both, fill_at, names, root, tidied
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["place"]
+__all__ = ["place", "root"]
 
 #: From second 3 to second 5 nothing was kept.
 RECORDS = [*opened(0), quote(1), told("dropped", 6, records=9, from_ns=ns(3), to_ns=ns(5), reason="full"), quote(8)]
@@ -76,3 +81,25 @@ def test_an_earlier_version_stops_at_a_ledger_of_today_and_does_not_overlook_wha
     monkeypatch.setattr("tapeline.ledger.sqlite._FORMAT", 3)
     with pytest.raises(NewerData, match="format 4"):
         LedgerFile(path).load()
+
+
+def test_a_day_that_an_earlier_version_compacted_is_compacted_and_stays_as_it_is_until_rows_come_to_it(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compacting, "COMPACTED", "sealed-")
+    quietly(root, FIRST)
+    monkeypatch.undo()
+    assert names(root, FIRST) == ["sealed"]
+    before = both(root)
+    assert due(root, EVENING) == []
+    assert [one.changed for one in quietly(root, FIRST)] == [False, False, False]
+    tidied(root, EVENING + timedelta(days=2))
+    assert (names(root, FIRST), names(root, SECOND)) == (["sealed"], ["compacted"])
+    assert both(root) == before
+    fill_at(root, EVENING, 1, 6)
+    late = EVENING + timedelta(days=1)
+    assert Due(FIRST) in due(root, late)
+    before = both(root)
+    tidied(root, late)
+    assert names(root, FIRST) == ["compacted"]
+    assert both(root) == before
