@@ -343,7 +343,7 @@ LIVES: dict[str, tuple[list[Record], list[tuple[float, float, str]]]] = {
         [(0.1, 5.0, "unprovable")],
     ),
     "received and not kept": (
-        [*opened(0), quote(1), told("refused", 6, records=9, from_ns=ns(3), to_ns=ns(5), reason="full"), quote(8)],
+        [*opened(0), quote(1), told("dropped", 6, records=9, from_ns=ns(3), to_ns=ns(5), reason="full"), quote(8)],
         [(0.1, 3.0, "unprovable"), (3.0, 5.0, "open"), (5.0, 8.0, "unprovable")],
     ),
     "never confirmed": (
@@ -356,7 +356,7 @@ LIVES: dict[str, tuple[list[Record], list[tuple[float, float, str]]]] = {
         [(0.0, float("inf"), "open")],
     ),
     "one record that was received and not kept": (
-        [*opened(0), quote(1), told("refused", 6, records=1, from_ns=ns(3), to_ns=ns(3), reason="full"), quote(8)],
+        [*opened(0), quote(1), told("dropped", 6, records=1, from_ns=ns(3), to_ns=ns(3), reason="full"), quote(8)],
         [(0.1, 3.0, "unprovable"), (3.0, 3.0, "open"), (3.0, 8.0, "unprovable")],
     ),
     "not kept just before it broke": (
@@ -364,7 +364,7 @@ LIVES: dict[str, tuple[list[Record], list[tuple[float, float, str]]]] = {
             *opened(0),
             quote(1),
             quote(6),
-            told("refused", 6, records=1, from_ns=ns(6), to_ns=ns(6), reason="full"),
+            told("dropped", 6, records=1, from_ns=ns(6), to_ns=ns(6), reason="full"),
             told("closed", 7, by="network", reason=""),
         ],
         [(0.1, 6.0, "unprovable"), (6.0, float("inf"), "open")],
@@ -456,7 +456,7 @@ def test_the_intervals_of_a_key_follow_one_another(one: str, other: str) -> None
         assert all(some.start_ns <= some.end_ns for some in found)
 
 
-@given(st.binary(max_size=60), st.sampled_from(["opened", "subscribed", "closed", "refused"]))
+@given(st.binary(max_size=60), st.sampled_from(["opened", "subscribed", "closed", "dropped"]))
 def test_a_record_that_cannot_be_read_changes_nothing_else(payload: bytes, kind: str) -> None:
     facts = known([*opened(0), trade(1, 1), ("line-1", kind, ns(2), payload), trade(2, 3)])
     assert facts.runs[TRADES] == [Run(1, 2, ns(1), ns(3))]

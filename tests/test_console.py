@@ -59,7 +59,7 @@ def test_what_a_provider_says_moves_no_cursor_in_the_log_and_on_the_status_page(
     }
     seen = {
         "providers": {"alpaca": {**quiet, "problem": ESCAPE}},
-        "spool": {"spooled": 0, "refused": 0},
+        "spool": {"spooled": 0, "dropped": 0},
         "lines": {},
         "stages": {},
         **dict.fromkeys(("backlog", "leaps", "forgotten", "ahead", "equations"), ()),

@@ -152,10 +152,10 @@ def texts(*numbers: int) -> list[bytes]:
     return [b"%d " % number for number in numbers]
 
 
-def refusals(broker: Broker) -> list[tuple[str, dict[str, Any]]]:
-    """Each record of the kind `refused`: its connection and what it says."""
+def drops(broker: Broker) -> list[tuple[str, dict[str, Any]]]:
+    """Each record of the kind `dropped`: its connection and what it says."""
     rows = [row for _, _, _, batch in broker.arrived for row in batch.to_pylist()]
-    return [(row["connection"], json.loads(row["payload"])) for row in rows if row["kind"] == "refused"]
+    return [(row["connection"], json.loads(row["payload"])) for row in rows if row["kind"] == "dropped"]
 
 
 def test_while_the_stream_takes_records_they_go_there_directly(process: Process, broker: Broker) -> None:
@@ -200,7 +200,7 @@ def test_while_the_stream_is_slow_records_go_to_disk_and_then_follow_in_order_on
     process.put(7)
     process.rest()
     assert broker.payloads() == texts(1, 2, 3, 4, 5, 6, 7)
-    assert (process.delivery.spooled, process.delivery.problem, process.delivery.refused) == (0, "", 0)
+    assert (process.delivery.spooled, process.delivery.problem, process.delivery.dropped) == (0, "", 0)
 
 
 def test_a_stream_that_takes_nothing_at_all_is_spooled_from_the_first_record(process: Process, broker: Broker) -> None:
@@ -325,16 +325,16 @@ def room_for(folder: Path, batches: int) -> int:
         return spool.bytes * batches + 10
 
 
-def test_what_a_full_spool_refuses_is_counted_and_put_on_record_for_each_connection(tmp_path: Path, broker: Broker) -> None:
+def test_what_a_full_spool_drops_is_counted_and_put_on_record_for_each_connection(tmp_path: Path, broker: Broker) -> None:
     broker.deaf = True
     process = Process(tmp_path, broker, max_bytes=room_for(tmp_path, 3))
     process.put(1, 2, 3)
-    assert process.delivery.refused == 0
+    assert process.delivery.dropped == 0
     process.put(4, 5)
     rows = [("binance", "spot", "other", "frame", 40 + at, b"lost") for at in range(3)]
     other = pa.RecordBatch.from_arrays([pa.array(v, f.type) for v, f in zip(zip(*rows, strict=True), RAW, strict=True)], schema=RAW)
     process.delivery.put(1, other)
-    assert process.delivery.refused == 5
+    assert process.delivery.dropped == 5
     assert "5 received records could not be kept" in process.delivery.problem
     process.turn(20.0)
     assert process.delivery.spooled == 3  # what was kept stays
@@ -343,7 +343,7 @@ def test_what_a_full_spool_refuses_is_counted_and_put_on_record_for_each_connect
     process.put(6)
     process.rest()
     assert [payload for payload in broker.payloads() if not payload.startswith(b"{")] == texts(1, 2, 3, 6)
-    assert refusals(broker) == [
+    assert drops(broker) == [
         ("c", {"records": 2, "from_ns": 4, "to_ns": 5, "reason": "the spool was full"}),
         ("other", {"records": 3, "from_ns": 40, "to_ns": 42, "reason": "the spool was full"}),
     ]
@@ -415,8 +415,8 @@ def test_what_is_larger_than_the_stream_lets_a_message_be_is_counted_and_put_on_
     broker.deaf = False
     process.rest()
     assert [payload for payload in broker.payloads() if not payload.startswith(b"{")] == texts(1, 3)
-    assert refusals(broker) == [("large", {"records": 2, "from_ns": 40, "to_ns": 41, "reason": "the stream takes no message as large"})]
-    assert process.delivery.refused == 2
+    assert drops(broker) == [("large", {"records": 2, "from_ns": 40, "to_ns": 41, "reason": "the stream takes no message as large"})]
+    assert process.delivery.dropped == 2
     assert "takes no message of 6,000 bytes. 2 received records could not be kept so far." in caplog.text
     assert process.delivery.spooled == 0
 
@@ -437,9 +437,7 @@ def test_a_batch_that_a_later_one_has_overtaken_is_sent_by_the_next_process(tmp_
     second.dies()
 
 
-def test_the_first_refusal_is_said_at_once_whatever_was_said_before(
-    tmp_path: Path, broker: Broker, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_first_drop_is_said_at_once_whatever_was_said_before(tmp_path: Path, broker: Broker, caplog: pytest.LogCaptureFixture) -> None:
     broker.deaf = True
     process = Process(tmp_path, broker, max_bytes=room_for(tmp_path, 1))
     process.put(1)
@@ -468,12 +466,12 @@ def test_closing_does_not_wait_for_a_stream_that_is_away_once_everything_is_on_d
     assert waits < 5
 
 
-def test_what_the_producer_has_is_not_refused_though_the_spool_is_full(tmp_path: Path, broker: Broker) -> None:
+def test_what_the_producer_has_is_not_dropped_though_the_spool_is_full(tmp_path: Path, broker: Broker) -> None:
     broker.away = True
     process = Process(tmp_path, broker, max_bytes=room_for(tmp_path, 2))
     process.put(1, 2, 3, 4)
     process.turn(1.1)
-    assert (process.delivery.spooled, process.delivery.unsettled, process.delivery.refused) == (2, 2, 0)
+    assert (process.delivery.spooled, process.delivery.unsettled, process.delivery.dropped) == (2, 2, 0)
     broker.away = False
     process.rest()
     assert broker.payloads() == texts(1, 2, 3, 4)
@@ -493,7 +491,7 @@ def test_a_disk_that_fails_while_the_spool_is_cleared_stops_nothing(
         raise DiskProblem("the disk is full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(process.spool, "drop", failing)
+        patch.setattr(process.spool, "remove", failing)
         process.turn()
         assert process.delivery.busy
     process.rest()

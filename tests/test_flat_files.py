@@ -1,4 +1,4 @@
-"""Massive's flat files: from a local server of S3's protocol, a ticker's rows out of a day of all, the same events as REST's."""
+"""Polygon.io's flat files: from a local server of S3's protocol, a ticker's rows out of a day of all, the same events as REST's."""
 
 from __future__ import annotations
 

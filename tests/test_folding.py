@@ -129,7 +129,7 @@ class Market:
             return [bar(math.floor(self.t) - 1 - int(amount) % 3, name)]
         elif kind == "drop" and name:
             since = ns(self.t - min(amount, 60.0))
-            return [told("refused", self.t, name, records=1, from_ns=since, to_ns=ns(self.t), reason="full")]
+            return [told("dropped", self.t, name, records=1, from_ns=since, to_ns=ns(self.t), reason="full")]
         elif kind == "late" and self.lost:
             number, at = self.lost.pop(int(amount) % len(self.lost))
             self.connections += 1

@@ -144,7 +144,7 @@ PAGES = {
         ),
         2,
     ),
-    "Massive's trades": (
+    "Polygon.io's trades": (
         ("polygon", "stocks"),
         page(
             "T",
@@ -155,7 +155,7 @@ PAGES = {
         ),
         1,
     ),
-    "a file of Massive's": (
+    "a file of Polygon.io's": (
         ("polygon", "stocks"),
         page(
             "T",
@@ -188,7 +188,7 @@ def test_pages_and_files_of_history_count_too(name: str) -> None:
 
 
 def test_the_times_of_a_page_are_not_looked_at_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    payload = PAGES["Massive's trades"][1].replace(LONG.encode(), b"1.5")
+    payload = PAGES["Polygon.io's trades"][1].replace(LONG.encode(), b"1.5")
     found: list[bytes] = []
     monkeypatch.setattr(JsonNumbers, "_in", lambda self, frame: found.append(frame) or 0)
     normalize(Chunk.dense(RAW_TOPIC, 0, 0, raw_batch("polygon", "stocks", [payload], kind="fetched")), DECODERS)

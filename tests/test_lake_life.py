@@ -367,14 +367,14 @@ def test_vacuum_removes_what_no_log_names_and_not_what_a_store_may_be_about_to_c
     compact(root, DAYS[0], silent)
     before = logged(root)
     folder = root / "ticks" / f"date={DAYS[1]}"
-    for name in ("part-old.parquet", ".part-old.aside", "sealed-0000-dead.parquet"):
+    for name in ("part-old.parquet", ".part-old.aside", "sealed-0000-dead.parquet", "compacted-0000-dead.parquet"):
         (folder / name).write_bytes(b"left behind")
     for name in ("part-old.parquet", ".part-old.aside"):
         os.utime(folder / name, (0, 0))
     (folder / "part-young.parquet").write_bytes(b"being written")
     (root / "ticks" / "date=2001-01-01").mkdir()
     (found,) = [one for one in vacuum(root) if one.table == "ticks"]
-    assert (found.files, found.bytes) == (3, 33)
+    assert (found.files, found.bytes) == (4, 44)
     assert {path.name for path in folder.iterdir()} == {*(path.name for path in files(root) if path.parent == folder), "part-young.parquet"}
     assert not (root / "ticks" / "date=2001-01-01").exists()
     assert logged(root) == before
@@ -663,7 +663,7 @@ def test_everything_that_the_lake_holds_is_made_again_from_nothing_but_the_raw_t
     assert findings(root) == []
     names = [path.name for path in files(root) if path.parent.name == f"date={DAYS[0]}"]
     assert len(names) == 1
-    assert names[0].startswith("sealed-")  # it was, and is sorted as it was
+    assert names[0].startswith("compacted-")  # it was, and is sorted as it was
 
 
 def test_what_the_store_has_still_to_read_is_not_taken_for_what_was_lost(pipeline: Pipeline) -> None:

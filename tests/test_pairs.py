@@ -86,8 +86,8 @@ def bar(closes: str, sent: int) -> bytes:
     return json.dumps({"stream": "btcusdt@kline_1s", "data": event}, separators=(",", ":")).encode()
 
 
-def pair(tape: Tape, refused: Callable[[], int] = lambda: 0, **more: float) -> Arbitration:
-    return Arbitration(tape, (A, B), refused, **more)  # type: ignore[arg-type]  # window_s and most by name
+def pair(tape: Tape, dropped: Callable[[], int] = lambda: 0, **more: float) -> Arbitration:
+    return Arbitration(tape, (A, B), dropped, **more)  # type: ignore[arg-type]  # window_s and most by name
 
 
 # What is the same event
@@ -223,7 +223,7 @@ def test_what_is_remembered_has_a_bound_and_a_copy_from_before_it_is_a_frame_aga
 
 def test_after_something_could_not_be_kept_no_copy_is_passed_over_for_one_that_may_be_lost() -> None:
     tape, lost = Tape(), [0]
-    both = pair(tape, refused=lambda: lost[0])
+    both = pair(tape, dropped=lambda: lost[0])
     both.record(A, "a-1", "frame", 1, trade(1))
     lost[0] = 1
     both.record(B, "b-1", "frame", 2, trade(1))

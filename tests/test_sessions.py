@@ -152,7 +152,7 @@ def test_binance_names_what_its_list_of_symbols_does_not_hold() -> None:
     assert check.names(msgspec.json.encode(body)) == {"BTCUSDT": "BTC/USDT", "ETHBTC": "ETHB/TC", "HALTUSDT": "HALT/USDT"}
 
 
-# Massive (Polygon.io)
+# Polygon.io
 
 
 def status(*pairs: tuple[str, str]) -> bytes:

@@ -55,22 +55,22 @@ def test_batches_come_back_in_order_from_any_number_on(spool: Spool) -> None:
     assert (spool.records, spool.last) == (3 * len(numbers), 199)
 
 
-def test_what_is_dropped_is_gone_and_no_longer_counted(spool: Spool) -> None:
+def test_what_is_removed_is_gone_and_no_longer_counted(spool: Spool) -> None:
     put(spool, 1, 2, 3, 4)
     first = spool.bytes
     put(spool, 5, 6, 7, 8, 9, 10)
     rest = spool.bytes - first
-    spool.drop(4)
+    spool.remove(4)
     assert held(spool) == [5, 6, 7, 8, 9, 10]
     assert (spool.records, spool.bytes) == (18, rest)
-    spool.drop(4)
-    spool.drop(0)
+    spool.remove(4)
+    spool.remove(0)
     assert (spool.records, spool.bytes) == (18, rest)
-    spool.drop(10)
+    spool.remove(10)
     assert (held(spool), spool.records, spool.bytes, spool.last) == ([], 0, 0, 10)
 
 
-def test_each_writer_s_batches_are_dropped_by_partition_and_inherited_by_name(tmp_path: Path) -> None:
+def test_each_writer_s_batches_are_removed_by_partition_and_inherited_by_name(tmp_path: Path) -> None:
     times = iter([50, 60, 70, 80])
     spool = Spool(tmp_path / "s.sqlite", MB, times.__next__)
     spool.open()
@@ -78,17 +78,17 @@ def test_each_writer_s_batches_are_dropped_by_partition_and_inherited_by_name(tm
     put(spool, 3, writer="b")
     put(spool, 5, writer="a")  # in the partition of 1
     assert spool.writers() == {"a": 50, "b": 70}
-    spool.drop_of("a", 2, range(6))
+    spool.remove_of("a", 2, range(6))
     assert (held(spool), spool.records) == ([1, 3, 5], 9)
-    spool.drop_of("a", 1, {1, 4, 99})
+    spool.remove_of("a", 1, {1, 4, 99})
     assert (held(spool), spool.records) == ([3, 5], 6)
-    spool.drop_of("a", 3, range(4))  # that one is the other writer's
+    spool.remove_of("a", 3, range(4))  # that one is the other writer's
     assert spool.writers() == {"a": 80, "b": 70}
     spool.inherit("c")
     assert spool.writers() == {"c": 70}
-    spool.drop_of("b", 3, range(4))
+    spool.remove_of("b", 3, range(4))
     assert (held(spool), spool.records) == ([3, 5], 6)
-    spool.drop_of("c", 1, range(6))
+    spool.remove_of("c", 1, range(6))
     assert (held(spool), spool.records) == ([3], 3)
     spool.close()
 
@@ -104,7 +104,7 @@ def test_a_full_spool_takes_no_more_keeps_what_it_has_and_takes_again_when_there
         assert "stream.spool_mb" in str(caught.value)
         assert held(spool) == [1, 2, 3, 4, 5]
         assert (spool.records, spool.bytes, spool.last) == (15, one * 5, 5)
-        spool.drop(2)
+        spool.remove(2)
         put(spool, 6, 7)
         with pytest.raises(SpoolFull):
             put(spool, 8)
@@ -114,7 +114,7 @@ def test_a_full_spool_takes_no_more_keeps_what_it_has_and_takes_again_when_there
 def test_what_was_put_is_there_after_it_was_opened_anew(tmp_path: Path) -> None:
     with closing(opened(tmp_path)) as spool:
         put(spool, 1, 2, 3)
-        spool.drop(1)
+        spool.remove(1)
         size = spool.bytes
         spool.close()
     with closing(opened(tmp_path)) as spool:
@@ -163,9 +163,9 @@ def test_a_spool_that_has_been_emptied_gives_its_space_back_and_goes_on(tmp_path
     with closing(opened(tmp_path, 100 * MB)) as spool:
         for number in range(1, 41):
             spool.put("w", number, 0, raws(number, 1, bytes(100_000)))
-        spool.drop(39)
+        spool.remove(39)
         assert spool.path.stat().st_size > MB
-        spool.drop(40)
+        spool.remove(40)
         assert sum(path.stat().st_size for path in spool.path.parent.iterdir()) < 100_000
         assert (spool.records, spool.bytes, spool.last) == (0, 0, 40)
         put(spool, 41, 42)

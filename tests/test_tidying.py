@@ -104,11 +104,11 @@ def test_a_day_is_compacted_an_hour_after_its_end_and_the_one_that_runs_is_left_
     assert due(root, midnight + timedelta(hours=1)) == [Due(FIRST), Due(SECOND)]
     before = both(root)
     assert {(one.day, one.table) for one in tidied(root, midnight)} >= {(FIRST, "ticks"), (FIRST, "bars")}
-    assert names(root, FIRST) == ["sealed"]
+    assert names(root, FIRST) == ["compacted"]
     assert names(root, SECOND) == ["part"] * 6
     assert due(root, midnight) == []
     tidied(root, midnight + timedelta(hours=1))
-    assert names(root, SECOND) == ["sealed"]
+    assert names(root, SECOND) == ["compacted"]
     assert both(root) == before
     assert tidied(root, midnight + timedelta(hours=1)) == []
 
@@ -128,7 +128,7 @@ def test_what_comes_to_a_compacted_day_is_compacted_in_once_a_day_has_passed(roo
     assert Due(FIRST) in due(root, late)
     before = both(root)
     tidied(root, late)
-    assert names(root, FIRST) == ["sealed"]
+    assert names(root, FIRST) == ["compacted"]
     assert both(root) == before
 
 
@@ -147,7 +147,7 @@ def test_the_flushes_of_a_running_day_are_merged_when_they_are_many_and_have_lai
     assert [finding for one in check(root, identity, None, lambda *_: None) for finding in one.findings] == []
     assert due(root, now) == []
     quietly(root, SECOND)
-    assert names(root, SECOND) == ["sealed"]
+    assert names(root, SECOND) == ["compacted"]
     assert both(root) == before
 
 
@@ -156,7 +156,7 @@ def test_a_day_that_cannot_be_compacted_keeps_no_other_from_it_and_is_named(root
     bad.write_bytes(b"no Parquet")
     with pytest.raises(DiskProblem, match=bad.name):
         tidied(root, EVENING + timedelta(days=2))
-    assert names(root, SECOND) == ["sealed"]
+    assert names(root, SECOND) == ["compacted"]
     assert names(root, FIRST) == ["part"] * 6
 
 
@@ -243,7 +243,7 @@ def test_of_several_at_once_one_does_it_and_every_row_is_there_once(root: Path) 
     assert len([line for line in lines if line.startswith(f"{FIRST} ticks: ")]) == 1
     assert len([line for line in lines if line.startswith(f"{SECOND} ticks: ")]) == 1
     assert both(root) == before
-    assert names(root, FIRST) == names(root, SECOND) == ["sealed"]
+    assert names(root, FIRST) == names(root, SECOND) == ["compacted"]
 
 
 def test_while_another_changes_the_lake_it_ends_with_the_status_that_says_so(root: Path) -> None:
@@ -346,7 +346,7 @@ def test_the_store_compacts_by_itself_what_is_over_says_so_and_ends_with_its_chi
     assert store.returncode == 0, said
     assert f"lake: {FIRST} ticks: " in said
     assert "are now 1" in last
-    assert names(root, FIRST) == names(root, SECOND) == ["sealed"]
+    assert names(root, FIRST) == names(root, SECOND) == ["compacted"]
     assert both(root) == before
 
 
@@ -369,7 +369,7 @@ def test_a_store_and_its_child_that_are_killed_are_done_again_by_the_next(root: 
     arguments = [*command(root)[:3], "store", *command(root)[5:]]
     for _ in range(2):
         store = subprocess.Popen(arguments, stderr=subprocess.DEVNULL)
-        until(lambda: holder(root) or names(root, SECOND) == ["sealed"], "it compacts")
+        until(lambda: holder(root) or names(root, SECOND) == ["compacted"], "it compacts")
         child = holder(root)
         store.kill()
         if child is not None:
@@ -379,7 +379,7 @@ def test_a_store_and_its_child_that_are_killed_are_done_again_by_the_next(root: 
     until(lambda: holder(root) is None, "the child is gone too")
     tidied(root, EVENING + timedelta(days=2))
     assert both(root) == before
-    assert names(root, FIRST) == names(root, SECOND) == ["sealed"]
+    assert names(root, FIRST) == names(root, SECOND) == ["compacted"]
 
 
 # What starts it

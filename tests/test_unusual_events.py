@@ -120,20 +120,20 @@ def binance(number: int, **wrong: Any) -> dict[str, Any]:
     return {"id": number, "price": str(1.0 + number), "qty": "2", "quoteQty": "3", "time": T, "isBuyerMaker": True} | wrong
 
 
-def massive_file(*lines: str) -> bytes:
+def polygon_file(*lines: str) -> bytes:
     head = (
         "ticker,conditions,correction,exchange,id,participant_timestamp,price,sequence_number,sip_timestamp,size,tape,trf_id,trf_timestamp"
     )
     return "\n".join(["v1 -1", head, *lines]).encode() + b"\n"
 
 
-def of_massive(number: int, price: str) -> str:
+def of_polygon(number: int, price: str) -> str:
     return f'AAPL,"12,41",0,11,{number},{START_NS},{price},{number}.0,{START_NS + number},1e2,3,0,0'
 
 
 #: What is asked, where from, the page, the prices that are kept, and the bytes of those that are not.
 PAGES = {
-    "massive": (
+    "polygon": (
         ("polygon", "stocks", "T", "AAPL", "/v3/trades/AAPL?x"),
         HISTORIES["polygon"],
         str(START_NS),
@@ -141,11 +141,11 @@ PAGES = {
         [2.0, 4.0],
         [b'"dear"', str(2**64).encode()],
     ),
-    "massive's files": (
+    "polygon's files": (
         ("polygon", "stocks", "T", "AAPL", "/us_stocks_sip/trades_v1/2022/12/2022-12-31.csv.gz?ticker=AAPL"),
         ARCHIVES["polygon"].history,
         "",
-        massive_file(of_massive(1, "2.0"), of_massive(2, "dear"), of_massive(3, "4"), of_massive(4, "5") + ",AAPL,1"),
+        polygon_file(of_polygon(1, "2.0"), of_polygon(2, "dear"), of_polygon(3, "4"), of_polygon(4, "5") + ",AAPL,1"),
         [2.0, 4.0],
         [b",dear,", b",AAPL,1"],
     ),
@@ -198,7 +198,7 @@ def test_an_event_of_a_page_that_cannot_be_read_costs_itself_alone(of: str) -> N
 
 
 def test_a_page_of_which_no_event_can_be_read_is_wrong_as_a_whole() -> None:
-    (_, feed, channel, symbol, path), history, after, *_ = PAGES["massive"]
+    (_, feed, channel, symbol, path), history, after, *_ = PAGES["polygon"]
     body = json.dumps({"status": "OK", "results": [trade(1, price="dear"), trade(2, price="dear")]}).encode()
     with pytest.raises(WrongPage, match=r'row 1: row of a page: Expected `float`, got `str` - at `\$.price`: .*"dear"'):
         history.page(Span(feed, channel, symbol, START_NS, START_NS + DAY_NS), Request(path, after=after), body, 0)

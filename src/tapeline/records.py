@@ -22,12 +22,12 @@ NS_PER_S: Final = 1_000_000_000
 #: The kinds of raw records.
 #:
 #: - `frame`: a websocket frame. `repeated`: a frame whose event had already come over the other line.
-#: - `opened`, `subscribed`, `closed`: an event of a connection. `refused`: what could not be kept.
+#: - `opened`, `subscribed`, `closed`: an event of a connection. `dropped`: what could not be kept.
 #: - `fetched`: a JSON line that says what was requested, and then a page of a history.
 #: - `retried`: a JSON line, and then an event that was rejected and is tried again.
 #: - `listed`: how the exchange itself splits the configured symbols.
 #: - `leapt`: a jump of the machine's clock.
-RawKind = Literal["opened", "subscribed", "frame", "repeated", "closed", "fetched", "refused", "retried", "listed", "leapt"]
+RawKind = Literal["opened", "subscribed", "frame", "repeated", "closed", "fetched", "dropped", "retried", "listed", "leapt"]
 
 
 def _field(name: str, kind: pa.DataType) -> pa.Field:
@@ -48,7 +48,7 @@ RAW: Final = pa.schema(
         _field("connection", pa.string()),  # names one socket, from its opening to its end
         _field("kind", pa.string()),  # RawKind
         _field("received_ns", pa.int64()),
-        _field("payload", pa.binary()),  # the exact bytes; JSON text for opened, subscribed, closed, refused
+        _field("payload", pa.binary()),  # the exact bytes; JSON text for opened, subscribed, closed, dropped
     ]
 )
 

@@ -109,7 +109,7 @@ def test_massive_parses_every_event_as_sent(tmp_path: Path, market: str, topics:
 
 
 async def _listed(options: SimulatorOptions, arguments: list[str], tickers: list[str]) -> list[dict[str, Any]]:
-    """What Massive's REST client lists of a market that its stream client listens to."""
+    """What the REST client `massive` lists of a market that its stream client listens to."""
     simulator, python, folder = Simulator(options), python_of(HERE / "massive"), HERE / "massive"
     url = await simulator.start()
     place = url.partition("//")[2]

@@ -188,7 +188,7 @@ def test_ingest_is_killed_while_the_broker_is_away_and_while_the_spool_drains(
 
 
 @pytest.mark.parametrize("server", KINDS if PROVE else KINDS[:1], indirect=True)
-def test_what_a_spool_that_is_too_small_refuses_is_counted_and_put_on_record(
+def test_what_a_spool_that_is_too_small_drops_is_counted_and_put_on_record(
     server: Any, home: Home, simulator: Callable[..., SimulatorProcess]
 ) -> None:
     market = simulator("binance", "--rate", "2000")
@@ -197,25 +197,25 @@ def test_what_a_spool_that_is_too_small_refuses_is_counted_and_put_on_record(
     until(lambda: home.word("lake").get("tables", {}).get("ticks", {}).get("rows", 0) > 1_000, "nothing flows")
     server.kill()
     # On a busy machine the first batch alone may be larger than the spool; smaller ones fill it then.
-    until(lambda: home.word("ingest").get("refused", 0) > 1_000 and home.word("ingest")["spooled"] > 500, "the spool is not full")
+    until(lambda: home.word("ingest").get("dropped", 0) > 1_000 and home.word("ingest")["spooled"] > 500, "the spool is not full")
     assert "is full" in run.said
     assert "could not be kept" in run.said
     server.start()
     market.halt()
     ended(run)
     market.stop()
-    notices = home.rows("SELECT connection, detail FROM notices WHERE kind = 'refused'")
-    refused = [json.loads(detail) for _, detail in notices]
+    notices = home.rows("SELECT connection, detail FROM notices WHERE kind = 'dropped'")
+    dropped = [json.loads(detail) for _, detail in notices]
     assert {connection for connection, _ in notices} == {
         connection for (connection,) in home.rows("SELECT connection FROM notices WHERE kind = 'opened'")
     }
-    assert all(one["from_ns"] < one["to_ns"] and one["reason"] == "the spool was full" for one in refused)
+    assert all(one["from_ns"] < one["to_ns"] and one["reason"] == "the spool was full" for one in dropped)
     ((rows,),) = home.rows("SELECT count(*) FROM ticks")
-    assert rows + sum(one["records"] for one in refused) == len(sent(market.journal))
-    assert home.word("ingest")["refused"] == sum(one["records"] for one in refused)
+    assert rows + sum(one["records"] for one in dropped) == len(sent(market.journal))
+    assert home.word("ingest")["dropped"] == sum(one["records"] for one in dropped)
     found = compare(home.lake, [market.journal])
     assert found.extra == []
-    assert len(found.missing) == sum(one["records"] for one in refused)
+    assert len(found.missing) == sum(one["records"] for one in dropped)
 
 
 def test_redis_that_is_full_because_a_store_is_stopped_drops_nothing(

@@ -262,7 +262,7 @@ def test_whatever_goes_wrong_the_stores_are_what_happened_and_the_ledger_says_wh
 
 
 async def kick(url: str) -> None:
-    """Take our account's one connection at Massive away, as another process with its key does."""
+    """Take our account's one connection at Polygon.io away, as another process with its key does."""
     transport, _ = await ws_connect(WSListener, f"{url}/stocks")
     transport.send(WSMsgType.TEXT, b'{"action":"auth","params":"k"}')
     transport.send(WSMsgType.TEXT, b'{"action":"subscribe","params":"T.AAPL"}')

@@ -1,4 +1,4 @@
-"""Massive's simulated flat files: the usual S3 client reads from them what the sockets were sent, and is refused as by the provider."""
+"""Polygon.io's simulated flat files: the usual S3 client reads from them what the sockets were sent, and is refused as by the provider."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Massive (Polygon.io) stand-in: greeting, login, topics, bars, accounts of one connection, sequences."""
+"""The Polygon.io stand-in: greeting, login, topics, bars, accounts of one connection, sequences."""
 
 from __future__ import annotations
 

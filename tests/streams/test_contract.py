@@ -100,6 +100,17 @@ def test_records_are_read_in_order_from_any_record_on_in_chunks_of_any_size(plac
         assert by_partition(everything(stream, RAW_TOPIC, positions, 5), "payload") == wanted
 
 
+@each
+def test_what_an_earlier_version_could_not_keep_is_read_under_the_name_that_it_has_now(place: Place) -> None:
+    stream = place.open()
+    for at, payload in enumerate((b"small", b"large enough to be compressed" * 5_000)):
+        batch = raws(3 * at, 3, payload)
+        kinds = pa.array(["frame", "refused", "frame"])
+        stream.append(RAW_TOPIC, batch.set_column(3, RAW_TOPIC.schema.field("kind"), kinds), 0)
+    assert column(stream, RAW_TOPIC, "kind") == ["frame", "dropped", "frame"] * 2
+    assert [payload.partition(b" ")[0] for payload in column(stream, RAW_TOPIC, "payload")] == [b"%d" % at for at in range(6)]
+
+
 @every
 def test_behind_the_last_record_and_far_beyond_the_end_there_is_nothing(place: Place) -> None:
     stream = place.open()

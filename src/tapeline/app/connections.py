@@ -170,10 +170,10 @@ def plan_partitions(planned: Sequence[tuple[ProviderConfig, Plan]], number: int)
     return {plan.name: turns[plan.pair or plan.name] % number for _, plan in planned}
 
 
-def arbitrations(planned: Sequence[tuple[ProviderConfig, Plan]], recorder: Recorder, refused: Callable[[], int]) -> dict[str, Arbitration]:
-    """The arbitration of each pair of lines, by the pair's name. `refused`: as in `Arbitration`."""
+def arbitrations(planned: Sequence[tuple[ProviderConfig, Plan]], recorder: Recorder, dropped: Callable[[], int]) -> dict[str, Arbitration]:
+    """The arbitration of each pair of lines, by the pair's name. `dropped`: as in `Arbitration`."""
     names = dict.fromkeys(plan.pair for _, plan in planned if plan.pair)
-    return {name: Arbitration(recorder, [plan for _, plan in planned if plan.pair == name], refused) for name in names}
+    return {name: Arbitration(recorder, [plan for _, plan in planned if plan.pair == name], dropped) for name in names}
 
 
 def feed_connections(

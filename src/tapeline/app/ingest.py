@@ -39,7 +39,7 @@ async def ingest_until(stop: asyncio.Event, config: Config, process: str, *, lea
         delivery = Delivery(stream.producer(writer), writer, open_spool(config, process))
         delivery.open()
         recorder = StreamRecorder(delivery, plan_partitions(planned, raw_partitions(config, stream)), random)
-        pairs = arbitrations(mine, recorder, lambda: delivery.refused)
+        pairs = arbitrations(mine, recorder, lambda: delivery.dropped)
         lines = feed_connections(mine, recorder, pairs, time.time_ns, random, config.root)
         status = StatusFile(config.root, name)
         share = Share(lines, connection_checks(mine), leases, list(pairs.values()))

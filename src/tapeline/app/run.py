@@ -93,7 +93,7 @@ def left(last: Mapping[str, Any]) -> str:
     parts = [
         f"{waiting:,} records wait in the stream for a stage that has not read them; the next start continues with them" if waiting else "",
         f"{spool['spooled']:,} records wait on disk for the stream; the next start sends them" if spool["spooled"] else "",
-        f"{spool['refused']:,} records are lost because the spool was full" if spool["refused"] else "",
+        f"{spool['dropped']:,} records are lost because the spool was full" if spool["dropped"] else "",
         "the stream lost records before a stage read them: `tapeline gaps` shows them" if last["forgotten"] else "",
         "" if all(entry["balanced"] for entry in last["equations"]) else "the accounting does not balance: `tapeline status` shows where",
     ]

@@ -131,9 +131,9 @@ def _read(
     parts: list[pa.Table] = []
     unread: dict[int, int] = {}
     for number, page in enumerate(fetch(source, span, kept=_NO_READING)):
-        rows, refused = _rows(key, page, topic, names)
-        if refused:
-            unread[number] = refused
+        rows, rejected = _rows(key, page, topic, names)
+        if rejected:
+            unread[number] = rejected
         parts.append(rows.append_column("page", pa.array(np.full(rows.num_rows, number, np.int64))))
         body = page.payload or b""
         pages.append((replace(page, payload=None), spooled.tell(), len(body)))

@@ -21,9 +21,10 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from typing import Final, Protocol
 
+import msgspec
 import pyarrow as pa
 
-from tapeline.ledger.facts import ONGOING, Facts, Interval, Key, Piece, State
+from tapeline.ledger.facts import ONGOING, ConnectionRecord, Facts, Interval, Key, Piece, State
 from tapeline.ledger.folding import Changes
 
 #: The rows of the views `coverage` and `gaps`. `end_ns` is null if an interval is ongoing.
@@ -100,6 +101,20 @@ def rows_of(changes: Changes) -> Iterable[tuple[str | int | None, ...]]:
         for number, one in enumerate(changed, same):
             end_ns = None if one.end_ns == ONGOING else one.end_ns
             yield (*key, number, one.start_ns, end_ns, one.state, one.evidence, one.first_id, one.last_id)
+
+
+class _Before(msgspec.Struct):
+    """What a stored connection holds under a name that has changed since."""
+
+    refused: list[tuple[int, int]] = []  # now `dropped`
+
+
+def connection_before(body: bytes | str) -> ConnectionRecord:
+    """Return a connection that an earlier version stored.
+
+    A ledger can be read before its first write migrates it. Read by today's names alone, what was dropped would count as received."""
+    before = msgspec.json.decode(body, type=_Before)
+    return msgspec.structs.replace(msgspec.json.decode(body, type=ConnectionRecord), dropped=before.refused)
 
 
 def pieces_of(facts: Facts) -> Iterable[tuple[Key, int, Piece]]:

@@ -30,7 +30,7 @@ from tapeline.providers.registry import HISTORIES
 from tapeline.records import BARS_TOPIC, NOTICES_TOPIC, NS_PER_MS, NS_PER_S, REJECTED_TOPIC, TICKS_TOPIC, Chunk
 
 #: Notices about a connection.
-_ABOUT_CONNECTIONS: Final = frozenset({"opened", "subscribed", "closed", "refused", "fetched", "leapt"})
+_ABOUT_CONNECTIONS: Final = frozenset({"opened", "subscribed", "closed", "dropped", "fetched", "leapt"})
 #: The connection name of records that no connection brought, such as an exchange's list of its symbols.
 _OF_NONE: Final = ""
 _DAY_S: Final = 86_400
@@ -166,7 +166,7 @@ def _absorb_notices(facts: Facts, notices: pa.RecordBatch, rejected: Mapping[tup
             if row["kind"] == "leapt":
                 connection.leapt = sorted({*connection.leapt, span})
             else:
-                connection.refused = sorted({*connection.refused, span})
+                connection.dropped = sorted({*connection.dropped, span})
 
 
 def _absorb_other_line(facts: Facts, detail: dict[str, object], at_ns: int) -> None:

@@ -78,7 +78,7 @@ class ConnectionRecord(msgspec.Struct):
     #: Maps a channel to the receive time of its last event.
     last: dict[str, int] = {}
     #: From and to (ns) of records that were received and could not be kept.
-    refused: list[tuple[int, int]] = []
+    dropped: list[tuple[int, int]] = []
     #: From and to (ns) of records that the stream lost before every store had them, and since when (ns) an ongoing loss lasts.
     forgotten: list[tuple[int, int]] = []
     forgotten_since_ns: int = 0

@@ -56,7 +56,7 @@ def follow(key: Key, connections: Sequence[ConnectionRecord], past: Past, runs: 
         timeline: Iterable[Interval] = _reconciled(heard, read)
         if not has_come(key, connections, past):
             timeline = (replace(one, state="unprovable", evidence=_NEVER) if one.state == "reconciled" else one for one in timeline)
-        return list(_joined(_being_filled(_refused(timeline, rejected), reading)))
+        return list(_joined(_being_filled(_unreadable(timeline, rejected), reading)))
     # Numbers and times may differ in order.
     first_ns, last_ns = min(runs[0].first_ns, runs[0].last_ns), max(runs[-1].first_ns, runs[-1].last_ns)
     # Before the first number and after the last, only the next number could tell whether anything is missing.
@@ -65,7 +65,7 @@ def follow(key: Key, connections: Sequence[ConnectionRecord], past: Past, runs: 
         for one in heard
         if one.start_ns < first_ns or one.end_ns > last_ns
     ]
-    around = list(_refused(_reconciled(heard, read), rejected))
+    around = list(_unreadable(_reconciled(heard, read), rejected))
     asked = [*past.asked, *(span for connection in connections for span in spans_of(connection.asked, key))]
     asking = [span for connection in connections for span in spans_of((entry[:3] for entry in connection.asking), key)]
     by_ids = _being_filled(_by_ids(key, runs, asked, read, asking, rejected), reading)
@@ -86,7 +86,7 @@ def _reconciled(timeline: Sequence[Interval], read: Sequence[tuple[int, int]]) -
     yield from sorted(chain(*outside, inside), key=attrgetter("start_ns", "end_ns"))
 
 
-def _refused(timeline: Iterable[Interval], rejected: Sequence[tuple[int, int]]) -> Iterator[Interval]:
+def _unreadable(timeline: Iterable[Interval], rejected: Sequence[tuple[int, int]]) -> Iterator[Interval]:
     """Mark gaps inside a history read with rejected events as unrecoverable, because asking again brings the same events."""
     for one in timeline:
         if one.state == "open" and any(start_ns <= one.start_ns and one.end_ns <= end_ns for start_ns, end_ns in rejected):
@@ -239,7 +239,7 @@ def _heard(key: Key, connection: ConnectionRecord) -> Iterator[Span]:
     if (late_ns := connection.last_age_ns - (connection.least_age_ns or 0)) > _LATE_NS:
         # Reading lagged behind: what lay in between was lost with the connection.
         end_ns, ended = max(start_ns, end_ns - late_ns), f"{ended}; what came last was {late_ns / NS_PER_S:,.1f} s late"
-    holes = [(*span, "received, and could not be kept: stream and spool were full") for span in connection.refused]
+    holes = [(*span, "received, and could not be kept: stream and spool were full") for span in connection.dropped]
     holes += [(*span, "received, and lost by the stream before every store had it") for span in forgotten]
     holes += [(*span, "the clock leapt ahead: of this time nothing is known") for span in connection.leapt]
     for hole_from, hole_to, why in sorted(holes):

@@ -10,16 +10,19 @@ import msgspec
 import pyarrow as pa
 from adbc_driver_manager import dbapi
 
-from tapeline.ledger import INTERVALS, Lives, pieces_of, rows_of
+from tapeline.ledger import INTERVALS, Lives, connection_before, pieces_of, rows_of
 from tapeline.ledger.facts import ConnectionRecord, Facts, Key, Past, Piece, Run, State
 from tapeline.ledger.folding import Changes
 from tapeline.stores.postgres.database import Database
 from tapeline.stores.postgres.schema import Schema
 from tapeline.stores.postgres.statements import Statements, load
 
-#: The table versions that introduced the lives of topics, and the past of keys.
+#: The table versions that introduced the ledger, the lives of topics, the past of keys, and the name `dropped` in connections.
+_WITH_LEDGER: Final = 2
 _WITH_LIVES: Final = 4
 _WITH_PASTS: Final = 6
+_WITH_DROPPED: Final = 7
+_CONNECTION: Final = msgspec.json.Decoder(ConnectionRecord)
 
 
 class PostgresLedger:
@@ -32,15 +35,16 @@ class PostgresLedger:
 
     def load(self) -> tuple[Facts, dict[int, int]]:
         with self._database.transaction() as cursor:
-            if not self._there(cursor):
+            if (version := self._schema.version(cursor) or 0) < _WITH_LEDGER:
                 return Facts(), {}
             cursor.execute(self._sql.one("lives"))
-            connections = {name: msgspec.json.decode(body, type=ConnectionRecord) for name, body in cursor.fetchall()}
+            connection_of = _CONNECTION.decode if version >= _WITH_DROPPED else connection_before
+            connections = {name: connection_of(body) for name, body in cursor.fetchall()}
             cursor.execute(self._sql.one("runs"))
             runs = {Key(*row[:4]): msgspec.json.decode(row[4], type=list[Run]) for row in cursor.fetchall()}
             pasts: dict[Key, Past] = {}
             past_connections: dict[str, int] = {}
-            if self._with_pasts(cursor):
+            if version >= _WITH_PASTS:
                 cursor.execute(self._sql.one("pasts"))
                 pasts = {Key(*row[:4]): msgspec.json.decode(row[4], type=Past) for row in cursor.fetchall()}
                 cursor.execute(self._sql.one("past_connections"))
@@ -124,7 +128,7 @@ class PostgresLedger:
 
     def _there(self, cursor: dbapi.Cursor) -> bool:
         """Return whether the tables are of a version that has a ledger."""
-        return (self._schema.version(cursor) or 0) >= 2
+        return (self._schema.version(cursor) or 0) >= _WITH_LEDGER
 
     def _with_pasts(self, cursor: dbapi.Cursor) -> bool:
         return (self._schema.version(cursor) or 0) >= _WITH_PASTS

@@ -13,14 +13,20 @@ import msgspec
 import pyarrow as pa
 
 from tapeline.errors import DiskProblem
-from tapeline.ledger import INTERVALS, Lives, pieces_of, rows_of
+from tapeline.ledger import INTERVALS, Lives, connection_before, pieces_of, rows_of
 from tapeline.ledger.facts import ConnectionRecord, Facts, Key, Past, Piece, Run, State
 from tapeline.ledger.folding import Changes
 from tapeline.local.sqlite import connect, format_of
 
-_FORMAT: Final = 3
+_FORMAT: Final = 4
+#: Until format 3, `dropped` of a connection was called `refused`.
+_RENAME: Final = """
+UPDATE lives SET body = CAST(
+    json_remove(json_set(CAST(body AS TEXT), '$.dropped', json_extract(CAST(body AS TEXT), '$.refused')), '$.refused') AS BLOB
+) WHERE json_type(CAST(body AS TEXT), '$.refused') IS NOT NULL
+"""
 _SCHEMA: Final = f"""
-BEGIN;
+BEGIN IMMEDIATE;
 CREATE TABLE IF NOT EXISTS positions (part INTEGER PRIMARY KEY, next INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS topics (
     topic TEXT NOT NULL, part INTEGER NOT NULL, begun INTEGER NOT NULL, PRIMARY KEY (topic, part)
@@ -45,12 +51,15 @@ CREATE TABLE IF NOT EXISTS intervals (
     start_ns INTEGER NOT NULL, end_ns INTEGER, state TEXT NOT NULL, evidence TEXT NOT NULL, first_id INTEGER, last_id INTEGER,
     PRIMARY KEY (provider, feed, channel, symbol, number)
 ) WITHOUT ROWID;
+{_RENAME};
 PRAGMA user_version = {_FORMAT};
 COMMIT;
 """
-#: The formats that introduced the lives of topics, and the past of keys.
+#: The formats that introduced the lives of topics, the past of keys, and the name `dropped` in connections.
 _WITH_LIVES: Final = 2
 _WITH_PASTS: Final = 3
+_WITH_DROPPED: Final = 4
+_CONNECTION: Final = msgspec.json.Decoder(ConnectionRecord)
 _KEY: Final = "provider = ? AND feed = ? AND channel = ? AND symbol = ?"
 _LOCK_WAIT_S: Final = 30.0
 _ROWS_AT_ONCE: Final = 10_000
@@ -66,13 +75,13 @@ class LedgerFile:
         with self._read() as db:
             if db is None:
                 return Facts(), {}
-            connections = {
-                name: msgspec.json.decode(body, type=ConnectionRecord) for name, body in db.execute("SELECT name, body FROM lives")
-            }
+            version = format_of(db, self._path, _FORMAT)
+            connection_of = _CONNECTION.decode if version >= _WITH_DROPPED else connection_before
+            connections = {name: connection_of(body) for name, body in db.execute("SELECT name, body FROM lives")}
             runs = {Key(*row[:4]): msgspec.json.decode(row[4], type=list[Run]) for row in db.execute("SELECT * FROM runs")}
             pasts: dict[Key, Past] = {}
             past_connections: dict[str, int] = {}
-            if format_of(db, self._path, _FORMAT) >= _WITH_PASTS:
+            if version >= _WITH_PASTS:
                 pasts = {Key(*row[:4]): msgspec.json.decode(row[4], type=Past) for row in db.execute("SELECT * FROM pasts")}
                 past_connections = {name: int(at_ns) for name, at_ns in db.execute("SELECT name, at_ns FROM past_connections")}
             positions = {int(part): int(following) for part, following in db.execute("SELECT part, next FROM positions")}

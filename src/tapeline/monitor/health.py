@@ -183,7 +183,7 @@ def snapshot(
         "passed_over": statuses.get("ledger", {}).get("passed_over", 0),
         "upkeep": {name: status["upkeep"] for name, status in statuses.items() if "upkeep" in status},
         "gaps": statuses.get("ledger", {}).get("states"),  # the number of gaps by state; None if no ledger is kept
-        "spool": {part: sum(status.get(part, 0) for status in ingests) for part in ("spooled", "spooled_bytes", "refused")},
+        "spool": {part: sum(status.get(part, 0) for status in ingests) for part in ("spooled", "spooled_bytes", "dropped")},
         "equations": [
             {"stage": e.stage, "what": e.what, "read": e.read, **e.parts, "balanced": e.balanced, "text": str(e)}
             for e in ([*equations(stream, stores), *between(stream, stores)] if stream is not None else [])

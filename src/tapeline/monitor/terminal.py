@@ -173,7 +173,7 @@ def _backlog(snapshot: Mapping[str, Any]) -> Table:
 
 
 def _spool(snapshot: Mapping[str, Any]) -> list[Text]:
-    """How many records wait in ingest's spool on disk, and how many were refused."""
+    """How many records wait in ingest's spool on disk, and how many were dropped."""
     spool = snapshot["spool"]
     lines = []
     if spool["spooled"]:
@@ -183,8 +183,8 @@ def _spool(snapshot: Mapping[str, Any]) -> list[Text]:
                 style="yellow",
             )
         )
-    if spool["refused"]:
-        lines.append(Text(f"\nrefused: {spool['refused']:,} records are lost because the spool was full", style="bold red"))
+    if spool["dropped"]:
+        lines.append(Text(f"\ndropped: {spool['dropped']:,} records are lost because the spool was full", style="bold red"))
     return lines
 
 

@@ -40,7 +40,7 @@ _LONGEST_REASON: Final = 1_000
 
 
 #: Kinds of raw records that Tapeline itself wrote about a connection or a list. Each becomes one notice.
-_OWN_NOTICES: Final = frozenset({"opened", "subscribed", "closed", "refused", "listed", "leapt"})
+_OWN_NOTICES: Final = frozenset({"opened", "subscribed", "closed", "dropped", "listed", "leapt"})
 
 #: Kinds of raw records that begin with a JSON line. The line becomes a notice of its own.
 HEADED: Final = frozenset({"retried", "fetched"})

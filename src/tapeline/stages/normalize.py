@@ -160,7 +160,7 @@ def normalize_all(chunk: Chunk, decoders: Mapping[str, Decode], *, copies: bool 
         if chunk.rows == 1:
             reason = f"the decoder failed: {type(error).__name__}: {error}"
             log.error("Raw record %d of partition %d is rejected: %s", chunk.offset[0], chunk.partition[0], reason)
-            return normalize(chunk, dict.fromkeys(decoders, _refuse(reason)), copies=copies)
+            return normalize(chunk, dict.fromkeys(decoders, _rejecting(reason)), copies=copies)
     half = chunk.rows // 2
     left = normalize_all(chunk.slice(0, half), decoders, copies=copies, names=names)
     right = normalize_all(chunk.slice(half, chunk.rows), decoders, copies=copies, names=names)
@@ -168,7 +168,7 @@ def normalize_all(chunk: Chunk, decoders: Mapping[str, Decode], *, copies: bool 
     return Normalized({topic: pa.concat_batches([left.batches[topic], right.batches[topic]]) for topic in left.batches}, counts)
 
 
-def _refuse(reason: str) -> Decode:
+def _rejecting(reason: str) -> Decode:
     """A decoder that rejects every frame."""
 
     def decode(feed: str, frames: Iterable[tuple[int, bytes]], events: Events) -> None:

@@ -1,4 +1,4 @@
-"""Massive's own client: `client.py HOST:PORT MARKET TOPICS [CA-FILE]` prints every event it parsed as a JSON line."""
+"""The client `massive`: `client.py HOST:PORT MARKET TOPICS [CA-FILE]` prints every event it parsed as a JSON line."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""Massive's own REST client: `history.py HTTP-URL TRADES QUOTES BARS` prints every row of the history of three tickers as a JSON line."""
+"""The REST client `massive`: `history.py HTTP-URL TRADES QUOTES BARS` prints every row of the history of three tickers as a JSON line."""
 
 import json
 import sys

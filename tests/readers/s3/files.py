@@ -1,4 +1,4 @@
-"""Reads flat files as Massive's documentation does it, by boto3: what it finds is a JSON line.
+"""Reads flat files as Polygon.io's documentation does it, by boto3: what it finds is a JSON line.
 
 `python files.py URL KEY SECRET`: the listing, and of each object its lines, by one request and in ranges; or the code of the refusal.
 """

@@ -1,4 +1,4 @@
-"""Decodes frames that are arrays of events of mixed types, each type with its tag. Massive and Alpaca send such frames.
+"""Decodes frames that are arrays of events of mixed types, each type with its tag. Polygon.io and Alpaca send such frames.
 
 The whole array is decoded at once into tagged structs. If that fails, each element is decoded alone. So one bad event becomes one reject,
 and the other events of the frame are not affected.

@@ -1,6 +1,6 @@
-"""Massive's flat files of past days: which file holds a span, and which events a piece of a file holds. Pure: this module sends nothing.
+"""Polygon.io's flat files of past days: which file holds a span, and which events a piece of a file holds. Pure: this module sends nothing.
 
-Facts: Massive's documentation of flat files.
+Facts: Polygon.io's documentation of flat files.
 
 - `us_stocks_sip/trades_v1/2024/03/2024-03-15.csv.gz` holds one day of all tickers, with a header.
 - Times are in ns. `conditions` is a quoted list.

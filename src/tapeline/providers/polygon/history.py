@@ -1,6 +1,6 @@
-"""Massive's history over REST: which pages to request, and which events a page holds. Pure: this module sends nothing.
+"""Polygon.io's history over REST: which pages to request, and which events a page holds. Pure: this module sends nothing.
 
-Facts: Massive's REST documentation.
+Facts: Polygon.io's REST documentation.
 
 - `/v3/trades/{ticker}` and `/v3/quotes/{ticker}` take times in ns. By default the latest row comes first.
 - `/v2/aggs/ticker/{ticker}/range/...` takes times in ms. By default bars are adjusted for splits; the stream's bars are not.

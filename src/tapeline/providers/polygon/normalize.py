@@ -1,6 +1,6 @@
-"""Turns the events of Massive (formerly Polygon.io) into columns, for stocks, options and crypto.
+"""Turns the events of Polygon.io (now Massive) into columns, for stocks, options and crypto.
 
-Facts: Massive's WebSocket documentation. Every frame is a JSON array of mixed events; the tag is `ev`.
+Facts: Polygon.io's WebSocket documentation. Every frame is a JSON array of mixed events; the tag is `ev`.
 """
 
 from __future__ import annotations

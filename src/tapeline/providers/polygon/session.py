@@ -1,4 +1,4 @@
-"""Massive's websocket session: it authenticates, subscribes and reads the status messages."""
+"""Polygon.io's websocket session: it authenticates, subscribes and reads the status messages."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _compact(frame: bytes) -> bytes:
 
 
 class PolygonSession:
-    """The conversation with Massive: greeting, auth, subscribe.
+    """The conversation with Polygon.io: greeting, auth, subscribe.
 
     The provider acknowledges each topic by name. It does not answer for an unknown topic, which so stays among the missing."""
 
@@ -48,7 +48,7 @@ class PolygonSession:
         self._missing = dict.fromkeys(subscriptions)
 
     def opened(self) -> Sequence[bytes]:
-        """Return nothing, because Massive greets first. `received` answers the greeting with the login."""
+        """Return nothing, because Polygon.io greets first. `received` answers the greeting with the login."""
         return ()
 
     def received(self, frame: bytes) -> Reply | None:

@@ -1,6 +1,6 @@
-"""Massive's market and status events as they are on the wire, for stocks, options and crypto.
+"""Polygon.io's market and status events as they are on the wire, for stocks, options and crypto.
 
-Facts: Massive's WebSocket documentation.
+Facts: Polygon.io's WebSocket documentation.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""The simulator's flat files of Massive: a bucket with S3's protocol. It has a gzip CSV of all tickers for each New York day so far.
+"""The simulator's flat files of Polygon.io: a bucket with S3's protocol. It has a gzip CSV of all tickers for each New York day so far.
 
-Sources: Massive's documentation of flat files (paths and headers of trades, quotes and minute bars), and Amazon's documentation of S3 (HEAD
-requests and ranges of an object, listings, errors). Signatures are not checked. Only the key is: a key that begins with "bad" is refused.
+Sources: Polygon.io's documentation of flat files (paths and headers of trades, quotes and minute bars), and Amazon's documentation of S3
+(HEAD requests and ranges of an object, listings, errors). Signatures are not checked. Only the key is: a key that begins with "bad" is
+refused.
 """
 
 from __future__ import annotations

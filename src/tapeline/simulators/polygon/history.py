@@ -1,4 +1,4 @@
-"""The simulator's REST history of Massive: all events, even those sent to no socket, with keys, limits and faults."""
+"""The simulator's REST history of Polygon.io: all events, even those sent to no socket, with keys, limits and faults."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Massive (Polygon.io) as a provider: three clusters, and accounts with a limit on connections."""
+"""Polygon.io as a provider: three clusters, and accounts with a limit on connections."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Polygon:
         return self._history.answer(request)
 
     def happened(self, events: Sequence[Event]) -> None:
-        """Note trades and quotes for the history. Crypto quotes are left out, because Massive has no history of them.
+        """Note trades and quotes for the history. Crypto quotes are left out, because Polygon.io has no history of them.
 
         Bars come from the tape, which also has those that no client listened to.
         """

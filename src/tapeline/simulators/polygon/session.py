@@ -1,4 +1,4 @@
-"""One client of Massive (Polygon.io): greeting, login, topics acknowledged one by one, and the limit on connections."""
+"""One client of Polygon.io: greeting, login, topics acknowledged one by one, and the limit on connections."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Massive's (Polygon.io's) events: T, Q, A, AM for stocks and options, XT, XQ, XA, XAS for crypto."""
+"""Polygon.io's events: T, Q, A, AM for stocks and options, XT, XQ, XA, XAS for crypto."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class _Book:
 
 
 class PolygonTape:
-    """Trades and quotes in Massive's form. `q` increases for each ticker, unless a fault breaks that."""
+    """Trades and quotes in Polygon.io's form. `q` increases for each ticker, unless a fault breaks that."""
 
     def __init__(self, symbols: tuple[str, ...], seed: int, faults: Faults) -> None:
         self._instruments = listed(symbols)

@@ -60,14 +60,14 @@ class Arbitration:
     """A recorder for both lines of a pair. It marks later copies and passes every record on to `recorder`."""
 
     def __init__(
-        self, recorder: Recorder, plans: Sequence[Plan], refused: Callable[[], int], window_s: float = _WINDOW_S, most: int = _MOST
+        self, recorder: Recorder, plans: Sequence[Plan], dropped: Callable[[], int], window_s: float = _WINDOW_S, most: int = _MOST
     ) -> None:
-        """`refused`: how many records could not be kept so far, as `Delivery.refused`. `plans`: the two lines.
+        """`dropped`: how many records could not be kept so far, as `Delivery.dropped`. `plans`: the two lines.
 
         A line has missed an event if it does not bring it within `window_s` seconds. At most `most` events wait at a time."""
         self._recorder = recorder
-        self._refused = refused
-        self._refused_before = refused()
+        self._dropped = dropped
+        self._dropped_before = dropped()
         self._window_ns = int(window_s * NS_PER_S)
         self._most = most
         self._sides = {plan.name: _Side(1 << at) for at, plan in enumerate(plans)}
@@ -101,8 +101,8 @@ class Arbitration:
         content = plan.content(payload) if plan.content is not None else None
         if content is None:
             return "frame"
-        if self._refused() != self._refused_before:  # a refused record may be a first copy: its later copy must not be marked
-            self._refused_before = self._refused()
+        if self._dropped() != self._dropped_before:  # a dropped record may be a first copy: its later copy must not be marked
+            self._dropped_before = self._dropped()
             self._seen.clear()
             self._order.clear()
         side = self._sides[plan.name]

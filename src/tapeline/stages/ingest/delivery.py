@@ -52,7 +52,7 @@ class _Sent:
 
 
 @dataclass(slots=True)
-class _Refused:
+class _Dropped:
     """Records of one connection that could not be kept."""
 
     reason: str
@@ -74,13 +74,13 @@ class Delivery:
         self._sent: deque[_Sent] = deque()
         self._sent_bytes = 0
         self._sent_to = 0  # the highest number handed to the producer
-        self._spooling = self._recovering = self._to_drop = False
-        self._refused: dict[tuple[str, str, str], _Refused] = {}
+        self._spooling = self._recovering = self._to_remove = False
+        self._dropped: dict[tuple[str, str, str], _Dropped] = {}
         self._recovery: Future[list[tuple[str, int, Container[int]]]] | None = None
         self._log_at: dict[str, float] = {}
         self._recover_at = 0.0
         self._since = 0.0
-        self.refused = 0
+        self.dropped = 0
         self.problem = ""
         self.failure: Exception | None = None
 
@@ -112,7 +112,7 @@ class Delivery:
     @property
     def busy(self) -> bool:
         """Whether `turn` has work to do."""
-        return bool(self._sent or self._spooling or self._refused or self.spooled)
+        return bool(self._sent or self._spooling or self._dropped or self.spooled)
 
     def put(self, partition: int, batch: pa.RecordBatch) -> None:
         """Take one batch, of the schema `RAW`, for a partition of the raw topic.
@@ -150,11 +150,11 @@ class Delivery:
     def close(self, wait_s: float) -> int:
         """Wait up to `wait_s` seconds for confirmations (with a spool at most 1 s), and put the rest into the spool.
 
-        Returns how many records are lost: those refused so far, and those that are neither confirmed nor in the spool."""
+        Returns how many records are lost: those dropped so far, and those that are neither confirmed nor in the spool."""
         deadline = self._clock() + (wait_s if self._spool is None else min(wait_s, _SLOW_S))
         while self.unsettled and self._clock() < deadline:
             time.sleep(0.005)
-            with suppress(*AWAY):  # what cannot be dropped from the spool now is recognized as arrived at the next start
+            with suppress(*AWAY):  # what cannot be removed from the spool now is recognized as arrived at the next start
                 self._settle()
         if self._sent and self._spool is not None and not self._spooling:
             self._spool_from_now("the stream did not confirm them before ingest stopped")
@@ -166,7 +166,7 @@ class Delivery:
                 log.warning("%d records wait in %s. The next start sends them.", self._spool.records, self._spool.path)
             self._spool.close()
         self._producer.close(0.0)
-        return lost + self.refused
+        return lost + self.dropped
 
     def _send(self, number: int, partition: int, batch: pa.RecordBatch, *, spooled: bool) -> None:
         self._producer.send(number, partition, batch)
@@ -179,14 +179,14 @@ class Delivery:
         while self._sent and self._sent[0].number <= until:
             sent = self._sent.popleft()
             self._sent_bytes -= sent.batch.nbytes
-            self._to_drop = self._to_drop or sent.spooled
+            self._to_remove = self._to_remove or sent.spooled
             if sent.number in self._producer.refused:
-                self._refuse(sent.partition, sent.batch, _LARGE)
-                self._complain("refused", f"{self._producer.problem} {self.refused} received records could not be kept so far.")
-        if self._to_drop and self._spool is not None:
-            self._spool.drop(until)
-            self._to_drop = False
-        if self._refused and not self._spooling:
+                self._drop(sent.partition, sent.batch, _LARGE)
+                self._complain("dropped", f"{self._producer.problem} {self.dropped} received records could not be kept so far.")
+        if self._to_remove and self._spool is not None:
+            self._spool.remove(until)
+            self._to_remove = False
+        if self._dropped and not self._spooling:
             self._own_up(partial(self._send, spooled=False))
 
     def _slow(self) -> bool:
@@ -211,24 +211,24 @@ class Delivery:
         self._sent.extend(kept)
 
     def _keep(self, number: int, partition: int, batch: pa.RecordBatch) -> bool:
-        """Put a batch into the spool; return whether that worked. If it failed and the producer does not have the batch, it is refused."""
+        """Put a batch into the spool; return whether that worked. If not, and the producer does not have the batch, it is dropped."""
         assert self._spool is not None
         try:
             self._spool.put(self._writer, number, partition, batch)
         except DiskProblem as error:
             if number > self._sent_to:
-                self._refuse(partition, batch, _FULL)
+                self._drop(partition, batch, _FULL)
             self._complain(
-                "refused", f"{error} {self.refused} received records could not be kept so far. Make room, or restore the stream."
+                "dropped", f"{error} {self.dropped} received records could not be kept so far. Make room, or restore the stream."
             )
             return False
         return True
 
-    def _refuse(self, partition: int, batch: pa.RecordBatch, reason: str) -> None:
-        self.refused += batch.num_rows
+    def _drop(self, partition: int, batch: pa.RecordBatch, reason: str) -> None:
+        self.dropped += batch.num_rows
         keys = zip(*(batch[name].to_pylist() for name in ("provider", "feed", "connection", "received_ns")), strict=True)
         for provider, feed, connection, received_ns in keys:
-            entry = self._refused.setdefault((provider, feed, connection), _Refused(reason, 0, received_ns, received_ns, partition))
+            entry = self._dropped.setdefault((provider, feed, connection), _Dropped(reason, 0, received_ns, received_ns, partition))
             entry.records += 1
             entry.to_ns = received_ns
 
@@ -248,7 +248,7 @@ class Delivery:
             log.error("%s", text)
 
     def _recovered(self, spool: Spool) -> bool:
-        """Drop the batches of earlier processes that have arrived. Returns whether that is done.
+        """Remove the batches of earlier processes that have arrived. Returns whether that is done.
 
         A thread asks the stream, because the answer may take a minute. Raises Unavailable when the stream does not answer."""
         if self._recovery is None:
@@ -270,7 +270,7 @@ class Delivery:
             self._recover_at = self._clock() + _RECOVER_AGAIN_S
             raise Unavailable(f"Tapeline does not know yet which records of an earlier run have arrived: {error}") from error
         for writer, partition, numbers in recovery.result():
-            spool.drop_of(writer, partition, numbers)
+            spool.remove_of(writer, partition, numbers)
         spool.inherit(self._writer)
         self._recovering = False
         return True
@@ -295,11 +295,11 @@ class Delivery:
                 return
 
     def _own_up(self, take: Callable[[int, int, pa.RecordBatch], None]) -> None:
-        """Write a record for each connection that says how many of its records were refused, so that the gap is visible."""
-        for (provider, feed, connection), refused in list(self._refused.items()):
-            detail = {"records": refused.records, "from_ns": refused.from_ns, "to_ns": refused.to_ns, "reason": refused.reason}
-            row = (provider, feed, connection, "refused", refused.to_ns, msgspec.json.encode(detail))
+        """Write a record for each connection that says how many of its records were dropped, so that the gap is visible."""
+        for (provider, feed, connection), dropped in list(self._dropped.items()):
+            detail = {"records": dropped.records, "from_ns": dropped.from_ns, "to_ns": dropped.to_ns, "reason": dropped.reason}
+            row = (provider, feed, connection, "dropped", dropped.to_ns, msgspec.json.encode(detail))
             batch = pa.RecordBatch.from_arrays([pa.array([value], field.type) for value, field in zip(row, RAW, strict=True)], schema=RAW)
-            take(self._number + 1, refused.partition, batch)
+            take(self._number + 1, dropped.partition, batch)
             self._number += 1
-            del self._refused[provider, feed, connection]
+            del self._dropped[provider, feed, connection]

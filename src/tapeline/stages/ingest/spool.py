@@ -127,7 +127,7 @@ class Spool:
             ).fetchall():
                 yield Spooled(batch_number, partition, pa.ipc.read_record_batch(pa.py_buffer(data), RAW))
 
-    def drop(self, until: int) -> None:
+    def remove(self, until: int) -> None:
         """Remove all batches with a number up to `until`: they are in the stream."""
         with self._errors():
             (size, records) = self._db.execute(
@@ -140,7 +140,7 @@ class Spool:
             if not self.records and self.path.stat().st_size > _WORTH_RETURNING:
                 self._begin_anew()
 
-    def drop_of(self, writer: str, partition: int, numbers: Container[int]) -> None:
+    def remove_of(self, writer: str, partition: int, numbers: Container[int]) -> None:
         """Remove one writer's batches with these numbers in one partition: they are in the stream."""
         with self._errors():
             rows = self._db.execute(

@@ -348,7 +348,7 @@ def _ingest_report(
         "unsettled": recorder.delivery.unsettled,
         "spooled": recorder.delivery.spooled,
         "spooled_bytes": recorder.delivery.spooled_bytes,
-        "refused": recorder.delivery.refused,
+        "dropped": recorder.delivery.dropped,
         "problem": recorder.problem,
         "leaps": [leap._asdict() for leap in leaps],
         "last_data_ns": max((line.state.last_data_ns for line in lines), default=0),

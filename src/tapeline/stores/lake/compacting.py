@@ -30,7 +30,7 @@ from tapeline.stores.lake import removing
 from tapeline.stores.lake.damage import damage
 from tapeline.stores.lake.due import small
 from tapeline.stores.lake.engine import NO_DOWNLOADS
-from tapeline.stores.lake.files import ASIDE, COMPACTED, GROUP_ROWS, IDS, MERGED, disk_problem, names_of
+from tapeline.stores.lake.files import ASIDE, COMPACTED, GROUP_ROWS, IDS, MERGED, disk_problem, is_compacted, names_of
 
 #: A file holds whole symbols, about this many rows of them. The number bounds the memory for sorting and how few files a reader of one
 #: symbol opens.
@@ -128,7 +128,7 @@ def _compact(folder: Path, topic: Topic, day: date, progress: Progress) -> Compa
             return Compacted(topic.table, day, 0, 0, 0, 0, 0)
         removing.sweep(folder, table, day)
         old = lake_files.files_of(table, day)
-        if all(Path(path).name.startswith(COMPACTED) for path in old["path"].to_pylist()):
+        if all(map(is_compacted, old["path"].to_pylist())):
             return Compacted(topic.table, day, 0, 0, old.num_rows, 0, lake_files.total(old, "size_bytes"))
         done = _replace(folder, table, topic, day, old, COMPACTED, progress)
         table.create_checkpoint()  # whoever opens the table then reads one file of its log

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from tapeline.records import NORMALIZED_TOPICS, Topic
 from tapeline.stores.lake import files as lake_files
-from tapeline.stores.lake.files import ASIDE, COMPACTED, PART
+from tapeline.stores.lake.files import ASIDE, PART, is_compacted
 
 #: A day is compacted when it has been over for this long and nothing has come for it for a while, because late data has its own pace.
 _OVER_FOR: Final = timedelta(hours=1)
@@ -56,7 +56,7 @@ def due(root: Path, now: datetime) -> list[Due]:
 
 def _due(topic: Topic, text: str, all_files: pa.Table, now: datetime) -> Due | None:
     day, files = date.fromisoformat(text), all_files.filter(pc.equal(all_files["day"], text))
-    compacted = pa.array([Path(path).name.startswith(COMPACTED) for path in files["path"].to_pylist()], pa.bool_())
+    compacted = pa.array([is_compacted(path) for path in files["path"].to_pylist()], pa.bool_())
     loose = files.filter(pc.invert(compacted))
     if not loose.num_rows:
         return None

@@ -50,7 +50,9 @@ _LOG: Final = {
 PART: Final = "part-"
 MERGED: Final = "merged-"
 MADE: Final = "made-"
-COMPACTED: Final = "sealed-"
+COMPACTED: Final = "compacted-"
+#: What earlier versions called a compacted file. It stays as it is: to compact a whole lake once more would gain nothing.
+COMPACTED_BEFORE: Final = "sealed-"
 #: The folder inside a table's folder for files being written. The leading dot hides it from readers of folders, and no name in it ends in
 #: .parquet.
 ASIDE: Final = ".compacting"
@@ -169,6 +171,11 @@ def files_of(table: DeltaTable, day: date | None = None) -> pa.Table:
     actions = pa.table(table.get_add_actions(flatten=True))
     actions = actions.append_column("day", actions["partition.date"].cast(pa.string()))
     return actions if day is None else actions.filter(pc.equal(actions["day"], str(day)))
+
+
+def is_compacted(path: str) -> bool:
+    """Return whether a file of the log, by its path, is a compacted one."""
+    return Path(path).name.startswith((COMPACTED, COMPACTED_BEFORE))
 
 
 def total(files: pa.Table, name: str) -> int:

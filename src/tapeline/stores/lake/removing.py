@@ -11,10 +11,10 @@ from typing import Final
 from deltalake import DeltaTable
 
 from tapeline.local.files import sync
-from tapeline.stores.lake.files import ASIDE, COMPACTED, MADE, MERGED, delete, files_of, remove_if_empty
+from tapeline.stores.lake.files import ASIDE, COMPACTED, COMPACTED_BEFORE, MADE, MERGED, delete, files_of, remove_if_empty
 
 #: Prefixes of files that only a process that changes the lake alone can create.
-_ALONE: Final = (MERGED, MADE, COMPACTED)
+_ALONE: Final = (MERGED, MADE, COMPACTED, COMPACTED_BEFORE)
 #: No store takes this long (s) between writing a file and committing it.
 _FORGOTTEN_AFTER_S: Final = 3_600.0
 

@@ -28,7 +28,7 @@ from tapeline.stores.lake import files as lake_files
 from tapeline.stores.lake.checking import connect
 from tapeline.stores.lake.compacting import Rows, sorted_copy
 from tapeline.stores.lake.damage import damage
-from tapeline.stores.lake.files import ASIDE, COMPACTED, IDS, MADE
+from tapeline.stores.lake.files import ASIDE, COMPACTED, IDS, MADE, is_compacted
 from tapeline.stores.renaming import NAMING, Progress, Renamed, Renaming
 
 _REMEDY: Final = "Run `tapeline rename` again: it continues where it stopped. If a file is damaged, run `tapeline lake repair`."
@@ -196,7 +196,7 @@ class _Day:
         In a compacted day these are all files between the two names, so that no symbol ends up in two files.
         """
         files = lake_files.files_of(self.table, self.day)
-        if all(Path(path).name.startswith(COMPACTED) for path in files["path"].to_pylist()):
+        if all(map(is_compacted, files["path"].to_pylist())):
             return _between(files, "symbol", *sorted((self.renaming.old, self.renaming.new)))
         return files.filter(pc.is_in(files["path"], pa.array([*self.holding, *others], pa.string())))
 
@@ -209,7 +209,7 @@ class _Day:
         text = _RENAMED.format(mine=_MINE, files=_READ.format("files"), again=_READ.format("again"), ids=_IDS)
         values = self._values(paths) | {"again": lake_files.for_duckdb([again.path])}
         new = sorted_copy(self.folder, self.topic, Rows(values, text), aside, lambda *_: None)
-        compacted = all(Path(path).name.startswith(COMPACTED) for path in paths)
+        compacted = all(map(is_compacted, paths))
         added = lake_files.place(self.folder, self.day, new, COMPACTED if compacted else MADE)
         totals, duplicates = totals_of(self.table, self.topic), again.old + again.new
         now = {"rows": totals.rows - duplicates, "duplicates": totals.duplicates + duplicates} if duplicates else {}

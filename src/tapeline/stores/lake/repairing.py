@@ -28,7 +28,7 @@ from tapeline.stores.lake import count_id, removing, totals_of
 from tapeline.stores.lake import files as lake_files
 from tapeline.stores.lake.checking import connect, damaged
 from tapeline.stores.lake.compacting import Progress, order_of
-from tapeline.stores.lake.files import ASIDE, COMPACTED, GROUP_ROWS, IDS, MADE, RANGED, names_of
+from tapeline.stores.lake.files import ASIDE, COMPACTED, GROUP_ROWS, IDS, MADE, RANGED, is_compacted, names_of
 
 _REMEDY: Final = "Run `tapeline lake repair` again."
 _IDS: Final = ", ".join(IDS)
@@ -144,7 +144,7 @@ class _Day:
         return Repaired(self._topic.table, self._day, names, rows, rebuilt, rows - rebuilt)
 
     def _swap(self, new: list[Path], lost: int) -> None:
-        compacted = all(Path(path).name.startswith(COMPACTED) for path in self._bad["path"].to_pylist())
+        compacted = all(map(is_compacted, self._bad["path"].to_pylist()))
         added = lake_files.place(self._folder, self._day, new, COMPACTED if compacted else MADE)
         counts = [Transaction(count_id(self._topic, "lost"), self._totals.lost + lost)] if lost else []
         lake_files.commit(self._folder, self._table, self._bad, added, counts, data_change=bool(lost))

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Final
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from tapeline.records import RAW
 from tapeline.streams.shortening import TAKEN_EVERYWHERE
 
 #: Batches over this size are compressed. Below it, compression costs more than the bytes it saves.
@@ -13,6 +15,8 @@ _COMPRESS_FROM: Final = 32 * 1024
 _LZ4: Final = pa.ipc.IpcWriteOptions(compression="lz4")
 #: The first bytes of an Arrow message (its continuation marker). No protobuf message begins with them.
 MARKER: Final = b"\xff\xff\xff\xff"
+#: What earlier versions called the kind `dropped` of raw records.
+_FORMERLY_DROPPED: Final = pa.scalar("refused")
 
 
 def encode(batch: pa.RecordBatch) -> memoryview:
@@ -37,9 +41,20 @@ def pieces(batch: pa.RecordBatch, most: int = TAKEN_EVERYWHERE) -> list[pa.Recor
 
 
 def decode(data: bytes, schema: pa.Schema) -> pa.RecordBatch:
-    """Return the batch that `encode` wrote. Raises pa.ArrowException or EOFError for anything else."""
+    """Return the batch that `encode` wrote, in this version or an earlier one. Raises pa.ArrowException or EOFError for anything else."""
     buffer = pa.py_buffer(data)
     message = pa.ipc.read_message(buffer)
-    if message.type == "record batch":
-        return pa.ipc.read_record_batch(message, schema)
-    return pa.ipc.open_stream(buffer).read_next_batch()
+    alone = message.type == "record batch"
+    batch = pa.ipc.read_record_batch(message, schema) if alone else pa.ipc.open_stream(buffer).read_next_batch()
+    return _with_todays_kinds(batch) if schema is RAW else batch
+
+
+def _with_todays_kinds(raw: pa.RecordBatch) -> pa.RecordBatch:
+    """Return raw records with the kinds that this version writes.
+
+    All streams keep raw records in this codec, so every reader gets them from here. A spool of an earlier version goes through a stream."""
+    at = raw.schema.get_field_index("kind")
+    if at < 0 or pc.index(raw.column(at), _FORMERLY_DROPPED).as_py() < 0:
+        return raw
+    kind = raw.column(at)
+    return raw.set_column(at, raw.schema.field(at), pc.if_else(pc.equal(kind, _FORMERLY_DROPPED), "dropped", kind))

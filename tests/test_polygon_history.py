@@ -1,4 +1,4 @@
-"""Massive's history: what is asked for, which pages are refused, and that a fetched event is the one that came live."""
+"""Polygon.io's history: what is asked for, which pages are refused, and that a fetched event is the one that came live."""
 
 from __future__ import annotations
 
