@@ -80,6 +80,7 @@ class ProviderConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw
     feed: str = ""  # the feed; if left out, the provider's default feed
     url: str = ""  # the address of the stream; if left out, the provider's own
     rest_url: str = ""  # the address of the history over REST; if left out, the provider's own
+    lists_url: str = ""  # the address of the lists of instruments; if left out, the provider's own
     files_url: str = ""  # the address of the history's files; if left out, the provider's own
     lines: Annotated[int, msgspec.Meta(ge=1, le=2)] = 1  # 2: every connection twice, to two addresses; the first copy of each event counts
     second_url: str = ""  # the address of the second line; if left out, another host of the provider
@@ -116,7 +117,7 @@ class StoreConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 class JobConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     """One job: what runs, when, and how often it is tried. A key that is left out has the job's usual value."""
 
-    job: str  # backfill, reconcile, repair, compact, prune, vacuum, check_lake or export
+    job: str  # backfill, reconcile, repair, compact, prune, vacuum, check_lake, export or symbols
     name: Name = ""  # its name, if there are several of one job; if left out, the job
     schedule: str = ""  # a cron expression: minute, hour, day, month, weekday
     every: str = ""  # a period instead of a schedule: 30s, 5m, 1h
@@ -196,7 +197,7 @@ def _check_providers(config: Config, source: str) -> None:
             options_of(provider)
         except ConfigError as error:
             raise ConfigError(f"{source}: {error}") from None
-        for name in ("url", "rest_url", "second_url", "files_url"):
+        for name in ("url", "rest_url", "second_url", "lists_url", "files_url"):
             if _more_than_an_address(getattr(provider, name)):
                 raise ConfigError(
                     f"{source}: {name} of {provider.name} contains a user, a password or a query, which would appear in logs and data. "

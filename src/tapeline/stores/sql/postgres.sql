@@ -17,6 +17,9 @@ SELECT version FROM tapeline_schema
 -- name: has_version
 SELECT to_regclass('tapeline_schema') IS NOT NULL
 
+-- name: has_table
+SELECT to_regclass($1) IS NOT NULL
+
 -- name: begin_version
 CREATE TABLE IF NOT EXISTS tapeline_schema (version integer NOT NULL)
 
