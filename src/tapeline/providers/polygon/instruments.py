@@ -117,7 +117,7 @@ def _stock(text: bytes) -> Instrument:
         _KINDS.get(row.type, "other") if row.type else None,
         quote=(row.currency_symbol or row.currency_name or "").upper() or None,
         exchange=row.primary_exchange or None,
-        status="active" if row.active else "delisted",
+        status="active" if row.active else "inactive",
         listed=row.active,
     )
 
@@ -129,7 +129,7 @@ def _pair(text: bytes) -> Instrument:
     base, quote = (one, other) if one + other == name else (other, one)
     if not (base and quote) or base + quote != name:
         raise ValueError(f"{row.ticker!r} is not made of {one!r} and {other!r}")
-    status = "active" if row.active else "delisted"
+    status = "active" if row.active else "inactive"
     return Instrument(
         f"{base}/{quote}", row.ticker, None, row.name or None, "crypto", base, quote, "composite", status=status, listed=row.active
     )
