@@ -112,7 +112,7 @@ def symbols(
 
 
 #: The columns that a screen has room for.
-_SHOWN_OF_A_SYMBOL = ["provider", "market", "symbol", "name", "kind", "exchange", "status", "listed", "valid_from", "valid_to"]
+_SHOWN_OF_A_SYMBOL = ["provider", "symbol", "kind", "exchange", "status", "listed"]
 
 
 @app.command()
