@@ -204,7 +204,7 @@ def test_polygon_s_tickers_are_kept_those_that_were_delisted_too(market: Callabl
         "symbol": "TWTR",
         "native": "TWTR",
         "name": "Twitter, Inc.",
-        "status": "delisted",
+        "status": "inactive",
         "listed": False,
     }
 
@@ -362,6 +362,17 @@ def test_an_id_of_several_names_claims_no_renaming() -> None:
     before = fold([[Instrument("A", "A", "1"), Instrument("B", "B", "1")]])
     changes = compare(before, whole([Instrument("C", "C", "1")]), NOON, WHOSE)
     assert (changes.symbols.listed, changes.symbols.delisted, changes.symbols.renamed) == (1, 2, 0)
+
+
+@pytest.mark.parametrize(("before", "now"), [(["A 1", "B"], ["B 1"]), (["A 1"], ["A", "B 1"])])
+def test_a_name_that_is_listed_without_an_id_claims_no_renaming(before: list[str], now: list[str]) -> None:
+    """The id may have been missing from the list, or it may belong to another instrument."""
+
+    def of(texts: list[str]) -> list[Instrument]:
+        return [Instrument(text[0], text[0], text[2:] or None) for text in texts]
+
+    symbols = compare(fold([of(before)]), whole(of(now)), NOON, WHOSE).symbols
+    assert (symbols.listed, symbols.delisted, symbols.renamed, symbols.changed) == (len(now) - 1, len(before) - 1, 0, 1)
 
 
 # What proves nothing

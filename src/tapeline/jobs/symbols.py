@@ -227,16 +227,15 @@ def _renamed(differing: pa.Table) -> dict[str, str]:
     """Return the new name of each renamed instrument, with its old name.
 
     An instrument was renamed if the list has its id under another name, and no longer under the old one. If an id belongs to several names,
-    nothing is claimed."""
+    or if one of the two names is listed without an id before or now, nothing is claimed."""
     columns = ("native", "id", "listed", "id_before", "listed_before")
     new: dict[str, list[str]] = {}
     old: dict[str, list[str]] = {}
     for name, now, is_listed, before, was_listed in zip(*(differing[column].to_pylist() for column in columns), strict=True):
-        has, had = (now if is_listed else None), (before if was_listed else None)
-        if has != had and has is not None:
-            new.setdefault(has, []).append(name)
-        if has != had and had is not None:
-            old.setdefault(had, []).append(name)
+        if is_listed and now and (not was_listed or (before and before != now)):
+            new.setdefault(now, []).append(name)
+        if was_listed and before and (not is_listed or (now and before != now)):
+            old.setdefault(before, []).append(name)
     return {names[0]: old[one][0] for one, names in new.items() if len(names) == 1 and len(old.get(one, ())) == 1}
 
 
