@@ -190,10 +190,13 @@ def columns() -> str:
     about = "A time is whole nanoseconds since 1970, in UTC. [Fields of each provider](../records.md) says what fills them.\n"
     found = [NOTE, "# Columns\n", about]
     source = inspect.getsource(records)
-    for title, name in (("ticks", "TICKS"), ("bars", "BARS"), ("notices", "NOTICES"), ("rejected", "REJECTED")):
-        block = source[source.index(f"{name}: Final = pa.schema(") :]
+    # The title, the schema, and the first schema of the source with comments on its columns: that of a list is part of the instruments'.
+    tables = [(name.lower(), name, name) for name in ("TICKS", "BARS", "NOTICES", "REJECTED")] + [("instruments", "INSTRUMENTS", "LISTED")]
+    for title, name, begin in tables:
+        block = source[source.index(f"{begin}: Final = pa.schema(") :]
+        block = block[: block.index("\n)", block.index(f"{name}: Final = pa.schema("))]
         origin = source[source.index("_ORIGIN: Final = [") : source.index("RAW: Final")]  # the last columns of every table
-        comments = dict(re.findall(r"(?:_field|pa\.field)\(\"(\w+)\"[^\n]*?\),?  # ([^\n]*)", origin + block[: block.index("\n)")]))
+        comments = dict(re.findall(r"(?:_field|pa\.field)\(\"(\w+)\"[^\n]*?\),?  # ([^\n]*)", origin + block))
         told = {field.name: comments.get(field.name, "").replace("|", " or ") for field in getattr(records, name)}
         rows = [f"| `{one.name}` | {one.type} | {'yes' if one.nullable else 'no'} | {told[one.name]} |" for one in getattr(records, name)]
         found.append(f"## `{title}`\n\n" + "\n".join(["| column | type | null | what |", "| --- | --- | --- | --- |", *rows]) + "\n")

@@ -47,7 +47,7 @@ def lines(folder: Path, *words: str) -> list[dict[str, Any]]:
 
 def test_the_jobs_are_listed_with_their_schedule_and_their_last_run(folder: Path) -> None:
     listed = {row["job"]: row for row in lines(folder, "list")}
-    assert list(listed) == ["vacuum", "compact", "reconcile", "check_lake"]
+    assert list(listed) == ["vacuum", "compact", "reconcile", "symbols", "check_lake"]
     assert (listed["vacuum"]["schedule"], listed["vacuum"]["result"]) == ("every 1 s", "never ran")
     assert (listed["compact"]["schedule"], listed["compact"]["timezone"]) == ("10 1 * * *", "America/New_York")
     assert ask(folder, "run", "vacuum").exit_code == 0
@@ -75,7 +75,7 @@ def test_a_run_that_fails_ends_with_the_status_of_its_error_and_says_why(folder:
 def test_a_wrong_name_or_day_is_named(folder: Path, words: tuple[str, ...]) -> None:
     wrong = ask(folder, *words)
     assert isinstance(wrong.exception, ConfigError)
-    assert "The jobs are: vacuum, compact, reconcile, check_lake." in str(wrong.exception) or "'monday'" in str(wrong.exception)
+    assert "The jobs are: vacuum, compact, reconcile, symbols, check_lake." in str(wrong.exception) or "'monday'" in str(wrong.exception)
 
 
 def last_look_ns(runs: Runs) -> int:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tapeline.reading.api import Tick, bars, connect, latest, open_source, quotes_at_trades, replay, ticks
+    from tapeline.reading.api import Tick, bars, connect, instruments, latest, open_source, quotes_at_trades, replay, ticks
     from tapeline.reading.result import Result
 
-__all__ = ["Result", "Tick", "bars", "connect", "latest", "open_source", "quotes_at_trades", "replay", "ticks"]
+__all__ = ["Result", "Tick", "bars", "connect", "instruments", "latest", "open_source", "quotes_at_trades", "replay", "ticks"]
 
 
 def __getattr__(name: str) -> object:

@@ -26,8 +26,9 @@ NS_PER_S: Final = 1_000_000_000
 #: - `fetched`: a JSON line that says what was requested, and then a page of a history.
 #: - `retried`: a JSON line, and then an event that was rejected and is tried again.
 #: - `listed`: how the exchange itself splits the configured symbols.
+#: - `instruments`: a JSON line that says what was requested, and then a page of the provider's list of instruments.
 #: - `leapt`: a jump of the machine's clock.
-RawKind = Literal["opened", "subscribed", "frame", "repeated", "closed", "fetched", "dropped", "retried", "listed", "leapt"]
+RawKind = Literal["opened", "subscribed", "frame", "repeated", "closed", "fetched", "dropped", "retried", "listed", "instruments", "leapt"]
 
 
 def _field(name: str, kind: pa.DataType) -> pa.Field:
@@ -141,6 +142,38 @@ REJECTED: Final = pa.schema(
         *_ORIGIN,
     ]
 )
+
+#: One instrument, as one list of a provider has it.
+LISTED: Final = pa.schema(
+    [
+        _field("symbol", pa.string()),  # canonical, as in ticks and bars
+        _field("native", pa.string()),  # the provider's own name
+        pa.field("id", pa.string()),  # the provider's lasting id, which survives a renaming; null if its list has none
+        pa.field("name", pa.string()),  # the name for people, such as Apple Inc.
+        pa.field("kind", pa.string()),  # crypto, stock, etf, fund, option, ...; equity: a stock or a fund; null if the list does not say
+        pa.field("base", pa.string()),  # a pair: what is traded; an option: its underlying
+        pa.field("quote", pa.string()),  # the currency or asset in which it is priced; null if the list does not say
+        pa.field("exchange", pa.string()),  # ISO 10383 MIC of the primary exchange; for crypto, the venue's name
+        pa.field("status", pa.string()),  # the provider's own word, such as TRADING, BREAK, active
+        _field("listed", pa.bool_()),  # false: the list itself says that it is delisted
+        pa.field("tick_size", pa.float64()),  # the smallest step of the price
+        pa.field("lot_size", pa.float64()),  # the smallest step of the size
+    ]
+)
+
+#: The lists over time: each row is one version of an instrument. Of one name, at most one version is valid at a time.
+INSTRUMENTS: Final = pa.schema(
+    [
+        _field("provider", pa.string()),  # whose list: binance, polygon, alpaca, ...
+        _field("market", pa.string()),  # which of its lists: spot, stocks, options, crypto
+        *LISTED,
+        pa.field("renamed_from", pa.string()),  # the provider's earlier name, if this version began with a renaming
+        _field("valid_from_ns", pa.int64()),  # when the list that had this first was read to its end
+        pa.field("valid_to_ns", pa.int64()),  # when a later list no longer had this; null: the last list has it
+    ]
+)
+#: The name of the lake's table, and of the SQL view on either store.
+INSTRUMENTS_TABLE: Final = "instruments"
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,6 @@ from tapeline.jobs.backfill.day_files import DayFiles
 from tapeline.net.http import Endpoint, Rest
 from tapeline.net.rate_limit import RateLimiter
 from tapeline.net.tls import tls_context
-from tapeline.providers.history import History
 from tapeline.providers.registry import ARCHIVES, HISTORIES, PROVIDERS
 from tapeline.providers.session import rest_of
 from tapeline.secret import NO_SECRET
@@ -43,11 +42,11 @@ def open_histories(
             continue
         secrets = {kind: secret(some, kind, environ) for kind in provider.secrets}
         headers = history.headers(secrets.get("key", NO_SECRET), secrets.get("secret", NO_SECRET))
-        url = some.rest_url or _stand_in(some) or provider.feeds[feed].history_url
+        url = some.rest_url or stand_in(some) or provider.feeds[feed].history_url
         account = (url, *headers.values())
         if account not in clients:
-            clients[account] = _client(config, some, history, url, headers, random, sleep)
-        sources[some.name, feed] = fetching.Source(history, _getter(clients[account]))
+            clients[account] = client(config, some, history.weight_a_minute, url, headers, random, sleep)
+        sources[some.name, feed] = fetching.Source(history, getter(clients[account]))
     return sources
 
 
@@ -62,7 +61,7 @@ def open_archives(
         archived, feed = ARCHIVES.get(some.name), feed_of(some)
         if archived is None or feed not in archived.history.channels or (some.name, feed) in sources:
             continue
-        url = some.files_url or _stand_in(some) or archived.url
+        url = some.files_url or stand_in(some) or archived.url
         get: fetching.Get
         if archived.bucket:
             from tapeline.net.s3 import Bucket, S3Reader
@@ -70,7 +69,7 @@ def open_archives(
             bucket = Bucket(url, archived.bucket, *files_secrets(some.name, environ), some.ca_file)
             get = DayFiles(S3Reader(bucket, sleep=sleep), folder / some.name, _tickers(config, some.name, feed), archived.moment)
         else:
-            get = Archive(_client(config, some, archived.history, url, {}, random, sleep), folder)
+            get = Archive(client(config, some, archived.history.weight_a_minute, url, {}, random, sleep), folder)
         sources[some.name, feed] = fetching.Source(archived.history, get)
     return sources
 
@@ -82,30 +81,36 @@ def _tickers(config: Config, provider: str, feed: str) -> set[str]:
     return {ARCHIVES[provider].ticker(feed, symbol) for symbol in known if symbol is not None}
 
 
-def _client(
+def client(
     config: Config,
     some: ProviderConfig,
-    history: History,
+    weight_a_minute: int,
     url: str,
     headers: Mapping[str, str],
     random: Random,
     sleep: Callable[[float], object],
 ) -> Rest:
+    """The client for a provider's REST address. Clients of the same address and key share the limit, also with other processes.
+
+    `sleep` takes seconds and returns True if it was interrupted."""
     url = url.rstrip("/")
     digest = hashlib.sha256(" ".join((url, *headers.values())).encode()).hexdigest()[:16]
-    quota = RateLimiter(history.weight_a_minute, config.root / "quotas" / f"{some.name}-{digest}.json")
+    quota = RateLimiter(weight_a_minute, config.root / "quotas" / f"{some.name}-{digest}.json")
     endpoint = Endpoint(url, tls_context(some.ca_file), headers, PROVIDERS[some.name].passing)
     return Rest(endpoint, random, quota, sleep=sleep)
 
 
-def _stand_in(some: ProviderConfig) -> str:
-    """The HTTP address of a stand-in server that the configuration names; empty if it names the provider itself."""
-    feed = PROVIDERS[some.name].feeds[feed_of(some)]
-    other = some.url and _owner(some.url) not in (_owner(feed.history_url), _owner(feed.stream_url))
-    return rest_of(some.url) if other else ""
+def stand_in(some: ProviderConfig, url: str | None = None) -> str:
+    """The HTTP address of a stand-in server that the configuration names; empty if it names the provider itself.
+
+    `url`: the configured address to look at; None: that of the stream."""
+    feed, url = PROVIDERS[some.name].feeds[feed_of(some)], some.url if url is None else url
+    other = url and _owner(url) not in (_owner(feed.history_url), _owner(feed.stream_url))
+    return rest_of(url) if other else ""
 
 
-def _getter(client: Rest) -> fetching.Get:
+def getter(client: Rest) -> fetching.Get:
+    """The function that sends a request through a client."""
     return lambda request: client.get(request.path, request.weight)
 
 

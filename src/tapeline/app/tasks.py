@@ -23,13 +23,15 @@ from msgspec.structs import replace
 from tapeline.app.feeds import configured_feeds
 from tapeline.app.histories import open_histories
 from tapeline.app.history_jobs import Wanted, history_jobs
+from tapeline.app.instruments import open_instruments, open_lists
 from tapeline.app.ledgers import known_intervals
 from tapeline.app.stores import lake_folder, lake_keep, open_source
 from tapeline.app.streams import open_stream, stream_with_data
 from tapeline.app.symbol_names import configured_names, known_names
 from tapeline.config import Config, environment
-from tapeline.errors import ConfigError, Refused, TapelineError, Unavailable, WrongArgument
+from tapeline.errors import Barred, ConfigError, Refused, TapelineError, Unavailable, WrongArgument
 from tapeline.jobs import export as exporting
+from tapeline.jobs import symbols as listing
 from tapeline.jobs.backfill import leftovers
 from tapeline.jobs.backfill.backfill import Backfill, Job, State
 from tapeline.jobs.backfill.backfill import dry_run as requests_of
@@ -176,6 +178,37 @@ def repair(config: Config, gaps: Sequence[Gap]) -> Iterator[Repaired | Failed]:
                 if isinstance(error, Unavailable):
                     away.add(gap.key.provider)
                 yield Failed(gap.key, error)
+
+
+@dataclass(frozen=True, slots=True)
+class FailedList:
+    """The error of one list of instruments. The others continued."""
+
+    provider: str
+    market: str
+    error: TapelineError
+
+
+def symbols(
+    config: Config, stop: threading.Event, provider: str | None = None, *, accept_fewer: bool = False
+) -> Iterator[listing.Symbols | FailedList]:
+    """Read the providers' lists of instruments to their ends, and put what changed into every store. A second call changes nothing.
+
+    A list that cannot be read to its end changes nothing. `provider`: only its lists. `accept_fewer`: as in `jobs.symbols.keep`. Raises
+    ConfigError for a missing key, Busy while another call works, Unavailable for a store or the stream."""
+    lists, stores = open_lists(config, environment(), Random(), provider, stop.wait), open_instruments(config)
+    with own(config.root / "locks" / "symbols", "tapeline symbols", _LOCK_WAIT_S), closing(open_stream(config)) as stream:
+        for some in lists:
+            try:
+                found = listing.read(some, stream)
+                done: listing.Symbols | FailedList = listing.keep(stores, some, found, accept_fewer=accept_fewer)
+            except Barred as error:
+                done = FailedList(some.provider, some.market, Barred(" ".join(filter(None, (str(error), some.how.advice)))))
+            except (Refused, WrongPage, Unavailable) as error:
+                done = FailedList(some.provider, some.market, error)
+            yield done
+            if stop.is_set():
+                return
 
 
 @dataclass(frozen=True, slots=True)

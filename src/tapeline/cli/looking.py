@@ -44,7 +44,8 @@ def sql(
     query: Annotated[
         str,
         typer.Argument(
-            help="A DuckDB SELECT over ticks, trades, amendments, bars, bar_revisions, suspects, notices, rejected, coverage, gaps."
+            help="A DuckDB SELECT over ticks, trades, amendments, bars, bar_revisions, suspects, notices, rejected, instruments, "
+            "coverage, gaps."
         ),
     ],
     config: ConfigOption = None,
@@ -84,6 +85,34 @@ def sql(
     if table is not None:
         with reader_may_leave():
             write(table, format.value, output)
+
+
+@app.command()
+def symbols(
+    symbol: Annotated[list[str] | None, typer.Argument(help="Canonical symbols, such as BTC/USDT; all if left out.")] = None,
+    at: Annotated[str | None, typer.Option(help="As the lists were at this moment: ISO 8601 with zone, a date, or ns since 1970.")] = None,
+    provider: Annotated[str | None, typer.Option(help="Only this provider.")] = None,
+    source: Annotated[str, typer.Option(help="The store to read: lake or postgresql.")] = "lake",
+    config: ConfigOption = None,
+    format: Annotated[Format, typer.Option(help="table, csv, json (one object a line) or parquet (to --output or a pipe).")] = Format.table,  # noqa: A002
+    output: Annotated[Path | None, typer.Option(help="Write to this file instead of the screen.")] = None,
+) -> None:
+    """Show the instruments that the providers list, or listed at a moment. The job `symbols` reads the lists.
+
+    Example: `tapeline symbols AAPL --at 2026-01-05`
+    """
+    from tapeline.local.output import write
+    from tapeline.reading.api import instruments
+
+    found = instruments(symbol or None, at=at, provider=provider, source=source, config=load_config(config)).arrow()
+    if format is Format.table:
+        found = found.select(_SHOWN_OF_A_SYMBOL)
+    with reader_may_leave():
+        write(found, format.value, output)
+
+
+#: The columns that a screen has room for.
+_SHOWN_OF_A_SYMBOL = ["provider", "symbol", "kind", "exchange", "status", "listed"]
 
 
 @app.command()

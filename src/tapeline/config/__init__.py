@@ -106,7 +106,7 @@ def _check_providers(config: Config, source: str) -> None:
             options_of(provider)
         except ConfigError as error:
             raise ConfigError(f"{source}: {error}") from None
-        for name in ("url", "rest_url", "second_url", "files_url"):
+        for name in ("url", "rest_url", "second_url", "lists_url", "files_url"):
             if _more_than_an_address(getattr(provider, name)):
                 raise ConfigError(
                     f"{source}: {name} of {provider.name} contains a user, a password or a query, which would appear in logs and data. "

@@ -59,6 +59,7 @@ class ProviderConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw
     feed: str = ""  # the feed; if left out, the provider's default feed
     url: str = ""  # the address of the stream; if left out, the provider's own
     rest_url: str = ""  # the address of the history over REST; if left out, the provider's own
+    lists_url: str = ""  # the address of the lists of instruments; if left out, the provider's own
     files_url: str = ""  # the address of the history's files; if left out, the provider's own
     lines: Annotated[int, msgspec.Meta(ge=1, le=2)] = 1  # 2: every connection twice, to two addresses; the first copy of each event counts
     #: Must be set if there are two lines and `url` is set.

@@ -14,10 +14,11 @@ from zoneinfo import ZoneInfo
 import msgspec
 from msgspec.structs import replace
 
+from tapeline.app.feeds import feed_of
 from tapeline.config import Config, JobConfig
 from tapeline.errors import ConfigError
 from tapeline.orchestration.schedule import Schedule, parse
-from tapeline.providers.registry import HISTORIES
+from tapeline.providers.registry import HISTORIES, LISTS
 from tapeline.records import NS_PER_S
 from tapeline.times import duration_ns, time_of_day
 
@@ -58,6 +59,13 @@ class CheckArguments(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """Which UTC day of the lake."""
 
     day: date | None = None  # if left out, the whole lake
+
+
+class SymbolsArguments(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """Whose lists."""
+
+    provider: str | None = None
+    accept_fewer: bool = False  # use a list that has less than half of the instruments that the last one had
 
 
 class NoArguments(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -110,6 +118,12 @@ KINDS: Final[dict[str, Kind]] = {
             "compare the lake with its own log",
             JobConfig(job="check_lake", schedule="30 3 * * 0", timeout="12h"),
             CheckArguments,
+            of_a_day=False,
+        ),
+        Kind(
+            "read the providers' lists of instruments",
+            JobConfig(job="symbols", schedule="0 5 * * *"),
+            SymbolsArguments,
             of_a_day=False,
         ),
         Kind(
@@ -174,6 +188,8 @@ def _usual(config: Config) -> Sequence[JobConfig]:
     """The jobs that run although no block names them."""
     lake = any(store.url.startswith("lake:") for store in config.stores)
     names = ["reconcile"] if lake and any(some.name in HISTORIES for some in config.providers) else []
+    listing = any(some.name in LISTS and feed_of(some) in LISTS[some.name].markets for some in config.providers)
+    names += ["symbols"] if listing and config.stores else []
     names += _OF_EVERY_LAKE if lake else ()
     return [KINDS[name].usual for name in names if name not in {some.job for some in config.jobs}]
 

@@ -63,8 +63,8 @@ class Outcome:
 def run(config: Config, job: Job, request: Request, runs: Runs, stop: threading.Event, clock: Callable[[], int], random: Random) -> Outcome:
     """Run a job to its end and record it. Raises Busy if the same is running already, and what the record raises.
 
-    A job that repeats within a minute goes on until it is stopped. Any other run that takes longer than its timeout is told to stop. If it does not, this ends the process after 30 s: only a process that
-    does nothing else may call this."""
+    A job that repeats within a minute goes on until it is stopped. Any other run that takes longer than its timeout is told to stop. If it
+    does not, this ends the process after 30 s: only a process that does nothing else may call this."""
     due_ns = clock() if request.due_ns is None else request.due_ns
     thing, process = job.thing(due_ns), f"{platform.node()}, process {os.getpid()}"
     claim = Claim(

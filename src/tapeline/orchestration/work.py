@@ -21,6 +21,7 @@ from tapeline.orchestration.catalog import (
     HistoryArguments,
     NoArguments,
     RepairArguments,
+    SymbolsArguments,
 )
 from tapeline.orchestration.runs import Runs
 from tapeline.records import NS_PER_S
@@ -96,6 +97,20 @@ def _repair(work: Work, arguments: RepairArguments) -> dict[str, Any]:
     return {"gaps": len(gaps), "requested": closed, "events": events, "failed": failed}
 
 
+def _symbols(work: Work, arguments: SymbolsArguments) -> dict[str, Any]:
+    lists: list[dict[str, Any]] = []
+    failed: list[str] = []
+    totals = dict.fromkeys(("instruments", "listed", "delisted", "renamed", "changed"), 0)
+    for one in tasks.symbols(work.config, work.stop, arguments.provider, accept_fewer=arguments.accept_fewer):
+        if isinstance(one, tasks.FailedList):
+            failed.append(f"{one.provider} {one.market}: {one.error}")
+        else:
+            lists.append(asdict(one))
+            totals = {name: total + lists[-1][name] for name, total in totals.items()}
+        work.progress(totals)
+    return {**totals, "lists": lists, "failed": failed}
+
+
 def _compact(work: Work, arguments: DayArguments) -> dict[str, Any]:
     done = tasks.compact(work.config, arguments.day or work.day, _of_table(work))
     return {"day": str(arguments.day or work.day), "tables": [_plain(asdict(one)) for one in done]}
@@ -150,6 +165,7 @@ WORK: Final[dict[str, Callable[[Work, Any], dict[str, Any]]]] = {
     "vacuum": _vacuum,
     "check_lake": _check_lake,
     "export": _export,
+    "symbols": _symbols,
 }
 #: Jobs that keep things open between the times that they work: a context manager gives the function that does the work once.
 REPEATED: Final[dict[str, Callable[[Work, Any], AbstractContextManager[Callable[[], dict[str, Any]]]]]] = {}

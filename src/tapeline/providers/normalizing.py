@@ -44,6 +44,8 @@ _OWN_NOTICES: Final = frozenset({"opened", "subscribed", "closed", "dropped", "l
 
 #: Kinds of raw records that begin with a JSON line. The line becomes a notice of its own.
 HEADED: Final = frozenset({"retried", "fetched"})
+#: The kind of a raw record that holds a page of a list of instruments. Only its first line becomes a notice: its rows are no events.
+_LIST_PAGE: Final = "instruments"
 #: The index of that notice. It comes after every event in the bytes behind the line.
 _BEHIND_ALL: Final = 2**31 - 1
 
@@ -200,6 +202,8 @@ class _Source:
                 frames.append(row)
                 if kind == "fetched":
                     pages[row] = self._head[row]
+            elif kind == _LIST_PAGE:
+                events.notices.add(Notice(kind, payload.partition(b"\n")[0].decode("utf-8", "replace")), row, 0)
             elif kind in _OWN_NOTICES:
                 events.notices.add(Notice(kind, payload.decode("utf-8", "replace")), row, 0)
             else:

@@ -10,6 +10,7 @@ import msgspec
 
 from tapeline.providers.events import Channel, Decode
 from tapeline.providers.history import FileHistory, History
+from tapeline.providers.instruments import Instruments
 from tapeline.providers.session import FeedSettings, Plan
 
 #: The provider's own name of a symbol to the canonical symbol, split as the exchange itself splits it.
@@ -103,6 +104,8 @@ class Provider:
     intervals: Sequence[str] = ()
     history: History | None = None
     files: Files | None = None
+    #: Its lists of instruments. None: it has none.
+    instruments: Instruments | None = None
     #: Symbols and channels that need no key. They are used when there is no configuration. None: everything needs a key.
     sample: tuple[tuple[str, ...], tuple[str, ...]] | None = None
 

@@ -12,6 +12,7 @@ from tapeline.errors import ConfigError
 if TYPE_CHECKING:  # reading only the names must not wait for these imports
     from tapeline.providers.events import Channel, Decode
     from tapeline.providers.history import History
+    from tapeline.providers.instruments import Instruments
     from tapeline.providers.provider import Files, Provider
     from tapeline.records import Identity
 
@@ -87,6 +88,10 @@ def _files(provider: Provider) -> Files | None:
     return provider.files
 
 
+def _instruments(provider: Provider) -> Instruments | None:
+    return provider.instruments
+
+
 PROVIDERS: Final[Mapping[str, Provider]] = _Each(lambda provider: provider)
 #: Provider to the function that sorts its frames into events.
 DECODERS: Final[Mapping[str, Decode]] = _Each(_decode)
@@ -96,6 +101,8 @@ CHANNELS: Final[Mapping[str, Mapping[str, Mapping[str, Channel]]]] = _Each(_chan
 HISTORIES: Final[Mapping[str, History]] = _Each(_history)
 #: Provider to its history as files, each of a day or a month. Providers without files are left out.
 ARCHIVES: Final[Mapping[str, Files]] = _Each(_files)
+#: Provider to its lists of instruments. Providers without a list are left out.
+LISTS: Final[Mapping[str, Instruments]] = _Each(_instruments)
 
 
 def identity(provider: str, feed: str, channel: str) -> Identity:

@@ -11,14 +11,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tapeline import config, times
+from tapeline import times
 from tapeline.errors import WrongArgument
 from tapeline.ledger import read_intervals
 from tapeline.ledger.answers import Answer, answer
@@ -29,14 +28,17 @@ from tapeline.reading import asof
 from tapeline.reading import sql as query
 from tapeline.reading.arguments import (
     KINDS,
+    Settings,
     checked_columns,
     checked_interval,
     checked_kind,
     checked_provider,
     checked_symbols,
     days_of,
+    loaded,
     selected,
 )
+from tapeline.reading.instruments import instruments
 from tapeline.reading.replay import paced
 from tapeline.reading.result import Result, stored_columns, timed, with_times
 from tapeline.records import BARS_TOPIC, NS_PER_S, TICKS, TICKS_TOPIC
@@ -46,10 +48,7 @@ from tapeline.times import Moment
 if TYPE_CHECKING:
     import duckdb
 
-__all__ = ["Result", "Tick", "bars", "connect", "latest", "open_source", "quotes_at_trades", "replay", "ticks"]
-
-#: A configuration: loaded, or the path of its file. None: found as the commands find it, from tapeline.toml here or the environment.
-Settings = config.Config | str | Path | None
+__all__ = ["Result", "Tick", "bars", "connect", "instruments", "latest", "open_source", "quotes_at_trades", "replay", "ticks"]
 
 _DAY_NS: Final = 86_400 * NS_PER_S
 _LEAST: Final = -(1 << 63)
@@ -299,21 +298,21 @@ def connect(*, config: Settings = None) -> duckdb.DuckDBPyConnection:
     """An in-memory DuckDB with views of the lake as it is now, and of the ledger. Times are in UTC.
 
     The views are ticks, trades (those that were not taken back), amendments (the notices that took back the others), bars (last revisions),
-    bar_revisions, suspects, notices and rejected; and coverage and gaps of the ledger. A condition on `date` (the UTC day) and `symbol`
+    bar_revisions, suspects, notices, rejected, instruments; and coverage and gaps of the ledger. A condition on `date` (UTC) and `symbol`
     avoids opening files without matching rows. If the ledger is in PostgreSQL and that is away, its two views are missing. Raises
     ConfigError, DiskProblem, NewerData.
     """
     from tapeline.app.ledgers import ledger_rows
     from tapeline.app.stores import lake_folder
 
-    settings = _loaded(config)
+    settings = loaded(config)
     return query.connect(lake_folder(settings), ledger_rows(settings))
 
 
 def _answered(settings: Settings, selection: Selection, kinds: frozenset[str], session: bool) -> list[Answer]:
     from tapeline.app.ledgers import open_ledger
 
-    known = read_intervals(open_ledger(_loaded(settings)).intervals(selection.symbols))
+    known = read_intervals(open_ledger(loaded(settings)).intervals(selection.symbols))
     answers = []
     for symbol in selection.symbols:
         keys = [key for key in sorted(known) if key.symbol == symbol and selection.provider in (None, key.provider)]
@@ -351,13 +350,7 @@ def _open(source: str | Source, settings: Settings) -> Source:
         return source.now()
     from tapeline.app import stores
 
-    return stores.open_source(_loaded(settings), source)
-
-
-def _loaded(settings: Settings) -> config.Config:
-    if isinstance(settings, config.Config):
-        return settings
-    return config.load(Path(settings) if settings is not None else None, config.environment())
+    return stores.open_source(loaded(settings), source)
 
 
 # Amended trades

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Final
 
 import pyarrow as pa
 
-from tapeline import times
+from tapeline import config, times
 from tapeline.errors import WrongArgument
 from tapeline.providers.registry import PROVIDERS
 from tapeline.reading.result import stored_columns
@@ -16,7 +17,8 @@ from tapeline.stores.selection import Selection
 from tapeline.times import Moment
 
 _MOST_DAYS: Final = 100_000
-
+#: A configuration: loaded, or the path of its file. None: found as the commands find it, from tapeline.toml here or the environment.
+Settings = config.Config | str | Path | None
 
 #: The kinds of tick.
 KINDS: Final = ("trade", "quote")
@@ -120,3 +122,10 @@ def checked_interval(interval: str | None) -> str | None:
     if interval is not None and interval not in known:
         raise WrongArgument(f"interval = {interval!r} is not a bar interval. Use one of: {', '.join(known)}.")
     return interval
+
+
+def loaded(settings: Settings) -> config.Config:
+    """Return the configuration. Raises ConfigError, as the commands do."""
+    if isinstance(settings, config.Config):
+        return settings
+    return config.load(Path(settings) if settings is not None else None, config.environment())

@@ -20,7 +20,13 @@ if TYPE_CHECKING:
     import polars as pl
 
 #: Each timestamp column -> the column of exact nanoseconds from which it is made.
-_TIMES: Final = {"ts": "ts_ns", "quote_ts": "quote_ts_ns", "trade_ts": "trade_ts_ns"}
+_TIMES: Final = {
+    "ts": "ts_ns",
+    "quote_ts": "quote_ts_ns",
+    "trade_ts": "trade_ts_ns",
+    "valid_from": "valid_from_ns",
+    "valid_to": "valid_to_ns",
+}
 _TS: Final = pa.timestamp("ns", "UTC")
 
 

@@ -13,7 +13,8 @@ import pyarrow as pa
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
 from tapeline.errors import ConfigError, DiskProblem
-from tapeline.records import AMENDING, AMENDS, NORMALIZED_TOPICS, Topic
+from tapeline.records import AMENDING, AMENDS, INSTRUMENTS, INSTRUMENTS_TABLE, NORMALIZED_TOPICS, Topic
+from tapeline.stores.instruments import with_times
 from tapeline.stores.lake.engine import NO_DOWNLOADS
 from tapeline.stores.lake.files import check_format, for_duckdb, table_at, unreadable
 
@@ -57,13 +58,14 @@ _GAPS: Final = "CREATE VIEW gaps AS SELECT * FROM coverage WHERE state IN ('open
 
 
 def connect(lake: Path, ledger: pa.Table | None = None) -> duckdb.DuckDBPyConnection:
-    """An in-memory DuckDB with the views ticks, trades, amendments, bars, bar_revisions, suspects, notices and rejected.
+    """An in-memory DuckDB with the views ticks, trades, amendments, bars, bar_revisions, suspects, notices, rejected and instruments.
 
     `ledger`: the rows for the views `coverage` and `gaps`, as `Ledger.intervals` returns them; without it, these views do not exist.
     Nothing is downloaded. Raises DiskProblem when the lake cannot be read, and NewerData when a newer Tapeline wrote it."""
     with ThreadPoolExecutor(1) as starter:
         starting = starter.submit(_started)  # in parallel: starting DuckDB takes as long as reading the tables' logs
         files = {topic: _files(lake / topic.table) for topic in NORMALIZED_TOPICS}
+        lists = _files(lake / INSTRUMENTS_TABLE)
         db = starting.result()
     for topic in NORMALIZED_TOPICS:
         name = "bar_revisions" if topic.table == "bars" else topic.table
@@ -71,6 +73,10 @@ def connect(lake: Path, ledger: pa.Table | None = None) -> duckdb.DuckDBPyConnec
             db.read_parquet(files[topic], hive_partitioning=True).create_view(name)
         else:
             db.register(name, _empty(topic))
+    if lists:
+        db.read_parquet(lists, hive_partitioning=True).create_view(INSTRUMENTS_TABLE)
+    else:
+        db.register(INSTRUMENTS_TABLE, with_times(INSTRUMENTS.empty_table()))
     for view in (_BARS, _AMENDMENTS, _TRADES, _SUSPECTS):
         db.execute(view).fetchall()
     if ledger is not None:

@@ -36,10 +36,11 @@ FAULTS: dict[str, str] = {
     # binance
     "unknown_symbol": "subscribing to an unknown symbol brings an error and a close (otherwise: acknowledged, silent)",
     "ack_after_data": "S=0.2: acknowledgements come S seconds after the request, behind the first data",
+    "list_cut": "N: the first N answers of exchangeInfo break off in the middle (no N: all)",
     "archive_checksum": "N: give the first N files of the archive a wrong checksum (no N: all)",
     # polygon, alpaca: the history
     "rest_limit": "N: an account may send N REST requests a minute; further ones get HTTP 429 (polygon: 5, alpaca: 200)",
-    "rest_cut": "N: the first N pages of history break off in the middle (no N: all)",
+    "rest_cut": "N: the first N pages of history or of a list break off in the middle (no N: all)",
     "rest_repeat": "N: the first N pages that have a next page name themselves as it (no N: all)",
     # polygon
     "evict_oldest": "one connection too many: the oldest is closed (polygon's default)",
@@ -60,7 +61,7 @@ FAULTS: dict[str, str] = {
 }
 
 _SOME_SIMULATORS: dict[tuple[str, ...], tuple[str, ...]] = {
-    ("binance",): ("unknown_symbol", "ack_after_data", "archive_checksum"),
+    ("binance",): ("unknown_symbol", "ack_after_data", "list_cut", "archive_checksum"),
     ("polygon", "alpaca"): ("rest_limit", "rest_cut", "rest_repeat"),
     ("polygon",): ("evict_oldest", "refuse_newcomer", "not_authorized", "delayed_plan", "duplicate_q", "regressing_q"),
     ("alpaca",): (

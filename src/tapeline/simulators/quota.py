@@ -9,6 +9,11 @@ class RateLimiter:
     def __init__(self, number: float | None) -> None:
         self._left = number or 0.0
 
+    @property
+    def left(self) -> bool:
+        """Whether the next request would be refused."""
+        return self._left >= 1
+
     def take(self) -> bool:
         """Whether to refuse this request. If so, one refusal is used up."""
         if self._left < 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -94,6 +94,10 @@ class Provider(Protocol):
     @property
     def tape(self) -> Tape:
         """Turns the market into this provider's events."""
+
+    @property
+    def listings(self) -> dict[str, list[dict[str, Any]]]:
+        """The rows of the lists of instruments by market, as they are on the wire. A change is in the next answer."""
 
     def enter(self, request: Request) -> Session | Reply:
         """Let a websocket client in, or refuse the upgrade."""

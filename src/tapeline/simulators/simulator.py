@@ -9,7 +9,7 @@ from collections import Counter, deque
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qs, unquote
 
 import numpy as np
@@ -85,6 +85,11 @@ class Simulator:
     def sent(self) -> dict[str, int]:
         """The number of events handed to sockets so far, by channel. It includes events that are malformed on purpose or repeated."""
         return dict(self._sent)
+
+    @property
+    def listings(self) -> dict[str, list[dict[str, Any]]]:
+        """The rows of the provider's lists of instruments by market, as they are on the wire. A change is in the next answer."""
+        return self._provider.listings
 
     async def start(self) -> str:
         """Listen and return the base url. OSError if the port is taken or a recording cannot be read."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from tapeline.providers.alpaca import history, session
+from tapeline.providers.alpaca import history, instruments, session
 from tapeline.providers.alpaca.normalize import CHANNELS, decode
 from tapeline.providers.history import History
+from tapeline.providers.instruments import Instruments
 from tapeline.providers.provider import Feed, Provider
 
 #: The feeds that bring data at all times. All others are of US stocks and options, which share the holidays and half days of New York.
@@ -41,5 +42,14 @@ PROVIDER: Final = Provider(
         settled_ns=history.settled_ns,
         first=history.first,
         page=history.page,
+    ),
+    instruments=Instruments(
+        url=instruments.URL,
+        weight_a_minute=history.WEIGHT_A_MINUTE,
+        headers=history.headers,
+        markets=instruments.MARKETS,
+        first=instruments.first,
+        page=instruments.page,
+        advice=instruments.ADVICE,
     ),
 )

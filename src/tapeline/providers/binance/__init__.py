@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Final
 
-from tapeline.providers.binance import files, history, session
+from tapeline.providers.binance import files, history, instruments, session
 from tapeline.providers.binance.normalize import CHANNELS, decode
 from tapeline.providers.binance.symbols import name_problem, symbol_of
 from tapeline.providers.binance.wire import INTERVALS
 from tapeline.providers.history import FileHistory, History
+from tapeline.providers.instruments import Instruments
 from tapeline.providers.provider import Feed, Files, Provider
 
 PROVIDER: Final = Provider(
@@ -45,6 +46,14 @@ PROVIDER: Final = Provider(
             page=files.page,
             parts=files.parts,
         ),
+    ),
+    instruments=Instruments(
+        url=session.HISTORY_URL,
+        weight_a_minute=history.WEIGHT_A_MINUTE,
+        headers=history.headers,
+        markets=instruments.MARKETS,
+        first=instruments.first,
+        page=instruments.page,
     ),
     sample=(("BTCUSDT", "ETHUSDT", "SOLUSDT"), ("trade", "bookTicker")),
 )

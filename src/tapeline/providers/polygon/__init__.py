@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 from tapeline.providers.history import FileHistory, History
-from tapeline.providers.polygon import files, history, session
+from tapeline.providers.instruments import Instruments
+from tapeline.providers.polygon import files, history, instruments, session
 from tapeline.providers.polygon.normalize import CHANNELS, decode
 from tapeline.providers.provider import Feed, Files, Provider
 
@@ -53,5 +54,13 @@ PROVIDER: Final = Provider(
         secrets=("TAPELINE_POLYGON_FILES_KEY", "TAPELINE_POLYGON_FILES_SECRET"),
         ticker=files.ticker,
         moment=files.moment,
+    ),
+    instruments=Instruments(
+        url=session.HISTORY_URL,
+        weight_a_minute=history.WEIGHT_A_MINUTE,
+        headers=history.headers,
+        markets=instruments.MARKETS,
+        first=instruments.first,
+        page=instruments.page,
     ),
 )

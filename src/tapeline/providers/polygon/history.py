@@ -82,7 +82,7 @@ def page(span: Span, request: Request, body: bytes, time_ms: int) -> Page:
     The page must be for the requested ticker and time, and its times must rise from where the page before it ended."""
     try:
         answer = _ANSWERS[span.channel](body)
-        following = None if answer.next_url is None else _path(answer.next_url)
+        following = None if answer.next_url is None else path_of(answer.next_url)
     except UNREADABLE as error:
         raise WrongPage(f"{request.path} cannot be read: {error}. {_NOTHING_KEPT}") from error
     if answer.status not in _GOOD:
@@ -112,7 +112,7 @@ def page(span: Span, request: Request, body: bytes, time_ms: int) -> Page:
 _NOTHING_KEPT: Final = "None of it was kept."
 
 
-def _path(url: str) -> str:
+def path_of(url: str) -> str:
     """Path and query of the next page. The host is dropped, because it is the provider's own whichever address was asked.
 
     Raises ValueError if the text is not such an address."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 
+from tapeline.simulators.alpaca.lists import LISTS
 from tapeline.simulators.bars import DAY_NS, MINUTE_NS, SECOND_NS
 from tapeline.simulators.quota import RateLimiter
 from tapeline.simulators.session import Reply
@@ -18,6 +19,7 @@ from tapeline.simulators.session import Reply
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from tapeline.simulators.alpaca.lists import AlpacaLists
     from tapeline.simulators.events import Event
     from tapeline.simulators.faults import Faults
     from tapeline.simulators.session import Request
@@ -111,14 +113,16 @@ class AlpacaHistory:
                     self._add(rows, row.ns, row.fields | new)
                 return
 
-    def answer(self, request: Request) -> Reply | None:
-        """The reply to a request. None if nothing is served at the path."""
+    def answer(self, request: Request, lists: AlpacaLists) -> Reply | None:
+        """The reply to a request for history or for a list of instruments. None if nothing is served at the path."""
         stocks, other = _STOCKS.fullmatch(request.path), _OTHERS.fullmatch(request.path)
         if stocks is not None:
             symbol, kind = stocks.groups()
             endpoint = request.query.get("feed", "sip")
         elif other is not None:
             symbol, endpoint, kind = "", other[1] or other[3], other[2] or other[4]
+        elif request.path in LISTS:
+            symbol = endpoint = kind = ""
         else:
             return None
         key, secret = (request.headers.get(f"apca-api-{name}", "") for name in ("key-id", "secret-key"))
@@ -132,7 +136,8 @@ class AlpacaHistory:
         if not allowed:
             return _json({"message": "too many requests."}, 429, limits)
         try:
-            return Reply(200, self._page(endpoint, kind, symbol or "", request.query), {**_JSON, **limits})
+            page = self._page(endpoint, kind, symbol or "", request.query) if endpoint else self._page_of_list(request, lists)
+            return Reply(200, page, {**_JSON, **limits})
         except _RefusedError as refusal:
             return _json({"message": str(refusal)}, refusal.status, limits)
 
@@ -149,6 +154,16 @@ class AlpacaHistory:
         left = 0 if busy else max(0, self._limit - spent)
         numbers = {"Limit": self._limit, "Remaining": left, "Reset": reset_ns // SECOND_NS + 1}
         return {f"X-RateLimit-{name}": str(value) for name, value in numbers.items()}, not busy and spent <= self._limit
+
+    def _page_of_list(self, request: Request, lists: AlpacaLists) -> bytes:
+        repeat = self._repeat.left and "page_token" in request.query
+        try:
+            body = msgspec.json.encode(lists.page(request.path, request.query, repeat=repeat))
+        except ValueError as error:
+            raise _RefusedError(str(error), 422) from error
+        if repeat:
+            self._repeat.take()
+        return body[: len(body) // 2] if self._cut.take() else body
 
     def _page(self, endpoint: str, kind: str, symbol: str, query: Mapping[str, str]) -> bytes:
         if endpoint not in _FEEDS:

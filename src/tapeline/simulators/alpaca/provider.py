@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from tapeline.simulators.accounts import Accounts
 from tapeline.simulators.alpaca.history import AlpacaHistory
+from tapeline.simulators.alpaca.lists import AlpacaLists
 from tapeline.simulators.alpaca.session import AlpacaSession, Rules
 from tapeline.simulators.alpaca.tape import CHANNELS, AlpacaTape
 from tapeline.simulators.quota import RateLimiter
@@ -53,6 +54,11 @@ class Alpaca:
         )
         self._too_often = RateLimiter(faults.number("http_429"))
         self.history = AlpacaHistory(faults, clock)
+        self._lists = AlpacaLists(self.tape.instruments(), int(faults.number("rest_page") or 10_000))
+
+    @property
+    def listings(self) -> dict[str, list[dict[str, Any]]]:
+        return self._lists.rows
 
     def enter(self, request: Request) -> Session | Reply:
         """Let a client in on the path of a feed. Any other path gets 404, and the fault `http_429` brings 429.
@@ -75,7 +81,7 @@ class Alpaca:
         )
 
     def get(self, request: Request) -> Reply | None:
-        return self.history.answer(request)
+        return self.history.answer(request, self._lists)
 
     def happened(self, events: Sequence[Event]) -> None:
         """Note the events for the history, and before them the bars that no client listened to."""

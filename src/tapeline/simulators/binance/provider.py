@@ -10,7 +10,7 @@ import msgspec
 from tapeline.simulators.binance.archive import BinanceArchive
 from tapeline.simulators.binance.history import BinanceHistory
 from tapeline.simulators.binance.session import MADE, BinanceSession, Terms
-from tapeline.simulators.binance.tape import BinanceTape, split_symbol
+from tapeline.simulators.binance.tape import FEED, BinanceTape, split_symbol
 from tapeline.simulators.quota import RateLimiter
 from tapeline.simulators.session import Reply
 
@@ -40,6 +40,8 @@ class Binance:
     def __init__(self, options: SimulatorOptions, faults: Faults, clock: Callable[[], int]) -> None:
         self.tape = BinanceTape(options.symbols)
         self._listed = {one.symbol: one for one in self.tape.instruments()}
+        #: The rows of exchangeInfo, as they are on the wire. Tests change them.
+        self.listings: dict[str, list[dict[str, Any]]] = {FEED: [_symbol_info(one) for one in self._listed.values()]}
         self._everything = bool(options.captures)  # a recording may hold any symbol
         self._day_s = faults.number("day_end") or options.day_seconds
         self._ack_delay_s = faults.number("ack_after_data")
@@ -47,6 +49,7 @@ class Binance:
         self._forbidden = RateLimiter(faults.number("auth_refused"))
         self._too_many = RateLimiter(faults.number("connection_limit"))
         self._clock = clock
+        self._cut = RateLimiter(faults.number("list_cut"))
         self.history = BinanceHistory(faults, clock, _WEIGHT_A_MINUTE)
         self._archive = BinanceArchive(faults, self.history.rows)
         self._routes: dict[str, tuple[int, Callable[[Request], Reply]]] = {  # path -> weight and handler
@@ -114,21 +117,23 @@ class Binance:
         return [topic]
 
     def _exchange_info(self, request: Request) -> Reply:
+        rows = {row["symbol"]: row for row in self.listings[FEED]}
         wanted = request.query.get("symbol")
-        names = [wanted] if wanted else list(self._listed)
+        names = [wanted] if wanted else list(rows)
         if request.query.get("symbols"):
             names = msgspec.json.decode(request.query["symbols"], type=list[str])
-        if not all(name in self._listed for name in names):
+        if not all(name in rows for name in names):
             return _json({"code": -1121, "msg": "Invalid symbol."}, 400)
-        return _json(
-            {
-                "timezone": "UTC",
-                "serverTime": self._clock() // 1_000_000,
-                "rateLimits": _LIMITS,
-                "exchangeFilters": [],
-                "symbols": [_symbol_info(self._listed[name]) for name in names],
-            }
-        )
+        bare: dict[str, Any] = {"permissionSets": []} if request.query.get("showPermissionSets") == "false" else {}
+        body = {
+            "timezone": "UTC",
+            "serverTime": self._clock() // 1_000_000,
+            "rateLimits": _LIMITS,
+            "exchangeFilters": [],
+            "symbols": [rows[name] | bare for name in names],
+        }
+        reply = _json(body)
+        return Reply(200, reply.body[: len(reply.body) // 2], reply.headers) if self._cut.take() else reply
 
 
 def _symbol_info(instrument: Instrument) -> dict[str, Any]:

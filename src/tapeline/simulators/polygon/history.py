@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from tapeline.simulators.events import Event
     from tapeline.simulators.faults import Faults
+    from tapeline.simulators.polygon.lists import PolygonLists
     from tapeline.simulators.session import Request
 
 #: How many events of a stream are kept. The oldest are removed first.
@@ -114,10 +115,12 @@ class PolygonHistory:
         series = [ticks for topic, ticks in self._ticks.items() if topic[:2] == (feed, channel) and ticks]
         return (min(ticks[0][0] for ticks in series), max(ticks[-1][0] for ticks in series)) if series else None
 
-    def answer(self, request: Request) -> Reply | None:
-        """A page. None for any other path."""
+    def answer(self, request: Request, lists: PolygonLists) -> Reply | None:
+        """A page of history, or of a list of instruments. None for any other path."""
         ticks, bars = _TICKS.fullmatch(request.path), _BARS.fullmatch(request.path)
         try:
+            if request.path.startswith("/v3/reference/"):
+                return self._refused(request) or self._page_of_list(request, lists)
             if ticks is not None:
                 return self._refused(request) or self._page_of_ticks(request, *ticks.groups())
             return (self._refused(request) or self._page_of_bars(request, bars)) if bars is not None else None
@@ -145,6 +148,15 @@ class PolygonHistory:
             return False
         self._request_times.append(now_ns)
         return True
+
+    def _page_of_list(self, request: Request, lists: PolygonLists) -> Reply | None:
+        body = lists.page(request.path, request.query, repeat=self._repeated.left)
+        if body is None:
+            return None
+        if "next_url" in body:
+            self._repeated.take()
+        text = msgspec.json.encode(body)
+        return Reply(200, text[: len(text) // 2] if self._cut.take() else text, _JSON)
 
     def _page_of_ticks(self, request: Request, what: str, ticker: str) -> Reply:
         feed, symbol = _named(ticker)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tapeline.simulators.accounts import Accounts
 from tapeline.simulators.polygon.files import PolygonFiles
 from tapeline.simulators.polygon.history import PolygonHistory
+from tapeline.simulators.polygon.lists import PolygonLists
 from tapeline.simulators.polygon.session import PolygonSession, Rules
 from tapeline.simulators.polygon.tape import CHANNELS, PolygonTape
 from tapeline.simulators.quota import RateLimiter
@@ -40,7 +41,12 @@ class Polygon:
             delayed_plan="delayed_plan" in faults,
         )
         self._history = PolygonHistory(faults, clock)
+        self._lists = PolygonLists(self.tape.instruments())
         self.files = PolygonFiles(faults, self._history.rows, self._history.edges).answer
+
+    @property
+    def listings(self) -> dict[str, list[dict[str, Any]]]:
+        return self._lists.rows
 
     def enter(self, request: Request) -> Session | Reply:
         """Let a client in on the path of a cluster (`/stocks`, `/options`, `/crypto`). Any other path gets 404."""
@@ -48,7 +54,7 @@ class Polygon:
         return PolygonSession(feed, self._rules) if feed in CHANNELS else Reply(404, b"404 Not Found")
 
     def get(self, request: Request) -> Reply | None:
-        return self._history.answer(request)
+        return self._history.answer(request, self._lists)
 
     def happened(self, events: Sequence[Event]) -> None:
         """Note trades and quotes for the history. Crypto quotes are left out, because Polygon.io has no history of them.

@@ -42,6 +42,13 @@ class Schema:
             )
         return version
 
+    def has(self, cursor: dbapi.Cursor, table: str) -> bool:
+        """Return whether a table of this version is there. `table` is a name of our own. Raises NewerData."""
+        if self.version(cursor) is None:
+            return False
+        cursor.execute(self._sql.one("has_table"), (table,))
+        return bool(_only(cursor))
+
     def migrate(self, cursor: dbapi.Cursor) -> bool:
         """Bring the tables to this version, in the caller's transaction. Return whether TimescaleDB partitions them by time."""
         cursor.execute(self._sql.one("has_timescale"))

@@ -18,6 +18,9 @@ SELECT version FROM tapeline_schema
 -- to_regclass would remember for the whole transaction that there was no such table, also after waiting for the process that makes it.
 SELECT EXISTS (SELECT FROM pg_class WHERE relname = 'tapeline_schema' AND pg_table_is_visible(oid))
 
+-- name: has_table
+SELECT to_regclass($1) IS NOT NULL
+
 -- name: begin_version
 CREATE TABLE IF NOT EXISTS tapeline_schema (version integer NOT NULL)
 
