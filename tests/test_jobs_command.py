@@ -20,17 +20,19 @@ from tapeline.errors import ConfigError
 from tapeline.orchestration.database import SqliteDatabase
 from tapeline.orchestration.runs import Runs
 from tapeline.providers.registry import identity
-from tapeline.records import TICKS_TOPIC, Chunk
+from tapeline.records import NS_PER_S, TICKS_TOPIC, Chunk
 from tapeline.stores.lake import Lake
 from waiting import until
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A configuration with a lake of one tick, and a job that is due every second. No address of a provider answers."""
+    """A configuration with a lake of one tick, and a job that is due for each minute of the last half hour. No provider's address answers."""
     Lake(tmp_path / "data" / "lake", identity).write(Chunk.dense(TICKS_TOPIC, 0, 0, ticks({"ts_ns": NOON})))
-    jobs = '[[jobs]]\njob = "vacuum"\nevery = "1s"\n[[jobs]]\njob = "compact"\ntimezone = "America/New_York"\n'
+    jobs = '[[jobs]]\njob = "vacuum"\nevery = "1m"\ncatch_up = "all"\n[[jobs]]\njob = "compact"\ntimezone = "America/New_York"\n'
     provider = '[[providers]]\nname = "binance"\nsymbols = ["BTCUSDT"]\nchannels = ["trade"]\nrest_url = "http:/nowhere"\n'
+    long_ago = SqliteDatabase(tmp_path / "data" / "runs.sqlite", lambda: time.time_ns() - 1_800 * NS_PER_S)
+    Runs(long_ago).since("vacuum")
     (tmp_path / "tapeline.toml").write_text(f'data_dir = "{tmp_path / "data"}"\n{jobs}{provider}')
     return tmp_path
 
@@ -48,7 +50,7 @@ def lines(folder: Path, *words: str) -> list[dict[str, Any]]:
 def test_the_jobs_are_listed_with_their_schedule_and_their_last_run(folder: Path) -> None:
     listed = {row["job"]: row for row in lines(folder, "list")}
     assert list(listed) == ["vacuum", "compact", "reconcile", "symbols", "check_lake"]
-    assert (listed["vacuum"]["schedule"], listed["vacuum"]["result"]) == ("every 1 s", "never ran")
+    assert (listed["vacuum"]["schedule"], listed["vacuum"]["result"]) == ("every 60 s", "never ran")
     assert (listed["compact"]["schedule"], listed["compact"]["timezone"]) == ("10 1 * * *", "America/New_York")
     assert ask(folder, "run", "vacuum").exit_code == 0
     assert {row["job"]: row["result"] for row in lines(folder, "list")}["vacuum"] == "succeeded"

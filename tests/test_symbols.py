@@ -36,6 +36,7 @@ from tapeline.jobs.symbols import Lists, Symbols, WholeList, compare, keep, one_
 from tapeline.orchestration.catalog import jobs_of
 from tapeline.orchestration.running import Request as RunRequest
 from tapeline.orchestration.running import run
+from tapeline.orchestration.database import SqliteDatabase
 from tapeline.orchestration.runs import Runs
 from tapeline.providers.history import Request, WrongPage, readable
 from tapeline.providers.instruments import Instrument, ListHeader
@@ -809,7 +810,7 @@ def test_the_job_runs_daily_where_a_feed_has_a_list_and_its_record_says_what_it_
     settings = config(tmp_path, market("binance"), market("polygon"))
     job = jobs_of(settings)["symbols"]
     assert job.schedule.cron == "0 5 * * *"
-    runs = Runs(tmp_path / "runs.sqlite", lambda: NOON)
+    runs = Runs(SqliteDatabase(tmp_path / "runs.sqlite", lambda: NOON))
     outcome = run(settings, job, RunRequest(), runs, threading.Event(), lambda: NOON, Random(1))
     assert outcome.state == "succeeded", outcome.error
     assert {name: outcome.result[name] for name in ("instruments", "listed", "delisted", "renamed", "changed", "failed")} == {
