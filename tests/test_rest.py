@@ -281,7 +281,7 @@ def test_an_address_that_does_not_answer_is_given_up_in_the_end() -> None:
     clock = Time()
     with pytest.raises(Unavailable, match="tried 6 times"):
         client("http://127.0.0.1:9", clock).get("/x", 1)
-    assert len(clock.slept) == 6
+    assert len(clock.slept) == 5
 
 
 def test_a_minute_s_weight_is_not_exceeded(server: str) -> None:

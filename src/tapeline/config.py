@@ -116,7 +116,7 @@ class StoreConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 class JobConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     """One job: what runs, when, and how often it is tried. A key that is left out has the job's usual value."""
 
-    job: str  # backfill, reconcile, repair, compact, prune, vacuum, check_lake or export
+    job: str  # backfill, reconcile, sync, repair, compact, prune, vacuum, check_lake or export
     name: Name = ""  # its name, if there are several of one job; if left out, the job
     schedule: str = ""  # a cron expression: minute, hour, day, month, weekday
     every: str = ""  # a period instead of a schedule: 30s, 5m, 1h

@@ -42,7 +42,8 @@ _LOOK_EVERY_S: Final = 0.25
 _DOWNLOAD_PIECE: Final = 1024 * 1024
 #: Warn about an address at most once in this time.
 _WARN_AGAIN_S: Final = 5.0
-_REST_TRIES: Final = 6
+#: How often a request is sent if its answers are errors.
+REST_TRIES: Final = 6
 #: If a wait would be longer than this, the caller decides what to do.
 _LONGEST_WAIT_S: Final = 300.0
 #: The 4xx statuses that say nothing about the request itself: it took too long, or came too early.
@@ -191,17 +192,19 @@ class Rest:
         random: Random,
         quota: RateLimiter,
         *,
+        tries: int = REST_TRIES,
         wall_clock: Callable[[], float] = time.time,
         sleep: Callable[[float], object] = time.sleep,
     ) -> None:
-        """`quota` may be shared with other processes. `wall_clock` gives seconds since 1970, like the times in
-        providers' headers. `sleep` returns True if it was interrupted because the caller should stop."""
+        """`quota` may be shared with other processes. `tries`: how often a request is sent if its answers are errors. `wall_clock` gives
+        seconds since 1970, like the times in providers' headers. `sleep` returns True if it was interrupted because the caller should
+        stop."""
         self._url, self._random, self._quota, self._sleep = endpoint.url, random, quota, sleep
         self._pool = _pool(endpoint.url, endpoint.tls)
         self._headers = {"User-Agent": "tapeline", **endpoint.headers}
         self._secrets = tuple(Secret(value.rpartition(" ")[2]) for value in endpoint.headers.values())
         self._passing = endpoint.passing
-        self._wall_clock = wall_clock
+        self._tries, self._wall_clock = tries, wall_clock
         self._warned_at = -math.inf
 
     def get(self, path: str, weight: int) -> bytes:
@@ -228,7 +231,7 @@ class Rest:
     def _request(self, path: str, weight: int, read: Callable[[urllib3.BaseHTTPResponse], T], within_s: float) -> T:
         waits = backoff(self._random, cap_s=30.0)
         problem = ""
-        for _ in range(_REST_TRIES):
+        for attempt in range(1, self._tries + 1):
             self._afford(weight)
             try:
                 return self._answer(f"{self._url}{path}", read, within_s)
@@ -249,9 +252,11 @@ class Rest:
                 raise Refused(f"{self._url}{path} is not a valid address: {without(str(error), *self._secrets)}.") from None
             except (OSError, HTTPError) as error:
                 problem, wait_s = without(str(error), *self._secrets) or type(error).__name__, next(waits)
-            self._warn("%s%s: %s. Next attempt in %.1f s.", self._url, path, problem, wait_s)
-            self._wait(wait_s)
-        raise Unavailable(f"{self._url}{path}: {problem}. Tapeline tried {_REST_TRIES} times. Try again later.")
+            if attempt < self._tries:
+                self._warn("%s%s: %s. Next attempt in %.1f s.", self._url, path, problem, wait_s)
+                self._wait(wait_s)
+        tried = "once" if self._tries == 1 else f"{self._tries} times"
+        raise Unavailable(f"{self._url}{path}: {problem}. Tapeline tried {tried}. Try again later.")
 
     def _answer(self, url: str, read: Callable[[urllib3.BaseHTTPResponse], T], within_s: float) -> T:
         """The result of `read` on an answer. It runs on another thread, so that the caller can stop while an answer arrives slowly.
