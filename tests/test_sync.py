@@ -263,6 +263,19 @@ def test_consecutive_ids_are_proven_and_a_quiet_time_after_them_is_reconciled(wo
     assert [state for state, _, _ in world.intervals(key)] == ["proven", "reconciled"]
 
 
+def test_the_time_before_the_first_event_of_all_is_no_hole(world: World, clock: Clock) -> None:
+    """The ids of the first events are proven before the time before them is settled."""
+    key, exchange = Key("binance", "spot", "trade", "BTC/USDT"), Exchange(0, every_ms=1_000)
+    clock.ns = NOON - 20 * NS_PER_S
+    sync = world.sync(key, get=exchange)
+    for second in range(-20, 150, 5):
+        clock.ns, exchange.count = NOON + second * NS_PER_S, max(0, second)
+        pulled(sync)
+        world.stages()
+    assert world.numbers() == list(range(1, 146))
+    assert {state for state, _, _ in world.intervals(key)} == {"reconciled", "proven"}
+
+
 def test_a_new_process_continues_from_the_ledger_and_reads_nothing_twice(world: World, massive: Massive, clock: Clock) -> None:
     massive.events = every(1, NOON, NOON + DAY // 4)
     pulled(world.sync(TRADES, get=massive))

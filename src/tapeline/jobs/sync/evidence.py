@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from tapeline.jobs.backfill.fetching import partition_of
 from tapeline.ledger.absorbing import absorb
-from tapeline.ledger.facts import ONGOING, Facts, Interval, Key, State
+from tapeline.ledger.facts import Facts, Interval, Key, State
 from tapeline.ledger.intervals import NOTHING_EVER
 from tapeline.providers.normalizing import normalize
 from tapeline.providers.registry import DECODERS
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 #: What begins the name of each connection of a pull. The provider, the feed and a time follow.
 PREFIX: Final = "sync-"
 #: The states of the intervals that may be evidence.
-READ_STATES: Final[frozenset[State]] = frozenset({"proven", "reconciled", "unprovable"})
+READ_STATES: Final[frozenset[State]] = frozenset({"proven", "reconciled", "unprovable", "unrecoverable"})
 #: Of what the ledger has not read yet, at most about so many records of a partition are looked at.
 _TAIL_ROWS: Final = 200_000
 _CHUNK_ROWS: Final = 10_000
@@ -71,8 +71,8 @@ class Evidence:
         known, found = self._known(), dict[Key, int]()
         for key in keys:
             self._unread[key] = [one for one in self._unread.get(key, ()) if positions.get(one.partition, 0) < one.position]
-            ends = [*map(_end_of, known.get(key, ())), *(one.until_ns for one in self._unread[key])]
-            proven_ns = max((end_ns for end_ns in ends if end_ns <= now_ns + _FUTURE_NS), default=0)
+            unread = [one.until_ns for one in self._unread[key] if one.until_ns <= now_ns + _FUTURE_NS]
+            proven_ns = max([_reach(known.get(key, ()), now_ns + _FUTURE_NS), *unread])
             read_ns = self._read_ns.get(key, 0)
             if proven_ns < read_ns <= now_ns + _FUTURE_NS and (not proven_ns or self._again_ns.get(key) == proven_ns):
                 proven_ns = read_ns
@@ -87,10 +87,20 @@ class Evidence:
         return found
 
 
-def _end_of(one: Interval) -> int:
-    """Where an interval that proves something ends; 0 for another one."""
-    counts = one.state in ("proven", "reconciled") or one.evidence == NOTHING_EVER
-    return one.end_ns if counts and one.end_ns != ONGOING else 0
+def _reach(intervals: Sequence[Interval], latest_ns: int) -> int:
+    """Where the last read of the history ended, and the ids that continue it; 0 if there is neither.
+
+    Ids prove nothing about the time before the first of them. So ids that do not touch what was read count only where nothing was read."""
+    reach_ns = ids_ns = 0
+    for one in intervals:
+        if one.end_ns > latest_ns:
+            continue
+        if one.state == "reconciled" or one.evidence == NOTHING_EVER:
+            reach_ns = one.end_ns
+        elif one.state in ("proven", "unrecoverable"):
+            ids_ns = one.end_ns
+            reach_ns = one.end_ns if 0 < one.start_ns <= reach_ns else reach_ns
+    return reach_ns or ids_ns
 
 
 def _unread(stream: Stream, keys: Collection[Key], positions: Mapping[int, int]) -> dict[Key, list[_Unread]]:
