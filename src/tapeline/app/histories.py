@@ -53,7 +53,7 @@ def open_histories(
         account = (url, *headers.values())
         if account not in clients:
             clients[account] = _client(config, some, history, Endpoint(url, headers=headers), _Asking(random, sleep, tries))
-        sources[some.name, feed] = fetching.Source(history, _getter(clients[account]))
+        sources[some.name, feed] = fetching.Source(history, _getter(clients[account]), latest=_latest(clients[account]))
     return sources
 
 
@@ -114,6 +114,10 @@ def _stand_in(some: ProviderConfig) -> str:
 
 def _getter(client: Rest) -> fetching.Get:
     return lambda request: client.get(request.path, request.weight)
+
+
+def _latest(client: Rest) -> Callable[[], int]:
+    return lambda: client.latest_ns
 
 
 def _owner(url: str) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Container, Iterator, Mapping
 from concurrent.futures import wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from random import Random
 from typing import BinaryIO, Final, TypeVar
@@ -23,6 +24,7 @@ from tapeline.errors import Barred, DiskProblem, Refused, Unavailable
 from tapeline.local.threads import concurrently
 from tapeline.net.rate_limit import LONGEST_BAN_S, TOO_FAST, TOO_FAST_S, RateLimiter
 from tapeline.providers.session import Check, without
+from tapeline.records import NS_PER_S
 from tapeline.retry.backoff import backoff
 from tapeline.secret import Secret
 
@@ -51,6 +53,7 @@ _PASSING: Final = frozenset({408, 425})
 #: The statuses that refuse the key, the plan or this machine's location. Every other request would be refused too.
 _OF_EVERYTHING: Final = frozenset({401, 403, 451})
 _RECENT: Final = "recent SIP data"
+_NO_DATE_NS: Final = (1 << 63) - 1
 #: Part of a refusal's text (HTTP 4xx) to the advice about it.
 _REMEDIES: Final = {
     _RECENT: 'The plan includes SIP data only after 15 minutes. Set feed = "iex", or try again 15 minutes later.',
@@ -159,6 +162,14 @@ def _whole(reply: urllib3.BaseHTTPResponse) -> bytes:
     return body
 
 
+def _date_ns(text: str) -> int:
+    """The end of the second (ns, UTC) that an answer's header `Date` names; a time far ahead if it names none."""
+    try:
+        return int(parsedate_to_datetime(text).timestamp() + 1) * NS_PER_S
+    except (ValueError, OverflowError):
+        return _NO_DATE_NS
+
+
 @dataclass(frozen=True, slots=True)
 class CheckRequest:
     """A provider's check of its symbols, with the TLS context that the request needs."""
@@ -206,6 +217,8 @@ class Rest:
         self._passing = endpoint.passing
         self._tries, self._wall_clock = tries, wall_clock
         self._warned_at = -math.inf
+        #: No answer can hold an event after this time (ns, UTC), because by the server's own clock it was made before.
+        self.latest_ns = _NO_DATE_NS
 
     def get(self, path: str, weight: int) -> bytes:
         """The body of an answer. `weight` is the request's cost in the limit for a minute.
@@ -267,6 +280,7 @@ class Rest:
             with _opened(self._pool, url, self._headers) as reply:
                 if reply.status >= _NO_ANSWER:
                     raise _RefusedAnswer(reply.status, _text_of(reply), reply.headers)
+                self.latest_ns = _date_ns(reply.headers.get("Date", ""))
                 return read(reply)
 
         answer, deadline = concurrently(ask, "http"), time.monotonic() + within_s

@@ -194,7 +194,7 @@ class Sync:
                 record = raw_record(key.provider, key.feed, item.turn.connection, page)
                 self._stream.append(RAW_TOPIC, record, partition_of(self._stream, key.symbol))
             if page.following is None and item.span is plan.settled:
-                final_ns = page.fetched_ns - HISTORIES[key.provider].settled_ns(key.channel)
+                final_ns = page.as_of_ns - HISTORIES[key.provider].settled_ns(key.channel)
                 self._evidence.add(key, min(plan.settled.end_ns, final_ns) if plan.settled is not None else 0)
         except TapelineError:
             self._drop()  # a page is missing from now on, so what follows it proves nothing
