@@ -31,6 +31,8 @@ from tapeline.stages.store import StoreWriter, Writing, run_store
 from tapeline.stores.lake import Lake
 from tapeline.streams.embedded import EmbeddedStream
 from tapeline.telemetry.status import StatusFile
+from test_completeness import chunk, opened
+from test_completeness import trade as live_trade
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -274,6 +276,19 @@ def test_the_time_before_the_first_event_of_all_is_no_hole(world: World, clock: 
         world.stages()
     assert world.numbers() == list(range(1, 146))
     assert {state for state, _, _ in world.intervals(key)} == {"reconciled", "proven"}
+
+
+def test_beside_a_websocket_a_pull_goes_on_behind_what_came_and_each_event_is_there_once(world: World, clock: Clock) -> None:
+    key, exchange = Key("binance", "spot", "trade", "BTC/USDT"), Exchange(95, every_ms=1_000)
+    live = chunk([*opened(0), *(live_trade(number, number) for number in range(1, 61) if not 30 <= number <= 35)])
+    world.stream.append(RAW_TOPIC, live.batch, 0)
+    world.stages()
+    clock.ns = NOON + 95 * NS_PER_S
+    pulled(world.sync(key, get=exchange))
+    assert f"endTime={(NOON + 58 * NS_PER_S) // NS_PER_MS - 1}&" in exchange.asked[0], "the gap before is left to repair"
+    world.stages()
+    assert world.numbers() == [number for number in range(1, 96) if not 30 <= number <= 35]
+    assert [state for state, _, _ in world.intervals(key)][-3:] == ["proven", "open", "proven"]
 
 
 def test_a_new_process_continues_from_the_ledger_and_reads_nothing_twice(world: World, massive: Massive, clock: Clock) -> None:

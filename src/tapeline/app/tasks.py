@@ -33,6 +33,7 @@ from tapeline.jobs import export as exporting
 from tapeline.jobs.backfill import leftovers
 from tapeline.jobs.backfill.backfill import Backfill, Job, State
 from tapeline.jobs.backfill.backfill import dry_run as requests_of
+from tapeline.jobs.backfill.fetching import connection_name
 from tapeline.jobs.export import Form
 from tapeline.jobs.rebuild import RawRecords
 from tapeline.jobs.reconcile import Reconciled
@@ -136,9 +137,10 @@ def reconcile(
 
     Raises ConfigError, Unavailable; the results yielded before are done."""
     jobs = history_jobs(config, request, *span_ns, stop)
-    source, connection, names = open_source(config, store), f"reconcile-{time.time_ns()}", known_names(config)
+    source, began_ns, names = open_source(config, store), time.time_ns(), known_names(config)
     with closing(open_stream(config)) as stream:
         for job, history in jobs:
+            connection = connection_name("reconcile", job.provider, job.feed, began_ns)
             for span in job.spans():
                 key = Key(job.provider, job.feed, span.channel, span.symbol)
                 try:
@@ -167,12 +169,13 @@ def repair(config: Config, gaps: Sequence[Gap]) -> Iterator[Repaired | Failed]:
     sources = open_histories(narrowed, environment(), Random())
     away: set[str] = set()
     with closing(stream_with_data(config)) as stream:
-        connection = f"repair-{time.time_ns()}"
+        began_ns = time.time_ns()
         for gap in gaps:
             if gap.key.provider in away:
                 continue
             try:
-                done = fill(gap.key, gap.span, sources[gap.key.provider, gap.key.feed], stream, connection)
+                feed = (gap.key.provider, gap.key.feed)
+                done = fill(gap.key, gap.span, sources[feed], stream, connection_name("repair", *feed, began_ns))
                 if done is not None:
                     yield done
             except (Refused, WrongPage, Unavailable) as error:

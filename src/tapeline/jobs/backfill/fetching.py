@@ -93,6 +93,13 @@ def partition_of(stream: Stream, symbol: str) -> int:
     return zlib.crc32(symbol.encode()) % len(stream.ends(RAW_TOPIC))
 
 
+def connection_name(job: str, provider: str, feed: str, began_ns: int) -> str:
+    """The name under which the pages of a job's feed are kept. `began_ns`: when the job began (UTC).
+
+    Feeds need different names, because the ledger counts all pages of one name for one feed."""
+    return f"{job}-{provider}-{feed}-{began_ns}"
+
+
 def raw_record(provider: str, feed: str, connection: str, page: Fetched) -> pa.RecordBatch:
     """The raw record of a page: one row of the schema `RAW`. `connection`: the name under which the pages of one job are kept."""
     row = (provider, feed, connection, "fetched", page.fetched_ns, page.payload)

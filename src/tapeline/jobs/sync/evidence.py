@@ -23,7 +23,7 @@ from tapeline.times import text
 log = logging.getLogger(__name__)
 
 #: What begins the name of each connection of a pull. The provider, the feed and a time follow.
-PREFIX: Final = "sync-"
+JOB: Final = "sync"
 #: The states of the intervals that may be evidence.
 READ_STATES: Final[frozenset[State]] = frozenset({"proven", "reconciled", "unprovable", "unrecoverable"})
 #: Of what the ledger has not read yet, at most about so many records of a partition are looked at.
@@ -111,7 +111,7 @@ def _unread(stream: Stream, keys: Collection[Key], positions: Mapping[int, int])
     facts = Facts()
     while any(at[part] < end for part, end in ends.items()) and (chunk := stream.read(RAW_TOPIC, at, _CHUNK_ROWS)) is not None:
         at |= chunk.next
-        own = pc.starts_with(chunk.batch["connection"], PREFIX)
+        own = pc.starts_with(chunk.batch["connection"], f"{JOB}-")
         keep = own.to_numpy(zero_copy_only=False)
         if keep.any():
             pages = Chunk(RAW_TOPIC, chunk.batch.filter(own), chunk.partition[keep], chunk.offset[keep], chunk.begin, chunk.next)

@@ -21,8 +21,8 @@ from random import Random
 from typing import Final
 
 from tapeline.errors import Barred, Refused, TapelineError
-from tapeline.jobs.backfill.fetching import Source, partition_of, raw_record
-from tapeline.jobs.sync.evidence import PREFIX, Evidence
+from tapeline.jobs.backfill.fetching import Source, connection_name, partition_of, raw_record
+from tapeline.jobs.sync.evidence import JOB, Evidence
 from tapeline.jobs.sync.turn import Item, Plan, Turn
 from tapeline.ledger.facts import Interval, Key
 from tapeline.providers.history import Span
@@ -158,7 +158,7 @@ class Sync:
                 if not plan.spans:
                     self._reached(plan)
             if plans := [plan for plan in plans if plan.spans]:
-                name = f"{PREFIX}{keys[0].provider}-{keys[0].feed}-{self._named_ns}"
+                name = connection_name(JOB, keys[0].provider, keys[0].feed, self._named_ns)
                 self._turns[number] = Turn(self._feeds[number][0], plans, name, self._items, self._stop)
 
     @staticmethod
