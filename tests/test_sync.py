@@ -375,6 +375,29 @@ def test_an_error_of_one_symbol_holds_up_no_other_and_it_catches_up(world: World
     assert {state for key in (TRADES, other) for state, _, _ in world.intervals(key)} == {"reconciled"}
 
 
+def test_a_large_ledger_is_not_read_all_the_time(world: World, massive: Massive, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked = list[int]()
+    intervals = LedgerFile.intervals
+
+    def slow(self: LedgerFile) -> Any:
+        looked.append(clock.ns)
+        clock.ns += NS_PER_S
+        return intervals(self)
+
+    def broken(request: Request) -> None:
+        if "AAPL" not in request.path:
+            raise Unavailable("HTTP 500")
+
+    monkeypatch.setattr(LedgerFile, "intervals", slow)
+    massive.before = broken
+    keys = [TRADES._replace(symbol=symbol) for symbol in ("AAPL", "MSFT", "NVDA", "SPY", "TSLA")]
+    sync, began_ns = world.sync(*keys, get=massive), clock.ns
+    while clock.ns < began_ns + 600 * NS_PER_S:
+        pulled(sync)
+        clock.ns += NS_PER_S
+    assert 10 <= len(looked) <= 31
+
+
 def test_a_channel_that_the_plan_does_not_include_is_asked_once_in_ten_minutes(world: World, massive: Massive, clock: Clock) -> None:
     def barred(request: Request) -> None:
         if "/v3/quotes" in request.path:

@@ -53,6 +53,8 @@ from tapeline.stores.selection import Selection, known_name
 
 #: Another backfill may hold a lock for a moment, while it checks whether the job's log is old.
 _LOCK_WAIT_S: Final = 2.0
+#: How long `sync` waits between two pulls while it catches up.
+_NEXT_PULL_S: Final = 0.1
 #: Called with a table's name, how many of its rows are done, and how many there are.
 Progress = Callable[[str, int, int], None]
 #: A context manager around each job. It gives a function that is called with the job's progress.
@@ -213,7 +215,7 @@ def sync(config: Config, request: Wanted, timing: Timing, stop: threading.Event)
     stream or the ledger is away."""
     with open_sync(config, request, timing, stop) as pulls:
         yield from pulls.pull()
-        while pulls.behind and not stop.is_set():
+        while pulls.behind and not stop.wait(_NEXT_PULL_S):
             yield from pulls.pull()
 
 

@@ -14,7 +14,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from random import Random
@@ -106,7 +106,7 @@ class Sync:
         self._turns: dict[int, Turn] = {}
         self._progress = {key: _Progress(backoff(random, _FIRST_WAIT_S)) for _, keys in feeds for key in keys}
         self._random = random
-        self._named_ns = 0
+        self._named_ns = self._look_ns = 0
 
     @property
     def behind(self) -> bool:
@@ -148,18 +148,28 @@ class Sync:
             for number, (_, keys) in enumerate(self._feeds)
             if number not in self._turns
         }
-        whole = [key for keys in due.values() for key in keys if self._whole(self._progress[key], now_ns)]
-        ends = self._evidence.ends(whole, now_ns) if whole else {}
+        whole = {key for keys in due.values() for key in keys if self._whole(self._progress[key], now_ns)}
+        ends = self._look(whole, now_ns) if whole else {}
         if not 0 <= now_ns - self._named_ns < _RENAME_NS:
             self._named_ns = now_ns
         for number, keys in due.items():
-            plans = [self._plan(key, now_ns, ends.get(key)) for key in keys]
+            plans = [self._plan(key, now_ns, ends.get(key)) for key in keys if key in ends or key not in whole]
             for plan in plans:
                 if not plan.spans:
                     self._reached(plan)
             if plans := [plan for plan in plans if plan.spans]:
                 name = connection_name(JOB, keys[0].provider, keys[0].feed, self._named_ns)
                 self._turns[number] = Turn(self._feeds[number][0], plans, name, self._items, self._stop)
+
+    def _look(self, keys: Collection[Key], now_ns: int) -> dict[Key, int]:
+        """Return where the evidence of the keys ends; nothing if it was looked at a moment ago, so that they wait for a later pull.
+
+        A large ledger takes long to read. Reading it uses at most a twentieth of the time."""
+        if now_ns < self._look_ns <= now_ns + _WHOLE_NS:
+            return {}
+        ends = self._evidence.ends(keys, now_ns)
+        self._look_ns = now_ns + min(20 * (self._clock() - now_ns), _WHOLE_NS)
+        return ends
 
     @staticmethod
     def _due(progress: _Progress, now_ns: int) -> bool:
