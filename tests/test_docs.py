@@ -22,6 +22,7 @@ from tapeline.app.connections import connection_plans
 from tapeline.cli import app
 from tapeline.config import CodecsConfig, Config, JobConfig, NotifyConfig, ProviderConfig, SlaConfig, StoreConfig, StreamConfig, load
 from tapeline.ledger import INTERVALS
+from tapeline.orchestration.catalog import jobs_of
 from tapeline.providers.registry import ARCHIVES, CHANNELS, PROVIDERS
 from tapeline.reading.sql import connect
 from tapeline.simulators import FAULTS
@@ -73,7 +74,9 @@ def test_the_configurations_in_the_docs_are_right(tmp_path: Path) -> None:
     for _, text in found:
         path = tmp_path / "tapeline.toml"
         path.write_text(text)
-        assert connection_plans(load(path, {}), KEYS)
+        config = load(path, {})
+        assert bool(connection_plans(config, KEYS)) == any(some.live for some in config.providers)
+        jobs_of(config)
 
 
 def sections(page: str) -> dict[str, str]:

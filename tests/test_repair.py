@@ -430,3 +430,25 @@ def test_new_gaps_do_not_keep_old_ones_waiting_nor_one_provider_another(stream: 
     assert set(range(10, 100, 10)) <= set(asked), "the oldest"
     assert len([one for one in asked if one > 1_000]) > 10, "and of the new ones too"
     assert len(gone) == 1, "who is away is left alone for a minute"
+
+
+def test_what_is_read_for_one_feed_counts_for_no_other_of_the_same_channel_and_symbol(stream: EmbeddedStream, tmp_path: Path) -> None:
+    keys = [Key("alpaca", feed, "trades", "AAPL") for feed in ("iex", "sip")]
+    spans = {"iex": (NOON, NOON + 60 * NS_PER_S), "sip": (NOON + 600 * NS_PER_S, NOON + 660 * NS_PER_S)}
+
+    def get(request: Request) -> bytes:
+        start = parse_qs(urlsplit(request.path).query)["start"][0][:17]
+        row = {"t": f"{start}59.5Z", "x": "V", "p": 1.5, "s": 1, "c": ["@"], "i": 1, "z": "C"}
+        return json.dumps({"trades": {"AAPL": [row]}, "next_page_token": None}).encode()
+
+    sources = {key[:2]: Source(HISTORIES["alpaca"], get, lambda: NOON + DAY) for key in keys}
+    gaps = {key: [Interval(*spans[key.feed], "open", "")] for key in keys}
+    GapRepairer(stream, lambda: gaps, sources, StatusFile(tmp_path, "repair"), threading.Event(), lambda: NOON + DAY).step()
+    some, facts = stream.read(RAW_TOPIC, {}, 100), Facts()
+    assert some is not None
+    absorb(facts, some, normalize(some, DECODERS))
+    assert facts.keys() == set(keys)
+    margin = 2 * NS_PER_S
+    assert [[(one.start_ns + margin, one.end_ns - margin) for one in intervals(facts, key)] for key in keys] == [
+        [spans[key.feed]] for key in keys
+    ]

@@ -17,9 +17,11 @@ from typing import ClassVar
 
 import pytest
 
+from made import NOON
 from tapeline.errors import Barred, Refused, Unavailable
 from tapeline.net.http import Endpoint, Rest, get
 from tapeline.net.rate_limit import RateLimiter
+from tapeline.records import NS_PER_S
 from tapeline.simulators import Simulator, SimulatorOptions
 
 
@@ -281,7 +283,25 @@ def test_an_address_that_does_not_answer_is_given_up_in_the_end() -> None:
     clock = Time()
     with pytest.raises(Unavailable, match="tried 6 times"):
         client("http://127.0.0.1:9", clock).get("/x", 1)
-    assert len(clock.slept) == 6
+    assert len(clock.slept) == 5
+
+
+@pytest.mark.parametrize(
+    ("date", "latest_ns"),
+    [
+        ("Fri, 15 Mar 2024 12:00:00 GMT", NOON + NS_PER_S),
+        ("Friday, 15-Mar-24 12:00:00 GMT", NOON + NS_PER_S),
+        ("yesterday", (1 << 63) - 1),
+        ("Fri, 99 Mar 2024 12:00:00 GMT", (1 << 63) - 1),
+    ],
+)
+def test_an_answer_says_after_which_time_it_holds_no_event(date: str, latest_ns: int, server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Replies, "date_time_string", lambda self: date)
+    Replies.replies = [(200, {}, b"[]")]
+    rest = client(server, Time())
+    assert rest.latest_ns == (1 << 63) - 1
+    rest.get("/x", 1)
+    assert rest.latest_ns == latest_ns
 
 
 def test_a_minute_s_weight_is_not_exceeded(server: str) -> None:

@@ -34,9 +34,9 @@ from tapeline.config import Config, JobConfig, ProviderConfig, StoreConfig, load
 from tapeline.errors import Barred, ConfigError, Unavailable, WrongArgument
 from tapeline.jobs.symbols import Lists, Symbols, WholeList, compare, keep, one_of_each_name, read, table_of
 from tapeline.orchestration.catalog import jobs_of
+from tapeline.orchestration.database import SqliteDatabase
 from tapeline.orchestration.running import Request as RunRequest
 from tapeline.orchestration.running import run
-from tapeline.orchestration.database import SqliteDatabase
 from tapeline.orchestration.runs import Runs
 from tapeline.providers.history import Request, WrongPage, readable
 from tapeline.providers.instruments import Instrument, ListHeader

@@ -36,7 +36,9 @@ log = logging.getLogger(__name__)
 
 
 def connection_plans(config: Config, environ: Mapping[str, str]) -> list[tuple[ProviderConfig, Plan]]:
-    """The plans of all configured connections, each with its block. Raises ConfigError that names the wrong feed, channel or secret."""
+    """The plans of all connections of the live feeds, each with its block.
+
+    Raises ConfigError that names the wrong feed, channel or secret."""
     plans: list[tuple[ProviderConfig, Plan]] = []
     for provider in config.providers:
         module = PROVIDERS[provider.name]
@@ -47,6 +49,8 @@ def connection_plans(config: Config, environ: Mapping[str, str]) -> list[tuple[P
         wrong = [channel for channel in provider.channels if channel not in feeds[feed]]
         if wrong:
             raise ConfigError(f"{provider.name} {feed} has no channel {wrong[0]!r}. It has: {', '.join(feeds[feed])}.")
+        if not provider.live:
+            continue
         if not provider.symbols or not provider.channels:
             raise ConfigError(f"{provider.name} {feed} needs symbols and channels. Set both in its [[providers]] block.")
         for what, names in (("symbol", provider.symbols), ("channel", provider.channels)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from urllib.parse import urlsplit
@@ -14,7 +15,7 @@ from tapeline.config import Config, ProviderConfig, files_secrets, secret
 from tapeline.jobs.backfill import fetching
 from tapeline.jobs.backfill.archive import Archive
 from tapeline.jobs.backfill.day_files import DayFiles
-from tapeline.net.http import Endpoint, Rest
+from tapeline.net.http import REST_TRIES, Endpoint, Rest
 from tapeline.net.rate_limit import RateLimiter
 from tapeline.net.tls import tls_context
 from tapeline.providers.registry import ARCHIVES, HISTORIES, PROVIDERS
@@ -28,11 +29,16 @@ def has_history(config: Config) -> bool:
 
 
 def open_histories(
-    config: Config, environ: Mapping[str, str], random: Random, sleep: Callable[[float], object] = time.sleep
+    config: Config,
+    environ: Mapping[str, str],
+    random: Random,
+    sleep: Callable[[float], object] = time.sleep,
+    tries: int = REST_TRIES,
 ) -> dict[tuple[str, str], fetching.Source]:
     """The REST histories of the configured feeds: (provider, feed) -> source. If several blocks configure a feed, the first one is used.
 
-    `sleep` takes seconds and returns True if it was interrupted. Raises ConfigError that names a missing key."""
+    `sleep` takes seconds and returns True if it was interrupted. `tries`: how often a request is sent if its answers are errors. Raises
+    ConfigError that names a missing key."""
     sources: dict[tuple[str, str], fetching.Source] = {}
     clients: dict[tuple[str, ...], Rest] = {}  # limits are per account, whichever feed is requested
     for some in config.providers:
@@ -45,8 +51,8 @@ def open_histories(
         url = some.rest_url or stand_in(some) or provider.feeds[feed].history_url
         account = (url, *headers.values())
         if account not in clients:
-            clients[account] = client(config, some, history.weight_a_minute, url, headers, random, sleep)
-        sources[some.name, feed] = fetching.Source(history, getter(clients[account]))
+            clients[account] = client(config, some, history.weight_a_minute, Endpoint(url, headers=headers), Asking(random, sleep, tries))
+        sources[some.name, feed] = fetching.Source(history, getter(clients[account]), latest=_latest(clients[account]))
     return sources
 
 
@@ -69,7 +75,7 @@ def open_archives(
             bucket = Bucket(url, archived.bucket, *files_secrets(some.name, environ), some.ca_file)
             get = DayFiles(S3Reader(bucket, sleep=sleep), folder / some.name, _tickers(config, some.name, feed), archived.moment)
         else:
-            get = Archive(client(config, some, archived.history.weight_a_minute, url, {}, random, sleep), folder)
+            get = Archive(client(config, some, archived.history.weight_a_minute, Endpoint(url), Asking(random, sleep)), folder)
         sources[some.name, feed] = fetching.Source(archived.history, get)
     return sources
 
@@ -81,23 +87,23 @@ def _tickers(config: Config, provider: str, feed: str) -> set[str]:
     return {ARCHIVES[provider].ticker(feed, symbol) for symbol in known if symbol is not None}
 
 
-def client(
-    config: Config,
-    some: ProviderConfig,
-    weight_a_minute: int,
-    url: str,
-    headers: Mapping[str, str],
-    random: Random,
-    sleep: Callable[[float], object],
-) -> Rest:
-    """The client for a provider's REST address. Clients of the same address and key share the limit, also with other processes.
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """How a client waits, and how often it sends a request whose answers are errors. `sleep` takes seconds and returns True if it was
+    interrupted."""
 
-    `sleep` takes seconds and returns True if it was interrupted."""
-    url = url.rstrip("/")
-    digest = hashlib.sha256(" ".join((url, *headers.values())).encode()).hexdigest()[:16]
+    random: Random
+    sleep: Callable[[float], object]
+    tries: int = REST_TRIES
+
+
+def client(config: Config, some: ProviderConfig, weight_a_minute: int, endpoint: Endpoint, asking: Asking) -> Rest:
+    """The client for a provider's REST address. Clients of the same address and key share the limit, also with other processes."""
+    url = endpoint.url.rstrip("/")
+    digest = hashlib.sha256(" ".join((url, *endpoint.headers.values())).encode()).hexdigest()[:16]
     quota = RateLimiter(weight_a_minute, config.root / "quotas" / f"{some.name}-{digest}.json")
-    endpoint = Endpoint(url, tls_context(some.ca_file), headers, PROVIDERS[some.name].passing)
-    return Rest(endpoint, random, quota, sleep=sleep)
+    endpoint = replace(endpoint, url=url, tls=tls_context(some.ca_file), passing=PROVIDERS[some.name].passing)
+    return Rest(endpoint, asking.random, quota, tries=asking.tries, sleep=asking.sleep)
 
 
 def stand_in(some: ProviderConfig, url: str | None = None) -> str:
@@ -112,6 +118,10 @@ def stand_in(some: ProviderConfig, url: str | None = None) -> str:
 def getter(client: Rest) -> fetching.Get:
     """The function that sends a request through a client."""
     return lambda request: client.get(request.path, request.weight)
+
+
+def _latest(client: Rest) -> Callable[[], int]:
+    return lambda: client.latest_ns
 
 
 def _owner(url: str) -> str:

@@ -17,6 +17,7 @@ from tapeline.config import Config, ProviderConfig, environment
 from tapeline.errors import ConfigError
 from tapeline.jobs.backfill.backfill import Job
 from tapeline.jobs.backfill.fetching import Source
+from tapeline.net.http import REST_TRIES
 from tapeline.providers.events import NO_NAMES
 from tapeline.providers.history import History
 from tapeline.providers.provider import Listed
@@ -37,8 +38,12 @@ class Wanted:
     files: bool = False
 
 
-def history_jobs(config: Config, wanted: Wanted, start_ns: int, end_ns: int, stop: threading.Event) -> list[tuple[Job, Source]]:
+def history_jobs(
+    config: Config, wanted: Wanted, start_ns: int, end_ns: int, stop: threading.Event, tries: int = REST_TRIES
+) -> list[tuple[Job, Source]]:
     """One job, with its source, for each feed that is configured or requested and has a history. The range is [start_ns, end_ns), UTC.
+
+    `tries`: how often a request over REST is sent if its answers are errors.
 
     Raises ConfigError for an unknown provider, channel or symbol, and if nothing is left to fetch; its message lists what there is."""
     if wanted.provider is not None and wanted.provider not in HISTORIES:
@@ -48,7 +53,7 @@ def history_jobs(config: Config, wanted: Wanted, start_ns: int, end_ns: int, sto
         blocks = [ProviderConfig(name=wanted.provider)]
     jobs = []
     names = known_names(config)
-    for (name, feed), source in _sources(config, wanted, blocks, stop).items():
+    for (name, feed), source in _sources(config, wanted, blocks, stop, tries).items():
         mine = [some for some in blocks if some.name == name and feed_of(some) == feed]
         requested = wanted.symbols or tuple(dict.fromkeys(symbol for some in mine for symbol in some.symbols))
         configured = tuple(dict.fromkeys(channel for some in mine for channel in some.channels))
@@ -63,9 +68,11 @@ def history_jobs(config: Config, wanted: Wanted, start_ns: int, end_ns: int, sto
     return jobs
 
 
-def _sources(config: Config, wanted: Wanted, blocks: Sequence[ProviderConfig], stop: threading.Event) -> dict[tuple[str, str], Source]:
+def _sources(
+    config: Config, wanted: Wanted, blocks: Sequence[ProviderConfig], stop: threading.Event, tries: int
+) -> dict[tuple[str, str], Source]:
     if not wanted.files:
-        return open_histories(replace(config, providers=tuple(blocks)), environment(), Random(), stop.wait)
+        return open_histories(replace(config, providers=tuple(blocks)), environment(), Random(), stop.wait, tries)
     narrowed = replace(config, providers=tuple(replace(some, symbols=wanted.symbols or some.symbols) for some in blocks))
     sources = open_archives(narrowed, environment(), config.root / "backfill" / "files", Random(), stop.wait)
     if not sources:

@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping
 from random import Random
 
 from tapeline.app.feeds import feed_of
-from tapeline.app.histories import client, getter, stand_in
+from tapeline.app.histories import Asking, client, getter, stand_in
 from tapeline.app.process_names import store_name
 from tapeline.app.stores import lake_folder, needs_package
 from tapeline.config import Config, environment, secret, store_password
 from tapeline.errors import ConfigError
 from tapeline.jobs.symbols import Lists
+from tapeline.net.http import Endpoint
 from tapeline.providers.registry import LISTS, PROVIDERS
 from tapeline.secret import NO_SECRET
 from tapeline.stores.instruments import InstrumentStore
@@ -34,7 +35,7 @@ def open_lists(
         secrets = {kind: secret(some, kind, environ) for kind in PROVIDERS[some.name].secrets}
         headers = how.headers(secrets.get("key", NO_SECRET), secrets.get("secret", NO_SECRET))
         url = some.lists_url or stand_in(some, some.rest_url) or stand_in(some) or how.url
-        rest = client(config, some, how.weight_a_minute, url, headers, random, sleep)
+        rest = client(config, some, how.weight_a_minute, Endpoint(url, headers=headers), Asking(random, sleep))
         found[some.name, how.markets[feed]] = Lists(some.name, feed, how.markets[feed], how, getter(rest))
     if not found:
         of = f" of {provider}" if provider is not None else ""

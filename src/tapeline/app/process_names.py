@@ -13,7 +13,8 @@ from tapeline.telemetry.status import worker_name
 def stage_names(config: Config) -> set[str]:
     """The names of all configured stages, as the status page shows them."""
     names = {"run", "repair", *(worker_name(number) for number in range(1, config.normalize_workers + 1))}
-    names |= {ingest_name(provider.process) for provider in config.providers} | {store_name(store) for store in config.stores}
+    names |= {ingest_name(provider.process) for provider in config.providers if provider.live}
+    names |= {store_name(store) for store in config.stores}
     names |= {"schedule"} if config.scheduler == "embedded" else set()
     return names | ({LEDGER} if config.ledger else set())
 

@@ -42,7 +42,7 @@ def run(settings: Config, config: Path | None, until_idle_s: float | None, stop:
     with own(settings.root / "locks" / "run", "tapeline run"):
         arguments = ["--config", str(config)] if config else []
         command = [sys.executable, "-m", "tapeline"]
-        processes = dict.fromkeys(provider.process for provider in settings.providers)
+        processes = dict.fromkeys(provider.process for provider in settings.providers if provider.live)
         ingests = [ingest_name(process) for process in processes]
         stages = [
             Stage(name, [*command, "ingest", *(["--process", process] if process else []), *arguments], place=0)

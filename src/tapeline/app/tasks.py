@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import date, datetime
 from pathlib import Path
@@ -24,7 +24,7 @@ from tapeline.app.feeds import configured_feeds
 from tapeline.app.histories import open_histories
 from tapeline.app.history_jobs import Wanted, history_jobs
 from tapeline.app.instruments import open_instruments, open_lists
-from tapeline.app.ledgers import known_intervals
+from tapeline.app.ledgers import known_intervals, open_ledger
 from tapeline.app.stores import lake_folder, lake_keep, open_source
 from tapeline.app.streams import open_stream, stream_with_data
 from tapeline.app.symbol_names import configured_names, known_names
@@ -35,12 +35,16 @@ from tapeline.jobs import symbols as listing
 from tapeline.jobs.backfill import leftovers
 from tapeline.jobs.backfill.backfill import Backfill, Job, State
 from tapeline.jobs.backfill.backfill import dry_run as requests_of
+from tapeline.jobs.backfill.fetching import connection_name
 from tapeline.jobs.export import Form
 from tapeline.jobs.rebuild import RawRecords
 from tapeline.jobs.reconcile import Reconciled
 from tapeline.jobs.reconcile import reconcile as compare
 from tapeline.jobs.repair import REQUESTED_STATES, Repaired, wanted
 from tapeline.jobs.repair import repair as fill
+from tapeline.jobs.sync.evidence import READ_STATES
+from tapeline.jobs.sync.pull import Pulled, Sync, Timing
+from tapeline.ledger import read_intervals
 from tapeline.ledger.facts import Interval, Key
 from tapeline.local.locks import own
 from tapeline.providers.history import Span, WrongPage
@@ -51,6 +55,8 @@ from tapeline.stores.selection import Selection, known_name
 
 #: Another backfill may hold a lock for a moment, while it checks whether the job's log is old.
 _LOCK_WAIT_S: Final = 2.0
+#: How long `sync` waits between two pulls while it catches up.
+_NEXT_PULL_S: Final = 0.1
 #: Called with a table's name, how many of its rows are done, and how many there are.
 Progress = Callable[[str, int, int], None]
 #: A context manager around each job. It gives a function that is called with the job's progress.
@@ -135,9 +141,10 @@ def reconcile(
 
     Raises ConfigError, Unavailable; the results yielded before are done."""
     jobs = history_jobs(config, request, *span_ns, stop)
-    source, connection, names = open_source(config, store), f"reconcile-{time.time_ns()}", known_names(config)
+    source, began_ns, names = open_source(config, store), time.time_ns(), known_names(config)
     with closing(open_stream(config)) as stream:
         for job, history in jobs:
+            connection = connection_name("reconcile", job.provider, job.feed, began_ns)
             for span in job.spans():
                 key = Key(job.provider, job.feed, span.channel, span.symbol)
                 try:
@@ -166,18 +173,52 @@ def repair(config: Config, gaps: Sequence[Gap]) -> Iterator[Repaired | Failed]:
     sources = open_histories(narrowed, environment(), Random())
     away: set[str] = set()
     with closing(stream_with_data(config)) as stream:
-        connection = f"repair-{time.time_ns()}"
+        began_ns = time.time_ns()
         for gap in gaps:
             if gap.key.provider in away:
                 continue
             try:
-                done = fill(gap.key, gap.span, sources[gap.key.provider, gap.key.feed], stream, connection)
+                feed = (gap.key.provider, gap.key.feed)
+                done = fill(gap.key, gap.span, sources[feed], stream, connection_name("repair", *feed, began_ns))
                 if done is not None:
                     yield done
             except (Refused, WrongPage, Unavailable) as error:
                 if isinstance(error, Unavailable):
                     away.add(gap.key.provider)
                 yield Failed(gap.key, error)
+
+
+@contextmanager
+def open_sync(config: Config, request: Wanted, timing: Timing, stop: threading.Event) -> Iterator[Sync]:
+    """Open what the pulls of the requested histories need. Call `pull` of the result as often as you like, in this thread.
+
+    Raises ConfigError as `history_jobs`, and if there is no ledger: it knows from where to continue."""
+    if not config.ledger:
+        raise ConfigError("sync continues where the ledger's evidence ends, and `ledger = false` says that there is none. Remove it.")
+    # A request is sent once: the next pull is the next attempt, and the provider's other symbols need not wait for it.
+    jobs = history_jobs(config, request, 0, 0, stop, tries=1)
+    feeds = [
+        (source, [Key(job.provider, job.feed, channel, symbol) for symbol in job.symbols for channel in job.channels])
+        for job, source in jobs
+    ]
+    symbols, ledger = {key.symbol for _, keys in feeds for key in keys}, open_ledger(config)
+
+    def known() -> dict[Key, list[Interval]]:
+        return read_intervals(ledger.intervals(symbols, READ_STATES))
+
+    with closing(open_stream(config)) as stream, closing(Sync(feeds, stream, known, timing, stop, Random())) as pulls:
+        yield pulls
+
+
+def sync(config: Config, request: Wanted, timing: Timing, stop: threading.Event) -> Iterator[Pulled]:
+    """Pull once what is new in the requested histories, up to now. After a stop or a crash, the same call continues.
+
+    An error of a provider is in the results; the other symbols are pulled all the same. Raises as `open_sync`, and Unavailable if the
+    stream or the ledger is away."""
+    with open_sync(config, request, timing, stop) as pulls:
+        yield from pulls.pull()
+        while pulls.behind and not stop.wait(_NEXT_PULL_S):
+            yield from pulls.pull()
 
 
 @dataclass(frozen=True, slots=True)

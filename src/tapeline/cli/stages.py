@@ -69,7 +69,7 @@ def ingest(
     from tapeline.app.process_names import ingest_name
 
     settings = load_config(config)
-    if not any(provider.process == process for provider in settings.providers):
+    if not any(provider.live and provider.process == process for provider in settings.providers):
         raise ConfigError(
             f"The configuration has no [[providers]] with process = {process!r}. Use one that it has, or leave out --process."
         )

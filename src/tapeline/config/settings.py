@@ -67,6 +67,7 @@ class ProviderConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw
     #: All processes together.
     connections: Annotated[int, msgspec.Meta(ge=1)] = 1  # how many connections the account may have to one endpoint
     process: Name = ""  # the ingest process that opens these connections: `tapeline ingest --process NAME`
+    live: bool = True  # open its websockets; false: only its history is used, as by the job sync
     symbols: tuple[str, ...] = ()  # the symbols, by the provider's own names
     channels: tuple[str, ...] = ()  # the channels, by the provider's own names
     #: This setting has priority over that list.

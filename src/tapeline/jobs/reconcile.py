@@ -102,7 +102,7 @@ def reconcile(
     claimed = not lacks and not unread and not differing
     if claimed:
         # The reading ends at the time of the first page: an event that was added to the history later may have been missed.
-        read_ns = pages[0][0].fetched_ns
+        read_ns = pages[0][0].as_of_ns
         last = Fetched(ending(span, read_ns), read_ns, 0, 0, None)
         stream.append(RAW_TOPIC, raw_record(key.provider, key.feed, connection, last), partition_of(stream, key.symbol))
     return Reconciled(

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Final, TypeVar
 
 from tapeline.errors import Barred, Refused, Unavailable
-from tapeline.jobs.backfill.fetching import Source, fetch, partition_of, raw_record
+from tapeline.jobs.backfill.fetching import Source, connection_name, fetch, partition_of, raw_record
 from tapeline.ledger.facts import ONGOING, Interval, Key, State
 from tapeline.providers.history import Request, Span, WrongPage
 from tapeline.providers.registry import CHANNELS, HISTORIES
@@ -154,7 +154,7 @@ class GapRepairer:
     ) -> None:
         """`known`: returns the ledger's current intervals. `sources`: (provider, feed) -> its history. `clock`: UTC, ns."""
         self._stream, self._known, self._sources, self._status, self._stop, self._clock = stream, known, sources, status, stop, clock
-        self._connection = f"repair-{clock()}"
+        self._began_ns = clock()
         self._due_ns = 0
         self._not_before: dict[_Name, int] = {}
         self._away: dict[tuple[str, str], int] = {}
@@ -196,7 +196,8 @@ class GapRepairer:
             self._not_before[_name(key, gap)] = self._clock() + _AGAIN_NS
             before = self._begun.get(span)
             try:
-                done = repair(key, span, self._sources[source], self._stream, self._connection, self._begun, more)
+                name = connection_name("repair", *source, self._began_ns)
+                done = repair(key, span, self._sources[source], self._stream, name, self._begun, more)
                 if done is None:  # a long gap: it continues after the provider's other gaps had a turn
                     self._broken_off[source] = _name(key, gap)
                     del self._not_before[_name(key, gap)]

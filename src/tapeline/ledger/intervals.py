@@ -35,7 +35,8 @@ COVERED: Final[frozenset[State]] = frozenset({"proven", "reconciled", "unprovabl
 MISSING: Final[frozenset[State]] = frozenset({"open", "repairing", "unrecoverable"})
 #: If a connection's ticks come later than at their best by more than this, it was read too slowly, or its machine stood still.
 _LATE_NS: Final = NS_PER_S
-_NEVER: Final = (
+#: The evidence for time whose history was read and is empty, of a key that never had an event.
+NOTHING_EVER: Final = (
     "the provider's history was read to its end and holds nothing, and no event of this symbol has ever come: is its name right?"
 )
 _REJECTED: Final = "the provider's history was read to its end, and events of it were rejected"
@@ -55,7 +56,7 @@ def follow(key: Key, connections: Sequence[ConnectionRecord], past: Past, runs: 
     if not runs:
         timeline: Iterable[Interval] = _reconciled(heard, read)
         if not has_come(key, connections, past):
-            timeline = (replace(one, state="unprovable", evidence=_NEVER) if one.state == "reconciled" else one for one in timeline)
+            timeline = (replace(one, state="unprovable", evidence=NOTHING_EVER) if one.state == "reconciled" else one for one in timeline)
         return list(_joined(_being_filled(_unreadable(timeline, rejected), reading)))
     # Numbers and times may differ in order.
     first_ns, last_ns = min(runs[0].first_ns, runs[0].last_ns), max(runs[-1].first_ns, runs[-1].last_ns)

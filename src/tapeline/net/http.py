@@ -11,6 +11,7 @@ from collections.abc import Callable, Container, Iterator, Mapping
 from concurrent.futures import wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from random import Random
 from typing import BinaryIO, Final, TypeVar
@@ -23,6 +24,7 @@ from tapeline.errors import Barred, DiskProblem, Refused, Unavailable
 from tapeline.local.threads import concurrently
 from tapeline.net.rate_limit import LONGEST_BAN_S, TOO_FAST, TOO_FAST_S, RateLimiter
 from tapeline.providers.session import Check, without
+from tapeline.records import NS_PER_S
 from tapeline.retry.backoff import backoff
 from tapeline.secret import Secret
 
@@ -42,7 +44,8 @@ _LOOK_EVERY_S: Final = 0.25
 _DOWNLOAD_PIECE: Final = 1024 * 1024
 #: Warn about an address at most once in this time.
 _WARN_AGAIN_S: Final = 5.0
-_REST_TRIES: Final = 6
+#: How often a request is sent if its answers are errors.
+REST_TRIES: Final = 6
 #: If a wait would be longer than this, the caller decides what to do.
 _LONGEST_WAIT_S: Final = 300.0
 #: The 4xx statuses that say nothing about the request itself: it took too long, or came too early.
@@ -50,6 +53,7 @@ _PASSING: Final = frozenset({408, 425})
 #: The statuses that refuse the key, the plan or this machine's location. Every other request would be refused too.
 _OF_EVERYTHING: Final = frozenset({401, 403, 451})
 _RECENT: Final = "recent SIP data"
+_NO_DATE_NS: Final = (1 << 63) - 1
 #: Part of a refusal's text (HTTP 4xx) to the advice about it.
 _REMEDIES: Final = {
     _RECENT: 'The plan includes SIP data only after 15 minutes. Set feed = "iex", or try again 15 minutes later.',
@@ -158,6 +162,14 @@ def _whole(reply: urllib3.BaseHTTPResponse) -> bytes:
     return body
 
 
+def _date_ns(text: str) -> int:
+    """The end of the second (ns, UTC) that an answer's header `Date` names; a time far ahead if it names none."""
+    try:
+        return int(parsedate_to_datetime(text).timestamp() + 1) * NS_PER_S
+    except (ValueError, OverflowError):
+        return _NO_DATE_NS
+
+
 @dataclass(frozen=True, slots=True)
 class CheckRequest:
     """A provider's check of its symbols, with the TLS context that the request needs."""
@@ -191,18 +203,22 @@ class Rest:
         random: Random,
         quota: RateLimiter,
         *,
+        tries: int = REST_TRIES,
         wall_clock: Callable[[], float] = time.time,
         sleep: Callable[[float], object] = time.sleep,
     ) -> None:
-        """`quota` may be shared with other processes. `wall_clock` gives seconds since 1970, like the times in
-        providers' headers. `sleep` returns True if it was interrupted because the caller should stop."""
+        """`quota` may be shared with other processes. `tries`: how often a request is sent if its answers are errors. `wall_clock` gives
+        seconds since 1970, like the times in providers' headers. `sleep` returns True if it was interrupted because the caller should
+        stop."""
         self._url, self._random, self._quota, self._sleep = endpoint.url, random, quota, sleep
         self._pool = _pool(endpoint.url, endpoint.tls)
         self._headers = {"User-Agent": "tapeline", **endpoint.headers}
         self._secrets = tuple(Secret(value.rpartition(" ")[2]) for value in endpoint.headers.values())
         self._passing = endpoint.passing
-        self._wall_clock = wall_clock
+        self._tries, self._wall_clock = tries, wall_clock
         self._warned_at = -math.inf
+        #: No answer can hold an event after this time (ns, UTC), because by the server's own clock it was made before.
+        self.latest_ns = _NO_DATE_NS
 
     def get(self, path: str, weight: int) -> bytes:
         """The body of an answer. `weight` is the request's cost in the limit for a minute.
@@ -228,7 +244,7 @@ class Rest:
     def _request(self, path: str, weight: int, read: Callable[[urllib3.BaseHTTPResponse], T], within_s: float) -> T:
         waits = backoff(self._random, cap_s=30.0)
         problem = ""
-        for _ in range(_REST_TRIES):
+        for attempt in range(1, self._tries + 1):
             self._afford(weight)
             try:
                 return self._answer(f"{self._url}{path}", read, within_s)
@@ -249,9 +265,11 @@ class Rest:
                 raise Refused(f"{self._url}{path} is not a valid address: {without(str(error), *self._secrets)}.") from None
             except (OSError, HTTPError) as error:
                 problem, wait_s = without(str(error), *self._secrets) or type(error).__name__, next(waits)
-            self._warn("%s%s: %s. Next attempt in %.1f s.", self._url, path, problem, wait_s)
-            self._wait(wait_s)
-        raise Unavailable(f"{self._url}{path}: {problem}. Tapeline tried {_REST_TRIES} times. Try again later.")
+            if attempt < self._tries:
+                self._warn("%s%s: %s. Next attempt in %.1f s.", self._url, path, problem, wait_s)
+                self._wait(wait_s)
+        tried = "once" if self._tries == 1 else f"{self._tries} times"
+        raise Unavailable(f"{self._url}{path}: {problem}. Tapeline tried {tried}. Try again later.")
 
     def _answer(self, url: str, read: Callable[[urllib3.BaseHTTPResponse], T], within_s: float) -> T:
         """The result of `read` on an answer. It runs on another thread, so that the caller can stop while an answer arrives slowly.
@@ -262,6 +280,7 @@ class Rest:
             with _opened(self._pool, url, self._headers) as reply:
                 if reply.status >= _NO_ANSWER:
                     raise _RefusedAnswer(reply.status, _text_of(reply), reply.headers)
+                self.latest_ns = _date_ns(reply.headers.get("Date", ""))
                 return read(reply)
 
         answer, deadline = concurrently(ask, "http"), time.monotonic() + within_s

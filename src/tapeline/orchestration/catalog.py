@@ -49,6 +49,28 @@ class RepairArguments(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     symbols: tuple[str, ...] = ()
 
 
+class SyncArguments(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """Which history, and how far back a pull reaches. The durations are written like `every`."""
+
+    provider: str | None = None
+    symbols: tuple[str, ...] = ()
+    channels: tuple[str, ...] = ()
+    overlap: str = "2s"  # each pull begins so much before the end of the last one
+    look_back: str = "1m"  # how much is read where nothing is known yet
+    furthest: str = "1d"  # no pull begins earlier than this
+    delay: str = ""  # the plan gives events only when they are this old
+
+    def __post_init__(self) -> None:
+        """Check the durations. Raises ConfigError."""
+        for name in ("overlap", "look_back", "furthest", "delay"):
+            self.ns(name)
+
+    def ns(self, name: str) -> int:
+        """Return one of the durations in ns. Raises ConfigError."""
+        text = getattr(self, name)
+        return duration_ns(text, name) if text else 0
+
+
 class DayArguments(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """Which UTC day."""
 
@@ -105,6 +127,7 @@ KINDS: Final[dict[str, Kind]] = {
             HistoryArguments,
             of_a_day=True,
         ),
+        Kind("pull what is new in the providers' histories", JobConfig(job="sync", every="1m"), SyncArguments, of_a_day=False),
         Kind("request the gaps that are still open", JobConfig(job="repair", every="5m"), RepairArguments, of_a_day=False),
         Kind(
             "merge the small files of the day that is over",

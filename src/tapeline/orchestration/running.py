@@ -113,7 +113,7 @@ def run(config: Config, job: Job, request: Request, runs: Runs, stop: threading.
 
 def _once(job: Job, work: Work) -> dict[str, Any]:
     name = job.settings.job
-    if name not in REPEATED:
+    if name in WORK:
         return WORK[name](work, job.arguments)
     with REPEATED[name](work, job.arguments) as step:
         return step()

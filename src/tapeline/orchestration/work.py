@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any, Final
 from tapeline.app import tasks
 from tapeline.app.history_jobs import Wanted
 from tapeline.config import Config
+from tapeline.jobs.sync.pull import Pulled, Timing
 from tapeline.orchestration.catalog import (
     BackfillArguments,
     CheckArguments,
@@ -22,10 +23,13 @@ from tapeline.orchestration.catalog import (
     NoArguments,
     RepairArguments,
     SymbolsArguments,
+    SyncArguments,
 )
 from tapeline.orchestration.runs import Runs
 from tapeline.records import NS_PER_S
 
+#: How long one of many pulls waits for a slow provider before it returns. The next one goes on waiting for the same requests.
+_PULL_WAITS_S: Final = 1.0
 #: Called with numbers that say how far a run is.
 Progress = Callable[[Mapping[str, Any]], None]
 
@@ -80,6 +84,33 @@ def _reconcile(work: Work, arguments: HistoryArguments) -> dict[str, Any]:
         "different": different,
         "failed": failed,
     }
+
+
+def _sync(work: Work, arguments: SyncArguments) -> dict[str, Any]:
+    return _pulled(work, tasks.sync(work.config, *_pulls(arguments), work.stop))
+
+
+@contextmanager
+def _syncing(work: Work, arguments: SyncArguments) -> Iterator[Callable[[], dict[str, Any]]]:
+    wanted, timing = _pulls(arguments)
+    with tasks.open_sync(work.config, wanted, timing, work.stop) as pulls:
+        yield lambda: _pulled(work, pulls.pull(_PULL_WAITS_S))
+
+
+def _pulls(arguments: SyncArguments) -> tuple[Wanted, Timing]:
+    timing = Timing(*(arguments.ns(name) for name in ("overlap", "look_back", "furthest", "delay")))
+    return Wanted(arguments.provider, arguments.symbols, arguments.channels), timing
+
+
+def _pulled(work: Work, done: Iterable[Pulled]) -> dict[str, Any]:
+    symbols = pages = events = 0
+    failed: list[str] = []
+    for one in done:
+        symbols, pages, events = symbols + 1, pages + one.pages, events + one.events
+        if one.error is not None:
+            failed.append(f"{one.key.symbol} {one.key.channel}: {one.error}")
+        work.progress({"pulled": symbols, "pages": pages, "events": events})
+    return {"pulled": symbols, "pages": pages, "events": events, "failed": failed}
 
 
 def _repair(work: Work, arguments: RepairArguments) -> dict[str, Any]:
@@ -159,6 +190,7 @@ def _plain(values: dict[str, Any]) -> dict[str, Any]:
 WORK: Final[dict[str, Callable[[Work, Any], dict[str, Any]]]] = {
     "backfill": _backfill,
     "reconcile": _reconcile,
+    "sync": _sync,
     "repair": _repair,
     "compact": _compact,
     "prune": _prune,
@@ -167,5 +199,7 @@ WORK: Final[dict[str, Callable[[Work, Any], dict[str, Any]]]] = {
     "export": _export,
     "symbols": _symbols,
 }
-#: Jobs that keep things open between the times that they work: a context manager gives the function that does the work once.
-REPEATED: Final[dict[str, Callable[[Work, Any], AbstractContextManager[Callable[[], dict[str, Any]]]]]] = {}
+
+#: The jobs that may run more often than once a minute, by name. The context opens what the work needs, and gives a function that does it
+#: once more and returns what it did. Call it as often as you like, in the same thread.
+REPEATED: Final[dict[str, Callable[[Work, Any], AbstractContextManager[Callable[[], dict[str, Any]]]]]] = {"sync": _syncing}

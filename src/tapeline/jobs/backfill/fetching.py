@@ -31,6 +31,8 @@ class Source:
     history: History
     get: Get
     clock: Callable[[], int] = time.time_ns
+    #: A time (ns, UTC) by the provider's own clock, after which the last answer holds no event. It counts if `clock` runs ahead of it.
+    latest: Callable[[], int] = lambda: (1 << 63) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,8 @@ class Fetched:
     reached_ns: int
     #: The request for the next page; None if this is the last page.
     following: Request | None
+    #: The time (ns, UTC) at which the provider had the events of this page, and none later.
+    as_of_ns: int = 0
 
 
 def fetch(source: Source, span: Span, begin: Request | None = None, kept: int = 0) -> Iterator[Fetched]:
@@ -56,7 +60,8 @@ def fetch(source: Source, span: Span, begin: Request | None = None, kept: int = 
     while True:
         body = source.get(request)
         now_ns = source.clock()
-        page = source.history.page(span, request, body, now_ns // NS_PER_MS)
+        as_of_ns = min(now_ns, source.latest())  # if our clock is ahead, the provider cannot have what our clock says is past
+        page = source.history.page(span, request, body, as_of_ns // NS_PER_MS)
         if page.following in met:
             raise WrongPage(f"{request.path} leads back to {page.following.path}: the provider repeats its cursor. Earlier pages are kept.")
         if page.unreadable:
@@ -72,9 +77,9 @@ def fetch(source: Source, span: Span, begin: Request | None = None, kept: int = 
         if page.keep or done:
             kept += 1
             edges = (span.start_ns, span.end_ns, span.first, span.last)
-            line = PageHeader(span.channel, span.symbol, request.path, now_ns // NS_PER_MS, *edges, done, kept)
+            line = PageHeader(span.channel, span.symbol, request.path, as_of_ns // NS_PER_MS, *edges, done, kept)
             payload = msgspec.json.encode(line) + b"\n" + (body if page.keep else b"")
-        yield Fetched(payload, now_ns, page.rows, page.reached_ns, page.following)
+        yield Fetched(payload, now_ns, page.rows, page.reached_ns, page.following, as_of_ns)
         if page.following is None:
             return
         request = page.following
@@ -86,6 +91,13 @@ def partition_of(stream: Stream, symbol: str) -> int:
 
     Raises Unavailable while the number of partitions is unknown: nobody would read a page in a partition that does not exist."""
     return zlib.crc32(symbol.encode()) % len(stream.ends(RAW_TOPIC))
+
+
+def connection_name(job: str, provider: str, feed: str, began_ns: int) -> str:
+    """The name under which the pages of a job's feed are kept. `began_ns`: when the job began (UTC).
+
+    Feeds need different names, because the ledger counts all pages of one name for one feed."""
+    return f"{job}-{provider}-{feed}-{began_ns}"
 
 
 def raw_record(provider: str, feed: str, connection: str, page: Fetched) -> pa.RecordBatch:
