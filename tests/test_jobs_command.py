@@ -27,7 +27,7 @@ from waiting import until
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A configuration with a lake of one tick, and a job that is due for each minute of the last half hour. No provider's address answers."""
+    """A configuration with a lake of one tick, and a job that was due in each minute of the last half hour. No provider answers."""
     Lake(tmp_path / "data" / "lake", identity).write(Chunk.dense(TICKS_TOPIC, 0, 0, ticks({"ts_ns": NOON})))
     jobs = '[[jobs]]\njob = "vacuum"\nevery = "1m"\ncatch_up = "all"\n[[jobs]]\njob = "compact"\ntimezone = "America/New_York"\n'
     provider = '[[providers]]\nname = "binance"\nsymbols = ["BTCUSDT"]\nchannels = ["trade"]\nrest_url = "http:/nowhere"\n'

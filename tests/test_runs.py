@@ -17,6 +17,7 @@ import pytest
 from made import NOON
 from set_clock import SetClock
 from tapeline.errors import DiskProblem, NewerData
+from tapeline.local.machine import process_space
 from tapeline.orchestration.database import VERSIONS, Database, SqliteDatabase
 from tapeline.orchestration.postgres import PostgresDatabase
 from tapeline.orchestration.runs import CLAIM_NS, Claim, Runs
@@ -118,6 +119,18 @@ database = SqliteDatabase(Path(place), time.time_ns) if kind == "file" else Post
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, str]:
     """The arguments that name a database to another process."""
     return request.param, str(tmp_path / "runs.sqlite") if request.param == "file" else request.getfixturevalue("database")
+
+
+def test_a_process_of_this_machine_that_is_gone_need_not_be_waited_for(runs: Runs) -> None:
+    with subprocess.Popen(["sleep", "60"]) as process:
+        mine = runs.claim(claim(pid=process.pid, space=process_space()))
+        other = runs.claim(claim(thing="2026-11-27", pid=process.pid, space="another machine"))
+        assert runs.claim(claim()) is None
+        process.kill()
+        process.wait()
+        assert runs.claim(claim()) is not None
+        assert runs.claim(claim(thing="2026-11-27")) is None
+    assert {one.id: one.state for one in runs.of() if one.id in (mine, other)} == {mine: "killed", other: "running"}
 
 
 def test_of_many_processes_that_claim_at_once_one_gets_it(place: tuple[str, str]) -> None:

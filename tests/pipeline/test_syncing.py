@@ -41,9 +41,12 @@ PULLS = """
 import datetime, json, pathlib, sys, threading
 from tapeline.config import environment, load
 from tapeline.orchestration.catalog import jobs_of
+from tapeline.orchestration.opening import open_database
+from tapeline.orchestration.runs import Runs
 from tapeline.orchestration.work import REPEATED, Work
 config, stop = load(pathlib.Path(sys.argv[1]), environment()), threading.Event()
-with REPEATED["sync"](Work(config, datetime.date.today(), stop, lambda _: None), jobs_of(config)["sync"].arguments) as pull:
+work = Work(config, datetime.date.today(), stop, lambda _: None, Runs(open_database(config)))
+with REPEATED["sync"](work, jobs_of(config)["sync"].arguments) as pull:
     while not stop.wait(0.4):
         print(json.dumps(pull()), flush=True)
 """

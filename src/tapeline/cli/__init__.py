@@ -12,7 +12,7 @@ from rich.console import Console
 
 # --help lists the commands in the order of these imports.
 # isort: off
-from tapeline.cli import stages, trying, looking, completeness, backfilling, rejected, lake, renaming, exporting, jobs
+from tapeline.cli import stages, trying, looking, completeness, backfilling, rejected, lake, renaming, exporting, jobs, alerts
 
 # isort: on
 from tapeline.cli.app import app
@@ -21,7 +21,21 @@ from tapeline.errors import DiskProblem, TapelineError
 from tapeline.local import without_pandas
 from tapeline.local.console import printable
 
-__all__ = ["app", "backfilling", "completeness", "exporting", "jobs", "lake", "looking", "main", "rejected", "renaming", "stages", "trying"]
+__all__ = [
+    "alerts",
+    "app",
+    "backfilling",
+    "completeness",
+    "exporting",
+    "jobs",
+    "lake",
+    "looking",
+    "main",
+    "rejected",
+    "renaming",
+    "stages",
+    "trying",
+]
 
 
 def main() -> NoReturn:

@@ -290,12 +290,15 @@ def audit(
 @app.command()
 def check(config: ConfigOption = None) -> None:
     """Check that the configuration is valid, and that everything it names can be reached. Status 0: both are true."""
+    from itertools import chain
+
     from tapeline.app.preflight import checkup
+    from tapeline.orchestration.preflight import checks
 
     settings = load_config(config)
     failed = 0
     console = Output()
-    for result in checkup(settings, environment()):
+    for result in chain(checkup(settings, environment()), checks(settings)):
         mark = "[green]ok[/]  " if result.status == 0 else "[red]FAIL[/]"
         console.print(f"{mark} {escape(result.what)}: {escape(result.found)}", highlight=False, soft_wrap=True)
         failed = failed or result.status

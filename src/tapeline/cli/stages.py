@@ -49,8 +49,10 @@ def run(
     Example: `tapeline run --config tapeline.toml --until-idle 10`
     """
     from tapeline.app.run import run as run_all
+    from tapeline.orchestration.preflight import check_configuration
 
     settings = load_config(config)
+    check_configuration(settings)
     run_all(settings, config, until_idle, stop_on_signal(), terminal())
 
 

@@ -24,3 +24,16 @@ def process_space() -> str:
         return f"{boot_id()} {os.readlink(_PROCESS_SPACE)}"
     except OSError:
         return boot_id()
+
+
+def is_gone(pid: int, space: str) -> bool:
+    """Whether a process has ended. False if its space is another one than this process's: then nobody here can know."""
+    if not space or space != process_space():
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False

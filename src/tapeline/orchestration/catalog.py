@@ -155,6 +155,7 @@ KINDS: Final[dict[str, Kind]] = {
             ExportArguments,
             of_a_day=True,
         ),
+        Kind("check the promises and deadlines, and raise alerts", JobConfig(job="check_sla", every="15s"), NoArguments, of_a_day=False),
     )
 }
 #: Jobs that run without any configuration, where there is a lake. The others need arguments, or stages do their work already.
@@ -214,6 +215,7 @@ def _usual(config: Config) -> Sequence[JobConfig]:
     listing = any(some.name in LISTS and feed_of(some) in LISTS[some.name].markets for some in config.providers)
     names += ["symbols"] if listing and config.stores else []
     names += _OF_EVERY_LAKE if lake else ()
+    names += ["check_sla"] if config.sla or any(some.deadline for some in config.jobs) else []
     return [KINDS[name].usual for name in names if name not in {some.job for some in config.jobs}]
 
 

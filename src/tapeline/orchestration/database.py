@@ -49,6 +49,8 @@ CREATE TABLE looks (scheduler TEXT PRIMARY KEY, at_ns INTEGER NOT NULL);
 """,
     """
 ALTER TABLE runs RENAME TO tapeline_runs;
+ALTER TABLE tapeline_runs ADD COLUMN pid INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE tapeline_runs ADD COLUMN space TEXT NOT NULL DEFAULT '';
 ALTER TABLE jobs RENAME TO tapeline_jobs;
 ALTER TABLE looks RENAME TO tapeline_schedulers;
 CREATE TABLE tapeline_alerts (

@@ -21,6 +21,7 @@ from typing import Any, Final
 
 from tapeline.config import Config
 from tapeline.errors import FATAL_STATUSES, Busy, TapelineError, Unavailable
+from tapeline.local.machine import process_space
 from tapeline.orchestration.catalog import Job
 from tapeline.orchestration.runs import GRACE_S, RENEW_S, Claim, Origin, Runs, State
 from tapeline.orchestration.work import REPEATED, WORK, Work
@@ -66,20 +67,9 @@ def run(config: Config, job: Job, request: Request, runs: Runs, stop: threading.
     A job that repeats within a minute goes on until it is stopped. Any other run that takes longer than its timeout is told to stop. If it
     does not, this ends the process after 30 s: only a process that does nothing else may call this."""
     due_ns = clock() if request.due_ns is None else request.due_ns
-    thing, process = job.thing(due_ns), f"{platform.node()}, process {os.getpid()}"
-    claim = Claim(
-        job=job.name,
-        thing=thing,
-        due_ns=request.due_ns,
-        arguments=job.settings.arguments,
-        origin=request.origin,
-        origin_id=request.origin_id,
-        origin_url=request.origin_url,
-        attempt=request.attempt,
-        process=process,
-    )
-    number = runs.claim(claim)
+    number = runs.claim(_claim(job, request, due_ns))
     if number is None:
+        thing = job.thing(due_ns)
         raise Busy(f"{job.name}{f' of {thing}' if thing else ''} runs already, or has run. `tapeline jobs history {job.name}` shows it.")
     keeper = _Keeper(runs, number, inf if job.continuous else job.timeout_ns / NS_PER_S, stop, request.report)
     keeper.start()
@@ -109,6 +99,22 @@ def run(config: Config, job: Job, request: Request, runs: Runs, stop: threading.
     state = state or ("failed" if status else "succeeded")
     runs.end(number, state, exit_status=status, result=result, error=error, retry_ns=retry_ns)
     return Outcome(number, state, status, result, error, retry_ns)
+
+
+def _claim(job: Job, request: Request, due_ns: int) -> Claim:
+    return Claim(
+        job=job.name,
+        thing=job.thing(due_ns),
+        due_ns=request.due_ns,
+        arguments=job.settings.arguments,
+        origin=request.origin,
+        origin_id=request.origin_id,
+        origin_url=request.origin_url,
+        attempt=request.attempt,
+        process=f"{platform.node()}, process {os.getpid()}",
+        pid=os.getpid(),
+        space=process_space(),
+    )
 
 
 def _once(job: Job, work: Work) -> dict[str, Any]:

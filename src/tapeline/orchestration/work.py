@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
@@ -14,6 +15,7 @@ from tapeline.app import tasks
 from tapeline.app.history_jobs import Wanted
 from tapeline.config import Config
 from tapeline.jobs.sync.pull import Pulled, Timing
+from tapeline.orchestration.alerts import Alerts
 from tapeline.orchestration.catalog import (
     BackfillArguments,
     CheckArguments,
@@ -24,8 +26,10 @@ from tapeline.orchestration.catalog import (
     RepairArguments,
     SymbolsArguments,
     SyncArguments,
+    jobs_of,
 )
 from tapeline.orchestration.runs import Runs
+from tapeline.orchestration.watching import watch
 from tapeline.records import NS_PER_S
 
 #: How long one of many pulls waits for a slow provider before it returns. The next one goes on waiting for the same requests.
@@ -186,6 +190,13 @@ def _plain(values: dict[str, Any]) -> dict[str, Any]:
     return {name: value if isinstance(value, (int, float, str, bool, type(None))) else str(value) for name, value in values.items()}
 
 
+@contextmanager
+def _watching(work: Work, arguments: NoArguments) -> Iterator[Callable[[], dict[str, Any]]]:
+    del arguments
+    with watch(work.config, jobs_of(work.config), work.runs, Alerts(work.runs.database), time.time_ns) as found:
+        yield found.look
+
+
 #: What each job does, by its name. Jobs that are usually repeated within a minute are in REPEATED.
 WORK: Final[dict[str, Callable[[Work, Any], dict[str, Any]]]] = {
     "backfill": _backfill,
@@ -202,4 +213,7 @@ WORK: Final[dict[str, Callable[[Work, Any], dict[str, Any]]]] = {
 
 #: The jobs that may run more often than once a minute, by name. The context opens what the work needs, and gives a function that does it
 #: once more and returns what it did. Call it as often as you like, in the same thread.
-REPEATED: Final[dict[str, Callable[[Work, Any], AbstractContextManager[Callable[[], dict[str, Any]]]]]] = {"sync": _syncing}
+REPEATED: Final[dict[str, Callable[[Work, Any], AbstractContextManager[Callable[[], dict[str, Any]]]]]] = {
+    "sync": _syncing,
+    "check_sla": _watching,
+}

@@ -11,6 +11,8 @@ CREATE TABLE tapeline_runs (
     origin_url  text   NOT NULL,
     attempt     bigint NOT NULL,
     process     text   NOT NULL,
+    pid         bigint NOT NULL,
+    space       text   NOT NULL,
     started_ns  bigint NOT NULL,
     renewed_ns  bigint NOT NULL,
     ended_ns    bigint,
