@@ -15,7 +15,7 @@ def stage_names(config: Config) -> set[str]:
     names = {"run", "repair", *(worker_name(number) for number in range(1, config.normalize_workers + 1))}
     names |= {ingest_name(provider.process) for provider in config.providers if provider.live}
     names |= {store_name(store) for store in config.stores}
-    names |= {"schedule"} if config.scheduler == "embedded" else set()
+    names |= {"schedule"} if config.scheduler != "none" else set()
     return names | ({LEDGER} if config.ledger else set())
 
 

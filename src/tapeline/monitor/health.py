@@ -169,7 +169,9 @@ def snapshot(
     lines = {name: line for status in ingests for name, line in status.get("lines", {}).items()}
     workers = [status for name, status in statuses.items() if name.partition("-")[0] == "normalize" and alive(status, now_ns)]
     paces = [status.get("providers", {}) for status in workers]
-    names = sorted({name.partition("/")[0] for name in totals} | {line["provider"] for line in lines.values()})
+    names = sorted(
+        {name.partition("/")[0] for name in totals} | {line["provider"] for line in lines.values()} | {n for p in paces for n in p}
+    )
     providers = {name: _provider(name, totals, lines, [pace[name] for pace in paces if name in pace]) for name in names}
     return {
         "stages": shown,
