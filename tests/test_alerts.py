@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,7 +11,7 @@ from datetime import datetime
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from socketserver import StreamRequestHandler, ThreadingTCPServer
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 from typer.testing import CliRunner
@@ -339,3 +340,9 @@ def test_a_person_sees_alerts_and_another_program_raises_and_resolves_one(tmp_pa
     wrong = command(tmp_path, "test", "nobody")
     assert isinstance(wrong.exception, ConfigError)
     assert "There are: ops." in str(wrong.exception)
+
+
+def test_every_runbook_is_a_heading_of_the_page() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "alerts.md").read_text()
+    checks = get_args(get_type_hints(SlaConfig)["check"])
+    assert {*checks, "unknown", "others"} == set(re.findall(r"^### (\w+)$", page, re.MULTILINE))

@@ -258,6 +258,79 @@ def test_a_run_that_takes_too_long_is_told_to_stop_and_continues_later(
     assert runs.of()[0].result == {"pages": 3}
 
 
+# A job that repeats within a minute.
+
+
+def repeating(tmp_path: Path, **settings: Any) -> tuple[Config, Job]:
+    config = Config(data_dir=str(tmp_path), jobs=(JobConfig(**{"job": "vacuum", "every": "20ms", **settings}),))
+    return config, jobs_of(config)["vacuum"]
+
+
+def test_one_run_of_it_does_the_work_again_and_again_and_what_may_pass_does_not_end_it(
+    tmp_path: Path, runs: Runs, clock: SetClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop, times = threading.Event(), list[int]()
+
+    def work(given: Any, _: object) -> dict[str, Any]:
+        times.append(len(times))
+        if len(times) == 2:
+            raise Unavailable("It is away.")
+        if len(times) == 4:
+            stop.set()
+        return {"pages": len(times)}
+
+    monkeypatch.setitem(WORK, "vacuum", work)
+    monkeypatch.setattr("tapeline.orchestration.running.backoff", lambda *_: iter([0.01] * 10))
+    config, one = repeating(tmp_path)
+    assert one.continuous
+    outcome = run(config, one, Request("schedule", due_ns=NOON), runs, stop, clock, Random(1))
+    assert (outcome.state, outcome.result, times) == ("stopped", {"times": 3}, [0, 1, 2, 3])
+    (seen,) = runs.of()
+    assert seen.state == "stopped"
+
+
+def test_what_cannot_pass_ends_it(tmp_path: Path, runs: Runs, clock: SetClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    def work(given: Any, _: object) -> dict[str, Any]:
+        raise ConfigError("The key is wrong. Correct it.")
+
+    monkeypatch.setitem(WORK, "vacuum", work)
+    config, one = repeating(tmp_path)
+    outcome = run(config, one, Request("schedule", due_ns=NOON), runs, threading.Event(), clock, Random(1))
+    assert (outcome.state, outcome.exit_status, outcome.retry_ns) == ("failed", 78, None)
+
+
+@pytest.mark.parametrize(
+    ("last", "later_ns", "started"),
+    [
+        (None, 0, 1),
+        (("stopped", 0, NOON), 0, 1),
+        (("killed", 1, NOON), 0, 2),
+        (("failed", 3, NOON + 5), 4, None),
+        (("failed", 3, NOON + 5), 5, 4),
+        (("failed", 1, None), 5, None),
+    ],
+)
+def test_the_scheduler_keeps_it_running(
+    last: tuple[Any, int, int | None] | None, later_ns: int, started: int | None, tmp_path: Path, runs: Runs, clock: SetClock
+) -> None:
+    _, one = repeating(tmp_path)
+    begun: list[int] = []
+
+    def command(name: str, due_ns: int, attempt: int) -> list[str]:
+        begun.append(attempt)
+        return ["sleep", "60"]
+
+    scheduler = Scheduler({"vacuum": one}, runs, command, clock, "test")
+    scheduler._started_ns = NOON
+    if last is not None:
+        ended(runs, one, NOON, last[1], last[0], last[2])
+    clock.ns = NOON + later_ns
+    scheduler.step()
+    scheduler.step()
+    scheduler.finish(1.0)
+    assert begun == ([] if started is None else [started])
+
+
 # Real children.
 
 

@@ -36,6 +36,7 @@ class Wanted:
     channels: tuple[str, ...] = ()  # trades, quotes, bars, or the provider's own names
     #: Read the provider's files of whole days and months instead of its REST API.
     files: bool = False
+    feed: str | None = None
 
 
 def history_jobs(
@@ -49,8 +50,9 @@ def history_jobs(
     if wanted.provider is not None and wanted.provider not in HISTORIES:
         raise ConfigError(f"{wanted.provider!r} is not a provider with a history. Providers with a history: {', '.join(HISTORIES)}.")
     blocks = [some for some in config.providers if wanted.provider in (None, some.name) and some.name in HISTORIES]
+    blocks = [some for some in blocks if wanted.feed in (None, feed_of(some))]
     if not blocks and wanted.provider is not None:
-        blocks = [ProviderConfig(name=wanted.provider)]
+        blocks = [ProviderConfig(name=wanted.provider, feed=wanted.feed or "")]
     jobs = []
     names = known_names(config)
     for (name, feed), source in _sources(config, wanted, blocks, stop, tries).items():

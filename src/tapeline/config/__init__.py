@@ -10,6 +10,7 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping
+from datetime import date
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -93,6 +94,11 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Config:
     except msgspec.ValidationError as error:
         raise ConfigError(f"{source}: {_explain(str(error))}") from None
     _check_providers(config, source)
+    if config.history_from:
+        try:
+            date.fromisoformat(config.history_from)
+        except ValueError:
+            raise ConfigError(f'{source}: history_from = "{config.history_from}" is not a day. Write it like 2026-01-31.') from None
     return config
 
 

@@ -7,12 +7,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any, Final
 
 from tapeline.app import tasks
 from tapeline.app.history_jobs import Wanted
+from tapeline.app.missing import day_ns, missing_days
 from tapeline.config import Config
 from tapeline.jobs.sync.pull import Pulled, Timing
 from tapeline.orchestration.alerts import Alerts
@@ -30,7 +31,6 @@ from tapeline.orchestration.catalog import (
 )
 from tapeline.orchestration.runs import Runs
 from tapeline.orchestration.watching import watch
-from tapeline.records import NS_PER_S
 
 #: How long one of many pulls waits for a slow provider before it returns. The next one goes on waiting for the same requests.
 _PULL_WAITS_S: Final = 1.0
@@ -53,18 +53,19 @@ class Work:
 
 def _backfill(work: Work, arguments: BackfillArguments) -> dict[str, Any]:
     wanted = Wanted(arguments.provider, arguments.symbols, arguments.channels, arguments.files)
-    first = arguments.history_from or work.day
-    days = events = pages = 0
+    first = arguments.history_from or (date.fromisoformat(work.config.history_from) if work.config.history_from else work.day)
+    days = set[date]()
+    events = pages = 0
     failed: list[str] = []
-    for back in range((work.day - first).days + 1):  # the newest day first: it is the one that is asked for
-        if work.stop.is_set():
-            break
-        for done in tasks.backfill(work.config, wanted, _span(work.day - timedelta(back)), work.stop):
+    for day, missing in missing_days(work.config, wanted, first, work.day, work.stop):
+        for done in tasks.backfill(work.config, missing, _span(day), work.stop):
             events, pages = events + done.state.events, pages + done.state.pages
             failed += [f"{span.symbol} {span.channel}: {error}" for span, error in done.state.failed]
-        days += 1
-        work.progress({"days": days, "pages": pages, "events": events})
-    return {"days": days, "pages": pages, "events": events, "failed": failed}
+        days.add(day)
+        work.progress({"day": str(day), "days": len(days), "pages": pages, "events": events})
+        if work.stop.is_set():
+            break
+    return {"days": len(days), "pages": pages, "events": events, "failed": failed}
 
 
 def _reconcile(work: Work, arguments: HistoryArguments) -> dict[str, Any]:
@@ -178,8 +179,7 @@ def _export(work: Work, arguments: ExportArguments) -> dict[str, Any]:
 
 
 def _span(day: date) -> tuple[int, int]:
-    start_ns = int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp()) * NS_PER_S
-    return start_ns, start_ns + 86_400 * NS_PER_S
+    return day_ns(day), day_ns(day + timedelta(1))
 
 
 def _of_table(work: Work) -> tasks.Progress:
