@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -95,11 +96,12 @@ def test_the_scheduler_runs_what_is_due_and_rests_while_it_is_paused(folder: Pat
     runs = Runs(SqliteDatabase(folder / "data" / "runs.sqlite", time.time_ns))
     command = [sys.executable, "-m", "tapeline", "schedule", "--config", str(folder / "tapeline.toml")]
     with ExitStack() as ends:
-        second = ends.enter_context(subprocess.Popen(command))
+        second = ends.enter_context(subprocess.Popen(command, env={**os.environ, "TAPELINE_LOG": f"supervised {os.getpid()}"}))
         ends.callback(second.kill)  # where the test fails, nothing waits for what goes on
         process = ends.enter_context(subprocess.Popen(command, stderr=subprocess.PIPE, text=True))
         ends.callback(process.kill)
         until(lambda: sum(one.state == "succeeded" for one in runs.of("vacuum")) >= 2, "it ran twice")
+        assert "stopped" not in {one.state for one in runs.of("vacuum")}, "a scheduler's children are its own, not its supervisor's"
         assert {one.origin for one in runs.of("vacuum")} == {"schedule"}
         assert ask(folder, "pause", "vacuum").exit_code == 0
         # A child that was started before may not have claimed its run yet.

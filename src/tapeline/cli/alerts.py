@@ -41,9 +41,7 @@ def alerts_list(
 
     Example: `tapeline alerts list --format json`
     """
-    import pyarrow as pa
-
-    from tapeline.local.output import write
+    from tapeline.local.output import show_rows
 
     found = _record(config).latest(lines)
     if format is TableOrJson.json:
@@ -52,9 +50,8 @@ def alerts_list(
     elif not found:
         echo("There are no alerts.")
     else:
-        rows = [_row(one) for one in found]
         with reader_may_leave():
-            write(pa.Table.from_pylist(rows, pa.schema([(name, pa.string()) for name in rows[0]])), "table", None)
+            show_rows([_row(one) for one in found])
     raise typer.Exit(1 if any(one.resolved_ns is None for one in found) else 0)
 
 
@@ -129,9 +126,8 @@ def _row(alert: Alert) -> Mapping[str, str]:
 
     return {
         "alert": alert.name,
-        "since": times.text(alert.raised_ns)[:19],
-        "until": times.text(alert.resolved_ns)[:19] if alert.resolved_ns is not None else "open",
+        "since": times.text(alert.raised_ns)[5:16],
+        "until": times.text(alert.resolved_ns)[5:16] if alert.resolved_ns is not None else "open",
         "told": ", ".join(name for name, one in alert.told.items() if one.delivered),
-        "what": alert.text,
-        "runbook": alert.runbook,
+        "what": f"{alert.text} What to do: {alert.runbook}" if alert.resolved_ns is None else alert.text,
     }

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import date
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -48,6 +48,7 @@ def jobs_list(
 
     Example: `tapeline jobs list`
     """
+    from tapeline.local.output import show_rows
     from tapeline.orchestration.scheduler import due
 
     settings = load_config(config)
@@ -66,11 +67,7 @@ def jobs_list(
             echo(json.dumps(row))
         return
     with reader_may_leave():
-        _show([{name: _cell(row[name]) for name in _LISTED} for row in rows])
-
-
-#: What the table of the jobs shows.
-_LISTED: Final = ("job", "schedule", "timezone", "last run", "result", "next run", "late", "does")
+        show_rows([_shown(row) for row in rows])
 
 
 def _listed(job: Job, last: Run | None, coming: int | None, *, paused: bool, late: bool) -> dict[str, Any]:
@@ -156,31 +153,51 @@ def jobs_history(
     import pyarrow as pa
 
     from tapeline import times
-    from tapeline.local.output import write
+    from tapeline.local.output import show_rows, write
 
     settings = load_config(config)
-    columns = ("run", "job", "of", "by", "attempt", "started", "seconds", "state", "did", "error")
-    rows = []
+    rows: list[dict[str, str]] = []
     with _opened(settings) as (known, runs):
         if name is not None:
             _job(known, name)
         for one in runs.of(name, lines):
             end_ns = one.ended_ns if one.ended_ns is not None else time.time_ns()
-            values = (
-                one.id,
-                one.job,
-                one.thing,
-                one.origin,
-                one.attempt,
-                times.text(one.started_ns)[:19],
-                f"{(end_ns - one.started_ns) / 1e9:.1f}",
-                one.state,
-                _in_one_line(one.result or one.progress),
-                one.error,
-            )
-            rows.append(dict(zip(columns, map(str, values), strict=True)))
+            values = {
+                "run": one.id,
+                "job": one.job,
+                "of": one.thing,
+                "by": one.origin,
+                "attempt": one.attempt,
+                "started": times.text(one.started_ns)[:19],
+                "seconds": f"{(end_ns - one.started_ns) / 1e9:.1f}",
+                "state": one.state,
+                "did": _in_one_line(one.result or one.progress),
+                "error": one.error,
+                "address": one.origin_url,
+            }
+            rows.append({column: str(value) for column, value in values.items()})
+    if format is Format.table:
+        if not rows:
+            echo("There are no runs yet.")
+        else:
+            show_rows([_of_run(row) for row in rows])
+        return
+    columns = ("run", "job", "of", "by", "attempt", "started", "seconds", "state", "did", "error", "address")
     with reader_may_leave():
         write(pa.Table.from_pylist(rows, pa.schema([(column, pa.string()) for column in columns])), format.value, None)
+
+
+def _of_run(row: Mapping[str, str]) -> dict[str, str]:
+    """The row of a run in the table."""
+    return {
+        "run": row["run"],
+        "job": f"{row['job']} {row['of']}".rstrip(),
+        "started": row["started"][5:16],
+        "seconds": row["seconds"],
+        "by": row["by"],
+        "state": row["state"] if row["attempt"] == "1" else f"{row['state']} ({row['attempt']})",
+        "what": row["error"] or row["did"],
+    }
 
 
 @jobs_app.command("pause")
@@ -257,16 +274,16 @@ def _report(progress: Mapping[str, Any]) -> None:
         echo(json.dumps({"progress": progress}, default=str))
 
 
-def _show(rows: Sequence[Mapping[str, str]]) -> None:
-    import pyarrow as pa
-
-    from tapeline.local.output import write
-
-    write(pa.Table.from_pylist(list(rows), pa.schema([(name, pa.string()) for name in _LISTED])), "table", None)
-
-
-def _cell(value: object) -> str:
-    return "yes" if value is True else "" if value in (None, False) else str(value)
+def _shown(row: Mapping[str, Any]) -> dict[str, str]:
+    """The row of a job in the table. A time has no seconds, so that the table fits a narrow screen."""
+    zone = row["timezone"]
+    return {
+        "job": row["job"],
+        "schedule": row["schedule"] if zone == "UTC" else f"{row['schedule']} {zone}",
+        "last run": (row["last run"] or "")[:16],
+        "next run": (row["next run"] or "")[:16],
+        "result": f"{'late; ' if row['late'] else ''}{row['result']}",
+    }
 
 
 def _job(known: dict[str, Job], name: str) -> Job:
@@ -290,5 +307,5 @@ def _result(state: str, error: str) -> str:
     return f"{state}: {error}" if error else state
 
 
-def _in_one_line(values: dict[str, Any] | Any) -> str:
-    return ", ".join(f"{name} {len(value) if isinstance(value, list) else value}" for name, value in values.items())
+def _in_one_line(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {len(value) if isinstance(value, list) else value}" for name, value in values.items() if value != "")

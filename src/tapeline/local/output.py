@@ -7,7 +7,7 @@ import datetime
 import json
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -49,6 +49,18 @@ def write(table: pa.Table, form: str, output: Path | None) -> None:
     sink.flush()
     if output:
         sink.close()
+
+
+def show_rows(rows: Sequence[Mapping[str, str]]) -> None:
+    """Print rows of texts as a table. The last column takes what is left of the screen's width, and breaks into lines."""
+    shown = Table(box=None, pad_edge=False, header_style="bold")
+    *names, last = rows[0]
+    for name in names:
+        shown.add_column(name, no_wrap=True)
+    shown.add_column(last, overflow="fold")
+    for row in rows:
+        shown.add_row(*(Text(printable(value)) for value in row.values()))
+    Output().print(shown)
 
 
 def without_formulas(table: pa.Table) -> pa.Table:

@@ -6,17 +6,20 @@ import logging
 import platform
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from tapeline.config import Config, NotifyConfig
 from tapeline.errors import ConfigError
-from tapeline.orchestration.alerts import Message
+from tapeline.orchestration.alerts import Message, What
 from tapeline.times import text
 
 if TYPE_CHECKING:
     from apprise import Apprise
 
 log = logging.getLogger(__name__)
+
+#: Apprise's name for the colour or the mark of a message.
+_TYPES: Final[Mapping[What, str]] = {"raised": "failure", "reminder": "warning", "resolved": "success"}
 
 
 class Notifier:
@@ -31,7 +34,7 @@ class Notifier:
         try:
             why = (
                 ""
-                if self._addresses(message.receiver).notify(title=title, body=body)
+                if self._addresses(message.receiver).notify(title=title, body=body, notify_type=_TYPES[message.what])
                 else "one of its addresses did not accept the message"
             )
         except ConfigError as error:

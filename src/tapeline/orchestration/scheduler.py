@@ -7,6 +7,7 @@ scheduler change nothing. A run that was missed is due at the next look.
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import subprocess
 import time
@@ -15,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from tapeline.config import environment
 from tapeline.orchestration.catalog import Job
 from tapeline.orchestration.runs import GRACE_S, Run, Runs
 from tapeline.records import NS_PER_S
@@ -152,8 +154,9 @@ class Scheduler:
         return [(now_ns, 1 if lasted_ns > _GOOD_RUN_NS else last.attempt + 1)]
 
     def _start(self, job: Job, moment: int, attempt: int, now_ns: int) -> None:
+        marked = {**environment(), "TAPELINE_LOG": f"supervised {os.getpid()}"}  # it ends if this process is killed
         process = subprocess.Popen(  # noqa: S603 our own command
-            self.command(job.name, moment, attempt), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+            self.command(job.name, moment, attempt), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=marked
         )
         until_ns = _NEVER_NS if job.continuous else now_ns + job.timeout_ns + _OVERDUE_NS
         self._children[job.name] = _Child(job, moment, process, until_ns)
