@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -414,6 +415,30 @@ def test_a_run_that_is_killed_is_seen_and_taken_up_again(configured: Config, tmp
     first, second = reversed(runs.of())
     assert (first.attempt, second.attempt) == (1, 2)
     assert first.due_ns == second.due_ns
+
+
+#: A child whose work hangs and hears nothing.
+_HANGS = """
+import sys, time
+from tapeline.orchestration import running
+from tapeline.orchestration.work import WORK
+WORK["vacuum"] = lambda work, arguments: time.sleep(600)
+running.GRACE_S = 0.3
+sys.argv[0] = "tapeline"
+from tapeline.cli import main
+main()
+"""
+
+
+def test_a_run_that_hangs_is_ended_by_force_and_due_again(configured: Config, tmp_path: Path) -> None:
+    text = (tmp_path / "tapeline.toml").read_text().replace('every = "1h"', 'every = "1h"\ntimeout = "200ms"')
+    (tmp_path / "tapeline.toml").write_text(text)
+    command = [sys.executable, "-c", _HANGS, "jobs", "run", "vacuum", "--config", str(tmp_path / "tapeline.toml")]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert ended.returncode == 75, ended.stderr
+    (seen,) = Runs(SqliteDatabase(tmp_path / "data" / "runs.sqlite", time.time_ns)).of()
+    assert (seen.state, seen.exit_status, seen.retry_ns) == ("failed", 75, 0)
+    assert "longer than its timeout" in seen.error
 
 
 def test_the_children_stop_with_the_scheduler(configured: Config, tmp_path: Path, runs: Runs, clock: SetClock) -> None:
