@@ -64,21 +64,14 @@ def run(config: Config, job: Job, request: Request, runs: Runs, stop: threading.
     """Run a job to its end and record it. Raises Busy if the same is running already, and what the record raises.
 
     A job that repeats within a minute goes on until it is stopped. Any other run that takes longer than its timeout is told to stop. If it
-    does not, this ends the process after 30 s: only a process that does nothing else may call this."""
+    does not, this ends the process after 30 s: only a process that does nothing else may call this.
+
+    If a run has succeeded for the moment of the request, this returns its end and does nothing."""
     due_ns = clock() if request.due_ns is None else request.due_ns
-    thing, process = job.thing(due_ns), f"{platform.node()}, process {os.getpid()}"
-    claim = Claim(
-        job=job.name,
-        thing=thing,
-        due_ns=request.due_ns,
-        arguments=job.settings.arguments,
-        origin=request.origin,
-        origin_id=request.origin_id,
-        origin_url=request.origin_url,
-        attempt=request.attempt,
-        process=process,
-    )
-    number = runs.claim(claim)
+    thing = job.thing(due_ns)
+    if (before := _done_before(job, thing, request, runs)) is not None:
+        return before
+    number = runs.claim(_claim(job, thing, request))
     if number is None:
         raise Busy(f"{job.name}{f' of {thing}' if thing else ''} runs already, or has run. `tapeline jobs history {job.name}` shows it.")
     keeper = _Keeper(runs, number, inf if job.continuous else job.timeout_ns / NS_PER_S, stop, request.report)
@@ -109,6 +102,28 @@ def run(config: Config, job: Job, request: Request, runs: Runs, stop: threading.
     state = state or ("failed" if status else "succeeded")
     runs.end(number, state, exit_status=status, result=result, error=error, retry_ns=retry_ns)
     return Outcome(number, state, status, result, error, retry_ns)
+
+
+def _claim(job: Job, thing: str, request: Request) -> Claim:
+    return Claim(
+        job=job.name,
+        thing=thing,
+        due_ns=request.due_ns,
+        arguments=job.settings.arguments,
+        origin=request.origin,
+        origin_id=request.origin_id,
+        origin_url=request.origin_url,
+        attempt=request.attempt,
+        process=f"{platform.node()}, process {os.getpid()}",
+    )
+
+
+def _done_before(job: Job, thing: str, request: Request, runs: Runs) -> Outcome | None:
+    done = runs.done(job.name, thing, request.due_ns) if request.due_ns is not None else None
+    if done is None:
+        return None
+    log.info("%s was done for this moment before, by run %d.", f"{job.name} {thing}".strip(), done.id)
+    return Outcome(done.id, done.state, 0, done.result, "", None)
 
 
 def _once(job: Job, work: Work) -> dict[str, Any]:
