@@ -99,6 +99,7 @@ def _listed(job: Job, last: Run | None, coming: int | None, *, paused: bool, lat
         "deadline": settings.deadline or None,
         "catch_up": settings.catch_up,
         "of_a_day": job.kind.of_a_day,
+        "takes_day": job.takes_day,
         "providers": list(job.providers),
         "arguments": settings.arguments,
         "paused": paused,

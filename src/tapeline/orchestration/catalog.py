@@ -41,6 +41,7 @@ class BackfillArguments(msgspec.Struct, forbid_unknown_fields=True, frozen=True)
     channels: tuple[str, ...] = ()
     history_from: date | None = None  # the first UTC day; if left out, the day that is over
     files: bool = False  # read the provider's files of whole days instead of its REST API
+    day: date | None = None  # the last UTC day; if left out, the day that is over
 
 
 class RepairArguments(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -179,6 +180,11 @@ class Job:
     def continuous(self) -> bool:
         """Whether it repeats within a minute: then one run goes on and on, and does the work again and again."""
         return 0 < self.schedule.period_ns < _MINUTE_NS
+
+    @property
+    def takes_day(self) -> bool:
+        """Whether a run may be for a day that the caller names."""
+        return any(field.name == "day" for field in msgspec.structs.fields(self.kind.arguments))
 
     def thing(self, due_ns: int) -> str:
         """Return what a run for this moment works on. No two runs work on the same thing at once."""

@@ -45,13 +45,14 @@ class Work:
 
 def _backfill(work: Work, arguments: BackfillArguments) -> dict[str, Any]:
     wanted = Wanted(arguments.provider, arguments.symbols, arguments.channels, arguments.files)
-    first = arguments.history_from or work.day
+    last = arguments.day or work.day
+    first = arguments.history_from or last
     days = events = pages = 0
     failed: list[str] = []
-    for back in range((work.day - first).days + 1):  # the newest day first: it is the one that is asked for
+    for back in range((last - first).days + 1):  # the newest day first: it is the one that is asked for
         if work.stop.is_set():
             break
-        for done in tasks.backfill(work.config, wanted, _span(work.day - timedelta(back)), work.stop):
+        for done in tasks.backfill(work.config, wanted, _span(last - timedelta(back)), work.stop):
             events, pages = events + done.state.events, pages + done.state.pages
             failed += [f"{span.symbol} {span.channel}: {error}" for span, error in done.state.failed]
         days += 1
