@@ -1,6 +1,7 @@
 """`python start.py --config tapeline.toml`: Airflow on this machine alone, with Tapeline's DAGs, until it is stopped.
 
-It runs in Airflow's environment. It makes the database and a pool for each provider, starts Airflow's parts, and starts one that ends again.
+It runs in Airflow's environment. It makes the database and a pool for each provider, and starts Airflow's parts. A part that ends
+is started again.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ import signal
 import subprocess
 import sys
 import threading
+import tomllib
+import urllib.request
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -26,7 +30,7 @@ _STOP_WITHIN_S: Final = 40.0
 def main() -> None:
     """Run until SIGTERM or SIGINT. Raises CalledProcessError if Airflow cannot make its database."""
     arguments = _parser().parse_args()
-    home = arguments.home.resolve()
+    home = (arguments.home or _data_dir(arguments.config) / "airflow").resolve()
     os.environ |= settings(home, arguments.port)
     os.environ |= {"TAPELINE_CONFIG": str(arguments.config.resolve()), "TAPELINE_FIRST_WAIT": str(arguments.first_wait)}
     if arguments.tapeline:
@@ -50,12 +54,15 @@ def main() -> None:
     try:
         while not stop.is_set():
             for name, words in parts.items():
-                if name not in running or running[name].poll() is not None:
-                    if name in running:
-                        _say(f"{name} ended with status {running[name].returncode}. It starts again.")
-                    with (logs / f"{name}.log").open("ab") as log:
-                        running[name] = subprocess.Popen([_AIRFLOW, *words], stdout=log, stderr=log, start_new_session=True)
-                    _say(f"{name} is process {running[name].pid}.")
+                if name in running and running[name].poll() is None:
+                    continue
+                if name in running:
+                    _say(f"{name} ended with status {running[name].returncode}. It starts again.")
+                with (logs / f"{name}.log").open("ab") as log:
+                    running[name] = subprocess.Popen([_AIRFLOW, *words], stdout=log, stderr=log, start_new_session=True)
+                _say(f"{name} is process {running[name].pid}.")
+                if name == "api-server":  # a task that starts before it would fail
+                    _wait_for(arguments.port, running[name], stop)
             stop.wait(_REST_S)
     finally:
         _end(list(running.values()))
@@ -64,7 +71,6 @@ def main() -> None:
 def settings(home: Path, port: int) -> dict[str, str]:
     """Return the settings of Airflow, except those that the environment has already. Nothing leaves this machine."""
     usual = {
-        "AIRFLOW_HOME": str(home),
         "AIRFLOW__CORE__DAGS_FOLDER": str(_DAGS),
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
         "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
@@ -77,7 +83,15 @@ def settings(home: Path, port: int) -> dict[str, str]:
         "AIRFLOW__API__PORT": str(port),
         "AIRFLOW__API__WORKERS": "1",
     }
-    return {name: os.environ.get(name, value) for name, value in usual.items()}
+    return {name: os.environ.get(name, value) for name, value in usual.items()} | {"AIRFLOW_HOME": str(home)}
+
+
+def _data_dir(config: Path) -> Path:
+    """The data folder of Tapeline's configuration."""
+    try:
+        return Path(str(tomllib.loads(config.read_text()).get("data_dir", "data"))).expanduser()
+    except (OSError, ValueError) as error:
+        sys.exit(f"{config} cannot be read: {error}. Give the path of Tapeline's configuration: --config /path/to/tapeline.toml")
 
 
 def _set_up(home: Path) -> None:
@@ -90,6 +104,14 @@ def _set_up(home: Path) -> None:
     if new:
         pools.write_text(json.dumps(new))
         _run([_AIRFLOW, "pools", "import", str(pools)])
+
+
+def _wait_for(port: int, server: subprocess.Popen[bytes], stop: threading.Event) -> None:
+    """Wait until the server answers, or ends, or everything is to stop."""
+    while server.poll() is None and not stop.is_set():
+        with suppress(OSError), urllib.request.urlopen(f"http://{_HOST}:{port}/api/v2/monitor/health", timeout=5.0):
+            return
+        stop.wait(0.5)
 
 
 def _run(line: list[str]) -> str:
@@ -109,10 +131,8 @@ def _end(parts: list[subprocess.Popen[bytes]]) -> None:
             part.wait(_STOP_WITHIN_S)
         except subprocess.TimeoutExpired:
             _say(f"Process {part.pid} did not stop within {_STOP_WITHIN_S:.0f} s.")
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(part.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         part.wait()
 
 
@@ -126,7 +146,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--config", "-c", type=Path, default=Path("tapeline.toml"), help="Tapeline's configuration (tapeline.toml)")
     add("--tapeline", type=Path, help="the program tapeline of Tapeline's own environment; if left out, the one on the PATH")
-    add("--home", type=Path, default=Path("airflow"), help="the folder of Airflow's database and logs (airflow)")
+    add("--home", type=Path, help="the folder of Airflow's database and logs; if left out, `airflow` in Tapeline's data folder")
     add("--port", type=int, default=8080, help="the port of Airflow's pages (8080)")
     add("--first-wait", type=float, default=30.0, help="seconds before a failed run is tried again; each wait is twice the one before (30)")
     return parser

@@ -181,8 +181,9 @@ def pool_of(provider: str) -> str:
 
 
 def _pass_on(stream: IO[str], is_answer: bool, lines: SimpleQueue[tuple[bool, str | None]]) -> None:
-    for text in stream:
-        lines.put((is_answer, text.rstrip()))
+    with stream:
+        for text in stream:
+            lines.put((is_answer, text.rstrip()))
     lines.put((is_answer, None))
 
 
