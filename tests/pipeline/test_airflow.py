@@ -98,7 +98,8 @@ def test_a_run_tells_every_line_and_returns_its_outcome(tmp_path: Path) -> None:
     tapeline = stand_in(tmp_path, f"echo a warning >&2\necho '{{\"progress\": {{\"rows\": 5}}}}'\necho '{json.dumps(outcome)}'")
     told: list[str] = []
     assert command.Run(tapeline.arguments("jobs", "run", "compact")).follow(told.append) == outcome
-    assert sorted(told) == ["a warning", '{"progress": {"rows": 5}}']
+    assert sorted(told[1:]) == ["a warning", '{"progress": {"rows": 5}}']
+    assert " jobs run compact --config " in told[0]
 
 
 def test_a_run_that_fails_says_why(tmp_path: Path) -> None:
@@ -260,14 +261,15 @@ def day_that_is_over() -> str:
     return str(datetime.now(UTC).date() - timedelta(days=1))
 
 
-def sent(journal: Path) -> set[int]:
-    """The ids of the trades that happened."""
-    return {event["t"] for line in journal.read_text().splitlines() if (event := json.loads(line)["event"])["e"] == "trade"}
+def sent(journal: Path) -> set[tuple[str, int]]:
+    """The symbols and ids of the trades that happened."""
+    events = [json.loads(line)["event"] for line in journal.read_text().splitlines()]
+    return {(f"{event['s'][:-4]}/USDT", event["t"]) for event in events if event["e"] == "trade"}
 
 
-def kept(home: Home) -> list[int]:
-    """The ids of the trades in the lake."""
-    return [number for (number,) in home.rows("SELECT sequence FROM ticks WHERE channel = 'trade'")]
+def kept(home: Home) -> list[tuple[str, int]]:
+    """The symbols and ids of the trades in the lake."""
+    return [(symbol, number) for symbol, number in home.rows("SELECT symbol, sequence FROM ticks WHERE channel = 'trade'")]
 
 
 def runs_of(home: Home, name: str | None = None) -> list[Run]:
@@ -277,7 +279,7 @@ def runs_of(home: Home, name: str | None = None) -> list[Run]:
 
 def prepare(home: Home, url: str, journal: Path, process: subprocess.Popen[bytes], jobs: str) -> None:
     """A market that was open for a while, to which nobody listened for trades, and a pipeline with a lake."""
-    feed = block("binance", url, ["BTCUSDT"], ["trade"], rest_url=url.replace("ws", "http", 1))
+    feed = block("binance", url, ["BTCUSDT", "ETHUSDT"], ["trade"], rest_url=url.replace("ws", "http", 1))
     home.configure(f'scheduler = "airflow"\nrepair = false\n{feed}{jobs}', ledger=True)
     other = Home(home.root.with_name("other"), home.spawn)
     other.configure(feed)

@@ -126,6 +126,7 @@ class Run:
 
         Raises CommandFailed with what it said, OSError if there is no such command. If anything else ends this, it ends the command too."""
         lines: SimpleQueue[tuple[bool, str | None]] = SimpleQueue()
+        tell(shlex.join(self._line))
         self._process = process = subprocess.Popen(
             self._line, env=environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
@@ -151,7 +152,7 @@ class Run:
             self.stop()
         if status:
             text = str(outcome.get("error") or "\n".join(said))
-            raise CommandFailed(f"`{shlex.join(self._line)}` ended with status {status}: {text}", status)
+            raise CommandFailed(f"{text or 'It said nothing.'} (exit status {status})", status)
         return outcome
 
     def stop(self) -> None:

@@ -19,6 +19,9 @@ _LONGEST_WAIT: Final = timedelta(hours=1)
 #: Tapeline stops a run at its timeout by itself. Airflow does so later, if that did not help.
 _GRACE: Final = timedelta(minutes=2)
 
+#: A DAG runs nothing for a moment before its start. The first read of the list may be a part of the first run by hand.
+_EARLIER: Final = timedelta(hours=1)
+
 Job = dict[str, Any]
 
 
@@ -27,7 +30,7 @@ def dag_of(name: str, job: Job, *, paused: bool, about: str, deadline: DeadlineA
     return DAG(
         f"tapeline_{name}",
         schedule=_schedule(job),
-        start_date=datetime.fromisoformat(job["since"]).replace(tzinfo=UTC),
+        start_date=datetime.fromisoformat(job["since"]).replace(tzinfo=UTC) - _EARLIER,
         catchup=job["catch_up"] == "all",
         max_active_runs=1,
         is_paused_upon_creation=paused,

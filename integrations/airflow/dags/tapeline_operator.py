@@ -37,11 +37,11 @@ class TapelineJob(BaseOperator):
         if self.provider:
             words += ["--provider", self.provider]
         moment, day = dag_run.logical_date, context["params"].get("day")
-        if str(dag_run.run_type) == "manual" or moment is None:
+        if dag_run.run_type == "manual" or moment is None:
             words += ["--day", day] if day and self.takes_day else []
         else:
             late_by = (dag_run.start_date or moment) - moment
-            if self.catch_up == "none" and str(dag_run.run_type) == "scheduled" and late_by > _MISSED_AFTER:
+            if self.catch_up == "none" and dag_run.run_type == "scheduled" and late_by > _MISSED_AFTER:
                 raise AirflowSkipException(f'{self.job} missed its moment by {late_by}, and catch_up is "none".')
             words += ["--due-ns", str(due_ns(moment, self.every_s))]
         tapeline = configured()
