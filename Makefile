@@ -3,6 +3,7 @@ PYTHON ?= python3
 SECONDS ?= 30
 TESTS ?=
 PART ?= 1
+CONFIG ?= tapeline.toml
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -10,7 +11,7 @@ READY := $(VENV)/.ready
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadgroup --durations 20
 
 .DEFAULT_GOAL := help
-.PHONY: help install services demo test lint docs bench prove clean
+.PHONY: help install services demo airflow test lint docs bench prove clean
 
 help: ## list these commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -30,12 +31,15 @@ services: $(READY) ## Redis, PostgreSQL and Apache Kafka for the tests: fetch th
 demo: $(READY) ## the whole pipeline against three local simulators, SECONDS=30
 	@$(BIN)/tapeline demo --seconds $(SECONDS)
 
+airflow: $(READY) ## run the jobs of CONFIG=tapeline.toml in Airflow, in an environment of its own
+	@$$($(BIN)/python tests/environments.py integrations/airflow) integrations/airflow/start.py --config $(CONFIG) --tapeline $(BIN)/tapeline
+
 test: services ## every test, or TESTS=tests/streams
 	@$(PYTEST) $(TESTS)
 
 lint: $(READY) ## ruff and mypy --strict
-	@$(BIN)/ruff check src tests bench services examples docs
-	@$(BIN)/ruff format --check src tests bench services examples docs
+	@$(BIN)/ruff check src tests bench services examples docs integrations
+	@$(BIN)/ruff format --check src tests bench services examples docs integrations
 	@$(BIN)/mypy
 
 docs: $(READY) ## the documentation as a site, in .cache/site; a broken link fails

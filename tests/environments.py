@@ -39,3 +39,7 @@ def _make(home: Path, lock: Path, stamp: Path, digest: str) -> None:
         ):
             subprocess.run(command, check=True, env=environment)
         stamp.write_text(digest)
+
+
+if __name__ == "__main__":  # the interpreter of the folder that is named, for the Makefile
+    print(python_of(Path(sys.argv[1]).resolve()))

@@ -17,9 +17,9 @@ import pytest
 
 from made import NOON, ticks
 from set_clock import SetClock
-from tapeline.config import Config, JobConfig
+from tapeline.config import Config, JobConfig, ProviderConfig
 from tapeline.errors import Busy, ConfigError, Unavailable
-from tapeline.orchestration.catalog import Job, jobs_of, with_arguments
+from tapeline.orchestration.catalog import Job, for_provider, jobs_of, with_arguments
 from tapeline.orchestration.database import SqliteDatabase
 from tapeline.orchestration.running import Request, run, wait_s
 from tapeline.orchestration.runs import Claim, Runs
@@ -114,6 +114,43 @@ def test_a_run_that_was_stopped_continues_however_often(runs: Runs, clock: SetCl
     assert needed(runs, one, clock) == [(NOON, 7)]
     ended(runs, one, NOON, 7, "killed", NOON)
     assert needed(runs, one, clock) == []
+
+
+def two_providers(**settings: Any) -> Job:
+    """A reconcile of two providers that have a history."""
+    providers = tuple(ProviderConfig(name=name, symbols=("X",), channels=("trades",)) for name in ("alpaca", "binance"))
+    return jobs_of(Config(providers=providers, jobs=(JobConfig(job="reconcile", schedule="0 12 * * *", **settings),)))["reconcile"]
+
+
+def test_a_run_for_one_provider_is_no_run_for_all_but_runs_for_each_are(runs: Runs, clock: SetClock) -> None:
+    one = two_providers()
+    runs.since(one.name)
+    ended(runs, for_provider(one, "binance"), NOON, 1)
+    assert needed(runs, one, clock) == [(NOON, 1)]
+    ended(runs, for_provider(one, "alpaca"), NOON + 5, 1)
+    assert needed(runs, one, clock) == []
+
+
+def test_a_day_that_a_person_ran_after_its_moment_is_done_and_before_it_is_not(runs: Runs, clock: SetClock) -> None:
+    one = two_providers()
+    runs.since(one.name)
+    done = with_arguments(one, {"day": str(one.day(NOON + 24 * HOUR_NS))})
+    for at, still in ((NOON, [(NOON, 1), (NOON + 24 * HOUR_NS, 1)]), (NOON + 25 * HOUR_NS, [(NOON, 1)])):
+        clock.ns = at
+        number = runs.claim(Claim(job=one.name, thing=done.thing(at), arguments={}, origin="person", process="p"))
+        assert number is not None
+        assert runs.end(number, "succeeded", exit_status=0, result={})
+        clock.ns = NOON + 26 * HOUR_NS
+        assert needed(runs, one, clock) == still
+
+
+def test_a_job_has_a_run_of_its_own_only_for_a_provider_that_it_names() -> None:
+    assert two_providers().providers == ("alpaca", "binance")
+    assert two_providers(arguments={"provider": "binance"}).providers == ("binance",)
+    with pytest.raises(ConfigError, match=r"reconcile has no run for the provider 'polygon' alone. Use one of: alpaca, binance."):
+        for_provider(two_providers(), "polygon")
+    with pytest.raises(ConfigError, match=r"Leave out the provider\."):
+        for_provider(job(), "binance")
 
 
 def test_what_cannot_succeed_is_not_tried_again(runs: Runs, clock: SetClock) -> None:

@@ -48,6 +48,7 @@ def jobs_list(
 
     Example: `tapeline jobs list`
     """
+    from tapeline import times
     from tapeline.local.output import show_rows
     from tapeline.orchestration.scheduler import due
 
@@ -62,6 +63,8 @@ def jobs_list(
             coming = None if job.continuous else next(iter(job.schedule.after(now_ns)), None)
             late = bool(due(job, mine, runs.since(name), 0, now_ns)[0]) if mine and not job.continuous else False
             rows.append(_listed(job, last, coming, paused=name in paused, late=late))
+            if format is TableOrJson.json:  # another scheduler asks: it meets the job now, if none has met it before
+                rows[-1]["since"] = times.text(runs.since(name))[:19]
     if format is TableOrJson.json:
         for row in rows:
             echo(json.dumps(row))
@@ -93,6 +96,8 @@ def _listed(job: Job, last: Run | None, coming: int | None, *, paused: bool, lat
         "deadline": settings.deadline or None,
         "catch_up": settings.catch_up,
         "of_a_day": job.kind.of_a_day,
+        "takes_day": job.takes_day,
+        "providers": list(job.providers),
         "arguments": settings.arguments,
         "paused": paused,
     }
@@ -102,6 +107,7 @@ def _listed(job: Job, last: Run | None, coming: int | None, *, paused: bool, lat
 def jobs_run(
     name: Annotated[str, typer.Argument(help="The job: `tapeline jobs list` lists them.")],
     day: Annotated[str | None, typer.Option(help="The UTC day to work on, as 2026-01-05, instead of the day that is over.")] = None,
+    provider: Annotated[str | None, typer.Option(help="Only for this provider, in a run of its own.")] = None,
     by: Annotated[By, typer.Option(help="Who starts it; for schedulers.", hidden=True)] = By.person,
     by_id: Annotated[str, typer.Option(help="The scheduler's own id of the run.", hidden=True)] = "",
     by_url: Annotated[str, typer.Option(help="The address of the run's page.", hidden=True)] = "",
@@ -118,13 +124,13 @@ def jobs_run(
     """
     from random import Random
 
-    from tapeline.orchestration.catalog import with_arguments
+    from tapeline.orchestration.catalog import for_provider, with_arguments
     from tapeline.orchestration.running import Request, run
 
     settings = load_config(config)
     stop = stop_on_signal(with_parent=by is By.schedule)
     with _opened(settings) as (known, runs):
-        job = _job(known, name)
+        job = for_provider(_job(known, name), provider) if provider is not None else _job(known, name)
         if day is not None:
             job = with_arguments(job, {"day": str(_day(day))})
         report = _report if format is TableOrJson.json else lambda _: None

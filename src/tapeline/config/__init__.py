@@ -54,7 +54,10 @@ __all__ = [
 PREFIX: Final = "TAPELINE_"
 #: Variables with this prefix that are not settings.
 _NOT_SETTINGS: Final = frozenset(
-    {"TAPELINE_CONFIG", "TAPELINE_PROVE", "TAPELINE_LOG", "TAPELINE_CACHE", "TAPELINE_STREAM_PASSWORD", "TAPELINE_STORE_PASSWORD"}
+    {
+        *("TAPELINE_CONFIG", "TAPELINE_PROVE", "TAPELINE_LOG", "TAPELINE_CACHE", "TAPELINE_STREAM_PASSWORD", "TAPELINE_STORE_PASSWORD"),
+        *("TAPELINE_COMMAND", "TAPELINE_FIRST_WAIT"),  # integrations/: how another scheduler calls Tapeline
+    }
 )
 
 

@@ -5,8 +5,9 @@ The scheduler needs this module and not `work.py`, which loads the stores' libra
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from dataclasses import replace as with_fields
 from datetime import date, datetime, time, timedelta
 from typing import Final, Literal
 from zoneinfo import ZoneInfo
@@ -40,6 +41,7 @@ class BackfillArguments(msgspec.Struct, forbid_unknown_fields=True, frozen=True)
     channels: tuple[str, ...] = ()
     history_from: date | None = None  # the first UTC day; if left out, the day that is over
     files: bool = False  # read the provider's files of whole days instead of its REST API
+    day: date | None = None  # the last UTC day; if left out, the day that is over
 
 
 class RepairArguments(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -115,20 +117,35 @@ class Kind:
     arguments: type[msgspec.Struct]
     #: Whether it belongs to a day: then two days may run at once, and each day has its own run.
     of_a_day: bool
+    #: The providers that can have a run of their own.
+    providers: Collection[str] = ()
 
 
 KINDS: Final[dict[str, Kind]] = {
     kind.usual.job: kind
     for kind in (
-        Kind("load the days that are missing", JobConfig(job="backfill", schedule="17 * * * *"), BackfillArguments, of_a_day=False),
+        Kind(
+            "load the days that are missing",
+            JobConfig(job="backfill", schedule="17 * * * *"),
+            BackfillArguments,
+            of_a_day=False,
+            providers=HISTORIES,
+        ),
         Kind(
             "compare the day that is over with the history",
             JobConfig(job="reconcile", schedule="30 6 * * *", catch_up="all"),
             HistoryArguments,
             of_a_day=True,
+            providers=HISTORIES,
+        ),
+        Kind(
+            "request the gaps that are still open",
+            JobConfig(job="repair", every="5m"),
+            RepairArguments,
+            of_a_day=False,
+            providers=HISTORIES,
         ),
         Kind("pull what is new in the providers' histories", JobConfig(job="sync", every="1m"), SyncArguments, of_a_day=False),
-        Kind("request the gaps that are still open", JobConfig(job="repair", every="5m"), RepairArguments, of_a_day=False),
         Kind(
             "merge the small files of the day that is over",
             JobConfig(job="compact", schedule="10 1 * * *", catch_up="all"),
@@ -148,6 +165,7 @@ KINDS: Final[dict[str, Kind]] = {
             JobConfig(job="symbols", schedule="0 5 * * *"),
             SymbolsArguments,
             of_a_day=False,
+            providers=LISTS,
         ),
         Kind(
             "write a day of a symbol as plain files",
@@ -177,16 +195,29 @@ class Job:
     arguments: msgspec.Struct
     #: The time of the day, in the job's time zone, by which the run that was due before must have succeeded; None: there is none.
     deadline: time | None = None
+    #: The configured providers that can have a run of their own (`for_provider`).
+    providers: Sequence[str] = ()
+    #: The only provider of this run; empty: all that the configuration names for the job.
+    only: str = ""
 
     @property
     def continuous(self) -> bool:
         """Whether it repeats within a minute: then one run goes on and on, and does the work again and again."""
         return 0 < self.schedule.period_ns < _MINUTE_NS
 
+    @property
+    def takes_day(self) -> bool:
+        """Whether a run may be for a day that the caller names."""
+        return any(field.name == "day" for field in msgspec.structs.fields(self.kind.arguments))
+
     def thing(self, due_ns: int) -> str:
         """Return what a run for this moment works on. No two runs work on the same thing at once."""
         day = getattr(self.arguments, "day", None) or self.day(due_ns)
-        return str(day) if self.kind.of_a_day else ""
+        return f"{day if self.kind.of_a_day else ''} {self.only}".strip()
+
+    def is_part(self, thing: str) -> bool:
+        """Return whether a run that works on `thing` works for one provider of several."""
+        return thing.rpartition(" ")[2] in self.providers
 
     def day(self, due_ns: int) -> date:
         """Return the day that is over at a moment (ns, UTC), in the job's time zone."""
@@ -199,7 +230,7 @@ def jobs_of(config: Config) -> dict[str, Job]:
     for settings in (*config.jobs, *_usual(config)):
         if settings.job not in KINDS:
             raise ConfigError(f'[[jobs]]: job = "{settings.job}" is not a job. The jobs are: {", ".join(KINDS)}.')
-        job = _job(settings)
+        job = _job(settings, config)
         if job.name in found:
             raise ConfigError(f'[[jobs]]: there are two jobs {job.name!r}. Give one of them another name = "...".')
         if unknown := [some for some in settings.notify if some not in {one.name for one in config.notify}]:
@@ -221,10 +252,19 @@ def _usual(config: Config) -> Sequence[JobConfig]:
 
 def with_arguments(job: Job, arguments: Mapping[str, object]) -> Job:
     """Return the job with some arguments replaced. Raises ConfigError."""
-    return _job(replace(job.settings, arguments={**job.settings.arguments, **arguments}))
+    changed = _job(replace(job.settings, arguments={**job.settings.arguments, **arguments}))
+    return with_fields(changed, providers=job.providers, only=job.only)
 
 
-def _job(settings: JobConfig) -> Job:
+def for_provider(job: Job, provider: str) -> Job:
+    """Return the job for one of its providers. Its runs are apart from those of the other providers. Raises ConfigError."""
+    if provider not in job.providers:
+        some = f"Use one of: {', '.join(job.providers)}." if job.providers else "Leave out the provider."
+        raise ConfigError(f"{job.name} has no run for the provider {provider!r} alone. {some}")
+    return with_fields(with_arguments(job, {"provider": provider}), only=provider)
+
+
+def _job(settings: JobConfig, config: Config | None = None) -> Job:
     kind, name = KINDS[settings.job], settings.name or settings.job
     settings = replace(settings, timeout=settings.timeout or kind.usual.timeout or "2h")
     settings = replace(settings, catch_up=settings.catch_up or kind.usual.catch_up or "latest")
@@ -241,4 +281,7 @@ def _job(settings: JobConfig) -> Job:
     except msgspec.ValidationError as error:
         valid = ", ".join(field.encode_name for field in msgspec.structs.fields(kind.arguments)) or "none"
         raise ConfigError(f"{where}: arguments: {str(error).replace('$.', '')}. The arguments of {settings.job} are: {valid}.") from None
-    return Job(name, kind, settings, schedule, timeout_ns, arguments, deadline)
+    names = dict.fromkeys(some.name for some in config.providers) if config is not None else {}
+    mine = getattr(arguments, "provider", None)
+    providers = [name for name in names if name in kind.providers and mine in (None, name)]
+    return Job(name, kind, settings, schedule, timeout_ns, arguments, deadline, tuple(providers))

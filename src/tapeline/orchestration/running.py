@@ -65,11 +65,15 @@ def run(config: Config, job: Job, request: Request, runs: Runs, stop: threading.
     """Run a job to its end and record it. Raises Busy if the same is running already, and what the record raises.
 
     A job that repeats within a minute goes on until it is stopped. Any other run that takes longer than its timeout is told to stop. If it
-    does not, this ends the process after 30 s: only a process that does nothing else may call this."""
+    does not, this ends the process after 30 s: only a process that does nothing else may call this.
+
+    If a run has succeeded for the moment of the request, this returns its end and does nothing."""
     due_ns = clock() if request.due_ns is None else request.due_ns
-    number = runs.claim(_claim(job, request, due_ns))
+    thing = job.thing(due_ns)
+    if (before := _done_before(job, thing, request, runs)) is not None:
+        return before
+    number = runs.claim(_claim(job, thing, request))
     if number is None:
-        thing = job.thing(due_ns)
         raise Busy(f"{job.name}{f' of {thing}' if thing else ''} runs already, or has run. `tapeline jobs history {job.name}` shows it.")
     keeper = _Keeper(runs, number, inf if job.continuous else job.timeout_ns / NS_PER_S, stop, request.report)
     keeper.start()
@@ -101,10 +105,10 @@ def run(config: Config, job: Job, request: Request, runs: Runs, stop: threading.
     return Outcome(number, state, status, result, error, retry_ns)
 
 
-def _claim(job: Job, request: Request, due_ns: int) -> Claim:
+def _claim(job: Job, thing: str, request: Request) -> Claim:
     return Claim(
         job=job.name,
-        thing=job.thing(due_ns),
+        thing=thing,
         due_ns=request.due_ns,
         arguments=job.settings.arguments,
         origin=request.origin,
@@ -115,6 +119,14 @@ def _claim(job: Job, request: Request, due_ns: int) -> Claim:
         pid=os.getpid(),
         space=process_space(),
     )
+
+
+def _done_before(job: Job, thing: str, request: Request, runs: Runs) -> Outcome | None:
+    done = runs.done(job.name, thing, request.due_ns) if request.due_ns is not None else None
+    if done is None:
+        return None
+    log.info("%s was done for this moment before, by run %d.", f"{job.name} {thing}".strip(), done.id)
+    return Outcome(done.id, done.state, 0, done.result, "", None)
 
 
 def _once(job: Job, work: Work) -> dict[str, Any]:

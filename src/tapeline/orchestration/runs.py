@@ -142,8 +142,19 @@ class Runs:
             rows = kept.rows(f"SELECT {_COLUMNS} FROM tapeline_runs {some}ORDER BY started_ns DESC, id DESC LIMIT ?", values)  # noqa: S608 fixed
         return [_run(row) for row in rows]
 
+    def done(self, job: str, thing: str, due_ns: int) -> Run | None:
+        """Return the run of a job over a thing that succeeded for a moment of the schedule (ns, UTC), or None."""
+        if not self.database.exists():
+            return None
+        with self.database.transaction() as kept:
+            rows = kept.rows(
+                f"SELECT {_COLUMNS} FROM tapeline_runs WHERE job = ? AND thing = ? AND due_ns = ? AND state = 'succeeded'",  # noqa: S608 fixed
+                (job, thing, due_ns),
+            )
+        return _run(rows[0]) if rows else None
+
     def since(self, job: str) -> int:
-        """Return when the scheduler first met the job (ns, UTC). It is not due for any earlier moment."""
+        """Return when a scheduler first met the job (ns, UTC). It is not due for any earlier moment."""
         with self.database.transaction() as kept:
             kept.rows(_MEET, (job, kept.now_ns))
             return int(kept.rows("SELECT since_ns FROM tapeline_jobs WHERE job = ?", (job,))[0][0])

@@ -44,12 +44,20 @@ def due(job: Job, runs: Sequence[Run], since_ns: int, started_ns: int, now_ns: i
     `runs`: the job's runs so far. `since_ns`: no run is needed for an earlier moment. `started_ns`: when this scheduler started. All ns,
     UTC."""
     last: dict[int, Run] = {}
-    failures = Counter(run.due_ns for run in runs if run.state in ("failed", "killed"))
+    #: When the latest run over each thing started that succeeded.
+    done: dict[str, int] = {}
     for run in runs:
+        if run.state == "succeeded":
+            done[run.thing] = max(run.started_ns, done.get(run.thing, 0))
+    whole = [run for run in runs if not job.is_part(run.thing)]
+    failures = Counter(run.due_ns for run in whole if run.state in ("failed", "killed"))
+    for run in whole:
         if run.due_ns is not None and (run.due_ns not in last or run.attempt > last[run.due_ns].attempt):
             last[run.due_ns] = run
     needed, settled_ns = [], None
     for moment in _moments(job, since_ns, started_ns, now_ns):
+        if _done_otherwise(job, done, moment):
+            continue
         attempt = last.get(moment)
         open_ = attempt is None or attempt.state == "running" or (attempt.retry_ns is not None and failures[moment] <= job.settings.retries)
         if open_ and settled_ns is None:
@@ -59,6 +67,15 @@ def due(job: Job, runs: Sequence[Run], since_ns: int, started_ns: int, now_ns: i
         elif open_ and attempt.state != "running" and attempt.retry_ns is not None and attempt.retry_ns <= now_ns:
             needed.append((moment, attempt.attempt + 1))
     return needed, max(since_ns, now_ns if settled_ns is None else settled_ns)
+
+
+def _done_otherwise(job: Job, done: Mapping[str, int], moment: int) -> bool:
+    """Whether the day of a moment was done since that moment: as a whole, also by hand, or for each provider by itself."""
+    if not job.kind.of_a_day:
+        return False
+    day = job.thing(moment)
+    by_provider = [f"{day} {provider}" for provider in job.providers]
+    return done.get(day, -1) >= moment or bool(by_provider and all(done.get(part, -1) >= moment for part in by_provider))
 
 
 def _moments(job: Job, since_ns: int, started_ns: int, now_ns: int) -> Sequence[int]:

@@ -53,11 +53,12 @@ class Work:
 
 def _backfill(work: Work, arguments: BackfillArguments) -> dict[str, Any]:
     wanted = Wanted(arguments.provider, arguments.symbols, arguments.channels, arguments.files)
-    first = arguments.history_from or (date.fromisoformat(work.config.history_from) if work.config.history_from else work.day)
+    last = arguments.day or work.day
+    first = arguments.history_from or (date.fromisoformat(work.config.history_from) if work.config.history_from else last)
     days = set[date]()
     events = pages = 0
     failed: list[str] = []
-    for day, missing in missing_days(work.config, wanted, first, work.day, work.stop):
+    for day, missing in missing_days(work.config, wanted, first, last, work.stop):
         for done in tasks.backfill(work.config, missing, _span(day), work.stop):
             events, pages = events + done.state.events, pages + done.state.pages
             failed += [f"{span.symbol} {span.channel}: {error}" for span, error in done.state.failed]
