@@ -49,7 +49,8 @@ def of_before(where: Place) -> None:
         asked(where, f"UPDATE lives SET body = {body}", "PRAGMA user_version = 3")
     else:
         body = """replace(body, '"dropped":', '"refused":')"""
-        asked(where, f"UPDATE tapeline_ledger_lives SET body = {body}", "UPDATE tapeline_schema SET version = 6")
+        later = "DROP TABLE tapeline_runs, tapeline_jobs, tapeline_schedulers, tapeline_alerts, tapeline_instruments CASCADE"
+        asked(where, f"UPDATE tapeline_ledger_lives SET body = {body}", later, "UPDATE tapeline_schema SET version = 6")
 
 
 def bodies(where: Place) -> list[bytes]:
