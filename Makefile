@@ -41,6 +41,8 @@ lint: $(READY) ## ruff and mypy --strict
 	@$(BIN)/ruff check src tests bench services examples docs integrations
 	@$(BIN)/ruff format --check src tests bench services examples docs integrations
 	@$(BIN)/mypy
+	@$(BIN)/mypy --python-executable $$($(BIN)/python tests/environments.py integrations/airflow) \
+		integrations/airflow/dags integrations/airflow/start.py
 
 docs: $(READY) ## the documentation as a site, in .cache/site; a broken link fails
 	@UV_PROJECT_ENVIRONMENT=$(VENV) UV_PYTHON_DOWNLOADS=never UV_NATIVE_TLS=1 $(BIN)/uv sync --frozen --all-extras --group docs --quiet --inexact
