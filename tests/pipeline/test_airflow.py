@@ -376,7 +376,7 @@ def tapeline(tmp_path: Path) -> Path:
     """The program tapeline, which also writes down each alert that it is told of."""
     program = tmp_path / "tapeline"
     real = Path(sys.executable).with_name("tapeline")
-    program.write_text(f'#!/bin/sh\n[ "$1" = alerts ] && {{ echo "$@" >> {tmp_path}/alerts; exit 0; }}\nexec {real} "$@"\n')
+    program.write_text(f'#!/bin/sh\n[ "$1" = alerts ] && echo "$@" >> {tmp_path}/alerts\nexec {real} "$@"\n')
     program.chmod(0o755)
     return program
 
