@@ -153,19 +153,6 @@ def test_a_job_has_a_run_of_its_own_only_for_a_provider_that_it_names() -> None:
         for_provider(job(), "binance")
 
 
-@pytest.mark.parametrize(
-    ("deadline", "moment", "until_"),
-    [
-        ("08:00", "2026-01-05T06:30+00:00", "2026-01-05T08:00+00:00"),
-        ("08:00", "2026-01-05T08:00+00:00", "2026-01-06T08:00+00:00"),
-        ("05:00", "2026-01-05T22:00+00:00", "2026-01-06T05:00+00:00"),
-    ],
-)
-def test_the_deadline_of_a_run_is_the_first_one_after_its_moment(deadline: str, moment: str, until_: str) -> None:
-    assert job(deadline=deadline).deadline_ns(ns(moment)) == ns(until_)
-    assert job().deadline_ns(ns(moment)) is None
-
-
 def test_what_cannot_succeed_is_not_tried_again(runs: Runs, clock: SetClock) -> None:
     one = job()
     runs.since(one.name)

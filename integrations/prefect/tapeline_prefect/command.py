@@ -109,7 +109,7 @@ class Tapeline:
         return self._rows("gaps", "--since", since, "--format", "json", allowed=(0, 1))
 
     def raise_alert(self, name: str, text: str) -> None:
-        """Raise an alert, or say again that it goes on. Raises CommandFailed."""
+        """Raise an alert, or change its text while it is open. Raises CommandFailed."""
         self._rows("alerts", "raise", name, "--text", text)
 
     def resolve_alert(self, name: str) -> None:
@@ -155,7 +155,7 @@ class Tapeline:
         command = [self.path, *words, "--config", self.config]
         quiet = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True, "env": _environment()}
         try:
-            done = subprocess.run(command, timeout=_ANSWER_WITHIN_S, check=False, **quiet)  # type: ignore[call-overload]  # noqa: S603
+            done = subprocess.run(command, timeout=_ANSWER_WITHIN_S, check=False, **quiet)  # type: ignore[call-overload]
         except subprocess.TimeoutExpired:
             raise CommandFailed(f"{' '.join(command)} did not answer within {_ANSWER_WITHIN_S:.0f} s.", _TRY_LATER) from None
         if done.returncode not in allowed:
@@ -186,7 +186,7 @@ def _job(row: Mapping[str, Any]) -> Job:
 def _running(command: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
     """A child that ends with this block: it is told to stop, and killed if it does not."""
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    process = subprocess.Popen(command, text=True, env=_environment(), **pipes)  # type: ignore[call-overload]  # noqa: S603
+    process = subprocess.Popen(command, text=True, env=_environment(), **pipes)  # type: ignore[call-overload]
     try:
         yield process
     finally:
