@@ -11,7 +11,7 @@ READY := $(VENV)/.ready
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadgroup --durations 20
 
 .DEFAULT_GOAL := help
-.PHONY: help install services demo airflow test lint docs bench prove clean
+.PHONY: help install services demo airflow prefect test lint docs bench prove clean
 
 help: ## list these commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -34,6 +34,10 @@ demo: $(READY) ## the whole pipeline against three local simulators, SECONDS=30
 airflow: $(READY) ## run the jobs of CONFIG=tapeline.toml in Airflow, in an environment of its own
 	@$$($(BIN)/python tests/environments.py integrations/airflow) integrations/airflow/start.py --config $(CONFIG) --tapeline $(BIN)/tapeline
 
+prefect: $(READY) ## serve the jobs of CONFIG=tapeline.toml in Prefect, in an environment of its own
+	@PYTHONPATH=integrations/prefect $$($(BIN)/python tests/environments.py integrations/prefect) -m tapeline_prefect \
+		--config $(CONFIG) --tapeline $(BIN)/tapeline
+
 test: services ## every test, or TESTS=tests/streams
 	@$(PYTEST) $(TESTS)
 
@@ -43,6 +47,7 @@ lint: $(READY) ## ruff and mypy --strict
 	@$(BIN)/mypy
 	@$(BIN)/mypy --python-executable $$($(BIN)/python tests/environments.py integrations/airflow) \
 		integrations/airflow/dags integrations/airflow/start.py
+	@$(BIN)/mypy --python-executable $$($(BIN)/python tests/environments.py integrations/prefect) integrations/prefect/tapeline_prefect
 
 docs: $(READY) ## the documentation as a site, in .cache/site; a broken link fails
 	@UV_PROJECT_ENVIRONMENT=$(VENV) UV_PYTHON_DOWNLOADS=never UV_NATIVE_TLS=1 $(BIN)/uv sync --frozen --all-extras --group docs --quiet --inexact

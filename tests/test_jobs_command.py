@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,42 @@ def test_a_run_says_what_it_did_and_is_in_the_history(folder: Path) -> None:
     (seen,) = lines(folder, "history")
     assert (seen["job"], seen["of"], seen["by"], seen["attempt"], seen["state"]) == ("compact", "2026-01-05", "person", "1", "succeeded")
     assert lines(folder, "history", "vacuum") == []
+
+
+def test_another_scheduler_is_told_which_runs_are_due(folder: Path) -> None:
+    assert {json.loads(line)["job"] for line in ask(folder, "due").stdout.splitlines()} <= {"vacuum"}, "it repeats all the time"
+    with closing(sqlite3.connect(folder / "data" / "runs.sqlite")) as db:
+        three_days_ago = time.time_ns() - 3 * 86_400 * 10**9
+        db.execute("UPDATE tapeline_jobs SET since_ns = ? WHERE job = 'compact'", (three_days_ago,))
+        db.commit()
+    due = [row for row in map(json.loads, ask(folder, "due").stdout.splitlines()) if row["job"] == "compact"]
+    assert [row["attempt"] for row in due] == [1, 1, 1]
+    assert len({row["of"] for row in due}) == 3
+    first = due[0]
+    done = ask(folder, "run", "compact", "--by", "prefect", "--due-ns", str(first["due_ns"]), "--format", "json")
+    assert json.loads(done.stdout)["result"]["day"] == first["of"]
+    left = [row["due_ns"] for row in map(json.loads, ask(folder, "due").stdout.splitlines()) if row["job"] == "compact"]
+    assert left == [row["due_ns"] for row in due[1:]]
+    assert ask(folder, "pause", "compact").exit_code == 0
+    assert not [line for line in ask(folder, "due").stdout.splitlines() if json.loads(line)["job"] == "compact"]
+
+
+def test_the_list_says_which_arguments_a_job_takes_and_how_long_after_its_moment_it_is_late(folder: Path) -> None:
+    path = folder / "tapeline.toml"
+    path.write_text(path.read_text() + '[[jobs]]\njob = "symbols"\nschedule = "30 6 * * *"\ndeadline = "08:00"\n')
+    listed = {row["job"]: row for row in lines(folder, "list")}
+    assert set(listed["reconcile"]["schema"]["properties"]) == {"provider", "symbols", "channels", "day"}
+    assert listed["symbols"]["deadline_s"] == 5_400.0
+    assert listed["reconcile"]["deadline_s"] is None
+
+
+def test_arguments_replace_the_configured_ones_and_wrong_ones_are_named(folder: Path) -> None:
+    done = ask(folder, "run", "compact", "--arguments", '{"day": "2026-01-05"}', "--format", "json")
+    assert json.loads(done.stdout)["result"]["day"] == "2026-01-05"
+    for wrong, says in (("{", "is not JSON"), ("[1]", "is not an object"), ('{"dya": "x"}', "The arguments of compact are: day.")):
+        answer = ask(folder, "run", "compact", "--arguments", wrong)
+        assert isinstance(answer.exception, ConfigError)
+        assert says in str(answer.exception)
 
 
 def test_a_run_that_fails_ends_with_the_status_of_its_error_and_says_why(folder: Path) -> None:

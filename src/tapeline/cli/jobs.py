@@ -50,7 +50,7 @@ def jobs_list(
     """
     from tapeline import times
     from tapeline.local.output import show_rows
-    from tapeline.orchestration.scheduler import due
+    from tapeline.orchestration.scheduler import LOOKED_AT, due
 
     settings = load_config(config)
     now_ns = time.time_ns()
@@ -58,7 +58,7 @@ def jobs_list(
     with _opened(settings) as (known, runs):
         paused = runs.paused()
         for name, job in known.items():
-            mine = runs.of(name, 2_000)
+            mine = runs.of(name, LOOKED_AT)
             last = mine[0] if mine else None
             coming = None if job.continuous else next(iter(job.schedule.after(now_ns)), None)
             late = bool(due(job, mine, runs.since(name), 0, now_ns)[0]) if mine and not job.continuous else False
@@ -76,8 +76,10 @@ def jobs_list(
 def _listed(job: Job, last: Run | None, coming: int | None, *, paused: bool, late: bool) -> dict[str, Any]:
     """A job as a person and another scheduler want to see it."""
     from tapeline import times
+    from tapeline.orchestration.watching import deadline_of
 
     settings = job.settings
+    deadline_ns = deadline_of(job, coming) if coming is not None and job.deadline is not None else None
     return {
         "job": job.name,
         "schedule": job.schedule.cron or _period(job.schedule.period_ns),
@@ -94,13 +96,41 @@ def _listed(job: Job, last: Run | None, coming: int | None, *, paused: bool, lat
         "retries": settings.retries,
         "timeout_s": job.timeout_ns / NS_PER_S,
         "deadline": settings.deadline or None,
+        "deadline_s": (deadline_ns - coming) / NS_PER_S if coming is not None and deadline_ns is not None else None,
         "catch_up": settings.catch_up,
         "of_a_day": job.kind.of_a_day,
         "takes_day": job.takes_day,
         "providers": list(job.providers),
         "arguments": settings.arguments,
+        "schema": _schema(job.kind.arguments),
         "paused": paused,
     }
+
+
+def _schema(arguments: type) -> dict[str, Any]:
+    """The JSON Schema of a job's arguments, so that another scheduler's page can ask for them."""
+    import msgspec
+
+    return dict(msgspec.json.schema(arguments)["$defs"][arguments.__name__])
+
+
+@jobs_app.command("due")
+def jobs_due(config: ConfigOption = None) -> None:
+    """Print the runs that are needed now, for other schedulers: one JSON object a line. `due_ns` is the moment of the schedule.
+
+    Example: `tapeline jobs due`
+    """
+    from tapeline.orchestration.scheduler import LOOKED_AT, due
+
+    settings, now_ns = load_config(config), time.time_ns()
+    with _opened(settings) as (known, runs):
+        paused = runs.paused()
+        for name, job in known.items():
+            since_ns = runs.since(name)
+            if job.continuous or name in paused:
+                continue
+            for due_ns, attempt in due(job, runs.of(name, LOOKED_AT), since_ns, now_ns, now_ns)[0]:
+                echo(json.dumps({"job": name, "due_ns": due_ns, "attempt": attempt, "of": job.thing(due_ns)}))
 
 
 @jobs_app.command("run")
@@ -108,6 +138,9 @@ def jobs_run(
     name: Annotated[str, typer.Argument(help="The job: `tapeline jobs list` lists them.")],
     day: Annotated[str | None, typer.Option(help="The UTC day to work on, as 2026-01-05, instead of the day that is over.")] = None,
     provider: Annotated[str | None, typer.Option(help="Only for this provider, in a run of its own.")] = None,
+    arguments: Annotated[
+        str, typer.Option(help="Further arguments of the job, as a JSON object. They replace the configured ones.")
+    ] = "{}",
     by: Annotated[By, typer.Option(help="Who starts it; for schedulers.", hidden=True)] = By.person,
     by_id: Annotated[str, typer.Option(help="The scheduler's own id of the run.", hidden=True)] = "",
     by_url: Annotated[str, typer.Option(help="The address of the run's page.", hidden=True)] = "",
@@ -120,7 +153,8 @@ def jobs_run(
 
     Status 75 or 69: try again later. Status 77 or 78: a retry cannot help.
 
-    Example: `tapeline jobs run reconcile --day 2026-01-05`
+    Examples: `tapeline jobs run reconcile --day 2026-01-05`,
+    `tapeline jobs run backfill --arguments '{"history_from": "2026-01-05", "symbols": ["BTCUSDT"]}'`
     """
     from random import Random
 
@@ -128,11 +162,12 @@ def jobs_run(
     from tapeline.orchestration.running import Request, run
 
     settings = load_config(config)
-    stop = stop_on_signal(with_parent=by is By.schedule)
+    stop = stop_on_signal(with_parent=by is not By.person)
     with _opened(settings) as (known, runs):
         job = for_provider(_job(known, name), provider) if provider is not None else _job(known, name)
-        if day is not None:
-            job = with_arguments(job, {"day": str(_day(day))})
+        other = _arguments(arguments) | ({"day": str(_day(day))} if day is not None else {})
+        if other:
+            job = with_arguments(job, other)
         report = _report if format is TableOrJson.json else lambda _: None
         request = Request(by.value, by_id, by_url, due_ns, attempt, report)
         outcome = run(settings, job, request, runs, stop, time.time_ns, Random())
@@ -303,6 +338,16 @@ def _day(text: str) -> date:
         return date.fromisoformat(text)
     except ValueError:
         raise ConfigError(f"--day {text!r} is not a day. Write it like 2026-01-05.") from None
+
+
+def _arguments(text: str) -> dict[str, object]:
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f'--arguments {text!r} is not JSON: {error}. Write an object, like \'{{"provider": "binance"}}\'.') from None
+    if not isinstance(found, dict):
+        raise ConfigError(f'--arguments {text!r} is not an object. Write one, like \'{{"provider": "binance"}}\'.')
+    return found
 
 
 def _period(ns: int) -> str:

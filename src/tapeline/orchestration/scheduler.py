@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 #: The most missed moments of one job that are made up for.
 _MOST_MISSED: Final = 400
 #: How many of a job's latest runs are looked at.
-_LOOKED_AT: Final = 2_000
+LOOKED_AT: Final = 2_000
 #: How long a stop waits for the children.
 _STOP_WITHIN_S: Final = 10.0
 #: A child that is over its job's timeout by so much is killed. It ends by itself before, unless it hangs.
@@ -136,7 +136,7 @@ class Scheduler:
             if job.continuous:
                 needed = self._to_continue(name, now_ns)
             else:
-                needed, self._since_ns[name] = due(job, self.runs.of(name, _LOOKED_AT), since_ns, self._started_ns, now_ns)
+                needed, self._since_ns[name] = due(job, self.runs.of(name, LOOKED_AT), since_ns, self._started_ns, now_ns)
             for moment, attempt in needed[:1]:
                 self._start(job, moment, attempt, now_ns)
         return False

@@ -73,6 +73,7 @@ def _reconcile(work: Work, arguments: HistoryArguments) -> dict[str, Any]:
     compared = equal = filled = 0
     failed: list[str] = []
     different: list[str] = []
+    unresolved: list[str] = []
     wanted = Wanted(arguments.provider, arguments.symbols, arguments.channels)
     for one in tasks.reconcile(work.config, wanted, _span(arguments.day or work.day), work.stop):
         if isinstance(one, tasks.Failed):
@@ -81,6 +82,8 @@ def _reconcile(work: Work, arguments: HistoryArguments) -> dict[str, Any]:
         compared, equal, filled = compared + 1, equal + one.equal, filled + one.only_in_history
         if not one.equal:
             different.append(f"{one.key.symbol} {one.key.channel}")
+        if not one.claimed:
+            unresolved.append(f"{one.key.symbol} {one.key.channel}")
         work.progress({"compared": compared, "equal": equal})
     return {
         "day": str(arguments.day or work.day),
@@ -88,6 +91,7 @@ def _reconcile(work: Work, arguments: HistoryArguments) -> dict[str, Any]:
         "equal": equal,
         "filled": filled,
         "different": different,
+        "unresolved": unresolved,
         "failed": failed,
     }
 

@@ -1,0 +1,257 @@
+"""Tapeline's jobs in a real Prefect, against the local simulator: whatever fails, hangs or is killed, the day is complete in the end."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import sqlite3
+import time
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from prefect_process import START_S, YESTERDAY, PastMarket, Prefect
+from rest_between import Between
+
+from proving import PROVE, proof
+from tapeline.reading.sql import connect
+from tapeline.records import NS_PER_S
+from waiting import until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = [pytest.mark.xdist_group("prefect"), pytest.mark.timeout(900)]
+
+DAY_NS = 86_400 * NS_PER_S
+CONFIG = """
+data_dir = "{data}"
+scheduler = "prefect"
+repair = false
+[[providers]]
+name = "binance"
+url = "{ws}/ws"
+rest_url = "{rest}"
+lists_url = "{rest}"
+symbols = ["BTCUSDT"]
+channels = ["trade"]
+[[stores]]
+url = "lake:"
+flush_seconds = 0.3
+[[jobs]]
+job = "backfill"
+schedule = "0 0 1 1 *"
+retries = 3
+timeout = "20m"
+[[jobs]]
+job = "reconcile"
+retries = 4
+timeout = "{timeout}"
+deadline = "08:00"
+catch_up = "all"
+[[jobs]]
+job = "compact"
+schedule = "0 0 1 1 *"
+[[jobs]]
+job = "repair"
+every = "10s"
+"""
+
+
+@pytest.fixture(scope="module")
+def market() -> Iterator[PastMarket]:
+    made = PastMarket(YESTERDAY, 2_500 if PROVE else 500)
+    yield made
+    made.stop()
+
+
+@pytest.fixture(scope="module")
+def prefect(market: PastMarket, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prefect]:
+    """The pipeline, Prefect's server and the serving process. They start once for all tests of this file, which go on from each other."""
+    folder = tmp_path_factory.mktemp("prefect")
+    rest = Between(market.rest)
+    rest.start()
+    served = Prefect(folder, rest)
+    served.config.write_text(CONFIG.format(data=folder / "data", ws=market.url, rest=rest.url, timeout="30s"))
+    served.tapeline()
+    try:
+        served.start("--late-after", "20")
+        yield served
+    finally:
+        rest.mode = ""
+        served.stop()
+        rest.stop()
+
+
+def stored(prefect: Prefect) -> list[int]:
+    """The ids of the trades in the lake, in order."""
+    with closing(connect(prefect.folder / "data" / "lake")) as db:
+        return [number for (number,) in db.execute("SELECT sequence FROM ticks ORDER BY sequence").fetchall()]
+
+
+def lake_holds(prefect: Prefect, ids: list[int]) -> bool:
+    return (prefect.folder / "data" / "lake" / "ticks").exists() and len(stored(prefect)) >= len(ids)
+
+
+def texts(prefect: Prefect, run: str) -> str:
+    lines = prefect.ask("/logs/filter", {"logs": {"flow_run_id": {"any_": [run]}}, "sort": "TIMESTAMP_ASC"})
+    return "\n".join(line["message"] for line in lines)
+
+
+def artifacts(prefect: Prefect, run: str) -> dict[str, Any]:
+    """The tables of a run, by their keys."""
+    found = prefect.ask("/artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [run]}}})
+    return {one["key"]: json.loads(one["data"]) for one in found}
+
+
+def test_each_job_has_a_deployment_with_its_schedule_its_limit_and_its_parameters(prefect: Prefect) -> None:
+    found = {one["name"]: one for one in prefect.ask("/flows/filter", {})}
+    assert set(found) == {"backfill", "reconcile", "compact", "symbols", "vacuum", "check_lake", "repair"} - {"repair"}
+    reconcile = prefect.deployment("reconcile")
+    (schedule,) = reconcile["schedules"]
+    assert (schedule["schedule"]["cron"], schedule["schedule"]["timezone"]) == ("30 6 * * *", "UTC")
+    assert reconcile["global_concurrency_limit"]["limit"] == 2
+    assert prefect.deployment("vacuum")["global_concurrency_limit"]["limit"] == 1
+    assert set(reconcile["tags"]) == {"tapeline", "reconcile"}
+    asked_for = reconcile["parameter_openapi_schema"]["properties"]["arguments"]["properties"]
+    assert set(asked_for) == {"provider", "symbols", "channels", "day"}
+    titles = {one["name"] for one in prefect.ask("/automations/filter", {"limit": 200})}
+    assert {f"Tapeline (tapeline): {job} is {what}" for job in found for what in ("late", "on time")} == titles
+
+
+def test_tapeline_leaves_these_jobs_alone_and_keeps_those_that_repeat_within_a_minute(prefect: Prefect) -> None:
+    until(lambda: prefect.of("repair"), "the embedded scheduler starts what repeats")
+    assert {run.origin for run in prefect.of("repair")} == {"schedule"}
+    assert {run.origin for job in ("reconcile", "backfill", "compact", "vacuum") for run in prefect.of(job)} <= {"prefect"}
+
+
+def test_a_difference_is_filled_and_said_and_the_day_is_whole_in_the_end(prefect: Prefect, market: PastMarket) -> None:
+    run = prefect.run("reconcile", day=str(YESTERDAY))
+    end = prefect.end_of(run)
+    ids = market.ids()
+    assert (end["state_type"], end["state_name"]) == ("COMPLETED", "Filled"), end["state"]
+    assert "The store lacked events of BTC/USDT trade." in end["state"]["message"]
+    until(lambda: lake_holds(prefect, ids), "the lake has the day")
+    assert stored(prefect) == ids
+    tables = artifacts(prefect, run)
+    assert {row["what"]: row["value"] for row in tables["reconcile-result"]}["filled"] == len(ids)
+    assert "reconcile-gaps" in tables
+    (recorded,) = prefect.of("reconcile")
+    assert (recorded.origin, recorded.origin_id, recorded.thing, recorded.state) == ("prefect", run, str(YESTERDAY), "succeeded")
+    assert recorded.origin_url.endswith(f"/runs/flow-run/{run}")
+
+    same = prefect.end_of(prefect.run("reconcile", day=str(YESTERDAY)))
+    assert (same["state_type"], same["state_name"]) == ("COMPLETED", "Completed"), same["state"]
+
+
+def test_a_difference_that_no_fill_mends_is_no_success(prefect: Prefect) -> None:
+    prefect.rest.change = lambda body: re.sub(rb'"qty":"(\d)', rb'"qty":"9\1', body, count=1)
+    end = prefect.end_of(prefect.run("reconcile", day=str(YESTERDAY)))
+    prefect.rest.change = lambda body: body
+    assert (end["state_type"], end["state_name"]) == ("FAILED", "Differences"), end["state"]
+    assert "BTC/USDT trade" in end["state"]["message"]
+    assert end["run_count"] == 1
+
+
+def test_a_day_is_backfilled_and_compacted_without_a_doubled_row(prefect: Prefect, market: PastMarket) -> None:
+    loaded = prefect.end_of(prefect.run("backfill", history_from=str(YESTERDAY)))
+    assert loaded["state_name"] == "Completed", loaded["state"]
+    end = prefect.end_of(prefect.run("compact", day=str(YESTERDAY)))
+    assert end["state_name"] == "Completed", end["state"]
+    assert stored(prefect) == market.ids()
+
+
+def test_a_wrong_parameter_is_named_and_not_tried_again(prefect: Prefect) -> None:
+    run = prefect.run("reconcile", provider="kraken")
+    end = prefect.end_of(run)
+    assert (end["state_type"], end["state_name"]) == ("FAILED", "Failed")
+    assert "kraken" in end["state"]["message"]
+    tasks = prefect.ask("/task_runs/filter", {"flow_runs": {"id": {"any_": [run]}}})
+    assert [task["run_count"] for task in tasks] == [1]
+
+
+@proof("timeouts")
+@pytest.mark.parametrize("modes", [("500", "429", "hang") if PROVE else ("429",)], ids=" ".join)
+def test_rest_that_fails_and_hangs_is_tried_again_with_growing_waits(prefect: Prefect, modes: tuple[str, ...]) -> None:
+    before = len(prefect.of("reconcile"))
+    prefect.rest.mode = modes[0]
+    run = prefect.run("reconcile", day=str(YESTERDAY))
+    for number, mode in enumerate((*modes[1:], ""), 1):
+        until(lambda: sum(one.state == "failed" for one in prefect.of("reconcile")[before:]) >= number, "it fails", START_S)  # noqa: B023
+        prefect.rest.mode = mode
+    end = prefect.end_of(run)
+    assert end["state_name"] == "Completed", end["state"]
+    made = prefect.of("reconcile")[before:]
+    assert [one.state for one in made] == [*("failed" for _ in modes), "succeeded"]
+    assert [one.attempt for one in made] == list(range(1, len(modes) + 2))
+    waits = [(after.started_ns - (one.ended_ns or 0)) / NS_PER_S for one, after in itertools.pairwise(made)]
+    for number, wait_s in enumerate(waits):
+        assert wait_s > 0.6 * 2**number, waits
+    said = texts(prefect, run)
+    assert "Tapeline tried 6 times" in said or "took longer than its timeout" in said
+
+
+def test_a_run_that_is_late_raises_an_alert_and_a_run_that_succeeds_resolves_it(prefect: Prefect) -> None:
+    prefect.rest.mode = "hang"
+    run = prefect.run("reconcile", day=str(YESTERDAY))
+    until(lambda: any("alerts raise prefect-reconcile-late" in said for said in prefect.said_to_alerts()), "the alert")
+    assert "has not succeeded within 20 s" in "\n".join(prefect.said_to_alerts())
+    resolved = sum("alerts resolve prefect-reconcile-late" in said for said in prefect.said_to_alerts())
+    prefect.rest.mode = ""
+    assert prefect.end_of(run)["state_name"] == "Completed"
+    more = lambda: sum("alerts resolve prefect-reconcile-late" in said for said in prefect.said_to_alerts()) > resolved  # noqa: E731
+    until(more, "the alert is resolved")
+
+
+def begun(prefect: Prefect, run: str) -> bool:
+    return any(one.origin_id == run and one.state == "running" for one in prefect.of("reconcile"))
+
+
+@proof("crashes")
+@pytest.mark.parametrize("victim", ["run", "server", "all"] if PROVE else ["run"])
+def test_what_is_killed_in_the_middle_of_a_job_goes_on_and_doubles_nothing(prefect: Prefect, market: PastMarket, victim: str) -> None:
+    prefect.rest.mode = "slow"
+    run = prefect.run("reconcile", day=str(YESTERDAY))
+    until(lambda: begun(prefect, run), "the job runs")
+    flows = prefect.children("multiprocessing.spawn")
+    servers = prefect.children("tapeline_prefect.server")
+    assert flows
+    assert servers
+    prefect.kill(*{"run": flows, "server": servers, "all": [prefect.serving.pid, *servers, *flows]}[victim])
+    prefect.rest.mode = ""
+    if victim == "all":
+        prefect.start("--late-after", "20")
+    end = prefect.end_of(run)
+    assert end["state_type"] == "COMPLETED", end["state"]
+    until(lambda: lake_holds(prefect, market.ids()), "the lake has the day")
+    assert stored(prefect) == market.ids()
+    mine = [one for one in prefect.of("reconcile") if one.origin_id == run]
+    assert mine[-1].state == "succeeded"
+
+
+def test_days_that_were_missed_are_made_up_for_and_a_killed_run_goes_on(prefect: Prefect, market: PastMarket) -> None:
+    prefect.rest.mode = "slow"
+    run = prefect.run("reconcile", day=str(YESTERDAY))
+    until(lambda: begun(prefect, run), "the job runs")
+    # The serving process alone: Prefect's server and the runs are its children, and end with it or without it.
+    prefect.kill()
+    prefect.serving.wait()
+    with closing(sqlite3.connect(prefect.folder / "data" / "runs.sqlite")) as db:
+        db.execute("UPDATE tapeline_jobs SET since_ns = ? WHERE job = 'reconcile'", (time.time_ns() - 3 * DAY_NS,))
+        db.commit()
+    prefect.rest.mode = ""
+    before = len(prefect.of("reconcile"))
+    prefect.start("--late-after", "20")
+    missed = lambda: [one for one in prefect.of("reconcile")[before:] if one.due_ns is not None]  # noqa: E731
+    until(lambda: sum(one.state == "succeeded" for one in missed()) >= 3, "the missed days are made up for", START_S)
+    days = [one.thing for one in missed()]
+    assert len(days) == len(set(days)) == 3
+    assert prefect.end_of(run)["state_type"] == "COMPLETED"
+    until(lambda: lake_holds(prefect, market.ids()), "the lake has the day")
+    assert stored(prefect) == market.ids()
+    late = [one for one in prefect.of_prefect("reconcile") if "catch-up" in one["tags"]]
+    assert sorted(one["name"][10:20] for one in late) == sorted(one["expected_start_time"][:10] for one in late)
+    assert len(late) == 3
+    # The next look finds nothing more to make up for.
+    assert [row for row in prefect.log.splitlines() if "missed runs" in row][-1].endswith("3 missed runs are made up for.")
