@@ -54,17 +54,21 @@ class PastMarket:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
-        self.url = asyncio.run_coroutine_threadsafe(self._trade(trades), self._loop).result(120)
+        self.url = asyncio.run_coroutine_threadsafe(self._simulator.start(), self._loop).result(120)
+        self.trade(trades)
 
-    async def _trade(self, trades: int) -> str:
+    def trade(self, trades: int) -> None:
+        """So many trades more happen, and then no more."""
+        asyncio.run_coroutine_threadsafe(self._trade(len(self.ids()) + trades), self._loop).result(120)
+
+    async def _trade(self, until_: int) -> None:
         """The market trades while somebody listens."""
-        url = await self._simulator.start()
-        listener, _ = await ws_connect(WSListener, f"{url}/ws/btcusdt@trade")
-        while len(self.ids()) < trades:
+        self._simulator._halted = False
+        listener, _ = await ws_connect(WSListener, f"{self.url}/ws/btcusdt@trade")
+        while len(self.ids()) < until_:
             await asyncio.sleep(0.02)
         self._simulator.halt()
         listener.disconnect()
-        return url
 
     @property
     def rest(self) -> str:
