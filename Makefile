@@ -45,6 +45,8 @@ lint: $(READY) ## ruff and mypy --strict
 	@$(BIN)/ruff check src tests bench services examples docs integrations
 	@$(BIN)/ruff format --check src tests bench services examples docs integrations
 	@$(BIN)/mypy
+	@$(BIN)/mypy --python-executable $$($(BIN)/python tests/environments.py integrations/airflow) \
+		integrations/airflow/dags integrations/airflow/start.py
 	@$(BIN)/mypy --python-executable $$($(BIN)/python tests/environments.py integrations/prefect) integrations/prefect/tapeline_prefect
 
 docs: $(READY) ## the documentation as a site, in .cache/site; a broken link fails

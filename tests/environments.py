@@ -35,7 +35,7 @@ def _make(home: Path, lock: Path, stamp: Path, digest: str) -> None:
         environment = os.environ | {"UV_NATIVE_TLS": "1", "UV_PYTHON_DOWNLOADS": "never"}
         for command in (
             [uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(home)],
-            [uv, "pip", "sync", "--quiet", "--require-hashes", "--python", str(home / "bin" / "python"), str(lock)],
+            [uv, "pip", "sync", "--quiet", "--compile-bytecode", "--require-hashes", "--python", str(home / "bin" / "python"), str(lock)],
         ):
             subprocess.run(command, check=True, env=environment)
         stamp.write_text(digest)

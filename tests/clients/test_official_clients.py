@@ -34,7 +34,7 @@ async def _printed(options: SimulatorOptions, client: str, arguments: list[str],
     lines = []
     try:
         assert process.stdout is not None
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(240):
             while len(lines) < enough:
                 line = await process.stdout.readline()
                 assert line, f"the client ended after {len(lines)} lines"
@@ -116,7 +116,7 @@ async def _listed(options: SimulatorOptions, arguments: list[str], tickers: list
     listening = await asyncio.create_subprocess_exec(python, str(folder / "client.py"), place, *arguments, stdout=asyncio.subprocess.PIPE)
     try:
         assert listening.stdout is not None
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(240):
             for _ in range(700):
                 assert await listening.stdout.readline()
             asked = [python, str(folder / "history.py"), f"http://{place}", *tickers]
@@ -234,7 +234,7 @@ async def _history(simulator: Simulator, kind: str, path: str, symbols: str) -> 
     quiet = {"stdout": asyncio.subprocess.DEVNULL}
     stream = await asyncio.create_subprocess_exec(python, str(folder / "client.py"), kind, url + path, symbols, **quiet)
     try:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(240):
             while sum(simulator.sent.values()) < 700:
                 await asyncio.sleep(0.05)
             arguments = [str(folder / "history.py"), kind, url.replace("ws:", "http:"), symbols]

@@ -25,7 +25,7 @@ from waiting import until
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = [pytest.mark.xdist_group("prefect"), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.xdist_group("prefect"), pytest.mark.timeout(900), proof("crashes", quick=False)]
 
 DAY_NS = 86_400 * NS_PER_S
 CONFIG = """
@@ -186,7 +186,6 @@ def test_a_wrong_parameter_is_named_and_not_tried_again(prefect: Prefect) -> Non
     assert [task["run_count"] for task in tasks] == [1]
 
 
-@proof("timeouts")
 @pytest.mark.parametrize("modes", [("500", "429", "hang") if PROVE else ("429",)], ids=" ".join)
 def test_rest_that_fails_and_hangs_is_tried_again_with_growing_waits(prefect: Prefect, modes: tuple[str, ...]) -> None:
     before = len(prefect.of("reconcile"))
@@ -233,7 +232,6 @@ def begun(prefect: Prefect, run: str) -> bool:
     return any(one.origin_id == run and one.state == "running" for one in prefect.of("reconcile"))
 
 
-@proof("crashes")
 @pytest.mark.parametrize("victim", ["run", "server", "all"] if PROVE else ["run"])
 def test_what_is_killed_in_the_middle_of_a_job_goes_on_and_doubles_nothing(prefect: Prefect, market: PastMarket, victim: str) -> None:
     prefect.rest.mode = "slow"

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-from airflow.sdk import DAG, CronTriggerTimetable, DeadlineAlert, DeadlineReference, DeltaTriggerTimetable, Param, SyncCallback
+# Airflow's stub lacks some of these.
+from airflow.sdk import DAG, CronTriggerTimetable, DeadlineAlert, DeadlineReference, DeltaTriggerTimetable, Param, SyncCallback  # type: ignore[attr-defined]
 
 from tapeline_command import configured, pool_of
 from tapeline_operator import TapelineJob, failed, late, succeeded
