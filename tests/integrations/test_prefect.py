@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from contextlib import closing
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -123,6 +124,13 @@ def test_each_job_has_a_deployment_with_its_schedule_its_limit_and_its_parameter
     assert {f"Tapeline (tapeline): {job} is {what}" for job in found for what in ("late", "on time")} == titles
 
 
+def test_nothing_is_sent_to_anybody_and_nothing_listens_on_another_address(prefect: Prefect) -> None:
+    (server,) = prefect.children("tapeline_prefect.server")
+    settings = set(Path(f"/proc/{server}/environ").read_bytes().split(b"\0"))
+    assert {b"DO_NOT_TRACK=1", b"PREFECT_SERVER_ANALYTICS_ENABLED=false", b"PREFECT_SERVER_API_HOST=127.0.0.1"} <= settings
+    assert prefect.ask("/admin/settings")["server"]["analytics_enabled"] is False
+
+
 def test_tapeline_leaves_these_jobs_alone_and_keeps_those_that_repeat_within_a_minute(prefect: Prefect) -> None:
     until(lambda: prefect.of("repair"), "the embedded scheduler starts what repeats")
     assert {run.origin for run in prefect.of("repair")} == {"schedule"}
@@ -187,7 +195,7 @@ def test_rest_that_fails_and_hangs_is_tried_again_with_growing_waits(prefect: Pr
         until(lambda: sum(one.state == "failed" for one in prefect.of("reconcile")[before:]) >= number, "it fails", START_S)  # noqa: B023
         prefect.rest.mode = mode
     end = prefect.end_of(run)
-    assert end["state_name"] == "Completed", end["state"]
+    assert end["state_type"] == "COMPLETED", end["state"]
     made = prefect.of("reconcile")[before:]
     assert [one.state for one in made] == [*("failed" for _ in modes), "succeeded"]
     assert [one.attempt for one in made] == list(range(1, len(modes) + 2))

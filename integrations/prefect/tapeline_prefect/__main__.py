@@ -24,12 +24,12 @@ def main() -> None:
     api = os.environ.get("PREFECT_API_URL", "")
     # Nothing is sent to anybody, whoever's the server is.
     os.environ |= {"DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
-    # A server that restarts is away for a minute. Runs under way wait so long.
-    os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", "7")
     if not api:
         os.environ |= settings(home, arguments.port)
     from tapeline_prefect.serving import Options, serve
 
+    # Only for the processes of the runs, as Prefect has read this process's settings: while the server restarts, a run waits four minutes.
+    os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", "7")
     try:
         options = Options(
             tapeline=Tapeline(find(arguments.tapeline), str(config)),

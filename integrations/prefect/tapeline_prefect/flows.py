@@ -166,18 +166,30 @@ class _Progress:
         if not isinstance(done, int) or not isinstance(of, int) or of <= 0:
             return
         share = min(100.0 * done / of, 100.0)
-        if self._bar is None:
-            self._bar = create_progress_artifact(share, key=self._key, description=text)
-        else:
-            update_progress_artifact(self._bar, share, description=text)
+        with _extra("The progress"):
+            if self._bar is None:
+                self._bar = create_progress_artifact(share, key=self._key, description=text)
+            else:
+                update_progress_artifact(self._bar, share, description=text)
+
+
+@contextmanager
+def _extra(what: str) -> Iterator[None]:
+    """Something for Prefect's page only: a run is what it is without it, also while Prefect's server is away."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 whatever Prefect's client raises
+        get_run_logger().warning("%s cannot be shown: %s: %s", what, type(error).__name__, error)
 
 
 def _shown(job: Job, setting: Setting, outcome: Mapping[str, Any]) -> State[Any]:
     """The last state of a run that Tapeline recorded as a success, and its tables."""
     result: dict[str, Any] = outcome["result"]
-    create_table_artifact(_table(result), key=_artifact_key(job.name, "result"), description=f"What {job.name} did.")
+    with _extra("The result"):
+        create_table_artifact(_table(result), key=_artifact_key(job.name, "result"), description=f"What {job.name} did.")
     if job.kind in ("reconcile", "backfill", "repair"):
-        _show_gaps(job, setting, str(result.get("day", "")))
+        with _extra("The list of gaps"):
+            _show_gaps(job, setting, str(result.get("day", "")))
     text = _in_one_line(result)
     if unresolved := result.get("unresolved"):
         text = f"The history and the store differ, and loading it again does not mend that: {', '.join(unresolved)}. {text}"
@@ -189,11 +201,7 @@ def _shown(job: Job, setting: Setting, outcome: Mapping[str, Any]) -> State[Any]
 
 def _show_gaps(job: Job, setting: Setting, day: str) -> None:
     since = day or str((datetime.now(UTC) - timedelta(days=1)).date())
-    try:
-        gaps = setting.tapeline.gaps(since)
-    except CommandFailed as error:  # the table is an extra: the run is what it is without it
-        get_run_logger().warning("The gaps cannot be shown: %s", error)
-        return
+    gaps = setting.tapeline.gaps(since)
     more = f" The first {_MOST_ROWS} of {len(gaps)}." if len(gaps) > _MOST_ROWS else ""
     create_table_artifact(
         gaps[:_MOST_ROWS] or [{"gaps": "none"}],

@@ -157,7 +157,7 @@ async def catch_up(client: PrefectClient, registered: Registered, due: Sequence[
     made = 0
     for job, deployment in registered.ids.items():
         mine = [one for one in due if one.job == job]
-        if not mine:
+        if not mine or (await client.read_deployment(deployment)).paused:
             continue
         under_way_now = {due_of(run)[0] for run in await _runs(client, [deployment], _OPEN)}
         for one in mine:

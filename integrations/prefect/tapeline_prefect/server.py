@@ -51,11 +51,16 @@ class Server:
         """Return when the server answers; start it if it does not run. Raises TimeoutError, which names its log."""
         deadline = time.monotonic() + _START_WITHIN_S
         while not await asyncio.to_thread(self._healthy):
-            if self._process is None or self._process.poll() is not None:
+            if not self.runs:
                 self._start()
             if time.monotonic() > deadline:
                 raise TimeoutError(f"Prefect's server does not answer on port {self.port}. Its log says why: {self._log}.")
             await asyncio.sleep(1.0)
+
+    @property
+    def runs(self) -> bool:
+        """Whether its process runs."""
+        return self._process is not None and self._process.poll() is None
 
     async def stop(self) -> None:
         """Stop the server, and kill it if it does not stop."""
@@ -75,9 +80,7 @@ class Server:
 
     def _healthy(self) -> bool:
         """Whether our server answers. One that somebody else started on this port is not ours."""
-        if self._process is None or self._process.poll() is not None:
-            return False
-        return answers(f"http://127.0.0.1:{self.port}/api")
+        return self.runs and answers(f"http://127.0.0.1:{self.port}/api")
 
     def _start(self) -> None:
         self.home.mkdir(parents=True, exist_ok=True, mode=0o700)

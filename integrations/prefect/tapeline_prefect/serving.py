@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 #: How often runs whose process was killed are looked for.
 _LOOK_EVERY_S: Final = 15.0
+#: How often it is looked whether Prefect's server still runs.
+_KEEP_EVERY_S: Final = 2.0
 _FIRST_WAIT_S: Final = 5.0
 _LONGEST_WAIT_S: Final = 60.0
 
@@ -72,7 +74,7 @@ class Serving:
                 while not self._stop.is_set():
                     await self._reachable(server)
                     try:
-                        await self._serve(jobs, setting, alerts.url)
+                        await self._serve(jobs, setting, alerts.url, server)
                         wait_s = _FIRST_WAIT_S
                     except Exception as error:  # noqa: BLE001 whatever Prefect raises when its server is away: begin again
                         log.warning(
@@ -105,13 +107,13 @@ class Serving:
             log.warning("There is no answer from Prefect's server at %s.", self.options.api)
             await _wait(self._stop, _FIRST_WAIT_S)
 
-    async def _serve(self, jobs: list[Job], setting: Setting, url: str) -> None:
+    async def _serve(self, jobs: list[Job], setting: Setting, url: str, server: Server | None) -> None:
         """Serve with one runner, until it is stopped or Prefect's server is away for too long."""
         if self._stop.is_set():
             return
         options = self.options
-        # A server of our own stops with this process. Another one goes on, so the schedules pause there.
-        runner = Runner(name=options.name, query_seconds=options.poll_s, limit=options.at_once, pause_on_shutdown=options.port is None)
+        # Schedules are not paused at a stop: what nobody starts meanwhile is late on Prefect's page, and the next start sorts it out.
+        runner = Runner(name=options.name, query_seconds=options.poll_s, limit=options.at_once, pause_on_shutdown=False)
         async with get_client() as client:
             registered = await register(client, runner, options.name, jobs, setting)
             await automate(client, options.name, registered, url, options.late_after_s)
@@ -120,12 +122,13 @@ class Serving:
             await catch_up(client, registered, await asyncio.to_thread(options.tapeline.due))
         log.info("Serving %d jobs. Prefect's page: %s", len(jobs), options.api.removesuffix("/api"))
         self._runner = runner
-        looking = asyncio.create_task(self._look(registered, setting))
+        beside = [asyncio.create_task(self._look(registered, setting)), asyncio.create_task(self._keep(server))]
         try:
             await runner.start()
         finally:
             self._runner = None
-            looking.cancel()
+            for task in beside:
+                task.cancel()
         if runner.stopping:
             self._stop.set()
 
@@ -137,6 +140,14 @@ class Serving:
                     await continue_killed(client, registered, setting, at_start=False)
             except Exception as error:  # noqa: BLE001 the server may be away; the next look finds the same
                 log.warning("Killed runs could not be looked for: %s: %s.", type(error).__name__, error)
+
+    async def _keep(self, server: Server | None) -> None:
+        """Start a server of our own again when it has ended. Prefect's clients wait for it meanwhile."""
+        while server is not None:
+            await asyncio.sleep(_KEEP_EVERY_S)
+            if not server.runs and not self._stop.is_set():
+                log.warning("Prefect's server has ended. It is started again.")
+                await server.ready()
 
 
 async def _wait(stop: asyncio.Event, seconds: float) -> None:
