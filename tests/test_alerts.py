@@ -127,6 +127,20 @@ def test_what_a_look_that_was_killed_did_not_send_is_sent_by_the_next(kept: Data
     assert sent == [("ops", "raised", "job reconcile")]
 
 
+def test_of_several_that_tell_at_once_one_sends_the_message(kept: Database) -> None:
+    alerts, sent = Alerts(kept), Sent()
+    alerts.raise_(LATE)
+
+    def slowly(message: Message) -> str:
+        Alerts(kept).tell(sent, {})  # another process, while this one sends
+        return sent(message)
+
+    alerts.tell(slowly, {})
+    assert sent == [("ops", "raised", "job reconcile")]
+    (one,) = alerts.open()
+    assert one.told["ops"].delivered
+
+
 def test_a_problem_that_could_not_be_looked_up_stays_as_it_is(kept: Database) -> None:
     alerts = Alerts(kept)
     alerts.settle([LATE], ())

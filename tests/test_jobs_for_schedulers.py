@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
-from typer.testing import CliRunner
 
 from made import NOON, ticks
-from tapeline.cli import app
 from tapeline.errors import ConfigError
 from tapeline.providers.registry import identity
 from tapeline.records import TICKS_TOPIC, Chunk
 from tapeline.stores.lake import Lake
+from test_jobs_command import ask, lines
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,16 +25,6 @@ def folder(tmp_path: Path) -> Path:
     provider = '[[providers]]\nname = "binance"\nsymbols = ["BTCUSDT"]\nchannels = ["trade"]\nrest_url = "http:/nowhere"\n'
     (tmp_path / "tapeline.toml").write_text(f'data_dir = "{tmp_path / "data"}"\n[[jobs]]\njob = "compact"\n{provider}')
     return tmp_path
-
-
-def ask(folder: Path, *words: str) -> Any:
-    return CliRunner().invoke(app, ["jobs", *words, "--config", str(folder / "tapeline.toml")])
-
-
-def lines(folder: Path, *words: str) -> list[dict[str, Any]]:
-    answer = ask(folder, *words, "--format", "json")
-    assert answer.exit_code == 0, answer.output
-    return [json.loads(line) for line in answer.stdout.splitlines()]
 
 
 def test_a_moment_that_was_done_is_not_done_again_whoever_asks(folder: Path) -> None:

@@ -81,6 +81,40 @@ def test_each_look_reads_on_from_the_last(stream: EmbeddedStream) -> None:
     assert look.newest[ANY].seen_ns == NOON + HOUR_NS + 9_999
 
 
+def test_a_bar_that_lies_behind_many_others_is_found_though_a_tick_of_the_symbol_is_not_far(stream: EmbeddedStream) -> None:
+    both = Match(symbols=("SLOW/USDT",), channels=("trade", "kline_1m"))
+    look = NewestEvents(stream, [both])
+    stream.append(TICKS_TOPIC, ticks(tick(NOON, symbol="SLOW/USDT")))
+    slow = {"symbol": "SLOW/USDT", "channel": "kline_1m", "ts_ns": NOON + HOUR_NS, "received_ns": NOON + 2 * HOUR_NS}
+    stream.append(BARS_TOPIC, bars(slow, *({"ts_ns": NOON, "received_ns": NOON} for _ in range(2_000))))
+    look.look()
+    assert look.newest[both].seen_ns == NOON + HOUR_NS + MINUTE_NS
+
+
+def test_each_channel_is_looked_for_in_its_own_topic() -> None:
+    assert Match(channels=("kline_1m", "AM")).topics == (BARS_TOPIC,)
+    assert Match(channels=("trade",)).topics == (TICKS_TOPIC,)
+    assert Match(channels=("trade", "AM")).topics == Match().topics == Match(channels=("foreign",)).topics == (TICKS_TOPIC, BARS_TOPIC)
+
+
+def test_two_promises_about_rejects_have_windows_of_their_own(
+    tmp_path: Path, stream: EmbeddedStream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, totals = SetClock(), {"binance/spot/seen": 0, "binance/spot/rejected": 0}
+    monkeypatch.setattr("tapeline.app.promises.of_feeds", lambda _: dict(totals))
+    some = (sla("rejects", name="short", at_most=0.1, within="1m"), sla("rejects", name="long", at_most=0.1, within="1h"))
+    stream.append(TICKS_TOPIC, ticks(tick(NOON)))
+    with Promises(Config(data_dir=str(tmp_path / "data"), sla=some), clock, lambda _: None) as look:
+        look.look()
+        totals |= {"binance/spot/seen": 100, "binance/spot/rejected": 50}
+        clock.ns += 10 * NS_PER_S
+        look.look()
+        for _ in range(20):
+            clock.ns += 10 * NS_PER_S
+            found = {one.name: one.kept for one in look.look()}
+    assert found == {"short": True, "long": False}
+
+
 def test_what_was_not_read_may_hold_an_event(stream: EmbeddedStream, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tapeline.monitor.freshness._ROWS", (10, 100))
     look = NewestEvents(stream, [SLOW])

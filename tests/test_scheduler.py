@@ -402,6 +402,22 @@ def test_what_is_due_is_run_by_a_child_once(scheduler: Scheduler, runs: Runs, cl
     ]
 
 
+def test_the_runs_of_a_job_whose_moments_are_settled_are_not_read_again(
+    scheduler: Scheduler, runs: Runs, clock: SetClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    until(lambda: scheduler.step() or any(one.state == "succeeded" for one in runs.of()), "it has run")
+    until(lambda: scheduler.step() or not scheduler.status()["running"], "its process has ended")
+    clock.ns += 1
+    scheduler.step()
+    with monkeypatch.context() as patch:
+        patch.setattr(Runs, "of", lambda *_: pytest.fail("nothing can be due"))
+        for _ in range(3):
+            clock.ns += 1
+            scheduler.step()
+    clock.ns += HOUR_NS
+    until(lambda: scheduler.step() or len(runs.of()) == 2, "it is due again")
+
+
 def test_two_schedulers_at_once_run_each_moment_once(configured: Config, tmp_path: Path, clock: SetClock) -> None:
     both = []
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""What Prefect is told: a deployment and automations for each job, the runs that are due, and those whose process was killed."""
+"""Registers with Prefect: a deployment and automations for each job, the runs that are due, and runs whose process was killed."""
 
 from __future__ import annotations
 

@@ -30,7 +30,8 @@ from tapeline.stores import Store
 from tapeline.streams import Stream
 from tapeline.times import duration_ns, ns_of, time_of_day, zone_of
 
-_DAY_NS: Final = 86_400 * NS_PER_S
+#: A large ledger takes long to read, and its answers change slowly: what it was asked is asked again after this time.
+_LEDGER_AGAIN_NS: Final = 60 * NS_PER_S
 #: The keys that a check needs, each with its value if the block leaves it out. None: it must be given.
 _NEEDS: Final[Mapping[str, Mapping[str, str | None]]] = {
     "freshness": {"within": None},
@@ -110,8 +111,12 @@ class Promises:
     _stream: Stream | None = None
     _stores: Mapping[str, Store] = field(default_factory=dict)
     _newest: NewestEvents | None = None
-    #: For the promise about rejected events: moments (ns), and how many events of each provider were read and rejected until then.
-    _counts: deque[tuple[int, Mapping[str, int]]] = field(default_factory=deque)
+    #: When the ends of the topics were last read (ns, UTC).
+    _newest_ns: int = 0
+    #: What the ledger answered to a promise, and when (ns, UTC).
+    _answered: dict[str, tuple[int, Finding]] = field(default_factory=dict)
+    #: For each promise about rejected events: moments (ns), and how many events of each provider were read and rejected until then.
+    _counts: dict[str, deque[tuple[int, Mapping[str, int]]]] = field(default_factory=dict)
     _opened: ExitStack = field(default_factory=ExitStack)
 
     def __enter__(self) -> Promises:
@@ -121,6 +126,11 @@ class Promises:
 
     def __exit__(self, *_: object) -> None:
         self._opened.close()
+
+    @property
+    def by_name(self) -> Mapping[str, Promise]:
+        """The promises by their names."""
+        return {promise.settings.name: promise for promise in self._promises}
 
     def look(self) -> list[Finding]:
         """Check every promise once. What cannot be looked up is a finding of its own: unknown."""
@@ -139,7 +149,7 @@ class Promises:
         some, name = promise.settings, promise.settings.name
         match some.check:
             case "freshness":
-                return promises.fresh(name, self._newest_of(promise), promise.within_ns, now_ns, self._open_time(promise))
+                return promises.fresh(name, self._newest_of(promise, now_ns), promise.within_ns, now_ns, self._open_time(promise))
             case "latency":
                 shown = snapshot(self.config.root, None, {}, clock_ns=now_ns)["providers"]
                 times = {provider: one["p99_ms"] for provider, one in shown.items() if some.provider in ("", provider)}
@@ -147,14 +157,14 @@ class Promises:
             case "backlog":
                 return promises.caught_up(name, self._ages(some.stage, now_ns), promise.within_ns)
             case "completeness":
-                return self._complete(promise, now_ns)
+                return self._by_ledger(promise, now_ns, self._complete)
             case "job":
                 return promises.done(name, some.job, self.job_age_ns(some.job), promise.within_ns)
             case "disk":
                 free = shutil.disk_usage(self.config.root).free
                 return promises.roomy(name, free, some.at_least or 0.0, str(self.config.root))
             case "uptime":
-                return self._covered(promise, now_ns)
+                return self._by_ledger(promise, now_ns, self._covered)
             case "rejects":
                 return self._accepted(promise, now_ns)
 
@@ -166,11 +176,20 @@ class Promises:
             self._opened.callback(self._stream.close)
         return self._stream
 
-    def _newest_of(self, promise: Promise) -> Newest:
+    def _by_ledger(self, promise: Promise, now_ns: int, ask: Callable[[Promise, int], Finding]) -> Finding:
+        at_ns, found = self._answered.get(promise.settings.name, (0, None))
+        if found is None or not 0 <= now_ns - at_ns < _LEDGER_AGAIN_NS:
+            found = ask(promise, now_ns)
+            self._answered[promise.settings.name] = now_ns, found
+        return found
+
+    def _newest_of(self, promise: Promise, now_ns: int) -> Newest:
         if self._newest is None:
             matches = [one.match for one in self._promises if one.settings.check == "freshness"]
             self._newest = NewestEvents(self._open(), matches)
-        self._newest.look()
+        if self._newest_ns != now_ns:  # one reading serves all promises of a look
+            self._newest.look()
+            self._newest_ns = now_ns
         return self._newest.newest[promise.match]
 
     def _calendar(self, provider: str, feed: str, promise: Promise) -> str:
@@ -236,10 +255,11 @@ class Promises:
 
     def _accepted(self, promise: Promise, now_ns: int) -> Finding:
         some = promise.settings
-        self._counts.append((now_ns, of_feeds(self._open())))
-        while len(self._counts) > 1 and self._counts[1][0] <= now_ns - promise.within_ns:
-            self._counts.popleft()
-        (_, before), (_, after) = self._counts[0], self._counts[-1]
+        counts = self._counts.setdefault(some.name, deque())
+        counts.append((now_ns, of_feeds(self._open())))
+        while len(counts) > 1 and counts[1][0] <= now_ns - promise.within_ns:
+            counts.popleft()
+        (_, before), (_, after) = counts[0], counts[-1]
         grown = {part: sum(_of(after, some, part)) - sum(_of(before, some, part)) for part in ("seen", "rejected")}
         return promises.accepted(some.name, grown["seen"], grown["rejected"], some.at_most or 0.0)
 

@@ -35,7 +35,7 @@ def alerts_list(
     config: ConfigOption = None,
     format: Annotated[TableOrJson, typer.Option(help="table, or json: one object a line.")] = TableOrJson.table,  # noqa: A002
 ) -> None:
-    """List the alerts, the open ones first: what is wrong, since when, and who was told.
+    """List the alerts, the open ones first. Each row says what is wrong, since when, and who was told.
 
     Status 0: no alert is open. Status 1: some are.
 
@@ -80,7 +80,7 @@ def alerts_test(receiver: Annotated[str, typer.Argument(help="The name of a [[no
 def alerts_raise(
     name: Annotated[str, typer.Argument(help="The name of the alert.")],
     text: Annotated[str, typer.Option(help="What is wrong.")],
-    notify: Annotated[list[str] | None, typer.Option(help="Who is told: the name of a [[notify]] block; repeatable.")] = None,
+    notify: Annotated[list[str] | None, typer.Option(help="The name of a [[notify]] block that is told; repeatable.")] = None,
     config: ConfigOption = None,
 ) -> None:
     """Raise an alert, for a program that watches Tapeline. If it is open already, only its text changes.

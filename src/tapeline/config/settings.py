@@ -109,7 +109,7 @@ class JobConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only
     retries: Annotated[int, msgspec.Meta(ge=0, le=100)] = 5  # how often a run that failed is tried again; the waits grow
     timeout: str = ""  # a run that takes longer is stopped: 30m, 2h
     deadline: str = ""  # a time of the day, such as 08:00: if the run that was due before has not succeeded by then, an alert is raised
-    notify: tuple[str, ...] = ()  # who is told of a missed deadline: the names of [[notify]] blocks
+    notify: tuple[str, ...] = ()  # the names of the [[notify]] blocks that are told of a missed deadline
     catch_up: Literal["", "all", "latest", "none"] = ""  # which runs that were missed are made up for
     arguments: dict[str, object] = {}  # the job's own arguments
 
@@ -131,7 +131,7 @@ class SlaConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only
     by: str = ""  # completeness: the time of the day, such as 08:00, by which the day before must be complete
     timezone: str = "UTC"  # completeness: the time zone of `by`
     sessions: bool = True  # freshness, completeness, uptime: count only the time in which the market is open
-    notify: tuple[str, ...] = ()  # who is told: the names of [[notify]] blocks
+    notify: tuple[str, ...] = ()  # the names of the [[notify]] blocks that are told
     remind: str = "4h"  # how often a person is reminded while the promise is broken
 
 

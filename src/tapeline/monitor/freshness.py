@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tapeline.ledger.facts import window_of
+from tapeline.providers.registry import CHANNELS
 from tapeline.records import BARS_TOPIC, TICKS_TOPIC, Topic
 from tapeline.streams import Stream
 
@@ -38,6 +39,18 @@ class Match:
             if any(values):
                 batch = batch.filter(pc.is_in(batch[column], pa.array(values, pa.string())))
         return batch
+
+    @property
+    def topics(self) -> tuple[Topic, ...]:
+        """The topics that may hold such events."""
+        kinds = {
+            kind.kind == "bar"
+            for name, feeds in CHANNELS.items()
+            for channels in (feeds.values() if self.provider in ("", name) else ())
+            for channel, kind in channels.items()
+            if channel in self.channels
+        }
+        return {frozenset({True}): (BARS_TOPIC,), frozenset({False}): (TICKS_TOPIC,)}.get(frozenset(kinds), (TICKS_TOPIC, BARS_TOPIC))
 
 
 @dataclass(slots=True)
@@ -70,31 +83,32 @@ class NewestEvents:
         """Read what has come since the last look. Raises Unavailable."""
         for match in self.matches:
             self.newest.setdefault(match, Newest())
-        before = {match: one.seen_ns for match, one in self.newest.items()}
         for topic in (TICKS_TOPIC, BARS_TOPIC):
-            self._look(topic, before)
+            if wanted := {match for match in self.matches if topic in match.topics}:
+                self._look(topic, wanted)
 
-    def _look(self, topic: Topic, before: Mapping[Match, int | None]) -> None:
+    def _look(self, topic: Topic, wanted: Set[Match]) -> None:
         ends, last = dict(self.stream.ends(topic)), self._ends.get(topic)
         oldest_ns: int | None = None
-        begun = False
+        found: set[Match] = set()
+        whole = self.stream.tail_positions(topic, 1 << 62) if last is None else None
         for rows in _ROWS:
             tail = self.stream.tail_positions(topic, rows)
-            begun = last is None and tail == self.stream.tail_positions(topic, 1 << 62)
             begin = {partition: max(at, (last or {}).get(partition, 0)) for partition, at in tail.items()}
-            oldest_ns = self._read(topic, begin, ends)
+            oldest_ns, some = self._read(topic, wanted, begin, ends)
+            found |= some
             joined = last is not None and all(at <= last.get(partition, 0) for partition, at in tail.items())
-            if begun or joined or all(self.newest[match].seen_ns != before[match] for match in self.matches):
+            if joined or tail == whole or found == wanted:
                 break
         else:
-            for match, one in self.newest.items():  # what lies between this look and the last one was not read
-                if one.seen_ns == before[match] and oldest_ns is not None:
+            for one in (self.newest[match] for match in wanted - found):  # what lies between this look and the last one was not read
+                if oldest_ns is not None:
                     one.until_ns = max(one.until_ns or 0, oldest_ns)
         self._ends[topic] = ends
 
-    def _read(self, topic: Topic, begin: Mapping[int, int], ends: Mapping[int, int]) -> int | None:
-        """Read up to `ends`. Return the time of the oldest event that was read."""
-        positions = dict(begin)
+    def _read(self, topic: Topic, wanted: Set[Match], begin: Mapping[int, int], ends: Mapping[int, int]) -> tuple[int | None, set[Match]]:
+        """Read up to `ends`. Return the time of the oldest event that was read, and which matches were found."""
+        positions, found = dict(begin), set[Match]()
         oldest_ns: int | None = None
         while any(positions.get(partition, 0) < end for partition, end in ends.items()):
             chunk = self.stream.read(topic, positions, _AT_ONCE)
@@ -104,10 +118,11 @@ class NewestEvents:
             times = _with_times(topic, chunk.batch)
             least_ns = pc.min(times["at_ns"]).as_py()
             oldest_ns = least_ns if oldest_ns is None else min(oldest_ns, least_ns)
-            for match in self.matches:
+            for match in wanted:
                 if (mine := match.of(times)).num_rows:
                     self.newest[match].found(pc.max(mine["at_ns"]).as_py())
-        return oldest_ns
+                    found.add(match)
+        return oldest_ns, found
 
 
 def _with_times(topic: Topic, batch: pa.RecordBatch) -> pa.RecordBatch:

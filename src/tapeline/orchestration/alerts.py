@@ -121,21 +121,28 @@ class Alerts:
     def tell(self, send: Send, remind_ns: Mapping[str, int]) -> None:
         """Send what must be sent, and note what was delivered. `remind_ns`: name to how often its receivers are reminded.
 
-        Two that tell at once may send a message twice, so only the holder of a claim may call this. So may a process that was killed after
-        it sent a message and before it noted that."""
+        A message is noted before it is sent, so of several that tell at once, one sends it. If that one is killed before it has noted the
+        delivery, the message is sent again after a minute."""
         with self._database.transaction() as kept:
             alerts = _rows(kept, "WHERE resolved_ns IS NULL OR resolved_ns > ? ORDER BY id", (kept.now_ns - _TOLD_WITHIN_NS,))
             now_ns = kept.now_ns
         for alert in alerts:
-            told = dict(alert.told)
-            for receiver in alert.receivers:
-                what = due(alert, told.get(receiver), now_ns, remind_ns.get(alert.name, _REMIND_NS))
-                if what is not None:
-                    told[receiver] = Told(what, now_ns, delivered=not send(Message(receiver, what, alert)))
-            if told != alert.told:
-                with self._database.transaction() as kept:
-                    text = msgspec.json.encode(told).decode()
-                    kept.rows("UPDATE tapeline_alerts SET sent = ? WHERE id = ?", (text, alert.id))
+            period_ns = remind_ns.get(alert.name, _REMIND_NS)
+            needed = {receiver: due(alert, alert.told.get(receiver), now_ns, period_ns) for receiver in alert.receivers}
+            begun = {receiver: Told(what, now_ns) for receiver, what in needed.items() if what is not None}
+            if begun and self._note(alert.id, alert.told, {**alert.told, **begun}):
+                done = {
+                    receiver: Told(one.what, now_ns, delivered=not send(Message(receiver, one.what, alert)))
+                    for receiver, one in begun.items()
+                }
+                self._note(alert.id, {**alert.told, **begun}, {**alert.told, **done})
+
+    def _note(self, alert: int, before: Mapping[str, Told], after: Mapping[str, Told]) -> bool:
+        """Note what receivers were told. Return False if another process has noted something meanwhile."""
+        texts = [msgspec.json.encode(told).decode() for told in (after, before)]
+        with self._database.transaction() as kept:
+            changed = kept.rows("UPDATE tapeline_alerts SET sent = ? WHERE id = ? AND sent = ? RETURNING id", (texts[0], alert, texts[1]))
+            return bool(changed)
 
 
 _REMIND_NS: Final = 4 * 3_600 * NS_PER_S

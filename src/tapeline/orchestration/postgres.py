@@ -39,18 +39,23 @@ class PostgresDatabase:
     def __init__(self, database: Database, clock: Callable[[], int] | None = None) -> None:
         self._database, self._clock = database, clock
         self._schema = Schema(database.shown)
+        self._there = self._migrated = False
 
     def exists(self) -> bool:
-        with self._database.transaction() as cursor:
-            return (self._schema.version(cursor) or 0) >= _WITH_RUNS
+        if not self._there:
+            with self._database.transaction() as cursor:
+                self._there = (self._schema.version(cursor) or 0) >= _WITH_RUNS
+        return self._there
 
     @contextmanager
     def transaction(self) -> Iterator[Transaction]:
         with self._database.transaction() as cursor:
-            self._schema.migrate(cursor)
+            if not self._migrated:
+                self._schema.migrate(cursor)
             if self._clock is not None:
                 now_ns = self._clock()
             else:
                 cursor.execute(_NOW)
                 now_ns = int((cursor.fetchone() or (0,))[0])
             yield _PostgresTransaction(cursor, now_ns)
+        self._there = self._migrated = True  # only now: a transaction that failed has made no tables

@@ -11,7 +11,7 @@ import platform
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -181,8 +181,9 @@ class _Keeper(threading.Thread):
         left_s = self._timeout_s
         while not self._done.wait(min(RENEW_S, max(left_s, 0.0))):
             left_s -= RENEW_S
-            try:
+            with suppress(OSError):  # nobody reads it any more, and the claim must be renewed all the same
                 self._report(dict(self.progress))
+            try:
                 if not self._runs.renew(self._run, dict(self.progress)):
                     self.why = "Another process has taken this run over, because its claim was not renewed in time."
             except TapelineError as error:

@@ -133,6 +133,9 @@ class Scheduler:
             busy = not job.continuous and sum(not child.job.continuous for child in self._children.values()) >= self.at_once
             if busy or name in self._children or name in paused:
                 continue
+            latest = None if job.continuous else job.schedule.due(now_ns)
+            if not job.continuous and (latest is None or latest < since_ns):
+                continue  # all earlier moments are settled, so its runs need not be read
             if job.continuous:
                 needed = self._to_continue(name, now_ns)
             else:

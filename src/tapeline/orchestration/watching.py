@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 from zoneinfo import ZoneInfo
 
-from tapeline.app.promises import Promises, promises_of
+from tapeline.app.promises import Promises
 from tapeline.config import Config
 from tapeline.monitor.promises import Finding
 from tapeline.orchestration.alerts import Alerts, Problem
@@ -43,7 +43,7 @@ class Watch:
     def look(self) -> dict[str, Any]:
         """Look once, and return how many promises are kept, broken and unknown, and what is wrong."""
         now_ns = self.clock()
-        settings = {some.settings.name: some for some in promises_of(self.promises.config)}
+        settings = self.promises.by_name
         problems: list[Problem] = []
         over: list[str] = []
         counts = {"kept": 0, "broken": 0, "unknown": 0}

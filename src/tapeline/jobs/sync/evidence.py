@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 JOB: Final = "sync"
 #: The states of the intervals that may be evidence.
 READ_STATES: Final[frozenset[State]] = frozenset({"proven", "reconciled", "unprovable", "unrecoverable"})
-#: Of what the ledger has not read yet, at most about so many records of a partition are looked at.
+#: How many of a partition's latest records are looked at, at most, for pages that the ledger has not read yet.
 _TAIL_ROWS: Final = 200_000
 _CHUNK_ROWS: Final = 10_000
 #: Evidence that reaches further into the future than this was made while the clock was wrong. It does not count.
