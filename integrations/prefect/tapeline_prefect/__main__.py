@@ -25,6 +25,7 @@ def main() -> None:
     # Nothing is sent to anybody, whoever's the server is.
     os.environ |= {"DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
     if not api:
+        home.mkdir(parents=True, exist_ok=True, mode=0o700)  # before Prefect is imported, which would warn
         os.environ |= settings(home, arguments.port)
     from tapeline_prefect.serving import Options, serve
 

@@ -83,7 +83,6 @@ class Server:
         return self.runs and answers(f"http://127.0.0.1:{self.port}/api")
 
     def _start(self) -> None:
-        self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
         large = self._log.exists() and self._log.stat().st_size > _LARGEST_LOG
         with self._log.open("wb" if large else "ab") as output:
             # A session of its own: Ctrl-C on the terminal is for this process, which stops the server last.
