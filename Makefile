@@ -22,7 +22,7 @@ install: $(READY) ## install the locked versions into .venv
 $(READY): pyproject.toml uv.lock
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv==0.13.9"
-	@UV_PROJECT_ENVIRONMENT=$(VENV) UV_PYTHON_DOWNLOADS=never UV_NATIVE_TLS=1 $(BIN)/uv sync --frozen --all-extras --quiet --inexact --compile-bytecode
+	@UV_PROJECT_ENVIRONMENT=$(VENV) UV_PYTHON_DOWNLOADS=never UV_SYSTEM_CERTS=1 $(BIN)/uv sync --frozen --all-extras --quiet --inexact --compile-bytecode
 	@touch $@
 
 services: $(READY) ## Redis, PostgreSQL and Apache Kafka for the tests: fetch those that are missing
@@ -50,7 +50,7 @@ lint: $(READY) ## ruff and mypy --strict
 	@$(BIN)/mypy --python-executable $$($(BIN)/python tests/environments.py integrations/prefect) integrations/prefect/tapeline_prefect
 
 docs: $(READY) ## the documentation as a site, in .cache/site; a broken link fails
-	@UV_PROJECT_ENVIRONMENT=$(VENV) UV_PYTHON_DOWNLOADS=never UV_NATIVE_TLS=1 $(BIN)/uv sync --frozen --all-extras --group docs --quiet --inexact
+	@UV_PROJECT_ENVIRONMENT=$(VENV) UV_PYTHON_DOWNLOADS=never UV_SYSTEM_CERTS=1 $(BIN)/uv sync --frozen --all-extras --group docs --quiet --inexact
 	@$(BIN)/python docs/generate.py
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 	@echo "Open .cache/site/index.html"

@@ -142,7 +142,7 @@ def _peer_python() -> Path | None:
     if mark.exists() and mark.read_text() == digest:
         return python
     uv = Path(sys.executable).parent / "uv"
-    environment = {**os.environ, "UV_NATIVE_TLS": "1", "UV_PYTHON_DOWNLOADS": "never"}
+    environment = {**os.environ, "UV_SYSTEM_CERTS": "1", "UV_PYTHON_DOWNLOADS": "never"}
     for command in (
         [str(uv), "venv", "--quiet", "--clear", str(home)],
         [str(uv), "pip", "sync", "--quiet", "--python", str(python), str(lock)],

@@ -32,7 +32,7 @@ def _make(home: Path, lock: Path, stamp: Path, digest: str) -> None:
     if not stamp.exists() or stamp.read_text() != digest:
         uv = str(UV) if UV.exists() else shutil.which("uv")
         assert uv, "uv is needed to make the clients' environments: run `make install`"
-        environment = os.environ | {"UV_NATIVE_TLS": "1", "UV_PYTHON_DOWNLOADS": "never"}
+        environment = os.environ | {"UV_SYSTEM_CERTS": "1", "UV_PYTHON_DOWNLOADS": "never"}
         for command in (
             [uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(home)],
             [uv, "pip", "sync", "--quiet", "--compile-bytecode", "--require-hashes", "--python", str(home / "bin" / "python"), str(lock)],

@@ -253,6 +253,22 @@ def test_a_reading_of_which_an_event_was_rejected_proves_nothing_and_is_not_aske
         assert [one.state for one in intervals(facts, TRADES) if one.first_id] == ["proven"], "what comes closes it all the same"
 
 
+def test_a_rejected_event_between_readings_of_time_in_which_nobody_listened_is_not_asked_for_again() -> None:
+    """Repair would otherwise ask for the same events with each look."""
+    rows = json.loads(page(1, 1))
+    rows[0]["price"] = "-1"
+    facts = Facts()
+    for number, body in enumerate((b"[]", json.dumps(rows).encode(), json.dumps(rows).encode(), b"[]")):
+        start_ns = NOON + 2 * number * NS_PER_S
+        some = records_of((1, True, body), connection=f"repair-{number}", start_ns=start_ns, end_ns=start_ns + 2 * NS_PER_S)
+        absorb(facts, some, normalize(some, DECODERS))
+    found = intervals(facts, TRADES)
+    assert [((one.start_ns - NOON) // NS_PER_S, (one.end_ns - NOON) // NS_PER_S) for one in found] == [(0, 2), (2, 6), (6, 8)]
+    assert [one.state for one in found] == ["unprovable", "unrecoverable", "unprovable"]
+    assert "events of it were rejected" in found[1].evidence
+    assert wanted({TRADES: found}, {("binance", "spot")}, NOON + DAY) == []
+
+
 @pytest.mark.parametrize(
     "wrong", [{"start_ns": -(10**30)}, {"end_ns": 10**30}, {"time_ms": 10**30}, {"first": 2**70, "last": 2**70}, {"symbol": 7}]
 )

@@ -115,3 +115,22 @@ def test_the_table_of_proofs_says_what_was_proven_how_often_and_how_long() -> No
         ["0", "1.0", "worse  (1 FAILED)"],
         ["1,000", "3.0", "numbers"],
     ]
+
+
+def test_tests_of_one_group_run_in_one_worker(tmp_path: Path) -> None:
+    (tmp_path / "test_groups.py").write_text(
+        "import os, pytest, time\n"
+        "@pytest.mark.parametrize('number', range(4))\n"
+        "@pytest.mark.parametrize('group', [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in 'ab'])\n"
+        "def test_it(group, number):\n"
+        f"    open(f'{tmp_path}/{{group}}', 'a').write(os.environ['PYTEST_XDIST_WORKER'] + '\\n')\n"
+        "    time.sleep(0.1)\n"
+    )
+    command = [sys.executable, "-u", "-m", "pytest", "--numprocesses", "4", "--dist", "loadgroup", "-p", "no:cacheprovider", str(tmp_path)]
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=kept)
+    assert done.returncode == 0, done.stdout
+    for group in "ab":
+        workers = (tmp_path / group).read_text().split()
+        assert len(workers) == 4
+        assert len({*workers}) == 1, f"the group {group} ran in {workers}"

@@ -25,7 +25,7 @@ from waiting import until
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = [pytest.mark.xdist_group("prefect"), pytest.mark.timeout(900), proof("crashes", quick=False)]
+pytestmark = [pytest.mark.timeout(900), proof("crashes")]
 
 DAY_NS = 86_400 * NS_PER_S
 CONFIG = """

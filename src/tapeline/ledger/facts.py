@@ -224,7 +224,7 @@ def keys_of(connection: ConnectionRecord) -> Iterator[Key]:
         subscription = provider.subscription(connection.feed, topic, connection.names) if provider is not None else None
         if subscription is not None:
             yield Key(connection.provider, connection.feed, *subscription)
-    ended, begun = (*connection.asked, *connection.read), (*connection.asking, *connection.reading)
+    ended, begun = (*connection.asked, *connection.read, *connection.rejected), (*connection.asking, *connection.reading)
     for both in {*connection.first, *(entry[0] for entry in ended), *(entry[0] for entry in begun)}:
         channel, _, symbol = both.partition(" ")
         yield Key(connection.provider, connection.feed, channel, symbol)

@@ -40,6 +40,8 @@ NOTHING_EVER: Final = (
     "the provider's history was read to its end and holds nothing, and no event of this symbol has ever come: is its name right?"
 )
 _REJECTED: Final = "the provider's history was read to its end, and events of it were rejected"
+#: A span of a history that was requested by numbers has numbers below this. A span of time, in ns since 1970, lies above it.
+_TIMES_FROM: Final = 10**17
 
 
 def intervals(facts: Facts, key: Key) -> list[Interval]:
@@ -54,10 +56,10 @@ def follow(key: Key, connections: Sequence[ConnectionRecord], past: Past, runs: 
     reading = [span for connection in connections for span in spans_of((entry[:3] for entry in connection.reading), key)]
     rejected = [*past.rejected, *(span for connection in connections for span in spans_of(connection.rejected, key))]
     if not runs:
-        timeline: Iterable[Interval] = _reconciled(heard, read)
+        timeline: Iterable[Interval] = _with_rejected(_reconciled(heard, read), rejected)
         if not has_come(key, connections, past):
             timeline = (replace(one, state="unprovable", evidence=NOTHING_EVER) if one.state == "reconciled" else one for one in timeline)
-        return list(_joined(_being_filled(_unreadable(timeline, rejected), reading)))
+        return list(_being_filled(_unreadable(_joined(timeline), rejected), reading))
     # Numbers and times may differ in order.
     first_ns, last_ns = min(runs[0].first_ns, runs[0].last_ns), max(runs[-1].first_ns, runs[-1].last_ns)
     # Before the first number and after the last, only the next number could tell whether anything is missing.
@@ -66,11 +68,12 @@ def follow(key: Key, connections: Sequence[ConnectionRecord], past: Past, runs: 
         for one in heard
         if one.start_ns < first_ns or one.end_ns > last_ns
     ]
-    around = list(_unreadable(_reconciled(heard, read), rejected))
+    around = list(_with_rejected(_reconciled(heard, read), rejected))
     asked = [*past.asked, *(span for connection in connections for span in spans_of(connection.asked, key))]
     asking = [span for connection in connections for span in spans_of((entry[:3] for entry in connection.asking), key)]
-    by_ids = _being_filled(_by_ids(key, runs, asked, read, asking, rejected), reading)
-    return list(_joined([*_between(around, -ONGOING, first_ns), *by_ids, *_between(around, last_ns, ONGOING)]))
+    by_ids = _by_ids(key, runs, asked, read, asking, rejected)
+    timeline = _joined([*_between(around, -ONGOING, first_ns), *by_ids, *_between(around, last_ns, ONGOING)])
+    return list(_being_filled(_unreadable(timeline, rejected), reading))
 
 
 def has_come(key: Key, connections: Iterable[ConnectionRecord], past: Past) -> bool:
@@ -80,17 +83,25 @@ def has_come(key: Key, connections: Iterable[ConnectionRecord], past: Past) -> b
 
 def _reconciled(timeline: Sequence[Interval], read: Sequence[tuple[int, int]]) -> Iterator[Interval]:
     """Yield what was read of the provider's history, and the parts of `timeline` outside of it."""
-    edges = [-ONGOING, *(edge for both in read for edge in both), ONGOING]
-    outside = [_between(timeline, start_ns, end_ns) for start_ns, end_ns in zip(edges[::2], edges[1::2], strict=True)]
+    outside = [_between(timeline, start_ns, end_ns) for start_ns, end_ns in _outside(read)]
     evidence = "the provider's history was read to its end: what it holds is there"
     inside = (Interval(start_ns, end_ns, "reconciled", evidence) for start_ns, end_ns in read)
     yield from sorted(chain(*outside, inside), key=attrgetter("start_ns", "end_ns"))
 
 
+def _with_rejected(timeline: Iterable[Interval], rejected: Sequence[tuple[int, int]]) -> list[Interval]:
+    """Return the intervals, and the time outside of them whose history was read with rejected events: asking again brings the same."""
+    known = list(timeline)
+    spoiled = [Interval(start_ns, end_ns, "unrecoverable", _REJECTED) for start_ns, end_ns in apart(rejected) if start_ns >= _TIMES_FROM]
+    free = _outside(apart((one.start_ns, one.end_ns) for one in known))
+    return sorted([*known, *(one for both in free for one in _between(spoiled, *both))], key=attrgetter("start_ns", "end_ns"))
+
+
 def _unreadable(timeline: Iterable[Interval], rejected: Sequence[tuple[int, int]]) -> Iterator[Interval]:
     """Mark gaps inside a history read with rejected events as unrecoverable, because asking again brings the same events."""
+    spoiled = apart(rejected)
     for one in timeline:
-        if one.state == "open" and any(start_ns <= one.start_ns and one.end_ns <= end_ns for start_ns, end_ns in rejected):
+        if one.state == "open" and any(start_ns <= one.start_ns and one.end_ns <= end_ns for start_ns, end_ns in spoiled):
             yield replace(one, state="unrecoverable", evidence=f"{one.evidence}; {_REJECTED}")
         else:
             yield one
@@ -107,6 +118,12 @@ def _joined(timeline: Iterable[Interval]) -> Iterator[Interval]:
             yield Interval(at_ns, one.start_ns, "open", "no connection listened")
         yield one
         at_ns = one.end_ns
+
+
+def _outside(spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return the stretches of time before, between and after spans, which are in order and do not touch."""
+    edges = [-ONGOING, *chain.from_iterable(spans), ONGOING]
+    return list(zip(edges[::2], edges[1::2], strict=True))
 
 
 def _between(timeline: Iterable[Interval], start_ns: int, end_ns: int) -> Iterator[Interval]:

@@ -75,7 +75,11 @@ def run(config: Config, job: Job, request: Request, runs: Runs, stop: threading.
     number = runs.claim(_claim(job, thing, request))
     if number is None:
         raise Busy(f"{job.name}{f' of {thing}' if thing else ''} runs already, or has run. `tapeline jobs history {job.name}` shows it.")
-    keeper = _Keeper(runs, number, inf if job.continuous else job.timeout_ns / NS_PER_S, stop, request.report)
+
+    def retry_at() -> int:
+        return clock() + int(wait_s(request.attempt, random) * NS_PER_S)
+
+    keeper = _Keeper(runs, number, inf if job.continuous else job.timeout_ns / NS_PER_S, stop, request.report, retry_at)
     keeper.start()
     status, error, result = 0, "", dict[str, Any]()
     state: State | None = None
@@ -98,8 +102,7 @@ def run(config: Config, job: Job, request: Request, runs: Runs, stop: threading.
     finally:
         keeper.finish()
     may_pass = status and status not in FATAL_STATUSES - {Busy.exit_status}
-    wait_ns = 0 if state == "stopped" else int(wait_s(request.attempt, random) * NS_PER_S)
-    retry_ns = clock() + wait_ns if may_pass else None
+    retry_ns = (clock() if state == "stopped" else retry_at()) if may_pass else None
     state = state or ("failed" if status else "succeeded")
     runs.end(number, state, exit_status=status, result=result, error=error, retry_ns=retry_ns)
     return Outcome(number, state, status, result, error, retry_ns)
@@ -169,13 +172,21 @@ def wait_s(attempt: int, random: Random) -> float:
 class _Keeper(threading.Thread):
     """Renews the claim while the job works, and tells it to stop when its time is over or its claim is lost."""
 
-    def __init__(self, runs: Runs, run: int, timeout_s: float, stop: threading.Event, report: Callable[[Mapping[str, Any]], None]) -> None:
+    def __init__(
+        self,
+        runs: Runs,
+        run: int,
+        timeout_s: float,
+        stop: threading.Event,
+        report: Callable[[Mapping[str, Any]], None],
+        retry_at: Callable[[], int],
+    ) -> None:
         super().__init__(name="claim", daemon=True)
         self.progress: dict[str, Any] = {}
         #: Why the job was told to stop; empty if it was not, or not by this.
         self.why = ""
         self._runs, self._run, self._timeout_s, self._stop_job = runs, run, timeout_s, stop
-        self._done, self._report = threading.Event(), report
+        self._done, self._report, self._retry_at = threading.Event(), report, retry_at
 
     def run(self) -> None:
         left_s = self._timeout_s
@@ -204,6 +215,7 @@ class _Keeper(threading.Thread):
         self._stop_job.set()
         if not self._done.wait(GRACE_S):
             try:
-                self._runs.end(self._run, "failed", exit_status=Busy.exit_status, result={}, error=self.why, retry_ns=0)
+                retry_ns = self._retry_at()
+                self._runs.end(self._run, "failed", exit_status=Busy.exit_status, result={}, error=self.why, retry_ns=retry_ns)
             finally:
                 os._exit(Busy.exit_status)
