@@ -17,6 +17,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from adbc_driver_postgresql import dbapi  # type: ignore[import-untyped]  # it carries no types
 from deltalake import DeltaTable
@@ -44,8 +45,11 @@ from tapeline.providers.registry import DECODERS, LISTS
 from tapeline.records import INSTRUMENTS, LISTED, NORMALIZED_TOPICS, NOTICES_TOPIC, NS_PER_S, RAW_TOPIC
 from tapeline.simulators import Simulator, SimulatorOptions
 from tapeline.stages.normalize import normalize_all
+from tapeline.stores.duplicates import BY_RAW
 from tapeline.stores.instruments import InstrumentStore, Versions, in_order
+from tapeline.stores.lake.checking import check
 from tapeline.stores.lake.instruments import LakeInstruments
+from tapeline.stores.lake.retention import vacuum
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -595,6 +599,34 @@ def test_the_lake_keeps_no_file_that_its_log_does_not_name_and_its_log_stays_sho
     table = DeltaTable(str(folder))
     assert sorted(path.name for path in folder.rglob("part-*")) == [Path(uri).name for uri in table.file_uris()]
     assert (folder / "_delta_log" / "_last_checkpoint").exists()
+
+
+def test_check_names_a_damaged_file_and_two_versions_at_a_time_and_vacuum_deletes_what_no_log_names(tmp_path: Path) -> None:
+    lake = LakeInstruments(tmp_path)
+    for step in range(3):
+        keep([lake], SOME, whole([Instrument("A", "A", name=str(step)), Instrument("B", "B")], NOON + step * NS_PER_S))
+
+    def found() -> list[tuple[str, str, str]]:
+        (one,) = check(tmp_path, lambda *_: BY_RAW, None, lambda *_: None)
+        return [(each.problem, each.file or "", each.detail) for each in one.findings]
+
+    assert found() == []
+    (path,) = (tmp_path / "instruments").rglob("part-*")
+    left = path.with_name("part-left.parquet")
+    left.write_bytes(b"left by a process that died")
+    os.utime(left, (0, 0))
+    assert [(one.table, one.files) for one in vacuum(tmp_path)] == [("instruments", 1)]
+    assert not left.exists()
+    good = path.read_bytes()
+    path.write_bytes(good[:100] + bytes([good[100] ^ 1]) + good[101:])
+    ((problem, file, detail),) = found()
+    assert (problem, file) == ("damaged", str(path.relative_to(tmp_path / "instruments")))
+    assert "bytes were changed" in detail
+    assert "restore the file from a backup" in detail
+    path.write_bytes(good)
+    row = lake.versions(Versions(open=True)).filter(pc.equal(lake.versions(Versions(open=True))["native"], "A")).to_pylist()[0]
+    lake.put(pa.Table.from_pylist([row | {"valid_from_ns": NOON + NS_PER_S // 2}], INSTRUMENTS))
+    assert [one[0] for one in found()] == ["version twice", "version twice"]
 
 
 def test_a_clock_that_jumped_back_makes_no_version_that_ends_before_it_begins(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tapeline.records import BARS_TOPIC, NORMALIZED_TOPICS, TICKS_TOPIC, Topic
+from tapeline.records import BARS_TOPIC, INSTRUMENTS_TABLE, NORMALIZED_TOPICS, TICKS_TOPIC, Topic
 from tapeline.stores.duplicates import IdentityRule, in_sql
 from tapeline.stores.lake import files as lake_files
 from tapeline.stores.lake import removing, totals_of
@@ -34,7 +34,14 @@ _FILES: Final = 2_000
 #: At most this many duplicates of a day and a channel are listed.
 _SHOWN: Final = 10
 
-Problem = Literal["damaged", "statistics", "date", "position twice", "event twice", "unnamed", "totals"]
+#: Versions of an instrument that had not ended when the next one began.
+_TWO_VERSIONS: Final = """
+SELECT provider, market, native, valid_from_ns FROM {rows}
+QUALIFY lead(valid_from_ns) OVER (PARTITION BY provider, market, native ORDER BY valid_from_ns) < coalesce(valid_to_ns, 9223372036854775807)
+ORDER BY ALL LIMIT 10
+"""
+
+Problem = Literal["damaged", "statistics", "date", "position twice", "event twice", "version twice", "unnamed", "totals"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,19 +81,22 @@ def check(root: Path, rule: IdentityRule, day: date | None, progress: Progress) 
                 checked = _check(folder, topic, rule, day, progress)
             if checked is not None:
                 results.append(checked)
-    return results
+        folder = root / INSTRUMENTS_TABLE
+        with lake_files.disk_problem(folder, "checked", _REMEDY, duckdb.Error):
+            instruments = _check_instruments(folder, day, progress)
+    return [*results, instruments] if instruments is not None else results
 
 
-def damaged(folder: Path, topic: Topic, files: pa.Table, progress: Progress) -> dict[str, str]:
-    """Return the files that do not hold what was written, as a mapping of path to problem."""
+def damaged(folder: Path, files: pa.Table, progress: Progress) -> dict[str, str]:
+    """Return the files of a table that do not hold what was written, as a mapping of path to problem."""
     problems: dict[str, str] = {}
     rows, done = lake_files.total(files, "num_records"), 0
     for path, size, held in zip(*(files[name].to_pylist() for name in ("path", "size_bytes", "num_records")), strict=True):
-        progress(topic.table, done, rows)
+        progress(folder.name, done, rows)
         if (wrong := damage(folder, path, size, held)) is not None:
             problems[path] = wrong
         done += held
-    progress(topic.table, rows, rows)
+    progress(folder.name, rows, rows)
     return problems
 
 
@@ -100,7 +110,7 @@ def _check(folder: Path, topic: Topic, rule: IdentityRule, day: date | None, pro
     # This comes before anything slow: files that a store writes meanwhile are too young to count, and the log read earlier does not name
     # them.
     left = removing.unnamed(folder, {Path(path).name for path in files["path"].to_pylist()}, day)
-    bad = damaged(folder, topic, files, progress)
+    bad = damaged(folder, files, progress)
     for path, wrong in bad.items():
         checked.findings.append(Finding(topic.table, "damaged", wrong, _day(path), path))
     whole = files.filter(pc.invert(pc.is_in(files["path"], pa.array(list(bad), pa.string()))))
@@ -115,6 +125,26 @@ def _check(folder: Path, topic: Topic, rule: IdentityRule, day: date | None, pro
     if day is None and rows != kept:
         text = f"the files in the log hold {rows:,} rows, but the store counted {kept:,} ({totals.rows:,} kept, {totals.removed:,} removed)"
         checked.findings.append(Finding(topic.table, "totals", text))
+    return checked
+
+
+def _check_instruments(folder: Path, day: date | None, progress: Progress) -> Checked | None:
+    """Check the files of the table of instruments, and that each name has one version at a time."""
+    table = lake_files.opened(folder)
+    if table is None:
+        return None
+    files, name = lake_files.files_of(table, day), folder.name
+    checked = Checked(name, files.num_rows, lake_files.total(files, "num_records"), lake_files.total(files, "size_bytes"), 0, 0)
+    bad = damaged(folder, files, progress)
+    for path, wrong in bad.items():
+        text = f"{wrong}. No raw record can rebuild it: restore the file from a backup"
+        checked.findings.append(Finding(name, "damaged", text, _day(path), path))
+    whole = [str(folder / path) for path in files["path"].to_pylist() if path not in bad]
+    if whole:
+        with tempfile.TemporaryDirectory(prefix="tapeline-check-") as spilled, connect(Path(spilled)) as db:
+            for provider, market, native, from_ns in _query(db, _TWO_VERSIONS, whole):
+                text = f"{native} of {provider} {market} has another version before the one from {from_ns} ends"
+                checked.findings.append(Finding(name, "version twice", text, day))
     return checked
 
 

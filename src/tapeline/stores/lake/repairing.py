@@ -97,7 +97,7 @@ def repair(root: Path, rule: IdentityRule, origin: Origin, progress: Progress, *
                 if table is None:
                     continue
                 removing.sweep(folder, table)
-                bad = damaged(folder, topic, lake_files.files_of(table), progress)
+                bad = damaged(folder, lake_files.files_of(table), progress)
             for day in sorted({path.partition("/")[0].removeprefix("date=") for path in bad}):
                 with lake_files.disk_problem(folder, "repaired", _REMEDY, duckdb.Error):
                     table = lake_files.opened(folder)

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from deltalake import Transaction
 
 from tapeline.local.files import write
-from tapeline.records import NORMALIZED_TOPICS, Topic
+from tapeline.records import INSTRUMENTS_TABLE, NORMALIZED_TOPICS, Topic
 from tapeline.stores.lake import count_id, removing, totals_of
 from tapeline.stores.lake import files as lake_files
 
@@ -85,8 +85,8 @@ def vacuum(root: Path) -> list[Vacuumed]:
     """
     results = []
     with lake_files.changing(root, "tapeline lake vacuum"):
-        for topic in NORMALIZED_TOPICS:
-            folder = root / topic.table
+        for name in (*(topic.table for topic in NORMALIZED_TOPICS), INSTRUMENTS_TABLE):
+            folder = root / name
             with lake_files.disk_problem(folder, "vacuumed", "Run `tapeline lake vacuum` again."):
                 table = lake_files.opened(folder)
                 if table is None:
@@ -95,7 +95,7 @@ def vacuum(root: Path) -> list[Vacuumed]:
                 before = _entries(folder)
                 table.create_checkpoint()
                 table.cleanup_metadata()
-                results.append(Vacuumed(topic.table, files, size, len(before - _entries(folder))))
+                results.append(Vacuumed(name, files, size, len(before - _entries(folder))))
     return results
 
 
