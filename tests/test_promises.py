@@ -266,6 +266,29 @@ def test_every_check_is_looked_up_in_what_the_stages_left(tmp_path: Path, stream
     assert (later["freshness"], later["backlog"]) == (False, False), "the lake has not read the tick for an hour"
 
 
+@pytest.mark.parametrize(
+    ("name", "feed", "url", "late"),
+    [
+        ("alpaca", "delayed_sip", "", True),
+        ("polygon", "stocks", "wss://delayed.massive.com", True),
+        ("polygon", "stocks", "", False),
+        ("alpaca", "sip", "", False),
+    ],
+)
+def test_a_feed_that_is_delayed_by_its_plan_is_fresh_all_the_same(
+    name: str, feed: str, url: str, late: bool, tmp_path: Path, stream: EmbeddedStream
+) -> None:
+    event = NOON + 3 * HOUR_NS  # New York's market is open
+    received = event + 15 * MINUTE_NS
+    block = ProviderConfig(name=name, feed=feed, url=url, symbols=("AAPL",), channels=("trades" if name == "alpaca" else "T",))
+    config = Config(data_dir=str(tmp_path / "data"), providers=(block,), sla=(sla("freshness", within="10s"),))
+    stream.append(TICKS_TOPIC, ticks({**tick(event), "received_ns": received, "provider": name, "feed": feed, "symbol": "AAPL"}))
+    clock = SetClock(received + 5 * NS_PER_S)
+    assert found(config, clock) == {"freshness": late}
+    clock.ns += 10 * NS_PER_S
+    assert found(config, clock) == {"freshness": False}
+
+
 def test_without_a_stream_what_needs_one_is_unknown(tmp_path: Path) -> None:
     config = Config(data_dir=str(tmp_path / "data"), sla=(sla("freshness", within="10s"), sla("disk", at_least=0.001)))
     assert found(config, SetClock()) == {"freshness": None, "disk": True}

@@ -149,7 +149,8 @@ class Promises:
         some, name = promise.settings, promise.settings.name
         match some.check:
             case "freshness":
-                return promises.fresh(name, self._newest_of(promise, now_ns), promise.within_ns, now_ns, self._open_time(promise))
+                newest, sent_ns = self._newest_of(promise, now_ns), now_ns - self._delay_ns(promise)
+                return promises.fresh(name, newest, promise.within_ns, sent_ns, self._open_time(promise))
             case "latency":
                 shown = snapshot(self.config.root, None, {}, clock_ns=now_ns)["providers"]
                 times = {provider: one["p99_ms"] for provider, one in shown.items() if some.provider in ("", provider)}
@@ -202,6 +203,12 @@ class Promises:
         feeds = [(provider, feed) for provider, feed in configured_feeds(self.config) if some.provider in ("", provider)]
         names = {self._calendar(provider, some.feed or feed, promise) for provider, feed in feeds} or {""}
         return lambda start_ns, end_ns: max(open_time_ns(name, start_ns, end_ns) for name in names)
+
+    def _delay_ns(self, promise: Promise) -> int:
+        """How old an event is when its provider sends it, in ns: of the feed that sends earliest, if the promise is about several."""
+        some = promise.settings
+        blocks = [block for block in self.config.providers if some.provider in ("", block.name) and some.feed in ("", feed_of(block))]
+        return min((PROVIDERS[block.name].feeds[feed_of(block)].delay_at(block.url) for block in blocks), default=0)
 
     def _ages(self, stage: str, now_ns: int) -> dict[str, int]:
         """How old the oldest record is that each stage has still to read, in ns."""

@@ -56,6 +56,12 @@ class Feed:
     calendar: str = ""
     #: The age of its events when it sends them, in ns: 15 minutes for a delayed feed.
     delay_ns: int = 0
+    #: Other addresses of its websockets at which events are older when they are sent, and how old, in ns.
+    delayed_urls: Mapping[str, int] = field(default_factory=dict)
+
+    def delay_at(self, url: str) -> int:
+        """Return the age of its events (ns) when a websocket's address sends them. An unknown address sends as `stream_url` does."""
+        return next((delay_ns for known, delay_ns in self.delayed_urls.items() if url.startswith(known)), self.delay_ns)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,6 +19,7 @@ PROVIDER: Final = Provider(
             history_url=session.HISTORY_URL,
             # US stocks and options share the holidays and half days of New York.
             calendar="" if feed == "crypto" else "XNYS",
+            delayed_urls=dict.fromkeys(session.DELAYED_URLS, session.DELAY_NS),
         )
         for feed, channels in CHANNELS.items()
     },

@@ -11,9 +11,13 @@ import msgspec
 from tapeline.providers.events import NO_NAMES, UNREADABLE
 from tapeline.providers.polygon.normalize import CHANNELS
 from tapeline.providers.session import FeedSettings, Plan, Problem, Reply, gravest, us_name_problem, without
+from tapeline.records import NS_PER_S
 from tapeline.secret import Secret
 
 STREAM_URL: Final = "wss://socket.massive.com"
+#: The addresses for plans without real-time data, and the age of the events that they send (ns): 15 minutes.
+DELAYED_URLS: Final = ("wss://delayed.massive.com", "wss://delayed.polygon.io")
+DELAY_NS: Final = 900 * NS_PER_S
 HISTORY_URL: Final = "https://api.massive.com"
 #: The server of the flat files. It speaks the S3 protocol.
 FILES_URL: Final = "https://files.massive.com"
