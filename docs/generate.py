@@ -14,6 +14,7 @@ from typer.main import get_command
 from tapeline import config, records
 from tapeline.cli.app import app
 from tapeline.providers.registry import ARCHIVES, PROVIDERS
+from tapeline.telemetry.families import FAMILIES
 
 HERE = Path(__file__).parent
 NOTE = "<!-- Written by docs/generate.py. Change the code, then run `make docs`. -->\n"
@@ -54,6 +55,8 @@ MORE = {
     ],
     "[[stores]]": ["[Look after the lake](../lake-care.md)", "[Store in PostgreSQL](../postgres.md)"],
     "[[jobs]]": ["[Run jobs on a schedule](../jobs.md)"],
+    "[[sla]]": ["[Promises and alerts](../alerts.md)"],
+    "[monitor]": ["[Watch it with Prometheus](../monitoring.md)", "[Metrics](metrics.md)"],
 }
 
 
@@ -105,6 +108,7 @@ def settings() -> str:
         ("[[jobs]]", config.JobConfig),
         ("[[sla]]", config.SlaConfig),
         ("[[notify]]", config.NotifyConfig),
+        ("[monitor]", config.MonitorConfig),
     )
     for title, struct in parts:
         found.append(f"## {'At the top' if not title else f'`{title}`'}\n\n{inspect.getdoc(struct)}\n\n{_table(struct)}\n")
@@ -203,7 +207,26 @@ def columns() -> str:
     return "\n".join(found)
 
 
-PAGES = {"commands.md": commands, "settings.md": settings, "columns.md": columns}
+METRICS = """\
+Each process of Tapeline has these metrics. The address that `[monitor] listen` names answers with those of all processes of the machine
+([Watch it with Prometheus](../monitoring.md)). Every metric has the label `stage`: the process that reports it, or the stage that it is
+about. The value of `connection` is the name of a connection in `tapeline status`.
+
+A counter begins at zero when its process starts, unless it is counted in the stream or in a store. A histogram has classic buckets, and
+native ones for a server that asks for them.
+"""
+
+
+def metrics() -> str:
+    """Every metric."""
+    rows = ["| metric | kind | labels | what |", "| --- | --- | --- | --- |"]
+    for family in FAMILIES.values():
+        labels = ", ".join(f"`{name}`" for name in family.labels)
+        rows.append(f"| `{family.name}` | {family.kind} | {labels} | {family.meaning} |")
+    return "\n".join([NOTE, "# Metrics\n", METRICS, *rows, ""])
+
+
+PAGES = {"commands.md": commands, "settings.md": settings, "columns.md": columns, "metrics.md": metrics}
 
 if __name__ == "__main__":
     for page, text in PAGES.items():

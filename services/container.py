@@ -62,7 +62,10 @@ def _wanted(service: str) -> str:
         raise Missing("no Docker engine runs")
     if _docker("compose", "version"):
         raise Missing("Docker has no compose plugin")
-    return str(re.findall(rf"image: (\S*{service}:\S+)", _FILE.read_text())[0])
+    images = re.findall(rf"image: (\S*{service}:\S+)", _FILE.read_text())
+    if not images:
+        raise Missing(f"{_FILE.name} names no image of {service}")
+    return str(images[0])
 
 
 def _docker(*words: str, within_s: float = _ANSWER_S) -> str:

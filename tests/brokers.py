@@ -17,16 +17,17 @@ import tempfile
 import time
 import uuid
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 import pytest
-from services import kafka, postgres, redis
+from services import kafka, postgres, prometheus, redis
 from services.kafka import KafkaBroker
 from services.postgres import PostgresServer
 from services.process import Missing, Tls
+from services.prometheus import Prometheus
 from services.redis import RedisServer
 
 from environments import python_of
@@ -177,6 +178,14 @@ def own_redis(tmp_path: Path) -> Iterator[Callable[..., RedisServer]]:
 def own_kafka(tmp_path: Path) -> Iterator[Callable[..., KafkaBroker]]:
     """`own_kafka(users=..., tls=..., settings=...)`: a started KafkaBroker."""
     yield from _own(kafka, KafkaBroker, tmp_path)
+
+
+@pytest.fixture
+def own_prometheus(tmp_path: Path) -> Iterator[Callable[[str], Prometheus]]:
+    """`own_prometheus("127.0.0.1:9464")`: a started Prometheus that scrapes this address."""
+    need(prometheus)
+    with ExitStack() as started:
+        yield lambda target: started.enter_context(Prometheus(tmp_path / "prometheus", target))
 
 
 @pytest.fixture

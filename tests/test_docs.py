@@ -20,7 +20,18 @@ from typer.testing import CliRunner
 from tapeline import errors
 from tapeline.app.connections import connection_plans
 from tapeline.cli import app
-from tapeline.config import CodecsConfig, Config, JobConfig, NotifyConfig, ProviderConfig, SlaConfig, StoreConfig, StreamConfig, load
+from tapeline.config import (
+    CodecsConfig,
+    Config,
+    JobConfig,
+    MonitorConfig,
+    NotifyConfig,
+    ProviderConfig,
+    SlaConfig,
+    StoreConfig,
+    StreamConfig,
+    load,
+)
 from tapeline.ledger import INTERVALS
 from tapeline.orchestration.catalog import jobs_of
 from tapeline.providers.registry import ARCHIVES, CHANNELS, PROVIDERS
@@ -93,6 +104,7 @@ def test_the_page_of_settings_explains_every_setting_and_no_other() -> None:
         "[[jobs]]": JobConfig,
         "[[sla]]": SlaConfig,
         "[[notify]]": NotifyConfig,
+        "[monitor]": MonitorConfig,
     }
     for name, provider in PROVIDERS.items():
         if msgspec.structs.fields(provider.options):
@@ -103,7 +115,7 @@ def test_the_page_of_settings_explains_every_setting_and_no_other() -> None:
         rows = [line.split(" | ") for line in found[name].splitlines() if line.startswith("| `")]
         assert all(row[-1].strip(" |") for row in rows), name
         wanted = {field.encode_name for field in msgspec.structs.fields(struct)}
-        own_blocks = {"At the top": {"stream", "stores"}, "[stream]": {"codecs"}}.get(name, set())
+        own_blocks = {"At the top": {"stream", "stores", "monitor"}, "[stream]": {"codecs"}}.get(name, set())
         assert [row[0].strip("| `") for row in rows] == [key for key in struct.__struct_encode_fields__ if key not in own_blocks]
         assert own_blocks <= wanted
 

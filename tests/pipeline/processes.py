@@ -43,7 +43,8 @@ def environment(**extra: str) -> dict[str, str]:
     """This process's environment without any setting or key of ours, and with `extra`; what is compiled once stays so."""
     private = ("TAPELINE_", "APCA_", "MASSIVE_", "POLYGON_", "PYTHONDONTWRITEBYTECODE")
     plain = {name: value for name, value in os.environ.items() if not name.startswith(private)}
-    return {**plain, "COLUMNS": "160", **extra}
+    # The pipelines of the tests run side by side, and only those that are about it answer over HTTP.
+    return {**plain, "COLUMNS": "160", "TAPELINE_MONITOR__LISTEN": "", **extra}
 
 
 @dataclass

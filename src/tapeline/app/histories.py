@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
+from typing import Final
 from urllib.parse import urlsplit
 
 from tapeline.app.feeds import feed_of
@@ -21,6 +22,9 @@ from tapeline.net.tls import tls_context
 from tapeline.providers.registry import ARCHIVES, HISTORIES, PROVIDERS
 from tapeline.providers.session import rest_of
 from tapeline.secret import NO_SECRET
+
+#: The folder of the rate limits, in the data folder.
+_QUOTAS: Final = "quotas"
 
 
 def has_history(config: Config) -> bool:
@@ -101,9 +105,14 @@ def client(config: Config, some: ProviderConfig, weight_a_minute: int, endpoint:
     """The client for a provider's REST address. Clients of the same address and key share the limit, also with other processes."""
     url = endpoint.url.rstrip("/")
     digest = hashlib.sha256(" ".join((url, *endpoint.headers.values())).encode()).hexdigest()[:16]
-    quota = RateLimiter(weight_a_minute, config.root / "quotas" / f"{some.name}-{digest}.json")
+    quota = RateLimiter(weight_a_minute, config.root / _QUOTAS / f"{some.name}-{digest}.json")
     endpoint = replace(endpoint, url=url, tls=tls_context(some.ca_file), passing=PROVIDERS[some.name].passing)
     return Rest(endpoint, asking.random, quota, tries=asking.tries, sleep=asking.sleep)
+
+
+def quotas_of(config: Config, provider: str) -> list[Path]:
+    """The files through which this machine's processes share the rate limits of a provider's addresses."""
+    return sorted((config.root / _QUOTAS).glob(f"{provider}-*.json"))
 
 
 def stand_in(some: ProviderConfig, url: str | None = None) -> str:

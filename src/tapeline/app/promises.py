@@ -23,9 +23,10 @@ from tapeline.ledger.facts import Interval, Key
 from tapeline.monitor import promises
 from tapeline.monitor.freshness import Match, Newest, NewestEvents
 from tapeline.monitor.health import of_feeds, snapshot
+from tapeline.monitor.lag import lags
 from tapeline.monitor.promises import Finding
 from tapeline.providers.registry import PROVIDERS
-from tapeline.records import NORMALIZED_TOPICS, NS_PER_S, RAW_TOPIC, Topic
+from tapeline.records import NS_PER_S
 from tapeline.stores import Store
 from tapeline.streams import Stream
 from tapeline.times import duration_ns, ns_of, time_of_day, zone_of
@@ -212,19 +213,12 @@ class Promises:
 
     def _ages(self, stage: str, now_ns: int) -> dict[str, int]:
         """How old the oldest record is that each stage has still to read, in ns."""
-        stream = self._open()
         groups = [group for group in raw_consumer_groups(self.config) if stage in ("", group)]
-        places: list[tuple[str, Topic, Mapping[int, int]]] = [(group, RAW_TOPIC, stream.positions(group, RAW_TOPIC)) for group in groups]
-        for name, store in self._stores.items():
-            places += [(name, topic, store.totals(topic).positions) for topic in NORMALIZED_TOPICS if stage in ("", name)]
+        stores = {name: store for name, store in self._stores.items() if stage in ("", name)}
         ages: dict[str, int] = {}
-        for name, topic, at in places:
-            waiting = {p for p, records in stream.lag(topic, at).items() if records}
-            for partition in waiting:
-                others = {p: end for p, end in stream.ends(topic).items() if p != partition}
-                chunk = stream.read(topic, {**others, partition: at.get(partition, 0)}, 1)
-                if chunk is not None and "received_ns" in topic.schema.names:
-                    ages[name] = max(ages.get(name, 0), now_ns - min(chunk.batch["received_ns"].to_pylist()))
+        for lag in lags(self._open(), stores, groups, now_ns):
+            if lag.age_ns:
+                ages[lag.group] = max(ages.get(lag.group, 0), lag.age_ns)
         return ages
 
     def _intervals(self, promise: Promise) -> dict[Key, list[Interval]]:

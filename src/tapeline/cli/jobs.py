@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tapeline.cli.app import app
-from tapeline.cli.terminal import ConfigOption, Format, TableOrJson, echo, load_config, reader_may_leave, stop_on_signal
+from tapeline.cli.terminal import ConfigOption, Format, TableOrJson, answering, echo, load_config, reader_may_leave, stop_on_signal
 from tapeline.errors import ConfigError
 from tapeline.records import NS_PER_S
 
@@ -269,6 +269,8 @@ def schedule(config: ConfigOption = None) -> None:
     import sys
     from random import Random
 
+    from tapeline.orchestration.alerts import Alerts
+    from tapeline.orchestration.metrics import JobMetrics
     from tapeline.orchestration.scheduler import Scheduler
     from tapeline.retry import loop
     from tapeline.retry.backoff import backoff
@@ -278,7 +280,7 @@ def schedule(config: ConfigOption = None) -> None:
     stop = stop_on_signal(with_parent=True)
     arguments = ["--config", str(config)] if config else []
     start = [sys.executable, "-m", "tapeline", "jobs", "run", "--by", "schedule", *arguments]
-    with _opened(settings) as (known, runs):
+    with _opened(settings) as (known, runs), answering(settings, "schedule"):
         status = StatusFile(settings.root, "schedule")
         mine = {name: job for name, job in known.items() if settings.scheduler in ("embedded", "none") or job.continuous}
         scheduler = Scheduler(
@@ -289,9 +291,11 @@ def schedule(config: ConfigOption = None) -> None:
             f"{platform.node()}, process {os.getpid()}",
         )
 
+        metrics = JobMetrics(known, runs, Alerts(runs.database), time.time_ns)
+
         def step() -> bool:
             scheduler.step()
-            status.maybe(scheduler.status)
+            status.maybe(lambda: {**scheduler.status(), "metrics": metrics.samples()})
             return False
 
         try:

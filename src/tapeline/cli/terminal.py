@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import UTC, date, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -180,11 +180,23 @@ def escape(text: str) -> str:
     return escape(text)
 
 
-def own_stage(settings: Config, stage: str, stop: threading.Event | None = None) -> Any:
-    """A stage's lock. Under a supervisor, wait for a predecessor that is just ending: at most as long as it may take to finish its work,
-    and not after `stop`."""
+@contextmanager
+def own_stage(settings: Config, stage: str, stop: threading.Event | None = None) -> Iterator[None]:
+    """A stage's lock, and its answers over HTTP. Under a supervisor, the supervisor answers.
+
+    Under a supervisor, this also waits for a predecessor that is just ending: at most as long as it may take to finish its work, and not
+    after `stop`."""
     gc.freeze()  # objects from start-up are never garbage; a collection that walks them all would add latency
-    return own(settings.root / "locks" / stage, f"tapeline {stage}", wait_s=90.0 if supervisor() is not None else 0.0, stop=stop)
+    wait_s = 90.0 if supervisor() is not None else 0.0
+    with own(settings.root / "locks" / stage, f"tapeline {stage}", wait_s=wait_s, stop=stop), answering(settings, stage):
+        yield
+
+
+def answering(settings: Config, stage: str) -> AbstractContextManager[None]:
+    """Answer for a stage over HTTP while the block runs. Under a supervisor, the supervisor answers."""
+    from tapeline.app.monitor import monitored
+
+    return monitored(settings, {stage}) if supervisor() is None else nullcontext()
 
 
 def progress(*columns: str | ProgressColumn, shown: bool = True) -> Progress:

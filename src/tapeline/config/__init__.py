@@ -22,6 +22,7 @@ from tapeline.config.settings import (
     CodecsConfig,
     Config,
     JobConfig,
+    MonitorConfig,
     NotifyConfig,
     ProviderConfig,
     SlaConfig,
@@ -35,6 +36,7 @@ __all__ = [
     "CodecsConfig",
     "Config",
     "JobConfig",
+    "MonitorConfig",
     "NotifyConfig",
     "ProviderConfig",
     "SlaConfig",
@@ -102,6 +104,8 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Config:
             date.fromisoformat(config.history_from)
         except ValueError:
             raise ConfigError(f'{source}: history_from = "{config.history_from}" is not a day. Write it like 2026-01-31.') from None
+    if config.monitor.listen and not re.fullmatch(r"[^:\s]+:\d{1,5}", config.monitor.listen):
+        raise ConfigError(f"{source}: [monitor] listen = {config.monitor.listen!r} is not an address. Write it like 127.0.0.1:9464.")
     return config
 
 
@@ -210,6 +214,7 @@ def _explain(problem: str, top: type[msgspec.Struct] | None = None) -> str:
         "jobs": JobConfig,
         "sla": SlaConfig,
         "notify": NotifyConfig,
+        "monitor": MonitorConfig,
     }
     for part, kind in parts.items():
         if where.startswith(f".{part}"):

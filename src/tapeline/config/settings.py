@@ -142,6 +142,13 @@ class NotifyConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_o
     urls_file: str  # a file with one address of Apprise on each line: Slack, e-mail, a webhook and many others
 
 
+class MonitorConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """What Tapeline says of itself over HTTP: `/metrics` for Prometheus, `/live` and `/ready`."""
+
+    #: Anybody who reaches the address can read the metrics, so it is on loopback unless you say otherwise. Empty: none.
+    listen: str = "127.0.0.1:9464"  # the address, as host:port, at which this machine's processes answer
+
+
 class Config(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """The settings that belong to no block."""
 
@@ -161,6 +168,7 @@ class Config(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     jobs: tuple[JobConfig, ...] = ()  # jobs that differ from the usual ones, and further ones
     sla: tuple[SlaConfig, ...] = ()  # promises that are checked all the time
     notify: tuple[NotifyConfig, ...] = ()  # who is told of broken promises
+    monitor: MonitorConfig = MonitorConfig()
 
     @property
     def root(self) -> Path:

@@ -31,6 +31,8 @@ class ClockWatch:
     A machine that slept counts as a jump too, because nothing was received meanwhile."""
 
     def __init__(self, wall: Callable[[], int] = time.time_ns, steady: Callable[[], int] = time.monotonic_ns) -> None:
+        #: How many jumps were reported.
+        self.found = 0
         self._wall, self._steady = wall, steady
         self._last = (wall(), steady())
 
@@ -38,4 +40,7 @@ class ClockWatch:
         """Return the jump since the last look, or None if both clocks moved on by the same time, to within 1 s."""
         (wall, steady), self._last = self._last, (self._wall(), self._steady())
         by_ns = self._last[0] - wall - (self._last[1] - steady)
-        return Leap(wall, self._last[0], by_ns) if abs(by_ns) > _LEAST_NS else None
+        if abs(by_ns) <= _LEAST_NS:
+            return None
+        self.found += 1
+        return Leap(wall, self._last[0], by_ns)

@@ -245,10 +245,13 @@ class Rest:
         waits = backoff(self._random, cap_s=30.0)
         problem = ""
         for attempt in range(1, self._tries + 1):
-            self._afford(weight)
+            waited_s, status = self._afford(weight), "none"
             try:
-                return self._answer(f"{self._url}{path}", read, within_s)
+                answer = self._answer(f"{self._url}{path}", read, within_s)
+                status = "200"
+                return answer
             except _RefusedAnswer as error:
+                status = str(error.code)
                 problem, wait_s = f"HTTP {error.code}: {without(error.text, *self._secrets)}", next(waits)
                 if error.code in TOO_FAST:
                     wait_s = max(wait_s, self._pause_s(error.headers.get("Retry-After", ""), error.headers.get("X-RateLimit-Reset", "")))
@@ -265,6 +268,8 @@ class Rest:
                 raise Refused(f"{self._url}{path} is not a valid address: {without(str(error), *self._secrets)}.") from None
             except (OSError, HTTPError) as error:
                 problem, wait_s = without(str(error), *self._secrets) or type(error).__name__, next(waits)
+            finally:
+                self._quota.answered(status, waited_s)
             if attempt < self._tries:
                 self._warn("%s%s: %s. Next attempt in %.1f s.", self._url, path, problem, wait_s)
                 self._wait(wait_s)
@@ -311,12 +316,14 @@ class Rest:
             return min(float(reset) - self._wall_clock(), _LONGEST_WAIT_S - 1) + self._random.random()
         return TOO_FAST_S
 
-    def _afford(self, weight: int) -> None:
-        """Wait until the rate limit allows a request of this weight. Raises Unavailable if that takes too long."""
+    def _afford(self, weight: int) -> float:
+        """Wait until the rate limit allows a request of this weight, and return how long (s). Raises Unavailable if that takes too long."""
+        began = time.monotonic()
         while (early_s := self._quota.take(weight)) > 0:
             if early_s > _LONGEST_WAIT_S:
                 raise Unavailable(f"{self._url} asked for a pause: {early_s:.0f} s are left. Tapeline sends no request until then.")
             self._wait(early_s)
+        return time.monotonic() - began
 
     def _wait(self, seconds: float) -> None:
         """Sleep. Raises Unavailable if the sleep was interrupted because the caller should stop."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Final, Protocol
 
@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 #: The most parts that one message may have.
 _MOST_PARTS: Final = 65_536
+#: The most codes of errors that are counted apart.
+_MOST_CODES: Final = 30
 
 
 class Recorder(Protocol):
@@ -78,6 +80,15 @@ class ConnectionState:
     last_data_ns: int = 0
     problem: str = ""
     stopped: bool = False
+    #: How often a connection was given up because it was silent.
+    stale: int = 0
+    #: How often the provider refused, reported a problem or closed, by its code.
+    errors: dict[str, int] = field(default_factory=dict)
+
+    def failed(self, code: str) -> None:
+        """Count an error of the provider. Of many different codes, the later ones count as `other`."""
+        code = code if code in self.errors or len(self.errors) < _MOST_CODES else "other"
+        self.errors[code] = self.errors.get(code, 0) + 1
 
 
 class Owner(Protocol):
@@ -147,11 +158,9 @@ class Listener(WSListener):
                 return
             code = frame.get_close_code()
             text = (frame.get_close_message() or b"").decode("utf-8", "replace")
-            self.close_reason = {
-                "by": "provider",
-                "code": code.value if isinstance(code, WSCloseCode) else int(code),
-                "reason": text,
-            }
+            number = code.value if isinstance(code, WSCloseCode) else int(code)
+            self.close_reason = {"by": "provider", "code": number, "reason": text}
+            self.line.state.failed(str(number))
             transport.send_close(code)
             transport.disconnect()
 
@@ -179,6 +188,7 @@ class Listener(WSListener):
 
     def handle(self, problem: Problem) -> None:
         """Log a problem that is only a warning. End the connection for any other."""
+        self.line.state.failed(problem.code or problem.action)
         if problem.action == "warn":
             log.warning("%s: %s", self.line.plan.name, problem.message)
             self.line.state.problem = problem.message

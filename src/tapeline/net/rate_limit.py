@@ -31,6 +31,9 @@ class _Book(msgspec.Struct):
     spent: int = 0
     paused_at: float = 0.0
     not_before: float = 0.0
+    #: For the metrics, since the file was made: answers by their status, and the seconds of all waits.
+    answers: dict[str, int] = {}
+    waited_s: float = 0.0
 
 
 class RateLimiter:
@@ -65,6 +68,12 @@ class RateLimiter:
             if now + seconds > book.not_before or now < book.paused_at:
                 book.paused_at, book.not_before = now, now + seconds
 
+    def answered(self, status: str, waited_s: float) -> None:
+        """Count an answer, and how long its request waited (s). If a request got no answer, its status is `none`. Raises DiskProblem."""
+        with self._book() as book:
+            book.answers[status] = book.answers.get(status, 0) + 1
+            book.waited_s += waited_s
+
     @contextmanager
     def _book(self) -> Iterator[_Book]:
         with self._lock:
@@ -89,6 +98,15 @@ class RateLimiter:
                 raise DiskProblem(f"The rate limit file {self._path}: {error.strerror}. No request was sent. Free disk space.") from None
             finally:
                 os.close(file)
+
+
+def counted(path: Path) -> tuple[dict[str, int], float]:
+    """Return what the limiters that share a file have counted: answers by their status, and the seconds of all waits."""
+    try:
+        book = msgspec.json.decode(path.read_bytes()[:_MOST_BYTES], type=_Book)
+    except (OSError, msgspec.MsgspecError, ValueError):
+        return {}, 0.0
+    return book.answers, book.waited_s
 
 
 def _read(file: int) -> _Book:

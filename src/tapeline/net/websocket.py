@@ -223,6 +223,7 @@ class FeedConnection:
         status = int(error.response.status) if error.response is not None else 0
         problem = self.plan.refusal(status, _text_of(error), self.state.connects > 0)
         self.state.problem = f"{self.plan.url} {problem.message}"
+        self.state.failed(str(status))
         if status in TOO_FAST:
             after = str(error.response.headers.get("Retry-After", "")) if error.response is not None else ""
             self._postpone(max(self.limits.too_fast_s, min(float(after), LONGEST_BAN_S) if after.isdecimal() else 0.0))
@@ -286,6 +287,7 @@ class FeedConnection:
 
     def _give_up_on_silence(self, listener: Listener, channel: str, silent_s: float) -> None:
         self.watchdog.doubt(channel)
+        self.state.stale += 1
         what = f"channel {channel}" if channel else "data"
         reason = f"stale: no {what} for {silent_s:.1f} s on an open socket"
         log.warning("%s: %s. Reconnecting.", self.plan.name, reason)

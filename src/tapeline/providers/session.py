@@ -27,6 +27,8 @@ class Problem:
     message: str
     action: Literal["warn", "reconnect", "stop"]
     wait_s: float = 0.0
+    #: What the provider calls it: its code or status. It has few values, so that it can be counted by it.
+    code: str = ""
 
 
 def gravest(problems: Iterable[Problem]) -> Problem | None:

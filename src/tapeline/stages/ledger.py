@@ -11,6 +11,8 @@ from random import Random
 from types import MappingProxyType
 from typing import Any, Final
 
+import numpy as np
+
 from tapeline.ledger import Ledger
 from tapeline.ledger.absorbing import absorb, forget
 from tapeline.ledger.facts import Facts
@@ -24,6 +26,8 @@ from tapeline.stages.names import KnownNames
 from tapeline.stages.normalize import NORMALIZE, normalize_all
 from tapeline.stages.taken import Taken
 from tapeline.streams import Stream
+from tapeline.telemetry import families
+from tapeline.telemetry.latencies import Latencies
 from tapeline.telemetry.status import StatusFile
 
 log = logging.getLogger(__name__)
@@ -83,6 +87,7 @@ class LedgerWriter:
         self._passed_over = 0  # records that were skipped since the start
         self._since: int | None = None
         self._every_ns = _FLUSH_NS
+        self._flushes = Latencies(clock)
 
     def step(self) -> bool:
         if self._account is None:
@@ -152,13 +157,20 @@ class LedgerWriter:
             account.prune(self._ledger.prune, began_ns - self._keep_ns)
         self._since = None
         self._stream.acknowledge(LEDGER, RAW_TOPIC, self._positions)
+        self._flushes.add(np.array([self._clock() - began_ns]))
         # A flush of a large ledger takes long. Flushing uses at most a twentieth of the time.
         self._every_ns = max(_FLUSH_NS, 20 * (self._clock() - began_ns))
 
     def _report(self) -> dict[str, Any]:
+        states = dict(self._account.states()) if self._account is not None else {}
         return {
             "keys": self._account.keys if self._account is not None else 0,
-            "states": dict(self._account.states()) if self._account is not None else {},
+            "states": states,
+            "metrics": [
+                *(families.GAPS.at(count, state) for state, count in states.items()),
+                families.PASSED_OVER.at(self._passed_over),
+                families.FLUSHES.at(self._flushes.since_start()),
+            ],
             "forgotten": self._forgotten.losses,
             "ahead": self._forgotten.ahead,
             "passed_over": self._passed_over,

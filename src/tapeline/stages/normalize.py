@@ -25,7 +25,9 @@ from tapeline.stages.names import KnownNames
 from tapeline.streams import Member, PartitionLost, Stream
 from tapeline.streams.lives import ReadOfLives
 from tapeline.streams.shortening import TAKEN_EVERYWHERE, larger, shortened
-from tapeline.telemetry.status import Latencies, Rate, StatusFile
+from tapeline.telemetry import families
+from tapeline.telemetry.latencies import Latencies
+from tapeline.telemetry.status import Rate, StatusFile
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +38,8 @@ _CHUNK_ROWS: Final = 24_576
 #: The age of the newest tick shows a wrong clock above the first value. From the second value on, the data is late by design.
 _CLOCK_OFF_NS: Final = NS_PER_S
 _OF_HISTORY_NS: Final = 600 * NS_PER_S
+#: An event that was so old when it was received came from a history. A delayed feed is 15 minutes late.
+_OLD_NS: Final = 3_600 * NS_PER_S
 
 
 class Normalize:
@@ -61,7 +65,8 @@ class Normalize:
         self._clock = clock
         self._forgotten = StreamLoss(stream, NORMALIZE, clock)
         self._read = ReadOfLives(stream, NORMALIZE)
-        self._latencies: dict[str, Latencies] = {}
+        self._latencies: dict[str, Latencies] = {}  # provider -> from receipt to the commit here
+        self._receipts: dict[str, Latencies] = {}  # provider -> from the event to its receipt
         self._rates: dict[str, Rate] = {}
         self._ages: dict[str, int] = {}  # provider -> age (ns) of its newest tick since the last report
 
@@ -101,10 +106,13 @@ class Normalize:
                 mine, ages = late[of_it], ages.filter(pa.array(of_it))
             if len(mine):
                 self._latencies.setdefault(provider, Latencies(self._clock)).add(mine)
+                age_ns = ages.fill_null(0).to_numpy()
+                self._receipts.setdefault(provider, Latencies(self._clock)).add(age_ns[age_ns < _OLD_NS])
             if (youngest_ns := pc.min(ages).as_py()) is not None:
                 self._ages[provider] = min(youngest_ns, self._ages.get(provider, youngest_ns))
 
     def _report(self) -> dict[str, Any]:
+        off_s = {name: _off_s(self._ages.pop(name, None)) for name in self._rates}
         return {
             "partitions": list(self._member.partitions) if self._member is not None else [],
             "providers": {
@@ -112,10 +120,15 @@ class Normalize:
                     "ticks_per_s": self._rates[name].take(),
                     "p50_ms": (latencies := self._latencies.get(name)) and latencies.ms(0.50),
                     "p99_ms": latencies and latencies.ms(0.99),
-                    "clock_off_s": _off_s(self._ages.pop(name, None)),
+                    "clock_off_s": off_s[name],
                 }
                 for name in self._rates
             },
+            "metrics": [
+                *(families.RECEIPT.at(some.since_start(), name) for name, some in self._receipts.items()),
+                *(families.PIPELINE.at(some.since_start(), name, "stream") for name, some in self._latencies.items()),
+                *(families.CLOCK_OFFSET.at(seconds or 0.0, name) for name, seconds in off_s.items()),
+            ],
             "forgotten": self._forgotten.losses,
             "ahead": self._forgotten.ahead,
         }

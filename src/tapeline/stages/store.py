@@ -10,8 +10,12 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any, Final
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from tapeline.errors import Busy, Unavailable
-from tapeline.records import NORMALIZED_TOPICS, NS_PER_S, Chunk, Topic
+from tapeline.records import BARS_TOPIC, NORMALIZED_TOPICS, NS_PER_S, TICKS_TOPIC, Chunk, Topic
 from tapeline.retry import loop
 from tapeline.retry.backoff import backoff
 from tapeline.stages.forgotten import StreamLoss
@@ -19,6 +23,9 @@ from tapeline.stages.upkeep import Upkeep
 from tapeline.stores import Store
 from tapeline.streams import APPENDED, Stream
 from tapeline.streams.lives import rows_of
+from tapeline.telemetry import families
+from tapeline.telemetry.families import Sample
+from tapeline.telemetry.latencies import Latencies
 from tapeline.telemetry.status import Rate, StatusFile
 
 log = logging.getLogger(__name__)
@@ -55,6 +62,33 @@ class Maintenance:
 NO_MAINTENANCE: Final = Maintenance()
 
 
+class _Speed:
+    """How quickly a store writes, and how late events are in it."""
+
+    def __init__(self, store: str, clock: Callable[[], int]) -> None:
+        self._store, self._clock = store, clock
+        self._rows: dict[str, int] = {}
+        self._commits: dict[str, Latencies] = {}
+        self._latencies: dict[str, Latencies] = {}
+
+    def wrote(self, topic: Topic, batch: pa.RecordBatch, began_ns: int, ended_ns: int, rows: int) -> None:
+        """Count a commit. `batch`: what was to be written; `rows`: how many rows were new."""
+        self._rows[topic.table] = self._rows.get(topic.table, 0) + rows
+        self._commits.setdefault(topic.table, Latencies(self._clock)).add(np.array([ended_ns - began_ns]))
+        if topic in (TICKS_TOPIC, BARS_TOPIC):
+            late = pc.subtract(ended_ns, batch["received_ns"])
+            for provider in pc.unique(batch["provider"]).to_pylist():
+                mine = late.filter(pc.equal(batch["provider"], provider))
+                self._latencies.setdefault(provider, Latencies(self._clock)).add(mine.to_numpy())
+
+    def samples(self) -> list[Sample]:
+        return [
+            *(families.STORED.at(rows, table) for table, rows in self._rows.items()),
+            *(families.COMMITS.at(some.since_start(), table) for table, some in self._commits.items()),
+            *(families.PIPELINE.at(some.since_start(), provider, self._store) for provider, some in self._latencies.items()),
+        ]
+
+
 class StoreWriter:
     """Writes the normalized topics into one store. It starts at the positions that are stored in the store itself."""
 
@@ -80,7 +114,7 @@ class StoreWriter:
         self._confirmed: dict[Topic, int] = {}  # the total of records read, as the stream has last confirmed it
         self._tried: dict[Topic, int] = {}  # the same total after the acknowledgement that is being sent
         self._unacknowledged: dict[Topic, Chunk] = {}
-        self._rate = Rate(clock)
+        self._rate, self._speed = Rate(clock), _Speed(writing.group, clock)
         self._forgotten = StreamLoss(stream, writing.group, clock)
 
     def step(self) -> bool:
@@ -135,8 +169,11 @@ class StoreWriter:
 
     def _flush(self, topic: Topic) -> None:
         chunk = Chunk.join(self._held[topic])
+        began_ns = self._clock()
         written = self._store.write(chunk)
+        ended_ns = self._clock()
         self._rate.add(written.rows)
+        self._speed.wrote(topic, chunk.batch, began_ns, ended_ns, written.rows)
         self._held[topic].clear()
         del self._since[topic]
         self._unacknowledged[topic] = chunk
@@ -172,6 +209,7 @@ class StoreWriter:
         return {
             "rows_per_s": self._rate.take(),
             "tables": {table: totals.parts for table, totals in kept.items()},
+            "metrics": self._speed.samples(),
             "forgotten": self._forgotten.losses,
             "ahead": self._forgotten.ahead,
             **({"upkeep": self._upkeep.report()} if self._upkeep is not None else {}),

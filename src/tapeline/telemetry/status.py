@@ -5,35 +5,33 @@ from __future__ import annotations
 import json
 import logging
 import os
+import platform
 import time
 from collections.abc import Callable, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
-
-import numpy as np
-import numpy.typing as npt
 
 from tapeline.local.files import write
 from tapeline.local.machine import process_space
 from tapeline.records import NS_PER_S
+from tapeline.telemetry.families import BUILD, CPU, MEMORY, Sample
 
 log = logging.getLogger(__name__)
 
 _EVERY_NS: Final = NS_PER_S
-#: Each latency bucket is 5 % wider than the one before, so percentiles are accurate to 5 %.
-_GROWTH: Final = float(np.log(1.05))
-_BUCKETS: Final = 600
-#: The most latencies that are kept before they are sorted into buckets.
-_FRESH: Final = 65_536
 
 
 class StatusFile:
-    """Writes `<root>/status/<stage>.json`: the stage, its process, its start (ns since 1970), and the keys that a report adds."""
+    """Writes `<root>/status/<stage>.json`: the stage, its process, its start (ns since 1970), and the keys that a report adds.
+
+    The key `metrics` has the samples of the report, and those of the process."""
 
     def __init__(self, root: Path, stage: str, clock: Callable[[], int] = time.time_ns) -> None:
         self._path = root / "status" / f"{stage}.json"
         self._clock = clock
         self._head = {"stage": stage, "pid": os.getpid(), "space": process_space(), "started_ns": clock()}
+        self._build = (version("tapeline"), platform.python_version())
         self._due_ns = 0
         self._failed = False
 
@@ -47,7 +45,8 @@ class StatusFile:
         """Write the status now. `maybe` then waits a second. A failure is only logged, once until a write succeeds."""
         now_ns = self._clock()
         self._due_ns = now_ns + _EVERY_NS
-        text = json.dumps({**self._head, "updated_ns": now_ns, **report})
+        metrics = [*self._of_process(), *report.get("metrics", ())]
+        text = json.dumps({**self._head, "updated_ns": now_ns, **report, "metrics": metrics})
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             write(self._path, text.encode(), durable=False)
@@ -66,6 +65,18 @@ class StatusFile:
             log.info("%s is written again.", self._path)
             self._failed = False
 
+    def _of_process(self) -> list[Sample]:
+        return [BUILD.at(1, *self._build), MEMORY.at(_resident_bytes()), CPU.at(round(time.process_time(), 3))]
+
+
+def _resident_bytes() -> int:
+    """The memory of this process that is in RAM; 0 if the system does not say."""
+    try:
+        pages = Path("/proc/self/statm").read_text().split()[1]
+    except (OSError, IndexError):
+        return 0
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
 
 def worker_name(number: int) -> str:
     """The name of a normalize worker: `normalize` for 1, `normalize-2` for 2, and so on."""
@@ -81,45 +92,6 @@ def read_status(root: Path) -> dict[str, dict[str, Any]]:
         except (OSError, ValueError) as error:
             log.warning("%s cannot be read: %s", path, error)
     return statuses
-
-
-class Latencies:
-    """Percentiles of latencies over the last five to ten seconds, in bounded memory."""
-
-    def __init__(self, clock: Callable[[], int] = time.time_ns) -> None:
-        self._clock = clock
-        self._fresh: list[npt.NDArray[np.int64]] = []
-        self._fresh_count = 0
-        self._now = np.zeros(_BUCKETS, np.int64)
-        self._before = np.zeros(_BUCKETS, np.int64)
-        self._turn_ns = clock() + 5 * NS_PER_S
-
-    def add(self, ns: npt.NDArray[np.int64]) -> None:
-        """Count latencies (ns). Values below 1 ns count as 1 ns. The array is kept, so do not change it afterwards."""
-        self._fresh.append(ns)
-        self._fresh_count += len(ns)
-        if self._fresh_count > _FRESH:
-            self._sort()
-
-    def _sort(self) -> None:
-        """Sort the new latencies into buckets. Every 5 s, the current buckets become the previous ones."""
-        if self._clock() >= self._turn_ns:
-            self._before, self._now = self._now, np.zeros(_BUCKETS, np.int64)
-            self._turn_ns = self._clock() + 5 * NS_PER_S
-        if self._fresh:
-            bucket = (np.log(np.maximum(np.concatenate(self._fresh), 1)) / _GROWTH).astype(np.int64)
-            self._now += np.bincount(np.clip(bucket, 0, _BUCKETS - 1), minlength=_BUCKETS)
-        self._fresh, self._fresh_count = [], 0
-
-    def ms(self, quantile: float) -> float | None:
-        """The latency in ms that the fraction `quantile` (0 to 1) of the events did not exceed; None without events."""
-        self._sort()
-        both = self._now + self._before
-        total = int(both.sum())
-        if not total:
-            return None
-        bucket = int(np.searchsorted(np.cumsum(both), quantile * total))
-        return float(np.exp((bucket + 1) * _GROWTH) / 1e6)
 
 
 class Rate:

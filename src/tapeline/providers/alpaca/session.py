@@ -114,7 +114,8 @@ class AlpacaSession:
             elif control.T == "error":
                 action, wait_s, advice = _ERRORS.get(control.code, ("reconnect", 0.0, ""))
                 message = without(control.msg, self._key, self._secret).rstrip(".")
-                problems.append(Problem(f"alpaca says {control.code}: {message}. {advice}".strip(), action, wait_s))
+                text = f"alpaca says {control.code}: {message}. {advice}".strip()
+                problems.append(Problem(text, action, wait_s, str(control.code)))
         return Reply(send, gravest(problems))
 
     def channel(self, frame: bytes) -> bytes | None:

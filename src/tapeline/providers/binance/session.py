@@ -95,7 +95,7 @@ class BinanceSession:
         if len(streams) > 1:
             return Reply(send=[self._subscribe([stream]) for stream in streams])
         message = f"binance refused {streams[0]}: {refusal.get('msg')} (code {refusal.get('code')}). Check its name."
-        return Reply(problem=Problem(f"{message} The other subscriptions keep running.", "warn"))
+        return Reply(problem=Problem(f"{message} The other subscriptions keep running.", "warn", code=str(refusal.get("code"))))
 
     def channel(self, frame: bytes) -> bytes | None:
         """Return the part of the stream's name after `@` (`trade`, `kline_1m`). None for anything but a symbol's stream."""

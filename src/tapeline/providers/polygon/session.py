@@ -87,17 +87,18 @@ class PolygonSession:
     def _problem(self, status: _StatusFrame) -> Problem | None:
         message = without(status.message.strip(), self._key).rstrip(".")
         text = f"polygon says {status.status}{': ' if message else ''}{message}."
-        match status.status:
+        code = status.status
+        match code:
             case "auth_failed":
-                return Problem(f"{text} Check the key (TAPELINE_POLYGON_KEY) and that the plan includes websockets.", "stop")
+                return Problem(f"{text} Check the key (TAPELINE_POLYGON_KEY) and that the plan includes websockets.", "stop", code=code)
             case "max_connections":
-                return Problem(f"{text} Another process uses this key's connection. Stop it.", "reconnect", _COOL_DOWN_S)
+                return Problem(f"{text} Another process uses this key's connection. Stop it.", "reconnect", _COOL_DOWN_S, code)
             case "error" if "access real-time" in status.message:
-                return Problem(f'{text} Set url = "wss://delayed.massive.com" for this provider.', "stop")
+                return Problem(f'{text} Set url = "wss://delayed.massive.com" for this provider.', "stop", code=code)
             case "error":
-                return Problem(f"{text} Polygon refuses topics outside the plan. The other subscriptions keep running.", "warn")
+                return Problem(f"{text} Polygon refuses topics outside the plan. The other subscriptions keep running.", "warn", code=code)
             case "auth_timeout" | "slow_consumer" | "force_disconnect":
-                return Problem(text, "reconnect")
+                return Problem(text, "reconnect", code=code)
         return None
 
     def channel(self, frame: bytes) -> bytes | None:

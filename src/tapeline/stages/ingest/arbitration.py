@@ -18,7 +18,7 @@ import numpy as np
 from tapeline.net.listener import Recorder
 from tapeline.providers.session import Plan
 from tapeline.records import NS_PER_S, RawKind
-from tapeline.telemetry.status import Latencies
+from tapeline.telemetry.latencies import Latencies
 
 #: A line has missed an event if it does not bring it within this time after the other line. At most `_MOST` events wait: past that, the
 #: oldest is counted early.

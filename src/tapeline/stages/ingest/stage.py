@@ -7,9 +7,9 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from random import Random
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
 import msgspec
 import pyarrow as pa
@@ -26,6 +26,7 @@ from tapeline.records import RAW, RawKind
 from tapeline.retry.backoff import backoff
 from tapeline.stages.ingest.arbitration import Arbitration
 from tapeline.stages.ingest.delivery import AWAY, Delivery
+from tapeline.stages.ingest.report import status_of
 from tapeline.streams import Lease
 from tapeline.telemetry.status import Rate, StatusFile
 
@@ -216,7 +217,7 @@ async def ingest(share: Share, recorder: StreamRecorder, status: StatusFile, sto
             frames = sum(line.state.frames for line in lines)
             rate.add(frames - counted)
             counted = frames
-            status.maybe(lambda: _ingest_report(lines, recorder, rate, share.pairs, leaps))
+            status.maybe(lambda: status_of(lines, share.pairs, recorder, rate.take(), leaps, watch.found))
             if time.monotonic() >= leases_due:
                 leases_due = time.monotonic() + _LEASE_EVERY_S
                 _keep(share.leases)
@@ -225,7 +226,7 @@ async def ingest(share: Share, recorder: StreamRecorder, status: StatusFile, sto
         await _last_flush(recorder)
         for lease in share.leases:
             lease.drop()
-        status.write(_ingest_report(lines, recorder, rate, share.pairs, leaps))
+        status.write(status_of(lines, share.pairs, recorder, rate.take(), leaps, watch.found))
     if recorder.failure is not None:
         raise recorder.failure
     for keeper in filter(_failed, keepers):
@@ -336,23 +337,3 @@ async def _check(name: str, request: CheckRequest, lines: Sequence[FeedConnectio
     for line in lines:
         if problems and line.plan.name == name:
             line.state.problem = "; ".join(problems)
-
-
-def _ingest_report(
-    lines: Sequence[FeedConnection], recorder: StreamRecorder, rate: Rate, pairs: Sequence[Arbitration], leaps: Iterable[Leap]
-) -> dict[str, Any]:
-    measured = {name: {"pair": counts} for pair in pairs for name, counts in pair.report(time.time_ns()).items()}
-    return {
-        "records": recorder.records,
-        "frames_per_s": rate.take(),
-        "unsettled": recorder.delivery.unsettled,
-        "spooled": recorder.delivery.spooled,
-        "spooled_bytes": recorder.delivery.spooled_bytes,
-        "dropped": recorder.delivery.dropped,
-        "problem": recorder.problem,
-        "leaps": [leap._asdict() for leap in leaps],
-        "last_data_ns": max((line.state.last_data_ns for line in lines), default=0),
-        "lines": {
-            line.plan.name: asdict(line.state) | {"provider": line.plan.provider} | measured.get(line.plan.name, {}) for line in lines
-        },
-    }

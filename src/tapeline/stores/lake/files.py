@@ -173,6 +173,16 @@ def files_of(table: DeltaTable, day: date | None = None) -> pa.Table:
     return actions if day is None else actions.filter(pc.equal(actions["day"], str(day)))
 
 
+def size_of(folder: Path) -> tuple[int, int] | None:
+    """Return how many files a table's log names, and their size in bytes. None if there is no table. Raises DiskProblem and NewerData."""
+    with disk_problem(folder, "read", "Free disk space, or make the folder readable."):
+        table = opened(folder)
+        if table is None:
+            return None
+        files = files_of(table)
+        return files.num_rows, total(files, "size_bytes")
+
+
 def is_compacted(path: str) -> bool:
     """Return whether a file of the log, by its path, is a compacted one."""
     return Path(path).name.startswith((COMPACTED, COMPACTED_BEFORE))
