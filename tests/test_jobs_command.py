@@ -89,7 +89,7 @@ def test_the_list_says_which_arguments_a_job_takes_and_how_long_after_its_moment
     path = folder / "tapeline.toml"
     path.write_text(path.read_text() + '[[jobs]]\njob = "symbols"\nschedule = "30 6 * * *"\ndeadline = "08:00"\n')
     listed = {row["job"]: row for row in lines(folder, "list")}
-    assert set(listed["reconcile"]["schema"]["properties"]) == {"provider", "symbols", "channels", "day"}
+    assert set(listed["reconcile"]["schema"]["properties"]) == {"provider", "symbols", "channels", "day", "revised"}
     assert listed["symbols"]["deadline_s"] == 5_400.0
     assert listed["reconcile"]["deadline_s"] is None
 

@@ -119,7 +119,7 @@ def test_each_job_has_a_deployment_with_its_schedule_its_limit_and_its_parameter
     assert prefect.deployment("vacuum")["global_concurrency_limit"]["limit"] == 1
     assert set(reconcile["tags"]) == {"tapeline", "reconcile"}
     asked_for = reconcile["parameter_openapi_schema"]["properties"]["arguments"]["properties"]
-    assert set(asked_for) == {"provider", "symbols", "channels", "day"}
+    assert set(asked_for) == {"provider", "symbols", "channels", "day", "revised"}
     titles = {one["name"] for one in prefect.ask("/automations/filter", {"limit": 200})}
     assert {f"Tapeline (tapeline): {job} is {what}" for job in found for what in ("late", "on time")} == titles
 

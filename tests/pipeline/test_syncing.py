@@ -45,7 +45,7 @@ from tapeline.orchestration.opening import open_database
 from tapeline.orchestration.runs import Runs
 from tapeline.orchestration.work import REPEATED, Work
 config, stop = load(pathlib.Path(sys.argv[1]), environment()), threading.Event()
-work = Work(config, datetime.date.today(), stop, lambda _: None, Runs(open_database(config)))
+work = Work(config, datetime.date.today(), stop, lambda _: None, Runs(open_database(config)), "sync")
 with REPEATED["sync"](work, jobs_of(config)["sync"].arguments) as pull:
     while not stop.wait(0.4):
         print(json.dumps(pull()), flush=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import date, datetime
@@ -51,6 +51,7 @@ from tapeline.providers.history import Span, WrongPage
 from tapeline.providers.registry import CHANNELS, DECODERS, PROVIDERS, identity
 from tapeline.records import BARS_TOPIC, TICKS_TOPIC
 from tapeline.stores.lake import checking, compacting, repairing, retention, tidying
+from tapeline.stores.lake.files import latest_receipt_ns
 from tapeline.stores.selection import Selection, known_name
 
 #: Another backfill may hold a lock for a moment, while it checks whether the job's log is old.
@@ -151,6 +152,14 @@ def reconcile(
                     yield compare(key, span_ns, history, source.now(), stream, connection, names)
                 except (Refused, WrongPage) as error:
                     yield Failed(key, error)
+
+
+def revised_days(config: Config, compared: Mapping[date, int]) -> list[date]:
+    """Return the UTC days of which the lake got rows after they were compared with their history: corrections, late events, repairs.
+
+    `compared`: when each day was compared (ns, UTC). Raises DiskProblem and NewerData."""
+    root = lake_folder(config)
+    return [day for day, at_ns in compared.items() if latest_receipt_ns(root, day) > at_ns]
 
 
 def gaps_to_repair(config: Config, symbols: Collection[str] = (), provider: str | None = None) -> list[Gap]:

@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import replace as with_fields
 from datetime import date, datetime, time, timedelta
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 from zoneinfo import ZoneInfo
 
 import msgspec
@@ -30,7 +30,9 @@ class HistoryArguments(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     provider: str | None = None
     symbols: tuple[str, ...] = ()
     channels: tuple[str, ...] = ()
-    day: date | None = None  # the UTC day; if left out, the day that is over
+    day: date | None = None  # the UTC day; if left out, the day that is over, and the days before it that were revised
+    #: How many days before the day that is over are compared again if the lake got rows of them since they were last compared.
+    revised: Annotated[int, msgspec.Meta(ge=0, le=365)] = 7
 
 
 class BackfillArguments(msgspec.Struct, forbid_unknown_fields=True, frozen=True):

@@ -84,7 +84,7 @@ def run(config: Config, job: Job, request: Request, runs: Runs, stop: threading.
     status, error, result = 0, "", dict[str, Any]()
     state: State | None = None
     try:
-        work = Work(config, job.day(due_ns), stop, keeper.progress.update, runs)
+        work = Work(config, job.day(due_ns), stop, keeper.progress.update, runs, job.name)
         result = _again_and_again(job, work, random) if job.continuous else _once(job, work)
         if stop.is_set():
             status, error = Busy.exit_status, keeper.why

@@ -34,6 +34,8 @@ from tapeline.orchestration.watching import watch
 
 #: How long one of many pulls waits for a slow provider before it returns. The next one goes on waiting for the same requests.
 _PULL_WAITS_S: Final = 1.0
+#: How many of a job's latest runs are looked at.
+_LOOKED_AT: Final = 2_000
 #: Called with numbers that say how far a run is.
 Progress = Callable[[Mapping[str, Any]], None]
 
@@ -49,6 +51,8 @@ class Work:
     progress: Progress
     #: The record of the runs.
     runs: Runs
+    #: The name of the job, under which its runs are recorded.
+    job: str
 
 
 def _backfill(work: Work, arguments: BackfillArguments) -> dict[str, Any]:
@@ -75,18 +79,22 @@ def _reconcile(work: Work, arguments: HistoryArguments) -> dict[str, Any]:
     different: list[str] = []
     unresolved: list[str] = []
     wanted = Wanted(arguments.provider, arguments.symbols, arguments.channels)
-    for one in tasks.reconcile(work.config, wanted, _span(arguments.day or work.day), work.stop):
-        if isinstance(one, tasks.Failed):
-            failed.append(f"{one.key.symbol} {one.key.channel}: {one.error}")
-            continue
-        compared, equal, filled = compared + 1, equal + one.equal, filled + one.only_in_history
-        if not one.equal:
-            different.append(f"{one.key.symbol} {one.key.channel}")
-        if not one.claimed:
-            unresolved.append(f"{one.key.symbol} {one.key.channel}")
-        work.progress({"compared": compared, "equal": equal})
+    day = arguments.day or work.day
+    revised = [] if arguments.day else tasks.revised_days(work.config, _compared(work, arguments.revised))
+    for some in (day, *revised):
+        where = "" if some == day else f", {some}"
+        for one in tasks.reconcile(work.config, wanted, _span(some), work.stop):
+            what = f"{one.key.symbol} {one.key.channel}"
+            if isinstance(one, tasks.Failed):
+                failed.append(f"{what}{where}: {one.error}")
+                continue
+            compared, equal, filled = compared + 1, equal + one.equal, filled + one.only_in_history
+            different += [] if one.equal else [f"{what}{where}"]
+            unresolved += [] if one.claimed else [f"{what}{where}"]
+            work.progress({"day": str(some), "compared": compared, "equal": equal})
     return {
-        "day": str(arguments.day or work.day),
+        "day": str(day),
+        "revised": [str(some) for some in revised],
         "compared": compared,
         "equal": equal,
         "filled": filled,
@@ -94,6 +102,14 @@ def _reconcile(work: Work, arguments: HistoryArguments) -> dict[str, Any]:
         "unresolved": unresolved,
         "failed": failed,
     }
+
+
+def _compared(work: Work, back: int) -> dict[date, int]:
+    """When each of so many days before the day that is over was last compared successfully (ns, UTC); without those that never were."""
+    done = [run for run in work.runs.of(work.job, _LOOKED_AT) if run.state == "succeeded"]
+    days = [work.day - timedelta(ago) for ago in range(1, back + 1)]
+    found = {day: [run.started_ns for run in done if run.thing.startswith(str(day))] for day in days}
+    return {day: max(times) for day, times in found.items() if times}
 
 
 def _sync(work: Work, arguments: SyncArguments) -> dict[str, Any]:
