@@ -59,6 +59,14 @@ def test_the_jobs_are_listed_with_their_schedule_and_their_last_run(folder: Path
     assert ask(folder, "list").exit_code == 0
 
 
+def test_without_a_further_word_the_jobs_are_listed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    listed = CliRunner().invoke(app, ["jobs"])
+    assert listed.exit_code == 0
+    assert listed.stdout == ask(folder, "list").stdout
+    assert "check_lake" in listed.stdout
+
+
 def test_a_run_says_what_it_did_and_is_in_the_history(folder: Path) -> None:
     done = json.loads(ask(folder, "run", "compact", "--day", "2026-01-05", "--format", "json").stdout)
     assert (done["job"], done["state"], done["exit_status"], done["result"]["day"]) == ("compact", "succeeded", 0, "2026-01-05")

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tapeline.orchestration.catalog import Job
     from tapeline.orchestration.runs import Run, Runs
 
-jobs_app = typer.Typer(no_args_is_help=True, help="List the jobs, run one, see its runs, pause or resume it.")
+jobs_app = typer.Typer(invoke_without_command=True, help="List the jobs, run one, see its runs, pause or resume it.")
 
 app.add_typer(jobs_app, name="jobs")
 
@@ -37,6 +37,13 @@ class By(StrEnum):
     schedule = "schedule"
     prefect = "prefect"
     airflow = "airflow"
+
+
+@jobs_app.callback()
+def jobs(context: typer.Context) -> None:
+    """List the jobs: without a further word, as `tapeline jobs list`."""
+    if context.invoked_subcommand is None:
+        jobs_list()
 
 
 @jobs_app.command("list")
