@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import shutil
+import threading
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -15,20 +16,25 @@ from places import Place, column, nothing, polled
 
 from made import raws, ticks
 from proving import proof
+from tapeline.config import StreamConfig
 from tapeline.errors import Refused, Unavailable
 from tapeline.records import RAW_TOPIC, TICKS_TOPIC, TOPICS
+from tapeline.secret import NO_SECRET
 from tapeline.streams import PartitionLost
 from tapeline.streams.kafka import group, transactions
 from tapeline.streams.kafka.cluster import Cluster
 from tapeline.streams.kafka.errors import ClusterErrors
 from tapeline.streams.kafka.group import GroupMember
 from tapeline.streams.kafka.messages import Stretch
+from tapeline.streams.kafka.numbering import Numbering
 from tapeline.streams.kafka.stretches import StretchRow, number_of, stretches_of
 from tapeline.streams.lives import crossed
 from waiting import PATIENCE_S, until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+
+    from services.kafka import KafkaBroker
 
     from tapeline.records import Chunk, Topic
     from tapeline.streams import Member, Stream
@@ -43,6 +49,38 @@ def in_full(value: Any) -> Any:
 
 
 # How messages are numbered.
+
+
+def test_all_requests_go_through_one_client(kafka_broker: KafkaBroker) -> None:
+    """A client that waits for nothing is false, so `client or AdminClient(...)` makes a new one, with connections of its own, each time."""
+    cluster = Cluster(StreamConfig(url=kafka_broker.url, topic_prefix="one-client-"), NO_SECRET)
+    cluster.count(RAW_TOPIC)
+    first = cluster._asker()
+    until(lambda: not first, "it waits for nothing")
+    assert cluster._asker() is first
+
+
+def test_who_needs_only_what_is_known_does_not_wait_for_the_brokers(kafka_broker: KafkaBroker) -> None:
+    cluster = Cluster(StreamConfig(url=kafka_broker.url, topic_prefix="not-waiting-"), NO_SECRET)
+    numbering = Numbering(cluster)
+    begun = numbering.begun(RAW_TOPIC)
+    asking, answering = threading.Event(), threading.Event()
+    ids = cluster.ids
+
+    def slow(names: Sequence[str], patience_s: float) -> dict[str, str]:
+        asking.set()
+        assert answering.wait(PATIENCE_S)
+        return ids(names, patience_s)
+
+    cluster.ids = slow  # type: ignore[method-assign]
+    looking = threading.Thread(target=numbering.look)
+    looking.start()
+    assert asking.wait(PATIENCE_S)
+    numbering._looked_s = time.monotonic()  # however long the test has taken so far
+    assert numbering.begun(RAW_TOPIC) == begun
+    assert looking.is_alive(), "it was answered while the brokers were asked"
+    answering.set()
+    looking.join()
 
 
 def row(epoch: int, base: int, end: int = 0, bits: int = 16) -> StretchRow:

@@ -361,8 +361,9 @@ class Cluster:
 
     def _asker(self) -> AdminClient:
         with self._asking:  # replacing a client would lose the requests that the first one was sent
-            self._admin = self._admin or AdminClient(self._settings)
-        return self._admin
+            if self._admin is None:  # a client that has nothing to do is false, because its length is the number of its requests
+                self._admin = AdminClient(self._settings)
+            return self._admin
 
     def _make(self, admin: AdminClient, names: Sequence[str]) -> None:
         settings = {

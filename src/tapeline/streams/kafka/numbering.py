@@ -45,7 +45,8 @@ class Numbering:
         self._cluster, self._clock = cluster, clock
         cluster.when_found(self.look)
         cluster.glance = self.glance
-        self._lock = threading.RLock()
+        self._lock = threading.RLock()  # of what is known
+        self._asking = threading.RLock()  # of a look: what was found first is noted first
         self._consumers: dict[str, Consumer] = {}
         self._made = (0, 0)
         self._ids: dict[str, str] = {}
@@ -143,27 +144,32 @@ class Numbering:
 
     def look(self) -> None:
         """Ask which lives the topics have now, and write down the stretches that are missing. Raises Unavailable."""
-        with self._lock:
+        with self._asking:
             heard, began = self._cluster.heard, time.monotonic()
             ids, latest = self._ids_and_ends()
-            lives = self._cluster.lives
-            if (
-                self._records is None
-                or heard != self._heard
-                or ids != self._ids
-                or latest[lives, 0][0] != self._read_to
-                or any(place[0] != lives and self._lacks(place, epoch) for place, (_, epoch) in latest.items())
-            ):
-                remade = self._ids.get(lives, ids[lives]) != ids[lives]
-                kept = [row for rows in self._rows(ids).values() for row in rows] if remade else []
-                if kept:  # somebody has removed only the topic with the stretches
-                    self._write(WrittenDown(stretches=tuple(kept)))
+            with self._lock:  # not before: whoever needs only what is known must not wait for the brokers
+                self._take_in(ids, latest, heard)
+                self._heard, self._looked_s = heard, began
+
+    def _take_in(self, ids: Mapping[str, str], latest: Mapping[_Place, tuple[int, int]], heard: int) -> None:
+        """Write down the stretches that are missing, if anything is not as it was at the last look."""
+        lives = self._cluster.lives
+        if (
+            self._records is None
+            or heard != self._heard
+            or ids != self._ids
+            or latest[lives, 0][0] != self._read_to
+            or any(place[0] != lives and self._lacks(place, epoch) for place, (_, epoch) in latest.items())
+        ):
+            remade = self._ids.get(lives, ids[lives]) != ids[lives]
+            kept = [row for rows in self._rows(ids).values() for row in rows] if remade else []
+            if kept:  # somebody has removed only the topic with the stretches
+                self._write(WrittenDown(stretches=tuple(kept)))
+            self._reload(ids)
+            rows = self._new(ids, latest)
+            if rows:
+                self._write(WrittenDown(stretches=tuple(rows)))
                 self._reload(ids)
-                rows = self._new(ids, latest)
-                if rows:
-                    self._write(WrittenDown(stretches=tuple(rows)))
-                    self._reload(ids)
-            self._heard, self._looked_s = heard, began
 
     def _ids_and_ends(self) -> tuple[dict[str, str], dict[_Place, tuple[int, int]]]:
         """Return the topics' ids by name (without the prefix), and each partition's end with its leader's epoch."""
