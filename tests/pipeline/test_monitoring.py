@@ -31,8 +31,11 @@ def listen() -> str:
 
 
 def metrics(listen: str) -> dict[str, list[tuple[dict[str, str], float]]]:
-    """Samples by their families."""
-    text = urllib3.request("GET", f"http://{listen}/metrics", timeout=10.0, retries=False).data.decode()
+    """Samples by their families; none while nobody answers."""
+    try:
+        text = urllib3.request("GET", f"http://{listen}/metrics", timeout=10.0, retries=False).data.decode()
+    except urllib3.exceptions.HTTPError:
+        return {}
     found: dict[str, list[tuple[dict[str, str], float]]] = {}
     for family in text_string_to_metric_families(text):
         name = f"{family.name}_total" if family.type == "counter" else family.name

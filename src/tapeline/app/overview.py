@@ -27,7 +27,7 @@ from tapeline.providers.registry import PROVIDERS
 from tapeline.records import NORMALIZED_TOPICS, NS_PER_S
 from tapeline.stores import Store
 from tapeline.stores.lake import Lake
-from tapeline.stores.lake.files import size_of
+from tapeline.stores.lake.logged import size_of
 from tapeline.streams import Stream
 from tapeline.telemetry import families
 from tapeline.telemetry.families import Sample

@@ -51,7 +51,7 @@ from tapeline.providers.history import Span, WrongPage
 from tapeline.providers.registry import CHANNELS, DECODERS, PROVIDERS, identity
 from tapeline.records import BARS_TOPIC, TICKS_TOPIC
 from tapeline.stores.lake import checking, compacting, repairing, retention, tidying
-from tapeline.stores.lake.files import latest_receipt_ns
+from tapeline.stores.lake.logged import latest_receipt_ns
 from tapeline.stores.selection import Selection, known_name
 
 #: Another backfill may hold a lock for a moment, while it checks whether the job's log is old.

@@ -11,14 +11,13 @@ import json
 import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping, Set
-from contextlib import suppress
-from http import HTTPStatus
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-import urllib3
-
+from tapeline.errors import Busy, DiskProblem
+from tapeline.local.locks import own
 from tapeline.local.machine import process_space
 from tapeline.monitor.health import alive
 from tapeline.monitor.metrics import exposed, series_of
@@ -49,7 +48,8 @@ class MonitorServer:
         self._host, _, port = listen.rpartition(":")
         self._port = int(port)
         self._root, self._stages, self._clock = root, stages, clock
-        self._owner = hashlib.sha256(f"{root} {process_space()}".encode()).hexdigest()[:16]
+        #: Held by the process that answers for this data folder on this machine.
+        self._lock = root / "locks" / f"monitor-{hashlib.sha256(process_space().encode()).hexdigest()[:16]}"
         self._stop = threading.Event()
         self._server: WSGIServer | None = None
         self._thread = threading.Thread(target=self._serve, name="monitor", daemon=True)
@@ -68,50 +68,40 @@ class MonitorServer:
     def _serve(self) -> None:
         warned = False
         while not self._stop.is_set():
-            try:
-                self._server = make_server(self._host, self._port, self._answer, handler_class=_Handler)
-            except OSError as error:
-                if not warned and not self._answered_by_ours():
-                    log.warning(
-                        '%s:%d cannot be used for /metrics: %s. Data flows all the same. Set another [monitor] listen, or "" for none.',
-                        self._host,
-                        self._port,
-                        error.strerror or error,
-                    )
-                    warned = True
-                self._stop.wait(_AGAIN_S)
-                continue
-            with self._server:
-                if not self._stop.is_set():
-                    self._server.serve_forever(poll_interval=0.2)
-            return
-
-    def _answered_by_ours(self) -> bool:
-        """Whether the process that has the address answers for the same data folder on the same machine."""
-        with suppress(urllib3.exceptions.HTTPError):
-            reply = urllib3.request("HEAD", f"http://{self._host}:{self._port}/live", timeout=1.0, retries=False)
-            return reply.headers.get("X-Tapeline") == self._owner
-        return False
+            with ExitStack() as held:
+                try:
+                    held.enter_context(own(self._lock, "the monitor"))
+                    self._server = held.enter_context(make_server(self._host, self._port, self._answer, handler_class=_Handler))
+                except Busy:
+                    pass  # another process answers for this one, too
+                except (OSError, DiskProblem) as error:
+                    if not warned:
+                        log.warning(
+                            '%s:%d cannot be used for /metrics: %s. Data flows all the same. Set another [monitor] listen, or "" for none.',
+                            self._host,
+                            self._port,
+                            error,
+                        )
+                        warned = True
+                else:
+                    if not self._stop.is_set():
+                        self._server.serve_forever(poll_interval=0.2)
+                    return
+            self._stop.wait(_AGAIN_S)
 
     def _answer(self, request: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
-        status, media_type, body = HTTPStatus.OK, _PLAIN, b""
+        status, media_type, body = "200 OK", _PLAIN, b""
         if request["REQUEST_METHOD"] not in ("GET", "HEAD"):
-            status, body = HTTPStatus.METHOD_NOT_ALLOWED, b"Only GET and HEAD are possible here.\n"
+            status, body = "405 Method Not Allowed", b"Only GET and HEAD are possible here.\n"
         elif request["PATH_INFO"] == "/metrics":
             body, media_type = exposed(series_of(self._statuses(), self._clock()), request.get("HTTP_ACCEPT", ""))
         elif request["PATH_INFO"] in ("/live", "/ready"):
             silent = self._silent(_HANGS_NS if request["PATH_INFO"] == "/live" else _SILENT_NS)
-            status = HTTPStatus.SERVICE_UNAVAILABLE if silent else HTTPStatus.OK
+            status = "503 Service Unavailable" if silent else "200 OK"
             media_type, body = "application/json", json.dumps({"silent": silent}).encode() + b"\n"
         else:
-            status, body = HTTPStatus.NOT_FOUND, b"There is /metrics, /live and /ready.\n"
-        headers = [
-            ("Content-Type", media_type),
-            ("Content-Length", str(len(body))),
-            ("X-Tapeline", self._owner),
-            ("Cache-Control", "no-store"),
-        ]
-        start(f"{status.value} {status.phrase}", headers)
+            status, body = "404 Not Found", b"There is /metrics, /live and /ready.\n"
+        start(status, [("Content-Type", media_type), ("Content-Length", str(len(body)))])
         return [] if request["REQUEST_METHOD"] == "HEAD" else [body]
 
     def _statuses(self) -> dict[str, dict[str, Any]]:

@@ -30,7 +30,7 @@ from tapeline.errors import ConfigError, DiskProblem, NewerData, TapelineError
 from tapeline.local.files import sync
 from tapeline.local.files import write as write_whole
 from tapeline.local.locks import own
-from tapeline.records import NORMALIZED_TOPICS, Topic
+from tapeline.records import Topic
 from tapeline.stores.lake.damage import checksum
 
 #: The lake's own format, stored in each table's description. A newer format is refused.
@@ -171,31 +171,6 @@ def files_of(table: DeltaTable, day: date | None = None) -> pa.Table:
     actions = pa.table(table.get_add_actions(flatten=True))
     actions = actions.append_column("day", actions["partition.date"].cast(pa.string()))
     return actions if day is None else actions.filter(pc.equal(actions["day"], str(day)))
-
-
-def size_of(folder: Path) -> tuple[int, int] | None:
-    """Return how many files a table's log names, and their size in bytes. None if there is no table. Raises DiskProblem and NewerData."""
-    with disk_problem(folder, "read", "Free disk space, or make the folder readable."):
-        table = opened(folder)
-        if table is None:
-            return None
-        files = files_of(table)
-        return files.num_rows, total(files, "size_bytes")
-
-
-def latest_receipt_ns(root: Path, day: date) -> int:
-    """Return when the latest of the rows of a UTC day was received (ns, UTC), as the logs of all tables say; 0 if there are none.
-
-    Raises DiskProblem and NewerData."""
-    latest_ns = 0
-    for topic in NORMALIZED_TOPICS:
-        folder = root / topic.table
-        with disk_problem(folder, "read", "Free disk space, or make the folder readable."):
-            table = opened(folder)
-            files = files_of(table, day) if table is not None else None
-        if files is not None and "max.received_ns" in files.schema.names:
-            latest_ns = max(latest_ns, pc.max(files["max.received_ns"]).as_py() or 0)
-    return latest_ns
 
 
 def is_compacted(path: str) -> bool:

@@ -154,13 +154,8 @@ class Numbering:
     def _take_in(self, ids: Mapping[str, str], latest: Mapping[_Place, tuple[int, int]], heard: int) -> None:
         """Write down the stretches that are missing, if anything is not as it was at the last look."""
         lives = self._cluster.lives
-        if (
-            self._records is None
-            or heard != self._heard
-            or ids != self._ids
-            or latest[lives, 0][0] != self._read_to
-            or any(place[0] != lives and self._lacks(place, epoch) for place, (_, epoch) in latest.items())
-        ):
+        lacking = any(place[0] != lives and self._lacks(place, epoch) for place, (_, epoch) in latest.items())
+        if self._records is None or heard != self._heard or ids != self._ids or latest[lives, 0][0] != self._read_to or lacking:
             remade = self._ids.get(lives, ids[lives]) != ids[lives]
             kept = [row for rows in self._rows(ids).values() for row in rows] if remade else []
             if kept:  # somebody has removed only the topic with the stretches
