@@ -50,6 +50,7 @@ def pytest_unconfigure() -> None:
     forking.stop()
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups at the same time
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         if (group := _group(item)) is not None:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 import proving
 from waiting import until
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 PARENTS = "import os; print(os.getpid(), os.getppid(), os.getsid(0), flush=True)"
 
@@ -117,20 +116,14 @@ def test_the_table_of_proofs_says_what_was_proven_how_often_and_how_long() -> No
     ]
 
 
-def test_tests_of_one_group_run_in_one_worker(tmp_path: Path) -> None:
-    (tmp_path / "test_groups.py").write_text(
-        "import os, pytest, time\n"
-        "@pytest.mark.parametrize('number', range(4))\n"
-        "@pytest.mark.parametrize('group', [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in 'ab'])\n"
-        "def test_it(group, number):\n"
-        f"    open(f'{tmp_path}/{{group}}', 'a').write(os.environ['PYTEST_XDIST_WORKER'] + '\\n')\n"
-        "    time.sleep(0.1)\n"
-    )
-    command = [sys.executable, "-u", "-m", "pytest", "--numprocesses", "4", "--dist", "loadgroup", "-p", "no:cacheprovider", str(tmp_path)]
+def test_tests_that_share_something_run_in_one_worker() -> None:
+    """Their group is a part of the name by which pytest-xdist gives them to a worker."""
+    file = Path(__file__).with_name("test_prometheus_rules.py")  # two of its tests share a fixture of their module
+    command = [sys.executable, "-u", "-m", "pytest", "--numprocesses", "2", "--dist", "loadgroup", "-vv", str(file)]
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=kept)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=file.parents[1], env=kept)
     assert done.returncode == 0, done.stdout
-    for group in "ab":
-        workers = (tmp_path / group).read_text().split()
-        assert len(workers) == 4
-        assert len({*workers}) == 1, f"the group {group} ran in {workers}"
+    ran = re.findall(r"^\[(gw\d)\].* PASSED (\S+)", done.stdout, re.MULTILINE)
+    workers = [worker for worker, name in ran if name.endswith("@test_prometheus_rules")]
+    assert len(workers) == 2, done.stdout
+    assert len({*workers}) == 1

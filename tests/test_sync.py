@@ -18,8 +18,8 @@ from tapeline.config import Config, JobConfig, StoreConfig
 from tapeline.errors import Barred, ConfigError, Refused, Unavailable
 from tapeline.jobs.backfill.fetching import Source
 from tapeline.jobs.sync.pull import Pulled, Sync, Timing
-from tapeline.ledger import read_intervals
-from tapeline.ledger.facts import Key
+from tapeline.ledger import absorbing, read_intervals
+from tapeline.ledger.facts import ConnectionRecord, Key
 from tapeline.ledger.sqlite import LedgerFile
 from tapeline.orchestration.catalog import jobs_of
 from tapeline.providers.registry import DECODERS, HISTORIES, identity
@@ -328,10 +328,8 @@ def test_while_the_ledger_stands_still_the_stream_says_what_was_read(world: Worl
     assert len(world.numbers()) == len(set(world.numbers()))
 
 
-def test_what_the_ledger_has_read_and_does_not_count_is_read_once_more_and_then_left(world: World, massive: Massive, clock: Clock) -> None:
-    massive.events = every(1, NOON, NOON + DAY // 4)
-    wrong_ns = clock.ns + 70 * NS_PER_S  # within the third span
-    sync = world.sync(TRADES, get=lambda request: massive(request).replace(b"%d}" % wrong_ns, b'%d, "price": -1}' % wrong_ns))
+def begun(world: World, massive: Massive, clock: Clock, sync: Sync) -> list[int]:
+    """Where eight pulls, a minute apart, begin: in minutes since the first one's end."""
     spans = []
     for _ in range(8):
         massive.asked.clear()
@@ -340,8 +338,30 @@ def test_what_the_ledger_has_read_and_does_not_count_is_read_once_more_and_then_
         spans.append(massive.asked[0][1:])
         clock.ns += MINUTE_NS
     until_ns = NOON + 600 * NS_PER_S - SETTLED_NS
-    starts = [(start_ns - until_ns + 2 * NS_PER_S) // MINUTE_NS for start_ns, _ in spans]
-    assert starts == [-1, 0, 1, 1, 3, 4, 5, 6]
+    return [(start_ns - until_ns + 2 * NS_PER_S) // MINUTE_NS for start_ns, _ in spans]
+
+
+def test_what_holds_a_rejected_event_is_not_read_again(world: World, massive: Massive, clock: Clock) -> None:
+    massive.events = every(1, NOON, NOON + DAY // 4)
+    wrong_ns = clock.ns + 70 * NS_PER_S  # within the third span
+    sync = world.sync(TRADES, get=lambda request: massive(request).replace(b"%d}" % wrong_ns, b'%d, "price": -1}' % wrong_ns))
+    assert begun(world, massive, clock, sync) == [-1, 0, 1, 2, 3, 4, 5, 6]
+    assert [state for state, _, _ in world.intervals(TRADES)] == ["reconciled", "unrecoverable", "reconciled"]
+
+
+def test_what_the_ledger_has_read_and_does_not_count_is_read_once_more_and_then_left(
+    world: World, massive: Massive, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    massive.events = every(1, NOON, NOON + DAY // 4)
+    lost_ns, count = clock.ns + 70 * NS_PER_S, absorbing._absorb_read  # within the third span
+
+    def forgetful(connection: ConnectionRecord, line: str, *, spoiled: bool) -> None:
+        head = json.loads(line)
+        if not head["start_ns"] < lost_ns < head["end_ns"]:
+            count(connection, line, spoiled=spoiled)
+
+    monkeypatch.setattr(absorbing, "_absorb_read", forgetful)
+    assert begun(world, massive, clock, world.sync(TRADES, get=massive)) == [-1, 0, 1, 1, 3, 4, 5, 6]
     assert [state for state, _, _ in world.intervals(TRADES)] == ["reconciled", "open", "reconciled"]
     again = world.sync(TRADES, get=massive)
     massive.asked.clear()
