@@ -49,6 +49,8 @@ class Overview:
     clock: Callable[[], int]
     _looked_ns: int = 0
     _slowly_ns: int = 0
+    #: How long after a slow look the next one is due: short at first, when there is something new with each look.
+    _pause_ns: int = _EVERY_NS
     _found: list[Sample] = field(default_factory=list)
     _found_slowly: list[Sample] = field(default_factory=list)
 
@@ -60,8 +62,9 @@ class Overview:
         if not 0 <= now_ns - self._looked_ns < _EVERY_NS:
             try:
                 self._found = [*self._look(now_ns), families.LOOKED.at(now_ns / NS_PER_S)]
-                if not 0 <= now_ns - self._slowly_ns < _SLOWLY_NS:
+                if not 0 <= now_ns - self._slowly_ns < self._pause_ns:
                     self._found_slowly, self._slowly_ns = list(self._look_slowly(now_ns)), now_ns
+                    self._pause_ns = min(2 * self._pause_ns, _SLOWLY_NS)
             except TapelineError:  # the stages have the same problem, log it and wait it out
                 last = [some for some in self._found if some[0] == families.LOOKED.name]
                 self._found, self._found_slowly = last, []
