@@ -62,7 +62,7 @@ def table(reports: Sequence[pytest.TestReport]) -> list[str]:
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for report in reports:
         noted = dict(report.user_properties)
-        name = report.nodeid.partition("[")[0].rpartition("::")[2].removeprefix("test_").replace("_", " ")
+        name = report.nodeid.partition("[")[0].rpartition("::")[2].partition("@")[0].removeprefix("test_").replace("_", " ")
         line = found.setdefault((str(noted.get("part", "")), name), {"times": 0, "seconds": 0.0, "failed": 0})
         line["seconds"] += report.duration
         if report.when == "call":

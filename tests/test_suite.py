@@ -103,10 +103,10 @@ def test_the_table_of_proofs_says_what_was_proven_how_often_and_how_long() -> No
     lines = proving.table(
         [
             report("test_all_is_well[1]", "call", 1.5, part="chaos"),
-            report("test_all_is_well[2]", "call", 2.0, part="chaos"),
+            report("test_all_is_well[2]@a group", "call", 2.0, part="chaos"),
             report("test_all_is_well[2]", "teardown", 0.5, part="chaos"),
             report("test_numbers", "call", 3.0, part="properties", examples=1_000),
-            report("test_worse", "call", 1.0, "failed", part="chaos"),
+            report("test_worse@another", "call", 1.0, "failed", part="chaos"),
         ]
     )
     assert [line.split(maxsplit=2) for line in lines if line and line.strip()[0].isdecimal()] == [
