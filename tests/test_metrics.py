@@ -19,10 +19,15 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as plain
 
 from set_clock import SetClock
+from tapeline.app.overview import Overview
+from tapeline.config import Config
+from tapeline.errors import Unavailable
 from tapeline.local.machine import process_space
 from tapeline.monitor.metrics import exposed, series_of
 from tapeline.monitor.server import MonitorServer
+from tapeline.net.rate_limit import RateLimiter, counted
 from tapeline.records import NS_PER_MS, NS_PER_S
+from tapeline.streams.embedded import EmbeddedStream
 from tapeline.telemetry import families
 from tapeline.telemetry.families import FAMILIES
 from tapeline.telemetry.latencies import BOUNDS_S, SCHEMA, Latencies
@@ -197,6 +202,58 @@ def test_the_server_answers_with_the_metrics_and_says_what_is_silent(
     assert get(listen, "/metrics", "POST").status == 405
     assert get(listen, "/").status == 404
     assert get(listen, "/metrics", Accept="application/openmetrics-text; version=1.0.0").data.endswith(b"# EOF\n")
+
+
+def test_a_server_that_is_stopped_at_once_stops(listen: str, tmp_path: Path) -> None:
+    for _ in range(20):
+        server = MonitorServer(listen, tmp_path, frozenset(), time.time_ns)
+        server.start()
+        server.stop()
+
+
+def test_an_answer_is_counted_and_a_full_disk_does_not_cost_it(tmp_path: Path) -> None:
+    limiter = RateLimiter(100, tmp_path / "quota.json")
+    for status, waited_s in (("200", 0.5), ("200", 0.25), ("429", 0.0)):
+        limiter.answered(status, waited_s)
+    assert counted(tmp_path / "quota.json") == ({"200": 2, "429": 1}, 0.75)
+    (tmp_path / "file").touch()
+    RateLimiter(100, tmp_path / "file" / "quota.json").answered("200", 0.0)
+    assert counted(tmp_path / "file" / "quota.json") == ({}, 0.0)
+
+
+def test_what_cannot_be_looked_up_is_left_out_and_the_time_of_the_last_look_grows_old(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    clock, away = SetClock(NOW), set[str]()
+
+    def look(name: str, family: families.Family) -> Callable[..., list[families.Sample]]:
+        def found(*_: object) -> list[families.Sample]:
+            if name in away:
+                raise Unavailable("It is away.")
+            return [family.at(clock.ns)]
+
+        return found
+
+    monkeypatch.setattr(Overview, "_look", look("stream", families.DISK_FREE))
+    monkeypatch.setattr(Overview, "_look_slowly", look("ledger", families.PASSED_OVER))
+    overview = Overview(Config(data_dir=str(tmp_path)), EmbeddedStream(tmp_path / "stream", 1), {}, clock)
+
+    def seen(after_s: int) -> tuple[set[str], float]:
+        clock.ns += after_s * NS_PER_S
+        values = {name: value for name, _, value in overview.samples()}
+        looked = values.pop(families.LOOKED.name)
+        assert isinstance(looked, float)
+        return set(values), looked - NOW / NS_PER_S
+
+    fast, slow = families.DISK_FREE.name, families.PASSED_OVER.name
+    assert seen(0) == ({fast, slow}, 0)
+    away.add("ledger")
+    assert seen(100) == ({fast}, 0)
+    away.add("stream")
+    assert seen(5) == (set(), 0)
+    away.clear()
+    assert seen(4) == (set(), 0), "it looks again after five seconds"
+    assert seen(1) == ({fast, slow}, 110)
 
 
 def test_what_another_container_says_in_the_same_folder_is_its_own_to_answer(

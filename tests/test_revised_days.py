@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
@@ -50,11 +50,11 @@ def runs(tmp_path: Path) -> Runs:
     return Runs(SqliteDatabase(tmp_path / "runs.sqlite", CLOCK))
 
 
-def compared(runs: Runs, thing: str, at_ns: int, state: Any = "succeeded", job: str = "reconcile") -> None:
+def compared(runs: Runs, thing: str, at_ns: int, state: Any = "succeeded", job: str = "reconcile", revised: Sequence[str] = ()) -> None:
     CLOCK.ns = at_ns
     number = runs.claim(Claim(job=job, thing=thing, due_ns=at_ns, arguments={}, origin="schedule", process="p"))
     assert number is not None
-    runs.end(number, state, exit_status=0, result={})
+    runs.end(number, state, exit_status=0, result={"revised": list(revised)})
 
 
 def days(tmp_path: Path, runs: Runs, monkeypatch: pytest.MonkeyPatch, **arguments: Any) -> list[date]:
@@ -88,7 +88,10 @@ def test_a_day_that_got_rows_after_it_was_compared_is_compared_again(
     compared(runs, "2026-01-05", noon_ns(9) + 1, job="another")
     assert days(tmp_path, runs, monkeypatch) == [OVER, date(2026, 1, 5)]
     compared(runs, "2026-01-05 binance", noon_ns(9) + 2)
-    assert days(tmp_path, runs, monkeypatch) == [OVER]
+    assert days(tmp_path, runs, monkeypatch) == [OVER, date(2026, 1, 5)], "it has compared one provider alone"
+    assert days(tmp_path, runs, monkeypatch, provider="binance") == [OVER]
+    compared(runs, str(OVER), noon_ns(9) + 3, revised=["2026-01-05"])
+    assert days(tmp_path, runs, monkeypatch) == [OVER], "the run of another day has compared it again"
 
 
 def test_a_person_may_ask_for_one_day_alone_or_for_more_or_fewer_days(

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from processes import SimulatorProcess
     from services.prometheus import Prometheus
 
-#: What only a problem brings.
+#: The metrics that only a problem brings.
 OF_PROBLEMS = {"tapeline_provider_errors_total", "tapeline_alert_active"}
 
 

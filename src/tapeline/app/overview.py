@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -32,6 +33,8 @@ from tapeline.streams import Stream
 from tapeline.telemetry import families
 from tapeline.telemetry.families import Sample
 
+log = logging.getLogger(__name__)
+
 _EVERY_NS: Final = 5 * NS_PER_S
 #: What takes longer to find out changes slowly.
 _SLOWLY_NS: Final = 60 * NS_PER_S
@@ -48,6 +51,7 @@ class Overview:
     #: ns, UTC.
     clock: Callable[[], int]
     _looked_ns: int = 0
+    _succeeded_ns: int = 0
     _slowly_ns: int = 0
     #: How long after a slow look the next one is due: short at first, when there is something new with each look.
     _pause_ns: int = _EVERY_NS
@@ -57,19 +61,20 @@ class Overview:
     def samples(self) -> list[Sample]:
         """Return what was found by the last look, at most 5 s ago; for the lake and the ledger, a minute.
 
-        If the stream or a store is away, there are only the times of the last looks, which grow old."""
+        What cannot be looked up is left out, and the time of the last look that succeeded grows old."""
         now_ns = self.clock()
         if not 0 <= now_ns - self._looked_ns < _EVERY_NS:
+            self._looked_ns, self._found = now_ns, []
             try:
-                self._found = [*self._look(now_ns), families.LOOKED.at(now_ns / NS_PER_S)]
+                self._found = list(self._look(now_ns))
                 if not 0 <= now_ns - self._slowly_ns < self._pause_ns:
                     self._found_slowly, self._slowly_ns = list(self._look_slowly(now_ns)), now_ns
                     self._pause_ns = min(2 * self._pause_ns, _SLOWLY_NS)
-            except TapelineError:  # the stages have the same problem, log it and wait it out
-                last = [some for some in self._found if some[0] == families.LOOKED.name]
-                self._found, self._found_slowly = last, []
-            self._looked_ns = now_ns
-        return [*self._found, *self._found_slowly]
+                self._succeeded_ns = now_ns
+            except TapelineError as error:
+                log.debug("%s", error)  # the stages have the same problem: they log it, and wait it out
+                self._found_slowly, self._slowly_ns = [], 0
+        return [*self._found, *self._found_slowly, *([families.LOOKED.at(self._succeeded_ns / NS_PER_S)] if self._succeeded_ns else [])]
 
     def _look(self, now_ns: int) -> Iterator[Sample]:
         for one in equations(self.stream, self.stores):
@@ -80,8 +85,7 @@ class Overview:
         for lag in lags(self.stream, self.stores, raw_consumer_groups(self.config), now_ns):
             place = (lag.group, lag.topic.table or "raw", str(lag.partition))
             yield families.LAG_RECORDS.at(lag.records, *place)
-            if lag.age_ns is not None:
-                yield families.LAG_SECONDS.at(lag.age_ns / NS_PER_S, *place)
+            yield families.LAG_SECONDS.at(lag.age_ns / NS_PER_S, *place)
         yield families.DISK_FREE.at(shutil.disk_usage(self.config.root).free)
 
     def _look_slowly(self, now_ns: int) -> Iterator[Sample]:

@@ -194,9 +194,11 @@ def own_stage(settings: Config, stage: str, stop: threading.Event | None = None)
 
 def answering(settings: Config, stage: str) -> AbstractContextManager[None]:
     """Answer for a stage over HTTP while the block runs. Under a supervisor, the supervisor answers."""
+    if supervisor() is not None:
+        return nullcontext()
     from tapeline.app.monitor import monitored
 
-    return monitored(settings, {stage}) if supervisor() is None else nullcontext()
+    return monitored(settings, {stage})
 
 
 def progress(*columns: str | ProgressColumn, shown: bool = True) -> Progress:

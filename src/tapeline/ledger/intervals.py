@@ -92,6 +92,8 @@ def _reconciled(timeline: Sequence[Interval], read: Sequence[tuple[int, int]]) -
 def _with_rejected(timeline: Iterable[Interval], rejected: Sequence[tuple[int, int]]) -> list[Interval]:
     """Return the intervals, and the time outside of them whose history was read with rejected events: asking again brings the same."""
     known = list(timeline)
+    if not rejected:
+        return known
     spoiled = [Interval(start_ns, end_ns, "unrecoverable", _REJECTED) for start_ns, end_ns in apart(rejected) if start_ns >= _TIMES_FROM]
     free = _outside(apart((one.start_ns, one.end_ns) for one in known))
     return sorted([*known, *(one for both in free for one in _between(spoiled, *both))], key=attrgetter("start_ns", "end_ns"))

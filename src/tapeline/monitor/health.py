@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tapeline.local.machine import process_space
+from tapeline.monitor.lag import places
 from tapeline.records import NORMALIZED_TOPICS, NS_PER_S, RAW_TOPIC
 from tapeline.stages.store import written_to
 from tapeline.stores import Store
@@ -118,11 +119,9 @@ def backlogs(stream: Stream, stores: Mapping[str, Store], raw_groups: Sequence[s
     """The backlogs of the groups that read the raw topic, and of the stores, by partition.
 
     Positions are read before the ends, so no backlog is negative while the pipeline runs."""
-    positions = [(group, RAW_TOPIC, stream.positions(group, RAW_TOPIC)) for group in raw_groups]
-    positions += [(name, topic, store.totals(topic).positions) for name, store in stores.items() for topic in NORMALIZED_TOPICS]
     return [
         Backlog(group, topic.name, partition, waiting)
-        for group, topic, read in positions
+        for group, topic, read in places(stream, stores, raw_groups)
         for partition, waiting in stream.lag(topic, read).items()
     ]
 

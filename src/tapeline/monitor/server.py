@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Set
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+from wsgiref.simple_server import WSGIRequestHandler, make_server
 
 from tapeline.errors import Busy, DiskProblem
 from tapeline.local.locks import own
@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 
 #: A client that sends or takes nothing for so long (s) is cut off.
 _PATIENCE_S: Final = 5.0
+#: How long it may take until a stop is noticed (s).
+_LOOK_S: Final = 0.2
 #: How often a process tries to get the address that another one has (s).
 _AGAIN_S: Final = 5.0
 #: A stage reports once a second, and less often while it commits. After so long (ns) without a report it is not ready.
@@ -51,7 +53,6 @@ class MonitorServer:
         #: Held by the process that answers for this data folder on this machine.
         self._lock = root / "locks" / f"monitor-{hashlib.sha256(process_space().encode()).hexdigest()[:16]}"
         self._stop = threading.Event()
-        self._server: WSGIServer | None = None
         self._thread = threading.Thread(target=self._serve, name="monitor", daemon=True)
 
     def start(self) -> None:
@@ -61,8 +62,6 @@ class MonitorServer:
     def stop(self) -> None:
         """Give the address up."""
         self._stop.set()
-        if self._server is not None:
-            self._server.shutdown()
         self._thread.join()
 
     def _serve(self) -> None:
@@ -71,7 +70,7 @@ class MonitorServer:
             with ExitStack() as held:
                 try:
                     held.enter_context(own(self._lock, "the monitor"))
-                    self._server = held.enter_context(make_server(self._host, self._port, self._answer, handler_class=_Handler))
+                    server = held.enter_context(make_server(self._host, self._port, self._answer, handler_class=_Handler))
                 except Busy:
                     pass  # another process answers for this one, too
                 except (OSError, DiskProblem) as error:
@@ -84,9 +83,9 @@ class MonitorServer:
                         )
                         warned = True
                 else:
-                    if not self._stop.is_set():
-                        self._server.serve_forever(poll_interval=0.2)
-                    return
+                    server.timeout = _LOOK_S
+                    while not self._stop.is_set():
+                        server.handle_request()
             self._stop.wait(_AGAIN_S)
 
     def _answer(self, request: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:

@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -69,8 +69,10 @@ class RateLimiter:
                 book.paused_at, book.not_before = now, now + seconds
 
     def answered(self, status: str, waited_s: float) -> None:
-        """Count an answer, and how long its request waited (s). If a request got no answer, its status is `none`. Raises DiskProblem."""
-        with self._book() as book:
+        """Count an answer, and how long its request waited (s). If a request got no answer, its status is `none`.
+
+        If the shared file cannot be written, this is not counted: the answer has come, and the next `take` reports the problem."""
+        with suppress(DiskProblem), self._book() as book:
             book.answers[status] = book.answers.get(status, 0) + 1
             book.waited_s += waited_s
 

@@ -80,7 +80,7 @@ def _reconcile(work: Work, arguments: HistoryArguments) -> dict[str, Any]:
     unresolved: list[str] = []
     wanted = Wanted(arguments.provider, arguments.symbols, arguments.channels)
     day = arguments.day or work.day
-    revised = [] if arguments.day else tasks.revised_days(work.config, _compared(work, arguments.revised))
+    revised = [] if arguments.day else tasks.revised_days(work.config, _compared(work, arguments))
     for some in (day, *revised):
         where = "" if some == day else f", {some}"
         for one in tasks.reconcile(work.config, wanted, _span(some), work.stop):
@@ -104,12 +104,18 @@ def _reconcile(work: Work, arguments: HistoryArguments) -> dict[str, Any]:
     }
 
 
-def _compared(work: Work, back: int) -> dict[date, int]:
-    """When each of so many days before the day that is over was last compared successfully (ns, UTC); without those that never were."""
-    done = [run for run in work.runs.of(work.job, _LOOKED_AT) if run.state == "succeeded"]
-    days = [work.day - timedelta(ago) for ago in range(1, back + 1)]
-    found = {day: [run.started_ns for run in done if run.thing.startswith(str(day))] for day in days}
-    return {day: max(times) for day, times in found.items() if times}
+def _compared(work: Work, arguments: HistoryArguments) -> dict[date, int]:
+    """When each of the days before the day that is over was last compared successfully (ns, UTC); without those that never were.
+
+    A run has compared the day that it is recorded for, and the days that it found revised. A run for another provider does not count."""
+    days = {str(day): day for day in (work.day - timedelta(ago) for ago in range(1, arguments.revised + 1))}
+    compared: dict[date, int] = {}
+    for run in work.runs.of(work.job, _LOOKED_AT):
+        day, _, provider = run.thing.partition(" ")
+        if run.state == "succeeded" and provider in ("", arguments.provider):
+            for some in days.keys() & {day, *run.result.get("revised", ())}:
+                compared[days[some]] = max(run.started_ns, compared.get(days[some], 0))
+    return dict(sorted(compared.items(), reverse=True))
 
 
 def _sync(work: Work, arguments: SyncArguments) -> dict[str, Any]:

@@ -83,7 +83,7 @@ COMMITS: Final = _latency("commit", "The time that one commit of rows took.", "t
 STORED: Final = _counter("stored_rows", "Rows that the store has written since its process began.", "topic")
 FLUSHES: Final = _latency("ledger_flush", "The time that one flush of the ledger took.")
 
-# What is counted in the stream and in the stores. It goes on where it was when a process starts again.
+# Counts that are kept in the stream and in the stores. They continue when a process starts again.
 EVENTS_IN: Final = _counter("events_in", "Events that the stage has read.", "stage", "of")
 EVENTS_OUT: Final = _counter("events_out", "What became of these events, by kind.", "stage", "of", "kind")
 BALANCED: Final = _gauge("balanced", "1 if every event that the stage has read is accounted for (in = out), else 0.", "stage", "of")
@@ -92,7 +92,7 @@ LAG_SECONDS: Final = _gauge("lag_seconds", "The age of the oldest record that th
 
 LOOKED: Final = _time("look", "When stream and stores were last looked at, for the metrics that are counted in them")
 
-# What is complete.
+# Completeness.
 GAPS: Final = _gauge("gaps", "Gaps in the ledger, by state.", "state")
 MISSING: Final = _gauge("missing_events", "Events of today that are missing, as far as their ids tell.", *_FEED)
 COVERAGE: Final = _gauge("coverage_ratio", "The share of today, so far, of which nothing is missing: the mean over all symbols.", *_FEED)

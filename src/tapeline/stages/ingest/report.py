@@ -17,7 +17,7 @@ from tapeline.telemetry.families import Sample
 
 
 class Recording(Protocol):
-    """What is asked of the recorder."""
+    """The part of the recorder that a report needs."""
 
     delivery: Delivery
     records: int
