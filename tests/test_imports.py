@@ -26,7 +26,7 @@ MODULES = {
 LAYERS: Final = [
     *("errors", "records", "local", "secret", "times", "calendars", "retry", "telemetry"),
     *("providers", "config", "net", "streams", "stores", "ledger", "stages", "jobs"),
-    *("monitor", "app", "orchestration", "reading", "simulators", "demo", "cli", "__main__"),
+    *("monitor", "app", "orchestration", "reading", "web", "simulators", "demo", "cli", "__main__"),
 ]
 #: Streams, stores and ledgers of one kind: only `app` names them (and reading opens the lake's own files, past any store).
 CONCRETE: Final = {
@@ -47,7 +47,9 @@ OWNERS: Final = {
     "urllib3": {"tapeline.net.http"},
     "http": set[str](),
     "pyarrow.fs": {"tapeline.net.s3"},
-    "socket": set[str](),
+    "socket": {"tapeline.web.server"},
+    "starlette": {"tapeline.web"},
+    "uvicorn": {"tapeline.web.server"},
     "ssl": {"tapeline.net"},
     "sqlite3": {
         "tapeline.local.sqlite",
@@ -56,6 +58,7 @@ OWNERS: Final = {
         "tapeline.ledger.sqlite",
         "tapeline.jobs.backfill.page_log",
         "tapeline.orchestration.database",
+        "tapeline.web.past",
     },
     "confluent_kafka": {"tapeline.streams.kafka"},
     "redis": {"tapeline.streams.redis"},

@@ -16,6 +16,7 @@ def stage_names(config: Config) -> set[str]:
     names |= {ingest_name(provider.process) for provider in config.providers if provider.live}
     names |= {store_name(store) for store in config.stores}
     names |= {"schedule"} if config.scheduler != "none" else set()
+    names |= {"dashboard"} if config.dashboard.run and config.dashboard.listen else set()
     return names | ({LEDGER} if config.ledger else set())
 
 

@@ -87,6 +87,9 @@ def _stages(settings: Config, config: Path | None, stores: Iterable[str]) -> lis
         stages.append(Stage("repair", [*command, "repair", "--follow", *arguments], place=3, needed=False))
     if settings.scheduler != "none":
         stages.append(Stage("schedule", [*command, "schedule", *arguments], place=3, needed=False))
+    if settings.dashboard.run and settings.dashboard.listen:
+        listen = ["--listen", settings.dashboard.listen]
+        stages.append(Stage("dashboard", [*command, "dashboard", *listen, *arguments], place=3, needed=False))
     return stages
 
 

@@ -12,7 +12,7 @@ from rich.console import Console
 
 # --help lists the commands in the order of these imports.
 # isort: off
-from tapeline.cli import stages, trying, looking, completeness, backfilling, rejected, lake, renaming, exporting, jobs, alerts
+from tapeline.cli import stages, trying, looking, completeness, backfilling, rejected, lake, renaming, exporting, jobs, alerts, dashboard
 
 # isort: on
 from tapeline.cli.app import app
@@ -26,6 +26,7 @@ __all__ = [
     "app",
     "backfilling",
     "completeness",
+    "dashboard",
     "exporting",
     "jobs",
     "lake",

@@ -16,12 +16,11 @@ import typer
 from tapeline.cli.app import app
 from tapeline.cli.terminal import ConfigOption, Format, TableOrJson, answering, echo, load_config, reader_may_leave, stop_on_signal
 from tapeline.errors import ConfigError
-from tapeline.records import NS_PER_S
 
 if TYPE_CHECKING:
     from tapeline.config import Config
     from tapeline.orchestration.catalog import Job
-    from tapeline.orchestration.runs import Run, Runs
+    from tapeline.orchestration.runs import Runs
 
 jobs_app = typer.Typer(invoke_without_command=True, help="List the jobs, run one, see its runs, pause or resume it.")
 
@@ -57,68 +56,20 @@ def jobs_list(
     """
     from tapeline import times
     from tapeline.local.output import show_rows
-    from tapeline.orchestration.scheduler import LOOKED_AT, due
+    from tapeline.orchestration.listing import listed
 
     settings = load_config(config)
-    now_ns = time.time_ns()
-    rows = []
     with _opened(settings) as (known, runs):
-        paused = runs.paused()
-        for name, job in known.items():
-            mine = runs.of(name, LOOKED_AT)
-            last = mine[0] if mine else None
-            coming = None if job.continuous else next(iter(job.schedule.after(now_ns)), None)
-            late = bool(due(job, mine, runs.since(name), 0, now_ns)[0]) if mine and not job.continuous else False
-            rows.append(_listed(job, last, coming, paused=name in paused, late=late))
-            if format is TableOrJson.json:  # another scheduler asks: it meets the job now, if none has met it before
-                rows[-1]["since"] = times.text(runs.since(name))[:19]
+        rows = listed(known, runs, time.time_ns())
+        if format is TableOrJson.json:  # another scheduler asks: it meets the jobs now, if none has met them before
+            for row in rows:
+                row["since"] = times.text(runs.since(row["job"]))[:19]
     if format is TableOrJson.json:
         for row in rows:
             echo(json.dumps(row))
         return
     with reader_may_leave():
         show_rows([_shown(row) for row in rows])
-
-
-def _listed(job: Job, last: Run | None, coming: int | None, *, paused: bool, late: bool) -> dict[str, Any]:
-    """A job as a person and another scheduler want to see it."""
-    from tapeline import times
-    from tapeline.orchestration.watching import deadline_of
-
-    settings = job.settings
-    deadline_ns = deadline_of(job, coming) if coming is not None and job.deadline is not None else None
-    return {
-        "job": job.name,
-        "schedule": job.schedule.cron or _period(job.schedule.period_ns),
-        "timezone": job.schedule.timezone,
-        "last run": times.text(last.started_ns)[:19] if last else None,
-        "result": _result(last.state, last.error) if last else "never ran",
-        "next run": "paused" if paused else times.text(coming)[:19] if coming is not None else None,
-        "late": late,
-        "does": job.kind.does,
-        "kind": settings.job,
-        "cron": job.schedule.cron or None,
-        "every_s": job.schedule.period_ns / NS_PER_S or None,
-        "continuous": job.continuous,
-        "retries": settings.retries,
-        "timeout_s": job.timeout_ns / NS_PER_S,
-        "deadline": settings.deadline or None,
-        "deadline_s": (deadline_ns - coming) / NS_PER_S if coming is not None and deadline_ns is not None else None,
-        "catch_up": settings.catch_up,
-        "of_a_day": job.kind.of_a_day,
-        "takes_day": job.takes_day,
-        "providers": list(job.providers),
-        "arguments": settings.arguments,
-        "schema": _schema(job.kind.arguments),
-        "paused": paused,
-    }
-
-
-def _schema(arguments: type) -> dict[str, Any]:
-    """The JSON Schema of a job's arguments, so that another scheduler's page can ask for them."""
-    import msgspec
-
-    return dict(msgspec.json.schema(arguments)["$defs"][arguments.__name__])
 
 
 @jobs_app.command("due")
@@ -165,13 +116,14 @@ def jobs_run(
     """
     from random import Random
 
-    from tapeline.orchestration.catalog import for_provider, with_arguments
+    from tapeline.orchestration.catalog import by_name, for_provider, with_arguments
     from tapeline.orchestration.running import Request, run
 
     settings = load_config(config)
-    stop = stop_on_signal(with_parent=by is not By.person)
+    stop = stop_on_signal(with_parent=True)
     with _opened(settings) as (known, runs):
-        job = for_provider(_job(known, name), provider) if provider is not None else _job(known, name)
+        job = by_name(known, name, settings)
+        job = for_provider(job, provider) if provider is not None else job
         other = _arguments(arguments) | ({"day": str(_day(day))} if day is not None else {})
         if other:
             job = with_arguments(job, other)
@@ -359,14 +311,6 @@ def _arguments(text: str) -> dict[str, object]:
     if not isinstance(found, dict):
         raise ConfigError(f'--arguments {text!r} is not an object. Write one, like \'{{"provider": "binance"}}\'.')
     return found
-
-
-def _period(ns: int) -> str:
-    return f"every {ns / 1e9:g} s" if ns else "by hand"
-
-
-def _result(state: str, error: str) -> str:
-    return f"{state}: {error}" if error else state
 
 
 def _in_one_line(values: Mapping[str, Any]) -> str:

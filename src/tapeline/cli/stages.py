@@ -40,6 +40,9 @@ def run(
             metavar="SECONDS",
         ),
     ] = None,
+    dashboard: Annotated[
+        bool, typer.Option("--dashboard", help="Serve the dashboard too, at [dashboard] listen (usually 127.0.0.1:8765).")
+    ] = False,
 ) -> None:
     """Run every stage of the configuration, supervised, each in its own process.
 
@@ -48,10 +51,14 @@ def run(
 
     Example: `tapeline run --config tapeline.toml --until-idle 10`
     """
+    from msgspec.structs import replace
+
     from tapeline.app.run import run as run_all
     from tapeline.orchestration.preflight import check_configuration
 
     settings = load_config(config)
+    if dashboard:
+        settings = replace(settings, dashboard=replace(settings.dashboard, run=True))
     check_configuration(settings)
     run_all(settings, config, until_idle, stop_on_signal(), terminal())
 

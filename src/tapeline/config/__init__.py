@@ -17,10 +17,11 @@ from typing import Any, Final
 
 import msgspec
 
-from tapeline.config.secrets import files_secrets, secret, secret_names, secrets_of, store_password, stream_password
+from tapeline.config.secrets import dashboard_tokens, files_secrets, secret, secret_names, secrets_of, store_password, stream_password
 from tapeline.config.settings import (
     CodecsConfig,
     Config,
+    DashboardConfig,
     JobConfig,
     MonitorConfig,
     NotifyConfig,
@@ -35,6 +36,7 @@ from tapeline.providers.registry import PROVIDERS
 __all__ = [
     "CodecsConfig",
     "Config",
+    "DashboardConfig",
     "JobConfig",
     "MonitorConfig",
     "NotifyConfig",
@@ -42,11 +44,13 @@ __all__ = [
     "SlaConfig",
     "StoreConfig",
     "StreamConfig",
+    "dashboard_tokens",
     "default",
     "environment",
     "files_secrets",
     "load",
     "options_of",
+    "parse_listen",
     "secret",
     "secrets_of",
     "store_password",
@@ -54,10 +58,12 @@ __all__ = [
 ]
 
 PREFIX: Final = "TAPELINE_"
+_LAST_PORT: Final = 65_535
 #: Variables with this prefix that are not settings.
 _NOT_SETTINGS: Final = frozenset(
     {
         *("TAPELINE_CONFIG", "TAPELINE_PROVE", "TAPELINE_LOG", "TAPELINE_CACHE", "TAPELINE_STREAM_PASSWORD", "TAPELINE_STORE_PASSWORD"),
+        *("TAPELINE_DASHBOARD_TOKEN", "TAPELINE_DASHBOARD_OPERATOR_TOKEN"),
         *("TAPELINE_COMMAND", "TAPELINE_FIRST_WAIT"),  # integrations/: how another scheduler calls Tapeline
     }
 )
@@ -104,9 +110,17 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Config:
             date.fromisoformat(config.history_from)
         except ValueError:
             raise ConfigError(f'{source}: history_from = "{config.history_from}" is not a day. Write it like 2026-01-31.') from None
-    if config.monitor.listen and not re.fullmatch(r"[^:\s]+:\d{1,5}", config.monitor.listen):
-        raise ConfigError(f"{source}: [monitor] listen = {config.monitor.listen!r} is not an address. Write it like 127.0.0.1:9464.")
+    for block, listen in (("monitor", config.monitor.listen), ("dashboard", config.dashboard.listen)):
+        if listen:
+            parse_listen(f"{source}: [{block}] listen", listen)
     return config
+
+
+def parse_listen(what: str, text: str) -> str:
+    """Return an address, host:port, as it is. `what`: where it comes from, for the message. Raises ConfigError if it is none."""
+    if not re.fullmatch(r"([^:\s]+|\[[0-9a-fA-F:]+\]):\d{1,5}", text) or int(text.rpartition(":")[2]) > _LAST_PORT:
+        raise ConfigError(f"{what} = {text!r} is not an address. Write it like 127.0.0.1:9464.")
+    return text
 
 
 def _check_providers(config: Config, source: str) -> None:
@@ -215,6 +229,7 @@ def _explain(problem: str, top: type[msgspec.Struct] | None = None) -> str:
         "sla": SlaConfig,
         "notify": NotifyConfig,
         "monitor": MonitorConfig,
+        "dashboard": DashboardConfig,
     }
     for part, kind in parts.items():
         if where.startswith(f".{part}"):

@@ -9,14 +9,16 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
-from tapeline.config.settings import Config, ProviderConfig, StoreConfig, StreamConfig
+from tapeline.config.settings import Config, DashboardConfig, ProviderConfig, StoreConfig, StreamConfig
 from tapeline.errors import ConfigError
 from tapeline.providers.registry import ARCHIVES, PROVIDERS
 from tapeline.secret import Secret, checked, passwords_in
 
 #: Names of variables that may hold a secret, also of a provider that is not installed or whose name is misspelt. Their values are never
 #: shown.
-_SECRET: Final = re.compile(r"TAPELINE_(?!.*__).*_(KEY|SECRET|PASSWORD)")
+_SECRET: Final = re.compile(r"TAPELINE_(?!.*__).*_(KEY|SECRET|PASSWORD|TOKEN)")
+#: A token that is shorter could be guessed.
+_SHORTEST_TOKEN: Final = 16
 
 
 @cache
@@ -67,11 +69,24 @@ def store_password(store: StoreConfig, environ: Mapping[str, str]) -> Secret:
     return checked("TAPELINE_STORE_PASSWORD", environ.get("TAPELINE_STORE_PASSWORD", ""), key=False)
 
 
+def dashboard_tokens(dashboard: DashboardConfig, environ: Mapping[str, str]) -> tuple[Secret, Secret]:
+    """The token of those who may look, and that of those who may also act; empty if there is none. Raises ConfigError."""
+    tokens = []
+    for name, path in (("token", dashboard.token_file), ("operator_token", dashboard.operator_token_file)):
+        variable = f"TAPELINE_DASHBOARD_{name.upper()}"
+        found = _from_file(f"dashboard.{name}_file", path, key=True) if path else checked(variable, environ.get(variable, ""), key=True)
+        if 0 < len(found.reveal()) < _SHORTEST_TOKEN:
+            raise ConfigError(f"The {name} of the dashboard is shorter than {_SHORTEST_TOKEN} characters. Use a long random one.")
+        tokens.append(found)
+    return tokens[0], tokens[1]
+
+
 def secrets_of(config: Config, environ: Mapping[str, str]) -> list[Secret]:
     """All secrets in the environment, in the configuration's urls and in the files that it names. A file that cannot be read is skipped."""
     texts = [text for name, text in environ.items() if name in secret_names() or _SECRET.fullmatch(name)]
     files = [config.stream.password_file, *(store.password_file for store in config.stores)]
     files += [some.urls_file for some in config.notify]
+    files += [config.dashboard.token_file, config.dashboard.operator_token_file]
     files += [path for provider in config.providers for path in (provider.key_file, provider.secret_file)]
     for path in files:
         with suppress(OSError, UnicodeDecodeError):  # the code that needs the file reports the error

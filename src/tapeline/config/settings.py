@@ -149,6 +149,23 @@ class MonitorConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_
     listen: str = "127.0.0.1:9464"  # the address, as host:port, at which this machine's processes answer
 
 
+class DashboardConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """The dashboard, the live feed and the history over HTTP. Any address but loopback needs a token."""
+
+    listen: str = "127.0.0.1:8765"  # the address, as host:port
+    run: bool = False  # start it with `tapeline run`
+    #: Whoever has it may look. It also comes from TAPELINE_DASHBOARD_TOKEN.
+    token_file: str = ""  # a file with the token; without a token, everybody who reaches the address may look
+    #: Whoever has it may look and act. It also comes from TAPELINE_DASHBOARD_OPERATOR_TOKEN.
+    operator_token_file: str = ""  # a file with the token that is needed to run a job or a repair
+    actions: bool = False  # without an operator's token: everybody who may look may also run a job or a repair
+    hosts: tuple[str, ...] = ()  # further names, besides that of `listen`, by which browsers reach it: "tapeline.example.com"
+    origins: tuple[str, ...] = ()  # other sites whose pages may read it: "https://www.example.com"
+    tls_certificate: str = ""  # a file with the certificate and its chain, for https
+    tls_key: str = ""  # a file with its key
+    clients: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 2_000  # the most clients of the live feed at once
+
+
 class Config(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """The settings that belong to no block."""
 
@@ -169,6 +186,7 @@ class Config(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     sla: tuple[SlaConfig, ...] = ()  # promises that are checked all the time
     notify: tuple[NotifyConfig, ...] = ()  # who is told of broken promises
     monitor: MonitorConfig = MonitorConfig()
+    dashboard: DashboardConfig = DashboardConfig()
 
     @property
     def root(self) -> Path:

@@ -19,6 +19,8 @@ Verdict = Literal["complete", "incomplete", "unprovable", "closed"]
 
 #: Evidence that is younger than this counts as current.
 _FRESH_NS: Final = 60 * NS_PER_S
+#: The evidence of time of which the ledger has none.
+NOTHING_KNOWN: Final = "nothing is known about this time"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +85,11 @@ def _within(intervals: Iterable[Interval], start_ns: int, end_ns: int) -> list[I
     at_ns = start_ns
     for one in sorted(known, key=attrgetter("start_ns", "end_ns")):
         if one.start_ns > at_ns:
-            inside.append(Interval(at_ns, one.start_ns, "open", "nothing is known about this time"))
+            inside.append(Interval(at_ns, one.start_ns, "open", NOTHING_KNOWN))
         inside.append(one)
         at_ns = max(at_ns, one.end_ns)
     if at_ns < end_ns:
-        inside.append(Interval(at_ns, end_ns, "open", "nothing is known about this time"))
+        inside.append(Interval(at_ns, end_ns, "open", NOTHING_KNOWN))
     return inside
 
 

@@ -241,6 +241,15 @@ def jobs_of(config: Config) -> dict[str, Job]:
     return found
 
 
+def by_name(known: Mapping[str, Job], name: str, config: Config) -> Job:
+    """Return a job that somebody runs by hand: a configured one, or one of the others with its usual settings. Raises ConfigError."""
+    if name in known:
+        return known[name]
+    if name in KINDS:
+        return _job(KINDS[name].usual, config)
+    raise ConfigError(f"There is no job {name!r}. The jobs are: {', '.join(dict.fromkeys((*known, *KINDS)))}.")
+
+
 def _usual(config: Config) -> Sequence[JobConfig]:
     """The jobs that run although no block names them."""
     lake = any(store.url.startswith("lake:") for store in config.stores)

@@ -98,6 +98,10 @@ MISSING: Final = _gauge("missing_events", "Events of today that are missing, as 
 COVERAGE: Final = _gauge("coverage_ratio", "The share of today, so far, of which nothing is missing: the mean over all symbols.", *_FEED)
 PASSED_OVER: Final = _counter("ledger_skipped_records", "Raw records that the ledger could not process.")
 
+# The live feed.
+LIVE_CLIENTS: Final = _gauge("live_clients", "Clients of the live feed.")
+LIVE_SKIPPED: Final = _counter("live_skipped_events", "Events that clients of the live feed did not get because they were too slow.")
+
 # Stores, disk, jobs and alerts.
 LAKE_FILES: Final = _gauge("lake_files", "Files of the lake.", "topic")
 LAKE_BYTES: Final = _gauge("lake_bytes", "The size of the lake's files.", "topic")

@@ -1,0 +1,125 @@
+"""The description of the API: OpenAPI for the plain addresses, AsyncAPI for the live feed. Both are made from the code's types."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Any, Final
+
+import msgspec
+
+from tapeline.web import queries
+from tapeline.web.live import messages
+from tapeline.web.live.subscription import Request
+from tapeline.web.routes import ENDPOINTS, STREAM, Endpoint, Wrong
+
+_REFERENCE: Final = "#/components/schemas/{name}"
+_TITLE: Final = "Tapeline"
+#: The messages of the live feed that have a type of their own. The states (health, gaps, jobs, alerts) have the bodies of their addresses.
+_MESSAGES: Final = (messages.Hello, messages.TickRows, messages.BarRows, messages.LatestRows, messages.Conflated, messages.Error)
+
+
+def openapi() -> dict[str, Any]:
+    """Return the OpenAPI 3.1 description of every address under /v1."""
+    bodies = [one.query for one in ENDPOINTS if one.method == "POST"]
+    answers = [one.answer for one in ENDPOINTS]
+    _, components = msgspec.json.schema_components([*bodies, *answers, Wrong, *_MESSAGES], ref_template=_REFERENCE)
+    paths: dict[str, Any] = {}
+    for one in ENDPOINTS:
+        paths.setdefault(one.path, {})[one.method.lower()] = _operation(one)
+    paths[STREAM] = {"get": _stream()}
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": _TITLE,
+            "version": version("tapeline"),
+            "description": "The history, the state and the live feed of a market data pipeline. Numbers of nanoseconds and sequence "
+            "numbers are text, because JavaScript's numbers are not exact enough.",
+        },
+        "paths": paths,
+        "components": {"schemas": components, "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}}},
+        "security": [{"token": []}, {}],
+    }
+
+
+def asyncapi() -> dict[str, Any]:
+    """Return the AsyncAPI 3.0 description of the live feed."""
+    _, components = msgspec.json.schema_components([*_MESSAGES, Request], ref_template=_REFERENCE)
+    sent = {
+        kind.__name__: {
+            "name": kind.__name__,
+            "summary": (kind.__doc__ or "").splitlines()[0],
+            "contentType": "application/json",
+            "payload": {"$ref": _REFERENCE.format(name=kind.__name__)},
+        }
+        for kind in (*_MESSAGES, Request)
+    }
+    channel = {"$ref": "#/channels/stream"}
+    mine = [{"$ref": f"#/channels/stream/messages/{kind.__name__}"} for kind in _MESSAGES]
+    return {
+        "asyncapi": "3.0.0",
+        "info": {"title": f"{_TITLE}: the live feed", "version": version("tapeline")},
+        "channels": {
+            "stream": {"address": STREAM, "messages": sent, "bindings": {"ws": {"method": "GET", "query": _object(queries.Stream)}}}
+        },
+        "operations": {
+            "get": {"action": "send", "channel": channel, "messages": mine},
+            "change": {"action": "receive", "channel": channel, "messages": [{"$ref": "#/channels/stream/messages/Request"}]},
+        },
+        "components": {"schemas": components},
+    }
+
+
+def _operation(one: Endpoint) -> dict[str, Any]:
+    answer: dict[str, Any] = {"application/json": {"schema": {"$ref": _REFERENCE.format(name=one.answer.__name__)}}}
+    if one.formats:
+        answer |= {"text/csv": {"schema": {"type": "string"}}, "application/vnd.apache.arrow.stream": {"schema": {"type": "string"}}}
+    operation: dict[str, Any] = {
+        "operationId": f"{one.method.lower()}_{one.path.removeprefix('/v1/').replace('/', '_')}",
+        "summary": one.about,
+        "responses": {
+            ("202" if one.method == "POST" else "200"): {"description": (one.answer.__doc__ or "").splitlines()[0], "content": answer}
+        }
+        | _refusals(one),
+    }
+    if one.method == "POST":
+        body = {"application/json": {"schema": {"$ref": _REFERENCE.format(name=one.query.__name__)}}}
+        operation["requestBody"] = {"required": True, "content": body}
+    else:
+        operation["parameters"] = _parameters(one.query)
+    return operation
+
+
+def _refusals(one: Endpoint) -> dict[str, Any]:
+    statuses = {"400": "A parameter is wrong.", "401": "A token is needed.", "403": "This is not allowed.", "503": "Try again later."}
+    if one.method == "POST":
+        statuses |= {"409": "Several are under way.", "415": "The body is not JSON."}
+    content = {"application/json": {"schema": {"$ref": _REFERENCE.format(name=Wrong.__name__)}}}
+    return {status: {"description": text, "content": content} for status, text in statuses.items()}
+
+
+def _stream() -> dict[str, Any]:
+    return {
+        "operationId": "get_stream",
+        "summary": "The live feed as server-sent events; the same address is a websocket. /v1/asyncapi.json describes the messages.",
+        "parameters": _parameters(queries.Stream),
+        "responses": {
+            "200": {"description": "Events, without an end.", "content": {"text/event-stream": {"schema": {"type": "string"}}}},
+            "400": {
+                "description": "A parameter is wrong.",
+                "content": {"application/json": {"schema": {"$ref": _REFERENCE.format(name=Wrong.__name__)}}},
+            },
+        },
+    }
+
+
+def _object(kind: type[msgspec.Struct]) -> dict[str, Any]:
+    return dict(msgspec.json.schema(kind)["$defs"][kind.__name__])
+
+
+def _parameters(kind: type[msgspec.Struct]) -> list[dict[str, Any]]:
+    schema = _object(kind)
+    required = set(schema.get("required", ()))
+    return [
+        {"name": name, "in": "query", "required": name in required, "schema": some, "description": some.get("description", "")}
+        for name, some in schema.get("properties", {}).items()
+    ]

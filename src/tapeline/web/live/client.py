@@ -1,0 +1,85 @@
+"""One client's queue of messages: bounded, and latest instead of everything where the client does not keep up."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from tapeline.web.live.messages import STATES, Message
+from tapeline.web.live.subscription import Subscription
+
+#: The most bytes that wait for one client. A client that takes less than it is sent gets the latest values instead.
+LIMIT: Final = 1_000_000
+#: The most bytes of earlier windows that a client that came back is given at once.
+_AT_ONCE: Final = 250_000
+
+
+class Client:
+    """What one connection has still to be sent. All methods belong to the event loop."""
+
+    def __init__(self, subscription: Subscription, conflate: Callable[[Client, int], Message], limit: int = LIMIT) -> None:
+        """`conflate`: makes the message that stands for so many events that this client does not get. `limit`: bytes."""
+        self.subscription = subscription
+        #: How many events this client did not get.
+        self.skipped = 0
+        self._conflate, self._limit = conflate, limit
+        self._earlier: Iterator[Message] = iter(())
+        self._queue: deque[Message] = deque()
+        self._size = 0
+        self._behind = False
+        self._left_out = 0
+        self._ready = asyncio.Event()
+
+    def begin(self, first: Message, earlier: Iterator[Message]) -> None:
+        """Queue the first message, and what the client missed while it was away. That is made when it is sent."""
+        self._earlier = earlier
+        self.put(first)
+
+    def put(self, message: Message) -> None:
+        """Queue a message. If there is no room, what waits is left out: of each state the last message stays."""
+        self._ready.set()
+        if not self._behind and self._size + len(message) > self._limit and self._queue:
+            self._behind = True
+            waiting, self._queue = self._queue, deque()
+            for one in waiting:
+                self._leave_out(one)
+        if self._behind:
+            self._leave_out(message)
+        else:
+            self._queue.append(message)
+            self._size += len(message)
+
+    async def take(self, patience_s: float) -> list[Message]:
+        """Return what is to be sent now, in order; nothing if `patience_s` seconds pass without a message."""
+        if not self._queue and not self._behind:
+            self._ready.clear()
+            try:
+                async with asyncio.timeout(patience_s):
+                    await self._ready.wait()
+            except TimeoutError:
+                return []
+        # The first message says whether earlier ones follow, so it comes before them.
+        taken = [self._queue.popleft()] if self._queue else []
+        size = 0
+        for message in self._earlier:
+            taken.append(message)
+            size += len(message)
+            if size > _AT_ONCE:
+                self._size = sum(map(len, self._queue))
+                return taken
+        if self._behind:
+            left_out, self._left_out, self._behind = self._left_out, 0, False
+            self.skipped += left_out
+            taken.append(self._conflate(self, left_out))
+        taken += self._queue
+        self._queue.clear()
+        self._size = 0
+        return taken
+
+    def _leave_out(self, message: Message) -> None:
+        self._left_out += message.events
+        if message.kind in STATES:
+            kept = [one for one in self._queue if one.kind != message.kind]
+            self._queue = deque([*kept, message])

@@ -1,0 +1,113 @@
+"""Reads the live topics on a thread of its own, and gives the event loop one window after the other."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from functools import partial
+from random import Random
+from typing import Final
+
+from tapeline.errors import TapelineError
+from tapeline.records import BARS_TOPIC, TICKS_TOPIC, Chunk
+from tapeline.retry import loop as retrying
+from tapeline.retry.backoff import backoff
+from tapeline.streams import Stream
+from tapeline.web.live.position import Position
+from tapeline.web.live.window import Window, position_of, window_of
+
+log = logging.getLogger(__name__)
+
+TOPICS: Final = (TICKS_TOPIC, BARS_TOPIC)
+#: How long records are collected for one window. It bounds the latency, and how many messages a second a client gets.
+WINDOW_S: Final = 0.025
+#: The most records of a topic in one window.
+_MOST_ROWS: Final = 20_000
+#: How many records of the past are read at the start: for the latest values, and for clients that come back after a restart.
+_WARM_ROWS: Final = 100_000
+_LONGEST_WAIT_S: Final = 10.0
+
+
+class Reader:
+    """Reads from `start` to `stop`. While the stream is away, it tries again and again."""
+
+    def __init__(self, open_stream: Callable[[], Stream], begin: Callable[[Position], None], publish: Callable[[Window], None]) -> None:
+        """`begin` and `publish` are called in the event loop, one call at a time."""
+        self._open, self._begin, self._publish = open_stream, begin, publish
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        #: Why nothing is read, for people; empty while it works.
+        self.problem = ""
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Begin to read, for this event loop."""
+        self._thread = threading.Thread(target=self._run, args=(loop,), name="live feed", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the reading."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(_LONGEST_WAIT_S)
+
+    def _run(self, loop: asyncio.AbstractEventLoop) -> None:
+        while not self._stop.is_set():
+            try:
+                with closing(self._open()) as stream:
+                    self._read(stream, loop)
+            except TapelineError as error:
+                self.problem = str(error)
+                log.warning("%s The live feed waits for it.", error)
+                self._stop.wait(_LONGEST_WAIT_S)
+
+    def _read(self, stream: Stream, loop: asyncio.AbstractEventLoop) -> None:
+        before: Position | None = None
+        positions: dict[str, dict[int, int]] = {}
+
+        def step() -> bool:
+            nonlocal before
+            began = time.monotonic()
+            if before is None:
+                positions.update({topic.table: dict(stream.tail_positions(topic, _WARM_ROWS)) for topic in TOPICS})
+                before = position_of(positions)
+                self._hand_over(loop, partial(self._begin, before))
+            chunks = list(self._chunks(stream, positions))
+            self.problem = ""
+            if chunks:
+                window = window_of(before, chunks)
+                before = window.after
+                self._hand_over(loop, partial(self._publish, window))
+            self._stop.wait(max(0.0, WINDOW_S - (time.monotonic() - began)))
+            return False
+
+        def waits() -> Iterator[float]:
+            for wait_s in backoff(Random(), cap_s=_LONGEST_WAIT_S):
+                self.problem = "The stream cannot be reached."
+                yield wait_s
+
+        retrying.run(step, self._stop, rest_s=0.0, waits=waits)
+
+    def _chunks(self, stream: Stream, positions: dict[str, dict[int, int]]) -> Iterator[Chunk]:
+        for topic in TOPICS:
+            chunk = stream.read(topic, positions[topic.table], _MOST_ROWS)
+            if chunk is not None:
+                positions[topic.table].update(chunk.next)
+                yield chunk
+
+    def _hand_over(self, loop: asyncio.AbstractEventLoop, what: Callable[[], None]) -> None:
+        """Call a function in the event loop, and wait until it is done: if the loop has much to do, the next window becomes larger."""
+        done = threading.Event()
+
+        def call() -> None:
+            try:
+                what()
+            finally:
+                done.set()
+
+        loop.call_soon_threadsafe(call)
+        while not done.wait(1.0) and not self._stop.is_set():
+            pass

@@ -1,0 +1,133 @@
+"""The two ways to a client: server-sent events, which any proxy lets through, and a websocket, on which it can change its subscription."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from contextlib import suppress
+from typing import Final
+
+import msgspec
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+from starlette.types import Message as Event
+from starlette.types import Receive, Scope, Send
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from tapeline.errors import WrongArgument
+from tapeline.web.live.binary import check
+from tapeline.web.live.client import Client
+from tapeline.web.live.hub import Hub
+from tapeline.web.live.messages import Error, encoded
+from tapeline.web.live.subscription import Request, requested
+
+#: Without a message for so long, a client is sent a sign of life.
+_SIGN_OF_LIFE_S: Final = 15.0
+#: A client that takes nothing for so long is cut off.
+_PATIENCE_S: Final = 60.0
+_RECONNECT_MS: Final = 1_000
+#: Close codes of RFC 6455: what was asked is wrong, so that asking again does not help; and: too many clients, or too slow.
+_WRONG: Final = 1008
+_LATER: Final = 1013
+_decode: Final = msgspec.json.Decoder(Request).decode
+
+
+class EventStream(Response):
+    """The messages of one client as server-sent events, until it leaves."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, hub: Hub, client: Client) -> None:
+        super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+        del self.headers["content-length"]
+        self._hub, self._client = hub, client
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send until the client leaves or takes nothing any more."""
+        del scope
+        try:
+            await _until_it_leaves(self._send_all(send), _http_leaves(receive))
+        finally:
+            self._hub.leave(self._client)
+
+    async def _send_all(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        body = b"retry: %d\n\n" % _RECONNECT_MS
+        while True:
+            event: Event = {"type": "http.response.body", "body": body, "more_body": True}
+            async with asyncio.timeout(_PATIENCE_S):
+                await send(event)
+            messages = await self._client.take(_SIGN_OF_LIFE_S)
+            body = b"".join([message.event_stream() for message in messages]) or b": alive\n\n"
+
+
+async def event_stream(request: HttpRequest, hub: Hub) -> Response:
+    """Answer a request for server-sent events. Raises WrongArgument."""
+    subscription = requested(request.query_params)
+    if subscription.form != "json":
+        raise WrongArgument("format is for a websocket: server-sent events are text. Leave it out.")
+    since = request.headers.get("last-event-id") or request.query_params.get("since", "")
+    return EventStream(hub, hub.join(subscription, since))
+
+
+async def websocket(socket: WebSocket, hub: Hub) -> None:
+    """Serve a websocket until the client leaves."""
+    try:
+        subscription = requested(socket.query_params)
+        check(subscription.form)
+        client = hub.join(subscription, socket.query_params.get("since", ""))
+    except WrongArgument as error:
+        await socket.accept()
+        await _refuse(socket, str(error))
+        return
+    try:
+        await socket.accept()
+        await _until_it_leaves(_send_all(socket, client), _listen(socket, hub, client))
+    finally:
+        hub.leave(client)
+    with suppress(RuntimeError):  # it has closed already
+        await socket.close(_LATER)
+
+
+async def _send_all(socket: WebSocket, client: Client) -> None:
+    while True:
+        for message in await client.take(_SIGN_OF_LIFE_S):
+            async with asyncio.timeout(_PATIENCE_S):
+                await socket.send_text(message.body.decode())
+                if message.binary:
+                    await socket.send_bytes(message.binary)
+
+
+async def _listen(socket: WebSocket, hub: Hub, client: Client) -> None:
+    """Change the subscription as the client asks, until it leaves."""
+    while True:
+        try:
+            hub.change(client, _decode(await socket.receive_text()))
+        except WebSocketDisconnect:
+            return
+        except (WrongArgument, msgspec.DecodeError, KeyError) as error:
+            text = "a message is text: JSON" if isinstance(error, KeyError) else str(error)
+            await socket.send_text(encoded(Error("error", text)).decode())
+
+
+async def _refuse(socket: WebSocket, text: str) -> None:
+    await socket.send_text(encoded(Error("error", text)).decode())
+    await socket.close(_WRONG)
+
+
+async def _http_leaves(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _until_it_leaves(sending: Awaitable[None], leaving: Awaitable[None]) -> None:
+    """Run both until one ends. A client that is too slow, or gone, is no error of ours."""
+    tasks = [asyncio.ensure_future(sending), asyncio.ensure_future(leaving)]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        for task in tasks:
+            with suppress(asyncio.CancelledError, TimeoutError, OSError, WebSocketDisconnect):
+                await task

@@ -1,0 +1,158 @@
+"""The server of the dashboard, the live feed and the history: opens the parts, puts them together and serves them until it is stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import uvicorn
+from anyio import CapacityLimiter
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from tapeline.app.streams import open_stream_with_data
+from tapeline.config import Config, dashboard_tokens, environment
+from tapeline.errors import Busy, ConfigError, Unavailable
+from tapeline.streams import Stream
+from tapeline.telemetry.status import StatusFile
+from tapeline.web.access import Guarded, Rules, rules_of
+from tapeline.web.actions import Actions
+from tapeline.web.description import asyncapi, openapi
+from tapeline.web.history import History
+from tapeline.web.live.hub import Hub
+from tapeline.web.live.reader import Reader
+from tapeline.web.observing import Observer
+from tapeline.web.parts import Parts
+from tapeline.web.past import Past
+from tapeline.web.recent import Looks
+from tapeline.web.routes import routes
+from tapeline.web.site import PUBLIC, pages
+
+log = logging.getLogger(__name__)
+
+#: How many questions about the history are answered at once. The others wait.
+_AT_ONCE: Final = 4
+#: How often values that changed are sent to those whose time it is.
+_LATEST_EVERY_S: Final = 0.05
+_GRACE_S: Final = 2
+#: The name of this process, as `tapeline status` shows it.
+DASHBOARD: Final = "dashboard"
+
+
+def check(config: Config) -> Rules:
+    """Return who may do what. Raises ConfigError for an address that would let anybody in, and for a token or a file that is wrong."""
+    rules = rules_of(config.dashboard, *dashboard_tokens(config.dashboard, environment()))
+    for path in (config.dashboard.tls_certificate, config.dashboard.tls_key):
+        if path and not Path(path).expanduser().is_file():
+            raise ConfigError(f"[dashboard] {path} is not a file. Name the certificate and its key.")
+    return rules
+
+
+async def serve(config: Config, path: Path | None, stop: threading.Event, ready: Callable[[str], None]) -> None:
+    """Serve until `stop` is set. `path`: the configuration's file. `ready`: called with the address when it answers.
+
+    Raises ConfigError, and Unavailable if the address cannot be used."""
+    rules, place = check(config), _bound(config.dashboard.listen)
+    hub = Hub(config.dashboard.clients, time.monotonic_ns)
+    looks = Looks(
+        Observer(config, lambda: (hub.clients, hub.skipped), time.time_ns),
+        Past(config.root / "dashboard.sqlite"),
+        partial(_tell, hub, asyncio.get_running_loop()),
+        StatusFile(config.root, DASHBOARD),
+    )
+    history = History(config, lambda: hub.position, time.time_ns)
+    actions = Actions(config, path)
+    parts = Parts(config, hub, looks, history, actions, CapacityLimiter(_AT_ONCE), time.time_ns)
+    reader = Reader(partial(_stream, config), hub.begin, hub.publish)
+    server = uvicorn.Server(_settings(config, application(parts, rules)))
+    await asyncio.to_thread(looks.start)
+    reader.start(asyncio.get_running_loop())
+    tasks = [asyncio.create_task(_stop_with(stop, server)), asyncio.create_task(_send_latest(hub))]
+    scheme = "https" if rules.tls else "http"
+    ready(f"{scheme}://{place.getsockname()[0]}:{place.getsockname()[1]}")
+    try:
+        await server.serve(sockets=[place])
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.to_thread(reader.stop)
+        await asyncio.to_thread(looks.stop)
+        await asyncio.to_thread(actions.stop)
+
+
+def application(parts: Parts, rules: Rules) -> ASGIApp:
+    """Return the application, behind the rules."""
+    descriptions = [
+        Route("/v1/openapi.json", partial(_constant, openapi())),
+        Route("/v1/asyncapi.json", partial(_constant, asyncapi())),
+    ]
+    return Guarded(Starlette(routes=[*routes(parts), *descriptions, *pages(rules, parts.looks.snapshot)]), rules, PUBLIC)
+
+
+async def _constant(body: Mapping[str, Any], request: Request) -> Response:
+    del request
+    return JSONResponse(body)
+
+
+def _tell(hub: Hub, loop: asyncio.AbstractEventLoop, health: bytes, gaps: bytes, jobs: bytes, alerts: bytes) -> None:
+    def publish() -> None:
+        for kind, body in (("health", health), ("gaps", gaps), ("jobs", jobs), ("alerts", alerts)):
+            hub.publish_state(kind, body)
+
+    if not loop.is_closed():
+        loop.call_soon_threadsafe(publish)
+
+
+def _stream(config: Config) -> Stream:
+    stream = open_stream_with_data(config)
+    if stream is None:
+        raise Unavailable(f"There is no data in {config.root} yet. Start `tapeline run`.")
+    return stream
+
+
+def _settings(config: Config, app: ASGIApp) -> uvicorn.Config:
+    some = config.dashboard
+    return uvicorn.Config(
+        app,
+        ws="websockets-sansio",
+        ws_per_message_deflate=False,  # a batch every 25 ms to a thousand clients would be compressed for each
+        ws_max_size=1 << 20,
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=_GRACE_S,
+        ssl_certfile=str(Path(some.tls_certificate).expanduser()) if some.tls_certificate else None,
+        ssl_keyfile=str(Path(some.tls_key).expanduser()) if some.tls_key else None,
+    )
+
+
+def _bound(listen: str) -> socket.socket:
+    host, _, port = listen.rpartition(":")
+    try:
+        return socket.create_server((host.strip("[]"), int(port)), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=2_048)
+    except OSError as error:
+        text = f"{listen} cannot be used for the dashboard: {error.strerror}."
+        raise Busy(f"{text} Stop what uses it, or set another [dashboard] listen.") from None
+
+
+async def _stop_with(stop: threading.Event, server: uvicorn.Server) -> None:
+    while not stop.is_set():
+        await asyncio.sleep(0.2)
+    server.should_exit = True
+
+
+async def _send_latest(hub: Hub) -> None:
+    while True:
+        await asyncio.sleep(_LATEST_EVERY_S)
+        hub.publish_latest()
