@@ -47,7 +47,7 @@ OWNERS: Final = {
     "urllib3": {"tapeline.net.http"},
     "http": set[str](),
     "pyarrow.fs": {"tapeline.net.s3"},
-    "socket": {"tapeline.web.server"},
+    "socket": {"tapeline.web.address"},
     "starlette": {"tapeline.web"},
     "uvicorn": {"tapeline.web.server"},
     "ssl": {"tapeline.net"},

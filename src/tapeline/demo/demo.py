@@ -17,12 +17,13 @@ from rich.table import Table
 
 from tapeline.app.stores import open_stores
 from tapeline.app.streams import open_stream
-from tapeline.config import load
+from tapeline.config import DashboardConfig, load
 from tapeline.demo.verify import Comparison, compare
 from tapeline.errors import TapelineError, Unavailable
 from tapeline.monitor.health import snapshot
 from tapeline.monitor.terminal import Screen
 from tapeline.reading.sql import connect
+from tapeline.web.address import free
 
 _FEEDS: Final = """
 [[providers]]
@@ -78,12 +79,16 @@ class Demo:
         """Run it. Returns whether every event that the simulators sent is in the lake exactly once, or was rejected with a reason."""
         self._make_room()
         with self._simulators() as urls:
+            listen = free(DashboardConfig().listen)
             self._config.write_text(
-                f'data_dir = "{self._root}"\n' + _FEEDS.format(**urls) + '\n[[stores]]\nurl = "lake:"\nflush_seconds = 2.0\n'
+                f'data_dir = "{self._root}"\n\n[dashboard]\nlisten = "{listen}"\nactions = true\n'
+                + _FEEDS.format(**urls)
+                + '\n[[stores]]\nurl = "lake:"\nflush_seconds = 2.0\n'
             )
             self._console.print(
                 f"Three simulators send {self._rate:,.0f} events/s each for {self._seconds:,.0f} s; the pipeline runs against them."
             )
+            self._console.print(f"Watch it at [bold]http://{listen}[/] until it ends.", highlight=False)
             status = self._pipeline(stop)
         if stop.is_set():
             self._console.print(f"Stopped before the end. Nothing was compared. The data is in {os.path.relpath(self._root)}.")
@@ -129,7 +134,7 @@ class Demo:
         return line.rpartition(" at ")[2].strip()
 
     def _pipeline(self, stop: threading.Event) -> int:
-        command = [sys.executable, "-m", "tapeline", "run", "--config", str(self._config), "--until-idle", str(_QUIET_S)]
+        command = [sys.executable, "-m", "tapeline", "run", "--dashboard", "--config", str(self._config), "--until-idle", str(_QUIET_S)]
         with (self._root / "run.log").open("wb") as log:
             process = subprocess.Popen(  # noqa: S603 our own command
                 command, stdout=log, stderr=log, env=_environment(), start_new_session=True
@@ -201,6 +206,7 @@ class Demo:
             f'{me} sql "SELECT * FROM bars ORDER BY ts DESC LIMIT 5" --config {config}',  # noqa: S608 shown, not run
             f"{me} tail ticks --symbol BTC/USDT --config {config}",
             f"{me} status --config {config}",
+            f"{me} dashboard --config {config}        (the page again: what happened in the last hour)",
             f"{me} run        (Binance's public stream: no key needed)",
         ):
             self._console.print(f"  {command}", highlight=False, soft_wrap=True)

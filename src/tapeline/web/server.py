@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -22,11 +21,12 @@ from starlette.types import ASGIApp
 
 from tapeline.app.streams import open_stream_with_data
 from tapeline.config import Config, dashboard_tokens, environment
-from tapeline.errors import Busy, ConfigError, Unavailable
+from tapeline.errors import ConfigError, Unavailable
 from tapeline.streams import Stream
 from tapeline.telemetry.status import StatusFile
 from tapeline.web.access import Guarded, Rules, rules_of
 from tapeline.web.actions import Actions
+from tapeline.web.address import bound
 from tapeline.web.description import asyncapi, openapi
 from tapeline.web.history import History
 from tapeline.web.live.hub import Hub
@@ -61,8 +61,8 @@ def check(config: Config) -> Rules:
 async def serve(config: Config, path: Path | None, stop: threading.Event, ready: Callable[[str], None]) -> None:
     """Serve until `stop` is set. `path`: the configuration's file. `ready`: called with the address when it answers.
 
-    Raises ConfigError, and Unavailable if the address cannot be used."""
-    rules, place = check(config), _bound(config.dashboard.listen)
+    Raises ConfigError, and Busy if the address cannot be used."""
+    rules, place = check(config), bound(config.dashboard.listen)
     hub = Hub(config.dashboard.clients, time.monotonic_ns)
     looks = Looks(
         Observer(config, lambda: (hub.clients, hub.skipped), time.time_ns),
@@ -135,15 +135,6 @@ def _settings(config: Config, app: ASGIApp) -> uvicorn.Config:
         ssl_certfile=str(Path(some.tls_certificate).expanduser()) if some.tls_certificate else None,
         ssl_keyfile=str(Path(some.tls_key).expanduser()) if some.tls_key else None,
     )
-
-
-def _bound(listen: str) -> socket.socket:
-    host, _, port = listen.rpartition(":")
-    try:
-        return socket.create_server((host.strip("[]"), int(port)), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=2_048)
-    except OSError as error:
-        text = f"{listen} cannot be used for the dashboard: {error.strerror}."
-        raise Busy(f"{text} Stop what uses it, or set another [dashboard] listen.") from None
 
 
 async def _stop_with(stop: threading.Event, server: uvicorn.Server) -> None:

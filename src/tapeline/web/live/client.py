@@ -32,6 +32,11 @@ class Client:
         self._left_out = 0
         self._ready = asyncio.Event()
 
+    @property
+    def waiting(self) -> int:
+        """How many bytes wait for this client."""
+        return self._size
+
     def begin(self, first: Message, earlier: Iterator[Message]) -> None:
         """Queue the first message, and what the client missed while it was away. That is made when it is sent."""
         self._earlier = earlier
@@ -54,6 +59,8 @@ class Client:
     async def take(self, patience_s: float) -> list[Message]:
         """Return what is to be sent now, in order; nothing if `patience_s` seconds pass without a message."""
         if not self._queue and not self._behind:
+            if patience_s <= 0:
+                return []
             self._ready.clear()
             try:
                 async with asyncio.timeout(patience_s):

@@ -10,7 +10,7 @@ from tapeline.errors import WrongArgument
 from tapeline.records import NS_PER_S, TICKS_TOPIC
 from tapeline.web.live import position as positions
 from tapeline.web.live.binary import binary_message
-from tapeline.web.live.client import Client
+from tapeline.web.live.client import LIMIT, Client
 from tapeline.web.live.messages import ROWS, STATES, Hello, Message, encoded, message, state
 from tapeline.web.live.position import Position
 from tapeline.web.live.subscription import Request, Subscription
@@ -41,9 +41,9 @@ class _Audience:
 class Hub:
     """All clients, and what they may get. All methods belong to the event loop."""
 
-    def __init__(self, most_clients: int, clock: Callable[[], int], ring_bytes: int = _RING_BYTES) -> None:
-        """`clock`: monotonic, ns. `ring_bytes`: how much is kept for clients that come back."""
-        self._most, self._clock = most_clients, clock
+    def __init__(self, most_clients: int, clock: Callable[[], int], ring_bytes: int = _RING_BYTES, client_bytes: int = LIMIT) -> None:
+        """`clock`: monotonic, ns. `ring_bytes`: how much is kept for clients that come back. `client_bytes`: how much waits for one."""
+        self._most, self._clock, self._client_bytes = most_clients, clock, client_bytes
         self._ring = Ring(ring_bytes)
         self._latest = LatestValues()
         self._position = Position(dict.fromkeys(ROWS, ()))
@@ -83,9 +83,9 @@ class Hub:
         if self.clients >= self._most:
             raise WrongArgument(f"There are {self._most} clients, and no more are allowed. Try later, or raise [dashboard] clients.")
         wanted = positions.parse(since) if since else None
-        client = Client(subscription, self._conflated)
+        client = Client(subscription, self._conflated, self._client_bytes)
         audience = self._enter(client)
-        windows = self._ring.since(wanted) if wanted is not None else None
+        windows = None if wanted is None else [] if wanted == self._position else self._ring.since(wanted)
         missed = "" if wanted is None or windows is not None else "The events since then are no longer kept, or the stream was replaced."
         hello = Hello("hello", str(self._position), windows is not None, missed, sorted(audience.symbols))
         earlier = self._earlier(audience, windows, wanted) if windows is not None and wanted is not None else iter(())
@@ -98,18 +98,13 @@ class Hub:
     def leave(self, client: Client) -> None:
         """Forget a client."""
         self._left_skipped += client.skipped
-        audience = self._audiences[client.subscription]
-        audience.clients.discard(client)
-        if not audience.clients:
-            del self._audiences[client.subscription]
-            for symbol in audience.symbols:
-                self._of_symbol[symbol].remove(audience)
+        self._exit(client)
 
     def change(self, client: Client, request: Request) -> None:
         """Change a client's subscription, and send it the present values of what is new. Raises WrongArgument."""
         before, after = client.subscription, client.subscription.changed(request)
         seen = set(self._audiences[before].symbols)
-        self.leave(client)
+        self._exit(client)
         client.subscription = after
         audience = self._enter(client)
         self._snapshot(client, audience.symbols - seen if before.kinds & {"ticks", "latest"} else audience.symbols)
@@ -164,6 +159,14 @@ class Hub:
                 self._introduce(audience, symbol)
         audience.clients.add(client)
         return audience
+
+    def _exit(self, client: Client) -> None:
+        audience = self._audiences[client.subscription]
+        audience.clients.discard(client)
+        if not audience.clients:
+            del self._audiences[client.subscription]
+            for symbol in audience.symbols:
+                self._of_symbol[symbol].remove(audience)
 
     def _introduce(self, audience: _Audience, symbol: str) -> None:
         if audience.subscription.matches(symbol):

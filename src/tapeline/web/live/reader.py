@@ -29,7 +29,8 @@ WINDOW_S: Final = 0.025
 _MOST_ROWS: Final = 20_000
 #: How many records of the past are read at the start: for the latest values, and for clients that come back after a restart.
 _WARM_ROWS: Final = 100_000
-_LONGEST_WAIT_S: Final = 10.0
+_FIRST_WAIT_S: Final = 0.3
+_LONGEST_WAIT_S: Final = 5.0
 
 
 class Reader:
@@ -55,14 +56,17 @@ class Reader:
             self._thread.join(_LONGEST_WAIT_S)
 
     def _run(self, loop: asyncio.AbstractEventLoop) -> None:
+        delays = backoff(Random(), _FIRST_WAIT_S, _LONGEST_WAIT_S)
         while not self._stop.is_set():
             try:
                 with closing(self._open()) as stream:
+                    delays = backoff(Random(), _FIRST_WAIT_S, _LONGEST_WAIT_S)
                     self._read(stream, loop)
             except TapelineError as error:
+                if str(error) != self.problem:
+                    log.warning("%s The live feed waits for it.", error)
                 self.problem = str(error)
-                log.warning("%s The live feed waits for it.", error)
-                self._stop.wait(_LONGEST_WAIT_S)
+                self._stop.wait(next(delays))
 
     def _read(self, stream: Stream, loop: asyncio.AbstractEventLoop) -> None:
         before: Position | None = None

@@ -1,0 +1,34 @@
+"""The address at which the server listens."""
+
+from __future__ import annotations
+
+import socket
+from contextlib import closing
+from typing import Final
+
+from tapeline.errors import Busy
+
+#: How many connections may wait to be accepted.
+_WAITING: Final = 2_048
+
+
+def bound(listen: str) -> socket.socket:
+    """Return a socket that listens at host:port. Raises Busy if that is not possible."""
+    host, _, port = listen.rpartition(":")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host.strip("[]"), int(port)), family=family, backlog=_WAITING)
+    except OSError as error:
+        text = f"{listen} cannot be used for the dashboard: {error.strerror}."
+        raise Busy(f"{text} Stop what uses it, or set another [dashboard] listen.") from None
+
+
+def free(preferred: str) -> str:
+    """Return an address that is free now: the preferred one, or another port of its host."""
+    for listen in (preferred, f"{preferred.rpartition(':')[0]}:0"):
+        try:
+            with closing(bound(listen)) as place:
+                return f"{place.getsockname()[0]}:{place.getsockname()[1]}"
+        except Busy:
+            continue
+    return preferred
