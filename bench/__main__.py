@@ -5,7 +5,23 @@ from __future__ import annotations
 import sys
 import time
 
-from bench import asof, brokers, flushes, lake, latency, ledger, memory, monitoring, normalize, pairs, postgres, protobuf, scaling, whole
+from bench import (
+    asof,
+    brokers,
+    flushes,
+    lake,
+    latency,
+    ledger,
+    live,
+    memory,
+    monitoring,
+    normalize,
+    pairs,
+    postgres,
+    protobuf,
+    scaling,
+    whole,
+)
 from bench.machine import REPOSITORY, describe
 from bench.page import replaced
 
@@ -19,6 +35,7 @@ _SECTIONS = {
     "ledger-cost": ("What the ledger costs", whole.without_ledger),
     "latency": ("From receipt to readable, at 10,000 ticks/s", latency.run),
     "monitoring": ("What the metrics cost", monitoring.run),
+    "live": ("The live feed's clients", live.run),
     "brokers": ("Through Kafka and Redis", brokers.throughput),
     "engine": ("From receipt to a consumer of Kafka and Redis", brokers.latency),
     "both-stores": ("Into both stores at once", brokers.both_stores),

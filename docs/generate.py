@@ -109,6 +109,7 @@ def settings() -> str:
         ("[[sla]]", config.SlaConfig),
         ("[[notify]]", config.NotifyConfig),
         ("[monitor]", config.MonitorConfig),
+        ("[dashboard]", config.DashboardConfig),
     )
     for title, struct in parts:
         found.append(f"## {'At the top' if not title else f'`{title}`'}\n\n{inspect.getdoc(struct)}\n\n{_table(struct)}\n")

@@ -23,6 +23,7 @@ from tapeline.cli import app
 from tapeline.config import (
     CodecsConfig,
     Config,
+    DashboardConfig,
     JobConfig,
     MonitorConfig,
     NotifyConfig,
@@ -105,6 +106,7 @@ def test_the_page_of_settings_explains_every_setting_and_no_other() -> None:
         "[[sla]]": SlaConfig,
         "[[notify]]": NotifyConfig,
         "[monitor]": MonitorConfig,
+        "[dashboard]": DashboardConfig,
     }
     for name, provider in PROVIDERS.items():
         if msgspec.structs.fields(provider.options):
@@ -115,7 +117,7 @@ def test_the_page_of_settings_explains_every_setting_and_no_other() -> None:
         rows = [line.split(" | ") for line in found[name].splitlines() if line.startswith("| `")]
         assert all(row[-1].strip(" |") for row in rows), name
         wanted = {field.encode_name for field in msgspec.structs.fields(struct)}
-        own_blocks = {"At the top": {"stream", "stores", "monitor"}, "[stream]": {"codecs"}}.get(name, set())
+        own_blocks = {"At the top": {"stream", "stores", "monitor", "dashboard"}, "[stream]": {"codecs"}}.get(name, set())
         assert [row[0].strip("| `") for row in rows] == [key for key in struct.__struct_encode_fields__ if key not in own_blocks]
         assert own_blocks <= wanted
 

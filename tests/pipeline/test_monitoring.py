@@ -11,6 +11,7 @@ import pytest
 import urllib3
 from processes import Home, block
 from prometheus_client.parser import text_string_to_metric_families
+from services.process import free_port
 
 from tapeline.telemetry.families import FAMILIES
 from waiting import until
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 #: The metrics that only a problem brings.
 OF_PROBLEMS = {"tapeline_provider_errors_total", "tapeline_alert_active"}
+#: Those of two lines that carry the same events: tests/pipeline/test_two_lines.py looks at them.
+OF_TWO_LINES = {"tapeline_line_events_total", "tapeline_line_first_events_total", "tapeline_line_missed_events_total"}
 
 
 @pytest.fixture
@@ -66,7 +69,8 @@ def test_a_running_pipeline_has_every_metric_and_prometheus_reads_them(
     home: Home, simulator: Callable[..., SimulatorProcess], listen: str, own_prometheus: Callable[[str], Prometheus]
 ) -> None:
     market = simulator("binance", "--rate", "500")
-    settings = f'monitor.listen = "{listen}"\n[[jobs]]\njob = "sync"\nevery = "1s"\n'
+    page = f'dashboard = {{ listen = "127.0.0.1:{free_port()}", run = true }}\n'
+    settings = f'monitor.listen = "{listen}"\n{page}[[jobs]]\njob = "sync"\nevery = "1s"\n'
     home.env = {"TAPELINE_MONITOR__LISTEN": listen}
     home.configure(settings + block("binance", market.url, ["BTCUSDT", "ETHUSDT"], ["trade", "kline_1s"]), ledger=True)
     run = home.start("run")
@@ -76,7 +80,7 @@ def test_a_running_pipeline_has_every_metric_and_prometheus_reads_them(
     prometheus = own_prometheus(listen)
 
     def missing() -> set[str]:
-        return FAMILIES.keys() - OF_PROBLEMS - {name for name, samples in metrics(listen).items() if samples}
+        return FAMILIES.keys() - OF_PROBLEMS - OF_TWO_LINES - {name for name, samples in metrics(listen).items() if samples}
 
     until(lambda: (home.lake / "ticks").exists(), "the lake has rows")
     assert home.ask("jobs", "run", "vacuum").returncode == 0
@@ -86,7 +90,7 @@ def test_a_running_pipeline_has_every_metric_and_prometheus_reads_them(
     assert metrics(listen).keys() <= FAMILIES.keys(), "each is in the reference"
     found = metrics(listen)
     assert {labels["stage"] for labels, _ in found["tapeline_up"]} == {
-        *("ingest", "normalize", "lake", "ledger", "repair", "schedule", "run")
+        *("ingest", "normalize", "lake", "ledger", "repair", "schedule", "dashboard", "run")
     }
     assert value(found, "tapeline_connected", provider="binance") == 1
     assert all(number == 1 for _, number in found["tapeline_balanced"])

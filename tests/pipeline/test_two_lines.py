@@ -24,6 +24,7 @@ from tapeline.ledger.intervals import COVERED
 from tapeline.ledger.sqlite import LedgerFile
 from tapeline.providers.binance.session import content
 from tapeline.records import RAW_TOPIC, TICKS_TOPIC
+from tapeline.telemetry import families
 from waiting import until
 
 if TYPE_CHECKING:
@@ -106,6 +107,9 @@ def test_killing_or_stalling_either_line_at_any_moment_loses_nothing_and_opens_n
             until(lambda: brought(line) > before + events, "the line brings events")
 
         flows(0), flows(1)
+        word = home.word("ingest")
+        counted = {labels[2]: count for metric, labels, count in word["metrics"] if metric == families.LINE_EVENTS.name}
+        assert counted == {name: word["lines"][name]["pair"]["events"] for name in names}, "the metrics say the same"
         until(lambda: len(ledger(home)) == 2 * len(CHANNELS) and not holes(home), "the ledger knows of every channel, and of no gap")
         for turn in range(ROUNDS):
             line = random.randrange(2)

@@ -68,6 +68,9 @@ STALE: Final = _counter("stale_connections", "How often a connection was given u
 PROVIDER_ERRORS: Final = _counter("provider_errors", "Errors of the provider, by its code.", *_CONNECTION, "code")
 LAST_DATA: Final = _time("last_data", "When the connection last brought market data", *_CONNECTION)
 MARKET_OPEN: Final = _gauge("market_open", "1 while the feed's market is open, by its calendar; left out if that is not known.", *_FEED)
+LINE_EVENTS: Final = _counter("line_events", "Events that one of two lines brought.", *_CONNECTION)
+LINE_FIRST: Final = _counter("line_first_events", "Events that this line brought before the other one.", *_CONNECTION)
+LINE_MISSED: Final = _counter("line_missed_events", "Events that only the other line brought.", *_CONNECTION)
 RECORDED: Final = _counter("raw_records", "Raw records that ingest has given to the stream.")
 UNACKNOWLEDGED: Final = _gauge("unacknowledged_records", "Raw records that were sent and that the stream has not acknowledged.")
 SPOOLED: Final = _gauge("spool_records", "Raw records that wait on disk because the stream does not accept them.")
@@ -82,6 +85,7 @@ CLOCK_OFFSET: Final = _gauge("clock_offset_seconds", "By how much our clock is a
 COMMITS: Final = _latency("commit", "The time that one commit of rows took.", "topic")
 STORED: Final = _counter("stored_rows", "Rows that the store has written since its process began.", "topic")
 FLUSHES: Final = _latency("ledger_flush", "The time that one flush of the ledger took.")
+QUERIES: Final = _latency("query", "From a question to the dashboard's server about the history to the first rows of its answer.", "of")
 
 # Counts that are kept in the stream and in the stores. They continue when a process starts again.
 EVENTS_IN: Final = _counter("events_in", "Events that the stage has read.", "stage", "of")

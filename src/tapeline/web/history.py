@@ -6,12 +6,15 @@ there misses no event. It may get some events twice, and knows them by their `id
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, Final
 
 import msgspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 
@@ -26,6 +29,9 @@ from tapeline.ledger.intervals import COVERED
 from tapeline.reading import api
 from tapeline.reading.result import Result
 from tapeline.records import BARS, BARS_TOPIC, NS_PER_S, TICKS, TICKS_TOPIC, Topic
+from tapeline.telemetry import families
+from tapeline.telemetry.families import Sample
+from tapeline.telemetry.latencies import Latencies
 from tapeline.web import queries
 from tapeline.web.coverage import MOST_CELLS, Evidence, Grid, evidence, grid
 from tapeline.web.live.messages import ROWS
@@ -37,6 +43,8 @@ MEDIA: Final[Mapping[str, str]] = {
     "csv": "text/csv; charset=utf-8",
     "arrow": "application/vnd.apache.arrow.stream",
 }
+#: What is asked, and measured.
+_ASKED: Final = (TICKS_TOPIC.table, BARS_TOPIC.table, "coverage", "gaps")
 _SHORTEST_STEP_NS: Final = 60 * NS_PER_S
 _FROM_THE_START: Final = -(1 << 62)
 
@@ -50,6 +58,9 @@ class History:
     live: Callable[[], Position]
     #: ns, UTC.
     clock: Callable[[], int]
+    #: How long it took until the first rows of an answer were there, by what was asked.
+    took: Mapping[str, Latencies] = field(default_factory=lambda: {name: Latencies() for name in _ASKED})
+    noting: threading.Lock = field(default_factory=threading.Lock)
 
     def ticks(self, query: queries.Ticks) -> Iterator[bytes]:
         """Yield the answer piece by piece. Raises as `tapeline.ticks`, before the first piece."""
@@ -83,7 +94,7 @@ class History:
     def coverage(self, query: queries.Coverage) -> Grid:
         """Return the grid. Raises WrongArgument, and what the ledger raises."""
         start_ns, end_ns = times.parse(query.start, "start"), times.parse(query.end, "end")
-        step_ns = times.duration_ns(query.step, "step")
+        step_ns, began_ns = times.duration_ns(query.step, "step"), time.monotonic_ns()
         if end_ns <= start_ns:
             raise WrongArgument(f"start = {query.start!r} is not before end = {query.end!r}. Swap them.")
         if step_ns < _SHORTEST_STEP_NS:
@@ -92,10 +103,18 @@ class History:
         cells = len(known) * -(-(end_ns - start_ns) // step_ns)
         if cells > MOST_CELLS:
             raise WrongArgument(f"The grid has {cells:,} cells; at most {MOST_CELLS:,} are possible. Use a longer step, or fewer symbols.")
-        return grid(known, start_ns, end_ns, step_ns, self.clock())
+        found = grid(known, start_ns, end_ns, step_ns, self.clock())
+        self._noted("coverage", began_ns)
+        return found
+
+    def metrics(self) -> list[Sample]:
+        """Return how long the answers took."""
+        with self.noting:
+            return [families.QUERIES.at(latencies.since_start(), name) for name, latencies in self.took.items()]
 
     def gaps(self, query: queries.Gaps) -> Iterator[bytes]:
         """Yield the answer. Raises WrongArgument, and what the ledger raises."""
+        began_ns = time.monotonic_ns()
         start_ns = times.parse(query.start, "start") if query.start else _FROM_THE_START
         end_ns = times.parse(query.end, "end") if query.end else ONGOING
         found = [
@@ -107,9 +126,14 @@ class History:
         ]
         found = sorted(found, key=lambda some: (-some[1].start_ns, some[0]))[: query.limit]
         rows = [evidence(key, one) for key, one in found]
+        self._noted("gaps", began_ns)
         if query.format == "json":
             return iter([msgspec.json.encode({"rows": rows})])
         return _encoded(iter([_table(rows)]), INTERVALS, query.format)
+
+    def _noted(self, what: str, began_ns: int) -> None:
+        with self.noting:
+            self.took[what].add(np.array([time.monotonic_ns() - began_ns], np.int64))
 
     def _known(self, symbols: str, provider: str) -> dict[Key, list[Interval]]:
         if not self.config.ledger:
@@ -118,8 +142,10 @@ class History:
 
     def _sent(self, result: Result, topic: Topic, source: str, limit: int, form: str) -> Iterator[bytes]:
         next_position = self._next(source) if form == "json" else ""
+        began_ns = time.monotonic_ns()
         batches = _limited(result.batches(), limit + 1)
         first = next(batches, None)  # what is wrong is raised now, while another status can be sent
+        self._noted(topic.table, began_ns)
         rows = chain([first] if first is not None else [], batches)
         if form == "json":
             return _json(rows, topic, next_position, limit)

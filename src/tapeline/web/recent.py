@@ -12,7 +12,7 @@ import msgspec
 
 from tapeline.errors import DiskProblem
 from tapeline.records import NS_PER_S
-from tapeline.telemetry.families import LIVE_CLIENTS, LIVE_SKIPPED
+from tapeline.telemetry.families import LIVE_CLIENTS, LIVE_SKIPPED, Sample
 from tapeline.telemetry.status import StatusFile
 from tapeline.web.observing import Observer
 from tapeline.web.overview import Overview, State
@@ -46,11 +46,19 @@ class Lines(msgspec.Struct):
 class Looks:
     """Looks at the pipeline every second from `start` to `stop`, keeps the last hour, and tells of each look."""
 
-    def __init__(self, observer: Observer, past: Past, tell: Callable[[bytes, bytes, bytes, bytes], None], status: StatusFile) -> None:
+    def __init__(
+        self,
+        observer: Observer,
+        past: Past,
+        tell: Callable[[bytes, bytes, bytes, bytes], None],
+        status: StatusFile,
+        more: Callable[[], list[Sample]],
+    ) -> None:
         """`tell`: called after each look, in the looking thread, with health, gaps, jobs and alerts as JSON objects.
 
-        `status`: where this process reports."""
-        self._observer, self._past, self._tell, self._status = observer, past, tell, status
+        `status`: where this process reports. `more`: further metrics of it."""
+        self._observer, self._past, self._tell = observer, past, tell
+        self._status, self._more = status, more
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="look at the pipeline", daemon=True)
         #: Held while the file of the past is used: pages read it from other threads.
@@ -122,7 +130,7 @@ class Looks:
         gaps = msgspec.json.encode({"states": seen.gaps})
         jobs, alerts = msgspec.json.encode({"rows": self._observer.jobs}), msgspec.json.encode({"rows": seen.alerts})
         self._tell(body, gaps, jobs, alerts)
-        self._status.write({"metrics": [LIVE_CLIENTS.at(seen.clients), LIVE_SKIPPED.at(seen.skipped)]})
+        self._status.write({"metrics": [LIVE_CLIENTS.at(seen.clients), LIVE_SKIPPED.at(seen.skipped), *self._more()]})
         log.debug("Looked in %.3f s.", time.monotonic() - began)
 
 

@@ -64,13 +64,14 @@ async def serve(config: Config, path: Path | None, stop: threading.Event, ready:
     Raises ConfigError, and Busy if the address cannot be used."""
     rules, place = check(config), bound(config.dashboard.listen)
     hub = Hub(config.dashboard.clients, time.monotonic_ns)
+    history = History(config, lambda: hub.position, time.time_ns)
     looks = Looks(
         Observer(config, lambda: (hub.clients, hub.skipped), time.time_ns),
         Past(config.root / "dashboard.sqlite"),
         partial(_tell, hub, asyncio.get_running_loop()),
         StatusFile(config.root, DASHBOARD),
+        history.metrics,
     )
-    history = History(config, lambda: hub.position, time.time_ns)
     actions = Actions(config, path)
     parts = Parts(config, hub, looks, history, actions, CapacityLimiter(_AT_ONCE), time.time_ns)
     reader = Reader(partial(_stream, config), hub.begin, hub.publish)

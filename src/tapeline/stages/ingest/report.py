@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Protocol
 
@@ -57,8 +57,17 @@ def status_of(
             families.DROPPED.at(recorder.delivery.dropped),
             families.CLOCK_LEAPS.at(leapt),
             *(sample for line in lines for sample in _of_connection(line)),
+            *(sample for line in lines if line.plan.name in measured for sample in _of_pair(line, measured[line.plan.name]["pair"])),
         ],
     }
+
+
+def _of_pair(line: FeedConnection, counts: Mapping[str, Any]) -> Iterator[Sample]:
+    """What one of two lines that carry the same events brought."""
+    labels = (line.plan.provider, line.plan.feed, line.plan.name)
+    yield families.LINE_EVENTS.at(counts["events"], *labels)
+    yield families.LINE_FIRST.at(counts["first"], *labels)
+    yield families.LINE_MISSED.at(counts["missed"], *labels)
 
 
 def _of_connection(line: FeedConnection) -> Iterator[Sample]:
