@@ -57,10 +57,10 @@ def run() -> str:
         for one in runs
     ]
     return (
-        f"`tapeline simulate binance --rate {_RATE}` with {_SYMBOLS} symbols, all stages, the dashboard's server and all clients on the same"
-        f" cores; {_SECONDS} s after {_WARM_UP_S} s of warm-up. Each client takes server-sent events of {_OF_A_CLIENT} symbols that it chose"
-        " at random, so no two get the same messages. The time is from a tick's receipt by ingest to its arrival at the client. A client"
-        " that does not keep up is sent the latest values; the events that it did not get are counted as left out.\n\n"
+        f"`tapeline simulate binance --rate {_RATE}` with {_SYMBOLS} symbols, all stages, the dashboard's server and all clients on the"
+        f" same cores; {_SECONDS} s after {_WARM_UP_S} s of warm-up. Each client takes server-sent events of {_OF_A_CLIENT} symbols that"
+        " it chose at random, so no two get the same messages. The time is from a tick's receipt by ingest to its arrival at the client."
+        " A client that does not keep up is sent the latest values; the events that it did not get are counted as left out.\n\n"
         + table(["clients", "events/s to all", "p50 ms", "p99 ms", "left out", "cores of the server", "its memory, MiB"], rows)
     )
 

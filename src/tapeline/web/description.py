@@ -10,11 +10,28 @@ import msgspec
 from tapeline.web import queries
 from tapeline.web.live import messages
 from tapeline.web.live.subscription import Request
-from tapeline.web.routes import ENDPOINTS, STREAM, Endpoint, Wrong
+from tapeline.web.overview import Alert, Overview
+from tapeline.web.routes import ENDPOINTS, STREAM, Endpoint, Jobs, Wrong
 
 _REFERENCE: Final = "#/components/schemas/{name}"
 _TITLE: Final = "Tapeline"
-#: The messages of the live feed that have a type of their own. The states (health, gaps, jobs, alerts) have the bodies of their addresses.
+
+
+class GapStates(msgspec.Struct):
+    """How many gaps there are, by their state; null if no ledger is kept."""
+
+    states: dict[str, int] | None
+
+
+class AlertRows(msgspec.Struct):
+    """The open alerts, and the latest of those that are over."""
+
+    rows: list[Alert]
+
+
+#: Each state of the live feed to the type of its body. Its message has `kind` and `id` besides.
+STATE_BODIES: Final[dict[str, type[msgspec.Struct]]] = {"health": Overview, "gaps": GapStates, "jobs": Jobs, "alerts": AlertRows}
+#: The other messages of the live feed.
 _MESSAGES: Final = (messages.Hello, messages.TickRows, messages.BarRows, messages.LatestRows, messages.Conflated, messages.Error)
 
 
@@ -43,8 +60,9 @@ def openapi() -> dict[str, Any]:
 
 def asyncapi() -> dict[str, Any]:
     """Return the AsyncAPI 3.0 description of the live feed."""
-    _, components = msgspec.json.schema_components([*_MESSAGES, Request], ref_template=_REFERENCE)
-    sent = {
+    _, components = msgspec.json.schema_components([*_MESSAGES, Request, *STATE_BODIES.values()], ref_template=_REFERENCE)
+    components |= {f"{kind.title()}Message": _state(kind, body) for kind, body in STATE_BODIES.items()}
+    sent: dict[str, Any] = {
         kind.__name__: {
             "name": kind.__name__,
             "summary": (kind.__doc__ or "").splitlines()[0],
@@ -53,8 +71,12 @@ def asyncapi() -> dict[str, Any]:
         }
         for kind in (*_MESSAGES, Request)
     }
+    for kind, body in STATE_BODIES.items():
+        name = f"{kind.title()}Message"
+        about = (body.__doc__ or "").splitlines()[0]
+        sent[name] = {"name": name, "summary": about, "contentType": "application/json", "payload": {"$ref": _REFERENCE.format(name=name)}}
     channel = {"$ref": "#/channels/stream"}
-    mine = [{"$ref": f"#/channels/stream/messages/{kind.__name__}"} for kind in _MESSAGES]
+    mine = [{"$ref": f"#/channels/stream/messages/{name}"} for name in sent if name != Request.__name__]
     return {
         "asyncapi": "3.0.0",
         "info": {"title": f"{_TITLE}: the live feed", "version": version("tapeline")},
@@ -67,6 +89,11 @@ def asyncapi() -> dict[str, Any]:
         },
         "components": {"schemas": components},
     }
+
+
+def _state(kind: str, body: type[msgspec.Struct]) -> dict[str, Any]:
+    head = {"type": "object", "required": ["kind", "id"], "properties": {"kind": {"const": kind}, "id": {"type": "string"}}}
+    return {"allOf": [head, {"$ref": _REFERENCE.format(name=body.__name__)}]}
 
 
 def _operation(one: Endpoint) -> dict[str, Any]:
