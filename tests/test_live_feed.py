@@ -57,7 +57,7 @@ def windows_of(symbols: Sequence[str], cuts: Iterable[int]) -> list[Window]:
 
 def hub_with(windows: Iterable[Window] = (), **options: Any) -> Hub:
     hub = Hub(10, lambda: 0, **options)
-    hub.begin(START)
+    hub.begin(START, START)
     for window in windows:
         hub.publish(window)
     return hub
@@ -145,7 +145,7 @@ def test_bars_come_to_those_who_want_bars() -> None:
 def test_the_latest_values_come_at_the_rate_that_was_asked_for() -> None:
     now = [0]
     hub = Hub(10, lambda: now[0])
-    hub.begin(START)
+    hub.begin(START, START)
     client = hub.join(Subscription(frozenset("*"), frozenset({"latest"}), rate=2.0), "")
     taken(client)
     sent = []
@@ -336,3 +336,26 @@ def test_a_wrong_request_is_told_what_is_wrong(parameters: dict[str, str], what:
 def test_symbols_alone_mean_their_ticks() -> None:
     assert requested({"symbols": "BTC/USDT"}).kinds == {"ticks"}
     assert requested({}).kinds == frozenset()
+
+
+def test_who_saw_an_empty_topic_continues_when_its_first_record_is_there() -> None:
+    """The records of a life begin at an offset that is not 0."""
+    first = Position({"ticks": (1_000, 2_000), "bars": (1_000, 2_000)})
+    hub = Hub(10, lambda: 0)
+    hub.begin(first, first)
+    chunk = Chunk.dense(TICKS_TOPIC, 0, 1_000, ticks({"raw_offset": 7}))
+    hub.publish(window_of(first, [chunk]))
+    for since in ("ticks:0,0;bars:0,0", str(first)):
+        messages = taken(hub.join(TICKS_OF_ALL, since))
+        assert (messages[0]["resumed"], events(messages)) == (True, ["0-7-0"])
+
+
+def test_what_arrives_while_a_long_past_is_sent_comes_after_it() -> None:
+    order = ["BTC/USDT"] * 3_000
+    *past, last = windows_of(order, range(0, 3_000, 100))
+    hub = hub_with(past)
+    client = hub.join(TICKS_OF_ALL, "ticks:0,0;bars:0,0")
+    got = [json.loads(message.body) for message in asyncio.run(client.take(0.0))]
+    assert 0 < len(events(got)) < 2_900, "not all at once"
+    hub.publish(last)
+    assert events([*got, *taken(client)]) == [f"0-{at}-0" for at in range(3_000)]

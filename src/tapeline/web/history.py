@@ -54,8 +54,8 @@ class History:
     """Answers questions about the past. It opens what it needs at each call, so any thread may call it."""
 
     config: Config
-    #: The position of the live feed: it says how many partitions the topics have.
-    live: Callable[[], Position]
+    #: Where the records of the live topics begin.
+    first: Callable[[], Position]
     #: ns, UTC.
     clock: Callable[[], int]
     #: How long it took until the first rows of an answer were there, by what was asked.
@@ -153,11 +153,12 @@ class History:
 
     def _next(self, source: str) -> str:
         """The position up to which a store has everything; empty if there is none yet."""
-        store, shape = open_stores(self.config).get(source), self.live().next
-        if store is None or not all(shape.values()):
+        store, first = open_stores(self.config).get(source), self.first()
+        if store is None or not all(first.next.values()):
             return ""
         read = {topic.table: store.totals(topic).positions for topic in (TICKS_TOPIC, BARS_TOPIC)}
-        return str(Position({table: tuple(read[table].get(at, 0) for at in range(len(parts))) for table, parts in shape.items()}))
+        found = {table: tuple(read[table].get(at, 0) for at in range(len(parts))) for table, parts in first.next.items()}
+        return str(Position(found).begun(first))
 
 
 def _limited(batches: Iterator[pa.RecordBatch], limit: int) -> Iterator[pa.RecordBatch]:

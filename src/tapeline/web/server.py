@@ -45,6 +45,8 @@ _AT_ONCE: Final = 4
 #: How often values that changed are sent to those whose time it is.
 _LATEST_EVERY_S: Final = 0.05
 _GRACE_S: Final = 2
+#: How long (s) the first client waits at most until the live feed has read what was there. A stream that is away is not waited for longer.
+_CATCH_UP_S: Final = 5.0
 #: The name of this process, as `tapeline status` shows it.
 DASHBOARD: Final = "dashboard"
 
@@ -64,7 +66,7 @@ async def serve(config: Config, path: Path | None, stop: threading.Event, ready:
     Raises ConfigError, and Busy if the address cannot be used."""
     rules, place = check(config), bound(config.dashboard.listen)
     hub = Hub(config.dashboard.clients, time.monotonic_ns)
-    history = History(config, lambda: hub.position, time.time_ns)
+    history = History(config, lambda: hub.first, time.time_ns)
     looks = Looks(
         Observer(config, lambda: (hub.clients, hub.skipped), time.time_ns),
         Past(config.root / "dashboard.sqlite"),
@@ -78,6 +80,7 @@ async def serve(config: Config, path: Path | None, stop: threading.Event, ready:
     server = uvicorn.Server(_settings(config, application(parts, rules)))
     await asyncio.to_thread(looks.start)
     reader.start(asyncio.get_running_loop())
+    await asyncio.to_thread(reader.caught_up.wait, _CATCH_UP_S)
     tasks = [asyncio.create_task(_stop_with(stop, server)), asyncio.create_task(_send_latest(hub))]
     scheme = "https" if rules.tls else "http"
     ready(f"{scheme}://{place.getsockname()[0]}:{place.getsockname()[1]}")

@@ -25,9 +25,12 @@ class Client:
         #: How many events this client did not get.
         self.skipped = 0
         self._conflate, self._limit = conflate, limit
+        self._first: Message | None = None
         self._earlier: Iterator[Message] = iter(())
         self._queue: deque[Message] = deque()
         self._size = 0
+        #: Whether there may be more of the past to send.
+        self._more = False
         self._behind = False
         self._left_out = 0
         self._ready = asyncio.Event()
@@ -39,8 +42,8 @@ class Client:
 
     def begin(self, first: Message, earlier: Iterator[Message]) -> None:
         """Queue the first message, and what the client missed while it was away. That is made when it is sent."""
-        self._earlier = earlier
-        self.put(first)
+        self._first, self._earlier = first, earlier
+        self._ready.set()
 
     def put(self, message: Message) -> None:
         """Queue a message. If there is no room, what waits is left out: of each state the last message stays."""
@@ -58,7 +61,7 @@ class Client:
 
     async def take(self, patience_s: float) -> list[Message]:
         """Return what is to be sent now, in order; nothing if `patience_s` seconds pass without a message."""
-        if not self._queue and not self._behind:
+        if not self._queue and not self._behind and self._first is None and not self._more:
             if patience_s <= 0:
                 return []
             self._ready.clear()
@@ -67,15 +70,14 @@ class Client:
                     await self._ready.wait()
             except TimeoutError:
                 return []
-        # The first message says whether earlier ones follow, so it comes before them.
-        taken = [self._queue.popleft()] if self._queue else []
-        size = 0
-        for message in self._earlier:
+        taken, self._first, size = [self._first] if self._first is not None else [], None, 0
+        for message in self._earlier:  # what came since then waits until the past is sent
             taken.append(message)
             size += len(message)
             if size > _AT_ONCE:
-                self._size = sum(map(len, self._queue))
+                self._more = True
                 return taken
+        self._more = False
         if self._behind:
             left_out, self._left_out, self._behind = self._left_out, 0, False
             self.skipped += left_out

@@ -46,7 +46,7 @@ class Hub:
         self._most, self._clock, self._client_bytes = most_clients, clock, client_bytes
         self._ring = Ring(ring_bytes)
         self._latest = LatestValues()
-        self._position = Position(dict.fromkeys(ROWS, ()))
+        self._position = self._first = Position(dict.fromkeys(ROWS, ()))
         self._audiences: dict[Subscription, _Audience] = {}
         self._of_symbol: dict[str, list[_Audience]] = {}
         self._states: dict[str, bytes] = {}
@@ -56,6 +56,11 @@ class Hub:
     def position(self) -> Position:
         """How far the topics were read."""
         return self._position
+
+    @property
+    def first(self) -> Position:
+        """Where the records of the topics began when reading began."""
+        return self._first
 
     @property
     def clients(self) -> int:
@@ -82,7 +87,7 @@ class Hub:
         Raises WrongArgument if there are too many clients, or if `since` is not an id."""
         if self.clients >= self._most:
             raise WrongArgument(f"There are {self._most} clients, and no more are allowed. Try later, or raise [dashboard] clients.")
-        wanted = positions.parse(since) if since else None
+        wanted = positions.parse(since).begun(self._first) if since else None
         client = Client(subscription, self._conflated, self._client_bytes)
         audience = self._enter(client)
         windows = None if wanted is None else [] if wanted == self._position else self._ring.since(wanted)
@@ -110,9 +115,9 @@ class Hub:
         self._snapshot(client, audience.symbols - seen if before.kinds & {"ticks", "latest"} else audience.symbols)
         self._present(client, after.kinds - before.kinds)
 
-    def begin(self, position: Position) -> None:
-        """Note where reading begins."""
-        self._position = position
+    def begin(self, position: Position, first: Position) -> None:
+        """Note where reading begins, and where the records of the topics begin."""
+        self._position, self._first = position, first
 
     def publish(self, window: Window) -> None:
         """Give a window to those who want it."""

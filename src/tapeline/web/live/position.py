@@ -29,6 +29,17 @@ class Position:
             for table, mine in self.next.items()
         )
 
+    def begun(self, first: Position) -> Position:
+        """Return this position with `first` in place of each offset 0: who has read nothing begins where the records begin."""
+        if {table: len(parts) for table, parts in self.next.items()} != {table: len(parts) for table, parts in first.next.items()}:
+            return self  # it is of another stream
+        return Position(
+            {
+                table: tuple(mine or begin for mine, begin in zip(parts, first.next[table], strict=True))
+                for table, parts in self.next.items()
+            }
+        )
+
 
 def parse(text: str) -> Position:
     """Read the text of a position. Raises WrongArgument."""

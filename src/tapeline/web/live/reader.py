@@ -6,14 +6,14 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from functools import partial
 from random import Random
 from typing import Final
 
 from tapeline.errors import TapelineError
-from tapeline.records import BARS_TOPIC, TICKS_TOPIC, Chunk
+from tapeline.records import BARS_TOPIC, TICKS_TOPIC, Chunk, Topic
 from tapeline.retry import loop as retrying
 from tapeline.retry.backoff import backoff
 from tapeline.streams import Stream
@@ -29,6 +29,8 @@ WINDOW_S: Final = 0.025
 _MOST_ROWS: Final = 20_000
 #: How many records of the past are read at the start: for the latest values, and for clients that come back after a restart.
 _WARM_ROWS: Final = 100_000
+#: How often two counts are compared that a writer may change in between.
+_TRIES: Final = 5
 _FIRST_WAIT_S: Final = 0.3
 _LONGEST_WAIT_S: Final = 5.0
 
@@ -36,10 +38,15 @@ _LONGEST_WAIT_S: Final = 5.0
 class Reader:
     """Reads from `start` to `stop`. While the stream is away, it tries again and again."""
 
-    def __init__(self, open_stream: Callable[[], Stream], begin: Callable[[Position], None], publish: Callable[[Window], None]) -> None:
+    def __init__(
+        self, open_stream: Callable[[], Stream], begin: Callable[[Position, Position], None], publish: Callable[[Window], None]
+    ) -> None:
         """`begin` and `publish` are called in the event loop, one call at a time."""
         self._open, self._begin, self._publish = open_stream, begin, publish
         self._stop = threading.Event()
+        #: Set when everything that was there at the start has been read: a client that comes back before that would be told that it is too
+        #: late.
+        self.caught_up = threading.Event()
         self._thread: threading.Thread | None = None
         #: Why nothing is read, for people; empty while it works.
         self.problem = ""
@@ -76,15 +83,18 @@ class Reader:
             nonlocal before
             began = time.monotonic()
             if before is None:
-                positions.update({topic.table: dict(stream.tail_positions(topic, _WARM_ROWS)) for topic in TOPICS})
+                first = {topic.table: dict(stream.lives(topic)) for topic in TOPICS}
+                positions.update({topic.table: _beginnings(stream, topic, first[topic.table]) for topic in TOPICS})
                 before = position_of(positions)
-                self._hand_over(loop, partial(self._begin, before))
+                self._hand_over(loop, partial(self._begin, before, position_of(first)))
             chunks = list(self._chunks(stream, positions))
             self.problem = ""
             if chunks:
                 window = window_of(before, chunks)
                 before = window.after
                 self._hand_over(loop, partial(self._publish, window))
+            if sum(chunk.rows for chunk in chunks) < _MOST_ROWS:
+                self.caught_up.set()
             self._stop.wait(max(0.0, WINDOW_S - (time.monotonic() - began)))
             return False
 
@@ -115,3 +125,18 @@ class Reader:
         loop.call_soon_threadsafe(call)
         while not done.wait(1.0) and not self._stop.is_set():
             pass
+
+
+def _beginnings(stream: Stream, topic: Topic, first: Mapping[int, int]) -> dict[int, int]:
+    """Where reading begins: some records before the end; where everything of a life is still there and is not much, at its beginning.
+
+    `first`: where the lives of the partitions began. Offsets jump, so a life's first record may be far behind that. Who had read up to a
+    place before it has missed nothing."""
+    tail = {part: max(at, first.get(part, 0)) for part, at in stream.tail_positions(topic, _WARM_ROWS).items()}
+    whole: set[int] = set()
+    for _ in range(_TRIES):
+        written, there = stream.written(topic), stream.lag(topic, first)
+        whole = {p for p, one in written.items() if there.get(p) == one.records <= _WARM_ROWS}
+        if len(whole) == len(tail):
+            break  # otherwise a writer came in between, or something is gone
+    return {part: first[part] if part in whole else at for part, at in tail.items()}
