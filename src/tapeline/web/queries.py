@@ -9,12 +9,12 @@ import msgspec
 from tapeline.errors import WrongArgument
 
 
-def _about(text: str) -> msgspec.Meta:
-    return msgspec.Meta(description=text)
+def _about(text: str, *examples: str) -> msgspec.Meta:
+    return msgspec.Meta(description=text, examples=list(examples) or None)
 
 
-Symbols = Annotated[str, _about("Canonical names with commas between them, such as AAPL,BTC/USDT.")]
-Moment = Annotated[str, _about("ISO 8601 with a zone, a UTC date, or ns since 1970.")]
+Symbols = Annotated[str, _about("Canonical names with commas between them, such as AAPL,BTC/USDT.", "BTC/USDT")]
+Moment = Annotated[str, _about("ISO 8601 with a zone, a UTC date, or ns since 1970.", "2026-01-05T14:30:00Z", "2026-01-05")]
 Limit = Annotated[int, msgspec.Meta(ge=1, le=1_000_000, description="The most rows.")]
 Form = Annotated[Literal["json", "csv", "arrow"], _about("JSON, CSV, or an Arrow stream with the columns of the store.")]
 
