@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from itertools import chain
 from typing import Final
 
 from tapeline.web.live.messages import STATES, Message
@@ -25,7 +27,7 @@ class Client:
         #: How many events this client did not get.
         self.skipped = 0
         self._conflate, self._limit = conflate, limit
-        self._earlier: Iterator[Message] = iter(())
+        self._earlier: Iterator[Message] | None = None
         self._queue: deque[Message] = deque()
         self._size = 0
         self._behind = False
@@ -38,9 +40,9 @@ class Client:
         return self._size
 
     def begin(self, first: Message, earlier: Iterator[Message]) -> None:
-        """Queue the first message, and what the client missed while it was away. That is made when it is sent."""
-        self._earlier = earlier
-        self.put(first)
+        """Queue the first message, and what the client missed while it was away, which is made when it is sent, before everything else."""
+        self._earlier = chain([first], earlier)
+        self._ready.set()
 
     def put(self, message: Message) -> None:
         """Queue a message. If there is no room, what waits is left out: of each state the last message stays."""
@@ -58,24 +60,17 @@ class Client:
 
     async def take(self, patience_s: float) -> list[Message]:
         """Return what is to be sent now, in order; nothing if `patience_s` seconds pass without a message."""
-        if not self._queue and not self._behind:
+        taken = self._take_earlier()
+        if self._earlier is not None:
+            return taken  # what is queued is later, and so are the positions in it: a client that is lost now continues in the earlier ones
+        if not taken and not self._queue and not self._behind:
             if patience_s <= 0:
                 return []
             self._ready.clear()
-            try:
+            with suppress(TimeoutError):
                 async with asyncio.timeout(patience_s):
                     await self._ready.wait()
-            except TimeoutError:
-                return []
-        # The first message says whether earlier ones follow, so it comes before them.
-        taken = [self._queue.popleft()] if self._queue else []
-        size = 0
-        for message in self._earlier:
-            taken.append(message)
-            size += len(message)
-            if size > _AT_ONCE:
-                self._size = sum(map(len, self._queue))
-                return taken
+            # A message that came at the same moment as the end of the patience is taken too.
         if self._behind:
             left_out, self._left_out, self._behind = self._left_out, 0, False
             self.skipped += left_out
@@ -83,6 +78,17 @@ class Client:
         taken += self._queue
         self._queue.clear()
         self._size = 0
+        return taken
+
+    def _take_earlier(self) -> list[Message]:
+        """Take what the client missed while it was away, as much as is sent at once."""
+        taken, size = [], 0
+        for message in self._earlier or ():
+            taken.append(message)
+            size += len(message)
+            if size > _AT_ONCE:
+                return taken
+        self._earlier = None
         return taken
 
     def _leave_out(self, message: Message) -> None:
