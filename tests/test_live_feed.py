@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from made import NOON, bars, ticks
-from tapeline.errors import WrongArgument
+from tapeline.errors import Unavailable, WrongArgument
 from tapeline.records import BARS_TOPIC, NS_PER_S, TICKS_TOPIC, Chunk
 from tapeline.web.live.client import Client
 from tapeline.web.live.hub import Hub
@@ -287,7 +287,7 @@ def test_the_number_of_clients_has_a_limit() -> None:
     hub = hub_with()
     for _ in range(10):
         hub.join(TICKS_OF_ALL, "")
-    with pytest.raises(WrongArgument, match="no more are allowed"):
+    with pytest.raises(Unavailable, match="no more are allowed"):
         hub.join(TICKS_OF_ALL, "")
 
 

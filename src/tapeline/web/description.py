@@ -32,7 +32,15 @@ class AlertRows(msgspec.Struct):
 #: Each state of the live feed to the type of its body. Its message has `kind` and `id` besides.
 STATE_BODIES: Final[dict[str, type[msgspec.Struct]]] = {"health": Overview, "gaps": GapStates, "jobs": Jobs, "alerts": AlertRows}
 #: The other messages of the live feed.
-_MESSAGES: Final = (messages.Hello, messages.TickRows, messages.BarRows, messages.LatestRows, messages.Conflated, messages.Error)
+_MESSAGES: Final = (
+    messages.Hello,
+    messages.TickRows,
+    messages.BarRows,
+    messages.LatestRows,
+    messages.Conflated,
+    messages.Alive,
+    messages.Error,
+)
 
 
 def openapi() -> dict[str, Any]:

@@ -64,6 +64,7 @@ class History:
 
     def ticks(self, query: queries.Ticks) -> Iterator[bytes]:
         """Yield the answer piece by piece. Raises as `tapeline.ticks`, before the first piece."""
+        next_position = self._next(query.source, query.format)
         result = api.ticks(
             queries.split(query.symbols),
             query.start,
@@ -75,10 +76,11 @@ class History:
             source=query.source,
             config=self.config,
         )
-        return self._sent(result, TICKS_TOPIC, query.source, query.limit, query.format)
+        return self._sent(result, TICKS_TOPIC, next_position, query.limit, query.format)
 
     def bars(self, query: queries.Bars) -> Iterator[bytes]:
         """Yield the answer piece by piece. Raises as `tapeline.bars`, before the first piece."""
+        next_position = self._next(query.source, query.format)
         result = api.bars(
             queries.split(query.symbols),
             query.start,
@@ -89,7 +91,7 @@ class History:
             source=query.source,
             config=self.config,
         )
-        return self._sent(result, BARS_TOPIC, query.source, query.limit, query.format)
+        return self._sent(result, BARS_TOPIC, next_position, query.limit, query.format)
 
     def coverage(self, query: queries.Coverage) -> Grid:
         """Return the grid. Raises WrongArgument, and what the ledger raises."""
@@ -140,8 +142,7 @@ class History:
             raise ConfigError("No ledger is kept, so nobody knows what is complete. Remove `ledger = false`.")
         return known_intervals(self.config, queries.split(symbols), provider or None)
 
-    def _sent(self, result: Result, topic: Topic, source: str, limit: int, form: str) -> Iterator[bytes]:
-        next_position = self._next(source) if form == "json" else ""
+    def _sent(self, result: Result, topic: Topic, next_position: str, limit: int, form: str) -> Iterator[bytes]:
         began_ns = time.monotonic_ns()
         batches = _limited(result.batches(), limit + 1)
         first = next(batches, None)  # what is wrong is raised now, while another status can be sent
@@ -151,8 +152,12 @@ class History:
             return _json(rows, topic, next_position, limit)
         return _encoded(_limited(rows, limit), result.schema, form)
 
-    def _next(self, source: str) -> str:
-        """The position up to which a store has everything; empty if there is none yet."""
+    def _next(self, source: str, form: str) -> str:
+        """The position up to which a store has everything; empty if there is none yet. Ask before the store is opened for reading.
+
+        A source shows a store as it was when it was opened. What is stored between the two is in both answers, and not in neither."""
+        if form != "json":
+            return ""
         store, first = open_stores(self.config).get(source), self.first()
         if store is None or not all(first.next.values()):
             return ""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from itertools import chain
 from typing import Final
 
 from tapeline.web.live.messages import STATES, Message
@@ -25,12 +27,9 @@ class Client:
         #: How many events this client did not get.
         self.skipped = 0
         self._conflate, self._limit = conflate, limit
-        self._first: Message | None = None
-        self._earlier: Iterator[Message] = iter(())
+        self._earlier: Iterator[Message] | None = None
         self._queue: deque[Message] = deque()
         self._size = 0
-        #: Whether there may be more of the past to send.
-        self._more = False
         self._behind = False
         self._left_out = 0
         self._ready = asyncio.Event()
@@ -41,8 +40,8 @@ class Client:
         return self._size
 
     def begin(self, first: Message, earlier: Iterator[Message]) -> None:
-        """Queue the first message, and what the client missed while it was away. That is made when it is sent."""
-        self._first, self._earlier = first, earlier
+        """Queue the first message, and what the client missed while it was away, which is made when it is sent, before everything else."""
+        self._earlier = chain([first], earlier)
         self._ready.set()
 
     def put(self, message: Message) -> None:
@@ -61,23 +60,17 @@ class Client:
 
     async def take(self, patience_s: float) -> list[Message]:
         """Return what is to be sent now, in order; nothing if `patience_s` seconds pass without a message."""
-        if not self._queue and not self._behind and self._first is None and not self._more:
+        taken = self._take_earlier()
+        if self._earlier is not None:
+            return taken  # what is queued is later, and so are the positions in it: a client that is lost now continues in the earlier ones
+        if not taken and not self._queue and not self._behind:
             if patience_s <= 0:
                 return []
             self._ready.clear()
-            try:
+            with suppress(TimeoutError):
                 async with asyncio.timeout(patience_s):
                     await self._ready.wait()
-            except TimeoutError:
-                return []
-        taken, self._first, size = [self._first] if self._first is not None else [], None, 0
-        for message in self._earlier:  # what came since then waits until the past is sent
-            taken.append(message)
-            size += len(message)
-            if size > _AT_ONCE:
-                self._more = True
-                return taken
-        self._more = False
+            # A message that came at the same moment as the end of the patience is taken too.
         if self._behind:
             left_out, self._left_out, self._behind = self._left_out, 0, False
             self.skipped += left_out
@@ -85,6 +78,17 @@ class Client:
         taken += self._queue
         self._queue.clear()
         self._size = 0
+        return taken
+
+    def _take_earlier(self) -> list[Message]:
+        """Take what the client missed while it was away, as much as is sent at once."""
+        taken, size = [], 0
+        for message in self._earlier or ():
+            taken.append(message)
+            size += len(message)
+            if size > _AT_ONCE:
+                return taken
+        self._earlier = None
         return taken
 
     def _leave_out(self, message: Message) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from tapeline.errors import WrongArgument
+from tapeline.errors import Unavailable
 from tapeline.records import NS_PER_S, TICKS_TOPIC
 from tapeline.web.live import position as positions
 from tapeline.web.live.binary import binary_message
@@ -19,6 +20,7 @@ from tapeline.web.live.window import LatestValues, Part, Ring, Window
 #: How much of the past is kept for clients that come back, in bytes.
 _RING_BYTES: Final = 128_000_000
 _TICKS: Final = TICKS_TOPIC.table
+_LOOK_EVERY_S: Final = 0.025
 
 
 @dataclass(eq=False, slots=True)
@@ -84,21 +86,34 @@ class Hub:
     def join(self, subscription: Subscription, since: str) -> Client:
         """Return the queue of a new client. `since`: the id of the last message that it got; empty if it is new.
 
-        Raises WrongArgument if there are too many clients, or if `since` is not an id."""
+        Raises WrongArgument if `since` is not an id, and Unavailable if there are too many clients, or if nothing can be read yet: a client
+        that is told so comes back later with the same `since`."""
         if self.clients >= self._most:
-            raise WrongArgument(f"There are {self._most} clients, and no more are allowed. Try later, or raise [dashboard] clients.")
+            raise Unavailable(f"There are {self._most} clients, and no more are allowed. Try later, or raise [dashboard] clients.")
         wanted = positions.parse(since).begun(self._first) if since else None
+        if wanted is not None and not self._position.known:
+            raise Unavailable("The stream cannot be read yet, so nobody knows what was missed. Try later.")
         client = Client(subscription, self._conflated, self._client_bytes)
         audience = self._enter(client)
         windows = None if wanted is None else [] if wanted == self._position else self._ring.since(wanted)
         missed = "" if wanted is None or windows is not None else "The events since then are no longer kept, or the stream was replaced."
-        hello = Hello("hello", str(self._position), windows is not None, missed, sorted(audience.symbols))
+        # Whoever is lost after the first message has got nothing of what it missed, so it stands where it was.
+        at = str(self._position if windows is None else wanted)
+        hello = Hello("hello", at, windows is not None, missed, sorted(audience.symbols))
         earlier = self._earlier(audience, windows, wanted) if windows is not None and wanted is not None else iter(())
         client.begin(Message("hello", hello.id, encoded(hello)), earlier)
         if windows is None:
             self._snapshot(client, audience.symbols)
         self._present(client, subscription.kinds)
         return client
+
+    async def arrived(self, since: str, patience_s: float) -> None:
+        """Wait until reading has reached `since`, but not longer than `patience_s`. Raises WrongArgument if it is not an id.
+
+        A store may be ahead by a moment, and a server that was just started reads the last records again."""
+        wanted, until_ns = positions.parse(since) if since else None, self._clock() + int(patience_s * NS_PER_S)
+        while wanted is not None and not self._position.reaches(wanted) and self._clock() < until_ns:
+            await asyncio.sleep(_LOOK_EVERY_S)
 
     def leave(self, client: Client) -> None:
         """Forget a client."""

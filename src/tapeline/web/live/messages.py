@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from tapeline.records import BARS_TOPIC, TICKS_TOPIC
 
-Kind = Literal["hello", "latest", "ticks", "bars", "conflated", "health", "gaps", "jobs", "alerts", "error"]
+Kind = Literal["hello", "latest", "ticks", "bars", "conflated", "health", "gaps", "jobs", "alerts", "alive", "error"]
 #: The kinds that a client can subscribe to.
 KINDS: Final = ("ticks", "bars", "latest", "health", "gaps", "jobs", "alerts")
 #: Kinds of which each message is the whole present state, so that the last one is enough.
@@ -130,6 +130,13 @@ class Conflated(msgspec.Struct):
     id: str
     skipped: int
     rows: list[Latest]
+
+
+class Alive(msgspec.Struct):
+    """A sign of life, where there was no other message for some seconds: the client has got everything up to `id`."""
+
+    kind: Literal["alive"]
+    id: str
 
 
 class Error(msgspec.Struct):

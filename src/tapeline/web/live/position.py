@@ -19,8 +19,14 @@ class Position:
 
     next: Mapping[str, tuple[int, ...]]
 
+    @property
+    def known(self) -> bool:
+        """Whether it is known how many partitions the topics have: not before the stream was reached."""
+        return all(self.next.values())
+
     def __str__(self) -> str:
-        return ";".join(f"{table}:{','.join(map(str, offsets))}" for table, offsets in self.next.items())
+        """The text of a position; empty if nothing is known."""
+        return "" if not self.known else ";".join(f"{table}:{','.join(map(str, offsets))}" for table, offsets in self.next.items())
 
     def reaches(self, other: Position) -> bool:
         """Whether this position is at or after another one in every partition. False if the two have other tables or partitions."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
+from dataclasses import dataclass, field, replace
+from fnmatch import translate
 from typing import Annotated, Final, Literal
 
 import msgspec
@@ -16,7 +17,10 @@ Form = Literal["json", "arrow", "protobuf"]
 FORMS: Final = ("json", "arrow", "protobuf")
 #: The most symbols and patterns of one subscription, and the longest of them.
 MOST_SYMBOLS: Final = 1_000
+#: How many of them may be patterns: each new symbol is compared with every pattern of every client.
+_MOST_PATTERNS: Final = 100
 _LONGEST: Final = 100
+_PARAMETERS: Final = ("symbols", "kinds", "rate", "format", "since")
 _RATE: Final = 2.0
 _SLOWEST, _FASTEST = 0.1, 20.0
 
@@ -45,10 +49,16 @@ class Subscription:
     #: How many times a second at most the kind `latest` is sent.
     rate: float = _RATE
     form: Form = "json"
+    #: All patterns as one.
+    _pattern: re.Pattern[str] | None = field(init=False, repr=False, compare=False, default=None)
+
+    def __post_init__(self) -> None:
+        if patterns := _patterns(self.symbols):
+            object.__setattr__(self, "_pattern", re.compile("|".join(map(translate, patterns))))
 
     def matches(self, symbol: str) -> bool:
         """Whether a symbol is subscribed to."""
-        return symbol in self.symbols or any(fnmatchcase(symbol, pattern) for pattern in self.symbols if "*" in pattern or "?" in pattern)
+        return symbol in self.symbols or (self._pattern is not None and self._pattern.match(symbol) is not None)
 
     def changed(self, request: Request) -> Subscription:
         """Return the subscription after a client's request. Raises WrongArgument."""
@@ -61,9 +71,11 @@ class Subscription:
 
 
 def requested(parameters: Mapping[str, str]) -> Subscription:
-    """Return the subscription of an address's parameters: symbols, kinds, rate, format. Raises WrongArgument, which names the parameter.
+    """Return the subscription of an address's parameters. `since` is read by others. Raises WrongArgument, which names the parameter.
 
     Without `kinds`, it is ticks if there are symbols, and otherwise nothing: a websocket may subscribe later."""
+    if unknown := sorted(set(parameters) - set(_PARAMETERS)):
+        raise WrongArgument(f"{unknown[0][:_LONGEST]!r} is no parameter of the live feed. The parameters are: {', '.join(_PARAMETERS)}.")
     names = [name for name in parameters.get("symbols", "").split(",") if name]
     kinds = [kind for kind in parameters.get("kinds", "ticks" if names else "").split(",") if kind]
     form = parameters.get("format", "json")
@@ -87,7 +99,13 @@ def _symbols(names: Iterable[str]) -> frozenset[str]:
     wrong = next((name for name in chosen if not name or len(name) > _LONGEST or not name.isprintable() or "[" in name), None)
     if wrong is not None:
         raise WrongArgument(f"symbols has {wrong[:_LONGEST]!r}. Use canonical names, such as AAPL, and patterns, such as BTC/*.")
+    if (count := len(_patterns(chosen))) > _MOST_PATTERNS:
+        raise WrongArgument(f"symbols has {count} patterns. Use at most {_MOST_PATTERNS}, or a wider one, such as *.")
     return chosen
+
+
+def _patterns(symbols: Iterable[str]) -> list[str]:
+    return [name for name in symbols if "*" in name or "?" in name]
 
 
 def _kinds(names: Iterable[str]) -> frozenset[str]:

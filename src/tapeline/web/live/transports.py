@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable
 from contextlib import suppress
 from typing import Final
@@ -14,15 +15,20 @@ from starlette.types import Message as Event
 from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from tapeline.errors import WrongArgument
+from tapeline.errors import Unavailable, WrongArgument
 from tapeline.web.live.binary import check
 from tapeline.web.live.client import Client
 from tapeline.web.live.hub import Hub
-from tapeline.web.live.messages import Error, encoded
+from tapeline.web.live.messages import Alive, Error, Message, encoded
 from tapeline.web.live.subscription import Request, requested
 
-#: Without a message for so long, a client is sent a sign of life.
-_SIGN_OF_LIFE_S: Final = 15.0
+#: Without a message for so long, a client is sent a sign of life. It carries the position, so that a client of quiet symbols can continue
+#: after its connection was lost: a position that is older than what is kept says nothing.
+_SIGN_OF_LIFE_S: Final = 5.0
+#: How long a client waits for the server to read up to where the client is already.
+_ARRIVING_S: Final = 2.0
+#: After a client's request, the next one waits this many times as long as it took: who changes much delays nobody else.
+_REST: Final = 10
 #: A client that takes nothing for so long is cut off.
 _PATIENCE_S: Final = 60.0
 _RECONNECT_MS: Final = 1_000
@@ -58,15 +64,17 @@ class EventStream(Response):
             async with asyncio.timeout(_PATIENCE_S):
                 await send(event)
             messages = await self._client.take(_SIGN_OF_LIFE_S)
-            body = b"".join([message.event_stream() for message in messages]) or b": alive\n\n"
+            # An id without data is no event, but a browser remembers it.
+            body = b"".join([message.event_stream() for message in messages]) or b": alive\nid: %b\n\n" % str(self._hub.position).encode()
 
 
 async def event_stream(request: HttpRequest, hub: Hub) -> Response:
-    """Answer a request for server-sent events. Raises WrongArgument."""
+    """Answer a request for server-sent events. Raises WrongArgument, and Unavailable: come back later."""
     subscription = requested(request.query_params)
     if subscription.form != "json":
         raise WrongArgument("format is for a websocket: server-sent events are text. Leave it out.")
     since = request.headers.get("last-event-id") or request.query_params.get("since", "")
+    await hub.arrived(since, _ARRIVING_S)
     return EventStream(hub, hub.join(subscription, since))
 
 
@@ -75,23 +83,28 @@ async def websocket(socket: WebSocket, hub: Hub) -> None:
     try:
         subscription = requested(socket.query_params)
         check(subscription.form)
-        client = hub.join(subscription, socket.query_params.get("since", ""))
-    except WrongArgument as error:
-        await socket.accept()
-        await _refuse(socket, str(error))
+        since = socket.query_params.get("since", "")
+        await hub.arrived(since, _ARRIVING_S)
+        client = hub.join(subscription, since)
+    except (WrongArgument, Unavailable) as error:
+        await _refuse(socket, str(error), _WRONG if isinstance(error, WrongArgument) else _LATER)
         return
     try:
         await socket.accept()
-        await _until_it_leaves(_send_all(socket, client), _listen(socket, hub, client))
+        await _until_it_leaves(_send_all(socket, hub, client), _listen(socket, hub, client))
     finally:
         hub.leave(client)
-    with suppress(RuntimeError):  # it has closed already
+    with suppress(RuntimeError, WebSocketDisconnect):  # it has closed already
         await socket.close(_LATER)
 
 
-async def _send_all(socket: WebSocket, client: Client) -> None:
+async def _send_all(socket: WebSocket, hub: Hub, client: Client) -> None:
     while True:
-        for message in await client.take(_SIGN_OF_LIFE_S):
+        messages = await client.take(_SIGN_OF_LIFE_S)
+        if not messages:
+            at = str(hub.position)
+            messages = [Message("alive", at, encoded(Alive("alive", at)))]
+        for message in messages:
             async with asyncio.timeout(_PATIENCE_S):
                 await socket.send_text(message.body.decode())
                 if message.binary:
@@ -101,18 +114,22 @@ async def _send_all(socket: WebSocket, client: Client) -> None:
 async def _listen(socket: WebSocket, hub: Hub, client: Client) -> None:
     """Change the subscription as the client asks, until it leaves."""
     while True:
-        try:
-            hub.change(client, _decode(await socket.receive_text()))
-        except WebSocketDisconnect:
+        received = await socket.receive()
+        if received["type"] == "websocket.disconnect":
             return
-        except (WrongArgument, msgspec.DecodeError, KeyError) as error:
-            text = "a message is text: JSON" if isinstance(error, KeyError) else str(error)
-            await socket.send_text(encoded(Error("error", text)).decode())
+        began = time.monotonic()
+        try:
+            hub.change(client, _decode(received.get("text") or b""))
+        except (WrongArgument, msgspec.DecodeError) as error:
+            await socket.send_text(encoded(Error("error", f"{error} A request is text: JSON.")).decode())
+        await asyncio.sleep(_REST * (time.monotonic() - began))
 
 
-async def _refuse(socket: WebSocket, text: str) -> None:
-    await socket.send_text(encoded(Error("error", text)).decode())
-    await socket.close(_WRONG)
+async def _refuse(socket: WebSocket, text: str, code: int) -> None:
+    with suppress(WebSocketDisconnect):
+        await socket.accept()
+        await socket.send_text(encoded(Error("error", text)).decode())
+        await socket.close(code)
 
 
 async def _http_leaves(receive: Receive) -> None:
