@@ -84,6 +84,11 @@ export function momentOf(ms: number): string {
   return `${text.slice(0, 10)} ${text.slice(11, 19)} UTC`;
 }
 
+/** "05:12:31", or with so many characters. */
+export function clockOf(ms: number, length = 8): string {
+  return new Date(ms).toISOString().slice(11, 11 + length);
+}
+
 /** "05:12" */
 export function minuteOf(ms: number): string {
   return new Date(ms).toISOString().slice(11, 16);
@@ -94,10 +99,10 @@ export function dayOf(ms: number): string {
   return new Date(ms).toISOString().slice(0, 10);
 }
 
-/** A time of the server's lists ("2026-01-05T05:12:31", UTC), with its zone; other texts as they are. */
+/** A time of the server's lists ("2026-01-05 05:12:31", UTC), with its zone; other texts as they are. */
 export function listed(text: string | null): string {
   if (text === null) return NONE;
-  return /^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d$/.test(text) ? `${text.replace("T", " ")} UTC` : text;
+  return /^\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d$/.test(text) ? `${text.replace("T", " ")} UTC` : text;
 }
 
 /** What a job says of itself: "day: 2026-01-05, pages: 1,204". */

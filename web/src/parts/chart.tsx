@@ -3,7 +3,7 @@ import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
 import uPlot from "uplot";
 import { get, reason } from "../api";
 import { usePage } from "../context";
-import { decimals, msOf, price } from "../format";
+import { clockOf, decimals, msOf, price } from "../format";
 import { Buckets, SPAN_MS } from "../live/buckets";
 import { Connection } from "../live/connection";
 import { colour, colours } from "../pieces/colours";
@@ -157,7 +157,7 @@ export function Chart({ symbol, close }: { symbol: string; close: () => void }) 
       </header>
       {shown.problem && <p class="note">{shown.problem}</p>}
       <div class="chart-row">
-        <div ref={place} class="plot" role="img" aria-label={`Trades and quotes of ${symbol} over the last 5 minutes. The table of the latest trades follows.`} style={{ height: `${HEIGHT}px` }} />
+        <div ref={place} class="plot" role="img" aria-label={`Trades and quotes of ${symbol} over the last 5 minutes. Its latest trades are in the table that follows.`} style={{ height: `${HEIGHT}px` }} />
         <Trades trades={shown.trades} symbol={symbol} />
       </div>
     </section>
@@ -185,7 +185,7 @@ function Trades({ trades, symbol }: { trades: readonly Tick[]; symbol: string })
       <tbody>
         {trades.map((trade) => (
           <tr key={trade.id}>
-            <td>{new Date(msOf(trade.ts_ns)).toISOString().slice(11, 23)}</td>
+            <td>{clockOf(msOf(trade.ts_ns), 12)}</td>
             <td class="number">{price(trade.last, places)}</td>
             <td class="number">{price(trade.volume, sizes)}</td>
             <td>{trade.side ?? ""}</td>
@@ -209,7 +209,7 @@ function settings(width: number, now: () => number): uPlot.Options {
     legend: { show: false },
     tzDate: (seconds) => uPlot.tzDate(new Date(seconds * 1_000), "Etc/UTC"),
     scales: { x: { time: true, range: () => [now() - SPAN_MS / 1_000, now()] } },
-    axes: [axis, { ...axis, size: 74, values: (_, ticks) => ticks.map((tick) => tick.toLocaleString("en-US", { maximumFractionDigits: 8 })) }],
+    axes: [{ ...axis, space: 80, values: (_, ticks) => ticks.map((tick) => clockOf(tick * 1_000)) }, { ...axis, size: 74, values: (_, ticks) => ticks.map((tick) => tick.toLocaleString("en-US", { maximumFractionDigits: 8 })) }],
     series: [
       {},
       { ...quote, label: "Bid" },

@@ -2,8 +2,8 @@
 import { useEffect, useLayoutEffect, useMemo, useRef, useState } from "preact/hooks";
 import { get, reason } from "../api";
 import { usePage, usePageState } from "../context";
-import { dayOf, minuteOf, msOf, share } from "../format";
-import { chosen, covered, moved, said, span, STATES, STEPS, summary, type Place, type Step } from "../pieces/cells";
+import { msOf, share } from "../format";
+import { chosen, covered, headOf, moved, said, span, STATES, STEPS, summary, timeOfCell, type Place, type Step } from "../pieces/cells";
 import { Filler, useVisible } from "../pieces/visible";
 import type { CellState, Grid, GridRow } from "../types";
 import { EvidenceDialog, type Asked } from "./evidence";
@@ -14,6 +14,9 @@ const ROW_PX = 26;
 const AGAIN_MS = 30_000;
 const SOON_MS = 700;
 const PAGE_ROWS = 10;
+const NAMES: Record<Step, string> = { minute: "Minutes", hour: "Hours", day: "Days" };
+/** The head of a cell with which something begins: an hour, a day, a month. */
+const BEGINS: Record<Step, string> = { minute: "00", hour: "00", day: "01" };
 
 /** What the server says of the span that is looked at. */
 function useGrid(step: Step, back: number): { grid: Grid | null; problem: string } {
@@ -63,9 +66,9 @@ export function Complete() {
     <Part id="complete" beside={grid && <span class="faint">{summary(grid.rows)}</span>}>
       <div class="controls">
         <div role="group" aria-label="Length of a cell" class="choice">
-          {(["hour", "day"] as const).map((some) => (
+          {(Object.keys(STEPS) as Step[]).map((some) => (
             <button key={some} type="button" aria-pressed={step === some} onClick={() => choose(some)}>
-              {some === "hour" ? "Hours" : "Days"}
+              {NAMES[some]}
             </button>
           ))}
         </div>
@@ -99,6 +102,10 @@ function Cells({ grid, rows, step }: { grid: Grid; rows: GridRow[]; step: Step }
   const [active, setActive] = useState<Place>({ row: 0, cell: Math.max(0, cells - 1) });
   const [asked, setAsked] = useState<Asked | null>(null);
   const byKey = useRef(false);
+  // The latest cells are those that a person looks for.
+  useLayoutEffect(() => {
+    if (box.current) box.current.scrollLeft = box.current.scrollWidth;
+  }, [step]);
   const place = { row: Math.min(active.row, rows.length - 1), cell: Math.min(active.cell, cells - 1) };
   const open = ({ row, cell }: Place): void => {
     const found = rows[row];
@@ -167,9 +174,9 @@ function Head({ start, cells, step }: { start: number; cells: number; step: Step
         </th>
         {Array.from({ length: cells }, (_, number) => {
           const at = start + number * ms;
-          const text = step === "hour" ? minuteOf(at).slice(0, 2) : dayOf(at).slice(8);
+          const text = headOf(at, step);
           return (
-            <th key={number} role="columnheader" class={(step === "hour" ? text === "00" : text === "01") ? "begins" : ""} title={dayOf(at)}>
+            <th key={number} role="columnheader" class={text === BEGINS[step] ? "begins" : ""} title={timeOfCell(at, step)}>
               {text}
             </th>
           );
@@ -207,6 +214,7 @@ function OneRow({ row, number, start, step, active, open }: RowProperties) {
           aria-label={said(row, cell, start + at * STEPS[step].ms, step)}
           title={said(row, cell, start + at * STEPS[step].ms, step)}
           onClick={() => open(at)}
+          {...(cell.state === "unknown" && cell.covered > 0 ? { style: { backgroundSize: `100% ${cell.covered * 100}%, auto` } } : {})}
         >
           {STATES[cell.state].mark}
         </td>

@@ -1,15 +1,13 @@
 // Where does it wait? The way of a tick as a picture, with the rate on each arrow and what waits at each box.
 import { useLayoutEffect, useRef, useState } from "preact/hooks";
 import { usePageState } from "../context";
-import { bytes, count, counted, lag, rate } from "../format";
+import { bytes, counted, lag, rate } from "../format";
 import { shown } from "../page";
 import { Icon } from "../pieces/icon";
 import { BOX_HEIGHT, picture, type Placed, type Way } from "../pieces/layout";
 import type { Arrow, Box, Overview, State } from "../types";
 import { Nothing, Part } from "./part";
 
-/** A box that is so far behind is marked before the server calls it late. */
-const SLOW_S = 2;
 /** The bar of a box is full at so many seconds. */
 const FULL_S = 60;
 
@@ -25,7 +23,7 @@ export function Flow() {
 
 export function stateOf(box: Box): State {
   if (!box.running) return "problem";
-  return box.problem || box.lag_s > SLOW_S ? "attention" : "well";
+  return box.problem ? "attention" : "well";
 }
 
 function Picture({ overview }: { overview: Overview }) {
@@ -76,7 +74,15 @@ function OneBox({ placed: { box, x, y }, width, into }: { placed: Placed; width:
         <span class="strong">does not run</span>
       ) : (
         <span class={state === "well" ? "faint" : "strong"}>
-          {box.lag_records > 0 || box.lag_s > 0 ? `${count(box.lag_records)} · ${lag(box.lag_s)} behind` : box.name === "ingest" ? box.problem || "no lag" : "no lag"}
+          {box.lag_records > 0 ? (
+            <>
+              {counted(box.lag_records, "record")}
+              <br />
+              {lag(box.lag_s)} behind
+            </>
+          ) : (
+            box.problem || "nothing waits"
+          )}
         </span>
       )}
       <span class="unseen">

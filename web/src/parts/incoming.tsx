@@ -1,6 +1,6 @@
 // What comes in? Each feed with its connections, its rate and latency over the last minutes, and its errors.
 import { usePage, usePageState } from "../context";
-import { age, count, milliseconds, msOf, rate, share } from "../format";
+import { age, count, counted, milliseconds, msOf, rate, share } from "../format";
 import { P99, RATE, SHOWN_S } from "../live/past";
 import { Series } from "../live/series";
 import { shown, shownNow } from "../page";
@@ -38,10 +38,10 @@ export function Incoming() {
                 <th scope="col" class="number">
                   p99
                 </th>
-                <th scope="col" class="wide-only">
+                <th scope="col" class="widest-only">
                   p99, last 15 min
                 </th>
-                <th scope="col" class="number">
+                <th scope="col" class="number middle-only">
                   Errors
                 </th>
                 <th scope="col" class="number middle-only">
@@ -71,6 +71,7 @@ function OneFeed({ feed }: { feed: Feed }) {
   const series = (travel ? travel.lines : page.past.feeds).get(name) ?? EMPTY;
   const to = now / 1_000;
   const up = feed.connections.filter((some) => some.connected).length;
+  const wrong = sum(feed.connections, errors) + feed.rejected;
   const lines = { times: series.times, from: to - SHOWN_S, to, height: 34 };
   return (
     <tbody>
@@ -81,6 +82,7 @@ function OneFeed({ feed }: { feed: Feed }) {
             {feed.market_open === null ? "" : feed.market_open ? "market open" : "market closed"}
             {feed.coverage !== null && ` · ${share(feed.coverage)} of today`}
             {feed.missing ? ` · ${count(feed.missing)} missing` : ""}
+            {wrong > 0 && <span class="narrow-only"> · {counted(wrong, "error")}</span>}
           </small>
         </th>
         <td>{connections(feed, up)}</td>
@@ -90,10 +92,10 @@ function OneFeed({ feed }: { feed: Feed }) {
         </td>
         <td class="number middle-only">{milliseconds(feed.p50_ms)}</td>
         <td class="number">{milliseconds(feed.p99_ms)}</td>
-        <td class="wide-only chart">
+        <td class="widest-only chart">
           <Line {...lines} values={series.columns[P99]!} stroke="line-2" label={said(`99th percentile of the latency of ${name}`, series.columns[P99]!, milliseconds)} />
         </td>
-        <td class="number">{count(sum(feed.connections, errors) + feed.rejected)}</td>
+        <td class="number middle-only">{count(wrong)}</td>
         <td class="number middle-only">{count(sum(feed.connections, (some) => some.reconnects))}</td>
         <td class="number">{lastData(feed.connections, now)}</td>
       </tr>
@@ -119,8 +121,8 @@ function OneConnection({ connection, now }: { connection: FeedConnection; now: n
       </td>
       <td class="middle-only" />
       <td />
-      <td class="wide-only" />
-      <td class="number" title={codes.map(([code, times]) => `${code}: ${times}`).join(", ")}>
+      <td class="widest-only" />
+      <td class="number middle-only" title={codes.map(([code, times]) => `${code}: ${times}`).join(", ")}>
         {count(errors(connection))}
       </td>
       <td class="number middle-only">{count(connection.reconnects)}</td>

@@ -10,6 +10,8 @@ import { Nothing, Part } from "./part";
 const ROW_PX = 30;
 /** A symbol that has been quiet for so long is faint. */
 const QUIET_S = 60;
+/** More decimals of a size say little and take much room. */
+const MOST_PLACES = 6;
 
 const COLUMNS: readonly { column: Column; text: string }[] = [
   { column: "symbol", text: "Symbol" },
@@ -20,6 +22,9 @@ const COLUMNS: readonly { column: Column; text: string }[] = [
   { column: "volume", text: "Last size" },
   { column: "age", text: "Age" },
 ];
+
+/** Of a narrow table, two columns are left out. */
+const CLASSES: Partial<Record<Column, string>> = { symbol: "", spread: "number middle-only", volume: "number middle-only" };
 
 export function Market() {
   const page = usePage();
@@ -35,6 +40,7 @@ export function Market() {
       <div class="controls">
         <input type="search" placeholder="Symbol" aria-label="Show only symbols with this text" value={filter} onInput={(event) => setFilter(event.currentTarget.value)} />
       </div>
+      <div class="market-row">
       <div class="scroll market-box" ref={box} onScroll={onScroll} tabIndex={0} role="region" aria-label="Symbols">
         <table class="market" aria-rowcount={rows.length + 1}>
           <thead>
@@ -42,7 +48,7 @@ export function Market() {
               {COLUMNS.map(({ column, text }) => {
                 const here = order.column === column;
                 return (
-                  <th key={column} scope="col" class={column === "symbol" ? "" : "number"} aria-sort={here ? (order.descending ? "descending" : "ascending") : "none"}>
+                  <th key={column} scope="col" class={CLASSES[column] ?? "number"} aria-sort={here ? (order.descending ? "descending" : "ascending") : "none"}>
                     <button type="button" class="sort" onClick={() => setOrder({ column, descending: here ? !order.descending : column !== "symbol" })}>
                       {text}
                       <span aria-hidden="true" class="direction">
@@ -64,7 +70,8 @@ export function Market() {
         </table>
         {rows.length === 0 && <Nothing>{page.market.rows.size ? "No symbol has this text." : "No event has come yet."}</Nothing>}
       </div>
-      {symbol && <Chart key={symbol} symbol={symbol} close={() => setSymbol("")} />}
+      {symbol ? <Chart key={symbol} symbol={symbol} close={() => setSymbol("")} /> : <Nothing>Choose a symbol to see its last minutes.</Nothing>}
+      </div>
     </Part>
   );
 }
@@ -99,11 +106,11 @@ function OneSymbol({ row, number, chosen, choose }: { row: Row; number: number; 
       </td>
       <td class="number">{price(latest.bid, places)}</td>
       <td class="number">{price(latest.ask, places)}</td>
-      <td class="number">
+      <td class="number middle-only">
         {width === null ? "–" : price(width, places)}
         <small> {bps === null ? "" : `${bps.toFixed(1)} bp`}</small>
       </td>
-      <td class="number">{price(latest.volume, row.sizePlaces)}</td>
+      <td class="number middle-only">{price(latest.volume, Math.min(row.sizePlaces, MOST_PLACES))}</td>
       <td class="number">{age(quiet)}</td>
     </tr>
   );

@@ -39,7 +39,7 @@ export function Running() {
               <tr>
                 <th scope="col">Job</th>
                 <th scope="col">State</th>
-                <th scope="col">Last run</th>
+                <th scope="col" class="middle-only">Last run</th>
                 <th scope="col">Next run</th>
                 <th scope="col" class="wide-only">
                   Schedule
@@ -88,7 +88,7 @@ function OneJob({ job, run, open, start, idle }: JobProperties) {
         {run && run.origin !== "schedule" && <span class="faint"> by {run.origin}</span>}
         {detail && <small class="detail">{detail}</small>}
       </td>
-      <td class="nowrap">{listed(job["last run"])}</td>
+      <td class="nowrap middle-only">{listed(job["last run"])}</td>
       <td class="nowrap">{job.continuous ? "all the time" : listed(job["next run"])}</td>
       <td class="wide-only nowrap">
         {job.schedule} {/^every|^by/.test(job.schedule) ? "" : job.timezone}

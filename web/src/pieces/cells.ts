@@ -2,10 +2,11 @@
 import { count, counted, dayOf, minuteOf, share } from "../format";
 import type { Cell, CellState, Grid, GridRow } from "../types";
 
-export type Step = "hour" | "day";
+export type Step = "minute" | "hour" | "day";
 
 /** How many ms a cell is long, how many cells there are, and the step as the server spells it. */
 export const STEPS: Record<Step, { ms: number; cells: number; text: string }> = {
+  minute: { ms: 60_000, cells: 30, text: "1m" },
   hour: { ms: 3_600_000, cells: 24, text: "1h" },
   day: { ms: 86_400_000, cells: 30, text: "1d" },
 };
@@ -18,7 +19,7 @@ export const STATES: Record<CellState, { mark: string; word: string; means: stri
   open: { mark: "○", word: "gap", means: "something is missing, or may be" },
   repairing: { mark: "↻", word: "repairing", means: "something is missing and is being fetched" },
   unrecoverable: { mark: "×", word: "unrecoverable", means: "the provider's history lacks it too" },
-  unknown: { mark: "?", word: "unknown", means: "nothing was recorded" },
+  unknown: { mark: "", word: "unknown", means: "of a part of it nothing was recorded" },
   ahead: { mark: "", word: "not yet", means: "this time has not come" },
 };
 
@@ -29,22 +30,28 @@ export function span(nowMs: number, step: Step, back: number): { start: number; 
   return { start: end - cells * ms, end };
 }
 
-/** "05:00 to 06:00 UTC, 2026-01-05", or the day. */
+/** "2026-01-05 05:00 to 06:00 UTC", or the day. */
 export function timeOfCell(startMs: number, step: Step): string {
   if (step === "day") return dayOf(startMs);
-  return `${dayOf(startMs)} ${minuteOf(startMs)} to ${minuteOf(startMs + STEPS.hour.ms)} UTC`;
+  return `${dayOf(startMs)} ${minuteOf(startMs)} to ${minuteOf(startMs + STEPS[step].ms)} UTC`;
+}
+
+/** What stands above a cell. */
+export function headOf(startMs: number, step: Step): string {
+  if (step === "day") return dayOf(startMs).slice(8);
+  return step === "hour" ? minuteOf(startMs).slice(0, 2) : minuteOf(startMs).slice(3);
 }
 
 /** A cell in words. */
 export function said(row: GridRow, cell: Cell, startMs: number, step: Step): string {
   const what = `${row.symbol} ${row.channel}, ${timeOfCell(startMs, step)}: ${STATES[cell.state].word}`;
-  if (cell.state === "ahead" || cell.state === "unknown") return what;
+  if (cell.state === "ahead" || (cell.state === "unknown" && !cell.covered)) return what;
   return `${what}, ${share(cell.covered)} covered${cell.missing ? `, ${counted(cell.missing, "event")} missing` : ""}`;
 }
 
 /** The covered share of a row, of the cells of which something is known; null if there are none. */
 export function covered(row: GridRow): number | null {
-  const known = row.cells.filter((cell) => cell.state !== "ahead" && cell.state !== "unknown");
+  const known = row.cells.filter((cell) => cell.state !== "ahead" && (cell.state !== "unknown" || cell.covered > 0));
   return known.length ? known.reduce((all, cell) => all + cell.covered, 0) / known.length : null;
 }
 

@@ -26,11 +26,11 @@ export interface Picture {
   ways: Way[];
 }
 
-export const BOX_HEIGHT = 66;
-const NARROWEST_BOX = 96;
+export const BOX_HEIGHT = 68;
+const NARROWEST_BOX = 92;
 const WIDEST_BOX = 150;
 /** Between boxes: along the flow there must be room for a rate. */
-const ALONG = 58;
+const ALONG = 46;
 const ACROSS = 12;
 const DOWN = 42;
 
