@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -29,6 +30,9 @@ from tapeline.web.overview import (
 _LATE_S: Final = 10.0
 #: A stage that reports nothing for so long may hang.
 _SILENT_S: Final = 30.0
+#: The rate of what stores read is that of so much time.
+_FLUSHES_NS: Final = 10 * NS_PER_S
+_READ: Final = "read "
 _DOWN: Final = "docs/alerts.md#a-process-is-down"
 
 
@@ -58,16 +62,21 @@ class Observed:
 
 @dataclass(slots=True)
 class Rates:
-    """Turns counts that only grow into rates, from one look to the next."""
+    """Turns counts that only grow into rates, from one look to the next; what stores read, over some seconds."""
 
-    _last_ns: int = 0
-    _last: dict[str, int] = field(default_factory=dict)
+    _looks: deque[tuple[int, Mapping[str, int]]] = field(default_factory=deque)
 
     def of(self, at_ns: int, counts: Mapping[str, int]) -> dict[str, float]:
         """Return by how much each count grew a second since the last call; 0 for a new one. `at_ns`: UTC."""
-        seconds = max((at_ns - self._last_ns) / NS_PER_S, 0.2)
-        rates = {name: max(0, count - self._last.get(name, count)) / seconds for name, count in counts.items()}
-        self._last_ns, self._last = at_ns, dict(counts)
+        while len(self._looks) > 1 and not at_ns - _FLUSHES_NS <= self._looks[0][0] <= at_ns:
+            self._looks.popleft()
+        last, first = (self._looks[-1], self._looks[0]) if self._looks else ((0, {}), (0, {}))
+        rates = {}
+        for name, count in counts.items():
+            # A store takes several seconds at once. From look to look, its rate would be nothing and then too much.
+            since_ns, before = first if name.startswith(_READ) and name in first[1] else last
+            rates[name] = max(0, count - before.get(name, count)) / max((at_ns - since_ns) / NS_PER_S, 0.2)
+        self._looks.append((at_ns, dict(counts)))
         return rates
 
 
@@ -256,7 +265,7 @@ def _counts(seen: Observed) -> Iterator[tuple[str, int]]:
         if one["stage"] == "normalize":
             yield f"feed {one['what'].removeprefix('events of ')}", one["read"]
         elif " to " not in one["stage"]:
-            yield f"read {one['stage']}/{one['what']}", one["read"]
+            yield f"{_READ}{one['stage']}/{one['what']}", one["read"]
 
 
 def _flow(seen: Observed, per_s: Mapping[str, float]) -> Flow:
@@ -277,7 +286,7 @@ def _flow(seen: Observed, per_s: Mapping[str, float]) -> Flow:
             continue
         kind: Any = "stage" if lag == "ledger" else "store"
         boxes.append(_box(lag, [lag], seen, kind))
-        rate = recorded if lag == "ledger" else sum(rate for name, rate in per_s.items() if name.startswith(f"read {lag}/"))
+        rate = recorded if lag == "ledger" else sum(rate for name, rate in per_s.items() if name.startswith(f"{_READ}{lag}/"))
         arrows.append(Arrow(raw if lag == "ledger" else normalized, lag, rate))
     for arrow in arrows:
         arrow.per_s = round(arrow.per_s, 1)

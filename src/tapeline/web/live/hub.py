@@ -102,7 +102,8 @@ class Hub:
         hello = Hello("hello", at, windows is not None, missed, sorted(audience.symbols))
         earlier = self._earlier(audience, windows, wanted) if windows is not None and wanted is not None else iter(())
         client.begin(Message("hello", hello.id, encoded(hello)), earlier)
-        if windows is None:
+        # What was missed of the ticks follows. What was missed of the latest values is in their present state.
+        if windows is None or "latest" in subscription.kinds:
             self._snapshot(client, audience.symbols)
         self._present(client, subscription.kinds)
         return client
