@@ -233,7 +233,7 @@ def test_a_client_that_comes_back_gets_exactly_what_it_missed_also_from_another_
 
 def test_a_client_that_comes_back_too_late_is_told() -> None:
     order = ["BTC/USDT"] * 10
-    hub = hub_with(windows_of(order, range(10)), ring_bytes=2_000)
+    hub = hub_with(windows_of(order, range(10)), ring_bytes=70_000)
     late = taken(hub.join(TICKS_OF_ALL, "ticks:1,0;bars:0,0"))
     assert late[0]["resumed"] is False
     assert "no longer kept" in late[0]["missed"]
