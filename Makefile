@@ -4,6 +4,7 @@ SECONDS ?= 30
 TESTS ?=
 PART ?= 1
 CONFIG ?= tapeline.toml
+DOCS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -11,7 +12,7 @@ READY := $(VENV)/.ready
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadgroup --durations 20
 
 .DEFAULT_GOAL := help
-.PHONY: help install services demo airflow prefect test lint docs bench prove clean
+.PHONY: help install services demo airflow prefect grafana test lint docs bench prove clean
 
 help: ## list these commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -25,7 +26,7 @@ $(READY): pyproject.toml uv.lock
 	@UV_PROJECT_ENVIRONMENT=$(VENV) UV_PYTHON_DOWNLOADS=never UV_SYSTEM_CERTS=1 $(BIN)/uv sync --frozen --all-extras --quiet --inexact --compile-bytecode
 	@touch $@
 
-services: $(READY) ## Redis, PostgreSQL and Apache Kafka for the tests: fetch those that are missing
+services: $(READY) ## Redis, PostgreSQL, Apache Kafka, Prometheus and Alertmanager for the tests: fetch those that are missing
 	@$(BIN)/python -m services install
 
 demo: $(READY) ## the whole pipeline against three local simulators, SECONDS=30
@@ -38,16 +39,20 @@ prefect: $(READY) ## serve the jobs of CONFIG=tapeline.toml in Prefect, in an en
 	@PYTHONPATH=integrations/prefect $$($(BIN)/python tests/environments.py integrations/prefect) -m tapeline_prefect \
 		--config $(CONFIG) --tapeline $(BIN)/tapeline
 
+grafana: $(READY) ## write the dashboards for Grafana; the links to the documentation begin with DOCS=
+	@cd deploy/grafana && $$(../../$(BIN)/python ../../tests/environments.py .) -m tapeline_grafana $(if $(DOCS),--docs $(DOCS))
+
 test: services ## every test, or TESTS=tests/streams
 	@$(PYTEST) $(TESTS)
 
 lint: $(READY) ## ruff and mypy --strict
-	@$(BIN)/ruff check src tests bench services examples docs integrations
-	@$(BIN)/ruff format --check src tests bench services examples docs integrations
+	@$(BIN)/ruff check src tests bench services examples docs integrations deploy
+	@$(BIN)/ruff format --check src tests bench services examples docs integrations deploy
 	@$(BIN)/mypy
 	@$(BIN)/mypy --python-executable $$($(BIN)/python tests/environments.py integrations/airflow) \
 		integrations/airflow/dags integrations/airflow/start.py
 	@$(BIN)/mypy --python-executable $$($(BIN)/python tests/environments.py integrations/prefect) integrations/prefect/tapeline_prefect
+	@$(BIN)/mypy --python-executable $$($(BIN)/python tests/environments.py deploy/grafana) deploy/grafana/tapeline_grafana
 
 docs: $(READY) ## the documentation as a site, in .cache/site; a broken link fails
 	@UV_PROJECT_ENVIRONMENT=$(VENV) UV_PYTHON_DOWNLOADS=never UV_SYSTEM_CERTS=1 $(BIN)/uv sync --frozen --all-extras --group docs --quiet --inexact

@@ -17,13 +17,14 @@ import tempfile
 import time
 import uuid
 from collections import Counter
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 import pytest
-from services import kafka, postgres, prometheus, redis
+from services import alertmanager, kafka, postgres, prometheus, redis
+from services.alertmanager import Alertmanager
 from services.kafka import KafkaBroker
 from services.postgres import PostgresServer
 from services.process import Missing, Tls
@@ -159,8 +160,8 @@ def _own(kind: ModuleType, make: type[S], folder: Path) -> Iterator[Callable[...
     need(kind)
     made: list[S] = []
 
-    def start(**options: Any) -> S:
-        made.append(make(folder / f"{make.name}-{len(made)}", **options))
+    def start(*settings: Any, **options: Any) -> S:
+        made.append(make(folder / f"{make.name}-{len(made)}", *settings, **options))
         return made[-1].start()
 
     yield start
@@ -181,11 +182,15 @@ def own_kafka(tmp_path: Path) -> Iterator[Callable[..., KafkaBroker]]:
 
 
 @pytest.fixture
-def own_prometheus(tmp_path: Path) -> Iterator[Callable[[str], Prometheus]]:
-    """`own_prometheus("127.0.0.1:9464")`: a started Prometheus that scrapes this address."""
-    need(prometheus)
-    with ExitStack() as started:
-        yield lambda target: started.enter_context(Prometheus(tmp_path / "prometheus", target))
+def own_prometheus(tmp_path: Path) -> Iterator[Callable[..., Prometheus]]:
+    """`own_prometheus(text, native=True)`: a started Prometheus with this configuration."""
+    yield from _own(prometheus, Prometheus, tmp_path)
+
+
+@pytest.fixture
+def own_alertmanager(tmp_path: Path) -> Iterator[Callable[..., Alertmanager]]:
+    """`own_alertmanager(text)`: a started Alertmanager with this configuration."""
+    yield from _own(alertmanager, Alertmanager, tmp_path)
 
 
 @pytest.fixture

@@ -41,5 +41,23 @@ def _make(home: Path, lock: Path, stamp: Path, digest: str) -> None:
         stamp.write_text(digest)
 
 
+def modules_of(folder: Path) -> Path:
+    """The folder of the `node_modules` that `package-lock.json` in a folder locks. The first time they are fetched."""
+    home = ENVIRONMENTS / f"node-{folder.name}"
+    names = ("package.json", "package-lock.json", ".npmrc")
+    stamp = home / "lock.sha256"
+    digest = hashlib.sha256(b"".join((folder / name).read_bytes() for name in names)).hexdigest()
+    ENVIRONMENTS.mkdir(exist_ok=True)
+    with (ENVIRONMENTS / f"{home.name}.lock").open("w") as made_by_one:
+        fcntl.flock(made_by_one, fcntl.LOCK_EX)
+        if not stamp.exists() or stamp.read_text() != digest:
+            home.mkdir(exist_ok=True)
+            for name in names:
+                shutil.copy(folder / name, home / name)
+            subprocess.run(["npm", "ci", "--silent", "--ignore-scripts"], check=True, cwd=home)
+            stamp.write_text(digest)
+    return home
+
+
 if __name__ == "__main__":  # the interpreter of the folder that is named, for the Makefile
     print(python_of(Path(sys.argv[1]).resolve()))

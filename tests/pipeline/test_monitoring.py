@@ -1,31 +1,41 @@
-"""A running pipeline as Prometheus sees it: every metric that is documented has data, and what is broken shows."""
+"""A running pipeline as those see it who watch it from outside: every metric and every panel has data, and what is broken shows."""
 
 from __future__ import annotations
 
+import os
+import re
+import signal
 import socket
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 import urllib3
 from processes import Home, block
-from prometheus_client.parser import text_string_to_metric_families
 from services.process import free_port
+from services.prometheus import scraping
+from watchers import Dashboards, Webhook, metrics, query, shipped_routes, shipped_rules, value
 
+from proving import PROVE, proof
 from tapeline.telemetry.families import FAMILIES
 from waiting import until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from processes import SimulatorProcess
+    from services.alertmanager import Alertmanager
     from services.prometheus import Prometheus
 
-#: The metrics that only a problem brings.
-OF_PROBLEMS = {"tapeline_provider_errors_total", "tapeline_alert_active"}
+#: The metrics and the panels that only a problem brings.
+OF_PROBLEMS = {"tapeline_provider_errors_total"}
 #: Those of two lines that carry the same events: tests/pipeline/test_two_lines.py looks at them.
 OF_TWO_LINES = {"tapeline_line_events_total", "tapeline_line_first_events_total", "tapeline_line_missed_events_total"}
+PANELS_OF_PROBLEMS = {"ingest: Errors of providers"}
+#: Yesterday is not complete: there is nothing of it.
+PROMISE = '[[sla]]\nname = "yesterday"\ncheck = "completeness"\nby = "00:00"\n'
 
 
 @pytest.fixture
@@ -34,22 +44,10 @@ def listen() -> str:
         return f"127.0.0.1:{free.getsockname()[1]}"
 
 
-def metrics(listen: str) -> dict[str, list[tuple[dict[str, str], float]]]:
-    """Samples by their families; none while nobody answers."""
-    try:
-        text = urllib3.request("GET", f"http://{listen}/metrics", timeout=10.0, retries=False).data.decode()
-    except urllib3.exceptions.HTTPError:
-        return {}
-    found: dict[str, list[tuple[dict[str, str], float]]] = {}
-    for family in text_string_to_metric_families(text):
-        name = f"{family.name}_total" if family.type == "counter" else family.name
-        found[name] = [(dict(sample.labels), sample.value) for sample in family.samples]
-    return found
-
-
-def value(found: dict[str, list[tuple[dict[str, str], float]]], name: str, **labels: str) -> float | None:
-    values = [number for has, number in found.get(name, ()) if labels.items() <= has.items()]
-    return sum(values) if values else None
+@pytest.fixture
+def webhook() -> Iterator[Webhook]:
+    with Webhook() as listening:
+        yield listening
 
 
 def answers(listen: str, path: str) -> int:
@@ -59,36 +57,17 @@ def answers(listen: str, path: str) -> int:
         return 0
 
 
-def query(prometheus: Prometheus, text: str) -> list[tuple[dict[str, str], float]]:
-    answer: dict[str, Any] = urllib3.request("POST", f"{prometheus.url}/api/v1/query", fields={"query": text}).json()
-    assert answer["status"] == "success", answer
-    return [(one["metric"], float(one["value"][1])) for one in answer["data"]["result"]]
-
-
-def test_a_running_pipeline_has_every_metric_and_prometheus_reads_them(
-    home: Home, simulator: Callable[..., SimulatorProcess], listen: str, own_prometheus: Callable[[str], Prometheus]
-) -> None:
-    market = simulator("binance", "--rate", "500")
-    page = f'dashboard = {{ listen = "127.0.0.1:{free_port()}", run = true }}\n'
-    settings = f'monitor.listen = "{listen}"\n{page}[[jobs]]\njob = "sync"\nevery = "1s"\n'
-    home.env = {"TAPELINE_MONITOR__LISTEN": listen}
-    home.configure(settings + block("binance", market.url, ["BTCUSDT", "ETHUSDT"], ["trade", "kline_1s"]), ledger=True)
-    run = home.start("run")
-    until(lambda: answers(listen, "/ready") == 200 or not run.running, "it is ready")
-    assert run.running, run.said
-    assert answers(listen, "/live") == 200
-    prometheus = own_prometheus(listen)
-
+def everything_is_reported(home: Home, listen: str) -> None:
     def missing() -> set[str]:
         return FAMILIES.keys() - OF_PROBLEMS - OF_TWO_LINES - {name for name, samples in metrics(listen).items() if samples}
 
     until(lambda: (home.lake / "ticks").exists(), "the lake has rows")
     assert home.ask("jobs", "run", "vacuum").returncode == 0
     with suppress(AssertionError):
-        until(lambda: len(missing()) <= 0)
+        until(lambda: not missing())
     assert missing() == set(), "every metric has data"
-    assert metrics(listen).keys() <= FAMILIES.keys(), "each is in the reference"
     found = metrics(listen)
+    assert found.keys() <= FAMILIES.keys(), "each is in the reference"
     assert {labels["stage"] for labels, _ in found["tapeline_up"]} == {
         *("ingest", "normalize", "lake", "ledger", "repair", "schedule", "dashboard", "run")
     }
@@ -97,23 +76,105 @@ def test_a_running_pipeline_has_every_metric_and_prometheus_reads_them(
     came_in = value(found, "tapeline_events_in_total", stage="normalize", of="binance/spot")
     assert came_in == value(found, "tapeline_events_out_total", stage="normalize", of="binance/spot")
 
-    # Prometheus itself.
-    assert until(lambda: query(prometheus, "up == 1"), "it scrapes")
+
+def native_histograms_are_read(prometheus: Prometheus) -> None:
     rate = until(lambda: query(prometheus, 'sum(rate(tapeline_events_in_total{stage="normalize"}[15s])) > 0'), "a rate")
     assert rate[0][1] > 50
     text = 'histogram_quantile(0.5, sum by (to) (rate(tapeline_pipeline_latency_seconds{to="stream"}[15s])))'
     native = until(lambda: query(prometheus, text), "a percentile of a native histogram")
     assert 0.0001 < native[0][1] < 60
-    assert query(prometheus, "count(tapeline_lag_seconds) > 0")
 
-    # A stage dies, and the provider goes away.
-    home.kill("lake")
-    until(lambda: (value(metrics(listen), "tapeline_restarts_total", stage="lake") or 0) >= 1, "the restart is counted")
-    market.process.send(9)
-    until(lambda: value(metrics(listen), "tapeline_connected", provider="binance") == 0, "the connection is gone")
-    assert until(lambda: query(prometheus, "tapeline_connected == 0"), "Prometheus sees it, too")
+
+def every_panel_has_data(dashboards: Dashboards, but: set[str]) -> None:
+    """Each query of each panel brings series, whose names in the legend are those of labels that they have."""
+
+    def empty() -> list[str]:
+        return sorted(str(one) for one, found in dashboards.answers() if not found and str(one) not in but)
+
+    with suppress(AssertionError):
+        until(lambda: not empty())
+    assert empty() == []
+    for one, found in dashboards.answers():
+        names = set(re.findall(r"{{(\w+)}}", one.legend))
+        assert all(labels.keys() >= names for labels, _ in found), f"{one}: {one.legend}"
+
+
+def firing(prometheus: Prometheus) -> set[str]:
+    return {labels["alertname"] for labels, _ in query(prometheus, 'ALERTS{alertstate="firing"}')}
+
+
+@proof("timeouts")
+def test_who_watches_a_running_pipeline_sees_everything_and_is_told_of_what_breaks(
+    home: Home,
+    simulator: Callable[..., SimulatorProcess],
+    listen: str,
+    own_prometheus: Callable[..., Prometheus],
+    own_alertmanager: Callable[..., Alertmanager],
+    webhook: Webhook,
+    tmp_path: Path,
+) -> None:
+    market = simulator("binance", "--rate", "500", "--port", str(free_port()))
+    page = f'dashboard = {{ listen = "127.0.0.1:{free_port()}", run = true }}\n'
+    settings = f'monitor.listen = "{listen}"\n{page}[[jobs]]\njob = "sync"\nevery = "1s"\n{PROMISE}'
+    home.env = {"TAPELINE_MONITOR__LISTEN": listen}
+    home.configure(settings + block("binance", market.url, ["BTCUSDT", "ETHUSDT"], ["trade", "kline_1s"]), ledger=True)
+    run = home.start("run")
+    alertmanager = own_alertmanager(shipped_routes(webhook.url, at_once=not PROVE))
+    until(lambda: answers(listen, "/ready") == 200 or not run.running, "it is ready")
+    assert run.running, run.said
+    assert answers(listen, "/live") == 200
+    native = own_prometheus(scraping(listen), native=True)
+    prometheus = own_prometheus(shipped_rules(tmp_path / "rules", listen, alertmanager.address))
+    everything_is_reported(home, listen)
+    native_histograms_are_read(native)
+    every_panel_has_data(Dashboards(prometheus), PANELS_OF_PROBLEMS)
+    day = until(lambda: webhook.last("TapelineDayIncomplete"), "somebody is told that yesterday is not complete")
+    assert day["labels"]["alert"] == "yesterday"
+    assert not firing(prometheus) & {"TapelineAbsent", "TapelineStageDown", "TapelineUnbalanced", "TapelineDisconnected", "TapelineStale"}
+    what_breaks_shows(home, prometheus, webhook, market)
+    assert value(metrics(listen), "tapeline_connected", provider="binance") == 0
+    what_is_whole_again_shows(prometheus, webhook, simulator, market)
+    every_panel_has_data(Dashboards(prometheus), set())
     run.end()
     assert answers(listen, "/live") == 0
+    until(lambda: "TapelineAbsent" in firing(prometheus), "a pipeline that is gone is missed")
+    assert Dashboards(prometheus).shown("overview: Processes down") == [], "nobody says that all is well"
+
+
+def what_breaks_shows(home: Home, prometheus: Prometheus, webhook: Webhook, market: SimulatorProcess) -> None:
+    """A stage is killed, another hangs, and the provider dies: the panels show it, and somebody is told."""
+    shown = Dashboards(prometheus).shown
+    home.kill("lake")
+    until(lambda: any(number > 0 for _, number in shown("overview: Restarts")), "the restart shows")
+    pid = until(lambda: home.pid("ledger"), "the ledger runs")
+    os.kill(pid, signal.SIGSTOP)
+    until(lambda: shown("overview: Lag")[0][1] > 3, "the lag shows")
+    assert max(number for labels, number in shown("stream: Lag") if labels["group"] == "ledger") > 3
+    assert shown("overview: Longest silence")[0][1] > 3
+    os.kill(pid, signal.SIGCONT)
+    until(lambda: shown("overview: Lag")[0][1] < 3, "it has caught up")
+    market.process.send(signal.SIGKILL)
+    told = until(lambda: webhook.last("TapelineDisconnected"), "somebody is told")
+    assert told["status"] == "firing"
+    assert told["labels"]["provider"] == "binance"
+    assert told["labels"]["severity"] == "critical"
+    assert told["annotations"] == {"summary": "No connection to binance spot is open.", "runbook": "alerts.md#freshness"}
+    assert "TapelineDisconnected" in {labels["alertname"] for labels, _ in shown("overview: Alerts that fire")}
+    assert shown("overview: Alerts")[0][1] >= 1
+    assert [number for _, number in shown("ingest: Connections")] == [0]
+    until(lambda: shown("ingest: Frames")[0][1] == 0, "nothing comes in")
+    assert shown("ingest: Time since the last data")[0][1] > 1
+
+
+def what_is_whole_again_shows(
+    prometheus: Prometheus, webhook: Webhook, simulator: Callable[..., SimulatorProcess], market: SimulatorProcess
+) -> None:
+    """The provider comes back, and refuses once: that shows too, and the alert is over."""
+    shown = Dashboards(prometheus).shown
+    simulator("binance", "--rate", "500", "--port", str(urllib3.util.parse_url(market.url).port), "--fault", "auth_refused:1")
+    until(lambda: [number for _, number in shown("ingest: Connections")] == [1], "the connection is open again")
+    assert {labels["code"] for labels, _ in until(lambda: shown("ingest: Errors of providers"), "the refusal shows")} >= {"403"}
+    until(lambda: webhook.last("TapelineDisconnected")["status"] == "resolved", "somebody is told that it is over")
 
 
 def test_a_stage_alone_answers_for_itself_and_the_next_one_after_it(

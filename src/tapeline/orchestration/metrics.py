@@ -49,7 +49,7 @@ class JobMetrics:
             if ended:
                 yield families.JOB_SUCCESS.at(max(ended) / NS_PER_S, name)
             yield families.JOB_LATE.at(late_ns(job, mine, self.runs.since(name), now_ns) / NS_PER_S, name)
-        yield from (families.ALERT.at(1, alert.name) for alert in self.alerts.open())
+        yield from (families.ALERT.at(1, alert.name, alert.runbook.rpartition("#")[2]) for alert in self.alerts.open())
 
 
 def late_ns(job: Job, runs: Sequence[Run], since_ns: int, now_ns: int) -> int:

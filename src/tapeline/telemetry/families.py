@@ -50,6 +50,8 @@ def _latency(name: str, meaning: str, *labels: str) -> Family:
 _FEED: Final = ("provider", "feed")
 _CONNECTION: Final = (*_FEED, "connection")
 _PARTITION: Final = ("group", "topic", "partition")
+#: Not `job`: Prometheus gives each series that label itself, and renames one that is there already.
+_JOB: Final = "job_name"
 
 # Every process.
 BUILD: Final = _gauge("build_info", "1. The labels say which version runs.", "version", "python")
@@ -110,12 +112,12 @@ LIVE_SKIPPED: Final = _counter("live_skipped_events", "Events that clients of th
 LAKE_FILES: Final = _gauge("lake_files", "Files of the lake.", "topic")
 LAKE_BYTES: Final = _gauge("lake_bytes", "The size of the lake's files.", "topic")
 DISK_FREE: Final = _gauge("disk_free_bytes", "Free space where the data folder is.")
-JOB_RUNS: Final = _gauge("job_runs", "Runs of the job in the record, by state.", "job", "state")
-JOB_RUNNING: Final = _gauge("job_running", "1 while the job runs, else 0.", "job")
-JOB_SUCCESS: Final = _time("job_last_success", "When the job last succeeded", "job")
-JOB_LATE: Final = _gauge("job_late_seconds", "For how long a run of the job is due and has not succeeded; 0 if none is.", "job")
+JOB_RUNS: Final = _gauge("job_runs", "Runs of the job in the record, by state.", _JOB, "state")
+JOB_RUNNING: Final = _gauge("job_running", "1 while the job runs, else 0.", _JOB)
+JOB_SUCCESS: Final = _time("job_last_success", "When the job last succeeded", _JOB)
+JOB_LATE: Final = _gauge("job_late_seconds", "For how long a run of the job is due and has not succeeded; 0 if none is.", _JOB)
 SCHEDULER_LOOK: Final = _time("scheduler_look", "When the scheduler last looked what is due")
-ALERT: Final = _gauge("alert_active", "1 while the alert is raised.", "alert")
+ALERT: Final = _gauge("alert_active", "1 while the alert is raised. `runbook`: its heading in docs/alerts.md.", "alert", "runbook")
 REST_REQUESTS: Final = _counter("rest_requests", "Requests over REST, by the status of the answer.", "provider", "status")
 REST_WAITS: Final = _counter("rest_wait_seconds", "The time that was spent waiting for the provider's rate limit.", "provider")
 

@@ -14,7 +14,7 @@ from tapeline.errors import WrongArgument
 from tapeline.web.live.messages import KINDS
 
 Form = Literal["json", "arrow", "protobuf"]
-FORMS: Final = ("json", "arrow", "protobuf")
+FORMS: Final[Mapping[str, Form]] = {"json": "json", "arrow": "arrow", "protobuf": "protobuf"}
 #: The most symbols and patterns of one subscription, and the longest of them.
 MOST_SYMBOLS: Final = 1_000
 #: How many of them may be patterns: each new symbol is compared with every pattern of every client.
@@ -78,9 +78,9 @@ def requested(parameters: Mapping[str, str]) -> Subscription:
         raise WrongArgument(f"{unknown[0][:_LONGEST]!r} is no parameter of the live feed. The parameters are: {', '.join(_PARAMETERS)}.")
     names = [name for name in parameters.get("symbols", "").split(",") if name]
     kinds = [kind for kind in parameters.get("kinds", "ticks" if names else "").split(",") if kind]
-    form = parameters.get("format", "json")
-    if form not in FORMS:
-        raise WrongArgument(f"format = {form!r} is not a form of the live feed. Use one of: {', '.join(FORMS)}.")
+    form = FORMS.get(parameters.get("format", "json"))
+    if form is None:
+        raise WrongArgument(f"format = {parameters.get('format')!r} is not a form of the live feed. Use one of: {', '.join(FORMS)}.")
     try:
         rate = float(parameters.get("rate", _RATE))
     except ValueError:

@@ -1,0 +1,1 @@
+"""The dashboards of Tapeline for Grafana, as Python."""
