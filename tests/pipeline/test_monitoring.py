@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 OF_PROBLEMS = {"tapeline_provider_errors_total"}
 #: Those of two lines that carry the same events: tests/pipeline/test_two_lines.py looks at them.
 OF_TWO_LINES = {"tapeline_line_events_total", "tapeline_line_first_events_total", "tapeline_line_missed_events_total"}
+PANELS_OF_TWO_LINES = {"ingest: First", "ingest: Missed"}
 PANELS_OF_PROBLEMS = {"ingest: Errors of providers"}
 #: Yesterday is not complete: there is nothing of it.
 PROMISE = '[[sla]]\nname = "yesterday"\ncheck = "completeness"\nby = "00:00"\n'
@@ -127,14 +128,14 @@ def test_who_watches_a_running_pipeline_sees_everything_and_is_told_of_what_brea
     prometheus = own_prometheus(shipped_rules(tmp_path / "rules", listen, alertmanager.address))
     everything_is_reported(home, listen)
     native_histograms_are_read(native)
-    every_panel_has_data(Dashboards(prometheus), PANELS_OF_PROBLEMS)
+    every_panel_has_data(Dashboards(prometheus), PANELS_OF_PROBLEMS | PANELS_OF_TWO_LINES)
     day = until(lambda: webhook.last("TapelineDayIncomplete"), "somebody is told that yesterday is not complete")
     assert day["labels"]["alert"] == "yesterday"
     assert not firing(prometheus) & {"TapelineAbsent", "TapelineStageDown", "TapelineUnbalanced", "TapelineDisconnected", "TapelineStale"}
     what_breaks_shows(home, prometheus, webhook, market)
     assert value(metrics(listen), "tapeline_connected", provider="binance") == 0
     what_is_whole_again_shows(prometheus, webhook, simulator, market)
-    every_panel_has_data(Dashboards(prometheus), set())
+    every_panel_has_data(Dashboards(prometheus), PANELS_OF_TWO_LINES)
     run.end()
     assert answers(listen, "/live") == 0
     until(lambda: "TapelineAbsent" in firing(prometheus), "a pipeline that is gone is missed")

@@ -63,6 +63,25 @@ _CONNECTIONS: Final = Row(
     ],
 )
 
+_PAIRS: Final = Row(
+    "Two lines that carry the same events",
+    [
+        lines(
+            What("First", "Events that this line brought before the other one, a second.", "cps", width=12),
+            Query(f"sum by (connection) (rate(tapeline_line_first_events_total{{{_FEEDS}}}[$__rate_interval]))", "{{connection}}"),
+        ),
+        lines(
+            What("Missed", "The share of all events that only the other line brought.", "percentunit", width=12),
+            Query(
+                f"sum by (connection) (rate(tapeline_line_missed_events_total{{{_FEEDS}}}[$__rate_interval]))"
+                f" / sum by (connection) (rate(tapeline_line_events_total{{{_FEEDS}}}[$__rate_interval])"
+                f" + rate(tapeline_line_missed_events_total{{{_FEEDS}}}[$__rate_interval]))",
+                "{{connection}}",
+            ),
+        ),
+    ],
+)
+
 _TIME: Final = Row(
     "Time",
     [
@@ -135,5 +154,5 @@ BOARD: Final = Board(
     "ingest",
     "What the providers bring, over which connections, how late, and whether the stream takes it.",
     [PROVIDER, FEED],
-    [_CONNECTIONS, _TIME, _DELIVERY, _REST],
+    [_CONNECTIONS, _PAIRS, _TIME, _DELIVERY, _REST],
 )

@@ -17,6 +17,8 @@ _LATENCY: Final = (
     'histogram_quantile({q}, sum by (le, to) (rate(tapeline_pipeline_latency_seconds_bucket{{to=~"$store"}}[$__rate_interval])))'
 )
 
+_QUESTION: Final = "histogram_quantile({q}, sum by (le, of) (rate(tapeline_query_seconds_bucket[$__rate_interval])))"
+
 _WRITING: Final = Row(
     "Writing",
     [
@@ -75,10 +77,29 @@ _SPACE: Final = Row(
     ],
 )
 
+_READING: Final = Row(
+    "Reading, by the dashboard's server",
+    [
+        lines(
+            What("Time of a question", "From a question about the history to the first rows of its answer.", "s"),
+            Query(_QUESTION.format(q="0.5"), "half, {{of}}"),
+            Query(_QUESTION.format(q="0.99"), "99 %, {{of}}"),
+        ),
+        lines(
+            What("Clients of the live feed", "Programs and pages that are connected now.", "short"),
+            Query("sum by (instance) (tapeline_live_clients)", "{{instance}}"),
+        ),
+        lines(
+            What("Left out", "Events a second that slow clients did not get. They got the latest values instead.", "cps"),
+            Query("sum by (instance) (rate(tapeline_live_skipped_events_total[$__rate_interval]))", "{{instance}}"),
+        ),
+    ],
+)
+
 BOARD: Final = Board(
     "stores",
     "stores",
     "What the stores write, how quickly, how far behind they are, and how much space is left.",
     [Choice("store", "stage", "tapeline_stored_rows_total"), Choice("topic", "topic", "tapeline_stored_rows_total")],
-    [_WRITING, _SPACE],
+    [_WRITING, _READING, _SPACE],
 )
