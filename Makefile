@@ -34,6 +34,7 @@ demo: $(READY) ## the whole pipeline against three local simulators, SECONDS=30
 backtest: $(READY) ## run the notebook examples/backtest, in an environment of its own
 	@$$($(BIN)/python tests/environments.py examples/backtest --tapeline) examples/backtest/run.py examples/backtest/backtest.ipynb
 	@mv examples/backtest/backtest.png docs/images/backtest.png
+	@echo "Open examples/backtest/backtest.ipynb"
 
 airflow: $(READY) ## run the jobs of CONFIG=tapeline.toml in Airflow, in an environment of its own
 	@$$($(BIN)/python tests/environments.py integrations/airflow) integrations/airflow/start.py --config $(CONFIG) --tapeline $(BIN)/tapeline
