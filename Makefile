@@ -12,7 +12,7 @@ READY := $(VENV)/.ready
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadgroup --durations 20
 
 .DEFAULT_GOAL := help
-.PHONY: help install services demo airflow prefect grafana test lint docs bench prove clean
+.PHONY: help install services demo backtest airflow prefect grafana test lint docs bench prove clean
 
 help: ## list these commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -31,6 +31,11 @@ services: $(READY) ## Redis, PostgreSQL, Apache Kafka, Prometheus and Alertmanag
 
 demo: $(READY) ## the whole pipeline against three local simulators, SECONDS=30
 	@$(BIN)/tapeline demo --seconds $(SECONDS)
+
+backtest: $(READY) ## run the notebook examples/backtest, in an environment of its own
+	@$$($(BIN)/python tests/environments.py examples/backtest --tapeline) examples/backtest/run.py examples/backtest/backtest.ipynb
+	@mv examples/backtest/backtest.png docs/images/backtest.png
+	@echo "Open examples/backtest/backtest.ipynb"
 
 airflow: $(READY) ## run the jobs of CONFIG=tapeline.toml in Airflow, in an environment of its own
 	@$$($(BIN)/python tests/environments.py integrations/airflow) integrations/airflow/start.py --config $(CONFIG) --tapeline $(BIN)/tapeline

@@ -10,12 +10,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-ENVIRONMENTS = Path(__file__).parent.parent / ".venvs"
+ROOT = Path(__file__).parent.parent
+ENVIRONMENTS = ROOT / ".venvs"
 UV = Path(sys.executable).with_name("uv")
 
 
-def python_of(folder: Path) -> str:
-    """The interpreter of the environment that `requirements.txt` in a folder locks. The first time it is fetched."""
+def python_of(folder: Path, *, tapeline: bool = False) -> str:
+    """The interpreter of the environment that `requirements.txt` in a folder locks. The first time it is fetched.
+
+    `tapeline`: this clone's Tapeline is in it too. The lock then has Tapeline's requirements, and hatchling, which installs it."""
     lock = folder / "requirements.txt"
     home = ENVIRONMENTS / folder.name
     stamp = home / "lock.sha256"
@@ -23,20 +26,24 @@ def python_of(folder: Path) -> str:
     ENVIRONMENTS.mkdir(exist_ok=True)
     with (ENVIRONMENTS / f"{folder.name}.lock").open("w") as made_by_one:
         fcntl.flock(made_by_one, fcntl.LOCK_EX)
-        _make(home, lock, stamp, digest)
+        _make(home, lock, stamp, digest, tapeline=tapeline)
     return str(home / "bin" / "python")
 
 
-def _make(home: Path, lock: Path, stamp: Path, digest: str) -> None:
+def _make(home: Path, lock: Path, stamp: Path, digest: str, *, tapeline: bool) -> None:
     """Fetch what the lock names, unless the stamp says that it is there."""
     if not stamp.exists() or stamp.read_text() != digest:
         uv = str(UV) if UV.exists() else shutil.which("uv")
         assert uv, "uv is needed to make the clients' environments: run `make install`"
         environment = os.environ | {"UV_SYSTEM_CERTS": "1", "UV_PYTHON_DOWNLOADS": "never"}
-        for command in (
+        into = ["--quiet", "--compile-bytecode", "--python", str(home / "bin" / "python")]
+        commands = [
             [uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(home)],
-            [uv, "pip", "sync", "--quiet", "--compile-bytecode", "--require-hashes", "--python", str(home / "bin" / "python"), str(lock)],
-        ):
+            [uv, "pip", "sync", *into, "--require-hashes", str(lock)],
+        ]
+        if tapeline:
+            commands.append([uv, "pip", "install", *into, "--offline", "--no-deps", "--no-build-isolation", "--editable", str(ROOT)])
+        for command in commands:
             subprocess.run(command, check=True, env=environment)
         stamp.write_text(digest)
 
@@ -59,5 +66,5 @@ def modules_of(folder: Path) -> Path:
     return home
 
 
-if __name__ == "__main__":  # the interpreter of the folder that is named, for the Makefile
-    print(python_of(Path(sys.argv[1]).resolve()))
+if __name__ == "__main__":  # the interpreter of the folder that is named, for the Makefile; with --tapeline, Tapeline is in it
+    print(python_of(Path(sys.argv[1]).resolve(), tapeline="--tapeline" in sys.argv))

@@ -7,7 +7,6 @@ After a change, `.venv/bin/jupyter execute --inplace examples/from_demo_to_plot.
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import io
 import os
@@ -25,6 +24,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 from nbclient import NotebookClient
 
+from notebooks import said, shown, shows_a_whole_run
 from proving import PROVE, proof
 from tapeline.reading.sql import connect
 
@@ -39,24 +39,6 @@ TABLES = ("quotes", "trades", "volume")
 KEEP = "\n".join(f'{name}.reset_index().to_parquet("{name}.parquet")' for name in TABLES)
 WIDTH, HEIGHT = 1760, 1360
 BUY, SELL, BAND, INK = "#00876c", "#d6503b", "#9db2c8", "#1b2733"
-#: Folders of one machine; a closing tag of HTML has no second slash.
-ABSOLUTE = re.compile(r"(?<![\w.:])/\w[\w.-]*/|[A-Za-z]:\\\\|file:")
-
-
-def outputs(notebook: Any) -> list[Any]:
-    return [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
-
-
-def said(notebook: Any) -> str:
-    streams = [output for output in outputs(notebook) if output.output_type == "stream"]
-    assert {output.name for output in streams} == {"stdout"}
-    return "".join(output.text for output in streams)
-
-
-def shown(notebook: Any) -> bytes:
-    """The one picture among the outputs."""
-    (picture,) = [output.data["image/png"] for output in outputs(notebook) if "image/png" in output.get("data", {})]
-    return base64.b64decode(picture)
 
 
 @dataclass
@@ -168,15 +150,7 @@ def test_the_picture_is_saved_and_each_panel_has_its_marks(run: Run) -> None:
 
 def test_the_committed_notebook_shows_a_whole_run_of_this_code_and_nothing_of_the_machine() -> None:
     notebook = nbformat.read(NOTEBOOK, as_version=4)
-    nbformat.validate(notebook)
-    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
-    assert all(cell.outputs for cell in code)
-    assert "error" not in {output.output_type for output in outputs(notebook)}
+    shows_a_whole_run(notebook)
+    assert all(cell.outputs for cell in notebook.cells if cell.cell_type == "code")
     assert "Every one of the 9,000 events sent is in the lake exactly once." in said(notebook)
     assert shown(notebook) == PICTURE.read_bytes()
-    texts = [said(notebook)]
-    texts += [text for output in outputs(notebook) for kind, text in output.get("data", {}).items() if kind.startswith("text/")]
-    for text in (*texts, *(cell.source for cell in notebook.cells)):
-        assert not ABSOLUTE.search(text)
-        assert not re.search(r"[\x00-\x09\x0b-\x1f]", text)
