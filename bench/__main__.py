@@ -38,6 +38,7 @@ _SECTIONS = {
     "live": ("The live feed's clients", live.run),
     "brokers": ("Through Kafka and Redis", brokers.throughput),
     "engine": ("From receipt to a consumer of Kafka and Redis", brokers.latency),
+    "engines": ("From receipt to an engine in Go, C++, Java and Rust", brokers.in_engines),
     "both-stores": ("Into both stores at once", brokers.both_stores),
     "scaling": ("One and two workers", scaling.run),
     "postgres": ("Into PostgreSQL, beside psql's COPY", postgres.run),

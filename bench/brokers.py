@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ import redis
 from confluent_kafka import Consumer
 from confluent_kafka.admin import AdminClient
 from redis.typing import KeyT, StreamIdT
-from services import postgres
+from services import engines, postgres
 from services.kafka import KafkaBroker
 from services.postgres import PostgresServer
 from services.process import Server
@@ -125,6 +126,33 @@ def latency() -> str:
         f" message; it uses only the `.proto`, no code of Tapeline. Measured for {_SECONDS} s after {_WARM_UP_S} s of warm-up, while all"
         " stages and the lake run on the same cores.\n\n" + table(["reader", "", *COLUMNS], rows)
     )
+
+
+def in_engines() -> str:
+    """From a frame's receipt to the example engines in other languages."""
+    commands = {language: engines.build(language) for language in engines.LANGUAGES}
+    rows = [[language, f"run {at + 1}", *_engine_waited(command)] for language, command in commands.items() for at in range(_ROUNDS)]
+    return (
+        f"Recorded frames at an even {_RATE:,} ticks/s, as in the section above. The time is from a frame's receipt to a program of"
+        f" `examples/engine` that has parsed the protobuf message, with `read_committed`. Measured for {_SECONDS} s after {_WARM_UP_S} s of"
+        f" warm-up (the engine's own: {_SECONDS} s), while all stages and the lake run on the same cores.\n\n"
+        + table(["engine", "", *COLUMNS], rows)
+    )
+
+
+def _engine_waited(command: Sequence[str]) -> list[object]:
+    """What an engine says of the times of its ticks, under COLUMNS."""
+    with _recording() as frames, _server("kafka") as server, tempfile.TemporaryDirectory() as folder, serving(frames, _RATE) as url:
+        with pipeline(write_config(Path(folder), url, 5.0, server.url)):
+            time.sleep(_WARM_UP_S - _SECONDS)
+            options = ["--brokers", server.address, "--latency", str(_SECONDS)]
+            with subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True) as engine:
+                assert engine.stdout is not None
+                lines = list(islice(engine.stdout, 3))  # the names of the columns, its warm-up, and what is measured
+                engine.terminate()
+    assert len(lines) == 3, "the engine ended early"
+    ticks, *percentiles = lines[2].strip().split(",")
+    return [int(ticks), *percentiles]
 
 
 def _waited(name: str, isolation: str) -> npt.NDArray[np.int64]:
