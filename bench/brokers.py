@@ -142,14 +142,19 @@ def in_engines() -> str:
 
 def _engine_waited(command: Sequence[str]) -> list[object]:
     """What an engine says of the times of its ticks, under COLUMNS."""
-    with _recording() as frames, _server("kafka") as server, tempfile.TemporaryDirectory() as folder, serving(frames, _RATE) as url:
-        with pipeline(write_config(Path(folder), url, 5.0, server.url)):
-            time.sleep(_WARM_UP_S - _SECONDS)
-            options = ["--brokers", server.address, "--latency", str(_SECONDS)]
-            with subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True) as engine:
-                assert engine.stdout is not None
-                lines = list(islice(engine.stdout, 3))  # the names of the columns, its warm-up, and what is measured
-                engine.terminate()
+    with (
+        _recording() as frames,
+        _server("kafka") as server,
+        tempfile.TemporaryDirectory() as folder,
+        serving(frames, _RATE) as url,
+        pipeline(write_config(Path(folder), url, 5.0, server.url)),
+    ):
+        time.sleep(_WARM_UP_S - _SECONDS)
+        options = ["--brokers", server.address, "--latency", str(_SECONDS)]
+        with subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True) as engine:
+            assert engine.stdout is not None
+            lines = list(islice(engine.stdout, 3))  # the names of the columns, its warm-up, and what is measured
+            engine.terminate()
     assert len(lines) == 3, "the engine ended early"
     ticks, *percentiles = lines[2].strip().split(",")
     return [int(ticks), *percentiles]

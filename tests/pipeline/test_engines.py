@@ -161,7 +161,7 @@ def test_an_engine_prints_every_price_exactly_and_no_tick_of_a_transaction_that_
     found = parsed(read(engine, kafka_broker.address, topic, "--count", str(len(trades + quotes))))
     names = ("symbol", "timestamp_ns", "kind", "last_price", "bid", "ask")
     assert [tick for _, tick in found] == [tuple(message.get(name) for name in names) for message in trades + quotes]
-    assert [id for id, _ in found] == [(0, at, 0) for at in range(len(prices))] + [(2, 2**62, 7), (0, 100, 0)]
+    assert [place for place, _ in found] == [(0, at, 0) for at in range(len(prices))] + [(2, 2**62, 7), (0, 100, 0)]
 
 
 @every_engine
@@ -193,7 +193,7 @@ def test_an_engine_that_is_killed_continues_and_loses_no_tick(engine: list[str],
         after = parsed("".join(said) + second.stdout.read())
         assert second.wait(PATIENCE_S) in (0, 143), "143 is what Java says of SIGTERM"
     assert dict(before + after) == market.ticks
-    assert max(Counter(id for id, _ in before).values()) == max(Counter(id for id, _ in after).values()) == 1
+    assert max(Counter(place for place, _ in before).values()) == max(Counter(place for place, _ in after).values()) == 1
     assert len(after) < len(market.ticks), "it began anew"
 
 
