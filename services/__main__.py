@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Protocol
 
-from services import alertmanager, kafka, postgres, prometheus, redis
+from services import alertmanager, chromium, kafka, postgres, prometheus, redis
 from services.container import Image, pull
 from services.process import Missing
 
@@ -18,7 +18,14 @@ class _Kind(Protocol):
     def install(self) -> None: ...
 
 
-_KINDS: dict[str, _Kind] = {"redis": redis, "postgres": postgres, "kafka": kafka, "prometheus": prometheus, "alertmanager": alertmanager}
+_KINDS: dict[str, _Kind] = {
+    "redis": redis,
+    "postgres": postgres,
+    "kafka": kafka,
+    "prometheus": prometheus,
+    "alertmanager": alertmanager,
+    "chromium": chromium,
+}
 
 
 def _install(name: str, kind: _Kind) -> None:

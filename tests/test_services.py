@@ -325,12 +325,15 @@ def test_what_cannot_be_installed_is_pulled_and_it_is_said_how_each_is_had(tmp_p
     installed = said("install")
     assert "redis: redis:7.0.15 by Docker Compose" in installed
     assert "kafka: apache/kafka:4.3.1 by Docker Compose" in installed
-    *servers, missing = said("status")
+    *servers, missing, missing_too = said("status")
     assert missing == "prometheus: MISSING: prometheus is not installed"
-    *again, tried, why = said("install")
+    assert missing_too == "chromium: MISSING: chromium is not installed"
+    *again, tried, why, tried_too, why_too = said("install")
     assert again == servers, "what is there is not fetched again"
     assert tried == "prometheus: prometheus is not installed; fetching ..."
     assert why.endswith("and compose.yaml names no image of prometheus")
+    assert tried_too == "chromium: chromium is not installed; fetching ..."
+    assert why_too.endswith("and compose.yaml names no image of chromium")
     assert [call for call in calls(engine) if call.startswith("pull")] == ["pull --quiet redis:7.0.15", "pull --quiet apache/kafka:4.3.1"]
 
 

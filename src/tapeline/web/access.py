@@ -36,7 +36,8 @@ _POLICY: Final = (
 _HEADERS: Final[tuple[tuple[bytes, bytes], ...]] = (
     (b"content-security-policy", _POLICY.encode()),
     (b"x-content-type-options", b"nosniff"),
-    (b"referrer-policy", b"no-referrer"),
+    # With `no-referrer`, a browser would send the form of the token with the origin `null`.
+    (b"referrer-policy", b"same-origin"),
     (b"cross-origin-opener-policy", b"same-origin"),
     (b"cross-origin-resource-policy", b"same-origin"),
 )

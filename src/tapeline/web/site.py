@@ -84,6 +84,7 @@ _FORM: Final = (
 
 def _page(title: str, body: str, *, reload: bool = False) -> HTMLResponse:
     refresh = '<meta http-equiv="refresh" content="5">' if reload else ""
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width">{refresh}<title>{title}</title>'
-    text = f'<!doctype html><html lang="en"><head>{head}<link rel="stylesheet" href="/plain.css"></head><body>{body}</body></html>'
+    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width">{refresh}'
+    links = '<link rel="icon" href="data:,"><link rel="stylesheet" href="/plain.css">'
+    text = f'<!doctype html><html lang="en"><head>{head}{links}<title>{title}</title></head><body>{body}</body></html>'
     return HTMLResponse(text, headers={"Cache-Control": "no-store"})

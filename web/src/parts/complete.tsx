@@ -101,12 +101,19 @@ function Cells({ grid, rows, step }: { grid: Grid; rows: GridRow[]; step: Step }
   const { box, onScroll, first, end } = useVisible(rows.length, ROW_PX);
   const [active, setActive] = useState<Place>({ row: 0, cell: Math.max(0, cells - 1) });
   const [asked, setAsked] = useState<Asked | null>(null);
+  // Keys may come faster than the page is drawn.
+  const at = useRef(active);
   const byKey = useRef(false);
   // The latest cells are those that a person looks for.
   useLayoutEffect(() => {
     if (box.current) box.current.scrollLeft = box.current.scrollWidth;
   }, [step]);
-  const place = { row: Math.min(active.row, rows.length - 1), cell: Math.min(active.cell, cells - 1) };
+  const within = ({ row, cell }: Place): Place => ({ row: Math.min(row, rows.length - 1), cell: Math.min(cell, cells - 1) });
+  const place = within(active);
+  const go = (to: Place): void => {
+    at.current = to;
+    setActive(to);
+  };
   const open = ({ row, cell }: Place): void => {
     const found = rows[row];
     const what = found?.cells[cell];
@@ -122,16 +129,16 @@ function Cells({ grid, rows, step }: { grid: Grid; rows: GridRow[]; step: Step }
   const onKeyDown = (event: KeyboardEvent): void => {
     if (event.key === "Enter" || event.key === " ") {
       event.preventDefault();
-      open(place);
+      open(within(at.current));
       return;
     }
-    const next = moved(event.key, place, rows.length, cells, PAGE_ROWS);
+    const next = moved(event.key, within(at.current), rows.length, cells, PAGE_ROWS);
     if (!next) return;
     event.preventDefault();
     byKey.current = true;
     const found = box.current;
     if (found && (next.row < first || next.row >= end)) found.scrollTop = next.row * ROW_PX;
-    setActive(next);
+    go(next);
   };
   return (
     <>
@@ -149,7 +156,7 @@ function Cells({ grid, rows, step }: { grid: Grid; rows: GridRow[]; step: Step }
                 step={step}
                 active={place.row === first + offset ? place.cell : -1}
                 open={(cell) => {
-                  setActive({ row: first + offset, cell });
+                  go({ row: first + offset, cell });
                   open({ row: first + offset, cell });
                 }}
               />
