@@ -17,6 +17,7 @@ from tapeline.ledger import Ledger
 from tapeline.ledger.absorbing import absorb, forget
 from tapeline.ledger.facts import Facts
 from tapeline.ledger.folding import Account
+from tapeline.ledger.intervals import MISSING
 from tapeline.providers.events import Decode, Names
 from tapeline.records import NS_PER_S, RAW_TOPIC, Chunk
 from tapeline.retry import loop
@@ -167,7 +168,7 @@ class LedgerWriter:
             "keys": self._account.keys if self._account is not None else 0,
             "states": states,
             "metrics": [
-                *(families.GAPS.at(count, state) for state, count in states.items()),
+                *(families.GAPS.at(states.get(state, 0), state) for state in sorted(MISSING)),
                 families.PASSED_OVER.at(self._passed_over),
                 families.FLUSHES.at(self._flushes.since_start()),
             ],
