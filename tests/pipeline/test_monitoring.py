@@ -131,6 +131,7 @@ def test_who_watches_a_running_pipeline_sees_everything_and_is_told_of_what_brea
     what_breaks_shows(home, prometheus, webhook, market)
     assert value(metrics(listen), "tapeline_connected", provider="binance") == 0
     what_is_whole_again_shows(prometheus, webhook, simulator, market)
+    until(lambda: Dashboards(prometheus).shown("jobs: Failed")[0][1] > 0, "the job that was killed shows")
     every_panel_has_data(Dashboards(prometheus), set())
     run.end()
     assert answers(listen, "/live") == 0
@@ -149,8 +150,9 @@ def held(pid: int) -> Iterator[None]:
 
 
 def what_breaks_shows(home: Home, prometheus: Prometheus, webhook: Webhook, market: SimulatorProcess) -> None:
-    """A stage is killed, another hangs, and the provider dies: the panels show it, and somebody is told."""
+    """A job and a stage are killed, another stage hangs, and the provider dies: the panels show it, and somebody is told."""
     shown = Dashboards(prometheus).shown
+    os.kill(home.word("schedule")["running"]["sync"], signal.SIGKILL)
     home.kill("lake")
     until(lambda: any(number > 0 for _, number in shown("overview: Restarts")), "the restart shows")
     with held(until(lambda: home.pid("ledger"), "the ledger runs")):
