@@ -77,6 +77,11 @@ def test_each_alert_has_a_severity_and_a_runbook_and_each_runbook_an_alert() -> 
     assert named == runbooks()
 
 
+def test_the_page_about_monitoring_names_each_alert() -> None:
+    page = (ROOT / "docs" / "monitoring.md").read_text()
+    assert set(re.findall(r"`(Tapeline\w+)`", page)) == {rule["alert"] for rule in rules("alerting.rules.yml")}
+
+
 def test_alertmanager_accepts_the_routes_and_each_rule_that_they_name_exists() -> None:
     need(alertmanager)
     assert "SUCCESS" in run("amtool", "check-config", str(ROUTES))

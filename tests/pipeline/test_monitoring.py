@@ -7,7 +7,7 @@ import re
 import signal
 import socket
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -63,7 +63,7 @@ def everything_is_reported(home: Home, listen: str) -> None:
         return FAMILIES.keys() - OF_PROBLEMS - OF_TWO_LINES - {name for name, samples in metrics(listen).items() if samples}
 
     until(lambda: (home.lake / "ticks").exists(), "the lake has rows")
-    assert home.ask("jobs", "run", "vacuum").returncode == 0
+    assert home.ask("jobs", "run", "check_lake").returncode == 0
     with suppress(AssertionError):
         until(lambda: not missing())
     assert missing() == set(), "every metric has data"
@@ -135,6 +135,7 @@ def test_who_watches_a_running_pipeline_sees_everything_and_is_told_of_what_brea
     what_breaks_shows(home, prometheus, webhook, market)
     assert value(metrics(listen), "tapeline_connected", provider="binance") == 0
     what_is_whole_again_shows(prometheus, webhook, simulator, market)
+    until(lambda: Dashboards(prometheus).shown("jobs: Failed")[0][1] > 0, "the job that was killed shows")
     every_panel_has_data(Dashboards(prometheus), PANELS_OF_TWO_LINES)
     run.end()
     assert answers(listen, "/live") == 0
@@ -142,18 +143,26 @@ def test_who_watches_a_running_pipeline_sees_everything_and_is_told_of_what_brea
     assert Dashboards(prometheus).shown("overview: Processes down") == [], "nobody says that all is well"
 
 
+@contextmanager
+def held(pid: int) -> Iterator[None]:
+    """A process that hangs meanwhile."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
 def what_breaks_shows(home: Home, prometheus: Prometheus, webhook: Webhook, market: SimulatorProcess) -> None:
-    """A stage is killed, another hangs, and the provider dies: the panels show it, and somebody is told."""
+    """A job and a stage are killed, another stage hangs, and the provider dies: the panels show it, and somebody is told."""
     shown = Dashboards(prometheus).shown
+    os.kill(home.word("schedule")["running"]["sync"], signal.SIGKILL)
     home.kill("lake")
     until(lambda: any(number > 0 for _, number in shown("overview: Restarts")), "the restart shows")
-    pid = until(lambda: home.pid("ledger"), "the ledger runs")
-    os.kill(pid, signal.SIGSTOP)
-    until(lambda: shown("overview: Lag")[0][1] > 3, "the lag shows")
-    assert max(number for labels, number in shown("stream: Lag") if labels["group"] == "ledger") > 3
-    assert shown("overview: Longest silence")[0][1] > 3
-    os.kill(pid, signal.SIGCONT)
-    until(lambda: shown("overview: Lag")[0][1] < 3, "it has caught up")
+    with held(until(lambda: home.pid("ledger"), "the ledger runs")):
+        until(lambda: max(number for labels, number in shown("stream: Lag") if labels["group"] == "ledger") > 3, "the lag shows")
+        until(lambda: shown("overview: Lag")[0][1] > 3, "it is in the overview")
+        until(lambda: shown("overview: Longest silence")[0][1] > 3, "so is the silence")
     market.process.send(signal.SIGKILL)
     told = until(lambda: webhook.last("TapelineDisconnected"), "somebody is told")
     assert told["status"] == "firing"

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, get_args
 
 from tapeline.orchestration.alerts import Alerts
 from tapeline.orchestration.catalog import Job
-from tapeline.orchestration.runs import Run, Runs
+from tapeline.orchestration.runs import Run, Runs, State
 from tapeline.orchestration.scheduler import LOOKED_AT
 from tapeline.records import NS_PER_S
 from tapeline.telemetry import families
@@ -43,7 +43,8 @@ class JobMetrics:
             yield families.SCHEDULER_LOOK.at((now_ns - age_ns) / NS_PER_S)
         for name, job in self.jobs.items():
             mine = self.runs.of(name, LOOKED_AT)
-            yield from (families.JOB_RUNS.at(count, name, state) for state, count in Counter(run.state for run in mine).items())
+            counts = Counter(run.state for run in mine)
+            yield from (families.JOB_RUNS.at(counts[state], name, state) for state in get_args(State))
             yield families.JOB_RUNNING.at(any(run.state == "running" for run in mine), name)
             ended = [run.ended_ns for run in mine if run.state == "succeeded" and run.ended_ns is not None]
             if ended:
