@@ -1,1 +1,1 @@
-"""Real servers for tests and benchmarks: Redis, PostgreSQL and Apache Kafka, each started as a process of its own on the loopback."""
+"""Real servers for tests and benchmarks, from Redis to Alertmanager, each started as a process of its own on the loopback."""

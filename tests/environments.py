@@ -61,7 +61,7 @@ def modules_of(folder: Path) -> Path:
             home.mkdir(exist_ok=True)
             for name in names:
                 shutil.copy(folder / name, home / name)
-            subprocess.run(["npm", "ci", "--silent", "--ignore-scripts"], check=True, cwd=home)
+            subprocess.run(["npm", "ci", "--loglevel", "error", "--no-progress", "--ignore-scripts"], check=True, cwd=home)
             stamp.write_text(digest)
     return home
 

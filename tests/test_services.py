@@ -325,15 +325,15 @@ def test_what_cannot_be_installed_is_pulled_and_it_is_said_how_each_is_had(tmp_p
     installed = said("install")
     assert "redis: redis:7.0.15 by Docker Compose" in installed
     assert "kafka: apache/kafka:4.3.1 by Docker Compose" in installed
-    *servers, missing, missing_too = said("status")
-    assert missing == "prometheus: MISSING: prometheus is not installed"
-    assert missing_too == "chromium: MISSING: chromium is not installed"
-    *again, tried, why, tried_too, why_too = said("install")
-    assert again == servers, "what is there is not fetched again"
-    assert tried == "prometheus: prometheus is not installed; fetching ..."
-    assert why.endswith("and compose.yaml names no image of prometheus")
-    assert tried_too == "chromium: chromium is not installed; fetching ..."
-    assert why_too.endswith("and compose.yaml names no image of chromium")
+    # There is no image of these.
+    programs = {"prometheus": "prometheus", "alertmanager": "prometheus-alertmanager", "chromium": "chromium"}
+    *servers, first, second, third = said("status")
+    assert [first, second, third] == [f"{name}: MISSING: {program} is not installed" for name, program in programs.items()]
+    again = said("install")
+    assert again[:-6] == servers, "what is there is not fetched again"
+    assert again[-6::2] == [f"{name}: {program} is not installed; fetching ..." for name, program in programs.items()]
+    for name, why in zip(programs, again[-5::2], strict=True):
+        assert why.endswith(f"and compose.yaml names no image of {name}")
     assert [call for call in calls(engine) if call.startswith("pull")] == ["pull --quiet redis:7.0.15", "pull --quiet apache/kafka:4.3.1"]
 
 

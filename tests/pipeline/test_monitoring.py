@@ -131,11 +131,11 @@ def test_who_watches_a_running_pipeline_sees_everything_and_is_told_of_what_brea
     every_panel_has_data(Dashboards(prometheus), PANELS_OF_PROBLEMS | PANELS_OF_TWO_LINES)
     day = until(lambda: webhook.last("TapelineDayIncomplete"), "somebody is told that yesterday is not complete")
     assert day["labels"]["alert"] == "yesterday"
-    assert not firing(prometheus) & {"TapelineAbsent", "TapelineStageDown", "TapelineUnbalanced", "TapelineDisconnected", "TapelineStale"}
+    assert not firing(prometheus) & {"TapelineStageDown", "TapelineUnbalanced", "TapelineDisconnected", "TapelineStale"}
     what_breaks_shows(home, prometheus, webhook, market)
     assert value(metrics(listen), "tapeline_connected", provider="binance") == 0
     what_is_whole_again_shows(prometheus, webhook, simulator, market)
-    until(lambda: Dashboards(prometheus).shown("jobs: Failed")[0][1] > 0, "the job that was killed shows")
+    until(lambda: Dashboards(prometheus).level("jobs: Failed") > 0, "the job that was killed shows")
     every_panel_has_data(Dashboards(prometheus), PANELS_OF_TWO_LINES)
     run.end()
     assert answers(listen, "/live") == 0
@@ -155,35 +155,40 @@ def held(pid: int) -> Iterator[None]:
 
 def what_breaks_shows(home: Home, prometheus: Prometheus, webhook: Webhook, market: SimulatorProcess) -> None:
     """A job and a stage are killed, another stage hangs, and the provider dies: the panels show it, and somebody is told."""
-    shown = Dashboards(prometheus).shown
+    dashboards = Dashboards(prometheus)
     os.kill(home.word("schedule")["running"]["sync"], signal.SIGKILL)
     home.kill("lake")
-    until(lambda: any(number > 0 for _, number in shown("overview: Restarts")), "the restart shows")
+    until(lambda: dashboards.level("overview: Restarts") > 0, "the restart shows")
     with held(until(lambda: home.pid("ledger"), "the ledger runs")):
-        until(lambda: max(number for labels, number in shown("stream: Lag") if labels["group"] == "ledger") > 3, "the lag shows")
-        until(lambda: shown("overview: Lag")[0][1] > 3, "it is in the overview")
-        until(lambda: shown("overview: Longest silence")[0][1] > 3, "so is the silence")
+        until(lambda: dashboards.level("completeness: Lag of the ledger") > 3, "the lag shows")
+        until(lambda: dashboards.level("overview: Lag") > 3, "it is in the overview")
+        until(lambda: dashboards.level("overview: Longest silence") > 3, "so is the silence")
     market.process.send(signal.SIGKILL)
-    told = until(lambda: webhook.last("TapelineDisconnected"), "somebody is told")
-    assert told["status"] == "firing"
+    until(lambda: webhook.last("TapelineDisconnected").get("status") == "firing", "somebody is told")
+    told = webhook.last("TapelineDisconnected")
     assert told["labels"]["provider"] == "binance"
     assert told["labels"]["severity"] == "critical"
     assert told["annotations"] == {"summary": "No connection to binance spot is open.", "runbook": "alerts.md#freshness"}
-    assert "TapelineDisconnected" in {labels["alertname"] for labels, _ in shown("overview: Alerts that fire")}
-    assert shown("overview: Alerts")[0][1] >= 1
-    assert [number for _, number in shown("ingest: Connections")] == [0]
-    until(lambda: shown("ingest: Frames")[0][1] == 0, "nothing comes in")
-    assert shown("ingest: Time since the last data")[0][1] > 1
+
+    def named() -> set[str]:
+        return {labels["alertname"] for labels, _ in dashboards.shown("overview: Alerts that fire")}
+
+    until(lambda: "TapelineDisconnected" in named(), "the table names it")
+    until(lambda: dashboards.level("overview: Alerts") >= 1, "it is counted")
+    until(lambda: dashboards.level("ingest: Connections") == 0, "the connection is closed")
+    until(lambda: dashboards.level("ingest: Frames") == 0, "nothing comes in")
+    until(lambda: dashboards.level("ingest: Time since the last data") > 3, "for how long shows")
 
 
 def what_is_whole_again_shows(
     prometheus: Prometheus, webhook: Webhook, simulator: Callable[..., SimulatorProcess], market: SimulatorProcess
 ) -> None:
     """The provider comes back, and refuses once: that shows too, and the alert is over."""
-    shown = Dashboards(prometheus).shown
+    dashboards = Dashboards(prometheus)
     simulator("binance", "--rate", "500", "--port", str(urllib3.util.parse_url(market.url).port), "--fault", "auth_refused:1")
-    until(lambda: [number for _, number in shown("ingest: Connections")] == [1], "the connection is open again")
-    assert {labels["code"] for labels, _ in until(lambda: shown("ingest: Errors of providers"), "the refusal shows")} >= {"403"}
+    until(lambda: dashboards.level("ingest: Connections") == 1, "the connection is open again")
+    refused = until(lambda: dashboards.shown("ingest: Errors of providers"), "the refusal shows")
+    assert "403" in {labels["code"] for labels, _ in refused}
     until(lambda: webhook.last("TapelineDisconnected")["status"] == "resolved", "somebody is told that it is over")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import threading
 from dataclasses import dataclass, field
@@ -130,6 +131,10 @@ class Dashboards:
         """What a panel, `board: title`, shows now: the answer to its first query."""
         one = next(one for one in questions() if str(one) == panel)
         return query(self.prometheus, filled(one.expr, self._values(boards()[one.board])))
+
+    def level(self, panel: str) -> float:
+        """The highest number that a panel shows now; not a number if it shows none, as when a busy machine could not be scraped."""
+        return max((number for _, number in self.shown(panel)), default=math.nan)
 
     def _values(self, board: Mapping[str, Any]) -> dict[str, str]:
         """The variables' values: of each, everything that there is to choose. The windows are those of a scrape each second."""
