@@ -143,7 +143,8 @@ def in_engines() -> str:
 def _engine_waited(command: Sequence[str]) -> list[object]:
     """What an engine says of the times of its ticks, under COLUMNS."""
     with _recording() as frames, _server("kafka") as server, tempfile.TemporaryDirectory() as folder, serving(frames, _RATE) as url:
-        with pipeline(write_config(Path(folder), url, 5.0, server.url)):
+        config = write_config(Path(folder), url, 5.0, server.url)
+        with pipeline(config):
             time.sleep(_WARM_UP_S - _SECONDS)
             options = ["--brokers", server.address, "--latency", str(_SECONDS)]
             with subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True) as engine:
