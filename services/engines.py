@@ -63,7 +63,7 @@ _ENGINES: Final = {
         build=("cargo build --release",),
         run="target/release/engine",
         needs={"cargo": "Rust 1.85 or later, with cargo"},
-        packages={**_PROTOC, "/usr/bin/cmake": "cmake", "/usr/bin/g++": "g++"},
+        packages={**_PROTOC, "/usr/bin/gcc": "gcc", "/usr/bin/make": "make", "/usr/include/zlib.h": "zlib1g-dev"},
     ),
 }
 LANGUAGES: Final = tuple(_ENGINES)

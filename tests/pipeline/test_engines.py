@@ -30,11 +30,8 @@ if TYPE_CHECKING:
 #: A clean build of the one in C++ takes seconds. The others take half a minute and more, so they are for proofs.
 QUICK = "cpp"
 every_engine = pytest.mark.parametrize(
-    "engine",
-    [name if name == QUICK else pytest.param(name, marks=proof("readers", quick=False)) for name in engines.LANGUAGES],
-    indirect=True,
+    "engine", [pytest.param(name, marks=proof("readers", quick=name == QUICK)) for name in engines.LANGUAGES], indirect=True
 )
-PARTITIONS = 3
 Tick = tuple[str, int, str, float | None, float | None, float | None]
 Id = tuple[int, int, int]
 
@@ -46,6 +43,7 @@ class Market(NamedTuple):
     topic: str
     #: What Tapeline's own reader says of it.
     ticks: dict[Id, Tick]
+    partitions: int = 3
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +63,7 @@ def market(kafka_broker: KafkaBroker, tmp_path_factory: pytest.TempPathFactory) 
     url = simulator.says(" at ").splitlines()[0].rpartition(" at ")[2].strip()
     prefix = fresh_prefix()
     home = Home(folder / "data", spawn)
-    stream = f'[stream]\nurl = "{kafka_broker.url}"\ntopic_prefix = "{prefix}"\npartitions = {PARTITIONS}\n'
+    stream = f'[stream]\nurl = "{kafka_broker.url}"\ntopic_prefix = "{prefix}"\npartitions = 3\n'
     home.configure(stream + block("binance", url, ["BTCUSDT", "ETHUSDT", "SOLUSDT"], ["trade", "bookTicker"]))
     assert home.run("--until-idle", "1") == 0
     with closing(home.stream()) as opened:
@@ -121,6 +119,13 @@ def running(engine: list[str], market: Market, group: str) -> Iterator[subproces
             process.kill()
 
 
+def committed(market: Market, group: str) -> bool:
+    """Whether the group has committed a position."""
+    with closing(Consumer({"bootstrap.servers": market.address, "group.id": group})) as looking:
+        positions = [TopicPartition(market.topic, partition) for partition in range(market.partitions)]
+        return any(place.offset > 0 for place in looking.committed(positions, timeout=10))
+
+
 def publish(address: str, topic: str, *messages: dict[str, Any], abort: bool = False) -> None:
     """Write messages in a transaction."""
     make = message_class()
@@ -161,24 +166,18 @@ def test_an_engine_prints_every_price_exactly_and_no_tick_of_a_transaction_that_
     found = parsed(read(engine, kafka_broker.address, topic, "--count", str(len(trades + quotes))))
     names = ("symbol", "timestamp_ns", "kind", "last_price", "bid", "ask")
     assert [tick for _, tick in found] == [tuple(message.get(name) for name in names) for message in trades + quotes]
-    assert [place for place, _ in found] == [(0, at, 0) for at in range(len(prices))] + [(2, 2**62, 7), (0, 100, 0)]
+    assert [event for event, _ in found] == [(0, at, 0) for at in range(len(prices))] + [(2, 2**62, 7), (0, 100, 0)]
 
 
 @every_engine
 def test_an_engine_that_is_killed_continues_and_loses_no_tick(engine: list[str], market: Market) -> None:
     group = fresh_prefix()
-    positions = [TopicPartition(market.topic, partition) for partition in range(PARTITIONS)]
-    with closing(Consumer({"bootstrap.servers": market.address, "group.id": group})) as looking, running(engine, market, group) as first:
+    with running(engine, market, group) as first:
         assert first.stdout is not None
         said = [first.stdout.readline() for _ in range(1000)]
-
-        def committed() -> bool:
-            """Read on slowly: the engine waits while nobody takes its lines."""
-            assert first.stdout is not None
-            said.extend(first.stdout.readline() for _ in range(20))
-            return any(place.offset > 0 for place in looking.committed(positions, timeout=10))
-
-        until(committed, "it commits")
+        while not committed(market, group):
+            # Read on slowly: the engine waits while nobody takes its lines.
+            said += [first.stdout.readline() for _ in range(20)]
         first.kill()
         before = parsed("".join(said) + first.stdout.read())
     assert len(before) < len(market.ticks), "it was killed too late"
@@ -193,7 +192,7 @@ def test_an_engine_that_is_killed_continues_and_loses_no_tick(engine: list[str],
         after = parsed("".join(said) + second.stdout.read())
         assert second.wait(PATIENCE_S) in (0, 143), "143 is what Java says of SIGTERM"
     assert dict(before + after) == market.ticks
-    assert max(Counter(place for place, _ in before).values()) == max(Counter(place for place, _ in after).values()) == 1
+    assert max(Counter(event for event, _ in before).values()) == max(Counter(event for event, _ in after).values()) == 1
     assert len(after) < len(market.ticks), "it began anew"
 
 
@@ -213,13 +212,14 @@ def test_an_engine_prints_the_percentiles_of_the_time_since_receipt(engine: list
 @pytest.mark.parametrize("engine", engines.LANGUAGES, indirect=True)
 def test_an_engine_waits_for_a_kafka_that_is_away_and_reads_on(engine: list[str], own_kafka: Callable[..., KafkaBroker]) -> None:
     broker = own_kafka()
-    market = Market(broker.address, TICKS_TOPIC.name, {})
-    broker.create_topic(market.topic)
+    market = Market(broker.address, TICKS_TOPIC.name, {}, 1)
+    broker.create_topic(market.topic, market.partitions)
     publish(market.address, market.topic, {"symbol": "BEFORE"})
     with running(engine, market, "engine") as process:
         assert process.stdout is not None
         assert process.stdout.readline().startswith("symbol,")
         assert process.stdout.readline().startswith("BEFORE,")
+        until(lambda: committed(market, "engine"), "it commits")
         broker.stop()
         time.sleep(3)  # so that it sees it
         broker.start()
@@ -236,7 +236,7 @@ def test_an_engine_says_what_is_wrong(engine: list[str], kafka_broker: KafkaBrok
         producer.produce(topic, b"\xff")
     nobody, missing = f"127.0.0.1:{free_port()}", fresh_prefix() + "missing"
     wrong = {
-        f"no Kafka broker answers at {nobody} (": ["--brokers", nobody],
+        f"no Kafka broker answers at {nobody}": ["--brokers", nobody],
         f"cannot read the topic {missing} at {kafka_broker.address} (": ["--topic", missing],
         f"{topic}, partition 0, offset 0 is no MarketData message": [],
     }

@@ -170,7 +170,7 @@ std::unique_ptr<RdKafka::KafkaConsumer> connect(const Options& options) {
     set("bootstrap.servers", options.brokers);
     set("group.id", options.group);
     set("auto.offset.reset", options.from);
-    // Records of transactions that are aborted later are never shown, so no tick comes twice.
+    // Only what is committed: a transaction that fails is written again, and its ticks would come twice.
     set("isolation.level", "read_committed");
     // Commit what was handled, not what was fetched: after a crash, a tick may come again, but none is lost.
     set("enable.auto.offset.store", "false");

@@ -60,7 +60,7 @@ func run() error {
 		kgo.ConsumeTopics(*topic),
 		kgo.ConsumerGroup(*group),
 		kgo.ConsumeResetOffset(start[*from]),
-		// The default would also show records of transactions that are aborted later; their ticks then come twice.
+		// Only what is committed: a transaction that fails is written again, and its ticks would come twice.
 		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
 		// Commit what was handled, not what was fetched: after a crash, a tick may come again, but none is lost.
 		kgo.AutoCommitMarks(),

@@ -17,6 +17,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 
 use tapeline::MarketData;
 
+#[allow(dead_code)] // The messages of the other topics are not used here.
 mod tapeline {
     include!(concat!(env!("OUT_DIR"), "/tapeline.v1.rs"));
 }
@@ -90,12 +91,14 @@ fn connect(options: &Options) -> Result<BaseConsumer> {
         .set("bootstrap.servers", &options.brokers)
         .set("group.id", &options.group)
         .set("auto.offset.reset", from)
-        // Records of transactions that are aborted later are never shown, so no tick comes twice.
+        // Only what is committed: a transaction that fails is written again, and its
+        // ticks would come twice.
         .set("isolation.level", "read_committed")
-        // Commit what was handled, not what was fetched: after a crash, a tick may come again, but none is lost.
+        // Commit what was handled, not what was fetched: after a crash, a tick may come again, but
+        // none is lost.
         .set("enable.auto.offset.store", "false")
         .set("auto.commit.interval.ms", "1000")
-        // Kafka gives the partitions of a killed engine to the next one after 6 s. The default is 45 s.
+        // Kafka gives the partitions of a killed engine to the next one after 6 s, not 45 s.
         .set("session.timeout.ms", "6000")
         .set("heartbeat.interval.ms", "2000")
         // librdkafka would buffer up to 64 MB.
@@ -106,17 +109,30 @@ fn connect(options: &Options) -> Result<BaseConsumer> {
     let (brokers, topic) = (&options.brokers, &options.topic);
     let metadata = consumer
         .fetch_metadata(Some(topic), Duration::from_secs(5))
-        .with_context(|| format!("no Kafka broker answers at {brokers}: start Kafka, or give its address with --brokers"))?;
+        .with_context(|| {
+            format!(
+                "no Kafka broker answers at {brokers}: start Kafka, or give its address with --brokers"
+            )
+        })?;
     if let Some(error) = metadata.topics()[0].error() {
         let error = RDKafkaErrorCode::from(error);
-        bail!("cannot read the topic {topic} at {brokers} ({error}): start Tapeline, which creates it, or give its name with --topic");
+        bail!(
+            "cannot read the topic {topic} at {brokers} ({error}): \
+             start Tapeline, which creates it, or give its name with --topic"
+        );
     }
     consumer.subscribe(&[topic])?;
     Ok(consumer)
 }
 
-/// Hands every record to `work` until `stop` is set, enough records are handled, or none has come for long enough.
-fn consume(consumer: &BaseConsumer, work: &mut dyn Handler, options: &Options, stop: &AtomicBool) -> Result<()> {
+/// Hands every record to `work` until `stop` is set, enough records are handled, or none has come
+/// for long enough.
+fn consume(
+    consumer: &BaseConsumer,
+    work: &mut dyn Handler,
+    options: &Options,
+    stop: &AtomicBool,
+) -> Result<()> {
     let (mut handled, mut last) = (0, Instant::now());
     while !stop.load(Ordering::Relaxed)
         && (options.count == 0 || handled < options.count)
@@ -125,8 +141,12 @@ fn consume(consumer: &BaseConsumer, work: &mut dyn Handler, options: &Options, s
         match consumer.poll(Duration::from_millis(100)) {
             None => {}
             // The client connects again by itself.
-            Some(Err(error)) if error.rdkafka_error_code().is_some_and(passes) => eprintln!("engine: {error}"),
-            Some(Err(error)) => return Err(error).with_context(|| format!("reading {}", options.topic)),
+            Some(Err(error)) if error.rdkafka_error_code().is_some_and(passes) => {
+                eprintln!("engine: {error}")
+            }
+            Some(Err(error)) => {
+                return Err(error).with_context(|| format!("reading {}", options.topic));
+            }
             Some(Ok(record)) => {
                 let tick = MarketData::decode(record.payload().unwrap_or_default()).with_context(|| {
                     let (topic, partition, offset) = (record.topic(), record.partition(), record.offset());
@@ -147,7 +167,10 @@ fn consume(consumer: &BaseConsumer, work: &mut dyn Handler, options: &Options, s
 
 fn passes(code: RDKafkaErrorCode) -> bool {
     use RDKafkaErrorCode::{AllBrokersDown, BrokerTransportFailure, OperationTimedOut, Resolve};
-    matches!(code, AllBrokersDown | BrokerTransportFailure | OperationTimedOut | Resolve)
+    matches!(
+        code,
+        AllBrokersDown | BrokerTransportFailure | OperationTimedOut | Resolve
+    )
 }
 
 /// Writes each tick as a line of CSV.
@@ -159,8 +182,14 @@ struct Printer {
 impl Printer {
     fn new() -> io::Result<Self> {
         let mut out = io::stdout().lock();
-        writeln!(out, "symbol,ts_ns,kind,last,bid,ask,raw_partition,raw_offset,raw_index")?;
-        Ok(Self { out, line: String::new() })
+        writeln!(
+            out,
+            "symbol,ts_ns,kind,last,bid,ask,raw_partition,raw_offset,raw_index"
+        )?;
+        Ok(Self {
+            out,
+            line: String::new(),
+        })
     }
 }
 
@@ -193,7 +222,8 @@ impl Handler for Printer {
     }
 }
 
-/// Counts ticks by the time from receipt to here, in steps of 10 µs up to 10 s: 4 MB, however many ticks come.
+/// Counts ticks by the time from receipt to here, in steps of 10 µs up to 10 s: 4 MB, however many
+/// ticks come.
 struct Latencies {
     steps: Vec<u32>,
     ticks: usize,
@@ -204,7 +234,12 @@ struct Latencies {
 impl Latencies {
     fn new(every: Duration) -> io::Result<Self> {
         writeln!(io::stdout(), "ticks,p50_ms,p99_ms,p99.9_ms")?;
-        Ok(Self { steps: vec![0; 1_000_000], ticks: 0, every, next: Instant::now() + every })
+        Ok(Self {
+            steps: vec![0; 1_000_000],
+            ticks: 0,
+            every,
+            next: Instant::now() + every,
+        })
     }
 
     /// The time in ms within which so many of a thousand ticks came.
@@ -221,7 +256,9 @@ impl Latencies {
 
 impl Handler for Latencies {
     fn handle(&mut self, tick: &MarketData) -> io::Result<()> {
-        let now = SystemTime::UNIX_EPOCH.elapsed().map_or(0, |now| now.as_nanos() as i64);
+        let now = SystemTime::UNIX_EPOCH
+            .elapsed()
+            .map_or(0, |now| now.as_nanos() as i64);
         let step = (now - tick.received_ns) / 10_000;
         let last = self.steps.len() as i64 - 1;
         self.steps[step.clamp(0, last) as usize] += 1;

@@ -110,7 +110,8 @@ public final class Engine implements ConsumerRebalanceListener {
             "bootstrap.servers", options.get("--brokers"),
             "group.id", options.get("--group"),
             "auto.offset.reset", options.get("--from"),
-            // Records of transactions that are aborted later are never shown: no tick comes twice.
+            // Only what is committed: a transaction that fails is written again, and its
+            // ticks would come twice.
             "isolation.level", "read_committed",
             "enable.auto.commit", "false",
             // Kafka gives the partitions of a killed engine to the next one after 6 s, not 45 s.
