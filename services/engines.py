@@ -63,7 +63,7 @@ _ENGINES: Final = {
         build=("cargo build --release",),
         run="target/release/engine",
         needs={"cargo": "Rust 1.85 or later, with cargo"},
-        packages={**_PROTOC, "/usr/bin/gcc": "gcc", "/usr/bin/make": "make", "/usr/include/zlib.h": "zlib1g-dev"},
+        packages={**_PROTOC, "/usr/bin/gcc": "gcc", "/usr/bin/make": "make"},
     ),
 }
 LANGUAGES: Final = tuple(_ENGINES)
@@ -119,9 +119,9 @@ def _copy(language: str) -> None:
 
 
 def _digest(language: str) -> str:
-    """Of everything that an engine is built from."""
+    """Of everything that an engine is built from, and how."""
     sources = [*(ROOT / "proto").rglob("*"), *_sources(ROOT / "examples" / "engine" / language)]
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(repr(_ENGINES[language].build).encode())
     for path in sorted(path for path in sources if path.is_file()):
         digest.update(f"{path.relative_to(ROOT)} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
     return digest.hexdigest()
