@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import time
@@ -59,6 +60,20 @@ def test_what_is_installed_is_locked_without_the_address_of_a_registry() -> None
     assert all("resolved" not in package for package in lock["packages"].values())
     manifest = json.loads((CLIENT / "package.json").read_text())
     assert "dependencies" not in manifest
+
+
+def test_the_programs_in_the_documentation_have_right_types(built: Path) -> None:
+    pages = [CLIENT / "README.md", CLIENT.parents[1] / "docs" / "live-feed.md"]
+    programs = [found for page in pages for found in re.findall(r"^```(tsx?)\n(.*?)```", page.read_text(), re.DOTALL | re.MULTILINE)]
+    assert len(programs) == 5
+    folder = built / "documented"
+    folder.mkdir()
+    for number, (kind, text) in enumerate(programs):
+        (folder / f"program{number}.{kind}").write_text(f"{text}\nexport {{}};\n")
+    options = {"extends": "../tsconfig.json", "compilerOptions": {"rootDir": "..", "noEmit": True, "composite": False, "jsx": "react-jsx"}}
+    (folder / "tsconfig.json").write_text(json.dumps({**options, "include": ["."]}))
+    done = subprocess.run(["node_modules/.bin/tsc", "-p", "documented"], cwd=built, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
 
 
 @dataclass
