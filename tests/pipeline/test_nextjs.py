@@ -144,7 +144,6 @@ def test_the_page_shows_the_market_and_its_chart_is_what_the_lake_says(
     expect(page.get_by_role("status")).not_to_have_class("health unknown", timeout=30_000)
     before = trades()
     until(lambda: trades() > before + 20, "the chart goes on")
-    page.screenshot(path=str(home.root.with_name("page.png")))
     market.halt()
     seen = [-1.0]
 
