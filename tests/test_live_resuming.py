@@ -42,7 +42,7 @@ def windows_of(count: int, rows: int = 1, symbol: str = "BTC/USDT") -> list[Wind
 
 def hub_with(windows: list[Window], **options: Any) -> Hub:
     hub = Hub(10, time.monotonic_ns, **options)
-    hub.begin(START)
+    hub.begin(START, START)
     for window in windows:
         hub.publish(window)
     return hub

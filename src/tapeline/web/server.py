@@ -133,6 +133,7 @@ def _settings(config: Config, app: ASGIApp) -> uvicorn.Config:
         ws_max_size=1 << 20,
         lifespan="off",
         log_config=None,
+        log_level="warning",  # two lines for each connection say nothing to the one who reads the pipeline's log
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=_GRACE_S,

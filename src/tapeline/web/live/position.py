@@ -13,6 +13,10 @@ from tapeline.errors import WrongArgument
 _TEXT: Final = re.compile(r"(?:[a-z]{1,20}:\d{1,19}(?:,\d{1,19}){0,1023}(?:;|\Z)){1,8}")
 
 
+#: How much of a wrong text is repeated to the one who sent it.
+_SHOWN: Final = 100
+
+
 @dataclass(frozen=True, slots=True)
 class Position:
     """How far the live topics were read: for each table (`ticks`, `bars`), the next offset of each partition."""
@@ -50,9 +54,9 @@ class Position:
 def parse(text: str) -> Position:
     """Read the text of a position. Raises WrongArgument."""
     if not _TEXT.fullmatch(text) or text.endswith(";"):
-        raise WrongArgument(f"{text!r} is not a position. Use the id of a message, such as 'ticks:120;bars:4', or leave it out.")
+        raise WrongArgument(f"{text[:_SHOWN]!r} is not a position. Use the id of a message, such as 'ticks:120;bars:4', or leave it out.")
     parts = [part.partition(":") for part in text.split(";")]
     found = {table: tuple(map(int, offsets.split(","))) for table, _, offsets in parts}
     if len(found) < len(parts):
-        raise WrongArgument(f"{text!r} names a table twice. Use the id of a message as it came.")
+        raise WrongArgument(f"{text[:_SHOWN]!r} names a table twice. Use the id of a message as it came.")
     return Position(found)

@@ -106,9 +106,17 @@ async def _send_all(socket: WebSocket, hub: Hub, client: Client) -> None:
             messages = [Message("alive", at, encoded(Alive("alive", at)))]
         for message in messages:
             async with asyncio.timeout(_PATIENCE_S):
-                await socket.send_text(message.body.decode())
-                if message.binary:
-                    await socket.send_bytes(message.binary)
+                await _send(socket, message.body.decode(), message.binary)
+
+
+async def _send(socket: WebSocket, text: str, binary: bytes = b"") -> None:
+    """Send a message. Raises WebSocketDisconnect if the client is gone, or was cut off for a frame that is too long."""
+    try:
+        await socket.send_text(text)
+        if binary:
+            await socket.send_bytes(binary)
+    except RuntimeError:  # what uvicorn and Starlette raise after a close
+        raise WebSocketDisconnect from None
 
 
 async def _listen(socket: WebSocket, hub: Hub, client: Client) -> None:
@@ -120,13 +128,15 @@ async def _listen(socket: WebSocket, hub: Hub, client: Client) -> None:
         began = time.monotonic()
         try:
             hub.change(client, _decode(received.get("text") or b""))
-        except (WrongArgument, msgspec.DecodeError) as error:
-            await socket.send_text(encoded(Error("error", f"{error} A request is text: JSON.")).decode())
+        except WrongArgument as error:
+            await _send(socket, encoded(Error("error", str(error))).decode())
+        except msgspec.DecodeError as error:
+            await _send(socket, encoded(Error("error", f"The request is wrong: {error}. Send text: JSON.")).decode())
         await asyncio.sleep(_REST * (time.monotonic() - began))
 
 
 async def _refuse(socket: WebSocket, text: str, code: int) -> None:
-    with suppress(WebSocketDisconnect):
+    with suppress(RuntimeError, WebSocketDisconnect):
         await socket.accept()
         await socket.send_text(encoded(Error("error", text)).decode())
         await socket.close(code)
