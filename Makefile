@@ -8,16 +8,25 @@ DOCS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PAGE := src/tapeline/web/assets/index.html
+PAGE_SOURCES := $(shell find web -type f -not -path "web/node_modules/*") docs/alerts.md
 # Tests wait more than they work: several workers share the cores. Those that share a server stay together in one worker.
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadgroup --durations 20
 
 .DEFAULT_GOAL := help
-.PHONY: help install services demo backtest airflow prefect grafana test lint docs bench prove clean
+.PHONY: help install page services demo backtest airflow prefect grafana test lint docs bench prove clean
 
 help: ## list these commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-install: $(READY) ## install the locked versions into .venv
+install: $(READY) ## install the locked versions into .venv, and build the dashboard's page
+	@$(MAKE) --silent --question $(PAGE) || $(BIN)/python web/build.py --if-possible build
+
+page: $(PAGE) ## build the dashboard's page; Node.js comes from PyPI if it is missing
+
+# The page's files are part of the package: an installed Tapeline and a wheel have them.
+$(PAGE): $(READY) $(PAGE_SOURCES)
+	@$(BIN)/python web/build.py build
 
 # uv, itself installed from PyPI into the environment, installs exactly what uv.lock names.
 $(READY): pyproject.toml uv.lock
@@ -47,13 +56,14 @@ prefect: $(READY) ## serve the jobs of CONFIG=tapeline.toml in Prefect, in an en
 grafana: $(READY) ## write the dashboards for Grafana; the links to the documentation begin with DOCS=
 	@cd deploy/grafana && $$(../../$(BIN)/python ../../tests/environments.py .) -m tapeline_grafana $(if $(DOCS),--docs $(DOCS))
 
-test: services ## every test, or TESTS=tests/streams
+test: services $(PAGE) ## every test, or TESTS=tests/streams
 	@$(PYTEST) $(TESTS)
 
-lint: $(READY) ## ruff and mypy --strict
-	@$(BIN)/ruff check src tests bench services examples docs integrations deploy
-	@$(BIN)/ruff format --check src tests bench services examples docs integrations deploy
+lint: $(READY) ## ruff, mypy --strict and tsc
+	@$(BIN)/ruff check src tests bench services examples docs integrations deploy web
+	@$(BIN)/ruff format --check src tests bench services examples docs integrations deploy web
 	@$(BIN)/mypy
+	@$(BIN)/python web/build.py check
 	@$(BIN)/mypy --python-executable $$($(BIN)/python tests/environments.py integrations/airflow) \
 		integrations/airflow/dags integrations/airflow/start.py
 	@$(BIN)/mypy --python-executable $$($(BIN)/python tests/environments.py integrations/prefect) integrations/prefect/tapeline_prefect
@@ -68,8 +78,8 @@ docs: $(READY) ## the documentation as a site, in .cache/site; a broken link fai
 bench: services ## the benchmarks behind docs/performance.md
 	@$(BIN)/python -m bench
 
-prove: services ## the long proofs: more crashes, more seeds, more data; or one part, PART=chaos
+prove: services $(PAGE) ## the long proofs: more crashes, more seeds, more data; or one part, PART=chaos
 	@TAPELINE_PROVE=$(PART) $(PYTEST) --timeout 7200 $(TESTS)
 
 clean: ## remove the environments and caches
-	@rm -rf $(VENV) .venvs .cache .mypy_cache .ruff_cache
+	@rm -rf $(VENV) .venvs .cache .mypy_cache .ruff_cache web/node_modules src/tapeline/web/assets

@@ -39,6 +39,12 @@ def live(tmp_path_factory: pytest.TempPathFactory, spawn: Spawner) -> Iterator[L
     return start(tmp_path_factory.mktemp("live"), spawn, configure, "--rate", "150")
 
 
+def sent(live: Live, symbol: str) -> set[tuple[float, float]]:
+    """Price and size of the trades in the simulator's journal."""
+    events = [json.loads(line)["event"] for line in live.market.journal.read_text().splitlines() if line.endswith("}")]
+    return {(float(event["p"]), float(event["q"])) for event in events if event.get("e") == "trade" and event["s"] == symbol}
+
+
 def test_everybody_can_use_the_page_in_both_colours_on_a_wall_and_on_a_phone(live: Live, open_page: Callable[..., Page]) -> None:
     for name, options in {
         "wall-light": {},
@@ -109,13 +115,11 @@ def test_the_grid_has_a_row_for_each_key_of_the_ledger_and_a_cell_opens_its_evid
     page.locator('[role=gridcell][tabindex="0"]').focus()
     page.keyboard.press("End")
     page.keyboard.press("ArrowDown")
-    for _ in range(31):
-        page.keyboard.press("ArrowLeft")
-        label = page.evaluate("document.activeElement.getAttribute('aria-label')") or ""
-        if "covered" in label:
-            break
     symbol, channel = rows[1]
-    assert label.startswith(f"{symbol} {channel}, ")
+    focused = page.locator(":focus")
+    expect(focused).to_have_attribute("aria-label", re.compile(f"^{symbol} {channel}, "))
+    while "covered" not in (focused.get_attribute("aria-label") or ""):
+        page.keyboard.press("ArrowLeft")
     page.keyboard.press("Enter")
     dialog = page.get_by_role("dialog")
     expect(dialog.get_by_role("heading", level=2)).to_contain_text(f"{symbol} {channel}, ")
@@ -147,6 +151,7 @@ def test_an_operator_runs_a_job_and_sees_its_run(live: Live, open_page: Callable
     row = page.locator("table.jobs tr", has_text="check_lake")
     expect(row).to_contain_text("succeeded", timeout=60_000)
     page.get_by_role("button", name="Runs of check_lake").click()
+    expect(page.locator("dialog tbody tr")).to_have_count(1)
     (run,) = live.get("/v1/runs", job="check_lake")["rows"]
     (shown,) = table(page, "dialog table")
     assert shown[0] == run["state"] == "succeeded"
@@ -168,13 +173,8 @@ def test_the_market_shows_each_symbol_and_the_chart_only_trades_that_happened(li
     until(lambda: trades.first.inner_text() != first, "new trades come")
     shown = [(row[0], float(row[1].replace(",", "")), float(row[2].replace(",", ""))) for row in table(page, "table.trades")]
     assert [time for time, _, _ in shown] == sorted((time for time, _, _ in shown), reverse=True)
-    sent = {}
-    for line in map(json.loads, live.market.journal.read_text().splitlines()):
-        event = line["event"]
-        if event.get("e") == "trade" and event["s"] == "ETHUSDT":
-            sent.setdefault((float(event["p"]), float(event["q"])), []).append(event["T"])
-    for _, price, size in shown:
-        assert (price, size) in sent
+    known = {(price, size) for _, price, size in shown}
+    until(lambda: known <= sent(live, "ETHUSDT"), "the simulator has sent each of them")
     plot = page.get_by_role("img", name="Trades and quotes of ETH/USDT over the last 5 minutes")
     expect(plot.locator("canvas")).to_be_visible()
     page.get_by_role("button", name="Chart of ETH/USDT").click()

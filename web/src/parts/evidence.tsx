@@ -2,7 +2,7 @@
 import { useEffect, useState } from "preact/hooks";
 import { get, reason } from "../api";
 import { usePageState } from "../context";
-import { age, count, counted, momentOf, msOf, share } from "../format";
+import { age, counted, momentOf, msOf, share } from "../format";
 import { useAction } from "../pieces/action";
 import { STATES, STEPS, timeOfCell, type Step } from "../pieces/cells";
 import { Dialog } from "../pieces/dialog";
@@ -91,15 +91,7 @@ function Intervals({ rows }: { rows: Evidence[] }) {
                 <td class="nowrap">{momentOf(from)}</td>
                 <td class="nowrap">{to === null ? "goes on" : momentOf(to)}</td>
                 <td class="number nowrap">{to === null ? "" : age((to - from) / 1_000)}</td>
-                <td>
-                  {one.evidence}
-                  {one.first_id && one.last_id && (
-                    <span class="faint">
-                      {" "}
-                      ids {count(Number(one.first_id))} to {count(Number(one.last_id))}
-                    </span>
-                  )}
-                </td>
+                <td>{one.evidence}</td>
               </tr>
             );
           })}

@@ -39,7 +39,7 @@ export function Well() {
       {verdict.problems.length > 0 && (
         <ul class="problems">
           {verdict.problems.map((problem) => (
-            <OneProblem key={problem.text.replace(/[\d,.]+/g, "")} problem={problem} now={now} show={setRunbook} />
+            <OneProblem key={problem.text.replace(/[\d,.]+/g, "")} problem={problem} said={verdict.text} now={now} show={setRunbook} />
           ))}
         </ul>
       )}
@@ -49,14 +49,15 @@ export function Well() {
   );
 }
 
-function OneProblem({ problem, now, show }: { problem: Problem; now: number; show: (place: string) => void }) {
+/** `said`: what the line above says already. */
+function OneProblem({ problem, said, now, show }: { problem: Problem; said: string; now: number; show: (place: string) => void }) {
   return (
     <li>
       <Said state={problem.state} word={WORDS[problem.state]} />
       <span class="text">
-        {problem.text}
+        {problem.text !== said && problem.text}
         {problem.since_ns && <span class="faint"> For {age((now - msOf(problem.since_ns)) / 1_000)}.</span>}
-        <span class="remedy">{problem.remedy}</span>
+        <span class={problem.text === said ? "" : "remedy"}>{problem.remedy}</span>
       </span>
       {problem.runbook && (
         <button type="button" onClick={() => show(problem.runbook)} aria-label={`What to do: ${problem.text}`}>

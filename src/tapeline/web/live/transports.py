@@ -94,7 +94,7 @@ async def websocket(socket: WebSocket, hub: Hub) -> None:
         await _until_it_leaves(_send_all(socket, hub, client), _listen(socket, hub, client))
     finally:
         hub.leave(client)
-    with suppress(RuntimeError, WebSocketDisconnect):  # it has closed already
+    with suppress(RuntimeError, WebSocketDisconnect):  # it has closed already, or it is gone
         await socket.close(_LATER)
 
 
