@@ -38,7 +38,7 @@ $(READY): pyproject.toml uv.lock
 services: $(READY) ## Redis, PostgreSQL, Apache Kafka, Prometheus and Alertmanager for the tests: fetch those that are missing
 	@$(BIN)/python -m services install
 
-demo: $(READY) ## the whole pipeline against three local simulators, SECONDS=30
+demo: install ## the whole pipeline against three local simulators, SECONDS=30
 	@$(BIN)/tapeline demo --seconds $(SECONDS)
 
 backtest: $(READY) ## run the notebook examples/backtest, in an environment of its own
