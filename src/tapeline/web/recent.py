@@ -106,6 +106,7 @@ class Looks:
         return lines_of(looks)
 
     def _run(self) -> None:
+        self._status.write({})  # so that the first look sees this process too
         try:
             self._look()
         finally:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from functools import partial
+from math import inf
 from random import Random
 from typing import Final
 
@@ -103,7 +104,8 @@ class Reader:
                 self.problem = "The stream cannot be reached."
                 yield wait_s
 
-        retrying.run(step, self._stop, rest_s=0.0, waits=waits)
+        # It goes on where it was, however long the stream is away: clients continue in what it has read.
+        retrying.run(step, self._stop, rest_s=0.0, waits=waits, patience_s=inf)
 
     def _chunks(self, stream: Stream, positions: dict[str, dict[int, int]]) -> Iterator[Chunk]:
         for topic in TOPICS:
