@@ -24,8 +24,8 @@ def main() -> None:
     arguments = parser.parse_args()
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=arguments.chromium, args=["--no-sandbox", "--disable-gpu"])
-        scheme = "dark" if arguments.dark else "light"
-        page = browser.new_page(viewport={"width": arguments.width, "height": 1_000}, color_scheme=scheme)
+        page = browser.new_page(color_scheme="dark" if arguments.dark else "light")
+        page.set_viewport_size({"width": arguments.width, "height": 1_000})
         page.goto(arguments.url)
         page.get_by_role("button", name=arguments.cells).click()
         if arguments.chart:

@@ -13,7 +13,7 @@ from tapeline.errors import WrongArgument
 from tapeline.web.live.messages import KINDS
 
 Form = Literal["json", "arrow", "protobuf"]
-FORMS: Final = ("json", "arrow", "protobuf")
+FORMS: Final[tuple[Form, ...]] = ("json", "arrow", "protobuf")
 #: The most symbols and patterns of one subscription, and the longest of them.
 MOST_SYMBOLS: Final = 1_000
 _LONGEST: Final = 100
@@ -66,9 +66,10 @@ def requested(parameters: Mapping[str, str]) -> Subscription:
     Without `kinds`, it is ticks if there are symbols, and otherwise nothing: a websocket may subscribe later."""
     names = [name for name in parameters.get("symbols", "").split(",") if name]
     kinds = [kind for kind in parameters.get("kinds", "ticks" if names else "").split(",") if kind]
-    form = parameters.get("format", "json")
-    if form not in FORMS:
-        raise WrongArgument(f"format = {form!r} is not a form of the live feed. Use one of: {', '.join(FORMS)}.")
+    wanted = parameters.get("format", "json")
+    form = next((some for some in FORMS if some == wanted), None)
+    if form is None:
+        raise WrongArgument(f"format = {wanted!r} is not a form of the live feed. Use one of: {', '.join(FORMS)}.")
     try:
         rate = float(parameters.get("rate", _RATE))
     except ValueError:
