@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def test_the_page_s_own_tests_pass_and_its_types_are_right() -> None:
-    command = [sys.executable, str(ROOT / "web" / "build.py"), "check", "test"]
+def test_the_page_s_own_tests_pass() -> None:
+    command = [sys.executable, str(ROOT / "web" / "build.py"), "test"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 

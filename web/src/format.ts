@@ -105,6 +105,17 @@ export function listed(text: string | null): string {
   return /^\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d$/.test(text) ? `${text.replace("T", " ")} UTC` : text;
 }
 
+/** Such a time as ms since 1970; null for other texts. */
+export function listedMs(text: string | null): number | null {
+  const ms = text === null ? Number.NaN : Date.parse(`${text.replace(" ", "T")}Z`);
+  return Number.isNaN(ms) ? null : ms;
+}
+
+/** How far a time is away: "3 min ago", "in 2 h". */
+export function away(ms: number, nowMs: number): string {
+  return ms <= nowMs ? `${age((nowMs - ms) / 1_000)} ago` : `in ${age((ms - nowMs) / 1_000)}`;
+}
+
 /** What a job says of itself: "day: 2026-01-05, pages: 1,204". */
 export function facts(values: Record<string, unknown>): string {
   return Object.entries(values)

@@ -52,8 +52,14 @@ class Follower {
   /** Ask the store. Returns the position up to which it has everything; empty without a store. */
   async #history(): Promise<string> {
     try {
-      let page = await this.#ask(this.now() - SPAN_MS);
-      if (page.truncated) page = await this.#ask(newest(page.rows, this.now()));
+      const start = this.now() - SPAN_MS;
+      let page = await this.#ask(start);
+      if (page.truncated) {
+        // Of a busy symbol: all trades, and the quotes of the latest part.
+        const [latest, trades] = await Promise.all([this.#ask(newest(page.rows, this.now())), this.#ask(start, "trade")]);
+        this.buckets.add(trades.rows, this.now());
+        page = latest;
+      }
       this.buckets.add(page.rows, this.now());
       this.changed();
       return page.next;
@@ -64,8 +70,8 @@ class Follower {
     }
   }
 
-  #ask(startMs: number): Promise<TickPage> {
-    return get<TickPage>("/v1/ticks", { symbols: this.symbol, start: `${Math.round(startMs)}000000`, limit: String(MOST_ROWS) });
+  #ask(startMs: number, kind = ""): Promise<TickPage> {
+    return get<TickPage>("/v1/ticks", { symbols: this.symbol, start: `${Math.round(startMs)}000000`, kind, limit: String(MOST_ROWS) });
   }
 
   #receive(message: Message): void {

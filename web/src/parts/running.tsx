@@ -1,7 +1,7 @@
 // What runs? The jobs, whoever runs them, and the processes.
 import { useState } from "preact/hooks";
 import { usePageState } from "../context";
-import { age, bytes, counted, facts, listed } from "../format";
+import { age, away, bytes, counted, facts, listed, listedMs } from "../format";
 import { shown } from "../page";
 import { Said } from "../pieces/icon";
 import { useAction } from "../pieces/action";
@@ -88,8 +88,10 @@ function OneJob({ job, run, open, start, idle }: JobProperties) {
         {run && run.origin !== "schedule" && <span class="faint"> by {run.origin}</span>}
         {detail && <small class="detail">{detail}</small>}
       </td>
-      <td class="nowrap middle-only">{listed(job["last run"])}</td>
-      <td class="nowrap">{job.continuous ? "all the time" : listed(job["next run"])}</td>
+      <td class="nowrap middle-only">
+        <When text={job["last run"]} />
+      </td>
+      <td class="nowrap">{job.continuous ? "all the time" : <When text={job["next run"]} />}</td>
       <td class="wide-only nowrap">
         {job.schedule} {/^every|^by/.test(job.schedule) ? "" : job.timezone}
       </td>
@@ -99,6 +101,18 @@ function OneJob({ job, run, open, start, idle }: JobProperties) {
         </button>
       </td>
     </tr>
+  );
+}
+
+/** A time of the server's list: how far it is away, and the time itself for those who point at it. */
+function When({ text }: { text: string | null }) {
+  const now = usePageState((state) => Math.floor(state.now / 1_000));
+  const ms = listedMs(text);
+  if (text === null || ms === null) return <>{listed(text)}</>;
+  return (
+    <time dateTime={new Date(ms).toISOString()} title={listed(text)}>
+      {away(ms, now * 1_000)}
+    </time>
   );
 }
 

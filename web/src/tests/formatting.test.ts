@@ -1,6 +1,6 @@
 // Numbers, ages and times as people read them.
 import { describe, expect, it } from "vitest";
-import { age, bytes, clockOf, counted, decimals, facts, listed, milliseconds, momentOf, price, rate, share } from "../format";
+import { age, away, bytes, clockOf, counted, decimals, facts, listed, listedMs, milliseconds, momentOf, price, rate, share } from "../format";
 
 describe("numbers", () => {
   it("have separators, and a decimal only while they are small", () => {
@@ -34,6 +34,9 @@ describe("times", () => {
     expect(momentOf(1_767_583_951_000)).toBe("2026-01-05 03:32:31 UTC");
     expect(clockOf(1_767_583_951_123, 12)).toBe("03:32:31.123");
     expect(listed("2026-01-05 05:12:31")).toBe("2026-01-05 05:12:31 UTC");
+    const now = listedMs("2026-01-05 05:12:31")!;
+    expect([away(now, now + 90_000), away(now + 7_200_000, now)]).toEqual(["90 s ago", "in 2 h"]);
+    expect(listedMs("paused")).toBeNull();
     expect([listed("paused"), listed(null)]).toEqual(["paused", "–"]);
   });
 
