@@ -24,7 +24,7 @@ pytestmark = [proof("page", quick=False), pytest.mark.timeout(1_800)]
 
 SYMBOLS: Final = ["BTCUSDT", "ETHUSDT", "SOLUSDT"]
 WATCHED_S: Final = 20
-OPEN_S: Final = 600
+OPEN_S: Final = 300
 #: Counts the frames of so many milliseconds, and the longest time between two.
 FRAMES: Final = """ms => new Promise(done => {
   let frames = 0, longest = 0, last = performance.now();
@@ -45,14 +45,17 @@ def live(tmp_path_factory: pytest.TempPathFactory, spawn: Spawner) -> Iterator[L
     return start(tmp_path_factory.mktemp("live"), spawn, configure, "--rate", "10000")
 
 
-def metrics(page: Page) -> dict[str, Any]:
-    """What Chromium counts of a page, after it has collected its garbage."""
-    session = page.context.new_cdp_session(page)
-    session.send("Performance.enable")
-    session.send("HeapProfiler.collectGarbage")
-    found = {one["name"]: one["value"] for one in session.send("Performance.getMetrics")["metrics"]}
-    session.detach()
-    return found
+class Counts:
+    """What Chromium counts of a page, from now on."""
+
+    def __init__(self, page: Page) -> None:
+        self._session = page.context.new_cdp_session(page)
+        self._session.send("Performance.enable")
+
+    def now(self) -> dict[str, Any]:
+        """Return the counts, after the garbage was collected."""
+        self._session.send("HeapProfiler.collectGarbage")
+        return {one["name"]: one["value"] for one in self._session.send("Performance.getMetrics")["metrics"]}
 
 
 def watched(page: Page) -> Page:
@@ -75,25 +78,27 @@ def test_it_draws_as_many_frames_as_an_empty_page_and_its_thread_is_mostly_idle(
 ) -> None:
     page = watched(open_page())
     rate = live.get("/v1/health")["feeds"][0]["events_per_s"]
-    before, began = metrics(page), time.monotonic()
+    counts = Counts(page)
+    before, began = counts.now(), time.monotonic()
     frames, longest = page.evaluate(FRAMES, WATCHED_S * 1_000)
-    busy = (metrics(page)["TaskDuration"] - before["TaskDuration"]) / (time.monotonic() - began)
+    busy = (counts.now()["TaskDuration"] - before["TaskDuration"]) / (time.monotonic() - began)
     page.close()
     # The pipeline and the browser share the cores of this machine: an empty page shows how many frames there could be.
     with context_of(browser) as context:
         empty, _ = context.new_page().evaluate(FRAMES, 5_000)
     print(f"{rate:,.0f} events/s: {frames:.0f} frames/s of {empty:.0f}, the longest {longest:.0f} ms, the thread busy {busy:.0%}")
     assert rate > 5_000
-    assert frames > 0.9 * empty
+    assert frames > 0.8 * empty
     assert busy < 0.5
 
 
 def test_a_page_that_is_left_open_does_not_grow(open_page: Callable[..., Page]) -> None:
     page = watched(open_page())
+    counts = Counts(page)
     page.wait_for_timeout(OPEN_S * 1_000 / 2)
-    half = metrics(page)
+    half = counts.now()
     page.wait_for_timeout(OPEN_S * 1_000 / 2)
-    whole = metrics(page)
+    whole = counts.now()
     print(*(f"{name}: {half[name]:,.0f} then {whole[name]:,.0f}" for name in ("JSHeapUsedSize", "Nodes", "JSEventListeners")))
     assert whole["JSHeapUsedSize"] < half["JSHeapUsedSize"] * 1.1 + 500_000
     assert whole["Nodes"] < half["Nodes"] * 1.1 + 200
