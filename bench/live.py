@@ -66,10 +66,11 @@ def run() -> str:
 
 
 def _once(clients: int) -> Fan:
-    with tempfile.TemporaryDirectory() as folder, simulator("binance", "--rate", str(_RATE)) as (url, _):
+    symbols = [f"S{number:02}USDT" for number in range(_SYMBOLS)]
+    options = ["--rate", str(_RATE), "--symbols", ",".join(symbols)]
+    with tempfile.TemporaryDirectory() as folder, simulator("binance", *options) as (url, _):
         listen = f"127.0.0.1:{free_port()}"
         config = Path(folder) / "tapeline.toml"
-        symbols = [f"S{number:02}USDT" for number in range(_SYMBOLS)]
         config.write_text(
             f'data_dir = "{folder}"\ndashboard = {{ listen = "{listen}", run = true }}\n[monitor]\nlisten = ""\n[[providers]]\n'
             f'name = "binance"\nurl = "{url}"\nsymbols = {json.dumps(symbols)}\nchannels = ["trade", "bookTicker"]\n'
