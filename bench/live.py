@@ -12,7 +12,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 from random import Random
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import urllib3
@@ -115,8 +115,7 @@ class _Client(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Ask."""
-        assert isinstance(transport, asyncio.Transport)
-        transport.write(self._request)
+        cast("asyncio.Transport", transport).write(self._request)  # uvloop's own are no instances of it
 
     def data_received(self, data: bytes) -> None:
         """Note what came."""
