@@ -35,7 +35,7 @@ $(READY): pyproject.toml uv.lock
 	@UV_PROJECT_ENVIRONMENT=$(VENV) UV_PYTHON_DOWNLOADS=never UV_SYSTEM_CERTS=1 $(BIN)/uv sync --frozen --all-extras --quiet --inexact --compile-bytecode
 	@touch $@
 
-services: $(READY) ## Redis, PostgreSQL, Apache Kafka, Prometheus and Alertmanager for the tests: fetch those that are missing
+services: $(READY) ## Redis, PostgreSQL, Apache Kafka, Prometheus, Alertmanager and Chromium for the tests: fetch those that are missing
 	@$(BIN)/python -m services install
 
 demo: install ## the whole pipeline against three local simulators, SECONDS=30

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from contextlib import closing
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -14,16 +15,20 @@ from hypothesis import strategies as st
 
 from made import NOON, bars, ticks
 from tapeline.errors import Unavailable, WrongArgument
-from tapeline.records import BARS_TOPIC, NS_PER_S, TICKS_TOPIC, Chunk
+from tapeline.records import BARS_TOPIC, NS_PER_S, TICKS_TOPIC, Chunk, Topic
+from tapeline.streams.embedded import EmbeddedStream
 from tapeline.web.live.client import Client
 from tapeline.web.live.hub import Hub
 from tapeline.web.live.messages import Message
 from tapeline.web.live.position import Position, parse
+from tapeline.web.live.reader import Reader
 from tapeline.web.live.subscription import Change, Request, Subscription, requested
 from tapeline.web.live.window import Window, window_of
+from waiting import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
 
 SYMBOLS = ("BTC/USDT", "ETH/USDT", "AAPL")
 #: A symbol is in one partition of two.
@@ -359,3 +364,30 @@ def test_what_arrives_while_a_long_past_is_sent_comes_after_it() -> None:
     assert 0 < len(events(got)) < 2_900, "not all at once"
     hub.publish(last)
     assert events([*got, *taken(client)]) == [f"0-{at}-0" for at in range(3_000)]
+
+
+class Failing(EmbeddedStream):
+    """A stream that is away for a moment when the bars are read, just after ticks were."""
+
+    failures = 0
+
+    def read(self, topic: Topic, positions: Mapping[int, int], max_rows: int) -> Chunk | None:
+        if topic is BARS_TOPIC and self.failures == 0 and super().read(TICKS_TOPIC, {}, 1) is not None:
+            self.failures += 1
+            raise Unavailable("The stream is away.")
+        return super().read(topic, positions, max_rows)
+
+
+def test_what_was_read_of_one_topic_is_not_lost_when_another_cannot_be_read(tmp_path: Path) -> None:
+    with closing(EmbeddedStream(tmp_path, 1)) as stream:
+        stream.append(TICKS_TOPIC, ticks({}, {}, {}))
+    windows: list[Window] = []
+
+    async def read() -> None:
+        reader = Reader(lambda: Failing(tmp_path, 1), lambda position, first: None, windows.append)
+        reader.start(asyncio.get_running_loop())
+        await eventually(lambda: windows, "a window")
+        await asyncio.to_thread(reader.stop)
+
+    asyncio.run(read())
+    assert [row for window in windows for row in window.parts["ticks"].chunk.batch["raw_offset"].to_pylist()] == [0, 1, 2]

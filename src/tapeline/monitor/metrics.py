@@ -58,7 +58,7 @@ def series_of(statuses: Mapping[str, Mapping[str, Any]], now_ns: int) -> dict[Fa
 def exposed(series: Mapping[Family, Sequence[Series]], accept: str) -> tuple[bytes, str]:
     """Return the metrics in the best form that a client accepts, by its header Accept, and the media type of that form."""
     if "application/vnd.google.protobuf" in accept and "MetricFamily" in accept:
-        return b"".join(_delimited(_family(family, some)) for family, some in series.items()), PROTOBUF
+        return b"".join(delimited(_family(family, some)) for family, some in series.items()), PROTOBUF
     encode, media_type = choose_encoder(accept)
     return encode(_Collected([_metric(family, some) for family, some in series.items()])), media_type
 
@@ -156,12 +156,13 @@ def _double(field: int, number: float) -> bytes:
 
 
 def _message(field: int, message: bytes) -> bytes:
-    return _varint(field << 3 | 2) + _delimited(message)
+    return _varint(field << 3 | 2) + delimited(message)
 
 
 def _text(field: int, text: str) -> bytes:
     return _message(field, text.encode())
 
 
-def _delimited(message: bytes) -> bytes:
+def delimited(message: bytes) -> bytes:
+    """Return a protobuf message after its length as a varint."""
     return _varint(len(message)) + message

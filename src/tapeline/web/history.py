@@ -43,7 +43,7 @@ MEDIA: Final[Mapping[str, str]] = {
     "csv": "text/csv; charset=utf-8",
     "arrow": "application/vnd.apache.arrow.stream",
 }
-#: What is asked, and measured.
+#: The questions whose time is measured.
 _ASKED: Final = (TICKS_TOPIC.table, BARS_TOPIC.table, "coverage", "gaps")
 _SHORTEST_STEP_NS: Final = 60 * NS_PER_S
 _FROM_THE_START: Final = -(1 << 62)
@@ -155,7 +155,7 @@ class History:
     def _next(self, source: str, form: str) -> str:
         """The position up to which a store has everything; empty if there is none yet. Ask before the store is opened for reading.
 
-        A source shows a store as it was when it was opened. What is stored between the two is in both answers, and not in neither."""
+        A source shows a store as it was when it was opened. So what is stored in between comes twice, and is never left out."""
         if form != "json":
             return ""
         store, first = open_stores(self.config).get(source), self.first()

@@ -59,14 +59,14 @@ class Observer:
         """Look once. What cannot be asked is said in the verdict; nothing is raised for it."""
         now_ns, problem, found, samples = self.clock(), "", list[Lag](), list[Sample]()
         groups, stages = raw_consumer_groups(self.config), stage_names(self.config)
-        state = snapshot(self.config.root, None, {}, groups, now_ns, stages)
         try:
-            if self._opened() and self._stream is not None:
-                state = snapshot(self.config.root, self._stream, self._stores, groups, now_ns, stages)
-                found = list(lags(self._stream, self._stores, groups, now_ns))
-                samples = self._sampled.samples() if self._sampled is not None else []
+            stream = self._stream if self._opened() else None
+            state = snapshot(self.config.root, stream, self._stores, groups, now_ns, stages)
+            if stream is not None and self._sampled is not None:
+                found = list(lags(stream, self._stores, groups, now_ns))
+                samples = self._sampled.samples()
         except TapelineError as error:
-            problem = str(error)
+            state, problem = snapshot(self.config.root, None, {}, groups, now_ns, stages), str(error)
         try:
             self._look_at_jobs(now_ns)
         except TapelineError as error:

@@ -7,6 +7,7 @@ from typing import Literal
 import pyarrow as pa
 
 from tapeline.errors import WrongArgument
+from tapeline.monitor.metrics import delimited
 from tapeline.records import Topic
 from tapeline.web.live.messages import Message
 
@@ -39,13 +40,4 @@ def _arrow(batch: pa.RecordBatch) -> bytes:
 def _protobuf(batch: pa.RecordBatch, topic: Topic) -> bytes:
     from tapeline.streams.codecs.protobuf import encode
 
-    return b"".join(_varint(len(one)) + one for one in encode(topic, batch))
-
-
-def _varint(number: int) -> bytes:
-    out = bytearray()
-    while number > 0x7F:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    out.append(number)
-    return bytes(out)
+    return b"".join(map(delimited, encode(topic, batch)))

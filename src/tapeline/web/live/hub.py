@@ -102,7 +102,7 @@ class Hub:
         hello = Hello("hello", at, windows is not None, missed, sorted(audience.symbols))
         earlier = self._earlier(audience, windows, wanted) if windows is not None and wanted is not None else iter(())
         client.begin(Message("hello", hello.id, encoded(hello)), earlier)
-        # What was missed of the ticks follows. What was missed of the latest values is in their present state.
+        # The ticks that were missed follow. Of the latest values, the present ones are enough.
         if windows is None or "latest" in subscription.kinds:
             self._snapshot(client, audience.symbols)
         self._present(client, subscription.kinds)
@@ -146,7 +146,7 @@ class Hub:
                 for audience in self._audiences_of(symbol):
                     if table in audience.subscription.kinds:
                         found.setdefault(audience, []).append(symbol)
-                    if symbol in changed:
+                    if symbol in changed and "latest" in audience.subscription.kinds:
                         audience.changed.add(symbol)
             for audience, symbols in found.items():
                 audience.send(self._events(audience.subscription, table, part, symbols))
@@ -167,8 +167,7 @@ class Hub:
         for audience in self._audiences.values():
             if not audience.changed or now_ns < audience.due_ns:
                 continue
-            if "latest" in audience.subscription.kinds:
-                audience.send(message("latest", str(self._position), self._latest.rows(sorted(audience.changed))))
+            audience.send(message("latest", str(self._position), self._latest.rows(sorted(audience.changed))))
             audience.due_ns = now_ns + int(NS_PER_S / audience.subscription.rate)
             audience.changed.clear()
 

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from functools import partial
 from math import inf
@@ -49,8 +49,6 @@ class Reader:
         #: late.
         self.caught_up = threading.Event()
         self._thread: threading.Thread | None = None
-        #: Why nothing is read, for people; empty while it works.
-        self.problem = ""
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Begin to read, for this event loop."""
@@ -64,16 +62,16 @@ class Reader:
             self._thread.join(_LONGEST_WAIT_S)
 
     def _run(self, loop: asyncio.AbstractEventLoop) -> None:
-        delays = backoff(Random(), _FIRST_WAIT_S, _LONGEST_WAIT_S)
+        delays, logged = backoff(Random(), _FIRST_WAIT_S, _LONGEST_WAIT_S), ""
         while not self._stop.is_set():
             try:
                 with closing(self._open()) as stream:
-                    delays = backoff(Random(), _FIRST_WAIT_S, _LONGEST_WAIT_S)
+                    delays, logged = backoff(Random(), _FIRST_WAIT_S, _LONGEST_WAIT_S), ""
                     self._read(stream, loop)
             except TapelineError as error:
-                if str(error) != self.problem:
+                if str(error) != logged:
                     log.warning("%s The live feed waits for it.", error)
-                self.problem = str(error)
+                logged = str(error)
                 self._stop.wait(next(delays))
 
     def _read(self, stream: Stream, loop: asyncio.AbstractEventLoop) -> None:
@@ -88,8 +86,7 @@ class Reader:
                 positions.update({topic.table: _beginnings(stream, topic, first[topic.table]) for topic in TOPICS})
                 before = position_of(positions)
                 self._hand_over(loop, partial(self._begin, before, position_of(first)))
-            chunks = list(self._chunks(stream, positions))
-            self.problem = ""
+            chunks = self._chunks(stream, positions)
             if chunks:
                 window = window_of(before, chunks)
                 before = window.after
@@ -99,20 +96,16 @@ class Reader:
             self._stop.wait(max(0.0, WINDOW_S - (time.monotonic() - began)))
             return False
 
-        def waits() -> Iterator[float]:
-            for wait_s in backoff(Random(), cap_s=_LONGEST_WAIT_S):
-                self.problem = "The stream cannot be reached."
-                yield wait_s
-
         # It goes on where it was, however long the stream is away: clients continue in what it has read.
-        retrying.run(step, self._stop, rest_s=0.0, waits=waits, patience_s=inf)
+        retrying.run(step, self._stop, rest_s=0.0, waits=lambda: backoff(Random(), cap_s=_LONGEST_WAIT_S), patience_s=inf)
 
-    def _chunks(self, stream: Stream, positions: dict[str, dict[int, int]]) -> Iterator[Chunk]:
-        for topic in TOPICS:
-            chunk = stream.read(topic, positions[topic.table], _MOST_ROWS)
-            if chunk is not None:
-                positions[topic.table].update(chunk.next)
-                yield chunk
+    def _chunks(self, stream: Stream, positions: dict[str, dict[int, int]]) -> list[Chunk]:
+        """Read on in each topic. If one of them cannot be read, the positions of all stay, so what was read of the others comes again."""
+        read = [stream.read(topic, positions[topic.table], _MOST_ROWS) for topic in TOPICS]
+        chunks = [chunk for chunk in read if chunk is not None]
+        for chunk in chunks:
+            positions[chunk.topic.table].update(chunk.next)
+        return chunks
 
     def _hand_over(self, loop: asyncio.AbstractEventLoop, what: Callable[[], None]) -> None:
         """Call a function in the event loop, and wait until it is done: if the loop has much to do, the next window becomes larger."""
