@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -19,22 +20,32 @@ import urllib3
 from services.process import free_port
 
 from bench.machine import pipeline, resident_mib, simulator, table
+from tapeline.records import TICKS_TOPIC
+from tapeline.streams.embedded import EmbeddedStream
 
 _RATE = 10_000
 _SECONDS = 20
 _WARM_UP_S = 10
-_SYMBOLS = 100
 _OF_A_CLIENT = 10
-_CLIENTS = (100, 250, 500, 1_000)
+#: The symbols that share the ticks, and the clients: a client of ten symbols gets 1,000 events a second of 100 symbols, 100 of 1,000.
+_RUNS = ((100, 100), (100, 250), (100, 500), (1_000, 250), (1_000, 500), (1_000, 1_000))
+#: How often the end of the stream is looked at.
+_LOOK_EVERY_S = 0.002
+
+
+class Got(NamedTuple):
+    """What the clients of one run got. Times are in milliseconds: from being readable in the stream, and from receipt by ingest."""
+
+    events_per_s: float
+    stream_p50: float
+    stream_p99: float
+    receipt_p99: float
 
 
 class Fan(NamedTuple):
-    """What the clients of one run got."""
+    """One run: the clients, and the server."""
 
-    clients: int
-    events_per_s: float
-    p50_ms: float
-    p99_ms: float
+    got: Got
     skipped: int
     cores: float
     mib_before: float
@@ -43,58 +54,64 @@ class Fan(NamedTuple):
 
 def run() -> str:
     """The section of the report."""
-    runs = [_once(clients) for clients in _CLIENTS]
-    rows = [
-        [
-            one.clients,
-            one.events_per_s,
-            f"{one.p50_ms:.1f}",
-            f"{one.p99_ms:.1f}",
-            one.skipped,
-            f"{one.cores:.2f}",
-            f"{one.mib_before:,.0f}, {one.mib_after:,.0f}",
-        ]
-        for one in runs
-    ]
+    rows: list[list[object]] = []
+    for symbols, clients in _RUNS:
+        got, skipped, cores, before, after = _once(symbols, clients)
+        late = [f"{ms:.1f}" for ms in got[1:]]
+        rows.append([symbols, clients, got.events_per_s, *late, skipped, f"{cores:.2f}", f"{before:,.0f}, {after:,.0f}"])
     return (
-        f"`tapeline simulate binance --rate {_RATE}` with {_SYMBOLS} symbols, all stages, the dashboard's server and all clients on the"
-        f" same cores; {_SECONDS} s after {_WARM_UP_S} s of warm-up. Each client takes server-sent events of {_OF_A_CLIENT} symbols that"
-        " it chose at random, so no two get the same messages. The time is from a tick's receipt by ingest to its arrival at the client."
-        " A client that does not keep up is sent the latest values; the events that it did not get are counted as left out.\n\n"
-        + table(["clients", "events/s to all", "p50 ms", "p99 ms", "left out", "cores of the server", "its memory, MiB"], rows)
+        f"`tapeline simulate binance --rate {_RATE}`, all stages, the dashboard's server and all clients run on the same cores, for"
+        f" {_SECONDS} s after {_WARM_UP_S} s of warm-up. The ticks are spread over so many symbols as the first column says. Each client"
+        f" takes server-sent events of {_OF_A_CLIENT} symbols that it chose at random, so no two get the same messages. A time ends when"
+        " the newest tick of a message arrives at the client. It begins when another process could read the tick in the stream (the first"
+        " two), or when ingest received it (the third). A client that does not keep up is sent the latest values: the events that it did"
+        " not get are counted as left out. Memory is of the server, before the clients came and at the end.\n\n"
+        + table(
+            [
+                "symbols",
+                "clients",
+                "events/s to all",
+                "p50 ms",
+                "p99 ms",
+                "p99 ms from receipt",
+                "left out",
+                "cores of the server",
+                "its memory, MiB",
+            ],
+            rows,
+        )
     )
 
 
-def _once(clients: int) -> Fan:
-    symbols = [f"S{number:02}USDT" for number in range(_SYMBOLS)]
-    options = ["--rate", str(_RATE), "--symbols", ",".join(symbols)]
+def _once(symbols: int, clients: int) -> Fan:
+    names = [f"S{number:03}USDT" for number in range(symbols)]
+    options = ["--rate", str(_RATE), "--symbols", ",".join(names)]
     with tempfile.TemporaryDirectory() as folder, simulator("binance", *options) as (url, _):
         listen = f"127.0.0.1:{free_port()}"
         config = Path(folder) / "tapeline.toml"
         config.write_text(
             f'data_dir = "{folder}"\ndashboard = {{ listen = "{listen}", run = true }}\n[monitor]\nlisten = ""\n[[providers]]\n'
-            f'name = "binance"\nurl = "{url}"\nsymbols = {json.dumps(symbols)}\nchannels = ["trade", "bookTicker"]\n'
+            f'name = "binance"\nurl = "{url}"\nsymbols = {json.dumps(names)}\nchannels = ["trade", "bookTicker"]\n'
         )
         with pipeline(config):
-            _wait_for(listen)
+            _wait_for(listen, symbols)
             time.sleep(_WARM_UP_S)
             server = json.loads((Path(folder) / "status" / "dashboard.json").read_text())["pid"]
             before = resident_mib(server)
-            command = [sys.executable, "-m", "bench.live", listen, str(clients)]
+            command = [sys.executable, "-m", "bench.live", listen, folder, str(symbols), str(clients)]
             client = subprocess.Popen(command, stdout=subprocess.PIPE)
             time.sleep(_WARM_UP_S)
             used, began = _used_s(server), time.monotonic()
             said, _ = client.communicate()
             cores = (_used_s(server) - used) / (time.monotonic() - began)
             skipped = urllib3.request("GET", f"http://{listen}/v1/health", timeout=10.0).json()["skipped"]
-            got = json.loads(said)
-            return Fan(clients, got["events_per_s"], got["p50_ms"], got["p99_ms"], skipped, cores, before, resident_mib(server))
+            return Fan(Got(**json.loads(said)), skipped, cores, before, resident_mib(server))
 
 
-def _wait_for(listen: str) -> None:
+def _wait_for(listen: str, symbols: int) -> None:
     while True:
         with suppress(urllib3.exceptions.HTTPError):
-            if len(urllib3.request("GET", f"http://{listen}/v1/symbols", timeout=5.0, retries=False).json()["rows"]) == _SYMBOLS:
+            if len(urllib3.request("GET", f"http://{listen}/v1/symbols", timeout=5.0, retries=False).json()["rows"]) == symbols:
                 return
         time.sleep(0.2)
 
@@ -108,41 +125,63 @@ def _used_s(pid: int) -> float:
 
 
 class _Client(asyncio.Protocol):
-    """Takes what is sent, and notes how late the newest tick in it is. It decodes nothing: its work would take the server's cores."""
+    """Takes what is sent, and notes how far it got and when. It decodes nothing: its work would take the server's cores."""
 
-    def __init__(self, request: bytes, late_ns: list[int], counts: list[int]) -> None:
-        self._request, self._late_ns, self._counts = request, late_ns, counts
+    def __init__(self, request: bytes, arrived: list[tuple[int, int, int]], counts: list[int]) -> None:
+        self._request, self._arrived, self._counts = request, arrived, counts
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Ask."""
         cast("asyncio.Transport", transport).write(self._request)  # uvloop's own are no instances of it
 
     def data_received(self, data: bytes) -> None:
-        """Note what came."""
-        at = data.rfind(b'"received_ns":"')
-        text = data[at + 15 : at + 34]
-        if at >= 0 and len(text) == 19 and text.isdigit():
-            self._late_ns.append(time.time_ns() - int(text))
+        """Note what came: now, the position up to which it reaches, and the receipt of its newest tick."""
+        tick, message = data.rfind(b'"received_ns":"'), data.rfind(b'"id":"ticks:')
+        received, position = data[tick + 15 : tick + 34], data[message + 12 : data.find(b";", message + 12)]
+        if 0 <= message < tick and received.isdigit() and position.isdigit():
+            self._arrived.append((time.time_ns(), int(position), int(received)))
         self._counts[0] += data.count(b'"received_ns"')
 
 
-async def _clients(listen: str, count: int) -> None:
+class _End(threading.Thread):
+    """Notes when which offset of the ticks could be read, in the one partition that there is."""
+
+    def __init__(self, folder: str) -> None:
+        super().__init__(daemon=True)
+        self._folder = folder
+        self.seen: list[tuple[int, int]] = []
+
+    def run(self) -> None:
+        stream, before = EmbeddedStream(Path(self._folder) / "stream"), -1
+        while True:
+            (end,) = stream.ends(TICKS_TOPIC).values()
+            if end != before:
+                self.seen.append((end, time.time_ns()))
+            before = end
+            time.sleep(_LOOK_EVERY_S)
+
+
+async def _clients(listen: str, folder: str, symbols: int, count: int) -> Got:
     host, _, port = listen.partition(":")
-    random, late_ns, counts = Random(1), list[int](), [0]
-    loop = asyncio.get_running_loop()
+    random, arrived, counts = Random(1), list[tuple[int, int, int]](), [0]
+    loop, end = asyncio.get_running_loop(), _End(folder)
+    end.start()
     for _ in range(count):
-        symbols = ",".join(f"S{number:02}/USDT" for number in random.sample(range(_SYMBOLS), _OF_A_CLIENT))
-        request = f"GET /v1/stream?symbols={symbols}&kinds=ticks HTTP/1.1\r\nHost: {listen}\r\n\r\n".encode()
-        await loop.create_connection(lambda request=request: _Client(request, late_ns, counts), host, int(port))  # type: ignore[misc]
+        chosen = ",".join(f"S{number:03}/USDT" for number in random.sample(range(symbols), _OF_A_CLIENT))
+        request = f"GET /v1/stream?symbols={chosen}&kinds=ticks HTTP/1.1\r\nHost: {listen}\r\n\r\n".encode()
+        await loop.create_connection(lambda request=request: _Client(request, arrived, counts), host, int(port))  # type: ignore[misc]
     await asyncio.sleep(_WARM_UP_S)
-    late_ns.clear()
+    arrived.clear()
     counts[0], began = 0, time.monotonic()
     await asyncio.sleep(_SECONDS)
-    p50, p99 = np.percentile(np.array(late_ns, np.int64), [50, 99])
-    print(json.dumps({"events_per_s": counts[0] / (time.monotonic() - began), "p50_ms": p50 / 1e6, "p99_ms": p99 / 1e6}))
+    events_per_s = counts[0] / (time.monotonic() - began)
+    at_ns, position, received_ns = np.array(arrived, np.int64).T
+    ends, readable_ns = np.array(end.seen, np.int64).T
+    p50, p99 = np.percentile(at_ns - readable_ns[np.searchsorted(ends, position)], [50, 99])
+    return Got(events_per_s, p50 / 1e6, p99 / 1e6, float(np.percentile(at_ns - received_ns, 99)) / 1e6)
 
 
 if __name__ == "__main__":
     import uvloop
 
-    uvloop.run(_clients(sys.argv[1], int(sys.argv[2])))
+    print(json.dumps(uvloop.run(_clients(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])))._asdict()))
