@@ -24,9 +24,10 @@ from tapeline.records import RAW_TOPIC
 from tapeline.stages.normalize import NORMALIZE
 from tapeline.telemetry.status import read_status
 
-#: How many frames wait, and how many if too few of them are left when all workers have partitions: less than this part.
-_LEAST = 0.3
+#: How many frames wait; the second number where too few are left when all workers have partitions.
 _FRAMES = (2_000_000, 6_000_000)
+#: The part of the frames that must be left then.
+_LEAST = 0.3
 _ROUNDS = 2
 _SERVERS: dict[str, type[Server] | None] = {"embedded": None, "redis": RedisServer, "kafka": KafkaBroker}
 
