@@ -71,7 +71,7 @@ def hub_with(windows: Iterable[Window] = (), **options: Any) -> Hub:
 def taken(client: Client) -> list[dict[str, Any]]:
     """All messages that a client would be sent now."""
     found = []
-    while messages := asyncio.run(client.take(0.0)):
+    while messages := client.taken():
         found += [json.loads(message.body) for message in messages]
     return found
 
@@ -310,7 +310,7 @@ def test_arrow_and_protobuf_hold_the_same_events() -> None:
     for window in windows_of(order, []):
         hub.publish(window)
     wanted = ticks(*({"symbol": "BTC/USDT", "raw_offset": at, "ts_ns": NOON + at} for at in (0, 2)))
-    sent: dict[str, Message] = {form: asyncio.run(client.take(0.0))[-1] for form, client in clients.items()}
+    sent: dict[str, Message] = {form: client.taken()[-1] for form, client in clients.items()}
     assert {form: json.loads(message.body)["count"] for form, message in sent.items()} == {"arrow": 2, "protobuf": 2}
     assert pa.ipc.open_stream(sent["arrow"].binary).read_all().to_batches()[0].equals(wanted)
     data, at, found = sent["protobuf"].binary, 0, []
@@ -360,7 +360,7 @@ def test_what_arrives_while_a_long_past_is_sent_comes_after_it() -> None:
     *past, last = windows_of(order, range(0, 3_000, 100))
     hub = hub_with(past)
     client = hub.join(TICKS_OF_ALL, "ticks:0,0;bars:0,0")
-    got = [json.loads(message.body) for message in asyncio.run(client.take(0.0))]
+    got = [json.loads(message.body) for message in client.taken()]
     assert 0 < len(events(got)) < 2_900, "not all at once"
     hub.publish(last)
     assert events([*got, *taken(client)]) == [f"0-{at}-0" for at in range(3_000)]

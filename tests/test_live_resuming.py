@@ -49,7 +49,7 @@ def hub_with(windows: list[Window], **options: Any) -> Hub:
 
 
 def taken(client: Client) -> list[dict[str, Any]]:
-    return [json.loads(message.body) for message in asyncio.run(client.take(0.0))]
+    return [json.loads(message.body) for message in client.taken()]
 
 
 def numbers(messages: list[dict[str, Any]]) -> list[int]:
@@ -92,19 +92,34 @@ def test_a_client_that_is_lost_after_the_first_message_has_got_nothing_yet() -> 
     assert (hello["resumed"], hello["id"]) == (True, "ticks:1;bars:0")
 
 
-def test_a_message_at_the_last_moment_of_the_patience_is_taken() -> None:
-    """So that the position of a sign of life is behind nothing that waits."""
+def test_a_client_that_waits_is_sent_signs_of_life_with_the_position_and_one_that_takes_nothing_is_given_up() -> None:
+    """So a client of quiet symbols can continue where the topics are."""
 
-    async def run() -> list[Message]:
-        client = Client(ALL, lambda client, skipped: Message("conflated", "", b"{}"))
-        taking = asyncio.ensure_future(client.take(0.05))
-        await asyncio.sleep(0)
-        loop = asyncio.get_running_loop()
-        loop.call_later(0.0499, time.sleep, 0.01)  # the loop is busy while the patience ends, and then both are due
-        loop.call_later(0.05, client.put, Message("ticks", "", b"{}"))
-        return await taking
+    async def run() -> None:
+        now_s = [0.0]
+        hub = Hub(10, lambda: int(now_s[0] * 1e9))
+        hub.begin(START, START)
+        client = hub.join(Subscription(frozenset({"QUIET"}), frozenset({"ticks"})), "")
+        await client.take()
+        for window in windows_of(3):
+            waiting = asyncio.ensure_future(client.take())
+            await asyncio.sleep(0)
+            now_s[0] += 4.0
+            hub.tend()
+            hub.publish(window)
+            await asyncio.sleep(0)
+            assert not waiting.done(), "it waits for less than five seconds"
+            now_s[0] += 2.0
+            hub.tend()
+            assert [(message.kind, message.id) for message in await waiting] == [("alive", str(hub.position))]
+        now_s[0] += 59.0
+        hub.tend()
+        assert not client.gone.is_set()
+        now_s[0] += 2.0
+        hub.tend()
+        assert client.gone.is_set()
 
-    assert [message.kind for message in asyncio.run(run())] == ["ticks"]
+    asyncio.run(run())
 
 
 # A server that was just started
@@ -119,7 +134,7 @@ def test_a_client_waits_until_the_server_has_read_as_far_as_it_has() -> None:
         await hub.arrived("ticks:4;bars:0", 20.0)
         client = hub.join(ALL, "ticks:4;bars:0")
         hub.publish(windows[4])
-        return [*await client.take(0.0), *await client.take(0.0)]
+        return [*client.taken(), *client.taken()]
 
     messages = [json.loads(message.body) for message in asyncio.run(run())]
     assert messages[0]["resumed"] is True
@@ -130,7 +145,7 @@ def test_a_position_that_never_comes_is_not_waited_for_without_an_end() -> None:
     async def run() -> dict[str, Any]:
         hub = hub_with(windows_of(1))
         await hub.arrived("ticks:99;bars:0", 0.1)
-        return dict(json.loads((await hub.join(ALL, "ticks:99;bars:0").take(0.0))[0].body))
+        return dict(json.loads(hub.join(ALL, "ticks:99;bars:0").taken()[0].body))
 
     assert asyncio.run(run())["resumed"] is False
 

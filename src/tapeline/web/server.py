@@ -44,6 +44,7 @@ log = logging.getLogger(__name__)
 _AT_ONCE: Final = 4
 #: How often values that changed are sent to those whose time it is.
 _LATEST_EVERY_S: Final = 0.05
+_TEND_EVERY_S: Final = 1.0
 _GRACE_S: Final = 2
 #: How long (s) the first client waits at most until the live feed has read what was there. A stream that is away is not waited for longer.
 _CATCH_UP_S: Final = 5.0
@@ -81,7 +82,7 @@ async def serve(config: Config, path: Path | None, stop: threading.Event, ready:
     await asyncio.to_thread(looks.start)
     reader.start(asyncio.get_running_loop())
     await asyncio.to_thread(reader.caught_up.wait, _CATCH_UP_S)
-    tasks = [asyncio.create_task(_stop_with(stop, server)), asyncio.create_task(_send_latest(hub))]
+    tasks = [asyncio.create_task(_stop_with(stop, server)), *_tending(hub)]
     scheme = "https" if rules.tls else "http"
     ready(f"{scheme}://{place.getsockname()[0]}:{place.getsockname()[1]}")
     try:
@@ -148,7 +149,10 @@ async def _stop_with(stop: threading.Event, server: uvicorn.Server) -> None:
     server.should_exit = True
 
 
-async def _send_latest(hub: Hub) -> None:
-    while True:
-        await asyncio.sleep(_LATEST_EVERY_S)
-        hub.publish_latest()
+def _tending(hub: Hub) -> list[asyncio.Task[None]]:
+    async def again(every_s: float, call: Callable[[], None]) -> None:
+        while True:
+            await asyncio.sleep(every_s)
+            call()
+
+    return [asyncio.create_task(again(_LATEST_EVERY_S, hub.publish_latest)), asyncio.create_task(again(_TEND_EVERY_S, hub.tend))]

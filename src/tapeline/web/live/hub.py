@@ -12,7 +12,7 @@ from tapeline.records import NS_PER_S, TICKS_TOPIC
 from tapeline.web.live import position as positions
 from tapeline.web.live.binary import binary_message
 from tapeline.web.live.client import LIMIT, Client
-from tapeline.web.live.messages import ROWS, STATES, Hello, Message, encoded, message, state
+from tapeline.web.live.messages import ROWS, STATES, Alive, Hello, Message, encoded, message, state
 from tapeline.web.live.position import Position
 from tapeline.web.live.subscription import Request, Subscription
 from tapeline.web.live.window import LatestValues, Part, Ring, Window
@@ -93,7 +93,7 @@ class Hub:
         wanted = positions.parse(since).begun(self._first) if since else None
         if wanted is not None and not self._position.known:
             raise Unavailable("The stream cannot be read yet, so nobody knows what was missed. Try later.")
-        client = Client(subscription, self._conflated, self._client_bytes)
+        client = Client(subscription, self._conflated, self._clock, self._client_bytes)
         audience = self._enter(client)
         windows = None if wanted is None else [] if wanted == self._position else self._ring.since(wanted)
         missed = "" if wanted is None or windows is not None else "The events since then are no longer kept, or the stream was replaced."
@@ -170,6 +170,14 @@ class Hub:
             audience.send(message("latest", str(self._position), self._latest.rows(sorted(audience.changed))))
             audience.due_ns = now_ns + int(NS_PER_S / audience.subscription.rate)
             audience.changed.clear()
+
+    def tend(self) -> None:
+        """Give a sign of life to clients that wait for long, and give those up that take nothing. Call it about once a second."""
+        at = str(self._position)
+        alive = Message("alive", at, encoded(Alive("alive", at)))
+        for audience in self._audiences.values():
+            for client in audience.clients:
+                client.tend(alive)
 
     def _enter(self, client: Client) -> _Audience:
         audience = self._audiences.get(client.subscription)

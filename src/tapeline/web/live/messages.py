@@ -163,7 +163,9 @@ class Message:
         return len(self.body) + len(self.binary)
 
     def event_stream(self) -> bytes:
-        """Return it as a server-sent event."""
+        """Return it as a server-sent event. A sign of life is none: an id without data, which a browser remembers."""
+        if self.kind == "alive":
+            return b": alive\nid: %b\n\n" % self.id.encode()
         return b"id: %b\nevent: %b\ndata: %b\n\n" % (self.id.encode(), self.kind.encode(), self.body)
 
 

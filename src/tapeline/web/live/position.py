@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from tapeline.errors import WrongArgument
@@ -22,6 +22,12 @@ class Position:
     """How far the live topics were read: for each table (`ticks`, `bars`), the next offset of each partition."""
 
     next: Mapping[str, tuple[int, ...]]
+    #: The id of every message at this position, for each client: so it is made once.
+    _text: str = field(init=False, repr=False, compare=False, default="")
+
+    def __post_init__(self) -> None:
+        if self.known:
+            object.__setattr__(self, "_text", ";".join(f"{table}:{','.join(map(str, offsets))}" for table, offsets in self.next.items()))
 
     @property
     def known(self) -> bool:
@@ -30,7 +36,7 @@ class Position:
 
     def __str__(self) -> str:
         """The text of a position; empty if nothing is known."""
-        return "" if not self.known else ";".join(f"{table}:{','.join(map(str, offsets))}" for table, offsets in self.next.items())
+        return self._text
 
     def reaches(self, other: Position) -> bool:
         """Whether this position is at or after another one in every partition. False if the two have other tables or partitions."""

@@ -19,18 +19,13 @@ from tapeline.errors import Unavailable, WrongArgument
 from tapeline.web.live.binary import check
 from tapeline.web.live.client import Client
 from tapeline.web.live.hub import Hub
-from tapeline.web.live.messages import Alive, Error, Message, encoded
+from tapeline.web.live.messages import Error, encoded
 from tapeline.web.live.subscription import Request, requested
 
-#: Without a message for so long, a client is sent a sign of life. It carries the position, so that a client of quiet symbols can continue
-#: after its connection was lost: a position that is older than what is kept says nothing.
-_SIGN_OF_LIFE_S: Final = 5.0
 #: How long a client waits for the server to read up to where the client is already.
 _ARRIVING_S: Final = 2.0
 #: After a client's request, the next one waits this many times as long as it took: who changes much delays nobody else.
 _REST: Final = 10
-#: A client that takes nothing for so long is cut off.
-_PATIENCE_S: Final = 60.0
 _RECONNECT_MS: Final = 1_000
 #: Close codes of RFC 6455: what was asked is wrong, so that asking again does not help; and: too many clients, or too slow.
 _WRONG: Final = 1008
@@ -52,7 +47,7 @@ class EventStream(Response):
         """Send until the client leaves or takes nothing any more."""
         del scope
         try:
-            await _until_it_leaves(self._send_all(send), _http_leaves(receive))
+            await _until_it_leaves(self._client, self._send_all(send), _http_leaves(receive))
         finally:
             self._hub.leave(self._client)
 
@@ -61,11 +56,8 @@ class EventStream(Response):
         body = b"retry: %d\n\n" % _RECONNECT_MS
         while True:
             event: Event = {"type": "http.response.body", "body": body, "more_body": True}
-            async with asyncio.timeout(_PATIENCE_S):
-                await send(event)
-            messages = await self._client.take(_SIGN_OF_LIFE_S)
-            # An id without data is no event, but a browser remembers it.
-            body = b"".join([message.event_stream() for message in messages]) or b": alive\nid: %b\n\n" % str(self._hub.position).encode()
+            await send(event)
+            body = b"".join([message.event_stream() for message in await self._client.take()])
 
 
 async def event_stream(request: HttpRequest, hub: Hub) -> Response:
@@ -91,22 +83,17 @@ async def websocket(socket: WebSocket, hub: Hub) -> None:
         return
     try:
         await socket.accept()
-        await _until_it_leaves(_send_all(socket, hub, client), _listen(socket, hub, client))
+        await _until_it_leaves(client, _send_all(socket, client), _listen(socket, hub, client))
     finally:
         hub.leave(client)
     with suppress(RuntimeError, WebSocketDisconnect):  # it has closed already, or it is gone
         await socket.close(_LATER)
 
 
-async def _send_all(socket: WebSocket, hub: Hub, client: Client) -> None:
+async def _send_all(socket: WebSocket, client: Client) -> None:
     while True:
-        messages = await client.take(_SIGN_OF_LIFE_S)
-        if not messages:
-            at = str(hub.position)
-            messages = [Message("alive", at, encoded(Alive("alive", at)))]
-        for message in messages:
-            async with asyncio.timeout(_PATIENCE_S):
-                await _send(socket, message.body.decode(), message.binary)
+        for message in await client.take():
+            await _send(socket, message.body.decode(), message.binary)
 
 
 async def _send(socket: WebSocket, text: str, binary: bytes = b"") -> None:
@@ -147,14 +134,14 @@ async def _http_leaves(receive: Receive) -> None:
         pass
 
 
-async def _until_it_leaves(sending: Awaitable[None], leaving: Awaitable[None]) -> None:
-    """Run both until one ends. A client that is too slow, or gone, is no error of ours."""
-    tasks = [asyncio.ensure_future(sending), asyncio.ensure_future(leaving)]
+async def _until_it_leaves(client: Client, *running: Awaitable[object]) -> None:
+    """Run until one of them ends, or the client takes nothing any more. Neither is an error of ours."""
+    tasks = [asyncio.ensure_future(one) for one in (*running, client.gone.wait())]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:
         for task in tasks:
             task.cancel()
         for task in tasks:
-            with suppress(asyncio.CancelledError, TimeoutError, OSError, WebSocketDisconnect):
+            with suppress(asyncio.CancelledError, OSError, WebSocketDisconnect):
                 await task

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import Any, Final
@@ -127,51 +127,45 @@ _TAKEN: Final = {"trade": _TRADE, "quote": _QUOTE}
 
 
 class LatestValues:
-    """The last trade and the last quote of each symbol, by the time of the event: a repaired event of the past changes nothing."""
+    """The last trade and the last quote of each symbol, by the time of the event: a repaired event of the past changes nothing.
+
+    Most values are replaced before anybody wants them, so a value is kept as it came and encoded when it is asked for."""
 
     def __init__(self) -> None:
         self._times: dict[tuple[str, str], int] = {}
-        self._values: dict[str, Latest] = {}
+        #: By symbol and kind, in the order of _TAKEN[kind].
+        self._values: dict[tuple[str, str], tuple[Any, ...]] = {}
         self._encoded: dict[str, bytes] = {}
-
-    @property
-    def symbols(self) -> Collection[str]:
-        """All symbols of which there is a value."""
-        return self._values.keys()
 
     def add(self, part: Part) -> set[str]:
         """Take the ticks of a window in, and return the symbols whose values changed."""
-        batch = part.chunk.batch
+        columns = {name: part.chunk.batch[name].to_pylist() for name in ("symbol", "kind", *_TRADE.values(), *_QUOTE.values())}
         newest: dict[tuple[str, str], int] = {}
-        for at, (symbol, kind, ts_ns) in enumerate(
-            zip(batch["symbol"].to_pylist(), batch["kind"].to_pylist(), batch["ts_ns"].to_pylist(), strict=True)
-        ):
+        for at, (symbol, kind, ts_ns) in enumerate(zip(columns["symbol"], columns["kind"], columns["ts_ns"], strict=True)):
             if ts_ns >= self._times.get((symbol, kind), ts_ns):
                 self._times[symbol, kind] = ts_ns
                 newest[symbol, kind] = at
-        taken = batch.take(pa.array(sorted(newest.values()), pa.int64()))
-        wanted = ["symbol", "kind", *dict.fromkeys((*_TRADE.values(), *_QUOTE.values()))]
-        for row in taken.select(wanted).to_pylist():
-            self._put(row)
+        taken = {kind: [columns[name] for name in names.values()] for kind, names in _TAKEN.items()}
+        for (symbol, kind), at in newest.items():
+            self._values[symbol, kind] = tuple([column[at] for column in taken[kind]])
+            self._encoded.pop(symbol, None)
         return {symbol for symbol, _ in newest}
 
     def rows(self, symbols: Iterable[str]) -> list[bytes]:
         """Return the values of some symbols as JSON, those that there are."""
-        rows = []
-        for symbol in symbols:
-            if (value := self._values.get(symbol)) is not None:
-                row = self._encoded.get(symbol)
-                if row is None:
-                    row = self._encoded[symbol] = encoded(value)
-                rows.append(row)
-        return rows
+        return [row for symbol in symbols if (row := self._encoded.get(symbol) or self._row(symbol))]
 
-    def _put(self, row: Mapping[str, Any]) -> None:
-        symbol = row["symbol"]
-        value = self._values.setdefault(symbol, Latest(symbol))
-        for name, column in _TAKEN[row["kind"]].items():
-            setattr(value, name, str(row[column]) if column == "ts_ns" else row[column])
-        self._encoded.pop(symbol, None)
+    def _row(self, symbol: str) -> bytes:
+        """Encode a symbol's values; empty if there are none."""
+        found: dict[str, Any] = {
+            name: str(value) if column == "ts_ns" else value
+            for kind, names in _TAKEN.items()
+            for (name, column), value in zip(names.items(), self._values.get((symbol, kind), ()), strict=False)
+        }
+        if not found:
+            return b""
+        row = self._encoded[symbol] = encoded(Latest(symbol, **found))
+        return row
 
 
 def position_of(next_offsets: Mapping[str, Mapping[int, int]]) -> Position:
