@@ -24,7 +24,7 @@ def run() -> str:
         with pipeline(config, "--until-idle", "5") as running:
             stream = EmbeddedStream(root / "stream")
             while running.poll() is None:
-                millions = stream.ends(TICKS_TOPIC)[0] // 1_000_000
+                millions = sum(one.records for one in stream.written(TICKS_TOPIC).values()) // 1_000_000
                 for look in _LOOKS:
                     if look <= millions and look not in looks:
                         looks[look] = _resident(root)
