@@ -28,7 +28,7 @@ _SECONDS = 20
 _WARM_UP_S = 10
 _OF_A_CLIENT = 10
 #: The symbols that share the ticks, and the clients: a client of ten symbols gets 1,000 events a second of 100 symbols, 100 of 1,000.
-_RUNS = ((100, 100), (100, 250), (100, 500), (1_000, 250), (1_000, 500), (1_000, 1_000))
+_RUNS = ((100, 100), (100, 250), (1_000, 250), (1_000, 350), (1_000, 500), (1_000, 1_000))
 #: How often the end of the stream is looked at.
 _LOOK_EVERY_S = 0.002
 
