@@ -16,8 +16,8 @@ from tapeline.streams.embedded import EmbeddedStream
 from tapeline.streams.lives import birth
 
 
-def open_stream(config: Config, environ: Mapping[str, str] | None = None) -> Stream:
-    """The configured stream. It is not connected yet.
+def open_stream(config: Config, environ: Mapping[str, str] | None = None, *, soon: bool = False) -> Stream:
+    """The configured stream. It is not connected yet. `soon`: what is read is shown, so it does not wait until there is much.
 
     Raises ConfigError for an address of no known kind and for a package that is not installed."""
     stream = config.stream
@@ -35,7 +35,7 @@ def open_stream(config: Config, environ: Mapping[str, str] | None = None) -> Str
         if scheme in ("kafka", "kafkas"):
             from tapeline.streams.kafka import KafkaStream
 
-            return KafkaStream(stream, stream_password(stream, secrets))
+            return KafkaStream(stream, stream_password(stream, secrets), soon=soon)
     except ModuleNotFoundError as error:
         extra = scheme.removesuffix("s") if scheme != "redis" else scheme
         raise ConfigError(f"{stream.shown} needs the package {error.name}. Install it: pip install 'tapeline[{extra}]'.") from None
@@ -61,7 +61,7 @@ def open_spool(config: Config, process: str) -> Spool | None:
 
 def open_stream_with_data(config: Config) -> Stream | None:
     """The stream of an earlier run; None if there was none. A reader must not create a stream."""
-    return None if config.stream.url == "embedded:" and not (config.root / "stream").exists() else open_stream(config)
+    return None if config.stream.url == "embedded:" and not (config.root / "stream").exists() else open_stream(config, soon=True)
 
 
 def stream_with_data(config: Config) -> Stream:

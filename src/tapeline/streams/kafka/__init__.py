@@ -45,8 +45,9 @@ _COUNTED: Final = 10_000
 class KafkaStream:
     """Topics on the brokers that a `kafka://` or `kafkas://` (TLS) address names. Connects at the first call."""
 
-    def __init__(self, config: StreamConfig, password: Secret = NO_SECRET) -> None:
-        """Raises ConfigError if the address is invalid."""
+    def __init__(self, config: StreamConfig, password: Secret = NO_SECRET, *, soon: bool = False) -> None:
+        """`soon`: what is read is shown, so it does not wait until there is much. Raises ConfigError if the address is invalid."""
+        self._soon = soon
         self._cluster = Cluster(config, password)
         self._numbering = Numbering(self._cluster)
         self._version = (0, 0)
@@ -233,5 +234,6 @@ class KafkaStream:
     def _reader(self, topic: Topic, purpose: str) -> Reader:
         reader = self._readers.get((topic, purpose))
         if reader is None:
-            reader = self._readers[topic, purpose] = Reader(self._cluster, self._numbering, topic, at_once=purpose == "look")
+            reader = Reader(self._cluster, self._numbering, topic, at_once=purpose == "look", soon=self._soon)
+            self._readers[topic, purpose] = reader
         return reader

@@ -16,6 +16,8 @@ from tapeline.streams.kafka.numbering import Numbering
 
 #: A store is in no hurry: the broker gathers this many bytes for each answer, or whatever comes within a tenth of a second.
 _MUCH: Final = {"fetch_min_bytes": 256 * 1024, "fetch_wait_max_ms": 100}
+#: A screen shows what arrives: a window of the live feed is about as long as this.
+_SOON: Final = {"fetch_min_bytes": 256 * 1024, "fetch_wait_max_ms": 20}
 #: A caller that only checks whether there is something wants the answer at once.
 _AT_ONCE: Final = {"fetch_min_bytes": 1, "fetch_wait_max_ms": 10}
 #: The most messages taken from the client at once.
@@ -40,9 +42,10 @@ _WAIT_S: Final = 5.0
 class Reader:
     """Reads the partitions of a topic from positions that the caller keeps."""
 
-    def __init__(self, cluster: Cluster, numbering: Numbering, topic: Topic, *, at_once: bool = False) -> None:
+    def __init__(self, cluster: Cluster, numbering: Numbering, topic: Topic, *, at_once: bool = False, soon: bool = False) -> None:
+        """`at_once`: it only checks whether there is something. `soon`: it shows what arrives."""
         self._cluster, self._numbering, self._topic = cluster, numbering, topic
-        self._fetch, self._looks = (_AT_ONCE if at_once else _MUCH), at_once
+        self._fetch, self._looks = _AT_ONCE if at_once else _SOON if soon else _MUCH, at_once
         self._consumer: Consumer | None = None
         self._at: dict[int, int] = {}
         self._version = 0

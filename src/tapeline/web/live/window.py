@@ -20,8 +20,8 @@ class Part:
     """A window's records of one table."""
 
     chunk: Chunk
-    #: Symbol to its rows, in the order of the stream. Tuples, because Python's garbage collector does not look at tuples of numbers again and
-    #: again: with lists, thousands of kept windows made it stop everything for 0.2 s at a time.
+    #: Symbol to its rows, in the order of the stream. Python's garbage collector does not look at tuples of numbers again and again: with
+    #: lists, it stopped everything for up to 0.2 s because of the windows that are kept.
     by_symbol: dict[str, tuple[int, ...]]
     _rows: list[bytes] = field(default_factory=list)
     _joined: dict[str, bytes] = field(default_factory=dict)
