@@ -7,7 +7,7 @@ import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from itertools import islice
 from pathlib import Path
@@ -66,9 +66,9 @@ def throughput() -> str:
 
 
 @contextmanager
-def _recording() -> Iterator[Path]:
+def _recording(events: int = _EVENTS) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
-        yield record(Path(folder) / "frames", _EVENTS)
+        yield record(Path(folder) / "frames", events)
 
 
 def _empty(server: Server) -> None:
@@ -131,30 +131,34 @@ def latency() -> str:
 def in_engines() -> str:
     """From a frame's receipt to the example engines in other languages."""
     commands = {language: engines.build(language) for language in engines.LANGUAGES}
-    rows = [[language, f"run {at + 1}", *_engine_waited(command)] for language, command in commands.items() for at in range(_ROUNDS)]
+    rows = [row for at in range(_ROUNDS) for row in _engines_waited(commands, f"run {at + 1}")]
     return (
         f"Recorded frames at an even {_RATE:,} ticks/s, as in the section above. The time is from a frame's receipt to a program of"
-        f" `examples/engine` that has parsed the protobuf message, with `read_committed`. Measured for {_SECONDS} s after {_WARM_UP_S} s of"
-        f" warm-up (the engine's own: {_SECONDS} s), while all stages and the lake run on the same cores.\n\n"
+        f" `examples/engine` that has parsed the protobuf message, with `read_committed`. In each run the four read one after the other,"
+        f" each measured for {_SECONDS} s after {_SECONDS} s of its own warm-up, while all stages and the lake run on the same cores.\n\n"
         + table(["engine", "", *COLUMNS], rows)
     )
 
 
-def _engine_waited(command: Sequence[str]) -> list[object]:
-    """What an engine says of the times of its ticks, under COLUMNS."""
+def _engines_waited(commands: Mapping[str, Sequence[str]], title: str) -> list[list[object]]:
+    """What each engine says of the times of its ticks, under COLUMNS."""
     with (
-        _recording() as frames,
+        _recording(_RATE * (_WARM_UP_S + 3 * _SECONDS * len(commands))) as frames,
         _server("kafka") as server,
         tempfile.TemporaryDirectory() as folder,
         serving(frames, _RATE) as url,
         pipeline(write_config(Path(folder), url, 5.0, server.url)),
     ):
         time.sleep(_WARM_UP_S - _SECONDS)
-        options = ["--brokers", server.address, "--latency", str(_SECONDS)]
-        with subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True) as engine:
-            assert engine.stdout is not None
-            lines = list(islice(engine.stdout, 3))  # the names of the columns, its warm-up, and what is measured
-            engine.terminate()
+        return [[language, title, *_engine_waited(command, server.address)] for language, command in commands.items()]
+
+
+def _engine_waited(command: Sequence[str], brokers: str) -> list[object]:
+    options = ["--brokers", brokers, "--latency", str(_SECONDS)]
+    with subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True) as engine:
+        assert engine.stdout is not None
+        lines = list(islice(engine.stdout, 3))  # the names of the columns, its warm-up, and what is measured
+        engine.terminate()
     assert len(lines) == 3, "the engine ended early"
     ticks, *percentiles = lines[2].strip().split(",")
     return [int(ticks), *percentiles]
