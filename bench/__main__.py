@@ -6,6 +6,7 @@ import sys
 import time
 
 from bench import (
+    arbitration,
     asof,
     brokers,
     flushes,
@@ -16,7 +17,6 @@ from bench import (
     memory,
     monitoring,
     normalize,
-    pairs,
     postgres,
     protobuf,
     scaling,
@@ -28,7 +28,7 @@ from bench.page import replaced
 _PAGE = REPOSITORY / "docs" / "performance.md"
 _SECTIONS = {
     "normalize": ("Normalizing on one core", normalize.run),
-    "pairs": ("A second line", pairs.run),
+    "arbitration": ("Feed arbitration", arbitration.run),
     "protobuf": ("The wire format, beside protobuf's own library", protobuf.run),
     "asof": ("Quotes at trades, beside DuckDB's ASOF JOIN", asof.run),
     "whole": ("Socket to lake, all stages on two cores", whole.run),

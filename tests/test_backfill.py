@@ -346,25 +346,25 @@ def test_a_file_that_says_nothing_and_a_clock_that_goes_back_begin_a_new_minute(
     path = tmp_path / "quota.json"
     path.write_bytes(b'{"minute": "x')
     now = [1_000.0]
-    quota = RateLimiter(100, path, lambda: now[0])
-    assert quota.take(100) == 0.0
+    limiter = RateLimiter(100, path, lambda: now[0])
+    assert limiter.take(100) == 0.0
     now[0] -= 500.0
-    assert quota.take(100) == 0.0
+    assert limiter.take(100) == 0.0
 
 
 def test_a_clock_that_was_set_back_forgets_a_pause_that_it_set_ahead(tmp_path: Path) -> None:
     now = [1_000_000.0]
-    quota = RateLimiter(100, tmp_path / "quota.json", lambda: now[0])
-    quota.pause(60.0)
-    assert quota.take(1) == 60.0
+    limiter = RateLimiter(100, tmp_path / "quota.json", lambda: now[0])
+    limiter.pause(60.0)
+    assert limiter.take(1) == 60.0
     now[0] = 1_000.0
-    assert quota.take(1) == 0.0
+    assert limiter.take(1) == 0.0
 
 
 def test_what_weighs_more_than_a_minute_has_is_let_through_alone() -> None:
-    quota = RateLimiter(10, clock=lambda: 1_000.0)
-    assert quota.take(50) == 0.0
-    assert quota.take(1) == 60.0
+    limiter = RateLimiter(10, clock=lambda: 1_000.0)
+    assert limiter.take(50) == 0.0
+    assert limiter.take(1) == 60.0
 
 
 @pytest.mark.parametrize(

@@ -145,8 +145,8 @@ def test_the_end_of_the_loop_does_not_wait_for_an_answer_that_trickles_in(
 def test_without_retry_after_the_provider_s_reset_is_waited_for_within_bounds(reset: str, least: float, most: float, server: str) -> None:
     Replies.replies = [(429, {"X-RateLimit-Reset": reset}, b"too many requests."), (200, {}, b"ok")]
     clock = Time()
-    quota = RateLimiter(100, clock=lambda: clock.now)
-    rest = Rest(Endpoint(server), Random(1), quota, wall_clock=lambda: 1.7e9, sleep=clock.sleep)
+    limiter = RateLimiter(100, clock=lambda: clock.now)
+    rest = Rest(Endpoint(server), Random(1), limiter, wall_clock=lambda: 1.7e9, sleep=clock.sleep)
     assert rest.get("/x", 1) == b"ok"
     assert least <= sum(clock.slept) <= most
 
@@ -177,14 +177,14 @@ def test_what_took_too_long_or_came_too_early_is_asked_again(status: int, server
 def test_a_moment_s_firewall_is_waited_out_by_all_who_ask_that_address(server: str) -> None:
     Replies.replies = [(403, {}, b"Request blocked")] * 3 + [(200, {}, b"ok")]
     clock = Time()
-    quota = RateLimiter(100, clock=lambda: clock.now)
+    limiter = RateLimiter(100, clock=lambda: clock.now)
     paused = []
 
     def sleep(seconds: float) -> None:
-        paused.append(quota.take(1) > 0)
+        paused.append(limiter.take(1) > 0)
         clock.sleep(seconds)
 
-    rest = Rest(Endpoint(server, passing={403}), Random(1), quota, sleep=lambda seconds: sleep(seconds) if seconds else None)
+    rest = Rest(Endpoint(server, passing={403}), Random(1), limiter, sleep=lambda seconds: sleep(seconds) if seconds else None)
     assert rest.get("/x", 1) == b"ok"
     assert all(paused)
     assert clock.slept[0] < clock.slept[-1] <= 30.0

@@ -95,7 +95,7 @@ def test_killing_or_stalling_either_line_at_any_moment_loses_nothing_and_opens_n
 
         def brought(line: int) -> int:
             told = status_of(line)
-            return int(told["pair"]["events"]) if told.get("connected") else 0
+            return int(told["arbitration"]["events"]) if told.get("connected") else 0
 
         def no_gap_stays() -> None:
             """Between two records of the one line, a moment of the other may not be covered yet as far as the ledger has read."""
@@ -109,7 +109,7 @@ def test_killing_or_stalling_either_line_at_any_moment_loses_nothing_and_opens_n
         flows(0), flows(1)
         word = home.word("ingest")
         counted = {labels[2]: count for metric, labels, count in word["metrics"] if metric == families.LINE_EVENTS.name}
-        assert counted == {name: word["lines"][name]["pair"]["events"] for name in names}, "the metrics say the same"
+        assert counted == {name: word["lines"][name]["arbitration"]["events"] for name in names}, "the metrics say the same"
         until(lambda: len(ledger(home)) == 2 * len(CHANNELS) and not holes(home), "the ledger knows of every channel, and of no gap")
         for turn in range(ROUNDS):
             line = random.randrange(2)

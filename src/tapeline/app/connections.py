@@ -73,9 +73,9 @@ def connection_plans(config: Config, environ: Mapping[str, str]) -> list[tuple[P
         for plan, second in zip(planned, again, strict=True):
             account = _account(module, plan, settings)
             name = _unused(plan.name, [known.name for _, known in plans])
-            plans.append((provider, replace(plan, name=name, account=account, pair=name if second is not None else "")))
+            plans.append((provider, replace(plan, name=name, account=account, arbitration=name if second is not None else "")))
             if second is not None:
-                plans.append((provider, replace(second, name=f"{name}-second", pair=name, check=None)))
+                plans.append((provider, replace(second, name=f"{name}-second", arbitration=name, check=None)))
     return plans
 
 
@@ -169,26 +169,26 @@ def raw_partitions(config: Config, stream: Stream) -> int:
 def plan_partitions(planned: Sequence[tuple[ProviderConfig, Plan]], number: int) -> dict[str, int]:
     """Plan name -> raw partition. Plans are assigned in turn, so the load is even, and all processes of a configuration agree.
 
-    Both lines of a pair have the same partition, so that no later copy of an event is kept without the first. `number`: of partitions."""
-    turns = {name: at for at, name in enumerate(dict.fromkeys(plan.pair or plan.name for _, plan in planned))}
-    return {plan.name: turns[plan.pair or plan.name] % number for _, plan in planned}
+    Both lines of a feed have the same partition, so that no later copy of an event is kept without the first. `number`: of partitions."""
+    turns = {name: at for at, name in enumerate(dict.fromkeys(plan.arbitration or plan.name for _, plan in planned))}
+    return {plan.name: turns[plan.arbitration or plan.name] % number for _, plan in planned}
 
 
 def arbitrations(planned: Sequence[tuple[ProviderConfig, Plan]], recorder: Recorder, dropped: Callable[[], int]) -> dict[str, Arbitration]:
-    """The arbitration of each pair of lines, by the pair's name. `dropped`: as in `Arbitration`."""
-    names = dict.fromkeys(plan.pair for _, plan in planned if plan.pair)
-    return {name: Arbitration(recorder, [plan for _, plan in planned if plan.pair == name], dropped) for name in names}
+    """Each arbitration by its name. `dropped`: as in `Arbitration`."""
+    names = dict.fromkeys(plan.arbitration for _, plan in planned if plan.arbitration)
+    return {name: Arbitration(recorder, [plan for _, plan in planned if plan.arbitration == name], dropped) for name in names}
 
 
 def feed_connections(
     planned: Sequence[tuple[ProviderConfig, Plan]],
     recorder: Recorder,
-    pairs: Mapping[str, Arbitration],
+    marking: Mapping[str, Arbitration],
     clock: Callable[[], int],
     random: Random,
     root: Path | None = None,
 ) -> list[FeedConnection]:
-    """A connection for each plan, not dialed yet. `pairs`: the recorders of lines that carry the same events, by the pair's name.
+    """A connection for each plan, not dialed yet. `marking`: the arbitrations by name.
 
     If a provider tells one connection to wait, all connections of the processes with the same `root` wait. Without `root`, those of this
     process do. `clock`: UTC, ns."""
@@ -201,7 +201,7 @@ def feed_connections(
     return [
         FeedConnection(
             plan,
-            pairs.get(plan.pair, recorder),
+            marking.get(plan.arbitration, recorder),
             clock,
             StalenessWatchdog(provider.stale_after),
             Dialing(paces.setdefault(provider.name, Pace(shared=dials)), random, tls_context(provider.ca_file)),

@@ -105,9 +105,9 @@ def client(config: Config, some: ProviderConfig, weight_a_minute: int, endpoint:
     """The client for a provider's REST address. Clients of the same address and key share the limit, also with other processes."""
     url = endpoint.url.rstrip("/")
     digest = hashlib.sha256(" ".join((url, *endpoint.headers.values())).encode()).hexdigest()[:16]
-    quota = RateLimiter(weight_a_minute, config.root / _QUOTAS / f"{some.name}-{digest}.json")
+    limiter = RateLimiter(weight_a_minute, config.root / _QUOTAS / f"{some.name}-{digest}.json")
     endpoint = replace(endpoint, url=url, tls=tls_context(some.ca_file), passing=PROVIDERS[some.name].passing)
-    return Rest(endpoint, asking.random, quota, tries=asking.tries, sleep=asking.sleep)
+    return Rest(endpoint, asking.random, limiter, tries=asking.tries, sleep=asking.sleep)
 
 
 def quotas_of(config: Config, provider: str) -> list[Path]:

@@ -175,7 +175,7 @@ def _absorb_other_line(facts: Facts, detail: dict[str, object], at_ns: int) -> N
         # The named connection has opened already, because both lines write into one partition.
         if isinstance(name, str) and name in facts.connections:
             connection = facts.connections[name]
-            connection.beside_ns = max(connection.beside_ns, at_ns)
+            connection.concurrent_ns = max(connection.concurrent_ns, at_ns)
             facts.touched_connections.add(name)
 
 

@@ -62,7 +62,7 @@ class ConnectionRecord(msgspec.Struct):
     first_offset: int = 0
     last_offset: int = 0
     # It was still open at this time, when a socket of the other line of its arbitration opened, was confirmed or closed.
-    beside_ns: int = 0
+    concurrent_ns: int = 0
     #: How old a tick was when it was received: the least age, the age of the last tick, and when that one was received. The ages compare
     #: two clocks, which may differ.
     least_age_ns: int | None = None
@@ -319,7 +319,7 @@ def has_ended(connection: ConnectionRecord, connections: Iterable[ConnectionReco
     """
     if connection.closed_ns:
         return True
-    known_ns = max(connection.heard_ns, connection.beside_ns)
+    known_ns = max(connection.heard_ns, connection.concurrent_ns)
     others = chain(((other.opened_ns, other.closed_ns or ONGOING) for other in connections), past.outlived)
     return any(opened_ns > connection.opened_ns and closed_ns > known_ns for opened_ns, closed_ns in others)
 

@@ -196,7 +196,7 @@ def _is_over(facts: Facts, name: str, closed_ns: int, silent_ns: int) -> bool:
 
 def _last_of(connection: ConnectionRecord) -> int:
     spans = chain(connection.dropped, connection.forgotten, connection.leapt)
-    times = (connection.opened_ns, connection.subscribed_ns, connection.heard_ns, connection.closed_ns, connection.beside_ns)
+    times = (connection.opened_ns, connection.subscribed_ns, connection.heard_ns, connection.closed_ns, connection.concurrent_ns)
     return max(*times, *(end_ns for _, end_ns in spans))
 
 

@@ -289,7 +289,7 @@ def _stale(connection: ConnectionRecord) -> str | None:
 def end_of(key: Key, connection: ConnectionRecord) -> tuple[int, str]:
     """Return until when a connection's silence meant that nothing happened, and what ended it."""
     if not connection.closed_ns:
-        return max(connection.heard_ns, connection.beside_ns), "the connection ended without a word, as when the process was killed"
+        return max(connection.heard_ns, connection.concurrent_ns), "the connection ended without a word, as when the process was killed"
     if (stale := _stale(connection)) is not None:
         if stale == key.channel:
             return connection.last.get(key.channel, connection.opened_ns), connection.reason

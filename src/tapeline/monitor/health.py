@@ -176,7 +176,7 @@ def snapshot(
         "stages": shown,
         "providers": providers,
         "elsewhere": _elsewhere(workers, stream.partitions) if stream is not None else None,
-        "lines": {name: _line(line) for name, line in lines.items() if "pair" in line},
+        "lines": {name: _line(line) for name, line in lines.items() if "arbitration" in line},
         "backlog": [asdict(backlog) for backlog in backlogs(stream, stores, raw_groups)] if stream is not None else [],
         "forgotten": [{"stage": name, **entry} for name, status in statuses.items() for entry in status.get("forgotten", [])],
         "ahead": [[name, *place] for name, status in statuses.items() for place in status.get("ahead", [])],
@@ -201,7 +201,7 @@ def _elsewhere(workers: Sequence[Mapping[str, Any]], partitions: int) -> dict[st
 
 def _line(line: Mapping[str, Any]) -> dict[str, Any]:
     """The values of one of two lines that carry the same events."""
-    return {"connected": line["connected"], "reconnects": max(0, line["connects"] - 1), **line["pair"]}
+    return {"connected": line["connected"], "reconnects": max(0, line["connects"] - 1), **line["arbitration"]}
 
 
 def _provider(name: str, totals: Mapping[str, int], lines: Mapping[str, Any], paces: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

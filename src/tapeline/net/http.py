@@ -201,16 +201,16 @@ class Rest:
         self,
         endpoint: Endpoint,
         random: Random,
-        quota: RateLimiter,
+        limiter: RateLimiter,
         *,
         tries: int = REST_TRIES,
         wall_clock: Callable[[], float] = time.time,
         sleep: Callable[[float], object] = time.sleep,
     ) -> None:
-        """`quota` may be shared with other processes. `tries`: how often a request is sent if its answers are errors. `wall_clock` gives
+        """`limiter` may be shared with other processes. `tries`: how often a request is sent if its answers are errors. `wall_clock` gives
         seconds since 1970, like the times in providers' headers. `sleep` returns True if it was interrupted because the caller should
         stop."""
-        self._url, self._random, self._quota, self._sleep = endpoint.url, random, quota, sleep
+        self._url, self._random, self._limiter, self._sleep = endpoint.url, random, limiter, sleep
         self._pool = _pool(endpoint.url, endpoint.tls)
         self._headers = {"User-Agent": "tapeline", **endpoint.headers}
         self._secrets = tuple(Secret(value.rpartition(" ")[2]) for value in endpoint.headers.values())
@@ -255,11 +255,11 @@ class Rest:
                 problem, wait_s = f"HTTP {error.code}: {without(error.text, *self._secrets)}", next(waits)
                 if error.code in TOO_FAST:
                     wait_s = max(wait_s, self._pause_s(error.headers.get("Retry-After", ""), error.headers.get("X-RateLimit-Reset", "")))
-                    self._quota.pause(wait_s)
+                    self._limiter.pause(wait_s)
                     self._warn("%s%s: %s. Tapeline sends no request for %.1f s.", self._url, path, problem, wait_s)
                     continue
                 if error.code in self._passing:
-                    self._quota.pause(wait_s)  # every other request to this address would get the same answer
+                    self._limiter.pause(wait_s)  # every other request to this address would get the same answer
                 elif error.code < 500 and error.code not in _PASSING:
                     remedy = next((remedy for text, remedy in _REMEDIES.items() if text in problem), "A retry cannot help.")
                     kind = Barred if error.code in _OF_EVERYTHING and _RECENT not in problem else Refused
@@ -269,7 +269,7 @@ class Rest:
             except (OSError, HTTPError) as error:
                 problem, wait_s = without(str(error), *self._secrets) or type(error).__name__, next(waits)
             finally:
-                self._quota.answered(status, waited_s)
+                self._limiter.answered(status, waited_s)
             if attempt < self._tries:
                 self._warn("%s%s: %s. Next attempt in %.1f s.", self._url, path, problem, wait_s)
                 self._wait(wait_s)
@@ -319,7 +319,7 @@ class Rest:
     def _afford(self, weight: int) -> float:
         """Wait until the rate limit allows a request of this weight, and return how long (s). Raises Unavailable if that takes too long."""
         began = time.monotonic()
-        while (early_s := self._quota.take(weight)) > 0:
+        while (early_s := self._limiter.take(weight)) > 0:
             if early_s > _LONGEST_WAIT_S:
                 raise Unavailable(f"{self._url} asked for a pause: {early_s:.0f} s are left. Tapeline sends no request until then.")
             self._wait(early_s)

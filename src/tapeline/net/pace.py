@@ -25,7 +25,7 @@ class Pace:
     #: Url (without its query) to the rate limiter that all processes of this machine share for it. None: processes share nothing.
     shared: Callable[[str], RateLimiter] | None = None
     _next: float = 0.0
-    _quotas: dict[str, RateLimiter] = field(default_factory=dict)
+    _limiters: dict[str, RateLimiter] = field(default_factory=dict)
 
     async def wait(self, url: str, random: Random) -> None:
         """Return when a connection to this address may be dialed."""
@@ -33,22 +33,22 @@ class Pace:
         at = max(now, self._next)
         self._next = at + self.every_s
         await asyncio.sleep(at - now)
-        quota = self._quota(url)
-        while quota is not None and (early_s := quota.take(1)) > 0:
+        limiter = self._limiter(url)
+        while limiter is not None and (early_s := limiter.take(1)) > 0:
             why = "the provider asked for a pause, or Tapeline reached its limit of connection attempts per minute"
             log.info("Waiting %.0f s before connecting to %s: %s.", early_s, urlsplit(url).hostname, why)
             await asyncio.sleep(early_s + random.uniform(0.0, self.every_s))  # random, so that not all processes dial at once
 
     def pause(self, url: str, seconds: float) -> None:
         """Record that the provider accepts no connection from this machine's address for so many seconds. Raises DiskProblem."""
-        quota = self._quota(url)
-        if quota is not None:
-            quota.pause(seconds)
+        limiter = self._limiter(url)
+        if limiter is not None:
+            limiter.pause(seconds)
 
-    def _quota(self, url: str) -> RateLimiter | None:
+    def _limiter(self, url: str) -> RateLimiter | None:
         if self.shared is None:
             return None
         place = url.partition("?")[0]  # the limit is for the address, whatever the query
-        if place not in self._quotas:
-            self._quotas[place] = self.shared(place)
-        return self._quotas[place]
+        if place not in self._limiters:
+            self._limiters[place] = self.shared(place)
+        return self._limiters[place]

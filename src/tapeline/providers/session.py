@@ -129,7 +129,7 @@ class Plan:
     #: The meaning of an HTTP status other than 101. Arguments: status, the provider's text, whether a connection has ever worked.
     refusal: Callable[[int, str, bool], Problem] = refusal
     account: str = ""  # names the account and endpoint whose connections are limited; empty: no limit
-    pair: str = ""  # the same name on two lines that carry the same events; empty: a single line
+    arbitration: str = ""  # the same name on two lines that carry the same events; empty: a single line
     #: The part of an event's frame that is the same on every line; None for a frame without an event. Never raises, whatever the bytes.
     content: Callable[[bytes], bytes | None] | None = None
 

@@ -86,10 +86,10 @@ class Generated:
         # Every trade up to the last tick is out, so a bar that ended by then holds all its trades.
         self._tape.due(self._last_ns, made)
         timed = len(made)
-        quota = int(min(self._owed, BATCH))
-        while len(made) - timed < quota:
+        due = int(min(self._owed, BATCH))
+        while len(made) - timed < due:
             had = len(made)
-            ticks = self._market.draw(quota - (had - timed), self._demand, self._last_ns, now_ns)
+            ticks = self._market.draw(due - (had - timed), self._demand, self._last_ns, now_ns)
             self._last_ns = max(now_ns, ticks[-1].ns)
             for tick in ticks:
                 self._tape.add_events(tick, self._plan[tick.instrument], made)

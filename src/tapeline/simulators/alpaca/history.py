@@ -13,7 +13,7 @@ import msgspec
 
 from tapeline.simulators.alpaca.lists import LISTS
 from tapeline.simulators.bars import DAY_NS, MINUTE_NS, SECOND_NS
-from tapeline.simulators.quota import RateLimiter
+from tapeline.simulators.rate_limiter import RateLimiter
 from tapeline.simulators.session import Reply
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from tapeline.simulators.alpaca.history import AlpacaHistory
 from tapeline.simulators.alpaca.lists import AlpacaLists
 from tapeline.simulators.alpaca.session import AlpacaSession, Rules
 from tapeline.simulators.alpaca.tape import CHANNELS, AlpacaTape
-from tapeline.simulators.quota import RateLimiter
+from tapeline.simulators.rate_limiter import RateLimiter
 from tapeline.simulators.session import Reply
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tapeline.simulators.accounts import Accounts
-    from tapeline.simulators.quota import RateLimiter
+    from tapeline.simulators.rate_limiter import RateLimiter
     from tapeline.simulators.session import Link
 
 ERRORS: Final = {

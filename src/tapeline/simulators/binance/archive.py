@@ -9,7 +9,7 @@ import zipfile
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from tapeline.simulators.quota import RateLimiter
+from tapeline.simulators.rate_limiter import RateLimiter
 from tapeline.simulators.session import Reply
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from tapeline.simulators.quota import RateLimiter
+from tapeline.simulators.rate_limiter import RateLimiter
 from tapeline.simulators.session import Reply
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from tapeline.simulators.binance.archive import BinanceArchive
 from tapeline.simulators.binance.history import BinanceHistory
 from tapeline.simulators.binance.session import MADE, BinanceSession, Terms
 from tapeline.simulators.binance.tape import FEED, BinanceTape, split_symbol
-from tapeline.simulators.quota import RateLimiter
+from tapeline.simulators.rate_limiter import RateLimiter
 from tapeline.simulators.session import Reply
 
 if TYPE_CHECKING:

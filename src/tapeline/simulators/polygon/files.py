@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from xml.sax.saxutils import escape
 from zoneinfo import ZoneInfo
 
-from tapeline.simulators.quota import RateLimiter
+from tapeline.simulators.rate_limiter import RateLimiter
 from tapeline.simulators.session import Reply
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ import msgspec
 
 from tapeline.simulators.bars import DAY_NS
 from tapeline.simulators.events import Topic
-from tapeline.simulators.quota import RateLimiter
+from tapeline.simulators.rate_limiter import RateLimiter
 from tapeline.simulators.session import Reply
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from tapeline.simulators.polygon.history import PolygonHistory
 from tapeline.simulators.polygon.lists import PolygonLists
 from tapeline.simulators.polygon.session import PolygonSession, Rules
 from tapeline.simulators.polygon.tape import CHANNELS, PolygonTape
-from tapeline.simulators.quota import RateLimiter
+from tapeline.simulators.rate_limiter import RateLimiter
 from tapeline.simulators.session import Reply
 
 if TYPE_CHECKING:

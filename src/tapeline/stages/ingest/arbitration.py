@@ -57,7 +57,7 @@ class _Side:
 
 
 class Arbitration:
-    """A recorder for both lines of a pair. It marks later copies and passes every record on to `recorder`."""
+    """A recorder for both lines of a feed. It marks later copies and passes every record on to `recorder`."""
 
     def __init__(
         self, recorder: Recorder, plans: Sequence[Plan], dropped: Callable[[], int], window_s: float = _WINDOW_S, most: int = _MOST

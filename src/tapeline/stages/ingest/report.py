@@ -28,14 +28,14 @@ class Recording(Protocol):
 
 def status_of(
     lines: Sequence[FeedConnection],
-    pairs: Sequence[Arbitration],
+    arbitrations: Sequence[Arbitration],
     recorder: Recording,
     frames_per_s: float,
     leaps: Iterable[Leap],
     leapt: int,
 ) -> dict[str, Any]:
     """The status of ingest. `leaps`: the latest jumps of the clock; `leapt`: how many there were."""
-    measured = {name: {"pair": counts} for pair in pairs for name, counts in pair.report(time.time_ns()).items()}
+    measured = {name: {"arbitration": counts} for one in arbitrations for name, counts in one.report(time.time_ns()).items()}
     return {
         "records": recorder.records,
         "frames_per_s": frames_per_s,
@@ -57,12 +57,12 @@ def status_of(
             families.DROPPED.at(recorder.delivery.dropped),
             families.CLOCK_LEAPS.at(leapt),
             *(sample for line in lines for sample in _of_connection(line)),
-            *(sample for line in lines if line.plan.name in measured for sample in _of_pair(line, measured[line.plan.name]["pair"])),
+            *(sample for line in lines if line.plan.name in measured for sample in _of_line(line, measured[line.plan.name]["arbitration"])),
         ],
     }
 
 
-def _of_pair(line: FeedConnection, counts: Mapping[str, Any]) -> Iterator[Sample]:
+def _of_line(line: FeedConnection, counts: Mapping[str, Any]) -> Iterator[Sample]:
     """What one of two lines that carry the same events brought."""
     labels = (line.plan.provider, line.plan.feed, line.plan.name)
     yield families.LINE_EVENTS.at(counts["events"], *labels)

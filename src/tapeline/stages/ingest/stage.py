@@ -189,7 +189,7 @@ class Share:
     #: The rights to the only connection of an account.
     leases: Sequence[Lease] = ()
     #: The arbitrations of lines that carry the same events.
-    pairs: Sequence[Arbitration] = ()
+    arbitrations: Sequence[Arbitration] = ()
 
 
 async def ingest(share: Share, recorder: StreamRecorder, status: StatusFile, stop: asyncio.Event, watch: ClockWatch | None = None) -> None:
@@ -217,7 +217,7 @@ async def ingest(share: Share, recorder: StreamRecorder, status: StatusFile, sto
             frames = sum(line.state.frames for line in lines)
             rate.add(frames - counted)
             counted = frames
-            status.maybe(lambda: status_of(lines, share.pairs, recorder, rate.take(), leaps, watch.found))
+            status.maybe(lambda: status_of(lines, share.arbitrations, recorder, rate.take(), leaps, watch.found))
             if time.monotonic() >= leases_due:
                 leases_due = time.monotonic() + _LEASE_EVERY_S
                 _keep(share.leases)
@@ -226,7 +226,7 @@ async def ingest(share: Share, recorder: StreamRecorder, status: StatusFile, sto
         await _last_flush(recorder)
         for lease in share.leases:
             lease.drop()
-        status.write(status_of(lines, share.pairs, recorder, rate.take(), leaps, watch.found))
+        status.write(status_of(lines, share.arbitrations, recorder, rate.take(), leaps, watch.found))
     if recorder.failure is not None:
         raise recorder.failure
     for keeper in filter(_failed, keepers):

@@ -43,7 +43,7 @@ def run() -> str:
 
 def _measured(frames: list[bytes]) -> str:
     (plan,) = PROVIDERS["binance"].plans(FeedSettings("spot", ("BTCUSDT",), ("trade",)))
-    one, other = (replace(plan, name=name, pair="one") for name in ("one", "one-second"))
+    one, other = (replace(plan, name=name, arbitration="one") for name in ("one", "one-second"))
     arrivals = [(some, at * 100_000, frame) for at, frame in enumerate(frames) for some in (one, other)]
     alone, paired = [], []
     for _ in range(_ROUNDS):
@@ -57,7 +57,7 @@ def _measured(frames: list[bytes]) -> str:
         rows.append([name, raw.num_rows, taken / len(frames) * 1e6])
     return (
         f"Recorded Binance frames, {len(frames):,}, each once or from two lines in turns; {_ROUNDS} rounds, processor time. At the sockets"
-        f" a frame of a pair takes {with_us - before_us:.2f} µs more; one of a line by itself does not pass there. In normalizing:\n\n"
+        f" a frame of one of two lines takes {with_us - before_us:.2f} µs more than a frame of a single line. In normalizing:\n\n"
         + table(["", "raw records", "µs an event"], [[name, count, f"{cost:.2f}"] for name, count, cost in rows])
     )
 

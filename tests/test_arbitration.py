@@ -63,7 +63,7 @@ class Tape:
 def plans(*urls: str) -> list[Plan]:
     """The plans of two lines, as the app makes them."""
     asked = [PROVIDERS["binance"].plans(FeedSettings("spot", ("BTCUSDT",), ("trade", "bookTicker"), url=url))[0] for url in urls]
-    return [replace(plan, name=name, pair="line", check=None) for plan, name in zip(asked, ("line", "line-second"), strict=True)]
+    return [replace(plan, name=name, arbitration="line", check=None) for plan, name in zip(asked, ("line", "line-second"), strict=True)]
 
 
 A, B = plans("ws://a", "ws://b")
@@ -86,7 +86,7 @@ def bar(closes: str, sent: int) -> bytes:
     return json.dumps({"stream": "btcusdt@kline_1s", "data": event}, separators=(",", ":")).encode()
 
 
-def pair(tape: Tape, dropped: Callable[[], int] = lambda: 0, **more: float) -> Arbitration:
+def arbitrated(tape: Tape, dropped: Callable[[], int] = lambda: 0, **more: float) -> Arbitration:
     return Arbitration(tape, (A, B), dropped, **more)  # type: ignore[arg-type]  # window_s and most by name
 
 
@@ -108,7 +108,7 @@ def pair(tape: Tape, dropped: Callable[[], int] = lambda: 0, **more: float) -> A
 def test_two_frames_are_of_one_event_where_they_differ_in_nothing_but_when_they_were_sent(one: bytes, other: bytes, same: bool) -> None:
     assert (content(one) == content(other)) is same
     tape = Tape()
-    both = pair(tape)
+    both = arbitrated(tape)
     both.record(A, "a-1", "frame", 1, one)
     both.record(B, "b-1", "frame", 2, other)
     assert tape.kinds() == ["frame", "repeated" if same else "frame"]
@@ -119,7 +119,7 @@ def test_two_frames_are_of_one_event_where_they_differ_in_nothing_but_when_they_
 )
 def test_what_is_no_event_is_recorded_as_often_as_it_comes(frame: bytes) -> None:
     tape = Tape()
-    both = pair(tape)
+    both = arbitrated(tape)
     for plan in (A, B, A):
         both.record(plan, plan.name, "frame", 1, frame)
     assert tape.kinds() == ["frame"] * 3
@@ -144,7 +144,7 @@ def test_every_recorded_frame_of_an_event_is_the_same_event_only_as_itself() -> 
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 12)), max_size=60), st.data())
 def test_each_event_is_one_frame_and_every_copy_is_recorded_and_counted(arrivals: list[tuple[bool, int]], data: st.DataObject) -> None:
     tape = Tape()
-    both = pair(tape)
+    both = arbitrated(tape)
     for at, (second, number) in enumerate(arrivals):
         both.record((A, B)[second], ("a-1", "b-1")[second], "frame", at, trade(number, sent=at))
     assert [payload for *_, payload in tape.records] == [trade(number, sent=at) for at, (_, number) in enumerate(arrivals)]
@@ -192,7 +192,7 @@ def test_copies_among_other_feeds_and_notices_are_counted_where_they_belong() ->
 
 
 def test_how_far_a_line_is_behind_is_told_in_percentiles() -> None:
-    both = pair(Tape())
+    both = arbitrated(Tape())
     for number in range(10_000):
         both.record(A, "a-1", "frame", number * 1_000, trade(number))
         both.record(B, "b-1", "frame", number * 1_000 + (3_000_000 if number % 50 else 80_000_000), trade(number))
@@ -200,12 +200,12 @@ def test_how_far_a_line_is_behind_is_told_in_percentiles() -> None:
     assert first["lag_p99_ms"] < 0.001
     assert second["lag_p50_ms"] == pytest.approx(3, rel=0.06)
     assert second["lag_p99_ms"] == pytest.approx(80, rel=0.06)
-    assert pair(Tape()).report(0)["line"]["lag_p50_ms"] is None
+    assert arbitrated(Tape()).report(0)["line"]["lag_p50_ms"] is None
 
 
 def test_what_is_remembered_has_a_bound_and_a_copy_from_before_it_is_a_frame_again() -> None:
     tape = Tape()
-    both = pair(tape, most=100)
+    both = arbitrated(tape, most=100)
     for number in range(1_000):
         both.record(A, "a-1", "frame", number, trade(number))
     both.record(B, "b-1", "frame", 1_000, trade(899))
@@ -213,7 +213,7 @@ def test_what_is_remembered_has_a_bound_and_a_copy_from_before_it_is_a_frame_aga
     assert tape.kinds()[-2:] == ["frame", "repeated"]
     assert both.report(0)["line-second"]["missed"] >= 900
     tape = Tape()
-    both = pair(tape, window_s=2)
+    both = arbitrated(tape, window_s=2)
     for second in range(5):
         both.record(A, "a-1", "frame", second * NS_PER_S, trade(second))
     both.record(B, "b-1", "frame", 4 * NS_PER_S, trade(1))
@@ -223,7 +223,7 @@ def test_what_is_remembered_has_a_bound_and_a_copy_from_before_it_is_a_frame_aga
 
 def test_after_something_could_not_be_kept_no_copy_is_passed_over_for_one_that_may_be_lost() -> None:
     tape, lost = Tape(), [0]
-    both = pair(tape, dropped=lambda: lost[0])
+    both = arbitrated(tape, dropped=lambda: lost[0])
     both.record(A, "a-1", "frame", 1, trade(1))
     lost[0] = 1
     both.record(B, "b-1", "frame", 2, trade(1))
@@ -236,7 +236,7 @@ def test_after_something_could_not_be_kept_no_copy_is_passed_over_for_one_that_m
 
 def life(*records: tuple[Plan, str, RawKind, float, bytes]) -> Tape:
     tape = Tape()
-    both = pair(tape)
+    both = arbitrated(tape)
     for plan, connection, kind, seconds, payload in records:
         both.record(plan, connection, kind, round(seconds * NS_PER_S), payload)
     return tape
@@ -396,13 +396,14 @@ def planned(name: str = "binance", **more: object) -> list[Plan]:
 
 def test_two_lines_go_to_two_hosts_and_ask_for_the_same() -> None:
     first, second = planned(lines=2, options={"time_unit": "us"})
-    assert (first.name, second.name, first.pair, second.pair) == ("binance-spot-0", "binance-spot-0-second", first.name, first.name)
+    assert (first.name, second.name) == ("binance-spot-0", "binance-spot-0-second")
+    assert (first.arbitration, second.arbitration) == (first.name, first.name)
     assert first.url == "wss://data-stream.binance.vision/stream?timeUnit=MICROSECOND"
     assert second.url == "wss://stream.binance.com:443/stream?timeUnit=MICROSECOND"
     assert first.subscriptions == second.subscriptions
     assert (first.check is None, second.check is None) == (False, True)  # the symbols are looked up once
     assert [plan.url for plan in planned(lines=2, url="ws://x:1/", second_url="ws://y:1/")] == ["ws://x:1/stream", "ws://y:1/stream"]
-    assert [plan.pair for plan in planned()] == [""]
+    assert [plan.arbitration for plan in planned()] == [""]
 
 
 def test_more_streams_than_a_connection_takes_are_two_lines_each_and_each_pair_has_one_partition() -> None:
@@ -411,13 +412,13 @@ def test_more_streams_than_a_connection_takes_are_two_lines_each_and_each_pair_h
     found = connection_plans(Config(providers=(many, one, many)), {})
     assert len({plan.name for _, plan in found}) == len(found) == 9
     placed = plan_partitions(found, 3)
-    pairs = [(plan.name, f"{plan.name}-second") for _, plan in found if plan.pair == plan.name]
+    pairs = [(plan.name, f"{plan.name}-second") for _, plan in found if plan.arbitration == plan.name]
     assert len(pairs) == 4
     assert all(placed[first] == placed[second] for first, second in pairs)
     assert sorted(placed[plan.name] for _, plan in found if not plan.name.endswith("-second")) == [0, 0, 1, 1, 2]
     made = arbitrations(found, Tape(), lambda: 0)
     lines = feed_connections(found, Tape(), made, time.time_ns, Random(1))
-    assert [line.recorder is made.get(line.plan.pair) for line in lines] == [bool(line.plan.pair) for line in lines]
+    assert [line.recorder is made.get(line.plan.arbitration) for line in lines] == [bool(line.plan.arbitration) for line in lines]
 
 
 @pytest.mark.parametrize(
