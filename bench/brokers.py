@@ -159,6 +159,7 @@ def _engine_waited(command: Sequence[str], brokers: str) -> list[object]:
         assert engine.stdout is not None
         lines = list(islice(engine.stdout, 3))  # the names of the columns, its warm-up, and what is measured
         engine.terminate()
+        engine.communicate()
     assert len(lines) == 3, "the engine ended early"
     ticks, *percentiles = lines[2].strip().split(",")
     return [int(ticks), *percentiles]
