@@ -57,10 +57,11 @@ def run() -> str:
         for one in runs
     ]
     return (
-        f"`tapeline simulate binance --rate {_RATE}` with {_SYMBOLS} symbols, all stages, the dashboard's server and all clients on the"
-        f" same cores; {_SECONDS} s after {_WARM_UP_S} s of warm-up. Each client takes server-sent events of {_OF_A_CLIENT} symbols that"
-        " it chose at random, so no two get the same messages. The time is from a tick's receipt by ingest to its arrival at the client."
-        " A client that does not keep up is sent the latest values; the events that it did not get are counted as left out.\n\n"
+        f"`tapeline simulate binance --rate {_RATE}` with {_SYMBOLS} symbols, all stages, the dashboard's server and all clients share the"
+        f" same cores. The measurement lasts {_SECONDS} s, after {_WARM_UP_S} s of warm-up. Each client receives server-sent events of"
+        f" {_OF_A_CLIENT} symbols, which it chose at random. So no two clients get the same messages. The time of a tick begins when ingest"
+        " receives it, and ends when it arrives at the client. A client that is too slow gets the latest values instead. The events that it"
+        " did not get are counted as left out.\n\n"
         + table(["clients", "events/s to all", "p50 ms", "p99 ms", "left out", "cores of the server", "its memory, MiB"], rows)
     )
 

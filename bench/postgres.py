@@ -45,8 +45,9 @@ def run() -> str:
         for name, rounds in results.items()
     ]
     return (
-        f"{_ROWS:,} ticks of {_SYMBOLS} symbols in flushes of {_FLUSH:,}, {_ROUNDS} rounds; PostgreSQL {postgres.installed().version},"
-        " durable commits. COPY: psql's `\\copy` of the same rows, in binary, into the same table; one COPY for each flush.\n\n"
+        f"The store writes {_ROWS:,} ticks of {_SYMBOLS} symbols in flushes of {_FLUSH:,}. The figures are medians of {_ROUNDS} rounds,"
+        f" with PostgreSQL {postgres.installed().version} and durable commits. *psql COPY* writes the same rows into the same table with"
+        " psql's `\\copy`, in binary, one COPY for each flush.\n\n"
         + table(["rows/s into `ticks`", "Tapeline", "psql COPY", "Tapeline / COPY"], rows)
     )
 

@@ -39,8 +39,9 @@ def run() -> str:
             one, two = (statistics.median(rates[workers]) for workers in (1, 2))
             rows.append([name, codec, one, two, f"{two / one:.2f}"])
     return (
-        f"{_EVENTS:,} frames of four connections wait in four raw partitions; then the workers start. Nothing else runs but the broker, on"
-        f" the same two cores. From when all workers have partitions to the last commit, median of {_ROUNDS}.\n\n"
+        f"{_EVENTS:,} frames of four connections wait in four raw partitions before the workers start. Only the broker runs on the same two"
+        " cores. The time begins when all workers have partitions, and ends with the last commit. The figures are medians of"
+        f" {_ROUNDS} runs.\n\n"
         + table(["stream", "codec", "one worker, ticks/s", "two workers, ticks/s", "ratio"], rows)
     )
 
