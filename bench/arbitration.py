@@ -36,7 +36,7 @@ class _Last:
 def run() -> str:
     """The section of the report. One core for all that is measured."""
     if not CAPTURES:
-        return "The recorded frames are missing. Nothing was measured."
+        return "The recorded frames are missing, so nothing was measured."
     with one_core():
         return _measured([frame for _, frame in recorded_frames()[:_FRAMES]])
 
@@ -56,9 +56,10 @@ def _measured(frames: list[bytes]) -> str:
         taken = statistics.median(seconds(raw, time.process_time) for _ in range(_ROUNDS))
         rows.append([name, raw.num_rows, taken / len(frames) * 1e6])
     return (
-        f"Recorded Binance frames, {len(frames):,}, each once or from two lines in turns; {_ROUNDS} rounds, processor time. At the sockets"
-        f" a frame of one of two lines takes {with_us - before_us:.2f} µs more than a frame of a single line. In normalizing:\n\n"
-        + table(["", "raw records", "µs an event"], [[name, count, f"{cost:.2f}"] for name, count, cost in rows])
+        f"The input is {len(frames):,} recorded Binance frames. They arrive once (one line), or twice (two lines, alternating). The figures"
+        f" are processor time, medians of {_ROUNDS} rounds. At the sockets, each frame of two lines takes {with_us - before_us:.2f} µs more"
+        " than a frame of one line, because Tapeline looks for an earlier copy of its event. Normalizing takes:\n\n"
+        + table(["", "raw records", "µs per event"], [[name, count, f"{cost:.2f}"] for name, count, cost in rows])
     )
 
 

@@ -57,10 +57,10 @@ def throughput() -> str:
             lost, doubled = sum(run.lost for run in runs), sum(run.doubled for run in runs)
             rows.append([name, codec, statistics.median(rates), f"{min(rates):,.0f} to {max(rates):,.0f}", lost, doubled, ceiling])
     return (
-        "The simulator (it sends recorded frames), the broker, ingest, normalize, the lake and the ledger share two cores. A run has"
-        f" {_EVENTS:,} events. Each row shows {_ROUNDS} runs; one run before them warms the broker up. The ceiling is what the broker's own"
-        f" tool writes on the idle machine with records of {_RECORD_BYTES} bytes: `kafka-producer-perf-test`, and `redis-benchmark` with"
-        " XADD, 64 in a pipeline.\n\n"
+        "The simulator, the broker, ingest, normalize, the lake and the ledger share two cores. The simulator sends recorded frames,"
+        f" {_EVENTS:,} events in each run. Each row shows {_ROUNDS} runs. A run before them warms up the broker. The ceiling is the rate at"
+        f" which the broker's own tool writes records of {_RECORD_BYTES} bytes on the idle machine. The tools are"
+        " `kafka-producer-perf-test`, and `redis-benchmark` with XADD and 64 commands in a pipeline.\n\n"
         + table(["broker", "codec", "ticks/s, median", "range", "lost", "doubled", "ceiling, records/s"], rows)
     )
 
@@ -95,9 +95,9 @@ def both_stores() -> str:
             url = database.url.rpartition("/")[0] + "/bench"
             rows.append([f"run {at + 1}", *whole.once(frames, _EVENTS, server.url, "arrow", url, flush_s=5.0)])
     return (
-        f"Through Kafka into the lake and PostgreSQL {postgres.installed().version}, until the slower store has all {_EVENTS:,} events. The"
-        " stages exchange Arrow, flushes are as shipped, and everything shares two cores. Lost and doubled are those of the worse"
-        " store.\n\n" + table(["", "sent", "ticks/s", "lost", "doubled"], rows)
+        f"The ticks go through Kafka, as Arrow, into the lake and into PostgreSQL {postgres.installed().version}. A run ends when the"
+        f" slower store has all {_EVENTS:,} events. The interval of the flushes is the default. Everything shares two cores. *Lost* and"
+        " *doubled* are the figures of the worse store.\n\n" + table(["", "sent", "ticks/s", "lost", "doubled"], rows)
     )
 
 
@@ -122,9 +122,10 @@ def latency() -> str:
         for at in range(_ROUNDS)
     ]
     return (
-        f"Recorded frames at an even {_RATE:,} ticks/s. The time is from a frame's receipt to a plain consumer that has parsed the protobuf"
-        f" message; it uses only the `.proto`, no code of Tapeline. Measured for {_SECONDS} s after {_WARM_UP_S} s of warm-up, while all"
-        " stages and the lake run on the same cores.\n\n" + table(["reader", "", *COLUMNS], rows)
+        f"Recorded frames arrive at an even {_RATE:,} ticks/s. A plain consumer reads the protobuf messages. It uses only the `.proto`, and"
+        " no code of Tapeline. The time of a tick begins with the receipt of its frame, and ends when the consumer has parsed the message."
+        f" The measurement lasts {_SECONDS} s, after {_WARM_UP_S} s of warm-up. All stages and the lake run on the same cores.\n\n"
+        + table(["reader", "", *COLUMNS], rows)
     )
 
 
@@ -133,10 +134,10 @@ def in_engines() -> str:
     commands = {language: engines.build(language) for language in engines.LANGUAGES}
     rows = [row for at in range(_ROUNDS) for row in _engines_waited(commands, f"run {at + 1}")]
     return (
-        f"Recorded frames at an even {_RATE:,} ticks/s, as in the section above. The time is from a frame's receipt to a program of"
-        f" `examples/engine` that has parsed the protobuf message, with `read_committed`. In each run the four read one after the other,"
-        f" each measured for {_SECONDS} s after {_SECONDS} s of its own warm-up, while all stages and the lake run on the same cores.\n\n"
-        + table(["engine", "", *COLUMNS], rows)
+        f"Recorded frames arrive at an even {_RATE:,} ticks/s, as in the section above. The programs of `examples/engine` read the protobuf"
+        " messages, with `read_committed`. The time of a tick begins with the receipt of its frame, and ends when the engine has parsed the"
+        f" message. In each run the four engines read one after the other: {_SECONDS} s of warm-up, and then a measurement of"
+        f" {_SECONDS} s. All stages and the lake run on the same cores.\n\n" + table(["engine", "", *COLUMNS], rows)
     )
 
 

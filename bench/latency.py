@@ -24,9 +24,9 @@ def run() -> str:
     """The section of the report."""
     rows = [[f"run {at + 1}", *cells(_once())] for at in range(_ROUNDS)]
     return (
-        f"`tapeline simulate binance --rate {_RATE}`, all stages and a reader that polls the normalized topic every 0.5 ms, {_SECONDS} s"
-        " after"
-        f" {_WARM_UP_S} s of warm-up, the lake being written beside it.\n\n" + table(["", *COLUMNS], rows)
+        f"`tapeline simulate binance --rate {_RATE}` sends, and all stages run, the lake included. A reader polls the normalized topic"
+        " every 0.5 ms. The time of a tick begins with the receipt of its frame, and ends when the reader has the tick. The measurement"
+        f" lasts {_SECONDS} s, after {_WARM_UP_S} s of warm-up.\n\n" + table(["", *COLUMNS], rows)
     )
 
 

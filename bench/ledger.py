@@ -68,11 +68,11 @@ def run() -> str:
                 times = [f"{flush:,.0f} ms", f"{start_ms:,.0f} ms", f"{answer_ms:,.0f} ms"]
                 lines.append([f"{number:,}", *times, f"{mib:,.0f} MiB", f"{size / 1e6:,.0f} MB", f"{intervals:,}"])
                 print(lines[-1], file=sys.stderr, flush=True)
-    head = ["connections so far", "a flush", "a start", "one symbol", "most memory", "on disk", "intervals"]
+    head = ["connections so far", "one flush", "start", "intervals of one symbol", "peak memory", "on disk", "intervals"]
     return (
-        f"{len(SYMBOLS)} symbols, trades and best quotes; {_BREAKS_A_DAY} connections a day that break one after the other, each time"
-        " with events lost of every symbol. A flush: something of every symbol has come, its intervals are computed and committed; the CPU"
-        " time of it, the median of five.\n\n" + table(head, lines)
+        f"There are {len(SYMBOLS)} symbols with trades and best quotes. Every day, {_BREAKS_A_DAY} connections break, one after the other."
+        " Each break loses events of every symbol. Before a flush, every symbol has new records. The flush computes and commits their"
+        f" intervals. The times are CPU time. The time of a flush is the median of {_LATEST} flushes.\n\n" + table(head, lines)
     )
 
 

@@ -60,12 +60,13 @@ def run() -> str:
         late = [f"{ms:.1f}" for ms in got[1:]]
         rows.append([symbols, clients, got.events_per_s, *late, skipped, f"{cores:.2f}", f"{before:,.0f}, {after:,.0f}"])
     return (
-        f"`tapeline simulate binance --rate {_RATE}`, all stages, the dashboard's server and all clients run on the same cores, for"
-        f" {_SECONDS} s after {_WARM_UP_S} s of warm-up. The ticks are spread over so many symbols as the first column says. Each client"
-        f" takes server-sent events of {_OF_A_CLIENT} symbols that it chose at random, so no two get the same messages. A time ends when"
-        " the newest tick of a message arrives at the client. It begins when another process could read the tick in the stream (the first"
-        " two), or when ingest received it (the third). A client that does not keep up is sent the latest values: the events that it did"
-        " not get are counted as left out. Memory is of the server, before the clients came and at the end.\n\n"
+        f"`tapeline simulate binance --rate {_RATE}`, all stages, the dashboard's server and all clients share the same cores. The"
+        f" measurement lasts {_SECONDS} s, after {_WARM_UP_S} s of warm-up. The first column says how many symbols share the ticks. Each"
+        f" client receives server-sent events of {_OF_A_CLIENT} symbols, which it chose at random. So no two clients get the same messages."
+        " p50 and p99 begin when another process could read the tick in the stream, and end when the tick arrives at the client. The last"
+        " p99 begins when ingest receives the tick. Only the newest tick of each message counts. A client that is too slow gets the latest"
+        " values instead. The events that it did not get are counted as left out. The memory is that of the server, before the clients came"
+        " and at the end.\n\n"
         + table(
             [
                 "symbols",

@@ -32,7 +32,8 @@ def run() -> str:
             stream.close()
     stages = sorted({stage for look in looks.values() for stage in look})
     rows = [[stage, *[f"{looks[look].get(stage, 0):.0f}" for look in looks]] for stage in stages]
-    return "Resident MiB after so many million ticks at 70,000/s:\n\n" + table(["stage", *[f"{look} M" for look in looks]], rows)
+    about = "A simulator sends 70,000 ticks/s. The table shows the resident memory of each stage, in MiB, after so many million ticks:\n\n"
+    return about + table(["stage", *[f"{look} M" for look in looks]], rows)
 
 
 def _resident(root: Path) -> dict[str, float]:

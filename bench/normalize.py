@@ -46,7 +46,7 @@ def one_core() -> Iterator[None]:
 
 def _against_cryptofeed() -> str:
     if not CAPTURES:
-        return "The recorded frames are missing. cryptofeed was not measured."
+        return "The recorded frames are missing, so cryptofeed was not measured."
     frames = recorded_frames()
     raw = _batch("binance", "spot", [frame for _, frame in frames], [received for received, _ in frames])
     peer = _peer_python()
@@ -67,9 +67,10 @@ def _against_cryptofeed() -> str:
         rows[0][3] = f"{times:.1f} (best pass against best: {best:.1f})"
         rows.append([*_row("cryptofeed 2.4.1", n, theirs)[:3], "1"])
     return (
-        f"Recorded Binance frames ({n:,}: trades and best quotes), {_ROUNDS} rounds in turns, 5 passes each."
-        " cryptofeed knows aggregated trades only: for it the trades are relabeled as such, before the clock starts.\n\n"
-        + table(["library", "ticks/s, median", "ticks/s, best", "times cryptofeed"], rows)
+        f"The input is {n:,} recorded Binance frames with trades and best quotes. There are {_ROUNDS} rounds. In each, Tapeline makes 5"
+        " passes and then cryptofeed makes 5. cryptofeed knows only aggregated trades. So its trades are relabeled as aggregated trades."
+        " The time does not include the relabeling.\n\n"
+        + table(["library", "ticks/s, median", "ticks/s, best", "times as fast as cryptofeed"], rows)
     )
 
 
@@ -107,7 +108,8 @@ def _each_provider() -> str:
         codec = "msgpack" if extra else "JSON"
         rows.append([f"{name} {feed} {', '.join(channels)} ({codec})", raw.num_rows, ticks / raw.num_rows, ticks / taken])
     lines = [[a, b, f"{c:.1f}", d] for a, b, c, d in rows]
-    return "Frames of the local simulators:\n\n" + table(["shape", "frames", "events a frame", "events/s, median of 5"], lines)
+    head = ["feed and channels", "frames", "events per frame", "events/s, median of 5"]
+    return "Tapeline alone, with frames from the local simulators:\n\n" + table(head, lines)
 
 
 def _recorded_from_simulator(name: str, feed: str, symbols: list[str], channels: list[str], extra: str) -> tuple[pa.RecordBatch, int]:

@@ -28,7 +28,7 @@ _START = 1_710_504_000 * NS_PER_S
 #: A server with the settings of a small real one; the tests' has less memory.
 _SETTINGS = ("shared_buffers = '1GB'", "max_wal_size = '8GB'", "checkpoint_timeout = '15min'")
 _UNIQUE = {
-    "as shipped": "",
+    "without a unique index": "",
     "with a unique index on (symbol, sequence, ts)": "CREATE UNIQUE INDEX ticks_once ON ticks (symbol, sequence, ts)",
 }
 
@@ -45,8 +45,9 @@ def run() -> str:
         for name, rounds in results.items()
     ]
     return (
-        f"{_ROWS:,} ticks of {_SYMBOLS} symbols in flushes of {_FLUSH:,}, {_ROUNDS} rounds; PostgreSQL {postgres.installed().version},"
-        " durable commits. COPY: psql's `\\copy` of the same rows, in binary, into the same table; one COPY for each flush.\n\n"
+        f"The store writes {_ROWS:,} ticks of {_SYMBOLS} symbols in flushes of {_FLUSH:,}. The figures are medians of {_ROUNDS} rounds,"
+        f" with PostgreSQL {postgres.installed().version} and durable commits. *psql COPY* writes the same rows into the same table with"
+        " psql's `\\copy`, in binary, one COPY for each flush. Tapeline's tables have no unique index.\n\n"
         + table(["rows/s into `ticks`", "Tapeline", "psql COPY", "Tapeline / COPY"], rows)
     )
 
@@ -54,7 +55,7 @@ def run() -> str:
 def _cases() -> Iterator[tuple[bool, str, str]]:
     for name, extra in _UNIQUE.items():
         yield True, f"trades with rising ids, {name}", extra
-    yield False, "quotes without an id, as shipped", ""
+    yield False, "quotes without an id, without a unique index", ""
 
 
 def _share(rounds: Sequence[tuple[float, float]]) -> str:

@@ -53,8 +53,9 @@ def run() -> str:
         medians = {way: statistics.median(seconds) for way, seconds in taken.items()}
         rows += [[way, f"{size:,}", f"{seconds / size * 1e6:.2f}", size / seconds] for way, seconds in medians.items()]
     return (
-        f"Trades and best quotes in turns, {len(messages[0])} bytes a message. `only` is the library's part without moving values from"
-        " and to columns.\n\n" + table(["way", "rows in a batch", "µs a message", "messages/s"], rows)
+        f"A batch has trades and best quotes, alternating. A trade's message has {len(messages[0])} bytes. *Only serialize* and *only"
+        " parse* are the library's work without the conversion from or to columns.\n\n"
+        + table(["way", "rows in a batch", "µs per message", "messages/s"], rows)
     )
 
 

@@ -43,9 +43,9 @@ def run() -> str:
             one, two = (statistics.median(rates[workers]) for workers in (1, 2))
             rows.append([name, codec, one, two, f"{two / one:.2f}"])
     return (
-        f"{_FRAMES[0]:,} frames of four connections wait in four raw partitions; then the workers start. A run counts from when all"
-        f" workers have partitions to the last commit. If too few frames are left then, {_FRAMES[1]:,} are sent. Nothing else runs but the"
-        f" broker, on the same two cores. Median of {_ROUNDS} runs.\n\n"
+        f"{_FRAMES[0]:,} frames of four connections wait in four raw partitions before the workers start. If too few of them are left when"
+        f" all workers have partitions, the run is repeated with {_FRAMES[1]:,}. Only the broker runs on the same two cores. The time begins"
+        f" when all workers have partitions, and ends with the last commit. The figures are medians of {_ROUNDS} runs.\n\n"
         + table(["stream", "codec", "one worker, ticks/s", "two workers, ticks/s", "ratio"], rows)
     )
 
