@@ -44,8 +44,8 @@ def run() -> str:
             rows.append([name, codec, one, two, f"{two / one:.2f}"])
     return (
         f"{_FRAMES[0]:,} frames of four connections wait in four raw partitions before the workers start. If too few of them are left when"
-        f" all workers have partitions, the run is repeated with {_FRAMES[1]:,}. Only the broker runs on the same two cores. The time begins"
-        f" when all workers have partitions, and ends with the last commit. The figures are medians of {_ROUNDS} runs.\n\n"
+        f" all workers have partitions, the run is repeated with {_FRAMES[1]:,}. Only the broker runs on the same two cores. The time"
+        f" begins when all workers have partitions, and ends with the last commit. The figures are medians of {_ROUNDS} runs.\n\n"
         + table(["stream", "codec", "one worker, ticks/s", "two workers, ticks/s", "ratio"], rows)
     )
 
