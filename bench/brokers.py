@@ -151,11 +151,11 @@ def _engines_waited(commands: Mapping[str, Sequence[str]], title: str) -> list[l
         pipeline(write_config(Path(folder), url, 5.0, server.url)),
     ):
         time.sleep(_WARM_UP_S - _SECONDS)
-        return [[language, title, *_engine_waited(command, server.address)] for language, command in commands.items()]
+        return [[language, title, *_engine_waited(command, server.address, language)] for language, command in commands.items()]
 
 
-def _engine_waited(command: Sequence[str], brokers: str) -> list[object]:
-    options = ["--brokers", brokers, "--latency", str(_SECONDS)]
+def _engine_waited(command: Sequence[str], brokers: str, group: str) -> list[object]:
+    options = ["--brokers", brokers, "--group", group, "--latency", str(_SECONDS)]
     with subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True) as engine:
         assert engine.stdout is not None
         lines = list(islice(engine.stdout, 3))  # the names of the columns, its warm-up, and what is measured
