@@ -97,8 +97,7 @@ def both_stores() -> str:
     return (
         f"The ticks go through Kafka, as Arrow, into the lake and into PostgreSQL {postgres.installed().version}. A run ends when the"
         f" slower store has all {_EVENTS:,} events. The interval of the flushes is the default. Everything shares two cores. *Lost* and"
-        " *doubled* are the figures of the worse store.\n\n"
-        + table(["", "sent", "ticks/s", "lost", "doubled"], rows)
+        " *doubled* are the figures of the worse store.\n\n" + table(["", "sent", "ticks/s", "lost", "doubled"], rows)
     )
 
 
@@ -138,8 +137,7 @@ def in_engines() -> str:
         f"Recorded frames arrive at an even {_RATE:,} ticks/s, as in the section above. The programs of `examples/engine` read the protobuf"
         " messages, with `read_committed`. The time of a tick begins with the receipt of its frame, and ends when the engine has parsed the"
         f" message. The measurement lasts {_SECONDS} s. Before it, the pipeline runs for {_WARM_UP_S} s, and the engine for the last"
-        f" {_SECONDS} s of them. All stages and the lake run on the same cores.\n\n"
-        + table(["engine", "", *COLUMNS], rows)
+        f" {_SECONDS} s of them. All stages and the lake run on the same cores.\n\n" + table(["engine", "", *COLUMNS], rows)
     )
 
 

@@ -26,8 +26,7 @@ def run() -> str:
     return (
         f"`tapeline simulate binance --rate {_RATE}` sends, and all stages run, the lake included. A reader polls the normalized topic"
         " every 0.5 ms. The time of a tick begins with the receipt of its frame, and ends when the reader has the tick. The measurement"
-        f" lasts {_SECONDS} s, after {_WARM_UP_S} s of warm-up.\n\n"
-        + table(["", *COLUMNS], rows)
+        f" lasts {_SECONDS} s, after {_WARM_UP_S} s of warm-up.\n\n" + table(["", *COLUMNS], rows)
     )
 
 

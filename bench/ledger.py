@@ -72,8 +72,7 @@ def run() -> str:
     return (
         f"There are {len(SYMBOLS)} symbols with trades and best quotes. Every day, {_BREAKS_A_DAY} connections break, one after the other."
         " Each break loses events of every symbol. Before a flush, every symbol has new records. The flush computes and commits their"
-        f" intervals. The times are CPU time. The time of a flush is the median of {_LATEST} flushes.\n\n"
-        + table(head, lines)
+        f" intervals. The times are CPU time. The time of a flush is the median of {_LATEST} flushes.\n\n" + table(head, lines)
     )
 
 

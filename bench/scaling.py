@@ -41,8 +41,7 @@ def run() -> str:
     return (
         f"{_EVENTS:,} frames of four connections wait in four raw partitions before the workers start. Only the broker runs on the same two"
         " cores. The time begins when all workers have partitions, and ends with the last commit. The figures are medians of"
-        f" {_ROUNDS} runs.\n\n"
-        + table(["stream", "codec", "one worker, ticks/s", "two workers, ticks/s", "ratio"], rows)
+        f" {_ROUNDS} runs.\n\n" + table(["stream", "codec", "one worker, ticks/s", "two workers, ticks/s", "ratio"], rows)
     )
 
 
