@@ -58,7 +58,7 @@ def without_ledger() -> str:
         runs = [[once(frames, _EVENTS, extra=extra) for extra in ("", "ledger = false\n")] for _ in range(_ROUNDS)]
     rates = [statistics.median(pair[at].rate for pair in runs) for at in (0, 1)]
     bad = [sum(pair[at].lost + pair[at].doubled for pair in runs) for at in (0, 1)]
-    rows = [[name, rate, wrong] for name, rate, wrong in zip(("with the ledger (the default)", "`ledger = false`"), rates, bad, strict=True)]
+    rows = [[name, rate, wrong] for name, rate, wrong in zip(("with the ledger (default)", "`ledger = false`"), rates, bad, strict=True)]
     return (
         "This is the measurement of the section above, with and without the ledger and the repair stage. The two alternate for"
         f" {_ROUNDS} rounds. The rate with the ledger is **{rates[0] / rates[1]:.2f}** times the rate without it.\n\n"
