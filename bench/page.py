@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 HEAD = """# Performance
 
-Every section is written by the command that it names: `make bench` runs them all, `python -m bench NAME` runs one. A section says when
-and on what machine it was measured. The machines are shared and noisy, so the ratios within one run say more than the figures, and
-medians more than single runs. [What bounds these figures](decisions/0023-bounds.md) says what was tried to improve them.
+The command in each section wrote that section. `make bench` runs all of them, `python -m bench NAME` runs one. Each section names the day and
+the machine. The machines are shared, so trust the ratios within one run more than the figures, and medians more than single runs.
+[What bounds these figures](decisions/0023-bounds.md) lists what was tried to improve them.
 """
 
 
