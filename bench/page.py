@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 HEAD = """# Performance
 
-The command in each section wrote that section. `make bench` runs all of them, `python -m bench NAME` runs one. Each section names the day and
-the machine. The machines are shared, so trust the ratios within one run more than the figures, and medians more than single runs.
+The command in each section wrote that section. `make bench` runs all of them, `python -m bench NAME` runs one. Each section names the day
+and the machine. The machines are shared, so trust the ratios within one run more than the figures, and medians more than single runs.
 [What bounds these figures](decisions/0023-bounds.md) lists what was tried to improve them.
 """
 
