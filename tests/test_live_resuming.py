@@ -11,7 +11,7 @@ import pytest
 
 from made import ticks
 from tapeline.config import Config
-from tapeline.errors import Unavailable, WrongArgument
+from tapeline.errors import Unavailable
 from tapeline.records import TICKS_TOPIC, Chunk
 from tapeline.web import history
 from tapeline.web.history import History
@@ -183,15 +183,3 @@ def test_a_thousand_names_and_a_hundred_patterns_are_matched_quickly() -> None:
     assert found > 0
     assert subscription.matches("NAME7")
     assert not subscription.matches("NAME7 ")
-
-
-@pytest.mark.parametrize(
-    ("parameters", "what"),
-    [
-        ({"symbols": ",".join(f"A{number}*" for number in range(101))}, "101 patterns"),
-        ({"symbol": "AAPL"}, "'symbol' is no parameter"),
-    ],
-)
-def test_a_wrong_subscription_is_refused(parameters: dict[str, str], what: str) -> None:
-    with pytest.raises(WrongArgument, match=what):
-        requested(parameters)

@@ -16,6 +16,7 @@ from tapeline.web.overview import (
     Arrow,
     Box,
     Connection,
+    Equation,
     Feed,
     Flow,
     Overview,
@@ -91,7 +92,7 @@ def arranged(seen: Observed, rates: Rates) -> Overview:
         feeds=[_feed(seen, feed, per_s) for feed in seen.feeds],
         flow=_flow(seen, per_s),
         processes=[_process(name, one, seen) for name, one in seen.snapshot["stages"].items()],
-        equations=[{"text": one["text"], "balanced": one["balanced"]} for one in seen.snapshot["equations"]],
+        equations=[Equation(one["text"], one["balanced"]) for one in seen.snapshot["equations"]],
         gaps=seen.snapshot["gaps"],
         alerts=[_alert(one) for one in seen.alerts],
         spool_bytes=seen.snapshot["spool"]["spooled_bytes"],
@@ -278,8 +279,7 @@ def _flow(seen: Observed, per_s: Mapping[str, float]) -> Flow:
     boxes = [_box("ingest", ingests, seen, "stage")]
     if spool:
         boxes[0].problem = f"{spool:,} records wait on disk"
-    boxes += [Box(name=raw, kind="topic", running=not seen.problem), _box("normalize", workers, seen, "stage")]
-    boxes += [Box(name=normalized, kind="topic", running=not seen.problem)]
+    boxes += [_topic(raw, seen), _box("normalize", workers, seen, "stage"), _topic(normalized, seen)]
     arrows = [Arrow("ingest", raw, recorded), Arrow(raw, "normalize", recorded), Arrow("normalize", normalized, events)]
     for lag in {lag.group: None for lag in seen.lags}:
         if lag == "normalize":
@@ -291,6 +291,10 @@ def _flow(seen: Observed, per_s: Mapping[str, float]) -> Flow:
     for arrow in arrows:
         arrow.per_s = round(arrow.per_s, 1)
     return Flow(boxes, arrows)
+
+
+def _topic(name: str, seen: Observed) -> Box:
+    return Box(name=name, kind="topic", running=not seen.problem, lag_records=0, lag_s=0.0, problem="")
 
 
 def _box(name: str, stages: Sequence[str], seen: Observed, kind: Any) -> Box:

@@ -18,7 +18,7 @@ from tapeline.monitor.health import alive, snapshot
 from tapeline.monitor.lag import Lag, lags
 from tapeline.orchestration.alerts import Alert, Alerts
 from tapeline.orchestration.catalog import jobs_of
-from tapeline.orchestration.listing import listed
+from tapeline.orchestration.listing import JobRow, listed
 from tapeline.orchestration.opening import open_database
 from tapeline.orchestration.runs import Runs
 from tapeline.records import NS_PER_S
@@ -49,7 +49,7 @@ class Observer:
     _stores: Mapping[str, Store] = field(default_factory=dict)
     _sampled: Sampled | None = None
     _rates: Rates = field(default_factory=Rates)
-    _jobs: list[dict[str, Any]] = field(default_factory=list)
+    _jobs: list[JobRow] = field(default_factory=list)
     _alerts: list[Alert] = field(default_factory=list)
     _jobs_ns: int = 0
     #: What `tapeline status` shows, as of the last look.
@@ -92,7 +92,7 @@ class Observer:
         return arranged(seen, self._rates)
 
     @property
-    def jobs(self) -> list[dict[str, Any]]:
+    def jobs(self) -> list[JobRow]:
         """The jobs, as `tapeline jobs list --format json` shows them, at most some seconds old."""
         return self._jobs
 
