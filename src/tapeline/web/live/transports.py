@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Final
 
 import msgspec
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
-from starlette.types import Message as Event
 from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
@@ -31,7 +30,11 @@ _ARRIVING_S: Final = 2.0
 _REST: Final = 10
 #: A client that takes nothing for so long is cut off.
 _PATIENCE_S: Final = 60.0
+#: How long a connection that is closed may take for what is under way.
+_GOODBYE_S: Final = 10.0
 _RECONNECT_MS: Final = 1_000
+#: Where the server keeps a connection's transport, in the state of its ASGI scope: a client that takes nothing cannot be closed politely.
+TRANSPORT: Final = "transport"
 #: Close codes of RFC 6455: what was asked is wrong, so that asking again does not help; and: too many clients, or too slow.
 _WRONG: Final = 1008
 _LATER: Final = 1013
@@ -50,22 +53,22 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send until the client leaves or takes nothing any more."""
-        del scope
+        self._client.sever = _abort(scope)
         try:
             await _until_it_leaves(self._send_all(send), _http_leaves(receive))
         finally:
-            self._hub.leave(self._client)
+            _forget(self._hub, self._client)
+        await _http_leaves(receive)
 
     async def _send_all(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         body = b"retry: %d\n\n" % _RECONNECT_MS
         while True:
-            event: Event = {"type": "http.response.body", "body": body, "more_body": True}
-            async with asyncio.timeout(_PATIENCE_S):
-                await send(event)
-            messages = await self._client.take(_SIGN_OF_LIFE_S)
+            await _patiently(self._client, send({"type": "http.response.body", "body": body, "more_body": True}))
+            del body  # what was sent is not kept while nothing comes
             # An id without data is no event, but a browser remembers it.
-            body = b"".join([message.event_stream() for message in messages]) or b": alive\nid: %b\n\n" % str(self._hub.position).encode()
+            body = b"".join([message.event_stream() for message in await self._client.take(_SIGN_OF_LIFE_S)])
+            body = body or b": alive\nid: %b\n\n" % str(self._hub.position).encode()
 
 
 async def event_stream(request: HttpRequest, hub: Hub) -> Response:
@@ -86,6 +89,7 @@ async def websocket(socket: WebSocket, hub: Hub) -> None:
         since = socket.query_params.get("since", "")
         await hub.arrived(since, _ARRIVING_S)
         client = hub.join(subscription, since)
+        client.sever = _abort(socket.scope)
     except (WrongArgument, Unavailable) as error:
         await _refuse(socket, str(error), _WRONG if isinstance(error, WrongArgument) else _LATER)
         return
@@ -93,20 +97,46 @@ async def websocket(socket: WebSocket, hub: Hub) -> None:
         await socket.accept()
         await _until_it_leaves(_send_all(socket, hub, client), _listen(socket, hub, client))
     finally:
-        hub.leave(client)
+        _forget(hub, client)
     with suppress(RuntimeError, WebSocketDisconnect):  # it has closed already, or it is gone
         await socket.close(_LATER)
 
 
 async def _send_all(socket: WebSocket, hub: Hub, client: Client) -> None:
     while True:
-        messages = await client.take(_SIGN_OF_LIFE_S)
-        if not messages:
-            at = str(hub.position)
-            messages = [Message("alive", at, encoded(Alive("alive", at)))]
-        for message in messages:
-            async with asyncio.timeout(_PATIENCE_S):
-                await _send(socket, message.body.decode(), message.binary)
+        await _send_each(socket, client, await client.take(_SIGN_OF_LIFE_S) or [_alive(hub)])
+
+
+async def _send_each(socket: WebSocket, client: Client, messages: list[Message]) -> None:
+    for message in messages:
+        await _patiently(client, _send(socket, message.body.decode(), message.binary))
+
+
+def _alive(hub: Hub) -> Message:
+    at = str(hub.position)
+    return Message("alive", at, encoded(Alive("alive", at)))
+
+
+async def _patiently(client: Client, sending: Awaitable[None]) -> None:
+    """Send, and cut the client off if it takes nothing for too long."""
+    try:
+        async with asyncio.timeout(_PATIENCE_S):
+            await sending
+    except TimeoutError:
+        client.cut_off()
+        raise
+
+
+def _forget(hub: Hub, client: Client) -> None:
+    """Forget a client that has left. Its connection is closed, and ended if it does not take what is under way."""
+    hub.leave(client)
+    asyncio.get_running_loop().call_later(_GOODBYE_S, client.sever)
+
+
+def _abort(scope: Scope) -> Callable[[], None]:
+    """Return what ends a connection at once. To close it would wait until the client has taken what is under way, so for ever."""
+    abort: Callable[[], None] = scope["state"][TRANSPORT].abort
+    return abort
 
 
 async def _send(socket: WebSocket, text: str, binary: bytes = b"") -> None:
