@@ -11,6 +11,7 @@ from tapeline.monitor.lag import Lag
 from tapeline.orchestration import alerts
 from tapeline.records import NS_PER_S
 from tapeline.telemetry import families
+from tapeline.web.live.reader import Away
 from tapeline.web.overview import (
     Alert,
     Arrow,
@@ -59,6 +60,8 @@ class Observed:
     problem: str
     clients: int = 0
     skipped: int = 0
+    #: What keeps the live feed from reading the stream; None if it reads.
+    away: Away | None = None
 
 
 @dataclass(slots=True)
@@ -115,6 +118,7 @@ def _verdict(problems: list[Problem], unknown: str) -> Verdict:
 def _problems(seen: Observed) -> Iterator[Problem]:
     yield from _of_processes(seen)
     yield from _of_connections(seen)
+    yield from _of_the_live_feed(seen)
     state = seen.snapshot
     for one in state["equations"]:
         if not one["balanced"]:
@@ -159,6 +163,17 @@ def _problems(seen: Observed) -> Iterator[Problem]:
             remedy="Synchronize the clock with NTP.",
             runbook="docs/alerts.md#the-clock-is-wrong",
             since_ns=text_of(leap["after_ns"]),
+        )
+
+
+def _of_the_live_feed(seen: Observed) -> Iterator[Problem]:
+    if seen.away is not None:
+        yield Problem(
+            state="problem",
+            text=f"The live feed waits for the stream. {seen.away.why}",
+            remedy="Start the stream, if it is down. The live feed then goes on by itself, and its clients get what they missed.",
+            runbook="docs/alerts.md#the-live-feed-waits",
+            since_ns=text_of(seen.away.since_ns),
         )
 
 

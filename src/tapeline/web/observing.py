@@ -27,6 +27,7 @@ from tapeline.streams import Stream
 from tapeline.telemetry.families import Sample
 from tapeline.telemetry.status import read_status
 from tapeline.web.arranging import Observed, Rates, arranged
+from tapeline.web.live.reader import Away
 from tapeline.web.overview import Overview
 
 log = logging.getLogger(__name__)
@@ -43,6 +44,8 @@ class Observer:
     config: Config
     #: The live feed's clients, and how many events slow ones did not get.
     feed: Callable[[], tuple[int, int]]
+    #: What keeps the live feed from reading the stream, at a time (ns, UTC); None if it reads.
+    away: Callable[[int], Away | None]
     #: ns, UTC.
     clock: Callable[[], int]
     _stream: Stream | None = None
@@ -88,6 +91,7 @@ class Observer:
             problem=problem,
             clients=clients,
             skipped=skipped,
+            away=self.away(now_ns),
         )
         return arranged(seen, self._rates)
 

@@ -73,7 +73,7 @@ async def serve(config: Config, path: Path | None, stop: threading.Event, ready:
     reader = Reader(partial(_stream, config), hub.begin, hub.publish)
     history = History(config, lambda: hub.first, time.time_ns)
     looks = Looks(
-        Observer(config, lambda: (hub.clients, hub.skipped), time.time_ns),
+        Observer(config, lambda: (hub.clients, hub.skipped), reader.away, time.time_ns),
         Past(config.root / "dashboard.sqlite"),
         partial(_tell, hub, asyncio.get_running_loop()),
         StatusFile(config.root, DASHBOARD),
