@@ -11,6 +11,7 @@ from tapeline.orchestration.alerts import Alert
 from tapeline.records import NS_PER_S, RAW_TOPIC, TICKS_TOPIC
 from tapeline.telemetry import families
 from tapeline.web.arranging import Observed, Rates, arranged
+from tapeline.web.live.reader import Away
 from tapeline.web.overview import Overview
 from tapeline.web.recent import lines_of
 
@@ -146,6 +147,15 @@ def test_an_open_alert_is_a_problem_and_one_that_is_over_is_not() -> None:
 def test_what_cannot_be_asked_is_unknown_and_not_well() -> None:
     found = shown(seen(problem="The stream is away."))
     assert (found.verdict.state, found.verdict.text) == ("unknown", "The pipeline cannot be asked: The stream is away.")
+
+
+def test_a_live_feed_that_waits_for_the_stream_is_a_problem_with_its_reason_and_what_to_do() -> None:
+    verdict = shown(seen(away=Away(NOON - NS_PER_S, "Redis at 127.0.0.1:6379 does not answer."))).verdict
+    assert verdict.state == "problem"
+    assert verdict.text == "The live feed waits for the stream. Redis at 127.0.0.1:6379 does not answer."
+    (problem,) = verdict.problems
+    assert problem.remedy.startswith("Start the stream")
+    assert (problem.runbook, problem.since_ns) == ("docs/alerts.md#the-live-feed-waits", str(NOON - NS_PER_S))
 
 
 def test_looks_become_lines_with_holes_where_a_feed_was_not_there() -> None:

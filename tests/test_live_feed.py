@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
+import time
 from contextlib import closing
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -191,8 +193,8 @@ def test_a_client_changes_what_it_gets() -> None:
     messages = taken(client)
     assert events(messages) == ["0-0-0", "0-2-0", "0-3-0", "0-5-0"]
     assert [row["symbol"] for message in messages if message["kind"] == "latest" for row in message["rows"]] == ["ETH/USDT"]
-    with pytest.raises(WrongArgument, match="not a kind"):
-        hub.change(client, Request(subscribe=Change(kinds=["tick"])))
+    with pytest.raises(WrongArgument, match="101 patterns"):
+        hub.change(client, Request(subscribe=Change(symbols=[f"A{number}*" for number in range(101)])))
     hub.leave(client)
     assert hub.clients == 0
 
@@ -321,23 +323,6 @@ def test_arrow_and_protobuf_hold_the_same_events() -> None:
     assert decode(TICKS_TOPIC, found).equals(wanted)
 
 
-@pytest.mark.parametrize(
-    ("parameters", "what"),
-    [
-        ({"symbols": "A", "kinds": "ticks,quotes"}, "'quotes', which is not a kind"),
-        ({"rate": "fast"}, "is not a rate"),
-        ({"rate": "1000"}, "is not a rate"),
-        ({"format": "xml"}, "is not a form"),
-        ({"symbols": ",".join(map(str, range(1_001)))}, "1001 names"),
-        ({"symbols": "A" * 101}, "Use canonical names"),
-        ({"symbols": "[A]"}, "Use canonical names"),
-    ],
-)
-def test_a_wrong_request_is_told_what_is_wrong(parameters: dict[str, str], what: str) -> None:
-    with pytest.raises(WrongArgument, match=what):
-        requested(parameters)
-
-
 def test_symbols_alone_mean_their_ticks() -> None:
     assert requested({"symbols": "BTC/USDT"}).kinds == {"ticks"}
     assert requested({}).kinds == frozenset()
@@ -391,3 +376,40 @@ def test_what_was_read_of_one_topic_is_not_lost_when_another_cannot_be_read(tmp_
 
     asyncio.run(read())
     assert [row for window in windows for row in window.parts["ticks"].chunk.batch["raw_offset"].to_pylist()] == [0, 1, 2]
+
+
+def test_a_reading_that_fails_or_takes_very_long_is_said_until_it_works_again(tmp_path: Path) -> None:
+    gone, stuck = threading.Event(), threading.Event()
+
+    class Sometimes(EmbeddedStream):
+        def read(self, topic: Topic, positions: Mapping[int, int], max_rows: int) -> Chunk | None:
+            if gone.is_set():
+                raise Unavailable("The stream is away.")
+            stuck.wait(60.0)
+            return super().read(topic, positions, max_rows)
+
+    stuck.set()
+    now = time.time_ns
+
+    async def read() -> None:
+        reader = Reader(lambda: Sometimes(tmp_path, 1), lambda position, first: None, lambda window: None)
+        assert reader.away(now()) is None, "it has not begun"
+        reader.start(asyncio.get_running_loop())
+        await eventually(reader.caught_up.is_set)
+        assert reader.away(now()) is None
+        gone.set()
+        away = await eventually(lambda: reader.away(now()), "it says that the stream is away")
+        assert (away.why, away.since_ns < now()) == ("The stream is away.", True)
+        gone.clear()
+        await eventually(lambda: reader.away(now()) is None, "it reads again")
+        stuck.clear()
+        await asyncio.sleep(0.1)
+        assert reader.away(now()) is None
+        late = reader.away(now() + 15 * NS_PER_S)
+        assert late is not None
+        assert "very long" in late.why
+        stuck.set()
+        await eventually(lambda: reader.away(now() + 10 * NS_PER_S - NS_PER_S // 20) is None, "it reads again")
+        await asyncio.to_thread(reader.stop)
+
+    asyncio.run(read())

@@ -6,7 +6,7 @@ import { Market } from "./live/market";
 import { HOUR_S, Past, seriesOf, SHOWN_S } from "./live/past";
 import type { Series } from "./live/series";
 import { Store } from "./store";
-import type { Job, Lines, Message, Overview } from "./types";
+import type { JobRow, Lines, Message, Overview } from "./types";
 
 /** The server sends a look every second. So much later, the network is gone. */
 const SILENCE_MS = 10_000;
@@ -28,7 +28,7 @@ export interface PageState {
   /** The last look that came live. */
   overview: Overview | null;
   travel: Travel | null;
-  jobs: Job[] | null;
+  jobs: JobRow[] | null;
   /** They grow when the past, the market or the gaps changed: these change in place. */
   pastVersion: number;
   marketVersion: number;

@@ -37,7 +37,9 @@ const sent = asyncapi.operations.get.messages.map(({ $ref }) => ({ $ref: `#/$def
 const message = { title: "Message", description: "Any message of the live feed.", oneOf: sent };
 const every = Object.fromEntries(Object.keys(definitions).map((name) => [name, { $ref: `#/$defs/${name}` }]));
 const schema = { title: "Schemas", type: "object", properties: { Message: message, ...every }, $defs: definitions };
-const text = await compile(JSON.parse(JSON.stringify(schema).replaceAll("#/components/schemas/", "#/$defs/")), "Schemas", {
+/** An object of which nothing more is said may have any keys. */
+const open = (_, some) => (some?.type === "object" && !some.properties && some.additionalProperties === undefined ? { ...some, additionalProperties: true } : some);
+const text = await compile(JSON.parse(JSON.stringify(schema).replaceAll("#/components/schemas/", "#/$defs/"), open), "Schemas", {
   additionalProperties: false,
   ignoreMinAndMaxItems: true,
   bannerComment: "// Made from the server's description by `npm run generate`. Do not edit.",

@@ -1,11 +1,11 @@
 // The live feed: one connection that comes back by itself and continues where it was, with a bounded buffer for who reads slowly.
 
 import { TapelineError } from "./errors.js";
-import type { Message } from "./messages.js";
+import type { Message, StreamQuery } from "./messages.js";
 import { byFetch, byWebSocket, type Connection, type Open, type WebSocketClass } from "./transport.js";
 
 /** What can be subscribed to. */
-export type Kind = "ticks" | "bars" | "latest" | "health" | "gaps" | "jobs" | "alerts";
+export type Kind = NonNullable<StreamQuery["kinds"]>[number];
 
 export interface Server {
   /** The address of `tapeline dashboard`, such as http://127.0.0.1:8765, or a path of this site that leads to it. This site if left out. */

@@ -35,6 +35,7 @@ export interface Schemas {
   Box?: Box;
   Arrow?: Arrow;
   Process?: Process;
+  Equation?: Equation;
   Alert?: Alert;
   Lines?: Lines;
   FeedLine?: FeedLine;
@@ -50,7 +51,9 @@ export interface Schemas {
   Row?: Row;
   Cell?: Cell;
   Jobs?: Jobs;
+  JobRow?: JobRow;
   JobRuns?: JobRuns;
+  JobRun?: JobRun;
   Started?: Started;
   Wrong?: Wrong;
   Hello?: Hello;
@@ -102,7 +105,12 @@ export interface Tick {
   id: string;
   symbol: string;
   ts_ns: string;
-  kind: string;
+  kind: "quote" | "trade";
+  exchange: string;
+  provider: string;
+  feed: string;
+  channel: string;
+  received_ns: string;
   bid?: number | null;
   ask?: number | null;
   bid_size?: number | null;
@@ -110,14 +118,9 @@ export interface Tick {
   last?: number | null;
   volume?: number | null;
   side?: string | null;
-  exchange: string;
-  provider: string;
-  feed: string;
-  channel: string;
   sequence?: string | null;
   trade_id?: string | null;
   conditions?: string | null;
-  received_ns: string;
 }
 /**
  * Bars. Those of one symbol are in the order of the stream.
@@ -140,14 +143,14 @@ export interface Bar {
   low: number;
   close: number;
   volume: number;
-  vwap?: number | null;
-  trades?: number | null;
   final: boolean;
   exchange: string;
   provider: string;
   feed: string;
   channel: string;
   received_ns: string;
+  vwap?: number | null;
+  trades?: number | null;
 }
 /**
  * The present values of symbols: at first of all that are subscribed to, then of those that changed.
@@ -208,7 +211,7 @@ export interface Overview {
   feeds: Feed[];
   flow: Flow;
   processes: Process[];
-  equations: {}[];
+  equations: Equation[];
   gaps: {
     [k: string]: number;
   } | null;
@@ -282,9 +285,9 @@ export interface Box {
   name: string;
   kind: "stage" | "store" | "topic";
   running: boolean;
-  lag_records?: number;
-  lag_s?: number;
-  problem?: string;
+  lag_records: number;
+  lag_s: number;
+  problem: string;
 }
 /**
  * What flows from one box to the next, in records a second.
@@ -303,6 +306,13 @@ export interface Process {
   uptime_s: number;
   silent_s: number;
   memory_bytes: number;
+}
+/**
+ * What came in and what became of it, in one line, and whether the two are equal.
+ */
+export interface Equation {
+  text: string;
+  balanced: boolean;
 }
 /**
  * One alert. Times are ns, UTC, as text.
@@ -326,7 +336,36 @@ export interface GapStates {
  * The jobs, as `tapeline jobs list --format json` shows them.
  */
 export interface Jobs {
-  rows: {}[];
+  rows: JobRow[];
+}
+export interface JobRow {
+  arguments: {
+    [k: string]: unknown;
+  };
+  catch_up: string;
+  continuous: boolean;
+  cron: string | null;
+  deadline: string | null;
+  deadline_s: number | null;
+  does: string;
+  every_s: number | null;
+  job: string;
+  kind: string;
+  "last run": string | null;
+  late: boolean;
+  "next run": string | null;
+  of_a_day: boolean;
+  paused: boolean;
+  providers: string[];
+  result: string;
+  retries: number;
+  schedule: string;
+  schema: {
+    [k: string]: unknown;
+  };
+  takes_day: boolean;
+  timeout_s: number;
+  timezone: string;
 }
 /**
  * The open alerts, and the latest of those that are over.
@@ -339,7 +378,9 @@ export interface AlertRows {
  */
 export interface RunJob {
   job: string;
-  arguments?: {};
+  arguments?: {
+    [k: string]: unknown;
+  };
 }
 /**
  * Which gaps are to be requested from the provider's history.
@@ -445,7 +486,37 @@ export interface Cell {
  * Runs, the latest first.
  */
 export interface JobRuns {
-  rows: {}[];
+  rows: JobRun[];
+}
+/**
+ * A run of a job, whoever started it. Times are ns, UTC, as text.
+ */
+export interface JobRun {
+  id: number;
+  job: string;
+  thing: string;
+  due_ns: string | null;
+  arguments: {
+    [k: string]: unknown;
+  };
+  origin: "airflow" | "person" | "prefect" | "schedule";
+  origin_id: string;
+  origin_url: string;
+  attempt: number;
+  process: string;
+  started_ns: string;
+  renewed_ns: string;
+  ended_ns: string | null;
+  state: "failed" | "killed" | "running" | "stopped" | "succeeded";
+  exit_status: number | null;
+  retry_ns: string | null;
+  progress: {
+    [k: string]: unknown;
+  };
+  result: {
+    [k: string]: unknown;
+  };
+  error: string;
 }
 /**
  * A job that was started. Its run is in the list of the runs soon after.
@@ -472,13 +543,15 @@ export interface Request {
  */
 export interface Change {
   /**
+   * Canonical names, such as AAPL, and patterns, such as BTC/* or *. At most 100 may be patterns.
+   *
    * @maxItems 1000
    */
   symbols?: string[];
   /**
-   * @maxItems 20
+   * What is sent. Without it: ticks, if there are symbols.
    */
-  kinds?: string[];
+  kinds?: ("alerts" | "bars" | "gaps" | "health" | "jobs" | "latest" | "ticks")[];
 }
 export interface HealthQuery {
   /**
@@ -623,13 +696,15 @@ export interface RunsQuery {
 }
 export interface StreamQuery {
   /**
-   * Canonical names and patterns with commas between them, such as BTC/*,AAPL.
+   * Canonical names, such as AAPL, and patterns, such as BTC/* or *. At most 100 may be patterns.
+   *
+   * @maxItems 1000
    */
-  symbols?: string;
+  symbols?: string[];
   /**
-   * Some of: ticks, bars, latest, health, gaps, jobs, alerts. With symbols and without kinds: ticks.
+   * What is sent. Without it: ticks, if there are symbols.
    */
-  kinds?: string;
+  kinds?: ("alerts" | "bars" | "gaps" | "health" | "jobs" | "latest" | "ticks")[];
   /**
    * How many times a second at most `latest` is sent.
    */

@@ -63,11 +63,8 @@ def jobs_list(
         rows = listed(known, runs, time.time_ns())
         if format is TableOrJson.json:  # another scheduler asks: it meets the jobs now, if none has met them before
             for row in rows:
-                row["since"] = times.text(runs.since(row["job"]))[:19]
-    if format is TableOrJson.json:
-        for row in rows:
-            echo(json.dumps(row))
-        return
+                echo(json.dumps({**row, "since": times.text(runs.since(row["job"]))[:19]}))
+            return
     with reader_may_leave():
         show_rows([_shown(row) for row in rows])
 

@@ -164,6 +164,8 @@ class DashboardConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True, k
     tls_certificate: str = ""  # a file with the certificate and its chain, for https
     tls_key: str = ""  # a file with its key
     clients: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 2_000  # the most clients of the live feed at once
+    #: Slow clients get the latest values instead, or are cut off and can come back.
+    clients_mb: Annotated[int, msgspec.Meta(ge=16, le=100_000)] = 128  # the most megabytes that wait for all of them together
 
 
 class Config(msgspec.Struct, forbid_unknown_fields=True, frozen=True):

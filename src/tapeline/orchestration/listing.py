@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypedDict
 
 import msgspec
 
@@ -14,10 +14,40 @@ from tapeline.orchestration.scheduler import LOOKED_AT, due
 from tapeline.orchestration.watching import deadline_of
 from tapeline.records import NS_PER_S
 
+#: One job. Times are texts; null where there is none.
+JobRow = TypedDict(
+    "JobRow",
+    {
+        "job": str,
+        "schedule": str,
+        "timezone": str,
+        "last run": str | None,
+        "result": str,
+        "next run": str | None,
+        "late": bool,
+        "does": str,
+        "kind": str,
+        "cron": str | None,
+        "every_s": float | None,
+        "continuous": bool,
+        "retries": int,
+        "timeout_s": float,
+        "deadline": str | None,
+        "deadline_s": float | None,
+        "catch_up": str,
+        "of_a_day": bool,
+        "takes_day": bool,
+        "providers": list[str],
+        "arguments": dict[str, Any],
+        "schema": dict[str, Any],
+        "paused": bool,
+    },
+)
 
-def listed(known: Mapping[str, Job], runs: Runs, now_ns: int) -> list[dict[str, Any]]:
+
+def listed(known: Mapping[str, Job], runs: Runs, now_ns: int) -> list[JobRow]:
     """Return one row for each job. `now_ns`: UTC. Raises what the record of the runs raises."""
-    paused, rows = runs.paused(), []
+    paused, rows = runs.paused(), list[JobRow]()
     for name, job in known.items():
         mine = runs.of(name, LOOKED_AT)
         last = mine[0] if mine else None
@@ -27,7 +57,7 @@ def listed(known: Mapping[str, Job], runs: Runs, now_ns: int) -> list[dict[str, 
     return rows
 
 
-def _row(job: Job, last: Run | None, coming: int | None, *, paused: bool, late: bool) -> dict[str, Any]:
+def _row(job: Job, last: Run | None, coming: int | None, *, paused: bool, late: bool) -> JobRow:
     settings = job.settings
     deadline_ns = deadline_of(job, coming) if coming is not None and job.deadline is not None else None
     return {

@@ -10,6 +10,9 @@ from tapeline.errors import Busy
 
 #: How many connections may wait to be accepted.
 _WAITING: Final = 2_048
+#: The most bytes of a connection that the operating system keeps before it has sent them. It would keep megabytes for each slow client, and
+#: what it keeps grows old.
+_UNSENT: Final = 128_000
 
 
 def bound(listen: str) -> socket.socket:
@@ -17,10 +20,13 @@ def bound(listen: str) -> socket.socket:
     host, _, port = listen.rpartition(":")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host.strip("[]"), int(port)), family=family, backlog=_WAITING)
+        place = socket.create_server((host.strip("[]"), int(port)), family=family, backlog=_WAITING)
     except OSError as error:
         text = f"{listen} cannot be used for the dashboard: {error.strerror}."
         raise Busy(f"{text} Stop what uses it, or set another [dashboard] listen.") from None
+    if hasattr(socket, "TCP_NOTSENT_LOWAT"):  # Linux and macOS
+        place.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT)  # each connection inherits it
+    return place
 
 
 def free(preferred: str) -> str:

@@ -11,11 +11,13 @@ from tapeline.monitor.lag import Lag
 from tapeline.orchestration import alerts
 from tapeline.records import NS_PER_S
 from tapeline.telemetry import families
+from tapeline.web.live.reader import Away
 from tapeline.web.overview import (
     Alert,
     Arrow,
     Box,
     Connection,
+    Equation,
     Feed,
     Flow,
     Overview,
@@ -58,6 +60,8 @@ class Observed:
     problem: str
     clients: int = 0
     skipped: int = 0
+    #: What keeps the live feed from reading the stream; None if it reads.
+    away: Away | None = None
 
 
 @dataclass(slots=True)
@@ -91,7 +95,7 @@ def arranged(seen: Observed, rates: Rates) -> Overview:
         feeds=[_feed(seen, feed, per_s) for feed in seen.feeds],
         flow=_flow(seen, per_s),
         processes=[_process(name, one, seen) for name, one in seen.snapshot["stages"].items()],
-        equations=[{"text": one["text"], "balanced": one["balanced"]} for one in seen.snapshot["equations"]],
+        equations=[Equation(one["text"], one["balanced"]) for one in seen.snapshot["equations"]],
         gaps=seen.snapshot["gaps"],
         alerts=[_alert(one) for one in seen.alerts],
         spool_bytes=seen.snapshot["spool"]["spooled_bytes"],
@@ -114,6 +118,7 @@ def _verdict(problems: list[Problem], unknown: str) -> Verdict:
 def _problems(seen: Observed) -> Iterator[Problem]:
     yield from _of_processes(seen)
     yield from _of_connections(seen)
+    yield from _of_the_live_feed(seen)
     state = seen.snapshot
     for one in state["equations"]:
         if not one["balanced"]:
@@ -158,6 +163,17 @@ def _problems(seen: Observed) -> Iterator[Problem]:
             remedy="Synchronize the clock with NTP.",
             runbook="docs/alerts.md#the-clock-is-wrong",
             since_ns=text_of(leap["after_ns"]),
+        )
+
+
+def _of_the_live_feed(seen: Observed) -> Iterator[Problem]:
+    if seen.away is not None:
+        yield Problem(
+            state="problem",
+            text=f"The live feed waits for the stream. {seen.away.why}",
+            remedy="Start the stream, if it is down. The live feed then goes on by itself, and its clients get what they missed.",
+            runbook="docs/alerts.md#the-live-feed-waits",
+            since_ns=text_of(seen.away.since_ns),
         )
 
 
@@ -278,8 +294,7 @@ def _flow(seen: Observed, per_s: Mapping[str, float]) -> Flow:
     boxes = [_box("ingest", ingests, seen, "stage")]
     if spool:
         boxes[0].problem = f"{spool:,} records wait on disk"
-    boxes += [Box(name=raw, kind="topic", running=not seen.problem), _box("normalize", workers, seen, "stage")]
-    boxes += [Box(name=normalized, kind="topic", running=not seen.problem)]
+    boxes += [_topic(raw, seen), _box("normalize", workers, seen, "stage"), _topic(normalized, seen)]
     arrows = [Arrow("ingest", raw, recorded), Arrow(raw, "normalize", recorded), Arrow("normalize", normalized, events)]
     for lag in {lag.group: None for lag in seen.lags}:
         if lag == "normalize":
@@ -291,6 +306,10 @@ def _flow(seen: Observed, per_s: Mapping[str, float]) -> Flow:
     for arrow in arrows:
         arrow.per_s = round(arrow.per_s, 1)
     return Flow(boxes, arrows)
+
+
+def _topic(name: str, seen: Observed) -> Box:
+    return Box(name=name, kind="topic", running=not seen.problem, lag_records=0, lag_s=0.0, problem="")
 
 
 def _box(name: str, stages: Sequence[str], seen: Observed, kind: Any) -> Box:

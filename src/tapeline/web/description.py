@@ -156,5 +156,6 @@ def _parameters(kind: type[msgspec.Struct]) -> list[dict[str, Any]]:
     required = set(schema.get("required", ()))
     return [
         {"name": name, "in": "query", "required": name in required, "schema": some, "description": some.get("description", "")}
+        | ({"style": "form", "explode": False} if some.get("type") == "array" else {})  # values with commas between them
         for name, some in schema.get("properties", {}).items()
     ]

@@ -18,7 +18,7 @@ from tapeline.monitor.health import alive, snapshot
 from tapeline.monitor.lag import Lag, lags
 from tapeline.orchestration.alerts import Alert, Alerts
 from tapeline.orchestration.catalog import jobs_of
-from tapeline.orchestration.listing import listed
+from tapeline.orchestration.listing import JobRow, listed
 from tapeline.orchestration.opening import open_database
 from tapeline.orchestration.runs import Runs
 from tapeline.records import NS_PER_S
@@ -27,6 +27,7 @@ from tapeline.streams import Stream
 from tapeline.telemetry.families import Sample
 from tapeline.telemetry.status import read_status
 from tapeline.web.arranging import Observed, Rates, arranged
+from tapeline.web.live.reader import Away
 from tapeline.web.overview import Overview
 
 log = logging.getLogger(__name__)
@@ -43,13 +44,15 @@ class Observer:
     config: Config
     #: The live feed's clients, and how many events slow ones did not get.
     feed: Callable[[], tuple[int, int]]
+    #: What keeps the live feed from reading the stream, at a time (ns, UTC); None if it reads.
+    away: Callable[[int], Away | None]
     #: ns, UTC.
     clock: Callable[[], int]
     _stream: Stream | None = None
     _stores: Mapping[str, Store] = field(default_factory=dict)
     _sampled: Sampled | None = None
     _rates: Rates = field(default_factory=Rates)
-    _jobs: list[dict[str, Any]] = field(default_factory=list)
+    _jobs: list[JobRow] = field(default_factory=list)
     _alerts: list[Alert] = field(default_factory=list)
     _jobs_ns: int = 0
     #: What `tapeline status` shows, as of the last look.
@@ -88,11 +91,12 @@ class Observer:
             problem=problem,
             clients=clients,
             skipped=skipped,
+            away=self.away(now_ns),
         )
         return arranged(seen, self._rates)
 
     @property
-    def jobs(self) -> list[dict[str, Any]]:
+    def jobs(self) -> list[JobRow]:
         """The jobs, as `tapeline jobs list --format json` shows them, at most some seconds old."""
         return self._jobs
 

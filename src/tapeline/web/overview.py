@@ -74,10 +74,10 @@ class Box(msgspec.Struct, kw_only=True):
     kind: Literal["stage", "topic", "store"]
     running: bool
     #: What its group has still to read: records (on Kafka: messages) and the age of the oldest one in seconds.
-    lag_records: int = 0
-    lag_s: float = 0.0
+    lag_records: int
+    lag_s: float
     #: Why it is not as it should be; empty if it is.
-    problem: str = ""
+    problem: str
 
 
 class Arrow(msgspec.Struct):
@@ -115,6 +115,13 @@ class Process(msgspec.Struct, kw_only=True):
     memory_bytes: int
 
 
+class Equation(msgspec.Struct):
+    """What came in and what became of it, in one line, and whether the two are equal."""
+
+    text: str
+    balanced: bool
+
+
 class Overview(msgspec.Struct, kw_only=True):
     """The pipeline at one moment."""
 
@@ -124,8 +131,7 @@ class Overview(msgspec.Struct, kw_only=True):
     feeds: list[Feed]
     flow: Flow
     processes: list[Process]
-    #: The equations: one line each, and whether it holds.
-    equations: list[dict[str, Any]]
+    equations: list[Equation]
     #: Gaps by their state; null if no ledger is kept.
     gaps: dict[str, int] | None
     alerts: list[Alert]

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from functools import cache
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 import msgspec
 
 from tapeline.errors import WrongArgument
+from tapeline.web.live.messages import Kind
+
+_Query = TypeVar("_Query", bound=msgspec.Struct)
+#: How much is repeated of a wrong value, and how long it may make what is said of it.
+_SHOWN, _LONGEST = 100, 300
 
 
 def _about(text: str, *examples: str) -> msgspec.Meta:
@@ -17,6 +24,23 @@ Symbols = Annotated[str, _about("Canonical names with commas between them, such 
 Moment = Annotated[str, _about("ISO 8601 with a zone, a UTC date, or ns since 1970.", "2026-01-05T14:30:00Z", "2026-01-05")]
 Limit = Annotated[int, msgspec.Meta(ge=1, le=1_000_000, description="The most rows.")]
 Form = Annotated[Literal["json", "csv", "arrow"], _about("JSON, CSV, or an Arrow stream with the columns of the store.")]
+
+#: The most symbols and patterns of one subscription to the live feed.
+MOST_SYMBOLS: Final = 1_000
+#: How many of them may be patterns: each new symbol is compared with every pattern of every client.
+MOST_PATTERNS: Final = 100
+#: How many times a second at most the kind `latest` is sent, if the client does not say.
+RATE: Final = 2.0
+_Name = Annotated[str, msgspec.Meta(min_length=1, max_length=100, pattern=r"^[^\[]*$")]
+Wanted = Annotated[
+    list[_Name],
+    msgspec.Meta(
+        max_length=MOST_SYMBOLS,
+        description=f"Canonical names, such as AAPL, and patterns, such as BTC/* or *. At most {MOST_PATTERNS} may be patterns.",
+    ),
+]
+WantedKinds = Annotated[list[Kind], _about("What is sent. Without it: ticks, if there are symbols.")]
+FeedForm = Annotated[Literal["json", "arrow", "protobuf"], _about("Another form than JSON needs a websocket.")]
 
 
 class Nothing(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -98,10 +122,10 @@ class Runs(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 class Stream(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """What a client of the live feed wants."""
 
-    symbols: Annotated[str, _about("Canonical names and patterns with commas between them, such as BTC/*,AAPL.")] = ""
-    kinds: Annotated[str, _about("Some of: ticks, bars, latest, health, gaps, jobs, alerts. With symbols and without kinds: ticks.")] = ""
-    rate: Annotated[float, msgspec.Meta(ge=0.1, le=20, description="How many times a second at most `latest` is sent.")] = 2.0
-    format: Annotated[Literal["json", "arrow", "protobuf"], _about("Another form than JSON needs a websocket.")] = "json"
+    symbols: Wanted = []
+    kinds: WantedKinds | msgspec.UnsetType = msgspec.UNSET
+    rate: Annotated[float, msgspec.Meta(ge=0.1, le=20, description="How many times a second at most `latest` is sent.")] = RATE
+    format: FeedForm = "json"
     since: Annotated[str, _about("The id of the last message that the client got, as the header Last-Event-ID.")] = ""
 
 
@@ -125,10 +149,30 @@ def split(text: str) -> list[str]:
     return [name for name in text.split(",") if name]
 
 
-def read(kind: type[msgspec.Struct], parameters: dict[str, str]) -> msgspec.Struct:
-    """Return the parameters of a request as a type of this module. Raises WrongArgument, which names the parameter."""
+def read(kind: type[_Query], parameters: Mapping[str, str]) -> _Query:
+    """Return the parameters of a request as a type of this module. Raises WrongArgument, which names the parameter and its value."""
+    valid = properties(kind)
+    given = {name: split(text) if valid.get(name, {}).get("type") == "array" else text for name, text in parameters.items()}
     try:
-        return msgspec.convert(parameters, kind, strict=False)
+        return msgspec.convert(given, kind, strict=False)
     except msgspec.ValidationError as error:
-        valid = ", ".join(field.encode_name for field in msgspec.structs.fields(kind)) or "none"
-        raise WrongArgument(f"{str(error).replace('$.', '').replace('Object', 'The request')}. The parameters are: {valid}.") from None
+        raise WrongArgument(_wrong(error, valid, parameters)) from None
+
+
+@cache
+def properties(kind: type[msgspec.Struct]) -> Mapping[str, Mapping[str, Any]]:
+    """Return the JSON Schema of each parameter of a type."""
+    found: Mapping[str, Mapping[str, Any]] = msgspec.json.schema(kind)["$defs"][kind.__name__]["properties"]
+    return found
+
+
+def _wrong(error: msgspec.ValidationError, valid: Mapping[str, Mapping[str, Any]], parameters: Mapping[str, str]) -> str:
+    text, _, place = str(error)[:_LONGEST].partition(" - at `$.")
+    name = place.partition("[")[0].removesuffix("`")
+    if name not in valid:
+        text = text.replace("Object missing required", "The request has no").replace("Object", "The request")
+        return f"{text}. The parameters are: {', '.join(valid) or 'none'}."
+    about = valid[name]
+    choices = about.get("enum") or about.get("items", {}).get("enum", ())
+    hint = f" Use {'some' if 'items' in about else 'one'} of: {', '.join(choices)}." if choices else ""
+    return f"{name} = {parameters[name][:_SHOWN]!r} is wrong: {text}.{hint}"

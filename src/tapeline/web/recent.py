@@ -11,6 +11,7 @@ from typing import Any, Final
 import msgspec
 
 from tapeline.errors import DiskProblem
+from tapeline.orchestration.listing import JobRow
 from tapeline.records import NS_PER_S
 from tapeline.telemetry.families import LIVE_CLIENTS, LIVE_SKIPPED, Sample
 from tapeline.telemetry.status import StatusFile
@@ -88,7 +89,7 @@ class Looks:
         return self._observer.state
 
     @property
-    def jobs(self) -> list[dict[str, Any]]:
+    def jobs(self) -> list[JobRow]:
         """The jobs."""
         return self._observer.jobs
 

@@ -15,8 +15,9 @@ from starlette.websockets import WebSocket
 
 from tapeline import times
 from tapeline.errors import Busy, ConfigError, NewerData, Refused, TapelineError, WrongArgument
+from tapeline.orchestration.listing import JobRow
 from tapeline.orchestration.opening import open_database
-from tapeline.orchestration.runs import Runs
+from tapeline.orchestration.runs import Origin, Runs, State
 from tapeline.web import queries
 from tapeline.web.coverage import Evidence, Grid
 from tapeline.web.history import MEDIA
@@ -57,13 +58,37 @@ class Intervals(msgspec.Struct):
 class Jobs(msgspec.Struct):
     """The jobs, as `tapeline jobs list --format json` shows them."""
 
-    rows: list[dict[str, Any]]
+    rows: list[JobRow]
+
+
+class JobRun(msgspec.Struct, forbid_unknown_fields=True):
+    """A run of a job, whoever started it. Times are ns, UTC, as text."""
+
+    id: int
+    job: str
+    thing: str
+    due_ns: str | None
+    arguments: dict[str, Any]
+    origin: Origin
+    origin_id: str
+    origin_url: str
+    attempt: int
+    process: str
+    started_ns: str
+    renewed_ns: str
+    ended_ns: str | None
+    state: State
+    exit_status: int | None
+    retry_ns: str | None
+    progress: dict[str, Any]
+    result: dict[str, Any]
+    error: str
 
 
 class JobRuns(msgspec.Struct):
     """Runs, the latest first."""
 
-    rows: list[dict[str, Any]]
+    rows: list[JobRun]
 
 
 class Symbols(msgspec.Struct):
@@ -144,7 +169,7 @@ async def _jobs(parts: Parts, query: queries.Nothing) -> Response:
 async def _runs(parts: Parts, query: queries.Runs) -> Response:
     def ask() -> bytes:
         runs = Runs(open_database(parts.config)).of(query.job or None, query.limit)
-        return msgspec.json.encode({"rows": [_texts(msgspec.to_builtins(run)) for run in runs]})
+        return msgspec.json.encode(JobRuns([msgspec.convert(_texts(msgspec.to_builtins(run)), JobRun) for run in runs]))
 
     return _json(await anyio.to_thread.run_sync(ask, limiter=parts.limiter))
 

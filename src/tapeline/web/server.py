@@ -18,6 +18,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from tapeline.app.streams import open_stream_with_data
 from tapeline.config import Config, dashboard_tokens, environment
@@ -31,6 +32,7 @@ from tapeline.web.description import asyncapi, openapi
 from tapeline.web.history import History
 from tapeline.web.live.hub import Hub
 from tapeline.web.live.reader import Reader
+from tapeline.web.live.transports import TRANSPORT
 from tapeline.web.observing import Observer
 from tapeline.web.parts import Parts
 from tapeline.web.past import Past
@@ -46,6 +48,8 @@ _AT_ONCE: Final = 4
 _LATEST_EVERY_S: Final = 0.05
 _TEND_EVERY_S: Final = 1.0
 _GRACE_S: Final = 2
+#: How many bytes a transport holds before whoever sends has to wait for the client.
+_HELD: Final = 16_000
 #: How long (s) the first client waits at most until the live feed has read what was there. A stream that is away is not waited for longer.
 _CATCH_UP_S: Final = 5.0
 #: The name of this process, as `tapeline status` shows it.
@@ -66,10 +70,11 @@ async def serve(config: Config, path: Path | None, stop: threading.Event, ready:
 
     Raises ConfigError, and Busy if the address cannot be used."""
     rules, place = check(config), bound(config.dashboard.listen)
-    hub = Hub(config.dashboard.clients, time.monotonic_ns)
+    hub = Hub(config.dashboard.clients, time.monotonic_ns, all_bytes=config.dashboard.clients_mb * 1_000_000)
+    reader = Reader(partial(_stream, config), hub.begin, hub.publish)
     history = History(config, lambda: hub.first, time.time_ns)
     looks = Looks(
-        Observer(config, lambda: (hub.clients, hub.skipped), time.time_ns),
+        Observer(config, lambda: (hub.clients, hub.skipped), reader.away, time.time_ns),
         Past(config.root / "dashboard.sqlite"),
         partial(_tell, hub, asyncio.get_running_loop()),
         StatusFile(config.root, DASHBOARD),
@@ -77,7 +82,6 @@ async def serve(config: Config, path: Path | None, stop: threading.Event, ready:
     )
     actions = Actions(config, path)
     parts = Parts(config, hub, looks, history, actions, CapacityLimiter(_AT_ONCE), time.time_ns)
-    reader = Reader(partial(_stream, config), hub.begin, hub.publish)
     server = uvicorn.Server(_settings(config, application(parts, rules)))
     await asyncio.to_thread(looks.start)
     reader.start(asyncio.get_running_loop())
@@ -125,10 +129,21 @@ def _stream(config: Config) -> Stream:
     return stream
 
 
+class _Connection(H11Protocol):
+    """A connection, also one that becomes a websocket: its transport holds little, and can be ended by who sends."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin."""
+        super().connection_made(transport)
+        transport.set_write_buffer_limits(_HELD)
+        self.app_state = {**self.app_state, TRANSPORT: transport}
+
+
 def _settings(config: Config, app: ASGIApp) -> uvicorn.Config:
     some = config.dashboard
     return uvicorn.Config(
         app,
+        http=_Connection,
         ws="websockets-sansio",
         ws_per_message_deflate=False,  # a batch every 25 ms to a thousand clients would be compressed for each
         ws_max_size=1 << 20,

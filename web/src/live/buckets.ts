@@ -37,7 +37,7 @@ export class Buckets {
         bucket.quoted = at;
         bucket.bid = tick.bid ?? null;
         bucket.ask = tick.ask ?? null;
-      } else if (tick.kind === "trade" && tick.last !== undefined) {
+      } else if (tick.kind === "trade" && tick.last != null) {
         if (at >= bucket.traded) {
           bucket.traded = at;
           bucket.price = tick.last;

@@ -19,7 +19,7 @@ export function lastEvent(latest: Latest): number {
 }
 
 export function spread(latest: Latest): number | null {
-  return latest.bid === undefined || latest.ask === undefined ? null : latest.ask - latest.bid;
+  return latest.bid == null || latest.ask == null ? null : latest.ask - latest.bid;
 }
 
 /** The spread in parts of ten thousand of the middle. */
@@ -38,7 +38,7 @@ export class Market {
     for (const latest of values) {
       const before = this.rows.get(latest.symbol);
       const from = before?.latest.last;
-      const moved = latest.last === undefined || from === undefined || latest.last === from ? (before?.moved ?? 0) : latest.last > from ? 1 : -1;
+      const moved = latest.last == null || from == null || latest.last === from ? (before?.moved ?? 0) : latest.last > from ? 1 : -1;
       this.rows.set(latest.symbol, {
         latest,
         places: most(before?.places, latest.last, latest.bid, latest.ask),
@@ -78,6 +78,6 @@ function compare(a: string, b: string): number {
   return a < b ? -1 : a > b ? 1 : 0;
 }
 
-function most(before: number | undefined, ...values: (number | undefined)[]): number {
-  return Math.max(before ?? 0, ...values.map((value) => (value === undefined ? 0 : decimals(value))));
+function most(before: number | undefined, ...values: (number | null | undefined)[]): number {
+  return Math.max(before ?? 0, ...values.map((value) => (value == null ? 0 : decimals(value))));
 }

@@ -5,7 +5,7 @@ import { usePage, usePageState } from "../context";
 import { msOf, share } from "../format";
 import { chosen, covered, headOf, moved, said, span, STATES, STEPS, summary, timeOfCell, type Place, type Step } from "../pieces/cells";
 import { Filler, useVisible } from "../pieces/visible";
-import type { CellState, Grid, GridRow } from "../types";
+import type { CellState, Grid, Row } from "../types";
 import { EvidenceDialog, type Asked } from "./evidence";
 import { Nothing, Part } from "./part";
 
@@ -94,7 +94,7 @@ export function Complete() {
   );
 }
 
-function Cells({ grid, rows, step }: { grid: Grid; rows: GridRow[]; step: Step }) {
+function Cells({ grid, rows, step }: { grid: Grid; rows: Row[]; step: Step }) {
   const start = msOf(grid.start_ns);
   const { ms } = STEPS[step];
   const cells = rows[0]?.cells.length ?? 0;
@@ -197,7 +197,7 @@ function Head({ start, cells, step }: { start: number; cells: number; step: Step
 }
 
 interface RowProperties {
-  row: GridRow;
+  row: Row;
   number: number;
   start: number;
   step: Step;

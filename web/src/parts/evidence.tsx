@@ -6,10 +6,10 @@ import { age, counted, momentOf, msOf, share } from "../format";
 import { useAction } from "../pieces/action";
 import { STATES, STEPS, timeOfCell, type Step } from "../pieces/cells";
 import { Dialog } from "../pieces/dialog";
-import type { Cell, CellState, Evidence, GridRow } from "../types";
+import type { Cell, CellState, Evidence, Row } from "../types";
 
 export interface Asked {
-  row: GridRow;
+  row: Row;
   cell: Cell;
   /** ms since 1970. */
   start: number;

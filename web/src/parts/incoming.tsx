@@ -6,7 +6,7 @@ import { Series } from "../live/series";
 import { shown, shownNow } from "../page";
 import { Said } from "../pieces/icon";
 import { Line } from "../pieces/line";
-import type { Feed, FeedConnection } from "../types";
+import type { Connection, Feed } from "../types";
 import { Nothing, Part } from "./part";
 
 const EMPTY = new Series(3, SHOWN_S, 1);
@@ -106,7 +106,7 @@ function OneFeed({ feed }: { feed: Feed }) {
   );
 }
 
-function OneConnection({ connection, now }: { connection: FeedConnection; now: number }) {
+function OneConnection({ connection, now }: { connection: Connection; now: number }) {
   const codes = Object.entries(connection.errors);
   return (
     <tr class="connection">
@@ -138,16 +138,16 @@ function connections(feed: Feed, up: number) {
   return <Said state={state} word={all === 1 ? (up ? "connected" : "not connected") : `${up} of ${all} connected`} />;
 }
 
-function lastData(connections: FeedConnection[], now: number): string {
+function lastData(connections: Connection[], now: number): string {
   const last = Math.max(0, ...connections.map((some) => (some.last_data_ns ? msOf(some.last_data_ns) : 0)));
   return last ? age((now - last) / 1_000) : "never";
 }
 
-function errors(connection: FeedConnection): number {
+function errors(connection: Connection): number {
   return Object.values(connection.errors).reduce((all, some) => all + some, 0);
 }
 
-function sum(connections: FeedConnection[], of: (some: FeedConnection) => number): number {
+function sum(connections: Connection[], of: (some: Connection) => number): number {
   return connections.reduce((all, some) => all + of(some), 0);
 }
 

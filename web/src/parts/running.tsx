@@ -5,12 +5,12 @@ import { age, away, bytes, counted, facts, listed, listedMs } from "../format";
 import { shown } from "../page";
 import { Said } from "../pieces/icon";
 import { useAction } from "../pieces/action";
-import type { Job, Process, Run, State } from "../types";
+import type { JobRow, JobRun, Process, State } from "../types";
 import { Nothing, Part } from "./part";
 import { RunsDialog, useRunning } from "./runs";
 
 /** How a job is, in a word. */
-export function stateOfJob(job: Job): { state: State; word: string } {
+export function stateOfJob(job: JobRow): { state: State; word: string } {
   if (job.paused) return { state: "unknown", word: "paused" };
   if (job.result.startsWith("running")) return { state: "well", word: "running" };
   if (/^(failed|killed)/.test(job.result)) return { state: "problem", word: job.result.split(":")[0]! };
@@ -22,7 +22,7 @@ export function stateOfJob(job: Job): { state: State; word: string } {
 export function Running() {
   const jobs = usePageState((state) => state.jobs);
   const processes = usePageState(shown)?.processes ?? [];
-  const [open, setOpen] = useState<Job | null>(null);
+  const [open, setOpen] = useState<JobRow | null>(null);
   const action = useAction();
   const running = useRunning(jobs);
   return (
@@ -64,8 +64,8 @@ export function Running() {
 }
 
 interface JobProperties {
-  job: Job;
-  run: Run | undefined;
+  job: JobRow;
+  run: JobRun | undefined;
   open: () => void;
   start: () => void;
   idle: boolean;

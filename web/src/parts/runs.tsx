@@ -5,14 +5,14 @@ import { usePageState } from "../context";
 import { age, facts, momentOf, msOf } from "../format";
 import { Dialog } from "../pieces/dialog";
 import { Said } from "../pieces/icon";
-import type { Job, Run, State } from "../types";
+import type { JobRow, JobRun, JobRuns, State } from "../types";
 
-const STATES: Record<Run["state"], State> = { running: "well", succeeded: "well", stopped: "unknown", failed: "problem", killed: "problem" };
+const STATES: Record<JobRun["state"], State> = { running: "well", succeeded: "well", stopped: "unknown", failed: "problem", killed: "problem" };
 const LATEST = 50;
 
 /** The runs that are under way, by their job: asked for each time the jobs say something new while one is. */
-export function useRunning(jobs: Job[] | null): ReadonlyMap<string, Run> {
-  const [running, setRunning] = useState<ReadonlyMap<string, Run>>(new Map());
+export function useRunning(jobs: JobRow[] | null): ReadonlyMap<string, JobRun> {
+  const [running, setRunning] = useState<ReadonlyMap<string, JobRun>>(new Map());
   useEffect(() => {
     if (!jobs?.some((job) => job.result.startsWith("running"))) {
       setRunning((before) => (before.size ? new Map() : before));
@@ -20,7 +20,7 @@ export function useRunning(jobs: Job[] | null): ReadonlyMap<string, Run> {
     }
     const asking = new AbortController();
     const ask = (): void => {
-      get<{ rows: Run[] }>("/v1/runs", { limit: String(LATEST) }, asking.signal).then(
+      get<JobRuns>("/v1/runs", { limit: String(LATEST) }, asking.signal).then(
         ({ rows }) => setRunning(new Map(rows.filter((run) => run.state === "running").map((run) => [run.job, run]))),
         () => undefined, // the list of the jobs is there all the same
       );
@@ -35,12 +35,12 @@ export function useRunning(jobs: Job[] | null): ReadonlyMap<string, Run> {
   return running;
 }
 
-export function RunsDialog({ job, close }: { job: Job; close: () => void }) {
+export function RunsDialog({ job, close }: { job: JobRow; close: () => void }) {
   const jobs = usePageState((state) => state.jobs);
-  const [found, setFound] = useState<{ rows: Run[] | null; problem: string }>({ rows: null, problem: "" });
+  const [found, setFound] = useState<{ rows: JobRun[] | null; problem: string }>({ rows: null, problem: "" });
   useEffect(() => {
     const asking = new AbortController();
-    get<{ rows: Run[] }>("/v1/runs", { job: job.job, limit: String(LATEST) }, asking.signal).then(
+    get<JobRuns>("/v1/runs", { job: job.job, limit: String(LATEST) }, asking.signal).then(
       ({ rows }) => setFound({ rows, problem: "" }),
       (error: unknown) => asking.signal.aborted || setFound({ rows: null, problem: reason(error) }),
     );
@@ -79,7 +79,7 @@ export function RunsDialog({ job, close }: { job: Job; close: () => void }) {
   );
 }
 
-function OneRun({ run }: { run: Run }) {
+function OneRun({ run }: { run: JobRun }) {
   const now = usePageState((state) => state.now);
   const started = msOf(run.started_ns);
   const did = run.state === "running" ? facts(run.progress) : facts(run.result);

@@ -1,6 +1,6 @@
 // The cells of the grid of completeness: their times, their words, and the way between them by the keyboard. Pure.
 import { count, counted, dayOf, minuteOf, share } from "../format";
-import type { Cell, CellState, Grid, GridRow } from "../types";
+import type { Cell, CellState, Grid, Row } from "../types";
 
 export type Step = "minute" | "hour" | "day";
 
@@ -43,24 +43,24 @@ export function headOf(startMs: number, step: Step): string {
 }
 
 /** A cell in words. */
-export function said(row: GridRow, cell: Cell, startMs: number, step: Step): string {
+export function said(row: Row, cell: Cell, startMs: number, step: Step): string {
   const what = `${row.symbol} ${row.channel}, ${timeOfCell(startMs, step)}: ${STATES[cell.state].word}`;
   if (cell.state === "ahead" || (cell.state === "unknown" && !cell.covered)) return what;
   return `${what}, ${share(cell.covered)} covered${cell.missing ? `, ${counted(cell.missing, "event")} missing` : ""}`;
 }
 
 /** The covered share of a row, of the cells of which something is known; null if there are none. */
-export function covered(row: GridRow): number | null {
+export function covered(row: Row): number | null {
   const known = row.cells.filter((cell) => cell.state !== "ahead" && (cell.state !== "unknown" || cell.covered > 0));
   return known.length ? known.reduce((all, cell) => all + cell.covered, 0) / known.length : null;
 }
 
-export function hasHole(row: GridRow): boolean {
+export function hasHole(row: Row): boolean {
   return row.cells.some((cell) => cell.state === "open" || cell.state === "repairing" || cell.state === "unrecoverable");
 }
 
 /** The rows that a person looks for. */
-export function chosen(grid: Grid, filter: string, holes: boolean): GridRow[] {
+export function chosen(grid: Grid, filter: string, holes: boolean): Row[] {
   const wanted = filter.trim().toUpperCase();
   return grid.rows.filter((row) => `${row.symbol} ${row.provider} ${row.feed} ${row.channel}`.toUpperCase().includes(wanted) && (!holes || hasHole(row)));
 }
@@ -96,7 +96,7 @@ export function moved(key: string, { row, cell }: Place, rows: number, cells: nu
 }
 
 /** "12 rows, 2 with holes" */
-export function summary(rows: readonly GridRow[]): string {
+export function summary(rows: readonly Row[]): string {
   const holes = rows.filter(hasHole).length;
   return `${counted(rows.length, "row")}, ${holes ? `${count(holes)} with holes` : "no holes"}`;
 }

@@ -9,7 +9,9 @@ import type { Overview, State, Tick } from "../types";
 const START_MS = 1_767_583_951_000;
 
 function tick(at: number, values: Partial<Tick>): Tick {
-  return { id: `0-${at}-0`, symbol: "BTC/USDT", ts_ns: `${START_MS + at}000000`, kind: "trade", ...values };
+  const source = { exchange: "binance", provider: "binance", feed: "spot", channel: "trade" };
+  const ns = `${START_MS + at}000000`;
+  return { id: `0-${at}-0`, symbol: "BTC/USDT", ts_ns: ns, received_ns: ns, kind: "trade", ...source, ...values };
 }
 
 function look(second: number, state: State): Overview {

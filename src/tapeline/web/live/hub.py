@@ -6,12 +6,13 @@ import asyncio
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Final
+from weakref import ref
 
 from tapeline.errors import Unavailable
 from tapeline.records import NS_PER_S, TICKS_TOPIC
 from tapeline.web.live import position as positions
 from tapeline.web.live.binary import binary_message
-from tapeline.web.live.client import LIMIT, Client
+from tapeline.web.live.client import LIMIT, ROOM, Client, Room
 from tapeline.web.live.messages import ROWS, STATES, Alive, Hello, Message, encoded, message, state
 from tapeline.web.live.position import Position
 from tapeline.web.live.subscription import Request, Subscription
@@ -43,9 +44,19 @@ class _Audience:
 class Hub:
     """All clients, and what they may get. All methods belong to the event loop."""
 
-    def __init__(self, most_clients: int, clock: Callable[[], int], ring_bytes: int = _RING_BYTES, client_bytes: int = LIMIT) -> None:
-        """`clock`: monotonic, ns. `ring_bytes`: how much is kept for clients that come back. `client_bytes`: how much waits for one."""
+    def __init__(
+        self,
+        most_clients: int,
+        clock: Callable[[], int],
+        ring_bytes: int = _RING_BYTES,
+        client_bytes: int = LIMIT,
+        all_bytes: int = ROOM,
+    ) -> None:
+        """`clock`: monotonic, ns. `ring_bytes`: how much is kept for clients that come back. `client_bytes`: how much waits for one.
+
+        `all_bytes`: how much waits for all of them together."""
         self._most, self._clock, self._client_bytes = most_clients, clock, client_bytes
+        self._room = Room(all_bytes)
         self._ring = Ring(ring_bytes)
         self._latest = LatestValues()
         self._position = self._first = Position(dict.fromkeys(ROWS, ()))
@@ -93,14 +104,16 @@ class Hub:
         wanted = positions.parse(since).begun(self._first) if since else None
         if wanted is not None and not self._position.known:
             raise Unavailable("The stream cannot be read yet, so nobody knows what was missed. Try later.")
-        client = Client(subscription, self._conflated, self._clock, self._client_bytes)
+        client = Client(subscription, self._conflated, self._clock, self._client_bytes, self._room)
         audience = self._enter(client)
         windows = None if wanted is None else [] if wanted == self._position else self._ring.since(wanted)
         missed = "" if wanted is None or windows is not None else "The events since then are no longer kept, or the stream was replaced."
         # Whoever is lost after the first message has got nothing of what it missed, so it stands where it was.
         at = str(self._position if windows is None else wanted)
         hello = Hello("hello", at, windows is not None, missed, sorted(audience.symbols))
-        earlier = self._earlier(audience, windows, wanted) if windows is not None and wanted is not None else iter(())
+        # Only the ring keeps windows: a client that takes nothing would keep them all.
+        kept = list(map(ref, windows or ()))
+        earlier = self._earlier(client, audience, kept, wanted) if wanted is not None else iter(())
         client.begin(Message("hello", hello.id, encoded(hello)), earlier)
         # The ticks that were missed follow. Of the latest values, the present ones are enough.
         if windows is None or "latest" in subscription.kinds:
@@ -119,6 +132,7 @@ class Hub:
     def leave(self, client: Client) -> None:
         """Forget a client."""
         self._left_skipped += client.skipped
+        client.leave()
         self._exit(client)
 
     def change(self, client: Client, request: Request) -> None:
@@ -216,16 +230,17 @@ class Hub:
         events = sum(len(part.by_symbol[symbol]) for symbol in symbols)
         return message(table, str(self._position), [part.rows(symbol) for symbol in symbols], events=events)
 
-    def _earlier(self, audience: _Audience, windows: list[Window], since: Position) -> Iterator[Message]:
-        """What a client missed, window by window, made when it is sent."""
+    def _earlier(self, client: Client, audience: _Audience, windows: list[ref[Window]], since: Position) -> Iterator[Message]:
+        """What a client missed, window by window, made when it is sent. If a window is forgotten before, the client is cut off."""
         symbols, subscription = set(audience.symbols), audience.subscription
-        for window in windows:
-            for table, part in window.parts.items():
-                places = part.places(symbols, since.next[table]) if table in subscription.kinds else []
-                if places and subscription.form != "json":
-                    yield binary_message(table, str(window.after), part.batch_at(places), part.chunk.topic, subscription.form)
-                elif places:
-                    yield message(table, str(window.after), part.rows_at(places), events=len(places))
+        for one in windows:
+            window = one()
+            if window is None:
+                client.cut_off()
+                return
+            made = list(_missed(window, symbols, subscription, since))
+            del window
+            yield from made
 
     def _snapshot(self, client: Client, symbols: Collection[str]) -> None:
         if client.subscription.kinds & {"ticks", "latest"}:
@@ -239,3 +254,12 @@ class Hub:
     def _conflated(self, client: Client, skipped: int) -> Message:
         symbols = sorted(self._audiences[client.subscription].symbols) if client.subscription in self._audiences else []
         return message("conflated", str(self._position), self._latest.rows(symbols), numbers={"skipped": skipped})
+
+
+def _missed(window: Window, symbols: set[str], subscription: Subscription, since: Position) -> Iterator[Message]:
+    for table, part in window.parts.items():
+        places = part.places(symbols, since.next[table]) if table in subscription.kinds else []
+        if places and subscription.form != "json":
+            yield binary_message(table, str(window.after), part.batch_at(places), part.chunk.topic, subscription.form)
+        elif places:
+            yield message(table, str(window.after), part.rows_at(places), events=len(places))

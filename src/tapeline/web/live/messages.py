@@ -5,30 +5,36 @@ A number of nanoseconds and a sequence number are text: JavaScript's numbers are
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 import msgspec
 import pyarrow as pa
 
 from tapeline.records import BARS_TOPIC, TICKS_TOPIC
 
-Kind = Literal["hello", "latest", "ticks", "bars", "conflated", "health", "gaps", "jobs", "alerts", "alive", "error"]
+_State = Literal["health", "gaps", "jobs", "alerts"]
 #: The kinds that a client can subscribe to.
-KINDS: Final = ("ticks", "bars", "latest", "health", "gaps", "jobs", "alerts")
+Kind = Literal["ticks", "bars", "latest", _State]
+KINDS: Final[tuple[str, ...]] = get_args(Kind)
 #: Kinds of which each message is the whole present state, so that the last one is enough.
-STATES: Final = ("health", "gaps", "jobs", "alerts")
+STATES: Final[tuple[str, ...]] = get_args(_State)
 
 
-class Tick(msgspec.Struct, omit_defaults=True, kw_only=True):
+class Tick(msgspec.Struct, omit_defaults=True):
     """A trade or a quote. docs/reference/columns.md explains each column."""
 
     id: str  # raw_partition-raw_offset-raw_index: the event's id, as for `tapeline audit`
     symbol: str
     ts_ns: str
-    kind: str
+    kind: Literal["trade", "quote"]
+    exchange: str
+    provider: str
+    feed: str
+    channel: str
+    received_ns: str
     bid: float | None = None
     ask: float | None = None
     bid_size: float | None = None
@@ -36,17 +42,12 @@ class Tick(msgspec.Struct, omit_defaults=True, kw_only=True):
     last: float | None = None
     volume: float | None = None
     side: str | None = None
-    exchange: str
-    provider: str
-    feed: str
-    channel: str
     sequence: str | None = None
     trade_id: str | None = None
     conditions: str | None = None
-    received_ns: str
 
 
-class Bar(msgspec.Struct, omit_defaults=True, kw_only=True):
+class Bar(msgspec.Struct, omit_defaults=True):
     """A revision of a bar. `ts_ns` is the start of its window."""
 
     id: str
@@ -58,14 +59,14 @@ class Bar(msgspec.Struct, omit_defaults=True, kw_only=True):
     low: float
     close: float
     volume: float
-    vwap: float | None = None
-    trades: int | None = None
     final: bool
     exchange: str
     provider: str
     feed: str
     channel: str
     received_ns: str
+    vwap: float | None = None
+    trades: int | None = None
 
 
 class Latest(msgspec.Struct, omit_defaults=True):
@@ -146,7 +147,7 @@ class Error(msgspec.Struct):
     text: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Message:
     """One message, encoded."""
 
@@ -158,9 +159,12 @@ class Message:
     events: int = 0
     #: For a client that wants another form than JSON: the rows, which follow the message as a binary one.
     binary: bytes = b""
+    #: For how many clients it waits.
+    queues: int = 0
 
     def __len__(self) -> int:
-        return len(self.body) + len(self.binary)
+        """About how many bytes it takes in memory."""
+        return len(self.body) + len(self.binary) + _BYTES_BESIDES
 
     def event_stream(self) -> bytes:
         """Return it as a server-sent event. A sign of life is none: an id without data, which a browser remembers."""
@@ -169,6 +173,8 @@ class Message:
         return b"id: %b\nevent: %b\ndata: %b\n\n" % (self.id.encode(), self.kind.encode(), self.body)
 
 
+#: What a message takes besides its body: the object, its id and its place in a queue.
+_BYTES_BESIDES: Final = 250
 _encode: Final = msgspec.json.Encoder().encode
 
 
@@ -189,79 +195,29 @@ def state(kind: str, id: str, body: bytes) -> Message:  # noqa: A002 the message
     return Message(kind, id, b'{"kind":"%b","id":"%b",%b' % (kind.encode(), id.encode(), body[1:]))
 
 
-def _columns(batch: pa.RecordBatch, names: tuple[str, ...]) -> Iterator[tuple[Any, ...]]:
-    return zip(*(batch[name].to_pylist() for name in names), strict=True)
+#: What the id of an event is made of.
+_ID: Final = ("raw_partition", "raw_offset", "raw_index")
 
 
-_TICK: Final = (
-    *("raw_partition", "raw_offset", "raw_index", "symbol", "ts_ns", "kind", "bid", "ask", "bid_size", "ask_size", "last", "volume"),
-    *("side", "exchange", "provider", "feed", "channel", "sequence", "trade_id", "conditions", "received_ns"),
-)
-_BAR: Final = (
-    *("raw_partition", "raw_offset", "raw_index", "symbol", "ts_ns", "interval", "open", "high", "low", "close", "volume", "vwap"),
-    *("trades", "final", "exchange", "provider", "feed", "channel", "received_ns"),
-)
+def _rows_of(kind: type[msgspec.Struct]) -> Callable[[pa.RecordBatch], list[bytes]]:
+    """Return a function that makes JSON of each row of a batch. The fields of `kind` are the columns of a row, in their order."""
+    fields = [(field.name, field.type in (str, str | None)) for field in msgspec.structs.fields(kind)]
 
+    def rows(batch: pa.RecordBatch) -> list[bytes]:
+        return list(map(_encode, map(kind, *(_values(batch, name, as_text=as_text) for name, as_text in fields))))
 
-def ticks_of(batch: pa.RecordBatch) -> list[bytes]:
-    """Return each row of ticks as JSON."""
-    rows = []
-    for p, o, i, symbol, ts, kind, bid, ask, bs, az, last, volume, side, ex, pr, feed, channel, seq, trade, cond, got in _columns(
-        batch, _TICK
-    ):
-        one = Tick(
-            id=f"{p}-{o}-{i}",
-            symbol=symbol,
-            ts_ns=str(ts),
-            kind=kind,
-            bid=bid,
-            ask=ask,
-            bid_size=bs,
-            ask_size=az,
-            last=last,
-            volume=volume,
-            side=side,
-            exchange=ex,
-            provider=pr,
-            feed=feed,
-            channel=channel,
-            sequence=None if seq is None else str(seq),
-            trade_id=trade,
-            conditions=cond,
-            received_ns=str(got),
-        )
-        rows.append(_encode(one))
     return rows
 
 
-def bars_of(batch: pa.RecordBatch) -> list[bytes]:
-    """Return each row of bars as JSON."""
-    rows = []
-    for p, o, i, symbol, ts, interval, opened, high, low, close, volume, vwap, trades, final, ex, pr, feed, channel, got in _columns(
-        batch, _BAR
-    ):
-        one = Bar(
-            id=f"{p}-{o}-{i}",
-            symbol=symbol,
-            ts_ns=str(ts),
-            interval=interval,
-            open=opened,
-            high=high,
-            low=low,
-            close=close,
-            volume=volume,
-            vwap=vwap,
-            trades=trades,
-            final=final,
-            exchange=ex,
-            provider=pr,
-            feed=feed,
-            channel=channel,
-            received_ns=str(got),
-        )
-        rows.append(_encode(one))
-    return rows
+def _values(batch: pa.RecordBatch, name: str, *, as_text: bool) -> Iterable[Any]:
+    if name == "id":
+        return map("{}-{}-{}".format, *(batch[part].to_pylist() for part in _ID))
+    values: list[Any] = (batch[name].cast(pa.string()) if as_text else batch[name]).to_pylist()
+    return values
 
 
 #: Table to the function that makes JSON of its rows.
-ROWS: Final[Mapping[str, Callable[[pa.RecordBatch], list[bytes]]]] = {TICKS_TOPIC.table: ticks_of, BARS_TOPIC.table: bars_of}
+ROWS: Final[Mapping[str, Callable[[pa.RecordBatch], list[bytes]]]] = {
+    TICKS_TOPIC.table: _rows_of(Tick),
+    BARS_TOPIC.table: _rows_of(Bar),
+}

@@ -8,13 +8,14 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
+from dataclasses import dataclass
 from functools import partial
 from math import inf
 from random import Random
 from typing import Final
 
 from tapeline.errors import TapelineError
-from tapeline.records import BARS_TOPIC, TICKS_TOPIC, Chunk, Topic
+from tapeline.records import BARS_TOPIC, NS_PER_S, TICKS_TOPIC, Chunk, Topic
 from tapeline.retry import loop as retrying
 from tapeline.retry.backoff import backoff
 from tapeline.streams import Stream
@@ -34,6 +35,16 @@ _WARM_ROWS: Final = 100_000
 _TRIES: Final = 5
 _FIRST_WAIT_S: Final = 0.3
 _LONGEST_WAIT_S: Final = 5.0
+#: A reading that takes so long does not work, even if it says nothing.
+_STUCK_NS: Final = 10 * NS_PER_S
+
+
+@dataclass(frozen=True, slots=True)
+class Away:
+    """The stream cannot be read: since when (ns, UTC), and why."""
+
+    since_ns: int
+    why: str
 
 
 class Reader:
@@ -49,9 +60,18 @@ class Reader:
         #: late.
         self.caught_up = threading.Event()
         self._thread: threading.Thread | None = None
+        self._read_ns, self._why = 0, ""
+
+    def away(self, now_ns: int) -> Away | None:
+        """Return what keeps the stream from being read; None if it is read, or if reading has not begun. `now_ns`: UTC."""
+        since_ns, why = self._read_ns, self._why
+        if not since_ns or not (why or now_ns - since_ns > _STUCK_NS):
+            return None
+        return Away(since_ns, why or "Reading takes very long, or it has ended by an error that the log tells.")
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Begin to read, for this event loop."""
+        self._read_ns = time.time_ns()
         self._thread = threading.Thread(target=self._run, args=(loop,), name="live feed", daemon=True)
         self._thread.start()
 
@@ -69,6 +89,7 @@ class Reader:
                     delays, logged = backoff(Random(), _FIRST_WAIT_S, _LONGEST_WAIT_S), ""
                     self._read(stream, loop)
             except TapelineError as error:
+                self._why = str(error)
                 if str(error) != logged:
                     log.warning("%s The live feed waits for it.", error)
                 logged = str(error)
@@ -87,6 +108,7 @@ class Reader:
                 before = position_of(positions)
                 self._hand_over(loop, partial(self._begin, before, position_of(first)))
             chunks = self._chunks(stream, positions)
+            self._read_ns, self._why = time.time_ns(), ""
             if chunks:
                 window = window_of(before, chunks)
                 before = window.after
@@ -96,8 +118,15 @@ class Reader:
             self._stop.wait(max(0.0, WINDOW_S - (time.monotonic() - began)))
             return False
 
+        def noted() -> bool:
+            try:
+                return step()
+            except TapelineError as error:
+                self._why = str(error)
+                raise
+
         # It goes on where it was, however long the stream is away: clients continue in what it has read.
-        retrying.run(step, self._stop, rest_s=0.0, waits=lambda: backoff(Random(), cap_s=_LONGEST_WAIT_S), patience_s=inf)
+        retrying.run(noted, self._stop, rest_s=0.0, waits=lambda: backoff(Random(), cap_s=_LONGEST_WAIT_S), patience_s=inf)
 
     def _chunks(self, stream: Stream, positions: dict[str, dict[int, int]]) -> list[Chunk]:
         """Read on in each topic. If one of them cannot be read, the positions of all stay, so what was read of the others comes again."""

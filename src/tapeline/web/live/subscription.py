@@ -6,30 +6,19 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import translate
-from typing import Annotated, Final, Literal
 
 import msgspec
 
 from tapeline.errors import WrongArgument
-from tapeline.web.live.messages import KINDS
-
-Form = Literal["json", "arrow", "protobuf"]
-FORMS: Final[Mapping[str, Form]] = {"json": "json", "arrow": "arrow", "protobuf": "protobuf"}
-#: The most symbols and patterns of one subscription, and the longest of them.
-MOST_SYMBOLS: Final = 1_000
-#: How many of them may be patterns: each new symbol is compared with every pattern of every client.
-_MOST_PATTERNS: Final = 100
-_LONGEST: Final = 100
-_PARAMETERS: Final = ("symbols", "kinds", "rate", "format", "since")
-_RATE: Final = 2.0
-_SLOWEST, _FASTEST = 0.1, 20.0
+from tapeline.web import queries
+from tapeline.web.queries import MOST_PATTERNS, MOST_SYMBOLS, RATE, FeedForm, Wanted, WantedKinds
 
 
 class Change(msgspec.Struct, forbid_unknown_fields=True):
     """What a subscription is changed by: further, or no more."""
 
-    symbols: Annotated[list[str], msgspec.Meta(max_length=MOST_SYMBOLS)] = []
-    kinds: Annotated[list[str], msgspec.Meta(max_length=20)] = []
+    symbols: Wanted = []
+    kinds: WantedKinds = []
 
 
 class Request(msgspec.Struct, forbid_unknown_fields=True):
@@ -47,8 +36,8 @@ class Subscription:
     symbols: frozenset[str] = frozenset()
     kinds: frozenset[str] = frozenset()
     #: How many times a second at most the kind `latest` is sent.
-    rate: float = _RATE
-    form: Form = "json"
+    rate: float = RATE
+    form: FeedForm = "json"
     #: All patterns as one.
     _pattern: re.Pattern[str] | None = field(init=False, repr=False, compare=False, default=None)
 
@@ -65,8 +54,8 @@ class Subscription:
         more, fewer = request.subscribe or Change(), request.unsubscribe or Change()
         return replace(
             self,
-            symbols=_symbols((self.symbols | set(more.symbols)) - set(fewer.symbols)),
-            kinds=_kinds((self.kinds | set(more.kinds)) - set(fewer.kinds)),
+            symbols=_not_too_many((self.symbols | set(more.symbols)) - set(fewer.symbols)),
+            kinds=(self.kinds | set(more.kinds)) - set(fewer.kinds),
         )
 
 
@@ -74,42 +63,19 @@ def requested(parameters: Mapping[str, str]) -> Subscription:
     """Return the subscription of an address's parameters. `since` is read by others. Raises WrongArgument, which names the parameter.
 
     Without `kinds`, it is ticks if there are symbols, and otherwise nothing: a websocket may subscribe later."""
-    if unknown := sorted(set(parameters) - set(_PARAMETERS)):
-        raise WrongArgument(f"{unknown[0][:_LONGEST]!r} is no parameter of the live feed. The parameters are: {', '.join(_PARAMETERS)}.")
-    names = [name for name in parameters.get("symbols", "").split(",") if name]
-    kinds = [kind for kind in parameters.get("kinds", "ticks" if names else "").split(",") if kind]
-    form = FORMS.get(parameters.get("format", "json"))
-    if form is None:
-        raise WrongArgument(f"format = {parameters.get('format')!r} is not a form of the live feed. Use one of: {', '.join(FORMS)}.")
-    try:
-        rate = float(parameters.get("rate", _RATE))
-    except ValueError:
-        rate = 0.0
-    if not _SLOWEST <= rate <= _FASTEST:
-        raise WrongArgument(
-            f"rate = {parameters.get('rate')!r} is not a rate. Use a number from {_SLOWEST} to {_FASTEST:g}, times a second."
-        )
-    return Subscription(_symbols(names), _kinds(kinds), rate, form)
+    given = queries.read(queries.Stream, parameters)
+    kinds = given.kinds if not isinstance(given.kinds, msgspec.UnsetType) else ["ticks"] if given.symbols else []
+    return Subscription(_not_too_many(frozenset(given.symbols)), frozenset(kinds), given.rate, given.format)
 
 
-def _symbols(names: Iterable[str]) -> frozenset[str]:
-    chosen = frozenset(names)
-    if len(chosen) > MOST_SYMBOLS:
-        raise WrongArgument(f"symbols has {len(chosen)} names. Use at most {MOST_SYMBOLS}, or a pattern, such as *.")
-    wrong = next((name for name in chosen if not name or len(name) > _LONGEST or not name.isprintable() or "[" in name), None)
-    if wrong is not None:
-        raise WrongArgument(f"symbols has {wrong[:_LONGEST]!r}. Use canonical names, such as AAPL, and patterns, such as BTC/*.")
-    if (count := len(_patterns(chosen))) > _MOST_PATTERNS:
-        raise WrongArgument(f"symbols has {count} patterns. Use at most {_MOST_PATTERNS}, or a wider one, such as *.")
-    return chosen
+def _not_too_many(symbols: frozenset[str]) -> frozenset[str]:
+    """Check what a single request does not show: what it adds up to, and how many of it are patterns."""
+    if len(symbols) > MOST_SYMBOLS:
+        raise WrongArgument(f"symbols has {len(symbols)} names. Use at most {MOST_SYMBOLS}, or a pattern, such as *.")
+    if (count := len(_patterns(symbols))) > MOST_PATTERNS:
+        raise WrongArgument(f"symbols has {count} patterns. Use at most {MOST_PATTERNS}, or a wider one, such as *.")
+    return symbols
 
 
 def _patterns(symbols: Iterable[str]) -> list[str]:
     return [name for name in symbols if "*" in name or "?" in name]
-
-
-def _kinds(names: Iterable[str]) -> frozenset[str]:
-    chosen = frozenset(names)
-    if unknown := sorted(chosen - set(KINDS)):
-        raise WrongArgument(f"kinds has {unknown[0][:_LONGEST]!r}, which is not a kind. Use some of: {', '.join(KINDS)}.")
-    return chosen

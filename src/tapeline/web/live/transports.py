@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Final
 
 import msgspec
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
-from starlette.types import Message as Event
 from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
@@ -19,14 +18,18 @@ from tapeline.errors import Unavailable, WrongArgument
 from tapeline.web.live.binary import check
 from tapeline.web.live.client import Client
 from tapeline.web.live.hub import Hub
-from tapeline.web.live.messages import Error, encoded
+from tapeline.web.live.messages import Error, Message, encoded
 from tapeline.web.live.subscription import Request, requested
 
 #: How long a client waits for the server to read up to where the client is already.
 _ARRIVING_S: Final = 2.0
 #: After a client's request, the next one waits this many times as long as it took: who changes much delays nobody else.
 _REST: Final = 10
+#: How long a connection that is closed may take for what is under way.
+_GOODBYE_S: Final = 10.0
 _RECONNECT_MS: Final = 1_000
+#: Where the server keeps a connection's transport, in the state of its ASGI scope: a client that takes nothing cannot be closed politely.
+TRANSPORT: Final = "transport"
 #: Close codes of RFC 6455: what was asked is wrong, so that asking again does not help; and: too many clients, or too slow.
 _WRONG: Final = 1008
 _LATER: Final = 1013
@@ -45,18 +48,19 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send until the client leaves or takes nothing any more."""
-        del scope
+        self._client.sever = _abort(scope)
         try:
-            await _until_it_leaves(self._client, self._send_all(send), _http_leaves(receive))
+            await _until_it_leaves(self._send_all(send), _http_leaves(receive))
         finally:
-            self._hub.leave(self._client)
+            _forget(self._hub, self._client)
+        await _http_leaves(receive)
 
     async def _send_all(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         body = b"retry: %d\n\n" % _RECONNECT_MS
         while True:
-            event: Event = {"type": "http.response.body", "body": body, "more_body": True}
-            await send(event)
+            await send({"type": "http.response.body", "body": body, "more_body": True})
+            del body  # what was sent is not kept while nothing comes
             body = b"".join([message.event_stream() for message in await self._client.take()])
 
 
@@ -78,22 +82,39 @@ async def websocket(socket: WebSocket, hub: Hub) -> None:
         since = socket.query_params.get("since", "")
         await hub.arrived(since, _ARRIVING_S)
         client = hub.join(subscription, since)
+        client.sever = _abort(socket.scope)
     except (WrongArgument, Unavailable) as error:
         await _refuse(socket, str(error), _WRONG if isinstance(error, WrongArgument) else _LATER)
         return
     try:
         await socket.accept()
-        await _until_it_leaves(client, _send_all(socket, client), _listen(socket, hub, client))
+        await _until_it_leaves(_send_all(socket, client), _listen(socket, hub, client))
     finally:
-        hub.leave(client)
+        _forget(hub, client)
     with suppress(RuntimeError, WebSocketDisconnect):  # it has closed already, or it is gone
         await socket.close(_LATER)
 
 
 async def _send_all(socket: WebSocket, client: Client) -> None:
     while True:
-        for message in await client.take():
-            await _send(socket, message.body.decode(), message.binary)
+        await _send_each(socket, await client.take())
+
+
+async def _send_each(socket: WebSocket, messages: list[Message]) -> None:
+    for message in messages:
+        await _send(socket, message.body.decode(), message.binary)
+
+
+def _forget(hub: Hub, client: Client) -> None:
+    """Forget a client that has left. Its connection is closed, and ended if it does not take what is under way."""
+    hub.leave(client)
+    asyncio.get_running_loop().call_later(_GOODBYE_S, client.sever)
+
+
+def _abort(scope: Scope) -> Callable[[], None]:
+    """Return what ends a connection at once. To close it would wait until the client has taken what is under way, so for ever."""
+    abort: Callable[[], None] = scope["state"][TRANSPORT].abort
+    return abort
 
 
 async def _send(socket: WebSocket, text: str, binary: bytes = b"") -> None:
@@ -134,9 +155,9 @@ async def _http_leaves(receive: Receive) -> None:
         pass
 
 
-async def _until_it_leaves(client: Client, *running: Awaitable[object]) -> None:
-    """Run until one of them ends, or the client takes nothing any more. Neither is an error of ours."""
-    tasks = [asyncio.ensure_future(one) for one in (*running, client.gone.wait())]
+async def _until_it_leaves(sending: Awaitable[None], leaving: Awaitable[None]) -> None:
+    """Run both until one ends. A client that is too slow, or gone, is no error of ours."""
+    tasks = [asyncio.ensure_future(sending), asyncio.ensure_future(leaving)]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:

@@ -63,7 +63,7 @@ class Part:
         return self._rows
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class Window:
     """The records that arrived between two positions, by table."""
 
