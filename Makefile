@@ -14,7 +14,7 @@ PAGE_SOURCES := $(shell find web -type f -not -path "web/node_modules/*") docs/a
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadgroup --durations 20
 
 .DEFAULT_GOAL := help
-.PHONY: help install page services demo backtest airflow prefect grafana test lint docs bench prove clean
+.PHONY: help install page dist services demo backtest airflow prefect grafana formats test lint docs bench prove clean
 
 help: ## list these commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -28,6 +28,9 @@ page: $(PAGE) ## build the dashboard's page; Node.js comes from PyPI if it is mi
 $(PAGE): $(READY) $(PAGE_SOURCES)
 	@$(BIN)/python web/build.py build
 
+dist: $(PAGE) ## build the wheel, which has the dashboard's page, and the sdist, in dist/
+	@$(BIN)/python -m hatchling build --directory dist
+
 # uv, itself installed from PyPI into the environment, installs exactly what uv.lock names.
 $(READY): pyproject.toml uv.lock
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -35,7 +38,7 @@ $(READY): pyproject.toml uv.lock
 	@UV_PROJECT_ENVIRONMENT=$(VENV) UV_PYTHON_DOWNLOADS=never UV_SYSTEM_CERTS=1 $(BIN)/uv sync --frozen --all-extras --quiet --inexact --compile-bytecode
 	@touch $@
 
-services: $(READY) ## Redis, PostgreSQL, Apache Kafka, Prometheus, Alertmanager and Chromium for the tests: fetch those that are missing
+services: $(READY) ## Redis, PostgreSQL, Apache Kafka, Prometheus, Alertmanager, Chromium and systemd's programs for the tests: fetch those that are missing
 	@$(BIN)/python -m services install
 
 demo: install ## the whole pipeline against three local simulators, SECONDS=30
@@ -56,6 +59,9 @@ prefect: $(READY) ## serve the jobs of CONFIG=tapeline.toml in Prefect, in an en
 grafana: $(READY) ## write the dashboards for Grafana; the links to the documentation begin with DOCS=
 	@cd deploy/grafana && $$(../../$(BIN)/python ../../tests/environments.py .) -m tapeline_grafana $(if $(DOCS),--docs $(DOCS))
 
+formats: services ## make the archive of what this version leaves on disk, for the tests of the versions after it
+	@PYTHONPATH=.:tests/pipeline $(BIN)/python tests/formats.py
+
 test: services $(PAGE) ## every test, or TESTS=tests/streams
 	@$(PYTEST) $(TESTS)
 
@@ -69,9 +75,10 @@ lint: $(READY) ## ruff, mypy --strict and tsc
 	@$(BIN)/mypy --python-executable $$($(BIN)/python tests/environments.py integrations/prefect) integrations/prefect/tapeline_prefect
 	@$(BIN)/mypy --python-executable $$($(BIN)/python tests/environments.py deploy/grafana) deploy/grafana/tapeline_grafana
 
-docs: $(READY) ## the documentation as a site, in .cache/site; a broken link fails
+docs: $(PAGE) ## the documentation as a site, in .cache/site; a broken link fails
 	@UV_PROJECT_ENVIRONMENT=$(VENV) UV_PYTHON_DOWNLOADS=never UV_SYSTEM_CERTS=1 $(BIN)/uv sync --frozen --all-extras --group docs --quiet --inexact
 	@$(BIN)/python docs/generate.py
+	@$(BIN)/python docs/licences.py
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 	@echo "Open .cache/site/index.html"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Protocol
 
-from services import alertmanager, chromium, kafka, postgres, prometheus, redis
+from services import alertmanager, chromium, kafka, postgres, prometheus, redis, systemd
 from services.container import Image, pull
 from services.process import Missing
 
@@ -25,6 +25,7 @@ _KINDS: dict[str, _Kind] = {
     "prometheus": prometheus,
     "alertmanager": alertmanager,
     "chromium": chromium,
+    "systemd": systemd,
 }
 
 

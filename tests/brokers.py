@@ -71,7 +71,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 @contextmanager
-def _reachable_folder() -> Iterator[Path]:
+def reachable_folder() -> Iterator[Path]:
     """PostgreSQL runs as another user when we are root, and pytest's own folders are closed to others."""
     folder = Path(tempfile.mkdtemp(prefix="tapeline-postgres-"))
     folder.chmod(0o755)
@@ -124,7 +124,7 @@ def stream_block(stream: StreamConfig) -> str:
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[PostgresServer]:
     need(postgres)
-    with _reachable_folder() as folder, PostgresServer(folder) as server:
+    with reachable_folder() as folder, PostgresServer(folder) as server:
         yield server
 
 
@@ -196,7 +196,7 @@ def own_alertmanager(tmp_path: Path) -> Iterator[Callable[..., Alertmanager]]:
 @pytest.fixture
 def own_postgres() -> Iterator[Callable[..., PostgresServer]]:
     """`own_postgres()`: a started PostgresServer."""
-    with _reachable_folder() as folder:
+    with reachable_folder() as folder:
         yield from _own(postgres, PostgresServer, folder)
 
 

@@ -326,13 +326,13 @@ def test_what_cannot_be_installed_is_pulled_and_it_is_said_how_each_is_had(tmp_p
     assert "redis: redis:7.0.15 by Docker Compose" in installed
     assert "kafka: apache/kafka:4.3.1 by Docker Compose" in installed
     # There is no image of these.
-    programs = {"prometheus": "prometheus", "alertmanager": "prometheus-alertmanager", "chromium": "chromium"}
-    *servers, first, second, third = said("status")
-    assert [first, second, third] == [f"{name}: MISSING: {program} is not installed" for name, program in programs.items()]
+    programs = {"prometheus": "prometheus", "alertmanager": "prometheus-alertmanager", "chromium": "chromium", "systemd": "systemd-analyze"}
+    *servers, first, second, third, fourth = said("status")
+    assert [first, second, third, fourth] == [f"{name}: MISSING: {program} is not installed" for name, program in programs.items()]
     again = said("install")
-    assert again[:-6] == servers, "what is there is not fetched again"
-    assert again[-6::2] == [f"{name}: {program} is not installed; fetching ..." for name, program in programs.items()]
-    for name, why in zip(programs, again[-5::2], strict=True):
+    assert again[:-8] == servers, "what is there is not fetched again"
+    assert again[-8::2] == [f"{name}: {program} is not installed; fetching ..." for name, program in programs.items()]
+    for name, why in zip(programs, again[-7::2], strict=True):
         assert why.endswith(f"and compose.yaml names no image of {name}")
     assert [call for call in calls(engine) if call.startswith("pull")] == ["pull --quiet redis:7.0.15", "pull --quiet apache/kafka:4.3.1"]
 
