@@ -24,6 +24,7 @@ PARTS: Final = {
     "properties": "whatever a property test can think of, a thousand times and more",
     "lake": "every bit that can flip and every point at which maintenance can die",
     "page": "the dashboard's page under load and for long: as many frames as an empty page, and it does not grow",
+    "containers": "the image, and the stacks of deploy/compose, in a real Docker engine: each is well, loses nothing and stops cleanly",
     "readers": "other programs: the notebook, Spark, the engines, the page of Next.js in a browser, the containers of the services",
 }
 _ASKED: Final = os.environ.get("TAPELINE_PROVE", "")
