@@ -66,6 +66,7 @@ def settings(profile: str, *, demo: bool) -> dict[str, str]:
         "COMPOSE_PROFILES": f"{profile},demo" if demo else profile,
         "SECRETS": str(HERE / ".secrets" / project),
         "WORKERS": "2" if profile == "full" else "1",
+        "CPUS": str(min(2, os.cpu_count() or 1)),  # Docker refuses a limit above what there is
     }
     return found | ({"TAPELINE_TOML": str(HERE / "demo.toml")} if demo else {})
 

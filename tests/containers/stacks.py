@@ -123,6 +123,14 @@ class Stack:
 
         until(back, f"{name} comes back")
 
+    def kill(self, name: str, command: str) -> None:
+        """Kill -9 the processes of `tapeline COMMAND` in a container. Its supervisor starts them again."""
+        listed = self.engine.run("top", self.containers()[name]["Id"], "-eo", "pid,args").splitlines()
+        pids = [int(line.split()[0]) for line in listed[1:] if f"-m tapeline {command} " in line]
+        assert pids, f"{name} runs no {command}: {listed}"
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+
     def halt(self) -> None:
         """Close the markets of the simulators."""
         for name in SIMULATORS:
