@@ -5,16 +5,20 @@ TESTS ?=
 PART ?= 1
 CONFIG ?= tapeline.toml
 DOCS ?=
+PROFILE ?= light
+DEMO ?=
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# The extras that the image has.
+EXTRAS := $(shell sed -n 's/^ARG EXTRAS="\(.*\)"/\1/p' deploy/docker/Dockerfile)
 PAGE := src/tapeline/web/assets/index.html
 PAGE_SOURCES := $(shell find web -type f -not -path "web/node_modules/*") docs/alerts.md
 # Tests wait more than they work: several workers share the cores. Those that share a server stay together in one worker.
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadgroup --durations 20
 
 .DEFAULT_GOAL := help
-.PHONY: help install page dist services demo backtest airflow prefect grafana formats test lint docs bench prove clean
+.PHONY: help install page dist services demo image sbom up down backtest airflow prefect grafana formats test lint docs bench prove containers clean
 
 help: ## list these commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -62,6 +66,19 @@ grafana: $(READY) ## write the dashboards for Grafana; the links to the document
 formats: services ## make the archive of what this version leaves on disk, for the tests of the versions after it
 	@PYTHONPATH=.:tests/pipeline $(BIN)/python tests/formats.py
 
+image: ## build the image tapeline, and with PROFILE=full the other two; BASE= another Debian root, CA= certificate authorities
+	@$(PYTHON) deploy/compose/stack.py image --profile $(PROFILE)
+
+sbom: $(READY) ## write what the image contains to .cache/sbom.json, in CycloneDX
+	@mkdir -p .cache
+	@$(BIN)/uv export --frozen --quiet --no-dev $(EXTRAS) --format cyclonedx1.5 --output-file .cache/sbom.json
+
+up: ## run Tapeline in containers: PROFILE=light, redis or full; DEMO=1 with simulators in place of the providers
+	@$(PYTHON) deploy/compose/stack.py up --profile $(PROFILE) $(if $(DEMO),--demo)
+
+down: ## stop these containers, with the same DEMO=; the data stays
+	@$(PYTHON) deploy/compose/stack.py down $(if $(DEMO),--demo)
+
 test: services $(PAGE) ## every test, or TESTS=tests/streams
 	@$(PYTEST) $(TESTS)
 
@@ -85,8 +102,12 @@ docs: $(PAGE) ## the documentation as a site, in .cache/site; a broken link fail
 bench: services ## the benchmarks behind docs/performance.md
 	@$(BIN)/python -m bench
 
-prove: services $(PAGE) ## the long proofs: more crashes, more seeds, more data; or one part, PART=chaos
+prove: services $(PAGE) $(if $(filter 1 containers,$(PART)),containers) ## the long proofs: more crashes, more seeds, more data; or one part, PART=chaos
 	@TAPELINE_PROVE=$(PART) $(PYTEST) --timeout 7200 $(TESTS)
+
+# A Docker engine of the tests' own.
+containers: $(READY)
+	@$(BIN)/python -m services install docker
 
 clean: ## remove the environments and caches
 	@rm -rf $(VENV) .venvs .cache .mypy_cache .ruff_cache web/node_modules src/tapeline/web/assets

@@ -154,7 +154,11 @@ def _secrets() -> str:
         for kind, variables in provider.secrets.items():
             rows.append(f"| {kind} of {name} | {' or '.join(f'`{one}`' for one in variables)} | `{kind}_file` in `[[providers]]` |")
         variables = ARCHIVES[name].secrets if name in ARCHIVES else ("", "")
-        rows += [f"| {kind} of the files of {name} | `{one}` | |" for kind, one in zip(("key", "secret"), variables, strict=True) if one]
+        rows += [
+            f"| {kind} of the files of {name} | `{one}` | `files_{kind}_file` in `[[providers]]` |"
+            for kind, one in zip(("key", "secret"), variables, strict=True)
+            if one
+        ]
     rows.append("| password of the user in `stream.url` | `TAPELINE_STREAM_PASSWORD` | `password_file` in `[stream]` |")
     rows.append("| password of the user in `stores[].url` | `TAPELINE_STORE_PASSWORD` | `password_file` in `[[stores]]` |")
     return "## Secrets\n\nIf a key names a file, Tapeline does not read that secret from the environment.\n\n" + "\n".join(rows) + "\n"

@@ -1,11 +1,14 @@
-"""`python -m services install`: fetch the servers that are not here, and say how each is had; `status`: only say."""
+"""`python -m services install`: fetch the servers that are not here, and say how each is had; `status`: only say.
+
+What takes minutes is fetched only if it is named: `python -m services install docker`.
+"""
 
 from __future__ import annotations
 
 import sys
 from typing import TYPE_CHECKING, Protocol
 
-from services import alertmanager, chromium, kafka, postgres, prometheus, redis, systemd
+from services import alertmanager, chromium, compose_file, docker, kafka, postgres, prometheus, redis, systemd
 from services.container import Image, pull
 from services.process import Missing
 
@@ -26,7 +29,10 @@ _KINDS: dict[str, _Kind] = {
     "alertmanager": alertmanager,
     "chromium": chromium,
     "systemd": systemd,
+    "compose_file": compose_file,
 }
+#: Only the proofs of the part `containers` need these.
+_ON_REQUEST: dict[str, _Kind] = {"docker": docker}
 
 
 def _install(name: str, kind: _Kind) -> None:
@@ -46,11 +52,11 @@ def _install(name: str, kind: _Kind) -> None:
 
 def main() -> int:
     """Install never fails as a whole: it says what cannot be had and goes on."""
-    what = sys.argv[1] if len(sys.argv) == 2 else ""
-    if what not in ("install", "status"):
-        print("usage: python -m services install | status", file=sys.stderr)
+    what, *further = sys.argv[1:] or [""]
+    if what not in ("install", "status") or not _ON_REQUEST.keys() >= set(further):
+        print(f"usage: python -m services install | status [{' | '.join(_ON_REQUEST)}]", file=sys.stderr)
         return 2
-    for name, kind in _KINDS.items():
+    for name, kind in (_KINDS | {name: _ON_REQUEST[name] for name in further}).items():
         try:
             if what == "install":
                 _install(name, kind)

@@ -25,6 +25,7 @@ PARTS: Final = {
     "lake": "every bit that can flip and every point at which maintenance can die",
     "page": "the dashboard's page under load and for long: as many frames as an empty page, and it does not grow",
     "install": "a bare system to a running pipeline: the wheel in an empty environment, and Debian with systemd, as docs/systemd.md says",
+    "containers": "the image, and the stacks of deploy/compose, in a real Docker engine: each is well, loses nothing and stops cleanly",
     "readers": "other programs: the notebook, Spark, the engines, the page of Next.js in a browser, the containers of the services",
 }
 _ASKED: Final = os.environ.get("TAPELINE_PROVE", "")

@@ -22,11 +22,12 @@ import pyarrow.fs as fs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from frames import rows
 from made import NOON
 from tapeline.app.histories import open_archives
-from tapeline.config import Config, ProviderConfig
+from tapeline.config import Config, ProviderConfig, files_secrets
 from tapeline.errors import ConfigError, Refused, Unavailable
 from tapeline.jobs.backfill.backfill import Job
 from tapeline.jobs.backfill.day_files import DayFiles
@@ -509,3 +510,9 @@ def test_the_keys_of_the_files_are_their_own_and_the_one_that_is_missing_is_name
     server(gzip.compress(a_day({"AAPL": 3})))
     source = archives(tmp_path, environ | {"TAPELINE_POLYGON_FILES_SECRET": "s"}, block)["polygon", "stocks"]
     assert ids(list(fetch(source, span()))) == ["0", "1", "2"]
+    for name in ("key", "secret"):
+        (tmp_path / name).write_text("in-a-file\n")
+    from_files = replace(block, files_key_file=str(tmp_path / "key"), files_secret_file=str(tmp_path / "secret"))
+    assert files_secrets(from_files, {}) == (Secret("in-a-file"), Secret("in-a-file"))
+    with pytest.raises(ConfigError, match=r"files_key_file .*nowhere cannot be read"):
+        files_secrets(replace(block, files_key_file="/nowhere"), environ)

@@ -207,4 +207,8 @@ def test_a_stage_alone_answers_for_itself_and_the_next_one_after_it(
     assert answers(listen, "/ready") == 200
     assert time.time() - (value(metrics(listen), "tapeline_report_time_seconds", stage="normalize") or 0) < 30
     assert "cannot be used" not in normalize.said
+    assert value(metrics(listen), "tapeline_balanced", stage="normalize") is None, "a stage does not look at the others"
+    dashboard = home.start("dashboard", "--listen", f"127.0.0.1:{free_port()}")
+    until(lambda: value(metrics(listen), "tapeline_balanced", stage="normalize") == 1, "the dashboard looks, as no `tapeline run` does")
+    dashboard.end()
     normalize.end()

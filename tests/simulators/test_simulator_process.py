@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     ("options", "reason"),
     [
         ({"name": "kraken"}, "There is no simulator 'kraken'"),
-        ({"name": "binance", "host": "0.0.0.0"}, "loopback"),
         ({"name": "binance", "rate": 0.0}, "rate"),
         ({"name": "binance", "speed": -1.0}, "speed"),
         ({"name": "polygon", "max_connections": 0}, "max_connections"),

@@ -11,7 +11,7 @@ const CANDLE_S = 5;
 /** How often the chart is drawn, at most. */
 const DRAW_MS = 250;
 
-export function Chart({ url, symbol }: { url: string; symbol: string }) {
+export function Chart({ url, token, symbol }: { url: string; token?: string; symbol: string }) {
   const place = useRef<HTMLDivElement>(null);
   const [candles, setCandles] = useState<Candle[]>([]);
   const [problem, setProblem] = useState("");
@@ -31,7 +31,7 @@ export function Chart({ url, symbol }: { url: string; symbol: string }) {
       setCandles(all);
     };
     const run = async () => {
-      for await (const { rows } of follow(symbol, { url, seconds: HISTORY_S, kind: "trade", signal: abort.signal })) {
+      for await (const { rows } of follow(symbol, { url, token, seconds: HISTORY_S, kind: "trade", signal: abort.signal })) {
         found.add(rows);
         timer ??= setTimeout(draw, DRAW_MS);
       }
@@ -42,7 +42,7 @@ export function Chart({ url, symbol }: { url: string; symbol: string }) {
       clearTimeout(timer);
       chart.remove();
     };
-  }, [url, symbol]);
+  }, [url, token, symbol]);
 
   return (
     <section aria-label={`Chart of ${symbol}`}>

@@ -6,15 +6,15 @@ import { TapelineProvider, useHealth, useLatest, useTapeline } from "@tapeline/c
 import { useState } from "react";
 import { Chart } from "./chart";
 
-export function Market({ url, symbols }: { url: string; symbols: string[] }) {
+export function Market({ url, symbols, token }: { url: string; symbols: string[]; token?: string }) {
   const [symbol, choose] = useState(symbols[0] ?? "");
   return (
-    <TapelineProvider url={url} rate={10}>
+    <TapelineProvider url={url} token={token} rate={10}>
       <main>
         <h1>Tapeline</h1>
         <HealthLine />
         <Ticker symbols={symbols} chosen={symbol} choose={choose} />
-        <Chart key={symbol} url={url} symbol={symbol} />
+        <Chart key={symbol} url={url} token={token} symbol={symbol} />
       </main>
     </TapelineProvider>
   );

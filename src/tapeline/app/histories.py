@@ -76,7 +76,7 @@ def open_archives(
         if archived.bucket:
             from tapeline.net.s3 import Bucket, S3Reader
 
-            bucket = Bucket(url, archived.bucket, *files_secrets(some.name, environ), some.ca_file)
+            bucket = Bucket(url, archived.bucket, *files_secrets(some, environ), some.ca_file)
             get = DayFiles(S3Reader(bucket, sleep=sleep), folder / some.name, _tickers(config, some.name, feed), archived.moment)
         else:
             get = Archive(client(config, some, archived.history.weight_a_minute, Endpoint(url), Asking(random, sleep)), folder)

@@ -45,14 +45,21 @@ def secret(provider: ProviderConfig, kind: str, environ: Mapping[str, str]) -> S
     )
 
 
-def files_secrets(provider: str, environ: Mapping[str, str]) -> tuple[Secret, Secret]:
-    """The access key and the secret for the provider's files. Raises ConfigError, which names the variable that is not set."""
-    names = ARCHIVES[provider].secrets
-    for name in names:
-        if not environ.get(name):
-            raise ConfigError(f"The files of {provider} need an S3 access key and its secret. The API key does not work here. Set {name}.")
-    key, secret_ = (checked(name, environ[name], key=True) for name in names)
-    return key, secret_
+def files_secrets(provider: ProviderConfig, environ: Mapping[str, str]) -> tuple[Secret, Secret]:
+    """The access key and the secret for the provider's files, each from its file or the environment.
+
+    Raises ConfigError, which says what is not set."""
+    key, secret_ = ARCHIVES[provider.name].secrets
+    settings = (("files_key_file", provider.files_key_file, key), ("files_secret_file", provider.files_secret_file, secret_))
+    found = []
+    for setting, path, name in settings:
+        if not path and not environ.get(name):
+            raise ConfigError(
+                f"The files of {provider.name} need an S3 access key and its secret. The API key does not work here. "
+                f'Set {name}, or {setting} = "..." in the [[providers]] block.'
+            )
+        found.append(_from_file(f"{provider.name}: {setting}", path, key=True) if path else checked(name, environ[name], key=True))
+    return found[0], found[1]
 
 
 def stream_password(stream: StreamConfig, environ: Mapping[str, str]) -> Secret:
@@ -87,13 +94,17 @@ def secrets_of(config: Config, environ: Mapping[str, str]) -> list[Secret]:
     files = [config.stream.password_file, *(store.password_file for store in config.stores)]
     files += [some.urls_file for some in config.notify]
     files += [config.dashboard.token_file, config.dashboard.operator_token_file]
-    files += [path for provider in config.providers for path in (provider.key_file, provider.secret_file)]
+    files += [path for provider in config.providers for path in _key_files(provider)]
     for path in files:
         with suppress(OSError, UnicodeDecodeError):  # the code that needs the file reports the error
             texts += Path(path).expanduser().read_text(encoding="utf-8").splitlines() if path else []
     for url in (config.stream.url, *(store.url for store in config.stores)):
         texts += passwords_in(url)
     return [Secret(text.strip()) for text in texts if text.strip()]
+
+
+def _key_files(provider: ProviderConfig) -> tuple[str, ...]:
+    return (provider.key_file, provider.secret_file, provider.files_key_file, provider.files_secret_file)
 
 
 def _from_file(what: str, path: str, *, key: bool) -> Secret:

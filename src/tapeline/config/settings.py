@@ -75,6 +75,8 @@ class ProviderConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw
     options: dict[str, object] = {}  # the provider's own options
     key_file: str = ""  # a file with the key, instead of the environment
     secret_file: str = ""  # a file with the secret, instead of the environment
+    files_key_file: str = ""  # a file with the access key to the history's files, instead of the environment
+    files_secret_file: str = ""  # a file with the secret of that access key, instead of the environment
     ca_file: str = ""  # a certificate authority to trust for TLS, besides the system's
     #: By channel it is a table, such as `{ trade = 30.0 }`.
     stale_after: NotNegative | dict[str, NotNegative] = 0.0  # seconds without data before a reconnect, for all or by channel; 0: learned

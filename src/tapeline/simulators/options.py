@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 NAMES = ("binance", "polygon", "alpaca")
-_LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,7 +13,7 @@ class SimulatorOptions:
     """All options of a simulator. A ValueError names the value that is wrong."""
 
     name: str  # binance | polygon | alpaca
-    host: str = "127.0.0.1"  # a simulator is for tests: it binds the loopback interface only
+    host: str = "127.0.0.1"  # the address to listen on: other machines and containers reach any but loopback
     port: int = 0  # 0: any free port
     files_port: int | None = None  # polygon: the port for its flat files; 0: any free port
     rate: float = 1000.0  # generated market: events/s over all subscribed symbols and channels
@@ -32,8 +31,6 @@ class SimulatorOptions:
     def __post_init__(self) -> None:
         if self.name not in NAMES:
             raise ValueError(f"There is no simulator {self.name!r}. Choose one of: {', '.join(NAMES)}.")
-        if self.host not in _LOOPBACK:
-            raise ValueError(f"a simulator binds the loopback interface only ({', '.join(_LOOPBACK)}), not {self.host!r}")
         if self.files_port is not None and self.name != "polygon":
             raise ValueError(f"files_port is for polygon's flat files. {self.name} needs no such port. Leave out files_port.")
         if self.rate <= 0:

@@ -57,6 +57,8 @@ class Observer:
     _jobs_ns: int = 0
     #: What `tapeline status` shows, as of the last look.
     state: Mapping[str, Any] = field(default_factory=dict)
+    #: The metrics of the last look. None where `tapeline run` has them.
+    metrics: list[Sample] = field(default_factory=list)
 
     def look(self) -> Overview:
         """Look once. What cannot be asked is said in the verdict; nothing is raised for it."""
@@ -77,6 +79,7 @@ class Observer:
         self.state = state
         clients, skipped = self.feed()
         statuses = {name: status for name, status in read_status(self.config.root).items() if name in stages or alive(status, now_ns)}
+        self.metrics = [] if alive(statuses.get("run", {}), now_ns) else samples
         seen = Observed(
             at_ns=now_ns,
             snapshot=state,

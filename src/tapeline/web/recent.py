@@ -132,7 +132,8 @@ class Looks:
         gaps = msgspec.json.encode({"states": seen.gaps})
         jobs, alerts = msgspec.json.encode({"rows": self._observer.jobs}), msgspec.json.encode({"rows": seen.alerts})
         self._tell(body, gaps, jobs, alerts)
-        self._status.write({"metrics": [LIVE_CLIENTS.at(seen.clients), LIVE_SKIPPED.at(seen.skipped), *self._more()]})
+        clients = [LIVE_CLIENTS.at(seen.clients), LIVE_SKIPPED.at(seen.skipped)]
+        self._status.write({"metrics": [*clients, *self._observer.metrics, *self._more()]})
         log.debug("Looked in %.3f s.", time.monotonic() - began)
 
 

@@ -1,0 +1,173 @@
+"""The images of this clone and the stacks of deploy/compose in a Docker engine, and what can be asked of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from services import kafka
+from services.docker import BASE, Engine
+from services.process import ServerFailed
+
+from tapeline.demo.verify import Comparison, compare
+from waiting import until
+
+ROOT: Final = Path(__file__).parents[2]
+COMPOSE: Final = ROOT / "deploy" / "compose"
+_SERVERS: Final = Path(__file__).with_name("servers")
+#: A server of compose.yaml to the variable with its image, and the folder that its image is built from.
+_STAND_INS: Final = {
+    "redis": ("REDIS_IMAGE", _SERVERS),
+    "kafka": ("KAFKA_IMAGE", None),
+    "timescale": ("TIMESCALE_IMAGE", _SERVERS),
+    "prometheus": ("PROMETHEUS_IMAGE", _SERVERS),
+    "alertmanager": ("ALERTMANAGER_IMAGE", _SERVERS),
+}
+#: A simulator's market is closed by this signal: nothing more happens, and its connections stay.
+_HALT: Final = "USR1"
+SIMULATORS: Final = ("binance", "polygon", "alpaca")
+#: Starting ten containers on a busy machine takes minutes.
+_PATIENCE_S: Final = 600.0
+
+
+def build(engine: Engine, *images: str) -> None:
+    """Build images of this clone as `make image` does."""
+    program = "import sys; sys.path.insert(0, sys.argv[1]); import stack; stack._build(tuple(sys.argv[2:]))"
+    command = [sys.executable, "-B", "-c", program, str(COMPOSE), *images]
+    done = subprocess.run(command, env=engine.environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-6_000:]
+
+
+def stand_in(engine: Engine, server: str) -> dict[str, str]:
+    """Build a server's image of Debian's packages; the variable that makes Compose use it."""
+    variable, folder = _STAND_INS[server]
+    tag = f"tapeline-test-{server}:0.0.1"
+    words = ["build", "--quiet", "--network", "host", "--build-arg", f"BASE={BASE}", "--target", server, "--tag", tag]
+    engine.run(*words, "--file", str(_SERVERS / "Dockerfile"), str(folder or kafka.installed().where))
+    return {variable: tag}
+
+
+@dataclass
+class Stack:
+    """One project of Compose, with the simulators."""
+
+    engine: Engine
+    profile: str
+    folder: Path
+    #: What is started. Images that cannot be had are left out.
+    services: tuple[str, ...] = ()
+    variables: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The variables of `make up DEMO=1`, with secrets, ports and a project of our own."""
+        sys.path.insert(0, str(COMPOSE))
+        try:
+            import stack
+        finally:
+            sys.path.remove(str(COMPOSE))
+        secrets = self.folder / "secrets"
+        stack.make_secrets(secrets, demo=True)
+        chosen: dict[str, str] = stack.settings(self.profile, demo=True)
+        return self.engine.environment | chosen | {"SECRETS": str(secrets), "PROJECT": f"test-{self.profile}"} | dict(self.variables)
+
+    def compose(self, *words: str) -> str:
+        """What `docker compose ...` prints."""
+        command = ["docker", "compose", "--ansi", "never", "--file", str(COMPOSE / "compose.yaml"), *words]
+        done = subprocess.run(
+            command, env=self.environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=_PATIENCE_S
+        )
+        if done.returncode:
+            raise ServerFailed(f"{' '.join(words)} ended with status {done.returncode}: {(done.stdout + done.stderr)[-3_000:]}")
+        return done.stdout
+
+    def up(self) -> None:
+        """Start it; every container is healthy when this returns."""
+        try:
+            self.compose("up", "--detach", "--wait", "--wait-timeout", "500", *self.services)
+        except ServerFailed as failed:
+            logs = self.compose("logs", "--no-color", "--tail", "30")
+            raise AssertionError(f"{failed}\n{self.compose('ps', '--all')}\n{logs[-8_000:]}") from None
+
+    def down(self) -> None:
+        """Remove everything, the data too."""
+        self.compose("--profile", "*", "down", "--volumes", "--timeout", "20", "--remove-orphans")
+
+    def containers(self) -> dict[str, dict[str, Any]]:
+        """The running and the stopped containers by name, such as `normalize-1`."""
+        ids = self.compose("ps", "--all", "--quiet").split()
+        found = json.loads(self.engine.run("inspect", *ids)) if ids else []
+        return {one["Name"].removeprefix(f"/test-{self.profile}-"): one for one in found}
+
+    def healthy(self) -> bool:
+        """Whether every container that has a health check is healthy, and all others run."""
+        states = [one["State"] for one in self.containers().values()]
+        return all(state["Running"] and state.get("Health", {}).get("Status", "healthy") == "healthy" for state in states)
+
+    def crash(self, name: str) -> None:
+        """Kill -9 everything in a container from outside, as a crash would. It comes back by its restart policy."""
+        before = self.containers()[name]["State"]
+        os.kill(before["Pid"], signal.SIGKILL)
+
+        def back() -> bool:
+            state = self.containers()[name]["State"]
+            return bool(state["Running"]) and state["StartedAt"] != before["StartedAt"]
+
+        until(back, f"{name} comes back")
+
+    def kill(self, name: str, command: str) -> None:
+        """Kill -9 the processes of `tapeline COMMAND` in a container. Its supervisor starts them again."""
+        listed = self.engine.run("top", self.containers()[name]["Id"], "-eo", "pid,args").splitlines()
+        pids = [int(line.split()[0]) for line in listed[1:] if f"-m tapeline {command} " in line]
+        assert pids, f"{name} runs no {command}: {listed}"
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+
+    def halt(self) -> None:
+        """Close the markets of the simulators."""
+        for name in SIMULATORS:
+            self.compose("kill", "--signal", _HALT, name)
+
+    def volume(self, name: str) -> Path:
+        """Where the engine keeps a volume."""
+        return Path(self.engine.run("volume", "inspect", "--format", "{{.Mountpoint}}", f"test-{self.profile}_{name}"))
+
+    def compared(self) -> Comparison:
+        """The lake, compared with what the simulators have sent, event by event. An event counts once."""
+        simulated = self.volume("simulated")
+        return compare(self.volume("data") / "lake", [simulated / f"{name}.jsonl" for name in SIMULATORS], once=True)
+
+    def status(self, service: str) -> dict[str, Any]:
+        """What `tapeline status` says in a container."""
+        text = self.compose(*("exec", "-T", service, "tapeline", "status", "--format", "json", "--config", "/etc/tapeline/tapeline.toml"))
+        found: dict[str, Any] = json.loads(text)
+        return found
+
+    def settles(self, service: str) -> Comparison:
+        """Wait until everything that was sent is in the lake, and nothing more comes; then the comparison."""
+        seen: list[tuple[int, int]] = [(-1, -1)]
+
+        def settled() -> bool:
+            found = self.compared()
+            seen.append((found.sent, found.kept + found.rejected))
+            time.sleep(3.0)
+            waits = sum(entry["records"] for entry in self.status(service)["backlog"])
+            return found.exact and not waits and seen[-1] == seen[-2]
+
+        until(settled, "everything that was sent is in the lake", _PATIENCE_S)
+        return self.compared()
+
+    def stopped(self, names: Iterable[str]) -> dict[str, int]:
+        """Stop these services as `docker compose stop` does; the exit status of each container."""
+        chosen = tuple(names)
+        self.compose("stop", *chosen)
+        containers = self.containers()
+        return {name: one["State"]["ExitCode"] for name, one in containers.items() if name.rpartition("-")[0] in chosen}

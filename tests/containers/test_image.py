@@ -1,0 +1,82 @@
+"""The image, built for real: what is in it, as whom it runs, and that the demo proves itself in it without a network."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import pytest
+from stacks import ROOT
+
+from proving import proof
+
+if TYPE_CHECKING:
+    from services.docker import Engine
+
+TAPELINE: Final = "tapeline:0.1.0"
+#: Another user than the image's own, a file system that cannot be written, and no network but loopback.
+CLOSED: Final = ("--rm", "--init", "--read-only", "--network", "none", "--user", "4711:4711", "--cap-drop", "ALL", "--tmpfs", "/tmp")
+
+pytestmark = [proof("containers", quick=False), pytest.mark.timeout(3_600), pytest.mark.xdist_group("containers")]
+
+
+def test_the_image_says_what_it_is_and_runs_as_nobody_in_particular(image: Engine) -> None:
+    (found,) = json.loads(image.run("image", "inspect", TAPELINE))
+    config = found["Config"]
+    assert config["User"] == "10001:10001"
+    assert config["Entrypoint"] == ["tapeline"]
+    assert config["Healthcheck"]["Test"][0] == "CMD"
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    labels = {key.removeprefix("org.opencontainers.image."): value for key, value in config["Labels"].items()}
+    assert (labels["title"], labels["version"], labels["revision"], labels["licenses"]) == ("Tapeline", "0.1.0", head, "Apache-2.0")
+
+
+def test_the_list_of_its_parts_is_what_is_installed_and_what_the_lock_names(image: Engine) -> None:
+    listed = json.loads(image.run("run", "--rm", "--network", "none", "--entrypoint", "cat", TAPELINE, "/opt/tapeline/sbom.json"))
+    assert listed["bomFormat"] == "CycloneDX"
+    named = {(one["name"], one["version"]) for one in listed["components"] if one["type"] == "library"}
+    program = "import importlib.metadata as m, json; print(json.dumps([[d.name, d.version] for d in m.distributions()]))"
+    installed = json.loads(image.run("run", "--rm", "--network", "none", "--entrypoint", "python", TAPELINE, "-c", program))
+    there = {(name.lower().replace("_", "-").replace(".", "-"), version) for name, version in installed} - {("tapeline", "0.1.0")}
+    assert there <= named, "nothing is installed that is not listed"
+    assert {name for name, _ in named - there} <= {"colorama", "tzdata"}, "what is listed beyond that is for other systems"
+
+
+def test_it_has_the_page_and_nothing_that_builds(image: Engine) -> None:
+    program = (
+        "import shutil, tapeline.web.site as s; print((s.ASSETS / 'index.html').exists(), *map(shutil.which, ['uv', 'npm', 'node', 'cc']))"
+    )
+    said = image.run("run", "--rm", "--network", "none", "--entrypoint", "python", TAPELINE, "-c", program)
+    assert said == "True None None None None"
+
+
+def test_the_demo_proves_itself_as_another_user_on_a_read_only_system_without_a_network(image: Engine) -> None:
+    said = image.run("run", *CLOSED, "--tmpfs", "/data:uid=4711,gid=4711,size=1g", TAPELINE, "demo", "--seconds", "10", "--rate", "500")
+    assert "events sent is in the lake exactly once" in said, said
+
+
+def test_it_can_be_built_again_from_the_same_sources_with_the_same_contents(image: Engine) -> None:
+    program = (
+        "import hashlib, os, sys\n"
+        "for folder, _, names in sorted(os.walk('/opt/tapeline')):\n"
+        "    for name in sorted(names):\n"
+        "        path = os.path.join(folder, name)\n"
+        "        some = os.lstat(path)\n"
+        "        data = os.readlink(path).encode() if os.path.islink(path) else open(path, 'rb').read()\n"
+        "        print(path, int(some.st_mtime), oct(some.st_mode), hashlib.sha256(data).hexdigest())\n"
+    )
+    sys.path.insert(0, str(ROOT / "deploy" / "compose"))
+    try:
+        import stack
+    finally:
+        sys.path.pop(0)
+    command = [*stack.build_command("tapeline", image.environment)[1:-1], "--no-cache", "--tag", "tapeline-again:0.1.0", str(Path(ROOT))]
+    image.run(*command, within_s=1_800)
+    first, second = (
+        image.run("run", "--rm", "--network", "none", "--entrypoint", "python", name, "-c", program).splitlines()
+        for name in (TAPELINE, "tapeline-again:0.1.0")
+    )
+    assert sorted(set(first) ^ set(second)) == []
