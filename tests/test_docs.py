@@ -83,9 +83,11 @@ def test_every_make_target_in_the_docs_exists() -> None:
 def test_the_configurations_in_the_docs_are_right(tmp_path: Path) -> None:
     found = blocks("toml")
     assert found
+    secret = tmp_path / "secret"
+    secret.write_text("secret")
     for _, text in found:
         path = tmp_path / "tapeline.toml"
-        path.write_text(text)
+        path.write_text(re.sub(r'(\w+_file) = "[^"]+"', rf'\1 = "{secret}"', text))
         config = load(path, {})
         assert bool(connection_plans(config, KEYS)) == any(some.live for some in config.providers)
         jobs_of(config)

@@ -36,9 +36,7 @@ def demo(
 def simulate(
     name: Annotated[str, typer.Argument(help="The provider to simulate. An unknown name lists the providers.", metavar="PROVIDER")],
     port: Annotated[int, typer.Option(help="The port to listen on; 0 takes any free port.")] = 0,
-    host: Annotated[
-        str, typer.Option(help="The address to listen on. Anybody who reaches it is served; 0.0.0.0 is for containers.")
-    ] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="The address to listen on. Anybody who reaches it is served.")] = "127.0.0.1",
     files_port: Annotated[int | None, typer.Option(help="polygon: serve its flat files too, on this port; 0 takes any free port.")] = None,
     rate: Annotated[float, typer.Option(help="Events a second.")] = 1000.0,
     symbols: Annotated[str, typer.Option(help="Comma-separated, the provider's own names; a default set if left out.")] = "",
@@ -49,9 +47,7 @@ def simulate(
     seed: Annotated[int, typer.Option(help="The seed of the generated market. The same seed makes the same market.")] = 1,
     journal: Annotated[Path | None, typer.Option(help="Write each event that is sent into this file, one JSON object a line.")] = None,
     limit: Annotated[int | None, typer.Option(help="Stop sending after this many events.")] = None,
-    day_seconds: Annotated[
-        float, typer.Option(help="The length of a day in seconds. Binance closes each connection after a day.")
-    ] = 86400.0,
+    day_seconds: Annotated[float, typer.Option(help="The seconds of a day. Binance closes each connection after a day.")] = 86400.0,
 ) -> None:
     """Run a local simulator of a provider, on real sockets, for tests and CI.
 
@@ -86,5 +82,5 @@ def simulate(
     except OSError as error:
         ports = f"port {port}" if files_port is None else f"port {port} or {files_port}"
         raise ConfigError(
-            f"{ports} cannot be opened at {host}: {error.strerror or error}. Choose another --port, or 0 for any free port."
+            f"{host}, {ports} cannot be opened: {error.strerror or error}. Use another --port, or 0 for any free one."
         ) from error
