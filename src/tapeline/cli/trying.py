@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -80,7 +81,9 @@ def simulate(
     except (ValueError, FileNotFoundError) as error:
         raise ConfigError(str(error)) from error
     except OSError as error:
-        ports = f"port {port}" if files_port is None else f"port {port} or {files_port}"
-        raise ConfigError(
-            f"{host}, {ports} cannot be opened: {error.strerror or error}. Use another --port, or 0 for any free one."
-        ) from error
+        raise ConfigError(_not_opened(host, [port, files_port], error)) from error
+
+
+def _not_opened(host: str, ports: Iterable[int | None], error: OSError) -> str:
+    named = " or ".join(str(port) for port in ports if port is not None)
+    return f"At {host}, port {named} cannot be opened: {error.strerror or error}. Choose another --port, or 0 for any free port."
