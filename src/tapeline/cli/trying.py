@@ -36,9 +36,7 @@ def demo(
 def simulate(
     name: Annotated[str, typer.Argument(help="The provider to simulate. An unknown name lists the providers.", metavar="PROVIDER")],
     port: Annotated[int, typer.Option(help="The port to listen on; 0 takes any free port.")] = 0,
-    host: Annotated[
-        str, typer.Option(help="The address to listen on. Anybody who reaches it is served; 0.0.0.0 is for containers.")
-    ] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="The address to listen on. Whoever reaches it is served.")] = "127.0.0.1",
     files_port: Annotated[int | None, typer.Option(help="polygon: serve its flat files too, on this port; 0 takes any free port.")] = None,
     rate: Annotated[float, typer.Option(help="Events a second.")] = 1000.0,
     symbols: Annotated[str, typer.Option(help="Comma-separated, the provider's own names; a default set if left out.")] = "",
@@ -60,9 +58,7 @@ def simulate(
     from tapeline.simulators import FAULTS, SimulatorOptions, serve
 
     if fault == ["list"]:
-        for fault_name, text in FAULTS.items():
-            echo(f"{fault_name:20} {text}")
-        return
+        return echo("\n".join(f"{fault_name:20} {text}" for fault_name, text in FAULTS.items()))
     try:
         options = SimulatorOptions(
             name=name,
@@ -85,6 +81,5 @@ def simulate(
         raise ConfigError(str(error)) from error
     except OSError as error:
         ports = f"port {port}" if files_port is None else f"port {port} or {files_port}"
-        raise ConfigError(
-            f"{ports} cannot be opened at {host}: {error.strerror or error}. Choose another --port, or 0 for any free port."
-        ) from error
+        text = f"{ports} cannot be opened at {host}: {error.strerror or error}. Choose another --port, or 0 for any free port."
+        raise ConfigError(text) from error
