@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import pytest
@@ -42,7 +40,8 @@ def test_the_list_of_its_parts_is_what_is_installed_and_what_the_lock_names(imag
     installed = json.loads(image.run("run", "--rm", "--network", "none", "--entrypoint", "python", TAPELINE, "-c", program))
     there = {(name.lower().replace("_", "-").replace(".", "-"), version) for name, version in installed} - {("tapeline", "0.1.0")}
     assert there <= named, "nothing is installed that is not listed"
-    assert {name for name, _ in named - there} <= {"colorama", "tzdata"}, "what is listed beyond that is for other systems"
+    elsewhere = {(one["name"], one["version"]) for one in listed["components"] if "marker" in json.dumps(one.get("properties", []))}
+    assert named - there <= elsewhere, "what is listed beyond that is for other systems and other Pythons, and says so"
 
 
 def test_it_has_the_page_and_nothing_that_builds(image: Engine) -> None:
@@ -56,27 +55,3 @@ def test_it_has_the_page_and_nothing_that_builds(image: Engine) -> None:
 def test_the_demo_proves_itself_as_another_user_on_a_read_only_system_without_a_network(image: Engine) -> None:
     said = image.run("run", *CLOSED, "--tmpfs", "/data:uid=4711,gid=4711,size=1g", TAPELINE, "demo", "--seconds", "10", "--rate", "500")
     assert "events sent is in the lake exactly once" in said, said
-
-
-def test_it_can_be_built_again_from_the_same_sources_with_the_same_contents(image: Engine) -> None:
-    program = (
-        "import hashlib, os, sys\n"
-        "for folder, _, names in sorted(os.walk('/opt/tapeline')):\n"
-        "    for name in sorted(names):\n"
-        "        path = os.path.join(folder, name)\n"
-        "        some = os.lstat(path)\n"
-        "        data = os.readlink(path).encode() if os.path.islink(path) else open(path, 'rb').read()\n"
-        "        print(path, int(some.st_mtime), oct(some.st_mode), hashlib.sha256(data).hexdigest())\n"
-    )
-    sys.path.insert(0, str(ROOT / "deploy" / "compose"))
-    try:
-        import stack
-    finally:
-        sys.path.pop(0)
-    command = [*stack.build_command("tapeline", image.environment)[1:-1], "--no-cache", "--tag", "tapeline-again:0.1.0", str(Path(ROOT))]
-    image.run(*command, within_s=1_800)
-    first, second = (
-        image.run("run", "--rm", "--network", "none", "--entrypoint", "python", name, "-c", program).splitlines()
-        for name in (TAPELINE, "tapeline-again:0.1.0")
-    )
-    assert sorted(set(first) ^ set(second)) == []
