@@ -84,7 +84,7 @@ def test_the_described_number_and_length_of_symbols_are_those_that_are_allowed()
     patterns = int(re.search(r"(\d+) may be patterns", PARAMETERS["symbols"]["description"])[1])  # type: ignore[index]
     assert len(requested({"symbols": ",".join(f"A{number}*" for number in range(patterns))}).symbols) == patterns
     assert f"symbols has {patterns + 1} patterns" in refused(symbols=",".join(f"A{number}*" for number in range(patterns + 1)))
-    assert f"{most:,}, of which {patterns} patterns; {longest} characters each" in PAGE
+    assert f"{most:,}, of which at most {patterns} are patterns; {longest} characters each" in PAGE
 
 
 def test_a_change_of_a_subscription_has_the_limits_of_a_subscription() -> None:
