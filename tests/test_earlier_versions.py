@@ -7,12 +7,13 @@ from contextlib import closing
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 from adbc_driver_postgresql import dbapi
 
 from tapeline.errors import NewerData
 from tapeline.ledger import read_intervals
-from tapeline.ledger.facts import Facts
+from tapeline.ledger.facts import ConnectionRecord, Facts
 from tapeline.ledger.intervals import intervals
 from tapeline.ledger.sqlite import LedgerFile
 from tapeline.stores.lake import compacting
@@ -72,6 +73,13 @@ def test_what_an_earlier_ledger_calls_refused_is_never_taken_for_received(place:
     assert [b"refused" in body for body in bodies(place)] == [False]
     assert brief(opened_at(*place).load()[0], QUOTES) == DROPPED
     assert read_intervals(ledger.intervals()) == {key: intervals(facts, key) for key in facts.keys()}  # noqa: SIM118
+
+
+def test_a_connection_keeps_until_when_the_other_line_knew_it_to_be_open() -> None:
+    """Read as 0, it would seem to have ended when it was heard last, and what the other line proves would be lost."""
+    stored = b'{"provider":"binance","feed":"spot","beside_ns":7}'
+    assert msgspec.json.decode(stored, type=ConnectionRecord) == ConnectionRecord("binance", "spot", concurrent_ns=7)
+    assert b'"beside_ns":7' in msgspec.json.encode(ConnectionRecord("binance", "spot", concurrent_ns=7))
 
 
 def test_an_earlier_version_stops_at_a_ledger_of_today_and_does_not_overlook_what_was_dropped(

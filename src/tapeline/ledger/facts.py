@@ -61,8 +61,9 @@ class ConnectionRecord(msgspec.Struct):
     partition: int = 0
     first_offset: int = 0
     last_offset: int = 0
-    # It was still open at this time, when a socket of the other line of its arbitration opened, was confirmed or closed.
-    concurrent_ns: int = 0
+    # It was still open at this time, when a socket of the other line of its arbitration opened, was confirmed or closed. Ledgers store it
+    # under the name that it had first.
+    concurrent_ns: int = msgspec.field(default=0, name="beside_ns")
     #: How old a tick was when it was received: the least age, the age of the last tick, and when that one was received. The ages compare
     #: two clocks, which may differ.
     least_age_ns: int | None = None
