@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import shutil
@@ -11,7 +10,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Final
 
 import pytest
@@ -19,6 +17,7 @@ from services import alertmanager, compose_file, prometheus
 from services.process import free_port
 
 from brokers import need
+from modules import module_at
 from tapeline.app.connections import connection_plans
 from tapeline.app.process_names import stage_names
 from tapeline.config import load, store_password, stream_password
@@ -42,17 +41,7 @@ STARTED: Final = {
 }
 EACH: Final = pytest.mark.parametrize(("profile", "demo"), [(profile, demo) for profile in STARTED for demo in (False, True)])
 
-
-def _module(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-stack = _module(COMPOSE / "stack.py")
+stack = module_at(COMPOSE / "stack.py")
 
 
 @pytest.fixture

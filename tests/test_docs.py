@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import re
 import shlex
 import subprocess
@@ -17,6 +16,7 @@ import msgspec
 import pytest
 from typer.testing import CliRunner
 
+from modules import module_at
 from tapeline import errors
 from tapeline.app.connections import connection_plans
 from tapeline.cli import app
@@ -289,11 +289,7 @@ def test_the_messages_in_the_tables_are_what_the_program_says() -> None:
 
 
 def test_the_reference_pages_are_what_the_code_says() -> None:
-    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
-    assert spec is not None
-    assert spec.loader is not None
-    generate = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(generate)
+    generate = module_at(ROOT / "docs" / "generate.py")
     for page, text in generate.PAGES.items():
         assert (ROOT / "docs" / "reference" / page).read_text() == text(), f"{page}: run `make docs`"
     assert set(generate.MORE) <= {*sections("commands.md"), *sections("settings.md")}

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from modules import module_at
+
 ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
 def licences() -> Any:
-    spec = importlib.util.spec_from_file_location("licences", ROOT / "docs" / "licences.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return module_at(ROOT / "docs" / "licences.py")
 
 
 def test_the_list_is_what_the_installed_packages_say(licences: Any) -> None:

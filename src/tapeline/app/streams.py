@@ -60,7 +60,7 @@ def open_spool(config: Config, process: str) -> Spool | None:
 
 
 def open_stream_with_data(config: Config) -> Stream | None:
-    """The stream of an earlier run; None if there was none. A reader must not create a stream."""
+    """The stream of an earlier run, for those who look at it; None if there was none. A reader must not create a stream."""
     return None if config.stream.url == "embedded:" and not (config.root / "stream").exists() else open_stream(config, soon=True)
 
 

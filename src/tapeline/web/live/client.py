@@ -21,7 +21,7 @@ ROOM: Final = 128_000_000
 _SIGN_OF_LIFE_NS: Final = 5 * NS_PER_S
 #: A client that takes nothing for so long is cut off.
 _PATIENCE_NS: Final = 60 * NS_PER_S
-#: How much a client is given at once, in bytes, or one message that is larger. So much more is held for a client that takes nothing.
+#: The most bytes that a client is given at once; a larger message comes alone. A client that takes nothing holds so much besides its queue.
 _AT_ONCE: Final = 16_000
 
 
@@ -56,8 +56,8 @@ class Room:
     def _make_room(self) -> None:
         """Free a quarter of the room: those with the most come first.
 
-        Who takes nothing gives up what waits for it, and is cut off where what is under way to it is too much by itself. Who reads loses
-        nothing but to a burst that is larger than all of the room."""
+        First, clients that take nothing give up their queues. If that is not enough, they are cut off. Only a burst that is larger than
+        the whole room costs a client that reads something."""
         most_first = sorted(self.clients, key=lambda client: client.waiting, reverse=True)
         blocked = [client for client in most_first if client.under_way]
         for clients, give_up in ((blocked, Client.fall_behind), (blocked, Client.cut_off), (most_first, Client.fall_behind)):
@@ -199,7 +199,7 @@ class Client:
             size += len(message)
 
     def _give(self, size: int) -> None:
-        """Count what is under way now. What was given before may still be in the transport, until that takes something new (0)."""
+        """Count what is under way now. The transport may still hold what was given before, until it takes something new (0)."""
         under_way = size + self._given if size and not self._gone else 0
         self._given = size or self._given
         change, self.under_way = under_way - self.under_way, under_way

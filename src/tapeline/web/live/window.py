@@ -130,7 +130,7 @@ _TAKEN: Final = {"trade": _TRADE, "quote": _QUOTE}
 class LatestValues:
     """The last trade and the last quote of each symbol, by the time of the event: a repaired event of the past changes nothing.
 
-    Most values are replaced before anybody wants them, so a value is kept as it came and encoded when it is asked for."""
+    Most values are replaced before anybody wants them. So a value is encoded when it is requested."""
 
     def __init__(self) -> None:
         self._times: dict[tuple[str, str], int] = {}
