@@ -12,6 +12,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # The extras that the image has.
 EXTRAS := $(shell sed -n 's/^ARG EXTRAS="\(.*\)"/\1/p' deploy/docker/Dockerfile)
+NATIVE := $(VENV)/.native
 PAGE := src/tapeline/web/assets/index.html
 PAGE_SOURCES := $(shell find web -type f -not -path "web/node_modules/*") docs/alerts.md
 # Tests wait more than they work: several workers share the cores. Those that share a server stay together in one worker.
@@ -23,7 +24,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadgroup --duratio
 help: ## list these commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-install: $(READY) ## install the locked versions into .venv, and build the dashboard's page
+install: $(NATIVE) ## install the locked versions into .venv, build the native core where Rust is, and the dashboard's page
 	@$(MAKE) --silent --question $(PAGE) || $(BIN)/python web/build.py --if-possible build
 
 page: $(PAGE) ## build the dashboard's page; Node.js comes from PyPI if it is missing
@@ -42,7 +43,14 @@ $(READY): pyproject.toml uv.lock
 	@UV_PROJECT_ENVIRONMENT=$(VENV) UV_PYTHON_DOWNLOADS=never UV_SYSTEM_CERTS=1 $(BIN)/uv sync --frozen --all-extras --quiet --inexact --compile-bytecode
 	@touch $@
 
-services: $(READY) ## Redis, PostgreSQL, Apache Kafka, Prometheus, Alertmanager, Chromium and systemd's programs for the tests: fetch those that are missing
+# The native core makes Tapeline faster, and Tapeline works without it. So a missing Rust, or a build that fails, is one line.
+$(NATIVE): $(READY) native/Cargo.toml native/Cargo.lock native/pyproject.toml $(wildcard native/src/*.rs)
+	@if ! command -v cargo > /dev/null; then echo "Tapeline goes without its native core: Rust (cargo) is not installed."; \
+	elif ! UV_SYSTEM_CERTS=1 $(BIN)/uv pip install --quiet --python $(BIN)/python --no-build-isolation --no-deps --reinstall ./native; then \
+	echo "Tapeline goes without its native core: it could not be built. The reason is above."; fi
+	@touch $@
+
+services: $(NATIVE) ## Redis, PostgreSQL, Apache Kafka, Prometheus, Alertmanager, Chromium and systemd's programs for the tests: fetch those that are missing
 	@$(BIN)/python -m services install
 
 demo: install ## the whole pipeline against three local simulators, SECONDS=30
@@ -80,12 +88,14 @@ down: ## stop these containers, with the same DEMO=; the data stays
 	@$(PYTHON) deploy/compose/stack.py down $(if $(DEMO),--demo)
 
 test: services $(PAGE) ## every test, or TESTS=tests/streams
+	@$(if $(TESTS),,if command -v cargo > /dev/null; then cd native && cargo test --quiet --locked --no-default-features; fi)
 	@$(PYTEST) $(TESTS)
 
-lint: $(READY) ## ruff, mypy --strict and tsc
+lint: $(READY) ## ruff, mypy --strict, clippy and tsc
 	@$(BIN)/ruff check src tests bench services examples docs integrations deploy web
 	@$(BIN)/ruff format --check src tests bench services examples docs integrations deploy web
 	@$(BIN)/mypy
+	@if command -v cargo > /dev/null; then cd native && cargo fmt --check && cargo clippy --quiet --locked --no-default-features --all-targets; fi
 	@$(BIN)/python web/build.py check
 	@$(BIN)/mypy --python-executable $$($(BIN)/python tests/environments.py integrations/airflow) \
 		integrations/airflow/dags integrations/airflow/start.py

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
 
+from tapeline.providers.events import Decode
 from tapeline.providers.normalizing import Normalized, normalize
-from tapeline.providers.registry import DECODERS
+from tapeline.providers.registry import DECODERS, PYTHON_DECODERS
 from tapeline.records import BARS_TOPIC, NOTICES_TOPIC, RAW, RAW_TOPIC, REJECTED_TOPIC, TICKS_TOPIC, Chunk
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -29,13 +31,14 @@ def rows(normalized: Normalized) -> dict[str, list[dict[str, Any]]]:
     return {name: normalized.batches[topic].to_pylist() for name, topic in named.items()}
 
 
+@pytest.mark.parametrize("decoders", [DECODERS, PYTHON_DECODERS], ids=["core", "python"])
 @pytest.mark.parametrize("case", CASES, ids=lambda path: f"{path.parent.parent.name}-{path.parent.name}-{path.stem}")
-def test_a_golden_frame_becomes_the_rows_beside_it(case: Path) -> None:
+def test_a_golden_frame_becomes_the_rows_beside_it(case: Path, decoders: Mapping[str, Decode]) -> None:
     provider, feed = case.parent.parent.name, case.parent.name
     expected = json.loads(case.with_suffix(".json").read_text())
     batch = raw_batch(provider, feed, [case.read_bytes()], expected["received_ns"])
 
-    normalized = normalize(Chunk.dense(RAW_TOPIC, 0, 0, batch), DECODERS)
+    normalized = normalize(Chunk.dense(RAW_TOPIC, 0, 0, batch), decoders)
     found = rows(normalized)
 
     for name in ("ticks", "bars"):

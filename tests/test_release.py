@@ -67,7 +67,7 @@ def test_the_sdist_has_what_git_has_and_the_page(release: Release) -> None:
 
 def test_the_version_is_in_one_place() -> None:
     """Where it is written; packages of their own have their own."""
-    own = ("examples/", "integrations/", "clients/", "tests/", "uv.lock")
+    own = ("examples/", "integrations/", "native/", "clients/", "tests/", "uv.lock")
     where = [name for name in sorted(files_of_git()) if not name.startswith(own) and name.endswith((".toml", ".json", ".py", ".yml"))]
     assert [name for name in where if re.search(rf'version"?\s*[:=]\s*"{re.escape(VERSION)}"', (ROOT / name).read_text())] == [
         "pyproject.toml"

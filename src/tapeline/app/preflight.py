@@ -18,6 +18,7 @@ from tapeline.errors import ConfigError, DiskProblem, TapelineError, Unavailable
 from tapeline.net import http as rest
 from tapeline.net.tls import tls_context
 from tapeline.net.websocket import reach
+from tapeline.providers.decoding import native
 from tapeline.records import NORMALIZED_TOPICS, RAW_TOPIC
 
 _LITTLE_DISK_BYTES: Final = 2 * 1024**3
@@ -36,6 +37,7 @@ def checkup(config: Config, environ: Mapping[str, str]) -> Iterator[Result]:
     """Yield the result of each check in turn. A failed check does not stop the later ones, except that no connection can be checked if
     the providers' configuration is wrong."""
     yield _data_dir(config.root)
+    yield Result("decoder", native.in_use() + ("" if native.version() else "; the native core, which is faster, is not installed"))
     try:
         stream = open_stream(config, environ)
         ends = stream.ends(RAW_TOPIC)

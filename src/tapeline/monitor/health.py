@@ -160,6 +160,7 @@ def snapshot(
             "pid": status.get("pid"),
             "uptime_s": round((now_ns - status.get("started_ns", now_ns)) / NS_PER_S, 1),
             "silent_s": round((now_ns - status.get("updated_ns", now_ns)) / NS_PER_S, 1),
+            "decoder": status.get("decoder", ""),
         }
         for name, status in statuses.items()
     }

@@ -148,14 +148,14 @@ def _lines(snapshot: Mapping[str, Any]) -> list[Table]:
 
 def _stages(snapshot: Mapping[str, Any]) -> Table:
     table = Table(title="\nstages", title_justify="left", box=None, pad_edge=False, header_style="bold")
-    for name in ("stage", "running", "uptime"):
-        table.add_column(name, justify="left" if name == "stage" else "right", no_wrap=True)
+    for name in ("stage", "running", "uptime", "decodes with"):
+        table.add_column(name, justify="right" if name in ("running", "uptime") else "left", no_wrap=True)
     for name, stage in snapshot["stages"].items():
         running = Text("yes", style="green") if stage["running"] else Text("no", style="red")
         parts = [f"{stage['uptime_s']:,.0f} s"] if stage["running"] else []
         if not stage["running"] or stage["silent_s"] > _LONG_S:
             parts.append(f"silent for {stage['silent_s']:,.0f} s")
-        table.add_row(name, running, Text(", ".join(parts), style="yellow" if len(parts) > 1 else ""))
+        table.add_row(name, running, Text(", ".join(parts), style="yellow" if len(parts) > 1 else ""), stage["decoder"])
     return table
 
 

@@ -129,10 +129,11 @@ class Frames:
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """Events of one channel that were decoded straight into columns, one event a frame."""
+    """Ticks or bars that were decoded straight into columns. They keep all rules."""
 
-    channel: Channel
-    row: npt.NDArray[np.int64]
+    topic: Topic
+    #: The place of each: its row in the raw batch << 32 | its index within the frame.
+    place: npt.NDArray[np.int64]
     columns: Columns
 
 

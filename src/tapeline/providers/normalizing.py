@@ -229,12 +229,17 @@ class _Source:
 
 def _to_parts(source: _Source, provider: str, feed: str, frames: Frames, events: Events, parts: dict[Topic, list[_Part]]) -> None:
     own: dict[str, Any]
-    reads: list[tuple[Channel, npt.NDArray[np.int64], Columns, Sequence[object] | None]]
-    reads = [(read.channel, read.row << 32, read.columns, None) for read in events.reads]
+    for read in events.reads:
+        own = dict(read.columns) | {"provider": provider, "feed": feed}
+        received = pa.array(source.received[read.place >> 32])
+        _add_times(own, received, bar=read.topic is BARS_TOPIC)
+        if own["ts_ns"].null_count:  # some of the channels carry no time
+            own["ts_ns"] = pc.coalesce(own["ts_ns"], received)
+        parts[read.topic].append(_Part(own, read.place))
+        events.suspect += suspect(own) if read.topic is BARS_TOPIC else 0
     for channel, rows in events.channels.items():
-        reads.append((channel, _places(rows), channel.columns(rows.events), rows.events))
-    for channel, place, columns, wire in reads:
-        own = dict(columns) | {"provider": provider, "feed": feed}
+        place, wire = _places(rows), rows.events
+        own = dict(channel.columns(wire)) | {"provider": provider, "feed": feed}
         events.inexact += own.pop("inexact", 0)
         part, bad = _market_part(source, channel, place, own, wire)
         parts[BARS_TOPIC if channel.kind == "bar" else TICKS_TOPIC].append(part)
@@ -242,7 +247,7 @@ def _to_parts(source: _Source, provider: str, feed: str, frames: Frames, events:
         for at, reason in bad:
             row, index = int(place[at] >> 32), int(place[at] & 0xFFFFFFFF)
             # An event of a page is kept in the form that the stream would have sent. Only so can it be retried.
-            payload = msgspec.json.encode(wire[at]) if wire is not None and row in frames.pages else source.event(row, index)
+            payload = msgspec.json.encode(wire[at]) if row in frames.pages else source.event(row, index)
             events.rejects.add(Reject(reason, payload), row, index)
     for topic, rows in ((NOTICES_TOPIC, events.notices), (REJECTED_TOPIC, events.rejects)):
         if not rows.events:
@@ -266,19 +271,13 @@ def _places(rows: Rows) -> npt.NDArray[np.int64]:
 
 
 def _market_part(
-    source: _Source, channel: Channel, place: npt.NDArray[np.int64], columns: dict[str, Any], wire: Sequence[object] | None
+    source: _Source, channel: Channel, place: npt.NDArray[np.int64], columns: dict[str, Any], wire: Sequence[object]
 ) -> tuple[_Part, list[tuple[int, str]]]:
     """The rows of a channel that keep all rules, and (position, reason) of each row that does not."""
     columns["channel"] = channel.name
-    received = pa.array(source.received[place >> 32])
     if channel.kind != "bar":
         columns["kind"] = channel.kind
-    if "ts_ns" not in columns:  # the channel carries no time
-        columns["ts_ns"] = received
-    elif channel.kind != "bar":
-        columns["latency_ns"] = pc.subtract(received, columns["ts_ns"])
-    elif "sent_ns" in columns:
-        columns["latency_ns"] = pc.subtract(received, columns.pop("sent_ns"))
+    _add_times(columns, pa.array(source.received[place >> 32]), bar=channel.kind == "bar")
     rules = (*rules_of(channel.kind, columns), *(short(columns) if source.long else ()))
     bad = problems(columns, rules, wire)
     if bad:
@@ -288,6 +287,15 @@ def _market_part(
         columns = {name: c.filter(mask) if isinstance(c, pa.Array) else c for name, c in columns.items()}
         place = place[keep]
     return _Part(columns, place), bad
+
+
+def _add_times(columns: dict[str, Any], received: pa.Array, *, bar: bool) -> None:
+    """Add the latency, and the receive time as the time of a channel that carries none."""
+    sent = columns.pop("sent_ns", None) if bar else columns.get("ts_ns")
+    if sent is not None:
+        columns["latency_ns"] = pc.subtract(received, sent)
+    if "ts_ns" not in columns:
+        columns["ts_ns"] = received
 
 
 def _in_raw_order(topic: Topic, source: _Source, parts: list[_Part]) -> pa.RecordBatch:

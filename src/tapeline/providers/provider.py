@@ -8,6 +8,7 @@ from typing import Protocol
 
 import msgspec
 
+from tapeline.providers.decoding.native import MakeNative
 from tapeline.providers.events import Channel, Decode
 from tapeline.providers.history import FileHistory, History
 from tapeline.providers.instruments import Instruments
@@ -89,6 +90,8 @@ class Provider:
     feeds: Mapping[str, Feed]
     #: Sorts the frames of one feed into events.
     decode: Decode
+    #: The decoders of its feeds in the native core. None: the core knows none of them.
+    native: MakeNative | None = None
     #: The connections to keep open for a feed.
     plans: Callable[[FeedSettings], list[Plan]]
     subscription: Subscription

@@ -77,7 +77,9 @@ def _channels(provider: Provider) -> Mapping[str, Mapping[str, Channel]]:
 
 
 def _decode(provider: Provider) -> Decode:
-    return provider.decode
+    from tapeline.providers.decoding.native import with_core
+
+    return with_core(provider.decode, provider.native)
 
 
 def _history(provider: Provider) -> History | None:
@@ -93,8 +95,10 @@ def _instruments(provider: Provider) -> Instruments | None:
 
 
 PROVIDERS: Final[Mapping[str, Provider]] = _Each(lambda provider: provider)
-#: Provider to the function that sorts its frames into events.
+#: Provider to the function that sorts its frames into events. It uses the native core where that is installed.
 DECODERS: Final[Mapping[str, Decode]] = _Each(_decode)
+#: Provider to its function in Python, which defines what is right.
+PYTHON_DECODERS: Final[Mapping[str, Decode]] = _Each(lambda provider: provider.decode)
 #: Provider, then feed, then channel name, to the channel.
 CHANNELS: Final[Mapping[str, Mapping[str, Mapping[str, Channel]]]] = _Each(_channels)
 #: Provider to its history over REST. Providers without one are left out.

@@ -18,6 +18,7 @@ from tapeline.ledger.absorbing import absorb, forget
 from tapeline.ledger.facts import Facts
 from tapeline.ledger.folding import Account
 from tapeline.ledger.intervals import MISSING
+from tapeline.providers.decoding import native
 from tapeline.providers.events import Decode, Names
 from tapeline.records import NS_PER_S, RAW_TOPIC, Chunk
 from tapeline.retry import loop
@@ -167,7 +168,9 @@ class LedgerWriter:
         return {
             "keys": self._account.keys if self._account is not None else 0,
             "states": states,
+            "decoder": native.in_use(),
             "metrics": [
+                families.NATIVE.at(bool(native.version())),
                 *(families.GAPS.at(states.get(state, 0), state) for state in sorted(MISSING)),
                 families.PASSED_OVER.at(self._passed_over),
                 families.FLUSHES.at(self._flushes.since_start()),

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tapeline.providers.decoding import native
 from tapeline.providers.events import Decode, Events, Names, Reject
 from tapeline.providers.normalizing import Count, Normalized, normalize
 from tapeline.records import NORMALIZED_TOPICS, NOTICES_TOPIC, NS_PER_S, RAW_TOPIC, REJECTED_TOPIC, TICKS_TOPIC, Chunk, Topic
@@ -124,7 +125,9 @@ class Normalize:
                 }
                 for name in self._rates
             },
+            "decoder": native.in_use(),
             "metrics": [
+                families.NATIVE.at(bool(native.version())),
                 *(families.RECEIPT.at(some.since_start(), name) for name, some in self._receipts.items()),
                 *(families.PIPELINE.at(some.since_start(), name, "stream") for name, some in self._latencies.items()),
                 *(families.CLOCK_OFFSET.at(seconds or 0.0, name) for name, seconds in off_s.items()),

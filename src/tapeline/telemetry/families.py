@@ -62,6 +62,8 @@ RESTARTS: Final = _counter("restarts", "How often `tapeline run` has started the
 MEMORY: Final = _gauge("resident_memory_bytes", "The memory of the process that is in RAM.")
 CPU: Final = _counter("cpu_seconds", "The processor time of the process.")
 
+NATIVE: Final = _gauge("native_core", "1 if the process decodes frames with the native core, 0 if it decodes them in Python.")
+
 # Ingest.
 FRAMES: Final = _counter("frames", "Frames with market data that were received.", *_CONNECTION)
 CONNECTED: Final = _gauge("connected", "1 while the connection is open, else 0.", *_CONNECTION)

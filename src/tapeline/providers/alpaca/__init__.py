@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from tapeline.providers.alpaca import history, instruments, session
-from tapeline.providers.alpaca.normalize import CHANNELS, decode
+from tapeline.providers.alpaca.normalize import CHANNELS, decode, native
 from tapeline.providers.history import History
 from tapeline.providers.instruments import Instruments
 from tapeline.providers.provider import Feed, Provider
@@ -26,6 +26,7 @@ PROVIDER: Final = Provider(
         for feed, channels in CHANNELS.items()
     },
     decode=decode,
+    native=native,
     plans=session.plans,
     subscription=session.subscription,
     name_problem=session.name_problem,

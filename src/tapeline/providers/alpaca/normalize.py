@@ -10,7 +10,7 @@ import struct
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 import pyarrow as pa
@@ -21,9 +21,13 @@ from tapeline.providers.alpaca.wire import Bar, DailyBar, Event, Quote, Time, Tr
 from tapeline.providers.columns import but_zero, flags, floats, in_range, integers, joined, rfc3339, side_of, texts
 from tapeline.providers.decoding.arrays import ArrayDecoder
 from tapeline.providers.decoding.inexact import JsonNumbers
+from tapeline.providers.decoding.native import NativeDecoder
 from tapeline.providers.events import DAILY_ID, SAME_CONTENT, Channel, Columns, Events, Frames, Notice, Reject
 from tapeline.providers.history import PageHeader, decode_pages
 from tapeline.records import NS_PER_S, amending
+
+if TYPE_CHECKING:
+    import tapeline_native
 
 STOCK_EXCHANGES: Final = {
     "A": "XASE", "B": "XBOS", "C": "XCIS", "D": "FINR", "H": "EPRL", "I": "XISE", "J": "EDGA", "K": "EDGX", "L": "LTSE", "M": "XCHI",
@@ -199,10 +203,12 @@ def _market(table: dict[str, str] | None, bars_exchange: str, *, trade_ids: bool
     }
 
 
-_STOCKS: Final = _market(STOCK_EXCHANGES, "composite", trade_ids=True)
-_IEX: Final = _market(STOCK_EXCHANGES, "IEXG", trade_ids=True)
+#: Feed to the exchange of its bars. A feed of options has no bars.
+_BARS_EXCHANGES: Final = {**dict.fromkeys(("sip", "delayed_sip", "test"), "composite"), "iex": "IEXG", "crypto": "alpaca"}
+_STOCKS: Final = _market(STOCK_EXCHANGES, _BARS_EXCHANGES["sip"], trade_ids=True)
+_IEX: Final = _market(STOCK_EXCHANGES, _BARS_EXCHANGES["iex"], trade_ids=True)
 _OPTIONS: Final = _market(OPTION_EXCHANGES, "composite", trade_ids=False)
-_CRYPTO: Final = _market(None, "alpaca", trade_ids=True)
+_CRYPTO: Final = _market(None, _BARS_EXCHANGES["crypto"], trade_ids=True)
 _MARKETS: Final = {
     "iex": _IEX,
     "sip": _STOCKS,
@@ -298,6 +304,13 @@ _NUMBERS: Final = JsonNumbers("p s bp bs ap as o h l c v vw cp cs".split())
 _DECODERS: Final = {
     feed: ArrayDecoder("T", market, _notices(feed), _as_json, {Correction: _corrected}) for feed, market in _MARKETS.items()
 }
+
+
+def native(core: type[tapeline_native.Decoder], feed: str) -> NativeDecoder | None:
+    """The decoder of a feed in the native core. It reads what the socket sends. Pages of the history are read here."""
+    if feed not in _MARKETS:
+        return None
+    return NativeDecoder(core.alpaca(_EXCHANGES[feed], _BARS_EXCHANGES.get(feed)))
 
 
 def decode(feed: str, frames: Frames, events: Events) -> None:

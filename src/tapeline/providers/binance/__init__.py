@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from tapeline.providers.binance import files, history, instruments, session
-from tapeline.providers.binance.normalize import CHANNELS, decode
+from tapeline.providers.binance.normalize import CHANNELS, decode, native
 from tapeline.providers.binance.symbols import name_problem, symbol_of
 from tapeline.providers.binance.wire import INTERVALS
 from tapeline.providers.history import FileHistory, History
@@ -19,6 +19,7 @@ PROVIDER: Final = Provider(
         for feed, channels in CHANNELS.items()
     },
     decode=decode,
+    native=native,
     plans=session.plans,
     subscription=session.subscription,
     name_problem=name_problem,

@@ -6,10 +6,9 @@ Facts: Binance's public spot API documentation, "WebSocket Streams" and "General
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -19,7 +18,7 @@ from tapeline.providers.binance.symbols import canonical
 from tapeline.providers.binance.wire import INTERVALS, AggTrade, BookTicker, Kline, Trade
 from tapeline.providers.columns import but_zero, counted_decimals, decimals, epoch_ns, flags, integers, ratio, side_of, texts
 from tapeline.providers.decoding import whole_numbers
-from tapeline.providers.decoding.shapes import CombinedShapes, Fields
+from tapeline.providers.decoding.native import NativeDecoder
 from tapeline.providers.events import (
     QUOTE_SEQUENCE,
     SAME_CONTENT,
@@ -31,50 +30,19 @@ from tapeline.providers.events import (
     Frames,
     Int64,
     Notice,
-    Read,
     Reject,
     Rows,
 )
 from tapeline.providers.history import PageHeader, decode_pages
 
+if TYPE_CHECKING:
+    import tapeline_native
+
 _SELL: Final = pa.scalar("sell")
 _BUY: Final = pa.scalar("buy")
 
 
-def _symbols(written: pa.DictionaryArray, names: Mapping[str, str]) -> pa.Array:
-    """Canonical symbols; null for a name that ends in no known quote asset."""
-    return texts([canonical(name, names) for name in written.dictionary.to_pylist()]).take(written.indices)
-
-
-def _trade_columns(fields: Fields) -> Columns:
-    """The columns of a trade. `fields` has the canonical symbol, T, p, q, m and the number (t or a)."""
-    return {
-        "symbol": fields["symbol"],
-        "ts_ns": epoch_ns(fields["T"]),
-        "last": fields["p"],
-        "volume": fields["q"],
-        "side": pc.if_else(fields["m"], _SELL, _BUY),
-        "exchange": "binance",
-        "sequence": fields["number"],
-        "trade_id": pc.cast(fields["number"], pa.string()),
-    }
-
-
-def _quote_columns(fields: Fields) -> Columns:
-    bid, bid_size = side_of(fields["b"], fields["B"])
-    ask, ask_size = side_of(fields["a"], fields["A"])
-    return {
-        "symbol": fields["symbol"],
-        "bid": bid,
-        "ask": ask,
-        "bid_size": bid_size,
-        "ask_size": ask_size,
-        "exchange": "binance",
-        "sequence": fields["u"],
-    }
-
-
-def _decimal_columns(events: Sequence[Any], *names: str) -> tuple[Fields, int]:
+def _decimal_columns(events: Sequence[Any], *names: str) -> tuple[Mapping[str, pa.Array], int]:
     """The named texts of the events as numbers, and the count of those that float64 does not hold exactly.
 
     All are converted in one call, because for a few events the calls take most of the time."""
@@ -86,22 +54,36 @@ def _decimal_columns(events: Sequence[Any], *names: str) -> tuple[Fields, int]:
 def _trades(number: str) -> Callable[[Sequence[Any]], Columns]:
     def columns(events: Sequence[Any]) -> Columns:
         numbers, inexact = _decimal_columns(events, "p", "q")
-        fields = {
+        ids = integers([getattr(event, number) for event in events])
+        return {
             "symbol": texts([canonical(event.s) for event in events]),
-            "T": integers([event.T for event in events]),
-            **numbers,
-            "m": flags([event.m for event in events]),
-            "number": integers([getattr(event, number) for event in events]),
+            "ts_ns": epoch_ns(integers([event.T for event in events])),
+            "last": numbers["p"],
+            "volume": numbers["q"],
+            "side": pc.if_else(flags([event.m for event in events]), _SELL, _BUY),
+            "exchange": "binance",
+            "sequence": ids,
+            "trade_id": pc.cast(ids, pa.string()),
+            "inexact": inexact,
         }
-        return {**_trade_columns(fields), "inexact": inexact}
 
     return columns
 
 
 def _quotes(events: Sequence[BookTicker]) -> Columns:
-    symbol = texts([canonical(event.s) for event in events])
     numbers, inexact = _decimal_columns(events, "b", "B", "a", "A")
-    return {**_quote_columns({"symbol": symbol, "u": integers([event.u for event in events]), **numbers}), "inexact": inexact}
+    bid, bid_size = side_of(numbers["b"], numbers["B"])
+    ask, ask_size = side_of(numbers["a"], numbers["A"])
+    return {
+        "symbol": texts([canonical(event.s) for event in events]),
+        "bid": bid,
+        "ask": ask,
+        "bid_size": bid_size,
+        "ask_size": ask_size,
+        "exchange": "binance",
+        "sequence": integers([event.u for event in events]),
+        "inexact": inexact,
+    }
 
 
 def _bars(events: Sequence[Kline]) -> Columns:
@@ -180,50 +162,22 @@ class _Probe(msgspec.Struct):
 _PROBE: Final = whole_numbers.reading(msgspec.json.Decoder(_Probe).decode)
 _KLINE_INTERVAL: Final = msgspec.json.Decoder(_Interval)
 
-#: The frames that Binance sends, from the channel's name on. A frame with any other text is decoded as JSON.
-_SHAPES: Final = CombinedShapes(
-    {
-        "trade": 'trade","data":{"e":"trade","E":<int:E>,"s":"<text:s>","t":<int:number>,"p":"<decimal:p>","q":"<decimal:q>",'
-        '"T":<int:T>,"m":<bool:m>,"M":<bool:M>}}',
-        "aggTrade": 'aggTrade","data":{"e":"aggTrade","E":<int:E>,"s":"<text:s>","a":<int:number>,"p":"<decimal:p>","q":"<decimal:q>",'
-        '"f":<int:f>,"l":<int:l>,"T":<int:T>,"m":<bool:m>,"M":<bool:M>}}',
-        "bookTicker": 'bookTicker","data":{"u":<int:u>,"s":"<text:s>","b":"<decimal:b>","B":"<decimal:B>","a":"<decimal:a>",'
-        '"A":"<decimal:A>"}}',
-    }
-)
-#: With fewer frames than this, the fixed cost of reading by shape is more than it saves.
-_SHAPES_FROM: Final = 1_000
-_SHAPE_COLUMNS: Final = {"trade": _trade_columns, "aggTrade": _trade_columns, "bookTicker": _quote_columns}
+
+def native(core: type[tapeline_native.Decoder], feed: str) -> NativeDecoder:
+    """The decoder of spot, the only feed, in the native core."""
+    del feed
+    return NativeDecoder(core.binance([*KLINES]), canonical)
 
 
 def decode(feed: str, frames: Frames, events: Events) -> None:
-    """Sort the frames of spot, the only feed. Frames of a known shape become columns at once; the others are decoded as JSON one by one."""
+    """Sort the frames of spot, the only feed."""
     del feed
-    _decode(frames, events)
+    frames = decode_pages(frames, events, _SPOT, _page_events)
+    events.seen += len(frames)
+    _decode_json(frames, events)
     for rows in events.channels.values() if events.names else ():
         for event in rows.events:
             event.s = events.names.get(event.s, event.s)
-
-
-def _decode(frames: Frames, events: Events) -> None:
-    frames = decode_pages(frames, events, _SPOT, _page_events)
-    events.seen += len(frames)
-    if len(frames) < _SHAPES_FROM:
-        _decode_json(frames, events)
-        return
-    shaped, others = _SHAPES.read(frames.payload, frames.rows)
-    for name, rows, fields in shaped:
-        columns = _SHAPE_COLUMNS[name]({**fields, "symbol": _symbols(fields["s"], events.names)})
-        known = pc.is_valid(columns["symbol"])
-        if "ts_ns" in columns:
-            known = pc.and_(known, pc.is_valid(columns["ts_ns"]))
-        if not pc.all(known).as_py():  # bad symbols and times go through the JSON decoder, which can quote their text in the reason
-            fine = known.to_numpy(zero_copy_only=False)
-            others, rows = np.concatenate([others, rows[~fine]]), rows[fine]
-            columns = {key: some.filter(known) if isinstance(some, pa.Array) else some for key, some in columns.items()}
-        events.reads.append(Read(_SPOT[name], rows, columns))
-    if len(others):
-        _decode_json(Frames(frames.payload, others), events)
 
 
 def _page_events(header: PageHeader, body: bytes) -> Sequence[Any]:

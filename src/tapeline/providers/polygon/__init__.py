@@ -7,7 +7,7 @@ from typing import Final
 from tapeline.providers.history import FileHistory, History
 from tapeline.providers.instruments import Instruments
 from tapeline.providers.polygon import files, history, instruments, session
-from tapeline.providers.polygon.normalize import CHANNELS, decode
+from tapeline.providers.polygon.normalize import CHANNELS, decode, native
 from tapeline.providers.provider import Feed, Files, Provider
 
 PROVIDER: Final = Provider(
@@ -24,6 +24,7 @@ PROVIDER: Final = Provider(
         for feed, channels in CHANNELS.items()
     },
     decode=decode,
+    native=native,
     plans=session.plans,
     subscription=session.subscription,
     name_problem=session.name_problem,

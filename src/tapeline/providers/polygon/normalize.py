@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import pyarrow as pa
 
 from tapeline.providers.columns import but_zero, epoch_ns, flags, floats, in_range, integers, joined, side_of, texts
 from tapeline.providers.decoding.arrays import ArrayDecoder
 from tapeline.providers.decoding.inexact import JsonNumbers
+from tapeline.providers.decoding.native import NativeDecoder
 from tapeline.providers.events import DAILY_ID, SAME_CONTENT, Channel, Columns, Events, Frames, Notice, Reject
 from tapeline.providers.history import PageHeader, decode_pages
 from tapeline.providers.polygon import files as polygon_files
@@ -32,6 +33,9 @@ from tapeline.providers.polygon.wire import (
     Trade,
 )
 from tapeline.records import NS_PER_S, Identity
+
+if TYPE_CHECKING:
+    import tapeline_native
 
 STOCK_EXCHANGES: Final = {
     1: "XASE", 2: "XBOS", 3: "XCIS", 4: "FINR", 6: "XISE", 7: "EDGA", 8: "EDGX", 9: "XCHI", 10: "XNYS", 11: "ARCX", 12: "XNAS",
@@ -200,6 +204,7 @@ _CRYPTO: Final = {
     CryptoBar: Channel("XA", "bar", _bars("1m"), SAME_CONTENT["bar"]),
     CryptoSecondBar: Channel("XAS", "bar", _bars("1s"), SAME_CONTENT["bar"]),
 }
+_EXCHANGES: Final = {"stocks": STOCK_EXCHANGES, "options": OPTION_EXCHANGES, "crypto": CRYPTO_EXCHANGES}
 _MARKETS: Final[dict[str, dict[Any, Channel]]] = {"stocks": _STOCKS, "options": _OPTIONS, "crypto": _CRYPTO}
 CHANNELS: Final = {feed: {channel.name: channel for channel in market.values()} for feed, market in _MARKETS.items()}
 
@@ -224,6 +229,12 @@ _PAST: Final = {
 #: The keys of prices and sizes, live and over REST. (The `s` of a bar is a time in ms, which is too short to be inexact.)
 _NUMBERS: Final = JsonNumbers("p s ds bp bs ap as o h l c v dv vw price size decimal_size bid_price bid_size ask_price ask_size".split())
 _DECODERS: Final = {feed: ArrayDecoder("ev", market, {Status: _control}) for feed, market in _MARKETS.items()}
+
+
+def native(core: type[tapeline_native.Decoder], feed: str) -> NativeDecoder | None:
+    """The decoder of a feed in the native core. It reads what the socket sends. Pages of the history are read here."""
+    exchanges = _EXCHANGES.get(feed)
+    return None if exchanges is None else NativeDecoder(core.polygon(feed == "crypto", exchanges, TRADE_REPORTING_FACILITIES))
 
 
 def decode(feed: str, frames: Frames, events: Events) -> None:
