@@ -33,8 +33,9 @@ page: $(PAGE) ## build the dashboard's page; Node.js comes from PyPI if it is mi
 $(PAGE): $(READY) $(PAGE_SOURCES)
 	@$(BIN)/python web/build.py build
 
-dist: $(PAGE) ## build the wheel, which has the dashboard's page, and the sdist, in dist/
+dist: $(PAGE) ## build the wheel, which has the dashboard's page, the sdist, and where Rust is the native core's wheel, in dist/
 	@$(BIN)/python -m hatchling build --directory dist
+	@if command -v cargo > /dev/null; then $(BIN)/maturin build --quiet --release --locked --manifest-path native/Cargo.toml --out dist; fi
 
 # uv, itself installed from PyPI into the environment, installs exactly what uv.lock names.
 $(READY): pyproject.toml uv.lock

@@ -2,15 +2,18 @@
 
 The packages of Python are those that uv.lock names for Tapeline with all extras. Their licences are what their metadata says.
 The packages of npm are those that end up in the dashboard's page: a wheel contains them, so their texts are in the file.
+The crates are those that cargo links into the native core. Their licences are what their manifests say.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import subprocess
 import tomllib
 from collections.abc import Iterator, Mapping
 from importlib.metadata import files, metadata
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -114,6 +117,24 @@ def page_packages() -> list[Package]:
     return found
 
 
+def crates() -> list[Package]:
+    """Return the crates of Rust that end up in the native core, but for itself. Rust must be installed."""
+    command = ["cargo", "metadata", "--quiet", "--locked", "--format-version", "1", "--filter-platform", "x86_64-unknown-linux-gnu"]
+    about = json.loads(subprocess.run(command, cwd=ROOT / "native", capture_output=True, check=True).stdout)  # noqa: S603 our own words
+    packages = {one["id"]: one for one in about["packages"]}
+    needs = {node["id"]: node["deps"] for node in about["resolve"]["nodes"]}
+    waiting, found = [about["resolve"]["root"]], set()
+    while waiting:
+        for need in needs[waiting.pop()]:
+            here = any(kind["kind"] is None for kind in need["dep_kinds"])  # not only for building or testing
+            only_compiles = any("proc-macro" in target["kind"] for target in packages[need["pkg"]]["targets"])
+            if here and not only_compiles and need["pkg"] not in found:
+                found.add(need["pkg"])
+                waiting.append(need["pkg"])
+    linked = sorted((packages[name] for name in found), key=itemgetter("name"))
+    return [Package(one["name"], one["version"], one["license"]) for one in linked]
+
+
 def not_allowed(expression: str) -> list[str]:
     """Return the licences of an SPDX expression that are not in ALLOWED. An exception makes another licence: `X WITH Y`."""
     bare = re.sub(r"[()]", " ", expression)
@@ -133,6 +154,11 @@ def text() -> str:
         "The dashboard's page contains these packages of npm:",
         "",
         *_table(page_packages()),
+        "## In the wheel of the native core",
+        "",
+        "The native core (the package `tapeline-native`) contains these crates of Rust:",
+        "",
+        *_table(crates()),
         "## Installed beside it",
         "",
         "Tapeline uses these packages of Python. They are installed from their own files, in the versions that `uv.lock` names. This is",

@@ -23,8 +23,8 @@ def test_the_list_is_what_the_installed_packages_say(licences: Any) -> None:
 
 
 def test_every_licence_is_allowed(licences: Any) -> None:
-    packages = [*licences.python_packages(), *licences.page_packages()]
-    assert {"pyarrow", "confluent-kafka", "apprise", "preact"} <= {package.name for package in packages}
+    packages = [*licences.python_packages(), *licences.page_packages(), *licences.crates()]
+    assert {"pyarrow", "confluent-kafka", "apprise", "preact", "pyo3"} <= {package.name for package in packages}
     new = {package.name: found for package in packages if (found := licences.not_allowed(package.licence))}
     assert new == {}, "read the licence; then allow it in docs/licences.py, or do without the package"
 

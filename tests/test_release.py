@@ -150,3 +150,21 @@ def test_the_installed_wheel_runs_the_demo_answers_a_query_and_serves_the_page(i
         [str(installed / "python"), "-c", imported], cwd=tmp_path, env=environment(installed), capture_output=True, text=True
     )
     assert where.stdout.startswith(str(installed.parent)), where
+
+
+@proof("install")
+def test_the_native_core_is_used_as_soon_as_its_wheel_is_installed(installed: Path, tmp_path: Path) -> None:
+    """It comes after the test above, which runs in the same environment without it."""
+
+    def in_use() -> str:
+        ask = "from tapeline.providers.decoding import native; print(native.in_use())"
+        command = [str(installed / "python"), "-c", ask]
+        return subprocess.run(command, cwd=tmp_path, env=environment(installed), check=True, capture_output=True, text=True).stdout
+
+    assert in_use() == "Python\n"
+    maturin = str(Path(sys.executable).with_name("maturin"))
+    subprocess.run([maturin, "build", "--quiet", "--release", "--locked", "--out", str(tmp_path)], cwd=ROOT / "native", check=True)
+    (wheel,) = tmp_path.glob("tapeline_native-*-cp311-abi3-*.whl")
+    install = [UV, "pip", "install", "--quiet", "--python", str(installed / "python"), "--offline", "--no-deps", str(wheel)]
+    subprocess.run(install, cwd=ROOT, check=True)
+    assert in_use() == f"native core {tomllib.loads((ROOT / 'native/Cargo.toml').read_text())['package']['version']}\n"

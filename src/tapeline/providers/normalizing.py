@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -37,6 +37,8 @@ _TRUE: Final = pa.scalar(True)
 _FRAME: Final = pa.scalar("frame")
 _REPEATED: Final = pa.scalar("repeated")
 _LONGEST_REASON: Final = 1_000
+#: The rows of a short column.
+_SHORT: Final = 4_096
 
 
 #: Kinds of raw records that Tapeline itself wrote about a connection or a list. Each becomes one notice.
@@ -111,7 +113,7 @@ def normalize(chunk: Chunk, decoders: Mapping[str, Decode], *, copies: bool = Fa
 
 
 def _other_than_frames(chunk: Chunk) -> bool:
-    return bool(pc.any(pc.not_equal(chunk.batch["kind"], _FRAME)).as_py())
+    return not _all_are(chunk.batch["kind"], "frame")
 
 
 def _as_frames(chunk: Chunk) -> Chunk:
@@ -167,16 +169,20 @@ class _Source:
         if headed:
             frames = enumerate(self.payload.to_pylist())
             self.payload = pa.array([f.partition(b"\n")[2] if row in self._head else f for row, f in frames], pa.binary())
-        #: Whether any frame is long enough to hold a text over the limit. If not, that check can be skipped.
-        self.long = bool(lengths(self.payload).max(initial=0) > LONGEST_TEXT)
+
+    @cached_property
+    def long(self) -> bool:
+        """Whether any frame is long enough to hold a text over the limit. If not, that check can be skipped."""
+        return bool(lengths(self.payload).max(initial=0) > LONGEST_TEXT)
 
     def by_feed(self) -> list[tuple[tuple[str, str], list[int] | None]]:
         """Each (provider, feed) with its rows. None in place of the rows means all rows, which is the usual case."""
         if not self._raw.num_rows:
             return []
         names = [self._raw["provider"], self._raw["feed"]]
-        if all(pc.all(pc.equal(name, name[0])).as_py() for name in names):
-            return [((names[0][0].as_py(), names[1][0].as_py()), None)]
+        first = [name[0].as_py() for name in names]
+        if all(_all_are(name, value) for name, value in zip(names, first, strict=True)):
+            return [((first[0], first[1]), None)]
         provider, feed = (name.dictionary_encode() for name in names)
         groups: dict[tuple[int, int], list[int]] = {}
         pairs = zip(provider.indices.to_pylist(), feed.indices.to_pylist(), strict=True)
@@ -302,42 +308,57 @@ def _in_raw_order(topic: Topic, source: _Source, parts: list[_Part]) -> pa.Recor
     """The parts as one batch in the order of the raw records."""
     if not parts:
         return _nothing(topic)
-    place = np.concatenate([part.place for part in parts])
+    place = np.concatenate([part.place for part in parts]) if len(parts) > 1 else parts[0].place
     order = None
-    if len(place) > 1 and not bool(np.all(place[1:] > place[:-1])):
+    if len(place) > 1 and not bool((place[1:] > place[:-1]).all()):
         order = pa.array(np.argsort(place, kind="stable"))
         place = place[order.to_numpy()]
     columns: dict[str, pa.Array] = source.origin(place)
     varying: dict[str, pa.Array] = {}
-    for column in topic.schema:
-        if column.name in columns:
+    for name, kind in _fields(topic):
+        if name in columns:
             continue
-        values = [part.columns.get(column.name) for part in parts]
+        values = [part.columns.get(name) for part in parts]
         first = values[0]
         if not isinstance(first, pa.Array) and all(isinstance(value, type(first)) and value == first for value in values):
-            columns[column.name] = _filled(first, column.type, len(place))  # the same value in all rows needs no sorting
+            columns[name] = _filled(first, kind, len(place))  # the same value in all rows needs no sorting
             continue
         pieces = [
-            value if isinstance(value, pa.Array) else _filled(value, column.type, len(part.place))
+            value if isinstance(value, pa.Array) else _filled(value, kind, len(part.place))
             for value, part in zip(values, parts, strict=True)
         ]
-        varying[column.name] = pieces[0] if len(pieces) == 1 else pa.concat_arrays(pieces)
+        varying[name] = pieces[0] if len(pieces) == 1 else pa.concat_arrays(pieces)
     if order is not None:
         ordered = pa.RecordBatch.from_pydict(varying).take(order)
         varying = dict(zip(varying, ordered.columns, strict=True))
     columns |= varying
-    return pa.RecordBatch.from_arrays([columns[name] for name in topic.schema.names], schema=topic.schema)
+    return pa.RecordBatch.from_arrays([columns[name] for name, _ in _fields(topic)], schema=topic.schema)
+
+
+@lru_cache(maxsize=16)
+def _fields(topic: Topic) -> tuple[tuple[str, pa.DataType], ...]:
+    """The names and types of the columns. pyarrow makes an object each time it is asked for one."""
+    return tuple((column.name, column.type) for column in topic.schema)
 
 
 @lru_cache(maxsize=16)
 def _nothing(topic: Topic) -> pa.RecordBatch:
-    return pa.RecordBatch.from_arrays([pa.nulls(0, column.type) for column in topic.schema], schema=topic.schema)
+    return pa.RecordBatch.from_arrays([pa.nulls(0, kind) for _, kind in _fields(topic)], schema=topic.schema)
+
+
+def _all_are(column: pa.Array, text: str) -> bool:
+    return bool(column.equals(_filled(text, column.type, len(column))))
 
 
 def _filled(value: str | int | None, kind: pa.DataType, n: int) -> pa.Array:
-    return pa.nulls(n, kind) if value is None else pa.repeat(_scalar(value, kind), n)
+    """Equal values. A short column is a view of a longer one that is made once, because making one costs the same, however short."""
+    return _repeat(value, kind, n) if n > _SHORT else _short(value, kind).slice(0, n)
 
 
-@lru_cache(maxsize=1_024)
-def _scalar(value: str | int, kind: pa.DataType) -> pa.Scalar:
-    return pa.scalar(value, kind)
+@lru_cache(maxsize=256)
+def _short(value: str | int | None, kind: pa.DataType) -> pa.Array:
+    return _repeat(value, kind, _SHORT)
+
+
+def _repeat(value: str | int | None, kind: pa.DataType, n: int) -> pa.Array:
+    return pa.nulls(n, kind) if value is None else pa.repeat(pa.scalar(value, kind), n)

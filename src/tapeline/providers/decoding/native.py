@@ -70,7 +70,9 @@ def with_core(decode: Decode, make: MakeNative | None) -> Decode:
 
     def both(feed: str, frames: Frames, events: Events) -> None:
         native = made(feed)
-        decode(feed, frames if native is None else _left(native, frames, events), events)
+        rest = frames if native is None else _left(native, frames, events)
+        if len(rest):
+            decode(feed, rest, events)
 
     return both
 
