@@ -1,4 +1,4 @@
-"""From a frame's receipt to its tick being readable by another process, and what a tick costs each stage, alone and beside a busy program."""
+"""From a frame's receipt to its tick being readable by another process, and what a tick costs; alone and beside a busy program."""
 
 from __future__ import annotations
 

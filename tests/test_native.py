@@ -102,13 +102,34 @@ amount = st.one_of(
     st.builds(lambda a, b: f"{a}.{b:08d}", st.integers(0, 9_999_999), st.integers(0, 99_999_999)),
     st.builds(lambda a, b: f"{a}.{b}", st.integers(0, 10**12), st.integers(0, 10**12)),
     st.floats(0, 1e12, allow_subnormal=False).map(repr),
-    st.sampled_from(["0", "0.0", "-0.0", "-1.5", "NaN", "inf", "1.0000000", "1,0", "", ".5", "5.", "1e400", "1E5", "65", "null", "true"]),
+    st.sampled_from(
+        [
+            "nul*10",
+            "tru3",
+            "0",
+            "0.0",
+            "-0.0",
+            "-1.5",
+            "NaN",
+            "inf",
+            "1.0000000",
+            "1,0",
+            "",
+            ".5",
+            "5.",
+            "1e400",
+            "1E5",
+            "65",
+            "null",
+            "true",
+        ]
+    ),
     st.sampled_from(["123456789012345.6", "0.1234567890123456", "12345678901234567890", "1000000000000000.000", "0.30000000000000004"]),
 )
 flag = st.sampled_from(["true", "false", "null", "1", "True"])
 texts = st.sampled_from(['"A"', '"V"', '" "', '""', '"?"', '" N "', '"\\u0041"', '"é"', "null", "4", '"1234567890123456"', '"B"', '"S"'])
 exact_text = amount.map(lambda text: f'"{text}"') | st.just("null")
-code = st.sampled_from(["1", "4", "12", "201", "99", "-4", "null", "4.0", '"4"', "9" * 20])
+code = st.sampled_from(["nul*10", "1", "4", "12", "201", "99", "-4", "null", "4.0", '"4"', "9" * 20])
 codes = st.sampled_from(
     ["[]", "[0,12]", "[2]", "[1,2]", "7", "null", '["@","I"]', '[" "]', '["@",1]', '"@"', '""', "[null]", "[[1]]", "[1,]"]
 )

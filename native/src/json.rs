@@ -89,8 +89,11 @@ impl<'a> Json<'a> {
     fn number(&mut self) -> Option<Number> {
         self.peek()?;
         let (number, length) = Number::prefix(self.rest())?;
+        if matches!(self.rest().get(length), Some(b'e' | b'E')) {
+            return None;
+        }
         self.at += length;
-        if matches!(self.here(), Some(b'e' | b'E')) { None } else { Some(number) }
+        Some(number)
     }
 
     /// A decimal number in quotation marks.
@@ -108,7 +111,7 @@ impl<'a> Json<'a> {
 
     fn literal(&mut self, word: &str) -> Option<()> {
         let here = self.rest().starts_with(word.as_bytes());
-        self.at += word.len();
+        self.at += if here { word.len() } else { 0 };
         here.then_some(())
     }
 
@@ -282,6 +285,15 @@ mod tests {
             "{\"a\nb\":1}",
         ] {
             assert_eq!(skipped(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_null_and_no_number_is_not_moved_over() {
+        for text in ["nul*10", "nu", "1e5", "01"] {
+            let mut cursor = Json::of(text.as_bytes()).unwrap();
+            assert!(!cursor.null() && cursor.float().is_none());
+            assert_eq!(cursor.at, 0, "{text}");
         }
     }
 
