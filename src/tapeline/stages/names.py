@@ -16,12 +16,11 @@ import pyarrow.compute as pc
 
 from tapeline.providers.events import UNREADABLE, Names
 from tapeline.providers.registry import PROVIDERS
-from tapeline.records import Chunk
+from tapeline.records import Chunk, has_kind
 from tapeline.streams import Stream
 
 #: The kind of the raw records that hold a symbol list, and the name of the note in the stream.
 LISTED: Final = "listed"
-_KIND: Final = pa.scalar(LISTED)
 
 
 class KnownNames:
@@ -39,8 +38,8 @@ class KnownNames:
         if any(self._next.get(partition) != position for partition, position in chunk.begin.items()):
             self._listed = noted(self._stream)  # another process has read in between and may have found a list
         self._next |= chunk.next
-        if pc.any(pc.equal(chunk.batch["kind"], _KIND)).as_py():
-            self._learn(chunk.batch.filter(pc.equal(chunk.batch["kind"], _KIND)))
+        if has_kind(chunk.batch, LISTED):
+            self._learn(chunk.batch.filter(pc.equal(chunk.batch["kind"], LISTED)))
         return merged(self._listed, self._configured)
 
     def _learn(self, records: pa.RecordBatch) -> None:

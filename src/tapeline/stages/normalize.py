@@ -13,7 +13,6 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from tapeline.providers.decoding import native
 from tapeline.providers.events import Decode, Events, Names, Reject
@@ -98,7 +97,10 @@ class Normalize:
         ticks = normalized.batches[TICKS_TOPIC]
         late = self._clock() - ticks["received_ns"].to_numpy()
         for (provider, _), count in normalized.counts.items():
-            self._rates.setdefault(provider, Rate(self._clock)).add(count.ticks)
+            if provider not in self._rates:
+                self._rates[provider] = Rate(self._clock)
+                self._latencies[provider], self._receipts[provider] = Latencies(self._clock), Latencies(self._clock)
+            self._rates[provider].add(count.ticks)
         for provider in {provider for provider, _ in normalized.counts}:
             ages = ticks["latency_ns"]
             mine = late
@@ -106,10 +108,11 @@ class Normalize:
                 of_it = np.array(ticks["provider"].to_pylist(), dtype=object) == provider
                 mine, ages = late[of_it], ages.filter(pa.array(of_it))
             if len(mine):
-                self._latencies.setdefault(provider, Latencies(self._clock)).add(mine)
-                age_ns = ages.fill_null(0).to_numpy()
-                self._receipts.setdefault(provider, Latencies(self._clock)).add(age_ns[age_ns < _OLD_NS])
-            if (youngest_ns := pc.min(ages).as_py()) is not None:
+                self._latencies[provider].add(mine)
+            age_ns = (ages.drop_null() if ages.null_count else ages).to_numpy()
+            if len(age_ns):
+                self._receipts[provider].add(age_ns[age_ns < _OLD_NS])
+                youngest_ns = int(age_ns.min())
                 self._ages[provider] = min(youngest_ns, self._ages.get(provider, youngest_ns))
 
     def _report(self) -> dict[str, Any]:
@@ -147,7 +150,7 @@ def _fitting(stream: Stream, topic: Topic, batch: pa.RecordBatch) -> pa.RecordBa
     """The batch, with rows shortened that are too large for the stream.
 
     The stream is asked for its limit only if a row may exceed it, and asked every time, because an operator can change the limit."""
-    if topic not in (NOTICES_TOPIC, REJECTED_TOPIC) or not len(larger(topic, batch, TAKEN_EVERYWHERE)):
+    if topic not in (NOTICES_TOPIC, REJECTED_TOPIC) or not batch.num_rows or not len(larger(topic, batch, TAKEN_EVERYWHERE)):
         return batch
     fitting = shortened(topic, batch, stream.largest(topic))
     if (left := batch.nbytes - fitting.nbytes) > 0:

@@ -51,6 +51,9 @@ def split(topic: Topic, batch: pa.RecordBatch, partitions: int) -> Iterator[tupl
     """Yield the batch by partition. Each part keeps the batch's order."""
     if not batch.num_rows:
         return
+    if partitions == 1:
+        yield 0, batch
+        return
     where = partitions_of(topic, batch, partitions)
     present = np.unique(where)
     if len(present) == 1:

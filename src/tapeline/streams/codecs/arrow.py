@@ -7,7 +7,7 @@ from typing import Final
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tapeline.records import RAW
+from tapeline.records import RAW, has_kind
 from tapeline.streams.shortening import TAKEN_EVERYWHERE
 
 #: Batches over this size are compressed. Below it, compression costs more than the bytes it saves.
@@ -16,7 +16,7 @@ _LZ4: Final = pa.ipc.IpcWriteOptions(compression="lz4")
 #: The first bytes of an Arrow message (its continuation marker). No protobuf message begins with them.
 MARKER: Final = b"\xff\xff\xff\xff"
 #: What earlier versions called the kind `dropped` of raw records.
-_FORMERLY_DROPPED: Final = pa.scalar("refused")
+_FORMERLY_DROPPED: Final = "refused"
 
 
 def encode(batch: pa.RecordBatch) -> memoryview:
@@ -54,7 +54,7 @@ def _with_todays_kinds(raw: pa.RecordBatch) -> pa.RecordBatch:
 
     All streams keep raw records in this codec, so every reader gets them from here. A spool of an earlier version goes through a stream."""
     at = raw.schema.get_field_index("kind")
-    if at < 0 or pc.index(raw.column(at), _FORMERLY_DROPPED).as_py() < 0:
+    if at < 0 or not has_kind(raw, _FORMERLY_DROPPED):
         return raw
     kind = raw.column(at)
     return raw.set_column(at, raw.schema.field(at), pc.if_else(pc.equal(kind, _FORMERLY_DROPPED), "dropped", kind))
