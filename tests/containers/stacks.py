@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from services import kafka
 from services.docker import BASE, Engine
 from services.process import ServerFailed
 
@@ -24,6 +25,10 @@ _SERVERS: Final = Path(__file__).with_name("servers")
 #: A server of compose.yaml to the variable with its image, and the folder that its image is built from.
 _STAND_INS: Final = {
     "redis": ("REDIS_IMAGE", _SERVERS),
+    "kafka": ("KAFKA_IMAGE", None),
+    "timescale": ("TIMESCALE_IMAGE", _SERVERS),
+    "prometheus": ("PROMETHEUS_IMAGE", _SERVERS),
+    "alertmanager": ("ALERTMANAGER_IMAGE", _SERVERS),
 }
 #: A simulator's market is closed by this signal: nothing more happens, and its connections stay.
 _HALT: Final = "USR1"
@@ -47,7 +52,7 @@ def stand_in(engine: Engine, server: str) -> dict[str, str]:
     variable, folder = _STAND_INS[server]
     tag = f"tapeline-test-{server}:0.0.1"
     words = ["build", "--quiet", "--network", "host", "--build-arg", f"BASE={BASE}", "--target", server, "--tag", tag]
-    engine.run(*words, "--file", str(_SERVERS / "Dockerfile"), str(folder))
+    engine.run(*words, "--file", str(_SERVERS / "Dockerfile"), str(folder or kafka.installed().where))
     return {variable: tag}
 
 

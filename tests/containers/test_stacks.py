@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 import urllib3
+from services import kafka
 from services.process import free_port
-from stacks import Stack, stand_in
+from stacks import Stack, build, stand_in
 
+from brokers import need
 from proving import proof
 from waiting import until
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
 pytestmark = [proof("containers", quick=False), pytest.mark.timeout(3_600), pytest.mark.xdist_group("containers")]
 STAGES = ("ingest", "normalize", "lake", "ledger", "repair", "schedule", "dashboard")
+SIMULATORS = ("binance", "polygon", "alpaca")
 
 
 def answer(port: int, path: str, token: str = "") -> int:
@@ -85,3 +88,34 @@ def test_redis_has_a_container_for_each_stage_and_loses_nothing_when_they_are_ki
     until(lambda: redis.healthy(*running), "all are healthy again")
     every_event_is_there(redis, "dashboard")
     assert redis.stopped(STAGES) == {f"{name}-1": 0 for name in STAGES}
+
+
+def test_full_has_kafka_and_a_database_and_whoever_watches(stack: Callable[..., Stack], image: Engine) -> None:
+    need(kafka)
+    build(image, "tapeline-prefect")
+    ports = {f"{name}_PORT": str(free_port()) for name in ("DASHBOARD", "PROMETHEUS", "ALERTMANAGER", "PREFECT")}
+    images: dict[str, str] = {}
+    for name in ("kafka", "timescale", "prometheus", "alertmanager"):
+        images |= stand_in(image, name)
+    started = (*STAGES, *SIMULATORS, "postgresql", "kafka", "timescale", "prometheus", "alertmanager", "prefect-server", "prefect")
+    full = stack("full", started, {**images, **ports})
+    assert full.healthy()
+    full.compose("stop", "repair")
+    until(lambda: rows(full) > 500, "data arrives")
+    running = [name for name in full.containers() if name != "repair-1"]
+    for name in ("normalize-1", "lake-1", "postgresql-1"):
+        full.crash(name)
+    until(lambda: full.healthy(*running), "all are healthy again")
+    targets = f"http://127.0.0.1:{ports['PROMETHEUS_PORT']}/api/v1/query?query=count(tapeline_up==1)"
+
+    def reporting() -> int:
+        result = urllib3.request("GET", targets, timeout=10.0).json()["data"]["result"]
+        return int(result[0]["value"][1]) if result else 0
+
+    until(lambda: reporting() == len(STAGES) + 1, "Prometheus reads every stage, and both workers")
+    every_event_is_there(full, "dashboard")
+    count = "psql -h 127.0.0.1 -U tapeline -d tapeline -Atc 'SELECT count(*) FROM ticks'"
+    kept = full.compose("exec", "-T", "timescale", "sh", "-c", f'PGPASSWORD="$(cat /run/secrets/postgres_password)" {count}')
+    ticks = sum(row["kept"] for row in full.compared().counts if row["kind"] in ("trade", "quote"))
+    assert int(kept) == ticks, "the database has the same ticks as the lake"
+    assert set(full.stopped((*STAGES, "postgresql")).values()) == {0}
