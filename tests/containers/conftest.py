@@ -25,6 +25,7 @@ def engine() -> Iterator[Engine]:
     folder = Path(tempfile.mkdtemp(prefix="tapeline-docker-"))  # the path of a socket must be short
     try:
         with Engine(folder) as started:
+            started.clear()
             started.import_base()
             yield started
     finally:
