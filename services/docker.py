@@ -119,6 +119,12 @@ class Engine(Server):
             self._lock = _locked(self.data)
         _end_what_was_left(self.data)
 
+    def stop(self) -> None:
+        super().stop()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
     def program(self) -> str:
         return str(find().where)
 
