@@ -17,6 +17,7 @@ from services import kafka
 from services.docker import BASE, Engine
 from services.process import ServerFailed
 
+from modules import module_at
 from tapeline.demo.verify import Comparison, compare
 from waiting import until
 
@@ -75,11 +76,7 @@ class Stack:
     @property
     def environment(self) -> dict[str, str]:
         """The variables of `make up DEMO=1`, with secrets, ports and a project of our own."""
-        sys.path.insert(0, str(COMPOSE))
-        try:
-            import stack
-        finally:
-            sys.path.remove(str(COMPOSE))
+        stack = module_at(COMPOSE / "stack.py")
         secrets = self.folder / "secrets"
         stack.make_secrets(secrets, demo=True)
         chosen: dict[str, str] = stack.settings(self.profile, demo=True)
