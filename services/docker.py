@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import itertools
 import os
 import shutil
+import signal
 import socket
 import ssl
 import subprocess
@@ -12,7 +16,7 @@ from typing import TYPE_CHECKING, ClassVar, Final
 
 from services.compose_file import build
 from services.packages import apt_install, cache
-from services.process import Found, Missing, Server, ServerFailed
+from services.process import Found, Missing, Server, ServerFailed, family
 
 if TYPE_CHECKING:
     from services.container import Container
@@ -95,6 +99,12 @@ class Engine(Server):
 
     name: ClassVar[str] = "dockerd"
 
+    def __init__(self, folder: Path, data: Path | None = None) -> None:
+        """`data`: where the engine keeps images and volumes, if not in the cache. One engine at a time has it."""
+        super().__init__(folder)
+        self.data = data or _home() / "data"
+        self._lock: int | None = None
+
     @property
     def url(self) -> str:
         return f"unix://{self._socket}"
@@ -104,13 +114,23 @@ class Engine(Server):
 
     def prepare(self) -> None:
         self._socket.unlink(missing_ok=True)
+        self.data.mkdir(parents=True, exist_ok=True)
+        if self._lock is None:
+            self._lock = _locked(self.data)
+        _end_what_was_left(self.data)
+
+    def stop(self) -> None:
+        super().stop()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def program(self) -> str:
         return str(find().where)
 
     def arguments(self) -> list[str]:
         return [
-            *("--data-root", str(_home() / "data"), "--exec-root", str(self.folder / "exec"), "--pidfile", str(self.folder / "pid")),
+            *("--data-root", str(self.data), "--exec-root", str(self.folder / "exec"), "--pidfile", str(self.folder / "pid")),
             *("--host", self.url, "--init-path", str(_which("tini"))),
             *("--iptables=false", "--ip6tables=false", "--ip-masq=false", "--ip-forward=false", "--bridge=none"),
         ]
@@ -156,6 +176,13 @@ class Engine(Server):
             raise ServerFailed(f"docker {' '.join(words)} ended with status {done.returncode}: {(done.stdout + done.stderr)[-3_000:]}")
         return done.stdout.strip()
 
+    def clear(self) -> None:
+        """Remove every container, network and volume, and images without a name. A run that was killed has left its own."""
+        if left := self.run("ps", "--all", "--quiet").split():
+            self.run("rm", "--force", "--volumes", *left)
+        for kind in ("network", "volume", "image"):
+            self.run(kind, "prune", "--force")
+
     def import_base(self) -> None:
         """Make the Debian root an image, unless it is one."""
         if not self.run("images", "--quiet", BASE):
@@ -164,3 +191,34 @@ class Engine(Server):
     @property
     def _socket(self) -> Path:
         return self.folder / "s"
+
+
+def _locked(data: Path) -> int:
+    """Take the lock of an engine's data for as long as this process lives. ServerFailed: another process has it."""
+    file = os.open(data.with_name(f"{data.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(file)
+        raise ServerFailed(f"Another process runs an engine with the data in {data}. Wait until it has ended.") from None
+    return file
+
+
+def _end_what_was_left(data: Path) -> None:
+    """End the containers of an engine that was killed: their processes and mounts outlive it. The caller has the lock of the data."""
+    homes = {str(data)}
+    for entry in Path("/proc").iterdir():
+        words = [""]
+        if entry.name.isdecimal():
+            with contextlib.suppress(OSError):
+                words = (entry / "cmdline").read_text(errors="replace").split("\0")
+        given = dict(itertools.pairwise(words))
+        if "containerd-shim" in words[0] and (data / "containers" / given.get("-id", "none")).exists():
+            homes.add(given["-address"].rpartition("/containerd/")[0])
+            for pid in family(int(entry.name)):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+    mounted = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
+    for place in reversed(mounted):
+        if any(f"{place}/".startswith(f"{home}/") for home in homes):
+            subprocess.run(["umount", "--lazy", place], check=False, capture_output=True)

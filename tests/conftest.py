@@ -61,7 +61,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _group(item: pytest.Item) -> str | None:
-    """Tests of one group run in one worker, one after the other: those that share a broker, or something that a module makes once."""
+    """Tests of one group run in one worker, one after the other: those that share a broker, or something that a module makes once.
+
+    None: the test is in no group, or has named its own."""
+    if item.get_closest_marker("xdist_group") is not None:
+        return None
     fixtures = item._fixtureinfo.name2fixturedefs if isinstance(item, pytest.Function) else {}
     if any(some[-1].scope == "module" for some in fixtures.values()):
         return item.path.stem

@@ -25,6 +25,7 @@ def engine() -> Iterator[Engine]:
     folder = Path(tempfile.mkdtemp(prefix="tapeline-docker-"))  # the path of a socket must be short
     try:
         with Engine(folder) as started:
+            started.clear()
             started.import_base()
             yield started
     finally:
@@ -40,11 +41,11 @@ def image(engine: Engine) -> Engine:
 
 @pytest.fixture
 def stack(image: Engine, tmp_path: Path) -> Iterator[Callable[..., Stack]]:
-    """`stack("redis", variables={...})`: a stack that is started. It is removed at the end."""
+    """`stack("redis", {"DASHBOARD_PORT": "8765"})`: a stack that is started. It is removed at the end."""
     made: list[Stack] = []
 
-    def start(profile: str, services: tuple[str, ...] = (), variables: Mapping[str, str] | None = None) -> Stack:
-        made.append(Stack(image, profile, tmp_path, services, variables or {}))
+    def start(profile: str, variables: Mapping[str, str]) -> Stack:
+        made.append(Stack(image, profile, tmp_path, variables))
         made[-1].up()
         return made[-1]
 

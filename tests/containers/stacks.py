@@ -7,23 +7,32 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from services import kafka
 from services.docker import BASE, Engine
 from services.process import ServerFailed
 
+from modules import module_at
 from tapeline.demo.verify import Comparison, compare
 from waiting import until
 
 ROOT: Final = Path(__file__).parents[2]
 COMPOSE: Final = ROOT / "deploy" / "compose"
 _SERVERS: Final = Path(__file__).with_name("servers")
-#: A server of compose.yaml to the variable with its image, and the folder that its image is built from.
+#: A server of compose.yaml to the variable with its image.
 _STAND_INS: Final = {
-    "redis": ("REDIS_IMAGE", _SERVERS),
+    "redis": "REDIS_IMAGE",
+    "kafka": "KAFKA_IMAGE",
+    "timescale": "TIMESCALE_IMAGE",
+    "prometheus": "PROMETHEUS_IMAGE",
+    "alertmanager": "ALERTMANAGER_IMAGE",
+    "grafana": "GRAFANA_IMAGE",
+    "node": "NODE",
 }
 #: A simulator's market is closed by this signal: nothing more happens, and its connections stay.
 _HALT: Final = "USR1"
@@ -34,21 +43,25 @@ _SETTLE_S: Final = 180.0
 _PATIENCE_S: Final = 600.0
 
 
-def build(engine: Engine, *images: str) -> None:
-    """Build images of this clone as `make image` does."""
+def build(engine: Engine, *images: str, **variables: str) -> None:
+    """Build images of this clone as `make image` does. `variables`: of its environment, such as NODE."""
     program = "import sys; sys.path.insert(0, sys.argv[1]); import stack; stack._build(tuple(sys.argv[2:]))"
     command = [sys.executable, "-B", "-c", program, str(COMPOSE), *images]
-    done = subprocess.run(command, env=engine.environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=engine.environment | variables, capture_output=True, text=True, check=False)
     assert done.returncode == 0, (done.stdout + done.stderr)[-6_000:]
 
 
-def stand_in(engine: Engine, server: str) -> dict[str, str]:
-    """Build a server's image of Debian's packages; the variable that makes Compose use it."""
-    variable, folder = _STAND_INS[server]
-    tag = f"tapeline-test-{server}:0.0.1"
-    words = ["build", "--quiet", "--network", "host", "--build-arg", f"BASE={BASE}", "--target", server, "--tag", tag]
-    engine.run(*words, "--file", str(_SERVERS / "Dockerfile"), str(folder))
-    return {variable: tag}
+def stand_in(engine: Engine, *servers: str) -> dict[str, str]:
+    """Build the images of servers from packages; the variables that make Compose use them."""
+    found = {}
+    for server in servers:
+        # The folder that the image is built from. Kafka's has nothing but its jars.
+        folder = {"kafka": lambda: kafka.installed().where, "node": lambda: ROOT / "web" / "node"}.get(server, lambda: _SERVERS)()
+        found[_STAND_INS[server]] = tag = f"tapeline-test-{server}:0.0.1"
+        words = ["build", "--quiet", "--network", "host", "--build-arg", f"BASE={BASE}", "--target", server, "--tag", tag]
+        words += ["--secret", f"id=ca,src={authorities}"] if (authorities := engine.environment.get("CA")) else []
+        engine.run(*words, "--file", str(_SERVERS / "Dockerfile"), str(folder))
+    return found
 
 
 @dataclass
@@ -58,18 +71,12 @@ class Stack:
     engine: Engine
     profile: str
     folder: Path
-    #: What is started. Images that cannot be had are left out.
-    services: tuple[str, ...] = ()
     variables: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def environment(self) -> dict[str, str]:
         """The variables of `make up DEMO=1`, with secrets, ports and a project of our own."""
-        sys.path.insert(0, str(COMPOSE))
-        try:
-            import stack
-        finally:
-            sys.path.remove(str(COMPOSE))
+        stack = module_at(COMPOSE / "stack.py")
         secrets = self.folder / "secrets"
         stack.make_secrets(secrets, demo=True)
         chosen: dict[str, str] = stack.settings(self.profile, demo=True)
@@ -88,7 +95,7 @@ class Stack:
     def up(self) -> None:
         """Start it; every container is healthy when this returns."""
         try:
-            self.compose("up", "--detach", "--wait", "--wait-timeout", "500", *self.services)
+            self.compose("up", "--detach", "--wait", "--wait-timeout", "500")
         except ServerFailed as failed:
             logs = self.compose("logs", "--no-color", "--tail", "30")
             raise AssertionError(f"{failed}\n{self.compose('ps', '--all')}\n{logs[-8_000:]}") from None
@@ -136,10 +143,17 @@ class Stack:
         """Where the engine keeps a volume."""
         return Path(self.engine.run("volume", "inspect", "--format", "{{.Mountpoint}}", f"test-{self.profile}_{name}"))
 
-    def compared(self) -> Comparison:
-        """The lake, compared with what the simulators have sent, event by event. An event counts once."""
-        simulated = self.volume("simulated")
-        return compare(self.volume("data") / "lake", [simulated / f"{name}.jsonl" for name in SIMULATORS], once=True)
+    def compared(self, *, cut: bool = False) -> Comparison:
+        """The lake, compared with what the simulators have sent, event by event. An event counts once.
+
+        `cut`: ingest was killed. What it had not received, or not passed on, is the end of each simulator's connection before the last."""
+        lake, simulated = self.volume("data") / "lake", self.volume("simulated")
+        journals = [simulated / f"{name}.jsonl" for name in SIMULATORS]
+        found = compare(lake, journals, once=True)
+        if not cut:
+            return found
+        lost = Counter(row["provider"] for row in found.missing)
+        return compare(lake, [_shortened(journal, lost[journal.stem], self.folder) for journal in journals], once=True)
 
     def status(self, service: str) -> dict[str, Any]:
         """What `tapeline status` says in a container."""
@@ -147,12 +161,12 @@ class Stack:
         found: dict[str, Any] = json.loads(text)
         return found
 
-    def settles(self, service: str) -> Comparison:
-        """Wait until everything that was sent is in the lake, and nothing waits any more; then the comparison."""
+    def settles(self, service: str, *, cut: bool = False) -> Comparison:
+        """Wait until everything that was sent is in the lake, and nothing waits any more; then the comparison. `cut`: see `compared`."""
         looks: list[str] = []
 
         def settled() -> bool:
-            found = self.compared()
+            found = self.compared(cut=cut)
             waits = {entry["group"]: entry["records"] for entry in self.status(service)["backlog"] if entry["records"]}
             looks.append(f"{found.sent} sent, {found.kept} kept, {len(found.missing)} missing, {found.extra[:2]} too many, {waits} wait")
             return found.exact and not waits
@@ -161,7 +175,7 @@ class Stack:
             until(settled, "everything that was sent is in the lake", _SETTLE_S)
         except AssertionError as failed:
             raise AssertionError(f"{failed}\n{looks[0]}\n{looks[-1]}") from None
-        return self.compared()
+        return self.compared(cut=cut)
 
     def stopped(self, names: Iterable[str]) -> dict[str, int]:
         """Stop these services as `docker compose stop` does; the exit status of each container."""
@@ -169,3 +183,14 @@ class Stack:
         self.compose("stop", *chosen)
         containers = self.containers()
         return {name: one["State"]["ExitCode"] for name, one in containers.items() if name.rpartition("-")[0] in chosen}
+
+
+def _shortened(journal: Path, lines: int, folder: Path) -> Path:
+    """A copy of a journal without the last lines of the connection before the last one."""
+    written = journal.read_bytes().splitlines(keepends=True)
+    numbers = [json.loads(line)["connection"] for line in written]
+    cut = sorted(set(numbers))[-2:][0]
+    ends = [at for at, number in enumerate(numbers) if number == cut][-lines:] if lines else []
+    copy = folder / journal.name
+    copy.write_bytes(b"".join(line for at, line in enumerate(written) if at not in set(ends)))
+    return copy

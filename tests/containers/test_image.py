@@ -7,8 +7,9 @@ import subprocess
 from typing import TYPE_CHECKING, Final
 
 import pytest
-from stacks import ROOT
+from stacks import COMPOSE, ROOT
 
+from modules import module_at
 from proving import proof
 
 if TYPE_CHECKING:
@@ -55,3 +56,23 @@ def test_it_has_the_page_and_nothing_that_builds(image: Engine) -> None:
 def test_the_demo_proves_itself_as_another_user_on_a_read_only_system_without_a_network(image: Engine) -> None:
     said = image.run("run", *CLOSED, "--tmpfs", "/data:uid=4711,gid=4711,size=1g", TAPELINE, "demo", "--seconds", "10", "--rate", "500")
     assert "events sent is in the lake exactly once" in said, said
+
+
+def test_it_can_be_built_again_from_the_same_sources_with_the_same_contents(image: Engine) -> None:
+    program = (
+        "import hashlib, os, sys\n"
+        "for folder, _, names in sorted(os.walk('/opt/tapeline')):\n"
+        "    for name in sorted(names):\n"
+        "        path = os.path.join(folder, name)\n"
+        "        some = os.lstat(path)\n"
+        "        data = os.readlink(path).encode() if os.path.islink(path) else open(path, 'rb').read()\n"
+        "        print(path, int(some.st_mtime), oct(some.st_mode), hashlib.sha256(data).hexdigest())\n"
+    )
+    build = module_at(COMPOSE / "stack.py").build_command("tapeline", image.environment)
+    command = [*build[1:-1], "--no-cache", "--tag", "tapeline-again:0.1.0", str(ROOT)]
+    image.run(*command, within_s=1_800)
+    first, second = (
+        image.run("run", "--rm", "--network", "none", "--entrypoint", "python", name, "-c", program).splitlines()
+        for name in (TAPELINE, "tapeline-again:0.1.0")
+    )
+    assert sorted(set(first) ^ set(second)) == []

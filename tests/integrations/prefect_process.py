@@ -184,6 +184,13 @@ class Prefect:
                 time.sleep(0.5)
         raise AssertionError(f"Prefect's server is too busy to answer {path}")
 
+    def ready(self, name: str) -> tuple[int, str]:
+        """The exit status and the word of the health check, for the deployments of a name."""
+        environ = os.environ | {"PREFECT_API_URL": f"http://127.0.0.1:{self.port}/api"}
+        command = [sys.executable, "-m", "tapeline_prefect.ready", name]
+        done = subprocess.run(command, cwd=PACKAGE, env=environ, capture_output=True, text=True, check=False)
+        return done.returncode, done.stdout.strip()
+
     def deployment(self, job: str) -> dict[str, Any]:
         return dict(self.ask(f"/deployments/name/{job}/tapeline"))
 

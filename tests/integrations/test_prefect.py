@@ -124,6 +124,11 @@ def test_each_job_has_a_deployment_with_its_schedule_its_limit_and_its_parameter
     assert {f"Tapeline (tapeline): {job} is {what}" for job in found for what in ("late", "on time")} == titles
 
 
+def test_the_health_check_says_whether_the_jobs_are_served(prefect: Prefect) -> None:
+    until(lambda: prefect.ready("tapeline") == (0, "The deployments called tapeline are served."), "the jobs are served")
+    assert prefect.ready("another") == (1, "Prefect has no deployment called another.")
+
+
 def test_nothing_is_sent_to_anybody_and_nothing_listens_on_another_address(prefect: Prefect) -> None:
     (server,) = prefect.children("tapeline_prefect.server")
     settings = set(Path(f"/proc/{server}/environ").read_bytes().split(b"\0"))

@@ -431,6 +431,32 @@ def test_a_group_that_has_nothing_to_hand_out_yet_says_nothing_of_who_holds_a_le
     place.open().hold("one").drop()
 
 
+def test_a_kafka_that_was_away_for_longer_than_a_session_takes_no_lease_from_its_holder(
+    own_place: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tapeline.streams.kafka.lease.SESSION_S", 1.0)
+    place, server = own_place("kafka-arrow")
+    stream = place.open()
+    lease = stream.hold("an account")
+
+    def kept_for(seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            with suppress(Unavailable):
+                lease.keep()
+            time.sleep(0.1)
+
+    server.kill()
+    kept_for(3.0)
+    server.start()
+    kept_for(8.0)
+    with pytest.raises(Busy):
+        place.open().hold("an account")
+    lease.keep()
+    lease.drop()
+    place.open().hold("an account").drop()
+
+
 def test_a_producer_without_its_server_tries_seldom(own_place: Any) -> None:
     place, server = own_place("redis-arrow")
     producer = place.open().producer("writer")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 import time
+from concurrent.futures import Future
 from typing import Final
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, TopicPartition
 
 from tapeline.errors import Busy
+from tapeline.local.threads import concurrently
 from tapeline.streams.kafka.cluster import Cluster
 from tapeline.streams.kafka.group import SESSION_S
 
@@ -24,6 +26,9 @@ class GroupLease:
         self._cluster, self._name = cluster, name
         self._group = f"lease-{re.sub(r'[^A-Za-z0-9._-]+', '-', name)}"
         self.answered = self._have = False
+        #: The ids under which the group has known this process. It gets a new one when it joins again.
+        self._ids: set[str] = set()
+        self._question: Future[set[str]] | None = None
         self._consumer = cluster.consumer(
             self._group,
             partition_assignment_strategy="cooperative-sticky",
@@ -49,32 +54,52 @@ class GroupLease:
                 # A group that has only just learned of the topic assigns nothing at first. That does not mean that another member has the
                 # lease.
                 if self.answered and not self._have and now >= due:
-                    elsewhere = self._held_elsewhere()
+                    elsewhere = self._not_ours(self._holders())
                     due, rest_s = now + rest_s, min(2 * rest_s, _LONGEST_REST_S)
         if not self._have and not elsewhere:
             raise cluster.silent(f"the holder of {name} was not reported within {3 * SESSION_S:.0f} s")
-        self.keep()
+        if not self._have:
+            raise self._busy()
 
-    def _held_elsewhere(self) -> bool:
-        """Return whether the group says that another member has the partition."""
-        held = self._cluster.holders(self._group)
-        return bool(held - {self._consumer.memberid()})
+    def _holders(self) -> set[str]:
+        """Return the members of the group that have the partition. Raises Unavailable."""
+        return self._cluster.holders(self._group)
+
+    def _not_ours(self, holders: set[str]) -> bool:
+        """Whether another process is among these members. A group that was away for a while may know this one by an earlier id."""
+        self._ids.add(self._consumer.memberid())
+        return bool(holders - self._ids)
 
     def _assigned(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         self.answered, self._have = True, self._have or bool(partitions)
+        self._ids.add(consumer.memberid())
         consumer.incremental_assign([TopicPartition(some.topic, some.partition, OFFSET_BEGINNING) for some in partitions])
 
     def _gone(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        self._have = False
+        self._have = self.answered = False
         consumer.incremental_unassign(partitions)
 
     def keep(self) -> None:
-        """As `Lease.keep`. If the lease was lost, this also drops it, and must not be called again."""
+        """As `Lease.keep`. If another process has the lease, this also drops it, and must not be called again.
+
+        A member that does not reach its group for a session loses the partition, also if the brokers were away and nobody else could get
+        it. Then it joins again by itself. The lease counts as lost only if the group then gives the partition to another member."""
         with self._cluster.errors():
             self._consumer.poll(0)
-        if not self._have:
+        if self._have:
+            self._question = None
+            return
+        if self._question is None and self.answered:  # not earlier: a request to a group that is away may end the process
+            self._question = concurrently(self._holders, "lease")
+        if self._question is None or not self._question.done():
+            return
+        question, self._question = self._question, None
+        if self._not_ours(question.result()):
             self.drop()
-            raise Busy(f"Another process holds {self._name}. Stop that process. If it has died, this one can start in {SESSION_S:.0f} s.")
+            raise self._busy()
+
+    def _busy(self) -> Busy:
+        return Busy(f"Another process holds {self._name}. Stop that process. If it has died, this one can start in {SESSION_S:.0f} s.")
 
     def drop(self) -> None:
         self._consumer.close()
