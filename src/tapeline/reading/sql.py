@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
@@ -13,7 +13,7 @@ import pyarrow as pa
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
 from tapeline.errors import ConfigError, DiskProblem
-from tapeline.records import AMENDING, AMENDS, INSTRUMENTS, INSTRUMENTS_TABLE, NORMALIZED_TOPICS, Topic
+from tapeline.records import AMENDING, AMENDS, BARS_TOPIC, INSTRUMENTS, INSTRUMENTS_TABLE, NORMALIZED_TOPICS, TICKS_TOPIC, Topic
 from tapeline.stores.instruments import with_times
 from tapeline.stores.lake.engine import NO_DOWNLOADS
 from tapeline.stores.lake.files import check_format, for_duckdb, table_at, unreadable
@@ -39,6 +39,18 @@ CREATE VIEW trades AS SELECT * FROM (SELECT * FROM ticks WHERE kind = 'trade')
 ANTI JOIN amendments USING (provider, feed, symbol, date, exchange, trade_id)
 """
 
+#: The types of the lake's columns in SQL.
+_SQL_TYPES: Final[Mapping[pa.DataType, str]] = {
+    pa.string(): "VARCHAR",
+    pa.int32(): "INTEGER",
+    pa.int64(): "BIGINT",
+    pa.float64(): "DOUBLE",
+    pa.bool_(): "BOOLEAN",
+    pa.binary(): "BLOB",
+    pa.date32(): "DATE",
+    pa.timestamp("us", "UTC"): "TIMESTAMP WITH TIME ZONE",
+}
+
 _READING: Final = frozenset(
     {duckdb.StatementType.SELECT, duckdb.StatementType.MULTI, duckdb.StatementType.PRAGMA, duckdb.StatementType.CALL}
 )
@@ -57,33 +69,53 @@ FROM ledger
 _GAPS: Final = "CREATE VIEW gaps AS SELECT * FROM coverage WHERE state IN ('open', 'repairing', 'unrecoverable')"
 
 
-def connect(lake: Path, ledger: pa.Table | None = None) -> duckdb.DuckDBPyConnection:
+def connect(lake: Path, ledger: Callable[[], pa.Table | None] | None = None) -> duckdb.DuckDBPyConnection:
     """An in-memory DuckDB with the views ticks, trades, amendments, bars, bar_revisions, suspects, notices, rejected and instruments.
 
-    `ledger`: the rows for the views `coverage` and `gaps`, as `Ledger.intervals` returns them; without it, these views do not exist.
-    Nothing is downloaded. Raises DiskProblem when the lake cannot be read, and NewerData when a newer Tapeline wrote it."""
-    with ThreadPoolExecutor(1) as starter:
-        starting = starter.submit(_started)  # in parallel: starting DuckDB takes as long as reading the tables' logs
-        files = {topic: _files(lake / topic.table) for topic in NORMALIZED_TOPICS}
-        lists = _files(lake / INSTRUMENTS_TABLE)
-        db = starting.result()
-    for topic in NORMALIZED_TOPICS:
-        name = "bar_revisions" if topic.table == "bars" else topic.table
-        if files[topic]:
-            db.read_parquet(files[topic], hive_partitioning=True).create_view(name)
-        else:
-            db.register(name, _empty(topic))
-    if lists:
-        db.read_parquet(lists, hive_partitioning=True).create_view(INSTRUMENTS_TABLE)
-    else:
-        db.register(INSTRUMENTS_TABLE, with_times(INSTRUMENTS.empty_table()))
-    for view in (_BARS, _AMENDMENTS, _TRADES, _SUSPECTS):
-        db.execute(view).fetchall()
-    if ledger is not None:
-        db.register("ledger", ledger)
-        for view in (_COVERAGE, _GAPS):
-            db.execute(view).fetchall()
+    `ledger` returns the rows for the views `coverage` and `gaps`, as `Ledger.intervals` returns them; without rows, these views do not
+    exist. Nothing is downloaded. Raises DiskProblem when the lake cannot be read, and NewerData when a newer Tapeline wrote it."""
+    with ThreadPoolExecutor(1) as other:
+        # The logs and the ledger take less time than DuckDB's start, which is slower in any thread but this one: its memory is there.
+        reading = other.submit(_tables, lake, ledger)
+        db = _started()
+        tables, intervals = reading.result()
+        ticks = tables.pop(TICKS_TOPIC.table)
+        # The view of ticks reads a large footer. Meanwhile the other thread makes the views that do not need it.
+        making = other.submit(_execute, db.cursor(), [*tables.values(), _BARS, _SUSPECTS, _AMENDMENTS])
+        _execute(db, [ticks])
+        if intervals is not None:
+            db.register("ledger", intervals)
+            _execute(db, [_COVERAGE, _GAPS])
+        making.result()
+    _execute(db, [_TRADES])
     return db
+
+
+def _tables(lake: Path, ledger: Callable[[], pa.Table | None] | None) -> tuple[dict[str, str], pa.Table | None]:
+    """The statement for the view of each of the lake's tables, and the ledger's rows."""
+    views = {
+        topic.table: _view("bar_revisions" if topic is BARS_TOPIC else topic.table, _files(lake / topic.table), _empty(topic))
+        for topic in NORMALIZED_TOPICS
+    }
+    views[INSTRUMENTS_TABLE] = _view(INSTRUMENTS_TABLE, _files(lake / INSTRUMENTS_TABLE), with_times(INSTRUMENTS.empty_table()))
+    return views, ledger() if ledger is not None else None
+
+
+def _name(topic: Topic) -> str:
+    return "bar_revisions" if topic is BARS_TOPIC else topic.table
+
+
+def _execute(db: duckdb.DuckDBPyConnection, statements: Sequence[str]) -> None:
+    db.execute(";".join(statements)).fetchall()
+
+
+def _view(name: str, files: Sequence[str], empty: pa.Table) -> str:
+    """The statement for a view of a table's files; of no rows with the columns of `empty`, if there are no files."""
+    if files:
+        listed = ", ".join("'" + file.replace("'", "''") + "'" for file in files)
+        return f"CREATE VIEW {name} AS FROM read_parquet([{listed}], hive_partitioning = true)"
+    columns = ", ".join(f'CAST(NULL AS {_SQL_TYPES[field.type]}) AS "{field.name}"' for field in empty.schema)
+    return f"CREATE VIEW {name} AS SELECT {columns} LIMIT 0"
 
 
 def fence(db: duckdb.DuckDBPyConnection, lake: Path) -> None:
