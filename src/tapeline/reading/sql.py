@@ -13,32 +13,24 @@ import pyarrow as pa
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
 from tapeline.errors import ConfigError, DiskProblem
-from tapeline.records import AMENDING, AMENDS, BARS_TOPIC, INSTRUMENTS, INSTRUMENTS_TABLE, NORMALIZED_TOPICS, TICKS_TOPIC, Topic
+from tapeline.records import (
+    AMENDING,
+    AMENDS,
+    BARS_TOPIC,
+    INSTRUMENTS,
+    INSTRUMENTS_TABLE,
+    NORMALIZED_TOPICS,
+    Topic,
+)
 from tapeline.stores.instruments import with_times
 from tapeline.stores.lake.engine import NO_DOWNLOADS
 from tapeline.stores.lake.files import check_format, for_duckdb, table_at, unreadable
 
 #: How many rows `each` reads at a time.
 _ROWS_AT_ONCE: Final = 5_000
-#: `bars` has the last revision of each bar; `bar_revisions` has all revisions.
-_BARS: Final = """
-CREATE VIEW bars AS SELECT * FROM bar_revisions
-QUALIFY row_number() OVER (
-    PARTITION BY provider, feed, symbol, "interval", ts_ns ORDER BY received_ns DESC, raw_partition DESC, raw_offset DESC, raw_index DESC
-) = 1
-"""
-
-#: `amendments` has the notices that take back a trade. `trades` has the trades that were not taken back.
-_AMENDMENTS: Final = f"""
-CREATE VIEW amendments AS SELECT provider, feed, symbol, date, amends.exchange AS exchange, amends.trade_id AS trade_id, kind, ts_ns, detail
-FROM (SELECT *, regexp_extract(detail, '{AMENDS}', ['exchange', 'trade_id']) AS amends FROM notices WHERE kind IN {AMENDING})
-WHERE amends.trade_id <> ''
-"""  # noqa: S608 constants of our own
-_TRADES: Final = """
-CREATE VIEW trades AS SELECT * FROM (SELECT * FROM ticks WHERE kind = 'trade')
-ANTI JOIN amendments USING (provider, feed, symbol, date, exchange, trade_id)
-"""
-
+_READING: Final = frozenset(
+    {duckdb.StatementType.SELECT, duckdb.StatementType.MULTI, duckdb.StatementType.PRAGMA, duckdb.StatementType.CALL}
+)
 #: The types of the lake's columns in SQL.
 _SQL_TYPES: Final[Mapping[pa.DataType, str]] = {
     pa.string(): "VARCHAR",
@@ -50,23 +42,34 @@ _SQL_TYPES: Final[Mapping[pa.DataType, str]] = {
     pa.date32(): "DATE",
     pa.timestamp("us", "UTC"): "TIMESTAMP WITH TIME ZONE",
 }
-
-_READING: Final = frozenset(
-    {duckdb.StatementType.SELECT, duckdb.StatementType.MULTI, duckdb.StatementType.PRAGMA, duckdb.StatementType.CALL}
-)
+#: `bars` has the last revision of each bar; `bar_revisions` has all revisions.
+_BARS: Final = """
+SELECT * FROM bar_revisions QUALIFY row_number() OVER (
+    PARTITION BY provider, feed, symbol, "interval", ts_ns ORDER BY received_ns DESC, raw_partition DESC, raw_offset DESC, raw_index DESC
+) = 1
+"""
+#: `amendments` has the notices that take back a trade. `trades` has the trades that were not taken back.
+_AMENDMENTS: Final = f"""
+SELECT provider, feed, symbol, date, amends.exchange AS exchange, amends.trade_id AS trade_id, kind, ts_ns, detail
+FROM (SELECT *, regexp_extract(detail, '{AMENDS}', ['exchange', 'trade_id']) AS amends FROM notices WHERE kind IN {AMENDING})
+WHERE amends.trade_id <> ''
+"""  # noqa: S608 constants of our own
+_TRADES: Final = """
+SELECT * FROM (SELECT * FROM ticks WHERE kind = 'trade')
+ANTI JOIN amendments USING (provider, feed, symbol, date, exchange, trade_id)
+"""
 #: Bars with impossible values, kept as they came. The rule is the same as that of normalize's count.
 _SUSPECTS: Final = """
-CREATE VIEW suspects AS SELECT * FROM bar_revisions
-WHERE "open" < low OR "open" > high OR "close" < low OR "close" > high OR trades < 0
+SELECT * FROM bar_revisions WHERE "open" < low OR "open" > high OR "close" < low OR "close" > high OR trades < 0
 """
+_DERIVED: Final = {"bars": _BARS, "amendments": _AMENDMENTS, "trades": _TRADES, "suspects": _SUSPECTS}
 #: The intervals of the ledger, with readable times beside the exact ones. A null end means that the interval continues.
 _COVERAGE: Final = """
-CREATE VIEW coverage AS
 SELECT * EXCLUDE (evidence, first_id, last_id), make_timestamp_ns(start_ns) AS "start", make_timestamp_ns(end_ns) AS "end",
     evidence, first_id, last_id
 FROM ledger
 """
-_GAPS: Final = "CREATE VIEW gaps AS SELECT * FROM coverage WHERE state IN ('open', 'repairing', 'unrecoverable')"
+_OF_LEDGER: Final = {"coverage": _COVERAGE, "gaps": "SELECT * FROM coverage WHERE state IN ('open', 'repairing', 'unrecoverable')"}
 
 
 def connect(lake: Path, ledger: Callable[[], pa.Table | None] | None = None) -> duckdb.DuckDBPyConnection:
@@ -75,47 +78,41 @@ def connect(lake: Path, ledger: Callable[[], pa.Table | None] | None = None) -> 
     `ledger` returns the rows for the views `coverage` and `gaps`, as `Ledger.intervals` returns them; without rows, these views do not
     exist. Nothing is downloaded. Raises DiskProblem when the lake cannot be read, and NewerData when a newer Tapeline wrote it."""
     with ThreadPoolExecutor(1) as other:
-        # The logs and the ledger take less time than DuckDB's start, which is slower in any thread but this one: its memory is there.
-        reading = other.submit(_tables, lake, ledger)
+        # DuckDB takes longer to start than the logs and the ledger to be read, and longer still in another thread than this one.
+        reading = other.submit(_read, lake, ledger)
         db = _started()
-        tables, intervals = reading.result()
-        ticks = tables.pop(TICKS_TOPIC.table)
-        # The view of ticks reads a large footer. Meanwhile the other thread makes the views that do not need it.
-        making = other.submit(_execute, db.cursor(), [*tables.values(), _BARS, _SUSPECTS, _AMENDMENTS])
-        _execute(db, [ticks])
+        views, intervals = reading.result()
+        deriving = other.submit(_create, db.cursor(), _DERIVED)
+        _create(db, views)
         if intervals is not None:
             db.register("ledger", intervals)
-            _execute(db, [_COVERAGE, _GAPS])
-        making.result()
-    _execute(db, [_TRADES])
+            _create(db, _OF_LEDGER)
+        deriving.result()
     return db
 
 
-def _tables(lake: Path, ledger: Callable[[], pa.Table | None] | None) -> tuple[dict[str, str], pa.Table | None]:
-    """The statement for the view of each of the lake's tables, and the ledger's rows."""
-    views = {
-        topic.table: _view("bar_revisions" if topic is BARS_TOPIC else topic.table, _files(lake / topic.table), _empty(topic))
+def _read(lake: Path, ledger: Callable[[], pa.Table | None] | None) -> tuple[dict[str, str], pa.Table | None]:
+    """The queries that read the lake's tables, by the names of their views, and the ledger's rows."""
+    queries = {
+        "bar_revisions" if topic is BARS_TOPIC else topic.table: _query(_files(lake / topic.table), _empty(topic))
         for topic in NORMALIZED_TOPICS
     }
-    views[INSTRUMENTS_TABLE] = _view(INSTRUMENTS_TABLE, _files(lake / INSTRUMENTS_TABLE), with_times(INSTRUMENTS.empty_table()))
-    return views, ledger() if ledger is not None else None
+    queries[INSTRUMENTS_TABLE] = _query(_files(lake / INSTRUMENTS_TABLE), with_times(INSTRUMENTS.empty_table()))
+    return queries, ledger() if ledger is not None else None
 
 
-def _name(topic: Topic) -> str:
-    return "bar_revisions" if topic is BARS_TOPIC else topic.table
-
-
-def _execute(db: duckdb.DuckDBPyConnection, statements: Sequence[str]) -> None:
-    db.execute(";".join(statements)).fetchall()
-
-
-def _view(name: str, files: Sequence[str], empty: pa.Table) -> str:
-    """The statement for a view of a table's files; of no rows with the columns of `empty`, if there are no files."""
+def _query(files: Sequence[str], empty: pa.Table) -> str:
+    """A query of a table's files; if there are none, of no rows with the columns of `empty`."""
     if files:
         listed = ", ".join("'" + file.replace("'", "''") + "'" for file in files)
-        return f"CREATE VIEW {name} AS FROM read_parquet([{listed}], hive_partitioning = true)"
+        return f"FROM read_parquet([{listed}], hive_partitioning = true)"
     columns = ", ".join(f'CAST(NULL AS {_SQL_TYPES[field.type]}) AS "{field.name}"' for field in empty.schema)
-    return f"CREATE VIEW {name} AS SELECT {columns} LIMIT 0"
+    return f"SELECT {columns} LIMIT 0"
+
+
+def _create(db: duckdb.DuckDBPyConnection, views: Mapping[str, str]) -> None:
+    """Create views. DuckDB looks for a view's columns, and so into the footer of a file, at the first query that names it."""
+    db.execute(";".join(f"CREATE VIEW {name} WITH (DEFER_BINDING) AS {query}" for name, query in views.items())).fetchall()
 
 
 def fence(db: duckdb.DuckDBPyConnection, lake: Path) -> None:
