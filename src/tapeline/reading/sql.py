@@ -82,12 +82,11 @@ def connect(lake: Path, ledger: Callable[[], pa.Table | None] | None = None) -> 
         reading = other.submit(_read, lake, ledger)
         db = _started()
         views, intervals = reading.result()
-        deriving = other.submit(_create, db.cursor(), _DERIVED)
+        deriving = other.submit(_create, db.cursor(), _DERIVED if intervals is None else _DERIVED | _OF_LEDGER)
         _create(db, views)
-        if intervals is not None:
-            db.register("ledger", intervals)
-            _create(db, _OF_LEDGER)
         deriving.result()
+    if intervals is not None:
+        db.register("ledger", intervals)
     return db
 
 
