@@ -143,7 +143,8 @@ def _build(folder: Path) -> str:
     return (
         f"The lake has {facts['rows']:,} ticks of {len(history.SYMBOLS)} symbols over {_DAYS} days, in {facts['files']} Parquet files of"
         f" {facts['bytes'] / 1e9:.1f} GB together. The lake's own writer wrote them, and they are compacted. Each figure is the median of"
-        f" {_ROUNDS} new processes. The time begins after the imports, and the files are in the system's cache.\n\n"
+        f" {_ROUNDS} new processes, and the three ways take turns. The time begins after the imports, and the files are in the system's"
+        " cache.\n\n"
         "DuckDB reads the same rows from files that were laid out by hand, sorted by symbol and time. *By day* has a folder for each day."
         " *By day and symbol* has a folder for each day and symbol. The queries name only the files that hold the answer.\n\n"
     )

@@ -162,7 +162,7 @@ def test_every_status_in_the_help_of_a_command_is_on_the_page_of_exit_statuses()
 
 def test_the_page_of_views_names_every_view(tmp_path: Path) -> None:
     page = (ROOT / "docs" / "reference" / "views.md").read_text()
-    db = connect(tmp_path, INTERVALS.empty_table())
+    db = connect(tmp_path, INTERVALS.empty_table)
     views = {str(name) for (name,) in db.execute("SELECT view_name FROM duckdb_views() WHERE NOT internal").fetchall()}
     assert set(re.findall(r"^\| `(\w+)`", page, re.MULTILINE)) == views - {"ledger"}
     for view in ("amendments", "coverage"):
@@ -211,7 +211,7 @@ def test_the_queries_in_the_docs_run_on_an_empty_lake(tmp_path: Path) -> None:
     queries = [word for words in tapeline_commands() for word in words if word.upper().startswith("SELECT")]
     queries += re.findall(r'tapeline sql "(SELECT [^.][^"]+)"', "".join(page.read_text() for page in PAGES))
     assert queries
-    db = connect(tmp_path, INTERVALS.empty_table())
+    db = connect(tmp_path, INTERVALS.empty_table)
     for query in queries:
         db.execute(query).fetchall()
 

@@ -11,6 +11,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -535,6 +536,17 @@ def test_a_file_that_cannot_be_read_is_trouble_with_the_disk_to_whoever_asks_for
     asked = CliRunner().invoke(app, ["sql", "SELECT max(symbol), sum(last) FROM ticks", "--config", str(config)])
     assert isinstance(asked.exception, DiskProblem)
     assert "tapeline lake check" in str(asked.exception)
+
+
+def test_a_table_whose_files_are_gone_is_trouble_only_to_whoever_asks_for_its_rows(lake: Lake) -> None:
+    kept(lake, ticks({"sequence": 1}))
+    for path in (lake.root / "ticks").rglob("*.parquet"):
+        path.unlink()
+    with connect(lake.root) as db:
+        assert db.sql("FROM notices").fetchall() == db.sql("FROM bars").fetchall() == []
+        for view in ("ticks", "trades"):
+            with pytest.raises(duckdb.Error, match=r"ticks/date=.*\.parquet"):
+                db.sql(f"FROM {view}").fetchall()
 
 
 #: As deltalake says it where a disk is full, in the colors of a terminal; and where RUST_BACKTRACE is set.

@@ -197,7 +197,7 @@ class Home:
 
     def kept(self) -> dict[str, list[str]]:
         """Every row of every table, and every interval of the ledger."""
-        with closing(query.connect(self.root / "lake", ledger_rows(self.config))) as db:
+        with closing(query.connect(self.root / "lake", lambda: ledger_rows(self.config))) as db:
             found = {
                 table: sorted(map(repr, db.sql(f"SELECT * FROM {table}").to_arrow_table().to_pylist())) for table in (*TABLES, "coverage")
             }
@@ -212,7 +212,7 @@ class Home:
 
     def symbols(self) -> set[str]:
         """What the lake and the ledger know, by whichever name."""
-        with closing(query.connect(self.root / "lake", ledger_rows(self.config))) as db:
+        with closing(query.connect(self.root / "lake", lambda: ledger_rows(self.config))) as db:
             tables = " UNION ".join(f"SELECT symbol FROM {table}" for table in ("ticks", "bar_revisions", "bars", "notices", "coverage"))
             return {symbol for (symbol,) in db.sql(tables).fetchall() if symbol is not None}
 

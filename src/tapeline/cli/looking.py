@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Annotated, Any
@@ -69,7 +70,7 @@ def sql(
     settings = load_config(config)
     lake = lake_folder(settings)
     try:
-        db = connect(lake, ledger_rows(settings))
+        db = connect(lake, partial(ledger_rows, settings))
         if len(db.extract_statements(query)) > 1:
             raise ConfigError("The query has more than one statement. Give one statement.")
         if not allow_files:

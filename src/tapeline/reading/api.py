@@ -302,11 +302,16 @@ def connect(*, config: Settings = None) -> duckdb.DuckDBPyConnection:
     avoids opening files without matching rows. If the ledger is in PostgreSQL and that is away, its two views are missing. Raises
     ConfigError, DiskProblem, NewerData.
     """
-    from tapeline.app.ledgers import ledger_rows
     from tapeline.app.stores import lake_folder
 
     settings = loaded(config)
-    return query.connect(lake_folder(settings), ledger_rows(settings))
+
+    def intervals() -> pa.Table | None:
+        from tapeline.app.ledgers import ledger_rows
+
+        return ledger_rows(settings)
+
+    return query.connect(lake_folder(settings), intervals)
 
 
 def _answered(settings: Settings, selection: Selection, kinds: frozenset[str], session: bool) -> list[Answer]:

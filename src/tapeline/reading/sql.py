@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
@@ -13,77 +13,105 @@ import pyarrow as pa
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
 from tapeline.errors import ConfigError, DiskProblem
-from tapeline.records import AMENDING, AMENDS, INSTRUMENTS, INSTRUMENTS_TABLE, NORMALIZED_TOPICS, Topic
+from tapeline.records import (
+    AMENDING,
+    AMENDS,
+    BARS_TOPIC,
+    INSTRUMENTS,
+    INSTRUMENTS_TABLE,
+    NORMALIZED_TOPICS,
+    Topic,
+)
 from tapeline.stores.instruments import with_times
 from tapeline.stores.lake.engine import NO_DOWNLOADS
 from tapeline.stores.lake.files import check_format, for_duckdb, table_at, unreadable
 
 #: How many rows `each` reads at a time.
 _ROWS_AT_ONCE: Final = 5_000
+_READING: Final = frozenset(
+    {duckdb.StatementType.SELECT, duckdb.StatementType.MULTI, duckdb.StatementType.PRAGMA, duckdb.StatementType.CALL}
+)
+#: The types of the lake's columns in SQL.
+_SQL_TYPES: Final[Mapping[pa.DataType, str]] = {
+    pa.string(): "VARCHAR",
+    pa.int32(): "INTEGER",
+    pa.int64(): "BIGINT",
+    pa.float64(): "DOUBLE",
+    pa.bool_(): "BOOLEAN",
+    pa.binary(): "BLOB",
+    pa.date32(): "DATE",
+    pa.timestamp("us", "UTC"): "TIMESTAMP WITH TIME ZONE",
+}
 #: `bars` has the last revision of each bar; `bar_revisions` has all revisions.
 _BARS: Final = """
-CREATE VIEW bars AS SELECT * FROM bar_revisions
-QUALIFY row_number() OVER (
+SELECT * FROM bar_revisions QUALIFY row_number() OVER (
     PARTITION BY provider, feed, symbol, "interval", ts_ns ORDER BY received_ns DESC, raw_partition DESC, raw_offset DESC, raw_index DESC
 ) = 1
 """
-
 #: `amendments` has the notices that take back a trade. `trades` has the trades that were not taken back.
 _AMENDMENTS: Final = f"""
-CREATE VIEW amendments AS SELECT provider, feed, symbol, date, amends.exchange AS exchange, amends.trade_id AS trade_id, kind, ts_ns, detail
+SELECT provider, feed, symbol, date, amends.exchange AS exchange, amends.trade_id AS trade_id, kind, ts_ns, detail
 FROM (SELECT *, regexp_extract(detail, '{AMENDS}', ['exchange', 'trade_id']) AS amends FROM notices WHERE kind IN {AMENDING})
 WHERE amends.trade_id <> ''
 """  # noqa: S608 constants of our own
 _TRADES: Final = """
-CREATE VIEW trades AS SELECT * FROM (SELECT * FROM ticks WHERE kind = 'trade')
+SELECT * FROM (SELECT * FROM ticks WHERE kind = 'trade')
 ANTI JOIN amendments USING (provider, feed, symbol, date, exchange, trade_id)
 """
-
-_READING: Final = frozenset(
-    {duckdb.StatementType.SELECT, duckdb.StatementType.MULTI, duckdb.StatementType.PRAGMA, duckdb.StatementType.CALL}
-)
 #: Bars with impossible values, kept as they came. The rule is the same as that of normalize's count.
 _SUSPECTS: Final = """
-CREATE VIEW suspects AS SELECT * FROM bar_revisions
-WHERE "open" < low OR "open" > high OR "close" < low OR "close" > high OR trades < 0
+SELECT * FROM bar_revisions WHERE "open" < low OR "open" > high OR "close" < low OR "close" > high OR trades < 0
 """
+_DERIVED: Final = {"bars": _BARS, "amendments": _AMENDMENTS, "trades": _TRADES, "suspects": _SUSPECTS}
 #: The intervals of the ledger, with readable times beside the exact ones. A null end means that the interval continues.
 _COVERAGE: Final = """
-CREATE VIEW coverage AS
 SELECT * EXCLUDE (evidence, first_id, last_id), make_timestamp_ns(start_ns) AS "start", make_timestamp_ns(end_ns) AS "end",
     evidence, first_id, last_id
 FROM ledger
 """
-_GAPS: Final = "CREATE VIEW gaps AS SELECT * FROM coverage WHERE state IN ('open', 'repairing', 'unrecoverable')"
+_OF_LEDGER: Final = {"coverage": _COVERAGE, "gaps": "SELECT * FROM coverage WHERE state IN ('open', 'repairing', 'unrecoverable')"}
 
 
-def connect(lake: Path, ledger: pa.Table | None = None) -> duckdb.DuckDBPyConnection:
+def connect(lake: Path, ledger: Callable[[], pa.Table | None] | None = None) -> duckdb.DuckDBPyConnection:
     """An in-memory DuckDB with the views ticks, trades, amendments, bars, bar_revisions, suspects, notices, rejected and instruments.
 
-    `ledger`: the rows for the views `coverage` and `gaps`, as `Ledger.intervals` returns them; without it, these views do not exist.
-    Nothing is downloaded. Raises DiskProblem when the lake cannot be read, and NewerData when a newer Tapeline wrote it."""
-    with ThreadPoolExecutor(1) as starter:
-        starting = starter.submit(_started)  # in parallel: starting DuckDB takes as long as reading the tables' logs
-        files = {topic: _files(lake / topic.table) for topic in NORMALIZED_TOPICS}
-        lists = _files(lake / INSTRUMENTS_TABLE)
-        db = starting.result()
-    for topic in NORMALIZED_TOPICS:
-        name = "bar_revisions" if topic.table == "bars" else topic.table
-        if files[topic]:
-            db.read_parquet(files[topic], hive_partitioning=True).create_view(name)
-        else:
-            db.register(name, _empty(topic))
-    if lists:
-        db.read_parquet(lists, hive_partitioning=True).create_view(INSTRUMENTS_TABLE)
-    else:
-        db.register(INSTRUMENTS_TABLE, with_times(INSTRUMENTS.empty_table()))
-    for view in (_BARS, _AMENDMENTS, _TRADES, _SUSPECTS):
-        db.execute(view).fetchall()
-    if ledger is not None:
-        db.register("ledger", ledger)
-        for view in (_COVERAGE, _GAPS):
-            db.execute(view).fetchall()
+    `ledger` returns the rows for the views `coverage` and `gaps`, as `Ledger.intervals` returns them; without rows, these views do not
+    exist. Nothing is downloaded. Raises DiskProblem when the lake cannot be read, and NewerData when a newer Tapeline wrote it."""
+    with ThreadPoolExecutor(1) as other:
+        # DuckDB takes longer to start than the logs and the ledger to be read, and longer still in another thread than this one.
+        reading = other.submit(_read, lake, ledger)
+        db = _started()
+        views, intervals = reading.result()
+        deriving = other.submit(_create, db.cursor(), _DERIVED if intervals is None else _DERIVED | _OF_LEDGER)
+        _create(db, views)
+        deriving.result()
+    if intervals is not None:
+        db.register("ledger", intervals)
     return db
+
+
+def _read(lake: Path, ledger: Callable[[], pa.Table | None] | None) -> tuple[dict[str, str], pa.Table | None]:
+    """The queries that read the lake's tables, by the names of their views, and the ledger's rows."""
+    queries = {
+        "bar_revisions" if topic is BARS_TOPIC else topic.table: _query(_files(lake / topic.table), _empty(topic))
+        for topic in NORMALIZED_TOPICS
+    }
+    queries[INSTRUMENTS_TABLE] = _query(_files(lake / INSTRUMENTS_TABLE), with_times(INSTRUMENTS.empty_table()))
+    return queries, ledger() if ledger is not None else None
+
+
+def _query(files: Sequence[str], empty: pa.Table) -> str:
+    """A query of a table's files; if there are none, of no rows with the columns of `empty`."""
+    if files:
+        listed = ", ".join("'" + file.replace("'", "''") + "'" for file in files)
+        return f"FROM read_parquet([{listed}], hive_partitioning = true)"
+    columns = ", ".join(f'CAST(NULL AS {_SQL_TYPES[field.type]}) AS "{field.name}"' for field in empty.schema)
+    return f"SELECT {columns} LIMIT 0"
+
+
+def _create(db: duckdb.DuckDBPyConnection, views: Mapping[str, str]) -> None:
+    """Create views. DuckDB looks for a view's columns, and so into the footer of a file, at the first query that names it."""
+    db.execute(";".join(f"CREATE VIEW {name} WITH (DEFER_BINDING) AS {query}" for name, query in views.items())).fetchall()
 
 
 def fence(db: duckdb.DuckDBPyConnection, lake: Path) -> None:

@@ -30,11 +30,15 @@ from tapeline.stores.lake import removing
 from tapeline.stores.lake.damage import damage
 from tapeline.stores.lake.due import small
 from tapeline.stores.lake.engine import NO_DOWNLOADS
-from tapeline.stores.lake.files import ASIDE, COMPACTED, GROUP_ROWS, IDS, MERGED, disk_problem, is_compacted, names_of
+from tapeline.stores.lake.files import ASIDE, COMPACTED, IDS, MERGED, disk_problem, is_compacted, names_of
 
 #: A file holds whole symbols, about this many rows of them. The number bounds the memory for sorting and how few files a reader of one
 #: symbol opens.
 _FILE_ROWS: Final = 4_000_000
+#: Few groups make a small footer, which every reader of a file reads first. Small pages let a reader of an hour decode little of a group.
+_GROUP_ROWS: Final = 131_072
+_PAGE_BYTES: Final = 128 * 1024
+_COPY: Final = f"TO $path (FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {_GROUP_ROWS}, DATA_PAGE_SIZE_LIMIT {_PAGE_BYTES})"
 #: The memory for sorting and comparing; the rest is spilled to disk.
 MEMORY: Final = "2GB"
 #: The order of rows, as far as a table has the columns.
@@ -183,7 +187,7 @@ def sorted_copy(folder: Path, topic: Topic, rows: Rows, aside: Path, progress: P
             progress(topic.table, sum(pq.read_metadata(path).num_rows for path in new), total)
             text = f"SELECT {names} FROM ({rows.text}) WHERE {condition} ORDER BY {order}"  # noqa: S608
             path = aside / f"{len(new):04}.part"
-            db.sql(text, params={**rows.values, **values}).write_parquet(str(path), compression="zstd", row_group_size=GROUP_ROWS)
+            write_rows(db, text, {**rows.values, **values}, path)
             if (written := pq.read_metadata(path).num_rows) != count:
                 raise CompactionFailed(f"{path} holds {written} of {count} rows. Nothing was changed.")
             new.append(path)
@@ -195,6 +199,11 @@ def sorted_copy(folder: Path, topic: Topic, rows: Rows, aside: Path, progress: P
         raise CompactionFailed(f"The sorted copy of {folder} differs from the original in {', '.join(differing)}. Nothing was changed.")
     progress(topic.table, total, total)
     return new
+
+
+def write_rows(db: duckdb.DuckDBPyConnection, text: str, values: Mapping[str, str | list[str]], path: Path) -> None:
+    """Write the rows of a query, in their order, as a compacted file is."""
+    db.execute(f"COPY ({text}) {_COPY}", {**values, "path": str(path)}).fetchall()
 
 
 def order_of(topic: Topic) -> str:

@@ -56,8 +56,6 @@ COMPACTED_BEFORE: Final = "sealed-"
 #: The folder inside a table's folder for files being written. The leading dot hides it from readers of folders, and no name in it ends in
 #: .parquet.
 ASIDE: Final = ".compacting"
-#: Rows in a row group: small enough to find an hour of a symbol, large enough to compress.
-GROUP_ROWS: Final = 65_536
 #: The most rows in a row group of a flush.
 _PART_GROUP_ROWS: Final = 128 * 1024
 #: Columns whose range within a file is in the log. Readers choose files by it, and it shows what a lost file held.

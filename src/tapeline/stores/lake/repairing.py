@@ -27,8 +27,8 @@ from tapeline.stores.duplicates import Channel, IdentityRule, in_sql, lacking_co
 from tapeline.stores.lake import count_id, removing, totals_of
 from tapeline.stores.lake import files as lake_files
 from tapeline.stores.lake.checking import connect, damaged
-from tapeline.stores.lake.compacting import Progress, order_of
-from tapeline.stores.lake.files import ASIDE, COMPACTED, GROUP_ROWS, IDS, MADE, RANGED, is_compacted, names_of
+from tapeline.stores.lake.compacting import Progress, order_of, write_rows
+from tapeline.stores.lake.files import ASIDE, COMPACTED, IDS, MADE, RANGED, is_compacted, names_of
 
 _REMEDY: Final = "Run `tapeline lake repair` again."
 _IDS: Final = ", ".join(IDS)
@@ -153,7 +153,7 @@ class _Day:
     def _write(self, db: duckdb.DuckDBPyConnection) -> Path:
         path = self._aside / "0000.part"
         text = _WRITTEN.format(names=names_of(self._topic), order=order_of(self._topic))
-        db.sql(text).write_parquet(str(path), compression="zstd", row_group_size=GROUP_ROWS)
+        write_rows(db, text, {}, path)
         return path
 
     # Finding the missing rows.
