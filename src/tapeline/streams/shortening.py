@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tapeline.records import AMENDS, REJECTED_TOPIC, Topic
+from tapeline.records import AMENDS, REJECTED_TOPIC, Topic, bytes_of
 
 #: Every stream takes a record of this many bytes. A broker's usual limit is 1 MiB, and a message holds more than the record.
 TAKEN_EVERYWHERE: Final = 900 * 1024
@@ -49,7 +49,7 @@ def sizes(topic: Topic, batch: pa.RecordBatch) -> npt.NDArray[np.int64]:
 
 def larger(topic: Topic, batch: pa.RecordBatch, most: int) -> npt.NDArray[np.int64]:
     """Return the indexes of the rows that are larger than `most` bytes."""
-    if batch.nbytes <= most // 2:  # usual case: a key that counts twice makes no row larger than that
+    if bytes_of(batch) <= most // 2:  # usual case: a key that counts twice makes no row larger than that
         return np.zeros(0, np.int64)
     return np.flatnonzero(sizes(topic, batch) > most)
 

@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from tapeline.errors import DiskProblem, Refused, Unavailable
 from tapeline.local.threads import concurrently
-from tapeline.records import RAW
+from tapeline.records import RAW, bytes_of
 from tapeline.stages.ingest.spool import Spool, SpoolDamaged
 from tapeline.streams import Producer
 
@@ -171,14 +171,14 @@ class Delivery:
     def _send(self, number: int, partition: int, batch: pa.RecordBatch, *, spooled: bool) -> None:
         self._producer.send(number, partition, batch)
         self._sent.append(_Sent(number, partition, batch, self._clock(), spooled))
-        self._sent_bytes += batch.nbytes
+        self._sent_bytes += bytes_of(batch)
         self._sent_to = number
 
     def _settle(self) -> None:
         until = self._producer.settled()
         while self._sent and self._sent[0].number <= until:
             sent = self._sent.popleft()
-            self._sent_bytes -= sent.batch.nbytes
+            self._sent_bytes -= bytes_of(sent.batch)
             self._to_remove = self._to_remove or sent.spooled
             if sent.number in self._producer.refused:
                 self._drop(sent.partition, sent.batch, _LARGE)

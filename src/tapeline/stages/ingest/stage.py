@@ -51,6 +51,7 @@ _MOST_LEAPS: Final = 5
 _CLOSE_WITHIN_S: Final = 4.0
 _LAST_FLUSH_S: Final = 5.0
 
+_TYPES: Final = tuple(RAW.types)
 _Columns: TypeAlias = "tuple[list[str], list[str], list[str], list[str], list[int], list[bytes]]"
 
 
@@ -149,7 +150,7 @@ class StreamRecorder:
         for partition, gathered in self._gathered.items():
             while gathered:
                 columns = gathered[0].columns
-                arrays = [pa.array(column, of.type) for column, of in zip(columns, RAW, strict=True)]
+                arrays = [pa.array(column, kind) for column, kind in zip(columns, _TYPES, strict=True)]
                 self.delivery.put(partition, pa.RecordBatch.from_arrays(arrays, schema=RAW))
                 self.records += len(columns[0])
                 gathered.popleft()

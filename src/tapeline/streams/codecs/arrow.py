@@ -7,7 +7,7 @@ from typing import Final
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tapeline.records import RAW, has_kind
+from tapeline.records import RAW, bytes_of, has_kind
 from tapeline.streams.shortening import TAKEN_EVERYWHERE
 
 #: Batches over this size are compressed. Below it, compression costs more than the bytes it saves.
@@ -21,7 +21,7 @@ _FORMERLY_DROPPED: Final = "refused"
 
 def encode(batch: pa.RecordBatch) -> memoryview:
     """Return a bare record batch message, or a whole IPC stream if it is compressed."""
-    if batch.nbytes < _COMPRESS_FROM:
+    if bytes_of(batch) < _COMPRESS_FROM:
         return memoryview(batch.serialize())
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, batch.schema, options=_LZ4) as writer:
@@ -34,7 +34,7 @@ def pieces(batch: pa.RecordBatch, most: int = TAKEN_EVERYWHERE) -> list[pa.Recor
 
     A single row that is larger stays whole.
     """
-    if batch.num_rows < 2 or batch.nbytes <= most:
+    if batch.num_rows < 2 or bytes_of(batch) <= most:
         return [batch]
     half = batch.num_rows // 2
     return [*pieces(batch.slice(0, half), most), *pieces(batch.slice(half), most)]

@@ -19,7 +19,7 @@ import redis
 from redis.client import Pipeline
 
 from tapeline.config import StreamConfig
-from tapeline.records import RAW_TOPIC, TICKS_TOPIC, Chunk, Topic
+from tapeline.records import RAW_TOPIC, TICKS_TOPIC, Chunk, Topic, bytes_of
 from tapeline.secret import NO_SECRET, Secret
 from tapeline.streams import APPENDED, Codec, Lease, Member, Outputs, PartitionLost, Producer, Totals, Written, codecs
 from tapeline.streams.codecs import arrow, protobuf
@@ -88,7 +88,7 @@ class RedisStream:
     def append(self, topic: Topic, batch: pa.RecordBatch, partition: int | None = None) -> None:
         """As `Stream.append`. If the connection breaks before the answer, it raises Unavailable, but the batch may have been written."""
         self._server.begin()
-        self._room.make(topic, batch.nbytes)
+        self._room.make(topic, bytes_of(batch))
         with self._server.errors():
             pipe = self._server.client.pipeline(transaction=True)
             self._write(pipe, topic, batch, partition)
@@ -161,7 +161,7 @@ class RedisStream:
     def commit(self, group: str, chunk: Chunk, outputs: Outputs, totals: Totals) -> None:
         """As `Member.commit`. Raises PartitionLost if anyone else has moved the group since the chunk was read."""
         self._server.begin()
-        self._room.make(TICKS_TOPIC, sum(batch.nbytes for _, batch in outputs))
+        self._room.make(TICKS_TOPIC, sum(bytes_of(batch) for _, batch in outputs))
         written = [(topic, *part) for topic, batch in outputs for part in self._entries(topic, batch, None)]
         keys = [self._keys.stream(chunk.topic, partition) for partition in chunk.begin]
         arguments: list[Any] = [self._server.run, group, len(chunk.begin)]

@@ -16,7 +16,7 @@ import pyarrow as pa
 import redis
 
 from tapeline.errors import Refused, Unavailable
-from tapeline.records import RAW_TOPIC
+from tapeline.records import RAW_TOPIC, bytes_of
 from tapeline.retry.backoff import backoff
 from tapeline.streams.codecs import arrow
 from tapeline.streams.redis.room import Room
@@ -52,7 +52,7 @@ class RedisProducer:
                 raise Unavailable(f"Redis at {self._server.shown} is behind: {len(self._open)} batches are not confirmed yet.")
         if self._connection is None:
             self._connect()
-        self._room.make(RAW_TOPIC, batch.nbytes)
+        self._room.make(RAW_TOPIC, bytes_of(batch))
         self._open.append((number, partition, batch.num_rows, bytes(arrow.encode(batch))))
         self._put(self._open[-1])
 
