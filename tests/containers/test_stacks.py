@@ -156,6 +156,8 @@ def test_full_has_kafka_a_database_and_whoever_watches_and_loses_nothing_when_th
     until(lambda: rows(full) > 500, "data arrives")
     running = [name for name in full.containers() if name != "repair-1"]
     for name in ("kafka-1", "normalize-1", "ingest-1", "timescale-1", "lake-1", "postgresql-1"):
+        if name == "ingest-1":
+            assert full.containers()[name]["RestartCount"] == 0, "ingest kept its connections while Kafka was away"
         full.crash(name)
         until(lambda name=name: full.healthy(name), f"{name} is healthy again")
     until(lambda: full.healthy(*running), "all are healthy again")
