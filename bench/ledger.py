@@ -51,7 +51,7 @@ def run() -> str:
                 began = time.process_time()
                 changes = account.changes(now_ns)
                 ledger.save(account.facts, changes, {0: offset})
-                account.saved(changes, now_ns)
+                account.saved(changes)
                 took.append((time.process_time() - began) * 1e3)
             if number in _SHOWN:
                 began = time.process_time()

@@ -22,12 +22,12 @@ import tarfile
 import tempfile
 import time
 from contextlib import ExitStack, closing
-from dataclasses import astuple
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from endpoint import Endpoint
+from msgspec.structs import astuple
 from processes import Home, SimulatorProcess, Spawner, block, ledger, records
 from services import postgres
 from services.postgres import PostgresServer

@@ -44,6 +44,7 @@ from test_completeness import (
 )
 
 HOUR = 3_600.0
+ALL = range(1 << 31)
 Write = Callable[[float, list[Record]], None]
 
 
@@ -77,7 +78,7 @@ class Two:
     def flush(self, at_s: float, *, restart: bool = False) -> None:
         changes = self.account.changes(ns(at_s))
         self.ledger.save(self.account.facts, changes, {})
-        self.account.saved(changes, ns(at_s))
+        self.account.saved(changes)
         if restart:
             self.account = self._loaded()
 
@@ -161,7 +162,7 @@ KINDS = {
 def worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """One interval, run or span is enough to be archived."""
     monkeypatch.setattr("tapeline.ledger.archiving._WORTH", 1)
-    monkeypatch.setattr("tapeline.ledger.folding._ARCHIVE_EVERY_NS", 0)
+    monkeypatch.setattr("tapeline.ledger.folding._GROWN", 1)
 
 
 @pytest.mark.usefixtures("worth_it")
@@ -204,13 +205,13 @@ def test_memory_holds_what_is_open_and_what_was_archived_comes_back_when_it_is_n
     facts = both.account.facts
     assert (len(facts.connections), len(facts.runs[TRADES]), len(facts.pasts[QUOTES].spans)) == (1, len(facts.runs[TRADES]), 1)
     assert max(len(facts.runs[TRADES]), len(facts.pasts[QUOTES].spans["0 line"])) < 20
-    archived = [run.first for piece in both.ledger.pieces(TRADES) for run in piece.runs]
+    archived = [run.first for piece in both.ledger.pieces(TRADES, ALL) for run in piece.runs]
     assert [*archived, *(run.first for run in facts.runs[TRADES])] == [2 * number for number in range(1, 60)]
     both.records([("late-1", "frame", ns(now), trade(11, 5.5 * HOUR)[3])])
     both.flush(now, restart=True)
     both.check()
     assert [(one.first_id, one.last_id) for one in intervals(both.plain, TRADES) if one.state == "proven"][4:6] == [(10, 12), (14, 14)]
-    assert both.ledger.pieces(TRADES) == []
+    assert both.ledger.pieces(TRADES, ALL) == []
     broken(both, 61, 90)
     assert len(both.account.facts.runs[TRADES]) < 20
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from itertools import accumulate, chain
 from operator import attrgetter
 from typing import Final
+
+from msgspec.structs import replace
 
 from tapeline.ledger.facts import (
     NO_PAST,
