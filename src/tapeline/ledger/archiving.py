@@ -79,12 +79,10 @@ def archive(facts: Facts, key: Key, recent: Sequence[Interval]) -> int:
 
 
 def recent_intervals(facts: Facts, key: Key) -> list[Interval] | None:
-    """Return the intervals after the edge, or None if evidence from before the edge has come. In that case `restore` has to run first."""
+    """Return the intervals after the edge, or None if they do not follow from these facts alone. Then `restore` has to run first."""
     past = facts.pasts.get(key)
     if past is None or (edge := past.edge) is None:
         return intervals(facts, key)
-    if reaches_back(facts, key):
-        return None
     remaining, skipped = intervals(facts, key), len(edge.before)
     if remaining[:skipped] != edge.before or len(remaining) == skipped or remaining[skipped].start_ns != edge.start_ns:
         return None
@@ -96,7 +94,7 @@ def reaches_back(facts: Facts, key: Key) -> bool:
     past, runs = facts.pasts.get(key), facts.runs.get(key, [])
     if past is None or (edge := past.edge) is None:
         return False
-    if edge.first_id != (runs[0].first if runs else None) or edge.heard != has_come(key, facts.carried(key), past):
+    if edge.first_id != (runs[0].first if runs else None) or edge.heard != has_come(key, facts.carriers(key).values(), past):
         return True
     at_ns, first_id = _begin(facts, key, edge.at_ns)
     return at_ns < edge.at_ns or (first_id is not None and edge.first_id is not None and first_id < edge.first_id)
@@ -146,7 +144,7 @@ def _begin(facts: Facts, key: Key, before_ns: int) -> tuple[int, int | None]:
     ids: list[int] = []
     if runs:
         times.append(max(runs[-1].first_ns, runs[-1].last_ns))
-    for connection in facts.carried(key):
+    for connection in facts.carriers(key).values():
         if connection.fetched:
             ended, begun = (connection.asked, connection.read, connection.rejected), (*connection.asking, *connection.reading)
             for first, _ in spans_of(chain(*ended, (entry[:3] for entry in begun), connection.rejecting), key):

@@ -65,7 +65,7 @@ class Account:
         #: How many recent intervals each key had after archiving was last tried.
         self._tried: dict[Key, int] = {}
         for key in facts.keys():  # noqa: SIM118 `Facts` is not a mapping; this method returns a set
-            recent = recent_intervals(facts, key)
+            recent = recent_intervals(facts, key) if not reaches_back(facts, key) else None
             if recent is not None:
                 self._kept[key] = (_number(facts, key), recent)
             else:

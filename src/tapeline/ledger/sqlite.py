@@ -118,8 +118,9 @@ class LedgerFile:
             db.executemany(f"DELETE FROM pieces WHERE {_KEY} AND number >= ?", [(*key, number) for key, number in facts.restored.items()])  # noqa: S608
             pieces = [(*key, number, piece.before_ns, msgspec.json.encode(piece)) for key, number, piece in pieces_of(facts)]
             db.executemany("INSERT INTO pieces VALUES (?, ?, ?, ?, ?, ?, ?)", pieces)
-            db.executemany(f"DELETE FROM intervals WHERE {_KEY} AND number >= ?", [(*key, same) for key, (same, _) in changes.items()])  # noqa: S608
-            db.executemany("INSERT INTO intervals VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows_of(changes))
+            ends = [(*key, same + len(changed)) for key, (same, changed) in changes.items()]
+            db.executemany(f"DELETE FROM intervals WHERE {_KEY} AND number >= ?", ends)  # noqa: S608
+            db.executemany("INSERT OR REPLACE INTO intervals VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows_of(changes))
             db.executemany("INSERT OR REPLACE INTO positions VALUES (?, ?)", list(positions.items()))
 
     def prune(self, archived: Mapping[Key, int], before_ns: int) -> dict[Key, Counter[State]]:
