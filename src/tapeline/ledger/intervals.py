@@ -281,6 +281,8 @@ def _heard(key: Key, connection: ConnectionRecord) -> Iterator[Span]:
 
 
 def _unconfirmed(key: Key, connection: ConnectionRecord) -> bool:
+    if not connection.missing:
+        return False
     provider = PROVIDERS[connection.provider]
     return any(provider.subscription(connection.feed, topic, connection.names) == (key.channel, key.symbol) for topic in connection.missing)
 
