@@ -20,6 +20,7 @@ from tapeline.ledger.facts import (
     Past,
     Piece,
     Run,
+    State,
     apart,
     join,
     one_after_another,
@@ -100,13 +101,16 @@ def reaches_back(facts: Facts, key: Key) -> bool:
     return at_ns < edge.at_ns or (first_id is not None and edge.first_id is not None and first_id < edge.first_id)
 
 
-def restore(facts: Facts, key: Key, edge: Edge, pieces: Pieces) -> None:
-    """Put back what was archived last of a key, up to its edge. `pieces` may raise Unavailable; then nothing has changed."""
+def restore(facts: Facts, key: Key, edge: Edge, pieces: Pieces, count: int = 1) -> None:
+    """Put back what was archived last of a key, up to its edge: so many pieces, or one that was not saved yet.
+
+    `pieces` may raise Unavailable; then nothing has changed."""
     unsaved = facts.archived.get(key, [])
-    number, back = edge.pieces - 1, unsaved[-1:] or pieces(key, range(edge.pieces - 1, edge.pieces))
+    back = unsaved[-1:] or pieces(key, range(max(edge.pieces - count, 0), edge.pieces))
     below = back[0].below if back else None
     if below is not None:
-        below.states = dict(Counter(edge.states) - Counter(back[0].states))  # what was pruned since is not among them
+        number, gone = below.pieces, sum((Counter(piece.states) for piece in back), Counter[State]())
+        below.states = dict(Counter(edge.states) - gone)  # what was pruned since is not among them
         facts.archived[key] = unsaved[:-1]
     else:  # it is the first one, or it is from an earlier version, which did not note the edge below
         number, back = 0, [*pieces(key, range(edge.pieces - len(unsaved))), *unsaved]

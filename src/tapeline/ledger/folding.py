@@ -64,6 +64,8 @@ class Account:
         self._kept: dict[Key, tuple[int, list[Interval]]] = {}
         #: How many recent intervals each key had after archiving was last tried.
         self._tried: dict[Key, int] = {}
+        #: How many pieces of a key come back next, since the last save.
+        self._back: dict[Key, int] = {}
         for key in facts.keys():  # noqa: SIM118 `Facts` is not a mapping; this method returns a set
             recent = recent_intervals(facts, key) if not reaches_back(facts, key) else None
             if recent is not None:
@@ -100,7 +102,9 @@ class Account:
     def _restore(self, key: Key) -> None:
         edge = self.facts.pasts[key].edge
         if edge is not None:
-            restore(self.facts, key, edge, self._pieces)
+            # Twice as many each time: the further evidence reaches, the fewer reads of the ledger.
+            restore(self.facts, key, edge, self._pieces, self._back.get(key, 1))
+            self._back[key] = 2 * self._back.get(key, 1)
         self._kept.pop(key, None)
         self._tried.pop(key, None)
 
@@ -108,6 +112,7 @@ class Account:
         """Note that the ledger has these changes and the facts. Archive where much has come."""
         touched = self.facts.touched()
         self.facts.settled()
+        self._back.clear()
         for key, (same, changed) in changes.items():
             first = _number(self.facts, key)
             number, kept = self._kept.get(key, (first, []))
