@@ -5,6 +5,7 @@
 
     lake/        an embedded stream into the lake: with the ledger, the runs of jobs, an alert and the dashboard's last looks
     postgres/    an embedded stream into PostgreSQL, and postgres.sql, which is a dump of the database
+    lines/       an embedded stream from two lines: one was down while the other went on, and ingest was killed in a quiet market
     spool/       what ingest had received when its Redis went away
     lake.jsonl   what the simulator sent to the first
     said.json    what the version said of all this
@@ -19,18 +20,22 @@ import signal
 import subprocess
 import tarfile
 import tempfile
-from contextlib import closing
+import time
+from contextlib import ExitStack, closing
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from processes import Home, SimulatorProcess, Spawner, block, records
+from endpoint import Endpoint
+from msgspec.structs import astuple
+from processes import Home, SimulatorProcess, Spawner, block, ledger, records
 from services import postgres
 from services.postgres import PostgresServer
 from services.redis import RedisServer
 
 import brokers
 from tapeline.demo.verify import compare
+from tapeline.ledger.facts import ONGOING
 from tapeline.records import RAW_TOPIC
 from tapeline.stages.ingest.spool import Spool
 from tapeline.web.address import free
@@ -38,7 +43,7 @@ from tapeline.web.past import Past
 from waiting import until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 FORMATS: Final = ROOT / "tests" / "fixtures" / "formats"
@@ -47,6 +52,7 @@ CHANNELS: Final = ("trade", "bookTicker", "kline_1s")
 #: No job starts by itself, and nothing is requested from a history: what is there is what was put there.
 SETTINGS: Final = 'scheduler = "none"\nrepair = false\n'
 _EVENTS: Final = "130"
+_HOMES: Final = ("lake", "postgres", "lines", "spool")
 
 _ROW: Final = "symbol, kind, channel, ts_ns, sequence, trade_id, side, last, volume, bid, ask, bid_size, ask_size, received_ns"
 #: The questions to the lake, by name. Each names the symbols that the version knew.
@@ -108,6 +114,13 @@ def of_the_spool(home: Home) -> list[str]:
     return [row["payload"].decode() for row in found if row["kind"] == "frame"]
 
 
+def of_the_ledger(home: Home) -> list[list[Any]]:
+    """The intervals that have an end in a home's ledger, with their keys."""
+    found = [[*key, *astuple(one)] for key, known in ledger(home).items() for one in known if one.end_ns != ONGOING]
+    assert found, "the ledger is empty"
+    return found
+
+
 class _Making:
     """Makes an archive in a folder that is empty."""
 
@@ -121,14 +134,15 @@ class _Making:
         try:
             self._lake()
             self._postgres()
+            self._lines()
             self._spool()
         finally:
             self._spawn.end()
         (self._folder / "said.json").write_text(json.dumps(self._said, indent=0))
 
-    def _simulator(self, name: str, *options: str) -> SimulatorProcess:
+    def _simulator(self, name: str, *options: str, rate: int = 100) -> SimulatorProcess:
         journal = self._folder / f"{name}.jsonl"
-        process = self._spawn("simulate", "binance", "--rate", "100", "--journal", str(journal), *options)
+        process = self._spawn("simulate", "binance", "--rate", str(rate), "--journal", str(journal), *options)
         return SimulatorProcess(process, process.says(" at ").splitlines()[0].rpartition(" at ")[2].strip(), journal)
 
     def _run(self, home: Home, market: SimulatorProcess, *options: str) -> None:
@@ -166,6 +180,51 @@ class _Making:
         # What only a psql of the same release knows.
         (self._folder / "postgres.sql").write_text(re.sub(r"^\\(un)?restrict .*\n", "", dump, flags=re.MULTILINE))
 
+    def _lines(self) -> None:
+        home = Home(self._folder / "lines", self._spawn)
+        market = self._simulator("lines", "--symbols", SYMBOLS[0], rate=20)
+        with ExitStack() as stack:
+            first, second = (Endpoint(market.url, stack) for _ in range(2))
+            home.configure(SETTINGS + two_lines(first.url, second.url), flush_seconds=1.0, ledger=True)
+            run = home.start("run")
+
+            def line(number: int) -> dict[str, Any]:
+                found: dict[str, Any] = home.word("ingest").get("lines", {}).get("binance-spot-0" + number * "-second", {})
+                return found if found.get("connected") else {}
+
+            def events(number: int) -> int:
+                return int(line(number).get("arbitration", {}).get("events", 0))
+
+            until(lambda: min(events(0), events(1)) > 5, "both lines bring events")
+            second.kill()
+            down, before = time.time_ns(), events(0)
+            until(lambda: events(0) > before + 5, "the first line goes on")
+            self._said["down"] = (down, time.time_ns())
+            second.start()
+            until(lambda: events(1) > 0, "the second line is back")
+            market.halt()
+            until(lambda: self._is_quiet(lambda: (events(0), events(1))), "the market is quiet")
+            quiet = time.time_ns()
+            second.kill()
+            until(lambda: not line(1), "the second line is down")
+            self._said["quiet"] = (quiet, time.time_ns())
+            second.start()
+            until(lambda: line(1), "the second line is back")
+            until(lambda: all(some[-1].end_ns > self._said["quiet"][1] for some in ledger(home).values()), "the ledger knows")
+            # Nothing says when the first line ended. The second one knew it to be open until shortly before.
+            home.kill("ingest")
+            until(lambda: line(0) and line(1), "the lines are back")
+            run.send(signal.SIGTERM)
+            assert run.ends() == 0, run.said
+        market.stop()
+        self._said["lines"] = of_the_ledger(home)
+
+    @staticmethod
+    def _is_quiet(counts: Callable[[], tuple[int, int]]) -> bool:
+        before = counts()
+        time.sleep(1.0)
+        return counts() == before
+
     def _spool(self) -> None:
         home = Home(self._folder / "spool", self._spawn)
         market = self._simulator("spool")
@@ -181,6 +240,11 @@ class _Making:
         self._said["spool"] = of_the_spool(home)
 
 
+def two_lines(first: str, second: str) -> str:
+    """The block of a market with two lines. Neither is given up for its silence."""
+    return block("binance", first, SYMBOLS[:1], ("trade", "bookTicker"), lines=2, second_url=second, stale_after=60)
+
+
 def on_postgres(home: Home, database: str, url: str, symbols: tuple[str, ...]) -> str:
     """The configuration of a home whose only store is PostgreSQL."""
     store = f'[[stores]]\nurl = "{database}"\nflush_seconds = 0.5\n'
@@ -191,7 +255,7 @@ def _members(folder: Path) -> Iterator[Path]:
     """What is kept: no locks, no logs, and no status of processes that have ended."""
     for path in sorted(folder.rglob("*")):
         parts = path.relative_to(folder).parts
-        kept = parts[0] in ("lake", "postgres", "spool") and not {"locks", "status", "quotas"} & {*parts} and not path.name.endswith("-shm")
+        kept = parts[0] in _HOMES and not {"locks", "status", "quotas"} & {*parts} and not path.name.endswith("-shm")
         if path.is_file() and (kept or path.name in ("lake.jsonl", "postgres.sql", "said.json")):
             yield path
 

@@ -19,9 +19,11 @@ from hypothesis import strategies as st
 from proving import PROVE
 from tapeline.ledger import Ledger, read_intervals
 from tapeline.ledger.absorbing import absorb
+from tapeline.ledger.archiving import restore
 from tapeline.ledger.facts import Facts
 from tapeline.ledger.folding import Account
 from tapeline.ledger.intervals import intervals
+from tapeline.ledger.renaming import renamed
 from tapeline.ledger.sqlite import LedgerFile
 from tapeline.providers.history import PageHeader
 from tapeline.providers.normalizing import normalize
@@ -44,6 +46,7 @@ from test_completeness import (
 )
 
 HOUR = 3_600.0
+ALL = range(1 << 31)
 Write = Callable[[float, list[Record]], None]
 
 
@@ -59,8 +62,9 @@ def page(asked: PageHeader, *trades: tuple[int, float]) -> Record:
 class Two:
     """One ledger that folds, kept on disk, and facts that never do; both are given the same records."""
 
-    def __init__(self, ledger: Ledger) -> None:
-        self.ledger, self.plain, self._offset = ledger, Facts(), 0
+    def __init__(self, ledger: Ledger, before: Two | None = None) -> None:
+        """`before`: the records that came before."""
+        self.ledger, self.plain, self._offset = ledger, before.plain if before else Facts(), before._offset if before else 0
         self.account = self._loaded()
 
     def _loaded(self) -> Account:
@@ -77,7 +81,7 @@ class Two:
     def flush(self, at_s: float, *, restart: bool = False) -> None:
         changes = self.account.changes(ns(at_s))
         self.ledger.save(self.account.facts, changes, {})
-        self.account.saved(changes, ns(at_s))
+        self.account.saved(changes)
         if restart:
             self.account = self._loaded()
 
@@ -161,7 +165,7 @@ KINDS = {
 def worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """One interval, run or span is enough to be archived."""
     monkeypatch.setattr("tapeline.ledger.archiving._WORTH", 1)
-    monkeypatch.setattr("tapeline.ledger.folding._ARCHIVE_EVERY_NS", 0)
+    monkeypatch.setattr("tapeline.ledger.folding._GROWN", 1)
 
 
 @pytest.mark.usefixtures("worth_it")
@@ -181,17 +185,17 @@ def test_whatever_is_folded_when_the_intervals_are_the_same(steps: int, seed: in
         both.check()
 
 
-def broken(both: Two, first: int, last: int) -> float:
-    """Connections that live for an hour each and lose an event of each kind where one follows another; when the last one was heard."""
+def broken(both: Two, first: int, last: int, every: float = HOUR) -> float:
+    """Connections that live for so long and lose an event of each kind where one follows another; when the last one was heard."""
     at = 0.0
     for number in range(first, last):
-        at = number * HOUR
-        closed = [told("closed", at - 100, f"line-{number - 1}", by="network", reason="reset")] if number > first else []
-        heard = [trade(2 * number, at + 60, f"line-{number}"), quote(at + 61, f"line-{number}")]
+        at = number * every
+        closed = [told("closed", at - every / 36, f"line-{number - 1}", by="network", reason="reset")] if number > first else []
+        heard = [trade(2 * number, at + every / 60, f"line-{number}"), quote(at + every / 60 + 1, f"line-{number}")]
         both.records([*closed, *opened(at, f"line-{number}"), *heard])
-        both.flush(at + 62)
+        both.flush(at + every / 60 + 2)
         both.check()
-    return at + 61
+    return at + every / 60 + 1
 
 
 @pytest.fixture(params=["file", "postgresql"])
@@ -204,15 +208,74 @@ def test_memory_holds_what_is_open_and_what_was_archived_comes_back_when_it_is_n
     facts = both.account.facts
     assert (len(facts.connections), len(facts.runs[TRADES]), len(facts.pasts[QUOTES].spans)) == (1, len(facts.runs[TRADES]), 1)
     assert max(len(facts.runs[TRADES]), len(facts.pasts[QUOTES].spans["0 line"])) < 20
-    archived = [run.first for piece in both.ledger.pieces(TRADES) for run in piece.runs]
+    archived = [run.first for piece in both.ledger.pieces(TRADES, ALL) for run in piece.runs]
     assert [*archived, *(run.first for run in facts.runs[TRADES])] == [2 * number for number in range(1, 60)]
     both.records([("late-1", "frame", ns(now), trade(11, 5.5 * HOUR)[3])])
     both.flush(now, restart=True)
     both.check()
     assert [(one.first_id, one.last_id) for one in intervals(both.plain, TRADES) if one.state == "proven"][4:6] == [(10, 12), (14, 14)]
-    assert both.ledger.pieces(TRADES) == []
+    assert both.ledger.pieces(TRADES, ALL) == []
     broken(both, 61, 90)
     assert len(both.account.facts.runs[TRADES]) < 20
+
+
+def held(both: Two) -> int:
+    """How much of the two keys a flush looks at."""
+    facts = both.account.facts
+    spans = sum(map(len, facts.pasts[QUOTES].spans.values()))
+    return max(len(facts.connections), len(facts.runs[TRADES]), spans, facts.pasts[QUOTES].edge is None and 1_000)
+
+
+def test_a_connection_that_breaks_every_few_seconds_leaves_no_more_to_look_at_than_one_that_breaks_every_hour(both: Two) -> None:
+    broken(both, 1, 80, 15.0)
+    assert held(both) < 20
+
+
+def test_evidence_brings_back_as_much_as_it_reaches_and_no_more(both: Two) -> None:
+    now = broken(both, 1, 60)
+    before = both.ledger.pieces(TRADES, ALL)
+    assert len(before) > 4
+    (run,) = before[-2].runs[:1]
+    both.records([("late-1", "frame", ns(now), trade(run.first + 1, run.first / 2 * HOUR + 90)[3])])
+    both.flush(now)
+    both.check()
+    left = both.ledger.pieces(TRADES, ALL)
+    assert left == before[: len(left)]
+    assert len(before) - 4 <= len(left) <= len(before) - 2
+    both.flush(now, restart=True)
+    both.check()
+    broken(both, 61, 90)
+    assert held(both) < 20
+
+
+def test_pieces_that_an_earlier_version_stored_come_back_together(both: Two) -> None:
+    now = broken(both, 1, 60)
+    both.flush(now)
+    key, pieces = TRADES, both.ledger.pieces(TRADES, ALL)
+    assert len(pieces) > 4
+    for piece in pieces:  # as they were: nothing says what is below
+        piece.states, piece.below = {}, None
+    both.account.facts.restored[key], both.account.facts.archived[key] = 0, pieces
+    both.ledger.save(both.account.facts, {}, {})
+    both = Two(both.ledger, both)
+    both.records([("late-1", "frame", ns(now), trade(95, 47.5 * HOUR)[3])])
+    both.flush(now)
+    both.check()
+    assert both.ledger.pieces(key, ALL) == []
+    broken(both, 61, 90)
+    assert held(both) < 20
+
+
+def test_a_symbol_whose_name_others_get_leaves_no_piece_behind(both: Two) -> None:
+    now = broken(both, 1, 60)
+    both.records([trade(5_000, now, "line-59", "ETHUSDT")])
+    both.flush(now)
+    facts, _ = both.ledger.load()
+    while (edge := facts.pasts[TRADES].edge) is not None:
+        restore(facts, TRADES, edge, both.ledger.pieces)
+    assert both.ledger.pieces(TRADES, ALL) != []
+    both.ledger.save(renamed(facts, "binance", "spot", "ETH/USDT", "BTC/USDT"), {}, {})
+    assert both.ledger.pieces(TRADES, ALL) == []  # else the next piece would have the number of one of them
 
 
 def test_a_ledger_of_before_is_condensed_and_says_the_same(tmp_path: Path) -> None:

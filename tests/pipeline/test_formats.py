@@ -10,11 +10,14 @@ import tomllib
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from processes import Home, block, key
+from processes import Home, block, key, ledger
 from services import postgres
 
 import formats
 from tapeline.demo.verify import compare
+from tapeline.ledger.answers import answer
+from tapeline.ledger.intervals import intervals
+from tapeline.ledger.sqlite import LedgerFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -89,6 +92,32 @@ def events(market: SimulatorProcess) -> list[dict[str, Any]]:
     market.stop()
     lines = [json.loads(line) for line in market.journal.read_text().splitlines()]
     return [line["event"] for line in lines if line["channel"] in ("trade", "bookTicker")]
+
+
+def test_two_lines_still_prove_what_they_proved(left: Path, spawn: Spawner, simulator: Callable[..., SimulatorProcess]) -> None:
+    home, before = Home(left / "lines", spawn), said(left)
+    facts, _ = LedgerFile(home.root / "ledger.sqlite").load()
+    assert {key: intervals(facts, key) for key in facts.keys()} == ledger(home), "other facts, other intervals"  # noqa: SIM118
+    market = simulator("binance", "--rate", "200", "--limit", "100")
+    home.configure(formats.SETTINGS + formats.two_lines(market.url, market.url.replace("127.0.0.1", "localhost")), ledger=True)
+    assert formats.of_the_ledger(home) == before["lines"]
+    proves_as_before(home, before)
+    run = home.start("run", "--until-idle", "1")
+    assert run.ends() == 0, run.said
+    market.stop()
+    proves_as_before(home, before)
+
+
+def proves_as_before(home: Home, before: dict[str, Any]) -> None:
+    # One line was down, and the numbers that the other one brought have no hole.
+    assert verdicts(home, before["down"]) == {"trade": "complete", "bookTicker": "unprovable"}
+    # Of the line that was killed nothing is known but that it was open when the other one was dialed.
+    assert verdicts(home, before["quiet"])["bookTicker"] == "unprovable"
+
+
+def verdicts(home: Home, span: tuple[int, int]) -> dict[str, str]:
+    """Whether each channel is complete in a stretch of time."""
+    return {key.channel: answer(key, some, *span).verdict for key, some in ledger(home).items()}
 
 
 def test_what_waited_in_a_spool_is_sent(

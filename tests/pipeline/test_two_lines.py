@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from contextlib import ExitStack
-from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from processes import block, environment, records
+from endpoint import Endpoint
+from processes import block, ledger, records
 
 from proving import PROVE, proof
 from tapeline.demo.verify import compare
-from tapeline.ledger import read_intervals
 from tapeline.ledger.facts import ONGOING, Interval, Key
 from tapeline.ledger.intervals import COVERED
-from tapeline.ledger.sqlite import LedgerFile
 from tapeline.providers.binance.session import content
 from tapeline.records import RAW_TOPIC, TICKS_TOPIC
 from tapeline.telemetry import families
@@ -29,6 +25,7 @@ from waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from processes import Home, SimulatorProcess
 
@@ -37,36 +34,6 @@ pytestmark = proof("chaos")
 SEEDS = range(6) if PROVE else range(1)
 ROUNDS = 12 if PROVE else 3
 CHANNELS = ("trade", "bookTicker", "kline_1s")
-
-
-class Endpoint:
-    """A way to a simulator that can be killed, stalled and had again at the same port."""
-
-    def __init__(self, target: str, stack: ExitStack) -> None:
-        self._target, self._stack, self._port = target.rpartition(":")[2], stack, "0"
-        self.start()
-
-    def start(self) -> None:
-        command = [sys.executable, str(Path(__file__).with_name("forwarder.py")), self._target, self._port]
-        self._process = self._stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment()))
-        self._stack.callback(self._process.kill)
-        assert self._process.stdout is not None
-        self._port = self._process.stdout.readline().strip()
-
-    @property
-    def url(self) -> str:
-        return f"ws://127.0.0.1:{self._port}"
-
-    def send(self, number: signal.Signals) -> None:
-        self._process.send_signal(number)
-
-    def kill(self) -> None:
-        self._process.kill()
-        self._process.wait()
-
-
-def ledger(home: Home) -> dict[Key, list[Interval]]:
-    return read_intervals(LedgerFile(home.root / "ledger.sqlite").intervals())
 
 
 def holes(home: Home) -> list[tuple[Key, Interval]]:

@@ -98,8 +98,8 @@ def _facts(renaming: Renaming, ledger: Ledger, *, dry_run: bool) -> RenamedFacts
     if not gone:
         return None
     for key in {*gone, *(key._replace(symbol=renaming.new) for key in gone)} & before.pasts.keys():
-        if before.pasts[key].edge is not None:
-            restore(before, key, ledger.pieces(key))
+        while (edge := before.pasts[key].edge) is not None:
+            restore(before, key, edge, ledger.pieces)
     after = renamed(before, renaming.provider, renaming.feed, renaming.old, renaming.new)
     if not dry_run:
         changes: dict[Key, tuple[int, list[Interval]]] = dict.fromkeys(gone, (0, []))

@@ -53,8 +53,8 @@ class Ledger(Protocol):
         Raises Unavailable or NewerData.
         """
 
-    def pieces(self, key: Key) -> list[Piece]:
-        """Return what was archived of a key. Raises Unavailable or NewerData."""
+    def pieces(self, key: Key, numbers: range) -> list[Piece]:
+        """Return what was archived of a key under these numbers, in order. Raises Unavailable or NewerData."""
 
     def lives(self) -> Lives | None:
         """Return where the life of each partition of the topics began, as last saved, or None if it was never saved.

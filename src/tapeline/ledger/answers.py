@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from operator import attrgetter
 from typing import Final, Literal
+
+from msgspec.structs import replace
 
 from tapeline.calendars import Period
 from tapeline.ledger.facts import (

@@ -1,15 +1,18 @@
-"""Archives the part of a key's past from which only old intervals follow, and restores it when evidence reaches back that far."""
+"""Archives the part of a key's past from which only old intervals follow, and restores as much as evidence reaches back.
+
+Each call of `archive` puts one more piece on the key's stack, and `restore` takes the latest one off it."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import Final, TypeVar
 
 import msgspec
 
 from tapeline.ledger.facts import (
+    ONGOING,
     Edge,
     Facts,
     Interval,
@@ -17,6 +20,7 @@ from tapeline.ledger.facts import (
     Past,
     Piece,
     Run,
+    State,
     apart,
     join,
     one_after_another,
@@ -25,21 +29,26 @@ from tapeline.ledger.intervals import COVERED, follow, has_come, intervals, span
 from tapeline.providers.registry import CHANNELS
 from tapeline.records import NS_PER_MS
 
+#: Returns those pieces of a key that have these numbers, in order, without those that were pruned.
+Pieces = Callable[[Key, range], list[Piece]]
+
 #: At least this many runs or spans must go for the work, and the row in the ledger, to be worth it.
 _WORTH: Final = 8
 #: A number from here on is a time in ns (since 1970). A smaller one is an id, or a time in ms (until the year 300000).
 _TIMES_FROM: Final = 10**16
 
 
-def archive(facts: Facts, key: Key, before_ns: int, recent: Sequence[Interval]) -> int:
-    """Archive the facts from which only intervals before `before_ns` (ns, UTC) follow. `recent`: the recent intervals.
+def archive(facts: Facts, key: Key, recent: Sequence[Interval]) -> int:
+    """Archive the facts of a key that evidence to come will hardly reach. `recent`: the recent intervals.
 
     Return how many of the recent intervals were archived. Evidence that is not in the past yet prevents archiving what lies after its
     beginning."""
     past, runs = facts.pasts.get(key), facts.runs.get(key, [])
     if past is None:
         return 0
-    at_ns, first_id = _begin(facts, key, before_ns)
+    # What comes next is later than the key's own past. A clock would not tell: records may wait in the stream for hours.
+    ends_ns = chain((some[-1].end_ns for some in past.spans.values() if some), (end_ns for _, end_ns in past.read[-1:]))
+    at_ns, first_id = _begin(facts, key, max(ends_ns, default=ONGOING))
     piece, rest_runs, rest_past = _divided(key, past, runs, at_ns, first_id)
     if len(piece.runs) + sum(map(len, piece.spans.values())) + len(piece.read) + len(piece.asked) < _WORTH:
         return 0
@@ -49,10 +58,10 @@ def archive(facts: Facts, key: Key, before_ns: int, recent: Sequence[Interval]) 
     if not same or any(one.end_ns > at_ns for one in (*recent[:gone], *before)):
         return 0
     old = past.edge
-    states = Counter(old.states if old is not None else {}) + Counter(one.state for one in recent[:gone] if one.state not in COVERED)
+    states = Counter(one.state for one in recent[:gone] if one.state not in COVERED)
     rest_past.edge = Edge(
         number=gone + (old.number if old is not None else 0),
-        states=dict(states),
+        states=dict(states + Counter(old.states if old is not None else {})),
         pieces=1 + (old.pieces if old is not None else 0),
         at_ns=at_ns,
         first_id=rest_runs[0].first if rest_runs else None,
@@ -65,18 +74,16 @@ def archive(facts: Facts, key: Key, before_ns: int, recent: Sequence[Interval]) 
     if piece.runs:
         facts.runs[key] = rest_runs
         facts.touched_runs.add(key)
-    piece.before_ns = at_ns
+    piece.before_ns, piece.states, piece.below = at_ns, dict(states), old
     facts.archived.setdefault(key, []).append(piece)
     return gone
 
 
 def recent_intervals(facts: Facts, key: Key) -> list[Interval] | None:
-    """Return the intervals after the edge, or None if evidence from before the edge has come. In that case `restore` has to run first."""
+    """Return the intervals after the edge, or None if they do not follow from these facts alone. Then `restore` has to run first."""
     past = facts.pasts.get(key)
     if past is None or (edge := past.edge) is None:
         return intervals(facts, key)
-    if reaches_back(facts, key):
-        return None
     remaining, skipped = intervals(facts, key), len(edge.before)
     if remaining[:skipped] != edge.before or len(remaining) == skipped or remaining[skipped].start_ns != edge.start_ns:
         return None
@@ -88,18 +95,30 @@ def reaches_back(facts: Facts, key: Key) -> bool:
     past, runs = facts.pasts.get(key), facts.runs.get(key, [])
     if past is None or (edge := past.edge) is None:
         return False
-    if edge.first_id != (runs[0].first if runs else None) or edge.heard != has_come(key, facts.carried(key), past):
+    if edge.first_id != (runs[0].first if runs else None) or edge.heard != has_come(key, facts.carriers(key).values(), past):
         return True
     at_ns, first_id = _begin(facts, key, edge.at_ns)
     return at_ns < edge.at_ns or (first_id is not None and edge.first_id is not None and first_id < edge.first_id)
 
 
-def restore(facts: Facts, key: Key, pieces: Iterable[Piece]) -> None:
-    """Put back what was archived of a key."""
+def restore(facts: Facts, key: Key, edge: Edge, pieces: Pieces, count: int = 1) -> None:
+    """Put back what was archived last of a key, up to its edge: so many pieces, or one that was not saved yet.
+
+    `pieces` may raise Unavailable; then nothing has changed."""
+    unsaved = facts.archived.get(key, [])
+    back = unsaved[-1:] or pieces(key, range(max(edge.pieces - count, 0), edge.pieces))
+    below = back[0].below if back else None
+    if below is not None:
+        number, gone = below.pieces, sum((Counter(piece.states) for piece in back), Counter[State]())
+        below.states = dict(Counter(edge.states) - gone)  # what was pruned since is not among them
+        facts.archived[key] = unsaved[:-1]
+    else:  # it is the first one, or it is from an earlier version, which did not note the edge below
+        number, back = 0, [*pieces(key, range(edge.pieces - len(unsaved))), *unsaved]
+        facts.archived[key] = []
     past, runs = facts.pasts[key], [Run(run.first, run.last, run.first_ns, run.last_ns) for run in facts.runs.get(key, [])]
     spans = {place: list(some) for place, some in past.spans.items()}
     read, asked, rejected = list(past.read), set(past.asked), set(past.rejected)
-    for piece in (*pieces, *facts.archived.pop(key, ())):
+    for piece in back:
         for run in piece.runs:
             join(runs, run)
         for place, some in piece.spans.items():
@@ -113,10 +132,10 @@ def restore(facts: Facts, key: Key, pieces: Iterable[Piece]) -> None:
         read=apart(read),
         asked=sorted(asked),
         rejected=sorted(rejected),
-        edge=None,
+        edge=below,
     )
     facts.touched_pasts.add(key)
-    facts.restored.add(key)
+    facts.restored[key] = number
     if runs:
         facts.runs[key] = runs
         facts.touched_runs.add(key)
@@ -129,7 +148,7 @@ def _begin(facts: Facts, key: Key, before_ns: int) -> tuple[int, int | None]:
     ids: list[int] = []
     if runs:
         times.append(max(runs[-1].first_ns, runs[-1].last_ns))
-    for connection in facts.carried(key):
+    for connection in facts.carriers(key).values():
         if connection.fetched:
             ended, begun = (connection.asked, connection.read, connection.rejected), (*connection.asking, *connection.reading)
             for first, _ in spans_of(chain(*ended, (entry[:3] for entry in begun), connection.rejecting), key):

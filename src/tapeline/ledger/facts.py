@@ -140,9 +140,9 @@ class Facts:
     #: Connections that are in the past of their keys, and when (ns) each was last heard. Copies of their records may still come.
     past_connections: dict[str, int] = field(default_factory=dict)
     condensed_connections: set[str] = field(default_factory=set)
-    #: Pieces that were archived since the last save, and the keys whose pieces were all restored.
+    #: Pieces that were archived since the last save, and the number of the first piece of each key that was restored.
     archived: dict[Key, list[Piece]] = field(default_factory=dict)
-    restored: set[Key] = field(default_factory=set)
+    restored: dict[Key, int] = field(default_factory=dict)
     _carriers: dict[Key, set[str]] = field(default_factory=dict)
     _carried: dict[str, set[Key]] = field(default_factory=dict)
 
@@ -232,7 +232,9 @@ def keys_of(connection: ConnectionRecord) -> Iterator[Key]:
 
 
 class Piece(msgspec.Struct):
-    """Archived facts of a key. Only intervals before the key's edge follow from them."""
+    """Archived facts of a key. Only intervals before the key's edge follow from them.
+
+    The pieces of a key are a stack: the one that was archived last comes back first."""
 
     before_ns: int = 0  # all of them lie before this time
     runs: list[Run] = []
@@ -240,10 +242,13 @@ class Piece(msgspec.Struct):
     read: list[tuple[int, int]] = []
     asked: list[tuple[int, int]] = []
     rejected: list[tuple[int, int]] = []
+    #: How many intervals in which something is missing were archived with it, and the edge before that. Earlier versions noted neither.
+    states: dict[State, int] = {}
+    below: Edge | None = None
 
 
 class Edge(msgspec.Struct):
-    """Where the archived part of a key ends. Evidence from before it restores everything."""
+    """Where the archived part of a key ends. Evidence from before it restores as much as it reaches back."""
 
     number: int  # number of intervals before the edge
     states: dict[State, int]  # of these, how many are in each state in which something is missing
@@ -335,8 +340,7 @@ def begin_of(connection: ConnectionRecord) -> int:
     return connection.opened_ns or connection.subscribed_ns or ONGOING
 
 
-@dataclass(frozen=True, slots=True)
-class Interval:
+class Interval(msgspec.Struct, frozen=True):
     """A stretch of time of one key in one state, [start, end) in ns (UTC). `ONGOING`: it has no end yet."""
 
     start_ns: int

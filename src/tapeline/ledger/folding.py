@@ -5,10 +5,11 @@ There are two steps, both pure:
 - `condense` moves connections that ended long ago into the past of each of their keys: when they listened, and what was read of history.
 - `archive` (archiving.py) cuts off a part of a key's past and of its runs of ids, from which only old intervals follow. That part goes to
   the ledger as a `Piece`, and those intervals are not computed again. It checks that the other intervals stay as they are; if they do not,
-  it does nothing.
+  it does nothing. It runs for a key that has got some more intervals, so a flush does not cost more the longer the past is.
 
-`recent_intervals` returns the intervals after the edge. If evidence has come that reaches before the edge, `restore` puts the pieces
-back. Whatever is folded, and when, a key's intervals are the same as without folding. `Account` runs all of this in turn.
+`recent_intervals` returns the intervals after the edge. If evidence has come that reaches before the edge, `restore` puts the latest
+piece back, and the edge moves to the one before, as often as needed. Whatever is folded, and when, a key's intervals are the same as
+without folding. `Account` runs all of this in turn.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Final
 
 import msgspec
 
-from tapeline.ledger.archiving import archive, reaches_back, recent_intervals, restore
+from tapeline.ledger.archiving import Pieces, archive, reaches_back, recent_intervals, restore
 from tapeline.ledger.facts import (
     NO_PAST,
     ONGOING,
@@ -29,7 +30,6 @@ from tapeline.ledger.facts import (
     Interval,
     Key,
     Past,
-    Piece,
     Span,
     State,
     begin_of,
@@ -38,7 +38,7 @@ from tapeline.ledger.facts import (
     place_of,
     united,
 )
-from tapeline.ledger.intervals import COVERED, end_of, has_come, intervals, parted, spans_before, spans_of
+from tapeline.ledger.intervals import COVERED, end_of, has_come, parted, spans_before, spans_of
 from tapeline.records import NS_PER_S
 
 #: A closed connection moves into the past of its keys once others have been heard for this long after it. One that ended without a close
@@ -47,9 +47,8 @@ _CLOSED_NS: Final = 60 * NS_PER_S
 _SILENT_NS: Final = 24 * 3_600 * NS_PER_S
 #: A connection in the past is remembered by name for this long, so that copies of its records are not taken for a new connection's.
 _REMEMBERED_NS: Final = 7 * 24 * 3_600 * NS_PER_S
-#: Evidence is archived when it is this old, because most repairs are done by then.
-_ARCHIVED_NS: Final = 3_600 * NS_PER_S
-_ARCHIVE_EVERY_NS: Final = 600 * NS_PER_S
+#: Archiving a key is tried again when it has so many more intervals than after the last time.
+_GROWN: Final = 8
 
 #: Maps a key to the number of its unchanged intervals, and the intervals after those.
 Changes = Mapping[Key, tuple[int, list[Interval]]]
@@ -58,18 +57,21 @@ Changes = Mapping[Key, tuple[int, list[Interval]]]
 class Account:
     """Facts, and the intervals that follow from them as the ledger keeps them."""
 
-    def __init__(self, facts: Facts, pieces: Callable[[Key], Iterable[Piece]]) -> None:
+    def __init__(self, facts: Facts, pieces: Pieces) -> None:
         """`facts`: as the ledger loaded them. `pieces`: returns what the ledger archived of a key; may raise Unavailable."""
         self.facts, self._pieces = facts, pieces
         #: The recent intervals of each key, with the number of the first one.
         self._kept: dict[Key, tuple[int, list[Interval]]] = {}
-        self._archived_ns = 0
+        #: How many recent intervals each key had after archiving was last tried.
+        self._tried: dict[Key, int] = {}
+        #: How many pieces of a key come back next, since the last save.
+        self._back: dict[Key, int] = {}
         for key in facts.keys():  # noqa: SIM118 `Facts` is not a mapping; this method returns a set
-            recent = recent_intervals(facts, key)
+            recent = recent_intervals(facts, key) if not reaches_back(facts, key) else None
             if recent is not None:
                 self._kept[key] = (_number(facts, key), recent)
             else:
-                restore(facts, key, pieces(key))
+                self._restore(key)
 
     def changes(self, now_ns: int) -> Changes:
         """Return the intervals that differ from the ledger's, after everything that was absorbed.
@@ -79,16 +81,14 @@ class Account:
         # This comes first: once evidence is in the past, it no longer shows that it came from before the edge.
         touched = self.facts.touched()
         for key in touched:
-            if reaches_back(self.facts, key):
+            while reaches_back(self.facts, key):
                 self._restore(key)
         heard_ns = max((connection.heard_ns for connection in self.facts.connections.values()), default=0)
         condense(self.facts, min(heard_ns, now_ns) - _CLOSED_NS, min(heard_ns, now_ns) - _SILENT_NS)
         changes: dict[Key, tuple[int, list[Interval]]] = {}
         for key in self.facts.touched():
-            current = recent_intervals(self.facts, key)
-            if current is None:
+            while (current := recent_intervals(self.facts, key)) is None:
                 self._restore(key)
-                current = intervals(self.facts, key)
             first = _number(self.facts, key)
             number, kept = self._kept.get(key, (first, []))
             kept = kept[first - number :]
@@ -100,22 +100,32 @@ class Account:
         return changes
 
     def _restore(self, key: Key) -> None:
-        restore(self.facts, key, self._pieces(key))
+        edge = self.facts.pasts[key].edge
+        if edge is not None:
+            # Twice as many each time: the further evidence reaches, the fewer reads of the ledger.
+            restore(self.facts, key, edge, self._pieces, self._back.get(key, 1))
+            self._back[key] = 2 * self._back.get(key, 1)
         self._kept.pop(key, None)
+        self._tried.pop(key, None)
 
-    def saved(self, changes: Changes, now_ns: int) -> None:
-        """Note that the ledger has these changes and the facts. Archive old evidence from time to time."""
+    def saved(self, changes: Changes) -> None:
+        """Note that the ledger has these changes and the facts. Archive where much has come."""
+        touched = self.facts.touched()
         self.facts.settled()
+        self._back.clear()
         for key, (same, changed) in changes.items():
             first = _number(self.facts, key)
             number, kept = self._kept.get(key, (first, []))
             self._kept[key] = (first, [*kept[first - number : same - number], *changed])
-        if now_ns - self._archived_ns < _ARCHIVE_EVERY_NS:
-            return
-        self._archived_ns = now_ns
-        for key, (number, kept) in self._kept.items():
-            gone = archive(self.facts, key, now_ns - _ARCHIVED_NS, kept)
-            self._kept[key] = (number + gone, kept[gone:])
+        for key in touched:
+            if len(self._kept[key][1]) >= self._tried.get(key, 0) + _GROWN:
+                self._archive(key)
+
+    def _archive(self, key: Key) -> None:
+        number, kept = self._kept[key]
+        gone = archive(self.facts, key, kept)
+        self._kept[key] = (number + gone, kept[gone:])
+        self._tried[key] = len(kept) - gone
 
     def prune(self, remove: Callable[[Mapping[Key, int], int], Mapping[Key, Counter[State]]], before_ns: int) -> None:
         """Remove what was archived and ended before this time (ns, UTC). `remove` works as `Ledger.prune`; it may raise Unavailable."""
@@ -123,6 +133,8 @@ class Account:
         for key, gone in remove({key: edge.number for key, edge in edges.items()}, before_ns).items():
             edges[key].states = dict(Counter(edges[key].states) - gone)
             self.facts.touched_pasts.add(key)
+        for key in self._kept:  # what grows too slowly to be archived otherwise grows old, too
+            self._archive(key)
 
     def states(self) -> Counter[State]:
         """Return the number of intervals in each state in which something is missing."""
@@ -149,8 +161,8 @@ def _number(facts: Facts, key: Key) -> int:
 def condense(facts: Facts, closed_ns: int, silent_ns: int) -> None:
     """Move connections into the past of their keys.
 
-    Closed connections and pages of history that were read to the end move if they ended before `closed_ns`. Connections that ended
-    without a close record move if they were last heard before `silent_ns`."""
+    Pages of history that were read to the end move at once. Closed connections move if they ended before `closed_ns`, and connections
+    that ended without a close record if they were last heard before `silent_ns`."""
     over = {name for name in facts.connections if _is_over(facts, name, closed_ns, silent_ns)}
     over -= _held_back(facts.connections, over)
     condensed: dict[Key, set[str]] = {}
@@ -187,7 +199,9 @@ def _is_over(facts: Facts, name: str, closed_ns: int, silent_ns: int) -> bool:
     connection = facts.connections[name]
     if connection.asking or connection.reading or connection.rejecting:
         return False
-    if connection.fetched or connection.closed_ns:
+    if connection.fetched:
+        return True  # what comes under its name later stands for itself
+    if connection.closed_ns:
         return _last_of(connection) < closed_ns
     if _last_of(connection) >= silent_ns:
         return False

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from itertools import accumulate, chain
 from operator import attrgetter
 from typing import Final
+
+from msgspec.structs import replace
 
 from tapeline.ledger.facts import (
     NO_PAST,
@@ -103,7 +104,7 @@ def _unreadable(timeline: Iterable[Interval], rejected: Sequence[tuple[int, int]
     """Mark gaps inside a history read with rejected events as unrecoverable, because asking again brings the same events."""
     spoiled = apart(rejected)
     for one in timeline:
-        if one.state == "open" and any(start_ns <= one.start_ns and one.end_ns <= end_ns for start_ns, end_ns in spoiled):
+        if one.state == "open" and _inside(spoiled, one.start_ns, one.end_ns):
             yield replace(one, state="unrecoverable", evidence=f"{one.evidence}; {_REJECTED}")
         else:
             yield one
@@ -141,10 +142,18 @@ def spans_of(known: Iterable[tuple[str, int, int]], key: Key) -> Iterator[tuple[
     return ((first, last) for label, first, last in known if label == f"{key.channel} {key.symbol}")
 
 
+def _inside(spans: Sequence[tuple[int, int]], low: int, high: int) -> bool:
+    """Return whether one of the spans has all from `low` to `high`."""
+    for first, last in spans:  # noqa: SIM110 `any` costs a generator for each interval, and mostly there are no spans
+        if first <= low and high <= last:
+            return True
+    return False
+
+
 def _being_filled(timeline: Iterable[Interval], reading: Sequence[tuple[int, int]]) -> Iterator[Interval]:
     """Mark gaps inside a span that is being read as being repaired."""
     for one in timeline:
-        if one.state == "open" and any(start_ns <= one.start_ns and one.end_ns <= end_ns for start_ns, end_ns in reading):
+        if one.state == "open" and _inside(reading, one.start_ns, one.end_ns):
             yield replace(one, state="repairing", evidence=f"{one.evidence}; being fetched")
         else:
             yield one
@@ -168,17 +177,16 @@ def _by_ids(
             first, last = before.last + 1, run.first - 1
             # History is requested by id, and for bars by the times of their windows.
             low, high = (start_ns // NS_PER_MS, end_ns // NS_PER_MS - 1) if bars else (first, last)
-            gone = any(some <= low and high <= other for some, other in asked)
-            gone = gone or any(some <= start_ns and end_ns <= other for some, other in read)
+            gone = _inside(asked, low, high) or _inside(read, start_ns, end_ns)
             # Numbers and times cannot be confused: a pair of one kind never lies inside a pair of the other.
-            spoiled = any(some <= least and most <= other for some, other in rejected for least, most in ((low, high), (start_ns, end_ns)))
+            spoiled = _inside(rejected, low, high) or _inside(rejected, start_ns, end_ns)
             state: State = "open"
             what = f"{_count(first, last, bars)} missing"
             if spoiled:
                 state, what = "unrecoverable", f"{what}; {_REJECTED}"
             elif gone:
                 state, what = "unrecoverable", f"{what}, and not in the provider's history"
-            elif any(some <= low and high <= other for some, other in asking):
+            elif _inside(asking, low, high):
                 state, what = "repairing", f"{what}; being fetched"
             yield Interval(start_ns, end_ns, state, what, first, last)
         start_ns, end_ns = sorted((run.first_ns, run.last_ns))
@@ -273,6 +281,8 @@ def _heard(key: Key, connection: ConnectionRecord) -> Iterator[Span]:
 
 
 def _unconfirmed(key: Key, connection: ConnectionRecord) -> bool:
+    if not connection.missing:
+        return False
     provider = PROVIDERS[connection.provider]
     return any(provider.subscription(connection.feed, topic, connection.names) == (key.channel, key.symbol) for topic in connection.missing)
 

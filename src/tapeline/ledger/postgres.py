@@ -53,11 +53,11 @@ class PostgresLedger:
             positions = {int(partition): int(position) for partition, position in cursor.fetchall()}
         return Facts.of(runs, connections, pasts, past_connections), positions
 
-    def pieces(self, key: Key) -> list[Piece]:
+    def pieces(self, key: Key, numbers: range) -> list[Piece]:
         with self._database.transaction() as cursor:
             if not self._with_pasts(cursor):
                 return []
-            cursor.execute(self._sql.one("pieces"), key)
+            cursor.execute(self._sql.one("pieces"), (*key, numbers.start, numbers.stop))
             return [msgspec.json.decode(body, type=Piece) for (body,) in cursor.fetchall()]
 
     def lives(self) -> Lives | None:
@@ -78,7 +78,7 @@ class PostgresLedger:
                 "set_life": [(name, msgspec.json.encode(facts.connections[name]).decode()) for name in facts.touched_connections],
                 "set_runs": [(*key, msgspec.json.encode(facts.runs[key]).decode()) for key in facts.touched_runs],
                 "set_past": [(*key, msgspec.json.encode(facts.pasts[key]).decode()) for key in facts.touched_pasts],
-                "forget_pieces": list(facts.restored),
+                "forget_pieces": [(*key, number) for key, number in facts.restored.items()],
                 "add_piece": [
                     (*key, number, piece.before_ns, msgspec.json.encode(piece).decode()) for key, number, piece in pieces_of(facts)
                 ],
@@ -108,8 +108,9 @@ class PostgresLedger:
             if not self._there(cursor) or not (gone := list(keys)):
                 return
             self._schema.migrate(cursor)
-            for name in ("forget_runs", "forget_pasts", "forget_pieces"):
+            for name in ("forget_runs", "forget_pasts"):
                 cursor.executemany(self._sql.one(name), gone)
+            cursor.executemany(self._sql.one("forget_pieces"), [(*key, 0) for key in gone])
 
     def keys(self) -> list[Key]:
         with self._database.transaction() as cursor:

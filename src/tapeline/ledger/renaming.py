@@ -32,6 +32,7 @@ def renamed(facts: Facts, provider: str, feed: str, old: str, new: str) -> Facts
     changed = {name: other for name, connection in mine.items() if (other := _renamed_connection(connection, old, new)) != connection}
     result = Facts.of(runs, {**facts.connections, **changed}, pasts, facts.past_connections)
     result.touched_runs, result.touched_connections, result.touched_pasts = touched, set(changed), moved
+    result.restored = dict(facts.restored)  # the pieces of both names, which the ledger still has
     return result
 
 

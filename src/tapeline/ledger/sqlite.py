@@ -87,11 +87,12 @@ class LedgerFile:
             positions = {int(part): int(following) for part, following in db.execute("SELECT part, next FROM positions")}
         return Facts.of(runs, connections, pasts, past_connections), positions
 
-    def pieces(self, key: Key) -> list[Piece]:
+    def pieces(self, key: Key, numbers: range) -> list[Piece]:
         with self._read() as db:
             if db is None or format_of(db, self._path, _FORMAT) < _WITH_PASTS:
                 return []
-            rows = db.execute(f"SELECT body FROM pieces WHERE {_KEY} ORDER BY number", key)  # noqa: S608 our own columns
+            query = f"SELECT body FROM pieces WHERE {_KEY} AND number >= ? AND number < ? ORDER BY number"  # noqa: S608 our own columns
+            rows = db.execute(query, (*key, numbers.start, numbers.stop))
             return [msgspec.json.decode(body, type=Piece) for (body,) in rows]
 
     def lives(self) -> Lives | None:
@@ -114,11 +115,12 @@ class LedgerFile:
             db.executemany("INSERT OR REPLACE INTO runs VALUES (?, ?, ?, ?, ?)", runs)
             pasts = [(*key, msgspec.json.encode(facts.pasts[key])) for key in facts.touched_pasts]
             db.executemany("INSERT OR REPLACE INTO pasts VALUES (?, ?, ?, ?, ?)", pasts)
-            db.executemany(f"DELETE FROM pieces WHERE {_KEY}", list(facts.restored))  # noqa: S608
+            db.executemany(f"DELETE FROM pieces WHERE {_KEY} AND number >= ?", [(*key, number) for key, number in facts.restored.items()])  # noqa: S608
             pieces = [(*key, number, piece.before_ns, msgspec.json.encode(piece)) for key, number, piece in pieces_of(facts)]
             db.executemany("INSERT INTO pieces VALUES (?, ?, ?, ?, ?, ?, ?)", pieces)
-            db.executemany(f"DELETE FROM intervals WHERE {_KEY} AND number >= ?", [(*key, same) for key, (same, _) in changes.items()])  # noqa: S608
-            db.executemany("INSERT INTO intervals VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows_of(changes))
+            ends = [(*key, same + len(changed)) for key, (same, changed) in changes.items()]
+            db.executemany(f"DELETE FROM intervals WHERE {_KEY} AND number >= ?", ends)  # noqa: S608
+            db.executemany("INSERT OR REPLACE INTO intervals VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows_of(changes))
             db.executemany("INSERT OR REPLACE INTO positions VALUES (?, ?)", list(positions.items()))
 
     def prune(self, archived: Mapping[Key, int], before_ns: int) -> dict[Key, Counter[State]]:

@@ -153,7 +153,7 @@ class LedgerWriter:
         began_ns = self._clock()
         changes = account.changes(began_ns)
         self._ledger.save(account.facts, changes, self._positions, self._taken.lives)
-        account.saved(changes, began_ns)
+        account.saved(changes)
         if self._keep_ns and began_ns >= self._prune_due_ns:
             self._prune_due_ns = began_ns + _PRUNE_EVERY_NS
             account.prune(self._ledger.prune, began_ns - self._keep_ns)

@@ -20,7 +20,8 @@ SELECT provider, feed, channel, symbol, body FROM tapeline_ledger_runs
 SELECT provider, feed, channel, symbol, body FROM tapeline_ledger_pasts
 
 -- name: pieces
-SELECT body FROM tapeline_ledger_pieces WHERE provider = $1 AND feed = $2 AND channel = $3 AND symbol = $4 ORDER BY number
+SELECT body FROM tapeline_ledger_pieces
+WHERE provider = $1 AND feed = $2 AND channel = $3 AND symbol = $4 AND number >= $5 AND number < $6 ORDER BY number
 
 -- name: keys
 SELECT DISTINCT provider, feed, channel, symbol FROM tapeline_ledger_intervals
@@ -73,7 +74,7 @@ WHERE provider = $1 AND feed = $2 AND channel = $3 AND symbol = $4 AND number < 
 DELETE FROM tapeline_ledger_pieces WHERE provider = $1 AND feed = $2 AND channel = $3 AND symbol = $4 AND before_ns < $5
 
 -- name: forget_pieces
-DELETE FROM tapeline_ledger_pieces WHERE provider = $1 AND feed = $2 AND channel = $3 AND symbol = $4
+DELETE FROM tapeline_ledger_pieces WHERE provider = $1 AND feed = $2 AND channel = $3 AND symbol = $4 AND number >= $5
 
 -- name: set_runs
 INSERT INTO tapeline_ledger_runs (provider, feed, channel, symbol, body) VALUES ($1, $2, $3, $4, $5)
