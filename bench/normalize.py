@@ -95,21 +95,44 @@ def seconds(raw: pa.RecordBatch, clock: Callable[[], float] = time.perf_counter)
 def _each_provider() -> str:
     """The frames that the local simulators send, as ingest recorded them."""
     rows = []
-    for name, feed, symbols, channels, extra in (
-        ("binance", "spot", ["BTCUSDT", "ETHUSDT"], ["trade", "bookTicker"], ""),
-        ("binance", "spot", ["BTCUSDT", "ETHUSDT"], ["aggTrade", "kline_1s"], ""),
-        ("polygon", "stocks", ["AAPL", "MSFT"], ["T", "Q", "A"], ""),
-        ("polygon", "crypto", ["BTC-USD", "ETH-USD"], ["XT", "XQ"], ""),
-        ("alpaca", "sip", ["AAPL", "SPY"], ["trades", "quotes"], ""),
-        ("alpaca", "crypto", ["BTC/USD", "ETH/USD"], ["trades", "quotes"], 'options = { codec = "msgpack" }\n'),
+    for name, feed, symbols, channels, extra, peer in (
+        ("binance", "spot", ["BTCUSDT", "ETHUSDT"], ["trade", "bookTicker"], "", ""),
+        ("binance", "spot", ["BTCUSDT", "ETHUSDT"], ["aggTrade", "kline_1s"], "", ""),
+        ("polygon", "stocks", ["AAPL", "MSFT"], ["T", "Q", "A"], "", "stocks"),
+        ("polygon", "crypto", ["BTC-USD", "ETH-USD"], ["XT", "XQ"], "", "crypto"),
+        ("alpaca", "sip", ["AAPL", "SPY"], ["trades", "quotes"], "", ""),
+        ("alpaca", "crypto", ["BTC/USD", "ETH/USD"], ["trades", "quotes"], 'options = { codec = "msgpack" }\n', "alpaca"),
     ):
         raw, ticks = _recorded_from_simulator(name, feed, symbols, channels, extra)
-        taken = statistics.median(seconds(raw) for _ in range(5))
+        ours: list[float] = []
+        theirs: list[float] = []
+        for _ in range(5):
+            ours.append(seconds(raw))
+            theirs += _client_seconds(peer, raw) if peer else []
+        taken = statistics.median(ours)
+        times = f"{statistics.median(theirs) / taken:.1f}" if theirs else ""
         codec = "msgpack" if extra else "JSON"
-        rows.append([f"{name} {feed} {', '.join(channels)} ({codec})", raw.num_rows, ticks / raw.num_rows, ticks / taken])
-    lines = [[a, b, f"{c:.1f}", d] for a, b, c, d in rows]
-    head = ["feed and channels", "frames", "events per frame", "events/s, median of 5"]
-    return "Tapeline alone, with frames from the local simulators:\n\n" + table(head, lines)
+        rows.append([f"{name} {feed} {', '.join(channels)} ({codec})", raw.num_rows, ticks / raw.num_rows, ticks / taken, times])
+    lines = [[a, b, f"{c:.1f}", d, e] for a, b, c, d, e in rows]
+    head = ["feed and channels", "frames", "events per frame", "events/s, median of 5", "times as fast as the client"]
+    return (
+        "Frames from the local simulators. The last column compares with the provider's own client (massive 2 for Polygon.io, alpaca-py for"
+        " Alpaca, which has MessagePack only), in turns: from a frame to the client's typed objects.\n\n" + table(head, lines)
+    )
+
+
+def _client_seconds(peer: str, raw: pa.RecordBatch) -> list[float]:
+    """How long a provider's own client takes for the same frames."""
+    client = "alpaca" if peer == "alpaca" else "massive"
+    make = [sys.executable, str(REPOSITORY / "tests" / "environments.py"), f"tests/clients/{client}"]
+    python = subprocess.run(make, cwd=REPOSITORY, capture_output=True, check=True, text=True).stdout.strip()
+    with tempfile.NamedTemporaryFile() as file:
+        frames = (payload for payload, kind in zip(raw["payload"].to_pylist(), raw["kind"].to_pylist(), strict=True) if kind == "frame")
+        file.write(b"".join(len(frame).to_bytes(4, "little") + frame for frame in frames))
+        file.flush()
+        command = [python, str(_PEER / "array_clients.py"), peer, file.name, "3"]
+        result = json.loads(subprocess.run(command, capture_output=True, check=True).stdout.splitlines()[-1])
+    return [float(passed) for passed in result["seconds"]]
 
 
 def _recorded_from_simulator(name: str, feed: str, symbols: list[str], channels: list[str], extra: str) -> tuple[pa.RecordBatch, int]:
