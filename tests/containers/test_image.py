@@ -60,7 +60,9 @@ def test_it_decodes_in_the_native_core_and_without_one_in_python(image: Engine) 
     program = "from tapeline.providers.decoding import native; print(native.in_use())"
     for name, used in ((TAPELINE, "native core 0.1.0"), ("tapeline-python:0.1.0", "Python")):
         assert image.run("run", "--rm", "--network", "none", "--entrypoint", "python", name, "-c", program) == used
-    assert "native core 0.1.0" in image.run("run", *CLOSED, "--tmpfs", "/data:uid=4711,gid=4711", TAPELINE, "check")
+    # Without a network, the check fails, and says of each part how it is.
+    said = image.run("run", "--rm", "--network", "none", "--entrypoint", "sh", TAPELINE, "-c", "tapeline check; test $? = 69")
+    assert "decoder: native core 0.1.0" in said
 
 
 def test_the_native_core_lists_its_crates_and_has_no_path_of_where_it_was_built(image: Engine) -> None:
