@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # The extras that the image has.
 EXTRAS := $(shell sed -n 's/^ARG EXTRAS="\(.*\)"/\1/p' deploy/docker/Dockerfile)
-NATIVE := $(VENV)/.native
+CORE := $(VENV)/.native
 PAGE := src/tapeline/web/assets/index.html
 PAGE_SOURCES := $(shell find web -type f -not -path "web/node_modules/*") docs/alerts.md
 # Tests wait more than they work: several workers share the cores. Those that share a server stay together in one worker.
@@ -24,7 +24,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadgroup --duratio
 help: ## list these commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-install: $(NATIVE) ## install the locked versions into .venv, build the native core where Rust is, and the dashboard's page
+install: $(CORE) ## install the locked versions into .venv, build the native core where Rust is, and the dashboard's page
 	@$(MAKE) --silent --question $(PAGE) || $(BIN)/python web/build.py --if-possible build
 
 page: $(PAGE) ## build the dashboard's page; Node.js comes from PyPI if it is missing
@@ -45,13 +45,13 @@ $(READY): pyproject.toml uv.lock
 	@touch $@
 
 # The native core makes Tapeline faster, and Tapeline works without it. So a missing Rust, or a build that fails, is one line.
-$(NATIVE): $(READY) native/Cargo.toml native/Cargo.lock native/pyproject.toml $(wildcard native/src/*.rs)
+$(CORE): $(READY) native/Cargo.toml native/Cargo.lock native/pyproject.toml $(wildcard native/src/*.rs)
 	@if ! command -v cargo > /dev/null; then echo "Tapeline goes without its native core: Rust (cargo) is not installed."; \
 	elif ! UV_SYSTEM_CERTS=1 $(BIN)/uv pip install --quiet --python $(BIN)/python --no-build-isolation --no-deps --reinstall ./native; then \
 	echo "Tapeline goes without its native core: it could not be built. The reason is above."; fi
 	@touch $@
 
-services: $(NATIVE) ## Redis, PostgreSQL, Apache Kafka, Prometheus, Alertmanager, Chromium and systemd's programs for the tests: fetch those that are missing
+services: $(CORE) ## Redis, PostgreSQL, Apache Kafka, Prometheus, Alertmanager, Chromium and systemd's programs for the tests: fetch those that are missing
 	@$(BIN)/python -m services install
 
 demo: install ## the whole pipeline against three local simulators, SECONDS=30
@@ -75,7 +75,7 @@ grafana: $(READY) ## write the dashboards for Grafana; the links to the document
 formats: services ## make the archive of what this version leaves on disk, for the tests of the versions after it
 	@PYTHONPATH=.:tests/pipeline $(BIN)/python tests/formats.py
 
-image: ## build the image tapeline, and with PROFILE=full the other two; BASE= another Debian root, CA= certificate authorities
+image: ## build the image tapeline, and with PROFILE=full the other two; BASE= another Debian root, NATIVE=none without the native core, CA= certificate authorities
 	@$(PYTHON) deploy/compose/stack.py image --profile $(PROFILE)
 
 sbom: $(READY) ## write what the image contains to .cache/sbom.json, in CycloneDX

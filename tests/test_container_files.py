@@ -179,6 +179,12 @@ def test_hadolint_finds_nothing(name: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_the_image_is_built_with_the_bases_that_are_chosen_and_else_with_its_own() -> None:
+    chosen = stack.build_command("tapeline", {"BASE": "some:1", "NATIVE": "none", "RUST": "other:2"})
+    assert {"BASE=some:1", "NATIVE=none", "RUST=other:2"} <= set(chosen)
+    assert not [word for word in stack.build_command("tapeline", {}) if word.startswith(("BASE", "NATIVE", "RUST"))]
+
+
 def test_what_is_mounted_from_other_folders_is_there(secrets: Path) -> None:
     services = composed("full", secrets, demo=True)["services"]
     sources = {Path(volume["source"]) for one in services.values() for volume in one.get("volumes", ()) if volume["type"] == "bind"}

@@ -20,11 +20,11 @@ ROOT: Final = HERE.parent.parent
 PROFILES: Final = ("light", "redis", "full")
 #: The files that compose.yaml gives to the containers.
 SECRETS: Final = ("dashboard_token", "operator_token", "redis_password", "postgres_password", "grafana_password", "prefect_password")
-#: Image to its Dockerfile and the argument that names what it is built on.
+#: Image to its Dockerfile and the arguments that name what it is built on.
 IMAGES: Final = {
-    "tapeline": ("Dockerfile", "BASE"),
-    "tapeline-prefect": ("prefect.Dockerfile", "TAPELINE"),
-    "tapeline-nextjs": ("nextjs.Dockerfile", "NODE"),
+    "tapeline": ("Dockerfile", ("BASE", "NATIVE", "RUST")),
+    "tapeline-prefect": ("prefect.Dockerfile", ("TAPELINE",)),
+    "tapeline-nextjs": ("nextjs.Dockerfile", ("NODE",)),
 }
 _OF_PROFILE: Final = {"light": ("tapeline",), "redis": ("tapeline",), "full": tuple(IMAGES)}
 #: A page of the profile to the variable with its port.
@@ -77,11 +77,11 @@ def version() -> str:
 
 
 def build_command(image: str, environ: Mapping[str, str]) -> list[str]:
-    """What builds an image. BASE, NODE and CA of the environment choose other bases and certificate authorities."""
-    file, base = IMAGES[image]
+    """What builds an image. BASE, NATIVE, RUST, NODE and CA of the environment choose other bases and certificate authorities."""
+    file, bases = IMAGES[image]
     command = ["docker", "build", "--file", str(ROOT / "deploy" / "docker" / file), "--tag", f"{image}:{version()}"]
     arguments = {"VERSION": version(), "REVISION": _git("rev-parse", "HEAD"), "SOURCE_DATE_EPOCH": _git("log", "-1", "--format=%ct")}
-    arguments |= {base: f"tapeline:{version()}"} if base == "TAPELINE" else {base: environ.get(base, "")}
+    arguments |= {base: f"tapeline:{version()}" if base == "TAPELINE" else environ.get(base, "") for base in bases}
     for name, value in arguments.items():
         command += ["--build-arg", f"{name}={value}"] if value else []
     command += ["--network", environ["BUILD_NETWORK"]] if environ.get("BUILD_NETWORK") else []

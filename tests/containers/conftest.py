@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 from services import docker
 from services.docker import Engine
-from stacks import Stack, build
+from stacks import Stack, build, stand_in
 
 from brokers import need
 
@@ -35,7 +35,7 @@ def engine() -> Iterator[Engine]:
 @pytest.fixture(scope="session")
 def image(engine: Engine) -> Engine:
     """The engine, with the image tapeline of this clone."""
-    build(engine, "tapeline")
+    build(engine, "tapeline", **stand_in(engine, "rust"))
     return engine
 
 

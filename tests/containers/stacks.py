@@ -33,6 +33,7 @@ _STAND_INS: Final = {
     "alertmanager": "ALERTMANAGER_IMAGE",
     "grafana": "GRAFANA_IMAGE",
     "node": "NODE",
+    "rust": "RUST",
 }
 #: A simulator's market is closed by this signal: nothing more happens, and its connections stay.
 _HALT: Final = "USR1"
@@ -56,12 +57,18 @@ def stand_in(engine: Engine, *servers: str) -> dict[str, str]:
     found = {}
     for server in servers:
         # The folder that the image is built from. Kafka's has nothing but its jars.
-        folder = {"kafka": lambda: kafka.installed().where, "node": lambda: ROOT / "web" / "node"}.get(server, lambda: _SERVERS)()
+        others = {"kafka": lambda: kafka.installed().where, "node": lambda: ROOT / "web" / "node", "rust": _toolchain}
+        folder = others.get(server, lambda: _SERVERS)()
         found[_STAND_INS[server]] = tag = f"tapeline-test-{server}:0.0.1"
         words = ["build", "--quiet", "--network", "host", "--build-arg", f"BASE={BASE}", "--target", server, "--tag", tag]
         words += ["--secret", f"id=ca,src={authorities}"] if (authorities := engine.environment.get("CA")) else []
         engine.run(*words, "--file", str(_SERVERS / "Dockerfile"), str(folder))
     return found
+
+
+def _toolchain() -> Path:
+    """Where this machine's Rust is. Docker reads only those of its folders that go into the image."""
+    return Path(subprocess.run(["rustc", "--print", "sysroot"], capture_output=True, text=True, check=True).stdout.strip()).resolve()
 
 
 @dataclass
