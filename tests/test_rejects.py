@@ -28,7 +28,7 @@ from tapeline.jobs import rejects
 from tapeline.jobs.rejects import Rejected, parse_id, rejected, retry
 from tapeline.monitor.health import equations
 from tapeline.providers.events import Reject
-from tapeline.providers.registry import DECODERS, identity
+from tapeline.providers.registry import DECODERS, PYTHON_DECODERS, identity
 from tapeline.reading import sql as query
 from tapeline.records import NOTICES_TOPIC, RAW_TOPIC, REJECTED_TOPIC, TICKS_TOPIC, TOPICS, Topic
 from tapeline.stages.normalize import Normalize, run_normalize
@@ -278,7 +278,7 @@ def test_an_event_of_an_array_frame_is_retried_without_its_neighbors(provider: s
 
     def picky(feed: str, frames_: Iterable[tuple[int, bytes]], events: Events) -> None:
         """Yesterday's decoder did not know the first event of the frame."""
-        DECODERS[provider](feed, frames_, events)  # type: ignore[arg-type]
+        PYTHON_DECODERS[provider](feed, frames_, events)  # type: ignore[arg-type]
         for channel, found in events.channels.items():
             if found.events:
                 codec: Any = msgspec.msgpack if frame[:1] > b"\x7f" else msgspec.json

@@ -213,6 +213,12 @@ _PROCESSES: Final = Row(
             ["stage", "instance", "version", "python"],
             value="runs for",
         ),
+        rows(
+            What("Native core", "Whether each process that decodes frames uses the native core (1) or Python (0).", "short"),
+            f"tapeline_native_core{{{_STAGES}}}",
+            ["stage", "instance"],
+            value="native core",
+        ),
     ],
 )
 
