@@ -219,7 +219,7 @@ def test_the_frames_that_providers_send_are_taken_by_the_core() -> None:
     quote = ALPACA_QUOTE % ("AMD", '"U"', "87.66", "1", '"Q"', "87.68", "4", '["R"]', time)
     bar = ALPACA_BAR % ("b", "SPY", "388.985", "389.13", "388.975", "389.12", "49378", "461", "389.062639", time)
     assert left("alpaca", "sip", [f"[{trade},{quote},{bar}]".encode()]) == []
-    binary = [{"T": "t", "S": "AAPL", "i": 96921, "x": "D", "p": 126.55, "s": 1, "c": ["@", "I"], "t": Ext(-1, b"\x60\x33\xd3\x10")}]
+    binary = [{"T": "t", "S": "AAPL", "i": 2**63 - 1, "x": "D", "p": 126.55, "s": 1, "c": ["@", "I"], "t": Ext(-1, b"\x60\x33\xd3\x10")}]
     assert left("alpaca", "sip", [msgspec.msgpack.encode(binary)]) == []
 
 

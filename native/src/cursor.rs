@@ -41,7 +41,7 @@ pub trait Cursor<'a> {
 
     fn text(&mut self) -> Option<&'a str>;
 
-    /// A whole number from 0, of at most 18 digits.
+    /// A whole number from 0 that fits 64 bits with a sign.
     fn int(&mut self) -> Option<i64>;
 
     /// A finite number from 0 that float64 gives back as it was written.

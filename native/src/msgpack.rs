@@ -119,7 +119,7 @@ impl<'a> Cursor<'a> for MessagePack<'a> {
     }
 
     fn int(&mut self) -> Option<i64> {
-        Number::whole(self.integer()??)?.int()
+        Number::whole(self.integer()??).int()
     }
 
     fn float(&mut self) -> Option<f64> {
@@ -132,7 +132,7 @@ impl<'a> Cursor<'a> for MessagePack<'a> {
                 self.at += 1;
                 f64::from_bits(self.uint(8)?)
             }
-            _ => return Number::whole(self.integer()??)?.float(),
+            _ => return Number::whole(self.integer()??).float(),
         };
         (float.is_finite() && float.is_sign_positive()).then_some(float)
     }

@@ -2,9 +2,10 @@
 
 /// From here on, a number has more than 15 digits, and float64 may not hold it as it was written.
 const EXACT: u64 = 1_000_000_000_000_000;
+const MOST: usize = 19;
 const POWERS: [f64; 19] = [1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9, 1e10, 1e11, 1e12, 1e13, 1e14, 1e15, 1e16, 1e17, 1e18];
 
-/// A number without sign and exponent: at most 18 digits, `scale` of them after the point.
+/// A number without sign and exponent: at most 19 digits, which always fit, and `scale` of them are after the point.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Number {
     digits: u64,
@@ -20,16 +21,15 @@ impl Number {
             return None;
         }
         if bytes.get(whole) != Some(&b'.') {
-            return (whole <= 18).then_some((Number { digits, scale: 0 }, whole));
+            return (whole <= MOST).then_some((Number { digits, scale: 0 }, whole));
         }
         let scale;
         (scale, digits) = digits_of(&bytes[whole + 1..], digits);
-        (scale > 0 && whole + scale <= 18).then_some((Number { digits, scale }, whole + 1 + scale))
+        (scale > 0 && whole + scale <= MOST).then_some((Number { digits, scale }, whole + 1 + scale))
     }
 
-    /// A whole number; `None` if it has more than 18 digits.
-    pub fn whole(digits: u64) -> Option<Number> {
-        (digits < EXACT * 1_000).then_some(Number { digits, scale: 0 })
+    pub fn whole(digits: u64) -> Number {
+        Number { digits, scale: 0 }
     }
 
     /// The nearest float64, if it gives back every digit. Both operands are exact, so the division rounds once.
@@ -87,7 +87,9 @@ mod tests {
         for text in ["0", "1", "0.1", "126.55", "61837.63000000", "0.00000001", "123456789012345", "1234567.12345678"] {
             assert_eq!(float_of(text), Some(text.parse().unwrap()), "{text}");
         }
-        for text in ["", ".", "1.", ".5", "01", "-1", "+1", "1e3", "0.1234567890123456", "1234567890123456789", "1 ", "NaN"] {
+        for text in
+            ["", ".", "1.", ".5", "01", "-1", "+1", "1e3", "0.1234567890123456", "1234567890123456789", "18446744073709551616", "1 ", "NaN"]
+        {
             assert_eq!(float_of(text), None, "{text}");
         }
     }
