@@ -103,22 +103,24 @@ impl Column {
 
 /// The rows of one topic, with the place of each: its row among the frames in the upper 32 bits, its number in the frame in the lower.
 pub struct Table {
+    /// For how many rows there is room from the first one on.
+    expected: usize,
     pub place: Vec<u8>,
     pub columns: Vec<Column>,
 }
 
 impl Table {
-    pub fn ticks() -> Table {
+    pub fn ticks(expected: usize) -> Table {
         let texts = ["symbol", "kind", "side", "exchange", "channel", "trade_id", "conditions"].map(Column::texts);
         let numbers = ["ts_ns", "bid", "ask", "bid_size", "ask_size", "last", "volume", "sequence"].map(Column::numbers);
-        Table { place: vec![], columns: texts.into_iter().chain(numbers).collect() }
+        Table { expected: expected.max(64), place: vec![], columns: texts.into_iter().chain(numbers).collect() }
     }
 
-    pub fn bars() -> Table {
+    pub fn bars(expected: usize) -> Table {
         let texts = ["symbol", "interval", "exchange", "channel"].map(Column::texts);
         let numbers = ["ts_ns", "open", "high", "low", "close", "volume", "vwap", "trades", "sent_ns"].map(Column::numbers);
         let flags = ["final"].map(Column::flags);
-        Table { place: vec![], columns: texts.into_iter().chain(numbers).chain(flags).collect() }
+        Table { expected: expected.max(64), place: vec![], columns: texts.into_iter().chain(numbers).chain(flags).collect() }
     }
 
     pub fn rows(&self) -> usize {
@@ -127,7 +129,7 @@ impl Table {
 
     fn at(&mut self, row: usize, index: u32) {
         if self.place.len() == self.place.capacity() {
-            let more = self.rows().max(64); // the columns grow together, so that few rows make any of them grow
+            let more = self.rows().max(self.expected); // the columns grow together, so that few rows make any of them grow
             self.place.reserve(8 * more);
             self.columns.iter_mut().for_each(|column| column.reserve(more));
         }

@@ -29,12 +29,38 @@ impl Key {
     }
 }
 
+/// A short name as JSON usually has it: `,"name":`, without white space, in one word.
+#[derive(Clone, Copy)]
+pub struct Expected {
+    pub word: u64,
+    pub mask: u64,
+    pub length: usize,
+}
+
+impl Expected {
+    /// A name of more than four bytes does not fit, and is never expected.
+    pub const fn of(name: &str) -> Expected {
+        if name.len() > 4 {
+            return Expected { word: 1, mask: 0, length: 0 };
+        }
+        let length = name.len() + 4;
+        let before = (b',' as u64) | (b'"' as u64) << 8 | Key::of(name).0 << 16;
+        let word = before | (b'"' as u64) << (8 * (length - 2)) | (b':' as u64) << (8 * (length - 1));
+        Expected { word, mask: u64::MAX >> (64 - 8 * length), length }
+    }
+}
+
 pub trait Cursor<'a> {
     /// Begins an object. What it returns belongs to `key`.
     fn open(&mut self) -> Option<usize>;
 
     /// The next name in an object, before its value; `Some(None)` at the object's end.
     fn key(&mut self, left: &mut usize) -> Option<Option<Key>>;
+
+    /// Moves over this name if it is the next one and is written as providers usually write it.
+    fn expected(&mut self, _name: Expected, _left: &mut usize) -> bool {
+        false
+    }
 
     /// Moves over a null if there is one.
     fn null(&mut self) -> bool;
@@ -74,6 +100,14 @@ pub trait Cursor<'a> {
 macro_rules! read {
     ($cursor:expr, $left:expr, $(not $tag:literal,)? $($key:literal $name:ident: $read:expr),+ $(,)?) => {
         $(let mut $name = None;)+
+        // Most events have these fields in this order. From the first that is not where it is expected, each is looked up.
+        'in_order: {
+            $(if $cursor.expected(const { $crate::cursor::Expected::of($key) }, &mut $left) {
+                $name = Some($read($cursor)?);
+            } else {
+                break 'in_order;
+            })+
+        }
         while let Some(key) = $cursor.key(&mut $left)? {
             $(if key == const { $crate::cursor::Key::of($tag) } {
                 return None;

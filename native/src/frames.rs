@@ -46,7 +46,8 @@ impl Hasher for Quick {
 
 /// Decodes `frames`, each with its row. `canonical` gives the canonical symbol for the name in an event; without it, names are canonical.
 pub fn decode<'a>(decoder: &'a dyn Decoder, frames: impl Iterator<Item = (usize, &'a [u8])>, canonical: Option<Canonical>) -> Decoded {
-    let mut decoded = Decoded { ticks: Table::ticks(), bars: Table::bars(), left: vec![] };
+    let expected = frames.size_hint().0;
+    let mut decoded = Decoded { ticks: Table::ticks(expected), bars: Table::bars(expected), left: vec![] };
     let mut names: Names = HashMap::default();
     let mut events = Events::default();
     let mut bytes = 0;

@@ -1,6 +1,6 @@
 //! Reads JSON strictly. What is rare, such as an escape or an exponent, is not understood.
 
-use crate::cursor::{Cursor, Key};
+use crate::cursor::{Cursor, Expected, Key};
 use crate::events::rfc3339;
 use crate::number::{Number, nearest};
 
@@ -174,6 +174,17 @@ impl<'a> Cursor<'a> for Json<'a> {
         };
         self.take(b':')?;
         Some(Some(key))
+    }
+
+    #[inline]
+    fn expected(&mut self, name: Expected, left: &mut usize) -> bool {
+        let first = 1 - *left; // the first name has no comma before it
+        let here = self.word().is_some_and(|word| word & (name.mask >> (8 * first)) == name.word >> (8 * first));
+        if here {
+            self.at += name.length - first;
+            *left = 1;
+        }
+        here
     }
 
     fn null(&mut self) -> bool {

@@ -53,18 +53,47 @@ impl Number {
     }
 }
 
+const ZEROS: u64 = 0x3030_3030_3030_3030;
+const TENS: [u64; 9] = [1, 10, 100, 1_000, 10_000, 100_000, 1_000_000, 10_000_000, 100_000_000];
+
 /// How many digits the bytes begin with, and `before` with these digits after it. Of more than 19 digits, the value is of no use.
 #[inline]
 fn digits_of(bytes: &[u8], before: u64) -> (usize, u64) {
-    let mut value = before;
-    for (at, byte) in bytes.iter().enumerate() {
-        let digit = byte.wrapping_sub(b'0');
-        if digit > 9 {
+    let (mut value, mut at) = (before, 0);
+    while let Some(eight) = bytes.get(at..).and_then(|rest| rest.first_chunk()) {
+        let word = u64::from_le_bytes(*eight);
+        let count = leading_digits(word);
+        value = value.wrapping_mul(TENS[count]).wrapping_add(value_of(word, count));
+        at += count;
+        if count < 8 {
             return (at, value);
         }
-        value = value.wrapping_mul(10).wrapping_add(u64::from(digit));
     }
-    (bytes.len(), value)
+    while let Some(digit) = bytes.get(at).map(|byte| byte.wrapping_sub(b'0')).filter(|digit| *digit < 10) {
+        value = value.wrapping_mul(10).wrapping_add(u64::from(digit));
+        at += 1;
+    }
+    (at, value)
+}
+
+/// How many of the eight bytes of a little-endian word come before the first that is no digit.
+#[inline]
+fn leading_digits(word: u64) -> usize {
+    let above_zero = word ^ ZEROS;
+    let no_digit = (above_zero.wrapping_add(0x0606_0606_0606_0606) | above_zero) & 0xf0f0_f0f0_f0f0_f0f0;
+    (no_digit.trailing_zeros() / 8) as usize
+}
+
+/// The number that the first `count` of eight digits stand for, computed for pairs, fours and eights at once.
+#[inline]
+fn value_of(word: u64, count: usize) -> u64 {
+    if count == 0 {
+        return 0;
+    }
+    let digits = (word ^ ZEROS) << (64 - 8 * count); // zeros before them
+    let pairs = 10 * (digits & 0x00ff_00ff_00ff_00ff) + (digits >> 8 & 0x00ff_00ff_00ff_00ff);
+    let fours = 100 * (pairs & 0x0000_ffff_0000_ffff) + (pairs >> 16 & 0x0000_ffff_0000_ffff);
+    10_000 * (fours & 0xffff_ffff) + (fours >> 32)
 }
 
 /// The nearest float64 of a decimal text of any length.
@@ -80,6 +109,18 @@ mod tests {
     fn float_of(text: &str) -> Option<f64> {
         let (number, length) = Number::prefix(text.as_bytes())?;
         if length == text.len() { number.float() } else { None }
+    }
+
+    #[test]
+    fn digits_count_as_they_stand_wherever_they_end() {
+        for length in 0..20 {
+            for digits in ["1234567890123456789", "9999999999999999999", "0000000000000000001", "1000000000000000000"] {
+                let expected = digits[..length].parse().unwrap_or(0);
+                for after in ["", ".", "/", ":", "e", "\"", ",12345678", "\u{b0}", "\0"] {
+                    assert_eq!(digits_of(format!("{}{after}", &digits[..length]).as_bytes(), 0), (length, expected), "{length} {after}");
+                }
+            }
+        }
     }
 
     #[test]

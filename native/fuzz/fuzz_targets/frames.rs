@@ -42,7 +42,7 @@ fuzz_target!(|data: &[u8]| {
             other => assert!(other.is_object() && count == 1),
         }
     }
-    let (mut ticks, mut bars) = (Table::ticks(), Table::bars());
+    let (mut ticks, mut bars) = (Table::ticks(0), Table::bars(0));
     for (at, tick) in events.ticks.iter().enumerate() {
         for number in [tick.bid, tick.ask, tick.bid_size, tick.ask_size, tick.last, tick.volume].into_iter().flatten() {
             assert!(number.is_finite() && number.is_sign_positive());
