@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from bench.machine import CAPTURES, REPOSITORY, pipeline, recorded_frames, simulator, table
 from tapeline.providers.normalizing import normalize
-from tapeline.providers.registry import DECODERS
+from tapeline.providers.registry import DECODERS, PYTHON_DECODERS
 from tapeline.records import RAW, RAW_TOPIC, TICKS_TOPIC, Chunk
 from tapeline.streams.embedded import EmbeddedStream
 
@@ -30,7 +30,7 @@ _PEER = REPOSITORY / "bench" / "peers"
 def run() -> str:
     """The section of the report. One core for all that is measured."""
     with one_core():
-        return "\n\n".join([_against_cryptofeed(), _each_provider()])
+        return "\n\n".join([_against_cryptofeed(), _each_provider(), _small_batches()])
 
 
 @contextmanager
@@ -133,6 +133,24 @@ def _client_seconds(peer: str, raw: pa.RecordBatch) -> list[float]:
         command = [python, str(_PEER / "array_clients.py"), peer, file.name, "3"]
         result = json.loads(subprocess.run(command, capture_output=True, check=True).stdout.splitlines()[-1])
     return [float(passed) for passed in result["seconds"]]
+
+
+def _small_batches() -> str:
+    """What a batch costs that is as small as those of 10,000 ticks/s."""
+    rows = 35
+    frame = b'{"stream":"btcusdt@bookTicker","data":{"u":%d,"s":"BTCUSDT","b":"61837.63","B":"0.02","a":"61837.64","A":"1.5"}}'
+    raw = _batch("binance", "spot", [frame % at for at in range(rows)], [time.time_ns()] * rows)
+    chunk = Chunk.dense(RAW_TOPIC, 0, 0, raw)
+    costs = []
+    for decoders in (DECODERS, PYTHON_DECODERS):
+        normalize(chunk, decoders)
+        passes = []
+        for _ in range(300):
+            began = time.perf_counter()
+            normalize(chunk, decoders)
+            passes.append(time.perf_counter() - began)
+        costs.append(statistics.median(passes) * 1e6)
+    return f"A batch of {rows} Binance frames takes {costs[0]:.0f} µs, and {costs[1]:.0f} µs without the native core."
 
 
 def _recorded_from_simulator(name: str, feed: str, symbols: list[str], channels: list[str], extra: str) -> tuple[pa.RecordBatch, int]:
