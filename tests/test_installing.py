@@ -162,7 +162,7 @@ def test_keys_come_as_credentials(machine: Machine) -> None:
     follow(machine, make)
     for name, text in (("alpaca-key", "a-key-of-this-test"), ("alpaca-secret", "a-secret-of-this-test")):
         (machine.root / "etc" / "tapeline" / "credentials" / name).write_text(text)
-    (named,) = re.findall(r"```ini\n(.*?)```", section("Give it secrets"), re.DOTALL)
+    (named,) = re.findall(r"```toml\n(.*?)```", section("Give it secrets"), re.DOTALL)
     configure(machine, CONFIGURED + named + 'url = "ws://127.0.0.1:9102"\n')
     follow(machine, use)
     grows(machine, "alpaca")
