@@ -40,7 +40,7 @@ class _Run:
 def run() -> str:
     """The section of the report."""
     kinds = ((f"{_RATE:,}/s", _RATE, False), (f"{_RATE:,}/s, one core busy", _RATE, True), (f"{_SLOW:,}/s", _SLOW, False))
-    runs = {what: [] for what, _, _ in kinds}  # type: dict[str, list[_Run]]
+    runs: dict[str, list[_Run]] = {what: [] for what, _, _ in kinds}
     for _ in range(_ROUNDS):
         for what, rate, busy in kinds:
             runs[what].append(_once(rate, busy=busy))

@@ -3,9 +3,9 @@
     python array_clients.py stocks|crypto|alpaca FRAMES REPEATS
 
 `stocks` and `crypto` are the markets of massive, the client of Polygon.io (now Massive). `alpaca` is alpaca-py, which knows MessagePack
-only. FRAMES is a file of frames, each after its length (4 bytes, little-endian). What is timed is what the client does with a frame
-between its socket and its handler: decoding it, and making an object of each event. The last line is JSON: the number of events, and the
-seconds of each pass.
+only. FRAMES is a file of frames. Each frame follows its length (4 bytes, little-endian). The time covers the client's work between its
+socket and its handler: it decodes a frame and makes an object of each event. The last line is JSON: the number of events, and the seconds
+of each pass.
 """
 
 from __future__ import annotations

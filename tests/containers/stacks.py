@@ -153,7 +153,7 @@ class Stack:
     def compared(self, *, cut: bool = False) -> Comparison:
         """The lake, compared with what the simulators have sent, event by event. An event counts once.
 
-        `cut`: ingest was killed. What it had not received, or not passed on, is the end of each simulator's connection before the last."""
+        `cut`: ingest was killed. It then lacks some events at the end of each simulator's connection before the last one."""
         lake, simulated = self.volume("data") / "lake", self.volume("simulated")
         journals = [simulated / f"{name}.jsonl" for name in SIMULATORS]
         found = compare(lake, journals, once=True)

@@ -111,7 +111,7 @@ def test_two_lines_still_prove_what_they_proved(left: Path, spawn: Spawner, simu
 def proves_as_before(home: Home, before: dict[str, Any]) -> None:
     # One line was down, and the numbers that the other one brought have no hole.
     assert verdicts(home, before["down"]) == {"trade": "complete", "bookTicker": "unprovable"}
-    # Of the line that was killed nothing is known but that it was open when the other one was dialed.
+    # The line that was killed left no close. Only one thing proves it: it was open when the other line was dialed.
     assert verdicts(home, before["quiet"])["bookTicker"] == "unprovable"
 
 

@@ -46,7 +46,7 @@ def archive(facts: Facts, key: Key, recent: Sequence[Interval]) -> int:
     past, runs = facts.pasts.get(key), facts.runs.get(key, [])
     if past is None:
         return 0
-    # What comes next is later than the key's own past. A clock would not tell: records may wait in the stream for hours.
+    # Records that still wait in the stream are later than the key's own past. A clock does not say so: they may wait for hours.
     ends_ns = chain((some[-1].end_ns for some in past.spans.values() if some), (end_ns for _, end_ns in past.read[-1:]))
     at_ns, first_id = _begin(facts, key, max(ends_ns, default=ONGOING))
     piece, rest_runs, rest_past = _divided(key, past, runs, at_ns, first_id)

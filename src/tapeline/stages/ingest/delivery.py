@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Container
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
 
@@ -47,6 +47,7 @@ class _Sent:
     number: int
     partition: int
     batch: pa.RecordBatch
+    size: int  # bytes
     at: float
     spooled: bool
 
@@ -170,15 +171,16 @@ class Delivery:
 
     def _send(self, number: int, partition: int, batch: pa.RecordBatch, *, spooled: bool) -> None:
         self._producer.send(number, partition, batch)
-        self._sent.append(_Sent(number, partition, batch, self._clock(), spooled))
-        self._sent_bytes += bytes_of(batch)
+        size = bytes_of(batch)
+        self._sent.append(_Sent(number, partition, batch, size, self._clock(), spooled))
+        self._sent_bytes += size
         self._sent_to = number
 
     def _settle(self) -> None:
         until = self._producer.settled()
         while self._sent and self._sent[0].number <= until:
             sent = self._sent.popleft()
-            self._sent_bytes -= bytes_of(sent.batch)
+            self._sent_bytes -= sent.size
             self._to_remove = self._to_remove or sent.spooled
             if sent.number in self._producer.refused:
                 self._drop(sent.partition, sent.batch, _LARGE)
@@ -207,7 +209,7 @@ class Delivery:
         while self._sent:
             sent = self._sent.popleft()
             on_disk = sent.spooled or self._keep(sent.number, sent.partition, sent.batch)
-            kept.append(_Sent(sent.number, sent.partition, sent.batch, sent.at, on_disk))
+            kept.append(replace(sent, spooled=on_disk))
         self._sent.extend(kept)
 
     def _keep(self, number: int, partition: int, batch: pa.RecordBatch) -> bool:
